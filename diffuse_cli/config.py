@@ -1,0 +1,467 @@
+"""What a command was asked to do, as frozen dataclasses; TOML in and out.
+
+A field carries its flag, help and range as metadata, so that an option is written once: the
+command line, the checks, the documentation and the TOML all read it from here. Names of table
+entries (`--schedule cosine`) are checked where their table is looked up, so this module knows
+nothing of the core.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from diffuse_cli.errors import UsageError, suggest
+
+Size = tuple[int, int]
+C = TypeVar("C")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """How a field is typed, explained and checked.
+
+    Attributes:
+        help: one sentence for `--help`.
+        low, high: the range of a number, both ends included.
+        table: what the command line offers as names, for example `schedules`.
+        parse: makes the value from what was typed or read from TOML; raises ValueError.
+        control: it cannot change the weights: not compared by `--resume`, not in the model file.
+        place: a path on this machine: in the TOML, not in the model file.
+        argument: positional, without a flag.
+        flag: the flag where it is not the field's name, or a short form beside it.
+        shown: the default as `--help` shows it, where it depends on machine or data.
+    """
+
+    help: str
+    low: float | None = None
+    high: float | None = None
+    table: str = ""
+    parse: Callable[[Any], Any] | None = None
+    control: bool = False
+    place: bool = False
+    argument: bool = False
+    flag: str = ""
+    shown: str = ""
+    metavar: str = ""
+
+
+def option(default: Any = MISSING, help: str = "", **metadata: Any) -> Any:
+    """A dataclass field that is an option of the command line."""
+    return field(default=default, metadata={"option": Option(help=help, **metadata)})
+
+
+def parse_size(value: Any) -> Size:
+    """`64`, `"64"`, `"48x64"` or `[48, 64]` as (height, width)."""
+    if isinstance(value, (list, tuple)) and len(value) == 2:
+        height, width = value
+    elif isinstance(value, int) and not isinstance(value, bool):
+        height = width = value
+    elif isinstance(value, str) and (match := re.fullmatch(r"(\d{1,5})(?:[xX](\d{1,5}))?", value)):
+        height = int(match[1])
+        width = int(match[2] or height)
+    else:
+        raise ValueError("a size is a number of pixels, or HEIGHTxWIDTH")
+    if not all(isinstance(v, int) and 1 <= v <= 4096 for v in (height, width)):
+        raise ValueError("a side is 1 to 4096 pixels")
+    return height, width
+
+
+def parse_ints(value: Any) -> tuple[int, ...]:
+    """`"1,2,2"` or `[1, 2, 2]` as a tuple; an empty string is an empty tuple."""
+    if isinstance(value, str):
+        value = [int(v) for v in value.split(",") if v.strip()]
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = [value]
+    if not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in value):
+        raise ValueError("a list of positive whole numbers, such as 1,2,2")
+    return tuple(value)
+
+
+def parse_color(value: Any) -> str:
+    """A colour name or `#rrggbb`, checked by Pillow."""
+    from PIL import ImageColor
+
+    ImageColor.getrgb(value)
+    return str(value)
+
+
+def parse_timesteps(value: Any) -> int | str:
+    """A number of timesteps, or `all`."""
+    if value == "all":
+        return "all"
+    number = int(value)
+    if number < 2:
+        raise ValueError("at least 2 timesteps, or 'all'")
+    return number
+
+
+def options(config: type | object) -> Iterator[tuple[dataclasses.Field[Any], Option]]:
+    """The fields of a configuration that are options, with their metadata."""
+    for f in dataclasses.fields(config):  # type: ignore[arg-type]
+        if "option" in f.metadata:
+            yield f, f.metadata["option"]
+
+
+def flag_of(f: dataclasses.Field[Any]) -> str:
+    """The long flag of a field, or its name in capitals where it is positional."""
+    name: Option = f.metadata["option"]
+    if name.argument:
+        return f.name.upper()
+    return "--" + f.name.replace("_", "-")
+
+
+class Config:
+    """Checks every number when a configuration is made."""
+
+    def __post_init__(self) -> None:
+        for f, spec in options(self):
+            value = getattr(self, f.name)
+            if value is None:
+                continue
+            if spec.parse is not None:
+                try:
+                    object.__setattr__(self, f.name, spec.parse(value))
+                except (ValueError, TypeError, AttributeError) as error:
+                    raise UsageError(f"{flag_of(f)} {value!r}: {error}") from error
+            elif isinstance(value, (int, float)) and not isinstance(value, bool):
+                self._check_number(f, spec, value)
+            _check_type(f, value)
+
+    @staticmethod
+    def _check_number(f: dataclasses.Field[Any], spec: Option, value: float) -> None:
+        if not math.isfinite(value):
+            raise UsageError(f"{flag_of(f)} must be a finite number, not {value}")
+        if spec.low is not None and value < spec.low:
+            raise UsageError(f"{flag_of(f)} must be at least {spec.low:g}, not {value:g}")
+        if spec.high is not None and value > spec.high:
+            raise UsageError(f"{flag_of(f)} must be at most {spec.high:g}, not {value:g}")
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "str": (str,),
+}
+
+
+def _check_type(f: dataclasses.Field[Any], value: Any) -> None:
+    """Refuse a TOML value of another type than the field's."""
+    kind = str(f.type).removesuffix(" | None")
+    allowed = _KINDS.get(kind)
+    if allowed is None:
+        return
+    if not isinstance(value, allowed) or (isinstance(value, bool) and kind != "bool"):
+        raise UsageError(f"{flag_of(f)} must be {kind}, not {value!r}")
+
+
+# -- the network and the process ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig(Config):
+    """The shape of a U-Net (the ADM topology; Dhariwal & Nichol 2021, section 3).
+
+    Attributes:
+        size: (height, width) of the images.
+        channels: image channels in, and out where the variance is not learned.
+        out_channels: channels of the output; None is `channels`.
+        attention: resolutions (the shorter side of a level's feature map) with attention.
+        heads, head_width: one of the two; `head_width` channels a head where `heads` is None.
+        groups: groups of every GroupNorm; each level's width is a multiple of it.
+        num_classes: classes of the label embedding, beside the entry K for "none".
+    """
+
+    size: Size = option(
+        (32, 32), "Height and width of the images.", parse=parse_size, metavar="H[xW]"
+    )
+    channels: int = option(3, "Channels of the images.", low=1, high=64)
+    out_channels: int | None = option(None, "Channels of the output.", low=1, high=128)
+    width: int = option(64, "Channels of the first level.", low=1, high=4096)
+    multipliers: tuple[int, ...] = option(
+        (1, 2, 2), "Width of each level, in multiples of the first.", parse=parse_ints
+    )
+    blocks: int = option(2, "Residual blocks a level.", low=1, high=16)
+    attention: tuple[int, ...] = option(
+        (8,), "Resolutions that have self-attention.", parse=parse_ints
+    )
+    heads: int | None = option(None, "Attention heads.", low=1, high=256)
+    head_width: int | None = option(None, "Channels of an attention head.", low=1, high=4096)
+    scale_shift: bool = option(True, "The time scales and shifts the norm (adaptive group norm).")
+    dropout: float = option(0.0, "Dropout in the residual blocks.", low=0, high=0.9)
+    groups: int = option(32, "Groups of the normalisation.", low=1, high=1024)
+    num_classes: int = option(0, "Classes of the label embedding.", low=0, high=1_000_000)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.multipliers:
+            raise UsageError("--multipliers needs at least one level")
+        if self.heads is not None and self.head_width is not None:
+            raise UsageError("heads and head_width exclude each other", "Give one of the two")
+        factor = 2 ** (len(self.multipliers) - 1)
+        if any(side % factor for side in self.size):
+            height, width = self.size
+            raise UsageError(
+                f"a network of {len(self.multipliers)} levels halves {len(self.multipliers) - 1} "
+                f"times, which {height}x{width} does not allow",
+                f"Choose a --size that is a multiple of {factor}, or fewer levels",
+            )
+        for multiple in self.multipliers:
+            self._check_width(self.width * multiple)
+
+    def _check_width(self, width: int) -> None:
+        if width % self.groups:
+            raise UsageError(
+                f"a level of {width} channels is not a multiple of {self.groups} groups",
+                "Choose a width that is, or another number of groups",
+            )
+        if width % self.heads_at(width):
+            raise UsageError(f"a level of {width} channels cannot be cut into its attention heads")
+
+    def heads_at(self, width: int) -> int:
+        """Attention heads of a level of `width` channels."""
+        if self.heads is not None:
+            return self.heads
+        if self.head_width is None:
+            return 1
+        if width % self.head_width:
+            raise UsageError(f"a level of {width} channels has no heads of {self.head_width}")
+        return width // self.head_width
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig(Config):
+    """The forward process and what the network learns of its reverse."""
+
+    num_timesteps: int = option(1000, "Timesteps T of the forward process.", low=2, high=100_000)
+    schedule: str = option("cosine", "Noise schedule.", table="schedules")
+    target: str = option("v", "What the network predicts.", table="targets")
+    variance: str = option("small", "Variance of the reverse process.", table="variances")
+
+
+# -- the commands ---------------------------------------------------------------------------------
+
+OVERWRITE = "Replace what is there."
+JSON_HELP = "Print one JSON object on stdout."
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(DiffusionConfig):
+    """Everything that decides the weights of a model, and how its run is kept."""
+
+    data: str = option(
+        help="Folder or zip of images.", argument=True, place=True, metavar="DATA"
+    )
+    steps: int = option(5000, "Optimizer steps.", low=1, high=100_000_000)
+    batch_size: int = option(
+        64, "Images a step, over all processes and accumulation.", low=1, high=1_000_000
+    )
+    accumulation: int = option(1, "Forward passes a step, to save memory.", low=1, high=100_000)
+    lr: float = option(2e-3, "Peak learning rate.", low=0, high=10)
+    warmup: int = option(100, "Steps over which the learning rate rises.", low=0)
+    weight_decay: float = option(0.01, "Weight decay of AdamW.", low=0, high=10)
+    grad_clip: float = option(1.0, "Largest norm of the gradient.", low=1e-6, high=1e6)
+    ema_decay: float = option(
+        0.999, "Largest decay of the averaged weights.", low=0, high=0.9999999
+    )
+    loss: str = option("simple", "Training loss.", table="losses")
+    weighting: str | None = option(
+        None, "Weight of the loss by SNR.", table="weightings", shown="min-snr; none with vlb"
+    )
+    seed: int = option(0, "Seed of every draw.", low=0, high=2**63 - 1)
+    size: Size | None = option(
+        None,
+        "Image size; images of one size up to 64 keep it, others become 64x64.",
+        parse=parse_size,
+        metavar="H[xW]",
+        shown="from the data",
+    )
+    preset: str | None = option(
+        None, "Network.", table="presets", shown="from image size and device"
+    )
+    precision: str = option("auto", "Precision of the arithmetic.", table="precisions")
+    flip: bool = option(False, "Mirror half of the images.")
+    background: str = option(
+        "white", "Colour behind transparent images.", parse=parse_color, metavar="COLOR"
+    )
+    keep_raw: bool = option(False, "Keep the weights before averaging in the model file too.")
+    compile: bool = option(False, "Compile the network (worth it for long runs).")
+    init: str | None = option(
+        None, "Start from the weights and network of a model.", place=True, metavar="MODEL"
+    )
+    unet: Mapping[str, Any] = field(default_factory=dict)
+
+    strict: bool = option(False, "End on the first bad file instead of skipping it.", control=True)
+    out: str = option(
+        "model.safetensors", "Model file; its run directory lies beside it.", flag="-o",
+        control=True, metavar="FILE",
+    )  # fmt: skip
+    minutes: float | None = option(
+        None, "Train about this long: measures, then fixes the steps.",
+        low=0.01, high=1e6, control=True, shown="",
+    )  # fmt: skip
+    stop_at: int | None = option(
+        None, "End after this step; --resume goes on.", low=1, control=True
+    )
+    resume: bool = option(False, "Go on from the last checkpoint.", control=True)
+    overwrite: bool = option(False, OVERWRITE, control=True)
+    log: str | None = option(None, "Also log to a tracker.", table="trackers", control=True)
+    save_every: int = option(1000, "Steps between checkpoints.", low=1, control=True)
+    preview_every: int = option(
+        1000, "Steps between previews and held-out losses.", low=1, control=True
+    )
+    log_every: int = option(50, "Steps between lines of metrics.jsonl.", low=1, control=True)
+    workers: int | None = option(
+        None, "Threads that read images.", low=1, high=256, control=True, shown="all cores"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.out.endswith(".safetensors"):
+            raise UsageError(f"-o must end in .safetensors, not {self.out!r}")
+        if self.batch_size < self.accumulation:
+            raise UsageError("--accumulation must not exceed --batch-size")
+        if self.resume and self.overwrite:
+            raise UsageError("--resume and --overwrite exclude each other")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig(Config):
+    """Images from a model file."""
+
+    model: str = option(help="Model file.", argument=True, place=True, metavar="MODEL")
+    n: int = option(16, "Number of images.", flag="-n", low=1, high=10_000_000)
+    out: str = option("samples", "Folder for the images.", flag="-o", metavar="FOLDER")
+    steps: int = option(50, "Network evaluations an image.", low=1, high=100_000)
+    sampler: str = option("ddim", "Sampler.", table="samplers")
+    spacing: str = option("trailing", "Which timesteps are visited.", table="spacings")
+    eta: float | None = option(
+        None, "Noise of ddim: 0 none, 1 that of ddpm.", low=0, high=1, shown="0"
+    )
+    seed: int = option(0, "Seed of the noise.", low=0, high=2**63 - 1)
+    batch_size: int = option(64, "Images at a time; does not change them.", low=1, high=100_000)
+    precision: str = option("auto", "Precision of the arithmetic.", table="precisions")
+    weights: str = option("ema", "Averaged weights, or the raw ones.", table="weights")
+    grid: bool = option(True, "Write grid.png.")
+    gif: bool = option(False, "Write denoising.gif.")
+    overwrite: bool = option(False, OVERWRITE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(Config):
+    """A model, or a folder of images, measured against real images."""
+
+    subject: str = option(
+        help="Model file, or folder of generated images.", argument=True, place=True,
+        metavar="MODEL_OR_FOLDER",
+    )  # fmt: skip
+    data: str = option(help="Folder or zip of real images.", argument=True, place=True,
+                       metavar="DATA")  # fmt: skip
+    n: int = option(1000, "Images on each side.", flag="-n", low=2, high=10_000_000)
+    timesteps: int | str = option(
+        50, "Timesteps of the bound an image, or 'all'.", parse=parse_timesteps, metavar="N|all"
+    )
+    steps: int = option(50, "Network evaluations a generated image.", low=1, high=100_000)
+    sampler: str = option("ddim", "Sampler.", table="samplers")
+    spacing: str = option("trailing", "Which timesteps are visited.", table="spacings")
+    eta: float | None = option(
+        None, "Noise of ddim: 0 none, 1 that of ddpm.", low=0, high=1, shown="0"
+    )
+    seed: int = option(0, "Seed of every draw.", low=0, high=2**63 - 1)
+    batch_size: int = option(64, "Images at a time.", low=1, high=100_000)
+    precision: str = option("auto", "Precision of the arithmetic.", table="precisions")
+    weights: str = option("ema", "Averaged weights, or the raw ones.", table="weights")
+    features: str = option("efficientnet-lite0", "Feature network.", table="features")
+    background: str = option(
+        "white", "Colour behind transparent images.", parse=parse_color, metavar="COLOR"
+    )
+    strict: bool = option(False, "End on the first bad file instead of skipping it.")
+    workers: int | None = option(
+        None, "Threads that read images.", low=1, high=256, shown="all cores"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig(Config):
+    """The forward process of one image, as a picture."""
+
+    image: str = option(help="Image.", argument=True, place=True, metavar="IMAGE")
+    schedule: tuple[str, ...] = option(("cosine",), "Noise schedule; repeat it to compare several.",
+                                       table="schedules")  # fmt: skip
+    steps: int = option(8, "Pictures in a row.", low=2, high=64)
+    num_timesteps: int = option(1000, "Timesteps T of the process.", low=2, high=100_000)
+    seed: int = option(0, "Seed of the noise.", low=0, high=2**63 - 1)
+    size: Size | None = option(None, "Size the image is shown at.", parse=parse_size,
+                               metavar="H[xW]", shown="its own, at most 256")  # fmt: skip
+    background: str = option(
+        "white", "Colour behind a transparent image.", parse=parse_color, metavar="COLOR"
+    )
+    out: str | None = option(None, "Picture to write.", flag="-o", metavar="FILE",
+                             shown="NAME.noise-demo.png")  # fmt: skip
+    gif: bool = option(False, "Write an animation beside the picture.")
+    overwrite: bool = option(False, OVERWRITE)
+
+
+# -- dictionaries and TOML ------------------------------------------------------------------------
+
+
+def from_dict(kind: type[C], values: Mapping[str, Any], where: str = "configuration") -> C:
+    """A configuration from a dictionary, refusing unknown keys and missing ones.
+
+    Raises:
+        UsageError: an unknown or missing key, or a value out of range.
+    """
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for name in values:
+        if name not in fields:
+            raise UsageError(f"{where}: there is no option '{name}'", suggest(str(name), fields))
+    for name, f in fields.items():
+        required = f.default is MISSING and f.default_factory is MISSING
+        if required and name not in values:
+            raise UsageError(f"{where}: {name.upper()} is missing")
+    return kind(**values)
+
+
+def to_dict(config: object, *, control: bool = True, places: bool = True) -> dict[str, Any]:
+    """The set fields of a configuration as plain values, with or without control and paths."""
+    result: dict[str, Any] = {}
+    for f in dataclasses.fields(config):  # type: ignore[arg-type]
+        spec: Option | None = f.metadata.get("option")
+        value = getattr(config, f.name)
+        if value is None or (spec and ((spec.control and not control) or (spec.place and not places))):
+            continue
+        if isinstance(value, tuple):
+            value = list(value)
+        result[f.name] = dict(value) if isinstance(value, Mapping) else value
+    return result
+
+
+def to_toml(config: object, *, control: bool = False) -> str:
+    """A configuration as TOML; what is not set is left out."""
+    import tomli_w
+
+    return tomli_w.dumps(to_dict(config, control=control))
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The table in a TOML file, with any line ends and with or without a byte order mark.
+
+    Raises:
+        UsageError: the file cannot be read or is not TOML.
+    """
+    from diffuse_cli.files import show
+
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+        return tomllib.loads(text.replace("\r\n", "\n"))
+    except OSError as error:
+        raise UsageError(f"--config {show(path)}: {error.strerror}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UsageError(f"--config {show(path)} is not TOML: {error}") from error

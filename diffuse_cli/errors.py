@@ -1,0 +1,95 @@
+"""Every failure that a user can cause or meet, each with the exit code of its kind.
+
+An expected failure is one line: what went wrong (naming the path or the option) and, as a hint,
+what to do next. Anything that is not a `DiffuseError` is a bug and ends with a traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class DiffuseError(Exception):
+    """An expected failure: `message` says what and where, `hint` what to do next."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}. {self.hint}" if self.hint else self.message
+
+
+class UsageError(DiffuseError):
+    """A wrong option, value or configuration file."""
+
+    exit_code = 2
+
+
+class DataError(DiffuseError):
+    """DATA or IMAGE is missing, or holds nothing that can be used."""
+
+    exit_code = 3
+
+
+class ModelFileError(DiffuseError):
+    """A model file is missing, or is not one."""
+
+    exit_code = 4
+
+
+class OutputError(DiffuseError):
+    """An output exists already or cannot be written, or other input and output failed."""
+
+    exit_code = 5
+
+
+class DivergedError(DiffuseError):
+    """The loss or the gradient stopped being finite."""
+
+    exit_code = 6
+
+
+class BusyError(DiffuseError):
+    """Another run holds the output."""
+
+    exit_code = 75
+
+
+class Interrupted(DiffuseError):
+    """SIGINT arrived."""
+
+    exit_code = 130
+
+
+class Terminated(DiffuseError):
+    """SIGTERM arrived."""
+
+    exit_code = 143
+
+
+def suggest(name: str, names: Iterable[str]) -> str:
+    """The sentence that helps after an unknown name: the nearest one, or all of them."""
+    names = list(names)
+    near = get_close_matches(name, names, n=1, cutoff=0.5)
+    if near:
+        return f"Did you mean '{near[0]}'?"
+    return "Choose from: " + ", ".join(names)
+
+
+def lookup(table: Mapping[str, T], name: str, what: str) -> T:
+    """`table[name]`, or a `UsageError` that says which names there are.
+
+    `what` is the option as typed, for example `--schedule`.
+    """
+    try:
+        return table[name]
+    except KeyError:
+        raise UsageError(f"{what}: there is no '{name}'", suggest(name, table)) from None
