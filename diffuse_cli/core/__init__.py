@@ -1,0 +1,53 @@
+"""The mathematics: tensors in, tensors out. No files, no printing, no devices of its own.
+
+Names load their module when they are first used (PEP 562), so that a table's names can be listed
+without importing torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diffuse_cli.core.denoiser import Denoiser as Denoiser
+    from diffuse_cli.core.denoiser import Prediction as Prediction
+    from diffuse_cli.core.gaussian import Gaussian as Gaussian
+    from diffuse_cli.core.likelihood import Bits as Bits
+    from diffuse_cli.core.likelihood import bits_per_dim as bits_per_dim
+    from diffuse_cli.core.losses import LOSSES as LOSSES
+    from diffuse_cli.core.losses import WEIGHTINGS as WEIGHTINGS
+    from diffuse_cli.core.process import Process as Process
+    from diffuse_cli.core.samplers import SAMPLERS as SAMPLERS
+    from diffuse_cli.core.samplers import State as State
+    from diffuse_cli.core.schedules import SCHEDULES as SCHEDULES
+    from diffuse_cli.core.spacings import SPACINGS as SPACINGS
+    from diffuse_cli.core.targets import TARGETS as TARGETS
+    from diffuse_cli.core.unet import UNet as UNet
+    from diffuse_cli.core.variances import VARIANCES as VARIANCES
+
+_HOMES = {
+    "SCHEDULES": "schedules",
+    "SPACINGS": "spacings",
+    "TARGETS": "targets",
+    "VARIANCES": "variances",
+    "Gaussian": "gaussian",
+    "Process": "process",
+    "UNet": "unet",
+    "Denoiser": "denoiser",
+    "Prediction": "denoiser",
+    "LOSSES": "losses",
+    "WEIGHTINGS": "losses",
+    "SAMPLERS": "samplers",
+    "State": "samplers",
+    "Bits": "likelihood",
+    "bits_per_dim": "likelihood",
+}
+
+__all__ = sorted(_HOMES)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

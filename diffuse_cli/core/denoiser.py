@@ -1,0 +1,134 @@
+"""A network and what its output means: `Denoiser` turns it into predictions of x_0 and eps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from diffuse_cli.core.process import Process, Table, Time
+from diffuse_cli.core.targets import TARGETS
+from diffuse_cli.core.variances import VARIANCES
+from diffuse_cli.errors import UsageError, lookup
+
+LogVar = Callable[[Any, Any], Any]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What is known of the clean image and the noise in x_t.
+
+    Attributes:
+        x0, eps: shaped like x_t, and consistent: x_t = alpha x_0 + sigma eps.
+        raw: the network's own output in its target.
+        log_var: `log_var(t, s)` is the log-variance of the reverse step from t to s; s = None is
+            the timestep before t. Beta-tilde where this is None.
+    """
+
+    x0: Tensor
+    eps: Tensor
+    raw: Tensor | None = None
+    log_var: LogVar | None = None
+
+
+class Denoise(Protocol):
+    """Anything that predicts: a `Denoiser`, or a function that wraps one."""
+
+    def __call__(self, x_t: Tensor, t: Any, /, **cond: Any) -> Prediction: ...
+
+
+class Denoiser:
+    """A network with the process it was trained on, its target and its variance.
+
+    Args:
+        net: called as `net(x, t, **cond)` with t the timesteps shown, float32 of shape (B,).
+        process: the forward process.
+        target: a name of `TARGETS`, what the network predicts.
+        variance: a name of `VARIANCES`.
+
+    Raises:
+        UsageError: an unknown name, or a target from which x_0 does not follow at some timestep
+            (eps where the SNR is 0).
+    """
+
+    def __init__(
+        self,
+        net: Callable[..., Tensor],
+        process: Process,
+        target: str = "eps",
+        variance: str = "small",
+    ) -> None:
+        trained = process._steps.rows
+        self._build(net, process, target, variance, trained[:, 4], trained[:, 5])
+
+    def _build(
+        self,
+        net: Callable[..., Tensor],
+        process: Process,
+        target: str,
+        variance: str,
+        c1: Tensor,
+        c2: Tensor,
+    ) -> None:
+        self.net, self.process, self.target, self.variance = net, process, target, variance
+        self._c1, self._c2 = c1, c2
+        self._coefficients = lookup(TARGETS, target, "--target")
+        self._log_var = lookup(VARIANCES, variance, "--variance")
+        alpha, sigma = process.alpha_bars.sqrt(), (1 - process.alpha_bars).sqrt()
+        a, b = (torch.as_tensor(v) for v in self._coefficients(alpha, sigma, c1, c2))
+        if bool((a * sigma - b * alpha == 0).any()):
+            raise UsageError(
+                f"target '{target}' is undefined where the signal-to-noise ratio is 0",
+                "Choose v, x0 or mu",
+            )
+        self._targets = Table(a, b, alpha)
+        self._inverses = Table(*self._invert(a, b, alpha, sigma))
+
+    @staticmethod
+    def _invert(a: Any, b: Any, alpha: Any, sigma: Any) -> tuple[Any, Any, Any, Any]:
+        """The inverse of [[a, b], [alpha, sigma]], row by row: (y, x_t) -> x_0, then eps."""
+        determinant = a * sigma - b * alpha
+        return sigma / determinant, -b / determinant, -alpha / determinant, a / determinant
+
+    def target_at(self, t: int | Tensor, *, like: Tensor) -> tuple[Any, Any]:
+        """The coefficients (a, b) of the target at t."""
+        a, b, _ = self._targets(t, like)
+        return a, b
+
+    def _inverse_at(self, t: Time, like: Tensor) -> tuple[Any, ...]:
+        if not isinstance(t, float):
+            return self._inverses(t, like)
+        alpha, sigma = self.process.level(t, like=like)
+        i = min(round(t), self.process.num_timesteps - 1)
+        a, b = self._coefficients(alpha, sigma, float(self._c1[i]), float(self._c2[i]))
+        return self._invert(a, b, alpha, sigma)
+
+    def __call__(self, x_t: Tensor, t: Time, /, **cond: Any) -> Prediction:
+        """Predict x_0 and eps from x_t of shape (B, C, H, W) at time t.
+
+        Args:
+            x_t: the noisy images.
+            t: an int or float for all of them, or an integer tensor (B,).
+            cond: handed to the network, for example `label`.
+        """
+        raw = self.net(x_t, self.process.shown(t, like=x_t), **cond).to(x_t.dtype)
+        x0_y, x0_x, eps_y, eps_x = self._inverse_at(t, x_t)
+
+        def log_var(t: Time, s: Time | None = None) -> Any:
+            return self._log_var(self.process.pair(t, s, like=x_t), None)
+
+        return Prediction(x0_y * raw + x0_x * x_t, eps_y * raw + eps_x * x_t, raw, log_var)
+
+    def respaced(self, times: Iterable[int | float]) -> Denoiser:
+        """The same network over these times alone, in any order."""
+        chosen = sorted(times)
+        kept = torch.tensor([min(round(t), self.process.num_timesteps - 1) for t in chosen])
+        other = object.__new__(Denoiser)
+        other._build(
+            self.net, self.process.respaced(chosen), self.target, self.variance,
+            self._c1[kept], self._c2[kept],
+        )  # fmt: skip
+        return other

@@ -1,0 +1,109 @@
+"""The variational bound on the negative log-likelihood, in bits per dimension.
+
+    L = L_T + sum over t of L_t + L_0   (Ho et al. 2020, eq. 5)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffuse_cli.core.denoiser import Denoiser
+from diffuse_cli.core.gaussian import Gaussian
+from diffuse_cli.core.guidance import clip as clipped
+from diffuse_cli.core.losses import bound_term
+
+
+@dataclass(frozen=True)
+class Bits:
+    """Bits per dimension of B images: total = prior + terms.sum(1).
+
+    Attributes:
+        total, prior: shape (B,).
+        terms: the term of each timestep, shape (B, T); the first is the decoder's.
+    """
+
+    total: Tensor
+    prior: Tensor
+    terms: Tensor
+
+
+def prior_bits(denoiser: Denoiser, x0: Tensor) -> Tensor:
+    """L_T = KL(q(x_{T-1} | x_0) || N(0, 1)), shape (B,)."""
+    standard = Gaussian(torch.zeros_like(x0), 0.0)
+    return denoiser.process.prior(x0).kl(standard).flatten(1).mean(1) / math.log(2)
+
+
+@torch.no_grad()
+def bound_terms(
+    denoiser: Denoiser,
+    x0: Tensor,
+    times: Iterable[int],
+    *,
+    noise: Callable[[int], Tensor],
+    clip: bool = True,
+    **cond: Any,
+) -> Iterator[Tensor]:
+    """The term of the bound at each of `times`, shape (B,) each."""
+    process = denoiser.process
+    denoise = clipped(denoiser, process) if clip else denoiser
+    for t in times:
+        x_t = process.diffuse(x0, t, noise(t))
+        yield bound_term(process, denoise(x_t, t, **cond), x0, x_t, t)
+
+
+def bits_per_dim(
+    denoiser: Denoiser,
+    x0: Tensor,
+    *,
+    noise: Callable[[int], Tensor],
+    clip: bool = True,
+    **cond: Any,
+) -> Bits:
+    """The whole bound over the denoiser's own process.
+
+    Args:
+        denoiser: its variance decides the bound as its mean does.
+        x0: 8-bit images as k / 127.5 - 1, shape (B, C, H, W).
+        noise: `noise(t)` is the draw at t, shaped like x0.
+        clip: clamp the predicted x_0 to [-1, 1], which lowers the bound.
+    """
+    times = range(denoiser.process.num_timesteps)
+    terms = torch.stack(list(bound_terms(denoiser, x0, times, noise=noise, clip=clip, **cond)), 1)
+    prior = prior_bits(denoiser, x0)
+    return Bits(prior + terms.sum(1), prior, terms)
+
+
+def strata(num_timesteps: int, n: int) -> list[range]:
+    """0 alone, then n - 1 strata of 1 ... T-1 whose widths grow geometrically from 1.
+
+    A timestep drawn from each, its term times the stratum's width, estimates the sum without
+    bias; the early terms, which are large and differ most, are seen most.
+    """
+    span, parts = num_timesteps - 1, min(n, num_timesteps) - 1
+    ratio = _growth(span, parts)
+    edges = [1.0]
+    for i in range(parts):
+        edges.append(edges[-1] + ratio**i)
+    whole = [int(e + 0.5) for e in edges]
+    whole[-1] = num_timesteps
+    return [range(1), *(range(a, b) for a, b in zip(whole, whole[1:], strict=False))]
+
+
+def _growth(span: int, parts: int) -> float:
+    """r with 1 + r + ... + r^(parts - 1) = span, by bisection."""
+    low, high = 1.0, float(max(span, 2))
+    for _ in range(200):
+        middle = (low + high) / 2
+        total = 0.0
+        for _ in range(parts):
+            total = total * middle + 1
+            if total > span:
+                break
+        low, high = (low, middle) if total > span else (middle, high)
+    return low

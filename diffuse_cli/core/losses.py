@@ -1,0 +1,113 @@
+"""Training losses `(denoiser, x0, t, noise, weight, **cond) -> (B,)`, and their weightings.
+
+A weighting is given for the squared error of x_0, as w(snr). Where the network predicts
+y = a x_0 + b eps, an error in y is an error in x_0 times (a - b alpha / sigma), so the weight of
+the target's own squared error is w divided by that factor's square: snr for eps, 1 for x_0,
+snr + 1 for v, c1^2 for mu.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from diffuse_cli.core.gaussian import Gaussian
+from diffuse_cli.errors import lookup
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diffuse_cli.core.denoiser import Denoiser, Prediction
+    from diffuse_cli.core.process import Process, Time
+
+Loss = Callable[..., "Tensor"]
+
+
+def simple(
+    denoiser: Denoiser,
+    x0: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    weight: Tensor | None = None,
+    **cond: Any,
+) -> Tensor:
+    """Mean squared error in the target, times `weight` (Ho et al. 2020, eq. 14). Shape (B,)."""
+    prediction = denoiser(denoiser.process.diffuse(x0, t, noise), t, **cond)
+    a, b = denoiser.target_at(t, like=x0)
+    assert prediction.raw is not None
+    error = (prediction.raw - (a * x0 + b * noise)).square().flatten(1).mean(1)
+    return error if weight is None else error * weight
+
+
+def vlb(
+    denoiser: Denoiser,
+    x0: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    weight: Tensor | None = None,
+    **cond: Any,
+) -> Tensor:
+    """The term of the variational bound at t, in bits per dimension. Shape (B,)."""
+    x_t = denoiser.process.diffuse(x0, t, noise)
+    term = bound_term(denoiser.process, denoiser(x_t, t, **cond), x0, x_t, t)
+    return term if weight is None else term * weight
+
+
+def bound_term(process: Process, prediction: Prediction, x0: Tensor, x_t: Tensor, t: Time) -> Tensor:
+    """L_t = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and L_0 = -log p(x_0 | x_1).
+
+    Ho et al. 2020, eqs. 5 and 13, with the paper's t one higher; bits per dimension, shape (B,).
+    """
+    truth = process.posterior(x0, x_t, t)
+    mean = process.posterior(prediction.x0, x_t, t).mean
+    log_var = truth.log_var if prediction.log_var is None else prediction.log_var(t, None)
+    model = Gaussian(mean, log_var)
+    if isinstance(t, int):
+        nats = model.discrete_nll(x0) if t == 0 else truth.kl(model)
+    else:
+        decoded = (t == 0).reshape(-1, *[1] * (x0.ndim - 1))  # type: ignore[union-attr]
+        nats = model.discrete_nll(x0).where(decoded, truth.kl(model))
+    return nats.flatten(1).mean(1) / math.log(2)
+
+
+LOSSES: dict[str, Loss] = {
+    "simple": simple,
+    "vlb": vlb,
+}
+
+
+def _none(snr: Tensor) -> None:
+    """The target's own weight."""
+
+
+def min_snr(snr: Tensor, gamma: float = 5.0) -> Tensor:
+    """min(snr, gamma) (Hang et al. 2023, eq. 6)."""
+    return snr.clamp(max=gamma)
+
+
+WEIGHTINGS: dict[str, Callable[[Tensor], Tensor | None]] = {
+    "none": _none,
+    "min-snr": min_snr,
+}
+
+
+def weights(name: str, denoiser: Denoiser) -> Tensor | None:
+    """The weight of the target's squared error at every timestep, (T,) in float64, or None.
+
+    Where the last SNR is 0, its weight is the mean of the others: at 0 the timestep at which
+    sampling starts would never be trained.
+
+    Raises:
+        UsageError: no such weighting.
+    """
+    alpha_bars = denoiser.process.alpha_bars
+    snr = alpha_bars / (1 - alpha_bars)
+    weight = lookup(WEIGHTINGS, name, "--weighting")(snr)
+    if weight is None:
+        return None
+    a, b, _ = denoiser._targets.rows.unbind(1)
+    weight = weight / (a - b * snr.sqrt()) ** 2
+    if float(snr[-1]) == 0 and len(weight) > 1:
+        weight[-1] = weight[:-1].mean()
+    return weight

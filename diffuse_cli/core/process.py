@@ -1,0 +1,235 @@
+"""The forward process q and the exact Gaussians that follow from its betas.
+
+    q(x_t | x_0) = N(alpha_t x_0, sigma_t^2),  alpha_t^2 = alpha_bar_t,  sigma_t^2 = 1 - alpha_bar_t
+
+(Ho et al. 2020, eq. 4). Every transition is between any two times s < t, with
+alpha_bar_t / alpha_bar_s in the place of 1 - beta_t; s = -1 is clean data, whose alpha_bar is 1.
+The step before a time is therefore never "t - 1" but the time that comes next in a list.
+
+Times are ints (samplers), integer tensors of shape (B,) (training), or floats (karras spacing),
+between which log-SNR is interpolated. Coefficients are computed in float64 and cast last.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffuse_cli.core.gaussian import Gaussian
+from diffuse_cli.core.spacings import SPACINGS
+from diffuse_cli.errors import UsageError, lookup
+
+Time = int | float | Tensor
+
+
+class Table:
+    """Rows of float64 numbers, one a timestep; a copy is kept for each device and dtype."""
+
+    def __init__(self, *columns: Tensor) -> None:
+        self.rows = torch.stack(torch.broadcast_tensors(*columns), dim=1)
+        self._copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def __call__(self, t: int | Tensor, like: Tensor) -> tuple[Any, ...]:
+        """The columns at t: numbers for an int, tensors that broadcast against `like` for (B,)."""
+        if not isinstance(t, Tensor):
+            if t < 0:
+                raise IndexError("s = -1 is clean data, not an index")
+            return tuple(self.rows[t].tolist())
+        key = (like.device, like.dtype)
+        if key not in self._copies:
+            self._copies[key] = self.rows.to(like.dtype).to(like.device)
+        rows = self._copies[key][t.to(like.device)]
+        return tuple(spread(column, like) for column in rows.unbind(1))
+
+
+def spread(values: Tensor, like: Tensor) -> Tensor:
+    """(B,) as (B, 1, ..., 1), to broadcast against `like` of shape (B, ...)."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The coefficients of a step from t to s, s < t; numbers, or tensors that broadcast.
+
+    Attributes:
+        alpha, sigma: of x_t = alpha x_0 + sigma eps.
+        alpha_s, sigma_s: the same at s.
+        c1, c2: posterior mean c1 x_0 + c2 x_t (Ho et al. 2020, eq. 7).
+        log_beta: log(1 - alpha_bar_t / alpha_bar_s), the variance of q(x_t | x_s).
+        log_beta_tilde: log-variance of the posterior q(x_s | x_t, x_0); where s is clean data
+            that variance is 0, and this is the one of the process's second timestep.
+        first: 1 where s is clean data, else 0.
+    """
+
+    alpha: Any
+    sigma: Any
+    alpha_s: Any
+    sigma_s: Any
+    c1: Any
+    c2: Any
+    log_beta: Any
+    log_beta_tilde: Any
+    first: Any
+
+    def columns(self) -> list[Any]:
+        """The coefficients in the order of the fields."""
+        return [getattr(self, f.name) for f in fields(self)]
+
+
+class Process:
+    """The forward process of a list of betas.
+
+    Args:
+        betas: the variances beta_0 ... beta_{T-1}, each in (0, 1].
+        timesteps: what the network is shown at each time; t * 1000 / T where None.
+
+    Attributes:
+        betas, alpha_bars, timesteps: float64 tensors on the CPU, shape (T,).
+
+    Raises:
+        UsageError: a beta outside (0, 1].
+    """
+
+    def __init__(
+        self, betas: Sequence[float] | Tensor, timesteps: Sequence[float] | Tensor | None = None
+    ) -> None:
+        self.betas = torch.as_tensor(betas, dtype=torch.float64).cpu()
+        if self.betas.ndim != 1 or len(self.betas) == 0:
+            raise UsageError("a schedule is a list of betas")
+        if not bool(((self.betas > 0) & (self.betas <= 1)).all()):
+            raise UsageError("every beta must lie in (0, 1]")
+        self.alpha_bars = torch.cumprod(1 - self.betas, 0)
+        self.num_timesteps = len(self.betas)
+        if timesteps is None:
+            timesteps = torch.arange(self.num_timesteps) * (1000 / self.num_timesteps)
+        self.timesteps = torch.as_tensor(timesteps, dtype=torch.float64).cpu()
+        self._log_snrs = torch.log(self.alpha_bars) - torch.log1p(-self.alpha_bars)
+        self._levels = Table(self.alpha_bars.sqrt(), (1 - self.alpha_bars).sqrt())
+        self._shown = Table(self.timesteps)
+        self._floor = math.log(float(self.betas[0]))
+        before = torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bars[:-1]])
+        if self.num_timesteps > 1:
+            self._floor = float(self._pair(self.alpha_bars[1], before[1]).log_beta_tilde)
+        self._steps = Table(*self._pair(self.alpha_bars, before).columns())
+
+    # -- coefficients ------------------------------------------------------------------------------
+
+    def _pair(self, alpha_bar_t: Tensor, alpha_bar_s: Tensor) -> Pair:
+        """The one place where the coefficients of a step are computed, in float64."""
+        first = (alpha_bar_s == 1).double()
+        beta = 1 - alpha_bar_t / alpha_bar_s
+        noise_t, noise_s = 1 - alpha_bar_t, 1 - alpha_bar_s
+        log_beta_tilde = torch.log(beta * (noise_s + first) / noise_t)
+        return Pair(
+            alpha=alpha_bar_t.sqrt(),
+            sigma=noise_t.sqrt(),
+            alpha_s=alpha_bar_s.sqrt(),
+            sigma_s=noise_s.sqrt(),
+            c1=alpha_bar_s.sqrt() * beta / noise_t,
+            c2=(alpha_bar_t / alpha_bar_s).sqrt() * noise_s / noise_t,
+            log_beta=torch.log(beta),
+            log_beta_tilde=torch.where(first > 0, self._floor, log_beta_tilde),
+            first=first,
+        )
+
+    def alpha_bar(self, t: int | float) -> float:
+        """alpha_bar at a time; 1 at s = -1. Between timesteps log-SNR is interpolated."""
+        if t < 0:
+            return 1.0
+        if t == int(t):
+            return float(self.alpha_bars[int(t)])
+        return 1 / (1 + math.exp(-self._between(self._log_snrs, t)))
+
+    @staticmethod
+    def _between(column: Tensor, t: float) -> float:
+        low = int(t)
+        below, above = float(column[low]), float(column[min(low + 1, len(column) - 1)])
+        return below + (above - below) * (t - low) if t > low else below
+
+    def _alpha_bars_at(self, t: Tensor) -> Tensor:
+        """alpha_bar at each time of an integer tensor, -1 included, in float64 on the CPU."""
+        t = t.detach().cpu()
+        return torch.where(t < 0, 1.0, self.alpha_bars[t.clamp(min=0)])
+
+    def pair(self, t: Time, s: Time | None = None, *, like: Tensor) -> Pair:
+        """The coefficients of the step from t to s; s = None is the timestep before t.
+
+        For tensors, None is the fast way: it reads a table on the device of `like`.
+        """
+        if isinstance(t, Tensor) and s is None:
+            return Pair(*self._steps(t, like))
+        if isinstance(t, Tensor) or isinstance(s, Tensor):
+            t, s = torch.as_tensor(t), torch.as_tensor(s)
+            t, s = torch.broadcast_tensors(torch.atleast_1d(t), torch.atleast_1d(s))
+            exact = self._pair(self._alpha_bars_at(t), self._alpha_bars_at(s)).columns()
+            return Pair(*(spread(c.to(like.dtype).to(like.device), like) for c in exact))
+        s = math.ceil(t) - 1 if s is None else s
+        levels = (torch.tensor(self.alpha_bar(v), dtype=torch.float64) for v in (t, s))
+        return Pair(*(float(c) for c in self._pair(*levels).columns()))
+
+    def level(self, t: Time, *, like: Tensor) -> tuple[Any, Any]:
+        """alpha_t and sigma_t, as numbers or as tensors that broadcast against `like`."""
+        if isinstance(t, float):
+            alpha_bar = self.alpha_bar(t)
+            return math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
+        alpha, sigma = self._levels(t, like)
+        return alpha, sigma
+
+    def shown(self, t: Time, *, like: Tensor) -> Tensor:
+        """What the network is shown for t: float32 of shape (B,), B the batch of `like`."""
+        if isinstance(t, Tensor):
+            return self._shown(t, like)[0].reshape(-1).float()
+        return like.new_full((len(like),), self._between(self.timesteps, t), dtype=torch.float32)
+
+    def log_snr(self, t: Time) -> Any:
+        """log(alpha_t^2 / sigma_t^2): a number, or a float64 tensor (B,) for a tensor of times."""
+        if isinstance(t, Tensor):
+            return self._log_snrs.to(t.device)[t] if t.device.type != "mps" else (
+                self._log_snrs.float().to(t.device)[t]
+            )  # fmt: skip
+        return self._between(self._log_snrs, t)
+
+    # -- the Gaussians -----------------------------------------------------------------------------
+
+    def diffuse(self, x0: Tensor, t: Time, noise: Tensor) -> Tensor:
+        """x_t = alpha_t x_0 + sigma_t eps (Ho et al. 2020, eq. 4)."""
+        alpha, sigma = self.level(t, like=x0)
+        return alpha * x0 + sigma * noise
+
+    def posterior(self, x0: Tensor, x_t: Tensor, t: Time, s: Time | None = None) -> Gaussian:
+        """q(x_s | x_t, x_0), with variance beta-tilde (Ho et al. 2020, eqs. 6 and 7).
+
+        At s = -1 the mean is x_0 and the log-variance that of the second timestep.
+        """
+        pair = self.pair(t, s, like=x_t)
+        return Gaussian(pair.c1 * x0 + pair.c2 * x_t, pair.log_beta_tilde)
+
+    def prior(self, x0: Tensor) -> Gaussian:
+        """q(x_{T-1} | x_0), which the prior N(0, 1) stands for."""
+        alpha, sigma = self.level(self.num_timesteps - 1, like=x0)
+        return Gaussian(alpha * x0, 2 * math.log(sigma))
+
+    # -- times -------------------------------------------------------------------------------------
+
+    def times(self, n: int, spacing: str = "trailing") -> list[int] | list[float]:
+        """The n times that a sampler visits, descending.
+
+        Raises:
+            UsageError: no such spacing, or more times than timesteps.
+        """
+        choose = lookup(SPACINGS, spacing, "--spacing")
+        if not 1 <= n <= self.num_timesteps:
+            raise UsageError(f"--steps must be 1 to {self.num_timesteps}, the model's timesteps")
+        return choose(n, self._log_snrs.tolist())
+
+    def respaced(self, times: Iterable[int | float]) -> Process:
+        """The process over these times alone, which shows the network what it was trained on."""
+        chosen = sorted(times)
+        levels = torch.tensor([1.0, *map(self.alpha_bar, chosen)], dtype=torch.float64)
+        shown = [self._between(self.timesteps, t) for t in chosen]
+        return Process(1 - levels[1:] / levels[:-1], shown)

@@ -1,0 +1,57 @@
+"""Which timesteps a sampler visits: `(n, log_snrs) -> times`, descending.
+
+`log_snrs` holds log(alpha^2 / sigma^2) for t = 0 ... T-1; its length is T.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+
+Spacing = Callable[[int, Sequence[float]], list[int] | list[float]]
+
+
+def trailing(n: int, log_snrs: Sequence[float]) -> list[int]:
+    """From T-1 in steps of T/n, rounded (Lin et al. 2024, table 2): starts at pure noise."""
+    size = len(log_snrs)
+    return [round(size - i * size / n) - 1 for i in range(n)]
+
+
+def leading(n: int, log_snrs: Sequence[float]) -> list[int]:
+    """Multiples of T // n down to 0 (Song et al. 2021): does not start at T-1."""
+    stride = len(log_snrs) // n
+    return [i * stride for i in reversed(range(n))]
+
+
+def linspace(n: int, log_snrs: Sequence[float]) -> list[int]:
+    """n evenly spaced timesteps from T-1 to 0, both included."""
+    last = len(log_snrs) - 1
+    return [round(last * (1 - i / max(n - 1, 1))) for i in range(n)]
+
+
+def karras(n: int, log_snrs: Sequence[float], rho: float = 7.0) -> list[float]:
+    """sigma^(1/rho) evenly spaced, sigma = exp(-log_snr / 2) (Karras et al. 2022, eq. 5).
+
+    The times are real numbers, between which log-SNR is interpolated.
+    """
+    finite = [value for value in log_snrs if math.isfinite(value)]
+    first, last = (math.exp(-value / 2 / rho) for value in (finite[-1], finite[0]))
+    ramp = [first + (last - first) * i / max(n - 1, 1) for i in range(n)]
+    return [_time_of(-2 * rho * math.log(root), finite) for root in ramp]
+
+
+def _time_of(log_snr: float, log_snrs: Sequence[float]) -> float:
+    """The real time at which the falling `log_snrs` pass `log_snr`."""
+    rising = [-value for value in log_snrs]
+    i = min(max(bisect_left(rising, -log_snr), 1), len(rising) - 1)
+    time = i - (rising[i] + log_snr) / (rising[i] - rising[i - 1])
+    return min(max(time, 0.0), len(rising) - 1.0)
+
+
+SPACINGS: dict[str, Spacing] = {
+    "trailing": trailing,
+    "leading": leading,
+    "linspace": linspace,
+    "karras": karras,
+}

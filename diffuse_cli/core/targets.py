@@ -1,0 +1,51 @@
+"""What the network predicts: y = a x_0 + b eps, as the two coefficients (a, b).
+
+Each entry takes alpha and sigma of x_t = alpha x_0 + sigma eps, and c1, c2, the coefficients of
+x_0 and x_t in the posterior mean at (t, t-1) of the process the network was trained on. Arguments
+are numbers or tensors. That is all a target is: x_0 and eps follow from y and x_t by inverting
+
+    [ y   ]   [ a      b     ] [ x_0 ]
+    [ x_t ] = [ alpha  sigma ] [ eps ]
+
+which `Denoiser` does once for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Number = float | Tensor
+
+Target = Callable[[Any, Any, Any, Any], tuple[Any, Any]]
+
+
+def eps(alpha: Number, sigma: Number, c1: Number, c2: Number) -> tuple[Number, Number]:
+    """The noise (Ho et al. 2020, eq. 12)."""
+    return 0.0, 1.0
+
+
+def x0(alpha: Number, sigma: Number, c1: Number, c2: Number) -> tuple[Number, Number]:
+    """The clean image."""
+    return 1.0, 0.0
+
+
+def v(alpha: Number, sigma: Number, c1: Number, c2: Number) -> tuple[Number, Number]:
+    """The velocity alpha eps - sigma x_0 (Salimans & Ho 2022, section 4)."""
+    return -sigma, alpha
+
+
+def mu(alpha: Number, sigma: Number, c1: Number, c2: Number) -> tuple[Number, Number]:
+    """The posterior mean c1 x_0 + c2 x_t (Ho et al. 2020, eq. 7)."""
+    return c1 + c2 * alpha, c2 * sigma
+
+
+TARGETS: dict[str, Target] = {
+    "eps": eps,
+    "x0": x0,
+    "v": v,
+    "mu": mu,
+}

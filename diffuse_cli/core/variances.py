@@ -1,0 +1,34 @@
+"""The variance of the reverse process, as its logarithm.
+
+Each entry takes a `Pair` of the process, which knows log beta and log beta-tilde of the step from
+t to s, and what the network says beside its prediction (None here). At the first timestep
+beta-tilde is 0; `Pair.log_beta_tilde` is there that of the process's second timestep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diffuse_cli.core.process import Pair
+
+Variance = Callable[["Pair", "Tensor | None"], Any]
+
+
+def small(pair: Pair, raw: Tensor | None) -> float | Tensor:
+    """beta-tilde, the variance of the posterior: right for data that is one point."""
+    return pair.log_beta_tilde
+
+
+def large(pair: Pair, raw: Tensor | None) -> float | Tensor:
+    """beta: right for data that is standard normal (Ho et al. 2020, section 3.2)."""
+    return pair.log_beta + pair.first * (pair.log_beta_tilde - pair.log_beta)
+
+
+VARIANCES: dict[str, Variance] = {
+    "small": small,
+    "large": large,
+}
