@@ -264,7 +264,9 @@ class TrainConfig(DiffusionConfig):
         64, "Images a step, over all processes and accumulation.", low=1, high=1_000_000
     )
     accumulation: int = option(1, "Forward passes a step, to save memory.", low=1, high=100_000)
-    lr: float = option(2e-3, "Peak learning rate.", low=0, high=10)
+    lr: float | None = option(
+        None, "Peak learning rate.", low=0, high=10, shown="from the preset"
+    )
     warmup: int = option(100, "Steps over which the learning rate rises.", low=0)
     weight_decay: float = option(0.01, "Weight decay of AdamW.", low=0, high=10)
     grad_clip: float = option(1.0, "Largest norm of the gradient.", low=1e-6, high=1e6)
@@ -315,7 +317,7 @@ class TrainConfig(DiffusionConfig):
     log: str | None = option(None, "Also log to a tracker.", table="trackers", control=True)
     save_every: int = option(1000, "Steps between checkpoints.", low=1, control=True)
     preview_every: int = option(
-        1000, "Steps between previews and held-out losses.", low=1, control=True
+        1000, "Steps between preview pictures and held-out losses.", low=1, control=True
     )
     log_every: int = option(50, "Steps between lines of metrics.jsonl.", low=1, control=True)
     workers: int | None = option(
@@ -330,6 +332,8 @@ class TrainConfig(DiffusionConfig):
             raise UsageError("--accumulation must not exceed --batch-size")
         if self.resume and self.overwrite:
             raise UsageError("--resume and --overwrite exclude each other")
+        if self.loss == "vlb" and self.weighting not in (None, "none"):
+            raise UsageError("--weighting does not go with --loss vlb, whose weights are its own")
 
 
 @dataclass(frozen=True, kw_only=True)

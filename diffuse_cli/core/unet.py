@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffuse_cli.config import UNetConfig
+from diffuse_cli.core.norms import GroupNorm
 
 NORM_EPS = 1e-5
 
@@ -191,12 +192,11 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """(B, before, H, W) to (B, after, H, W); `emb` is (B, 4 * width), activated."""
         h = self.conv1(F.silu(self.norm1(x)))
-        time = self.time_emb_proj(emb)[:, :, None, None]
+        time = self.time_emb_proj(emb)
         if self.scale_shift:
-            scale, shift = time.chunk(2, dim=1)
-            h = self.norm2(h) * (1 + scale) + shift
+            h = self.norm2(h, *time.chunk(2, dim=1))
         else:
-            h = self.norm2(h + time)
+            h = self.norm2(h + time[:, :, None, None])
         h = self.conv2(self.dropout(F.silu(h)))
         return self.conv_shortcut(x) + h  # type: ignore[no-any-return]
 
@@ -254,8 +254,8 @@ def _conv(before: int, after: int) -> nn.Conv2d:
     return nn.Conv2d(before, after, 3, padding=1)
 
 
-def _norm(config: UNetConfig, width: int) -> nn.GroupNorm:
-    return nn.GroupNorm(config.groups, width, eps=NORM_EPS)
+def _norm(config: UNetConfig, width: int) -> GroupNorm:
+    return GroupNorm(config.groups, width, eps=NORM_EPS)
 
 
 def zeroed(module: Any) -> Any:

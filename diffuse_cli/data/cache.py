@@ -1,0 +1,157 @@
+"""Where decoded pixels are put: an array in memory, or a file that processes map."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import zipfile
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from diffuse_cli import files
+from diffuse_cli.data import summary
+from diffuse_cli.data.images import Images
+from diffuse_cli.errors import DataError
+
+PIXELS = "pixels.u8"
+INDEX = "index.npz"
+
+Pixels = npt.NDArray[np.uint8]
+Shape = tuple[int, int, int]
+
+
+class Store(Protocol):
+    """Takes images of one shape (C, H, W) one by one; a grey one is repeated to fill C."""
+
+    shape: Shape
+
+    def append(self, pixels: Pixels) -> None: ...
+
+    def finish(self) -> Pixels: ...
+
+    def abort(self, error: BaseException) -> None: ...
+
+
+class Memory:
+    """A store of at most `capacity` images in memory."""
+
+    def __init__(self, capacity: int, shape: Shape) -> None:
+        self.shape = shape
+        self._count = 0
+        try:
+            self._pixels = np.empty((capacity, *shape), np.uint8)
+        except (MemoryError, ValueError) as error:
+            gib = capacity * math.prod(shape) / 2**30
+            message = f"{capacity:,} images of {shape[1]}x{shape[2]} need {gib:,.0f} GiB of memory"
+            raise DataError(message, "Choose a smaller --size") from error
+
+    def append(self, pixels: Pixels) -> None:
+        self._pixels[self._count] = pixels
+        self._count += 1
+
+    def finish(self) -> Pixels:
+        """uint8 (N, C, H, W)."""
+        return self._pixels[: self._count]
+
+    def abort(self, error: BaseException) -> None:
+        """Nothing is left behind."""
+
+
+class Mapped:
+    """A store in the file `pixels.u8` of a folder, which appears there when it is finished.
+
+    It is written, not mapped, until then: a full disk is an error and not a SIGBUS.
+    """
+
+    def __init__(self, folder: Path, shape: Shape) -> None:
+        self.shape = shape
+        self._count = 0
+        self._path = folder / PIXELS
+        self._stack = contextlib.ExitStack()
+        self._file = self._stack.enter_context(files.writing(self._path))
+
+    def append(self, pixels: Pixels) -> None:
+        self._file.write(np.broadcast_to(pixels, self.shape).tobytes())
+        self._count += 1
+
+    def finish(self) -> Pixels:
+        """uint8 (N, C, H, W), mapped read-only.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        self._stack.close()
+        return _map(self._path, (self._count, *self.shape))
+
+    def abort(self, error: BaseException) -> None:
+        """Remove the unfinished file. An operating system's refusal becomes an OutputError."""
+        self._stack.__exit__(type(error), error, error.__traceback__)
+
+
+def _map(path: Path, shape: tuple[int, ...]) -> Pixels:
+    return np.memmap(path, np.uint8, mode="r", shape=shape)
+
+
+def forget(folder: Path) -> None:
+    """Remove the index of `folder`: its pixels are about to change."""
+    files.remove(folder / INDEX)
+
+
+def save_index(images: Images, folder: Path) -> None:
+    """Write all but the pixels into `folder`, and the pixels where they are not there already.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    if not _is_mapped_from(images.pixels, folder / PIXELS):
+        forget(folder)
+        files.write_bytes(folder / PIXELS, images.pixels.tobytes())
+    meta = {
+        "shape": images.pixels.shape,
+        "class_names": images.class_names,
+        "names": images.names,
+        "summary": images.summary.to_dict(),
+    }
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        labels=images.labels,
+        digests=images.digests,
+        meta=np.frombuffer(json.dumps(meta).encode(), np.uint8),
+    )
+    files.write_bytes(folder / INDEX, buffer.getvalue())
+
+
+def _is_mapped_from(pixels: Pixels, path: Path) -> bool:
+    name = getattr(pixels, "filename", None)
+    return name is not None and path.exists() and path.samefile(name)
+
+
+def open_index(folder: Path) -> Images:
+    """The images that `save_index` wrote into `folder`, their pixels mapped read-only.
+
+    Raises:
+        DataError: the folder holds no such images, or not whole ones.
+    """
+    try:
+        with np.load(folder / INDEX, allow_pickle=False) as index:
+            labels, digests = index["labels"], index["digests"]
+            meta = json.loads(index["meta"].tobytes())
+        shape = tuple(meta["shape"])
+        if (folder / PIXELS).stat().st_size != math.prod(shape):
+            raise ValueError("the pixels are not those of the index")
+        return Images(
+            pixels=_map(folder / PIXELS, shape),
+            labels=labels,
+            class_names=tuple(meta["class_names"]),
+            names=tuple(meta["names"]),
+            digests=digests,
+            summary=summary.from_dict(meta["summary"]),
+        )
+    except (OSError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
+        raise DataError(f"no image cache in {files.show(folder)}: {error}") from error

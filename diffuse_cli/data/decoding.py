@@ -1,0 +1,221 @@
+"""One image file, as bytes, to pixels: an L or RGB image, or the reason why not."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageColor,
+    JpegImagePlugin,
+    MpoImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
+
+from diffuse_cli.data import reasons
+from diffuse_cli.data.reasons import FORMATS, LARGEST_FILE, Unusable
+from diffuse_cli.errors import DataError
+from diffuse_cli.files import show
+
+# Imported here, as Pillow would otherwise import them from several threads at once.
+_PLUGINS = (
+    BmpImagePlugin,
+    GifImagePlugin,
+    JpegImagePlugin,
+    MpoImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION = 0x0112
+_BITS_PER_SAMPLE = 258
+
+# Decoding a large image takes several times its size: one at a time bounds the memory.
+_LARGE = 2**24
+_one_large = threading.Lock()
+
+
+def silence_pillow() -> None:
+    """Keep what Pillow says of odd files off stderr; the summary tells of the unusable ones."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logger = logging.getLogger("PIL")
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
+
+
+def open_header(data: bytes) -> Image.Image:
+    """The image in `data` with its header read and nothing decoded.
+
+    Raises:
+        Unusable: no image of `FORMATS`, or one that claims more pixels than Pillow's limit.
+    """
+    if not data:
+        raise Unusable(reasons.EMPTY)
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise Unusable(reasons.BOMB) from None
+    except UnidentifiedImageError:
+        raise Unusable(reasons.reason_of(data)) from None
+    except MemoryError:
+        raise Unusable(reasons.MEMORY) from None
+    except Exception:
+        raise Unusable(reasons.CORRUPT) from None
+    # Pillow only warns between once and twice its limit.
+    if image.width * image.height > (Image.MAX_IMAGE_PIXELS or 2**63):
+        raise Unusable(reasons.BOMB)
+    return image
+
+
+def decode(file: Path | str | bytes, background: str = "white") -> Image.Image:
+    """The first frame of an image file or of its bytes, upright and opaque, as L or RGB.
+
+    Grey stays L; transparency is composited on `background`; 16-bit values are scaled to 8.
+
+    Raises:
+        Unusable: with the reason.
+        OSError: a file, not bytes, that cannot be read.
+    """
+    data = file if isinstance(file, bytes) else Path(file).read_bytes()
+    silence_pillow()
+    image, _ = decode_with_mode(data, ImageColor.getcolor(background, "RGB"))
+    return image
+
+
+def decode_with_mode(data: bytes, background: tuple[int, ...] | int) -> tuple[Image.Image, str]:
+    """`decode` of bytes on an RGB background, with the mode the file had."""
+    image = open_header(data)
+    mode = image.mode
+    large = image.width * image.height > _LARGE
+    with _one_large if large else contextlib.nullcontext():
+        try:
+            image.load()
+        except MemoryError:
+            raise Unusable(reasons.MEMORY) from None
+        except Exception:
+            raise Unusable(reasons.CORRUPT) from None
+        try:
+            return _upright(_normalised(image, background)), mode
+        except Unusable:
+            raise
+        except MemoryError:
+            raise Unusable(reasons.MEMORY) from None
+        except Exception:
+            raise Unusable(reasons.PIXELS) from None
+
+
+def _upright(image_and_turn: tuple[Image.Image, int]) -> Image.Image:
+    image, turn = image_and_turn
+    return image.transpose(_TURNS[turn]) if turn in _TURNS else image
+
+
+def _normalised(image: Image.Image, background: tuple[int, ...] | int) -> tuple[Image.Image, int]:
+    """The image as opaque L or RGB, and its EXIF orientation."""
+    turn = 1
+    with contextlib.suppress(Exception):  # broken EXIF data is no reason to lose the image
+        turn = int(image.getexif().get(_ORIENTATION, 1))
+    if image.mode.startswith("I"):
+        image = _scaled(image)
+    elif image.mode == "F":
+        raise Unusable(reasons.PIXELS)
+    if image.mode in ("L", "RGB") and "transparency" not in image.info:
+        return image, turn
+    if image.has_transparency_data:
+        return _composited(image, background), turn
+    return image.convert("L" if _is_grey(image) else "RGB"), turn
+
+
+def _is_grey(image: Image.Image) -> bool:
+    """Grey by its mode, or a palette of nothing but grey (what GIF makes of grey images)."""
+    if image.mode not in ("P", "PA"):
+        return image.mode in ("1", "L", "LA", "La")
+    palette = image.getpalette("RGB") or [0, 0, 1]
+    return palette[::3] == palette[1::3] == palette[2::3]
+
+
+def _scaled(image: Image.Image) -> Image.Image:
+    """Grey of up to 16 bits as L (LA where one value is transparent), rounded to nearest."""
+    bits = 16
+    if tags := getattr(image, "tag_v2", None):
+        bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
+    values: npt.NDArray[np.int64] = np.asarray(image).astype(np.int64)
+    top = 2**bits - 1
+    if bits > 16 or values.min() < 0 or values.max() > top:
+        raise Unusable(reasons.PIXELS)
+    grey = Image.fromarray(((values * 510 + top) // (2 * top)).astype(np.uint8))
+    if "transparency" not in image.info:
+        return grey
+    alpha = np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)
+    return Image.merge("LA", (grey, Image.fromarray(alpha)))
+
+
+def _composited(image: Image.Image, background: tuple[int, ...] | int) -> Image.Image:
+    """A transparent image on an RGB background; grey on grey stays L."""
+    red, green, blue = background if isinstance(background, tuple) else (background,) * 3
+    grey = _is_grey(image)
+    if image.mode in ("La", "RGBa"):
+        image = image.convert("LA" if grey else "RGBA")
+    if image.mode == "RGB":
+        image = _keyed(image)
+    image = image.convert("LA" if grey else "RGBA")
+    alpha = image.getchannel("A")
+    if grey and red == green == blue:
+        below, above = Image.new("L", image.size, red), image.getchannel("L")
+    else:
+        below, above = Image.new("RGB", image.size, (red, green, blue)), image.convert("RGB")
+    below.paste(above, mask=alpha)
+    return below
+
+
+def _keyed(image: Image.Image) -> Image.Image:
+    """Bring the transparent colour of a 16-bit RGB file to the 8 bits Pillow gives its pixels."""
+    key = image.info["transparency"]
+    if isinstance(key, tuple) and max(key) > 255:
+        image = image.copy()
+        image.info["transparency"] = tuple(v >> 8 for v in key)
+    return image
+
+
+def read_image(path: Path | str, background: str = "white") -> Image.Image:
+    """One image file for a person's eyes, as `decode` gives it.
+
+    Raises:
+        DataError: there is no such file, or it is not a usable image.
+    """
+    path = Path(path)
+    hint = f"Give a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
+    if not path.exists():
+        raise DataError(f"no such image: {show(path)}", hint)
+    if not path.is_file():
+        what = "a folder" if path.is_dir() else reasons.IRREGULAR
+        raise DataError(f"cannot use {show(path)}: {what}", hint)
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise Unusable(reasons.TOO_LARGE)
+        return decode(path, background)
+    except Unusable as error:
+        raise DataError(f"cannot use {show(path)}: {error.reason}", hint) from error
+    except OSError as error:
+        raise DataError(f"cannot read {show(path)}: {error.strerror}") from error

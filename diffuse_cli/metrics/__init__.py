@@ -1,0 +1,59 @@
+"""Measures of generated images against real ones, one file each.
+
+`METRICS` has an entry for each file of this folder, imported when it is looked up. Such a module
+has `NEEDS`, the parts of an evaluation that must be made first (`features` are the two arrays
+below), and `compute(evaluation) -> dict[str, float]`, whose keys are what reports print.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from diffuse_cli.errors import UsageError
+from diffuse_cli.features import Modules
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, Any]
+
+
+class Features(Protocol):
+    """What a metric with `NEEDS = ("features",)` may read: float32, (N, d) and (M, d)."""
+
+    @property
+    def real_features(self) -> Array: ...
+
+    @property
+    def fake_features(self) -> Array: ...
+
+
+class Metric(Protocol):
+    """What a file of this folder holds."""
+
+    NEEDS: tuple[str, ...]
+
+    def compute(self, evaluation: Any) -> dict[str, float]:
+        """The metric's numbers by name."""
+        ...
+
+
+METRICS: Mapping[str, Metric] = Modules(__name__, __path__)
+
+
+def both(evaluation: Features, metric: str) -> tuple[Array, Array]:
+    """Real and fake features in float64.
+
+    Raises:
+        UsageError: fewer than two images on a side, of which nothing can be estimated.
+    """
+    import numpy as np
+
+    real, fake = evaluation.real_features, evaluation.fake_features
+    if min(len(real), len(fake)) < 2:
+        raise UsageError(
+            f"{metric} needs two images on each side, not {len(real)} real and {len(fake)} fake",
+            "Raise -n, or give more images",
+        )
+    return np.asarray(real, np.float64), np.asarray(fake, np.float64)

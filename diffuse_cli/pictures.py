@@ -1,0 +1,270 @@
+"""Pixels made visible: tensors to bytes and back, grids, PNG, GIF, and sheets with text and plots.
+
+Everything here is deterministic: the same pixels give the same bytes, with no time or version in
+the file. Matplotlib is imported where a sheet is drawn, so that sampling starts fast.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+if TYPE_CHECKING:
+    import torch
+    from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
+    from matplotlib.text import Text
+
+Pixels = npt.NDArray[np.uint8]
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+"""Okabe and Ito's palette, in which colour-blind readers tell all entries apart."""
+
+
+# -- tensors and bytes ----------------------------------------------------------------------------
+
+
+def to_uint8(x: torch.Tensor) -> Pixels:
+    """Images in [-1, 1] of any shape as 8-bit levels of the same shape, rounded and clamped."""
+    scaled = x.detach().float().add(1).mul(127.5)
+    levels: Pixels = scaled.round().clamp(0, 255).byte().cpu().numpy()
+    return levels
+
+
+def from_uint8(pixels: Pixels, device: torch.device | str | None = None) -> torch.Tensor:
+    """8-bit levels of any shape as float32 in [-1, 1]; the inverse of `to_uint8`."""
+    import torch
+
+    return torch.tensor(pixels, device=device).float() / 127.5 - 1
+
+
+# -- images ---------------------------------------------------------------------------------------
+
+
+def image(pixels: Pixels) -> Image.Image:
+    """Pixels (C, H, W) as a grey or RGB image; of other channel counts, the first three or one."""
+    channels = 3 if pixels.shape[0] >= 3 else 1
+    planes = np.ascontiguousarray(pixels[:channels].transpose(1, 2, 0))
+    return Image.fromarray(planes if channels == 3 else planes[:, :, 0])
+
+
+def shrunk(picture: Image.Image, side: int) -> Image.Image:
+    """`picture`, scaled down where it has more than `side` pixels a side."""
+    if max(picture.size) <= side:
+        return picture
+    return ImageOps.contain(picture, (side, side), Image.Resampling.BICUBIC)
+
+
+def grid(pixels: Pixels, columns: int | None = None, padding: int = 2) -> Image.Image:
+    """Images (N, C, H, W) side by side, row by row, at their own size, on white.
+
+    Without `columns` the whole is as near to a square as it gets. Of more than three channels the
+    first three are shown, of two the first.
+
+    Raises:
+        ValueError: there is no image, or no column.
+    """
+    if not len(pixels) or (columns is not None and columns < 1):
+        raise ValueError("a grid needs at least one image and one column")
+    count, _, height, width = pixels.shape
+    pitch_y, pitch_x = height + padding, width + padding
+    if columns is None:
+        columns = math.ceil(math.sqrt(count * pitch_y / pitch_x))
+    columns = min(columns, count)
+    rows = math.ceil(count / columns)
+    mode = "RGB" if pixels.shape[1] >= 3 else "L"
+    size = (columns * pitch_x - padding, rows * pitch_y - padding)
+    sheet = Image.new(mode, size, "white")
+    for i, each in enumerate(pixels):
+        sheet.paste(image(each), (i % columns * pitch_x, i // columns * pitch_y))
+    return sheet
+
+
+def png(picture: Image.Image | Pixels) -> bytes:
+    """An image, or pixels (C, H, W), as a PNG file that holds nothing but the pixels."""
+    bare = picture.copy() if isinstance(picture, Image.Image) else image(picture)
+    bare.info = {}
+    buffer = io.BytesIO()
+    bare.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+# -- animations -----------------------------------------------------------------------------------
+
+
+def gif(frames: Sequence[Image.Image], *, seconds: float, hold: float) -> bytes:
+    """An endless animation: all frames within `seconds`, the last one held for `hold` more.
+
+    Grey frames keep their 256 levels, and greys in coloured frames stay neutral.
+
+    Raises:
+        ValueError: there is no frame.
+    """
+    if not frames:
+        raise ValueError("an animation needs at least one frame")
+    each = max(20, round(seconds * 100 / len(frames)) * 10)  # browsers slow anything faster down
+    durations = [each] * len(frames)
+    durations[-1] += round(hold * 100) * 10
+    first, *rest = [_indexed(frame) for frame in frames]
+    buffer = io.BytesIO()
+    first.save(buffer, "GIF", save_all=True, append_images=rest, duration=durations, loop=1)
+    return buffer.getvalue()
+
+
+def _indexed(frame: Image.Image) -> Image.Image:
+    """A frame of at most 256 colours: a ladder of greys, and the best colours for the rest."""
+    if frame.mode == "L":
+        return frame
+    rgb = np.asarray(frame.convert("RGB"))
+    neutral = (rgb[..., 0] == rgb[..., 1]) & (rgb[..., 1] == rgb[..., 2])
+    if neutral.all():
+        return Image.fromarray(rgb[..., 0])
+    greys, colored = rgb[neutral][:, 0], rgb[~neutral]
+    ladder, rungs = _ladder(greys, len(colored))
+    strip = Image.fromarray(colored[None]).quantize(256 - len(ladder), Image.Quantize.MEDIANCUT)
+    indices = np.empty(neutral.shape, np.uint8)
+    indices[neutral] = rungs
+    indices[~neutral] = np.asarray(strip)[0] + len(ladder)
+    result = Image.fromarray(indices).convert("P")
+    result.putpalette([*np.repeat(ladder, 3).tolist(), *(strip.getpalette() or [])])
+    return result
+
+
+def _ladder(greys: Pixels, colored: int) -> tuple[Pixels, Pixels]:
+    """The grey levels to keep, and for every grey pixel the index of the nearest one.
+
+    Greys and colours share the 256 entries by the number of pixels that need them.
+    """
+    levels = np.unique(greys)
+    shades = int(((greys > 0) & (greys < 255)).sum())
+    room = min(224, max(32, round(256 * shades / (shades + colored))))
+    if len(levels) > room:
+        levels = np.linspace(0, 255, room).round().astype(np.uint8)
+    distance = np.abs(np.arange(256)[:, None] - levels[None].astype(int))
+    return levels, distance.argmin(1).astype(np.uint8)[greys]
+
+
+# -- sheets ---------------------------------------------------------------------------------------
+
+INK, FAINT, RULE = "#222222", "#6b6b6b", "#d9d9d9"
+
+_STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "mathtext.fontset": "dejavusans",
+    "text.color": INK,
+    "axes.edgecolor": "#9a9a9a",
+    "axes.linewidth": 0.7,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#eeeeee",
+    "grid.linewidth": 0.7,
+    "xtick.color": "#9a9a9a",
+    "ytick.color": "#9a9a9a",
+    "xtick.labelcolor": FAINT,
+    "ytick.labelcolor": FAINT,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+}
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """Matplotlib's own defaults with ours over them, whatever the user's matplotlibrc says."""
+    from matplotlib import style
+
+    with style.context(["default", _STYLE]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        yield
+
+
+class Sheet:
+    """A white page for text, plots and images, measured in inches from its top left corner.
+
+    Images are laid on pixel by pixel after the rest is drawn, so none is ever resampled.
+    """
+
+    def __init__(self, width: float, height: float, dpi: float) -> None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        with _style():
+            self.figure = Figure(figsize=(width, height), dpi=dpi, facecolor="white")
+            self.canvas: Any = FigureCanvasAgg(self.figure)
+        self.width, self.height, self.dpi = width, height, dpi
+        self.images: list[tuple[int, int, Image.Image]] = []
+
+    def text(self, x: float, y: float, words: str, within: float = 1e9, **style: Any) -> Text:
+        """Write `words`, smaller where they would be wider than `within`.
+
+        Other keywords are those of matplotlib's `Text`, which is returned.
+        """
+        with _style():
+            text = self.figure.text(x / self.width, 1 - y / self.height, words, **style)
+            wide = text.get_window_extent().width / self.dpi
+            if wide > within:
+                text.set_fontsize(float(text.get_fontsize()) * within / wide)
+            return text
+
+    def axes(self, x: float, y: float, width: float, height: float) -> Axes:
+        """A plot whose frame has this top left corner and size."""
+        with _style():
+            bottom = self.height - y - height
+            w, h = self.width, self.height
+            return self.figure.add_axes((x / w, bottom / h, width / w, height / h))
+
+    def image(self, x: float, y: float, pixels: Pixels, zoom: int = 1) -> None:
+        """Lay on pixels (C, H, W), each a square of `zoom` dots, within a hairline."""
+        large = image(pixels.repeat(zoom, axis=1).repeat(zoom, axis=2)).convert("RGB")
+        left, top = round(x * self.dpi), round(y * self.dpi)
+        frame = Image.new("RGB", (large.width + 2, large.height + 2), RULE)
+        self.images += [(left - 1, top - 1, frame), (left, top, large)]
+
+    def render(self) -> Image.Image:
+        """The finished page, RGB. It may be changed and rendered again."""
+        with _style():
+            self.canvas.draw()
+        page = Image.fromarray(np.array(self.canvas.buffer_rgba())).convert("RGB")
+        for left, top, picture in self.images:
+            page.paste(picture, (left, top))
+        return page
+
+
+def color(i: int) -> str:
+    """The colour of the i-th of several things."""
+    return COLORS[i % len(COLORS)]
+
+
+def readable(value: float) -> str:
+    """A number in [0, 1] in few characters, as mathtext where it needs a power of ten."""
+    if value == 0 or value >= 0.0095:
+        return f"{value:.2f}" if value else "0"
+    digits, exponent = f"{value:.0e}".split("e")
+    return rf"${digits}\!\cdot\!10^{{{int(exponent)}}}$"
+
+
+def curves(
+    axes: Axes, x: Sequence[float], series: Mapping[str, Sequence[float]], marks: Sequence[int]
+) -> list[Line2D]:
+    """Plot each of `series` over `x` in its own colour, marked at the indices `marks`.
+
+    Values that are not finite leave a gap. Returns the lines, labelled for a legend.
+    """
+    mark = {"marker": "o", "markersize": 5, "markeredgecolor": "white", "markeredgewidth": 0.8}
+    lines: list[Line2D] = []
+    for i, (name, y) in enumerate(series.items()):
+        style: dict[str, Any] = {"linewidth": 1.8, "clip_on": False, "zorder": 3, **mark}
+        dash = ("-", "--", ":")[i // len(COLORS) % 3]
+        lines += axes.plot(x, y, dash, color=color(i), label=name, markevery=list(marks), **style)
+    axes.tick_params(length=0)
+    return lines

@@ -1,0 +1,205 @@
+"""The machine: the one maker of an Accelerator, the precision that suits it, and every draw.
+
+No generator state is ever saved. A draw is keyed by (seed, purpose, indices), so that it is the
+same whatever was drawn before it, on however many processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diffuse_cli.errors import UsageError, lookup
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+    from torch import Tensor
+
+BLOCK = 8
+"""Positions of the global batch that share a generator."""
+
+PRECISIONS = {"auto": "", "fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+"""Precision by name, as Accelerate calls it."""
+
+TRACKERS = ("tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "dvclive")
+
+
+# -- the machine ----------------------------------------------------------------------------------
+
+
+def rank() -> int:
+    """The index of this process among those a launcher started; 0 where it is alone."""
+    return int(os.environ.get("RANK", "0") or 0)
+
+
+def device_type() -> str:
+    """`cuda`, `mps`, ... or `cpu`, without making an Accelerator."""
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator.type if accelerator is not None else "cpu"
+
+
+def resolve_precision(name: str) -> str:
+    """`auto` becomes bf16 where the hardware has it, else fp32; other names stay.
+
+    Raises:
+        UsageError: no such precision, or fp16 without a GPU.
+    """
+    lookup(PRECISIONS, name, "--precision")
+    device = device_type()
+    if name == "fp16" and device == "cpu":
+        raise UsageError("--precision fp16 needs a GPU", "Choose bf16 or fp32")
+    if name != "auto":
+        return name
+    return "bf16" if _has_bfloat16(device) else "fp32"
+
+
+def _has_bfloat16(device: str) -> bool:
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device == "cpu" and hasattr(torch.cpu, "get_capabilities"):
+        has = torch.cpu.get_capabilities()
+        return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return False
+
+
+@contextlib.contextmanager
+def machine(
+    precision: str, *, accumulation: int = 1, log: str | None = None, folder: Path | None = None
+) -> Iterator[Accelerator]:
+    """The Accelerator of this run, ended on every way out.
+
+    Args:
+        precision: a resolved name of `PRECISIONS`.
+        accumulation: forward passes a step.
+        log: a tracker, writing under `folder`.
+
+    Raises:
+        UsageError: a launcher started several processes that do not see each other.
+    """
+    import torch
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+    device = device_type()
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.deterministic = True
+    accelerator = Accelerator(
+        mixed_precision=PRECISIONS[precision],
+        cpu=device == "cpu",
+        gradient_accumulation_steps=accumulation,
+        log_with=log,
+        project_dir=folder,
+    )
+    launched = int(os.environ.get("WORLD_SIZE", "1") or 1)
+    if launched > 1 and accelerator.num_processes == 1:
+        raise UsageError(
+            f"{launched} processes were started, but each sees only itself",
+            "Start them with torchrun, or with accelerate launch --multi_gpu",
+        )
+    try:
+        yield accelerator
+    finally:
+        accelerator.end_training()
+
+
+# -- draws ----------------------------------------------------------------------------------------
+
+
+def key(seed: int, purpose: str, *index: int) -> int:
+    """128 bits that depend on every argument."""
+    text = "/".join([str(seed), purpose, *map(str, index)])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "big")
+
+
+def philox(seed: int, purpose: str, *index: int) -> np.random.Generator:
+    """NumPy's counter-based generator under `key`."""
+    return np.random.Generator(np.random.Philox(key=key(seed, purpose, *index)))
+
+
+def permutation(seed: int, epoch: int, n: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The order of n images in an epoch."""
+    return philox(seed, "order", epoch).permutation(n)
+
+
+def draw_noise(seed: int, purpose: str, *index: int, shape: Sequence[int]) -> Tensor:
+    """Standard normal noise in float32 on the CPU."""
+    import torch
+
+    values = philox(seed, purpose, *index).standard_normal(tuple(shape), dtype=np.float32)
+    return torch.from_numpy(values)
+
+
+def image_noise(
+    seed: int, indices: Sequence[int], draw: int, shape: Sequence[int], device: torch.device
+) -> Tensor:
+    """The `draw`-th noise of each image of a sample, shape (B, *shape); -1 is where it starts."""
+    import torch
+
+    noise = torch.stack([draw_noise(seed, "image", i, draw, shape=shape) for i in indices])
+    return noise.to(device)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The randomness of positions of one step: times (B,), noise (B, C, H, W), flips (B,)."""
+
+    t: Tensor
+    noise: Tensor
+    flip: Tensor
+
+
+def training_draws(
+    seed: int,
+    step: int,
+    positions: range,
+    *,
+    shape: Sequence[int],
+    num_timesteps: int,
+    device: torch.device,
+    purpose: str = "training",
+) -> Draws:
+    """The draws of some positions of the global batch, in blocks of 8 with a generator each.
+
+    The same position draws the same on one or many processes and with any accumulation.
+    """
+    import torch
+
+    first, last = positions.start // BLOCK, (positions.stop - 1) // BLOCK
+    t, noise, flip = [], [], []
+    for block in range(first, last + 1):
+        generator = torch.Generator(device).manual_seed(
+            key(seed, purpose, step, block) & 0x7FFF_FFFF_FFFF_FFFF
+        )
+        options: dict[str, Any] = {"generator": generator, "device": device}
+        t.append(torch.randint(0, num_timesteps, (BLOCK,), **options))
+        flip.append(torch.rand((BLOCK,), **options) < 0.5)
+        noise.append(torch.randn((BLOCK, *shape), **options))
+    part = slice(positions.start - first * BLOCK, positions.stop - first * BLOCK)
+    return Draws(*(torch.cat(blocks)[part] for blocks in (t, noise, flip)))
+
+
+def seed_modules(seed: int, step: int, microbatch: int, process: int) -> None:
+    """Fix what modules draw themselves, such as dropout."""
+    import torch
+
+    torch.manual_seed(key(seed, "modules", step, microbatch, process) & 0xFFFF_FFFF)
+
+
+def share(n: int, parts: int, index: int) -> range:
+    """The `index`-th of `parts` contiguous shares of 0 ... n-1, as even as can be."""
+    return range(n * index // parts, n * (index + 1) // parts)

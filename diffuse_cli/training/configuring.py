@@ -1,0 +1,113 @@
+"""From what was typed and read to one configuration: flag, file, run directory or model, default."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from diffuse_cli.config import (
+    Option,
+    TrainConfig,
+    UNetConfig,
+    flag_of,
+    from_dict,
+    options,
+    read_toml,
+    to_dict,
+)
+from diffuse_cli.errors import OutputError, UsageError, lookup
+from diffuse_cli.presets import PRESETS, choose, network
+from diffuse_cli.training.rundir import RunDirectory
+
+FREE = {"steps"}
+"""Options that may differ on --resume though they are part of the configuration."""
+
+
+def configure(given: Mapping[str, Any]) -> TrainConfig:
+    """The configuration of what was given: flags, and under them a file.
+
+    Below these come the run directory with --resume, the model of --init, and the named preset.
+
+    Raises:
+        UsageError: --resume with an option that differs from the run's.
+        OutputError: --resume of a model file that has no run directory.
+    """
+    run = RunDirectory(given.get("out", "model.safetensors"))
+    if given.get("resume") and run.exists():
+        return _resumed(given, run)
+    if given.get("resume") and run.model.exists():
+        raise OutputError(
+            f"{run.model} has no run directory to resume from",
+            f"Start from its weights: --init {run.model} -o another.safetensors",
+        )
+    below: dict[str, Any] = {}
+    if given.get("init"):
+        from diffuse_cli.modelfile import read_training
+
+        if given.get("preset"):
+            raise UsageError("--init and --preset exclude each other", "The model has its network")
+        below = read_training(given["init"])
+    elif given.get("preset"):
+        below = dict(lookup(PRESETS, given["preset"], "--preset").train)
+    return from_dict(TrainConfig, {**below, **given})
+
+
+def _resumed(given: Mapping[str, Any], run: RunDirectory) -> TrainConfig:
+    """The run's own configuration, with the options that may change."""
+    stored = from_dict(TrainConfig, read_toml(run.config), str(run.config))
+    wanted: dict[str, Any] = {}
+    for f, spec in options(TrainConfig):
+        if f.name not in given:
+            continue
+        if spec.control or spec.place or f.name in FREE:
+            wanted[f.name] = given[f.name]
+        else:
+            _check_same(f, spec, given[f.name], getattr(stored, f.name))
+    unet = stored.unet
+    for name, value in given.get("unet", {}).items():
+        if unet.get(name) != value:
+            raise _differs(f"[unet] {name}", value, unet.get(name))
+    return dataclasses.replace(stored, **wanted)
+
+
+def _check_same(f: dataclasses.Field[Any], spec: Option, typed: Any, stored: Any) -> None:
+    value = spec.parse(typed) if spec.parse else typed
+    if value != stored and (f.name, value) != ("precision", "auto"):
+        raise _differs(flag_of(f), value, stored)
+
+
+def _differs(name: str, typed: Any, stored: Any) -> UsageError:
+    return UsageError(
+        f"{name} {_plain(typed)} differs from the run's {_plain(stored)}",
+        "Leave it out to go on, or start again with --overwrite",
+    )
+
+
+def _plain(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def complete(config: TrainConfig, size: tuple[int, int], channels: int) -> TrainConfig:
+    """`config` with everything decided that depends on the data and the machine.
+
+    Completing a complete configuration changes nothing.
+    """
+    from diffuse_cli.runtime import device_type, resolve_precision
+
+    name = choose(config, device_type())
+    unet: UNetConfig = network(config, name, size, channels)
+    return dataclasses.replace(
+        config,
+        preset=name,
+        size=size,
+        unet=to_dict(unet),
+        lr=config.lr if config.lr is not None else PRESETS[name].train["lr"],
+        weighting=config.weighting or ("none" if config.loss == "vlb" else "min-snr"),
+        precision=resolve_precision(config.precision),
+    )
+
+
+def for_model_file(config: TrainConfig) -> dict[str, Any]:
+    """The part of a configuration that a model file keeps: no paths, nothing of how it was run."""
+    return to_dict(config, control=False, places=False)

@@ -1,0 +1,362 @@
+"""`fit`: from a configuration to a model file, as a generator of events."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from diffuse_cli import files, modelfile, pictures
+from diffuse_cli.config import DiffusionConfig, TrainConfig, from_dict, options, to_toml
+from diffuse_cli.core.unet import count_parameters
+from diffuse_cli.errors import DiffuseError, DivergedError, UsageError
+from diffuse_cli.events import Notice, Progress, Work
+from diffuse_cli.runtime import machine, rank, resolve_precision
+from diffuse_cli.sampling import draw
+from diffuse_cli.training.configuring import for_model_file
+from diffuse_cli.training.preparing import Plan, check_batch, check_fingerprint, prepare
+from diffuse_cli.training.rundir import Checkpoint, RunDirectory
+from diffuse_cli.training.timing import seconds_a_step, steps_for
+from diffuse_cli.training.trainer import Trainer, lr_at
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+PATIENCE = 10
+"""Steps in a row whose gradient is not finite, after which a run has diverged."""
+
+PREVIEW_IMAGES, PREVIEW_STEPS = 16, 20
+
+Stop = Callable[[], DiffuseError | None]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A finished step, on every `log_every`-th with what was measured since the one before."""
+
+    step: int
+    steps: int
+    loss: float | None = None
+    lr: float | None = None
+    grad_norm: float | None = None
+    images_per_second: float | None = None
+
+
+@dataclass(frozen=True)
+class Looked:
+    """The held-out loss after a step, and the preview that was written."""
+
+    step: int
+    held_out_loss: float | None
+    preview: Path | None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How a run ended: the model file, and what is worth knowing of it."""
+
+    model: Path
+    run: Path
+    step: int
+    steps: int
+    loss: float | None
+    held_out_loss: float | None
+    parameters: int
+    images: int
+    processes: int
+    seconds: float
+
+
+def never() -> None:
+    """The `stop` of a run that nothing interrupts."""
+
+
+def fit(config: TrainConfig, stop: Stop = never) -> Work[Trained | None]:
+    """Train a model and write its file.
+
+    Yields `Progress` and `Notice` while it prepares, then a `Step` for every step, with `Looked`
+    between them.
+
+    Args:
+        config: what was asked for; it is completed from the data and the machine.
+        stop: asked after every step; an error it returns ends the run with a checkpoint.
+
+    Returns:
+        `Trained`, or None on every process but the first.
+
+    Raises:
+        DiffuseError: of the kind that fits; nothing that stood before is lost.
+    """
+    run = RunDirectory(config.out)
+    main = rank() == 0
+    if main and not config.resume:
+        run.check_free(config.overwrite)
+    with (
+        run.held() if main else contextlib.nullcontext(),
+        machine(
+            resolve_precision(config.precision),
+            accumulation=config.accumulation,
+            log=config.log,
+            folder=run.logs,
+        ) as accelerator,
+    ):
+        check_batch(config, accelerator.num_processes)
+        plan = yield from prepare(config, accelerator, run)
+        return (yield from _Run(plan, accelerator, run, stop).work())
+
+
+class _Run:
+    """A run under way: when to log, look, save and stop."""
+
+    def __init__(
+        self, plan: Plan, accelerator: Accelerator, run: RunDirectory, stop: Stop
+    ) -> None:
+        self.plan, self.accelerator, self.run, self.stop = plan, accelerator, run, stop
+        self.main = accelerator.is_main_process
+        self.held_out_loss: float | None = None
+        self.loss: float | None = None
+        self.saved = 0
+
+    def work(self) -> Work[Trained | None]:
+        """Start or go on, step until the end, and write the model file."""
+        began = time.monotonic()
+        checkpoint = yield from self._checkpoint()
+        start = checkpoint.step if checkpoint else 0
+        config = yield from self._fix_steps(start)
+        self.plan = dataclasses.replace(self.plan, config=config)
+        self._begin(start)
+        trainer = Trainer(self.plan, self.accelerator)
+        if checkpoint:
+            trainer.restore(checkpoint)
+        end = min(config.steps, config.stop_at or config.steps)
+        if start < end:
+            with self._tracked():
+                yield from self._steps(trainer, start, end)
+        last = max(start, end)
+        if self.main and (start < end or not self.run.model.exists()):
+            self._write_model(trainer, last)
+        self.accelerator.wait_for_everyone()
+        return self._result(trainer, last, time.monotonic() - began)
+
+    # -- before ------------------------------------------------------------------------------------
+
+    def _checkpoint(self) -> Work[Checkpoint | None]:
+        """The checkpoint to go on from, or None, said either way."""
+        config = self.plan.config
+        if not config.resume:
+            if self.main and config.overwrite:
+                self.run.clear()
+            return None
+        checkpoint, passed = self.run.load()
+        for text in passed:
+            yield Notice(text, warning=True)
+        if checkpoint is None:
+            yield Notice(f"no complete checkpoint in {files.show(self.run.path)}: starting at step 0")
+            return None
+        yield from check_fingerprint(self.plan, checkpoint.state.get("fingerprint"))
+        yield Notice(f"going on from step {checkpoint.step:,} of {files.show(self.run.path)}")
+        if config.steps < checkpoint.step:
+            raise UsageError(f"--steps {config.steps}: step {checkpoint.step} is done already")
+        return checkpoint
+
+    def _fix_steps(self, start: int) -> Work[TrainConfig]:
+        """The configuration with its steps decided: --minutes measures, --resume may extend."""
+        config = self.plan.config
+        if config.minutes is not None:
+            yield Notice("measuring the time of a step")
+            seconds = seconds_a_step(self.plan, self.accelerator)
+            config = dataclasses.replace(
+                config, steps=start + steps_for(config.minutes, seconds), minutes=None
+            )
+            yield Notice(f"{seconds:.3g} s a step: {config.steps:,} steps")
+        if start and self.run.exists():
+            from diffuse_cli.config import read_toml
+
+            before = read_toml(self.run.config).get("steps")
+            if before != config.steps:
+                yield Notice(
+                    f"{before:,} steps become {config.steps:,}: the learning rate follows the "
+                    "new schedule"
+                )
+        return config
+
+    def _begin(self, start: int) -> None:
+        """Make the run directory say what is under way."""
+        if self.main:
+            self.run.rewind_metrics(start)
+            files.write_text(self.run.config, to_toml(self.plan.config))
+        self.accelerator.wait_for_everyone()
+
+    @contextlib.contextmanager
+    def _tracked(self) -> Iterator[None]:
+        if self.plan.config.log:
+            values = {
+                f.name: value
+                for f, _ in options(self.plan.config)
+                if isinstance(value := getattr(self.plan.config, f.name), (int, float, str))
+            }
+            self.accelerator.init_trackers("diffuse", config=values)
+        yield
+
+    # -- the loop ----------------------------------------------------------------------------------
+
+    def _steps(self, trainer: Trainer, start: int, end: int) -> Work[None]:
+        config = self.plan.config
+        meter = _Meter(config.batch_size)
+        bad = 0
+        for step in range(start, end):
+            outcome = trainer.step(step)
+            done = step + 1
+            bad = 0 if outcome.updated else bad + 1
+            if bad >= PATIENCE:
+                raise self._diverged(done)
+            meter.add(outcome.loss)
+            if done % config.log_every == 0 or done == end:
+                yield self._log(done, meter, outcome.grad_norm, lr_at(config, step))
+            else:
+                yield Step(done, config.steps)
+            error = self._stopping()
+            if error is None and (done % config.preview_every == 0 or done == end):
+                yield from self._look(trainer, done)
+                meter.pause()
+                error = self._stopping()
+            if self.main and (error or done % config.save_every == 0 or done == end):
+                self.run.save(trainer.checkpoint(done))
+                self.saved = done
+                meter.pause()
+            if error:
+                raise type(error)(
+                    f"{error.message} at step {done:,}: checkpoint saved",
+                    f"Go on with: diffuse train {config.data} --resume -o {config.out}",
+                )
+
+    def _stopping(self) -> DiffuseError | None:
+        """The same answer on every process: they stop after the same step."""
+        error = self.stop()
+        if self.accelerator.num_processes > 1:
+            from accelerate.utils import gather_object
+
+            found = [e for e in gather_object([error]) if e is not None]
+            error = found[0] if found else None
+        return error
+
+    def _diverged(self, step: int) -> DivergedError:
+        kept = self.run.newest_step()
+        where = f"the last good checkpoint is step {kept:,}" if kept else "there is no checkpoint"
+        return DivergedError(
+            f"training diverged: {PATIENCE} steps in a row up to {step:,} had a gradient that is "
+            f"not finite; {where}",
+            "Lower --lr",
+        )
+
+    def _log(self, done: int, meter: _Meter, norm: float, lr: float) -> Step:
+        self.loss, speed = meter.read()
+        if self.main:
+            self.run.log(
+                step=done, loss=self.loss, lr=lr, grad_norm=norm, images_per_second=speed
+            )
+        if self.plan.config.log:
+            self.accelerator.log({"loss": self.loss, "lr": lr, "grad_norm": norm}, step=done)
+        return Step(done, self.plan.config.steps, self.loss, lr, norm, speed)
+
+    def _look(self, trainer: Trainer, done: int) -> Work[None]:
+        """Held-out loss and preview of the averaged weights; nothing of it touches the training."""
+        if not self.main:
+            return
+        self.held_out_loss = trainer.held_out_loss()
+        if self.held_out_loss is not None:
+            self.run.log(step=done, held_out_loss=self.held_out_loss)
+            if self.plan.config.log:
+                self.accelerator.log({"held_out_loss": self.held_out_loss}, step=done)
+        path = yield from self._preview(trainer, done)
+        yield Looked(done, self.held_out_loss, path)
+
+    def _preview(self, trainer: Trainer, done: int) -> Work[Path | None]:
+        denoiser = modelfile.make_denoiser(trainer.ema_net, self.plan.config)
+        unet = self.plan.unet
+        state = None
+        steps = min(PREVIEW_STEPS, denoiser.process.num_timesteps)
+        for part in draw(
+            denoiser,
+            shape=(unet.channels, *unet.size),
+            indices=range(PREVIEW_IMAGES),
+            seed=self.plan.config.seed,
+            times=denoiser.process.times(steps),
+            device=self.accelerator.device,
+        ):
+            state = part.state
+            yield Progress("preview", part.step, steps)
+            if self.stop() is not None:
+                return None
+        assert state is not None
+        path = self.run.previews / f"step-{done:08d}.png"
+        files.write_bytes(path, pictures.png(pictures.grid(pictures.to_uint8(state.x))))
+        return path
+
+    # -- after -------------------------------------------------------------------------------------
+
+    def _write_model(self, trainer: Trainer, step: int) -> None:
+        config = self.plan.config
+        diffusion = {f.name: getattr(config, f.name) for f, _ in options(DiffusionConfig)}
+        modelfile.save(
+            self.run.model,
+            modelfile.Model(
+                unet=self.plan.unet,
+                diffusion=from_dict(DiffusionConfig, diffusion),
+                ema=trainer.ema.module.state_dict(),
+                raw=trainer.net.state_dict() if config.keep_raw else None,
+                step=step,
+                classes=self.plan.images.class_names,
+                data=self.plan.data(),
+                training=for_model_file(config),
+            ),
+        )
+
+    def _result(self, trainer: Trainer, step: int, seconds: float) -> Trained | None:
+        if not self.main:
+            return None
+        return Trained(
+            model=self.run.model,
+            run=self.run.path,
+            step=step,
+            steps=self.plan.config.steps,
+            loss=self.loss,
+            held_out_loss=self.held_out_loss,
+            parameters=count_parameters(trainer.net),
+            images=len(self.plan.images),
+            processes=self.accelerator.num_processes,
+            seconds=round(seconds, 3),
+        )
+
+
+class _Meter:
+    """Mean loss and images a second since the last reading, by a clock that never jumps."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self._losses: list[torch.Tensor] = []
+        self._seconds, self._since = 0.0, time.monotonic()
+
+    def add(self, loss: torch.Tensor) -> None:
+        """A step has ended."""
+        self._losses.append(loss)
+        now = time.monotonic()
+        self._seconds, self._since = self._seconds + now - self._since, now
+
+    def pause(self) -> None:
+        """Leave the time since the last step out: it was not training."""
+        self._since = time.monotonic()
+
+    def read(self) -> tuple[float, float]:
+        """The mean of the finite losses and the images a second; begins anew."""
+        losses = torch.stack(self._losses)
+        mean = float(losses[losses.isfinite()].mean())
+        speed = self.batch_size * len(self._losses) / max(self._seconds, 1e-9)
+        self._losses, self._seconds = [], 0.0
+        return mean, speed

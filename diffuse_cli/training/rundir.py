@@ -1,0 +1,195 @@
+"""The run directory beside a model file: what resume needs, metrics and previews.
+
+    model.run/
+      config.toml                 the resolved configuration
+      checkpoints/step-00001000/  model, ema, optimizer: safetensors; state.json; manifest.json
+      metrics.jsonl               a line every so many steps
+      previews/                   a grid of samples every so many steps
+      cache/                      the decoded images, while a run is under way
+      lock                        held by the process of the run
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffuse_cli import files
+from diffuse_cli.errors import BusyError, OutputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KEPT = 2
+"""Checkpoints that stay when a new one is on disk."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The whole state of a run after `step` steps; everything else is drawn from the seed."""
+
+    step: int
+    model: Mapping[str, Tensor]
+    ema: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+    state: Mapping[str, Any]
+
+
+class RunDirectory:
+    """The run directory of the model file at `model`."""
+
+    def __init__(self, model: str | Path) -> None:
+        self.model = Path(model)
+        self.path = self.model.with_suffix(".run")
+        self.config = self.path / "config.toml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.previews = self.path / "previews"
+        self.cache = self.path / "cache"
+        self.logs = self.path / "logs"
+        self._checkpoints = self.path / "checkpoints"
+
+    def exists(self) -> bool:
+        """Whether a run began here. A folder with only a lock is what a failed start leaves."""
+        return self.config.exists()
+
+    def check_free(self, overwrite: bool) -> None:
+        """Refuse to start where a model or a run already is.
+
+        Raises:
+            OutputError: something is there and `overwrite` is false, or it cannot be written.
+        """
+        if not overwrite:
+            for path in (self.model, self.config):
+                if path.exists():
+                    shown = files.show(path if path == self.model else self.path)
+                    raise OutputError(
+                        f"{shown} exists already",
+                        "Go on with --resume, start again with --overwrite, or choose another -o",
+                    )
+        files.check_writable(self.model)
+        files.check_writable(self.config)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the directory's lock; a folder that no run began in goes again at the end.
+
+        Raises:
+            BusyError: another process holds it.
+        """
+        files.make_folder(self.path)
+        lock = (self.path / "lock").open("a+")
+        try:
+            self._lock(lock)
+            try:
+                yield
+            finally:
+                files.remove(self.cache)
+                if not self.exists():
+                    files.remove(self.path)
+        finally:
+            lock.close()
+
+    def _lock(self, lock: Any) -> None:
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            return
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            raise BusyError(
+                f"process {lock.read().strip() or 'unknown'} is training in {files.show(self.path)}",
+                "Wait for it, or choose another -o",
+            ) from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+
+    def clear(self) -> None:
+        """Remove an earlier run and its model file, but not the lock and the cache of this one."""
+        for path in (self._checkpoints, self.metrics, self.previews, self.logs, self.config):
+            files.remove(path)
+        files.remove(self.model)
+
+    # -- checkpoints -------------------------------------------------------------------------------
+
+    def save(self, checkpoint: Checkpoint) -> Path:
+        """Write a checkpoint; old ones are removed only when it is on disk."""
+        from diffuse_cli.modelfile import write_tensors
+
+        def fill(folder: Path) -> None:
+            for name in ("model", "ema", "optimizer"):
+                write_tensors(folder / f"{name}.safetensors", getattr(checkpoint, name))
+            files.write_json(folder / "state.json", {**checkpoint.state, "step": checkpoint.step})
+            sums = {path.name: files.sha256(path) for path in sorted(folder.iterdir())}
+            files.write_json(folder / "manifest.json", {"files": sums, "step": checkpoint.step})
+
+        path = self._checkpoints / f"step-{checkpoint.step:08d}"
+        files.write_folder(path, fill)
+        for old in self._complete()[KEPT:]:
+            files.remove(old)
+        return path
+
+    def _complete(self) -> list[Path]:
+        """Checkpoints with a manifest, newest first by step."""
+        manifests = self._checkpoints.glob("step-*/manifest.json")
+        return sorted((path.parent for path in manifests), reverse=True)
+
+    def load(self) -> tuple[Checkpoint | None, list[str]]:
+        """The newest checkpoint that verifies, and a sentence for each newer one that does not."""
+        from diffuse_cli.modelfile import read_tensors
+
+        passed: list[str] = []
+        for path in self._complete():
+            fault = _fault(path)
+            if fault:
+                passed.append(f"{files.show(path)} is damaged ({fault}); going back to the one before")
+                continue
+            state = json.loads((path / "state.json").read_text())
+            tensors = {
+                name: read_tensors(path / f"{name}.safetensors")
+                for name in ("model", "ema", "optimizer")
+            }
+            return Checkpoint(step=state["step"], state=state, **tensors), passed
+        return None, passed
+
+    def newest_step(self) -> int | None:
+        """The step of the newest complete checkpoint, without reading it."""
+        for path in self._complete():
+            return int(path.name.removeprefix("step-"))
+        return None
+
+    # -- metrics -----------------------------------------------------------------------------------
+
+    def log(self, **values: Any) -> None:
+        """Add a line to metrics.jsonl."""
+        files.append_line(self.metrics, json.dumps(values))
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drop the lines after `step`, and a torn last one: the run goes on from there."""
+        if not self.metrics.exists():
+            return
+        kept = []
+        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+        files.write_text(self.metrics, "".join(kept))
+
+
+def _fault(path: Path) -> str:
+    """What is wrong with a checkpoint; empty where its manifest verifies."""
+    try:
+        sums = json.loads((path / "manifest.json").read_text())["files"]
+        for name, expected in sums.items():
+            if files.sha256(path / name) != expected:
+                return f"{name} does not match its checksum"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return files.show(str(error))
+    return ""

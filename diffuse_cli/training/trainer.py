@@ -1,0 +1,224 @@
+"""One optimizer step: draw t and noise, loss, backward, update, average."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from diffuse_cli.config import TrainConfig
+from diffuse_cli.core.denoiser import Denoiser
+from diffuse_cli.core.losses import LOSSES, weights
+from diffuse_cli.core.unet import UNet
+from diffuse_cli.errors import lookup
+from diffuse_cli.modelfile import make_denoiser
+from diffuse_cli.runtime import (
+    Draws,
+    key,
+    permutation,
+    seed_modules,
+    share,
+    training_draws,
+)
+from diffuse_cli.training.ema import averaged
+from diffuse_cli.training.preparing import Plan
+from diffuse_cli.training.rundir import Checkpoint
+
+HELD_OUT_IMAGES = 512
+"""At most so many held-out images are measured while training."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step did: its mean loss (a tensor on the device), the gradient's norm, and whether
+    the weights moved."""
+
+    loss: Tensor
+    grad_norm: float
+    updated: bool
+
+
+def lr_at(config: TrainConfig, step: int) -> float:
+    """The learning rate of the step after `step` steps: a linear rise, then half a cosine to 0."""
+    assert config.lr is not None
+    rise = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
+    return config.lr * rise * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+
+
+class Trainer:
+    """Network, optimizer and average of a run, and the images it learns from."""
+
+    def __init__(self, plan: Plan, accelerator: Accelerator) -> None:
+        self.plan, self.config, self.accelerator = plan, plan.config, accelerator
+        self.device = accelerator.device
+        torch.manual_seed(key(self.config.seed, "weights") & 0xFFFF_FFFF)
+        net = UNet(plan.unet)
+        if plan.init is not None:
+            net.load_state_dict(plan.init)
+        self.net = net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.ema = averaged(self.net, self.config.ema_decay)
+        optimizer = torch.optim.AdamW(
+            self.net.parameters(),
+            lr=self.config.lr or 0.0,
+            betas=(0.9, 0.99),
+            weight_decay=self.config.weight_decay,
+            fused=True,
+        )
+        body: Any = torch.compile(self.net) if self.config.compile else self.net
+        self._prepared, self.optimizer = accelerator.prepare(body, optimizer)
+        self.denoiser = make_denoiser(self._prepared, self.config)
+        self._loss = lookup(LOSSES, self.config.loss, "--loss")
+        self._weights = self._weigh()
+        self._orders: dict[int, npt.NDArray[np.int64]] = {}
+
+    def _weigh(self) -> Tensor | None:
+        table = weights(self.config.weighting or "none", self.denoiser)
+        return None if table is None else table.float().to(self.device)
+
+    # -- a step ------------------------------------------------------------------------------------
+
+    def step(self, step: int) -> Outcome:
+        """Take the step after `step` steps; where the gradient is not finite, change nothing."""
+        config, accelerator = self.config, self.accelerator
+        self._prepared.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr_at(config, step)
+        mine = share(config.batch_size, accelerator.num_processes, accelerator.process_index)
+        total = torch.zeros((), device=self.device)
+        norm = 0.0
+        for micro in range(config.accumulation):
+            part = share(len(mine), config.accumulation, micro)
+            positions = range(mine.start + part.start, mine.start + part.stop)
+            seed_modules(config.seed, step, micro, accelerator.process_index)
+            with accelerator.accumulate(self._prepared):
+                losses = self._losses(step, positions)
+                total += losses.detach().sum()
+                # Accelerate divides by the accumulation, and processes are averaged.
+                scale = config.accumulation * accelerator.num_processes / config.batch_size
+                accelerator.backward(losses.sum() * scale)
+                if accelerator.sync_gradients:
+                    norm = self._clip()
+        updated = self._update(norm)
+        loss = accelerator.reduce(total, "sum") / config.batch_size
+        return Outcome(loss, norm, updated)
+
+    def _clip(self) -> float:
+        norm = self.accelerator.clip_grad_norm_(self.net.parameters(), self.config.grad_clip)
+        return float(norm) if norm is not None else 0.0
+
+    def _update(self, norm: float) -> bool:
+        """Move the weights and their average, unless the gradient is not finite."""
+        finite = math.isfinite(norm)
+        if finite or self.accelerator.scaler is not None:
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        if finite:
+            self.ema.update_parameters(self.net)
+        return finite
+
+    def _losses(self, step: int, positions: range) -> Tensor:
+        draws = training_draws(
+            self.config.seed, step, positions,
+            shape=self._shape, num_timesteps=self.config.num_timesteps, device=self.device,
+        )  # fmt: skip
+        x0 = self.pixels(self._at(step, positions))
+        if self.config.flip:
+            x0 = torch.where(draws.flip[:, None, None, None], x0.flip(3), x0)
+        return self._loss_of(self.denoiser, x0, draws)
+
+    def _loss_of(self, denoiser: Denoiser, x0: Tensor, draws: Draws) -> Tensor:
+        weight = None if self._weights is None else self._weights[draws.t]
+        return self._loss(denoiser, x0, draws.t, draws.noise, weight)
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        return (self.plan.unet.channels, *self.plan.unet.size)
+
+    def _at(self, step: int, positions: range) -> npt.NDArray[np.int64]:
+        """The images at positions of the global batch: epochs are shuffled, one after another."""
+        n = len(self.plan.train)
+        places = np.arange(positions.start, positions.stop) + step * self.config.batch_size
+        epochs, offsets = places // n, places % n
+        chosen = np.empty(len(places), dtype=np.int64)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            chosen[here] = self._order(int(epoch), n)[offsets[here]]
+        return self.plan.train[chosen]
+
+    def _order(self, epoch: int, n: int) -> npt.NDArray[np.int64]:
+        if epoch not in self._orders:
+            self._orders = {e: o for e, o in self._orders.items() if e >= epoch - 1}
+            self._orders[epoch] = permutation(self.config.seed, epoch, n)
+        return self._orders[epoch]
+
+    def pixels(self, indices: npt.NDArray[np.int64]) -> Tensor:
+        """Images as float32 in [-1, 1], on the device, channels last."""
+        batch = torch.from_numpy(self.plan.images.pixels[indices])
+        x0 = batch.to(self.device).float() / 127.5 - 1
+        return x0.contiguous(memory_format=torch.channels_last)
+
+    # -- the average -------------------------------------------------------------------------------
+
+    def ema_net(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        """The averaged network in the precision of the run, without gradients."""
+        with torch.no_grad(), self.accelerator.autocast():
+            return self.ema.module(x, t, **cond).float()  # type: ignore[no-any-return]
+
+    def held_out_loss(self) -> float | None:
+        """The training loss of the averaged weights on held-out images, with the same draws
+        every time; None where nothing is held out."""
+        chosen = self.plan.held_out[:HELD_OUT_IMAGES]
+        if len(chosen) == 0:
+            return None
+        denoiser = make_denoiser(self.ema_net, self.config)
+        total = 0.0
+        for start in range(0, len(chosen), 64):
+            positions = range(start, min(start + 64, len(chosen)))
+            draws = training_draws(
+                self.config.seed, 0, positions, shape=self._shape, device=self.device,
+                num_timesteps=self.config.num_timesteps, purpose="held-out",
+            )  # fmt: skip
+            x0 = self.pixels(chosen[positions.start : positions.stop])
+            total += float(self._loss_of(denoiser, x0, draws).sum())
+        return total / len(chosen)
+
+    # -- state -------------------------------------------------------------------------------------
+
+    def checkpoint(self, step: int) -> Checkpoint:
+        """The whole state after `step` steps."""
+        names = [name for name, _ in self.net.named_parameters()]
+        state = self.optimizer.state_dict()["state"]
+        scaler = self.accelerator.scaler
+        return Checkpoint(
+            step=step,
+            model=self.net.state_dict(),
+            ema=self.ema.module.state_dict(),
+            optimizer={f"{names[i]}.{k}": v for i, own in state.items() for k, v in own.items()},
+            state={
+                "ema_updates": int(self.ema.n_averaged),
+                "scaler": scaler.state_dict() if scaler is not None else None,
+                "fingerprint": self.plan.images.fingerprint,
+            },
+        )
+
+    def restore(self, saved: Checkpoint) -> None:
+        """Go back to a checkpoint."""
+        self.net.load_state_dict(dict(saved.model))
+        self.ema.module.load_state_dict(dict(saved.ema))
+        self.ema.n_averaged.fill_(saved.state["ema_updates"])
+        names = [name for name, _ in self.net.named_parameters()]
+        own: dict[int, dict[str, Tensor]] = {}
+        for i, name in enumerate(names):
+            for k in ("step", "exp_avg", "exp_avg_sq"):
+                if f"{name}.{k}" in saved.optimizer:
+                    own.setdefault(i, {})[k] = saved.optimizer[f"{name}.{k}"]
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": own, "param_groups": groups})
+        if self.accelerator.scaler is not None and saved.state["scaler"]:
+            self.accelerator.scaler.load_state_dict(saved.state["scaler"])

@@ -1,0 +1,222 @@
+"""noise-demo's work: the right pictures in the right places, warnings, refusals, same bytes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffuse_cli import demo, pictures
+from diffuse_cli.config import DemoConfig
+from diffuse_cli.core import SCHEDULES, Process
+from diffuse_cli.errors import DataError, OutputError, UsageError
+from diffuse_cli.events import Notice, Progress
+from diffuse_cli.runtime import draw_noise
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, with a grey square, a coloured oblong, and a transparent picture."""
+    monkeypatch.chdir(tmp_path)
+    draw = np.random.default_rng(1)
+    Image.fromarray(draw.integers(0, 256, (28, 28), np.uint8)).save("grey.png")
+    Image.fromarray(draw.integers(0, 256, (20, 36, 3), np.uint8)).save("color.png")
+    Image.new("RGBA", (12, 12), (0, 0, 0, 0)).save("clear.png")
+    return tmp_path
+
+
+def run(image: str = "grey.png", **options: Any) -> tuple[tuple[Path, ...], list[Any]]:
+    work = demo.demonstrate(DemoConfig(image=image, **options))
+    events = []
+    while True:
+        try:
+            events.append(next(work))
+        except StopIteration as stop:
+            return stop.value, events
+
+
+def warnings_of(events: list[Any]) -> list[str]:
+    return [e.text for e in events if isinstance(e, Notice) and e.warning]
+
+
+def count_of(page: np.ndarray, pixels: np.ndarray, zoom: int) -> int:
+    """How often (C, H, W), `zoom` times enlarged, stands in the page to the last dot."""
+    tile = np.broadcast_to(pixels.transpose(1, 2, 0), (*pixels.shape[1:], 3))
+    large = tile.repeat(zoom, 0).repeat(zoom, 1)
+    h, w = large.shape[:2]
+    places = np.argwhere((page[: 1 - h, : 1 - w] == large[0, 0]).all(2))
+    for y, x in [(i * h // 7, i * w // 9) for i in range(1, 7)]:
+        places = places[(page[places[:, 0] + y, places[:, 1] + x] == large[y, x]).all(1)]
+    return sum(np.array_equal(page[y : y + h, x : x + w], large) for y, x in places)
+
+
+@pytest.mark.parametrize(
+    ("image", "schedules", "size"),
+    [("grey.png", ("cosine",), None), ("color.png", ("linear", "cosine"), None),
+     ("color.png", ("linear",), (24, 16))],
+)  # fmt: skip
+def test_every_cell_is_the_forward_process(
+    image: str, schedules: tuple[str, ...], size: tuple[int, int] | None
+) -> None:
+    (path,), _ = run(image, schedule=schedules, steps=4, num_timesteps=100, seed=7, size=size)
+    page = np.asarray(Image.open(path))
+    picture = Image.open(image)
+    if size is not None:
+        picture = pictures.ImageOps.fit(picture, size[::-1], Image.Resampling.BICUBIC)
+    x0 = pictures.from_uint8(np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1))
+    zoom = demo.Lines.of(4, *x0.shape[1:]).zoom
+    noise = draw_noise(7, "noise-demo", shape=x0.shape)
+    for name in schedules:
+        bars = Process(SCHEDULES[name](100)).alpha_bars
+        for t in (0, 33, 66, 99):
+            x_t = float(bars[t].sqrt()) * x0 + float((1 - bars[t]).sqrt()) * noise
+            assert count_of(page, pictures.to_uint8(x_t), zoom) == 1, (name, t)
+    assert count_of(page, pictures.to_uint8(noise * 0.7), zoom) == 0
+
+
+def test_times_reach_both_ends_and_never_repeat() -> None:
+    def times(count: int, num_timesteps: int) -> list[int]:
+        return demo.Scene("", None, None, {}, num_timesteps).times(count)  # type: ignore[arg-type]
+
+    assert times(8, 1000) == [0, 143, 285, 428, 571, 714, 856, 999]
+    assert times(64, 5) == [0, 1, 2, 3, 4]
+    assert times(2, 2) == [0, 1]
+
+
+def test_same_request_same_bytes_and_another_seed_others() -> None:
+    (first, moving), _ = run("color.png", gif=True, steps=3, num_timesteps=4)
+    before = first.read_bytes(), moving.read_bytes()
+    run("color.png", gif=True, steps=3, num_timesteps=4, overwrite=True)
+    assert (first.read_bytes(), moving.read_bytes()) == before
+    (other,), _ = run("color.png", steps=3, num_timesteps=4, out="other.png", seed=1)
+    assert other.read_bytes() != before[0]
+    assert not Image.open(first).info
+
+
+def test_gif_stands_beside_the_picture_moves_and_loops(folder: Path) -> None:
+    two = ("linear", "cosine")
+    paths, events = run("color.png", out="deep/a.png", gif=True, schedule=two, num_timesteps=12)
+    assert paths == (Path("deep/a.png"), Path("deep/a.gif"))
+    with Image.open(paths[1]) as moving:
+        assert moving.n_frames == 12
+        assert moving.info["loop"] == 0
+        first = np.asarray(moving.convert("RGB"))
+        moving.seek(11)
+        assert moving.info["duration"] > 1000 * demo.HOLD
+        last = np.asarray(moving.convert("RGB"))
+    assert (first != last).any(2).mean() > 0.1
+    progress = [e for e in events if isinstance(e, Progress)]
+    assert progress[-1].done == progress[-1].total == 12
+    assert sorted(p.name for p in (folder / "deep").iterdir()) == ["a.gif", "a.png"]
+
+
+def test_large_animation_stays_small() -> None:
+    draw = np.random.default_rng(2)
+    Image.fromarray(draw.integers(0, 256, (300, 300, 3), np.uint8)).save("large.png")
+    (_, moving), _ = run("large.png", gif=True, schedule=("linear", "cosine"), num_timesteps=8)
+    assert moving.stat().st_size < 3_000_000 * 8 / demo.FRAMES
+
+
+def test_a_transparent_image_shows_the_background() -> None:
+    (path,), _ = run("clear.png", background="#0000ff", steps=2)
+    page = np.asarray(Image.open(path)).astype(int)
+    blue = (page[..., 2] > 240) & (page[..., :2].max(2) < 20)
+    assert blue.mean() > 0.02
+
+
+@pytest.mark.parametrize(("name", "num_timesteps"), [("linear", 1000), ("cosine", 1000)])
+def test_no_warning_where_noise_is_pure(name: str, num_timesteps: int) -> None:
+    assert not warnings_of(run(schedule=(name,), steps=2, num_timesteps=num_timesteps)[1])
+
+
+def test_warning_where_the_image_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    weak = [0.03] * 100
+    monkeypatch.setitem(SCHEDULES, "weak", lambda num_timesteps: weak[:num_timesteps])
+    (warning,) = warnings_of(run(schedule=("weak", "cosine"), steps=2, num_timesteps=100)[1])
+    assert warning.startswith("weak with T = 100")
+    assert f"{100 * 0.97**50:.1f}%" in warning
+    advised = warning.split("use --schedule ")[1].split(" or ")
+    assert "cosine" in advised
+    assert "weak" not in advised
+
+
+def test_too_few_timesteps_are_a_warning() -> None:
+    (warning,) = warnings_of(run(num_timesteps=2)[1])
+    assert warning.endswith("raise --num-timesteps")
+
+
+@pytest.mark.parametrize("taken", ["grey.noise-demo.png", "grey.noise-demo.gif"])
+def test_existing_output_is_refused_before_anything_is_read(folder: Path, taken: str) -> None:
+    (folder / taken).write_bytes(b"mine")
+    (folder / "grey.png").unlink()
+    with pytest.raises(OutputError, match=r"exists already.*--overwrite"):
+        run(gif=True)
+    assert [p.name for p in folder.iterdir() if "demo" in p.name] == [taken]
+    assert (folder / taken).read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"schedule": ("cosin",)}, "--schedule.*Did you mean 'cosine'"),
+        ({"schedule": ()}, "--schedule"),
+        ({"out": "a.jpg"}, "-o must end in .png"),
+        ({"out": ".png"}, "-o must end in .png"),
+        ({"size": 4000}, "--size must be at most 512"),
+        ({"out": "./grey.png", "overwrite": True}, "is the image itself"),
+    ],
+)
+def test_usage_errors(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        run(**options)
+
+
+def test_output_that_cannot_be_written_and_image_that_is_none(folder: Path) -> None:
+    with pytest.raises(OutputError, match="not a folder"):
+        run(out="grey.png/a.png")
+    (folder / "d.png").mkdir()
+    with pytest.raises(OutputError, match="it is a folder"):
+        run(out="d.png", overwrite=True)
+    with pytest.raises(DataError, match=r"absent\.png"):
+        run("absent.png")
+    (folder / "text.png").write_text("no image")
+    with pytest.raises(DataError, match=r"text\.png"):
+        run("text.png")
+    assert not list(folder.glob("*demo*"))
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [((1, 1), {}), ((200, 3), {"steps": 12}), ((3, 700), {"steps": 30}), ((30, 20), {"steps": 64}),
+     ((9, 9), {"num_timesteps": 2, "schedule": ("linear", "cosine")})],
+)  # fmt: skip
+def test_odd_shapes_fit_on_the_page(shape: tuple[int, int], options: dict[str, Any]) -> None:
+    name = "od$d_{ %s.png" % ("long " * 20)
+    Image.fromarray(np.zeros(shape, np.uint8)).save(name)
+    (path,), _ = run(name, out="a.png", **options)
+    page = np.asarray(Image.open(path).convert("L"))
+    edges = [page[0], page[-1], page[:, 0], page[:, -1]]
+    assert all((edge == 255).all() for edge in edges), "something is cut off"
+
+
+def test_usage_errors_answer_without_torch() -> None:
+    code = """
+import sys
+from diffuse_cli.config import DemoConfig
+from diffuse_cli.demo import demonstrate
+from diffuse_cli.errors import DiffuseError
+for options in ({"schedule": ("x",)}, {"out": "a.jpg"}, {"out": "clear.png"}):
+    try:
+        next(demonstrate(DemoConfig(image="grey.png", **options)))
+    except DiffuseError as error:
+        print(error.exit_code, {"torch", "matplotlib"} & set(sys.modules))
+"""
+    root = str(Path(demo.__file__).parents[1])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          check=True, env={"PYTHONPATH": root})  # fmt: skip
+    assert done.stdout.splitlines() == ["2 set()", "2 set()", "5 set()"]

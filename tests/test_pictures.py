@@ -1,0 +1,179 @@
+"""Pixels, grids, PNG and GIF: exact levels, right places, the same bytes every time."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffuse_cli import pictures
+
+LEVELS = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16)
+
+
+def frames_of(data: bytes) -> list[Image.Image]:
+    opened = Image.open(io.BytesIO(data))
+    frames = []
+    for i in range(opened.n_frames):
+        opened.seek(i)
+        frames.append(opened.convert("RGB"))
+    return frames
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def test_all_256_levels_come_back() -> None:
+    x = pictures.from_uint8(LEVELS)
+    assert x.dtype == torch.float32
+    assert (x.min(), x.max()) == (-1, 1)
+    truncated = ((x + 1) * 127.5).to(torch.uint8).numpy()
+    assert (truncated != LEVELS).any(), "the trap is not there: this test proves nothing"
+    assert np.array_equal(pictures.to_uint8(x), LEVELS)
+    assert np.array_equal(pictures.to_uint8(x.double()), LEVELS)
+
+
+def test_values_outside_are_clamped_and_gradients_do_not_matter() -> None:
+    x = torch.tensor([-7.0, -1.0, 0.004, 1.0, 300.0], requires_grad=True)
+    assert pictures.to_uint8(x).tolist() == [0, 0, 128, 255, 255]
+
+
+@pytest.mark.parametrize(
+    ("count", "height", "width", "columns", "size"),
+    [
+        (16, 8, 8, None, (38, 38)),  # four by four
+        (10, 8, 8, None, (38, 28)),  # four by three, two cells empty
+        (1, 8, 8, None, (8, 8)),
+        (3, 8, 8, 5, (28, 8)),  # never wider than its images
+        (8, 8, 32, None, (66, 38)),  # two wide columns of four
+    ],
+)
+def test_grid_size(
+    count: int, height: int, width: int, columns: int | None, size: tuple[int, int]
+) -> None:
+    assert pictures.grid(noise(count, 1, height, width), columns).size == size
+
+
+def test_grid_places_every_image_and_leaves_the_rest_white() -> None:
+    images = noise(5, 3, 4, 6)
+    sheet = np.asarray(pictures.grid(images, columns=3, padding=1))
+    expected = np.full((9, 20, 3), 255, np.uint8)
+    for i, each in enumerate(images):
+        top, left = i // 3 * 5, i % 3 * 7
+        expected[top : top + 4, left : left + 6] = each.transpose(1, 2, 0)
+    assert np.array_equal(sheet, expected)
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (2, "L"), (3, "RGB"), (5, "RGB")])
+def test_grid_shows_any_number_of_channels(channels: int, mode: str) -> None:
+    images = noise(1, channels, 4, 4)
+    sheet = pictures.grid(images)
+    assert sheet.mode == mode
+    shown = 3 if mode == "RGB" else 1
+    first = np.atleast_3d(np.asarray(sheet)).transpose(2, 0, 1)
+    assert np.array_equal(first, images[0, :shown])
+
+
+@pytest.mark.parametrize(("count", "columns"), [(0, None), (2, 0)])
+def test_grid_refuses_nothing(count: int, columns: int | None) -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        pictures.grid(noise(count, 1, 4, 4), columns)
+
+
+def test_png_holds_the_pixels_and_nothing_else() -> None:
+    pixels = noise(3, 5, 7)
+    data = pictures.png(pixels)
+    opened = Image.open(io.BytesIO(data))
+    assert np.array_equal(np.asarray(opened), pixels.transpose(1, 2, 0))
+    dressed = pictures.image(pixels)
+    dressed.info.update(dpi=(72, 72), icc_profile=b"x" * 200, Software="today")
+    assert pictures.png(dressed) == data
+    assert dressed.info, "the caller's image was changed"
+
+
+def test_gif_loops_and_holds_the_last_frame() -> None:
+    frames = [pictures.grid(noise(1, 1, 8, 8) // (i + 1)) for i in range(5)]
+    data = pictures.gif(frames, seconds=1, hold=2)
+    opened = Image.open(io.BytesIO(data))
+    durations = []
+    for i in range(opened.n_frames):
+        opened.seek(i)
+        durations.append(opened.info["duration"])
+    assert opened.info["loop"] == 0
+    assert durations == [200, 200, 200, 200, 2200]
+    assert data == pictures.gif(frames, seconds=1, hold=2)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_gif_keeps_every_grey_level(channels: int) -> None:
+    images = [LEVELS[0], LEVELS[0][:, ::-1], 255 - LEVELS[0]]
+    frames = [pictures.image(i.repeat(channels, axis=0)) for i in images]
+    for frame, read in zip(frames, frames_of(pictures.gif(frames, seconds=1, hold=0)), strict=True):
+        assert np.array_equal(np.asarray(frame.convert("RGB")), np.asarray(read))
+
+
+def test_gif_keeps_few_colors_exactly_and_greys_neutral() -> None:
+    flat = np.full((3, 40, 40), 255, np.uint8)
+    flat[:, 5:9, 5:9] = np.array([0, 114, 178], np.uint8)[:, None, None]
+    busy = noise(3, 40, 40)
+    busy[:, 20:] = noise(1, 20, 40)
+    frames = [pictures.image(flat), pictures.image(busy)]
+    first, second = map(np.asarray, frames_of(pictures.gif(frames, seconds=1, hold=0)))
+    assert np.array_equal(first, np.asarray(frames[0]))
+    greys = second[20:].astype(int)
+    assert (greys.max(2) == greys.min(2)).all()
+    assert np.abs(greys[..., 0] - busy[0, 20:]).max() <= 2
+    assert np.abs(second[:20].astype(int) - busy[:, :20].transpose(1, 2, 0)).mean() < 20
+
+
+def test_gif_refuses_nothing() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        pictures.gif([], seconds=1, hold=0)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (1.0, "1.00"),
+        (0.4938, "0.49"),
+        (0.0096, "0.01"),
+        (0.0, "0"),
+        (2.43e-9, r"2\!\cdot\!10^{-9}"),
+    ],
+)
+def test_readable(value: float, words: str) -> None:
+    assert pictures.readable(value).strip("$") == words
+
+
+def test_a_sheet_shows_images_dot_by_dot_whatever_the_matplotlibrc_says() -> None:
+    import matplotlib
+
+    def drawn() -> np.ndarray:
+        sheet = pictures.Sheet(2.03, 1.51, 97)
+        sheet.text(0.1, 0.2, "$x_t$ of 図.png")
+        pictures.curves(
+            sheet.axes(1, 1, 0.5, 0.3), [0, 1, 2], {"a": [0, 1, 2], "b": [2, 1, 0]}, [1]
+        )
+        sheet.image(0.5, 0.4, pixels, zoom=3)
+        return np.asarray(sheet.render())
+
+    pixels = noise(3, 7, 5)
+    page = drawn()
+    left, top = round(0.5 * 97), round(0.4 * 97)
+    shown = page[top : top + 21, left : left + 15]
+    assert np.array_equal(shown, pixels.repeat(3, 1).repeat(3, 2).transpose(1, 2, 0))
+    with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9, "axes.facecolor": "red"}):
+        assert np.array_equal(drawn(), page)
+
+
+def test_nothing_heavy_is_imported() -> None:
+    heavy = "{'torch', 'matplotlib', 'torchvision'}"
+    code = f"import sys, diffuse_cli.pictures; print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
