@@ -313,6 +313,10 @@ class TrainConfig(DiffusionConfig):
         None, "End after this step; --resume goes on.", low=1, control=True
     )
     resume: bool = option(False, "Go on from the last checkpoint.", control=True)
+    dry_run: bool = option(
+        False, "Print the complete configuration and what it costs, and train nothing.",
+        control=True,
+    )  # fmt: skip
     overwrite: bool = option(False, OVERWRITE, control=True)
     log: str | None = option(None, "Also log to a tracker.", table="trackers", control=True)
     save_every: int = option(1000, "Steps between checkpoints.", low=1, control=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -40,3 +40,18 @@ def finish(work: Work[T]) -> T:
         except StopIteration as stop:
             result: T = stop.value
             return result
+
+
+def until(stop: Callable[[], Exception | None], work: Work[T]) -> Work[T]:
+    """Pass on the events and the result of `work`; an error that `stop` returns ends it."""
+    while True:
+        try:
+            event = next(work)
+        except StopIteration as ended:
+            result: T = ended.value
+            return result
+        error = stop()
+        if error is not None:
+            work.close()
+            raise error
+        yield event

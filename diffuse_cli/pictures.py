@@ -115,7 +115,7 @@ def gif(frames: Sequence[Image.Image], *, seconds: float, hold: float) -> bytes:
     durations[-1] += round(hold * 100) * 10
     first, *rest = [_indexed(frame) for frame in frames]
     buffer = io.BytesIO()
-    first.save(buffer, "GIF", save_all=True, append_images=rest, duration=durations, loop=1)
+    first.save(buffer, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
     return buffer.getvalue()
 
 

@@ -43,17 +43,19 @@ def prior_bits(denoiser: Denoiser, x0: Tensor) -> Tensor:
 def bound_terms(
     denoiser: Denoiser,
     x0: Tensor,
-    times: Iterable[int],
+    draws: Iterable[tuple[int | Tensor, Tensor]],
     *,
-    noise: Callable[[int], Tensor],
     clip: bool = True,
     **cond: Any,
 ) -> Iterator[Tensor]:
-    """The term of the bound at each of `times`, shape (B,) each."""
+    """The term of the bound at each time with its noise, shape (B,) each.
+
+    A time is an int, or an integer tensor with one for each image.
+    """
     process = denoiser.process
     denoise = clipped(denoiser, process) if clip else denoiser
-    for t in times:
-        x_t = process.diffuse(x0, t, noise(t))
+    for t, noise in draws:
+        x_t = process.diffuse(x0, t, noise)
         yield bound_term(process, denoise(x_t, t, **cond), x0, x_t, t)
 
 
@@ -73,8 +75,8 @@ def bits_per_dim(
         noise: `noise(t)` is the draw at t, shaped like x0.
         clip: clamp the predicted x_0 to [-1, 1], which lowers the bound.
     """
-    times = range(denoiser.process.num_timesteps)
-    terms = torch.stack(list(bound_terms(denoiser, x0, times, noise=noise, clip=clip, **cond)), 1)
+    draws = ((t, noise(t)) for t in range(denoiser.process.num_timesteps))
+    terms = torch.stack(list(bound_terms(denoiser, x0, draws, clip=clip, **cond)), 1)
     prior = prior_bits(denoiser, x0)
     return Bits(prior + terms.sum(1), prior, terms)
 

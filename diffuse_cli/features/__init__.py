@@ -7,48 +7,17 @@ a module has `load(device) -> FeatureNetwork`.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Progress, Work
+from diffuse_cli.tables import Modules
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-
-Entry = TypeVar("Entry", covariant=True)
-
-
-class Modules(Mapping[str, Entry]):
-    """The modules of a package by name, imported when looked up.
-
-    `some_name.py` is `some-name`; a file that starts with an underscore is not listed.
-    """
-
-    def __init__(self, package: str, path: list[str]) -> None:
-        self._package = package
-        self._files = {
-            info.name.replace("_", "-"): info.name
-            for info in pkgutil.iter_modules(path)
-            if not info.name.startswith("_")
-        }
-
-    def __getitem__(self, name: str) -> Entry:
-        return cast(Entry, importlib.import_module(f"{self._package}.{self._files[name]}"))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._files))
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._files
-
 
 @dataclass(frozen=True)
 class FeatureNetwork:

@@ -190,7 +190,11 @@ def build(file: Path) -> EfficientNetLite0:
     # On the meta device nothing is drawn from the caller's random generator.
     with torch.device("meta"):
         network = EfficientNetLite0()
-    network.load_state_dict(state, strict=True, assign=True)
+    try:
+        network.load_state_dict(state, strict=True, assign=True)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ModelFileError(f"{show(file)}: {reason}", INSTALL) from error
     network.eval().requires_grad_(False)
     fold(network)
     return network

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from diffuse_cli.errors import UsageError
-from diffuse_cli.features import Modules
+from diffuse_cli.tables import Modules
 
 if TYPE_CHECKING:
     import numpy as np

@@ -16,7 +16,7 @@ from diffuse_cli import files, modelfile, pictures
 from diffuse_cli.config import DiffusionConfig, TrainConfig, from_dict, options, to_toml
 from diffuse_cli.core.unet import count_parameters
 from diffuse_cli.errors import DiffuseError, DivergedError, UsageError
-from diffuse_cli.events import Notice, Progress, Work
+from diffuse_cli.events import Notice, Progress, Work, until
 from diffuse_cli.runtime import machine, rank, resolve_precision
 from diffuse_cli.sampling import draw
 from diffuse_cli.training.configuring import for_model_file
@@ -46,6 +46,7 @@ class Step:
     lr: float | None = None
     grad_norm: float | None = None
     images_per_second: float | None = None
+    seconds_left: float | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def fit(config: TrainConfig, stop: Stop = never) -> Work[Trained | None]:
         ) as accelerator,
     ):
         check_batch(config, accelerator.num_processes)
-        plan = yield from prepare(config, accelerator, run)
+        plan = yield from until(stop, prepare(config, accelerator, run))
         return (yield from _Run(plan, accelerator, run, stop).work())
 
 
@@ -263,7 +264,8 @@ class _Run:
             )
         if self.plan.config.log:
             self.accelerator.log({"loss": self.loss, "lr": lr, "grad_norm": norm}, step=done)
-        return Step(done, self.plan.config.steps, self.loss, lr, norm, speed)
+        left = (self.plan.config.steps - done) * meter.batch_size / speed
+        return Step(done, self.plan.config.steps, self.loss, lr, norm, speed, left)
 
     def _look(self, trainer: Trainer, done: int) -> Work[None]:
         """Held-out loss and preview of the averaged weights; nothing of it touches the training."""

@@ -77,8 +77,8 @@ def test_16_bit_transparent_grey() -> None:
 
 
 def test_16_bit_transparent_colour() -> None:
-    rows = b"\0" + struct.pack(">6H", 65535, 0, 0, 0, 65535, 0)
-    data = png(2, 1, 16, 2, rows, chunk(b"tRNS", struct.pack(">HHH", 65535, 0, 0)))
+    rows = b"\0" + struct.pack(">6H", 0x8040, 0, 0, 0, 65535, 0)
+    data = png(2, 1, 16, 2, rows, chunk(b"tRNS", struct.pack(">HHH", 0x8040, 0, 0)))
     assert array(data, "blue").tolist() == [[[0, 0, 255], [0, 255, 0]]]
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 from diffuse_cli import files
 from diffuse_cli.data import Images, fit, open_index, read_images, reasons, save_index
 from diffuse_cli.data.images import HELD_OUT_MINIMUM
+from diffuse_cli.data.pixels import digest
 from diffuse_cli.errors import DataError, OutputError
 from diffuse_cli.events import Notice, Progress, finish
 
@@ -191,11 +192,12 @@ def held(images: Images) -> set[bytes]:
 
 def test_the_fingerprint_ignores_names_order_size_and_format(tmp_path: Path) -> None:
     count = 300
-    pictures = [noise(k) for k in range(count)]
+    pictures = [noise(k, (20, 20)) for k in range(count)]
     one = {f"{k:04d}.png": encoded(p) for k, p in enumerate(pictures)}
     two = {f"{count - k:04d}/x.bmp": encoded(p, "BMP") for k, p in enumerate(pictures)}
     first, second = read(fill(tmp_path / "1", one)), read(fill(tmp_path / "2", two))
     resized = read(tmp_path / "1", size=(5, 5))
+    assert first.digests.tobytes() == b"".join(map(digest, pictures))
     assert first.fingerprint == second.fingerprint == resized.fingerprint
     assert held(first) == held(second) == held(resized)
     assert 3 <= first.held_out.sum() <= 40
@@ -252,7 +254,8 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     folder = fill(tmp_path / "in", {"b/1.png": encoded(noise(1)), "c/1.png": encoded(noise(2))})
     away = fill(tmp_path / "away", {"3.png": encoded(noise(3))})
     (folder / "b" / "loop").symlink_to(folder)
-    (folder / "a").symlink_to(folder / "b")  # b has its real name, though a comes first
+    (folder / "a").symlink_to(folder / "b")  # b keeps its real name, whichever comes first
+    (folder / "e").symlink_to(folder / "b")
     (folder / "d").symlink_to(away)
     (folder / "c" / "link.png").symlink_to(folder / "b" / "1.png")
     (folder / "c" / "self.png").symlink_to("self.png")
@@ -392,6 +395,17 @@ def test_progress_is_throttled(tmp_path: Path) -> None:
     assert found[0] == Progress("reading images", 0, 300)
     assert found[-1] == Progress("reading images", 300, 300)
     assert len(found) < 100
+
+
+@pytest.mark.parametrize("bad", ["000.png", "zzz.png"])
+def test_an_error_leaves_neither_threads_nor_files(tmp_path: Path, bad: str) -> None:
+    before = threading.active_count()
+    folder = fill(tmp_path / "in", {**many(1000), bad: b""})
+    with pytest.raises(DataError):
+        read(folder, cache=tmp_path / "cache", strict=True)
+    assert threading.active_count() == before
+    assert not list((tmp_path / "cache").glob(".*"))
+    assert not list((tmp_path / "cache").glob("*"))
 
 
 def test_closing_early_ends_the_threads(tmp_path: Path) -> None:

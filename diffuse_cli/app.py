@@ -1,0 +1,92 @@
+"""The command line: builds the Typer app from commands/, and handles every error in one place."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+
+import typer
+from typer.exceptions import TyperException
+
+from diffuse_cli import __version__
+from diffuse_cli.commands import COMMANDS
+from diffuse_cli.commands._options import make_command
+from diffuse_cli.console import Console, steady
+from diffuse_cli.errors import DiffuseError, OutputError, UsageError
+from diffuse_cli.runtime import rank
+from diffuse_cli.signals import raised
+
+ORDER = ("train", "sample", "noise-demo", "eval")
+"""Commands that `--help` lists first, in the order they are met."""
+
+
+class _Session:
+    """The console of the command under way, which the error handler speaks through."""
+
+    def __init__(self) -> None:
+        self.console = Console()
+
+    def set(self, console: Console) -> None:
+        self.console = console
+
+
+def build(session: _Session) -> typer.Typer:
+    """The app with a command for each file of commands/."""
+    app = typer.Typer(
+        name="diffuse",
+        help="Train, sample, measure and demonstrate denoising diffusion models.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback()
+    def root(
+        version: bool = typer.Option(False, "--version", is_eager=True, callback=_print_version),
+    ) -> None:
+        """Train, sample, measure and demonstrate denoising diffusion models."""
+
+    for name in [*ORDER, *(n for n in COMMANDS if n not in ORDER)]:
+        app.command(name)(make_command(name, COMMANDS[name], session.set))
+    return app
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"diffuse {__version__}")
+        raise typer.Exit()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code; see DESIGN, "Exit codes"."""
+    for stream in (sys.stdout, sys.stderr):
+        steady(stream)
+    session = _Session()
+    try:
+        with raised():
+            code = build(session)(args=arguments, prog_name="diffuse", standalone_mode=False)
+        return int(code or 0)
+    except DiffuseError as error:
+        return _expected(session, error)
+    except TyperException as error:
+        return _expected(session, UsageError(error.format_message().rstrip("."), "See --help"))
+    except (typer.Abort, KeyboardInterrupt):
+        return 130
+    except OSError as error:
+        return _expected(session, OutputError(str(error)))
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+def _expected(session: _Session, error: DiffuseError) -> int:
+    if rank() == 0:
+        session.console.fail(error)
+    return error.exit_code
+
+
+def run() -> None:
+    """The entry point `diffuse`."""
+    sys.exit(main())

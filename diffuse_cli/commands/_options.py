@@ -1,0 +1,158 @@
+"""A command line from the fields of a configuration: written once there, typed and explained here."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import typer
+
+from diffuse_cli.config import MISSING, Option, flag_of, from_dict, options, read_toml
+from diffuse_cli.console import Console
+from diffuse_cli.errors import lookup
+
+
+def _core(module: str, name: str) -> Callable[[], Mapping[str, Any]]:
+    def table() -> Mapping[str, Any]:
+        from importlib import import_module
+
+        return getattr(import_module(f"diffuse_cli.{module}"), name)  # type: ignore[no-any-return]
+
+    return table
+
+
+def _names(module: str, name: str) -> Callable[[], Mapping[str, Any]]:
+    return lambda: dict.fromkeys(_core(module, name)())
+
+
+TABLES: dict[str, Callable[[], Mapping[str, Any]]] = {
+    "schedules": _core("core.schedules", "SCHEDULES"),
+    "spacings": _core("core.spacings", "SPACINGS"),
+    "targets": _core("core.targets", "TARGETS"),
+    "variances": _core("core.variances", "VARIANCES"),
+    "losses": _core("core.losses", "LOSSES"),
+    "weightings": _core("core.losses", "WEIGHTINGS"),
+    "samplers": _core("core.samplers", "SAMPLERS"),
+    "presets": _core("presets", "PRESETS"),
+    "precisions": _core("runtime", "PRECISIONS"),
+    "trackers": _names("runtime", "TRACKERS"),
+    "features": _core("features", "FEATURES"),
+    "weights": lambda: dict.fromkeys(("ema", "raw")),
+}
+"""The tables that options choose from; none of them imports torch to be listed."""
+
+UNIVERSAL: dict[str, Any] = {
+    "config_file": typer.Option(None, "--config", metavar="TOML", help="Options from a file."),
+    "json": typer.Option(False, "--json", help="Print one JSON object on stdout."),
+    "quiet": typer.Option(False, "--quiet", "-q", help="Nothing on stderr but errors."),
+    "debug": typer.Option(False, "--debug", help="Errors come with their traceback."),
+}
+
+
+def make_command(name: str, module: Any, set_console: Callable[[Console], None]) -> Any:
+    """The function that Typer calls for a command, with a signature made from its options."""
+    kind = module.CONFIG
+    configure = getattr(module, "configure", lambda given: from_dict(kind, given))
+
+    def command(**typed: Any) -> None:
+        console = Console(
+            quiet=typed.pop("quiet"), as_json=typed.pop("json"), debug=typed.pop("debug")
+        )
+        set_console(console)
+        given = {k: v for k, v in typed.items() if v is not None and v != []}
+        path = given.pop("config_file", None)
+        if path is not None:
+            given = {**read_toml(path), **given}
+        check_names(kind, given)
+        module.run(configure(given), console)
+
+    command.__doc__ = inspect.cleandoc(module.__doc__)
+    command.__signature__ = inspect.Signature(_parameters(kind))  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in _parameters(kind)}
+    return command
+
+
+def check_names(kind: type[Any], given: Mapping[str, Any]) -> None:
+    """Refuse an unknown name before anything heavy is imported.
+
+    Raises:
+        UsageError: with the nearest name.
+    """
+    for f, spec in options(kind):
+        value = given.get(f.name)
+        if spec.table and value is not None:
+            for name in value if isinstance(value, (list, tuple)) else [value]:
+                lookup(TABLES[spec.table](), str(name), flag_of(f))
+
+
+def _parameters(kind: type[Any]) -> list[inspect.Parameter]:
+    own = kind.__annotations__
+    ordered = sorted(options(kind), key=lambda o: (not o[1].argument, o[1].control, o[0].name not in own))
+    found = [_parameter(f, spec) for f, spec in ordered]
+    for name, default in UNIVERSAL.items():
+        annotation = str | None if default.default is None else bool
+        found.append(_keyword(name, default, annotation))
+    return found
+
+
+def _keyword(name: str, default: Any, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+    )
+
+
+def _parameter(f: dataclasses.Field[Any], spec: Option) -> inspect.Parameter:
+    kind, annotation = _annotation(f, spec)
+    if spec.argument:
+        info = typer.Argument(None, metavar=spec.metavar, help=spec.help, show_default=False)
+        return _keyword(f.name, info, str | None)
+    flags = [flag_of(f)]
+    if spec.flag:
+        flags = [spec.flag] if f.name == "n" else [flag_of(f), spec.flag]
+    if kind == "bool" and not spec.control and f.name != "overwrite":
+        flags[0] += "/--no-" + flags[0].removeprefix("--")
+    names = list(TABLES[spec.table]()) if spec.table else []
+    info = typer.Option(
+        None,
+        *flags,
+        help=_help(f, spec),
+        show_default=False,
+        metavar=spec.metavar or ("NAME" if spec.table else None),
+        autocompletion=(lambda: names) if names else None,
+    )
+    return _keyword(f.name, info, annotation)
+
+
+def _annotation(f: dataclasses.Field[Any], spec: Option) -> tuple[str, Any]:
+    """The field's kind, and the type that Typer parses."""
+    kind = str(f.type).removesuffix(" | None")
+    if kind.startswith("tuple[str"):
+        return kind, list[str] | None
+    types = {"int": int, "float": float, "bool": bool, "str": str}
+    parsed = str if spec.parse else types[kind]
+    return kind, parsed | None
+
+
+def _help(f: dataclasses.Field[Any], spec: Option) -> str:
+    """The help of a field: its sentence, the names it may have, its default."""
+    parts = [spec.help]
+    if spec.table == "presets":
+        parts.append("; ".join(f"{k}: {v.help}" for k, v in TABLES[spec.table]().items()) + ".")
+    elif spec.table:
+        parts.append(f"One of: {', '.join(TABLES[spec.table]())}.")
+    if shown := _shown(f, spec):
+        parts.append(f"[default: {shown}]")
+    return " ".join(parts)
+
+
+def _shown(f: dataclasses.Field[Any], spec: Option) -> str:
+    """The default as `--help` prints it; empty where there is none to speak of."""
+    if spec.shown:
+        return spec.shown
+    if f.default is MISSING or f.default is None or f.default is False:
+        return ""
+    if f.default is True:
+        return "on"
+    return ", ".join(f.default) if isinstance(f.default, tuple) else str(f.default)

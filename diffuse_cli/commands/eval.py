@@ -1,0 +1,71 @@
+"""Measure a model, or a folder of images, against real images.
+
+Bits per dimension of held-out images, and the distance of generated images from real ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from diffuse_cli.config import EvalConfig
+from diffuse_cli.console import Console
+
+if TYPE_CHECKING:
+    from diffuse_cli.evaluation import Evaluated
+
+CONFIG = EvalConfig
+
+LABELS = {
+    "bits_per_dim": "bits per dimension (bound)",
+    "bits_prior": "  prior, L_T",
+    "bits_middle": "  steps, L_1 ... L_T-1",
+    "bits_decoder": "  decoder, L_0",
+    "kid": "KID",
+    "frechet_distance": "Fréchet distance",
+}
+
+
+def run(config: EvalConfig, console: Console) -> None:
+    """Evaluate, and print the numbers."""
+    from diffuse_cli.evaluation import evaluate
+
+    found = console.follow(evaluate(config))
+    if found is None:
+        return
+    if console.as_json:
+        console.result([], to_json(config, found))
+    else:
+        console.write(lines(found))
+
+
+def to_json(config: EvalConfig, found: Evaluated) -> dict[str, object]:
+    """Everything one needs to compare the numbers with others."""
+    values = dataclasses.asdict(found)
+    numbers = values.pop("values")
+    counts = {"real": values.pop("real"), "generated": values.pop("generated")}
+    return {"subject": config.subject, "data": config.data, "n": counts, **numbers, **values}
+
+
+def lines(found: Evaluated) -> list[str]:
+    """A table of the numbers, each with its standard error, and what they were measured on."""
+    rows = [(LABELS.get(name, name), _number(found.values, name)) for name in _ordered(found)]
+    width = max(len(label) for label, _ in rows)
+    part = {"held-out": "held-out images", "all": "all images of DATA"}[found.part]
+    features = found.features.get("name", "")
+    return [
+        *(f"{label:<{width}}  {number}" for label, number in rows),
+        f"n = {found.generated:,} generated against {found.real:,} real ({part}); "
+        f"features of {features}",
+    ]
+
+
+def _ordered(found: Evaluated) -> list[str]:
+    names = [name for name in found.values if not name.endswith("_standard_error")]
+    known = [name for name in LABELS if name in names]
+    return known + [name for name in names if name not in LABELS]
+
+
+def _number(values: dict[str, float], name: str) -> str:
+    error = values.get(f"{name}_standard_error")
+    return f"{values[name]:.4f}" + (f" ± {error:.4f}" if error is not None else "")

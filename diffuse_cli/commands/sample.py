@@ -1,0 +1,25 @@
+"""Draw images from a model file, which is all that is needed."""
+
+from __future__ import annotations
+
+from diffuse_cli.config import SampleConfig
+from diffuse_cli.console import Console
+
+CONFIG = SampleConfig
+
+
+def run(config: SampleConfig, console: Console) -> None:
+    """Sample, and print the paths of the pictures."""
+    from diffuse_cli.sampling import generate
+
+    made = console.follow(generate(config))
+    if made is not None:
+        values = {
+            "out": config.out,
+            "images": [str(path) for path in made.images],
+            "grid": str(made.grid) if made.grid else None,
+            "gif": str(made.gif) if made.gif else None,
+            "manifest": str(made.manifest),
+            "processes": made.processes,
+        }
+        console.result(made.paths, values)

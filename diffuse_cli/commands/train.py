@@ -1,0 +1,90 @@
+"""Train a model on a folder or zip of images.
+
+Writes the model file and, beside it, a run directory with checkpoints, previews and metrics.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from diffuse_cli.config import TrainConfig
+from diffuse_cli.console import Console
+from diffuse_cli.events import Notice, Progress
+from diffuse_cli.signals import deferred
+from diffuse_cli.training.configuring import configure as configure
+
+if TYPE_CHECKING:
+    from diffuse_cli.training.fitting import Trained
+
+CONFIG = TrainConfig
+
+
+def run(config: TrainConfig, console: Console) -> None:
+    """Train, or with --dry-run say what would be trained."""
+    if config.dry_run:
+        _dry_run(config, console)
+        return
+    from diffuse_cli.files import sha256
+    from diffuse_cli.training import fit
+
+    with deferred() as stop:
+        trained = console.follow(fit(config, stop), _Describe(live=console.live))
+    if trained is not None:
+        console.say(_summary(trained))
+        values = {f.name: getattr(trained, f.name) for f in dataclasses.fields(trained)}
+        values |= {"model": str(trained.model), "run": str(trained.run)}
+        console.result([trained.model], {**values, "sha256": sha256(trained.model)})
+
+
+def _dry_run(config: TrainConfig, console: Console) -> None:
+    from diffuse_cli.training.estimating import estimate
+
+    found = console.follow(estimate(config))
+    if console.as_json:
+        console.result([], found.to_dict())
+    else:
+        console.write([found.to_toml().rstrip("\n")])
+
+
+class _Describe:
+    """Training's own events as progress and sentences."""
+
+    def __init__(self, live: bool) -> None:
+        self.live = live
+        self.text = ""
+
+    def __call__(self, event: Any) -> Progress | Notice | None:
+        from diffuse_cli.training.fitting import Looked, Step
+
+        if isinstance(event, Looked):
+            held = f"  held-out {event.held_out_loss:.4f}" if event.held_out_loss is not None else ""
+            where = f"  {event.preview}" if event.preview else ""
+            return Notice(f"step {event.step:,}{held}{where}")
+        assert isinstance(event, Step)
+        if event.loss is not None:
+            self.text = f"loss {event.loss:.4f}  {event.images_per_second:,.0f} images/s"
+            if not self.live:
+                return Notice(f"step {event.step:,}/{event.steps:,}  {self.text}{_left(event)}")
+        return Progress("training", event.step, event.steps, self.text) if self.live else None
+
+
+def _left(event: Any) -> str:
+    """The time that is left, in words."""
+    if not event.seconds_left:
+        return ""
+    minutes, seconds = divmod(round(event.seconds_left), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"  {hours}:{minutes:02d}:{seconds:02d} left" if hours else (
+        f"  {minutes}:{seconds:02d} left"
+    )  # fmt: skip
+
+
+def _summary(trained: Trained) -> str:
+    minutes, seconds = divmod(round(trained.seconds), 60)
+    held = f", held-out {trained.held_out_loss:.4f}" if trained.held_out_loss is not None else ""
+    loss = f", loss {trained.loss:.4f}{held}" if trained.loss is not None else ""
+    return (
+        f"{trained.parameters / 1e6:.1f} M parameters, step {trained.step:,} of "
+        f"{trained.steps:,}{loss}, {minutes} min {seconds} s"
+    )

@@ -1,0 +1,173 @@
+"""What people and scripts see: progress and sentences on stderr, results alone on stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
+
+from rich.console import Console as RichConsole
+from rich.console import RenderableType
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.text import Text
+
+from diffuse_cli.errors import DiffuseError
+from diffuse_cli.events import Notice, Progress, Work
+from diffuse_cli.files import show
+
+T = TypeVar("T")
+
+PLAIN_SECONDS = 10.0
+"""Without a terminal, a line of progress at most so often."""
+
+
+class Console:
+    """Where a command speaks.
+
+    Args:
+        quiet: nothing on stderr but errors.
+        as_json: the result is one JSON object.
+        debug: errors come with their traceback.
+    """
+
+    def __init__(self, *, quiet: bool = False, as_json: bool = False, debug: bool = False) -> None:
+        self.quiet, self.as_json, self.debug = quiet, as_json, debug
+        self._err = RichConsole(
+            stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True
+        )
+        self.live = self._err.is_terminal and not self._err.is_dumb_terminal
+
+    # -- stderr ------------------------------------------------------------------------------------
+
+    def say(self, line: str | RenderableType, style: str = "") -> None:
+        """A line for people, unless quiet."""
+        if not self.quiet:
+            with contextlib.suppress(BrokenPipeError):
+                self._err.print(Text(line, style=style) if isinstance(line, str) else line)
+
+    def warn(self, text: str) -> None:
+        """A sentence that may be a surprise."""
+        self.say(f"warning: {text}", style="yellow")
+
+    def fail(self, error: DiffuseError) -> None:
+        """The one line of an expected failure, also when quiet."""
+        line = " ".join(f"diffuse: {error}".split("\n"))
+        with contextlib.suppress(BrokenPipeError):
+            self._err.print(Text(line, style="red"))
+        if self.debug:
+            self._err.print_exception()
+
+    def follow(self, work: Work[T], describe: Callable[[Any], Any] | None = None) -> T:
+        """Run `work` to its end, showing its events, and return its result.
+
+        `describe` turns an event that is neither `Progress` nor `Notice` into one of them, or
+        into None.
+        """
+        with self._display() as display:
+            while True:
+                try:
+                    event = next(work)
+                except StopIteration as stop:
+                    result: T = stop.value
+                    return result
+                if describe and not isinstance(event, (Progress, Notice)):
+                    event = describe(event)
+                if isinstance(event, Progress):
+                    display(event)
+                elif isinstance(event, Notice):
+                    (self.warn if event.warning else self.say)(event.text)
+
+    @contextlib.contextmanager
+    def _display(self) -> Iterator[Callable[[Progress], None]]:
+        if self.quiet:
+            yield lambda event: None
+        elif self.live:
+            with _bars(self._err) as bars:
+                yield _Bars(bars)
+        else:
+            yield _Lines(self.say)
+
+    # -- stdout ------------------------------------------------------------------------------------
+
+    def result(self, paths: Iterable[Path | str], values: dict[str, Any]) -> None:
+        """The result: one path a line, or the JSON object."""
+        self.write([json.dumps(values)] if self.as_json else [show(path) for path in paths])
+
+    def write(self, lines: Iterable[str]) -> None:
+        """Lines on stdout; a reader that has gone away is no error."""
+        try:
+            for line in lines:
+                print(line, flush=True)
+        except BrokenPipeError:
+            # Python would complain again when it flushes stdout at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    def table(self, rows: Iterable[tuple[str, str]]) -> None:
+        """Names and values in two columns on stderr."""
+        rows = list(rows)
+        width = max((len(name) for name, _ in rows), default=0)
+        for name, value in rows:
+            self.say(f"  {name:<{width}}  {value}")
+
+
+def steady(stream: TextIO) -> None:
+    """Let a stream escape what its encoding lacks instead of failing."""
+    reconfigure = getattr(stream, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")
+
+
+def _bars(console: RichConsole) -> Bars:
+    return Bars(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[detail]}"),
+        console=console,
+        transient=True,
+        get_time=time.monotonic,
+    )
+
+
+class _Bars:
+    """A bar for each task on a terminal."""
+
+    def __init__(self, bars: Bars) -> None:
+        self.bars = bars
+        self.tasks: dict[str, Any] = {}
+
+    def __call__(self, event: Progress) -> None:
+        if event.task not in self.tasks:
+            self.tasks[event.task] = self.bars.add_task(event.task, total=event.total, detail="")
+        task = self.tasks[event.task]
+        self.bars.update(task, completed=event.done, total=event.total, detail=event.detail)
+        if event.done >= event.total:
+            self.bars.remove_task(self.tasks.pop(event.task))
+
+
+class _Lines:
+    """A plain line now and then where there is no terminal."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+        self.last: dict[str, float] = {}
+
+    def __call__(self, event: Progress) -> None:
+        now = time.monotonic()
+        began = event.task not in self.last
+        if began:
+            self.last[event.task] = now
+        ended = event.done >= event.total
+        if (ended and not began) or now - self.last[event.task] >= PLAIN_SECONDS:
+            self.last[event.task] = now
+            detail = f"  {event.detail}" if event.detail else ""
+            self.say(f"{event.task} {event.done:,}/{event.total:,}{detail}")
+        if ended:
+            del self.last[event.task]

