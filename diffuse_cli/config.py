@@ -256,17 +256,13 @@ JSON_HELP = "Print one JSON object on stdout."
 class TrainConfig(DiffusionConfig):
     """Everything that decides the weights of a model, and how its run is kept."""
 
-    data: str = option(
-        help="Folder or zip of images.", argument=True, place=True, metavar="DATA"
-    )
+    data: str = option(help="Folder or zip of images.", argument=True, place=True, metavar="DATA")
     steps: int = option(5000, "Optimizer steps.", low=1, high=100_000_000)
     batch_size: int = option(
         64, "Images a step, over all processes and accumulation.", low=1, high=1_000_000
     )
     accumulation: int = option(1, "Forward passes a step, to save memory.", low=1, high=100_000)
-    lr: float | None = option(
-        None, "Peak learning rate.", low=0, high=10, shown="from the preset"
-    )
+    lr: float | None = option(None, "Peak learning rate.", low=0, high=10, shown="from the preset")
     warmup: int = option(100, "Steps over which the learning rate rises.", low=0)
     weight_decay: float = option(0.01, "Weight decay of AdamW.", low=0, high=10)
     grad_clip: float = option(1.0, "Largest norm of the gradient.", low=1e-6, high=1e6)
@@ -302,21 +298,29 @@ class TrainConfig(DiffusionConfig):
 
     strict: bool = option(False, "End on the first bad file instead of skipping it.", control=True)
     out: str = option(
-        "model.safetensors", "Model file; its run directory lies beside it.", flag="-o",
-        control=True, metavar="FILE",
-    )  # fmt: skip
+        "model.safetensors",
+        "Model file; its run directory lies beside it.",
+        flag="-o",
+        control=True,
+        metavar="FILE",
+    )
     minutes: float | None = option(
-        None, "Train about this long: measures, then fixes the steps.",
-        low=0.01, high=1e6, control=True, shown="",
-    )  # fmt: skip
+        None,
+        "Train about this long: measures, then fixes the steps.",
+        low=0.01,
+        high=1e6,
+        control=True,
+        shown="",
+    )
     stop_at: int | None = option(
         None, "End after this step; --resume goes on.", low=1, control=True
     )
     resume: bool = option(False, "Go on from the last checkpoint.", control=True)
     dry_run: bool = option(
-        False, "Print the complete configuration and what it costs, and train nothing.",
+        False,
+        "Print the complete configuration and what it costs, and train nothing.",
         control=True,
-    )  # fmt: skip
+    )
     overwrite: bool = option(False, OVERWRITE, control=True)
     log: str | None = option(None, "Also log to a tracker.", table="trackers", control=True)
     save_every: int = option(1000, "Steps between checkpoints.", low=1, control=True)
@@ -367,11 +371,14 @@ class EvalConfig(Config):
     """A model, or a folder of images, measured against real images."""
 
     subject: str = option(
-        help="Model file, or folder of generated images.", argument=True, place=True,
+        help="Model file, or folder of generated images.",
+        argument=True,
+        place=True,
         metavar="MODEL_OR_FOLDER",
-    )  # fmt: skip
-    data: str = option(help="Folder or zip of real images.", argument=True, place=True,
-                       metavar="DATA")  # fmt: skip
+    )
+    data: str = option(
+        help="Folder or zip of real images.", argument=True, place=True, metavar="DATA"
+    )
     n: int = option(1000, "Images on each side.", flag="-n", low=2, high=10_000_000)
     timesteps: int | str = option(
         50, "Timesteps of the bound an image, or 'all'.", parse=parse_timesteps, metavar="N|all"
@@ -401,18 +408,25 @@ class DemoConfig(Config):
     """The forward process of one image, as a picture."""
 
     image: str = option(help="Image.", argument=True, place=True, metavar="IMAGE")
-    schedule: tuple[str, ...] = option(("cosine",), "Noise schedule; repeat it to compare several.",
-                                       table="schedules")  # fmt: skip
+    schedule: tuple[str, ...] = option(
+        ("cosine",), "Noise schedule; repeat it to compare several.", table="schedules"
+    )
     steps: int = option(8, "Pictures in a row.", low=2, high=64)
     num_timesteps: int = option(1000, "Timesteps T of the process.", low=2, high=100_000)
     seed: int = option(0, "Seed of the noise.", low=0, high=2**63 - 1)
-    size: Size | None = option(None, "Size the image is shown at.", parse=parse_size,
-                               metavar="H[xW]", shown="its own, at most 256")  # fmt: skip
+    size: Size | None = option(
+        None,
+        "Size the image is shown at.",
+        parse=parse_size,
+        metavar="H[xW]",
+        shown="its own, at most 256",
+    )
     background: str = option(
         "white", "Colour behind a transparent image.", parse=parse_color, metavar="COLOR"
     )
-    out: str | None = option(None, "Picture to write.", flag="-o", metavar="FILE",
-                             shown="NAME.noise-demo.png")  # fmt: skip
+    out: str | None = option(
+        None, "Picture to write.", flag="-o", metavar="FILE", shown="NAME.noise-demo.png"
+    )
     gif: bool = option(False, "Write an animation beside the picture.")
     overwrite: bool = option(False, OVERWRITE)
 
@@ -443,7 +457,9 @@ def to_dict(config: object, *, control: bool = True, places: bool = True) -> dic
     for f in dataclasses.fields(config):  # type: ignore[arg-type]
         spec: Option | None = f.metadata.get("option")
         value = getattr(config, f.name)
-        if value is None or (spec and ((spec.control and not control) or (spec.place and not places))):
+        if value is None or (
+            spec and ((spec.control and not control) or (spec.place and not places))
+        ):
             continue
         if isinstance(value, tuple):
             value = list(value)

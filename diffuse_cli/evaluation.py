@@ -180,9 +180,13 @@ def _read(
 ) -> Work[Images]:
     return (
         yield from read_images(
-            source, size=size, channels=channels, background=background,
-            strict=config.strict, workers=config.workers,
-        )  # fmt: skip
+            source,
+            size=size,
+            channels=channels,
+            background=background,
+            strict=config.strict,
+            workers=config.workers,
+        )
     )
 
 
@@ -254,11 +258,16 @@ def _generate(evaluation: Evaluation) -> Work[Pixels]:
     assert loaded is not None
     pixels: dict[int, Pixels] = {}
     drawings = draw(
-        loaded.denoiser, shape=loaded.shape, indices=range(config.n), seed=config.seed,
+        loaded.denoiser,
+        shape=loaded.shape,
+        indices=range(config.n),
+        seed=config.seed,
         times=loaded.denoiser.process.times(config.steps, config.spacing),
-        device=evaluation.accelerator.device, sampler=config.sampler,
-        batch_size=config.batch_size, knobs=sampler_knobs(config),
-    )  # fmt: skip
+        device=evaluation.accelerator.device,
+        sampler=config.sampler,
+        batch_size=config.batch_size,
+        knobs=sampler_knobs(config),
+    )
     yield from collect(drawings, config.n, pixels)
     return np.stack([pixels[i] for i in sorted(pixels)])
 

@@ -252,7 +252,9 @@ def _check_shapes(unet: UNetConfig, header: Mapping[str, Any]) -> None:
     for name in expected.keys() & header.keys():
         entry = header[name]
         if entry["dtype"] != "F32" or list(entry["shape"]) != expected[name]:
-            problems.append(f"{name} is {entry['dtype']} {entry['shape']}, not F32 {expected[name]}")
+            problems.append(
+                f"{name} is {entry['dtype']} {entry['shape']}, not F32 {expected[name]}"
+            )
     if problems:
         raise ModelFileError(
             f"its tensors do not fit its network: {'; '.join(sorted(problems)[:5])}"
@@ -275,4 +277,3 @@ def _check_finite(tensors: Mapping[str, Tensor]) -> None:
     bad = sorted(name for name, tensor in tensors.items() if not bool(tensor.isfinite().all()))
     if bad:
         raise ModelFileError(f"weights that are not numbers: {', '.join(bad[:5])}")
-

@@ -43,26 +43,51 @@ PRESETS: dict[str, Preset] = {
     ),
     "base": Preset(
         "29 M: one GPU",
-        {"width": 128, "multipliers": (1, 2, 2, 2), "blocks": 2, "attention": (7, 8, 14, 16),
-         "head_width": 64},
+        {
+            "width": 128,
+            "multipliers": (1, 2, 2, 2),
+            "blocks": 2,
+            "attention": (7, 8, 14, 16),
+            "head_width": 64,
+        },
         {"lr": 4e-4},
     ),
     "large": Preset(
         "86 M: several GPUs",
-        {"width": 192, "multipliers": (1, 2, 2, 2), "blocks": 3, "attention": (7, 8, 14, 16),
-         "head_width": 64},
+        {
+            "width": 192,
+            "multipliers": (1, 2, 2, 2),
+            "blocks": 3,
+            "attention": (7, 8, 14, 16),
+            "head_width": 64,
+        },
         {"lr": 2e-4},
     ),
     "ddpm-cifar10": Preset(
         "35.7 M: the CIFAR-10 network of Ho et al. 2020",
-        {"width": 128, "multipliers": (1, 2, 2, 2), "blocks": 2, "attention": (16,),
-         "scale_shift": False, "dropout": 0.1},
-        {"schedule": "linear", "target": "eps", "weighting": "none", "lr": 2e-4,
-         "variance": "large", "batch_size": 128, "warmup": 5000, "ema_decay": 0.9999,
-         "flip": True, "weight_decay": 0.0},
+        {
+            "width": 128,
+            "multipliers": (1, 2, 2, 2),
+            "blocks": 2,
+            "attention": (16,),
+            "scale_shift": False,
+            "dropout": 0.1,
+        },
+        {
+            "schedule": "linear",
+            "target": "eps",
+            "weighting": "none",
+            "lr": 2e-4,
+            "variance": "large",
+            "batch_size": 128,
+            "warmup": 5000,
+            "ema_decay": 0.9999,
+            "flip": True,
+            "weight_decay": 0.0,
+        },
         published=True,
     ),
-}  # fmt: skip
+}
 
 
 def choose(config: TrainConfig, device: str) -> str:

@@ -195,10 +195,16 @@ def generate(config: SampleConfig) -> Work[Generated | None]:
         mine = share(config.n, accelerator.num_processes, accelerator.process_index)
         collected = _Collected()
         drawings = draw(
-            loaded.denoiser, shape=loaded.shape, indices=mine, seed=config.seed, times=times,
-            device=accelerator.device, sampler=config.sampler, batch_size=config.batch_size,
+            loaded.denoiser,
+            shape=loaded.shape,
+            indices=mine,
+            seed=config.seed,
+            times=times,
+            device=accelerator.device,
+            sampler=config.sampler,
+            batch_size=config.batch_size,
             knobs=knobs,
-        )  # fmt: skip
+        )
         if config.gif:
             drawings = _watch(drawings, collected)
         yield from collect(drawings, len(mine), collected.pixels)
@@ -247,9 +253,7 @@ def check_folder(folder: Path, overwrite: bool) -> None:
         )
 
 
-def _write(
-    config: SampleConfig, folder: Path, drawn: _Collected, processes: int
-) -> Generated:
+def _write(config: SampleConfig, folder: Path, drawn: _Collected, processes: int) -> Generated:
     """Write pictures and, last, the manifest that names them."""
     if folder.is_dir():
         for path in folder.iterdir():

@@ -1,4 +1,4 @@
-"""A command line from the fields of a configuration: written once there, typed and explained here."""
+"""A command line made from the fields of a configuration, where each option is written once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from diffuse_cli.config import MISSING, Option, flag_of, from_dict, options, read_toml
+from diffuse_cli.config import Option, flag_of, from_dict, options, read_toml
 from diffuse_cli.console import Console
 from diffuse_cli.errors import lookup
 
@@ -89,7 +89,9 @@ def check_names(kind: type[Any], given: Mapping[str, Any]) -> None:
 
 def _parameters(kind: type[Any]) -> list[inspect.Parameter]:
     own = kind.__annotations__
-    ordered = sorted(options(kind), key=lambda o: (not o[1].argument, o[1].control, o[0].name not in own))
+    ordered = sorted(
+        options(kind), key=lambda o: (not o[1].argument, o[1].control, o[0].name not in own)
+    )
     found = [_parameter(f, spec) for f, spec in ordered]
     for name, default in UNIVERSAL.items():
         annotation = str | None if default.default is None else bool
@@ -151,7 +153,7 @@ def _shown(f: dataclasses.Field[Any], spec: Option) -> str:
     """The default as `--help` prints it; empty where there is none to speak of."""
     if spec.shown:
         return spec.shown
-    if f.default is MISSING or f.default is None or f.default is False:
+    if f.default is dataclasses.MISSING or f.default is None or f.default is False:
         return ""
     if f.default is True:
         return "on"

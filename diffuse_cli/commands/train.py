@@ -58,7 +58,9 @@ class _Describe:
         from diffuse_cli.training.fitting import Looked, Step
 
         if isinstance(event, Looked):
-            held = f"  held-out {event.held_out_loss:.4f}" if event.held_out_loss is not None else ""
+            held = (
+                f"  held-out {event.held_out_loss:.4f}" if event.held_out_loss is not None else ""
+            )
             where = f"  {event.preview}" if event.preview else ""
             return Notice(f"step {event.step:,}{held}{where}")
         assert isinstance(event, Step)
@@ -75,9 +77,11 @@ def _left(event: Any) -> str:
         return ""
     minutes, seconds = divmod(round(event.seconds_left), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"  {hours}:{minutes:02d}:{seconds:02d} left" if hours else (
-        f"  {minutes}:{seconds:02d} left"
-    )  # fmt: skip
+    return (
+        f"  {hours}:{minutes:02d}:{seconds:02d} left"
+        if hours
+        else (f"  {minutes}:{seconds:02d} left")
+    )
 
 
 def _summary(trained: Trained) -> str:

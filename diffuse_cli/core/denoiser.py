@@ -128,7 +128,11 @@ class Denoiser:
         kept = torch.tensor([min(round(t), self.process.num_timesteps - 1) for t in chosen])
         other = object.__new__(Denoiser)
         other._build(
-            self.net, self.process.respaced(chosen), self.target, self.variance,
-            self._c1[kept], self._c2[kept],
-        )  # fmt: skip
+            self.net,
+            self.process.respaced(chosen),
+            self.target,
+            self.variance,
+            self._c1[kept],
+            self._c2[kept],
+        )
         return other

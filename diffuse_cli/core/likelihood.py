@@ -1,6 +1,6 @@
 """The variational bound on the negative log-likelihood, in bits per dimension.
 
-    L = L_T + sum over t of L_t + L_0   (Ho et al. 2020, eq. 5)
+L = L_T + sum over t of L_t + L_0   (Ho et al. 2020, eq. 5)
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -94,7 +95,7 @@ def strata(num_timesteps: int, n: int) -> list[range]:
         edges.append(edges[-1] + ratio**i)
     whole = [int(e + 0.5) for e in edges]
     whole[-1] = num_timesteps
-    return [range(1), *(range(a, b) for a, b in zip(whole, whole[1:], strict=False))]
+    return [range(1), *(range(a, b) for a, b in pairwise(whole))]
 
 
 def _growth(span: int, parts: int) -> float:

@@ -36,7 +36,7 @@ def simple(
     prediction = denoiser(denoiser.process.diffuse(x0, t, noise), t, **cond)
     a, b = denoiser.target_at(t, like=x0)
     assert prediction.raw is not None
-    error = (prediction.raw - (a * x0 + b * noise)).square().flatten(1).mean(1)
+    error: Tensor = (prediction.raw - (a * x0 + b * noise)).square().flatten(1).mean(1)
     return error if weight is None else error * weight
 
 
@@ -54,7 +54,9 @@ def vlb(
     return term if weight is None else term * weight
 
 
-def bound_term(process: Process, prediction: Prediction, x0: Tensor, x_t: Tensor, t: Time) -> Tensor:
+def bound_term(
+    process: Process, prediction: Prediction, x0: Tensor, x_t: Tensor, t: Time
+) -> Tensor:
     """L_t = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and L_0 = -log p(x_0 | x_1).
 
     Ho et al. 2020, eqs. 5 and 13, with the paper's t one higher; bits per dimension, shape (B,).

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 class GroupNorm(nn.GroupNorm):
     """`torch.nn.GroupNorm` that can scale and shift each sample after its own affine map."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
     ) -> Tensor:
         """norm(x) * (1 + scale) + shift; x is (B, C, H, W), scale and shift are (B, C)."""
@@ -31,10 +31,9 @@ class GroupNorm(nn.GroupNorm):
         if scale is not None and shift is not None:
             gain = 1 + scale.float()
             weight, bias = weight * gain, bias * gain + shift.float()
-        y = _Normalise.apply(
+        return _normalise(
             x, weight.expand(len(x), -1), bias.expand(len(x), -1), self.num_groups, self.eps
         )
-        return y  # type: ignore[no-any-return]
 
 
 class _Normalise(torch.autograd.Function):
@@ -56,7 +55,7 @@ class _Normalise(torch.autograd.Function):
         return _multiply_add(x, gain, bias - mean * gain)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> Any:
         x, weight, mean, rstd = ctx.saved_tensors
         size = x[0].numel() // ctx.groups
         dy_sum = dy.sum((2, 3), dtype=torch.float32)
@@ -69,11 +68,17 @@ class _Normalise(torch.autograd.Function):
         return dx, dy_hat, dy_sum, None, None
 
 
+def _normalise(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+    y: Tensor = _Normalise.apply(x, weight, bias, groups, eps)  # type: ignore[no-untyped-call]
+    return y
+
+
 def _per_group(channels: Tensor, groups: int) -> Tensor:
     """Sums over the channels of each group, given to each of its channels; (B, C)."""
-    size = channels.shape[1] // groups
-    sums = channels.unflatten(1, (groups, size)).sum(2, keepdim=True)
-    return sums.expand(-1, -1, size).flatten(1)
+    batch, width = channels.shape
+    size = width // groups
+    sums = channels.reshape(batch, groups, size).sum(2, keepdim=True)
+    return sums.expand(-1, -1, size).reshape(batch, width)
 
 
 def _multiply_add(x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:

@@ -164,13 +164,12 @@ class Process:
         if isinstance(t, Tensor) and s is None:
             return Pair(*self._steps(t, like))
         if isinstance(t, Tensor) or isinstance(s, Tensor):
-            t, s = torch.as_tensor(t), torch.as_tensor(s)
-            t, s = torch.broadcast_tensors(torch.atleast_1d(t), torch.atleast_1d(s))
-            exact = self._pair(self._alpha_bars_at(t), self._alpha_bars_at(s)).columns()
+            levels = (self._alpha_bars_at(torch.as_tensor(v)) for v in (t, s))
+            exact = self._pair(*levels).columns()
             return Pair(*(spread(c.to(like.dtype).to(like.device), like) for c in exact))
         s = math.ceil(t) - 1 if s is None else s
-        levels = (torch.tensor(self.alpha_bar(v), dtype=torch.float64) for v in (t, s))
-        return Pair(*(float(c) for c in self._pair(*levels).columns()))
+        numbers = (torch.tensor(self.alpha_bar(v), dtype=torch.float64) for v in (t, s))
+        return Pair(*(float(c) for c in self._pair(*numbers).columns()))
 
     def level(self, t: Time, *, like: Tensor) -> tuple[Any, Any]:
         """alpha_t and sigma_t, as numbers or as tensors that broadcast against `like`."""
@@ -183,15 +182,14 @@ class Process:
     def shown(self, t: Time, *, like: Tensor) -> Tensor:
         """What the network is shown for t: float32 of shape (B,), B the batch of `like`."""
         if isinstance(t, Tensor):
-            return self._shown(t, like)[0].reshape(-1).float()
+            shown: Tensor = self._shown(t, like)[0]
+            return shown.reshape(-1).float()
         return like.new_full((len(like),), self._between(self.timesteps, t), dtype=torch.float32)
 
     def log_snr(self, t: Time) -> Any:
-        """log(alpha_t^2 / sigma_t^2): a number, or a float64 tensor (B,) for a tensor of times."""
+        """log(alpha_t^2 / sigma_t^2): a number, or float64 on the CPU for a tensor of times."""
         if isinstance(t, Tensor):
-            return self._log_snrs.to(t.device)[t] if t.device.type != "mps" else (
-                self._log_snrs.float().to(t.device)[t]
-            )  # fmt: skip
+            return self._log_snrs[t.cpu()]
         return self._between(self._log_snrs, t)
 
     # -- the Gaussians -----------------------------------------------------------------------------
@@ -199,7 +197,8 @@ class Process:
     def diffuse(self, x0: Tensor, t: Time, noise: Tensor) -> Tensor:
         """x_t = alpha_t x_0 + sigma_t eps (Ho et al. 2020, eq. 4)."""
         alpha, sigma = self.level(t, like=x0)
-        return alpha * x0 + sigma * noise
+        x_t: Tensor = alpha * x0 + sigma * noise
+        return x_t
 
     def posterior(self, x0: Tensor, x_t: Tensor, t: Time, s: Time | None = None) -> Gaussian:
         """q(x_s | x_t, x_0), with variance beta-tilde (Ho et al. 2020, eqs. 6 and 7).

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 MAX_BETA = 0.999
 
@@ -30,7 +31,7 @@ def cosine(num_timesteps: int) -> list[float]:
 def _from_alpha_bar(alpha_bar: Callable[[float], float], num_timesteps: int) -> list[float]:
     """beta_t = 1 - alpha_bar((t + 1) / T) / alpha_bar(t / T)."""
     levels = [alpha_bar(i / num_timesteps) for i in range(num_timesteps + 1)]
-    return _capped([1 - after / before for before, after in zip(levels, levels[1:], strict=False)])
+    return _capped([1 - after / before for before, after in pairwise(levels)])
 
 
 def _linspace(first: float, last: float, n: int) -> list[float]:

@@ -45,9 +45,7 @@ class UNet(nn.Module):
         for i, (after, attend) in enumerate(zip(widths, attends, strict=True)):
             last = i == len(widths) - 1
             inputs = [before] + [after] * (config.blocks - 1)
-            self.down_blocks.append(
-                Level(config, inputs, after, attend, down=not last)
-            )
+            self.down_blocks.append(Level(config, inputs, after, attend, down=not last))
             skips += [after] * (config.blocks + (not last))
             before = after
         self.mid_block = Middle(config, before)
@@ -215,15 +213,16 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape-preserving."""
-        batch, width, height, length = x.shape
+        height, length = x.shape[2:]
         tokens = self.group_norm(x).flatten(2).transpose(1, 2)
         q, k, v = (
             project(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
             for project in (self.to_q, self.to_k, self.to_v)
         )
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        mixed = self.to_out[0](mixed)
-        return x + mixed.transpose(1, 2).unflatten(2, (height, length))
+        mixed = self.to_out[0](mixed).transpose(1, 2)
+        added: Tensor = x + mixed.reshape(*mixed.shape[:2], height, length)
+        return added
 
 
 class Downsample(nn.Module):

@@ -20,12 +20,14 @@ Variance = Callable[["Pair", "Tensor | None"], Any]
 
 def small(pair: Pair, raw: Tensor | None) -> float | Tensor:
     """beta-tilde, the variance of the posterior: right for data that is one point."""
-    return pair.log_beta_tilde
+    log_var: float | Tensor = pair.log_beta_tilde
+    return log_var
 
 
 def large(pair: Pair, raw: Tensor | None) -> float | Tensor:
     """beta: right for data that is standard normal (Ho et al. 2020, section 3.2)."""
-    return pair.log_beta + pair.first * (pair.log_beta_tilde - pair.log_beta)
+    log_var: float | Tensor = pair.log_beta + pair.first * (pair.log_beta_tilde - pair.log_beta)
+    return log_var
 
 
 VARIANCES: dict[str, Variance] = {

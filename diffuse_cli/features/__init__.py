@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+
 @dataclass(frozen=True)
 class FeatureNetwork:
     """A feature network, ready on a device.

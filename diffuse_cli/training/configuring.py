@@ -1,4 +1,4 @@
-"""From what was typed and read to one configuration: flag, file, run directory or model, default."""
+"""One configuration from what was typed and read: flag, file, run directory or model, default."""
 
 from __future__ import annotations
 

@@ -17,7 +17,8 @@ def decay_at(update: int, largest: float) -> float:
     A growing memory: early in a run the average forgets the random start, so that a short run
     already samples from sensible weights.
     """
-    return min(largest, 1 - (update + 1) ** -POWER)
+    decay: float = 1 - (update + 1) ** -POWER
+    return min(largest, decay)
 
 
 def averaged(net: nn.Module, largest: float) -> AveragedModel:

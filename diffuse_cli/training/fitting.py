@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -115,9 +115,7 @@ def fit(config: TrainConfig, stop: Stop = never) -> Work[Trained | None]:
 class _Run:
     """A run under way: when to log, look, save and stop."""
 
-    def __init__(
-        self, plan: Plan, accelerator: Accelerator, run: RunDirectory, stop: Stop
-    ) -> None:
+    def __init__(self, plan: Plan, accelerator: Accelerator, run: RunDirectory, stop: Stop) -> None:
         self.plan, self.accelerator, self.run, self.stop = plan, accelerator, run, stop
         self.main = accelerator.is_main_process
         self.held_out_loss: float | None = None
@@ -158,7 +156,9 @@ class _Run:
         for text in passed:
             yield Notice(text, warning=True)
         if checkpoint is None:
-            yield Notice(f"no complete checkpoint in {files.show(self.run.path)}: starting at step 0")
+            yield Notice(
+                f"no complete checkpoint in {files.show(self.run.path)}: starting at step 0"
+            )
             return None
         yield from check_fingerprint(self.plan, checkpoint.state.get("fingerprint"))
         yield Notice(f"going on from step {checkpoint.step:,} of {files.show(self.run.path)}")
@@ -259,9 +259,7 @@ class _Run:
     def _log(self, done: int, meter: _Meter, norm: float, lr: float) -> Step:
         self.loss, speed = meter.read()
         if self.main:
-            self.run.log(
-                step=done, loss=self.loss, lr=lr, grad_norm=norm, images_per_second=speed
-            )
+            self.run.log(step=done, loss=self.loss, lr=lr, grad_norm=norm, images_per_second=speed)
         if self.plan.config.log:
             self.accelerator.log({"loss": self.loss, "lr": lr, "grad_norm": norm}, step=done)
         left = (self.plan.config.steps - done) * meter.batch_size / speed

@@ -1,4 +1,4 @@
-"""What stands before the first step: images, the complete configuration, the weights to start from."""
+"""What stands before the first step: images, the complete configuration, the first weights."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
 """The run directory beside a model file: what resume needs, metrics and previews.
 
-    model.run/
-      config.toml                 the resolved configuration
-      checkpoints/step-00001000/  model, ema, optimizer: safetensors; state.json; manifest.json
-      metrics.jsonl               a line every so many steps
-      previews/                   a grid of samples every so many steps
-      cache/                      the decoded images, while a run is under way
-      lock                        held by the process of the run
+model.run/
+  config.toml                 the resolved configuration
+  checkpoints/step-00001000/  model, ema, optimizer: safetensors; state.json; manifest.json
+  metrics.jsonl               a line every so many steps
+  previews/                   a grid of samples every so many steps
+  cache/                      the decoded images, while a run is under way
+  lock                        held by the process of the run
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class RunDirectory:
         except OSError:
             lock.seek(0)
             raise BusyError(
-                f"process {lock.read().strip() or 'unknown'} is training in {files.show(self.path)}",
+                f"process {lock.read().strip()} is training in {files.show(self.path)}",
                 "Wait for it, or choose another -o",
             ) from None
         lock.truncate(0)
@@ -149,7 +149,7 @@ class RunDirectory:
         for path in self._complete():
             fault = _fault(path)
             if fault:
-                passed.append(f"{files.show(path)} is damaged ({fault}); going back to the one before")
+                passed.append(f"{files.show(path)} is damaged ({fault}): going back")
                 continue
             state = json.loads((path / "state.json").read_text())
             tensors = {

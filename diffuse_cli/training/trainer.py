@@ -124,9 +124,13 @@ class Trainer:
 
     def _losses(self, step: int, positions: range) -> Tensor:
         draws = training_draws(
-            self.config.seed, step, positions,
-            shape=self._shape, num_timesteps=self.config.num_timesteps, device=self.device,
-        )  # fmt: skip
+            self.config.seed,
+            step,
+            positions,
+            shape=self._shape,
+            num_timesteps=self.config.num_timesteps,
+            device=self.device,
+        )
         x0 = self.pixels(self._at(step, positions))
         if self.config.flip:
             x0 = torch.where(draws.flip[:, None, None, None], x0.flip(3), x0)
@@ -181,9 +185,14 @@ class Trainer:
         for start in range(0, len(chosen), 64):
             positions = range(start, min(start + 64, len(chosen)))
             draws = training_draws(
-                self.config.seed, 0, positions, shape=self._shape, device=self.device,
-                num_timesteps=self.config.num_timesteps, purpose="held-out",
-            )  # fmt: skip
+                self.config.seed,
+                0,
+                positions,
+                shape=self._shape,
+                device=self.device,
+                num_timesteps=self.config.num_timesteps,
+                purpose="held-out",
+            )
             x0 = self.pixels(chosen[positions.start : positions.stop])
             total += float(self._loss_of(denoiser, x0, draws).sum())
         return total / len(chosen)

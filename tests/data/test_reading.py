@@ -19,6 +19,7 @@ from PIL import Image
 
 from diffuse_cli import files
 from diffuse_cli.data import Images, fit, open_index, read_images, reasons, save_index
+from diffuse_cli.data.cache import Mapped
 from diffuse_cli.data.images import HELD_OUT_MINIMUM
 from diffuse_cli.data.pixels import digest
 from diffuse_cli.errors import DataError, OutputError
@@ -478,6 +479,19 @@ def test_a_full_disk_is_an_output_error(tmp_path: Path, monkeypatch: pytest.Monk
 
     folder = fill(tmp_path / "in", many(5))
     monkeypatch.setattr(files, "operation", refuse)
+    with pytest.raises(OutputError, match="No space left"):
+        read(folder, cache=tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_a_disk_that_fills_up_is_an_output_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Mapped, pixels: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    folder = fill(tmp_path / "in", many(5))
+    monkeypatch.setattr(Mapped, "append", refuse)
     with pytest.raises(OutputError, match="No space left"):
         read(folder, cache=tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())

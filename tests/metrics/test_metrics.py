@@ -77,7 +77,7 @@ def test_rising_noise_on_images_is_ordered():
     network = FEATURES["efficientnet-lite0"].load("cpu")
     noise = np.random.default_rng(5).normal(size=(48, 1, 28, 28))
     real, clean, found = finish(extract(network, blobs(0))), blobs(1), []
-    for strength in (0, 5, 15, 45):
+    for strength in (0, 1, 3, 9):
         noisy = np.clip(np.rint(clean + strength * noise), 0, 255).astype(np.uint8)
         fake = finish(extract(network, noisy))
         found.append(measured("kid", real, fake) | measured("frechet", real, fake))
