@@ -43,7 +43,15 @@ def measure(variant: dict[str, str], options: argparse.Namespace, folder: Path) 
         "train", options.data, "-o", model, "--overwrite", "--steps", str(options.steps), *flags
     )
     found = diffuse(
-        "eval", model, options.data, "-n", str(options.n), "--steps", str(options.sampling)
+        "eval",
+        model,
+        options.data,
+        "-n",
+        str(options.n),
+        "--steps",
+        str(options.sampling),
+        "--timesteps",
+        "10",
     )
     return {
         "changed": variant,

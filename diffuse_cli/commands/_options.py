@@ -12,6 +12,7 @@ import typer
 from diffuse_cli.config import Option, flag_of, from_dict, options, read_toml
 from diffuse_cli.console import Console
 from diffuse_cli.errors import lookup
+from diffuse_cli.runtime import rank
 
 
 def _core(module: str, name: str) -> Callable[[], Mapping[str, Any]]:
@@ -58,7 +59,9 @@ def make_command(name: str, module: Any, set_console: Callable[[Console], None])
 
     def command(**typed: Any) -> None:
         console = Console(
-            quiet=typed.pop("quiet"), as_json=typed.pop("json"), debug=typed.pop("debug")
+            quiet=typed.pop("quiet") or rank() > 0,
+            as_json=typed.pop("json"),
+            debug=typed.pop("debug"),
         )
         set_console(console)
         given = {k: v for k, v in typed.items() if v is not None and v != []}

@@ -89,6 +89,6 @@ def _summary(trained: Trained) -> str:
     held = f", held-out {trained.held_out_loss:.4f}" if trained.held_out_loss is not None else ""
     loss = f", loss {trained.loss:.4f}{held}" if trained.loss is not None else ""
     return (
-        f"{trained.parameters / 1e6:.1f} M parameters, step {trained.step:,} of "
+        f"{trained.parameters:,} parameters, step {trained.step:,} of "
         f"{trained.steps:,}{loss}, {minutes} min {seconds} s"
     )

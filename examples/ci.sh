@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# The four commands on the example data, as a script in CI would run them: about a minute.
+set -euo pipefail
+
+data=$(cd "$(dirname "$0")" && pwd)/fashion-mnist.zip
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work"
+
+# Train a little; what it prints on stdout is the path of the model.
+model=$(diffuse train "$data" --steps 40 --batch-size 32 --quiet)
+test -s "$model"
+
+# Go on with the same run: a larger --steps extends it.
+diffuse train "$data" --steps 60 --resume --quiet
+
+# Eight images from the model file alone.
+diffuse sample "$model" -n 8 -o out/ --steps 10 --quiet
+test "$(find out -name '0*.png' | wc -l)" -eq 8
+
+# Numbers as JSON, for a dashboard or a threshold.
+diffuse eval "$model" "$data" -n 32 --steps 10 --timesteps 10 --json --quiet > eval.json
+python3 -c '
+import json
+found = json.load(open("eval.json"))
+print("bits per dimension:", round(found["bits_per_dim"], 3), "  KID:", round(found["kid"], 3))
+assert 0 < found["bits_per_dim"] < 50
+'
+
+# The forward process, as a picture.
+diffuse noise-demo out/00000.png --schedule linear --schedule cosine -o demo.png --quiet
+test -s demo.png
+
+# Bad input is one line and an exit code.
+code=0
+diffuse sample missing.safetensors 2> error.txt || code=$?
+test "$code" -eq 4
+test "$(wc -l < error.txt)" -eq 1
+
+echo "examples: ok"

@@ -1,0 +1,90 @@
+"""Gaussians against torch.distributions, and the likelihood of 8-bit pixels."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from oracles import generator
+from torch.distributions import Normal, kl_divergence
+
+from diffuse_cli.core import Gaussian
+from diffuse_cli.core.gaussian import exact_cdf
+
+
+def v(level: int) -> float:
+    return level / 127.5 - 1
+
+
+def scalar(value: float) -> torch.Tensor:
+    return torch.tensor([value], dtype=torch.float64)
+
+
+def test_kl_is_that_of_torch_distributions():
+    draws = torch.randn(4, 50, generator=generator(), dtype=torch.float64)
+    a, b = Gaussian(draws[0], draws[1]), Gaussian(draws[2], draws[3])
+    expected = kl_divergence(
+        Normal(draws[0], (draws[1] / 2).exp()), Normal(draws[2], (draws[3] / 2).exp())
+    )
+    assert torch.allclose(a.kl(b), expected, rtol=1e-12)
+    assert bool((a.kl(a) == 0).all())
+
+
+def test_a_sample_is_mean_and_scaled_noise():
+    mean, noise = scalar(0.25), scalar(2.0)
+    assert Gaussian(mean, 2 * math.log(0.5)).sample(noise) == pytest.approx(1.25)
+
+
+def test_log_var_may_be_a_number_in_the_means_dtype():
+    for dtype in (torch.float32, torch.float64):
+        gaussian = Gaussian(torch.zeros(3, dtype=dtype), -1.5)
+        assert gaussian.log_var.dtype == dtype
+        assert gaussian.discrete_nll(torch.zeros(3, dtype=dtype)).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("level", "mean", "log_sigma", "tanh", "exact"),
+    [
+        (128, v(128), -math.log(255), -0.3821627573, -0.3817151463),
+        (0, v(0), -math.log(255), -0.1729353566, -0.1727537790),
+        (0, 0.0, 0.0, -1.8340951623, -1.8350468796),
+    ],
+)
+def test_the_decoder_has_the_digits_of_both_forms(level, mean, log_sigma, tanh, exact):
+    gaussian = Gaussian(scalar(mean), 2 * log_sigma)
+    x = scalar(v(level))
+    assert float(-gaussian.discrete_nll(x)) == pytest.approx(tanh, abs=1e-10)
+    assert float(-gaussian.discrete_nll(x, exact_cdf)) == pytest.approx(exact, abs=1e-10)
+
+
+@pytest.mark.parametrize("mean", [-1.3, -1.0, 0.1, 0.999, 2.0])
+@pytest.mark.parametrize("log_sigma", [-3.0, -1.0, 0.5])
+def test_the_256_bins_sum_to_one(mean: float, log_sigma: float):
+    x = torch.arange(256, dtype=torch.float64) / 127.5 - 1
+    gaussian = Gaussian(torch.full((256,), mean, dtype=torch.float64), 2 * log_sigma)
+    assert float((-gaussian.discrete_nll(x)).exp().sum()) == pytest.approx(1, abs=1e-9)
+    assert float((-gaussian.discrete_nll(x, exact_cdf)).exp().sum()) == pytest.approx(1, abs=1e-9)
+
+
+def test_the_outermost_bins_reach_to_infinity():
+    wide = Gaussian(scalar(0.0), 2 * math.log(50))
+    for level in (0, 255):
+        assert float((-wide.discrete_nll(scalar(v(level)), exact_cdf)).exp()) > 0.49
+
+
+def test_a_probability_is_floored_and_its_gradient_stays_finite():
+    mean = torch.zeros(3, requires_grad=True)
+    nll = Gaussian(mean, -20.0).discrete_nll(torch.tensor([v(0), v(200), v(255)]))
+    nll.sum().backward()
+    assert nll.detach().tolist() == pytest.approx([-math.log(1e-12)] * 3)
+    assert bool(mean.grad.isfinite().all())
+
+
+def test_float32_agrees_with_float64():
+    x = torch.arange(256) / 127.5 - 1
+    mean = x + 0.01
+    for log_var in (-8.0, -4.0, 0.0):
+        small = Gaussian(mean, log_var).discrete_nll(x)
+        large = Gaussian(mean.double(), log_var).discrete_nll(x.double())
+        assert torch.allclose(small.double(), large, atol=1e-3)

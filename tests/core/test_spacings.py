@@ -1,0 +1,75 @@
+"""Which timesteps are visited."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import process_of, zero_snr
+
+from diffuse_cli.core import SPACINGS
+from diffuse_cli.errors import UsageError
+
+PUBLISHED = {
+    ("leading", 10): [900, 800, 700, 600, 500, 400, 300, 200, 100, 0],
+    ("trailing", 10): [999, 899, 799, 699, 599, 499, 399, 299, 199, 99],
+    ("linspace", 10): [999, 888, 777, 666, 555, 444, 333, 222, 111, 0],
+    ("trailing", 13): [999, 922, 845, 768, 691, 614, 537, 461, 384, 307, 230, 153, 76],
+}
+
+
+@pytest.mark.parametrize(("spacing", "n"), list(PUBLISHED))
+def test_times_are_those_published(spacing: str, n: int):
+    assert process_of("linear", 1000).times(n, spacing) == PUBLISHED[spacing, n]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 300), st.integers(1, 300), st.sampled_from(sorted(SPACINGS)))
+def test_every_spacing_gives_n_falling_times_of_the_process(size: int, n: int, spacing: str):
+    n = min(n, size)
+    times = process_of("linear", size).times(n, spacing)
+    assert len(times) == n
+    assert all(a > b for a, b in zip(times, times[1:], strict=False))
+    assert 0 <= times[-1] <= times[0] <= size - 1
+
+
+@pytest.mark.parametrize("spacing", list(SPACINGS))
+def test_all_times_of_a_process_are_possible(spacing: str):
+    times = process_of("cosine", 50).times(50, spacing)
+    assert len(set(times)) == 50
+    if all(isinstance(t, int) for t in times):
+        assert times == list(range(49, -1, -1))
+
+
+def test_trailing_and_linspace_start_at_noise_and_trailing_is_the_default():
+    process = process_of("linear", 1000)
+    for n in (1, 7, 999):
+        assert process.times(n, "trailing")[0] == process.times(n, "linspace")[0] == 999
+        assert process.times(n) == process.times(n, "trailing")
+
+
+def test_karras_spaces_the_seventh_root_of_sigma_evenly():
+    process = process_of("cosine", 1000)
+    times = process.times(18, "karras")
+    roots = [math.exp(-process.log_snr(t) / 2) ** (1 / 7) for t in times]
+    steps = [a - b for a, b in zip(roots, roots[1:], strict=False)]
+    assert steps == pytest.approx([steps[0]] * 17, rel=1e-6)
+    assert times[0] == pytest.approx(999)
+    assert times[-1] == pytest.approx(0)
+
+
+def test_karras_is_finite_where_the_last_snr_is_zero():
+    assert all(math.isfinite(t) for t in zero_snr(100).times(10, "karras"))
+
+
+@pytest.mark.parametrize("n", [-1, 0, 51])
+def test_more_times_than_timesteps_are_refused(n: int):
+    with pytest.raises(UsageError, match="--steps must be 1 to 50"):
+        process_of("linear", 50).times(n)
+
+
+def test_an_unknown_spacing_is_a_usage_error():
+    with pytest.raises(UsageError, match="Did you mean 'trailing'"):
+        process_of("linear", 50).times(5, "trailling")

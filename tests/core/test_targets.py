@@ -1,0 +1,52 @@
+"""Targets as two coefficients."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from oracles import posterior_coefficients, process_of
+
+from diffuse_cli.core import TARGETS
+
+PROCESS = process_of("cosine", 50)
+TIMES = [0, 1, 25, 49]
+
+
+def coefficients(name: str, t: int) -> tuple[float, float, float, float, float, float]:
+    alpha, sigma = PROCESS.level(t, like=PROCESS.betas)
+    c1, c2 = posterior_coefficients(PROCESS, t)
+    a, b = TARGETS[name](alpha, sigma, c1, c2)
+    return a, b, alpha, sigma, c1, c2
+
+
+@pytest.mark.parametrize("t", TIMES)
+@pytest.mark.parametrize("name", list(TARGETS))
+def test_every_target_determines_the_clean_image(name: str, t: int):
+    a, b, alpha, sigma, *_ = coefficients(name, t)
+    assert math.isfinite(a)
+    assert math.isfinite(b)
+    assert abs(a * sigma - b * alpha) > 1e-6
+
+
+@pytest.mark.parametrize("t", TIMES)
+def test_the_coefficients_are_those_of_the_papers(t: int):
+    expected = {
+        "eps": lambda alpha, sigma, c1, c2: (0, 1),
+        "x0": lambda alpha, sigma, c1, c2: (1, 0),
+        "v": lambda alpha, sigma, c1, c2: (-sigma, alpha),
+        "mu": lambda alpha, sigma, c1, c2: (c1 + c2 * alpha, c2 * sigma),
+    }
+    for name, formula in expected.items():
+        a, b, *rest = coefficients(name, t)
+        assert (a, b) == pytest.approx(formula(*rest)), name
+
+
+@pytest.mark.parametrize("t", TIMES)
+def test_mu_is_the_posterior_mean_of_ho_et_al(t: int):
+    """mu = (x_t - beta_t / sigma_t eps) / sqrt(1 - beta_t), equation 11."""
+    a, b, alpha, sigma, *_ = coefficients("mu", t)
+    beta = float(PROCESS.betas[t])
+    x0, eps = 0.3, -1.7
+    x_t = alpha * x0 + sigma * eps
+    assert a * x0 + b * eps == pytest.approx((x_t - beta / sigma * eps) / math.sqrt(1 - beta))
