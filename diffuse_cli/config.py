@@ -1,166 +1,26 @@
-"""What a command was asked to do, as frozen dataclasses; TOML in and out.
+"""What each command can be asked to do, as frozen dataclasses of options.
 
-A field carries its flag, help and range as metadata, so that an option is written once: the
-command line, the checks, the documentation and the TOML all read it from here. Names of table
-entries (`--schedule cosine`) are checked where their table is looked up, so this module knows
-nothing of the core.
+Names of table entries (`--schedule cosine`) are checked where their table is looked up, so this
+module knows nothing of the core.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import re
-import tomllib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from diffuse_cli.errors import UsageError, suggest
-
-Size = tuple[int, int]
-C = TypeVar("C")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Option:
-    """How a field is typed, explained and checked.
-
-    Attributes:
-        help: one sentence for `--help`.
-        low, high: the range of a number, both ends included.
-        table: what the command line offers as names, for example `schedules`.
-        parse: makes the value from what was typed or read from TOML; raises ValueError.
-        control: it cannot change the weights: not compared by `--resume`, not in the model file.
-        place: a path on this machine: in the TOML, not in the model file.
-        argument: positional, without a flag.
-        flag: the flag where it is not the field's name, or a short form beside it.
-        shown: the default as `--help` shows it, where it depends on machine or data.
-    """
-
-    help: str
-    low: float | None = None
-    high: float | None = None
-    table: str = ""
-    parse: Callable[[Any], Any] | None = None
-    control: bool = False
-    place: bool = False
-    argument: bool = False
-    flag: str = ""
-    shown: str = ""
-    metavar: str = ""
-
-
-def option(default: Any = MISSING, help: str = "", **metadata: Any) -> Any:
-    """A dataclass field that is an option of the command line."""
-    return field(default=default, metadata={"option": Option(help=help, **metadata)})
-
-
-def parse_size(value: Any) -> Size:
-    """`64`, `"64"`, `"48x64"` or `[48, 64]` as (height, width)."""
-    if isinstance(value, (list, tuple)) and len(value) == 2:
-        height, width = value
-    elif isinstance(value, int) and not isinstance(value, bool):
-        height = width = value
-    elif isinstance(value, str) and (match := re.fullmatch(r"(\d{1,5})(?:[xX](\d{1,5}))?", value)):
-        height = int(match[1])
-        width = int(match[2] or height)
-    else:
-        raise ValueError("a size is a number of pixels, or HEIGHTxWIDTH")
-    if not all(isinstance(v, int) and 1 <= v <= 4096 for v in (height, width)):
-        raise ValueError("a side is 1 to 4096 pixels")
-    return height, width
-
-
-def parse_ints(value: Any) -> tuple[int, ...]:
-    """`"1,2,2"` or `[1, 2, 2]` as a tuple; an empty string is an empty tuple."""
-    if isinstance(value, str):
-        value = [int(v) for v in value.split(",") if v.strip()]
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = [value]
-    if not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in value):
-        raise ValueError("a list of positive whole numbers, such as 1,2,2")
-    return tuple(value)
-
-
-def parse_color(value: Any) -> str:
-    """A colour name or `#rrggbb`, checked by Pillow."""
-    from PIL import ImageColor
-
-    ImageColor.getrgb(value)
-    return str(value)
-
-
-def parse_timesteps(value: Any) -> int | str:
-    """A number of timesteps, or `all`."""
-    if value == "all":
-        return "all"
-    number = int(value)
-    if number < 2:
-        raise ValueError("at least 2 timesteps, or 'all'")
-    return number
-
-
-def options(config: type | object) -> Iterator[tuple[dataclasses.Field[Any], Option]]:
-    """The fields of a configuration that are options, with their metadata."""
-    for f in dataclasses.fields(config):  # type: ignore[arg-type]
-        if "option" in f.metadata:
-            yield f, f.metadata["option"]
-
-
-def flag_of(f: dataclasses.Field[Any]) -> str:
-    """The long flag of a field, or its name in capitals where it is positional."""
-    name: Option = f.metadata["option"]
-    if name.argument:
-        return f.name.upper()
-    return "--" + f.name.replace("_", "-")
-
-
-class Config:
-    """Checks every number when a configuration is made."""
-
-    def __post_init__(self) -> None:
-        for f, spec in options(self):
-            value = getattr(self, f.name)
-            if value is None:
-                continue
-            if spec.parse is not None:
-                try:
-                    object.__setattr__(self, f.name, spec.parse(value))
-                except (ValueError, TypeError, AttributeError) as error:
-                    raise UsageError(f"{flag_of(f)} {value!r}: {error}") from error
-            elif isinstance(value, (int, float)) and not isinstance(value, bool):
-                self._check_number(f, spec, value)
-            _check_type(f, value)
-
-    @staticmethod
-    def _check_number(f: dataclasses.Field[Any], spec: Option, value: float) -> None:
-        if not math.isfinite(value):
-            raise UsageError(f"{flag_of(f)} must be a finite number, not {value}")
-        if spec.low is not None and value < spec.low:
-            raise UsageError(f"{flag_of(f)} must be at least {spec.low:g}, not {value:g}")
-        if spec.high is not None and value > spec.high:
-            raise UsageError(f"{flag_of(f)} must be at most {spec.high:g}, not {value:g}")
-
-
-_KINDS: dict[str, tuple[type, ...]] = {
-    "int": (int,),
-    "float": (int, float),
-    "bool": (bool,),
-    "str": (str,),
-}
-
-
-def _check_type(f: dataclasses.Field[Any], value: Any) -> None:
-    """Refuse a TOML value of another type than the field's."""
-    kind = str(f.type).removesuffix(" | None")
-    allowed = _KINDS.get(kind)
-    if allowed is None:
-        return
-    if not isinstance(value, allowed) or (isinstance(value, bool) and kind != "bool"):
-        raise UsageError(f"{flag_of(f)} must be {kind}, not {value!r}")
-
+from diffuse_cli.errors import UsageError
+from diffuse_cli.options import (
+    Config,
+    Size,
+    option,
+    parse_color,
+    parse_ints,
+    parse_names,
+    parse_size,
+    parse_timesteps,
+)
 
 # -- the network and the process ------------------------------------------------------------------
 
@@ -217,6 +77,8 @@ class UNetConfig(Config):
             self._check_width(self.width * multiple)
 
     def _check_width(self, width: int) -> None:
+        if width > 65_536:
+            raise UsageError("--multipliers make a level of more than 65536 channels")
         if width % self.groups:
             raise UsageError(
                 f"a level of {width} channels is not a multiple of {self.groups} groups",
@@ -334,10 +196,10 @@ class TrainConfig(DiffusionConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.out.endswith(".safetensors"):
-            raise UsageError(f"-o must end in .safetensors, not {self.out!r}")
         if self.batch_size < self.accumulation:
             raise UsageError("--accumulation must not exceed --batch-size")
+        if not isinstance(self.unet, Mapping):
+            raise UsageError(f"[unet] must be a table, not {self.unet!r}")
         if self.resume and self.overwrite:
             raise UsageError("--resume and --overwrite exclude each other")
         if self.loss == "vlb" and self.weighting not in (None, "none"):
@@ -409,7 +271,10 @@ class DemoConfig(Config):
 
     image: str = option(help="Image.", argument=True, place=True, metavar="IMAGE")
     schedule: tuple[str, ...] = option(
-        ("cosine",), "Noise schedule; repeat it to compare several.", table="schedules"
+        ("cosine",),
+        "Noise schedule; repeat it to compare several.",
+        table="schedules",
+        parse=parse_names,
     )
     steps: int = option(8, "Pictures in a row.", low=2, high=64)
     num_timesteps: int = option(1000, "Timesteps T of the process.", low=2, high=100_000)
@@ -429,63 +294,3 @@ class DemoConfig(Config):
     )
     gif: bool = option(False, "Write an animation beside the picture.")
     overwrite: bool = option(False, OVERWRITE)
-
-
-# -- dictionaries and TOML ------------------------------------------------------------------------
-
-
-def from_dict(kind: type[C], values: Mapping[str, Any], where: str = "configuration") -> C:
-    """A configuration from a dictionary, refusing unknown keys and missing ones.
-
-    Raises:
-        UsageError: an unknown or missing key, or a value out of range.
-    """
-    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    for name in values:
-        if name not in fields:
-            raise UsageError(f"{where}: there is no option '{name}'", suggest(str(name), fields))
-    for name, f in fields.items():
-        required = f.default is MISSING and f.default_factory is MISSING
-        if required and name not in values:
-            raise UsageError(f"{where}: {name.upper()} is missing")
-    return kind(**values)
-
-
-def to_dict(config: object, *, control: bool = True, places: bool = True) -> dict[str, Any]:
-    """The set fields of a configuration as plain values, with or without control and paths."""
-    result: dict[str, Any] = {}
-    for f in dataclasses.fields(config):  # type: ignore[arg-type]
-        spec: Option | None = f.metadata.get("option")
-        value = getattr(config, f.name)
-        if value is None or (
-            spec and ((spec.control and not control) or (spec.place and not places))
-        ):
-            continue
-        if isinstance(value, tuple):
-            value = list(value)
-        result[f.name] = dict(value) if isinstance(value, Mapping) else value
-    return result
-
-
-def to_toml(config: object, *, control: bool = False) -> str:
-    """A configuration as TOML; what is not set is left out."""
-    import tomli_w
-
-    return tomli_w.dumps(to_dict(config, control=control))
-
-
-def read_toml(path: str | Path) -> dict[str, Any]:
-    """The table in a TOML file, with any line ends and with or without a byte order mark.
-
-    Raises:
-        UsageError: the file cannot be read or is not TOML.
-    """
-    from diffuse_cli.files import show
-
-    try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
-        return tomllib.loads(text.replace("\r\n", "\n"))
-    except OSError as error:
-        raise UsageError(f"--config {show(path)}: {error.strerror}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise UsageError(f"--config {show(path)} is not TOML: {error}") from error

@@ -14,13 +14,14 @@ import numpy.typing as npt
 import torch
 
 from diffuse_cli import files, pictures
-from diffuse_cli.config import EvalConfig, Size
+from diffuse_cli.config import EvalConfig
 from diffuse_cli.core.likelihood import bound_terms, prior_bits, strata
 from diffuse_cli.data import Images, read_images
 from diffuse_cli.errors import DataError, ModelFileError, lookup
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.features import FEATURES, extract
 from diffuse_cli.metrics import METRICS
+from diffuse_cli.options import Size
 from diffuse_cli.runtime import draw_noise, machine, permutation, philox, resolve_precision
 from diffuse_cli.sampling import Loaded, collect, draw, load_denoiser, sampler_knobs
 
@@ -226,7 +227,7 @@ def _make_bits(evaluation: Evaluation) -> Work[None]:
             yield Progress("likelihood", done + part, len(evaluation.real))
         done += len(batch)
         prior = prior_bits(loaded.denoiser, x0)
-        rows.append(torch.stack([prior, middle, decoder], 1).double().cpu().numpy())
+        rows.append(torch.stack([prior, middle, decoder], 1).cpu().double().numpy())
     evaluation.bits = np.concatenate(rows)
 
 

@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 from diffuse_cli import __version__, files
-from diffuse_cli.config import DiffusionConfig, UNetConfig, from_dict, to_dict
+from diffuse_cli.config import DiffusionConfig, UNetConfig
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.core.process import Process
 from diffuse_cli.core.schedules import SCHEDULES
 from diffuse_cli.core.unet import UNet
 from diffuse_cli.errors import DiffuseError, ModelFileError, lookup
+from diffuse_cli.options import from_dict, to_dict
 
 RAW = "raw."
 """Prefix of the weights before averaging, where they are kept."""

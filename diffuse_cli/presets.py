@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from diffuse_cli.config import Size, TrainConfig, UNetConfig, from_dict
+from diffuse_cli.config import TrainConfig, UNetConfig
 from diffuse_cli.errors import UsageError, lookup
+from diffuse_cli.options import Size, from_dict
 
 LOWEST = 8
 """Levels are added until the shorter side is at most this many pixels."""
@@ -90,9 +91,11 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def choose(config: TrainConfig, device: str) -> str:
-    """The preset for a device where none was named: what it trains in a sensible time."""
-    return config.preset or ("tiny" if device == "cpu" else "small")
+def choose(size: Size, device: str) -> str:
+    """The preset where none was named: what trains in a sensible time at this size and device."""
+    if device == "cpu":
+        return "tiny"
+    return "small" if min(size) <= 32 else "base"
 
 
 def network(config: TrainConfig, name: str, size: Size, channels: int) -> UNetConfig:

@@ -91,6 +91,7 @@ def machine(
     import torch
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState
+    from accelerate.utils import GradientAccumulationPlugin
 
     AcceleratorState._reset_state()
     GradientState._reset_state()
@@ -101,7 +102,8 @@ def machine(
     accelerator = Accelerator(
         mixed_precision=PRECISIONS[precision],
         cpu=device == "cpu",
-        gradient_accumulation_steps=accumulation,
+        # The plugin, since the plain argument gives way to an environment variable.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulation),
         log_with=log,
         project_dir=folder,
     )

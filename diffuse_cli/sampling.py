@@ -7,6 +7,7 @@ number of processes: every draw is keyed by (seed, image, step).
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     Pixels = npt.NDArray[np.uint8]
 
-GIF_IMAGES = 16
+GIF_IMAGES, GIF_FRAMES = 16, 60
 WRITTEN = re.compile(r"\d{5,}\.png|grid\.png|denoising\.gif|manifest\.json")
 FORMAT = "diffuse.samples"
 
@@ -253,12 +254,20 @@ def check_folder(folder: Path, overwrite: bool) -> None:
         )
 
 
+def _earlier(folder: Path) -> list[Path]:
+    """The files that an earlier manifest in `folder` says were sampled; no others are removed."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        names = list(manifest["files"]) if manifest["format"] == FORMAT else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [folder / name for name in names if WRITTEN.fullmatch(name)]
+
+
 def _write(config: SampleConfig, folder: Path, drawn: _Collected, processes: int) -> Generated:
     """Write pictures and, last, the manifest that names them."""
-    if folder.is_dir():
-        for path in folder.iterdir():
-            if WRITTEN.fullmatch(path.name):
-                files.remove(path)
+    for path in _earlier(folder):
+        files.remove(path)
     images = []
     for i in sorted(drawn.pixels):
         images.append(folder / f"{i:05d}.png")
@@ -282,9 +291,9 @@ def _animate(frames: Mapping[int, Sequence[Pixels]]) -> bytes:
     import numpy as np
 
     order = sorted(frames)
-    grids = [
-        pictures.grid(np.stack([frames[i][k] for i in order])) for k in range(len(frames[order[0]]))
-    ]
+    last = len(frames[order[0]]) - 1
+    shown = sorted({round(last * k / (GIF_FRAMES - 1)) for k in range(GIF_FRAMES)})
+    grids = [pictures.grid(np.stack([frames[i][k] for i in order])) for k in shown]
     return pictures.gif(grids, seconds=3.0, hold=2.0)
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import typer
 
-from diffuse_cli.config import Option, flag_of, from_dict, options, read_toml
 from diffuse_cli.console import Console
 from diffuse_cli.errors import lookup
+from diffuse_cli.options import Option, flag_of, from_dict, options, read_toml
 from diffuse_cli.runtime import rank
 
 

@@ -15,7 +15,7 @@ from diffuse_cli.signals import deferred
 from diffuse_cli.training.configuring import configure as configure
 
 if TYPE_CHECKING:
-    from diffuse_cli.training.fitting import Trained
+    from diffuse_cli.training.reports import Trained
 
 CONFIG = TrainConfig
 
@@ -55,7 +55,7 @@ class _Describe:
         self.text = ""
 
     def __call__(self, event: Any) -> Progress | Notice | None:
-        from diffuse_cli.training.fitting import Looked, Step
+        from diffuse_cli.training.reports import Looked, Step
 
         if isinstance(event, Looked):
             held = (

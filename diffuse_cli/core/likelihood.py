@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -95,7 +95,8 @@ def strata(num_timesteps: int, n: int) -> list[range]:
         edges.append(edges[-1] + ratio**i)
     whole = [int(e + 0.5) for e in edges]
     whole[-1] = num_timesteps
-    return [range(1), *(range(a, b) for a, b in pairwise(whole))]
+    widths = sorted(b - a for a, b in pairwise(whole))
+    return [range(1), *(range(a, b) for a, b in pairwise(accumulate(widths, initial=1)))]
 
 
 def _growth(span: int, parts: int) -> float:

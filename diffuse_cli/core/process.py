@@ -25,6 +25,7 @@ from diffuse_cli.core.spacings import SPACINGS
 from diffuse_cli.errors import UsageError, lookup
 
 Time = int | float | Tensor
+CLEAN = "s = -1 is clean data, not an index"
 
 
 class Table:
@@ -38,8 +39,10 @@ class Table:
         """The columns at t: numbers for an int, tensors that broadcast against `like` for (B,)."""
         if not isinstance(t, Tensor):
             if t < 0:
-                raise IndexError("s = -1 is clean data, not an index")
+                raise IndexError(CLEAN)
             return tuple(self.rows[t].tolist())
+        if t.device.type == "cpu" and bool((t < 0).any()):
+            raise IndexError(CLEAN)
         key = (like.device, like.dtype)
         if key not in self._copies:
             self._copies[key] = self.rows.to(like.dtype).to(like.device)
@@ -147,6 +150,8 @@ class Process:
 
     @staticmethod
     def _between(column: Tensor, t: float) -> float:
+        if t < 0:
+            raise IndexError(CLEAN)
         low = int(t)
         below, above = float(column[low]), float(column[min(low + 1, len(column) - 1)])
         return below + (above - below) * (t - low) if t > low else below
@@ -167,6 +172,8 @@ class Process:
             levels = (self._alpha_bars_at(torch.as_tensor(v)) for v in (t, s))
             exact = self._pair(*levels).columns()
             return Pair(*(spread(c.to(like.dtype).to(like.device), like) for c in exact))
+        if t < 0:
+            raise IndexError(CLEAN)
         s = math.ceil(t) - 1 if s is None else s
         numbers = (torch.tensor(self.alpha_bar(v), dtype=torch.float64) for v in (t, s))
         return Pair(*(float(c) for c in self._pair(*numbers).columns()))
@@ -187,10 +194,10 @@ class Process:
         return like.new_full((len(like),), self._between(self.timesteps, t), dtype=torch.float32)
 
     def log_snr(self, t: Time) -> Any:
-        """log(alpha_t^2 / sigma_t^2): a number, or float64 on the CPU for a tensor of times."""
+        """log(alpha_t^2 / sigma_t^2), infinite at -1; float64 on the CPU for a tensor of times."""
         if isinstance(t, Tensor):
-            return self._log_snrs[t.cpu()]
-        return self._between(self._log_snrs, t)
+            return torch.where(t.cpu() < 0, math.inf, self._log_snrs[t.cpu().clamp(min=0)])
+        return math.inf if t < 0 else self._between(self._log_snrs, t)
 
     # -- the Gaussians -----------------------------------------------------------------------------
 

@@ -6,17 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from diffuse_cli.config import (
-    Option,
-    TrainConfig,
-    UNetConfig,
-    flag_of,
-    from_dict,
-    options,
-    read_toml,
-    to_dict,
-)
+from diffuse_cli.config import TrainConfig, UNetConfig
 from diffuse_cli.errors import OutputError, UsageError, lookup
+from diffuse_cli.options import Option, flag_of, from_dict, options, read_toml, to_dict
 from diffuse_cli.presets import PRESETS, choose, network
 from diffuse_cli.training.rundir import RunDirectory
 
@@ -95,7 +87,7 @@ def complete(config: TrainConfig, size: tuple[int, int], channels: int) -> Train
     """
     from diffuse_cli.runtime import device_type, resolve_precision
 
-    name = choose(config, device_type())
+    name = config.preset or choose(size, device_type())
     unet: UNetConfig = network(config, name, size, channels)
     return dataclasses.replace(
         config,

@@ -25,7 +25,8 @@ def averaged(net: nn.Module, largest: float) -> AveragedModel:
     """A copy of `net` that `update_parameters` moves towards it; buffers are not averaged."""
 
     def average(means: Any, weights: Any, updates: Tensor | int) -> None:
-        torch._foreach_lerp_(means, weights, 1 - decay_at(int(updates), largest))
+        # The counter that is passed in lies on the device, and reading it there would wait.
+        torch._foreach_lerp_(means, weights, 1 - decay_at(int(model.n_averaged), largest))
 
     model = AveragedModel(net, multi_avg_fn=average)
     model.requires_grad_(False)

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from diffuse_cli.config import TrainConfig, to_dict, to_toml
+from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.unet import UNet, count_parameters
 from diffuse_cli.events import Notice, Work
+from diffuse_cli.options import to_dict, to_toml
 from diffuse_cli.runtime import machine, resolve_precision
 from diffuse_cli.training.preparing import Plan, check_batch, prepare
 from diffuse_cli.training.timing import seconds_a_step, steps_for

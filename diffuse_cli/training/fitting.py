@@ -6,21 +6,20 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from diffuse_cli import files, modelfile, pictures
-from diffuse_cli.config import DiffusionConfig, TrainConfig, from_dict, options, to_toml
+from diffuse_cli.config import DiffusionConfig, TrainConfig
 from diffuse_cli.core.unet import count_parameters
 from diffuse_cli.errors import DiffuseError, DivergedError, UsageError
 from diffuse_cli.events import Notice, Progress, Work, until
+from diffuse_cli.options import from_dict, options, to_toml
 from diffuse_cli.runtime import machine, rank, resolve_precision
 from diffuse_cli.sampling import draw
 from diffuse_cli.training.configuring import for_model_file
 from diffuse_cli.training.preparing import Plan, check_batch, check_fingerprint, prepare
+from diffuse_cli.training.reports import Looked, Meter, Step, Trained
 from diffuse_cli.training.rundir import Checkpoint, RunDirectory
 from diffuse_cli.training.timing import seconds_a_step, steps_for
 from diffuse_cli.training.trainer import Trainer, lr_at
@@ -34,44 +33,6 @@ PATIENCE = 10
 PREVIEW_IMAGES, PREVIEW_STEPS = 16, 20
 
 Stop = Callable[[], DiffuseError | None]
-
-
-@dataclass(frozen=True)
-class Step:
-    """A finished step, on every `log_every`-th with what was measured since the one before."""
-
-    step: int
-    steps: int
-    loss: float | None = None
-    lr: float | None = None
-    grad_norm: float | None = None
-    images_per_second: float | None = None
-    seconds_left: float | None = None
-
-
-@dataclass(frozen=True)
-class Looked:
-    """The held-out loss after a step, and the preview that was written."""
-
-    step: int
-    held_out_loss: float | None
-    preview: Path | None
-
-
-@dataclass(frozen=True)
-class Trained:
-    """How a run ended: the model file, and what is worth knowing of it."""
-
-    model: Path
-    run: Path
-    step: int
-    steps: int
-    loss: float | None
-    held_out_loss: float | None
-    parameters: int
-    images: int
-    processes: int
-    seconds: float
 
 
 def never() -> None:
@@ -177,7 +138,7 @@ class _Run:
             )
             yield Notice(f"{seconds:.3g} s a step: {config.steps:,} steps")
         if start and self.run.exists():
-            from diffuse_cli.config import read_toml
+            from diffuse_cli.options import read_toml
 
             before = read_toml(self.run.config).get("steps")
             if before != config.steps:
@@ -209,7 +170,7 @@ class _Run:
 
     def _steps(self, trainer: Trainer, start: int, end: int) -> Work[None]:
         config = self.plan.config
-        meter = _Meter(config.batch_size)
+        meter = Meter(config.batch_size)
         bad = 0
         for step in range(start, end):
             outcome = trainer.step(step)
@@ -256,7 +217,7 @@ class _Run:
             "Lower --lr",
         )
 
-    def _log(self, done: int, meter: _Meter, norm: float, lr: float) -> Step:
+    def _log(self, done: int, meter: Meter, norm: float, lr: float) -> Step:
         self.loss, speed = meter.read()
         if self.main:
             self.run.log(step=done, loss=self.loss, lr=lr, grad_norm=norm, images_per_second=speed)
@@ -333,30 +294,3 @@ class _Run:
             processes=self.accelerator.num_processes,
             seconds=round(seconds, 3),
         )
-
-
-class _Meter:
-    """Mean loss and images a second since the last reading, by a clock that never jumps."""
-
-    def __init__(self, batch_size: int) -> None:
-        self.batch_size = batch_size
-        self._losses: list[torch.Tensor] = []
-        self._seconds, self._since = 0.0, time.monotonic()
-
-    def add(self, loss: torch.Tensor) -> None:
-        """A step has ended."""
-        self._losses.append(loss)
-        now = time.monotonic()
-        self._seconds, self._since = self._seconds + now - self._since, now
-
-    def pause(self) -> None:
-        """Leave the time since the last step out: it was not training."""
-        self._since = time.monotonic()
-
-    def read(self) -> tuple[float, float]:
-        """The mean of the finite losses and the images a second; begins anew."""
-        losses = torch.stack(self._losses)
-        mean = float(losses[losses.isfinite()].mean())
-        speed = self.batch_size * len(self._losses) / max(self._seconds, 1e-9)
-        self._losses, self._seconds = [], 0.0
-        return mean, speed

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from diffuse_cli.config import TrainConfig, UNetConfig, from_dict
+from diffuse_cli.config import TrainConfig, UNetConfig
 from diffuse_cli.data import Images, held_out_rule, open_index, read_images, save_index
 from diffuse_cli.errors import DataError, UsageError
 from diffuse_cli.events import Notice, Work
+from diffuse_cli.options import from_dict
 from diffuse_cli.training.configuring import complete
 from diffuse_cli.training.rundir import RunDirectory
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli import files
-from diffuse_cli.errors import BusyError, OutputError
+from diffuse_cli.errors import BusyError, OutputError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +45,8 @@ class RunDirectory:
 
     def __init__(self, model: str | Path) -> None:
         self.model = Path(model)
+        if self.model.suffix != ".safetensors":
+            raise UsageError(f"-o must end in .safetensors, not {str(model)!r}")
         self.path = self.model.with_suffix(".run")
         self.config = self.path / "config.toml"
         self.metrics = self.path / "metrics.jsonl"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -31,7 +32,7 @@ def test_every_spacing_gives_n_falling_times_of_the_process(size: int, n: int, s
     n = min(n, size)
     times = process_of("linear", size).times(n, spacing)
     assert len(times) == n
-    assert all(a > b for a, b in zip(times, times[1:], strict=False))
+    assert all(a > b for a, b in pairwise(times))
     assert 0 <= times[-1] <= times[0] <= size - 1
 
 
@@ -54,7 +55,7 @@ def test_karras_spaces_the_seventh_root_of_sigma_evenly():
     process = process_of("cosine", 1000)
     times = process.times(18, "karras")
     roots = [math.exp(-process.log_snr(t) / 2) ** (1 / 7) for t in times]
-    steps = [a - b for a, b in zip(roots, roots[1:], strict=False)]
+    steps = [a - b for a, b in pairwise(roots)]
     assert steps == pytest.approx([steps[0]] * 17, rel=1e-6)
     assert times[0] == pytest.approx(999)
     assert times[-1] == pytest.approx(0)

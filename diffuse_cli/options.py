@@ -1,0 +1,230 @@
+"""Options as the fields of frozen dataclasses: typed, explained and checked in one place.
+
+A field carries its flag, help and range as metadata, so that an option is written once: the
+command line, the checks, the documentation and the TOML all read it from there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from diffuse_cli.errors import UsageError, suggest
+
+Size = tuple[int, int]
+C = TypeVar("C")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """How a field is typed, explained and checked.
+
+    Attributes:
+        help: one sentence for `--help`.
+        low, high: the range of a number, both ends included.
+        table: what the command line offers as names, for example `schedules`.
+        parse: makes the value from what was typed or read from TOML; raises ValueError.
+        control: it cannot change the weights: not compared by `--resume`, not in the model file.
+        place: a path on this machine: in the TOML, not in the model file.
+        argument: positional, without a flag.
+        flag: the flag where it is not the field's name, or a short form beside it.
+        shown: the default as `--help` shows it, where it depends on machine or data.
+    """
+
+    help: str
+    low: float | None = None
+    high: float | None = None
+    table: str = ""
+    parse: Callable[[Any], Any] | None = None
+    control: bool = False
+    place: bool = False
+    argument: bool = False
+    flag: str = ""
+    shown: str = ""
+    metavar: str = ""
+
+
+def option(default: Any = MISSING, help: str = "", **metadata: Any) -> Any:
+    """A dataclass field that is an option of the command line."""
+    return field(default=default, metadata={"option": Option(help=help, **metadata)})
+
+
+def parse_size(value: Any) -> Size:
+    """`64`, `"64"`, `"48x64"` or `[48, 64]` as (height, width)."""
+    if isinstance(value, (list, tuple)) and len(value) == 2:
+        height, width = value
+    elif isinstance(value, int) and not isinstance(value, bool):
+        height = width = value
+    elif isinstance(value, str) and (match := re.fullmatch(r"(\d{1,5})(?:[xX](\d{1,5}))?", value)):
+        height = int(match[1])
+        width = int(match[2] or height)
+    else:
+        raise ValueError("a size is a number of pixels, or HEIGHTxWIDTH")
+    if not all(isinstance(v, int) and 1 <= v <= 4096 for v in (height, width)):
+        raise ValueError("a side is 1 to 4096 pixels")
+    return height, width
+
+
+def parse_ints(value: Any) -> tuple[int, ...]:
+    """`"1,2,2"` or `[1, 2, 2]` as a tuple; an empty string is an empty tuple."""
+    if isinstance(value, str):
+        value = [int(v) for v in value.split(",") if v.strip()]
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = [value]
+    if not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in value):
+        raise ValueError("a list of positive whole numbers, such as 1,2,2")
+    return tuple(value)
+
+
+def parse_color(value: Any) -> str:
+    """A colour name or `#rrggbb`, checked by Pillow."""
+    from PIL import ImageColor
+
+    ImageColor.getrgb(value)
+    return str(value)
+
+
+def parse_timesteps(value: Any) -> int | str:
+    """A number of timesteps, or `all`."""
+    if value == "all":
+        return "all"
+    number = 0 if isinstance(value, (bool, float)) else int(value)
+    if number < 2:
+        raise ValueError("at least 2 timesteps, or 'all'")
+    return number
+
+
+def parse_names(value: Any) -> tuple[str, ...]:
+    """A name, or a list of names."""
+    names = (value,) if isinstance(value, str) else tuple(value)
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError("a name, or a list of names")
+    return names
+
+
+def options(config: type | object) -> Iterator[tuple[dataclasses.Field[Any], Option]]:
+    """The fields of a configuration that are options, with their metadata."""
+    for f in dataclasses.fields(config):  # type: ignore[arg-type]
+        if "option" in f.metadata:
+            yield f, f.metadata["option"]
+
+
+def flag_of(f: dataclasses.Field[Any]) -> str:
+    """The long flag of a field, or its name in capitals where it is positional."""
+    name: Option = f.metadata["option"]
+    if name.argument:
+        return f.name.upper()
+    return "--" + f.name.replace("_", "-")
+
+
+class Config:
+    """Checks every number when a configuration is made."""
+
+    def __post_init__(self) -> None:
+        for f, spec in options(self):
+            value = getattr(self, f.name)
+            if value is None:
+                continue
+            if spec.parse is not None:
+                try:
+                    object.__setattr__(self, f.name, spec.parse(value))
+                except (ValueError, TypeError, AttributeError) as error:
+                    raise UsageError(f"{flag_of(f)} {value!r}: {error}") from error
+            elif isinstance(value, (int, float)) and not isinstance(value, bool):
+                self._check_number(f, spec, value)
+            _check_type(f, value)
+
+    @staticmethod
+    def _check_number(f: dataclasses.Field[Any], spec: Option, value: float) -> None:
+        if isinstance(value, int) and value.bit_length() > 64:
+            raise UsageError(f"{flag_of(f)} is too large")
+        if not math.isfinite(value):
+            raise UsageError(f"{flag_of(f)} must be a finite number, not {value}")
+        if spec.low is not None and value < spec.low:
+            raise UsageError(f"{flag_of(f)} must be at least {spec.low:g}, not {value:g}")
+        if spec.high is not None and value > spec.high:
+            raise UsageError(f"{flag_of(f)} must be at most {spec.high:g}, not {value:g}")
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "str": (str,),
+}
+
+
+def _check_type(f: dataclasses.Field[Any], value: Any) -> None:
+    """Refuse a TOML value of another type than the field's."""
+    kind = str(f.type).removesuffix(" | None")
+    allowed = _KINDS.get(kind)
+    if allowed is None:
+        return
+    if not isinstance(value, allowed) or (isinstance(value, bool) and kind != "bool"):
+        raise UsageError(f"{flag_of(f)} must be {kind}, not {value!r}")
+
+
+# -- dictionaries and TOML ------------------------------------------------------------------------
+
+
+def from_dict(kind: type[C], values: Mapping[str, Any], where: str = "configuration") -> C:
+    """A configuration from a dictionary, refusing unknown keys and missing ones.
+
+    Raises:
+        UsageError: an unknown or missing key, or a value out of range.
+    """
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for name in values:
+        if name not in fields:
+            raise UsageError(f"{where}: there is no option '{name}'", suggest(str(name), fields))
+    for name, f in fields.items():
+        required = f.default is MISSING and f.default_factory is MISSING
+        if required and name not in values:
+            raise UsageError(f"{where}: {name.upper()} is missing")
+    return kind(**values)
+
+
+def to_dict(config: object, *, control: bool = True, places: bool = True) -> dict[str, Any]:
+    """The set fields of a configuration as plain values, with or without control and paths."""
+    result: dict[str, Any] = {}
+    for f in dataclasses.fields(config):  # type: ignore[arg-type]
+        spec: Option | None = f.metadata.get("option")
+        value = getattr(config, f.name)
+        if value is None or (
+            spec and ((spec.control and not control) or (spec.place and not places))
+        ):
+            continue
+        if isinstance(value, tuple):
+            value = list(value)
+        result[f.name] = dict(value) if isinstance(value, Mapping) else value
+    return result
+
+
+def to_toml(config: object, *, control: bool = False) -> str:
+    """A configuration as TOML; what is not set is left out."""
+    import tomli_w
+
+    return tomli_w.dumps(to_dict(config, control=control))
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The table in a TOML file, with any line ends and with or without a byte order mark.
+
+    Raises:
+        UsageError: the file cannot be read or is not TOML.
+    """
+    from diffuse_cli.files import show
+
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+        return tomllib.loads(text.replace("\r\n", "\n"))
+    except OSError as error:
+        raise UsageError(f"--config {show(path)}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"--config {show(path)} is not TOML: {error}") from error

@@ -1,0 +1,74 @@
+"""What a run says of itself: a finished step, a look at the model, its end."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class Step:
+    """A finished step, on every `log_every`-th with what was measured since the one before."""
+
+    step: int
+    steps: int
+    loss: float | None = None
+    lr: float | None = None
+    grad_norm: float | None = None
+    images_per_second: float | None = None
+    seconds_left: float | None = None
+
+
+@dataclass(frozen=True)
+class Looked:
+    """The held-out loss after a step, and the preview that was written."""
+
+    step: int
+    held_out_loss: float | None
+    preview: Path | None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How a run ended: the model file, and what is worth knowing of it."""
+
+    model: Path
+    run: Path
+    step: int
+    steps: int
+    loss: float | None
+    held_out_loss: float | None
+    parameters: int
+    images: int
+    processes: int
+    seconds: float
+
+
+class Meter:
+    """Mean loss and images a second since the last reading, by a clock that never jumps."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self._losses: list[torch.Tensor] = []
+        self._seconds, self._since = 0.0, time.monotonic()
+
+    def add(self, loss: torch.Tensor) -> None:
+        """A step has ended."""
+        self._losses.append(loss)
+        now = time.monotonic()
+        self._seconds, self._since = self._seconds + now - self._since, now
+
+    def pause(self) -> None:
+        """Leave the time since the last step out: it was not training."""
+        self._since = time.monotonic()
+
+    def read(self) -> tuple[float, float]:
+        """The mean of the finite losses and the images a second; begins anew."""
+        losses = torch.stack(self._losses)
+        mean = float(losses[losses.isfinite()].mean())
+        speed = self.batch_size * len(self._losses) / max(self._seconds, 1e-9)
+        self._losses, self._seconds = [], 0.0
+        return mean, speed

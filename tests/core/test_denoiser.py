@@ -1,0 +1,141 @@
+"""What a network's output means."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from oracles import exact_denoise, exact_denoiser, exact_net, generator, process_of, zero_snr
+
+from diffuse_cli.core import TARGETS, Denoiser, Prediction
+from diffuse_cli.errors import UsageError
+
+FULL = process_of("cosine", 50)
+
+
+def images(batch: int = 3, dtype: torch.dtype = torch.float64, seed: int = 0) -> torch.Tensor:
+    return torch.randn(batch, 1, 2, 2, generator=generator(seed), dtype=dtype)
+
+
+@pytest.mark.parametrize("target", list(TARGETS))
+@pytest.mark.parametrize("t", [0, 7, 7.0, 49, torch.tensor([0, 7, 49])], ids=str)
+def test_the_inversion_recovers_image_and_noise(target: str, t):
+    """A network that knows x_0 and eps is read back without loss, whatever its target."""
+    x0, noise = images(seed=1), images(seed=2)
+    x_t = FULL.diffuse(x0, t, noise)
+    denoiser = Denoiser(lambda x, shown: None, FULL, target)
+    at = int(t) if isinstance(t, float) else t
+    a, b = denoiser.target_at(at, like=x0)
+    denoiser.net = lambda x, shown: a * x0 + b * noise
+    prediction = denoiser(x_t, t)
+    assert torch.allclose(prediction.x0, x0, atol=1e-9)
+    assert torch.allclose(prediction.eps, noise, atol=1e-9)
+    assert torch.equal(prediction.raw, a * x0 + b * noise)
+
+
+@pytest.mark.parametrize("target", list(TARGETS))
+def test_prediction_is_consistent_between_timesteps_too(target: str):
+    x_t = images()
+    prediction = Denoiser(lambda x, shown: 0.3 * x + 0.1, FULL, target)(x_t, 12.4)
+    alpha, sigma = FULL.level(12.4, like=x_t)
+    assert torch.allclose(alpha * prediction.x0 + sigma * prediction.eps, x_t, rtol=1e-10)
+
+
+def test_the_network_is_shown_the_process_timesteps_and_the_conditions():
+    seen = []
+
+    def net(x, t, **cond):
+        seen.append((t, cond))
+        return x
+
+    label = torch.tensor([1, 2, 0])
+    denoiser = Denoiser(net, FULL, "v")
+    denoiser(images(dtype=torch.float32), torch.tensor([0, 3, 49]), label=label)
+    denoiser.respaced([49, 3])(images(dtype=torch.float32), 1)
+    assert seen[0][0].tolist() == [0, 60, 980]
+    assert seen[0][1]["label"] is label
+    assert seen[1][0].tolist() == [980] * 3
+    assert {t.dtype for t, _ in seen} == {torch.float32}
+
+
+@pytest.mark.parametrize("target", list(TARGETS))
+def test_a_respaced_denoiser_agrees_with_the_full_one(target: str):
+    times = [49, 3, 21, 8]
+    full = exact_denoiser(FULL, target, "large")
+    respaced = full.respaced(times)
+    x = images()
+    for i, t in enumerate(sorted(times)):
+        ours, theirs = respaced(x, i), full(x, t)
+        assert torch.allclose(ours.x0, theirs.x0, rtol=1e-9, atol=1e-12)
+        assert torch.allclose(ours.eps, theirs.eps, rtol=1e-9, atol=1e-12)
+        batch = respaced(x, torch.full((3,), i))
+        assert torch.allclose(batch.x0, theirs.x0, rtol=1e-9, atol=1e-12)
+        if i:
+            s = sorted(times)[i - 1]
+            assert ours.log_var(i, None) == pytest.approx(theirs.log_var(t, s))
+
+
+def test_a_respaced_mu_keeps_the_coefficients_it_was_trained_with():
+    full = exact_denoiser(FULL, "mu")
+    respaced = full.respaced([49, 3, 21, 8])
+    anew = Denoiser(full.net, respaced.process, "mu")
+    x = images()
+    exact = exact_denoise(respaced.process)
+    assert torch.allclose(respaced(x, 2).x0, exact(x, 2).x0, rtol=1e-9)
+    assert not torch.allclose(anew(x, 2).x0, exact(x, 2).x0, rtol=0.1)
+    twice = respaced.respaced([0, 2])
+    assert torch.allclose(twice(x, 1).x0, exact(x, 2).x0, rtol=1e-9)
+
+
+@pytest.mark.parametrize("target", sorted(set(TARGETS) - {"eps"}))
+def test_at_zero_snr_a_target_with_the_image_in_it_is_defined(target: str):
+    process = zero_snr(100)
+    x = images()
+    for t in (99, torch.tensor([99, 99, 3])):
+        prediction = exact_denoiser(process, target)(x, t)
+        assert torch.allclose(prediction.x0[:2], torch.zeros(2, 1, 2, 2, dtype=x.dtype), atol=1e-9)
+        assert torch.allclose(prediction.eps[:2], x[:2])
+    assert bool(exact_denoiser(process, target).respaced([99, 10])(x, 1).x0.isfinite().all())
+
+
+def test_eps_alone_is_refused_at_zero_snr():
+    with pytest.raises(UsageError, match="'eps' is undefined"):
+        Denoiser(lambda x, t: x, zero_snr(100), "eps")
+    Denoiser(lambda x, t: x, zero_snr(100).respaced(range(99)), "eps")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("target", list(TARGETS))
+@pytest.mark.parametrize("t", [5, 5.5, torch.tensor([0, 9, 49])], ids=str)
+def test_predictions_have_the_dtype_of_the_images(target: str, dtype: torch.dtype, t):
+    prediction = exact_denoiser(FULL, target)(images(dtype=dtype), t)
+    assert prediction.x0.dtype == prediction.eps.dtype == dtype
+
+
+def test_a_network_in_bfloat16_is_read_in_the_dtype_of_the_images():
+    denoiser = Denoiser(lambda x, t: x.bfloat16(), FULL, "v")
+    assert denoiser(images(dtype=torch.float32), 5).x0.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("names", "match"),
+    [({"target": "epsilon"}, "--target.*Did you mean 'eps'"), ({"variance": "smal"}, "'small'")],
+)
+def test_unknown_names_are_usage_errors(names: dict, match: str):
+    with pytest.raises(UsageError, match=match):
+        Denoiser(lambda x, t: x, FULL, **names)
+
+
+def test_the_defaults_are_those_of_ho_et_al():
+    denoiser = Denoiser(exact_net(FULL, "eps"), FULL)
+    assert (denoiser.target, denoiser.variance) == ("eps", "small")
+    assert Prediction(images(), images()).log_var is None
+
+
+def test_mu_between_timesteps_uses_the_nearest_coefficients():
+    denoiser = exact_denoiser(FULL, "mu")
+    x = images()
+    exact = exact_denoise(FULL)(x, 20.4).x0
+    assert torch.allclose(denoiser(x, 20.4).x0, exact, rtol=1e-6)
+    assert math.isfinite(float(denoiser(x, 48.9).x0.sum()))

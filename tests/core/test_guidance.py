@@ -1,0 +1,74 @@
+"""Wrappers of a denoiser."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from oracles import exact_denoiser, generator, process_of
+
+from diffuse_cli.core import Denoiser, Prediction
+from diffuse_cli.core.guidance import clip, guide
+
+FULL = process_of("cosine", 50)
+X = 3 * torch.randn(3, 1, 2, 2, generator=generator(), dtype=torch.float64)
+LABEL = torch.tensor([0, 1, 2])
+
+
+@pytest.mark.parametrize("t", [0, 20, 20.5, 49, torch.tensor([0, 20, 49])], ids=str)
+def test_clip_bounds_the_image_and_keeps_x_t(t):
+    prediction = clip(Denoiser(lambda x, t: 2 * x, FULL, "x0", "large"), FULL)(X, t)
+    alpha, sigma = FULL.level(t, like=X)
+    assert float(prediction.x0.abs().max()) == 1
+    assert torch.allclose(alpha * prediction.x0 + sigma * prediction.eps, X, rtol=1e-10)
+
+
+def test_clip_leaves_what_is_inside_and_hands_on_the_variance():
+    denoiser = exact_denoiser(FULL, "v", "large")
+    small = X / 30
+    plain, clipped = denoiser(small, 20), clip(denoiser, FULL)(small, 20)
+    assert torch.allclose(plain.x0, clipped.x0)
+    assert torch.allclose(plain.eps, clipped.eps, rtol=1e-8)
+    assert clipped.log_var(20, 3) == plain.log_var(20, 3)
+
+
+def test_clip_hands_on_the_conditions():
+    seen = []
+    clip(Denoiser(lambda x, t, **cond: seen.append(cond) or x, FULL), FULL)(X, 3, label=LABEL)
+    assert seen == [{"label": LABEL}]
+
+
+def conditional(x, t, *, label=None):
+    """x_0 is the label where there is one, -1 where there is none."""
+    values = torch.full((len(x),), -1.0) if label is None else label.double()
+    return values.reshape(-1, 1, 1, 1).expand_as(x)
+
+
+@pytest.mark.parametrize("t", [5, torch.tensor([5, 20, 49])], ids=str)
+def test_guidance_interpolates_and_extrapolates_linearly(t):
+    denoiser = Denoiser(conditional, FULL, "x0", "large")
+    given, free = denoiser(X, t, label=LABEL), denoiser(X, t)
+    for scale in (0, 0.5, 1, 3.0, -1.0):
+        guided = guide(denoiser, scale)(X, t, label=LABEL)
+        alpha, sigma = FULL.level(t, like=X)
+        assert torch.allclose(guided.x0, free.x0 + scale * (given.x0 - free.x0))
+        assert torch.allclose(guided.eps, free.eps + scale * (given.eps - free.eps))
+        assert torch.allclose(alpha * guided.x0 + sigma * guided.eps, X)
+
+
+def test_scale_one_is_the_conditional_model_and_zero_the_unconditional():
+    denoiser = Denoiser(conditional, FULL, "x0")
+    assert torch.equal(guide(denoiser, 1)(X, 5, label=LABEL).x0, denoiser(X, 5, label=LABEL).x0)
+    assert torch.equal(guide(denoiser, 0)(X, 5, label=LABEL).x0, denoiser(X, 5).x0)
+
+
+def test_the_variance_is_the_conditional_models():
+    def denoise(x, t, /, label=None):
+        return Prediction(x, x, x, lambda t, s: "free" if label is None else "given")
+
+    for scale in (0, 1, 4):
+        assert guide(denoise, scale)(X, 5, label=LABEL).log_var(5, 4) == "given"
+
+
+def test_guided_and_clipped_compose():
+    wrapped = clip(guide(Denoiser(conditional, FULL, "x0"), 5.0), FULL)
+    assert float(wrapped(X, 5, label=LABEL).x0.abs().max()) == 1

@@ -1,0 +1,170 @@
+"""The bound in bits per dimension, and its estimate from strata."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import SPREAD, exact_denoiser, gain, generator, posterior_coefficients, process_of
+
+from diffuse_cli.core import TARGETS, VARIANCES, Denoiser, bits_per_dim
+from diffuse_cli.core.likelihood import bound_terms, prior_bits, strata
+
+FULL = process_of("cosine", 50)
+X0 = torch.randint(0, 256, (3, 2, 2, 3), generator=generator(4)).double() / 127.5 - 1
+DRAWS = torch.randn(50, *X0.shape, generator=generator(5), dtype=torch.float64)
+
+
+def draw(t: int) -> torch.Tensor:
+    return DRAWS[t]
+
+
+# -- the bound ------------------------------------------------------------------------------------
+
+
+def test_the_prior_term_has_the_published_digits():
+    denoiser = Denoiser(None, process_of("linear", 1000))
+    one = torch.ones(2, 1, 2, 2, dtype=torch.float64)
+    assert prior_bits(denoiser, one).tolist() == pytest.approx([2.911294542e-5] * 2, rel=1e-9)
+    assert prior_bits(denoiser, -one).tolist() == pytest.approx([2.911294542e-5] * 2, rel=1e-9)
+
+
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("respaced", [False, True])
+def test_the_total_is_prior_and_terms(clip: bool, respaced: bool):
+    denoiser = exact_denoiser(FULL, "v")
+    denoiser = denoiser.respaced(FULL.times(10)) if respaced else denoiser
+    bits = bits_per_dim(denoiser, X0, noise=draw, clip=clip)
+    assert bits.total.shape == bits.prior.shape == (3,)
+    assert bits.terms.shape == (3, denoiser.process.num_timesteps)
+    assert torch.equal(bits.total, bits.prior + bits.terms.sum(1))
+    assert bool((bits.terms >= 0).all())
+
+
+@pytest.mark.parametrize("target", list(TARGETS))
+@pytest.mark.parametrize("variance", list(VARIANCES))
+def test_every_term_of_gaussian_data_is_its_closed_form(variance: str, target: str):
+    """KL of two Gaussians whose means differ by c1 (x_0 - E[x_0 | x_t])."""
+    bits = bits_per_dim(exact_denoiser(FULL, target, variance), X0, noise=draw, clip=False)
+    for t in range(1, 50):
+        alpha, sigma = FULL.level(t, like=X0)
+        guess = gain(alpha, sigma) * (alpha * X0 + sigma * DRAWS[t])
+        c1, _ = posterior_coefficients(FULL, t)
+        pair = FULL.pair(t, like=X0)
+        ratio = pair.log_beta_tilde - VARIANCES[variance](pair, None)
+        distance = (c1 * (guess - X0)) ** 2 / math.exp(VARIANCES[variance](pair, None))
+        nats = 0.5 * (math.exp(ratio) - 1 - ratio + distance)
+        expected = nats.flatten(1).mean(1) / math.log(2)
+        assert torch.allclose(bits.terms[:, t], expected, rtol=1e-6), t
+
+
+def test_the_mean_term_of_gaussian_data_is_its_expectation():
+    """E[L_t] = (SNR_s - SNR_t) / 2 * Var(x_0 | x_t) (Kingma et al. 2021, eq. 13)."""
+    images = SPREAD * torch.randn(20_000, 1, 1, 1, generator=generator(1), dtype=torch.float64)
+    noise = torch.randn(20_000, 1, 1, 1, generator=generator(2), dtype=torch.float64)
+    denoiser = exact_denoiser(FULL, "v")
+    for t in (1, 10, 40):
+        (term,) = bound_terms(denoiser, images, [(t, noise)], clip=False)
+        alpha, sigma = FULL.level(t, like=images)
+        variance = SPREAD**2 * sigma**2 / (alpha**2 * SPREAD**2 + sigma**2)
+        snr = [math.exp(FULL.log_snr(i)) for i in (t - 1, t)]
+        expected = (snr[0] - snr[1]) / 2 * variance / math.log(2)
+        assert float(term.mean()) == pytest.approx(expected, rel=0.04)
+
+
+def test_the_first_term_is_the_decoder():
+    bits = bits_per_dim(exact_denoiser(FULL, "v"), X0, noise=draw, clip=False)
+    alpha, sigma = FULL.level(0, like=X0)
+    mean = gain(alpha, sigma) * (alpha * X0 + sigma * DRAWS[0])
+    std = math.exp(FULL.pair(1, like=X0).log_beta_tilde / 2)
+    normal = torch.distributions.Normal(mean, std)
+    upper = torch.where(X0 > 0.999, 1.0, normal.cdf(X0 + 1 / 255))
+    lower = torch.where(X0 < -0.999, 0.0, normal.cdf(X0 - 1 / 255))
+    expected = -(upper - lower).clamp(min=1e-12).log2().flatten(1).mean(1)
+    assert torch.allclose(bits.terms[:, 0], expected, rtol=2e-2)
+
+
+def test_clipping_changes_a_guess_that_leaves_the_range():
+    denoiser = Denoiser(lambda x, t: X0 + 9, FULL, "x0")
+    clipped = bits_per_dim(denoiser, X0, noise=draw)
+    free = bits_per_dim(denoiser, X0, noise=draw, clip=False)
+    assert bool((clipped.total < free.total).all())
+    assert torch.equal(clipped.prior, free.prior)
+
+
+def test_a_perfect_guess_costs_the_decoder_alone():
+    bits = bits_per_dim(Denoiser(lambda x, t: X0, FULL, "x0"), X0, noise=draw)
+    assert float(bits.terms[:, 1:].abs().max()) < 1e-9
+    assert bool((bits.terms[:, 0] > 0).all())
+
+
+def test_conditions_reach_the_network():
+    seen = []
+    label = torch.arange(3)
+    net = lambda x, t, **cond: seen.append(cond) or x  # noqa: E731
+    bits_per_dim(Denoiser(net, FULL, "v"), X0, noise=draw, label=label)
+    assert seen == [{"label": label}] * 50
+
+
+def test_a_time_for_each_image_is_that_image_alone():
+    denoiser = exact_denoiser(FULL, "v", "large")
+    t = torch.tensor([0, 7, 49])
+    (mixed,) = bound_terms(denoiser, X0, [(t, DRAWS[0])])
+    for i, time in enumerate(t.tolist()):
+        (alone,) = bound_terms(denoiser, X0, [(time, DRAWS[0])])
+        assert float(mixed[i]) == pytest.approx(float(alone[i]), rel=1e-9)
+
+
+# -- strata ---------------------------------------------------------------------------------------
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(2, 5000), st.integers(2, 200))
+def test_strata_divide_all_timesteps(size: int, n: int):
+    parts = strata(size, n)
+    assert list(itertools.chain(*parts)) == list(range(size))
+    assert parts[0] == range(1)
+    assert len(parts) == min(n, size)
+    widths = [len(p) for p in parts[1:]]
+    assert widths == sorted(widths)
+    assert widths[0] >= 1
+
+
+def test_widths_grow_geometrically_from_one():
+    widths = [len(p) for p in strata(1000, 50)[1:]]
+    assert widths[0] == 1
+    assert sum(widths) == 999
+    ratio = strata_ratio(999, 49)
+    assert all(abs(w - ratio**i) < 2 for i, w in enumerate(widths))
+    assert widths == sorted(widths)
+    assert widths[-1] > 20 * widths[10]
+
+
+def strata_ratio(span: int, parts: int) -> float:
+    low, high = 1.0, 2.0
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (low, middle) if middle**parts > 1 + span * (middle - 1) else (middle, high)
+    return low
+
+
+@pytest.mark.parametrize("n", [50, 51, 5000])
+def test_as_many_strata_as_timesteps_are_all_of_them(n: int):
+    assert strata(50, n) == [range(t, t + 1) for t in range(50)]
+
+
+@pytest.mark.parametrize("n", [2, 3, 7])
+def test_the_stratified_estimate_is_unbiased(n: int):
+    """Over every possible choice of timesteps its mean is the whole sum."""
+    size = 13
+    terms = [1 / (t + 1) ** 2 + 0.1 * (t % 3) for t in range(size)]
+    parts = strata(size, n)
+    estimates = [
+        sum(len(p) * terms[t] for p, t in zip(parts, chosen, strict=True))
+        for chosen in itertools.product(*parts)
+    ]
+    assert sum(estimates) / len(estimates) == pytest.approx(sum(terms), rel=1e-12)

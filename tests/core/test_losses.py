@@ -1,0 +1,221 @@
+"""Training losses and their weights."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from oracles import exact_denoiser, gain, generator, posterior_coefficients, process_of, zero_snr
+from torch.distributions import Normal, kl_divergence
+
+from diffuse_cli.core import LOSSES, TARGETS, VARIANCES, WEIGHTINGS, Denoiser, losses
+from diffuse_cli.core.losses import weights
+from diffuse_cli.errors import UsageError
+
+FULL = process_of("cosine", 50)
+RESPACED = sorted(FULL.times(10))
+
+
+def batch(n: int, seed: int = 0, shape: tuple[int, ...] = (1, 2, 3)) -> torch.Tensor:
+    return torch.randn(n, *shape, generator=generator(seed), dtype=torch.float64)
+
+
+def levels(n: int) -> torch.Tensor:
+    """Images of whole 8-bit levels."""
+    return torch.randint(0, 256, (n, 1, 2, 3), generator=generator(5)).double() / 127.5 - 1
+
+
+# -- losses ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", list(TARGETS))
+def test_simple_is_the_mean_squared_error_of_the_target(target: str):
+    t = torch.arange(50)
+    x0, noise, wrong = batch(50, 1), batch(50, 2), batch(50, 3)
+    denoiser = Denoiser(lambda x, shown: wrong, FULL, target)
+    expected = []
+    for i in range(50):
+        alpha, sigma = FULL.level(i, like=x0)
+        a, b = TARGETS[target](alpha, sigma, *posterior_coefficients(FULL, i))
+        expected.append(((wrong[i] - a * x0[i] - b * noise[i]) ** 2).mean())
+    assert torch.allclose(LOSSES["simple"](denoiser, x0, t, noise), torch.stack(expected))
+
+
+@pytest.mark.parametrize("target", list(TARGETS))
+def test_simple_over_the_targets_factor_is_the_error_of_the_image(target: str):
+    """All targets agree on the exact denoiser's error in x_0."""
+    t = torch.arange(50)
+    x0, noise = batch(50, 1) / 2, batch(50, 2)
+    loss = LOSSES["simple"](exact_denoiser(FULL, target), x0, t, noise)
+    for i in range(50):
+        alpha, sigma = FULL.level(i, like=x0)
+        a, b = TARGETS[target](alpha, sigma, *posterior_coefficients(FULL, i))
+        guess = gain(alpha, sigma) * (alpha * x0[i] + sigma * noise[i])
+        expected = (a - b * alpha / sigma) ** 2 * ((guess - x0[i]) ** 2).mean()
+        assert float(loss[i]) == pytest.approx(float(expected), rel=1e-7)
+
+
+@pytest.mark.parametrize("variance", list(VARIANCES))
+@pytest.mark.parametrize("respaced", [False, True])
+def test_vlb_is_the_divergence_of_the_reverse_step_in_bits(variance: str, respaced: bool):
+    denoiser = exact_denoiser(FULL, "v", variance)
+    if respaced:
+        denoiser = denoiser.respaced(RESPACED)
+    process = denoiser.process
+    t = torch.arange(1, process.num_timesteps)
+    x0, noise = batch(len(t), 1) / 2, batch(len(t), 2)
+    loss = LOSSES["vlb"](denoiser, x0, t, noise)
+    for k, i in enumerate(t.tolist()):
+        alpha, sigma = process.level(i, like=x0)
+        x_t = alpha * x0[k] + sigma * noise[k]
+        c1, c2 = posterior_coefficients(process, i)
+        pair = process.pair(i, like=x0)
+        model = Normal(
+            c1 * gain(alpha, sigma) * x_t + c2 * x_t,
+            math.exp(VARIANCES[variance](pair, None) / 2),
+        )
+        truth = Normal(c1 * x0[k] + c2 * x_t, math.exp(pair.log_beta_tilde / 2))
+        expected = float(kl_divergence(truth, model).mean()) / math.log(2)
+        assert float(loss[k]) == pytest.approx(expected, rel=1e-7), i
+
+
+@pytest.mark.parametrize("variance", list(VARIANCES))
+def test_vlb_at_the_first_timestep_is_the_decoder(variance: str):
+    x0, noise = levels(4), batch(4, 2)
+    denoiser = exact_denoiser(FULL, "v", variance)
+    t = torch.zeros(4, dtype=torch.long)
+    alpha, sigma = FULL.level(0, like=x0)
+    mean = gain(alpha, sigma) * (alpha * x0 + sigma * noise)
+    std = math.exp(FULL.pair(1, like=x0).log_beta_tilde / 2)
+
+    def below(edge):
+        z = (edge - mean) / std
+        return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
+
+    upper = torch.where(x0 > 0.999, 1.0, below(x0 + 1 / 255))
+    lower = torch.where(x0 < -0.999, 0.0, below(x0 - 1 / 255))
+    expected = -(upper - lower).clamp(min=1e-12).log2().flatten(1).mean(1)
+    assert torch.allclose(LOSSES["vlb"](denoiser, x0, t, noise), expected, rtol=1e-9)
+
+
+def test_vlb_of_an_int_is_that_of_a_tensor():
+    denoiser = exact_denoiser(FULL, "eps", "large")
+    x0, noise = levels(3), batch(3, 2)
+    for i in (0, 1, 20, 49):
+        tensor = LOSSES["vlb"](denoiser, x0, torch.full((3,), i), noise)
+        x_t = FULL.diffuse(x0, i, noise)
+        term = losses.bound_term(FULL, denoiser(x_t, i), x0, x_t, i)
+        assert torch.allclose(tensor, term, rtol=1e-9)
+
+
+def test_vlb_is_not_clipped():
+    x0, noise = levels(2), batch(2, 2)
+    t = torch.tensor([30, 49])
+    far = LOSSES["vlb"](Denoiser(lambda x, t: x0 + 5, FULL, "x0"), x0, t, noise)
+    near = LOSSES["vlb"](Denoiser(lambda x, t: x0 + 2.5, FULL, "x0"), x0, t, noise)
+    assert torch.allclose(far, 4 * near)
+
+
+@pytest.mark.parametrize("loss", list(LOSSES))
+def test_conditions_reach_the_network_and_the_loss_can_be_trained(loss: str):
+    slope = torch.tensor(0.5, requires_grad=True)
+    seen = []
+
+    def net(x, t, **cond):
+        seen.append(cond)
+        return slope * x
+
+    label = torch.arange(3)
+    denoiser = Denoiser(net, FULL, "v")
+    value = LOSSES[loss](denoiser, levels(3), torch.tensor([0, 4, 49]), batch(3), label=label)
+    value.mean().backward()
+    assert seen == [{"label": label}]
+    assert math.isfinite(float(slope.grad))
+    assert float(slope.grad) != 0
+
+
+def test_weight_is_multiplied_as_it_is():
+    denoiser = exact_denoiser(FULL, "v")
+    x0, noise, t = levels(3), batch(3), torch.tensor([0, 4, 49])
+    weight = torch.tensor([0.5, 2.0, 0.0], dtype=torch.float64)
+    plain = LOSSES["simple"](denoiser, x0, t, noise)
+    assert torch.equal(LOSSES["simple"](denoiser, x0, t, noise, weight), plain * weight)
+
+
+# -- weightings -----------------------------------------------------------------------------------
+
+DIVISORS = {
+    "eps": lambda snr, c1: snr,
+    "x0": lambda snr, c1: 1 + 0 * snr,
+    "v": lambda snr, c1: snr + 1,
+    "mu": lambda snr, c1: c1**2,
+}
+
+
+def snr_of(process) -> torch.Tensor:
+    return process.alpha_bars / (1 - process.alpha_bars)
+
+
+@pytest.mark.parametrize("target", list(DIVISORS))
+@pytest.mark.parametrize("name", list(WEIGHTINGS))
+def test_a_weighting_is_divided_by_the_targets_factor(name: str, target: str):
+    process = process_of("linear", 1000)
+    snr = snr_of(process)
+    w = WEIGHTINGS[name](snr)
+    found = weights(name, Denoiser(None, process, target))
+    if w is None:
+        assert found is None
+        return
+    c1 = torch.tensor([posterior_coefficients(process, i)[0] for i in range(1000)]).double()
+    assert found.dtype == torch.float64
+    assert torch.allclose(found, w / DIVISORS[target](snr, c1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", list(WEIGHTINGS))
+@pytest.mark.parametrize("target", list(TARGETS))
+def test_weighted_simple_is_the_weighted_error_of_the_image(name: str, target: str):
+    t = torch.arange(50)
+    x0, noise = batch(50, 1) / 2, batch(50, 2)
+    w = weights(name, exact_denoiser(FULL, target))
+    if w is None:
+        return
+    loss = LOSSES["simple"](exact_denoiser(FULL, target), x0, t, noise, w)
+    error = LOSSES["simple"](exact_denoiser(FULL, "x0"), x0, t, noise)
+    assert torch.allclose(loss, WEIGHTINGS[name](snr_of(FULL)) * error, rtol=1e-6)
+
+
+def test_min_snr_has_the_published_digits():
+    process = process_of("linear", 1000)
+    snr = snr_of(process)
+    assert float(snr[100]) == pytest.approx(8.5366695772, abs=1e-10)
+    at = {t: float(weights("min-snr", Denoiser(None, process, t))[100]) for t in ("eps", "v", "x0")}
+    assert at["eps"] == pytest.approx(0.5857085078, abs=1e-10)
+    assert at["v"] == pytest.approx(0.5242920455, abs=1e-10)
+    assert at["x0"] == pytest.approx(5)
+
+
+def test_min_snr_leaves_its_cap_at_130():
+    weight = weights("min-snr", Denoiser(None, process_of("linear", 1000), "x0"))
+    assert int((weight < 5).nonzero()[0]) == 130
+    assert bool((weight[:130] == 5).all())
+
+
+@pytest.mark.parametrize("target", ["x0", "v", "mu"])
+@pytest.mark.parametrize("name", sorted(set(WEIGHTINGS) - {"none"}))
+def test_where_the_last_snr_is_zero_its_weight_is_the_mean_of_the_others(name: str, target: str):
+    weight = weights(name, Denoiser(None, zero_snr(100), target))
+    assert float(weight[-1]) == pytest.approx(float(weight[:-1].mean()))
+    assert float(weight[-1]) > 0
+    assert bool(weight.isfinite().all())
+
+
+def test_a_respaced_mu_keeps_its_coefficients_in_the_weight():
+    full = Denoiser(None, FULL, "mu")
+    respaced = full.respaced(RESPACED)
+    assert torch.allclose(weights("min-snr", respaced), weights("min-snr", full)[RESPACED])
+
+
+def test_an_unknown_weighting_is_a_usage_error():
+    with pytest.raises(UsageError, match=r"--weighting.*Did you mean 'min-snr'"):
+        weights("minsnr", Denoiser(None, FULL))

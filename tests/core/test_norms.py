@@ -1,0 +1,103 @@
+"""Group normalisation against PyTorch's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracles import generator
+
+from diffuse_cli.core.norms import GroupNorm
+
+
+def made(dtype: torch.dtype = torch.float32, *, last: bool = False, shape=(3, 8, 5, 7)):
+    """x, gain, bias, scale, shift and the output's gradient."""
+    g = generator(3)
+    x = 2 * torch.randn(shape, generator=g) + 0.7
+    gain, bias = torch.randn(2, shape[1], generator=g)
+    scale, shift = torch.randn(2, shape[0], shape[1], generator=g)
+    dy = torch.randn(shape, generator=g)
+    tensors = [v.to(dtype) for v in (x, gain, bias, scale, shift, dy)]
+    if last:
+        tensors[0] = tensors[0].contiguous(memory_format=torch.channels_last)
+        tensors[5] = tensors[5].contiguous(memory_format=torch.channels_last)
+    return tensors
+
+
+def ours(groups, x, gain, bias, scale, shift):
+    norm = GroupNorm(groups, x.shape[1], eps=1e-5)
+    norm.weight, norm.bias = torch.nn.Parameter(gain), torch.nn.Parameter(bias)
+    return norm(x, scale, shift), norm
+
+
+def theirs(groups, x, gain, bias, scale, shift):
+    y = F.group_norm(x, groups, gain, bias, 1e-5)
+    return y if scale is None else y * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
+@pytest.mark.parametrize("modulated", [False, True])
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_values_and_gradients_are_pytorchs(groups: int, modulated: bool, last: bool):
+    x, gain, bias, scale, shift, dy = made(last=last)
+    if not modulated:
+        scale = shift = None
+    inputs = [v.clone().requires_grad_() for v in (x, scale, shift) if v is not None]
+    x1, *rest = inputs
+    y, norm = ours(groups, x1, gain, bias, *(rest or (None, None)))
+    assert y.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    y.backward(dy)
+
+    exact = [v.detach().double().requires_grad_() for v in (x, gain, bias)]
+    modulation = [v.detach().double().requires_grad_() for v in (scale, shift) if v is not None]
+    expected = theirs(groups, *exact, *(modulation or (None, None)))
+    expected.backward(dy.double())
+
+    assert torch.allclose(y.double(), expected, atol=2e-5)
+    found = [x1.grad, norm.weight.grad, norm.bias.grad, *(v.grad for v in rest)]
+    for ours_, theirs_ in zip(found, [*exact, *modulation], strict=True):
+        assert torch.allclose(ours_.double(), theirs_.grad, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
+@pytest.mark.parametrize("modulated", [False, True])
+def test_bfloat16_is_close_to_float32(modulated: bool, last: bool):
+    x, gain, bias, scale, shift, dy = made(torch.bfloat16, last=last)
+    if not modulated:
+        scale = shift = None
+    x1 = x.clone().requires_grad_()
+    y, norm = ours(2, x1, gain.float(), bias.float(), scale, shift)
+    assert y.dtype == torch.bfloat16
+    y.backward(dy)
+    x2 = x.float().requires_grad_()
+    tail = [v if v is None else v.float() for v in (scale, shift)]
+    gain2, bias2 = (v.float().requires_grad_() for v in (gain, bias))
+    expected = theirs(2, x2, gain2, bias2, *tail)
+    expected.backward(dy.float())
+    difference = (y.float() - expected).detach()
+    assert float(difference.norm() / expected.detach().norm()) < 0.01
+    assert x1.grad.dtype == torch.bfloat16
+    assert float((x1.grad.float() - x2.grad).norm() / x2.grad.norm()) < 0.02
+    assert norm.weight.grad.dtype == torch.float32
+    assert float((norm.weight.grad - gain2.grad).norm() / gain2.grad.norm()) < 0.02
+    assert float((norm.bias.grad - bias2.grad).norm() / bias2.grad.norm()) < 0.02
+
+
+def test_float64_is_exact():
+    x, gain, bias, scale, shift, _ = made(torch.float64)
+    y, _ = ours(4, x, gain, bias, scale, shift)
+    assert y.dtype == torch.float64
+    assert torch.allclose(y, theirs(4, x, gain, bias, scale, shift), rtol=1e-13)
+
+
+def test_a_constant_image_gives_the_bias():
+    x, gain, bias, *_ = made()
+    y, _ = ours(2, torch.full_like(x, 3.0), gain, bias, None, None)
+    assert torch.allclose(y, bias[None, :, None, None].expand_as(y), atol=2e-2)
+
+
+def test_no_gradient_is_asked_of_a_frozen_input():
+    x, gain, bias, *_ = made()
+    y, norm = ours(2, x, gain, bias, None, None)
+    y.sum().backward()
+    assert bool(norm.bias.grad.isfinite().all())

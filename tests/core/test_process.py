@@ -1,0 +1,297 @@
+"""The forward process: every coefficient follows from alpha_bar, for any pair of times."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import generator, process_of, zero_snr
+
+from diffuse_cli.core import SCHEDULES, Process
+from diffuse_cli.errors import UsageError
+
+T = 50
+FULL = process_of("cosine", T)
+RESPACED = FULL.respaced(FULL.times(10))
+PAIRS = [(0, -1), (1, 0), (1, -1), (30, 29), (30, 7), (49, 48), (49, -1)]
+
+
+def images(batch: int = 4, dtype: torch.dtype = torch.float64, seed: int = 0) -> torch.Tensor:
+    return torch.randn(batch, 2, 3, 5, generator=generator(seed), dtype=dtype)
+
+
+def bar(process: Process, t: int) -> float:
+    return float(process.alpha_bars[t]) if t >= 0 else 1.0
+
+
+def numbers(pair) -> list[float]:
+    return [float(column) for column in pair.columns()]
+
+
+# -- the forward Gaussians ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("process", [FULL, RESPACED], ids=["full", "respaced"])
+def test_diffuse_mixes_image_and_noise(process: Process):
+    x0, noise = images(seed=1), images(seed=2)
+    for t in range(process.num_timesteps):
+        expected = math.sqrt(bar(process, t)) * x0 + math.sqrt(1 - bar(process, t)) * noise
+        assert torch.allclose(process.diffuse(x0, t, noise), expected, rtol=1e-12)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data(), st.sampled_from(sorted(SCHEDULES)))
+def test_the_posterior_is_bayes_rule(data, schedule: str):
+    """q(x_s | x_t, x_0) is the product of q(x_s | x_0) and q(x_t | x_s), for any s < t."""
+    process = process_of(schedule, T)
+    t = data.draw(st.integers(1, T - 1))
+    s = data.draw(st.integers(0, t - 1))
+    keep = bar(process, t) / bar(process, s)
+    beta = 1 - keep
+    precision = 1 / (1 - bar(process, s)) + keep / beta
+    x0, x_t = images(seed=1), images(seed=2)
+    likelihood = math.sqrt(keep) * x_t / beta
+    mean = (math.sqrt(bar(process, s)) * x0 / (1 - bar(process, s)) + likelihood) / precision
+    posterior = process.posterior(x0, x_t, t, s)
+    assert torch.allclose(posterior.mean, mean, rtol=1e-8, atol=1e-10)
+    assert float(posterior.log_var) == pytest.approx(-math.log(precision), abs=1e-8)
+
+
+@pytest.mark.parametrize("t", [0, 1, 25, 49])
+def test_the_posterior_of_clean_data_is_the_clean_data(t: int):
+    x0, x_t = images(seed=1), images(seed=2)
+    posterior = FULL.posterior(x0, x_t, t, -1)
+    assert torch.allclose(posterior.mean, x0, rtol=1e-12)
+    assert float(posterior.log_var) == FULL.pair(1, 0, like=x0).log_beta_tilde
+
+
+def test_steps_compose():
+    """Going from s to t in one step or in several is the same Gaussian."""
+    like = images()
+    for s, m, t in [(3, 10, 40), (0, 1, 2), (5, 48, 49)]:
+        first, second = FULL.pair(m, s, like=like), FULL.pair(t, m, like=like)
+        keep = 1 - math.exp(second.log_beta)
+        variance = keep * math.exp(first.log_beta) + math.exp(second.log_beta)
+        assert math.log(variance) == pytest.approx(FULL.pair(t, s, like=like).log_beta, abs=1e-9)
+
+
+def test_the_prior_is_the_last_forward_gaussian():
+    x0 = images()
+    prior = FULL.prior(x0)
+    assert torch.allclose(prior.mean, math.sqrt(bar(FULL, T - 1)) * x0)
+    assert float(prior.log_var) == pytest.approx(math.log(1 - bar(FULL, T - 1)))
+
+
+# -- three kinds of time --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("t", "s"), PAIRS)
+def test_int_float_and_tensor_times_agree(t: int, s: int):
+    like = images(dtype=torch.float64)
+    expected = numbers(FULL.pair(t, s, like=like))
+    times = torch.full((4,), t), torch.full((4,), s)
+    for pair in (FULL.pair(*times, like=like), FULL.pair(times[0], s, like=like)):
+        for column, value in zip(pair.columns(), expected, strict=True):
+            assert column.shape in [(4, 1, 1, 1), (1, 1, 1, 1)]
+            assert torch.allclose(column, torch.tensor(value, dtype=torch.float64), rtol=1e-12)
+    assert numbers(FULL.pair(float(t), float(s), like=like)) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("t", [0, 1, 25, 49])
+def test_the_table_is_the_step_to_the_timestep_before(t: int):
+    like = images(dtype=torch.float64)
+    expected = numbers(FULL.pair(t, t - 1, like=like))
+    assert numbers(FULL.pair(t, like=like)) == expected
+    assert numbers(FULL.pair(float(t), like=like)) == pytest.approx(expected, rel=1e-12)
+    table = FULL.pair(torch.full((4,), t), like=like)
+    for column, value in zip(table.columns(), expected, strict=True):
+        assert torch.allclose(column, torch.tensor(value, dtype=torch.float64), rtol=1e-12)
+
+
+def test_a_mixed_batch_of_times_is_each_image_alone():
+    x0, x_t = images(seed=1), images(seed=2)
+    t, s = torch.tensor([0, 1, 30, 49]), torch.tensor([-1, -1, 7, 48])
+    together = FULL.posterior(x0, x_t, t, s)
+    diffused = FULL.diffuse(x0, t, x_t)
+    for i in range(4):
+        alone = FULL.posterior(x0[i : i + 1], x_t[i : i + 1], int(t[i]), int(s[i]))
+        assert torch.allclose(together.mean[i], alone.mean[0], rtol=1e-12)
+        assert float(together.log_var[i]) == pytest.approx(float(alone.log_var))
+        expected = FULL.diffuse(x0[i : i + 1], int(t[i]), x_t[i : i + 1])
+        assert torch.allclose(diffused[i], expected[0], rtol=1e-12)
+    assert FULL.log_snr(t).tolist() == [FULL.log_snr(int(v)) for v in t]
+
+
+@pytest.mark.parametrize("process", [FULL, RESPACED], ids=["full", "respaced"])
+def test_a_float_time_of_integer_value_is_the_integer(process: Process):
+    x0, noise = images(seed=1), images(seed=2)
+    for t in range(process.num_timesteps):
+        assert process.log_snr(float(t)) == process.log_snr(t)
+        assert process.alpha_bar(float(t)) == process.alpha_bar(t) == bar(process, t)
+        assert torch.equal(process.shown(float(t), like=x0), process.shown(t, like=x0))
+        assert torch.allclose(
+            process.diffuse(x0, float(t), noise), process.diffuse(x0, t, noise), rtol=1e-12
+        )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.floats(0, T - 1))
+def test_between_timesteps_log_snr_is_linear(t: float):
+    low = int(t)
+    high = min(low + 1, T - 1)
+    expected = FULL.log_snr(low) * (1 - (t - low)) + FULL.log_snr(high) * (t - low)
+    assert FULL.log_snr(t) == pytest.approx(expected, rel=1e-12, abs=1e-12)
+    level = FULL.alpha_bar(t)
+    assert math.log(level / (1 - level)) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+    alpha, sigma = FULL.level(t, like=images())
+    assert (alpha**2, alpha**2 + sigma**2) == pytest.approx((level, 1))
+
+
+def test_the_timestep_shown_is_interpolated_too():
+    like = images(2)
+    assert FULL.shown(12, like=like).tolist() == [240, 240]
+    assert FULL.shown(12.25, like=like).tolist() == pytest.approx([245, 245])
+    assert FULL.shown(torch.tensor([0, 49]), like=like).tolist() == [0, 980]
+    assert FULL.shown(3, like=like).dtype == torch.float32
+
+
+def test_the_last_log_snrs_are_those_published():
+    assert process_of("cosine", 1000).log_snr(999) == pytest.approx(-19.836, abs=5e-4)
+    assert process_of("linear", 1000).log_snr(999) == pytest.approx(-10.118, abs=5e-4)
+
+
+# -- clean data is never an index -----------------------------------------------------------------
+
+
+def test_clean_data_has_alpha_bar_one():
+    assert FULL.alpha_bar(-1) == 1
+    assert FULL.pair(10, -1, like=images()).sigma_s == 0
+
+
+def test_a_negative_time_never_reads_the_last_timestep():
+    x0, noise = images(seed=1), images(seed=2)
+    for t in (-1, torch.tensor([3, -1, 2, 0])):
+        with pytest.raises(IndexError):
+            FULL.diffuse(x0, t, noise)
+        with pytest.raises(IndexError):
+            FULL.pair(t, like=x0)
+        with pytest.raises(IndexError):
+            FULL.shown(t, like=x0)
+    assert FULL.log_snr(-1) == math.inf
+    assert FULL.log_snr(torch.tensor([0, -1])).tolist() == [FULL.log_snr(0), math.inf]
+
+
+@pytest.mark.parametrize("t", [T, T + 5, torch.tensor([0, 0, 0, T])])
+def test_a_time_beyond_the_last_is_an_index_error(t):
+    with pytest.raises(IndexError):
+        FULL.diffuse(images(), t, images())
+
+
+# -- dtypes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("t", [7, 7.5, torch.tensor([7, 7, 0, 49])], ids=["int", "float", "tensor"])
+def test_the_dtype_of_the_images_stays(dtype: torch.dtype, t):
+    x0 = images(dtype=torch.float32).to(dtype)
+    assert FULL.diffuse(x0, t, x0).dtype == dtype
+    assert FULL.posterior(x0, x0, t).mean.dtype == dtype
+    assert FULL.prior(x0).mean.dtype == dtype
+
+
+def test_tables_of_different_dtypes_do_not_mix():
+    process = process_of("linear", T)
+    t = torch.tensor([1])
+    for dtype in (torch.float32, torch.float64, torch.float32):
+        assert process.pair(t, like=torch.zeros(1, dtype=dtype)).alpha.dtype == dtype
+    exact = process.pair(1, like=torch.zeros(1, dtype=torch.float64)).alpha
+    assert float(process.pair(t, like=torch.zeros(1, dtype=torch.float64)).alpha) == exact
+
+
+def test_public_tensors_are_float64():
+    for process in (FULL, RESPACED, Process(torch.tensor([0.1, 0.2]))):
+        for values in (process.betas, process.alpha_bars, process.timesteps):
+            assert values.dtype == torch.float64
+            assert values.shape == (process.num_timesteps,)
+
+
+# -- respacing ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [50, 1000, 4000])
+def test_the_network_is_shown_thousandths_of_the_way(size: int):
+    process = process_of("linear", size)
+    assert process.timesteps.tolist() == pytest.approx([t * 1000 / size for t in range(size)])
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace", "karras"])
+def test_a_respaced_process_is_the_full_one_at_those_times(spacing: str):
+    times = FULL.times(10, spacing)
+    respaced = FULL.respaced(times)
+    rising = sorted(times)
+    assert respaced.num_timesteps == 10
+    for i, t in enumerate(rising):
+        assert respaced.alpha_bar(i) == pytest.approx(FULL.alpha_bar(t), rel=1e-12)
+        like = images(1)
+        assert torch.equal(respaced.shown(i, like=like), FULL.shown(t, like=like))
+        if i > 0:
+            expected = numbers(FULL.pair(t, rising[i - 1], like=like))
+            assert numbers(respaced.pair(i, like=like)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_order_of_the_times_is_of_no_matter():
+    assert torch.equal(FULL.respaced([40, 3, 17]).alpha_bars, FULL.respaced([3, 17, 40]).alpha_bars)
+
+
+def test_respacing_twice_keeps_what_the_network_is_shown():
+    once = FULL.respaced([4, 9, 20, 35, 49])
+    twice = once.respaced([1, 3])
+    assert twice.timesteps.tolist() == [180, 700]
+    assert twice.alpha_bars.tolist() == pytest.approx([bar(FULL, 9), bar(FULL, 35)])
+
+
+def test_all_times_is_the_process_itself():
+    same = FULL.respaced(range(T))
+    assert torch.allclose(same.betas, FULL.betas, rtol=1e-10)
+
+
+# -- zero terminal SNR ----------------------------------------------------------------------------
+
+
+def test_pure_noise_has_finite_coefficients():
+    process = zero_snr(1000)
+    x0, x_t = images(seed=1), images(seed=2)
+    assert process.log_snr(999) == -math.inf
+    assert torch.equal(process.diffuse(x0, 999, x_t), x_t)
+    for s in (998, 400, 0):
+        posterior = process.posterior(x0, x_t, 999, s)
+        assert torch.allclose(posterior.mean, math.sqrt(bar(process, s)) * x0, rtol=1e-10)
+        assert float(posterior.log_var) == pytest.approx(math.log(1 - bar(process, s)))
+    assert bool(process.prior(x0).kl(process.prior(x0 * 0)).eq(0).all())
+    assert float(process.respaced(process.times(10)).betas[-1]) == 1
+
+
+# -- refusals -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "betas", [[], [0.0, 0.1], [0.1, 1.1], [-0.1], [math.nan], [[0.1, 0.2]], [0.1, math.inf]]
+)
+def test_betas_outside_their_range_are_refused(betas):
+    with pytest.raises(UsageError):
+        Process(betas)
+
+
+def test_a_time_cannot_be_chosen_twice():
+    with pytest.raises(UsageError):
+        FULL.respaced([3, 3, 5])
+
+
+def test_one_timestep_is_a_process():
+    process = Process([0.5])
+    x = images()
+    assert torch.allclose(process.posterior(x, x * 0, 0).mean, x)
+    assert process.times(1) == [0]

@@ -1,0 +1,214 @@
+"""Files appear whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from diffuse_cli import files
+from diffuse_cli.errors import OutputError
+
+
+class Stop(Exception):
+    """The process ends here."""
+
+
+def everything(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+
+
+def test_bytes_text_and_json_are_written(tmp_path: Path):
+    files.write_bytes(tmp_path / "a", b"\0\r\n")
+    files.write_text(tmp_path / "b", "Å\n")
+    files.write_json(tmp_path / "deep" / "er" / "c", {"b": 1, "a": [2]})
+    assert (tmp_path / "a").read_bytes() == b"\0\r\n"
+    assert (tmp_path / "b").read_bytes() == b"\xc3\x85\n"
+    assert (tmp_path / "deep/er/c").read_text() == '{\n  "a": [\n    2\n  ],\n  "b": 1\n}\n'
+    assert everything(tmp_path) == ["a", "b", "deep", "deep/er", "deep/er/c"]
+
+
+def test_an_error_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path):
+    path = tmp_path / "file"
+    files.write_bytes(path, b"old")
+    with pytest.raises(Stop), files.writing(path) as file:  # noqa: PT012
+        file.write(b"half of the ne")
+        file.flush()
+        raise Stop
+    assert path.read_bytes() == b"old"
+    assert everything(tmp_path) == ["file"]
+
+
+def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path: Path):
+    path = tmp_path / "file"
+    files.write_bytes(path, b"old")
+    with files.writing(path) as file:
+        file.write(b"new")
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new"
+
+
+def test_a_stop_before_any_operation_leaves_old_or_new(tmp_path: Path, monkeypatch):
+    path = tmp_path / "file"
+    seen: list[str] = []
+    monkeypatch.setattr(files, "operation", lambda name, _: seen.append(name))
+    files.write_bytes(path, b"old")
+    assert seen == ["open", "sync", "rename", "sync-folder"]
+    for stop in seen:
+
+        def operation(name: str, _: Path, stop: str = stop) -> None:
+            if name == stop:
+                raise Stop
+
+        monkeypatch.setattr(files, "operation", operation)
+        with pytest.raises(Stop):
+            files.write_bytes(path, b"new")
+        assert path.read_bytes() == (b"new" if stop == "sync-folder" else b"old")
+        assert everything(tmp_path) == ["file"]
+        path.write_bytes(b"old")
+
+
+def test_the_file_is_synced_before_it_is_renamed(tmp_path: Path, monkeypatch):
+    order: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def synced(descriptor: int) -> None:
+        order.append("fsync")
+        fsync(descriptor)
+
+    def replaced(self: Path, target: Path) -> Path:
+        order.append("rename")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", replaced)
+    files.write_bytes(tmp_path / "file", b"x")
+    assert order == ["fsync", "rename", "fsync"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_the_mode_follows_the_umask(tmp_path: Path, mask: int):
+    before = os.umask(mask)
+    try:
+        files.write_bytes(tmp_path / "file", b"x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+@pytest.mark.parametrize("deep", ["file/new", "file/deeper/new"])
+def test_a_parent_that_is_a_file_is_an_output_error(tmp_path: Path, deep: str):
+    (tmp_path / "file").write_bytes(b"here")
+    path = tmp_path / deep
+    attempts = [
+        lambda: files.write_bytes(path, b"x"),
+        lambda: files.make_folder(path),
+        lambda: files.write_folder(path, lambda _: None),
+        lambda: files.check_writable(path),
+    ]
+    for attempt in attempts:
+        with pytest.raises(OutputError, match=r"cannot write .*file") as caught:
+            attempt()
+        assert caught.value.exit_code == 5
+    assert everything(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"here"
+
+
+def test_a_folder_is_not_overwritten_by_a_file(tmp_path: Path):
+    (tmp_path / "folder").mkdir()
+    for attempt in (files.check_writable, lambda path: files.write_bytes(path, b"x")):
+        with pytest.raises(OutputError):
+            attempt(tmp_path / "folder")
+    assert everything(tmp_path) == ["folder"]
+
+
+def test_a_full_disk_says_what_to_do(tmp_path: Path, monkeypatch):
+    def operation(name: str, _: Path) -> None:
+        if name == "sync":
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files, "operation", operation)
+    with pytest.raises(OutputError, match=r"No space left on device. Free some space"):
+        files.write_bytes(tmp_path / "file", b"x")
+    assert everything(tmp_path) == []
+
+
+def test_checking_writes_nothing(tmp_path: Path):
+    files.check_writable(tmp_path / "new" / "file")
+    assert everything(tmp_path) == []
+
+
+def test_a_line_is_added_to_a_log(tmp_path: Path):
+    files.append_line(tmp_path / "log", "one")
+    files.append_line(tmp_path / "log", "two")
+    assert (tmp_path / "log").read_bytes() == b"one\ntwo\n"
+
+
+# -- folders --------------------------------------------------------------------------------------
+
+
+def fill(*names: str):
+    def filled(folder: Path) -> None:
+        for name in names:
+            files.write_text(folder / name, name)
+
+    return filled
+
+
+def test_a_folder_replaces_the_whole_of_an_earlier_one(tmp_path: Path):
+    path = tmp_path / "folder"
+    files.write_folder(path, fill("a", "b"))
+    files.write_folder(path, fill("c"))
+    assert everything(tmp_path) == ["folder", "folder/c"]
+
+
+def test_an_error_leaves_the_old_folder(tmp_path: Path):
+    path = tmp_path / "folder"
+    files.write_folder(path, fill("a"))
+
+    def failing(folder: Path) -> None:
+        fill("b")(folder)
+        raise Stop
+
+    with pytest.raises(Stop):
+        files.write_folder(path, failing)
+    assert everything(tmp_path) == ["folder", "folder/a"]
+
+
+def test_a_folder_appears_when_it_is_full(tmp_path: Path):
+    path = tmp_path / "folder"
+
+    def watched(folder: Path) -> None:
+        fill("a")(folder)
+        assert not path.exists()
+
+    files.write_folder(path, watched)
+    assert everything(tmp_path) == ["folder", "folder/a"]
+
+
+def test_remove_takes_files_folders_and_nothing(tmp_path: Path):
+    fill("a")(tmp_path / "folder")
+    fill("b")(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    files.remove(tmp_path / "link")
+    assert (tmp_path / "folder/a").exists()
+    for name in ("folder", "b", "absent"):
+        files.remove(tmp_path / name)
+    assert everything(tmp_path) == []
+
+
+# -- names ----------------------------------------------------------------------------------------
+
+
+def test_a_path_is_shown_on_one_line():
+    assert files.show("a\nb\x1b[31m") == "a\\nb\\x1b[31m"
+    assert files.show("Bilder/äöü 7.png") == "Bilder/äöü 7.png"
+    assert "\n" not in files.show(os.fsdecode(b"\xff\n"))
+    files.show(os.fsdecode(b"\xff")).encode()
+
+
+def test_sha256_is_that_of_the_bytes(tmp_path: Path):
+    (tmp_path / "file").write_bytes(b"abc")
+    assert files.sha256(tmp_path / "file") == hashlib.sha256(b"abc").hexdigest()

@@ -1,0 +1,222 @@
+"""A room imports only from rooms above it, and nothing heavy is imported to say what is wrong."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import diffuse_cli
+
+PACKAGE = Path(diffuse_cli.__file__).parent
+
+ROOMS = (
+    "errors", "events", "tables", "files", "options", "config", "presets", "core", "data",
+    "modelfile", "runtime", "pictures", "sampling", "features", "metrics", "evaluation",
+    "training", "demo", "report", "interop", "console", "signals", "commands", "app", "__main__",
+)  # fmt: skip
+"""From the top of the house to the bottom; a room imports from itself and from those before it."""
+
+CORE = (
+    "schedules", "spacings", "targets", "variances", "gaussian", "process", "norms", "unet",
+    "denoiser", "losses", "samplers", "guidance", "likelihood",
+)  # fmt: skip
+"""The same inside core, for what is imported when a module runs; names for types may come from
+anywhere there."""
+
+
+def imported(tree: ast.AST, module: str) -> Iterator[str]:
+    """Full names of what a module imports, also in functions and under TYPE_CHECKING."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                package = module.split(".")[: -node.level]
+                base = ".".join([*package, *filter(None, [base])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def at_run_time(tree: ast.Module) -> ast.Module:
+    """The module without its `if TYPE_CHECKING:` blocks."""
+
+    class Without(ast.NodeTransformer):
+        def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
+            self.generic_visit(node)
+            return node.orelse if "TYPE_CHECKING" in ast.dump(node.test) else node
+
+    return Without().visit(tree)
+
+
+def modules() -> list[tuple[str, Path]]:
+    """Dotted names within the package, such as `core.process`."""
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if parts[-1] == "__init__" and len(parts) > 1:
+            parts = (*parts[:-1], "__init__")
+        found.append((".".join(parts), path))
+    return found
+
+
+def rooms_of(names: Iterator[str]) -> set[str]:
+    """The rooms among imported names: `diffuse_cli.core.process` is core."""
+    return {
+        part[1]
+        for part in (name.split(".") for name in names)
+        if part[0] == "diffuse_cli" and len(part) > 1 and part[1] in ROOMS
+    }
+
+
+def test_every_room_has_its_place():
+    there = {p.stem for p in PACKAGE.glob("*.py")} | {
+        p.name for p in PACKAGE.iterdir() if (p / "__init__.py").exists()
+    }
+    assert there - {"__init__"} <= set(ROOMS)
+    inside = {p.stem for p in (PACKAGE / "core").glob("*.py")} - {"__init__"}
+    assert inside <= set(CORE)
+    assert len(modules()) > 40
+
+
+@pytest.mark.parametrize(("name", "path"), modules(), ids=lambda v: v if isinstance(v, str) else "")
+def test_a_room_imports_from_rooms_above_it(name: str, path: Path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    room = name.split(".")[0]
+    found = rooms_of(imported(tree, f"diffuse_cli.{name}"))
+    allowed = set(ROOMS[: ROOMS.index(room) + 1]) if room != "__init__" else set()
+    assert found <= allowed, f"{name} imports {sorted(found - allowed)}"
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_a_part_of_core_imports_from_parts_above_it(name: str):
+    tree = at_run_time(ast.parse((PACKAGE / "core" / f"{name}.py").read_text(encoding="utf-8")))
+    parts = {
+        full.split(".")[2]
+        for full in imported(tree, f"diffuse_cli.core.{name}")
+        if full.startswith("diffuse_cli.core.")
+    }
+    assert parts <= set(CORE[: CORE.index(name)]), f"core.{name} imports {sorted(parts)}"
+
+
+def test_the_machine_knows_nothing_of_the_house():
+    tree = ast.parse((PACKAGE / "runtime.py").read_text(encoding="utf-8"))
+    assert rooms_of(imported(tree, "diffuse_cli.runtime")) == {"errors"}
+
+
+def test_the_core_knows_no_files_no_printing_and_no_accelerate():
+    banned = {"accelerate", "rich", "typer", "pathlib", "diffuse_cli.files", "safetensors", "os"}
+    for path in (PACKAGE / "core").glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = set(imported(tree, f"diffuse_cli.core.{path.stem}"))
+        assert not names & banned, path.name
+        calls = {n.func.id for n in ast.walk(tree)
+                 if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}  # fmt: skip
+        assert not calls & {"print", "open"}, path.name
+
+
+def test_the_checker_sees_every_kind_of_import():
+    source = """
+if TYPE_CHECKING:
+    from diffuse_cli.app import main
+def f():
+    import diffuse_cli.demo
+    from diffuse_cli import training
+from . import console
+from .core.process import Process
+"""
+    tree = ast.parse(source)
+    assert rooms_of(imported(tree, "diffuse_cli.errors")) == {
+        "app", "demo", "training", "console", "core",
+    }  # fmt: skip
+    assert "app" not in rooms_of(imported(at_run_time(tree), "diffuse_cli.errors"))
+
+
+# -- in a fresh interpreter -----------------------------------------------------------------------
+
+HEAVY = ("torch", "torchvision", "accelerate", "matplotlib", "safetensors", "diffusers")
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "COLUMNS": "100"}
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, env=environment, check=False
+    )
+
+
+def loads_nothing_heavy(code: str) -> None:
+    end = f"; import sys; print(sorted(set(sys.modules) & set({HEAVY!r})))"
+    done = python("-c", code + end)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_importing_the_app_loads_nothing_heavy():
+    loads_nothing_heavy("import diffuse_cli.app")
+
+
+def test_tables_are_listed_without_torch():
+    loads_nothing_heavy(
+        "from diffuse_cli.core import SCHEDULES, TARGETS, VARIANCES, LOSSES, WEIGHTINGS, "
+        "SAMPLERS, SPACINGS, Gaussian; from diffuse_cli.presets import PRESETS; "
+        "from diffuse_cli.features import FEATURES; from diffuse_cli.metrics import METRICS; "
+        "from diffuse_cli.commands import COMMANDS; assert all(map(list, (SCHEDULES, TARGETS, "
+        "VARIANCES, LOSSES, WEIGHTINGS, SAMPLERS, SPACINGS, PRESETS, FEATURES, METRICS, COMMANDS)))"
+    )
+
+
+def test_schedules_are_computed_without_torch():
+    loads_nothing_heavy(
+        "from diffuse_cli.core import SCHEDULES; assert len(SCHEDULES['cosine'](10)) == 10"
+    )
+
+
+ANSWERS: dict[str, tuple[list[str], int, str]] = {
+    "help": (["--help"], 0, "noise-demo"),
+    "version": (["--version"], 0, diffuse_cli.__version__),
+    "train help": (["train", "--help"], 0, "--schedule"),
+    "sample help": (["sample", "--help"], 0, "--sampler"),
+    "demo help": (["noise-demo", "--help"], 0, "--gif"),
+    "eval help": (["eval", "--help"], 0, "--timesteps"),
+    "unknown command": (["trian"], 2, "trian"),
+    "unknown option": (["train", "x", "--stepz", "3"], 2, "--stepz"),
+    "unknown schedule": (["train", "x", "--schedule", "cosin"], 2, "Did you mean 'cosine'"),
+    "unknown sampler": (["sample", "x", "--sampler", "dddim"], 2, "Did you mean 'ddim'"),
+    "unknown preset": (["train", "x", "--preset", "tinny"], 2, "Did you mean 'tiny'"),
+    "unknown precision": (["train", "x", "--precision", "bf61"], 2, "Did you mean 'bf16'"),
+    "zero steps": (["train", "x", "--steps", "0"], 2, "--steps must be at least 1"),
+    "not a number": (["train", "x", "--lr", "nan"], 2, "--lr must be a finite number"),
+    "not an integer": (["train", "x", "--steps", "many"], 2, "--steps"),
+    "no data": (["train"], 2, "DATA is missing"),
+    "no model": (["sample"], 2, "MODEL is missing"),
+    "bad size": (["train", "x", "--size", "wide"], 2, "--size 'wide'"),
+}
+
+
+@pytest.mark.parametrize("case", list(ANSWERS))
+def test_help_and_usage_errors_answer_without_torch(case: str):
+    arguments, code, text = ANSWERS[case]
+    done = python(
+        "-c",
+        "import sys; from diffuse_cli.app import main; code = main(sys.argv[1:]); "
+        f"heavy = set(sys.modules) & set({HEAVY!r}); assert not heavy, heavy; sys.exit(code)",
+        *arguments,
+    )
+    assert done.returncode == code, done.stderr
+    assert text in (done.stdout if code == 0 else done.stderr)
+    if code:
+        assert done.stdout == ""
+        assert done.stderr.count("\n") == 1, done.stderr
+
+
+def test_the_module_runs_without_torch():
+    done = python("-X", "importtime", "-m", "diffuse_cli", "--help")
+    assert done.returncode == 0
+    assert "diffuse_cli.app" in done.stderr
+    assert not [line for line in done.stderr.splitlines() if line.endswith(" torch")]

@@ -1,0 +1,442 @@
+"""The model file: whole, the same for the same model, and never trusted."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import pickle
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from diffuse_cli import modelfile
+from diffuse_cli.config import DiffusionConfig, UNetConfig
+from diffuse_cli.core import UNet
+from diffuse_cli.errors import ModelFileError, UsageError
+from diffuse_cli.modelfile import Model, load, save
+
+UNET = UNetConfig(
+    size=(4, 8), channels=1, width=4, groups=2, multipliers=(1, 2), blocks=1, attention=(2,)
+)
+
+
+def weights(seed: int = 0, unet: UNetConfig = UNET) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    state = UNet(unet).state_dict()
+    return {name: torch.randn(t.shape, generator=generator) for name, t in state.items()}
+
+
+def model(**changes: Any) -> Model:
+    fields: dict[str, Any] = {
+        "unet": UNET,
+        "diffusion": DiffusionConfig(num_timesteps=50, schedule="linear", target="v"),
+        "ema": weights(),
+        "step": 12,
+        "classes": ("ankle boot", "Ümlaut"),
+        "data": {"fingerprint": "abc", "images": 20},
+        "training": {"steps": 12, "lr": 2e-3},
+    }
+    return Model(**{**fields, **changes})
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("model") / "m.safetensors"
+    save(path, model())
+    return path.read_bytes()
+
+
+def taken_apart(data: bytes) -> tuple[dict[str, Any], bytes]:
+    length = struct.unpack("<Q", data[:8])[0]
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def put_together(header: Any, body: bytes) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + body
+
+
+def described(data: bytes, change: Callable[[dict[str, Any]], Any]) -> bytes:
+    """The file with another `diffuse.config`."""
+    header, body = taken_apart(data)
+    config = json.loads(header["__metadata__"]["diffuse.config"])
+    changed = change(config)
+    config = config if changed is None else changed
+    header["__metadata__"]["diffuse.config"] = json.dumps(config)
+    return put_together(header, body)
+
+
+def rejected(tmp_path: Path, data: bytes) -> str:
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(ModelFileError) as caught:
+        load(path)
+    assert caught.value.exit_code == 4
+    text = str(caught.value)
+    assert "m.safetensors" in text
+    assert "\n" not in text
+    assert len(text) < 1000 + len(str(tmp_path))
+    return text
+
+
+# -- writing --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("raw", [None, weights(1)], ids=["ema", "with raw"])
+def test_a_model_is_read_as_it_was_written(tmp_path: Path, raw):
+    written = model(raw=raw)
+    save(tmp_path / "m.safetensors", written)
+    read = load(tmp_path / "m.safetensors")
+    for f in dataclasses.fields(Model):
+        if f.name in ("ema", "raw", "versions"):
+            continue
+        assert getattr(read, f.name) == getattr(written, f.name), f.name
+    for name in ("ema", "raw"):
+        before, after = getattr(written, name), getattr(read, name)
+        assert (before is None) == (after is None)
+        assert (before or {}).keys() == (after or {}).keys()
+        assert all(torch.equal(before[n], after[n]) for n in before or {})
+    assert read.versions.keys() == {"diffuse", "torch"}
+
+
+def test_equal_models_are_equal_bytes(tmp_path: Path):
+    save(tmp_path / "a", model())
+    backwards = dict(reversed(list(weights().items())))
+    shuffled = {"images": 20, "fingerprint": "abc"}
+    save(tmp_path / "b", model(ema=backwards, data=shuffled))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    save(tmp_path / "c", model(step=13))
+    assert (tmp_path / "a").read_bytes() != (tmp_path / "c").read_bytes()
+
+
+def test_the_memory_order_of_weights_is_of_no_matter(tmp_path: Path):
+    strange = {
+        n: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t
+        for n, t in weights().items()
+    }
+    save(tmp_path / "a", model())
+    save(tmp_path / "b", model(ema=strange))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_it_is_a_safetensors_file_with_its_metadata_sorted(good: bytes, tmp_path: Path):
+    (tmp_path / "m").write_bytes(good)
+    tensors = safetensors.torch.load_file(tmp_path / "m")
+    assert all(torch.equal(t, tensors[name]) for name, t in weights().items())
+    header, _ = taken_apart(good)
+    assert list(header) == sorted(header)
+    metadata = header["__metadata__"]
+    assert list(metadata) == sorted(metadata)
+    assert metadata["format"] == "pt"
+    assert metadata["modelspec.resolution"] == "8x4"
+    assert struct.unpack("<Q", good[:8])[0] % 8 == 0
+    config = json.loads(metadata["diffuse.config"])
+    assert metadata["diffuse.config"] == json.dumps(config, sort_keys=True, separators=(",", ":"))
+    assert config["classes"] == ["ankle boot", "Ümlaut"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_its_mode_follows_the_umask(tmp_path: Path, mask: int):
+    before = os.umask(mask)
+    try:
+        save(tmp_path / "m", model())
+    finally:
+        os.umask(before)
+    assert (tmp_path / "m").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_an_error_while_writing_keeps_the_old_file(tmp_path: Path, good: bytes):
+    (tmp_path / "m").write_bytes(good)
+    with pytest.raises(KeyError):
+        save(tmp_path / "m", model(ema={"conv_in.weight": torch.zeros(1, dtype=torch.complex64)}))
+    assert (tmp_path / "m").read_bytes() == good
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+# -- using ----------------------------------------------------------------------------------------
+
+
+def test_its_network_has_its_weights(good: bytes, tmp_path: Path):
+    (tmp_path / "m").write_bytes(good)
+    read = load(tmp_path / "m")
+    net = read.network()
+    assert not net.training
+    assert not any(p.requires_grad for p in net.parameters())
+    x, t = torch.ones(1, 1, 4, 8), torch.tensor([3.0])
+    other = UNet(UNET)
+    other.load_state_dict(weights())
+    assert torch.allclose(net(x, t), other(x, t), atol=1e-4)
+    denoiser = read.denoiser(net)
+    assert (denoiser.target, denoiser.process.num_timesteps) == ("v", 50)
+    assert denoiser(x, 7).x0.shape == x.shape
+
+
+def test_raw_weights_that_are_not_there_are_refused(tmp_path: Path):
+    with pytest.raises(ModelFileError, match="no raw weights"):
+        model().network("raw")
+    with pytest.raises(UsageError, match="--weights"):
+        model().network("emma")
+    raw = model(raw=weights(1)).network("raw")
+    assert torch.equal(raw.conv_in.weight, weights(1)["conv_in.weight"])
+
+
+# -- what is not a model file ---------------------------------------------------------------------
+
+
+def test_a_missing_file_and_a_folder_are_rejected(tmp_path: Path):
+    with pytest.raises(ModelFileError, match=r"no such model file: .*absent"):
+        load(tmp_path / "absent.safetensors")
+    with pytest.raises(ModelFileError, match="is a folder"):
+        load(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ModelFileError):
+        load(tmp_path / "file" / "m.safetensors")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"", b"\0", b"\0" * 8, b"hello, I am a text\n" * 50, b"\x89PNG\r\n\x1a\n" + b"\0" * 100,
+        struct.pack("<Q", 2**63), struct.pack("<Q", 2**63) + b"{}" * 100,
+        struct.pack("<Q", 2**64 - 1) + b"{}", struct.pack("<Q", 2) + b"{}",
+        struct.pack("<Q", 2) + b"[]", struct.pack("<Q", 4) + b"null", struct.pack("<Q", 3) + b"{}",
+        struct.pack("<Q", 2) + b"\xff\xff", put_together({"__metadata__": 5}, b""),
+        put_together({"__metadata__": {"diffuse.config": 5}}, b""),
+        put_together({"__metadata__": {"diffuse.config": "{}"}}, b""),
+        put_together({"__metadata__": {"diffuse.config": "null"}}, b""),
+        put_together(b'{"a":' * 100_000, b""),
+        put_together(b"[" * 1_000_000, b""),
+        put_together({"__metadata__": {"diffuse.config": "[" * 1_000_000}}, b""),
+        put_together({"__metadata__": {"diffuse.config": '{"a":' * 200_000}}, b""),
+        put_together({"__metadata__": {"diffuse.config": " " * 5_000_000}}, b""),
+        put_together(b" " * 17_000_000, b""),
+        pickle.dumps({"a": 1}, protocol=2), pickle.dumps({"a": 1}, protocol=4),
+        pickle.dumps({"a": 1}, protocol=5), pickle.dumps({"a": 1}, protocol=0),
+    ],
+    ids=lambda data: f"{data[:20]!r}{len(data)}",
+)  # fmt: skip
+def test_other_files_are_rejected(tmp_path: Path, data: bytes):
+    rejected(tmp_path, data)
+
+
+def test_a_pickle_is_never_loaded(tmp_path: Path):
+    class Bomb:
+        def __reduce__(self):
+            return (pytest.fail, ("the pickle was run",))
+
+    torch.save({"weight": torch.zeros(3), "bomb": Bomb()}, tmp_path / "m.pt")
+    for data in ((tmp_path / "m.pt").read_bytes(), pickle.dumps(Bomb(), protocol=2)):
+        assert "is a pickle" in rejected(tmp_path, data)
+
+
+def test_a_foreign_safetensors_file_is_recognised(tmp_path: Path):
+    data = safetensors.torch.save(weights(), {"format": "pt"})
+    assert "`diffuse train` did not write it" in rejected(tmp_path, data)
+
+
+def test_every_cut_is_noticed(good: bytes, tmp_path: Path):
+    length = struct.unpack("<Q", good[:8])[0]
+    cuts = {1, 7, 8, 9, 8 + length - 1, 8 + length, 8 + length + 1, len(good) - 1}
+    cuts |= set(range(0, len(good), 997))
+    for cut in sorted(cuts):
+        rejected(tmp_path, good[:cut])
+
+
+def test_bytes_to_spare_are_noticed(good: bytes, tmp_path: Path):
+    assert "bytes to spare" in rejected(tmp_path, good + b"\0")
+    rejected(tmp_path, good + good)
+
+
+# -- tensors --------------------------------------------------------------------------------------
+
+
+def rewritten(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> bytes:
+    save(tmp_path / "made", model(ema=tensors))
+    return (tmp_path / "made").read_bytes()
+
+
+def test_a_wrong_shape_is_rejected(tmp_path: Path):
+    data = rewritten(tmp_path, {**weights(), "conv_in.bias": torch.zeros(5)})
+    assert "conv_in.bias is F32 [5], not F32 [4]" in rejected(tmp_path, data)
+    data = rewritten(tmp_path, {**weights(), "conv_in.weight": torch.zeros(4, 9)})
+    assert "conv_in.weight" in rejected(tmp_path, data)
+
+
+def test_a_wrong_type_is_rejected(tmp_path: Path):
+    data = rewritten(tmp_path, {**weights(), "conv_in.bias": torch.zeros(4, dtype=torch.int64)})
+    assert "I64 [4], not F32 [4]" in rejected(tmp_path, data)
+
+
+def test_a_missing_tensor_is_rejected(tmp_path: Path):
+    data = rewritten(tmp_path, {n: t for n, t in weights().items() if n != "conv_in.bias"})
+    assert "conv_in.bias is missing" in rejected(tmp_path, data)
+    assert "and" in rejected(tmp_path, rewritten(tmp_path, {}))
+
+
+def test_an_extra_tensor_is_rejected(tmp_path: Path):
+    data = rewritten(tmp_path, {**weights(), "more": torch.zeros(1)})
+    assert "more is not of this network" in rejected(tmp_path, data)
+
+
+def test_half_of_the_raw_weights_is_rejected(tmp_path: Path):
+    save(tmp_path / "made", model(raw={"conv_in.bias": torch.zeros(4)}))
+    assert "raw." in rejected(tmp_path, (tmp_path / "made").read_bytes())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_numbers_are_rejected(tmp_path: Path, value: float):
+    bad = weights()
+    bad["mid_block.resnets.0.conv1.weight"][0, 0, 0, 0] = value
+    message = rejected(tmp_path, rewritten(tmp_path, bad))
+    assert "weights that are not numbers: mid_block.resnets.0.conv1.weight" in message
+
+
+@pytest.mark.parametrize(
+    "offsets", [[0, 0], [8, 24], [-16, 0], [0, 2**62], [0], [], "ab", None, [0.0, 16.0], [16, 0]],
+    ids=str,
+)  # fmt: skip
+def test_offsets_that_lie_are_rejected(good: bytes, tmp_path: Path, offsets):
+    header, body = taken_apart(good)
+    header["conv_in.bias"]["data_offsets"] = offsets
+    rejected(tmp_path, put_together(header, body))
+
+
+@pytest.mark.parametrize("entry", [{}, [], None, 5, "F32", {"dtype": "F32"}, {"data_offsets": 1}])
+def test_entries_that_are_none_are_rejected(good: bytes, tmp_path: Path, entry):
+    header, body = taken_apart(good)
+    header["conv_in.bias"] = entry
+    rejected(tmp_path, put_together(header, body))
+
+
+# -- the description ------------------------------------------------------------------------------
+
+
+def setting(*keys: str, value: Any) -> Callable[[dict[str, Any]], Any]:
+    def change(config: dict[str, Any]) -> Any:
+        for key in keys[:-1]:
+            config = config[key]
+        config[keys[-1]] = value
+
+    change.__name__ = f"{'.'.join(keys)}={str(value)[:20]}"
+    return change
+
+
+def removing(key: str) -> Callable[[dict[str, Any]], Any]:
+    def change(config: dict[str, Any]) -> Any:
+        return {k: v for k, v in config.items() if k != key}
+
+    change.__name__ = f"no {key}"
+    return change
+
+
+WRONG: list[Any] = [None, 5, "x", [], [1], -1, 1e400, 10**400, [[]], {"a": 1}, True]
+
+CHANGES = [
+    *map(removing, ("unet", "diffusion", "step", "classes", "data", "training", "versions")),
+    *(setting("unet", value=v) for v in WRONG),
+    *(setting("diffusion", value=v) for v in WRONG if v != []),
+    *(setting("unet", "width", value=v) for v in WRONG),
+    *(setting("unet", "multipliers", value=v) for v in WRONG),
+    *(setting("unet", "size", value=v) for v in WRONG),
+    *(setting("unet", "dropout", value=v) for v in WRONG if v not in (None, True, [])),
+    *(setting("diffusion", "num_timesteps", value=v) for v in WRONG if v not in (5,)),
+    *(setting("diffusion", "schedule", value=v) for v in WRONG),
+    *(setting("diffusion", "target", value=v) for v in WRONG),
+    *(setting("step", value=v) for v in WRONG if v not in (5, 10**400, True, -1)),
+    *(setting("classes", value=v) for v in WRONG if v not in ([], "x") and not isinstance(v, dict)),
+    *(setting("data", value=v) for v in (None, 5, "x", [1])),
+    *(setting("training", value=v) for v in (None, 5, "x", [1])),
+    setting("unet", "surprise", value=1),
+    setting("diffusion", "surprise", value=1),
+    setting("unet", "width", value=4096),
+    setting("unet", "multipliers", value=[10**9, 10**9]),
+    setting("unet", "multipliers", value=[2**62, 2**62]),
+    setting("unet", "multipliers", value=[1] * 100_000),
+    setting("unet", "blocks", value=16),
+    setting("unet", "attention", value=list(range(1, 100_000))),
+    setting("unet", "num_classes", value=1_000_000),
+    setting("unet", "size", value=[4096, 4096]),
+    setting("diffusion", "num_timesteps", value=10**9),
+    setting("diffusion", "schedule", value="cosin"),
+    lambda config: [],
+    lambda config: None if config.clear() else 5,
+    lambda config: "text",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_wrong_description_is_rejected(good: bytes, tmp_path: Path, change):
+    data = described(good, change)
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(data)
+    try:
+        load(path)
+    except ModelFileError:
+        rejected(tmp_path, data)
+    else:
+        assert change.__name__ in ("unet.attention=[1, 2, 3, 4, 5, 6, 7", "unet.size=[4096, 4096]")
+
+
+def test_an_unknown_key_names_the_nearest(good: bytes, tmp_path: Path):
+    message = rejected(tmp_path, described(good, setting("unet", "widht", value=4)))
+    assert "no option 'widht'" in message
+
+
+def test_nothing_is_allocated_for_a_network_that_does_not_fit(good: bytes, tmp_path, monkeypatch):
+    monkeypatch.setattr(modelfile, "read_tensors", lambda path: pytest.fail("tensors were read"))
+    rejected(tmp_path, described(good, setting("unet", "width", value=4096)))
+
+
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_no_mutation_does_anything_but_be_rejected(good: bytes, tmp_path: Path, data):
+    """Bytes changed, cut out or put in, mostly in the header, where they matter."""
+    length = 8 + struct.unpack("<Q", good[:8])[0]
+    changed = bytearray(good)
+    for _ in range(data.draw(st.integers(1, 4))):
+        end = data.draw(st.sampled_from([8, length, length, length, len(changed)]))
+        at = data.draw(st.integers(0, min(end, len(changed)) - 1))
+        kind = data.draw(st.sampled_from(["set", "set", "cut", "insert"]))
+        some = data.draw(st.binary(min_size=1, max_size=6))
+        if kind == "set":
+            changed[at : at + len(some)] = some
+        elif kind == "cut":
+            del changed[at : at + len(some)]
+        else:
+            changed[at:at] = some
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(changed)
+    with contextlib.suppress(ModelFileError):
+        load(path)
+
+
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.sampled_from(["unet", "diffusion"]),
+    st.data(),
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+        max_leaves=5,
+    ),
+)
+def test_no_value_of_a_field_does_anything_but_be_rejected(good, tmp_path, part, data, value):
+    kind = UNetConfig if part == "unet" else DiffusionConfig
+    name = data.draw(st.sampled_from([f.name for f in dataclasses.fields(kind)]))
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(described(good, setting(part, name, value=value)))
+    with contextlib.suppress(ModelFileError):
+        load(path)

@@ -1,0 +1,210 @@
+"""Every draw is keyed by what it is for, and by nothing else."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffuse_cli import runtime
+from diffuse_cli.errors import UsageError
+from diffuse_cli.runtime import (
+    PRECISIONS,
+    draw_noise,
+    image_noise,
+    key,
+    permutation,
+    philox,
+    resolve_precision,
+    seed_modules,
+    share,
+    training_draws,
+)
+
+CPU = torch.device("cpu")
+SHAPE = (1, 2, 3)
+
+
+def draws(start: int, stop: int, *, seed: int = 0, step: int = 5, **rest) -> runtime.Draws:
+    return training_draws(
+        seed, step, range(start, stop), shape=SHAPE, num_timesteps=1000, device=CPU, **rest
+    )
+
+
+# -- training draws -------------------------------------------------------------------------------
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=6))
+def test_a_position_draws_the_same_however_the_batch_is_split(cuts: list[int]):
+    edges = [0, *np.cumsum(cuts).tolist()]
+    whole = draws(0, edges[-1])
+    parts = [draws(a, b) for a, b in pairwise(edges)]
+    for name in ("t", "noise", "flip"):
+        together = torch.cat([getattr(part, name) for part in parts])
+        assert torch.equal(together, getattr(whole, name))
+
+
+def test_draws_have_a_position_each():
+    found = draws(3, 14)
+    assert found.t.shape == found.flip.shape == (11,)
+    assert found.noise.shape == (11, *SHAPE)
+    assert found.t.dtype == torch.int64
+    assert found.flip.dtype == torch.bool
+    assert found.noise.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "other", [{"seed": 1}, {"step": 6}, {"purpose": "held-out"}, {"seed": 2**62}], ids=str
+)
+def test_another_seed_step_or_purpose_draws_otherwise(other: dict):
+    here, there = draws(0, 64), draws(0, 64, **other)
+    assert not torch.equal(here.t, there.t)
+    assert not torch.equal(here.flip, there.flip)
+    assert not np.intersect1d(here.noise[:, 0, 0, 0], there.noise[:, 0, 0, 0]).size
+
+
+def test_no_two_positions_draw_the_same():
+    firsts = torch.cat([draws(0, 512, step=step).noise[:, 0, 0, 0] for step in range(4)])
+    assert len(firsts.unique()) > 2040
+
+
+def test_draws_are_uniform_and_standard_normal():
+    many = [draws(0, 512, step=step) for step in range(16)]
+    t = torch.cat([d.t for d in many])
+    noise = torch.cat([d.noise.flatten() for d in many])
+    assert (int(t.min()), int(t.max())) == (0, 999)
+    assert float(t.double().mean()) == pytest.approx(499.5, abs=12)
+    assert float(noise.mean()) == pytest.approx(0, abs=0.02)
+    assert float(noise.std()) == pytest.approx(1, abs=0.02)
+    assert float(torch.cat([d.flip for d in many]).double().mean()) == pytest.approx(0.5, abs=0.03)
+
+
+def test_draws_take_no_notice_of_the_global_generators():
+    torch.manual_seed(1)
+    np.random.seed(1)
+    before = draws(0, 9), draw_noise(3, "x", shape=SHAPE)
+    torch.manual_seed(2)
+    np.random.seed(2)
+    after = draws(0, 9), draw_noise(3, "x", shape=SHAPE)
+    assert torch.equal(before[0].noise, after[0].noise)
+    assert torch.equal(before[1], after[1])
+    state = torch.get_rng_state()
+    draws(0, 9)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_modules_draw_by_seed_step_microbatch_and_process():
+    def drawn(*index: int) -> list[float]:
+        seed_modules(*index)
+        return torch.rand(3).tolist()
+
+    all_of_them = [drawn(*i) for i in ((0, 1, 0, 0), (1, 1, 0, 0), (0, 2, 0, 0), (0, 1, 1, 0),
+                                       (0, 1, 0, 1))]  # fmt: skip
+    assert len({tuple(values) for values in all_of_them}) == 5
+    assert drawn(0, 1, 0, 0) == all_of_them[0]
+
+
+# -- images and orders ----------------------------------------------------------------------------
+
+
+def test_an_images_noise_is_its_own_whatever_the_batch():
+    together = image_noise(7, [0, 1, 2, 3, 900], -1, SHAPE, CPU)
+    for row, index in enumerate([0, 1, 2, 3, 900]):
+        assert torch.equal(together[row], image_noise(7, [index], -1, SHAPE, CPU)[0])
+    assert torch.equal(image_noise(7, [3, 0], -1, SHAPE, CPU), together[[3, 0]])
+
+
+def test_images_draws_and_seeds_differ():
+    noises = [image_noise(*index, SHAPE, CPU) for index in (
+        (0, [0], -1), (0, [1], -1), (0, [0], 0), (0, [0], 1), (1, [0], -1), (2**63 - 1, [0], -1),
+    )]  # fmt: skip
+    assert len({float(n[0, 0, 0, 0]) for n in noises}) == 6
+
+
+def test_fifty_thousand_images_start_from_different_noise():
+    keys = {key(0, "image", i, -1) for i in range(50_000)}
+    assert len(keys) == 50_000
+    starts = {tuple(draw_noise(0, "image", i, -1, shape=(2,)).tolist()) for i in range(50_000)}
+    assert len(starts) == 50_000
+
+
+def test_the_whole_key_decides_the_noise():
+    for bit in (0, 31, 32, 63, 64, 127):
+        a, b = (np.random.Generator(np.random.Philox(key=k)).random() for k in (5, 5 ^ (1 << bit)))
+        assert a != b
+
+
+def test_keys_do_not_run_into_each_other():
+    arguments = [(1, "a", 23), (12, "a", 3), (1, "a", 2, 3), (1, "a2", 3), (1, "a"), (1, "a", 0)]
+    assert len({key(*a) for a in arguments}) == len(arguments)
+    assert all(0 <= key(*a) < 2**128 for a in arguments)
+
+
+def test_noise_is_standard_normal_in_float32():
+    noise = draw_noise(0, "image", 5, shape=(3, 64, 64))
+    assert noise.dtype == torch.float32
+    assert noise.device == CPU
+    assert float(noise.mean()) == pytest.approx(0, abs=0.03)
+    assert float(noise.std()) == pytest.approx(1, abs=0.03)
+
+
+@pytest.mark.parametrize("n", [1, 2, 97])
+def test_an_epoch_is_a_permutation_of_its_own(n: int):
+    orders = [permutation(0, epoch, n).tolist() for epoch in range(3)]
+    assert all(sorted(order) == list(range(n)) for order in orders)
+    assert orders[0] == permutation(0, 0, n).tolist()
+    if n > 10:
+        assert orders[0] != orders[1] != orders[2]
+        assert orders[0] != permutation(1, 0, n).tolist()
+
+
+def test_the_draws_of_a_seed_never_change():
+    """Published results rely on them: a change here is a change of every sample ever made."""
+    assert key(1, "image", 2) == 232697755328917176266746495963613224171
+    assert int(philox(1, "image", 2).bit_generator.random_raw()) == 2612233899473487500
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 1000), st.integers(1, 40))
+def test_shares_divide_the_whole_evenly(n: int, parts: int):
+    shares = [share(n, parts, i) for i in range(parts)]
+    assert [i for part in shares for i in part] == list(range(n))
+    sizes = [len(part) for part in shares]
+    assert max(sizes) - min(sizes) <= 1
+
+
+# -- precision ------------------------------------------------------------------------------------
+
+
+def test_precisions_are_those_of_the_command_line():
+    assert list(PRECISIONS) == ["auto", "fp32", "bf16", "fp16"]
+
+
+def test_auto_is_a_precision_the_machine_has():
+    assert resolve_precision("auto") in ("bf16", "fp32")
+    assert resolve_precision("fp32") == "fp32"
+    assert resolve_precision("bf16") == "bf16"
+
+
+@pytest.mark.parametrize(("has", "chosen"), [(True, "bf16"), (False, "fp32")])
+def test_auto_follows_the_hardware(monkeypatch: pytest.MonkeyPatch, has: bool, chosen: str):
+    monkeypatch.setattr(runtime, "_has_bfloat16", lambda device: has)
+    assert resolve_precision("auto") == chosen
+
+
+def test_fp16_needs_a_gpu(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(runtime, "device_type", lambda: "cpu")
+    with pytest.raises(UsageError, match="fp16 needs a GPU"):
+        resolve_precision("fp16")
+    monkeypatch.setattr(runtime, "device_type", lambda: "cuda")
+    assert resolve_precision("fp16") == "fp16"
+
+
+def test_an_unknown_precision_is_a_usage_error():
+    with pytest.raises(UsageError, match=r"--precision: there is no 'bf61'. Did you mean 'bf16'"):
+        resolve_precision("bf61")

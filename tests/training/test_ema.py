@@ -1,0 +1,83 @@
+"""The average of the weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from diffuse_cli.training.ema import averaged, decay_at
+
+LARGEST = 0.9999
+
+
+@pytest.mark.parametrize(
+    ("update", "decay"), [(0, 0.0), (1, 0.4053964425), (1000, 0.9943808006), (10**9, LARGEST)]
+)
+def test_decay_warms_up(update: int, decay: float):
+    assert decay_at(update, LARGEST) == pytest.approx(decay, abs=1e-10)
+
+
+def test_decay_never_exceeds_the_largest():
+    decays = [decay_at(n, 0.99) for n in range(2000)]
+    assert decays == sorted(decays)
+    assert decays[-1] == 0.99
+    assert decay_at(5, 0.0) == 0
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+        self.register_buffer("table", torch.zeros(3))
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+
+
+def set_to(net: nn.Module, value: float) -> None:
+    with torch.no_grad():
+        for p in net.parameters():
+            p.fill_(value)
+
+
+def test_the_average_follows_its_recursion():
+    net = Net()
+    set_to(net, 0.0)
+    model = averaged(net, 0.6)
+    expected = 0.0
+    for update, value in enumerate([1.0, 5.0, -2.0, 3.0, 3.0]):
+        set_to(net, value)
+        model.update_parameters(net)
+        decay = min(0.6, 1 - (update + 1) ** -0.75)
+        expected = decay * expected + (1 - decay) * value
+        assert float(model.module.layer.bias) == pytest.approx(expected, rel=1e-6)
+        assert model.module.layer.weight.tolist() == [pytest.approx([expected] * 2, rel=1e-6)]
+
+
+def test_the_first_update_forgets_the_random_start():
+    net = Net()
+    model = averaged(net, LARGEST)
+    set_to(net, 7.0)
+    model.update_parameters(net)
+    assert float(model.module.layer.bias) == 7
+
+
+def test_buffers_are_not_averaged():
+    net = Net()
+    net.table.fill_(5.0)
+    model = averaged(net, LARGEST)
+    for value in (1.0, 9.0, 2.0):
+        net.table.fill_(value)
+        net.count.fill_(int(value))
+        model.update_parameters(net)
+        assert float(model.module.table[0]) in (5.0, value)
+        assert int(model.module.count) in (0, int(value))
+
+
+def test_the_average_is_a_copy_without_gradients_in_eval_mode():
+    net = Net()
+    model = averaged(net, LARGEST)
+    set_to(net, 7.0)
+    assert float(model.module.layer.bias.detach()) != 7
+    assert not model.training
+    assert not any(p.requires_grad for p in model.parameters())
+    assert all(p.requires_grad for p in net.parameters())
