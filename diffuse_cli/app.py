@@ -36,17 +36,20 @@ def build(session: _Session) -> typer.Typer:
     app = typer.Typer(
         name="diffuse",
         help="Train, sample, measure and demonstrate denoising diffusion models.",
-        no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
 
-    @app.callback()
+    @app.callback(invoke_without_command=True)
     def root(
+        context: typer.Context,
         version: bool = typer.Option(False, "--version", is_eager=True, callback=_print_version),
     ) -> None:
         """Train, sample, measure and demonstrate denoising diffusion models."""
+        if context.invoked_subcommand is None:
+            typer.echo(context.get_help(), err=True)
+            raise typer.Exit(UsageError.exit_code)
 
     for name in [*ORDER, *(n for n in COMMANDS if n not in ORDER)]:
         app.command(name)(make_command(name, COMMANDS[name], session.set))

@@ -38,7 +38,7 @@ class Console:
 
     def __init__(self, *, quiet: bool = False, as_json: bool = False, debug: bool = False) -> None:
         self.quiet, self.as_json, self.debug = quiet, as_json, debug
-        self._err = RichConsole(
+        self._err = _Stderr(
             stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True
         )
         self.live = self._err.is_terminal and not self._err.is_dumb_terminal
@@ -48,8 +48,7 @@ class Console:
     def say(self, line: str | RenderableType, style: str = "") -> None:
         """A line for people, unless quiet."""
         if not self.quiet:
-            with contextlib.suppress(BrokenPipeError):
-                self._err.print(Text(line, style=style) if isinstance(line, str) else line)
+            self._err.print(Text(line, style=style) if isinstance(line, str) else line)
 
     def warn(self, text: str) -> None:
         """A sentence that may be a surprise."""
@@ -58,8 +57,7 @@ class Console:
     def fail(self, error: DiffuseError) -> None:
         """The one line of an expected failure, also when quiet."""
         line = " ".join(f"diffuse: {error}".split("\n"))
-        with contextlib.suppress(BrokenPipeError):
-            self._err.print(Text(line, style="red"))
+        self._err.print(Text(line, style="red"))
         if self.debug:
             self._err.print_exception()
 
@@ -105,8 +103,7 @@ class Console:
             for line in lines:
                 print(line, flush=True)
         except BrokenPipeError:
-            # Python would complain again when it flushes stdout at its end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            discard(sys.stdout)
 
     def table(self, rows: Iterable[tuple[str, str]]) -> None:
         """Names and values in two columns on stderr."""
@@ -114,6 +111,20 @@ class Console:
         width = max((len(name) for name, _ in rows), default=0)
         for name, value in rows:
             self.say(f"  {name:<{width}}  {value}")
+
+
+class _Stderr(RichConsole):
+    """A console whose reader may go away: Rich's own ends the program then."""
+
+    def on_broken_pipe(self) -> None:
+        """Go on in silence."""
+        self.quiet = True
+        discard(sys.stderr)
+
+
+def discard(stream: TextIO) -> None:
+    """Send what is still written to nowhere: Python would complain when it flushes at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def steady(stream: TextIO) -> None:

@@ -32,6 +32,10 @@ Pixels = npt.NDArray[np.uint8]
 Array = npt.NDArray[Any]
 
 
+PICKLES = {".pt", ".pth", ".ckpt"}
+"""Zip files, as torch writes them, that hold no images."""
+
+
 @dataclass(frozen=True)
 class Evaluated:
     """The numbers of an evaluation, and what one needs to compare them with others.
@@ -140,7 +144,7 @@ def _is_images(subject: str) -> bool:
     path = Path(subject)
     if not path.exists():
         raise ModelFileError(f"no such model file or folder: {files.show(path)}")
-    return path.is_dir() or zipfile.is_zipfile(path)
+    return path.is_dir() or (path.suffix not in PICKLES and zipfile.is_zipfile(path))
 
 
 def _images(config: EvalConfig, loaded: Loaded | None) -> Work[tuple[Pixels, str, Pixels | None]]:

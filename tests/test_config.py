@@ -25,6 +25,7 @@ from diffuse_cli.options import (
     from_dict,
     options,
     parse_ints,
+    parse_names,
     parse_size,
     read_toml,
     to_dict,
@@ -148,6 +149,13 @@ def test_lists_of_whole_numbers():
     for wrong in ("1,a", [1, 0], [1.5], [True]):
         with pytest.raises(ValueError, match=r"whole|invalid"):
             parse_ints(wrong)
+
+
+def test_names_are_one_or_several():
+    assert parse_names("linear") == ("linear",)
+    assert parse_names(["linear", "cosine"]) == ("linear", "cosine")
+    with pytest.raises(ValueError, match="a name, or a list of names"):
+        parse_names(["linear", 5])
 
 
 # -- dictionaries and TOML ------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffuse_cli.core.process import Process, Table, Time
-from diffuse_cli.core.targets import TARGETS
+from diffuse_cli.core.targets import STEPWISE, TARGETS
 from diffuse_cli.core.variances import VARIANCES
 from diffuse_cli.errors import UsageError, lookup
 
@@ -102,8 +102,7 @@ class Denoiser:
         if not isinstance(t, float):
             return self._inverses(t, like)
         alpha, sigma = self.process.level(t, like=like)
-        i = min(round(t), self.process.num_timesteps - 1)
-        a, b = self._coefficients(alpha, sigma, float(self._c1[i]), float(self._c2[i]))
+        a, b = self._coefficients(alpha, sigma, None, None)
         return self._invert(a, b, alpha, sigma)
 
     def __call__(self, x_t: Tensor, t: Time, /, **cond: Any) -> Prediction:
@@ -111,9 +110,13 @@ class Denoiser:
 
         Args:
             x_t: the noisy images.
-            t: an int or float for all of them, or an integer tensor (B,).
+            t: an int or float for all of them, or an integer tensor (B,). Between timesteps
+                log-SNR and what the network is shown are interpolated, but a target of `STEPWISE`
+                is read at the nearest timestep.
             cond: handed to the network, for example `label`.
         """
+        if isinstance(t, float) and self.target in STEPWISE:
+            t = round(t)
         raw = self.net(x_t, self.process.shown(t, like=x_t), **cond).to(x_t.dtype)
         x0_y, x0_x, eps_y, eps_x = self._inverse_at(t, x_t)
 

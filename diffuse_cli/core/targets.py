@@ -43,6 +43,9 @@ def mu(alpha: Number, sigma: Number, c1: Number, c2: Number) -> tuple[Number, Nu
     return c1 + c2 * alpha, c2 * sigma
 
 
+STEPWISE = frozenset({"mu"})
+"""Targets that exist at whole timesteps only, since they speak of the timestep before."""
+
 TARGETS: dict[str, Target] = {
     "eps": eps,
     "x0": x0,

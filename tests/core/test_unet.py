@@ -237,6 +237,7 @@ def test_the_published_networks_have_their_parameter_counts():
         {"channels": 0},
         {"dropout": 1.0},
         {"multipliers": (1, -2)},
+        {"multipliers": (1, 10**6)},
         {"attention": "eight"},
     ],
     ids=str,
