@@ -3,7 +3,7 @@
 One factor at a time around a baseline, each trained for the same number of steps on the same
 images and measured with the same seed. Prints JSON.
 
-    python benchmarks/defaults.py FASHION_MNIST --steps 400 > benchmarks/results/defaults.json
+    python benchmarks/defaults.py FASHION_MNIST > benchmarks/results/defaults.json
 """
 
 from __future__ import annotations
@@ -17,7 +17,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-BASELINE = {"target": "v", "schedule": "cosine", "weighting": "min-snr", "lr": "2e-3"}
+BASELINE = {
+    "target": "v",
+    "schedule": "cosine",
+    "weighting": "min-snr",
+    "lr": "2e-3",
+    "batch-size": "64",
+    "steps": "250",
+}
 VARIANTS: list[dict[str, str]] = [
     {},
     {"target": "eps"},
@@ -26,6 +33,8 @@ VARIANTS: list[dict[str, str]] = [
     {"weighting": "none"},
     {"lr": "1e-3"},
     {"lr": "4e-3"},
+    {"lr": "8e-3"},
+    {"lr": "4e-3", "batch-size": "32", "steps": "500"},
 ]
 
 
@@ -39,9 +48,7 @@ def measure(variant: dict[str, str], options: argparse.Namespace, folder: Path) 
     """Train and evaluate one variant."""
     model = str(folder / "model.safetensors")
     flags = [part for name, value in (BASELINE | variant).items() for part in (f"--{name}", value)]
-    trained = diffuse(
-        "train", options.data, "-o", model, "--overwrite", "--steps", str(options.steps), *flags
-    )
+    trained = diffuse("train", options.data, "-o", model, "--overwrite", *flags)
     found = diffuse(
         "eval",
         model,
@@ -65,21 +72,19 @@ def main() -> None:
     """Measure every variant."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data")
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("-n", type=int, default=500)
-    parser.add_argument("--sampling", type=int, default=25)
+    parser.add_argument("-n", type=int, default=400)
+    parser.add_argument("--sampling", type=int, default=20)
+    parser.add_argument("--first", type=int, default=0, help="leave the variants before this out")
     options = parser.parse_args()
     results = []
     with tempfile.TemporaryDirectory() as folder:
-        for variant in VARIANTS:
+        for variant in VARIANTS[options.first :]:
             results.append(measure(variant, options, Path(folder)))
             print(json.dumps(results[-1]), file=sys.stderr, flush=True)
     print(
         json.dumps(
             {
                 "baseline": BASELINE,
-                "steps": options.steps,
-                "batch_size": 64,
                 "sampling_steps": options.sampling,
                 "machine": f"{platform.machine()}, {platform.python_implementation()}",
                 "results": results,

@@ -111,7 +111,6 @@ class DiffusionConfig(Config):
 # -- the commands ---------------------------------------------------------------------------------
 
 OVERWRITE = "Replace what is there."
-JSON_HELP = "Print one JSON object on stdout."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +184,7 @@ class TrainConfig(DiffusionConfig):
     )
     overwrite: bool = option(False, OVERWRITE, control=True)
     log: str | None = option(None, "Also log to a tracker.", table="trackers", control=True)
-    save_every: int = option(1000, "Steps between checkpoints.", low=1, control=True)
+    save_every: int = option(500, "Steps between checkpoints.", low=1, control=True)
     preview_every: int = option(
         1000, "Steps between preview pictures and held-out losses.", low=1, control=True
     )
@@ -256,10 +255,14 @@ class EvalConfig(Config):
     precision: str = option("auto", "Precision of the arithmetic.", table="precisions")
     weights: str = option("ema", "Averaged weights, or the raw ones.", table="weights")
     features: str = option("efficientnet-lite0", "Feature network.", table="features")
-    background: str = option(
-        "white", "Colour behind transparent images.", parse=parse_color, metavar="COLOR"
+    background: str | None = option(
+        None,
+        "Colour behind transparent images.",
+        parse=parse_color,
+        metavar="COLOR",
+        shown="the model's",
     )
-    strict: bool = option(False, "End on the first bad file instead of skipping it.")
+    strict: bool = option(False, "End on the first bad file instead of skipping it.", control=True)
     workers: int | None = option(
         None, "Threads that read images.", low=1, high=256, shown="all cores"
     )

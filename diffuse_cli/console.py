@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TextIO, TypeVar, cast
 
 from rich.console import Console as RichConsole
 from rich.console import RenderableType
@@ -17,7 +19,7 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.text import Text
 
-from diffuse_cli.errors import DiffuseError
+from diffuse_cli.errors import DiffuseError, OutputError
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.files import show
 
@@ -38,8 +40,12 @@ class Console:
 
     def __init__(self, *, quiet: bool = False, as_json: bool = False, debug: bool = False) -> None:
         self.quiet, self.as_json, self.debug = quiet, as_json, debug
-        self._err = _Stderr(
-            stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True
+        self._err = RichConsole(
+            file=cast(TextIO, _Forgiving(sys.stderr)),
+            highlight=False,
+            markup=False,
+            emoji=False,
+            soft_wrap=True,
         )
         self.live = self._err.is_terminal and not self._err.is_dumb_terminal
 
@@ -95,7 +101,7 @@ class Console:
 
     def result(self, paths: Iterable[Path | str], values: dict[str, Any]) -> None:
         """The result: one path a line, or the JSON object."""
-        self.write([json.dumps(values)] if self.as_json else [show(path) for path in paths])
+        self.write([json.dumps(_plain(values))] if self.as_json else [show(path) for path in paths])
 
     def write(self, lines: Iterable[str]) -> None:
         """Lines on stdout; a reader that has gone away is no error."""
@@ -104,30 +110,51 @@ class Console:
                 print(line, flush=True)
         except BrokenPipeError:
             discard(sys.stdout)
-
-    def table(self, rows: Iterable[tuple[str, str]]) -> None:
-        """Names and values in two columns on stderr."""
-        rows = list(rows)
-        width = max((len(name) for name, _ in rows), default=0)
-        for name, value in rows:
-            self.say(f"  {name:<{width}}  {value}")
+        except OSError as error:
+            discard(sys.stdout)
+            raise OutputError(f"cannot write to stdout: {error.strerror}") from error
 
 
-class _Stderr(RichConsole):
-    """A console whose reader may go away: Rich's own ends the program then."""
+class _Forgiving:
+    """A stream whose reader may go away, or whose disk may be full: work goes on in silence."""
 
-    def on_broken_pipe(self) -> None:
-        """Go on in silence."""
-        self.quiet = True
-        discard(sys.stderr)
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream or io.StringIO()
+
+    def write(self, text: str) -> int:
+        """Write, or drop the text."""
+        try:
+            return self._stream.write(text)
+        except (OSError, ValueError):
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush, or not."""
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            discard(self._stream)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _plain(value: Any) -> Any:
+    """`value` for JSON, which has no NaN and no infinity: they become null."""
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def discard(stream: TextIO) -> None:
     """Send what is still written to nowhere: Python would complain when it flushes at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def steady(stream: TextIO) -> None:
+def steady(stream: TextIO | None) -> None:
     """Let a stream escape what its encoding lacks instead of failing."""
     reconfigure = getattr(stream, "reconfigure", None)
     if reconfigure is not None:

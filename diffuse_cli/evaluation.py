@@ -16,14 +16,15 @@ import torch
 from diffuse_cli import files, pictures
 from diffuse_cli.config import EvalConfig
 from diffuse_cli.core.likelihood import bound_terms, prior_bits, strata
+from diffuse_cli.core.samplers import knobs
 from diffuse_cli.data import Images, read_images
-from diffuse_cli.errors import DataError, ModelFileError, lookup
+from diffuse_cli.errors import ModelFileError, lookup
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.features import FEATURES, extract
 from diffuse_cli.metrics import METRICS
 from diffuse_cli.options import Size
 from diffuse_cli.runtime import draw_noise, machine, permutation, philox, resolve_precision
-from diffuse_cli.sampling import Loaded, collect, draw, load_denoiser, sampler_knobs
+from diffuse_cli.sampling import Loaded, collect, draw, load_denoiser
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -95,7 +96,7 @@ def evaluate(config: EvalConfig) -> Work[Evaluated | None]:
     """
     began = time.monotonic()
     folder = _is_images(config.subject)
-    knobs = sampler_knobs(config)
+    chosen = knobs(config.sampler, eta=config.eta)
     with machine(resolve_precision(config.precision)) as accelerator:
         if not accelerator.is_main_process:
             return None
@@ -117,18 +118,18 @@ def evaluate(config: EvalConfig) -> Work[Evaluated | None]:
             generated=config.n if evaluation.fakes is None else len(evaluation.fakes),
             part=part,
             features=evaluation.network,
-            settings=_settings(config, knobs) if loaded else {},
+            settings=_settings(config, chosen, loaded.sha256) if loaded else {},
             seconds=round(time.monotonic() - began, 3),
         )
 
 
-def _settings(config: EvalConfig, knobs: dict[str, Any]) -> dict[str, Any]:
+def _settings(config: EvalConfig, chosen: dict[str, float], sha256: str) -> dict[str, Any]:
     names = ("sampler", "steps", "spacing", "seed", "weights", "timesteps")
     return {
         **{name: getattr(config, name) for name in names},
-        **knobs,
+        **chosen,
         "precision": resolve_precision(config.precision),
-        "model_sha256": files.sha256(Path(config.subject)),
+        "model_sha256": sha256,
     }
 
 
@@ -151,15 +152,32 @@ def _images(config: EvalConfig, loaded: Loaded | None) -> Work[tuple[Pixels, str
     """The real images, which part of DATA they are, and the images of a folder to compare."""
     if loaded is not None:
         unet = loaded.model.unet
-        background = loaded.model.data.get("background", config.background)
+        background = config.background or str(loaded.model.data.get("background", "white"))
         images = yield from _read(config, config.data, unet.size, unet.channels, background)
+        yield from _tell(images)
+        yield from _summary(images)
         chosen, part = _held_out(images, loaded)
         yield Notice(f"real images: {_part_text(part)}, {len(chosen):,} of {len(images):,}")
         return _choose(config, images.pixels, chosen), part, None
     theirs = yield from _read_alike(config, config.subject)
-    images = yield from _read(config, config.data, theirs.size, None, config.background)
+    images = yield from _read(config, config.data, theirs.size, None, config.background or "white")
+    yield from _tell(theirs, images)
+    yield from _summary(theirs)
+    yield from _summary(images)
     fakes = _choose(config, theirs.pixels, np.arange(len(theirs)))
     return _choose(config, images.pixels, np.arange(len(images))), "all", fakes
+
+
+def _tell(*sets: Images) -> Work[None]:
+    """What was found, and what was skipped and why."""
+    for images in sets:
+        for line in images.summary.lines():
+            yield Notice(line)
+
+
+def _summary(images: Images) -> Iterator[Notice]:
+    """What was found, and what was skipped and why."""
+    return (Notice(line) for line in images.summary.lines())
 
 
 def _part_text(part: str) -> str:
@@ -197,11 +215,12 @@ def _read(
 
 def _read_alike(config: EvalConfig, source: str) -> Work[Images]:
     """Generated images at their own size, where they have one in common."""
-    images = yield from _read(config, source, None, None, config.background)
+    background = config.background or "white"
+    images = yield from _read(config, source, None, None, background)
     sizes = list(images.summary.sizes)
     if len(sizes) == 1 and sizes[0] != images.size[::-1]:
         width, height = sizes[0]
-        images = yield from _read(config, source, (height, width), None, config.background)
+        images = yield from _read(config, source, (height, width), None, background)
     return images
 
 
@@ -249,8 +268,6 @@ def _make_features(evaluation: Evaluation) -> Work[None]:
     """Features of real and generated images; generates where there is a model."""
     if evaluation.fakes is None:
         evaluation.fakes = yield from _generate(evaluation)
-    if len(evaluation.fakes) < 2 or len(evaluation.real) < 2:
-        raise DataError("a comparison needs at least two images on each side")
     device = evaluation.accelerator.device
     network = lookup(FEATURES, evaluation.config.features, "--features").load(device)
     evaluation.network = {"name": network.name, "weights_sha256": network.weights}
@@ -271,7 +288,7 @@ def _generate(evaluation: Evaluation) -> Work[Pixels]:
         device=evaluation.accelerator.device,
         sampler=config.sampler,
         batch_size=config.batch_size,
-        knobs=sampler_knobs(config),
+        options=knobs(config.sampler, eta=config.eta),
     )
     yield from collect(drawings, config.n, pixels)
     return np.stack([pixels[i] for i in sorted(pixels)])

@@ -26,7 +26,7 @@ from diffuse_cli.core.process import Process
 from diffuse_cli.core.schedules import SCHEDULES
 from diffuse_cli.core.unet import UNet
 from diffuse_cli.errors import DiffuseError, ModelFileError, lookup
-from diffuse_cli.options import from_dict, to_dict
+from diffuse_cli.options import from_dict, parse_color, to_dict
 
 RAW = "raw."
 """Prefix of the weights before averaging, where they are kept."""
@@ -47,6 +47,7 @@ class Model:
         classes: class names of the training data.
         data: fingerprint, number of images and the held-out rule of the training data.
         training: the configuration of the training.
+        versions: of `diffuse` and torch, as a file says them; writing fills in its own.
     """
 
     unet: UNetConfig
@@ -90,9 +91,9 @@ def make_denoiser(net: Any, diffusion: DiffusionConfig) -> Denoiser:
 # -- writing --------------------------------------------------------------------------------------
 
 
-def save(path: Path, model: Model) -> None:
-    """Write the model file, whole or not at all."""
-    described = {
+def _describe(model: Model) -> dict[str, Any]:
+    """Everything but the tensors, as plain values."""
+    return {
         "unet": to_dict(model.unet),
         "diffusion": to_dict(model.diffusion),
         "step": model.step,
@@ -101,10 +102,14 @@ def save(path: Path, model: Model) -> None:
         "training": dict(model.training),
         "versions": {"diffuse": __version__, "torch": torch.__version__.split("+")[0]},
     }
+
+
+def save(path: Path, model: Model) -> None:
+    """Write the model file, whole or not at all."""
     height, width = model.unet.size
     metadata = {
         "format": "pt",
-        "diffuse.config": json.dumps(described, sort_keys=True, separators=(",", ":")),
+        "diffuse.config": json.dumps(_describe(model), sort_keys=True, separators=(",", ":")),
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": "diffuse/unet",
         "modelspec.implementation": "diffuse",
@@ -116,6 +121,15 @@ def save(path: Path, model: Model) -> None:
     for name, tensor in (model.raw or {}).items():
         tensors[RAW + name] = tensor
     write_tensors(path, tensors, metadata)
+
+
+def holds(path: Path, model: Model) -> bool:
+    """Whether the file at `path` already describes `model`: network, data, training and step."""
+    try:
+        with _rejecting(path):
+            return bool(_read_header(path)[1] == json.loads(json.dumps(_describe(model))))
+    except (OSError, ModelFileError):
+        return False
 
 
 def write_tensors(
@@ -154,7 +168,7 @@ def load(path: str | Path) -> Model:
     try:
         with _rejecting(path):
             header, described = _read_header(path)
-            model = _describe(described)
+            model = _rebuild(described)
             _check_shapes(model.unet, header)
             tensors = read_tensors(path)
             _check_finite(tensors)
@@ -221,7 +235,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return header, described
 
 
-def _describe(described: Mapping[str, Any]) -> Model:
+def _rebuild(described: Mapping[str, Any]) -> Model:
     """The model without its tensors."""
     diffusion = from_dict(DiffusionConfig, described["diffusion"])
     if diffusion.num_timesteps > 100_000:
@@ -230,13 +244,18 @@ def _describe(described: Mapping[str, Any]) -> Model:
     step, classes = described["step"], described["classes"]
     if not isinstance(step, int) or not all(isinstance(name, str) for name in classes):
         raise ValueError("step or classes are of the wrong type")
+    unet = from_dict(UNetConfig, described["unet"])
+    if unet.out_channels not in (None, unet.channels):
+        raise ValueError(f"{unet.out_channels} channels out for {unet.channels} in")
+    data = dict(described["data"])
+    parse_color(data.get("background", "white"))
     return Model(
-        unet=from_dict(UNetConfig, described["unet"]),
+        unet=unet,
         diffusion=diffusion,
         ema={},
         step=step,
         classes=tuple(classes),
-        data=dict(described["data"]),
+        data=data,
         training=dict(described["training"]),
         versions=dict(described["versions"]),
     )

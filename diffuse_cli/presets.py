@@ -35,7 +35,7 @@ PRESETS: dict[str, Preset] = {
     "tiny": Preset(
         "1.7 M parameters: minutes on a laptop's processor",
         {"width": 32, "multipliers": (1, 2, 2), "blocks": 2, "attention": (7, 8)},
-        {"lr": 2e-3},
+        {"lr": 4e-3},
     ),
     "small": Preset(
         "6.9 M: hours on a processor, minutes on a GPU",
@@ -108,7 +108,12 @@ def network(config: TrainConfig, name: str, size: Size, channels: int) -> UNetCo
         UsageError: no such preset, or it cannot halve the typed size.
     """
     preset = lookup(PRESETS, name, "--preset")
-    fields: dict[str, Any] = {**preset.unet, **config.unet, "size": size, "channels": channels}
+    fixed: dict[str, Any] = {"size": size, "channels": channels, "num_classes": 0}
+    for field, value in {**fixed, "out_channels": channels}.items():
+        given = config.unet.get(field)
+        if given is not None and (tuple(given) if field == "size" else given) != value:
+            raise UsageError(f"[unet] {field} = {given} does not suit these images: it is {value}")
+    fields = {**preset.unet, **config.unet, **fixed}
     if not preset.published and "multipliers" not in config.unet:
         wanted = _halvings(size)
         allowed = next(n for n in range(wanted, -1, -1) if not any(s % 2**n for s in size))

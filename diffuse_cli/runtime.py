@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ PRECISIONS = {"auto": "", "fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 """Precision by name, as Accelerate calls it."""
 
 TRACKERS = ("tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "dvclive")
+"""Trackers that Accelerate knows, each by the name of its package."""
 
 
 # -- the machine ----------------------------------------------------------------------------------
@@ -86,8 +88,11 @@ def machine(
         log: a tracker, writing under `folder`.
 
     Raises:
-        UsageError: a launcher started several processes that do not see each other.
+        UsageError: a launcher started several processes that do not see each other, or the
+            tracker is not installed.
     """
+    if log is not None and importlib.util.find_spec(log) is None:
+        raise UsageError(f"--log {log}: it is not installed", f"Install it: pip install {log}")
     import torch
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState
@@ -97,7 +102,10 @@ def machine(
     GradientState._reset_state()
     device = device_type()
     if device == "cuda":
-        torch.set_float32_matmul_precision("high")
+        # Beside bfloat16 the rest may be fast; fp32 means float32 throughout.
+        exact = precision == "fp32"
+        torch.set_float32_matmul_precision("highest" if exact else "high")
+        torch.backends.cudnn.allow_tf32 = not exact
         torch.backends.cudnn.deterministic = True
     accelerator = Accelerator(
         mixed_precision=PRECISIONS[precision],

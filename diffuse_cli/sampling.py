@@ -6,22 +6,22 @@ number of processes: every draw is keyed by (seed, image, step).
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from diffuse_cli import files, modelfile, pictures
-from diffuse_cli.config import EvalConfig, SampleConfig
+from diffuse_cli.config import SampleConfig
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.core.guidance import clip
-from diffuse_cli.core.samplers import SAMPLERS, State
-from diffuse_cli.errors import OutputError, UsageError, lookup
+from diffuse_cli.core.samplers import SAMPLERS, State, knobs
+from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
+from diffuse_cli.errors import OutputError, lookup
 from diffuse_cli.events import Progress, Work
 from diffuse_cli.runtime import image_noise, machine, rank, resolve_precision, share
 
@@ -32,10 +32,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     Pixels = npt.NDArray[np.uint8]
+    Frames = dict[int, list[Pixels]]
 
 GIF_IMAGES, GIF_FRAMES = 16, 60
+GRID_IMAGES = 400
+"""At most so many images are shown in the grid."""
+
 WRITTEN = re.compile(r"\d{5,}\.png|grid\.png|denoising\.gif|manifest\.json")
-FORMAT = "diffuse.samples"
+DESCRIBED = ("seed", "n", "sampler", "steps", "spacing", "eta", "weights")
+"""Options that a manifest repeats: with the model they give the same images again."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +68,14 @@ def draw(
     device: torch.device,
     sampler: str = "ddim",
     batch_size: int = 64,
-    knobs: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Iterator[Drawing]:
     """Draw the images of a seed with these indices, a batch at a time.
 
     Args:
         shape: (C, H, W) of an image.
         times: the timesteps visited, descending.
-        knobs: what the sampler takes beside, for example `eta`.
+        options: what the sampler takes beside, for example `eta`.
 
     Raises:
         UsageError: no such sampler.
@@ -84,36 +89,22 @@ def draw(
             drawn = image_noise(seed, batch, k, shape, device)
             return drawn.contiguous(memory_format=torch.channels_last)
 
-        states = sample(denoise, denoiser.process, noise(-1), times, noise=noise, **(knobs or {}))
+        states = sample(denoise, denoiser.process, noise(-1), times, noise=noise, **(options or {}))
         for step, state in enumerate(states, 1):
             yield Drawing(batch, step, len(times), state)
 
 
 def collect(drawings: Iterator[Drawing], total: int, into: dict[int, Pixels]) -> Work[None]:
     """Run `drawings` to their end, keeping each image as uint8 (C, H, W) under its index."""
+    done = 0
     for drawing in drawings:
         part = len(drawing.indices) * drawing.step / drawing.steps
         if drawing.done:
             images = pictures.to_uint8(drawing.state.x)
-            into.update(zip(drawing.indices, images, strict=True))
-            part = 0
-        yield Progress(
-            "sampling", int(len(into) + part), total, f"step {drawing.step}/{drawing.steps}"
-        )
-
-
-def sampler_knobs(config: SampleConfig | EvalConfig) -> dict[str, Any]:
-    """The options that the chosen sampler takes, as it takes them.
-
-    Raises:
-        UsageError: an option was given that the sampler does not have.
-    """
-    takes = inspect.signature(lookup(SAMPLERS, config.sampler, "--sampler")).parameters
-    if config.eta is None:
-        return {}
-    if "eta" not in takes:
-        raise UsageError(f"--eta: the sampler '{config.sampler}' has none", "Choose ddim")
-    return {"eta": config.eta}
+            for i, pixels in zip(drawing.indices, images, strict=True):
+                into[i] = pixels
+            done, part = done + len(drawing.indices), 0
+        yield Progress("sampling", int(done + part), total, f"step {drawing.step}/{drawing.steps}")
 
 
 @dataclass(frozen=True)
@@ -122,6 +113,7 @@ class Loaded:
 
     model: modelfile.Model
     denoiser: Denoiser
+    sha256: str
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -137,13 +129,14 @@ def load_denoiser(path: str | Path, weights: str, accelerator: Accelerator) -> L
         ModelFileError: not a model file, or no such weights in it.
     """
     model = modelfile.load(path)
+    digest = files.sha256(Path(path))
     net = model.network(weights).to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def infer(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         with torch.inference_mode(), accelerator.autocast():
             return net(x, t, **cond).float()  # type: ignore[no-any-return]
 
-    return Loaded(model, model.denoiser(infer))
+    return Loaded(model, model.denoiser(infer), digest)
 
 
 # -- from a file to files -------------------------------------------------------------------------
@@ -165,18 +158,11 @@ class Generated:
         return tuple(p for p in (*self.images, self.grid, self.gif) if p is not None)
 
 
-@dataclass
-class _Collected:
-    """What a process has drawn: images by index, and frames of the first ones."""
-
-    pixels: dict[int, Pixels] = field(default_factory=dict)
-    frames: dict[int, list[Pixels]] = field(default_factory=dict)
-
-
 def generate(config: SampleConfig) -> Work[Generated | None]:
     """Draw images from a model file and write them with a manifest.
 
-    Yields `Progress`.
+    Yields `Progress`. An image is written when it is finished; those that other processes drew
+    follow at the end, and then grid, animation and manifest.
 
     Returns:
         What was written, or None on every process but the first.
@@ -187,14 +173,13 @@ def generate(config: SampleConfig) -> Work[Generated | None]:
         UsageError: options that do not go together.
     """
     folder = Path(config.out)
-    knobs = sampler_knobs(config)
+    options = knobs(config.sampler, eta=config.eta)
     if rank() == 0:
         check_folder(folder, config.overwrite)
     with machine(resolve_precision(config.precision)) as accelerator:
         loaded = load_denoiser(config.model, config.weights, accelerator)
         times = loaded.denoiser.process.times(config.steps, config.spacing)
         mine = share(config.n, accelerator.num_processes, accelerator.process_index)
-        collected = _Collected()
         drawings = draw(
             loaded.denoiser,
             shape=loaded.shape,
@@ -204,39 +189,63 @@ def generate(config: SampleConfig) -> Work[Generated | None]:
             device=accelerator.device,
             sampler=config.sampler,
             batch_size=config.batch_size,
-            knobs=knobs,
+            options=options,
         )
+        frames: Frames = {}
         if config.gif:
-            drawings = _watch(drawings, collected)
-        yield from collect(drawings, len(mine), collected.pixels)
-        everyone = _gather(accelerator, collected)
-        if not accelerator.is_main_process:
+            drawings = _watch(drawings, frames)
+        keep = _Folder(folder) if accelerator.is_main_process else {}
+        yield from collect(drawings, len(mine), keep)
+        if accelerator.num_processes > 1:
+            _gather(keep, frames)
+        if not isinstance(keep, _Folder):
             return None
-        processes = accelerator.num_processes
-    return _write(config, folder, everyone, processes)
+        return _finish(config, loaded, keep, frames, accelerator.num_processes)
 
 
-def _watch(drawings: Iterator[Drawing], into: _Collected) -> Iterator[Drawing]:
+class _Folder(dict[int, "Pixels"]):
+    """Images by index, each written as it is added; the first ones are kept for the grid."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+        self.count = 0
+
+    def __setitem__(self, index: int, pixels: Pixels) -> None:
+        if self.count == 0:
+            for path in _earlier(self.folder):
+                files.remove(path)
+        files.write_bytes(self.path(index), pictures.png(pixels))
+        self.count += 1
+        if index < GRID_IMAGES:
+            super().__setitem__(index, pixels)
+
+    def path(self, index: int) -> Path:
+        """The file of an image."""
+        return self.folder / f"{index:05d}.png"
+
+
+def _watch(drawings: Iterator[Drawing], frames: Frames) -> Iterator[Drawing]:
     """Pass drawings on, keeping the frames of the first images."""
     for drawing in drawings:
         if drawing.indices[0] < GIF_IMAGES:
-            frame = pictures.to_uint8(drawing.state.x)
-            for i, pixels in zip(drawing.indices, frame, strict=True):
+            states = pictures.to_uint8(drawing.state.x)
+            for i, pixels in zip(drawing.indices, states, strict=True):
                 if i < GIF_IMAGES:
-                    into.frames.setdefault(i, []).append(pixels)
+                    frames.setdefault(i, []).append(pixels)
         yield drawing
 
 
-def _gather(accelerator: Accelerator, mine: _Collected) -> _Collected:
-    if accelerator.num_processes == 1:
-        return mine
+def _gather(keep: dict[int, Pixels], frames: Frames) -> None:
+    """Bring what other processes drew to the first."""
     from accelerate.utils import gather_object
 
-    whole = _Collected()
-    for part in gather_object([mine]):
-        whole.pixels |= part.pixels
-        whole.frames |= part.frames
-    return whole
+    everyone = gather_object([({} if isinstance(keep, _Folder) else keep, frames)])
+    if isinstance(keep, _Folder):
+        for theirs, their_frames in everyone:
+            for i in sorted(theirs):
+                keep[i] = theirs[i]
+            frames.update(their_frames)
 
 
 def check_folder(folder: Path, overwrite: bool) -> None:
@@ -245,7 +254,7 @@ def check_folder(folder: Path, overwrite: bool) -> None:
     Raises:
         OutputError: as said.
     """
-    files.check_writable(folder / "manifest.json")
+    files.check_writable(folder / MANIFEST)
     if overwrite or not folder.is_dir():
         return
     if any(WRITTEN.fullmatch(path.name) for path in folder.iterdir()):
@@ -257,37 +266,44 @@ def check_folder(folder: Path, overwrite: bool) -> None:
 def _earlier(folder: Path) -> list[Path]:
     """The files that an earlier manifest in `folder` says were sampled; no others are removed."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        names = list(manifest["files"]) if manifest["format"] == FORMAT else []
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        names = list(manifest["files"]) if manifest["format"] == MANIFEST_FORMAT else []
     except (OSError, ValueError, KeyError, TypeError):
         return []
-    return [folder / name for name in names if WRITTEN.fullmatch(name)]
+    return [folder / name for name in [MANIFEST, *names] if WRITTEN.fullmatch(name)]
 
 
-def _write(config: SampleConfig, folder: Path, drawn: _Collected, processes: int) -> Generated:
-    """Write pictures and, last, the manifest that names them."""
-    for path in _earlier(folder):
-        files.remove(path)
-    images = []
-    for i in sorted(drawn.pixels):
-        images.append(folder / f"{i:05d}.png")
-        files.write_bytes(images[-1], pictures.png(drawn.pixels[i]))
+def _finish(
+    config: SampleConfig, loaded: Loaded, drawn: _Folder, frames: Frames, processes: int
+) -> Generated:
+    """Write grid and animation and, last, the manifest that names every file."""
+    import numpy as np
+
+    images = tuple(drawn.path(i) for i in range(config.n))
     grid = gif = None
     if config.grid:
-        import numpy as np
-
-        grid = folder / "grid.png"
-        whole = np.stack([drawn.pixels[i] for i in sorted(drawn.pixels)])
+        grid = drawn.folder / "grid.png"
+        whole = np.stack([drawn[i] for i in sorted(drawn)])
         files.write_bytes(grid, pictures.png(pictures.grid(whole)))
     if config.gif:
-        gif = folder / "denoising.gif"
-        files.write_bytes(gif, _animate(drawn.frames))
-    manifest = folder / "manifest.json"
-    files.write_json(manifest, _describe(config, [*images, *filter(None, (grid, gif))]))
-    return Generated(tuple(images), grid, gif, manifest, processes)
+        gif = drawn.folder / "denoising.gif"
+        files.write_bytes(gif, _animate(frames))
+    manifest = drawn.folder / MANIFEST
+    written = [*images, *filter(None, (grid, gif))]
+    described = {
+        "format": MANIFEST_FORMAT,
+        **{name: getattr(config, name) for name in DESCRIBED},
+        "precision": resolve_precision(config.precision),
+        "model": {"sha256": loaded.sha256},
+        "images": [path.name for path in images],
+        "files": {path.name: files.sha256(path) for path in written},
+    }
+    files.write_json(manifest, described)
+    return Generated(images, grid, gif, manifest, processes)
 
 
-def _animate(frames: Mapping[int, Sequence[Pixels]]) -> bytes:
+def _animate(frames: Frames) -> bytes:
+    """The first images from noise to picture, in at most `GIF_FRAMES` frames."""
     import numpy as np
 
     order = sorted(frames)
@@ -295,20 +311,3 @@ def _animate(frames: Mapping[int, Sequence[Pixels]]) -> bytes:
     shown = sorted({round(last * k / (GIF_FRAMES - 1)) for k in range(GIF_FRAMES)})
     grids = [pictures.grid(np.stack([frames[i][k] for i in order])) for k in shown]
     return pictures.gif(grids, seconds=3.0, hold=2.0)
-
-
-def _describe(config: SampleConfig, written: Sequence[Path]) -> dict[str, Any]:
-    """Everything needed to draw these images again, with the checksum of each file."""
-    return {
-        "format": FORMAT,
-        "seed": config.seed,
-        "n": config.n,
-        "sampler": config.sampler,
-        "steps": config.steps,
-        "spacing": config.spacing,
-        "eta": config.eta,
-        "weights": config.weights,
-        "precision": resolve_precision(config.precision),
-        "model": {"sha256": files.sha256(Path(config.model))},
-        "files": {path.name: files.sha256(path) for path in written},
-    }

@@ -2,7 +2,7 @@
 
 A command's module has `CONFIG`, the dataclass whose fields are its options, `run(config, console)`
 and a docstring that is its help; where its configuration comes from more than flags and a file,
-also `configure(given)`.
+also `configure(typed, filed)`.
 """
 
 from __future__ import annotations

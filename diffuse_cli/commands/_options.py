@@ -55,7 +55,7 @@ UNIVERSAL: dict[str, Any] = {
 def make_command(name: str, module: Any, set_console: Callable[[Console], None]) -> Any:
     """The function that Typer calls for a command, with a signature made from its options."""
     kind = module.CONFIG
-    configure = getattr(module, "configure", lambda given: from_dict(kind, given))
+    configure = getattr(module, "configure", lambda typed, file: from_dict(kind, {**file, **typed}))
 
     def command(**typed: Any) -> None:
         console = Console(
@@ -66,10 +66,9 @@ def make_command(name: str, module: Any, set_console: Callable[[Console], None])
         set_console(console)
         given = {k: v for k, v in typed.items() if v is not None and v != []}
         path = given.pop("config_file", None)
-        if path is not None:
-            given = {**read_toml(path), **given}
-        check_names(kind, given)
-        module.run(configure(given), console)
+        filed = read_toml(path) if path is not None else {}
+        check_names(kind, {**filed, **given})
+        module.run(configure(given, filed), console)
 
     command.__doc__ = inspect.cleandoc(module.__doc__)
     command.__signature__ = inspect.Signature(_parameters(kind))  # type: ignore[attr-defined]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from diffuse_cli.config import EvalConfig
 from diffuse_cli.console import Console
+from diffuse_cli.core.samplers import knobs
 
 if TYPE_CHECKING:
     from diffuse_cli.evaluation import Evaluated
@@ -28,6 +29,7 @@ LABELS = {
 
 def run(config: EvalConfig, console: Console) -> None:
     """Evaluate, and print the numbers."""
+    knobs(config.sampler, eta=config.eta)  # refused before anything heavy is imported
     from diffuse_cli.evaluation import evaluate
 
     found = console.follow(evaluate(config))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from diffuse_cli.config import SampleConfig
 from diffuse_cli.console import Console
+from diffuse_cli.core.samplers import knobs
 
 CONFIG = SampleConfig
 
 
 def run(config: SampleConfig, console: Console) -> None:
     """Sample, and print the paths of the pictures."""
+    knobs(config.sampler, eta=config.eta)  # refused before anything heavy is imported
     from diffuse_cli.sampling import generate
 
     made = console.follow(generate(config))

@@ -7,6 +7,7 @@ all randomness comes from outside; progress, animations and early stops are the 
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from diffuse_cli.core.gaussian import Gaussian
+from diffuse_cli.errors import UsageError, lookup
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,6 +68,20 @@ def ddim(
         if std > 0:
             x = x + std * noise(k)
         yield State(x, prediction.x0, s)
+
+
+def knobs(sampler: str, **given: float | None) -> dict[str, float]:
+    """The options that were given to a sampler, as it takes them.
+
+    Raises:
+        UsageError: no such sampler, or it has no option that was given.
+    """
+    takes = inspect.signature(lookup(SAMPLERS, sampler, "--sampler")).parameters
+    chosen = {name: value for name, value in given.items() if value is not None}
+    for name in chosen:
+        if name not in takes:
+            raise UsageError(f"--{name}: the sampler '{sampler}' has none")
+    return chosen
 
 
 SAMPLERS: dict[str, Callable[..., Iterator[State]]] = {

@@ -8,12 +8,15 @@ from diffuse_cli.data.images import HELD_OUT_MINIMUM, HELD_OUT_OF, Images, held_
 from diffuse_cli.data.pixels import fit
 from diffuse_cli.data.reading import read_images
 from diffuse_cli.data.reasons import FORMATS, Unusable
+from diffuse_cli.data.sources import MANIFEST, MANIFEST_FORMAT
 from diffuse_cli.data.summary import Summary
 
 __all__ = [
     "FORMATS",
     "HELD_OUT_MINIMUM",
     "HELD_OUT_OF",
+    "MANIFEST",
+    "MANIFEST_FORMAT",
     "Images",
     "Summary",
     "Unusable",

@@ -62,7 +62,9 @@ class Images:
         if len(self) < HELD_OUT_MINIMUM:
             return np.zeros(len(self), dtype=np.bool_)
         numbers = (int.from_bytes(row.tobytes(), "big") for row in self.digests)
-        return np.fromiter((n % HELD_OUT_OF == 0 for n in numbers), np.bool_, len(self))
+        chosen = np.fromiter((n % HELD_OUT_OF == 0 for n in numbers), np.bool_, len(self))
+        # Copies of one image fall on one side: where all of them would, there is nothing to train.
+        return np.zeros_like(chosen) if chosen.all() else chosen
 
 
 def held_out_rule() -> dict[str, Any]:

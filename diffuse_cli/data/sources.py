@@ -222,7 +222,7 @@ def _read_manifest(source: Source, entry: Entry) -> frozenset[str]:
     try:
         manifest = json.loads(source.read(entry))
         if manifest["format"] == MANIFEST_FORMAT:
-            return frozenset(map(str, manifest["files"]))
+            return frozenset(map(str, manifest["images"]))
     except (Unusable, OSError, ValueError, LookupError, TypeError, RecursionError):
         pass
     return frozenset()

@@ -12,19 +12,23 @@ from diffuse_cli.options import Option, flag_of, from_dict, options, read_toml, 
 from diffuse_cli.presets import PRESETS, choose, network
 from diffuse_cli.training.rundir import RunDirectory
 
-FREE = {"steps"}
+FREE = {"steps", "data"}
 """Options that may differ on --resume though they are part of the configuration."""
 
 
-def configure(given: Mapping[str, Any]) -> TrainConfig:
-    """The configuration of what was given: flags, and under them a file.
+def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) -> TrainConfig:
+    """The configuration of what was typed and, under it, what a file holds.
 
     Below these come the run directory with --resume, the model of --init, and the named preset.
 
     Raises:
-        UsageError: --resume with an option that differs from the run's.
+        UsageError: options that exclude each other, or --resume with one that differs from the
+            run's.
         OutputError: --resume of a model file that has no run directory.
     """
+    given = {**_under(typed, filed or {}), **typed}
+    from_dict(TrainConfig, {"data": "", **given})
+    _check_exclusive(typed)
     run = RunDirectory(given.get("out", "model.safetensors"))
     if given.get("resume") and run.exists():
         return _resumed(given, run)
@@ -33,26 +37,54 @@ def configure(given: Mapping[str, Any]) -> TrainConfig:
             f"{run.model} has no run directory to resume from",
             f"Start from its weights: --init {run.model} -o another.safetensors",
         )
-    below: dict[str, Any] = {}
+    config = from_dict(TrainConfig, {**_below(given), **given})
+    if config.size and config.preset:
+        network(config, config.preset, config.size, config.unet.get("channels", 3))
+    return config
+
+
+def _check_exclusive(typed: Mapping[str, Any]) -> None:
+    for one, other in (("steps", "minutes"), ("init", "preset")):
+        if one in typed and other in typed:
+            raise UsageError(f"--{one} and --{other} exclude each other", "Leave one of them out")
+
+
+def _under(typed: Mapping[str, Any], filed: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file gives under what was typed: a typed --preset or --size brings its own network,
+    and a typed --loss its own weighting."""
+    kept = dict(filed)
+    unet = dict(kept.get("unet", {})) if isinstance(kept.get("unet", {}), Mapping) else None
+    if unet and "preset" in typed and typed["preset"] != kept.get("preset"):
+        unet = {}
+    if unet and "size" in typed:
+        unet = {k: v for k, v in unet.items() if k not in ("size", "multipliers")}
+    if unet is not None and "unet" in kept:
+        kept["unet"] = unet
+    if "loss" in typed and "weighting" not in typed:
+        kept.pop("weighting", None)
+    return kept
+
+
+def _below(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults that a model to start from, or a named preset, brings."""
     if given.get("init"):
         from diffuse_cli.modelfile import read_training
 
-        if given.get("preset"):
-            raise UsageError("--init and --preset exclude each other", "The model has its network")
-        below = read_training(given["init"])
-    elif given.get("preset"):
-        below = dict(lookup(PRESETS, given["preset"], "--preset").train)
-    return from_dict(TrainConfig, {**below, **given})
+        return _under(given, read_training(given["init"]))
+    if given.get("preset"):
+        return dict(lookup(PRESETS, given["preset"], "--preset").train)
+    return {}
 
 
 def _resumed(given: Mapping[str, Any], run: RunDirectory) -> TrainConfig:
     """The run's own configuration, with the options that may change."""
     stored = from_dict(TrainConfig, read_toml(run.config), str(run.config))
+    from_dict(TrainConfig, {**to_dict(stored), **given})
     wanted: dict[str, Any] = {}
     for f, spec in options(TrainConfig):
         if f.name not in given:
             continue
-        if spec.control or spec.place or f.name in FREE:
+        if spec.control or f.name in FREE:
             wanted[f.name] = given[f.name]
         else:
             _check_same(f, spec, given[f.name], getattr(stored, f.name))

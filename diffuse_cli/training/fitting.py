@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import torch
 
 from diffuse_cli import files, modelfile, pictures
 from diffuse_cli.config import DiffusionConfig, TrainConfig
@@ -18,7 +21,13 @@ from diffuse_cli.options import from_dict, options, to_toml
 from diffuse_cli.runtime import machine, rank, resolve_precision
 from diffuse_cli.sampling import draw
 from diffuse_cli.training.configuring import for_model_file
-from diffuse_cli.training.preparing import Plan, check_batch, check_fingerprint, prepare
+from diffuse_cli.training.preparing import (
+    Plan,
+    check_batch,
+    check_fingerprint,
+    first_weights,
+    prepare,
+)
 from diffuse_cli.training.reports import Looked, Meter, Step, Trained
 from diffuse_cli.training.rundir import Checkpoint, RunDirectory
 from diffuse_cli.training.timing import seconds_a_step, steps_for
@@ -57,10 +66,8 @@ def fit(config: TrainConfig, stop: Stop = never) -> Work[Trained | None]:
     """
     run = RunDirectory(config.out)
     main = rank() == 0
-    if main and not config.resume:
-        run.check_free(config.overwrite)
     with (
-        run.held() if main else contextlib.nullcontext(),
+        _holding(run, config) if main else contextlib.nullcontext(),
         machine(
             resolve_precision(config.precision),
             accumulation=config.accumulation,
@@ -71,6 +78,15 @@ def fit(config: TrainConfig, stop: Stop = never) -> Work[Trained | None]:
         check_batch(config, accelerator.num_processes)
         plan = yield from until(stop, prepare(config, accelerator, run))
         return (yield from _Run(plan, accelerator, run, stop).work())
+
+
+@contextlib.contextmanager
+def _holding(run: RunDirectory, config: TrainConfig) -> Iterator[None]:
+    """The lock first: where another run is under way, that is the answer."""
+    with run.held():
+        if not config.resume:
+            run.check_free(config.overwrite)
+        yield
 
 
 class _Run:
@@ -87,20 +103,25 @@ class _Run:
         """Start or go on, step until the end, and write the model file."""
         began = time.monotonic()
         checkpoint = yield from self._checkpoint()
+        if checkpoint is None and self.plan.config.resume:
+            init = first_weights(self.plan.config, self.plan.unet)
+            self.plan = dataclasses.replace(self.plan, init=init)
         start = checkpoint.step if checkpoint else 0
         config = yield from self._fix_steps(start)
         self.plan = dataclasses.replace(self.plan, config=config)
-        self._begin(start)
         trainer = Trainer(self.plan, self.accelerator)
         if checkpoint:
             trainer.restore(checkpoint)
+        self._begin(start)
         end = min(config.steps, config.stop_at or config.steps)
         if start < end:
-            with self._tracked():
-                yield from self._steps(trainer, start, end)
+            self._init_trackers()
+            yield from self._steps(trainer, start, end)
         last = max(start, end)
-        if self.main and (start < end or not self.run.model.exists()):
-            self._write_model(trainer, last)
+        if self.main:
+            model = self._model(trainer, last)
+            if not modelfile.holds(self.run.model, model):
+                modelfile.save(self.run.model, model)
         self.accelerator.wait_for_everyone()
         return self._result(trainer, last, time.monotonic() - began)
 
@@ -110,8 +131,6 @@ class _Run:
         """The checkpoint to go on from, or None, said either way."""
         config = self.plan.config
         if not config.resume:
-            if self.main and config.overwrite:
-                self.run.clear()
             return None
         checkpoint, passed = self.run.load()
         for text in passed:
@@ -151,12 +170,13 @@ class _Run:
     def _begin(self, start: int) -> None:
         """Make the run directory say what is under way."""
         if self.main:
+            if self.plan.config.overwrite:
+                self.run.clear()
             self.run.rewind_metrics(start)
             files.write_text(self.run.config, to_toml(self.plan.config))
         self.accelerator.wait_for_everyone()
 
-    @contextlib.contextmanager
-    def _tracked(self) -> Iterator[None]:
+    def _init_trackers(self) -> None:
         if self.plan.config.log:
             values = {
                 f.name: value
@@ -164,7 +184,6 @@ class _Run:
                 if isinstance(value := getattr(self.plan.config, f.name), (int, float, str))
             }
             self.accelerator.init_trackers("diffuse", config=values)
-        yield
 
     # -- the loop ----------------------------------------------------------------------------------
 
@@ -193,20 +212,24 @@ class _Run:
                 self.saved = done
                 meter.pause()
             if error:
+                again = ["diffuse", "train", config.data, "--resume", "-o", config.out]
                 raise type(error)(
                     f"{error.message} at step {done:,}: checkpoint saved",
-                    f"Go on with: diffuse train {config.data} --resume -o {config.out}",
+                    f"Go on with: {shlex.join(again)}",
                 )
 
     def _stopping(self) -> DiffuseError | None:
         """The same answer on every process: they stop after the same step."""
         error = self.stop()
-        if self.accelerator.num_processes > 1:
-            from accelerate.utils import gather_object
+        if self.accelerator.num_processes == 1:
+            return error
+        from accelerate.utils import gather_object
 
-            found = [e for e in gather_object([error]) if e is not None]
-            error = found[0] if found else None
-        return error
+        asked = torch.tensor(float(error is not None), device=self.accelerator.device)
+        if not float(self.accelerator.reduce(asked, "sum")):
+            return None
+        errors: list[DiffuseError | None] = gather_object([error])
+        return next(e for e in errors if e is not None)
 
     def _diverged(self, step: int) -> DivergedError:
         kept = self.run.newest_step()
@@ -262,21 +285,18 @@ class _Run:
 
     # -- after -------------------------------------------------------------------------------------
 
-    def _write_model(self, trainer: Trainer, step: int) -> None:
+    def _model(self, trainer: Trainer, step: int) -> modelfile.Model:
         config = self.plan.config
         diffusion = {f.name: getattr(config, f.name) for f, _ in options(DiffusionConfig)}
-        modelfile.save(
-            self.run.model,
-            modelfile.Model(
-                unet=self.plan.unet,
-                diffusion=from_dict(DiffusionConfig, diffusion),
-                ema=trainer.ema.module.state_dict(),
-                raw=trainer.net.state_dict() if config.keep_raw else None,
-                step=step,
-                classes=self.plan.images.class_names,
-                data=self.plan.data(),
-                training=for_model_file(config),
-            ),
+        return modelfile.Model(
+            unet=self.plan.unet,
+            diffusion=from_dict(DiffusionConfig, diffusion),
+            ema=trainer.ema.module.state_dict(),
+            raw=trainer.net.state_dict() if config.keep_raw else None,
+            step=step,
+            classes=self.plan.images.class_names,
+            data=self.plan.data(),
+            training=for_model_file(config),
         )
 
     def _result(self, trainer: Trainer, step: int, seconds: float) -> Trained | None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FEW = 2
-"""At this many images or fewer a model can only memorise them."""
+"""With fewer images a model can only memorise."""
 
 MAPPED_SHARE = 4
 """Pixels that need more than one part in so many of the memory are mapped from a file."""
@@ -74,22 +74,12 @@ def prepare(
     unet = from_dict(UNetConfig, done.unet, "[unet]")
     yield from (Notice(line) for line in images.summary.lines())
     held_out = images.held_out
-    if len(images) - int(held_out.sum()) < FEW:
+    if int((~held_out).sum()) < FEW:
         yield Notice(
-            f"{len(images)} image: the model can only memorise it; what it draws will be a copy",
+            "1 image to train on: the model can only memorise it; what it draws will be a copy",
             warning=True,
         )
-    init = None
-    if config.init:
-        from diffuse_cli.modelfile import load
-
-        model = load(config.init)
-        init = model.ema
-        if model.unet != unet:
-            raise UsageError(
-                f"--init {config.init} has another network than this configuration",
-                "Leave the network's options out: they come from the model",
-            )
+    init = None if config.resume else first_weights(config, unet)
     indices = np.arange(len(images))
     return Plan(done, unet, images, indices[~held_out], indices[held_out], init)
 
@@ -118,6 +108,26 @@ def _read(
         accelerator.wait_for_everyone()
         accelerator.wait_for_everyone()
     return images
+
+
+def first_weights(config: TrainConfig, unet: UNetConfig) -> Mapping[str, Tensor] | None:
+    """The weights of --init, which a run that goes on from a checkpoint no longer needs.
+
+    Raises:
+        ModelFileError: not a model file.
+        UsageError: of another network.
+    """
+    if not config.init:
+        return None
+    from diffuse_cli.modelfile import load
+
+    model = load(config.init)
+    if model.unet != unet:
+        raise UsageError(
+            f"--init {config.init} has another network than this configuration",
+            "Leave the network's options out: they come from the model",
+        )
+    return model.ema
 
 
 def memory() -> int:

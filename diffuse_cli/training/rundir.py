@@ -12,7 +12,9 @@ model.run/
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -84,17 +86,39 @@ class RunDirectory:
             BusyError: another process holds it.
         """
         files.make_folder(self.path)
-        lock = (self.path / "lock").open("a+")
-        try:
-            self._lock(lock)
+        with self._locked():
             try:
+                self._sweep()
                 yield
             finally:
                 files.remove(self.cache)
                 if not self.exists():
-                    files.remove(self.path)
-        finally:
-            lock.close()
+                    files.remove(self.path / "lock")
+                    with contextlib.suppress(OSError):  # something of another kind lies there
+                        self.path.rmdir()
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """The lock file, locked; made anew where another process has just removed it."""
+        path = self.path / "lock"
+        while True:
+            with path.open("a+") as lock:
+                self._lock(lock)
+                if path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                    yield
+                    return
+            files.make_folder(self.path)
+
+    def _sweep(self) -> None:
+        """Remove what a killed process was writing."""
+        unfinished = [
+            *self.path.glob(".*.tmp"),
+            *self._checkpoints.glob(".*.tmp"),
+            *self.previews.glob(".*.tmp"),
+            *self.model.parent.glob(f".{glob.escape(self.model.name)}.*.tmp"),
+        ]
+        for path in unfinished:
+            files.remove(path)
 
     def _lock(self, lock: Any) -> None:
         try:
@@ -134,7 +158,10 @@ class RunDirectory:
 
         path = self._checkpoints / f"step-{checkpoint.step:08d}"
         files.write_folder(path, fill)
-        for old in self._complete()[KEPT:]:
+        # Newer ones are damaged, or of a course that was left: they must not take a place.
+        complete = self._complete()
+        here = complete.index(path)
+        for old in [*complete[:here], *complete[here + KEPT :]]:
             files.remove(old)
         return path
 
@@ -170,8 +197,12 @@ class RunDirectory:
     # -- metrics -----------------------------------------------------------------------------------
 
     def log(self, **values: Any) -> None:
-        """Add a line to metrics.jsonl."""
-        files.append_line(self.metrics, json.dumps(values))
+        """Add a line to metrics.jsonl, where a number that is not finite is null."""
+        plain = {
+            name: value if not isinstance(value, float) or math.isfinite(value) else None
+            for name, value in values.items()
+        }
+        files.append_line(self.metrics, json.dumps(plain))
 
     def rewind_metrics(self, step: int) -> None:
         """Drop the lines after `step`, and a torn last one: the run goes on from there."""

@@ -221,13 +221,21 @@ class Trainer:
         self.net.load_state_dict(dict(saved.model))
         self.ema.module.load_state_dict(dict(saved.ema))
         self.ema.n_averaged.fill_(saved.state["ema_updates"])
-        names = [name for name, _ in self.net.named_parameters()]
         own: dict[int, dict[str, Tensor]] = {}
-        for i, name in enumerate(names):
+        for i, (name, weight) in enumerate(self.net.named_parameters()):
             for k in ("step", "exp_avg", "exp_avg_sq"):
                 if f"{name}.{k}" in saved.optimizer:
-                    own.setdefault(i, {})[k] = saved.optimizer[f"{name}.{k}"]
+                    value = saved.optimizer[f"{name}.{k}"]
+                    # The fused AdamW walks through memory: moments must lie as their weight does.
+                    own.setdefault(i, {})[k] = _laid_out_as(weight, value)
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": own, "param_groups": groups})
         if self.accelerator.scaler is not None and saved.state["scaler"]:
             self.accelerator.scaler.load_state_dict(saved.state["scaler"])
+
+
+def _laid_out_as(like: Tensor, value: Tensor) -> Tensor:
+    """`value` with the strides of `like`, where they have one shape."""
+    if value.shape != like.shape:
+        return value
+    return torch.empty_like(like, dtype=value.dtype, requires_grad=False).copy_(value)

@@ -222,13 +222,23 @@ def test_the_fingerprint_counts_copies(tmp_path: Path) -> None:
     assert read(folder).fingerprint != before
 
 
+def with_digests(tmp_path: Path, digests: np.ndarray) -> Images:
+    images = read(fill(tmp_path, many(1)))
+    names = ("x",) * len(digests)
+    return Images(images.pixels, images.labels, (), names, digests, images.summary)
+
+
 def test_few_images_hold_nothing_out(tmp_path: Path) -> None:
     digests = np.zeros((HELD_OUT_MINIMUM, 16), np.uint8)
-    images = read(fill(tmp_path, many(1)))
-    parts = images.pixels, images.labels, ()
-    names = ("x",) * HELD_OUT_MINIMUM
-    assert Images(*parts, names, digests, images.summary).held_out.all()
-    assert not Images(*parts, names[1:], digests[1:], images.summary).held_out.any()
+    digests[0, -1] = 1
+    enough = with_digests(tmp_path, digests).held_out
+    assert enough.tolist() == [False] + [True] * (HELD_OUT_MINIMUM - 1)
+    assert not with_digests(tmp_path, digests[1:]).held_out.any()
+
+
+def test_something_is_always_left_to_train_on(tmp_path: Path) -> None:
+    copies = np.zeros((HELD_OUT_MINIMUM, 16), np.uint8)
+    assert not with_digests(tmp_path, copies).held_out.any()
 
 
 # -- what lies in folders -------------------------------------------------------------------------
@@ -326,7 +336,7 @@ def test_run_folders_and_hidden_ones_are_ignored(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["folder", "zip"])
 def test_a_manifest_of_samples_lists_the_images(tmp_path: Path, kind: str) -> None:
-    manifest = {"format": "diffuse.samples", "files": {"00000.png": "", "00001.png": ""}}
+    manifest = {"format": "diffuse.samples", "images": ["00000.png", "00001.png"]}
     other = {"format": "else", "files": {}}
     data = {f"out/{name}.png": encoded(noise(1)) for name in ("00000", "00001", "grid")}
     data |= {"out/manifest.json": json.dumps(manifest).encode()}

@@ -1,0 +1,130 @@
+"""Several processes: one model from two, the same samples, and one run at a time on an output."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import environment
+from PIL import Image
+
+STEPS = ("--steps", 8, "--log-every", 1)
+
+
+def free_port():
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
+
+
+@pytest.fixture
+def launch(process):
+    """Run `diffuse` in two processes, by torchrun or by accelerate."""
+
+    def run(launcher, *arguments):
+        torchrun = ("--nproc_per_node", 2, "--master_port", free_port(), "-m", "diffuse_cli")
+        accelerate = (
+            "--multi_gpu", "--num_processes", 2, "--main_process_port", free_port(),
+            "-m", "diffuse_cli",
+        )  # fmt: skip
+        module, options = {
+            "torchrun": ("torch.distributed.run", torchrun),
+            "accelerate": ("accelerate.commands.launch", accelerate),
+        }[launcher]
+        return process(*options, *arguments, module=module)
+
+    return run
+
+
+def losses(run):
+    lines = map(json.loads, (Path(run) / "metrics.jsonl").read_text().splitlines())
+    return [m["loss"] for m in lines if "loss" in m]
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_two_processes_train_one_model_as_one_does(launch, train, images, recipe, launcher):
+    ran = launch(launcher, "train", images, "--config", recipe, *STEPS, "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["processes"] == 2
+    assert [str(p) for p in Path().glob("*.safetensors")] == ["model.safetensors"]
+    assert ran.err.count("step 8/8") == 1
+    train(*STEPS, "-o", "one.safetensors")
+    assert len(losses("model.run")) == 8
+    assert losses("model.run") == pytest.approx(losses("one.run"), abs=1e-4)
+
+
+def test_two_processes_sample_the_images_of_one(launch, diffuse, model):
+    options = ("-n", 5, "--steps", 4, "--precision", "fp32", "--gif")
+    ran = launch("torchrun", "sample", model, *options, "-o", "two", "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["processes"] == 2
+    diffuse("sample", model, *options, "-o", "one")
+    assert sorted(p.name for p in Path("two").iterdir()) == sorted(
+        p.name for p in Path("one").iterdir()
+    )
+    for k in range(5):
+        one, two = (np.asarray(Image.open(f"{at}/{k:05d}.png"), int) for at in ("one", "two"))
+        assert np.abs(one - two).max() <= 2
+    assert json.loads(Path("two/manifest.json").read_text())["n"] == 5
+
+
+def test_an_expected_failure_of_two_processes_is_said_once(launch, images):
+    ran = launch("torchrun", "train", images, "--steps", 0)
+    assert ran.code != 0
+    assert ran.err.count("diffuse: --steps must be at least 1") == 1
+
+
+@pytest.mark.xfail(reason="Accelerate raises a ValueError: runtime.machine must look first")
+def test_a_world_size_without_a_launcher_is_a_usage_error(process, images):
+    ran = process("train", images, "-q", env={"WORLD_SIZE": "2"})
+    assert ran.code == 2
+    assert "torchrun" in ran.line
+
+
+# -- one run at a time ----------------------------------------------------------------------------
+
+HOLDER = """
+import sys
+from diffuse_cli.training.rundir import RunDirectory
+run = RunDirectory("model.safetensors")
+with run.held():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds the run directory."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", HOLDER],
+        cwd=tmp_path, env=environment(), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert child.stdout.readline() == "held\n"
+    yield child
+    child.kill()
+    child.communicate()
+
+
+@pytest.mark.parametrize("option", ["--resume", "--overwrite", "--seed=0"])
+def test_the_second_run_on_an_output_names_the_first(train, holder, option):
+    ran = train("--steps", 2, option, "-q")
+    assert ran.code == 75
+    assert f"process {holder.pid} " in ran.line
+    assert not Path("model.safetensors").exists()
+
+
+def test_the_second_run_is_told_of_the_first_though_a_model_stands_there(train, holder, model):
+    Path("model.safetensors").write_bytes(model.read_bytes())
+    assert train("--steps", 2, "-q").code == 75
+
+
+def test_a_killed_process_holds_nothing(train, holder):
+    holder.kill()
+    holder.wait()
+    assert train("--steps", 2).code == 0

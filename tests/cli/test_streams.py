@@ -1,0 +1,157 @@
+"""stdout, stderr and terminals: results on the one, everything else on the other."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import environment, write_images
+
+SHORT = ("--steps", 3, "--log-every", 1)
+ESCAPE = "\x1b"
+
+
+@pytest.fixture
+def closed():
+    """A pipe that nobody reads any more."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    yield writing
+    os.close(writing)
+
+
+def test_stdout_is_the_model_path_alone(process, images, recipe, tmp_path):
+    ran = process("train", images, "--config", recipe, *SHORT)
+    assert ran.code == 0
+    assert ran.out == "model.safetensors\n"
+    assert (tmp_path / "model.safetensors").exists()
+    assert "60 images" in ran.err
+    assert "step 3/3" in ran.err
+    assert "Warning" not in ran.err
+    assert ESCAPE not in ran.err
+
+
+def test_json_is_one_object(train):
+    ran = train(*SHORT, "--json")
+    assert ran.json["model"] == "model.safetensors"
+    assert ran.json["run"] == "model.run"
+    assert ran.json["step"] == ran.json["steps"] == 3
+    assert ran.json["processes"] == 1
+    assert ran.json["images"] == 60
+
+
+def test_quiet_is_silent(process, images, recipe):
+    ran = process("train", images, "--config", recipe, *SHORT, "-q", "--flip", "--accumulation", 2)
+    assert ran.code == 0
+    assert ran.err == ""
+    assert ran.out == "model.safetensors\n"
+
+
+def test_quiet_sampling_and_evaluation_are_silent(diffuse, model, images):
+    assert diffuse("sample", model, "-n", 1, "--steps", 2, "-q").err == ""
+    assert diffuse("eval", model, images, "-n", 4, "--steps", 2, "-q").err == ""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {"PYTHONIOENCODING": "ascii"}],
+)
+def test_streams_that_lack_letters_escape_them(process, tmp_path, model, changes):
+    real = write_images(tmp_path / "größe", 8)
+    (real / "dark" / "日本.png").write_text("not an image")
+    ran = process("eval", model, real, "-n", 4, "--steps", 2, "--timesteps", 2, env=changes)
+    assert ran.code == 0, ran.err
+    assert "Fr\\xe9chet" in ran.out
+    assert ran.err.isascii()
+    assert "skipped 1 file" in ran.err
+
+
+def test_a_reader_of_stdout_that_goes_away_is_no_error(process, model, closed):
+    ran = process("sample", model, "-n", 3, "--steps", 2, stdout=closed)
+    assert (ran.code, ran.err.count("Traceback"), ran.err.count("Broken")) == (0, 0, 0)
+
+
+def test_a_reader_of_stderr_that_goes_away_does_not_end_the_training(
+    process, images, recipe, tmp_path, closed
+):
+    ran = process("train", images, "--config", recipe, *SHORT, stderr=closed)
+    assert ran.code == 0
+    assert ran.out == "model.safetensors\n"
+    assert (tmp_path / "model.safetensors").exists()
+
+
+def test_help_into_a_closed_pipe_has_no_traceback(process, closed):
+    assert "Traceback" not in process("train", "--help", stdout=closed).err
+
+
+def test_a_pipe_into_head_and_no_streams_at_all(tmp_path, model):
+    shutil.copy(model, tmp_path / "m.safetensors")
+    script = (
+        'set -o pipefail; "$0" -m diffuse_cli sample m.safetensors -n 9 --steps 2 | head -1\n'
+        'echo "${PIPESTATUS[0]}"\n'
+        '"$0" -m diffuse_cli sample m.safetensors -n 1 --steps 2 -o none >&- 2>&- <&-; echo "$?"'
+    )
+    ran = subprocess.run(
+        ["bash", "-c", script, sys.executable],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert ran.stdout == "samples/00000.png\n0\n0\n"
+    assert "Traceback" not in ran.stderr
+    assert (tmp_path / "none" / "manifest.json").exists()
+
+
+def terminal(arguments, cwd, **changes):
+    """Run on a pseudo-terminal; the exit code, and what a person would see."""
+    master, slave = pty.openpty()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "diffuse_cli", *map(str, arguments)],
+        cwd=cwd, env=environment(TERM="xterm", **changes), stdin=slave, stdout=slave, stderr=slave,
+    )  # fmt: skip
+    os.close(slave)
+    seen = b""
+    while True:
+        try:
+            part = os.read(master, 65536)
+        except OSError:  # what Linux says when the other side has gone
+            break
+        if not part:
+            break
+        seen += part
+    os.close(master)
+    return child.wait(60), seen.decode()
+
+
+def test_a_terminal_has_a_bar(tmp_path, images, recipe):
+    code, seen = terminal(["train", images, "--config", recipe, "--steps", 30], tmp_path)
+    assert code == 0
+    assert ESCAPE in seen
+    assert "training" in seen
+    assert re.search(r"\x1b\[[\d;]*m", seen)
+
+
+def test_no_color_is_honoured(tmp_path):
+    code, plain = terminal(["sample", "nowhere"], tmp_path)
+    assert re.search(r"\x1b\[31m", plain)
+    code, plain = terminal(["sample", "nowhere"], tmp_path, NO_COLOR="1")
+    assert code == 4
+    assert not re.search(r"\x1b\[(3|9)\d[\d;]*m", plain)
+
+
+def test_progress_without_a_terminal_is_a_line_every_n_steps(train):
+    err = train("--steps", 6, "--log-every", 2).err
+    assert re.findall(r"^step (\d)/6  loss", err, re.M) == ["2", "4", "6"]
+
+
+def test_dry_run_json_has_the_costs(train, monkeypatch):
+    monkeypatch.setattr("diffuse_cli.training.timing.SECONDS", 0.0)
+    found = train("--dry-run", "--json").json
+    assert found["parameters"] > 10_000
+    assert found["memory_bytes"] > 4 * 5 * found["parameters"]
+    assert found["config"]["batch_size"] == 8
+    assert json.dumps(found)

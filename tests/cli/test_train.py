@@ -1,0 +1,242 @@
+"""`diffuse train`: what it writes, what it refuses to replace, where its options come from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+from conftest import write_images
+from safetensors.torch import load_file
+
+from diffuse_cli.training.trainer import Trainer
+
+MODEL, RUN = Path("model.safetensors"), Path("model.run")
+
+
+def metrics(run=RUN):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def files_of(folder):
+    return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def no_steps(monkeypatch):
+    """A step is an error from here on."""
+
+    def refuse(self, step):
+        raise AssertionError("computed")
+
+    return lambda: monkeypatch.setattr(Trainer, "step", refuse)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Measure the time of a step by a few steps only."""
+    monkeypatch.setattr("diffuse_cli.training.timing.SECONDS", 0.0)
+
+
+def test_train_writes_the_model_and_its_run_directory(train):
+    assert train("--steps", 6, "--save-every", 2, "--preview-every", 3, "--log-every", 2).code == 0
+    assert MODEL.exists()
+    assert tomllib.loads((RUN / "config.toml").read_text())["steps"] == 6
+    checkpoints = sorted(p.name for p in (RUN / "checkpoints").iterdir())
+    assert checkpoints == ["step-00000004", "step-00000006"]
+    manifest = json.loads((RUN / "checkpoints/step-00000006/manifest.json").read_text())
+    assert {"model.safetensors", "ema.safetensors", "optimizer.safetensors"} <= {*manifest["files"]}
+    assert [m["step"] for m in metrics() if "loss" in m] == [2, 4, 6]
+    assert [m["step"] for m in metrics() if "held_out_loss" in m] == [3, 6]
+    previews = sorted(p.name for p in (RUN / "previews").iterdir())
+    assert previews == ["step-00000003.png", "step-00000006.png"]
+    assert not (RUN / "cache").exists()
+    assert not list(Path().rglob("*.tmp"))
+
+
+def test_o_moves_both(train):
+    assert train("--steps", 2, "-o", "deep/er/x.safetensors").out == "deep/er/x.safetensors\n"
+    assert Path("deep/er/x.run/config.toml").exists()
+    assert not RUN.exists()
+
+
+def test_a_second_train_is_refused_before_any_computing(train, no_steps):
+    train("--steps", 2)
+    before = files_of(Path())
+    no_steps()
+    ran = train("--steps", 2)
+    assert ran.code == 5
+    assert "--resume" in ran.line
+    assert "--overwrite" in ran.line
+    lock = RUN / "lock"
+    assert {p: f for p, f in files_of(Path()).items() if p != lock} == {
+        p: f for p, f in before.items() if p != lock
+    }
+
+
+@pytest.mark.parametrize("kept", [MODEL, RUN])
+def test_half_of_an_output_is_not_overwritten_either(train, kept, no_steps):
+    train("--steps", 2)
+    shutil.rmtree(RUN) if kept == MODEL else MODEL.unlink()
+    no_steps()
+    assert train("--steps", 2).code == 5
+
+
+def test_overwrite_starts_again(train):
+    train("--steps", 6, "--seed", 1, "--save-every", 2, "--log-every", 1)
+    assert train("--steps", 4, "--overwrite", "--log-every", 1).code == 0
+    assert [m["step"] for m in metrics() if "loss" in m] == [1, 2, 3, 4]
+    assert [p.name for p in (RUN / "checkpoints").iterdir()] == ["step-00000004"]
+    again = MODEL.read_bytes()
+    train("--steps", 4, "-o", "fresh.safetensors")
+    assert Path("fresh.safetensors").read_bytes() == again
+
+
+def test_overwrite_that_cannot_start_leaves_what_was_there(train, diffuse):
+    train("--steps", 2)
+    before = MODEL.read_bytes()
+    Path("empty").mkdir()
+    assert diffuse("train", "empty", "--overwrite").code == 3
+    assert MODEL.read_bytes() == before
+    assert (RUN / "checkpoints/step-00000002").is_dir()
+
+
+# -- options --------------------------------------------------------------------------------------
+
+
+def test_a_flag_wins_over_the_file(train, tmp_path):
+    path = tmp_path / "more.toml"
+    path.write_text("steps = 3\nseed = 5\n")
+    train("--config", path, "--steps", 2, "--preset", "tiny", "--batch-size", 2)
+    config = tomllib.loads((RUN / "config.toml").read_text())
+    assert (config["steps"], config["seed"]) == (2, 5)
+
+
+def test_dry_run_is_toml_with_the_costs_and_writes_nothing(train, quick):
+    ran = train("--steps", 5, "--dry-run")
+    assert ran.code == 0
+    config = tomllib.loads(ran.out)
+    assert config["steps"] == 5
+    assert config["size"] == [8, 8]
+    assert config["unet"]["width"] == 8
+    assert "parameters" in ran.out.splitlines()[0]
+    assert ran.out.startswith("# ")
+    assert not list(Path().iterdir())
+
+
+def test_dry_run_fed_back_gives_the_same_model(train, diffuse, images, quick):
+    options = ("--steps", 5, "--seed", 3, "--flip", "--target", "eps", "--accumulation", 2)
+    Path("run.toml").write_text(train(*options, "--dry-run").out)
+    train(*options)
+    diffuse("train", images, "--config", "run.toml", "-o", "typed.safetensors")
+    diffuse("train", "--config", "run.toml", "-o", "read.safetensors")
+    assert Path("typed.safetensors").read_bytes() == MODEL.read_bytes()
+    assert Path("read.safetensors").read_bytes() == MODEL.read_bytes()
+
+
+def test_minutes_fix_the_steps_and_end(train, quick):
+    began = time.monotonic()
+    ran = train("--minutes", 0.01, "--json")
+    assert ran.code == 0
+    assert ran.json["step"] == ran.json["steps"]
+    config = tomllib.loads((RUN / "config.toml").read_text())
+    assert config["steps"] == ran.json["steps"]
+    assert "minutes" not in config
+    assert time.monotonic() - began < 30
+
+
+# -- the same bytes -------------------------------------------------------------------------------
+
+
+def test_equal_seeds_give_equal_bytes_and_others_do_not(train):
+    train("--steps", 4, "-o", "a.safetensors")
+    train("--steps", 4, "-o", "b.safetensors", "--seed", 0)
+    train("--steps", 4, "-o", "c.safetensors", "--seed", 1)
+    a, b, c = (Path(f"{name}.safetensors").read_bytes() for name in "abc")
+    assert a == b
+    assert a != c
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--workers 1", "--log-every 1", "--preview-every 2", "--save-every 1", "--log tensorboard"],
+)
+def test_what_cannot_change_the_weights_does_not(train, option, model_of_4):
+    assert train("--steps", 4, *option.split()).code == 0
+    assert MODEL.read_bytes() == model_of_4
+
+
+@pytest.fixture(scope="module")
+def model_of_4(images, recipe, tmp_path_factory):
+    from conftest import in_process
+
+    out = tmp_path_factory.mktemp("four") / "model.safetensors"
+    in_process(["train", images, "--config", recipe, "--steps", 4, "-o", out, "-q"])
+    return out.read_bytes()
+
+
+def test_a_tracker_writes_into_the_run_directory(train):
+    assert train("--steps", 2, "--log", "tensorboard").code == 0
+    assert list((RUN / "logs").rglob("events.out.tfevents*"))
+
+
+# -- --init ---------------------------------------------------------------------------------------
+
+
+def test_init_starts_from_the_weights_of_a_model(diffuse, images, model):
+    tiny = ("--steps", 1, "--warmup", 0, "--lr", 0, "--weight-decay", 0)
+    ran = diffuse("train", images, "--init", model, "-o", "next.safetensors", *tiny)
+    assert ran.code == 0, ran.err
+    before, after = load_file(model), load_file("next.safetensors")
+    names = [name for name in before if not name.startswith("raw.")]
+    assert all(after[name].equal(before[name]) for name in names)
+
+
+def test_init_goes_on_better_than_from_scratch(train, diffuse, images, model):
+    scratch = train("--steps", 8, "--json", "-o", "scratch.safetensors").json
+    gone_on = diffuse(
+        "train", images, "--init", model, "--steps", 8, "--json", "-o", "next.safetensors"
+    ).json
+    assert gone_on["loss"] < scratch["loss"]
+    assert gone_on["held_out_loss"] < scratch["held_out_loss"]
+
+
+def test_init_keeps_the_models_configuration(diffuse, images, model):
+    diffuse("train", images, "--init", model, "--steps", 1)
+    config = tomllib.loads((RUN / "config.toml").read_text())
+    assert (config["num_timesteps"], config["batch_size"], config["unet"]["width"]) == (100, 8, 8)
+
+
+def test_init_with_another_network_is_refused(train, model):
+    other = Path("other.toml")
+    other.write_text("[unet]\nwidth = 16\nmultipliers = [1, 2]\ngroups = 4\n")
+    assert train("--init", model, "--config", other).code == 2
+
+
+# -- odd data -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_fewer_images_than_a_batch_train(diffuse, recipe, tmp_path, count):
+    few = write_images(tmp_path / "few", count)
+    ran = diffuse("train", few, "--config", recipe, "--steps", 3)
+    assert ran.code == 0
+    assert ("memorise" in ran.err) == (count == 1)
+    assert "held-out" not in ran.err
+
+
+def test_the_held_out_images_are_in_no_batch(train, monkeypatch):
+    seen = []
+    pixels = Trainer.pixels
+    monkeypatch.setattr(
+        Trainer, "pixels", lambda self, i: seen.append((self, i)) or pixels(self, i)
+    )
+    train("--steps", 16, "--preview-every", 100)
+    trainer = seen[0][0]
+    trained = {int(k) for _, indices in seen[:16] for k in indices}
+    assert trained == {*map(int, trainer.plan.train)}
+    assert len(trainer.plan.held_out) == 6
+    assert not trained & {*map(int, trainer.plan.held_out)}

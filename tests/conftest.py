@@ -1,0 +1,168 @@
+"""What tests of the command line share: images, a tiny network, and `diffuse` as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Before torch is imported: equal bytes need equal threads, here and in processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+
+RECIPE = """\
+batch_size = 8
+precision = "fp32"
+lr = 0.002
+warmup = 5
+num_timesteps = 100
+preview_every = 100000
+keep_raw = true
+
+[unet]
+width = 8
+multipliers = [1, 2]
+blocks = 1
+attention = [4]
+groups = 4
+"""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """stdout, which is one JSON object and nothing else."""
+        return json.loads(self.out)
+
+    @property
+    def line(self) -> str:
+        """stderr, which is one line and nothing else."""
+        assert self.err.count("\n") == 1, self.err
+        return self.err
+
+
+def write_images(folder: Path, count: int = 60, seed: int = 1, side: int = 8) -> Path:
+    """Grey images, every other one light, in two class folders."""
+    draw = np.random.default_rng(seed)
+    for k in range(count):
+        path = folder / ("dark", "light")[k % 2] / f"{k:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = draw.normal((80, 170)[k % 2], 25, (side, side)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(path)
+    return folder
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """The environment of a process that a test starts."""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **changes}
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 images of 8x8, of which 6 are held out."""
+    return write_images(tmp_path_factory.mktemp("data") / "images")
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A TOML file with a network that trains in a second."""
+    path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+def in_process(arguments: Sequence[Any]) -> int:
+    from diffuse_cli.app import main
+
+    return main([str(a) for a in arguments])
+
+
+@pytest.fixture(scope="session")
+def model(images: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of 60 steps with its run directory. Do not write here."""
+    out = tmp_path_factory.mktemp("model") / "model.safetensors"
+    assert in_process(["train", images, "--config", recipe, "--steps", 60, "-o", out, "-q"]) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def whole(images: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The model file of a run of 40 steps that nothing stopped."""
+    out = tmp_path_factory.mktemp("whole") / "model.safetensors"
+    assert in_process(["train", images, "--config", recipe, "--steps", 40, "-o", out, "-q"]) == 0
+    return out.read_bytes()
+
+
+@pytest.fixture
+def diffuse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., Ran]:
+    """Run a command line in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: Any) -> Ran:
+        capfd.readouterr()
+        code = in_process(arguments)
+        out, err = capfd.readouterr()
+        return Ran(code, out, err)
+
+    return run
+
+
+@pytest.fixture
+def train(diffuse: Callable[..., Ran], images: Path, recipe: Path) -> Callable[..., Ran]:
+    """Run `diffuse train` on the images with the tiny network."""
+    return lambda *arguments: diffuse("train", images, "--config", recipe, *arguments)
+
+
+@pytest.fixture
+def spawn(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Start `python -m diffuse_cli`, or another module, as a process of its own."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: Any, module: str = "diffuse_cli", **options: Any) -> Any:
+        changes = options.pop("env", {})
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        command = [sys.executable, "-m", module, *map(str, arguments)]
+        started.append(
+            subprocess.Popen(
+                command, **{**pipes, "cwd": tmp_path, "env": environment(**changes), **options}
+            )
+        )
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def process(spawn: Callable[..., subprocess.Popen[str]]) -> Callable[..., Ran]:
+    """Run `python -m diffuse_cli` to its end."""
+
+    def run(*arguments: Any, **options: Any) -> Ran:
+        child = spawn(*arguments, **options)
+        out, err = child.communicate(timeout=120)
+        return Ran(child.returncode, out, err)
+
+    return run

@@ -1,0 +1,162 @@
+"""The console: lines without a terminal, results as paths or JSON, readers that go away."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from diffuse_cli import console
+from diffuse_cli.console import Console
+from diffuse_cli.errors import UsageError
+from diffuse_cli.events import Notice, Progress
+
+READING = "reading"
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that goes where the test says."""
+    now = [100.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.fixture
+def lines(clock):
+    """What is said, and the renderer that says it."""
+    said = []
+    return said, console._Lines(said.append)
+
+
+def test_a_line_of_progress_comes_after_a_while(lines, clock):
+    said, show = lines
+    for k in range(1, 100):
+        clock[0] += 1
+        show(Progress(READING, k, 1000))
+    assert said == [f"reading {k}/1,000" for k in range(11, 100, 10)]
+
+
+def test_the_end_of_a_task_is_always_said(lines, clock):
+    said, show = lines
+    show(Progress(READING, 1, 2))
+    show(Progress(READING, 2, 2, "done"))
+    assert said == ["reading 2/2  done"]
+
+
+def test_a_task_that_ends_as_it_begins_is_not_worth_a_line(lines):
+    said, show = lines
+    show(Progress(READING, 1, 1))
+    assert said == []
+
+
+def test_a_task_of_the_same_name_begins_anew(lines, clock):
+    said, show = lines
+    for _ in range(2):
+        show(Progress(READING, 1, 2))
+        show(Progress(READING, 2, 2))
+    assert len(said) == 2
+
+
+def test_tasks_do_not_hold_each_other_up(lines, clock):
+    said, show = lines
+    show(Progress("a", 1, 9))
+    clock[0] += 6
+    show(Progress("b", 1, 9))
+    clock[0] += 6
+    show(Progress("a", 2, 9))
+    show(Progress("b", 2, 9))
+    assert said == ["a 2/9"]
+
+
+# -- results --------------------------------------------------------------------------------------
+
+
+def test_results_are_paths_or_one_json_object(capfd):
+    Console().result([Path("a"), "b"], {"x": 1})
+    assert capfd.readouterr().out == "a\nb\n"
+    Console(as_json=True).result([Path("a")], {"x": 1, "y": [None, "z"]})
+    assert json.loads(capfd.readouterr().out) == {"x": 1, "y": [None, "z"]}
+
+
+def test_numbers_that_json_lacks_are_null(capfd):
+    Console(as_json=True).result([], {"a": float("nan"), "b": {"c": [float("inf"), 1.5]}})
+    assert json.loads(capfd.readouterr().out) == {"a": None, "b": {"c": [None, 1.5]}}
+
+
+def test_newlines_in_a_path_do_not_make_two_lines(capfd):
+    Console().result([Path("a\nb\x1b[31m")], {})
+    assert capfd.readouterr().out == "a\\nb\\x1b[31m\n"
+
+
+def test_quiet_leaves_errors_and_results(capfd):
+    quiet = Console(quiet=True)
+    quiet.say("hello")
+    quiet.warn("careful")
+    quiet.fail(UsageError("wrong", "Do right"))
+    quiet.result(["path"], {})
+    assert capfd.readouterr() == ("path\n", "diffuse: wrong. Do right\n")
+
+
+def test_an_error_is_one_line_without_markup(capfd):
+    Console().fail(UsageError("a [red]name[/red]\nof two lines :smile:"))
+    assert capfd.readouterr().err == "diffuse: a [red]name[/red] of two lines :smile:\n"
+
+
+def test_a_long_line_is_not_wrapped(capfd):
+    Console().say("word " * 100)
+    assert capfd.readouterr().err.count("\n") == 1
+
+
+def test_follow_shows_events_and_hands_on_the_result(capfd):
+    def work():
+        yield Notice("one")
+        yield Notice("two", warning=True)
+        yield "other"
+        yield Progress(READING, 1, 2)
+        yield Progress(READING, 2, 2)
+        return 42
+
+    describe = {"other": Notice("three")}.get
+    assert Console().follow(work(), describe) == 42
+    assert capfd.readouterr().err.splitlines() == ["one", "warning: two", "three", "reading 2/2"]
+
+
+# -- readers that go away -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """stdout and stderr as pipes that nobody reads."""
+    opened = []
+    for name in ("stdout", "stderr"):
+        reading, writing = os.pipe()
+        os.close(reading)
+        opened.append(os.fdopen(writing, "w"))
+        monkeypatch.setattr(sys, name, opened[-1])
+    yield
+    for stream in opened:
+        stream.close()
+
+
+def test_a_reader_that_has_gone_is_no_error(broken):
+    speaking = Console()
+    for _ in range(3):
+        speaking.say("hello")
+        speaking.write(["a", "b"])
+        speaking.fail(UsageError("wrong"))
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def test_a_steady_stream_escapes_what_its_encoding_lacks():
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    console.steady(stream)
+    stream.write("Fréchet")
+    stream.flush()
+    assert stream.buffer.getvalue() == b"Fr\\xe9chet"
+    console.steady(None)

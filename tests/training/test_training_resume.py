@@ -1,0 +1,276 @@
+"""--resume: the same bytes as a run in one go, what it says, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+from conftest import write_images
+from safetensors.torch import load_file
+
+from diffuse_cli.training.rundir import Checkpoint, RunDirectory
+from diffuse_cli.training.trainer import Trainer
+
+MODEL, RUN = Path("model.safetensors"), Path("model.run")
+WHOLE = Path("whole.safetensors")
+
+
+def steps_of(run=RUN, name="loss"):
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [m["step"] for m in map(json.loads, lines) if name in m]
+
+
+def checkpoints():
+    return sorted(p.name for p in (RUN / "checkpoints").iterdir())
+
+
+def damage(step, name="model.safetensors"):
+    path = RUN / f"checkpoints/step-{step:08d}" / name
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def refuse(self, step):
+    raise AssertionError("computed")
+
+
+# -- the same bytes -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "stop"),
+    [
+        ("--steps 12 --accumulation 2", 5),
+        ("--steps 12 --flip --weighting min-snr --target eps --schedule linear", 5),
+        ("--steps 12 --config dropout.toml", 7),
+        ("--steps 12 --save-every 5 --weighting none --loss vlb", 7),
+        ("--steps 12 --warmup 10 --target x0 --variance large", 1),
+    ],
+)
+def test_stopped_and_resumed_equals_one_go(train, recipe, options, stop):
+    Path("dropout.toml").write_text(recipe.read_text() + "dropout = 0.3\n")
+    train(*options.split(), "-o", WHOLE)
+    ran = train(*options.split(), "--stop-at", stop, "--json", "--log-every", 1)
+    assert ran.code == 0
+    assert ran.json["step"] == stop
+    half = MODEL.read_bytes()
+    ran = train(*options.split(), "--resume", "--log-every", 1)
+    assert ran.code == 0
+    assert f"going on from step {stop}" in ran.err
+    assert MODEL.read_bytes() == WHOLE.read_bytes() != half
+    last = int(options.split()[1])
+    assert steps_of() == list(range(1, last + 1))
+
+
+def test_a_run_of_40_steps_stopped_at_20_equals_one_go(train, whole):
+    train("--steps", 40, "--stop-at", 20)
+    train("--steps", 40, "--resume")
+    assert MODEL.read_bytes() == whole
+
+
+def test_dropout_is_in_effect(train, recipe):
+    Path("dropout.toml").write_text(recipe.read_text() + "dropout = 0.3\n")
+    train("--steps", 4, "-o", WHOLE)
+    train("--steps", 4, "--config", "dropout.toml")
+    plain, dropped = load_file(WHOLE), load_file(MODEL)
+    assert not plain["conv_out.weight"].equal(dropped["conv_out.weight"])
+
+
+def test_a_killed_run_resumes_to_the_same_bytes(spawn, train, images, recipe, whole):
+    options = ("--steps", 40, "--save-every", 5)
+    child = spawn("train", images, "--config", recipe, *options, "-q")
+    while not list(RUN.glob("checkpoints/step-*/manifest.json")):
+        assert child.poll() is None, child.communicate()
+        time.sleep(0.005)
+    child.kill()
+    assert child.wait() == -9
+    assert not MODEL.exists()
+    assert train(*options, "--resume").code == 0
+    assert MODEL.read_bytes() == whole
+    assert steps_of() == [40]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "manifest.json"])
+def test_a_damaged_checkpoint_falls_back_and_says_so(train, name):
+    options = ("--steps", 12, "--save-every", 3, "--log-every", 1)
+    train(*options, "-o", WHOLE)
+    train(*options, "--stop-at", 8)
+    assert checkpoints() == ["step-00000006", "step-00000008"]
+    damage(8, name) if name != "manifest.json" else (
+        RUN / "checkpoints/step-00000008/manifest.json"
+    ).write_text("{")
+    ran = train(*options, "--resume")
+    assert ran.code == 0
+    assert "step-00000008 is damaged" in ran.err
+    assert "going on from step 6" in ran.err
+    assert MODEL.read_bytes() == WHOLE.read_bytes()
+    assert steps_of() == list(range(1, 13))
+
+
+def test_checkpoints_after_a_fall_back_are_kept(train):
+    train("--steps", 12, "--save-every", 4)
+    damage(8)
+    damage(12)
+    ran = train("--steps", 12, "--resume", "--stop-at", 3, "--save-every", 2)
+    assert "starting at step 0" in ran.err
+    assert checkpoints() == ["step-00000002", "step-00000003"]
+    assert RunDirectory(MODEL).load()[0].step == 3
+
+
+def test_a_new_checkpoint_is_whole_before_an_old_one_goes(tmp_path, monkeypatch):
+    run = RunDirectory(tmp_path / "model.safetensors")
+    for step in (1, 2, 3):
+        run.save(Checkpoint(step=step, model={}, ema={}, optimizer={}, state={}))
+    order = []
+    monkeypatch.setattr("diffuse_cli.files.operation", lambda n, path: order.append((n, path.name)))
+    run.save(Checkpoint(step=4, model={}, ema={}, optimizer={}, state={}))
+    assert order.index(("rename", "step-00000004")) < order.index(("remove", "step-00000002"))
+
+
+# -- what it says, what it refuses ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("option", "typed", "stored"),
+    [
+        ("--lr 0.5", "0.5", "0.002"),
+        ("--seed 7", "7", "0"),
+        ("--batch-size 4", "4", "8"),
+        ("--size 16", "16x16", "8x8"),
+        ("--target eps", "eps", "v"),
+        ("--schedule linear", "linear", "cosine"),
+        ("--preset small", "small", "tiny"),
+        ("--flip", "True", "False"),
+        ("--precision bf16", "bf16", "fp32"),
+        ("--config other.toml", "16", "8"),
+    ],
+)
+def test_a_typed_option_that_differs_is_named_with_both_values(
+    diffuse, images, stopped, option, typed, stored
+):
+    Path("other.toml").write_text("[unet]\nwidth = 16\n")
+    ran = diffuse("train", images, "--resume", *option.split())
+    assert ran.code == 2
+    assert typed in ran.line
+    assert stored in ran.line.split(typed, 1)[1]
+
+
+@pytest.fixture
+def stopped(tmp_path, model_at_2):
+    """A run of 4 steps that stopped after 2, in the folder of the test."""
+    shutil.copytree(model_at_2, tmp_path, dirs_exist_ok=True)
+
+
+@pytest.fixture(scope="module")
+def model_at_2(images, recipe, tmp_path_factory):
+    from conftest import in_process
+
+    folder = tmp_path_factory.mktemp("stopped")
+    line = ["train", images, "--config", recipe, "--steps", 4, "--stop-at", 2, "-q"]
+    assert in_process([*line, "-o", folder / "model.safetensors"]) == 0
+    return folder
+
+
+def test_options_that_are_the_same_or_cannot_matter_are_accepted(train, stopped):
+    options = "--log-every 1 --save-every 2 --preview-every 2 --workers 1 --precision auto"
+    ran = train("--resume", *options.split(), "--size", 8, "--seed", 0, "--schedule", "cosine")
+    assert ran.code == 0, ran.err
+    assert steps_of() == [2, 3, 4]
+
+
+def test_resume_needs_neither_data_nor_configuration(diffuse, stopped, train):
+    assert diffuse("train", "--resume").code == 0
+    train("--steps", 4, "-o", WHOLE)
+    assert MODEL.read_bytes() == WHOLE.read_bytes()
+
+
+def test_an_unknown_key_is_refused_on_resume_too(diffuse, stopped):
+    Path("odd.toml").write_text("stepps = 3\n")
+    assert "Did you mean 'steps'?" in diffuse("train", "--resume", "--config", "odd.toml").err
+
+
+def test_more_steps_extend_the_run_and_say_so(train):
+    train("--steps", 4)
+    ran = train("--steps", 6, "--resume", "--json")
+    assert ran.code == 0
+    assert "4 steps become 6" in ran.err
+    assert ran.json["step"] == 6
+    assert tomllib.loads((RUN / "config.toml").read_text())["steps"] == 6
+
+
+def test_fewer_steps_than_are_done_are_refused(train):
+    train("--steps", 4)
+    before = (RUN / "config.toml").read_text()
+    ran = train("--steps", 3, "--resume", "-q")
+    assert ran.code == 2
+    assert "step 4 is done" in ran.line
+    assert (RUN / "config.toml").read_text() == before
+
+
+def test_a_finished_run_is_left_alone(train, monkeypatch):
+    train("--steps", 4)
+    kept = [MODEL, *RUN.rglob("*.safetensors"), RUN / "metrics.jsonl"]
+    before = [(p.read_bytes(), p.stat().st_mtime_ns) for p in kept[:-1]]
+    lines = kept[-1].read_text()
+    monkeypatch.setattr(Trainer, "step", refuse)
+    ran = train("--steps", 4, "--resume")
+    assert ran.code == 0
+    assert ran.out == "model.safetensors\n"
+    assert [(p.read_bytes(), p.stat().st_mtime_ns) for p in kept[:-1]] == before
+    assert kept[-1].read_text() == lines
+
+
+def test_a_finished_run_writes_a_missing_model_again(train, monkeypatch):
+    train("--steps", 4)
+    before = MODEL.read_bytes()
+    MODEL.unlink()
+    monkeypatch.setattr(Trainer, "step", refuse)
+    assert train("--resume").code == 0
+    assert MODEL.read_bytes() == before
+
+
+def test_a_model_without_a_run_directory_cannot_be_resumed(train, model):
+    shutil.copy(model, MODEL)
+    ran = train("--steps", 4, "--resume")
+    assert ran.code == 5
+    assert "--init model.safetensors" in ran.line
+
+
+def test_nothing_to_resume_starts_at_step_0_and_says_so(train):
+    ran = train("--steps", 3, "--resume")
+    assert ran.code == 0
+    assert "starting at step 0" in ran.err
+    train("--steps", 3, "-o", WHOLE)
+    assert MODEL.read_bytes() == WHOLE.read_bytes()
+
+
+def test_other_images_are_a_warning_and_with_strict_an_error(diffuse, stopped, tmp_path):
+    other = write_images(tmp_path / "other", 50, seed=2)
+    ran = diffuse("train", other, "--resume", "--strict")
+    assert ran.code == 3
+    ran = diffuse("train", other, "--resume")
+    assert ran.code == 0
+    assert "warning: the images in" in ran.err
+
+
+def test_a_run_from_init_resumes_without_that_model(diffuse, images, model):
+    shutil.copy(model, "old.safetensors")
+    line = ("train", images, "--init", "old.safetensors", "--steps", 6)
+    diffuse(*line, "-o", WHOLE)
+    diffuse(*line, "--stop-at", 3)
+    Path("old.safetensors").unlink()
+    ran = diffuse("train", "--resume")
+    assert ran.code == 0, ran.err
+    assert MODEL.read_bytes() == WHOLE.read_bytes()
+
+
+def test_a_torn_line_of_metrics_is_dropped(train, stopped):
+    with (RUN / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "lo')
+    train("--resume", "--log-every", 1)
+    assert steps_of() == [2, 3, 4]

@@ -1,0 +1,169 @@
+"""A training step: what it averages, what it does with a gradient that is not finite."""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import in_process
+
+from diffuse_cli import modelfile
+from diffuse_cli.core import LOSSES
+from diffuse_cli.core.losses import simple
+from diffuse_cli.data import read_images
+from diffuse_cli.events import finish
+from diffuse_cli.runtime import draw_noise
+from diffuse_cli.training.rundir import RunDirectory
+from diffuse_cli.training.trainer import Trainer
+
+MODEL, RUN = Path("model.safetensors"), Path("model.run")
+
+
+def losses(run=RUN):
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [m["loss"] for m in lines if "loss" in m]
+
+
+def weights_of(trainer):
+    parts = (trainer.net.state_dict(), trainer.ema.module.state_dict())
+    return [t.clone() for part in parts for t in part.values()]
+
+
+@pytest.fixture
+def spoil(monkeypatch):
+    """Make the loss of some calls NaN; with one microbatch a call is a step."""
+
+    def break_(bad):
+        calls = iter(range(10**6))
+
+        def loss(denoiser, *arguments, **cond):
+            value = simple(denoiser, *arguments, **cond)
+            return value * math.nan if value.requires_grad and bad(next(calls)) else value
+
+        monkeypatch.setitem(LOSSES, "simple", loss)
+
+    return break_
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """Each step's weights before and after, with its outcome."""
+    seen = []
+    real = Trainer.step
+
+    def step(self, number):
+        before = weights_of(self)
+        outcome = real(self, number)
+        seen.append((before, weights_of(self), outcome))
+        return outcome
+
+    monkeypatch.setattr(Trainer, "step", step)
+    return seen
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_step_that_is_not_finite_changes_neither_weights_nor_average(
+    train, spoil, watched, accumulation
+):
+    spoil(lambda call: call // accumulation == 2)
+    assert train("--steps", 5, "--log-every", 1, "--accumulation", accumulation).code == 0
+    for number, (before, after, outcome) in enumerate(watched):
+        same = all(a.equal(b) for a, b in zip(before, after, strict=True))
+        assert same == (number == 2)
+        assert outcome.updated == (number != 2)
+    assert all(t.isfinite().all() for t in watched[-1][1])
+
+
+def test_numbers_that_are_not_finite_are_null_in_metrics(train, spoil):
+    spoil(lambda call: call == 1)
+    train("--steps", 3, "--log-every", 1)
+    text = (RUN / "metrics.jsonl").read_text()
+    assert "NaN" not in text
+    assert [loss is None for loss in losses()] == [False, True, False]
+
+
+def test_ten_bad_steps_in_a_row_end_the_run_and_name_the_last_good_checkpoint(train, spoil):
+    spoil(lambda call: call >= 7)
+    ran = train("--steps", 40, "--save-every", 3, "-q")
+    assert ran.code == 6
+    assert "checkpoint is step 15." in ran.line
+    assert "--lr" in ran.line
+    assert not MODEL.exists()
+    checkpoint, faults = RunDirectory(MODEL).load()
+    assert not faults
+    assert checkpoint.step == 15
+    assert all(t.isfinite().all() for t in checkpoint.model.values())
+
+
+def test_bad_steps_that_are_not_in_a_row_do_not_end_the_run(train, spoil):
+    spoil(lambda call: call % 10 != 0)
+    assert train("--steps", 25).code == 0
+
+
+def test_a_run_that_diverges_at_once_says_there_is_no_checkpoint(train, spoil):
+    spoil(lambda call: True)
+    ran = train("--steps", 20, "-q")
+    assert ran.code == 6
+    assert "no checkpoint" in ran.line
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulation_does_not_change_the_losses(train, parts):
+    train("--steps", 10, "--log-every", 1, "-o", "one.safetensors")
+    train("--steps", 10, "--log-every", 1, "--accumulation", parts)
+    assert losses() == pytest.approx(losses(Path("one.run")), rel=1e-4)
+
+
+def test_a_share_that_is_not_even_weighs_every_image_alike(train):
+    train("--steps", 6, "--log-every", 1, "-o", "one.safetensors")
+    train("--steps", 6, "--log-every", 1, "--accumulation", 3)
+    assert losses() == pytest.approx(losses(Path("one.run")), rel=1e-4)
+
+
+def test_the_learning_rate_rises_and_falls_to_0(train):
+    train("--steps", 12, "--log-every", 1, "--warmup", 4, "--lr", 0.001)
+    rates = [
+        json.loads(line).get("lr") for line in (RUN / "metrics.jsonl").read_text().splitlines()
+    ]
+    rates = [rate for rate in rates if rate is not None]
+    assert rates[0] == pytest.approx(0.00025)
+    assert max(rates) == rates[3] < 0.001
+    assert rates[3:] == sorted(rates[3:], reverse=True)
+    assert rates[-1] < 0.00002
+
+
+def test_a_short_run_samples_from_sensible_averaged_weights(images, recipe, tmp_path):
+    """The average is not worse than the raw weights on held-out images, far from the start."""
+    out = tmp_path / "model.safetensors"
+    line = ["train", images, "--config", recipe, "--steps", 300, "-o", out, "-q"]
+    assert in_process(line) == 0
+    model = modelfile.load(out)
+    pixels = finish(read_images(str(images), workers=1)).pixels
+    x0 = torch.from_numpy(pixels).float().repeat(4, 1, 1, 1) / 127.5 - 1
+    t = torch.arange(len(x0)) * 37 % model.diffusion.num_timesteps
+    noise = draw_noise(5, "test", shape=x0.shape)
+    found = {}
+    with torch.no_grad():
+        for name in ("ema", "raw"):
+            denoiser = model.denoiser(model.network(name))
+            found[name] = float(simple(denoiser, x0, t, noise).mean())
+    assert found["ema"] <= found["raw"] * 1.05
+    assert found["ema"] < 0.5
+    assert tomllib.loads((tmp_path / "model.run/config.toml").read_text())["ema_decay"] == 0.999
+
+
+def test_keep_raw_keeps_the_weights_before_averaging(train, recipe, tmp_path):
+    train("--steps", 4)
+    model = modelfile.load(MODEL)
+    checkpoint, _ = RunDirectory(MODEL).load()
+    assert all(model.raw[name].equal(t) for name, t in checkpoint.model.items())
+    assert all(model.ema[name].equal(t) for name, t in checkpoint.ema.items())
+    assert not model.raw["conv_out.weight"].equal(model.ema["conv_out.weight"])
+    plain = tmp_path / "plain.toml"
+    plain.write_text(recipe.read_text().replace("keep_raw = true", ""))
+    train("--steps", 4, "--config", plain, "-o", "plain.safetensors")
+    assert modelfile.load("plain.safetensors").raw is None
