@@ -155,15 +155,12 @@ def _images(config: EvalConfig, loaded: Loaded | None) -> Work[tuple[Pixels, str
         background = config.background or str(loaded.model.data.get("background", "white"))
         images = yield from _read(config, config.data, unet.size, unet.channels, background)
         yield from _tell(images)
-        yield from _summary(images)
         chosen, part = _held_out(images, loaded)
         yield Notice(f"real images: {_part_text(part)}, {len(chosen):,} of {len(images):,}")
         return _choose(config, images.pixels, chosen), part, None
     theirs = yield from _read_alike(config, config.subject)
     images = yield from _read(config, config.data, theirs.size, None, config.background or "white")
     yield from _tell(theirs, images)
-    yield from _summary(theirs)
-    yield from _summary(images)
     fakes = _choose(config, theirs.pixels, np.arange(len(theirs)))
     return _choose(config, images.pixels, np.arange(len(images))), "all", fakes
 
@@ -173,11 +170,6 @@ def _tell(*sets: Images) -> Work[None]:
     for images in sets:
         for line in images.summary.lines():
             yield Notice(line)
-
-
-def _summary(images: Images) -> Iterator[Notice]:
-    """What was found, and what was skipped and why."""
-    return (Notice(line) for line in images.summary.lines())
 
 
 def _part_text(part: str) -> str:
