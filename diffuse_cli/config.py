@@ -206,12 +206,9 @@ class TrainConfig(DiffusionConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig(Config):
-    """Images from a model file."""
+class DrawConfig(Config):
+    """How images are drawn from a model."""
 
-    model: str = option(help="Model file.", argument=True, place=True, metavar="MODEL")
-    n: int = option(16, "Number of images.", flag="-n", low=1, high=10_000_000)
-    out: str = option("samples", "Folder for the images.", flag="-o", metavar="FOLDER")
     steps: int = option(50, "Network evaluations an image.", low=1, high=100_000)
     sampler: str = option("ddim", "Sampler.", table="samplers")
     spacing: str = option("trailing", "Which timesteps are visited.", table="spacings")
@@ -222,13 +219,22 @@ class SampleConfig(Config):
     batch_size: int = option(64, "Images at a time; does not change them.", low=1, high=100_000)
     precision: str = option("auto", "Precision of the arithmetic.", table="precisions")
     weights: str = option("ema", "Averaged weights, or the raw ones.", table="weights")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig(DrawConfig):
+    """Images from a model file."""
+
+    model: str = option(help="Model file.", argument=True, place=True, metavar="MODEL")
+    n: int = option(16, "Number of images.", flag="-n", low=1, high=10_000_000)
+    out: str = option("samples", "Folder for the images.", flag="-o", metavar="FOLDER")
     grid: bool = option(True, "Write grid.png.")
     gif: bool = option(False, "Write denoising.gif.")
     overwrite: bool = option(False, OVERWRITE)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(Config):
+class EvalConfig(DrawConfig):
     """A model, or a folder of images, measured against real images."""
 
     subject: str = option(
@@ -244,16 +250,6 @@ class EvalConfig(Config):
     timesteps: int | str = option(
         50, "Timesteps of the bound an image, or 'all'.", parse=parse_timesteps, metavar="N|all"
     )
-    steps: int = option(50, "Network evaluations a generated image.", low=1, high=100_000)
-    sampler: str = option("ddim", "Sampler.", table="samplers")
-    spacing: str = option("trailing", "Which timesteps are visited.", table="spacings")
-    eta: float | None = option(
-        None, "Noise of ddim: 0 none, 1 that of ddpm.", low=0, high=1, shown="0"
-    )
-    seed: int = option(0, "Seed of every draw.", low=0, high=2**63 - 1)
-    batch_size: int = option(64, "Images at a time.", low=1, high=100_000)
-    precision: str = option("auto", "Precision of the arithmetic.", table="precisions")
-    weights: str = option("ema", "Averaged weights, or the raw ones.", table="weights")
     features: str = option("efficientnet-lite0", "Feature network.", table="features")
     background: str | None = option(
         None,

@@ -30,6 +30,8 @@ BLOCK = 8
 PRECISIONS = {"auto": "", "fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 """Precision by name, as Accelerate calls it."""
 
+LAUNCH = "Start them with torchrun, or with accelerate launch --multi_gpu"
+
 TRACKERS = ("tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "dvclive")
 """Trackers that Accelerate knows, each by the name of its package."""
 
@@ -91,6 +93,9 @@ def machine(
         UsageError: a launcher started several processes that do not see each other, or the
             tracker is not installed.
     """
+    launched = int(os.environ.get("WORLD_SIZE", "1") or 1)
+    if launched > 1 and "MASTER_ADDR" not in os.environ:
+        raise UsageError(f"WORLD_SIZE is {launched}, but no launcher set MASTER_ADDR", LAUNCH)
     if log is not None and importlib.util.find_spec(log) is None:
         raise UsageError(f"--log {log}: it is not installed", f"Install it: pip install {log}")
     import torch
@@ -115,12 +120,8 @@ def machine(
         log_with=log,
         project_dir=folder,
     )
-    launched = int(os.environ.get("WORLD_SIZE", "1") or 1)
     if launched > 1 and accelerator.num_processes == 1:
-        raise UsageError(
-            f"{launched} processes were started, but each sees only itself",
-            "Start them with torchrun, or with accelerate launch --multi_gpu",
-        )
+        raise UsageError(f"{launched} processes were started, but each sees only itself", LAUNCH)
     try:
         yield accelerator
     finally:

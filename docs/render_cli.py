@@ -1,6 +1,6 @@
 """Render the help of every command into docs/cli.md, which a test compares with the program.
 
-    python docs/render_cli.py
+python docs/render_cli.py
 """
 
 from __future__ import annotations

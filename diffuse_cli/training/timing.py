@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from statistics import median
 from typing import TYPE_CHECKING
 
 from diffuse_cli.training.preparing import Plan
@@ -11,21 +12,24 @@ from diffuse_cli.training.trainer import Trainer
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-WARM_UP, SECONDS, LEAST = 2, 3.0, 3
+WARM_UP, SECONDS, LEAST = 3, 5.0, 5
 
 
 def seconds_a_step(plan: Plan, accelerator: Accelerator) -> float:
-    """The mean time of a training step on this machine, the slowest process counting."""
+    """The median time of a training step on this machine, the slowest process counting."""
     trainer = Trainer(plan, accelerator)
     for step in range(WARM_UP):
         trainer.step(step)
-    began, steps = time.monotonic(), 0
-    while steps < LEAST or time.monotonic() - began < SECONDS:
-        trainer.step(WARM_UP + steps)
-        steps += 1
-        if accelerator.num_processes > 1 and steps >= LEAST:
-            break
-    taken = (time.monotonic() - began) / steps
+    began = time.monotonic()
+    times: list[float] = []
+    # Several processes must agree on the number of steps: they take the least.
+    while len(times) < LEAST or (
+        accelerator.num_processes == 1 and time.monotonic() - began < SECONDS
+    ):
+        start = time.monotonic()
+        trainer.step(WARM_UP + len(times))
+        times.append(time.monotonic() - start)
+    taken = median(times)
     accelerator.free_memory()
     if accelerator.num_processes > 1:
         from accelerate.utils import gather_object

@@ -23,9 +23,16 @@ from diffuse_cli.training.trainer import Trainer
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
 
 
-def losses(run=RUN):
+def logged(run=RUN, name="loss"):
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [m["loss"] for m in lines if "loss" in m]
+    return [m[name] for m in lines if name in m]
+
+
+def assert_same_course(run, other):
+    """Adam takes no notice of the gradient's scale, so its norm is compared too."""
+    assert logged(run) == pytest.approx(logged(other), rel=1e-4)
+    norms = logged(run, "grad_norm"), logged(other, "grad_norm")
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
 
 
 def weights_of(trainer):
@@ -83,7 +90,7 @@ def test_numbers_that_are_not_finite_are_null_in_metrics(train, spoil):
     train("--steps", 3, "--log-every", 1)
     text = (RUN / "metrics.jsonl").read_text()
     assert "NaN" not in text
-    assert [loss is None for loss in losses()] == [False, True, False]
+    assert [loss is None for loss in logged()] == [False, True, False]
 
 
 def test_ten_bad_steps_in_a_row_end_the_run_and_name_the_last_good_checkpoint(train, spoil):
@@ -111,25 +118,39 @@ def test_a_run_that_diverges_at_once_says_there_is_no_checkpoint(train, spoil):
     assert "no checkpoint" in ran.line
 
 
+def test_flip_mirrors_about_half_of_the_images(train, monkeypatch):
+    plain, shown = [], []
+    pixels = Trainer.pixels
+    monkeypatch.setattr(
+        Trainer, "pixels", lambda self, i: plain.append(pixels(self, i)) or plain[-1]
+    )
+    monkeypatch.setitem(
+        LOSSES, "simple", lambda denoiser, x0, *a: shown.append(x0) or simple(denoiser, x0, *a)
+    )
+    train("--steps", 10, "--flip")
+    before, after = torch.cat(plain[:10]), torch.cat(shown[:10])
+    kept = (after == before).flatten(1).all(1)
+    mirrored = (after == before.flip(3)).flatten(1).all(1)
+    assert (kept ^ mirrored).all()
+    assert 20 <= int(mirrored.sum()) <= 60
+
+
 @pytest.mark.parametrize("parts", [2, 4])
 def test_accumulation_does_not_change_the_losses(train, parts):
     train("--steps", 10, "--log-every", 1, "-o", "one.safetensors")
     train("--steps", 10, "--log-every", 1, "--accumulation", parts)
-    assert losses() == pytest.approx(losses(Path("one.run")), rel=1e-4)
+    assert_same_course(RUN, Path("one.run"))
 
 
 def test_a_share_that_is_not_even_weighs_every_image_alike(train):
     train("--steps", 6, "--log-every", 1, "-o", "one.safetensors")
     train("--steps", 6, "--log-every", 1, "--accumulation", 3)
-    assert losses() == pytest.approx(losses(Path("one.run")), rel=1e-4)
+    assert_same_course(RUN, Path("one.run"))
 
 
 def test_the_learning_rate_rises_and_falls_to_0(train):
     train("--steps", 12, "--log-every", 1, "--warmup", 4, "--lr", 0.001)
-    rates = [
-        json.loads(line).get("lr") for line in (RUN / "metrics.jsonl").read_text().splitlines()
-    ]
-    rates = [rate for rate in rates if rate is not None]
+    rates = logged(name="lr")
     assert rates[0] == pytest.approx(0.00025)
     assert max(rates) == rates[3] < 0.001
     assert rates[3:] == sorted(rates[3:], reverse=True)
