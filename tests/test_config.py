@@ -229,8 +229,8 @@ def test_an_unknown_key_is_told_the_nearest():
 
 @pytest.mark.parametrize("kind", [k for k, needed in REQUIRED.items() if needed])
 def test_what_is_missing_is_named(kind: type):
-    first = next(iter(REQUIRED[kind]))
-    with pytest.raises(UsageError, match=f"{first.upper()} is missing"):
+    metavar = next(spec.metavar for f, spec in options(kind) if f.name in REQUIRED[kind])
+    with pytest.raises(UsageError, match=f"{metavar} is missing"):
         from_dict(kind, {})
 
 
