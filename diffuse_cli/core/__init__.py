@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from diffuse_cli.core.schedules import SCHEDULES as SCHEDULES
     from diffuse_cli.core.spacings import SPACINGS as SPACINGS
     from diffuse_cli.core.targets import TARGETS as TARGETS
+    from diffuse_cli.core.timesteps import TIMESTEP_DRAWS as TIMESTEP_DRAWS
     from diffuse_cli.core.unet import UNet as UNet
     from diffuse_cli.core.variances import VARIANCES as VARIANCES
 
 _HOMES = {
     "SCHEDULES": "schedules",
     "SPACINGS": "spacings",
+    "TIMESTEP_DRAWS": "timesteps",
     "TARGETS": "targets",
     "VARIANCES": "variances",
     "Gaussian": "gaussian",

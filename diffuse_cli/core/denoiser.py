@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffuse_cli.core.process import Process, Table, Time
 from diffuse_cli.core.targets import STEPWISE, TARGETS
-from diffuse_cli.core.variances import VARIANCES
+from diffuse_cli.core.variances import LEARNED, VARIANCES
 from diffuse_cli.errors import UsageError, lookup
 
 LogVar = Callable[[Any, Any], Any]
@@ -23,7 +23,7 @@ class Prediction:
 
     Attributes:
         x0, eps: shaped like x_t, and consistent: x_t = alpha x_0 + sigma eps.
-        raw: the network's own output in its target.
+        raw: the network's own output in its target, without what it says of the variance.
         log_var: `log_var(t, s)` is the log-variance of the reverse step from t to s; s = None is
             the timestep before t. Beta-tilde where this is None.
     """
@@ -47,7 +47,8 @@ class Denoiser:
         net: called as `net(x, t, **cond)` with t the timesteps shown, float32 of shape (B,).
         process: the forward process.
         target: a name of `TARGETS`, what the network predicts.
-        variance: a name of `VARIANCES`.
+        variance: a name of `VARIANCES`. A learned one is read from the second half of the
+            network's channels.
 
     Raises:
         UsageError: an unknown name, or a target from which x_0 does not follow at some timestep
@@ -117,11 +118,12 @@ class Denoiser:
         """
         if isinstance(t, float) and self.target in STEPWISE:
             t = round(t)
-        raw = self.net(x_t, self.process.shown(t, like=x_t), **cond).to(x_t.dtype)
+        out = self.net(x_t, self.process.shown(t, like=x_t), **cond).to(x_t.dtype)
+        raw, rest = out.chunk(2, 1) if self.variance in LEARNED else (out, None)
         x0_y, x0_x, eps_y, eps_x = self._inverse_at(t, x_t)
 
         def log_var(t: Time, s: Time | None = None) -> Any:
-            return self._log_var(self.process.pair(t, s, like=x_t), None)
+            return self._log_var(self.process.pair(t, s, like=x_t), rest)
 
         return Prediction(x0_y * raw + x0_x * x_t, eps_y * raw + eps_x * x_t, raw, log_var)
 

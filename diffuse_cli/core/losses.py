@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.core.gaussian import Gaussian
@@ -34,10 +35,7 @@ def simple(
 ) -> Tensor:
     """Mean squared error in the target, times `weight` (Ho et al. 2020, eq. 14). Shape (B,)."""
     prediction = denoiser(denoiser.process.diffuse(x0, t, noise), t, **cond)
-    a, b = denoiser.target_at(t, like=x0)
-    assert prediction.raw is not None
-    error: Tensor = (prediction.raw - (a * x0 + b * noise)).square().flatten(1).mean(1)
-    return error if weight is None else error * weight
+    return squared_error(denoiser, prediction, x0, t, noise, weight)
 
 
 def vlb(
@@ -52,6 +50,43 @@ def vlb(
     x_t = denoiser.process.diffuse(x0, t, noise)
     term = bound_term(denoiser.process, denoiser(x_t, t, **cond), x0, x_t, t)
     return term if weight is None else term * weight
+
+
+def hybrid(
+    denoiser: Denoiser,
+    x0: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    weight: Tensor | None = None,
+    **cond: Any,
+) -> Tensor:
+    """`simple` + T / 1000 `vlb`, where only the variance learns from the bound. Shape (B,).
+
+    Nichol & Dhariwal 2021, eq. 16: the mean's gradient is stopped in the bound, whose mean over
+    timesteps is a thousandth of the sum L_vlb. `weight` is on the simple part alone.
+    """
+    process = denoiser.process
+    x_t = process.diffuse(x0, t, noise)
+    prediction = denoiser(x_t, t, **cond)
+    stopped = replace(prediction, x0=prediction.x0.detach())
+    term = bound_term(process, stopped, x0, x_t, t)
+    error = squared_error(denoiser, prediction, x0, t, noise, weight)
+    return error + process.num_timesteps / 1000 * term
+
+
+def squared_error(
+    denoiser: Denoiser,
+    prediction: Prediction,
+    x0: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    weight: Tensor | None,
+) -> Tensor:
+    """Mean over dimensions of the squared error in the target, times `weight`. Shape (B,)."""
+    a, b = denoiser.target_at(t, like=x0)
+    assert prediction.raw is not None
+    error: Tensor = (prediction.raw - (a * x0 + b * noise)).square().flatten(1).mean(1)
+    return error if weight is None else error * weight
 
 
 def bound_term(
@@ -76,6 +111,7 @@ def bound_term(
 LOSSES: dict[str, Loss] = {
     "simple": simple,
     "vlb": vlb,
+    "hybrid": hybrid,
 }
 
 
@@ -88,9 +124,15 @@ def min_snr(snr: Tensor, gamma: float = 5.0) -> Tensor:
     return snr.clamp(max=gamma)
 
 
+def p2(snr: Tensor) -> Tensor:
+    """snr / (1 + snr): for eps, the weight 1 / (1 + snr) of Choi et al. 2022, eq. 8, k = 1."""
+    return snr / (1 + snr)
+
+
 WEIGHTINGS: dict[str, Callable[[Tensor], Tensor | None]] = {
     "none": _none,
     "min-snr": min_snr,
+    "p2": p2,
 }
 
 

@@ -1,8 +1,8 @@
 """The variance of the reverse process, as its logarithm.
 
 Each entry takes a `Pair` of the process, which knows log beta and log beta-tilde of the step from
-t to s, and what the network says beside its prediction (None here). At the first timestep
-beta-tilde is 0; `Pair.log_beta_tilde` is there that of the process's second timestep.
+t to s, and what the network says beside its prediction, or None. At the first timestep beta-tilde
+is 0; `Pair.log_beta_tilde` is there that of the process's second timestep.
 """
 
 from __future__ import annotations
@@ -30,7 +30,28 @@ def large(pair: Pair, raw: Tensor | None) -> float | Tensor:
     return log_var
 
 
+def learned(pair: Pair, raw: Tensor | None) -> Tensor:
+    """f log beta + (1 - f) log beta-tilde, f = (raw + 1) / 2 (Nichol & Dhariwal 2021, eq. 15).
+
+    `raw` is the second half of the network's channels, not bounded. At the first timestep the
+    upper end is log beta_0 and the lower one `Pair.log_beta_tilde`.
+    """
+    assert raw is not None
+    f = (raw + 1) / 2
+    log_var: Tensor = f * pair.log_beta + (1 - f) * pair.log_beta_tilde
+    return log_var
+
+
+LEARNED = frozenset({"learned"})
+"""Variances that the network learns: it puts out as many channels again for them."""
+
 VARIANCES: dict[str, Variance] = {
     "small": small,
     "large": large,
+    "learned": learned,
 }
+
+
+def channels_out(variance: str, channels: int) -> int:
+    """Channels that a network for images of `channels` puts out under a variance."""
+    return channels * 2 if variance in LEARNED else channels

@@ -1,17 +1,25 @@
-"""Exact answers: data x_0 ~ N(0, SPREAD^2), whose best denoiser is known in closed form."""
+"""Exact answers: data whose best denoiser is known in closed form.
+
+Gaussian data x_0 ~ N(0, SPREAD^2), a mixture of Gaussians, and a finite set of images.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffuse_cli.core import SCHEDULES, TARGETS, VARIANCES, Denoiser, Prediction, Process
+from diffuse_cli.core.schedules import zero_terminal_snr
+from diffuse_cli.core.variances import LEARNED
 
 SPREAD = 0.5
+SAID = 0.3
+"""What the exact network says of a learned variance."""
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -24,10 +32,7 @@ def process_of(schedule: str, num_timesteps: int) -> Process:
 
 def zero_snr(num_timesteps: int = 1000) -> Process:
     """linear, rescaled so that alpha_bar ends at 0 (Lin et al. 2024, algorithm 1)."""
-    alphas = process_of("linear", num_timesteps).alpha_bars.sqrt()
-    alphas = (alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])
-    bars = torch.cat([torch.ones(1, dtype=torch.float64), alphas**2])
-    return Process(1 - bars[1:] / bars[:-1])
+    return Process(zero_terminal_snr(SCHEDULES["linear"](num_timesteps)))
 
 
 def gain(alpha: Any, sigma: Any, spread: float = SPREAD) -> Any:
@@ -43,11 +48,16 @@ def exact_denoise(process: Process, variance: str = "small", spread: float = SPR
         x0 = gain(alpha, sigma, spread) * x_t
 
         def log_var(t: Any, s: Any = None) -> Any:
-            return VARIANCES[variance](process.pair(t, s, like=x_t), None)
+            return VARIANCES[variance](process.pair(t, s, like=x_t), said(variance, x_t))
 
         return Prediction(x0, (x_t - alpha * x0) / sigma, None, log_var)
 
     return denoise
+
+
+def said(variance: str, x: Tensor) -> Tensor | None:
+    """What the network says beside its prediction."""
+    return torch.full_like(x, SAID) if variance in LEARNED else None
 
 
 def posterior_coefficients(process: Process, i: int) -> tuple[float, float]:
@@ -59,9 +69,11 @@ def posterior_coefficients(process: Process, i: int) -> tuple[float, float]:
     return c1, c2
 
 
-def exact_net(process: Process, target: str, spread: float = SPREAD) -> Callable[..., Tensor]:
+def exact_net(
+    process: Process, target: str, variance: str = "small", spread: float = SPREAD
+) -> Callable[..., Tensor]:
     """A network trained on `process` to perfection: the exact denoiser's answer in `target`,
-    computed in float64 from the timesteps it is shown."""
+    computed in float64 from the timesteps it is shown; beside it `SAID` for a learned variance."""
     known: dict[float, tuple[float, float]] = {}
 
     def row(shown: float) -> tuple[float, float]:
@@ -83,13 +95,63 @@ def exact_net(process: Process, target: str, spread: float = SPREAD) -> Callable
                 known[shown] = row(shown)
             slopes.append(known[shown][0])
         scale = torch.tensor(slopes, dtype=torch.float64).reshape(-1, *[1] * (x.ndim - 1))
-        return scale * x.double()
+        y = scale * x.double()
+        rest = said(variance, y)
+        return y if rest is None else torch.cat([y, rest], 1)
 
     return net
 
 
 def exact_denoiser(process: Process, target: str, variance: str = "small") -> Denoiser:
-    return Denoiser(exact_net(process, target), process, target, variance)
+    return Denoiser(exact_net(process, target, variance), process, target, variance)
+
+
+MIXTURE = ((0.4, -0.6, 0.25), (0.6, 0.5, 0.35))
+"""Weight, mean and spread of each component; every pixel is drawn from it by itself."""
+
+
+def mixture_denoise(process: Process, components: Any = MIXTURE) -> Any:
+    """The exact denoiser of a mixture: E[x_0 | x_t] of each component, by its posterior weight."""
+    weight, mean, spread = torch.tensor(components, dtype=torch.float64).T
+
+    def denoise(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
+        alpha, sigma = process.level(t, like=x_t)
+        x = x_t[..., None]
+        variance = alpha**2 * spread**2 + sigma**2
+        off = x - alpha * mean
+        logits = weight.log() - 0.5 * variance.log() - 0.5 * off**2 / variance
+        x0 = (logits.softmax(-1) * (mean + alpha * spread**2 / variance * off)).sum(-1).to(x_t)
+        return Prediction(x0, (x_t - alpha * x0) / sigma)
+
+    return denoise
+
+
+def ideal_net(process: Process, images: Tensor, sharpness: float = 1.0) -> Callable[..., Tensor]:
+    """The best prediction of x_0 for data that is these images, (N, C, H, W): their mean, each
+    weighted by how likely x_t is from it; `sharpness` other than 1 mistakes that."""
+
+    def net(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        known = {
+            shown: process.alpha_bar(shown * process.num_timesteps / 1000) for shown in t.tolist()
+        }
+        bars = torch.tensor([known[shown] for shown in t.tolist()], dtype=torch.float64)[:, None]
+        off = x.flatten(1)[:, None] - bars[..., None].sqrt() * images.flatten(1)
+        logits = -off.square().sum(2) / (2 * (1 - bars)) * sharpness
+        return (logits.softmax(1) @ images.flatten(1)).reshape(x.shape)
+
+    return net
+
+
+def sigma_process(sigmas: list[float]) -> Process:
+    """The process whose sigma / alpha takes these values, rising."""
+    bars = [1.0, *(1 / (1 + sigma**2) for sigma in sigmas)]
+    return Process([1 - after / before for before, after in pairwise(bars)])
+
+
+def rho_7(n: int, low: float = 0.002, high: float = 80.0) -> list[float]:
+    """n rising noise levels, evenly spaced in their seventh root (Karras et al. 2022, eq. 5)."""
+    first, last = low ** (1 / 7), high ** (1 / 7)
+    return [(first + (last - first) * i / (n - 1)) ** 7 for i in range(n)]
 
 
 def last(states: Iterator[Any]) -> Tensor:

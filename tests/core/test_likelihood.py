@@ -9,7 +9,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import SPREAD, exact_denoiser, gain, generator, posterior_coefficients, process_of
+from oracles import (
+    SPREAD,
+    exact_denoiser,
+    gain,
+    generator,
+    posterior_coefficients,
+    process_of,
+    said,
+)
 
 from diffuse_cli.core import TARGETS, VARIANCES, Denoiser, bits_per_dim
 from diffuse_cli.core.likelihood import bound_terms, prior_bits, strata
@@ -55,9 +63,10 @@ def test_every_term_of_gaussian_data_is_its_closed_form(variance: str, target: s
         guess = gain(alpha, sigma) * (alpha * X0 + sigma * DRAWS[t])
         c1, _ = posterior_coefficients(FULL, t)
         pair = FULL.pair(t, like=X0)
-        ratio = pair.log_beta_tilde - VARIANCES[variance](pair, None)
-        distance = (c1 * (guess - X0)) ** 2 / math.exp(VARIANCES[variance](pair, None))
-        nats = 0.5 * (math.exp(ratio) - 1 - ratio + distance)
+        log_var = torch.as_tensor(VARIANCES[variance](pair, said(variance, X0)), dtype=X0.dtype)
+        ratio = pair.log_beta_tilde - log_var
+        distance = (c1 * (guess - X0)) ** 2 / log_var.exp()
+        nats = 0.5 * (ratio.exp() - 1 - ratio + distance)
         expected = nats.flatten(1).mean(1) / math.log(2)
         assert torch.allclose(bits.terms[:, t], expected, rtol=1e-6), t
 

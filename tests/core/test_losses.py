@@ -6,7 +6,17 @@ import math
 
 import pytest
 import torch
-from oracles import exact_denoiser, gain, generator, posterior_coefficients, process_of, zero_snr
+from oracles import (
+    SAID,
+    exact_denoiser,
+    exact_net,
+    gain,
+    generator,
+    posterior_coefficients,
+    process_of,
+    said,
+    zero_snr,
+)
 from torch.distributions import Normal, kl_divergence
 
 from diffuse_cli.core import LOSSES, TARGETS, VARIANCES, WEIGHTINGS, Denoiser, losses
@@ -71,10 +81,9 @@ def test_vlb_is_the_divergence_of_the_reverse_step_in_bits(variance: str, respac
         x_t = alpha * x0[k] + sigma * noise[k]
         c1, c2 = posterior_coefficients(process, i)
         pair = process.pair(i, like=x0)
-        model = Normal(
-            c1 * gain(alpha, sigma) * x_t + c2 * x_t,
-            math.exp(VARIANCES[variance](pair, None) / 2),
-        )
+        log_var = VARIANCES[variance](pair, said(variance, x_t))
+        std = (torch.as_tensor(log_var, dtype=x_t.dtype) / 2).exp()
+        model = Normal(c1 * gain(alpha, sigma) * x_t + c2 * x_t, std)
         truth = Normal(c1 * x0[k] + c2 * x_t, math.exp(pair.log_beta_tilde / 2))
         expected = float(kl_divergence(truth, model).mean()) / math.log(2)
         assert float(loss[k]) == pytest.approx(expected, rel=1e-7), i
@@ -87,7 +96,10 @@ def test_vlb_at_the_first_timestep_is_the_decoder(variance: str):
     t = torch.zeros(4, dtype=torch.long)
     alpha, sigma = FULL.level(0, like=x0)
     mean = gain(alpha, sigma) * (alpha * x0 + sigma * noise)
-    std = math.exp(FULL.pair(1, like=x0).log_beta_tilde / 2)
+    log_var = FULL.pair(1, like=x0).log_beta_tilde
+    if variance == "learned":
+        log_var += (SAID + 1) / 2 * (math.log(FULL.betas[0]) - log_var)
+    std = math.exp(log_var / 2)
 
     def below(edge):
         z = (edge - mean) / std
@@ -133,6 +145,50 @@ def test_conditions_reach_the_network_and_the_loss_can_be_trained(loss: str):
     assert seen == [{"label": label}]
     assert math.isfinite(float(slope.grad))
     assert float(slope.grad) != 0
+
+
+@pytest.mark.parametrize("variance", list(VARIANCES))
+def test_hybrid_is_simple_and_a_thousandth_of_the_bound(variance: str):
+    x0, noise, t = levels(4), batch(4), torch.tensor([0, 1, 20, 49])
+    weight = torch.tensor([0.5, 2.0, 0.0, 3.0], dtype=torch.float64)
+    denoiser = exact_denoiser(FULL, "v", variance)
+    simple, vlb = (LOSSES[name](denoiser, x0, t, noise) for name in ("simple", "vlb"))
+    found = LOSSES["hybrid"](denoiser, x0, t, noise, weight)
+    assert torch.allclose(found, weight * simple + 50 / 1000 * vlb, rtol=1e-12)
+
+
+@pytest.mark.parametrize("target", list(TARGETS))
+def test_in_hybrid_the_bound_teaches_the_variance_and_not_the_mean(target: str):
+    """The gradient of the mean is that of simple alone, and of the variance that of the bound."""
+    x0, noise, t = levels(4), batch(4), torch.tensor([0, 1, 20, 49])
+    exact = exact_net(FULL, target)
+
+    def gradients(loss: str) -> tuple[torch.Tensor, torch.Tensor]:
+        mean, spread = (torch.tensor(v, requires_grad=True, dtype=torch.float64) for v in (0.9, 0))
+
+        def net(x, shown):
+            return torch.cat([mean * exact(x, shown), spread * x], 1)
+
+        LOSSES[loss](Denoiser(net, FULL, target, "learned"), x0, t, noise).sum().backward()
+        return mean.grad, spread.grad
+
+    hybrid, simple, vlb = (gradients(loss) for loss in ("hybrid", "simple", "vlb"))
+    assert float(hybrid[0]) == pytest.approx(float(simple[0]), rel=1e-12)
+    assert simple[1] is None or float(simple[1]) == 0
+    assert float(hybrid[1]) == pytest.approx(50 / 1000 * float(vlb[1]), rel=1e-12)
+    assert float(vlb[1]) != 0
+    assert float(vlb[0]) != 0
+
+
+def test_hybrid_asks_the_network_once():
+    calls = []
+
+    def net(x, shown):
+        calls.append(len(x))
+        return torch.cat([x, x], 1)
+
+    LOSSES["hybrid"](Denoiser(net, FULL, "v", "learned"), levels(3), torch.arange(3), batch(3))
+    assert calls == [3]
 
 
 def test_weight_is_multiplied_as_it_is():
@@ -193,6 +249,12 @@ def test_min_snr_has_the_published_digits():
     assert at["eps"] == pytest.approx(0.5857085078, abs=1e-10)
     assert at["v"] == pytest.approx(0.5242920455, abs=1e-10)
     assert at["x0"] == pytest.approx(5)
+
+
+def test_p2_is_the_weight_of_choi_et_al():
+    process = process_of("linear", 1000)
+    found = weights("p2", Denoiser(None, process, "eps"))
+    assert torch.allclose(found, 1 / (1 + snr_of(process)), rtol=1e-9)
 
 
 def test_min_snr_leaves_its_cap_at_130():

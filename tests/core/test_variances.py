@@ -6,15 +6,17 @@ import math
 
 import pytest
 import torch
-from oracles import process_of
+from oracles import SAID, process_of, said
 
 from diffuse_cli.core import VARIANCES, Denoiser
+from diffuse_cli.core.variances import channels_out
 
 LIKE = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
 
 
 def log_var(name: str, process, t, s=None):
-    return VARIANCES[name](process.pair(t, s, like=LIKE), None)
+    found = VARIANCES[name](process.pair(t, s, like=LIKE), said(name, LIKE))
+    return float(found)
 
 
 def test_small_is_beta_tilde_and_large_is_beta():
@@ -26,22 +28,47 @@ def test_small_is_beta_tilde_and_large_is_beta():
         assert log_var("large", process, t) == pytest.approx(math.log(betas[t]), abs=1e-10)
 
 
-@pytest.mark.parametrize("name", list(VARIANCES))
+@pytest.mark.parametrize("name", ["small", "large"])
 def test_at_the_first_timestep_it_is_the_second_timesteps_beta_tilde(name: str):
     process = process_of("linear", 1000)
     assert log_var(name, process, 0) == pytest.approx(-9.8167251353, abs=1e-10)
     assert log_var(name, process, 0, -1) == pytest.approx(-9.8167251353, abs=1e-10)
-    assert float(log_var(name, process, torch.tensor([0]))) == pytest.approx(-9.8167251353)
+    assert log_var(name, process, torch.tensor([0])) == pytest.approx(-9.8167251353)
 
 
 @pytest.mark.parametrize(
     ("t", "expected"),
     [(0, -9.5135327536), (1, -9.4227057536), (500, -4.5996209172), (999, -3.9120234173)],
 )
-def test_the_two_ends_of_a_learned_variance(t: int, expected: float):
-    """Half way between log beta and log beta-tilde, which a learned variance starts from."""
+def test_a_learned_variance_lies_between_the_fixed_ones(t: int, expected: float):
+    """0 is half way between log beta and log beta-tilde, -1 is the one end and 1 the other."""
     pair = process_of("linear", 1000).pair(t, like=LIKE)
-    assert (pair.log_beta + pair.log_beta_tilde) / 2 == pytest.approx(expected, abs=1e-10)
+    lower, middle, upper = (float(VARIANCES["learned"](pair, LIKE + v)) for v in (-1, 0, 1))
+    assert middle == pytest.approx(expected, abs=1e-10)
+    assert lower == pytest.approx(pair.log_beta_tilde, abs=1e-12)
+    assert upper == pytest.approx(pair.log_beta, abs=1e-12)
+    assert float(VARIANCES["learned"](pair, LIKE + 3)) == pytest.approx(
+        2 * upper - lower, abs=1e-12
+    )
+
+
+def test_a_learned_variance_differs_by_pixel():
+    process = process_of("cosine", 50)
+    said_here = torch.linspace(-1, 1, 8, dtype=torch.float64).reshape(2, 1, 2, 2)
+    x = torch.zeros(2, 1, 2, 2, dtype=torch.float64)
+    denoiser = Denoiser(lambda x, t: torch.cat([x, said_here], 1), process, "x0", "learned")
+    t = torch.tensor([20, 3])
+    found = denoiser(x, t).log_var(t)
+    assert found.shape == x.shape
+    for i, time in enumerate(t.tolist()):
+        pair = process.pair(time, like=x)
+        f = (said_here[i] + 1) / 2
+        expected = f * pair.log_beta + (1 - f) * pair.log_beta_tilde
+        assert torch.allclose(found[i], expected, rtol=1e-10)
+
+
+def test_the_network_puts_out_as_many_channels_again_for_a_learned_variance():
+    assert [channels_out(name, 3) for name in ("small", "large", "learned")] == [3, 3, 6]
 
 
 @pytest.mark.parametrize("name", list(VARIANCES))
@@ -52,12 +79,16 @@ def test_after_respacing_it_follows_the_respaced_betas(name: str):
     for i in range(1, 10):
         expected = log_var(name, full, times[i], times[i - 1])
         assert log_var(name, respaced, i) == pytest.approx(expected, abs=1e-10)
-    assert log_var(name, respaced, 0) == pytest.approx(log_var("small", respaced, 1))
+    lower = log_var("small", respaced, 1)
+    upper = math.log(respaced.betas[0]) if name == "learned" else lower
+    assert log_var(name, respaced, 0) == pytest.approx(lower + (SAID + 1) / 2 * (upper - lower))
 
 
 @pytest.mark.parametrize("name", list(VARIANCES))
 def test_a_denoiser_hands_it_on(name: str):
     process = process_of("cosine", 50)
-    prediction = Denoiser(lambda x, t: x, process, "x0", name)(LIKE, 20)
-    assert prediction.log_var(20, None) == log_var(name, process, 20)
-    assert prediction.log_var(20, 3) == log_var(name, process, 20, 3)
+    copies = channels_out(name, 1)
+    denoiser = Denoiser(lambda x, t: (x + SAID).repeat(1, copies, 1, 1), process, "x0", name)
+    prediction = denoiser(LIKE, 20)
+    assert float(prediction.log_var(20, None)) == log_var(name, process, 20)
+    assert float(prediction.log_var(20, 3)) == log_var(name, process, 20, 3)
