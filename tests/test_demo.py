@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import diffuse_cli
 from diffuse_cli import demo, pictures
 from diffuse_cli.config import DemoConfig
 from diffuse_cli.core import SCHEDULES, Process
+from diffuse_cli.demo import drawing
 from diffuse_cli.errors import DataError, OutputError, UsageError
 from diffuse_cli.events import Notice, Progress
 from diffuse_cli.runtime import draw_noise
@@ -69,7 +71,7 @@ def test_every_cell_is_the_forward_process(
     if size is not None:
         picture = pictures.ImageOps.fit(picture, size[::-1], Image.Resampling.BICUBIC)
     x0 = pictures.from_uint8(np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1))
-    zoom = demo.Lines.of(4, *x0.shape[1:]).zoom
+    zoom = drawing.Lines.of(len(schedules), 4, *x0.shape[1:]).zoom
     noise = draw_noise(7, "noise-demo", shape=x0.shape)
     for name in schedules:
         bars = Process(SCHEDULES[name](100)).alpha_bars
@@ -81,7 +83,7 @@ def test_every_cell_is_the_forward_process(
 
 def test_times_reach_both_ends_and_never_repeat() -> None:
     def times(count: int, num_timesteps: int) -> list[int]:
-        return demo.Scene("", None, None, {}, num_timesteps).times(count)  # type: ignore[arg-type]
+        return drawing.Scene("", None, None, {}, num_timesteps).times(count)  # type: ignore[arg-type]
 
     assert times(8, 1000) == [0, 143, 285, 428, 571, 714, 856, 999]
     assert times(64, 5) == [0, 1, 2, 3, 4]
@@ -89,11 +91,11 @@ def test_times_reach_both_ends_and_never_repeat() -> None:
 
 
 def test_same_request_same_bytes_and_another_seed_others() -> None:
-    (first, moving), _ = run("color.png", gif=True, steps=3, num_timesteps=4)
+    (first, moving), _ = run("color.png", gif=True, steps=3, num_timesteps=4, schedule="cosine")
     before = first.read_bytes(), moving.read_bytes()
-    run("color.png", gif=True, steps=3, num_timesteps=4, overwrite=True)
+    run("color.png", gif=True, steps=3, num_timesteps=4, schedule="cosine", overwrite=True)
     assert (first.read_bytes(), moving.read_bytes()) == before
-    (other,), _ = run("color.png", steps=3, num_timesteps=4, out="other.png", seed=1)
+    (other,), _ = run("color.png", steps=3, num_timesteps=4, schedule="cosine", out="b.png", seed=1)
     assert other.read_bytes() != before[0]
     assert not Image.open(first).info
 
@@ -107,7 +109,7 @@ def test_gif_stands_beside_the_picture_moves_and_loops(folder: Path) -> None:
         assert moving.info["loop"] == 0
         first = np.asarray(moving.convert("RGB"))
         moving.seek(11)
-        assert moving.info["duration"] > 1000 * demo.HOLD
+        assert moving.info["duration"] > 1000 * drawing.HOLD
         last = np.asarray(moving.convert("RGB"))
     assert (first != last).any(2).mean() > 0.1
     progress = [e for e in events if isinstance(e, Progress)]
@@ -119,7 +121,7 @@ def test_large_animation_stays_small() -> None:
     draw = np.random.default_rng(2)
     Image.fromarray(draw.integers(0, 256, (300, 300, 3), np.uint8)).save("large.png")
     (_, moving), _ = run("large.png", gif=True, schedule=("linear", "cosine"), num_timesteps=8)
-    assert moving.stat().st_size < 3_000_000 * 8 / demo.FRAMES
+    assert moving.stat().st_size < 3_000_000 * 8 / drawing.FRAMES
 
 
 def test_a_transparent_image_shows_the_background() -> None:
@@ -138,16 +140,99 @@ def test_warning_where_the_image_is_left(monkeypatch: pytest.MonkeyPatch) -> Non
     weak = [0.03] * 100
     monkeypatch.setitem(SCHEDULES, "weak", lambda num_timesteps: weak[:num_timesteps])
     (warning,) = warnings_of(run(schedule=("weak", "cosine"), steps=2, num_timesteps=100)[1])
-    assert warning.startswith("weak with T = 100")
-    assert f"{100 * 0.97**50:.1f}%" in warning
-    advised = warning.split("use --schedule ")[1].split(" or ")
-    assert "cosine" in advised
-    assert "weak" not in advised
+    assert warning.startswith("with T = 100")
+    assert f"weak {100 * 0.97**50:.1f}%" in warning
+    assert "cosine" not in warning
+    assert "--zero-terminal-snr" in warning
 
 
-def test_too_few_timesteps_are_a_warning() -> None:
-    (warning,) = warnings_of(run(num_timesteps=2)[1])
-    assert warning.endswith("raise --num-timesteps")
+def test_one_warning_names_all_that_end_too_early() -> None:
+    (warning,) = warnings_of(run(num_timesteps=2, steps=2)[1])
+    assert all(f"{name} " in warning for name in ("linear", "cosine", "laplace"))
+    assert not any(f"{name} " in warning for name in ("constant", "sqrt"))
+    assert not warnings_of(run(num_timesteps=2, steps=2, out="z.png", zero_terminal_snr=True)[1])
+
+
+# -- what is shown --------------------------------------------------------------------------------
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, **options: Any) -> drawing.Scene:
+    """The scene that is drawn, without drawing it."""
+    scenes: list[drawing.Scene] = []
+
+    def draw(scene: drawing.Scene, steps: int) -> Image.Image:
+        scenes.append(scene)
+        return Image.new("RGB", (1, 1))
+
+    monkeypatch.setattr(demo, "draw", draw)
+    run(overwrite=True, **options)
+    return scenes[0]
+
+
+def test_without_a_schedule_all_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = shown(monkeypatch)
+    assert list(scene.processes) == list(SCHEDULES)
+    for name, make in SCHEDULES.items():
+        assert scene.processes[name].betas.tolist() == make(1000)
+    assert list(shown(monkeypatch, schedule=("sqrt", "linear")).processes) == ["sqrt", "linear"]
+
+
+def test_the_rescale_applies_to_every_row(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    (folder / "own.txt").write_text("0.1 0.2 0.3")
+    scene = shown(monkeypatch, zero_terminal_snr=True, betas="own.txt")
+    assert all(float(p.alpha_bars[-1]) == 0 for p in scene.processes.values())
+    assert scene.title.endswith("T = 3,  zero terminal SNR")
+
+
+def test_a_log_snr_of_minus_infinity_is_drawn_at_the_lower_edge(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = shown(monkeypatch, zero_terminal_snr=True, num_timesteps=20)
+    axes = pictures.Sheet(4, 3, 50).axes(1, 1, 2, 1)
+    lines = drawing._log_snr(axes, scene, [0])
+    assert len(lines) == len(SCHEDULES)
+    for line, process in zip(lines, scene.processes.values(), strict=True):
+        *before, last = np.asarray(line.get_ydata()).tolist()
+        assert before == pytest.approx([process.log_snr(t) for t in range(19)])
+        assert last == axes.get_ylim()[0] < min(before)
+
+
+def test_a_file_of_betas_is_a_row_of_its_name(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    (folder / "own.txt").write_text("0.1\n0.2\n0.3\n")
+    scene = shown(monkeypatch, schedule=("linear",), betas="own.txt", num_timesteps=3)
+    assert list(scene.processes) == ["linear", "own.txt"]
+    assert scene.processes["own.txt"].betas.tolist() == [0.1, 0.2, 0.3]
+    assert scene.num_timesteps == 3
+    (folder / "linear").write_text("0.1 0.2")
+    scene = shown(monkeypatch, schedule=("linear",), betas="linear")
+    assert list(scene.processes) == ["linear", "linear (file)"]
+
+
+@pytest.mark.parametrize("options", [{"zero_terminal_snr": True}, {"steps": 14}])
+def test_eight_rows_fit_on_a_page(folder: Path, options: dict[str, Any]) -> None:
+    (folder / "$_of {betas}^.txt").write_text(" ".join(["0.01"] * 40))
+    (path,), _ = run(betas="$_of {betas}^.txt", **options)
+    page = np.asarray(Image.open(path).convert("L"))
+    edges = [page[0], page[-1], page[:, 0], page[:, -1]]
+    assert all((edge == 255).all() for edge in edges), "something is cut off"
+    assert "steps" in options or page.shape[0] < 1.65 * page.shape[1]
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (36, 20), (200, 3), (3, 200)])
+def test_the_pictures_of_eight_rows_are_no_higher_than_a_page(shape: tuple[int, int]) -> None:
+    lines = drawing.Lines.of(8, 8, *shape)
+    assert 8 * lines.line <= drawing.PAGE + 1e-9
+    assert lines.height * shape[1] == pytest.approx(lines.width * shape[0])
+
+
+def test_eight_animations_stand_in_two_lines(folder: Path) -> None:
+    (folder / "own.txt").write_text(" ".join(["0.1"] * 9))
+    (_, moving), _ = run(betas="own.txt", steps=2, gif=True, zero_terminal_snr=True)
+    with Image.open(moving) as frames:
+        assert frames.n_frames == 9
+        assert 1 < frames.width / frames.height < 1.6
 
 
 @pytest.mark.parametrize("taken", ["grey.noise-demo.png", "grey.noise-demo.gif"])
@@ -165,13 +250,18 @@ def test_existing_output_is_refused_before_anything_is_read(folder: Path, taken:
     [
         ({"schedule": ("cosin",)}, "--schedule.*Did you mean 'cosine'"),
         ({"schedule": ()}, "--schedule"),
+        ({"betas": "absent.txt"}, "--betas 'absent.txt': No such file"),
+        ({"betas": "three.txt", "num_timesteps": 1000}, "--num-timesteps 1000 is not the number"),
+        ({"betas": "spent.txt"}, "beta_1 = 0.5 leaves alpha_bar at 0"),
         ({"out": "a.jpg"}, "-o must end in .png"),
         ({"out": ".png"}, "-o must end in .png"),
         ({"size": 4000}, "--size must be at most 512"),
         ({"out": "./grey.png", "overwrite": True}, "is the image itself"),
     ],
 )
-def test_usage_errors(options: dict[str, Any], words: str) -> None:
+def test_usage_errors(folder: Path, options: dict[str, Any], words: str) -> None:
+    (folder / "three.txt").write_text("0.1 0.2 0.3")
+    (folder / "spent.txt").write_text("1 0.5")
     with pytest.raises(UsageError, match=words):
         run(**options)
 
@@ -198,7 +288,7 @@ def test_output_that_cannot_be_written_and_image_that_is_none(folder: Path) -> N
 def test_odd_shapes_fit_on_the_page(shape: tuple[int, int], options: dict[str, Any]) -> None:
     name = "od$d_{ %s.png" % ("long " * 20)
     Image.fromarray(np.zeros(shape, np.uint8)).save(name)
-    (path,), _ = run(name, out="a.png", **options)
+    (path,), _ = run(name, out="a.png", **{"schedule": ("cosine",), **options})
     page = np.asarray(Image.open(path).convert("L"))
     edges = [page[0], page[-1], page[:, 0], page[:, -1]]
     assert all((edge == 255).all() for edge in edges), "something is cut off"
@@ -210,13 +300,13 @@ import sys
 from diffuse_cli.config import DemoConfig
 from diffuse_cli.demo import demonstrate
 from diffuse_cli.errors import DiffuseError
-for options in ({"schedule": ("x",)}, {"out": "a.jpg"}, {"out": "clear.png"}):
+for options in ({"schedule": ("x",)}, {"betas": "x"}, {"out": "a.jpg"}, {"out": "clear.png"}):
     try:
         next(demonstrate(DemoConfig(image="grey.png", **options)))
     except DiffuseError as error:
         print(error.exit_code, {"torch", "matplotlib"} & set(sys.modules))
 """
-    root = str(Path(demo.__file__).parents[1])
+    root = str(Path(diffuse_cli.__file__).parents[1])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                           check=True, env={"PYTHONPATH": root})  # fmt: skip
-    assert done.stdout.splitlines() == ["2 set()", "2 set()", "5 set()"]
+    assert done.stdout.splitlines() == ["2 set()", "2 set()", "2 set()", "5 set()"]

@@ -5,6 +5,8 @@ No model is needed.
 
 from __future__ import annotations
 
+from typing import Any
+
 from diffuse_cli.config import DemoConfig
 from diffuse_cli.console import Console
 
@@ -13,8 +15,12 @@ CONFIG = DemoConfig
 
 def run(config: DemoConfig, console: Console) -> None:
     """Draw the picture, and print its path."""
+    from diffuse_cli.core.schedules import SCHEDULES
     from diffuse_cli.demo import demonstrate
 
     paths = console.follow(demonstrate(config))
-    values = {"pictures": [str(path) for path in paths], "schedules": list(config.schedule)}
+    schedules = list(SCHEDULES if config.schedule is None else config.schedule)
+    values: dict[str, Any] = {"pictures": [str(path) for path in paths], "schedules": schedules}
+    if config.betas is not None:
+        values["betas"] = config.betas
     console.result(paths, values)

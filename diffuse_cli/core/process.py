@@ -88,14 +88,16 @@ class Process:
     """The forward process of a list of betas.
 
     Args:
-        betas: the variances beta_0 ... beta_{T-1}, each in (0, 1].
+        betas: the variances beta_0 ... beta_{T-1}, each in (0, 1]. Only the last can be 1: there
+            nothing of the image is left, and log-SNR is -inf.
         timesteps: what the network is shown at each time; t * 1000 / T where None.
 
     Attributes:
         betas, alpha_bars, timesteps: float64 tensors on the CPU, shape (T,).
 
     Raises:
-        UsageError: a beta outside (0, 1].
+        UsageError: a beta outside (0, 1], or one under which alpha_bar does not fall: because
+            nothing is left of the image, or because 1 - beta rounds to 1.
     """
 
     def __init__(
@@ -107,6 +109,12 @@ class Process:
         if not bool(((self.betas > 0) & (self.betas <= 1)).all()):
             raise UsageError("every beta must lie in (0, 1]")
         self.alpha_bars = torch.cumprod(1 - self.betas, 0)
+        before = torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bars[:-1]])
+        if still := (self.alpha_bars >= before).nonzero().flatten().tolist():
+            raise UsageError(
+                f"beta_{still[0]} = {self.betas[still[0]]:g} leaves alpha_bar at "
+                f"{before[still[0]]:g}, but it must fall at every timestep"
+            )
         self.num_timesteps = len(self.betas)
         if timesteps is None:
             timesteps = torch.arange(self.num_timesteps) * (1000 / self.num_timesteps)
@@ -115,7 +123,6 @@ class Process:
         self._levels = Table(self.alpha_bars.sqrt(), (1 - self.alpha_bars).sqrt())
         self._shown = Table(self.timesteps)
         self._floor = math.log(float(self.betas[0]))
-        before = torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bars[:-1]])
         if self.num_timesteps > 1:
             self._floor = float(self._pair(self.alpha_bars[1], before[1]).log_beta_tilde)
         self._steps = Table(*self._pair(self.alpha_bars, before).columns())
@@ -146,15 +153,18 @@ class Process:
             return 1.0
         if t == int(t):
             return float(self.alpha_bars[int(t)])
-        return 1 / (1 + math.exp(-self._between(self._log_snrs, t)))
+        log_snr = torch.tensor(self._between(self._log_snrs, t), dtype=torch.float64)
+        return float(log_snr.sigmoid())
 
     @staticmethod
     def _between(column: Tensor, t: float) -> float:
         if t < 0:
             raise IndexError(CLEAN)
         low = int(t)
-        below, above = float(column[low]), float(column[min(low + 1, len(column) - 1)])
-        return below + (above - below) * (t - low) if t > low else below
+        if t == low or low == len(column) - 1:
+            return float(column[low])
+        below, above = float(column[low]), float(column[low + 1])
+        return below + (above - below) * (t - low)
 
     def _alpha_bars_at(self, t: Tensor) -> Tensor:
         """alpha_bar at each time of an integer tensor, -1 included, in float64 on the CPU."""
@@ -165,6 +175,10 @@ class Process:
         """The coefficients of the step from t to s; s = None is the timestep before t.
 
         For tensors, None is the fast way: it reads a table on the device of `like`.
+
+        Raises:
+            IndexError: a negative t.
+            ValueError: a number s at which nothing of the image is left.
         """
         if isinstance(t, Tensor) and s is None:
             return Pair(*self._steps(t, like))
@@ -175,8 +189,10 @@ class Process:
         if t < 0:
             raise IndexError(CLEAN)
         s = math.ceil(t) - 1 if s is None else s
-        numbers = (torch.tensor(self.alpha_bar(v), dtype=torch.float64) for v in (t, s))
-        return Pair(*(float(c) for c in self._pair(*numbers).columns()))
+        level_t, level_s = (torch.tensor(self.alpha_bar(v), dtype=torch.float64) for v in (t, s))
+        if level_s == 0:
+            raise ValueError(f"there is no step to s = {s}, where nothing of the image is left")
+        return Pair(*(float(c) for c in self._pair(level_t, level_s).columns()))
 
     def level(self, t: Time, *, like: Tensor) -> tuple[Any, Any]:
         """alpha_t and sigma_t, as numbers or as tensors that broadcast against `like`."""

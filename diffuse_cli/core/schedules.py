@@ -1,14 +1,18 @@
 """Noise schedules: `num_timesteps -> betas`, t = 0 ... T-1, in float64.
 
 The scale k = 1000/T keeps the total noise of a schedule the same for every number of timesteps,
-and no beta exceeds 0.999.
+and no beta exceeds 0.999. A schedule given by alpha_bar(u), u = 0 ... 1, takes beta from its
+ratios.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from itertools import pairwise
+from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
+from operator import mul
+
+from diffuse_cli.errors import UsageError
 
 MAX_BETA = 0.999
 
@@ -21,6 +25,22 @@ def linear(num_timesteps: int) -> list[float]:
     return _capped(_linspace(k * 1e-4, k * 0.02, num_timesteps))
 
 
+def quadratic(num_timesteps: int) -> list[float]:
+    """sqrt(beta) from sqrt(k * 1e-4) to sqrt(k * 0.02) in equal steps.
+
+    `quad` in the code of Ho et al. 2020; "scaled linear" in latent diffusion (Rombach et al. 2022),
+    between other ends.
+    """
+    k = 1000 / num_timesteps
+    roots = _linspace(math.sqrt(k * 1e-4), math.sqrt(k * 0.02), num_timesteps)
+    return _capped([root**2 for root in roots])
+
+
+def constant(num_timesteps: int) -> list[float]:
+    """Every beta k * 0.02 (`const` in the code of Ho et al. 2020)."""
+    return _capped([1000 / num_timesteps * 0.02] * num_timesteps)
+
+
 def cosine(num_timesteps: int) -> list[float]:
     """alpha_bar(u) = cos^2((u + 0.008) / 1.008 * pi / 2) (Nichol & Dhariwal 2021, eq. 17)."""
     return _from_alpha_bar(
@@ -28,10 +48,62 @@ def cosine(num_timesteps: int) -> list[float]:
     )
 
 
+def sigmoid(num_timesteps: int) -> list[float]:
+    """alpha_bar(u) = (s(3) - s(6u - 3)) / (s(3) - s(-3)), s the logistic function.
+
+    Jabri et al. 2022, and Chen 2023, algorithm 1, with start -3, end 3 and tau 1.
+    """
+    top, bottom = _logistic(3), _logistic(-3)
+    return _from_alpha_bar(lambda u: (top - _logistic(6 * u - 3)) / (top - bottom), num_timesteps)
+
+
+def sqrt(num_timesteps: int) -> list[float]:
+    """alpha_bar(u) = 1 - sqrt(u + 1e-4) (Li et al. 2022, Diffusion-LM, appendix A).
+
+    It starts at 0.99, not at 1, and is below 0 from u = 0.9999 on.
+    """
+    return _from_alpha_bar(lambda u: 1 - math.sqrt(u + 1e-4), num_timesteps)
+
+
+def laplace(num_timesteps: int) -> list[float]:
+    """log-SNR(u) = -0.5 sign(0.5 - u) log(1 - 2|u - 0.5|) (Hang & Gu 2024; mu 0, b 0.5).
+
+    alpha_bar, its logistic function, is written with the root of 1 - 2|u - 0.5|, as log-SNR itself
+    is infinite at both ends.
+    """
+
+    def alpha_bar(u: float) -> float:
+        root = math.sqrt(2 * min(u, 1 - u))
+        return (1 if u < 0.5 else root) / (1 + root)
+
+    return _from_alpha_bar(alpha_bar, num_timesteps)
+
+
+def zero_terminal_snr(betas: Sequence[float]) -> list[float]:
+    """The betas of the same process, rescaled to end without signal (Lin et al. 2024, algorithm 1).
+
+    sqrt(alpha_bar) is shifted so that its last value is 0 and stretched so that its first stays,
+    which keeps the first beta and cancels in the others. The last beta is exactly 1.
+
+    Raises:
+        UsageError: fewer than two betas, or betas under which alpha_bar does not fall.
+    """
+    alphas = [math.sqrt(level) for level in accumulate((1 - beta for beta in betas), mul)]
+    if len(alphas) < 2 or any(after >= before for before, after in pairwise([1.0, *alphas])):
+        raise UsageError("zero terminal SNR needs two betas or more, and a signal that falls")
+    levels = [(alpha - alphas[-1]) ** 2 for alpha in alphas]
+    return [betas[0], *(1 - after / before for before, after in pairwise(levels))]
+
+
 def _from_alpha_bar(alpha_bar: Callable[[float], float], num_timesteps: int) -> list[float]:
-    """beta_t = 1 - alpha_bar((t + 1) / T) / alpha_bar(t / T)."""
+    """beta_t = 1 - alpha_bar((t + 1) / T) / alpha_bar(t / T); the cap where no signal is left."""
     levels = [alpha_bar(i / num_timesteps) for i in range(num_timesteps + 1)]
-    return _capped([1 - after / before for before, after in pairwise(levels)])
+    ratios = [after / before if before > 0 else 0.0 for before, after in pairwise(levels)]
+    return _capped([1 - ratio for ratio in ratios])
+
+
+def _logistic(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
 
 
 def _linspace(first: float, last: float, n: int) -> list[float]:
@@ -44,5 +116,10 @@ def _capped(betas: list[float]) -> list[float]:
 
 SCHEDULES: dict[str, Schedule] = {
     "linear": linear,
+    "quadratic": quadratic,
+    "constant": constant,
     "cosine": cosine,
+    "sigmoid": sigmoid,
+    "sqrt": sqrt,
+    "laplace": laplace,
 }

@@ -33,17 +33,22 @@ def linspace(n: int, log_snrs: Sequence[float]) -> list[int]:
 def karras(n: int, log_snrs: Sequence[float], rho: float = 7.0) -> list[float]:
     """sigma^(1/rho) evenly spaced, sigma = exp(-log_snr / 2) (Karras et al. 2022, eq. 5).
 
-    The times are real numbers, between which log-SNR is interpolated.
+    The times are real numbers, between which log-SNR is interpolated. Where sigma is infinite at
+    T-1 that time is the first, and the others are spaced over the rest.
     """
-    finite = [value for value in log_snrs if math.isfinite(value)]
-    first, last = (math.exp(-value / 2 / rho) for value in (finite[-1], finite[0]))
+    if log_snrs[-1] == -math.inf:
+        noise = [len(log_snrs) - 1.0]
+        return noise + karras(n - 1, log_snrs[:-1], rho) if n > 1 else noise
+    first, last = (math.exp(-value / 2 / rho) for value in (log_snrs[-1], log_snrs[0]))
     ramp = [first + (last - first) * i / max(n - 1, 1) for i in range(n)]
-    return [_time_of(-2 * rho * math.log(root), finite) for root in ramp]
+    return [_time_of(-2 * rho * math.log(root), log_snrs) for root in ramp]
 
 
 def _time_of(log_snr: float, log_snrs: Sequence[float]) -> float:
     """The real time at which the falling `log_snrs` pass `log_snr`."""
     rising = [-value for value in log_snrs]
+    if len(rising) == 1:
+        return 0.0
     i = min(max(bisect_left(rising, -log_snr), 1), len(rising) - 1)
     time = i - (rising[i] + log_snr) / (rising[i] - rising[i - 1])
     return min(max(time, 0.0), len(rising) - 1.0)

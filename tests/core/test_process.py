@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from oracles import generator, process_of, zero_snr
 
 from diffuse_cli.core import SCHEDULES, Process
+from diffuse_cli.core.schedules import zero_terminal_snr
 from diffuse_cli.errors import UsageError
 
 T = 50
@@ -272,14 +273,61 @@ def test_pure_noise_has_finite_coefficients():
         assert float(posterior.log_var) == pytest.approx(math.log(1 - bar(process, s)))
     assert bool(process.prior(x0).kl(process.prior(x0 * 0)).eq(0).all())
     assert float(process.respaced(process.times(10)).betas[-1]) == 1
+    prior = process.prior(x0)
+    assert (float(prior.mean.abs().max()), float(prior.log_var)) == (0, 0)
+
+
+@pytest.mark.parametrize("name", list(SCHEDULES))
+@pytest.mark.parametrize("size", [2, 3, 50])
+def test_a_process_without_signal_at_its_end_is_finite_everywhere_else(name: str, size: int):
+    process = Process(zero_terminal_snr(SCHEDULES[name](size)))
+    last, x = size - 1, images()
+    for t in (last, float(last), torch.full((4,), last)):
+        for s in (last - 1, 0, -1, None):
+            pair = process.pair(t, s, like=x)
+            assert all(bool(torch.as_tensor(c).isfinite().all()) for c in pair.columns()), (t, s)
+            for nothing in (pair.alpha, pair.c2, pair.log_beta):
+                assert bool((torch.as_tensor(nothing) == 0).all()), (t, s)
+    assert process.log_snr(torch.tensor([last])).tolist() == [-math.inf]
+
+
+def test_between_the_last_two_timesteps_of_zero_snr_nothing_of_the_image_is_left():
+    """log-SNR is interpolated: any part of -inf is -inf."""
+    process, x = zero_snr(100), images()
+    for t in (98.001, 98.5, 98.999):
+        assert process.log_snr(t) == -math.inf
+        assert process.alpha_bar(t) == 0
+        assert process.level(t, like=x) == (0, 1)
+        posterior = process.posterior(x, x * 0, t, 98)
+        assert torch.allclose(posterior.mean, math.sqrt(bar(process, 98)) * x)
+    assert process.alpha_bar(98.0) == bar(process, 98) > 0
+    with pytest.raises(ValueError, match=r"no step to s = 98\.5"):
+        process.pair(99, 98.5, like=x)
+    with pytest.raises(UsageError):
+        process.respaced([3, 98.5, 99])
+
+
+def test_a_time_after_the_last_never_becomes_nan():
+    assert zero_snr(100).log_snr(99.5) == -math.inf
+    assert FULL.log_snr(T - 0.5) == FULL.log_snr(T - 1)
+    with pytest.raises(IndexError):
+        FULL.log_snr(T + 0.5)
+
+
+def test_a_level_that_is_hardly_there_does_not_overflow():
+    process = Process([0.999] * 103)
+    assert process.log_snr(102) < -710
+    assert 0 <= process.alpha_bar(101.9) < 1e-300
 
 
 # -- refusals -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "betas", [[], [0.0, 0.1], [0.1, 1.1], [-0.1], [math.nan], [[0.1, 0.2]], [0.1, math.inf]]
-)
+    "betas",
+    [[], [0.0, 0.1], [0.1, 1.1], [-0.1], [math.nan], [[0.1, 0.2]], [0.1, math.inf], [1.0, 0.5],
+     [0.5, 1.0, 1.0], [1e-20, 0.5], [0.999] * 200],
+)  # fmt: skip
 def test_betas_outside_their_range_are_refused(betas):
     with pytest.raises(UsageError):
         Process(betas)

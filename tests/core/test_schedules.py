@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
+import torch
 from oracles import process_of, zero_snr
 
 from diffuse_cli.core import SCHEDULES, Process
+from diffuse_cli.core.schedules import zero_terminal_snr
+from diffuse_cli.errors import UsageError
 
 DIGITS = {
     ("linear", 1000): (1e-4, 1.1991991992e-4, 0.02, 0.0785872429, 4.0358297654e-5, -9.8167251353),
@@ -20,6 +24,9 @@ DIGITS = {
     ("cosine", 4000): (
         9.8658188e-6, 1.0169415e-5, 0.999, 0.4938435904, 1.5179804689e-10, -12.2045371460,
     ),
+    ("sigmoid", 1000): (
+        3.0027919975e-4, 3.0200411919e-4, 0.999, 0.5, 3.0027919975e-7, -8.8009345764,
+    ),
 }  # fmt: skip
 
 
@@ -31,6 +38,51 @@ def test_the_digits_are_those_published():
         assert [float(v) for v in measured] == pytest.approx(digits[:5], rel=3e-8), (name, size)
         log_beta_tilde = process.pair(1, 0, like=betas).log_beta_tilde
         assert log_beta_tilde == pytest.approx(digits[5], abs=1e-10), (name, size)
+
+
+def logistic(x: float) -> float:
+    return math.exp(x) / (1 + math.exp(x))
+
+
+def laplace_log_snr(u: float) -> float:
+    return -0.5 * math.copysign(1, 0.5 - u) * math.log(1 - 2 * abs(u - 0.5))
+
+
+LEVELS = {
+    "cosine": lambda u: math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2,
+    "sigmoid": lambda u: (logistic(3) - logistic(6 * u - 3)) / (logistic(3) - logistic(-3)),
+    "sqrt": lambda u: 1 - math.sqrt(u + 1e-4),
+    "laplace": lambda u: logistic(laplace_log_snr(u)) if u > 0 else 1.0,
+}
+BETAS = {
+    "linear": lambda k, u: k * 1e-4 + u * (k * 0.02 - k * 1e-4),
+    "quadratic": lambda k, u: (math.sqrt(k * 1e-4) * (1 - u) + math.sqrt(k * 0.02) * u) ** 2,
+    "constant": lambda k, u: k * 0.02,
+}
+
+
+@pytest.mark.parametrize("size", [40, 1000])
+@pytest.mark.parametrize("name", list(SCHEDULES))
+def test_every_schedule_is_its_papers_formula(name: str, size: int):
+    """The formula as published, against betas that are rewritten to be finite at both ends."""
+    betas = SCHEDULES[name](size)
+    if name in BETAS:
+        assert betas == pytest.approx(
+            [BETAS[name](1000 / size, t / (size - 1)) for t in range(size)], rel=1e-10
+        )
+        return
+    levels = [LEVELS[name](t / size) for t in range(size)]
+    ratios = [1 - after / before for before, after in pairwise(levels)]
+    assert betas[:-1] == pytest.approx(ratios, rel=1e-9)
+    assert betas[-1] == 0.999
+
+
+def test_a_sqrt_process_is_capped_where_its_signal_is_spent():
+    """Beyond 10,000 timesteps 1 - sqrt(u + 1e-4) reaches 0 before the last one."""
+    betas = SCHEDULES["sqrt"](100_000)
+    assert betas[-11:] == [0.999] * 11
+    assert betas[-12] == pytest.approx(0.5, abs=1e-3)
+    assert float(Process(betas).alpha_bars[-1]) > 0
 
 
 def test_cosine_has_exactly_one_clipped_beta():
@@ -46,7 +98,7 @@ def test_the_product_stays_in_float64():
     )
 
 
-@pytest.mark.parametrize("size", [2, 10, 50, 1000, 1733])
+@pytest.mark.parametrize("size", [2, 3, 7, 10, 21, 50, 1000, 1733])
 @pytest.mark.parametrize("name", list(SCHEDULES))
 def test_every_schedule_is_a_falling_process(name: str, size: int):
     betas = SCHEDULES[name](size)
@@ -59,6 +111,34 @@ def test_every_schedule_is_a_falling_process(name: str, size: int):
 
 def test_every_beta_is_capped_for_few_timesteps():
     assert max(SCHEDULES["linear"](2)) == 0.999
+
+
+@pytest.mark.parametrize("name", list(SCHEDULES))
+def test_every_schedule_can_be_rescaled_to_end_without_signal(name: str):
+    for size in (*range(2, 60), 250, 999, 1000):
+        betas = zero_terminal_snr(SCHEDULES[name](size))
+        assert len(betas) == size
+        assert all(isinstance(b, float) and 0 < b < 1 for b in betas[:-1]), size
+        assert betas[-1] == 1, size
+        process, before = Process(betas), process_of(name, size)
+        assert float(process.alpha_bars[-1]) == 0, size
+        assert process.log_snr(size - 1) == -math.inf
+        alphas = before.alpha_bars.sqrt()
+        first, last = alphas[0], alphas[-1]
+        expected = (alphas - last) * first / (first - last)
+        assert torch.allclose(process.alpha_bars.sqrt(), expected, rtol=1e-6, atol=1e-9), size
+        assert betas[0] == SCHEDULES[name](size)[0]
+
+
+def test_what_ends_without_signal_is_not_rescaled_again():
+    betas = zero_terminal_snr(SCHEDULES["sigmoid"](100))
+    assert zero_terminal_snr(betas) == pytest.approx(betas, rel=1e-12)
+
+
+@pytest.mark.parametrize("betas", [[0.5], [], [0.5, 1.0, 0.5], [1.0, 0.5], [1e-20, 0.5]])
+def test_what_does_not_fall_cannot_be_rescaled(betas):
+    with pytest.raises(UsageError, match="zero terminal SNR"):
+        zero_terminal_snr(betas)
 
 
 def test_a_zero_snr_process_has_the_rescaled_digits():

@@ -61,8 +61,26 @@ def test_karras_spaces_the_seventh_root_of_sigma_evenly():
     assert times[-1] == pytest.approx(0)
 
 
-def test_karras_is_finite_where_the_last_snr_is_zero():
-    assert all(math.isfinite(t) for t in zero_snr(100).times(10, "karras"))
+def test_karras_starts_at_pure_noise_where_the_last_snr_is_zero():
+    process = zero_snr(100)
+    times = process.times(10, "karras")
+    assert times[:2] == [99, pytest.approx(98)]
+    assert times[-1] == pytest.approx(0)
+    roots = [math.exp(-process.log_snr(t) / 2) ** (1 / 7) for t in times[1:]]
+    steps = [a - b for a, b in pairwise(roots)]
+    assert steps == pytest.approx([steps[0]] * 8, rel=1e-6)
+    assert process.times(1, "karras") == [99]
+
+
+@pytest.mark.parametrize("spacing", list(SPACINGS))
+@pytest.mark.parametrize("size", [2, 3, 20])
+def test_times_of_zero_snr_fall_and_can_be_respaced(size: int, spacing: str):
+    for n in range(1, size + 1):
+        times = zero_snr(size).times(n, spacing)
+        assert len(times) == n
+        assert all(a > b for a, b in pairwise(times))
+        assert 0 <= times[-1] <= times[0] <= size - 1
+        assert zero_snr(size).respaced(times).num_timesteps == n
 
 
 @pytest.mark.parametrize("n", [-1, 0, 51])

@@ -1,0 +1,134 @@
+"""The work of `diffuse noise-demo`: the forward process of one image, as a picture for a lecture.
+
+Nothing heavy is imported before the request is known to be good.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diffuse_cli import files, pictures
+from diffuse_cli.config import DemoConfig, DiffusionConfig
+from diffuse_cli.demo.drawing import FRAME_COLUMNS, PURE_NOISE, Scene, animate, draw
+from diffuse_cli.errors import OutputError, UsageError, lookup
+from diffuse_cli.events import Notice, Progress, Work
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from diffuse_cli.core import Process
+
+OWN_SIDE, LARGEST_SIDE = 256, 512
+
+
+def demonstrate(config: DemoConfig) -> Work[tuple[Path, ...]]:
+    """Draw the picture, and with `config.gif` the animation; returns the paths written.
+
+    Raises:
+        UsageError: an unknown schedule, betas that are no process, a size too large to draw, an
+            output that is not .png.
+        OutputError: an output exists already, or cannot be written.
+        DataError: the image is missing or cannot be read.
+    """
+    rows = settings(config)
+    paths = _outputs(config)
+
+    from diffuse_cli.data import fit, read_image
+    from diffuse_cli.modelfile import make_process
+
+    processes = {name: make_process(row) for name, row in rows.items()}
+    picture = read_image(config.image, config.background)
+    picture = fit(picture, config.size) if config.size else pictures.shrunk(picture, OWN_SIDE)
+    scene = _scene(config, picture, processes)
+    yield from _warning(scene)
+    yield Progress("drawing", 0, 1)
+    contents = [pictures.png(draw(scene, config.steps))]
+    yield Progress("drawing", 1, 1)
+    if config.gif:
+        small = pictures.shrunk(picture, 100 if len(processes) <= FRAME_COLUMNS else 64)
+        contents.append((yield from animate(_scene(config, small, processes))))
+    for path, content in zip(paths, contents, strict=True):
+        files.write_bytes(path, content)
+    return paths
+
+
+def settings(config: DemoConfig) -> dict[str, DiffusionConfig]:
+    """The processes to show, by the names of their rows: schedules, and a file of betas.
+
+    Raises:
+        UsageError: an unknown schedule, no schedule, or a file that does not hold betas.
+    """
+    from diffuse_cli.core import SCHEDULES
+
+    names = tuple(SCHEDULES) if config.schedule is None else config.schedule
+    if not names:
+        raise UsageError("--schedule must name at least one")
+    for name in names:
+        lookup(SCHEDULES, name, "--schedule")
+    shared: dict[str, Any] = {"zero_terminal_snr": config.zero_terminal_snr}
+    own = DiffusionConfig(num_timesteps=config.num_timesteps, betas=config.betas, **shared)  # type: ignore[arg-type]
+    shared["num_timesteps"] = own.num_timesteps
+    rows = {name: DiffusionConfig(schedule=name, **shared) for name in names}
+    if config.betas is not None:
+        name = _short(Path(config.betas).name, 20)
+        rows[name if name not in rows else f"{name} (file)"] = own
+    return rows
+
+
+def _short(name: str, most: int) -> str:
+    """A file's name in about `most` characters: its start and its end."""
+    name = files.show(name)
+    return name if len(name) <= most else f"{name[: most * 2 // 3]} … {name[-most // 3 :]}"
+
+
+def _outputs(config: DemoConfig) -> tuple[Path, ...]:
+    """The paths to write, checked, as is what else can be without reading the image."""
+    image = Path(config.image)
+    out = Path(config.out) if config.out is not None else Path(f"{image.stem}.noise-demo.png")
+    if out.suffix.lower() != ".png":
+        raise UsageError(f"-o must end in .png, not {files.show(out)!r}")
+    if config.size is not None and max(config.size) > LARGEST_SIDE:
+        raise UsageError(f"--size must be at most {LARGEST_SIDE} a side, not {max(config.size)}")
+    paths = (out, out.with_suffix(".gif")) if config.gif else (out,)
+    for path in paths:
+        if os.path.realpath(path) == os.path.realpath(image):
+            raise UsageError(f"{files.show(path)} is the image itself", "Choose another -o")
+        files.check_writable(path)
+        if (path.exists() or path.is_symlink()) and not config.overwrite:
+            raise OutputError(f"{files.show(path)} exists already", "--overwrite replaces it")
+    return paths
+
+
+def _scene(config: DemoConfig, picture: Image.Image, processes: Mapping[str, Process]) -> Scene:
+    from diffuse_cli.runtime import draw_noise
+
+    levels = np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1)
+    noise = draw_noise(config.seed, "noise-demo", shape=levels.shape)
+    total = next(iter(processes.values())).num_timesteps
+    rescaled = ",  zero terminal SNR" if config.zero_terminal_snr else ""
+    title = f"Forward process of {_short(Path(config.image).name, 42)},  T = {total}{rescaled}"
+    return Scene(title, pictures.from_uint8(levels), noise, processes, total)
+
+
+def _warning(scene: Scene) -> Iterator[Notice]:
+    """A warning that names every process whose last step is not noise alone."""
+    last = scene.num_timesteps - 1
+    ends = {n: p.log_snr(last) for n, p in scene.processes.items()}
+    kept = [
+        f"{name} {math.sqrt(scene.processes[name].alpha_bar(last)):.1%} (log-SNR {end:.1f})"
+        for name, end in ends.items()
+        if end > PURE_NOISE
+    ]
+    if kept:
+        yield Notice(
+            f"with T = {last + 1} the image is not gone in x_{last}: {', '.join(kept)} of it is "
+            f"left, better a log-SNR below {PURE_NOISE:.0f}, as sampling starts without it; use "
+            "--zero-terminal-snr, another schedule or more timesteps",
+            warning=True,
+        )

@@ -1,0 +1,246 @@
+"""The pages of `noise-demo`: a picture of the forward process, and an animation.
+
+Rows are schedules, and betas from a file; columns are timesteps, all with the same noise; under
+them stand log-SNR and alpha-bar over time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diffuse_cli import pictures
+from diffuse_cli.events import Progress, Work
+from diffuse_cli.pictures import FAINT, Pixels, Sheet
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
+    from PIL import Image
+    from torch import Tensor
+
+    from diffuse_cli.core import Process
+
+    Levels = Callable[[Tensor], Tensor]
+
+PURE_NOISE = -8.0
+"""The log-SNR below which a picture is taken for pure noise: 1.8 % of the image is left."""
+
+FORMULA = (
+    r"$x_t = \sqrt{\bar\alpha_t}\,x_0 + \sqrt{1-\bar\alpha_t}\,\varepsilon$,"
+    r"   $\varepsilon \sim \mathcal{N}(0, I)$, the same in every picture"
+)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is shown: a title, the image (C, H, W) in [-1, 1], its noise, processes by name."""
+
+    title: str
+    x0: Tensor
+    noise: Tensor
+    processes: Mapping[str, Process]
+    num_timesteps: int
+
+    def times(self, count: int) -> list[int]:
+        """At most `count` timesteps from 0 to T - 1, evenly spaced."""
+        last = self.num_timesteps - 1
+        count = min(count, last + 1)
+        return [round(i * last / (count - 1)) for i in range(count)]
+
+    def noised(self, name: str, t: int) -> Pixels:
+        """x_t as it is shown, (C, H, W): values outside [-1, 1] are clipped."""
+        x_t = self.processes[name].diffuse(self.x0[None], t, self.noise[None])
+        pixels: Pixels = pictures.to_uint8(x_t)[0]
+        return pixels
+
+
+# -- the picture ----------------------------------------------------------------------------------
+
+LEFT, RIGHT, TOP, BOTTOM = 1.1, 0.35, 0.86, 0.56  # inches, as everything below
+CONTENT, GAP, PITCH = 9.2, 0.08, 0.66  # width of a full line; between pictures; at least
+WIDEST, HIGHEST, LOWEST, PER_LINE = 2.2, 2.0, 0.45, 12
+PAGE = 12.6  # all lines of pictures are no higher, down to LOWEST each, so that they fit on a page
+HEAD, FOOT, BETWEEN = 0.22, 0.28, 0.06  # over and under a line of pictures; between schedules
+PLOT, PLOT_GAP, PLOT_HEAD, LEGEND = 2.15, 0.75, 0.34, 0.2
+DPI = 192
+
+
+@dataclass(frozen=True)
+class Lines:
+    """How the pictures of one process are laid out, in one line or several.
+
+    Attributes:
+        columns, lines: pictures a line, lines a process.
+        width, height: of a picture.
+        pitch, line: from one picture to the next, and from one line to the next.
+        zoom, dpi: dots a pixel and dots an inch, so that a picture is drawn dot by dot.
+    """
+
+    columns: int
+    lines: int
+    width: float
+    height: float
+    pitch: float
+    line: float
+    zoom: int
+    dpi: float
+
+    @staticmethod
+    def of(rows: int, count: int, height: int, width: int) -> Lines:
+        """The layout of `count` pictures of a size in pixels for each of `rows` processes."""
+        lines = math.ceil(count / PER_LINE)
+        columns = math.ceil(count / lines)
+        highest = min(HIGHEST, max(PAGE / (rows * lines) - HEAD - FOOT, LOWEST))
+        w = min((CONTENT + GAP) / columns - GAP, WIDEST, highest * width / height)
+        h = w * height / width
+        zoom = max(1, math.ceil(DPI * w / width))
+        pitch, line = max(PITCH, w + GAP), HEAD + h + FOOT
+        return Lines(columns, lines, w, h, pitch, line, zoom, zoom * width / w)
+
+
+def draw(scene: Scene, steps: int) -> Image.Image:
+    """The picture of a scene at `steps` timesteps."""
+    times = scene.times(steps)
+    lines = Lines.of(len(scene.processes), len(times), *scene.x0.shape[-2:])
+    content = max(lines.columns * lines.pitch - GAP, 6.6)
+    block = lines.lines * lines.line + BETWEEN
+    saved = HEAD - 0.04 if lines.lines == 1 else 0.0  # t stands over the first process only
+    tops = [TOP + row * (block - saved) for row in range(len(scene.processes))]
+    legend = tops[-1] + block + LEGEND
+    plots = legend + LEGEND + PLOT_HEAD
+    sheet = Sheet(LEFT + content + RIGHT, plots + PLOT + BOTTOM, lines.dpi)
+    bold: dict[str, Any] = {"fontweight": "bold", "parse_math": False}
+    sheet.text(LEFT, 0.38, scene.title, content, fontsize=13, **bold)
+    sheet.text(LEFT, 0.66, FORMULA, fontsize=9.5, color=FAINT)
+    for row, top in enumerate(tops):
+        _row(sheet, scene, row, times, lines, top)
+    _legend(sheet, scene, legend, content)
+    width = (content - PLOT_GAP) / 2
+    _log_snr(sheet.axes(LEFT, plots, width, PLOT), scene, times)
+    _alpha_bar(sheet.axes(LEFT + width + PLOT_GAP, plots, width, PLOT), scene, times)
+    return sheet.render()
+
+
+def _row(sheet: Sheet, scene: Scene, row: int, times: list[int], lines: Lines, top: float) -> None:
+    """One schedule: its name, and its pictures with t over them and alpha-bar under them."""
+    name, process = list(scene.processes.items())[row]
+    middle = top + HEAD + (lines.lines - 1) * lines.line / 2 + lines.height / 2
+    style: dict[str, Any] = {"fontweight": "bold", "parse_math": False, "ha": "right"}
+    style |= {"color": pictures.color(row), "va": "center"}
+    sheet.text(LEFT - 0.16, middle, name, LEFT - 0.28, fontsize=10.5, **style)
+    for i, t in enumerate(times):
+        x = LEFT + i % lines.columns * lines.pitch + (lines.pitch - GAP - lines.width) / 2
+        y = top + i // lines.columns * lines.line + HEAD
+        center = x + lines.width / 2
+        sheet.image(x, y, scene.noised(name, t), lines.zoom)
+        if row == 0 or lines.lines > 1:
+            sheet.text(center, y - 0.06, f"$t$ = {t}", ha="center", fontsize=8)
+        level = rf"$\bar\alpha$ = {pictures.readable(process.alpha_bar(t))}"
+        sheet.text(center, y + lines.height + 0.17, level, ha="center", fontsize=7.5, color=FAINT)
+
+
+# -- the plots ------------------------------------------------------------------------------------
+
+
+def _legend(sheet: Sheet, scene: Scene, y: float, content: float) -> None:
+    """The names of the curves in their colours, in one line over both plots."""
+    pitch = min(content / len(scene.processes), 1.6)
+    for i, name in enumerate(scene.processes):
+        style: dict[str, Any] = {"va": "center", "parse_math": False}
+        sheet.text(LEFT + i * pitch, y, "●", color=pictures.color(i), fontsize=9, **style)
+        sheet.text(LEFT + i * pitch + 0.15, y, name, pitch - 0.25, fontsize=9, **style)
+
+
+def _plot(axes: Axes, scene: Scene, title: str, times: list[int], levels: Levels) -> list[Line2D]:
+    """A quantity of every process over t / T, with marks at `times`; returns the lines.
+
+    Later lines are thinner, so that two that nearly coincide are both seen.
+    """
+    total = scene.num_timesteps
+    series = {n: levels(p.alpha_bars).tolist() for n, p in scene.processes.items()}
+    axes.set_title(title, loc="left", fontsize=9.5, pad=9)
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("$t\\,/\\,T$", fontsize=9)
+    drawn = pictures.curves(axes, [t / total for t in range(total)], series, times)
+    for i, line in enumerate(reversed(drawn)):
+        line.set_linewidth(1.6 + 1.4 * i / len(drawn))
+    return drawn
+
+
+def _log_snr(axes: Axes, scene: Scene, times: list[int]) -> list[Line2D]:
+    """log-SNR over time, with the line where signal equals noise and the floor of pure noise.
+
+    A log-SNR of -inf is drawn at the lower edge.
+    """
+    title = r"log-SNR,  $\log\,\bar\alpha_t\,/\,(1-\bar\alpha_t)$  in nats"
+    drawn = _plot(axes, scene, title, times, lambda a: a.log() - (1 - a).log())
+    values = np.ma.masked_invalid([line.get_ydata() for line in drawn])
+    low, high = min(values.min(), PURE_NOISE - 4), max(values.max(), 4)
+    low, high = low - 0.06 * (high - low), high + 0.06 * (high - low)
+    axes.set_ylim(low, high)
+    for line in drawn:
+        line.set_ydata(np.maximum(line.get_ydata(), low))
+    axes.axhline(0, color="#9a9a9a", linewidth=0.9, zorder=1)
+    axes.axhspan(low, PURE_NOISE, color="#f3f3f3", linewidth=0, zorder=0)
+    note: dict[str, Any] = {"fontsize": 7.5, "color": FAINT, "textcoords": "offset points"}
+    axes.annotate("signal = noise", (1, 0), (-3, 3), ha="right", va="bottom", **note)
+    axes.annotate("pure noise", (0, PURE_NOISE), (4, -3), va="top", **note)
+    if values.mask.any():
+        axes.annotate("−∞", (1, low), (-9, 2), ha="right", va="bottom", **{**note, "fontsize": 9})
+    return drawn
+
+
+def _alpha_bar(axes: Axes, scene: Scene, times: list[int]) -> None:
+    """alpha-bar over time."""
+    title = r"signal variance  $\bar\alpha_t$,  noise variance  $1-\bar\alpha_t$"
+    _plot(axes, scene, title, times, lambda a: a)
+    axes.set_ylim(0, 1)
+
+
+# -- the animation --------------------------------------------------------------------------------
+
+FRAMES, SECONDS, HOLD, FRAME_DPI, FRAME_WIDTH, FRAME_GAP = 40, 4.0, 1.5, 100, 2.0, 0.14
+FRAME_COLUMNS, FRAME_TOP, FRAME_HEAD, FRAME_LEFT = 4, 0.42, 0.28, 0.62
+NOISE = (
+    1_800_000  # pixels times zoom of all frames: noise does not compress, and 3 or 4 MB are enough
+)
+
+
+def animate(scene: Scene) -> Work[bytes]:
+    """The pictures of every process side by side, t running from 0 to T - 1 over the log-SNR."""
+    count = len(scene.processes)
+    _, height, width = scene.x0.shape
+    zoom = max(1, round(FRAME_DPI * FRAME_WIDTH / max(height, width)))
+    w, h = zoom * width / FRAME_DPI, zoom * height / FRAME_DPI
+    lines = math.ceil(count / FRAME_COLUMNS)
+    columns = math.ceil(count / lines)
+    pitch, line = max(w, 0.9) + FRAME_GAP, FRAME_HEAD + h + FRAME_GAP
+    content = max(columns * pitch - FRAME_GAP, 3.4)
+    plot = FRAME_TOP + lines * line + 0.34
+    sheet = Sheet(FRAME_LEFT + content + 0.28, plot + 1.8, FRAME_DPI)
+    curves = _log_snr(sheet.axes(FRAME_LEFT, plot, content, 1.3), scene, [0])
+    label = sheet.text(FRAME_LEFT + content / 2, 0.3, "", ha="center", fontsize=12)
+    start = FRAME_LEFT + (content - (columns - 1) * pitch) / 2
+    centers = [
+        (start + i % columns * pitch, FRAME_TOP + i // columns * line + FRAME_HEAD)
+        for i in range(count)
+    ]
+    for i, (name, (x, y)) in enumerate(zip(scene.processes, centers, strict=True)):
+        style: dict[str, Any] = {"fontweight": "bold", "parse_math": False, "ha": "center"}
+        sheet.text(x, y - 0.1, name, pitch, fontsize=10, color=pictures.color(i), **style)
+    times = scene.times(max(8, min(FRAMES, NOISE // (count * height * width * zoom))))
+    frames = []
+    for done, t in enumerate(times, 1):
+        label.set_text(f"$t$ = {t} of {scene.num_timesteps}")
+        sheet.images.clear()
+        for curve, name, (x, y) in zip(curves, scene.processes, centers, strict=True):
+            curve.set_markevery([t])
+            sheet.image(x - w / 2, y, scene.noised(name, t), zoom)
+        frames.append(sheet.render())
+        yield Progress("animating", done, len(times))
+    return pictures.gif(frames, seconds=SECONDS, hold=HOLD)

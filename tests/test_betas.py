@@ -1,0 +1,276 @@
+"""Betas from a file: read once, checked, kept as numbers; and the rescale to zero terminal SNR."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from diffuse_cli import modelfile
+from diffuse_cli.config import DiffusionConfig, TrainConfig, UNetConfig
+from diffuse_cli.core import SCHEDULES, UNet
+from diffuse_cli.core.schedules import zero_terminal_snr
+from diffuse_cli.errors import ModelFileError, UsageError
+from diffuse_cli.modelfile import Model, make_denoiser, make_process
+from diffuse_cli.options import from_dict, parse_betas, to_dict, to_toml
+from diffuse_cli.training.configuring import configure
+from diffuse_cli.training.preparing import prepare
+from diffuse_cli.training.rundir import RunDirectory
+
+BETAS = (0.001, 0.25, 1 / 3)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "b.txt").write_text("".join(f"{beta!r}\n" for beta in BETAS))
+    return tmp_path
+
+
+# -- the file -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0.001\n0.25\n0.3333333333333333\n",
+        "0.001, 0.25,\r\n0.3333333333333333",
+        "1e-3 0.25\t3.333333333333333e-1",
+        "\ufeff\n\n0.001\n\n0.25\n0.3333333333333333\n\n",
+        "[0.001, 0.25,\n 0.3333333333333333]",
+    ],
+)
+def test_every_way_to_write_betas(folder: Path, text: str):
+    (folder / "x").write_text(text, encoding="utf-8")
+    assert parse_betas("x") == BETAS
+
+
+def test_betas_may_be_a_list_of_numbers():
+    assert parse_betas(list(BETAS)) == parse_betas(BETAS) == BETAS
+    assert parse_betas([0.5, 1]) == (0.5, 1.0)
+    assert all(type(beta) is float for beta in parse_betas([0.5, 1]))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"0.1\n0.2\nabc\n", "line 3: 'abc' is not a number"),
+        (b"0.1\n0.2 0.3 1.5\n", r"line 2: a beta lies in \(0, 1\], unlike 1.5"),
+        (b"0.1\n0\n", "line 2: a beta lies in"),
+        (b"nan\n0.2\n", "line 1: a beta lies in"),
+        (b"0.2\ninf", "line 2: a beta lies in"),
+        (b"0.2\n-0.1", "line 2: a beta lies in"),
+        (b'[0.1, "0.2"]', "entry 2: '0.2' is not a number"),
+        (b"[0.1, true]", "entry 2: True is not a number"),
+        (b"[0.1, [0.2]]", r"entry 2: \[0.2\] is not a number"),
+        (b"[0.1, NaN]", "entry 2: a beta lies in"),
+        (b"[0.1, 1" + b"0" * 400 + b"]", "entry 2: a beta lies in"),
+        (b"[0.1,\n0.2", "line 2: "),
+        (b"[" * 100_000, "a list within a list"),
+        (b"0.5", "2 to 100,000 betas, not 1"),
+        (b"", "2 to 100,000 betas, not 0"),
+        (b"0.5 " * 100_001, "2 to 100,000 betas, not 100,001"),
+        (b" " * 10_000_001, "more than 10,000,000 bytes"),
+        (b"\xff\xfe0\x00", "decode"),
+    ],
+    ids=range(18),
+)
+def test_a_wrong_file_is_named_with_its_line(folder: Path, content: bytes, words: str):
+    (folder / "wrong.txt").write_bytes(content)
+    with pytest.raises(UsageError, match=f"--betas 'wrong.txt': .*{words}") as caught:
+        DiffusionConfig(betas="wrong.txt")  # type: ignore[arg-type]
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("path", ["absent.txt", ".", "a\0b"])
+def test_a_file_that_is_none_is_a_usage_error(path: str):
+    with pytest.raises(UsageError, match="--betas"):
+        DiffusionConfig(betas=path)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [0.5, True, {"a": 1}, [0.1, "0.2"], [0.1], [0.1, 2.0], [[0.1]]])
+def test_what_is_not_a_list_of_betas_is_refused(value: Any):
+    with pytest.raises(UsageError, match="--betas"):
+        DiffusionConfig(betas=value)
+
+
+def test_the_numbers_are_kept_and_not_the_file(folder: Path):
+    config = from_dict(DiffusionConfig, {"betas": "b.txt"})
+    (folder / "b.txt").unlink()
+    assert config.betas == BETAS
+    assert make_process(config).betas.tolist() == list(BETAS)
+    assert to_dict(config)["betas"] == list(BETAS)
+
+
+# -- with the other options -----------------------------------------------------------------------
+
+
+def test_betas_decide_the_number_of_timesteps_and_stand_for_the_schedule():
+    config = DiffusionConfig(betas=BETAS)
+    assert (config.num_timesteps, config.schedule) == (3, None)
+    assert DiffusionConfig(betas=BETAS, num_timesteps=3) == config
+    assert DiffusionConfig(betas=BETAS, schedule="linear") == config
+    with pytest.raises(UsageError, match="--num-timesteps 1000 is not the number of --betas, 3"):
+        DiffusionConfig(betas=BETAS, num_timesteps=1000)
+    assert DiffusionConfig().num_timesteps == 1000
+
+
+@pytest.mark.parametrize("rescaled", [False, True])
+def test_the_process_is_that_of_the_betas_then_rescaled(rescaled: bool):
+    own = make_process(DiffusionConfig(betas=BETAS, zero_terminal_snr=rescaled))
+    assert own.betas.tolist() == pytest.approx(zero_terminal_snr(BETAS) if rescaled else BETAS)
+    for name, schedule in SCHEDULES.items():
+        betas = schedule(20)
+        config = DiffusionConfig(
+            schedule=name, num_timesteps=20, target="v", zero_terminal_snr=rescaled
+        )
+        expected = zero_terminal_snr(betas) if rescaled else betas
+        assert make_denoiser(None, config).process.betas.tolist() == expected
+
+
+def test_typed_betas_and_a_typed_schedule_exclude_each_other():
+    with pytest.raises(UsageError, match="--schedule and --betas exclude each other"):
+        configure({"data": "x", "betas": "b.txt", "schedule": "cosine"})
+    with pytest.raises(UsageError, match="--num-timesteps 1000 is not the number of --betas"):
+        configure({"data": "x", "betas": "b.txt", "num_timesteps": 1000})
+
+
+def test_a_flag_beats_the_file_in_either_direction(folder: Path):
+    (folder / "two.txt").write_text("0.1 0.2")
+    both = {"betas": list(BETAS), "schedule": "cosine", "num_timesteps": 3}
+    assert configure({"data": "x"}, both).betas == BETAS
+    typed = configure({"data": "x", "schedule": "linear"}, both)
+    assert (typed.betas, typed.schedule, typed.num_timesteps) == (None, "linear", 3)
+    for filed in (both, {"schedule": "linear", "num_timesteps": 50}):
+        typed = configure({"data": "x", "betas": "two.txt"}, filed)
+        assert (typed.betas, typed.schedule, typed.num_timesteps) == ((0.1, 0.2), None, 2)
+    with pytest.raises(UsageError, match="--num-timesteps 7 is not the number of --betas"):
+        configure({"data": "x", "num_timesteps": 7}, both)
+
+
+def test_a_configuration_with_betas_is_the_same_after_toml(folder: Path):
+    config = configure({"data": "x", "betas": "b.txt", "zero_terminal_snr": True})
+    (folder / "b.txt").write_text("0.5 0.5")
+    again = configure({}, tomllib.loads(to_toml(config)))
+    assert again == config
+    assert again.betas == BETAS
+
+
+def test_the_file_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """As `--betas <(command)` needs."""
+    opened = []
+    read = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, *a: opened.append(self.name) or read(self, *a))
+    configure({"data": "x", "betas": "b.txt"})
+    assert opened == ["b.txt"]
+
+
+def test_resume_takes_the_betas_of_the_run(folder: Path):
+    (folder / "two.txt").write_text("0.1 0.2")
+    run = RunDirectory("m.safetensors")
+    run.config.parent.mkdir(parents=True)
+    stored = configure({"data": "x", "betas": "b.txt", "out": "m.safetensors"})
+    run.config.write_text(to_toml(stored))
+    given = {"data": "x", "out": "m.safetensors", "resume": True}
+    assert configure(given).betas == BETAS
+    assert configure({**given, "betas": "b.txt", "num_timesteps": 3}).betas == BETAS
+    assert configure(given, {"betas": list(BETAS), "schedule": "cosine"}).betas == BETAS
+    for wrong in ({"betas": "two.txt"}, {"schedule": "cosine"}, {"num_timesteps": 4}):
+        with pytest.raises(UsageError, match=f"--{next(iter(wrong)).replace('_', '-')}"):
+            configure({**given, **wrong})
+
+
+# -- the model file -------------------------------------------------------------------------------
+
+UNET = UNetConfig(
+    size=(4, 4), channels=1, width=4, groups=2, multipliers=(1,), blocks=1, attention=()
+)
+
+
+def saved(path: Path, betas: tuple[float, ...] = BETAS) -> Model:
+    diffusion = DiffusionConfig(betas=betas, zero_terminal_snr=True)
+    training = to_dict(TrainConfig(data="x", betas=betas), control=False, places=False)
+    weights = UNet(UNET).state_dict()
+    modelfile.save(path, Model(unet=UNET, diffusion=diffusion, ema=weights, training=training))
+    return modelfile.load(path)
+
+
+def test_a_model_file_keeps_its_betas(folder: Path):
+    loaded = saved(folder / "m.safetensors")
+    assert loaded.diffusion == DiffusionConfig(betas=BETAS, zero_terminal_snr=True)
+    assert loaded.denoiser(None).process.betas.tolist() == zero_terminal_snr(BETAS)
+    assert configure({"data": "x", "init": "m.safetensors"}).betas == BETAS
+    other = configure({"data": "x", "init": "m.safetensors", "schedule": "linear"})
+    assert (other.betas, other.schedule) == (None, "linear")
+
+
+def test_the_most_betas_fit_into_a_model_file(folder: Path):
+    betas = tuple(torch.linspace(1e-4, 2e-4, 100_000, dtype=torch.float64).tolist())
+    assert saved(folder / "m.safetensors", betas).diffusion.betas == betas
+
+
+HOSTILE: list[Any] = [
+    "b.txt", "/dev/zero", [math.nan, 0.5], [0.5, 2.0], [0.5, "0.5"], [0.5] * 1_000_000, [], [0.5],
+    5, {"a": 0.5}, [None, 0.5], [True, 0.5], [1.0, 0.5, 0.5], [[0.5, 0.5]], None,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("betas", HOSTILE, ids=lambda v: str(v)[:12])
+def test_hostile_betas_are_rejected(folder: Path, betas: Any):
+    path = folder / "m.safetensors"
+    saved(path)
+    data = path.read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + length])
+    described = json.loads(header["__metadata__"]["diffuse.config"])
+    described["diffusion"]["betas"] = betas
+    described["diffusion"]["num_timesteps"] = len(betas) if isinstance(betas, list) else 3
+    header["__metadata__"]["diffuse.config"] = json.dumps(described)
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+    with pytest.raises(ModelFileError, match=r"m\.safetensors") as caught:
+        modelfile.load(path)
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_path_in_the_training_of_a_model_is_not_read(folder: Path):
+    path = folder / "m.safetensors"
+    model = Model(unet=UNET, diffusion=DiffusionConfig(), ema=UNet(UNET).state_dict())
+    modelfile.save(path, Model(**{**vars(model), "training": {"betas": "b.txt"}}))
+    with pytest.raises(ModelFileError):
+        modelfile.load(path)
+
+
+# -- training -------------------------------------------------------------------------------------
+
+
+def test_eps_at_zero_snr_is_refused_before_images_are_read():
+    for options in ({"zero_terminal_snr": True}, {"betas": [0.5, 1.0]}):
+        with pytest.raises(UsageError, match="target 'eps' is undefined"):
+            next(prepare(TrainConfig(data="absent", target="eps", **options)))
+    with pytest.raises(UsageError, match=r"beta_1 = 0\.5 leaves alpha_bar at 0"):
+        next(prepare(TrainConfig(data="absent", betas=(1.0, 0.5))))
+
+
+def test_diffuse_trains_on_betas_of_a_file(train):
+    (Path("b.txt")).write_text("".join(f"{beta!r}\n" for beta in BETAS))
+    ran = train("--steps", 2, "--target", "eps", "--zero-terminal-snr")
+    assert (ran.code, "target 'eps' is undefined" in ran.line) == (2, True)
+    ran = train("--steps", 2, "--betas", "b.txt", "--schedule", "linear")
+    assert (ran.code, "exclude each other" in ran.line) == (2, True)
+    options = ("--steps", 2, "--betas", "b.txt", "--zero-terminal-snr")
+    dry = train(*options, "--dry-run")
+    assert dry.code == 0
+    Path("dry.toml").write_text(dry.out)
+    assert train(*options).code == 0
+    first = Path("model.safetensors").read_bytes()
+    Path("b.txt").unlink()
+    assert train("--config", "dry.toml", "-o", "again.safetensors").code == 0
+    assert Path("again.safetensors").read_bytes() == first
+    assert modelfile.load("model.safetensors").diffusion.betas == BETAS
