@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from diffuse_cli.core.denoiser import Denoise, Prediction
-from diffuse_cli.core.process import Process
+from diffuse_cli.core.process import Process, spread
 
 
 def clip(denoise: Denoise, process: Process) -> Denoise:
@@ -16,11 +17,43 @@ def clip(denoise: Denoise, process: Process) -> Denoise:
 
     def clipped(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
         prediction = denoise(x_t, t, **cond)
-        x0 = prediction.x0.clamp(-1, 1)
-        alpha, sigma = process.level(t, like=x_t)
-        return replace(prediction, x0=x0, eps=(x_t - alpha * x0) / sigma)
+        return _with_x0(prediction, prediction.x0.clamp(-1, 1), process, x_t, t)
 
     return clipped
+
+
+def threshold(denoise: Denoise, process: Process, percentile: float) -> Denoise:
+    """Dynamic thresholding of x_0, and eps derived from it again (Saharia et al. 2022, sec. 2.3).
+
+    With s the percentile of |x_0| over an image, and at least 1, x_0 is clamped to [-s, s] and
+    divided by s. Where the guess stays in [-1, 1] that is `clip`; where strong guidance saturates
+    it, it is scaled back instead of flattened.
+
+    Args:
+        percentile: in (0, 1]; between two elements it is interpolated.
+    """
+
+    def thresholded(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
+        prediction = denoise(x_t, t, **cond)
+        s = spread(_percentile(prediction.x0.abs().flatten(1), percentile).clamp(min=1), x_t)
+        x0 = prediction.x0.clamp(-s, s) / s
+        return _with_x0(prediction, x0, process, x_t, t)
+
+    return thresholded
+
+
+def _percentile(rows: Tensor, share: float) -> Tensor:
+    """The percentile of each row, (B,); `Tensor.quantile` refuses batches of large images."""
+    ordered, position = rows.sort(dim=1).values, share * (rows.shape[1] - 1)
+    low, high = math.floor(position), math.ceil(position)
+    return ordered[:, low].lerp(ordered[:, high], position - low)
+
+
+def _with_x0(
+    prediction: Prediction, x0: Tensor, process: Process, x_t: Tensor, t: Any
+) -> Prediction:
+    alpha, sigma = process.level(t, like=x_t)
+    return replace(prediction, x0=x0, eps=(x_t - alpha * x0) / sigma)
 
 
 def guide(denoise: Denoise, scale: float) -> Denoise:
@@ -43,3 +76,19 @@ def guide(denoise: Denoise, scale: float) -> Denoise:
         )
 
     return guided
+
+
+def interval(
+    inside: Denoise, outside: Denoise, process: Process, low: float, high: float
+) -> Denoise:
+    """`inside` at noise levels low < sigma / alpha <= high, `outside` at all others.
+
+    With a guided and a plain model this is guidance in a limited interval (Kynkäänniemi et al.
+    2024, eq. 6). Times are ints or floats, one for the whole batch, as samplers pass them.
+    """
+
+    def chosen(x_t: Tensor, t: int | float, /, **cond: Any) -> Prediction:
+        level = math.exp(-process.log_snr(t) / 2)
+        return (inside if low < level <= high else outside)(x_t, t, **cond)
+
+    return chosen

@@ -9,32 +9,25 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from diffuse_cli.core import solvers
 from diffuse_cli.core.gaussian import Gaussian
+from diffuse_cli.core.solvers import State as State
+from diffuse_cli.core.solvers import Step, Times, steps
 from diffuse_cli.errors import UsageError, lookup
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diffuse_cli.core.denoiser import Denoise
+    from diffuse_cli.core.denoiser import Denoise, Prediction
     from diffuse_cli.core.process import Process
+    from diffuse_cli.core.solvers import Noise
 
-    Noise = Callable[[int], Tensor]
-
-Times = Sequence[int] | Sequence[float]
-
-
-@dataclass(frozen=True)
-class State:
-    """A sampler between two steps: `x` is at time `t` (-1 is clean), `x0` the last estimate."""
-
-    x: Tensor
-    x0: Tensor
-    t: int | float
+STALLED = 5
+"""After so many evaluations without gain, what is left is taken for rounding."""
 
 
 def ddpm(
@@ -70,21 +63,112 @@ def ddim(
         yield State(x, prediction.x0, s)
 
 
+def encode(
+    denoise: Denoise,
+    process: Process,
+    x0: Tensor,
+    times: Times,
+    *,
+    tolerance: float = 1e-5,
+    iterations: int = 100,
+) -> Iterator[State]:
+    """The noise from which deterministic `ddim` over the same times makes the images x_0.
+
+    A step of `ddim`, x_s = alpha_s x_0(x_t) + sigma_s eps(x_t), is run backwards, from s = -1 to
+    the first of `times` (Song et al. 2021, eqs. 13 and 14). What is usually called DDIM inversion
+    takes eps at x_s, which is known, for eps at x_t, which is sought: right only for small steps,
+    and images do not come back. Here each step is solved for x_t.
+
+    Args:
+        times: descending, as `ddim` takes them; a `State` is yielded at each, from the last on.
+        tolerance: how far `ddim` may miss x_s from x_t, in any element; where rounding allows it,
+            x_s / alpha_s comes as near.
+        iterations: how many evaluations a step may take.
+
+    Raises:
+        UsageError: a step was not solved: it is too long, or no x_t leads to x_s, for example
+            where x_0 is clamped or hardly depends on x_t.
+    """
+    x = x0
+    for step in reversed(list(steps(process, times))):
+        x, prediction = _undo(denoise, step, x, tolerance, iterations)
+        yield State(x, prediction.x0, step.t)
+
+
+def _undo(
+    denoise: Denoise, step: Step, x_s: Tensor, tolerance: float, iterations: int
+) -> tuple[Tensor, Prediction]:
+    """The x_t from which `ddim` comes to x_s, by fixed-point iteration.
+
+    In v = alpha eps - sigma x_0 the step is a rotation, x_s = cos x_t - sin v(x_t) (Salimans & Ho
+    2022, app. D), and x_t = (x_s + sin v(x_t)) / cos is iterated.
+    """
+    cos = step.alpha * step.alpha_s + step.sigma * step.sigma_s
+    tried: list[tuple[Tensor, Tensor]] = []
+    x, least, stalled = x_s, math.inf, 0
+    for _ in range(iterations):
+        prediction = denoise(x, step.t)
+        missed = x_s - step.ddim(prediction)
+        worst = float(missed.abs().max())
+        if not math.isfinite(worst):
+            break
+        stalled += 1
+        if worst < least:
+            least, stalled, found = worst, 0, (x, prediction)
+        if least <= tolerance * step.alpha_s or (stalled >= STALLED and least <= tolerance):
+            return found
+        tried = [*tried[-4:], ((x + missed / cos).flatten(1), missed.flatten(1))]
+        x = _accelerated(tried).reshape(x.shape)
+    raise UsageError(
+        f"the noise of these images was not found: at timestep {step.t:g} no x_t was found that "
+        f"leads within {tolerance:.1g} of them",
+        "Take more steps",
+    )
+
+
+def _accelerated(tried: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Anderson's next iterate, (B, D), from iterates and what each missed, the newest last.
+
+    For each image the last iterates are mixed so that least would be missed if the map were
+    linear (Walker & Ni 2011).
+    """
+    from torch import stack
+
+    newest, missed = tried[-1]
+    if len(tried) == 1:
+        return newest
+    moves = stack([newest - other for other, _ in tried[:-1]], 2)
+    gains = stack([missed - other for _, other in tried[:-1]], 2)
+    sizes = gains.norm(dim=1, keepdim=True).clamp(min=1e-30)
+    moves, gains = moves / sizes, gains / sizes
+    normal = (gains.mT @ gains).double().cpu(), (gains.mT @ missed[:, :, None]).double().cpu()
+    mix = normal[0].pinverse(1e-10) @ normal[1]
+    mixed: Tensor = newest - (moves @ mix.to(moves)).squeeze(2)
+    return mixed
+
+
 def knobs(sampler: str, **given: float | None) -> dict[str, float]:
     """The options that were given to a sampler, as it takes them.
 
     Raises:
         UsageError: no such sampler, or it has no option that was given.
     """
-    takes = inspect.signature(lookup(SAMPLERS, sampler, "--sampler")).parameters
+    parameters = inspect.signature(lookup(SAMPLERS, sampler, "--sampler")).parameters
+    takes = [name for name in given if name in parameters]
     chosen = {name: value for name, value in given.items() if value is not None}
     for name in chosen:
         if name not in takes:
-            raise UsageError(f"--{name}: the sampler '{sampler}' has none")
+            listed = " and ".join(f"--{other}" for other in takes) or "no option of its own"
+            raise UsageError(f"--{name}: the sampler '{sampler}' has none", f"It takes {listed}")
     return chosen
 
 
 SAMPLERS: dict[str, Callable[..., Iterator[State]]] = {
     "ddpm": ddpm,
     "ddim": ddim,
+    "heun": solvers.heun,
+    "dpmpp-2m": solvers.dpmpp_2m,
+    "dpmpp-2m-sde": solvers.dpmpp_2m_sde,
+    "unipc": solvers.unipc,
+    "ipndm": solvers.ipndm,
 }

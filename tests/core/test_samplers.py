@@ -8,15 +8,34 @@ each step has noise 1 in that step alone.
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 
 import pytest
 import torch
-from oracles import exact_denoise, exact_denoiser, generator, last, process_of, zero_snr
+from oracles import (
+    exact_denoise,
+    exact_denoiser,
+    gain,
+    generator,
+    last,
+    mixture_denoise,
+    process_of,
+    rho_7,
+    sigma_process,
+    zero_snr,
+)
 
-from diffuse_cli.core import SAMPLERS, VARIANCES
+from diffuse_cli.core import SAMPLERS, VARIANCES, Denoiser
+from diffuse_cli.core.guidance import clip
+from diffuse_cli.core.samplers import encode, knobs
+from diffuse_cli.errors import UsageError
 
 LINEAR = process_of("linear", 1000)
+COSINE = process_of("cosine", 1000)
+
+STOCHASTIC = {"ddpm": {}, "ddim": {"eta": 1.0}, "dpmpp-2m-sde": {}}
+DETERMINISTIC = [name for name in SAMPLERS if name not in ("ddpm", "dpmpp-2m-sde")]
 
 
 def spread_of(name: str, times: list, variance: str = "small", process=LINEAR, **knobs) -> float:
@@ -154,3 +173,307 @@ def test_the_respaced_process_gives_the_same_images(name: str):
 
     ours = sample(respaced, list(range(9, -1, -1)))
     assert torch.allclose(ours, sample(denoiser, times), rtol=1e-9)
+
+
+# -- the digits -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("n", "name", "end"),
+    [
+        (10, "ddim", 0.3652130651),
+        (10, "heun", 0.6097980008),
+        (10, "dpmpp-2m", 0.5793866576),
+        (18, "ddim", 0.4230314364),
+        (18, "heun", 0.5276246370),
+        (18, "dpmpp-2m", 0.5311400744),
+        (40, "ddim", 0.4648507745),
+        (40, "heun", 0.5048768647),
+        (40, "dpmpp-2m", 0.5051924249),
+    ],
+)
+def test_a_solver_has_the_exact_end_in_sigma_space(n: int, name: str, end: float):
+    """From x = 80 at sigma 80; alpha is 1 at the end."""
+    process = sigma_process(rho_7(n))
+    x = torch.full((1, 1, 1, 1), 80 / math.sqrt(1 + 80**2), dtype=torch.float64)
+    times = range(n - 1, -1, -1)
+    states = SAMPLERS[name](exact_denoise(process), process, x, times, noise=lambda k: 1 / 0)
+    assert float(last(states)) == pytest.approx(end, abs=2e-10)
+
+
+@pytest.mark.parametrize(("process", "value"), [(COSINE, -19.836), (LINEAR, -10.118)], ids=str)
+def test_the_last_log_snr_has_the_published_digits(process, value: float):
+    assert process.log_snr(999) == pytest.approx(value, abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "guarded", "unguarded"),
+    [("heun", 0.4832, 5.2051), ("ipndm", 0.4968, 0.4987)],
+)
+def test_a_rough_step_is_taken_by_ddim(name, guarded, unguarded, monkeypatch):
+    assert spread_of(name, COSINE.times(10), process=COSINE) == pytest.approx(guarded, abs=5e-5)
+    monkeypatch.setattr("diffuse_cli.core.solvers.Step.rough", False)
+    assert spread_of(name, COSINE.times(10), process=COSINE) == pytest.approx(unguarded, abs=5e-5)
+
+
+@pytest.mark.parametrize("name", ["heun", "ipndm"])
+def test_a_steep_step_is_taken_by_ddim_and_leaves_no_history(name: str):
+    """sigma / alpha falls 19-fold, then 21-fold, from a lambda that is not low."""
+    process = sigma_process([0.1, 0.2, 4.2, 79.8])
+    x = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    denoise = mixture_denoise(process)
+
+    def run(name: str, times: list, x: torch.Tensor = x) -> list:
+        return list(SAMPLERS[name](denoise, process, x, times, noise=None))
+
+    steep, gentle = run(name, [3, 2, 1, 0]), run("ddim", [3, 2, 1, 0])
+    if name == "heun":
+        assert not torch.equal(steep[0].x, gentle[0].x)
+    by_ddim = run("ddim", [2, 1], steep[0].x)[0]
+    assert torch.allclose(steep[1].x, by_ddim.x, rtol=1e-12)
+    assert torch.allclose(steep[-1].x, run(name, [1, 0], steep[1].x)[-1].x, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["heun", "ipndm"])
+def test_a_step_from_almost_pure_noise_is_taken_by_ddim(name: str):
+    """A lambda of -5.11, and then of -5.09; neither step is steep."""
+    process = sigma_process([0.1, *(math.exp(v) for v in (3.0, 4.0, 5.09, 5.11))])
+    x = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    denoise = mixture_denoise(process)
+
+    def run(name: str, times: list, x: torch.Tensor = x) -> list:
+        return list(SAMPLERS[name](denoise, process, x, times, noise=None))
+
+    assert torch.equal(run(name, [4, 2])[0].x, run("ddim", [4, 2])[0].x)
+    states = run(name, [4, 3, 2, 1])
+    assert torch.equal(states[-1].x, run(name, [3, 2, 1], states[0].x)[-1].x)
+    assert not torch.equal(states[2].x, run("ddim", [3, 2, 1], states[0].x)[1].x)
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_the_first_step_from_zero_snr_is_ddim_and_leaves_no_history(name: str):
+    process = zero_snr(1000)
+    times = process.times(10)
+    x = torch.randn(4, 1, 2, 2, generator=generator(), dtype=torch.float64)
+    net = lambda x, t, **cond: (x.sin() - 0.3 * x).double()  # noqa: E731
+    denoiser = Denoiser(net, process, "v")
+
+    def run(name: str, times: list, x: torch.Tensor) -> list:
+        return list(SAMPLERS[name](denoiser, process, x, times, noise=lambda k: 1 / 0))
+
+    states = run(name, times, x)
+    assert torch.allclose(states[0].x, run("ddim", times, x)[0].x, rtol=1e-12)
+    assert torch.allclose(states[-1].x, run(name, times[1:], states[0].x)[-1].x, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_a_deterministic_sampler_asks_for_no_noise(name: str):
+    x = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    states = SAMPLERS[name](
+        exact_denoise(LINEAR), LINEAR, x, LINEAR.times(9), noise=lambda k: 1 / 0
+    )
+    assert bool(last(states).isfinite())
+
+
+@pytest.mark.parametrize("name", list(SAMPLERS))
+def test_a_time_that_comes_twice_changes_little(name: str):
+    """As where the real times of karras are rounded."""
+    times = [999, 800, 500, 500, 200, 50, 0, 0]
+    once = sorted(set(times), reverse=True)
+    assert spread_of(name, times) == pytest.approx(spread_of(name, once), rel=0.1)
+
+
+# -- against a peer -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs", "knobs", "alike"),
+    [
+        ("dpmpp-2m", "DPMSolverMultistepScheduler", {}, 10),
+        ("unipc", "UniPCMultistepScheduler", {"order": 2}, 10),
+        ("unipc", "UniPCMultistepScheduler", {"order": 3}, 8),
+    ],
+)
+def test_a_solver_takes_the_steps_of_diffusers(name: str, theirs: str, knobs: dict, alike: int):
+    """Which ends order 3 with a step of order 2 before the last."""
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = getattr(diffusers, theirs)(
+        beta_start=1e-4,
+        beta_end=0.02,
+        solver_order=knobs.get("order", 2),
+        prediction_type="sample",
+        timestep_spacing="trailing",
+        final_sigmas_type="zero",
+    )
+    scheduler.set_timesteps(10)
+    denoise = mixture_denoise(LINEAR)
+    x = torch.linspace(-2, 2, 9, dtype=torch.float64).reshape(-1, 1, 1, 1)
+    times = LINEAR.times(10)
+    assert scheduler.timesteps.tolist() == times
+    ours = SAMPLERS[name](denoise, LINEAR, x, times, noise=lambda k: 1 / 0, **knobs)
+    for t, state, _ in zip(scheduler.timesteps, ours, range(alike), strict=False):
+        x = scheduler.step(denoise(x, int(t)).x0, t, x).prev_sample
+        assert torch.allclose(state.x, x, atol=2e-6), int(t)
+
+
+# -- the variance of stochastic samplers ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_the_variance_comes_to_that_of_the_data(name: str):
+    steps = (50, 200, 1000)
+    found = [spread_of(name, LINEAR.times(n), **STOCHASTIC[name]) ** 2 for n in steps]
+    errors = [abs(variance - 0.25) for variance in found]
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 0.005
+
+
+@pytest.mark.parametrize("n", [20, 50, 100])
+def test_the_second_order_of_the_stochastic_solver_shows(n: int):
+    first, second = (
+        abs(spread_of(name, LINEAR.times(n)) - 0.5) for name in ("ddpm", "dpmpp-2m-sde")
+    )
+    assert second < first / 2
+
+
+@pytest.mark.parametrize(("name", "variance"), [("ddpm", "large"), ("ddpm", "small"), ("ddim", "")])
+def test_the_variance_follows_its_recursion(name: str, variance: str):
+    """Var_s = a^2 Var_t + v, a and v from the posterior, or from eps and x_0."""
+    times, eta = LINEAR.times(10), 0.7
+    expected = 1.0
+    for t, s in itertools.pairwise([*times, -1]):
+        bar, bar_s = LINEAR.alpha_bar(t), LINEAR.alpha_bar(s)
+        k = gain(math.sqrt(bar), math.sqrt(1 - bar))
+        beta = 1 - bar / bar_s
+        tilde = beta * (1 - bar_s) / (1 - bar)
+        if name == "ddpm":
+            a = k * math.sqrt(bar_s) * beta / (1 - bar)
+            a += math.sqrt(bar / bar_s) * (1 - bar_s) / (1 - bar)
+            v = beta if variance == "large" else tilde
+        else:
+            v = eta**2 * tilde
+            a = math.sqrt(bar_s) * k
+            a += math.sqrt(1 - bar_s - v) * (1 - math.sqrt(bar) * k) / math.sqrt(1 - bar)
+        expected = a**2 * expected + (v if s >= 0 else 0)
+    given = {"eta": eta} if name == "ddim" else {}
+    found = spread_of(name, times, variance or "small", **given) ** 2
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+# -- encoding -------------------------------------------------------------------------------------
+
+
+def smooth_net(dtype: torch.dtype):
+    """A random network of two layers."""
+    first = torch.randn(48, 48, generator=generator(1)).to(dtype) / 5
+    second = torch.randn(48, 48, generator=generator(2)).to(dtype) / 7
+
+    def net(x: torch.Tensor, t: torch.Tensor, **cond) -> torch.Tensor:
+        hidden = (x.flatten(1) @ first + t[:, None].to(dtype) / 500).tanh()
+        return (hidden @ second).reshape(x.shape)
+
+    return net
+
+
+ENCODED = {
+    "gaussian": lambda process, dtype: exact_denoise(process),
+    "narrow": lambda process, dtype: exact_denoise(process, spread=0.1),
+    "mixture": lambda process, dtype: mixture_denoise(process, ((0.5, -0.3, 0.4), (0.5, 0.4, 0.5))),
+    "network": lambda process, dtype: Denoiser(smooth_net(dtype), process, "v"),
+}
+
+
+@pytest.mark.parametrize("name", list(ENCODED))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    "process", [COSINE, LINEAR, zero_snr(1000)], ids=["cosine", "linear", "zero"]
+)
+@pytest.mark.parametrize(("n", "spacing"), [(10, "trailing"), (50, "trailing"), (20, "karras")])
+def test_what_was_encoded_comes_back(name, dtype, process, n, spacing):
+    x0 = (torch.rand(3, 3, 4, 4, generator=generator(3)) * 2 - 1).to(dtype)
+    denoise = ENCODED[name](process, dtype)
+    times = process.times(n, spacing)
+    states = list(encode(denoise, process, x0, times))
+    assert [state.t for state in states] == times[::-1]
+    assert states[-1].x.dtype == dtype
+    back = last(SAMPLERS["ddim"](denoise, process, states[-1].x, times, noise=lambda k: 1 / 0))
+    assert float((back - x0).abs().max()) < 1e-4
+
+
+def test_a_tighter_tolerance_comes_nearer():
+    denoiser = Denoiser(smooth_net(torch.float64), LINEAR, "v")
+    x0 = torch.rand(3, 3, 4, 4, generator=generator(3), dtype=torch.float64) * 2 - 1
+    times = LINEAR.times(20)
+    code = last(encode(denoiser, LINEAR, x0, times, tolerance=1e-12))
+    back = last(SAMPLERS["ddim"](denoiser, LINEAR, code, times, noise=lambda k: 1 / 0))
+    assert float((back - x0).abs().max()) < 1e-10
+
+
+def test_the_usual_inversion_does_not_come_back():
+    """With eps at x_s: what `encode` is better than."""
+    x0 = 0.5 * torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    denoise, times = exact_denoise(LINEAR), LINEAR.times(10)
+    x = x0
+    for s, t in itertools.pairwise(times[::-1]):
+        prediction = denoise(x, s)
+        x = LINEAR.diffuse(prediction.x0, t, prediction.eps)
+    back = last(SAMPLERS["ddim"](denoise, LINEAR, x, times, noise=lambda k: 1 / 0))
+    assert float((back - x0).abs()) > 0.05
+
+
+def test_encoding_the_samples_gives_their_noise():
+    x = torch.randn(3, 1, 2, 2, generator=generator(), dtype=torch.float64)
+    denoise, times = exact_denoise(COSINE), COSINE.times(10)
+    images = last(SAMPLERS["ddim"](denoise, COSINE, x, times, noise=lambda k: 1 / 0))
+    assert torch.allclose(last(encode(denoise, COSINE, images, times)), x, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "denoise",
+    [
+        clip(exact_denoise(LINEAR), LINEAR),
+        Denoiser(lambda x, t: 0 * x, LINEAR, "x0"),
+        Denoiser(lambda x, t: x / 0, LINEAR, "x0"),
+    ],
+    ids=["clamped", "constant", "infinite"],
+)
+def test_what_no_noise_leads_to_is_refused(denoise):
+    x0 = torch.full((1, 1, 2, 2), 1.5, dtype=torch.float64)
+    with pytest.raises(UsageError, match="noise of these images was not found: at timestep 99 "):
+        list(encode(denoise, LINEAR, x0, LINEAR.times(10)))
+
+
+def test_each_image_is_encoded_by_itself():
+    denoiser = Denoiser(smooth_net(torch.float64), LINEAR, "v")
+    x0 = torch.rand(3, 3, 4, 4, generator=generator(3), dtype=torch.float64) * 2 - 1
+    times = LINEAR.times(10)
+    whole = last(encode(denoiser, LINEAR, x0, times, tolerance=1e-12))
+    alone = last(encode(denoiser, LINEAR, x0[1:2], times, tolerance=1e-12))
+    assert torch.allclose(whole[1:2], alone, atol=1e-8)
+
+
+# -- what a sampler takes -------------------------------------------------------------------------
+
+
+def test_a_sampler_is_handed_what_was_given():
+    assert knobs("ddim", eta=0.5, order=None) == {"eta": 0.5}
+    assert knobs("unipc", eta=None, order=3) == {"order": 3}
+    assert knobs("heun", eta=None, order=None) == {}
+
+
+@pytest.mark.parametrize(
+    ("sampler", "given", "words"),
+    [
+        (
+            "unipc",
+            {"eta": 0.5, "order": 2},
+            "--eta: the sampler 'unipc' has none. It takes --order",
+        ),
+        ("ddim", {"order": 2}, "--order: the sampler 'ddim' has none. It takes --eta"),
+        ("heun", {"eta": 0.0}, "--eta: the sampler 'heun' has none. It takes no option of its own"),
+    ],
+)
+def test_what_a_sampler_does_not_take_is_refused(sampler: str, given: dict, words: str):
+    with pytest.raises(UsageError) as caught:
+        knobs(sampler, **{"eta": None, "order": None, **given})
+    assert str(caught.value) == words

@@ -1,0 +1,245 @@
+"""Samplers that solve the probability-flow equation, and one for its stochastic form.
+
+In z = x / alpha and the noise-to-signal ratio r = sigma / alpha the equation is dz = eps dr; in
+lambda = -log r = log_snr / 2 its linear part is solved exactly and x_0 alone is approximated.
+Each solver has the signature that `samplers` describes. A step from alpha = 0 is DDIM's and leaves
+no history, and the last one, whose end is infinite in lambda, is of first order in lambda.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diffuse_cli.core.denoiser import Denoise, Prediction
+    from diffuse_cli.core.process import Process
+
+    Noise = Callable[[int], Tensor]
+    Known = tuple[float, Tensor]
+    """A lambda, and the x_0 that was predicted there."""
+
+Times = Sequence[int] | Sequence[float]
+
+NOISIEST, STEEPEST = -5.1, math.log(20)
+"""A step in z and r that starts at a lower lambda, or in which log r falls further, is taken by
+DDIM: eps differs too much between its ends for a straight line through both."""
+
+
+@dataclass(frozen=True)
+class State:
+    """A sampler between two steps: `x` is at time `t` (-1 is clean), `x0` the last estimate."""
+
+    x: Tensor
+    x0: Tensor
+    t: int | float
+
+
+@dataclass(frozen=True)
+class Step:
+    """The numbers of a step from t to s: alpha and sigma at both, lambda at t, and its growth h."""
+
+    t: int | float
+    s: int | float
+    alpha: float
+    sigma: float
+    alpha_s: float
+    sigma_s: float
+    start: float
+    h: float
+
+    @property
+    def rough(self) -> bool:
+        """Whether a solver in z and r takes this step by DDIM; the last one is not steep."""
+        return self.start < NOISIEST or STEEPEST < self.h < math.inf
+
+    def ddim(self, prediction: Prediction) -> Tensor:
+        """alpha_s x_0 + sigma_s eps: exact where eps does not change (Song et al. 2021, eq. 12)."""
+        return self.alpha_s * prediction.x0 + self.sigma_s * prediction.eps
+
+    def toward(self, x: Tensor, x0: Tensor) -> Tensor:
+        """x_s where x_0 does not change: the same point, from x and x_0."""
+        return self.sigma_s / self.sigma * x - self.alpha_s * math.expm1(-self.h) * x0
+
+
+def steps(process: Process, times: Times) -> Iterator[Step]:
+    """The steps from each time to the next, and from the last to clean data."""
+    for t, s in pairwise([*times, -1]):
+        bar, bar_s = process.alpha_bar(t), process.alpha_bar(s)
+        start = process.log_snr(t) / 2
+        yield Step(
+            t=t,
+            s=s,
+            alpha=math.sqrt(bar),
+            sigma=math.sqrt(1 - bar),
+            alpha_s=math.sqrt(bar_s),
+            sigma_s=math.sqrt(1 - bar_s),
+            start=start,
+            h=process.log_snr(s) / 2 - start,
+        )
+
+
+# -- in z and r -----------------------------------------------------------------------------------
+
+
+def heun(
+    denoise: Denoise, process: Process, x: Tensor, times: Times, *, noise: Noise
+) -> Iterator[State]:
+    """Heun's method, of second order (Karras et al. 2022, alg. 1): two evaluations a step.
+
+    The slope is the mean of eps at both ends. With z_s = x_0 + r_s eps at the far end, its
+    correction of the DDIM step needs the two x_0 alone, which at low SNR are the better known.
+    """
+    for step in steps(process, times):
+        prediction = denoise(x, step.t)
+        x0, x = prediction.x0, step.ddim(prediction)
+        if step.s >= 0 and not step.rough:
+            x0 = denoise(x, step.s).x0
+            x = x - step.alpha_s * math.expm1(step.h) / 2 * (prediction.x0 - x0)
+        yield State(x, x0, step.s)
+
+
+ADAMS_BASHFORTH = (
+    (1.0,),
+    (3 / 2, -1 / 2),
+    (23 / 12, -16 / 12, 5 / 12),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+)
+"""Weights of the derivatives, the newest first, by how many there are."""
+
+
+def ipndm(
+    denoise: Denoise, process: Process, x: Tensor, times: Times, *, noise: Noise
+) -> Iterator[State]:
+    """Four-step Adams-Bashforth in eps with the weights of equal steps (Liu et al. 2022, sec. 3),
+    started by its own lower orders in the place of Runge-Kutta (Zhang & Chen 2022).
+
+    The last step is as any other: its end, r = 0, is finite. `State.x0` is what the step used.
+    """
+    past: list[Tensor] = []
+    for step in steps(process, times):
+        prediction = denoise(x, step.t)
+        x0, eps = prediction.x0, prediction.eps
+        if step.rough:
+            past = []
+        else:
+            past = [eps, *past[:3]]
+            weights = ADAMS_BASHFORTH[len(past) - 1]
+            for weight, earlier in zip(weights[1:], past[1:], strict=True):
+                eps = eps + weight * (earlier - past[0])
+            x0 = x0 + step.sigma / step.alpha * (past[0] - eps)
+        x = step.alpha_s * x0 + step.sigma_s * eps
+        yield State(x, x0, step.s)
+
+
+# -- in lambda ------------------------------------------------------------------------------------
+
+
+def dpmpp_2m(
+    denoise: Denoise, process: Process, x: Tensor, times: Times, *, noise: Noise
+) -> Iterator[State]:
+    """DPM-Solver++(2M), of second order, one evaluation a step (Lu et al. 2022, alg. 2)."""
+    before = None
+    for step in steps(process, times):
+        x0 = denoise(x, step.t).x0
+        x = step.toward(x, _halfway(step, x0, before))
+        before = (step.start, x0) if step.h > 0 else before
+        yield State(x, x0, step.s)
+
+
+def dpmpp_2m_sde(
+    denoise: Denoise, process: Process, x: Tensor, times: Times, *, noise: Noise
+) -> Iterator[State]:
+    """SDE-DPM-Solver++(2M), the same for the reverse stochastic equation (Lu et al. 2022, sec. 5).
+
+    Where x_0 does not change a step is a draw from the posterior, as in `ddpm`.
+    """
+    before = None
+    for k, step in enumerate(steps(process, times)):
+        x0 = denoise(x, step.t).x0
+        kept = step.sigma_s / step.sigma * math.exp(-step.h)
+        fresh = -math.expm1(-2 * step.h)
+        x = kept * x + step.alpha_s * fresh * _halfway(step, x0, before)
+        if step.s >= 0:
+            x = x + step.sigma_s * math.sqrt(fresh) * noise(k)
+        before = (step.start, x0) if step.h > 0 else before
+        yield State(x, x0, step.s)
+
+
+def _halfway(step: Step, x0: Tensor, before: Known | None) -> Tensor:
+    """x_0 in the middle of a step, on the line through this one and the one before."""
+    if before is None or step.h == math.inf:
+        return x0
+    start, earlier = before
+    return x0 + step.h / (2 * (step.start - start)) * (x0 - earlier)
+
+
+def unipc(
+    denoise: Denoise,
+    process: Process,
+    x: Tensor,
+    times: Times,
+    *,
+    noise: Noise,
+    order: int = 2,
+    corrector: bool = True,
+) -> Iterator[State]:
+    """UniPC with B(h) = e^h - 1, in terms of x_0 (Zhao et al. 2023, algs. 1 and 2).
+
+    The evaluation at the end of a step corrects that step, and then serves the next one: the order
+    grows by one at no cost. `State.x` is the point before its correction.
+
+    Args:
+        order: of the predictor, as many x_0 as it uses.
+        corrector: whether steps are corrected.
+    """
+    past: list[Known] = []
+    taken: tuple[Step, Tensor, Tensor, list[Known]] | None = None
+    for step in steps(process, times):
+        here = (step.start, denoise(x, step.t).x0)
+        if corrector and taken is not None:
+            begun, old_x, old_x0, others = taken
+            x = _multistep(begun, old_x, old_x0, [*others, here])
+        used = past[: order - 1] if 0 < step.h < math.inf else []
+        if step.start == -math.inf:
+            taken, past = None, []
+        elif step.h > 0:
+            taken, past = (step, x, here[1], used), [here, *past][: order - 1]
+        x = _multistep(step, x, here[1], used)
+        yield State(x, here[1], step.s)
+
+
+def _multistep(step: Step, x: Tensor, x0: Tensor, others: list[Known]) -> Tensor:
+    """A step with the x_0 at its start and those at other lambdas, its own end among them."""
+    ratios = [(start - step.start) / step.h for start, _ in others]
+    estimate = x0
+    for weight, ratio, (_, other) in zip(_weights(ratios, step.h), ratios, others, strict=True):
+        estimate = estimate + weight / ratio * (other - x0)
+    return step.toward(x, estimate)
+
+
+def _weights(ratios: list[float], h: float) -> list[float]:
+    """a with sum a_k r_k^(i-1) = i! phi_(i+1)(-h) / phi_1(-h) for each i; 1/2 where it is one.
+
+    That half, which Zhao et al. take at every h, is what B(h) decides: with more, it cancels.
+    """
+    if len(ratios) < 2:
+        return [0.5] * len(ratios)
+    from numpy.linalg import solve
+
+    powers = range(len(ratios))
+    wanted = [math.factorial(i + 1) * _phi(i + 2, -h) / _phi(1, -h) for i in powers]
+    weights: list[float] = solve([[r**i for r in ratios] for i in powers], wanted).tolist()
+    return weights
+
+
+def _phi(k: int, z: float) -> float:
+    """phi_0 = e^z, phi_(k+1) = (phi_k - 1/k!) / z; by its series where that would cancel."""
+    if abs(z) < 1:
+        return sum(z**i / math.factorial(i + k) for i in range(20))
+    return math.exp(z) if k == 0 else (_phi(k - 1, z) - 1 / math.factorial(k - 1)) / z

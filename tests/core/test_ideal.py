@@ -1,0 +1,76 @@
+"""A data set of a few images, whose best prediction is known: a softmax over the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from oracles import generator, ideal_net, last, process_of
+
+from diffuse_cli.core import SAMPLERS, SCHEDULES, VARIANCES, Denoiser, bits_per_dim
+from diffuse_cli.core.variances import LEARNED
+
+T = 50
+IMAGES = torch.randint(0, 256, (5, 1, 4, 4), generator=generator(11)).double() / 127.5 - 1
+
+
+def sampled(name: str, schedule: str, n: int) -> torch.Tensor:
+    """How far each of 100 samples is from each image, in its worst pixel."""
+    process = process_of(schedule, 1000)
+    denoiser = Denoiser(ideal_net(process, IMAGES), process, "x0")
+    draws = torch.randn(n + 1, 100, 1, 4, 4, generator=generator(5), dtype=torch.float64)
+    times = process.times(n, "karras")
+    found = last(SAMPLERS[name](denoiser, process, draws[n], times, noise=lambda k: draws[k]))
+    return (found[:, None] - IMAGES).abs().flatten(2).amax(2)
+
+
+@pytest.mark.parametrize("name", list(SAMPLERS))
+@pytest.mark.parametrize("schedule", list(SCHEDULES))
+def test_every_sampler_returns_the_images(name: str, schedule: str):
+    distance = sampled(name, schedule, 500 if name == "ipndm" else 100)
+    assert float(distance.min(1).values.max()) < 0.5 / 127.5
+    counts = torch.bincount(distance.argmin(1), minlength=5)
+    assert bool(((counts - 20).abs() < 16).all())  # four standard deviations
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "ipndm"])
+def test_the_images_take_few_steps(name: str):
+    """Four-step Adams-Bashforth is unstable around a point where sigma / alpha falls by a third a
+    step, and takes more."""
+    assert float(sampled(name, "cosine", 20).min(1).values.max()) < 1e-6
+
+
+COMPETITORS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "shrunk": lambda x0: 0.97 * x0,
+    "brighter": lambda x0: x0 + 0.02,
+    "sharper": lambda x0: 1.03 * x0,
+    "noisy": lambda x0: x0 + 0.02 * torch.randn(x0.shape, generator=generator(9)),
+    "mean": lambda x0: 0.97 * x0 + 0.03 * IMAGES.mean(0),
+}
+
+
+def bound(process, net, variance: str) -> float:
+    """Bits per dimension of the images, over 40 draws of noise for each."""
+    x0 = IMAGES.repeat(40, 1, 1, 1)
+    draws = torch.randn(T, *x0.shape, generator=generator(6), dtype=torch.float64)
+    denoiser = Denoiser(net, process, "x0", variance)
+    return float(bits_per_dim(denoiser, x0, noise=lambda t: draws[t]).total.mean())
+
+
+@pytest.mark.parametrize("change", list(COMPETITORS))
+@pytest.mark.parametrize("schedule", list(SCHEDULES))
+@pytest.mark.parametrize("variance", [name for name in VARIANCES if name not in LEARNED])
+def test_nothing_has_a_better_bound(schedule: str, variance: str, change: str):
+    process = process_of(schedule, T)
+    ideal = ideal_net(process, IMAGES)
+    changed = COMPETITORS[change]
+    best = bound(process, ideal, variance)
+    assert best < bound(process, lambda x, t: changed(ideal(x, t)), variance)
+
+
+@pytest.mark.parametrize("factor", [0.7, 1.4])
+def test_nor_has_a_softmax_of_another_temperature(factor: float):
+    process = process_of("cosine", T)
+    net = ideal_net(process, IMAGES, factor)
+    assert bound(process, ideal_net(process, IMAGES), "small") < bound(process, net, "small")
