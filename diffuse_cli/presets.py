@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +20,11 @@ class Preset:
     """A network by name.
 
     Attributes:
-        help: what it is for, with its parameters at 32x32 in colour.
+        help: what it is for, with its parameters: at 32x32 in colour, or as published.
         unet: fields of `UNetConfig`; the last multiplier repeats for larger images.
         train: fields of `TrainConfig` that go with it.
-        published: a model of a paper, whose levels are as they are.
+        published: a model of a paper, whose levels are as they are; where its images are larger
+            than those that are made where no size is given, its size is in `train`.
     """
 
     help: str
@@ -30,6 +32,52 @@ class Preset:
     train: Mapping[str, Any]
     published: bool = False
 
+
+LARGEST_GROUPS = 32
+"""GroupNorm has as many groups as divide the width of every level, at most these."""
+
+DDPM: dict[str, Any] = {
+    "scale_shift": False,
+    "norm_eps": 1e-6,
+    "downsample_padding": 0,
+    "freq_shift": 1,
+    "flip_sin_to_cos": False,
+}
+"""What the networks of Ho et al. 2020 share; the last four are TensorFlow's, as their code has
+them."""
+
+ADM: dict[str, Any] = {"attention": (8, 16, 32), "resblock_updown": True}
+"""What the ImageNet networks of Dhariwal & Nichol 2021 share."""
+
+DDPM_TRAINING: dict[str, Any] = {
+    "schedule": "linear",
+    "target": "eps",
+    "loss": "simple",
+    "weighting": "none",
+    "warmup": 5000,
+    "ema_decay": 0.9999,
+    "flip": True,
+    "weight_decay": 0.0,
+}
+"""Ho et al. 2020, appendix B. Their learning rate stays where it is; here it falls to 0."""
+
+OPENAI_TRAINING: dict[str, Any] = {
+    "target": "eps",
+    "variance": "learned",
+    "loss": "hybrid",
+    "weighting": "none",
+    "lr": 1e-4,
+    "batch_size": 128,
+    "warmup": 0,
+    "ema_decay": 0.9999,
+    "weight_decay": 0.0,
+    "grad_clip": 1e6,
+}
+"""Nichol & Dhariwal 2021, appendix A, and the READMEs of improved- and guided-diffusion. They do
+not clip the gradient, and their learning rate stays where it is; here it falls to 0."""
+
+IDDPM_TRAINING = {**OPENAI_TRAINING, "schedule": "cosine", "num_timesteps": 4000}
+ADM_TRAINING = {**OPENAI_TRAINING, "schedule": "linear", "batch_size": 256, "flip": True}
 
 PRESETS: dict[str, Preset] = {
     "tiny": Preset(
@@ -67,25 +115,76 @@ PRESETS: dict[str, Preset] = {
     "ddpm-cifar10": Preset(
         "35.7 M: the CIFAR-10 network of Ho et al. 2020",
         {
+            **DDPM,
             "width": 128,
             "multipliers": (1, 2, 2, 2),
             "blocks": 2,
             "attention": (16,),
-            "scale_shift": False,
             "dropout": 0.1,
         },
+        {**DDPM_TRAINING, "lr": 2e-4, "variance": "large", "batch_size": 128},
+        published=True,
+    ),
+    "ddpm-celebahq-256": Preset(
+        "114 M: the CelebA-HQ 256x256 network of Ho et al. 2020",
         {
-            "schedule": "linear",
-            "target": "eps",
-            "weighting": "none",
-            "lr": 2e-4,
-            "variance": "large",
-            "batch_size": 128,
-            "warmup": 5000,
-            "ema_decay": 0.9999,
-            "flip": True,
-            "weight_decay": 0.0,
+            **DDPM,
+            "width": 128,
+            "multipliers": (1, 1, 2, 2, 4, 4),
+            "blocks": 2,
+            "attention": (16,),
         },
+        {**DDPM_TRAINING, "lr": 2e-5, "variance": "small", "batch_size": 64, "size": 256},
+        published=True,
+    ),
+    "iddpm-cifar10": Preset(
+        "52.5 M: the CIFAR-10 network of Nichol & Dhariwal 2021",
+        {
+            "width": 128,
+            "multipliers": (1, 2, 2, 2),
+            "blocks": 3,
+            "attention": (8, 16),
+            "heads": 4,
+            "dropout": 0.3,
+        },
+        IDDPM_TRAINING,
+        published=True,
+    ),
+    "iddpm-imagenet64": Preset(
+        "121 M: the ImageNet 64x64 network of Nichol & Dhariwal 2021",
+        {
+            "width": 128,
+            "multipliers": (1, 2, 3, 4),
+            "blocks": 3,
+            "attention": (8, 16),
+            "heads": 4,
+        },
+        IDDPM_TRAINING,
+        published=True,
+    ),
+    "adm-64": Preset(
+        "296 M with 1000 classes: the ImageNet 64x64 network of Dhariwal & Nichol 2021",
+        {
+            **ADM,
+            "width": 192,
+            "multipliers": (1, 2, 3, 4),
+            "blocks": 3,
+            "head_width": 64,
+            "dropout": 0.1,
+        },
+        {**ADM_TRAINING, "schedule": "cosine", "lr": 3e-4, "batch_size": 2048},
+        published=True,
+    ),
+    "adm-128": Preset(
+        "422 M with 1000 classes: the ImageNet 128x128 network of Dhariwal & Nichol 2021",
+        {**ADM, "width": 256, "multipliers": (1, 1, 2, 3, 4), "blocks": 2, "heads": 4},
+        {**ADM_TRAINING, "size": 128},
+        published=True,
+    ),
+    "adm-256": Preset(
+        "554 M with 1000 classes: the ImageNet 256x256 network of Dhariwal & Nichol 2021",
+        {**ADM, "width": 256, "multipliers": (1, 1, 2, 2, 4, 4), "blocks": 2, "head_width": 64},
+        {**ADM_TRAINING, "size": 256},
         published=True,
     ),
 }
@@ -98,21 +197,44 @@ def choose(size: Size, device: str) -> str:
     return "small" if min(size) <= 32 else "base"
 
 
-def network(config: TrainConfig, name: str, size: Size, channels: int) -> UNetConfig:
+def network(
+    config: TrainConfig,
+    name: str,
+    size: Size,
+    channels: int,
+    *,
+    out_channels: int | None = None,
+    num_classes: int = 0,
+) -> UNetConfig:
     """The network of a preset for images of `size`, with the fields of `config.unet` over it.
+
+    `out_channels` are those that the variance needs, `channels` where None. `config.width` stands
+    for the preset's width; groups and heads that `config.unet` does not give are made to divide it.
 
     Levels are added until the shorter side is at most 8. A size taken from the data halves only
     while both sides are even; a size that was typed must suit a preset that was typed.
 
     Raises:
-        UsageError: no such preset, or it cannot halve the typed size.
+        UsageError: no such preset, it cannot halve the size, or `config.unet` has another width.
     """
     preset = lookup(PRESETS, name, "--preset")
-    fixed: dict[str, Any] = {"size": size, "channels": channels, "num_classes": 0}
-    for field, value in {**fixed, "out_channels": channels}.items():
+    fixed: dict[str, Any] = {
+        "size": size,
+        "channels": channels,
+        "out_channels": channels if out_channels is None else out_channels,
+        "num_classes": num_classes,
+    }
+    for field, value in fixed.items():
         given = config.unet.get(field)
         if given is not None and (tuple(given) if field == "size" else given) != value:
             raise UsageError(f"[unet] {field} = {given} does not suit these images: it is {value}")
+    if config.width is not None:
+        if config.unet.get("width", config.width) != config.width:
+            raise UsageError(
+                f"[unet] width = {config.unet['width']} differs from width = {config.width}",
+                "Leave one of them out",
+            )
+        fixed["width"] = config.width
     fields = {**preset.unet, **config.unet, **fixed}
     if not preset.published and "multipliers" not in config.unet:
         wanted = _halvings(size)
@@ -124,7 +246,30 @@ def network(config: TrainConfig, name: str, size: Size, channels: int) -> UNetCo
                 f"Choose a multiple of {2**wanted}",
             )
         fields["multipliers"] = _levels(preset.unet["multipliers"], allowed + 1)
-    return from_dict(UNetConfig, fields, "[unet]")
+    return _divided(fields, config.unet)
+
+
+def _divided(fields: Mapping[str, Any], given: Mapping[str, Any]) -> UNetConfig:
+    """The network of `fields`, where groups and heads that are not `given` divide its widths.
+
+    They are the largest numbers that do, at most 32 groups and the preset's number or width of
+    heads.
+    """
+    heads = {name: fields.get(name) for name in ("heads", "head_width")}
+    if any(given.get(name) is not None for name in heads):
+        heads = {name: given.get(name) for name in heads}
+    config = from_dict(UNetConfig, {**fields, **dict.fromkeys(heads), "groups": 1}, "[unet]")
+    attending = [w for w, attends in zip(config.widths, config.attends, strict=True) if attends]
+    shared = math.gcd(*attending, config.widths[-1])
+    for name, most in heads.items():
+        if most is not None and name not in given:
+            heads[name] = _largest_divisor(shared, most)
+    groups = given.get("groups", _largest_divisor(config.width, LARGEST_GROUPS))
+    return from_dict(UNetConfig, {**vars(config), **heads, "groups": groups}, "[unet]")
+
+
+def _largest_divisor(number: int, most: int) -> int:
+    return next(n for n in range(most, 0, -1) if number % n == 0)
 
 
 def _halvings(size: Size) -> int:

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from diffuse_cli.config import TrainConfig, UNetConfig
-from diffuse_cli.core import SCHEDULES, TARGETS, VARIANCES, WEIGHTINGS, UNet
+from diffuse_cli.core import LOSSES, SCHEDULES, TARGETS, VARIANCES, WEIGHTINGS, UNet
 from diffuse_cli.core.unet import count_parameters
+from diffuse_cli.core.variances import channels_out
 from diffuse_cli.errors import UsageError
 from diffuse_cli.options import from_dict
 from diffuse_cli.presets import PRESETS, choose, network
@@ -24,13 +25,79 @@ def parameters(config: UNetConfig) -> int:
         return count_parameters(UNet(config))
 
 
+SIDES = {
+    "ddpm-celebahq-256": 256, "iddpm-imagenet64": 64, "adm-64": 64, "adm-128": 128, "adm-256": 256,
+}  # fmt: skip
+"""The size of a preset's images, where it is not 32."""
+
+
+def own(name: str, num_classes: int = 0) -> UNetConfig:
+    """A preset's network at its own size, with the output that its variance needs."""
+    side = SIDES.get(name, 32)
+    out = channels_out(PRESETS[name].train.get("variance", "small"), 3)
+    return network(train(), name, (side, side), 3, out_channels=out, num_classes=num_classes)
+
+
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_the_help_says_how_many_parameters(name: str):
-    said = re.match(r"([\d.]+) M", PRESETS[name].help)
+    said = re.match(r"([\d.]+) M(?: with (\d+) classes)?", PRESETS[name].help)
     assert said is not None
     digits = len(said[1].partition(".")[2])
-    millions = parameters(network(train(), name, (32, 32), 3)) / 1e6
+    millions = parameters(own(name, int(said[2] or 0))) / 1e6
     assert f"{millions:.{digits}f}" == said[1]
+
+
+COUNTS = {
+    ("ddpm-cifar10", 0): 35_746_307,
+    ("ddpm-celebahq-256", 0): 113_673_219,
+    ("iddpm-cifar10", 0): 52_546_438,
+    ("iddpm-imagenet64", 0): 121_063_942,
+    ("iddpm-imagenet64", 1000): 121_575_942,
+    ("adm-64", 0): 295_136_454,
+    ("adm-64", 1000): 295_904_454,
+    ("adm-128", 0): 420_505_606,
+    ("adm-128", 1000): 421_529_606,
+    ("adm-256", 0): 552_814_086,
+    ("adm-256", 1000): 553_838_086,
+}
+"""Parameters of the published networks, counted in the networks that the published code of
+improved- and guided-diffusion makes of the flags in its README, with learned sigma. The first two
+are counted in diffusers' `UNet2DModel`, to which Ho et al.'s models were ported."""
+
+
+@pytest.mark.parametrize(("name", "num_classes"), list(COUNTS))
+def test_a_published_network_has_its_parameters(name: str, num_classes: int):
+    config = own(name, num_classes)
+    # OpenAI's networks have no entry for "no class".
+    none = 4 * config.width if num_classes else 0
+    assert parameters(config) - none == COUNTS[name, num_classes]
+
+
+def test_every_published_network_is_counted():
+    assert {name for name, _ in COUNTS} == {n for n, p in PRESETS.items() if p.published}
+
+
+@pytest.mark.parametrize("name", [n for n, p in PRESETS.items() if p.published])
+def test_a_published_network_has_attention_where_it_is_named(name: str):
+    config = own(name)
+    levels = {config.size[0] >> i for i in range(len(config.multipliers))}
+    assert set(config.attention) <= levels
+    assert config.size[0] <= 64 or PRESETS[name].train["size"] == config.size[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "heads"),
+    [
+        ("ddpm-cifar10", 256, 1),
+        ("iddpm-cifar10", 256, 4),
+        ("adm-64", 384, 6),
+        ("adm-64", 768, 12),
+        ("adm-128", 1024, 4),
+        ("adm-256", 1024, 16),
+    ],
+)
+def test_a_published_network_has_its_heads(name: str, width: int, heads: int):
+    assert own(name).heads_at(width) == heads
 
 
 def test_ddpm_cifar10_is_the_network_of_ho_et_al():
@@ -47,6 +114,8 @@ def test_what_goes_with_a_preset_is_a_sane_configuration(name: str):
     assert config.target in TARGETS
     assert config.variance in VARIANCES
     assert config.weighting is None or config.weighting in WEIGHTINGS
+    assert config.loss is None or config.loss in LOSSES
+    assert config.lr is not None
 
 
 @pytest.mark.parametrize("name", [n for n, p in PRESETS.items() if not p.published])
@@ -80,6 +149,59 @@ def test_a_typed_size_that_a_typed_preset_cannot_halve_is_refused():
 def test_a_published_network_keeps_its_levels():
     with pytest.raises(UsageError, match="Choose a --size"):
         network(train(), "ddpm-cifar10", (28, 28), 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "multiple"), [("ddpm-celebahq-256", 32), ("adm-64", 8), ("adm-128", 16)]
+)
+def test_a_size_that_a_published_network_cannot_halve_is_refused(name: str, multiple: int):
+    with pytest.raises(UsageError, match=f"a --size that is a multiple of {multiple}"):
+        network(train(), name, (60, 60), 3)
+    config = network(train(), name, (3 * multiple, 5 * multiple), 3)
+    assert config.multipliers == PRESETS[name].unet["multipliers"]
+
+
+# -- width ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("width", "groups"), [(2, 2), (7, 7), (16, 16), (32, 32), (37, 1), (40, 20), (48, 24), (96, 32)]
+)
+@pytest.mark.parametrize("name", ["tiny", "base"])
+def test_any_width_has_a_network(name: str, width: int, groups: int):
+    config = network(train(width=width), name, (32, 32), 3)
+    assert (config.width, config.groups) == (width, groups)
+    assert parameters(config) > 0
+
+
+def test_heads_are_as_wide_as_the_preset_says_or_the_largest_divisor():
+    for width, head_width in ((128, 64), (40, 40), (96, 64), (36, 36), (200, 50)):
+        assert network(train(width=width), "base", (32, 32), 3).head_width == head_width
+    assert network(train(width=42), "iddpm-cifar10", (32, 32), 3).heads == 4
+    assert network(train(width=43), "iddpm-cifar10", (32, 32), 3).heads == 2
+
+
+def test_groups_and_heads_that_are_given_stand():
+    config = network(train(width=40, unet={"groups": 4, "heads": 5}), "base", (32, 32), 3)
+    assert (config.groups, config.heads, config.head_width) == (4, 5, None)
+    with pytest.raises(UsageError, match="a level of 40 channels is not a multiple of 32 groups"):
+        network(train(width=40, unet={"groups": 32}), "tiny", (32, 32), 3)
+    with pytest.raises(UsageError, match="cannot be cut into its attention heads"):
+        network(train(width=40, unet={"heads": 3}), "tiny", (32, 32), 3)
+    with pytest.raises(UsageError, match="heads and head_width exclude each other"):
+        network(train(unet={"heads": 3, "head_width": 8}), "tiny", (32, 32), 3)
+
+
+def test_two_widths_that_differ_are_refused():
+    assert network(train(width=40, unet={"width": 40}), "tiny", (28, 28), 1).width == 40
+    with pytest.raises(UsageError, match=r"\[unet\] width = 64 differs from width = 40"):
+        network(train(width=40, unet={"width": 64}), "tiny", (28, 28), 1)
+
+
+@pytest.mark.parametrize("wrong", [{"groups": 0}, {"groups": "many"}, {"heads": "4"}, {"width": 0}])
+def test_a_field_that_is_wrong_is_named(wrong):
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        network(train(unet=wrong), "tiny", (28, 28), 1)
 
 
 def test_fields_of_the_configuration_stand_over_the_preset():

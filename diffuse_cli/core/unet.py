@@ -10,16 +10,42 @@ ways without a table of names.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from diffuse_cli.config import UNetConfig
-from diffuse_cli.core.norms import GroupNorm
+from diffuse_cli.core.blocks import (
+    Attention,
+    change_of_size,
+    conv,
+    doubled,
+    halved,
+    norm,
+    residual_block,
+    zeroed,
+)
+from diffuse_cli.core.blocks import count_parameters as count_parameters
+from diffuse_cli.errors import lookup
 
-NORM_EPS = 1e-5
+Run = Callable[..., Tensor]
+
+
+def plainly(block: Run, *inputs: object) -> Tensor:
+    """Run a block of a network, and keep what its gradient needs."""
+    return block(*inputs)
+
+
+def checkpointed(block: Run, *inputs: object) -> Tensor:
+    """Run a block of a network, keep its inputs alone, and run it again for its gradient.
+
+    Chen et al. 2016. Dropout drops the same the second time, so that the gradient is the same.
+    """
+    h: Tensor = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=True)
+    return h
 
 
 class UNet(nn.Module):
@@ -27,16 +53,24 @@ class UNet(nn.Module):
 
     Args:
         config: its shape.
+
+    Attributes:
+        run_block: how its blocks are run: `plainly`, or `checkpointed` to save memory.
+
+    Raises:
+        UsageError: no such block or time embedding.
     """
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
+        self.run_block: Run = plainly
         width, time_width = config.width, 4 * config.width
-        widths = [width * m for m in config.multipliers]
-        attends = [min(config.size) >> i in config.attention for i in range(len(widths))]
-        self.conv_in = _conv(config.channels, width)
-        self.time_embedding = TimeEmbedding(width, time_width)
+        widths, attends = config.widths, config.attends
+        self.conv_in = conv(config.channels, width)
+        time_proj = lookup(TIME_EMBEDDINGS, config.time_embedding, "[unet] time_embedding")
+        self.time_proj = time_proj(config)
+        self.time_embedding = TimeEmbedding(self.time_proj.width, time_width)
         if config.num_classes:
             self.class_embedding = nn.Embedding(config.num_classes + 1, time_width)
 
@@ -55,8 +89,8 @@ class UNet(nn.Module):
             inputs = [w + skips.pop() for w in [before] + [after] * config.blocks]
             self.up_blocks.append(Level(config, inputs, after, attend, up=not last))
             before = after
-        self.conv_norm_out = _norm(config, before)
-        self.conv_out = zeroed(_conv(before, config.out_channels or config.channels))
+        self.conv_norm_out = norm(config, before)
+        self.conv_out = zeroed(conv(before, config.out_channels or config.channels))
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """The prediction for `x` at the timesteps `t`.
@@ -69,7 +103,7 @@ class UNet(nn.Module):
         Returns:
             (B, out_channels, H, W).
         """
-        emb = self.time_embedding(sinusoids(t, self.config.width))
+        emb = self.time_embedding(self.time_proj(t))
         if self.config.num_classes:
             if label is None:
                 label = torch.full_like(t, self.config.num_classes, dtype=torch.long)
@@ -78,38 +112,15 @@ class UNet(nn.Module):
         h = self.conv_in(x)
         skips = [h]
         for level in self.down_blocks:
-            h, states = level(h, emb)
+            h, states = level(h, emb, self.run_block)
             skips += states
-        h = self.mid_block(h, emb)
+        h = self.mid_block(h, emb, self.run_block)
         for level in self.up_blocks:
-            h, _ = level(h, emb, skips)
+            h, _ = level(h, emb, self.run_block, skips)
+        return self.run_block(self._read_out, h)
+
+    def _read_out(self, h: Tensor) -> Tensor:
         return self.conv_out(F.silu(self.conv_norm_out(h)))  # type: ignore[no-any-return]
-
-
-class TimeEmbedding(nn.Module):
-    """Two linear layers over the sinusoids of the timestep."""
-
-    def __init__(self, width: int, time_width: int) -> None:
-        super().__init__()
-        self.linear_1 = nn.Linear(width, time_width)
-        self.linear_2 = nn.Linear(time_width, time_width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, width) to (B, time_width)."""
-        return self.linear_2(F.silu(self.linear_1(x)))  # type: ignore[no-any-return]
-
-
-def sinusoids(t: Tensor, width: int) -> Tensor:
-    """cos and sin of t at geometric frequencies from 1 to 1e-4 (Vaswani et al. 2017, 3.5).
-
-    Args:
-        t: (B,), real numbers.
-        width: size of the result's second dimension.
-    """
-    half = width // 2
-    index = torch.arange(half, dtype=torch.float32, device=t.device)
-    angles = t.float()[:, None] * torch.exp(-math.log(10_000) * index / half)
-    return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, width - 2 * half))
 
 
 class Level(nn.Module):
@@ -126,33 +137,35 @@ class Level(nn.Module):
         up: bool = False,
     ) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(ResBlock(config, w, width) for w in inputs)
+        self.resnets = nn.ModuleList(residual_block(config, w, width) for w in inputs)
         if attend:
             self.attentions = nn.ModuleList(Attention(config, width) for _ in inputs)
         if down:
-            self.downsamplers = nn.ModuleList([Downsample(width)])
+            self.downsamplers = nn.ModuleList([change_of_size(config, width, halved)])
         if up:
-            self.upsamplers = nn.ModuleList([Upsample(width)])
+            self.upsamplers = nn.ModuleList([change_of_size(config, width, doubled)])
         self.attend, self.down, self.up = attend, down, up
 
     def forward(
-        self, h: Tensor, emb: Tensor, skips: list[Tensor] | None = None
+        self, h: Tensor, emb: Tensor, run: Run = plainly, skips: list[Tensor] | None = None
     ) -> tuple[Tensor, list[Tensor]]:
         """The output, and every state on the way; `skips` are taken from their end."""
         states = []
-        for i, resnet in enumerate(self.resnets):
-            if skips is not None:
-                h = torch.cat([h, skips.pop()], dim=1)
-            h = resnet(h, emb)
-            if self.attend:
-                h = self.attentions[i](h)
+        for i in range(len(self.resnets)):
+            h = run(self._block, i, h, emb, skips.pop() if skips is not None else None)
             states.append(h)
         if self.down:
-            h = self.downsamplers[0](h)
+            h = run(self.downsamplers[0], h, emb)
             states.append(h)
         if self.up:
-            h = self.upsamplers[0](h)
+            h = run(self.upsamplers[0], h, emb)
         return h, states
+
+    def _block(self, i: int, h: Tensor, emb: Tensor, skip: Tensor | None) -> Tensor:
+        if skip is not None:
+            h = torch.cat([h, skip], dim=1)
+        h = self.resnets[i](h, emb)
+        return self.attentions[i](h) if self.attend else h
 
 
 class Middle(nn.Module):
@@ -160,110 +173,94 @@ class Middle(nn.Module):
 
     def __init__(self, config: UNetConfig, width: int) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(ResBlock(config, width, width) for _ in range(2))
+        self.resnets = nn.ModuleList(residual_block(config, width, width) for _ in range(2))
         self.attentions = nn.ModuleList([Attention(config, width)])
 
-    def forward(self, h: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, h: Tensor, emb: Tensor, run: Run = plainly) -> Tensor:
         """Shape-preserving."""
-        h = self.attentions[0](self.resnets[0](h, emb))
-        return self.resnets[1](h, emb)  # type: ignore[no-any-return]
+        h = run(self.attentions[0], run(self.resnets[0], h, emb))
+        return run(self.resnets[1], h, emb)
 
 
-class ResBlock(nn.Module):
-    """norm, SiLU, conv; time; norm, SiLU, dropout, conv; and the input added.
+# -- time -----------------------------------------------------------------------------------------
 
-    The time is added to the features, or scales and shifts the second norm (adaptive group norm;
-    Dhariwal & Nichol 2021, section 3.1).
+
+class TimeEmbedding(nn.Module):
+    """Two linear layers over the sinusoids of the timestep."""
+
+    def __init__(self, width: int, time_width: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(width, time_width)
+        self.linear_2 = nn.Linear(time_width, time_width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width) to (B, time_width)."""
+        return self.linear_2(F.silu(self.linear_1(x)))  # type: ignore[no-any-return]
+
+
+class Sinusoids(nn.Module):
+    """`sinusoids` with the frequency shift and order of a configuration; `width` numbers."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.width = config.width
+        self.shift, self.cos_first = config.freq_shift, config.flip_sin_to_cos
+
+    def forward(self, t: Tensor) -> Tensor:
+        """(B,) to (B, width)."""
+        return sinusoids(t, self.width, shift=self.shift, cos_first=self.cos_first)
+
+
+class Fourier(nn.Module):
+    """cos and sin of t at random frequencies that stay as they are; `width` numbers.
+
+    The Gaussian Fourier features of NCSN++ (Song et al. 2021, appendix C.2; Tancik et al. 2020):
+    frequencies from N(0, 16^2). Song et al. show the network log sigma, which their geometric
+    noise levels make linear in time; so t / 1000 is shown here, which is defined at t = 0 too.
+    At this scale one timestep in a thousand turns a typical angle by 0.1, and all of them by 100.
+
+    The frequencies are a buffer: they lie in the model file, and no optimizer or average moves
+    them. `weight` has as many entries as the network's width, and the result twice as many.
     """
 
-    def __init__(self, config: UNetConfig, before: int, after: int) -> None:
+    SCALE = 16.0
+
+    def __init__(self, config: UNetConfig) -> None:
         super().__init__()
-        self.scale_shift = config.scale_shift
-        self.norm1 = _norm(config, before)
-        self.conv1 = _conv(before, after)
-        self.time_emb_proj = nn.Linear(4 * config.width, after * (2 if self.scale_shift else 1))
-        self.norm2 = _norm(config, after)
-        self.dropout = nn.Dropout(config.dropout)
-        self.conv2 = zeroed(_conv(after, after))
-        self.conv_shortcut = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
+        self.width, self.cos_first = 2 * config.width, config.flip_sin_to_cos
+        self.weight: Tensor
+        self.register_buffer("weight", self.SCALE * torch.randn(config.width))
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """(B, before, H, W) to (B, after, H, W); `emb` is (B, 4 * width), activated."""
-        h = self.conv1(F.silu(self.norm1(x)))
-        time = self.time_emb_proj(emb)
-        if self.scale_shift:
-            h = self.norm2(h, *time.chunk(2, dim=1))
-        else:
-            h = self.norm2(h + time[:, :, None, None])
-        h = self.conv2(self.dropout(F.silu(h)))
-        return self.conv_shortcut(x) + h  # type: ignore[no-any-return]
+    def forward(self, t: Tensor) -> Tensor:
+        """(B,) to (B, 2 * width of the network)."""
+        angles = t.float()[:, None] / 1000 * self.weight * (2 * math.pi)
+        return waves(angles, cos_first=self.cos_first)
 
 
-class Attention(nn.Module):
-    """Self-attention over the pixels, and the input added (Ho et al. 2020, appendix B)."""
-
-    def __init__(self, config: UNetConfig, width: int) -> None:
-        super().__init__()
-        self.heads = config.heads_at(width)
-        self.group_norm = _norm(config, width)
-        self.to_q = nn.Linear(width, width)
-        self.to_k = nn.Linear(width, width)
-        self.to_v = nn.Linear(width, width)
-        self.to_out = nn.ModuleList([zeroed(nn.Linear(width, width))])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Shape-preserving."""
-        height, length = x.shape[2:]
-        tokens = self.group_norm(x).flatten(2).transpose(1, 2)
-        q, k, v = (
-            project(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for project in (self.to_q, self.to_k, self.to_v)
-        )
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        mixed = self.to_out[0](mixed).transpose(1, 2)
-        added: Tensor = x + mixed.reshape(*mixed.shape[:2], height, length)
-        return added
+TIME_EMBEDDINGS: dict[str, Callable[[UNetConfig], Sinusoids | Fourier]] = {
+    "sinusoidal": Sinusoids,
+    "fourier": Fourier,
+}
+"""What is computed of t before the two linear layers, by the name of `UNetConfig.time_embedding`.
+"""
 
 
-class Downsample(nn.Module):
-    """A convolution of stride 2."""
+def sinusoids(t: Tensor, width: int, *, shift: int = 0, cos_first: bool = True) -> Tensor:
+    """cos and sin of t at geometric frequencies from 1 to 1e-4 (Vaswani et al. 2017, 3.5).
 
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, stride=2, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C, H/2, W/2)."""
-        return self.conv(x)  # type: ignore[no-any-return]
-
-
-class Upsample(nn.Module):
-    """Nearest neighbours, then a convolution."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv = _conv(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C, 2H, 2W)."""
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # type: ignore[no-any-return]
+    Args:
+        t: (B,), real numbers.
+        width: size of the result's second dimension.
+        shift: with 1 the last frequency is 1e-4 itself, with 0 the one after the last would be.
+        cos_first: the order of the halves.
+    """
+    half = width // 2
+    index = torch.arange(half, dtype=torch.float32, device=t.device)
+    frequencies = torch.exp(-math.log(10_000) * index / max(1, half - shift))
+    return F.pad(waves(t.float()[:, None] * frequencies, cos_first), (0, width - 2 * half))
 
 
-def _conv(before: int, after: int) -> nn.Conv2d:
-    return nn.Conv2d(before, after, 3, padding=1)
-
-
-def _norm(config: UNetConfig, width: int) -> GroupNorm:
-    return GroupNorm(config.groups, width, eps=NORM_EPS)
-
-
-def zeroed(module: Any) -> Any:
-    """Set a layer to zero, so that its block begins as the identity (Ho et al. 2020)."""
-    for parameter in module.parameters():
-        nn.init.zeros_(parameter)
-    return module
-
-
-def count_parameters(module: nn.Module) -> int:
-    """The number of trained numbers of a network."""
-    return sum(p.numel() for p in module.parameters())
+def waves(angles: Tensor, cos_first: bool) -> Tensor:
+    """(B, n) to (B, 2n): cos and sin."""
+    halves = (angles.cos(), angles.sin()) if cos_first else (angles.sin(), angles.cos())
+    return torch.cat(halves, dim=1)

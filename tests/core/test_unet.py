@@ -12,6 +12,7 @@ from diffuse_cli.config import UNetConfig
 from diffuse_cli.core import UNet
 from diffuse_cli.core.unet import count_parameters, sinusoids
 from diffuse_cli.errors import UsageError
+from diffuse_cli.training.ema import averaged
 
 SMALL: dict[str, Any] = {"width": 8, "groups": 4, "blocks": 1, "multipliers": (1, 2), "size": 8}
 """A network of four small feature maps; `attention` names those with attention."""
@@ -33,7 +34,27 @@ SHAPES: dict[str, dict[str, Any]] = {
     "classes": {**SMALL, "attention": (4,), "num_classes": 3},
     "one level": {**SMALL, "multipliers": (1,), "attention": ()},
     "odd width": {**SMALL, "width": 9, "groups": 3, "attention": (4,)},
+    "up and down": {
+        **SMALL, "size": 16, "multipliers": (1, 2, 2), "attention": (8,), "resblock_updown": True,
+    },
+    "up and down, time added": {
+        **SMALL, "attention": (8, 4), "resblock_updown": True, "scale_shift": False,
+    },
+    "up and down, no attention": {**SMALL, "attention": (), "resblock_updown": True},
+    "fourier": {**SMALL, "time_embedding": "fourier", "flip_sin_to_cos": False},
+    "tensorflow": {
+        **SMALL, "norm_eps": 1e-6, "downsample_padding": 0, "freq_shift": 1,
+        "flip_sin_to_cos": False, "scale_shift": False,
+    },
 }  # fmt: skip
+
+FOREIGN: dict[str, dict[str, Any]] = {
+    "norm_eps": {"norm_eps": 0.3},
+    "downsample_padding": {"downsample_padding": 0},
+    "freq_shift": {"freq_shift": 1},
+    "flip_sin_to_cos": {"flip_sin_to_cos": False},
+}
+"""Options that only models from elsewhere need, one by one."""
 
 
 def randomised(config: UNetConfig) -> UNet:
@@ -52,28 +73,45 @@ def randomised(config: UNetConfig) -> UNet:
 def twin(config: UNetConfig) -> Any:
     """The same network in diffusers."""
     diffusers = pytest.importorskip("diffusers")
-    levels = range(len(config.multipliers))
-    attends = [min(config.size) >> i in config.attention for i in levels]
-    widths = [config.width * m for m in config.multipliers]
+    attends, widths, by_resnet = config.attends, config.widths, config.resblock_updown
     head_width = config.head_width
     if config.heads is not None:
         (attending,) = {w for w, a in zip(widths, attends, strict=True) if a} | {widths[-1]}
         head_width = attending // config.heads
+    plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
+    plain = plain if by_resnet else ("DownBlock2D", "UpBlock2D")
     return diffusers.UNet2DModel(
         sample_size=config.size,
         in_channels=config.channels,
         out_channels=config.out_channels or config.channels,
-        down_block_types=["AttnDownBlock2D" if a else "DownBlock2D" for a in attends],
-        up_block_types=["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)],
+        down_block_types=["AttnDownBlock2D" if a else plain[0] for a in attends],
+        up_block_types=["AttnUpBlock2D" if a else plain[1] for a in reversed(attends)],
+        downsample_type="resnet" if by_resnet else "conv",
+        upsample_type="resnet" if by_resnet else "conv",
         block_out_channels=widths,
         layers_per_block=config.blocks,
         attention_head_dim=head_width,
         norm_num_groups=config.groups,
         attn_norm_num_groups=config.groups,
-        norm_eps=1e-5,
+        norm_eps=config.norm_eps,
+        downsample_padding=config.downsample_padding,
+        freq_shift=config.freq_shift,
+        flip_sin_to_cos=config.flip_sin_to_cos,
+        time_embedding_type={"sinusoidal": "positional"}.get(
+            config.time_embedding, config.time_embedding
+        ),
         resnet_time_scale_shift="scale_shift" if config.scale_shift else "default",
         num_class_embeds=config.num_classes + 1 if config.num_classes else None,
     ).eval()
+
+
+def from_twin(other: Any, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor | None) -> Any:
+    """What diffusers' network says at t. With Fourier features it reads the logarithm of what it
+    is given, and divides its output by that."""
+    if other.config.time_embedding_type == "fourier":
+        given = (t.double() / 1000).exp()
+        return other(x, given, class_labels=label).sample * given[:, None, None, None].float()
+    return other(x, t, class_labels=label).sample
 
 
 def batch(config: UNetConfig, n: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,11 +127,23 @@ def test_it_is_diffusers_network(shape: str):
     other.load_state_dict(net.state_dict(), strict=True)
     x, t = batch(config)
     label = torch.tensor([0, 2]) if config.num_classes else None
-    expected = other(x, t, class_labels=label).sample
+    expected = from_twin(other, x, t, label).float()
     found = net(x, t, label=label)
     assert found.shape == (2, config.out_channels or config.channels, *config.size)
     assert float(expected.std()) > 0.1
     assert torch.allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", list(FOREIGN))
+@torch.no_grad()
+def test_an_option_for_models_from_elsewhere_is_diffusers_option(name: str):
+    config = UNetConfig(**SMALL, **FOREIGN[name])
+    net, other = randomised(config), twin(config)
+    other.load_state_dict(net.state_dict(), strict=True)
+    x, t = batch(config)
+    found = net(x, t)
+    assert torch.allclose(found, other(x, t).sample, atol=1e-4)
+    assert not torch.allclose(found, randomised(UNetConfig(**SMALL))(x, t), atol=1e-2)
 
 
 @torch.no_grad()
@@ -171,9 +221,12 @@ def test_every_weight_is_trained(shape: str):
             assert float(p.grad.abs().max()) > 0, name
 
 
+@pytest.mark.parametrize("resblock_updown", [False, True])
 @pytest.mark.parametrize("scale_shift", [False, True])
-def test_gradients_are_diffusers_gradients(scale_shift: bool):
-    config = UNetConfig(**SMALL, attention=(4,), scale_shift=scale_shift)
+def test_gradients_are_diffusers_gradients(scale_shift: bool, resblock_updown: bool):
+    config = UNetConfig(
+        **SMALL, attention=(4,), scale_shift=scale_shift, resblock_updown=resblock_updown
+    )
     net, other = randomised(config), twin(config)
     other.load_state_dict(net.state_dict())
     x, t = batch(config)
@@ -208,6 +261,60 @@ def test_sinusoids_are_cosines_then_sines():
     assert sinusoids(torch.tensor([5.0]), 9)[0, -1] == 0
 
 
+def test_the_shift_makes_the_last_frequency_a_ten_thousandth():
+    angles = sinusoids(torch.tensor([1000.0]), 6, shift=1)[0, 3:].asin()
+    assert float(angles[2]) == pytest.approx(0.1, rel=1e-4)
+    assert sinusoids(torch.tensor([1000.0]), 3, shift=1).isfinite().all()
+
+
+def test_sines_come_first_where_cosines_do_not():
+    t = torch.tensor([3.0, 40.0])
+    cos, sin = sinusoids(t, 8).chunk(2, dim=1)
+    assert torch.equal(sinusoids(t, 8, cos_first=False), torch.cat([sin, cos], dim=1))
+
+
+FOURIER = UNetConfig(**SMALL, time_embedding="fourier")
+
+
+def test_fourier_features_are_waves_of_t_over_a_thousand():
+    net = UNet(FOURIER)
+    weight = net.time_proj.weight
+    assert weight.shape == (8,)
+    found = net.time_proj(torch.tensor([0.0, 250.0]))
+    angles = 2 * torch.pi * 0.25 * weight
+    assert torch.equal(found[0], torch.tensor([1.0] * 8 + [0.0] * 8))
+    assert torch.allclose(found[1], torch.cat([angles.cos(), angles.sin()]), atol=1e-4)
+
+
+def test_fourier_frequencies_have_a_spread_of_16():
+    wide = UNet(UNetConfig(**{**SMALL, "width": 512, "time_embedding": "fourier"}))
+    assert float(wide.time_proj.weight.std()) == pytest.approx(16, rel=0.1)
+
+
+def test_fourier_frequencies_are_kept_not_trained_and_drawn_by_the_seed():
+    made = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        made.append(UNet(FOURIER))
+    first, same, other = (net.state_dict()["time_proj.weight"] for net in made)
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+    assert "time_proj.weight" not in dict(made[0].named_parameters())
+
+
+def test_the_average_has_the_networks_frequencies():
+    net = UNet(FOURIER)
+    ema = averaged(net, 0.9)
+    kept = net.time_proj.weight.clone()
+    with torch.no_grad():
+        for _ in range(3):
+            for p in net.parameters():
+                p.add_(0.1)
+            ema.update_parameters(net)
+    assert torch.equal(ema.module.time_proj.weight, kept)
+    assert not torch.equal(ema.module.conv_in.weight, net.conv_in.weight)
+
+
 # -- shapes ---------------------------------------------------------------------------------------
 
 
@@ -230,10 +337,15 @@ def test_the_published_networks_have_their_parameter_counts():
         {"size": 9},
         {"size": (8, 9)},
         {"width": 10},
+        {"width": 2, "multipliers": (2, 4)},
         {"multipliers": ()},
         {"heads": 2, "head_width": 4},
         {"head_width": 3},
         {"heads": 3},
+        {"heads": 3, "attention": ()},
+        {"norm_eps": 0.0},
+        {"downsample_padding": 2},
+        {"freq_shift": 2},
         {"channels": 0},
         {"dropout": 1.0},
         {"multipliers": (1, -2)},
@@ -245,3 +357,27 @@ def test_the_published_networks_have_their_parameter_counts():
 def test_a_network_that_cannot_be_is_a_usage_error(wrong: dict[str, Any]):
     with pytest.raises(UsageError):
         UNetConfig(**{**SMALL, **wrong})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"block": "convnxt"}, r"\[unet\] block: there is no 'convnxt'. Did you mean 'convnext'"),
+        ({"time_embedding": "furier"}, r"\[unet\] time_embedding.* Did you mean 'fourier'"),
+    ],
+    ids=str,
+)
+def test_a_part_that_does_not_exist_is_a_usage_error(wrong: dict[str, Any], message: str):
+    with pytest.raises(UsageError, match=message):
+        UNet(UNetConfig(**{**SMALL, **wrong}))
+
+
+def test_heads_must_suit_the_levels_that_have_attention_alone():
+    config = UNetConfig(**{**SMALL, "width": 12, "attention": (4,), "head_width": 8})
+    assert UNet(config).mid_block.attentions[0].heads == 3
+
+
+def test_a_resolution_that_no_level_has_is_passed_over():
+    net = UNet(UNetConfig(**SMALL, attention=(4, 7, 32)))
+    assert [level.attend for level in net.down_blocks] == [False, True]
+    assert [level.attend for level in net.up_blocks] == [True, False]

@@ -1,0 +1,208 @@
+"""The parts of the U-Net, and every way to put them together."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracles import generator
+from test_unet import batch, randomised
+from torch import nn
+
+from diffuse_cli.config import UNetConfig
+from diffuse_cli.core import UNet
+from diffuse_cli.core.blocks import BLOCKS, doubled, halved, unchanged
+from diffuse_cli.core.unet import TIME_EMBEDDINGS, checkpointed
+
+TINY: dict[str, Any] = {
+    "size": 8, "channels": 2, "out_channels": 4, "width": 8, "groups": 4, "blocks": 1,
+    "multipliers": (1, 2), "attention": (4,), "num_classes": 2,
+}  # fmt: skip
+
+HEADS: dict[str, dict[str, int]] = {
+    "one head": {}, "heads": {"heads": 2}, "head_width": {"head_width": 4},
+}  # fmt: skip
+
+PRODUCT = {
+    " ".join((block, f"{scale_shift=}", f"{updown=}", time, heads)): UNetConfig(
+        **TINY,
+        block=block,
+        scale_shift=scale_shift,
+        resblock_updown=updown,
+        time_embedding=time,
+        **HEADS[heads],
+    )
+    for block, scale_shift, updown, time, heads in itertools.product(
+        BLOCKS, (False, True), (False, True), TIME_EMBEDDINGS, HEADS
+    )
+}
+"""Every combination of the network's ingredients."""
+
+combined = pytest.mark.parametrize("config", PRODUCT.values(), ids=list(PRODUCT))
+
+
+# -- every combination ----------------------------------------------------------------------------
+
+
+@combined
+def test_it_predicts_in_the_shape_of_its_output_and_trains_every_weight(config: UNetConfig):
+    net = randomised(config)
+    x, t = batch(config)
+    y = net(x, t, label=torch.tensor([0, 2]))
+    assert y.shape == (2, 4, 8, 8)
+    assert bool(y.isfinite().all())
+    y.square().sum().backward()
+    for name, p in net.named_parameters():
+        assert p.grad is not None, name
+        assert bool(p.grad.isfinite().all()), name
+        if not name.endswith("to_k.bias"):  # softmax takes no notice of it
+            assert float(p.grad.abs().max()) > 0, name
+
+
+@combined
+@torch.no_grad()
+def test_time_and_class_matter(config: UNetConfig):
+    net = randomised(config)
+    x, t = batch(config)
+    y = net(x, t, label=torch.tensor([0, 1]))
+    assert not torch.allclose(y, net(x, t + 5, label=torch.tensor([0, 1])), atol=1e-3)
+    assert not torch.allclose(y, net(x, t, label=torch.tensor([1, 0])), atol=1e-3)
+
+
+@combined
+@torch.no_grad()
+def test_a_new_network_predicts_zero(config: UNetConfig):
+    x, t = batch(config)
+    assert bool((UNet(config)(x, t) == 0).all())
+
+
+@combined
+@torch.no_grad()
+def test_it_is_itself_again_from_its_tensors_alone(config: UNetConfig):
+    net = randomised(config)
+    with torch.device("meta"):
+        again = UNet(config)
+    again.load_state_dict({n: v.clone() for n, v in net.state_dict().items()}, assign=True)
+    x, t = batch(config)
+    assert torch.equal(again.eval()(x, t), net(x, t))
+
+
+@combined
+@torch.no_grad()
+def test_bfloat16_autocast_runs(config: UNetConfig):
+    net = randomised(config)
+    x, t = batch(config)
+    exact = net(x, t)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = net(x, t).float()
+    assert float((rough - exact).norm() / exact.norm()) < 0.1
+
+
+# -- blocks ---------------------------------------------------------------------------------------
+
+CONFIG = UNetConfig(size=8, width=8, groups=4, multipliers=(1, 2), attention=())
+
+
+def randomise(block: nn.Module) -> nn.Module:
+    g = generator(4)
+    with torch.no_grad():
+        for p in block.parameters():
+            p.copy_(torch.randn(p.shape, generator=g) * 0.3)
+    return block
+
+
+@pytest.mark.parametrize("block", list(BLOCKS))
+@pytest.mark.parametrize("after", [8, 16])
+@pytest.mark.parametrize(("resize", "side"), [(unchanged, 8), (halved, 4), (doubled, 16)])
+@torch.no_grad()
+def test_a_new_block_is_its_shortcut(block: str, after: int, resize, side: int):
+    made = BLOCKS[block](CONFIG, 8, after, resize)
+    x, emb = torch.randn(2, 8, 8, 8, generator=generator(5)), torch.ones(2, 32)
+    y = made(x, emb)
+    assert y.shape == (2, after, side, side)
+    assert torch.allclose(y, made.conv_shortcut(resize(x)), atol=1e-6)
+
+
+def test_sizes_change_by_means_and_nearest_neighbours():
+    x = torch.tensor([[[[1.0, 3.0], [5.0, 7.0]]]])
+    assert halved(x).tolist() == [[[[4.0]]]]
+    assert doubled(x)[0, 0].tolist() == [
+        [1, 1, 3, 3], [1, 1, 3, 3], [5, 5, 7, 7], [5, 5, 7, 7],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("scale_shift", [False, True])
+@torch.no_grad()
+def test_a_convnext_block_is_what_it_says(scale_shift: bool):
+    config = UNetConfig(**{**TINY, "scale_shift": scale_shift, "norm_eps": 0.1})
+    block = randomise(BLOCKS["convnext"](config, 8, 16)).eval()
+    g = generator(6)
+    x, emb = torch.randn(2, 8, 5, 7, generator=g), torch.randn(2, 32, generator=g)
+    w = block.state_dict()
+    h = F.conv2d(x, w["dwconv.weight"], w["dwconv.bias"], padding=3, groups=8)
+    time = emb @ w["time_emb_proj.weight"].T + w["time_emb_proj.bias"]
+    time = time[:, :, None, None]
+    if scale_shift:
+        h = F.group_norm(h, 4, w["norm.weight"], w["norm.bias"], 0.1)
+        h = h * (1 + time[:, :8]) + time[:, 8:]
+    else:
+        h = F.group_norm(h + time, 4, w["norm.weight"], w["norm.bias"], 0.1)
+    assert w["pwconv1.weight"].shape == (64, 8, 1, 1)
+    h = F.gelu(F.conv2d(h, w["pwconv1.weight"], w["pwconv1.bias"]))
+    h = F.conv2d(h, w["pwconv2.weight"], w["pwconv2.bias"])
+    expected = h + F.conv2d(x, w["conv_shortcut.weight"], w["conv_shortcut.bias"])
+    assert torch.allclose(block(x, emb), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("block", list(BLOCKS))
+@torch.no_grad()
+def test_dropout_acts_in_every_block(block: str):
+    made = randomise(BLOCKS[block](UNetConfig(**TINY, dropout=0.5), 8, 8))
+    x, emb = torch.randn(2, 8, 8, 8, generator=generator(5)), torch.ones(2, 32)
+    assert not torch.allclose(made(x, emb), made(x, emb), atol=1e-3)
+    made.eval()
+    assert torch.equal(made(x, emb), made(x, emb))
+
+
+# -- gradient checkpointing -----------------------------------------------------------------------
+
+
+def gradients(net: UNet, config: UNetConfig, half: bool) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """The gradients of a training step, and the state of the generator after it."""
+    net.zero_grad(set_to_none=True)
+    torch.manual_seed(7)
+    x, t = batch(config)
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        y = net(x, t, label=torch.tensor([1, 2]))
+    y.float().square().sum().backward()
+    return [p.grad for p in net.parameters()], torch.get_rng_state()
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("updown", [False, True])
+@pytest.mark.parametrize("block", list(BLOCKS))
+def test_checkpointing_gives_the_same_gradients_bit_for_bit(block: str, updown: bool, half: bool):
+    config = UNetConfig(**TINY, block=block, resblock_updown=updown, dropout=0.4)
+    net = randomised(config).train()
+    runs: list[int] = []
+    net.mid_block.resnets[0].register_forward_pre_hook(lambda *_: runs.append(1))
+    plain, state = gradients(net, config, half)
+    assert len(runs) == 1
+    net.run_block = checkpointed
+    again, state_again = gradients(net, config, half)
+    assert len(runs) == 3
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+    assert torch.equal(state, state_again)
+
+
+@torch.no_grad()
+def test_checkpointing_changes_nothing_where_there_is_no_gradient():
+    config = PRODUCT[next(iter(PRODUCT))]
+    net = randomised(config)
+    x, t = batch(config)
+    y = net(x, t)
+    net.run_block = checkpointed
+    assert torch.equal(net(x, t), y)

@@ -1,0 +1,216 @@
+"""The network of a training: its width, its buffers, and the memory that it takes."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffuse_cli import modelfile
+from diffuse_cli.config import TrainConfig
+from diffuse_cli.core import UNet
+from diffuse_cli.errors import UsageError
+from diffuse_cli.options import from_dict, to_dict, to_toml
+from diffuse_cli.presets import PRESETS, network
+from diffuse_cli.training.configuring import complete, configure, rate_at
+from diffuse_cli.training.estimating import bytes_kept
+from diffuse_cli.training.rundir import RunDirectory
+
+MODEL = Path("model.safetensors")
+
+
+def completed(typed, filed=None, channels=1):
+    """What `diffuse train` makes of a command line and a file, for images of 32x32."""
+    return complete(configure({"data": "images", **typed}, filed), (32, 32), channels)
+
+
+def as_file(config):
+    """What --dry-run prints, read by --config."""
+    return tomllib.loads(to_toml(config))
+
+
+# -- width ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_the_learning_rate_follows_the_width(name):
+    preset = PRESETS[name]
+    own = preset.unet["width"]
+    assert rate_at(name, None) == rate_at(name, own) == preset.train["lr"]
+    assert rate_at(name, 2 * own) == pytest.approx(preset.train["lr"] / 2)
+
+
+def test_the_width_is_the_one_dial():
+    config = completed({"preset": "tiny", "width": 40})
+    assert config.width == config.unet["width"] == 40
+    assert config.lr == pytest.approx(PRESETS["tiny"].train["lr"] * 32 / 40)
+    assert config.unet["groups"] == 20
+    assert completed({"preset": "tiny", "width": 40, "lr": 0.5}).lr == 0.5
+
+
+def test_the_width_of_a_preset_is_said_where_none_was_typed():
+    config = completed({"preset": "small"})
+    assert config.width == 64
+    assert config.lr == PRESETS["small"].train["lr"]
+
+
+@pytest.mark.parametrize("width", [24, 32, 40])
+@pytest.mark.parametrize("preset", ["tiny", "base", "iddpm-cifar10"])
+def test_what_dry_run_prints_gives_the_same_network_again(preset, width):
+    config = completed({"preset": preset, "width": width})
+    assert completed({}, as_file(config)) == config
+
+
+def test_a_typed_width_stands_over_a_file():
+    filed = {"preset": "base", "lr": 0.5, "unet": {"width": 8, "groups": 4, "head_width": 4}}
+    config = completed({"width": 12}, filed)
+    assert (config.width, config.unet["groups"], config.unet["head_width"]) == (12, 4, 4)
+    assert config.lr == 0.5
+    config = completed({"width": 14}, filed)
+    assert (config.width, config.unet["groups"], config.unet["head_width"]) == (14, 14, 28)
+
+
+def test_a_typed_width_stands_over_what_dry_run_printed():
+    narrow = as_file(completed({"preset": "base", "width": 40}))
+    config = completed({"width": 64}, narrow)
+    expected = completed({"preset": "base", "width": 64})
+    assert config.unet["width"] == 64
+    assert config.unet["groups"] == expected.unet["groups"]
+
+
+def test_a_typed_preset_brings_its_own_width():
+    filed = as_file(completed({"preset": "tiny", "width": 40}))
+    assert completed({"preset": "small"}, filed).width == 64
+    assert completed({"preset": "tiny"}, filed).width == 40
+
+
+def test_two_widths_in_a_file_that_differ_are_refused():
+    with pytest.raises(UsageError, match=r"\[unet\] width = 24 differs from width = 40"):
+        completed({}, {"preset": "tiny", "size": 32, "width": 40, "unet": {"width": 24}})
+
+
+def test_a_run_goes_on_with_its_own_width_alone(train, diffuse, images):
+    assert train("--steps", 2, "--width", 12).code == 0
+    assert modelfile.load(MODEL).unet.width == 12
+    assert modelfile.load(MODEL).unet.groups == 4
+    assert diffuse("train", images, "--resume", "--width", 12).code == 0
+    ran = diffuse("train", images, "--resume", "--width", 16)
+    assert ran.code == 2
+    assert "--width 16 differs from the run's 12" in ran.line
+
+
+def test_a_model_to_start_from_has_its_own_width(train, diffuse, images):
+    assert train("--steps", 2, "--width", 12).code == 0
+    start = ["train", images, "--init", MODEL, "--steps", 1, "-q", "-o"]
+    assert diffuse(*start, "same.safetensors", "--width", 12).code == 0
+    assert diffuse(*start, "none.safetensors").code == 0
+    assert modelfile.load("none.safetensors").unet == modelfile.load("same.safetensors").unet
+    ran = diffuse(*start, "other.safetensors", "--width", 16)
+    assert ran.code == 2
+    assert "another network" in ran.line
+
+
+# -- Fourier frequencies --------------------------------------------------------------------------
+
+
+def test_fourier_frequencies_are_drawn_by_the_seed_and_kept(train, recipe, tmp_path):
+    """They come with the model, averaged or not, and a resumed run has them again."""
+    path = tmp_path / "fourier.toml"
+    path.write_text(f'{recipe.read_text()}time_embedding = "fourier"\n')
+    train("--config", path, "--steps", 4)
+    model = modelfile.load(MODEL)
+    assert model.unet.time_embedding == "fourier"
+    weight = model.ema["time_proj.weight"]
+    assert weight.equal(model.raw["time_proj.weight"])
+    assert model.network().time_proj.weight.equal(weight)
+    assert not model.network().time_proj.weight.is_meta
+
+    train("--config", path, "--steps", 4, "--stop-at", 2, "-o", "halves.safetensors")
+    train("--config", path, "--resume", "-o", "halves.safetensors")
+    assert Path("halves.safetensors").read_bytes() == MODEL.read_bytes()
+
+    train("--config", path, "--steps", 1, "--seed", 1, "-o", "other.safetensors")
+    assert not modelfile.load("other.safetensors").ema["time_proj.weight"].equal(weight)
+
+
+# -- memory ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", ["resnet", "convnext"])
+def test_gradient_checkpointing_does_not_change_the_model(train, recipe, tmp_path, block):
+    path = tmp_path / "dropout.toml"
+    path.write_text(f'{recipe.read_text()}dropout = 0.3\nblock = "{block}"\n')
+    train("--config", path, "--steps", 4, "-o", "plain.safetensors")
+    ran = train("--config", path, "--steps", 4, "--gradient-checkpointing")
+    assert ran.code == 0
+    assert MODEL.read_bytes() == Path("plain.safetensors").read_bytes()
+    assert "gradient_checkpointing" not in RunDirectory(MODEL).config.read_text()
+
+
+def test_a_trainer_checkpoints_where_it_is_asked(train, monkeypatch):
+    from diffuse_cli.core.unet import checkpointed, plainly
+    from diffuse_cli.training.trainer import Trainer
+
+    seen = []
+    real = Trainer.step
+    monkeypatch.setattr(
+        Trainer, "step", lambda self, n: seen.append(self.net.run_block) or real(self, n)
+    )
+    train("--steps", 1, "--gradient-checkpointing")
+    train("--steps", 1, "-o", "plain.safetensors")
+    assert seen == [checkpointed, plainly]
+
+
+def bytes_saved(net, run, besides=()):
+    """Bytes that autograd saves of what `run` does, beside the weights and some tensors."""
+    own = {t.untyped_storage().data_ptr() for t in (*net.parameters(), *besides)}
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        run()
+    return total({t for t in saved if t.untyped_storage().data_ptr() not in own})
+
+
+def total(tensors):
+    """Bytes of tensors that are all alive, shared ones counted once."""
+    storages = [t.untyped_storage() for t in tensors]
+    return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_estimate_counts_what_autograd_keeps(batch):
+    unet = network(TrainConfig(data="x"), "tiny", (16, 16), 3)
+    net, x, t = UNet(unet), torch.zeros(batch, 3, 16, 16), torch.zeros(batch)
+    expected = bytes_saved(net, lambda: net(x, t))
+    assert bytes_kept(unet, batch, half=False, checkpointing=False) == expected
+
+
+@pytest.mark.parametrize("resblock_updown", [False, True])
+def test_the_estimate_with_checkpointing_is_inputs_and_the_largest_block(resblock_updown):
+    given = {"resblock_updown": resblock_updown}
+    unet = network(TrainConfig(data="x", unet=given), "tiny", (16, 16), 3)
+    net, x, t = UNet(unet), torch.zeros(2, 3, 16, 16), torch.zeros(2)
+    calls = []
+    net.run_block = lambda block, *inputs: calls.append((block, inputs)) or block(*inputs)
+    outside = bytes_saved(net, lambda: net.time_embedding(net.time_proj(t)))
+    net(x, t)
+    inputs = [[v for v in given if isinstance(v, torch.Tensor)] for _, given in calls]
+    largest = max(
+        bytes_saved(net, lambda b=block, g=given: b(*g), besides)
+        for (block, given), besides in zip(calls, inputs, strict=True)
+    )
+    expected = total({v for own in inputs for v in own}) + total({x}) + outside + largest
+    found = bytes_kept(unet, 2, half=False, checkpointing=True)
+    assert found == pytest.approx(expected, rel=0.01)
+    assert found < bytes_kept(unet, 2, half=False, checkpointing=False) / 2
+
+
+def test_dry_run_prints_less_memory_with_checkpointing(train, monkeypatch):
+    monkeypatch.setattr("diffuse_cli.training.timing.SECONDS", 0.0)
+    plain = train("--dry-run", "--json").json
+    checkpointed = train("--dry-run", "--json", "--gradient-checkpointing").json
+    assert checkpointed["memory_bytes"] < plain["memory_bytes"]
+    assert checkpointed["config"] == plain["config"]
+    assert from_dict(TrainConfig, checkpointed["config"]).width == 8
+    assert to_dict(from_dict(TrainConfig, plain["config"]), control=False) == plain["config"]
