@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from diffuse_cli import __version__, files
 from diffuse_cli.config import DiffusionConfig, UNetConfig
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.core.process import Process
-from diffuse_cli.core.schedules import SCHEDULES
+from diffuse_cli.core.schedules import SCHEDULES, zero_terminal_snr
 from diffuse_cli.core.unet import UNet
+from diffuse_cli.core.variances import channels_out
 from diffuse_cli.errors import DiffuseError, ModelFileError, lookup
 from diffuse_cli.options import from_dict, parse_color, to_dict
 
@@ -32,7 +33,7 @@ RAW = "raw."
 """Prefix of the weights before averaging, where they are kept."""
 
 MAX_HEADER = 16_000_000
-MAX_CONFIG = 4_000_000
+MAX_CONFIG = 8_000_000
 DTYPES = {torch.float32: "F32", torch.int64: "I64"}
 
 
@@ -44,7 +45,7 @@ class Model:
         unet, diffusion: the network and the process.
         ema, raw: the averaged weights by name, and those before averaging or None.
         step: optimizer steps behind the weights.
-        classes: class names of the training data.
+        classes: class names of the training data, which a conditional network has as labels.
         data: fingerprint, number of images and the held-out rule of the training data.
         training: the configuration of the training.
         versions: of `diffuse` and torch, as a file says them; writing fills in its own.
@@ -81,11 +82,25 @@ class Model:
         return make_denoiser(net, self.diffusion)
 
 
+def make_process(diffusion: DiffusionConfig) -> Process:
+    """The forward process of a configuration: of its schedule or its betas, rescaled if it says so.
+
+    Raises:
+        UsageError: no such schedule, or betas that are no process.
+    """
+    betas: Sequence[float] | None = diffusion.betas
+    if betas is None:
+        betas = lookup(SCHEDULES, diffusion.schedule, "--schedule")(diffusion.num_timesteps)
+    return Process(zero_terminal_snr(betas) if diffusion.zero_terminal_snr else betas)
+
+
 def make_denoiser(net: Any, diffusion: DiffusionConfig) -> Denoiser:
-    """A network under the process, target and variance of a configuration."""
-    schedule = lookup(SCHEDULES, diffusion.schedule, "--schedule")
-    process = Process(schedule(diffusion.num_timesteps))
-    return Denoiser(net, process, diffusion.target, diffusion.variance)
+    """A network under the process, target and variance of a configuration.
+
+    Raises:
+        UsageError: an unknown name, or a target that is undefined under the process.
+    """
+    return Denoiser(net, make_process(diffusion), diffusion.target, diffusion.variance)
 
 
 # -- writing --------------------------------------------------------------------------------------
@@ -237,16 +252,20 @@ def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _rebuild(described: Mapping[str, Any]) -> Model:
     """The model without its tensors."""
-    diffusion = from_dict(DiffusionConfig, described["diffusion"])
-    if diffusion.num_timesteps > 100_000:
-        raise ModelFileError("too many timesteps")
+    diffusion = from_dict(DiffusionConfig, _settled(described["diffusion"]))
     make_denoiser(None, diffusion)
     step, classes = described["step"], described["classes"]
     if not isinstance(step, int) or not all(isinstance(name, str) for name in classes):
         raise ValueError("step or classes are of the wrong type")
     unet = from_dict(UNetConfig, described["unet"])
-    if unet.out_channels not in (None, unet.channels):
-        raise ValueError(f"{unet.out_channels} channels out for {unet.channels} in")
+    out, needed = (
+        unet.out_channels or unet.channels,
+        channels_out(diffusion.variance, unet.channels),
+    )
+    if out != needed:
+        raise ValueError(f"{out} channels out, not {needed} for variance '{diffusion.variance}'")
+    if unet.num_classes not in (0, len(classes)):
+        raise ValueError(f"a network of {unet.num_classes} classes with {len(classes)} names")
     data = dict(described["data"])
     parse_color(data.get("background", "white"))
     return Model(
@@ -256,9 +275,16 @@ def _rebuild(described: Mapping[str, Any]) -> Model:
         step=step,
         classes=tuple(classes),
         data=data,
-        training=dict(described["training"]),
+        training=_settled(described["training"]),
         versions=dict(described["versions"]),
     )
+
+
+def _settled(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as `to_dict` writes them: a null would be a default, and a path would be read."""
+    if any(value is None for value in values.values()) or isinstance(values.get("betas"), str):
+        raise ModelFileError("settings that are not those of a configuration")
+    return dict(values)
 
 
 def _check_shapes(unet: UNetConfig, header: Mapping[str, Any]) -> None:

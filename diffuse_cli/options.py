@@ -7,6 +7,7 @@ command line, the checks, the documentation and the TOML all read it from there.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 import tomllib
@@ -33,7 +34,7 @@ class Option:
         control: it cannot change the weights: not compared by `--resume`, not in the model file.
         place: a path on this machine: in the TOML, not in the model file.
         argument: positional, without a flag.
-        flag: the flag where it is not the field's name, or a short form beside it.
+        flag: the long flag where it is not the field's name, or a short form beside it.
         shown: the default as `--help` shows it, where it depends on machine or data.
     """
 
@@ -108,6 +109,81 @@ def parse_names(value: Any) -> tuple[str, ...]:
     return names
 
 
+MOST_BETAS = 100_000
+BETAS_BYTES = 10_000_000
+"""A file of betas is not read further than this."""
+
+
+def parse_betas(value: Any) -> tuple[float, ...]:
+    """A list of numbers in (0, 1], or the path of a text file of them.
+
+    The file is a JSON list, or numbers between commas, blanks and line ends.
+
+    Raises:
+        ValueError: not 2 to 100,000 such numbers, or a file that cannot be read; says the line.
+    """
+    if isinstance(value, str):
+        given = _numbers_in(value)
+    else:
+        given = [(f"entry {i}", number) for i, number in enumerate(value, 1)]
+    for where, beta in given:
+        if not isinstance(beta, (int, float)) or isinstance(beta, bool):
+            raise ValueError(f"{where}: {_brief(beta)} is not a number")
+        if not 0 < beta <= 1:
+            raise ValueError(f"{where}: a beta lies in (0, 1], unlike {_brief(beta)}")
+    if not 2 <= len(given) <= MOST_BETAS:
+        raise ValueError(f"2 to {MOST_BETAS:,} betas, not {len(given):,}")
+    return tuple(float(beta) for _, beta in given)
+
+
+def _numbers_in(path: str) -> list[tuple[str, Any]]:
+    """What stands in a file of betas, each with its place."""
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(BETAS_BYTES + 1)
+    except OSError as error:
+        raise ValueError(error.strerror) from error
+    if len(data) > BETAS_BYTES:
+        raise ValueError(f"more than {BETAS_BYTES:,} bytes")
+    try:
+        text = data.decode("utf-8-sig")
+        if text.lstrip().startswith("["):
+            return [(f"entry {i}", number) for i, number in enumerate(json.loads(text), 1)]
+    except json.JSONDecodeError as error:
+        raise ValueError(f"line {error.lineno}: {error.msg}") from error
+    except RecursionError as error:
+        raise ValueError("a list within a list") from error
+    words = (
+        (f"line {i}", word)
+        for i, line in enumerate(text.splitlines(), 1)
+        for word in line.replace(",", " ").split()
+    )
+    return [(where, _number(word)) for where, word in words]
+
+
+def _number(word: str) -> float | str:
+    """A word as a number, or as it is."""
+    try:
+        return float(word)
+    except ValueError:
+        return word
+
+
+def _brief(value: Any) -> str:
+    """A value in a message, of which the start is enough."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:60]} …"
+
+
+def parse_interval(value: Any) -> tuple[float, float]:
+    """`"0.3,3"` or `[0.3, 3]` as two rising numbers from 0 on."""
+    parts = value.split(",") if isinstance(value, str) else list(value)
+    low, high = (float(part) for part in parts)
+    if not 0 <= low < high:
+        raise ValueError("two rising numbers, such as 0.3,3")
+    return low, high
+
+
 def options(config: type | object) -> Iterator[tuple[dataclasses.Field[Any], Option]]:
     """The fields of a configuration that are options, with their metadata."""
     for f in dataclasses.fields(config):  # type: ignore[arg-type]
@@ -120,6 +196,8 @@ def flag_of(f: dataclasses.Field[Any]) -> str:
     name: Option = f.metadata["option"]
     if name.argument:
         return f.name.upper()
+    if name.flag.startswith("--"):
+        return name.flag
     return "--" + f.name.replace("_", "-")
 
 
@@ -132,10 +210,7 @@ class Config:
             if value is None:
                 continue
             if spec.parse is not None:
-                try:
-                    object.__setattr__(self, f.name, spec.parse(value))
-                except (ValueError, TypeError, AttributeError) as error:
-                    raise UsageError(f"{flag_of(f)} {value!r}: {error}") from error
+                object.__setattr__(self, f.name, _parse(f, spec, value))
             elif isinstance(value, (int, float)) and not isinstance(value, bool):
                 self._check_number(f, spec, value)
             _check_type(f, value)
@@ -150,6 +225,25 @@ class Config:
             raise UsageError(f"{flag_of(f)} must be at least {spec.low:g}, not {value:g}")
         if spec.high is not None and value > spec.high:
             raise UsageError(f"{flag_of(f)} must be at most {spec.high:g}, not {value:g}")
+
+
+def _parse(f: dataclasses.Field[Any], spec: Option, value: Any) -> Any:
+    if spec.parse is None or value is None:
+        return value
+    try:
+        return spec.parse(value)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UsageError(f"{flag_of(f)} {_brief(value)}: {error}") from error
+
+
+def parsed(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with the options of `kind` parsed, so that a file that one names is read once.
+
+    Raises:
+        UsageError: a value that cannot be parsed.
+    """
+    known = {f.name: (f, spec) for f, spec in options(kind)}
+    return {k: _parse(*known[k], value) if k in known else value for k, value in values.items()}
 
 
 _KINDS: dict[str, tuple[type, ...]] = {

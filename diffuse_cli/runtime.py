@@ -167,11 +167,19 @@ def image_noise(
 
 @dataclass(frozen=True)
 class Draws:
-    """The randomness of positions of one step: times (B,), noise (B, C, H, W), flips (B,)."""
+    """The randomness of positions of one step.
 
-    t: Tensor
+    Attributes:
+        u: (B,) in [0, 1), from which a timestep follows.
+        noise: (B, C, H, W).
+        flip: (B,), whether the image is mirrored.
+        drop: (B,) in [0, 1), from which it follows whether the label is left out.
+    """
+
+    u: Tensor
     noise: Tensor
     flip: Tensor
+    drop: Tensor
 
 
 def training_draws(
@@ -180,7 +188,6 @@ def training_draws(
     positions: range,
     *,
     shape: Sequence[int],
-    num_timesteps: int,
     device: torch.device,
     purpose: str = "training",
 ) -> Draws:
@@ -191,17 +198,17 @@ def training_draws(
     import torch
 
     first, last = positions.start // BLOCK, (positions.stop - 1) // BLOCK
-    t, noise, flip = [], [], []
+    blocks = []
     for block in range(first, last + 1):
         generator = torch.Generator(device).manual_seed(
             key(seed, purpose, step, block) & 0x7FFF_FFFF_FFFF_FFFF
         )
         options: dict[str, Any] = {"generator": generator, "device": device}
-        t.append(torch.randint(0, num_timesteps, (BLOCK,), **options))
-        flip.append(torch.rand((BLOCK,), **options) < 0.5)
-        noise.append(torch.randn((BLOCK, *shape), **options))
+        u, flip, drop = torch.rand((3, BLOCK), **options)
+        noise = torch.randn((BLOCK, *shape), **options)
+        blocks.append((u, noise, flip < 0.5, drop))
     part = slice(positions.start - first * BLOCK, positions.stop - first * BLOCK)
-    return Draws(*(torch.cat(blocks)[part] for blocks in (t, noise, flip)))
+    return Draws(*(torch.cat(values)[part] for values in zip(*blocks, strict=True)))
 
 
 def seed_modules(seed: int, step: int, microbatch: int, process: int) -> None:

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from diffuse_cli import files, modelfile, pictures
+from diffuse_cli.conditioning import Condition, condition
 from diffuse_cli.config import SampleConfig
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.core.guidance import clip
+from diffuse_cli.core.guidance import threshold as thresholded
 from diffuse_cli.core.samplers import SAMPLERS, State, knobs
 from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
 from diffuse_cli.errors import OutputError, lookup
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     from accelerate import Accelerator
+    from PIL.Image import Image
     from torch import Tensor
 
     Pixels = npt.NDArray[np.uint8]
@@ -39,7 +42,7 @@ GRID_IMAGES = 400
 """At most so many images are shown in the grid."""
 
 WRITTEN = re.compile(r"\d{5,}\.png|grid\.png|denoising\.gif|manifest\.json")
-DESCRIBED = ("seed", "n", "sampler", "steps", "spacing", "eta", "weights")
+DESCRIBED = ("seed", "n", "sampler", "steps", "spacing", "eta", "order", "threshold", "weights")
 """Options that a manifest repeats: with the model they give the same images again."""
 
 
@@ -69,6 +72,8 @@ def draw(
     sampler: str = "ddim",
     batch_size: int = 64,
     options: Mapping[str, Any] | None = None,
+    condition: Condition | None = None,
+    threshold: float | None = None,
 ) -> Iterator[Drawing]:
     """Draw the images of a seed with these indices, a batch at a time.
 
@@ -76,12 +81,19 @@ def draw(
         shape: (C, H, W) of an image.
         times: the timesteps visited, descending.
         options: what the sampler takes beside, for example `eta`.
+        condition: the images' classes, for a conditional model.
+        threshold: the percentile of dynamic thresholding; x_0 is clipped where None.
 
     Raises:
         UsageError: no such sampler.
     """
     sample = lookup(SAMPLERS, sampler, "--sampler")
-    denoise = clip(denoiser, denoiser.process)
+    process = denoiser.process
+    denoise = condition.guided(denoiser, process) if condition else denoiser
+    if threshold is None:
+        denoise = clip(denoise, process)
+    else:
+        denoise = thresholded(denoise, process, threshold)
     for start in range(0, len(indices), batch_size):
         batch = indices[start : start + batch_size]
 
@@ -89,7 +101,8 @@ def draw(
             drawn = image_noise(seed, batch, k, shape, device)
             return drawn.contiguous(memory_format=torch.channels_last)
 
-        states = sample(denoise, denoiser.process, noise(-1), times, noise=noise, **(options or {}))
+        bound = condition.bind(denoise, batch, device) if condition else denoise
+        states = sample(bound, process, noise(-1), times, noise=noise, **(options or {}))
         for step, state in enumerate(states, 1):
             yield Drawing(batch, step, len(times), state)
 
@@ -173,12 +186,13 @@ def generate(config: SampleConfig) -> Work[Generated | None]:
         UsageError: options that do not go together.
     """
     folder = Path(config.out)
-    options = knobs(config.sampler, eta=config.eta)
+    options = knobs(config.sampler, **config.knobs)
     if rank() == 0:
         check_folder(folder, config.overwrite)
     with machine(resolve_precision(config.precision)) as accelerator:
         loaded = load_denoiser(config.model, config.weights, accelerator)
         times = loaded.denoiser.process.times(config.steps, config.spacing)
+        wanted = condition(config, loaded.model, config.classes)
         mine = share(config.n, accelerator.num_processes, accelerator.process_index)
         drawings = draw(
             loaded.denoiser,
@@ -190,6 +204,8 @@ def generate(config: SampleConfig) -> Work[Generated | None]:
             sampler=config.sampler,
             batch_size=config.batch_size,
             options=options,
+            condition=wanted,
+            threshold=config.threshold,
         )
         frames: Frames = {}
         if config.gif:
@@ -200,7 +216,7 @@ def generate(config: SampleConfig) -> Work[Generated | None]:
             _gather(keep, frames)
         if not isinstance(keep, _Folder):
             return None
-        return _finish(config, loaded, keep, frames, accelerator.num_processes)
+        return _finish(config, loaded, wanted, keep, frames, accelerator.num_processes)
 
 
 class _Folder(dict[int, "Pixels"]):
@@ -274,17 +290,20 @@ def _earlier(folder: Path) -> list[Path]:
 
 
 def _finish(
-    config: SampleConfig, loaded: Loaded, drawn: _Folder, frames: Frames, processes: int
+    config: SampleConfig,
+    loaded: Loaded,
+    wanted: Condition | None,
+    drawn: _Folder,
+    frames: Frames,
+    processes: int,
 ) -> Generated:
     """Write grid and animation and, last, the manifest that names every file."""
-    import numpy as np
 
     images = tuple(drawn.path(i) for i in range(config.n))
     grid = gif = None
     if config.grid:
         grid = drawn.folder / "grid.png"
-        whole = np.stack([drawn[i] for i in sorted(drawn)])
-        files.write_bytes(grid, pictures.png(pictures.grid(whole)))
+        files.write_bytes(grid, pictures.png(arrange(drawn, wanted)))
     if config.gif:
         gif = drawn.folder / "denoising.gif"
         files.write_bytes(gif, _animate(frames))
@@ -296,10 +315,39 @@ def _finish(
         "precision": resolve_precision(config.precision),
         "model": {"sha256": loaded.sha256},
         "images": [path.name for path in images],
+        **_describe(wanted, loaded.model.classes, config.n),
         "files": {path.name: files.sha256(path) for path in written},
     }
     files.write_json(manifest, described)
     return Generated(images, grid, gif, manifest, processes)
+
+
+def _describe(wanted: Condition | None, classes: Sequence[str], n: int) -> dict[str, Any]:
+    """What a manifest says of classes: the guidance, and the class of each image."""
+    if wanted is None:
+        return {}
+    return {
+        "guidance": wanted.scale,
+        "guidance_interval": wanted.noise_levels,
+        "classes": [classes[wanted.label(i)] for i in range(n)],
+    }
+
+
+def arrange(drawn: Mapping[int, Pixels], wanted: Condition | None) -> Image:
+    """The grid of images by index: as near to a square as it gets, or a row for each class."""
+    import numpy as np
+
+    order = sorted(drawn)
+    rows: dict[int, list[Pixels]] = {label: [] for label in (wanted.labels if wanted else ())}
+    if wanted:
+        for i in order:
+            rows[wanted.label(i)].append(drawn[i])
+    columns = max(map(len, rows.values()), default=0)
+    if len(rows) < 2 or columns < 2:
+        return pictures.grid(np.stack([drawn[i] for i in order]))
+    blank = np.full_like(drawn[order[0]], 255)
+    filled = [image for row in rows.values() for image in (*row, *[blank] * (columns - len(row)))]
+    return pictures.grid(np.stack(filled), columns)
 
 
 def _animate(frames: Frames) -> bytes:

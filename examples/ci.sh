@@ -18,6 +18,11 @@ diffuse train "$data" --steps 60 --resume --quiet
 diffuse sample "$model" -n 8 -o out/ --steps 10 --quiet
 test "$(find out -name '0*.png' | wc -l)" -eq 8
 
+# Classes are the names of the folders; each image is drawn of a class that is named.
+diffuse train "$data" --steps 20 --batch-size 32 --classes --variance learned -o classes.safetensors --quiet
+diffuse sample classes.safetensors -n 4 --class bag --class sneaker --guidance 2 -o classes/ --steps 5 --quiet
+grep -q '"sneaker"' classes/manifest.json
+
 # Numbers as JSON, for a dashboard or a threshold.
 diffuse eval "$model" "$data" -n 32 --steps 10 --timesteps 10 --json --quiet > eval.json
 python3 -c '
@@ -27,8 +32,8 @@ print("bits per dimension:", round(found["bits_per_dim"], 3), "  KID:", round(fo
 assert 0 < found["bits_per_dim"] < 50
 '
 
-# The forward process, as a picture.
-diffuse noise-demo out/00000.png --schedule linear --schedule cosine -o demo.png --quiet
+# The forward process under every schedule, as a picture.
+diffuse noise-demo out/00000.png -o demo.png --quiet
 test -s demo.png
 
 # Bad input is one line and an exit code.

@@ -104,6 +104,15 @@ def model(images: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="session")
+def conditional(images: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of the classes dark and light, with a learned variance. Do not write here."""
+    out = tmp_path_factory.mktemp("conditional") / "model.safetensors"
+    line = ["train", images, "--config", recipe, "--classes", "--variance", "learned", "-q"]
+    assert in_process([*line, "--label-dropout", 0.3, "--steps", 60, "-o", out]) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
 def whole(images: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The model file of a run of 40 steps that nothing stopped."""
     out = tmp_path_factory.mktemp("whole") / "model.safetensors"

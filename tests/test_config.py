@@ -101,6 +101,17 @@ def test_a_wrong_training_option_is_named(options: dict[str, Any], message: str)
     assert message in str(caught.value)
 
 
+def test_levels_have_widths_and_attention():
+    config = UNetConfig(size=(32, 48), width=32, multipliers=(1, 2, 3), attention=(16, 7))
+    assert config.widths == [32, 64, 96]
+    assert config.attends == [False, True, False]
+
+
+def test_gradient_checkpointing_is_no_part_of_a_model():
+    config = made(TrainConfig, gradient_checkpointing=True)
+    assert "gradient_checkpointing" not in to_dict(config, control=False)
+
+
 def test_whole_floats_are_fine_where_a_float_is_meant():
     assert made(TrainConfig, lr=1, minutes=3).minutes == 3
 
@@ -156,6 +167,18 @@ def test_names_are_one_or_several():
     assert parse_names(["linear", "cosine"]) == ("linear", "cosine")
     with pytest.raises(ValueError, match="a name, or a list of names"):
         parse_names(["linear", 5])
+
+
+@pytest.mark.parametrize("kind", [SampleConfig, EvalConfig])
+def test_an_interval_is_two_rising_numbers(kind: type, tmp_path: Path):
+    for value in ("0.3,3", [0.3, 3], " 0.3 , 3 "):
+        config = made(kind, guidance_interval=value)
+        assert config.guidance_interval == (0.3, 3.0)
+        (tmp_path / "c.toml").write_text(to_toml(config, control=True))
+        assert from_dict(kind, read_toml(tmp_path / "c.toml")) == config
+    for value in ("3,0.3", "1,1", "-1,2", "1", "1,2,3", "a,b", "nan,1", "1,nan", "", 3, [1], True):
+        with pytest.raises(UsageError, match="--guidance-interval"):
+            made(kind, guidance_interval=value)
 
 
 # -- dictionaries and TOML ------------------------------------------------------------------------

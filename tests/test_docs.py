@@ -1,15 +1,124 @@
 """The documentation says what the program says."""
 
+from __future__ import annotations
+
+import ast
+import importlib
 import importlib.util
+import re
+import traceback
+from functools import cache
 from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
+THEORY = ROOT / "docs" / "theory.md"
+TEXT = THEORY.read_text(encoding="utf-8")
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+PROSE = BLOCK.sub("", TEXT)
+IMAGES = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", PROSE)
+LINKS = re.findall(r"(?<!!)\[([^\]]+)\]\(([^)]+)\)", PROSE)
+NAMED = sorted({(text.strip("`"), path) for text, path in LINKS if text.startswith("`")})
+"""Functions and classes are named as [`module.name`](path of the module)."""
+
+
+@cache
+def rendered() -> str:
+    """The help of every command, as the program gives it."""
+    spec = importlib.util.spec_from_file_location("render_cli", ROOT / "docs" / "render_cli.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.render()  # type: ignore[no-any-return]
 
 
 def test_cli_page_is_the_programs_own_help():
-    spec = importlib.util.spec_from_file_location("render_cli", ROOT / "docs" / "render_cli.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.PAGE.read_text(encoding="utf-8") == module.render(), (
-        "run: python docs/render_cli.py"
-    )
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert page == rendered(), "run: python docs/render_cli.py"
+
+
+# -- the theory -----------------------------------------------------------------------------------
+
+
+def find(name: str, path: Path) -> Any:
+    """What `module.name` of a file is; of a test, that it is defined there."""
+    stem, *parts = name.split(".")
+    assert stem == path.stem, f"{name} is not in {path.name}"
+    if path.is_relative_to(ROOT / "tests"):
+        defined = {n.name for n in ast.parse(path.read_text()).body if hasattr(n, "name")}
+        assert parts[0] in defined, f"{path.name} has no {parts[0]}"
+        return None
+    module = path.relative_to(ROOT).with_suffix("")
+    found: Any = importlib.import_module(".".join(module.parts))
+    for part in parts:
+        found = getattr(found, part)
+    return found
+
+
+@pytest.mark.parametrize(("name", "path"), NAMED, ids=[name for name, _ in NAMED])
+def test_theory_names_what_exists(name: str, path: str):
+    find(name, (THEORY.parent / path).resolve())
+
+
+@pytest.mark.parametrize(("name", "path"), [
+    ("process.Process.rewind", "diffuse_cli/core/process.py"),
+    ("process.clip", "diffuse_cli/core/process.py"),
+    ("guidance.clip", "diffuse_cli/core/process.py"),
+    ("test_process.test_nothing", "tests/core/test_process.py"),
+])  # fmt: skip
+def test_a_name_that_does_not_exist_is_found_out(name: str, path: str):
+    with pytest.raises((AssertionError, AttributeError)):
+        find(name, ROOT / path)
+
+
+def test_theory_links_to_files_and_headings_that_exist():
+    headings = re.findall(r"^#+ (.+)$", PROSE, re.MULTILINE)
+    anchors = {"#" + re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
+    assert len(LINKS) > 80
+    for text, target in LINKS:
+        exists = target in anchors if target[0] == "#" else (THEORY.parent / target).is_file()
+        assert exists, f"[{text}]({target})"
+
+
+def test_theory_names_no_function_without_its_link():
+    modules = {path.stem for path in (ROOT / "diffuse_cli" / "core").glob("*.py")}
+    bare = re.findall(r"(?<!\[)`(\w+)\.\w[\w.]*`", PROSE)
+    assert not modules & set(bare)
+
+
+def test_theory_walks_through_the_whole_core():
+    linked = {(THEORY.parent / target).resolve() for _, target in LINKS}
+    core = {path for path in (ROOT / "diffuse_cli" / "core").glob("*.py") if path.stem[0] != "_"}
+    assert core <= linked, sorted(path.name for path in core - linked)
+
+
+def test_theory_names_options_of_the_program():
+    named = re.findall(r"`[^`\n]*`", PROSE)
+    flags = {flag for text in named if "benchmarks/" not in text
+             for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)}  # fmt: skip
+    assert len(flags) > 5
+    assert not {flag for flag in flags if not re.search(rf"{flag}\b(?!-)", rendered())}
+
+
+@pytest.mark.parametrize("path", IMAGES)
+def test_theory_shows_images_that_exist(path: str):
+    with Image.open(THEORY.parent / path) as image:
+        image.verify()
+
+
+def test_the_python_of_the_theory_holds():
+    names: dict[str, Any] = {"__name__": "theory"}
+    blocks = list(BLOCK.finditer(TEXT))
+    assert len(blocks) > 20
+    for block in blocks:
+        assert "assert " in block[1], block[1]
+        lines_before = TEXT.count("\n", 0, block.start(1))
+        try:
+            exec(compile("\n" * lines_before + block[1], str(THEORY), "exec"), names)
+        except Exception as error:
+            line = traceback.extract_tb(error.__traceback__)[1]
+            pytest.fail(f"docs/theory.md:{line.lineno}: {line.line}\n{error!r}", pytrace=False)

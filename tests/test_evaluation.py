@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import math
+import shutil
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 from conftest import write_images
 from PIL import Image
+
+from diffuse_cli import modelfile
+from diffuse_cli.core import bits_per_dim
+from diffuse_cli.evaluation import evaluating
+from diffuse_cli.metrics import METRICS
+from diffuse_cli.runtime import draw_noise, permutation
 
 QUICK = ("--steps", 4, "--precision", "fp32")
 SUBJECT = ("subject", "data", "n", "part", "features", "settings", "seconds")
@@ -38,6 +49,16 @@ def test_the_json_says_everything_one_needs_to_compare(measure, images, model):
     assert found["settings"]["timesteps"] == 10
     assert found["settings"]["precision"] == "fp32"
     assert found["settings"]["model_sha256"] == hashlib.sha256(model.read_bytes()).hexdigest()
+
+
+def test_how_images_are_drawn_is_in_the_settings_and_decides_them(measure, images):
+    line = ("-n", 4, "--timesteps", 2, "--sampler", "unipc", "--json")
+    plain = measure(images, *line).json
+    given = measure(images, *line, "--order", 3, "--threshold", 1).json
+    assert plain["settings"]["threshold"] is None
+    assert given["settings"]["order"] == 3
+    assert given["settings"]["threshold"] == 1
+    assert given["kid"] != plain["kid"]
 
 
 def test_bits_per_dimension_are_the_sum_of_three_parts(measure, images):
@@ -159,3 +180,286 @@ def test_one_image_is_too_few_to_compare(diffuse, model, tmp_path):
     ran = diffuse("eval", model, write_images(tmp_path / "one", 1), "-n", 2, *QUICK, "-q")
     assert ran.code in (2, 3)
     assert "two images" in ran.line
+
+
+# -- classes --------------------------------------------------------------------------------------
+
+CLASS_KEYS = {"real", "generated", "bits_per_dim", "kid", "frechet_distance"}
+
+
+@pytest.fixture
+def measure_classes(diffuse, conditional):
+    return lambda data, *options: diffuse("eval", conditional, data, *QUICK, *options)
+
+
+@pytest.fixture
+def finished(monkeypatch):
+    """The parts that an evaluation was made of, when it is done."""
+    kept = []
+    real = evaluating._by_class
+
+    def by_class(evaluation, names):
+        kept.append(evaluation)
+        return real(evaluation, names)
+
+    monkeypatch.setattr(evaluating, "_by_class", by_class)
+    return kept
+
+
+def renamed(data, to, **names):
+    """A copy of DATA whose class folders have other names; those not named are left out."""
+    for old, new in names.items():
+        shutil.copytree(data / old, to / new)
+    return to
+
+
+def shown_as(part, images, names):
+    """Each image's class by the folder it lies in, for images of an evaluation."""
+    known = {}
+    for path in sorted(images.rglob("*.png")):
+        known[np.asarray(Image.open(path)).tobytes()] = path.parent.name
+    found = [known[np.ascontiguousarray(p).tobytes()] for p in part.pixels]
+    return [names.index(name) if name in names else -1 for name in found]
+
+
+def test_each_class_is_measured_as_it_would_be_alone(diffuse, images, other):
+    """Two folders of two classes, against the same command on the folders of each class."""
+    found = diffuse("eval", other, images, "--json").json
+    assert {*found["classes"]} == {"dark", "light"}
+    for name, values in found["classes"].items():
+        alone = diffuse("eval", other / name, images / name, "--json").json
+        assert (values["generated"], values["real"]) == (7, 30)
+        assert alone["n"] == {"generated": 7, "real": 30}
+        assert alone["classes"] == {}
+        assert values["kid"] == pytest.approx(alone["kid"], rel=1e-3)
+        assert values["frechet_distance"] == pytest.approx(alone["frechet_distance"], rel=1e-3)
+        assert values["kid"] != pytest.approx(found["kid"], rel=0.01)
+
+
+def test_a_models_classes_are_measured_on_their_own_images(measure_classes, other, finished):
+    found = measure_classes(other, "-n", 11, "--timesteps", 5, "--json").json
+    (evaluation,) = finished
+    assert evaluation.real.labels.tolist() == shown_as(evaluation.real, other, ["dark", "light"])
+    assert evaluation.fakes.labels.tolist() == [0, 1] * 5 + [0]
+    for label, name in enumerate(("dark", "light")):
+        values = found["classes"][name]
+        assert {*values} >= CLASS_KEYS
+        real, fakes = (side.labels == label for side in (evaluation.real, evaluation.fakes))
+        assert values["real"] == real.sum()
+        assert values["generated"] == fakes.sum() == (6, 5)[label]
+        part = SimpleNamespace(
+            bits=evaluation.bits[real],
+            real_features=evaluation.real_features[real],
+            fake_features=evaluation.fake_features[fakes],
+        )
+        expected = {}
+        for metric in METRICS.values():
+            expected |= metric.compute(part)
+        assert values == {"real": real.sum(), "generated": fakes.sum(), **expected}
+        assert values["bits_per_dim"] == pytest.approx(evaluation.bits[real].sum(1).mean())
+
+
+def test_a_classs_generated_images_are_those_that_sample_draws(
+    measure_classes, diffuse, conditional, other, finished
+):
+    line = ("-n", 6, "--guidance", 4, "--guidance-interval", "0.1,9")
+    found = measure_classes(other, *line, "--timesteps", 2, "--json").json
+    assert found["settings"]["guidance"] == 4
+    assert found["settings"]["guidance_interval"] == [0.1, 9]
+    diffuse("sample", conditional, *QUICK, *line)
+    for k, (pixels, label) in enumerate(
+        zip(finished[0].fakes.pixels, finished[0].fakes.labels, strict=True)
+    ):
+        drawn = np.asarray(Image.open(f"samples/{k:05d}.png"), int)
+        assert np.abs(pixels[0].astype(int) - drawn).max() <= 2
+        assert label == k % 2
+
+
+def test_the_text_has_a_row_for_each_class(measure_classes, measure, other):
+    out = measure_classes(other, "-n", 6, "--timesteps", 2).out
+    rows = out.split("\n\n")[1].splitlines()
+    assert rows[0].split()[:3] == ["class", "generated", "real"]
+    assert "bits per dimension" in rows[0]
+    assert "KID" in rows[0]
+    assert [row.split()[:2] for row in rows[1:]] == [["dark", "3"], ["light", "3"]]
+    assert "Fréchet" not in rows[0]
+    plain = measure(other, "-n", 6, "--timesteps", 2)
+    assert "class" not in plain.out
+
+
+def test_a_model_without_classes_has_none_measured(measure, other):
+    assert measure(other, "-n", 6, "--timesteps", 2, "--json").json["classes"] == {}
+
+
+def test_classes_are_matched_by_name(measure_classes, other, tmp_path, finished):
+    """'light' is the second class of the model and the first of DATA; 'zebra' it does not know."""
+    data = renamed(other, tmp_path / "data", light="light", dark="zebra")
+    found = measure_classes(data, "-n", 14, "--timesteps", 3, "--json").json
+    assert {*found["classes"]} == {"light"}
+    assert found["classes"]["light"]["real"] == found["classes"]["light"]["generated"] == 7
+    real = finished[0].real
+    assert real.labels.tolist() == shown_as(real, data, ["dark", "light"])
+    assert sorted(real.labels.tolist()) == [-1] * 7 + [1] * 7
+
+
+def test_swapped_folders_are_measured_as_what_they_are_called(diffuse, images, other, tmp_path):
+    """Together they are as near as before; dark images that are called light are far from them."""
+    right = diffuse("eval", other, images, "--json").json
+    swapped = renamed(other, tmp_path / "swapped", dark="light", light="dark")
+    wrong = diffuse("eval", swapped, images, "--json").json
+    assert wrong["kid"] == pytest.approx(right["kid"], rel=1e-3)
+    for name in ("dark", "light"):
+        assert wrong["classes"][name]["kid"] > right["classes"][name]["kid"] + 0.01
+
+
+def test_two_folders_are_matched_by_name_too(diffuse, images, other, tmp_path):
+    theirs = renamed(other, tmp_path / "theirs", light="light", dark="aardvark")
+    found = diffuse("eval", theirs, images, "--json").json
+    assert {*found["classes"]} == {"light"}
+    assert found["classes"]["light"]["generated"] == 7
+    assert found["classes"]["light"]["real"] == 30
+
+
+def test_a_class_of_one_image_is_left_out(diffuse, images, other, tmp_path):
+    few = renamed(other, tmp_path / "few", dark="dark", light="light")
+    for path in sorted((few / "light").iterdir())[1:]:
+        path.unlink()
+    assert {*diffuse("eval", few, images, "--json").json["classes"]} == {"dark"}
+
+
+# -- the bound ------------------------------------------------------------------------------------
+
+
+def bound_of(path, data, *, known, respaced=None, seed=0):
+    """Bits by core alone: every image of DATA with its own label, in the order that eval draws."""
+    loaded = modelfile.load(path)
+    net = loaded.network()
+    denoiser = loaded.denoiser(lambda x, t, **cond: net(x, t, **cond))
+    if respaced:
+        denoiser = denoiser.respaced(denoiser.process.times(respaced))
+    files = sorted(data.rglob("*.png"))
+    found = {"total": [], "prior": [], "terms": []}
+    for place, k in enumerate(permutation(seed, 0, len(files)).tolist()):
+        x0 = torch.from_numpy(np.array(Image.open(files[k]))).float()[None, None] / 127.5 - 1
+        cond = {}
+        if loaded.unet.num_classes:
+            cond["label"] = torch.tensor([known.get(files[k].parent.name, 2)])
+
+        def noise(t, place=place):
+            return draw_noise(seed, "bits", place, t, shape=(1, 8, 8))[None]
+
+        bits = bits_per_dim(denoiser, x0, noise=noise, **cond)
+        for name, values in found.items():
+            values.append(getattr(bits, name)[0].double())
+    return {name: torch.stack(values) for name, values in found.items()}
+
+
+KNOWN = {"dark": 0, "light": 1}
+
+
+@pytest.mark.parametrize("respaced", [None, 2, 7, 100])
+@pytest.mark.parametrize("which", ["model", "conditional"])
+def test_all_timesteps_are_the_bound_of_core(diffuse, other, request, which, respaced):
+    path = request.getfixturevalue(which)
+    options = () if respaced is None else ("--respaced", respaced)
+    line = ("-n", 14, "--timesteps", "all", "--json")
+    found = diffuse("eval", path, other, *QUICK, *line, *options).json
+    expected = bound_of(path, other, known=KNOWN, respaced=respaced)
+    assert found["bits_per_dim"] == pytest.approx(float(expected["total"].mean()), rel=1e-5)
+    error = float(expected["total"].std()) / math.sqrt(14)
+    assert found["bits_per_dim_standard_error"] == pytest.approx(error, rel=1e-4)
+    assert found["bits_prior"] == pytest.approx(float(expected["prior"].mean()), rel=1e-5)
+    assert found["settings"]["respaced"] == respaced
+    assert [term["first"] for term in found["terms"]] == [*range(respaced or 100)]
+    assert all(term["first"] == term["last"] for term in found["terms"])
+    terms = [term["bits_per_timestep"] for term in found["terms"]]
+    assert terms == pytest.approx(expected["terms"].mean(0).tolist(), rel=1e-4, abs=1e-7)
+
+
+def test_the_bound_of_an_image_is_that_of_its_class(measure_classes, conditional, other, tmp_path):
+    """Also for an image whose class the model does not know, which is shown as of none."""
+    data = renamed(other, tmp_path / "data", light="light", dark="zebra")
+    line = ("-n", 14, "--timesteps", "all", "--respaced", 10, "--json")
+    found = measure_classes(data, *line).json["bits_per_dim"]
+    right, none, wrong = (
+        float(bound_of(conditional, data, known=known, respaced=10)["total"].mean())
+        for known in (KNOWN, {}, {"light": 0})
+    )
+    assert found == pytest.approx(right, rel=1e-5)
+    assert abs(right - none) > 3e-4
+    assert abs(right - wrong) > 3e-4
+
+
+@pytest.mark.parametrize("options", ["--timesteps 12", "--timesteps 12 --respaced 40"])
+def test_terms_times_their_widths_are_the_bound(measure_classes, other, options):
+    found = measure_classes(other, "-n", 5, *options.split(), "--json").json
+    terms = found["terms"]
+    assert (terms[0]["first"], terms[0]["last"]) == (0, 0)
+    assert terms[0]["bits_per_timestep"] == pytest.approx(found["bits_decoder"], rel=1e-9)
+    ends = [(term["first"], term["last"]) for term in terms]
+    assert len(ends) == 12
+    assert all(a[1] + 1 == b[0] for a, b in pairwise(ends))
+    assert ends[-1][1] == (39 if "respaced" in options else 99)
+    middle = sum((t["last"] - t["first"] + 1) * t["bits_per_timestep"] for t in terms[1:])
+    assert middle == pytest.approx(found["bits_middle"], rel=1e-9)
+
+
+def test_respacing_to_more_timesteps_than_there_are_is_refused(measure, other, monkeypatch):
+    monkeypatch.setattr(evaluating, "read_sides", lambda *a: 1 / 0)
+    ran = measure(other, "-n", 4, "--respaced", 101, "-q")
+    assert ran.code == 2
+    assert "--respaced must be 2 to 100" in ran.line
+
+
+# -- the plot -------------------------------------------------------------------------------------
+
+
+def test_a_plot_is_written_and_named(measure, other):
+    line = ("-n", 4, "--timesteps", 5, "--plot", "deep/bound.png")
+    ran = measure(other, *line)
+    assert ran.code == 0
+    assert ran.out.splitlines()[-1] == "deep/bound.png"
+    with Image.open("deep/bound.png") as picture:
+        assert picture.format == "PNG"
+        colours = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    assert len(np.unique(colours, axis=0)) > 50
+    again = measure(other, *line, "--json", "--overwrite")
+    assert again.json["plot"] == "deep/bound.png"
+
+
+def test_a_plot_is_not_overwritten(measure, other, monkeypatch):
+    Path("bound.png").write_bytes(b"earlier")
+    monkeypatch.setattr(evaluating, "load_denoiser", lambda *a: 1 / 0)
+    ran = measure(other, "-n", 4, "--plot", "bound.png", "-q")
+    assert ran.code == 5
+    assert "--overwrite" in ran.line
+    assert Path("bound.png").read_bytes() == b"earlier"
+
+
+def test_overwrite_replaces_a_plot(measure, other):
+    Path("bound.png").write_bytes(b"earlier")
+    line = ("-n", 4, "--timesteps", 2, "--plot", "bound.png", "--overwrite")
+    assert measure(other, *line).code == 0
+    assert Path("bound.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ["bound.pdf", "bound", "bound.png.txt"])
+def test_a_plot_is_a_png(measure, other, name):
+    ran = measure(other, "-n", 4, "--plot", name, "-q")
+    assert ran.code == 2
+    assert "must end in .png" in ran.line
+    assert not Path(name).exists()
+
+
+def test_a_folder_has_no_plot(diffuse, images, other):
+    ran = diffuse("eval", other, images, "--plot", "bound.png", "-q")
+    assert ran.code == 2
+    assert "--plot" in ran.line
+    assert not Path("bound.png").exists()
+
+
+@pytest.mark.parametrize("option", ["--guidance 2", "--guidance-interval 0,1"])
+def test_guidance_of_a_model_without_classes_is_refused(measure, other, option):
+    ran = measure(other, "-n", 4, *option.split(), "-q")
+    assert ran.code == 2
+    assert "trained without classes" in ran.line

@@ -189,6 +189,67 @@ def test_raw_weights_that_are_not_there_are_refused(tmp_path: Path):
     assert torch.equal(raw.conv_in.weight, weights(1)["conv_in.weight"])
 
 
+# -- classes, and a learned variance --------------------------------------------------------------
+
+LEARNED = dataclasses.replace(UNET, out_channels=2, num_classes=2)
+
+
+def diffusion(variance: str) -> DiffusionConfig:
+    return DiffusionConfig(num_timesteps=50, schedule="linear", target="v", variance=variance)
+
+
+def of(unet: UNetConfig, variance: str, classes: tuple[str, ...] = ("a", "b")) -> Model:
+    tensors = weights(0, unet)
+    return model(unet=unet, diffusion=diffusion(variance), ema=tensors, classes=classes)
+
+
+def test_classes_and_a_learned_variance_survive(tmp_path: Path):
+    save(tmp_path / "m", of(LEARNED, "learned"))
+    read = load(tmp_path / "m")
+    assert read.classes == ("a", "b")
+    assert (read.unet, read.diffusion) == (LEARNED, diffusion("learned"))
+    assert read.ema["class_embedding.weight"].shape[0] == 3
+    net, x = read.network(), torch.ones(2, 1, 4, 8)
+    other = UNet(LEARNED)
+    other.load_state_dict(weights(0, LEARNED))
+    label = torch.tensor([0, 1])
+    mean, spread = other(x, torch.tensor([7 * 20.0] * 2), label=label).chunk(2, 1)
+    found = read.denoiser(net)(x, 7, label=label)
+    assert torch.allclose(found.raw, mean, atol=1e-4)
+    pair = read.denoiser(net).process.pair(7, like=x)
+    f = (spread + 1) / 2
+    expected = f * pair.log_beta + (1 - f) * pair.log_beta_tilde
+    assert torch.allclose(found.log_var(7), expected, atol=1e-4)
+    assert not torch.allclose(found.raw, read.denoiser(net)(x, 7).raw, atol=1e-4)
+
+
+def test_an_unconditional_model_may_know_the_names_of_its_datas_classes(tmp_path: Path):
+    for names in ((), ("a", "b"), ("a", "b", "c")):
+        save(tmp_path / "m", of(UNET, "small", names))
+        assert load(tmp_path / "m").classes == names
+
+
+@pytest.mark.parametrize(
+    ("out", "variance", "needed"),
+    [(2, "small", 1), (2, "large", 1), (None, "learned", 2), (1, "learned", 2), (3, "learned", 2)],
+)
+def test_channels_that_do_not_suit_the_variance_are_rejected(
+    tmp_path: Path, out: int | None, variance: str, needed: int
+):
+    """Though the tensors are those of the network that is described."""
+    unet = dataclasses.replace(UNET, out_channels=out)
+    save(tmp_path / "made", of(unet, variance))
+    message = rejected(tmp_path, (tmp_path / "made").read_bytes())
+    assert f"{out or 1} channels out, not {needed} for variance '{variance}'" in message
+
+
+@pytest.mark.parametrize("names", [(), ("a",), ("a", "b", "c")], ids=str)
+def test_classes_of_another_number_than_the_networks_are_rejected(tmp_path: Path, names):
+    save(tmp_path / "made", of(LEARNED, "learned", names))
+    message = rejected(tmp_path, (tmp_path / "made").read_bytes())
+    assert f"a network of 2 classes with {len(names)} names" in message
+
+
 # -- what is not a model file ---------------------------------------------------------------------
 
 

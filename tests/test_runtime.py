@@ -30,9 +30,7 @@ SHAPE = (1, 2, 3)
 
 
 def draws(start: int, stop: int, *, seed: int = 0, step: int = 5, **rest) -> runtime.Draws:
-    return training_draws(
-        seed, step, range(start, stop), shape=SHAPE, num_timesteps=1000, device=CPU, **rest
-    )
+    return training_draws(seed, step, range(start, stop), shape=SHAPE, device=CPU, **rest)
 
 
 # -- training draws -------------------------------------------------------------------------------
@@ -44,16 +42,16 @@ def test_a_position_draws_the_same_however_the_batch_is_split(cuts: list[int]):
     edges = [0, *np.cumsum(cuts).tolist()]
     whole = draws(0, edges[-1])
     parts = [draws(a, b) for a, b in pairwise(edges)]
-    for name in ("t", "noise", "flip"):
+    for name in ("u", "noise", "flip", "drop"):
         together = torch.cat([getattr(part, name) for part in parts])
         assert torch.equal(together, getattr(whole, name))
 
 
 def test_draws_have_a_position_each():
     found = draws(3, 14)
-    assert found.t.shape == found.flip.shape == (11,)
+    assert found.u.shape == found.flip.shape == found.drop.shape == (11,)
     assert found.noise.shape == (11, *SHAPE)
-    assert found.t.dtype == torch.int64
+    assert found.u.dtype == found.drop.dtype == torch.float32
     assert found.flip.dtype == torch.bool
     assert found.noise.dtype == torch.float32
 
@@ -63,8 +61,8 @@ def test_draws_have_a_position_each():
 )
 def test_another_seed_step_or_purpose_draws_otherwise(other: dict):
     here, there = draws(0, 64), draws(0, 64, **other)
-    assert not torch.equal(here.t, there.t)
-    assert not torch.equal(here.flip, there.flip)
+    for name in ("u", "flip", "drop"):
+        assert not torch.equal(getattr(here, name), getattr(there, name))
     assert not np.intersect1d(here.noise[:, 0, 0, 0], there.noise[:, 0, 0, 0]).size
 
 
@@ -75,13 +73,25 @@ def test_no_two_positions_draw_the_same():
 
 def test_draws_are_uniform_and_standard_normal():
     many = [draws(0, 512, step=step) for step in range(16)]
-    t = torch.cat([d.t for d in many])
     noise = torch.cat([d.noise.flatten() for d in many])
-    assert (int(t.min()), int(t.max())) == (0, 999)
-    assert float(t.double().mean()) == pytest.approx(499.5, abs=12)
+    for name in ("u", "drop"):
+        value = torch.cat([getattr(d, name) for d in many]).double()
+        assert 0 <= float(value.min()) < 0.001
+        assert 0.999 < float(value.max()) < 1
+        tenths = torch.histc(value, 10, 0, 1) / len(value)
+        assert tenths.tolist() == pytest.approx([0.1] * 10, abs=0.015)
     assert float(noise.mean()) == pytest.approx(0, abs=0.02)
     assert float(noise.std()) == pytest.approx(1, abs=0.02)
     assert float(torch.cat([d.flip for d in many]).double().mean()) == pytest.approx(0.5, abs=0.03)
+
+
+def test_the_draws_of_a_position_know_nothing_of_each_other():
+    many = [draws(0, 512, step=step) for step in range(16)]
+    names = ("u", "flip", "drop")
+    columns = [torch.cat([getattr(d, name) for d in many]).double() for name in names]
+    columns.append(torch.cat([d.noise[:, 0, 0, 0] for d in many]).double())
+    between = torch.corrcoef(torch.stack(columns)) - torch.eye(4)
+    assert float(between.abs().max()) < 0.04
 
 
 def test_draws_take_no_notice_of_the_global_generators():

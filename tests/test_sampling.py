@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffuse_cli.core import SAMPLERS
+
 OUT = Path("samples")
 QUICK = ("--steps", 5, "--precision", "fp32")
 
@@ -72,7 +74,7 @@ def test_automatic_precision_is_resolved_in_the_manifest(diffuse, model):
     assert manifest()["precision"] in ("fp32", "bf16")
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+@pytest.mark.parametrize("sampler", list(SAMPLERS))
 def test_an_image_is_the_same_whatever_the_number_and_the_batch(sample, sampler):
     sample("-n", 7, "--sampler", sampler, "-o", "a")
     sample("-n", 7, "--sampler", sampler, "--batch-size", 3, "-o", "b")
@@ -91,12 +93,43 @@ def test_an_equal_command_gives_equal_files(sample):
 
 @pytest.mark.parametrize(
     "option",
-    ["--seed 1", "--sampler ddpm", "--eta 1", "--weights raw", "--steps 9", "--spacing linspace"],
+    [
+        "--seed 1",
+        "--sampler ddpm",
+        "--eta 1",
+        "--weights raw",
+        "--steps 9",
+        "--spacing linspace",
+        "--threshold 1",
+    ],
 )
 def test_what_should_change_the_images_does(sample, option):
     sample("-n", 1, "-o", "a")
     sample("-n", 1, "-o", "b", *option.split())
     assert np.abs(pixels("a", 0) - pixels("b", 0)).max() > 0
+
+
+def test_the_order_of_unipc_changes_the_images_and_is_in_the_manifest(sample):
+    sample("-n", 1, "-o", "a", "--sampler", "unipc", "--steps", 9)
+    sample("-n", 1, "-o", "b", "--sampler", "unipc", "--steps", 9, "--order", 2)
+    sample("-n", 1, "-o", "c", "--sampler", "unipc", "--steps", 9, "--order", 3)
+    assert np.array_equal(pixels("a", 0), pixels("b", 0))
+    assert not np.array_equal(pixels("a", 0), pixels("c", 0))
+    assert [manifest(f)["order"] for f in "abc"] == [None, 2, 3]
+
+
+def test_the_threshold_is_in_the_manifest(sample):
+    sample("-n", 1, "--threshold", 0.9)
+    assert manifest()["threshold"] == 0.9
+
+
+@pytest.mark.parametrize(
+    "line", ["--order 2", "--sampler heun --eta 0", "--order 4 --sampler unipc", "--threshold 0"]
+)
+def test_what_does_not_suit_is_a_usage_error(sample, line):
+    ran = sample("-n", 1, "-q", *line.split())
+    assert ran.code == 2
+    assert not OUT.exists()
 
 
 def test_images_of_a_seed_differ(sample):
@@ -175,3 +208,170 @@ def test_a_failed_overwrite_keeps_the_earlier_samples(sample, diffuse):
     Path("not.safetensors").write_text("no model")
     assert diffuse("sample", "not.safetensors", "--overwrite").code == 4
     assert {p: p.read_bytes() for p in OUT.iterdir()} == before
+
+
+# -- classes --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def of_classes(diffuse, conditional):
+    return lambda *arguments: diffuse("sample", conditional, *QUICK, *arguments)
+
+
+def same(a, b, count):
+    return [np.array_equal(pixels(a, k), pixels(b, k)) for k in range(count)]
+
+
+def oracle(model, n, labels):
+    """The images of a model as the sampler alone draws them, each with its label or with none."""
+    import torch
+
+    from diffuse_cli import modelfile
+    from diffuse_cli.sampling import draw
+
+    loaded = modelfile.load(model)
+    net = loaded.network()
+    found = []
+    for k in range(n):
+        given = None if labels is None else torch.tensor([labels[k]])
+
+        def infer(x, t, given=given):
+            with torch.inference_mode():
+                return net(x, t, label=given)
+
+        denoiser = loaded.denoiser(infer)
+        times = denoiser.process.times(5)
+        *_, end = draw(
+            denoiser, shape=(1, 8, 8), indices=[k], seed=0, times=times, device=torch.device("cpu")
+        )
+        found.append(((end.state.x[0, 0] + 1) * 127.5).round().clamp(0, 255).numpy())
+    return found
+
+
+def test_without_class_every_class_has_its_turn(of_classes):
+    assert of_classes("-n", 5).code == 0
+    found = manifest()
+    assert found["classes"] == ["dark", "light", "dark", "light", "dark"]
+    assert found["guidance"] == 2
+    assert found["guidance_interval"] is None
+
+
+def test_the_classes_are_what_the_manifest_says(of_classes):
+    of_classes("-n", 12, "--guidance", 1)
+    mean = {"dark": [], "light": []}
+    for k, name in enumerate(manifest()["classes"]):
+        mean[name].append(pixels(OUT, k).mean())
+    assert np.mean(mean["dark"]) + 5 < np.mean(mean["light"])
+
+
+def test_named_classes_take_turns_in_their_order(of_classes):
+    line = ("-n", 5, "--class", "light", "--class", "dark", "--class", "light")
+    of_classes(*line, "--guidance", 3, "--guidance-interval", "0.1,7.5")
+    found = manifest()
+    assert found["classes"] == ["light", "dark", "light", "light", "dark"]
+    assert found["guidance"] == 3
+    assert found["guidance_interval"] == [0.1, 7.5]
+
+
+def test_a_manifest_of_a_model_without_classes_does_not_speak_of_them(sample):
+    sample("-n", 2)
+    assert not {"classes", "guidance", "guidance_interval"} & {*manifest()}
+
+
+@pytest.mark.parametrize("names", [(), ("light",), ("light", "light", "dark")], ids=str)
+def test_an_image_of_a_class_list_is_the_same_whatever_the_number_and_the_batch(of_classes, names):
+    line = [word for name in names for word in ("--class", name)]
+    of_classes("-n", 7, *line, "-o", "a")
+    of_classes("-n", 7, *line, "--batch-size", 3, "-o", "b")
+    of_classes("-n", 2, *line, "-o", "c")
+    for k in range(7):
+        assert np.abs(pixels("a", k) - pixels("b", k)).max() <= 2
+    for k in range(2):
+        assert np.abs(pixels("a", k) - pixels("c", k)).max() <= 2
+    assert manifest("a")["classes"][:2] == manifest("c")["classes"]
+
+
+def test_guidance_0_is_the_model_of_no_class(of_classes, conditional):
+    of_classes("-n", 4, "--guidance", 0, "--class", "dark", "--batch-size", 1, "-o", "dark")
+    of_classes("-n", 4, "--guidance", 0, "--class", "light", "--batch-size", 1, "-o", "light")
+    assert all(same("dark", "light", 4))
+    for k, expected in enumerate(oracle(conditional, 4, None)):
+        assert np.abs(pixels("dark", k) - expected).max() <= 1
+
+
+def test_guidance_1_is_the_conditional_model(of_classes, conditional):
+    of_classes("-n", 4, "--guidance", 1, "--batch-size", 1, "-o", "one")
+    for k, expected in enumerate(oracle(conditional, 4, [0, 1, 0, 1])):
+        assert np.abs(pixels("one", k) - expected).max() <= 1
+    of_classes("-n", 4, "--guidance", 1, "--class", "dark", "--batch-size", 1, "-o", "dark")
+    assert same("one", "dark", 4) == [True, False, True, False]
+
+
+def test_an_interval_bounds_guidance(of_classes):
+    of_classes("-n", 3, "--guidance", 1, "-o", "one")
+    of_classes("-n", 3, "--guidance", 6, "-o", "six")
+    of_classes("-n", 3, "--guidance", 6, "--guidance-interval", "1e8,1e9", "-o", "nowhere")
+    of_classes("-n", 3, "--guidance", 6, "--guidance-interval", "0,1e9", "-o", "everywhere")
+    of_classes("-n", 3, "--guidance", 6, "--guidance-interval", "0.5,2", "-o", "within")
+    assert all(same("nowhere", "one", 3))
+    assert all(same("everywhere", "six", 3))
+    assert not any(same("within", "six", 3))
+    assert not any(same("within", "one", 3))
+
+
+def test_every_sampler_draws_from_a_conditional_model_with_a_learned_variance(of_classes):
+    from diffuse_cli.core import SAMPLERS
+
+    for sampler in SAMPLERS:
+        assert of_classes("-n", 2, "--sampler", sampler, "-o", sampler).code == 0
+
+
+def test_an_unknown_class_is_told_the_nearest(of_classes):
+    ran = of_classes("--class", "lihgt", "-q")
+    assert ran.code == 2
+    assert "--class: there is no 'lihgt'. Did you mean 'light'?" in ran.line
+    assert not OUT.exists()
+
+
+@pytest.mark.parametrize("option", ["--class dark", "--guidance 1", "--guidance-interval 0,1"])
+def test_a_model_without_classes_cannot_be_asked_for_them(sample, option):
+    ran = sample(*option.split(), "-q")
+    assert ran.code == 2
+    assert f"{option.split()[0]}: the model was trained without classes" in ran.line
+    assert not OUT.exists()
+
+
+def cells(grid):
+    """The images of a grid of 8x8 cells, row by row."""
+    sheet = np.asarray(Image.open(grid), int)
+    assert sheet.ndim == 2
+    rows, columns = ((side + 2) // 10 for side in sheet.shape)
+    return [
+        [sheet[10 * r : 10 * r + 8, 10 * c : 10 * c + 8] for c in range(columns)]
+        for r in range(rows)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("n", "names", "rows"),
+    [
+        (6, "", [[0, 2, 4], [1, 3, 5]]),
+        (5, "", [[0, 2, 4], [1, 3, None]]),
+        (3, "light dark", [[0, 2], [1, None]]),
+        (7, "light dark light", [[0, 2, 3, 5, 6], [1, 4, None, None, None]]),
+        (4, "light", [[0, 1], [2, 3]]),
+        (2, "", [[0, 1]]),
+    ],
+)
+def test_the_grid_has_a_row_for_each_class(of_classes, n, names, rows):
+    of_classes("-n", n, *[word for name in names.split() for word in ("--class", name)])
+    found = cells(OUT / "grid.png")
+    assert [len(row) for row in found] == [len(row) for row in rows]
+    for row, expected in zip(found, rows, strict=True):
+        for cell, k in zip(row, expected, strict=True):
+            assert np.array_equal(cell, np.full((8, 8), 255) if k is None else pixels(OUT, k))
+
+
+def test_a_gif_of_classes_is_drawn_too(of_classes):
+    assert of_classes("-n", 3, "--gif").code == 0
+    assert (OUT / "denoising.gif").exists()

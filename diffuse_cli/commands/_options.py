@@ -35,6 +35,7 @@ TABLES: dict[str, Callable[[], Mapping[str, Any]]] = {
     "variances": _core("core.variances", "VARIANCES"),
     "losses": _core("core.losses", "LOSSES"),
     "weightings": _core("core.losses", "WEIGHTINGS"),
+    "timestep_draws": _core("core.timesteps", "TIMESTEP_DRAWS"),
     "samplers": _core("core.samplers", "SAMPLERS"),
     "presets": _core("presets", "PRESETS"),
     "precisions": _core("runtime", "PRECISIONS"),
@@ -113,8 +114,8 @@ def _parameter(f: dataclasses.Field[Any], spec: Option) -> inspect.Parameter:
         info = typer.Argument(None, metavar=spec.metavar, help=spec.help, show_default=False)
         return _keyword(f.name, info, str | None)
     flags = [flag_of(f)]
-    if spec.flag:
-        flags = [spec.flag] if f.name == "n" else [flag_of(f), spec.flag]
+    if spec.flag and spec.flag != flags[0]:
+        flags = [spec.flag] if f.name == "n" else [*flags, spec.flag]
     if kind == "bool" and not spec.control and f.name != "overwrite":
         flags[0] += "/--no-" + flags[0].removeprefix("--")
     names = list(TABLES[spec.table]()) if spec.table else []

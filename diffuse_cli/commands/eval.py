@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from diffuse_cli import files
 from diffuse_cli.config import EvalConfig
 from diffuse_cli.console import Console
 from diffuse_cli.core.samplers import knobs
@@ -26,10 +27,13 @@ LABELS = {
     "frechet_distance": "Fréchet distance",
 }
 
+PER_CLASS = {"bits_per_dim": "bits per dimension", "kid": "KID"}
+"""What is said of each class. The Fréchet distance of a few images is bias."""
+
 
 def run(config: EvalConfig, console: Console) -> None:
     """Evaluate, and print the numbers."""
-    knobs(config.sampler, eta=config.eta)  # refused before anything heavy is imported
+    knobs(config.sampler, **config.knobs)  # refused before anything heavy is imported
     from diffuse_cli.evaluation import evaluate
 
     found = console.follow(evaluate(config))
@@ -46,6 +50,7 @@ def to_json(config: EvalConfig, found: Evaluated) -> dict[str, object]:
     values = dataclasses.asdict(found)
     numbers = values.pop("values")
     counts = {"real": values.pop("real"), "generated": values.pop("generated")}
+    values["plot"] = str(found.plot) if found.plot else None
     return {"subject": config.subject, "data": config.data, "n": counts, **numbers, **values}
 
 
@@ -59,7 +64,22 @@ def lines(found: Evaluated) -> list[str]:
         *(f"{label:<{width}}  {number}" for label, number in rows),
         f"n = {found.generated:,} generated against {found.real:,} real ({part}); "
         f"features of {features}",
+        *_class_lines(found),
+        *([files.show(found.plot)] if found.plot else []),
     ]
+
+
+def _class_lines(found: Evaluated) -> list[str]:
+    """A row for each class: the counts, and the numbers that stand a few images."""
+    if not found.classes:
+        return []
+    shown = [name for name in PER_CLASS if any(name in v for v in found.classes.values())]
+    rows = [["class", "generated", "real", *(PER_CLASS[name] for name in shown)]]
+    for name, values in found.classes.items():
+        counts = [f"{values['generated']:,}", f"{values['real']:,}"]
+        rows.append([files.show(name), *counts, *(_number(values, key) for key in shown)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["", *("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)]
 
 
 def _ordered(found: Evaluated) -> list[str]:

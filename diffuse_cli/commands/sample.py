@@ -11,7 +11,7 @@ CONFIG = SampleConfig
 
 def run(config: SampleConfig, console: Console) -> None:
     """Sample, and print the paths of the pictures."""
-    knobs(config.sampler, eta=config.eta)  # refused before anything heavy is imported
+    knobs(config.sampler, **config.knobs)  # refused before anything heavy is imported
     from diffuse_cli.sampling import generate
 
     made = console.follow(generate(config))

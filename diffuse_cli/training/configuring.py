@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffuse_cli.config import TrainConfig, UNetConfig
+from diffuse_cli.core.variances import LEARNED, channels_out
 from diffuse_cli.errors import OutputError, UsageError, lookup
-from diffuse_cli.options import Option, flag_of, from_dict, options, read_toml, to_dict
+from diffuse_cli.options import flag_of, from_dict, options, parsed, read_toml, to_dict
 from diffuse_cli.presets import PRESETS, choose, network
 from diffuse_cli.training.rundir import RunDirectory
 
@@ -26,7 +27,8 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
             run's.
         OutputError: --resume of a model file that has no run directory.
     """
-    given = {**_under(typed, filed or {}), **typed}
+    typed, filed = parsed(TrainConfig, typed), parsed(TrainConfig, filed or {})
+    given = {**_under(typed, filed), **typed}
     from_dict(TrainConfig, {"data": "", **given})
     _check_exclusive(typed)
     run = RunDirectory(given.get("out", "model.safetensors"))
@@ -38,31 +40,59 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
             f"Start from its weights: --init {run.model} -o another.safetensors",
         )
     config = from_dict(TrainConfig, {**_below(given), **given})
+    if "label_dropout" in typed and not config.classes:
+        raise UsageError("--label-dropout goes with --classes", "Give both, or neither")
     if config.size and config.preset:
-        network(config, config.preset, config.size, config.unet.get("channels", 3))
+        network(
+            config,
+            config.preset,
+            config.size,
+            config.unet.get("channels", 3),
+            out_channels=config.unet.get("out_channels"),
+            num_classes=config.unet.get("num_classes", 0),
+        )
     return config
 
 
 def _check_exclusive(typed: Mapping[str, Any]) -> None:
-    for one, other in (("steps", "minutes"), ("init", "preset")):
+    for one, other in (("steps", "minutes"), ("init", "preset"), ("schedule", "betas")):
         if one in typed and other in typed:
             raise UsageError(f"--{one} and --{other} exclude each other", "Leave one of them out")
 
 
 def _under(typed: Mapping[str, Any], filed: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file gives under what was typed: a typed --preset or --size brings its own network,
-    and a typed --loss its own weighting."""
+    """What a file gives under what was typed: a typed --preset, --size or --width brings its own
+    network, a typed --variance its own loss, a typed --loss its own weighting, typed --betas their
+    number, and a typed --schedule ends the file's betas."""
     kept = dict(filed)
     unet = dict(kept.get("unet", {})) if isinstance(kept.get("unet", {}), Mapping) else None
     if unet and "preset" in typed and typed["preset"] != kept.get("preset"):
         unet = {}
+        kept.pop("width", None)
+    if unet and "width" in typed:
+        unet = {k: v for k, v in unet.items() if _suits_width(k, v, typed["width"])}
     if unet and "size" in typed:
         unet = {k: v for k, v in unet.items() if k not in ("size", "multipliers")}
     if unet is not None and "unet" in kept:
         kept["unet"] = unet
+    before = str(kept.get("variance", "small"))
+    if typed.get("variance", before) != before and kept.get("loss") == default_loss(before):
+        del kept["loss"]
     if "loss" in typed and "weighting" not in typed:
         kept.pop("weighting", None)
+    if "betas" in typed:
+        kept.pop("num_timesteps", None)
+    if "schedule" in typed:
+        kept.pop("betas", None)
     return kept
+
+
+def _suits_width(name: str, value: Any, width: Any) -> bool:
+    """Whether a field of a network can stay beside another width: groups and heads that divide it
+    can, and what does not follow from the width."""
+    if name in ("groups", "heads", "head_width"):
+        return not (isinstance(value, int) and isinstance(width, int) and value and width % value)
+    return name != "width"
 
 
 def _below(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,14 +102,16 @@ def _below(given: Mapping[str, Any]) -> dict[str, Any]:
 
         return _under(given, read_training(given["init"]))
     if given.get("preset"):
-        return dict(lookup(PRESETS, given["preset"], "--preset").train)
+        train = lookup(PRESETS, given["preset"], "--preset").train
+        # The learning rate depends on the width, which `complete` knows.
+        return _under(given, {k: v for k, v in train.items() if k != "lr"})
     return {}
 
 
 def _resumed(given: Mapping[str, Any], run: RunDirectory) -> TrainConfig:
     """The run's own configuration, with the options that may change."""
     stored = from_dict(TrainConfig, read_toml(run.config), str(run.config))
-    from_dict(TrainConfig, {**to_dict(stored), **given})
+    asked = from_dict(TrainConfig, {**_under(given, to_dict(stored)), **given})
     wanted: dict[str, Any] = {}
     for f, spec in options(TrainConfig):
         if f.name not in given:
@@ -87,7 +119,7 @@ def _resumed(given: Mapping[str, Any], run: RunDirectory) -> TrainConfig:
         if spec.control or f.name in FREE:
             wanted[f.name] = given[f.name]
         else:
-            _check_same(f, spec, given[f.name], getattr(stored, f.name))
+            _check_same(f, getattr(asked, f.name), getattr(stored, f.name))
     unet = stored.unet
     for name, value in given.get("unet", {}).items():
         if unet.get(name) != value:
@@ -95,10 +127,9 @@ def _resumed(given: Mapping[str, Any], run: RunDirectory) -> TrainConfig:
     return dataclasses.replace(stored, **wanted)
 
 
-def _check_same(f: dataclasses.Field[Any], spec: Option, typed: Any, stored: Any) -> None:
-    value = spec.parse(typed) if spec.parse else typed
-    if value != stored and (f.name, value) != ("precision", "auto"):
-        raise _differs(flag_of(f), value, stored)
+def _check_same(f: dataclasses.Field[Any], asked: Any, stored: Any) -> None:
+    if asked != stored and (f.name, asked) != ("precision", "auto"):
+        raise _differs(flag_of(f), asked, stored)
 
 
 def _differs(name: str, typed: Any, stored: Any) -> UsageError:
@@ -109,10 +140,31 @@ def _differs(name: str, typed: Any, stored: Any) -> UsageError:
 
 
 def _plain(value: Any) -> str:
-    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    if not isinstance(value, tuple):
+        return str(value)
+    return "x".join(map(str, value)) if len(value) == 2 else f"({len(value)} numbers)"
 
 
-def complete(config: TrainConfig, size: tuple[int, int], channels: int) -> TrainConfig:
+def default_loss(variance: str) -> str:
+    """The loss where none is given: a learned variance is learned from the bound."""
+    return "hybrid" if variance in LEARNED else "simple"
+
+
+def rate_at(preset: str, width: int | None) -> float:
+    """The learning rate of a preset at another width: its own, times its width over the new one.
+
+    An entry of a layer's output is a sum over its `width` inputs, and Adam moves each weight by
+    about the learning rate whatever its gradient: so 1 / width moves the output alike at every
+    width. It is the rule of muP for hidden layers (Yang et al. 2022, table 3), used here for all
+    of them: a rule of thumb, which has not been measured.
+    """
+    rate: float = PRESETS[preset].train["lr"]
+    return rate if width is None else rate * PRESETS[preset].unet["width"] / width
+
+
+def complete(
+    config: TrainConfig, size: tuple[int, int], channels: int, num_classes: int = 0
+) -> TrainConfig:
     """`config` with everything decided that depends on the data and the machine.
 
     Completing a complete configuration changes nothing.
@@ -120,14 +172,24 @@ def complete(config: TrainConfig, size: tuple[int, int], channels: int) -> Train
     from diffuse_cli.runtime import device_type, resolve_precision
 
     name = config.preset or choose(size, device_type())
-    unet: UNetConfig = network(config, name, size, channels)
+    loss = config.loss or default_loss(config.variance)
+    unet: UNetConfig = network(
+        config,
+        name,
+        size,
+        channels,
+        out_channels=channels_out(config.variance, channels),
+        num_classes=num_classes,
+    )
     return dataclasses.replace(
         config,
         preset=name,
         size=size,
+        width=unet.width,
         unet=to_dict(unet),
-        lr=config.lr if config.lr is not None else PRESETS[name].train["lr"],
-        weighting=config.weighting or ("none" if config.loss == "vlb" else "min-snr"),
+        lr=config.lr if config.lr is not None else rate_at(name, config.width),
+        loss=loss,
+        weighting=config.weighting or ("none" if loss == "vlb" else "min-snr"),
         precision=resolve_precision(config.precision),
     )
 

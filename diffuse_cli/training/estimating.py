@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from diffuse_cli.config import TrainConfig
-from diffuse_cli.core.unet import UNet, count_parameters
+from diffuse_cli.config import TrainConfig, UNetConfig
+from diffuse_cli.core.unet import Run, UNet, count_parameters
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.options import to_dict, to_toml
 from diffuse_cli.runtime import machine, resolve_precision
@@ -70,23 +70,57 @@ def estimate(config: TrainConfig) -> Work[Estimate]:
 
 
 def _memory(plan: Plan, parameters: int) -> int:
-    """Bytes of the weights' copies, and of what one image leaves for the backward pass."""
+    """Bytes of the weights' copies, and of what a forward pass leaves for the backward pass."""
     config = plan.config
-    kept: dict[int, int] = {}
+    one, two = (
+        bytes_kept(
+            plan.unet,
+            batch,
+            half=config.precision != "fp32",
+            checkpointing=config.gradient_checkpointing,
+        )
+        for batch in (1, 2)
+    )
+    batch = -(-config.batch_size // config.accumulation)
+    return COPIES * 4 * parameters + one + (two - one) * (batch - 1)
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
+
+def bytes_kept(unet: UNetConfig, batch: int, *, half: bool, checkpointing: bool) -> int:
+    """Bytes that a network keeps for the backward pass of a batch, beside its weights.
+
+    With `checkpointing` they are the inputs of its blocks, and all that the largest block keeps
+    while it runs again.
+    """
+    net = UNet(unet)
+    own = {p.untyped_storage()._cdata for p in net.parameters()}
+    kept: dict[int, int] = {}
+    alive: list[torch.Tensor] = []
+    largest = 0
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        kept[storage._cdata] = tensor.numel() * tensor.element_size()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage.nbytes()
+            alive.append(tensor)  # so that no other storage takes its place
         return tensor
 
-    net = UNet(plan.unet)
-    x = torch.zeros(1, plan.unet.channels, *plan.unet.size)
+    def keep_inputs(block: Run, *inputs: object) -> torch.Tensor:
+        nonlocal largest
+        for tensor in inputs:
+            if isinstance(tensor, torch.Tensor):
+                keep(tensor)
+        before = dict(kept)
+        h = block(*inputs)
+        largest = max(largest, sum(kept.values()) - sum(before.values()))
+        kept.clear()
+        kept.update(before)
+        return h
+
+    if checkpointing:
+        net.run_block = keep_inputs
     with (
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
-        torch.autocast("cpu", torch.bfloat16, enabled=config.precision != "fp32"),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
+        torch.autocast("cpu", torch.bfloat16, enabled=half),
     ):
-        net(x, torch.zeros(1))
-    own = {p.untyped_storage()._cdata for p in net.parameters()}
-    activations = sum(size for storage, size in kept.items() if storage not in own)
-    batch = -(-config.batch_size // config.accumulation)
-    return COPIES * 4 * parameters + activations * batch
+        net(torch.zeros(batch, unet.channels, *unet.size), torch.zeros(batch))
+    return sum(kept.values()) + largest

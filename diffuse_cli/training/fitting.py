@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from diffuse_cli import files, modelfile, pictures
+from diffuse_cli.conditioning import Condition
 from diffuse_cli.config import DiffusionConfig, TrainConfig
 from diffuse_cli.core.unet import count_parameters
 from diffuse_cli.errors import DiffuseError, DivergedError, UsageError
@@ -273,6 +274,7 @@ class _Run:
             seed=self.plan.config.seed,
             times=denoiser.process.times(steps),
             device=self.accelerator.device,
+            condition=Condition(tuple(range(unet.num_classes))) if unet.num_classes else None,
         ):
             state = part.state
             yield Progress("preview", part.step, steps)

@@ -10,11 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from diffuse_cli.config import TrainConfig, UNetConfig
+from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.data import Images, held_out_rule, open_index, read_images, save_index
 from diffuse_cli.errors import DataError, UsageError
 from diffuse_cli.events import Notice, Work
+from diffuse_cli.modelfile import make_denoiser
 from diffuse_cli.options import from_dict
-from diffuse_cli.training.configuring import complete
+from diffuse_cli.training.configuring import complete, default_loss
 from diffuse_cli.training.rundir import RunDirectory
 
 if TYPE_CHECKING:
@@ -66,11 +68,13 @@ def prepare(
 
     Raises:
         DataError: no usable images.
-        UsageError: a network that does not suit them.
+        UsageError: a network that does not suit them, or a target undefined under the process.
         ModelFileError: --init is not a model file.
     """
+    make_denoiser(None, config)
     images = yield from _read(config, accelerator, run)
-    done = complete(config, images.size, images.channels)
+    num_classes = _count_classes(images) if config.classes else 0
+    done = complete(config, images.size, images.channels, num_classes)
     unet = from_dict(UNetConfig, done.unet, "[unet]")
     yield from (Notice(line) for line in images.summary.lines())
     held_out = images.held_out
@@ -79,9 +83,29 @@ def prepare(
             "1 image to train on: the model can only memorise it; what it draws will be a copy",
             warning=True,
         )
+    if done.variance in LEARNED and done.loss == "simple":
+        yield Notice(
+            "--loss simple trains no variance, which stays where it began; use "
+            f"--loss {default_loss(done.variance)}",
+            warning=True,
+        )
     init = None if config.resume else first_weights(config, unet)
     indices = np.arange(len(images))
     return Plan(done, unet, images, indices[~held_out], indices[held_out], init)
+
+
+def _count_classes(images: Images) -> int:
+    """The number of classes.
+
+    Raises:
+        DataError: the images lie in fewer than two class folders.
+    """
+    if len(images.class_names) < 2:
+        raise DataError(
+            "--classes: the images are not in class folders",
+            "Put each class into a folder of its name, or leave --classes out",
+        )
+    return len(images.class_names)
 
 
 def _read(

@@ -2,7 +2,7 @@
 
 model.run/
   config.toml                 the resolved configuration
-  checkpoints/step-00001000/  model, ema, optimizer: safetensors; state.json; manifest.json
+  checkpoints/step-00001000/  model, ema, optimizer, history: safetensors; state.json; manifest.json
   metrics.jsonl               a line every so many steps
   previews/                   a grid of samples every so many steps
   cache/                      the decoded images, while a run is under way
@@ -30,15 +30,22 @@ if TYPE_CHECKING:
 KEPT = 2
 """Checkpoints that stay when a new one is on disk."""
 
+TENSORS = ("model", "ema", "optimizer", "history")
+"""The parts of a checkpoint that are files of tensors."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The whole state of a run after `step` steps; everything else is drawn from the seed."""
+    """The whole state of a run after `step` steps; everything else is drawn from the seed.
+
+    `history` are the losses that the draw of timesteps looks back on.
+    """
 
     step: int
     model: Mapping[str, Tensor]
     ema: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
+    history: Mapping[str, Tensor]
     state: Mapping[str, Any]
 
 
@@ -150,7 +157,7 @@ class RunDirectory:
         from diffuse_cli.modelfile import write_tensors
 
         def fill(folder: Path) -> None:
-            for name in ("model", "ema", "optimizer"):
+            for name in TENSORS:
                 write_tensors(folder / f"{name}.safetensors", getattr(checkpoint, name))
             files.write_json(folder / "state.json", {**checkpoint.state, "step": checkpoint.step})
             sums = {path.name: files.sha256(path) for path in sorted(folder.iterdir())}
@@ -181,10 +188,7 @@ class RunDirectory:
                 passed.append(f"{files.show(path)} is damaged ({fault}): going back")
                 continue
             state = json.loads((path / "state.json").read_text())
-            tensors = {
-                name: read_tensors(path / f"{name}.safetensors")
-                for name in ("model", "ema", "optimizer")
-            }
+            tensors = {name: read_tensors(path / f"{name}.safetensors") for name in TENSORS}
             return Checkpoint(step=state["step"], state=state, **tensors), passed
         return None, passed
 

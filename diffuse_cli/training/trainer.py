@@ -10,16 +10,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.core.losses import LOSSES, weights
-from diffuse_cli.core.unet import UNet
+from diffuse_cli.core.timesteps import TIMESTEP_DRAWS, History, choose
+from diffuse_cli.core.unet import UNet, checkpointed
 from diffuse_cli.errors import lookup
 from diffuse_cli.modelfile import make_denoiser
 from diffuse_cli.runtime import (
-    Draws,
     key,
     permutation,
     seed_modules,
@@ -61,6 +62,8 @@ class Trainer:
         net = UNet(plan.unet)
         if plan.init is not None:
             net.load_state_dict(plan.init)
+        if self.config.gradient_checkpointing:
+            net.run_block = checkpointed
         self.net = net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = averaged(self.net, self.config.ema_decay)
         optimizer = torch.optim.AdamW(
@@ -73,8 +76,10 @@ class Trainer:
         body: Any = torch.compile(self.net) if self.config.compile else self.net
         self._prepared, self.optimizer = accelerator.prepare(body, optimizer)
         self.denoiser = make_denoiser(self._prepared, self.config)
-        self._loss = lookup(LOSSES, self.config.loss, "--loss")
+        self._loss = lookup(LOSSES, self.config.loss or "simple", "--loss")
         self._weights = self._weigh()
+        self._draw = lookup(TIMESTEP_DRAWS, self.config.timestep_draw, "--timestep-draw")
+        self.history = History(self.config.num_timesteps, self._draw.keep)
         self._orders: dict[int, npt.NDArray[np.int64]] = {}
 
     def _weigh(self) -> Tensor | None:
@@ -90,14 +95,19 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr_at(config, step)
         mine = share(config.batch_size, accelerator.num_processes, accelerator.process_index)
+        chances = self._draw.probabilities(self.history)
         total = torch.zeros((), device=self.device)
+        seen: list[tuple[Tensor, Tensor]] = []
         norm = 0.0
         for micro in range(config.accumulation):
             part = share(len(mine), config.accumulation, micro)
             positions = range(mine.start + part.start, mine.start + part.stop)
             seed_modules(config.seed, step, micro, accelerator.process_index)
             with accelerator.accumulate(self._prepared):
-                losses = self._losses(step, positions)
+                t, plain = self._losses(step, positions, chances)
+                # However they are drawn, the timesteps count alike.
+                losses = plain / (len(chances) * chances).to(plain).take(t)
+                seen.append((t, plain.detach()))
                 total += losses.detach().sum()
                 # Accelerate divides by the accumulation, and processes are averaged.
                 scale = config.accumulation * accelerator.num_processes / config.batch_size
@@ -105,8 +115,16 @@ class Trainer:
                 if accelerator.sync_gradients:
                     norm = self._clip()
         updated = self._update(norm)
+        if updated and self._draw.keep:
+            self._remember(seen)
         loss = accelerator.reduce(total, "sum") / config.batch_size
         return Outcome(loss, norm, updated)
+
+    def _remember(self, seen: list[tuple[Tensor, Tensor]]) -> None:
+        """Note the losses of the whole batch, in the order of its positions."""
+        own = [(t.tolist(), losses.tolist()) for t, losses in seen]
+        for times, losses in gather_object(own):
+            self.history.add(times, losses)
 
     def _clip(self) -> float:
         norm = self.accelerator.clip_grad_norm_(self.net.parameters(), self.config.grad_clip)
@@ -122,23 +140,37 @@ class Trainer:
             self.ema.update_parameters(self.net)
         return finite
 
-    def _losses(self, step: int, positions: range) -> Tensor:
+    def _losses(self, step: int, positions: range, chances: Tensor) -> tuple[Tensor, Tensor]:
+        """The timesteps and losses of positions of the global batch, (B,) each."""
         draws = training_draws(
-            self.config.seed,
-            step,
-            positions,
-            shape=self._shape,
-            num_timesteps=self.config.num_timesteps,
-            device=self.device,
+            self.config.seed, step, positions, shape=self._shape, device=self.device
         )
-        x0 = self.pixels(self._at(step, positions))
+        indices = self._at(step, positions)
+        x0 = self.pixels(indices)
         if self.config.flip:
             x0 = torch.where(draws.flip[:, None, None, None], x0.flip(3), x0)
-        return self._loss_of(self.denoiser, x0, draws)
+        cond = self.condition(indices)
+        if cond:
+            none = torch.full_like(cond["label"], self.plan.unet.num_classes)
+            dropped = draws.drop < self.config.label_dropout
+            cond = {"label": torch.where(dropped, none, cond["label"])}
+        t = choose(chances, draws.u)
+        return t, self._loss_of(self.denoiser, x0, t, draws.noise, cond)
 
-    def _loss_of(self, denoiser: Denoiser, x0: Tensor, draws: Draws) -> Tensor:
-        weight = None if self._weights is None else self._weights[draws.t]
-        return self._loss(denoiser, x0, draws.t, draws.noise, weight)
+    def _loss_of(
+        self, denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, cond: dict[str, Tensor]
+    ) -> Tensor:
+        weight = None if self._weights is None else self._weights[t]
+        return self._loss(denoiser, x0, t, noise, weight, **cond)
+
+    def condition(self, indices: npt.NDArray[np.int64]) -> dict[str, Tensor]:
+        """The labels of images where the model is conditional; K for an image without one."""
+        classes = self.plan.unet.num_classes
+        if not classes:
+            return {}
+        labels = self.plan.images.labels[indices]
+        labels = np.where(labels < 0, classes, labels)
+        return {"label": torch.from_numpy(labels).to(self.device)}
 
     @property
     def _shape(self) -> tuple[int, int, int]:
@@ -190,11 +222,12 @@ class Trainer:
                 positions,
                 shape=self._shape,
                 device=self.device,
-                num_timesteps=self.config.num_timesteps,
                 purpose="held-out",
             )
-            x0 = self.pixels(chosen[positions.start : positions.stop])
-            total += float(self._loss_of(denoiser, x0, draws).sum())
+            indices = chosen[positions.start : positions.stop]
+            t = (draws.u * self.config.num_timesteps).long()
+            x0, cond = self.pixels(indices), self.condition(indices)
+            total += float(self._loss_of(denoiser, x0, t, draws.noise, cond).sum())
         return total / len(chosen)
 
     # -- state -------------------------------------------------------------------------------------
@@ -209,6 +242,7 @@ class Trainer:
             model=self.net.state_dict(),
             ema=self.ema.module.state_dict(),
             optimizer={f"{names[i]}.{k}": v for i, own in state.items() for k, v in own.items()},
+            history=self.history.tensors(),
             state={
                 "ema_updates": int(self.ema.n_averaged),
                 "scaler": scaler.state_dict() if scaler is not None else None,
@@ -221,6 +255,7 @@ class Trainer:
         self.net.load_state_dict(dict(saved.model))
         self.ema.module.load_state_dict(dict(saved.ema))
         self.ema.n_averaged.fill_(saved.state["ema_updates"])
+        self.history.restore(saved.history)
         own: dict[int, dict[str, Tensor]] = {}
         for i, (name, weight) in enumerate(self.net.named_parameters()):
             for k in ("step", "exp_avg", "exp_avg_sq"):

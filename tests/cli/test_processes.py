@@ -10,8 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import environment
 from PIL import Image
+
+from diffuse_cli.training.rundir import RunDirectory
 
 STEPS = ("--steps", 8, "--log-every", 1)
 
@@ -59,6 +62,24 @@ def test_two_processes_train_one_model_as_one_does(launch, train, images, recipe
         assert logged("model.run", name) == pytest.approx(logged("one.run", name), abs=1e-4)
 
 
+def test_two_processes_draw_the_timesteps_and_labels_of_one(launch, train, images, recipe):
+    """The losses that decide the timesteps are noted in the order of the batch, by each alike."""
+    options = (
+        "--steps", 14, "--log-every", 1, "--timestep-draw", "importance", "--num-timesteps", 3,
+        "--classes", "--label-dropout", 0.5, "--variance", "learned", "--flip", "--accumulation", 2,
+    )  # fmt: skip
+    ran = launch("torchrun", "train", images, "--config", recipe, *options, "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["processes"] == 2
+    train(*options, "-o", "one.safetensors")
+    for name in ("loss", "grad_norm"):
+        assert logged("model.run", name) == pytest.approx(logged("one.run", name), rel=1e-3)
+    two, one = (RunDirectory(f"{name}.safetensors").load()[0].history for name in ("model", "one"))
+    assert int(one["counts"].min()) >= 10
+    assert torch.equal(two["counts"], one["counts"])
+    assert torch.allclose(two["losses"], one["losses"], rtol=1e-3)
+
+
 def test_two_processes_sample_the_images_of_one(launch, diffuse, model):
     options = ("-n", 5, "--steps", 4, "--precision", "fp32", "--gif")
     ran = launch("torchrun", "sample", model, *options, "-o", "two", "--json")
@@ -72,6 +93,18 @@ def test_two_processes_sample_the_images_of_one(launch, diffuse, model):
         one, two = (np.asarray(Image.open(f"{at}/{k:05d}.png"), int) for at in ("one", "two"))
         assert np.abs(one - two).max() <= 2
     assert json.loads(Path("two/manifest.json").read_text())["n"] == 5
+
+
+def test_two_processes_sample_the_classes_of_one(launch, diffuse, conditional):
+    options = ("-n", 5, "--steps", 4, "--precision", "fp32", "--class", "light", "--class", "dark")
+    ran = launch("torchrun", "sample", conditional, *options, "-o", "two")
+    assert ran.code == 0, ran.err
+    diffuse("sample", conditional, *options, "-o", "one")
+    two, one = (json.loads(Path(f"{at}/manifest.json").read_text()) for at in ("two", "one"))
+    assert two["classes"] == one["classes"] == ["light", "dark", "light", "dark", "light"]
+    for name in [*one["images"], "grid.png"]:
+        pixels = [np.asarray(Image.open(f"{at}/{name}"), int) for at in ("one", "two")]
+        assert np.abs(pixels[0] - pixels[1]).max() <= 2
 
 
 def test_an_expected_failure_of_two_processes_is_said_once(launch, images):

@@ -50,6 +50,13 @@ def refuse(self, step):
         ("--steps 12 --config dropout.toml", 7),
         ("--steps 12 --save-every 5 --weighting none --loss vlb", 7),
         ("--steps 12 --warmup 10 --target x0 --variance large", 1),
+        ("--steps 14 --timestep-draw importance --num-timesteps 3", 9),
+        ("--steps 14 --timestep-draw importance --num-timesteps 3", 2),
+        (
+            "--steps 14 --timestep-draw importance --num-timesteps 3 --classes --variance learned "
+            "--label-dropout 0.5 --flip --accumulation 2 --config dropout.toml",
+            9,
+        ),
     ],
 )
 def test_stopped_and_resumed_equals_one_go(train, recipe, options, stop):
@@ -81,6 +88,19 @@ def test_dropout_is_in_effect(train, recipe):
     assert not plain["conv_out.weight"].equal(dropped["conv_out.weight"])
 
 
+def test_the_history_of_losses_decides_the_timesteps_after_a_while(train):
+    """What the runs above resume is in effect: after 9 steps the draw is no longer uniform."""
+    options = ("--steps", 14, "--num-timesteps", 3, "--stop-at", 9)
+    train(*options, "--timestep-draw", "importance")
+    saved = RunDirectory(MODEL).load()[0]
+    assert int(saved.history["counts"].sum()) == 9 * 8
+    assert int(saved.history["counts"].min()) >= 10
+    assert saved.history["losses"].shape == (3, 10)
+    train(*options, "-o", WHOLE)
+    assert RunDirectory(WHOLE).load()[0].history == {}
+    assert MODEL.read_bytes() != WHOLE.read_bytes()
+
+
 def test_a_killed_run_resumes_to_the_same_bytes(spawn, train, images, recipe, whole):
     options = ("--steps", 40, "--save-every", 5)
     child = spawn("train", images, "--config", recipe, *options, "-q")
@@ -95,7 +115,9 @@ def test_a_killed_run_resumes_to_the_same_bytes(spawn, train, images, recipe, wh
     assert steps_of() == [40]
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "manifest.json"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.safetensors", "history.safetensors", "manifest.json"]
+)
 def test_a_damaged_checkpoint_falls_back_and_says_so(train, name):
     options = ("--steps", 12, "--save-every", 3, "--log-every", 1)
     train(*options, "-o", WHOLE)
@@ -125,10 +147,10 @@ def test_checkpoints_after_a_fall_back_are_kept(train):
 def test_a_new_checkpoint_is_whole_before_an_old_one_goes(tmp_path, monkeypatch):
     run = RunDirectory(tmp_path / "model.safetensors")
     for step in (1, 2, 3):
-        run.save(Checkpoint(step=step, model={}, ema={}, optimizer={}, state={}))
+        run.save(Checkpoint(step=step, model={}, ema={}, optimizer={}, history={}, state={}))
     order = []
     monkeypatch.setattr("diffuse_cli.files.operation", lambda n, path: order.append((n, path.name)))
-    run.save(Checkpoint(step=4, model={}, ema={}, optimizer={}, state={}))
+    run.save(Checkpoint(step=4, model={}, ema={}, optimizer={}, history={}, state={}))
     assert order.index(("rename", "step-00000004")) < order.index(("remove", "step-00000002"))
 
 
@@ -146,6 +168,10 @@ def test_a_new_checkpoint_is_whole_before_an_old_one_goes(tmp_path, monkeypatch)
         ("--schedule linear", "linear", "cosine"),
         ("--preset small", "small", "tiny"),
         ("--flip", "True", "False"),
+        ("--timestep-draw importance", "importance", "uniform"),
+        ("--classes", "True", "False"),
+        ("--label-dropout 0.2", "0.2", "0.1"),
+        ("--variance learned", "learned", "small"),
         ("--precision bf16", "bf16", "fp32"),
         ("--config other.toml", "16", "8"),
     ],

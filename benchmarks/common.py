@@ -1,0 +1,93 @@
+"""What the benchmarks share: models and real images in memory, samples, features, the machine."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from diffuse_cli.conditioning import Condition
+from diffuse_cli.core.samplers import knobs
+from diffuse_cli.data import Images, read_images
+from diffuse_cli.events import finish
+from diffuse_cli.features import FEATURES, extract
+from diffuse_cli.metrics import kid
+from diffuse_cli.sampling import Loaded, collect, draw
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+def machine() -> dict[str, Any]:
+    """The processor, its threads, and torch."""
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def read(source: str, size: tuple[int, int] | None = None) -> Images:
+    """The images of a folder."""
+    return finish(read_images(source, size=size))
+
+
+def held_out(images: Images, n: int) -> Pixels:
+    """The first n images that training never saw."""
+    return np.ascontiguousarray(images.pixels[np.flatnonzero(images.held_out)[:n]])
+
+
+def features(pixels: Pixels, accelerator: Accelerator) -> np.ndarray[Any, Any]:
+    """Features of EfficientNet-Lite0, (N, 1280)."""
+    network = FEATURES["efficientnet-lite0"].load(accelerator.device)
+    return np.asarray(finish(extract(network, pixels)), np.float64)
+
+
+def sample(
+    loaded: Loaded,
+    n: int,
+    accelerator: Accelerator,
+    *,
+    steps: int,
+    sampler: str = "ddim",
+    spacing: str = "trailing",
+    condition: Condition | None = None,
+    seed: int = 0,
+    **options: float | None,
+) -> tuple[Pixels, float]:
+    """n images of a model, and the seconds they took."""
+    pixels: dict[int, Pixels] = {}
+    began = time.monotonic()
+    drawings = draw(
+        loaded.denoiser,
+        shape=loaded.shape,
+        indices=range(n),
+        seed=seed,
+        times=loaded.denoiser.process.times(steps, spacing),
+        device=accelerator.device,
+        sampler=sampler,
+        options=knobs(sampler, **options),
+        condition=condition,
+    )
+    finish(collect(drawings, n, pixels))
+    return np.stack([pixels[i] for i in range(n)]), time.monotonic() - began
+
+
+def distance(real: np.ndarray[Any, Any], fake: np.ndarray[Any, Any]) -> dict[str, float]:
+    """KID of two arrays of features, with its standard error."""
+
+    class Sides:
+        real_features, fake_features = real, fake
+
+    found = kid.compute(Sides())
+    return {name: round(value, 5) for name, value in found.items()}
+
+
+def names(paths: Sequence[str]) -> dict[str, Path]:
+    """Models by the stem of their file."""
+    return {Path(path).stem: Path(path) for path in paths}

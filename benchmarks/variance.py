@@ -1,0 +1,126 @@
+"""Does a learned variance give a better likelihood? Bits per dimension at equal training.
+
+Two models of equal training, one with a fixed variance and one that learned it with the hybrid
+loss, each measured on held-out images under every fixed variance and its own, over all timesteps
+and over few. Prints JSON.
+
+    diffuse train DATA --steps 640 -o fixed.safetensors
+    diffuse train DATA --steps 640 --variance learned -o learned.safetensors
+    python benchmarks/variance.py DATA fixed.safetensors learned.safetensors
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import common
+import numpy as np
+from torch import Tensor
+
+from diffuse_cli.core import VARIANCES, Denoiser
+from diffuse_cli.core.variances import LEARNED
+from diffuse_cli.evaluation.bounds import Bound, measure
+from diffuse_cli.events import finish
+from diffuse_cli.runtime import machine, resolve_precision
+from diffuse_cli.sampling import load_denoiser
+
+
+def remember(net: Callable[..., Tensor]) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    """`net`, and a list of what it puts out."""
+    outputs: list[Tensor] = []
+
+    def remembering(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        outputs.append(net(x, t, **cond))
+        return outputs[-1]
+
+    return remembering, outputs
+
+
+def repeat(outputs: list[Tensor], halves: int) -> Callable[..., Tensor]:
+    """A network that puts out what another one did, or the first half of its channels."""
+    left = iter(outputs)
+    return lambda x, t: next(left).chunk(halves, 1)[0]
+
+
+def variants(own: Denoiser, size: int) -> Iterator[tuple[str, Denoiser]]:
+    """A denoiser under its own variance, and then under each fixed one without another pass of
+    the network: the draws are the same, and so is its prediction."""
+
+    def made(net: Callable[..., Tensor], variance: str) -> Denoiser:
+        whole = Denoiser(net, own.process, own.target, variance)
+        return whole if size == own.process.num_timesteps else whole.respaced(times)
+
+    times = own.process.times(size)
+    net, outputs = remember(own.net)
+    yield own.variance, made(net, own.variance)
+    halves = 2 if own.variance in LEARNED else 1
+    for name in sorted(set(VARIANCES) - LEARNED - {own.variance}):
+        yield name, made(repeat(outputs, halves), name)
+
+
+def numbers(bound: Bound) -> dict[str, float]:
+    """The mean bound, its standard error and its parts."""
+    parts = bound.parts()
+    total = parts.sum(1)
+    prior, middle, decoder = parts.mean(0)
+    found = {
+        "bits_per_dim": total.mean(),
+        "standard_error": total.std(ddof=1) / np.sqrt(len(total)),
+        "prior": prior,
+        "middle": middle,
+        "decoder": decoder,
+    }
+    return {name: round(float(value), 4) for name, value in found.items()}
+
+
+def main() -> None:
+    """Measure every model under every variance it can have."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data")
+    parser.add_argument("models", nargs="+")
+    parser.add_argument("-n", type=int, default=400)
+    parser.add_argument("--timesteps", type=int, default=40)
+    parser.add_argument("--respaced", default="25", help="also over so many timesteps")
+    options = parser.parse_args()
+    pixels = common.held_out(common.read(options.data), options.n)
+    results: list[dict[str, Any]] = []
+    with machine(resolve_precision("auto")) as accelerator:
+        for name, path in common.names(options.models).items():
+            loaded = load_denoiser(path, "ema", accelerator)
+            own = loaded.denoiser
+            full = own.process.num_timesteps
+            for size in (full, *map(int, options.respaced.split(","))):
+                for variance, denoiser in variants(own, size):
+                    bound = finish(
+                        measure(
+                            denoiser,
+                            pixels,
+                            None,
+                            timesteps=options.timesteps,
+                            seed=0,
+                            batch_size=64,
+                            device=accelerator.device,
+                        )
+                    )
+                    results.append(
+                        {
+                            "model": name,
+                            "trained": loaded.model.diffusion.variance,
+                            "loss": loaded.model.training["loss"],
+                            "steps": loaded.model.step,
+                            "variance": variance,
+                            "timesteps": size,
+                            **numbers(bound),
+                        }
+                    )
+                    print(json.dumps(results[-1]), file=sys.stderr, flush=True)
+    settings = {"n": len(pixels), "drawn_timesteps": options.timesteps}
+    print(json.dumps({**settings, "machine": common.machine(), "results": results}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

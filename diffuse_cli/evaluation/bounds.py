@@ -1,0 +1,134 @@
+"""The variational bound of real images, by timestep: measured on a few timesteps of each, drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from diffuse_cli import pictures
+from diffuse_cli.core.likelihood import bound_terms, prior_bits, strata
+from diffuse_cli.events import Progress, Work
+from diffuse_cli.runtime import draw_noise, philox
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from diffuse_cli.core.denoiser import Denoiser
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Bits per dimension of N images.
+
+    Attributes:
+        prior: L_T, (N,).
+        groups: ranges of timesteps; the first is the decoder's t = 0 alone.
+        terms: the term of one timestep out of each group, (N, G).
+    """
+
+    prior: Array
+    groups: tuple[range, ...]
+    terms: Array
+
+    def parts(self) -> Array:
+        """L_T, L_1 + ... + L_T-1, and L_0 of each image, (N, 3)."""
+        widths = np.array([len(group) for group in self.groups])
+        middle = (self.terms * widths)[:, 1:].sum(1)
+        return np.stack([self.prior, middle, self.terms[:, 0]], 1)
+
+    def by_time(self) -> list[dict[str, Any]]:
+        """For each group its first and last timestep, and the mean term of one timestep in it."""
+        means = self.terms.mean(0)
+        return [
+            {"first": group.start, "last": group.stop - 1, "bits_per_timestep": float(mean)}
+            for group, mean in zip(self.groups, means, strict=True)
+        ]
+
+
+def measure(
+    denoiser: Denoiser,
+    pixels: npt.NDArray[np.uint8],
+    labels: npt.NDArray[np.int64] | None,
+    *,
+    timesteps: int | str,
+    seed: int,
+    batch_size: int,
+    device: torch.device,
+) -> Work[Bound]:
+    """The bound of images over the denoiser's own process.
+
+    Args:
+        pixels: uint8 (N, C, H, W).
+        labels: (N,) for a conditional network, or None.
+        timesteps: how many of each image, or `all`.
+    """
+    total = denoiser.process.num_timesteps
+    groups = strata(total, total if timesteps == "all" else int(timesteps))
+    priors, rows = [], []
+    for start in range(0, len(pixels), batch_size):
+        x0 = pictures.from_uint8(pixels[start : start + batch_size], device)
+        indices = range(start, start + len(x0))
+        cond: dict[str, Any] = {}
+        if labels is not None:
+            cond["label"] = torch.from_numpy(labels[start : indices.stop]).to(device)
+        terms = []
+        for term in bound_terms(denoiser, x0, _draws(seed, groups, indices, x0), **cond):
+            terms.append(term.double())
+            part = len(x0) * len(terms) // len(groups)
+            yield Progress("likelihood", start + part, len(pixels))
+        rows.append(torch.stack(terms, 1).cpu().numpy())
+        priors.append(prior_bits(denoiser, x0).double().cpu().numpy())
+    return Bound(np.concatenate(priors), tuple(groups), np.concatenate(rows))
+
+
+def _draws(
+    seed: int, groups: list[range], indices: range, x0: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """For each group a timestep and noise for each image, keyed by the image."""
+    for k, group in enumerate(groups):
+        times = [int(philox(seed, "bits-time", i, k).integers(len(group))) for i in indices]
+        noise = torch.stack([draw_noise(seed, "bits", i, k, shape=x0.shape[1:]) for i in indices])
+        yield torch.tensor(times, device=x0.device) + group.start, noise.to(x0.device)
+
+
+def draw(bound: Bound, name: str) -> Image.Image:
+    """A plot of the terms by timestep, as Nichol & Dhariwal 2021 show them in figure 2."""
+    sheet = pictures.Sheet(7.2, 4.3, 150)
+    axes = sheet.axes(0.9, 0.75, 6.0, 2.95)
+    total = float(bound.parts().sum(1).mean())
+    last = bound.groups[-1].stop
+    title = f"{name}: {total:.3f} bits per dimension over {last} timesteps"
+    sheet.text(0.9, 0.4, title, 6.0, fontsize=11, fontweight="bold", parse_math=False)
+    means = np.maximum(bound.terms.mean(0), 1e-12)
+    edges = [group.start + 1 for group in bound.groups] + [last + 1]
+    axes.stairs(means, edges, baseline=None, color=pictures.color(0), linewidth=1.8)
+    axes.plot([1.5], means[:1], "o", color=pictures.color(1), markersize=6)
+    axes.annotate(
+        f"decoder, $L_0$: {means[0]:.3f}",
+        (2, means[0]),
+        (6, -3),
+        textcoords="offset points",
+        fontsize=8.5,
+        color=pictures.FAINT,
+    )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(1, last + 1)
+    axes.set_xlabel("timestep $t + 1$", fontsize=9)
+    axes.set_ylabel("$L_t$, bits per dimension", fontsize=9)
+    axes.tick_params(length=0)
+    middle = float(bound.parts()[:, 1].mean())
+    axes.set_title(
+        f"sum of the steps {middle:.3f},  prior {float(bound.prior.mean()):.2g}",
+        loc="right",
+        fontsize=8.5,
+        color=pictures.FAINT,
+    )
+    return sheet.render()

@@ -1,0 +1,156 @@
+"""`evaluate`: a model, or a folder of images, measured against real images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffuse_cli import files, pictures
+from diffuse_cli.conditioning import Condition, condition
+from diffuse_cli.config import EvalConfig
+from diffuse_cli.core.samplers import knobs
+from diffuse_cli.errors import OutputError, UsageError
+from diffuse_cli.evaluation import bounds
+from diffuse_cli.evaluation.images import is_images, read_sides
+from diffuse_cli.evaluation.parts import Evaluation
+from diffuse_cli.events import Work
+from diffuse_cli.metrics import METRICS
+from diffuse_cli.runtime import machine, resolve_precision
+from diffuse_cli.sampling import load_denoiser
+
+if TYPE_CHECKING:
+    from diffuse_cli.core.process import Process
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The numbers of an evaluation, and what one needs to compare them with others.
+
+    Attributes:
+        values: each metric's numbers by name.
+        classes: the same for each class that both sides have, with its counts.
+        terms: the bound by timestep, where there is a model.
+        real, generated: how many images on each side.
+        part: which of the real images: `held-out` or `all`.
+        features: name and weights hash of the feature network.
+        plot: the picture of the terms, where one was asked for.
+    """
+
+    values: dict[str, float]
+    classes: dict[str, dict[str, float]]
+    terms: list[dict[str, Any]]
+    real: int
+    generated: int
+    part: str
+    features: dict[str, str]
+    settings: dict[str, Any]
+    seconds: float
+    plot: Path | None
+
+
+def evaluate(config: EvalConfig) -> Work[Evaluated | None]:
+    """Measure a model file, or a folder of images, against real images.
+
+    Yields `Progress` and `Notice`.
+
+    Returns:
+        `Evaluated`, or None on every process but the first.
+
+    Raises:
+        DataError, ModelFileError, UsageError: what was named cannot be used.
+        OutputError: the plot exists already, or cannot be written.
+    """
+    began = time.monotonic()
+    folder = is_images(config.subject)
+    chosen = knobs(config.sampler, **config.knobs)
+    plot = _check_plot(config, folder)
+    with machine(resolve_precision(config.precision)) as accelerator:
+        if not accelerator.is_main_process:
+            return None
+        loaded = None if folder else load_denoiser(config.subject, config.weights, accelerator)
+        if loaded is not None:
+            _check_times(config, loaded.denoiser.process)
+        wanted = condition(config, loaded.model) if loaded else None
+        sides = yield from read_sides(config, loaded)
+        evaluation = Evaluation(config, accelerator, loaded, wanted, sides.real, sides.fakes)
+        values: dict[str, float] = {}
+        for name in METRICS:
+            metric = METRICS[name]
+            if evaluation.can_measure(metric.NEEDS):
+                for need in metric.NEEDS:
+                    yield from evaluation.make(need)
+                values |= metric.compute(evaluation)
+        if plot and evaluation.bound:
+            picture = bounds.draw(evaluation.bound, files.show(Path(config.subject).name))
+            files.write_bytes(plot, pictures.png(picture))
+        return Evaluated(
+            values=values,
+            classes=_by_class(evaluation, sides.classes),
+            terms=evaluation.bound.by_time() if evaluation.bound else [],
+            real=len(sides.real),
+            generated=config.n if evaluation.fakes is None else len(evaluation.fakes),
+            part=sides.part,
+            features=evaluation.network,
+            settings=_settings(config, chosen, loaded.sha256, wanted) if loaded else {},
+            seconds=round(time.monotonic() - began, 3),
+            plot=plot,
+        )
+
+
+def _check_times(config: EvalConfig, process: Process) -> None:
+    """Refuse more timesteps than the model has, before the work."""
+    process.times(config.steps, config.spacing)
+    if config.respaced is not None and config.respaced > process.num_timesteps:
+        raise UsageError(f"--respaced must be 2 to {process.num_timesteps}, the model's timesteps")
+
+
+def _check_plot(config: EvalConfig, folder: bool) -> Path | None:
+    """The path of the plot, refused before the work where it cannot be written."""
+    if config.plot is None:
+        return None
+    plot = Path(config.plot)
+    if folder:
+        raise UsageError("--plot shows the bound by timestep, which a folder of images has not")
+    if plot.suffix.lower() != ".png":
+        raise UsageError(f"--plot must end in .png, not {files.show(plot)!r}")
+    files.check_writable(plot)
+    if plot.exists() and not config.overwrite:
+        raise OutputError(f"{files.show(plot)} exists already", "--overwrite replaces it")
+    return plot
+
+
+def _by_class(evaluation: Evaluation, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Each metric's numbers for every class of which both sides have images enough."""
+    if evaluation.fakes is None:
+        return {}
+    found: dict[str, dict[str, float]] = {}
+    for label, name in enumerate(names):
+        part = evaluation.of_class(label)
+        assert part.fakes is not None
+        if min(len(part.real), len(part.fakes)) < 2:
+            continue
+        values: dict[str, float] = {"real": len(part.real), "generated": len(part.fakes)}
+        for metric in METRICS.values():
+            if evaluation.can_measure(metric.NEEDS):
+                values |= metric.compute(part)
+        found[name] = values
+    return found
+
+
+def _settings(
+    config: EvalConfig, chosen: dict[str, float], sha256: str, wanted: Condition | None
+) -> dict[str, Any]:
+    names = ("sampler", "steps", "spacing", "threshold", "seed", "weights", "timesteps", "respaced")
+    guidance: dict[str, Any] = {}
+    if wanted:
+        guidance = {"guidance": wanted.scale, "guidance_interval": wanted.noise_levels}
+    return {
+        **{name: getattr(config, name) for name in names},
+        **chosen,
+        **guidance,
+        "precision": resolve_precision(config.precision),
+        "model_sha256": sha256,
+    }

@@ -1,0 +1,143 @@
+"""The two sides of a comparison: which images they are, and of which class."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from diffuse_cli import files
+from diffuse_cli.config import EvalConfig
+from diffuse_cli.data import Images, read_images
+from diffuse_cli.errors import ModelFileError
+from diffuse_cli.events import Notice, Work
+from diffuse_cli.options import Size
+from diffuse_cli.runtime import permutation
+from diffuse_cli.sampling import Loaded
+
+Pixels = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.int64]
+
+PICKLES = {".pt", ".pth", ".ckpt"}
+"""Zip files, as torch writes them, that hold no images."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images uint8 (N, C, H, W), and the class of each (N,), -1 where it has none."""
+
+    pixels: Pixels
+    labels: Labels
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def of_class(self, label: int) -> Labelled:
+        """The images of one class."""
+        own = self.labels == label
+        return Labelled(self.pixels[own], self.labels[own])
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Real images and, where a folder is measured, the images in it.
+
+    Attributes:
+        part: which of the real images: `held-out` or `all`.
+        classes: the names that labels stand for.
+    """
+
+    real: Labelled
+    fakes: Labelled | None
+    part: str
+    classes: tuple[str, ...]
+
+
+def is_images(subject: str) -> bool:
+    """Whether the subject is a folder or zip of images; a model file otherwise.
+
+    Raises:
+        ModelFileError: there is nothing of that name.
+    """
+    path = Path(subject)
+    if not path.exists():
+        raise ModelFileError(f"no such model file or folder: {files.show(path)}")
+    return path.is_dir() or (path.suffix not in PICKLES and zipfile.is_zipfile(path))
+
+
+def read_sides(config: EvalConfig, loaded: Loaded | None) -> Work[Sides]:
+    """Read the real images and, without a model, those to compare with them."""
+    if loaded is not None:
+        unet = loaded.model.unet
+        background = config.background or str(loaded.model.data.get("background", "white"))
+        images = yield from _read(config, config.data, unet.size, unet.channels, background)
+        yield from _tell(images)
+        chosen, part = _held_out(images, loaded)
+        yield Notice(f"real images: {_part_text(part)}, {len(chosen):,} of {len(images):,}")
+        names = loaded.model.classes
+        return Sides(_choose(config, images, chosen, names), None, part, names)
+    theirs = yield from _read_alike(config, config.subject)
+    images = yield from _read(config, config.data, theirs.size, None, config.background or "white")
+    yield from _tell(theirs, images)
+    names = images.class_names
+    fakes = _choose(config, theirs, np.arange(len(theirs)), names)
+    return Sides(_choose(config, images, np.arange(len(images)), names), fakes, "all", names)
+
+
+def _tell(*sets: Images) -> Work[None]:
+    """What was found, and what was skipped and why."""
+    for images in sets:
+        for line in images.summary.lines():
+            yield Notice(line)
+
+
+def _part_text(part: str) -> str:
+    return {"held-out": "the part that was never trained on", "all": "all"}[part]
+
+
+def _held_out(images: Images, loaded: Loaded) -> tuple[npt.NDArray[np.int64], str]:
+    """The held-out images where these are the training data, else all."""
+    same = images.fingerprint == loaded.model.data.get("fingerprint")
+    if same and images.held_out.any():
+        return np.flatnonzero(images.held_out), "held-out"
+    return np.arange(len(images)), "all"
+
+
+def _choose(
+    config: EvalConfig, images: Images, chosen: npt.NDArray[np.int64], names: Sequence[str]
+) -> Labelled:
+    """At most n of the chosen images, in an order of their own, labelled by place in `names`."""
+    order = chosen[permutation(config.seed, 0, len(chosen))[: config.n]]
+    places = {name: i for i, name in enumerate(names)}
+    known = np.array([*(places.get(name, -1) for name in images.class_names), -1], np.int64)
+    return Labelled(np.ascontiguousarray(images.pixels[order]), known[images.labels[order]])
+
+
+def _read(
+    config: EvalConfig, source: str, size: Size | None, channels: int | None, background: str
+) -> Work[Images]:
+    return (
+        yield from read_images(
+            source,
+            size=size,
+            channels=channels,
+            background=background,
+            strict=config.strict,
+            workers=config.workers,
+        )
+    )
+
+
+def _read_alike(config: EvalConfig, source: str) -> Work[Images]:
+    """Generated images at their own size, where they have one in common."""
+    background = config.background or "white"
+    images = yield from _read(config, source, None, None, background)
+    sizes = list(images.summary.sizes)
+    if len(sizes) == 1 and sizes[0] != images.size[::-1]:
+        width, height = sizes[0]
+        images = yield from _read(config, source, (height, width), None, background)
+    return images

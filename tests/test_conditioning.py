@@ -1,0 +1,183 @@
+"""Which class an image is of, and where guidance acts, with a network whose answer is known."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from diffuse_cli.conditioning import Condition, condition
+from diffuse_cli.config import GUIDANCE, SampleConfig
+from diffuse_cli.core import SCHEDULES, Denoiser, Process
+from diffuse_cli.core.guidance import clip
+from diffuse_cli.core.samplers import SAMPLERS
+from diffuse_cli.errors import UsageError
+from diffuse_cli.runtime import image_noise
+from diffuse_cli.sampling import draw
+
+CPU = torch.device("cpu")
+SHAPE = (1, 2, 2)
+PROCESS = Process(SCHEDULES["cosine"](100))
+TIMES = PROCESS.times(20)
+
+
+def network(calls=None):
+    """x_0 is a small multiple of x_t, and of the class where there is one."""
+
+    def net(x, t, *, label=None):
+        if calls is not None:
+            calls.append((float(t[0]), None if label is None else label.tolist()))
+        known = torch.full((len(x),), -0.2) if label is None else 0.1 * label
+        return 0.3 * x + known.reshape(-1, 1, 1, 1)
+
+    return net
+
+
+def drawn(n, wanted, *, net=None, sampler="ddim", start=0, batch_size=64):
+    """The images of a condition, (n, 1, 2, 2)."""
+    found = {}
+    for drawing in draw(
+        Denoiser(net or network(), PROCESS, "x0"),
+        shape=SHAPE,
+        indices=range(start, n),
+        seed=4,
+        times=TIMES,
+        device=CPU,
+        sampler=sampler,
+        batch_size=batch_size,
+        condition=wanted,
+    ):
+        if drawing.done:
+            found |= dict(zip(drawing.indices, drawing.state.x, strict=True))
+    return torch.stack([found[k] for k in range(start, n)])
+
+
+def alone(k, label, sampler="ddim"):
+    """Image k by the sampler itself, with no guidance; of no class where `label` is None."""
+    denoiser = Denoiser(network(), PROCESS, "x0")
+    given = None if label is None else torch.tensor([label])
+    denoise = clip(lambda x, t: denoiser(x, t, label=given), PROCESS)
+
+    def noise(i):
+        return image_noise(4, [k], i, SHAPE, CPU)
+
+    *_, state = SAMPLERS[sampler](denoise, PROCESS, noise(-1), TIMES, noise=noise)
+    return state.x[0]
+
+
+# -- classes --------------------------------------------------------------------------------------
+
+
+def test_images_take_the_classes_in_turn():
+    wanted = Condition((2, 0, 2))
+    assert [wanted.label(k) for k in range(7)] == [2, 0, 2, 2, 0, 2, 2]
+
+
+def test_every_batch_is_asked_for_the_classes_of_its_images():
+    calls = []
+    drawn(10, Condition((3, 0, 1), scale=1), net=network(calls), start=2, batch_size=3)
+    labels = [[1, 3, 0], [1, 3, 0], [1, 3]]
+    assert [label for _, label in calls] == [each for each in labels for _ in TIMES]
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "heun"])
+def test_scale_1_is_the_conditional_model(sampler: str):
+    found = drawn(5, Condition((3, 0), scale=1), sampler=sampler, batch_size=1)
+    for k in range(5):
+        assert torch.equal(found[k], alone(k, (3, 0)[k % 2], sampler))
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "heun"])
+def test_scale_0_is_the_unconditional_model(sampler: str):
+    found = drawn(5, Condition((3, 0), scale=0), sampler=sampler, batch_size=1)
+    for k in range(5):
+        assert torch.equal(found[k], alone(k, None, sampler))
+    assert not torch.equal(found[0], alone(0, 3, sampler))
+
+
+def test_scale_1_asks_the_network_once():
+    for scale, asked in ((1, 1), (0, 2), (2, 2)):
+        calls = []
+        drawn(1, Condition((0,), scale), net=network(calls))
+        assert len(calls) == asked * len(TIMES)
+
+
+# -- the interval ---------------------------------------------------------------------------------
+
+
+def noise_level(t):
+    bar = float(PROCESS.alpha_bars[t])
+    return math.sqrt((1 - bar) / bar)
+
+
+@pytest.mark.parametrize("interval", [(0.3, 3.0), (0, 1.0), (1.0, 1e9), (0, 1e9), (5e8, 1e9)])
+def test_guidance_acts_in_its_interval_alone(interval):
+    calls = []
+    drawn(1, Condition((2,), 3.0, interval), net=network(calls))
+    guided = {round(t / 10) for t, label in calls if label is None}
+    given = [round(t / 10) for t, label in calls if label == [2]]
+    assert given == TIMES
+    assert guided == {t for t in TIMES if interval[0] < noise_level(t) <= interval[1]}
+    assert (0 < len(guided) < len(TIMES)) == (interval in [(0.3, 3.0), (0, 1.0), (1.0, 1e9)])
+
+
+def test_both_ends_of_the_interval_are_as_the_paper_has_them():
+    """Kynkäänniemi et al. 2024, eq. 6: (sigma_lo, sigma_hi]."""
+    t = TIMES[9]
+    edge = math.exp(-PROCESS.log_snr(t) / 2)
+    for interval, acts in (((edge, 1e9), False), ((0, edge), True)):
+        calls = []
+        drawn(1, Condition((2,), 3.0, interval), net=network(calls))
+        assert ((t * 10.0, None) in calls) == acts
+
+
+def test_an_interval_of_all_levels_is_plain_guidance_and_of_none_is_scale_1():
+    plain, one = (drawn(4, Condition((3, 0), scale)) for scale in (4.0, 1.0))
+    assert torch.equal(drawn(4, Condition((3, 0), 4.0, (0, 1e9))), plain)
+    assert torch.equal(drawn(4, Condition((3, 0), 4.0, (1e9, 2e9))), one)
+    within = drawn(4, Condition((3, 0), 4.0, (0.3, 3.0)))
+    assert not torch.allclose(within, plain, atol=1e-3)
+    assert not torch.allclose(within, one, atol=1e-3)
+
+
+# -- from a configuration -------------------------------------------------------------------------
+
+
+def model(*classes: str, conditional: bool = True):
+    unet = SimpleNamespace(num_classes=len(classes) if conditional else 0)
+    return SimpleNamespace(unet=unet, classes=classes)
+
+
+def asked(**options):
+    return SampleConfig(model="m", **options)
+
+
+def test_a_model_with_classes_is_guided_over_all_of_them_in_turn():
+    assert condition(asked(), model("a", "b", "c")) == Condition((0, 1, 2), GUIDANCE, None)
+
+
+def test_names_are_taken_as_they_come():
+    found = condition(
+        asked(guidance=0, guidance_interval=(0.2, 5)), model("a", "b", "c"), ["c", "a", "c"]
+    )
+    assert found == Condition((2, 0, 2), 0, (0.2, 5))
+
+
+def test_an_unknown_class_is_told_the_nearest():
+    with pytest.raises(UsageError, match=r"--class: there is no 'bota'. Did you mean 'boat'\?"):
+        condition(asked(), model("boat", "tree"), ["tree", "bota"])
+
+
+@pytest.mark.parametrize("names", [(), ("dark", "light")])
+def test_a_model_without_classes_has_no_condition(names):
+    without = model(*names, conditional=False)
+    assert condition(asked(), without) is None
+    with pytest.raises(UsageError, match="--class: the model was trained without classes"):
+        condition(asked(), without, ["dark"])
+    for given in (0, 1, 2.0):
+        with pytest.raises(UsageError, match="--guidance: the model was trained without classes"):
+            condition(asked(guidance=given), without)
+    with pytest.raises(UsageError, match="--guidance-interval: the model was trained without"):
+        condition(asked(guidance_interval=(0, 1)), without)

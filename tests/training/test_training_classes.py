@@ -1,0 +1,386 @@
+"""Training on classes, with a learned variance, and with timesteps that are drawn by their loss."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_images
+from PIL import Image
+from safetensors.torch import load_file
+
+from diffuse_cli import modelfile
+from diffuse_cli.core import LOSSES
+from diffuse_cli.core.losses import simple
+from diffuse_cli.core.timesteps import TIMESTEP_DRAWS, History, choose
+from diffuse_cli.data import read_images
+from diffuse_cli.events import finish
+from diffuse_cli.runtime import training_draws
+from diffuse_cli.training.rundir import RunDirectory
+from diffuse_cli.training.trainer import Trainer
+
+MODEL, RUN = Path("model.safetensors"), Path("model.run")
+EMBEDDING = "class_embedding.weight"
+
+
+def logged(run=RUN, name="loss"):
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [m[name] for m in lines if name in m]
+
+
+def raw(path=MODEL):
+    return modelfile.load(path).raw
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What the loss is given while training, a tuple (x0, t, label) a microbatch."""
+    seen = []
+
+    def loss(denoiser, x0, t, noise, weight=None, label=None):
+        value = simple(
+            denoiser, x0, t, noise, weight, **({} if label is None else {"label": label})
+        )
+        if value.requires_grad:
+            seen.append((x0, t, label))
+        return value
+
+    monkeypatch.setitem(LOSSES, "simple", loss)
+    return seen
+
+
+@pytest.fixture
+def trainers(monkeypatch):
+    """Every trainer that is made."""
+    made = []
+    start = Trainer.__init__
+    monkeypatch.setattr(
+        Trainer, "__init__", lambda self, *a: (made.append(self), start(self, *a))[1]
+    )
+    return made
+
+
+# -- labels ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def loose(tmp_path):
+    """Images in two class folders, and five beside them that have no class."""
+    folder = write_images(tmp_path / "loose", 30)
+    for k in range(5):
+        pixels = np.full((8, 8), 10 * k, np.uint8)
+        Image.fromarray(pixels).save(folder / f"{k}.png")
+    return folder
+
+
+def label_by_pixels(folder):
+    images = finish(read_images(str(folder), workers=1))
+    return {p.tobytes(): int(k) for p, k in zip(images.pixels, images.labels, strict=True)}
+
+
+def labels_shown(shown, known):
+    """(the image's own label, the label that the network was shown), for each image."""
+    pairs = []
+    for x0, _, labels in shown:
+        pixels = ((x0 + 1) * 127.5).round().to(torch.uint8).contiguous().numpy()
+        for one, label in zip(pixels, labels.tolist(), strict=True):
+            pairs.append((known[one.tobytes()], label))
+    return pairs
+
+
+def test_every_image_is_shown_with_its_own_class(train, diffuse, recipe, loose, shown):
+    line = ("train", loose, "--config", recipe, "--classes", "--label-dropout", 0, "--steps", 9)
+    assert diffuse(*line).code == 0
+    pairs = labels_shown(shown, label_by_pixels(loose))
+    assert {*pairs} == {(0, 0), (1, 1), (-1, 2)}
+    assert len(pairs) == 72
+
+
+@pytest.mark.parametrize("flags", ["", "--flip --accumulation 3"])
+def test_classes_are_left_out_by_the_draw_of_the_position(train, shown, images, flags):
+    train("--classes", "--label-dropout", 0.5, "--steps", 25, *flags.split())
+    found = torch.cat([label for _, _, label in shown])
+    drops = [
+        training_draws(0, step, range(8), shape=(1, 8, 8), device=torch.device("cpu")).drop
+        for step in range(25)
+    ]
+    assert torch.equal(found == 2, torch.cat(drops) < 0.5)
+    assert 70 < int((found == 2).sum()) < 130
+    if not flags:
+        kept = {(own, label) for own, label in labels_shown(shown, label_by_pixels(images))}
+        assert kept == {(0, 0), (1, 1), (0, 2), (1, 2)}
+
+
+@pytest.mark.parametrize(("share", "moved"), [(0, [True, True, False]), (1, [False, False, True])])
+def test_label_dropout_decides_which_rows_of_the_embedding_learn(train, share, moved):
+    line = ("--classes", "--label-dropout", share, "--weight-decay", 0)
+    train(*line, "--steps", 1, "--lr", 0, "-o", "start.safetensors")
+    train(*line, "--steps", 6)
+    before, after = raw("start.safetensors")[EMBEDDING], raw()[EMBEDDING]
+    assert before.shape[0] == 3
+    assert (before != after).any(1).tolist() == moved
+
+
+def test_without_classes_no_label_is_shown(train, shown):
+    train("--steps", 2)
+    assert [label for _, _, label in shown] == [None, None]
+    assert EMBEDDING not in raw()
+
+
+def test_classes_are_no_more_than_a_condition(train, images, shown):
+    """The images, timesteps and flips of a run are the same with and without classes."""
+    train("--steps", 4, "--flip", "-o", "plain.safetensors")
+    train("--steps", 4, "--flip", "--classes")
+    for (x0, t, _), (other, times, _) in zip(shown[:4], shown[4:], strict=True):
+        assert torch.equal(x0, other)
+        assert torch.equal(t, times)
+
+
+def test_the_model_file_names_its_classes(train):
+    train("--classes", "--steps", 2)
+    model = modelfile.load(MODEL)
+    assert model.classes == ("dark", "light")
+    assert model.unet.num_classes == 2
+    assert model.training["classes"] is True
+    assert tomllib.loads((RUN / "config.toml").read_text())["classes"] is True
+
+
+@pytest.mark.parametrize("folders", [0, 1])
+def test_classes_need_two_folders(diffuse, recipe, images, tmp_path, folders):
+    few = tmp_path / "few"
+    shutil.copytree(images / "dark", few / "dark" if folders else few)
+    if folders:
+        shutil.copy(next(few.rglob("*.png")), few)
+    ran = diffuse("train", few, "--config", recipe, "--classes", "--steps", 1, "-q")
+    assert ran.code == 3
+    assert "not in class folders" in ran.line
+    assert not RUN.exists()
+    assert not MODEL.exists()
+
+
+def test_the_held_out_loss_is_measured_with_the_labels(train, monkeypatch):
+    """An independent sum over the held-out images, each with its class and the same draws."""
+    seen = []
+    real = Trainer.held_out_loss
+
+    def measured(self):
+        found = real(self)
+        if found is None:
+            return None
+        held = self.plan.held_out
+        draws = training_draws(
+            0, 0, range(len(held)), shape=(1, 8, 8), device=self.device, purpose="held-out"
+        )
+        t = (draws.u.double() * 100).long()
+        x0 = torch.from_numpy(self.plan.images.pixels[held]).float() / 127.5 - 1
+        labels = torch.from_numpy(self.plan.images.labels[held])
+        denoiser = modelfile.make_denoiser(self.ema.module, self.config)
+        snr = denoiser.process.alpha_bars / (1 - denoiser.process.alpha_bars)
+        weight = (snr.clamp(max=5) / (snr + 1))[t].float()
+        with torch.no_grad():
+            each = [
+                float(simple(denoiser, x0, t, draws.noise, weight, label=given).mean())
+                for given in (labels, 1 - labels, None)
+            ]
+        seen.append((found, each))
+        return found
+
+    monkeypatch.setattr(Trainer, "held_out_loss", measured)
+    train("--classes", "--label-dropout", 0, "--steps", 30, "--lr", 0.01)
+    found, (right, wrong, none) = seen[-1]
+    assert found == pytest.approx(right, rel=1e-5)
+    assert abs(right - wrong) > 1e-3 * right
+    assert abs(right - none) > 1e-3 * right
+
+
+def test_a_preview_shows_the_classes_in_turn(train, diffuse):
+    train("--classes", "--steps", 30, "--lr", 0.01)
+    line = ("-n", 16, "--steps", 20, "--precision", "fp32", "--no-grid")
+    assert diffuse("sample", MODEL, *line).code == 0
+    assert diffuse("sample", MODEL, *line, "--guidance", 0, "-o", "free").code == 0
+    preview = np.asarray(Image.open(RUN / "previews/step-00000030.png"), int)
+    for k in range(16):
+        y, x = 10 * (k // 4), 10 * (k % 4)
+        shown = preview[y : y + 8, x : x + 8]
+        given, free = (
+            np.asarray(Image.open(f"{at}/{k:05d}.png"), int) for at in ("samples", "free")
+        )
+        assert np.abs(shown - given).max() <= 2
+        assert np.abs(shown - free).max() > 10
+
+
+# -- going on, and starting from ------------------------------------------------------------------
+
+
+def test_dry_run_of_a_conditional_model_fed_back_gives_the_same_model(
+    train, diffuse, images, monkeypatch
+):
+    monkeypatch.setattr("diffuse_cli.training.timing.SECONDS", 0.0)
+    options = (
+        "--steps 5 --classes --label-dropout 0.3 --variance learned --timestep-draw importance"
+    )
+    text = train(*options.split(), "--dry-run").out
+    config = tomllib.loads(text)
+    assert config["loss"] == "hybrid"
+    assert config["unet"]["num_classes"] == 2
+    assert config["unet"]["out_channels"] == 2
+    assert (config["label_dropout"], config["timestep_draw"]) == (0.3, "importance")
+    Path("run.toml").write_text(text)
+    train(*options.split())
+    assert diffuse("train", "--config", "run.toml", "-o", "read.safetensors").code == 0
+    assert Path("read.safetensors").read_bytes() == MODEL.read_bytes()
+
+
+def test_init_of_a_conditional_model_keeps_its_classes_and_variance(diffuse, images, conditional):
+    still = ("--steps", 1, "--lr", 0, "--weight-decay", 0)
+    ran = diffuse("train", images, "--init", conditional, *still)
+    assert ran.code == 0, ran.err
+    before, after = load_file(conditional), load_file(MODEL)
+    assert before[EMBEDDING].shape[0] == 3
+    assert all(after[name].equal(before[name]) for name in before if not name.startswith("raw."))
+    config = tomllib.loads((RUN / "config.toml").read_text())
+    wanted = {"classes": True, "label_dropout": 0.3, "variance": "learned", "loss": "hybrid"}
+    assert config.items() >= wanted.items()
+
+
+def test_init_of_a_conditional_model_on_other_classes_is_refused(
+    diffuse, images, conditional, tmp_path
+):
+    other = tmp_path / "other"
+    shutil.copytree(images, other)
+    (other / "grey").mkdir()
+    for path in sorted((other / "dark").iterdir())[:3]:
+        path.rename(other / "grey" / path.name)
+    ran = diffuse("train", other, "--init", conditional, "--steps", 1, "-q")
+    assert ran.code == 2
+    assert "num_classes = 2 does not suit these images: it is 3" in ran.line
+    shutil.rmtree(other / "dark")
+    shutil.rmtree(other / "grey")
+    assert diffuse("train", other, "--init", conditional, "--steps", 1, "-q").code == 3
+
+
+# -- the learned variance -------------------------------------------------------------------------
+
+
+def test_a_learned_variance_learns_from_hybrid_and_from_vlb(train):
+    for k, loss in enumerate(([], ["--loss", "vlb"])):
+        ran = train("--variance", "learned", *loss, "--steps", 8, "-o", f"{k}.safetensors")
+        assert ran.code == 0
+        assert "trains no variance" not in ran.err
+        mean, spread = raw(f"{k}.safetensors")["conv_out.weight"].chunk(2)
+        assert mean.shape == spread.shape == (1, 8, 3, 3)
+        assert float(mean.abs().max()) > 1e-3
+        assert float(spread.abs().max()) > 1e-3
+
+
+def test_simple_trains_no_variance_and_says_so(train):
+    ran = train("--variance", "learned", "--loss", "simple", "--steps", 8)
+    assert "warning: --loss simple trains no variance" in ran.err
+    assert "--loss hybrid" in ran.err
+    mean, spread = raw()["conv_out.weight"].chunk(2)
+    assert float(mean.abs().max()) > 1e-3
+    assert float(spread.abs().max()) == 0
+    assert float(raw()["conv_out.bias"][1].abs()) == 0
+
+
+def test_without_a_learned_variance_simple_is_no_warning(train):
+    assert "trains no variance" not in train("--loss", "simple", "--steps", 1).err
+
+
+# -- timesteps by their loss ----------------------------------------------------------------------
+
+ADAPTED = ("--num-timesteps", 4, "--timestep-draw", "importance")
+
+
+@pytest.fixture
+def known_loss(monkeypatch):
+    """A loss that is (t + 1)^2 times a weight of 1, beside which nothing is learned."""
+    times = []
+
+    def loss(denoiser, x0, t, noise, weight=None, **cond):
+        y = denoiser(x0, t, **cond).raw.flatten(1).mean(1)
+        value = (t + 1) ** 2 + 0 * y
+        if y.requires_grad:
+            times.append(t)
+        return value
+
+    monkeypatch.setitem(LOSSES, "simple", loss)
+    return times
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_timesteps_follow_the_losses_and_losses_are_divided_by_their_chance(
+    train, known_loss, trainers, accumulation
+):
+    """A replay from the draws alone: timesteps, the loss that is logged, and the history."""
+    steps = 20
+    train(*ADAPTED, "--steps", steps, "--log-every", 1, "--accumulation", accumulation)
+    draw, history = TIMESTEP_DRAWS["importance"], History(4, 10)
+    losses, adapted = [], 0
+    for step in range(steps):
+        chances = draw.probabilities(history)
+        u = training_draws(0, step, range(8), shape=(1, 8, 8), device=torch.device("cpu")).u
+        t = choose(chances, u)
+        mine = torch.cat(known_loss[step * accumulation : (step + 1) * accumulation])
+        assert torch.equal(mine, t)
+        plain = ((t + 1) ** 2).double()
+        losses.append(float((plain / (4 * chances[t])).mean()))
+        history.add(t.tolist(), plain.tolist())
+        adapted += float(chances.max()) > 0.3
+    assert adapted > 5
+    assert logged() == pytest.approx(losses, rel=1e-5)
+    assert torch.equal(trainers[0].history.losses, history.losses)
+    assert torch.equal(trainers[0].history.counts, history.counts)
+    late = torch.cat(known_loss[-5 * accumulation :])
+    assert float((late == 3).double().mean()) > 0.35
+
+
+def test_the_gradient_is_that_of_the_mean_over_all_timesteps(train, monkeypatch, trainers):
+    """With a loss that is linear in one number, the gradient is known: its scale is 1 / (T p_t)."""
+    pulls = []
+
+    def loss(denoiser, x0, t, noise, weight=None, **cond):
+        y = denoiser(x0, t, **cond).raw.flatten(1).mean(1)
+        if y.requires_grad:
+            y.register_hook(lambda g: pulls.append((t, g)))
+        return (t + 1) ** 2 + 0 * y + y
+
+    monkeypatch.setitem(LOSSES, "simple", loss)
+    train(*ADAPTED, "--steps", 20, "--accumulation", 2, "--lr", 0)
+    draw, history = TIMESTEP_DRAWS["importance"], History(4, 10)
+    for step in range(20):
+        chances = draw.probabilities(history)
+        for t, g in pulls[2 * step : 2 * step + 2]:
+            assert torch.allclose(g.double(), 1 / (8 * 4 * chances[t]), rtol=1e-4)
+        for t, _ in pulls[2 * step : 2 * step + 2]:
+            history.add(t.tolist(), ((t + 1) ** 2).tolist())
+    assert float(chances.max()) > 0.3
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_bad_step_does_not_enter_the_history(train, monkeypatch, trainers, accumulation):
+    calls = iter(range(10**6))
+
+    def loss(denoiser, *arguments, **cond):
+        value = simple(denoiser, *arguments, **cond)
+        bad = value.requires_grad and next(calls) // accumulation == 2
+        return value * float("nan") if bad else value
+
+    monkeypatch.setitem(LOSSES, "simple", loss)
+    line = ("--steps", 12, "--log-every", 1, "--accumulation", accumulation)
+    assert train(*ADAPTED, *line).code == 0
+    history = trainers[0].history
+    assert int(history.counts.sum()) == 11 * 8
+    assert history.losses.isfinite().all()
+    assert [loss is None for loss in logged()] == [step == 2 for step in range(12)]
+
+
+def test_a_uniform_draw_keeps_no_history(train, trainers):
+    train("--num-timesteps", 4, "--steps", 4)
+    assert int(trainers[0].history.counts.sum()) == 0
+    assert RunDirectory(MODEL).load()[0].history == {}
