@@ -18,6 +18,7 @@ from diffuse_cli.data import Images, read_images
 from diffuse_cli.events import finish
 from diffuse_cli.features import FEATURES, extract
 from diffuse_cli.metrics import kid
+from diffuse_cli.runtime import permutation
 from diffuse_cli.sampling import Loaded, collect, draw
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -38,8 +39,9 @@ def read(source: str, size: tuple[int, int] | None = None) -> Images:
 
 
 def held_out(images: Images, n: int) -> Pixels:
-    """The first n images that training never saw."""
-    return np.ascontiguousarray(images.pixels[np.flatnonzero(images.held_out)[:n]])
+    """n images that training never saw, of every class: images come in the order of their names."""
+    own = np.flatnonzero(images.held_out)
+    return np.ascontiguousarray(images.pixels[own[permutation(0, 0, len(own))[:n]]])
 
 
 def features(pixels: Pixels, accelerator: Accelerator) -> np.ndarray[Any, Any]:

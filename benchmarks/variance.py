@@ -2,11 +2,11 @@
 
 Two models of equal training, one with a fixed variance and one that learned it with the hybrid
 loss, each measured on held-out images under every fixed variance and its own, over all timesteps
-and over few. Prints JSON.
+and over few. Differences are to the first model listed. Prints JSON.
 
     diffuse train DATA --steps 640 -o fixed.safetensors
     diffuse train DATA --steps 640 --variance learned -o learned.safetensors
-    python benchmarks/variance.py DATA fixed.safetensors learned.safetensors
+    python benchmarks/variance.py DATA learned.safetensors fixed.safetensors
 """
 
 from __future__ import annotations
@@ -62,10 +62,14 @@ def variants(own: Denoiser, size: int) -> Iterator[tuple[str, Denoiser]]:
         yield name, made(repeat(outputs, halves), name)
 
 
-def numbers(bound: Bound) -> dict[str, float]:
-    """The mean bound, its standard error and its parts."""
+def numbers(bound: Bound, first: Bound) -> dict[str, float]:
+    """The mean bound, its standard error, its parts, and how much it is above `first`'s.
+
+    The images and their draws are the same, so that the difference is better known than either.
+    """
     parts = bound.parts()
     total = parts.sum(1)
+    above = total - first.parts().sum(1)
     prior, middle, decoder = parts.mean(0)
     found = {
         "bits_per_dim": total.mean(),
@@ -73,6 +77,8 @@ def numbers(bound: Bound) -> dict[str, float]:
         "prior": prior,
         "middle": middle,
         "decoder": decoder,
+        "above_first": above.mean(),
+        "above_first_standard_error": above.std(ddof=1) / np.sqrt(len(above)),
     }
     return {name: round(float(value), 4) for name, value in found.items()}
 
@@ -88,12 +94,13 @@ def main() -> None:
     options = parser.parse_args()
     pixels = common.held_out(common.read(options.data), options.n)
     results: list[dict[str, Any]] = []
+    first: dict[int, Bound] = {}
     with machine(resolve_precision("auto")) as accelerator:
         for name, path in common.names(options.models).items():
             loaded = load_denoiser(path, "ema", accelerator)
             own = loaded.denoiser
             full = own.process.num_timesteps
-            for size in (full, *map(int, options.respaced.split(","))):
+            for size in (full, *map(int, filter(None, options.respaced.split(",")))):
                 for variance, denoiser in variants(own, size):
                     bound = finish(
                         measure(
@@ -114,7 +121,7 @@ def main() -> None:
                             "steps": loaded.model.step,
                             "variance": variance,
                             "timesteps": size,
-                            **numbers(bound),
+                            **numbers(bound, first.setdefault(size, bound)),
                         }
                     )
                     print(json.dumps(results[-1]), file=sys.stderr, flush=True)

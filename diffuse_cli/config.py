@@ -189,6 +189,9 @@ def timesteps_of(betas: Sequence[float] | None, given: int | None) -> int:
 
 OVERWRITE = "Replace what is there."
 
+SAMPLER, SAMPLING_STEPS = "unipc", 20
+"""Chosen by the sweep of benchmarks/samplers.py."""
+
 GUIDANCE = 2.0
 """The guidance scale of a model with classes where none is given."""
 
@@ -309,9 +312,12 @@ class DrawConfig(Config):
     """How images are drawn from a model."""
 
     steps: int = option(
-        50, "Steps, each of one network evaluation; of two with heun.", low=1, high=100_000
+        SAMPLING_STEPS,
+        "Steps, each of one network evaluation; of two with heun.",
+        low=1,
+        high=100_000,
     )
-    sampler: str = option("ddim", "Sampler.", table="samplers")
+    sampler: str = option(SAMPLER, "Sampler.", table="samplers")
     spacing: str = option("trailing", "Which timesteps are visited.", table="spacings")
     eta: float | None = option(
         None, "Noise of ddim: 0 none, 1 that of ddpm.", low=0, high=1, shown="0"

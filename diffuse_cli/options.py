@@ -179,7 +179,7 @@ def parse_interval(value: Any) -> tuple[float, float]:
     """`"0.3,3"` or `[0.3, 3]` as two rising numbers from 0 on."""
     parts = value.split(",") if isinstance(value, str) else list(value)
     low, high = (float(part) for part in parts)
-    if not 0 <= low < high:
+    if not 0 <= low < high < math.inf:
         raise ValueError("two rising numbers, such as 0.3,3")
     return low, high
 

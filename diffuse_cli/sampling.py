@@ -17,7 +17,7 @@ import torch
 
 from diffuse_cli import files, modelfile, pictures
 from diffuse_cli.conditioning import Condition, condition
-from diffuse_cli.config import SampleConfig
+from diffuse_cli.config import SAMPLER, SampleConfig
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.guidance import threshold as thresholded
@@ -69,7 +69,7 @@ def draw(
     seed: int,
     times: Sequence[int] | Sequence[float],
     device: torch.device,
-    sampler: str = "ddim",
+    sampler: str = SAMPLER,
     batch_size: int = 64,
     options: Mapping[str, Any] | None = None,
     condition: Condition | None = None,

@@ -176,7 +176,21 @@ def test_an_interval_is_two_rising_numbers(kind: type, tmp_path: Path):
         assert config.guidance_interval == (0.3, 3.0)
         (tmp_path / "c.toml").write_text(to_toml(config, control=True))
         assert from_dict(kind, read_toml(tmp_path / "c.toml")) == config
-    for value in ("3,0.3", "1,1", "-1,2", "1", "1,2,3", "a,b", "nan,1", "1,nan", "", 3, [1], True):
+    for value in (
+        "3,0.3",
+        "1,1",
+        "-1,2",
+        "1",
+        "1,2,3",
+        "a,b",
+        "nan,1",
+        "1,nan",
+        "1,inf",
+        "",
+        3,
+        [1],
+        True,
+    ):
         with pytest.raises(UsageError, match="--guidance-interval"):
             made(kind, guidance_interval=value)
 

@@ -451,10 +451,15 @@ def test_a_plot_is_a_png(measure, other, name):
     assert not Path(name).exists()
 
 
-def test_a_folder_has_no_plot(diffuse, images, other):
-    ran = diffuse("eval", other, images, "--plot", "bound.png", "-q")
+@pytest.mark.parametrize(
+    "option",
+    ["--plot bound.png", "--respaced 5", "--guidance 2", "--sampler ddim --eta 1", "--order 3",
+     "--threshold 0.9", "--guidance-interval 0,1"],
+)  # fmt: skip
+def test_what_needs_a_model_is_refused_for_a_folder(diffuse, images, other, option):
+    ran = diffuse("eval", other, images, *option.split(), "-q")
     assert ran.code == 2
-    assert "--plot" in ran.line
+    assert "needs a model" in ran.line
     assert not Path("bound.png").exists()
 
 

@@ -18,13 +18,14 @@ PACKAGE = Path(diffuse_cli.__file__).parent
 ROOMS = (
     "errors", "events", "tables", "files", "options", "config", "presets", "core", "data",
     "modelfile", "runtime", "pictures", "conditioning", "sampling", "features", "metrics",
-    "evaluation", "training", "demo", "report", "interop", "console", "signals", "commands", "app", "__main__",
+    "evaluation", "training", "demo", "report", "interop", "console", "signals", "commands",
+    "app", "__main__",
 )  # fmt: skip
 """From the top of the house to the bottom; a room imports from itself and from those before it."""
 
 CORE = (
-    "schedules", "spacings", "timesteps", "targets", "variances", "gaussian", "process", "norms", "blocks",
-    "unet", "denoiser", "losses", "solvers", "samplers", "guidance", "likelihood",
+    "schedules", "spacings", "timesteps", "targets", "variances", "gaussian", "process", "norms",
+    "blocks", "unet", "denoiser", "losses", "solvers", "samplers", "guidance", "likelihood",
 )  # fmt: skip
 """The same inside core, for what is imported when a module runs; names for types may come from
 anywhere there."""

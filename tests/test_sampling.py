@@ -14,7 +14,7 @@ from PIL import Image
 from diffuse_cli.core import SAMPLERS
 
 OUT = Path("samples")
-QUICK = ("--steps", 5, "--precision", "fp32")
+QUICK = ("--steps", 5, "--precision", "fp32", "--sampler", "ddim")
 
 
 @pytest.fixture
@@ -96,7 +96,6 @@ def test_an_equal_command_gives_equal_files(sample):
     [
         "--seed 1",
         "--sampler ddpm",
-        "--eta 1",
         "--weights raw",
         "--steps 9",
         "--spacing linspace",
@@ -124,7 +123,13 @@ def test_the_threshold_is_in_the_manifest(sample):
 
 
 @pytest.mark.parametrize(
-    "line", ["--order 2", "--sampler heun --eta 0", "--order 4 --sampler unipc", "--threshold 0"]
+    "line",
+    [
+        "--sampler ddim --order 2",
+        "--sampler heun --eta 0",
+        "--order 4 --sampler unipc",
+        "--threshold 0",
+    ],
 )
 def test_what_does_not_suit_is_a_usage_error(sample, line):
     ran = sample("-n", 1, "-q", *line.split())
@@ -138,10 +143,13 @@ def test_images_of_a_seed_differ(sample):
     assert np.abs(pixels(OUT, 1) - pixels(OUT, 2)).max() > 10
 
 
-def test_eta_1_is_not_far_from_eta_0_where_it_is_0(sample):
-    sample("-n", 1, "-o", "a")
-    sample("-n", 1, "-o", "b", "--eta", 0)
+def test_ddim_without_eta_is_at_0_and_another_changes_the_images(sample):
+    ddim = ("-n", 1, "--sampler", "ddim")
+    sample(*ddim, "-o", "a")
+    sample(*ddim, "-o", "b", "--eta", 0)
+    sample(*ddim, "-o", "c", "--eta", 1)
     assert np.array_equal(pixels("a", 0), pixels("b", 0))
+    assert not np.array_equal(pixels("a", 0), pixels("c", 0))
 
 
 def test_a_gif_shows_every_step(sample):
@@ -242,7 +250,13 @@ def oracle(model, n, labels):
         denoiser = loaded.denoiser(infer)
         times = denoiser.process.times(5)
         *_, end = draw(
-            denoiser, shape=(1, 8, 8), indices=[k], seed=0, times=times, device=torch.device("cpu")
+            denoiser,
+            shape=(1, 8, 8),
+            indices=[k],
+            seed=0,
+            times=times,
+            device=torch.device("cpu"),
+            sampler="ddim",
         )
         found.append(((end.state.x[0, 0] + 1) * 127.5).round().clamp(0, 255).numpy())
     return found

@@ -66,7 +66,9 @@ def evaluate(config: EvalConfig) -> Work[Evaluated | None]:
     began = time.monotonic()
     folder = is_images(config.subject)
     chosen = knobs(config.sampler, **config.knobs)
-    plot = _check_plot(config, folder)
+    if folder:
+        _check_folder(config)
+    plot = _check_plot(config)
     with machine(resolve_precision(config.precision)) as accelerator:
         if not accelerator.is_main_process:
             return None
@@ -107,13 +109,25 @@ def _check_times(config: EvalConfig, process: Process) -> None:
         raise UsageError(f"--respaced must be 2 to {process.num_timesteps}, the model's timesteps")
 
 
-def _check_plot(config: EvalConfig, folder: bool) -> Path | None:
+NEEDS_MODEL = ("plot", "respaced", "guidance", "guidance_interval", "eta", "order", "threshold")
+"""Options that say how a model is measured or drawn from, where they are given."""
+
+
+def _check_folder(config: EvalConfig) -> None:
+    """Refuse what has no meaning for a folder of images."""
+    for name in NEEDS_MODEL:
+        if getattr(config, name) is not None:
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(
+                f"{flag} needs a model, and {files.show(Path(config.subject))} is a folder of images"
+            )
+
+
+def _check_plot(config: EvalConfig) -> Path | None:
     """The path of the plot, refused before the work where it cannot be written."""
     if config.plot is None:
         return None
     plot = Path(config.plot)
-    if folder:
-        raise UsageError("--plot shows the bound by timestep, which a folder of images has not")
     if plot.suffix.lower() != ".png":
         raise UsageError(f"--plot must end in .png, not {files.show(plot)!r}")
     files.check_writable(plot)

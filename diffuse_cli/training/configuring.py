@@ -62,8 +62,9 @@ def _check_exclusive(typed: Mapping[str, Any]) -> None:
 
 def _under(typed: Mapping[str, Any], filed: Mapping[str, Any]) -> dict[str, Any]:
     """What a file gives under what was typed: a typed --preset, --size or --width brings its own
-    network, a typed --variance its own loss, a typed --loss its own weighting, typed --betas their
-    number, and a typed --schedule ends the file's betas."""
+    network, a typed --variance its own loss and channels, typed --classes their number, a typed
+    --loss its own weighting, typed --betas their number, and a typed --schedule ends the file's
+    betas."""
     kept = dict(filed)
     unet = dict(kept.get("unet", {})) if isinstance(kept.get("unet", {}), Mapping) else None
     if unet and "preset" in typed and typed["preset"] != kept.get("preset"):
@@ -71,6 +72,9 @@ def _under(typed: Mapping[str, Any], filed: Mapping[str, Any]) -> dict[str, Any]
         kept.pop("width", None)
     if unet and "width" in typed:
         unet = {k: v for k, v in unet.items() if _suits_width(k, v, typed["width"])}
+    for name, follows in (("variance", "out_channels"), ("classes", "num_classes")):
+        if unet and name in typed and typed[name] != kept.get(name):
+            unet = {k: v for k, v in unet.items() if k != follows}
     if unet and "size" in typed:
         unet = {k: v for k, v in unet.items() if k not in ("size", "multipliers")}
     if unet is not None and "unet" in kept:

@@ -14,7 +14,7 @@ import torch
 
 from diffuse_cli import files, modelfile, pictures
 from diffuse_cli.conditioning import Condition
-from diffuse_cli.config import DiffusionConfig, TrainConfig
+from diffuse_cli.config import SAMPLING_STEPS, DiffusionConfig, TrainConfig
 from diffuse_cli.core.unet import count_parameters
 from diffuse_cli.errors import DiffuseError, DivergedError, UsageError
 from diffuse_cli.events import Notice, Progress, Work, until
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 PATIENCE = 10
 """Steps in a row whose gradient is not finite, after which a run has diverged."""
 
-PREVIEW_IMAGES, PREVIEW_STEPS = 16, 20
+PREVIEW_IMAGES = 16
 
 Stop = Callable[[], DiffuseError | None]
 
@@ -266,7 +266,7 @@ class _Run:
         denoiser = modelfile.make_denoiser(trainer.ema_net, self.plan.config)
         unet = self.plan.unet
         state = None
-        steps = min(PREVIEW_STEPS, denoiser.process.num_timesteps)
+        steps = min(SAMPLING_STEPS, denoiser.process.num_timesteps)
         for part in draw(
             denoiser,
             shape=(unet.channels, *unet.size),

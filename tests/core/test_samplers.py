@@ -11,6 +11,7 @@ import inspect
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from oracles import (
@@ -29,6 +30,7 @@ from oracles import (
 from diffuse_cli.core import SAMPLERS, VARIANCES, Denoiser
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.samplers import encode, knobs
+from diffuse_cli.core.solvers import _phi
 from diffuse_cli.errors import UsageError
 
 LINEAR = process_of("linear", 1000)
@@ -314,6 +316,16 @@ def test_a_solver_takes_the_steps_of_diffusers(name: str, theirs: str, knobs: di
     for t, state, _ in zip(scheduler.timesteps, ours, range(alike), strict=False):
         x = scheduler.step(denoise(x, int(t)).x0, t, x).prev_sample
         assert torch.allclose(state.x, x, atol=2e-6), int(t)
+
+
+@pytest.mark.parametrize("z", [-1e-9, -1e-3, -0.3, -0.999, -1.001, -3.0, -7.5, -20.0])
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+def test_the_weights_of_unipc_rest_on_exact_integrals(k: int, z: float):
+    """phi_k(z) is the integral over 0 ... 1 of e^((1 - u) z) u^(k-1) / (k-1)!."""
+    nodes, weights = np.polynomial.legendre.leggauss(60)
+    u = (nodes + 1) / 2
+    exact = (weights / 2 * np.exp((1 - u) * z) * u ** (k - 1)).sum() / math.factorial(k - 1)
+    assert _phi(k, z) == pytest.approx(exact, rel=1e-12)
 
 
 # -- the variance of stochastic samplers ----------------------------------------------------------

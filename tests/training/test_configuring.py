@@ -90,4 +90,14 @@ def test_label_dropout_goes_with_classes():
 
 def test_classes_of_another_number_than_the_networks_are_refused():
     with pytest.raises(UsageError, match="num_classes = 3 does not suit these images: it is 2"):
-        made({"classes": True}, {"unet": {"num_classes": 3}}, num_classes=2)
+        made({}, {"classes": True, "unet": {"num_classes": 3}}, num_classes=2)
+
+
+def test_a_typed_variance_or_classes_bring_their_channels_over_a_file():
+    filed = to_dict(made({}, {}))
+    assert made({"variance": "learned"}, filed).unet["out_channels"] == 2
+    learned = to_dict(made({"variance": "learned"}, {}))
+    assert made({"variance": "large"}, learned).unet["out_channels"] == 1
+    assert made({"classes": True}, filed, num_classes=4).unet["num_classes"] == 4
+    classes = to_dict(made({"classes": True}, {}, num_classes=4))
+    assert made({"classes": False}, classes).unet["num_classes"] == 0
