@@ -117,10 +117,8 @@ def _check_folder(config: EvalConfig) -> None:
     """Refuse what has no meaning for a folder of images."""
     for name in NEEDS_MODEL:
         if getattr(config, name) is not None:
-            flag = "--" + name.replace("_", "-")
-            raise UsageError(
-                f"{flag} needs a model, and {files.show(Path(config.subject))} is a folder of images"
-            )
+            flag, subject = "--" + name.replace("_", "-"), files.show(Path(config.subject))
+            raise UsageError(f"{flag} needs a model, and {subject} is a folder of images")
 
 
 def _check_plot(config: EvalConfig) -> Path | None:
