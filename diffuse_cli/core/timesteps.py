@@ -68,8 +68,7 @@ class TimestepDraw:
 
 def uniform(history: History) -> Tensor:
     """Every timestep alike (Ho et al. 2020, algorithm 1)."""
-    counts = history.counts.double()
-    return (counts * 0 + 1) / len(counts)
+    return history.counts.double().fill_(1 / len(history.counts))
 
 
 def importance(history: History) -> Tensor:

@@ -76,7 +76,8 @@ class Trainer:
         body: Any = torch.compile(self.net) if self.config.compile else self.net
         self._prepared, self.optimizer = accelerator.prepare(body, optimizer)
         self.denoiser = make_denoiser(self._prepared, self.config)
-        self._loss = lookup(LOSSES, self.config.loss or "simple", "--loss")
+        assert self.config.loss is not None
+        self._loss = lookup(LOSSES, self.config.loss, "--loss")
         self._weights = self._weigh()
         self._draw = lookup(TIMESTEP_DRAWS, self.config.timestep_draw, "--timestep-draw")
         self.history = History(self.config.num_timesteps, self._draw.keep)
