@@ -19,6 +19,10 @@ from typing import Any, TypeVar
 from diffuse_cli.errors import UsageError, suggest
 
 Size = tuple[int, int]
+
+OVERWRITE = "Replace what is there."
+"""The help of an option that every command which writes has."""
+
 C = TypeVar("C")
 
 

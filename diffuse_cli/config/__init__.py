@@ -1,0 +1,32 @@
+"""What each command can be asked to do, as frozen dataclasses of options.
+
+Names of table entries (`--schedule cosine`) are checked where their table is looked up, so this
+room knows nothing of the core.
+"""
+
+from __future__ import annotations
+
+from diffuse_cli.config.demo import DemoConfig
+from diffuse_cli.config.drawing import (
+    GUIDANCE,
+    SAMPLER,
+    SAMPLING_STEPS,
+    DrawConfig,
+    EvalConfig,
+    SampleConfig,
+)
+from diffuse_cli.config.model import DiffusionConfig, UNetConfig
+from diffuse_cli.config.training import TrainConfig
+
+__all__ = [
+    "GUIDANCE",
+    "SAMPLER",
+    "SAMPLING_STEPS",
+    "DemoConfig",
+    "DiffusionConfig",
+    "DrawConfig",
+    "EvalConfig",
+    "SampleConfig",
+    "TrainConfig",
+    "UNetConfig",
+]

@@ -1,0 +1,54 @@
+"""The forward process of one image, shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from diffuse_cli.config.model import TIMESTEPS_SHOWN
+from diffuse_cli.options import (
+    OVERWRITE,
+    Config,
+    Size,
+    option,
+    parse_color,
+    parse_names,
+    parse_size,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig(Config):
+    """The forward process of one image, as a picture."""
+
+    image: str = option(help="Image.", argument=True, place=True, metavar="IMAGE")
+    schedule: tuple[str, ...] | None = option(
+        None,
+        "Noise schedule; repeat it to compare several.",
+        table="schedules",
+        parse=parse_names,
+        shown="all of them",
+    )
+    betas: str | None = option(
+        None, "File of betas to show beside the schedules.", place=True, metavar="FILE"
+    )
+    zero_terminal_snr: bool = option(False, "Rescale the betas to end in pure noise.")
+    steps: int = option(8, "Pictures in a row.", low=2, high=64)
+    num_timesteps: int | None = option(
+        None, "Timesteps T of the process.", low=2, high=100_000, shown=TIMESTEPS_SHOWN
+    )
+    seed: int = option(0, "Seed of the noise.", low=0, high=2**63 - 1)
+    size: Size | None = option(
+        None,
+        "Size the image is shown at.",
+        parse=parse_size,
+        metavar="H[xW]",
+        shown="its own, at most 256",
+    )
+    background: str = option(
+        "white", "Colour behind a transparent image.", parse=parse_color, metavar="COLOR"
+    )
+    out: str | None = option(
+        None, "Picture to write.", flag="-o", metavar="FILE", shown="NAME.noise-demo.png"
+    )
+    gif: bool = option(False, "Write an animation beside the picture.")
+    overwrite: bool = option(False, OVERWRITE)

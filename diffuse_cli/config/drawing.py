@@ -1,0 +1,132 @@
+"""How images are drawn from a model, and how they are measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from diffuse_cli.options import (
+    OVERWRITE,
+    Config,
+    option,
+    parse_color,
+    parse_interval,
+    parse_names,
+    parse_timesteps,
+)
+
+SAMPLER, SAMPLING_STEPS = "unipc", 20
+"""Chosen by the sweep of benchmarks/samplers.py."""
+
+GUIDANCE = 2.0
+"""The guidance scale of a model with classes where none is given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawConfig(Config):
+    """How images are drawn from a model."""
+
+    steps: int = option(
+        SAMPLING_STEPS,
+        "Steps, each of one network evaluation; of two with heun.",
+        low=1,
+        high=100_000,
+    )
+    sampler: str = option(SAMPLER, "Sampler.", table="samplers")
+    spacing: str = option("trailing", "Which timesteps are visited.", table="spacings")
+    eta: float | None = option(
+        None, "Noise of ddim: 0 none, 1 that of ddpm.", low=0, high=1, shown="0"
+    )
+    order: int | None = option(None, "Order of unipc.", low=2, high=3, shown="2")
+    threshold: float | None = option(
+        None,
+        "Percentile, for example 0.995, by which each estimate of the image is scaled back into "
+        "range (dynamic thresholding), instead of being clipped.",
+        low=0.01,
+        high=1,
+        shown="",
+    )
+    seed: int = option(0, "Seed of the noise.", low=0, high=2**63 - 1)
+    batch_size: int = option(64, "Images at a time; does not change them.", low=1, high=100_000)
+    precision: str = option("auto", "Precision of the arithmetic.", table="precisions")
+    weights: str = option("ema", "Averaged weights, or the raw ones.", table="weights")
+    guidance: float | None = option(
+        None,
+        "Guidance scale of a model with classes: 1 is the conditional model, 0 the unconditional.",
+        low=0,
+        high=100,
+        shown=f"{GUIDANCE:g}",
+    )
+    guidance_interval: tuple[float, float] | None = option(
+        None,
+        "Noise levels sigma/alpha at which guidance acts; elsewhere its scale is 1.",
+        parse=parse_interval,
+        metavar="LOW,HIGH",
+        shown="all",
+    )
+
+    @property
+    def knobs(self) -> dict[str, float | None]:
+        """What only some samplers take, None where it is not given."""
+        return {"eta": self.eta, "order": self.order}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig(DrawConfig):
+    """Images from a model file."""
+
+    model: str = option(help="Model file.", argument=True, place=True, metavar="MODEL")
+    n: int = option(16, "Number of images.", flag="-n", low=1, high=10_000_000)
+    classes: tuple[str, ...] = option(
+        (),
+        "Class to draw; repeat it for several, which take turns.",
+        flag="--class",
+        parse=parse_names,
+        metavar="NAME",
+        shown="every class in turn",
+    )
+    out: str = option("samples", "Folder for the images.", flag="-o", metavar="FOLDER")
+    grid: bool = option(True, "Write grid.png.")
+    gif: bool = option(False, "Write denoising.gif.")
+    overwrite: bool = option(False, OVERWRITE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(DrawConfig):
+    """A model, or a folder of images, measured against real images."""
+
+    subject: str = option(
+        help="Model file, or folder of generated images.",
+        argument=True,
+        place=True,
+        metavar="MODEL_OR_FOLDER",
+    )
+    data: str = option(
+        help="Folder or zip of real images.", argument=True, place=True, metavar="DATA"
+    )
+    n: int = option(1000, "Images on each side.", flag="-n", low=2, high=10_000_000)
+    timesteps: int | str = option(
+        50, "Timesteps of the bound an image, or 'all'.", parse=parse_timesteps, metavar="N|all"
+    )
+    respaced: int | None = option(
+        None,
+        "Take the bound over so many of the model's timesteps, as a process of its own.",
+        low=2,
+        high=100_000,
+        shown="all of them",
+    )
+    features: str = option("efficientnet-lite0", "Feature network.", table="features")
+    background: str | None = option(
+        None,
+        "Colour behind transparent images.",
+        parse=parse_color,
+        metavar="COLOR",
+        shown="the model's",
+    )
+    plot: str | None = option(
+        None, "Write a plot of the bound by timestep.", metavar="FILE.png", shown=""
+    )
+    overwrite: bool = option(False, OVERWRITE)
+    strict: bool = option(False, "End on the first bad file instead of skipping it.", control=True)
+    workers: int | None = option(
+        None, "Threads that read images.", low=1, high=256, shown="all cores"
+    )

@@ -1,0 +1,122 @@
+"""What decides the weights of a model, and how its run is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from diffuse_cli.config.model import DiffusionConfig
+from diffuse_cli.errors import UsageError
+from diffuse_cli.options import OVERWRITE, Size, option, parse_color, parse_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(DiffusionConfig):
+    """Everything that decides the weights of a model, and how its run is kept."""
+
+    data: str = option(help="Folder or zip of images.", argument=True, place=True, metavar="DATA")
+    steps: int = option(5000, "Optimizer steps.", low=1, high=100_000_000)
+    batch_size: int = option(
+        64, "Images a step, over all processes and accumulation.", low=1, high=1_000_000
+    )
+    accumulation: int = option(1, "Forward passes a step, to save memory.", low=1, high=100_000)
+    lr: float | None = option(None, "Peak learning rate.", low=0, high=10, shown="from the preset")
+    warmup: int = option(100, "Steps over which the learning rate rises.", low=0)
+    weight_decay: float = option(0.01, "Weight decay of AdamW.", low=0, high=10)
+    grad_clip: float = option(1.0, "Largest norm of the gradient.", low=1e-6, high=1e6)
+    ema_decay: float = option(
+        0.999, "Largest decay of the averaged weights.", low=0, high=0.9999999
+    )
+    loss: str | None = option(
+        None, "Training loss.", table="losses", shown="simple; hybrid for a learned variance"
+    )
+    weighting: str | None = option(
+        None, "Weight of the loss by SNR.", table="weightings", shown="min-snr; none with vlb"
+    )
+    timestep_draw: str = option(
+        "uniform", "How timesteps are drawn: all alike, or by their loss.", table="timestep_draws"
+    )
+    classes: bool = option(False, "Condition the model on classes: the names of the folders.")
+    label_dropout: float = option(
+        0.1, "Share of images whose class is left out, for guidance.", low=0, high=1
+    )
+    seed: int = option(0, "Seed of every draw.", low=0, high=2**63 - 1)
+    size: Size | None = option(
+        None,
+        "Image size; images of one size up to 64 keep it, others become 64x64.",
+        parse=parse_size,
+        metavar="H[xW]",
+        shown="from the data",
+    )
+    preset: str | None = option(
+        None, "Network.", table="presets", shown="from image size and device"
+    )
+    width: int | None = option(
+        None,
+        "Base width of the network; the learning rate follows.",
+        low=2,
+        high=4096,
+        shown="from the preset",
+    )
+    precision: str = option("auto", "Precision of the arithmetic.", table="precisions")
+    flip: bool = option(False, "Mirror half of the images.")
+    background: str = option(
+        "white", "Colour behind transparent images.", parse=parse_color, metavar="COLOR"
+    )
+    keep_raw: bool = option(False, "Keep the weights before averaging in the model file too.")
+    compile: bool = option(False, "Compile the network (worth it for long runs).")
+    init: str | None = option(
+        None, "Start from the weights and network of a model.", place=True, metavar="MODEL"
+    )
+    unet: Mapping[str, Any] = field(default_factory=dict)
+
+    strict: bool = option(False, "End on the first bad file instead of skipping it.", control=True)
+    out: str = option(
+        "model.safetensors",
+        "Model file; its run directory lies beside it.",
+        flag="-o",
+        control=True,
+        metavar="FILE",
+    )
+    minutes: float | None = option(
+        None,
+        "Train about this long: measures, then fixes the steps.",
+        low=0.01,
+        high=1e6,
+        control=True,
+        shown="",
+    )
+    stop_at: int | None = option(
+        None, "End after this step; --resume goes on.", low=1, control=True
+    )
+    resume: bool = option(False, "Go on from the last checkpoint.", control=True)
+    dry_run: bool = option(
+        False,
+        "Print the complete configuration and what it costs, and train nothing.",
+        control=True,
+    )
+    overwrite: bool = option(False, OVERWRITE, control=True)
+    log: str | None = option(None, "Also log to a tracker.", table="trackers", control=True)
+    save_every: int = option(500, "Steps between checkpoints.", low=1, control=True)
+    preview_every: int = option(
+        1000, "Steps between preview pictures and held-out losses.", low=1, control=True
+    )
+    log_every: int = option(50, "Steps between lines of metrics.jsonl.", low=1, control=True)
+    gradient_checkpointing: bool = option(
+        False, "Compute activations again for the gradient: slower, in less memory.", control=True
+    )
+    workers: int | None = option(
+        None, "Threads that read images.", low=1, high=256, control=True, shown="all cores"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size < self.accumulation:
+            raise UsageError("--accumulation must not exceed --batch-size")
+        if not isinstance(self.unet, Mapping):
+            raise UsageError(f"[unet] must be a table, not {self.unet!r}")
+        if self.resume and self.overwrite:
+            raise UsageError("--resume and --overwrite exclude each other")
+        if self.loss == "vlb" and self.weighting not in (None, "none"):
+            raise UsageError("--weighting does not go with --loss vlb, whose weights are its own")
