@@ -25,7 +25,8 @@ ROOMS = (
 
 CORE = (
     "schedules", "spacings", "timesteps", "targets", "variances", "gaussian", "process", "norms",
-    "blocks", "unet", "denoiser", "losses", "solvers", "samplers", "guidance", "likelihood",
+    "dropout", "blocks", "unet", "denoiser", "losses", "solvers", "samplers", "guidance",
+    "likelihood",
 )  # fmt: skip
 """The same inside core, for what is imported when a module runs; names for types may come from
 anywhere there."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffuse_cli.config import UNetConfig
+from diffuse_cli.core.dropout import Dropout
 from diffuse_cli.core.norms import GroupNorm
 from diffuse_cli.errors import lookup
 
@@ -51,16 +53,16 @@ class ResBlock(nn.Module):
         self.conv1 = conv(before, after)
         self.time_emb_proj = nn.Linear(4 * config.width, after * (2 if self.scale_shift else 1))
         self.norm2 = norm(config, after)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.conv2 = zeroed(conv(after, after))
         self.conv_shortcut = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """(B, before, H, W) to (B, after, H, W) resized; `emb` is (B, 4 * width), activated."""
-        h = self.conv1(self.resize(F.silu(self.norm1(x))))
-        h = timed(self.norm2, h, self.time_emb_proj(emb), self.scale_shift)
-        h = self.conv2(self.dropout(F.silu(h)))
-        return self.conv_shortcut(self.resize(x)) + h  # type: ignore[no-any-return]
+        h = self.conv1(self.resize(self.norm1(x, silu=True)))
+        h = timed(self.norm2, h, self.time_emb_proj(emb), self.scale_shift, silu=True)
+        h = self.conv2(self.dropout(h))
+        return h.add_(self.conv_shortcut(self.resize(x)))  # type: ignore[no-any-return]
 
 
 class ConvNeXt(nn.Module):
@@ -82,7 +84,7 @@ class ConvNeXt(nn.Module):
         self.time_emb_proj = nn.Linear(4 * config.width, before * (2 if self.scale_shift else 1))
         self.norm = norm(config, before)
         self.pwconv1 = nn.Conv2d(before, self.EXPANSION * after, 1)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.pwconv2 = zeroed(nn.Conv2d(self.EXPANSION * after, after, 1))
         self.conv_shortcut = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
 
@@ -91,7 +93,7 @@ class ConvNeXt(nn.Module):
         x = self.resize(x)
         h = timed(self.norm, self.dwconv(x), self.time_emb_proj(emb), self.scale_shift)
         h = self.pwconv2(self.dropout(F.gelu(self.pwconv1(h))))
-        return self.conv_shortcut(x) + h  # type: ignore[no-any-return]
+        return h.add_(self.conv_shortcut(x))  # type: ignore[no-any-return]
 
 
 BLOCKS: dict[str, Callable[..., nn.Module]] = {
@@ -112,12 +114,14 @@ def residual_block(
     return lookup(BLOCKS, config.block, "[unet] block")(config, before, after, resize)
 
 
-def timed(norm: nn.Module, h: Tensor, time: Tensor, scale_shift: bool) -> Tensor:
+def timed(
+    norm: GroupNorm, h: Tensor, time: Tensor, scale_shift: bool, *, silu: bool = False
+) -> Tensor:
     """norm(h) * (1 + scale) + shift, with (scale, shift) = `time`, (B, 2C); or norm(h + time),
-    (B, C)."""
+    (B, C). `h` is a convolution's result and may be written over."""
     if scale_shift:
-        return norm(h, *time.chunk(2, dim=1))  # type: ignore[no-any-return]
-    return norm(h + time[:, :, None, None])  # type: ignore[no-any-return]
+        return norm(h, *time.chunk(2, dim=1), silu=silu)  # type: ignore[no-any-return]
+    return norm(h.add_(time[:, :, None, None]), silu=silu)  # type: ignore[no-any-return]
 
 
 class Attention(nn.Module):
@@ -136,14 +140,17 @@ class Attention(nn.Module):
         """Shape-preserving."""
         height, length = x.shape[2:]
         tokens = self.group_norm(x).flatten(2).transpose(1, 2)
-        q, k, v = (
-            project(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for project in (self.to_q, self.to_k, self.to_v)
-        )
+        q, k, v = self._project(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         mixed = self.to_out[0](mixed).transpose(1, 2)
-        added: Tensor = x + mixed.reshape(*mixed.shape[:2], height, length)
+        added: Tensor = mixed.unflatten(2, (height, length)).add_(x)
         return added
+
+    def _project(self, tokens: Tensor) -> Tensor:
+        """Queries, keys and values, one beside the other, in one product."""
+        parts = (self.to_q, self.to_k, self.to_v)
+        weight = torch.cat([part.weight for part in parts])
+        return F.linear(tokens, weight, torch.cat([part.bias for part in parts]))
 
 
 class Downsample(nn.Module):
@@ -161,7 +168,13 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest neighbours, then a convolution."""
+    """Nearest neighbours, then a convolution; computed as one transposed convolution.
+
+    To repeat every pixel is a transposed convolution of stride 2 with a 2x2 kernel of ones. With
+    the 3x3 kernel after it, it is one with a 4x4 kernel, the full convolution of the two: 16
+    products for a pixel of the small image instead of 9 for each of four, and the large image
+    between them is never made.
+    """
 
     def __init__(self, config: UNetConfig, width: int) -> None:
         super().__init__()
@@ -169,7 +182,14 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, 2H, 2W); the time does not enter."""
-        return self.conv(doubled(x))  # type: ignore[no-any-return]
+        return F.conv_transpose2d(x, self._kernel(), self.conv.bias, stride=2, padding=1)
+
+    def _kernel(self) -> Tensor:
+        """(in, out, 4, 4): the flipped kernel, put at the four places of a 2x2 square and added."""
+        weight = self.conv.weight.transpose(0, 1).flip(2, 3)
+        rows = F.pad(weight, (0, 0, 0, 1)) + F.pad(weight, (0, 0, 1, 0))
+        kernel = F.pad(rows, (0, 1)) + F.pad(rows, (1, 0))
+        return kernel.contiguous(memory_format=torch.channels_last)
 
 
 def change_of_size(config: UNetConfig, width: int, resize: Resize) -> nn.Module:

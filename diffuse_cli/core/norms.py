@@ -1,76 +1,144 @@
-"""Group normalisation with its modulation, in few passes over memory.
+"""Group normalisation with its modulation and activation, in few passes over memory.
 
-y = (x - mean) / std * scale + shift over groups of channels (Wu & He 2018), where scale and shift
-may differ by sample, as adaptive group norm has it. PyTorch's own kernel is slow on processors in
-bfloat16 and in channels-last order: there the statistics come from sums per channel, and the rest
-is one multiply-add.
+y = act((x - mean) / std * scale + shift) over groups of channels (Wu & He 2018), where scale and
+shift may differ by sample, as adaptive group norm has it. Elementwise work costs as much memory
+traffic as it has passes, so on processors one function does all of it and keeps x alone for the
+gradient, where separate layers keep three tensors of its size. PyTorch's own gradient of group norm
+is slow there, most of all in bfloat16 and channels-last order; its forward is not, and is used.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+PART = 2**19
+"""Elements that the gradient works on at a time: temporaries of this size stay in cache."""
+
 
 class GroupNorm(nn.GroupNorm):
-    """`torch.nn.GroupNorm` that can scale and shift each sample after its own affine map."""
+    """`torch.nn.GroupNorm` that can scale and shift each sample after its own affine map, and
+    apply SiLU."""
 
     def forward(
-        self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
+        self,
+        x: Tensor,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+        *,
+        silu: bool = False,
     ) -> Tensor:
-        """norm(x) * (1 + scale) + shift; x is (B, C, H, W), scale and shift are (B, C)."""
-        if x.device.type != "cpu" or x.dtype == torch.float64 or torch.compiler.is_compiling():
+        """act(norm(x) * (1 + scale) + shift); x is (B, C, H, W), scale and shift are (B, C)."""
+        if not _suits(x):
             y = F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
-            if scale is None or shift is None:
-                return y
-            return y * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
+            if scale is not None and shift is not None:
+                y = y * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
+            return F.silu(y) if silu else y
         weight, bias = self.weight[None], self.bias[None]
         if scale is not None and shift is not None:
             gain = 1 + scale.float()
             weight, bias = weight * gain, bias * gain + shift.float()
-        return _normalise(
-            x, weight.expand(len(x), -1), bias.expand(len(x), -1), self.num_groups, self.eps
-        )
+        return _normalise(x, weight, bias, self.num_groups, self.eps, silu)
+
+
+def _suits(x: Tensor) -> bool:
+    """Whether `_Normalise` is the faster way: elsewhere there are fused kernels, or a compiler."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype != torch.float64
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and not torch.compiler.is_compiling()
+    )
 
 
 class _Normalise(torch.autograd.Function):
-    """Normalise x (B, C, H, W) over groups, times weight (B, C), plus bias (B, C), in float32."""
+    """Normalise x (B, C, H, W), in channels-last order, over groups, times weight, plus bias, both
+    (B, C) or (1, C) in float32, and apply SiLU where asked."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
     ) -> Tensor:
-        size = x[0].numel() // groups
-        total = x.sum((2, 3), dtype=torch.float32)
-        squares = torch.linalg.vector_norm(x, dim=(2, 3), dtype=torch.float32).square()
-        mean = _per_group(total, groups) / size
-        variance = (_per_group(squares, groups) / size - mean.square()).clamp(min=0)
-        rstd = (variance + eps).rsqrt()
-        gain = weight * rstd
-        ctx.save_for_backward(x, weight, mean, rstd)
-        ctx.groups = groups
-        return _multiply_add(x, gain, bias - mean * gain)
+        batch, width, height, length = x.shape
+        # The stride of a batch of one may be anything, and is looked at below.
+        x = x.as_strided(x.shape, (width * height * length, 1, width * length, width))
+        shared = len(weight) == 1
+        gain, offset = (weight[0], bias[0]) if shared else (None, None)
+        y, mean, rstd = torch.native_group_norm(
+            x, gain, offset, batch, width, height * length, groups, eps
+        )
+        if not shared:
+            _multiply_add(_rows(y), weight, bias, out=_rows(y))
+        ctx.save_for_backward(x, weight, bias, mean.float(), rstd.float())
+        ctx.groups, ctx.silu = groups, silu
+        return F.silu(y, inplace=True) if silu else y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
-        x, weight, mean, rstd = ctx.saved_tensors
-        size = x[0].numel() // ctx.groups
-        dy_sum = dy.sum((2, 3), dtype=torch.float32)
-        dy_hat = ((dy * x).sum((2, 3), dtype=torch.float32) - mean * dy_sum) * rstd
-        mean_dy = _per_group(weight * dy_sum, ctx.groups) / size
-        mean_dy_hat = _per_group(weight * dy_hat, ctx.groups) / size
-        slope = -rstd.square() * mean_dy_hat
-        dx = _multiply_add(x, slope, -rstd * mean_dy - mean * slope)
-        dx = dx.addcmul_(dy, (weight * rstd).to(dy.dtype)[:, :, None, None])
-        return dx, dy_hat, dy_sum, None, None
+        x, weight, bias, mean, rstd = ctx.saved_tensors
+        dy = _rows(dy.contiguous(memory_format=torch.channels_last))
+        dx = torch.empty_like(x)
+        mean, rstd = (v.repeat_interleave(x.shape[1] // ctx.groups, 1) for v in (mean, rstd))
+        gain = weight * rstd
+        offset = bias - mean * gain
+        weight = weight.expand_as(gain)
+        sums = []
+        for part in _parts(x):
+            x_part, dz = _rows(x)[part], dy[part]
+            if ctx.silu:
+                z = _multiply_add(x_part, gain[part], offset[part])
+                dz = torch.ops.aten.silu_backward(dz, z)
+            sums.append(
+                _gradient(
+                    x_part, dz, weight[part], mean[part], rstd[part], ctx.groups, _rows(dx)[part]
+                )
+            )
+        dweight, dbias = (torch.cat(v) for v in zip(*sums, strict=True))
+        if len(bias) == 1:
+            dweight, dbias = dweight.sum(0, keepdim=True), dbias.sum(0, keepdim=True)
+        return dx, dweight, dbias, None, None, None
 
 
-def _normalise(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
-    y: Tensor = _Normalise.apply(x, weight, bias, groups, eps)  # type: ignore[no-untyped-call]
+def _gradient(
+    x: Tensor, dz: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, groups: int, out: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The gradients of weight and bias, (B, C), and into `out` that of x, (B, H * W, C).
+
+    With x_hat = (x - mean) rstd and z = x_hat weight + bias, the mean over a group removed of the
+    gradient itself and of its part along x_hat:
+    dx = rstd (weight dz - mean(weight dz) - x_hat mean(weight dz x_hat)).
+    """
+    size = x.shape[1] * x.shape[2] // groups
+    dz_sum = dz.sum(1, dtype=torch.float32)
+    dz_x_hat = ((dz * x).sum(1, dtype=torch.float32) - mean * dz_sum) * rstd
+    along_one = _per_group(weight * dz_sum, groups) / size
+    along_x_hat = _per_group(weight * dz_x_hat, groups) / size
+    slope = -rstd.square() * along_x_hat
+    _multiply_add(x, slope, -rstd * along_one - mean * slope, out=out)
+    out.addcmul_(dz, (weight * rstd).to(dz.dtype)[:, None])
+    return dz_x_hat, dz_sum
+
+
+def _normalise(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
+) -> Tensor:
+    y: Tensor = _Normalise.apply(x, weight, bias, groups, eps, silu)  # type: ignore[no-untyped-call]
     return y
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(B, C, H, W) in channels-last order as (B, H * W, C), the same memory."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _parts(x: Tensor) -> Iterator[slice]:
+    """Samples, a few at a time."""
+    step = max(1, PART // x[0].numel())
+    return (slice(i, i + step) for i in range(0, len(x), step))
 
 
 def _per_group(channels: Tensor, groups: int) -> Tensor:
@@ -81,7 +149,7 @@ def _per_group(channels: Tensor, groups: int) -> Tensor:
     return sums.expand(-1, -1, size).reshape(batch, width)
 
 
-def _multiply_add(x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
-    """x * gain + bias in x's dtype and memory order, with (B, C) factors."""
-    gain, bias = (v.to(x.dtype)[:, :, None, None] for v in (gain, bias))
-    return torch.addcmul(bias, x, gain)
+def _multiply_add(x: Tensor, gain: Tensor, bias: Tensor, out: Tensor | None = None) -> Tensor:
+    """x * gain + bias in x's dtype; x is (B, N, C), the factors are (B, C)."""
+    gain, bias = (v.to(x.dtype)[:, None] for v in (gain, bias))
+    return torch.addcmul(bias, x, gain, out=out)

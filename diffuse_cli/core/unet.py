@@ -120,7 +120,7 @@ class UNet(nn.Module):
         return self.run_block(self._read_out, h)
 
     def _read_out(self, h: Tensor) -> Tensor:
-        return self.conv_out(F.silu(self.conv_norm_out(h)))  # type: ignore[no-any-return]
+        return self.conv_out(self.conv_norm_out(h, silu=True))  # type: ignore[no-any-return]
 
 
 class Level(nn.Module):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+import math
 
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch import nn
 
 POWER = 0.75
+EAGER, EVERY = 64, 4
+"""The average moves after each of the first steps of a run, and then after every fourth."""
 
 
 def decay_at(update: int, largest: float) -> float:
@@ -21,13 +23,35 @@ def decay_at(update: int, largest: float) -> float:
     return min(largest, decay)
 
 
-def averaged(net: nn.Module, largest: float) -> AveragedModel:
-    """A copy of `net` that `update_parameters` moves towards it; buffers are not averaged."""
+def due(done: int, steps: int) -> bool:
+    """Whether the average moves after `done` of `steps` steps, whatever else happens there."""
+    return done <= EAGER or done % EVERY == 0 or done == steps
 
-    def average(means: Any, weights: Any, updates: Tensor | int) -> None:
-        # The counter that is passed in lies on the device, and reading it there would wait.
-        torch._foreach_lerp_(means, weights, 1 - decay_at(int(model.n_averaged), largest))
 
-    model = AveragedModel(net, multi_avg_fn=average)
-    model.requires_grad_(False)
-    return model.eval()
+class Average:
+    """A copy of `net` that follows its weights; buffers are not averaged.
+
+    Attributes:
+        net: the copy, without gradients.
+        updates: the updates of the weights that it has followed.
+    """
+
+    def __init__(self, net: nn.Module, largest: float) -> None:
+        self.net = copy.deepcopy(net).requires_grad_(False).eval()
+        self.largest = largest
+        self.updates = 0
+
+    def follow(self, net: nn.Module, updates: int = 1) -> None:
+        """Move towards `net`, whose weights have been updated so many times since.
+
+        Of several updates the last counts for all: the average keeps what it would have kept after
+        each of them in turn.
+        """
+        if updates == 0:
+            return
+        decays = [decay_at(self.updates + n, self.largest) for n in range(updates)]
+        with torch.no_grad():
+            torch._foreach_lerp_(
+                list(self.net.parameters()), list(net.parameters()), 1 - math.prod(decays)
+            )
+        self.updates += updates

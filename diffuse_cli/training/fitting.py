@@ -191,16 +191,14 @@ class _Run:
     def _steps(self, trainer: Trainer, start: int, end: int) -> Work[None]:
         config = self.plan.config
         meter = Meter(config.batch_size)
-        bad = 0
         for step in range(start, end):
             outcome = trainer.step(step)
             done = step + 1
-            bad = 0 if outcome.updated else bad + 1
-            if bad >= PATIENCE:
+            if trainer.bad >= PATIENCE:
                 raise self._diverged(done)
             meter.add(outcome.loss)
             if done % config.log_every == 0 or done == end:
-                yield self._log(done, meter, outcome.grad_norm, lr_at(config, step))
+                yield self._log(done, meter, float(outcome.grad_norm), lr_at(config, step))
             else:
                 yield Step(done, config.steps)
             error = self._stopping()
@@ -293,7 +291,7 @@ class _Run:
         return modelfile.Model(
             unet=self.plan.unet,
             diffusion=from_dict(DiffusionConfig, diffusion),
-            ema=trainer.ema.module.state_dict(),
+            ema=trainer.ema.net.state_dict(),
             raw=trainer.net.state_dict() if config.keep_raw else None,
             step=step,
             classes=self.plan.images.class_names,

@@ -28,6 +28,7 @@ def seconds_a_step(plan: Plan, accelerator: Accelerator) -> float:
     ):
         start = time.monotonic()
         trainer.step(WARM_UP + len(times))
+        trainer.wait()
         times.append(time.monotonic() - start)
     taken = median(times)
     accelerator.free_memory()

@@ -27,7 +27,7 @@ from diffuse_cli.runtime import (
     share,
     training_draws,
 )
-from diffuse_cli.training.ema import averaged
+from diffuse_cli.training.ema import Average, due
 from diffuse_cli.training.preparing import Plan
 from diffuse_cli.training.rundir import Checkpoint
 
@@ -37,12 +37,11 @@ HELD_OUT_IMAGES = 512
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step did: its mean loss (a tensor on the device), the gradient's norm, and whether
-    the weights moved."""
+    """What a step did: its mean loss and the gradient's norm, both still on the device, where
+    reading them would wait for the step."""
 
     loss: Tensor
-    grad_norm: float
-    updated: bool
+    grad_norm: Tensor
 
 
 def lr_at(config: TrainConfig, step: int) -> float:
@@ -53,7 +52,12 @@ def lr_at(config: TrainConfig, step: int) -> float:
 
 
 class Trainer:
-    """Network, optimizer and average of a run, and the images it learns from."""
+    """Network, optimizer and average of a run, and the images it learns from.
+
+    Attributes:
+        bad: the last so many steps, of those that have been looked at, had a gradient that is not
+            finite.
+    """
 
     def __init__(self, plan: Plan, accelerator: Accelerator) -> None:
         self.plan, self.config, self.accelerator = plan, plan.config, accelerator
@@ -65,7 +69,9 @@ class Trainer:
         if self.config.gradient_checkpointing:
             net.run_block = checkpointed
         self.net = net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.ema = averaged(self.net, self.config.ema_decay)
+        self.ema = Average(self.net, self.config.ema_decay)
+        self._unread: list[Tensor] = []
+        self.bad = 0
         optimizer = torch.optim.AdamW(
             self.net.parameters(),
             lr=self.config.lr or 0.0,
@@ -99,7 +105,7 @@ class Trainer:
         chances = self._draw.probabilities(self.history)
         total = torch.zeros((), device=self.device)
         seen: list[tuple[Tensor, Tensor]] = []
-        norm = 0.0
+        norm = torch.zeros((), device=self.device)
         for micro in range(config.accumulation):
             part = share(len(mine), config.accumulation, micro)
             positions = range(mine.start + part.start, mine.start + part.stop)
@@ -115,11 +121,19 @@ class Trainer:
                 accelerator.backward(losses.sum() * scale)
                 if accelerator.sync_gradients:
                     norm = self._clip()
-        updated = self._update(norm)
-        if updated and self._draw.keep:
+        self._update(norm)
+        if self._draw.keep and bool(norm.isfinite()):
             self._remember(seen)
+        self._unread.append(norm)
+        if due(step + 1, config.steps):
+            self._average()
         loss = accelerator.reduce(total, "sum") / config.batch_size
-        return Outcome(loss, norm, updated)
+        return Outcome(loss, norm)
+
+    def wait(self) -> None:
+        """Until the device has done what it was given."""
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
 
     def _remember(self, seen: list[tuple[Tensor, Tensor]]) -> None:
         """Note the losses of the whole batch, in the order of its positions."""
@@ -127,19 +141,28 @@ class Trainer:
         for times, losses in gather_object(own):
             self.history.add(times, losses)
 
-    def _clip(self) -> float:
+    def _clip(self) -> Tensor:
         norm = self.accelerator.clip_grad_norm_(self.net.parameters(), self.config.grad_clip)
-        return float(norm) if norm is not None else 0.0
+        return torch.zeros((), device=self.device) if norm is None else norm.detach()
 
-    def _update(self, norm: float) -> bool:
-        """Move the weights and their average, unless the gradient is not finite."""
-        finite = math.isfinite(norm)
-        if finite or self.accelerator.scaler is not None:
-            self.optimizer.step()
+    def _update(self, norm: Tensor) -> None:
+        """Move the weights, unless the gradient is not finite.
+
+        The optimizer itself is told so, as a gradient scaler tells it: the answer stays on the
+        device.
+        """
+        if self.accelerator.scaler is None:
+            self.optimizer.optimizer.found_inf = (~norm.isfinite()).float()
+        self.optimizer.step()
         self.optimizer.zero_grad()
-        if finite:
-            self.ema.update_parameters(self.net)
-        return finite
+
+    def _average(self) -> None:
+        """Look at the steps since the last time, and let the average follow those that counted."""
+        norms = torch.stack(self._unread).tolist()
+        self._unread = []
+        for norm in norms:
+            self.bad = 0 if math.isfinite(norm) else self.bad + 1
+        self.ema.follow(self.net, sum(map(math.isfinite, norms)))
 
     def _losses(self, step: int, positions: range, chances: Tensor) -> tuple[Tensor, Tensor]:
         """The timesteps and losses of positions of the global batch, (B,) each."""
@@ -171,7 +194,14 @@ class Trainer:
             return {}
         labels = self.plan.images.labels[indices]
         labels = np.where(labels < 0, classes, labels)
-        return {"label": torch.from_numpy(labels).to(self.device)}
+        return {"label": self._moved(labels)}
+
+    def _moved(self, values: npt.NDArray[Any]) -> Tensor:
+        """On the device, without waiting for it."""
+        tensor = torch.from_numpy(values)
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
 
     @property
     def _shape(self) -> tuple[int, int, int]:
@@ -196,8 +226,7 @@ class Trainer:
 
     def pixels(self, indices: npt.NDArray[np.int64]) -> Tensor:
         """Images as float32 in [-1, 1], on the device, channels last."""
-        batch = torch.from_numpy(self.plan.images.pixels[indices])
-        x0 = batch.to(self.device).float() / 127.5 - 1
+        x0 = self._moved(self.plan.images.pixels[indices]).float() / 127.5 - 1
         return x0.contiguous(memory_format=torch.channels_last)
 
     # -- the average -------------------------------------------------------------------------------
@@ -205,7 +234,7 @@ class Trainer:
     def ema_net(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """The averaged network in the precision of the run, without gradients."""
         with torch.no_grad(), self.accelerator.autocast():
-            return self.ema.module(x, t, **cond).float()  # type: ignore[no-any-return]
+            return self.ema.net(x, t, **cond).float()  # type: ignore[no-any-return]
 
     def held_out_loss(self) -> float | None:
         """The training loss of the averaged weights on held-out images, with the same draws
@@ -241,11 +270,13 @@ class Trainer:
         return Checkpoint(
             step=step,
             model=self.net.state_dict(),
-            ema=self.ema.module.state_dict(),
+            ema=self.ema.net.state_dict(),
             optimizer={f"{names[i]}.{k}": v for i, own in state.items() for k, v in own.items()},
             history=self.history.tensors(),
             state={
-                "ema_updates": int(self.ema.n_averaged),
+                "ema_updates": self.ema.updates,
+                "unread": [bool(norm.isfinite()) for norm in self._unread],
+                "bad": self.bad,
                 "scaler": scaler.state_dict() if scaler is not None else None,
                 "fingerprint": self.plan.images.fingerprint,
             },
@@ -254,8 +285,13 @@ class Trainer:
     def restore(self, saved: Checkpoint) -> None:
         """Go back to a checkpoint."""
         self.net.load_state_dict(dict(saved.model))
-        self.ema.module.load_state_dict(dict(saved.ema))
-        self.ema.n_averaged.fill_(saved.state["ema_updates"])
+        self.ema.net.load_state_dict(dict(saved.ema))
+        self.ema.updates = saved.state["ema_updates"]
+        self._unread = [
+            torch.tensor(0.0 if good else math.inf, device=self.device)
+            for good in saved.state["unread"]
+        ]
+        self.bad = saved.state["bad"]
         self.history.restore(saved.history)
         own: dict[int, dict[str, Tensor]] = {}
         for i, (name, weight) in enumerate(self.net.named_parameters()):

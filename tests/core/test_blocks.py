@@ -14,7 +14,7 @@ from torch import nn
 
 from diffuse_cli.config import UNetConfig
 from diffuse_cli.core import UNet
-from diffuse_cli.core.blocks import BLOCKS, doubled, halved, unchanged
+from diffuse_cli.core.blocks import BLOCKS, Upsample, doubled, halved, unchanged
 from diffuse_cli.core.unet import TIME_EMBEDDINGS, checkpointed
 
 TINY: dict[str, Any] = {
@@ -206,3 +206,20 @@ def test_checkpointing_changes_nothing_where_there_is_no_gradient():
     y = net(x, t)
     net.run_block = checkpointed
     assert torch.equal(net(x, t), y)
+
+
+@pytest.mark.parametrize("size", [(5, 6), (1, 1), (1, 3)])
+def test_the_transposed_convolution_is_upsampling_and_convolution(size: tuple[int, int]):
+    torch.manual_seed(0)
+    layer = Upsample(UNetConfig(**TINY), 6).double()
+    x = torch.randn(2, 6, *size, dtype=torch.float64, requires_grad=True)
+    found = layer(x, torch.zeros(2, 1))
+    expected = layer.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    assert torch.allclose(found, expected, rtol=1e-12, atol=1e-13)
+    dy = torch.randn_like(expected)
+    inputs = (x, layer.conv.weight, layer.conv.bias)
+    for one, two in zip(
+        torch.autograd.grad(found, inputs, dy), torch.autograd.grad(expected, inputs, dy),
+        strict=True,
+    ):  # fmt: skip
+        assert torch.allclose(one, two, rtol=1e-11, atol=1e-12)

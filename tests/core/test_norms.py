@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from oracles import generator
 
+from diffuse_cli.core import norms
 from diffuse_cli.core.norms import GroupNorm
 
 
@@ -24,33 +25,39 @@ def made(dtype: torch.dtype = torch.float32, *, last: bool = False, shape=(3, 8,
     return tensors
 
 
-def ours(groups, x, gain, bias, scale, shift):
+def ours(groups, x, gain, bias, scale, shift, silu=False):
     norm = GroupNorm(groups, x.shape[1], eps=1e-5)
     norm.weight, norm.bias = torch.nn.Parameter(gain), torch.nn.Parameter(bias)
-    return norm(x, scale, shift), norm
+    return norm(x, scale, shift, silu=silu), norm
 
 
-def theirs(groups, x, gain, bias, scale, shift):
+def theirs(groups, x, gain, bias, scale, shift, silu=False):
     y = F.group_norm(x, groups, gain, bias, 1e-5)
-    return y if scale is None else y * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
+    y = y if scale is None else y * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
+    return F.silu(y) if silu else y
 
 
+@pytest.mark.parametrize("part", [2**19, 1], ids=["whole", "by sample"])
+@pytest.mark.parametrize("silu", [False, True], ids=["linear", "silu"])
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
 @pytest.mark.parametrize("modulated", [False, True])
 @pytest.mark.parametrize("groups", [1, 2, 8])
-def test_values_and_gradients_are_pytorchs(groups: int, modulated: bool, last: bool):
+def test_values_and_gradients_are_pytorchs(
+    groups: int, modulated: bool, last: bool, silu: bool, part: int, monkeypatch
+):
+    monkeypatch.setattr(norms, "PART", part)
     x, gain, bias, scale, shift, dy = made(last=last)
     if not modulated:
         scale = shift = None
     inputs = [v.clone().requires_grad_() for v in (x, scale, shift) if v is not None]
     x1, *rest = inputs
-    y, norm = ours(groups, x1, gain, bias, *(rest or (None, None)))
+    y, norm = ours(groups, x1, gain, bias, *(rest or (None, None)), silu)
     assert y.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
     y.backward(dy)
 
     exact = [v.detach().double().requires_grad_() for v in (x, gain, bias)]
     modulation = [v.detach().double().requires_grad_() for v in (scale, shift) if v is not None]
-    expected = theirs(groups, *exact, *(modulation or (None, None)))
+    expected = theirs(groups, *exact, *(modulation or (None, None)), silu)
     expected.backward(dy.double())
 
     assert torch.allclose(y.double(), expected, atol=2e-5)

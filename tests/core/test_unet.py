@@ -12,7 +12,7 @@ from diffuse_cli.config import UNetConfig
 from diffuse_cli.core import UNet
 from diffuse_cli.core.unet import count_parameters, sinusoids
 from diffuse_cli.errors import UsageError
-from diffuse_cli.training.ema import averaged
+from diffuse_cli.training.ema import Average
 
 SMALL: dict[str, Any] = {"width": 8, "groups": 4, "blocks": 1, "multipliers": (1, 2), "size": 8}
 """A network of four small feature maps; `attention` names those with attention."""
@@ -304,15 +304,15 @@ def test_fourier_frequencies_are_kept_not_trained_and_drawn_by_the_seed():
 
 def test_the_average_has_the_networks_frequencies():
     net = UNet(FOURIER)
-    ema = averaged(net, 0.9)
+    ema = Average(net, 0.9)
     kept = net.time_proj.weight.clone()
     with torch.no_grad():
         for _ in range(3):
             for p in net.parameters():
                 p.add_(0.1)
-            ema.update_parameters(net)
-    assert torch.equal(ema.module.time_proj.weight, kept)
-    assert not torch.equal(ema.module.conv_in.weight, net.conv_in.weight)
+            ema.follow(net)
+    assert torch.equal(ema.net.time_proj.weight, kept)
+    assert not torch.equal(ema.net.conv_in.weight, net.conv_in.weight)
 
 
 # -- shapes ---------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffuse_cli.training.ema import averaged, decay_at
+from diffuse_cli.training.ema import Average, decay_at, due
 
 LARGEST = 0.9999
 
@@ -42,42 +42,71 @@ def set_to(net: nn.Module, value: float) -> None:
 def test_the_average_follows_its_recursion():
     net = Net()
     set_to(net, 0.0)
-    model = averaged(net, 0.6)
+    model = Average(net, 0.6)
     expected = 0.0
     for update, value in enumerate([1.0, 5.0, -2.0, 3.0, 3.0]):
         set_to(net, value)
-        model.update_parameters(net)
+        model.follow(net)
         decay = min(0.6, 1 - (update + 1) ** -0.75)
         expected = decay * expected + (1 - decay) * value
-        assert float(model.module.layer.bias) == pytest.approx(expected, rel=1e-6)
-        assert model.module.layer.weight.tolist() == [pytest.approx([expected] * 2, rel=1e-6)]
+        assert float(model.net.layer.bias) == pytest.approx(expected, rel=1e-6)
+        assert model.net.layer.weight.tolist() == [pytest.approx([expected] * 2, rel=1e-6)]
 
 
 def test_the_first_update_forgets_the_random_start():
     net = Net()
-    model = averaged(net, LARGEST)
+    model = Average(net, LARGEST)
     set_to(net, 7.0)
-    model.update_parameters(net)
-    assert float(model.module.layer.bias) == 7
+    model.follow(net)
+    assert float(model.net.layer.bias) == 7
 
 
 def test_buffers_are_not_averaged():
     net = Net()
     net.table.fill_(5.0)
-    model = averaged(net, LARGEST)
+    model = Average(net, LARGEST)
     for value in (1.0, 9.0, 2.0):
         net.table.fill_(value)
         net.count.fill_(int(value))
-        model.update_parameters(net)
-        assert float(model.module.table[0]) in (5.0, value)
-        assert int(model.module.count) in (0, int(value))
+        model.follow(net)
+        assert float(model.net.table[0]) in (5.0, value)
+        assert int(model.net.count) in (0, int(value))
 
 
 def test_the_average_is_a_copy_without_gradients_in_eval_mode():
     net = Net()
-    model = averaged(net, LARGEST)
+    model = Average(net, LARGEST)
     set_to(net, 7.0)
-    assert float(model.module.layer.bias.detach()) != 7
-    assert not model.training
-    assert not any(p.requires_grad for p in model.parameters())
+    assert float(model.net.layer.bias.detach()) != 7
+    assert not model.net.training
+    assert not any(p.requires_grad for p in model.net.parameters())
     assert all(p.requires_grad for p in net.parameters())
+
+
+def test_several_updates_at_once_decay_like_each_in_turn():
+    net, start = Net(), Net()
+    set_to(start, 4.0)
+    set_to(net, 1.0)
+    model = Average(start, 0.6)
+    model.updates = 3
+    model.follow(net, 4)
+    kept = 1.0
+    for update in range(3, 7):
+        kept *= decay_at(update, 0.6)
+    assert float(model.net.layer.bias) == pytest.approx(kept * 4 + (1 - kept) * 1, rel=1e-6)
+    assert model.updates == 7
+
+
+def test_no_update_changes_nothing():
+    net = Net()
+    model = Average(net, 0.5)
+    set_to(net, 3.0)
+    before = model.net.layer.bias.clone()
+    model.follow(net, 0)
+    assert model.net.layer.bias.equal(before)
+    assert model.updates == 0
+
+
+def test_the_average_is_due_early_often_and_at_the_end():
+    assert all(due(done, 1000) for done in range(1, 65))
+    assert [done for done in range(65, 80) if due(done, 79)] == [68, 72, 76, 79]

@@ -179,7 +179,7 @@ def test_the_held_out_loss_is_measured_with_the_labels(train, monkeypatch):
         t = (draws.u.double() * 100).long()
         x0 = torch.from_numpy(self.plan.images.pixels[held]).float() / 127.5 - 1
         labels = torch.from_numpy(self.plan.images.labels[held])
-        denoiser = modelfile.make_denoiser(self.ema.module, self.config)
+        denoiser = modelfile.make_denoiser(self.ema.net, self.config)
         snr = denoiser.process.alpha_bars / (1 - denoiser.process.alpha_bars)
         weight = (snr.clamp(max=5) / (snr + 1))[t].float()
         with torch.no_grad():
