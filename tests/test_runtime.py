@@ -203,8 +203,26 @@ def test_auto_is_a_precision_the_machine_has():
 
 @pytest.mark.parametrize(("has", "chosen"), [(True, "bf16"), (False, "fp32")])
 def test_auto_follows_the_hardware(monkeypatch: pytest.MonkeyPatch, has: bool, chosen: str):
-    monkeypatch.setattr(runtime, "_has_bfloat16", lambda device: has)
+    monkeypatch.setattr(runtime, "_gains_by_bfloat16", lambda device: has)
     assert resolve_precision("auto") == chosen
+
+
+@pytest.mark.parametrize(
+    ("capable", "speed", "chosen"),
+    [(True, 2.2, "bf16"), (True, 0.5, "fp32"), (False, 9.0, "fp32")],
+)
+def test_a_processor_must_gain_by_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, capable: bool, speed: float, chosen: str
+):
+    monkeypatch.setattr(runtime, "device_type", lambda: "cpu")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": capable})
+    monkeypatch.setattr(runtime, "bfloat16_speed", lambda: speed)
+    assert resolve_precision("auto") == chosen
+
+
+def test_the_speed_of_bfloat16_is_measured_once():
+    assert 0.01 < runtime.bfloat16_speed() < 100
+    assert runtime.bfloat16_speed() == runtime.bfloat16_speed()
 
 
 def test_fp16_needs_a_gpu(monkeypatch: pytest.MonkeyPatch):
