@@ -17,6 +17,8 @@ class UNetConfig(Config):
         size: (height, width) of the images.
         channels: image channels in, and out where the variance is not learned.
         out_channels: channels of the output; None is `channels`.
+        patch: pixels a side that are one position of the feature maps (Luhman & Luhman 2022). The
+            network sees patch^2 times the channels at 1 / patch of the size; its levels halve that.
         width: channels of the first level; the time embedding is four times as wide.
         attention: resolutions (the shorter side of a level's feature map) with attention; one that
             no level has is passed over, so that a list serves images of several sizes. The middle
@@ -41,6 +43,7 @@ class UNetConfig(Config):
     )
     channels: int = option(3, "Channels of the images.", low=1, high=64)
     out_channels: int | None = option(None, "Channels of the output.", low=1, high=128)
+    patch: int = option(1, "Pixels a side of one position of the first level.", low=1, high=16)
     width: int = option(64, "Channels of the first level.", low=2, high=4096)
     multipliers: tuple[int, ...] = option(
         (1, 2, 2), "Width of each level, in multiples of the first.", parse=parse_ints
@@ -69,12 +72,12 @@ class UNetConfig(Config):
             raise UsageError("--multipliers needs at least one level")
         if self.heads is not None and self.head_width is not None:
             raise UsageError("heads and head_width exclude each other", "Give one of the two")
-        factor = 2 ** (len(self.multipliers) - 1)
+        factor = self.patch * 2 ** (len(self.multipliers) - 1)
         if any(side % factor for side in self.size):
             height, width = self.size
             raise UsageError(
                 f"a network of {len(self.multipliers)} levels halves {len(self.multipliers) - 1} "
-                f"times, which {height}x{width} does not allow",
+                f"times{self._of_patches}, which {height}x{width} does not allow",
                 f"Choose a --size that is a multiple of {factor}, or fewer levels",
             )
         for width in (self.width, *self.widths):
@@ -92,7 +95,12 @@ class UNetConfig(Config):
     @property
     def attends(self) -> list[bool]:
         """Whether the blocks of each level have attention; those of the middle always have."""
-        return [min(self.size) >> i in self.attention for i in range(len(self.multipliers))]
+        side = min(self.size) // self.patch
+        return [side >> i in self.attention for i in range(len(self.multipliers))]
+
+    @property
+    def _of_patches(self) -> str:
+        return f" patches of {self.patch}x{self.patch}" if self.patch > 1 else ""
 
     def _check_width(self, width: int) -> None:
         if width > 65_536:

@@ -3,8 +3,8 @@
 y = act((x - mean) / std * scale + shift) over groups of channels (Wu & He 2018), where scale and
 shift may differ by sample, as adaptive group norm has it. Elementwise work costs as much memory
 traffic as it has passes, so on processors one function does all of it and keeps x alone for the
-gradient, where separate layers keep three tensors of its size. PyTorch's own gradient of group norm
-is slow there, most of all in bfloat16 and channels-last order; its forward is not, and is used.
+gradient, where separate layers keep three tensors of its size. PyTorch's own group norm is slow
+there, most of all in bfloat16 and channels-last order.
 """
 
 from __future__ import annotations
@@ -63,17 +63,10 @@ class _Normalise(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
     ) -> Tensor:
-        batch, width, height, length = x.shape
-        # The stride of a batch of one may be anything, and is looked at below.
-        x = x.as_strided(x.shape, (width * height * length, 1, width * length, width))
-        shared = len(weight) == 1
-        gain, offset = (weight[0], bias[0]) if shared else (None, None)
-        y, mean, rstd = torch.native_group_norm(
-            x, gain, offset, batch, width, height * length, groups, eps
-        )
-        if not shared:
-            _multiply_add(_rows(y), weight, bias, out=_rows(y))
-        ctx.save_for_backward(x, weight, bias, mean.float(), rstd.float())
+        mean, rstd = _statistics(x, groups, eps)
+        gain = weight * rstd
+        y = _image(_multiply_add(_rows(x), gain, bias - mean * gain), x)
+        ctx.save_for_backward(x, weight, bias, mean, rstd)
         ctx.groups, ctx.silu = groups, silu
         return F.silu(y, inplace=True) if silu else y
 
@@ -82,7 +75,6 @@ class _Normalise(torch.autograd.Function):
         x, weight, bias, mean, rstd = ctx.saved_tensors
         dy = _rows(dy.contiguous(memory_format=torch.channels_last))
         dx = torch.empty_like(x)
-        mean, rstd = (v.repeat_interleave(x.shape[1] // ctx.groups, 1) for v in (mean, rstd))
         gain = weight * rstd
         offset = bias - mean * gain
         weight = weight.expand_as(gain)
@@ -112,11 +104,11 @@ def _gradient(
     gradient itself and of its part along x_hat:
     dx = rstd (weight dz - mean(weight dz) - x_hat mean(weight dz x_hat)).
     """
-    size = x.shape[1] * x.shape[2] // groups
+    pixels = x.shape[1]
     dz_sum = dz.sum(1, dtype=torch.float32)
     dz_x_hat = ((dz * x).sum(1, dtype=torch.float32) - mean * dz_sum) * rstd
-    along_one = _per_group(weight * dz_sum, groups) / size
-    along_x_hat = _per_group(weight * dz_x_hat, groups) / size
+    along_one = _per_group(weight * dz_sum, groups) / pixels
+    along_x_hat = _per_group(weight * dz_x_hat, groups) / pixels
     slope = -rstd.square() * along_x_hat
     _multiply_add(x, slope, -rstd * along_one - mean * slope, out=out)
     out.addcmul_(dz, (weight * rstd).to(dz.dtype)[:, None])
@@ -130,9 +122,31 @@ def _normalise(
     return y
 
 
+def _statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean and 1 / std of the group that a channel is of, (B, C) in float32.
+
+    The statistics of each sample's channels are those of batch norm for a batch of one, which
+    PyTorch computes fast in every type and size; the variance of a group is the mean of its
+    channels' variances, and the variance of their means.
+    """
+    # That these are float32 makes the results so; they are not changed.
+    running = x.new_zeros(x.shape[1], dtype=torch.float32)
+    found = [torch.batch_norm_update_stats(sample[None], running, running, 0.0) for sample in x]
+    mean, variance = (torch.stack(values) for values in zip(*found, strict=True))
+    grouped = _per_group(mean, groups)
+    variance = _per_group(variance + (mean - grouped).square(), groups)
+    return grouped, (variance + eps).rsqrt()
+
+
 def _rows(x: Tensor) -> Tensor:
     """(B, C, H, W) in channels-last order as (B, H * W, C), the same memory."""
     return x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _image(rows: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `_rows`."""
+    image: Tensor = rows.unflatten(1, like.shape[2:]).permute(0, 3, 1, 2)
+    return image
 
 
 def _parts(x: Tensor) -> Iterator[slice]:
@@ -142,11 +156,10 @@ def _parts(x: Tensor) -> Iterator[slice]:
 
 
 def _per_group(channels: Tensor, groups: int) -> Tensor:
-    """Sums over the channels of each group, given to each of its channels; (B, C)."""
-    batch, width = channels.shape
-    size = width // groups
-    sums = channels.reshape(batch, groups, size).sum(2, keepdim=True)
-    return sums.expand(-1, -1, size).reshape(batch, width)
+    """Means over the channels of each group, given to each of its channels; (B, C)."""
+    means = channels.unflatten(1, (groups, -1)).mean(2, keepdim=True)
+    spread: Tensor = means.expand(-1, -1, channels.shape[1] // groups).flatten(1)
+    return spread
 
 
 def _multiply_add(x: Tensor, gain: Tensor, bias: Tensor, out: Tensor | None = None) -> Tensor:

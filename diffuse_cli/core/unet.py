@@ -67,7 +67,7 @@ class UNet(nn.Module):
         self.run_block: Run = plainly
         width, time_width = config.width, 4 * config.width
         widths, attends = config.widths, config.attends
-        self.conv_in = conv(config.channels, width)
+        self.conv_in = conv(config.channels * config.patch**2, width)
         time_proj = lookup(TIME_EMBEDDINGS, config.time_embedding, "[unet] time_embedding")
         self.time_proj = time_proj(config)
         self.time_embedding = TimeEmbedding(self.time_proj.width, time_width)
@@ -90,7 +90,8 @@ class UNet(nn.Module):
             self.up_blocks.append(Level(config, inputs, after, attend, up=not last))
             before = after
         self.conv_norm_out = norm(config, before)
-        self.conv_out = zeroed(conv(before, config.out_channels or config.channels))
+        out_channels = config.out_channels or config.channels
+        self.conv_out = zeroed(conv(before, out_channels * config.patch**2))
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """The prediction for `x` at the timesteps `t`.
@@ -109,7 +110,7 @@ class UNet(nn.Module):
                 label = torch.full_like(t, self.config.num_classes, dtype=torch.long)
             emb = emb + self.class_embedding(label)
         emb = F.silu(emb)
-        h = self.conv_in(x)
+        h = self.conv_in(self._cut(x))
         skips = [h]
         for level in self.down_blocks:
             h, states = level(h, emb, self.run_block)
@@ -117,7 +118,17 @@ class UNet(nn.Module):
         h = self.mid_block(h, emb, self.run_block)
         for level in self.up_blocks:
             h, _ = level(h, emb, self.run_block, skips)
-        return self.run_block(self._read_out, h)
+        return self._join(self.run_block(self._read_out, h))
+
+    def _cut(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C p^2, H / p, W / p): the pixels of a patch are channels."""
+        patch = self.config.patch
+        return F.pixel_unshuffle(x, patch) if patch > 1 else x
+
+    def _join(self, x: Tensor) -> Tensor:
+        """The inverse of `_cut`."""
+        patch = self.config.patch
+        return F.pixel_shuffle(x, patch) if patch > 1 else x
 
     def _read_out(self, h: Tensor) -> Tensor:
         return self.conv_out(self.conv_norm_out(h, silu=True))  # type: ignore[no-any-return]

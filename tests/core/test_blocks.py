@@ -16,6 +16,7 @@ from diffuse_cli.config import UNetConfig
 from diffuse_cli.core import UNet
 from diffuse_cli.core.blocks import BLOCKS, Upsample, doubled, halved, unchanged
 from diffuse_cli.core.unet import TIME_EMBEDDINGS, checkpointed
+from diffuse_cli.errors import UsageError
 
 TINY: dict[str, Any] = {
     "size": 8, "channels": 2, "out_channels": 4, "width": 8, "groups": 4, "blocks": 1,
@@ -223,3 +224,23 @@ def test_the_transposed_convolution_is_upsampling_and_convolution(size: tuple[in
         strict=True,
     ):  # fmt: skip
         assert torch.allclose(one, two, rtol=1e-11, atol=1e-12)
+
+
+def test_patches_are_channels_at_a_smaller_size():
+    whole = randomised(UNetConfig(**{**TINY, "size": 16, "patch": 2, "attention": (8,)}))
+    cut = UNet(
+        UNetConfig(**{**TINY, "size": 8, "channels": 8, "out_channels": 16, "attention": (8,)})
+    )
+    cut.load_state_dict(whole.state_dict())
+    x = torch.randn(3, 2, 16, 16, generator=generator(1))
+    t = torch.tensor([0.0, 500.0, 999.0])
+    label = torch.tensor([0, 1, 2])
+    expected = F.pixel_shuffle(cut(F.pixel_unshuffle(x, 2), t, label), 2)
+    assert expected.shape == (3, 4, 16, 16)
+    assert torch.allclose(whole(x, t, label), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_size_must_be_whole_patches_at_every_level():
+    with pytest.raises(UsageError, match=r"halves 1 times patches of 3x3, which 8x8"):
+        UNetConfig(**TINY, patch=3)
+    assert UNetConfig(**{**TINY, "size": 12}, patch=3).attends == [True, False]
