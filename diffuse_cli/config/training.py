@@ -17,12 +17,18 @@ class TrainConfig(DiffusionConfig):
 
     data: str = option(help="Folder or zip of images.", argument=True, place=True, metavar="DATA")
     steps: int = option(5000, "Optimizer steps.", low=1, high=100_000_000)
-    batch_size: int = option(
-        64, "Images a step, over all processes and accumulation.", low=1, high=1_000_000
+    batch_size: int | None = option(
+        None,
+        "Images a step, over all processes and accumulation; the learning rate follows.",
+        low=1,
+        high=1_000_000,
+        shown="64; what suits --minutes",
     )
     accumulation: int = option(1, "Forward passes a step, to save memory.", low=1, high=100_000)
     lr: float | None = option(None, "Peak learning rate.", low=0, high=10, shown="from the preset")
-    warmup: int = option(100, "Steps over which the learning rate rises.", low=0)
+    warmup: int = option(
+        100, "Steps over which the learning rate rises, a tenth of all at most.", low=0
+    )
     weight_decay: float = option(0.01, "Weight decay of AdamW.", low=0, high=10)
     grad_clip: float = option(1.0, "Largest norm of the gradient.", low=1e-6, high=1e6)
     ema_decay: float = option(
@@ -112,7 +118,7 @@ class TrainConfig(DiffusionConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.batch_size < self.accumulation:
+        if self.batch_size is not None and self.batch_size < self.accumulation:
             raise UsageError("--accumulation must not exceed --batch-size")
         if not isinstance(self.unet, Mapping):
             raise UsageError(f"[unet] must be a table, not {self.unet!r}")

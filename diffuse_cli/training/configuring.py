@@ -13,6 +13,9 @@ from diffuse_cli.options import flag_of, from_dict, options, parsed, read_toml, 
 from diffuse_cli.presets import PRESETS, choose, network
 from diffuse_cli.training.rundir import RunDirectory
 
+BATCH = 64
+"""Images a step where nothing says otherwise."""
+
 FREE = {"steps", "data"}
 """Options that may differ on --resume though they are part of the configuration."""
 
@@ -154,22 +157,36 @@ def default_loss(variance: str) -> str:
     return "hybrid" if variance in LEARNED else "simple"
 
 
-def rate_at(preset: str, width: int | None) -> float:
-    """The learning rate of a preset at another width: its own, times its width over the new one.
+def rate_at(preset: str, width: int | None, batch_size: int) -> float:
+    """The learning rate of a preset at another width and batch size.
 
     An entry of a layer's output is a sum over its `width` inputs, and Adam moves each weight by
     about the learning rate whatever its gradient: so 1 / width moves the output alike at every
     width. It is the rule of muP for hidden layers (Yang et al. 2022, table 3), used here for all
     of them: a rule of thumb, which has not been measured.
+
+    The noise of a gradient falls with the square root of the batch size, and so does what it adds
+    to a step of Adam, of a size that does not: the rate goes with the root (Malladi et al. 2022).
     """
-    rate: float = PRESETS[preset].train["lr"]
-    return rate if width is None else rate * PRESETS[preset].unet["width"] / width
+    own = PRESETS[preset]
+    rate: float = own.train["lr"] * (batch_size / own.train.get("batch_size", BATCH)) ** 0.5
+    return rate if width is None else rate * own.unet["width"] / width
+
+
+def batched(config: TrainConfig, batch_size: int) -> TrainConfig:
+    """`config`, of which the preset is known, with a batch size and the rate that goes with it."""
+    assert config.preset is not None
+    rate = config.lr
+    if rate is None:
+        rate = rate_at(config.preset, config.width, batch_size)
+    return dataclasses.replace(config, batch_size=batch_size, lr=rate)
 
 
 def complete(
     config: TrainConfig, size: tuple[int, int], channels: int, num_classes: int = 0
 ) -> TrainConfig:
-    """`config` with everything decided that depends on the data and the machine.
+    """`config` with everything decided that depends on the data and the machine, but for the batch
+    size that --minutes leaves open, and the learning rate with it.
 
     Completing a complete configuration changes nothing.
     """
@@ -185,13 +202,14 @@ def complete(
         out_channels=channels_out(config.variance, channels),
         num_classes=num_classes,
     )
+    if config.batch_size or config.minutes is None:
+        config = batched(dataclasses.replace(config, preset=name), config.batch_size or BATCH)
     return dataclasses.replace(
         config,
         preset=name,
         size=size,
         width=unet.width,
         unet=to_dict(unet),
-        lr=config.lr if config.lr is not None else rate_at(name, config.width),
         loss=loss,
         weighting=config.weighting or ("none" if loss == "vlb" else "min-snr"),
         precision=resolve_precision(config.precision),

@@ -14,7 +14,7 @@ from diffuse_cli.events import Notice, Work
 from diffuse_cli.options import to_dict, to_toml
 from diffuse_cli.runtime import machine, resolve_precision
 from diffuse_cli.training.preparing import Plan, check_batch, prepare
-from diffuse_cli.training.timing import seconds_a_step, steps_for
+from diffuse_cli.training.timing import fill_minutes, seconds_a_step
 
 COPIES = 5
 """Weights, gradients, two moments and the average, in float32."""
@@ -60,10 +60,12 @@ def estimate(config: TrainConfig) -> Work[Estimate]:
         check_batch(config, accelerator.num_processes)
         plan = yield from prepare(config)
         yield Notice("measuring the time of a step")
-        seconds = seconds_a_step(plan, accelerator)
+        if plan.config.minutes is not None:
+            done, seconds = fill_minutes(plan, accelerator)
+            plan = dataclasses.replace(plan, config=done)
+        else:
+            seconds = seconds_a_step(plan, accelerator)
     done = plan.config
-    if done.minutes is not None:
-        done = dataclasses.replace(done, steps=steps_for(done.minutes, seconds), minutes=None)
     with torch.device("meta"):
         parameters = count_parameters(UNet(plan.unet))
     return Estimate(done, parameters, _memory(plan, parameters), seconds * done.steps)
@@ -81,6 +83,7 @@ def _memory(plan: Plan, parameters: int) -> int:
         )
         for batch in (1, 2)
     )
+    assert config.batch_size is not None
     batch = -(-config.batch_size // config.accumulation)
     return COPIES * 4 * parameters + one + (two - one) * (batch - 1)
 
@@ -91,7 +94,7 @@ def bytes_kept(unet: UNetConfig, batch: int, *, half: bool, checkpointing: bool)
     With `checkpointing` they are the inputs of its blocks, and all that the largest block keeps
     while it runs again.
     """
-    net = UNet(unet)
+    net = UNet(unet).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     own = {p.untyped_storage()._cdata for p in net.parameters()}
     kept: dict[int, int] = {}
     alive: list[torch.Tensor] = []
@@ -122,5 +125,6 @@ def bytes_kept(unet: UNetConfig, batch: int, *, half: bool, checkpointing: bool)
         torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
         torch.autocast("cpu", torch.bfloat16, enabled=half),
     ):
-        net(torch.zeros(batch, unet.channels, *unet.size), torch.zeros(batch))
+        x = torch.zeros(batch, unet.channels, *unet.size)
+        net(x.contiguous(memory_format=torch.channels_last), torch.zeros(batch))
     return sum(kept.values()) + largest

@@ -31,7 +31,7 @@ from diffuse_cli.training.preparing import (
 )
 from diffuse_cli.training.reports import Looked, Meter, Step, Trained
 from diffuse_cli.training.rundir import Checkpoint, RunDirectory
-from diffuse_cli.training.timing import seconds_a_step, steps_for
+from diffuse_cli.training.timing import fill_minutes
 from diffuse_cli.training.trainer import Trainer, lr_at
 
 if TYPE_CHECKING:
@@ -152,11 +152,11 @@ class _Run:
         config = self.plan.config
         if config.minutes is not None:
             yield Notice("measuring the time of a step")
-            seconds = seconds_a_step(self.plan, self.accelerator)
-            config = dataclasses.replace(
-                config, steps=start + steps_for(config.minutes, seconds), minutes=None
+            config, seconds = fill_minutes(self.plan, self.accelerator)
+            config = dataclasses.replace(config, steps=start + config.steps)
+            yield Notice(
+                f"{seconds:.3g} s a step of {config.batch_size} images: {config.steps:,} steps"
             )
-            yield Notice(f"{seconds:.3g} s a step: {config.steps:,} steps")
         if start and self.run.exists():
             from diffuse_cli.options import read_toml
 
@@ -190,7 +190,7 @@ class _Run:
 
     def _steps(self, trainer: Trainer, start: int, end: int) -> Work[None]:
         config = self.plan.config
-        meter = Meter(config.batch_size)
+        meter = Meter(trainer.batch_size)
         for step in range(start, end):
             outcome = trainer.step(step)
             done = step + 1

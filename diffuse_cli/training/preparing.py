@@ -171,7 +171,7 @@ def check_batch(config: TrainConfig, processes: int) -> None:
         UsageError: fewer images a step than processes times accumulation.
     """
     parts = processes * config.accumulation
-    if config.batch_size < parts:
+    if config.batch_size is not None and config.batch_size < parts:
         raise UsageError(
             f"--batch-size {config.batch_size} is less than {processes} processes x "
             f"--accumulation {config.accumulation}"

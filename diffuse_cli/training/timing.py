@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from statistics import median
 from typing import TYPE_CHECKING
 
+from diffuse_cli.config import TrainConfig
+from diffuse_cli.training.configuring import BATCH, batched
 from diffuse_cli.training.preparing import Plan
 from diffuse_cli.training.trainer import Trainer
 
@@ -13,6 +16,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 WARM_UP, SECONDS, LEAST = 3, 5.0, 5
+
+ENOUGH, SMALLEST = 256, 8
 
 
 def seconds_a_step(plan: Plan, accelerator: Accelerator) -> float:
@@ -39,6 +44,29 @@ def seconds_a_step(plan: Plan, accelerator: Accelerator) -> float:
     return taken
 
 
-def steps_for(minutes: float, seconds: float) -> int:
-    """Steps that fit into `minutes`, at least one."""
-    return max(1, round(minutes * 60 / seconds))
+def fill_minutes(plan: Plan, accelerator: Accelerator) -> tuple[TrainConfig, float]:
+    """The configuration with the steps that fill its minutes, and the seconds a step takes.
+
+    A batch size that was left open becomes what gives a short run enough steps.
+    """
+    config, minutes = plan.config, plan.config.minutes
+    assert minutes is not None
+    if config.batch_size is None:
+        trial = dataclasses.replace(plan, config=batched(config, BATCH))
+        images = BATCH * minutes * 60 / seconds_a_step(trial, accelerator)
+        least = accelerator.num_processes * config.accumulation
+        config = batched(config, batch_for(images, least))
+    seconds = seconds_a_step(dataclasses.replace(plan, config=config), accelerator)
+    steps = max(1, round(minutes * 60 / seconds))
+    return dataclasses.replace(config, steps=steps, minutes=None), seconds
+
+
+def batch_for(images: float, least: int = 1) -> int:
+    """The batch size of a run that sees so many images: the largest power of two with which it has
+    `ENOUGH` steps, from `SMALLEST` to `BATCH`.
+
+    A short run learns by the number of its steps, a long one by their quality: after 2,600 images
+    batches of 16 were far ahead of 64, after 16,000 they were level (benchmarks/README.md).
+    """
+    fitting = [2**k for k in range(20) if SMALLEST <= 2**k <= min(BATCH, images / ENOUGH)]
+    return max(fitting[-1] if fitting else SMALLEST, least)

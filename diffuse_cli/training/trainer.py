@@ -35,6 +35,10 @@ HELD_OUT_IMAGES = 512
 """At most so many held-out images are measured while training."""
 
 
+SHORTEST = 10
+"""The learning rate rises during one part in so many of a run, at most."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a step did: its mean loss and the gradient's norm, both still on the device, where
@@ -45,9 +49,11 @@ class Outcome:
 
 
 def lr_at(config: TrainConfig, step: int) -> float:
-    """The learning rate of the step after `step` steps: a linear rise, then half a cosine to 0."""
+    """The learning rate of the step after `step` steps: a linear rise, over a tenth of the run at
+    most, and half a cosine to 0."""
     assert config.lr is not None
-    rise = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
+    warmup = min(config.warmup, config.steps // SHORTEST)
+    rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
     return config.lr * rise * 0.5 * (1 + math.cos(math.pi * step / config.steps))
 
 
@@ -62,6 +68,8 @@ class Trainer:
     def __init__(self, plan: Plan, accelerator: Accelerator) -> None:
         self.plan, self.config, self.accelerator = plan, plan.config, accelerator
         self.device = accelerator.device
+        assert self.config.batch_size is not None
+        self.batch_size = self.config.batch_size
         torch.manual_seed(key(self.config.seed, "weights") & 0xFFFF_FFFF)
         net = UNet(plan.unet)
         if plan.init is not None:
@@ -101,7 +109,7 @@ class Trainer:
         self._prepared.train()
         for group in self.optimizer.param_groups:
             group["lr"] = lr_at(config, step)
-        mine = share(config.batch_size, accelerator.num_processes, accelerator.process_index)
+        mine = share(self.batch_size, accelerator.num_processes, accelerator.process_index)
         chances = self._draw.probabilities(self.history)
         total = torch.zeros((), device=self.device)
         seen: list[tuple[Tensor, Tensor]] = []
@@ -117,7 +125,7 @@ class Trainer:
                 seen.append((t, plain.detach()))
                 total += losses.detach().sum()
                 # Accelerate divides by the accumulation, and processes are averaged.
-                scale = config.accumulation * accelerator.num_processes / config.batch_size
+                scale = config.accumulation * accelerator.num_processes / self.batch_size
                 accelerator.backward(losses.sum() * scale)
                 if accelerator.sync_gradients:
                     norm = self._clip()
@@ -127,7 +135,7 @@ class Trainer:
         self._unread.append(norm)
         if due(step + 1, config.steps):
             self._average()
-        loss = accelerator.reduce(total, "sum") / config.batch_size
+        loss = accelerator.reduce(total, "sum") / self.batch_size
         return Outcome(loss, norm)
 
     def wait(self) -> None:
@@ -210,7 +218,7 @@ class Trainer:
     def _at(self, step: int, positions: range) -> npt.NDArray[np.int64]:
         """The images at positions of the global batch: epochs are shuffled, one after another."""
         n = len(self.plan.train)
-        places = np.arange(positions.start, positions.stop) + step * self.config.batch_size
+        places = np.arange(positions.start, positions.stop) + step * self.batch_size
         epochs, offsets = places // n, places % n
         chosen = np.empty(len(places), dtype=np.int64)
         for epoch in np.unique(epochs):

@@ -14,9 +14,10 @@ from diffuse_cli.core import UNet
 from diffuse_cli.errors import UsageError
 from diffuse_cli.options import from_dict, to_dict, to_toml
 from diffuse_cli.presets import PRESETS, network
-from diffuse_cli.training.configuring import complete, configure, rate_at
+from diffuse_cli.training.configuring import batched, complete, configure, rate_at
 from diffuse_cli.training.estimating import bytes_kept
 from diffuse_cli.training.rundir import RunDirectory
+from diffuse_cli.training.timing import batch_for
 
 MODEL = Path("model.safetensors")
 
@@ -35,11 +36,39 @@ def as_file(config):
 
 
 @pytest.mark.parametrize("name", list(PRESETS))
-def test_the_learning_rate_follows_the_width(name):
+def test_the_learning_rate_follows_the_width_and_the_batch(name):
     preset = PRESETS[name]
-    own = preset.unet["width"]
-    assert rate_at(name, None) == rate_at(name, own) == preset.train["lr"]
-    assert rate_at(name, 2 * own) == pytest.approx(preset.train["lr"] / 2)
+    own, batch = preset.unet["width"], preset.train.get("batch_size", 64)
+    assert rate_at(name, None, batch) == rate_at(name, own, batch) == preset.train["lr"]
+    assert rate_at(name, 2 * own, batch) == pytest.approx(preset.train["lr"] / 2)
+    assert rate_at(name, None, 4 * batch) == pytest.approx(preset.train["lr"] * 2)
+
+
+@pytest.mark.parametrize(
+    ("images", "least", "batch"),
+    [
+        (10, 1, 8),
+        (2600, 1, 8),
+        (256 * 16, 1, 16),
+        (256 * 32 - 1, 1, 16),
+        (1e9, 1, 64),
+        (10, 12, 12),
+    ],
+)
+def test_a_short_run_has_small_batches(images, least, batch):
+    assert batch_for(images, least) == batch
+
+
+def test_minutes_leave_the_batch_open_and_a_typed_one_does_not():
+    plain = completed({"minutes": 1.0})
+    assert plain.batch_size is None
+    assert plain.lr is None
+    typed = completed({"minutes": 1.0, "batch_size": 16})
+    assert typed.batch_size == 16
+    assert typed.lr == pytest.approx(PRESETS["tiny"].train["lr"] / 2)
+    assert completed({"steps": 5}).batch_size == 64
+    assert batched(plain, 16).lr == typed.lr
+    assert batched(completed({"minutes": 1.0, "lr": 0.5}), 16).lr == 0.5
 
 
 def test_the_width_is_the_one_dial():
@@ -178,10 +207,16 @@ def total(tensors):
     return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
 
 
+def laid_out(unet, batch):
+    """A network and its input, in channels-last order as training has them."""
+    x = torch.zeros(batch, 3, 16, 16).contiguous(memory_format=torch.channels_last)
+    return UNet(unet).to(memory_format=torch.channels_last), x, torch.zeros(batch)
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 def test_the_estimate_counts_what_autograd_keeps(batch):
     unet = network(TrainConfig(data="x"), "tiny", (16, 16), 3)
-    net, x, t = UNet(unet), torch.zeros(batch, 3, 16, 16), torch.zeros(batch)
+    net, x, t = laid_out(unet, batch)
     expected = bytes_saved(net, lambda: net(x, t))
     assert bytes_kept(unet, batch, half=False, checkpointing=False) == expected
 
@@ -190,7 +225,7 @@ def test_the_estimate_counts_what_autograd_keeps(batch):
 def test_the_estimate_with_checkpointing_is_inputs_and_the_largest_block(resblock_updown):
     given = {"resblock_updown": resblock_updown}
     unet = network(TrainConfig(data="x", unet=given), "tiny", (16, 16), 3)
-    net, x, t = UNet(unet), torch.zeros(2, 3, 16, 16), torch.zeros(2)
+    net, x, t = laid_out(unet, 2)
     calls = []
     net.run_block = lambda block, *inputs: calls.append((block, inputs)) or block(*inputs)
     outside = bytes_saved(net, lambda: net.time_embedding(net.time_proj(t)))

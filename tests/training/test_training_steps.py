@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import tomllib
@@ -12,13 +13,14 @@ import torch
 from conftest import in_process
 
 from diffuse_cli import modelfile
+from diffuse_cli.config import TrainConfig
 from diffuse_cli.core import LOSSES
 from diffuse_cli.core.losses import simple
 from diffuse_cli.data import read_images
 from diffuse_cli.events import finish
 from diffuse_cli.runtime import draw_noise
 from diffuse_cli.training.rundir import RunDirectory
-from diffuse_cli.training.trainer import Trainer
+from diffuse_cli.training.trainer import Trainer, lr_at
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
 
@@ -149,12 +151,20 @@ def test_a_share_that_is_not_even_weighs_every_image_alike(train):
 
 
 def test_the_learning_rate_rises_and_falls_to_0(train):
-    train("--steps", 12, "--log-every", 1, "--warmup", 4, "--lr", 0.001)
+    train("--steps", 40, "--log-every", 1, "--warmup", 4, "--lr", 0.001)
     rates = logged(name="lr")
     assert rates[0] == pytest.approx(0.00025)
     assert max(rates) == rates[3] < 0.001
     assert rates[3:] == sorted(rates[3:], reverse=True)
     assert rates[-1] < 0.00002
+
+
+def test_the_rise_takes_a_tenth_of_a_short_run():
+    config = TrainConfig(data="x", steps=30, warmup=100, lr=1.0)
+    rates = [lr_at(config, step) for step in range(30)]
+    assert rates[0] == pytest.approx(1 / 3)
+    assert rates.index(max(rates)) == 2
+    assert lr_at(dataclasses.replace(config, steps=5), 0) == 1
 
 
 def test_a_short_run_samples_from_sensible_averaged_weights(images, recipe, tmp_path):
