@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 WARM_UP, SECONDS, LEAST = 3, 5.0, 5
 
-ENOUGH, SMALLEST = 256, 8
+ENOUGH, SMALLEST = 1024, 8
 
 
 def seconds_a_step(plan: Plan, accelerator: Accelerator) -> float:
@@ -65,8 +65,9 @@ def batch_for(images: float, least: int = 1) -> int:
     """The batch size of a run that sees so many images: the largest power of two with which it has
     `ENOUGH` steps, from `SMALLEST` to `BATCH`.
 
-    A short run learns by the number of its steps, a long one by their quality: after 2,600 images
-    batches of 16 were far ahead of 64, after 16,000 they were level (benchmarks/README.md).
+    A short run learns by the number of its steps, a long one by their quality: after 6,600 images
+    batches of 8 were ahead of 16, after 16,000 batches of 32 and 64 were level
+    (benchmarks/README.md).
     """
     fitting = [2**k for k in range(20) if SMALLEST <= 2**k <= min(BATCH, images / ENOUGH)]
     return max(fitting[-1] if fitting else SMALLEST, least)
