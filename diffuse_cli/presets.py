@@ -236,17 +236,16 @@ def network(
             )
         fixed["width"] = config.width
     fields = {**preset.unet, **config.unet, **fixed}
-    if "patch" not in config.unet:
-        fields["patch"] = _patch(preset, config.unet, size)
     if not preset.published and "multipliers" not in config.unet:
-        patches = tuple(side // fields["patch"] for side in size)
+        patch = fields.get("patch", 1)
+        patches = (size[0] // patch, size[1] // patch)
         wanted = _halvings(patches)
         allowed = next(n for n in range(wanted, -1, -1) if not any(s % 2**n for s in patches))
         if allowed < wanted and config.size and config.preset:
             raise UsageError(
                 f"--preset {name} halves {wanted} times, which --size {size[0]}x{size[1]} "
                 "does not allow",
-                f"Choose a multiple of {fields['patch'] * 2**wanted}",
+                f"Choose a multiple of {patch * 2**wanted}",
             )
         fields["multipliers"] = _levels(preset.unet["multipliers"], allowed + 1)
     return _divided(fields, config.unet)
@@ -273,13 +272,6 @@ def _divided(fields: Mapping[str, Any], given: Mapping[str, Any]) -> UNetConfig:
 
 def _largest_divisor(number: int, most: int) -> int:
     return next(n for n in range(most, 0, -1) if number % n == 0)
-
-
-def _patch(preset: Preset, given: Mapping[str, Any], size: Size) -> int:
-    """The patches of a preset, where the size can be cut into them; levels that are given by hand
-    count from single pixels."""
-    patch: int = preset.unet.get("patch", 1)
-    return 1 if "multipliers" in given or any(side % patch for side in size) else patch
 
 
 def _halvings(size: Size) -> int:

@@ -221,3 +221,15 @@ def test_the_machine_chooses_where_nothing_is_named():
 def test_an_unknown_preset_is_a_usage_error():
     with pytest.raises(UsageError, match=r"--preset.*Did you mean 'small'"):
         network(train(), "smal", (28, 28), 1)
+
+
+def test_patches_count_as_pixels_of_the_levels():
+    given = {"patch": 2}
+    config = network(TrainConfig(data="x", unet=given), "tiny", (32, 32), 1)
+    assert (config.patch, config.multipliers, config.attends) == (2, (1, 2), [False, True])
+    odd = network(TrainConfig(data="x", unet=given), "tiny", (28, 28), 1)
+    assert odd.multipliers == (1, 2)
+    with pytest.raises(UsageError, match="multiple of 4"):
+        network(
+            TrainConfig(data="x", unet=given, size=(30, 30), preset="tiny"), "tiny", (30, 30), 1
+        )
