@@ -25,12 +25,26 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 def machine() -> dict[str, Any]:
-    """The processor, its threads, and torch."""
-    return {
-        "processor": platform.processor() or platform.machine(),
+    """The processor and what it has for matrices, the GPU, threads, and torch."""
+    has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    extensions = ("avx2", "avx512_bf16", "amx_bf16", "amx_tile", "bf16")
+    found = {
+        "processor": _processor(),
+        "extensions": [name for name in extensions if has.get(name)],
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def _processor() -> str:
+    """The processor's name, or its architecture where the system does not say."""
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text().splitlines() if described.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def read(source: str, size: tuple[int, int] | None = None) -> Images:

@@ -4,6 +4,7 @@ One factor at a time around a baseline, each trained for the same number of step
 images and measured with the same seed. Prints JSON.
 
     python benchmarks/defaults.py FASHION_MNIST > benchmarks/results/defaults.json
+    python benchmarks/defaults.py FASHION_MNIST --short > benchmarks/results/batches.json
 """
 
 from __future__ import annotations
@@ -36,6 +37,12 @@ VARIANTS: list[dict[str, str]] = [
     {"lr": "8e-3"},
     {"lr": "4e-3", "batch-size": "32", "steps": "500"},
 ]
+
+SHORT: list[dict[str, str]] = [
+    {"batch-size": str(batch), "steps": str(2640 // batch), "lr": f"{4e-3 * (batch / 64) ** 0.5:g}"}
+    for batch in (64, 32, 16, 8, 4)
+]
+"""A minute of one slow core: equal images in batches of other sizes, the rate with their root."""
 
 
 def diffuse(*arguments: str) -> Any:
@@ -75,10 +82,11 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=400)
     parser.add_argument("--sampling", type=int, default=20)
     parser.add_argument("--first", type=int, default=0, help="leave the variants before this out")
+    parser.add_argument("--short", action="store_true", help="batch sizes of a very short run")
     options = parser.parse_args()
     results = []
     with tempfile.TemporaryDirectory() as folder:
-        for variant in VARIANTS[options.first :]:
+        for variant in (SHORT if options.short else VARIANTS)[options.first :]:
             results.append(measure(variant, options, Path(folder)))
             print(json.dumps(results[-1]), file=sys.stderr, flush=True)
     print(

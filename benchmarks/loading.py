@@ -1,0 +1,238 @@
+"""How fast are images read, and how long does training wait for them?
+
+Two sets: many small PNGs (DATA, or made here) and photos of 2000x1500 as JPEG, made here with the
+spectrum, the edges and the grain of photographs, that become 64x64. `reading` is what `train` and
+`eval` do once: find, check, decode, hash, resize and keep every image, on one core and on all. The
+peer is what training scripts do in every epoch: torchvision's `ImageFolder` with resize and crop
+behind a `DataLoader` with a worker for each core. `training` is a step of the `tiny` network, and
+the part of it that fetches the batch, from memory and from the file that large sets are mapped
+from. Files are in the page cache; contenders take turns. A resumed run reads its images again: the
+cache goes when a run ends. Prints JSON.
+
+    python benchmarks/loading.py > benchmarks/results/loading.json
+    python benchmarks/loading.py FASHION_MNIST --photos 400 --rounds 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import common
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from steps import say, show, significant
+from torch.utils.data import DataLoader
+from torchvision import datasets
+from torchvision.transforms import v2
+
+from diffuse_cli.config import UNetConfig
+from diffuse_cli.data import Images, open_index, read_images, save_index
+from diffuse_cli.events import finish
+from diffuse_cli.options import from_dict
+from diffuse_cli.runtime import machine, resolve_precision
+from diffuse_cli.training.configuring import complete, configure
+from diffuse_cli.training.preparing import Plan
+from diffuse_cli.training.trainer import Trainer
+
+HEIGHT, WIDTH = 1500, 2000
+MARGIN = 64
+"""A scene is so much larger than the photos that are cut out of it."""
+SCENES = 6
+BATCH, SIDE, FETCHES = 64, 64, 200
+
+Act = Callable[[], object]
+
+
+# -- images ---------------------------------------------------------------------------------------
+
+
+def scene(draw: np.random.Generator) -> np.ndarray[Any, Any]:
+    """Float32 RGB whose amplitudes fall as 1/f, as those of photographs do, with edges in it."""
+    height, width = HEIGHT + MARGIN, WIDTH + MARGIN
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
+    amplitude = 1 / np.maximum(frequency, 1 / max(height, width))
+    fields = []
+    for _ in range(3):
+        white = draw.standard_normal((height, width), dtype=np.float32)
+        field = np.fft.irfft2(np.fft.rfft2(white) * amplitude, (height, width))
+        fields.append((field - field.mean()) / field.std())
+    light, warm, green = fields
+    light = 0.8 * light + np.where(warm > 0, 0.8, -0.8)
+    colours = (light + 0.35 * warm, light - 0.1 * warm + 0.1 * green, light - 0.35 * warm)
+    return (127 + 45 * np.stack(colours, -1)).astype(np.float32)
+
+
+def make_photos(folder: Path, count: int) -> None:
+    """Photos that differ in scene, place, light and direction, of about 1.8 MB."""
+    draw = np.random.default_rng(0)
+    scenes = [scene(draw) for _ in range(min(SCENES, count))]
+    grain = draw.normal(0, 2, scenes[0].shape).astype(np.float32)
+    folder.mkdir(parents=True)
+
+    def make(k: int) -> None:
+        own = np.random.default_rng((1, k))
+        (y, x), (v, u) = own.integers(0, MARGIN, (2, 2))
+        cut = scenes[k % len(scenes)][y : y + HEIGHT, x : x + WIDTH]
+        photo = (cut + grain[v : v + HEIGHT, u : u + WIDTH]) * own.uniform(0.8, 1.2)
+        photo = photo.clip(0, 255).astype(np.uint8)[:, :: own.choice((1, -1))]
+        Image.fromarray(np.ascontiguousarray(photo)).save(folder / f"{k:05d}.jpg", quality=90)
+
+    with ThreadPoolExecutor(cores()) as pool:
+        list(pool.map(make, range(count)))
+
+
+def make_small(folder: Path, count: int, side: int = 28) -> None:
+    """Grey PNGs cut out of a scene."""
+    draw = np.random.default_rng(0)
+    whole = scene(draw)[..., 0].clip(0, 255).astype(np.uint8)
+    folder.mkdir(parents=True)
+    for k in range(count):
+        y, x = draw.integers(0, (HEIGHT - side, WIDTH - side))
+        small = np.ascontiguousarray(whole[y : y + side, x : x + side])
+        Image.fromarray(small).save(folder / f"{k:06d}.png")
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# -- reading --------------------------------------------------------------------------------------
+
+
+def read(source: Path, workers: int) -> Images:
+    """What `diffuse train` does."""
+    return finish(read_images(source, workers=workers))
+
+
+def an_epoch(source: Path, size: tuple[int, int] | None) -> None:
+    """What a training script does for each of its epochs, in batches, without training."""
+    fit = [v2.Resize(size[0]), v2.CenterCrop(size)] if size else []
+    convert = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    found = datasets.ImageFolder(source, v2.Compose([*fit, *convert]))
+    for _ in DataLoader(found, BATCH, shuffle=True, num_workers=cores()):
+        pass
+
+
+def measure_reading(source: Path, size: tuple[int, int] | None, rounds: int) -> dict[str, Any]:
+    """Seconds of each way to read `source`, in turn."""
+    contenders: dict[str, Act] = {
+        "ours, one core": lambda: read(source, 1),
+        "ours, all cores": lambda: read(source, cores()),
+        "torchvision, all cores, each epoch": lambda: an_epoch(source, size),
+    }
+    walked = os.walk(source, followlinks=True)
+    files = [Path(folder) / name for folder, _, names in walked for name in names]
+    total = sum(len(path.read_bytes()) for path in files)  # now they are in the page cache
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, act in contenders.items():
+            seconds[name].append(took(act))
+            say(f"{name}: {seconds[name][-1]:.2f} s")
+    rows = {
+        name: {
+            "seconds": significant(median(taken)),
+            "images_per_s": significant(len(files) / median(taken)),
+        }
+        for name, taken in seconds.items()
+    }
+    ours, peer = (rows[name]["seconds"] for name in list(rows)[1:])
+    return {
+        "images": len(files),
+        "bytes_each": round(total / len(files)),
+        "reading": rows,
+        "ratio_to_peer": significant(peer / ours),
+    }
+
+
+def took(act: Act) -> float:
+    """Seconds of one call."""
+    began = time.perf_counter()
+    act()
+    return time.perf_counter() - began
+
+
+# -- training -------------------------------------------------------------------------------------
+
+
+def plan_for(images: Images) -> Plan:
+    """A training of `tiny` on all images."""
+    typed = {"data": images.summary.source, "preset": "tiny", "batch_size": BATCH}
+    config = complete(configure(typed), images.size, images.channels)
+    unet = from_dict(UNetConfig, config.unet, "[unet]")
+    return Plan(config, unet, images, np.arange(len(images)), np.arange(0), None)
+
+
+def measure_waiting(images: Images, steps: int, accelerator: Accelerator) -> dict[str, Any]:
+    """Seconds of a step, and of the fetching in it; the share is the worse of both stores."""
+    trainer = Trainer(plan_for(images), accelerator)
+    taken = [took(lambda k=k: trainer.step(k)) for k in range(steps + 2)][2:]
+    with tempfile.TemporaryDirectory() as folder:
+        save_index(images, Path(folder))
+        mapped = Trainer(plan_for(open_index(Path(folder))), accelerator)
+        memory, file = (fetching(each, len(images)) for each in (trainer, mapped))
+    return {
+        "size": images.size,
+        "step_seconds": significant(median(taken)),
+        "fetch_seconds": significant(memory),
+        "mapped_fetch_seconds": significant(file),
+        "waiting_share": significant(max(memory, file) / median(taken)),
+    }
+
+
+def fetching(trainer: Trainer, count: int) -> float:
+    """Median seconds to have a batch of random images on the device, as float."""
+    draw = np.random.default_rng(0)
+    batches = [draw.integers(0, count, BATCH) for _ in range(FETCHES)]
+    return median(took(lambda b=batch: trainer.pixels(b)) for batch in batches)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure both sets."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", nargs="?", type=Path, help="small images in class folders")
+    parser.add_argument("--small", type=int, default=60_000, help="how many are made without DATA")
+    parser.add_argument("--photos", type=int, default=2000)
+    parser.add_argument("--photo-folder", type=Path, help="photos in class folders, made before")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=5)
+    options = parser.parse_args(arguments)
+    sets: dict[str, Any] = {}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        machine(resolve_precision("auto")) as accelerator,
+    ):
+        small, photos = options.data, options.photo_folder
+        if small is None:
+            small = Path(folder) / "small"
+            make_small(small / "all", options.small)
+        if photos is None:
+            photos = Path(folder) / "photos"
+            say(f"making {options.photos:,} photos")
+            make_photos(photos / "all", options.photos)
+        for name, source, size in (("small", small, None), ("photos", photos, (SIDE, SIDE))):
+            sets[name] = measure_reading(source, size, options.rounds)
+            images = read(source, cores())
+            sets[name]["training"] = measure_waiting(images, options.steps, accelerator)
+    for name, found in sets.items():
+        say(f"\n{name}: {found['images']:,} images of {found['bytes_each']:,} bytes")
+        show({"": row, **values} for row, values in found["reading"].items())
+        show([{"": "training", **found["training"]}])
+    print(json.dumps({"machine": common.machine(), "cores": cores(), "sets": sets}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

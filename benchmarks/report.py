@@ -1,0 +1,130 @@
+"""What do all the speed benchmarks say, on one page? Renders docs/performance.md.
+
+Alone it renders what lies in benchmarks/results/ and leaves out what does not; with --run it
+measures first, which takes hours with the benchmarks of time to quality and under one without.
+Those and the quality of few evaluations need images: DATA is Fashion-MNIST's training part.
+
+    python benchmarks/report.py
+    python benchmarks/report.py --run DATA --real TEST --emoji EMOJI
+    python benchmarks/report.py --run DATA --skip time-to-quality-fashion,time-to-quality-emoji
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from sections import SECTIONS, on
+
+HERE = Path(__file__).resolve().parent
+RESULTS, DOCS = HERE / "results", HERE.parent / "docs"
+
+HEAD = """# Performance
+
+What `diffuse` costs, against what people would use instead, each ratio measured in one run on one
+machine. Written by `python benchmarks/report.py` from `benchmarks/results/`; each result names the
+script that made it, whose first lines say what it does.
+"""
+
+# -- measuring ------------------------------------------------------------------------------------
+
+
+def commands(options: argparse.Namespace, model: Path) -> dict[str, list[str]]:
+    """The command behind each result, quick ones first; emoji where given."""
+    data = options.run
+    quality = ["time_to_quality.py", "--tune"]
+    real = ["--real", options.real] if options.real else []
+    found = {
+        "startup": ["startup.py"],
+        "roofline": ["roofline.py"],
+        "train_step": ["train_step.py", "--memory", "--compile"],
+        "budget": ["train_step.py", "--budget"],
+        "growth": ["growth.py"],
+        "loading": ["loading.py"],
+        "sampling": ["sampling.py", data, str(model)],
+        "time-to-quality-fashion": [*quality, data, *real, "--size", "32", "--name", "fashion"],
+    }
+    if options.emoji:
+        emoji = [*quality, options.emoji, "--size", "64", "--name", "emoji"]
+        found["time-to-quality-emoji"] = emoji
+    return found
+
+
+def say(line: str) -> None:
+    """A line on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def measure(options: argparse.Namespace, folder: Path) -> None:
+    """Run every benchmark that is there and not skipped, and keep what it prints."""
+    model = options.model or folder / "model.safetensors"
+    skipped = options.skip.split(",")
+    for name, (script, *arguments) in commands(options, model).items():
+        if name in skipped or (options.only and name not in options.only.split(",")):
+            continue
+        if not (HERE / script).exists():
+            say(f"{name}: there is no {script}")
+            continue
+        if name == "sampling" and not model.exists():
+            run(["-m", "diffuse_cli", "train", options.run, "-o", str(model), "--size", "32",
+                 "--minutes", str(options.minutes), "--quiet"])  # fmt: skip
+        began = time.monotonic()
+        text = run([str(HERE / script), *arguments])
+        json.loads(text)
+        (RESULTS / f"{name}.json").write_text(text)
+        say(f"{name}: {(time.monotonic() - began) / 60:.1f} minutes")
+
+
+def run(arguments: Sequence[str]) -> str:
+    """What a Python command prints."""
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+# -- the page -----------------------------------------------------------------------------------
+
+
+def render() -> str:
+    """The page, of the results that there are."""
+    page = [HEAD]
+    for name, (title, script, write) in SECTIONS.items():
+        path = RESULTS / f"{name}.json"
+        if not path.exists():
+            continue
+        result = json.loads(path.read_text())
+        machine = (result[0] if isinstance(result, list) else result).get("machine")
+        page += [f"## {title}\n", *write(result)]
+        page += [f"<sub>`{script}`{f'; {on(machine)}' if machine else ''}</sub>\n"]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(page))
+
+
+def main() -> None:
+    """Measure where asked, and render."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", metavar="DATA", help="measure first")
+    parser.add_argument("--model", type=Path, help="of DATA; otherwise one is trained")
+    parser.add_argument("--minutes", type=float, default=10.0, help="to train it")
+    parser.add_argument("--real", help="images that time to quality measures DATA against")
+    parser.add_argument("--emoji", help="images for the second time to quality")
+    parser.add_argument("--skip", default="", metavar="NAME,...", help=", ".join(SECTIONS))
+    parser.add_argument("--only", metavar="NAME,...")
+    options = parser.parse_args()
+    if options.run:
+        with tempfile.TemporaryDirectory() as folder:
+            measure(options, Path(folder))
+    page = DOCS / "performance.md"
+    page.write_text(render())
+    print(json.dumps({"page": str(page)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,248 @@
+"""How many evaluations, and how long, for images as good as those of 1000-step DDPM?
+
+With DATA and a MODEL trained on it: KID of a model's images against held-out ones, for `ddpm` over
+every timestep and for the other samplers with few evaluations, and the seconds that 64 images take.
+All draw from one seed. `fewest` is, for each sampler, the least number of evaluations from which
+its KID is no higher than that of the reference; beside it, no higher by more than two standard
+errors of the difference. Always: the time of one evaluation against diffusers' `UNet2DModel` of the
+same shape, by default (float32, NCHW, no gradients) and at its best of float32 and bfloat16,
+channels-last, in turn; and the memory each needs. Prints JSON.
+
+    python benchmarks/sampling.py DATA MODEL > benchmarks/results/sampling.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import common
+import peers
+import samplers
+import torch
+import train_step
+from accelerate import Accelerator
+from steps import (
+    Act,
+    Setting,
+    alone,
+    interleave,
+    memory,
+    output,
+    peak,
+    plan,
+    say,
+    show,
+    significant,
+    unbound,
+)
+
+from diffuse_cli import modelfile
+from diffuse_cli.config import DiffusionConfig
+from diffuse_cli.core.unet import UNet
+from diffuse_cli.runtime import machine, resolve_precision
+from diffuse_cli.sampling import load_denoiser
+
+SIZE, TIMED = train_step.SIZE, 64
+
+NETWORKS: dict[str, Callable[[], torch.nn.Module]] = {
+    "tiny": partial(
+        peers.diffusers_unet, 32, (1, 2, 2), 2, (2,), 3, SIZE,
+        resnet_time_scale_shift="scale_shift", attention_head_dim=None,
+    ),
+    "ddpm-cifar10": train_step.NETWORKS[train_step.DIFFUSERS],
+}  # fmt: skip
+"""Our presets with diffusers' network of the same shape."""
+
+DEFAULT = Setting()
+SETTINGS = tuple(Setting(precision=p, channels_last=True) for p in ("fp32", "bf16"))
+BATCHES = (64, 1)
+
+
+# -- quality --------------------------------------------------------------------------------------
+
+
+def quality(options: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]:
+    """KID and seconds of the reference, and of each sampler with few evaluations."""
+    loaded = load_denoiser(options.model, "ema", accelerator)
+    images = common.read(options.data, size=loaded.model.unet.size)
+    real = common.features(common.held_out(images, options.real), accelerator)
+    draw = partial(common.sample, loaded, accelerator=accelerator, spacing=options.spacing)
+
+    def cell(sampler: str, steps: int, n: int) -> dict[str, Any]:
+        pixels, seconds = draw(n=n, steps=steps, sampler=sampler)
+        evaluations = samplers.evaluations(loaded, accelerator, sampler, steps, options.spacing)
+        if n != TIMED and evaluations <= max(options.steps):
+            seconds = draw(n=TIMED, steps=steps, sampler=sampler)[1]
+        else:
+            seconds *= TIMED / n  # the reference takes too long to draw it twice
+        row = {
+            "sampler": sampler,
+            "steps": steps,
+            "evaluations": evaluations,
+            "n": n,
+            "seconds_for_64": significant(seconds),
+            **common.distance(real, common.features(pixels, accelerator)),
+        }
+        say(json.dumps(row))
+        return row
+
+    reference = cell("ddpm", loaded.denoiser.process.num_timesteps, options.reference)
+    rows = [cell(s, steps, options.n) for s in options.samplers for steps in options.steps]
+    fewest = {sampler: reached(reference, rows, sampler) for sampler in options.samplers}
+    return {"reference": reference, "few": rows, "fewest": fewest, "real": len(real)}
+
+
+def reached(
+    reference: dict[str, Any], rows: list[dict[str, Any]], sampler: str
+) -> dict[str, int | None]:
+    """The least evaluations of a sampler at the reference's KID, and within two errors of it."""
+
+    def least(allowed: float) -> int | None:
+        error = "kid_standard_error"
+        good = [
+            row["evaluations"]
+            for row in rows
+            if row["sampler"] == sampler
+            and row["kid"] - reference["kid"] <= allowed * math.hypot(row[error], reference[error])
+        ]
+        return min(good, default=None)
+
+    return {"at_most": least(0), "within_two_errors": least(2)}
+
+
+# -- one evaluation -------------------------------------------------------------------------------
+
+
+def inputs(batch: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noisy images and timesteps."""
+    return torch.randn(batch, 3, SIZE, SIZE, device=device), torch.full((batch,), 500.0).to(device)
+
+
+def write(preset: str, path: Path) -> None:
+    """A model file of a preset with random weights."""
+    unet = plan(SIZE, preset=preset).unet
+    weights = UNet(unet).state_dict()
+    modelfile.save(path, modelfile.Model(unet=unet, diffusion=DiffusionConfig(), ema=weights))
+
+
+def ours(path: Path, batch: int, accelerator: Accelerator) -> Act:
+    """An evaluation of a model file, as sampling runs it."""
+    denoiser = load_denoiser(path, "ema", accelerator).denoiser
+    x, t = inputs(batch, accelerator.device)
+    x = x.contiguous(memory_format=torch.channels_last)
+    return lambda: denoiser.net(x, t)
+
+
+def theirs(preset: str, batch: int, setting: Setting, device: torch.device) -> Act:
+    """An evaluation of diffusers' network; in bfloat16 its weights are that too."""
+    dtype = torch.bfloat16 if setting.precision == "bf16" else torch.float32
+    net = torch.nn.Module.to(NETWORKS[preset]().eval(), dtype)  # diffusers' own `to` warns
+    net = setting.place(net, device)
+    x, t = inputs(batch, device)
+    x = setting.place(x.to(dtype), device)
+
+    def evaluate() -> torch.Tensor:
+        with unbound(), torch.no_grad():
+            return output(net(x, t))
+
+    return evaluate
+
+
+def contenders(
+    path: Path, batch: int, accelerator: Accelerator
+) -> Iterator[tuple[str, Callable[[], Act]]]:
+    """The name of each contender and how it is made; ours is of the model file, named as it is."""
+    yield "diffuse", partial(ours, path, batch, accelerator)
+    if train_step.DIFFUSERS in train_step.installed():
+        for name, setting in (("default", DEFAULT), *((str(s), s) for s in SETTINGS)):
+            make = partial(theirs, path.stem, batch, setting, accelerator.device)
+            yield f"diffusers, {name}", make
+
+
+def evaluation(
+    options: argparse.Namespace, path: Path, batch: int, accelerator: Accelerator
+) -> dict[str, Any]:
+    """Milliseconds of an evaluation of every contender, our ratio to theirs, and memory."""
+    made = {name: make() for name, make in contenders(path, batch, accelerator)}
+    rows: list[dict[str, Any]] = [
+        {"contender": name, "ms": significant(1e3 * median(seconds))}
+        for name, seconds in interleave(made, options.rounds).items()
+    ]
+    found: dict[str, Any] = {"network": path.stem, "batch_size": batch, "contenders": rows}
+    if len(rows) > 1:
+        default, best = rows[1], min(rows[1:], key=lambda row: float(row["ms"]))
+        found["ratio_to_peer_default"] = round(default["ms"] / rows[0]["ms"], 3)
+        found["ratio_to_peer_best"] = round(best["ms"] / rows[0]["ms"], 3)
+    for row in rows if batch == max(options.batches) else []:
+        point = json.dumps([str(path), batch, row["contender"]])
+        row |= alone(__file__, "--one", point, "--precision", options.precision)
+    say(f"{path.stem}, batch {batch}")
+    show(rows)
+    return found
+
+
+def hold(options: argparse.Namespace, accelerator: Accelerator) -> dict[str, int]:
+    """The peak memory of this process after a few evaluations of one contender."""
+    path, batch, name = options.one
+    made = dict(contenders(Path(path), batch, accelerator))
+    if name != "diffuse":
+        with torch.device("meta"):
+            NETWORKS[Path(path).stem]()  # so that its imports are not counted as the network's
+    before = peak()
+    return memory(made[name](), before)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+    def numbers(text: str) -> list[int]:
+        return [int(part) for part in text.split(",")]
+
+    parser.add_argument("data", nargs="?")
+    parser.add_argument("model", nargs="?")
+    parser.add_argument("-n", type=int, default=500, help="images of a sampler")
+    parser.add_argument("--reference", type=int, default=256, help="images of 1000-step DDPM")
+    parser.add_argument("--real", type=int, default=1000, help="held-out images")
+    parser.add_argument("--steps", type=numbers, default="5,8,10,12,15,20")
+    parser.add_argument("--samplers", type=lambda text: text.split(","), default="unipc,dpmpp-2m")
+    parser.add_argument("--spacing", default="trailing")
+    parser.add_argument("--networks", type=lambda text: text.split(","), default=[*NETWORKS])
+    parser.add_argument("--batches", type=numbers, default=list(BATCHES))
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--precision", default="auto", help="ours")
+    parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.data and not options.model:
+        parser.error("DATA goes with a MODEL that was trained on it")
+    options.precision = resolve_precision(options.precision)
+    with machine(options.precision) as accelerator:
+        if options.one:
+            print(json.dumps(hold(options, accelerator)))
+            return
+        found: dict[str, Any] = {"precision": options.precision}
+        found["evaluation"] = []
+        with tempfile.TemporaryDirectory() as folder:
+            for preset in options.networks:
+                path = Path(folder) / f"{preset}.safetensors"
+                write(preset, path)
+                for batch in options.batches:
+                    found["evaluation"].append(evaluation(options, path, batch, accelerator))
+        if options.model:
+            found["quality"] = quality(options, accelerator)
+            show([found["quality"]["reference"], *found["quality"]["few"]])
+    print(json.dumps({**found, "machine": common.machine()}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

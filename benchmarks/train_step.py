@@ -1,0 +1,218 @@
+"""How fast is a training step of the DDPM CIFAR-10 network, against the peers?
+
+Ours is the step of `diffuse train --preset ddpm-cifar10`, with its random draws and its average of
+the weights. diffusers' `UNet2DModel` of the same architecture and denoising-diffusion-pytorch's
+`Unet` of about the same cost run their forward and backward pass, clip and AdamW: by default in
+float32, NCHW, and AdamW as it comes; and with fused AdamW in float32 or bfloat16, NCHW or
+channels-last, of which the fastest counts as the peer's best. A round takes a step of each. Prints
+JSON; with --json one line, where `ratio_to_peer_best` and `ratio_to_peer_default` are our images
+a second over diffusers', all eager, and `ratio_to_peer_best_compiled`, with --compile, both
+compiled. --budget says instead where the time of our step goes, and --memory adds what each holds
+at its peak in a process of its own.
+
+    python benchmarks/train_step.py --json
+    python benchmarks/train_step.py --memory --compile > benchmarks/results/train_step.json
+    python benchmarks/train_step.py --budget > benchmarks/results/budget.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import common
+import peers
+import torch
+from accelerate import Accelerator
+from steps import (
+    SETTINGS,
+    Act,
+    Setting,
+    alone,
+    gflop,
+    interleave,
+    memory,
+    ours,
+    peak,
+    plan,
+    say,
+    show,
+    significant,
+    speed,
+    theirs,
+)
+
+from diffuse_cli.runtime import machine, resolve_precision
+from diffuse_cli.training.ema import EVERY
+
+SIZE = 32
+OURS, DIFFUSERS, DDPM_PYTORCH = "diffuse", "diffusers", "denoising-diffusion-pytorch"
+
+NETWORKS: dict[str, Any] = {
+    DIFFUSERS: partial(
+        peers.diffusers_unet, 128, (1, 2, 2, 2), 2, (1,), 3, SIZE,
+        dropout=0.1, downsample_padding=0, flip_sin_to_cos=False, freq_shift=1, norm_eps=1e-6,
+        attention_head_dim=None,
+    ),
+    DDPM_PYTORCH: partial(peers.ddpm_pytorch_unet, 128, (1, 2, 2, 2), 3, dropout=0.1),
+}  # fmt: skip
+"""The peers' networks; each is imported when it is made."""
+
+MODULES = {DIFFUSERS: "diffusers", DDPM_PYTORCH: "denoising_diffusion_pytorch"}
+
+
+def installed() -> list[str]:
+    """The peers that are there; the others are named on stderr."""
+    missing = [peer for peer, name in MODULES.items() if importlib.util.find_spec(name) is None]
+    for peer in missing:
+        say(f"{peer} is not installed: left out")
+    return [peer for peer in MODULES if peer not in missing]
+
+
+def network(peer: str) -> torch.nn.Module:
+    """A peer's network, from the same weights each time."""
+    torch.manual_seed(0)
+    net: torch.nn.Module = NETWORKS[peer]()
+    return net
+
+
+def our_step(options: argparse.Namespace, accelerator: Accelerator, compiled: bool = False) -> Act:
+    """Our step."""
+    chosen = plan(
+        SIZE,
+        preset="ddpm-cifar10",
+        batch_size=options.batch_size,
+        precision=options.precision,
+        compile=compiled,
+    )
+    return ours(chosen, accelerator)[0]
+
+
+def settings(compiled: bool) -> Iterator[tuple[str, str, Setting]]:
+    """Every peer with its settings and what each is called."""
+    for peer in installed():
+        yield f"{peer}, default", peer, Setting()
+        for setting in SETTINGS:
+            yield f"{peer}, {setting}", peer, setting
+    if compiled and DIFFUSERS in installed():
+        for precision in ("fp32", "bf16"):
+            setting = Setting(precision=precision, channels_last=True, fused=True, compile=True)
+            yield f"{DIFFUSERS}, {setting}", DIFFUSERS, setting
+
+
+def compare(options: argparse.Namespace, accelerator: Accelerator) -> list[dict[str, Any]]:
+    """Every contender's speed, all in one run."""
+    named = {OURS: (OURS, Setting(precision=options.precision, channels_last=True, fused=True))}
+    acts = {OURS: our_step(options, accelerator)}
+    if options.compile:
+        compiled = Setting(
+            precision=options.precision, channels_last=True, fused=True, compile=True
+        )
+        named[f"{OURS}, compiled"] = (OURS, compiled)
+        acts[f"{OURS}, compiled"] = our_step(options, accelerator, compiled=True)
+    cost = {peer: 3 * gflop(network(peer).eval(), SIZE) for peer in installed()}
+    for name, peer, setting in settings(options.compile):
+        named[name] = (peer, setting)
+        acts[name] = theirs(network(peer), setting, options.batch_size, SIZE, accelerator.device)
+    rows = []
+    for name, seconds in interleave(acts, options.rounds).items():
+        who, setting = named[name]
+        measured = speed(seconds, options.batch_size, EVERY if who == OURS else 1)
+        each = cost.get(who, cost.get(DIFFUSERS))  # ours is diffusers' architecture
+        rows.append(
+            {
+                "contender": name,
+                "of": who,
+                "precision": setting.precision,
+                "compiled": setting.compile,
+                **measured,
+                "gflop_per_image": each and significant(each),
+                "gflop_per_s": each and significant(each * measured["images_per_s"]),
+            }
+        )
+    return rows
+
+
+def ratios(rows: list[dict[str, Any]], compiled: bool) -> dict[str, float]:
+    """Our images a second over diffusers' at its default, at its best, and both compiled."""
+
+    def most(who: str, compiled: bool) -> float:
+        found = [r["images_per_s"] for r in rows if (r["of"], r["compiled"]) == (who, compiled)]
+        return float(max(found))
+
+    default = next(r["images_per_s"] for r in rows if r["contender"] == f"{DIFFUSERS}, default")
+    found = {
+        "ratio_to_peer_best": most(OURS, False) / most(DIFFUSERS, False),
+        "ratio_to_peer_default": most(OURS, False) / default,
+    }
+    if compiled:
+        found["ratio_to_peer_best_compiled"] = most(OURS, True) / most(DIFFUSERS, True)
+    return {name: round(value, 3) for name, value in found.items()}
+
+
+def hold(options: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]:
+    """The peak memory of this process after a few steps of the contender `--one`."""
+    if options.one == OURS:
+        before = peak()
+        return memory(our_step(options, accelerator), before)
+    _, peer, setting = next(s for s in settings(False) if s[0] == options.one)
+    with torch.device("meta"):
+        network(peer)  # so that its imports are not counted as the network's
+    before = peak()
+    act = theirs(network(peer), setting, options.batch_size, SIZE, accelerator.device)
+    return memory(act, before)
+
+
+def add_memory(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    """Give each eager contender that counts its peak: ours, every default, every best."""
+    for who in (OURS, *installed()):
+        eager = [row for row in rows if row["of"] == who and not row["compiled"]]
+        best = max(eager, key=lambda row: float(row["images_per_s"]))
+        for row in [r for r in eager if r is best or r["contender"].endswith("default")]:
+            flags = ("--batch-size", str(options.batch_size), "--precision", options.precision)
+            row |= alone(__file__, "--one", row["contender"], *flags)
+
+
+def main() -> None:
+    """Compare, or break our own step down, and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--precision", default="auto", help="ours; what training chooses itself")
+    parser.add_argument("--json", action="store_true", help="one line, and no table")
+    parser.add_argument("--compile", action="store_true", help="compiled contenders too")
+    parser.add_argument("--memory", action="store_true", help="peak memory too")
+    parser.add_argument("--budget", action="store_true", help="the parts of our step instead")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.precision = resolve_precision(options.precision)
+    with machine(options.precision) as accelerator:
+        if options.one:
+            print(json.dumps(hold(options, accelerator)))
+            return
+        if options.budget:
+            import budget
+
+            found = budget.measure(options.batch_size, options.precision, accelerator)
+            rows = found["parts"]
+        else:
+            rows = compare(options, accelerator)
+            found = ratios(rows, options.compile) if DIFFUSERS in installed() else {}
+            if options.memory:
+                add_memory(rows, options)
+            found |= {"contenders": rows}
+    head = {"network": "ddpm-cifar10", "batch_size": options.batch_size}
+    result = {**found, **head, "precision": options.precision, "machine": common.machine()}
+    if not options.json:
+        show(rows)
+    print(json.dumps(result, indent=None if options.json else 1))
+
+
+if __name__ == "__main__":
+    main()
