@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 WARM_UP, SECONDS, LEAST = 3, 5.0, 5
 
-ENOUGH, SMALLEST = 1024, 8
+ENOUGH, SMALLEST, TRIAL = 1024, 8, 16
 
 
 def seconds_a_step(plan: Plan, accelerator: Accelerator) -> float:
@@ -52,9 +52,10 @@ def fill_minutes(plan: Plan, accelerator: Accelerator) -> tuple[TrainConfig, flo
     config, minutes = plan.config, plan.config.minutes
     assert minutes is not None
     if config.batch_size is None:
-        trial = dataclasses.replace(plan, config=batched(config, BATCH))
-        images = BATCH * minutes * 60 / seconds_a_step(trial, accelerator)
         least = accelerator.num_processes * config.accumulation
+        size = max(TRIAL, least)
+        trial = dataclasses.replace(plan, config=batched(config, size))
+        images = size * minutes * 60 / seconds_a_step(trial, accelerator)
         config = batched(config, batch_for(images, least))
     seconds = seconds_a_step(dataclasses.replace(plan, config=config), accelerator)
     steps = max(1, round(minutes * 60 / seconds))
