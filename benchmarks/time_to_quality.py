@@ -31,8 +31,8 @@ from typing import Any
 RATES = (1e-3, 2e-3, 4e-3)
 """Learning rates that are tried for tuned peers; half of the first as well, where that is best."""
 
-SMALL = 16
-"""A batch size that is tried with the best of them, halved (the square root of a quarter)."""
+LARGE, SMALL = 64, 16
+"""Batch sizes: the rates are tried with the first, the best and its half with the second."""
 
 
 @dataclass(frozen=True)
@@ -260,11 +260,11 @@ class Bench:
         print(json.dumps(self.runs[-1]), file=sys.stderr, flush=True)
         return self.runs[-1]
 
-    def tune(self, contender: str) -> tuple[float, int | None]:
+    def tune(self, contender: str) -> tuple[float, int]:
         """The learning rate and the batch size with the lowest KID after a short run."""
-        kids: dict[tuple[float, int | None], float] = {}
+        kids: dict[tuple[float, int], float] = {}
 
-        def attempt(rate: float, batch: int | None = None) -> None:
+        def attempt(rate: float, batch: int = LARGE) -> None:
             n, minutes = self.options.tuning_n, self.options.tuning_minutes
             kids[rate, batch] = self.add(contender, minutes, n, rate, batch)["kid_x1000"]
 
@@ -272,7 +272,9 @@ class Bench:
             attempt(rate)
         if min(kids, key=kids.__getitem__)[0] == RATES[0]:
             attempt(RATES[0] / 2)
-        attempt(min(kids, key=kids.__getitem__)[0] / 2, SMALL)
+        best = min(kids, key=kids.__getitem__)[0]
+        attempt(best / 2, SMALL)
+        attempt(best, SMALL)
         return min(kids, key=kids.__getitem__)
 
 

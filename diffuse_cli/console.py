@@ -11,17 +11,18 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 from rich.console import Console as RichConsole
 from rich.console import RenderableType
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
 from rich.text import Text
 
 from diffuse_cli.errors import DiffuseError, OutputError
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.files import show
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
 
 T = TypeVar("T")
 
@@ -162,12 +163,15 @@ def steady(stream: TextIO | None) -> None:
 
 
 def _bars(console: RichConsole) -> Bars:
-    return Bars(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[detail]}"),
+    # A good part of what `--help` would import, which needs no bars.
+    from rich import progress
+
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(bar_width=30),
+        progress.TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+        progress.TimeRemainingColumn(compact=True),
+        progress.TextColumn("{task.fields[detail]}"),
         console=console,
         transient=True,
         get_time=time.monotonic,

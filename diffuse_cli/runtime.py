@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from diffuse_cli.errors import UsageError, lookup
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from accelerate import Accelerator
     from torch import Tensor
@@ -184,6 +183,8 @@ def key(seed: int, purpose: str, *index: int) -> int:
 
 def philox(seed: int, purpose: str, *index: int) -> np.random.Generator:
     """NumPy's counter-based generator under `key`."""
+    import numpy as np
+
     return np.random.Generator(np.random.Philox(key=key(seed, purpose, *index)))
 
 
@@ -194,6 +195,7 @@ def permutation(seed: int, epoch: int, n: int) -> np.ndarray[Any, np.dtype[np.in
 
 def draw_noise(seed: int, purpose: str, *index: int, shape: Sequence[int]) -> Tensor:
     """Standard normal noise in float32 on the CPU."""
+    import numpy as np
     import torch
 
     values = philox(seed, purpose, *index).standard_normal(tuple(shape), dtype=np.float32)

@@ -13,6 +13,8 @@ from typing import Any
 
 # Before torch is imported: equal bytes need equal threads, here and in processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
+# No test reads or fills the cache of whoever runs it.
+os.environ["DIFFUSE_CACHE"] = ""
 
 import numpy as np
 import pytest

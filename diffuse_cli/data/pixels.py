@@ -12,10 +12,15 @@ Pixels = npt.NDArray[np.uint8]
 Size = tuple[int, int]
 
 
-def digest(image: Image.Image) -> bytes:
-    """16 bytes that name the decoded pixels, with mode and size, whatever the file around them."""
-    found = blake2b(f"{image.mode} {image.width}x{image.height}\n".encode(), digest_size=16)
-    found.update(image.tobytes())
+def digest(values: Pixels) -> bytes:
+    """16 bytes that name decoded pixels, with mode and size, whatever the file around them.
+
+    L is (H, W), RGB is (H, W, 3).
+    """
+    mode = "L" if values.ndim == 2 else "RGB"
+    height, width = values.shape[:2]
+    found = blake2b(f"{mode} {width}x{height}\n".encode(), digest_size=16)
+    found.update(np.ascontiguousarray(values).data)
     return found.digest()
 
 
@@ -30,10 +35,14 @@ def fit(image: Image.Image, size: Size) -> Image.Image:
     return ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
 
 
+def channels_first(values: Pixels) -> Pixels:
+    """(H, W) or (H, W, 3) as (C, H, W)."""
+    return values[None] if values.ndim == 2 else np.moveaxis(values, -1, 0)
+
+
 def to_pixels(image: Image.Image) -> Pixels:
     """An L or RGB image as uint8 (C, H, W)."""
-    pixels: Pixels = np.asarray(image)
-    return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
+    return channels_first(np.asarray(image))
 
 
 def to_image(pixels: Pixels) -> Image.Image:

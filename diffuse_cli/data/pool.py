@@ -2,66 +2,77 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from queue import SimpleQueue
 
-from diffuse_cli.data import reasons
-from diffuse_cli.data.decoding import decode_with_mode
-from diffuse_cli.data.pixels import Pixels, Size, digest, fit, to_pixels
-from diffuse_cli.data.reasons import Unusable
-from diffuse_cli.data.sources import Entry, Source
-
-DEFAULT_SIDE = 64
-"""Images of one size up to this keep it; all others become squares of it."""
+from diffuse_cli.data.jobs import DEFAULT_SIDE, Plan, Result, decode_files
+from diffuse_cli.data.sources import Entry
+from diffuse_cli.data.worker import Gone, Worker
 
 _FILES_A_CHUNK = 64
 _BYTES_A_CHUNK = 2**18
 _OUTPUT_A_CHUNK = 2**22
 
+MANY_FILES = 8192
+"""Fewer are decoded by the time that processes are there to do it."""
+SMALL_FILE = 2**15
+"""Larger ones, on average, keep threads busy outside of Python's lock."""
+MOST_PROCESSES = 16
+"""More of them decode faster than their results are put together."""
 
-@dataclass
-class Plan:
-    """What every image becomes. `size` is None while all images so far have one small size."""
-
-    source: Source
-    size: Size | None
-    channels: int | None
-    background: tuple[int, ...] | int
-
-
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    entry: Entry
-    pixels: Pixels
-    digest: bytes
-    mode: str
-    size: Size  # (width, height), before resizing
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    entry: Entry
-    reason: str
-
-
-Result = Decoded | Skipped
+Decode = Callable[[Plan, Sequence[Entry]], list[Result]]
 
 
 def decode_all(plan: Plan, entries: tuple[Entry, ...], workers: int) -> Iterator[Result]:
     """The results in the order of `entries`, a bounded number of chunks ahead."""
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="diffuse-images")
-    ahead: deque[Future[list[Result]]] = deque()
-    try:
+    with contextlib.ExitStack() as stack:
+        decode: Decode = decode_files
+        if workers > 1 and _many_small(entries):
+            workers = min(workers, MOST_PROCESSES)
+            decode = stack.enter_context(_processes(plan, workers))
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="diffuse-images")
+        stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+        ahead: deque[Future[list[Result]]] = deque()
         for chunk in _chunks(entries, plan):
-            ahead.append(pool.submit(_decode_chunk, plan, chunk))
+            ahead.append(pool.submit(decode, plan, chunk))
             if len(ahead) > 2 * workers:
                 yield from ahead.popleft().result()
         while ahead:
             yield from ahead.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _many_small(entries: tuple[Entry, ...]) -> bool:
+    total = sum(entry.size for entry in entries)
+    return len(entries) >= MANY_FILES and total <= SMALL_FILE * len(entries)
+
+
+@contextlib.contextmanager
+def _processes(plan: Plan, count: int) -> Iterator[Decode]:
+    """A function that has an idle process decode, or decodes here where that process is gone."""
+    idle: SimpleQueue[Worker] = SimpleQueue()
+
+    def decode(plan: Plan, entries: Sequence[Entry]) -> list[Result]:
+        worker = idle.get()
+        try:
+            return worker.decode(plan, entries)
+        except Gone:
+            return decode_files(plan, entries)
+        finally:
+            idle.put(worker)
+
+    with contextlib.ExitStack() as stack:
+        try:
+            for _ in range(count):
+                worker = Worker(plan)
+                stack.callback(worker.close)
+                idle.put(worker)
+        except OSError:  # no more processes, or no memory
+            if idle.empty():
+                decode = decode_files
+        yield decode
 
 
 def _chunks(entries: tuple[Entry, ...], plan: Plan) -> Iterator[list[Entry]]:
@@ -78,31 +89,3 @@ def _chunks(entries: tuple[Entry, ...], plan: Plan) -> Iterator[list[Entry]]:
         size += entry.size
     if chunk:
         yield chunk
-
-
-def _decode_chunk(plan: Plan, entries: list[Entry]) -> list[Result]:
-    return [_decode_entry(plan, entry) for entry in entries]
-
-
-def _decode_entry(plan: Plan, entry: Entry) -> Result:
-    try:
-        if entry.fault:
-            raise Unusable(entry.fault)
-        image, mode = decode_with_mode(plan.source.read(entry), plan.background)
-        size, name = image.size, digest(image)
-        if plan.channels is not None:
-            image = image.convert("L" if plan.channels == 1 else "RGB")
-        target = plan.size
-        if target is None and max(size) > DEFAULT_SIDE:
-            target = (DEFAULT_SIDE, DEFAULT_SIDE)  # one such image decides it for all
-        if target is not None:
-            image = fit(image, target)
-        return Decoded(entry, to_pixels(image), name, mode, size)
-    except Unusable as error:
-        return Skipped(entry, error.reason)
-    except FileNotFoundError:
-        return Skipped(entry, reasons.VANISHED)
-    except MemoryError:
-        return Skipped(entry, reasons.MEMORY)
-    except Exception:
-        return Skipped(entry, reasons.UNREADABLE)

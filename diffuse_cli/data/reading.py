@@ -16,8 +16,9 @@ from PIL import ImageColor
 from diffuse_cli.data import cache as caches
 from diffuse_cli.data import decoding
 from diffuse_cli.data.images import Images
+from diffuse_cli.data.jobs import DEFAULT_SIDE, Decoded, Plan, Skipped
 from diffuse_cli.data.pixels import Pixels, Size, fit, to_image, to_pixels
-from diffuse_cli.data.pool import DEFAULT_SIDE, Decoded, Plan, Skipped, decode_all
+from diffuse_cli.data.pool import decode_all
 from diffuse_cli.data.sources import Listing, classes_of, list_images, open_source
 from diffuse_cli.data.summary import NAMED, Summary, skip_counts, span
 from diffuse_cli.errors import DataError

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from diffuse_cli.data import reasons
 from diffuse_cli.data.reasons import EXTENSIONS, LARGEST_FILE, Unusable
@@ -23,19 +23,21 @@ MANIFEST_FORMAT = "diffuse.samples"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A file of a source: its relative path with `/`, its size in bytes, how the source finds it.
+    """A file of a source: its relative path with `/`, its size in bytes, its name in the source.
 
     `fault` is set where it must not be opened: the reason it is skipped.
     """
 
     name: str
     size: int
-    key: Any
+    key: str
     fault: str = ""
 
 
 class Source(Protocol):
     """A listing of files, hidden ones left out, and their contents. `read` is thread-safe."""
+
+    path: Path
 
     def entries(self) -> Iterator[Entry]: ...
 
@@ -55,12 +57,12 @@ class Listing:
 class Folder:
     """All files below a folder. Links are followed, each folder is visited once."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
     def entries(self) -> Iterator[Entry]:
         seen: set[tuple[int, int]] = set()
-        real: list[tuple[str, str]] = [("", str(self._root))]
+        real: list[tuple[str, str]] = [("", str(self.path))]
         # Folders behind links come last, so that a folder goes by its real name where it has one.
         links: list[tuple[str, str]] = []
         while real or links:
@@ -85,13 +87,14 @@ class Folder:
 
     def read(self, entry: Entry) -> bytes:
         # Non-blocking, and looked at again: it may have become a FIFO since it was listed.
-        with os.fdopen(os.open(entry.key, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        descriptor = os.open(entry.key, os.O_RDONLY | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as file:
             info = os.fstat(file.fileno())
             if not stat.S_ISREG(info.st_mode):
                 raise Unusable(reasons.IRREGULAR)
             if info.st_size > LARGEST_FILE:
                 raise Unusable(reasons.TOO_LARGE)
-            return file.read(LARGEST_FILE + 1)
+            return file.read(info.st_size)
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -123,6 +126,7 @@ class Zip:
     """The members of a zip file. Names are only names: nothing is unpacked to disk."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self._file = zipfile.ZipFile(path)
 
     def entries(self) -> Iterator[Entry]:
@@ -133,7 +137,7 @@ class Zip:
             if parts and not info.is_dir() and not ignored and not parts[-1].startswith("."):
                 members["/".join(parts)] = info  # the last of a name, as unzip does
         for name, info in members.items():
-            yield Entry(name, info.file_size, info, _member_fault(info))
+            yield Entry(name, info.file_size, info.filename, _member_fault(info))
 
     def read(self, entry: Entry) -> bytes:
         try:

@@ -13,6 +13,7 @@ from diffuse_cli.config import EvalConfig
 from diffuse_cli.core.samplers import knobs
 from diffuse_cli.errors import lookup
 from diffuse_cli.evaluation.bounds import Bound, measure
+from diffuse_cli.evaluation.cache import cached
 from diffuse_cli.evaluation.images import Labelled, Pixels
 from diffuse_cli.events import Work
 from diffuse_cli.features import FEATURES, extract
@@ -96,7 +97,7 @@ def _make_features(evaluation: Evaluation) -> Work[None]:
     device = evaluation.accelerator.device
     network = lookup(FEATURES, evaluation.config.features, "--features").load(device)
     evaluation.network = {"name": network.name, "weights_sha256": network.weights}
-    evaluation.real_features = yield from extract(network, evaluation.real.pixels)
+    evaluation.real_features = yield from cached(network, evaluation.real.pixels)
     evaluation.fake_features = yield from extract(network, evaluation.fakes.pixels)
 
 

@@ -58,7 +58,7 @@ def extract(
     Args:
         pixels: uint8, (N, C, H, W); one channel is grey and is repeated, three are RGB.
         batch_size: images at a time; it changes the features by rounding only. None is 16 on a
-            CPU, where larger batches leave its caches and are slower, and 256 elsewhere.
+            CPU, where larger batches are no faster, and 256 elsewhere.
 
     Returns:
         float32, (N, network.dim), as the generator's value.

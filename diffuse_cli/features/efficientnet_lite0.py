@@ -57,15 +57,27 @@ class SameConv(nn.Conv2d):
     A stride of 2 then pads one pixel less at the top and left than at the bottom and right.
     """
 
+    margin: tuple[int, int, int, int] | None
+
     def __init__(self, width_in: int, width: int, kernel: int, stride: int = 1, groups: int = 1):
         padding = kernel // 2 if stride == 1 else 0
         super().__init__(width_in, width, kernel, stride, padding, groups=groups, bias=False)
         before = (kernel - stride) // 2
         after = kernel - stride - before
-        self.margin = (before, after, before, after)
+        self.margin = None if stride == 1 else (before, after, before, after)
+
+    def widen(self) -> None:
+        """Have zeros before the kernel, so that padding is alike on all sides.
+
+        The same function, without a padded copy of what comes in.
+        """
+        if self.margin is not None:
+            after = self.margin[1]
+            self.weight = nn.Parameter(F.pad(self.weight, (1, 0, 1, 0)), requires_grad=False)
+            self.padding, self.margin = (after, after), None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.stride != (1, 1):
+        if self.margin is not None:
             x = F.pad(x, self.margin)
         y: Tensor = super().forward(x)
         return y
@@ -95,8 +107,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = x
         if self.expands:
-            y = F.relu6(self._bn0(self._expand_conv(y)))
-        y = F.relu6(self._bn1(self._depthwise_conv(y)))
+            y = F.relu6(self._bn0(self._expand_conv(y)), inplace=True)
+        y = F.relu6(self._bn1(self._depthwise_conv(y)), inplace=True)
         y = self._bn2(self._project_conv(y))
         if self.residual:
             y = x + y
@@ -122,8 +134,8 @@ class EfficientNetLite0(nn.Module):
         self._bn1 = norm(DIM)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu6(self._bn0(self._conv_stem(x)))
-        x = F.relu6(self._bn1(self._conv_head(self._blocks(x))))
+        x = F.relu6(self._bn0(self._conv_stem(x)), inplace=True)
+        x = F.relu6(self._bn1(self._conv_head(self._blocks(x))), inplace=True)
         return x.mean((2, 3))
 
 
@@ -197,6 +209,9 @@ def build(file: Path) -> EfficientNetLite0:
         raise ModelFileError(f"{show(file)}: {reason}", INSTALL) from error
     network.eval().requires_grad_(False)
     fold(network)
+    for module in network.modules():
+        if isinstance(module, SameConv):
+            module.widen()
     return network
 
 

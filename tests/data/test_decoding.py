@@ -7,6 +7,7 @@ import io
 import struct
 import subprocess
 import sys
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -293,5 +294,14 @@ def test_digest_knows_mode_and_size() -> None:
         Image.new("RGB", (2, 2)),
         Image.new("L", (2, 6), 1),
     ]
-    assert len({digest(image) for image in images}) == 4
-    assert digest(images[0]) == digest(images[0].copy())
+    names = [digest(np.asarray(image)) for image in images]
+    assert len(set(names)) == 4
+    assert names[0] == digest(np.asarray(images[0].copy()))
+
+
+def test_digest_is_the_hash_that_model_files_speak_of() -> None:
+    grey, colour = noise(1, (6, 2)), noise(2, (5, 3), "RGB")
+    expected = blake2b(b"L 6x2\n" + grey.tobytes(), digest_size=16).digest()
+    assert digest(np.asarray(grey)) == expected
+    expected = blake2b(b"RGB 5x3\n" + colour.tobytes(), digest_size=16).digest()
+    assert digest(np.asarray(colour)) == expected

@@ -51,6 +51,28 @@ def test_folding_changes_nothing(vector, monkeypatch):
     torch.testing.assert_close(folded(x), plain(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_a_widened_convolution_is_the_same_function(kernel, groups):
+    torch.manual_seed(0)
+    conv = lite.SameConv(4, 8, kernel, stride=2, groups=groups)
+    x = torch.randn(2, 4, 12, 16)
+    expected = conv(x)
+    before = (kernel - 2) // 2
+    padded = torch.nn.functional.pad(x, (before, kernel - 2 - before) * 2)
+    torch.testing.assert_close(
+        expected, torch.nn.functional.conv2d(padded, conv.weight, None, 2, groups=groups)
+    )
+    conv.widen()
+    assert conv.margin is None
+    assert conv(x).shape == (2, 8, 6, 8)
+    torch.testing.assert_close(conv(x), expected)
+    same = lite.SameConv(4, 8, kernel, groups=groups)
+    weight = same.weight
+    same.widen()
+    assert same.weight is weight
+
+
 def test_a_large_image_is_smoothed_and_clamped():
     board = np.indices((256, 256)).sum(0) % 2 * 255
     pixels = torch.from_numpy(np.stack([board] * 3)[None].astype(np.uint8))

@@ -1,0 +1,133 @@
+"""A process that decodes images for this one.
+
+Python runs one thread at a time outside of Pillow's decoders. Of a small file they are the least
+part, so that threads decode such files no faster on many cores than on one.
+
+A request is a line of JSON, an answer a line of JSON and then the pixels of its images. The end of
+its input ends a worker: none outlives the process that started it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+import diffuse_cli
+from diffuse_cli.data.decoding import silence_pillow
+from diffuse_cli.data.jobs import Decoded, Plan, Result, Skipped, decode_files
+from diffuse_cli.data.sources import Entry, open_source
+
+_CODE = "from diffuse_cli.data.worker import main; main()"
+
+
+class Gone(Exception):
+    """The process has ended, or speaks something else."""
+
+
+class Worker:
+    """A process of its own that decodes under `plan`.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        packages = str(Path(diffuse_cli.__file__).parents[1])
+        path = os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH")]))
+        self._process = subprocess.Popen(
+            # Without -P a file `json.py` in the current folder would be imported.
+            [sys.executable, "-P", "-c", _CODE],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path},
+            process_group=0,  # Ctrl-C is for the process that a person sees
+        )
+        self._hello = {
+            "source": str(plan.source.path),
+            "channels": plan.channels,
+            "background": plan.background,
+        }
+
+    def decode(self, plan: Plan, entries: Sequence[Entry]) -> list[Result]:
+        """`decode_files`, there.
+
+        Raises:
+            Gone: as said; the files are not decoded.
+        """
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        files = [(e.name, e.size, e.key, e.fault) for e in entries]
+        try:
+            for line in filter(None, (self._hello, {"size": plan.size, "files": files})):
+                stdin.write(json.dumps(line).encode() + b"\n")
+            stdin.flush()
+            self._hello = {}
+            return list(_results(entries, stdout))
+        except (OSError, ValueError, TypeError) as error:
+            self.close()
+            raise Gone from error
+
+    def close(self) -> None:
+        """End the process and wait for it."""
+        with contextlib.suppress(OSError), self._process:
+            self._process.kill()
+
+
+def _results(entries: Sequence[Entry], answer: IO[bytes]) -> Iterator[Result]:
+    """An answer as the results it stands for.
+
+    Raises:
+        ValueError: it is not whole.
+    """
+    for entry, fields in zip(entries, json.loads(answer.readline()), strict=True):
+        if isinstance(fields, str):
+            yield Skipped(entry, fields)
+            continue
+        shape, digest, mode, (width, height) = fields
+        data = answer.read(math.prod(shape))
+        pixels = np.frombuffer(data, np.uint8).reshape(shape)
+        yield Decoded(entry, pixels, bytes.fromhex(digest), mode, (width, height))
+
+
+# -- there ----------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Answer requests until there are no more."""
+    silence_pillow()
+    stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
+    hello = stdin.readline()
+    if not hello:
+        return
+    plan = _plan(json.loads(hello))
+    for line in stdin:
+        request = json.loads(line)
+        plan.size = tuple(request["size"]) if request["size"] else None
+        found = decode_files(plan, (Entry(*fields) for fields in request["files"]))
+        stdout.write(json.dumps([_fields(result) for result in found]).encode() + b"\n")
+        for result in found:
+            if isinstance(result, Decoded):
+                stdout.write(result.pixels.tobytes())
+        stdout.flush()
+
+
+def _plan(hello: dict[str, Any]) -> Plan:
+    return Plan(
+        open_source(Path(hello["source"])), None, hello["channels"], tuple(hello["background"])
+    )
+
+
+def _fields(result: Result) -> Any:
+    if isinstance(result, Skipped):
+        return result.reason
+    return result.pixels.shape, result.digest.hex(), result.mode, result.size

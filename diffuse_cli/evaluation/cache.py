@@ -1,0 +1,110 @@
+"""Features of real images, kept between evaluations: a data set is measured against many times.
+
+They lie in `DIFFUSE_CACHE`, or in `diffuse` of the user's cache folder; an empty `DIFFUSE_CACHE`
+keeps none. A cache is never a reason to fail: what cannot be read is made anew, what cannot be
+written is not kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from diffuse_cli import files
+from diffuse_cli.errors import OutputError
+from diffuse_cli.evaluation.images import Pixels
+from diffuse_cli.events import Notice, Work
+from diffuse_cli.features import FeatureNetwork, extract
+
+VARIABLE = "DIFFUSE_CACHE"
+
+LARGEST = 2**30
+"""Bytes that are kept. The least recently used go first."""
+
+Features = npt.NDArray[np.float32]
+
+
+def cached(network: FeatureNetwork, pixels: Pixels) -> Work[Features]:
+    """`extract`, or what it returned for the same pixels and network before.
+
+    Args:
+        pixels: uint8 (N, C, H, W).
+
+    Returns:
+        float32 (N, network.dim).
+    """
+    folder = _folder()
+    if folder is None:
+        return (yield from extract(network, pixels))
+    path = folder / f"{_key(network, pixels)}.npz"
+    found = _read(path, (len(pixels), network.dim))
+    if found is not None:
+        yield Notice(f"features of the real images: as computed before, from {files.show(folder)}")
+        return found
+    features: Features = yield from extract(network, pixels)
+    _write(path, features)
+    return features
+
+
+def _folder() -> Path | None:
+    """Where features are kept, or None."""
+    given = os.environ.get(VARIABLE)
+    if given is not None:
+        return Path(given) if given else None
+    user = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    with contextlib.suppress(RuntimeError):  # nobody's home is known
+        # The specification has relative paths ignored.
+        return (user if user.is_absolute() else Path.home() / ".cache") / "diffuse"
+    return None
+
+
+def _key(network: FeatureNetwork, pixels: Pixels) -> str:
+    """A hash of all that features depend on, down to rounding.
+
+    The pixels are those that are measured, so that they stand for the data, the choice of images
+    among them, their order, their size, how they were resized and on which background.
+    """
+    parts = (network.name, network.weights, torch.__version__, network.device.type, pixels.shape)
+    found = hashlib.sha256(repr(parts).encode())
+    found.update(np.ascontiguousarray(pixels).data)
+    return found.hexdigest()
+
+
+def _read(path: Path, shape: tuple[int, int]) -> Features | None:
+    """The features in `path`, or None where there are none, or not whole ones."""
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            features: npt.NDArray[Any] = kept["features"]
+    except Exception:  # of damaged bytes NumPy and zipfile raise many kinds
+        return None
+    if features.shape != shape or features.dtype != np.float32 or not np.isfinite(features).all():
+        return None
+    with contextlib.suppress(OSError):  # it may be another's to write
+        os.utime(path)
+    return features
+
+
+def _write(path: Path, features: Features) -> None:
+    if features.nbytes > LARGEST:
+        return
+    with contextlib.suppress(OutputError, OSError):
+        with files.writing(path) as file:
+            np.savez(file, features=features)
+        _shrink(path.parent)
+
+
+def _shrink(folder: Path) -> None:
+    """Remove the least recently used features beyond `LARGEST` bytes."""
+    kept = [(path.stat(), path) for path in folder.glob("*.npz")]
+    total = 0
+    for info, path in sorted(kept, key=lambda item: -item[0].st_mtime):
+        total += info.st_size
+        if total > LARGEST:
+            path.unlink(missing_ok=True)

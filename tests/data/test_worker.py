@@ -1,0 +1,221 @@
+"""Processes that decode: what comes back is what this process would have made, whatever happens."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from corpus import BOMB, encoded, fill, noise, zipped
+
+from diffuse_cli.data import Images, pool, read_images, worker
+from diffuse_cli.data.jobs import Plan
+from diffuse_cli.data.sources import list_images, open_source
+from diffuse_cli.errors import DataError
+from diffuse_cli.events import finish
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[worker.Worker]:
+    """The workers that are started; few files are many here."""
+    found: list[worker.Worker] = []
+
+    class Kept(worker.Worker):
+        def __init__(self, plan: Plan) -> None:
+            super().__init__(plan)
+            found.append(self)
+
+    monkeypatch.setattr(pool, "MANY_FILES", 1)
+    monkeypatch.setattr(pool, "Worker", Kept)
+    return found
+
+
+def read(source: Path, **options: Any) -> Images:
+    return finish(read_images(source, **options))
+
+
+def ended(workers: list[worker.Worker]) -> bool:
+    return all(each._process.returncode is not None for each in workers)
+
+
+def corpus() -> dict[str, bytes]:
+    """Every kind of result, over several chunks."""
+    kinds = ("PNG", "JPEG", "BMP", "GIF")
+    data = {
+        f"{'ab'[k % 2]}/{k:03d}.{kinds[k % 4].lower()}": encoded(noise(k), kinds[k % 4])
+        for k in range(300)
+    }
+    data |= {"a/cut.png": encoded(noise(1))[:-30], "b/bomb.png": BOMB, "a/é.png": b""}
+    return data | {"a/clear.png": encoded(noise(7, mode="RGBA")), "b/grey.png": encoded(noise(8))}
+
+
+def same(one: Images, two: Images) -> bool:
+    arrays = ("pixels", "labels", "digests")
+    equal = all(np.array_equal(getattr(one, name), getattr(two, name)) for name in arrays)
+    return equal and (one.names, one.summary) == (two.names, two.summary)
+
+
+SETS: dict[str, tuple[dict[str, bytes], dict[str, Any]]] = {
+    "every kind": (corpus(), {}),
+    "a background": (corpus(), {"background": "navy"}),
+    "grey": (corpus(), {"channels": 1}),
+    "a size": ({**corpus(), "c.png": encoded(noise(9, (90, 70)))}, {"size": (5, 7)}),
+    "a large one at last": ({**corpus(), "zz.png": encoded(noise(9, (90, 70)))}, {}),
+    "another size at first": ({**corpus(), "0.png": encoded(noise(9, (9, 7)))}, {}),
+}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", list(SETS))
+def test_processes_give_what_threads_give(
+    tmp_path: Path, started: list[worker.Worker], name: str, packed: bool
+) -> None:
+    data, options = SETS[name]
+    source = zipped(tmp_path / "x.zip", data) if packed else fill(tmp_path / "x", data)
+    threads = read(source, workers=1, **options)
+    assert not started
+    processes = read(source, workers=3, **options)
+    assert len(started) == 3
+    assert ended(started)
+    assert same(threads, processes)
+
+
+def test_names_of_any_bytes(tmp_path: Path, started: list[worker.Worker]) -> None:
+    for k, name in enumerate([b"\xff\xfe.png", b"new\nline.png", "é".encode() + b".png"]):
+        (tmp_path / os.fsdecode(name)).write_bytes(encoded(noise(k)))
+    assert same(read(tmp_path, workers=2), read(tmp_path, workers=1))
+    assert started
+
+
+def test_a_process_that_ends_is_done_without(
+    tmp_path: Path, started: list[worker.Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = fill(tmp_path / "in", corpus())
+    expected = read(folder, workers=1)
+    work = read_images(folder, workers=2)
+    monkeypatch.setattr(pool, "_FILES_A_CHUNK", 8)
+    next(work)  # listed
+    original = worker.Worker.decode
+    calls: list[int] = []
+
+    def decode(self: worker.Worker, *arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            self._process.kill()
+            self._process.wait()
+        return original(self, *arguments)
+
+    monkeypatch.setattr(worker.Worker, "decode", decode)
+    assert same(finish(work), expected)
+    assert len(calls) > 3
+
+
+def test_a_process_that_speaks_something_else_is_done_without(
+    tmp_path: Path, started: list[worker.Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = fill(tmp_path / "in", corpus())
+    for code in ("print('hello')", "import sys; sys.exit(3)", "print('[]')", "print('[1]')"):
+        monkeypatch.setattr(worker, "_CODE", code)
+        assert same(read(folder, workers=2), read(folder, workers=1))
+    assert ended(started)
+
+
+def test_without_processes_threads_decode(
+    tmp_path: Path, started: list[worker.Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
+    folder = fill(tmp_path / "in", corpus())
+    assert same(read(folder, workers=2), read(folder, workers=1))
+    assert not started
+
+
+def test_closing_early_ends_processes_and_threads(
+    tmp_path: Path, started: list[worker.Worker]
+) -> None:
+    before = threading.active_count()
+    folder = fill(tmp_path / "in", {**corpus(), "zz.png": b""})
+    with pytest.raises(DataError):
+        read(folder, workers=2, strict=True)
+    work = read_images(folder, workers=2)
+    for _ in range(2):
+        next(work)
+    work.close()
+    assert started
+    assert ended(started)
+    assert threading.active_count() == before
+
+
+def test_files_in_the_current_folder_are_not_imported(
+    tmp_path: Path, started: list[worker.Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("json", "PIL", "numpy", "diffuse_cli")
+    fill(tmp_path, {f"{name}.py": b"raise SystemExit('imported')" for name in names})
+    folder = fill(tmp_path / "in", corpus())
+    expected = read(folder, workers=1)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pool, "decode_files", None)  # nothing but a process can decode
+    assert same(read(folder, workers=2), expected)
+
+
+def test_a_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "in", corpus())
+    code = """if True:
+        import sys, time
+        from pathlib import Path
+        from diffuse_cli.data.jobs import Plan
+        from diffuse_cli.data.sources import list_images, open_source
+        from diffuse_cli.data.worker import Worker
+        source = open_source(Path(sys.argv[1]))
+        plan = Plan(source, None, None, (255, 255, 255))
+        worker = Worker(plan)
+        print(len(worker.decode(plan, list_images(source).candidates)), worker._process.pid)
+        sys.stdout.flush()
+        time.sleep(60)
+    """
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    count, pid = map(int, parent.stdout.readline().split())
+    assert count == 305
+    parent.kill()
+    parent.communicate()
+    for _ in range(100):
+        if not Path(f"/proc/{pid}").exists() or "Z" in _state(pid):
+            return
+        time.sleep(0.1)
+    pytest.fail("the worker is still there")
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
+
+
+def test_nothing_is_said_and_nothing_heavy_imported(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "in", corpus())
+    code = worker._CODE + "; print(sorted({'torch', 'typer', 'rich'} & set(sys.modules)))"
+    lines = b'{"source": %s, "channels": null, "background": [255, 255, 255]}\n'
+    name = b'"' + os.fsencode(str(folder)) + b'"'
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; " + code], input=lines % name, capture_output=True
+    )
+    assert (done.stdout, done.stderr) == (b"[]\n", b"")
+
+
+def test_few_or_large_files_are_for_threads(tmp_path: Path, monkeypatch: Any) -> None:
+    source = open_source(fill(tmp_path, {f"{k}.png": encoded(noise(k)) for k in range(20)}))
+    entries = list_images(source).candidates
+    assert not pool._many_small(entries)
+    monkeypatch.setattr(pool, "MANY_FILES", 20)
+    assert pool._many_small(entries)
+    monkeypatch.setattr(pool, "SMALL_FILE", 50)
+    assert not pool._many_small(entries)
