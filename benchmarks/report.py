@@ -31,6 +31,13 @@ HEAD = """# Performance
 What `diffuse` costs, against what people would use instead, each ratio measured in one run on one
 machine. Written by `python benchmarks/report.py` from `benchmarks/results/`; each result names the
 script that made it, whose first lines say what it does.
+
+How to read it: where the line below a result names avx512_bf16 and no amx_bf16, the processor has
+no matrix units, and its bfloat16 is half as fast as its float32. The convolutions of a step then
+take most of its time for everybody, and little can be saved on the rest; with matrix units, or on a
+GPU, they take a third or less. Peers share our setting of the memory allocator where both run in
+one process, which favours them. Peers of the quality for time sample with 25 evaluations of their
+own fast samplers, which were not tuned.
 """
 
 # -- measuring ------------------------------------------------------------------------------------

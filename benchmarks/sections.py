@@ -80,6 +80,10 @@ def anything(result: Any, title: str = "") -> Lines:
         elif result:
             yield f"- {title}: {shown(result)}\n"
         return
+    if result and all(isinstance(v, dict) and _is_flat(v) for v in result.values()):
+        yield from ([f"**{title}**\n"] if title else [])
+        yield from table([{"": name.replace("_", " "), **row} for name, row in result.items()])
+        return
     plain = {k: v for k, v in result.items() if not isinstance(v, (dict, list))}
     if plain:
         yield from ([f"**{title}**\n"] if title else [])
@@ -87,6 +91,10 @@ def anything(result: Any, title: str = "") -> Lines:
     for key, value in result.items():
         if isinstance(value, (dict, list)) and key != "machine":
             yield from anything(value, key.replace("_", " "))
+
+
+def _is_flat(row: Mapping[str, Any]) -> bool:
+    return not any(isinstance(value, (dict, list)) for value in row.values())
 
 
 # -- sections -------------------------------------------------------------------------------------
@@ -153,7 +161,8 @@ def quality(result: Result) -> Lines:
     )  # fmt: skip
     yield from picture(f"time-to-quality-{first['dataset']}", drawn, "KID over minutes of training")
     yield from table(final, {
-        "contender": "", "minutes": "minutes", "parameters": "parameters",
+        "contender": "", "minutes": "minutes", "parameters": "parameters", "batch_size": "batch",
+        "steps": "steps",
         "images_per_second": "images/s", "kid_x1000": "KID × 1000",
         "kid_x1000_standard_error": "±", "frechet_distance": "Fréchet",
         "evaluations": "evaluations", "sampling_seconds": "s to sample", "peak_mb": "peak MB",
@@ -162,7 +171,8 @@ def quality(result: Result) -> Lines:
     if tried:
         yield "Learning rates that were tried for the tuned peers, each for a short run:\n"
         yield from table(tried, {
-            "contender": "", "lr": "learning rate", "minutes": "minutes", "kid_x1000": "KID × 1000",
+            "contender": "", "lr": "learning rate", "batch_size": "batch", "minutes": "minutes",
+            "kid_x1000": "KID × 1000", "kid_x1000_standard_error": "±",
         })  # fmt: skip
 
 
