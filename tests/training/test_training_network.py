@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from diffuse_cli.presets import PRESETS, network
 from diffuse_cli.training.configuring import batched, complete, configure, rate_at
 from diffuse_cli.training.estimating import bytes_kept
 from diffuse_cli.training.rundir import RunDirectory
-from diffuse_cli.training.timing import batch_for
+from diffuse_cli.training.timing import batch_for, fill_minutes
 
 MODEL = Path("model.safetensors")
 
@@ -249,3 +251,29 @@ def test_dry_run_prints_less_memory_with_checkpointing(train, monkeypatch):
     assert checkpointed["config"] == plain["config"]
     assert from_dict(TrainConfig, checkpointed["config"]).width == 8
     assert to_dict(from_dict(TrainConfig, plain["config"]), control=False) == plain["config"]
+
+
+@pytest.mark.parametrize(("typed", "batch"), [(None, 32), (4, 4)])
+def test_minutes_are_filled_with_the_batch_that_suits_them(monkeypatch, typed, batch):
+    """At 128 images a second, five minutes are 38,400 images."""
+
+    @dataclass
+    class Plan:
+        config: TrainConfig
+
+    measured = []
+
+    def seconds_a_step(plan, accelerator):
+        measured.append(plan.config.batch_size)
+        return plan.config.batch_size / 128
+
+    monkeypatch.setattr("diffuse_cli.training.timing.seconds_a_step", seconds_a_step)
+    accelerator = SimpleNamespace(num_processes=1)
+    given = {"minutes": 5.0} | ({"batch_size": typed} if typed else {})
+    config, seconds = fill_minutes(Plan(completed(given)), accelerator)
+    assert config.batch_size == batch
+    assert config.steps == 5 * 60 * 128 // batch
+    assert config.lr == pytest.approx(PRESETS["tiny"].train["lr"] * (batch / 64) ** 0.5)
+    assert config.minutes is None
+    assert seconds == batch / 128
+    assert measured == ([16, 32] if typed is None else [4])

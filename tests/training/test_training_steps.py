@@ -95,6 +95,25 @@ def test_numbers_that_are_not_finite_are_null_in_metrics(train, spoil):
     assert [loss is None for loss in logged()] == [False, True, False]
 
 
+def test_bad_steps_are_counted_on_after_a_resume(train, spoil):
+    spoil(lambda call: call >= 7)
+    assert train("--steps", 40, "--stop-at", 12).code == 0
+    ran = train("--steps", 40, "--resume", "-q")
+    assert ran.code == 6
+    assert "up to 17 " in ran.err
+
+
+def test_a_resume_between_two_moves_of_the_average_is_exact(train, spoil, monkeypatch):
+    """The steps since the last move, one of them bad, are part of the state."""
+    monkeypatch.setattr("diffuse_cli.training.ema.EAGER", 0)
+    spoil(lambda call: call in (5, 15))
+    train("--steps", 10, "-o", "whole.safetensors")
+    train("--steps", 10, "--stop-at", 6)
+    train("--steps", 10, "--resume")
+    whole, resumed = (modelfile.load(path).ema for path in ("whole.safetensors", MODEL))
+    assert all(whole[name].equal(resumed[name]) for name in whole)
+
+
 def test_ten_bad_steps_in_a_row_end_the_run_and_name_the_last_good_checkpoint(train, spoil):
     spoil(lambda call: call >= 7)
     ran = train("--steps", 40, "--save-every", 3, "-q")
