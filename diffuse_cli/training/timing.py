@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 WARM_UP, SECONDS, LEAST = 3, 5.0, 5
 
 ENOUGH, SMALLEST, TRIAL = 1024, 8, 16
+"""Steps that are enough for larger batches, the smallest batch, and that of the first trial."""
 
 
 def seconds_a_step(plan: Plan, accelerator: Accelerator) -> float:

@@ -35,7 +35,7 @@ HELD_OUT_IMAGES = 512
 """At most so many held-out images are measured while training."""
 
 
-SHORTEST = 10
+RISE = 10
 """The learning rate rises during one part in so many of a run, at most."""
 
 
@@ -52,7 +52,7 @@ def lr_at(config: TrainConfig, step: int) -> float:
     """The learning rate of the step after `step` steps: a linear rise, over a tenth of the run at
     most, and half a cosine to 0."""
     assert config.lr is not None
-    warmup = min(config.warmup, config.steps // SHORTEST)
+    warmup = min(config.warmup, config.steps // RISE)
     rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
     return config.lr * rise * 0.5 * (1 + math.cos(math.pi * step / config.steps))
 
@@ -297,9 +297,9 @@ class Trainer:
         self.ema.updates = saved.state["ema_updates"]
         self._unread = [
             torch.tensor(0.0 if good else math.inf, device=self.device)
-            for good in saved.state["unread"]
+            for good in saved.state.get("unread", [])
         ]
-        self.bad = saved.state["bad"]
+        self.bad = saved.state.get("bad", 0)
         self.history.restore(saved.history)
         own: dict[int, dict[str, Tensor]] = {}
         for i, (name, weight) in enumerate(self.net.named_parameters()):
