@@ -3,8 +3,7 @@
 y = act((x - mean) / std * scale + shift) over groups of channels (Wu & He 2018), where scale and
 shift may differ by sample, as adaptive group norm has it. Elementwise work costs as much memory
 traffic as it has passes, so on processors one function does all of it and keeps x alone for the
-gradient, where separate layers keep three tensors of its size. PyTorch's own group norm is slow
-there, most of all in bfloat16 and channels-last order.
+gradient, where separate layers keep three tensors of its size.
 """
 
 from __future__ import annotations
@@ -16,8 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PART = 2**19
-"""Elements that the gradient works on at a time: temporaries of this size stay in cache."""
+VECTOR = 16
+"""Numbers of half precision in a register: groups that do not fill one are computed in float32,
+since PyTorch's group norm of channels-last order takes such channels one by one (20 times as long).
+"""
+
+PART = 2**20
+"""Elements that are converted to float32 at a time: temporaries of this size stay in cache."""
 
 
 class GroupNorm(nn.GroupNorm):
@@ -38,7 +42,8 @@ class GroupNorm(nn.GroupNorm):
             if scale is not None and shift is not None:
                 y = y * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
             return F.silu(y) if silu else y
-        weight, bias = self.weight[None], self.bias[None]
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
         if scale is not None and shift is not None:
             gain = 1 + scale.float()
             weight, bias = weight * gain, bias * gain + shift.float()
@@ -57,62 +62,43 @@ def _suits(x: Tensor) -> bool:
 
 class _Normalise(torch.autograd.Function):
     """Normalise x (B, C, H, W), in channels-last order, over groups, times weight, plus bias, both
-    (B, C) or (1, C) in float32, and apply SiLU where asked."""
+    in float32, (C,) or for each sample (B, C); and apply SiLU where asked."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
     ) -> Tensor:
-        mean, rstd = _statistics(x, groups, eps)
-        gain = weight * rstd
-        y = _image(_multiply_add(_rows(x), gain, bias - mean * gain), x)
-        ctx.save_for_backward(x, weight, bias, mean, rstd)
-        ctx.groups, ctx.silu = groups, silu
-        return F.silu(y, inplace=True) if silu else y
+        x = _strided(x)
+        ys, means, rstds = [], [], []
+        for part in _parts(x, groups):
+            own, w, b = _wide(x[part], groups), _of(weight, part), _of(bias, part)
+            z, _, mean, rstd = _affine(own, w, b, groups, eps)
+            y = F.silu(z, inplace=True) if silu else z
+            ys.append(y.to(x.dtype))
+            means.append(mean)
+            rstds.append(rstd)
+        ctx.save_for_backward(x, weight, bias, _joined(means), _joined(rstds))
+        ctx.groups, ctx.eps, ctx.silu = groups, eps, silu
+        return _joined(ys)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, weight, bias, mean, rstd = ctx.saved_tensors
-        dy = _rows(dy.contiguous(memory_format=torch.channels_last))
-        dx = torch.empty_like(x)
-        gain = weight * rstd
-        offset = bias - mean * gain
-        weight = weight.expand_as(gain)
-        sums = []
-        for part in _parts(x):
-            x_part, dz = _rows(x)[part], dy[part]
-            if ctx.silu:
-                z = _multiply_add(x_part, gain[part], offset[part])
-                dz = torch.ops.aten.silu_backward(dz, z)
-            sums.append(
-                _gradient(
-                    x_part, dz, weight[part], mean[part], rstd[part], ctx.groups, _rows(dx)[part]
-                )
-            )
-        dweight, dbias = (torch.cat(v) for v in zip(*sums, strict=True))
-        if len(bias) == 1:
-            dweight, dbias = dweight.sum(0, keepdim=True), dbias.sum(0, keepdim=True)
-        return dx, dweight, dbias, None, None, None
-
-
-def _gradient(
-    x: Tensor, dz: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, groups: int, out: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The gradients of weight and bias, (B, C), and into `out` that of x, (B, H * W, C).
-
-    With x_hat = (x - mean) rstd and z = x_hat weight + bias, the mean over a group removed of the
-    gradient itself and of its part along x_hat:
-    dx = rstd (weight dz - mean(weight dz) - x_hat mean(weight dz x_hat)).
-    """
-    pixels = x.shape[1]
-    dz_sum = dz.sum(1, dtype=torch.float32)
-    dz_x_hat = ((dz * x).sum(1, dtype=torch.float32) - mean * dz_sum) * rstd
-    along_one = _per_group(weight * dz_sum, groups) / pixels
-    along_x_hat = _per_group(weight * dz_x_hat, groups) / pixels
-    slope = -rstd.square() * along_x_hat
-    _multiply_add(x, slope, -rstd * along_one - mean * slope, out=out)
-    out.addcmul_(dz, (weight * rstd).to(dz.dtype)[:, None])
-    return dz_x_hat, dz_sum
+        dy = _strided(dy.contiguous(memory_format=torch.channels_last))
+        groups, shared = ctx.groups, weight.dim() == 1
+        dxs, dws, dbs = [], [], []
+        for part in _parts(x, groups):
+            own, dz = _wide(x[part], groups), _wide(dy[part], groups)
+            w, x_hat = _of(weight, part), None
+            if ctx.silu or not shared:
+                z, x_hat, _, _ = _affine(own, w, _of(bias, part), groups, ctx.eps)
+                dz = torch.ops.aten.silu_backward(dz, z) if ctx.silu else dz
+            dx, dw, db = _gradients(dz, own, x_hat, mean[part], rstd[part], w, groups)
+            dxs.append(dx.to(x.dtype))
+            dws.append(dw)
+            dbs.append(db)
+        dw, db = (torch.stack(v).sum(0) if shared else _joined(v) for v in (dws, dbs))
+        return _joined(dxs), dw, db, None, None, None
 
 
 def _normalise(
@@ -122,20 +108,80 @@ def _normalise(
     return y
 
 
-def _statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean and 1 / std of the group that a channel is of, (B, C) in float32.
+def _affine(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """z = x_hat * weight + bias; x_hat, where each sample has its own weight; mean and 1 / std."""
+    if weight.dim() == 1:
+        z, mean, rstd = torch.native_group_norm(x, weight, bias, *_sizes(x), groups, eps)
+        return z, None, mean, rstd
+    # A weight in float32, though it is 1, has the statistics of half precision in float32.
+    one, zero = weight.new_ones(x.shape[1]), bias.new_zeros(x.shape[1])
+    x_hat, mean, rstd = torch.native_group_norm(x, one, zero, *_sizes(x), groups, eps)
+    return torch.addcmul(_spread(bias, x), x_hat, _spread(weight, x)), x_hat, mean, rstd
 
-    The statistics of each sample's channels are those of batch norm for a batch of one, which
-    PyTorch computes fast in every type and size; the variance of a group is the mean of its
-    channels' variances, and the variance of their means.
-    """
-    # That these are float32 makes the results so; they are not changed.
-    running = x.new_zeros(x.shape[1], dtype=torch.float32)
-    found = [torch.batch_norm_update_stats(sample[None], running, running, 0.0) for sample in x]
-    mean, variance = (torch.stack(values) for values in zip(*found, strict=True))
-    grouped = _per_group(mean, groups)
-    variance = _per_group(variance + (mean - grouped).square(), groups)
-    return grouped, (variance + eps).rsqrt()
+
+def _gradients(
+    dz: Tensor,
+    x: Tensor,
+    x_hat: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    groups: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, weight and bias from that of z."""
+    if x_hat is None:
+        return _native_gradients(dz, x, mean, rstd, weight, groups)
+    dbias, dweight = (_rows(v).sum(1, dtype=torch.float32) for v in (dz, dz * x_hat))
+    one = weight.new_ones(x.shape[1])
+    dx = _native_gradients(dz * _spread(weight, x), x, mean, rstd, one, groups)[0]
+    return dx, dweight, dbias
+
+
+def _native_gradients(
+    dz: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, groups: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_group_norm_backward(
+        dz, x, mean, rstd, weight, *_sizes(x), groups, [True, True, True]
+    )
+    return found
+
+
+def _fills(x: Tensor, groups: int) -> bool:
+    """Whether a group's channels fill the processor's registers."""
+    return x.dtype == torch.float32 or x.shape[1] // groups % VECTOR == 0
+
+
+def _wide(x: Tensor, groups: int) -> Tensor:
+    """x, in float32 where its groups do not fill the registers."""
+    return x if _fills(x, groups) else x.float()
+
+
+def _parts(x: Tensor, groups: int) -> Iterator[slice]:
+    """Samples: all at once, or a few at a time where they are converted."""
+    step = len(x) if _fills(x, groups) else max(1, PART // x[0].numel())
+    return (slice(i, i + step) for i in range(0, len(x), step))
+
+
+def _of(affine: Tensor, part: slice) -> Tensor:
+    """Weight or bias of some samples."""
+    return affine if affine.dim() == 1 else affine[part]
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _strided(x: Tensor) -> Tensor:
+    """x with the strides of channels-last order, which a side of 1 can leave open."""
+    _, channels, height, width = x.shape
+    return x.as_strided(x.shape, (height * width * channels, 1, width * channels, channels))
+
+
+def _sizes(x: Tensor) -> tuple[int, int, int]:
+    """Samples, channels and pixels."""
+    return len(x), x.shape[1], x.shape[2] * x.shape[3]
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -143,26 +189,6 @@ def _rows(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
-def _image(rows: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `_rows`."""
-    image: Tensor = rows.unflatten(1, like.shape[2:]).permute(0, 3, 1, 2)
-    return image
-
-
-def _parts(x: Tensor) -> Iterator[slice]:
-    """Samples, a few at a time."""
-    step = max(1, PART // x[0].numel())
-    return (slice(i, i + step) for i in range(0, len(x), step))
-
-
-def _per_group(channels: Tensor, groups: int) -> Tensor:
-    """Means over the channels of each group, given to each of its channels; (B, C)."""
-    means = channels.unflatten(1, (groups, -1)).mean(2, keepdim=True)
-    spread: Tensor = means.expand(-1, -1, channels.shape[1] // groups).flatten(1)
-    return spread
-
-
-def _multiply_add(x: Tensor, gain: Tensor, bias: Tensor, out: Tensor | None = None) -> Tensor:
-    """x * gain + bias in x's dtype; x is (B, N, C), the factors are (B, C)."""
-    gain, bias = (v.to(x.dtype)[:, None] for v in (gain, bias))
-    return torch.addcmul(bias, x, gain, out=out)
+def _spread(channels: Tensor, like: Tensor) -> Tensor:
+    """(B, C) over the pixels, in the precision of `like`."""
+    return channels.to(like.dtype)[:, :, None, None]

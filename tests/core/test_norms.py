@@ -37,15 +37,11 @@ def theirs(groups, x, gain, bias, scale, shift, silu=False):
     return F.silu(y) if silu else y
 
 
-@pytest.mark.parametrize("part", [2**19, 1], ids=["whole", "by sample"])
 @pytest.mark.parametrize("silu", [False, True], ids=["linear", "silu"])
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
 @pytest.mark.parametrize("modulated", [False, True])
 @pytest.mark.parametrize("groups", [1, 2, 8])
-def test_values_and_gradients_are_pytorchs(
-    groups: int, modulated: bool, last: bool, silu: bool, part: int, monkeypatch
-):
-    monkeypatch.setattr(norms, "PART", part)
+def test_values_and_gradients_are_pytorchs(groups: int, modulated: bool, last: bool, silu: bool):
     x, gain, bias, scale, shift, dy = made(last=last)
     if not modulated:
         scale = shift = None
@@ -66,28 +62,52 @@ def test_values_and_gradients_are_pytorchs(
         assert torch.allclose(ours_.double(), theirs_.grad, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("part", [2**20, 1], ids=["whole", "by sample"])
+@pytest.mark.parametrize("silu", [False, True], ids=["linear", "silu"])
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
 @pytest.mark.parametrize("modulated", [False, True])
-def test_bfloat16_is_close_to_float32(modulated: bool, last: bool):
-    x, gain, bias, scale, shift, dy = made(torch.bfloat16, last=last)
+@pytest.mark.parametrize("channels", [4, 16], ids=["converted", "filled"])
+def test_bfloat16_is_close_to_float32(
+    channels: int, modulated: bool, last: bool, silu: bool, part: int, monkeypatch
+):
+    """Groups of fewer than 16 channels are converted, a few samples at a time."""
+    monkeypatch.setattr(norms, "PART", part)
+    shape = (3, 2 * channels, 5, 7)
+    x, gain, bias, scale, shift, dy = made(torch.bfloat16, last=last, shape=shape)
     if not modulated:
         scale = shift = None
-    x1 = x.clone().requires_grad_()
-    y, norm = ours(2, x1, gain.float(), bias.float(), scale, shift)
+    inputs = [v.clone().requires_grad_() for v in (x, scale, shift) if v is not None]
+    x1, *rest = inputs
+    y, norm = ours(2, x1, gain.float(), bias.float(), *(rest or (None, None)), silu)
     assert y.dtype == torch.bfloat16
     y.backward(dy)
-    x2 = x.float().requires_grad_()
-    tail = [v if v is None else v.float() for v in (scale, shift)]
-    gain2, bias2 = (v.float().requires_grad_() for v in (gain, bias))
-    expected = theirs(2, x2, gain2, bias2, *tail)
-    expected.backward(dy.float())
-    difference = (y.float() - expected).detach()
-    assert float(difference.norm() / expected.detach().norm()) < 0.01
+
+    exact = [v.detach().double().requires_grad_() for v in (x, gain, bias)]
+    modulation = [v.detach().double().requires_grad_() for v in (scale, shift) if v is not None]
+    expected = theirs(2, *exact, *(modulation or (None, None)), silu)
+    expected.backward(dy.double())
+    assert apart(y, expected.detach()) < 0.01
     assert x1.grad.dtype == torch.bfloat16
-    assert float((x1.grad.float() - x2.grad).norm() / x2.grad.norm()) < 0.02
     assert norm.weight.grad.dtype == torch.float32
-    assert float((norm.weight.grad - gain2.grad).norm() / gain2.grad.norm()) < 0.02
-    assert float((norm.bias.grad - bias2.grad).norm() / bias2.grad.norm()) < 0.02
+    found = [x1.grad, norm.weight.grad, norm.bias.grad, *(v.grad for v in rest)]
+    for ours_, theirs_ in zip(found, [*exact, *modulation], strict=True):
+        assert apart(ours_, theirs_.grad) < 0.02
+
+
+def apart(found, expected):
+    """The norm of the difference, relative."""
+    return float((found.detach().double() - expected).norm() / expected.norm())
+
+
+def test_a_side_of_one_leaves_the_order_open():
+    """A batch of one, or images of one pixel, count as channels-last with any strides there."""
+    g = generator(4)
+    for shape in ((1, 8, 3, 2), (2, 8, 1, 1), (1, 8, 1, 4)):
+        x = torch.randn(shape[0] * 2, *shape[2:], shape[1], generator=g).permute(0, 3, 1, 2)
+        x = x[:1].as_strided(shape, (1, *x.stride()[1:])) if shape[0] == 1 else x[:2]
+        _, gain, bias, *_ = made()
+        y, _ = ours(2, x, gain, bias, None, None)
+        assert torch.allclose(y, theirs(2, x, gain, bias, None, None), atol=2e-5)
 
 
 def test_float64_is_exact():
