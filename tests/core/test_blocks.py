@@ -13,8 +13,8 @@ from test_unet import batch, randomised
 from torch import nn
 
 from diffuse_cli.config import UNetConfig
-from diffuse_cli.core import UNet
-from diffuse_cli.core.blocks import BLOCKS, Upsample, doubled, halved, unchanged
+from diffuse_cli.core import UNet, blocks
+from diffuse_cli.core.blocks import BLOCKS, Upsample, attend, doubled, halved, unchanged
 from diffuse_cli.core.unet import TIME_EMBEDDINGS, checkpointed
 from diffuse_cli.errors import UsageError
 
@@ -244,3 +244,40 @@ def test_a_size_must_be_whole_patches_at_every_level():
     with pytest.raises(UsageError, match=r"halves 1 times patches of 3x3, which 8x8"):
         UNetConfig(**TINY, patch=3)
     assert UNetConfig(**{**TINY, "size": 12}, patch=3).attends == [True, False]
+
+
+# -- attention ------------------------------------------------------------------------------------
+
+
+def attended(q, k, v, dy):
+    """Attention and the gradients of its inputs."""
+    inputs = [x.clone().requires_grad_() for x in (q, k, v)]
+    y = attend(*inputs)
+    y.backward(dy)
+    return [y.detach(), *(x.grad for x in inputs)]
+
+
+@pytest.mark.parametrize("scores", [2**24, 1], ids=["two products", "fused"])
+def test_attention_is_the_formula(scores: int, monkeypatch):
+    monkeypatch.setattr(blocks, "SCORES", scores)
+    q, k, v, dy = torch.randn(4, 2, 3, 5, 4, generator=generator(7), dtype=torch.float64)
+    weights = torch.exp(torch.einsum("bhid,bhjd->bhij", q, k) / 2)
+    expected = torch.einsum("bhij,bhjd->bhid", weights / weights.sum(3, keepdim=True), v)
+    y, *gradients = attended(q, k, v, dy)
+    assert torch.allclose(y, expected, rtol=1e-12)
+    monkeypatch.setattr(blocks, "SCORES", 0)
+    for found, fused in zip([y, *gradients], attended(q, k, v, dy), strict=True):
+        assert torch.allclose(found, fused, rtol=1e-10, atol=1e-12)
+
+
+def test_attention_keeps_no_more_scores_than_it_may(monkeypatch):
+    def fail(*arguments, **options):
+        raise AssertionError
+
+    q = torch.randn(1, 1, 4, 2)
+    monkeypatch.setattr(blocks, "SCORES", 16)
+    with monkeypatch.context() as patch:
+        patch.setattr(F, "scaled_dot_product_attention", fail)
+        attend(q, q, q)
+    monkeypatch.setattr(torch, "softmax", fail)
+    attend(*torch.randn(3, 1, 2, 4, 2))
