@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.denoiser import Denoiser
@@ -89,6 +90,8 @@ class Trainer:
         )
         body: Any = torch.compile(self.net) if self.config.compile else self.net
         self._prepared, self.optimizer = accelerator.prepare(body, optimizer)
+        # Without a gradient scaler of its own; Metal's kernel reads neither scale nor verdict.
+        self._obeys = accelerator.scaler is None and self.device.type != "mps"
         self.denoiser = make_denoiser(self._prepared, self.config)
         assert self.config.loss is not None
         self._loss = lookup(LOSSES, self.config.loss, "--loss")
@@ -128,7 +131,7 @@ class Trainer:
                 scale = config.accumulation * accelerator.num_processes / self.batch_size
                 accelerator.backward(losses.sum() * scale)
                 if accelerator.sync_gradients:
-                    norm = self._clip()
+                    norm = self._norm()
         self._update(norm)
         if self._draw.keep and bool(norm.isfinite()):
             self._remember(seen)
@@ -149,19 +152,25 @@ class Trainer:
         for times, losses in gather_object(own):
             self.history.add(times, losses)
 
-    def _clip(self) -> Tensor:
-        norm = self.accelerator.clip_grad_norm_(self.net.parameters(), self.config.grad_clip)
+    def _norm(self) -> Tensor:
+        """The norm of the gradient, which is clipped here where the optimizer does not do it."""
+        weights = list(self.net.parameters())
+        if self._obeys:
+            return get_total_norm([w.grad for w in weights if w.grad is not None])
+        norm = self.accelerator.clip_grad_norm_(weights, self.config.grad_clip)
         return torch.zeros((), device=self.device) if norm is None else norm.detach()
 
     def _update(self, norm: Tensor) -> None:
-        """Move the weights, unless the gradient is not finite.
+        """Move the weights by the clipped gradient, unless it is not finite.
 
-        The optimizer itself is told so, as a gradient scaler tells it: the answer stays on the
-        device.
+        The optimizer itself is told what to divide by and whether to go, as a gradient scaler tells
+        it: the answers stay on the device, and clipping takes no pass of its own over the gradient.
         """
-        if self.accelerator.scaler is None:
+        if self._obeys:
             self.optimizer.optimizer.found_inf = (~norm.isfinite()).float()
-        self.optimizer.step()
+            self.optimizer.optimizer.grad_scale = (norm / self.config.grad_clip).clamp(min=1)
+        if self._obeys or self.accelerator.scaler is not None or bool(norm.isfinite()):
+            self.optimizer.step()
         self.optimizer.zero_grad()
 
     def _average(self) -> None:

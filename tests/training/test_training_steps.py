@@ -87,6 +87,47 @@ def test_a_step_that_is_not_finite_changes_neither_weights_nor_average(
     assert all(t.isfinite().all() for t in watched[-1][1])
 
 
+@pytest.fixture
+def deaf(monkeypatch):
+    """An optimizer that is told neither what to divide by nor whether to go, as Metal's is."""
+    real = Trainer.__init__
+
+    def init(self, *arguments):
+        real(self, *arguments)
+        assert self._obeys
+        self._obeys = False
+
+    monkeypatch.setattr(Trainer, "__init__", init)
+
+
+def test_a_step_that_is_not_finite_changes_nothing_where_the_optimizer_is_not_told(
+    train, spoil, watched, deaf
+):
+    spoil(lambda call: call == 2)
+    assert train("--steps", 5, "--log-every", 1).code == 0
+    same = [all(a.equal(b) for a, b in zip(*seen[:2], strict=True)) for seen in watched]
+    assert same == [False, False, True, False, False]
+
+
+@pytest.mark.parametrize("clip", [1e-3, 1e3], ids=["clipped", "not clipped"])
+def test_the_optimizer_clips_as_pytorch_does(train, watched, clip, request):
+    """Adam takes no notice of a gradient's scale, except beside its epsilon: so it is the moments
+    that are compared."""
+
+    def moments():
+        train("--steps", 4, "--grad-clip", clip, "--log-every", 1, "--overwrite")
+        return RunDirectory(MODEL).load()[0].optimizer
+
+    told = moments()
+    request.getfixturevalue("deaf")
+    clipped = moments()
+    norms = [float(outcome.grad_norm) for *_, outcome in watched]
+    assert (min(norms) > clip) == (clip < 1)
+    assert any(name.endswith("exp_avg_sq") for name in told)
+    for name, moment in told.items():
+        assert torch.allclose(moment, clipped[name], rtol=1e-4, atol=1e-12), name
+
+
 def test_numbers_that_are_not_finite_are_null_in_metrics(train, spoil):
     spoil(lambda call: call == 1)
     train("--steps", 3, "--log-every", 1)
