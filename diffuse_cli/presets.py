@@ -33,8 +33,10 @@ class Preset:
     published: bool = False
 
 
-LARGEST_GROUPS = 32
-"""GroupNorm has as many groups as divide the width of every level, at most these."""
+GROUPS, CHANNELS_A_GROUP = 32, 16
+"""Groups of a published network, and channels of a group of ours: the best of Wu & He 2018 (table
+3), and as many as fill a register of a processor in half precision. Both give way to a width that
+they do not divide."""
 
 DDPM: dict[str, Any] = {
     "scale_shift": False,
@@ -248,14 +250,19 @@ def network(
                 f"Choose a multiple of {patch * 2**wanted}",
             )
         fields["multipliers"] = _levels(preset.unet["multipliers"], allowed + 1)
-    return _divided(fields, config.unet)
+    return _divided(fields, config.unet, name)
 
 
-def _divided(fields: Mapping[str, Any], given: Mapping[str, Any]) -> UNetConfig:
+def groups_at(width: int, preset: str | None) -> int:
+    """The groups of the normalisation where none are given, in a preset of this base width."""
+    published = preset in PRESETS and PRESETS[preset].published
+    return _largest_divisor(width, GROUPS if published else max(1, width // CHANNELS_A_GROUP))
+
+
+def _divided(fields: Mapping[str, Any], given: Mapping[str, Any], preset: str) -> UNetConfig:
     """The network of `fields`, where groups and heads that are not `given` divide its widths.
 
-    They are the largest numbers that do, at most 32 groups and the preset's number or width of
-    heads.
+    The heads are the largest number that does, at most the preset's number or width of them.
     """
     heads = {name: fields.get(name) for name in ("heads", "head_width")}
     if any(given.get(name) is not None for name in heads):
@@ -266,7 +273,7 @@ def _divided(fields: Mapping[str, Any], given: Mapping[str, Any]) -> UNetConfig:
     for name, most in heads.items():
         if most is not None and name not in given:
             heads[name] = _largest_divisor(shared, most)
-    groups = given.get("groups", _largest_divisor(config.width, LARGEST_GROUPS))
+    groups = given.get("groups", groups_at(config.width, preset))
     return from_dict(UNetConfig, {**vars(config), **heads, "groups": groups}, "[unet]")
 
 

@@ -10,7 +10,7 @@ from diffuse_cli.config import TrainConfig, UNetConfig
 from diffuse_cli.core.variances import LEARNED, channels_out
 from diffuse_cli.errors import OutputError, UsageError, lookup
 from diffuse_cli.options import flag_of, from_dict, options, parsed, read_toml, to_dict
-from diffuse_cli.presets import PRESETS, choose, network
+from diffuse_cli.presets import PRESETS, choose, groups_at, network
 from diffuse_cli.training.rundir import RunDirectory
 
 BATCH = 64
@@ -74,6 +74,8 @@ def _under(typed: Mapping[str, Any], filed: Mapping[str, Any]) -> dict[str, Any]
         unet = {}
         kept.pop("width", None)
     if unet and "width" in typed:
+        if unet.get("groups") == groups_at(unet.get("width") or 1, kept.get("preset")):
+            del unet["groups"]  # it followed from the file's own width
         unet = {k: v for k, v in unet.items() if _suits_width(k, v, typed["width"])}
     for name, follows in (("variance", "out_channels"), ("classes", "num_classes")):
         if unet and name in typed and typed[name] != kept.get(name):

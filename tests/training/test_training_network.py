@@ -77,7 +77,7 @@ def test_the_width_is_the_one_dial():
     config = completed({"preset": "tiny", "width": 40})
     assert config.width == config.unet["width"] == 40
     assert config.lr == pytest.approx(PRESETS["tiny"].train["lr"] * 32 / 40)
-    assert config.unet["groups"] == 20
+    assert config.unet["groups"] == 2
     assert completed({"preset": "tiny", "width": 40, "lr": 0.5}).lr == 0.5
 
 
@@ -100,7 +100,7 @@ def test_a_typed_width_stands_over_a_file():
     assert (config.width, config.unet["groups"], config.unet["head_width"]) == (12, 4, 4)
     assert config.lr == 0.5
     config = completed({"width": 14}, filed)
-    assert (config.width, config.unet["groups"], config.unet["head_width"]) == (14, 14, 28)
+    assert (config.width, config.unet["groups"], config.unet["head_width"]) == (14, 1, 28)
 
 
 def test_a_typed_width_stands_over_what_dry_run_printed():
