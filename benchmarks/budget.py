@@ -40,9 +40,9 @@ PARTS: tuple[tuple[str, str], ...] = (
     (r"(?i)conv.*backward", BACKWARD),
     (r"(?i)conv", FORWARD),
     (r"(?i)norm|silu|gelu", NORM),
-    (r"(?i)scaled_dot_product|scaleddotproduct|softmax", ATTENTION),
+    (r"(?i)scaled_dot_product|scaleddotproduct|softmax|(::|^)bmm(backward|$)", ATTENTION),
     (r"(?i)drop|bernoulli", DROPOUT),
-    (r"(?i)linear|addmm|(::|^)b?mm(backward|$)", LINEAR),
+    (r"(?i)linear|addmm|(::|^)mm(backward|$)", LINEAR),
     (r"^aten::(to|_to_copy|copy_|clone|contiguous|cat|pad|flip|constant_pad_nd|upsample\w+|slice\w*)$"
      r"|^(ToCopy|Clone|Cat|Slice|ConstantPad|Upsample)\w*$|AccumulateGrad", COPIES),
     (r"^aten::add_?$|^AddBackward", ADDITIONS),
@@ -79,7 +79,7 @@ def mark(owner: Any, name: str, part: str) -> Any:
 
 def profiled(step: stepping.Act, trainer: Any, cuda: bool) -> tuple[dict[str, float], float]:
     """Seconds of each part of a step, and of the step under the profiler."""
-    mark(trainer, "_clip", CLIP)
+    mark(trainer, "_norm", CLIP)
     mark(trainer.ema, "follow", AVERAGE)
     draws = mark(training, "training_draws", DRAWS)
     kinds = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * cuda]

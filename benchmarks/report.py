@@ -51,7 +51,7 @@ def commands(options: argparse.Namespace, model: Path) -> dict[str, list[str]]:
     found = {
         "startup": ["startup.py"],
         "roofline": ["roofline.py"],
-        "train_step": ["train_step.py", "--memory", "--compile"],
+        "train_step": ["train_step.py", "--compile"],
         "budget": ["train_step.py", "--budget"],
         "growth": ["growth.py"],
         "loading": ["loading.py"],

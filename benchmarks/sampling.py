@@ -6,7 +6,7 @@ All draw from one seed. `fewest` is, for each sampler, the least number of evalu
 its KID is no higher than that of the reference; beside it, no higher by more than two standard
 errors of the difference. Always: the time of one evaluation against diffusers' `UNet2DModel` of the
 same shape, by default (float32, NCHW, no gradients) and at its best of float32 and bfloat16,
-channels-last, in turn; and the memory each needs. Prints JSON.
+channels-last, in turn, each in a process of its own; and the memory each needs. Prints JSON.
 
     python benchmarks/sampling.py DATA MODEL > benchmarks/results/sampling.json
 """
@@ -17,7 +17,7 @@ import argparse
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -31,14 +31,14 @@ import train_step
 from accelerate import Accelerator
 from steps import (
     Act,
+    Apart,
     Setting,
-    alone,
     interleave,
-    memory,
     output,
     peak,
     plan,
     say,
+    serve,
     show,
     significant,
     unbound,
@@ -47,7 +47,7 @@ from steps import (
 from diffuse_cli import modelfile
 from diffuse_cli.config import DiffusionConfig
 from diffuse_cli.core.unet import UNet
-from diffuse_cli.runtime import machine, resolve_precision
+from diffuse_cli.runtime import device_type, machine, resolve_precision
 from diffuse_cli.sampling import load_denoiser
 
 SIZE, TIMED = train_step.SIZE, 64
@@ -62,7 +62,10 @@ NETWORKS: dict[str, Callable[[], torch.nn.Module]] = {
 """Our presets with diffusers' network of the same shape."""
 
 DEFAULT = Setting()
-SETTINGS = tuple(Setting(precision=p, channels_last=True) for p in ("fp32", "bf16"))
+SETTINGS = tuple(
+    Setting(precision=precision, channels_last=last)
+    for precision, last in (("fp32", True), ("bf16", True), ("bf16", False))
+)
 BATCHES = (64, 1)
 
 
@@ -156,24 +159,23 @@ def theirs(preset: str, batch: int, setting: Setting, device: torch.device) -> A
     return evaluate
 
 
-def contenders(
-    path: Path, batch: int, accelerator: Accelerator
-) -> Iterator[tuple[str, Callable[[], Act]]]:
-    """The name of each contender and how it is made; ours is of the model file, named as it is."""
-    yield "diffuse", partial(ours, path, batch, accelerator)
+def contenders() -> dict[str, Setting | None]:
+    """Each contender with its setting; ours has none."""
+    found: dict[str, Setting | None] = {"diffuse": None}
     if train_step.DIFFUSERS in train_step.installed():
-        for name, setting in (("default", DEFAULT), *((str(s), s) for s in SETTINGS)):
-            make = partial(theirs, path.stem, batch, setting, accelerator.device)
-            yield f"diffusers, {name}", make
+        found["diffusers, default"] = DEFAULT
+        found |= {f"diffusers, {setting}": setting for setting in SETTINGS}
+    return found
 
 
-def evaluation(
-    options: argparse.Namespace, path: Path, batch: int, accelerator: Accelerator
-) -> dict[str, Any]:
+def evaluation(options: argparse.Namespace, path: Path, batch: int) -> dict[str, Any]:
     """Milliseconds of an evaluation of every contender, our ratio to theirs, and memory."""
-    made = {name: make() for name, make in contenders(path, batch, accelerator)}
+    made = {
+        name: Apart(__file__, "--one", json.dumps([str(path), batch, name]), *flags(options))
+        for name in contenders()
+    }
     rows: list[dict[str, Any]] = [
-        {"contender": name, "ms": significant(1e3 * median(seconds))}
+        {"contender": name, "ms": significant(1e3 * median(seconds)), **made[name].end()}
         for name, seconds in interleave(made, options.rounds).items()
     ]
     found: dict[str, Any] = {"network": path.stem, "batch_size": batch, "contenders": rows}
@@ -181,23 +183,30 @@ def evaluation(
         default, best = rows[1], min(rows[1:], key=lambda row: float(row["ms"]))
         found["ratio_to_peer_default"] = round(default["ms"] / rows[0]["ms"], 3)
         found["ratio_to_peer_best"] = round(best["ms"] / rows[0]["ms"], 3)
-    for row in rows if batch == max(options.batches) else []:
-        point = json.dumps([str(path), batch, row["contender"]])
-        row |= alone(__file__, "--one", point, "--precision", options.precision)
     say(f"{path.stem}, batch {batch}")
     show(rows)
     return found
 
 
-def hold(options: argparse.Namespace, accelerator: Accelerator) -> dict[str, int]:
-    """The peak memory of this process after a few evaluations of one contender."""
+def flags(options: argparse.Namespace) -> tuple[str, str]:
+    """What a contender in its own process is told besides its name."""
+    return "--precision", options.precision
+
+
+def hold(options: argparse.Namespace) -> None:
+    """Be one contender of a model file, in a batch."""
     path, batch, name = options.one
-    made = dict(contenders(Path(path), batch, accelerator))
-    if name != "diffuse":
-        with torch.device("meta"):
-            NETWORKS[Path(path).stem]()  # so that its imports are not counted as the network's
+    setting = contenders()[name]
+    if setting is None:
+        with machine(options.precision) as accelerator:
+            before = peak()
+            serve(ours(Path(path), batch, accelerator), before)
+        return
+    preset = Path(path).stem
+    with torch.device("meta"):
+        NETWORKS[preset]()  # so that its imports are not counted as the network's
     before = peak()
-    return memory(made[name](), before)
+    serve(theirs(preset, batch, setting, torch.device(device_type())), before)
 
 
 def main() -> None:
@@ -226,21 +235,21 @@ def main() -> None:
     if options.data and not options.model:
         parser.error("DATA goes with a MODEL that was trained on it")
     options.precision = resolve_precision(options.precision)
-    with machine(options.precision) as accelerator:
-        if options.one:
-            print(json.dumps(hold(options, accelerator)))
-            return
-        found: dict[str, Any] = {"precision": options.precision}
-        found["evaluation"] = []
-        with tempfile.TemporaryDirectory() as folder:
-            for preset in options.networks:
-                path = Path(folder) / f"{preset}.safetensors"
-                write(preset, path)
-                for batch in options.batches:
-                    found["evaluation"].append(evaluation(options, path, batch, accelerator))
-        if options.model:
+    if options.one:
+        hold(options)
+        return
+    found: dict[str, Any] = {"precision": options.precision}
+    found["evaluation"] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for preset in options.networks:
+            path = Path(folder) / f"{preset}.safetensors"
+            write(preset, path)
+            for batch in options.batches:
+                found["evaluation"].append(evaluation(options, path, batch))
+    if options.model:
+        with machine(options.precision) as accelerator:
             found["quality"] = quality(options, accelerator)
-            show([found["quality"]["reference"], *found["quality"]["few"]])
+        show([found["quality"]["reference"], *found["quality"]["few"]])
     print(json.dumps({**found, "machine": common.machine()}, indent=1))
 
 

@@ -209,19 +209,56 @@ def peak() -> float:
     return most / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def memory(act: Act, before: float, times: int = 3) -> dict[str, int]:
-    """MiB at the peak of a process after some calls, and how much of it the imports are not."""
-    for _ in range(times):
+class Apart:
+    """A contender in a process of its own, where nothing of another's settings reaches it.
+
+    A call is one of its steps. The script is one that ends in `serve`.
+    """
+
+    def __init__(self, script: str, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, script, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=QUIET,
+        )
+
+    def __call__(self) -> None:
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        if self.process.stdout.readline() != "\n":
+            raise RuntimeError(f"{self.process.args!r} ended with {self.process.wait()}")
+
+    def end(self) -> dict[str, int]:
+        """Let it go; its memory, as `serve` says it."""
+        text, _ = self.process.communicate()
+        found: dict[str, int] = json.loads(text)
+        return found
+
+
+def serve(act: Act, before: float) -> None:
+    """Do `act` for each line of stdin, and answer each with a line.
+
+    At the end, print the peak memory of this process in MiB, and how much of it came after `before`
+    MiB, which its imports hold.
+    """
+    for _ in sys.stdin:
         timed(act)
-    return {"peak_mib": round(peak()), "over_imports_mib": round(peak() - before)}
+        print(flush=True)
+    print(json.dumps({"peak_mib": round(peak()), "over_imports_mib": round(peak() - before)}))
+
+
+QUIET = {**os.environ, "PYTHONWARNINGS": "ignore"}
 
 
 def alone(script: str, *arguments: str, limit: float | None = None) -> dict[str, Any]:
     """What a script prints, in a process of its own that is stopped after `limit` seconds."""
     command = [sys.executable, script, *arguments]
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
-        command, check=True, stdout=subprocess.PIPE, text=True, timeout=limit, env=environment
+        command, check=True, stdout=subprocess.PIPE, text=True, timeout=limit, env=QUIET
     )
     result: dict[str, Any] = json.loads(done.stdout)
     return result

@@ -4,14 +4,14 @@ Ours is the step of `diffuse train --preset ddpm-cifar10`, with its random draws
 the weights. diffusers' `UNet2DModel` of the same architecture and denoising-diffusion-pytorch's
 `Unet` of about the same cost run their forward and backward pass, clip and AdamW: by default in
 float32, NCHW, and AdamW as it comes; and with fused AdamW in float32 or bfloat16, NCHW or
-channels-last, of which the fastest counts as the peer's best. A round takes a step of each. Prints
-JSON; with --json one line, where `ratio_to_peer_best` and `ratio_to_peer_default` are our images
+channels-last, of which the fastest counts as the best. Each lives in a process of its own, so
+that our setting of the memory allocator is ours alone; a round takes a step of each. Prints JSON;
+with --json one line, where `ratio_to_peer_best` and `ratio_to_peer_default` are our images
 a second over diffusers', all eager, and `ratio_to_peer_best_compiled`, with --compile, both
-compiled. --budget says instead where the time of our step goes, and --memory adds what each holds
-at its peak in a process of its own.
+compiled. --budget says instead where the time of our step goes.
 
     python benchmarks/train_step.py --json
-    python benchmarks/train_step.py --memory --compile > benchmarks/results/train_step.json
+    python benchmarks/train_step.py --compile > benchmarks/results/train_step.json
     python benchmarks/train_step.py --budget > benchmarks/results/budget.json
 """
 
@@ -31,22 +31,22 @@ from accelerate import Accelerator
 from steps import (
     SETTINGS,
     Act,
+    Apart,
     Setting,
-    alone,
     gflop,
     interleave,
-    memory,
     ours,
     peak,
     plan,
     say,
+    serve,
     show,
     significant,
     speed,
     theirs,
 )
 
-from diffuse_cli.runtime import machine, resolve_precision
+from diffuse_cli.runtime import device_type, machine, resolve_precision
 from diffuse_cli.training.ema import EVERY
 
 SIZE = 32
@@ -104,34 +104,35 @@ def settings(compiled: bool) -> Iterator[tuple[str, str, Setting]]:
             yield f"{DIFFUSERS}, {setting}", DIFFUSERS, setting
 
 
-def compare(options: argparse.Namespace, accelerator: Accelerator) -> list[dict[str, Any]]:
-    """Every contender's speed, all in one run."""
-    named = {OURS: (OURS, Setting(precision=options.precision, channels_last=True, fused=True))}
-    acts = {OURS: our_step(options, accelerator)}
-    if options.compile:
-        compiled = Setting(
-            precision=options.precision, channels_last=True, fused=True, compile=True
-        )
-        named[f"{OURS}, compiled"] = (OURS, compiled)
-        acts[f"{OURS}, compiled"] = our_step(options, accelerator, compiled=True)
+def entries(compiled: bool) -> dict[str, tuple[str, Setting]]:
+    """Who takes part: by what it is called, whose it is and how it is run; ours first."""
+    found = {OURS: (OURS, Setting(channels_last=True, fused=True))}
+    if compiled:
+        found[f"{OURS}, compiled"] = (OURS, Setting(channels_last=True, fused=True, compile=True))
+    return found | {name: (peer, setting) for name, peer, setting in settings(compiled)}
+
+
+def compare(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every contender's speed and memory, all in one run."""
+    flags = ("--batch-size", str(options.batch_size), "--precision", options.precision)
+    found = entries(options.compile)
+    acts = {name: Apart(__file__, "--one", name, *flags) for name in found}
     cost = {peer: 3 * gflop(network(peer).eval(), SIZE) for peer in installed()}
-    for name, peer, setting in settings(options.compile):
-        named[name] = (peer, setting)
-        acts[name] = theirs(network(peer), setting, options.batch_size, SIZE, accelerator.device)
     rows = []
     for name, seconds in interleave(acts, options.rounds).items():
-        who, setting = named[name]
+        who, setting = found[name]
         measured = speed(seconds, options.batch_size, EVERY if who == OURS else 1)
         each = cost.get(who, cost.get(DIFFUSERS))  # ours is diffusers' architecture
         rows.append(
             {
                 "contender": name,
                 "of": who,
-                "precision": setting.precision,
+                "precision": options.precision if who == OURS else setting.precision,
                 "compiled": setting.compile,
                 **measured,
                 "gflop_per_image": each and significant(each),
                 "gflop_per_s": each and significant(each * measured["images_per_s"]),
+                **acts[name].end(),
             }
         )
     return rows
@@ -154,27 +155,19 @@ def ratios(rows: list[dict[str, Any]], compiled: bool) -> dict[str, float]:
     return {name: round(value, 3) for name, value in found.items()}
 
 
-def hold(options: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]:
-    """The peak memory of this process after a few steps of the contender `--one`."""
-    if options.one == OURS:
-        before = peak()
-        return memory(our_step(options, accelerator), before)
-    _, peer, setting = next(s for s in settings(False) if s[0] == options.one)
+def hold(options: argparse.Namespace) -> None:
+    """Be the contender `--one`."""
+    who, setting = entries(compiled=True)[options.one]
+    if who == OURS:
+        with machine(options.precision) as accelerator:
+            before = peak()
+            serve(our_step(options, accelerator, setting.compile), before)
+        return
     with torch.device("meta"):
-        network(peer)  # so that its imports are not counted as the network's
+        network(who)  # so that its imports are not counted as the network's
     before = peak()
-    act = theirs(network(peer), setting, options.batch_size, SIZE, accelerator.device)
-    return memory(act, before)
-
-
-def add_memory(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
-    """Give each eager contender that counts its peak: ours, every default, every best."""
-    for who in (OURS, *installed()):
-        eager = [row for row in rows if row["of"] == who and not row["compiled"]]
-        best = max(eager, key=lambda row: float(row["images_per_s"]))
-        for row in [r for r in eager if r is best or r["contender"].endswith("default")]:
-            flags = ("--batch-size", str(options.batch_size), "--precision", options.precision)
-            row |= alone(__file__, "--one", row["contender"], *flags)
+    device = torch.device(device_type())
+    serve(theirs(network(who), setting, options.batch_size, SIZE, device), before)
 
 
 def main() -> None:
@@ -187,26 +180,23 @@ def main() -> None:
     parser.add_argument("--precision", default="auto", help="ours; what training chooses itself")
     parser.add_argument("--json", action="store_true", help="one line, and no table")
     parser.add_argument("--compile", action="store_true", help="compiled contenders too")
-    parser.add_argument("--memory", action="store_true", help="peak memory too")
     parser.add_argument("--budget", action="store_true", help="the parts of our step instead")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.precision = resolve_precision(options.precision)
-    with machine(options.precision) as accelerator:
-        if options.one:
-            print(json.dumps(hold(options, accelerator)))
-            return
-        if options.budget:
-            import budget
+    if options.one:
+        hold(options)
+        return
+    if options.budget:
+        import budget
 
+        with machine(options.precision) as accelerator:
             found = budget.measure(options.batch_size, options.precision, accelerator)
-            rows = found["parts"]
-        else:
-            rows = compare(options, accelerator)
-            found = ratios(rows, options.compile) if DIFFUSERS in installed() else {}
-            if options.memory:
-                add_memory(rows, options)
-            found |= {"contenders": rows}
+        rows = found["parts"]
+    else:
+        rows = compare(options)
+        found = ratios(rows, options.compile) if DIFFUSERS in installed() else {}
+        found |= {"contenders": rows}
     head = {"network": "ddpm-cifar10", "batch_size": options.batch_size}
     result = {**found, **head, "precision": options.precision, "machine": common.machine()}
     if not options.json:
