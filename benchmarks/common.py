@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from PIL import Image
 
 from diffuse_cli.conditioning import Condition
 from diffuse_cli.core.samplers import knobs
@@ -50,6 +51,12 @@ def _processor() -> str:
 def read(source: str, size: tuple[int, int] | None = None) -> Images:
     """The images of a folder."""
     return finish(read_images(source, size=size))
+
+
+def pictures(paths: Sequence[str]) -> Pixels:
+    """Drawn images, (N, C, H, W)."""
+    found = [np.array(Image.open(path)) for path in paths]
+    return np.stack([p[None] if p.ndim == 2 else p.transpose(2, 0, 1) for p in found])
 
 
 def held_out(images: Images, n: int) -> Pixels:

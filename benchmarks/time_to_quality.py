@@ -29,10 +29,10 @@ from pathlib import Path
 from typing import Any
 
 RATES = (1e-3, 2e-3, 4e-3)
-"""Learning rates that are tried for tuned peers; half of the first as well, where that is best."""
+"""Learning rates that are tried for tuned peers; the next one as well, where an end is best."""
 
-LARGE, SMALL = 64, 16
-"""Batch sizes: the rates are tried with the first, the best and its half with the second."""
+SMALL, LARGE = 16, 64
+"""Batch sizes: the rates are tried with the first, twice the best rate with the second."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Job:
 
 def run_ours(job: Job) -> dict[str, Any]:
     """The commands a user types."""
-    from PIL import Image
+    import common
 
     model, out = job.folder / "model.safetensors", job.folder / "samples"
     typed = ["--lr", str(job.lr)] if job.lr else []
@@ -80,9 +80,7 @@ def run_ours(job: Job) -> dict[str, Any]:
     made, seconds = _diffuse("sample", str(model), "-o", str(out), "--overwrite", "-n", str(job.n))
     import numpy as np
 
-    pictures = [np.array(Image.open(path)) for path in made["images"]]
-    pixels = np.stack([p[None] if p.ndim == 2 else p.transpose(2, 0, 1) for p in pictures])
-    np.save(job.folder / "samples.npy", pixels)
+    np.save(job.folder / "samples.npy", common.pictures(made["images"]))
     manifest = json.loads(Path(made["manifest"]).read_text())
     config = _config(model)
     batch = config["training"]["batch_size"]
@@ -264,17 +262,18 @@ class Bench:
         """The learning rate and the batch size with the lowest KID after a short run."""
         kids: dict[tuple[float, int], float] = {}
 
-        def attempt(rate: float, batch: int = LARGE) -> None:
+        def attempt(rate: float, batch: int = SMALL) -> None:
             n, minutes = self.options.tuning_n, self.options.tuning_minutes
             kids[rate, batch] = self.add(contender, minutes, n, rate, batch)["kid_x1000"]
 
         for rate in RATES:
             attempt(rate)
-        if min(kids, key=kids.__getitem__)[0] == RATES[0]:
-            attempt(RATES[0] / 2)
+        beyond = {RATES[0]: RATES[0] / 2, RATES[-1]: RATES[-1] * 2}
         best = min(kids, key=kids.__getitem__)[0]
-        attempt(best / 2, SMALL)
-        attempt(best, SMALL)
+        if best in beyond:
+            attempt(beyond[best])
+        # Four times the batch has half the noise: twice the rate.
+        attempt(2 * min(kids, key=kids.__getitem__)[0], LARGE)
         return min(kids, key=kids.__getitem__)
 
 

@@ -18,6 +18,7 @@ import torch
 from diffuse_cli import files, modelfile, pictures
 from diffuse_cli.conditioning import Condition, condition
 from diffuse_cli.config import SAMPLER, SampleConfig
+from diffuse_cli.core.blocks import cast_products
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.guidance import threshold as thresholded
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 
     Pixels = npt.NDArray[np.uint8]
     Frames = dict[int, list[Pixels]]
+
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""Half precisions as Accelerate calls them."""
 
 GIF_IMAGES, GIF_FRAMES = 16, 60
 GRID_IMAGES = 400
@@ -144,6 +148,8 @@ def load_denoiser(path: str | Path, weights: str, accelerator: Accelerator) -> L
     model = modelfile.load(path)
     digest = files.sha256(Path(path))
     net = model.network(weights).to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if accelerator.mixed_precision in HALVES:
+        cast_products(net, HALVES[accelerator.mixed_precision])
 
     def infer(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         with torch.inference_mode(), accelerator.autocast():

@@ -234,6 +234,19 @@ def zeroed(module: Any) -> Any:
     return module
 
 
+def cast_products(module: nn.Module, dtype: torch.dtype) -> None:
+    """Give convolutions and linear layers weights of this precision, where autocast would cast them
+    anew in every evaluation; what is computed stays the same.
+
+    The kernel of `Upsample` is added up before it is cast, and stays.
+    """
+    for child in module.children():
+        if isinstance(child, nn.Conv2d | nn.Linear):
+            child.to(dtype)
+        elif not isinstance(child, Upsample):
+            cast_products(child, dtype)
+
+
 def count_parameters(module: nn.Module) -> int:
     """The number of trained numbers of a network."""
     return sum(p.numel() for p in module.parameters())

@@ -69,36 +69,44 @@ class _Normalise(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
     ) -> Tensor:
         x = _strided(x)
-        ys, means, rstds = [], [], []
+        whole, y = _fills(x, groups), torch.empty_like(x)
+        means, rstds = [], []
         for part in _parts(x, groups):
             own, w, b = _wide(x[part], groups), _of(weight, part), _of(bias, part)
             z, _, mean, rstd = _affine(own, w, b, groups, eps)
-            y = F.silu(z, inplace=True) if silu else z
-            ys.append(y.to(x.dtype))
+            z = F.silu(z, inplace=True) if silu else z
+            if whole:
+                y = z
+            else:
+                y[part] = z
             means.append(mean)
             rstds.append(rstd)
-        ctx.save_for_backward(x, weight, bias, _joined(means), _joined(rstds))
+        ctx.save_for_backward(x, weight, bias, torch.cat(means), torch.cat(rstds))
         ctx.groups, ctx.eps, ctx.silu = groups, eps, silu
-        return _joined(ys)
+        return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, weight, bias, mean, rstd = ctx.saved_tensors
         dy = _strided(dy.contiguous(memory_format=torch.channels_last))
         groups, shared = ctx.groups, weight.dim() == 1
-        dxs, dws, dbs = [], [], []
+        whole, dx = _fills(x, groups), torch.empty_like(x)
+        dws, dbs = [], []
         for part in _parts(x, groups):
             own, dz = _wide(x[part], groups), _wide(dy[part], groups)
             w, x_hat = _of(weight, part), None
             if ctx.silu or not shared:
                 z, x_hat, _, _ = _affine(own, w, _of(bias, part), groups, ctx.eps)
                 dz = torch.ops.aten.silu_backward(dz, z) if ctx.silu else dz
-            dx, dw, db = _gradients(dz, own, x_hat, mean[part], rstd[part], w, groups)
-            dxs.append(dx.to(x.dtype))
+            dx_part, dw, db = _gradients(dz, own, x_hat, mean[part], rstd[part], w, groups)
+            if whole:
+                dx = dx_part
+            else:
+                dx[part] = dx_part
             dws.append(dw)
             dbs.append(db)
-        dw, db = (torch.stack(v).sum(0) if shared else _joined(v) for v in (dws, dbs))
-        return _joined(dxs), dw, db, None, None, None
+        dw, db = (torch.stack(v).sum(0) if shared else torch.cat(v) for v in (dws, dbs))
+        return dx, dw, db, None, None, None
 
 
 def _normalise(
@@ -167,10 +175,6 @@ def _parts(x: Tensor, groups: int) -> Iterator[slice]:
 def _of(affine: Tensor, part: slice) -> Tensor:
     """Weight or bias of some samples."""
     return affine if affine.dim() == 1 else affine[part]
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _strided(x: Tensor) -> Tensor:

@@ -14,7 +14,15 @@ from torch import nn
 
 from diffuse_cli.config import UNetConfig
 from diffuse_cli.core import UNet, blocks
-from diffuse_cli.core.blocks import BLOCKS, Upsample, attend, doubled, halved, unchanged
+from diffuse_cli.core.blocks import (
+    BLOCKS,
+    Upsample,
+    attend,
+    cast_products,
+    doubled,
+    halved,
+    unchanged,
+)
 from diffuse_cli.core.unet import TIME_EMBEDDINGS, checkpointed
 from diffuse_cli.errors import UsageError
 
@@ -281,3 +289,26 @@ def test_attention_keeps_no_more_scores_than_it_may(monkeypatch):
         attend(q, q, q)
     monkeypatch.setattr(torch, "softmax", fail)
     attend(*torch.randn(3, 1, 2, 4, 2))
+
+
+# -- weights in half precision --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list(PRODUCT))
+def test_weights_that_are_cast_beforehand_compute_the_same(name: str):
+    """What autocast does in every evaluation, but once: to the last bit."""
+    config = PRODUCT[name]
+    net = randomised(config)
+    x, t = batch(config)
+    x = x.contiguous(memory_format=torch.channels_last)
+
+    def infer():
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            return net(x, t)
+
+    before = infer()
+    cast_products(net, torch.bfloat16)
+    assert infer().equal(before)
+    kinds = {type(m): p.dtype for m in net.modules() for p in m.parameters(recurse=False)}
+    assert kinds[nn.Linear] == torch.bfloat16
+    assert kinds[blocks.GroupNorm] == torch.float32
