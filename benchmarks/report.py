@@ -32,12 +32,13 @@ What `diffuse` costs, against what people would use instead, each ratio measured
 machine. Written by `python benchmarks/report.py` from `benchmarks/results/`; each result names the
 script that made it, whose first lines say what it does.
 
-How to read it: where the line below a result names avx512_bf16 and no amx_bf16, the processor has
-no matrix units, and its bfloat16 is half as fast as its float32. The convolutions of a step then
-take most of its time for everybody, and little can be saved on the rest; with matrix units, or on a
-GPU, they take a third or less. Peers share our setting of the memory allocator where both run in
-one process, which favours them. Peers of the quality for time sample with 25 evaluations of their
-own fast samplers, which were not tuned.
+How to read it: the machine is a processor without matrix units, whose convolutions are about twice
+as fast in bfloat16 as in float32 (the last section says how fast). So they take two thirds of a
+step for everybody, and its speed ends where they do: a step that was nothing but its convolutions
+would be 1.6 times as fast as the best peer. With matrix units, or on a GPU, they take a third or
+less. Contenders live in processes of their own, each with its own settings. Peers of the quality
+for time have networks of the shape of ours and sample with 25 evaluations of a fast sampler of
+theirs; diffusers' was chosen among six (`peer_solvers.py`).
 """
 
 # -- measuring ------------------------------------------------------------------------------------

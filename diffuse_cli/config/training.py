@@ -71,7 +71,7 @@ class TrainConfig(DiffusionConfig):
         "white", "Colour behind transparent images.", parse=parse_color, metavar="COLOR"
     )
     keep_raw: bool = option(False, "Keep the weights before averaging in the model file too.")
-    compile: bool = option(False, "Compile the network (worth it for long runs).")
+    compile: bool = option(False, "Compile the network: for long runs on a GPU.")
     init: str | None = option(
         None, "Start from the weights and network of a model.", place=True, metavar="MODEL"
     )
