@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from corpus import BOMB, chunk, encoded, noise, png
-from PIL import Image
+from PIL import Image, ImageOps
 
 from diffuse_cli.data import Unusable, decode, fit, read_image, reasons
 from diffuse_cli.data.pixels import digest, to_image, to_pixels
@@ -267,6 +267,23 @@ def test_fit_covers_and_crops_the_centre() -> None:
     assert fit(wide, (10, 30)) is wide
     assert fit(wide, (7, 5)).size == (5, 7)
     assert fit(Image.new("L", (1, 3000)), (8, 8)).size == (8, 8)
+
+
+@pytest.mark.parametrize("shape", [(1500, 2000), (801, 400), (333, 334), (65, 70), (20, 31)])
+def test_fit_is_pillows_but_for_rounding(shape: tuple[int, int]) -> None:
+    """Equal, but for images that shrink so much that they are averaged first."""
+    draw = np.random.default_rng(5)
+    noise = draw.normal(size=(*shape, 3)).cumsum(0).cumsum(1)
+    values = (128 + 100 * np.sin(noise / 40) + draw.normal(0, 5, noise.shape)).clip(0, 255)
+    image = Image.fromarray(values.astype(np.uint8))
+    for size in ((64, 64), (48, 96), (33, 40)):
+        expected = ImageOps.fit(image, size[::-1], Image.Resampling.BICUBIC)
+        found = fit(image, size)
+        difference = np.abs(np.asarray(found).astype(int) - np.asarray(expected))
+        assert found.size == expected.size
+        shrink = min(shape[0] / size[0], shape[1] / size[1])
+        assert difference.max() <= (4 if shrink >= 10 else 0)
+        assert difference.mean() < 0.5
 
 
 def test_fit_antialiases() -> None:
