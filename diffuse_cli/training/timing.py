@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 WARM_UP, SECONDS, LEAST = 3, 5.0, 5
 
-ENOUGH, SMALLEST, TRIAL = 1024, 8, 16
+ENOUGH, SMALLEST, TRIAL = 1536, 8, 16
 """Steps that are enough for larger batches, the smallest batch, and that of the first trial."""
 
 
@@ -67,8 +67,8 @@ def batch_for(images: float, least: int = 1) -> int:
     """The batch size of a run that sees so many images: the largest power of two with which it has
     `ENOUGH` steps, from `SMALLEST` to `BATCH`.
 
-    A short run learns by the number of its steps, a long one by their quality: after 6,600 images
-    batches of 8 were ahead of 16, after 16,000 batches of 32 and 64 were level
+    A short run learns by the number of its steps, a long one by their quality: after 30,000 images
+    batches of 16 were level with 8 and ahead of 32, at 1,900, 3,000 and 1,000 steps
     (benchmarks/README.md).
     """
     fitting = [2**k for k in range(20) if SMALLEST <= 2**k <= min(BATCH, images / ENOUGH)]
