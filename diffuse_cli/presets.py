@@ -213,8 +213,8 @@ def network(
     `out_channels` are those that the variance needs, `channels` where None. `config.width` stands
     for the preset's width; groups and heads that `config.unet` does not give are made to divide it.
 
-    Levels are added until the shorter side is at most 8. A size taken from the data halves only
-    while both sides are even; a size that was typed must suit a preset that was typed.
+    Levels are added until the shorter side, in patches, is at most 8. A size taken from the data
+    halves only while both sides are even; a size that was typed must suit a preset that was typed.
 
     Raises:
         UsageError: no such preset, it cannot halve the size, or `config.unet` has another width.

@@ -231,9 +231,9 @@ def test_an_unknown_preset_is_a_usage_error():
 def test_patches_count_as_pixels_of_the_levels():
     given = {"patch": 2}
     config = network(TrainConfig(data="x", unet=given), "tiny", (32, 32), 1)
-    assert (config.patch, config.multipliers, config.attends) == (2, (1, 2), [False, True])
+    assert (config.patch, config.multipliers, config.attends) == (2, (1, 1), [False, False])
     odd = network(TrainConfig(data="x", unet=given), "tiny", (28, 28), 1)
-    assert odd.multipliers == (1, 2)
+    assert odd.multipliers == (1, 1)
     with pytest.raises(UsageError, match="multiple of 4"):
         network(
             TrainConfig(data="x", unet=given, size=(30, 30), preset="tiny"), "tiny", (30, 30), 1

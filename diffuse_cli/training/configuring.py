@@ -74,8 +74,8 @@ def _under(typed: Mapping[str, Any], filed: Mapping[str, Any]) -> dict[str, Any]
         unet = {}
         kept.pop("width", None)
     if unet and "width" in typed:
-        if unet.get("groups") == groups_at(unet.get("width") or 1, kept.get("preset")):
-            del unet["groups"]  # it followed from the file's own width
+        if _groups_followed(unet, kept.get("preset")):
+            del unet["groups"]
         unet = {k: v for k, v in unet.items() if _suits_width(k, v, typed["width"])}
     for name, follows in (("variance", "out_channels"), ("classes", "num_classes")):
         if unet and name in typed and typed[name] != kept.get(name):
@@ -94,6 +94,14 @@ def _under(typed: Mapping[str, Any], filed: Mapping[str, Any]) -> dict[str, Any]
     if "schedule" in typed:
         kept.pop("betas", None)
     return kept
+
+
+def _groups_followed(unet: Mapping[str, Any], preset: Any) -> bool:
+    """Whether the groups of a file's network are what its preset makes of its width."""
+    width = unet.get("width")
+    if not isinstance(width, int) or width < 1 or not isinstance(preset, str | None):
+        return False  # what it is will be refused in its place
+    return bool(unet.get("groups") == groups_at(width, preset))
 
 
 def _suits_width(name: str, value: Any, width: Any) -> bool:

@@ -256,7 +256,7 @@ def test_dry_run_prints_less_memory_with_checkpointing(train, monkeypatch):
 
 @pytest.mark.parametrize(("typed", "batch"), [(None, 32), (4, 4)])
 def test_minutes_are_filled_with_the_batch_that_suits_them(monkeypatch, typed, batch):
-    """At 128 images a second, five minutes are 38,400 images."""
+    """At 128 images a second, seven minutes are 53,760 images."""
 
     @dataclass
     class Plan:
@@ -270,10 +270,10 @@ def test_minutes_are_filled_with_the_batch_that_suits_them(monkeypatch, typed, b
 
     monkeypatch.setattr("diffuse_cli.training.timing.seconds_a_step", seconds_a_step)
     accelerator = SimpleNamespace(num_processes=1)
-    given = {"minutes": 5.0} | ({"batch_size": typed} if typed else {})
+    given = {"minutes": 7.0} | ({"batch_size": typed} if typed else {})
     config, seconds = fill_minutes(Plan(completed(given)), accelerator)
     assert config.batch_size == batch
-    assert config.steps == 5 * 60 * 128 // batch
+    assert config.steps == 7 * 60 * 128 // batch
     assert config.lr == pytest.approx(PRESETS["tiny"].train["lr"] * (batch / 64) ** 0.5)
     assert config.minutes is None
     assert seconds == batch / 128
