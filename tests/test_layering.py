@@ -16,7 +16,7 @@ import diffuse_cli
 PACKAGE = Path(diffuse_cli.__file__).parent
 
 ROOMS = (
-    "errors", "events", "tables", "files", "options", "config", "presets", "core", "data",
+    "errors", "events", "tables", "files", "locks", "options", "config", "presets", "core", "data",
     "modelfile", "runtime", "pictures", "conditioning", "sampling", "features", "metrics",
     "evaluation", "training", "demo", "report", "interop", "console", "signals", "commands",
     "app", "__main__",

@@ -12,17 +12,15 @@ model.run/
 from __future__ import annotations
 
 import contextlib
-import glob
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli import files
-from diffuse_cli.errors import BusyError, OutputError, UsageError
+from diffuse_cli import files, locks
+from diffuse_cli.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,57 +90,23 @@ class RunDirectory:
         Raises:
             BusyError: another process holds it.
         """
-        files.make_folder(self.path)
-        with self._locked():
-            try:
-                self._sweep()
-                yield
-            finally:
-                files.remove(self.cache)
-                if not self.exists():
-                    files.remove(self.path / "lock")
-                    with contextlib.suppress(OSError):  # something of another kind lies there
-                        self.path.rmdir()
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """The lock file, locked; made anew where another process has just removed it."""
-        path = self.path / "lock"
-        while True:
-            with path.open("a+") as lock:
-                self._lock(lock)
-                if path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+        try:
+            with locks.held(self.path / "lock"):
+                try:
+                    self._sweep()
                     yield
-                    return
-            files.make_folder(self.path)
+                finally:
+                    files.remove(self.cache)
+        finally:
+            if not self.exists():
+                with contextlib.suppress(OSError):  # another holds it, or something else lies there
+                    self.path.rmdir()
 
     def _sweep(self) -> None:
         """Remove what a killed process was writing."""
-        unfinished = [
-            *self.path.glob(".*.tmp"),
-            *self._checkpoints.glob(".*.tmp"),
-            *self.previews.glob(".*.tmp"),
-            *self.model.parent.glob(f".{glob.escape(self.model.name)}.*.tmp"),
-        ]
-        for path in unfinished:
-            files.remove(path)
-
-    def _lock(self, lock: Any) -> None:
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            return
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            raise BusyError(
-                f"process {lock.read().strip()} is training in {files.show(self.path)}",
-                "Wait for it, or choose another -o",
-            ) from None
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
+        for folder in (self.path, self._checkpoints, self.previews):
+            files.sweep(folder)
+        files.sweep(self.model.parent, self.model.name)
 
     def clear(self) -> None:
         """Remove an earlier run and its model file, but not the lock and the cache of this one."""
