@@ -245,6 +245,12 @@ def check_writable(path: Path) -> None:
         probe.unlink()
 
 
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder; 0 where there is neither."""
+    paths = path.rglob("*") if path.is_dir() else [path]
+    return sum(p.stat().st_size for p in paths if p.is_file())
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:

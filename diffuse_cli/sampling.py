@@ -231,14 +231,16 @@ def generate(config: SampleConfig) -> Work[Generated | None]:
 
 @contextlib.contextmanager
 def _holding(folder: Path) -> Iterator[None]:
-    """Hold the folder of the samples; one that stays empty goes again at the end."""
+    """Hold the folder of the samples; one that is made for them and stays empty goes again."""
+    made = not folder.exists()
     try:
         with locks.held(folder / ".lock"):
             files.sweep(folder)
             yield
     finally:
-        with contextlib.suppress(OSError):  # not empty, which is the rule
-            folder.rmdir()
+        if made:
+            with contextlib.suppress(OSError):  # it is not empty, which is the rule
+                folder.rmdir()
 
 
 class _Folder(dict[int, "Pixels"]):

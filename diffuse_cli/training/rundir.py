@@ -60,7 +60,7 @@ class RunDirectory:
         self.previews = self.path / "previews"
         self.cache = self.path / "cache"
         self.logs = self.path / "logs"
-        self._checkpoints = self.path / "checkpoints"
+        self.checkpoints = self.path / "checkpoints"
 
     def exists(self) -> bool:
         """Whether a run began here. A folder with only a lock is what a failed start leaves."""
@@ -104,13 +104,13 @@ class RunDirectory:
 
     def _sweep(self) -> None:
         """Remove what a killed process was writing."""
-        for folder in (self.path, self._checkpoints, self.previews):
+        for folder in (self.path, self.checkpoints, self.previews):
             files.sweep(folder)
         files.sweep(self.model.parent, self.model.name)
 
     def clear(self) -> None:
         """Remove an earlier run and its model file, but not the lock and the cache of this one."""
-        for path in (self._checkpoints, self.metrics, self.previews, self.logs, self.config):
+        for path in (self.checkpoints, self.metrics, self.previews, self.logs, self.config):
             files.remove(path)
         files.remove(self.model)
 
@@ -127,7 +127,7 @@ class RunDirectory:
             sums = {path.name: files.sha256(path) for path in sorted(folder.iterdir())}
             files.write_json(folder / "manifest.json", {"files": sums, "step": checkpoint.step})
 
-        path = self._checkpoints / f"step-{checkpoint.step:08d}"
+        path = self.checkpoints / f"step-{checkpoint.step:08d}"
         files.write_folder(path, fill)
         # Newer ones are damaged, or of a course that was left: they must not take a place.
         complete = self._complete()
@@ -138,7 +138,7 @@ class RunDirectory:
 
     def _complete(self) -> list[Path]:
         """Checkpoints with a manifest, newest first by step."""
-        manifests = self._checkpoints.glob("step-*/manifest.json")
+        manifests = self.checkpoints.glob("step-*/manifest.json")
         return sorted((path.parent for path in manifests), reverse=True)
 
     def load(self) -> tuple[Checkpoint | None, list[str]]:
