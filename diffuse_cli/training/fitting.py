@@ -298,7 +298,7 @@ class _Run:
             ema=trainer.ema.net.state_dict(),
             raw=trainer.net.state_dict() if config.keep_raw else None,
             step=step,
-            classes=self.plan.images.class_names,
+            classes=self.plan.classes,
             data=self.plan.data(),
             training=for_model_file(config),
         )

@@ -118,11 +118,11 @@ class RunDirectory:
 
     def save(self, checkpoint: Checkpoint) -> Path:
         """Write a checkpoint; old ones are removed only when it is on disk."""
-        from diffuse_cli.modelfile import write_tensors
+        from diffuse_cli import tensorfile
 
         def fill(folder: Path) -> None:
             for name in TENSORS:
-                write_tensors(folder / f"{name}.safetensors", getattr(checkpoint, name))
+                tensorfile.write(folder / f"{name}.safetensors", getattr(checkpoint, name))
             files.write_json(folder / "state.json", {**checkpoint.state, "step": checkpoint.step})
             sums = {path.name: files.sha256(path) for path in sorted(folder.iterdir())}
             files.write_json(folder / "manifest.json", {"files": sums, "step": checkpoint.step})
@@ -143,7 +143,7 @@ class RunDirectory:
 
     def load(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest checkpoint that verifies, and a sentence for each newer one that does not."""
-        from diffuse_cli.modelfile import read_tensors
+        from diffuse_cli import tensorfile
 
         passed: list[str] = []
         for path in self._complete():
@@ -154,7 +154,7 @@ class RunDirectory:
             state = json.loads((path / "state.json").read_text())
             # What a manifest verifies is all there; a run of an earlier version has no history.
             there = {name: path / f"{name}.safetensors" for name in TENSORS}
-            tensors = {n: read_tensors(p) if p.exists() else {} for n, p in there.items()}
+            tensors = {n: tensorfile.read(p) if p.exists() else {} for n, p in there.items()}
             return Checkpoint(step=state["step"], state=state, **tensors), passed
         return None, passed
 
