@@ -115,18 +115,22 @@ class Trainer:
     # -- a step ------------------------------------------------------------------------------------
 
     def step(self, step: int) -> Outcome:
-        """Take the step after `step` steps; where the gradient is not finite, change nothing."""
+        """Take the step after `step` steps; where loss or gradient is not finite, change nothing.
+
+        The norm of such a step is not finite either.
+        """
         self._prepared.train()
         for group in self.optimizer.param_groups:
             group["lr"] = lr_at(self.config, step)
         total, norm, seen = self._gradient(step, self.chances())
+        loss = self.accelerator.reduce(total, "sum") / self.batch_size
+        norm = norm + 0 * loss
         self._update(norm)
         if self._draw.keep and bool(norm.isfinite()):
             self._remember(seen)
         self.unread.append(norm)
         if due(step + 1, self.config.steps):
             self._average()
-        loss = self.accelerator.reduce(total, "sum") / self.batch_size
         return Outcome(loss, norm)
 
     def _gradient(self, step: int, chances: Tensor) -> tuple[Tensor, Tensor, Seen]:
@@ -150,12 +154,15 @@ class Trainer:
     def _halve(self) -> None:
         """Twice as many parts of the batch, and a clean start of the step."""
         most = self.batch_size // self.accelerator.num_processes
-        if self.accelerator.num_processes > 1 or self.accumulation >= most:
+        if self.accumulation >= most:
+            raise UsageError(
+                "out of memory: a single image does not fit",
+                "Try --gradient-checkpointing, a smaller --width or a smaller --size",
+            )
+        if self.accelerator.num_processes > 1:  # the others are in the middle of their step
             raise UsageError(
                 f"out of memory: {-(-most // self.accumulation)} images at a time do not fit",
-                f"Try --accumulation {2 * self.accumulation}"
-                if self.accumulation < most
-                else "Try --gradient-checkpointing, a smaller --width or a smaller --size",
+                f"Try --accumulation {2 * self.accumulation}",
             )
         self.accumulation = min(2 * self.accumulation, most)
         self.optimizer.optimizer.zero_grad()

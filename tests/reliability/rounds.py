@@ -5,9 +5,9 @@
 
 `operations` ends a run before and after operations on the disk: at five of them, or with --every at
 each one (of the writes into one file, at the first and the last).
-`signals` sends SIGKILL at random moments of runs that save after every second step. Each killed run
-is resumed, and its model file must have the SHA-256 of the run that nothing stopped. Prints one JSON
-object, and exits with 1 where a round failed.
+`signals` sends SIGKILL at random moments of runs that save after every second step. Each killed
+run is resumed, and its model file must have the SHA-256 of the run that nothing stopped. Prints one
+JSON object, and exits with 1 where a round failed.
 """
 
 from __future__ import annotations
@@ -45,43 +45,17 @@ MODEL = "model.safetensors"
 IMPORTED = accelerate, torch, diffuse_cli.training.fitting
 
 RUN = [
-    "--steps",
-    "9",
-    "--save-every",
-    "3",
-    "--preview-every",
-    "5",
-    "--log-every",
-    "2",
-    "--accumulation",
-    "2",
-    "--flip",
-    "--classes",
-    "--label-dropout",
-    "0.3",
-    "--variance",
-    "learned",
-    "--timestep-draw",
-    "importance",
-    "--num-timesteps",
-    "3",
-    "-q",
-]
+    "--steps", "9", "--save-every", "3", "--preview-every", "5", "--log-every", "2", "--flip",
+    "--accumulation", "2", "--classes", "--label-dropout", "0.3", "--variance", "learned",
+    "--timestep-draw", "importance", "--num-timesteps", "3", "-q",
+]  # fmt: skip
 """Everything that is state, in as few steps as have three saves, a preview and losses that decide
 the timesteps."""
 
 LONG = [
-    "--steps",
-    "60",
-    "--save-every",
-    "2",
-    "--preview-every",
-    "25",
-    "--log-every",
-    "1",
-    "--flip",
+    "--steps", "60", "--save-every", "2", "--preview-every", "25", "--log-every", "1", "--flip",
     "-q",
-]
+]  # fmt: skip
 
 FEW = 5
 """Operations at which a run is ended where not at every one."""
