@@ -163,9 +163,12 @@ def read_training(path: str | Path) -> dict[str, Any]:
         ModelFileError: as `load`, or it is not a configuration.
     """
     path = Path(path)
-    training = {**load(path).training}
+    model = load(path)
+    training = {**model.training}
     with _rejecting(path):
-        from_dict(TrainConfig, {"data": "", **training})
+        config = from_dict(TrainConfig, {"data": "", **training})
+        if config.unet and from_dict(UNetConfig, config.unet) != model.unet:
+            raise ModelFileError("its training had another network")
     return training
 
 
@@ -191,7 +194,8 @@ def _rejecting(path: Path) -> Iterator[None]:
         named = error.message if name in error.message else f"{name}: {error.message}"
         raise ModelFileError(named, error.hint) from error
     except DiffuseError as error:
-        raise ModelFileError(f"{name} is not a valid model file: {error.message}") from error
+        reason = files.show(error.message)[:300]
+        raise ModelFileError(f"{name} is not a valid model file: {reason}") from error
     except FileNotFoundError as error:
         raise ModelFileError(f"no such model file: {name}") from error
     except OSError as error:
