@@ -201,6 +201,22 @@ def read_training(path: str | Path) -> dict[str, Any]:
     return {**load(path).training}
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The strings in a file's header, such as `modelspec.title`, as the safetensors library reads
+    them; they may say anything.
+
+    Raises:
+        ModelFileError: the library does not read the file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with _rejecting(path), safe_open(path, "pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise ModelFileError(f"cannot read {files.show(path)}: {error}") from error
+
+
 @contextlib.contextmanager
 def _rejecting(path: Path) -> Iterator[None]:
     """Turn what a malformed file makes Python say into a `ModelFileError` that names the file."""
