@@ -22,9 +22,10 @@ from PIL import Image
 
 from diffuse_cli import files, modelfile, pictures
 from diffuse_cli.config import InfoConfig
-from diffuse_cli.data import read_images
+from diffuse_cli.data import Images, Summary, read_images
 from diffuse_cli.events import Notice, finish
 from diffuse_cli.inspection import dataset, inspect, near, sheet
+from diffuse_cli.inspection.copies import count_copies
 
 
 def png(pixels: Any, **options: Any) -> bytes:
@@ -225,6 +226,14 @@ def test_one_image(tmp_path, diffuse):
     assert np.asarray(Image.open("one.png")).tolist() == [[0, 255]]
 
 
+def test_transparency_is_laid_on_the_background(tmp_path, diffuse):
+    buffer = io.BytesIO()
+    Image.new("LA", (9, 9), (100, 0)).save(buffer, "PNG")
+    data = fill(tmp_path / "d", {"a.png": buffer.getvalue()})
+    for options, expected in (([], 255), (["--background", "#010101"], 1)):
+        assert diffuse("info", data, "--json", *options).json["pixels"]["mean"] == [expected]
+
+
 def test_one_colour_has_no_deviation(tmp_path):
     found = look(fill(tmp_path, {f"{v}.png": png(np.full((9, 9), v)) for v in (7, 8)}))
     assert found["pixels"] == {"mean": [7.5], "std": [0.5]}
@@ -396,6 +405,67 @@ def test_likenesses_across_the_split_are_counted(tmp_path, diffuse):
     assert f"{expected} held-out images with a likeness among those trained on" in text
 
 
+def test_only_likenesses_across_the_split_count():
+    sides = [True, True, True, False, False, False, True, False]
+    count = 40
+    digests = (
+        np.arange(16 * count, dtype=np.uint8).reshape(count, 16) // 2 * 2 + 1
+    )  # odd: trained on
+    for k, held in enumerate(sides):
+        if held:
+            digests[k] = 0
+    images = Images(
+        pixels=np.zeros((count, 1, 8, 8), np.uint8),
+        labels=np.full(count, -1),
+        class_names=(),
+        names=tuple(map(str, range(count))),
+        digests=digests,
+        summary=Summary("", count, count, 1),
+    )
+    assert images.held_out.tolist() == sides + [False] * (count - len(sides))
+    roots = np.arange(count)
+    roots[[1, 3, 5, 7]] = [0, 2, 4, 6]
+    found = count_copies(images, roots, np.arange(count))
+    assert (found.groups, found.surplus, found.across_split) == (4, 4, 2)
+
+
+def test_symmetric_pictures_are_recognised(tmp_path):
+    contents = {}
+    for i in range(20):
+        half = scene(i)[:, :16]
+        whole = np.concatenate([half, half[:, ::-1]], axis=1)
+        contents |= {f"{i:02}.png": png(whole), f"{i:02}x.png": COPIES["noisy"](whole)}
+    assert look(fill(tmp_path, contents))["near_duplicates"]["groups"] == 20
+
+
+@pytest.mark.parametrize("apart", range(8))
+def test_hashes_a_few_bits_apart_are_candidates(apart):
+    draw = np.random.default_rng(apart)
+    hashed = draw.integers(0, 2**63, 1000, dtype=np.uint64)
+    for k in range(0, 1000, 2):
+        flips = draw.choice(64, apart, replace=False)
+        hashed[k + 1] = hashed[k] ^ np.uint64(sum(1 << int(bit) for bit in flips))
+    pairs = [
+        tuple(sorted(p)) for b in range(5) for c in near._candidates(hashed, b) for p in c.tolist()
+    ]
+    expected = [(k, k + 1) for k in range(0, 1000, 2)] if apart <= 4 else []
+    assert sorted(pairs) == expected
+
+
+def test_groups_are_joined_in_any_order():
+    draw = np.random.default_rng(0)
+    for _ in range(20):
+        links = draw.permutation(60)[:50]
+        pairs = np.stack([links, links + 1], axis=1)[:, draw.permutation(2)]
+        expected = list(range(61))
+        for link in sorted(links):
+            expected[link + 1] = expected[link]
+        roots = np.arange(61)
+        for part in np.array_split(pairs, 3):
+            roots = near._united(roots, part)
+        assert roots.tolist() == expected
+
+
 def everyone_with_everyone(pixels: Any, hashed: Any) -> Any:
     """Groups as `near.groups` means them, by comparing all pairs."""
     vectors = near.frequencies(pixels).reshape(len(pixels), -1)
@@ -458,12 +528,12 @@ def test_frequencies_are_those_of_the_cosine_transform():
 
 
 def test_a_sheet_without_classes_is_spread_over_the_set(tmp_path, diffuse):
-    shades = {f"{i:03}.png": png(np.full((4, 4), i)) for i in range(127)}
+    shades = {f"{i:03}.png": png(np.full((4, 4), i)) for i in range(100)}
     ran = diffuse("info", fill(tmp_path / "d", shades), "-o", "sheet.png", "--json")
     assert ran.json["contact_sheet"] == "sheet.png"
     page = np.asarray(Image.open("sheet.png"))
     assert page.shape == (8 * 6 - 2, 8 * 6 - 2)
-    assert page[::6, ::6].ravel().tolist() == list(range(0, 127, 2))
+    assert page[::6, ::6].ravel().tolist() == [round(i * 99 / 63) for i in range(64)]
     assert (page[4::6] == 255).all()
 
 

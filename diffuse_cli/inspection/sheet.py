@@ -62,7 +62,5 @@ def _filled(images: Images, rows: Sequence[Indices]) -> pictures.Pixels:
 
 def _small(images: Images, chosen: Indices) -> pictures.Pixels:
     """Images at the size they are shown at."""
-    if max(images.size) <= SIDE:
-        return np.asarray(images.pixels[chosen])
     shrunk = (pictures.shrunk(pictures.image(images.pixels[k]), SIDE) for k in chosen)
     return np.stack([np.atleast_3d(np.asarray(each)).transpose(2, 0, 1) for each in shrunk])
