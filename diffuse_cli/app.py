@@ -14,7 +14,7 @@ from diffuse_cli.commands import COMMANDS
 from diffuse_cli.commands._options import make_command
 from diffuse_cli.console import Console, steady
 from diffuse_cli.errors import DiffuseError, OutputError, UsageError
-from diffuse_cli.runtime import rank
+from diffuse_cli.runtime import out_of_memory, rank
 from diffuse_cli.signals import raised
 
 ORDER = ("train", "sample", "noise-demo", "eval")
@@ -79,7 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except OSError as error:
         return _expected(session, OutputError(str(error)))
-    except Exception:
+    except Exception as error:
+        if out_of_memory(error):
+            return _expected(session, UsageError("out of memory", "Try a smaller --batch-size"))
         traceback.print_exc()
         return 1
 

@@ -53,9 +53,9 @@ class Console:
     # -- stderr ------------------------------------------------------------------------------------
 
     def say(self, line: str | RenderableType, style: str = "") -> None:
-        """A line for people, unless quiet."""
+        """A line for people, unless quiet. What is not printable in it is escaped."""
         if not self.quiet:
-            self._err.print(Text(line, style=style) if isinstance(line, str) else line)
+            self._err.print(Text(show(line), style=style) if isinstance(line, str) else line)
 
     def warn(self, text: str) -> None:
         """A sentence that may be a surprise."""
@@ -64,7 +64,7 @@ class Console:
     def fail(self, error: DiffuseError) -> None:
         """The one line of an expected failure, also when quiet."""
         line = " ".join(f"diffuse: {error}".split("\n"))
-        self._err.print(Text(line, style="red"))
+        self._err.print(Text(show(line), style="red"))
         if self.debug:
             self._err.print_exception()
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+import contextlib
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, TypeVar
+
+from diffuse_cli.errors import DiffuseError
 
 T = TypeVar("T")
 
@@ -42,16 +45,25 @@ def finish(work: Work[T]) -> T:
             return result
 
 
-def until(stop: Callable[[], Exception | None], work: Work[T]) -> Work[T]:
-    """Pass on the events and the result of `work`; an error that `stop` returns ends it."""
+class Stop:
+    """What may end work before its time. This one never does."""
+
+    def __call__(self) -> DiffuseError | None:
+        """The error to end with, once there is one."""
+        return None
+
+    def at_once(self) -> contextlib.AbstractContextManager[None]:
+        """Inside the block the error is raised as soon as there is one."""
+        return contextlib.nullcontext()
+
+
+def until(stop: Stop, work: Work[T]) -> Work[T]:
+    """Pass on the events and the result of `work`, which `stop` ends wherever it is."""
     while True:
         try:
-            event = next(work)
+            with stop.at_once():
+                event = next(work)
         except StopIteration as ended:
             result: T = ended.value
             return result
-        error = stop()
-        if error is not None:
-            work.close()
-            raise error
         yield event

@@ -2,7 +2,9 @@
 
 Every file appears whole or not at all: the bytes go to a temporary file beside it, are synced,
 and are renamed over the name; then the folder is synced, so that the rename survives a power cut.
-Each operation passes through `operation`, the seam where a test can stop the process.
+Every folder goes in one rename, too, before its files are removed. What a killed process leaves is
+named `.NAME.PID.tmp`. Each operation passes through `operation`, the seam where a test can stop the
+process.
 """
 
 from __future__ import annotations
@@ -10,22 +12,25 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from diffuse_cli.errors import OutputError
 
 
-def operation(name: str, path: Path) -> None:
-    """Called before each operation on the disk. It does nothing; tests replace it."""
+@contextlib.contextmanager
+def operation(name: str, path: Path) -> Iterator[None]:
+    """Around each operation on the disk. It does nothing; tests replace it."""
+    yield
 
 
 @contextlib.contextmanager
-def _reported(path: Path) -> Iterator[None]:
+def reported(path: Path) -> Iterator[None]:
     """Turn an operating system's refusal to write `path` into an `OutputError`."""
     try:
         yield
@@ -43,36 +48,58 @@ def show(path: Path | str | bytes) -> str:
 
 def sync_folder(folder: Path) -> None:
     """Make renames in `folder` durable. Systems that cannot open a folder need no such step."""
-    operation("sync-folder", folder)
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except (PermissionError, IsADirectoryError):
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with operation("sync-folder", folder):
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+        except (PermissionError, IsADirectoryError):
+            return
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _temporary(path: Path, kind: str = "") -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}{kind}.tmp")
+
+
+def _is_temporary(path: Path) -> bool:
+    return path.name.startswith(".") and path.suffix == ".tmp"
+
+
+class _Writer(io.BufferedWriter):
+    """A file whose writes pass through the seam."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path, "w"))
+        self._path = path
+
+    def write(self, data: Any) -> int:
+        with operation("write", self._path):
+            return super().write(data)
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[IO[bytes]]:
+def writing(path: Path) -> Iterator[io.BufferedWriter]:
     """A binary file that replaces `path` when the block ends without an error.
 
     Raises:
         OutputError: the folder cannot be made or the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _reported(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    with reported(path):
+        if not path.parent.is_dir():
+            make_folder(path.parent)
         try:
-            operation("open", temporary)
-            with temporary.open("wb") as file:
+            with operation("open", temporary):
+                file = _Writer(temporary)
+            with file:
                 yield file
-                operation("sync", temporary)
-                file.flush()
-                os.fsync(file.fileno())
-            operation("rename", path)
-            temporary.replace(path)
+                with operation("sync", temporary):
+                    file.flush()
+                    os.fsync(file.fileno())
+            with operation("rename", path):
+                temporary.replace(path)
             sync_folder(path.parent)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -98,16 +125,13 @@ def write_json(path: Path, value: Any) -> None:
 
 def append_line(path: Path, line: str) -> None:
     """Add one line to a log. A torn last line is the reader's to ignore."""
-    with _reported(path):
-        operation("append", path)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+    with reported(path), operation("append", path), path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
 
 
 def make_folder(path: Path) -> None:
     """Make `path` and its parents."""
-    with _reported(path):
-        operation("mkdir", path)
+    with reported(path), operation("mkdir", path):
         path.mkdir(parents=True, exist_ok=True)
 
 
@@ -116,17 +140,16 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
 
     An earlier folder of that name is replaced.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _reported(path):
+    temporary = _temporary(path)
+    with reported(path):
         try:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
+            remove(temporary)
+            make_folder(temporary)
             fill(temporary)
             sync_folder(temporary)
-            if path.exists():
-                remove(path)
-            operation("rename", path)
-            temporary.rename(path)
+            remove(path)
+            with operation("rename", path):
+                temporary.rename(path)
             sync_folder(path.parent)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -134,13 +157,73 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
-    with _reported(path):
-        operation("remove", path)
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    """Remove a file or a folder, if it is there. A folder goes as a whole."""
+    with reported(path):
+        if path.is_symlink() or not path.is_dir():
+            if path.is_symlink() or path.exists():
+                with operation("remove", path):
+                    path.unlink(missing_ok=True)
+            return
+        doomed = path
+        if not _is_temporary(path):
+            doomed = _temporary(path, ".old")
+            shutil.rmtree(doomed, ignore_errors=True)
+            with operation("rename", path):
+                path.rename(doomed)
+        with operation("remove", doomed):
+            shutil.rmtree(doomed)
+
+
+def sweep(folder: Path, name: str = "") -> None:
+    """Remove what killed processes left in `folder`: all of it, or only what was to be `name`."""
+    start = f".{name}." if name else "."
+    with reported(folder):
+        for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+            if _is_temporary(path) and path.name.startswith(start):
+                remove(path)
+
+
+def check_room(folder: Path, total: int, largest: int) -> None:
+    """Refuse, before any computing, what cannot fit on the disk.
+
+    Args:
+        total: bytes that will be written into `folder`, beside what is there.
+        largest: bytes of the largest file among them.
+
+    Raises:
+        OutputError: the disk has less room, or the process may not write such a file.
+    """
+    there = folder
+    while not there.exists():
+        there = there.parent
+    try:
+        free = shutil.disk_usage(there).free
+    except OSError:
+        return
+    if total > free:
+        raise OutputError(
+            f"{show(folder)} needs {_mib(total)} of disk, and {_mib(free)} are free",
+            "Free some space, or choose another -o",
+        )
+    limit = _file_size_limit()
+    if limit is not None and largest > limit:
+        raise OutputError(
+            f"{show(folder)} needs a file of {_mib(largest)}, and the limit is {_mib(limit)}",
+            "Raise it with `ulimit -f`",
+        )
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:,.1f} MiB"
+
+
+def _file_size_limit() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def check_writable(path: Path) -> None:
@@ -157,9 +240,15 @@ def check_writable(path: Path) -> None:
     if path.is_dir():
         raise OutputError(f"cannot write {show(path)}: it is a folder")
     probe = folder / f".diffuse-{os.getpid()}.tmp"
-    with _reported(path):
+    with reported(path):
         probe.touch()
         probe.unlink()
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder; 0 where there is neither."""
+    paths = path.rglob("*") if path.is_dir() else [path]
+    return sum(p.stat().st_size for p in paths if p.is_file())
 
 
 def sha256(path: Path) -> str:

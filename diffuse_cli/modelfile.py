@@ -9,18 +9,19 @@ meta device, before anything is allocated.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
-import struct
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
-from diffuse_cli import __version__, files
-from diffuse_cli.config import DiffusionConfig, UNetConfig
+from diffuse_cli import __version__, files, foreign, tensorfile
+from diffuse_cli.config import DiffusionConfig, TrainConfig, UNetConfig
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.core.process import Process
 from diffuse_cli.core.schedules import SCHEDULES, zero_terminal_snr
@@ -31,10 +32,6 @@ from diffuse_cli.options import from_dict, parse_color, to_dict
 
 RAW = "raw."
 """Prefix of the weights before averaging, where they are kept."""
-
-MAX_HEADER = 16_000_000
-MAX_CONFIG = 8_000_000
-DTYPES = {torch.float32: "F32", torch.int64: "I64"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,39 +132,7 @@ def save(path: Path, model: Model) -> None:
     tensors = dict(model.ema)
     for name, tensor in (model.raw or {}).items():
         tensors[RAW + name] = tensor
-    write_tensors(path, tensors, metadata)
-
-
-def holds(path: Path, model: Model) -> bool:
-    """Whether the file at `path` already describes `model`: network, data, training and step."""
-    try:
-        with _rejecting(path):
-            return bool(_read_header(path)[1] == json.loads(json.dumps(_describe(model))))
-    except (OSError, ModelFileError):
-        return False
-
-
-def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
-    """A safetensors file with sorted names and metadata, so that equal content is equal bytes."""
-    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    offset = 0
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        size = tensor.numel() * tensor.element_size()
-        entries[name] = {
-            "dtype": DTYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + size],
-        }
-        offset += size
-    header = json.dumps(entries, sort_keys=True, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    with files.writing(path) as file:
-        file.write(struct.pack("<Q", len(header)) + header)
-        for name in sorted(tensors):
-            file.write(tensors[name].detach().cpu().contiguous().numpy().tobytes())
+    tensorfile.write(path, tensors, metadata)
 
 
 # -- reading --------------------------------------------------------------------------------------
@@ -180,41 +145,51 @@ def load(path: str | Path) -> Model:
         ModelFileError: it is missing, or not a whole and sane model file of `diffuse`.
     """
     path = Path(path)
-    try:
-        with _rejecting(path):
-            header, described = _read_header(path)
-            model = _rebuild(described)
-            _check_shapes(model.unet, header)
-            tensors = read_tensors(path)
-            _check_finite(tensors)
-            own = {n: t for n, t in tensors.items() if not n.startswith(RAW)}
-            raw = {n.removeprefix(RAW): t for n, t in tensors.items() if n.startswith(RAW)}
-            return Model(**{**vars(model), "ema": own, "raw": raw or None})
-    except OSError as error:
-        if isinstance(error, FileNotFoundError):
-            raise ModelFileError(f"no such model file: {files.show(path)}") from error
-        raise ModelFileError(f"cannot read {files.show(path)}: {error.strerror}") from error
+    with _rejecting(path), tensorfile.opened(path) as file:
+        header = _header(file, path)
+        model = _rebuild(_described(header))
+        _check_shapes(model.unet, header.entries)
+        tensors = tensorfile.read_tensors(file, header)
+        _check_finite(tensors)
+        own = {n: t for n, t in tensors.items() if not n.startswith(RAW)}
+        raw = {n.removeprefix(RAW): t for n, t in tensors.items() if n.startswith(RAW)}
+        return dataclasses.replace(model, ema=own, raw=raw or None)
 
 
 def read_training(path: str | Path) -> dict[str, Any]:
-    """The training configuration in a model file's header, for `--init`."""
-    return {**load(path).training}
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """The strings in a file's header, such as `modelspec.title`, as the safetensors library reads
-    them; they may say anything.
+    """The training configuration in a model file's header, for `--init`.
 
     Raises:
-        ModelFileError: the library does not read the file.
+        ModelFileError: as `load`, or it is not a configuration.
     """
-    from safetensors import SafetensorError, safe_open
+    path = Path(path)
+    model = load(path)
+    training = {**model.training}
+    with _rejecting(path):
+        config = from_dict(TrainConfig, {"data": "", **training})
+        if config.unet and from_dict(UNetConfig, config.unet) != model.unet:
+            raise ModelFileError("its training had another network")
+    return training
 
+
+def holds(path: Path, model: Model) -> bool:
+    """Whether the file at `path` already describes `model`: network, data, training and step."""
     try:
-        with _rejecting(path), safe_open(path, "pt") as file:
-            return dict(file.metadata() or {})
-    except (OSError, SafetensorError) as error:
-        raise ModelFileError(f"cannot read {files.show(path)}: {error}") from error
+        with _rejecting(path), tensorfile.opened(path) as file:
+            found = _described(tensorfile.read_header(file))
+            return bool(found == json.loads(json.dumps(_describe(model))))
+    except ModelFileError:
+        return False
+
+
+def read_metadata(path: Path) -> Mapping[str, str]:
+    """The strings in a file's header, such as `modelspec.title`; they may say anything.
+
+    Raises:
+        ModelFileError: it is not a file of tensors.
+    """
+    with _rejecting(path), tensorfile.opened(path) as file:
+        return tensorfile.read_header(file).metadata
 
 
 @contextlib.contextmanager
@@ -222,48 +197,59 @@ def _rejecting(path: Path) -> Iterator[None]:
     """Turn what a malformed file makes Python say into a `ModelFileError` that names the file."""
     name = files.show(path)
     try:
+        if path.is_dir():
+            raise foreign.rejected_folder(path)
         yield
     except ModelFileError as error:
         named = error.message if name in error.message else f"{name}: {error.message}"
         raise ModelFileError(named, error.hint) from error
     except DiffuseError as error:
-        raise ModelFileError(f"{name} is not a valid model file: {error.message}") from error
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = files.show(error.message)[:300]
+        raise ModelFileError(f"{name} is not a valid model file: {reason}") from error
+    except FileNotFoundError as error:
+        raise ModelFileError(f"no such model file: {name}") from error
+    except OSError as error:
+        raise ModelFileError(f"cannot read {name}: {error.strerror}") from error
+    except _MALFORMED as error:
+        reason = files.show(" ".join(str(error).split()))[:300]
         raise ModelFileError(f"{name} is not a valid model file: {reason}") from error
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tensors' entries and the description in a file's header."""
-    name = files.show(path)
-    if path.is_dir():
-        raise ModelFileError(f"{name} is a folder, not a model file")
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        if start[:2] in (b"PK", b"\x80\x02", b"\x80\x04"):
-            raise ModelFileError(
-                f"{name} is a pickle, which can run code and is never loaded",
-                "Only .safetensors files that `diffuse train` wrote are read",
-            )
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= min(size - 8, MAX_HEADER):
-            raise ModelFileError(f"{name} is not a model file, or it is cut short")
-        header = json.loads(file.read(length))
-    if not isinstance(header, dict):
-        raise ModelFileError(f"{name} is not a model file")
-    metadata = header.pop("__metadata__", {})
-    text = metadata.get("diffuse.config") if isinstance(metadata, dict) else None
-    if not isinstance(text, str) or len(text) > MAX_CONFIG:
-        raise ModelFileError(
-            f"{name} is a safetensors file, but `diffuse train` did not write it",
-            "It has no diffuse.config",
-        )
-    ends = [entry["data_offsets"][1] for entry in header.values()]
-    if size != 8 + length + max(ends, default=0):
-        raise ModelFileError(f"{name} is cut short or has bytes to spare: {size} bytes")
-    described = json.loads(text)
-    return header, described
+_MALFORMED = (
+    ValueError,
+    KeyError,
+    TypeError,
+    IndexError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
+
+
+def _header(file: IO[bytes], path: Path) -> tensorfile.Header:
+    """The header of a model file of `diffuse`.
+
+    Raises:
+        ModelFileError: it is of another kind, named where that is known.
+        ValueError: it is not a file of tensors.
+    """
+    foreign.check_start(file.read(8), path)
+    header = tensorfile.read_header(file)
+    if "diffuse.config" not in header.metadata:
+        raise foreign.rejected(header.entries, path)
+    return header
+
+
+def _described(header: tensorfile.Header) -> dict[str, Any]:
+    """The description in a header.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = tensorfile.parse(header.metadata["diffuse.config"].encode())
+    if not isinstance(found, dict):
+        raise ValueError("its diffuse.config is not an object")
+    return found
 
 
 def _rebuild(described: Mapping[str, Any]) -> Model:
@@ -303,20 +289,27 @@ def _settled(values: Mapping[str, Any]) -> dict[str, Any]:
     return dict(values)
 
 
-def _check_shapes(unet: UNetConfig, header: Mapping[str, Any]) -> None:
-    """Names, shapes and types of the tensors are those of the network, none more and none less."""
+def _check_shapes(unet: UNetConfig, entries: Mapping[str, tensorfile.Entry]) -> None:
+    """Names, shapes and types of the tensors are those of the network, none more and none less.
+
+    Raises:
+        ModelFileError: with the first five that are not.
+    """
     with torch.device("meta"):
-        expected = {n: list(t.shape) for n, t in UNet(unet).state_dict().items()}
-    if any(name.startswith(RAW) for name in header):
+        expected = {n: tuple(t.shape) for n, t in UNet(unet).state_dict().items()}
+    if any(name.startswith(RAW) for name in entries):
         expected |= {RAW + name: shape for name, shape in expected.items()}
-    problems = [f"{name} is missing" for name in expected if name not in header]
-    problems += [f"{name} is not of this network" for name in header if name not in expected]
-    for name in expected.keys() & header.keys():
-        entry = header[name]
-        if entry["dtype"] != "F32" or list(entry["shape"]) != expected[name]:
-            problems.append(
-                f"{name} is {entry['dtype']} {entry['shape']}, not F32 {expected[name]}"
-            )
+    problems = [f"{name} is missing" for name in expected if name not in entries]
+    problems += [
+        f"{files.show(name)[:200]} is not of this network"
+        for name in entries
+        if name not in expected
+    ]
+    for name in expected.keys() & entries.keys():
+        entry = entries[name]
+        if entry.dtype != "F32" or entry.shape != expected[name]:
+            found, wanted = list(entry.shape), list(expected[name])
+            problems.append(f"{name} is {entry.dtype} {found}, not F32 {wanted}")
     if problems:
         raise ModelFileError(
             f"its tensors do not fit its network: {'; '.join(sorted(problems)[:5])}"
@@ -324,18 +317,17 @@ def _check_shapes(unet: UNetConfig, header: Mapping[str, Any]) -> None:
         )
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file, read by the safetensors library."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(str(error)) from error
-
-
 def _check_finite(tensors: Mapping[str, Tensor]) -> None:
-    bad = sorted(name for name, tensor in tensors.items() if not bool(tensor.isfinite().all()))
+    """No weight is NaN or infinite. Extremes tell, without a mask as large as a tensor.
+
+    Raises:
+        ModelFileError: with the first five that have one.
+    """
+    bad = sorted(
+        name
+        for name, tensor in tensors.items()
+        if not all(math.isfinite(float(extreme)) for extreme in tensor.aminmax())
+    )
     if bad:
-        raise ModelFileError(f"weights that are not numbers: {', '.join(bad[:5])}")
+        more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+        raise ModelFileError(f"weights that are not numbers: {', '.join(bad[:5])}{more}")

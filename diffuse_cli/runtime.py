@@ -120,6 +120,18 @@ def keep_freed_memory() -> None:
         set_option(trim_threshold, 2**31 - 1)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory, of the device or of the machine, ran out."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)
+
+
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+"""What PyTorch says where it has no error of its own: on Metal and on processors."""
+
+
 @contextlib.contextmanager
 def machine(
     precision: str, *, accumulation: int = 1, log: str | None = None, folder: Path | None = None

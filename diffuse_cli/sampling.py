@@ -6,6 +6,7 @@ number of processes: every draw is keyed by (seed, image, step).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from diffuse_cli import files, modelfile, pictures
+from diffuse_cli import files, locks, modelfile, pictures
 from diffuse_cli.conditioning import Condition, condition
 from diffuse_cli.config import SAMPLER, SampleConfig
 from diffuse_cli.core.blocks import cast_products
@@ -195,7 +196,10 @@ def generate(config: SampleConfig) -> Work[Generated | None]:
     options = knobs(config.sampler, **config.knobs)
     if rank() == 0:
         check_folder(folder, config.overwrite)
-    with machine(resolve_precision(config.precision)) as accelerator:
+    with (
+        _holding(folder) if rank() == 0 else contextlib.nullcontext(),
+        machine(resolve_precision(config.precision)) as accelerator,
+    ):
         loaded = load_denoiser(config.model, config.weights, accelerator)
         times = loaded.denoiser.process.times(config.steps, config.spacing)
         wanted = condition(config, loaded.model, config.classes)
@@ -223,6 +227,20 @@ def generate(config: SampleConfig) -> Work[Generated | None]:
         if not isinstance(keep, _Folder):
             return None
         return _finish(config, loaded, wanted, keep, frames, accelerator.num_processes)
+
+
+@contextlib.contextmanager
+def _holding(folder: Path) -> Iterator[None]:
+    """Hold the folder of the samples; one that is made for them and stays empty goes again."""
+    made = not folder.exists()
+    try:
+        with locks.held(folder / ".lock"):
+            files.sweep(folder)
+            yield
+    finally:
+        if made:
+            with contextlib.suppress(OSError):  # it is not empty, which is the rule
+                folder.rmdir()
 
 
 class _Folder(dict[int, "Pixels"]):

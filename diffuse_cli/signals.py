@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from diffuse_cli.errors import DiffuseError, Interrupted, Terminated
+from diffuse_cli.events import Stop
 
 ERRORS: dict[int, type[DiffuseError]] = {
     signal.SIGINT: Interrupted,
@@ -41,17 +42,41 @@ def raised() -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def deferred() -> Iterator[Callable[[], DiffuseError | None]]:
-    """Inside the block a first signal is only noted, for the function given to be asked; a
-    second one raises."""
-    noted: list[DiffuseError] = []
+class Pending(Stop):
+    """A signal that has arrived, for work to ask after between two steps."""
 
-    def handler(number: int, frame: FrameType | None) -> None:
-        error = ERRORS[number](WORDS[signal.Signals(number)])
-        if noted:
+    def __init__(self) -> None:
+        self._noted: DiffuseError | None = None
+        self._urgent = False
+
+    def __call__(self) -> DiffuseError | None:
+        """The error of the first signal, or None."""
+        return self._noted
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside the block a signal raises: for work that holds no state worth finishing."""
+        self._urgent = True
+        try:
+            if self._noted:
+                raise self._noted
+            yield
+        finally:
+            self._urgent = False
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Note the first signal; raise it where that is asked for, and raise a second one."""
+        first, error = self._noted is None, ERRORS[number](WORDS[signal.Signals(number)])
+        if first:
+            self._noted = error
+        if self._urgent or not first:
+            self._urgent = False
             raise error
-        noted.append(error)
 
-    with _handling(handler):
-        yield lambda: noted[0] if noted else None
+
+@contextlib.contextmanager
+def deferred() -> Iterator[Pending]:
+    """Inside the block a first signal is only noted, and asked after; a second one raises."""
+    pending = Pending()
+    with _handling(pending.handle):
+        yield pending

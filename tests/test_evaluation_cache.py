@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_images
+from seams import FULL, failing
 
 from diffuse_cli import files
 from diffuse_cli.evaluation import cache
@@ -147,11 +148,7 @@ def test_a_folder_that_cannot_be_written_does_not_matter(
 
 
 def test_a_full_disk_does_not_matter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(name: str, path: Path) -> None:
-        if name == "sync":
-            raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(files, "operation", refuse)
+    monkeypatch.setattr(files, "operation", failing("sync", FULL))
     assert Counting()(noise()).shape == (6, 3)
     assert kept(folder) == []
 

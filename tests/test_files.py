@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from seams import FULL, failing, watching
 
 from diffuse_cli import files
 from diffuse_cli.errors import OutputError
@@ -52,22 +53,19 @@ def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path: Path):
 
 def test_a_stop_before_any_operation_leaves_old_or_new(tmp_path: Path, monkeypatch):
     path = tmp_path / "file"
-    seen: list[str] = []
-    monkeypatch.setattr(files, "operation", lambda name, _: seen.append(name))
+    seen: list[tuple[str, str]] = []
+    monkeypatch.setattr(files, "operation", watching(seen))
     files.write_bytes(path, b"old")
-    assert seen == ["open", "sync", "rename", "sync-folder"]
-    for stop in seen:
-
-        def operation(name: str, _: Path, stop: str = stop) -> None:
-            if name == stop:
-                raise Stop
-
-        monkeypatch.setattr(files, "operation", operation)
-        with pytest.raises(Stop):
-            files.write_bytes(path, b"new")
-        assert path.read_bytes() == (b"new" if stop == "sync-folder" else b"old")
-        assert everything(tmp_path) == ["file"]
-        path.write_bytes(b"old")
+    assert [name for name, _ in seen] == ["open", "write", "sync", "rename", "sync-folder"]
+    for stop, _ in seen:
+        for after in (False, True):
+            monkeypatch.setattr(files, "operation", failing(stop, Stop(), after=after))
+            with pytest.raises(Stop):
+                files.write_bytes(path, b"new")
+            renamed = stop == "sync-folder" or (stop == "rename" and after)
+            assert path.read_bytes() == (b"new" if renamed else b"old")
+            assert everything(tmp_path) == ["file"]
+            path.write_bytes(b"old")
 
 
 def test_the_file_is_synced_before_it_is_renamed(tmp_path: Path, monkeypatch):
@@ -125,11 +123,7 @@ def test_a_folder_is_not_overwritten_by_a_file(tmp_path: Path):
 
 
 def test_a_full_disk_says_what_to_do(tmp_path: Path, monkeypatch):
-    def operation(name: str, _: Path) -> None:
-        if name == "sync":
-            raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(files, "operation", operation)
+    monkeypatch.setattr(files, "operation", failing("sync", FULL))
     with pytest.raises(OutputError, match=r"No space left on device. Free some space"):
         files.write_bytes(tmp_path / "file", b"x")
     assert everything(tmp_path) == []
@@ -168,12 +162,12 @@ def test_an_error_leaves_the_old_folder(tmp_path: Path):
     path = tmp_path / "folder"
     files.write_folder(path, fill("a"))
 
-    def failing(folder: Path) -> None:
+    def broken(folder: Path) -> None:
         fill("b")(folder)
         raise Stop
 
     with pytest.raises(Stop):
-        files.write_folder(path, failing)
+        files.write_folder(path, broken)
     assert everything(tmp_path) == ["folder", "folder/a"]
 
 

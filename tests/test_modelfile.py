@@ -300,8 +300,45 @@ def test_a_pickle_is_never_loaded(tmp_path: Path):
 
 
 def test_a_foreign_safetensors_file_is_recognised(tmp_path: Path):
-    data = safetensors.torch.save(weights(), {"format": "pt"})
+    data = safetensors.torch.save({"a": torch.zeros(3)}, {"format": "pt"})
     assert "`diffuse train` did not write it" in rejected(tmp_path, data)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("diffusers", ("conv_in.weight", "conv_norm_out.weight", "time_embedding.linear_1.weight")),
+        ("OpenAI's", ("time_embed.0.weight", "input_blocks.0.0.weight", "out.2.weight")),
+    ],
+)
+def test_a_known_foreign_format_is_named_with_the_line_to_type(tmp_path: Path, kind, names):
+    data = safetensors.torch.save({name: torch.zeros(3) for name in names}, {"format": "pt"})
+    message = rejected(tmp_path, data)
+    assert f"is a model of {kind}" in message
+    assert f"diffuse convert {tmp_path}/m.safetensors -o model.safetensors" in message
+
+
+@pytest.mark.parametrize("start", [b"GGUF", b"\x89HDF\r\n", b"\x93NUMPY"])
+def test_other_kinds_are_named(tmp_path: Path, start: bytes):
+    assert "is a file of" in rejected(tmp_path, start + bytes(100))
+
+
+def test_a_folder_of_diffusers_is_named_with_the_line_to_type(tmp_path: Path):
+    (tmp_path / "m" / "unet").mkdir(parents=True)
+    with pytest.raises(ModelFileError, match="is a folder") as caught:
+        load(tmp_path / "m")
+    assert caught.value.hint == ""
+    (tmp_path / "m" / "unet" / "config.json").write_text("{}")
+    with pytest.raises(ModelFileError, match="diffuse convert"):
+        load(tmp_path / "m")
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device"])
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path, kind: str):
+    path = tmp_path / "m.safetensors"
+    os.mkfifo(path) if kind == "fifo" else path.symlink_to("/dev/zero")
+    with pytest.raises(ModelFileError, match="not a regular file"):
+        load(path)
 
 
 def test_every_cut_is_noticed(good: bytes, tmp_path: Path):
@@ -453,7 +490,8 @@ def test_an_unknown_key_names_the_nearest(good: bytes, tmp_path: Path):
 
 
 def test_nothing_is_allocated_for_a_network_that_does_not_fit(good: bytes, tmp_path, monkeypatch):
-    monkeypatch.setattr(modelfile, "read_tensors", lambda path: pytest.fail("tensors were read"))
+    read = modelfile.tensorfile
+    monkeypatch.setattr(read, "read_tensors", lambda f, h: pytest.fail("tensors were read"))
     rejected(tmp_path, described(good, setting("unet", "width", value=4096)))
 
 

@@ -49,7 +49,11 @@ UNIVERSAL: dict[str, Any] = {
     "config_file": typer.Option(None, "--config", metavar="TOML", help="Options from a file."),
     "json": typer.Option(False, "--json", help="Print one JSON object on stdout."),
     "quiet": typer.Option(False, "--quiet", "-q", help="Nothing on stderr but errors."),
-    "debug": typer.Option(False, "--debug", help="Errors come with their traceback."),
+    "debug": typer.Option(
+        False,
+        "--debug",
+        help="Errors come with their traceback.",
+    ),
 }
 
 

@@ -29,7 +29,9 @@ def run(config: TrainConfig, console: Console) -> None:
     from diffuse_cli.training import fit
 
     with deferred() as stop:
-        trained = console.follow(fit(config, stop), _Describe(live=console.live))
+        trained = console.follow(
+            fit(config, stop, debug=console.debug), _Describe(live=console.live)
+        )
     if trained is not None:
         console.say(_summary(trained))
         values = {f.name: getattr(trained, f.name) for f in dataclasses.fields(trained)}

@@ -104,7 +104,13 @@ class TrainConfig(DiffusionConfig):
     )
     overwrite: bool = option(False, OVERWRITE, control=True)
     log: str | None = option(None, "Also log to a tracker.", table="trackers", control=True)
-    save_every: int = option(500, "Steps between checkpoints.", low=1, control=True)
+    save_every: int | None = option(
+        None,
+        "Steps between checkpoints.",
+        low=1,
+        control=True,
+        shown="500; more where saving would take over 1 % of the time",
+    )
     preview_every: int = option(
         1000, "Steps between preview pictures and held-out losses.", low=1, control=True
     )

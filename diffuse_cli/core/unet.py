@@ -72,7 +72,9 @@ class UNet(nn.Module):
         self.time_proj = time_proj(config)
         self.time_embedding = TimeEmbedding(self.time_proj.width, time_width)
         if config.num_classes:
-            self.class_embedding = nn.Embedding(config.num_classes + 1, time_width)
+            # As nn.Embedding draws it, which on the meta device imports a compiler for that.
+            drawn = torch.randn(config.num_classes + 1, time_width)
+            self.class_embedding = nn.Embedding.from_pretrained(drawn, freeze=False)
 
         self.down_blocks = nn.ModuleList()
         skips, before = [width], width

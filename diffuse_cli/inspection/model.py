@@ -9,7 +9,7 @@ from typing import Any
 
 from diffuse_cli import files
 from diffuse_cli.config import DiffusionConfig, InfoConfig, UNetConfig
-from diffuse_cli.errors import ModelFileError, UsageError
+from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Progress, Work
 from diffuse_cli.options import to_dict
 
@@ -17,9 +17,6 @@ TASK = "reading model"
 
 IMAGES_ONLY = ("size", "background", "out", "workers", "strict")
 """Options that say how images are read or shown."""
-
-DEPTH = 32
-"""What a file says may be nested so deep: far more than a configuration, and it can be printed."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +66,6 @@ def inspect_model(config: InfoConfig) -> Work[ModelReport]:
 
     yield Progress(TASK, 0, 1)
     model = modelfile.load(path)
-    said = (model.data, model.training, model.versions)
-    if any(_deeper(value, DEPTH) for value in said):
-        raise ModelFileError(f"{files.show(path)} describes itself in more than {DEPTH} levels")
     yield Progress(TASK, 1, 1)
     return ModelReport(
         path=config.path,
@@ -88,18 +82,3 @@ def inspect_model(config: InfoConfig) -> Work[ModelReport]:
         training=model.training,
         versions=model.versions,
     )
-
-
-def _deeper(value: Any, depth: int) -> bool:
-    """Whether a JSON value has more than `depth` levels of lists and objects."""
-    level = [value]
-    for _ in range(depth + 1):
-        level = [
-            child
-            for each in level
-            if isinstance(each, (dict, list))
-            for child in (each.values() if isinstance(each, dict) else each)
-        ]
-        if not level:
-            return False
-    return True

@@ -6,22 +6,21 @@ import contextlib
 import dataclasses
 import shlex
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
 
-from diffuse_cli import files, modelfile, pictures
-from diffuse_cli.conditioning import Condition
-from diffuse_cli.config import SAMPLING_STEPS, DiffusionConfig, TrainConfig
+from diffuse_cli import files, modelfile
+from diffuse_cli.config import DiffusionConfig, TrainConfig
 from diffuse_cli.core.unet import count_parameters
-from diffuse_cli.errors import DiffuseError, DivergedError, UsageError
-from diffuse_cli.events import Notice, Progress, Work, until
+from diffuse_cli.errors import DiffuseError, DivergedError, Interrupted, Terminated, UsageError
+from diffuse_cli.events import Notice, Stop, Work, until
 from diffuse_cli.options import from_dict, options, to_toml
 from diffuse_cli.runtime import machine, rank, resolve_precision
-from diffuse_cli.sampling import draw
 from diffuse_cli.training.configuring import for_model_file
+from diffuse_cli.training.diagnosing import first_not_finite
+from diffuse_cli.training.looking import look
 from diffuse_cli.training.preparing import (
     Plan,
     check_batch,
@@ -29,10 +28,12 @@ from diffuse_cli.training.preparing import (
     first_weights,
     prepare,
 )
-from diffuse_cli.training.reports import Looked, Meter, Step, Trained
+from diffuse_cli.training.reports import Meter, Step, Trained
 from diffuse_cli.training.rundir import Checkpoint, RunDirectory
+from diffuse_cli.training.saving import Pace, check_room
+from diffuse_cli.training.state import checkpoint_of, restore
 from diffuse_cli.training.timing import fill_minutes
-from diffuse_cli.training.trainer import Trainer, lr_at
+from diffuse_cli.training.trainer import Outcome, Trainer, lr_at
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -40,16 +41,10 @@ if TYPE_CHECKING:
 PATIENCE = 10
 """Steps in a row whose gradient is not finite, after which a run has diverged."""
 
-PREVIEW_IMAGES = 16
 
-Stop = Callable[[], DiffuseError | None]
-
-
-def never() -> None:
-    """The `stop` of a run that nothing interrupts."""
-
-
-def fit(config: TrainConfig, stop: Stop = never) -> Work[Trained | None]:
+def fit(
+    config: TrainConfig, stop: Stop | None = None, *, debug: bool = False
+) -> Work[Trained | None]:
     """Train a model and write its file.
 
     Yields `Progress` and `Notice` while it prepares, then a `Step` for every step, with `Looked`
@@ -58,6 +53,7 @@ def fit(config: TrainConfig, stop: Stop = never) -> Work[Trained | None]:
     Args:
         config: what was asked for; it is completed from the data and the machine.
         stop: asked after every step; an error it returns ends the run with a checkpoint.
+        debug: where training diverges, find the module that was not finite.
 
     Returns:
         `Trained`, or None on every process but the first.
@@ -66,6 +62,7 @@ def fit(config: TrainConfig, stop: Stop = never) -> Work[Trained | None]:
         DiffuseError: of the kind that fits; nothing that stood before is lost.
     """
     run = RunDirectory(config.out)
+    stop = stop or Stop()
     main = rank() == 0
     with (
         _holding(run, config) if main else contextlib.nullcontext(),
@@ -78,7 +75,7 @@ def fit(config: TrainConfig, stop: Stop = never) -> Work[Trained | None]:
     ):
         check_batch(config, accelerator.num_processes)
         plan = yield from until(stop, prepare(config, accelerator, run))
-        return (yield from _Run(plan, accelerator, run, stop).work())
+        return (yield from _Run(plan, accelerator, run, stop, debug).work())
 
 
 @contextlib.contextmanager
@@ -93,12 +90,14 @@ def _holding(run: RunDirectory, config: TrainConfig) -> Iterator[None]:
 class _Run:
     """A run under way: when to log, look, save and stop."""
 
-    def __init__(self, plan: Plan, accelerator: Accelerator, run: RunDirectory, stop: Stop) -> None:
+    def __init__(
+        self, plan: Plan, accelerator: Accelerator, run: RunDirectory, stop: Stop, debug: bool
+    ) -> None:
         self.plan, self.accelerator, self.run, self.stop = plan, accelerator, run, stop
+        self.debug = debug
         self.main = accelerator.is_main_process
         self.held_out_loss: float | None = None
         self.loss: float | None = None
-        self.saved = 0
 
     def work(self) -> Work[Trained | None]:
         """Start or go on, step until the end, and write the model file."""
@@ -108,11 +107,13 @@ class _Run:
             init = first_weights(self.plan.config, self.plan.unet)
             self.plan = dataclasses.replace(self.plan, init=init)
         start = checkpoint.step if checkpoint else 0
+        if self.main:
+            check_room(self.plan, self.run)
         config = yield from self._fix_steps(start)
         self.plan = dataclasses.replace(self.plan, config=config)
         trainer = Trainer(self.plan, self.accelerator)
         if checkpoint:
-            trainer.restore(checkpoint)
+            restore(trainer, checkpoint)
         self._begin(start)
         end = min(config.steps, config.stop_at or config.steps)
         if start < end:
@@ -152,7 +153,8 @@ class _Run:
         config = self.plan.config
         if config.minutes is not None:
             yield Notice("measuring the time of a step")
-            config, seconds = fill_minutes(self.plan, self.accelerator)
+            with self.stop.at_once():
+                config, seconds = fill_minutes(self.plan, self.accelerator)
             config = dataclasses.replace(config, steps=start + config.steps)
             yield Notice(
                 f"{seconds:.3g} s a step of {config.batch_size} images: {config.steps:,} steps"
@@ -190,12 +192,12 @@ class _Run:
 
     def _steps(self, trainer: Trainer, start: int, end: int) -> Work[None]:
         config = self.plan.config
-        meter = Meter(trainer.batch_size)
+        meter, pace = Meter(trainer.batch_size), Pace(config.save_every)
         for step in range(start, end):
-            outcome = trainer.step(step)
+            outcome = yield from self._step(trainer, step, start)
             done = step + 1
             if trainer.bad >= PATIENCE:
-                raise self._diverged(done)
+                raise self._diverged(trainer, step)
             meter.add(outcome.loss)
             if done % config.log_every == 0 or done == end:
                 yield self._log(done, meter, float(outcome.grad_norm), lr_at(config, step))
@@ -203,19 +205,48 @@ class _Run:
                 yield Step(done, config.steps)
             error = self._stopping()
             if error is None and (done % config.preview_every == 0 or done == end):
-                yield from self._look(trainer, done)
+                if self.main:
+                    yield from self._look(trainer, done)
                 meter.pause()
                 error = self._stopping()
-            if self.main and (error or done % config.save_every == 0 or done == end):
-                self.run.save(trainer.checkpoint(done))
-                self.saved = done
+            if self.main and (error or pace.due(done) or done == end):
+                with pace.measured():
+                    self.run.save(checkpoint_of(trainer, done))
                 meter.pause()
             if error:
-                again = ["diffuse", "train", config.data, "--resume", "-o", config.out]
-                raise type(error)(
-                    f"{error.message} at step {done:,}: checkpoint saved",
-                    f"Go on with: {shlex.join(again)}",
-                )
+                raise self._ended(error, done, "checkpoint saved")
+
+    def _step(self, trainer: Trainer, step: int, start: int) -> Work[Outcome]:
+        """A step. The first one may be long in compiling, which holds no state."""
+        parts = trainer.accumulation
+        if self.plan.config.compile and step == start:
+            try:
+                with self.stop.at_once():
+                    outcome = trainer.step(step)
+            except (Interrupted, Terminated) as error:
+                kept = "nothing was done yet" if start == 0 else "its checkpoint stands"
+                raise self._ended(error, start, kept) from error
+        else:
+            outcome = trainer.step(step)
+        if trainer.accumulation != parts:
+            yield Notice(
+                f"out of memory: from step {step + 1:,} on the {trainer.batch_size} images of a "
+                f"batch are computed in {trainer.accumulation} parts",
+                warning=True,
+            )
+        return outcome
+
+    def _look(self, trainer: Trainer, done: int) -> Work[None]:
+        """Look at the averaged weights; a signal ends that at once."""
+        with contextlib.suppress(Interrupted, Terminated):
+            looked = yield from until(self.stop, look(trainer, self.run, done))
+            self.held_out_loss = looked.held_out_loss
+
+    def _ended(self, error: DiffuseError, step: int, kept: str) -> DiffuseError:
+        again = ["diffuse", "train", self.plan.config.data, "--resume", "-o", self.plan.config.out]
+        return type(error)(
+            f"{error.message} at step {step:,}: {kept}", f"Go on with: {shlex.join(again)}"
+        )
 
     def _stopping(self) -> DiffuseError | None:
         """The same answer on every process: they stop after the same step."""
@@ -230,14 +261,22 @@ class _Run:
         errors: list[DiffuseError | None] = gather_object([error])
         return next(e for e in errors if e is not None)
 
-    def _diverged(self, step: int) -> DivergedError:
+    def _diverged(self, trainer: Trainer, step: int) -> DivergedError:
         kept = self.run.newest_step()
         where = f"the last good checkpoint is step {kept:,}" if kept else "there is no checkpoint"
-        return DivergedError(
-            f"training diverged: {PATIENCE} steps in a row up to {step:,} had a gradient that is "
-            f"not finite; {where}",
-            "Lower --lr",
+        text = (
+            f"training diverged: {PATIENCE} steps in a row up to {step + 1:,} had a gradient that "
+            f"is not finite; {where}"
         )
+        if not self.debug:
+            return DivergedError(text, "Lower --lr; --debug names the module where it begins")
+        module = first_not_finite(trainer, step)
+        found = (
+            f"{module} was the first module whose output was not finite"
+            if module
+            else "every module's output was finite, the gradient was not"
+        )
+        return DivergedError(f"{text}; {found}", "Lower --lr")
 
     def _log(self, done: int, meter: Meter, norm: float, lr: float) -> Step:
         self.loss, speed = meter.read()
@@ -247,41 +286,6 @@ class _Run:
             self.accelerator.log({"loss": self.loss, "lr": lr, "grad_norm": norm}, step=done)
         left = (self.plan.config.steps - done) * meter.batch_size / speed
         return Step(done, self.plan.config.steps, self.loss, lr, norm, speed, left)
-
-    def _look(self, trainer: Trainer, done: int) -> Work[None]:
-        """Held-out loss and preview of the averaged weights; nothing of it touches the training."""
-        if not self.main:
-            return
-        self.held_out_loss = trainer.held_out_loss()
-        if self.held_out_loss is not None:
-            self.run.log(step=done, held_out_loss=self.held_out_loss)
-            if self.plan.config.log:
-                self.accelerator.log({"held_out_loss": self.held_out_loss}, step=done)
-        path = yield from self._preview(trainer, done)
-        yield Looked(done, self.held_out_loss, path)
-
-    def _preview(self, trainer: Trainer, done: int) -> Work[Path | None]:
-        denoiser = modelfile.make_denoiser(trainer.ema_net, self.plan.config)
-        unet = self.plan.unet
-        state = None
-        steps = min(SAMPLING_STEPS, denoiser.process.num_timesteps)
-        for part in draw(
-            denoiser,
-            shape=(unet.channels, *unet.size),
-            indices=range(PREVIEW_IMAGES),
-            seed=self.plan.config.seed,
-            times=denoiser.process.times(steps),
-            device=self.accelerator.device,
-            condition=Condition(tuple(range(unet.num_classes))) if unet.num_classes else None,
-        ):
-            state = part.state
-            yield Progress("preview", part.step, steps)
-            if self.stop() is not None:
-                return None
-        assert state is not None
-        path = self.run.previews / f"step-{done:08d}.png"
-        files.write_bytes(path, pictures.png(pictures.grid(pictures.to_uint8(state.x))))
-        return path
 
     # -- after -------------------------------------------------------------------------------------
 
@@ -294,7 +298,7 @@ class _Run:
             ema=trainer.ema.net.state_dict(),
             raw=trainer.net.state_dict() if config.keep_raw else None,
             step=step,
-            classes=self.plan.images.class_names,
+            classes=self.plan.classes,
             data=self.plan.data(),
             training=for_model_file(config),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,10 @@ MAPPED_SHARE = 4
 """Pixels that need more than one part in so many of the memory are mapped from a file."""
 
 
+CLASSES_BYTES = 750_000
+"""Names of classes, as JSON, that the header of a model file has room for beside all else."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """A training that could begin.
@@ -48,6 +53,13 @@ class Plan:
     train: npt.NDArray[np.int64]
     held_out: npt.NDArray[np.int64]
     init: Mapping[str, Tensor] | None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names for the model file; none where it would not hold them and the network
+        does not ask for them."""
+        names = self.images.class_names
+        return names if self.config.classes or _fits(names) else ()
 
     def data(self) -> dict[str, Any]:
         """What a model file says of its data."""
@@ -98,14 +110,25 @@ def _count_classes(images: Images) -> int:
     """The number of classes.
 
     Raises:
-        DataError: the images lie in fewer than two class folders.
+        DataError: the images lie in fewer than two class folders, or in more than a model file has
+            room for.
     """
     if len(images.class_names) < 2:
         raise DataError(
             "--classes: the images are not in class folders",
             "Put each class into a folder of its name, or leave --classes out",
         )
+    if not _fits(images.class_names):
+        raise DataError(
+            f"--classes: {len(images.class_names):,} class folders, whose names do not fit into a "
+            "model file",
+            "Leave --classes out",
+        )
     return len(images.class_names)
+
+
+def _fits(names: tuple[str, ...]) -> bool:
+    return len(json.dumps(names)) <= CLASSES_BYTES
 
 
 def _read(

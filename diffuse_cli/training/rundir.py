@@ -12,17 +12,15 @@ model.run/
 from __future__ import annotations
 
 import contextlib
-import glob
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli import files
-from diffuse_cli.errors import BusyError, OutputError, UsageError
+from diffuse_cli import files, locks
+from diffuse_cli.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,7 +60,7 @@ class RunDirectory:
         self.previews = self.path / "previews"
         self.cache = self.path / "cache"
         self.logs = self.path / "logs"
-        self._checkpoints = self.path / "checkpoints"
+        self.checkpoints = self.path / "checkpoints"
 
     def exists(self) -> bool:
         """Whether a run began here. A folder with only a lock is what a failed start leaves."""
@@ -92,61 +90,27 @@ class RunDirectory:
         Raises:
             BusyError: another process holds it.
         """
-        files.make_folder(self.path)
-        with self._locked():
-            try:
-                self._sweep()
-                yield
-            finally:
-                files.remove(self.cache)
-                if not self.exists():
-                    files.remove(self.path / "lock")
-                    with contextlib.suppress(OSError):  # something of another kind lies there
-                        self.path.rmdir()
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """The lock file, locked; made anew where another process has just removed it."""
-        path = self.path / "lock"
-        while True:
-            with path.open("a+") as lock:
-                self._lock(lock)
-                if path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+        try:
+            with locks.held(self.path / "lock"):
+                try:
+                    self._sweep()
                     yield
-                    return
-            files.make_folder(self.path)
+                finally:
+                    files.remove(self.cache)
+        finally:
+            if not self.exists():
+                with contextlib.suppress(OSError):  # another holds it, or something else lies there
+                    self.path.rmdir()
 
     def _sweep(self) -> None:
         """Remove what a killed process was writing."""
-        unfinished = [
-            *self.path.glob(".*.tmp"),
-            *self._checkpoints.glob(".*.tmp"),
-            *self.previews.glob(".*.tmp"),
-            *self.model.parent.glob(f".{glob.escape(self.model.name)}.*.tmp"),
-        ]
-        for path in unfinished:
-            files.remove(path)
-
-    def _lock(self, lock: Any) -> None:
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            return
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            raise BusyError(
-                f"process {lock.read().strip()} is training in {files.show(self.path)}",
-                "Wait for it, or choose another -o",
-            ) from None
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
+        for folder in (self.path, self.checkpoints, self.previews):
+            files.sweep(folder)
+        files.sweep(self.model.parent, self.model.name)
 
     def clear(self) -> None:
         """Remove an earlier run and its model file, but not the lock and the cache of this one."""
-        for path in (self._checkpoints, self.metrics, self.previews, self.logs, self.config):
+        for path in (self.checkpoints, self.metrics, self.previews, self.logs, self.config):
             files.remove(path)
         files.remove(self.model)
 
@@ -154,16 +118,16 @@ class RunDirectory:
 
     def save(self, checkpoint: Checkpoint) -> Path:
         """Write a checkpoint; old ones are removed only when it is on disk."""
-        from diffuse_cli.modelfile import write_tensors
+        from diffuse_cli import tensorfile
 
         def fill(folder: Path) -> None:
             for name in TENSORS:
-                write_tensors(folder / f"{name}.safetensors", getattr(checkpoint, name))
+                tensorfile.write(folder / f"{name}.safetensors", getattr(checkpoint, name))
             files.write_json(folder / "state.json", {**checkpoint.state, "step": checkpoint.step})
             sums = {path.name: files.sha256(path) for path in sorted(folder.iterdir())}
             files.write_json(folder / "manifest.json", {"files": sums, "step": checkpoint.step})
 
-        path = self._checkpoints / f"step-{checkpoint.step:08d}"
+        path = self.checkpoints / f"step-{checkpoint.step:08d}"
         files.write_folder(path, fill)
         # Newer ones are damaged, or of a course that was left: they must not take a place.
         complete = self._complete()
@@ -174,12 +138,12 @@ class RunDirectory:
 
     def _complete(self) -> list[Path]:
         """Checkpoints with a manifest, newest first by step."""
-        manifests = self._checkpoints.glob("step-*/manifest.json")
+        manifests = self.checkpoints.glob("step-*/manifest.json")
         return sorted((path.parent for path in manifests), reverse=True)
 
     def load(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest checkpoint that verifies, and a sentence for each newer one that does not."""
-        from diffuse_cli.modelfile import read_tensors
+        from diffuse_cli import tensorfile
 
         passed: list[str] = []
         for path in self._complete():
@@ -190,7 +154,7 @@ class RunDirectory:
             state = json.loads((path / "state.json").read_text())
             # What a manifest verifies is all there; a run of an earlier version has no history.
             there = {name: path / f"{name}.safetensors" for name in TENSORS}
-            tensors = {n: read_tensors(p) if p.exists() else {} for n, p in there.items()}
+            tensors = {n: tensorfile.read(p) if p.exists() else {} for n, p in there.items()}
             return Checkpoint(step=state["step"], state=state, **tensors), passed
         return None, passed
 

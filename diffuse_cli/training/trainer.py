@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +20,11 @@ from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.core.losses import LOSSES, weights
 from diffuse_cli.core.timesteps import TIMESTEP_DRAWS, History, choose
 from diffuse_cli.core.unet import UNet, checkpointed
-from diffuse_cli.errors import lookup
+from diffuse_cli.errors import UsageError, lookup
 from diffuse_cli.modelfile import make_denoiser
 from diffuse_cli.runtime import (
     key,
+    out_of_memory,
     permutation,
     seed_modules,
     share,
@@ -30,7 +32,9 @@ from diffuse_cli.runtime import (
 )
 from diffuse_cli.training.ema import Average, due
 from diffuse_cli.training.preparing import Plan
-from diffuse_cli.training.rundir import Checkpoint
+
+Seen = list[tuple[Tensor, Tensor]]
+"""Timesteps and their losses, of each forward pass."""
 
 HELD_OUT_IMAGES = 512
 """At most so many held-out images are measured while training."""
@@ -62,8 +66,11 @@ class Trainer:
     """Network, optimizer and average of a run, and the images it learns from.
 
     Attributes:
+        net, ema, optimizer, history: its state, with `unread`, `bad` and `accumulation`.
+        unread: the gradients' norms of the steps since the average last moved.
         bad: the last so many steps, of those that have been looked at, had a gradient that is not
             finite.
+        accumulation: forward passes a step; more than configured where memory ran out.
     """
 
     def __init__(self, plan: Plan, accelerator: Accelerator) -> None:
@@ -79,8 +86,9 @@ class Trainer:
             net.run_block = checkpointed
         self.net = net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = Average(self.net, self.config.ema_decay)
-        self._unread: list[Tensor] = []
+        self.unread: list[Tensor] = []
         self.bad = 0
+        self.accumulation = self.config.accumulation
         optimizer = torch.optim.AdamW(
             self.net.parameters(),
             lr=self.config.lr or 0.0,
@@ -107,46 +115,100 @@ class Trainer:
     # -- a step ------------------------------------------------------------------------------------
 
     def step(self, step: int) -> Outcome:
-        """Take the step after `step` steps; where the gradient is not finite, change nothing."""
-        config, accelerator = self.config, self.accelerator
+        """Take the step after `step` steps; where loss or gradient is not finite, change nothing.
+
+        The norm of such a step is not finite either.
+        """
         self._prepared.train()
         for group in self.optimizer.param_groups:
-            group["lr"] = lr_at(config, step)
-        mine = share(self.batch_size, accelerator.num_processes, accelerator.process_index)
-        chances = self._draw.probabilities(self.history)
+            group["lr"] = lr_at(self.config, step)
+        total, norm, seen = self._gradient(step, self.chances())
+        loss = self.accelerator.reduce(total, "sum") / self.batch_size
+        norm = norm + 0 * loss
+        self._update(norm)
+        if self._draw.keep and bool(norm.isfinite()):
+            self._remember(seen)
+        self.unread.append(norm)
+        if due(step + 1, self.config.steps):
+            self._average()
+        return Outcome(loss, norm)
+
+    def _gradient(self, step: int, chances: Tensor) -> tuple[Tensor, Tensor, Seen]:
+        """The sum of this process's losses, the norm of the gradient, and the losses by timestep.
+
+        Where the memory does not hold a part of the batch, the parts are halved: the draws belong
+        to positions of the batch, so that the step is the same but for rounding and dropout.
+
+        Raises:
+            UsageError: the parts cannot be halved.
+        """
+        while True:
+            try:
+                return self._accumulate(step, chances)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+            # Only here are the tensors of the failed pass forgotten.
+            self._halve()
+
+    def _halve(self) -> None:
+        """Twice as many parts of the batch, and a clean start of the step."""
+        most = self.batch_size // self.accelerator.num_processes
+        if self.accumulation >= most:
+            raise UsageError(
+                "out of memory: a single image does not fit",
+                "Try --gradient-checkpointing, a smaller --width or a smaller --size",
+            )
+        if self.accelerator.num_processes > 1:  # the others are in the middle of their step
+            raise UsageError(
+                f"out of memory: {-(-most // self.accumulation)} images at a time do not fit",
+                f"Try --accumulation {2 * self.accumulation}",
+            )
+        self.accumulation = min(2 * self.accumulation, most)
+        self.optimizer.optimizer.zero_grad()
+        if self.device.type != "cpu":
+            torch.accelerator.empty_cache()
+
+    def _accumulate(self, step: int, chances: Tensor) -> tuple[Tensor, Tensor, Seen]:
+        accelerator = self.accelerator
+        accelerator.gradient_accumulation_steps, accelerator.step = self.accumulation, 0
         total = torch.zeros((), device=self.device)
-        seen: list[tuple[Tensor, Tensor]] = []
         norm = torch.zeros((), device=self.device)
-        for micro in range(config.accumulation):
-            part = share(len(mine), config.accumulation, micro)
-            positions = range(mine.start + part.start, mine.start + part.stop)
-            seed_modules(config.seed, step, micro, accelerator.process_index)
+        seen: Seen = []
+        for positions in self.parts(step):
             with accelerator.accumulate(self._prepared):
-                t, plain = self._losses(step, positions, chances)
+                t, plain = self.losses(self.denoiser, step, positions, chances)
                 # However they are drawn, the timesteps count alike.
                 losses = plain / (len(chances) * chances).to(plain).take(t)
                 seen.append((t, plain.detach()))
                 total += losses.detach().sum()
                 # Accelerate divides by the accumulation, and processes are averaged.
-                scale = config.accumulation * accelerator.num_processes / self.batch_size
+                scale = self.accumulation * accelerator.num_processes / self.batch_size
                 accelerator.backward(losses.sum() * scale)
                 if accelerator.sync_gradients:
                     norm = self._norm()
-        self._update(norm)
-        if self._draw.keep and bool(norm.isfinite()):
-            self._remember(seen)
-        self._unread.append(norm)
-        if due(step + 1, config.steps):
-            self._average()
-        loss = accelerator.reduce(total, "sum") / self.batch_size
-        return Outcome(loss, norm)
+        return total, norm, seen
+
+    def parts(self, step: int) -> Iterator[range]:
+        """The positions of the global batch that are this process's, a forward pass at a time, with
+        what modules draw themselves fixed for each."""
+        index = self.accelerator.process_index
+        mine = share(self.batch_size, self.accelerator.num_processes, index)
+        for micro in range(self.accumulation):
+            part = share(len(mine), self.accumulation, micro)
+            seed_modules(self.config.seed, step, micro, index)
+            yield range(mine.start + part.start, mine.start + part.stop)
+
+    def chances(self) -> Tensor:
+        """The probability of each timestep in the next step, (T,)."""
+        return self._draw.probabilities(self.history)
 
     def wait(self) -> None:
         """Until the device has done what it was given."""
         if self.device.type != "cpu":
             torch.accelerator.synchronize(self.device)
 
-    def _remember(self, seen: list[tuple[Tensor, Tensor]]) -> None:
+    def _remember(self, seen: Seen) -> None:
         """Note the losses of the whole batch, in the order of its positions."""
         own = [(t.tolist(), losses.tolist()) for t, losses in seen]
         for times, losses in gather_object(own):
@@ -175,13 +237,15 @@ class Trainer:
 
     def _average(self) -> None:
         """Look at the steps since the last time, and let the average follow those that counted."""
-        norms = torch.stack(self._unread).tolist()
-        self._unread = []
+        norms = torch.stack(self.unread).tolist()
+        self.unread = []
         for norm in norms:
             self.bad = 0 if math.isfinite(norm) else self.bad + 1
         self.ema.follow(self.net, sum(map(math.isfinite, norms)))
 
-    def _losses(self, step: int, positions: range, chances: Tensor) -> tuple[Tensor, Tensor]:
+    def losses(
+        self, denoiser: Denoiser, step: int, positions: range, chances: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The timesteps and losses of positions of the global batch, (B,) each."""
         draws = training_draws(
             self.config.seed, step, positions, shape=self._shape, device=self.device
@@ -196,7 +260,7 @@ class Trainer:
             dropped = draws.drop < self.config.label_dropout
             cond = {"label": torch.where(dropped, none, cond["label"])}
         t = choose(chances, draws.u)
-        return t, self._loss_of(self.denoiser, x0, t, draws.noise, cond)
+        return t, self._loss_of(denoiser, x0, t, draws.noise, cond)
 
     def _loss_of(
         self, denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, cond: dict[str, Tensor]
@@ -276,55 +340,3 @@ class Trainer:
             x0, cond = self.pixels(indices), self.condition(indices)
             total += float(self._loss_of(denoiser, x0, t, draws.noise, cond).sum())
         return total / len(chosen)
-
-    # -- state -------------------------------------------------------------------------------------
-
-    def checkpoint(self, step: int) -> Checkpoint:
-        """The whole state after `step` steps."""
-        names = [name for name, _ in self.net.named_parameters()]
-        state = self.optimizer.state_dict()["state"]
-        scaler = self.accelerator.scaler
-        return Checkpoint(
-            step=step,
-            model=self.net.state_dict(),
-            ema=self.ema.net.state_dict(),
-            optimizer={f"{names[i]}.{k}": v for i, own in state.items() for k, v in own.items()},
-            history=self.history.tensors(),
-            state={
-                "ema_updates": self.ema.updates,
-                "unread": [bool(norm.isfinite()) for norm in self._unread],
-                "bad": self.bad,
-                "scaler": scaler.state_dict() if scaler is not None else None,
-                "fingerprint": self.plan.images.fingerprint,
-            },
-        )
-
-    def restore(self, saved: Checkpoint) -> None:
-        """Go back to a checkpoint."""
-        self.net.load_state_dict(dict(saved.model))
-        self.ema.net.load_state_dict(dict(saved.ema))
-        self.ema.updates = saved.state["ema_updates"]
-        self._unread = [
-            torch.tensor(0.0 if good else math.inf, device=self.device)
-            for good in saved.state.get("unread", [])
-        ]
-        self.bad = saved.state.get("bad", 0)
-        self.history.restore(saved.history)
-        own: dict[int, dict[str, Tensor]] = {}
-        for i, (name, weight) in enumerate(self.net.named_parameters()):
-            for k in ("step", "exp_avg", "exp_avg_sq"):
-                if f"{name}.{k}" in saved.optimizer:
-                    value = saved.optimizer[f"{name}.{k}"]
-                    # The fused AdamW walks through memory: moments must lie as their weight does.
-                    own.setdefault(i, {})[k] = _laid_out_as(weight, value)
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": own, "param_groups": groups})
-        if self.accelerator.scaler is not None and saved.state["scaler"]:
-            self.accelerator.scaler.load_state_dict(saved.state["scaler"])
-
-
-def _laid_out_as(like: Tensor, value: Tensor) -> Tensor:
-    """`value` with the strides of `like`, where they have one shape."""
-    if value.shape != like.shape:
-        return value
-    return torch.empty_like(like, dtype=value.dtype, requires_grad=False).copy_(value)

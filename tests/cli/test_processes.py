@@ -80,6 +80,22 @@ def test_two_processes_draw_the_timesteps_and_labels_of_one(launch, train, image
     assert torch.allclose(two["losses"], one["losses"], rtol=1e-3)
 
 
+def test_two_processes_stopped_and_resumed_equal_one_go(
+    launch, images, recipe, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    line = (
+        "train", images, "--config", recipe, "--steps", 14, "--timestep-draw", "importance",
+        "--num-timesteps", 3, "--classes", "--label-dropout", 0.5, "--variance", "learned",
+        "--flip", "--accumulation", 2, "-q",
+    )  # fmt: skip
+    assert launch("torchrun", *line, "-o", "whole.safetensors").code == 0
+    assert launch("torchrun", *line, "--stop-at", 9).code == 0
+    half = Path("model.safetensors").read_bytes()
+    assert launch("torchrun", *line, "--resume").code == 0
+    assert Path("model.safetensors").read_bytes() == Path("whole.safetensors").read_bytes() != half
+
+
 def test_two_processes_sample_the_images_of_one(launch, diffuse, model):
     options = ("-n", 5, "--steps", 4, "--precision", "fp32", "--gif")
     ran = launch("torchrun", "sample", model, *options, "-o", "two", "--json")
@@ -155,6 +171,78 @@ def test_the_second_run_on_an_output_names_the_first(train, holder, option):
 def test_the_second_run_is_told_of_the_first_though_a_model_stands_there(train, holder, model):
     Path("model.safetensors").write_bytes(model.read_bytes())
     assert train("--steps", 2, "-q").code == 75
+
+
+RACE = """
+import sys
+from diffuse_cli import locks
+from diffuse_cli.errors import BusyError
+sys.stdin.readline()
+try:
+    with locks.held(__import__("pathlib").Path("out") / "lock"):
+        print("held", flush=True)
+        sys.stdin.readline()
+except BusyError as error:
+    print(error, flush=True)
+"""
+
+
+def test_of_many_processes_one_holds_an_output_and_is_named(tmp_path):
+    """All at once, and again and again: each time the holder removes the file of the lock."""
+    for _ in range(3):
+        children = [
+            subprocess.Popen(
+                [sys.executable, "-c", RACE],
+                cwd=tmp_path, env=environment(), text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            )
+            for _ in range(6)
+        ]  # fmt: skip
+        for child in children:
+            child.stdin.write("go\n")
+            child.stdin.flush()
+        said = [child.stdout.readline() for child in children]
+        [holder] = [c for c, line in zip(children, said, strict=True) if line == "held\n"]
+        others = [line for line in said if line != "held\n"]
+        assert all("is writing to out" in line for line in others)
+        named = {line.split()[1] for line in others}
+        assert named <= {str(holder.pid), "another"}
+        for child in children:
+            child.communicate("\n", timeout=30)
+        assert not (tmp_path / "out" / "lock").exists()
+
+
+def test_a_forked_child_does_not_keep_the_lock(tmp_path, monkeypatch):
+    """A loader's worker may outlive the process that was killed."""
+    program = HOLDER.replace(
+        "sys.stdin.read()", "import os; os.fork() and os._exit(9)\n    sys.stdin.read()"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=tmp_path, env=environment(), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert child.wait(30) == 9
+    monkeypatch.chdir(tmp_path)
+    with RunDirectory("model.safetensors").held():
+        pass
+    child.communicate()
+
+
+def test_the_second_sampling_into_a_folder_names_the_first(diffuse, model, monkeypatch):
+    from diffuse_cli import locks
+
+    with locks.held(Path("samples/.lock")):
+        program = (
+            "import sys; from diffuse_cli.app import main; "
+            f"sys.exit(main(['sample', {str(model)!r}, '-n', '1', '--steps', '2', '-q']))"
+        )
+        ran = subprocess.run(
+            [sys.executable, "-c", program], env=environment(), capture_output=True, text=True
+        )
+    assert ran.returncode == 75
+    assert "is writing to samples" in ran.stderr
+    assert diffuse("sample", model, "-n", 1, "--steps", 2, "-q").code == 0
+    assert not Path("samples/.lock").exists()
 
 
 def test_a_killed_process_holds_nothing(train, holder):

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import pty
 import re
 import shlex
 import signal
+import subprocess
+import sys
+import termios
+import time
 from pathlib import Path
 
 import pytest
-from conftest import write_images
+from conftest import environment, write_images
 
+from diffuse_cli import modelfile
+from diffuse_cli.training import fitting, looking
+from diffuse_cli.training.rundir import RunDirectory
 from diffuse_cli.training.trainer import Trainer
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
@@ -91,6 +101,175 @@ def test_a_signal_while_images_are_read_leaves_nothing_behind(train, monkeypatch
     assert ran.code == 130
     assert ran.err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+# -- each phase -----------------------------------------------------------------------------------
+
+
+def raising(number, real):
+    """`real`, with a signal to this process before it begins for the first time."""
+    sent = []
+
+    def called(*arguments, **options):
+        if not sent:
+            sent.append(number)
+            signal.raise_signal(number)
+        return real(*arguments, **options)
+
+    return called
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_the_time_of_a_step_is_measured_ends_it(train, monkeypatch, number, code):
+    measured = []
+
+    def slow(*arguments):
+        signal.raise_signal(number)
+        measured.append(True)
+
+    monkeypatch.setattr(fitting, "fill_minutes", slow)
+    ran = train("--minutes", 1, "-q")
+    assert (ran.code, measured) == (code, [])
+    assert ran.err.count("\n") == 1
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize("where", ["held_out_loss", "draw"])
+def test_a_look_at_the_model_is_abandoned_and_the_step_saved(train, monkeypatch, where):
+    """Nothing of it is finished first: an evaluation may take minutes, and holds no state."""
+    finished = []
+
+    def interrupted(*arguments, **options):
+        signal.raise_signal(signal.SIGTERM)
+        finished.append(True)
+        yield
+
+    if where == "draw":
+        monkeypatch.setattr(looking, "draw", interrupted)
+    else:
+        real = Trainer.held_out_loss
+        monkeypatch.setattr(Trainer, where, lambda self: [*interrupted()] and real(self))
+    ran = train("--steps", 9, "--preview-every", 5, "--save-every", 100, "-q")
+    assert ran.code == 143
+    assert finished == []
+    assert newest() == 5
+    assert not list((RUN / "previews").glob("*")) if (RUN / "previews").exists() else True
+    monkeypatch.undo()
+
+
+def test_compiling_is_abandoned(train, monkeypatch):
+    """The first step of a run that compiles may take minutes, and nothing is lost with it."""
+    monkeypatch.setattr("torch.compile", lambda net: net)
+    finished = []
+
+    def step(self, number):
+        signal.raise_signal(signal.SIGTERM)
+        finished.append(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", step)
+        ran = train("--steps", 4, "--compile", "-q")
+    assert (ran.code, finished) == (143, [])
+    assert "at step 0: nothing was done yet" in ran.line
+    assert "--resume" in ran.line
+    assert train("--resume", "--stop-at", 2).code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", step)
+        ran = train("--resume", "-q")
+    assert (ran.code, finished) == (143, [])
+    assert "at step 2: its checkpoint stands" in ran.line
+    assert train("--resume", "-q").code == 0
+
+
+def test_a_signal_while_a_checkpoint_is_written_lets_it_be_whole(train, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "save", raising(signal.SIGTERM, RunDirectory.save))
+        ran = train("--steps", 9, "--save-every", 3, "-q")
+    assert ran.code == 143
+    assert newest() == 4
+    assert train("--resume", "-q").code == 0
+    train("--steps", 9, "-o", "whole.safetensors")
+    assert MODEL.read_bytes() == Path("whole.safetensors").read_bytes()
+
+
+def test_a_signal_while_the_model_file_is_written_lets_it_be_whole(train, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(modelfile, "save", raising(signal.SIGTERM, modelfile.save))
+        ran = train("--steps", 4, "-q")
+    assert ran.code == 0  # there is nothing left to do
+    assert ran.out == "model.safetensors\n"
+    train("--steps", 4, "-o", "whole.safetensors")
+    assert MODEL.read_bytes() == Path("whole.safetensors").read_bytes()
+
+
+@pytest.fixture
+def terminal(tmp_path, images, recipe):
+    """A training on a terminal of its own, where a person can press Ctrl-C."""
+    master, slave = pty.openpty()
+    child = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "diffuse_cli", "train", str(images), "--config", str(recipe)),
+            *("--steps", "100000", "--save-every", "40", "--log-every", "1"),
+        ],
+        cwd=tmp_path, env=environment(TERM="xterm"), stdin=slave, stdout=slave, stderr=slave,
+        start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(slave)
+    yield child, master
+    child.kill()
+    child.wait()
+    os.close(master)
+
+
+def read_until(master, words):
+
+    seen = b""
+    while words is None or words not in seen:
+        try:
+            part = os.read(master, 65536)
+        except OSError:
+            part = b""
+        if not part:
+            break
+        seen += part
+    return seen.decode(errors="replace")
+
+
+def wait_for_a_checkpoint(child, step):
+    while not (RUN / f"checkpoints/step-{step:08d}/manifest.json").exists():
+        assert child.poll() is None
+        time.sleep(0.01)
+
+
+def test_ctrl_c_once_on_a_terminal_saves_and_says_how_to_go_on(tmp_path, terminal, diffuse):
+
+    child, master = terminal
+    read_until(master, b"loss")
+    os.write(master, b"\x03")
+    seen = read_until(master, None)
+    assert child.wait(30) == 130
+    assert "Traceback" not in seen
+    assert f"interrupted at step {newest():,}: checkpoint saved" in " ".join(seen.split())
+    assert "\x1b[?25h" in seen  # the cursor is back
+
+
+def test_ctrl_c_twice_on_a_terminal_stops_at_once(tmp_path, terminal, diffuse, monkeypatch):
+    """The second press comes while the step that the first one waits for is under way."""
+
+    child, master = terminal
+    wait_for_a_checkpoint(child, 40)
+    os.kill(child.pid, signal.SIGSTOP)  # both are there when it goes on
+    os.write(master, b"\x03")
+    os.kill(child.pid, signal.SIGINT)
+    os.kill(child.pid, signal.SIGCONT)
+    os.write(master, b"\x03\x03\x03")
+    seen = read_until(master, None)
+    assert child.wait(30) == 130
+    assert "Traceback" not in seen
+    found, passed = RunDirectory(MODEL).load()
+    assert found is not None
+    assert passed == []
+    assert not list(Path().rglob("*.tmp"))
 
 
 def test_the_line_that_goes_on_survives_a_space_in_a_name(diffuse, recipe, tmp_path, at_step):

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from corpus import BOMB, encoded, fill, noise, zipped
 from PIL import Image
+from seams import FULL, failing
 
 from diffuse_cli import files
 from diffuse_cli.data import Images, fit, open_index, read_images, reasons, save_index
@@ -483,12 +484,8 @@ def test_reading_again_forgets_the_index(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_an_output_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(name: str, path: Path) -> None:
-        if name == "sync":
-            raise OSError(28, "No space left on device")
-
     folder = fill(tmp_path / "in", many(5))
-    monkeypatch.setattr(files, "operation", refuse)
+    monkeypatch.setattr(files, "operation", failing("sync", FULL))
     with pytest.raises(OutputError, match="No space left"):
         read(folder, cache=tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())

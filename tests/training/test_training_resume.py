@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import write_images
 from safetensors.torch import load_file
+from seams import watching
 
 from diffuse_cli.training.rundir import Checkpoint, RunDirectory
 from diffuse_cli.training.trainer import Trainer
@@ -57,6 +58,10 @@ def refuse(self, step):
             "--label-dropout 0.5 --flip --accumulation 2 --config dropout.toml",
             9,
         ),
+        ("--steps 12 --precision bf16 --config dropout.toml", 5),
+        ("--steps 12 --gradient-checkpointing --config dropout.toml", 5),
+        ("--steps 12 --ema-decay 0.5 --batch-size 54 --lr 0.01", 5),
+        ("--steps 90 --batch-size 7 --log-every 30", 67),
     ],
 )
 def test_stopped_and_resumed_equals_one_go(train, recipe, options, stop):
@@ -72,6 +77,33 @@ def test_stopped_and_resumed_equals_one_go(train, recipe, options, stop):
     assert MODEL.read_bytes() == WHOLE.read_bytes() != half
     last = int(options.split()[1])
     assert steps_of() == list(range(1, last + 1))
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ("--preview-every 2", "--preview-every 100"),
+        ("--preview-every 100", "--preview-every 1"),
+        ("--workers 1", "--workers 4"),
+        ("--save-every 1", "--save-every 100"),
+        ("--log tensorboard", "--log-every 1"),
+    ],
+)
+def test_what_cannot_change_the_weights_may_change_at_a_resume(train, first, then, whole):
+    train("--steps", 40, "--stop-at", 13, *first.split())
+    assert train("--steps", 40, "--resume", *then.split()).code == 0
+    assert MODEL.read_bytes() == whole
+
+
+def test_processes_that_decode_do_not_change_a_resumed_run(train, whole, monkeypatch):
+    """Many small files are read by processes, from where a resume reads by threads."""
+    from diffuse_cli.data import pool
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pool, "MANY_FILES", 1)
+        train("--steps", 40, "--stop-at", 13, "--workers", 2)
+    train("--steps", 40, "--resume")
+    assert MODEL.read_bytes() == whole
 
 
 def test_a_run_of_40_steps_stopped_at_20_equals_one_go(train, whole):
@@ -149,9 +181,9 @@ def test_a_new_checkpoint_is_whole_before_an_old_one_goes(tmp_path, monkeypatch)
     for step in (1, 2, 3):
         run.save(Checkpoint(step=step, model={}, ema={}, optimizer={}, history={}, state={}))
     order = []
-    monkeypatch.setattr("diffuse_cli.files.operation", lambda n, path: order.append((n, path.name)))
+    monkeypatch.setattr("diffuse_cli.files.operation", watching(order))
     run.save(Checkpoint(step=4, model={}, ema={}, optimizer={}, history={}, state={}))
-    assert order.index(("rename", "step-00000004")) < order.index(("remove", "step-00000002"))
+    assert order.index(("rename", "step-00000004")) < order.index(("rename", "step-00000002"))
 
 
 # -- what it says, what it refuses ----------------------------------------------------------------

@@ -173,6 +173,69 @@ def test_bad_steps_that_are_not_in_a_row_do_not_end_the_run(train, spoil):
     assert train("--steps", 25).code == 0
 
 
+def test_a_step_whose_loss_alone_is_infinite_changes_nothing(train, watched, monkeypatch):
+    """A constant has no gradient, so that the gradient of such a loss is finite."""
+    calls = iter(range(10**6))
+
+    def loss(denoiser, *arguments, **cond):
+        value = simple(denoiser, *arguments, **cond)
+        return value + (math.inf if value.requires_grad and next(calls) == 2 else 0)
+
+    monkeypatch.setitem(LOSSES, "simple", loss)
+    assert train("--steps", 5, "--log-every", 1).code == 0
+    same = [all(a.equal(b) for a, b in zip(*seen[:2], strict=True)) for seen in watched]
+    assert same == [False, False, True, False, False]
+
+
+def test_an_absurd_learning_rate_ends_with_the_last_good_checkpoint(train):
+    ran = train("--steps", 400, "--lr", 10, "--warmup", 0, "--save-every", 2, "-q")
+    assert ran.code == 6, ran.err
+    assert "the last good checkpoint is step" in ran.line
+    saved, passed = RunDirectory(MODEL).load()
+    assert passed == []
+    for part in (saved.model, saved.ema):
+        assert all(t.isfinite().all() for t in part.values())
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """Make the output of a module infinite from a forward pass on."""
+
+    def break_(name, since):
+        real = Trainer.__init__
+        calls = iter(range(10**6))
+
+        def init(self, *arguments):
+            real(self, *arguments)
+            module = self.net.get_submodule(name)
+            module.register_forward_hook(
+                lambda m, i, y: y * math.inf if next(calls) >= since else y
+            )
+
+        monkeypatch.setattr(Trainer, "__init__", init)
+
+    return break_
+
+
+@pytest.mark.parametrize(
+    "name", ["conv_in", "mid_block.resnets.0.conv1", "time_embedding.linear_2"]
+)
+@pytest.mark.parametrize("options", [(), ("--accumulation", 2), ("--timestep-draw", "importance")])
+def test_debug_names_the_first_module_that_was_not_finite(train, broken, name, options):
+    broken(name, 5)
+    ran = train("--steps", 40, "-q", "--debug", *options)
+    assert ran.code == 6
+    line = ran.err.splitlines()[0]
+    assert f"; {name} was the first module whose output was not finite. Lower --lr" in line
+
+
+def test_debug_says_where_no_module_was(train, spoil):
+    spoil(lambda call: call >= 2)
+    ran = train("--steps", 40, "-q", "--debug")
+    assert ran.code == 6
+    assert "every module's output was finite, the gradient was not" in ran.err.splitlines()[0]
+
+
 def test_a_run_that_diverges_at_once_says_there_is_no_checkpoint(train, spoil):
     spoil(lambda call: True)
     ran = train("--steps", 20, "-q")

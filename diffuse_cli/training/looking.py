@@ -1,0 +1,57 @@
+"""A look at the averaged weights while training: held-out loss and preview picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from diffuse_cli import files, modelfile, pictures
+from diffuse_cli.conditioning import Condition
+from diffuse_cli.config import SAMPLING_STEPS
+from diffuse_cli.events import Notice, Progress, Work
+from diffuse_cli.runtime import out_of_memory
+from diffuse_cli.sampling import draw
+from diffuse_cli.training.reports import Looked
+from diffuse_cli.training.rundir import RunDirectory
+from diffuse_cli.training.trainer import Trainer
+
+PREVIEW_IMAGES = 16
+
+
+def look(trainer: Trainer, run: RunDirectory, done: int) -> Work[Looked]:
+    """Measure and draw after `done` steps; nothing of it touches the training."""
+    held_out_loss = trainer.held_out_loss()
+    if held_out_loss is not None:
+        run.log(step=done, held_out_loss=held_out_loss)
+        if trainer.config.log:
+            trainer.accelerator.log({"held_out_loss": held_out_loss}, step=done)
+    path: Path | None = None
+    try:
+        path = yield from _preview(trainer, run.previews / f"step-{done:08d}.png")
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        yield Notice("out of memory while drawing the preview: it is left out", warning=True)
+    looked = Looked(done, held_out_loss, path)
+    yield looked
+    return looked
+
+
+def _preview(trainer: Trainer, path: Path) -> Work[Path]:
+    denoiser = modelfile.make_denoiser(trainer.ema_net, trainer.config)
+    unet = trainer.plan.unet
+    state = None
+    steps = min(SAMPLING_STEPS, denoiser.process.num_timesteps)
+    for part in draw(
+        denoiser,
+        shape=(unet.channels, *unet.size),
+        indices=range(PREVIEW_IMAGES),
+        seed=trainer.config.seed,
+        times=denoiser.process.times(steps),
+        device=trainer.device,
+        condition=Condition(tuple(range(unet.num_classes))) if unet.num_classes else None,
+    ):
+        state = part.state
+        yield Progress("preview", part.step, steps)
+    assert state is not None
+    files.write_bytes(path, pictures.png(pictures.grid(pictures.to_uint8(state.x))))
+    return path

@@ -1,0 +1,313 @@
+"""Mutated model files through the reader and the command line.
+
+    python tests/fuzz/mutate_models.py --count 10000 --seed 0 --processes 100
+
+Each file is read by `modelfile.load`, and then by `diffuse info`, `sample` or `train --init` in
+this process; some also in a process of their own. A file may be accepted (0) or rejected (4).
+Anything else is a failure: a traceback, another exit code, more than one line on stderr, a time
+over the limit, memory over the size of the file and 100 MB. Prints one JSON object, and exits with
+1 where there was a failure.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["DIFFUSE_CACHE"] = ""
+
+import argparse
+import contextlib
+import io
+import json
+import random
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+from conftest import RECIPE, environment, write_images
+from memory import forget, peak
+
+from diffuse_cli import modelfile
+from diffuse_cli.app import main
+from diffuse_cli.errors import ModelFileError
+
+SECONDS = 20
+MEGABYTES = 100
+
+
+def write_model(path: Path) -> bytes:
+    """A small whole model, trained a little on `images` beside it."""
+    write_images(path.parent / "images", 4)
+    recipe = path.with_name("tiny.toml")
+    recipe.write_text(RECIPE)
+    images = str(path.with_name("images"))
+    assert (
+        main(["train", images, "--config", str(recipe), "--steps", "2", "-o", str(path), "-q"]) == 0
+    )
+    return path.read_bytes()
+
+
+# -- mutations ------------------------------------------------------------------------------------
+
+NASTY: list[Callable[[random.Random], Any]] = [
+    lambda r: None,
+    lambda r: r.choice([True, False]),
+    lambda r: r.choice([0, -1, 1, 2**31, 2**63, 2**64, -(2**63), 10**30, 10**400]),
+    lambda r: r.choice([0.0, -0.0, 1e308, -1e308, 5e-324, float("nan"), float("inf")]),
+    lambda r: r.choice(
+        ["", "..", "../../etc/passwd", "/dev/zero", "[red]x[/red]", "\x1b[2J\x07\n"]
+    ),
+    lambda r: "A" * r.choice([10, 10_000, 1_000_000]),
+    lambda r: "\U0001f600" * r.choice([10, 10_000, 500_000]),
+    lambda r: [],
+    lambda r: {},
+    lambda r: [[]] * r.choice([3, 60_000]),
+    lambda r: [0] * r.choice([3, 500_000]),
+    lambda r: {str(k): {} for k in range(r.choice([3, 60_000]))},
+    lambda r: nested(r.choice([3, 40, 900])),
+    lambda r: {"..": 1, "\x00": 2},
+]
+
+
+def nested(depth: int) -> Any:
+    """A list in a list in a list."""
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every container and key of a JSON value."""
+    keys = value if isinstance(value, dict) else range(len(value))
+    for key in keys:
+        yield value, key
+        if isinstance(value[key], (dict, list)):
+            yield from places(value[key])
+
+
+def change_json(value: Any, draw: random.Random) -> None:
+    """Replace, remove, add or rename something in place."""
+    for _ in range(draw.choice([1, 1, 1, 2, 4])):
+        container, key = draw.choice(list(places(value)))
+        kind = draw.choice(["replace"] * 5 + ["remove", "add", "rename", "tweak", "tweak"])
+        if kind == "replace":
+            container[key] = draw.choice(NASTY)(draw)
+        elif kind == "remove":
+            del container[key]
+        elif kind == "add" and isinstance(container, dict):
+            container[str(draw.choice(NASTY)(draw))[:1000]] = draw.choice(NASTY)(draw)
+        elif kind == "rename" and isinstance(container, dict):
+            container[str(draw.choice(NASTY)(draw))[:1000]] = container.pop(key)
+        elif kind == "tweak" and isinstance(container[key], int):
+            container[key] += draw.choice([-4, -1, 1, 4, 2**20, 2**40])
+
+
+KINDS = ["bytes", "bytes", "header", "description", "description", "weights", "frame"]
+
+
+def mutate(good: bytes, draw: random.Random) -> bytes:
+    """A file like `good`, but wrong somewhere; now and then a whole one."""
+    kind = draw.choice(
+        ["bytes", "bytes", "header", "description", "description", "weights", "frame"]
+    )
+    length = struct.unpack("<Q", good[:8])[0]
+    header, body = json.loads(good[8 : 8 + length]), good[8 + length :]
+    if kind == "bytes":
+        return change_bytes(good, draw, 8 + length)
+    if kind == "header":
+        change_json(header, draw)
+    elif kind == "description":
+        described = json.loads(header["__metadata__"]["diffuse.config"])
+        change_json(described, draw)
+        header["__metadata__"]["diffuse.config"] = json.dumps(described)
+    elif kind == "weights":
+        values = np.frombuffer(body, "<f4").copy()
+        values[draw.randrange(len(values))] = draw.choice([np.nan, np.inf, 3e38, -0.0, 1e-45])
+        body = values.tobytes()
+    text = json.dumps(header).encode()
+    size = len(text)
+    if kind == "frame":
+        size = draw.choice([0, 1, 2, size - 1, size + 1, size + len(body), 2**31, 2**63, 2**64 - 1])
+        body = draw.choice([body, body[:-1], body + b"\0", b"", body * 2])
+        text = draw.choice([text, text, b"\xef\xbb\xbf" + text, b" " * 64 + text, text + b" " * 9])
+    return struct.pack("<Q", size) + text + body
+
+
+def change_bytes(good: bytes, draw: random.Random, head: int) -> bytes:
+    """Set, cut and insert bytes, mostly in the header."""
+    changed = bytearray(good)
+    for _ in range(draw.choice([1, 1, 2, 8])):
+        end = min(draw.choice([8, head, head, len(good)]), len(changed))
+        at = draw.randrange(end)
+        some = draw.randbytes(draw.choice([1, 1, 2, 8]))
+        kind = draw.choice(["set", "flip", "cut", "insert", "truncate", "copy"])
+        if kind == "set":
+            changed[at : at + len(some)] = some
+        elif kind == "flip":
+            changed[at] ^= 1 << draw.randrange(8)
+        elif kind == "cut":
+            del changed[at : at + len(some)]
+        elif kind == "insert":
+            changed[at:at] = some
+        elif kind == "truncate":
+            del changed[draw.randrange(len(changed)) :]
+        else:
+            changed[at:at] = changed[at : at + draw.randrange(200)]
+        if not changed:
+            break
+    return bytes(changed)
+
+
+# -- trials ---------------------------------------------------------------------------------------
+
+
+class Late(BaseException):
+    """The time is over."""
+
+
+@contextlib.contextmanager
+def in_time() -> Iterator[None]:
+    """Raise `Late` after some seconds."""
+
+    def ring(number: int, frame: Any) -> None:
+        raise Late
+
+    signal.signal(signal.SIGALRM, ring)
+    signal.alarm(SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+
+
+COMMANDS = [
+    ["sample", "m.safetensors", "-n", "1", "--steps", "2", "--overwrite", "-q", "-o", "out"],
+    ["info", "m.safetensors", "-q"],
+    ["info", "m.safetensors", "-q", "--json"],
+    [
+        "train",
+        "images",
+        "--init",
+        "m.safetensors",
+        "--steps",
+        "1",
+        "--overwrite",
+        "-q",
+        "-o",
+        "o.safetensors",
+    ],
+]
+"""What a mutated file is given to. Training is rare: it takes a hundred times as long."""
+
+
+def wrong(command: list[str], code: int, out: str, err: str) -> str:
+    """What a command line must not do, or an empty string."""
+    # A configuration that a file brings may not go with the images, or with itself.
+    allowed = (0, 2, 4) if command[0] == "train" else (0, 4)
+    if code not in allowed or "Traceback" in err:
+        return f"{command[0]}: exit {code}: {err[-300:]}"
+    if code and (err.count("\n") != 1 or out):
+        return f"not one line: {err[:300]!r} {out[:100]!r}"
+    if any(not c.isprintable() and c != "\n" for c in out + err):
+        return f"not escaped: {err[:300]!r} {out[:300]!r}"
+    return ""
+
+
+def try_here(command: list[str]) -> str:
+    """`main()` in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(command)
+    return wrong(command, code, out.getvalue(), err.getvalue())
+
+
+def try_there(command: list[str], folder: Path) -> str:
+    """A process of its own."""
+    line = [sys.executable, "-m", "diffuse_cli", *command]
+    try:
+        ran = subprocess.run(
+            line, cwd=folder, env=environment(), capture_output=True, timeout=60, errors="replace"
+        )
+    except subprocess.TimeoutExpired:
+        return "it hung"
+    return wrong(command, ran.returncode, ran.stdout, ran.stderr)
+
+
+def trial(path: Path, draw: random.Random) -> tuple[str, str]:
+    """What became of a file in the reader, and what was wrong, with the memory it took."""
+    try:
+        with in_time():
+            try:
+                modelfile.load(path)
+                outcome = "accepted"
+            except ModelFileError:
+                outcome = "rejected"
+            few = 40 if outcome == "accepted" else 10
+            command = COMMANDS[3] if draw.randrange(few) == 0 else draw.choice(COMMANDS[:3])
+            fault = try_here(command)
+    except Late:
+        return "late", "over the time"
+    except Exception:
+        return "failed", traceback.format_exc()[-400:]
+    return outcome, fault
+
+
+def run(count: int, seed: int, processes: int) -> dict[str, Any]:
+    """All trials."""
+    draw = random.Random(seed)
+    outcomes: Counter[str] = Counter()
+    failures: list[str] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.chdir(folder)
+        path = folder / "m.safetensors"
+        good = write_model(path)
+        for command in COMMANDS:  # what is imported on the way is not the file's
+            assert not try_here(command)
+        forget()
+        start = most = peak()
+        for k in range(count):
+            data = mutate(good, draw)
+            path.write_bytes(data)
+            outcome, fault = trial(path, draw)
+            outcomes[outcome] += 1
+            if peak() > most + 1_000_000:
+                most = peak()
+                if most - start > len(data) + MEGABYTES * 1_000_000:
+                    fault = fault or f"{(most - start) / 1e6:.0f} MB for {len(data) / 1e6:.1f} MB"
+            if k % max(1, count // max(1, processes)) == 0 and processes:
+                outcomes["processes"] += 1
+                fault = fault or try_there(draw.choice(COMMANDS[:3]), folder)
+            if fault:
+                failures.append(f"{k}: {fault}")
+        os.chdir("/")
+    return {
+        "count": count,
+        "seed": seed,
+        "outcomes": outcomes,
+        "memory_mb": round((most - start) / 1e6, 1),
+        "failed": failures,
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=2)
+    given = parser.parse_args()
+    found = run(given.count, given.seed, given.processes)
+    print(json.dumps(found, indent=1))
+    sys.exit(1 if found["failed"] else 0)

@@ -1,0 +1,243 @@
+"""Train, die, resume, compare: whole rounds, each in a process forked from this one.
+
+    python tests/reliability/rounds.py operations [--every] [--part K/N]
+    python tests/reliability/rounds.py signals --count 100 --seed 0
+
+`operations` ends a run before and after operations on the disk: at five of them, or with --every at
+each one (of the writes into one file, at the first and the last).
+`signals` sends SIGKILL at random moments of runs that save after every second step. Each killed
+run is resumed, and its model file must have the SHA-256 of the run that nothing stopped. Prints one
+JSON object, and exits with 1 where a round failed.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch: equal bytes need equal threads
+os.environ["DIFFUSE_CACHE"] = ""
+
+import argparse
+import contextlib
+import json
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import accelerate
+import torch._dynamo  # what a run imports on its way is here for all of them
+from conftest import RECIPE, write_images
+
+import diffuse_cli.training.fitting
+from diffuse_cli import files
+from diffuse_cli.app import main
+from diffuse_cli.training.rundir import RunDirectory
+
+MODEL = "model.safetensors"
+IMPORTED = accelerate, torch, diffuse_cli.training.fitting
+
+RUN = [
+    "--steps", "9", "--save-every", "3", "--preview-every", "5", "--log-every", "2", "--flip",
+    "--accumulation", "2", "--classes", "--label-dropout", "0.3", "--variance", "learned",
+    "--timestep-draw", "importance", "--num-timesteps", "3", "-q",
+]  # fmt: skip
+"""Everything that is state, in as few steps as have three saves, a preview and losses that decide
+the timesteps."""
+
+LONG = [
+    "--steps", "60", "--save-every", "2", "--preview-every", "25", "--log-every", "1", "--flip",
+    "-q",
+]  # fmt: skip
+
+FEW = 5
+"""Operations at which a run is ended where not at every one."""
+
+
+class World:
+    """A folder with images and a recipe, where runs are made."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        write_images(folder / "images")
+        (folder / "tiny.toml").write_text(RECIPE + "dropout = 0.2\n")
+
+    def start(self, options: list[str], before: Callable[[], None] = lambda: None) -> int:
+        """A process that trains in `folder`, as its id; `before` runs in it first."""
+        process = os.fork()
+        if process:
+            return process
+        os.chdir(self.folder)
+        log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        code = 1
+        try:
+            before()
+            code = main(["train", "images", "--config", "tiny.toml", *options])
+        finally:
+            os._exit(code)
+
+    def run(self, options: list[str], before: Callable[[], None] = lambda: None) -> int:
+        """`start`, until it has ended: its exit code, or minus the signal that ended it."""
+        return os.waitstatus_to_exitcode(os.waitpid(self.start(options, before), 0)[1])
+
+    def clear(self) -> None:
+        """Remove what a run left."""
+        (self.folder / MODEL).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "model.run", ignore_errors=True)
+
+    def whole(self, options: list[str]) -> str:
+        """The SHA-256 of the model of a run that nothing stops."""
+        self.clear()
+        assert self.run(options) == 0, (self.folder / "log.txt").read_text()
+        return files.sha256(self.folder / MODEL)
+
+    def faults(self, options: list[str], expected: str) -> list[str]:
+        """What is wrong after a resume: its exit code, its model, files that were left over."""
+        code = self.run([*options, "--resume"])
+        found = [f"resume ended with {code}"] if code else []
+        model = self.folder / MODEL
+        if not model.exists() or files.sha256(model) != expected:
+            found.append("another model")
+        left = [p.name for p in self.folder.rglob(".*.tmp")]
+        left += [p.name for p in self.folder.rglob("lock")]
+        return found + [f"{name} is left" for name in left]
+
+
+@contextlib.contextmanager
+def world() -> Iterator[World]:
+    """A world in a temporary folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield World(Path(folder))
+
+
+def counting(into: Path) -> Callable[[], None]:
+    """Lets a process note its operations: a line for each."""
+
+    def begin() -> None:
+        @contextlib.contextmanager
+        def operation(name: str, path: Path) -> Iterator[None]:
+            with into.open("a") as file:
+                file.write(f"{name} {path.name}\n")
+            yield
+
+        files.operation = operation
+
+    return begin
+
+
+def dying(moment: int) -> Callable[[], None]:
+    """Ends a process without any tidying: before operation k at moment 2k, after it at 2k + 1."""
+
+    def begin() -> None:
+        count = 0
+
+        @contextlib.contextmanager
+        def operation(name: str, path: Path) -> Iterator[None]:
+            nonlocal count
+            if count == moment:
+                os._exit(137)
+            yield
+            if count + 1 == moment:
+                os._exit(137)
+            count += 2
+
+        files.operation = operation
+
+    return begin
+
+
+def moments(lines: list[str], every: bool) -> list[int]:
+    """The moments of rounds, from the operations of a run."""
+    if not every:
+        places = [round((k + 0.5) * len(lines) / FEW) for k in range(FEW)]
+        return [2 * place + k % 2 for k, place in enumerate(places)]
+    inner = {
+        k
+        for k, (before, here, after) in enumerate(zip(lines, lines[1:], lines[2:], strict=False), 1)
+        if here.startswith("write ") and before == here == after
+    }
+    return [2 * k + after for k in range(len(lines)) if k not in inner for after in (0, 1)]
+
+
+def operations(every: bool, part: tuple[int, int]) -> dict[str, Any]:
+    """Rounds ended at operations on the disk."""
+    with world() as here:
+        expected = here.whole(RUN)
+        here.clear()
+        noted = here.folder / "operations.txt"
+        here.run(RUN, counting(noted))
+        lines = noted.read_text().splitlines()
+        chosen = moments(lines, every)[part[0] :: part[1]]
+        failed = {}
+        for moment in chosen:
+            here.clear()
+            code = here.run(RUN, dying(moment))
+            faults = [f"it ended with {code}"] if code != 137 else []
+            faults += here.faults(RUN, expected)
+            if faults:
+                failed[moment] = faults
+        return {"operations": len(lines), "rounds": len(chosen), "failed": failed}
+
+
+def signals(count: int, seed: int) -> dict[str, Any]:
+    """Rounds ended by SIGKILL, until there were `count` of them; a killed run may be killed again
+    when it has been resumed."""
+    draw = random.Random(seed)
+    with world() as here:
+        expected = here.whole(LONG)
+        began = time.monotonic()
+        here.whole(LONG)
+        takes = time.monotonic() - began
+        killed = runs = 0
+        moments, failed = [], []
+        while killed < count:
+            here.clear()
+            runs, options = runs + 1, LONG
+            while killed < count:
+                process = here.start(options)
+                time.sleep(draw.uniform(0, 0.7 * takes))
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+                ended = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+                if ended != -signal.SIGKILL:
+                    break
+                killed += 1
+                moments.append(RunDirectory(here.folder / MODEL).newest_step() or 0)
+                options = [*LONG, "--resume"]
+            if faults := here.faults(LONG, expected):
+                failed.append(faults)
+        return {"killed": killed, "runs": runs, "newest_steps": moments, "failed": failed}
+
+
+def _part(text: str) -> tuple[int, int]:
+    k, n = text.split("/")
+    return int(k), int(n)
+
+
+def _main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kind", choices=("operations", "signals"))
+    parser.add_argument("--every", action="store_true")
+    parser.add_argument("--part", type=_part, default=(0, 1), metavar="K/N")
+    parser.add_argument("--count", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    if given.kind == "operations":
+        found = operations(given.every, given.part)
+    else:
+        found = signals(given.count, given.seed)
+    print(json.dumps(found))
+    return 1 if found["failed"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

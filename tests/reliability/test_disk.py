@@ -1,0 +1,173 @@
+"""A disk that is full, or will be: exit 5, what stood there stands, nothing half-made is left."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from diffuse_cli import files
+from diffuse_cli.errors import OutputError
+from diffuse_cli.training import saving
+from diffuse_cli.training.rundir import RunDirectory
+
+MODEL = Path("model.safetensors")
+
+
+def left(folder: Path) -> list[str]:
+    return [p.name for p in folder.rglob(".*")]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MiB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting needs root")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def fill_up(place: Path, spare: int) -> Path:
+    """Leave `spare` bytes of a file system."""
+    free = shutil.disk_usage(place).free
+    path = place / "filler"
+    path.write_bytes(b"x" * (free - spare))
+    return path
+
+
+def limited(size: int):
+    """What a process does before it begins, so that it may write no larger file."""
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def test_a_disk_that_is_too_small_is_refused_before_any_step(
+    train, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("diffuse_cli.training.trainer.Trainer.step", lambda *a: pytest.fail("step"))
+    filler = fill_up(small_disk, 2**20)
+    ran = train("--steps", 4, "-o", small_disk / "model.safetensors", "-q")
+    assert ran.code == 5
+    assert "MiB of disk" in ran.line
+    assert "Free some space, or choose another -o" in ran.line
+    assert list(small_disk.iterdir()) == [filler]
+
+
+def test_a_disk_that_fills_up_keeps_the_last_checkpoint(
+    train, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The estimate is left out; the disk fills between the first save and the second."""
+    monkeypatch.setattr(saving, "SPARE", -(2**30))
+    out = small_disk / "model.safetensors"
+    run = RunDirectory(out)
+    save = RunDirectory.save
+    filled: list[Path] = []
+
+    def save_once(self: RunDirectory, checkpoint) -> Path:
+        if checkpoint.step == 4 and not filled:
+            filled.append(fill_up(small_disk, 50_000))
+        return save(self, checkpoint)
+
+    monkeypatch.setattr(RunDirectory, "save", save_once)
+    ran = train("--steps", 6, "--save-every", 2, "-o", out, "-q")
+    assert ran.code == 5
+    assert "No space left on device" in ran.line
+    assert left(small_disk) == []
+    assert run.load()[0].step == 2
+    filled[0].unlink()
+    assert train("--steps", 6, "-o", out, "--resume", "-q").code == 0
+    train("--steps", 6, "-o", "whole.safetensors", "-q")
+    assert out.read_bytes() == Path("whole.safetensors").read_bytes()
+
+
+def test_a_full_disk_while_sampling_leaves_no_half_made_file(diffuse, model, small_disk: Path):
+    out = small_disk / "out"
+    fill_up(small_disk, 20_000)
+    ran = diffuse("sample", model, "-n", 64, "--steps", 2, "-o", out, "-q")
+    assert ran.code == 5
+    assert "No space left on device. Free some space" in ran.line
+    assert left(small_disk) == []
+
+
+def test_a_limit_on_the_size_of_files_is_refused_before_any_step(process, images, recipe, tmp_path):
+    options = ("train", images, "--config", recipe, "--steps", 4, "-q")
+    ran = process(*options, preexec_fn=limited(20_000))
+    assert ran.code == 5, ran.err
+    assert "ulimit -f" in ran.line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_limit_that_is_met_while_saving_keeps_the_last_checkpoint(
+    process, images, recipe, tmp_path, train
+):
+    options = ("train", images, "--config", recipe, "--steps", 6, "--save-every", 2, "-q")
+    program = (
+        "import sys; from diffuse_cli import files; files._file_size_limit = lambda: None; "
+        "from diffuse_cli.training.rundir import RunDirectory; save = RunDirectory.save\n"
+        "def limited(self, checkpoint):\n"
+        "    import resource\n"
+        "    if checkpoint.step > 2: resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
+        "    return save(self, checkpoint)\n"
+        "RunDirectory.save = limited; from diffuse_cli.app import main; sys.exit(main())\n"
+    )
+    (tmp_path / "limited.py").write_text(program)
+    ran = process(*options, module="limited", env={"PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    assert ran.code == 5, ran.err
+    assert "File too large" in ran.line
+    assert left(tmp_path) == []
+    assert RunDirectory(tmp_path / MODEL).load()[0].step == 2
+    assert train("--steps", 6, "--resume", "-q").code == 0
+    train("--steps", 6, "-q", "-o", "whole.safetensors")
+    assert MODEL.read_bytes() == Path("whole.safetensors").read_bytes()
+
+
+def test_room_that_a_run_has_taken_counts_as_its_own(tmp_path: Path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda p: usage._replace(free=100))
+    files.check_room(tmp_path / "deep" / "er", 100, 100)
+    with pytest.raises(OutputError, match="of disk, and"):
+        files.check_room(tmp_path / "deep", 101, 100)
+
+
+def test_the_estimate_covers_what_a_run_writes(train, monkeypatch):
+    asked = []
+    monkeypatch.setattr(files, "check_room", lambda folder, *sizes: asked.append(sizes))
+    train("--steps", 8, "--save-every", 1, "--preview-every", 2, "-q")
+    [(total, largest)] = asked
+    run = RunDirectory(MODEL)
+    used = files.size_of(run.path) + files.size_of(MODEL)
+    of_one = files.size_of(run.checkpoints / "step-00000008")
+    assert used + of_one + files.size_of(MODEL) <= total
+    sizes = [p.stat().st_size for p in run.path.rglob("*.safetensors")]
+    assert max(sizes) <= largest + 65_536  # a header
+    assert total - saving.SPARE < 2 * (used + of_one)
+
+
+@pytest.mark.parametrize("out", ["/proc/model.safetensors", "/sys/model.safetensors"])
+def test_a_place_that_refuses_files_is_refused_before_any_computing(train, monkeypatch, out):
+    monkeypatch.setattr("diffuse_cli.training.fitting.prepare", lambda *a: pytest.fail("read"))
+    assert train("--steps", 2, "-o", out, "-q").code == 5
+
+
+def test_saving_is_put_off_where_it_would_take_more_than_a_hundredth(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(saving.time, "monotonic", lambda: now[0])
+    pace = saving.Pace(None)
+    assert [step for step in range(1, 1200) if pace.due(step)] == [500, 1000]
+    with pace.measured():
+        now[0] += 2
+    now[0] += 199
+    assert not pace.due(1500)
+    now[0] += 1
+    assert pace.due(2000)
+    typed = saving.Pace(3)
+    with typed.measured():
+        now[0] += 1000
+    assert [step for step in range(1, 10) if typed.due(step)] == [3, 6, 9]

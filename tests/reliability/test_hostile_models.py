@@ -1,0 +1,142 @@
+"""A model file from a stranger: rejected in one line, with no more memory than it has bytes."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, environment
+
+FUZZ = ROOT / "tests" / "fuzz" / "mutate_models.py"
+
+READ = """
+import sys
+sys.path.insert(0, sys.argv[3])
+from memory import forget, peak
+from diffuse_cli import modelfile
+from diffuse_cli.errors import ModelFileError
+modelfile.load(sys.argv[1])
+forget()
+start = peak()
+try:
+    modelfile.load(sys.argv[2])
+    print("accepted", peak() - start)
+except ModelFileError as error:
+    print("rejected", peak() - start)
+"""
+"""Reads a good file, so that everything is imported, and then another: what memory that took."""
+
+MEGABYTES = 100 * 1_000_000
+
+
+def file_of(header: bytes, size: int = 0) -> bytes:
+    return struct.pack("<Q", len(header)) + header + bytes(size)
+
+
+def described(config: bytes) -> bytes:
+    text = json.dumps(config.decode()).encode()
+    return file_of(b'{"__metadata__":{"diffuse.config":' + text + b"}}")
+
+
+def listed(item: bytes, count: int, brackets: bytes = b"{}") -> bytes:
+    """An object, or a list, of so many items, each with a text of its own."""
+    return brackets[:1] + b",".join(item % k for k in range(count)) + brackets[1:]
+
+
+MOST = 4 * 2**20 - 100
+
+HEADERS = {
+    "lists": b"[" + b"[]," * (MOST // 3) + b"[]]",
+    "objects": b'{"a":[' + b"{}," * (MOST // 3 - 10) + b"{}]}",
+    "nested": b"[" * MOST,
+    "deep": b'{"a":' * (MOST // 5),
+    "numbers": b"[" + b"0," * (MOST // 2 - 10) + b"0]",
+    "fractions": b"[" + b"1e1," * (MOST // 4 - 10) + b"0]",
+    "keys": listed(b'"%06x":0', MOST // 11),
+    "tensors": listed(b'"%06x":{}', MOST // 12),
+    "metadata": b'{"__metadata__":' + listed(b'"%06x":"ab"', MOST // 16) + b"}",
+    "texts": listed(b'"%06x"', MOST // 10, b"[]"),
+    "wide text": b'{"a":"' + "\U0001f600".encode() * (MOST // 4 - 10) + b'"}',
+    "escapes": b'{"a":"' + rb"\ud83d\ude00" * (MOST // 12 - 10) + b'"}',
+    "a huge number": b'{"a":' + b"9" * (MOST - 10) + b"}",
+    "keys under the limit": listed(b'"%06x":0', 199_000),
+    "metadata under the limit": b'{"__metadata__":' + listed(b'"%06x":"%%d"', 190_000) + b"}",
+    "lists under the limit": b'{"\\ud83d\\ude00":[' + b"[]," * 99_000 + b"[]]}" + b" " * 10**6,
+}
+
+
+@pytest.fixture
+def memory(tmp_path: Path, model: Path):
+    """What reading some bytes as a model file takes, and whether they are accepted."""
+
+    def take(data: bytes) -> tuple[str, int]:
+        path = tmp_path / "m.safetensors"
+        path.write_bytes(data)
+        ran = subprocess.run(
+            [sys.executable, "-c", READ, model, path, ROOT / "tests"],
+            env=environment(), capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert ran.returncode == 0, ran.stderr
+        outcome, grown = ran.stdout.splitlines()[-1].split()
+        return outcome, int(grown)
+
+    return take
+
+
+@pytest.mark.parametrize("name", HEADERS)
+@pytest.mark.parametrize("place", ["header", "description"])
+def test_a_header_unfolds_to_no_more_than_its_bound(memory, name: str, place: str):
+    text = HEADERS[name]
+    data = file_of(text) if place == "header" else described(text[: MOST // 2 - 100])
+    outcome, grown = memory(data)
+    print(name, place, grown / 1e6)
+    assert outcome == "rejected"
+    assert grown < len(data) + MEGABYTES
+
+
+def test_a_large_file_takes_its_size(memory, model: Path, tmp_path: Path):
+    """Weights of a network that are all there: no mask and no copy of them is made."""
+    from diffuse_cli import modelfile
+    from diffuse_cli.config import DiffusionConfig, UNetConfig
+    from diffuse_cli.core import UNet
+
+    unet = UNetConfig(size=(8, 8), width=256, multipliers=(1, 2), blocks=2)
+    large = modelfile.Model(
+        unet=unet, diffusion=DiffusionConfig(), ema=UNet(unet).state_dict(), step=1
+    )
+    modelfile.save(tmp_path / "large.safetensors", large)
+    data = (tmp_path / "large.safetensors").read_bytes()
+    assert len(data) > 100_000_000
+    outcome, grown = memory(data)
+    assert outcome == "accepted"
+    assert len(data) * 0.9 < grown < len(data) + MEGABYTES
+
+
+def test_shapes_of_a_giant_network_are_compared_before_anything_is_allocated(memory, model: Path):
+    """What the description asks for is a network of 100 GB, in a file of 100 kB."""
+    data = model.read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + length])
+    config = json.loads(header["__metadata__"]["diffuse.config"])
+    config["unet"] |= {"width": 4096, "multipliers": [8, 16], "blocks": 16, "groups": 32}
+    config["unet"].pop("heads", None)
+    header["__metadata__"]["diffuse.config"] = json.dumps(config)
+    outcome, grown = memory(file_of(json.dumps(header).encode()) + data[8 + length :])
+    assert outcome == "rejected"
+    assert grown < len(data) + MEGABYTES
+
+
+def test_mutated_files_are_accepted_or_rejected_and_nothing_else():
+    """Two hundred here; `mutate_models.py` does any number, with a seed."""
+    ran = subprocess.run(
+        [sys.executable, FUZZ, "--count", "200", "--processes", "2"],
+        env=environment(), capture_output=True, text=True,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    found = json.loads(ran.stdout)
+    assert found["outcomes"]["accepted"] > 10
+    assert found["outcomes"]["rejected"] > 100

@@ -1,0 +1,125 @@
+"""Memory that runs out: the part of a batch is halved inside the step, or the option is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from diffuse_cli.runtime import out_of_memory
+from diffuse_cli.training.rundir import RunDirectory
+from diffuse_cli.training.trainer import Trainer
+
+MODEL, RUN = Path("model.safetensors"), Path("model.run")
+
+ERRORS = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 10 GB)"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"),
+    MemoryError(),
+]
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    """Let parts of more than so many images fail from a step on; the sizes of parts tried."""
+
+    def limit(images: int, error: Exception = ERRORS[0], since: int = 0) -> list[int]:
+        seen: list[int] = []
+        real = Trainer.losses
+
+        def losses(self, denoiser, step, positions, chances):
+            seen.append(len(positions))
+            found = real(self, denoiser, step, positions, chances)
+            if step >= since and len(positions) > images:
+                raise error
+            return found
+
+        monkeypatch.setattr(Trainer, "losses", losses)
+        return seen
+
+    return limit
+
+
+def logged(run, name):
+    lines = map(json.loads, (Path(run) / "metrics.jsonl").read_text().splitlines())
+    return [m[name] for m in lines if name in m]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda e: str(e)[:20] or "MemoryError")
+def test_the_parts_are_halved_and_the_batch_stays(train, memory, error):
+    train("--steps", 8, "--log-every", 1, "-o", "whole.safetensors")
+    seen = memory(3, error, since=4)
+    ran = train("--steps", 8, "--log-every", 1)
+    assert ran.code == 0, ran.err
+    assert seen == [8] * 5 + [4] + [2] * 4 * 4
+    assert (
+        "warning: out of memory: from step 5 on the 8 images of a batch are computed in 4"
+        in ran.err
+    )
+    assert ran.err.count("out of memory") == 1
+    for name in ("loss", "grad_norm"):
+        assert logged(RUN, name) == pytest.approx(logged("whole.run", name), abs=1e-4)
+    ours, whole = load_file(MODEL), load_file("whole.safetensors")
+    assert all(torch.allclose(ours[name], whole[name], atol=1e-3) for name in whole)
+
+
+def test_importance_notes_a_step_once(train, memory):
+    """A pass that failed has seen losses, which must not be counted twice."""
+    options = ("--num-timesteps", 3, "--timestep-draw", "importance")
+    memory(2)
+    assert train("--steps", 5, *options).code == 0
+    assert int(RunDirectory(MODEL).load()[0].history["counts"].sum()) == 5 * 8
+
+
+def test_a_resume_keeps_the_parts(train, memory):
+    seen = memory(2, since=3)
+    train("--steps", 8, "-o", "whole.safetensors")
+    assert seen == [8] * 4 + [4] + [2] * 20
+    train("--steps", 8, "--stop-at", 5)
+    seen.clear()
+    ran = train("--steps", 8, "--resume")
+    assert ran.code == 0
+    assert seen == [2] * 12
+    assert MODEL.read_bytes() == Path("whole.safetensors").read_bytes()
+
+
+def test_a_single_image_that_does_not_fit_names_what_helps(train, memory):
+    memory(0)
+    ran = train("--steps", 2, "-q")
+    assert ran.code == 2
+    assert "a single image does not fit" in ran.line
+    assert "--gradient-checkpointing" in ran.line
+    assert not MODEL.exists()
+
+
+def test_memory_of_the_preview_is_no_reason_to_end(train, monkeypatch):
+    def full(*arguments, **options):
+        raise ERRORS[0]
+        yield
+
+    monkeypatch.setattr("diffuse_cli.training.looking.draw", full)
+    ran = train("--steps", 2)
+    assert ran.code == 0
+    assert "out of memory while drawing the preview" in ran.err
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda e: str(e)[:20] or "MemoryError")
+def test_sampling_that_does_not_fit_names_the_option(diffuse, model, monkeypatch, error):
+    def full(*arguments):
+        raise error
+
+    monkeypatch.setattr("diffuse_cli.sampling.image_noise", full)
+    ran = diffuse("sample", model, "-q")
+    assert ran.code == 2
+    assert "out of memory" in ran.line
+    assert "--batch-size" in ran.line
+    assert not Path("samples").exists()
+
+
+def test_other_errors_are_none_of_memory():
+    for error in (RuntimeError("shapes do not match"), ValueError("out of memory"), OSError(12)):
+        assert not out_of_memory(error)
