@@ -165,8 +165,9 @@ def _fill(file: IO[bytes], into: memoryview) -> int:
     return done
 
 
-_MARK = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[\]{},:]', re.DOTALL)
-"""A text, which may hold anything, or a mark outside of texts."""
+_MARK = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{},:]', re.DOTALL)
+"""A text, which may hold anything, or a mark outside of texts. One that does not end is matched to
+the end, and not tried again at each of its quotes."""
 
 
 def parse(data: bytes) -> Any:

@@ -62,6 +62,7 @@ HEADERS = {
     "texts": listed(b'"%06x"', MOST // 10, b"[]"),
     "wide text": b'{"a":"' + "\U0001f600".encode() * (MOST // 4 - 10) + b'"}',
     "escapes": b'{"a":"' + rb"\ud83d\ude00" * (MOST // 12 - 10) + b'"}',
+    "quotes without an end": b'{"' + rb"\"" * (MOST // 2 - 10),
     "a huge number": b'{"a":' + b"9" * (MOST - 10) + b"}",
     "keys under the limit": listed(b'"%06x":0', 199_000),
     "metadata under the limit": b'{"__metadata__":' + listed(b'"%06x":"%%d"', 190_000) + b"}",
