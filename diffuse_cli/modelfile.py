@@ -182,6 +182,16 @@ def holds(path: Path, model: Model) -> bool:
         return False
 
 
+def read_metadata(path: Path) -> Mapping[str, str]:
+    """The strings in a file's header, such as `modelspec.title`; they may say anything.
+
+    Raises:
+        ModelFileError: it is not a file of tensors.
+    """
+    with _rejecting(path), tensorfile.opened(path) as file:
+        return tensorfile.read_header(file).metadata
+
+
 @contextlib.contextmanager
 def _rejecting(path: Path) -> Iterator[None]:
     """Turn what a malformed file makes Python say into a `ModelFileError` that names the file."""

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The four commands on the example data, as a script in CI would run them: about a minute.
+# The commands on the example data, as a script in CI would run them: about a minute.
 set -euo pipefail
 
 data=$(cd "$(dirname "$0")" && pwd)/fashion-mnist.zip
@@ -7,9 +7,19 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
 
+# What is in the images, before training on them.
+diffuse info "$data" -o sheet.png --json --quiet > info.json
+python3 -c '
+import json
+found = json.load(open("info.json"))
+assert found["usable"] == 2000 and not found["skipped"] and not found["duplicates"]["groups"]
+'
+
 # Train a little; what it prints on stdout is the path of the model.
 model=$(diffuse train "$data" --steps 40 --batch-size 32 --quiet)
 test -s "$model"
+
+diffuse info "$model" --quiet | grep -q "^step  *40$"
 
 # Go on with the same run: a larger --steps extends it.
 diffuse train "$data" --steps 60 --resume --quiet

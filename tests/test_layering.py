@@ -18,8 +18,8 @@ PACKAGE = Path(diffuse_cli.__file__).parent
 ROOMS = (
     "errors", "events", "tables", "files", "locks", "options", "config", "presets", "core", "data",
     "tensorfile", "foreign", "modelfile", "runtime", "pictures", "conditioning", "sampling",
-    "features", "metrics", "evaluation", "training", "demo", "report", "interop", "console",
-    "signals", "commands", "app", "__main__",
+    "features", "metrics", "evaluation", "training", "demo", "inspection", "report", "interop",
+    "console", "signals", "commands", "app", "__main__",
 )  # fmt: skip
 """From the top of the house to the bottom; a room imports from itself and from those before it."""
 
@@ -186,6 +186,7 @@ ANSWERS: dict[str, tuple[list[str], int, str]] = {
     "sample help": (["sample", "--help"], 0, "--sampler"),
     "demo help": (["noise-demo", "--help"], 0, "--gif"),
     "eval help": (["eval", "--help"], 0, "--timesteps"),
+    "info help": (["info", "--help"], 0, "contact sheet"),
     "unknown command": (["trian"], 2, "trian"),
     "unknown option": (["train", "x", "--stepz", "3"], 2, "--stepz"),
     "unknown schedule": (["train", "x", "--schedule", "cosin"], 2, "Did you mean 'cosine'"),
@@ -197,6 +198,7 @@ ANSWERS: dict[str, tuple[list[str], int, str]] = {
     "not an integer": (["train", "x", "--steps", "many"], 2, "--steps"),
     "no data": (["train"], 2, "DATA is missing"),
     "no model": (["sample"], 2, "MODEL is missing"),
+    "no path": (["info"], 2, "PATH is missing"),
     "bad size": (["train", "x", "--size", "wide"], 2, "--size 'wide'"),
 }
 

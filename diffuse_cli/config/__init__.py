@@ -15,6 +15,7 @@ from diffuse_cli.config.drawing import (
     EvalConfig,
     SampleConfig,
 )
+from diffuse_cli.config.info import InfoConfig
 from diffuse_cli.config.model import DiffusionConfig, UNetConfig
 from diffuse_cli.config.training import TrainConfig
 
@@ -26,6 +27,7 @@ __all__ = [
     "DiffusionConfig",
     "DrawConfig",
     "EvalConfig",
+    "InfoConfig",
     "SampleConfig",
     "TrainConfig",
     "UNetConfig",

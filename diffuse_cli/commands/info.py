@@ -1,0 +1,222 @@
+"""Say what is in a folder or zip of images, or in a model file.
+
+Of images: how many can be used and why the others cannot, sizes, classes, copies, the spread of
+the pixels. Of a model file: its network, process, classes and training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from diffuse_cli.config import InfoConfig
+from diffuse_cli.console import Console
+from diffuse_cli.files import show
+
+if TYPE_CHECKING:
+    from diffuse_cli.inspection.copies import Copies
+    from diffuse_cli.inspection.dataset import DataReport
+    from diffuse_cli.inspection.model import ModelReport
+
+CONFIG = InfoConfig
+
+MOST = 5
+"""Sizes, and names in a group of copies, that are listed."""
+
+MOST_CLASSES = 20
+
+MOST_LISTED, LONGEST = 100, 200
+"""Settings in a table of a model file that are printed, and characters of each."""
+
+Rows = list[tuple[str, str]]
+
+
+def run(config: InfoConfig, console: Console) -> None:
+    """Look, and print what was found."""
+    from diffuse_cli.inspection import inspect
+    from diffuse_cli.inspection.model import ModelReport
+
+    found = console.follow(inspect(config))
+    if console.as_json:
+        console.result([], found.to_dict())
+        return
+    rows = _model_rows(found) if isinstance(found, ModelReport) else _data_rows(found)
+    width = max(len(label) for label, _ in rows)
+    console.write(f"{label:<{width}}  {text}".rstrip() for label, text in rows)
+
+
+def _rows(label: str, texts: Iterable[str]) -> Rows:
+    """Lines under one label, which the first of them has."""
+    return [("" if i else label, text) for i, text in enumerate(texts)]
+
+
+# -- images ---------------------------------------------------------------------------------------
+
+
+def _data_rows(found: DataReport) -> Rows:
+    from diffuse_cli.data.summary import plural, skip_lines
+
+    summary = found.summary
+    ignored = f"; {plural(summary.others, 'file')} not named as images" if summary.others else ""
+    height, width = found.size
+    colour = "grey" if summary.channels == 1 else "colour"
+    kept = f"{found.held_out:,} held out" if found.held_out else "none held out"
+    return [
+        ("data", summary.source),
+        ("images", f"{summary.usable:,} usable of {summary.found:,}{ignored}"),
+        *_rows("skipped", (line.removeprefix("skipped ") for line in skip_lines(summary.skipped))),
+        ("sizes", _sizes(summary.sizes)),
+        ("modes", _counts(summary.modes)),
+        ("train", f"at {width}x{height}, {colour}; {kept}"),
+        *_rows("classes", _classes(found)),
+        *_rows("pixels", _pixels(found)),
+        *_rows("duplicates", _copies(found.duplicates, " = ", "no image is there twice")),
+        *_rows("near duplicates", _near(found)),
+        ("fingerprint", found.fingerprint),
+        *([("contact sheet", show(found.out))] if found.out else []),
+    ]
+
+
+def _sizes(sizes: Mapping[tuple[int, int], int]) -> str:
+    from diffuse_cli.data.summary import span
+
+    if len(sizes) == 1:
+        return span(sizes)
+    return f"{span(sizes)}; {_counts({f'{w}x{h}': n for (w, h), n in sizes.items()})}"
+
+
+def _counts(counts: Mapping[str, int], most: int = MOST) -> str:
+    """`L 12, RGB 3`: the most frequent first."""
+    ranked = sorted(counts.items(), key=lambda item: -item[1])
+    more = f" and {len(ranked) - most:,} more" if len(ranked) > most else ""
+    return ", ".join(f"{show(name)} {count:,}" for name, count in ranked[:most]) + more
+
+
+def _classes(found: DataReport) -> list[str]:
+    from diffuse_cli.data.summary import plural
+
+    classes = found.summary.classes
+    if not classes:
+        return ["none: the images are not in folders of their own"]
+    least, most = min(classes.values()), max(classes.values())
+    each = f"{most:,}" if least == most else f"{least:,} to {most:,}"
+    lines = [
+        f"{plural(len(classes), 'class', 'classes')} of {each} {'image' if most == 1 else 'images'}"
+    ]
+    if found.summary.unlabelled:
+        lines.append(f"{plural(found.summary.unlabelled, 'image')} outside of them")
+    return [*lines, _counts(classes, MOST_CLASSES)]
+
+
+def _pixels(found: DataReport) -> list[str]:
+    scaled = found.pixels.scaled()
+    return [
+        f"mean {_numbers(found.pixels.mean, 2)}, deviation {_numbers(found.pixels.std, 2)} of 255",
+        f"mean {_numbers(scaled.mean, 4)}, deviation {_numbers(scaled.std, 4)} in [-1, 1]",
+    ]
+
+
+def _numbers(values: Iterable[float], digits: int) -> str:
+    return " ".join(f"{value:.{digits}f}" for value in values)
+
+
+def _near(found: DataReport) -> list[str]:
+    if found.near_duplicates is None:
+        return ["not looked for: the images are too small"]
+    lines = _copies(found.near_duplicates, " ~ ", "no two images are alike")
+    if found.blank:
+        lines.append(f"not looked for among almost blank images: {found.blank:,}")
+    return lines
+
+
+def _copies(copies: Copies, sign: str, none: str) -> list[str]:
+    from diffuse_cli.data.summary import plural
+
+    if not copies.groups:
+        return [none]
+    lines = [f"{plural(copies.groups, 'group')}, {plural(copies.surplus, 'surplus image')}"]
+    if copies.across_classes:
+        lines.append(f"{plural(copies.across_classes, 'group')} in more than one class")
+    if copies.across_split:
+        lines.append(
+            f"{plural(copies.across_split, 'held-out image')} with a likeness among those trained "
+            "on, which flatters held-out numbers"
+        )
+    for group in copies.first:
+        more = f", ... ({group.count:,})" if group.count > len(group.names) else ""
+        lines.append(sign.join(map(show, group.names)) + more)
+    if copies.groups > len(copies.first):
+        lines.append("...")
+    return lines
+
+
+# -- a model file ---------------------------------------------------------------------------------
+
+
+def _model_rows(found: ModelReport) -> Rows:
+    return [
+        ("model", show(found.path)),
+        ("title", _brief(found.title) or "none"),
+        ("file", f"{found.size_bytes:,} bytes, SHA-256 {found.sha256}"),
+        ("weights", "averaged and raw" if found.raw else "averaged"),
+        ("parameters", f"{found.parameters:,}"),
+        *_rows("network", _network(found)),
+        ("process", _process(found)),
+        ("classes", _listed(found.classes) or "none"),
+        ("step", _brief(f"{found.step:,}")),
+        *_rows("data", _settings(found.data)),
+        *_rows("training", _settings(found.training)),
+        *_rows("versions", _settings(found.versions)),
+    ]
+
+
+def _network(found: ModelReport) -> list[str]:
+    unet = found.unet
+    height, width = unet.size
+    colour = {1: "grey", 3: "colour"}.get(unet.channels, f"{unet.channels} channels")
+    levels = zip(unet.widths, unet.attends, strict=True)
+    shown = ", ".join(f"{width}{' (attention)' if attends else ''}" for width, attends in levels)
+    conditional = f", conditional on {unet.num_classes:,} classes" if unet.num_classes else ""
+    patches = f", of {unet.patch}x{unet.patch} patches" if unet.patch > 1 else ""
+    return [
+        f"{width}x{height}, {colour}{patches}{conditional}",
+        f"levels of {shown} channels; blocks a level: {unet.blocks} ({show(unet.block)})",
+    ]
+
+
+def _process(found: ModelReport) -> str:
+    diffusion = found.diffusion
+    betas = "betas of its own" if diffusion.betas else f"schedule {show(diffusion.schedule)}"
+    zero = " at zero terminal SNR" if diffusion.zero_terminal_snr else ""
+    return (
+        f"{betas}{zero}, {diffusion.num_timesteps:,} timesteps, "
+        f"target {show(diffusion.target)}, variance {show(diffusion.variance)}"
+    )
+
+
+def _settings(values: Mapping[str, Any], before: str = "") -> list[str]:
+    """A line for the settings, and one for each table among them."""
+    tables = {name: value for name, value in values.items() if isinstance(value, Mapping)}
+    single = [f"{_brief(k)}={_brief(_text(v))}" for k, v in values.items() if k not in tables]
+    lines = [f"{before}{_listed(single)}"] if single else []
+    for name, table in tables.items():
+        lines += _settings(table, f"{before}{_brief(name)}: ")
+    return lines if len(lines) <= MOST_LISTED else [*lines[:MOST_LISTED], "..."]
+
+
+def _text(value: Any) -> str:
+    """A value as people write it; a long list by its length."""
+    if isinstance(value, list):
+        return str(value) if len(value) <= MOST_CLASSES else f"{len(value):,} values"
+    return str(value)
+
+
+def _listed(words: Sequence[str]) -> str:
+    """The first of some words, and how many there are besides."""
+    more = f" and {len(words) - MOST_LISTED:,} more" if len(words) > MOST_LISTED else ""
+    return ", ".join(map(_brief, words[:MOST_LISTED])) + more
+
+
+def _brief(text: str) -> str:
+    """The start of a text from a file, escaped."""
+    return show(text if len(text) <= LONGEST else f"{text[:LONGEST]} ...")

@@ -1,0 +1,77 @@
+"""Groups of images that are the same, or nearly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from diffuse_cli.data import Images
+from diffuse_cli.data.summary import NAMED
+from diffuse_cli.events import Work
+from diffuse_cli.inspection import near
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Group:
+    """So many images that are one, and the names of the first of them."""
+
+    count: int
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Copies:
+    """What there is more than once.
+
+    Attributes:
+        groups: how many groups of at least two.
+        surplus: how many images would have to go for none to be left.
+        across_classes: groups in more than one class.
+        across_split: held-out images that are in a group with one that is trained on.
+        first: the largest groups.
+    """
+
+    groups: int
+    surplus: int
+    across_classes: int
+    across_split: int
+    first: tuple[Group, ...]
+
+
+def exact_roots(images: Images) -> Indices:
+    """For each image the first of those that have its digest."""
+    words = np.ascontiguousarray(images.digests).view(np.uint64)
+    _, first, inverse = np.unique(words, axis=0, return_index=True, return_inverse=True)
+    roots: Indices = first[inverse.reshape(-1)]
+    return roots
+
+
+def near_copies(images: Images, hashed: near.Hashes, chosen: Indices) -> Work[Copies]:
+    """Groups among the `chosen` images, which are all different."""
+    roots = yield from near.groups(images.pixels, hashed, chosen)
+    return count_copies(images, roots, chosen)
+
+
+def count_copies(images: Images, roots: Indices, chosen: Indices) -> Copies:
+    """The groups among the `chosen` images: `roots` has for each the place in `chosen` of the first
+    in its group."""
+    sizes = np.bincount(roots, minlength=len(chosen))
+    found = np.flatnonzero(sizes > 1)
+    members = np.flatnonzero(sizes[roots] > 1)
+    members = members[np.argsort(roots[members], kind="stable")]
+    parts = np.split(chosen[members], np.cumsum(sizes[found])[:-1])
+    held_out, labels = images.held_out, images.labels
+    ranked = sorted(range(len(found)), key=lambda i: -len(parts[i]))[:NAMED]
+    return Copies(
+        groups=len(found),
+        surplus=len(members) - len(found),
+        across_classes=sum(len(np.unique(labels[part])) > 1 for part in parts),
+        across_split=sum(int(held_out[part].sum()) for part in parts if not held_out[part].all()),
+        first=tuple(
+            Group(len(parts[i]), tuple(images.names[k] for k in parts[i][:NAMED])) for i in ranked
+        ),
+    )

@@ -1,0 +1,180 @@
+"""A set of images: what training would make of it, and what is wrong with it."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from diffuse_cli import files, pictures
+from diffuse_cli.config import InfoConfig
+from diffuse_cli.data import Images, Summary, read_images
+from diffuse_cli.errors import OutputError, UsageError
+from diffuse_cli.events import Progress, Work
+from diffuse_cli.inspection import near, sheet
+from diffuse_cli.inspection.copies import Copies, count_copies, exact_roots, near_copies
+
+Flags = npt.NDArray[np.bool_]
+
+MAP_OVER = 2**30
+"""Pixels that may need more bytes than this are mapped from a temporary file."""
+
+MEASURING = "measuring images"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and standard deviation of each channel's values in 0 ... 255."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def scaled(self) -> Spread:
+        """The same of values in [-1, 1], which a network sees."""
+        return Spread(
+            tuple(mean / 127.5 - 1 for mean in self.mean), tuple(s / 127.5 for s in self.std)
+        )
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What is known of a set of images.
+
+    Attributes:
+        size: (height, width) that they were brought to.
+        held_out: images that `train` would keep from training.
+        blank: images that show almost nothing, which are not compared.
+        near_duplicates: among images that differ; None where they are too small to tell.
+        out: the contact sheet, where one was asked for.
+    """
+
+    path: str
+    summary: Summary
+    size: tuple[int, int]
+    held_out: int
+    pixels: Spread
+    duplicates: Copies
+    near_duplicates: Copies | None
+    blank: int
+    fingerprint: str
+    out: Path | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        height, width = self.size
+        return {
+            "kind": "data",
+            "path": self.path,
+            **self.summary.to_dict(),
+            "size": {"height": height, "width": width},
+            "held_out": self.held_out,
+            "pixels": asdict(self.pixels),
+            "pixels_scaled": asdict(self.pixels.scaled()),
+            "duplicates": asdict(self.duplicates),
+            "near_duplicates": self.near_duplicates and asdict(self.near_duplicates),
+            "blank": self.blank,
+            "fingerprint": self.fingerprint,
+            "contact_sheet": str(self.out) if self.out else None,
+        }
+
+
+def inspect_data(config: InfoConfig) -> Work[DataReport]:
+    """Read the images once and say what there is. Yields `Progress` and `Notice`.
+
+    Raises:
+        DataError: no usable images.
+        UsageError, OutputError: the contact sheet cannot be written where it was asked for.
+    """
+    out = _check_out(config)
+    with tempfile.TemporaryDirectory(prefix="diffuse-info-") as folder:
+        images = yield from read_images(
+            config.path,
+            size=config.size,
+            background=config.background or "white",
+            strict=config.strict,
+            workers=config.workers,
+            cache=Path(folder),
+            map_over=MAP_OVER,
+        )
+        report = yield from _report(config, images, out)
+        if out is not None:
+            page = yield from sheet.draw(images)
+            files.write_bytes(out, pictures.png(page))
+        return report
+
+
+def _check_out(config: InfoConfig) -> Path | None:
+    """The path of the contact sheet, refused before the work where it cannot be written."""
+    if config.out is None:
+        return None
+    out, data = Path(config.out), Path(config.path).resolve()
+    if out.suffix.lower() != ".png":
+        raise UsageError(f"-o must end in .png, not {files.show(out)!r}")
+    if data in (out.resolve(), *out.resolve().parents):
+        where = files.show(config.path)
+        raise UsageError(
+            f"-o {files.show(out)} is in {where}, where it would be one of the images",
+            "Write it elsewhere",
+        )
+    files.check_writable(out)
+    if (out.exists() or out.is_symlink()) and not config.overwrite:
+        raise OutputError(f"{files.show(out)} exists already", "--overwrite replaces it")
+    return out
+
+
+def _report(config: InfoConfig, images: Images, out: Path | None) -> Work[DataReport]:
+    pixels, hashed, blank = yield from _measure(images)
+    roots = exact_roots(images)
+    everything = np.arange(len(images))
+    duplicates = count_copies(images, roots, everything)
+    similar = None
+    if near.can_compare(images.pixels):
+        similar = yield from near_copies(
+            images, hashed, np.flatnonzero((roots == everything) & ~blank)
+        )
+    return DataReport(
+        path=config.path,
+        summary=images.summary,
+        size=images.size,
+        held_out=int(images.held_out.sum()),
+        pixels=pixels,
+        duplicates=duplicates,
+        near_duplicates=similar,
+        blank=int(blank.sum()),
+        fingerprint=images.fingerprint,
+        out=out,
+    )
+
+
+def _measure(images: Images) -> Work[tuple[Spread, near.Hashes, Flags]]:
+    """The spread of the values, and of each image its hash and whether it is blank: in one pass."""
+    count = len(images)
+    sums = [[0, 0] for _ in range(images.channels)]
+    hashed, blank = np.zeros(count, np.uint64), np.zeros(count, np.bool_)
+    comparable = near.can_compare(images.pixels)
+    yield Progress(MEASURING, 0, count)
+    for block in near.blocks(images.pixels):
+        part = images.pixels[block]
+        for channel, sums_of in enumerate(sums):
+            values = part[:, channel]
+            sums_of[0] += int(values.sum(dtype=np.uint64))
+            sums_of[1] += int(np.square(values, dtype=np.uint16).sum(dtype=np.uint64))
+        found = near.frequencies(part)
+        blank[block] = near.are_blank(found, part)
+        if comparable:
+            hashed[block] = near.hashes(found)
+        yield Progress(MEASURING, min(block.stop, count), count)
+    return _spread(sums, count * math.prod(images.size)), hashed, blank
+
+
+def _spread(sums: list[list[int]], count: int) -> Spread:
+    """Mean and deviation from each channel's sum and sum of squares, which are exact."""
+    return Spread(
+        mean=tuple(total / count for total, _ in sums),
+        std=tuple(math.sqrt(squares * count - total**2) / count for total, squares in sums),
+    )

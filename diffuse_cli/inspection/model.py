@@ -1,0 +1,84 @@
+"""A model file: what it says of itself, once it has been checked as `sample` checks it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffuse_cli import files
+from diffuse_cli.config import DiffusionConfig, InfoConfig, UNetConfig
+from diffuse_cli.errors import UsageError
+from diffuse_cli.events import Progress, Work
+from diffuse_cli.options import to_dict
+
+TASK = "reading model"
+
+IMAGES_ONLY = ("size", "background", "out", "workers", "strict")
+"""Options that say how images are read or shown."""
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """What a model file says. All from `title` on is the file's own word; escape its strings.
+
+    Attributes:
+        size_bytes, sha256: of the file.
+        parameters: numbers in the network.
+        raw: whether the weights before averaging are there too.
+        title: `modelspec.title`, empty where there is none.
+    """
+
+    path: str
+    size_bytes: int
+    sha256: str
+    parameters: int
+    raw: bool
+    title: str
+    unet: UNetConfig
+    diffusion: DiffusionConfig
+    step: int
+    classes: tuple[str, ...]
+    data: Mapping[str, Any]
+    training: Mapping[str, Any]
+    versions: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        values = {**vars(self), "unet": to_dict(self.unet), "diffusion": to_dict(self.diffusion)}
+        return {"kind": "model", **values}
+
+
+def inspect_model(config: InfoConfig) -> Work[ModelReport]:
+    """Read a model file and say what it is.
+
+    Raises:
+        ModelFileError: it is not a whole and sane model file.
+        UsageError: an option that is about images.
+    """
+    path = Path(config.path)
+    for name in IMAGES_ONLY:
+        if getattr(config, name) not in (None, False):
+            flag = {"out": "-o"}.get(name, f"--{name}")
+            raise UsageError(f"{flag} is about images, and {files.show(path)} is a model file")
+    from diffuse_cli import modelfile
+
+    yield Progress(TASK, 0, 1)
+    model = modelfile.load(path)
+    yield Progress(TASK, 1, 1)
+    return ModelReport(
+        path=config.path,
+        size_bytes=path.stat().st_size,
+        sha256=files.sha256(path),
+        parameters=sum(tensor.numel() for tensor in model.ema.values()),
+        raw=model.raw is not None,
+        title=modelfile.read_metadata(path).get("modelspec.title", ""),
+        unet=model.unet,
+        diffusion=model.diffusion,
+        step=model.step,
+        classes=model.classes,
+        data=model.data,
+        training=model.training,
+        versions=model.versions,
+    )

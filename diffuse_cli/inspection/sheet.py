@@ -1,0 +1,66 @@
+"""A contact sheet: some images of a set, evenly spread over it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from diffuse_cli import pictures
+from diffuse_cli.data import Images
+from diffuse_cli.events import Notice, Work
+
+SHOWN = 64
+"""Images on a sheet without classes."""
+
+COLUMNS, ROWS = 10, 50
+"""Images of a class, and classes, on a sheet."""
+
+SIDE = 128
+"""Larger images are scaled down to this."""
+
+WHITE = 255
+
+Indices = npt.NDArray[np.int64]
+
+
+def draw(images: Images) -> Work[Image.Image]:
+    """The sheet: a row for each class and for images outside of classes, where there are classes.
+
+    Yields a `Notice` where there are more classes than rows.
+    """
+    if not images.class_names:
+        return pictures.grid(_small(images, _spread(np.arange(len(images)), SHOWN)))
+    labels = list(range(len(images.class_names)))
+    if (images.labels == -1).any():
+        labels.append(-1)
+    if len(labels) > ROWS:
+        yield Notice(f"the contact sheet shows {ROWS} of {len(labels):,} classes")
+    chosen = [labels[i] for i in _spread(np.arange(len(labels)), ROWS)]
+    rows = [_spread(np.flatnonzero(images.labels == label), COLUMNS) for label in chosen]
+    return pictures.grid(_filled(images, rows), columns=max(map(len, rows)))
+
+
+def _spread(indices: Indices, most: int) -> Indices:
+    """All of `indices`, or as many as `most` at even distances, from the first to the last."""
+    if len(indices) <= most:
+        return indices
+    return indices[np.linspace(0, len(indices) - 1, most).round().astype(np.int64)]
+
+
+def _filled(images: Images, rows: Sequence[Indices]) -> pictures.Pixels:
+    """The images of each row, short rows filled up with white."""
+    columns = max(map(len, rows))
+    small = [_small(images, row) for row in rows]
+    page = np.full((len(rows), columns, *small[0].shape[1:]), WHITE, np.uint8)
+    for i, row in enumerate(small):
+        page[i, : len(row)] = row
+    return page.reshape(-1, *page.shape[2:])
+
+
+def _small(images: Images, chosen: Indices) -> pictures.Pixels:
+    """Images at the size they are shown at."""
+    shrunk = (pictures.shrunk(pictures.image(images.pixels[k]), SIDE) for k in chosen)
+    return np.stack([np.atleast_3d(np.asarray(each)).transpose(2, 0, 1) for each in shrunk])

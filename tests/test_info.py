@@ -1,0 +1,809 @@
+"""info: exact numbers of images and models, copies found and none made up, nothing trusted."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import struct
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, environment
+from PIL import Image
+
+from diffuse_cli import files, modelfile, pictures
+from diffuse_cli.config import InfoConfig
+from diffuse_cli.data import Images, Summary, read_images
+from diffuse_cli.events import Notice, finish
+from diffuse_cli.inspection import dataset, inspect, near, sheet
+from diffuse_cli.inspection.copies import count_copies
+
+
+def png(pixels: Any, **options: Any) -> bytes:
+    """Pixels (H, W) or (H, W, 3) as a file."""
+    buffer = io.BytesIO()
+    kind = options.pop("kind", "PNG")
+    Image.fromarray(np.asarray(pixels, np.uint8)).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def fill(folder: Path, contents: dict[str, bytes]) -> Path:
+    for name, data in contents.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return folder
+
+
+def noise(seed: int, side: int = 16, channels: int = 1) -> Any:
+    shape = (side, side) if channels == 1 else (side, side, channels)
+    return np.random.default_rng(seed).integers(0, 256, shape)
+
+
+def scene(seed: int, side: int = 32) -> Any:
+    """What photographs are like: waves, the finer the weaker, of little colour."""
+    draw = np.random.default_rng(seed)
+    y, x = np.mgrid[:side, :side] / side
+    picture = np.zeros((side, side, 3))
+    for _ in range(40):
+        down, right = draw.uniform(-6, 6, 2)
+        wave = np.sin(2 * np.pi * (y * down + x * right + draw.uniform()))
+        colour = draw.normal() + 0.1 * draw.normal(size=3)
+        picture += wave[..., None] * colour / (1 + np.hypot(down, right))
+    return (127.5 + 50 * picture / picture.std()).clip(0, 255).astype(np.uint8)
+
+
+def held_out(pixels: Any) -> bool:
+    """The rule, written down again: a hash of mode, size and pixels."""
+    values = np.ascontiguousarray(pixels, np.uint8)
+    mode = "L" if values.ndim == 2 else "RGB"
+    text = f"{mode} {values.shape[1]}x{values.shape[0]}\n".encode()
+    digest = hashlib.blake2b(text + values.tobytes(), digest_size=16).digest()
+    return int.from_bytes(digest, "big") % 20 == 0
+
+
+def look(folder: Path, **options: Any) -> Any:
+    """The JSON of a set of images, without the command line."""
+    found = finish(inspect(InfoConfig(path=str(folder), **options)))
+    return json.loads(json.dumps(found.to_dict()))
+
+
+# -- images ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def messy(tmp_path: Path) -> Path:
+    """Three sizes, three modes, two classes, an image outside them, and what is no image."""
+    grey = Image.fromarray(noise(3, 12).astype(np.uint8))
+    transparent = grey.convert("LA")
+    buffer = io.BytesIO()
+    transparent.save(buffer, "PNG")
+    return fill(
+        tmp_path / "messy",
+        {
+            "cat/1.png": png(noise(1)),
+            "cat/2.png": png(noise(2)),
+            "dog/3.png": buffer.getvalue(),
+            "dog/4.PNG": png(noise(4, 20, 3)),
+            "5.png": png(noise(5)),
+            "dog/bad.png": b"not an image",
+            "dog/empty.jpg": b"",
+            "cat/empty.png": b"",
+            "notes.txt": b"cats and dogs",
+        },
+    )
+
+
+def test_every_number_of_a_messy_set(messy, diffuse):
+    ran = diffuse("info", messy, "--json", "--size", 8)
+    found = ran.json
+    images = finish(read_images(messy, size=(8, 8)))
+    values = images.pixels.astype(float)
+    assert ran.code == 0
+    assert found == {
+        "kind": "data",
+        "path": str(messy),
+        "source": str(messy),
+        "found": 8,
+        "usable": 5,
+        "channels": 3,
+        "sizes": {"16x16": 3, "12x12": 1, "20x20": 1},
+        "modes": {"L": 3, "LA": 1, "RGB": 1},
+        "classes": {"cat": 2, "dog": 2},
+        "unlabelled": 1,
+        "skipped": {
+            "not an image": {"count": 1, "first": ["dog/bad.png"]},
+            "empty file": {"count": 2, "first": ["cat/empty.png", "dog/empty.jpg"]},
+        },
+        "others": 1,
+        "size": {"height": 8, "width": 8},
+        "held_out": 0,
+        "pixels": {
+            "mean": pytest.approx(values.mean((0, 2, 3)), rel=1e-12),
+            "std": pytest.approx(values.std((0, 2, 3)), rel=1e-12),
+        },
+        "pixels_scaled": {
+            "mean": pytest.approx((values / 127.5 - 1).mean((0, 2, 3)), rel=1e-12),
+            "std": pytest.approx((values / 127.5 - 1).std((0, 2, 3)), rel=1e-12),
+        },
+        "duplicates": NO_COPIES,
+        "near_duplicates": NO_COPIES,
+        "blank": 0,
+        "fingerprint": images.fingerprint,
+        "contact_sheet": None,
+    }
+
+
+NO_COPIES = {"groups": 0, "surplus": 0, "across_classes": 0, "across_split": 0, "first": []}
+
+
+def test_the_same_for_people(messy, diffuse):
+    ran = diffuse("info", messy, "--size", 8)
+    images = finish(read_images(messy, size=(8, 8)))
+    r, g, b = images.pixels.astype(float).mean((0, 2, 3))
+    lines = [line[17:] for line in ran.out.splitlines()]
+    assert lines[:12] == [
+        str(messy),
+        "5 usable of 8; 1 file not named as images",
+        "2 files, empty file: cat/empty.png, dog/empty.jpg",
+        "1 file, not an image: dog/bad.png",
+        "3 sizes from 12x12 to 20x20; 16x16 3, 12x12 1, 20x20 1",
+        "L 3, LA 1, RGB 1",
+        "at 8x8, colour; none held out",
+        "2 classes of 2 images",
+        "1 image outside of them",
+        "cat 2, dog 2",
+        lines[10],
+        lines[11],
+    ]
+    assert lines[10].startswith(f"mean {r:.2f} {g:.2f} {b:.2f}, deviation ")
+    assert lines[11].startswith(f"mean {r / 127.5 - 1:.4f} {g / 127.5 - 1:.4f} ")
+    assert lines[12:] == ["no image is there twice", "no two images are alike", images.fingerprint]
+    labels = [line[:17].strip() for line in ran.out.splitlines()]
+    assert [label for label in labels if label] == [
+        "data", "images", "skipped", "sizes", "modes", "train", "classes", "pixels",
+        "duplicates", "near duplicates", "fingerprint",
+    ]  # fmt: skip
+    assert "reading images" in ran.err
+    assert diffuse("info", messy, "--size", 8, "-q").err == ""
+
+
+def test_sizes_are_those_that_train_makes(tmp_path, diffuse):
+    ran = diffuse("info", fill(tmp_path / "d", {"a.png": png(noise(1, 100)), "b.png": png([[1]])}))
+    assert "at 64x64, grey" in ran.out
+    assert "type --size 128" in ran.err
+
+
+def test_bad_files_are_named_five_a_reason(tmp_path, diffuse):
+    bad = {f"{i}.png": b"no" for i in range(7)}
+    data = fill(tmp_path / "d", {**bad, "good.png": png(noise(1))})
+    assert diffuse("info", data, "--json").json["skipped"] == {
+        "not an image": {"count": 7, "first": ["0.png", "1.png", "2.png", "3.png", "4.png"]}
+    }
+    assert (
+        "7 files, not an image: 0.png, 1.png, 2.png, 3.png, 4.png, ..." in diffuse("info", data).out
+    )
+    ran = diffuse("info", data, "--strict", "-q")
+    assert ran.code == 3
+    assert "0.png: not an image" in ran.line
+
+
+def test_held_out_images_are_counted(tmp_path):
+    pictures_ = [noise(seed, 8) for seed in range(100)]
+    data = fill(tmp_path, {f"{i:03}.png": png(p) for i, p in enumerate(pictures_)})
+    expected = sum(map(held_out, pictures_))
+    assert 0 < expected < 20
+    assert look(data)["held_out"] == expected
+
+
+def test_a_zip_is_read_like_its_folder(messy, tmp_path, diffuse):
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as file:
+        for path in sorted(messy.rglob("*")):
+            file.write(path, path.relative_to(messy))
+    folder, packed = (diffuse("info", p, "--json").json for p in (messy, tmp_path / "set.zip"))
+    for each in (folder, packed):
+        del each["path"], each["source"]
+        each["sizes"] = dict(sorted(each["sizes"].items()))
+    assert packed == folder
+
+
+def test_one_image(tmp_path, diffuse):
+    ran = diffuse("info", fill(tmp_path / "d", {"a.png": png([[0, 255]])}), "-o", "one.png")
+    assert ran.code == 0
+    assert "1 usable of 1" in ran.out
+    assert "mean 127.50, deviation 127.50 of 255" in ran.out
+    assert "not looked for: the images are too small" in ran.out
+    assert ran.out.splitlines()[-1].split() == ["contact", "sheet", "one.png"]
+    assert np.asarray(Image.open("one.png")).tolist() == [[0, 255]]
+
+
+def test_transparency_is_laid_on_the_background(tmp_path, diffuse):
+    buffer = io.BytesIO()
+    Image.new("LA", (9, 9), (100, 0)).save(buffer, "PNG")
+    data = fill(tmp_path / "d", {"a.png": buffer.getvalue()})
+    for options, expected in (([], 255), (["--background", "#010101"], 1)):
+        assert diffuse("info", data, "--json", *options).json["pixels"]["mean"] == [expected]
+
+
+def test_one_colour_has_no_deviation(tmp_path):
+    found = look(fill(tmp_path, {f"{v}.png": png(np.full((9, 9), v)) for v in (7, 8)}))
+    assert found["pixels"] == {"mean": [7.5], "std": [0.5]}
+    assert found["blank"] == 2
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_large_sets_are_mapped_and_nothing_is_left(tmp_path, monkeypatch, messy, workers):
+    expected = look(messy, workers=workers)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setattr(dataset, "MAP_OVER", 0)
+    mapped = []
+    measure = dataset._measure
+    monkeypatch.setattr(
+        dataset, "_measure", lambda found: mapped.append(found.pixels.filename) or measure(found)
+    )
+    assert look(messy, workers=workers) == expected
+    assert mapped[0].is_relative_to(temporary)
+    assert list(temporary.iterdir()) == []
+    with pytest.raises(Exception, match="empty file"):
+        look(messy, strict=True)
+    work = inspect(InfoConfig(path=str(messy)))
+    next(work)
+    assert list(temporary.iterdir())
+    work.close()
+    assert list(temporary.iterdir()) == []
+
+
+def test_measuring_in_blocks_changes_nothing(messy, monkeypatch):
+    expected = look(messy)
+    monkeypatch.setattr(near, "BLOCK", 1)
+    assert look(messy) == expected
+
+
+# -- names ----------------------------------------------------------------------------------------
+
+
+def test_hostile_names_are_escaped(tmp_path, diffuse):
+    names = [
+        b"line\nbreak",
+        b"\x1b[31mred",
+        b"[bold]markup",
+        b"bytes\xff",
+        "\u202ertl".encode(),
+    ]
+    data = tmp_path / "d"
+    for name in names:
+        fill(data / os.fsdecode(name), {"a.png": png(noise(1)), "b.png": b"no"})
+    ran = diffuse("info", data)
+    assert ran.code == 0
+    assert len(ran.out.splitlines()) == 15
+    assert not set("\x1b\u202e") & {*ran.out}
+    for shown in (r"line\nbreak", r"\x1b[31mred", "[bold]markup", r"bytes\udcff", r"\u202e"):
+        assert f"{shown} 1" in ran.out or f"{shown}rtl 1" in ran.out
+        assert ran.out.count(shown) == 3, "a class, a bad file, a copy"
+    found = diffuse("info", data, "--json").json
+    assert sorted(found["classes"]) == sorted(map(os.fsdecode, names))
+
+
+# -- copies ---------------------------------------------------------------------------------------
+
+
+def test_exact_copies_are_found_whatever_the_file(tmp_path, diffuse):
+    data = fill(
+        tmp_path / "d",
+        {
+            "cat/a.png": png(noise(1)),
+            "cat/b.bmp": png(noise(1), kind="BMP"),
+            "dog/c.png": png(noise(1), compress_level=0),
+            "cat/d.png": png(noise(2)),
+            "cat/e.png": png(noise(2)),
+            "dog/f.png": png(noise(3)),
+        },
+    )
+    ran = diffuse("info", data, "--json").json
+    assert ran["duplicates"] == {
+        "groups": 2,
+        "surplus": 3,
+        "across_classes": 1,
+        "across_split": 0,
+        "first": [
+            {"count": 3, "names": ["cat/a.png", "cat/b.bmp", "dog/c.png"]},
+            {"count": 2, "names": ["cat/d.png", "cat/e.png"]},
+        ],
+    }
+    assert ran["near_duplicates"] == NO_COPIES
+    text = diffuse("info", data).out
+    assert "2 groups, 3 surplus images" in text
+    assert "1 group in more than one class" in text
+    assert "cat/a.png = cat/b.bmp = dog/c.png\n" in text
+
+
+def test_large_groups_and_many_are_cut_short(tmp_path, diffuse):
+    copies = {f"{k}/{i}.png": png(noise(k)) for k in range(7) for i in range(2 + 5 * (k == 6))}
+    text = diffuse("info", fill(tmp_path / "d", copies)).out.splitlines()
+    first = next(i for i, line in enumerate(text) if line.startswith("duplicates"))
+    assert [line[17:] for line in text[first : first + 7]] == [
+        "7 groups, 12 surplus images",
+        "6/0.png = 6/1.png = 6/2.png = 6/3.png = 6/4.png, ... (7)",
+        *(f"{k}/0.png = {k}/1.png" for k in range(4)),
+        "...",
+    ]
+
+
+def resized(pixels: Any, side: int) -> Any:
+    small = Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC)
+    return np.asarray(small.resize(pixels.shape[1::-1], Image.Resampling.BICUBIC))
+
+
+COPIES: dict[str, Callable[[Any], bytes]] = {
+    "JPEG": lambda p: png(p, kind="JPEG", quality=75),
+    "resized": lambda p: png(resized(p, 24)),
+    "smaller": lambda p: png(np.asarray(Image.fromarray(p).resize((24, 24)))),
+    "brighter": lambda p: png((p * 0.9 + 20).clip(0, 255)),
+    "noisy": lambda p: png((p + np.random.default_rng(0).normal(0, 3, p.shape)).clip(0, 255)),
+}
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_near_copies_are_found(tmp_path, how):
+    contents = {f"{i:02}.png": png(scene(i)) for i in range(30)}
+    contents |= {f"{i:02}x.img.png": COPIES[how](scene(i)) for i in range(0, 30, 3)}
+    found = look(fill(tmp_path, contents), size=(32, 32))
+    assert found["duplicates"] == NO_COPIES
+    assert found["near_duplicates"]["groups"] == found["near_duplicates"]["surplus"] == 10
+    assert found["near_duplicates"]["first"][1]["names"] == ["03.png", "03x.img.png"]
+
+
+def test_a_grey_picture_saved_in_colour_is_a_near_copy(tmp_path, diffuse):
+    grey = scene(1)[..., 0]
+    colour = np.repeat(grey[..., None], 3, axis=2)
+    data = fill(tmp_path / "d", {"a.png": png(grey), "b.png": png(colour), "c.png": png(scene(2))})
+    assert look(data)["near_duplicates"]["surplus"] == 1
+    assert "a.png ~ b.png" in diffuse("info", data).out
+
+
+def test_nothing_alike_is_made_up(tmp_path):
+    y, x = np.mgrid[:32, :32]
+    disc = np.hypot(y - 15.5, x - 15.5) < 10
+    white = np.full((32, 32, 3), 255)
+    contents = {f"noise{i}.png": png(noise(i, 32, 3)) for i in range(300)}
+    contents |= {f"scene{i}.png": png(scene(i)) for i in range(300)}
+    contents |= {f"flat{i}.png": png(np.full((32, 32, 3), i)) for i in range(0, 256, 5)}
+    draw = np.random.default_rng(1)
+    contents |= {f"faint{i}.png": png(100 + draw.integers(0, 3, (32, 32, 3))) for i in range(50)}
+    for i, colour in enumerate(((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0))):
+        contents[f"disc{i}.png"] = png(np.where(disc[..., None], colour, white))
+    found = look(fill(tmp_path, contents))
+    assert found["near_duplicates"] == NO_COPIES
+    assert found["blank"] == 52 + 50
+
+
+def test_likenesses_across_the_split_are_counted(tmp_path, diffuse):
+    contents, expected, seen = {}, 0, 0
+    for i in range(60):
+        contents[f"{i:02}.png"], copy = png(scene(i)), COPIES["resized"](scene(i))
+        contents[f"{i:02}x.png"] = copy
+        sides = held_out(scene(i)), held_out(np.asarray(Image.open(io.BytesIO(copy))))
+        expected += sides[0] != sides[1]
+        seen += sum(sides)
+    data = fill(tmp_path / "d", contents)
+    found = look(data)
+    assert found["held_out"] == seen
+    assert found["near_duplicates"]["groups"] == 60
+    assert found["near_duplicates"]["across_split"] == expected > 1
+    text = diffuse("info", data).out
+    assert f"{expected} held-out images with a likeness among those trained on" in text
+
+
+def test_only_likenesses_across_the_split_count():
+    sides = [True, True, True, False, False, False, True, False]
+    count = 40
+    digests = (
+        np.arange(16 * count, dtype=np.uint8).reshape(count, 16) // 2 * 2 + 1
+    )  # odd: trained on
+    for k, held in enumerate(sides):
+        if held:
+            digests[k] = 0
+    images = Images(
+        pixels=np.zeros((count, 1, 8, 8), np.uint8),
+        labels=np.full(count, -1),
+        class_names=(),
+        names=tuple(map(str, range(count))),
+        digests=digests,
+        summary=Summary("", count, count, 1),
+    )
+    assert images.held_out.tolist() == sides + [False] * (count - len(sides))
+    roots = np.arange(count)
+    roots[[1, 3, 5, 7]] = [0, 2, 4, 6]
+    found = count_copies(images, roots, np.arange(count))
+    assert (found.groups, found.surplus, found.across_split) == (4, 4, 2)
+
+
+def test_symmetric_pictures_are_recognised(tmp_path):
+    contents = {}
+    for i in range(20):
+        half = scene(i)[:, :16]
+        whole = np.concatenate([half, half[:, ::-1]], axis=1)
+        contents |= {f"{i:02}.png": png(whole), f"{i:02}x.png": COPIES["noisy"](whole)}
+    assert look(fill(tmp_path, contents))["near_duplicates"]["groups"] == 20
+
+
+@pytest.mark.parametrize("apart", range(8))
+def test_hashes_a_few_bits_apart_are_candidates(apart):
+    draw = np.random.default_rng(apart)
+    hashed = draw.integers(0, 2**63, 1000, dtype=np.uint64)
+    for k in range(0, 1000, 2):
+        flips = draw.choice(64, apart, replace=False)
+        hashed[k + 1] = hashed[k] ^ np.uint64(sum(1 << int(bit) for bit in flips))
+    pairs = [
+        tuple(sorted(p)) for b in range(5) for c in near._candidates(hashed, b) for p in c.tolist()
+    ]
+    expected = [(k, k + 1) for k in range(0, 1000, 2)] if apart <= 4 else []
+    assert sorted(pairs) == expected
+
+
+def test_groups_are_joined_in_any_order():
+    draw = np.random.default_rng(0)
+    for _ in range(20):
+        links = draw.permutation(60)[:50]
+        pairs = np.stack([links, links + 1], axis=1)[:, draw.permutation(2)]
+        expected = list(range(61))
+        for link in sorted(links):
+            expected[link + 1] = expected[link]
+        roots = np.arange(61)
+        for part in np.array_split(pairs, 3):
+            roots = near._united(roots, part)
+        assert roots.tolist() == expected
+
+
+def everyone_with_everyone(pixels: Any, hashed: Any) -> Any:
+    """Groups as `near.groups` means them, by comparing all pairs."""
+    vectors = near.frequencies(pixels).reshape(len(pixels), -1)
+    vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    roots = list(range(len(pixels)))
+    for i in range(len(pixels)):
+        for j in range(i):
+            apart = (int(hashed[i]) ^ int(hashed[j])).bit_count()
+            if apart <= near.DISTANCE and vectors[i] @ vectors[j] >= near.ALIKE:
+                low, high = sorted((roots[i], roots[j]))
+                roots = [low if root == high else root for root in roots]
+    return roots
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_bands_find_what_comparing_all_pairs_finds(seed, monkeypatch):
+    monkeypatch.setattr(near, "PAIRS", 7)
+    draw = np.random.default_rng(seed)
+    bases = [scene(100 * seed + k)[..., 0].astype(float) for k in range(30)]
+    strengths = draw.uniform(0, 12, 150)
+    pixels = np.stack(
+        [bases[k % 30] + draw.normal(0, s, (32, 32)) for k, s in enumerate(strengths)]
+    )
+    pixels = pixels.clip(0, 255).astype(np.uint8)[draw.permutation(150), None]
+    hashed = near.hashes(near.frequencies(pixels))
+    expected = everyone_with_everyone(pixels, hashed)
+    assert 30 < len(set(expected)) < 100
+    chosen = np.arange(150)
+    assert finish(near.groups(pixels, hashed, chosen)).tolist() == expected
+    some = np.flatnonzero(np.arange(150) % 4 != 0)
+    expected = everyone_with_everyone(pixels[some], hashed[some])
+    assert finish(near.groups(pixels, hashed, some)).tolist() == expected
+
+
+def test_the_search_is_bounded_where_all_hashes_are_one(monkeypatch):
+    compared = []
+    monkeypatch.setattr(
+        near,
+        "_alike",
+        lambda pixels, pairs: compared.append(len(pairs)) or np.zeros(len(pairs), bool),
+    )
+    pixels = np.zeros((500, 1, 8, 8), np.uint8)
+    roots = finish(near.groups(pixels, np.zeros(500, np.uint64), np.arange(500)))
+    assert roots.tolist() == list(range(500))
+    assert near.CANDIDATES * 500 <= sum(compared) < (near.CANDIDATES + 1) * 500
+
+
+def test_frequencies_are_those_of_the_cosine_transform():
+    pixels = noise(1, 20)[None, None].astype(np.uint8)
+    found = near.frequencies(pixels)
+    assert found.shape == (1, 1, 16, 16)
+    place = np.pi * (np.arange(20) + 0.5) / 20
+    expected = (pixels[0, 0] * np.outer(np.cos(3 * place), np.cos(5 * place))).sum() * 2 / 20
+    assert found[0, 0, 3, 5] == pytest.approx(expected, rel=1e-5)
+    assert found[0, 0, 0, 0] == 0
+    assert near.frequencies(np.zeros((2, 3, 4, 9), np.uint8)).shape == (2, 3, 4, 9)
+
+
+# -- the contact sheet ----------------------------------------------------------------------------
+
+
+def test_a_sheet_without_classes_is_spread_over_the_set(tmp_path, diffuse):
+    shades = {f"{i:03}.png": png(np.full((4, 4), i)) for i in range(100)}
+    ran = diffuse("info", fill(tmp_path / "d", shades), "-o", "sheet.png", "--json")
+    assert ran.json["contact_sheet"] == "sheet.png"
+    page = np.asarray(Image.open("sheet.png"))
+    assert page.shape == (8 * 6 - 2, 8 * 6 - 2)
+    assert page[::6, ::6].ravel().tolist() == [round(i * 99 / 63) for i in range(64)]
+    assert (page[4::6] == 255).all()
+
+
+def test_a_sheet_has_a_row_for_each_class(tmp_path, diffuse):
+    contents = {f"a/{i:02}.png": png(np.full((4, 4), i)) for i in range(19)}
+    contents |= {f"b/{i}.png": png(np.full((4, 4), 100 + i)) for i in range(3)}
+    contents |= {"c.png": png(np.full((4, 4), 200)), "d/bad.png": b"no"}
+    assert diffuse("info", fill(tmp_path / "d", contents), "-o", "sheet.png").code == 0
+    page = np.asarray(Image.open("sheet.png"))
+    assert page[::6, ::6].tolist() == [
+        list(range(0, 19, 2)),
+        [100, 101, 102, *[255] * 7],
+        [200, *[255] * 9],
+    ]
+
+
+def test_a_sheet_of_many_classes_says_what_it_leaves_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(sheet, "ROWS", 3)
+    data = fill(tmp_path, {f"{k}/1.png": png(np.full((4, 4), k)) for k in range(5)})
+    work = sheet.draw(finish(read_images(data)))
+    assert next(work) == Notice("the contact sheet shows 3 of 5 classes")
+    with pytest.raises(StopIteration) as done:
+        next(work)
+    assert np.asarray(done.value.value)[::6, 0].tolist() == [0, 2, 4]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_large_images_are_small_on_the_sheet(tmp_path, channels):
+    data = fill(tmp_path, {"a.png": png(noise(1, 300, channels)), "b.png": png(noise(2, 300))})
+    images = finish(read_images(data, size=(150, 300)))
+    page = finish(sheet.draw(images))
+    assert page.size == (128 + 2 + 128, 64)
+    expected = pictures.shrunk(pictures.image(images.pixels[1]), 128)
+    assert page.crop((130, 0, 258, 64)).tobytes() == expected.tobytes()
+
+
+def test_a_sheet_is_refused_before_anything_is_read(images, diffuse, monkeypatch):
+    monkeypatch.setattr(dataset, "read_images", lambda *a, **k: 1 / 0)
+    Path("there.png").write_bytes(b"mine")
+    Path("file").write_bytes(b"")
+    Path("link.png").symlink_to(images)
+    for out, code, says in (
+        ("there.png", 5, "--overwrite"),
+        ("file/sheet.png", 5, "not a folder"),
+        ("sheet.jpg", 2, ".png"),
+        (images / "dark" / "sheet.png", 2, "one of the images"),
+        ("link.png", 2, "one of the images"),
+    ):
+        ran = diffuse("info", images, "-o", out, "-q")
+        assert (ran.code, ran.out) == (code, "")
+        assert says in ran.line
+    assert Path("there.png").read_bytes() == b"mine"
+
+
+def test_a_sheet_is_replaced_when_asked_and_always_the_same(images, diffuse):
+    assert diffuse("info", images, "-o", "a.png").code == 0
+    first = Path("a.png").read_bytes()
+    Path("a.png").write_bytes(b"mine")
+    assert diffuse("info", images, "-o", "a.png", "--overwrite").code == 0
+    assert Path("a.png").read_bytes() == first
+
+
+# -- what is there --------------------------------------------------------------------------------
+
+
+def test_nothing_usable_is_one_line(tmp_path, diffuse):
+    (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "picture.png").write_bytes(png(noise(1)))
+    (tmp_path / "broken.zip").write_bytes(b"PK\x05\x06" + b"\xff" * 16 + b"\0\0")
+    for path, code, says in (
+        ("empty", 3, "no images in empty"),
+        ("nowhere", 3, "folder or a .zip file of images, or a model file"),
+        ("fifo", 3, "fifo"),
+        ("picture.png/x", 3, "no such"),
+        ("x" * 5000, 3, "cannot read"),
+        ("broken.zip", 3, "broken.zip"),
+        ("picture.png", 4, "not a model file"),
+    ):
+        ran = diffuse("info", path, "-q")
+        assert (ran.code, ran.out) == (code, ""), path
+        assert says in ran.line
+
+
+def test_pickles_are_refused_and_not_taken_for_images(tmp_path, diffuse):
+    torch.save({"a": torch.zeros(3)}, tmp_path / "weights.pt")
+    (tmp_path / "weights.zip").write_bytes((tmp_path / "weights.pt").read_bytes())
+    torch.save([1], tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    for name in ("weights.pt", "weights.zip", "old.pt"):
+        ran = diffuse("info", name, "-q")
+        assert (ran.code, ran.out) == (4, "")
+        assert "is a pickle" in ran.line
+
+
+def test_a_zip_with_an_image_is_images_whatever_else_is_in_it(tmp_path, diffuse):
+    with zipfile.ZipFile(tmp_path / "d.zip", "w") as file:
+        file.writestr("archive/data.pkl", b"")
+        file.writestr("archive/a.PNG", png(noise(1)))
+    assert diffuse("info", "d.zip", "--json").json["usable"] == 1
+    with zipfile.ZipFile(tmp_path / "e.zip", "w") as file:
+        file.writestr("notes.txt", b"")
+    assert diffuse("info", "e.zip", "-q").code == 3
+
+
+# -- model files ----------------------------------------------------------------------------------
+
+
+def test_what_a_model_file_says(conditional, images, diffuse):
+    ran = diffuse("info", conditional, "--json")
+    loaded = modelfile.load(conditional)
+    found = ran.json
+    assert ran.code == 0
+    assert {k: found[k] for k in ("kind", "path", "size_bytes", "sha256", "title", "step")} == {
+        "kind": "model",
+        "path": str(conditional),
+        "size_bytes": conditional.stat().st_size,
+        "sha256": hashlib.sha256(conditional.read_bytes()).hexdigest(),
+        "title": "diffuse model, 60 steps",
+        "step": 60,
+    }
+    assert found["parameters"] == sum(p.numel() for p in loaded.network().parameters())
+    assert found["raw"] is True
+    assert found["classes"] == ["dark", "light"]
+    assert found["unet"]["width"] == 8
+    assert found["diffusion"]["variance"] == "learned"
+    assert found["data"]["fingerprint"] == finish(read_images(images)).fingerprint
+    assert found["training"] == loaded.training
+    assert found["versions"]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_what_a_model_file_says_for_people(conditional, diffuse):
+    ran = diffuse("info", conditional)
+    assert ran.out.splitlines()[1:10] == [
+        "title       diffuse model, 60 steps",
+        f"file        {conditional.stat().st_size:,} bytes, SHA-256 {files.sha256(conditional)}",
+        "weights     averaged and raw",
+        "parameters  48,570",
+        "network     8x8, grey, conditional on 2 classes",
+        "            levels of 8, 16 (attention) channels; blocks a level: 1 (resnet)",
+        "process     schedule cosine, 100 timesteps, target v, variance learned",
+        "classes     dark, light",
+        "step        60",
+    ]
+    assert "lr=0.002" in ran.out
+    assert "            held_out: images=6, minimum=40" in ran.out
+    assert ran.err == "reading model 1/1\n"
+
+
+def changed(data: bytes, change: Callable[[dict[str, Any], dict[str, str]], Any]) -> bytes:
+    """The file with another description and other metadata."""
+    length = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + length])
+    metadata = header["__metadata__"]
+    config = json.loads(metadata["diffuse.config"])
+    change(config, metadata)
+    metadata["diffuse.config"] = json.dumps(config)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + data[8 + length :]
+
+
+def test_what_a_hostile_model_file_says_is_escaped_and_cut(conditional, diffuse):
+    hostile = "\x1b[31m[red]x[/red]\n\ud800\u202e"
+
+    def change(config: dict[str, Any], metadata: dict[str, str]) -> None:
+        metadata["modelspec.title"] = hostile.replace("\ud800", "") + "t" * 10_000
+        config["classes"] = [hostile, "[bold]b"]
+        config["training"] = {hostile: hostile, **{f"k{i}": "v" * 10_000 for i in range(300)}}
+        config["data"] = {str(i): {hostile: [hostile]} for i in range(300)}
+        config["versions"] = {"list": list(range(1000)), "none": None}
+        config["step"] = -(10**4000)
+
+    Path("hostile.safetensors").write_bytes(changed(conditional.read_bytes(), change))
+    ran = diffuse("info", "hostile.safetensors")
+    assert ran.code == 0, ran.err
+    assert not set("\x1b\ud800\u202e") & {*ran.out}
+    assert r"classes     \x1b[31m[red]x[/red]\n\ud800\u202e, [bold]b" in ran.out
+    assert "list=1,000 values, none=None" in ran.out
+    assert "and 201 more" in ran.out
+    assert len(ran.out.splitlines()) < 130
+    assert len(ran.out) < 40_000
+    found = diffuse("info", "hostile.safetensors", "--json").json
+    assert found["classes"][0] == hostile
+    assert found["versions"]["none"] is None
+
+
+@pytest.mark.parametrize("where", ["data", "training", "versions"])
+def test_a_model_file_nested_too_deeply_is_rejected(conditional, diffuse, where):
+    def change(config: dict[str, Any], metadata: dict[str, str]) -> None:
+        value: Any = 1
+        for _ in range(400):
+            value = {"a": [value]}
+        config[where]["deep"] = value
+
+    Path("deep.safetensors").write_bytes(changed(conditional.read_bytes(), change))
+    for form in ([], ["--json"]):
+        ran = diffuse("info", "deep.safetensors", "-q", *form)
+        assert (ran.code, ran.out) == (4, "")
+        assert "deep.safetensors" in ran.line
+
+
+def test_a_model_file_that_load_rejects(conditional, diffuse):
+    good = conditional.read_bytes()
+    for name, data in (("short", good[:-100]), ("text", b"a model, honestly"), ("empty", b"")):
+        Path(name).write_bytes(data)
+        ran = diffuse("info", name, "-q")
+        assert (ran.code, ran.out) == (4, "")
+        with pytest.raises(modelfile.ModelFileError) as error:
+            modelfile.load(name)
+        assert ran.line == f"diffuse: {error.value}\n"
+
+
+def test_a_model_file_whose_weights_end_like_a_zip(conditional, diffuse):
+    record = b"PK\x05\x06" + bytes(16) + b"\x02\x00" + bytes(2)
+    Path("m.safetensors").write_bytes(conditional.read_bytes()[: -len(record)] + record)
+    assert zipfile.is_zipfile("m.safetensors")
+    assert diffuse("info", "m.safetensors", "--json").json["kind"] == "model"
+
+
+def test_a_model_without_a_title_or_raw_weights(conditional, diffuse):
+    model = modelfile.load(conditional)
+    modelfile.save(Path("m.safetensors"), modelfile.Model(**{**vars(model), "raw": None}))
+    data = changed(Path("m.safetensors").read_bytes(), lambda c, m: m.pop("modelspec.title"))
+    Path("m.safetensors").write_bytes(data)
+    found = diffuse("info", "m.safetensors", "--json").json
+    assert (found["title"], found["raw"]) == ("", False)
+    assert "title       none\n" in diffuse("info", "m.safetensors").out
+    assert modelfile.read_metadata(Path("m.safetensors"))["format"] == "pt"
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--size 8", "--background red", "-o x.png", "--workers 2", "--strict"],
+)
+def test_options_about_images_do_not_go_with_a_model(conditional, diffuse, option):
+    ran = diffuse("info", conditional, *option.split(), "-q")
+    assert ran.code == 2
+    assert option.split()[0] in ran.line
+
+
+# -- the README ----------------------------------------------------------------------------------
+
+
+def test_the_readme_shows_what_is_said(diffuse):
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = page.split("diffuse info examples/fashion-mnist.zip -o sheet.png\n```\n\n```\n")[1]
+    said = diffuse("info", ROOT / "examples" / "fashion-mnist.zip", "-o", "sheet.png").out
+    assert shown.split("```")[0] == said.replace(f"{ROOT}/", "")
+
+
+# -- as a process ---------------------------------------------------------------------------------
+
+
+def test_the_command_as_a_process(images, process, tmp_path):
+    ran = process("info", images, "-o", "sheet.png", env={"LC_ALL": "C"})
+    assert ran.code == 0
+    assert ran.out.startswith("data             ")
+    assert "60 usable of 60" in ran.out
+    assert "reading images 60/60" in ran.err
+    assert (tmp_path / "sheet.png").exists()
+    assert process("info", "nowhere").code == 3
+
+
+def test_images_are_looked_at_without_torch(images, tmp_path):
+    import subprocess
+
+    program = (
+        "import sys; from diffuse_cli.app import main; code = main(sys.argv[1:]); "
+        "assert 'torch' not in sys.modules; sys.exit(code)"
+    )
+    line = [sys.executable, "-c", program, "info", str(images), "-q", "-o", str(tmp_path / "s.png")]
+    done = subprocess.run(line, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
