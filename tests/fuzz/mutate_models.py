@@ -52,9 +52,9 @@ def write_model(path: Path) -> bytes:
     recipe = path.with_name("tiny.toml")
     recipe.write_text(RECIPE)
     images = str(path.with_name("images"))
-    assert (
-        main(["train", images, "--config", str(recipe), "--steps", "2", "-o", str(path), "-q"]) == 0
-    )
+    line = ["train", images, "--config", str(recipe), "--steps", "2", "-o", str(path), "-q"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert main(line) == 0
     return path.read_bytes()
 
 

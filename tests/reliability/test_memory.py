@@ -67,6 +67,24 @@ def test_the_parts_are_halved_and_the_batch_stays(train, memory, error):
     assert all(torch.allclose(ours[name], whole[name], atol=1e-3) for name in whole)
 
 
+def test_the_gradient_of_parts_that_did_fit_is_not_counted_twice(train, monkeypatch):
+    """The memory runs out in the second part, when the gradient of the first is there."""
+    train("--steps", 4, "--accumulation", 2, "--log-every", 1, "-o", "whole.safetensors")
+    real, failed = Trainer.losses, []
+
+    def losses(self, denoiser, step, positions, chances):
+        if step == 2 and positions == range(4, 8):
+            failed.append(step)
+            raise ERRORS[0]
+        return real(self, denoiser, step, positions, chances)
+
+    monkeypatch.setattr(Trainer, "losses", losses)
+    assert train("--steps", 4, "--accumulation", 2, "--log-every", 1).code == 0
+    assert failed == [2]
+    for name in ("loss", "grad_norm"):
+        assert logged(RUN, name) == pytest.approx(logged("whole.run", name), abs=1e-4)
+
+
 def test_importance_notes_a_step_once(train, memory):
     """A pass that failed has seen losses, which must not be counted twice."""
     options = ("--num-timesteps", 3, "--timestep-draw", "importance")
