@@ -122,3 +122,29 @@ def test_the_python_of_the_theory_holds():
         except Exception as error:
             line = traceback.extract_tb(error.__traceback__)[1]
             pytest.fail(f"docs/theory.md:{line.lineno}: {line.line}\n{error!r}", pytrace=False)
+
+
+# -- what is promised -----------------------------------------------------------------------------
+
+RELIABILITY = ROOT / "docs" / "reliability.md"
+PROMISED = re.findall(r"\[`([^`]+)`\]\(([^)]+)\)", RELIABILITY.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(("name", "path"), PROMISED, ids=[name for name, _ in PROMISED])
+def test_a_promise_names_a_test_that_exists(name: str, path: str):
+    find(name, (RELIABILITY.parent / path).resolve())
+
+
+def test_every_promise_has_a_test():
+    rows = re.findall(r"^\| (?!promise|---)(.+) \|$", RELIABILITY.read_text("utf-8"), re.MULTILINE)
+    assert len(rows) > 40
+    assert all("](../tests/" in row for row in rows)
+
+
+@pytest.mark.parametrize("page", ["README.md", "SECURITY.md", "docs/reliability.md"])
+def test_a_page_links_to_files_that_exist(page: str):
+    path = ROOT / page
+    prose = BLOCK.sub("", path.read_text(encoding="utf-8"))
+    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", prose)
+    assert targets
+    assert [t for t in targets if not (path.parent / t).exists()] == []
