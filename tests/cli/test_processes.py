@@ -14,6 +14,7 @@ import torch
 from conftest import environment
 from PIL import Image
 
+from diffuse_cli import locks
 from diffuse_cli.training.rundir import RunDirectory
 
 STEPS = ("--steps", 8, "--log-every", 1)
@@ -212,6 +213,22 @@ def test_of_many_processes_one_holds_an_output_and_is_named(tmp_path):
         assert not (tmp_path / "out" / "lock").exists()
 
 
+def test_a_lock_file_that_its_holder_removed_meanwhile_is_no_lock(tmp_path, monkeypatch):
+    """It was opened before the holder removed it: others would open another file of that name."""
+    path, real, tries = tmp_path / "lock", locks._lock, []
+
+    def racing(lock, path):
+        if not tries:
+            path.unlink()
+        tries.append(path)
+        real(lock, path)
+
+    monkeypatch.setattr(locks, "_lock", racing)
+    with locks.held(path):
+        assert path.exists()
+    assert len(tries) == 2
+
+
 def test_a_forked_child_does_not_keep_the_lock(tmp_path, monkeypatch):
     """A loader's worker may outlive the process that was killed."""
     program = HOLDER.replace(
@@ -229,8 +246,6 @@ def test_a_forked_child_does_not_keep_the_lock(tmp_path, monkeypatch):
 
 
 def test_the_second_sampling_into_a_folder_names_the_first(diffuse, model, monkeypatch):
-    from diffuse_cli import locks
-
     with locks.held(Path("samples/.lock")):
         program = (
             "import sys; from diffuse_cli.app import main; "
