@@ -8,6 +8,7 @@ import stat
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +20,10 @@ from diffuse_cli.files import show
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = "diffuse.samples"
+
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""Of the others, zipfile unpacks all that a member holds, however little is asked for."""
+_AT_ONCE = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +146,10 @@ class Zip:
 
     def read(self, entry: Entry) -> bytes:
         try:
-            return self._file.read(entry.key)
-        except (NotImplementedError, RuntimeError):
+            with self._file.open(entry.key) as file:
+                # In pieces: asked for all, zipfile unpacks more than a member says it holds.
+                return b"".join(iter(partial(file.read, _AT_ONCE), b""))
+        except RuntimeError:
             raise Unusable(reasons.UNREADABLE) from None
         except OSError as error:
             raise Unusable(reasons.UNREADABLE if error.errno else reasons.CORRUPT) from None
@@ -161,6 +168,8 @@ def _member_fault(info: zipfile.ZipInfo) -> str:
         return reasons.ENCRYPTED
     if info.file_size > LARGEST_FILE:
         return reasons.TOO_LARGE
+    if info.compress_type not in _METHODS:
+        return reasons.COMPRESSION
     return reasons.IRREGULAR if kind not in (0, stat.S_IFREG) else ""
 
 

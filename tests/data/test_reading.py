@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -389,6 +390,39 @@ def test_bad_members_are_skipped(tmp_path: Path) -> None:
         reasons.IRREGULAR: "link.png",
     }
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.zip"]
+
+
+def lying(path: Path, method: int, size: int, claim: int) -> Path:
+    """A zip with a good image, and with zeros that it says are fewer."""
+    with zipfile.ZipFile(path, "w", method) as file:
+        file.writestr("good.png", encoded(noise(1)), zipfile.ZIP_STORED)
+        with file.open("zeros.png", "w") as member:
+            for _ in range(size // 2**20):
+                member.write(bytes(2**20))
+    raw = bytearray(path.read_bytes())
+    at = raw.rindex(b"zeros.png") - 46
+    raw[at + 24 : at + 28] = claim.to_bytes(4, "little")
+    path.write_bytes(raw)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        (zipfile.ZIP_DEFLATED, reasons.CORRUPT),
+        (zipfile.ZIP_BZIP2, reasons.COMPRESSION),
+        (zipfile.ZIP_LZMA, reasons.COMPRESSION),
+    ],
+)
+def test_a_member_unpacks_to_no_more_than_it_says(tmp_path: Path, method: int, reason: str) -> None:
+    path = lying(tmp_path / "x.zip", method, 2**26, claim=100)
+    tracemalloc.start()
+    images = read(path, workers=1)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert images.names == ("good.png",)
+    assert images.summary.skipped == {reason: (1, ("zeros.png",))}
+    assert peak < 2**24
 
 
 # -- threads, events, cache -----------------------------------------------------------------------
