@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -9,10 +10,13 @@ import numpy as np
 from PIL import Image
 
 from diffuse_cli.data import reasons
-from diffuse_cli.data.decoding import decode_with_mode
+from diffuse_cli.data.decoding import LARGE, Large, decode_with_mode, one_large
 from diffuse_cli.data.pixels import Pixels, Size, channels_first, digest, fit
 from diffuse_cli.data.reasons import Unusable
 from diffuse_cli.data.sources import Entry, Source
+
+LATER = "large"
+"""Why a process of several leaves an image to the one that started it; no reason for people."""
 
 DEFAULT_SIDE = 64
 """Images of one size up to this keep it; all others become squares of it."""
@@ -20,12 +24,16 @@ DEFAULT_SIDE = 64
 
 @dataclass
 class Plan:
-    """What every image becomes. `size` is None while all images so far have one small size."""
+    """What every image becomes. `size` is None while all images so far have one small size.
+
+    `shared`: other processes decode too, and none of them may take a large image.
+    """
 
     source: Source
     size: Size | None
     channels: int | None
     background: tuple[int, ...] | int
+    shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +64,16 @@ def decode_files(plan: Plan, entries: Iterable[Entry]) -> list[Result]:
 
 
 def _decode_file(plan: Plan, entry: Entry) -> Result:
+    large = entry.size > LARGE
     try:
         if entry.fault:
             raise Unusable(entry.fault)
-        image, mode = decode_with_mode(plan.source.read(entry), plan.background)
+        if large and plan.shared:
+            raise Large
+        with one_large if large else contextlib.nullcontext():
+            data = plan.source.read(entry)
+            image, mode = decode_with_mode(data, plan.background, plan.shared)
+            del data
         # Taken out of Pillow once: for small images that is a good part of the work.
         values = np.asarray(image)
         fitted = _fitted(image, plan)
@@ -69,6 +83,8 @@ def _decode_file(plan: Plan, entry: Entry) -> Result:
         return Decoded(entry, channels_first(values), name, mode, image.size)
     except Unusable as error:
         return Skipped(entry, error.reason)
+    except Large:
+        return Skipped(entry, LATER)
     except FileNotFoundError:
         return Skipped(entry, reasons.VANISHED)
     except MemoryError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import struct
 import subprocess
 import sys
@@ -252,7 +253,25 @@ def test_read_image_says_what_is_wrong(tmp_path: Path) -> None:
     good = tmp_path / "good.png"
     good.write_bytes(encoded(noise(1)))
     assert read_image(good).tobytes() == noise(1).tobytes()
-    cases = {bad: "not an image", tmp_path / "none.png": "no such image", tmp_path: "a folder"}
+    fifo, loop, device = (tmp_path / f"{name}.png" for name in ("fifo", "loop", "device"))
+    os.mkfifo(fifo)
+    loop.symlink_to(loop)
+    device.symlink_to("/dev/zero")
+    huge = tmp_path / "huge.png"
+    with huge.open("wb") as file:
+        file.truncate(2**29 + 1)
+    cases = {
+        bad: "not an image",
+        tmp_path / "none.png": "no such image",
+        bad / "within.png": "no such image",
+        tmp_path: "a folder",
+        fifo: "not a regular file",
+        device: "not a regular file",
+        loop: "symbolic links",
+        huge: "over 512 MiB",
+        tmp_path / ("long" * 100): "File name too long",
+        tmp_path / "a\0b.png": r"a\\x00b\.png: embedded null byte",
+    }
     for path, words in cases.items():
         with pytest.raises(DataError, match=words) as caught:
             read_image(path)
