@@ -33,6 +33,7 @@ _BITS_PER_SAMPLE = 258
 LARGE = 2**24
 """Pixels, or bytes of a file: such images are decoded one at a time, which bounds the memory."""
 one_large = threading.RLock()
+freely = contextlib.nullcontext()
 
 _VALUES_AT_ONCE = 2**20
 
@@ -69,7 +70,7 @@ def decode_with_mode(
     large = pixels_at_once(image) > LARGE
     if large and shared:
         raise Large
-    with one_large if large else contextlib.nullcontext():
+    with one_large if large else freely:
         try:
             image.load()
         except MemoryError:

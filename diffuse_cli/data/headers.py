@@ -96,17 +96,21 @@ def _refuse_bombs(image: ImageFile.ImageFile, data: bytes) -> None:
     # Pillow only warns between once and twice its limit.
     most = Image.MAX_IMAGE_PIXELS or 2**63
     area = image.width * image.height
-    scans = data.count(b"\xff\xda") if image.info.get("progressive") else 1
-    covered = sum(_covered(tile[1]) for tile in image.tile)
-    if pixels_at_once(image) > most or scans * area > _SCANS * most or covered > _LAYERS * area:
+    if pixels_at_once(image) > most:
+        raise Unusable(reasons.BOMB)
+    if len(image.tile) > 1 and sum(_covered(tile[1]) for tile in image.tile) > _LAYERS * area:
+        raise Unusable(reasons.BOMB)
+    if image.info.get("progressive") and data.count(b"\xff\xda") * area > _SCANS * most:
         raise Unusable(reasons.BOMB)
 
 
 def pixels_at_once(image: Image.Image) -> int:
     """How many pixels are decoded at once: a tile of a TIFF may be larger than its image."""
-    tags = getattr(image, "tag_v2", {})
-    width, height = (operator.index(tags.get(tag, 0)) for tag in _TILE)
-    return max(image.width * image.height, width * height)
+    area = image.width * image.height
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return area
+    width, height = (operator.index(image.tag_v2.get(tag, 0)) for tag in _TILE)
+    return max(area, width * height)
 
 
 def _covered(extents: tuple[int, int, int, int] | None) -> int:

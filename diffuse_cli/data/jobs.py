@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from diffuse_cli.data import reasons
-from diffuse_cli.data.decoding import LARGE, Large, decode_with_mode, one_large
+from diffuse_cli.data.decoding import LARGE, Large, decode_with_mode, freely, one_large
 from diffuse_cli.data.pixels import Pixels, Size, channels_first, digest, fit
 from diffuse_cli.data.reasons import Unusable
 from diffuse_cli.data.sources import Entry, Source
@@ -36,8 +36,7 @@ class Plan:
     shared: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
+class Decoded(NamedTuple):
     """A usable image: `mode` and `size`, (width, height), are those of the file."""
 
     entry: Entry
@@ -47,8 +46,7 @@ class Decoded:
     size: Size
 
 
-@dataclass(frozen=True, slots=True)
-class Skipped:
+class Skipped(NamedTuple):
     """A file without a usable image."""
 
     entry: Entry
@@ -70,7 +68,7 @@ def _decode_file(plan: Plan, entry: Entry) -> Result:
             raise Unusable(entry.fault)
         if large and plan.shared:
             raise Large
-        with one_large if large else contextlib.nullcontext():
+        with one_large if large else freely:
             data = plan.source.read(entry)
             image, mode = decode_with_mode(data, plan.background, plan.shared)
             del data

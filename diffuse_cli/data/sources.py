@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from diffuse_cli.data import reasons
 from diffuse_cli.data.reasons import EXTENSIONS, LARGEST_FILE, Unusable
@@ -26,8 +26,7 @@ _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _AT_ONCE = 2**20
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A file of a source: its relative path with `/`, its size in bytes, its name in the source.
 
     `fault` is set where it must not be opened: the reason it is skipped.
@@ -93,13 +92,18 @@ class Folder:
     def read(self, entry: Entry) -> bytes:
         # Non-blocking, and looked at again: it may have become a FIFO since it was listed.
         descriptor = os.open(entry.key, os.O_RDONLY | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
-            info = os.fstat(file.fileno())
+        try:
+            info = os.fstat(descriptor)
             if not stat.S_ISREG(info.st_mode):
                 raise Unusable(reasons.IRREGULAR)
             if info.st_size > LARGEST_FILE:
                 raise Unusable(reasons.TOO_LARGE)
-            return file.read(info.st_size)
+            data = os.read(descriptor, info.st_size)
+            while len(data) < info.st_size and (more := os.read(descriptor, _AT_ONCE)):
+                data += more
+            return data
+        finally:
+            os.close(descriptor)
 
     def close(self) -> None:
         """Nothing is held open."""

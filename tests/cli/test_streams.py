@@ -58,6 +58,32 @@ def test_quiet_sampling_and_evaluation_are_silent(diffuse, model, images):
     assert diffuse("eval", model, images, "-n", 4, "--steps", 2, "-q").err == ""
 
 
+CI = {"CI": "true", "GITHUB_ACTIONS": "true", "TF_BUILD": "true", "TERM": "xterm-256color"}
+COLOUR = re.compile("\x1b\\[[0-9;]*m")
+
+
+@pytest.mark.parametrize(
+    ("changes", "coloured"),
+    [
+        (CI, False),
+        ({"TERM": "dumb", "COLUMNS": "20"}, False),
+        ({"FORCE_COLOR": "1", "TERM": "xterm"}, True),
+        ({"TTY_COMPATIBLE": "1", "TERM": "xterm"}, True),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1", "TERM": "xterm"}, False),
+    ],
+)
+def test_variables_of_automation_make_no_terminal(process, recipe, tmp_path, changes, coloured):
+    one = write_images(tmp_path / "one", 1)
+    ran = process("train", one, "--config", recipe, *SHORT, env=changes)
+    assert (ran.code, ran.out) == (0, "model.safetensors\n")
+    assert "warning: 1 image" in ran.err
+    assert [f"step {k}/3" in ran.err for k in (1, 2, 3)] == [True] * 3
+    assert (ESCAPE in ran.err) == coloured
+    assert ESCAPE not in COLOUR.sub("", ran.err)
+    assert "\r" not in ran.err
+    assert ESCAPE not in process("train", "--help", env=changes).out
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {"PYTHONIOENCODING": "ascii"}],
