@@ -40,6 +40,8 @@ _PLUGINS = (
 
 _TILE = (322, 323)
 
+_LONGEST = 2**20
+"""More rows, each with memory of its own, take far more than their pixels do."""
 _LAYERS = 8
 """Strips and tiles cover an image so many times at most: once for each of its channels."""
 _SCANS = 64
@@ -96,7 +98,7 @@ def _refuse_bombs(image: ImageFile.ImageFile, data: bytes) -> None:
     # Pillow only warns between once and twice its limit.
     most = Image.MAX_IMAGE_PIXELS or 2**63
     area = image.width * image.height
-    if pixels_at_once(image) > most:
+    if pixels_at_once(image) > most or max(image.size) > _LONGEST:
         raise Unusable(reasons.BOMB)
     if len(image.tile) > 1 and sum(_covered(tile[1]) for tile in image.tile) > _LAYERS * area:
         raise Unusable(reasons.BOMB)

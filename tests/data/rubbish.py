@@ -124,6 +124,7 @@ def bombs() -> dict[str, bytes]:
         "header.webp": riff((b"VP8X", canvas), (b"VP8L", small["WEBP"][20:])),
         "frame.gif": small["GIF"].replace(place, huge_place),
         "just-over.png": header + chunk(b"IDAT", zeros(SIDE * (4 * SIDE + 1))) + end,
+        "tall.png": png(1, 2**20 + 1, 8, 0, b"\0\0" * (2**20 + 1)),
         "tile.tif": tiff(grey(64, 64, 8, *tiles), tile),
         "strips.tif": tiff(grey(64, 64, 1, *strips), bytes(4096)),
         "scans.jpg": scans[:-2] + last * 1500 + b"\xff\xd9",
