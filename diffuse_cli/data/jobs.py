@@ -11,7 +11,7 @@ from PIL import Image
 
 from diffuse_cli.data import reasons
 from diffuse_cli.data.decoding import LARGE, Large, decode_with_mode, freely, one_large
-from diffuse_cli.data.pixels import Pixels, Size, channels_first, digest, fit
+from diffuse_cli.data.pixels import Pixels, Size, channels_first, digest, digest_of, fit
 from diffuse_cli.data.reasons import Unusable
 from diffuse_cli.data.sources import Entry, Source
 
@@ -72,12 +72,9 @@ def _decode_file(plan: Plan, entry: Entry) -> Result:
             data = plan.source.read(entry)
             image, mode = decode_with_mode(data, plan.background, plan.shared)
             del data
-        # Taken out of Pillow once: for small images that is a good part of the work.
-        values = np.asarray(image)
         fitted = _fitted(image, plan)
-        name = digest(values)
-        if fitted is not image:
-            values = np.asarray(fitted)
+        values = np.asarray(fitted)
+        name = digest(values) if fitted is image else digest_of(image)
         return Decoded(entry, channels_first(values), name, mode, image.size)
     except Unusable as error:
         return Skipped(entry, error.reason)

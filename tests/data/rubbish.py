@@ -99,7 +99,8 @@ def odd() -> dict[str, bytes]:
         "name-says-gif.gif": encoded(pale),
         "more-after-the-end.png": encoded(pale) + b"more",
         "directory-that-follows-itself.tif": tiff(grey(8, 8, 1, *strip), bytes(64), after=8),
-        "broken-exif.png": png(8, 8, 8, 0, bytes(72), chunk(b"eXIf", b"II*\0\xff\xff\xff\xff")),
+        "far-exif.png": png(8, 8, 8, 0, bytes(72), chunk(b"eXIf", b"II*\0\xff\xff\xff\xff")),
+        "no-exif.png": png(8, 8, 8, 0, bytes(72), chunk(b"eXIf", b"not EXIF")),
     }
 
 

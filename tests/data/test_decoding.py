@@ -17,7 +17,7 @@ from corpus import BOMB, chunk, encoded, noise, png
 from PIL import Image, ImageOps
 
 from diffuse_cli.data import Unusable, decode, fit, read_image, reasons
-from diffuse_cli.data.pixels import digest, to_image, to_pixels
+from diffuse_cli.data.pixels import digest, digest_of, to_image, to_pixels
 from diffuse_cli.errors import DataError
 
 
@@ -172,9 +172,10 @@ def test_exif_orientation_is_applied(orientation: int, kind: str) -> None:
     assert array(encoded(Image.fromarray(pixels), kind, exif=exif)).tolist() == upright.tolist()
 
 
-def test_float_pixels_are_unsupported() -> None:
+@pytest.mark.parametrize(("mode", "value"), [("F", 0.5), ("I", 0), ("I", 70_000), ("I", -1)])
+def test_pixels_of_32_bits_are_unsupported(mode: str, value: float) -> None:
     with pytest.raises(Unusable, match=reasons.PIXELS):
-        decode(encoded(Image.new("F", (2, 2), 0.5), "TIFF"))
+        decode(encoded(Image.new(mode, (2, 2), value), "TIFF"))
 
 
 WHOLE = encoded(noise(4, (40, 40), "RGB"))
@@ -215,6 +216,31 @@ def test_a_bomb_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(Unusable, match=reasons.BOMB):
             decode(RUBBISH[name][0])
     assert not loaded
+
+
+@pytest.mark.parametrize(
+    ("where", "error", "reason"),
+    [
+        ("PIL.Image.open", MemoryError, reasons.MEMORY),
+        ("PIL.Image.open", SystemError, reasons.CORRUPT),
+        ("PIL.Image.open", Image.DecompressionBombWarning, reasons.BOMB),
+        ("PIL.ImageFile.ImageFile.load", MemoryError, reasons.MEMORY),
+        ("PIL.ImageFile.ImageFile.load", SystemError, reasons.CORRUPT),
+        ("PIL.Image.Image.convert", MemoryError, reasons.MEMORY),
+        ("PIL.Image.Image.convert", SystemError, reasons.PIXELS),
+    ],
+)
+def test_whatever_pillow_raises_is_a_reason(
+    monkeypatch: pytest.MonkeyPatch, where: str, error: type[Exception], reason: str
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    data = encoded(palette_image())
+    monkeypatch.setattr(where, fail)
+    with pytest.raises(Unusable) as caught:
+        decode(data)
+    assert caught.value.reason == reason
 
 
 def test_damaged_bytes_never_raise_anything_else() -> None:
@@ -332,6 +358,7 @@ def test_digest_knows_mode_and_size() -> None:
     ]
     names = [digest(np.asarray(image)) for image in images]
     assert len(set(names)) == 4
+    assert names == [digest_of(image) for image in images]
     assert names[0] == digest(np.asarray(images[0].copy()))
 
 
@@ -341,3 +368,10 @@ def test_digest_is_the_hash_that_model_files_speak_of() -> None:
     assert digest(np.asarray(grey)) == expected
     expected = blake2b(b"RGB 5x3\n" + colour.tobytes(), digest_size=16).digest()
     assert digest(np.asarray(colour)) == expected
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("size", [(1, 1), (700, 500), (90_001, 4), (3, 90_001)])
+def test_the_digest_of_an_image_is_that_of_its_pixels(mode: str, size: tuple[int, int]) -> None:
+    image = noise(3, size, mode)
+    assert digest_of(image) == digest(np.asarray(image))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pkgutil
 import socket
 import subprocess
 import sys
@@ -94,6 +95,43 @@ def test_strict_ends_at_the_first_bad_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"001\.png: not an image") as caught:
         read(tmp_path, strict=True)
     assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError, reasons.MEMORY),
+        (FileNotFoundError, reasons.VANISHED),
+        (PermissionError, reasons.UNREADABLE),
+        (SystemError, reasons.UNREADABLE),
+    ],
+)
+@pytest.mark.parametrize("where", ["sources.Folder.read", "jobs.digest"])
+def test_whatever_is_raised_for_a_file_is_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, error: type[Exception], reason: str
+) -> None:
+    module, _, name = f"diffuse_cli.data.{where}".rpartition(".")
+    owner = pkgutil.resolve_name(module)
+    original, calls = getattr(owner, name), [0]
+
+    def fail(*arguments: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 2:
+            raise error
+        return original(*arguments)
+
+    monkeypatch.setattr(owner, name, fail)
+    images = read(fill(tmp_path, many(3)), workers=1)
+    assert images.names == ("000.png", "002.png")
+    assert images.summary.skipped == {reason: (1, ("001.png",))}
+
+
+def test_a_file_comes_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system may give less than is asked for."""
+    folder = fill(tmp_path, many(3))
+    expected, original = read(folder), os.read
+    monkeypatch.setattr(os, "read", lambda file, size: original(file, min(size, 7)))
+    assert read(folder, workers=1).fingerprint == expected.fingerprint
 
 
 def test_nothing_usable(tmp_path: Path) -> None:
