@@ -140,8 +140,8 @@ def _composited(image: Image.Image, background: tuple[int, ...] | int) -> Image.
     """A transparent image on an RGB background; grey on grey stays L."""
     red, green, blue = background if isinstance(background, tuple) else (background,) * 3
     grey = _is_grey(image)
-    if image.mode in ("La", "RGBa"):
-        image = image.convert("LA" if grey else "RGBA")
+    if image.mode == "La":
+        image = image.convert("LA")
     if image.mode == "RGB":
         image = _keyed(image)
     mode = "LA" if grey else "RGBA"

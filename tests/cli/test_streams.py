@@ -112,6 +112,17 @@ def test_a_reader_of_stderr_that_goes_away_does_not_end_the_training(
     assert (tmp_path / "model.safetensors").exists()
 
 
+def test_training_ends_well_without_any_stream(process, images, recipe, tmp_path, closed):
+    line = ("train", images, "--config", recipe, *SHORT)
+    ran = process(*line, stdout=closed)
+    assert (ran.code, ran.err.count("Traceback"), ran.err.count("Broken")) == (0, 0, 0)
+    shell = '"$0" -m diffuse_cli "$@" >&- 2>&- <&-'
+    command = ["bash", "-c", shell, sys.executable, *map(str, line), "-o", "none.safetensors"]
+    assert subprocess.run(command, cwd=tmp_path, env=environment(), timeout=60).returncode == 0
+    one, other = (tmp_path / f"{name}.safetensors" for name in ("model", "none"))
+    assert one.read_bytes() == other.read_bytes()
+
+
 def test_help_into_a_closed_pipe_has_no_traceback(process, closed):
     assert "Traceback" not in process("train", "--help", stdout=closed).err
 

@@ -10,11 +10,13 @@ import subprocess
 import sys
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from corpus import BOMB, chunk, encoded, noise, png
 from PIL import Image, ImageOps
+from rubbish import grey, tiff
 
 from diffuse_cli.data import Unusable, decode, fit, read_image, reasons
 from diffuse_cli.data.pixels import digest, digest_of, to_image, to_pixels
@@ -70,6 +72,32 @@ def test_big_endian_16_bit_tiff() -> None:
     values = np.array([[0, 257, 65535]], ">u2")
     image = Image.frombytes("I;16B", (3, 1), values.tobytes())
     assert array(encoded(image, "TIFF")).tolist() == [[0, 1, 255]]
+
+
+def test_12_bit_tiff() -> None:
+    tags = [tag for tag in grey(2, 1, 1, (273, 4, [-1]), (279, 4, [3])) if tag[0] != 258]
+    data = tiff([*tags, (258, 3, [12])], b"\xff\xf8\x00")  # 4095 and 2048
+    assert array(data).tolist() == [[255, 128]]
+
+
+def two_bands(kind: int, photometric: int, *more: Any) -> bytes:
+    """A TIFF of one pixel with a second band of a kind: 1 alpha in the first, 2 alpha beside it."""
+    size = [(256, 4, [1]), (257, 4, [1]), (258, 3, [8, 8]), (259, 3, [1])]
+    kinds = [(262, 3, [photometric]), (277, 3, [2]), (338, 3, [kind])]
+    return tiff([*size, *kinds, (273, 4, [-1]), (279, 4, [2]), *more], bytes([50, 128]))
+
+
+def test_transparency_within_the_pixels_of_a_tiff() -> None:
+    assert array(two_bands(2, 1), "white").tolist() == [[(50 * 128 + 255 * 127 + 127) // 255]]
+    within = 50 * 255 // 128
+    assert array(two_bands(1, 1), "white").tolist() == [[(within * 128 + 255 * 127 + 127) // 255]]
+
+
+def test_a_palette_with_transparency_in_a_tiff() -> None:
+    colours = [0] * 768
+    colours[50] = 255 * 256  # red of the 50th
+    red = array(two_bands(2, 3, (320, 3, colours)), "blue").tolist()
+    assert red == [[[128, 0, 127]]]
 
 
 def test_16_bit_transparent_grey() -> None:
@@ -141,6 +169,7 @@ def test_grey_palette_stays_grey() -> None:
 def test_cmyk_becomes_rgb() -> None:
     image = Image.new("CMYK", (2, 2), (255, 0, 255, 0))
     assert array(encoded(image, "TIFF")).tolist() == [[[0, 255, 0]] * 2] * 2
+    assert array(encoded(image, "JPEG", quality=100)).tolist() == [[[0, 255, 0]] * 2] * 2
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
