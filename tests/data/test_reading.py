@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pkgutil
 import socket
 import subprocess
 import sys
 import threading
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -94,6 +96,43 @@ def test_strict_ends_at_the_first_bad_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"001\.png: not an image") as caught:
         read(tmp_path, strict=True)
     assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError, reasons.MEMORY),
+        (FileNotFoundError, reasons.VANISHED),
+        (PermissionError, reasons.UNREADABLE),
+        (SystemError, reasons.UNREADABLE),
+    ],
+)
+@pytest.mark.parametrize("where", ["sources.Folder.read", "jobs.digest"])
+def test_whatever_is_raised_for_a_file_is_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, error: type[Exception], reason: str
+) -> None:
+    module, _, name = f"diffuse_cli.data.{where}".rpartition(".")
+    owner = pkgutil.resolve_name(module)
+    original, calls = getattr(owner, name), [0]
+
+    def fail(*arguments: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 2:
+            raise error
+        return original(*arguments)
+
+    monkeypatch.setattr(owner, name, fail)
+    images = read(fill(tmp_path, many(3)), workers=1)
+    assert images.names == ("000.png", "002.png")
+    assert images.summary.skipped == {reason: (1, ("001.png",))}
+
+
+def test_a_file_comes_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system may give less than is asked for."""
+    folder = fill(tmp_path, many(3))
+    expected, original = read(folder), os.read
+    monkeypatch.setattr(os, "read", lambda file, size: original(file, min(size, 7)))
+    assert read(folder, workers=1).fingerprint == expected.fingerprint
 
 
 def test_nothing_usable(tmp_path: Path) -> None:
@@ -390,6 +429,39 @@ def test_bad_members_are_skipped(tmp_path: Path) -> None:
         reasons.IRREGULAR: "link.png",
     }
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.zip"]
+
+
+def lying(path: Path, method: int, size: int, claim: int) -> Path:
+    """A zip with a good image, and with zeros that it says are fewer."""
+    with zipfile.ZipFile(path, "w", method) as file:
+        file.writestr("good.png", encoded(noise(1)), zipfile.ZIP_STORED)
+        with file.open("zeros.png", "w") as member:
+            for _ in range(size // 2**20):
+                member.write(bytes(2**20))
+    raw = bytearray(path.read_bytes())
+    at = raw.rindex(b"zeros.png") - 46
+    raw[at + 24 : at + 28] = claim.to_bytes(4, "little")
+    path.write_bytes(raw)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        (zipfile.ZIP_DEFLATED, reasons.CORRUPT),
+        (zipfile.ZIP_BZIP2, reasons.COMPRESSION),
+        (zipfile.ZIP_LZMA, reasons.COMPRESSION),
+    ],
+)
+def test_a_member_unpacks_to_no_more_than_it_says(tmp_path: Path, method: int, reason: str) -> None:
+    path = lying(tmp_path / "x.zip", method, 2**26, claim=100)
+    tracemalloc.start()
+    images = read(path, workers=1)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert images.names == ("good.png",)
+    assert images.summary.skipped == {reason: (1, ("zeros.png",))}
+    assert peak < 2**24
 
 
 # -- threads, events, cache -----------------------------------------------------------------------
