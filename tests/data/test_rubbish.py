@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Ran, environment, write_images
+from conftest import ROOT, Ran, environment, write_images
 from corpus import chunk, encoded, fill, noise, png
 from rubbish import odd, place, rubbish, zeros
 
@@ -21,11 +21,13 @@ from diffuse_cli.events import finish
 
 MIB = 2**20
 FOUND = """if True:
-    import json, resource, sys
+    import json, sys
+    sys.path.insert(0, sys.argv[3])
+    from memory import forget, peak
     from diffuse_cli.data import decode, read_images
     from diffuse_cli.events import finish
-    peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     decode(open(sys.argv[1], "rb").read())  # what is allocated once
+    forget()
     before = peak()
     summary = finish(read_images(sys.argv[2], workers=2)).summary
     print(json.dumps([peak() - before, summary.to_dict()]))
@@ -35,7 +37,7 @@ FOUND = """if True:
 def measured(tmp_path: Path, folder: Path) -> tuple[int, dict[str, Any]]:
     """Bytes by which a process grows as it reads `folder`, and what it finds there."""
     small = fill(tmp_path / "small", {"a.png": encoded(noise(1))}) / "a.png"
-    line = [sys.executable, "-c", FOUND, str(small), str(folder)]
+    line = [sys.executable, "-c", FOUND, str(small), str(folder), str(ROOT / "tests")]
     ran = subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=60)
     assert (ran.returncode, ran.stderr) == (0, "")
     growth, summary = json.loads(ran.stdout)
