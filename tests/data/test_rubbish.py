@@ -21,10 +21,17 @@ from diffuse_cli.events import finish
 
 MIB = 2**20
 FOUND = """if True:
-    import json, resource, sys
+    import json, re, resource, sys
+    from pathlib import Path
     from diffuse_cli.data import decode, read_images
     from diffuse_cli.events import finish
-    peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def peak():  # Linux counts what the process was before `exec` into its `ru_maxrss`
+        status = Path("/proc/self/status")
+        if not status.exists():
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return int(re.search(r"VmHWM:\\s+(\\d+) kB", status.read_text())[1]) * 1024
+
     decode(open(sys.argv[1], "rb").read())  # what is allocated once
     before = peak()
     summary = finish(read_images(sys.argv[2], workers=2)).summary
