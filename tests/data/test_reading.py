@@ -127,6 +127,15 @@ def test_whatever_is_raised_for_a_file_is_a_reason(
     assert images.summary.skipped == {reason: (1, ("001.png",))}
 
 
+def test_a_huge_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (fill(tmp_path, many(2)) / "huge.png").open("wb") as file:
+        file.truncate(reasons.LARGEST_FILE + 1)
+    original, most = os.read, []
+    monkeypatch.setattr(os, "read", lambda file, size: most.append(size) or original(file, size))
+    assert read(tmp_path, workers=1).summary.skipped == {reasons.TOO_LARGE: (1, ("huge.png",))}
+    assert max(most) < 2**20
+
+
 def test_a_file_comes_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A system may give less than is asked for."""
     folder = fill(tmp_path, many(3))
