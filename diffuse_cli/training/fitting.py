@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from diffuse_cli import files, modelfile, pictures
-from diffuse_cli.conditioning import Condition
+from diffuse_cli.conditioning import Condition, default_guidance
 from diffuse_cli.config import SAMPLING_STEPS, DiffusionConfig, TrainConfig
 from diffuse_cli.core.unet import count_parameters
 from diffuse_cli.errors import DiffuseError, DivergedError, UsageError
@@ -263,6 +263,8 @@ class _Run:
     def _preview(self, trainer: Trainer, done: int) -> Work[Path | None]:
         denoiser = modelfile.make_denoiser(trainer.ema_net, self.plan.config)
         unet = self.plan.unet
+        labels = tuple(range(unet.num_classes))
+        scale = default_guidance(self.plan.config.label_dropout)
         state = None
         steps = min(SAMPLING_STEPS, denoiser.process.num_timesteps)
         for part in draw(
@@ -272,7 +274,7 @@ class _Run:
             seed=self.plan.config.seed,
             times=denoiser.process.times(steps),
             device=self.accelerator.device,
-            condition=Condition(tuple(range(unet.num_classes))) if unet.num_classes else None,
+            condition=Condition(labels, scale) if labels else None,
         ):
             state = part.state
             yield Progress("preview", part.step, steps)
