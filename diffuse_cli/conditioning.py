@@ -78,6 +78,6 @@ def condition(config: DrawConfig, model: Model, names: Sequence[str] = ()) -> Co
 
 
 def default_guidance(label_dropout: Any) -> float:
-    """The guidance scale where none is given: 1 for a model that was shown the class of every image,
-    and so has learned no unconditional prediction."""
+    """The guidance scale where none is given: 1 for a model that was shown the class of every
+    image, and so has learned no unconditional prediction."""
     return 1.0 if label_dropout == 0 else GUIDANCE

@@ -138,8 +138,8 @@ class DiffusionConfig(Config):
         num_timesteps: T, which is 1000, or the number of `betas`, where it is not given.
         schedule: None with `betas`, which stand in its place.
         betas: the numbers themselves, also where a file of them was named.
-        rescale_timesteps: the network is shown t * 1000 / T, which is on one scale for every T. Code
-            that a model comes from may show t itself.
+        rescale_timesteps: the network is shown t * 1000 / T, which is on one scale for every T; a
+            model from elsewhere may have been shown t itself.
     """
 
     num_timesteps: int = option(
