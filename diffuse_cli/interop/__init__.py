@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from diffuse_cli import files
 from diffuse_cli.config import ConvertConfig, UNetConfig
 from diffuse_cli.errors import ModelFileError, OutputError, UsageError, lookup
-from diffuse_cli.events import Notice, Progress, Work
+from diffuse_cli.events import Notice, Work
 from diffuse_cli.tables import Modules
 
 if TYPE_CHECKING:
@@ -90,7 +90,6 @@ def convert(config: ConvertConfig) -> Work[Converted]:
     from diffuse_cli.interop._source import Source
 
     source = Source(config.source)
-    yield Progress("converting", 0, 1)
     if source.is_own:
         raise UsageError(f"{source.name} is a diffuse model already", "Use it as it is")
     name = config.format or recognise(source)
@@ -100,7 +99,6 @@ def convert(config: ConvertConfig) -> Work[Converted]:
     model = assemble(foreign, source, config)
     yield from foreign.notices
     modelfile.save(path, model)
-    yield Progress("converting", 1, 1)
     return Converted(path, name, model)
 
 

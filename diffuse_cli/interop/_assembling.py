@@ -56,8 +56,10 @@ def assemble(foreign: Foreign, source: Source, config: ConvertConfig) -> Model:
     )
 
 
-def network(source: Source, config: ConvertConfig, size: Size, fields: Mapping[str, Any]) -> Any:
-    """The network of a source for images of `size`, from other fields of `UNetConfig`.
+def network(
+    where: Path, config: ConvertConfig, size: Size, fields: Mapping[str, Any]
+) -> UNetConfig:
+    """The network that the file `where` says, for images of `size`, by fields of `UNetConfig`.
 
     One head is said as such: left out, it would be filled in where a training begins with it.
 
@@ -73,7 +75,7 @@ def network(source: Source, config: ConvertConfig, size: Size, fields: Mapping[s
         factor = 2 ** (len(fields["multipliers"]) - 1)
         if config.size and any(side % factor for side in config.size):
             raise
-        raise ModelFileError(f"{source.name} has a network that cannot be: {error}") from error
+        raise ModelFileError(f"{show(where)}: {str(error).removeprefix('--')}") from error
 
 
 def attention_at(size: Size, attends: list[bool]) -> tuple[int, ...]:

@@ -76,7 +76,7 @@ def read_process(folder: Path, unet: UNetConfig) -> tuple[dict[str, Any], tuple[
         target = said.get("prediction_type", "epsilon")
         if target not in TARGETS or said.get("predict_epsilon", True) is not True:
             raise _untold(path, "prediction_type", target, TARGETS)
-        variance = said.get("variance_type", "learned_range" if learned else "fixed_small")
+        variance = said.get("variance_type") or ("learned_range" if learned else "fixed_small")
         if variance not in VARIANCES:
             raise _untold(path, "variance_type", variance, VARIANCES)
     found = {

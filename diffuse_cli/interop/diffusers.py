@@ -185,7 +185,7 @@ def _network(source: Source, config: ConvertConfig, fields: Mapping[str, Any]) -
     if size is None and fields["sample_size"] is None:
         raise UsageError(f"{source.name} does not say its image size", "Give --size")
     size = parse_size(fields["sample_size"]) if size is None else size
-    unet: UNetConfig = network(source, config, size, {
+    return network(where, config, size, {
         "channels": fields["in_channels"],
         "out_channels": fields["out_channels"],
         "width": widths[0],
@@ -203,7 +203,6 @@ def _network(source: Source, config: ConvertConfig, fields: Mapping[str, Any]) -
         "freq_shift": fields["freq_shift"],
         "flip_sin_to_cos": fields["flip_sin_to_cos"],
     })  # fmt: skip
-    return unet
 
 
 def _levels(path: Path, fields: Mapping[str, Any], count: int) -> tuple[list[bool], bool]:
@@ -215,17 +214,20 @@ def _levels(path: Path, fields: Mapping[str, Any], count: int) -> tuple[list[boo
     if len(down) != count or not set(down) <= set(DOWN):
         raise _lacking(path, "down_block_types", down)
     attends = [kind.startswith("Attn") for kind in down]
-    by_resnet = {
-        fields["downsample_type"] == "resnet" if attend else kind.startswith("Resnet")
-        for kind, attend in zip(down[:-1], attends, strict=False)
-    }
+    by_resnet = _by_resnet(down, fields["downsample_type"])
     if len(by_resnet) > 1:
         raise _lacking(path, "down_block_types", down)
-    by_resnet_up = {
-        fields["upsample_type"] == "resnet" if kind.startswith("Attn") else kind[:6] == "Resnet"
-        for kind in up[:-1]
-    }
     mirrored = [kind.startswith("Attn") for kind in reversed(up)] == attends
-    if not mirrored or by_resnet_up != by_resnet or not set(up) <= set(DOWN.values()):
+    alike = _by_resnet(up, fields["upsample_type"]) == by_resnet
+    if not mirrored or not alike or not set(up) <= set(DOWN.values()):
         raise _lacking(path, "up_block_types", up)
     return attends, True in by_resnet
+
+
+def _by_resnet(kinds: list[str], attending: str) -> set[bool]:
+    """Whether residual blocks change the size, of every level but the last; levels with attention
+    have a field for it."""
+    return {
+        attending == "resnet" if kind.startswith("Attn") else kind.startswith("Resnet")
+        for kind in kinds[:-1]
+    }

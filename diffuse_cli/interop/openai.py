@@ -69,12 +69,17 @@ def recognises(source: Source) -> bool:
 
 def read(source: Source, config: ConvertConfig) -> Foreign:
     """The network and weights of a checkpoint; its process is not in it."""
+    if not recognises(source):
+        raise ModelFileError(f"{source.name} is no checkpoint of OpenAI's: it has no input_blocks")
     state = source.tensors
     shape = _shape(source, state)
     heads = _heads(source, config, shape)
     size = _size(source, config, shape["attends"])
     attention = attention_at(size, shape.pop("attends"))
-    unet: UNetConfig = network(source, config, size, {**shape, **heads, "attention": attention})
+    if config.preset:
+        shape["dropout"] = PRESETS[config.preset].unet.get("dropout", 0.0)
+    fields = {**shape, **heads, "attention": attention}
+    unet = network(source.path, config, size, fields)
     theirs = dict(_names(unet))
     order = config.attention_order or ("new" if config.preset in NEW_ORDER else "legacy")
     known = set(theirs.values())
@@ -115,7 +120,6 @@ def _shape(source: Source, state: Tensors) -> dict[str, Any]:
         "scale_shift": sizes(f"{firsts[0]}.0.emb_layers.1.weight")[0] == 2 * widths[0],
         "groups": GROUPS,
         "num_classes": sizes("label_emb.weight")[0] if "label_emb.weight" in state else 0,
-        "dropout": 0.0,
         "attends": [f"{first}.1.qkv.weight" in state for first in firsts],
     }
 
