@@ -88,7 +88,9 @@ def make_process(diffusion: DiffusionConfig) -> Process:
     betas: Sequence[float] | None = diffusion.betas
     if betas is None:
         betas = lookup(SCHEDULES, diffusion.schedule, "--schedule")(diffusion.num_timesteps)
-    return Process(zero_terminal_snr(betas) if diffusion.zero_terminal_snr else betas)
+    if diffusion.zero_terminal_snr:
+        betas = zero_terminal_snr(betas)
+    return Process(betas, None if diffusion.rescale_timesteps else range(len(betas)))
 
 
 def make_denoiser(net: Any, diffusion: DiffusionConfig) -> Denoiser:

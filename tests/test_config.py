@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffuse_cli.config import (
+    ConvertConfig,
     DemoConfig,
     DiffusionConfig,
     EvalConfig,
@@ -39,6 +40,7 @@ REQUIRED: dict[type, dict[str, Any]] = {
     SampleConfig: {"model": "m.safetensors"},
     EvalConfig: {"subject": "m.safetensors", "data": "images"},
     DemoConfig: {"image": "a.png"},
+    ConvertConfig: {"source": "pipeline"},
 }
 
 

@@ -18,6 +18,9 @@ TENSORS = {
     "a": torch.tensor(2.5),
     "c": torch.arange(4, dtype=torch.int64),
     "empty": torch.zeros(0, 3),
+    "half": torch.tensor([[1.5, -2.0]], dtype=torch.bfloat16),
+    "other half": torch.tensor([3.25], dtype=torch.float16),
+    "double": torch.tensor([0.1], dtype=torch.float64),
 }
 
 
@@ -112,7 +115,7 @@ def entry(start: int, end: int, shape: list[int], dtype: str = "F32") -> dict:
         (b"[" + b"[]," * 100_000 + b"[]]", 0, "deeper, or of more parts"),
         (b"[" + b"0," * 400_001 + b"0]", 0, "deeper, or of more parts"),
         (b"[]", 0, "not a model file"),
-        (b" " * (4 * 2**20 + 1), 0, "larger than any"),
+        (b" " * (8 * 2**20 + 1), 0, "larger than any"),
     ],
     ids=lambda value: str(value)[:40],
 )

@@ -41,6 +41,8 @@ TABLES: dict[str, Callable[[], Mapping[str, Any]]] = {
     "precisions": _core("runtime", "PRECISIONS"),
     "trackers": _names("runtime", "TRACKERS"),
     "features": _core("features", "FEATURES"),
+    "formats": _core("interop", "FORMATS"),
+    "attention_orders": lambda: dict.fromkeys(("legacy", "new")),
     "weights": lambda: dict.fromkeys(("ema", "raw")),
 }
 """The tables that options choose from; none of them imports torch to be listed."""

@@ -54,7 +54,7 @@ class DrawConfig(Config):
         "Guidance scale of a model with classes: 1 is the conditional model, 0 the unconditional.",
         low=0,
         high=100,
-        shown=f"{GUIDANCE:g}",
+        shown=f"{GUIDANCE:g}; 1 where no class was left out in training",
     )
     guidance_interval: tuple[float, float] | None = option(
         None,

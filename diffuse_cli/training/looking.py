@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffuse_cli import files, modelfile, pictures
-from diffuse_cli.conditioning import Condition
+from diffuse_cli.conditioning import Condition, default_guidance
 from diffuse_cli.config import SAMPLING_STEPS
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.runtime import out_of_memory
@@ -39,6 +39,8 @@ def look(trainer: Trainer, run: RunDirectory, done: int) -> Work[Looked]:
 def _preview(trainer: Trainer, path: Path) -> Work[Path]:
     denoiser = modelfile.make_denoiser(trainer.ema_net, trainer.config)
     unet = trainer.plan.unet
+    labels = tuple(range(unet.num_classes))
+    scale = default_guidance(trainer.config.label_dropout)
     state = None
     steps = min(SAMPLING_STEPS, denoiser.process.num_timesteps)
     for part in draw(
@@ -48,7 +50,7 @@ def _preview(trainer: Trainer, path: Path) -> Work[Path]:
         seed=trainer.config.seed,
         times=denoiser.process.times(steps),
         device=trainer.device,
-        condition=Condition(tuple(range(unet.num_classes))) if unet.num_classes else None,
+        condition=Condition(labels, scale) if labels else None,
     ):
         state = part.state
         yield Progress("preview", part.step, steps)

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, environment
 
+from diffuse_cli import tensorfile
+
 FUZZ = ROOT / "tests" / "fuzz" / "mutate_models.py"
 
 READ = """
@@ -55,7 +57,7 @@ def listed(item: bytes, count: int, brackets: bytes = b"{}") -> bytes:
     return brackets[:1] + b",".join(item % k for k in range(count)) + brackets[1:]
 
 
-MOST = 4 * 2**20 - 100
+MOST = tensorfile.LARGEST_HEADER - 100
 
 HEADERS = {
     "lists": b"[" + b"[]," * (MOST // 3) + b"[]]",
@@ -69,6 +71,7 @@ HEADERS = {
     "metadata": b'{"__metadata__":' + listed(b'"%06x":"ab"', MOST // 16) + b"}",
     "texts": listed(b'"%06x"', MOST // 10, b"[]"),
     "wide text": b'{"a":"' + "\U0001f600".encode() * (MOST // 4 - 10) + b'"}',
+    "a wide letter": '{"a":"\U0001f600'.encode() + b"a" * (MOST - 20) + b'"}',
     "escapes": b'{"a":"' + rb"\ud83d\ude00" * (MOST // 12 - 10) + b'"}',
     "quotes without an end": b'{"' + rb"\"" * (MOST // 2 - 10),
     "a huge number": b'{"a":' + b"9" * (MOST - 10) + b"}",
