@@ -21,14 +21,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffuse_cli import modelfile
-from diffuse_cli.config import ConvertConfig, UNetConfig
+from diffuse_cli.config import ConvertConfig, TrainConfig, UNetConfig
 from diffuse_cli.core import SAMPLERS
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.errors import UsageError
 from diffuse_cli.events import finish
 from diffuse_cli.interop import FORMATS, _assembling, _scheduler, convert, diffusers, openai
 from diffuse_cli.options import to_dict
-from diffuse_cli.presets import PRESETS
+from diffuse_cli.presets import PRESETS, network
 from diffuse_cli.training.configuring import complete, configure
 
 theirs = pytest.importorskip("diffusers")
@@ -277,17 +277,23 @@ def test_levels_that_change_their_size_in_two_ways_are_refused(diffuse, down):
 MALFORMED: dict[str, Any] = {
     "block_out_channels": "wide", "down_block_types": 3, "in_channels": "3", "norm_eps": -1,
     "layers_per_block": [2, 2], "norm_num_groups": "4", "sample_size": "large", "dropout": 5,
-    "attention_head_dim": 7, "num_class_embeds": -3, "freq_shift": 2,
+    "attention_head_dim": 7, "num_class_embeds": -3, "freq_shift": 2, "add_attention": "x" * 9999,
+    "flip_sin_to_cos": "x" * 9999,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", list(MALFORMED))
 def test_a_field_that_makes_no_sense_is_an_expected_error(diffuse, name: str):
     folder = pipeline()
-    described(folder / "unet" / "config.json", **{name: MALFORMED[name]})
-    ran = diffuse("convert", folder, "-q")
-    assert ran.code == 4, ran.err
-    assert ran.line.startswith("diffuse: ")
+    for value in (MALFORMED[name], None):
+        path = folder / "unet" / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+        ran = diffuse("convert", folder, "-q")
+        assert ran.code in (4, *((0, 2) if value is None else ())), ran.err
+        if ran.code:
+            assert ran.line.startswith("diffuse: ")
+            assert len(ran.line) < 500
+        Path(OUT).unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize(
@@ -733,6 +739,18 @@ WRONG: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
         lambda s: s.update({"middle_block.1.qkv.weight": torch.ones(150, 64, 1)}),
         "middle_block.1.qkv.weight is",
     ),
+    "attention of one number": (
+        lambda s: s.update({"middle_block.1.qkv.weight": torch.tensor(1.0)}),
+        "middle_block.1.qkv.weight is (), not",
+    ),
+    "labels of one number each": (
+        lambda s: s.update({"label_emb.weight": torch.ones(5)}),
+        "label_emb.weight is (5,), not (6, 128)",
+    ),
+    "labels of another width": (
+        lambda s: s.update({"label_emb.weight": torch.ones(5, 64)}),
+        "label_emb.weight is (6, 64), not (6, 128)",
+    ),
     "an output block is missing": (
         lambda s: [s.pop(n) for n in list(s) if n.startswith("output_blocks.0.")], "output blocks",
     ),
@@ -850,6 +868,14 @@ def test_a_file_that_is_no_model_is_refused(diffuse, name: str):
     assert says in ran.line
     assert "m.pt" in ran.line
     assert not Path(OUT).exists()
+
+
+def test_a_pickle_that_is_too_large_is_not_read(diffuse, monkeypatch):
+    torch.save(checkpoint(), "m.pt")
+    monkeypatch.setattr("diffuse_cli.interop._source.MOST_BYTES", Path("m.pt").stat().st_size - 1)
+    monkeypatch.setattr(torch, "load", lambda *a, **k: pytest.fail("it was read"))
+    ran = diffuse("convert", "m.pt", "--heads", 2, *TYPED, "-q")
+    assert (ran.code, "is a pickle of more than" in ran.line) == (4, True)
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -1039,11 +1065,22 @@ def test_training_on_has_a_rate_that_suits_the_width():
     assert rates[0] == pytest.approx(2 * rates[1])
 
 
+@pytest.mark.parametrize("name", ["tiny", "base", "adm-64"])
+def test_training_on_keeps_the_network_whatever_the_machine_would_choose(name: str):
+    """Heads that the network does not have would be the preset's."""
+    unet = converted(pipeline(unet2d(attention_head_dim=None))).unet
+    config = TrainConfig(data="images", unet=to_dict(unet))
+    assert network(config, name, (8, 8), 3) == unet
+
+
 @pytest.mark.parametrize("learned", [True, False])
 def test_training_on_follows_the_presets_recipe(learned: bool):
     source, unet = published("iddpm-imagenet64", out_channels=6 if learned else 3)
     foreign = openai.read(source, ConvertConfig(source="m.pt", preset="iddpm-imagenet64"))
-    diffusion = _assembling.settle(foreign, source, ConvertConfig(source="m.pt", preset="adm-64"))
+    assert foreign.diffusion == {"variance": "learned" if learned else "large"}
+    config = ConvertConfig(source="m.pt", preset="iddpm-imagenet64")
+    diffusion = _assembling.settle(foreign, source, config)
+    assert (diffusion.schedule, diffusion.num_timesteps) == ("cosine", 4000)
     kept = _assembling.training(foreign.unet, diffusion, "iddpm-imagenet64")
     assert kept["unet"] == to_dict(dataclasses.replace(unet, out_channels=6 if learned else 3))
     assert "lr" not in kept

@@ -69,13 +69,16 @@ def network(
     """
     if fields.get("heads") is None and fields.get("head_width") is None:
         fields = {**fields, "heads": 1}
+    for name, value in fields.items():
+        if value is None and name not in ("heads", "head_width"):
+            raise ModelFileError(f"{show(where)} does not say {name}")
     try:
         return from_dict(UNetConfig, {**fields, "size": size})
     except UsageError as error:
         factor = 2 ** (len(fields["multipliers"]) - 1)
         if config.size and any(side % factor for side in config.size):
             raise
-        raise ModelFileError(f"{show(where)}: {str(error).removeprefix('--')}") from error
+        raise ModelFileError(f"{show(where)}: {brief(error).removeprefix('--')}") from error
 
 
 def attention_at(size: Size, attends: list[bool]) -> tuple[int, ...]:
@@ -174,8 +177,9 @@ def fitted(foreign: Foreign, source: Source) -> dict[str, Tensor]:
     """
     tensors, unet = dict(foreign.tensors), foreign.unet
     name = "class_embedding.weight"
-    if unet.num_classes and name in tensors:
-        tensors[name] = torch.cat([tensors[name], tensors[name].new_zeros(1, 4 * unet.width)])
+    if unet.num_classes and name in tensors and tensors[name].ndim == 2:
+        rows = tensors[name].to(torch.float32)
+        tensors[name] = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
     with torch.device("meta"):
         shapes = {name: tuple(t.shape) for name, t in UNet(unet).state_dict().items()}
 

@@ -249,8 +249,8 @@ def _part(unet: UNetConfig, name: str, tensor: Tensor, order: str) -> Tensor:
     third = next((i for i, to in enumerate(("to_q", "to_k", "to_v")) if f".{to}." in name), None)
     if third is None:
         return tensor
-    width = tensor.shape[0] // 3
-    if tensor.shape[0] % 3 or width not in unet.widths:
+    width, rest = divmod(tensor.shape[0] if tensor.ndim else 0, 3)
+    if rest or width not in unet.widths:
         return tensor  # of another shape than the network's, which will be said
     if order == "new":
         return tensor.chunk(3)[third]
