@@ -23,6 +23,7 @@ from torch import Tensor
 
 from diffuse_cli import files, tensorfile
 from diffuse_cli.errors import DiffuseError, ModelFileError
+from diffuse_cli.foreign import is_safetensors
 
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 MOST_BYTES = 2**34
@@ -95,22 +96,17 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             raise ModelFileError(f"{files.show(path)} is not a file")
         with path.open("rb") as file:
             start = file.read(9)
-        if not _is_safetensors(start) and start.startswith((ZIP, PICKLE)):
+        if not is_safetensors(start) and start.startswith((ZIP, PICKLE)):
             return _check(path, _unpickle(path, zipped=start.startswith(ZIP)))
-        if not _is_safetensors(start):
+        if not is_safetensors(start):
             raise ModelFileError(f"{files.show(path)} is neither safetensors nor a pickle")
         return _check(path, tensorfile.read(path))
-
-
-def _is_safetensors(start: bytes) -> bool:
-    """Whether a file that starts so has the form of safetensors: 8 bytes of length, then JSON."""
-    return len(start) == 9 and start[6:] == b"\0\0{"
 
 
 def _metadata(path: Path) -> Mapping[str, str]:
     """What a safetensors file says of itself; nothing for any other file."""
     with tensorfile.opened(path) as file:
-        return tensorfile.read_header(file).metadata if _is_safetensors(file.read(9)) else {}
+        return tensorfile.read_header(file).metadata if is_safetensors(file.read(9)) else {}
 
 
 def _unpickle(path: Path, zipped: bool) -> Any:
