@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from corpus import BOMB, encoded, fill, noise, zipped
+from corpus import BOMB, encoded, fill, noise, within, zipped
 from PIL import Image
 from seams import FULL, failing
 
@@ -320,7 +320,8 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     (folder / "c" / "link.png").symlink_to(folder / "b" / "1.png")
     (folder / "c" / "self.png").symlink_to("self.png")
     (folder / "c" / "gone.png").symlink_to("nowhere.png")
-    images = read(folder)
+    with within(10):
+        images = read(folder)
     assert images.names == ("b/1.png", "c/1.png", "c/link.png", "d/3.png")
     assert images.summary.skipped[reasons.VANISHED] == (1, ("c/gone.png",))
     assert images.summary.skipped[reasons.UNREADABLE] == (1, ("c/self.png",))
@@ -348,19 +349,36 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
 
 def test_a_file_that_becomes_a_fifo_or_vanishes(tmp_path: Path) -> None:
     fill(tmp_path, many(3))
-    work = read_images(tmp_path)
+    work = read_images(tmp_path, workers=1)
     next(work)  # listed, nothing read yet
     (tmp_path / "000.png").unlink()
     os.mkfifo(tmp_path / "000.png")
     (tmp_path / "001.png").unlink()
-    result: list[Images] = []
-    thread = threading.Thread(target=lambda: result.append(finish(work)), daemon=True)
-    thread.start()
-    thread.join(10)
-    assert result[0].summary.skipped == {
+    with within(10):
+        skipped = finish(work).summary.skipped
+    assert skipped == {
         reasons.IRREGULAR: (1, ("000.png",)),
         reasons.VANISHED: (1, ("001.png",)),
     }
+
+
+def test_a_folder_that_cannot_be_listed_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = os.scandir
+
+    def scandir(path: str) -> Any:
+        if path.endswith("secret"):
+            raise PermissionError(13, "Permission denied")
+        return original(path)
+
+    folder = fill(tmp_path, {"a/1.png": encoded(noise(1)), "a/secret/2.png": encoded(noise(2))})
+    monkeypatch.setattr(os, "scandir", scandir)
+    images = read(folder)
+    assert images.names == ("a/1.png",)
+    assert images.summary.skipped == {reasons.UNREADABLE: (1, ("a/secret/",))}
+    with pytest.raises(DataError, match="a/secret/: unreadable"):
+        read(folder, strict=True)
 
 
 def test_no_other_program_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -83,17 +84,25 @@ SPOILT = {
 
 @pytest.fixture
 def while_reading(monkeypatch):
-    """Have something done when the files are listed and none is read yet."""
+    """Have something done when the files are listed and none is read yet, and wait for no FIFO."""
     original = reading.decode_all
 
+    def wait(number, frame):
+        raise TimeoutError
+
     def arrange(act):
-        def decode_all(*arguments):
+        def decode_all(plan, entries, workers):
             act()
-            return original(*arguments)
+            signal.alarm(20)
+            yield from original(plan, entries, 1)  # in this thread, where the alarm is heard
+            signal.alarm(0)
 
         monkeypatch.setattr(reading, "decode_all", decode_all)
 
-    return arrange
+    before = signal.signal(signal.SIGALRM, wait)
+    yield arrange
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize("spoil", SPOILT, ids=lambda spoil: spoil.__name__)
