@@ -218,6 +218,8 @@ class Config:
             elif isinstance(value, (int, float)) and not isinstance(value, bool):
                 self._check_number(f, spec, value)
             _check_type(f, value)
+            if str(f.type).startswith("float") and isinstance(value, int):
+                object.__setattr__(self, f.name, float(value))
 
     @staticmethod
     def _check_number(f: dataclasses.Field[Any], spec: Option, value: float) -> None:

@@ -118,6 +118,14 @@ def test_whole_floats_are_fine_where_a_float_is_meant():
     assert made(TrainConfig, lr=1, minutes=3).minutes == 3
 
 
+@pytest.mark.parametrize("kind", [UNetConfig, TrainConfig, SampleConfig])
+def test_a_whole_number_becomes_a_float_where_one_is_meant(kind: type):
+    """PyTorch's group norm takes no other epsilon."""
+    for f, spec in options(kind):
+        if str(f.type).startswith("float") and (spec.low or 0) <= 1 <= (spec.high or 1):
+            assert type(getattr(made(kind, **{f.name: 1}), f.name)) is float
+
+
 @pytest.mark.parametrize("value", [1.0, 10.5, "1", "many", "", -3, 1, True, [9]], ids=repr)
 def test_timesteps_of_eval_are_a_number(value):
     with pytest.raises(UsageError, match="--timesteps"):
