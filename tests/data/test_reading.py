@@ -282,7 +282,9 @@ def test_few_images_hold_nothing_out(tmp_path: Path) -> None:
     digests[0, -1] = 1
     enough = with_digests(tmp_path, digests).held_out
     assert enough.tolist() == [False] + [True] * (HELD_OUT_MINIMUM - 1)
-    assert not with_digests(tmp_path, digests[1:]).held_out.any()
+    few = with_digests(tmp_path, digests[:-1])
+    assert len(few) == HELD_OUT_MINIMUM - 1
+    assert not few.held_out.any()
 
 
 def test_something_is_always_left_to_train_on(tmp_path: Path) -> None:
@@ -303,6 +305,8 @@ def test_odd_names_are_found_in_byte_order(tmp_path: Path) -> None:
     assert [os.fsencode(name) for name in images.names] == sorted(names)
     (line,) = images.summary.lines()[1:]
     assert "bad\\n.png" in line
+    with pytest.raises(DataError, match=r"^bad\\n\.png: empty file"):
+        read(tmp_path, strict=True)
 
 
 def test_same_base_names_are_different_images(tmp_path: Path) -> None:
