@@ -169,11 +169,11 @@ def test_where_features_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("DIFFUSE_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert cache._folder() == tmp_path / ".cache" / "diffuse"
+    assert files.cache_folder() == tmp_path / ".cache" / "diffuse"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert cache._folder() == tmp_path / ".cache" / "diffuse"
+    assert files.cache_folder() == tmp_path / ".cache" / "diffuse"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
-    assert cache._folder() == tmp_path / "x" / "diffuse"
+    assert files.cache_folder() == tmp_path / "x" / "diffuse"
 
 
 def test_the_least_recently_used_go_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

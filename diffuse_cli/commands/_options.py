@@ -11,7 +11,7 @@ import typer
 
 from diffuse_cli.console import Console
 from diffuse_cli.errors import lookup
-from diffuse_cli.options import Option, flag_of, from_dict, options, read_toml
+from diffuse_cli.options import MODEL_WEIGHTS, Option, flag_of, from_dict, options, read_toml
 from diffuse_cli.runtime import rank
 
 
@@ -41,7 +41,7 @@ TABLES: dict[str, Callable[[], Mapping[str, Any]]] = {
     "precisions": _core("runtime", "PRECISIONS"),
     "trackers": _names("runtime", "TRACKERS"),
     "features": _core("features", "FEATURES"),
-    "weights": lambda: dict.fromkeys(("ema", "raw")),
+    "weights": lambda: dict.fromkeys(MODEL_WEIGHTS),
 }
 """The tables that options choose from; none of them imports torch to be listed."""
 
