@@ -12,14 +12,15 @@ from diffuse_cli import features, files, pictures
 from diffuse_cli.conditioning import Condition, condition
 from diffuse_cli.config import EvalConfig
 from diffuse_cli.core.samplers import knobs
-from diffuse_cli.errors import OutputError, UsageError
+from diffuse_cli.errors import DiffuseError, OutputError, UsageError
 from diffuse_cli.evaluation import bounds
 from diffuse_cli.evaluation.images import is_images, read_sides
 from diffuse_cli.evaluation.parts import Evaluation
+from diffuse_cli.evaluation.team import Team
 from diffuse_cli.events import Work
 from diffuse_cli.metrics import METRICS
 from diffuse_cli.options import MODEL_WEIGHTS
-from diffuse_cli.runtime import machine, rank, resolve_precision
+from diffuse_cli.runtime import machine, resolve_precision
 from diffuse_cli.sampling import load_denoiser
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def evaluate(config: EvalConfig) -> Work[Evaluated | None]:
     chosen = knobs(config.sampler, **config.knobs)
     if folder:
         _check_folder(config)
-    plot = _check_plot(config) if rank() == 0 else None
+    plot = _check_plot(config)
     with machine(resolve_precision(config.precision)) as accelerator:
         loaded = (
             None if folder else load_denoiser(config.subject, config.model_weights, accelerator)
@@ -117,10 +118,17 @@ def evaluate(config: EvalConfig) -> Work[Evaluated | None]:
 
 def _network(config: EvalConfig, accelerator: Accelerator) -> Work[features.FeatureNetwork]:
     """The feature network, before the work: its weights may be missing, or others."""
-    file = config.feature_weights
-    if file is not None:
-        return features.load(config.features, accelerator.device, Path(file))
-    with accelerator.local_main_process_first():  # which downloads
+    if config.feature_weights is not None:
+        found = Path(config.feature_weights)
+    else:
+        failed = None
+        if accelerator.is_local_main_process:  # which downloads, while the others wait
+            try:
+                yield from features.find(config.features)
+            except DiffuseError as error:
+                failed = error
+        for error in filter(None, Team.of(accelerator).gather(failed)):
+            raise error
         found = yield from features.find(config.features)
     return features.load(config.features, accelerator.device, found)
 

@@ -150,7 +150,15 @@ def test_two_processes_evaluate_one_batch_of_a_folder(launch, diffuse, images, t
     assert {**ran.json, "seconds": 0} == {**diffuse(*line).json, "seconds": 0}
 
 
-def test_missing_weights_are_said_once_by_two_processes(launch, images, tmp_path):
+def test_missing_weights_are_said_once_by_two_processes(launch, images):
+    """None is left waiting for the one that would have downloaded them."""
+    ran = launch("torchrun", "eval", images, images, "--features", "inception")
+    assert ran.code != 0
+    assert ran.err.count("diffuse: no weights of inception") == 1
+    assert "exitcode  : 1 " not in ran.err
+
+
+def test_other_weights_are_said_once_by_two_processes(launch, images, tmp_path):
     (tmp_path / "w.pth").write_bytes(b"other")
     ran = launch("torchrun", "eval", images, images, "--features", "dinov2", "--weights", "w.pth")
     assert ran.code != 0
