@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from diffuse_cli.options import (
+    MODEL_WEIGHTS,
     OVERWRITE,
     Config,
     option,
@@ -12,6 +13,7 @@ from diffuse_cli.options import (
     parse_interval,
     parse_names,
     parse_timesteps,
+    parse_weights,
 )
 
 SAMPLER, SAMPLING_STEPS = "unipc", 20
@@ -48,7 +50,6 @@ class DrawConfig(Config):
     seed: int = option(0, "Seed of the noise.", low=0, high=2**63 - 1)
     batch_size: int = option(64, "Images at a time; does not change them.", low=1, high=100_000)
     precision: str = option("auto", "Precision of the arithmetic.", table="precisions")
-    weights: str = option("ema", "Averaged weights, or the raw ones.", table="weights")
     guidance: float | None = option(
         None,
         "Guidance scale of a model with classes: 1 is the conditional model, 0 the unconditional.",
@@ -84,6 +85,7 @@ class SampleConfig(DrawConfig):
         metavar="NAME",
         shown="every class in turn",
     )
+    weights: str = option("ema", "Averaged weights, or the raw ones.", table="weights")
     out: str = option("samples", "Folder for the images.", flag="-o", metavar="FOLDER")
     grid: bool = option(True, "Write grid.png.")
     gif: bool = option(False, "Write denoising.gif.")
@@ -115,6 +117,14 @@ class EvalConfig(DrawConfig):
         shown="all of them",
     )
     features: str = option("efficientnet-lite0", "Feature network.", table="features")
+    weights: tuple[str, ...] = option(
+        (),
+        "The model's averaged weights, or the raw ones; or a file with the weights of the feature "
+        "network. Repeat it to give both.",
+        parse=parse_weights,
+        metavar="ema|raw|FILE",
+        shown="ema; those of features from the folder DIFFUSE_WEIGHTS, or downloaded",
+    )
     background: str | None = option(
         None,
         "Colour behind transparent images.",
@@ -130,3 +140,13 @@ class EvalConfig(DrawConfig):
     workers: int | None = option(
         None, "Threads that read images.", low=1, high=256, shown="all cores"
     )
+
+    @property
+    def model_weights(self) -> str:
+        """Which of the model's weights are measured: `ema` or `raw`."""
+        return next((name for name in self.weights if name in MODEL_WEIGHTS), "ema")
+
+    @property
+    def feature_weights(self) -> str | None:
+        """The file of the feature network's weights, where one is named."""
+        return next((name for name in self.weights if name not in MODEL_WEIGHTS), None)

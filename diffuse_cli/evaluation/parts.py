@@ -11,12 +11,12 @@ import numpy.typing as npt
 
 from diffuse_cli.config import EvalConfig
 from diffuse_cli.core.samplers import knobs
-from diffuse_cli.errors import lookup
-from diffuse_cli.evaluation.bounds import Bound, measure
-from diffuse_cli.evaluation.cache import cached
+from diffuse_cli.evaluation.bounds import Bound, joined, measure
+from diffuse_cli.evaluation.cache import cached, computed
 from diffuse_cli.evaluation.images import Labelled, Pixels
+from diffuse_cli.evaluation.team import Team
 from diffuse_cli.events import Work
-from diffuse_cli.features import FEATURES, extract
+from diffuse_cli.features import FeatureNetwork
 from diffuse_cli.sampling import Loaded, collect, draw
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class Evaluation:
 
     config: EvalConfig
     accelerator: Accelerator
+    network: FeatureNetwork
     loaded: Loaded | None
     condition: Condition | None
     real: Labelled
@@ -41,8 +42,12 @@ class Evaluation:
     bits: Array = field(default_factory=lambda: np.zeros((0, 3)))
     real_features: Array = field(default_factory=lambda: np.zeros((0, 0)))
     fake_features: Array = field(default_factory=lambda: np.zeros((0, 0)))
-    network: dict[str, str] = field(default_factory=dict)
     made: set[str] = field(default_factory=set)
+
+    @property
+    def team(self) -> Team:
+        """The processes of this evaluation, each of which makes its share of every part."""
+        return Team.of(self.accelerator)
 
     def make(self, part: str) -> Work[None]:
         """Make a part of `PARTS`, once."""
@@ -78,15 +83,17 @@ def _make_bits(evaluation: Evaluation) -> Work[None]:
     labels = None
     if num_classes := loaded.model.unet.num_classes:
         labels = np.where(evaluation.real.labels < 0, num_classes, evaluation.real.labels)
-    evaluation.bound = yield from measure(
+    own = yield from measure(
         denoiser,
         evaluation.real.pixels,
         labels,
+        evaluation.team.share(len(evaluation.real), config.batch_size),
         timesteps=config.timesteps,
         seed=config.seed,
         batch_size=config.batch_size,
         device=evaluation.accelerator.device,
     )
+    evaluation.bound = joined(evaluation.team.gather(own))
     evaluation.bits = evaluation.bound.parts()
 
 
@@ -94,21 +101,20 @@ def _make_features(evaluation: Evaluation) -> Work[None]:
     """Features of real and generated images; generates where there is a model."""
     if evaluation.fakes is None:
         evaluation.fakes = yield from _generate(evaluation)
-    device = evaluation.accelerator.device
-    network = lookup(FEATURES, evaluation.config.features, "--features").load(device)
-    evaluation.network = {"name": network.name, "weights_sha256": network.weights}
-    evaluation.real_features = yield from cached(network, evaluation.real.pixels)
-    evaluation.fake_features = yield from extract(network, evaluation.fakes.pixels)
+    network, team = evaluation.network, evaluation.team
+    evaluation.real_features = yield from cached(network, evaluation.real.pixels, team)
+    evaluation.fake_features = yield from computed(network, evaluation.fakes.pixels, team)
 
 
 def _generate(evaluation: Evaluation) -> Work[Labelled]:
     config, loaded = evaluation.config, evaluation.loaded
     assert loaded is not None
-    pixels: dict[int, Pixels] = {}
+    own = evaluation.team.share(config.n, config.batch_size)
+    mine: dict[int, Pixels] = {}
     drawings = draw(
         loaded.denoiser,
         shape=loaded.shape,
-        indices=range(config.n),
+        indices=own,
         seed=config.seed,
         times=loaded.denoiser.process.times(config.steps, config.spacing),
         device=evaluation.accelerator.device,
@@ -118,7 +124,8 @@ def _generate(evaluation: Evaluation) -> Work[Labelled]:
         condition=evaluation.condition,
         threshold=config.threshold,
     )
-    yield from collect(drawings, config.n, pixels)
+    yield from collect(drawings, len(own), mine)
+    pixels = {i: image for part in evaluation.team.gather(mine) for i, image in part.items()}
     wanted = evaluation.condition
     labels = [wanted.label(i) if wanted else -1 for i in range(config.n)]
     return Labelled(np.stack([pixels[i] for i in range(config.n)]), np.array(labels, np.int64))
