@@ -61,6 +61,7 @@ def measure(
     seed: int,
     batch_size: int,
     device: torch.device,
+    task: str = "likelihood",
 ) -> Work[Bound]:
     """The bound of images over the denoiser's own process.
 
@@ -68,6 +69,7 @@ def measure(
         pixels: uint8 (N, C, H, W).
         labels: (N,) for a conditional network, or None.
         timesteps: how many of each image, or `all`.
+        task: what progress calls it.
     """
     total = denoiser.process.num_timesteps
     groups = strata(total, total if timesteps == "all" else int(timesteps))
@@ -82,7 +84,7 @@ def measure(
         for term in bound_terms(denoiser, x0, _draws(seed, groups, indices, x0), **cond):
             terms.append(term.double())
             part = len(x0) * len(terms) // len(groups)
-            yield Progress("likelihood", start + part, len(pixels))
+            yield Progress(task, start + part, len(pixels))
         rows.append(torch.stack(terms, 1).cpu().numpy())
         priors.append(prior_bits(denoiser, x0).double().cpu().numpy())
     return Bound(np.concatenate(priors), tuple(groups), np.concatenate(rows))

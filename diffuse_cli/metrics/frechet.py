@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from diffuse_cli.metrics import both
+from diffuse_cli.metrics import both, floor
 from diffuse_cli.runtime import permutation
 
 if TYPE_CHECKING:
@@ -34,9 +34,10 @@ SMALLEST = 4
 
 
 def compute(evaluation: Features) -> dict[str, float]:
-    """`frechet_distance`, and `frechet_infinity` of 16 images or more, with standard errors.
+    """`frechet_distance`, `frechet_floor` and `frechet_infinity`, with their standard errors.
 
-    Covariances are over n - 1, and exact for n below d too.
+    The floor is the distance of real images from other real ones, `floor_images` on each side; the
+    last is there of 16 images or more. Covariances are over n - 1, and exact for n below d too.
 
     Raises:
         UsageError: fewer than two images on a side.
@@ -47,6 +48,10 @@ def compute(evaluation: Features) -> dict[str, float]:
     if min(len(real), len(fake)) >= SMALLEST * max(PARTS):
         value, error = infinity(real, fake, whole)
         result |= {"frechet_infinity": value, "frechet_infinity_standard_error": error}
+    if halves := floor(evaluation):
+        bare = fit(*halves)
+        result |= {"frechet_floor": bare.value, "frechet_floor_standard_error": bare.error()}
+        result["floor_images"] = float(len(halves[0]))
     return result
 
 
@@ -146,7 +151,8 @@ def _factors(centred: Array) -> tuple[torch.Tensor | None, torch.Tensor]:
     root = torch.from_numpy(centred) / math.sqrt(n - 1)
     if n <= d:
         return None, root
-    return torch.linalg.qr(root)  # three times as fast as NumPy's
+    basis, triangle = torch.linalg.qr(root)  # three times as fast as NumPy's
+    return basis, triangle
 
 
 def _value(
