@@ -130,5 +130,7 @@ def _ordered(found: Evaluated) -> list[str]:
 
 
 def _number(values: dict[str, float], name: str) -> str:
+    if name not in values:  # a class of too few images
+        return "-"
     error = values.get(f"{name}_standard_error")
     return f"{values[name]:.4f}" + (f" ± {error:.4f}" if error is not None else "")

@@ -171,7 +171,7 @@ def _influence(
     directions: torch.Tensor,
     shared: torch.Tensor,
 ) -> Array:
-    """2 gap . x + |x|^2 - x . T x of each centred row x, less the mean, (N,).
+    """2 gap . x + (|x|^2 - x . T x) N / (N - 1) of each centred row x, less the mean, (N,).
 
     T = S_b^(1/2) (S_b^(1/2) S_a S_b^(1/2))^(-1/2) S_b^(1/2) is the derivative of 2 tr((S_a
     S_b)^(1/2)) by S_a, and the map that carries one Gaussian to the other. With x = sqrt(N - 1) q R
@@ -179,6 +179,7 @@ def _influence(
     inverted.
     """
     along = directions if basis is None else basis @ directions
-    carried = (len(centred) - 1) * (along.square() @ shared).numpy()
-    found: Array = 2 * centred @ gap + np.square(centred).sum(1) - carried
+    n = len(centred)
+    carried = n * (along.square() @ shared).numpy()
+    found = 2 * centred @ gap + np.square(centred).sum(1) * n / (n - 1) - carried
     return np.asarray(found - found.mean())

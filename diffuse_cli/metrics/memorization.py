@@ -87,9 +87,10 @@ def close(samples: Array, held_out: Array) -> tuple[float, float, float]:
     share = float((samples < ordered[k - 1]).mean())
     adjusted = (share * n + 1) / (n + 2)
     # The k-th smallest scatters over as many places as the count of those below a quantile does.
-    places = max(1, round(math.sqrt(k * (1 - k / (m + 1)))))
-    low, high = ordered[max(k - 1 - places, 0)], ordered[min(k - 1 + places, m - 1)]
-    scatter = float((samples < high).mean() - (samples < low).mean()) / 2
+    places = math.sqrt(k * (1 - k / (m + 1)))
+    low, high = max(k - 1 - math.ceil(places), 0), min(k - 1 + math.ceil(places), m - 1)
+    between = (samples < ordered[high]).mean() - (samples < ordered[low]).mean()
+    scatter = float(between) * places / max(high - low, 1)
     return share, math.hypot(math.sqrt(adjusted * (1 - adjusted) / n), scatter), k / (m + 1)
 
 
