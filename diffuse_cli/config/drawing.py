@@ -132,8 +132,21 @@ class EvalConfig(DrawConfig):
         metavar="COLOR",
         shown="the model's",
     )
+    train_n: int = option(
+        5000,
+        "Training images that generated ones are compared with in features; in pixels all are. "
+        "0 for no comparison with training images.",
+        low=0,
+        high=10_000_000,
+    )
     plot: str | None = option(
         None, "Write a plot of the bound by timestep.", metavar="FILE.png", shown=""
+    )
+    pairs: str | None = option(
+        None,
+        "Write a page of the generated images that are nearest to training images, beside those.",
+        metavar="FILE.png",
+        shown="",
     )
     overwrite: bool = option(False, OVERWRITE)
     strict: bool = option(False, "End on the first bad file instead of skipping it.", control=True)

@@ -68,6 +68,7 @@ def measure(
     seed: int,
     batch_size: int,
     device: torch.device,
+    task: str = "likelihood",
 ) -> Work[Bound]:
     """The bound of images over the denoiser's own process.
 
@@ -76,6 +77,7 @@ def measure(
         labels: (N,) for a conditional network, or None.
         indices: which of the images are measured; each keeps its draws.
         timesteps: how many of each image, or `all`.
+        task: what progress calls it.
     """
     total = denoiser.process.num_timesteps
     groups = strata(total, total if timesteps == "all" else int(timesteps))
@@ -90,7 +92,7 @@ def measure(
         for term in bound_terms(denoiser, x0, _draws(seed, groups, batch, x0), **cond):
             terms.append(term.double())
             part = len(x0) * len(terms) // len(groups)
-            yield Progress("likelihood", done + part, len(indices))
+            yield Progress(task, done + part, len(indices))
         rows.append(torch.stack(terms, 1).cpu().numpy())
         priors.append(prior_bits(denoiser, x0).double().cpu().numpy())
     return Bound(np.concatenate(priors), tuple(groups), np.concatenate(rows))

@@ -13,9 +13,10 @@ from diffuse_cli.conditioning import Condition, condition
 from diffuse_cli.config import EvalConfig
 from diffuse_cli.core.samplers import knobs
 from diffuse_cli.errors import DiffuseError, OutputError, UsageError
-from diffuse_cli.evaluation import bounds
+from diffuse_cli.evaluation import bounds, neighbors
 from diffuse_cli.evaluation.images import is_images, read_sides
 from diffuse_cli.evaluation.parts import Evaluation
+from diffuse_cli.evaluation.remarks import remarks
 from diffuse_cli.evaluation.team import Team
 from diffuse_cli.events import Work
 from diffuse_cli.metrics import METRICS
@@ -25,6 +26,7 @@ from diffuse_cli.sampling import load_denoiser
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from PIL import Image
 
     from diffuse_cli.core.process import Process
 
@@ -41,6 +43,8 @@ class Evaluated:
         part: which of the real images: `held-out` or `all`.
         features: name and weights hash of the feature network, and how it resizes images.
         plot: the picture of the terms, where one was asked for.
+        pairs: the page of nearest training images, where one was asked for.
+        remarks: what the numbers mean where one could be misled, in sentences.
     """
 
     values: dict[str, float]
@@ -53,6 +57,8 @@ class Evaluated:
     settings: dict[str, Any]
     seconds: float
     plot: Path | None
+    pairs: Path | None
+    remarks: list[str]
 
 
 def evaluate(config: EvalConfig) -> Work[Evaluated | None]:
@@ -65,14 +71,14 @@ def evaluate(config: EvalConfig) -> Work[Evaluated | None]:
 
     Raises:
         DataError, ModelFileError, UsageError: what was named cannot be used.
-        OutputError: the plot exists already, or cannot be written.
+        OutputError: the plot or the page exists already, or cannot be written.
     """
     began = time.monotonic()
     folder = is_images(config.subject)
     chosen = knobs(config.sampler, **config.knobs)
     if folder:
         _check_folder(config)
-    plot = _check_plot(config)
+    plot, page = _check_picture(config, "plot"), _check_picture(config, "pairs")
     with machine(resolve_precision(config.precision)) as accelerator:
         loaded = (
             None if folder else load_denoiser(config.subject, config.model_weights, accelerator)
@@ -82,8 +88,21 @@ def evaluate(config: EvalConfig) -> Work[Evaluated | None]:
         wanted = condition(config, loaded.model) if loaded else None
         network = yield from _network(config, accelerator)
         sides = yield from read_sides(config, loaded)
+        if page and sides.training is None:
+            raise UsageError(
+                "--pairs needs DATA that a model was trained on, with a held-out part",
+                "Give the training data of the model, 40 images or more, and no --train-n 0",
+            )
         evaluation = Evaluation(
-            config, accelerator, network, loaded, wanted, sides.real, sides.fakes
+            config,
+            accelerator,
+            network,
+            loaded,
+            wanted,
+            sides.real,
+            sides.more,
+            sides.fakes,
+            sides.training,
         )
         values: dict[str, float] = {}
         for name in METRICS:
@@ -98,6 +117,10 @@ def evaluate(config: EvalConfig) -> Work[Evaluated | None]:
         if plot and evaluation.bound:
             picture = bounds.draw(evaluation.bound, files.show(Path(config.subject).name))
             files.write_bytes(plot, pictures.png(picture))
+        if page:
+            files.write_bytes(page, pictures.png(_draw_pairs(evaluation)))
+        fake_features = evaluation.fake_features
+        smaller = min(len(evaluation.real), len(fake_features))
         return Evaluated(
             values=values,
             classes=_by_class(evaluation, sides.classes),
@@ -113,6 +136,8 @@ def evaluate(config: EvalConfig) -> Work[Evaluated | None]:
             settings=_settings(config, chosen, loaded.sha256, wanted) if loaded else {},
             seconds=round(time.monotonic() - began, 3),
             plot=plot,
+            pairs=page,
+            remarks=remarks(values, smaller, fake_features.shape[1]),
         )
 
 
@@ -127,10 +152,17 @@ def _network(config: EvalConfig, accelerator: Accelerator) -> Work[features.Feat
                 yield from features.find(config.features)
             except DiffuseError as error:
                 failed = error
-        for error in filter(None, Team.of(accelerator).gather(failed)):
-            raise error
+        for reason in filter(None, Team.of(accelerator).gather(failed)):
+            raise reason
         found = yield from features.find(config.features)
     return features.load(config.features, accelerator.device, found)
+
+
+def _draw_pairs(evaluation: Evaluation) -> Image.Image:
+    assert evaluation.training is not None
+    assert evaluation.fakes is not None
+    fakes, training = evaluation.fakes, evaluation.training
+    return neighbors.draw(evaluation.nearest, fakes.pixels, training.pixels)
 
 
 def _check_times(config: EvalConfig, process: Process) -> None:
@@ -155,17 +187,18 @@ def _check_folder(config: EvalConfig) -> None:
         raise UsageError(f"{given[0]} needs a model, and {subject} is a folder of images")
 
 
-def _check_plot(config: EvalConfig) -> Path | None:
-    """The path of the plot, refused before the work where it cannot be written."""
-    if config.plot is None:
+def _check_picture(config: EvalConfig, name: str) -> Path | None:
+    """The path of a picture, refused before the work where it cannot be written."""
+    given = getattr(config, name)
+    if given is None:
         return None
-    plot = Path(config.plot)
-    if plot.suffix.lower() != ".png":
-        raise UsageError(f"--plot must end in .png, not {files.show(plot)!r}")
-    files.check_writable(plot)
-    if plot.exists() and not config.overwrite:
-        raise OutputError(f"{files.show(plot)} exists already", "--overwrite replaces it")
-    return plot
+    path = Path(given)
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"--{name} must end in .png, not {files.show(path)!r}")
+    files.check_writable(path)
+    if path.exists() and not config.overwrite:
+        raise OutputError(f"{files.show(path)} exists already", "--overwrite replaces it")
+    return path
 
 
 def _by_class(evaluation: Evaluation, names: Sequence[str]) -> dict[str, dict[str, float]]:
