@@ -127,8 +127,8 @@ def _network(config: EvalConfig, accelerator: Accelerator) -> Work[features.Feat
                 yield from features.find(config.features)
             except DiffuseError as error:
                 failed = error
-        for error in filter(None, Team.of(accelerator).gather(failed)):
-            raise error
+        for failure in filter(None, Team.of(accelerator).gather(failed)):
+            raise failure
         found = yield from features.find(config.features)
     return features.load(config.features, accelerator.device, found)
 
