@@ -241,8 +241,8 @@ def test_every_tensor_counts(state, tmp_path, monkeypatch, change):
         dinov2.build(file, SMALL)
 
 
-def test_the_networks(state):
-    assert list(FEATURES) == ["dinov2", "efficientnet-lite0", "inception"]
+def test_the_networks():
+    assert {"dinov2", "efficientnet-lite0", "inception"} <= set(FEATURES)
     for module in (dinov2, inception):
         published = module.PUBLISHED
         assert published.url == f"{published.url.rpartition('/')[0]}/{published.file}"
