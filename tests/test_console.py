@@ -129,28 +129,21 @@ def test_follow_shows_events_and_hands_on_the_result(capfd):
 # -- readers that go away -------------------------------------------------------------------------
 
 
-@pytest.fixture
-def broken(monkeypatch):
-    """stdout and stderr as pipes that nobody reads."""
+def test_a_reader_that_has_gone_is_no_error(monkeypatch):
     opened = []
-    for name in ("stdout", "stderr"):
+    for name in ("stdout", "stderr"):  # here: between a fixture and its test pytest sets its own
         reading, writing = os.pipe()
         os.close(reading)
         opened.append(os.fdopen(writing, "w"))
         monkeypatch.setattr(sys, name, opened[-1])
-    yield
-    for stream in opened:
-        stream.close()
-
-
-def test_a_reader_that_has_gone_is_no_error(broken):
     speaking = Console()
     for _ in range(3):
         speaking.say("hello")
         speaking.write(["a", "b"])
         speaking.fail(UsageError("wrong"))
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in opened:
+        stream.flush()
+        stream.close()
 
 
 def test_a_steady_stream_escapes_what_its_encoding_lacks():

@@ -148,7 +148,8 @@ def terminal(arguments, cwd, **changes):
     master, slave = pty.openpty()
     child = subprocess.Popen(
         [sys.executable, "-m", "diffuse_cli", *map(str, arguments)],
-        cwd=cwd, env=environment(TERM="xterm", **changes), stdin=slave, stdout=slave, stderr=slave,
+        cwd=cwd, env=environment(**{"TERM": "xterm", **changes}),
+        stdin=slave, stdout=slave, stderr=slave,
     )  # fmt: skip
     os.close(slave)
     seen = b""
@@ -170,6 +171,14 @@ def test_a_terminal_has_a_bar(tmp_path, images, recipe):
     assert ESCAPE in seen
     assert "training" in seen
     assert re.search(r"\x1b\[[\d;]*m", seen)
+
+
+def test_a_dumb_terminal_has_plain_lines(tmp_path, images, recipe):
+    line = ["train", images, "--config", recipe, *SHORT]
+    code, seen = terminal(line, tmp_path, TERM="dumb")
+    assert code == 0
+    assert "step 3/3" in seen
+    assert ESCAPE not in seen
 
 
 def test_no_color_is_honoured(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 from conftest import write_images
 from PIL import Image
 
+import diffuse_cli
 from diffuse_cli.data import reading
 from diffuse_cli.training import preparing
 from diffuse_cli.training.trainer import Trainer
@@ -214,6 +215,15 @@ def test_a_clock_that_jumps_changes_neither_times_nor_weights(run, jumping, whol
     assert all(1 < int(speed.replace(",", "")) < 1e6 for speed in speeds)
     assert all(re.fullmatch(r"\d:\d\d", left) for left in re.findall(r"(\S+) left", ran.err))
     assert MODEL.read_bytes() == whole
+
+
+def test_nothing_reads_the_time_of_day():
+    """Durations are those of a clock that never jumps, and no file says when it was made."""
+    day = re.compile(r"\btime\.(time|time_ns|localtime|gmtime|ctime|strftime)\b|\bdatetime\b")
+    modules = sorted(Path(diffuse_cli.__file__).parent.rglob("*.py"))
+    assert len(modules) > 50
+    found = {path.name: day.findall(path.read_text(encoding="utf-8")) for path in modules}
+    assert {name: uses for name, uses in found.items() if uses} == {}
 
 
 def test_resume_takes_the_newest_step_whatever_its_date(run):
