@@ -22,14 +22,18 @@ def remarks(values: Values, images: int, dim: int) -> list[str]:
 
 
 def _memorized(values: Values, images: int, dim: int) -> Iterator[str]:
-    """Copies are near in both spaces; blurred images are in pixels alone, noise in neither."""
+    """Copies are near in both spaces; blurred images may be in one.
+
+    Twice what is expected is asked for: without its harder classes a set of new images is a little
+    nearer to training images, too.
+    """
     shares = [f"memorized_{space}" for space in ("features", "pixels")]
     if any(name not in values for name in shares):
         return
     expected = values["memorized_expected"]
     least = {name: values[name] - SIGNIFICANT * values[f"{name}_standard_error"] for name in shares}
     ranks = [values[f"memorized_z_{space}"] for space in ("features", "pixels")]
-    if min(ranks) > SIGNIFICANT and all(value > expected for value in least.values()):
+    if min(ranks) > SIGNIFICANT and min(least.values()) > 2 * expected:
         yield (
             f"memorisation: {values[shares[0]]:.0%} of the generated images in features, and "
             f"{values[shares[1]]:.0%} in pixels, are as near to a training image as the nearest "
