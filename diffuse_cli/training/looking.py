@@ -12,15 +12,21 @@ from diffuse_cli.runtime import out_of_memory
 from diffuse_cli.sampling import draw
 from diffuse_cli.training.reports import Looked
 from diffuse_cli.training.rundir import RunDirectory
-from diffuse_cli.training.trainer import Trainer
+from diffuse_cli.training.trainer import HELD_OUT_BATCH, Trainer
 
 PREVIEW_IMAGES = 16
 
 
-def look(trainer: Trainer, run: RunDirectory, done: int) -> Work[Looked]:
-    """Measure and draw after `done` steps; nothing of it touches the training."""
-    held_out_loss = trainer.held_out_loss()
-    if held_out_loss is not None:
+def look(trainer: Trainer, run: RunDirectory, done: int) -> Work[tuple[Looked, tuple[float, ...]]]:
+    """Measure and draw after `done` steps; nothing of it touches the training.
+
+    Returns:
+        What was seen, and the loss of each held-out image.
+    """
+    losses = trainer.held_out_losses()
+    held_out_loss = None
+    if losses is not None:
+        held_out_loss = sum(float(p.sum()) for p in losses.split(HELD_OUT_BATCH)) / len(losses)
         run.log(step=done, held_out_loss=held_out_loss)
         if trainer.config.log:
             trainer.accelerator.log({"held_out_loss": held_out_loss}, step=done)
@@ -33,7 +39,7 @@ def look(trainer: Trainer, run: RunDirectory, done: int) -> Work[Looked]:
         yield Notice("out of memory while drawing the preview: it is left out", warning=True)
     looked = Looked(done, held_out_loss, path)
     yield looked
-    return looked
+    return looked, () if losses is None else tuple(losses.tolist())
 
 
 def _preview(trainer: Trainer, path: Path) -> Work[Path]:

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from diffuse_cli.training.rundir import Checkpoint
 from diffuse_cli.training.trainer import Trainer
+from diffuse_cli.training.watching import Watch
 
 
-def checkpoint_of(trainer: Trainer, step: int) -> Checkpoint:
+def checkpoint_of(trainer: Trainer, step: int, watch: Watch) -> Checkpoint:
     """The whole state after `step` steps."""
     names = [name for name, _ in trainer.net.named_parameters()]
     state = trainer.optimizer.state_dict()["state"]
@@ -25,6 +26,7 @@ def checkpoint_of(trainer: Trainer, step: int) -> Checkpoint:
         ema=trainer.ema.net.state_dict(),
         optimizer={f"{names[i]}.{k}": v for i, own in state.items() for k, v in own.items()},
         history=trainer.history.tensors(),
+        best=watch.tensors(),
         state={
             "ema_updates": trainer.ema.updates,
             "unread": [bool(norm.isfinite()) for norm in trainer.unread],
@@ -32,6 +34,7 @@ def checkpoint_of(trainer: Trainer, step: int) -> Checkpoint:
             "accumulation": trainer.accumulation,
             "scaler": scaler.state_dict() if scaler is not None else None,
             "fingerprint": trainer.plan.images.fingerprint,
+            "watch": watch.state(),
         },
     )
 

@@ -39,6 +39,7 @@ Seen = list[tuple[Tensor, Tensor]]
 HELD_OUT_IMAGES = 512
 """At most so many held-out images are measured while training."""
 
+HELD_OUT_BATCH = 64
 
 RISE = 10
 """The learning rate rises during one part in so many of a run, at most."""
@@ -317,16 +318,16 @@ class Trainer:
         with torch.no_grad(), self.accelerator.autocast():
             return self.ema.net(x, t, **cond).float()  # type: ignore[no-any-return]
 
-    def held_out_loss(self) -> float | None:
-        """The training loss of the averaged weights on held-out images, with the same draws
-        every time; None where nothing is held out."""
+    def held_out_losses(self) -> Tensor | None:
+        """The training loss of the averaged weights on each held-out image, (N,), with the same
+        draws every time; None where nothing is held out."""
         chosen = self.plan.held_out[:HELD_OUT_IMAGES]
         if len(chosen) == 0:
             return None
         denoiser = make_denoiser(self.ema_net, self.config)
-        total = 0.0
-        for start in range(0, len(chosen), 64):
-            positions = range(start, min(start + 64, len(chosen)))
+        losses = []
+        for start in range(0, len(chosen), HELD_OUT_BATCH):
+            positions = range(start, min(start + HELD_OUT_BATCH, len(chosen)))
             draws = training_draws(
                 self.config.seed,
                 0,
@@ -338,5 +339,5 @@ class Trainer:
             indices = chosen[positions.start : positions.stop]
             t = (draws.u * self.config.num_timesteps).long()
             x0, cond = self.pixels(indices), self.condition(indices)
-            total += float(self._loss_of(denoiser, x0, t, draws.noise, cond).sum())
-        return total / len(chosen)
+            losses.append(self._loss_of(denoiser, x0, t, draws.noise, cond))
+        return torch.cat(losses)
