@@ -19,6 +19,7 @@ from diffuse_cli.events import Notice, Stop, Work, until
 from diffuse_cli.options import options, to_toml
 from diffuse_cli.runtime import machine, rank, resolve_precision
 from diffuse_cli.training.diagnosing import first_not_finite
+from diffuse_cli.training.power import rewind_snapshots, save_snapshot, snapshot_due
 from diffuse_cli.training.preparing import (
     Plan,
     check_batch,
@@ -182,6 +183,7 @@ class _Run:
             if self.plan.config.overwrite:
                 self.run.clear()
             self.run.rewind_metrics(start)
+            rewind_snapshots(self.run.snapshots, start)
             files.write_text(self.run.config, to_toml(self.plan.config))
         self.accelerator.wait_for_everyone()
 
@@ -217,6 +219,7 @@ class _Run:
                 watch.logged(self.loss)
             else:
                 yield Step(done, config.steps)
+            self._snapshot(trainer, done)
             error = self._stopping()
             if error is None and watch.due(done, end):
                 if self.main:
@@ -249,6 +252,12 @@ class _Run:
                 warning=True,
             )
         return outcome
+
+    def _snapshot(self, trainer: Trainer, done: int) -> None:
+        """Save the averages of other lengths where that is due."""
+        steps, count = self.plan.config.steps, self.plan.config.ema_lengths
+        if self.main and trainer.powers and count and snapshot_due(done, steps, count):
+            save_snapshot(self.run.snapshots, trainer.powers, done, steps, count)
 
     def _ended(self, error: DiffuseError, step: int, kept: str) -> DiffuseError:
         again = ["diffuse", "train", self.plan.config.data, "--resume", "-o", self.plan.config.out]

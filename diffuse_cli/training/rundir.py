@@ -5,6 +5,7 @@ model.run/
   config.toml                 the resolved configuration
   checkpoints/step-00001000/  model, ema, optimizer, history: safetensors; state.json; manifest.json
   metrics.jsonl               a line every so many steps
+  ema/step-00001000.safetensors   with --ema-lengths: averages of other lengths, now and then
   previews/                   a grid of samples every so many steps
   cache/                      the decoded images, while a run is under way
   lock                        held by the process of the run
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
 KEPT = 2
 """Checkpoints that stay when a new one is on disk."""
 
-TENSORS = ("model", "ema", "optimizer", "history", "best")
+TENSORS = ("model", "ema", "optimizer", "history", "best", "powers")
 """The parts of a checkpoint that are files of tensors."""
 
-OPTIONAL = ("best",)
+OPTIONAL = ("best", "powers")
 """Those that have no file where they are empty."""
 
 
@@ -41,7 +42,7 @@ class Checkpoint:
     """The whole state of a run after `step` steps; everything else is drawn from the seed.
 
     `history` are the losses that the draw of timesteps looks back on, `best` the weights with the
-    lowest KID so far.
+    lowest KID so far, `powers` the averages of other lengths.
     """
 
     step: int
@@ -51,6 +52,7 @@ class Checkpoint:
     history: Mapping[str, Tensor]
     state: Mapping[str, Any]
     best: Mapping[str, Tensor] = field(default_factory=dict)
+    powers: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class RunDirectory:
@@ -68,6 +70,7 @@ class RunDirectory:
         self.cache = self.path / "cache"
         self.logs = self.path / "logs"
         self.checkpoints = self.path / "checkpoints"
+        self.snapshots = self.path / "ema"
 
     def exists(self) -> bool:
         """Whether a run began here. A folder with only a lock is what a failed start leaves."""
@@ -135,7 +138,7 @@ class RunDirectory:
 
     def _sweep(self) -> None:
         """Remove what a killed process was writing."""
-        for folder in (self.path, self.checkpoints, self.previews):
+        for folder in (self.path, self.checkpoints, self.previews, self.snapshots):
             files.sweep(folder)
         files.sweep(self.model.parent, self.model.name)
         if self._has_best():
@@ -145,7 +148,8 @@ class RunDirectory:
         """Remove an earlier run and its models, but not the lock and the cache of this one."""
         if self._has_best():
             files.remove(self.best)
-        for path in (self.checkpoints, self.metrics, self.previews, self.logs, self.config):
+        folders = (self.checkpoints, self.previews, self.logs, self.snapshots)
+        for path in (*folders, self.metrics, self.config):
             files.remove(path)
         files.remove(self.model)
 

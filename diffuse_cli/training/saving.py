@@ -14,6 +14,7 @@ from diffuse_cli.config import DiffusionConfig
 from diffuse_cli.core.unet import UNet
 from diffuse_cli.options import from_dict, options
 from diffuse_cli.training.configuring import for_model_file
+from diffuse_cli.training.power import KEPT_LENGTHS
 from diffuse_cli.training.preparing import Plan
 from diffuse_cli.training.rundir import KEPT, RunDirectory
 
@@ -63,12 +64,15 @@ def check_room(plan: Plan, run: RunDirectory) -> None:
     moments = 2 * weights
     model = weights * (2 if plan.config.keep_raw else 1)
     best = model if plan.config.eval_every else 0
-    checkpoints = (KEPT + 1) * (2 * weights + moments + best)
-    there = files.size_of(run.checkpoints) + files.size_of(run.model)
+    powers = len(KEPT_LENGTHS) * weights if plan.config.ema_lengths else 0
+    snapshots = powers * ((plan.config.ema_lengths or 0) + 2)
+    checkpoints = (KEPT + 1) * (2 * weights + moments + best + powers)
+    taken = (run.checkpoints, run.model, run.snapshots)
+    there = sum(map(files.size_of, taken))
     if best:
         there += files.size_of(run.best)
-    total = checkpoints + 2 * (model + best) + SPARE
-    files.check_room(run.path, total - there, max(moments, model))
+    total = checkpoints + snapshots + 2 * (model + best) + SPARE
+    files.check_room(run.path, total - there, max(moments, model, powers))
 
 
 def model_of(

@@ -27,6 +27,7 @@ def checkpoint_of(trainer: Trainer, step: int, watch: Watch) -> Checkpoint:
         optimizer={f"{names[i]}.{k}": v for i, own in state.items() for k, v in own.items()},
         history=trainer.history.tensors(),
         best=watch.tensors(),
+        powers=trainer.powers.tensors() if trainer.powers else {},
         state={
             "ema_updates": trainer.ema.updates,
             "unread": [bool(norm.isfinite()) for norm in trainer.unread],
@@ -44,6 +45,8 @@ def restore(trainer: Trainer, saved: Checkpoint) -> None:
     trainer.net.load_state_dict(dict(saved.model))
     trainer.ema.net.load_state_dict(dict(saved.ema))
     trainer.ema.updates = saved.state["ema_updates"]
+    if trainer.powers:
+        trainer.powers.restore(saved.powers, trainer.ema.updates)
     trainer.unread = [
         torch.tensor(0.0 if good else math.inf, device=trainer.device)
         for good in saved.state.get("unread", [])

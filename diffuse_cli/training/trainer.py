@@ -31,6 +31,7 @@ from diffuse_cli.runtime import (
     training_draws,
 )
 from diffuse_cli.training.ema import Average, due
+from diffuse_cli.training.power import Powers
 from diffuse_cli.training.preparing import Plan
 
 Seen = list[tuple[Tensor, Tensor]]
@@ -67,7 +68,7 @@ class Trainer:
     """Network, optimizer and average of a run, and the images it learns from.
 
     Attributes:
-        net, ema, optimizer, history: its state, with `unread`, `bad` and `accumulation`.
+        net, ema, powers, optimizer, history: its state, with `unread`, `bad` and `accumulation`.
         unread: the gradients' norms of the steps since the average last moved.
         bad: the last so many steps, of those that have been looked at, had a gradient that is not
             finite.
@@ -87,6 +88,7 @@ class Trainer:
             net.run_block = checkpointed
         self.net = net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = Average(self.net, self.config.ema_decay)
+        self.powers = Powers(self.net) if self.config.ema_lengths else None
         self.unread: list[Tensor] = []
         self.bad = 0
         self.accumulation = self.config.accumulation
@@ -242,7 +244,10 @@ class Trainer:
         self.unread = []
         for norm in norms:
             self.bad = 0 if math.isfinite(norm) else self.bad + 1
-        self.ema.follow(self.net, sum(map(math.isfinite, norms)))
+        good = sum(map(math.isfinite, norms))
+        self.ema.follow(self.net, good)
+        if self.powers:
+            self.powers.follow(self.net, good)
 
     def losses(
         self, denoiser: Denoiser, step: int, positions: range, chances: Tensor
