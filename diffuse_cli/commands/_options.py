@@ -41,6 +41,7 @@ TABLES: dict[str, Callable[[], Mapping[str, Any]]] = {
     "precisions": _core("runtime", "PRECISIONS"),
     "trackers": _names("runtime", "TRACKERS"),
     "features": _core("features", "FEATURES"),
+    "ema_metrics": lambda: dict.fromkeys(("kid", "held-out")),
     "weights": lambda: dict.fromkeys(("ema", "raw")),
 }
 """The tables that options choose from; none of them imports torch to be listed."""

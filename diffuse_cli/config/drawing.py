@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from diffuse_cli.errors import UsageError
 from diffuse_cli.options import (
     OVERWRITE,
     Config,
@@ -125,8 +126,26 @@ class EvalConfig(DrawConfig):
     plot: str | None = option(
         None, "Write a plot of the bound by timestep.", metavar="FILE.png", shown=""
     )
+    ema_sweep: bool = option(
+        False,
+        "Measure averages of many lengths, made from what train --ema-lengths kept, and name the "
+        "best.",
+        control=True,
+    )
+    ema_metric: str | None = option(
+        None, "What --ema-sweep measures them by.", table="ema_metrics", shown="kid"
+    )
+    out: str | None = option(
+        None, "Write a model file with the best length.", flag="-o", metavar="FILE", shown=""
+    )
     overwrite: bool = option(False, OVERWRITE)
     strict: bool = option(False, "End on the first bad file instead of skipping it.", control=True)
     workers: int | None = option(
         None, "Threads that read images.", low=1, high=256, shown="all cores"
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for flag, given in (("--ema-metric", self.ema_metric), ("-o", self.out)):
+            if given is not None and not self.ema_sweep:
+                raise UsageError(f"{flag} goes with --ema-sweep", "Give both, or neither")

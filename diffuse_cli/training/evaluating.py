@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +12,12 @@ import numpy.typing as npt
 from diffuse_cli import modelfile
 from diffuse_cli.conditioning import Condition
 from diffuse_cli.config import SAMPLING_STEPS
-from diffuse_cli.errors import UsageError
+from diffuse_cli.errors import UsageError, lookup
 from diffuse_cli.events import Work
 from diffuse_cli.features import FEATURES, extract
 from diffuse_cli.metrics import METRICS
 from diffuse_cli.runtime import permutation
-from diffuse_cli.sampling import collect, draw
+from diffuse_cli.sampling import Drawing, collect, draw
 from diffuse_cli.training.preparing import Plan
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     Array = npt.NDArray[Any]
+    Pixels = npt.NDArray[np.uint8]
 
 IMAGES = 256
 """Images drawn for an evaluation where nothing says otherwise."""
@@ -83,8 +84,30 @@ class _Sides:
         return self.real_features[:0]
 
 
+class Kid:
+    """KID of generated images against the same real ones, uint8 (N, C, H, W)."""
+
+    def __init__(self, real: Pixels, features: str, device: torch.device) -> None:
+        self._real: Pixels | None = real
+        self._network = lookup(FEATURES, features, "--features").load(device)
+        self._real_features: Array | None = None
+
+    def measure(self, drawings: Iterator[Drawing], count: int) -> Work[dict[str, float]]:
+        """`kid` and `kid_standard_error` of so many images that are drawn."""
+        if self._real is not None:
+            self._real_features = yield from extract(self._network, self._real)
+            self._real = None
+        assert self._real_features is not None
+        pixels: dict[int, Pixels] = {}
+        yield from collect(drawings, count, pixels)
+        fakes = np.stack([pixels[i] for i in range(count)])
+        features = yield from extract(self._network, fakes)
+        found = METRICS["kid"].compute(_Sides(self._real_features, features))
+        return {name: found[name] for name in ("kid", "kid_standard_error") if name in found}
+
+
 class Evaluator:
-    """KID against real images of the data: the same ones, from the same noise, every time.
+    """KID against real images of a plan: the same ones, from the same noise, every time.
 
     Attributes:
         held_out: whether the real images are held out; otherwise the model is trained on them.
@@ -103,22 +126,12 @@ class Evaluator:
                 f"an evaluation needs {LEAST} real images, and the data has {len(chosen)}",
                 "Leave --eval-every out, or give more images",
             )
-        self.real = chosen[permutation(plan.config.seed, 0, len(chosen))[:REAL_IMAGES]]
-        self._network = FEATURES[NETWORK].load(device)
-        self._real_features: Array | None = None
+        real = chosen[permutation(plan.config.seed, 0, len(chosen))[:REAL_IMAGES]]
+        self._kid = Kid(np.ascontiguousarray(plan.images.pixels[real]), NETWORK, device)
 
     def kid(self, net: Any) -> Work[dict[str, float]]:
-        """`kid` and `kid_standard_error` of images drawn with a network of the plan's kind."""
-        if self._real_features is None:
-            pixels = np.ascontiguousarray(self.plan.images.pixels[self.real])
-            self._real_features = yield from extract(self._network, pixels)
-        fakes = yield from self._draw(net)
-        features = yield from extract(self._network, fakes)
-        found = METRICS["kid"].compute(_Sides(self._real_features, features))
-        return {name: found[name] for name in ("kid", "kid_standard_error") if name in found}
-
-    def _draw(self, net: Any) -> Work[npt.NDArray[np.uint8]]:
-        """Images as `sample` draws them by default, uint8 (N, C, H, W)."""
+        """`kid` and `kid_standard_error` of images drawn with a network of the plan's kind, as
+        `sample` draws them by default."""
         unet = self.plan.unet
         denoiser = modelfile.make_denoiser(net, self.plan.config)
         steps = min(SAMPLING_STEPS, denoiser.process.num_timesteps)
@@ -131,6 +144,4 @@ class Evaluator:
             device=self.device,
             condition=Condition(tuple(range(unet.num_classes))) if unet.num_classes else None,
         )
-        pixels: dict[int, npt.NDArray[np.uint8]] = {}
-        yield from collect(drawings, self.images, pixels)
-        return np.stack([pixels[i] for i in range(self.images)])
+        return (yield from self._kid.measure(drawings, self.images))

@@ -191,9 +191,14 @@ def combine(given: Sequence[Snapshot], fits: Sequence[Fit]) -> Iterator[dict[str
                 own = {
                     n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)
                 }
-                if sums and own.keys() != sums.keys():
+                if sums and shapes_of(own) != shapes_of(sums):
                     raise ValueError(f"{files.show(snapshot.path)} is of another network")
                 for name, tensor in own.items():
                     before = sums.get(name, torch.zeros(tensor.shape, dtype=torch.float64))
                     sums[name] = before + share * tensor.double()
         yield {name: tensor.float() for name, tensor in sums.items()}
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor by its name."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
