@@ -202,6 +202,7 @@ def test_a_damaged_snapshot_is_refused(sweep, kept, fault):
 def test_snapshots_after_the_model_are_not_its_own(sweep, kept, recipe, diffuse, images):
     diffuse("train", images, "--config", recipe, "--steps", 60, "--ema-lengths", 20,
             "--warmup", 0, "--stop-at", 32)  # fmt: skip
+    shutil.copytree(kept.with_suffix(".run") / "ema", RUN / "ema", dirs_exist_ok=True)
     ran = sweep("--json", model=MODEL)
     assert ran.json["step"] == 30
     assert "the last snapshot is of step 30, and the model of step 32" in ran.err

@@ -294,7 +294,11 @@ def test_the_estimate_of_disk_covers_best_models(train, course, monkeypatch):
     run = RunDirectory(MODEL)
     used = files.size_of(run.path) + files.size_of(MODEL) + files.size_of(BEST)
     of_one = files.size_of(run.checkpoints / "step-00000015")
-    assert used + of_one + files.size_of(MODEL) + files.size_of(BEST) <= total
+    models = files.size_of(MODEL) + files.size_of(BEST)
+    assert used + of_one + models <= total
+    sizes = [p.stat().st_size for p in run.path.rglob("*.safetensors")]
+    headers = 32_768 * (len(sizes) + 2 * 5)
+    assert sum(sizes) + of_one + 2 * models <= total - saving.SPARE + headers
     assert total - saving.SPARE < 2 * (used + of_one)
 
 
