@@ -2,7 +2,9 @@
 
 Two sets: many small PNGs (DATA, or made here) and photos of 2000x1500 as JPEG, made here with the
 spectrum, the edges and the grain of photographs, that become 64x64. `reading` is what `train` and
-`eval` do once: find, check, decode, hash, resize and keep every image, on one core and on all. The
+`eval` do once: find, check, decode, hash, resize and keep every image, on one core and on all.
+`decoding alone` is the least of it: Pillow's open, load and convert of the same files, in as many
+threads or processes, with nothing kept; `over_decoding_alone` is the share that the rest adds. The
 peer is what training scripts do in every epoch: torchvision's `ImageFolder` with resize and crop
 behind a `DataLoader` with a worker for each core. `training` is a step of the `tiny` network, and
 the part of it that fetches the batch, from memory and from the file that large sets are mapped
@@ -21,7 +23,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -38,6 +40,7 @@ from torchvision.transforms import v2
 
 from diffuse_cli.config import UNetConfig
 from diffuse_cli.data import Images, open_index, read_images, save_index
+from diffuse_cli.data.pool import MANY_FILES, SMALL_FILE
 from diffuse_cli.events import finish
 from diffuse_cli.options import from_dict
 from diffuse_cli.runtime import machine, resolve_precision
@@ -116,6 +119,27 @@ def read(source: Path, workers: int) -> Images:
     return finish(read_images(source, workers=workers))
 
 
+def decode_alone(files: Sequence[Path]) -> None:
+    """Open, load and convert; nothing is kept."""
+    for file in files:
+        with Image.open(file) as image:
+            image.load()
+            image.convert("L" if image.mode == "L" else "RGB")
+
+
+def decode_all_alone(files: Sequence[Path], workers: int) -> None:
+    """The same in threads, or in processes where `read_images` would start some."""
+    if workers == 1:
+        decode_alone(files)
+        return
+    small = sum(file.stat().st_size for file in files) <= SMALL_FILE * len(files)
+    pool = ProcessPoolExecutor if small and len(files) >= MANY_FILES else ThreadPoolExecutor
+    count = 64 if small else 1
+    with pool(workers) as executor:
+        parts = [files[k : k + count] for k in range(0, len(files), count)]
+        list(executor.map(decode_alone, parts))
+
+
 def an_epoch(source: Path, size: tuple[int, int] | None) -> None:
     """What a training script does for each of its epochs, in batches, without training."""
     fit = [v2.Resize(size[0]), v2.CenterCrop(size)] if size else []
@@ -127,13 +151,15 @@ def an_epoch(source: Path, size: tuple[int, int] | None) -> None:
 
 def measure_reading(source: Path, size: tuple[int, int] | None, rounds: int) -> dict[str, Any]:
     """Seconds of each way to read `source`, in turn."""
+    walked = os.walk(source, followlinks=True)
+    files = sorted(Path(folder) / name for folder, _, names in walked for name in names)
     contenders: dict[str, Act] = {
         "ours, one core": lambda: read(source, 1),
+        "decoding alone, one core": lambda: decode_all_alone(files, 1),
         "ours, all cores": lambda: read(source, cores()),
+        "decoding alone, all cores": lambda: decode_all_alone(files, cores()),
         "torchvision, all cores, each epoch": lambda: an_epoch(source, size),
     }
-    walked = os.walk(source, followlinks=True)
-    files = [Path(folder) / name for folder, _, names in walked for name in names]
     total = sum(len(path.read_bytes()) for path in files)  # now they are in the page cache
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
@@ -147,12 +173,16 @@ def measure_reading(source: Path, size: tuple[int, int] | None, rounds: int) -> 
         }
         for name, taken in seconds.items()
     }
-    ours, peer = (rows[name]["seconds"] for name in list(rows)[1:])
+    one, one_alone, ours, alone, peer = (row["seconds"] for row in rows.values())
     return {
         "images": len(files),
         "bytes_each": round(total / len(files)),
         "reading": rows,
         "ratio_to_peer": significant(peer / ours),
+        "over_decoding_alone": {
+            "one core": significant(one / one_alone - 1),
+            "all cores": significant(ours / alone - 1),
+        },
     }
 
 

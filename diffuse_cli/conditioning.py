@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -71,5 +71,13 @@ def condition(config: DrawConfig, model: Model, names: Sequence[str] = ()) -> Co
         return None
     every = {name: i for i, name in enumerate(model.classes)}
     chosen = tuple(lookup(every, name, "--class") for name in names)
-    scale = GUIDANCE if config.guidance is None else config.guidance
+    scale = config.guidance
+    if scale is None:
+        scale = default_guidance(model.training.get("label_dropout"))
     return Condition(chosen or tuple(every.values()), scale, config.guidance_interval)
+
+
+def default_guidance(label_dropout: Any) -> float:
+    """The guidance scale where none is given: 1 for a model that was shown the class of every
+    image, and so has learned no unconditional prediction."""
+    return 1.0 if label_dropout == 0 else GUIDANCE

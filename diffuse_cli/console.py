@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
+from typing import IO, TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 from rich.console import Console as RichConsole
 from rich.console import RenderableType
@@ -48,7 +48,8 @@ class Console:
             emoji=False,
             soft_wrap=True,
         )
-        self.live = self._err.is_terminal and not self._err.is_dumb_terminal
+        # Variables such as FORCE_COLOR ask for colours, which is no reason for bars in a log.
+        self.live = _is_terminal(self._err.file) and not self._err.is_dumb_terminal
 
     # -- stderr ------------------------------------------------------------------------------------
 
@@ -138,6 +139,13 @@ class _Forgiving:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def _is_terminal(stream: IO[str]) -> bool:
+    try:
+        return stream.isatty()
+    except (AttributeError, ValueError):  # none, or a closed one
+        return False
 
 
 def _plain(value: Any) -> Any:

@@ -22,6 +22,21 @@ from typing import Any
 
 from diffuse_cli.errors import OutputError
 
+CACHE = "DIFFUSE_CACHE"
+"""Names the folder of what is kept between runs; nothing is kept where it is empty."""
+
+
+def cache_folder() -> Path | None:
+    """`DIFFUSE_CACHE`, else `diffuse` in the user's cache folder; None where nothing is kept."""
+    given = os.environ.get(CACHE)
+    if given is not None:
+        return Path(given) if given else None
+    user = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    with contextlib.suppress(RuntimeError):  # nobody's home is known
+        # The specification has relative paths ignored.
+        return (user if user.is_absolute() else Path.home() / ".cache") / "diffuse"
+    return None
+
 
 @contextlib.contextmanager
 def operation(name: str, path: Path) -> Iterator[None]:

@@ -28,11 +28,13 @@ FOLDERS = ("config.json", "model_index.json", "unet/config.json")
 
 
 def check_start(start: bytes, path: Path) -> None:
-    """Refuse a file by its first bytes.
+    """Refuse a file by its first 9 bytes.
 
     Raises:
         ModelFileError: it is a pickle, or of another known kind.
     """
+    if is_safetensors(start):
+        return
     if start.startswith(PICKLES):
         raise ModelFileError(
             f"{show(path)} is a pickle, which can run code and is not loaded", convert_line(path)
@@ -40,6 +42,12 @@ def check_start(start: bytes, path: Path) -> None:
     for magic, kind in OTHERS.items():
         if start.startswith(magic):
             raise ModelFileError(f"{show(path)} is a file of {kind}, not a model of `diffuse`")
+
+
+def is_safetensors(start: bytes) -> bool:
+    """Whether a file whose first 9 bytes these are has the form of safetensors: a length, of which
+    the highest bytes are 0, and an object of JSON. The length may begin as a pickle does."""
+    return len(start) == 9 and start[6:] == b"\0\0{"
 
 
 def rejected(names: Collection[str], path: Path) -> ModelFileError:

@@ -88,7 +88,9 @@ def make_process(diffusion: DiffusionConfig) -> Process:
     betas: Sequence[float] | None = diffusion.betas
     if betas is None:
         betas = lookup(SCHEDULES, diffusion.schedule, "--schedule")(diffusion.num_timesteps)
-    return Process(zero_terminal_snr(betas) if diffusion.zero_terminal_snr else betas)
+    if diffusion.zero_terminal_snr:
+        betas = zero_terminal_snr(betas)
+    return Process(betas, None if diffusion.rescale_timesteps else range(len(betas)))
 
 
 def make_denoiser(net: Any, diffusion: DiffusionConfig) -> Denoiser:
@@ -233,7 +235,7 @@ def _header(file: IO[bytes], path: Path) -> tensorfile.Header:
         ModelFileError: it is of another kind, named where that is known.
         ValueError: it is not a file of tensors.
     """
-    foreign.check_start(file.read(8), path)
+    foreign.check_start(file.read(9), path)
     header = tensorfile.read_header(file)
     if "diffuse.config" not in header.metadata:
         raise foreign.rejected(header.entries, path)

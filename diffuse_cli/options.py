@@ -113,6 +113,38 @@ def parse_names(value: Any) -> tuple[str, ...]:
     return names
 
 
+MODEL_WEIGHTS = ("ema", "raw")
+
+
+def parse_weights(value: Any) -> tuple[str, ...]:
+    """`ema` or `raw`, the path of a file, or a list of one of each.
+
+    Raises:
+        UsageError: neither a name nor a file, or two of a kind.
+    """
+    given = parse_names(value)
+    for kind in given:
+        if kind not in MODEL_WEIGHTS and not Path(kind).is_file():
+            raise _no_weights(kind)
+    named = [kind for kind in given if kind in MODEL_WEIGHTS]
+    if len(named) > 1 or len(given) - len(named) > 1:
+        raise ValueError("one of the model's weights and one file")
+    return given
+
+
+def _no_weights(kind: str) -> UsageError:
+    """What is wrong with weights that are neither a name nor a file."""
+    from diffuse_cli.files import show
+
+    path = Path(kind)
+    if path.is_dir():
+        return UsageError(f"--weights {show(kind)} is a folder", "Name a file in it")
+    if path.suffix or len(path.parts) > 1:
+        return UsageError(f"--weights: no such file: {show(kind)}")
+    hint = f"{suggest(kind, MODEL_WEIGHTS)} A file of feature weights can be named, too"
+    return UsageError(f"--weights: there is no '{show(kind)}'", hint)
+
+
 MOST_BETAS = 100_000
 BETAS_BYTES = 10_000_000
 """A file of betas is not read further than this."""
@@ -218,6 +250,8 @@ class Config:
             elif isinstance(value, (int, float)) and not isinstance(value, bool):
                 self._check_number(f, spec, value)
             _check_type(f, value)
+            if str(f.type).startswith("float") and isinstance(value, int):
+                object.__setattr__(self, f.name, float(value))
 
     @staticmethod
     def _check_number(f: dataclasses.Field[Any], spec: Option, value: float) -> None:

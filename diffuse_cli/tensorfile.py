@@ -23,11 +23,17 @@ from torch import Tensor
 
 from diffuse_cli import files
 
-DTYPES = {"F32": torch.float32, "I64": torch.int64}
+DTYPES = {
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+}
 """The types that are written and read."""
 
-LARGEST_HEADER = 4 * 2**20
-"""Bytes. A network of 10,000 tensors, 100,000 betas and 20,000 class names need less."""
+LARGEST_HEADER = 8 * 2**20
+"""Bytes. A network of 10,000 tensors, 100,000 betas (twice) and 20,000 class names need less."""
 
 MOST_NODES, MOST_PARTS, DEEPEST = 100_000, 400_000, 32
 """Lists and objects in a header, commas and colons, and how deep lists lie in each other. A header
@@ -85,8 +91,12 @@ def write(
     with files.writing(path) as file:
         file.write(struct.pack("<Q", len(header)) + header)
         for name in sorted(tensors):
-            array = tensors[name].detach().cpu().contiguous().numpy()
-            file.write(array.reshape(-1).view("u1").data)
+            file.write(_bytes(tensors[name].detach().cpu().contiguous()))
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous tensor."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 # -- reading --------------------------------------------------------------------------------------
@@ -150,8 +160,10 @@ def read_tensors(file: IO[bytes], header: Header) -> dict[str, Tensor]:
     """
     tensors = {}
     for name, entry in sorted(header.entries.items(), key=lambda item: item[1].start):
+        if entry.dtype not in DTYPES:
+            raise ValueError(f"{files.show(name)[:200]} is of type {entry.dtype}")
         tensor = torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
-        into = tensor.numpy().reshape(-1).view("u1").data
+        into = _bytes(tensor)
         if _fill(file, into) < len(into):
             raise ValueError("it was cut short while it was read")
         tensors[name] = tensor

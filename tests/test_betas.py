@@ -134,6 +134,14 @@ def test_the_process_is_that_of_the_betas_then_rescaled(rescaled: bool):
         assert make_denoiser(None, config).process.betas.tolist() == expected
 
 
+@pytest.mark.parametrize("rescaled", [True, False])
+@pytest.mark.parametrize("zero_terminal_snr", [True, False])
+def test_the_network_is_shown_t_itself_where_times_are_not_rescaled(rescaled, zero_terminal_snr):
+    config = {"num_timesteps": 4, "target": "v", "zero_terminal_snr": zero_terminal_snr}
+    process = make_process(DiffusionConfig(**config, rescale_timesteps=rescaled))
+    assert process.timesteps.tolist() == [k * (250 if rescaled else 1) for k in range(4)]
+
+
 def test_typed_betas_and_a_typed_schedule_exclude_each_other():
     with pytest.raises(UsageError, match="--schedule and --betas exclude each other"):
         configure({"data": "x", "betas": "b.txt", "schedule": "cosine"})

@@ -145,9 +145,9 @@ def test_an_interval_of_all_levels_is_plain_guidance_and_of_none_is_scale_1():
 # -- from a configuration -------------------------------------------------------------------------
 
 
-def model(*classes: str, conditional: bool = True):
+def model(*classes: str, conditional: bool = True, **training):
     unet = SimpleNamespace(num_classes=len(classes) if conditional else 0)
-    return SimpleNamespace(unet=unet, classes=classes)
+    return SimpleNamespace(unet=unet, classes=classes, training=training)
 
 
 def asked(**options):
@@ -156,6 +156,13 @@ def asked(**options):
 
 def test_a_model_with_classes_is_guided_over_all_of_them_in_turn():
     assert condition(asked(), model("a", "b", "c")) == Condition((0, 1, 2), GUIDANCE, None)
+
+
+@pytest.mark.parametrize(("dropout", "scale"), [(0, 1), (0.0, 1), (0.1, GUIDANCE), ("0", GUIDANCE)])
+def test_a_model_that_was_always_shown_a_class_is_not_guided_unless_asked(dropout, scale):
+    trained = model("a", "b", label_dropout=dropout)
+    assert condition(asked(), trained) == Condition((0, 1), scale, None)
+    assert condition(asked(guidance=3), trained) == Condition((0, 1), 3, None)
 
 
 def test_names_are_taken_as_they_come():

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffuse_cli.config import (
+    ConvertConfig,
     DemoConfig,
     DiffusionConfig,
     EvalConfig,
@@ -39,6 +40,7 @@ REQUIRED: dict[type, dict[str, Any]] = {
     SampleConfig: {"model": "m.safetensors"},
     EvalConfig: {"subject": "m.safetensors", "data": "images"},
     DemoConfig: {"image": "a.png"},
+    ConvertConfig: {"source": "pipeline"},
 }
 
 
@@ -114,6 +116,14 @@ def test_gradient_checkpointing_is_no_part_of_a_model():
 
 def test_whole_floats_are_fine_where_a_float_is_meant():
     assert made(TrainConfig, lr=1, minutes=3).minutes == 3
+
+
+@pytest.mark.parametrize("kind", [UNetConfig, TrainConfig, SampleConfig])
+def test_a_whole_number_becomes_a_float_where_one_is_meant(kind: type):
+    """PyTorch's group norm takes no other epsilon."""
+    for f, spec in options(kind):
+        if str(f.type).startswith("float") and (spec.low or 0) <= 1 <= (spec.high or 1):
+            assert type(getattr(made(kind, **{f.name: 1}), f.name)) is float
 
 
 @pytest.mark.parametrize("value", [1.0, 10.5, "1", "many", "", -3, 1, True, [9]], ids=repr)

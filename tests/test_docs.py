@@ -141,7 +141,9 @@ def test_every_promise_has_a_test():
     assert all("](../tests/" in row for row in rows)
 
 
-@pytest.mark.parametrize("page", ["README.md", "SECURITY.md", "docs/reliability.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "SECURITY.md", "docs/reliability.md", "docs/evaluation.md"]
+)
 def test_a_page_links_to_files_that_exist(page: str):
     path = ROOT / page
     prose = BLOCK.sub("", path.read_text(encoding="utf-8"))

@@ -17,8 +17,12 @@ from PIL import Image
 
 from diffuse_cli import modelfile
 from diffuse_cli.core import bits_per_dim
-from diffuse_cli.evaluation import evaluating
-from diffuse_cli.metrics import METRICS
+from diffuse_cli.data import read_images
+from diffuse_cli.evaluation import evaluating, neighbors
+from diffuse_cli.evaluation.remarks import remarks
+from diffuse_cli.events import finish
+from diffuse_cli.metrics import METRICS, _nearest
+from diffuse_cli.metrics.memorization import Nearest
 from diffuse_cli.runtime import draw_noise, permutation
 
 QUICK = ("--steps", 4, "--precision", "fp32")
@@ -251,10 +255,12 @@ def test_a_models_classes_are_measured_on_their_own_images(measure_classes, othe
             bits=evaluation.bits[real],
             real_features=evaluation.real_features[real],
             fake_features=evaluation.fake_features[fakes],
+            more_features=evaluation.more_features[evaluation.more.labels == label],
         )
         expected = {}
         for metric in METRICS.values():
-            expected |= metric.compute(part)
+            if evaluation.can_measure(metric.NEEDS):
+                expected |= metric.compute(part)
         assert values == {"real": real.sum(), "generated": fakes.sum(), **expected}
         assert values["bits_per_dim"] == pytest.approx(evaluation.bits[real].sum(1).mean())
 
@@ -454,7 +460,7 @@ def test_a_plot_is_a_png(measure, other, name):
 @pytest.mark.parametrize(
     "option",
     ["--plot bound.png", "--respaced 5", "--guidance 2", "--sampler ddim --eta 1", "--order 3",
-     "--threshold 0.9", "--guidance-interval 0,1"],
+     "--threshold 0.9", "--guidance-interval 0,1", "--weights raw", "--weights ema"],
 )  # fmt: skip
 def test_what_needs_a_model_is_refused_for_a_folder(diffuse, images, other, option):
     ran = diffuse("eval", other, images, *option.split(), "-q")
@@ -468,3 +474,166 @@ def test_guidance_of_a_model_without_classes_is_refused(measure, other, option):
     ran = measure(other, "-n", 4, *option.split(), "-q")
     assert ran.code == 2
     assert "trained without classes" in ran.line
+
+
+# -- training images ------------------------------------------------------------------------------
+
+OF_TRAINING = {"bits_per_dim_train", "bits_per_dim_gap", "memorized_features", "memorized_pixels"}
+
+
+def divided(data):
+    """The pixels of training and of held-out images, as bytes."""
+    read = finish(read_images(str(data)))
+    rows = [np.ascontiguousarray(p).tobytes() for p in read.pixels]
+    return ({r for r, held in zip(rows, read.held_out, strict=True) if held is which}
+            for which in (np.False_, np.True_))  # fmt: skip
+
+
+def as_bytes(part):
+    return [np.ascontiguousarray(p).tobytes() for p in part.pixels]
+
+
+def test_training_images_are_measured_beside_held_out_ones(measure, images, finished):
+    found = measure(images, "-n", 6, "--timesteps", 10, "--json").json
+    assert {*found} >= OF_TRAINING
+    assert found["bits_per_dim_gap"] == pytest.approx(
+        found["bits_per_dim"] - found["bits_per_dim_train"]
+    )
+    assert found["memorized_expected"] == pytest.approx(1 / 7)
+    (evaluation,) = finished
+    train, held_out = ({*rows} for rows in divided(images))
+    assert {*as_bytes(evaluation.real)} == {*as_bytes(evaluation.training.held_out)} == held_out
+    assert {*as_bytes(evaluation.train)} < train
+    assert len(evaluation.train) == len(evaluation.real)
+    assert len(evaluation.train_features) == len(train) == 54
+    assert {*as_bytes(evaluation.more)} < train
+
+
+def test_bits_of_training_images_are_those_of_any_images(measure, images, finished, tmp_path):
+    """The same images in a folder of their own cost as much."""
+    line = ("-n", 6, "--timesteps", "all", "--respaced", 10, "--json")
+    found = measure(images, *line).json
+    own = tmp_path / "own"
+    own.mkdir()
+    places = permutation(0, 0, 6).tolist()  # eval reads them in the same order again
+    for place, pixels in zip(places, finished[0].train.pixels, strict=True):
+        Image.fromarray(pixels[0]).save(own / f"{place}.png")
+    alone = measure(own, *line).json
+    assert found["bits_per_dim_train"] == pytest.approx(alone["bits_per_dim"], rel=1e-6)
+    error = alone["bits_per_dim_standard_error"]
+    assert found["bits_per_dim_train_standard_error"] == pytest.approx(error, rel=1e-5)
+    assert found["bits_per_dim_train"] != pytest.approx(found["bits_per_dim"], rel=1e-4)
+
+
+def test_other_data_is_not_compared_with_training_images(measure, images, other):
+    line = ("-n", 4, "--timesteps", 2, "--json")
+    assert not {*measure(other, *line).json} & OF_TRAINING
+    assert not {*measure(images, *line, "--train-n", 0).json} & OF_TRAINING
+
+
+def test_the_floor_is_of_further_real_images(measure, images, other):
+    """Of DATA where it is not the training data; training images where it is; else halves."""
+    line = ("-n", 5, "--timesteps", 2, "--json")
+    assert measure(other, *line).json["floor_images"] == 5
+    assert measure(images, *line).json["floor_images"] == 5
+    found = measure(other, "-n", 14, "--timesteps", 2, "--json").json
+    assert found["floor_images"] == 7
+    assert {"kid_floor", "frechet_floor"} <= {*found}
+
+
+def folder_of(rows, path):
+    path.mkdir()
+    for k, row in enumerate(sorted(rows)):
+        Image.fromarray(np.frombuffer(row, np.uint8).reshape(8, 8)).save(path / f"{k}.png")
+    return path
+
+
+def test_copies_of_training_images_are_caught(diffuse, images, tmp_path):
+    train, _ = divided(images)
+    copies = folder_of(train, tmp_path / "copies")
+    ran = diffuse("eval", copies, images, "--json", "--pairs", "pairs.png")
+    found = ran.json
+    assert (found["memorized_features"], found["memorized_pixels"]) == (1, 1)
+    assert found["memorized_z_pixels"] > 3
+    assert any(line.startswith("memorisation: 100%") for line in found["remarks"])
+    assert found["pairs"] == "pairs.png"
+    assert min(Image.open("pairs.png").size) > 300
+    assert "memorisation: 100%" in diffuse("eval", copies, images).out
+
+
+def test_new_images_are_not_taken_for_copies(diffuse, images, tmp_path):
+    new = write_images(tmp_path / "new", 54, seed=77)
+    found = diffuse("eval", new, images, "--json").json
+    assert abs(found["memorized_z_pixels"]) < 3
+    assert not any("memorisation" in line for line in found["remarks"])
+
+
+def test_a_page_of_pairs_needs_training_images(measure, diffuse, images, other):
+    ran = measure(other, "-n", 4, "--pairs", "pairs.png", "-q")
+    assert ran.code == 2
+    assert "trained on" in ran.line
+    assert measure(images, "-n", 4, "--pairs", "pairs.jpg", "-q").code == 2
+    Path("there.png").touch()
+    assert measure(images, "-n", 4, "--pairs", "there.png", "-q").code == 5
+    assert not Path("pairs.png").exists()
+
+
+@pytest.mark.parametrize("block", [7, 1000])
+def test_the_nearest_is_the_nearest_of_all(block, monkeypatch):
+    monkeypatch.setattr(_nearest, "BLOCK", block)
+    draw = np.random.default_rng(0)
+    training = draw.integers(0, 256, (40, 1, 4, 4), np.uint8)
+    samples = draw.integers(0, 256, (23, 3, 4, 4), np.uint8)
+    samples[5] = training[17]
+    held_out = draw.integers(0, 256, (9, 1, 4, 4), np.uint8)
+    order = draw.permutation(40)[:30]
+    order[0] = 17
+    found = finish(neighbors.search(samples, held_out, training, order))
+    for side, distances in ((samples, found.samples), (held_out, found.held_out)):
+        table = side[:, None].astype(float) - training[order][None]
+        table = np.sqrt(np.broadcast_to(table, (*table.shape[:2], 3, 4, 4)) ** 2)
+        expected = np.sqrt(np.square(table).mean((2, 3, 4)))
+        np.testing.assert_allclose(distances, expected.min(1), rtol=1e-12)
+        if side is samples:
+            assert found.places.tolist() == order[expected.argmin(1)].tolist()
+    assert found.samples[5] == 0
+    assert found.places[5] == 17
+
+
+def test_the_worst_pairs_come_first():
+    near = {
+        "features": Nearest(np.array([4.0, 1.0, 9.0]), np.array([2.0, 4.0]), np.array([5, 6, 7])),
+        "pixels": Nearest(np.array([1.0, 8.0, 9.0]), np.array([10.0, 10.0]), np.array([1, 2, 3])),
+    }
+    found = neighbors.worst(near, 2)
+    assert [(p.sample, p.place, p.space) for p in found] == [(0, 1, "pixels"), (1, 6, "features")]
+    assert [p.ratio for p in found] == pytest.approx([0.1, 1 / 3])
+
+
+MEMORIZED = {
+    "memorized_expected": 0.05, "memorized_features": 0.5, "memorized_pixels": 0.6,
+    "memorized_features_standard_error": 0.05, "memorized_pixels_standard_error": 0.05,
+    "memorized_z_features": 9.0, "memorized_z_pixels": 9.0,
+}  # fmt: skip
+GAP = {"bits_per_dim_gap": 0.4, "bits_per_dim_gap_standard_error": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("values", "images", "starts"),
+    [
+        (MEMORIZED, 2000, ["memorisation: 50%"]),
+        (MEMORIZED | {"memorized_features": 0.06}, 2000, []),  # blurred: near in pixels alone
+        (MEMORIZED | {"memorized_z_features": 2.0}, 2000, []),
+        (MEMORIZED | {"memorized_pixels_standard_error": 0.3}, 2000, []),
+        (GAP, 2000, ["overfitting: held-out images cost 0.4000"]),
+        (GAP | {"bits_per_dim_gap": 0.29}, 2000, []),
+        (GAP | {"bits_per_dim_gap": -0.9}, 2000, []),
+        ({"frechet_distance": 1.0}, 1281, []),
+        ({"frechet_distance": 1.0}, 1280, ["Fréchet distance: n = 1,280 is not above the 1,280"]),
+        (MEMORIZED | GAP, 2000, ["memorisation", "overfitting"]),
+    ],
+)
+def test_what_is_significant_is_said(values, images, starts):
+    found = remarks(values, images, 1280)
+    assert len(found) == len(starts)
+    assert all(line.startswith(start) for line, start in zip(found, starts, strict=True))

@@ -93,6 +93,22 @@ def test_another_device_has_its_own(folder: Path) -> None:
     assert cache._key(network, noise()) != cache._key(elsewhere, noise())
 
 
+def test_another_resize_of_the_network_has_its_own(folder: Path) -> None:
+    """The pixels do not stand for it."""
+    network = Counting().network
+    other = replace(network, resize="9x9, nearest")
+    assert cache._key(network, noise()) != cache._key(other, noise())
+
+
+def test_another_version_of_the_program_has_its_own(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = Counting().network
+    earlier = cache._key(network, noise())
+    monkeypatch.setattr(cache, "__version__", "0.0.1")
+    assert cache._key(network, noise()) != earlier
+
+
 DAMAGE: dict[str, Callable[[bytes, bytes], bytes]] = {
     "empty": lambda data, features: b"",
     "text": lambda data, features: b"hello",
@@ -169,11 +185,11 @@ def test_where_features_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("DIFFUSE_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert cache._folder() == tmp_path / ".cache" / "diffuse"
+    assert files.cache_folder() == tmp_path / ".cache" / "diffuse"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert cache._folder() == tmp_path / ".cache" / "diffuse"
+    assert files.cache_folder() == tmp_path / ".cache" / "diffuse"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
-    assert cache._folder() == tmp_path / "x" / "diffuse"
+    assert files.cache_folder() == tmp_path / "x" / "diffuse"
 
 
 def test_the_least_recently_used_go_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,4 +239,6 @@ def test_an_evaluation_gives_the_same_numbers_with_and_without(
     assert "as computed before" in again.err
     for ran in (first, again):
         assert {**ran.json, "seconds": 0} == {**plain, "seconds": 0}
-    assert len(kept(tmp_path / "kept")) == 1
+    assert (
+        len(kept(tmp_path / "kept")) == 2
+    )  # of the real images, and of further ones for the floor

@@ -168,8 +168,9 @@ def test_tables_are_listed_without_torch():
         "from diffuse_cli.core import SCHEDULES, TARGETS, VARIANCES, LOSSES, WEIGHTINGS, "
         "SAMPLERS, SPACINGS, Gaussian; from diffuse_cli.presets import PRESETS; "
         "from diffuse_cli.features import FEATURES; from diffuse_cli.metrics import METRICS; "
-        "from diffuse_cli.commands import COMMANDS; assert all(map(list, (SCHEDULES, TARGETS, "
-        "VARIANCES, LOSSES, WEIGHTINGS, SAMPLERS, SPACINGS, PRESETS, FEATURES, METRICS, COMMANDS)))"
+        "from diffuse_cli.commands import COMMANDS; from diffuse_cli.interop import FORMATS; "
+        "assert all(map(list, (SCHEDULES, TARGETS, VARIANCES, LOSSES, WEIGHTINGS, SAMPLERS, "
+        "SPACINGS, PRESETS, FEATURES, METRICS, COMMANDS, FORMATS)))"
     )
 
 
@@ -187,18 +188,21 @@ ANSWERS: dict[str, tuple[list[str], int, str]] = {
     "demo help": (["noise-demo", "--help"], 0, "--gif"),
     "eval help": (["eval", "--help"], 0, "--timesteps"),
     "info help": (["info", "--help"], 0, "contact sheet"),
+    "convert help": (["convert", "--help"], 0, "--attention-order"),
     "unknown command": (["trian"], 2, "trian"),
     "unknown option": (["train", "x", "--stepz", "3"], 2, "--stepz"),
     "unknown schedule": (["train", "x", "--schedule", "cosin"], 2, "Did you mean 'cosine'"),
     "unknown sampler": (["sample", "x", "--sampler", "dddim"], 2, "Did you mean 'ddim'"),
     "unknown preset": (["train", "x", "--preset", "tinny"], 2, "Did you mean 'tiny'"),
     "unknown precision": (["train", "x", "--precision", "bf61"], 2, "Did you mean 'bf16'"),
+    "unknown format": (["convert", "x", "--format", "openia"], 2, "Did you mean 'openai'"),
     "zero steps": (["train", "x", "--steps", "0"], 2, "--steps must be at least 1"),
     "not a number": (["train", "x", "--lr", "nan"], 2, "--lr must be a finite number"),
     "not an integer": (["train", "x", "--steps", "many"], 2, "--steps"),
     "no data": (["train"], 2, "DATA is missing"),
     "no model": (["sample"], 2, "MODEL is missing"),
     "no path": (["info"], 2, "PATH is missing"),
+    "no source": (["convert"], 2, "SOURCE is missing"),
     "bad size": (["train", "x", "--size", "wide"], 2, "--size 'wide'"),
 }
 

@@ -299,6 +299,16 @@ def test_a_pickle_is_never_loaded(tmp_path: Path):
         assert "is a pickle" in rejected(tmp_path, data)
 
 
+@pytest.mark.parametrize("low", [0x0280, 0x0380, 0x0480, 0x0580, 0x4B50])
+def test_a_header_whose_length_begins_as_a_pickle_does_is_a_header(good: bytes, tmp_path, low: int):
+    header, body = taken_apart(good)
+    text = json.dumps(header).encode()
+    text += b" " * ((low - len(text)) % 65_536)
+    (tmp_path / "m").write_bytes(put_together(text, body))
+    assert (tmp_path / "m").read_bytes()[:2] == struct.pack("<H", low)
+    assert load(tmp_path / "m").step == 12
+
+
 def test_a_foreign_safetensors_file_is_recognised(tmp_path: Path):
     data = safetensors.torch.save({"a": torch.zeros(3)}, {"format": "pt"})
     assert "`diffuse train` did not write it" in rejected(tmp_path, data)
@@ -487,6 +497,14 @@ def test_a_wrong_description_is_rejected(good: bytes, tmp_path: Path, change):
 def test_an_unknown_key_names_the_nearest(good: bytes, tmp_path: Path):
     message = rejected(tmp_path, described(good, setting("unet", "widht", value=4)))
     assert "no option 'widht'" in message
+
+
+@pytest.mark.parametrize("where", ["unet", "diffusion"])
+def test_what_a_description_says_is_escaped_and_brief(good: bytes, tmp_path: Path, where: str):
+    for value in ("\x1b[2J\n[red]", "\x07" * 100_000):
+        for change in (setting(where, value, value=1), setting(where, "size", value=value)):
+            message = rejected(tmp_path, described(good, change))
+            assert message.isprintable()
 
 
 def test_nothing_is_allocated_for_a_network_that_does_not_fit(good: bytes, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import typer
 
 from diffuse_cli.console import Console
 from diffuse_cli.errors import lookup
-from diffuse_cli.options import Option, flag_of, from_dict, options, read_toml
+from diffuse_cli.options import MODEL_WEIGHTS, Option, flag_of, from_dict, options, read_toml
 from diffuse_cli.runtime import rank
 
 
@@ -42,7 +42,9 @@ TABLES: dict[str, Callable[[], Mapping[str, Any]]] = {
     "trackers": _names("runtime", "TRACKERS"),
     "features": _core("features", "FEATURES"),
     "ema_metrics": lambda: dict.fromkeys(("kid", "held-out")),
-    "weights": lambda: dict.fromkeys(("ema", "raw")),
+    "formats": _core("interop", "FORMATS"),
+    "attention_orders": lambda: dict.fromkeys(("legacy", "new")),
+    "weights": lambda: dict.fromkeys(MODEL_WEIGHTS),
 }
 """The tables that options choose from; none of them imports torch to be listed."""
 

@@ -1,6 +1,7 @@
 """Measure a model, or a folder of images, against real images.
 
-Bits per dimension of held-out images, and the distance of generated images from real ones.
+Bits per dimension of held-out images, and the distance of generated images from real ones. Where
+the training images are known, too: overfitting, and whether generated images are copies.
 """
 
 from __future__ import annotations
@@ -24,11 +25,30 @@ LABELS = {
     "bits_prior": "  prior, L_T",
     "bits_middle": "  steps, L_1 ... L_T-1",
     "bits_decoder": "  decoder, L_0",
+    "bits_per_dim_train": "  of training images",
+    "bits_per_dim_gap": "  held-out less training",
     "kid": "KID",
+    "kid_floor": "  floor",
     "frechet_distance": "Fréchet distance",
+    "frechet_infinity": "  at infinite n",
+    "frechet_floor": "  floor",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+    "memorized_features": "near training images, features",
+    "memorized_pixels": "near training images, pixels",
 }
 
-PER_CLASS = {"bits_per_dim": "bits per dimension", "kid": "KID"}
+UNLISTED = ("floor_images", "memorized_expected", "memorized_rank", "memorized_z")
+"""What is in the JSON alone."""
+
+PER_CLASS = {
+    "bits_per_dim": "bits per dimension",
+    "kid": "KID",
+    "precision": "precision",
+    "recall": "recall",
+}
 """What is said of each class. The Fréchet distance of a few images is bias."""
 
 
@@ -83,7 +103,8 @@ def to_json(config: EvalConfig, found: Evaluated) -> dict[str, object]:
     values = dataclasses.asdict(found)
     numbers = values.pop("values")
     counts = {"real": values.pop("real"), "generated": values.pop("generated")}
-    values["plot"] = str(found.plot) if found.plot else None
+    for name in ("plot", "pairs"):
+        values[name] = str(values[name]) if values[name] else None
     return {"subject": config.subject, "data": config.data, "n": counts, **numbers, **values}
 
 
@@ -97,9 +118,25 @@ def lines(found: Evaluated) -> list[str]:
         *(f"{label:<{width}}  {number}" for label, number in rows),
         f"n = {found.generated:,} generated against {found.real:,} real ({part}); "
         f"features of {features}",
+        *_keys(found),
+        *found.remarks,
         *_class_lines(found),
-        *([files.show(found.plot)] if found.plot else []),
+        *(files.show(path) for path in (found.plot, found.pairs) if path),
     ]
+
+
+def _keys(found: Evaluated) -> list[str]:
+    """What two kinds of rows are measured against."""
+    result, values = [], found.values
+    if "floor_images" in values:
+        n = f"{values['floor_images']:,.0f}"
+        result.append(f"floor: {n} real images against {n} other real ones")
+    if "memorized_expected" in values:
+        share = f"{values['memorized_expected']:.4f}"
+        result.append(
+            f"near: as near as {share} of held-out images; so is {share} of honest samples"
+        )
+    return result
 
 
 def _class_lines(found: Evaluated) -> list[str]:
@@ -116,11 +153,17 @@ def _class_lines(found: Evaluated) -> list[str]:
 
 
 def _ordered(found: Evaluated) -> list[str]:
-    names = [name for name in found.values if not name.endswith("_standard_error")]
+    names = [
+        name
+        for name in found.values
+        if not name.endswith("_standard_error") and not name.startswith(UNLISTED)
+    ]
     known = [name for name in LABELS if name in names]
     return known + [name for name in names if name not in LABELS]
 
 
 def _number(values: dict[str, float], name: str) -> str:
+    if name not in values:  # a class of too few images
+        return "-"
     error = values.get(f"{name}_standard_error")
     return f"{values[name]:.4f}" + (f" ± {error:.4f}" if error is not None else "")

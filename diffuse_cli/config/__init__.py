@@ -6,6 +6,7 @@ room knows nothing of the core.
 
 from __future__ import annotations
 
+from diffuse_cli.config.converting import ConvertConfig
 from diffuse_cli.config.demo import DemoConfig
 from diffuse_cli.config.drawing import (
     GUIDANCE,
@@ -23,6 +24,7 @@ __all__ = [
     "GUIDANCE",
     "SAMPLER",
     "SAMPLING_STEPS",
+    "ConvertConfig",
     "DemoConfig",
     "DiffusionConfig",
     "DrawConfig",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from diffuse_cli.errors import UsageError
 from diffuse_cli.options import (
+    MODEL_WEIGHTS,
     OVERWRITE,
     Config,
     option,
@@ -13,6 +14,7 @@ from diffuse_cli.options import (
     parse_interval,
     parse_names,
     parse_timesteps,
+    parse_weights,
 )
 
 SAMPLER, SAMPLING_STEPS = "unipc", 20
@@ -49,13 +51,12 @@ class DrawConfig(Config):
     seed: int = option(0, "Seed of the noise.", low=0, high=2**63 - 1)
     batch_size: int = option(64, "Images at a time; does not change them.", low=1, high=100_000)
     precision: str = option("auto", "Precision of the arithmetic.", table="precisions")
-    weights: str = option("ema", "Averaged weights, or the raw ones.", table="weights")
     guidance: float | None = option(
         None,
         "Guidance scale of a model with classes: 1 is the conditional model, 0 the unconditional.",
         low=0,
         high=100,
-        shown=f"{GUIDANCE:g}",
+        shown=f"{GUIDANCE:g}; 1 where no class was left out in training",
     )
     guidance_interval: tuple[float, float] | None = option(
         None,
@@ -85,6 +86,7 @@ class SampleConfig(DrawConfig):
         metavar="NAME",
         shown="every class in turn",
     )
+    weights: str = option("ema", "Averaged weights, or the raw ones.", table="weights")
     out: str = option("samples", "Folder for the images.", flag="-o", metavar="FOLDER")
     grid: bool = option(True, "Write grid.png.")
     gif: bool = option(False, "Write denoising.gif.")
@@ -116,12 +118,27 @@ class EvalConfig(DrawConfig):
         shown="all of them",
     )
     features: str = option("efficientnet-lite0", "Feature network.", table="features")
+    weights: tuple[str, ...] = option(
+        (),
+        "The model's averaged weights, or the raw ones; or a file with the weights of the feature "
+        "network. Repeat it to give both.",
+        parse=parse_weights,
+        metavar="ema|raw|FILE",
+        shown="ema; those of features from the folder DIFFUSE_WEIGHTS, or downloaded",
+    )
     background: str | None = option(
         None,
         "Colour behind transparent images.",
         parse=parse_color,
         metavar="COLOR",
         shown="the model's",
+    )
+    train_n: int = option(
+        5000,
+        "Training images that generated ones are compared with in features; in pixels all are. "
+        "0 for no comparison with training images.",
+        low=0,
+        high=10_000_000,
     )
     plot: str | None = option(
         None, "Write a plot of the bound by timestep.", metavar="FILE.png", shown=""
@@ -138,11 +155,27 @@ class EvalConfig(DrawConfig):
     out: str | None = option(
         None, "Write a model file with the best length.", flag="-o", metavar="FILE", shown=""
     )
+    pairs: str | None = option(
+        None,
+        "Write a page of the generated images that are nearest to training images, beside those.",
+        metavar="FILE.png",
+        shown="",
+    )
     overwrite: bool = option(False, OVERWRITE)
     strict: bool = option(False, "End on the first bad file instead of skipping it.", control=True)
     workers: int | None = option(
         None, "Threads that read images.", low=1, high=256, shown="all cores"
     )
+
+    @property
+    def model_weights(self) -> str:
+        """Which of the model's weights are measured: `ema` or `raw`."""
+        return next((name for name in self.weights if name in MODEL_WEIGHTS), "ema")
+
+    @property
+    def feature_weights(self) -> str | None:
+        """The file of the feature network's weights, where one is named."""
+        return next((name for name in self.weights if name not in MODEL_WEIGHTS), None)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -138,6 +138,8 @@ class DiffusionConfig(Config):
         num_timesteps: T, which is 1000, or the number of `betas`, where it is not given.
         schedule: None with `betas`, which stand in its place.
         betas: the numbers themselves, also where a file of them was named.
+        rescale_timesteps: the network is shown t * 1000 / T, which is on one scale for every T; a
+            model from elsewhere may have been shown t itself.
     """
 
     num_timesteps: int = option(
@@ -150,6 +152,7 @@ class DiffusionConfig(Config):
     zero_terminal_snr: bool = option(
         False, "Rescale the betas to end in pure noise (not with target eps)."
     )
+    rescale_timesteps: bool = option(True, "Show the network t * 1000 / T, not t itself.")
     target: str = option("v", "What the network predicts.", table="targets")
     variance: str = option("small", "Variance of the reverse process.", table="variances")
 

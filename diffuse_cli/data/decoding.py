@@ -3,42 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
+import stat
 import threading
-import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import (
-    BmpImagePlugin,
-    GifImagePlugin,
-    Image,
-    ImageColor,
-    JpegImagePlugin,
-    MpoImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    UnidentifiedImageError,
-    WebPImagePlugin,
-)
+from PIL import Image, ImageColor
 
 from diffuse_cli.data import reasons
+from diffuse_cli.data.headers import open_header, pixels_at_once, silence_pillow
 from diffuse_cli.data.reasons import FORMATS, LARGEST_FILE, Unusable
 from diffuse_cli.errors import DataError
 from diffuse_cli.files import show
-
-# Imported here, as Pillow would otherwise import them from several threads at once.
-_PLUGINS = (
-    BmpImagePlugin,
-    GifImagePlugin,
-    JpegImagePlugin,
-    MpoImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -52,41 +30,16 @@ _TURNS = {
 _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE = 258
 
-# Decoding a large image takes several times its size: one at a time bounds the memory.
-_LARGE = 2**24
-_one_large = threading.Lock()
+LARGE = 2**24
+"""Pixels, or bytes of a file: such images are decoded one at a time, which bounds the memory."""
+one_large = threading.RLock()
+freely = contextlib.nullcontext()
+
+_VALUES_AT_ONCE = 2**20
 
 
-def silence_pillow() -> None:
-    """Keep what Pillow says of odd files off stderr; the summary tells of the unusable ones."""
-    warnings.filterwarnings("ignore", module=r"PIL\.")
-    logger = logging.getLogger("PIL")
-    if not logger.handlers:
-        logger.addHandler(logging.NullHandler())
-
-
-def open_header(data: bytes) -> Image.Image:
-    """The image in `data` with its header read and nothing decoded.
-
-    Raises:
-        Unusable: no image of `FORMATS`, or one that claims more pixels than Pillow's limit.
-    """
-    if not data:
-        raise Unusable(reasons.EMPTY)
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise Unusable(reasons.BOMB) from None
-    except UnidentifiedImageError:
-        raise Unusable(reasons.reason_of(data)) from None
-    except MemoryError:
-        raise Unusable(reasons.MEMORY) from None
-    except Exception:
-        raise Unusable(reasons.CORRUPT) from None
-    # Pillow only warns between once and twice its limit.
-    if image.width * image.height > (Image.MAX_IMAGE_PIXELS or 2**63):
-        raise Unusable(reasons.BOMB)
-    return image
+class Large(Exception):
+    """An image that a process which shares its memory with others must not decode."""
 
 
 def decode(file: Path | str | bytes, background: str = "white") -> Image.Image:
@@ -104,12 +57,20 @@ def decode(file: Path | str | bytes, background: str = "white") -> Image.Image:
     return image
 
 
-def decode_with_mode(data: bytes, background: tuple[int, ...] | int) -> tuple[Image.Image, str]:
-    """`decode` of bytes on an RGB background, with the mode the file had."""
+def decode_with_mode(
+    data: bytes, background: tuple[int, ...] | int, shared: bool = False
+) -> tuple[Image.Image, str]:
+    """`decode` of bytes on an RGB background, with the mode the file had.
+
+    Raises:
+        Large: over `LARGE`, where the memory is `shared` with other processes.
+    """
     image = open_header(data)
     mode = image.mode
-    large = image.width * image.height > _LARGE
-    with _one_large if large else contextlib.nullcontext():
+    large = pixels_at_once(image) > LARGE
+    if large and shared:
+        raise Large
+    with one_large if large else freely:
         try:
             image.load()
         except MemoryError:
@@ -160,32 +121,36 @@ def _scaled(image: Image.Image) -> Image.Image:
     bits = 16
     if tags := getattr(image, "tag_v2", None):
         bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
-    values: npt.NDArray[np.int64] = np.asarray(image).astype(np.int64)
+    values: npt.NDArray[Any] = np.asarray(image)
     top = 2**bits - 1
     if bits > 16 or values.min() < 0 or values.max() > top:
         raise Unusable(reasons.PIXELS)
-    grey = Image.fromarray(((values * 510 + top) // (2 * top)).astype(np.uint8))
+    levels = ((np.arange(top + 1) * 510 + top) // (2 * top)).astype(np.uint8)
+    flat, grey = values.reshape(-1), np.empty(values.shape, np.uint8)
+    for at in range(0, flat.size, _VALUES_AT_ONCE):
+        part = slice(at, at + _VALUES_AT_ONCE)
+        grey.reshape(-1)[part] = levels[flat[part]]
     if "transparency" not in image.info:
-        return grey
-    alpha = np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)
-    return Image.merge("LA", (grey, Image.fromarray(alpha)))
+        return Image.fromarray(grey)
+    alpha = (values != image.info["transparency"]).astype(np.uint8) * np.uint8(255)
+    return Image.merge("LA", (Image.fromarray(grey), Image.fromarray(alpha)))
 
 
 def _composited(image: Image.Image, background: tuple[int, ...] | int) -> Image.Image:
     """A transparent image on an RGB background; grey on grey stays L."""
     red, green, blue = background if isinstance(background, tuple) else (background,) * 3
     grey = _is_grey(image)
-    if image.mode in ("La", "RGBa"):
-        image = image.convert("LA" if grey else "RGBA")
+    if image.mode == "La":
+        image = image.convert("LA")
     if image.mode == "RGB":
         image = _keyed(image)
-    image = image.convert("LA" if grey else "RGBA")
-    alpha = image.getchannel("A")
+    mode = "LA" if grey else "RGBA"
+    image = image if image.mode == mode else image.convert(mode)
     if grey and red == green == blue:
-        below, above = Image.new("L", image.size, red), image.getchannel("L")
+        below = Image.new("L", image.size, red)
     else:
-        below, above = Image.new("RGB", image.size, (red, green, blue)), image.convert("RGB")
-    below.paste(above, mask=alpha)
+        below = Image.new("RGB", image.size, (red, green, blue))
+    below.paste(image, mask=image)
     return below
 
 
@@ -206,16 +171,18 @@ def read_image(path: Path | str, background: str = "white") -> Image.Image:
     """
     path = Path(path)
     hint = f"Give a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
-    if not path.exists():
-        raise DataError(f"no such image: {show(path)}", hint)
-    if not path.is_file():
-        what = "a folder" if path.is_dir() else reasons.IRREGULAR
-        raise DataError(f"cannot use {show(path)}: {what}", hint)
     try:
-        if path.stat().st_size > LARGEST_FILE:
+        info = path.stat()
+        if not stat.S_ISREG(info.st_mode):
+            raise Unusable("a folder" if stat.S_ISDIR(info.st_mode) else reasons.IRREGULAR)
+        if info.st_size > LARGEST_FILE:
             raise Unusable(reasons.TOO_LARGE)
         return decode(path, background)
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"no such image: {show(path)}", hint) from None
     except Unusable as error:
         raise DataError(f"cannot use {show(path)}: {error.reason}", hint) from error
     except OSError as error:
-        raise DataError(f"cannot read {show(path)}: {error.strerror}") from error
+        raise DataError(f"cannot read {show(path)}: {error.strerror}", hint) from error
+    except ValueError as error:
+        raise DataError(f"cannot read {show(path)}: {error}", hint) from error

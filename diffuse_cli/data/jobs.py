@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from diffuse_cli.data import reasons
-from diffuse_cli.data.decoding import decode_with_mode
-from diffuse_cli.data.pixels import Pixels, Size, channels_first, digest, fit
+from diffuse_cli.data.decoding import LARGE, Large, decode_with_mode, freely, one_large
+from diffuse_cli.data.pixels import Pixels, Size, channels_first, digest, digest_of, fit
 from diffuse_cli.data.reasons import Unusable
 from diffuse_cli.data.sources import Entry, Source
+
+LATER = "large"
+"""Why a process of several leaves an image to the one that started it; no reason for people."""
 
 DEFAULT_SIDE = 64
 """Images of one size up to this keep it; all others become squares of it."""
@@ -20,16 +24,19 @@ DEFAULT_SIDE = 64
 
 @dataclass
 class Plan:
-    """What every image becomes. `size` is None while all images so far have one small size."""
+    """What every image becomes. `size` is None while all images so far have one small size.
+
+    `shared`: other processes decode too, and none of them may take a large image.
+    """
 
     source: Source
     size: Size | None
     channels: int | None
     background: tuple[int, ...] | int
+    shared: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
+class Decoded(NamedTuple):
     """A usable image: `mode` and `size`, (width, height), are those of the file."""
 
     entry: Entry
@@ -39,8 +46,7 @@ class Decoded:
     size: Size
 
 
-@dataclass(frozen=True, slots=True)
-class Skipped:
+class Skipped(NamedTuple):
     """A file without a usable image."""
 
     entry: Entry
@@ -56,19 +62,24 @@ def decode_files(plan: Plan, entries: Iterable[Entry]) -> list[Result]:
 
 
 def _decode_file(plan: Plan, entry: Entry) -> Result:
+    large = entry.size > LARGE
     try:
         if entry.fault:
             raise Unusable(entry.fault)
-        image, mode = decode_with_mode(plan.source.read(entry), plan.background)
-        # Taken out of Pillow once: for small images that is a good part of the work.
-        values = np.asarray(image)
+        if large and plan.shared:
+            raise Large
+        with one_large if large else freely:
+            data = plan.source.read(entry)
+            image, mode = decode_with_mode(data, plan.background, plan.shared)
+            del data
         fitted = _fitted(image, plan)
-        name = digest(values)
-        if fitted is not image:
-            values = np.asarray(fitted)
+        values = np.asarray(fitted)
+        name = digest(values) if fitted is image else digest_of(image)
         return Decoded(entry, channels_first(values), name, mode, image.size)
     except Unusable as error:
         return Skipped(entry, error.reason)
+    except Large:
+        return Skipped(entry, LATER)
     except FileNotFoundError:
         return Skipped(entry, reasons.VANISHED)
     except MemoryError:

@@ -28,9 +28,13 @@ Decode = Callable[[Plan, Sequence[Entry]], list[Result]]
 
 def decode_all(plan: Plan, entries: tuple[Entry, ...], workers: int) -> Iterator[Result]:
     """The results in the order of `entries`, a bounded number of chunks ahead."""
+    if workers == 1:
+        for chunk in _chunks(entries, plan):
+            yield from decode_files(plan, chunk)
+        return
     with contextlib.ExitStack() as stack:
         decode: Decode = decode_files
-        if workers > 1 and _many_small(entries):
+        if _many_small(entries):
             workers = min(workers, MOST_PROCESSES)
             decode = stack.enter_context(_processes(plan, workers))
         pool = ThreadPoolExecutor(workers, thread_name_prefix="diffuse-images")

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import ImageColor
 
 from diffuse_cli.data import cache as caches
-from diffuse_cli.data import decoding
+from diffuse_cli.data.headers import silence_pillow
 from diffuse_cli.data.images import Images
 from diffuse_cli.data.jobs import DEFAULT_SIDE, Decoded, Plan, Skipped
 from diffuse_cli.data.pixels import Pixels, Size, fit, to_image, to_pixels
@@ -84,7 +84,7 @@ def read_images(
         DataError: there is no such source, no usable image, or, with `strict`, a bad file.
         OutputError: the cache cannot be written.
     """
-    decoding.silence_pillow()
+    silence_pillow()
     opened = open_source(Path(source))
     try:
         listing = list_images(opened)

@@ -16,6 +16,7 @@ UNREADABLE = "unreadable"
 VANISHED = "vanished"
 IRREGULAR = "not a regular file"
 ENCRYPTED = "encrypted"
+COMPRESSION = "unsupported compression"
 TOO_LARGE = "over 512 MiB"
 MEMORY = "out of memory"
 

@@ -8,9 +8,10 @@ import stat
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from diffuse_cli.data import reasons
 from diffuse_cli.data.reasons import EXTENSIONS, LARGEST_FILE, Unusable
@@ -20,9 +21,12 @@ from diffuse_cli.files import show
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = "diffuse.samples"
 
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""Of the others, zipfile unpacks all that a member holds, however little is asked for."""
+_AT_ONCE = 2**20
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+
+class Entry(NamedTuple):
     """A file of a source: its relative path with `/`, its size in bytes, its name in the source.
 
     `fault` is set where it must not be opened: the reason it is skipped.
@@ -88,13 +92,18 @@ class Folder:
     def read(self, entry: Entry) -> bytes:
         # Non-blocking, and looked at again: it may have become a FIFO since it was listed.
         descriptor = os.open(entry.key, os.O_RDONLY | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
-            info = os.fstat(file.fileno())
+        try:
+            info = os.fstat(descriptor)
             if not stat.S_ISREG(info.st_mode):
                 raise Unusable(reasons.IRREGULAR)
             if info.st_size > LARGEST_FILE:
                 raise Unusable(reasons.TOO_LARGE)
-            return file.read(info.st_size)
+            data = os.read(descriptor, info.st_size)
+            while len(data) < info.st_size and (more := os.read(descriptor, _AT_ONCE)):
+                data += more
+            return data
+        finally:
+            os.close(descriptor)
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -141,8 +150,10 @@ class Zip:
 
     def read(self, entry: Entry) -> bytes:
         try:
-            return self._file.read(entry.key)
-        except (NotImplementedError, RuntimeError):
+            with self._file.open(entry.key) as file:
+                # In pieces: asked for all, zipfile unpacks more than a member says it holds.
+                return b"".join(iter(partial(file.read, _AT_ONCE), b""))
+        except RuntimeError:
             raise Unusable(reasons.UNREADABLE) from None
         except OSError as error:
             raise Unusable(reasons.UNREADABLE if error.errno else reasons.CORRUPT) from None
@@ -161,6 +172,8 @@ def _member_fault(info: zipfile.ZipInfo) -> str:
         return reasons.ENCRYPTED
     if info.file_size > LARGEST_FILE:
         return reasons.TOO_LARGE
+    if info.compress_type not in _METHODS:
+        return reasons.COMPRESSION
     return reasons.IRREGULAR if kind not in (0, stat.S_IFREG) else ""
 
 

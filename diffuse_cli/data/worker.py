@@ -22,8 +22,8 @@ from typing import IO, Any
 import numpy as np
 
 import diffuse_cli
-from diffuse_cli.data.decoding import silence_pillow
-from diffuse_cli.data.jobs import Decoded, Plan, Result, Skipped, decode_files
+from diffuse_cli.data.headers import silence_pillow
+from diffuse_cli.data.jobs import LATER, Decoded, Plan, Result, Skipped, decode_files
 from diffuse_cli.data.sources import Entry, open_source
 
 _CODE = "from diffuse_cli.data.worker import main; main()"
@@ -58,7 +58,7 @@ class Worker:
         }
 
     def decode(self, plan: Plan, entries: Sequence[Entry]) -> list[Result]:
-        """`decode_files`, there.
+        """`decode_files`, there, but for large images: they are decoded here, one at a time.
 
         Raises:
             Gone: as said; the files are not decoded.
@@ -72,15 +72,21 @@ class Worker:
                 stdin.write(json.dumps(line).encode() + b"\n")
             stdin.flush()
             self._hello = {}
-            return list(_results(entries, stdout))
+            found = list(_results(entries, stdout))
         except (OSError, ValueError, TypeError) as error:
             self.close()
             raise Gone from error
+        late = iter(decode_files(plan, [r.entry for r in found if _is_late(r)]))
+        return [next(late) if _is_late(result) else result for result in found]
 
     def close(self) -> None:
         """End the process and wait for it."""
         with contextlib.suppress(OSError), self._process:
             self._process.kill()
+
+
+def _is_late(result: Result) -> bool:
+    return isinstance(result, Skipped) and result.reason == LATER
 
 
 def _results(entries: Sequence[Entry], answer: IO[bytes]) -> Iterator[Result]:
@@ -123,7 +129,11 @@ def main() -> None:
 
 def _plan(hello: dict[str, Any]) -> Plan:
     return Plan(
-        open_source(Path(hello["source"])), None, hello["channels"], tuple(hello["background"])
+        source=open_source(Path(hello["source"])),
+        size=None,
+        channels=hello["channels"],
+        background=tuple(hello["background"]),
+        shared=True,
     )
 
 

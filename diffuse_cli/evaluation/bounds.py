@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,37 +52,47 @@ class Bound:
         ]
 
 
+def joined(parts: Sequence[Bound]) -> Bound:
+    """The bound of all images from that of parts of them, in order."""
+    priors, terms = [part.prior for part in parts], [part.terms for part in parts]
+    return Bound(np.concatenate(priors), parts[0].groups, np.concatenate(terms))
+
+
 def measure(
     denoiser: Denoiser,
     pixels: npt.NDArray[np.uint8],
     labels: npt.NDArray[np.int64] | None,
+    indices: range,
     *,
     timesteps: int | str,
     seed: int,
     batch_size: int,
     device: torch.device,
+    task: str = "likelihood",
 ) -> Work[Bound]:
     """The bound of images over the denoiser's own process.
 
     Args:
         pixels: uint8 (N, C, H, W).
         labels: (N,) for a conditional network, or None.
+        indices: which of the images are measured; each keeps its draws.
         timesteps: how many of each image, or `all`.
+        task: what progress calls it.
     """
     total = denoiser.process.num_timesteps
     groups = strata(total, total if timesteps == "all" else int(timesteps))
-    priors, rows = [], []
-    for start in range(0, len(pixels), batch_size):
-        x0 = pictures.from_uint8(pixels[start : start + batch_size], device)
-        indices = range(start, start + len(x0))
+    priors, rows = [np.zeros(0)], [np.zeros((0, len(groups)))]
+    for done in range(0, len(indices), batch_size):
+        batch = indices[done : done + batch_size]
+        x0 = pictures.from_uint8(pixels[batch.start : batch.stop], device)
         cond: dict[str, Any] = {}
         if labels is not None:
-            cond["label"] = torch.from_numpy(labels[start : indices.stop]).to(device)
+            cond["label"] = torch.from_numpy(labels[batch.start : batch.stop]).to(device)
         terms = []
-        for term in bound_terms(denoiser, x0, _draws(seed, groups, indices, x0), **cond):
+        for term in bound_terms(denoiser, x0, _draws(seed, groups, batch, x0), **cond):
             terms.append(term.double())
             part = len(x0) * len(terms) // len(groups)
-            yield Progress("likelihood", start + part, len(pixels))
+            yield Progress(task, done + part, len(indices))
         rows.append(torch.stack(terms, 1).cpu().numpy())
         priors.append(prior_bits(denoiser, x0).double().cpu().numpy())
     return Bound(np.concatenate(priors), tuple(groups), np.concatenate(rows))

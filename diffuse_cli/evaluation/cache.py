@@ -17,13 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from diffuse_cli import files
+from diffuse_cli import __version__, files
 from diffuse_cli.errors import OutputError
 from diffuse_cli.evaluation.images import Pixels
+from diffuse_cli.evaluation.team import ALONE, Team
 from diffuse_cli.events import Notice, Work
-from diffuse_cli.features import FeatureNetwork, extract
-
-VARIABLE = "DIFFUSE_CACHE"
+from diffuse_cli.features import FeatureNetwork, extract, usual_batch
 
 LARGEST = 2**30
 """Bytes that are kept. The least recently used go first."""
@@ -31,8 +30,15 @@ LARGEST = 2**30
 Features = npt.NDArray[np.float32]
 
 
-def cached(network: FeatureNetwork, pixels: Pixels) -> Work[Features]:
-    """`extract`, or what it returned for the same pixels and network before.
+def computed(network: FeatureNetwork, pixels: Pixels, team: Team = ALONE) -> Work[Features]:
+    """`extract`, each process a part of the images; each of them has the features of all."""
+    own = team.share(len(pixels), usual_batch(network))
+    part: Features = yield from extract(network, pixels[own.start : own.stop])
+    return np.concatenate(team.gather(part))
+
+
+def cached(network: FeatureNetwork, pixels: Pixels, team: Team = ALONE) -> Work[Features]:
+    """`computed`, or what it returned for the same pixels and network before.
 
     Args:
         pixels: uint8 (N, C, H, W).
@@ -40,38 +46,32 @@ def cached(network: FeatureNetwork, pixels: Pixels) -> Work[Features]:
     Returns:
         float32 (N, network.dim).
     """
-    folder = _folder()
-    if folder is None:
-        return (yield from extract(network, pixels))
-    path = folder / f"{_key(network, pixels)}.npz"
-    found = _read(path, (len(pixels), network.dim))
+    # The first process decides for all: another may see another folder.
+    folder = files.cache_folder() if team.index == 0 else None
+    path = folder / f"{_key(network, pixels)}.npz" if folder else None
+    found = team.from_first(_read(path, (len(pixels), network.dim)) if path else None)
     if found is not None:
-        yield Notice(f"features of the real images: as computed before, from {files.show(folder)}")
+        if folder:
+            where = files.show(folder)
+            yield Notice(f"features of the real images: as computed before, from {where}")
         return found
-    features: Features = yield from extract(network, pixels)
-    _write(path, features)
+    features: Features = yield from computed(network, pixels, team)
+    if path:
+        _write(path, features)
     return features
-
-
-def _folder() -> Path | None:
-    """Where features are kept, or None."""
-    given = os.environ.get(VARIABLE)
-    if given is not None:
-        return Path(given) if given else None
-    user = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    with contextlib.suppress(RuntimeError):  # nobody's home is known
-        # The specification has relative paths ignored.
-        return (user if user.is_absolute() else Path.home() / ".cache") / "diffuse"
-    return None
 
 
 def _key(network: FeatureNetwork, pixels: Pixels) -> str:
     """A hash of all that features depend on, down to rounding.
 
     The pixels are those that are measured, so that they stand for the data, the choice of images
-    among them, their order, their size, how they were resized and on which background.
+    among them, their order, their size, how they were resized to it and on which background. They
+    do not stand for how the network resizes them again, or for the code that computes.
     """
-    parts = (network.name, network.weights, torch.__version__, network.device.type, pixels.shape)
+    parts = (
+        *(network.name, network.weights, network.resize, network.device.type),
+        *(__version__, torch.__version__, pixels.shape),
+    )
     found = hashlib.sha256(repr(parts).encode())
     found.update(np.ascontiguousarray(pixels).data)
     return found.hexdigest()

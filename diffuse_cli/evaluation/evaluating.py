@@ -8,20 +8,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli import files, pictures
+from diffuse_cli import features, files, pictures
 from diffuse_cli.conditioning import Condition, condition
 from diffuse_cli.config import EvalConfig
 from diffuse_cli.core.samplers import knobs
-from diffuse_cli.errors import OutputError, UsageError
-from diffuse_cli.evaluation import bounds
+from diffuse_cli.errors import DiffuseError, OutputError, UsageError
+from diffuse_cli.evaluation import bounds, neighbors
 from diffuse_cli.evaluation.images import is_images, read_sides
 from diffuse_cli.evaluation.parts import Evaluation
+from diffuse_cli.evaluation.remarks import remarks
+from diffuse_cli.evaluation.team import Team
 from diffuse_cli.events import Work
 from diffuse_cli.metrics import METRICS
+from diffuse_cli.options import MODEL_WEIGHTS
 from diffuse_cli.runtime import machine, resolve_precision
 from diffuse_cli.sampling import load_denoiser
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from PIL import Image
+
     from diffuse_cli.core.process import Process
 
 
@@ -35,8 +41,10 @@ class Evaluated:
         terms: the bound by timestep, where there is a model.
         real, generated: how many images on each side.
         part: which of the real images: `held-out` or `all`.
-        features: name and weights hash of the feature network.
+        features: name and weights hash of the feature network, and how it resizes images.
         plot: the picture of the terms, where one was asked for.
+        pairs: the page of nearest training images, where one was asked for.
+        remarks: what the numbers mean where one could be misled, in sentences.
     """
 
     values: dict[str, float]
@@ -49,6 +57,8 @@ class Evaluated:
     settings: dict[str, Any]
     seconds: float
     plot: Path | None
+    pairs: Path | None
+    remarks: list[str]
 
 
 def evaluate(config: EvalConfig) -> Work[Evaluated | None]:
@@ -61,33 +71,56 @@ def evaluate(config: EvalConfig) -> Work[Evaluated | None]:
 
     Raises:
         DataError, ModelFileError, UsageError: what was named cannot be used.
-        OutputError: the plot exists already, or cannot be written.
+        OutputError: the plot or the page exists already, or cannot be written.
     """
     began = time.monotonic()
     folder = is_images(config.subject)
     chosen = knobs(config.sampler, **config.knobs)
     if folder:
         _check_folder(config)
-    plot = _check_plot(config)
+    plot, page = _check_picture(config, "plot"), _check_picture(config, "pairs")
     with machine(resolve_precision(config.precision)) as accelerator:
-        if not accelerator.is_main_process:
-            return None
-        loaded = None if folder else load_denoiser(config.subject, config.weights, accelerator)
+        loaded = (
+            None if folder else load_denoiser(config.subject, config.model_weights, accelerator)
+        )
         if loaded is not None:
             _check_times(config, loaded.denoiser.process)
         wanted = condition(config, loaded.model) if loaded else None
+        network = yield from _network(config, accelerator)
         sides = yield from read_sides(config, loaded)
-        evaluation = Evaluation(config, accelerator, loaded, wanted, sides.real, sides.fakes)
+        if page and sides.training is None:
+            raise UsageError(
+                "--pairs needs DATA that a model was trained on, with a held-out part",
+                "Give the training data of the model, 40 images or more, and no --train-n 0",
+            )
+        evaluation = Evaluation(
+            config,
+            accelerator,
+            network,
+            loaded,
+            wanted,
+            sides.real,
+            sides.more,
+            sides.fakes,
+            sides.training,
+        )
         values: dict[str, float] = {}
         for name in METRICS:
             metric = METRICS[name]
             if evaluation.can_measure(metric.NEEDS):
                 for need in metric.NEEDS:
                     yield from evaluation.make(need)
-                values |= metric.compute(evaluation)
+                if accelerator.is_main_process:
+                    values |= metric.compute(evaluation)
+        if not accelerator.is_main_process:
+            return None
         if plot and evaluation.bound:
             picture = bounds.draw(evaluation.bound, files.show(Path(config.subject).name))
             files.write_bytes(plot, pictures.png(picture))
+        if page:
+            files.write_bytes(page, pictures.png(_draw_pairs(evaluation)))
+        fake_features = evaluation.fake_features
+        smaller = min(len(evaluation.real), len(fake_features))
         return Evaluated(
             values=values,
             classes=_by_class(evaluation, sides.classes),
@@ -95,11 +128,41 @@ def evaluate(config: EvalConfig) -> Work[Evaluated | None]:
             real=len(sides.real),
             generated=config.n if evaluation.fakes is None else len(evaluation.fakes),
             part=sides.part,
-            features=evaluation.network,
+            features={
+                "name": network.name,
+                "weights_sha256": network.weights,
+                "resize": network.resize,
+            },
             settings=_settings(config, chosen, loaded.sha256, wanted) if loaded else {},
             seconds=round(time.monotonic() - began, 3),
             plot=plot,
+            pairs=page,
+            remarks=remarks(values, smaller, fake_features.shape[1]),
         )
+
+
+def _network(config: EvalConfig, accelerator: Accelerator) -> Work[features.FeatureNetwork]:
+    """The feature network, before the work: its weights may be missing, or others."""
+    if config.feature_weights is not None:
+        found = Path(config.feature_weights)
+    else:
+        failed = None
+        if accelerator.is_local_main_process:  # which downloads, while the others wait
+            try:
+                yield from features.find(config.features)
+            except DiffuseError as error:
+                failed = error
+        for reason in filter(None, Team.of(accelerator).gather(failed)):
+            raise reason
+        found = yield from features.find(config.features)
+    return features.load(config.features, accelerator.device, found)
+
+
+def _draw_pairs(evaluation: Evaluation) -> Image.Image:
+    assert evaluation.training is not None
+    assert evaluation.fakes is not None
+    fakes, training = evaluation.fakes, evaluation.training
+    return neighbors.draw(evaluation.nearest, fakes.pixels, training.pixels)
 
 
 def _check_times(config: EvalConfig, process: Process) -> None:
@@ -115,23 +178,27 @@ NEEDS_MODEL = ("plot", "respaced", "guidance", "guidance_interval", "eta", "orde
 
 def _check_folder(config: EvalConfig) -> None:
     """Refuse what has no meaning for a folder of images."""
-    for name in NEEDS_MODEL:
-        if getattr(config, name) is not None:
-            flag, subject = "--" + name.replace("_", "-"), files.show(Path(config.subject))
-            raise UsageError(f"{flag} needs a model, and {subject} is a folder of images")
+    given = [
+        "--" + name.replace("_", "-") for name in NEEDS_MODEL if getattr(config, name) is not None
+    ]
+    given += [f"--weights {name}" for name in config.weights if name in MODEL_WEIGHTS]
+    if given:
+        subject = files.show(Path(config.subject))
+        raise UsageError(f"{given[0]} needs a model, and {subject} is a folder of images")
 
 
-def _check_plot(config: EvalConfig) -> Path | None:
-    """The path of the plot, refused before the work where it cannot be written."""
-    if config.plot is None:
+def _check_picture(config: EvalConfig, name: str) -> Path | None:
+    """The path of a picture, refused before the work where it cannot be written."""
+    given = getattr(config, name)
+    if given is None:
         return None
-    plot = Path(config.plot)
-    if plot.suffix.lower() != ".png":
-        raise UsageError(f"--plot must end in .png, not {files.show(plot)!r}")
-    files.check_writable(plot)
-    if plot.exists() and not config.overwrite:
-        raise OutputError(f"{files.show(plot)} exists already", "--overwrite replaces it")
-    return plot
+    path = Path(given)
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"--{name} must end in .png, not {files.show(path)!r}")
+    files.check_writable(path)
+    if path.exists() and not config.overwrite:
+        raise OutputError(f"{files.show(path)} exists already", "--overwrite replaces it")
+    return path
 
 
 def _by_class(evaluation: Evaluation, names: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -155,7 +222,7 @@ def _by_class(evaluation: Evaluation, names: Sequence[str]) -> dict[str, dict[st
 def _settings(
     config: EvalConfig, chosen: dict[str, float], sha256: str, wanted: Condition | None
 ) -> dict[str, Any]:
-    names = ("sampler", "steps", "spacing", "threshold", "seed", "weights", "timesteps", "respaced")
+    names = ("sampler", "steps", "spacing", "threshold", "seed", "timesteps", "respaced")
     guidance: dict[str, Any] = {}
     if wanted:
         guidance = {"guidance": wanted.scale, "guidance_interval": wanted.noise_levels}
@@ -163,6 +230,7 @@ def _settings(
         **{name: getattr(config, name) for name in names},
         **chosen,
         **guidance,
+        "weights": config.model_weights,
         "precision": resolve_precision(config.precision),
         "model_sha256": sha256,
     }

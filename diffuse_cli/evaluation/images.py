@@ -43,16 +43,42 @@ class Labelled:
 
 
 @dataclass(frozen=True)
+class Training:
+    """Training images, and held-out ones of the same data.
+
+    Attributes:
+        pixels: those of the data, (N, C, H, W), a read-only memory map where they are many.
+        labels: the class of each of them, (N,).
+        order: the places of the training images, shuffled.
+    """
+
+    pixels: Pixels
+    labels: Labels
+    order: npt.NDArray[np.int64]
+    held_out: Labelled
+
+    def first(self, n: int) -> Labelled:
+        """At most n training images."""
+        own = self.order[:n]
+        return Labelled(np.ascontiguousarray(self.pixels[own]), self.labels[own])
+
+
+@dataclass(frozen=True)
 class Sides:
     """Real images and, where a folder is measured, the images in it.
 
     Attributes:
+        more: real images that are not among `real`, at most as many.
+        training: what a model was trained on, where that is known, or where DATA is large enough
+            to be divided as training would.
         part: which of the real images: `held-out` or `all`.
         classes: the names that labels stand for.
     """
 
     real: Labelled
+    more: Labelled
     fakes: Labelled | None
+    training: Training | None
     part: str
     classes: tuple[str, ...]
 
@@ -79,13 +105,21 @@ def read_sides(config: EvalConfig, loaded: Loaded | None) -> Work[Sides]:
         chosen, part = _held_out(images, loaded)
         yield Notice(f"real images: {_part_text(part)}, {len(chosen):,} of {len(images):,}")
         names = loaded.model.classes
-        return Sides(_choose(config, images, chosen, names), None, part, names)
+        real, more = _choose(config, images, chosen, names)
+        training = None
+        if part == "held-out":
+            training = _training(config, images, names)
+            more = training.first(len(real))
+        return Sides(real, more, None, training if config.train_n else None, part, names)
     theirs = yield from _read_alike(config, config.subject)
     images = yield from _read(config, config.data, theirs.size, None, config.background or "white")
     yield from _tell(theirs, images)
     names = images.class_names
-    fakes = _choose(config, theirs, np.arange(len(theirs)), names)
-    return Sides(_choose(config, images, np.arange(len(images)), names), fakes, "all", names)
+    fakes, _ = _choose(config, theirs, np.arange(len(theirs)), names)
+    real, more = _choose(config, images, np.arange(len(images)), names)
+    divided = images.held_out.any() and config.train_n > 0
+    training = _training(config, images, names) if divided else None
+    return Sides(real, more, fakes, training, "all", names)
 
 
 def _tell(*sets: Images) -> Work[None]:
@@ -109,12 +143,28 @@ def _held_out(images: Images, loaded: Loaded) -> tuple[npt.NDArray[np.int64], st
 
 def _choose(
     config: EvalConfig, images: Images, chosen: npt.NDArray[np.int64], names: Sequence[str]
-) -> Labelled:
-    """At most n of the chosen images, in an order of their own, labelled by place in `names`."""
-    order = chosen[permutation(config.seed, 0, len(chosen))[: config.n]]
+) -> tuple[Labelled, Labelled]:
+    """At most n of the chosen images, in an order of their own, and at most n of the others."""
+    order = chosen[permutation(config.seed, 0, len(chosen))]
+    labels = _labels(images, names)
+    parts = order[: config.n], order[config.n : 2 * config.n]
+    first, more = (Labelled(np.ascontiguousarray(images.pixels[p]), labels[p]) for p in parts)
+    return first, more
+
+
+def _labels(images: Images, names: Sequence[str]) -> Labels:
+    """The class of each image by its place in `names`, -1 where it has none there."""
     places = {name: i for i, name in enumerate(names)}
     known = np.array([*(places.get(name, -1) for name in images.class_names), -1], np.int64)
-    return Labelled(np.ascontiguousarray(images.pixels[order]), known[images.labels[order]])
+    return known[images.labels]
+
+
+def _training(config: EvalConfig, images: Images, names: Sequence[str]) -> Training:
+    """The division into training and held-out images, the held-out ones at most n."""
+    own = np.flatnonzero(~images.held_out)
+    order = own[permutation(config.seed, 1, len(own))]
+    held_out, _ = _choose(config, images, np.flatnonzero(images.held_out), names)
+    return Training(images.pixels, _labels(images, names), order, held_out)
 
 
 def _read(

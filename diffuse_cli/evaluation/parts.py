@@ -11,12 +11,14 @@ import numpy.typing as npt
 
 from diffuse_cli.config import EvalConfig
 from diffuse_cli.core.samplers import knobs
-from diffuse_cli.errors import lookup
-from diffuse_cli.evaluation.bounds import Bound, measure
-from diffuse_cli.evaluation.cache import cached
-from diffuse_cli.evaluation.images import Labelled, Pixels
+from diffuse_cli.evaluation.bounds import Bound, joined, measure
+from diffuse_cli.evaluation.cache import cached, computed
+from diffuse_cli.evaluation.images import Labelled, Pixels, Training
+from diffuse_cli.evaluation.neighbors import search
+from diffuse_cli.evaluation.team import Team
 from diffuse_cli.events import Work
-from diffuse_cli.features import FEATURES, extract
+from diffuse_cli.features import FeatureNetwork
+from diffuse_cli.metrics.memorization import Nearest
 from diffuse_cli.sampling import Loaded, collect, draw
 
 if TYPE_CHECKING:
@@ -33,16 +35,28 @@ class Evaluation:
 
     config: EvalConfig
     accelerator: Accelerator
+    network: FeatureNetwork
     loaded: Loaded | None
     condition: Condition | None
     real: Labelled
+    more: Labelled
     fakes: Labelled | None = None
+    training: Training | None = None
     bound: Bound | None = None
     bits: Array = field(default_factory=lambda: np.zeros((0, 3)))
+    train: Labelled | None = None
+    train_bits: Array = field(default_factory=lambda: np.zeros((0, 3)))
     real_features: Array = field(default_factory=lambda: np.zeros((0, 0)))
     fake_features: Array = field(default_factory=lambda: np.zeros((0, 0)))
-    network: dict[str, str] = field(default_factory=dict)
+    more_features: Array = field(default_factory=lambda: np.zeros((0, 0)))
+    train_features: Array = field(default_factory=lambda: np.zeros((0, 0)))
+    nearest: dict[str, Nearest] = field(default_factory=dict)
     made: set[str] = field(default_factory=set)
+
+    @property
+    def team(self) -> Team:
+        """The processes of this evaluation, each of which makes its share of every part."""
+        return Team.of(self.accelerator)
 
     def make(self, part: str) -> Work[None]:
         """Make a part of `PARTS`, once."""
@@ -51,25 +65,55 @@ class Evaluation:
             yield from PARTS[part](self)
 
     def can_measure(self, needs: tuple[str, ...]) -> bool:
-        """Whether the parts can be made: likelihood needs a model."""
-        return self.loaded is not None or "bits" not in needs
+        """Whether the parts can be made: likelihood needs a model, a comparison its training."""
+        lacking = set()
+        if self.loaded is None:
+            lacking |= {"bits", "train_bits"}
+        if self.training is None:
+            lacking |= {"train_bits", "nearest"}
+        return lacking.isdisjoint(needs)
 
     def of_class(self, label: int) -> Evaluation:
         """The part of a finished evaluation that is of one class."""
         assert self.fakes is not None
         ours, theirs = self.real.labels == label, self.fakes.labels == label
-        return replace(
+        part = replace(
             self,
             real=self.real.of_class(label),
             fakes=self.fakes.of_class(label),
             bits=self.bits[ours] if len(self.bits) else self.bits,
             real_features=self.real_features[ours],
             fake_features=self.fake_features[theirs],
+            more_features=self.more_features[self.more.labels == label],
         )
+        if self.train is not None:
+            part.train_bits = self.train_bits[self.train.labels == label]
+        if self.training is not None:
+            held_out = self.training.held_out.labels == label
+            part.nearest = {
+                space: Nearest(
+                    found.samples[theirs], found.held_out[held_out], found.places[theirs]
+                )
+                for space, found in self.nearest.items()
+            }
+        return part
 
 
 def _make_bits(evaluation: Evaluation) -> Work[None]:
     """The bound of each real image, on the process of the model or a respaced one."""
+    evaluation.bound = yield from _bound(evaluation, evaluation.real, "likelihood")
+    evaluation.bits = evaluation.bound.parts()
+
+
+def _make_train_bits(evaluation: Evaluation) -> Work[None]:
+    """The same of as many training images."""
+    assert evaluation.training is not None
+    evaluation.train = evaluation.training.first(len(evaluation.real))
+    bound = yield from _bound(evaluation, evaluation.train, "likelihood of training images")
+    evaluation.train_bits = bound.parts()
+
+
+def _bound(evaluation: Evaluation, images: Labelled, task: str) -> Work[Bound]:
     config, loaded = evaluation.config, evaluation.loaded
     assert loaded is not None
     denoiser = loaded.denoiser
@@ -77,38 +121,67 @@ def _make_bits(evaluation: Evaluation) -> Work[None]:
         denoiser = denoiser.respaced(denoiser.process.times(config.respaced))
     labels = None
     if num_classes := loaded.model.unet.num_classes:
-        labels = np.where(evaluation.real.labels < 0, num_classes, evaluation.real.labels)
-    evaluation.bound = yield from measure(
+        labels = np.where(images.labels < 0, num_classes, images.labels)
+    own = yield from measure(
         denoiser,
-        evaluation.real.pixels,
+        images.pixels,
         labels,
+        evaluation.team.share(len(images), config.batch_size),
         timesteps=config.timesteps,
         seed=config.seed,
         batch_size=config.batch_size,
         device=evaluation.accelerator.device,
+        task=task,
     )
-    evaluation.bits = evaluation.bound.parts()
+    return joined(evaluation.team.gather(own))
 
 
 def _make_features(evaluation: Evaluation) -> Work[None]:
     """Features of real and generated images; generates where there is a model."""
     if evaluation.fakes is None:
         evaluation.fakes = yield from _generate(evaluation)
-    device = evaluation.accelerator.device
-    network = lookup(FEATURES, evaluation.config.features, "--features").load(device)
-    evaluation.network = {"name": network.name, "weights_sha256": network.weights}
-    evaluation.real_features = yield from cached(network, evaluation.real.pixels)
-    evaluation.fake_features = yield from extract(network, evaluation.fakes.pixels)
+    network, team = evaluation.network, evaluation.team
+    evaluation.real_features = yield from cached(network, evaluation.real.pixels, team)
+    evaluation.fake_features = yield from computed(network, evaluation.fakes.pixels, team)
+    more, training, config = evaluation.more, evaluation.training, evaluation.config
+    if training is not None:
+        first = training.first(config.train_n)
+        evaluation.train_features = yield from cached(network, first.pixels, team)
+        if evaluation.loaded and len(more) <= len(first):  # `more` are the first of them
+            evaluation.more_features = evaluation.train_features[: len(more)]
+            return
+    if len(more):
+        evaluation.more_features = yield from cached(network, more.pixels, team)
+    else:
+        evaluation.more_features = evaluation.real_features[:0]
+
+
+def _make_nearest(evaluation: Evaluation) -> Work[None]:
+    """Distances to the nearest training image: in pixels of all, in features of `train_n`."""
+    yield from evaluation.make("features")
+    training, fakes = evaluation.training, evaluation.fakes
+    assert training is not None
+    assert fakes is not None
+    held_out, features = training.held_out, evaluation.train_features
+    theirs = evaluation.real_features
+    if evaluation.loaded is None:  # a model's real images are the held-out ones
+        theirs = yield from cached(evaluation.network, held_out.pixels, evaluation.team)
+    near = yield from search(evaluation.fake_features, theirs, features, np.arange(len(features)))
+    evaluation.nearest["features"] = replace(near, places=training.order[near.places])
+    evaluation.nearest["pixels"] = yield from search(
+        fakes.pixels, held_out.pixels, training.pixels, training.order
+    )
 
 
 def _generate(evaluation: Evaluation) -> Work[Labelled]:
     config, loaded = evaluation.config, evaluation.loaded
     assert loaded is not None
-    pixels: dict[int, Pixels] = {}
+    own = evaluation.team.share(config.n, config.batch_size)
+    mine: dict[int, Pixels] = {}
     drawings = draw(
         loaded.denoiser,
         shape=loaded.shape,
-        indices=range(config.n),
+        indices=own,
         seed=config.seed,
         times=loaded.denoiser.process.times(config.steps, config.spacing),
         device=evaluation.accelerator.device,
@@ -118,7 +191,8 @@ def _generate(evaluation: Evaluation) -> Work[Labelled]:
         condition=evaluation.condition,
         threshold=config.threshold,
     )
-    yield from collect(drawings, config.n, pixels)
+    yield from collect(drawings, len(own), mine)
+    pixels = {i: image for part in evaluation.team.gather(mine) for i, image in part.items()}
     wanted = evaluation.condition
     labels = [wanted.label(i) if wanted else -1 for i in range(config.n)]
     return Labelled(np.stack([pixels[i] for i in range(config.n)]), np.array(labels, np.int64))
@@ -126,5 +200,7 @@ def _generate(evaluation: Evaluation) -> Work[Labelled]:
 
 PARTS: dict[str, Callable[[Evaluation], Work[None]]] = {
     "bits": _make_bits,
+    "train_bits": _make_train_bits,
     "features": _make_features,
+    "nearest": _make_nearest,
 }

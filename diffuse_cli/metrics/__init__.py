@@ -1,8 +1,9 @@
 """Measures of generated images against real ones, one file each.
 
 `METRICS` has an entry for each file of this folder, imported when it is looked up. Such a module
-has `NEEDS`, the parts of an evaluation that must be made first (`features` are the two arrays
-below), and `compute(evaluation) -> dict[str, float]`, whose keys are what reports print.
+has `NEEDS`, the parts of an evaluation that must be made first (`features` are the arrays below),
+and `compute(evaluation) -> dict[str, float]`, whose keys are what reports print; the standard error
+of `key` is `key_standard_error`. The order of images carries nothing.
 """
 
 from __future__ import annotations
@@ -20,13 +21,19 @@ if TYPE_CHECKING:
 
 
 class Features(Protocol):
-    """What a metric with `NEEDS = ("features",)` may read: float32, (N, d) and (M, d)."""
+    """What a metric with `NEEDS = ("features",)` may read: float32, (N, d), (M, d) and (K, d).
+
+    `more_features` are of further real images, if any, that are not among the N.
+    """
 
     @property
     def real_features(self) -> Array: ...
 
     @property
     def fake_features(self) -> Array: ...
+
+    @property
+    def more_features(self) -> Array: ...
 
 
 class Metric(Protocol):
@@ -57,3 +64,19 @@ def both(evaluation: Features, metric: str) -> tuple[Array, Array]:
             "Raise -n, or give more images",
         )
     return np.asarray(real, np.float64), np.asarray(fake, np.float64)
+
+
+def floor(evaluation: Features) -> tuple[Array, Array] | None:
+    """Two disjoint sets of real features in float64, of one size, to measure against each other.
+
+    The real images against as many further ones; two halves of the real images where that gives
+    larger sets; None where they would be of fewer than two images.
+    """
+    import numpy as np
+
+    real, more = evaluation.real_features, evaluation.more_features
+    a, b = real, more
+    if min(len(real), len(more)) < len(real) // 2:
+        a, b = real[::2], real[1::2]
+    n = min(len(a), len(b))
+    return (np.asarray(a[:n], np.float64), np.asarray(b[:n], np.float64)) if n > 1 else None

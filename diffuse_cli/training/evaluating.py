@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from diffuse_cli import modelfile
-from diffuse_cli.conditioning import Condition
 from diffuse_cli.config import SAMPLING_STEPS
-from diffuse_cli.errors import UsageError, lookup
-from diffuse_cli.events import Work
-from diffuse_cli.features import FEATURES, extract
+from diffuse_cli.errors import UsageError
+from diffuse_cli.events import Work, finish
+from diffuse_cli.features import FeatureNetwork, extract, find, load
 from diffuse_cli.metrics import METRICS
 from diffuse_cli.runtime import permutation
 from diffuse_cli.sampling import Drawing, collect, draw
+from diffuse_cli.training.looking import condition_of
 from diffuse_cli.training.preparing import Plan
 
 if TYPE_CHECKING:
@@ -87,9 +87,9 @@ class _Sides:
 class Kid:
     """KID of generated images against the same real ones, uint8 (N, C, H, W)."""
 
-    def __init__(self, real: Pixels, features: str, device: torch.device) -> None:
+    def __init__(self, real: Pixels, network: FeatureNetwork) -> None:
         self._real: Pixels | None = real
-        self._network = lookup(FEATURES, features, "--features").load(device)
+        self._network = network
         self._real_features: Array | None = None
 
     def measure(self, drawings: Iterator[Drawing], count: int) -> Work[dict[str, float]]:
@@ -127,7 +127,8 @@ class Evaluator:
                 "Leave --eval-every out, or give more images",
             )
         real = chosen[permutation(plan.config.seed, 0, len(chosen))[:REAL_IMAGES]]
-        self._kid = Kid(np.ascontiguousarray(plan.images.pixels[real]), NETWORK, device)
+        network = load(NETWORK, device, finish(find(NETWORK)))
+        self._kid = Kid(np.ascontiguousarray(plan.images.pixels[real]), network)
 
     def kid(self, net: Any) -> Work[dict[str, float]]:
         """`kid` and `kid_standard_error` of images drawn with a network of the plan's kind, as
@@ -142,6 +143,6 @@ class Evaluator:
             seed=self.plan.config.seed,
             times=denoiser.process.times(steps),
             device=self.device,
-            condition=Condition(tuple(range(unet.num_classes))) if unet.num_classes else None,
+            condition=condition_of(self.plan),
         )
         return (yield from self._kid.measure(drawings, self.images))

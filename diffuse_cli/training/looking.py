@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffuse_cli import files, modelfile, pictures
-from diffuse_cli.conditioning import Condition
+from diffuse_cli.conditioning import Condition, default_guidance
 from diffuse_cli.config import SAMPLING_STEPS
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.runtime import out_of_memory
 from diffuse_cli.sampling import draw
+from diffuse_cli.training.preparing import Plan
 from diffuse_cli.training.reports import Looked
 from diffuse_cli.training.rundir import RunDirectory
 from diffuse_cli.training.trainer import HELD_OUT_BATCH, Trainer
@@ -42,6 +43,13 @@ def look(trainer: Trainer, run: RunDirectory, done: int) -> Work[tuple[Looked, t
     return looked, () if losses is None else tuple(losses.tolist())
 
 
+def condition_of(plan: Plan) -> Condition | None:
+    """Every class in turn with the default guidance, as `sample` draws; None without classes."""
+    labels = tuple(range(plan.unet.num_classes))
+    scale = default_guidance(plan.config.label_dropout)
+    return Condition(labels, scale) if labels else None
+
+
 def _preview(trainer: Trainer, path: Path) -> Work[Path]:
     denoiser = modelfile.make_denoiser(trainer.ema_net, trainer.config)
     unet = trainer.plan.unet
@@ -54,7 +62,7 @@ def _preview(trainer: Trainer, path: Path) -> Work[Path]:
         seed=trainer.config.seed,
         times=denoiser.process.times(steps),
         device=trainer.device,
-        condition=Condition(tuple(range(unet.num_classes))) if unet.num_classes else None,
+        condition=condition_of(trainer.plan),
     ):
         state = part.state
         yield Progress("preview", part.step, steps)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from diffuse_cli import files, modelfile, pictures
+from diffuse_cli import features, files, modelfile, pictures
 from diffuse_cli.conditioning import condition
 from diffuse_cli.config import EvalConfig, TrainConfig
 from diffuse_cli.core.losses import LOSSES, weights
@@ -109,7 +109,7 @@ def sweep(config: EvalConfig) -> Work[Swept | None]:
             )
         fits = yield from _fits(given)
         sides = yield from read_sides(config, loaded)
-        metric, measure = _metric(config, loaded, sides.real, accelerator)
+        metric, measure = yield from _metric(config, loaded, sides.real, accelerator)
         rows: list[Row] = []
         best: tuple[float, modelfile.Model] | None = None
         models = _models(loaded.model, given, fits)
@@ -139,8 +139,8 @@ def _check(config: EvalConfig) -> None:
     if is_images(config.subject):
         shown = files.show(Path(config.subject))
         raise UsageError(f"--ema-sweep needs a model, and {shown} is a folder of images")
-    others = {"--plot": config.plot, "--respaced": config.respaced}
-    others["--weights raw"] = "raw" in config.weights or None
+    others = {"--plot": config.plot, "--pairs": config.pairs, "--respaced": config.respaced}
+    others["--weights raw"] = config.model_weights == "raw" or None
     for flag, value in others.items():
         if value is not None:
             raise UsageError(f"{flag} does not go with --ema-sweep", "Leave one of them out")
@@ -235,15 +235,19 @@ def _models(
 
 def _metric(
     config: EvalConfig, loaded: Loaded, real: Labelled, accelerator: Accelerator
-) -> tuple[str, Measure]:
+) -> Work[tuple[str, Measure]]:
     """What decides, and how it is measured."""
     key, make = lookup(EMA_METRICS, config.ema_metric or "kid", "--ema-metric")
-    return key, make(config, loaded, real, accelerator)
+    return key, (yield from make(config, loaded, real, accelerator))
 
 
-def _kid(config: EvalConfig, loaded: Loaded, real: Labelled, accelerator: Accelerator) -> Measure:
+def _kid(
+    config: EvalConfig, loaded: Loaded, real: Labelled, accelerator: Accelerator
+) -> Work[Measure]:
     device = accelerator.device
-    kid = Kid(real.pixels, config.features, device)
+    given = config.feature_weights
+    file = Path(given) if given else (yield from features.find(config.features))
+    kid = Kid(real.pixels, features.load(config.features, device, file))
     wanted = condition(config, loaded.model)
 
     def measure(denoiser: Denoiser) -> Work[dict[str, float]]:
@@ -265,8 +269,11 @@ def _kid(config: EvalConfig, loaded: Loaded, real: Labelled, accelerator: Accele
     return measure
 
 
-def _loss(config: EvalConfig, loaded: Loaded, real: Labelled, accelerator: Accelerator) -> Measure:
+def _loss(
+    config: EvalConfig, loaded: Loaded, real: Labelled, accelerator: Accelerator
+) -> Work[Measure]:
     """The training loss of the real images, with the same draws for every length."""
+    yield from ()
     device = accelerator.device
     training = from_dict(TrainConfig, {"data": "", **loaded.model.training})
     loss = lookup(LOSSES, training.loss or default_loss(training.variance), "--loss")

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import environment
+from conftest import environment, write_images
 from PIL import Image
 
+from diffuse_cli import locks
 from diffuse_cli.training.rundir import RunDirectory
 
 STEPS = ("--steps", 8, "--log-every", 1)
@@ -29,7 +30,7 @@ def free_port():
 def launch(process):
     """Run `diffuse` in two processes, by torchrun or by accelerate."""
 
-    def run(launcher, *arguments):
+    def run(launcher, *arguments, **changes):
         torchrun = ("--nproc_per_node", 2, "--master_port", free_port(), "-m", "diffuse_cli")
         accelerate = (
             "--multi_gpu", "--num_processes", 2, "--main_process_port", free_port(),
@@ -39,7 +40,7 @@ def launch(process):
             "torchrun": ("torch.distributed.run", torchrun),
             "accelerate": ("accelerate.commands.launch", accelerate),
         }[launcher]
-        return process(*options, *arguments, module=module)
+        return process(*options, *arguments, module=module, **changes)
 
     return run
 
@@ -121,6 +122,48 @@ def test_two_processes_sample_the_classes_of_one(launch, diffuse, conditional):
     for name in [*one["images"], "grid.png"]:
         pixels = [np.asarray(Image.open(f"{at}/{name}"), int) for at in ("one", "two")]
         assert np.abs(pixels[0] - pixels[1]).max() <= 2
+
+
+def test_two_processes_evaluate_as_one_does(launch, diffuse, images, conditional, tmp_path):
+    """Batches are dealt out whole, so that not a digit differs."""
+    other = write_images(tmp_path / "other", 23, seed=7)
+    line = (
+        "eval", conditional, other, "-n", 21, "--batch-size", 4, "--steps", 2, "--timesteps", 3,
+        "--precision", "fp32", "--json",
+    )  # fmt: skip
+    kept = {"DIFFUSE_CACHE": str(tmp_path / "kept")}
+    first = launch("torchrun", *line, "--plot", "bound.png", env=kept)
+    assert first.code == 0, first.err
+    assert first.err.count("real images:") == 1
+    again = launch("torchrun", *line, env=kept)
+    assert again.err.count("as computed before") == 1
+    one = diffuse(*line).json
+    for ran in (first, again):
+        assert {**ran.json, "seconds": 0, "plot": None} == {**one, "seconds": 0}
+    assert Path("bound.png").exists()
+
+
+def test_two_processes_evaluate_one_batch_of_a_folder(launch, diffuse, images, tmp_path):
+    """The second has nothing to do."""
+    line = ("eval", write_images(tmp_path / "other", 6, seed=7), images, "-n", 6, "--json")
+    ran = launch("accelerate", *line)
+    assert ran.code == 0, ran.err
+    assert {**ran.json, "seconds": 0} == {**diffuse(*line).json, "seconds": 0}
+
+
+def test_missing_weights_are_said_once_by_two_processes(launch, images):
+    """None is left waiting for the one that would have downloaded them."""
+    ran = launch("torchrun", "eval", images, images, "--features", "inception")
+    assert ran.code != 0
+    assert ran.err.count("diffuse: no weights of inception") == 1
+    assert "exitcode  : 1 " not in ran.err
+
+
+def test_other_weights_are_said_once_by_two_processes(launch, images, tmp_path):
+    (tmp_path / "w.pth").write_bytes(b"other")
+    ran = launch("torchrun", "eval", images, images, "--features", "dinov2", "--weights", "w.pth")
+    assert ran.code != 0
+    assert ran.err.count("w.pth is not the weights of dinov2") == 1
 
 
 def test_an_expected_failure_of_two_processes_is_said_once(launch, images):
@@ -212,6 +255,22 @@ def test_of_many_processes_one_holds_an_output_and_is_named(tmp_path):
         assert not (tmp_path / "out" / "lock").exists()
 
 
+def test_a_lock_file_that_its_holder_removed_meanwhile_is_no_lock(tmp_path, monkeypatch):
+    """It was opened before the holder removed it: others would open another file of that name."""
+    path, real, tries = tmp_path / "lock", locks._lock, []
+
+    def racing(lock, path):
+        if not tries:
+            path.unlink()
+        tries.append(path)
+        real(lock, path)
+
+    monkeypatch.setattr(locks, "_lock", racing)
+    with locks.held(path):
+        assert path.exists()
+    assert len(tries) == 2
+
+
 def test_a_forked_child_does_not_keep_the_lock(tmp_path, monkeypatch):
     """A loader's worker may outlive the process that was killed."""
     program = HOLDER.replace(
@@ -229,8 +288,6 @@ def test_a_forked_child_does_not_keep_the_lock(tmp_path, monkeypatch):
 
 
 def test_the_second_sampling_into_a_folder_names_the_first(diffuse, model, monkeypatch):
-    from diffuse_cli import locks
-
     with locks.held(Path("samples/.lock")):
         program = (
             "import sys; from diffuse_cli.app import main; "

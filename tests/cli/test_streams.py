@@ -58,6 +58,32 @@ def test_quiet_sampling_and_evaluation_are_silent(diffuse, model, images):
     assert diffuse("eval", model, images, "-n", 4, "--steps", 2, "-q").err == ""
 
 
+CI = {"CI": "true", "GITHUB_ACTIONS": "true", "TF_BUILD": "true", "TERM": "xterm-256color"}
+COLOUR = re.compile("\x1b\\[[0-9;]*m")
+
+
+@pytest.mark.parametrize(
+    ("changes", "coloured"),
+    [
+        (CI, False),
+        ({"TERM": "dumb", "COLUMNS": "20"}, False),
+        ({"FORCE_COLOR": "1", "TERM": "xterm"}, True),
+        ({"TTY_COMPATIBLE": "1", "TERM": "xterm"}, True),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1", "TERM": "xterm"}, False),
+    ],
+)
+def test_variables_of_automation_make_no_terminal(process, recipe, tmp_path, changes, coloured):
+    one = write_images(tmp_path / "one", 1)
+    ran = process("train", one, "--config", recipe, *SHORT, env=changes)
+    assert (ran.code, ran.out) == (0, "model.safetensors\n")
+    assert "warning: 1 image" in ran.err
+    assert [f"step {k}/3" in ran.err for k in (1, 2, 3)] == [True] * 3
+    assert (ESCAPE in ran.err) == coloured
+    assert ESCAPE not in COLOUR.sub("", ran.err)
+    assert "\r" not in ran.err
+    assert ESCAPE not in process("train", "--help", env=changes).out
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {"PYTHONIOENCODING": "ascii"}],
@@ -84,6 +110,17 @@ def test_a_reader_of_stderr_that_goes_away_does_not_end_the_training(
     assert ran.code == 0
     assert ran.out == "model.safetensors\n"
     assert (tmp_path / "model.safetensors").exists()
+
+
+def test_training_ends_well_without_any_stream(process, images, recipe, tmp_path, closed):
+    line = ("train", images, "--config", recipe, *SHORT)
+    ran = process(*line, stdout=closed)
+    assert (ran.code, ran.err.count("Traceback"), ran.err.count("Broken")) == (0, 0, 0)
+    shell = '"$0" -m diffuse_cli "$@" >&- 2>&- <&-'
+    command = ["bash", "-c", shell, sys.executable, *map(str, line), "-o", "none.safetensors"]
+    assert subprocess.run(command, cwd=tmp_path, env=environment(), timeout=60).returncode == 0
+    one, other = (tmp_path / f"{name}.safetensors" for name in ("model", "none"))
+    assert one.read_bytes() == other.read_bytes()
 
 
 def test_help_into_a_closed_pipe_has_no_traceback(process, closed):

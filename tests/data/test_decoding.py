@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import struct
 import subprocess
 import sys
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from corpus import BOMB, chunk, encoded, noise, png
 from PIL import Image, ImageOps
+from rubbish import grey, tiff
 
 from diffuse_cli.data import Unusable, decode, fit, read_image, reasons
-from diffuse_cli.data.pixels import digest, to_image, to_pixels
+from diffuse_cli.data.pixels import digest, digest_of, to_image, to_pixels
 from diffuse_cli.errors import DataError
 
 
@@ -69,6 +72,32 @@ def test_big_endian_16_bit_tiff() -> None:
     values = np.array([[0, 257, 65535]], ">u2")
     image = Image.frombytes("I;16B", (3, 1), values.tobytes())
     assert array(encoded(image, "TIFF")).tolist() == [[0, 1, 255]]
+
+
+def test_12_bit_tiff() -> None:
+    tags = [tag for tag in grey(2, 1, 1, (273, 4, [-1]), (279, 4, [3])) if tag[0] != 258]
+    data = tiff([*tags, (258, 3, [12])], b"\xff\xf8\x00")  # 4095 and 2048
+    assert array(data).tolist() == [[255, 128]]
+
+
+def two_bands(kind: int, photometric: int, *more: Any) -> bytes:
+    """A TIFF of one pixel with a second band of a kind: 1 alpha in the first, 2 alpha beside it."""
+    size = [(256, 4, [1]), (257, 4, [1]), (258, 3, [8, 8]), (259, 3, [1])]
+    kinds = [(262, 3, [photometric]), (277, 3, [2]), (338, 3, [kind])]
+    return tiff([*size, *kinds, (273, 4, [-1]), (279, 4, [2]), *more], bytes([50, 128]))
+
+
+def test_transparency_within_the_pixels_of_a_tiff() -> None:
+    assert array(two_bands(2, 1), "white").tolist() == [[(50 * 128 + 255 * 127 + 127) // 255]]
+    within = 50 * 255 // 128
+    assert array(two_bands(1, 1), "white").tolist() == [[(within * 128 + 255 * 127 + 127) // 255]]
+
+
+def test_a_palette_with_transparency_in_a_tiff() -> None:
+    colours = [0] * 768
+    colours[50] = 255 * 256  # red of the 50th
+    red = array(two_bands(2, 3, (320, 3, colours)), "blue").tolist()
+    assert red == [[[128, 0, 127]]]
 
 
 def test_16_bit_transparent_grey() -> None:
@@ -140,6 +169,7 @@ def test_grey_palette_stays_grey() -> None:
 def test_cmyk_becomes_rgb() -> None:
     image = Image.new("CMYK", (2, 2), (255, 0, 255, 0))
     assert array(encoded(image, "TIFF")).tolist() == [[[0, 255, 0]] * 2] * 2
+    assert array(encoded(image, "JPEG", quality=100)).tolist() == [[[0, 255, 0]] * 2] * 2
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
@@ -171,9 +201,10 @@ def test_exif_orientation_is_applied(orientation: int, kind: str) -> None:
     assert array(encoded(Image.fromarray(pixels), kind, exif=exif)).tolist() == upright.tolist()
 
 
-def test_float_pixels_are_unsupported() -> None:
+@pytest.mark.parametrize(("mode", "value"), [("F", 0.5), ("I", 0), ("I", 70_000), ("I", -1)])
+def test_pixels_of_32_bits_are_unsupported(mode: str, value: float) -> None:
     with pytest.raises(Unusable, match=reasons.PIXELS):
-        decode(encoded(Image.new("F", (2, 2), 0.5), "TIFF"))
+        decode(encoded(Image.new(mode, (2, 2), value), "TIFF"))
 
 
 WHOLE = encoded(noise(4, (40, 40), "RGB"))
@@ -216,6 +247,31 @@ def test_a_bomb_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not loaded
 
 
+@pytest.mark.parametrize(
+    ("where", "error", "reason"),
+    [
+        ("PIL.Image.open", MemoryError, reasons.MEMORY),
+        ("PIL.Image.open", SystemError, reasons.CORRUPT),
+        ("PIL.Image.open", Image.DecompressionBombWarning, reasons.BOMB),
+        ("PIL.ImageFile.ImageFile.load", MemoryError, reasons.MEMORY),
+        ("PIL.ImageFile.ImageFile.load", SystemError, reasons.CORRUPT),
+        ("PIL.Image.Image.convert", MemoryError, reasons.MEMORY),
+        ("PIL.Image.Image.convert", SystemError, reasons.PIXELS),
+    ],
+)
+def test_whatever_pillow_raises_is_a_reason(
+    monkeypatch: pytest.MonkeyPatch, where: str, error: type[Exception], reason: str
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    data = encoded(palette_image())
+    monkeypatch.setattr(where, fail)
+    with pytest.raises(Unusable) as caught:
+        decode(data)
+    assert caught.value.reason == reason
+
+
 def test_damaged_bytes_never_raise_anything_else() -> None:
     rng = np.random.default_rng(0)
     image = noise(5, (20, 20), "RGB")
@@ -252,7 +308,25 @@ def test_read_image_says_what_is_wrong(tmp_path: Path) -> None:
     good = tmp_path / "good.png"
     good.write_bytes(encoded(noise(1)))
     assert read_image(good).tobytes() == noise(1).tobytes()
-    cases = {bad: "not an image", tmp_path / "none.png": "no such image", tmp_path: "a folder"}
+    fifo, loop, device = (tmp_path / f"{name}.png" for name in ("fifo", "loop", "device"))
+    os.mkfifo(fifo)
+    loop.symlink_to(loop)
+    device.symlink_to("/dev/zero")
+    huge = tmp_path / "huge.png"
+    with huge.open("wb") as file:
+        file.truncate(2**29 + 1)
+    cases = {
+        bad: "not an image",
+        tmp_path / "none.png": "no such image",
+        bad / "within.png": "no such image",
+        tmp_path: "a folder",
+        fifo: "not a regular file",
+        device: "not a regular file",
+        loop: "symbolic links",
+        huge: "over 512 MiB",
+        tmp_path / ("long" * 100): "File name too long",
+        tmp_path / "a\0b.png": r"a\\x00b\.png: embedded null byte",
+    }
     for path, words in cases.items():
         with pytest.raises(DataError, match=words) as caught:
             read_image(path)
@@ -313,6 +387,7 @@ def test_digest_knows_mode_and_size() -> None:
     ]
     names = [digest(np.asarray(image)) for image in images]
     assert len(set(names)) == 4
+    assert names == [digest_of(image) for image in images]
     assert names[0] == digest(np.asarray(images[0].copy()))
 
 
@@ -322,3 +397,10 @@ def test_digest_is_the_hash_that_model_files_speak_of() -> None:
     assert digest(np.asarray(grey)) == expected
     expected = blake2b(b"RGB 5x3\n" + colour.tobytes(), digest_size=16).digest()
     assert digest(np.asarray(colour)) == expected
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("size", [(1, 1), (700, 500), (90_001, 4), (3, 90_001)])
+def test_the_digest_of_an_image_is_that_of_its_pixels(mode: str, size: tuple[int, int]) -> None:
+    image = noise(3, size, mode)
+    assert digest_of(image) == digest(np.asarray(image))

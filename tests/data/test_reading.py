@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import pkgutil
 import socket
 import subprocess
 import sys
 import threading
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from corpus import BOMB, encoded, fill, noise, zipped
+from corpus import BOMB, encoded, fill, noise, within, zipped
 from PIL import Image
 from seams import FULL, failing
 
@@ -94,6 +96,52 @@ def test_strict_ends_at_the_first_bad_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"001\.png: not an image") as caught:
         read(tmp_path, strict=True)
     assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError, reasons.MEMORY),
+        (FileNotFoundError, reasons.VANISHED),
+        (PermissionError, reasons.UNREADABLE),
+        (SystemError, reasons.UNREADABLE),
+    ],
+)
+@pytest.mark.parametrize("where", ["sources.Folder.read", "jobs.digest"])
+def test_whatever_is_raised_for_a_file_is_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, error: type[Exception], reason: str
+) -> None:
+    module, _, name = f"diffuse_cli.data.{where}".rpartition(".")
+    owner = pkgutil.resolve_name(module)
+    original, calls = getattr(owner, name), [0]
+
+    def fail(*arguments: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 2:
+            raise error
+        return original(*arguments)
+
+    monkeypatch.setattr(owner, name, fail)
+    images = read(fill(tmp_path, many(3)), workers=1)
+    assert images.names == ("000.png", "002.png")
+    assert images.summary.skipped == {reason: (1, ("001.png",))}
+
+
+def test_a_huge_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (fill(tmp_path, many(2)) / "huge.png").open("wb") as file:
+        file.truncate(reasons.LARGEST_FILE + 1)
+    original, most = os.read, []
+    monkeypatch.setattr(os, "read", lambda file, size: most.append(size) or original(file, size))
+    assert read(tmp_path, workers=1).summary.skipped == {reasons.TOO_LARGE: (1, ("huge.png",))}
+    assert max(most) < 2**20
+
+
+def test_a_file_comes_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system may give less than is asked for."""
+    folder = fill(tmp_path, many(3))
+    expected, original = read(folder), os.read
+    monkeypatch.setattr(os, "read", lambda file, size: original(file, min(size, 7)))
+    assert read(folder, workers=1).fingerprint == expected.fingerprint
 
 
 def test_nothing_usable(tmp_path: Path) -> None:
@@ -234,7 +282,9 @@ def test_few_images_hold_nothing_out(tmp_path: Path) -> None:
     digests[0, -1] = 1
     enough = with_digests(tmp_path, digests).held_out
     assert enough.tolist() == [False] + [True] * (HELD_OUT_MINIMUM - 1)
-    assert not with_digests(tmp_path, digests[1:]).held_out.any()
+    few = with_digests(tmp_path, digests[:-1])
+    assert len(few) == HELD_OUT_MINIMUM - 1
+    assert not few.held_out.any()
 
 
 def test_something_is_always_left_to_train_on(tmp_path: Path) -> None:
@@ -255,6 +305,8 @@ def test_odd_names_are_found_in_byte_order(tmp_path: Path) -> None:
     assert [os.fsencode(name) for name in images.names] == sorted(names)
     (line,) = images.summary.lines()[1:]
     assert "bad\\n.png" in line
+    with pytest.raises(DataError, match=r"^bad\\n\.png: empty file"):
+        read(tmp_path, strict=True)
 
 
 def test_same_base_names_are_different_images(tmp_path: Path) -> None:
@@ -272,7 +324,8 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     (folder / "c" / "link.png").symlink_to(folder / "b" / "1.png")
     (folder / "c" / "self.png").symlink_to("self.png")
     (folder / "c" / "gone.png").symlink_to("nowhere.png")
-    images = read(folder)
+    with within(10):
+        images = read(folder)
     assert images.names == ("b/1.png", "c/1.png", "c/link.png", "d/3.png")
     assert images.summary.skipped[reasons.VANISHED] == (1, ("c/gone.png",))
     assert images.summary.skipped[reasons.UNREADABLE] == (1, ("c/self.png",))
@@ -300,19 +353,36 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
 
 def test_a_file_that_becomes_a_fifo_or_vanishes(tmp_path: Path) -> None:
     fill(tmp_path, many(3))
-    work = read_images(tmp_path)
+    work = read_images(tmp_path, workers=1)
     next(work)  # listed, nothing read yet
     (tmp_path / "000.png").unlink()
     os.mkfifo(tmp_path / "000.png")
     (tmp_path / "001.png").unlink()
-    result: list[Images] = []
-    thread = threading.Thread(target=lambda: result.append(finish(work)), daemon=True)
-    thread.start()
-    thread.join(10)
-    assert result[0].summary.skipped == {
+    with within(10):
+        skipped = finish(work).summary.skipped
+    assert skipped == {
         reasons.IRREGULAR: (1, ("000.png",)),
         reasons.VANISHED: (1, ("001.png",)),
     }
+
+
+def test_a_folder_that_cannot_be_listed_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = os.scandir
+
+    def scandir(path: str) -> Any:
+        if path.endswith("secret"):
+            raise PermissionError(13, "Permission denied")
+        return original(path)
+
+    folder = fill(tmp_path, {"a/1.png": encoded(noise(1)), "a/secret/2.png": encoded(noise(2))})
+    monkeypatch.setattr(os, "scandir", scandir)
+    images = read(folder)
+    assert images.names == ("a/1.png",)
+    assert images.summary.skipped == {reasons.UNREADABLE: (1, ("a/secret/",))}
+    with pytest.raises(DataError, match="a/secret/: unreadable"):
+        read(folder, strict=True)
 
 
 def test_no_other_program_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,6 +460,39 @@ def test_bad_members_are_skipped(tmp_path: Path) -> None:
         reasons.IRREGULAR: "link.png",
     }
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.zip"]
+
+
+def lying(path: Path, method: int, size: int, claim: int) -> Path:
+    """A zip with a good image, and with zeros that it says are fewer."""
+    with zipfile.ZipFile(path, "w", method) as file:
+        file.writestr("good.png", encoded(noise(1)), zipfile.ZIP_STORED)
+        with file.open("zeros.png", "w") as member:
+            for _ in range(size // 2**20):
+                member.write(bytes(2**20))
+    raw = bytearray(path.read_bytes())
+    at = raw.rindex(b"zeros.png") - 46
+    raw[at + 24 : at + 28] = claim.to_bytes(4, "little")
+    path.write_bytes(raw)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        (zipfile.ZIP_DEFLATED, reasons.CORRUPT),
+        (zipfile.ZIP_BZIP2, reasons.COMPRESSION),
+        (zipfile.ZIP_LZMA, reasons.COMPRESSION),
+    ],
+)
+def test_a_member_unpacks_to_no_more_than_it_says(tmp_path: Path, method: int, reason: str) -> None:
+    path = lying(tmp_path / "x.zip", method, 2**26, claim=100)
+    tracemalloc.start()
+    images = read(path, workers=1)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert images.names == ("good.png",)
+    assert images.summary.skipped == {reason: (1, ("zeros.png",))}
+    assert peak < 2**24
 
 
 # -- threads, events, cache -----------------------------------------------------------------------

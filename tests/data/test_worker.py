@@ -7,16 +7,18 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from corpus import BOMB, encoded, fill, noise, zipped
+from corpus import BOMB, encoded, fill, noise, png, zipped
 
 from diffuse_cli.data import Images, pool, read_images, worker
-from diffuse_cli.data.jobs import Plan
-from diffuse_cli.data.sources import list_images, open_source
+from diffuse_cli.data.decoding import LARGE
+from diffuse_cli.data.jobs import Plan, Result, decode_files
+from diffuse_cli.data.sources import Entry, list_images, open_source
 from diffuse_cli.errors import DataError
 from diffuse_cli.events import finish
 
@@ -209,6 +211,32 @@ def test_nothing_is_said_and_nothing_heavy_imported(tmp_path: Path) -> None:
         [sys.executable, "-c", "import sys; " + code], input=lines % name, capture_output=True
     )
     assert (done.stdout, done.stderr) == (b"[]\n", b"")
+
+
+def test_a_large_image_is_decoded_here(
+    tmp_path: Path, started: list[worker.Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many processes as cores would each take the memory that one large image takes."""
+    side, long = 4100, png(8, 8, 8, 0, bytes(72))
+    files = {
+        **corpus(),
+        "a/pixels.png": png(side, side, 1, 0, bytes(side * (side // 8 + 2))),
+        "b/bytes.png": long + bytes(LARGE),
+        "b/bytes-of-rubbish.png": bytes(LARGE + 1),
+    }
+    folder = fill(tmp_path, files)
+    expected = read(folder, workers=1)
+    here: list[str] = []
+
+    def decode(plan: Plan, entries: Sequence[Entry]) -> list[Result]:
+        here.extend(entry.name for entry in entries)
+        return decode_files(plan, entries)
+
+    monkeypatch.setattr(worker, "decode_files", decode)
+    monkeypatch.setattr(pool, "SMALL_FILE", LARGE)
+    assert same(read(folder, workers=2), expected)
+    assert sorted(here) == ["a/pixels.png", "b/bytes-of-rubbish.png", "b/bytes.png"]
+    assert len(expected) == 304
 
 
 def test_few_or_large_files_are_for_threads(tmp_path: Path, monkeypatch: Any) -> None:

@@ -171,7 +171,7 @@ def test_every_key_counts(tmp_path, monkeypatch, change):
 
 
 def test_names_come_from_the_folder():
-    assert list(FEATURES) == ["efficientnet-lite0"]
+    assert "efficientnet-lite0" in FEATURES
     with pytest.raises(UsageError, match="Did you mean 'efficientnet-lite0'"):
         lookup(FEATURES, "efficientnet-lite", "--features")
 

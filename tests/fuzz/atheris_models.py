@@ -25,7 +25,7 @@ with atheris.instrument_imports(include=["diffuse_cli", "json"]):
     from diffuse_cli import modelfile, tensorfile
     from diffuse_cli.errors import ModelFileError
 
-from mutate_models import mutate, write_model  # noqa: E402
+from mutate_models import mutate, write_model
 
 FOLDER = Path(tempfile.mkdtemp(prefix="atheris-models-"))
 MODEL = FOLDER / "m.safetensors"

@@ -246,14 +246,19 @@ def try_there(command: list[str], folder: Path) -> str:
 
 
 def trial(path: Path, draw: random.Random) -> tuple[str, str]:
-    """What became of a file in the reader, and what was wrong, with the memory it took."""
+    """What became of a file in the reader and the command line, and what was wrong."""
     try:
         with in_time():
+            forget()
+            before = peak()
             try:
                 modelfile.load(path)
                 outcome = "accepted"
             except ModelFileError:
                 outcome = "rejected"
+            taken = peak() - before
+            if taken > path.stat().st_size + MEGABYTES * 1_000_000:
+                return outcome, f"{taken / 1e6:.0f} MB for {path.stat().st_size / 1e6:.1f} MB"
             few = 40 if outcome == "accepted" else 10
             command = COMMANDS[3] if draw.randrange(few) == 0 else draw.choice(COMMANDS[:3])
             fault = try_here(command)
@@ -283,10 +288,7 @@ def run(count: int, seed: int, processes: int) -> dict[str, Any]:
             path.write_bytes(data)
             outcome, fault = trial(path, draw)
             outcomes[outcome] += 1
-            if peak() > most + 1_000_000:
-                most = peak()
-                if most - start > len(data) + MEGABYTES * 1_000_000:
-                    fault = fault or f"{(most - start) / 1e6:.0f} MB for {len(data) / 1e6:.1f} MB"
+            most = max(most, peak())
             if k % max(1, count // max(1, processes)) == 0 and processes:
                 outcomes["processes"] += 1
                 fault = fault or try_there(draw.choice(COMMANDS[:3]), folder)

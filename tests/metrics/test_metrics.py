@@ -12,9 +12,11 @@ import torch
 from diffuse_cli.errors import UsageError, lookup
 from diffuse_cli.events import finish
 from diffuse_cli.features import FEATURES, extract
-from diffuse_cli.metrics import METRICS, frechet, kid
+from diffuse_cli.metrics import METRICS, _nearest, frechet, kid, memorization
 
 RELATIVE = 1e-5
+
+OF_FEATURES = ["kid", "frechet", "manifold"]
 
 
 def drawn(seed: int, n: int, d: int = 24, shift: float = 0.0) -> np.ndarray:
@@ -25,8 +27,10 @@ def drawn(seed: int, n: int, d: int = 24, shift: float = 0.0) -> np.ndarray:
     return np.maximum(latent, 0).astype(np.float32)
 
 
-def measured(name: str, real: np.ndarray, fake: np.ndarray) -> dict[str, float]:
-    return METRICS[name].compute(SimpleNamespace(real_features=real, fake_features=fake))
+def measured(name: str, real: np.ndarray, fake: np.ndarray, more: np.ndarray | None = None):
+    more = real[:0] if more is None else more
+    sides = SimpleNamespace(real_features=real, fake_features=fake, more_features=more)
+    return METRICS[name].compute(sides)
 
 
 # -- both -----------------------------------------------------------------------------------------
@@ -38,7 +42,7 @@ def test_names_come_from_the_folder():
         lookup(METRICS, "freche", "--metrics")
 
 
-@pytest.mark.parametrize("name", ["kid", "frechet"])
+@pytest.mark.parametrize("name", OF_FEATURES)
 def test_contract(name):
     module = METRICS[name]
     assert module.NEEDS == ("features",)
@@ -48,14 +52,14 @@ def test_contract(name):
     assert not any("fid" in key for key in result)
 
 
-@pytest.mark.parametrize("name", ["kid", "frechet"])
+@pytest.mark.parametrize("name", OF_FEATURES)
 @pytest.mark.parametrize("sizes", [(1, 5), (5, 1), (0, 5)])
 def test_too_few(name, sizes):
     with pytest.raises(UsageError, match=f"{sizes[0]} real and {sizes[1]} fake"):
         measured(name, drawn(0, sizes[0]), drawn(1, sizes[1]))
 
 
-@pytest.mark.parametrize("name", ["kid", "frechet"])
+@pytest.mark.parametrize("name", OF_FEATURES)
 def test_inputs_are_left_alone(name):
     real, fake = drawn(0, 30), drawn(1, 30)
     before = real.copy(), fake.copy()
@@ -165,8 +169,10 @@ def _centred(k: np.ndarray) -> float:
 
 
 def test_error_is_left_out_where_it_cannot_be_estimated():
-    assert set(measured("kid", drawn(0, 3), drawn(1, 9))) == {"kid"}
-    assert set(measured("kid", drawn(0, 4), drawn(1, 9))) == {"kid", "kid_standard_error"}
+    few = measured("kid", drawn(0, 3), drawn(1, 9))
+    assert "kid" in few
+    assert "kid_standard_error" not in few
+    assert "kid_standard_error" in measured("kid", drawn(0, 4), drawn(1, 9))
 
 
 @pytest.mark.parametrize(
@@ -207,6 +213,103 @@ def test_frechet_is_that_of_torch_fidelity(n, m):
     )
 
 
+@pytest.mark.parametrize("n", [40, 15])
+def test_influence_is_the_derivative(n):
+    """Each image given a little more weight, above and below the number of features."""
+    a, b = drawn(0, n).astype(np.float64), drawn(1, 30, shift=0.4).astype(np.float64)
+    found = frechet.fit(a, b)
+    assert found.value == pytest.approx(frechet.distance(a, b), rel=1e-12)
+
+    def weighted(i, step):
+        """The distance where image i counts 1 + step times, by covariances over the weights."""
+        weights = np.full(n, 1.0)
+        weights[i] += step * n
+        weights /= weights.sum()
+        centred = a - weights @ a
+        moved = centred * np.sqrt(weights * n)[:, None]
+        basis = np.linalg.svd(moved, full_matrices=False)
+        root = torch.from_numpy(basis[1][:, None] * basis[2] / np.sqrt(n - 1))
+        other = torch.from_numpy(b - b.mean(0)) / np.sqrt(len(b) - 1)
+        shared = torch.linalg.svdvals(root @ other.T).sum()
+        gap = np.square(weights @ a - b.mean(0)).sum()
+        return float(gap + root.square().sum() + other.square().sum() - 2 * shared)
+
+    step = 1e-6
+    for i in range(0, n, 7):
+        slope = (weighted(i, step) - weighted(i, -step)) / (2 * step)
+        assert found.a[i] == pytest.approx(slope, rel=1e-3, abs=1e-3)
+
+
+def normal(seed: int, n: int, d: int, shift: float = 0.0, scale: float = 1.0) -> np.ndarray:
+    """Independent features whose deviations fall as a network's do."""
+    rng, deviation = np.random.default_rng(seed), (1 + np.arange(d)) ** -0.5
+    return ((rng.normal(size=(n, d)) * scale + shift) * deviation).astype(np.float32)
+
+
+def true_distance(d: int, shift: float, scale: float) -> float:
+    variance = 1 / (1 + np.arange(d))
+    return float(((shift**2 + (scale - 1) ** 2) * variance).sum())
+
+
+def repeated(name: str, draw, times: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Numbers and standard errors of fresh draws of both sides."""
+    found = [measured(name, *draw(i)) for i in range(times)]
+    keys = [key for key in found[0] if f"{key}_standard_error" in found[0]]
+    values = {key: np.array([f[key] for f in found]) for key in keys}
+    return values, {key: np.array([f[f"{key}_standard_error"] for f in found]) for key in keys}
+
+
+@pytest.mark.parametrize(
+    ("d", "n", "shift", "scale", "high"), [(24, 200, 0, 1, 3), (24, 200, 0.5, 1.2, 1.6),
+                                           (64, 300, 0.2, 1.1, 1.8), (64, 50, 1, 1, 2.5)],
+)  # fmt: skip
+def test_frechet_errors_cover_repeated_draws(d, n, shift, scale, high):
+    values, errors = repeated(
+        "frechet", lambda i: (normal(2 * i, n, d), normal(2 * i + 1, n, d, shift, scale)), 40
+    )
+    for key in ("frechet_distance", "frechet_infinity"):
+        ratio = np.sqrt(np.square(errors[key]).mean()) / values[key].std(ddof=1)
+        assert 0.8 < ratio < high, key
+    truth = true_distance(d, shift, scale)
+    if n > d:  # below the number of features the line says only that it is no line
+        error = np.abs(values["frechet_infinity"] - truth)
+        assert (error < 2 * errors["frechet_infinity"]).mean() > 0.85
+        assert (values["frechet_distance"] > truth).all() or shift
+        bias = abs(values["frechet_distance"].mean() - truth)
+        assert abs(values["frechet_infinity"].mean() - truth) < bias / 5
+
+
+def test_the_line_is_worth_nothing_below_the_number_of_features_and_says_so():
+    found = measured("frechet", normal(0, 50, 200), normal(1, 50, 200))
+    assert found["frechet_infinity_standard_error"] > found["frechet_infinity"] / 4
+    more = measured("frechet", normal(0, 2000, 200), normal(1, 2000, 200))
+    assert more["frechet_infinity_standard_error"] < found["frechet_infinity_standard_error"] / 20
+
+
+def test_a_straight_line_is_extended_to_its_intercept():
+    assert frechet._intercept((1, 2, 4), 1) @ [5, 7, 11] == pytest.approx(3)
+    assert frechet._intercept((1, 2, 4), 2) @ [2, 5, 17] == pytest.approx(1)  # 1 + x^2
+
+
+def test_infinity_is_left_out_of_too_few_images():
+    assert "frechet_infinity" not in measured("frechet", drawn(0, 15), drawn(1, 99))
+    assert "frechet_infinity" in measured("frechet", drawn(0, 16), drawn(1, 16))
+
+
+def test_the_floor_is_real_images_against_others():
+    real, fake, more = drawn(0, 60), drawn(1, 60, shift=2), drawn(2, 50)
+    for name, key in (("frechet", "frechet"), ("kid", "kid")):
+        plain = {"frechet": "frechet_distance", "kid": "kid"}[name]
+        found = measured(name, real, fake, more)
+        assert found[f"{key}_floor"] == pytest.approx(measured(name, real[:50], more)[plain])
+        halves = measured(name, real, fake)
+        expected = measured(name, real[::2], real[1::2])[plain]
+        assert halves[f"{key}_floor"] == pytest.approx(expected)
+        assert f"{key}_floor" not in measured(name, real[:3], fake)
+    assert measured("frechet", real, fake, more)["floor_images"] == 50
+    assert measured("frechet", real, fake)["floor_images"] == 30
+
+
 def test_frechet_of_few_samples_is_exact():
     """Two samples each: rank one covariances, for which the trace has a closed form."""
     a = np.array([[1.0, 0, 0, 0], [-1, 0, 0, 0]])
@@ -223,3 +326,152 @@ def test_frechet_does_not_depend_on_the_order_or_the_side():
     assert frechet.distance(fake, real) == pytest.approx(value, rel=1e-10)
     assert frechet.distance(real[::-1], fake) == pytest.approx(value, rel=1e-10)
     assert frechet.distance(real, real) == pytest.approx(0, abs=1e-9)
+
+
+# -- precision, recall, density, coverage ---------------------------------------------------------
+
+
+def test_precision_and_recall_are_those_of_torch_fidelity():
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    for n, m, shift in ((60, 60, 0.0), (80, 45, 0.5), (30, 90, 1.5)):
+        real, fake = drawn(n, n), drawn(m + 1, m, shift=shift)
+        expected = prc_features_to_metric(
+            torch.from_numpy(fake).double(), torch.from_numpy(real).double(),
+            prc_neighborhood=3, prc_batch_size=1000, save_cpu_ram=False, verbose=False,
+        )  # fmt: skip
+        found = measured("manifold", real, fake)
+        for key in ("precision", "recall"):
+            assert found[key] == pytest.approx(expected[key], rel=RELATIVE)
+        assert 0 < found["precision"] < 1
+
+
+def by_hand(real: np.ndarray, fake: np.ndarray) -> dict[str, float]:
+    """The formulas of the papers, pair by pair."""
+
+    def distance(a, b):
+        return float(np.sqrt(np.square(a.astype(np.float64) - b).sum()))
+
+    def radius(of, i, k):
+        return sorted(distance(of[i], of[j]) for j in range(len(of)) if j != i)[k - 1]
+
+    def inside(of, points, k):
+        radii = [radius(of, i, k) for i in range(len(of))]
+        return np.array([[distance(x, p) <= r for p in points] for x, r in zip(of, radii)])  # noqa: B905
+
+    wide = inside(real, fake, 5)
+    return {
+        "precision": inside(real, fake, 3).any(0).mean(),
+        "recall": inside(fake, real, 3).any(0).mean(),
+        "density": wide.sum() / (5 * len(fake)),
+        "coverage": wide.any(1).mean(),
+    }
+
+
+@pytest.mark.parametrize(("n", "m"), [(30, 30), (23, 41), (40, 9)])
+@pytest.mark.parametrize("block", [7, 1000])
+def test_the_four_are_the_definition_whatever_the_block(n, m, block, monkeypatch):
+    monkeypatch.setattr(_nearest, "BLOCK", block)
+    real, fake = drawn(3, n), drawn(4, m, shift=1.5)
+    found = measured("manifold", real, fake)
+    expected = by_hand(real, fake)
+    assert {key: found[key] for key in expected} == pytest.approx(expected, rel=RELATIVE)
+    assert 0 < found["coverage"] < 1
+
+
+def test_equal_distributions_have_density_one_and_full_coverage():
+    found = measured("manifold", normal(0, 1500, 8), normal(1, 1500, 8))
+    assert found["density"] == pytest.approx(1, abs=3 * found["density_standard_error"])
+    assert found["coverage"] == pytest.approx(1 - 2**-5, abs=3 * found["coverage_standard_error"])
+
+
+def test_what_is_missing_and_what_is_false_is_told_apart():
+    rng = np.random.default_rng(0)
+    centres = np.repeat(np.eye(4) * 30, 50, 0)
+    real = (centres + rng.normal(size=(200, 4))).astype(np.float32)
+    dropped = (centres + rng.normal(size=(200, 4)))[:100].astype(np.float32)
+    false = np.concatenate([dropped, 90 + rng.normal(size=(100, 4)).astype(np.float32)])
+    few, wrong = (measured("manifold", real, fake) for fake in (dropped, false))
+    assert few["precision"] > 0.8
+    assert few["recall"] < 0.55
+    assert few["coverage"] < 0.55
+    assert wrong["precision"] == pytest.approx(few["precision"] / 2)
+
+
+def test_too_few_neighbours_leave_numbers_out():
+    assert not measured("manifold", drawn(0, 3), drawn(1, 3))
+    four = {key for key in measured("manifold", drawn(0, 4), drawn(1, 3)) if "error" not in key}
+    assert four == {"precision"}
+    six = {key for key in measured("manifold", drawn(0, 6), drawn(1, 4)) if "error" not in key}
+    assert six == {"precision", "recall", "density", "coverage"}
+
+
+@pytest.mark.parametrize(("n", "m", "shift"), [(100, 100, 0.0), (100, 100, 0.5), (200, 80, 1.0)])
+def test_errors_of_the_four_cover_repeated_draws(n, m, shift):
+    values, errors = repeated(
+        "manifold", lambda i: (drawn(2 * i, n), drawn(2 * i + 1, m, shift=shift)), 100
+    )
+    assert {*values} == {"precision", "recall", "density", "coverage"}
+    for key in values:
+        ratio = np.sqrt(np.square(errors[key]).mean()) / values[key].std(ddof=1)
+        assert 0.85 < ratio < 2.5, key
+
+
+# -- memorisation and overfitting -----------------------------------------------------------------
+
+
+def nearest(samples: np.ndarray, held_out: np.ndarray) -> dict[str, float]:
+    found = memorization.Nearest(samples, held_out, np.zeros(len(samples), int))
+    return METRICS["memorization"].compute(SimpleNamespace(nearest={"pixels": found}))
+
+
+@pytest.mark.parametrize(("n", "m"), [(200, 200), (100, 5), (50, 400)])
+def test_honest_samples_are_near_as_often_as_expected(n, m):
+    """Whatever the distribution; and the errors cover what repeated draws scatter."""
+    rng = np.random.default_rng(0)
+    found = [nearest(rng.gamma(3, size=n), rng.gamma(3, size=m)) for _ in range(400)]
+    shares = np.array([f["memorized_pixels"] for f in found])
+    expected = found[0]["memorized_expected"]
+    assert expected == pytest.approx(max(1, int(0.05 * (m + 1))) / (m + 1))
+    assert abs(shares.mean() - expected) < 4 * shares.std() / 20
+    scores = np.array([f["memorized_z_pixels"] for f in found])
+    assert abs(scores.mean()) < 0.2
+    assert 0.85 < scores.std() < 1.15
+    ratios = {}
+    for key in ("memorized_pixels", "memorized_rank_pixels"):
+        errors = np.array([f[f"{key}_standard_error"] for f in found])
+        values = np.array([f[key] for f in found])
+        ratios[key] = np.sqrt(np.square(errors).mean()) / values.std(ddof=1)
+    assert all(0.8 < ratio < 2 for ratio in ratios.values()), ratios
+
+
+def test_copies_are_counted():
+    rng = np.random.default_rng(0)
+    held_out = rng.gamma(5, size=300)
+    copies = np.where(np.arange(300) < 90, 0.01, rng.gamma(5, size=300))
+    found = nearest(copies, held_out)
+    assert found["memorized_pixels"] == pytest.approx(0.3 + 0.7 * 0.05, abs=0.04)
+    assert found["memorized_z_pixels"] > 5
+    every = nearest(np.full(300, 0.0), held_out)
+    assert (every["memorized_pixels"], every["memorized_rank_pixels"]) == (1, 1)
+    assert nearest(held_out, held_out)["memorized_rank_pixels"] == 0.5
+    assert nearest(held_out + 1e9, held_out)["memorized_rank_pixels"] == 0
+
+
+def test_rank_is_the_share_of_pairs():
+    rng = np.random.default_rng(1)
+    a, b = rng.integers(0, 6, 13).astype(float), rng.integers(0, 6, 8).astype(float)
+    expected = np.mean([(x < y) + (x == y) / 2 for x in a for y in b])
+    assert nearest(a, b)["memorized_rank_pixels"] == pytest.approx(expected)
+
+
+def test_the_gap_is_held_out_less_training():
+    rng = np.random.default_rng(0)
+    bits, train = rng.normal(3, 1, (50, 3)), rng.normal(2, 1, (80, 3))
+    found = METRICS["overfitting"].compute(SimpleNamespace(bits=bits, train_bits=train))
+    assert found["bits_per_dim_train"] == pytest.approx(train.sum(1).mean())
+    gap = bits.sum(1).mean() - train.sum(1).mean()
+    assert found["bits_per_dim_gap"] == pytest.approx(gap)
+    error = np.hypot(bits.sum(1).std(ddof=1) / 50**0.5, train.sum(1).std(ddof=1) / 80**0.5)
+    assert found["bits_per_dim_gap_standard_error"] == pytest.approx(error)
+    assert not METRICS["overfitting"].compute(SimpleNamespace(bits=bits[:1], train_bits=train))

@@ -11,24 +11,34 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, environment
 
+from diffuse_cli import tensorfile
+
 FUZZ = ROOT / "tests" / "fuzz" / "mutate_models.py"
 
 READ = """
-import sys
-sys.path.insert(0, sys.argv[3])
+import os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
 from memory import forget, peak
 from diffuse_cli import modelfile
 from diffuse_cli.errors import ModelFileError
-modelfile.load(sys.argv[1])
-forget()
-start = peak()
-try:
-    modelfile.load(sys.argv[2])
-    print("accepted", peak() - start)
-except ModelFileError as error:
-    print("rejected", peak() - start)
+modelfile.load(sys.argv[2])
+for path in sys.argv[3:]:
+    sys.stdout.flush()
+    if os.fork() == 0:
+        forget()
+        start = peak()
+        try:
+            modelfile.load(path)
+            outcome = "accepted"
+        except ModelFileError:
+            outcome = "rejected"
+        print(Path(path).name, outcome, peak() - start, flush=True)
+        os._exit(0)
+    os.wait()
 """
-"""Reads a good file, so that everything is imported, and then another: what memory that took."""
+"""Reads a good file, so that everything is imported, and then others, each in a process forked
+from there: what memory that took."""
 
 MEGABYTES = 100 * 1_000_000
 
@@ -47,7 +57,7 @@ def listed(item: bytes, count: int, brackets: bytes = b"{}") -> bytes:
     return brackets[:1] + b",".join(item % k for k in range(count)) + brackets[1:]
 
 
-MOST = 4 * 2**20 - 100
+MOST = tensorfile.LARGEST_HEADER - 100
 
 HEADERS = {
     "lists": b"[" + b"[]," * (MOST // 3) + b"[]]",
@@ -61,6 +71,7 @@ HEADERS = {
     "metadata": b'{"__metadata__":' + listed(b'"%06x":"ab"', MOST // 16) + b"}",
     "texts": listed(b'"%06x"', MOST // 10, b"[]"),
     "wide text": b'{"a":"' + "\U0001f600".encode() * (MOST // 4 - 10) + b'"}',
+    "a wide letter": '{"a":"\U0001f600'.encode() + b"a" * (MOST - 20) + b'"}',
     "escapes": b'{"a":"' + rb"\ud83d\ude00" * (MOST // 12 - 10) + b'"}',
     "quotes without an end": b'{"' + rb"\"" * (MOST // 2 - 10),
     "a huge number": b'{"a":' + b"9" * (MOST - 10) + b"}",
@@ -70,36 +81,38 @@ HEADERS = {
 }
 
 
-@pytest.fixture
-def memory(tmp_path: Path, model: Path):
-    """What reading some bytes as a model file takes, and whether they are accepted."""
+def memory(model: Path, *paths: Path) -> dict[str, tuple[str, int]]:
+    """For each file, by its name, whether it is accepted and the bytes that reading it takes."""
+    ran = subprocess.run(
+        [sys.executable, "-c", READ, ROOT / "tests", model, *paths],
+        env=environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    rows = [line.split() for line in ran.stdout.splitlines()]
+    assert [row[0] for row in rows] == [path.name for path in paths], ran.stderr
+    return {name: (outcome, int(grown)) for name, outcome, grown in rows}
 
-    def take(data: bytes) -> tuple[str, int]:
-        path = tmp_path / "m.safetensors"
-        path.write_bytes(data)
-        ran = subprocess.run(
-            [sys.executable, "-c", READ, model, path, ROOT / "tests"],
-            env=environment(), capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
-        assert ran.returncode == 0, ran.stderr
-        outcome, grown = ran.stdout.splitlines()[-1].split()
-        return outcome, int(grown)
 
-    return take
+@pytest.fixture(scope="module")
+def grown(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, int]]:
+    """What reading each of the headers takes, as a header and as a description in one."""
+    folder = tmp_path_factory.mktemp("headers")
+    for name, text in HEADERS.items():
+        (folder / f"{name}.header".replace(" ", "-")).write_bytes(file_of(text))
+        cut = text[: MOST // 2 - 100].decode(errors="ignore").encode()
+        (folder / f"{name}.description".replace(" ", "-")).write_bytes(described(cut))
+    return memory(model, *sorted(folder.iterdir()))
 
 
 @pytest.mark.parametrize("name", HEADERS)
 @pytest.mark.parametrize("place", ["header", "description"])
-def test_a_header_unfolds_to_no_more_than_its_bound(memory, name: str, place: str):
-    text = HEADERS[name]
-    data = file_of(text) if place == "header" else described(text[: MOST // 2 - 100])
-    outcome, grown = memory(data)
-    print(name, place, grown / 1e6)
+def test_a_header_unfolds_to_no_more_than_its_bound(grown, name: str, place: str):
+    outcome, size = grown[f"{name}.{place}".replace(" ", "-")]
     assert outcome == "rejected"
-    assert grown < len(data) + MEGABYTES
+    assert size < 2_000_000 + MEGABYTES  # less than the smallest of the files and the bound
 
 
-def test_a_large_file_takes_its_size(memory, model: Path, tmp_path: Path):
+def test_a_large_file_takes_its_size(model: Path, tmp_path: Path):
     """Weights of a network that are all there: no mask and no copy of them is made."""
     from diffuse_cli import modelfile
     from diffuse_cli.config import DiffusionConfig, UNetConfig
@@ -109,15 +122,18 @@ def test_a_large_file_takes_its_size(memory, model: Path, tmp_path: Path):
     large = modelfile.Model(
         unet=unet, diffusion=DiffusionConfig(), ema=UNet(unet).state_dict(), step=1
     )
-    modelfile.save(tmp_path / "large.safetensors", large)
-    data = (tmp_path / "large.safetensors").read_bytes()
-    assert len(data) > 100_000_000
-    outcome, grown = memory(data)
+    path = tmp_path / "large.safetensors"
+    modelfile.save(path, large)
+    size = path.stat().st_size
+    assert size > 200_000_000
+    outcome, grown = memory(model, path)[path.name]
     assert outcome == "accepted"
-    assert len(data) * 0.9 < grown < len(data) + MEGABYTES
+    assert size * 0.9 < grown < size + MEGABYTES
 
 
-def test_shapes_of_a_giant_network_are_compared_before_anything_is_allocated(memory, model: Path):
+def test_shapes_of_a_giant_network_are_compared_before_anything_is_allocated(
+    model: Path, tmp_path: Path
+):
     """What the description asks for is a network of 100 GB, in a file of 100 kB."""
     data = model.read_bytes()
     length = struct.unpack("<Q", data[:8])[0]
@@ -126,18 +142,20 @@ def test_shapes_of_a_giant_network_are_compared_before_anything_is_allocated(mem
     config["unet"] |= {"width": 4096, "multipliers": [8, 16], "blocks": 16, "groups": 32}
     config["unet"].pop("heads", None)
     header["__metadata__"]["diffuse.config"] = json.dumps(config)
-    outcome, grown = memory(file_of(json.dumps(header).encode()) + data[8 + length :])
+    path = tmp_path / "giant.safetensors"
+    path.write_bytes(file_of(json.dumps(header).encode()) + data[8 + length :])
+    outcome, grown = memory(model, path)[path.name]
     assert outcome == "rejected"
     assert grown < len(data) + MEGABYTES
 
 
 def test_mutated_files_are_accepted_or_rejected_and_nothing_else():
-    """Two hundred here; `mutate_models.py` does any number, with a seed."""
+    """A hundred here; `mutate_models.py` does any number, with a seed."""
     ran = subprocess.run(
-        [sys.executable, FUZZ, "--count", "200", "--processes", "2"],
+        [sys.executable, FUZZ, "--count", "100", "--processes", "2"],
         env=environment(), capture_output=True, text=True,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stdout + ran.stderr
     found = json.loads(ran.stdout)
-    assert found["outcomes"]["accepted"] > 10
-    assert found["outcomes"]["rejected"] > 100
+    assert found["outcomes"]["accepted"] > 5
+    assert found["outcomes"]["rejected"] > 50

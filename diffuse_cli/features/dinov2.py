@@ -1,0 +1,211 @@
+"""DINOv2 ViT-L/14 on 224x224 images: the 1024 features of "FD-DINOv2" (Stein et al. 2023).
+
+The network is that of Oquab et al. 2023, a vision transformer (Dosovitskiy et al. 2021) with a
+learned scale on every residual; the feature is its normalised class token. Images are shown to it
+as in dgm-eval, the program of Stein et al.: Pillow's bicubic resize, then ImageNet's mean and
+deviation. The attributes below carry the names of the published weights file.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffuse_cli.events import Work
+from diffuse_cli.features import FeatureNetwork, exact
+from diffuse_cli.features._weights import Published, fill, obtain, read
+
+NAME = "dinov2"
+PUBLISHED = Published(
+    network=NAME,
+    file="dinov2_vitl14_pretrain.pth",
+    url="https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
+    sha256="d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428",
+    size=1_217_586_395,
+)
+
+RESIZE = "224x224, bicubic, antialiased, rounded to levels"
+SIZE = 224
+NORM_EPS = 1e-6
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+OFFSET = 0.1
+"""The grid of positions is resized by (16 + 0.1) / 37: a guard against rounding that the released
+code has, and with it the network."""
+
+
+class Shape(NamedTuple):
+    """The network's sizes; `grid` is patches a side of the images that it was trained on."""
+
+    width: int = 1024
+    depth: int = 24
+    heads: int = 16
+    patch: int = 14
+    grid: int = 37
+
+
+LARGE = Shape()
+
+
+class Attention(nn.Module):
+    """Self-attention of tokens (N, L, C)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, width = x.shape
+        qkv = self.qkv(x).reshape(n, length, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        found: Tensor = self.proj(y.reshape(n, length, width))
+        return found
+
+
+class Perceptron(nn.Module):
+    """Two layers, four times as wide between them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return y
+
+
+class Scale(nn.Module):
+    """A learned factor for each channel."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    """Attention and perceptron, each normed before and scaled after, each beside a residual."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.attn = Attention(width, heads)
+        self.ls1 = Scale(width)
+        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.mlp = Perceptron(width)
+        self.ls2 = Scale(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.ls1(self.attn(self.norm1(x)))
+        y: Tensor = x + self.ls2(self.mlp(self.norm2(x)))
+        return y
+
+
+class Patches(nn.Module):
+    """Images (N, 3, H, W) -> a token for each patch, (N, L, C)."""
+
+    def __init__(self, width: int, patch: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, patch, patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.proj(x).flatten(2).transpose(1, 2)
+        return y
+
+
+class VisionTransformer(nn.Module):
+    """Normalised RGB (N, 3, 224, 224) -> the class token (N, width)."""
+
+    def __init__(self, shape: Shape = LARGE) -> None:
+        super().__init__()
+        width = shape.width
+        self.patch_embed = Patches(width, shape.patch)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + shape.grid**2, width))
+        self.blocks = nn.Sequential(*(Block(width, shape.heads) for _ in range(shape.depth)))
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = self.patch_embed(x)
+        tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), patches], 1)
+        found: Tensor = self.norm(self.blocks(tokens + self.pos_embed)[:, 0])
+        return found
+
+
+def resized(positions: Tensor, side: int) -> Tensor:
+    """Embeddings (1, 1 + G^2, C) of a square grid, for one of `side` patches a side."""
+    grid = math.isqrt(positions.shape[1] - 1)
+    if side == grid:
+        return positions
+    plane = positions[:, 1:].unflatten(1, (grid, grid)).permute(0, 3, 1, 2)
+    factor = (side + OFFSET) / grid
+    plane = F.interpolate(plane, scale_factor=(factor, factor), mode="bicubic")
+    return torch.cat([positions[:, :1], plane.flatten(2).transpose(1, 2)], 1)
+
+
+def preprocess(pixels: Tensor) -> Tensor:
+    """uint8 RGB (N, 3, H, W) -> what the network is shown, float32 (N, 3, 224, 224).
+
+    Across, then down, each rounded to levels, as Pillow resized when the numbers were published.
+    """
+    x = pixels.float()
+    for size in ((x.shape[2], SIZE), (SIZE, SIZE)):
+        if x.shape[2:] != size:
+            x = F.interpolate(x, size, mode="bicubic", antialias=True).round().clamp(0, 255)
+    mean, deviation = (torch.tensor(v, device=x.device)[:, None, None] for v in (MEAN, DEVIATION))
+    return (x / 255 - mean) / deviation
+
+
+def build(file: Path, shape: Shape = LARGE) -> VisionTransformer:
+    """The network with the weights of `file`, on the CPU, for inference.
+
+    Raises:
+        ModelFileError: the file cannot be read, or is not the published one.
+    """
+    state = read(file, PUBLISHED)
+    # What stands for a masked patch is of no use here.
+    state = {key: value for key, value in state.items() if key != "mask_token"}
+    # On the meta device nothing is drawn from the caller's random generator.
+    with torch.device("meta"):
+        network = VisionTransformer(shape)
+    fill(network, state, file)
+    positions = resized(network.pos_embed, SIZE // shape.patch)
+    network.pos_embed = nn.Parameter(positions, requires_grad=False)
+    return network
+
+
+def find() -> Work[Path]:
+    """Where the weights lie, downloaded if they must be.
+
+    Raises:
+        ModelFileError: they cannot be had.
+    """
+    return (yield from obtain(PUBLISHED))
+
+
+def load(device: str | torch.device, file: Path) -> FeatureNetwork:
+    """DINOv2 ViT-L/14 on `device`, float32, with the weights of `file`.
+
+    Raises:
+        ModelFileError: the file cannot be read, or is not the published one.
+    """
+    device = torch.device(device)
+    network = build(file).to(device)
+
+    def forward(pixels: Tensor) -> Tensor:
+        with exact():
+            features: Tensor = network(preprocess(pixels))
+        return features
+
+    return FeatureNetwork(NAME, LARGE.width, PUBLISHED.sha256, device, forward, RESIZE)

@@ -1,0 +1,134 @@
+"""Models of other programs, one format a file.
+
+`FORMATS` has an entry for each file of this folder, imported when it is looked up. Such a module
+has `OPTIONS`, the options of `ConvertConfig` that not every format takes, `recognises(source)`, and
+`read(source, config) -> Foreign`. Nothing that a foreign file holds is ever executed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from diffuse_cli import files
+from diffuse_cli.config import ConvertConfig, UNetConfig
+from diffuse_cli.errors import ModelFileError, OutputError, UsageError, lookup
+from diffuse_cli.events import Notice, Work
+from diffuse_cli.tables import Modules
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diffuse_cli.interop._source import Source
+    from diffuse_cli.modelfile import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Foreign:
+    """What another program's files say, in the words of this one.
+
+    Attributes:
+        unet: the network.
+        diffusion: fields of `DiffusionConfig`; what is not there, a preset or the user says.
+        tensors: by the names of `UNet`, with one row less in the label embedding, which has no
+            entry for "none" elsewhere. Tensors that the network has no place for keep their names.
+        theirs: names in the file by names of `UNet`, where they differ; for messages.
+        notices: what to say of it.
+    """
+
+    unet: UNetConfig
+    diffusion: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    theirs: Mapping[str, str] = field(default_factory=dict)
+    notices: tuple[Notice, ...] = ()
+
+
+class Format(Protocol):
+    """What a file of this folder holds."""
+
+    OPTIONS: Collection[str]
+
+    def recognises(self, source: Source) -> bool:
+        """Whether the source is of this format, usable or not."""
+        ...
+
+    def read(self, source: Source, config: ConvertConfig) -> Foreign:
+        """The network, process and weights of a source.
+
+        Raises:
+            ModelFileError: it is damaged, or has a part that `UNet` has not.
+            UsageError: an option does not suit it, or one is needed.
+        """
+        ...
+
+
+FORMATS: Mapping[str, Format] = Modules(__name__, __path__)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A model file that was written, the format of its source, and what it holds."""
+
+    path: Path
+    format: str
+    model: Model
+
+
+def convert(config: ConvertConfig) -> Work[Converted]:
+    """Write another program's model as a model file.
+
+    Raises:
+        UsageError: the source is a model file already, or options do not suit it.
+        ModelFileError: the source is missing, damaged, or of no known format.
+        OutputError: the model file exists already, or cannot be written.
+    """
+    path = _check_out(config)
+    from diffuse_cli import modelfile
+    from diffuse_cli.interop._assembling import assemble
+    from diffuse_cli.interop._source import Source
+
+    source = Source(config.source)
+    if source.is_own:
+        raise UsageError(f"{source.name} is a diffuse model already", "Use it as it is")
+    name = config.format or recognise(source)
+    format = lookup(FORMATS, name, "--format")
+    _check_options(config, name)
+    foreign = format.read(source, config)
+    model = assemble(foreign, source, config)
+    yield from foreign.notices
+    modelfile.save(path, model)
+    return Converted(path, name, model)
+
+
+def recognise(source: Source) -> str:
+    """The format of a source.
+
+    Raises:
+        ModelFileError: it is of no known format.
+    """
+    for name, format in FORMATS.items():
+        if format.recognises(source):
+            return name
+    raise ModelFileError(f"{source.name} is no model of a known format: {', '.join(FORMATS)}")
+
+
+def _check_options(config: ConvertConfig, name: str) -> None:
+    """Refuse options of other formats, which would have no effect."""
+    special = {option for format in FORMATS.values() for option in format.OPTIONS}
+    for option in sorted(special.difference(FORMATS[name].OPTIONS)):
+        if getattr(config, option) is not None:
+            flag = "--" + option.replace("_", "-")
+            raise UsageError(f"{flag} does not go with {name}, whose files say it", "Leave it out")
+
+
+def _check_out(config: ConvertConfig) -> Path:
+    """The path of the model file, refused before the work where it cannot be written."""
+    path = Path(config.out)
+    if path.suffix != ".safetensors":
+        raise UsageError(f"-o must end in .safetensors, not {files.show(path)!r}")
+    files.check_writable(path)
+    if path.exists() and not config.overwrite:
+        raise OutputError(f"{files.show(path)} exists already", "Choose another -o, or --overwrite")
+    return path

@@ -1,0 +1,128 @@
+"""The process that a scheduler of diffusers describes.
+
+Its betas are computed as diffusers does. Where one of our schedules has the same ones it is named,
+otherwise they are kept. Networks there are shown t itself, whatever the number of timesteps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffuse_cli.config import UNetConfig
+from diffuse_cli.core.schedules import SCHEDULES, cosine
+from diffuse_cli.core.variances import channels_out
+from diffuse_cli.errors import ModelFileError
+from diffuse_cli.events import Notice
+from diffuse_cli.files import show
+from diffuse_cli.interop._source import brief, read_json, rejecting
+from diffuse_cli.options import parse_betas
+
+SCHEDULERS = ("DDPMScheduler", "DDIMScheduler", "DDIMInverseScheduler", "PNDMScheduler",
+              "DPMSolverMultistepScheduler", "UniPCMultistepScheduler")  # fmt: skip
+"""Schedulers that are told the betas in the same fields, with the same defaults."""
+
+TARGETS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+VARIANCES = {
+    "fixed_small": "small",
+    "fixed_small_log": "small",
+    "fixed_large": "large",
+    "fixed_large_log": "large",
+    "learned_range": "learned",
+}
+
+
+def _linear(count: int, start: float, end: float) -> list[float]:
+    return [start + (end - start) * i / (count - 1) for i in range(count)]
+
+
+def _scaled_linear(count: int, start: float, end: float) -> list[float]:
+    return [root**2 for root in _linear(count, math.sqrt(start), math.sqrt(end))]
+
+
+def _sigmoid(count: int, start: float, end: float) -> list[float]:
+    return [start + (end - start) / (1 + math.exp(-x)) for x in _linear(count, -6, 6)]
+
+
+BETAS: dict[str, Callable[[int, float, float], Sequence[float]]] = {
+    "linear": _linear,
+    "scaled_linear": _scaled_linear,
+    "squaredcos_cap_v2": lambda count, start, end: cosine(count),
+    "sigmoid": _sigmoid,
+}
+"""Betas by `beta_schedule`, from their number, `beta_start` and `beta_end`."""
+
+CLOSE = 1e-6
+"""Betas that differ by less, of their size, are equal in float32, in which schedulers have them."""
+
+
+def read_process(folder: Path, unet: UNetConfig) -> tuple[dict[str, Any], tuple[Notice, ...]]:
+    """What a scheduler says of the process, and what is to be said of it."""
+    learned = unet.out_channels == channels_out("learned", unet.channels)
+    shown = {"rescale_timesteps": False}
+    there = (folder, folder / "scheduler", folder.parent / "scheduler")
+    paths = [place / "scheduler_config.json" for place in there]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        text = f"network from {show(folder / 'config.json')}; there is no scheduler_config.json"
+        return {**shown, "variance": "learned" if learned else "small"}, (Notice(text),)
+    said = read_json(path)
+    if said.get("_class_name") not in SCHEDULERS:
+        raise _untold(path, "_class_name", said.get("_class_name"), SCHEDULERS)
+    with rejecting(path):
+        betas = _betas(path, said)
+        target = said.get("prediction_type", "epsilon")
+        if target not in TARGETS or said.get("predict_epsilon", True) is not True:
+            raise _untold(path, "prediction_type", target, TARGETS)
+        variance = said.get("variance_type") or ("learned_range" if learned else "fixed_small")
+        if variance not in VARIANCES:
+            raise _untold(path, "variance_type", variance, VARIANCES)
+    found = {
+        **shown,
+        **betas,
+        "target": TARGETS[target],
+        "variance": VARIANCES[variance],
+        "zero_terminal_snr": bool(said.get("rescale_betas_zero_snr")),
+    }
+    return found, _notices(folder, path, said)
+
+
+def _untold(path: Path, name: str, value: Any, known: Any) -> ModelFileError:
+    return ModelFileError(
+        f"{show(path)}: {name} is {brief(repr(value))}", f"Known are: {', '.join(known)}"
+    )
+
+
+def _betas(path: Path, said: Mapping[str, Any]) -> dict[str, Any]:
+    """The betas of a scheduler, or the schedule of ours that has the same."""
+    if said.get("trained_betas") is not None:
+        betas = list(parse_betas(list(said["trained_betas"])))
+    else:
+        kind = said.get("beta_schedule", "linear")
+        if kind not in BETAS:
+            raise _untold(path, "beta_schedule", kind, BETAS)
+        count = said.get("num_train_timesteps", 1000)
+        if not isinstance(count, int) or not 2 <= count <= 100_000:
+            raise ValueError(f"num_train_timesteps is {count!r}, not 2 to 100,000")
+        start, end = float(said.get("beta_start", 1e-4)), float(said.get("beta_end", 0.02))
+        betas = list(parse_betas(list(BETAS[kind](count, start, end))))
+    for name, schedule in SCHEDULES.items():
+        pairs = zip(schedule(len(betas)), betas, strict=True)
+        if all(math.isclose(a, b, rel_tol=CLOSE) for a, b in pairs):
+            return {"schedule": name, "num_timesteps": len(betas)}
+    return {"betas": tuple(betas)}
+
+
+def _notices(folder: Path, path: Path, said: Mapping[str, Any]) -> tuple[Notice, ...]:
+    """Where it all comes from, and settings of sampling that a model file does not keep."""
+    found = [Notice(f"network from {show(folder / 'config.json')}, process from {show(path)}")]
+    if said.get("thresholding"):
+        ratio = brief(said.get("dynamic_thresholding_ratio", 0.995))
+        text = f"{show(path)} thresholds: sample with --threshold {ratio}"
+        found.append(Notice(text, warning=True))
+    elif not said.get("clip_sample", True) or said.get("clip_sample_range", 1.0) != 1:
+        text = f"{show(path)} does not clip to [-1, 1], as `diffuse sample` does"
+        found.append(Notice(text, warning=True))
+    return tuple(found)

@@ -1,0 +1,191 @@
+"""Files of other programs, which nobody vouches for: tensors and JSON, and nothing else of them.
+
+Safetensors are read by the reader of model files. A pickle is a program; it is read by PyTorch's
+own reader of tensors alone (`weights_only=True`), which knows no function that does anything else,
+after its sizes have been checked. Whatever either says of a file becomes a `ModelFileError`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import struct
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffuse_cli import files, tensorfile
+from diffuse_cli.errors import DiffuseError, ModelFileError
+from diffuse_cli.foreign import is_safetensors
+
+ZIP, PICKLE = b"PK\x03\x04", b"\x80"
+MOST_BYTES = 2**34
+"""Pickles larger than this are not read: four times the largest published network of this kind."""
+
+JSON_BYTES = 10_000_000
+
+
+class Source:
+    """A folder or file to convert.
+
+    Raises:
+        ModelFileError: there is nothing of that name.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.name = files.show(self.path)
+        if not self.path.exists():
+            raise ModelFileError(f"no such file or folder: {self.name}")
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of a file; a folder has none itself."""
+        return {} if self.path.is_dir() else read_weights(self.path)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is a model file of this program."""
+        if self.path.is_dir():
+            return False
+        with rejecting(self.path):
+            return "diffuse.config" in _metadata(self.path)
+
+
+@contextlib.contextmanager
+def rejecting(path: Path) -> Iterator[None]:
+    """Turn what a malformed file makes Python say into a `ModelFileError` that names the file."""
+    name = files.show(path)
+    try:
+        yield
+    except DiffuseError:
+        raise
+    except OSError as error:
+        raise ModelFileError(f"cannot read {name}: {error.strerror or error}") from error
+    except (
+        ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError,
+        RecursionError, NotImplementedError, struct.error, zipfile.BadZipFile,
+    ) as error:  # fmt: skip
+        raise ModelFileError(f"{name} cannot be used: {brief(error)}") from error
+
+
+def brief(value: object) -> str:
+    """What a file or a library says, on one line of a bearable length."""
+    return files.show(" ".join(str(value).split())[:200])
+
+
+# -- tensors --------------------------------------------------------------------------------------
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors in a safetensors file or a pickle, by name.
+
+    Raises:
+        ModelFileError: the file is damaged, holds anything but tensors of real numbers, or tensors
+            that are larger than itself.
+    """
+    with rejecting(path):
+        if not path.is_file():
+            raise ModelFileError(f"{files.show(path)} is not a file")
+        with path.open("rb") as file:
+            start = file.read(9)
+        if not is_safetensors(start) and start.startswith((ZIP, PICKLE)):
+            return _check(path, _unpickle(path, zipped=start.startswith(ZIP)))
+        if not is_safetensors(start):
+            raise ModelFileError(f"{files.show(path)} is neither safetensors nor a pickle")
+        return _check(path, tensorfile.read(path))
+
+
+def _metadata(path: Path) -> Mapping[str, str]:
+    """What a safetensors file says of itself; nothing for any other file."""
+    with tensorfile.opened(path) as file:
+        return tensorfile.read_header(file).metadata if is_safetensors(file.read(9)) else {}
+
+
+def _unpickle(path: Path, zipped: bool) -> Any:
+    """What a pickle of tensors holds."""
+    _check_sizes(path, zipped)
+    name = files.show(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (DiffuseError, OSError):
+        raise
+    except Exception as error:  # it may be anything, of a file that was made to do harm
+        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if asked:
+            raise ModelFileError(
+                f"{name} is a pickle that asks for {asked[1][:100]}, which is not a tensor",
+                "Of a pickle only tensors are read; nothing in it was run",
+            ) from error
+        raise ModelFileError(
+            f"{name} cannot be read as a checkpoint of tensors", "Nothing in it was run"
+        ) from error
+
+
+def _check_sizes(path: Path, zipped: bool) -> None:
+    """Refuse a pickle that is too large, or grows when it is unpacked."""
+    size = path.stat().st_size
+    if size > MOST_BYTES:
+        raise ModelFileError(f"{files.show(path)} is a pickle of more than {MOST_BYTES:,} bytes")
+    if zipped:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+        packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+        if packed or sum(entry.file_size for entry in entries) > size:
+            raise ModelFileError(f"{files.show(path)} is compressed, as no checkpoint of torch is")
+
+
+def _check(path: Path, found: Any) -> dict[str, Tensor]:
+    """Tensors by name, each of real numbers that lie in the file."""
+    if not isinstance(found, Mapping):
+        raise ModelFileError(f"{files.show(path)} holds no tensors by name")
+    wrong = [name for name, value in found.items() if not _usable(name, value)]
+    if wrong:
+        shown = ", ".join(brief(name) for name in wrong[:5])
+        raise ModelFileError(
+            f"{files.show(path)} holds {len(wrong)} entries that are no tensors of real numbers: "
+            f"{shown}"
+        )
+    claimed = sum(tensor.numel() * tensor.element_size() for tensor in found.values())
+    if claimed > path.stat().st_size:
+        raise ModelFileError(f"{files.show(path)} claims tensors that are larger than the file")
+    return {name: tensor.detach() for name, tensor in found.items()}
+
+
+def _usable(name: object, value: object) -> bool:
+    return (
+        isinstance(name, str)
+        and isinstance(value, Tensor)
+        and value.device.type == "cpu"
+        and value.layout == torch.strided
+        and value.is_floating_point()
+    )
+
+
+# -- JSON -----------------------------------------------------------------------------------------
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        ModelFileError: it cannot be read, or is none.
+    """
+    with rejecting(path):
+        with path.open("rb") as file:
+            data = file.read(JSON_BYTES + 1)
+        if len(data) > JSON_BYTES:
+            raise ValueError(f"more than {JSON_BYTES:,} bytes")
+        found = json.loads(data.decode("utf-8-sig"))
+        if not isinstance(found, dict):
+            raise ValueError("it is not a JSON object")
+        return found

@@ -1,0 +1,258 @@
+"""Checkpoints of OpenAI's improved-diffusion and guided-diffusion: a state dict and nothing else.
+
+The shape of the network is read from its tensors. What they do not show - attention heads, image
+size, the process - is the preset's or typed. The rows of the layer that makes queries, keys and
+values are ordered by heads and then the three (`legacy`, all that improved-diffusion has), or by
+the three and then heads (`new`, guided-diffusion's `use_new_attention_order`). Networks with labels
+have none for "no class": its row is zero here, which is the network without a label. It was not
+trained so, and `diffuse sample` does not guide it unless told to.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from diffuse_cli.config import ConvertConfig, UNetConfig
+from diffuse_cli.core.variances import LEARNED
+from diffuse_cli.errors import ModelFileError, UsageError
+from diffuse_cli.interop import Foreign
+from diffuse_cli.interop._assembling import attention_at, network, unlike
+from diffuse_cli.interop._source import Source
+from diffuse_cli.options import Size
+from diffuse_cli.presets import PRESETS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Tensors = Mapping[str, Tensor]
+
+OPTIONS = ("heads", "head_width", "attention_order")
+
+GROUPS = 32
+"""Groups of every norm in OpenAI's code."""
+
+NEW_ORDER = ("adm-64",)
+"""Presets whose published checkpoint has `use_new_attention_order`."""
+
+RESIDUAL = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+ATTENTION = {
+    "group_norm": "norm",
+    "to_q": "qkv",
+    "to_k": "qkv",
+    "to_v": "qkv",
+    "to_out.0": "proj_out",
+}
+ENDS = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+    "class_embedding": "label_emb",
+}
+"""Layers by the names of `UNet`: in a residual block, in attention, and outside the blocks."""
+
+
+def recognises(source: Source) -> bool:
+    """A file with the first tensors of a network by OpenAI's names."""
+    return {"time_embed.0.weight", "input_blocks.0.0.weight"} <= source.tensors.keys()
+
+
+def read(source: Source, config: ConvertConfig) -> Foreign:
+    """The network and weights of a checkpoint; its process is not in it."""
+    if not recognises(source):
+        raise ModelFileError(f"{source.name} is no checkpoint of OpenAI's: it has no input_blocks")
+    state = source.tensors
+    shape = _shape(source, state)
+    heads = _heads(source, config, shape)
+    size = _size(source, config, shape["attends"])
+    attention = attention_at(size, shape.pop("attends"))
+    if config.preset:
+        shape["dropout"] = PRESETS[config.preset].unet.get("dropout", 0.0)
+    fields = {**shape, **heads, "attention": attention}
+    unet = network(source.path, config, size, fields)
+    theirs = dict(_names(unet))
+    order = config.attention_order or ("new" if config.preset in NEW_ORDER else "legacy")
+    known = set(theirs.values())
+    tensors = {name: tensor for name, tensor in state.items() if name not in known}
+    for ours, name in theirs.items():
+        if name in state:
+            tensors[ours] = _part(unet, ours, state[name], order)
+    variance = {"variance": _variance(unet, config.preset)}
+    return Foreign(unet=unet, diffusion=variance, tensors=tensors, theirs=theirs)
+
+
+# -- the shape ------------------------------------------------------------------------------------
+
+
+def _shape(source: Source, state: Tensors) -> dict[str, Any]:
+    """The fields of the network that its tensors show, and which levels have attention."""
+
+    def sizes(name: str) -> list[int]:
+        if name not in state:
+            raise ModelFileError(f"{source.name} is not a whole checkpoint: {name} is missing")
+        return [*state[name].shape, 0, 0]
+
+    blocks, levels, updown = _blocks(source, state)
+    firsts = [f"input_blocks.{1 + i * (blocks + 1)}" for i in range(levels)]
+    width, channels = sizes("input_blocks.0.0.weight")[:2]
+    widths = [sizes(f"{first}.0.out_layers.3.weight")[0] for first in firsts]
+    if not width or any(w == 0 or w % width for w in widths):
+        raise ModelFileError(
+            f"{source.name} has levels of {widths} channels, not multiples of the first's {width}"
+        )
+    return {
+        "channels": channels,
+        "out_channels": sizes("out.2.weight")[0],
+        "width": width,
+        "multipliers": tuple(w // width for w in widths),
+        "blocks": blocks,
+        "resblock_updown": updown,
+        "scale_shift": sizes(f"{firsts[0]}.0.emb_layers.1.weight")[0] == 2 * widths[0],
+        "groups": GROUPS,
+        "num_classes": sizes("label_emb.weight")[0] if "label_emb.weight" in state else 0,
+        "attends": [f"{first}.1.qkv.weight" in state for first in firsts],
+    }
+
+
+def _blocks(source: Source, state: Tensors) -> tuple[int, int, bool]:
+    """Residual blocks a level, levels, and whether residual blocks change the size.
+
+    On the way up a level has one block more, and each but the last ends by doubling the size: in a
+    residual block or convolution behind the first part of an output block.
+    """
+    places = [match for name in state if (match := _PLACE.match(name))]
+    outputs = {match["block"] for match in places}
+    ups = {match["block"]: match["kind"] for match in places if match["part"] != "0"
+           and match["kind"] in ("in_layers", "conv")}  # fmt: skip
+    levels = len(ups) + 1
+    if not outputs:
+        raise ModelFileError(
+            f"{source.name} has no output_blocks: it is a classifier, which draws nothing"
+        )
+    if len(outputs) % levels or len(outputs) == levels:
+        raise ModelFileError(
+            f"{source.name} has {len(outputs)} output blocks, which do not make {levels} levels"
+        )
+    return len(outputs) // levels - 1, levels, "in_layers" in ups.values()
+
+
+_PLACE = re.compile(r"output_blocks\.(?P<block>\d+)\.(?P<part>\d+)\.(?P<kind>\w+)")
+
+
+def _heads(source: Source, config: ConvertConfig, shape: Mapping[str, Any]) -> dict[str, Any]:
+    """Attention heads: as typed, or the preset's."""
+    if config.heads or config.head_width:
+        return {"heads": config.heads, "head_width": config.head_width}
+    if config.preset:
+        preset = PRESETS[config.preset].unet
+        return {name: preset.get(name) for name in ("heads", "head_width")}
+    alike = ", ".join(f"--preset {name}" for name in PRESETS if _suits(name, shape))
+    raise UsageError(
+        f"{source.name} does not say its attention heads and its process",
+        f"It has the shape of {alike}" if alike else "Give --heads or --head-width, and --schedule",
+    )
+
+
+def _suits(preset: str, shape: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint may be the preset's."""
+    fields = {name: value for name, value in shape.items() if name != "attends"}
+    side = 2 ** len(shape["attends"]) * 4
+    unet = {**fields, "size": (side, side), "heads": 1}
+    unet["attention"] = attention_at((side, side), shape["attends"])
+    try:
+        return PRESETS[preset].published and not unlike(preset, UNetConfig(**unet))
+    except UsageError:
+        return False
+
+
+def _size(source: Source, config: ConvertConfig, attends: list[bool]) -> Size:
+    """The image size: as typed, or the one at which the preset's resolutions of attention are the
+    levels that have it."""
+    if config.size:
+        return config.size
+    at = PRESETS[config.preset].unet["attention"] if config.preset else ()
+    if not at or True not in attends:
+        raise UsageError(f"{source.name} does not say its image size", "Give --size")
+    side = max(at) << attends.index(True)
+    return side, side
+
+
+def _variance(unet: UNetConfig, preset: str | None) -> str:
+    """Learned where there are channels for it; else the preset's, or `large`, OpenAI's default."""
+    if unet.out_channels == 2 * unet.channels:
+        return "learned"
+    known = str(PRESETS[preset].train.get("variance", "large")) if preset else "large"
+    return "large" if known in LEARNED else known
+
+
+# -- the tensors ----------------------------------------------------------------------------------
+
+
+def _names(unet: UNetConfig) -> Iterator[tuple[str, str]]:
+    """Every tensor of `UNet` by its name, with OpenAI's name of the tensor that it is, or is in."""
+    import torch
+
+    from diffuse_cli.core.unet import UNet
+
+    places = dict(_places(unet))
+    with torch.device("meta"):
+        names = list(UNet(unet).state_dict())
+    for name in names:
+        layer, kind = name.rsplit(".", 1)
+        if layer in ENDS:
+            yield name, f"{ENDS[layer]}.{kind}"
+            continue
+        place = next(p for p in places if name.startswith(p + "."))
+        layer = layer.removeprefix(place + ".")
+        parts = {"conv": "op" if "down" in place else "conv", **RESIDUAL, **ATTENTION}
+        yield name, f"{places[place]}.{parts[layer]}.{kind}"
+
+
+def _places(unet: UNetConfig) -> Iterator[tuple[str, str]]:
+    """Every block of `UNet` by its name, with OpenAI's name: a list of blocks down, one up.
+
+    A level is followed in the list by what halves it; what doubles it is a part of its last block.
+    """
+    levels, attends = len(unet.multipliers), unet.attends
+    for i in range(levels):
+        first = 1 + i * (unet.blocks + 1)
+        for j in range(unet.blocks):
+            yield f"down_blocks.{i}.resnets.{j}", f"input_blocks.{first + j}.0"
+            yield f"down_blocks.{i}.attentions.{j}", f"input_blocks.{first + j}.1"
+        yield f"down_blocks.{i}.downsamplers.0", f"input_blocks.{first + unet.blocks}.0"
+    for ours, part in (("resnets.0", 0), ("attentions.0", 1), ("resnets.1", 2)):
+        yield f"mid_block.{ours}", f"middle_block.{part}"
+    for i, attend in enumerate(reversed(attends)):
+        first = i * (unet.blocks + 1)
+        for j in range(unet.blocks + 1):
+            yield f"up_blocks.{i}.resnets.{j}", f"output_blocks.{first + j}.0"
+            yield f"up_blocks.{i}.attentions.{j}", f"output_blocks.{first + j}.1"
+        part = 2 if attend else 1
+        yield f"up_blocks.{i}.upsamplers.0", f"output_blocks.{first + unet.blocks}.{part}"
+
+
+def _part(unet: UNetConfig, name: str, tensor: Tensor, order: str) -> Tensor:
+    """The tensor `name` of `UNet`: OpenAI's as it is, without the side of length 1 of attention's
+    convolutions, or the rows of it that make queries, keys or values."""
+    if ".attentions." in name and tensor.ndim == 3 and tensor.shape[-1] == 1:
+        tensor = tensor.squeeze(-1)
+    third = next((i for i, to in enumerate(("to_q", "to_k", "to_v")) if f".{to}." in name), None)
+    if third is None:
+        return tensor
+    width, rest = divmod(tensor.shape[0] if tensor.ndim else 0, 3)
+    if rest or width not in unet.widths:
+        return tensor  # of another shape than the network's, which will be said
+    if order == "new":
+        return tensor.chunk(3)[third]
+    by_head: Tensor = tensor.unflatten(0, (unet.heads_at(width), 3, -1))
+    return by_head[:, third].flatten(0, 1)

@@ -1,0 +1,69 @@
+"""Squared Euclidean distances by matrix products, block by block, and the nearest of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    Array = np.ndarray[Any, Any]
+
+BLOCK = 1000
+"""Rows and columns of distances that exist at a time."""
+
+
+def blocks(n: int) -> Iterator[slice]:
+    """0 ... n - 1 in slices of at most `BLOCK`."""
+    return (slice(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK))
+
+
+def squared(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """|x_i - y_j|^2 of float64 rows (n, d) and (m, d): (n, m)."""
+    found = torch.addmm(y.square().sum(1)[None], x, y.T, alpha=-2)
+    return found.add_(x.square().sum(1)[:, None]).clamp_(min=0)
+
+
+def centred(*arrays: Array) -> list[torch.Tensor]:
+    """The arrays (N, d) about the mean of the first, float64: products then round less."""
+    mean = arrays[0].mean(0, dtype=np.float64)
+    return [torch.from_numpy(np.asarray(a, np.float64) - mean) for a in arrays]
+
+
+def merge(
+    kept: tuple[torch.Tensor, torch.Tensor] | None, found: torch.Tensor, start: int, k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k nearest of those kept and of a block: values (n, k) ascending, and their columns.
+
+    Args:
+        found: distances to columns start ... (n, m).
+    """
+    values, columns = found.topk(min(k, found.shape[1]), 1, largest=False)
+    columns = columns + start
+    if kept is not None:
+        values, columns = torch.cat([kept[0], values], 1), torch.cat([kept[1], columns], 1)
+    order = values.argsort(dim=1, stable=True)[:, :k]
+    return values.gather(1, order), columns.gather(1, order)
+
+
+def radii(x: torch.Tensor, k: int) -> torch.Tensor:
+    """Squared distances of each row (n, d) to its 1st ... k-th nearest other row, (n, k).
+
+    Raises:
+        ValueError: there are not so many others.
+    """
+    if len(x) <= k:
+        raise ValueError(f"{len(x)} points have no {k} neighbours each")
+    result = x.new_empty(len(x), k)
+    for i in blocks(len(x)):
+        kept = None
+        for j in blocks(len(x)):
+            found = squared(x[i], x[j])
+            if i == j:
+                found.fill_diagonal_(torch.inf)
+            kept = merge(kept, found, j.start, k)
+        assert kept is not None
+        result[i] = kept[0]
+    return result

@@ -1,0 +1,113 @@
+"""Precision, recall, density and coverage: balls around the features of each side.
+
+The ball of an image reaches to its k-th nearest neighbour on its own side. Precision is the share
+of generated images within a ball of a real one, recall the share of real images within a ball of a
+generated one (Kynkäänniemi et al. 2019, eq. 1 and 2; k = 3). Density counts the real balls that a
+generated image is in, over k, and coverage is the share of real balls with a generated image inside
+(Naeem et al. 2020, eq. 2 and 3; k = 5). All four come from the same distances, hence one file.
+
+They depend on n: compare only at equal n. Against equal distributions, density is 1 and coverage
+1 - 2^-k for large n; precision and recall have no such fixed value.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from diffuse_cli.metrics import both
+from diffuse_cli.metrics._nearest import blocks, centred, radii, squared
+
+if TYPE_CHECKING:
+    from diffuse_cli.metrics import Features
+
+NEEDS = ("features",)
+
+K_PRECISION, K_DENSITY = 3, 5
+"""Neighbours that a ball reaches to, as the two papers choose them."""
+
+
+def compute(evaluation: Features) -> dict[str, float]:
+    """`precision`, `recall`, `density`, `coverage`, each with its standard error.
+
+    A number is left out where a side has no more than k images.
+
+    Raises:
+        UsageError: fewer than two images on a side.
+    """
+    real, fake = centred(*both(evaluation, "precision and recall"))
+    precision = Inside(real, K_PRECISION, len(fake))
+    recall = Inside(fake, K_PRECISION, len(real))
+    density = Inside(real, K_DENSITY, len(fake))
+    for i in blocks(len(real)):
+        for j in blocks(len(fake)):
+            found = squared(real[i], fake[j])
+            precision.add(found, i, j)
+            density.add(found, i, j)
+            recall.add(found.T, j, i)
+    result: dict[str, float] = {}
+    if precision.usable:
+        result |= _named("precision", _share(precision.by_point, precision.only_ball, len(real)))
+    if recall.usable:
+        result |= _named("recall", _share(recall.by_point, recall.only_ball, len(fake)))
+    if density.usable:
+        result |= _named("density", _density(density))
+        result |= _named("coverage", _share(density.by_ball, density.only_point, len(fake)))
+    return result
+
+
+def _named(name: str, found: tuple[float, float]) -> dict[str, float]:
+    return {name: found[0], f"{name}_standard_error": found[1]}
+
+
+class Inside:
+    """Which of m points are in which of the balls around the rows of x (n, d), counted.
+
+    Attributes:
+        usable: whether there are neighbours enough.
+        by_ball, by_point: points in each ball (n,), balls around each point (m,).
+        only_point, only_ball: the place of the point or ball where there is only one.
+    """
+
+    def __init__(self, x: torch.Tensor, k: int, m: int) -> None:
+        self.usable = len(x) > k
+        self.radii = radii(x, k)[:, -1:] if self.usable else x.new_zeros(0)
+        self.by_ball, self.by_point = x.new_zeros(len(x)), x.new_zeros(m)
+        self.only_point, self.only_ball = x.new_zeros(len(x)), x.new_zeros(m)
+
+    def add(self, found: torch.Tensor, i: slice, j: slice) -> None:
+        """Count a block of squared distances, balls i to points j."""
+        if self.usable:
+            inside = (found <= self.radii[i]).double()
+            self.by_ball[i] += inside.sum(1)
+            self.by_point[j] += inside.sum(0)
+            # A sum of places is the place where there is one.
+            self.only_point[i] += inside @ torch.arange(j.start, j.stop, dtype=torch.float64)
+            self.only_ball[j] += torch.arange(i.start, i.stop, dtype=torch.float64) @ inside
+
+
+def _share(counts: torch.Tensor, only: torch.Tensor, others: int) -> tuple[float, float]:
+    """The share of counts above zero, and its standard error over draws of both sides.
+
+    The images counted give a binomial error. An image of the other side matters to those that it
+    alone reaches: leaving it out would lose them, and the squares of such losses are the
+    jackknife's variance (Efron & Stein 1981). That balls nearby would grow is neglected: the error
+    is rather too large.
+    """
+    n = len(counts)
+    share = float((counts > 0).double().mean())
+    adjusted = (share * n + 1) / (n + 2)  # a share of 0 or 1 is not known without error either
+    lost = torch.bincount(only[counts == 1].long(), minlength=others).double() / n
+    of_others = float((lost - lost.mean()).square().sum())
+    return share, math.sqrt(adjusted * (1 - adjusted) / n + of_others)
+
+
+def _density(inside: Inside) -> tuple[float, float]:
+    """Balls around a point over k, and the standard error of a mean over two samples."""
+    n, m = len(inside.by_ball), len(inside.by_point)
+    each_point = inside.by_point / K_DENSITY
+    each_ball = inside.by_ball * n / (m * K_DENSITY)
+    variance = float(each_point.var()) / m + float(each_ball.var()) / n
+    return float(each_point.mean()), math.sqrt(variance)

@@ -1,0 +1,73 @@
+"""Image files changed at random: an image, or a known reason why not, and nothing else."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from random import Random
+
+import pytest
+from corpus import encoded, fill, noise
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from mutations import BY_FORMAT, CHANGES, mutated, seeds
+from PIL import Image
+
+from diffuse_cli.data import Unusable, decode, read_images, reasons
+from diffuse_cli.events import finish
+
+REASONS = {value for value in vars(reasons).values() if isinstance(value, str)}
+FUZZ = settings(max_examples=150, deadline=None, derandomize=True, database=None)
+
+numbers = st.integers(0, 2**32 - 1)
+
+
+def outcome(data: bytes) -> str:
+    """The reason why a file is skipped, empty where it is an image."""
+    try:
+        image, reason = decode(data), ""
+    except Unusable as error:
+        image, reason = Image.new("L", (1, 1)), error.reason
+    assert not reason or reason in REASONS
+    assert image.mode in ("L", "RGB")
+    assert 0 < image.width * image.height <= (Image.MAX_IMAGE_PIXELS or 0)
+    return reason
+
+
+@FUZZ
+@given(numbers)
+def test_a_changed_file_is_an_image_or_has_a_reason(number: int) -> None:
+    data = mutated(Random(number))
+    assert outcome(data) == outcome(data)
+
+
+@FUZZ
+@given(st.binary(max_size=200), st.sampled_from(seeds()), st.integers(0, 200))
+@example(b"", b"", 0)
+def test_any_bytes_after_a_beginning_are_an_image_or_have_a_reason(
+    data: bytes, seed: bytes, keep: int
+) -> None:
+    outcome(seed[:keep] + data)
+
+
+@settings(FUZZ, max_examples=10)
+@given(numbers, st.sampled_from([1, 3]))
+def test_a_folder_of_changed_files_is_read_to_its_end(number: int, workers: int) -> None:
+    rng = Random(number)
+    files = {f"{k:02d}.png": mutated(rng) for k in range(30)} | {"a.png": encoded(noise(1))}
+    usable = {name for name, data in files.items() if not outcome(data)}
+    with tempfile.TemporaryDirectory() as folder:
+        images = finish(read_images(fill(Path(folder), files), size=(8, 8), workers=workers))
+    assert set(images.names) == usable
+    assert images.pixels.shape[2:] == (8, 8)
+    skipped = sum(count for count, _ in images.summary.skipped.values())
+    assert len(images) + skipped == len(files)
+
+
+@pytest.mark.parametrize("change", [*CHANGES, *(change for _, change in BY_FORMAT)])
+def test_changes_change_and_equal_seeds_give_equal_files(change: object) -> None:
+    assert callable(change)
+    files = [data for data in seeds() if len(data) > 100]
+    changed = [change(Random(k), data) for k, data in enumerate(files)]
+    assert changed == [change(Random(k), data) for k, data in enumerate(files)]
+    assert sum(a != b for a, b in zip(files, changed, strict=True)) > len(files) // 2

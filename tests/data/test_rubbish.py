@@ -1,0 +1,162 @@
+"""Folders full of rubbish: every file has its outcome, memory is bounded, training goes on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, Ran, environment, write_images
+from corpus import chunk, encoded, fill, noise, png
+from rubbish import odd, place, rubbish, zeros
+
+from diffuse_cli.data import Unusable, decode, decoding, read_images
+from diffuse_cli.events import finish
+
+MIB = 2**20
+FOUND = """if True:
+    import json, sys
+    sys.path.insert(0, sys.argv[3])
+    from memory import forget, peak
+    from diffuse_cli.data import decode, read_images
+    from diffuse_cli.events import finish
+    decode(open(sys.argv[1], "rb").read())  # what is allocated once
+    forget()
+    before = peak()
+    summary = finish(read_images(sys.argv[2], workers=2)).summary
+    print(json.dumps([peak() - before, summary.to_dict()]))
+"""
+
+
+def measured(tmp_path: Path, folder: Path) -> tuple[int, dict[str, Any]]:
+    """Bytes by which a process grows as it reads `folder`, and what it finds there."""
+    small = fill(tmp_path / "small", {"a.png": encoded(noise(1))}) / "a.png"
+    line = [sys.executable, "-c", FOUND, str(small), str(folder), str(ROOT / "tests")]
+    ran = subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    growth, summary = json.loads(ran.stdout)
+    return growth, summary
+
+
+def outcome(data: bytes) -> str:
+    try:
+        return "" if decode(data).size else "no pixels"
+    except Unusable as error:
+        return error.reason
+
+
+def test_every_file_has_its_outcome() -> None:
+    assert {name: outcome(data) for name, data in odd().items() if outcome(data)} == {}
+    files = rubbish()
+    assert {name: outcome(data) for name, (data, _) in files.items()} == {
+        name: reason for name, (_, reason) in files.items()
+    }
+
+
+def test_reading_rubbish_takes_little_memory_and_says_nothing(tmp_path: Path) -> None:
+    expected = place(tmp_path / "in")
+    growth, summary = measured(tmp_path, tmp_path / "in")
+    assert growth < 48 * MIB
+    assert summary["usable"] == len(odd()) + 1
+    assert summary["found"] == len(odd()) + 1 + len(expected)
+    found = {reason: skip["count"] for reason, skip in summary["skipped"].items()}
+    assert found == Counter(expected.values())
+    for reason, skip in summary["skipped"].items():
+        names = sorted(name for name, why in expected.items() if why == reason)
+        assert skip["first"] == names[:5]
+
+
+ROWS = 4200
+LARGE = {"colour": (6, 8, 4), "grey": (4, 8, 2), "wide": (0, 16, 2)}
+"""Colour type, depth and bytes a pixel of PNGs that are over `LARGE`, but no bombs."""
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_a_large_image_takes_few_bytes_a_pixel(tmp_path: Path, kind: str) -> None:
+    colour, depth, size = LARGE[kind]
+    whole = png(ROWS, ROWS, depth, colour, b"")
+    at = whole.index(b"IDAT") - 4
+    data = zeros(ROWS * (ROWS * size + 1))
+    folder = fill(tmp_path / "in", {f"{k}.png": whole[:at] + chunk(b"IDAT", data) for k in "ab"})
+    growth, summary = measured(tmp_path, folder)
+    assert summary["usable"] == 2
+    assert growth < 10 * ROWS**2 + 16 * MIB
+
+
+@pytest.mark.parametrize("what", ["pixels", "bytes", "neither"])
+def test_large_images_are_decoded_one_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    inside: list[int] = []
+    most: list[int] = []
+    original = decoding._normalised
+
+    def slowly(*arguments: Any) -> Any:
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.005)
+        inside.pop()
+        return original(*arguments)
+
+    monkeypatch.setattr(decoding, "_normalised", slowly)
+    if what == "pixels":
+        monkeypatch.setattr(decoding, "LARGE", 63)
+    if what == "bytes":
+        monkeypatch.setattr("diffuse_cli.data.jobs.LARGE", 63)
+    monkeypatch.setattr("diffuse_cli.data.pool._FILES_A_CHUNK", 1)
+    folder = fill(tmp_path, {f"{k}.png": encoded(noise(k)) for k in range(20)})
+    finish(read_images(folder, workers=4))
+    assert len(most) == 20
+    assert (max(most) == 1) == (what != "neither")
+
+
+# -- the command ----------------------------------------------------------------------------------
+
+Diffuse = Callable[..., Ran]
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> tuple[Path, dict[str, str]]:
+    """Rubbish among 30 good images; the reasons, by name."""
+    expected = place(write_images(tmp_path / "mixed", 30) / "dark")
+    return tmp_path / "mixed", {f"dark/{name}": reason for name, reason in expected.items()}
+
+
+def test_training_goes_to_its_end_and_says_what_it_skipped(
+    diffuse: Diffuse, recipe: Path, mixed: tuple[Path, dict[str, str]]
+) -> None:
+    folder, expected = mixed
+    ran = diffuse("train", folder, "--config", recipe, "--size", 8, "--steps", 2, "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["step"] == 2
+    assert ran.json["images"] == 30 + len(odd()) + 1
+    for reason, count in Counter(expected.values()).items():
+        plural = "file" if count == 1 else "files"
+        first = next(name for name in sorted(expected) if expected[name] == reason)
+        assert f"skipped {count} {plural}, {reason}: {first}" in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_training_with_strict_ends_at_the_first_of_them(
+    diffuse: Diffuse, recipe: Path, mixed: tuple[Path, dict[str, str]]
+) -> None:
+    folder, expected = mixed
+    ran = diffuse("train", folder, "--config", recipe, "--steps", 2, "--strict", "-q")
+    assert ran.code == 3
+    assert f"{min(expected)}: {expected[min(expected)]}" in ran.line
+    assert not Path("model.run").exists()
+
+
+@pytest.mark.parametrize("name", sorted(rubbish()))
+def test_no_rubbish_is_an_image_to_look_at(diffuse: Diffuse, tmp_path: Path, name: str) -> None:
+    data, reason = rubbish()[name]
+    fill(tmp_path, {name: data})
+    ran = diffuse("noise-demo", name, "-q")
+    assert ran.code == 3
+    assert f"cannot use {name}: {reason}" in ran.line

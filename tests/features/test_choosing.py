@@ -1,0 +1,140 @@
+"""`diffuse eval --features NAME --weights FILE`, as a user types it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import write_images
+
+from diffuse_cli.config import EvalConfig
+from diffuse_cli.errors import UsageError
+from diffuse_cli.features import dinov2, inception
+from diffuse_cli.features.efficientnet_lite0 import weights_file
+from diffuse_cli.files import sha256
+
+SHORT = ("-n", 4, "--steps", 2, "--timesteps", 2)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("other") / "images", 14, seed=2)
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A file of random weights of a small DINOv2 that passes for the published one."""
+    shape = dinov2.Shape(width=32, depth=1, heads=2, grid=4)
+    torch.manual_seed(0)
+    file = tmp_path / dinov2.PUBLISHED.file
+    torch.save({k: torch.randn_like(v) for k, v in _state(shape).items()}, file)
+    found = replace(dinov2.PUBLISHED, sha256=sha256(file))
+    monkeypatch.setattr(dinov2, "PUBLISHED", found)
+    monkeypatch.setattr(dinov2, "LARGE", shape)
+    monkeypatch.setattr(dinov2.build, "__defaults__", (shape,))
+    return file
+
+
+def _state(shape):
+    return dinov2.VisionTransformer(shape).state_dict()
+
+
+def test_the_weights_of_a_file_are_used_and_named(diffuse, model, other, small):
+    ran = diffuse(
+        "eval", model, other, *SHORT, "--features", "dinov2", "--weights", small, "--json"
+    )
+    assert ran.code == 0, ran.err
+    assert ran.json["features"]["name"] == "dinov2"
+    assert ran.json["features"]["weights_sha256"] == sha256(small)
+    assert ran.json["features"]["resize"].startswith("224x224")
+    assert ran.json["frechet_distance"] > 0
+
+
+def test_the_weights_of_the_folder_are_used(diffuse, other, images, small, monkeypatch):
+    line = ("eval", other, images, "-n", 4, "--features", "dinov2", "--json")
+    named = diffuse(*line, "--weights", small).json
+    monkeypatch.setenv("DIFFUSE_WEIGHTS", str(small.parent))
+    assert {**diffuse(*line).json, "seconds": 0} == {**named, "seconds": 0}
+
+
+def test_weights_of_the_model_and_of_the_features_are_given_together(diffuse, model, other):
+    line = ("eval", model, other, *SHORT, "--precision", "fp32", "--json")
+    raw = diffuse(*line, "--weights", "raw").json
+    both = diffuse(*line, "--weights", weights_file(), "--weights", "raw").json
+    assert {**both, "seconds": 0} == {**raw, "seconds": 0}
+    assert raw["settings"]["weights"] == "raw"
+    assert diffuse(*line).json["settings"]["weights"] == "ema"
+
+
+@pytest.mark.parametrize("name", ["inception", "dinov2", "efficientnet-lite0"])
+@pytest.mark.parametrize("way", ["option", "variable"])
+def test_a_wrong_checksum_ends_before_the_work(diffuse, model, other, monkeypatch, name, way):
+    file = Path("w.pth")
+    line = ["eval", model, other, *SHORT, "--features", name, "-q"]
+    if way == "option":
+        line += ["--weights", file]
+    elif name == "efficientnet-lite0":
+        pytest.skip("comes with the installation")
+    else:
+        file = Path({"inception": inception, "dinov2": dinov2}[name].PUBLISHED.file)
+        monkeypatch.setenv("DIFFUSE_WEIGHTS", ".")
+    file.write_bytes(b"other weights")
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("diffuse_cli.evaluation.evaluating.read_sides", lambda *_: 1 / 0)
+    ran = diffuse(*line)
+    assert ran.code == 4
+    assert f"{file} is not the weights of {name}" in ran.line
+
+
+def test_without_weights_and_network_one_line_says_what_to_do(
+    diffuse, model, other, monkeypatch, tmp_path
+):
+    what = replace(inception.PUBLISHED, url="http://127.0.0.1:1/weights.pth")
+    monkeypatch.setattr(inception, "PUBLISHED", what)
+    monkeypatch.setenv("DIFFUSE_CACHE", str(tmp_path / "cache"))
+    ran = diffuse("eval", model, other, *SHORT, "--features", "inception", "-q")
+    assert ran.code == 4
+    for text in (what.url, what.sha256, "--weights FILE", "DIFFUSE_WEIGHTS"):
+        assert text in ran.line
+
+
+WRONG = {
+    "emaa": "--weights: there is no 'emaa'. Did you mean 'ema'?",
+    "weights.pth": "--weights: no such file: weights.pth",
+    "some/where": "--weights: no such file: some/where",
+    "we\n.pth": r"--weights: no such file: we\n.pth",
+    ".": "--weights . is a folder",
+}
+
+
+@pytest.mark.parametrize("given", list(WRONG))
+def test_what_is_neither_a_name_nor_a_file_is_refused(diffuse, model, other, given):
+    ran = diffuse("eval", model, other, "--weights", given)
+    assert ran.code == 2
+    assert WRONG[given] in ran.line
+
+
+@pytest.mark.parametrize("given", [("ema", "raw"), ("ema", "ema"), ("a.pth", "b.pth")])
+def test_two_of_a_kind_are_refused(tmp_path, monkeypatch, given):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.pth", "b.pth"):
+        Path(name).touch()
+    with pytest.raises(UsageError, match="one of the model's weights and one file"):
+        EvalConfig(subject="x", data="y", weights=given)
+
+
+def test_sample_takes_names_alone(diffuse, model):
+    ran = diffuse("sample", model, "--weights", "w.pth")
+    assert ran.code == 2
+    assert "there is no 'w.pth'" in ran.line
+
+
+def test_the_two_kinds(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("ema").touch()
+    config = EvalConfig(subject="x", data="y", weights=("./ema", "raw"))
+    assert (config.model_weights, config.feature_weights) == ("raw", "./ema")
+    config = EvalConfig(subject="x", data="y", weights="ema")
+    assert (config.model_weights, config.feature_weights) == ("ema", None)

@@ -1,0 +1,239 @@
+"""Weights from a folder, from the cache, or over the network, which fails in every way."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.server
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from seams import FULL, failing
+
+from diffuse_cli import files, locks
+from diffuse_cli.errors import BusyError, ModelFileError, OutputError
+from diffuse_cli.events import Notice, Progress, finish
+from diffuse_cli.features import _weights
+from diffuse_cli.features._weights import Published, download, obtain
+
+CONTENT = bytes(range(256)) * 4096 * 2 + b"the end"
+NAME = "network-weights.pth"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers by the first part of the path."""
+
+    def do_GET(self) -> None:
+        way = self.path.split("/")[1]
+        self.server.asked.append(self.path)
+        if way == "moved":
+            self.send_response(302)
+            self.send_header("Location", f"/good/{NAME}")
+            self.end_headers()
+            return
+        if way == "none":
+            self.send_error(404)
+            return
+        content = {"other": CONTENT[::-1], "long": CONTENT + b"!"}.get(way, CONTENT)
+        self.send_response(200)
+        if way != "unsized":
+            self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content[: len(content) // 3] if way == "cut" else content)
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+class Silent(Handler):
+    """Says nothing after half of the content."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(CONTENT)))
+        self.end_headers()
+        self.wfile.write(CONTENT[: len(CONTENT) // 2])
+        self.wfile.flush()
+        self.server.stop.wait(10)
+
+
+@contextlib.contextmanager
+def serving(handler):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.asked, server.stop = [], threading.Event()
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.stop.set()
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def server():
+    with serving(Handler) as server:
+        yield server
+
+
+@pytest.fixture
+def published(server):
+    """The weights, as they are published under a way of the server."""
+
+    def at(way: str) -> Published:
+        return Published(
+            network="some-network",
+            file=NAME,
+            url=f"http://127.0.0.1:{server.server_port}/{way}/{NAME}",
+            sha256=hashlib.sha256(CONTENT).hexdigest(),
+            size=len(CONTENT),
+        )
+
+    return at
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFUSE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("DIFFUSE_WEIGHTS", raising=False)
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    return tmp_path / "cache" / "weights"
+
+
+def there(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+
+
+@pytest.mark.parametrize("way", ["good", "moved", "unsized"])
+def test_weights_are_downloaded_once(server, published, cache, way):
+    events = []
+    work = obtain(published(way))
+    with contextlib.suppress(StopIteration):
+        while True:
+            events.append(next(work))
+    assert (cache / NAME).read_bytes() == CONTENT
+    assert there(cache) == [NAME]
+    said, *counts = events
+    assert isinstance(said, Notice)
+    assert published(way).url in said.text
+    assert counts == [Progress("download", done, 3, "MiB") for done in (1, 2, 3)]
+    asked = len(server.asked)
+    assert finish(obtain(published(way))) == cache / NAME
+    assert len(server.asked) == asked
+
+
+FAILURES = {
+    "none": "the server answers 404",
+    "cut": f"it ended after {len(CONTENT) // 3:,} of {len(CONTENT):,} bytes",
+    "other": f"its SHA-256 is {hashlib.sha256(CONTENT[::-1]).hexdigest()}",
+    "long": f"it has more than {len(CONTENT):,} bytes",
+}
+
+
+def check_failed(error: ModelFileError, reason: str, what: Published) -> None:
+    assert error.exit_code == 4
+    assert "\n" not in str(error)
+    for text in (reason, what.url, what.sha256, "--weights FILE", "DIFFUSE_WEIGHTS"):
+        assert text in str(error)
+
+
+@pytest.mark.parametrize("way", list(FAILURES))
+def test_what_is_not_the_published_file_is_not_kept(published, cache, way):
+    with pytest.raises(ModelFileError) as caught:
+        finish(obtain(published(way)))
+    check_failed(caught.value, FAILURES[way], published(way))
+    assert there(cache) == []
+
+
+def test_a_server_that_falls_silent_is_not_waited_for(published, cache, monkeypatch):
+    monkeypatch.setattr(_weights, "PATIENCE", 0.2)
+    with serving(Silent) as server:
+        what = replace(published("x"), url=f"http://127.0.0.1:{server.server_port}/{NAME}")
+        with pytest.raises(ModelFileError) as caught:
+            finish(obtain(what))
+        server.stop.set()
+    check_failed(caught.value, "timed out", what)
+    assert there(cache) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("http://127.0.0.1:1/w.pth", "Connection refused"),
+        ("https://no.such.host.invalid/w.pth", ""),
+    ],
+)
+def test_without_a_network_one_line_says_what_to_do(published, cache, url, reason):
+    what = replace(published("good"), url=url)
+    with pytest.raises(ModelFileError) as caught:
+        finish(obtain(what))
+    check_failed(caught.value, reason, what)
+    assert there(cache) == []
+
+
+def test_nothing_is_downloaded_where_nothing_is_kept(server, published, monkeypatch):
+    monkeypatch.setenv("DIFFUSE_CACHE", "")
+    with pytest.raises(ModelFileError) as caught:
+        finish(obtain(published("good")))
+    check_failed(caught.value, "DIFFUSE_CACHE", published("good"))
+    assert server.asked == []
+
+
+def test_a_damaged_file_of_the_cache_is_downloaded_again(published, cache):
+    cache.mkdir(parents=True)
+    (cache / NAME).write_bytes(CONTENT[:-1])
+    assert finish(obtain(published("good"))) == cache / NAME
+    assert (cache / NAME).read_bytes() == CONTENT
+
+
+def test_the_folder_of_the_variable_comes_first(server, published, tmp_path, monkeypatch):
+    """What lies there is the user's: it is checked when it is loaded, and never replaced."""
+    folder = tmp_path / "mine"
+    monkeypatch.setenv("DIFFUSE_WEIGHTS", str(folder))
+    finish(obtain(published("good")))
+    assert len(server.asked) == 1
+    folder.mkdir()
+    (folder / NAME).write_bytes(b"other")
+    assert finish(obtain(published("good"))) == folder / NAME
+    assert len(server.asked) == 1
+    with pytest.raises(ModelFileError, match="SHA-256"):
+        _weights.read(folder / NAME, published("good"))
+    assert (folder / NAME).read_bytes() == b"other"
+
+
+def test_a_full_disk_is_no_fault_of_the_network(published, cache, monkeypatch):
+    monkeypatch.setattr(files, "operation", failing("sync", FULL))
+    with pytest.raises(OutputError):
+        finish(obtain(published("good")))
+    assert not (cache / NAME).exists()
+
+
+def test_an_interrupted_download_leaves_nothing(published, cache):
+    work = download(published("good"), cache / NAME)
+    for _ in range(2):
+        next(work)
+    assert there(cache) != []
+    work.close()
+    assert there(cache) == []
+
+
+def test_what_a_killed_download_left_goes(published, cache):
+    cache.mkdir(parents=True)
+    (cache / f".{NAME}.123.tmp").write_bytes(b"half")
+    finish(obtain(published("good")))
+    assert there(cache) == [NAME]
+
+
+def test_two_do_not_download_at_a_time(server, published, cache, monkeypatch):
+    @contextlib.contextmanager
+    def held(path, hint):
+        raise BusyError("process 7 is writing", hint)
+        yield
+
+    monkeypatch.setattr(locks, "held", held)
+    with pytest.raises(BusyError, match=r"Wait for it$"):
+        finish(obtain(published("good")))
+    assert server.asked == []

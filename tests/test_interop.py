@@ -1,0 +1,1090 @@
+"""Models of other programs: they answer as they did there, and nothing in a file is run."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from conftest import Ran
+from interop_oracles import answer, checkpoint
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from diffuse_cli import modelfile
+from diffuse_cli.config import ConvertConfig, TrainConfig, UNetConfig
+from diffuse_cli.core import SAMPLERS
+from diffuse_cli.core.guidance import clip
+from diffuse_cli.errors import UsageError
+from diffuse_cli.events import finish
+from diffuse_cli.interop import FORMATS, _assembling, _scheduler, convert, diffusers, openai
+from diffuse_cli.options import to_dict
+from diffuse_cli.presets import PRESETS, network
+from diffuse_cli.training.configuring import complete, configure
+
+theirs = pytest.importorskip("diffusers")
+
+OUT = "model.safetensors"
+SMALL: dict[str, Any] = {
+    "sample_size": 8, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "attention_head_dim": 8,
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+}  # fmt: skip
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "small": {},
+    "ddpm": {
+        "downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1, "norm_eps": 1e-6,
+        "attention_head_dim": None,
+    },
+    "scale and shift": {"resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 4},
+    "up and down": {
+        "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("ResnetUpsampleBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        "block_out_channels": (8, 8, 24), "downsample_type": "resnet", "upsample_type": "resnet",
+    },
+    "not square": {"sample_size": (8, 12), "in_channels": 1, "out_channels": 1, "dropout": 0.1},
+    "attention everywhere": {
+        "down_block_types": ("AttnDownBlock2D",) * 2, "up_block_types": ("AttnUpBlock2D",) * 2,
+        "layers_per_block": 2, "attention_head_dim": 4,
+    },
+    "classes": {"num_class_embeds": 3},
+    "learned": {"out_channels": 6},
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def randomised(net: Any) -> Any:
+    """The network with no weight that is zero, or one for all channels."""
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, p in net.named_parameters():
+            fan = p[0].numel() if p.ndim > 1 else 10
+            p.copy_(torch.randn(p.shape, generator=draw) * fan**-0.5)
+            if "norm" in name and name.endswith("weight"):
+                p.add_(1)
+    return net.eval()
+
+
+def unet2d(**changes: Any) -> Any:
+    return randomised(theirs.UNet2DModel(**{**SMALL, **changes}))
+
+
+def pipeline(
+    net: Any = None, scheduler: Any = None, where: str = "pipeline", **saving: Any
+) -> Path:
+    """A folder as diffusers' pipelines have it."""
+    folder = Path(where)
+    (net or unet2d()).save_pretrained(folder / "unet", **saving)
+    (scheduler or theirs.DDPMScheduler()).save_pretrained(folder / "scheduler")
+    return folder
+
+
+def described(path: Path, **changes: Any) -> None:
+    """Change fields of a JSON file; None takes one out."""
+    fields = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({k: v for k, v in fields.items() if v is not None}))
+
+
+def converted(source: Path | str, **options: Any) -> modelfile.Model:
+    """The model that `convert` writes, as it is read again."""
+    finish(convert(ConvertConfig(source=str(source), overwrite=True, **options)))
+    return modelfile.load(OUT)
+
+
+def batch(channels: int, size: Any, n: int = 2) -> tuple[Tensor, Tensor]:
+    x = torch.randn(n, channels, *size, generator=torch.Generator().manual_seed(2))
+    return x, torch.tensor([3, 977])[:n]
+
+
+def same(found: Tensor, expected: Tensor) -> bool:
+    assert float(expected.std()) > 0.1
+    return torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+# -- diffusers: the network -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+@torch.no_grad()
+def test_a_network_of_diffusers_answers_as_it_did_there(name: str):
+    net = unet2d(**NETWORKS[name])
+    variance = "learned_range" if name == "learned" else "fixed_small"
+    model = converted(pipeline(net, theirs.DDPMScheduler(variance_type=variance)))
+    x, t = batch(net.config.in_channels, model.unet.size)
+    label = torch.tensor([0, 2]) if name == "classes" else None
+    expected = net(x, t, class_labels=label).sample
+    assert same(model.network()(x, t.float(), label=label), expected)
+    assert model.unet.dropout == net.config.dropout
+
+
+@torch.no_grad()
+def test_no_class_is_a_row_of_zeros_which_is_the_network_without_a_label():
+    net = unet2d(num_class_embeds=3)
+    model = converted(pipeline(net))
+    assert model.classes == ("0", "1", "2")
+    x, t = batch(3, (8, 8))
+    net.class_embedding.weight.zero_()
+    expected = net(x, t, class_labels=torch.tensor([0, 1])).sample
+    assert same(model.network()(x, t.float()), expected)
+
+
+def places(folder: Path) -> dict[str, Path]:
+    """Every way to name a pipeline, and the layout without subfolders."""
+    flat = Path("flat")
+    flat.mkdir()
+    for part in (
+        "unet/config.json",
+        f"unet/{diffusers.WEIGHTS[0]}",
+        "scheduler/scheduler_config.json",
+    ):
+        (flat / Path(part).name).write_bytes((folder / part).read_bytes())
+    return {
+        "pipeline": folder,
+        "unet": folder / "unet",
+        "file": folder / "unet" / diffusers.WEIGHTS[0],
+        "flat": flat,
+        "flat file": flat / diffusers.WEIGHTS[0],
+    }
+
+
+def test_a_pipeline_is_found_however_it_is_named(diffuse):
+    written = set()
+    for source in places(pipeline(scheduler=theirs.DDPMScheduler(beta_end=0.01))).values():
+        assert diffuse("convert", source, "--overwrite").code == 0
+        written.add(Path(OUT).read_bytes())
+    assert len(written) == 1
+    assert modelfile.load(OUT).diffusion.betas[-1] == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_weights_may_be_a_pickle_of_tensors(zipped: bool):
+    folder = pipeline()
+    plain = converted(folder).ema
+    weights = load_file(folder / "unet" / diffusers.WEIGHTS[0])
+    (folder / "unet" / diffusers.WEIGHTS[0]).unlink()
+    pickled = folder / "unet" / diffusers.WEIGHTS[1]
+    torch.save(weights, pickled, _use_new_zipfile_serialization=zipped)
+    found = converted(folder).ema
+    assert all(torch.equal(found[name], plain[name]) for name in plain)
+
+
+def test_old_names_of_attention_layers_are_known():
+    folder = pipeline()
+    path = folder / "unet" / diffusers.WEIGHTS[0]
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    weights = {}
+    for name, tensor in load_file(path).items():
+        for new, was in old.items():
+            name = name.replace(f".{new}.", f".{was}.")
+        weights[name] = tensor
+    assert len([name for name in weights if ".query." in name]) == 8
+    plain = converted(folder).ema
+    save_file(weights, path)
+    found = converted(folder).ema
+    assert all(torch.equal(found[name], plain[name]) for name in plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_become_float32(dtype: torch.dtype):
+    folder = pipeline(unet2d().to(dtype))
+    weights = load_file(folder / "unet" / diffusers.WEIGHTS[0])
+    model = converted(folder)
+    assert all(torch.equal(t, weights[name].float()) for name, t in model.ema.items())
+
+
+def test_the_size_is_typed_where_the_files_do_not_say_it(diffuse):
+    folder = pipeline(unet2d(sample_size=None))
+    assert "Give --size" in diffuse("convert", folder, "-q").line
+    model = converted(folder, size="12x8")
+    assert (model.unet.size, model.unet.attends) == ((12, 8), [False, True])
+    ran = diffuse("convert", folder, "--size", 9, "--overwrite", "-q")
+    assert ran.code == 2
+    assert "halves 1 times, which 9x9 does not allow" in ran.line
+
+
+def test_defaults_are_those_of_diffusers():
+    parameters = dict(list(inspect.signature(theirs.UNet2DModel.__init__).parameters.items())[1:])
+    assert {n: p.default for n, p in parameters.items()} == diffusers.DEFAULTS
+    assert set(diffusers.ONLY) <= set(diffusers.DEFAULTS)
+
+
+LACKING: dict[str, Any] = {
+    "center_input_sample": True,
+    "time_embedding_type": "fourier",
+    "time_embedding_dim": 48,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "mid_block_scale_factor": 2,
+    "act_fn": "mish",
+    "attn_norm_num_groups": 2,
+    "resnet_time_scale_shift": "spatial",
+    "add_attention": False,
+    "class_embed_type": "timestep",
+    "downsample_type": "none",
+    "upsample_type": "none",
+    "down_block_types": ["DownBlock2D", "SkipDownBlock2D"],
+    "up_block_types": ["UpBlock2D", "AttnUpBlock2D"],
+    "block_out_channels": [8, 12],
+    "future_field": 3,
+}
+
+
+@pytest.mark.parametrize("name", list(LACKING))
+def test_what_the_network_has_not_is_refused_by_name(diffuse, name: str):
+    folder = pipeline()
+    described(folder / "unet" / "config.json", **{name: LACKING[name]})
+    ran = diffuse("convert", folder, "-q")
+    assert ran.code == 4
+    assert f"no network here has {name} = " in ran.line
+    assert "config.json" in ran.line
+    assert not Path(OUT).exists()
+
+
+def test_a_middle_without_a_norm_is_refused(diffuse):
+    """Without `attn_norm_num_groups`, scale and shift leave it out in diffusers."""
+    folder = pipeline(unet2d(resnet_time_scale_shift="scale_shift"))
+    ran = diffuse("convert", folder, "-q")
+    assert (ran.code, "attn_norm_num_groups = None" in ran.line) == (4, True)
+
+
+@pytest.mark.parametrize("down", [("resnet", "conv"), ("conv", "resnet")])
+def test_levels_that_change_their_size_in_two_ways_are_refused(diffuse, down):
+    kinds = {"conv": "DownBlock2D", "resnet": "ResnetDownsampleBlock2D"}
+    ups = {"conv": "UpBlock2D", "resnet": "ResnetUpsampleBlock2D"}
+    net = unet2d(
+        block_out_channels=(8, 8, 8),
+        down_block_types=(*(kinds[k] for k in down), "DownBlock2D"),
+        up_block_types=("UpBlock2D", *(ups[k] for k in reversed(down))),
+    )
+    ran = diffuse("convert", pipeline(net), "-q")
+    assert (ran.code, "down_block_types" in ran.line) == (4, True)
+
+
+MALFORMED: dict[str, Any] = {
+    "block_out_channels": "wide", "down_block_types": 3, "in_channels": "3", "norm_eps": -1,
+    "layers_per_block": [2, 2], "norm_num_groups": "4", "sample_size": "large", "dropout": 5,
+    "attention_head_dim": 7, "num_class_embeds": -3, "freq_shift": 2, "add_attention": "x" * 9999,
+    "flip_sin_to_cos": "x" * 9999,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(MALFORMED))
+def test_a_field_that_makes_no_sense_is_an_expected_error(diffuse, name: str):
+    folder = pipeline()
+    for value in (MALFORMED[name], None):
+        path = folder / "unet" / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+        ran = diffuse("convert", folder, "-q")
+        assert ran.code in (4, *((0, 2) if value is None else ())), ran.err
+        if ran.code:
+            assert ran.line.startswith("diffuse: ")
+            assert len(ran.line) < 500
+        Path(OUT).unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "[" * 100_000, "\xff", '{"in_channels": NaN, "sample_size": 8}', "3"]
+)
+def test_a_config_that_is_none_is_an_expected_error(diffuse, text: str):
+    folder = pipeline()
+    for part in ("unet/config.json", "scheduler/scheduler_config.json"):
+        before = (folder / part).read_bytes()
+        (folder / part).write_text(text, encoding="latin-1")
+        ran = diffuse("convert", folder, "-q")
+        assert (ran.code, part.split("/")[1] in ran.line) == (4, True), ran.err
+        (folder / part).write_bytes(before)
+
+
+def test_networks_of_another_kind_are_named(diffuse):
+    folder = pipeline()
+    described(folder / "unet" / "config.json", _class_name="UNet2DConditionModel")
+    ran = diffuse("convert", folder, "-q")
+    assert (ran.code, "is of a UNet2DConditionModel" in ran.line) == (4, True)
+
+
+def test_a_network_of_latents_is_refused(diffuse):
+    folder = pipeline()
+    index = {"_class_name": "LDMPipeline", "unet": [], "scheduler": [], "vqvae": []}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    for source in (folder, folder / "unet"):
+        ran = diffuse("convert", source, "-q")
+        assert (ran.code, "of a pipeline with vqvae" in ran.line) == (4, True)
+    index.pop("vqvae")
+    (folder / "model_index.json").write_text(json.dumps(index))
+    assert diffuse("convert", folder, "-q").code == 0
+    ran = diffuse(
+        "convert", pipeline(unet2d(in_channels=4, out_channels=4)), "-q", "-o", "m.safetensors"
+    )
+    assert (ran.code, "takes 4 channels" in ran.line) == (4, True)
+
+
+def test_weights_and_configuration_that_differ_are_told_apart(diffuse):
+    folder = pipeline()
+    path = folder / "unet" / diffusers.WEIGHTS[0]
+    weights = load_file(path)
+    changed = {
+        "is missing": {n: t for n, t in weights.items() if n != "conv_in.bias"},
+        "extra.weight is not of this network": {**weights, "extra.weight": torch.ones(2)},
+        "conv_in.bias is (9,), not (8,)": {**weights, "conv_in.bias": torch.ones(9)},
+        "weights that are not numbers: conv_in.bias": {
+            **weights, "conv_in.bias": torch.full((8,), float("nan")),
+        },
+        "no tensors of real numbers: conv_in.bias": {
+            **weights, "conv_in.bias": torch.ones(8, dtype=torch.int64),
+        },
+    }  # fmt: skip
+    for text, tensors in changed.items():
+        save_file(tensors, path)
+        ran = diffuse("convert", folder, "-q")
+        assert (ran.code, text in ran.line) == (4, True), ran.err
+    assert not Path(OUT).exists()
+
+
+# -- diffusers: the process -----------------------------------------------------------------------
+
+SCHEDULES_OF: dict[str, tuple[dict[str, Any], str | None]] = {
+    "linear": ({}, "linear"),
+    "another end": ({"beta_end": 0.01}, None),
+    "linear, 100 steps": ({"num_train_timesteps": 100}, None),
+    "linear, 100 steps, scaled": (
+        {"num_train_timesteps": 100, "beta_start": 1e-3, "beta_end": 0.2}, "linear",
+    ),
+    "scaled_linear": ({"beta_schedule": "scaled_linear"}, "quadratic"),
+    "stable diffusion": (
+        {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}, None,
+    ),
+    "cosine": ({"beta_schedule": "squaredcos_cap_v2"}, "cosine"),
+    "cosine, 50 steps": (
+        {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 50}, "cosine",
+    ),
+    "constant": ({"beta_start": 0.02}, "constant"),
+    "betas": ({"trained_betas": [0.1, 0.2, 0.3]}, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", list(SCHEDULES_OF))
+@pytest.mark.parametrize("kind", _scheduler.SCHEDULERS)
+def test_betas_are_those_of_the_scheduler(kind: str, case: str):
+    given, expected = SCHEDULES_OF[case]
+    scheduler = getattr(theirs, kind)(**given)
+    model = converted(pipeline(scheduler=scheduler))
+    process = modelfile.make_process(model.diffusion)
+    assert torch.allclose(process.betas, scheduler.betas.double(), rtol=2e-6, atol=1e-9)
+    assert model.diffusion.schedule == expected
+    assert (model.diffusion.betas is None) == (expected is not None)
+    assert process.timesteps.tolist() == list(range(process.num_timesteps))
+
+
+def test_the_sigmoid_schedule_of_diffusers_is_not_ours():
+    scheduler = theirs.DDPMScheduler(beta_schedule="sigmoid")
+    found = converted(pipeline(scheduler=scheduler)).diffusion
+    assert torch.allclose(torch.tensor(found.betas), scheduler.betas, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("said", "target"), [("epsilon", "eps"), ("sample", "x0"), ("v_prediction", "v")]
+)
+def test_targets(said: str, target: str):
+    model = converted(pipeline(scheduler=theirs.DDIMScheduler(prediction_type=said)))
+    assert model.diffusion.target == target
+    assert model.diffusion.variance == "small"
+
+
+def test_zero_terminal_snr_is_kept(diffuse):
+    scheduler = theirs.DDPMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction")
+    found = converted(pipeline(scheduler=scheduler)).diffusion
+    assert (found.schedule, found.zero_terminal_snr) == ("linear", True)
+    bars = modelfile.make_process(found).alpha_bars.float()
+    assert torch.allclose(bars, scheduler.alphas_cumprod, atol=1e-5)
+    # a target that does not exist there
+    folder = pipeline(scheduler=theirs.DDPMScheduler(rescale_betas_zero_snr=True))
+    ran = diffuse("convert", folder, "--overwrite", "-q")
+    assert (ran.code, "target 'eps' is undefined" in ran.line) == (4, True)
+
+
+@pytest.mark.parametrize(
+    "said", ["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned_range"]
+)
+def test_variances_are_those_of_the_scheduler(said: str):
+    scheduler = theirs.DDPMScheduler(variance_type=said)
+    learned = said == "learned_range"
+    model = converted(pipeline(unet2d(out_channels=6 if learned else 3), scheduler))
+    raw = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    denoiser = model.denoiser(lambda x, t: torch.cat([x, raw], 1) if learned else x)
+    prediction = denoiser(torch.zeros(1, 3, 8, 8), 500)
+    for t in (1, 10, 500, 999):
+        found = torch.as_tensor(prediction.log_var(t, t - 1))
+        expected = scheduler._get_variance(t, predicted_variance=raw if learned else None)
+        if said == "fixed_small_log":
+            expected = 2 * expected.log()
+        elif said in ("fixed_small", "fixed_large"):
+            expected = expected.log()
+        assert torch.allclose(found.float(), expected, rtol=1e-3), (said, t)
+
+
+UNTOLD = {
+    "_class_name": "EDMEulerScheduler",
+    "beta_schedule": "laplace",
+    "prediction_type": "flow_prediction",
+    "variance_type": "learned",
+    "num_train_timesteps": 10**9,
+    "trained_betas": [0.1, 2.0],
+    "beta_start": "low",
+    "beta_end": float("nan"),
+    "predict_epsilon": False,
+}
+
+
+@pytest.mark.parametrize("name", list(UNTOLD))
+def test_a_process_that_is_not_known_is_refused(diffuse, name: str):
+    folder = pipeline()
+    described(folder / "scheduler" / "scheduler_config.json", **{name: UNTOLD[name]})
+    ran = diffuse("convert", folder, "-q")
+    assert ran.code == 4, ran.err
+    assert "scheduler_config.json" in ran.line
+
+
+@pytest.mark.parametrize(
+    ("channels", "said"), [(6, "fixed_small"), (3, "learned_range"), (4, "fixed_small")]
+)
+def test_channels_that_do_not_suit_the_variance_are_refused(diffuse, channels: int, said: str):
+    folder = pipeline(unet2d(out_channels=channels), theirs.DDPMScheduler(variance_type=said))
+    ran = diffuse("convert", folder, "-q")
+    assert (ran.code, f"not {channels}" in ran.line) == (4, True)
+
+
+def test_settings_of_sampling_that_are_not_kept_are_said(diffuse):
+    plain = diffuse("convert", pipeline())
+    assert "warning" not in plain.err
+    for scheduler, text in (
+        (theirs.DDPMScheduler(clip_sample=False), "does not clip"),
+        (theirs.DDPMScheduler(clip_sample_range=2.0), "does not clip"),
+        (theirs.DDPMScheduler(thresholding=True), "--threshold 0.995"),
+    ):
+        ran = diffuse("convert", pipeline(scheduler=scheduler), "--overwrite")
+        assert ran.code == 0
+        assert "warning: " in ran.err
+        assert text in ran.err
+
+
+def test_without_a_scheduler_the_process_is_typed_or_a_presets(diffuse):
+    folder = pipeline()
+    (folder / "scheduler" / "scheduler_config.json").unlink()
+    ran = diffuse("convert", folder, "-q")
+    assert (ran.code, "does not say its noise schedule" in ran.line) == (2, True)
+    ran = diffuse("convert", folder, "--schedule", "cosine", "-q")
+    assert (ran.code, "does not say its number of timesteps" in ran.line) == (2, True)
+    typed = {"schedule": "sigmoid", "num_timesteps": 50, "target": "v", "variance": "large"}
+    found = converted(folder, **typed).diffusion
+    assert {name: getattr(found, name) for name in typed} == typed
+    assert found.rescale_timesteps is False
+    Path("betas.txt").write_text("0.1 0.2")
+    found = converted(folder, betas="betas.txt").diffusion
+    assert (found.betas, found.target, found.variance) == ((0.1, 0.2), "eps", "small")
+
+
+def test_what_is_typed_wins_over_the_scheduler(diffuse):
+    folder = pipeline(scheduler=theirs.DDPMScheduler(trained_betas=[0.1, 0.2]))
+    found = converted(folder, schedule="cosine", num_timesteps=9, target="x0", variance="large")
+    assert found.diffusion.betas is None
+    assert (found.diffusion.schedule, found.diffusion.num_timesteps) == ("cosine", 9)
+    assert (found.diffusion.target, found.diffusion.variance) == ("x0", "large")
+    ran = diffuse("convert", folder, "--num-timesteps", 9, "--overwrite", "-q")
+    assert (ran.code, "not the number of --betas" in ran.line) == (2, True)
+    ran = diffuse("convert", folder, "--variance", "learned", "--overwrite", "-q")
+    assert (ran.code, "--variance 'learned' needs 6 channels out" in ran.line) == (2, True)
+
+
+@pytest.mark.parametrize(("total", "target"), [(1000, "epsilon"), (40, "v_prediction")])
+@torch.no_grad()
+def test_ddim_draws_what_it_draws_in_diffusers(total: int, target: str):
+    net = unet2d()
+    scheduler = theirs.DDIMScheduler(
+        num_train_timesteps=total, clip_sample=False, prediction_type=target
+    )
+    model = converted(pipeline(net, scheduler))
+    scheduler.set_timesteps(5)
+    x, _ = batch(3, (8, 8))
+    expected = x
+    for t in scheduler.timesteps:
+        expected = scheduler.step(net(expected, t).sample, t, expected).prev_sample
+    denoiser = model.denoiser(model.network())
+    states = SAMPLERS["ddim"](
+        denoiser, denoiser.process, x, scheduler.timesteps.tolist(), noise=None
+    )
+    *_, last = states
+    assert float(expected.std()) > 0.1
+    assert torch.allclose(last.x, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+@torch.no_grad()
+def test_ddpm_draws_what_it_draws_in_diffusers(variance: str):
+    net = unet2d()
+    scheduler = theirs.DDPMScheduler(variance_type=variance)
+    model = converted(pipeline(net, scheduler))
+    scheduler.set_timesteps(8)
+    x, _ = batch(3, (8, 8))
+    draw = torch.Generator().manual_seed(3)
+    expected = x
+    for t in scheduler.timesteps:
+        out = net(expected, t).sample
+        expected = scheduler.step(out, t, expected, generator=draw).prev_sample
+    again = torch.Generator().manual_seed(3)
+    denoiser = model.denoiser(model.network())
+    states = SAMPLERS["ddpm"](
+        clip(denoiser, denoiser.process),
+        denoiser.process,
+        x,
+        scheduler.timesteps.tolist(),
+        noise=lambda k: torch.randn(x.shape, generator=again),
+    )
+    *_, last = states
+    assert torch.allclose(last.x, expected, rtol=1e-4, atol=1e-4)
+
+
+# -- OpenAI ---------------------------------------------------------------------------------------
+
+CHECKPOINTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "four heads": ({}, {"heads": 4}),
+    "head width": ({}, {"head_width": 32}),
+    "new order": ({}, {"heads": 4, "attention_order": "new"}),
+    "one head, new order": ({}, {"heads": 1, "attention_order": "new"}),
+    "up and down": ({"updown": True, "attends": (True, True)}, {"heads": 2}),
+    "time added": ({"scale_shift": False, "out_channels": 3}, {"heads": 2}),
+    "classes": ({"classes": 3, "updown": True, "scale_shift": False}, {"head_width": 16}),
+    "no attention": ({"attends": (False, False)}, {"heads": 2}),
+    "three levels": (
+        {"multipliers": (1, 1, 2), "attends": (False, True, False), "blocks": 2}, {"heads": 2},
+    ),
+    "one level": ({"multipliers": (1,), "attends": (True,), "blocks": 3}, {"heads": 2}),
+    "grey": ({"channels": 1, "out_channels": 2}, {"heads": 2}),
+}  # fmt: skip
+
+PROCESS: dict[str, Any] = {"schedule": "cosine", "num_timesteps": 1000}
+TYPED = ("--size", 8, "--schedule", "cosine", "--num-timesteps", 100)
+
+
+def saved(name: str = "ema_0.9999_500000.pt", **shape: Any) -> tuple[Path, dict[str, Tensor]]:
+    state = checkpoint(**shape)
+    torch.save(state, name)
+    return Path(name), state
+
+
+def heads_of(options: dict[str, Any]) -> Callable[[int], int]:
+    if "heads" in options:
+        return lambda width: int(options["heads"])
+    return lambda width: width // int(options["head_width"])
+
+
+@pytest.mark.parametrize("name", list(CHECKPOINTS))
+@torch.no_grad()
+def test_a_network_of_openai_answers_as_it_did_there(name: str):
+    shape, options = CHECKPOINTS[name]
+    path, state = saved(**shape)
+    model = converted(path, size=8, **PROCESS, **options)
+    unet = model.unet
+    x, t = batch(unet.channels, (8, 8))
+    label = torch.tensor([2, 0]) if unet.num_classes else None
+    order = options.get("attention_order", "legacy")
+    expected = answer(state, x, t, label, heads_of(options), order)
+    assert same(model.network()(x, t.float(), label=label), expected)
+    learned = unet.out_channels == 2 * unet.channels
+    assert model.diffusion.variance == ("learned" if learned else "large")
+    assert model.diffusion.target == "eps"
+    if unet.num_classes:
+        assert model.classes == ("0", "1", "2")
+        state["label_emb.weight"].zero_()
+        assert same(model.network()(x, t.float()), answer(state, x, t, label, heads_of(options)))
+
+
+@torch.no_grad()
+def test_the_two_orders_of_attention_are_two_networks():
+    path, _ = saved()
+    x, t = batch(3, (8, 8))
+    found = [
+        converted(path, size=8, heads=4, attention_order=order, **PROCESS).network()(x, t.float())
+        for order in ("legacy", "new")
+    ]
+    assert not torch.allclose(*found, atol=1e-2)
+    one = converted(path, size=8, heads=1, **PROCESS).network()(x, t.float())
+    assert not torch.allclose(found[0], one, atol=1e-2)
+
+
+SIDES = {"iddpm-cifar10": 32, "iddpm-imagenet64": 64, "adm-64": 64, "adm-128": 128, "adm-256": 256}
+
+
+def published(name: str, **changes: Any) -> tuple[SimpleNamespace, UNetConfig]:
+    """A checkpoint of a preset's shape that takes no memory, and the preset's network."""
+    own = PRESETS[name].unet
+    side, classes = SIDES[name], 1000 if name.startswith("adm") else 0
+    attends = tuple(side >> i in own["attention"] for i in range(len(own["multipliers"])))
+    state = checkpoint(
+        width=own["width"], multipliers=own["multipliers"], blocks=own["blocks"], attends=attends,
+        updown=own.get("resblock_updown", False), classes=classes, filled=False, **changes,
+    )  # fmt: skip
+    fields = {
+        **own,
+        "size": (side, side),
+        "out_channels": 6,
+        "num_classes": classes,
+        "dropout": 0.0,
+    }
+    fields["attention"] = tuple(sorted(own["attention"], reverse=True))
+    return SimpleNamespace(tensors=state, name="m.pt", path=Path("m.pt")), UNetConfig(**fields)
+
+
+@pytest.mark.parametrize("name", list(SIDES))
+def test_a_preset_says_what_a_published_checkpoint_does_not(name: str):
+    source, expected = published(name)
+    found = openai.read(source, ConvertConfig(source="m.pt", preset=name))
+    assert dataclasses.replace(found.unet, dropout=0.0) == expected
+    assert found.unet.dropout == PRESETS[name].unet.get("dropout", 0)
+    assert found.diffusion == {"variance": "learned"}
+    with pytest.raises(UsageError, match=f"It has the shape of.*--preset {name}"):
+        openai.read(source, ConvertConfig(source="m.pt"))
+
+
+def test_every_published_network_of_openai_is_tried():
+    assert set(SIDES) == {n for n, p in PRESETS.items() if p.published and n[:5] != "ddpm-"}
+
+
+def test_one_published_checkpoint_has_the_new_order():
+    """guided-diffusion's flags for 64x64; numbered rows say which were taken."""
+    for preset in SIDES:
+        source, unet = published(preset)
+        name, size = "middle_block.1.qkv.bias", unet.widths[-1]
+        source.tensors[name] = torch.arange(3.0 * size)
+        found = openai.read(source, ConvertConfig(source="m.pt", preset=preset)).tensors
+        keys = found["mid_block.attentions.0.to_k.bias"]
+        heads = unet.heads_at(size)
+        each = size // heads
+        rows = [3 * each * h + each + c for h in range(heads) for c in range(each)]
+        expected = range(size, 2 * size) if preset == "adm-64" else rows
+        assert keys.tolist() == list(expected), preset
+
+
+def test_a_preset_of_another_network_is_refused(diffuse):
+    path, _ = saved()
+    ran = diffuse("convert", path, "--preset", "adm-64", "-q")
+    assert (ran.code, "width is 32 there, not 192" in ran.line) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        ((), "does not say its attention heads"),
+        (("--heads", 2), "does not say its image size"),
+        (("--heads", 2, "--size", 8), "does not say its noise schedule"),
+        (("--heads", 2, "--size", 8, "--schedule", "linear"), "its number of timesteps"),
+        (("--heads", 2, "--size", 9, *TYPED[2:]), "which 9x9 does not allow"),
+        (("--heads", 2, *TYPED, "--variance", "small"), "--variance 'small' needs 3 channels"),
+    ],
+)
+def test_what_a_checkpoint_does_not_say_is_asked_for(diffuse, typed, says: str):
+    path, _ = saved()
+    ran = diffuse("convert", path, *typed, "-q")
+    assert ran.code == 2, ran.err
+    assert says in ran.line
+
+
+def test_the_process_of_a_checkpoint_is_typed():
+    path, _ = saved(out_channels=3)
+    found = converted(
+        path, heads=2, size=8, schedule="linear", num_timesteps=400, target="x0", variance="small",
+        rescale_timesteps=False,
+    ).diffusion  # fmt: skip
+    assert (found.schedule, found.num_timesteps, found.target) == ("linear", 400, "x0")
+    assert (found.variance, found.rescale_timesteps) == ("small", False)
+    assert converted(path, heads=2, size=8, **PROCESS).diffusion.rescale_timesteps is True
+
+
+WRONG: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
+    "classifier": (
+        lambda s: [s.pop(n) for n in list(s) if n.startswith("output_blocks")], "a classifier",
+    ),
+    "super resolution": (
+        lambda s: s.update({"input_blocks.0.0.weight": torch.ones(32, 6, 3, 3)}),
+        "takes 6 channels",
+    ),
+    "half as wide at first": (
+        lambda s: s.update({"time_embed.0.weight": torch.ones(256, 64)}),
+        "time_embed.0.weight is (256, 64), not (128, 32)",
+    ),
+    "a tensor is missing": (
+        lambda s: s.pop("middle_block.1.qkv.weight"), "middle_block.1.qkv.weight is missing",
+    ),
+    "a level is missing": (
+        lambda s: s.pop("input_blocks.1.0.out_layers.3.weight"), "out_layers.3.weight is missing",
+    ),
+    "a tensor too many": (
+        lambda s: s.update({"middle_block.9.weight": torch.ones(1)}),
+        "middle_block.9.weight is not of this network",
+    ),
+    "attention of another width": (
+        lambda s: s.update({"middle_block.1.qkv.weight": torch.ones(150, 64, 1)}),
+        "middle_block.1.qkv.weight is",
+    ),
+    "attention of one number": (
+        lambda s: s.update({"middle_block.1.qkv.weight": torch.tensor(1.0)}),
+        "middle_block.1.qkv.weight is (), not",
+    ),
+    "labels of one number each": (
+        lambda s: s.update({"label_emb.weight": torch.ones(5)}),
+        "label_emb.weight is (5,), not (6, 128)",
+    ),
+    "labels of another width": (
+        lambda s: s.update({"label_emb.weight": torch.ones(5, 64)}),
+        "label_emb.weight is (6, 64), not (6, 128)",
+    ),
+    "an output block is missing": (
+        lambda s: [s.pop(n) for n in list(s) if n.startswith("output_blocks.0.")], "output blocks",
+    ),
+    "not a number": (
+        lambda s: s["out.2.bias"].fill_(float("inf")), "weights that are not numbers: out.2.bias",
+    ),
+    "empty": (lambda s: s.update({"input_blocks.0.0.weight": torch.ones(0)}), "channels"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(WRONG))
+def test_a_checkpoint_that_is_no_network_is_refused(diffuse, name: str):
+    change, says = WRONG[name]
+    state = checkpoint()
+    change(state)
+    torch.save(state, "m.pt")
+    ran = diffuse("convert", "m.pt", "--heads", 2, *TYPED, "-q")
+    assert ran.code == 4, ran.err
+    assert says in ran.line
+    assert not Path(OUT).exists()
+
+
+# -- files that were made to do harm --------------------------------------------------------------
+
+
+class Evil:
+    """Leaves a file behind where it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return os.system, ("touch harmed",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".bin"])
+@pytest.mark.parametrize(
+    "format", [(), ("--format", "openai", "--heads", 2), ("--format", "diffusers")], ids=str
+)
+def test_a_pickle_that_would_run_code_is_refused_and_not_run(diffuse, suffix, zipped, format):
+    path = Path(f"m{suffix}")
+    torch.save({**checkpoint(), "x": Evil()}, path, _use_new_zipfile_serialization=zipped)
+    Path("config.json").write_text(json.dumps({"_class_name": "UNet2DModel", "sample_size": 32}))
+    ran = diffuse("convert", path, *TYPED, *format, "-q")
+    assert ran.code == 4
+    assert f"{path} is a pickle that asks for posix.system" in ran.line
+    assert ran.out == ""
+    assert not Path("harmed").exists()
+    assert not Path(OUT).exists()
+    torch.load(path, weights_only=False)
+    assert Path("harmed").exists()  # so it would have been
+
+
+def test_a_plain_pickle_is_refused(diffuse):
+    for protocol in range(6):
+        Path("m.pt").write_bytes(pickle.dumps(Evil(), protocol=protocol))
+        assert diffuse("convert", "m.pt", *TYPED, "-q").code == 4
+        Path("m.pt").write_bytes(pickle.dumps({"a": 1}, protocol=protocol))
+        assert diffuse("convert", "m.pt", *TYPED, "-q").code == 4
+    assert not Path("harmed").exists()
+
+
+def test_a_pickle_in_a_folder_of_diffusers_is_not_run_either(diffuse):
+    folder = pipeline()
+    (folder / "unet" / diffusers.WEIGHTS[0]).unlink()
+    torch.save({"conv_in.weight": Evil()}, folder / "unet" / diffusers.WEIGHTS[1])
+    ran = diffuse("convert", folder, "-q")
+    assert (ran.code, "posix.system" in ran.line) == (4, True)
+    assert not Path("harmed").exists()
+
+
+def packed(path: Path) -> None:
+    """A zip that grows when it is unpacked."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\0" * 10_000_000)
+
+
+FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "empty": (lambda p: p.write_bytes(b""), "neither safetensors nor a pickle"),
+    "text": (lambda p: p.write_text("a model, honestly"), "neither safetensors nor a pickle"),
+    "packed": (packed, "is compressed"),
+    "broken zip": (lambda p: p.write_bytes(b"PK\x03\x04" + b"x" * 100), "not a zip file"),
+    "broken pickle": (lambda p: p.write_bytes(b"\x80\x02" + b"x" * 100), "cannot be read"),
+    "another zip": (
+        lambda p: zipfile.ZipFile(p, "w").writestr("a.txt", "a"), "cannot be read as a checkpoint",
+    ),
+    "not by name": (lambda p: torch.save([torch.ones(3)], p), "no tensors by name"),
+    "beside tensors": (
+        lambda p: torch.save({"state_dict": {"a": torch.ones(3)}, "step": 3}, p),
+        "2 entries that are no tensors of real numbers: state_dict, step",
+    ),
+    "larger than the file": (
+        lambda p: torch.save({"time_embed.0.weight": torch.ones(1).expand(2**20, 2**20)}, p),
+        "larger than the file",
+    ),
+    "sparse": (lambda p: torch.save({"a": torch.ones(3).to_sparse()}, p), "no tensors of real"),
+    "meta": (lambda p: torch.save({"a": torch.ones(3, device="meta")}, p), "no tensors of real"),
+    "of no known format": (lambda p: torch.save({"a": torch.ones(3)}, p), "a known format"),
+    "a run's checkpoint": (
+        lambda p: save_file({"conv_in.weight": torch.ones(1),
+                             "time_embedding.linear_1.weight": torch.ones(1)}, p),
+        "no config.json",
+    ),
+    "short safetensors": (
+        lambda p: (save_file({"a": torch.ones(300)}, p), p.write_bytes(p.read_bytes()[:-9])),
+        "cannot be used",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(FILES))
+def test_a_file_that_is_no_model_is_refused(diffuse, name: str):
+    write, says = FILES[name]
+    write(Path("m.pt"))
+    ran = diffuse("convert", "m.pt", *TYPED, "-q")
+    assert ran.code == 4, ran.err
+    assert says in ran.line
+    assert "m.pt" in ran.line
+    assert not Path(OUT).exists()
+
+
+def test_a_pickle_that_is_too_large_is_not_read(diffuse, monkeypatch):
+    torch.save(checkpoint(), "m.pt")
+    monkeypatch.setattr("diffuse_cli.interop._source.MOST_BYTES", Path("m.pt").stat().st_size - 1)
+    monkeypatch.setattr(torch, "load", lambda *a, **k: pytest.fail("it was read"))
+    ran = diffuse("convert", "m.pt", "--heads", 2, *TYPED, "-q")
+    assert (ran.code, "is a pickle of more than" in ran.line) == (4, True)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_checkpoint_that_is_cut_short_or_changed_is_refused(diffuse, zipped: bool):
+    torch.save(checkpoint(), "whole.pt", _use_new_zipfile_serialization=zipped)
+    data = Path("whole.pt").read_bytes()
+    for length in (1, 3, 100, len(data) // 2, len(data) - 10):
+        Path("m.pt").write_bytes(data[:length])
+        ran = diffuse("convert", "m.pt", "--heads", 2, *TYPED, "-q")
+        assert (ran.code, ran.out) == (4, ""), ran.err
+        assert "m.pt" in ran.line
+
+
+def test_names_in_a_file_are_shown_escaped(diffuse):
+    torch.save({**checkpoint(), "a\x1b[31m\nb": torch.ones(1)}, "m.pt")
+    ran = diffuse("convert", "m.pt", "--heads", 2, *TYPED, "-q")
+    assert ran.code == 4
+    assert "\x1b" not in ran.line
+    assert "is not of this network" in ran.line
+
+
+def test_safetensors_whose_length_begins_as_a_pickle_does_are_safetensors(diffuse):
+    """A header of 640 bytes begins with 80 02, as a pickle of protocol 2."""
+    header = json.dumps({"a": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}})
+    data = (640).to_bytes(8, "little") + header.encode().ljust(640)
+    assert data[:2] == b"\x80\x02"
+    Path("m.pt").write_bytes(data)
+    assert "no model of a known format" in diffuse("convert", "m.pt", *TYPED, "-q").line
+
+
+# -- the command ----------------------------------------------------------------------------------
+
+
+def test_formats_are_the_files_of_the_folder():
+    assert list(FORMATS) == ["diffusers", "openai"]
+    special = {name for format in FORMATS.values() for name in format.OPTIONS}
+    assert special <= {f.name for f in dataclasses.fields(ConvertConfig)}
+
+
+def test_the_path_is_printed_or_json(diffuse):
+    folder = pipeline()
+    ran = diffuse("convert", folder)
+    assert (ran.code, ran.out) == (0, f"{OUT}\n")
+    assert "network from pipeline/unet/config.json, process from pipeline/scheduler" in ran.err
+    assert "diffusers: 45,259 parameters, 8x8, linear over 1,000 timesteps" in ran.err
+    found = diffuse("convert", folder, "-o", "b.safetensors", "--json", "-q").json
+    assert (found["model"], found["format"], found["classes"]) == ("b.safetensors", "diffusers", 0)
+    assert found["diffusion"]["schedule"] == "linear"
+    assert found["unet"]["size"] == [8, 8]
+    assert found["parameters"] == sum(t.numel() for t in modelfile.load(OUT).ema.values())
+
+
+def test_equal_sources_are_equal_bytes(diffuse):
+    path, _ = saved()
+    line = ("convert", path, "--heads", 2, *TYPED, "-q")
+    for name in ("a", "b"):
+        assert diffuse(*line, "-o", f"{name}.safetensors").code == 0
+    assert Path("a.safetensors").read_bytes() == Path("b.safetensors").read_bytes()
+
+
+def test_nothing_is_overwritten_unless_asked(diffuse):
+    folder = pipeline()
+    Path(OUT).write_text("mine")
+    ran = diffuse("convert", folder, "-q")
+    assert (ran.code, "--overwrite" in ran.line) == (5, True)
+    assert Path(OUT).read_text() == "mine"
+    assert diffuse("convert", folder, "-q", "--overwrite").code == 0
+    assert modelfile.load(OUT).step == 0
+
+
+def test_a_model_file_is_one_already(diffuse, model: Path):
+    before = model.read_bytes()
+    for line in ((model,), (model, "--format", "diffusers"), (model, "-o", model, "--overwrite")):
+        ran = diffuse("convert", *line, "-q")
+        assert (ran.code, "is a diffuse model already" in ran.line) == (2, True), ran.err
+    assert model.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "says"),
+    [
+        ("", 2, "SOURCE is missing"),
+        ("nowhere", 4, "no such file or folder: nowhere"),
+        ("empty", 4, "no model of a known format: diffusers, openai"),
+        ("empty --format openai", 4, "is no checkpoint of OpenAI's"),
+        ("empty --format diffusers", 4, "no config.json"),
+        ("pipeline --format difusers", 2, "Did you mean 'diffusers'?"),
+        ("pipeline --format openai", 4, "is no checkpoint of OpenAI's"),
+        ("pipeline --preset adm-46", 2, "Did you mean 'adm-64'?"),
+        ("pipeline --schedule cosin", 2, "Did you mean 'cosine'?"),
+        ("pipeline --target epss", 2, "Did you mean 'eps'?"),
+        ("pipeline --variance learn", 2, "Did you mean 'learned'?"),
+        ("pipeline --attention-order legcy", 2, "Did you mean 'legacy'?"),
+        ("pipeline --attention-order new", 2, "--attention-order does not go with diffusers"),
+        ("pipeline --heads 2", 2, "--heads does not go with diffusers"),
+        ("pipeline --heads 2 --head-width 8", 2, "--heads and --head-width exclude each other"),
+        ("pipeline --schedule linear --betas b.txt", 2, "--schedule and --betas exclude"),
+        ("pipeline --betas nowhere.txt", 2, "--betas"),
+        ("pipeline --size wide", 2, "--size"),
+        ("pipeline --num-timesteps 1", 2, "--num-timesteps must be at least 2"),
+        ("pipeline --class-names nowhere.txt", 2, "--class-names nowhere.txt"),
+        ("pipeline --class-names b.txt", 2, "1 names for 0 classes"),
+        ("pipeline --preset ddpm-cifar10", 2, "--preset ddpm-cifar10 is not the network"),
+        ("pipeline -o model.bin", 2, ".safetensors"),
+        ("pipeline -o b.txt/model.safetensors", 5, "b.txt"),
+        ("nowhere -o b.txt/model.safetensors", 5, "b.txt"),
+    ],
+)
+def test_bad_input_is_one_line_with_its_exit_code(
+    diffuse, here: Path, line: str, code: int, says: str
+):
+    pipeline()
+    (here / "empty").mkdir()
+    (here / "b.txt").write_text("0.5 0.6")
+    before = sorted(here.rglob("*"))
+    ran = diffuse("convert", *line.split(), "-q")
+    assert ran.code == code, ran.err
+    assert ran.out == ""
+    assert says in ran.line
+    assert sorted(here.rglob("*")) == before
+
+
+def test_classes_have_the_names_of_a_file(diffuse):
+    folder = pipeline(unet2d(num_class_embeds=3))
+    Path("names.txt").write_text(
+        "\ufefftench\r\n\r\n great white shark \nбагет\n", encoding="utf-8"
+    )
+    assert diffuse("convert", folder, "--class-names", "names.txt", "-q").code == 0
+    assert modelfile.load(OUT).classes == ("tench", "great white shark", "багет")
+    for text, says in (("a\nb\n", "2 names for 3 classes"), ("a\nb\na\n", "'a' twice")):
+        Path("names.txt").write_text(text)
+        ran = diffuse("convert", folder, "--class-names", "names.txt", "--overwrite", "-q")
+        assert (ran.code, says in ran.line) == (2, True)
+    Path("names.txt").write_bytes(b"\xff\xfe")
+    assert diffuse("convert", folder, "--class-names", "names.txt", "--overwrite", "-q").code == 2
+
+
+def test_options_come_from_a_file_too(diffuse):
+    path, _ = saved()
+    Path("c.toml").write_text('heads = 2\nsize = "8"\nschedule = "cosine"\nnum_timesteps = 100\n')
+    assert diffuse("convert", path, "--config", "c.toml", "-q").code == 0
+    assert modelfile.load(OUT).unet.heads == 2
+
+
+# -- what is made of it ---------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["diffusers", "openai", "diffusers classes", "openai classes"])
+def source(request: pytest.FixtureRequest, diffuse: Callable[..., Ran]) -> str:
+    """A converted model of grey images of 8x8, with 2 classes or none."""
+    classes = 2 if request.param.endswith("classes") else 0
+    if request.param.startswith("diffusers"):
+        net = unet2d(in_channels=1, out_channels=1, num_class_embeds=classes or None)
+        ran = diffuse("convert", pipeline(net, theirs.DDPMScheduler(beta_end=0.015)), "-q")
+    else:
+        path, _ = saved(channels=1, out_channels=2, classes=classes)
+        ran = diffuse("convert", path, "--heads", 2, *TYPED, "--no-rescale-timesteps", "-q")
+    assert ran.code == 0, ran.err
+    return str(request.param)
+
+
+def test_a_converted_model_is_sampled_measured_and_trained_on(diffuse, images, source: str):
+    ran = diffuse("sample", OUT, "-n", 2, "--steps", 5, "-o", "drawn", "-q")
+    assert ran.code == 0, ran.err
+    manifest = json.loads(Path("drawn/manifest.json").read_text())
+    assert manifest.get("guidance") == (1 if "classes" in source else None)
+    ran = diffuse("eval", OUT, images, "-n", 4, "--steps", 2, "--timesteps", 2, "--json", "-q")
+    assert ran.code == 0, ran.err
+    assert ran.json["bits_per_dim"] > 0
+    still = ("--steps", 1, "--lr", 0, "--weight-decay", 0, "--precision", "fp32", "-q")
+    ran = diffuse("train", images, "--init", OUT, "-o", "next.safetensors", *still)
+    assert ran.code == 0, ran.err
+    before, after = modelfile.load(OUT), modelfile.load("next.safetensors")
+    assert (after.unet, after.diffusion) == (before.unet, before.diffusion)
+    assert all(torch.equal(after.ema[name], before.ema[name]) for name in before.ema)
+    assert after.unet.num_classes == (2 if "classes" in source else 0)
+
+
+def test_training_on_has_a_rate_that_suits_the_width():
+    rates = []
+    for width in (32, 64):
+        path, _ = saved(channels=1, out_channels=2, width=width)
+        model = converted(path, heads=2, size=8, **PROCESS)
+        config = complete(configure({"data": "images", "init": OUT}), (8, 8), 1)
+        assert config.unet == to_dict(model.unet)
+        rates.append(config.lr)
+    assert rates[0] == pytest.approx(2 * rates[1])
+
+
+@pytest.mark.parametrize("name", ["tiny", "base", "adm-64"])
+def test_training_on_keeps_the_network_whatever_the_machine_would_choose(name: str):
+    """Heads that the network does not have would be the preset's."""
+    unet = converted(pipeline(unet2d(attention_head_dim=None))).unet
+    config = TrainConfig(data="images", unet=to_dict(unet))
+    assert network(config, name, (8, 8), 3) == unet
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_training_on_follows_the_presets_recipe(learned: bool):
+    source, unet = published("iddpm-imagenet64", out_channels=6 if learned else 3)
+    foreign = openai.read(source, ConvertConfig(source="m.pt", preset="iddpm-imagenet64"))
+    assert foreign.diffusion == {"variance": "learned" if learned else "large"}
+    config = ConvertConfig(source="m.pt", preset="iddpm-imagenet64")
+    diffusion = _assembling.settle(foreign, source, config)
+    assert (diffusion.schedule, diffusion.num_timesteps) == ("cosine", 4000)
+    kept = _assembling.training(foreign.unet, diffusion, "iddpm-imagenet64")
+    assert kept["unet"] == to_dict(dataclasses.replace(unet, out_channels=6 if learned else 3))
+    assert "lr" not in kept
+    assert kept.get("loss") == ("hybrid" if learned else None)
+    assert (kept["weighting"], kept["ema_decay"], kept["grad_clip"]) == ("none", 0.9999, 1e6)
+    assert (kept["preset"], kept["size"], kept["width"]) == ("iddpm-imagenet64", [64, 64], 128)
+    assert "classes" not in kept or kept["classes"] is False

@@ -1,0 +1,159 @@
+"""Files of tensors: what is written is what is read, and each lie of a header has its sentence."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from diffuse_cli import tensorfile
+
+TENSORS = {
+    "b": torch.arange(6.0).reshape(2, 3),
+    "a": torch.tensor(2.5),
+    "c": torch.arange(4, dtype=torch.int64),
+    "empty": torch.zeros(0, 3),
+    "half": torch.tensor([[1.5, -2.0]], dtype=torch.bfloat16),
+    "other half": torch.tensor([3.25], dtype=torch.float16),
+    "double": torch.tensor([0.1], dtype=torch.float64),
+}
+
+
+def written(path: Path) -> tuple[dict, bytes]:
+    data = path.read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def file_of(header: object, body: bytes) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + body
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    found = tmp_path / "t.safetensors"
+    tensorfile.write(found, TENSORS, {"z": "1", "a": "2"})
+    return found
+
+
+def fault(path: Path, header: object, body: bytes) -> str:
+    path.write_bytes(file_of(header, body))
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        tensorfile.read(path)
+    return str(caught.value)
+
+
+def test_what_is_written_is_what_is_read(path: Path):
+    for found in (tensorfile.read(path), safetensors.torch.load_file(path)):
+        assert found.keys() == TENSORS.keys()
+        assert all(
+            found[n].dtype == t.dtype and found[n].equal(t) and found[n].shape == t.shape
+            for n, t in TENSORS.items()
+        )
+    with tensorfile.opened(path) as file:
+        assert tensorfile.read_header(file).metadata == {"a": "2", "z": "1"}
+
+
+def test_what_the_library_writes_is_read(path: Path):
+    safetensors.torch.save_file(TENSORS, path)
+    assert all(t.equal(TENSORS[n]) for n, t in tensorfile.read(path).items())
+
+
+def test_tensors_have_memory_of_their_own(path: Path):
+    found = tensorfile.read(path)
+    assert found["b"].data_ptr() != found["c"].data_ptr()
+    found["b"].zero_()
+    assert tensorfile.read(path)["b"].equal(TENSORS["b"])
+
+
+def test_a_header_that_could_not_be_read_again_is_not_written(path: Path):
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="header"):
+        tensorfile.write(path, TENSORS, {"long": "x" * tensorfile.LARGEST_HEADER})
+    assert path.read_bytes() == before
+
+
+def entry(start: int, end: int, shape: list[int], dtype: str = "F32") -> dict:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+
+
+@pytest.mark.parametrize(
+    ("header", "size", "says"),
+    [
+        ({"a": entry(0, 8, [2]), "b": entry(4, 12, [2])}, 12, "b overlaps another"),
+        ({"a": entry(0, 8, [2]), "b": entry(0, 8, [2])}, 8, "overlaps another"),
+        ({"a": entry(0, 8, [2]), "b": entry(12, 20, [2])}, 20, "b lies behind bytes of none"),
+        ({"a": entry(4, 12, [2])}, 12, "a lies behind bytes of none"),
+        ({"a": entry(0, 8, [2])}, 9, "bytes to spare: 9 bytes, not 8"),
+        ({"a": entry(0, 8, [2])}, 7, "cut short or has bytes to spare: 7 bytes, not 8"),
+        ({"a": entry(0, 8, [3])}, 8, "not as many bytes as its shape says"),
+        ({"a": entry(8, 0, [2])}, 8, "not as many bytes"),
+        ({"a": entry(0, 8, [2**40, 2**40])}, 8, "not as many bytes"),
+        ({"a": entry(0, 8, [-2])}, 8, "no shape, or no place"),
+        ({"a": entry(0, 8, [True, 2])}, 8, "no shape, or no place"),
+        ({"a": entry(0, 8, [2.0])}, 8, "no shape, or no place"),
+        ({"a": entry(0, 8, [10**30])}, 8, "no shape, or no place"),
+        ({"a": entry(0, 8, [1] * 9 + [2])}, 8, "no shape, or no place"),
+        ({"a": {**entry(0, 8, [2]), "data_offsets": [0]}}, 8, "no shape, or no place"),
+        ({"a": {**entry(0, 8, [2]), "more": 1}}, 8, "not described as a tensor"),
+        ({"a": {"dtype": "F32", "shape": [2]}}, 8, "not described as a tensor"),
+        ({"a": entry(0, 8, [2], "F31")}, 8, "a is of type F31"),
+        ({"a\n\x1b[2J": 5}, 0, "a\\n\\x1b[2J is not described"),
+        ({"__metadata__": {"a": 5}}, 0, "metadata are not texts"),
+        ({"__metadata__": ["a"]}, 0, "metadata are not texts"),
+        (b'{"a":1,"a":1}', 0, "names one thing twice"),
+        (b'{"a":{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}}', 8, "twice"),
+        (b'{"a":NaN}', 0, "NaN is not JSON"),
+        (b'{"a":-Infinity}', 0, "-Infinity is not JSON"),
+        (b"[" * 33 + b"]" * 33, 0, "deeper, or of more parts"),
+        (b"[" + b"[]," * 100_000 + b"[]]", 0, "deeper, or of more parts"),
+        (b"[" + b"0," * 400_001 + b"0]", 0, "deeper, or of more parts"),
+        (b"[]", 0, "not a model file"),
+        (b" " * (8 * 2**20 + 1), 0, "larger than any"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_each_lie_has_its_sentence(path: Path, header: object, size: int, says: str):
+    assert says in fault(path, header, bytes(size))
+
+
+def test_a_list_is_as_deep_as_it_may_be():
+    assert tensorfile.parse(b"[" * 32 + b"]" * 32)
+
+
+def test_marks_within_texts_are_none():
+    text = json.dumps({"a": '[{"\\' * 200_000}).encode()
+    assert len(tensorfile.parse(text)["a"]) == 800_000
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_noticed(path: Path):
+    tensorfile.write(path, {"large": torch.zeros(100_000)})
+    with tensorfile.opened(path) as file:
+        header = tensorfile.read_header(file)
+        with path.open("r+b") as other:
+            other.truncate(path.stat().st_size - 40)
+        with pytest.raises(ValueError, match="cut short while it was read"):
+            tensorfile.read_tensors(file, header)
+
+
+def test_a_header_needs_no_more_than_its_part_of_a_file(path: Path):
+    """What follows the header is not read to know it."""
+    read = []
+
+    class Watching(io.FileIO):
+        def readall(self):  # type: ignore[override]
+            raise AssertionError("all was read")
+
+        def read(self, size=-1):  # type: ignore[override]
+            read.append(size)
+            return super().read(size)
+
+    with Watching(path) as file:
+        tensorfile.read_header(file)
+    assert sum(read) == path.stat().st_size - sum(t.nbytes for t in TENSORS.values())

@@ -1,0 +1,233 @@
+"""Images that go or change before a run, while they are read, during the run and before resume."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from conftest import write_images
+from PIL import Image
+
+from diffuse_cli.data import reading
+from diffuse_cli.training import preparing
+from diffuse_cli.training.trainer import Trainer
+
+MODEL, RUN = Path("model.safetensors"), Path("model.run")
+FIRST, SECOND = Path("dark/000.png"), Path("dark/002.png")
+
+
+@pytest.fixture
+def folder(images, tmp_path):
+    """The images, to be changed."""
+    return shutil.copytree(images, tmp_path / "own")
+
+
+@pytest.fixture
+def run(diffuse, recipe, folder):
+    """Train on the folder with the tiny network."""
+    return lambda *arguments: diffuse("train", folder, "--config", recipe, *arguments)
+
+
+def gone(path):
+    path.unlink()
+
+
+def text(path):
+    path.write_text("not an image any more")
+
+
+def cut(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def fifo(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def folder_of_its_name(path):
+    path.unlink()
+    path.mkdir()
+
+
+def loop(path):
+    path.unlink()
+    path.symlink_to(path)
+
+
+def another(path):
+    Image.new("L", (8, 8), 7).save(path)
+
+
+SPOILT = {
+    gone: "vanished",
+    text: "not an image",
+    cut: "truncated or corrupt",
+    empty: "empty file",
+    fifo: "not a regular file",
+    folder_of_its_name: "not a regular file",
+    loop: "unreadable",
+}
+
+
+# -- before the first step ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def while_reading(monkeypatch):
+    """Have something done when the files are listed and none is read yet, and wait for no FIFO."""
+    original = reading.decode_all
+
+    def wait(number, frame):
+        raise TimeoutError
+
+    def arrange(act):
+        def decode_all(plan, entries, workers):
+            act()
+            signal.alarm(20)
+            yield from original(plan, entries, 1)  # in this thread, where the alarm is heard
+            signal.alarm(0)
+
+        monkeypatch.setattr(reading, "decode_all", decode_all)
+
+    before = signal.signal(signal.SIGALRM, wait)
+    yield arrange
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("spoil", SPOILT, ids=lambda spoil: spoil.__name__)
+def test_an_image_that_changes_as_it_is_read_is_skipped(run, folder, while_reading, spoil):
+    while_reading(lambda: spoil(folder / FIRST))
+    ran = run("--steps", 2, "--json")
+    assert ran.code == 0, ran.err
+    assert f"skipped 1 file, {SPOILT[spoil]}: {FIRST}" in ran.err
+    assert ran.json["images"] == 59
+
+
+@pytest.mark.parametrize("spoil", SPOILT, ids=lambda spoil: spoil.__name__)
+def test_with_strict_it_ends_the_run_before_it_begins(run, folder, while_reading, spoil):
+    while_reading(lambda: spoil(folder / FIRST))
+    ran = run("--steps", 2, "--strict", "-q")
+    assert ran.code == 3
+    assert f"{FIRST}: {SPOILT[spoil]}" in ran.line
+    assert not MODEL.exists()
+    assert not RUN.exists()
+
+
+def test_a_folder_that_goes_as_it_is_read_is_no_data(run, folder, while_reading):
+    while_reading(lambda: shutil.rmtree(folder))
+    ran = run("--steps", 2, "-q")
+    assert ran.code == 3
+    assert "60 vanished" in ran.line
+
+
+# -- during the run -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_run_goes_on_without_its_images(run, folder, whole, monkeypatch, mapped):
+    """From memory, and from the file that large sets are mapped from: the same bytes."""
+    seen = []
+    original = Trainer.step
+
+    def step(self, k):
+        if not seen:
+            seen.append((RUN / "cache/pixels.u8").exists())
+            another(folder / FIRST)
+            shutil.rmtree(folder / "light")
+        return original(self, k)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    if mapped:
+        monkeypatch.setattr(preparing, "memory", lambda: 0)
+    ran = run("--steps", 40, "--preview-every", 20)
+    assert ran.code == 0, ran.err
+    assert seen == [mapped]
+    assert MODEL.read_bytes() == whole
+    assert not (RUN / "cache").exists()
+
+
+# -- before resume --------------------------------------------------------------------------------
+
+DIFFERENT = [
+    gone,
+    text,
+    another,
+    lambda path: shutil.copy(path, path.with_name("copy.png")),
+]
+
+
+@pytest.mark.parametrize("change", DIFFERENT, ids=["gone", "text", "another", "copied"])
+def test_resume_warns_of_images_that_are_not_those_of_the_run(run, folder, change):
+    run("--steps", 4, "--stop-at", 2)
+    before = MODEL.read_bytes()
+    change(folder / FIRST)
+    ran = run("--resume", "--strict", "-q")
+    assert ran.code == 3
+    assert "not those that this run began with" in ran.line or f"{FIRST}: " in ran.line
+    assert MODEL.read_bytes() == before
+    ran = run("--resume")
+    assert ran.code == 0, ran.err
+    assert "warning: the images in" in ran.err
+    assert "not those that this run began with" in ran.err
+    assert MODEL.read_bytes() != before
+
+
+def test_resume_takes_no_notice_of_names_dates_and_formats(run, folder):
+    run("--steps", 4, "--stop-at", 2)
+    for path in sorted(folder.rglob("*.png"))[::3]:
+        Image.open(path).save(path.with_suffix(".bmp"))
+        path.unlink()
+    os.utime(folder / SECOND, (0, 0))
+    ran = run("--resume", "--strict")
+    assert ran.code == 0, ran.err
+    assert "warning" not in ran.err
+
+
+# -- clocks that jump -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def jumping(monkeypatch):
+    """The time of day goes back and forth by years."""
+    jumps = iter(range(10**9))
+    monkeypatch.setattr(time, "time", lambda: 1e9 * (next(jumps) % 3))
+    monkeypatch.setattr(time, "time_ns", lambda: 10**18 * (next(jumps) % 3))
+
+
+def test_a_clock_that_jumps_changes_neither_times_nor_weights(run, jumping, whole):
+    ran = run("--steps", 40, "--log-every", 1, "--json")
+    assert ran.code == 0, ran.err
+    assert 0 < ran.json["seconds"] < 100
+    speeds = re.findall(r"(\S+) images/s", ran.err)
+    assert len(speeds) == 40
+    assert all(1 < int(speed.replace(",", "")) < 1e6 for speed in speeds)
+    assert all(re.fullmatch(r"\d:\d\d", left) for left in re.findall(r"(\S+) left", ran.err))
+    assert MODEL.read_bytes() == whole
+
+
+def test_resume_takes_the_newest_step_whatever_its_date(run):
+    run("--steps", 6, "--save-every", 2, "--stop-at", 4)
+    names = sorted(path.name for path in (RUN / "checkpoints").iterdir())
+    assert names == ["step-00000002", "step-00000004"]
+    for name, date in zip(names, (2e9, 1e9), strict=True):
+        for path in [RUN / "checkpoints" / name, *(RUN / "checkpoints" / name).iterdir()]:
+            os.utime(path, (date, date))
+    assert "going on from step 4" in run("--resume").err
+
+
+def test_images_from_the_future_are_images(diffuse, recipe, tmp_path):
+    few = write_images(tmp_path / "few", 3)
+    for path in few.rglob("*.png"):
+        os.utime(path, (4e9, 4e9))
+    assert diffuse("train", few, "--config", recipe, "--steps", 1).code == 0
