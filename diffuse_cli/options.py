@@ -36,7 +36,7 @@ class Option:
         table: what the command line offers as names, for example `schedules`.
         parse: makes the value from what was typed or read from TOML; raises ValueError.
         control: it cannot change the weights: not compared by `--resume`, not in the model file.
-        place: a path on this machine: in the TOML, not in the model file.
+        place: of this machine or of this run, such as a path: in the TOML, not in the model file.
         argument: positional, without a flag.
         flag: the long flag where it is not the field's name, or a short form beside it.
         shown: the default as `--help` shows it, where it depends on machine or data.

@@ -148,6 +148,15 @@ def load_denoiser(path: str | Path, weights: str, accelerator: Accelerator) -> L
     """
     model = modelfile.load(path)
     digest = files.sha256(Path(path))
+    return Loaded(model, ready(model, weights, accelerator), digest)
+
+
+def ready(model: modelfile.Model, weights: str, accelerator: Accelerator) -> Denoiser:
+    """A model's network on the device, in the accelerator's precision, under its process.
+
+    Raises:
+        ModelFileError: no such weights in the model.
+    """
     net = model.network(weights).to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if accelerator.mixed_precision in HALVES:
         cast_products(net, HALVES[accelerator.mixed_precision])
@@ -156,7 +165,7 @@ def load_denoiser(path: str | Path, weights: str, accelerator: Accelerator) -> L
         with torch.inference_mode(), accelerator.autocast():
             return net(x, t, **cond).float()  # type: ignore[no-any-return]
 
-    return Loaded(model, model.denoiser(infer), digest)
+    return model.denoiser(infer)
 
 
 # -- from a file to files -------------------------------------------------------------------------

@@ -41,6 +41,7 @@ TABLES: dict[str, Callable[[], Mapping[str, Any]]] = {
     "precisions": _core("runtime", "PRECISIONS"),
     "trackers": _names("runtime", "TRACKERS"),
     "features": _core("features", "FEATURES"),
+    "ema_metrics": lambda: dict.fromkeys(("kid", "held-out")),
     "formats": _core("interop", "FORMATS"),
     "attention_orders": lambda: dict.fromkeys(("legacy", "new")),
     "weights": lambda: dict.fromkeys(MODEL_WEIGHTS),

@@ -16,6 +16,7 @@ from diffuse_cli.core.samplers import knobs
 
 if TYPE_CHECKING:
     from diffuse_cli.evaluation import Evaluated
+    from diffuse_cli.training.sweeping import Swept
 
 CONFIG = EvalConfig
 
@@ -54,6 +55,9 @@ PER_CLASS = {
 def run(config: EvalConfig, console: Console) -> None:
     """Evaluate, and print the numbers."""
     knobs(config.sampler, **config.knobs)  # refused before anything heavy is imported
+    if config.ema_sweep:
+        _sweep(config, console)
+        return
     from diffuse_cli.evaluation import evaluate
 
     found = console.follow(evaluate(config))
@@ -63,6 +67,35 @@ def run(config: EvalConfig, console: Console) -> None:
         console.result([], to_json(config, found))
     else:
         console.write(lines(found))
+
+
+def _sweep(config: EvalConfig, console: Console) -> None:
+    from diffuse_cli.training.sweeping import sweep
+
+    found = console.follow(sweep(config))
+    if found is None:
+        return
+    if console.as_json:
+        values = dataclasses.asdict(found)
+        out = str(found.out) if found.out else None
+        console.result([], {"subject": config.subject, "data": config.data, **values, "out": out})
+    else:
+        console.write(sweep_lines(found))
+
+
+def sweep_lines(found: Swept) -> list[str]:
+    """A row for each length, the best of them, and the file that was written."""
+    label = LABELS.get(found.metric, found.metric.replace("_", " "))
+    rows = [["length", label]]
+    rows += [[f"{row.length:.2f}", _number(row.values, found.metric)] for row in found.rows]
+    rows.append(["in the file", _number(found.file, found.metric)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    best = f"best: {found.best:.2f} of the {found.updates:,} updates at step {found.step:,}"
+    return [
+        *("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows),
+        best,
+        *([files.show(found.out)] if found.out else []),
+    ]
 
 
 def to_json(config: EvalConfig, found: Evaluated) -> dict[str, object]:

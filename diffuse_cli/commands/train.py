@@ -6,8 +6,10 @@ Writes the model file and, beside it, a run directory with checkpoints, previews
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from diffuse_cli import files
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.console import Console
 from diffuse_cli.events import Notice, Progress
@@ -25,7 +27,6 @@ def run(config: TrainConfig, console: Console) -> None:
     if config.dry_run:
         _dry_run(config, console)
         return
-    from diffuse_cli.files import sha256
     from diffuse_cli.training import fit
 
     with deferred() as stop:
@@ -36,7 +37,7 @@ def run(config: TrainConfig, console: Console) -> None:
         console.say(_summary(trained))
         values = {f.name: getattr(trained, f.name) for f in dataclasses.fields(trained)}
         values |= {"model": str(trained.model), "run": str(trained.run)}
-        console.result([trained.model], {**values, "sha256": sha256(trained.model)})
+        console.result([trained.model], {**values, "sha256": files.sha256(trained.model)})
 
 
 def _dry_run(config: TrainConfig, console: Console) -> None:
@@ -57,8 +58,12 @@ class _Describe:
         self.text = ""
 
     def __call__(self, event: Any) -> Progress | Notice | None:
-        from diffuse_cli.training.reports import Looked, Step
+        from diffuse_cli.training.reports import Evaluated, Looked, Step
 
+        if isinstance(event, Evaluated):
+            best = f"  the best so far: {files.show(event.best)}" if event.best else ""
+            kid = _number(event.kid, event.kid_standard_error)
+            return Notice(f"step {event.step:,}  KID {kid}{best}")
         if isinstance(event, Looked):
             held = (
                 f"  held-out {event.held_out_loss:.4f}" if event.held_out_loss is not None else ""
@@ -86,11 +91,22 @@ def _left(event: Any) -> str:
     )
 
 
+def _number(value: float, error: float | None) -> str:
+    return f"{value:.4f}" + (f" ± {error:.4f}" if error is not None else "")
+
+
 def _summary(trained: Trained) -> str:
     minutes, seconds = divmod(round(trained.seconds), 60)
     held = f", held-out {trained.held_out_loss:.4f}" if trained.held_out_loss is not None else ""
     loss = f", loss {trained.loss:.4f}{held}" if trained.loss is not None else ""
     return (
         f"{trained.parameters:,} parameters, step {trained.step:,} of "
-        f"{trained.steps:,}{loss}, {minutes} min {seconds} s"
+        f"{trained.steps:,}{loss}, {minutes} min {seconds} s{_best(trained.best)}"
     )
+
+
+def _best(best: Mapping[str, Any] | None) -> str:
+    if best is None:
+        return ""
+    kid = _number(best["kid"], best["kid_standard_error"])
+    return f"; best by KID at step {best['step']:,}: {kid}, {files.show(best['model'])}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from diffuse_cli.errors import UsageError
 from diffuse_cli.options import (
     MODEL_WEIGHTS,
     OVERWRITE,
@@ -142,6 +143,18 @@ class EvalConfig(DrawConfig):
     plot: str | None = option(
         None, "Write a plot of the bound by timestep.", metavar="FILE.png", shown=""
     )
+    ema_sweep: bool = option(
+        False,
+        "Measure averages of many lengths, made from what train --ema-lengths kept, and name the "
+        "best.",
+        control=True,
+    )
+    ema_metric: str | None = option(
+        None, "What --ema-sweep measures them by.", table="ema_metrics", shown="kid"
+    )
+    out: str | None = option(
+        None, "Write a model file with the best length.", flag="-o", metavar="FILE", shown=""
+    )
     pairs: str | None = option(
         None,
         "Write a page of the generated images that are nearest to training images, beside those.",
@@ -163,3 +176,9 @@ class EvalConfig(DrawConfig):
     def feature_weights(self) -> str | None:
         """The file of the feature network's weights, where one is named."""
         return next((name for name in self.weights if name not in MODEL_WEIGHTS), None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for flag, given in (("--ema-metric", self.ema_metric), ("-o", self.out)):
+            if given is not None and not self.ema_sweep:
+                raise UsageError(f"{flag} goes with --ema-sweep", "Give both, or neither")

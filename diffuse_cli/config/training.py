@@ -114,6 +114,26 @@ class TrainConfig(DiffusionConfig):
     preview_every: int = option(
         1000, "Steps between preview pictures and held-out losses.", low=1, control=True
     )
+    eval_every: int | None = option(
+        None,
+        "Steps between evaluations: the KID of images drawn with the averaged weights. The best "
+        "model is kept beside the last.",
+        low=1,
+        place=True,
+        shown="none",
+    )
+    eval_images: int | None = option(
+        None, "Images drawn for an evaluation.", low=4, high=100_000, place=True, shown="256"
+    )
+    ema_lengths: int | None = option(
+        None,
+        "Also keep averages of other lengths and save them so many times, for eval --ema-sweep.",
+        low=4,
+        high=1000,
+        place=True,
+        metavar="N",
+        shown="none",
+    )
     log_every: int = option(50, "Steps between lines of metrics.jsonl.", low=1, control=True)
     gradient_checkpointing: bool = option(
         False, "Compute activations again for the gradient: slower, in less memory.", control=True

@@ -16,7 +16,7 @@ from diffuse_cli.training.rundir import RunDirectory
 BATCH = 64
 """Images a step where nothing says otherwise."""
 
-FREE = {"steps", "data"}
+FREE = {"steps", "data", "eval_every", "eval_images"}
 """Options that may differ on --resume though they are part of the configuration."""
 
 

@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from diffuse_cli import files, modelfile
-from diffuse_cli.config import DiffusionConfig, TrainConfig
+from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.unet import count_parameters
 from diffuse_cli.errors import DiffuseError, DivergedError, Interrupted, Terminated, UsageError
 from diffuse_cli.events import Notice, Stop, Work, until
-from diffuse_cli.options import from_dict, options, to_toml
+from diffuse_cli.options import options, to_toml
 from diffuse_cli.runtime import machine, rank, resolve_precision
-from diffuse_cli.training.configuring import for_model_file
 from diffuse_cli.training.diagnosing import first_not_finite
-from diffuse_cli.training.looking import look
+from diffuse_cli.training.power import rewind_snapshots, save_snapshot, snapshot_due
 from diffuse_cli.training.preparing import (
     Plan,
     check_batch,
@@ -30,10 +29,11 @@ from diffuse_cli.training.preparing import (
 )
 from diffuse_cli.training.reports import Meter, Step, Trained
 from diffuse_cli.training.rundir import Checkpoint, RunDirectory
-from diffuse_cli.training.saving import Pace, check_room
+from diffuse_cli.training.saving import Pace, check_room, model_of
 from diffuse_cli.training.state import checkpoint_of, restore
 from diffuse_cli.training.timing import fill_minutes
 from diffuse_cli.training.trainer import Outcome, Trainer, lr_at
+from diffuse_cli.training.watching import Watch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -48,7 +48,7 @@ def fit(
     """Train a model and write its file.
 
     Yields `Progress` and `Notice` while it prepares, then a `Step` for every step, with `Looked`
-    between them.
+    and `Evaluated` between them.
 
     Args:
         config: what was asked for; it is completed from the data and the machine.
@@ -84,6 +84,8 @@ def _holding(run: RunDirectory, config: TrainConfig) -> Iterator[None]:
     with run.held():
         if not config.resume:
             run.check_free(config.overwrite)
+        if config.eval_every:
+            run.check_best(config.overwrite)
         yield
 
 
@@ -96,7 +98,6 @@ class _Run:
         self.plan, self.accelerator, self.run, self.stop = plan, accelerator, run, stop
         self.debug = debug
         self.main = accelerator.is_main_process
-        self.held_out_loss: float | None = None
         self.loss: float | None = None
 
     def work(self) -> Work[Trained | None]:
@@ -112,20 +113,26 @@ class _Run:
         config = yield from self._fix_steps(start)
         self.plan = dataclasses.replace(self.plan, config=config)
         trainer = Trainer(self.plan, self.accelerator)
+        watch = Watch(trainer, self.run, self.stop)
         if checkpoint:
             restore(trainer, checkpoint)
+            yield from watch.restore(checkpoint)
         self._begin(start)
+        if self.main:
+            yield from watch.begin()
         end = min(config.steps, config.stop_at or config.steps)
-        if start < end:
+        if start < end or watch.pending(start):
             self._init_trackers()
-            yield from self._steps(trainer, start, end)
+            yield from self._steps(trainer, watch, start, end)
         last = max(start, end)
         if self.main:
-            model = self._model(trainer, last)
+            watch.settle()
+            raw = trainer.net.state_dict() if config.keep_raw else None
+            model = model_of(self.plan, last, trainer.ema.net.state_dict(), raw)
             if not modelfile.holds(self.run.model, model):
                 modelfile.save(self.run.model, model)
         self.accelerator.wait_for_everyone()
-        return self._result(trainer, last, time.monotonic() - began)
+        return self._result(trainer, watch, last, time.monotonic() - began)
 
     # -- before ------------------------------------------------------------------------------------
 
@@ -176,6 +183,7 @@ class _Run:
             if self.plan.config.overwrite:
                 self.run.clear()
             self.run.rewind_metrics(start)
+            rewind_snapshots(self.run.snapshots, start)
             files.write_text(self.run.config, to_toml(self.plan.config))
         self.accelerator.wait_for_everyone()
 
@@ -190,8 +198,15 @@ class _Run:
 
     # -- the loop ----------------------------------------------------------------------------------
 
-    def _steps(self, trainer: Trainer, start: int, end: int) -> Work[None]:
+    def _steps(self, trainer: Trainer, watch: Watch, start: int, end: int) -> Work[None]:
         config = self.plan.config
+        if watch.pending(start):
+            if self.main:
+                yield from watch.make_up(start)
+                if start == end:
+                    self.run.save(checkpoint_of(trainer, start, watch))
+            if error := self._stopping():
+                raise self._ended(error, start, "its checkpoint stands")
         meter, pace = Meter(trainer.batch_size), Pace(config.save_every)
         for step in range(start, end):
             outcome = yield from self._step(trainer, step, start)
@@ -201,17 +216,19 @@ class _Run:
             meter.add(outcome.loss)
             if done % config.log_every == 0 or done == end:
                 yield self._log(done, meter, float(outcome.grad_norm), lr_at(config, step))
+                watch.logged(self.loss)
             else:
                 yield Step(done, config.steps)
+            self._snapshot(trainer, done)
             error = self._stopping()
-            if error is None and (done % config.preview_every == 0 or done == end):
+            if error is None and watch.due(done, end):
                 if self.main:
-                    yield from self._look(trainer, done)
+                    yield from watch.work(done, end)
                 meter.pause()
                 error = self._stopping()
             if self.main and (error or pace.due(done) or done == end):
                 with pace.measured():
-                    self.run.save(checkpoint_of(trainer, done))
+                    self.run.save(checkpoint_of(trainer, done, watch))
                 meter.pause()
             if error:
                 raise self._ended(error, done, "checkpoint saved")
@@ -236,11 +253,11 @@ class _Run:
             )
         return outcome
 
-    def _look(self, trainer: Trainer, done: int) -> Work[None]:
-        """Look at the averaged weights; a signal ends that at once."""
-        with contextlib.suppress(Interrupted, Terminated):
-            looked = yield from until(self.stop, look(trainer, self.run, done))
-            self.held_out_loss = looked.held_out_loss
+    def _snapshot(self, trainer: Trainer, done: int) -> None:
+        """Save the averages of other lengths where that is due."""
+        steps, count = self.plan.config.steps, self.plan.config.ema_lengths
+        if self.main and trainer.powers and count and snapshot_due(done, steps, count):
+            save_snapshot(self.run.snapshots, trainer.powers, done, steps, count)
 
     def _ended(self, error: DiffuseError, step: int, kept: str) -> DiffuseError:
         again = ["diffuse", "train", self.plan.config.data, "--resume", "-o", self.plan.config.out]
@@ -289,21 +306,7 @@ class _Run:
 
     # -- after -------------------------------------------------------------------------------------
 
-    def _model(self, trainer: Trainer, step: int) -> modelfile.Model:
-        config = self.plan.config
-        diffusion = {f.name: getattr(config, f.name) for f, _ in options(DiffusionConfig)}
-        return modelfile.Model(
-            unet=self.plan.unet,
-            diffusion=from_dict(DiffusionConfig, diffusion),
-            ema=trainer.ema.net.state_dict(),
-            raw=trainer.net.state_dict() if config.keep_raw else None,
-            step=step,
-            classes=self.plan.classes,
-            data=self.plan.data(),
-            training=for_model_file(config),
-        )
-
-    def _result(self, trainer: Trainer, step: int, seconds: float) -> Trained | None:
+    def _result(self, trainer: Trainer, watch: Watch, step: int, seconds: float) -> Trained | None:
         if not self.main:
             return None
         return Trained(
@@ -312,9 +315,10 @@ class _Run:
             step=step,
             steps=self.plan.config.steps,
             loss=self.loss,
-            held_out_loss=self.held_out_loss,
+            held_out_loss=watch.held_out_loss,
             parameters=count_parameters(trainer.net),
             images=len(self.plan.images),
             processes=self.accelerator.num_processes,
             seconds=round(seconds, 3),
+            best=watch.found(),
         )

@@ -10,17 +10,24 @@ from diffuse_cli.config import SAMPLING_STEPS
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.runtime import out_of_memory
 from diffuse_cli.sampling import draw
+from diffuse_cli.training.preparing import Plan
 from diffuse_cli.training.reports import Looked
 from diffuse_cli.training.rundir import RunDirectory
-from diffuse_cli.training.trainer import Trainer
+from diffuse_cli.training.trainer import HELD_OUT_BATCH, Trainer
 
 PREVIEW_IMAGES = 16
 
 
-def look(trainer: Trainer, run: RunDirectory, done: int) -> Work[Looked]:
-    """Measure and draw after `done` steps; nothing of it touches the training."""
-    held_out_loss = trainer.held_out_loss()
-    if held_out_loss is not None:
+def look(trainer: Trainer, run: RunDirectory, done: int) -> Work[tuple[Looked, tuple[float, ...]]]:
+    """Measure and draw after `done` steps; nothing of it touches the training.
+
+    Returns:
+        What was seen, and the loss of each held-out image.
+    """
+    losses = trainer.held_out_losses()
+    held_out_loss = None
+    if losses is not None:
+        held_out_loss = sum(float(p.sum()) for p in losses.split(HELD_OUT_BATCH)) / len(losses)
         run.log(step=done, held_out_loss=held_out_loss)
         if trainer.config.log:
             trainer.accelerator.log({"held_out_loss": held_out_loss}, step=done)
@@ -33,14 +40,19 @@ def look(trainer: Trainer, run: RunDirectory, done: int) -> Work[Looked]:
         yield Notice("out of memory while drawing the preview: it is left out", warning=True)
     looked = Looked(done, held_out_loss, path)
     yield looked
-    return looked
+    return looked, () if losses is None else tuple(losses.tolist())
+
+
+def condition_of(plan: Plan) -> Condition | None:
+    """Every class in turn with the default guidance, as `sample` draws; None without classes."""
+    labels = tuple(range(plan.unet.num_classes))
+    scale = default_guidance(plan.config.label_dropout)
+    return Condition(labels, scale) if labels else None
 
 
 def _preview(trainer: Trainer, path: Path) -> Work[Path]:
     denoiser = modelfile.make_denoiser(trainer.ema_net, trainer.config)
     unet = trainer.plan.unet
-    labels = tuple(range(unet.num_classes))
-    scale = default_guidance(trainer.config.label_dropout)
     state = None
     steps = min(SAMPLING_STEPS, denoiser.process.num_timesteps)
     for part in draw(
@@ -50,7 +62,7 @@ def _preview(trainer: Trainer, path: Path) -> Work[Path]:
         seed=trainer.config.seed,
         times=denoiser.process.times(steps),
         device=trainer.device,
-        condition=Condition(labels, scale) if labels else None,
+        condition=condition_of(trainer.plan),
     ):
         state = part.state
         yield Progress("preview", part.step, steps)

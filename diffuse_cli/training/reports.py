@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,8 +33,21 @@ class Looked:
 
 
 @dataclass(frozen=True)
+class Evaluated:
+    """The KID after a step, and where the model was written if it is the best so far."""
+
+    step: int
+    kid: float
+    kid_standard_error: float | None
+    best: Path | None
+
+
+@dataclass(frozen=True)
 class Trained:
-    """How a run ended: the model file, and what is worth knowing of it."""
+    """How a run ended: the model file, and what is worth knowing of it.
+
+    `best` is the model file with the lowest KID, its step and how good it is, where one is kept.
+    """
 
     model: Path
     run: Path
@@ -45,6 +59,7 @@ class Trained:
     images: int
     processes: int
     seconds: float
+    best: dict[str, Any] | None = None
 
 
 class Meter:

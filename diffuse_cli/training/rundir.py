@@ -1,9 +1,11 @@
 """The run directory beside a model file: what resume needs, metrics and previews.
 
+model.best.safetensors        with --eval-every, beside it: the model with the lowest KID
 model.run/
   config.toml                 the resolved configuration
   checkpoints/step-00001000/  model, ema, optimizer, history: safetensors; state.json; manifest.json
   metrics.jsonl               a line every so many steps
+  ema/step-00001000.safetensors   with --ema-lengths: averages of other lengths, now and then
   previews/                   a grid of samples every so many steps
   cache/                      the decoded images, while a run is under way
   lock                        held by the process of the run
@@ -15,7 +17,7 @@ import contextlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,15 +30,19 @@ if TYPE_CHECKING:
 KEPT = 2
 """Checkpoints that stay when a new one is on disk."""
 
-TENSORS = ("model", "ema", "optimizer", "history")
+TENSORS = ("model", "ema", "optimizer", "history", "best", "powers")
 """The parts of a checkpoint that are files of tensors."""
+
+OPTIONAL = ("best", "powers")
+"""Those that have no file where they are empty."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """The whole state of a run after `step` steps; everything else is drawn from the seed.
 
-    `history` are the losses that the draw of timesteps looks back on.
+    `history` are the losses that the draw of timesteps looks back on, `best` the weights with the
+    lowest KID so far, `powers` the averages of other lengths.
     """
 
     step: int
@@ -45,6 +51,8 @@ class Checkpoint:
     optimizer: Mapping[str, Tensor]
     history: Mapping[str, Tensor]
     state: Mapping[str, Any]
+    best: Mapping[str, Tensor] = field(default_factory=dict)
+    powers: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class RunDirectory:
@@ -54,6 +62,7 @@ class RunDirectory:
         self.model = Path(model)
         if self.model.suffix != ".safetensors":
             raise UsageError(f"-o must end in .safetensors, not {str(model)!r}")
+        self.best = self.model.with_suffix(".best.safetensors")
         self.path = self.model.with_suffix(".run")
         self.config = self.path / "config.toml"
         self.metrics = self.path / "metrics.jsonl"
@@ -61,6 +70,7 @@ class RunDirectory:
         self.cache = self.path / "cache"
         self.logs = self.path / "logs"
         self.checkpoints = self.path / "checkpoints"
+        self.snapshots = self.path / "ema"
 
     def exists(self) -> bool:
         """Whether a run began here. A folder with only a lock is what a failed start leaves."""
@@ -83,6 +93,30 @@ class RunDirectory:
         files.check_writable(self.model)
         files.check_writable(self.config)
 
+    def check_best(self, overwrite: bool) -> None:
+        """Refuse to write a best model over a file that is not this run's.
+
+        Raises:
+            OutputError: it is another run's, or nobody's and `overwrite` is false.
+        """
+        if RunDirectory(self.best).exists():
+            raise OutputError(
+                f"{files.show(self.best)} belongs to another run", "Choose another -o"
+            )
+        if self.best.exists() and not self._has_best() and not overwrite:
+            raise OutputError(
+                f"{files.show(self.best)} exists already, where the best model would be written",
+                "Move it, or choose another -o",
+            )
+
+    def _has_best(self) -> bool:
+        """Whether the run that began here writes its best model."""
+        from diffuse_cli.options import read_toml
+
+        with contextlib.suppress(UsageError):
+            return self.exists() and "eval_every" in read_toml(self.config)
+        return False
+
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Hold the directory's lock; a folder that no run began in goes again at the end.
@@ -104,13 +138,18 @@ class RunDirectory:
 
     def _sweep(self) -> None:
         """Remove what a killed process was writing."""
-        for folder in (self.path, self.checkpoints, self.previews):
+        for folder in (self.path, self.checkpoints, self.previews, self.snapshots):
             files.sweep(folder)
         files.sweep(self.model.parent, self.model.name)
+        if self._has_best():
+            files.sweep(self.model.parent, self.best.name)
 
     def clear(self) -> None:
-        """Remove an earlier run and its model file, but not the lock and the cache of this one."""
-        for path in (self.checkpoints, self.metrics, self.previews, self.logs, self.config):
+        """Remove an earlier run and its models, but not the lock and the cache of this one."""
+        if self._has_best():
+            files.remove(self.best)
+        folders = (self.checkpoints, self.previews, self.logs, self.snapshots)
+        for path in (*folders, self.metrics, self.config):
             files.remove(path)
         files.remove(self.model)
 
@@ -122,7 +161,9 @@ class RunDirectory:
 
         def fill(folder: Path) -> None:
             for name in TENSORS:
-                tensorfile.write(folder / f"{name}.safetensors", getattr(checkpoint, name))
+                tensors = getattr(checkpoint, name)
+                if tensors or name not in OPTIONAL:
+                    tensorfile.write(folder / f"{name}.safetensors", tensors)
             files.write_json(folder / "state.json", {**checkpoint.state, "step": checkpoint.step})
             sums = {path.name: files.sha256(path) for path in sorted(folder.iterdir())}
             files.write_json(folder / "manifest.json", {"files": sums, "step": checkpoint.step})

@@ -1,15 +1,20 @@
-"""When a checkpoint follows a step, and whether the disk has room for a run."""
+"""When a checkpoint follows a step, whether the disk has room, and what a model file says."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
+from torch import Tensor
 
-from diffuse_cli import files
+from diffuse_cli import files, modelfile
+from diffuse_cli.config import DiffusionConfig
 from diffuse_cli.core.unet import UNet
+from diffuse_cli.options import from_dict, options
+from diffuse_cli.training.configuring import for_model_file
+from diffuse_cli.training.power import KEPT_LENGTHS
 from diffuse_cli.training.preparing import Plan
 from diffuse_cli.training.rundir import KEPT, RunDirectory
 
@@ -58,6 +63,31 @@ def check_room(plan: Plan, run: RunDirectory) -> None:
     weights = sum(t.numel() * t.element_size() for t in state)
     moments = 2 * weights
     model = weights * (2 if plan.config.keep_raw else 1)
-    checkpoints = (KEPT + 1) * (2 * weights + moments)
-    there = files.size_of(run.checkpoints) + files.size_of(run.model)
-    files.check_room(run.path, checkpoints + 2 * model + SPARE - there, max(moments, model))
+    best = model if plan.config.eval_every else 0
+    powers = len(KEPT_LENGTHS) * weights if plan.config.ema_lengths else 0
+    snapshots = powers * ((plan.config.ema_lengths or 0) + 2)
+    checkpoints = (KEPT + 1) * (2 * weights + moments + best + powers)
+    taken = (run.checkpoints, run.model, run.snapshots)
+    there = sum(map(files.size_of, taken))
+    if best:
+        there += files.size_of(run.best)
+    total = checkpoints + snapshots + 2 * (model + best) + SPARE
+    files.check_room(run.path, total - there, max(moments, model, powers))
+
+
+def model_of(
+    plan: Plan, step: int, ema: Mapping[str, Tensor], raw: Mapping[str, Tensor] | None
+) -> modelfile.Model:
+    """A model file of a run, with the weights after `step` steps."""
+    config = plan.config
+    diffusion = {f.name: getattr(config, f.name) for f, _ in options(DiffusionConfig)}
+    return modelfile.Model(
+        unet=plan.unet,
+        diffusion=from_dict(DiffusionConfig, diffusion),
+        ema=ema,
+        raw=raw,
+        step=step,
+        classes=plan.classes,
+        data=plan.data(),
+        training=for_model_file(config),
+    )

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from diffuse_cli.training.rundir import Checkpoint
 from diffuse_cli.training.trainer import Trainer
+from diffuse_cli.training.watching import Watch
 
 
-def checkpoint_of(trainer: Trainer, step: int) -> Checkpoint:
+def checkpoint_of(trainer: Trainer, step: int, watch: Watch) -> Checkpoint:
     """The whole state after `step` steps."""
     names = [name for name, _ in trainer.net.named_parameters()]
     state = trainer.optimizer.state_dict()["state"]
@@ -25,6 +26,8 @@ def checkpoint_of(trainer: Trainer, step: int) -> Checkpoint:
         ema=trainer.ema.net.state_dict(),
         optimizer={f"{names[i]}.{k}": v for i, own in state.items() for k, v in own.items()},
         history=trainer.history.tensors(),
+        best=watch.tensors(),
+        powers=trainer.powers.tensors() if trainer.powers else {},
         state={
             "ema_updates": trainer.ema.updates,
             "unread": [bool(norm.isfinite()) for norm in trainer.unread],
@@ -32,6 +35,7 @@ def checkpoint_of(trainer: Trainer, step: int) -> Checkpoint:
             "accumulation": trainer.accumulation,
             "scaler": scaler.state_dict() if scaler is not None else None,
             "fingerprint": trainer.plan.images.fingerprint,
+            "watch": watch.state(),
         },
     )
 
@@ -41,6 +45,8 @@ def restore(trainer: Trainer, saved: Checkpoint) -> None:
     trainer.net.load_state_dict(dict(saved.model))
     trainer.ema.net.load_state_dict(dict(saved.ema))
     trainer.ema.updates = saved.state["ema_updates"]
+    if trainer.powers:
+        trainer.powers.restore(saved.powers, trainer.ema.updates)
     trainer.unread = [
         torch.tensor(0.0 if good else math.inf, device=trainer.device)
         for good in saved.state.get("unread", [])

@@ -31,6 +31,7 @@ from diffuse_cli.runtime import (
     training_draws,
 )
 from diffuse_cli.training.ema import Average, due
+from diffuse_cli.training.power import Powers
 from diffuse_cli.training.preparing import Plan
 
 Seen = list[tuple[Tensor, Tensor]]
@@ -39,6 +40,7 @@ Seen = list[tuple[Tensor, Tensor]]
 HELD_OUT_IMAGES = 512
 """At most so many held-out images are measured while training."""
 
+HELD_OUT_BATCH = 64
 
 RISE = 10
 """The learning rate rises during one part in so many of a run, at most."""
@@ -66,7 +68,7 @@ class Trainer:
     """Network, optimizer and average of a run, and the images it learns from.
 
     Attributes:
-        net, ema, optimizer, history: its state, with `unread`, `bad` and `accumulation`.
+        net, ema, powers, optimizer, history: its state, with `unread`, `bad` and `accumulation`.
         unread: the gradients' norms of the steps since the average last moved.
         bad: the last so many steps, of those that have been looked at, had a gradient that is not
             finite.
@@ -86,6 +88,7 @@ class Trainer:
             net.run_block = checkpointed
         self.net = net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = Average(self.net, self.config.ema_decay)
+        self.powers = Powers(self.net) if self.config.ema_lengths else None
         self.unread: list[Tensor] = []
         self.bad = 0
         self.accumulation = self.config.accumulation
@@ -241,7 +244,10 @@ class Trainer:
         self.unread = []
         for norm in norms:
             self.bad = 0 if math.isfinite(norm) else self.bad + 1
-        self.ema.follow(self.net, sum(map(math.isfinite, norms)))
+        good = sum(map(math.isfinite, norms))
+        self.ema.follow(self.net, good)
+        if self.powers:
+            self.powers.follow(self.net, good)
 
     def losses(
         self, denoiser: Denoiser, step: int, positions: range, chances: Tensor
@@ -317,16 +323,16 @@ class Trainer:
         with torch.no_grad(), self.accelerator.autocast():
             return self.ema.net(x, t, **cond).float()  # type: ignore[no-any-return]
 
-    def held_out_loss(self) -> float | None:
-        """The training loss of the averaged weights on held-out images, with the same draws
-        every time; None where nothing is held out."""
+    def held_out_losses(self) -> Tensor | None:
+        """The training loss of the averaged weights on each held-out image, (N,), with the same
+        draws every time; None where nothing is held out."""
         chosen = self.plan.held_out[:HELD_OUT_IMAGES]
         if len(chosen) == 0:
             return None
         denoiser = make_denoiser(self.ema_net, self.config)
-        total = 0.0
-        for start in range(0, len(chosen), 64):
-            positions = range(start, min(start + 64, len(chosen)))
+        losses = []
+        for start in range(0, len(chosen), HELD_OUT_BATCH):
+            positions = range(start, min(start + HELD_OUT_BATCH, len(chosen)))
             draws = training_draws(
                 self.config.seed,
                 0,
@@ -338,5 +344,5 @@ class Trainer:
             indices = chosen[positions.start : positions.stop]
             t = (draws.u * self.config.num_timesteps).long()
             x0, cond = self.pixels(indices), self.condition(indices)
-            total += float(self._loss_of(denoiser, x0, t, draws.noise, cond).sum())
-        return total / len(chosen)
+            losses.append(self._loss_of(denoiser, x0, t, draws.noise, cond))
+        return torch.cat(losses)

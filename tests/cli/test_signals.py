@@ -134,7 +134,7 @@ def test_a_signal_while_the_time_of_a_step_is_measured_ends_it(train, monkeypatc
     assert not list(Path().iterdir())
 
 
-@pytest.mark.parametrize("where", ["held_out_loss", "draw"])
+@pytest.mark.parametrize("where", ["held_out_losses", "draw"])
 def test_a_look_at_the_model_is_abandoned_and_the_step_saved(train, monkeypatch, where):
     """Nothing of it is finished first: an evaluation may take minutes, and holds no state."""
     finished = []
@@ -147,7 +147,7 @@ def test_a_look_at_the_model_is_abandoned_and_the_step_saved(train, monkeypatch,
     if where == "draw":
         monkeypatch.setattr(looking, "draw", interrupted)
     else:
-        real = Trainer.held_out_loss
+        real = Trainer.held_out_losses
         monkeypatch.setattr(Trainer, where, lambda self: [*interrupted()] and real(self))
     ran = train("--steps", 9, "--preview-every", 5, "--save-every", 100, "-q")
     assert ran.code == 143

@@ -166,7 +166,7 @@ def test_classes_need_two_folders(diffuse, recipe, images, tmp_path, folders):
 def test_the_held_out_loss_is_measured_with_the_labels(train, monkeypatch):
     """An independent sum over the held-out images, each with its class and the same draws."""
     seen = []
-    real = Trainer.held_out_loss
+    real = Trainer.held_out_losses
 
     def measured(self):
         found = real(self)
@@ -187,10 +187,10 @@ def test_the_held_out_loss_is_measured_with_the_labels(train, monkeypatch):
                 float(simple(denoiser, x0, t, draws.noise, weight, label=given).mean())
                 for given in (labels, 1 - labels, None)
             ]
-        seen.append((found, each))
+        seen.append((float(found.mean()), each))
         return found
 
-    monkeypatch.setattr(Trainer, "held_out_loss", measured)
+    monkeypatch.setattr(Trainer, "held_out_losses", measured)
     train("--classes", "--label-dropout", 0, "--steps", 30, "--lr", 0.01)
     found, (right, wrong, none) = seen[-1]
     assert found == pytest.approx(right, rel=1e-5)

@@ -1,0 +1,148 @@
+"""The KID of the averaged weights while training, and the weights it was best with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from diffuse_cli import modelfile
+from diffuse_cli.config import SAMPLING_STEPS
+from diffuse_cli.errors import UsageError
+from diffuse_cli.events import Work, finish
+from diffuse_cli.features import FeatureNetwork, extract, find, load
+from diffuse_cli.metrics import METRICS
+from diffuse_cli.runtime import permutation
+from diffuse_cli.sampling import Drawing, collect, draw
+from diffuse_cli.training.looking import condition_of
+from diffuse_cli.training.preparing import Plan
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    Array = npt.NDArray[Any]
+    Pixels = npt.NDArray[np.uint8]
+
+IMAGES = 256
+"""Images drawn for an evaluation where nothing says otherwise."""
+
+REAL_IMAGES = 1000
+"""At most so many real images are compared with them; their features are computed once."""
+
+NETWORK = "efficientnet-lite0"
+"""The feature network, which is in the installation."""
+
+LEAST = 2
+"""Images on a side of which a KID can be estimated."""
+
+
+@dataclass(frozen=True)
+class Best:
+    """The averaged weights with the lowest KID so far, on the CPU, and where that was.
+
+    Attributes:
+        images: how many were drawn: KIDs of other numbers are not compared.
+        tensors: the weights by name, with raw ones under `modelfile.RAW` where they are kept.
+    """
+
+    step: int
+    kid: float
+    standard_error: float | None
+    images: int
+    tensors: Mapping[str, Tensor]
+
+    def values(self) -> dict[str, Any]:
+        """Everything but the weights."""
+        return {
+            "step": self.step,
+            "kid": self.kid,
+            "kid_standard_error": self.standard_error,
+            "images": self.images,
+        }
+
+
+def best_of(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Best:
+    """What `Best.values` was made of."""
+    error = values["kid_standard_error"]
+    return Best(values["step"], values["kid"], error, values["images"], tensors)
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """Features of real and of generated images, as `METRICS` read them."""
+
+    real_features: Array
+    fake_features: Array
+
+    @property
+    def more_features(self) -> Array:
+        """None of further real images."""
+        return self.real_features[:0]
+
+
+class Kid:
+    """KID of generated images against the same real ones, uint8 (N, C, H, W)."""
+
+    def __init__(self, real: Pixels, network: FeatureNetwork) -> None:
+        self._real: Pixels | None = real
+        self._network = network
+        self._real_features: Array | None = None
+
+    def measure(self, drawings: Iterator[Drawing], count: int) -> Work[dict[str, float]]:
+        """`kid` and `kid_standard_error` of so many images that are drawn."""
+        if self._real is not None:
+            self._real_features = yield from extract(self._network, self._real)
+            self._real = None
+        assert self._real_features is not None
+        pixels: dict[int, Pixels] = {}
+        yield from collect(drawings, count, pixels)
+        fakes = np.stack([pixels[i] for i in range(count)])
+        features = yield from extract(self._network, fakes)
+        found = METRICS["kid"].compute(_Sides(self._real_features, features))
+        return {name: found[name] for name in ("kid", "kid_standard_error") if name in found}
+
+
+class Evaluator:
+    """KID against real images of a plan: the same ones, from the same noise, every time.
+
+    Attributes:
+        held_out: whether the real images are held out; otherwise the model is trained on them.
+
+    Raises:
+        UsageError: the data has too few images.
+        ModelFileError: the feature network's weights are missing.
+    """
+
+    def __init__(self, plan: Plan, images: int, device: torch.device) -> None:
+        self.plan, self.images, self.device = plan, images, device
+        self.held_out = len(plan.held_out) >= LEAST
+        chosen = plan.held_out if self.held_out else plan.train
+        if len(chosen) < LEAST:
+            raise UsageError(
+                f"an evaluation needs {LEAST} real images, and the data has {len(chosen)}",
+                "Leave --eval-every out, or give more images",
+            )
+        real = chosen[permutation(plan.config.seed, 0, len(chosen))[:REAL_IMAGES]]
+        network = load(NETWORK, device, finish(find(NETWORK)))
+        self._kid = Kid(np.ascontiguousarray(plan.images.pixels[real]), network)
+
+    def kid(self, net: Any) -> Work[dict[str, float]]:
+        """`kid` and `kid_standard_error` of images drawn with a network of the plan's kind, as
+        `sample` draws them by default."""
+        unet = self.plan.unet
+        denoiser = modelfile.make_denoiser(net, self.plan.config)
+        steps = min(SAMPLING_STEPS, denoiser.process.num_timesteps)
+        drawings = draw(
+            denoiser,
+            shape=(unet.channels, *unet.size),
+            indices=range(self.images),
+            seed=self.plan.config.seed,
+            times=denoiser.process.times(steps),
+            device=self.device,
+            condition=condition_of(self.plan),
+        )
+        return (yield from self._kid.measure(drawings, self.images))

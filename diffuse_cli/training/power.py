@@ -1,0 +1,204 @@
+"""Averages of several lengths, from which one of any length is made afterwards.
+
+A power-function average of weights theta(tau) after t updates is the mean of theta under the
+profile p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1) on [0, t], whose length grows with the run
+(Karras et al. 2024, section 3.1). It is named by its standard deviation as a share of t, and
+follows by a decay: after update t it keeps beta(t) = (1 - 1/t)^(gamma + 1) of itself. Two of them
+are kept and saved now and then; the profile of any other is then a combination of those that were
+saved, by least squares, and so are its weights (appendix C).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from diffuse_cli import files, tensorfile
+
+KEPT_LENGTHS = (0.05, 0.10)
+"""The lengths that are kept while training."""
+
+LONGEST = 0.28
+"""A mean over the whole run has 1 / sqrt(12), which is where gamma is 0."""
+
+
+def gamma_of(length: float) -> float:
+    """The exponent of the profile whose standard deviation is `length` of the run.
+
+    The variance is (gamma + 1) / ((gamma + 2)^2 (gamma + 3)): a cubic, of which the largest root.
+    """
+    inverse = length**-2
+    roots = np.roots([1, 7, 16 - inverse, 12 - inverse])
+    return float(max(root.real for root in roots if abs(root.imag) < 1e-9))
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How an average after `updates` updates weighs them: as tau^gamma."""
+
+    gamma: float
+    updates: float
+
+    def dot(self, other: Profile) -> float:
+        """The integral of the product of two profiles."""
+        a, b = (self, other) if self.updates <= other.updates else (other, self)
+        above: float = (a.gamma + 1) * (b.gamma + 1) * (a.updates / b.updates) ** b.gamma
+        return above / ((a.gamma + b.gamma + 1) * b.updates)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The coefficients of a combination of profiles, and the share of the wanted one's norm that it
+    misses."""
+
+    coefficients: npt.NDArray[np.float64]
+    error: float
+
+
+def fit(given: Sequence[Profile], wanted: Profile) -> Fit:
+    """The combination of profiles that is nearest to a wanted one, in the mean square."""
+    products = np.array([[a.dot(b) for b in given] for a in given])
+    aims = np.array([a.dot(wanted) for a in given])
+    found, *_ = np.linalg.lstsq(products, aims, rcond=1e-14)
+    norm = wanted.dot(wanted)
+    left = norm - 2 * float(found @ aims) + float(found @ products @ found)
+    return Fit(found, math.sqrt(max(left, 0.0) / norm))
+
+
+class Powers:
+    """The averages of `KEPT_LENGTHS` of the parameters of `net`.
+
+    Attributes:
+        updates: the updates of the weights that they have followed.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self.updates = 0
+        self.gammas = [gamma_of(length) for length in KEPT_LENGTHS]
+        self._names = [name for name, _ in net.named_parameters()]
+        self._averages = [[p.detach().clone() for p in net.parameters()] for _ in self.gammas]
+
+    def follow(self, net: nn.Module, updates: int = 1) -> None:
+        """Move towards `net`, whose weights have been updated so many times since.
+
+        The decays of several updates multiply to (t / (t + updates))^(gamma + 1).
+        """
+        if updates == 0:
+            return
+        left = self.updates / (self.updates + updates)
+        with torch.no_grad():
+            for gamma, average in zip(self.gammas, self._averages, strict=True):
+                torch._foreach_lerp_(average, list(net.parameters()), 1 - left ** (gamma + 1))
+        self.updates += updates
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The averages by length and name."""
+        return {
+            f"{length:.2f}/{name}": tensor
+            for length, average in zip(KEPT_LENGTHS, self._averages, strict=True)
+            for name, tensor in zip(self._names, average, strict=True)
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor], updates: int) -> None:
+        """Go back to what `tensors` returned after so many updates."""
+        with torch.no_grad():
+            for name, tensor in self.tensors().items():
+                tensor.copy_(tensors[name])
+        self.updates = updates
+
+
+# -- snapshots ------------------------------------------------------------------------------------
+
+
+def snapshot_due(done: int, steps: int, count: int) -> bool:
+    """Whether the averages are saved after `done` of `steps` steps: `count` times, evenly."""
+    return done % -(-steps // count) == 0 or done == steps
+
+
+def save_snapshot(folder: Path, powers: Powers, step: int, steps: int, count: int) -> None:
+    """Save the averages, and remove what an earlier plan of another number of steps saved."""
+    about = {"lengths": list(KEPT_LENGTHS), "updates": powers.updates, "step": step}
+    metadata = {"diffuse.ema": json.dumps(about, sort_keys=True)}
+    tensorfile.write(folder / f"step-{step:08d}.safetensors", powers.tensors(), metadata)
+    for other, path in snapshots(folder):
+        if not snapshot_due(other, steps, count):
+            files.remove(path)
+
+
+def rewind_snapshots(folder: Path, step: int) -> None:
+    """Remove the snapshots after `step`: the run goes on from there."""
+    for other, path in snapshots(folder):
+        if other > step:
+            files.remove(path)
+
+
+def snapshots(folder: Path) -> list[tuple[int, Path]]:
+    """The snapshots in a folder by their steps, rising."""
+    found = [(p.stem.removeprefix("step-"), p) for p in folder.glob("step-*.safetensors")]
+    return sorted((int(step), path) for step, path in found if step.isdecimal())
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A file of averages: the profile of each by its prefix in the file."""
+
+    path: Path
+    step: int
+    profiles: Mapping[str, Profile]
+
+
+def read_snapshot(path: Path) -> Snapshot:
+    """What a snapshot says of itself.
+
+    Raises:
+        OSError, ValueError: it is none.
+    """
+    with tensorfile.opened(path) as file:
+        text = tensorfile.read_header(file).metadata.get("diffuse.ema", "null")
+    about: Any = tensorfile.parse(text.encode())
+    if not isinstance(about, dict):
+        raise ValueError("it is not a snapshot of averages")
+    try:
+        updates, lengths = int(about["updates"]), [float(v) for v in about["lengths"]]
+        profiles = {f"{v:.2f}/": Profile(gamma_of(v), updates) for v in lengths}
+        return Snapshot(path, int(about["step"]), profiles)
+    except (KeyError, TypeError) as error:
+        raise ValueError("it is not a snapshot of averages") from error
+
+
+def combine(given: Sequence[Snapshot], fits: Sequence[Fit]) -> Iterator[dict[str, Tensor]]:
+    """The weights of each combination of all averages in the snapshots, in their order, float32.
+
+    Raises:
+        OSError, ValueError: a snapshot cannot be read, or not all are of one network.
+    """
+    for found in fits:
+        sums: dict[str, Tensor] = {}
+        coefficients = iter(found.coefficients.tolist())
+        for snapshot in given:
+            tensors = tensorfile.read(snapshot.path)
+            for prefix in snapshot.profiles:
+                share = next(coefficients)
+                own = {
+                    n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)
+                }
+                if sums and shapes_of(own) != shapes_of(sums):
+                    raise ValueError(f"{files.show(snapshot.path)} is of another network")
+                for name, tensor in own.items():
+                    before = sums.get(name, torch.zeros(tensor.shape, dtype=torch.float64))
+                    sums[name] = before + share * tensor.double()
+        yield {name: tensor.float() for name, tensor in sums.items()}
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor by its name."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -1,0 +1,307 @@
+"""Averages of other lengths: their weights in closed form, and any length from two."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from diffuse_cli import files, tensorfile
+from diffuse_cli.training import power, saving
+from diffuse_cli.training.power import (
+    KEPT_LENGTHS,
+    Powers,
+    Profile,
+    combine,
+    fit,
+    gamma_of,
+    read_snapshot,
+    save_snapshot,
+    snapshot_due,
+    snapshots,
+)
+from diffuse_cli.training.rundir import RunDirectory
+
+MODEL, RUN = Path("model.safetensors"), Path("model.run")
+
+
+class Net(nn.Module):
+    """A network of one number, in double precision so that digits can be told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+
+    def set(self, value: float) -> None:
+        with torch.no_grad():
+            self.value.fill_(value)
+
+
+def averaged(values, lengths=KEPT_LENGTHS):
+    """The averages of a sequence, straight from the definition: beta(t) = (1 - 1/t)^(gamma + 1)."""
+    found = dict.fromkeys(lengths, 0.0)
+    for t, value in enumerate(values, 1):
+        for length in lengths:
+            beta = (1 - 1 / t) ** (gamma_of(length) + 1)
+            found[length] = beta * found[length] + (1 - beta) * value
+    return found
+
+
+# -- lengths --------------------------------------------------------------------------------------
+
+
+def test_the_exponents_are_those_of_the_paper():
+    assert gamma_of(0.05) == pytest.approx(16.97, abs=0.005)
+    assert gamma_of(0.10) == pytest.approx(6.94, abs=0.005)
+    assert gamma_of(1 / math.sqrt(12)) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("length", [0.02, 0.05, 0.1, 0.2, 0.27])
+def test_a_length_is_the_standard_deviation_of_its_profile(length):
+    gamma = gamma_of(length)
+    x = (np.arange(200_000) + 0.5) / 200_000
+    p = (gamma + 1) * x**gamma / len(x)
+    mean = float(p @ x)
+    assert math.sqrt(float(p @ (x - mean) ** 2)) == pytest.approx(length, rel=1e-6)
+
+
+# -- following ------------------------------------------------------------------------------------
+
+
+def test_each_step_has_the_weight_of_its_part_of_the_profile():
+    """Of step i after t: (i / t)^(gamma + 1) - ((i - 1) / t)^(gamma + 1)."""
+    t = 30
+    for i in (1, 2, 17, 30):
+        net = Net()
+        powers = Powers(net)
+        for step in range(1, t + 1):
+            net.set(float(step == i))
+            powers.follow(net)
+        for length, tensor in zip(KEPT_LENGTHS, powers.tensors().values(), strict=True):
+            g = gamma_of(length) + 1
+            assert float(tensor) == pytest.approx((i / t) ** g - ((i - 1) / t) ** g, rel=1e-9)
+
+
+def test_the_averages_are_those_of_the_definition():
+    values = np.random.default_rng(0).normal(size=50)
+    net = Net()
+    powers = Powers(net)
+    for value in values:
+        net.set(value)
+        powers.follow(net)
+    expected = averaged(values)
+    assert [float(t) for t in powers.tensors().values()] == pytest.approx([*expected.values()])
+    assert [*powers.tensors()] == ["0.05/value", "0.10/value"]
+
+
+def test_several_updates_at_once_decay_like_each_in_turn():
+    one, other, net = Powers(Net()), Powers(Net()), Net()
+    for powers, parts in ((one, [3, 4, 0, 1]), (other, [1] * 8)):
+        for value, count in zip([2.0, 5.0, 1.0, -1.0] if powers is one else
+                                [2.0] * 3 + [5.0] * 4 + [-1.0], parts, strict=True):  # fmt: skip
+            net.set(value)
+            powers.follow(net, count)
+    for a, b in zip(one.tensors().values(), other.tensors().values(), strict=True):
+        assert float(a) == pytest.approx(float(b), rel=1e-12)
+    assert one.updates == other.updates == 8
+
+
+# -- any other length -----------------------------------------------------------------------------
+
+
+def test_products_of_profiles_are_their_integrals():
+    n, b = 400_000, 90.0
+    x = (np.arange(n) + 0.5) / n * b
+    for ga, ta, gb in ((3.0, 40.0, 7.0), (7.0, 40.0, 3.0), (2.0, 90.0, 5.0)):
+        p = np.where(x <= ta, (ga + 1) * (x / ta) ** ga / ta, 0)
+        q = (gb + 1) * (x / b) ** gb / b
+        expected = float(p @ q) * b / n
+        assert Profile(ga, ta).dot(Profile(gb, b)) == pytest.approx(expected, rel=1e-4)
+        assert Profile(gb, b).dot(Profile(ga, ta)) == Profile(ga, ta).dot(Profile(gb, b))
+
+
+def due_of(steps, count):
+    return [s for s in range(1, steps + 1) if snapshot_due(s, steps, count)]
+
+
+def profiles_of(due):
+    return [Profile(gamma_of(length), t) for t in due for length in KEPT_LENGTHS]
+
+
+def test_the_fit_is_the_least_squares_of_profiles_on_a_grid():
+    """An oracle that knows nothing of the closed form: columns of numbers, and NumPy."""
+    n, due = 200_000, due_of(100, 5)
+    x = (np.arange(n) + 0.5) / n * 100
+    columns = [
+        np.where(x <= p.updates, (p.gamma + 1) * (x / p.updates) ** p.gamma / p.updates, 0)
+        for p in profiles_of(due)
+    ]
+    wanted = Profile(gamma_of(0.13), 100)
+    aim = (wanted.gamma + 1) * (x / 100) ** wanted.gamma / 100
+    expected, *_ = np.linalg.lstsq(np.stack(columns, 1), aim, rcond=None)
+    found = fit(profiles_of(due), wanted)
+    assert found.coefficients == pytest.approx(expected, abs=2e-3)
+    left = aim - np.stack(columns, 1) @ found.coefficients
+    error = np.linalg.norm(left) / np.linalg.norm(aim)
+    assert found.error == pytest.approx(error, rel=1e-2)
+
+
+@pytest.mark.parametrize("length", KEPT_LENGTHS)
+def test_a_length_that_was_kept_is_itself(length):
+    due = due_of(1000, 24)
+    found = fit(profiles_of(due), Profile(gamma_of(length), 1000))
+    expected = np.zeros(2 * len(due))
+    expected[-2 + KEPT_LENGTHS.index(length)] = 1
+    assert found.coefficients == pytest.approx(expected, abs=1e-6)
+    assert found.error < 1e-6
+
+
+@pytest.mark.parametrize(("count", "tolerance"), [(8, 3e-2), (24, 3e-3), (64, 5e-4)])
+@pytest.mark.parametrize("length", [0.04, 0.07, 0.12, 0.15])
+def test_a_length_made_afterwards_equals_the_one_averaged_directly(
+    tmp_path, length, count, tolerance
+):
+    """Through files. The values settle as weights do, with noise on them; the more snapshots, the
+    nearer."""
+    steps, net = 2000, Net()
+    draw = np.random.default_rng(1)
+    values = np.exp(-np.arange(steps) / 300) + 0.3 * draw.normal(size=steps)
+    powers = Powers(net)
+    for step, value in enumerate(values, 1):
+        net.set(value)
+        powers.follow(net)
+        if snapshot_due(step, steps, count):
+            as_float32 = {n: t.float() for n, t in powers.tensors().items()}
+            about = {"lengths": KEPT_LENGTHS, "updates": powers.updates, "step": step}
+            tensorfile.write(
+                tmp_path / f"step-{step:08d}.safetensors",
+                as_float32,
+                {"diffuse.ema": json.dumps(about)},
+            )
+    given = [read_snapshot(path) for _, path in snapshots(tmp_path)]
+    profiles = [p for s in given for p in s.profiles.values()]
+    found = fit(profiles, Profile(gamma_of(length), steps))
+    [made] = combine(given, [found])
+    expected = averaged(values, [length])[length]
+    spread = 0.3 * math.sqrt(Profile(gamma_of(length), steps).dot(Profile(gamma_of(length), steps)))
+    assert float(made["value"]) == pytest.approx(expected, abs=3 * tolerance * spread)
+    assert found.error < 3 * tolerance
+
+
+# -- a run ----------------------------------------------------------------------------------------
+
+KEEP = ("--ema-lengths", 4)
+
+
+def saved(run=RUN):
+    return {step: path.read_bytes() for step, path in snapshots(run / "ema")}
+
+
+def test_keeping_them_changes_nothing_else(train, whole):
+    assert train("--steps", 40, *KEEP).code == 0
+    assert MODEL.read_bytes() == whole
+    assert [*saved()] == [10, 20, 30, 40]
+    snapshot = read_snapshot(RUN / "ema/step-00000030.safetensors")
+    assert snapshot.step == 30
+    assert [p.updates for p in snapshot.profiles.values()] == [30, 30]
+
+
+def test_by_default_there_are_none(train):
+    train("--steps", 4)
+    assert not (RUN / "ema").exists()
+    assert not list(RUN.rglob("powers.safetensors"))
+    assert "ema_lengths" not in (RUN / "config.toml").read_text()
+
+
+def test_the_average_of_a_run_is_that_of_its_weights(train):
+    train("--steps", 12, *KEEP)
+    raw = []
+    for stop in range(1, 13):
+        train("--steps", 12, "--stop-at", stop, "-o", f"{stop}.safetensors", "-q")
+        tensors = tensorfile.read(Path(f"{stop}.safetensors"))
+        raw.append(float(tensors["raw.conv_out.weight"][0, 0, 0, 0]))
+    found = tensorfile.read(RUN / "ema/step-00000012.safetensors")
+    for length, value in averaged(raw).items():
+        assert float(found[f"{length:.2f}/conv_out.weight"][0, 0, 0, 0]) == pytest.approx(
+            value, rel=1e-4
+        )
+
+
+@pytest.mark.parametrize("stop", [7, 20, 33])
+def test_stopped_and_resumed_keeps_the_same_snapshots(train, stop):
+    train("--steps", 40, *KEEP, "-o", "whole.safetensors")
+    train("--steps", 40, *KEEP, "--stop-at", stop)
+    assert train("--resume").code == 0
+    assert saved() == saved(Path("whole.run"))
+    assert MODEL.read_bytes() == Path("whole.safetensors").read_bytes()
+
+
+def test_snapshots_of_a_course_that_was_left_go(train):
+    train("--steps", 40, *KEEP, "--stop-at", 15)
+    shutil.copytree(RUN, "kept")
+    train("--resume", "--stop-at", 35)
+    shutil.copytree(RUN / "ema", "kept/ema", dirs_exist_ok=True)
+    shutil.rmtree(RUN)
+    shutil.move("kept", RUN)
+    train("--resume", "--stop-at", 16)
+    assert [*saved()] == [10]
+    train("--steps", 40, "--overwrite")
+    assert not (RUN / "ema").exists()
+
+
+def test_a_longer_run_thins_them(train):
+    train("--steps", 16, *KEEP)
+    assert [*saved()] == [4, 8, 12, 16]
+    train("--resume", "--steps", 24)
+    assert [*saved()] == [12, 18, 24]
+
+
+def test_lengths_cannot_begin_in_the_middle(train):
+    train("--steps", 8, "--stop-at", 3)
+    ran = train("--resume", *KEEP, "-q")
+    assert ran.code == 2
+    assert "--ema-lengths 4 differs from the run's None" in ran.line
+
+
+def test_a_snapshot_is_whole_or_not_there(tmp_path, monkeypatch):
+    from seams import FULL, failing
+
+    from diffuse_cli.errors import OutputError
+
+    powers = Powers(Net().float())
+    save_snapshot(tmp_path, powers, 1, 4, 4)
+    monkeypatch.setattr(files, "operation", failing("rename", FULL))
+    with pytest.raises(OutputError):
+        save_snapshot(tmp_path, powers, 2, 4, 4)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001.safetensors"]
+
+
+def test_the_estimate_of_disk_covers_them(train, monkeypatch):
+    asked = []
+    monkeypatch.setattr(files, "check_room", lambda folder, *sizes: asked.append(sizes))
+    train("--steps", 16, *KEEP, "--save-every", 4, "-q")
+    [(total, largest)] = asked
+    run = RunDirectory(MODEL)
+    used = files.size_of(run.path) + files.size_of(MODEL)
+    of_one = files.size_of(run.checkpoints / "step-00000016")
+    assert used + of_one + files.size_of(MODEL) <= total
+    sizes = [p.stat().st_size for p in run.path.rglob("*.safetensors")]
+    headers = 16_384 * (len(sizes) + 2 * 5)
+    assert sum(sizes) + of_one + 2 * files.size_of(MODEL) <= total - saving.SPARE + headers
+    assert max(sizes) <= largest + 65_536
+    assert total - saving.SPARE < 2 * (used + of_one)
+
+
+def test_what_is_no_snapshot_is_refused(tmp_path):
+    path = tmp_path / "step-00000001.safetensors"
+    for metadata in (None, {"diffuse.ema": "[]"}, {"diffuse.ema": '{"lengths": [0.05]}'}):
+        tensorfile.write(path, {"a": torch.zeros(1)}, metadata)
+        with pytest.raises(ValueError, match="not a snapshot"):
+            read_snapshot(path)
+    assert power.snapshots(tmp_path) == [(1, path)]

@@ -1,0 +1,208 @@
+"""eval --ema-sweep: averages of many lengths from one run, measured, and the best written."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffuse_cli import modelfile
+from diffuse_cli.core.losses import simple
+from diffuse_cli.runtime import training_draws
+from diffuse_cli.training import sweeping
+from diffuse_cli.training.power import gamma_of, snapshots
+
+MODEL, RUN = Path("model.safetensors"), Path("model.run")
+QUICK = ("-n", 6, "--steps", 3, "--ema-sweep", "--precision", "fp32")
+
+
+@pytest.fixture(scope="module")
+def kept(images, recipe, tmp_path_factory):
+    """A run of 60 steps with averages of other lengths. Do not write here."""
+    from conftest import in_process
+
+    out = tmp_path_factory.mktemp("kept") / "model.safetensors"
+    line = ["train", images, "--config", recipe, "--steps", 60, "--ema-lengths", 20, "-q"]
+    assert in_process([*line, "--warmup", 0, "-o", out]) == 0
+    return out
+
+
+@pytest.fixture
+def sweep(diffuse, images, kept):
+    return lambda *options, model=kept: diffuse("eval", model, images, *QUICK, *options)
+
+
+def test_a_table_of_lengths_with_the_best_named_and_written(sweep, diffuse, images, kept):
+    ran = sweep("-o", "best.safetensors", "--json")
+    assert ran.code == 0, ran.err
+    found = ran.json
+    kids = {row["length"]: row["values"]["kid"] for row in found["rows"]}
+    assert set(kids) >= {0.05, 0.06, 0.08, 0.1, 0.12}
+    assert found["best"] == min(kids, key=kids.get)
+    assert found["metric"] == "kid"
+    assert (found["step"], found["updates"], found["real"]) == (60, 60, 6)
+    assert len({round(kid, 12) for kid in kids.values()}) == len(kids)
+    assert "real images: the part that was never trained on" in ran.err
+    made = modelfile.load("best.safetensors")
+    assert made.step == 60
+    assert made.data["ema_length"] == found["best"]
+    again = diffuse("eval", "best.safetensors", images, *QUICK[:4], *QUICK[5:], "--json").json
+    assert again["kid"] == pytest.approx(kids[found["best"]], rel=1e-6)
+    plain = diffuse("eval", kept, images, *QUICK[:4], *QUICK[5:], "--json").json
+    assert found["file"]["kid"] == pytest.approx(plain["kid"], rel=1e-6)
+
+
+def test_the_table_in_text(sweep):
+    lines = sweep("-o", "best.safetensors").out.splitlines()
+    assert lines[0].split() == ["length", "KID"]
+    assert [line.split()[0] for line in lines[1:4]] == ["0.03", "0.04", "0.05"]
+    assert lines[-3].startswith("in the file")
+    assert lines[-2].startswith("best: 0.")
+    assert lines[-1] == "best.safetensors"
+
+
+def test_a_length_is_what_averaging_every_step_would_have_given(
+    sweep, images, recipe, diffuse, monkeypatch, kept
+):
+    """The weights after each step of the same run, averaged by the definition."""
+    from diffuse_cli.training.trainer import Trainer
+
+    raw, real = [], Trainer.step
+
+    def step(self, number):
+        outcome = real(self, number)
+        raw.append(self.net.conv_out.weight.detach().double().clone())
+        return outcome
+
+    monkeypatch.setattr(Trainer, "step", step)
+    assert diffuse("train", images, "--config", recipe, "--steps", 60, "--warmup", 0).code == 0
+    assert MODEL.read_bytes() == kept.read_bytes()
+    monkeypatch.setattr(sweeping, "LENGTHS", (0.08,))
+    assert sweep("-o", "made.safetensors").code == 0
+    expected = torch.zeros_like(raw[0])
+    for t, weight in enumerate(raw, 1):
+        expected.lerp_(weight, 1 - (1 - 1 / t) ** (gamma_of(0.08) + 1))
+    made = modelfile.load("made.safetensors").ema["conv_out.weight"].double()
+    moved = float((raw[-1] - raw[29]).norm())
+    assert float((made - expected).norm()) < 0.01 * moved
+    assert float((modelfile.load(kept).ema["conv_out.weight"] - expected).norm()) > 0.02 * moved
+
+
+def test_the_held_out_loss_decides_where_it_is_asked_to(sweep):
+    found = sweep("--ema-metric", "held-out", "--json").json
+    losses = {row["length"]: row["values"]["held_out_loss"] for row in found["rows"]}
+    assert found["best"] == min(losses, key=losses.get)
+    assert found["metric"] == "held_out_loss"
+    assert all(row["values"]["held_out_loss_standard_error"] > 0 for row in found["rows"])
+
+
+def test_the_loss_is_that_of_the_training(sweep, monkeypatch):
+    """An independent sum: min-SNR weights, the target v, draws that belong to positions."""
+    seen = []
+    real = sweeping.EMA_METRICS["held-out"]
+
+    def make(config, loaded, images, accelerator):
+        seen.append((loaded, images))
+        return real[1](config, loaded, images, accelerator)
+
+    monkeypatch.setattr(sweeping, "EMA_METRICS", {"held-out": (real[0], make)})
+    found = sweep("--ema-metric", "held-out", "--json").json
+    [(loaded, images)] = seen
+    draws = training_draws(
+        0, 0, range(6), shape=(1, 8, 8), device=torch.device("cpu"), purpose="held-out"
+    )
+    t = (draws.u.double() * 100).long()
+    x0 = torch.from_numpy(images.pixels).float() / 127.5 - 1
+    denoiser = loaded.model.denoiser(loaded.model.network())
+    snr = denoiser.process.alpha_bars / (1 - denoiser.process.alpha_bars)
+    weight = (snr.clamp(max=5) / (snr + 1))[t].float()
+    with torch.no_grad():
+        expected = float(simple(denoiser, x0, t, draws.noise, weight).mean())
+    assert found["file"]["held_out_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_length_that_the_snapshots_do_not_hold_is_left_out_and_it_is_said(sweep, kept):
+    shutil.copy(kept, MODEL)
+    shutil.copytree(kept.with_suffix(".run"), RUN)
+    for step, path in snapshots(RUN / "ema"):
+        if step % 15:
+            path.unlink()
+    ran = sweep("--json", model=MODEL)
+    assert "too far from what 4 snapshots hold: 0.03, 0.20" in ran.err
+    assert next(row["length"] for row in ran.json["rows"]) == 0.04
+    assert all(row["error"] < 0.1 for row in ran.json["rows"])
+
+
+def test_the_output_is_never_replaced_unasked(sweep):
+    Path("mine.safetensors").write_text("mine")
+    ran = sweep("-o", "mine.safetensors", "-q")
+    assert ran.code == 5
+    assert Path("mine.safetensors").read_text() == "mine"
+    assert sweep("-o", "mine.safetensors", "--overwrite", "-q").code == 0
+    assert modelfile.load("mine.safetensors").step == 60
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("-o", "x.pt"), "-o must end in .safetensors"),
+        (("--plot", "x.png"), "--plot does not go with --ema-sweep"),
+        (("--respaced", 5), "--respaced does not go with --ema-sweep"),
+        (("--weights", "raw"), "--weights raw does not go with --ema-sweep"),
+        (("--ema-metric", "kidd"), "Did you mean 'kid'"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(sweep, options, text):
+    ran = sweep(*options, "-q")
+    assert ran.code == 2
+    assert text in ran.line
+
+
+@pytest.mark.parametrize("options", [("-o", "x.safetensors"), ("--ema-metric", "kid")])
+def test_its_options_need_it(diffuse, kept, images, options):
+    ran = diffuse("eval", kept, images, *options, "-q")
+    assert ran.code == 2
+    assert f"{options[0]} goes with --ema-sweep" in ran.line
+
+
+def test_a_folder_has_no_lengths(sweep, images):
+    assert "is a folder of images" in sweep("-q", model=images).line
+
+
+def test_a_model_without_snapshots_says_how_to_have_them(sweep, model):
+    ran = sweep("-q", model=model)
+    assert ran.code == 4
+    assert "Train with --ema-lengths" in ran.line
+
+
+@pytest.mark.parametrize("fault", ["cut", "another", "nan"])
+def test_a_damaged_snapshot_is_refused(sweep, kept, fault):
+    from diffuse_cli import tensorfile
+
+    shutil.copy(kept, MODEL)
+    shutil.copytree(kept.with_suffix(".run"), RUN)
+    path = RUN / "ema/step-00000060.safetensors"
+    if fault == "cut":
+        path.write_bytes(path.read_bytes()[:-10])
+    else:
+        tensors = tensorfile.read(path)
+        with tensorfile.opened(path) as file:
+            metadata = tensorfile.read_header(file).metadata
+        name = "0.05/conv_out.weight"
+        tensors[name] = tensors[name][:, :2] if fault == "another" else tensors[name] * torch.nan
+        tensorfile.write(path, tensors, metadata)
+    ran = sweep("-q", "-o", "x.safetensors", model=MODEL)
+    assert ran.code == 4, ran.err
+    assert "model.run/ema cannot be read" in ran.line
+    assert not Path("x.safetensors").exists()
+
+
+def test_snapshots_after_the_model_are_not_its_own(sweep, kept, recipe, diffuse, images):
+    diffuse("train", images, "--config", recipe, "--steps", 60, "--ema-lengths", 20,
+            "--warmup", 0, "--stop-at", 32)  # fmt: skip
+    shutil.copytree(kept.with_suffix(".run") / "ema", RUN / "ema", dirs_exist_ok=True)
+    ran = sweep("--json", model=MODEL)
+    assert ran.json["step"] == 30
+    assert "the last snapshot is of step 30, and the model of step 32" in ran.err

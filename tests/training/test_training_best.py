@@ -1,0 +1,315 @@
+"""--eval-every: the best model is kept, whatever happens to the run, and nothing else changes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_images
+
+from diffuse_cli import modelfile
+from diffuse_cli.metrics import kid
+from diffuse_cli.training import evaluating, fitting, watching
+from diffuse_cli.training.rundir import RunDirectory
+from diffuse_cli.training.trainer import Trainer
+
+MODEL, BEST, RUN = Path("model.safetensors"), Path("model.best.safetensors"), Path("model.run")
+EVAL = ("--eval-every", 5, "--eval-images", 6)
+
+KIDS = {5: 0.9, 10: 0.4, 15: 0.6, 20: 0.5, 25: 0.3, 30: 0.7, 35: 0.2, 40: 0.8}
+"""A course of the metric: the best is at 10, then at 25, then at 35."""
+
+
+@pytest.fixture
+def course(monkeypatch):
+    """The KID by the number of updates behind the averaged weights; counts what was measured."""
+    asked = []
+
+    def measure(self):
+        yield from ()
+        step = self.trainer.ema.updates
+        asked.append(step)
+        return {"kid": KIDS.get(step, 1.0), "kid_standard_error": 0.01}
+
+    monkeypatch.setattr(watching.Watch, "_measure", measure)
+    return asked
+
+
+def kids(run=RUN):
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return {m["step"]: m["kid"] for m in lines if "kid" in m}
+
+
+def step_of(path):
+    return modelfile.load(path).step
+
+
+# -- what is measured -----------------------------------------------------------------------------
+
+
+def test_an_evaluation_touches_nothing(train, whole):
+    ran = train("--steps", 40, "--eval-every", 20, "--eval-images", 6, "--json")
+    assert ran.code == 0
+    assert MODEL.read_bytes() == whole
+    assert set(kids()) == {20, 40}
+    best = ran.json["best"]
+    assert best["kid"] == min(kids().values()) == kids()[best["step"]]
+    assert best["kid_standard_error"] > 0
+    assert step_of(BEST) == best["step"]
+    assert "against" not in ran.err
+    assert f"KID {best['kid']:.4f} ± " in ran.err
+
+
+def test_the_kid_is_that_of_drawn_images_against_held_out_ones(diffuse, train, images, monkeypatch):
+    """The same number from images that `sample` draws from the model file, and from features."""
+    seen = {}
+    real = evaluating.extract
+
+    def noting(network, pixels):
+        seen[len(pixels)] = network, pixels
+        return real(network, pixels)
+
+    monkeypatch.setattr(evaluating, "extract", noting)
+    train("--steps", 10, "--eval-every", 10, "--eval-images", 9)
+    assert diffuse("sample", BEST, "-n", 9, "-o", "drawn").code == 0
+    from PIL import Image
+
+    from diffuse_cli.events import finish
+
+    network, fakes = seen[9]
+    drawn = np.stack([np.asarray(Image.open(f"drawn/{i:05d}.png"))[None] for i in range(9)])
+    assert np.abs(drawn.astype(int) - fakes).max() <= 2
+    [held_out] = [pixels for n, (_, pixels) in seen.items() if n != 9]
+    assert len(held_out) == 6
+    x, y = (finish(real(network, p)).astype(np.float64) for p in (held_out, fakes))
+    expected = kid.mmd(kid.within(x), kid.within(y), kid.between(x, y))
+    assert kids()[10] == pytest.approx(expected, rel=1e-9)
+
+
+def test_real_features_are_computed_once(train, monkeypatch):
+    computed = []
+    real = evaluating.extract
+    monkeypatch.setattr(
+        evaluating, "extract", lambda n, pixels: computed.append(len(pixels)) or real(n, pixels)
+    )
+    train("--steps", 6, "--eval-every", 2, "--eval-images", 5)
+    assert computed == [6, 5, 5, 5]
+
+
+def test_without_held_out_images_those_of_the_training_are_taken_and_it_is_said(
+    diffuse, recipe, tmp_path
+):
+    few = write_images(tmp_path / "few", 20)
+    line = ("train", few, "--config", recipe, "--steps", 2, *EVAL)
+    ran = diffuse(*line)
+    assert ran.code == 0
+    assert "compares with training images" in ran.err
+    one = write_images(tmp_path / "one", 1)
+    ran = diffuse("train", one, *line[2:], "-q", "-o", "b.safetensors")
+    assert ran.code == 2
+    assert "needs 2 real images, and the data has 1" in ran.err
+    assert not Path("b.safetensors").exists()
+
+
+def test_out_of_memory_leaves_an_evaluation_out(train, monkeypatch):
+    def full(self, net):
+        yield from ()
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(evaluating.Evaluator, "kid", full)
+    ran = train("--steps", 5, *EVAL)
+    assert ran.code == 0
+    assert "out of memory while evaluating: it is left out" in ran.err
+    assert not BEST.exists()
+
+
+# -- the best model -------------------------------------------------------------------------------
+
+
+def test_the_best_model_is_that_of_its_step(train, course):
+    ran = train("--steps", 40, *EVAL, "--json")
+    assert ran.json["best"] == {
+        "model": str(BEST), "step": 35, "kid": 0.2, "kid_standard_error": 0.01, "images": 6,
+    }  # fmt: skip
+    assert "best by KID at step 35: 0.2000 ± 0.0100, model.best.safetensors" in ran.err
+    assert kids() == KIDS
+    best = modelfile.load(BEST)
+    assert best.step == 35
+    train("--steps", 40, "--stop-at", 35, "-o", "other.safetensors")
+    stopped = modelfile.load("other.safetensors")
+    for name, tensor in stopped.ema.items():
+        assert tensor.equal(best.ema[name])
+        assert stopped.raw[name].equal(best.raw[name])
+    assert modelfile.load(MODEL).step == 40
+    assert Path("other.safetensors").read_bytes() == BEST.read_bytes()
+
+
+@pytest.mark.parametrize("stop", [7, 10, 12, 25, 38])
+def test_stopped_and_resumed_keeps_the_same_best_file(train, course, stop):
+    train("--steps", 40, *EVAL, "-o", "whole.safetensors")
+    train("--steps", 40, *EVAL, "--stop-at", stop)
+    assert train("--resume").code == 0
+    assert BEST.read_bytes() == Path("whole.best.safetensors").read_bytes()
+    assert MODEL.read_bytes() == Path("whole.safetensors").read_bytes()
+    assert kids() == KIDS
+    assert course == [*KIDS, *KIDS]
+
+
+def test_a_stop_is_no_evaluation_and_the_end_is(train, course):
+    train("--steps", 8, *EVAL, "--stop-at", 7)
+    assert course == [5]
+    train("--resume")
+    assert course == [5, 8]
+
+
+@pytest.mark.parametrize("left", ["later", "none", "damaged", "nothing"])
+def test_what_a_killed_run_left_heals(train, course, left):
+    """The checkpoint knows of step 10; the file is of a step after it, or is not there."""
+    train("--steps", 40, *EVAL, "--stop-at", 12)
+    expected = BEST.read_bytes()
+    shutil.copytree(RUN, "kept")
+    if left == "later":
+        train("--resume", "--stop-at", 27)
+        assert step_of(BEST) == 25
+    elif left == "none":
+        BEST.unlink()
+    elif left == "damaged":
+        BEST.write_bytes(expected[:1000])
+    shutil.rmtree(RUN)
+    shutil.move("kept", RUN)
+    train("--resume", "--stop-at", 14)
+    assert BEST.read_bytes() == expected
+
+
+def test_a_best_model_of_a_course_that_was_left_goes(train, course):
+    train("--steps", 40, *EVAL, "--stop-at", 12)
+    shutil.rmtree(RUN / "checkpoints")
+    ran = train("--resume", "--stop-at", 3)
+    assert "starting at step 0" in ran.err
+    assert not BEST.exists()
+    train("--resume")
+    assert step_of(BEST) == 35
+
+
+def test_a_finished_run_writes_a_missing_best_model_again(train, course, monkeypatch):
+    train("--steps", 15, *EVAL)
+    before = BEST.read_bytes()
+    BEST.unlink()
+    monkeypatch.setattr(Trainer, "step", lambda *a: pytest.fail("computed"))
+    assert train("--resume").code == 0
+    assert BEST.read_bytes() == before
+    assert course == [5, 10, 15]
+
+
+# -- signals --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", [10, 15])
+def test_a_signal_abandons_an_evaluation_which_is_made_up_for(train, course, monkeypatch, at):
+    """At the last step, too, where nothing else is left to do."""
+    train("--steps", 15, *EVAL, "-o", "whole.safetensors")
+    real, finished = watching.Watch._measure, []
+
+    def interrupted(self):
+        if self.trainer.ema.updates == at and not finished:
+            signal.raise_signal(signal.SIGTERM)
+            finished.append(True)
+        return (yield from real(self))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(watching.Watch, "_measure", interrupted)
+        ran = train("--steps", 15, *EVAL, "-q")
+        assert ran.code == 143
+        assert f"at step {at}: checkpoint saved" in ran.line
+        assert finished == []
+        assert at not in kids()
+        ran = train("--resume", "-q")
+        assert ran.code == 143
+        assert f"at step {at}: its checkpoint stands" in ran.line
+    assert train("--resume").code == 0
+    assert BEST.read_bytes() == Path("whole.best.safetensors").read_bytes()
+    assert MODEL.read_bytes() == Path("whole.safetensors").read_bytes()
+    assert kids() == kids(Path("whole.run"))
+    course.clear()
+    assert train("--resume").code == 0
+    assert course == []
+
+
+# -- what is not its own --------------------------------------------------------------------------
+
+
+def test_a_file_in_the_place_of_the_best_model_is_not_replaced(train, course):
+    BEST.write_text("mine")
+    ran = train("--steps", 5, *EVAL, "-q")
+    assert ran.code == 5
+    assert "model.best.safetensors exists already" in ran.line
+    train("--steps", 5)
+    assert train("--resume", *EVAL, "--steps", 10, "-q").code == 5
+    assert train("--steps", 5, "--overwrite").code == 0
+    assert BEST.read_text() == "mine"
+    assert train("--steps", 5, *EVAL, "--overwrite").code == 0
+    assert step_of(BEST) == 5
+    assert train("--steps", 4, "--overwrite").code == 0
+    assert not BEST.exists()
+
+
+def test_the_model_of_another_run_is_never_the_place(train, course):
+    train("--steps", 2, "-o", BEST)
+    for options in ((), ("--overwrite",)):
+        ran = train("--steps", 5, *EVAL, "-q", *options)
+        assert ran.code == 5
+        assert "belongs to another run" in ran.line
+    assert step_of(BEST) == 2
+
+
+def test_another_number_of_images_begins_anew(train, course):
+    train("--steps", 40, *EVAL, "--stop-at", 12)
+    ran = train("--resume", "--eval-images", 8, "--stop-at", 16)
+    assert "found with 6 images an evaluation, not 8" in ran.err
+    assert step_of(BEST) == 15
+
+
+def test_a_run_without_evaluations_keeps_nothing_of_them(train, monkeypatch):
+    monkeypatch.setattr(evaluating.Evaluator, "__init__", lambda *a: pytest.fail("made"))
+    assert train("--steps", 4, "--json").json["best"] is None
+    assert "eval" not in (RUN / "config.toml").read_text()
+    [newest] = (RUN / "checkpoints").iterdir()
+    assert not (newest / "best.safetensors").exists()
+    assert not BEST.exists()
+
+
+def test_the_estimate_of_disk_covers_best_models(train, course, monkeypatch):
+    from diffuse_cli import files
+    from diffuse_cli.training import saving
+
+    asked = []
+    monkeypatch.setattr(files, "check_room", lambda folder, *sizes: asked.append(sizes))
+    train("--steps", 15, *EVAL, "--save-every", 1, "-q")
+    [(total, _)] = asked
+    run = RunDirectory(MODEL)
+    used = files.size_of(run.path) + files.size_of(MODEL) + files.size_of(BEST)
+    of_one = files.size_of(run.checkpoints / "step-00000015")
+    models = files.size_of(MODEL) + files.size_of(BEST)
+    assert used + of_one + models <= total
+    sizes = [p.stat().st_size for p in run.path.rglob("*.safetensors")]
+    headers = 32_768 * (len(sizes) + 2 * 5)
+    assert sum(sizes) + of_one + 2 * models <= total - saving.SPARE + headers
+    assert total - saving.SPARE < 2 * (used + of_one)
+
+
+def test_what_is_logged_goes_to_trackers_too(train, course, monkeypatch):
+    from accelerate import Accelerator
+
+    seen = []
+    real = Accelerator.log
+    monkeypatch.setattr(
+        Accelerator, "log", lambda self, values, **k: seen.append(values) or real(self, values, **k)
+    )
+    monkeypatch.setattr(fitting._Run, "_init_trackers", lambda self: None)
+    assert train("--steps", 5, *EVAL, "--log", "tensorboard").code == 0
+    assert {"kid": 0.9, "kid_standard_error": 0.01} in seen
