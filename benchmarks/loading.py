@@ -3,13 +3,13 @@
 Two sets: many small PNGs (DATA, or made here) and photos of 2000x1500 as JPEG, made here with the
 spectrum, the edges and the grain of photographs, that become 64x64. `reading` is what `train` and
 `eval` do once: find, check, decode, hash, resize and keep every image, on one core and on all.
-`decoding alone` is the least of it: Pillow's open, load and convert of the same files, in as many
-threads or processes, with nothing kept; `over_decoding_alone` is the share that the rest adds. The
-peer is what training scripts do in every epoch: torchvision's `ImageFolder` with resize and crop
-behind a `DataLoader` with a worker for each core. `training` is a step of the `tiny` network, and
-the part of it that fetches the batch, from memory and from the file that large sets are mapped
-from. Files are in the page cache; contenders take turns. A resumed run reads its images again: the
-cache goes when a run ends. Prints JSON.
+`decoding alone` is the least of it: the same files through Pillow to arrays, in as many threads or
+processes, with nothing checked, named or kept; `over_decoding_alone` is the share that the rest
+adds. The peer is what training scripts do in every epoch: torchvision's `ImageFolder` with resize
+and crop behind a `DataLoader` with a worker for each core. `training` is a step of the `tiny`
+network, and the part of it that fetches the batch, from memory and from the file that large sets
+are mapped from. Files are in the page cache; contenders take turns. A resumed run reads its images
+again: the cache goes when a run ends. Prints JSON.
 
     python benchmarks/loading.py > benchmarks/results/loading.json
     python benchmarks/loading.py FASHION_MNIST --photos 400 --rounds 1
@@ -40,6 +40,7 @@ from torchvision.transforms import v2
 
 from diffuse_cli.config import UNetConfig
 from diffuse_cli.data import Images, open_index, read_images, save_index
+from diffuse_cli.data.pixels import fit
 from diffuse_cli.data.pool import MANY_FILES, SMALL_FILE
 from diffuse_cli.events import finish
 from diffuse_cli.options import from_dict
@@ -120,11 +121,12 @@ def read(source: Path, workers: int) -> Images:
 
 
 def decode_alone(files: Sequence[Path]) -> None:
-    """Open, load and convert; nothing is kept."""
+    """The least that has an array of pixels: open, decode, convert what is another kind, resize."""
     for file in files:
         with Image.open(file) as image:
             image.load()
-            image.convert("L" if image.mode == "L" else "RGB")
+            pixels = image if image.mode in ("L", "RGB") else image.convert("RGB")
+            np.asarray(fit(pixels, (SIDE, SIDE)) if max(pixels.size) > SIDE else pixels)
 
 
 def decode_all_alone(files: Sequence[Path], workers: int) -> None:

@@ -70,6 +70,6 @@ class Images:
 def held_out_rule() -> dict[str, Any]:
     """Which images are held out, for the header of a model file."""
     return {
-        "rule": f"blake2b-128 of the decoded pixels, modulo {HELD_OUT_OF}, is 0",
+        "rule": f"xxh3-128 of the decoded pixels, modulo {HELD_OUT_OF}, is 0",
         "minimum": HELD_OUT_MINIMUM,
     }
