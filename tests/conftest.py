@@ -60,7 +60,7 @@ class Ran:
         return self.err
 
 
-def write_images(folder: Path, count: int = 60, seed: int = 1, side: int = 8) -> Path:
+def write_images(folder: Path, count: int = 60, seed: int = 38, side: int = 8) -> Path:
     """Grey images, every other one light, in two class folders."""
     draw = np.random.default_rng(seed)
     for k in range(count):
@@ -79,7 +79,7 @@ def environment(**changes: str) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 images of 8x8, of which 6 are held out."""
+    """60 images of 8x8, of which 6 are held out, 3 of each class."""
     return write_images(tmp_path_factory.mktemp("data") / "images")
 
 

@@ -21,7 +21,7 @@ from diffuse_cli.data import read_images
 from diffuse_cli.evaluation import evaluating, neighbors
 from diffuse_cli.evaluation.remarks import remarks
 from diffuse_cli.events import finish
-from diffuse_cli.metrics import METRICS, _nearest
+from diffuse_cli.metrics import METRICS, _nearest, memorization
 from diffuse_cli.metrics.memorization import Nearest
 from diffuse_cli.runtime import draw_noise, permutation
 
@@ -499,7 +499,9 @@ def test_training_images_are_measured_beside_held_out_ones(measure, images, fini
     assert found["bits_per_dim_gap"] == pytest.approx(
         found["bits_per_dim"] - found["bits_per_dim_train"]
     )
-    assert found["memorized_expected"] == pytest.approx(1 / 7)
+    # Six are held out: all 54 training images, each without itself, are references, too.
+    assert found["memorized_references"] == 60
+    assert found["memorized_expected"] == pytest.approx(3 / 61)
     (evaluation,) = finished
     train, held_out = ({*rows} for rows in divided(images))
     assert {*as_bytes(evaluation.real)} == {*as_bytes(evaluation.training.held_out)} == held_out
@@ -588,16 +590,32 @@ def test_the_nearest_is_the_nearest_of_all(block, monkeypatch):
     held_out = draw.integers(0, 256, (9, 1, 4, 4), np.uint8)
     order = draw.permutation(40)[:30]
     order[0] = 17
-    found = finish(neighbors.search(samples, held_out, training, order))
-    for side, distances in ((samples, found.samples), (held_out, found.held_out)):
+    order[3:5] = order[2], order[2]  # three times there: no reference for itself
+    found = finish(neighbors.search(samples, held_out, training, order, 8))
+    assert len(found.references) == 9 + 8
+    alone = training[order[:8]]
+    sides = (
+        (samples, found.samples),
+        (held_out, found.references[:9]),
+        (alone, found.references[9:]),
+    )
+    for side, distances in sides:
         table = side[:, None].astype(float) - training[order][None]
         table = np.sqrt(np.broadcast_to(table, (*table.shape[:2], 3, 4, 4)) ** 2)
         expected = np.sqrt(np.square(table).mean((2, 3, 4)))
+        if side is alone:
+            expected[expected == 0] = np.inf
         np.testing.assert_allclose(distances, expected.min(1), rtol=1e-12)
         if side is samples:
             assert found.places.tolist() == order[expected.argmin(1)].tolist()
     assert found.samples[5] == 0
     assert found.places[5] == 17
+
+
+def test_a_reference_with_nothing_but_copies_of_itself_is_left_out():
+    training = np.zeros((5, 1, 2, 2), np.uint8)
+    found = finish(neighbors.search(training[:2], training[:0], training, np.arange(5), 5))
+    assert not memorization.usable(found.references).size
 
 
 def test_the_worst_pairs_come_first():
@@ -622,10 +640,15 @@ GAP = {"bits_per_dim_gap": 0.4, "bits_per_dim_gap_standard_error": 0.1}
     ("values", "images", "starts"),
     [
         (MEMORIZED, 2000, ["memorisation: 50%"]),
-        (MEMORIZED | {"memorized_features": 0.06}, 2000, []),  # blurred: near in pixels alone
-        (MEMORIZED | {"memorized_features": 0.24}, 2000, []),  # not twice what is expected
-        (MEMORIZED | {"memorized_z_features": 2.0}, 2000, []),
-        (MEMORIZED | {"memorized_pixels_standard_error": 0.3}, 2000, []),
+        (MEMORIZED | {"memorized_features": 0.06}, 2000, ["possible memorisation: 6% of"]),
+        (
+            MEMORIZED | {"memorized_features": 0.24, "memorized_pixels": 0.24},
+            2000,
+            [],
+        ),  # not twice it
+        (MEMORIZED | {"memorized_z_features": 2.0}, 2000, ["possible memorisation: 50%"]),
+        (MEMORIZED | {"memorized_z_features": 2.0, "memorized_z_pixels": 2.0}, 2000, []),
+        (MEMORIZED | {"memorized_pixels_standard_error": 0.3}, 2000, ["possible memorisation"]),
         (GAP, 2000, ["overfitting: held-out images cost 0.4000"]),
         (GAP | {"bits_per_dim_gap": 0.29}, 2000, []),
         (GAP | {"bits_per_dim_gap": -0.9}, 2000, []),

@@ -40,7 +40,13 @@ LABELS = {
     "memorized_pixels": "near training images, pixels",
 }
 
-UNLISTED = ("floor_images", "memorized_expected", "memorized_rank", "memorized_z")
+UNLISTED = (
+    "floor_images",
+    "memorized_expected",
+    "memorized_references",
+    "memorized_rank",
+    "memorized_z",
+)
 """What is in the JSON alone."""
 
 PER_CLASS = {
@@ -134,7 +140,8 @@ def _keys(found: Evaluated) -> list[str]:
     if "memorized_expected" in values:
         share = f"{values['memorized_expected']:.4f}"
         result.append(
-            f"near: as near as {share} of held-out images; so is {share} of honest samples"
+            f"near: as near as {share} of images that are no copies; "
+            f"so is {share} of honest samples"
         )
     return result
 

@@ -42,6 +42,10 @@ class Labelled:
         return Labelled(self.pixels[own], self.labels[own])
 
 
+REFERENCES = 200
+"""Where fewer images are held out, training images, each without itself, make up for them."""
+
+
 @dataclass(frozen=True)
 class Training:
     """Training images, and held-out ones of the same data.
@@ -56,6 +60,11 @@ class Training:
     labels: Labels
     order: npt.NDArray[np.int64]
     held_out: Labelled
+
+    @property
+    def alone(self) -> int:
+        """How many of the training images, the first of `order`, are references."""
+        return max(0, min(REFERENCES - len(self.held_out), len(self.order)))
 
     def first(self, n: int) -> Labelled:
         """At most n training images."""

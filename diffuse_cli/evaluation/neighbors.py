@@ -1,4 +1,4 @@
-"""The nearest training image of each generated and each held-out image, and a page of them."""
+"""The nearest training image of each generated image and of references, and a page of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from diffuse_cli import pictures
 from diffuse_cli.evaluation.images import Pixels
 from diffuse_cli.events import Progress, Work
 from diffuse_cli.metrics._nearest import blocks, merge, squared
-from diffuse_cli.metrics.memorization import Nearest
+from diffuse_cli.metrics.memorization import Nearest, usable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -29,13 +29,20 @@ SIDE, DPI = 112, 150
 """Dots of an image, and in an inch."""
 
 TITLE = "Generated images (left) and their nearest training images (right)"
-UNDER = "Distance, where 1 is the usual one of held-out images from their nearest; 0 is a copy."
+UNDER = "Distance, where 1 is the usual one of images that are no copies; 0 is a copy."
+
+
+SAME = 1e-10
+"""Mean squared differences up to this are those of one image: of its features, by rounding."""
 
 
 def search(
-    samples: Array, held_out: Array, training: Array, order: npt.NDArray[np.int64]
+    samples: Array, held_out: Array, training: Array, order: npt.NDArray[np.int64], alone: int = 0
 ) -> Work[Nearest]:
     """The nearest of training rows at the places `order` to each row of the other two.
+
+    The first `alone` of them are references beside the held-out rows: to each the nearest that is
+    not the same, and infinity where all are.
 
     Rows are of any shape and type, compared in float64, in which 8-bit pixels are exact; memory is
     that of a block of them. Grey ones are taken as colours among coloured ones.
@@ -44,18 +51,20 @@ def search(
         Root mean squared differences, and places among the rows of `training`.
     """
     channels = max(x.shape[1] for x in (samples, training)) if training.ndim == 4 else None
-    queries = [(samples, i) for i in blocks(len(samples))]
-    queries += [(held_out, i) for i in blocks(len(held_out))]
+    queries = [(side[i], -1.0) for side in (samples, held_out) for i in blocks(len(side))]
+    queries += [(training[order[i]], SAME) for i in blocks(alone)]
     kept: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * len(queries)
     for j in blocks(len(order)):
         rows = _flat(training[order[j]], channels)
-        for q, (side, i) in enumerate(queries):
-            kept[q] = merge(kept[q], squared(_flat(side[i], channels), rows), j.start, 1)
+        for q, (side, least) in enumerate(queries):
+            found = squared(_flat(side, channels), rows)
+            found[found <= least * rows.shape[1]] = torch.inf
+            kept[q] = merge(kept[q], found, j.start, 1)
         yield Progress("nearest training images", j.stop, len(order))
-    found = torch.cat([k[0][:, 0] for k in kept if k is not None]).numpy()
+    nearest = torch.cat([k[0][:, 0] for k in kept if k is not None]).numpy()
     places = torch.cat([k[1][:, 0] for k in kept if k is not None]).numpy()
     n, size = len(samples), _flat(samples[:1], channels).shape[1]
-    distances = np.sqrt(found / size)
+    distances = np.sqrt(nearest / size)
     return Nearest(distances[:n], distances[n:], order[places[:n]])
 
 
@@ -71,7 +80,7 @@ class Pair:
     """A generated image and a training image.
 
     Attributes:
-        ratio: their distance over the median distance of held-out images from their nearest.
+        ratio: their distance over the median distance of references from their nearest.
     """
 
     sample: int
@@ -84,7 +93,7 @@ def worst(nearest: Mapping[str, Nearest], count: int) -> list[Pair]:
     """The samples that are nearest to training images, each in the space where it is nearer."""
     pairs: dict[int, Pair] = {}
     for space, found in nearest.items():
-        usual = max(float(np.median(found.held_out)), 1e-12)
+        usual = max(float(np.median(usable(found.references))), 1e-12)
         for i, distance in enumerate(found.samples.tolist()):
             pair = Pair(i, int(found.places[i]), space, distance / usual)
             pairs[i] = min(pairs.get(i, pair), pair, key=lambda p: p.ratio)

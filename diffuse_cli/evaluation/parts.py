@@ -89,10 +89,14 @@ class Evaluation:
         if self.train is not None:
             part.train_bits = self.train_bits[self.train.labels == label]
         if self.training is not None:
-            held_out = self.training.held_out.labels == label
+            training = self.training
+            alone = training.labels[training.order[: training.alone]]
+            own = np.concatenate([training.held_out.labels, alone]) == label
             part.nearest = {
                 space: Nearest(
-                    found.samples[theirs], found.held_out[held_out], found.places[theirs]
+                    found.samples[theirs],
+                    found.references[own[: len(found.references)]],
+                    found.places[theirs],
                 )
                 for space, found in self.nearest.items()
             }
@@ -166,10 +170,11 @@ def _make_nearest(evaluation: Evaluation) -> Work[None]:
     theirs = evaluation.real_features
     if evaluation.loaded is None:  # a model's real images are the held-out ones
         theirs = yield from cached(evaluation.network, held_out.pixels, evaluation.team)
-    near = yield from search(evaluation.fake_features, theirs, features, np.arange(len(features)))
+    order, alone = np.arange(len(features)), min(training.alone, len(features))
+    near = yield from search(evaluation.fake_features, theirs, features, order, alone)
     evaluation.nearest["features"] = replace(near, places=training.order[near.places])
     evaluation.nearest["pixels"] = yield from search(
-        fakes.pixels, held_out.pixels, training.pixels, training.order
+        fakes.pixels, held_out.pixels, training.pixels, training.order, training.alone
     )
 
 

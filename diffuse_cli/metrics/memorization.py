@@ -1,11 +1,12 @@
-"""Memorisation: whether generated images are closer to training images than held-out images are.
+"""Memorisation: whether generated images are closer to training images than others of their kind.
 
-Distances to the nearest training image, of generated and of held-out images, are compared as two
-samples: held-out images are as close as a new image of the same kind happens to be. This is the
-test of Meehan et al. 2020 ("A Non-Parametric Test to Detect Data-Copying"), here over all of the
-space at once. In pixels it finds copies, in features copies that were moved or recoloured as well
-(Somepalli et al. 2023, "Diffusion Art or Digital Forgery?"). In pixels alone, blurred or empty
-images are close to everything without being copies: believe what both spaces say.
+Distances to the nearest training image are compared as two samples: those of generated images, and
+those of references, which are as close as an image that is no copy happens to be. References are
+held-out images and, where these are few, training images beside all others. This is the test of
+Meehan et al. 2020 ("A Non-Parametric Test to Detect Data-Copying"), here over all of the space at
+once. In pixels it finds copies, in features copies that were moved or recoloured as well (Somepalli
+et al. 2023, "Diffusion Art or Digital Forgery?"). In pixels alone, blurred or empty images are
+close to everything without being copies: believe what both spaces say.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 NEEDS = ("nearest",)
 
 QUANTILE = 0.05
-"""The share of held-out images that are called close."""
+"""The share of references that are called close."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,12 @@ class Nearest:
     """Distances to the nearest training image in one space.
 
     Attributes:
-        samples, held_out: of generated images (N,) and of held-out ones (M,).
+        samples, references: of generated images (N,) and of images that are no copies (M,).
         places: which training image is nearest to each generated one, (N,).
     """
 
     samples: Array
-    held_out: Array
+    references: Array
     places: Array
 
 
@@ -51,22 +52,24 @@ def compute(evaluation: Found) -> dict[str, float]:
     """For each space `memorized_SPACE` and `memorized_rank_SPACE`, with standard errors.
 
     The first is the share of samples that are closer to a training image than all but 5 % of the
-    held-out images are; of a model that copies nothing it is `memorized_expected`. The second is
-    the chance that a sample is closer than a held-out image, of such a model one half, and
+    references are; of a model that copies nothing it is `memorized_expected`. The second is the
+    chance that a sample is closer than a reference, of such a model one half, and
     `memorized_z_SPACE` how many standard errors it is above that where nothing is copied (the
     statistic of Mann & Whitney 1947).
     """
     result: dict[str, float] = {}
     for space, nearest in evaluation.nearest.items():
-        if min(len(nearest.samples), len(nearest.held_out)) < 2:
+        samples, references = nearest.samples, usable(nearest.references)
+        n, m = len(samples), len(references)
+        if min(n, m) < 2:
             continue
-        share, error, expected = close(nearest.samples, nearest.held_out)
-        rank, rank_error = closer(nearest.samples, nearest.held_out)
-        n, m = len(nearest.samples), len(nearest.held_out)
+        share, error, expected = close(samples, references)
+        rank, rank_error = closer(samples, references)
         result |= {
             f"memorized_{space}": share,
             f"memorized_{space}_standard_error": error,
             "memorized_expected": expected,
+            "memorized_references": float(m),
             f"memorized_rank_{space}": rank,
             f"memorized_rank_{space}_standard_error": rank_error,
             f"memorized_z_{space}": (rank - 0.5) / math.sqrt((n + m + 1) / (12 * n * m)),
@@ -74,16 +77,22 @@ def compute(evaluation: Found) -> dict[str, float]:
     return result
 
 
-def close(samples: Array, held_out: Array) -> tuple[float, float, float]:
-    """The share of samples (N,) below a low quantile of held-out distances (M,).
+def usable(references: Array) -> Array:
+    """Those of references (M,) that have an image to be near to, which is not the same."""
+    finite: Array = references[np.isfinite(references)]
+    return finite
+
+
+def close(samples: Array, references: Array) -> tuple[float, float, float]:
+    """The share of samples (N,) below a low quantile of references (M,).
 
     Returns:
         The share, its standard error, and the share that is expected of equal distributions: k of
         M + 1 below the k-th smallest, whatever the distribution.
     """
-    n, m = len(samples), len(held_out)
+    n, m = len(samples), len(references)
     k = max(1, int(QUANTILE * (m + 1)))
-    ordered = np.sort(held_out)
+    ordered = np.sort(references)
     share = float((samples < ordered[k - 1]).mean())
     adjusted = (share * n + 1) / (n + 2)
     # The k-th smallest scatters over as many places as the count of those below a quantile does.
@@ -94,15 +103,15 @@ def close(samples: Array, held_out: Array) -> tuple[float, float, float]:
     return share, math.hypot(math.sqrt(adjusted * (1 - adjusted) / n), scatter), k / (m + 1)
 
 
-def closer(samples: Array, held_out: Array) -> tuple[float, float]:
-    """The chance that a sample's distance is below a held-out image's, ties halved, and its error.
+def closer(samples: Array, references: Array) -> tuple[float, float]:
+    """The chance that a sample's distance is below a reference's, ties halved, and its error.
 
     The error is that of DeLong et al. 1988, and at least that of one image more on the wrong side.
     """
-    of_samples = 1 - _below(held_out, samples)  # (N,): held-out images that are farther
-    of_held_out = _below(samples, held_out)  # (M,): samples that are closer
-    n, m = len(samples), len(held_out)
-    variance = of_samples.var(ddof=1) / n + of_held_out.var(ddof=1) / m
+    of_samples = 1 - _below(references, samples)  # (N,): references that are farther
+    of_references = _below(samples, references)  # (M,): samples that are closer
+    n, m = len(samples), len(references)
+    variance = of_samples.var(ddof=1) / n + of_references.var(ddof=1) / m
     least = 1 / (min(n, m) + 2) ** 2
     return float(of_samples.mean()), math.sqrt(max(float(variance), least))
 

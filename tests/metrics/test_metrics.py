@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from diffuse_cli.errors import UsageError, lookup
+from diffuse_cli.evaluation.neighbors import search
 from diffuse_cli.events import finish
 from diffuse_cli.features import FEATURES, extract
 from diffuse_cli.metrics import METRICS, _nearest, frechet, kid, memorization
@@ -420,8 +421,8 @@ def test_errors_of_the_four_cover_repeated_draws(n, m, shift):
 # -- memorisation and overfitting -----------------------------------------------------------------
 
 
-def nearest(samples: np.ndarray, held_out: np.ndarray) -> dict[str, float]:
-    found = memorization.Nearest(samples, held_out, np.zeros(len(samples), int))
+def nearest(samples: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    found = memorization.Nearest(samples, references, np.zeros(len(samples), int))
     return METRICS["memorization"].compute(SimpleNamespace(nearest={"pixels": found}))
 
 
@@ -443,6 +444,22 @@ def test_honest_samples_are_near_as_often_as_expected(n, m):
         values = np.array([f[key] for f in found])
         ratios[key] = np.sqrt(np.square(errors).mean()) / values.std(ddof=1)
     assert all(0.8 < ratio < 2 for ratio in ratios.values()), ratios
+
+
+def test_training_images_without_themselves_are_references_of_honest_samples():
+    """Of 95 training images and 5 held-out ones: the statistic stays standard, a little wide."""
+    rng = np.random.default_rng(0)
+    scores, caught = [], []
+    for _ in range(200):
+        train, held_out, new = (rng.normal(size=(n, 3)) for n in (95, 5, 300))
+        copies = train[rng.integers(0, 95, 300)] + 0.01 * rng.normal(size=(300, 3))
+        for samples, into in ((new, scores), (copies, caught)):
+            near = finish(search(samples, held_out, train, np.arange(95), 95))
+            values = METRICS["memorization"].compute(SimpleNamespace(nearest={"pixels": near}))
+            into.append(values["memorized_z_pixels"])
+    assert abs(np.mean(scores)) < 0.3
+    assert 0.8 < np.std(scores) < 1.4
+    assert min(caught) > 8
 
 
 def test_copies_are_counted():
