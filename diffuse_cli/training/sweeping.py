@@ -11,21 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from diffuse_cli import features, files, modelfile, pictures
+from diffuse_cli import features, files, modelfile
 from diffuse_cli.conditioning import condition
 from diffuse_cli.config import EvalConfig, TrainConfig
-from diffuse_cli.core.losses import LOSSES, weights
 from diffuse_cli.core.samplers import knobs
 from diffuse_cli.errors import ModelFileError, OutputError, UsageError, lookup
 from diffuse_cli.evaluation.images import Labelled, is_images, read_sides
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.options import from_dict
-from diffuse_cli.runtime import machine, resolve_precision, training_draws
+from diffuse_cli.runtime import machine, resolve_precision
 from diffuse_cli.sampling import Loaded, draw, load_denoiser, ready
-from diffuse_cli.training.configuring import default_loss
 from diffuse_cli.training.evaluating import Kid
+from diffuse_cli.training.objective import Objective, losses_of
 from diffuse_cli.training.power import (
     Fit,
     Profile,
@@ -274,27 +272,22 @@ def _loss(
 ) -> Work[Measure]:
     """The training loss of the real images, with the same draws for every length."""
     yield from ()
-    device = accelerator.device
     training = from_dict(TrainConfig, {"data": "", **loaded.model.training})
-    loss = lookup(LOSSES, training.loss or default_loss(training.variance), "--loss")
-    table = weights(training.weighting or "none", loaded.denoiser)
-    num_classes = loaded.model.unet.num_classes
-    labels = np.where(real.labels < 0, num_classes, real.labels)
+    objective = Objective(training, loaded.denoiser, accelerator.device)
 
     def measure(denoiser: Denoiser) -> Work[dict[str, float]]:
         losses: list[float] = []
-        for start in range(0, len(real), config.batch_size):
-            batch = range(start, min(start + config.batch_size, len(real)))
-            x0 = pictures.from_uint8(real.pixels[batch.start : batch.stop], device)
-            draws = training_draws(
-                config.seed, 0, batch, shape=loaded.shape, device=device, purpose="held-out"
-            )
-            t = (draws.u * denoiser.process.num_timesteps).long()
-            weight = None if table is None else table.float().to(device)[t]
-            own = torch.from_numpy(labels[batch.start : batch.stop]).to(device)
-            cond = {"label": own} if num_classes else {}
-            with torch.inference_mode():
-                losses += loss(denoiser, x0, t, draws.noise, weight, **cond).tolist()
+        for part in losses_of(
+            objective,
+            denoiser,
+            real.pixels,
+            real.labels,
+            num_classes=loaded.model.unet.num_classes,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            device=accelerator.device,
+        ):
+            losses += part.tolist()
             yield Progress("held-out loss", len(losses), len(real))
         found = {"held_out_loss": math.fsum(losses) / len(losses)}
         if len(losses) > 1:
