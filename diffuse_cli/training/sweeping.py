@@ -35,13 +35,14 @@ from diffuse_cli.training.power import (
     shapes_of,
     snapshots,
 )
+from diffuse_cli.training.rundir import run_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from diffuse_cli.core.denoiser import Denoiser
 
-LENGTHS = (0.03, 0.04, 0.05, 0.06, 0.08, 0.10, 0.12, 0.15, 0.20)
+LENGTHS = (0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.10, 0.12, 0.15, 0.20, 0.25)
 """What is tried: standard deviations of the profile, as a share of the run."""
 
 NEAR = 0.1
@@ -109,28 +110,44 @@ def sweep(config: EvalConfig) -> Work[Swept | None]:
         sides = yield from read_sides(config, loaded)
         metric, measure = yield from _metric(config, loaded, sides.real, accelerator)
         rows: list[Row] = []
-        best: tuple[float, modelfile.Model] | None = None
         models = _models(loaded.model, given, fits)
-        for (length, found), model in zip(fits, models, strict=True):
+        for k, ((length, found), model) in enumerate(zip(fits, models, strict=True), 1):
+            yield Notice(f"length {length:.2f}, {k} of {len(fits)}")
             values = yield from measure(ready(model, "ema", accelerator))
             rows.append(Row(length, found.error, values))
-            if best is None or values[metric] < best[0]:
-                best = values[metric], model
+            best = min(rows, key=lambda row: _rank(row.values[metric]))
+            if best is rows[-1]:
+                chosen = model
+        yield Notice("the model file's own average")
         file = yield from measure(loaded.denoiser)
-    assert best is not None
+    yield from _tell(best, rows, _rank(file[metric]) < _rank(best.values[metric]))
     if out:
-        modelfile.save(out, best[1])
+        modelfile.save(out, chosen)
     return Swept(
         metric=metric,
         rows=tuple(rows),
         file=file,
-        best=min(rows, key=lambda row: row.values[metric]).length,
+        best=best.length,
         step=given[-1].step,
         updates=_end(given),
         real=len(sides.real),
         part=sides.part,
         out=out,
     )
+
+
+def _rank(value: float) -> float:
+    """Lower is better, and what is not a number is worst."""
+    return math.inf if math.isnan(value) else value
+
+
+def _tell(best: Row, rows: Sequence[Row], beaten: bool) -> Work[None]:
+    """What the table alone does not say of the best length."""
+    for row, word in ((rows[0], "shortest"), (rows[-1], "longest")):
+        if best is row:
+            yield Notice(f"the best length is the {word} that was tried")
+    if beaten:
+        yield Notice("the model file's own average is better than all of these")
 
 
 def _check(config: EvalConfig) -> None:
@@ -166,12 +183,12 @@ def _snapshots(path: Path, step: int) -> list[Snapshot]:
     Raises:
         ModelFileError: there are none, or one cannot be read.
     """
-    folder = path.with_suffix(".run") / "ema"
+    folder = run_of(path) / "ema"
     found = [own for number, own in snapshots(folder) if number <= step]
     if not found:
         raise ModelFileError(
             f"{files.show(path)} has no averages of other lengths in {files.show(folder)}",
-            "Train with --ema-lengths 24",
+            "Train with --ema-lengths 24, and keep the run directory beside the model",
         )
     with _rejecting(folder):
         return [read_snapshot(own) for own in found]
@@ -198,7 +215,7 @@ def _fits(given: Sequence[Snapshot]) -> Work[list[tuple[float, Fit]]]:
     every = [(v, fit(profiles, Profile(gamma_of(v), _end(given)))) for v in LENGTHS]
     far = [f"{length:.2f}" for length, found in every if found.error > NEAR]
     if far:
-        yield Notice(f"too far from what {len(given)} snapshots hold: {', '.join(far)}")
+        yield Notice(f"left out, as {len(given)} snapshots do not come near: {', '.join(far)}")
     return [(length, found) for length, found in every if found.error <= NEAR]
 
 
