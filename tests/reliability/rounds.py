@@ -59,7 +59,7 @@ timesteps, evaluations of which a model is the best, and averages of other lengt
 
 LONG = [
     "--steps", "60", "--save-every", "2", "--preview-every", "25", "--log-every", "1", "--flip",
-    "-q",
+    "--eval-every", "20", "--eval-images", "4", "--ema-lengths", "6", "-q",
 ]  # fmt: skip
 
 FEW = 5
