@@ -196,12 +196,12 @@ def _snapshots(path: Path, step: int) -> list[Snapshot]:
 
 @contextlib.contextmanager
 def _rejecting(folder: Path) -> Iterator[None]:
-    """Inside the block a snapshot that cannot be read is a `ModelFileError`."""
+    """Inside the block a snapshot that cannot be used is a `ModelFileError`."""
     try:
         yield
     except (OSError, ValueError) as error:
         reason = files.show(str(error))[:300]
-        text = f"the averages in {files.show(folder)} cannot be read: {reason}"
+        text = f"the averages in {files.show(folder)} cannot be used: {reason}"
         raise ModelFileError(text) from error
 
 
@@ -215,7 +215,7 @@ def _fits(given: Sequence[Snapshot]) -> Work[list[tuple[float, Fit]]]:
     every = [(v, fit(profiles, Profile(gamma_of(v), _end(given)))) for v in LENGTHS]
     far = [f"{length:.2f}" for length, found in every if found.error > NEAR]
     if far:
-        yield Notice(f"left out, as {len(given)} snapshots do not come near: {', '.join(far)}")
+        yield Notice(f"left out, as they need more snapshots than {len(given)}: {', '.join(far)}")
     return [(length, found) for length, found in every if found.error <= NEAR]
 
 

@@ -287,6 +287,14 @@ def test_another_number_of_images_begins_anew(train, course):
     assert step_of(BEST) == 15
 
 
+def test_a_number_of_images_needs_evaluations(train):
+    for resume in ((), ("--resume",)):
+        ran = train("--steps", 4, "--eval-images", 8, "-q", *resume)
+        assert ran.code == 2
+        assert "--eval-images goes with --eval-every" in ran.line
+        train("--steps", 4, "--stop-at", 2)
+
+
 def test_a_run_without_evaluations_keeps_nothing_of_them(train, monkeypatch):
     monkeypatch.setattr(evaluating.Evaluator, "__init__", lambda *a: pytest.fail("made"))
     assert train("--steps", 4, "--json").json["best"] is None
