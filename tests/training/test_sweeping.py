@@ -49,6 +49,7 @@ def test_a_table_of_lengths_with_the_best_named_and_written(sweep, diffuse, imag
     made = modelfile.load("best.safetensors")
     assert made.step == 60
     assert made.data["ema_length"] == found["best"]
+    assert made.raw["conv_out.weight"].equal(modelfile.load(kept).raw["conv_out.weight"])
     again = diffuse("eval", "best.safetensors", images, *QUICK[:4], *QUICK[5:], "--json").json
     assert again["kid"] == pytest.approx(kids[found["best"]], rel=1e-6)
     plain = diffuse("eval", kept, images, *QUICK[:4], *QUICK[5:], "--json").json
@@ -246,6 +247,8 @@ def test_snapshots_after_the_model_are_not_its_own(sweep, kept, recipe, diffuse,
     diffuse("train", images, "--config", recipe, "--steps", 60, "--ema-lengths", 20,
             "--warmup", 0, "--stop-at", 32)  # fmt: skip
     shutil.copytree(kept.with_suffix(".run") / "ema", RUN / "ema", dirs_exist_ok=True)
-    ran = sweep("--json", model=MODEL)
+    ran = sweep("--json", "--ema-metric", "held-out", "-o", "made.safetensors", model=MODEL)
     assert ran.json["step"] == 30
+    assert modelfile.load(MODEL).raw is not None
+    assert modelfile.load("made.safetensors").raw is None  # those are of step 32
     assert "the last snapshot is of step 30, and the model of step 32" in ran.err
