@@ -227,7 +227,7 @@ def fetching(trainer: Trainer, count: int) -> float:
     """Median seconds to have a batch of random images on the device, as float."""
     draw = np.random.default_rng(0)
     batches = [draw.integers(0, count, BATCH) for _ in range(FETCHES)]
-    return median(took(lambda b=batch: trainer.pixels(b)) for batch in batches)
+    return median(took(lambda b=batch: trainer.batches.pixels(b)) for batch in batches)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,6 +133,11 @@ _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 """What PyTorch says where it has no error of its own: on Metal and on processors."""
 
 
+WAIT = timedelta(days=1)
+"""How long processes wait for one that reads, draws or measures alone: torch would end them after
+10 minutes on GPUs and 30 elsewhere. A launcher notices at once when one has gone."""
+
+
 @contextlib.contextmanager
 def machine(
     precision: str, *, accumulation: int = 1, log: str | None = None, folder: Path | None = None
@@ -155,7 +161,7 @@ def machine(
     import torch
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState
-    from accelerate.utils import GradientAccumulationPlugin
+    from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
     AcceleratorState._reset_state()
     GradientState._reset_state()
@@ -173,6 +179,7 @@ def machine(
         cpu=device == "cpu",
         # The plugin, since the plain argument gives way to an environment variable.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulation),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)],
         log_with=log,
         project_dir=folder,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from itertools import pairwise
 
 import numpy as np
@@ -236,3 +237,21 @@ def test_fp16_needs_a_gpu(monkeypatch: pytest.MonkeyPatch):
 def test_an_unknown_precision_is_a_usage_error():
     with pytest.raises(UsageError, match=r"--precision: there is no 'bf61'. Did you mean 'bf16'"):
         resolve_precision("bf61")
+
+
+def test_processes_wait_for_one_that_works_alone(monkeypatch):
+    """Evaluations of a run are the first process's; torch would end the others after minutes."""
+    import accelerate
+
+    asked = {}
+
+    def refuse(**options):
+        asked.update(options)
+        raise UsageError("no")
+
+    monkeypatch.setattr(accelerate, "Accelerator", refuse)
+    with pytest.raises(UsageError), runtime.machine("fp32"):
+        pass
+    [waiting] = asked["kwargs_handlers"]
+    assert isinstance(waiting, accelerate.InitProcessGroupKwargs)
+    assert waiting.timeout == timedelta(days=1)

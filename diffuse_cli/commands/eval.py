@@ -36,6 +36,7 @@ LABELS = {
     "recall": "recall",
     "density": "density",
     "coverage": "coverage",
+    "held_out_loss": "held-out loss",
     "memorized_features": "near training images, features",
     "memorized_pixels": "near training images, pixels",
 }

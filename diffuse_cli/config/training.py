@@ -87,7 +87,7 @@ class TrainConfig(DiffusionConfig):
     )
     minutes: float | None = option(
         None,
-        "Train about this long: measures, then fixes the steps.",
+        "Train about this long, not counting evaluations: measures, then fixes the steps.",
         low=0.01,
         high=1e6,
         control=True,

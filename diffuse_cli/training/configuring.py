@@ -36,7 +36,7 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     _check_exclusive(typed)
     run = RunDirectory(given.get("out", "model.safetensors"))
     if given.get("resume") and run.exists():
-        return _resumed(given, run)
+        return _together(_resumed(given, run))
     if given.get("resume") and run.model.exists():
         raise OutputError(
             f"{run.model} has no run directory to resume from",
@@ -54,6 +54,13 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
             out_channels=config.unet.get("out_channels"),
             num_classes=config.unet.get("num_classes", 0),
         )
+    return _together(config)
+
+
+def _together(config: TrainConfig) -> TrainConfig:
+    """`config`, of which no option is without effect for want of another."""
+    if config.eval_images is not None and config.eval_every is None:
+        raise UsageError("--eval-images goes with --eval-every", "Give both, or neither")
     return config
 
 

@@ -1,4 +1,4 @@
-"""Where a step that went bad first went bad."""
+"""A training that diverged: that it did, and where a step that went bad first went bad."""
 
 from __future__ import annotations
 
@@ -7,8 +7,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffuse_cli.errors import DivergedError
 from diffuse_cli.modelfile import make_denoiser
 from diffuse_cli.training.trainer import Trainer
+
+PATIENCE = 10
+"""Steps in a row whose gradient is not finite, after which a run has diverged."""
+
+
+def diverged(trainer: Trainer, step: int, kept: int | None, *, debug: bool) -> DivergedError:
+    """The error of a run whose step after `step` steps was one bad step too many.
+
+    Args:
+        kept: the step of the newest checkpoint.
+        debug: name the module where it begins.
+    """
+    where = f"the last good checkpoint is step {kept:,}" if kept else "there is no checkpoint"
+    text = (
+        f"training diverged: {PATIENCE} steps in a row up to {step + 1:,} had a gradient that "
+        f"is not finite; {where}"
+    )
+    if not debug:
+        return DivergedError(text, "Lower --lr; --debug names the module where it begins")
+    module = first_not_finite(trainer, step)
+    found = (
+        f"{module} was the first module whose output was not finite"
+        if module
+        else "every module's output was finite, the gradient was not"
+    )
+    return DivergedError(f"{text}; {found}", "Lower --lr")
 
 
 def first_not_finite(trainer: Trainer, step: int) -> str:

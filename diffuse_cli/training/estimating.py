@@ -13,11 +13,12 @@ from diffuse_cli.core.unet import Run, UNet, count_parameters
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.options import to_dict, to_toml
 from diffuse_cli.runtime import machine, resolve_precision
+from diffuse_cli.training.power import KEPT_LENGTHS
 from diffuse_cli.training.preparing import Plan, check_batch, prepare
 from diffuse_cli.training.timing import fill_minutes, seconds_a_step
 
 COPIES = 5
-"""Weights, gradients, two moments and the average, in float32."""
+"""Weights, gradients, two moments and the average, in float32; --ema-lengths keeps more."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ def _memory(plan: Plan, parameters: int) -> int:
     )
     assert config.batch_size is not None
     batch = -(-config.batch_size // config.accumulation)
-    return COPIES * 4 * parameters + one + (two - one) * (batch - 1)
+    copies = COPIES + (len(KEPT_LENGTHS) if config.ema_lengths else 0)
+    return copies * 4 * parameters + one + (two - one) * (batch - 1)
 
 
 def bytes_kept(unet: UNetConfig, batch: int, *, half: bool, checkpointing: bool) -> int:

@@ -14,11 +14,11 @@ import torch
 from diffuse_cli import files, modelfile
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.unet import count_parameters
-from diffuse_cli.errors import DiffuseError, DivergedError, Interrupted, Terminated, UsageError
+from diffuse_cli.errors import DiffuseError, Interrupted, Terminated, UsageError
 from diffuse_cli.events import Notice, Stop, Work, until
 from diffuse_cli.options import options, to_toml
 from diffuse_cli.runtime import machine, rank, resolve_precision
-from diffuse_cli.training.diagnosing import first_not_finite
+from diffuse_cli.training.diagnosing import PATIENCE, diverged
 from diffuse_cli.training.power import rewind_snapshots, save_snapshot, snapshot_due
 from diffuse_cli.training.preparing import (
     Plan,
@@ -37,9 +37,6 @@ from diffuse_cli.training.watching import Watch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-PATIENCE = 10
-"""Steps in a row whose gradient is not finite, after which a run has diverged."""
 
 
 def fit(
@@ -117,11 +114,13 @@ class _Run:
         if checkpoint:
             restore(trainer, checkpoint)
             yield from watch.restore(checkpoint)
-        self._begin(start)
         if self.main:
             yield from watch.begin()
+        self._begin(start)
+        if self.main:
+            watch.settle()
         end = min(config.steps, config.stop_at or config.steps)
-        if start < end or watch.pending(start):
+        if start < end or watch.due(start, end):
             self._init_trackers()
             yield from self._steps(trainer, watch, start, end)
         last = max(start, end)
@@ -200,10 +199,10 @@ class _Run:
 
     def _steps(self, trainer: Trainer, watch: Watch, start: int, end: int) -> Work[None]:
         config = self.plan.config
-        if watch.pending(start):
+        if watch.due(start, end):
             if self.main:
-                yield from watch.make_up(start)
-                if start == end:
+                yield from watch.work(start, end)
+                if start >= end:
                     self.run.save(checkpoint_of(trainer, start, watch))
             if error := self._stopping():
                 raise self._ended(error, start, "its checkpoint stands")
@@ -212,7 +211,7 @@ class _Run:
             outcome = yield from self._step(trainer, step, start)
             done = step + 1
             if trainer.bad >= PATIENCE:
-                raise self._diverged(trainer, step)
+                raise diverged(trainer, step, self.run.newest_step(), debug=self.debug)
             meter.add(outcome.loss)
             if done % config.log_every == 0 or done == end:
                 yield self._log(done, meter, float(outcome.grad_norm), lr_at(config, step))
@@ -277,23 +276,6 @@ class _Run:
             return None
         errors: list[DiffuseError | None] = gather_object([error])
         return next(e for e in errors if e is not None)
-
-    def _diverged(self, trainer: Trainer, step: int) -> DivergedError:
-        kept = self.run.newest_step()
-        where = f"the last good checkpoint is step {kept:,}" if kept else "there is no checkpoint"
-        text = (
-            f"training diverged: {PATIENCE} steps in a row up to {step + 1:,} had a gradient that "
-            f"is not finite; {where}"
-        )
-        if not self.debug:
-            return DivergedError(text, "Lower --lr; --debug names the module where it begins")
-        module = first_not_finite(trainer, step)
-        found = (
-            f"{module} was the first module whose output was not finite"
-            if module
-            else "every module's output was finite, the gradient was not"
-        )
-        return DivergedError(f"{text}; {found}", "Lower --lr")
 
     def _log(self, done: int, meter: Meter, norm: float, lr: float) -> Step:
         self.loss, speed = meter.read()

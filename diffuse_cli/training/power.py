@@ -27,9 +27,6 @@ from diffuse_cli import files, tensorfile
 KEPT_LENGTHS = (0.05, 0.10)
 """The lengths that are kept while training."""
 
-LONGEST = 0.28
-"""A mean over the whole run has 1 / sqrt(12), which is where gamma is 0."""
-
 
 def gamma_of(length: float) -> float:
     """The exponent of the profile whose standard deviation is `length` of the run.

@@ -27,6 +27,9 @@ from diffuse_cli.errors import OutputError, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
+BEST = ".best.safetensors"
+"""How the best model's file ends."""
+
 KEPT = 2
 """Checkpoints that stay when a new one is on disk."""
 
@@ -55,6 +58,14 @@ class Checkpoint:
     powers: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+def run_of(model: Path) -> Path:
+    """The run directory of a model file, which may be the best one of its run."""
+    own = model.with_suffix(".run")
+    if own.exists() or not model.name.endswith(BEST):
+        return own
+    return model.with_name(model.name.removesuffix(BEST) + ".run")
+
+
 class RunDirectory:
     """The run directory of the model file at `model`."""
 
@@ -62,7 +73,7 @@ class RunDirectory:
         self.model = Path(model)
         if self.model.suffix != ".safetensors":
             raise UsageError(f"-o must end in .safetensors, not {str(model)!r}")
-        self.best = self.model.with_suffix(".best.safetensors")
+        self.best = self.model.with_suffix(BEST)
         self.path = self.model.with_suffix(".run")
         self.config = self.path / "config.toml"
         self.metrics = self.path / "metrics.jsonl"

@@ -11,21 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from diffuse_cli import features, files, modelfile, pictures
+from diffuse_cli import features, files, modelfile
 from diffuse_cli.conditioning import condition
 from diffuse_cli.config import EvalConfig, TrainConfig
-from diffuse_cli.core.losses import LOSSES, weights
 from diffuse_cli.core.samplers import knobs
 from diffuse_cli.errors import ModelFileError, OutputError, UsageError, lookup
 from diffuse_cli.evaluation.images import Labelled, is_images, read_sides
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.options import from_dict
-from diffuse_cli.runtime import machine, resolve_precision, training_draws
+from diffuse_cli.runtime import machine, resolve_precision
 from diffuse_cli.sampling import Loaded, draw, load_denoiser, ready
-from diffuse_cli.training.configuring import default_loss
 from diffuse_cli.training.evaluating import Kid
+from diffuse_cli.training.objective import Objective, losses_of
 from diffuse_cli.training.power import (
     Fit,
     Profile,
@@ -37,13 +35,14 @@ from diffuse_cli.training.power import (
     shapes_of,
     snapshots,
 )
+from diffuse_cli.training.rundir import run_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from diffuse_cli.core.denoiser import Denoiser
 
-LENGTHS = (0.03, 0.04, 0.05, 0.06, 0.08, 0.10, 0.12, 0.15, 0.20)
+LENGTHS = (0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.10, 0.12, 0.15, 0.20, 0.25)
 """What is tried: standard deviations of the profile, as a share of the run."""
 
 NEAR = 0.1
@@ -111,28 +110,44 @@ def sweep(config: EvalConfig) -> Work[Swept | None]:
         sides = yield from read_sides(config, loaded)
         metric, measure = yield from _metric(config, loaded, sides.real, accelerator)
         rows: list[Row] = []
-        best: tuple[float, modelfile.Model] | None = None
         models = _models(loaded.model, given, fits)
-        for (length, found), model in zip(fits, models, strict=True):
+        for k, ((length, found), model) in enumerate(zip(fits, models, strict=True), 1):
+            yield Notice(f"length {length:.2f}, {k} of {len(fits)}")
             values = yield from measure(ready(model, "ema", accelerator))
             rows.append(Row(length, found.error, values))
-            if best is None or values[metric] < best[0]:
-                best = values[metric], model
+            best = min(rows, key=lambda row: _rank(row.values[metric]))
+            if best is rows[-1]:
+                chosen = model
+        yield Notice("the model file's own average")
         file = yield from measure(loaded.denoiser)
-    assert best is not None
+    yield from _tell(best, rows, _rank(file[metric]) < _rank(best.values[metric]))
     if out:
-        modelfile.save(out, best[1])
+        modelfile.save(out, chosen)
     return Swept(
         metric=metric,
         rows=tuple(rows),
         file=file,
-        best=min(rows, key=lambda row: row.values[metric]).length,
+        best=best.length,
         step=given[-1].step,
         updates=_end(given),
         real=len(sides.real),
         part=sides.part,
         out=out,
     )
+
+
+def _rank(value: float) -> float:
+    """Lower is better, and what is not a number is worst."""
+    return math.inf if math.isnan(value) else value
+
+
+def _tell(best: Row, rows: Sequence[Row], beaten: bool) -> Work[None]:
+    """What the table alone does not say of the best length."""
+    for row, word in ((rows[0], "shortest"), (rows[-1], "longest")):
+        if best is row:
+            yield Notice(f"the best length is the {word} that was tried")
+    if beaten:
+        yield Notice("the model file's own average is better than all of these")
 
 
 def _check(config: EvalConfig) -> None:
@@ -168,12 +183,12 @@ def _snapshots(path: Path, step: int) -> list[Snapshot]:
     Raises:
         ModelFileError: there are none, or one cannot be read.
     """
-    folder = path.with_suffix(".run") / "ema"
+    folder = run_of(path) / "ema"
     found = [own for number, own in snapshots(folder) if number <= step]
     if not found:
         raise ModelFileError(
             f"{files.show(path)} has no averages of other lengths in {files.show(folder)}",
-            "Train with --ema-lengths 24",
+            "Train with --ema-lengths 24, and keep the run directory beside the model",
         )
     with _rejecting(folder):
         return [read_snapshot(own) for own in found]
@@ -181,12 +196,12 @@ def _snapshots(path: Path, step: int) -> list[Snapshot]:
 
 @contextlib.contextmanager
 def _rejecting(folder: Path) -> Iterator[None]:
-    """Inside the block a snapshot that cannot be read is a `ModelFileError`."""
+    """Inside the block a snapshot that cannot be used is a `ModelFileError`."""
     try:
         yield
     except (OSError, ValueError) as error:
         reason = files.show(str(error))[:300]
-        text = f"the averages in {files.show(folder)} cannot be read: {reason}"
+        text = f"the averages in {files.show(folder)} cannot be used: {reason}"
         raise ModelFileError(text) from error
 
 
@@ -200,7 +215,7 @@ def _fits(given: Sequence[Snapshot]) -> Work[list[tuple[float, Fit]]]:
     every = [(v, fit(profiles, Profile(gamma_of(v), _end(given)))) for v in LENGTHS]
     far = [f"{length:.2f}" for length, found in every if found.error > NEAR]
     if far:
-        yield Notice(f"too far from what {len(given)} snapshots hold: {', '.join(far)}")
+        yield Notice(f"left out, as they need more snapshots than {len(given)}: {', '.join(far)}")
     return [(length, found) for length, found in every if found.error <= NEAR]
 
 
@@ -274,27 +289,22 @@ def _loss(
 ) -> Work[Measure]:
     """The training loss of the real images, with the same draws for every length."""
     yield from ()
-    device = accelerator.device
     training = from_dict(TrainConfig, {"data": "", **loaded.model.training})
-    loss = lookup(LOSSES, training.loss or default_loss(training.variance), "--loss")
-    table = weights(training.weighting or "none", loaded.denoiser)
-    num_classes = loaded.model.unet.num_classes
-    labels = np.where(real.labels < 0, num_classes, real.labels)
+    objective = Objective(training, loaded.denoiser, accelerator.device)
 
     def measure(denoiser: Denoiser) -> Work[dict[str, float]]:
         losses: list[float] = []
-        for start in range(0, len(real), config.batch_size):
-            batch = range(start, min(start + config.batch_size, len(real)))
-            x0 = pictures.from_uint8(real.pixels[batch.start : batch.stop], device)
-            draws = training_draws(
-                config.seed, 0, batch, shape=loaded.shape, device=device, purpose="held-out"
-            )
-            t = (draws.u * denoiser.process.num_timesteps).long()
-            weight = None if table is None else table.float().to(device)[t]
-            own = torch.from_numpy(labels[batch.start : batch.stop]).to(device)
-            cond = {"label": own} if num_classes else {}
-            with torch.inference_mode():
-                losses += loss(denoiser, x0, t, draws.noise, weight, **cond).tolist()
+        for part in losses_of(
+            objective,
+            denoiser,
+            real.pixels,
+            real.labels,
+            num_classes=loaded.model.unet.num_classes,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            device=accelerator.device,
+        ):
+            losses += part.tolist()
             yield Progress("held-out loss", len(losses), len(real))
         found = {"held_out_loss": math.fsum(losses) / len(losses)}
         if len(losses) > 1:

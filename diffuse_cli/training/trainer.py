@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -17,7 +15,6 @@ from torch.nn.utils import get_total_norm
 
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.denoiser import Denoiser
-from diffuse_cli.core.losses import LOSSES, weights
 from diffuse_cli.core.timesteps import TIMESTEP_DRAWS, History, choose
 from diffuse_cli.core.unet import UNet, checkpointed
 from diffuse_cli.errors import UsageError, lookup
@@ -25,12 +22,13 @@ from diffuse_cli.modelfile import make_denoiser
 from diffuse_cli.runtime import (
     key,
     out_of_memory,
-    permutation,
     seed_modules,
     share,
     training_draws,
 )
+from diffuse_cli.training.batches import Batches
 from diffuse_cli.training.ema import Average, due
+from diffuse_cli.training.objective import Objective, losses_of
 from diffuse_cli.training.power import Powers
 from diffuse_cli.training.preparing import Plan
 
@@ -68,6 +66,7 @@ class Trainer:
     """Network, optimizer and average of a run, and the images it learns from.
 
     Attributes:
+        batches: the images it learns from.
         net, ema, powers, optimizer, history: its state, with `unread`, `bad` and `accumulation`.
         unread: the gradients' norms of the steps since the average last moved.
         bad: the last so many steps, of those that have been looked at, had a gradient that is not
@@ -104,16 +103,10 @@ class Trainer:
         # Without a gradient scaler of its own; Metal's kernel reads neither scale nor verdict.
         self._obeys = accelerator.scaler is None and self.device.type != "mps"
         self.denoiser = make_denoiser(self._prepared, self.config)
-        assert self.config.loss is not None
-        self._loss = lookup(LOSSES, self.config.loss, "--loss")
-        self._weights = self._weigh()
+        self._objective = Objective(self.config, self.denoiser, self.device)
         self._draw = lookup(TIMESTEP_DRAWS, self.config.timestep_draw, "--timestep-draw")
         self.history = History(self.config.num_timesteps, self._draw.keep)
-        self._orders: dict[int, npt.NDArray[np.int64]] = {}
-
-    def _weigh(self) -> Tensor | None:
-        table = weights(self.config.weighting or "none", self.denoiser)
-        return None if table is None else table.float().to(self.device)
+        self.batches = Batches(plan, self.batch_size, self.device)
 
     # -- a step ------------------------------------------------------------------------------------
 
@@ -256,65 +249,21 @@ class Trainer:
         draws = training_draws(
             self.config.seed, step, positions, shape=self._shape, device=self.device
         )
-        indices = self._at(step, positions)
-        x0 = self.pixels(indices)
+        indices = self.batches.at(step, positions)
+        x0 = self.batches.pixels(indices)
         if self.config.flip:
             x0 = torch.where(draws.flip[:, None, None, None], x0.flip(3), x0)
-        cond = self.condition(indices)
+        cond = self.batches.condition(indices)
         if cond:
             none = torch.full_like(cond["label"], self.plan.unet.num_classes)
             dropped = draws.drop < self.config.label_dropout
             cond = {"label": torch.where(dropped, none, cond["label"])}
         t = choose(chances, draws.u)
-        return t, self._loss_of(denoiser, x0, t, draws.noise, cond)
-
-    def _loss_of(
-        self, denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, cond: dict[str, Tensor]
-    ) -> Tensor:
-        weight = None if self._weights is None else self._weights[t]
-        return self._loss(denoiser, x0, t, noise, weight, **cond)
-
-    def condition(self, indices: npt.NDArray[np.int64]) -> dict[str, Tensor]:
-        """The labels of images where the model is conditional; K for an image without one."""
-        classes = self.plan.unet.num_classes
-        if not classes:
-            return {}
-        labels = self.plan.images.labels[indices]
-        labels = np.where(labels < 0, classes, labels)
-        return {"label": self._moved(labels)}
-
-    def _moved(self, values: npt.NDArray[Any]) -> Tensor:
-        """On the device, without waiting for it."""
-        tensor = torch.from_numpy(values)
-        if self.device.type == "cuda":
-            tensor = tensor.pin_memory()
-        return tensor.to(self.device, non_blocking=True)
+        return t, self._objective(denoiser, x0, t, draws.noise, cond)
 
     @property
     def _shape(self) -> tuple[int, int, int]:
         return (self.plan.unet.channels, *self.plan.unet.size)
-
-    def _at(self, step: int, positions: range) -> npt.NDArray[np.int64]:
-        """The images at positions of the global batch: epochs are shuffled, one after another."""
-        n = len(self.plan.train)
-        places = np.arange(positions.start, positions.stop) + step * self.batch_size
-        epochs, offsets = places // n, places % n
-        chosen = np.empty(len(places), dtype=np.int64)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            chosen[here] = self._order(int(epoch), n)[offsets[here]]
-        return self.plan.train[chosen]
-
-    def _order(self, epoch: int, n: int) -> npt.NDArray[np.int64]:
-        if epoch not in self._orders:
-            self._orders = {e: o for e, o in self._orders.items() if e >= epoch - 1}
-            self._orders[epoch] = permutation(self.config.seed, epoch, n)
-        return self._orders[epoch]
-
-    def pixels(self, indices: npt.NDArray[np.int64]) -> Tensor:
-        """Images as float32 in [-1, 1], on the device, channels last."""
-        x0 = self._moved(self.plan.images.pixels[indices]).float() / 127.5 - 1
-        return x0.contiguous(memory_format=torch.channels_last)
 
     # -- the average -------------------------------------------------------------------------------
 
@@ -329,20 +278,14 @@ class Trainer:
         chosen = self.plan.held_out[:HELD_OUT_IMAGES]
         if len(chosen) == 0:
             return None
-        denoiser = make_denoiser(self.ema_net, self.config)
-        losses = []
-        for start in range(0, len(chosen), HELD_OUT_BATCH):
-            positions = range(start, min(start + HELD_OUT_BATCH, len(chosen)))
-            draws = training_draws(
-                self.config.seed,
-                0,
-                positions,
-                shape=self._shape,
-                device=self.device,
-                purpose="held-out",
-            )
-            indices = chosen[positions.start : positions.stop]
-            t = (draws.u * self.config.num_timesteps).long()
-            x0, cond = self.pixels(indices), self.condition(indices)
-            losses.append(self._loss_of(denoiser, x0, t, draws.noise, cond))
-        return torch.cat(losses)
+        losses = losses_of(
+            self._objective,
+            make_denoiser(self.ema_net, self.config),
+            self.plan.images.pixels[chosen],
+            self.plan.images.labels[chosen],
+            num_classes=self.plan.unet.num_classes,
+            seed=self.config.seed,
+            batch_size=HELD_OUT_BATCH,
+            device=self.device,
+        )
+        return torch.cat(list(losses))

@@ -1,7 +1,7 @@
 """What a run measures of its averaged weights on the way: looks, evaluations, the best model.
 
 Nothing of it touches the training. What is remembered is state: a run that is resumed goes on
-comparing with the same best, and a measurement that was abandoned for a signal is made up for.
+comparing with the same best, and what was abandoned for a signal is made up for.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Watch:
     Attributes:
         held_out_loss: of the last look.
         best: the weights with the lowest KID so far.
-        evaluated: the step of the last evaluation that was finished.
+        looked, evaluated: the steps of the last look and evaluation that were finished.
     """
 
     def __init__(self, trainer: Trainer, run: RunDirectory, stop: Stop) -> None:
@@ -43,6 +43,7 @@ class Watch:
         self.held_out_loss: float | None = None
         self.overfitting = Overfitting()
         self.best: Best | None = None
+        self.looked: int | None = None
         self.evaluated: int | None = None
         self._loss, self._readings = 0.0, 0
         self._evaluator: Evaluator | None = None
@@ -54,6 +55,7 @@ class Watch:
         return {
             "overfitting": self.overfitting.state(),
             "best": self.best.values() if self.best else None,
+            "looked": self.looked,
             "evaluated": self.evaluated,
             "loss": self._loss,
             "readings": self._readings,
@@ -70,26 +72,29 @@ class Watch:
             return
         self.overfitting.restore(state["overfitting"])
         self._loss, self._readings = state["loss"], state["readings"]
-        self.evaluated = state["evaluated"]
+        self.looked, self.evaluated = state.get("looked"), state["evaluated"]
         self.best = best_of(state["best"], saved.best) if state["best"] else None
         if self.best and self.config.eval_every and self.best.images != self.images:
             yield Notice(
                 f"the best model so far was found with {self.best.images} images an evaluation, "
-                f"not {self.images}: the search begins anew"
+                f"not {self.images}: the search begins anew, and {files.show(self.run.best)} goes"
             )
             self.best = None
 
     def begin(self) -> Work[None]:
-        """Before the first step: the feature network is there, and the best model's file is that
-        of the state, whatever a killed run left."""
+        """Have the real images and the feature network, before anything is replaced.
+
+        Raises:
+            UsageError, ModelFileError: as `Evaluator`.
+        """
         if self.config.eval_every:
             self._evaluator = Evaluator(self.trainer.plan, self.images, self.trainer.device)
             if not self._evaluator.held_out:
                 yield Notice("nothing is held out: --eval-every compares with training images")
-        self.settle()
 
     def settle(self) -> None:
-        """Write the best model's file where it is missing or of another step."""
+        """Write the best model's file where it is missing or of another step, and remove one that
+        is not the state's: whatever a killed run left."""
         if self.best is not None:
             model = self._model(self.best)
             if not modelfile.holds(self.run.best, model):
@@ -115,20 +120,18 @@ class Watch:
             self._loss, self._readings = self._loss + loss, self._readings + 1
 
     def due(self, done: int, end: int) -> bool:
-        """Whether there is something to do after `done` steps."""
-        return self._look_due(done, end) or self._evaluation_due(done)
-
-    def pending(self, done: int) -> bool:
-        """Whether an evaluation after `done` steps was abandoned."""
-        return done > 0 and self._evaluation_due(done) and self.evaluated != done
+        """Whether something is to be done after `done` steps that is not done yet: with a run that
+        goes on from there, what was abandoned."""
+        return done > 0 and (self._look_due(done, end) or self._evaluation_due(done))
 
     def _look_due(self, done: int, end: int) -> bool:
-        return done % self.config.preview_every == 0 or done == end
+        return self.looked != done and (done % self.config.preview_every == 0 or done == end)
 
     def _evaluation_due(self, done: int) -> bool:
         # Not where --stop-at ends: a run in one go would not evaluate there.
         every = self.config.eval_every
-        return every is not None and (done % every == 0 or done == self.config.steps)
+        here = every is not None and (done % every == 0 or done == self.config.steps)
+        return here and self.evaluated != done
 
     # -- work --------------------------------------------------------------------------------------
 
@@ -140,14 +143,9 @@ class Watch:
             if self._evaluation_due(done):
                 yield from self._evaluate(done)
 
-    def make_up(self, done: int) -> Work[None]:
-        """The evaluation that a signal ended; another one ends it again."""
-        with contextlib.suppress(Interrupted, Terminated):
-            yield from self._evaluate(done)
-
     def _look(self, done: int) -> Work[None]:
         looked, losses = yield from until(self.stop, look(self.trainer, self.run, done))
-        self.held_out_loss = looked.held_out_loss
+        self.looked, self.held_out_loss = done, looked.held_out_loss
         training = self._loss / self._readings if self._readings else None
         self._loss, self._readings = 0.0, 0
         text = self.overfitting.see(Look(done, losses, training)) if losses else None

@@ -88,13 +88,21 @@ def test_two_processes_stopped_and_resumed_equal_one_go(
     line = (
         "train", images, "--config", recipe, "--steps", 14, "--timestep-draw", "importance",
         "--num-timesteps", 3, "--classes", "--label-dropout", 0.5, "--variance", "learned",
-        "--flip", "--accumulation", 2, "-q",
+        "--flip", "--accumulation", 2, "--eval-every", 3, "--eval-images", 4, "--ema-lengths", 4,
+        "-q",
     )  # fmt: skip
     assert launch("torchrun", *line, "-o", "whole.safetensors").code == 0
     assert launch("torchrun", *line, "--stop-at", 9).code == 0
     half = Path("model.safetensors").read_bytes()
     assert launch("torchrun", *line, "--resume").code == 0
     assert Path("model.safetensors").read_bytes() == Path("whole.safetensors").read_bytes() != half
+    assert logged("model.run", "kid") == logged("whole.run", "kid")
+    best = Path("whole.best.safetensors").read_bytes()
+    assert Path("model.best.safetensors").read_bytes() == best
+    snapshots = [sorted(Path(f"{name}.run/ema").iterdir()) for name in ("model", "whole")]
+    assert [p.name for p in snapshots[0]] == [p.name for p in snapshots[1]]
+    assert [p.read_bytes() for p in snapshots[0]] == [p.read_bytes() for p in snapshots[1]]
+    assert len(snapshots[0]) == 4
 
 
 def test_two_processes_sample_the_images_of_one(launch, diffuse, model):

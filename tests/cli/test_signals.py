@@ -157,6 +157,43 @@ def test_a_look_at_the_model_is_abandoned_and_the_step_saved(train, monkeypatch,
     monkeypatch.undo()
 
 
+@pytest.mark.parametrize("at", [5, 9])
+def test_a_look_that_was_abandoned_is_made_up_for(train, monkeypatch, at):
+    """What is measured and remembered is what a run that nothing stopped has, at the end too."""
+    options = ("--steps", 9, "--preview-every", 5, "--log-every", 1, "-q")
+    train(*options, "-o", "whole.safetensors")
+    real = Trainer.held_out_losses
+
+    def interrupted(self):
+        if self.ema.updates == at:
+            signal.raise_signal(signal.SIGTERM)
+        return real(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "held_out_losses", interrupted)
+        assert train(*options).code == 143
+        assert "--resume" in train(*options, "--resume").err  # and again
+    assert newest() == at
+    assert train(*options, "--resume").code == 0
+    whole = Path("whole.run")
+    assert looks(RUN) == looks(whole)
+    assert [s for s, _ in looks(whole)] == [5, 9]
+    assert previews(RUN) == previews(whole)
+    one, other = (RunDirectory(f"{n}.safetensors").load()[0].state for n in ("model", "whole"))
+    assert one["watch"] == other["watch"]
+    monkeypatch.setattr(Trainer, "held_out_losses", lambda self: pytest.fail("measured again"))
+    assert train(*options, "--resume").code == 0
+
+
+def looks(run):
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [(m["step"], m["held_out_loss"]) for m in lines if "held_out_loss" in m]
+
+
+def previews(run):
+    return {path.name: path.read_bytes() for path in (run / "previews").iterdir()}
+
+
 def test_compiling_is_abandoned(train, monkeypatch):
     """The first step of a run that compiles may take minutes, and nothing is lost with it."""
     monkeypatch.setattr("torch.compile", lambda net: net)

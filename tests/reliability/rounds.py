@@ -6,8 +6,9 @@
 `operations` ends a run before and after operations on the disk: at five of them, or with --every at
 each one (of the writes into one file, at the first and the last).
 `signals` sends SIGKILL at random moments of runs that save after every second step. Each killed
-run is resumed, and its model file must have the SHA-256 of the run that nothing stopped. Prints one
-JSON object, and exits with 1 where a round failed.
+run is resumed, and its model file, its best model and its averages of other lengths must have the
+SHA-256 of those of the run that nothing stopped. Prints one JSON object, and exits with 1 where a
+round failed.
 """
 
 from __future__ import annotations
@@ -42,19 +43,23 @@ from diffuse_cli.app import main
 from diffuse_cli.training.rundir import RunDirectory
 
 MODEL = "model.safetensors"
+MADE = ("model*.safetensors", "model.run/ema/*")
+"""What a run leaves for whoever uses it."""
+
 IMPORTED = accelerate, torch, diffuse_cli.training.fitting
 
 RUN = [
     "--steps", "9", "--save-every", "3", "--preview-every", "5", "--log-every", "2", "--flip",
     "--accumulation", "2", "--classes", "--label-dropout", "0.3", "--variance", "learned",
-    "--timestep-draw", "importance", "--num-timesteps", "3", "-q",
+    "--timestep-draw", "importance", "--num-timesteps", "3", "--eval-every", "2", "--eval-images",
+    "4", "--ema-lengths", "4", "-q",
 ]  # fmt: skip
-"""Everything that is state, in as few steps as have three saves, a preview and losses that decide
-the timesteps."""
+"""Everything that is state, in as few steps as have three saves, a preview, losses that decide the
+timesteps, evaluations of which a model is the best, and averages of other lengths."""
 
 LONG = [
     "--steps", "60", "--save-every", "2", "--preview-every", "25", "--log-every", "1", "--flip",
-    "-q",
+    "--eval-every", "20", "--eval-images", "4", "--ema-lengths", "6", "-q",
 ]  # fmt: skip
 
 FEW = 5
@@ -91,22 +96,27 @@ class World:
 
     def clear(self) -> None:
         """Remove what a run left."""
-        (self.folder / MODEL).unlink(missing_ok=True)
+        for path in self.folder.glob("model*.safetensors"):
+            path.unlink()
         shutil.rmtree(self.folder / "model.run", ignore_errors=True)
 
-    def whole(self, options: list[str]) -> str:
-        """The SHA-256 of the model of a run that nothing stops."""
+    def whole(self, options: list[str]) -> dict[str, str]:
+        """What a run makes that nothing stops."""
         self.clear()
         assert self.run(options) == 0, (self.folder / "log.txt").read_text()
-        return files.sha256(self.folder / MODEL)
+        return self.made()
 
-    def faults(self, options: list[str], expected: str) -> list[str]:
-        """What is wrong after a resume: its exit code, its model, files that were left over."""
+    def made(self) -> dict[str, str]:
+        """The SHA-256 of each file that a run leaves, by its name."""
+        paths = [path for pattern in MADE for path in self.folder.glob(pattern)]
+        return {path.name: files.sha256(path) for path in paths}
+
+    def faults(self, options: list[str], expected: dict[str, str]) -> list[str]:
+        """What is wrong after a resume: its exit code, what it made, files that were left over."""
         code = self.run([*options, "--resume"])
         found = [f"resume ended with {code}"] if code else []
-        model = self.folder / MODEL
-        if not model.exists() or files.sha256(model) != expected:
-            found.append("another model")
+        differing = dict(self.made().items() ^ expected.items())
+        found += [f"another {name}" for name in sorted(differing)]
         left = [p.name for p in self.folder.rglob(".*.tmp")]
         left += [p.name for p in self.folder.rglob("lock")]
         return found + [f"{name} is left" for name in left]
@@ -172,6 +182,7 @@ def operations(every: bool, part: tuple[int, int]) -> dict[str, Any]:
     """Rounds ended at operations on the disk."""
     with world() as here:
         expected = here.whole(RUN)
+        assert len(expected) == 5, expected
         here.clear()
         noted = here.folder / "operations.txt"
         here.run(RUN, counting(noted))
@@ -185,7 +196,12 @@ def operations(every: bool, part: tuple[int, int]) -> dict[str, Any]:
             faults += here.faults(RUN, expected)
             if faults:
                 failed[moment] = faults
-        return {"operations": len(lines), "rounds": len(chosen), "failed": failed}
+        return {
+            "files": len(expected),
+            "operations": len(lines),
+            "rounds": len(chosen),
+            "failed": failed,
+        }
 
 
 def signals(count: int, seed: int) -> dict[str, Any]:

@@ -298,6 +298,16 @@ def test_the_estimate_of_disk_covers_them(train, monkeypatch):
     assert total - saving.SPARE < 2 * (used + of_one)
 
 
+def test_the_estimate_of_memory_covers_them(train, monkeypatch):
+    from diffuse_cli.training import estimating
+
+    monkeypatch.setattr(estimating, "seconds_a_step", lambda *arguments: 1.0)
+    without = train("--dry-run", "--json").json
+    kept = train("--dry-run", "--json", *KEEP).json
+    more = len(KEPT_LENGTHS) * 4 * without["parameters"]
+    assert kept["memory_bytes"] - without["memory_bytes"] == more
+
+
 def test_what_is_no_snapshot_is_refused(tmp_path):
     path = tmp_path / "step-00000001.safetensors"
     for metadata in (None, {"diffuse.ema": "[]"}, {"diffuse.ema": '{"lengths": [0.05]}'}):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 
@@ -48,6 +49,7 @@ def test_a_table_of_lengths_with_the_best_named_and_written(sweep, diffuse, imag
     made = modelfile.load("best.safetensors")
     assert made.step == 60
     assert made.data["ema_length"] == found["best"]
+    assert made.raw["conv_out.weight"].equal(modelfile.load(kept).raw["conv_out.weight"])
     again = diffuse("eval", "best.safetensors", images, *QUICK[:4], *QUICK[5:], "--json").json
     assert again["kid"] == pytest.approx(kids[found["best"]], rel=1e-6)
     plain = diffuse("eval", kept, images, *QUICK[:4], *QUICK[5:], "--json").json
@@ -57,7 +59,7 @@ def test_a_table_of_lengths_with_the_best_named_and_written(sweep, diffuse, imag
 def test_the_table_in_text(sweep):
     lines = sweep("-o", "best.safetensors").out.splitlines()
     assert lines[0].split() == ["length", "KID"]
-    assert [line.split()[0] for line in lines[1:4]] == ["0.03", "0.04", "0.05"]
+    assert [line.split()[0] for line in lines[1:4]] == ["0.02", "0.03", "0.04"]
     assert lines[-3].startswith("in the file")
     assert lines[-2].startswith("best: 0.")
     assert lines[-1] == "best.safetensors"
@@ -130,9 +132,51 @@ def test_a_length_that_the_snapshots_do_not_hold_is_left_out_and_it_is_said(swee
         if step % 15:
             path.unlink()
     ran = sweep("--json", model=MODEL)
-    assert "too far from what 4 snapshots hold: 0.03, 0.20" in ran.err
+    assert "left out, as they need more snapshots than 4: 0.02, 0.03, 0.20, 0.25" in ran.err
     assert next(row["length"] for row in ran.json["rows"]) == 0.04
     assert all(row["error"] < 0.1 for row in ran.json["rows"])
+
+
+@pytest.mark.parametrize(
+    ("kids", "best", "said"),
+    [
+        ((3, 2, 1, 2, 3), 0.06, None),
+        ((1, 2, 2, 2, 3), 0.04, "the best length is the shortest that was tried"),
+        ((3, 2, 2, 1, 3), 0.08, "the best length is the longest that was tried"),
+        ((3, 2, 1, 2, 0.5), 0.06, "the model file's own average is better than all of these"),
+        ((math.nan, 2, 1, 2, 3), 0.06, None),
+    ],
+)
+def test_the_best_is_the_lowest_and_what_the_table_does_not_say_is_said(
+    sweep, monkeypatch, kids, best, said
+):
+    given = iter(kids)
+
+    def make(config, loaded, images, accelerator):
+        yield from ()
+
+        def measure(denoiser):
+            yield from ()
+            return {"kid": next(given)}
+
+        return measure
+
+    monkeypatch.setattr(sweeping, "EMA_METRICS", {"kid": ("kid", make)})
+    monkeypatch.setattr(sweeping, "LENGTHS", (0.04, 0.05, 0.06, 0.08))
+    ran = sweep("-o", "made.safetensors")
+    assert f"best: {best:.2f}" in ran.out
+    assert modelfile.load("made.safetensors").data["ema_length"] == best
+    assert "length 0.05, 2 of 4" in ran.err
+    for text in ("shortest that", "longest that", "own average is better"):
+        assert (text in ran.err) == (said is not None and text in said)
+
+
+def test_the_best_model_of_a_run_has_the_snapshots_up_to_it(sweep, diffuse, images, recipe):
+    line = ("--steps", 12, "--ema-lengths", 6, "--eval-every", 7, "--eval-images", 4, "-q")
+    diffuse("train", images, "--config", recipe, *line, "--stop-at", 7)
+    assert modelfile.load("model.best.safetensors").step == 7
+    found = sweep("--ema-metric", "held-out", "--json", model="model.best.safetensors").json
+    assert (found["step"], found["updates"]) == (6, 6)
 
 
 def test_the_output_is_never_replaced_unasked(sweep):
@@ -195,7 +239,7 @@ def test_a_damaged_snapshot_is_refused(sweep, kept, fault):
         tensorfile.write(path, tensors, metadata)
     ran = sweep("-q", "-o", "x.safetensors", model=MODEL)
     assert ran.code == 4, ran.err
-    assert "model.run/ema cannot be read" in ran.line
+    assert "model.run/ema cannot be used" in ran.line
     assert not Path("x.safetensors").exists()
 
 
@@ -203,6 +247,8 @@ def test_snapshots_after_the_model_are_not_its_own(sweep, kept, recipe, diffuse,
     diffuse("train", images, "--config", recipe, "--steps", 60, "--ema-lengths", 20,
             "--warmup", 0, "--stop-at", 32)  # fmt: skip
     shutil.copytree(kept.with_suffix(".run") / "ema", RUN / "ema", dirs_exist_ok=True)
-    ran = sweep("--json", model=MODEL)
+    ran = sweep("--json", "--ema-metric", "held-out", "-o", "made.safetensors", model=MODEL)
     assert ran.json["step"] == 30
+    assert modelfile.load(MODEL).raw is not None
+    assert modelfile.load("made.safetensors").raw is None  # those are of step 32
     assert "the last snapshot is of step 30, and the model of step 32" in ran.err

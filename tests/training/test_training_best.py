@@ -116,6 +116,18 @@ def test_without_held_out_images_those_of_the_training_are_taken_and_it_is_said(
     assert not Path("b.safetensors").exists()
 
 
+def test_a_run_that_cannot_be_evaluated_replaces_nothing(train, tmp_path, diffuse, recipe):
+    """Not for want of images, nor of the feature network, with --overwrite either."""
+    train("--steps", 2)
+    before = MODEL.read_bytes()
+    one = write_images(tmp_path / "one", 1)
+    ran = diffuse("train", one, "--config", recipe, "--steps", 2, *EVAL, "--overwrite", "-q")
+    assert ran.code == 2
+    assert MODEL.read_bytes() == before
+    assert (RUN / "checkpoints/step-00000002").is_dir()
+    assert "eval_every" not in (RUN / "config.toml").read_text()
+
+
 def test_out_of_memory_leaves_an_evaluation_out(train, monkeypatch):
     def full(self, net):
         yield from ()
@@ -271,7 +283,16 @@ def test_another_number_of_images_begins_anew(train, course):
     train("--steps", 40, *EVAL, "--stop-at", 12)
     ran = train("--resume", "--eval-images", 8, "--stop-at", 16)
     assert "found with 6 images an evaluation, not 8" in ran.err
+    assert "model.best.safetensors goes" in ran.err
     assert step_of(BEST) == 15
+
+
+def test_a_number_of_images_needs_evaluations(train):
+    for resume in ((), ("--resume",)):
+        ran = train("--steps", 4, "--eval-images", 8, "-q", *resume)
+        assert ran.code == 2
+        assert "--eval-images goes with --eval-every" in ran.line
+        train("--steps", 4, "--stop-at", 2)
 
 
 def test_a_run_without_evaluations_keeps_nothing_of_them(train, monkeypatch):

@@ -19,6 +19,7 @@ from diffuse_cli.core.losses import simple
 from diffuse_cli.data import read_images
 from diffuse_cli.events import finish
 from diffuse_cli.runtime import draw_noise
+from diffuse_cli.training.power import read_snapshot
 from diffuse_cli.training.rundir import RunDirectory
 from diffuse_cli.training.trainer import Trainer, lr_at
 
@@ -38,7 +39,8 @@ def assert_same_course(run, other):
 
 
 def weights_of(trainer):
-    parts = (trainer.net.state_dict(), trainer.ema.net.state_dict())
+    powers = trainer.powers.tensors() if trainer.powers else {}
+    parts = (trainer.net.state_dict(), trainer.ema.net.state_dict(), powers)
     return [t.clone() for part in parts for t in part.values()]
 
 
@@ -79,12 +81,15 @@ def test_a_step_that_is_not_finite_changes_neither_weights_nor_average(
     train, spoil, watched, accumulation
 ):
     spoil(lambda call: call // accumulation == 2)
-    assert train("--steps", 5, "--log-every", 1, "--accumulation", accumulation).code == 0
+    options = ("--log-every", 1, "--accumulation", accumulation, "--ema-lengths", 4)
+    assert train("--steps", 5, *options).code == 0
     for number, (before, after, outcome) in enumerate(watched):
         same = all(a.equal(b) for a, b in zip(before, after, strict=True))
         assert same == (number == 2)
         assert math.isfinite(outcome.grad_norm) == (number != 2)
     assert all(t.isfinite().all() for t in watched[-1][1])
+    snapshot = read_snapshot(Path("model.run/ema/step-00000005.safetensors"))
+    assert [p.updates for p in snapshot.profiles.values()] == [4, 4]
 
 
 @pytest.fixture

@@ -1,0 +1,62 @@
+"""The images of a plan at positions of the global batch, on the device."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from diffuse_cli.runtime import permutation
+from diffuse_cli.training.preparing import Plan
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from torch import Tensor
+
+    Indices = npt.NDArray[np.int64]
+
+
+class Batches:
+    """Epochs of the training images, shuffled, one after another."""
+
+    def __init__(self, plan: Plan, batch_size: int, device: torch.device) -> None:
+        self.plan, self.batch_size, self.device = plan, batch_size, device
+        self._orders: dict[int, Indices] = {}
+
+    def at(self, step: int, positions: range) -> Indices:
+        """The images at positions of the batch after `step` steps, as indices into all."""
+        n = len(self.plan.train)
+        places = np.arange(positions.start, positions.stop) + step * self.batch_size
+        epochs, offsets = places // n, places % n
+        chosen = np.empty(len(places), dtype=np.int64)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            chosen[here] = self._order(int(epoch), n)[offsets[here]]
+        return self.plan.train[chosen]
+
+    def _order(self, epoch: int, n: int) -> Indices:
+        if epoch not in self._orders:
+            self._orders = {e: o for e, o in self._orders.items() if e >= epoch - 1}
+            self._orders[epoch] = permutation(self.plan.config.seed, epoch, n)
+        return self._orders[epoch]
+
+    def pixels(self, indices: Indices) -> Tensor:
+        """Images as float32 in [-1, 1], channels last."""
+        x0 = self._moved(self.plan.images.pixels[indices]).float() / 127.5 - 1
+        return x0.contiguous(memory_format=torch.channels_last)
+
+    def condition(self, indices: Indices) -> dict[str, Tensor]:
+        """The labels of images where the model is conditional; K for an image without one."""
+        classes = self.plan.unet.num_classes
+        if not classes:
+            return {}
+        labels = self.plan.images.labels[indices]
+        return {"label": self._moved(np.where(labels < 0, classes, labels))}
+
+    def _moved(self, values: npt.NDArray[Any]) -> Tensor:
+        """On the device, without waiting for it."""
+        tensor = torch.from_numpy(values)
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
