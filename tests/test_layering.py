@@ -17,7 +17,7 @@ PACKAGE = Path(diffuse_cli.__file__).parent
 
 ROOMS = (
     "errors", "events", "tables", "files", "locks", "options", "config", "presets", "core", "data",
-    "tensorfile", "foreign", "modelfile", "runtime", "pictures", "conditioning", "sampling",
+    "tensorfile", "foreign", "modelfile", "runtime", "pictures", "conditioning", "resolving", "sampling",
     "features", "metrics", "evaluation", "training", "demo", "inspection", "report", "interop",
     "console", "signals", "commands", "app", "__main__",
 )  # fmt: skip

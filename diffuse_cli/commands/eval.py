@@ -10,9 +10,9 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from diffuse_cli import files
+from diffuse_cli.commands._options import check_knobs
 from diffuse_cli.config import EvalConfig
 from diffuse_cli.console import Console
-from diffuse_cli.core.samplers import knobs
 
 if TYPE_CHECKING:
     from diffuse_cli.evaluation import Evaluated
@@ -54,7 +54,7 @@ PER_CLASS = {
 
 def run(config: EvalConfig, console: Console) -> None:
     """Evaluate, and print the numbers."""
-    knobs(config.sampler, **config.knobs)  # refused before anything heavy is imported
+    check_knobs(config)
     if config.ema_sweep:
         _sweep(config, console)
         return
