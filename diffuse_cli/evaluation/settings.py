@@ -211,7 +211,9 @@ def first_settings(config: EvalConfig, guidance: float | None, timesteps: int) -
     """
     steps = [n for n in dict.fromkeys(config.sweep_steps or SWEPT_STEPS) if n <= timesteps]
     if not steps:
-        raise UsageError(f"--sweep-steps must have one from 1 to {timesteps}, the model's timesteps")
+        raise UsageError(
+            f"--sweep-steps must have one from 1 to {timesteps}, the model's timesteps"
+        )
     samplers = config.sweep_samplers or tuple(SAMPLERS)
     return [Setting(sampler, n, guidance) for sampler in samplers for n in steps]
 
@@ -230,7 +232,8 @@ def guidance_scales(
     if guidance is None:
         if given:
             raise UsageError(
-                "--sweep-guidance: the model was trained without classes", "Train one with --classes"
+                "--sweep-guidance: the model was trained without classes",
+                "Train one with --classes",
             )
         return ()
     if given is None and model.training.get("label_dropout") == 0:
@@ -316,9 +319,7 @@ class _Measure:
         wanted = self.base.condition
         if wanted is not None and setting.guidance is not None:
             wanted = replace(wanted, scale=setting.guidance)
-        return replace(
-            self.base, sampler=setting.sampler, steps=setting.steps, condition=wanted
-        )
+        return replace(self.base, sampler=setting.sampler, steps=setting.steps, condition=wanted)
 
     def _compare(self, fake: Array) -> dict[str, float]:
         whole = frechet.fit(self.real, fake)
@@ -337,9 +338,7 @@ class _Measure:
             pass
 
 
-def _counted(
-    work: Work[SettingRow], setting: Setting, done: int, total: int
-) -> Work[SettingRow]:
+def _counted(work: Work[SettingRow], setting: Setting, done: int, total: int) -> Work[SettingRow]:
     """The work on a setting, whose progress is a detail of the sweep's."""
     while True:
         try:
