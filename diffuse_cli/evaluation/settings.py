@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from diffuse_cli import files, modelfile, pictures
 from diffuse_cli.config import SWEPT_GUIDANCE, SWEPT_STEPS, EvalConfig, Setting
@@ -34,9 +35,6 @@ from diffuse_cli.metrics import frechet, kid
 from diffuse_cli.resolving import DrawSettings, resolve
 from diffuse_cli.runtime import machine, resolve_precision
 from diffuse_cli.sampling import Loaded, draw_as, load_denoiser
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Array = npt.NDArray[Any]
 
@@ -158,7 +156,7 @@ def sweep(config: EvalConfig) -> Work[SweptSettings | None]:
             part=sides.part,
             features=network.described(),
             settings=_common(config, base, loaded),
-            device=str(accelerator.device),
+            device=_name(accelerator.device),
             out=out,
             plot=plot,
         )
@@ -267,6 +265,11 @@ def _common(config: EvalConfig, base: DrawSettings, loaded: Loaded) -> dict[str,
     return {name: value for name, value in described.items() if name not in varied}
 
 
+def _name(device: torch.device) -> str:
+    """A device as people call it: seconds of one are not those of another."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 # -- what it gives --------------------------------------------------------------------------------
 
 
@@ -274,10 +277,10 @@ def _common(config: EvalConfig, base: DrawSettings, loaded: Loaded) -> dict[str,
 class _Counter:
     """A network that counts the images it is shown."""
 
-    net: Callable[..., Tensor]
+    net: Callable[..., torch.Tensor]
     images: int = 0
 
-    def __call__(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, **cond: Any) -> torch.Tensor:
         self.images += len(x)
         return self.net(x, t, **cond)
 
