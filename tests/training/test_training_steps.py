@@ -19,6 +19,7 @@ from diffuse_cli.core.losses import simple
 from diffuse_cli.data import read_images
 from diffuse_cli.events import finish
 from diffuse_cli.runtime import draw_noise
+from diffuse_cli.training.batches import Batches
 from diffuse_cli.training.power import read_snapshot
 from diffuse_cli.training.rundir import RunDirectory
 from diffuse_cli.training.trainer import Trainer, lr_at
@@ -250,9 +251,9 @@ def test_a_run_that_diverges_at_once_says_there_is_no_checkpoint(train, spoil):
 
 def test_flip_mirrors_about_half_of_the_images(train, monkeypatch):
     plain, shown = [], []
-    pixels = Trainer.pixels
+    pixels = Batches.pixels
     monkeypatch.setattr(
-        Trainer, "pixels", lambda self, i: plain.append(pixels(self, i)) or plain[-1]
+        Batches, "pixels", lambda self, i: plain.append(pixels(self, i)) or plain[-1]
     )
     monkeypatch.setitem(
         LOSSES, "simple", lambda denoiser, x0, *a: shown.append(x0) or simple(denoiser, x0, *a)
