@@ -184,6 +184,29 @@ def machine(
         accelerator.end_training()
 
 
+def made_with(accelerator: Accelerator) -> dict[str, str]:
+    """The versions and the machine behind a number: another machine may round differently."""
+    import platform
+
+    import numpy as np
+    import torch
+
+    from diffuse_cli import __version__
+
+    device = accelerator.device.type
+    if device == "cuda":
+        device = torch.cuda.get_device_name(accelerator.device)
+    return {
+        "diffuse": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "device": device,
+        "threads": str(torch.get_num_threads()),
+        "processes": str(accelerator.num_processes),
+    }
+
+
 # -- draws ----------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from diffuse_cli import files
 from diffuse_cli.config import EvalConfig
-from diffuse_cli.console import Console
+from diffuse_cli.console import Console, plain
 from diffuse_cli.core.samplers import knobs
 
 if TYPE_CHECKING:
@@ -63,6 +63,10 @@ def run(config: EvalConfig, console: Console) -> None:
     found = console.follow(evaluate(config))
     if found is None:
         return
+    if found.report:
+        from diffuse_cli.report.page import page
+
+        files.write_text(found.report, page(config, found, plain(to_json(config, found))))
     if console.as_json:
         console.result([], to_json(config, found))
     else:
@@ -100,10 +104,11 @@ def sweep_lines(found: Swept) -> list[str]:
 
 def to_json(config: EvalConfig, found: Evaluated) -> dict[str, object]:
     """Everything one needs to compare the numbers with others."""
-    values = dataclasses.asdict(found)
+    values = dataclasses.asdict(dataclasses.replace(found, shown=None))
+    del values["shown"]
     numbers = values.pop("values")
     counts = {"real": values.pop("real"), "generated": values.pop("generated")}
-    for name in ("plot", "pairs"):
+    for name in ("plot", "pairs", "report"):
         values[name] = str(values[name]) if values[name] else None
     return {"subject": config.subject, "data": config.data, "n": counts, **numbers, **values}
 
@@ -121,7 +126,7 @@ def lines(found: Evaluated) -> list[str]:
         *_keys(found),
         *found.remarks,
         *_class_lines(found),
-        *(files.show(path) for path in (found.plot, found.pairs) if path),
+        *(files.show(path) for path in (found.plot, found.pairs, found.report) if path),
     ]
 
 

@@ -17,12 +17,13 @@ from diffuse_cli.evaluation import bounds, neighbors
 from diffuse_cli.evaluation.images import is_images, read_sides
 from diffuse_cli.evaluation.parts import Evaluation
 from diffuse_cli.evaluation.remarks import remarks
+from diffuse_cli.evaluation.showing import Shown, choose
 from diffuse_cli.evaluation.team import Team
 from diffuse_cli.events import Work
 from diffuse_cli.metrics import METRICS
 from diffuse_cli.options import MODEL_WEIGHTS
-from diffuse_cli.runtime import machine, resolve_precision
-from diffuse_cli.sampling import load_denoiser
+from diffuse_cli.runtime import machine, made_with, resolve_precision
+from diffuse_cli.sampling import Loaded, load_denoiser
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -42,9 +43,14 @@ class Evaluated:
         real, generated: how many images on each side.
         part: which of the real images: `held-out` or `all`.
         features: name and weights hash of the feature network, and how it resizes images.
+        model: what the model file says of itself, where there is a model.
+        fingerprints: of the images in DATA, and in a folder that is measured.
+        made_with: versions and the machine.
         plot: the picture of the terms, where one was asked for.
         pairs: the page of nearest training images, where one was asked for.
+        report: where the page goes, where one was asked for.
         remarks: what the numbers mean where one could be misled, in sentences.
+        shown: the images of the page, where one was asked for.
     """
 
     values: dict[str, float]
@@ -56,9 +62,14 @@ class Evaluated:
     features: dict[str, str]
     settings: dict[str, Any]
     seconds: float
+    model: dict[str, Any]
+    fingerprints: dict[str, str]
+    made_with: dict[str, str]
     plot: Path | None
     pairs: Path | None
+    report: Path | None
     remarks: list[str]
+    shown: Shown | None
 
 
 def evaluate(config: EvalConfig) -> Work[Evaluated | None]:
@@ -71,14 +82,15 @@ def evaluate(config: EvalConfig) -> Work[Evaluated | None]:
 
     Raises:
         DataError, ModelFileError, UsageError: what was named cannot be used.
-        OutputError: the plot or the page exists already, or cannot be written.
+        OutputError: the plot or a page exists already, or cannot be written.
     """
     began = time.monotonic()
     folder = is_images(config.subject)
     chosen = knobs(config.sampler, **config.knobs)
     if folder:
         _check_folder(config)
-    plot, page = _check_picture(config, "plot"), _check_picture(config, "pairs")
+    plot, page = _check_path(config, "plot", ".png"), _check_path(config, "pairs", ".png")
+    report = _check_path(config, "report", ".html")
     with machine(resolve_precision(config.precision)) as accelerator:
         loaded = (
             None if folder else load_denoiser(config.subject, config.model_weights, accelerator)
@@ -135,9 +147,14 @@ def evaluate(config: EvalConfig) -> Work[Evaluated | None]:
             },
             settings=_settings(config, chosen, loaded.sha256, wanted) if loaded else {},
             seconds=round(time.monotonic() - began, 3),
+            model=_model_facts(loaded) if loaded else {},
+            fingerprints=sides.fingerprints,
+            made_with=made_with(accelerator),
             plot=plot,
             pairs=page,
+            report=report,
             remarks=remarks(values, smaller, fake_features.shape[1]),
+            shown=choose(evaluation, sides.classes) if report else None,
         )
 
 
@@ -187,14 +204,14 @@ def _check_folder(config: EvalConfig) -> None:
         raise UsageError(f"{given[0]} needs a model, and {subject} is a folder of images")
 
 
-def _check_picture(config: EvalConfig, name: str) -> Path | None:
-    """The path of a picture, refused before the work where it cannot be written."""
+def _check_path(config: EvalConfig, name: str, suffix: str) -> Path | None:
+    """The path of a picture or page, refused before the work where it cannot be written."""
     given = getattr(config, name)
     if given is None:
         return None
     path = Path(given)
-    if path.suffix.lower() != ".png":
-        raise UsageError(f"--{name} must end in .png, not {files.show(path)!r}")
+    if path.suffix.lower() != suffix:
+        raise UsageError(f"--{name} must end in {suffix}, not {files.show(path)!r}")
     files.check_writable(path)
     if path.exists() and not config.overwrite:
         raise OutputError(f"{files.show(path)} exists already", "--overwrite replaces it")
@@ -233,4 +250,17 @@ def _settings(
         "weights": config.model_weights,
         "precision": resolve_precision(config.precision),
         "model_sha256": sha256,
+    }
+
+
+def _model_facts(loaded: Loaded) -> dict[str, Any]:
+    """What a page says of a model, in plain values."""
+    model = loaded.model
+    return {
+        "step": model.step,
+        "parameters": sum(tensor.numel() for tensor in model.ema.values()),
+        "shape": list(loaded.shape),
+        "num_timesteps": loaded.denoiser.process.num_timesteps,
+        "classes": list(model.classes) if model.unet.num_classes else [],
+        "versions": dict(model.versions),
     }
