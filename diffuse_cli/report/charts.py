@@ -89,12 +89,13 @@ class Line:
 class Plot:
     """An SVG to be drawn: `axes`, and `svg()` when they are filled."""
 
-    def __init__(self, name: str, height: float, left: float = 0.75) -> None:
+    def __init__(self, name: str, height: float, left: float = 0.75, bottom: float = 0.5) -> None:
         from matplotlib.figure import Figure
 
         self.name = name
         self.figure = Figure(figsize=(WIDTH, height))
-        box = (left / WIDTH, 0.48 / height, 1 - (left + 0.12) / WIDTH, 1 - 0.6 / height)
+        wide, high = 1 - (left + 0.28) / WIDTH, 1 - (bottom + 0.3) / height
+        box = (left / WIDTH, bottom / height, wide, high)
         self.axes: Axes = self.figure.add_axes(box)
 
     def svg(self, label: str) -> Markup:
@@ -120,7 +121,8 @@ def drawing() -> Iterator[None]:
 def dots(name: str, rows: Sequence[Dot], label: str, xlabel: str, reference: str = "") -> Markup:
     """A row for each value with its error bar, and a diamond where its reference is."""
     with drawing():
-        plot = Plot(name, 0.75 + 0.3 * len(rows), left=1.55)
+        bottom = 0.5 if xlabel else 0.28
+        plot = Plot(name, bottom + 0.35 + 0.3 * len(rows), left=1.55, bottom=bottom)
         axes = plot.axes
         for k, row in enumerate(rows):
             if row.reference is not None:

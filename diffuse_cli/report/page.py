@@ -76,7 +76,7 @@ def _verdict(found: Evaluated) -> Markup:
     for line in verdict(found):
         name, rest = line.split(":", 1)
         items.append(element("li", element("strong", name, ":"), rest))
-    return join(element("h3", "In short"), element("ul", items))
+    return join(element("h2", "In short"), element("ul", items))
 
 
 def _about(config: EvalConfig, found: Evaluated) -> str:

@@ -29,7 +29,7 @@ from diffuse_cli.report.wording import (
     reference_of,
 )
 
-SAMPLE, SMALL, LARGE = 56, 40, 84
+SAMPLE, SMALL, LARGE = 56, 48, 84
 """About so many pixels of the screen are the sides of an image: among many, in a row, in a pair."""
 
 DATA_BUDGET = 300_000
@@ -65,7 +65,8 @@ def numbers(found: Evaluated) -> Markup:
         paragraph(
             "± is one standard error: measured again with other images of the same kind, a number "
             "would in two of three cases lie within it, and nearly always within three times it. ",
-            f"“Reference” is what a perfect model would reach{_floor_text(floor)}.",
+            f"“Reference” is what a perfect model would reach{_floor_text(floor)}. ",
+            "In the plots a bar is one standard error to each side.",
         )
     ]
     parts += [_group(group, values) for group in GROUPS if {*group.entries} & {*values}]
@@ -98,7 +99,7 @@ def _row(key: str, entry: Entry, values: Values) -> list[Child]:
     shown: Child = "–"
     if reference is not None:
         value, error, source = reference
-        shown = join(number(value, error), element("small", " ", source) if source else "")
+        shown = join(number(value, error), element("small", source) if source else None)
     label = [entry.label, element("small", f"{entry.says} {entry.better.capitalize()}.")]
     return [label, measured(values, key), shown]
 
@@ -108,7 +109,7 @@ def _plots(group: Group, there: dict[str, Entry], values: Values) -> list[Markup
     place = GROUPS.index(group)
     if place == 0:
         return [
-            _dots(f"metric-{key}", {key: entry}, values, entry.label)
+            _dots(f"metric-{key}", {key: entry}, values, "")
             for key, entry in there.items()
             if isinstance(entry.reference, str) and entry.reference in values
         ]
@@ -129,8 +130,7 @@ def _dots(name: str, there: dict[str, Entry], values: Values, xlabel: str) -> Ma
     said = "; ".join(f"{entry.label} {measured(values, key)}" for key, entry in there.items())
     has = any(row.reference is not None for row in rows)
     plot = charts.dots(name, rows, f"Plot: {said}", xlabel, "reference" if has else "")
-    caption = "Bars are one standard error to each side."
-    return element("figure", plot, element("figcaption", caption))
+    return element("figure", plot)
 
 
 # -- images ---------------------------------------------------------------------------------------
@@ -278,15 +278,14 @@ def bits(found: Evaluated) -> Markup:
     edges = [term["first"] + 1 for term in terms] + [terms[-1]["last"] + 2]
     values = [term["bits_per_timestep"] for term in terms]
     total = measured(found.values, "bits_per_dim")
-    parts = ", ".join(
-        f"{KNOWN[key].label} {number(found.values[key])}"
-        for key in ("bits_prior", "bits_middle", "bits_decoder")
-    )
+    names = {"bits_decoder": "the first timestep", "bits_middle": "all others",
+             "bits_prior": "what is left in pure noise"}  # fmt: skip
+    parts = ", ".join(f"{name} {number(found.values[key])}" for key, name in names.items())
     said = (
         f"Bits per dimension that each timestep costs, from {values[0]:.3g} at the first to "
         f"{values[-1]:.3g} at the last"
     )
-    plot = charts.stairs("bits", values, edges, said, "timestep + 1", "bits per dimension")
+    plot = charts.stairs("bits", values, edges, said, "timestep + 1", "bits per dimension, each")
     return join(
         paragraph(
             "Of an image, noise hides the finest detail first (left, timestep 0) and the coarse "
@@ -297,7 +296,7 @@ def bits(found: Evaluated) -> Markup:
         element(
             "figure",
             plot,
-            element("figcaption", f"Their sum is {total} bits per dimension: {parts}."),
+            element("figcaption", f"Together {total} bits per dimension: {parts}."),
         ),
     )
 

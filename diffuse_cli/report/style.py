@@ -44,11 +44,11 @@ small, .faint, figcaption { color: var(--faint); font-size: .875rem }
 code, pre { font-family: ui-monospace, monospace; font-size: .85rem; overflow-wrap: anywhere }
 pre { background: var(--panel); border: 1px solid var(--rule); border-radius: 4px;
   padding: .7rem .8rem; white-space: pre-wrap; margin: .6rem 0 }
-nav { margin: 1rem 0; font-size: .9rem }
-nav a { margin-right: .9rem; white-space: nowrap }
+nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; margin: 1rem 0; font-size: .9rem }
 .verdict { background: var(--panel); border-left: 4px solid var(--first); padding: .3rem 1rem;
   margin: 1rem 0 }
 .verdict ul { max-width: none }
+.verdict h2 { border: 0; margin: .5rem 0 .2rem; padding: 0; font-size: 1rem }
 .wide { overflow-x: auto; margin: .8rem 0 }
 table { border-collapse: collapse; width: 100%; font-size: .92rem }
 th, td { text-align: left; vertical-align: top; padding: .4rem .9rem .4rem 0;
@@ -57,6 +57,9 @@ thead th { color: var(--faint); font-size: .82rem; white-space: nowrap }
 tbody th { font-weight: 600 }
 tbody th small { display: block; font-weight: 400; max-width: 30rem }
 td { font-variant-numeric: tabular-nums }
+.metrics thead th { width: 21% }
+.metrics thead th:first-child { width: 58% }
+.metrics td small { display: block; white-space: normal }
 .metrics td, .counts td, .counts thead th + th { white-space: nowrap }
 .settings td { overflow-wrap: anywhere }
 .settings th { white-space: nowrap; font-weight: 400; color: var(--faint) }
@@ -67,6 +70,8 @@ img { image-rendering: pixelated; display: block; max-width: 100%; background: #
   outline: 1px solid var(--rule); -webkit-print-color-adjust: exact; print-color-adjust: exact }
 .images { display: flex; flex-wrap: wrap; gap: 5px; margin: .6rem 0 }
 .sides { display: grid; grid-template-columns: 1fr 1fr; gap: 1.6rem }
+.classes { table-layout: fixed }
+.classes thead th:first-child { width: 16% }
 .classes th { min-width: 5rem; max-width: 9rem; overflow-wrap: anywhere }
 .classes td .images { margin: 0; gap: 3px }
 .twins { display: grid; grid-template-columns: repeat(auto-fill, minmax(10.5rem, 1fr)); gap: 1rem }

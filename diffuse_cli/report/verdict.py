@@ -79,7 +79,8 @@ def _copies(found: Evaluated) -> Iterator[str]:
     line = (
         f"Copies: no sign that training images were memorised. {features:.0%} of the generated "
         f"images in features and {pixels:.0%} in pixels are as near to a training image as the "
-        f"nearest {expected:.0%} of other real images."
+        f"nearest {expected:.0%} of other real images are; of a model that copies nothing, about "
+        f"{expected:.0%} would be."
     )
     yield line + (
         " There are so few held-out images that only much copying would be seen."

@@ -192,7 +192,7 @@ def number(value: float, error: float = 0.0) -> str:
     if not math.isfinite(value):
         return "not known"
     if not error > 0:
-        return f"{value:.4f}".rstrip("0").rstrip(".") if abs(value) < 1e6 else f"{value:.4g}"
+        return f"{round(value, 4) + 0:,.4f}".rstrip("0").rstrip(".")
     digits = max(0, min(6, 1 - math.floor(math.log10(error))))
     return f"{value:,.{digits}f} ± {error:,.{digits}f}"
 
