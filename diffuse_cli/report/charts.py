@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 WIDTH = 4.9
 """Inches of a plot, whose letters are then readable on a telephone and on a page."""
 
+COLUMNS = 3
+"""Entries of a legend side by side."""
+
 INKS = {
     "ink": "#010101", "faint": "#020202", "rule": "#030303", "paper": "#040404",
     "first": "#050505", "second": "#060606", "third": "#070707", "fourth": "#080808",
@@ -89,12 +92,14 @@ class Line:
 class Plot:
     """An SVG to be drawn: `axes`, and `svg()` when they are filled."""
 
-    def __init__(self, name: str, height: float, left: float = 0.75, bottom: float = 0.5) -> None:
+    def __init__(
+        self, name: str, height: float, left: float = 0.75, bottom: float = 0.5, top: float = 0.3
+    ) -> None:
         from matplotlib.figure import Figure
 
         self.name = name
         self.figure = Figure(figsize=(WIDTH, height))
-        wide, high = 1 - (left + 0.28) / WIDTH, 1 - (bottom + 0.3) / height
+        wide, high = 1 - (left + 0.28) / WIDTH, 1 - (bottom + top) / height
         box = (left / WIDTH, bottom / height, wide, high)
         self.axes: Axes = self.figure.add_axes(box)
 
@@ -172,7 +177,9 @@ def lines(
 ) -> Markup:
     """Series over x, told apart by colour, dash and mark; `mark` is a line at one x, with words."""
     with drawing():
-        plot = Plot(name, 2.7)
+        rows = math.ceil(len(series) / COLUMNS)
+        top = 0.1 + 0.18 * rows
+        plot = Plot(name, 2.4 + top, top=top)
         axes = plot.axes
         for i, line in enumerate(series):
             color, dash, point = SERIES[i % len(SERIES)]
@@ -192,7 +199,7 @@ def lines(
         axes.set_ylabel(ylabel)
         if len(series) > 1:
             above: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 1)}
-            axes.legend(ncols=min(len(series), 3), borderaxespad=0, **above)
+            axes.legend(ncols=min(len(series), COLUMNS), borderaxespad=0, **above)
         return plot.svg(label)
 
 
@@ -201,7 +208,7 @@ def stairs(
 ) -> Markup:
     """Values over ranges of x, both axes logarithmic; those that are not positive leave a gap."""
     with drawing():
-        plot = Plot(name, 2.7)
+        plot = Plot(name, 2.6, top=0.15)
         heights = [v if v > 0 else math.nan for v in values]
         plot.axes.stairs(heights, edges, baseline=None, color=INKS["first"], linewidth=1.6)
         _scale(plot.axes, True, True)
@@ -212,7 +219,7 @@ def stairs(
 
 
 def _scale(axes: Axes, log_x: bool, log_y: bool) -> None:
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     for axis, logarithmic, scale in (
         (axes.xaxis, log_x, axes.set_xscale),
@@ -220,6 +227,8 @@ def _scale(axes: Axes, log_x: bool, log_y: bool) -> None:
     ):
         if logarithmic:
             scale("log")
+            low, high = axis.get_view_interval()
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
             axis.set_minor_formatter(NullFormatter())
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
 

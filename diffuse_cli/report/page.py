@@ -42,13 +42,10 @@ def page(
         "classes": ("Class by class", sections.classes(shown, found)),
         "bits": ("Bits by timestep", sections.bits(found)),
         "training": ("The training", sections.training(found, Path(config.subject))),
+        **({"sweep": ("Samplers, steps and guidance", sweep(swept))} if swept else {}),
         "nearest": ("Nearest training images", sections.twins(shown, found)),
         "repeat": ("Repeat this", _repeat(config, found, numbers)),
     }
-    if swept is not None:
-        last = parts.popitem()
-        parts["sweep"] = ("Samplers, steps and guidance", sweep(swept))
-        parts[last[0]] = last[1]
     links = [element("a", title, href=f"#{name}") for name, (title, _) in parts.items()]
     title = f"Evaluation of {Path(config.subject).name}"
     body = join(

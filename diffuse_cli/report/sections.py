@@ -98,8 +98,7 @@ def _row(key: str, entry: Entry, values: Values) -> list[Child]:
     reference = reference_of(values, entry)
     shown: Child = "–"
     if reference is not None:
-        value, error, source = reference
-        shown = join(number(value, error), element("small", source) if source else None)
+        shown = number(*reference)
     label = [entry.label, element("small", f"{entry.says} {entry.better.capitalize()}.")]
     return [label, measured(values, key), shown]
 
@@ -123,7 +122,7 @@ def _plots(group: Group, there: dict[str, Entry], values: Values) -> list[Markup
 def _dots(name: str, there: dict[str, Entry], values: Values, xlabel: str) -> Markup:
     rows = []
     for key, entry in there.items():
-        reference = reference_of(values, entry) or (None, 0.0, "")
+        reference = reference_of(values, entry) or (None, 0.0)
         rows.append(
             Dot(entry.label, values[key], error_of(values, key), reference[0], reference[1])
         )
@@ -163,8 +162,7 @@ def _alt(title: str, k: int, images: Labelled, names: Sequence[str]) -> str:
 
 def _affordable(pixels: pictures.Pixels) -> int:
     """How many of images (N, C, H, W) the page has room for, at least four."""
-    each = min(pixels[0].size, SAMPLE**2 * 3)
-    return max(4, DATA_BUDGET // each)
+    return max(4, DATA_BUDGET // min(int(pixels[0].size), SAMPLE**2 * 3))
 
 
 def _images(pixels: pictures.Pixels, words: Iterable[str], side: int) -> Markup:
@@ -225,7 +223,7 @@ def _class_table(found: Evaluated) -> Markup:
     ]
     head = ["class", "generated", "real", *(PER_CLASS[key] for key in keys)]
     ways = "; ".join(f"{PER_CLASS[key]}: {KNOWN[key].better}" for key in keys)
-    said = "Errors are larger than those of the whole, of fewer images. "
+    said = "A class has fewer images than the whole, so that its errors are larger. "
     return join(
         paragraph(said, f"{ways[0].upper()}{ways[1:]}."), table(head, rows, class_="counts")
     )

@@ -59,7 +59,6 @@ tbody th small { display: block; font-weight: 400; max-width: 30rem }
 td { font-variant-numeric: tabular-nums }
 .metrics thead th { width: 21% }
 .metrics thead th:first-child { width: 58% }
-.metrics td small { display: block; white-space: normal }
 .metrics td, .counts td, .counts thead th + th { white-space: nowrap }
 .settings td { overflow-wrap: anywhere }
 .settings th { white-space: nowrap; font-weight: 400; color: var(--faint) }

@@ -72,11 +72,12 @@ def sweep(swept: SweptSettings) -> Markup:
             "p",
             f"Before the evaluation, {swept.n:,} images were drawn with each of these settings and "
             f"measured by {label} ({better}). Everything else on this page was measured with "
-            f"{best}, the recommended one.",
+            f"{best}, the recommended one. What a setting costs is how many times the network is "
+            "evaluated for an image.",
         ),
         element("figure", _plot(swept, label)),
         table(
-            ["sampler, steps, guidance", label, "network evaluations an image", "seconds"],
+            ["sampler, steps, guidance", label, "evaluations", "seconds"],
             rows,
             class_="counts",
         ),

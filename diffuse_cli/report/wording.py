@@ -100,8 +100,8 @@ GROUPS = (
         "Are generated images copies of training images?",
         "Each generated image was compared with its nearest training image, and so was each real "
         "image that the model was not trained on. Where generated images are much nearer, they "
-        "are copies. Pixels alone mislead (a blurred image is near everything): believe what "
-        "pixels and features both say.",
+        "are copies; the reference is what a model that copies nothing has. Pixels alone mislead "
+        "(a blurred image is near everything): believe what pixels and features both say.",
         {
             "memorized_features": Entry(
                 "near in features",
@@ -161,11 +161,7 @@ GROUPS = (
 
 KNOWN = {key: entry for group in GROUPS for key, entry in group.entries.items()}
 
-_REFERENCES = {
-    "kid_floor": "real images against other real ones",
-    "frechet_floor": "real images against other real ones",
-    "memorized_expected": "of a model that copies nothing",
-}
+_REFERENCES = ("kid_floor", "frechet_floor", "memorized_expected")
 
 UNSHOWN = ("floor_images", "memorized_z_", *_REFERENCES)
 """Numbers that stand beside others or are in the JSON alone."""
@@ -177,14 +173,14 @@ def error_of(values: Values, key: str) -> float:
     return found if math.isfinite(found) else 0.0
 
 
-def reference_of(values: Values, entry: Entry) -> tuple[float, float, str] | None:
-    """What a perfect model reaches, its error, and where that is from."""
+def reference_of(values: Values, entry: Entry) -> tuple[float, float] | None:
+    """What a perfect model reaches, and its error."""
     if isinstance(entry.reference, float):
-        return entry.reference, 0.0, ""
+        return entry.reference, 0.0
     if entry.reference is None or entry.reference not in values:
         return None
     key = entry.reference
-    return values[key], error_of(values, key), _REFERENCES[key]
+    return values[key], error_of(values, key)
 
 
 def number(value: float, error: float = 0.0) -> str:
@@ -192,9 +188,13 @@ def number(value: float, error: float = 0.0) -> str:
     if not math.isfinite(value):
         return "not known"
     if not error > 0:
-        return f"{round(value, 4) + 0:,.4f}".rstrip("0").rstrip(".")
+        return _signed(f"{round(value, 4) + 0:,.4f}".rstrip("0").rstrip("."))
     digits = max(0, min(6, 1 - math.floor(math.log10(error))))
-    return f"{value:,.{digits}f} ± {error:,.{digits}f}"
+    return _signed(f"{value:,.{digits}f} ± {error:,.{digits}f}")
+
+
+def _signed(words: str) -> str:
+    return words.replace("-", "−")
 
 
 def measured(values: Values, key: str) -> str:
