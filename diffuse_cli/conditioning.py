@@ -53,7 +53,8 @@ class Condition:
 def condition(config: DrawConfig, model: Model, names: Sequence[str] = ()) -> Condition | None:
     """The condition that a model is sampled under: the named classes, or all in turn.
 
-    None for a model without classes.
+    The guidance scale is the one that is given, else the one that the model file recommends, else
+    the default. None for a model without classes.
 
     Raises:
         UsageError: no such class, or classes or guidance of a model without them.
@@ -72,6 +73,8 @@ def condition(config: DrawConfig, model: Model, names: Sequence[str] = ()) -> Co
     every = {name: i for i, name in enumerate(model.classes)}
     chosen = tuple(lookup(every, name, "--class") for name in names)
     scale = config.guidance
+    if scale is None and model.sampling is not None:
+        scale = model.sampling.guidance
     if scale is None:
         scale = default_guidance(model.training.get("label_dropout"))
     return Condition(chosen or tuple(every.values()), scale, config.guidance_interval)

@@ -21,14 +21,18 @@ import torch
 from torch import Tensor
 
 from diffuse_cli import __version__, files, foreign, tensorfile
-from diffuse_cli.config import DiffusionConfig, TrainConfig, UNetConfig
+from diffuse_cli.config import DiffusionConfig, Setting, TrainConfig, UNetConfig
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.core.process import Process
+from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.core.schedules import SCHEDULES, zero_terminal_snr
 from diffuse_cli.core.unet import UNet
 from diffuse_cli.core.variances import channels_out
 from diffuse_cli.errors import DiffuseError, ModelFileError, lookup
 from diffuse_cli.options import from_dict, parse_color, to_dict
+
+SAMPLING = "sampling"
+"""The key of the recommendation in `diffuse.config`; a file without one has no such key."""
 
 RAW = "raw."
 """Prefix of the weights before averaging, where they are kept."""
@@ -45,6 +49,7 @@ class Model:
         classes: class names of the training data, which a conditional network has as labels.
         data: fingerprint, number of images and the held-out rule of the training data.
         training: the configuration of the training.
+        sampling: what it is best drawn with, where a sweep has found that out.
         versions: of `diffuse` and torch, as a file says them; writing fills in its own.
     """
 
@@ -56,6 +61,7 @@ class Model:
     classes: tuple[str, ...] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
+    sampling: Setting | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def network(self, weights: str = "ema") -> UNet:
@@ -114,6 +120,7 @@ def _describe(model: Model) -> dict[str, Any]:
         "classes": list(model.classes),
         "data": dict(model.data),
         "training": dict(model.training),
+        **({SAMPLING: to_dict(model.sampling)} if model.sampling else {}),
         "versions": {"diffuse": __version__, "torch": torch.__version__.split("+")[0]},
     }
 
@@ -175,11 +182,15 @@ def read_training(path: str | Path) -> dict[str, Any]:
 
 
 def holds(path: Path, model: Model) -> bool:
-    """Whether the file at `path` already describes `model`: network, data, training and step."""
+    """Whether the file at `path` already describes `model`: network, data, training and step.
+
+    A recommendation is no part of that: it is written into the file after the training.
+    """
     try:
         with _rejecting(path), tensorfile.opened(path) as file:
             found = _described(tensorfile.read_header(file))
-            return bool(found == json.loads(json.dumps(_describe(model))))
+            wanted = json.loads(json.dumps(_describe(model)))
+            return bool({**found, SAMPLING: None} == {**wanted, SAMPLING: None})
     except ModelFileError:
         return False
 
@@ -257,7 +268,7 @@ def _described(header: tensorfile.Header) -> dict[str, Any]:
 def _rebuild(described: Mapping[str, Any]) -> Model:
     """The model without its tensors."""
     diffusion = from_dict(DiffusionConfig, _settled(described["diffusion"]))
-    make_denoiser(None, diffusion)
+    timesteps = make_denoiser(None, diffusion).process.num_timesteps
     step, classes = described["step"], described["classes"]
     if not isinstance(step, int) or not all(isinstance(name, str) for name in classes):
         raise ValueError("step or classes are of the wrong type")
@@ -270,6 +281,9 @@ def _rebuild(described: Mapping[str, Any]) -> Model:
         raise ValueError(f"{out} channels out, not {needed} for variance '{diffusion.variance}'")
     if unet.num_classes not in (0, len(classes)):
         raise ValueError(f"a network of {unet.num_classes} classes with {len(classes)} names")
+    sampling = None
+    if SAMPLING in described:
+        sampling = _recommended(described[SAMPLING], unet, timesteps)
     data = dict(described["data"])
     parse_color(data.get("background", "white"))
     return Model(
@@ -280,8 +294,24 @@ def _rebuild(described: Mapping[str, Any]) -> Model:
         classes=tuple(classes),
         data=data,
         training=_settled(described["training"]),
+        sampling=sampling,
         versions=dict(described["versions"]),
     )
+
+
+def _recommended(values: Mapping[str, Any], unet: UNetConfig, timesteps: int) -> Setting:
+    """A recommendation that the model can be drawn with.
+
+    Raises:
+        DiffuseError, ValueError: it is none.
+    """
+    setting = from_dict(Setting, _settled(values))
+    lookup(SAMPLERS, setting.sampler, "sampling")
+    if setting.steps > timesteps:
+        raise ValueError(f"{setting.steps} steps are recommended, of {timesteps} timesteps")
+    if (setting.guidance is None) != (unet.num_classes == 0):
+        raise ValueError("guidance is recommended for a network without classes, or none with them")
+    return setting
 
 
 def _settled(values: Mapping[str, Any]) -> dict[str, Any]:

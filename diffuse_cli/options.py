@@ -113,6 +113,24 @@ def parse_names(value: Any) -> tuple[str, ...]:
     return names
 
 
+def parse_listed(value: Any) -> tuple[str, ...]:
+    """`"a,b"`, or a list of such, as names, each once."""
+    names = [name.strip() for part in parse_names(value) for name in part.split(",")]
+    if not all(names):
+        raise ValueError("names with commas between them, such as ddim,unipc")
+    return tuple(dict.fromkeys(names))
+
+
+def parse_scales(value: Any) -> tuple[float, ...]:
+    """`"1,1.5"` or `[1, 1.5]` as numbers from 0 to 100."""
+    if isinstance(value, (int, float)):
+        value = [value]
+    scales = tuple(float(v) for v in (value.split(",") if isinstance(value, str) else value))
+    if not scales or not all(0 <= scale <= 100 for scale in scales):
+        raise ValueError("numbers from 0 to 100, such as 1,1.5,2")
+    return scales
+
+
 MODEL_WEIGHTS = ("ema", "raw")
 
 

@@ -17,16 +17,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from diffuse_cli import files, locks, modelfile, pictures
-from diffuse_cli.conditioning import Condition, condition
+from diffuse_cli.conditioning import Condition
 from diffuse_cli.config import SAMPLER, SampleConfig
 from diffuse_cli.core.blocks import cast_products
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.guidance import threshold as thresholded
-from diffuse_cli.core.samplers import SAMPLERS, State, knobs
+from diffuse_cli.core.samplers import SAMPLERS, State
 from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
 from diffuse_cli.errors import OutputError, lookup
 from diffuse_cli.events import Progress, Work
+from diffuse_cli.resolving import DrawSettings, resolve, tell
 from diffuse_cli.runtime import image_noise, machine, rank, resolve_precision, share
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ GRID_IMAGES = 400
 """At most so many images are shown in the grid."""
 
 WRITTEN = re.compile(r"\d{5,}\.png|grid\.png|denoising\.gif|manifest\.json")
-DESCRIBED = ("seed", "n", "sampler", "steps", "spacing", "eta", "order", "threshold", "weights")
-"""Options that a manifest repeats: with the model they give the same images again."""
+DESCRIBED = ("seed", "n", "spacing", "eta", "order", "threshold", "weights")
+"""Options that a manifest repeats: with sampler, steps and model they give the same images."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,34 @@ def draw(
         states = sample(bound, process, noise(-1), times, noise=noise, **(options or {}))
         for step, state in enumerate(states, 1):
             yield Drawing(batch, step, len(times), state)
+
+
+def draw_as(
+    settings: DrawSettings,
+    denoiser: Denoiser,
+    indices: Sequence[int],
+    *,
+    shape: tuple[int, int, int],
+    device: torch.device,
+) -> Iterator[Drawing]:
+    """`draw` as settings say it.
+
+    Raises:
+        UsageError: more steps than the process has timesteps.
+    """
+    return draw(
+        denoiser,
+        shape=shape,
+        indices=indices,
+        seed=settings.seed,
+        times=denoiser.process.times(settings.steps, settings.spacing),
+        device=device,
+        sampler=settings.sampler,
+        batch_size=settings.batch_size,
+        options=settings.options,
+        condition=settings.condition,
+        threshold=settings.threshold,
+    )
 
 
 def collect(drawings: Iterator[Drawing], total: int, into: dict[int, Pixels]) -> Work[None]:
@@ -202,7 +231,6 @@ def generate(config: SampleConfig) -> Work[Generated | None]:
         UsageError: options that do not go together.
     """
     folder = Path(config.out)
-    options = knobs(config.sampler, **config.knobs)
     if rank() == 0:
         check_folder(folder, config.overwrite)
     with (
@@ -210,21 +238,11 @@ def generate(config: SampleConfig) -> Work[Generated | None]:
         machine(resolve_precision(config.precision)) as accelerator,
     ):
         loaded = load_denoiser(config.model, config.weights, accelerator)
-        times = loaded.denoiser.process.times(config.steps, config.spacing)
-        wanted = condition(config, loaded.model, config.classes)
+        settings = resolve(config, loaded.model, config.classes)
+        yield from tell(settings)
         mine = share(config.n, accelerator.num_processes, accelerator.process_index)
-        drawings = draw(
-            loaded.denoiser,
-            shape=loaded.shape,
-            indices=mine,
-            seed=config.seed,
-            times=times,
-            device=accelerator.device,
-            sampler=config.sampler,
-            batch_size=config.batch_size,
-            options=options,
-            condition=wanted,
-            threshold=config.threshold,
+        drawings = draw_as(
+            settings, loaded.denoiser, mine, shape=loaded.shape, device=accelerator.device
         )
         frames: Frames = {}
         if config.gif:
@@ -235,7 +253,7 @@ def generate(config: SampleConfig) -> Work[Generated | None]:
             _gather(keep, frames)
         if not isinstance(keep, _Folder):
             return None
-        return _finish(config, loaded, wanted, keep, frames, accelerator.num_processes)
+        return _finish(config, loaded, settings, keep, frames, accelerator.num_processes)
 
 
 @contextlib.contextmanager
@@ -325,13 +343,13 @@ def _earlier(folder: Path) -> list[Path]:
 def _finish(
     config: SampleConfig,
     loaded: Loaded,
-    wanted: Condition | None,
+    settings: DrawSettings,
     drawn: _Folder,
     frames: Frames,
     processes: int,
 ) -> Generated:
     """Write grid and animation and, last, the manifest that names every file."""
-
+    wanted = settings.condition
     images = tuple(drawn.path(i) for i in range(config.n))
     grid = gif = None
     if config.grid:
@@ -344,6 +362,8 @@ def _finish(
     written = [*images, *filter(None, (grid, gif))]
     described = {
         "format": MANIFEST_FORMAT,
+        "sampler": settings.sampler,
+        "steps": settings.steps,
         **{name: getattr(config, name) for name in DESCRIBED},
         "precision": resolve_precision(config.precision),
         "model": {"sha256": loaded.sha256},

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from diffuse_cli import modelfile
-from diffuse_cli.config import DiffusionConfig, UNetConfig
+from diffuse_cli.config import DiffusionConfig, Setting, UNetConfig
 from diffuse_cli.core import UNet
 from diffuse_cli.errors import ModelFileError, UsageError
 from diffuse_cli.modelfile import Model, load, save
@@ -160,6 +160,46 @@ def test_an_error_while_writing_keeps_the_old_file(tmp_path: Path, good: bytes):
         save(tmp_path / "m", model(ema={"conv_in.weight": torch.zeros(1, dtype=torch.complex64)}))
     assert (tmp_path / "m").read_bytes() == good
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+# -- a recommendation -----------------------------------------------------------------------------
+
+
+def config_of(path: Path) -> dict[str, Any]:
+    return json.loads(taken_apart(path.read_bytes())[0]["__metadata__"]["diffuse.config"])
+
+
+def test_a_recommendation_is_one_more_key_and_nothing_else(tmp_path: Path, good: bytes):
+    recommended = model(sampling=Setting("heun", 50))
+    save(tmp_path / "m", recommended)
+    assert load(tmp_path / "m").sampling == Setting("heun", 50)
+    (tmp_path / "plain").write_bytes(good)
+    config, plain = config_of(tmp_path / "m"), config_of(tmp_path / "plain")
+    assert config.pop("sampling") == {"sampler": "heun", "steps": 50}
+    assert config == plain
+    assert plain.keys() == {
+        "unet", "diffusion", "step", "classes", "data", "training", "versions",
+    }  # fmt: skip
+    assert load(tmp_path / "plain").sampling is None
+    save(tmp_path / "again", dataclasses.replace(load(tmp_path / "m"), sampling=None))
+    assert (tmp_path / "again").read_bytes() == good
+
+
+def test_a_recommended_guidance_survives(tmp_path: Path):
+    unet = dataclasses.replace(UNET, num_classes=2)
+    made = dataclasses.replace(of(unet, "small"), sampling=Setting("unipc", 8, 0.0))
+    save(tmp_path / "m", made)
+    assert load(tmp_path / "m").sampling == Setting("unipc", 8, 0.0)
+    data = (tmp_path / "m").read_bytes()
+    rejected(tmp_path, described(data, setting("sampling", value={"sampler": "unipc", "steps": 8})))
+    rejected(tmp_path, described(data, setting("sampling", "guidance", value=float("nan"))))
+
+
+def test_a_file_with_a_recommendation_still_holds_the_model_of_its_run(tmp_path: Path):
+    save(tmp_path / "m", model(sampling=Setting("ddim", 5)))
+    assert modelfile.holds(tmp_path / "m", model())
+    assert not modelfile.holds(tmp_path / "m", model(step=13))
+    assert not modelfile.holds(tmp_path / "m", model(training={"steps": 13}))
 
 
 # -- using ----------------------------------------------------------------------------------------
@@ -448,6 +488,8 @@ def removing(key: str) -> Callable[[dict[str, Any]], Any]:
 
 WRONG: list[Any] = [None, 5, "x", [], [1], -1, 1e400, 10**400, [[]], {"a": 1}, True]
 
+DDIM = {"sampler": "ddim", "steps": 5}
+
 CHANGES = [
     *map(removing, ("unet", "diffusion", "step", "classes", "data", "training", "versions")),
     *(setting("unet", value=v) for v in WRONG),
@@ -463,6 +505,16 @@ CHANGES = [
     *(setting("classes", value=v) for v in WRONG if v not in ([], "x") and not isinstance(v, dict)),
     *(setting("data", value=v) for v in (None, 5, "x", [1])),
     *(setting("training", value=v) for v in (None, 5, "x", [1])),
+    *(setting("sampling", value=v) for v in WRONG),
+    *(setting("sampling", value={"sampler": v, "steps": 5}) for v in WRONG),
+    *(setting("sampling", value={"sampler": "ddim", "steps": v}) for v in WRONG if v != 5),
+    *(setting("sampling", value=DDIM | {"guidance": v}) for v in (*WRONG, float("nan"), 101, 2.0)),
+    *(setting("sampling", value=DDIM | {"steps": v}) for v in (0, 51, 10**5 + 1, 2.0, 1e-9)),
+    setting("sampling", value={"sampler": "ddim"}),
+    setting("sampling", value={"steps": 5}),
+    setting("sampling", value=DDIM | {"eta": 1}),
+    setting("sampling", value=DDIM | {"sampler": "ddpmm"}),
+    setting("sampling", value=DDIM | {"sampler": "__class__"}),
     setting("unet", "surprise", value=1),
     setting("diffusion", "surprise", value=1),
     setting("unet", "width", value=4096),
@@ -497,6 +549,22 @@ def test_a_wrong_description_is_rejected(good: bytes, tmp_path: Path, change):
 def test_an_unknown_key_names_the_nearest(good: bytes, tmp_path: Path):
     message = rejected(tmp_path, described(good, setting("unet", "widht", value=4)))
     assert "no option 'widht'" in message
+
+
+def test_a_recommendation_that_is_none_is_named(good: bytes, tmp_path: Path):
+    data = described(good, setting("sampling", value=DDIM))
+    (tmp_path / "good").write_bytes(data)
+    assert load(tmp_path / "good").sampling == Setting("ddim", 5)
+    for change, text in (
+        ({"sampler": "ddmp"}, "sampling: there is no 'ddmp'"),
+        ({"steps": 51}, "51 steps are recommended, of 50 timesteps"),
+        ({"steps": 0}, "--steps must be at least 1"),
+        ({"guidance": 1}, "guidance is recommended for a network without classes"),
+        ({"sampler": "\x1b[2J" * 1000}, "sampling: there is no"),
+    ):
+        message = rejected(tmp_path, described(good, setting("sampling", value=DDIM | change)))
+        assert text in message
+        assert message.isprintable()
 
 
 @pytest.mark.parametrize("where", ["unet", "diffusion"])

@@ -9,9 +9,19 @@ from typing import Any
 
 import typer
 
+from diffuse_cli.config import DrawConfig
 from diffuse_cli.console import Console
+from diffuse_cli.core.samplers import knobs
 from diffuse_cli.errors import lookup
-from diffuse_cli.options import MODEL_WEIGHTS, Option, flag_of, from_dict, options, read_toml
+from diffuse_cli.options import (
+    MODEL_WEIGHTS,
+    Option,
+    flag_of,
+    from_dict,
+    options,
+    parsed,
+    read_toml,
+)
 from diffuse_cli.runtime import rank
 
 
@@ -93,8 +103,21 @@ def check_names(kind: type[Any], given: Mapping[str, Any]) -> None:
     for f, spec in options(kind):
         value = given.get(f.name)
         if spec.table and value is not None:
+            value = parsed(kind, {f.name: value})[f.name]
             for name in value if isinstance(value, (list, tuple)) else [value]:
                 lookup(TABLES[spec.table](), str(name), flag_of(f))
+
+
+def check_knobs(config: DrawConfig) -> None:
+    """Refuse options that the given sampler has not, before anything heavy is imported.
+
+    Where none is given it may be the one that the model file recommends.
+
+    Raises:
+        UsageError: as said.
+    """
+    if config.sampler is not None:
+        knobs(config.sampler, **config.knobs)
 
 
 def _parameters(kind: type[Any]) -> list[inspect.Parameter]:

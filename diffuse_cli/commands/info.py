@@ -164,6 +164,7 @@ def _model_rows(found: ModelReport) -> Rows:
         ("process", _process(found)),
         ("classes", _listed(found.classes) or "none"),
         ("step", _brief(f"{found.step:,}")),
+        *([("recommended", show(str(found.sampling)))] if found.sampling else []),
         *_rows("data", _settings(found.data)),
         *_rows("training", _settings(found.training)),
         *_rows("versions", _settings(found.versions)),

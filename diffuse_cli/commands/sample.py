@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from diffuse_cli.commands._options import check_knobs
 from diffuse_cli.config import SampleConfig
 from diffuse_cli.console import Console
-from diffuse_cli.core.samplers import knobs
 
 CONFIG = SampleConfig
 
 
 def run(config: SampleConfig, console: Console) -> None:
     """Sample, and print the paths of the pictures."""
-    knobs(config.sampler, **config.knobs)  # refused before anything heavy is imported
+    check_knobs(config)
     from diffuse_cli.sampling import generate
 
     made = console.follow(generate(config))

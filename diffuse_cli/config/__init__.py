@@ -12,9 +12,12 @@ from diffuse_cli.config.drawing import (
     GUIDANCE,
     SAMPLER,
     SAMPLING_STEPS,
+    SWEPT_GUIDANCE,
+    SWEPT_STEPS,
     DrawConfig,
     EvalConfig,
     SampleConfig,
+    Setting,
 )
 from diffuse_cli.config.info import InfoConfig
 from diffuse_cli.config.model import DiffusionConfig, UNetConfig
@@ -24,6 +27,8 @@ __all__ = [
     "GUIDANCE",
     "SAMPLER",
     "SAMPLING_STEPS",
+    "SWEPT_GUIDANCE",
+    "SWEPT_STEPS",
     "ConvertConfig",
     "DemoConfig",
     "DiffusionConfig",
@@ -31,6 +36,7 @@ __all__ = [
     "EvalConfig",
     "InfoConfig",
     "SampleConfig",
+    "Setting",
     "TrainConfig",
     "UNetConfig",
 ]

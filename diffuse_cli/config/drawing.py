@@ -12,7 +12,10 @@ from diffuse_cli.options import (
     option,
     parse_color,
     parse_interval,
+    parse_ints,
+    parse_listed,
     parse_names,
+    parse_scales,
     parse_timesteps,
     parse_weights,
 )
@@ -23,18 +26,40 @@ SAMPLER, SAMPLING_STEPS = "unipc", 20
 GUIDANCE = 2.0
 """The guidance scale of a model with classes where none is given."""
 
+MOST_STEPS, STRONGEST = 100_000, 100
+"""The largest number of steps and guidance scale that can be asked for."""
+
+SWEPT_STEPS, SWEPT_GUIDANCE = (5, 10, 20, 50), (1.0, 1.5, 2.0, 3.0, 4.0)
+"""What `--sweep` tries where nothing is given."""
+
+
+@dataclass(frozen=True)
+class Setting(Config):
+    """What a sweep chooses: a sampler, its steps, and the guidance of a model with classes."""
+
+    sampler: str = option(help="Sampler.")
+    steps: int = option(help="Steps.", low=1, high=MOST_STEPS)
+    guidance: float | None = option(None, "Guidance scale.", low=0, high=STRONGEST)
+
+    def __str__(self) -> str:
+        guided = "" if self.guidance is None else f", guidance {self.guidance:g}"
+        return f"{self.sampler}, {self.steps} {'step' if self.steps == 1 else 'steps'}{guided}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class DrawConfig(Config):
     """How images are drawn from a model."""
 
-    steps: int = option(
-        SAMPLING_STEPS,
+    steps: int | None = option(
+        None,
         "Steps, each of one network evaluation; of two with heun.",
         low=1,
-        high=100_000,
+        high=MOST_STEPS,
+        shown=f"the model's, or {SAMPLING_STEPS}",
     )
-    sampler: str = option(SAMPLER, "Sampler.", table="samplers")
+    sampler: str | None = option(
+        None, "Sampler.", table="samplers", shown=f"the model's, or {SAMPLER}"
+    )
     spacing: str = option("trailing", "Which timesteps are visited.", table="spacings")
     eta: float | None = option(
         None, "Noise of ddim: 0 none, 1 that of ddpm.", low=0, high=1, shown="0"
@@ -55,8 +80,8 @@ class DrawConfig(Config):
         None,
         "Guidance scale of a model with classes: 1 is the conditional model, 0 the unconditional.",
         low=0,
-        high=100,
-        shown=f"{GUIDANCE:g}; 1 where no class was left out in training",
+        high=STRONGEST,
+        shown=f"the model's, or {GUIDANCE:g}; 1 where no class was left out in training",
     )
     guidance_interval: tuple[float, float] | None = option(
         None,
@@ -141,7 +166,38 @@ class EvalConfig(DrawConfig):
         high=10_000_000,
     )
     plot: str | None = option(
-        None, "Write a plot of the bound by timestep.", metavar="FILE.png", shown=""
+        None,
+        "Write a plot: of the bound by timestep; with --sweep, of KID against seconds.",
+        metavar="FILE.png",
+        shown="",
+    )
+    sweep: bool = option(
+        False,
+        "Measure samplers, steps and guidance scales, and recommend the cheapest that is as good "
+        "as the best.",
+        control=True,
+    )
+    sweep_samplers: tuple[str, ...] | None = option(
+        None,
+        "Samplers that --sweep tries.",
+        table="samplers",
+        parse=parse_listed,
+        metavar="NAME,...",
+        shown="all",
+    )
+    sweep_steps: tuple[int, ...] | None = option(
+        None,
+        "Steps that --sweep tries with each.",
+        parse=parse_ints,
+        metavar="N,...",
+        shown=",".join(map(str, SWEPT_STEPS)),
+    )
+    sweep_guidance: tuple[float, ...] | None = option(
+        None,
+        "Guidance scales that --sweep tries with the sampler and steps that it found.",
+        parse=parse_scales,
+        metavar="SCALE,...",
+        shown=f"{','.join(f'{scale:g}' for scale in SWEPT_GUIDANCE)} for a model with classes",
     )
     ema_sweep: bool = option(
         False,
@@ -153,7 +209,12 @@ class EvalConfig(DrawConfig):
         None, "What --ema-sweep measures them by.", table="ema_metrics", shown="kid"
     )
     out: str | None = option(
-        None, "Write a model file with the best length.", flag="-o", metavar="FILE", shown=""
+        None,
+        "Write a model file: with the best length; with --sweep, with the recommended setting, "
+        "which is then what sample and eval draw with.",
+        flag="-o",
+        metavar="FILE",
+        shown="",
     )
     pairs: str | None = option(
         None,
@@ -185,6 +246,15 @@ class EvalConfig(DrawConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for flag, given in (("--ema-metric", self.ema_metric), ("-o", self.out)):
-            if given is not None and not self.ema_sweep:
-                raise UsageError(f"{flag} goes with --ema-sweep", "Give both, or neither")
+        if self.sweep and self.ema_sweep:
+            raise UsageError("--sweep and --ema-sweep exclude each other", "Leave one of them out")
+        needs = {
+            "--ema-metric": (self.ema_metric, "--ema-sweep", self.ema_sweep),
+            "-o": (self.out, "--ema-sweep or --sweep", self.ema_sweep or self.sweep),
+            "--sweep-samplers": (self.sweep_samplers, "--sweep", self.sweep),
+            "--sweep-steps": (self.sweep_steps, "--sweep", self.sweep),
+            "--sweep-guidance": (self.sweep_guidance, "--sweep", self.sweep),
+        }
+        for flag, (given, needed, there) in needs.items():
+            if given is not None and not there:
+                raise UsageError(f"{flag} goes with {needed}", "Give both, or neither")

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli import features, files, pictures
-from diffuse_cli.conditioning import Condition, condition
 from diffuse_cli.config import EvalConfig
-from diffuse_cli.core.samplers import knobs
-from diffuse_cli.errors import DiffuseError, OutputError, UsageError
+from diffuse_cli.errors import DiffuseError, UsageError
 from diffuse_cli.evaluation import bounds, neighbors
 from diffuse_cli.evaluation.images import is_images, read_sides
+from diffuse_cli.evaluation.outputs import check_picture, check_report
 from diffuse_cli.evaluation.parts import Evaluation
 from diffuse_cli.evaluation.remarks import remarks
 from diffuse_cli.evaluation.showing import Shown, choose
@@ -22,6 +21,7 @@ from diffuse_cli.evaluation.team import Team
 from diffuse_cli.events import Work
 from diffuse_cli.metrics import METRICS
 from diffuse_cli.options import MODEL_WEIGHTS
+from diffuse_cli.resolving import DrawSettings, resolve, tell
 from diffuse_cli.runtime import machine, made_with, resolve_precision
 from diffuse_cli.sampling import Loaded, load_denoiser
 
@@ -86,19 +86,20 @@ def evaluate(config: EvalConfig) -> Work[Evaluated | None]:
     """
     began = time.monotonic()
     folder = is_images(config.subject)
-    chosen = knobs(config.sampler, **config.knobs)
     if folder:
         _check_folder(config)
-    plot, page = _check_path(config, "plot", ".png"), _check_path(config, "pairs", ".png")
-    report = _check_path(config, "report", ".html")
+    plot, page = check_picture(config, "plot"), check_picture(config, "pairs")
+    report = check_report(config)
     with machine(resolve_precision(config.precision)) as accelerator:
         loaded = (
             None if folder else load_denoiser(config.subject, config.model_weights, accelerator)
         )
+        settings = None
         if loaded is not None:
-            _check_times(config, loaded.denoiser.process)
-        wanted = condition(config, loaded.model) if loaded else None
-        network = yield from _network(config, accelerator)
+            settings = resolve(config, loaded.model)
+            _check_times(config, settings, loaded.denoiser.process)
+            yield from tell(settings)
+        network = yield from find_network(config, accelerator)
         sides = yield from read_sides(config, loaded)
         if page and sides.training is None:
             raise UsageError(
@@ -110,7 +111,7 @@ def evaluate(config: EvalConfig) -> Work[Evaluated | None]:
             accelerator,
             network,
             loaded,
-            wanted,
+            settings,
             sides.real,
             sides.more,
             sides.fakes,
@@ -140,12 +141,8 @@ def evaluate(config: EvalConfig) -> Work[Evaluated | None]:
             real=len(sides.real),
             generated=config.n if evaluation.fakes is None else len(evaluation.fakes),
             part=sides.part,
-            features={
-                "name": network.name,
-                "weights_sha256": network.weights,
-                "resize": network.resize,
-            },
-            settings=_settings(config, chosen, loaded.sha256, wanted) if loaded else {},
+            features=network.described(),
+            settings=describe(config, settings, loaded.sha256) if loaded and settings else {},
             seconds=round(time.monotonic() - began, 3),
             model=_model_facts(loaded) if loaded else {},
             fingerprints=sides.fingerprints,
@@ -158,7 +155,7 @@ def evaluate(config: EvalConfig) -> Work[Evaluated | None]:
         )
 
 
-def _network(config: EvalConfig, accelerator: Accelerator) -> Work[features.FeatureNetwork]:
+def find_network(config: EvalConfig, accelerator: Accelerator) -> Work[features.FeatureNetwork]:
     """The feature network, before the work: its weights may be missing, or others."""
     if config.feature_weights is not None:
         found = Path(config.feature_weights)
@@ -182,14 +179,17 @@ def _draw_pairs(evaluation: Evaluation) -> Image.Image:
     return neighbors.draw(evaluation.nearest, fakes.pixels, training.pixels)
 
 
-def _check_times(config: EvalConfig, process: Process) -> None:
+def _check_times(config: EvalConfig, settings: DrawSettings, process: Process) -> None:
     """Refuse more timesteps than the model has, before the work."""
-    process.times(config.steps, config.spacing)
+    process.times(settings.steps, settings.spacing)
     if config.respaced is not None and config.respaced > process.num_timesteps:
         raise UsageError(f"--respaced must be 2 to {process.num_timesteps}, the model's timesteps")
 
 
-NEEDS_MODEL = ("plot", "respaced", "guidance", "guidance_interval", "eta", "order", "threshold")
+NEEDS_MODEL = (
+    *("plot", "respaced", "sampler", "steps", "guidance", "guidance_interval"),
+    *("eta", "order", "threshold"),
+)
 """Options that say how a model is measured or drawn from, where they are given."""
 
 
@@ -202,20 +202,6 @@ def _check_folder(config: EvalConfig) -> None:
     if given:
         subject = files.show(Path(config.subject))
         raise UsageError(f"{given[0]} needs a model, and {subject} is a folder of images")
-
-
-def _check_path(config: EvalConfig, name: str, suffix: str) -> Path | None:
-    """The path of a picture or page, refused before the work where it cannot be written."""
-    given = getattr(config, name)
-    if given is None:
-        return None
-    path = Path(given)
-    if path.suffix.lower() != suffix:
-        raise UsageError(f"--{name} must end in {suffix}, not {files.show(path)!r}")
-    files.check_writable(path)
-    if path.exists() and not config.overwrite:
-        raise OutputError(f"{files.show(path)} exists already", "--overwrite replaces it")
-    return path
 
 
 def _by_class(evaluation: Evaluation, names: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -236,16 +222,17 @@ def _by_class(evaluation: Evaluation, names: Sequence[str]) -> dict[str, dict[st
     return found
 
 
-def _settings(
-    config: EvalConfig, chosen: dict[str, float], sha256: str, wanted: Condition | None
-) -> dict[str, Any]:
-    names = ("sampler", "steps", "spacing", "threshold", "seed", "timesteps", "respaced")
+def describe(config: EvalConfig, settings: DrawSettings, sha256: str) -> dict[str, Any]:
+    """What images were drawn with, for whoever compares the numbers."""
+    names = ("spacing", "threshold", "seed", "timesteps", "respaced")
     guidance: dict[str, Any] = {}
-    if wanted:
+    if wanted := settings.condition:
         guidance = {"guidance": wanted.scale, "guidance_interval": wanted.noise_levels}
     return {
+        "sampler": settings.sampler,
+        "steps": settings.steps,
         **{name: getattr(config, name) for name in names},
-        **chosen,
+        **settings.options,
         **guidance,
         "weights": config.model_weights,
         "precision": resolve_precision(config.precision),

@@ -10,21 +10,21 @@ import numpy as np
 import numpy.typing as npt
 
 from diffuse_cli.config import EvalConfig
-from diffuse_cli.core.samplers import knobs
 from diffuse_cli.evaluation.bounds import Bound, joined, measure
 from diffuse_cli.evaluation.cache import cached, computed
-from diffuse_cli.evaluation.images import Labelled, Pixels, Training
+from diffuse_cli.evaluation.generating import draw_share, gathered
+from diffuse_cli.evaluation.images import Labelled, Training
 from diffuse_cli.evaluation.neighbors import search
 from diffuse_cli.evaluation.team import Team
 from diffuse_cli.events import Work
 from diffuse_cli.features import FeatureNetwork
 from diffuse_cli.metrics.memorization import Nearest
-from diffuse_cli.sampling import Loaded, collect, draw
+from diffuse_cli.sampling import Loaded
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from diffuse_cli.conditioning import Condition
+    from diffuse_cli.resolving import DrawSettings
 
 Array = npt.NDArray[Any]
 
@@ -37,7 +37,7 @@ class Evaluation:
     accelerator: Accelerator
     network: FeatureNetwork
     loaded: Loaded | None
-    condition: Condition | None
+    settings: DrawSettings | None
     real: Labelled
     more: Labelled
     fakes: Labelled | None = None
@@ -174,28 +174,16 @@ def _make_nearest(evaluation: Evaluation) -> Work[None]:
 
 
 def _generate(evaluation: Evaluation) -> Work[Labelled]:
-    config, loaded = evaluation.config, evaluation.loaded
+    n, loaded, settings = evaluation.config.n, evaluation.loaded, evaluation.settings
     assert loaded is not None
-    own = evaluation.team.share(config.n, config.batch_size)
-    mine: dict[int, Pixels] = {}
-    drawings = draw(
-        loaded.denoiser,
-        shape=loaded.shape,
-        indices=own,
-        seed=config.seed,
-        times=loaded.denoiser.process.times(config.steps, config.spacing),
-        device=evaluation.accelerator.device,
-        sampler=config.sampler,
-        batch_size=config.batch_size,
-        options=knobs(config.sampler, **config.knobs),
-        condition=evaluation.condition,
-        threshold=config.threshold,
+    assert settings is not None
+    device, team = evaluation.accelerator.device, evaluation.team
+    mine = yield from draw_share(
+        settings, loaded.denoiser, n, shape=loaded.shape, device=device, team=team
     )
-    yield from collect(drawings, len(own), mine)
-    pixels = {i: image for part in evaluation.team.gather(mine) for i, image in part.items()}
-    wanted = evaluation.condition
-    labels = [wanted.label(i) if wanted else -1 for i in range(config.n)]
-    return Labelled(np.stack([pixels[i] for i in range(config.n)]), np.array(labels, np.int64))
+    wanted = settings.condition
+    labels = [wanted.label(i) if wanted else -1 for i in range(n)]
+    return Labelled(gathered(mine, n, team), np.array(labels, np.int64))
 
 
 PARTS: dict[str, Callable[[Evaluation], Work[None]]] = {

@@ -43,6 +43,10 @@ class FeatureNetwork:
     forward: Callable[[torch.Tensor], torch.Tensor]
     resize: str = ""
 
+    def described(self) -> dict[str, str]:
+        """What one needs to know of it to compare numbers with others."""
+        return {"name": self.name, "weights_sha256": self.weights, "resize": self.resize}
+
 
 class FeatureModule(Protocol):
     """What a file of this folder holds."""

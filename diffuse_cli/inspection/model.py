@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diffuse_cli import files
-from diffuse_cli.config import DiffusionConfig, InfoConfig, UNetConfig
+from diffuse_cli.config import DiffusionConfig, InfoConfig, Setting, UNetConfig
 from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Progress, Work
 from diffuse_cli.options import to_dict
@@ -27,6 +27,7 @@ class ModelReport:
         size_bytes, sha256: of the file.
         parameters: numbers in the network.
         raw: whether the weights before averaging are there too.
+        sampling: the recommended setting, where there is one.
         title: `modelspec.title`, empty where there is none.
     """
 
@@ -42,11 +43,13 @@ class ModelReport:
     classes: tuple[str, ...]
     data: Mapping[str, Any]
     training: Mapping[str, Any]
+    sampling: Setting | None
     versions: Mapping[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
         values = {**vars(self), "unet": to_dict(self.unet), "diffusion": to_dict(self.diffusion)}
+        values["sampling"] = to_dict(self.sampling) if self.sampling else None
         return {"kind": "model", **values}
 
 
@@ -80,5 +83,6 @@ def inspect_model(config: InfoConfig) -> Work[ModelReport]:
         classes=model.classes,
         data=model.data,
         training=model.training,
+        sampling=model.sampling,
         versions=model.versions,
     )

@@ -34,12 +34,13 @@ def compute(evaluation: Features) -> dict[str, float]:
     Raises:
         UsageError: fewer than two images on a side.
     """
-    result = _estimate("kid", *both(evaluation, "the kernel distance"))
+    result = estimate(*both(evaluation, "the kernel distance"))
     halves = floor(evaluation)
-    return result | (_estimate("kid_floor", *halves) if halves else {})
+    return result | (estimate(*halves, "kid_floor") if halves else {})
 
 
-def _estimate(name: str, x: Array, y: Array) -> dict[str, float]:
+def estimate(x: Array, y: Array, name: str = "kid") -> dict[str, float]:
+    """The distance of float64 features (N, d) and (M, d), and of four or more its error."""
     xx, yy, xy = within(x), within(y), between(x, y)
     result = {name: mmd(xx, yy, xy)}
     if min(len(x), len(y)) >= 4:

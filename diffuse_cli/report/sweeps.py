@@ -24,7 +24,7 @@ class Setting(Protocol):
 class SettingRow(Protocol):
     """What was measured of a setting.
 
-    `evaluations` are those of the network for one image, `seconds` what drawing all took.
+    `evaluations` and `seconds` are those of one image.
     """
 
     @property
@@ -63,7 +63,7 @@ def sweep(swept: SweptSettings) -> Markup:
             ),
             measured(row.values, key),
             f"{row.evaluations:,}",
-            f"{row.seconds:,.1f}",
+            f"{row.seconds:.3g}",
         ]
         for row in swept.rows
     ]
@@ -77,7 +77,7 @@ def sweep(swept: SweptSettings) -> Markup:
         ),
         element("figure", _plot(swept, label)),
         table(
-            ["sampler, steps, guidance", label, "evaluations", "seconds"],
+            ["sampler, steps, guidance", label, "evaluations", "seconds an image"],
             rows,
             class_="counts",
         ),

@@ -14,7 +14,7 @@ from diffuse_cli.config import SAMPLING_STEPS
 from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Work, finish
 from diffuse_cli.features import FeatureNetwork, extract, find, load
-from diffuse_cli.metrics import METRICS
+from diffuse_cli.metrics import kid
 from diffuse_cli.runtime import permutation
 from diffuse_cli.sampling import Drawing, collect, draw
 from diffuse_cli.training.looking import condition_of
@@ -71,19 +71,6 @@ def best_of(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Best:
     return Best(values["step"], values["kid"], error, values["images"], tensors)
 
 
-@dataclass(frozen=True)
-class _Sides:
-    """Features of real and of generated images, as `METRICS` read them."""
-
-    real_features: Array
-    fake_features: Array
-
-    @property
-    def more_features(self) -> Array:
-        """None of further real images."""
-        return self.real_features[:0]
-
-
 class Kid:
     """KID of generated images against the same real ones, uint8 (N, C, H, W)."""
 
@@ -95,15 +82,15 @@ class Kid:
     def measure(self, drawings: Iterator[Drawing], count: int) -> Work[dict[str, float]]:
         """`kid` and `kid_standard_error` of so many images that are drawn."""
         if self._real is not None:
-            self._real_features = yield from extract(self._network, self._real)
+            real = yield from extract(self._network, self._real)
+            self._real_features = np.asarray(real, np.float64)
             self._real = None
         assert self._real_features is not None
         pixels: dict[int, Pixels] = {}
         yield from collect(drawings, count, pixels)
         fakes = np.stack([pixels[i] for i in range(count)])
         features = yield from extract(self._network, fakes)
-        found = METRICS["kid"].compute(_Sides(self._real_features, features))
-        return {name: found[name] for name in ("kid", "kid_standard_error") if name in found}
+        return kid.estimate(self._real_features, np.asarray(features, np.float64))
 
 
 class Evaluator:

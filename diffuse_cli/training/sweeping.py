@@ -14,16 +14,16 @@ import numpy as np
 import torch
 
 from diffuse_cli import features, files, modelfile, pictures
-from diffuse_cli.conditioning import condition
 from diffuse_cli.config import EvalConfig, TrainConfig
 from diffuse_cli.core.losses import LOSSES, weights
-from diffuse_cli.core.samplers import knobs
-from diffuse_cli.errors import ModelFileError, OutputError, UsageError, lookup
+from diffuse_cli.errors import ModelFileError, UsageError, lookup
 from diffuse_cli.evaluation.images import Labelled, is_images, read_sides
+from diffuse_cli.evaluation.outputs import check_model
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.options import from_dict
+from diffuse_cli.resolving import resolve, tell
 from diffuse_cli.runtime import machine, resolve_precision, training_draws
-from diffuse_cli.sampling import Loaded, draw, load_denoiser, ready
+from diffuse_cli.sampling import Loaded, draw_as, load_denoiser, ready
 from diffuse_cli.training.configuring import default_loss
 from diffuse_cli.training.evaluating import Kid
 from diffuse_cli.training.power import (
@@ -96,7 +96,7 @@ def sweep(config: EvalConfig) -> Work[Swept | None]:
         OutputError: the output exists already, or cannot be written.
     """
     _check(config)
-    out = _check_out(config)
+    out = check_model(config)
     with machine(resolve_precision(config.precision)) as accelerator:
         if not accelerator.is_main_process:
             return None
@@ -145,19 +145,6 @@ def _check(config: EvalConfig) -> None:
     for flag, value in others.items():
         if value is not None:
             raise UsageError(f"{flag} does not go with --ema-sweep", "Leave one of them out")
-
-
-def _check_out(config: EvalConfig) -> Path | None:
-    """The model file to write, refused before the work where it cannot be."""
-    if config.out is None:
-        return None
-    out = Path(config.out)
-    if out.suffix != ".safetensors":
-        raise UsageError(f"-o must end in .safetensors, not {config.out!r}")
-    files.check_writable(out)
-    if out.exists() and not config.overwrite:
-        raise OutputError(f"{files.show(out)} exists already", "--overwrite replaces it")
-    return out
 
 
 # -- lengths --------------------------------------------------------------------------------------
@@ -249,22 +236,11 @@ def _kid(
     given = config.feature_weights
     file = Path(given) if given else (yield from features.find(config.features))
     kid = Kid(real.pixels, features.load(config.features, device, file))
-    wanted = condition(config, loaded.model)
+    settings = resolve(config, loaded.model)
+    yield from tell(settings)
 
     def measure(denoiser: Denoiser) -> Work[dict[str, float]]:
-        drawings = draw(
-            denoiser,
-            shape=loaded.shape,
-            indices=range(config.n),
-            seed=config.seed,
-            times=denoiser.process.times(config.steps, config.spacing),
-            device=device,
-            sampler=config.sampler,
-            batch_size=config.batch_size,
-            options=knobs(config.sampler, **config.knobs),
-            condition=wanted,
-            threshold=config.threshold,
-        )
+        drawings = draw_as(settings, denoiser, range(config.n), shape=loaded.shape, device=device)
         return (yield from kid.measure(drawings, config.n))
 
     return measure

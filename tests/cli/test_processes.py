@@ -143,6 +143,24 @@ def test_two_processes_evaluate_as_one_does(launch, diffuse, images, conditional
     assert Path("bound.png").exists()
 
 
+def test_two_processes_sweep_as_one_does(launch, diffuse, images, conditional):
+    """Every digit but the seconds; the first alone writes."""
+    line = (
+        "eval", conditional, images, "--sweep", "-n", 5, "--batch-size", 2, "--precision", "fp32",
+        "--sweep-samplers", "ddpm,heun", "--sweep-steps", 3, "--sweep-guidance", 1, "--json",
+    )  # fmt: skip
+    two = launch("torchrun", *line, "-o", "two.safetensors")
+    assert two.code == 0, two.err
+    assert two.err.count("sweep: 3 settings of 5 images") == 1
+    one = diffuse(*line, "-o", "one.safetensors").json
+    both = two.json, one
+    for found in both:
+        assert all(row.pop("seconds") > 0 for row in found["rows"])
+        assert found.pop("out")
+    assert both[0] == both[1]
+    assert Path("two.safetensors").read_bytes() == Path("one.safetensors").read_bytes()
+
+
 def test_two_processes_evaluate_one_batch_of_a_folder(launch, diffuse, images, tmp_path):
     """The second has nothing to do."""
     line = ("eval", write_images(tmp_path / "other", 6, seed=7), images, "-n", 6, "--json")

@@ -1,0 +1,146 @@
+"""A picture of what settings give against what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from diffuse_cli import pictures
+from diffuse_cli.pictures import FAINT, INK, Sheet
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from PIL import Image
+
+    from diffuse_cli.evaluation.settings import SettingRow, SweptSettings
+
+LEFT, TOP, WIDTH, HEIGHT = 0.85, 1.0, 6.2, 4.3  # inches
+KEYS, LINE = 7.45, 0.27
+
+MARKERS = "osD^vP*X"
+"""So that samplers are told apart without colours, too."""
+
+PLAIN: dict[str, Any] = {"parse_math": False}
+
+
+def draw(found: SweptSettings, name: str) -> Image.Image:
+    """KID over seconds an image, a line for each sampler.
+
+    Points have their steps for labels, and bars of a standard error; those of other guidance scales
+    are hollow and have the scale. The recommended setting is ringed.
+    """
+    sheet = Sheet(9.2, 5.95, 150)
+    sheet.text(LEFT, 0.4, name, 8, fontsize=12, fontweight="bold", **PLAIN)
+    line = (
+        f"{found.n:,} generated images of each setting against {found.real:,} real ones; features "
+        f"of {found.features['name']}; bars are standard errors"
+    )
+    sheet.text(LEFT, 0.66, line, 8, fontsize=9, color=FAINT, **PLAIN)
+    axes = sheet.axes(LEFT, TOP, WIDTH, HEIGHT)
+    _scale(axes, found)
+    samplers = list(dict.fromkeys(row.setting.sampler for row in found.rows))
+    for i, sampler in enumerate(samplers):
+        _sampler(axes, found, sampler, i)
+    _ring(axes, found)
+    _keys(sheet, found, samplers)
+    return sheet.render()
+
+
+def _scale(axes: Axes, found: SweptSettings) -> None:
+    """Logarithmic axes, but for KIDs of which one is not above 0."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
+    axes.set_xscale("log")
+    axes.set_xlabel(f"seconds an image, on {found.device}", fontsize=9)
+    axes.set_ylabel("KID, lower is better", fontsize=9)
+    scaled = [axes.xaxis]
+    if all(row.values[found.metric] > 0 for row in found.rows):
+        axes.set_yscale("log")
+        scaled.append(axes.yaxis)  # type: ignore[arg-type]
+    for axis in scaled:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(plain)
+        axis.set_minor_formatter(NullFormatter())
+    axes.tick_params(length=0, which="both")
+
+
+def _sampler(axes: Axes, found: SweptSettings, sampler: str, i: int) -> None:
+    """The points of a sampler: those on its line, and those of other guidance scales."""
+    guidance = found.rows[0].setting.guidance
+    own = [row for row in found.rows if row.setting.sampler == sampler]
+    line = [row for row in own if row.setting.guidance == guidance]
+    line.sort(key=lambda row: row.setting.steps)
+    others = [row for row in own if row.setting.guidance != guidance]
+    _points(axes, found.metric, line, i, linestyle="-")
+    _points(axes, found.metric, others, i, linestyle="", markerfacecolor="white")
+    for row in line:
+        _label(axes, found.metric, row, f"{row.setting.steps}", i, (0, 7))
+    for row in others:
+        _label(axes, found.metric, row, f"×{row.setting.guidance:g}", i, (11, -3))
+
+
+def _points(axes: Axes, metric: str, rows: Sequence[SettingRow], i: int, **style: Any) -> None:
+    if not rows:
+        return
+    style |= {"marker": MARKERS[i % len(MARKERS)], "markersize": 5.5, "markeredgewidth": 1.1}
+    axes.errorbar(
+        [row.seconds for row in rows],
+        [row.values[metric] for row in rows],
+        [row.values.get(f"{metric}_standard_error", 0.0) for row in rows],
+        color=pictures.color(i),
+        linewidth=1.4,
+        elinewidth=0.7,
+        zorder=3,
+        **style,
+    )
+
+
+def _label(
+    axes: Axes, metric: str, row: SettingRow, text: str, i: int, offset: tuple[int, int]
+) -> None:
+    from matplotlib.patheffects import withStroke
+
+    axes.annotate(
+        text,
+        (row.seconds, row.values[metric]),
+        offset,
+        textcoords="offset points",
+        ha="center",
+        fontsize=7.5,
+        color=pictures.color(i),
+        path_effects=[withStroke(linewidth=2, foreground="white")],
+        zorder=5,
+    )
+
+
+def _ring(axes: Axes, found: SweptSettings) -> None:
+    """A ring around the recommended setting."""
+    [row] = [row for row in found.rows if row.setting == found.recommended]
+    style: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": INK}
+    point = [row.seconds], [row.values[found.metric]]
+    axes.plot(*point, "o", markersize=13, markeredgewidth=1.5, zorder=6, **style)
+
+
+def _keys(sheet: Sheet, found: SweptSettings, samplers: Sequence[str]) -> None:
+    """The names of the samplers beside their marks, and what else is marked."""
+    guidance = found.rows[0].setting.guidance
+    filled = [(MARKERS[i % len(MARKERS)], pictures.color(i), True) for i in range(len(samplers))]
+    entries = [(*mark, name) for mark, name in zip(filled, samplers, strict=True)]
+    if guidance is not None:
+        entries.append(("o", FAINT, False, f"×: guidance other than {guidance:g}"))
+    for row, (marker, color, full, words) in enumerate(entries):
+        y = TOP + 0.1 + row * LINE
+        key = sheet.axes(KEYS - 0.27, y - 0.1, 0.2, 0.2)
+        face = color if full else "white"
+        key.plot([0], [0], marker, color=color, markersize=6, markerfacecolor=face)
+        key.set_axis_off()
+        sheet.text(KEYS, y, words, 1.65, fontsize=9, va="center", **PLAIN)
+    y = TOP + 0.3 + len(entries) * LINE
+    key = sheet.axes(KEYS - 0.27, y - 0.1, 0.2, 0.2)
+    key.plot([0], [0], "o", color=INK, markersize=11, markerfacecolor="none", clip_on=False)
+    key.set_axis_off()
+    style: dict[str, Any] = {"fontsize": 9, "va": "center", **PLAIN}
+    sheet.text(KEYS, y, "recommended:", 1.65, fontweight="bold", **style)
+    for i, words in enumerate(str(found.recommended).split(", ")):
+        sheet.text(KEYS, y + (i + 1) * 0.2, words, 1.65, **style)

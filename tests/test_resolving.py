@@ -1,0 +1,158 @@
+"""What images are drawn with: given, else recommended by the model file, else the default."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from diffuse_cli import modelfile
+from diffuse_cli.config import GUIDANCE, SAMPLER, SAMPLING_STEPS, EvalConfig, SampleConfig, Setting
+from diffuse_cli.errors import UsageError
+from diffuse_cli.resolving import resolve
+
+DEFAULT = Setting(SAMPLER, SAMPLING_STEPS, GUIDANCE)
+HEUN = Setting("heun", 7, 3.5)
+
+
+def model(sampling: Setting | None, classes: int = 2):
+    names = ("a", "b")[:classes]
+    return SimpleNamespace(
+        unet=SimpleNamespace(num_classes=classes), classes=names, training={}, sampling=sampling
+    )
+
+
+def config(**given):
+    return SampleConfig(model="m", **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "setting", "taken"),
+    [
+        ({}, HEUN, "heun, 7 steps, guidance 3.5"),
+        ({"sampler": "heun"}, HEUN, "heun, 7 steps, guidance 3.5"),
+        ({"steps": 7}, HEUN, "heun, 7 steps, guidance 3.5"),
+        ({"sampler": "heun", "steps": 7}, HEUN, "guidance 3.5"),
+        ({"sampler": "heun", "steps": 9}, Setting("heun", 9, 3.5), "guidance 3.5"),
+        ({"sampler": "ddim"}, Setting("ddim", SAMPLING_STEPS, 3.5), "guidance 3.5"),
+        ({"steps": 9}, Setting(SAMPLER, 9, 3.5), "guidance 3.5"),
+        ({"guidance": 0}, Setting("heun", 7, 0), "heun, 7 steps"),
+        ({"guidance": 1.0, "sampler": "ddim", "steps": 9}, Setting("ddim", 9, 1.0), ""),
+    ],
+    ids=str,
+)
+def test_what_is_given_comes_first_and_sampler_and_steps_are_recommended_together(
+    given, setting, taken
+):
+    found = resolve(config(**given), model(HEUN))
+    assert (found.setting, found.taken) == (setting, taken)
+
+
+@pytest.mark.parametrize(
+    ("given", "setting"),
+    [
+        ({}, DEFAULT),
+        ({"sampler": "ddim"}, dataclasses.replace(DEFAULT, sampler="ddim")),
+        ({"steps": 3}, dataclasses.replace(DEFAULT, steps=3)),
+        ({"guidance": 5}, dataclasses.replace(DEFAULT, guidance=5.0)),
+    ],
+    ids=str,
+)
+def test_without_a_recommendation_the_rest_are_the_defaults(given, setting):
+    found = resolve(config(**given), model(None))
+    assert (found.setting, found.taken) == (setting, "")
+
+
+def test_a_model_without_classes_has_no_guidance():
+    found = resolve(config(), model(Setting("ddpm", 1), classes=0))
+    assert (found.setting, found.taken) == (Setting("ddpm", 1), "ddpm, 1 step")
+    assert found.condition is None
+
+
+def test_options_are_those_of_the_sampler_that_is_taken():
+    ddim = model(Setting("ddim", 5, 1.0))
+    assert resolve(config(eta=0.5), ddim).options == {"eta": 0.5}
+    with pytest.raises(UsageError, match="--order: the sampler 'ddim' has none"):
+        resolve(config(order=3), ddim)
+    assert resolve(config(order=3), model(None)).options == {"order": 3}
+
+
+def test_eval_resolves_the_same_way():
+    found = resolve(EvalConfig(subject="m", data="d"), model(HEUN))
+    assert found.setting == HEUN
+
+
+# -- on the command line --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def recommending(conditional, tmp_path_factory):
+    """The conditional model with a recommendation. Do not write here."""
+    path = tmp_path_factory.mktemp("recommending") / "model.safetensors"
+    sampling = Setting("ipndm", 3, 1.5)
+    modelfile.save(path, dataclasses.replace(modelfile.load(conditional), sampling=sampling))
+    return path
+
+
+def manifest(folder="samples"):
+    return json.loads(Path(folder, "manifest.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("typed", "filed", "wanted", "said"),
+    [
+        ("", "", ("ipndm", 3, 1.5), "ipndm, 3 steps, guidance 1.5"),
+        ("--steps 2", "", ("unipc", 2, 1.5), "guidance 1.5"),
+        ("", "steps = 2", ("unipc", 2, 1.5), "guidance 1.5"),
+        ("--steps 3", "steps = 2", ("ipndm", 3, 1.5), "ipndm, 3 steps, guidance 1.5"),
+        ("--guidance 1", "sampler = 'ddim'\nsteps = 4\nguidance = 3", ("ddim", 4, 1.0), None),
+    ],
+)
+def test_flag_then_file_then_model(diffuse, recommending, typed, filed, wanted, said):
+    Path("c.toml").write_text(filed)
+    ran = diffuse("sample", recommending, "-n", 1, "--config", "c.toml", *typed.split())
+    assert ran.code == 0, ran.err
+    found = manifest()
+    assert (found["sampler"], found["steps"], found["guidance"]) == wanted
+    assert ran.err.count("as the model file recommends") == (said is not None)
+    if said:
+        assert f"as the model file recommends: {said}\n" in ran.err
+
+
+def test_the_recommendation_draws_what_typing_it_draws(diffuse, recommending, conditional):
+    fp32 = ("-n", 2, "--precision", "fp32")
+    typed = ("--sampler", "ipndm", "--steps", 3, "--guidance", 1.5)
+    assert diffuse("sample", recommending, *fp32, "-o", "a").code == 0
+    assert diffuse("sample", conditional, *fp32, *typed, "-o", "b").code == 0
+    images = manifest("a")["images"]
+    assert [Path("a", i).read_bytes() for i in images] == [
+        Path("b", i).read_bytes() for i in images
+    ]
+    assert diffuse("sample", conditional, *fp32, "-o", "c").code == 0
+    assert Path("a", images[0]).read_bytes() != Path("c", images[0]).read_bytes()
+
+
+def test_eval_draws_with_the_recommendation_and_says_so(diffuse, recommending, images):
+    ran = diffuse("eval", recommending, images, "-n", 4, "--timesteps", 2, "--json")
+    settings = ran.json["settings"]
+    assert (settings["sampler"], settings["steps"], settings["guidance"]) == ("ipndm", 3, 1.5)
+    assert "as the model file recommends: ipndm, 3 steps, guidance 1.5\n" in ran.err
+
+
+def test_info_shows_it(diffuse, recommending, conditional):
+    lines = diffuse("info", recommending).out.splitlines()
+    assert "recommended  ipndm, 3 steps, guidance 1.5" in [" ".join(line.split(None, 1)).replace(
+        "recommended ", "recommended  ") for line in lines]  # fmt: skip
+    found = diffuse("info", recommending, "--json").json["sampling"]
+    assert found == {"sampler": "ipndm", "steps": 3, "guidance": 1.5}
+    assert diffuse("info", conditional, "--json").json["sampling"] is None
+    assert "recommended" not in diffuse("info", conditional).out
+
+
+def test_an_option_that_the_recommended_sampler_has_not_is_refused(diffuse, recommending):
+    ran = diffuse("sample", recommending, "-n", 1, "--eta", 0.5, "-q")
+    assert ran.code == 2
+    assert "--eta: the sampler 'ipndm' has none" in ran.line

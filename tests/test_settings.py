@@ -1,0 +1,332 @@
+"""eval --sweep: settings measured, the recommended one named, drawn, and written into the model."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffuse_cli import modelfile, pictures
+from diffuse_cli.conditioning import Condition
+from diffuse_cli.config import EvalConfig, Setting
+from diffuse_cli.core.samplers import SAMPLERS
+from diffuse_cli.errors import UsageError
+from diffuse_cli.evaluation import tradeoff
+from diffuse_cli.evaluation.settings import (
+    SettingRow,
+    SweptSettings,
+    first_settings,
+    guidance_scales,
+    recommend,
+)
+from diffuse_cli.sampling import draw
+
+NAN = math.nan
+
+# -- the rule -------------------------------------------------------------------------------------
+
+
+def row(sampler, evaluations, kid, error=0.01, seconds=1.0, guidance=None):
+    values = {"kid": kid, "frechet_distance": 1000 - kid}
+    if error is not None:
+        values["kid_standard_error"] = error
+    return SettingRow(Setting(sampler, evaluations, guidance), values, seconds, evaluations)
+
+
+@pytest.mark.parametrize(
+    ("rows", "chosen"),
+    [
+        ([row("a", 5, 0.30), row("b", 10, 0.10), row("c", 50, 0.09)], "c"),
+        ([row("a", 5, 0.30), row("b", 10, 0.1000001), row("c", 50, 0.09)], "c"),
+        ([row("a", 5, 0.30), row("b", 10, 0.099), row("c", 50, 0.09)], "b"),
+        ([row("a", 50, 0.09), row("b", 50, 0.095)], "a"),
+        ([row("a", 10, 0.099), row("b", 10, 0.095), row("c", 50, 0.09)], "b"),
+        ([row("a", 10, 0.095), row("b", 10, 0.095), row("c", 50, 0.09)], "a"),
+        ([row("a", 10, 0.095, seconds=9), row("b", 10, 0.096, seconds=1)], "a"),
+        ([row("a", 11, 0.095, seconds=1), row("b", 10, 0.096, seconds=9)], "b"),
+        ([row("a", 10, 0.2, error=1), row("b", 20, 0.09, error=0.01)], "b"),
+        ([row("a", 10, -0.003), row("b", 20, -0.004)], "a"),
+        ([row("a", 1, NAN), row("b", 10, 0.2), row("c", 20, NAN)], "b"),
+        ([row("a", 1, math.inf), row("b", 10, 0.2)], "b"),
+        ([row("a", 1, 0.2, error=None), row("b", 10, 0.19, error=None)], "b"),
+        ([row("a", 1, 0.2, error=None), row("b", 10, 0.2, error=None)], "a"),
+        ([row("a", 1, 0.2), row("b", 10, 0.1, error=NAN)], "b"),
+    ],
+)
+def test_the_cheapest_that_is_within_the_error_of_the_best_is_recommended(rows, chosen):
+    assert recommend(rows).sampler == chosen
+    if len({(r.evaluations, r.values["kid"]) for r in rows}) == len(rows):
+        assert recommend(rows[::-1]).sampler == chosen
+
+
+def test_a_kid_at_the_bound_is_as_good():
+    assert recommend([row("a", 1, 0.75, error=0.1), row("b", 2, 0.5, error=0.25)]).sampler == "a"
+
+
+def test_nothing_is_recommended_where_nothing_was_measured():
+    with pytest.raises(ValueError, match="number"):
+        recommend([row("a", 1, NAN)])
+
+
+# -- what is tried --------------------------------------------------------------------------------
+
+
+def config(**given):
+    return EvalConfig(subject="m", data="d", sweep=True, **given)
+
+
+def test_all_samplers_with_all_steps_that_the_model_can_take():
+    found = first_settings(config(), 2.0, 20)
+    assert found == [Setting(s, n, 2.0) for s in SAMPLERS for n in (5, 10, 20)]
+    found = first_settings(config(sweep_samplers="ddim,heun,ddim", sweep_steps="9,3,9"), None, 9)
+    assert found == [Setting(s, n) for s in ("ddim", "heun") for n in (9, 3)]
+    with pytest.raises(UsageError, match="--sweep-steps must have one from 1 to 4"):
+        first_settings(config(), None, 4)
+    with pytest.raises(UsageError, match="--sweep-steps must have one from 1 to 9"):
+        first_settings(config(sweep_steps=[10**30]), None, 9)
+
+
+def test_guidance_is_tried_beside_the_scale_of_the_samplers():
+    unet = modelfile.UNetConfig(size=8, num_classes=2)
+    diffusion = modelfile.DiffusionConfig()
+    model = modelfile.Model(unet=unet, diffusion=diffusion, ema={})
+    always = modelfile.Model(
+        unet=unet, diffusion=diffusion, ema={}, training={"label_dropout": 0.0}
+    )
+    assert guidance_scales(config(), model, 2.0) == (1.0, 1.5, 3.0, 4.0)
+    assert guidance_scales(config(), model, 2.5) == (1.0, 1.5, 2.0, 3.0, 4.0)
+    assert guidance_scales(config(sweep_guidance="0,7.5,0,2"), model, 2.0) == (0.0, 7.5)
+    assert guidance_scales(config(), always, 1.0) == ()
+    assert guidance_scales(config(sweep_guidance=[2]), always, 1.0) == (2.0,)
+    assert guidance_scales(config(), model, None) == ()
+    with pytest.raises(UsageError, match="--sweep-guidance: the model was trained without classes"):
+        guidance_scales(config(sweep_guidance=[2]), model, None)
+
+
+# -- on the command line --------------------------------------------------------------------------
+
+FP32 = ("--precision", "fp32")
+
+
+@pytest.fixture
+def sweep(diffuse, images, model):
+    return lambda *options, model=model: diffuse(
+        "eval", model, images, "--sweep", "-n", 6, *FP32, *options
+    )
+
+
+def test_a_table_of_settings_with_one_recommended_drawn_and_written(sweep, diffuse, images, model):
+    steps = ("--sweep-samplers", "ddim,unipc", "--sweep-steps", "2,4,101")
+    ran = sweep(*steps, "-o", "new.safetensors", "--plot", "new.png", "--json")
+    assert ran.code == 0, ran.err
+    assert "left out, as the model has 100 timesteps: 101 steps\n" in ran.err
+    assert "sweep: 4 settings of 6 images, 24 in all: 2 samplers at 2, 4 steps\n" in ran.err
+    found = ran.json
+    tried = [(r["setting"]["sampler"], r["setting"]["steps"]) for r in found["rows"]]
+    assert tried == [("ddim", 2), ("ddim", 4), ("unipc", 2), ("unipc", 4)]
+    assert [r["evaluations"] for r in found["rows"]] == [2, 4, 2, 4]
+    assert all(r["seconds"] > 0 and r["setting"]["guidance"] is None for r in found["rows"])
+    assert (found["n"], found["real"], found["part"]) == (6, 6, "held-out")
+    assert (found["metric"], found["out"], found["plot"]) == ("kid", "new.safetensors", "new.png")
+    rows = [
+        SettingRow(Setting(**r["setting"]), r["values"], r["seconds"], r["evaluations"])
+        for r in found["rows"]
+    ]
+    assert Setting(**found["recommended"]) == recommend(rows)
+    made, before = modelfile.load("new.safetensors"), modelfile.load(model)
+    assert made.sampling == recommend(rows)
+    assert all(torch.equal(made.ema[name], before.ema[name]) for name in before.ema)
+    assert made.raw.keys() == before.raw.keys()
+    with Image.open("new.png") as picture:
+        assert picture.format == "PNG"
+        assert np.asarray(picture).std() > 5
+    same = diffuse("eval", "new.safetensors", images, "-n", 6, *FP32, "--timesteps", 2, "--json")
+    chosen = next(r for r in rows if r.setting == made.sampling)
+    for name in ("kid", "kid_standard_error", "frechet_distance"):
+        assert same.json[name] == pytest.approx(chosen.values[name], rel=1e-6)
+    other = next(r for r in rows if r.setting != made.sampling)
+    typed = ("--sampler", other.setting.sampler, "--steps", other.setting.steps)
+    same = diffuse("eval", model, images, "-n", 6, *FP32, "--timesteps", 2, "--json", *typed)
+    assert same.json["kid"] == pytest.approx(other.values["kid"], rel=1e-6)
+    assert not [name for name in found["settings"] if name in ("sampler", "steps", "guidance")]
+
+
+def test_the_table_in_text(sweep, conditional):
+    ran = sweep(
+        "--sweep-samplers", "ddim", "--sweep-steps", 3, "--sweep-guidance", "1,4", model=conditional
+    )
+    lines = ran.out.splitlines()
+    heads = "sampler steps guidance evaluations seconds KID Fréchet distance"
+    assert lines[0].split() == heads.split()
+    assert [line.split()[:4] for line in lines[1:4]] == [
+        ["ddim", "3", "2", "6"], ["ddim", "3", "1", "3"], ["ddim", "3", "4", "6"],
+    ]  # fmt: skip
+    assert lines[4].startswith("n = 6 generated against 6 real (held-out images) for each; ")
+    assert lines[5].startswith("recommended: ddim, 3 steps, guidance ")
+    assert len(lines) == 6
+    assert "under guidance 2, and 2 more guidance scales\n" in ran.err
+    assert "guidance" not in sweep("--sweep-samplers", "ddim", "--sweep-steps", 3).out
+
+
+@pytest.mark.parametrize("scale", [None, 0.0, 1.0, 2.5])
+def test_evaluations_are_what_the_network_is_shown(sweep, model, conditional, scale):
+    """Counted once more around the network itself, and by what is known of all but heun."""
+    path = model if scale is None else conditional
+    guided = () if scale is None else ("--guidance", scale, "--sweep-guidance", scale)
+    few = ("-n", 3, "--batch-size", 2, "--sweep-steps", "1,5")
+    rows = sweep(*few, *guided, "--json", model=path).json["rows"]
+    assert [r["setting"]["sampler"] for r in rows] == [s for s in SAMPLERS for _ in (1, 5)]
+    loaded = modelfile.load(path)
+    network = loaded.network()
+    for r in rows:
+        shown = []
+
+        def net(x, t, shown=shown, **cond):
+            shown.append(len(x))
+            with torch.no_grad():
+                return network(x, t, **cond)
+
+        sampler, steps = r["setting"]["sampler"], r["setting"]["steps"]
+        denoiser = loaded.denoiser(net)
+        *_, _ = draw(
+            denoiser,
+            shape=(1, 8, 8),
+            indices=range(3),
+            seed=0,
+            times=denoiser.process.times(steps),
+            device=torch.device("cpu"),
+            sampler=sampler,
+            batch_size=2,
+            condition=None if scale is None else Condition((0, 1), scale),
+        )
+        assert r["evaluations"] == sum(shown) / 3
+        once = 2 if scale in (0.0, 2.5) else 1
+        if sampler != "heun":
+            assert r["evaluations"] == once * steps
+        else:
+            assert r["evaluations"] in ([once] if steps == 1 else range(once * 7, once * 9 + 1))
+
+
+def test_all_settings_start_from_the_same_noise(sweep):
+    """One step of DDIM, which the first step of every solver is."""
+    rows = sweep("--sweep-samplers", "ddim,unipc,ipndm,dpmpp-2m,heun", "--sweep-steps", 1, "--json")
+    kids = {r["values"]["kid"] for r in rows.json["rows"]}
+    assert max(kids) == pytest.approx(min(kids), abs=1e-6)
+    other = sweep("--sweep-samplers", "ddim", "--sweep-steps", 1, "--seed", 1, "--json").json
+    assert other["rows"][0]["values"]["kid"] != pytest.approx(min(kids), abs=1e-4)
+
+
+def test_the_model_itself_is_replaced_where_it_is_asked_and_a_finished_run_keeps_that(
+    train, diffuse, images
+):
+    line = ("eval", "model.safetensors", images, "--sweep", "-n", 4, "--sweep-samplers", "ddim",
+            "--sweep-steps", 3, "-o", "model.safetensors", "-q")  # fmt: skip
+    assert train("--steps", 4, "-q").code == 0
+    path = Path("model.safetensors")
+    plain = path.read_bytes()
+    ran = diffuse(*line)
+    assert ran.code == 5
+    assert "--overwrite" in ran.line
+    assert path.read_bytes() == plain
+    assert diffuse(*line, "--overwrite").code == 0
+    recommending = path.read_bytes()
+    assert modelfile.load(path).sampling == Setting("ddim", 3)
+    assert train("--resume", "--steps", 4, "-q").code == 0
+    assert path.read_bytes() == recommending
+    assert train("--init", path, "--steps", 2, "-o", "next.safetensors", "-q").code == 0
+    assert modelfile.load("next.safetensors").sampling is None
+    assert train("--resume", "--steps", 5, "-q").code == 0
+    assert modelfile.load(path).sampling is None  # other weights
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("-o", "x.pt"), "-o must end in .safetensors"),
+        (("--plot", "x.jpg"), "--plot must end in .png"),
+        (("--steps", 5), "--steps does not go with --sweep. --sweep-steps"),
+        (("--sampler", "ddim"), "--sampler does not go with --sweep. --sweep-samplers"),
+        (("--eta", 0.5), "--eta does not go with --sweep"),
+        (("--order", 3), "--order does not go with --sweep"),
+        (("--respaced", 5), "--respaced does not go with --sweep"),
+        (("--pairs", "x.png"), "--pairs does not go with --sweep"),
+        (("--ema-sweep",), "--sweep and --ema-sweep exclude each other"),
+        (("--sweep-samplers", "ddim,dpm"), "--sweep-samplers: there is no 'dpm'"),
+        (("--sweep-samplers", "ddim,,"), "--sweep-samplers"),
+        (("--sweep-steps", "0"), "--sweep-steps"),
+        (("--sweep-steps", "5,x"), "--sweep-steps"),
+        (("--sweep-guidance", "nan"), "--sweep-guidance"),
+        (("--sweep-guidance", "1,101"), "--sweep-guidance"),
+        (("--sweep-guidance", "2"), "--sweep-guidance: the model was trained without classes"),
+        (("--guidance", "2"), "--guidance: the model was trained without classes"),
+        (("--sweep-steps", "101"), "--sweep-steps must have one from 1 to 100"),
+        (("--spacing", "karras", "-o", "x.safetensors"), "--spacing is not written"),
+        (("--threshold", 0.9, "-o", "x.safetensors"), "--threshold is not written"),
+        (("--weights", "raw", "-o", "x.safetensors"), "--weights raw is not written"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together_is_refused(sweep, options, text):
+    ran = sweep(*options, "-q")
+    assert ran.code == 2
+    assert text in ran.line
+    assert not Path("x.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--sweep-samplers", "ddim"), ("--sweep-steps", 5), ("--sweep-guidance", 1)],
+)
+def test_its_options_need_it(diffuse, model, images, options):
+    ran = diffuse("eval", model, images, *options, "-q")
+    assert ran.code == 2
+    assert f"{options[0]} goes with --sweep" in ran.line
+
+
+def test_a_folder_has_no_settings(sweep, images):
+    assert "is a folder of images" in sweep("-q", model=images).line
+
+
+# -- the picture ----------------------------------------------------------------------------------
+
+
+def swept(*rows):
+    return SweptSettings(
+        rows=rows, recommended=recommend(rows), metric="kid", n=8, real=6, part="all",
+        features={"name": "some"}, settings={}, device="cpu", out=None, plot=None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("least", [0.01, -0.002])
+def test_the_picture_has_a_line_for_each_sampler_and_a_ring(monkeypatch, least):
+    """What is on the axes, and that they are logarithmic where no KID is below 0."""
+    rows = [
+        row(s, n, least + 0.1 * i + 1 / n, seconds=n / 100, guidance=2.0)
+        for i, s in enumerate(SAMPLERS) for n in (20, 5, 50)
+    ]  # fmt: skip
+    rows.append(row("unipc", 51, least, seconds=0.5, guidance=1.0))
+    drawn = []
+    real = pictures.Sheet.axes
+
+    def axes(self, *place):
+        drawn.append(real(self, *place))
+        return drawn[-1]
+
+    monkeypatch.setattr(pictures.Sheet, "axes", axes)
+    found = swept(*rows)
+    assert pictures.png(tradeoff.draw(found, "m")) == pictures.png(tradeoff.draw(found, "m"))
+    plot = drawn[0]
+    assert (plot.get_xscale(), plot.get_yscale()) == ("log", "log" if least > 0 else "linear")
+    lines = [container[0] for container in plot.containers]
+    xs = [line.get_xdata().tolist() for line in lines]
+    assert xs == [*[[0.05, 0.2, 0.5]] * 6, [0.5], [0.05, 0.2, 0.5]]
+    assert len({line.get_color() for line in lines}) == len(SAMPLERS)
+    assert len({line.get_marker() for line in lines}) == len(SAMPLERS)
+    [ring] = [line for line in plot.lines if line.get_markersize() == 13]
+    chosen = next(r for r in rows if r.setting == found.recommended)
+    assert (ring.get_xdata()[0], ring.get_ydata()[0]) == (chosen.seconds, chosen.values["kid"])
+    labels = [text.get_text() for text in plot.texts]
+    assert sorted(labels) == sorted([*["5", "20", "50"] * 7, "×1"])
