@@ -16,8 +16,9 @@ import pytest
 from conftest import in_process, write_images
 from PIL import Image
 
-from diffuse_cli.config import EvalConfig
-from diffuse_cli.evaluation import evaluating
+from diffuse_cli.config import EvalConfig, Setting
+from diffuse_cli.evaluation import evaluating, settings
+from diffuse_cli.evaluation.settings import SettingRow, SweptSettings
 from diffuse_cli.evaluation.showing import OF_CLASS, SAMPLES, TWINS
 from diffuse_cli.metrics import METRICS
 from diffuse_cli.options import from_dict, to_arguments
@@ -324,13 +325,15 @@ def test_tables_say_what_their_cells_are(whole):
         ("file/page.html", 5, "is not a folder"),
     ],
 )
+@pytest.mark.parametrize("option", ["", "--sweep"])
 def test_a_page_that_cannot_be_written_is_refused_first(
-    diffuse, model, images, monkeypatch, path, code, words
+    diffuse, model, images, monkeypatch, option, path, code, words
 ):
     Path("there.html").write_text("earlier")
     Path("file").touch()
-    monkeypatch.setattr(evaluating, "load_denoiser", lambda *a: 1 / 0)
-    ran = diffuse("eval", model, images, "-n", 4, *QUICK, "--report", path, "-q")
+    for module in (evaluating, settings):
+        monkeypatch.setattr(module, "load_denoiser", lambda *a: 1 / 0)
+    ran = diffuse("eval", model, images, "-n", 4, "--report", path, "-q", *option.split())
     assert ran.code == code
     assert words in ran.line
     assert Path("there.html").read_text() == "earlier"
@@ -401,27 +404,45 @@ def test_a_long_log_is_averaged(tmp_path):
 
 
 def row(sampler, steps, guidance, kid, error):
-    setting = SimpleNamespace(sampler=sampler, steps=steps, guidance=guidance)
-    values = {"kid": kid, "kid_standard_error": error}
     evaluations = steps * (2 if sampler == "heun" else 1)
-    return SimpleNamespace(
-        setting=setting, values=values, seconds=steps / 4, evaluations=evaluations
-    )
+    values = {"kid": kid, "kid_standard_error": error}
+    return SettingRow(Setting(sampler, steps, guidance), values, steps / 4, evaluations)
 
 
 @pytest.mark.parametrize("guidance", [None, 1.5])
 def test_a_sweep_has_a_row_for_each_setting(guidance):
-    rows = [row("ddim", 10, guidance, 0.3, 0.01), row("heun", 5, guidance, 0.2, 0.01),
-            row("ddim", 20, guidance, 0.1, 0.02)]  # fmt: skip
-    swept = SimpleNamespace(rows=rows, recommended=rows[2].setting, metric="kid", n=500)
+    rows = (row("ddim", 10, guidance, 0.3, 0.01), row("heun", 5, guidance, 0.2, 0.01),
+            row("ddim", 20, guidance, 0.1, 0.02))  # fmt: skip
+    swept = SweptSettings(rows, rows[2].setting, "kid", 500, 400, "all", {}, {}, "cpu", None, None)
     page = Page(sweep(swept))
     assert page.text.count("recommended") == 2
     assert "500 images" in page.text
     guided = "" if guidance is None else ", guidance 1.5"
-    assert f"ddim, 20 steps{guided} recommended 0.100 ± 0.020 20 5.0" in page.text
-    assert f"heun, 5 steps{guided} 0.200 ± 0.010 10 1.2" in page.text
+    assert f"ddim, 20 steps{guided} recommended 0.100 ± 0.020 20 5" in page.text
+    assert f"heun, 5 steps{guided} 0.200 ± 0.010 10 1.25" in page.text
     assert f"ddim{guided}" in page.text  # the legend's words are text
     assert len(page.of("svg")) == 1
+
+
+def test_a_sweep_comes_before_the_evaluation_of_what_it_recommends(diffuse, conditional, images):
+    line = ("--precision", "fp32", "--timesteps", 5, "-n", 8, "--sweep", "--sweep-steps", "2,4",
+            "--sweep-samplers", "ddim,unipc", "--sweep-guidance", "1,3", "--plot", "sweep.png",
+            "-o", "best.safetensors", "--report", "page.html", "--json")  # fmt: skip
+    ran = diffuse("eval", conditional, images, *line)
+    best = ran.json["sweep"]["recommended"]
+    assert {k: ran.json["settings"][k] for k in best} == best
+    assert len(ran.json["sweep"]["rows"]) == 6
+    page = read()
+    assert page.json == ran.json
+    assert "Samplers, steps and guidance" in page.text
+    assert Path("sweep.png").exists()
+    assert Path("best.safetensors").exists()
+    command = next(w for w in page.words if w.startswith("diffuse eval"))
+    assert "--sweep --sweep-samplers ddim --sweep-samplers unipc --sweep-steps 2,4" in command
+    plain = ("--sampler", best["sampler"], "--steps", best["steps"], "--guidance", best["guidance"])
+    alone = diffuse("eval", conditional, images, *line[:6], *plain, "--json").json
+    assert alone["kid"] == ran.json["kid"]
+    assert alone["bits_per_dim"] == ran.json["bits_per_dim"]
 
 
 # -- parts ----------------------------------------------------------------------------------------

@@ -186,9 +186,18 @@ def sweep_and_evaluate(config: EvalConfig) -> Work[tuple[SweptSettings, Evaluate
 
 def with_setting(config: EvalConfig, setting: Setting) -> EvalConfig:
     """The evaluation of one setting of a sweep, which writes none of the sweep's files."""
-    plain = replace(config, sweep=False, sweep_samplers=None, sweep_steps=None, sweep_guidance=None)
-    chosen = {"sampler": setting.sampler, "steps": setting.steps, "guidance": setting.guidance}
-    return replace(plain, out=None, plot=None, **chosen)
+    return replace(
+        config,
+        sampler=setting.sampler,
+        steps=setting.steps,
+        guidance=setting.guidance,
+        sweep=False,
+        sweep_samplers=None,
+        sweep_steps=None,
+        sweep_guidance=None,
+        out=None,
+        plot=None,
+    )
 
 
 # -- what is tried --------------------------------------------------------------------------------

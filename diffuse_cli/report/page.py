@@ -11,11 +11,12 @@ from typing import Any
 from diffuse_cli import __version__
 from diffuse_cli.config import EvalConfig
 from diffuse_cli.evaluation import Evaluated
+from diffuse_cli.evaluation.settings import SweptSettings
 from diffuse_cli.options import to_arguments
 from diffuse_cli.report import sections, style
 from diffuse_cli.report.elements import Child, Markup, element, join, table
 from diffuse_cli.report.sections import paragraph, section
-from diffuse_cli.report.sweeps import SweptSettings, sweep
+from diffuse_cli.report.sweeps import sweep
 from diffuse_cli.report.verdict import verdict
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"

@@ -2,52 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
-
+from diffuse_cli.evaluation.settings import SettingRow, SweptSettings
 from diffuse_cli.report.charts import Line, lines
 from diffuse_cli.report.elements import Markup, element, join, table
-from diffuse_cli.report.wording import KNOWN, Values, error_of, measured
-
-
-class Setting(Protocol):
-    """How images were drawn; `guidance` is None where the model has no classes."""
-
-    @property
-    def sampler(self) -> str: ...
-    @property
-    def steps(self) -> int: ...
-    @property
-    def guidance(self) -> float | None: ...
-
-
-class SettingRow(Protocol):
-    """What was measured of a setting.
-
-    `evaluations` and `seconds` are those of one image.
-    """
-
-    @property
-    def setting(self) -> Setting: ...
-    @property
-    def values(self) -> Values: ...
-    @property
-    def seconds(self) -> float: ...
-    @property
-    def evaluations(self) -> int: ...
-
-
-class SweptSettings(Protocol):
-    """What `eval --sweep` found."""
-
-    @property
-    def rows(self) -> Sequence[SettingRow]: ...
-    @property
-    def recommended(self) -> Setting: ...
-    @property
-    def metric(self) -> str: ...
-    @property
-    def n(self) -> int: ...
+from diffuse_cli.report.wording import KNOWN, error_of, measured
 
 
 def sweep(swept: SweptSettings) -> Markup:
@@ -55,12 +13,10 @@ def sweep(swept: SweptSettings) -> Markup:
     key = swept.metric
     label = KNOWN[key].label if key in KNOWN else key
     better = KNOWN[key].better if key in KNOWN else ""
-    best = named(swept.recommended)
+    best = str(swept.recommended)
     rows = [
         [
-            join(
-                named(row.setting), element("small", "recommended") if _chosen(swept, row) else ""
-            ),
+            [str(row.setting), _mark(swept, row)],
             measured(row.values, key),
             f"{row.evaluations:,}",
             f"{row.seconds:.3g}",
@@ -84,14 +40,8 @@ def sweep(swept: SweptSettings) -> Markup:
     )
 
 
-def named(setting: Setting) -> str:
-    """A setting in a few words."""
-    words = f"{setting.sampler}, {setting.steps:,} steps"
-    return words if setting.guidance is None else f"{words}, guidance {setting.guidance:g}"
-
-
-def _chosen(swept: SweptSettings, row: SettingRow) -> bool:
-    return row.setting == swept.recommended
+def _mark(swept: SweptSettings, row: SettingRow) -> Markup | None:
+    return element("small", "recommended") if row.setting == swept.recommended else None
 
 
 def _plot(swept: SweptSettings, label: str) -> Markup:
