@@ -184,6 +184,22 @@ def machine(
         accelerator.end_training()
 
 
+@contextlib.contextmanager
+def machine_or(given: Accelerator | None, precision: str) -> Iterator[Accelerator]:
+    """The Accelerator that is given, which stays, or that of a run of its own.
+
+    A process has one in its life where there are several processes.
+
+    Raises:
+        UsageError: as `machine` and `resolve_precision` do.
+    """
+    if given is not None:
+        yield given
+        return
+    with machine(resolve_precision(precision)) as accelerator:
+        yield accelerator
+
+
 def made_with(accelerator: Accelerator) -> dict[str, str]:
     """The versions and the machine behind a number: another machine may round differently."""
     import platform

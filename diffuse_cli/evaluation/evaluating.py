@@ -22,7 +22,7 @@ from diffuse_cli.events import Work
 from diffuse_cli.metrics import METRICS
 from diffuse_cli.options import MODEL_WEIGHTS
 from diffuse_cli.resolving import DrawSettings, resolve, tell
-from diffuse_cli.runtime import machine, made_with, resolve_precision
+from diffuse_cli.runtime import machine_or, made_with, resolve_precision
 from diffuse_cli.sampling import Loaded, load_denoiser
 
 if TYPE_CHECKING:
@@ -72,10 +72,13 @@ class Evaluated:
     shown: Shown | None
 
 
-def evaluate(config: EvalConfig) -> Work[Evaluated | None]:
+def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work[Evaluated | None]:
     """Measure a model file, or a folder of images, against real images.
 
     Yields `Progress` and `Notice`.
+
+    Args:
+        accelerator: the machine of a larger work, which ends it.
 
     Returns:
         `Evaluated`, or None on every process but the first.
@@ -90,7 +93,7 @@ def evaluate(config: EvalConfig) -> Work[Evaluated | None]:
         _check_folder(config)
     plot, page = check_picture(config, "plot"), check_picture(config, "pairs")
     report = check_report(config)
-    with machine(resolve_precision(config.precision)) as accelerator:
+    with machine_or(accelerator, config.precision) as accelerator:
         loaded = (
             None if folder else load_denoiser(config.subject, config.model_weights, accelerator)
         )

@@ -32,10 +32,11 @@ from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.features import FeatureNetwork
 from diffuse_cli.metrics import frechet, kid
 from diffuse_cli.resolving import DrawSettings, resolve
-from diffuse_cli.runtime import machine, resolve_precision
+from diffuse_cli.runtime import machine_or
 from diffuse_cli.sampling import Loaded, draw_as, load_denoiser
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from torch import Tensor
 
 Array = npt.NDArray[Any]
@@ -109,10 +110,13 @@ def recommend(rows: Sequence[SettingRow], metric: str = METRIC) -> Setting:
     return min(good, key=lambda row: (row.evaluations, row.values[metric])).setting
 
 
-def sweep(config: EvalConfig) -> Work[SweptSettings]:
+def sweep(config: EvalConfig, accelerator: Accelerator | None = None) -> Work[SweptSettings]:
     """Measure settings of a model, and recommend one.
 
     Yields `Progress` and `Notice`.
+
+    Args:
+        accelerator: the machine of a larger work, which ends it.
 
     Returns:
         The same on every process, of which the first writes.
@@ -123,7 +127,7 @@ def sweep(config: EvalConfig) -> Work[SweptSettings]:
     """
     _check(config)
     out, plot = check_model(config), check_picture(config, "plot")
-    with machine(resolve_precision(config.precision)) as accelerator:
+    with machine_or(accelerator, config.precision) as accelerator:
         loaded = load_denoiser(config.subject, config.model_weights, accelerator)
         base = resolve(config, loaded.model)
         timesteps = loaded.denoiser.process.num_timesteps
@@ -179,8 +183,9 @@ def sweep_and_evaluate(config: EvalConfig) -> Work[tuple[SweptSettings, Evaluate
         As `sweep` and `evaluate` do.
     """
     check_report(config)
-    swept = yield from sweep(config)
-    found = yield from evaluate(with_setting(config, swept.recommended))
+    with machine_or(None, config.precision) as accelerator:
+        swept = yield from sweep(config, accelerator)
+        found = yield from evaluate(with_setting(config, swept.recommended), accelerator)
     return (swept, found) if found else None
 
 
