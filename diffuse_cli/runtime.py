@@ -219,7 +219,6 @@ def made_with(accelerator: Accelerator) -> dict[str, str]:
         "python": platform.python_version(),
         "device": device,
         "threads": str(torch.get_num_threads()),
-        "processes": str(accelerator.num_processes),
     }
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from diffuse_cli import files, modelfile, pictures
 from diffuse_cli.config import SWEPT_GUIDANCE, SWEPT_STEPS, EvalConfig, Setting
@@ -37,7 +38,6 @@ from diffuse_cli.sampling import Loaded, draw_as, load_denoiser
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from torch import Tensor
 
 Array = npt.NDArray[Any]
 
@@ -161,7 +161,7 @@ def sweep(config: EvalConfig, accelerator: Accelerator | None = None) -> Work[Sw
             part=sides.part,
             features=network.described(),
             settings=_common(config, base, loaded),
-            device=str(accelerator.device),
+            device=_name(accelerator.device),
             out=out,
             plot=plot,
         )
@@ -302,6 +302,11 @@ def _common(config: EvalConfig, base: DrawSettings, loaded: Loaded) -> dict[str,
     return {name: value for name, value in described.items() if name not in varied}
 
 
+def _name(device: torch.device) -> str:
+    """A device as people call it: seconds of one are not those of another."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 # -- what it gives --------------------------------------------------------------------------------
 
 
@@ -309,10 +314,10 @@ def _common(config: EvalConfig, base: DrawSettings, loaded: Loaded) -> dict[str,
 class _Counter:
     """A network that counts the images it is shown."""
 
-    net: Callable[..., Tensor]
+    net: Callable[..., torch.Tensor]
     images: int = 0
 
-    def __call__(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, **cond: Any) -> torch.Tensor:
         self.images += len(x)
         return self.net(x, t, **cond)
 

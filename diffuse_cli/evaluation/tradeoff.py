@@ -32,8 +32,8 @@ def draw(found: SweptSettings, name: str) -> Image.Image:
     sheet = Sheet(9.2, 5.95, 150)
     sheet.text(LEFT, 0.4, name, 8, fontsize=12, fontweight="bold", **PLAIN)
     line = (
-        f"{found.n:,} generated images of each setting against {found.real:,} real ones; features "
-        f"of {found.features['name']}; bars are standard errors"
+        f"{found.n:,} generated images against {found.real:,} real ones, features of "
+        f"{found.features['name']}; numbers are steps, bars standard errors"
     )
     sheet.text(LEFT, 0.66, line, 8, fontsize=9, color=FAINT, **PLAIN)
     axes = sheet.axes(LEFT, TOP, WIDTH, HEIGHT)
