@@ -12,7 +12,7 @@ from diffuse_cli.evaluation.parts import Evaluation
 SAMPLES, OF_CLASS, TWINS = 64, 10, 12
 """How many: of each side, of each class on each side, pairs of nearest images."""
 
-CLASSES = 30
+CLASSES = 20
 """Classes that are shown, the first ones."""
 
 

@@ -32,7 +32,7 @@ from diffuse_cli.report.wording import (
 SAMPLE, SMALL, LARGE = 56, 48, 84
 """About so many pixels of the screen are the sides of an image: among many, in a row, in a pair."""
 
-DATA_BUDGET = 300_000
+DATA_BUDGET = 200_000
 """Bytes of pixels, before they are compressed, that one set of images may have."""
 
 PER_CLASS = {

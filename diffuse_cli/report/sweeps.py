@@ -32,6 +32,11 @@ def sweep(swept: SweptSettings) -> Markup:
             "evaluated for an image.",
         ),
         element("figure", _plot(swept, label)),
+        element(
+            "p",
+            "The lowest of many tries is a little flattered: to publish a number of this setting, "
+            "measure it again with another --seed, or against other real images.",
+        ),
         table(
             ["sampler, steps, guidance", label, "evaluations", "seconds an image"],
             rows,
