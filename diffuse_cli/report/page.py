@@ -77,29 +77,30 @@ def _verdict(found: Evaluated) -> Markup:
     return join(element("h2", "In short"), element("ul", items))
 
 
-def _about(config: EvalConfig, found: Evaluated) -> str:
+def _about(config: EvalConfig, found: Evaluated) -> Markup:
     """What was measured against what."""
-    part = {
-        "held-out": f"that part of {config.data} which the model was never trained on",
-        "all": config.data,
-    }[found.part]
-    n, real = f"{found.generated:,}", f"{found.real:,}"
+    subject, data = element("code", config.subject), element("code", config.data)
+    which = " that the model was never trained on" if found.part == "held-out" else ""
+    against = [f" measured against {found.real:,} real images from ", data, f"{which}."]
     if not found.model:
-        return (
-            f"How alike the images in the folder {config.subject} are to real images: {n} of them "
-            f"were measured against {real} real images from {part}."
+        first = "How alike the images in the folder "
+        return join(
+            first, subject, f" are to real images: {found.generated:,} of them were", against
         )
     model, settings = found.model, found.settings
     channels, height, width = model["shape"]
     colour = {1: "grey", 3: "colour"}.get(channels, f"{channels}-channel")
     classes = f" of {len(model['classes'])} classes" if model["classes"] else ""
     guided = f", guidance {settings['guidance']:g}" if "guidance" in settings else ""
-    return (
-        f"How well the diffusion model {config.subject} draws images, and how well it predicts "
-        f"them. It was trained for {model['step']:,} steps, has {model['parameters']:,} "
-        f"parameters, and draws {colour} images of {width} × {height} pixels{classes}. It drew "
-        f"{n} images ({settings['sampler']}, {settings['steps']} steps{guided}, seed "
-        f"{settings['seed']}), which were measured against {real} real images from {part}."
+    return join(
+        "How well the diffusion model ",
+        subject,
+        " draws images, and how well it predicts them. "
+        f"It was trained for {model['step']:,} steps, has {model['parameters']:,} parameters, and "
+        f"draws {colour} images of {width} × {height} pixels{classes}. {found.generated:,} images "
+        f"that it drew ({settings['sampler']}, {settings['steps']} steps{guided}, seed "
+        f"{settings['seed']}) were",
+        against,
     )
 
 

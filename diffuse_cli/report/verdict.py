@@ -24,20 +24,21 @@ def _likeness(found: Evaluated) -> Iterator[str]:
         return
     kid = measured(values, "kid")
     if "kid_floor" not in values:
-        yield f"Likeness: KID is {kid}; 0 is no difference between generated and real images."
+        yield f"Likeness: the distance (KID) of generated from real images is {kid}; 0 is none."
         return
     floor = measured(values, "kid_floor")
     error = math.hypot(error_of(values, "kid"), error_of(values, "kid_floor"))
     if values["kid"] - values["kid_floor"] > SIGNIFICANT * error:
         yield (
-            f"Likeness: as a set, the generated images differ measurably from real ones: KID is "
-            f"{kid}, where real images against other real ones come to {floor}."
+            f"Likeness: as a set, the generated images differ measurably from real ones. Their "
+            f"distance from them (KID) is {kid}; that of real images from other real ones is "
+            f"{floor}."
         )
     else:
         yield (
-            f"Likeness: with {min(found.real, found.generated):,} images KID does not tell the "
-            f"generated images from real ones: it is {kid}, and real images against other real "
-            f"ones come to {floor}. More images would find smaller differences."
+            f"Likeness: {min(found.real, found.generated):,} images on each side do not tell "
+            f"generated images from real ones. Their distance (KID) is {kid}; that of real images "
+            f"from other real ones is {floor}. More images would find smaller differences."
         )
 
 
