@@ -479,6 +479,16 @@ def test_a_plot_is_words_and_the_pages_colours():
     assert all(i.startswith("name-") for i in page.values("id"))
 
 
+@pytest.mark.filterwarnings("error")
+def test_numbers_that_are_none_are_drawn_as_gaps():
+    nan = float("nan")
+    for values in ([0.0, 0.0], [nan, 1.0], [nan, nan]):
+        assert charts.stairs("a", values, [1, 2, 5], "says", "x", "y").startswith("<svg")
+    assert charts.dots("a", [charts.Dot("a", nan)], "says", "x").startswith("<svg")
+    line = charts.Line("a", [5], [nan], [nan])
+    assert charts.lines("a", [line], "says", "x", "y", log_x=True).startswith("<svg")
+
+
 def luminance(color):
     levels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in levels]

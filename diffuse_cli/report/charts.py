@@ -211,7 +211,7 @@ def stairs(
         plot = Plot(name, 2.6, top=0.15)
         heights = [v if v > 0 else math.nan for v in values]
         plot.axes.stairs(heights, edges, baseline=None, color=INKS["first"], linewidth=1.6)
-        _scale(plot.axes, True, True)
+        _scale(plot.axes, True, any(value > 0 for value in values))
         plot.axes.set_xlim(edges[0], edges[-1])
         plot.axes.set_xlabel(xlabel)
         plot.axes.set_ylabel(ylabel)

@@ -93,7 +93,7 @@ summary { cursor: pointer; color: var(--first) }
   body { max-width: none; padding: 0; font-size: 10pt }
   nav, details { display: none }
   h2, h3 { break-after: avoid }
-  tr, .verdict, .twins figure { break-inside: avoid }
+  tr, img, .verdict, .twins figure { break-inside: avoid }
   .wide { overflow: visible }
   a { color: inherit; text-decoration: none }
 }
