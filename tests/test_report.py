@@ -243,6 +243,7 @@ def test_a_folder_has_neither_bits_nor_curves(diffuse, images, tmp_path):
     assert "A folder of images has no training" in page.text
     assert "bits per dimension" not in page.text
     assert page.json["fingerprints"].keys() == {"data", "subject"}
+    assert len({*page.json["fingerprints"].values()}) == 2
     assert page.json["fingerprints"]["subject"] in page.text
     assert page.json == ran.json
 
@@ -263,7 +264,7 @@ def test_copies_are_called_copies(diffuse, images, tmp_path):
         shutil.copy(path, tmp_path / "copies" / f"{k}.png")
     assert diffuse("eval", "copies", images, "--report", "page.html").code == 0
     page = read()
-    assert "training images were memorised. " in page.text
+    assert "Copies: training images were memorised. " in page.text
     assert "By the numbers above, the model memorised training images." in page.text
     assert "image 0: 0.00 in" in page.text
 
@@ -509,9 +510,9 @@ def test_only_so_many_images_are_shown(diffuse, images, tmp_path):
     many = write_images(tmp_path / "many", 150, seed=5)
     assert diffuse("eval", many, many, "--train-n", 54, "--report", "page.html").code == 0
     named = read().values("alt")
-    assert sum(re.fullmatch(r"generated image \d+ of class \w+", n) is not None for n in named) == (
-        SAMPLES + 2 * OF_CLASS
-    )
+    for side in ("generated", "real"):
+        found = [n for n in named if re.fullmatch(rf"{side} image \d+ of class \w+", n)]
+        assert len(found) == SAMPLES + 2 * OF_CLASS
     assert sum("nearest" in n for n in named) == TWINS
     assert len(Path("page.html").read_bytes()) < 500_000
 
