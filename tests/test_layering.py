@@ -193,6 +193,11 @@ ANSWERS: dict[str, tuple[list[str], int, str]] = {
     "unknown option": (["train", "x", "--stepz", "3"], 2, "--stepz"),
     "unknown schedule": (["train", "x", "--schedule", "cosin"], 2, "Did you mean 'cosine'"),
     "unknown sampler": (["sample", "x", "--sampler", "dddim"], 2, "Did you mean 'ddim'"),
+    "unknown sampler of a sweep": (
+        ["eval", "x", "y", "--sweep", "--sweep-samplers", "ddim,unipk"],
+        2,
+        "Did you mean 'unipc'",
+    ),
     "unknown preset": (["train", "x", "--preset", "tinny"], 2, "Did you mean 'tiny'"),
     "unknown precision": (["train", "x", "--precision", "bf61"], 2, "Did you mean 'bf16'"),
     "unknown format": (["convert", "x", "--format", "openia"], 2, "Did you mean 'openai'"),

@@ -18,6 +18,7 @@ os.environ["DIFFUSE_CACHE"] = ""
 
 import argparse
 import contextlib
+import dataclasses
 import io
 import json
 import random
@@ -40,6 +41,7 @@ from memory import forget, peak
 
 from diffuse_cli import modelfile
 from diffuse_cli.app import main
+from diffuse_cli.config import Setting
 from diffuse_cli.errors import ModelFileError
 
 SECONDS = 20
@@ -47,7 +49,7 @@ MEGABYTES = 100
 
 
 def write_model(path: Path) -> bytes:
-    """A small whole model, trained a little on `images` beside it."""
+    """A small whole model with a recommendation, trained a little on `images` beside it."""
     write_images(path.parent / "images", 4)
     recipe = path.with_name("tiny.toml")
     recipe.write_text(RECIPE)
@@ -55,6 +57,8 @@ def write_model(path: Path) -> bytes:
     line = ["train", images, "--config", str(recipe), "--steps", "2", "-o", str(path), "-q"]
     with contextlib.redirect_stdout(io.StringIO()):
         assert main(line) == 0
+    recommending = dataclasses.replace(modelfile.load(path), sampling=Setting("ddim", 2))
+    modelfile.save(path, recommending)
     return path.read_bytes()
 
 
