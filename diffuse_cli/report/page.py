@@ -13,7 +13,7 @@ from diffuse_cli.config import EvalConfig
 from diffuse_cli.evaluation import Evaluated
 from diffuse_cli.evaluation.settings import SweptSettings
 from diffuse_cli.options import to_arguments
-from diffuse_cli.report import sections, style
+from diffuse_cli.report import courses, sections, style
 from diffuse_cli.report.elements import Child, Markup, element, join, table
 from diffuse_cli.report.sections import paragraph, section
 from diffuse_cli.report.sweeps import sweep
@@ -41,8 +41,8 @@ def page(
         "numbers": ("The numbers", sections.numbers(found)),
         "samples": ("Samples", sections.samples(shown, found)),
         "classes": ("Class by class", sections.classes(shown, found)),
-        "bits": ("Bits by timestep", sections.bits(found)),
-        "training": ("The training", sections.training(found, Path(config.subject))),
+        "bits": ("Bits by timestep", courses.bits(found)),
+        "training": ("The training", courses.training(found, Path(config.subject))),
         **({"sweep": ("Samplers, steps and guidance", sweep(swept))} if swept else {}),
         "nearest": ("Nearest training images", sections.twins(shown, found)),
         "repeat": ("Repeat this", _repeat(config, found, numbers)),
