@@ -103,7 +103,7 @@ class Console:
 
     def result(self, paths: Iterable[Path | str], values: dict[str, Any]) -> None:
         """The result: one path a line, or the JSON object."""
-        self.write([json.dumps(_plain(values))] if self.as_json else [show(path) for path in paths])
+        self.write([json.dumps(plain(values))] if self.as_json else [show(path) for path in paths])
 
     def write(self, lines: Iterable[str]) -> None:
         """Lines on stdout; a reader that has gone away is no error."""
@@ -148,12 +148,12 @@ def _is_terminal(stream: IO[str]) -> bool:
         return False
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """`value` for JSON, which has no NaN and no infinity: they become null."""
     if isinstance(value, dict):
-        return {name: _plain(each) for name, each in value.items()}
+        return {name: plain(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
+        return [plain(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -357,6 +357,26 @@ def to_dict(config: object, *, control: bool = True, places: bool = True) -> dic
     return result
 
 
+def to_arguments(config: object) -> list[str]:
+    """The arguments that make this configuration, without those that are at their defaults."""
+    positional, flags = [], []
+    for f, spec in options(config):
+        value = getattr(config, f.name)
+        if spec.argument:
+            positional.append(str(value))
+        elif value == f.default:
+            continue
+        elif isinstance(value, bool):
+            flags.append(flag_of(f) if value else "--no-" + flag_of(f).removeprefix("--"))
+        else:
+            flag = spec.flag or flag_of(f)
+            repeated = isinstance(value, tuple) and str(f.type).startswith("tuple[str")
+            for each in value if repeated else [value]:
+                joined = ",".join(map(str, each)) if isinstance(each, tuple) else str(each)
+                flags += [flag, joined]
+    return positional + flags
+
+
 def to_toml(config: object, *, control: bool = False) -> str:
     """A configuration as TOML; what is not set is left out."""
     import tomli_w

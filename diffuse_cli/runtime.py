@@ -191,6 +191,44 @@ def machine(
         accelerator.end_training()
 
 
+@contextlib.contextmanager
+def machine_or(given: Accelerator | None, precision: str) -> Iterator[Accelerator]:
+    """The Accelerator that is given, which stays, or that of a run of its own.
+
+    A process has one in its life where there are several processes.
+
+    Raises:
+        UsageError: as `machine` and `resolve_precision` do.
+    """
+    if given is not None:
+        yield given
+        return
+    with machine(resolve_precision(precision)) as accelerator:
+        yield accelerator
+
+
+def made_with(accelerator: Accelerator) -> dict[str, str]:
+    """The versions and the machine behind a number: another machine may round differently."""
+    import platform
+
+    import numpy as np
+    import torch
+
+    from diffuse_cli import __version__
+
+    device = accelerator.device.type
+    if device == "cuda":
+        device = torch.cuda.get_device_name(accelerator.device)
+    return {
+        "diffuse": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "device": device,
+        "threads": str(torch.get_num_threads()),
+    }
+
+
 # -- draws ----------------------------------------------------------------------------------------
 
 

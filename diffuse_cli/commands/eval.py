@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from diffuse_cli import files
 from diffuse_cli.commands._options import check_knobs
 from diffuse_cli.config import EvalConfig
-from diffuse_cli.console import Console
+from diffuse_cli.console import Console, plain
+from diffuse_cli.runtime import rank
 
 if TYPE_CHECKING:
     from diffuse_cli.evaluation import Evaluated
@@ -75,24 +76,46 @@ def run(config: EvalConfig, console: Console) -> None:
     found = console.follow(evaluate(config))
     if found is None:
         return
-    if console.as_json:
-        console.result([], to_json(config, found))
-    else:
-        console.write(lines(found))
+    values = to_json(config, found)
+    if found.report:
+        from diffuse_cli.report.page import page
+
+        files.write_text(found.report, page(config, found, plain(values)))
+    _show(console, values, lines(found))
 
 
 def _sweep(config: EvalConfig, console: Console) -> None:
-    from diffuse_cli.evaluation.settings import sweep
+    from diffuse_cli.evaluation.settings import sweep, sweep_and_evaluate
 
-    found = console.follow(sweep(config))
-    if found is None:
+    if config.report is None:
+        swept = console.follow(sweep(config))
+        if rank() == 0:
+            shown = {"subject": config.subject, "data": config.data, **settings_to_json(swept)}
+            _show(console, shown, setting_lines(swept))
         return
+    both = console.follow(sweep_and_evaluate(config))
+    if both is None:
+        return
+    from diffuse_cli.report.page import page
+
+    swept, found = both
+    values = {**to_json(config, found), "sweep": settings_to_json(swept)}
+    assert found.report is not None
+    files.write_text(found.report, page(config, found, plain(values), swept))
+    _show(console, values, [*setting_lines(swept), "", *lines(found)])
+
+
+def _show(console: Console, values: dict[str, object], lines: list[str]) -> None:
     if console.as_json:
-        values = dataclasses.asdict(found)
-        paths = {name: str(path) if (path := values[name]) else None for name in ("out", "plot")}
-        console.result([], {"subject": config.subject, "data": config.data, **values, **paths})
+        console.result([], values)
     else:
-        console.write(setting_lines(found))
+        console.write(lines)
+
+
+def settings_to_json(found: SweptSettings) -> dict[str, object]:
+    """What a sweep found, as plain values."""
+    values = dataclasses.asdict(found)
+    return {**values, **{n: str(values[n]) if values[n] else None for n in ("out", "plot")}}
 
 
 SETTING_HEADS = (
@@ -170,10 +193,11 @@ def sweep_lines(found: Swept) -> list[str]:
 
 def to_json(config: EvalConfig, found: Evaluated) -> dict[str, object]:
     """Everything one needs to compare the numbers with others."""
-    values = dataclasses.asdict(found)
+    values = dataclasses.asdict(dataclasses.replace(found, shown=None))
+    del values["shown"]
     numbers = values.pop("values")
     counts = {"real": values.pop("real"), "generated": values.pop("generated")}
-    for name in ("plot", "pairs"):
+    for name in ("plot", "pairs", "report"):
         values[name] = str(values[name]) if values[name] else None
     return {"subject": config.subject, "data": config.data, "n": counts, **numbers, **values}
 
@@ -191,7 +215,7 @@ def lines(found: Evaluated) -> list[str]:
         *_keys(found),
         *found.remarks,
         *_class_lines(found),
-        *(files.show(path) for path in (found.plot, found.pairs) if path),
+        *(files.show(path) for path in (found.plot, found.pairs, found.report) if path),
     ]
 
 

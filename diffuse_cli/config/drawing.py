@@ -222,6 +222,12 @@ class EvalConfig(DrawConfig):
         metavar="FILE.png",
         shown="",
     )
+    report: str | None = option(
+        None,
+        "Write a page with the samples, every number and plot, and what it takes to repeat them.",
+        metavar="FILE.html",
+        shown="",
+    )
     overwrite: bool = option(False, OVERWRITE)
     strict: bool = option(False, "End on the first bad file instead of skipping it.", control=True)
     workers: int | None = option(

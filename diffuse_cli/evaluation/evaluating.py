@@ -13,16 +13,17 @@ from diffuse_cli.config import EvalConfig
 from diffuse_cli.errors import DiffuseError, UsageError
 from diffuse_cli.evaluation import bounds, neighbors
 from diffuse_cli.evaluation.images import is_images, read_sides
-from diffuse_cli.evaluation.outputs import check_picture
+from diffuse_cli.evaluation.outputs import check_picture, check_report
 from diffuse_cli.evaluation.parts import Evaluation
 from diffuse_cli.evaluation.remarks import remarks
+from diffuse_cli.evaluation.showing import Shown, choose
 from diffuse_cli.evaluation.team import Team
 from diffuse_cli.events import Work
 from diffuse_cli.metrics import METRICS
 from diffuse_cli.options import MODEL_WEIGHTS
 from diffuse_cli.resolving import DrawSettings, resolve, tell
-from diffuse_cli.runtime import machine, resolve_precision
-from diffuse_cli.sampling import load_denoiser
+from diffuse_cli.runtime import machine_or, made_with, resolve_precision
+from diffuse_cli.sampling import Loaded, load_denoiser
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -42,9 +43,14 @@ class Evaluated:
         real, generated: how many images on each side.
         part: which of the real images: `held-out` or `all`.
         features: name and weights hash of the feature network, and how it resizes images.
+        model: what the model file says of itself, where there is a model.
+        fingerprints: of the images in DATA, and in a folder that is measured.
+        made_with: versions and the machine.
         plot: the picture of the terms, where one was asked for.
         pairs: the page of nearest training images, where one was asked for.
+        report: where the page goes, where one was asked for.
         remarks: what the numbers mean where one could be misled, in sentences.
+        shown: the images of the page, where one was asked for.
     """
 
     values: dict[str, float]
@@ -56,29 +62,38 @@ class Evaluated:
     features: dict[str, str]
     settings: dict[str, Any]
     seconds: float
+    model: dict[str, Any]
+    fingerprints: dict[str, str]
+    made_with: dict[str, str]
     plot: Path | None
     pairs: Path | None
+    report: Path | None
     remarks: list[str]
+    shown: Shown | None
 
 
-def evaluate(config: EvalConfig) -> Work[Evaluated | None]:
+def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work[Evaluated | None]:
     """Measure a model file, or a folder of images, against real images.
 
     Yields `Progress` and `Notice`.
+
+    Args:
+        accelerator: the machine of a larger work, which ends it.
 
     Returns:
         `Evaluated`, or None on every process but the first.
 
     Raises:
         DataError, ModelFileError, UsageError: what was named cannot be used.
-        OutputError: the plot or the page exists already, or cannot be written.
+        OutputError: the plot or a page exists already, or cannot be written.
     """
     began = time.monotonic()
     folder = is_images(config.subject)
     if folder:
         _check_folder(config)
     plot, page = check_picture(config, "plot"), check_picture(config, "pairs")
-    with machine(resolve_precision(config.precision)) as accelerator:
+    report = check_report(config)
+    with machine_or(accelerator, config.precision) as accelerator:
         loaded = (
             None if folder else load_denoiser(config.subject, config.model_weights, accelerator)
         )
@@ -132,9 +147,14 @@ def evaluate(config: EvalConfig) -> Work[Evaluated | None]:
             features=network.described(),
             settings=describe(config, settings, loaded.sha256) if loaded and settings else {},
             seconds=round(time.monotonic() - began, 3),
+            model=_model_facts(loaded) if loaded else {},
+            fingerprints=sides.fingerprints,
+            made_with=made_with(accelerator),
             plot=plot,
             pairs=page,
+            report=report,
             remarks=remarks(values, smaller, fake_features.shape[1]),
+            shown=choose(evaluation, sides.classes) if report else None,
         )
 
 
@@ -220,4 +240,17 @@ def describe(config: EvalConfig, settings: DrawSettings, sha256: str) -> dict[st
         "weights": config.model_weights,
         "precision": resolve_precision(config.precision),
         "model_sha256": sha256,
+    }
+
+
+def _model_facts(loaded: Loaded) -> dict[str, Any]:
+    """What a page says of a model, in plain values."""
+    model = loaded.model
+    return {
+        "step": model.step,
+        "parameters": sum(tensor.numel() for tensor in model.ema.values()),
+        "shape": list(loaded.shape),
+        "num_timesteps": loaded.denoiser.process.num_timesteps,
+        "classes": list(model.classes) if model.unet.num_classes else [],
+        "versions": dict(model.versions),
     }

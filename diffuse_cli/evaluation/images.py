@@ -82,6 +82,7 @@ class Sides:
             to be divided as training would.
         part: which of the real images: `held-out` or `all`.
         classes: the names that labels stand for.
+        fingerprints: of DATA, and of the folder that is measured.
     """
 
     real: Labelled
@@ -90,6 +91,7 @@ class Sides:
     training: Training | None
     part: str
     classes: tuple[str, ...]
+    fingerprints: dict[str, str]
 
 
 def is_images(subject: str) -> bool:
@@ -119,7 +121,8 @@ def read_sides(config: EvalConfig, loaded: Loaded | None) -> Work[Sides]:
         if part == "held-out":
             training = _training(config, images, names)
             more = training.first(len(real))
-        return Sides(real, more, None, training if config.train_n else None, part, names)
+        known = training if config.train_n else None
+        return Sides(real, more, None, known, part, names, {"data": images.fingerprint})
     theirs = yield from _read_alike(config, config.subject)
     images = yield from _read(config, config.data, theirs.size, None, config.background or "white")
     yield from _tell(theirs, images)
@@ -128,7 +131,8 @@ def read_sides(config: EvalConfig, loaded: Loaded | None) -> Work[Sides]:
     real, more = _choose(config, images, np.arange(len(images)), names)
     divided = images.held_out.any() and config.train_n > 0
     training = _training(config, images, names) if divided else None
-    return Sides(real, more, fakes, training, "all", names)
+    prints = {"data": images.fingerprint, "subject": theirs.fingerprint}
+    return Sides(real, more, fakes, training, "all", names, prints)
 
 
 def _tell(*sets: Images) -> Work[None]:

@@ -19,6 +19,16 @@ def check_picture(config: EvalConfig, name: str) -> Path | None:
     return _checked(getattr(config, name), f"--{name}", ".png", config.overwrite)
 
 
+def check_report(config: EvalConfig) -> Path | None:
+    """The path of the page that was asked for.
+
+    Raises:
+        UsageError: it is not named as an HTML file.
+        OutputError: it exists already, or cannot be written.
+    """
+    return _checked(config.report, "--report", ".html", config.overwrite)
+
+
 def check_model(config: EvalConfig) -> Path | None:
     """The path of a model file that was asked for.
 

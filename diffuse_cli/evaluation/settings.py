@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,17 +24,20 @@ from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.errors import UsageError
 from diffuse_cli.evaluation import tradeoff
 from diffuse_cli.evaluation.cache import cached, computed
-from diffuse_cli.evaluation.evaluating import describe, find_network
+from diffuse_cli.evaluation.evaluating import Evaluated, describe, evaluate, find_network
 from diffuse_cli.evaluation.generating import draw_share, gathered
 from diffuse_cli.evaluation.images import is_images, read_sides
-from diffuse_cli.evaluation.outputs import check_model, check_picture
+from diffuse_cli.evaluation.outputs import check_model, check_picture, check_report
 from diffuse_cli.evaluation.team import Team
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.features import FeatureNetwork
 from diffuse_cli.metrics import frechet, kid
 from diffuse_cli.resolving import DrawSettings, resolve
-from diffuse_cli.runtime import machine, resolve_precision
+from diffuse_cli.runtime import machine_or
 from diffuse_cli.sampling import Loaded, draw_as, load_denoiser
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 Array = npt.NDArray[Any]
 
@@ -107,13 +110,16 @@ def recommend(rows: Sequence[SettingRow], metric: str = METRIC) -> Setting:
     return min(good, key=lambda row: (row.evaluations, row.values[metric])).setting
 
 
-def sweep(config: EvalConfig) -> Work[SweptSettings | None]:
+def sweep(config: EvalConfig, accelerator: Accelerator | None = None) -> Work[SweptSettings]:
     """Measure settings of a model, and recommend one.
 
     Yields `Progress` and `Notice`.
 
+    Args:
+        accelerator: the machine of a larger work, which ends it.
+
     Returns:
-        `SweptSettings`, or None on every process but the first.
+        The same on every process, of which the first writes.
 
     Raises:
         DataError, ModelFileError, UsageError: what was named cannot be used.
@@ -121,7 +127,7 @@ def sweep(config: EvalConfig) -> Work[SweptSettings | None]:
     """
     _check(config)
     out, plot = check_model(config), check_picture(config, "plot")
-    with machine(resolve_precision(config.precision)) as accelerator:
+    with machine_or(accelerator, config.precision) as accelerator:
         loaded = load_denoiser(config.subject, config.model_weights, accelerator)
         base = resolve(config, loaded.model)
         timesteps = loaded.denoiser.process.num_timesteps
@@ -145,8 +151,7 @@ def sweep(config: EvalConfig) -> Work[SweptSettings | None]:
             setting = replace(found, guidance=scale)
             rows.append((yield from _counted(measure(setting), setting, len(rows), total)))
         yield Progress("sweep", total, total)
-        if not accelerator.is_main_process:
-            return None
+        writes = accelerator.is_main_process
         swept = SweptSettings(
             rows=tuple(rows),
             recommended=recommend(rows),
@@ -160,12 +165,44 @@ def sweep(config: EvalConfig) -> Work[SweptSettings | None]:
             out=out,
             plot=plot,
         )
-    if plot:
+    if plot and writes:
         picture = tradeoff.draw(swept, files.show(Path(config.subject).name))
         files.write_bytes(plot, pictures.png(picture))
-    if out:
+    if out and writes:
         modelfile.save(out, replace(loaded.model, sampling=swept.recommended))
     return swept
+
+
+def sweep_and_evaluate(config: EvalConfig) -> Work[tuple[SweptSettings, Evaluated] | None]:
+    """A sweep, then an evaluation with the setting that it recommends, for `--report`.
+
+    Returns:
+        Both, or None on every process but the first.
+
+    Raises:
+        As `sweep` and `evaluate` do.
+    """
+    check_report(config)
+    with machine_or(None, config.precision) as accelerator:
+        swept = yield from sweep(config, accelerator)
+        found = yield from evaluate(with_setting(config, swept.recommended), accelerator)
+    return (swept, found) if found else None
+
+
+def with_setting(config: EvalConfig, setting: Setting) -> EvalConfig:
+    """The evaluation of one setting of a sweep, which writes none of the sweep's files."""
+    return replace(
+        config,
+        sampler=setting.sampler,
+        steps=setting.steps,
+        guidance=setting.guidance,
+        sweep=False,
+        sweep_samplers=None,
+        sweep_steps=None,
+        sweep_guidance=None,
+        out=None,
+        plot=None,
+    )
 
 
 # -- what is tried --------------------------------------------------------------------------------

@@ -155,6 +155,7 @@ def _check(config: EvalConfig) -> None:
         shown = files.show(Path(config.subject))
         raise UsageError(f"--ema-sweep needs a model, and {shown} is a folder of images")
     others = {"--plot": config.plot, "--pairs": config.pairs, "--respaced": config.respaced}
+    others["--report"] = config.report
     others["--weights raw"] = config.model_weights == "raw" or None
     for flag, value in others.items():
         if value is not None:

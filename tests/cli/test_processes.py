@@ -152,20 +152,22 @@ def test_two_processes_evaluate_as_one_does(launch, diffuse, images, conditional
 
 
 def test_two_processes_sweep_as_one_does(launch, diffuse, images, conditional):
-    """Every digit but the seconds; the first alone writes."""
+    """Every digit but the seconds, and so of the evaluation after it; the first alone writes."""
     line = (
         "eval", conditional, images, "--sweep", "-n", 5, "--batch-size", 2, "--precision", "fp32",
         "--sweep-samplers", "ddpm,heun", "--sweep-steps", 3, "--sweep-guidance", 1, "--json",
+        "--timesteps", 3,
     )  # fmt: skip
-    two = launch("torchrun", *line, "-o", "two.safetensors")
+    two = launch("torchrun", *line, "-o", "two.safetensors", "--report", "two.html")
     assert two.code == 0, two.err
     assert two.err.count("sweep: 3 settings of 5 images") == 1
-    one = diffuse(*line, "-o", "one.safetensors").json
+    one = diffuse(*line, "-o", "one.safetensors", "--report", "one.html").json
     both = two.json, one
     for found in both:
-        assert all(row.pop("seconds") > 0 for row in found["rows"])
-        assert found.pop("out")
-    assert both[0] == both[1]
+        assert all(row.pop("seconds") > 0 for row in found["sweep"]["rows"])
+        assert found["sweep"].pop("out")
+        assert Path(found.pop("report")).exists()
+    assert {**both[0], "seconds": 0} == {**both[1], "seconds": 0}
     assert Path("two.safetensors").read_bytes() == Path("one.safetensors").read_bytes()
 
 

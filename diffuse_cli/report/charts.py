@@ -1,0 +1,254 @@
+"""Plots as SVG inside the page: their text is text, and their colours are those of the page."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from diffuse_cli.report.elements import Markup, text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WIDTH = 4.9
+"""Inches of a plot, whose letters are then readable on a telephone and on a page."""
+
+COLUMNS = 3
+"""Entries of a legend side by side."""
+
+INKS = {
+    "ink": "#010101", "faint": "#020202", "rule": "#030303", "paper": "#040404",
+    "first": "#050505", "second": "#060606", "third": "#070707", "fourth": "#080808",
+}  # fmt: skip
+"""What stands in a plot for the colours of `style`, until it is part of the page."""
+
+SERIES = (("first", "-", "o"), ("second", "--", "s"), ("third", "-.", "^"), ("fourth", ":", "D"))
+"""Colour, dash and mark of the i-th of several things, any of which tells them apart."""
+
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.color": INKS["ink"],
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "axes.edgecolor": INKS["faint"],
+    "axes.labelcolor": INKS["ink"],
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.labelsize": 9,
+    "grid.color": INKS["rule"],
+    "grid.linewidth": 0.6,
+    "xtick.color": INKS["faint"],
+    "ytick.color": INKS["faint"],
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "xtick.labelcolor": INKS["ink"],
+    "ytick.labelcolor": INKS["ink"],
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+}
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A row of a dot plot.
+
+    Attributes:
+        error: one standard error, 0 where there is none.
+        reference: what to compare it with, and its error; None where there is nothing.
+    """
+
+    label: str
+    value: float
+    error: float = 0
+    reference: float | None = None
+    reference_error: float = 0
+
+
+@dataclass(frozen=True)
+class Line:
+    """A series of a plot; `errors` are one standard error each."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    errors: Sequence[float] | None = None
+    marks: bool = False
+
+
+class Plot:
+    """An SVG to be drawn: `axes`, and `svg()` when they are filled."""
+
+    def __init__(
+        self, name: str, height: float, left: float = 0.75, bottom: float = 0.5, top: float = 0.3
+    ) -> None:
+        from matplotlib.figure import Figure
+
+        self.name = name
+        self.figure = Figure(figsize=(WIDTH, height))
+        wide, high = 1 - (left + 0.28) / WIDTH, 1 - (bottom + top) / height
+        box = (left / WIDTH, bottom / height, wide, high)
+        self.axes: Axes = self.figure.add_axes(box)
+
+    def svg(self, label: str) -> Markup:
+        """The plot as an element; `label` is what it says to who cannot see it."""
+        from matplotlib import rc_context
+
+        buffer = io.StringIO()
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        with rc_context({"svg.hashsalt": self.name}):
+            self.figure.savefig(buffer, format="svg", metadata=nothing)
+        return _inlined(buffer.getvalue(), self.name, label)
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Matplotlib's own defaults with ours over them, whatever the user's matplotlibrc says."""
+    from matplotlib import style
+
+    with style.context(["default", _STYLE]):
+        yield
+
+
+def dots(name: str, rows: Sequence[Dot], label: str, xlabel: str, reference: str = "") -> Markup:
+    """A row for each value with its error bar, and a diamond where its reference is."""
+    with drawing():
+        bottom = 0.5 if xlabel else 0.28
+        plot = Plot(name, bottom + 0.35 + 0.3 * len(rows), left=1.55, bottom=bottom)
+        axes = plot.axes
+        for k, row in enumerate(rows):
+            if row.reference is not None:
+                _point(axes, row.reference, k + 0.18, row.reference_error, "second", "D", "none")
+            _point(axes, row.value, k - 0.1, row.error, "first", "o", INKS["first"])
+        axes.set_yticks(range(len(rows)), [row.label for row in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel(xlabel)
+        _legend(axes, [("first", "o", "measured"), ("second", "D", reference)])
+        return plot.svg(label)
+
+
+def _point(axes: Axes, x: float, y: float, error: float, color: str, mark: str, fill: str) -> None:
+    axes.errorbar(
+        [x], [y], xerr=[error] if error else None, fmt=mark, color=INKS[color], capsize=2.5,
+        markersize=5.5, markerfacecolor=fill, elinewidth=1.3, clip_on=False, zorder=3,
+    )  # fmt: skip
+
+
+def _legend(axes: Axes, entries: Sequence[tuple[str, str, str]]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], linestyle="", marker=mark, color=INKS[color], label=label,
+               markerfacecolor="none" if mark == "D" else INKS[color])
+        for color, mark, label in entries
+        if label
+    ]  # fmt: skip
+    if len(handles) > 1:
+        above: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 1)}
+        axes.legend(
+            handles=handles, ncols=len(handles), handletextpad=0.2, borderaxespad=0, **above
+        )
+
+
+def lines(
+    name: str,
+    series: Sequence[Line],
+    label: str,
+    xlabel: str,
+    ylabel: str,
+    *,
+    log_x: bool = False,
+    log_y: bool = False,
+    mark: tuple[float, str] | None = None,
+) -> Markup:
+    """Series over x, told apart by colour, dash and mark; `mark` is a line at one x, with words."""
+    with drawing():
+        rows = math.ceil(len(series) / COLUMNS)
+        top = 0.1 + 0.18 * rows
+        plot = Plot(name, 2.4 + top, top=top)
+        axes = plot.axes
+        for i, line in enumerate(series):
+            color, dash, point = SERIES[i % len(SERIES)]
+            axes.errorbar(
+                line.x, line.y, yerr=line.errors, fmt=dash, color=INKS[color], label=line.label,
+                linewidth=1.5, elinewidth=1, capsize=2, marker=point if line.marks else "",
+                markersize=4.5,
+            )  # fmt: skip
+        _scale(axes, log_x, log_y)
+        if mark is not None:
+            axes.axvline(mark[0], color=INKS["faint"], linewidth=1, linestyle=":")
+            axes.annotate(
+                mark[1], (mark[0], 1), (-3, -2), xycoords=("data", "axes fraction"), va="top",
+                ha="right", textcoords="offset points", fontsize=8, color=INKS["faint"],
+            )  # fmt: skip
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        if len(series) > 1:
+            above: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 1)}
+            axes.legend(ncols=min(len(series), COLUMNS), borderaxespad=0, **above)
+        return plot.svg(label)
+
+
+def stairs(
+    name: str, values: Sequence[float], edges: Sequence[float], label: str, xlabel: str, ylabel: str
+) -> Markup:
+    """Values over ranges of x, both axes logarithmic; those that are not positive leave a gap."""
+    with drawing():
+        plot = Plot(name, 2.6, top=0.15)
+        heights = [v if v > 0 else math.nan for v in values]
+        plot.axes.stairs(heights, edges, baseline=None, color=INKS["first"], linewidth=1.6)
+        _scale(plot.axes, True, any(value > 0 for value in values))
+        plot.axes.set_xlim(edges[0], edges[-1])
+        plot.axes.set_xlabel(xlabel)
+        plot.axes.set_ylabel(ylabel)
+        return plot.svg(label)
+
+
+def _scale(axes: Axes, log_x: bool, log_y: bool) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    for axis, logarithmic, scale in (
+        (axes.xaxis, log_x, axes.set_xscale),
+        (axes.yaxis, log_y, axes.set_yscale),
+    ):
+        if logarithmic:
+            scale("log")
+            low, high = axis.get_view_interval()
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+            axis.set_minor_formatter(NullFormatter())
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+
+
+# -- into the page --------------------------------------------------------------------------------
+
+
+def _inlined(svg: str, name: str, label: str) -> Markup:
+    """An SVG file as an element: its ids are its own, its colours and letters those of the page."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
+    head, body = svg.split(">", 1)
+    box = re.search(r'viewBox="[^"]*"', head)
+    assert box is not None
+    used = set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', body))
+    kept = {first or second for first, second in used}
+    body = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in kept else "", body)
+    body = re.sub(r'xlink:href="#', f'href="#{name}-', body).replace("url(#", f"url(#{name}-")
+    for color, stand_in in INKS.items():
+        body = body.replace(stand_in, f"var(--{color})")
+    body = re.sub(r"(font: [^;\"']*)'DejaVu Sans'[^;\"]*", r"\1system-ui, sans-serif", body)
+    return Markup(f'<svg {box[0]} role="img" aria-label="{text(label)}">{body.strip()}')

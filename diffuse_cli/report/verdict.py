@@ -1,0 +1,126 @@
+"""The page's first paragraph: what the numbers come to, each claim with the numbers behind it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+from diffuse_cli.evaluation import Evaluated
+from diffuse_cli.evaluation.remarks import SIGNIFICANT
+from diffuse_cli.report.wording import error_of, measured
+
+FEW = 0.1
+"""Where the nearest held-out image alone is more than this share of them, they are too few."""
+
+
+def verdict(found: Evaluated) -> list[str]:
+    """Sentences, the most important first; the evaluation's own remarks are among them."""
+    return [line for rule in RULES for line in rule(found)]
+
+
+def _likeness(found: Evaluated) -> Iterator[str]:
+    values = found.values
+    if "kid" not in values:
+        return
+    kid = measured(values, "kid")
+    if "kid_floor" not in values:
+        yield f"Likeness: the distance (KID) of generated from real images is {kid}; 0 is none."
+        return
+    floor = measured(values, "kid_floor")
+    error = math.hypot(error_of(values, "kid"), error_of(values, "kid_floor"))
+    if values["kid"] - values["kid_floor"] > SIGNIFICANT * error:
+        yield (
+            f"Likeness: as a set, the generated images differ measurably from real ones. Their "
+            f"distance from them (KID) is {kid}; that of real images from other real ones is "
+            f"{floor}."
+        )
+    else:
+        yield (
+            f"Likeness: {min(found.real, found.generated):,} images on each side do not tell "
+            f"generated images from real ones. Their distance (KID) is {kid}; that of real images "
+            f"from other real ones is {floor}. More images would find smaller differences."
+        )
+
+
+def _variety(found: Evaluated) -> Iterator[str]:
+    values = found.values
+    if not {"precision", "recall"} <= {*values}:
+        return
+    precision, recall = values["precision"], values["recall"]
+    error = math.hypot(error_of(values, "precision"), error_of(values, "recall"))
+    line = (
+        f"Plausibility and variety: {precision:.0%} of the generated images lie among the real "
+        f"ones, and {recall:.0%} of the real ones lie among the generated ones"
+    )
+    if precision - recall > SIGNIFICANT * error:
+        yield f"{line}: what is drawn is more plausible than it is varied."
+    elif recall - precision > SIGNIFICANT * error:
+        yield f"{line}: there is variety, at the cost of implausible images."
+    else:
+        yield f"{line}."
+
+
+def _copies(found: Evaluated) -> Iterator[str]:
+    values = found.values
+    if not {"memorized_features", "memorized_pixels"} <= {*values}:
+        yield (
+            "Copies: whether images are copies of training images was not measured. "
+            + why_no_training(found)
+        )
+        return
+    features, pixels = values["memorized_features"], values["memorized_pixels"]
+    expected = values["memorized_expected"]
+    if any(line.startswith("memorisation") for line in found.remarks):
+        yield (
+            f"Copies: training images were memorised. {features:.0%} of the generated images in "
+            f"features and {pixels:.0%} in pixels are as near to a training image as only the "
+            f"nearest {expected:.0%} of other real images are."
+        )
+        return
+    line = (
+        f"Copies: no sign that training images were memorised. {features:.0%} of the generated "
+        f"images in features and {pixels:.0%} in pixels are as near to a training image as the "
+        f"nearest {expected:.0%} of other real images are; of a model that copies nothing, about "
+        f"{expected:.0%} would be."
+    )
+    yield line + (
+        " There are so few held-out images that only much copying would be seen."
+        if expected > FEW
+        else ""
+    )
+
+
+def why_no_training(found: Evaluated) -> str:
+    """Why generated images were not compared with training images."""
+    if found.model:
+        return "That needs the model's own training data as DATA, with a part that was held out."
+    return "That needs DATA of 40 images or more, of which training would hold out a part."
+
+
+def _overfitting(found: Evaluated) -> Iterator[str]:
+    values = found.values
+    if "bits_per_dim_gap" not in values:
+        return
+    gap = measured(values, "bits_per_dim_gap")
+    if any(line.startswith("overfitting") for line in found.remarks):
+        yield (
+            f"Overfitting: real images the model was not trained on cost {gap} bits per dimension "
+            "more than training images: it has learned these by heart in part."
+        )
+    else:
+        yield (
+            "Overfitting: no sign of it. Real images the model was not trained on cost "
+            f"{gap} bits per dimension more than training images, which is 0 within its error."
+        )
+
+
+def _cautions(found: Evaluated) -> Iterator[str]:
+    """Remarks that no rule above has said."""
+    for line in found.remarks:
+        if not line.startswith(("memorisation", "overfitting")):
+            yield f"Caution: {line}."
+
+
+RULES: tuple[Callable[[Evaluated], Iterator[str]], ...] = (
+    _likeness, _variety, _copies, _overfitting, _cautions,
+)  # fmt: skip

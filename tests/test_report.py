@@ -1,0 +1,560 @@
+"""The page of `eval --report`: whole, safe, the same every time, and readable in a browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import in_process, write_images
+from PIL import Image
+
+from diffuse_cli.config import EvalConfig, Setting
+from diffuse_cli.evaluation import evaluating, settings
+from diffuse_cli.evaluation.settings import SettingRow, SweptSettings
+from diffuse_cli.evaluation.showing import OF_CLASS, SAMPLES, TWINS
+from diffuse_cli.metrics import METRICS
+from diffuse_cli.options import from_dict, to_arguments
+from diffuse_cli.report import charts, curves, style
+from diffuse_cli.report.elements import VOID, Markup, element, join, text
+from diffuse_cli.report.sweeps import sweep
+from diffuse_cli.report.wording import GROUPS, KNOWN, UNSHOWN, number
+
+QUICK = ("--steps", 4, "--precision", "fp32", "--timesteps", 5)
+HOSTILE = '<script>alert(1)</script> & "x"'.replace("/", "∕")
+"""A class name; a folder's name has no slash, so a character that looks like it."""
+
+SECTIONS = ["numbers", "samples", "classes", "bits", "training", "nearest", "repeat"]
+
+
+class Page(HTMLParser):
+    """A page taken apart: its elements, links and words; balanced, or an error."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.source = source
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        names = [name for name, _ in attributes]
+        assert len(set(names)) == len(names), attributes
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, self.getpos()
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    def values(self, name: str) -> list[str]:
+        return [a[name] or "" for _, a in self.elements if name in a]
+
+    @property
+    def json(self):
+        """The numbers at the end of the page."""
+        return json.loads(self.words[max(i for i, w in enumerate(self.words) if w[:1] == "{")])
+
+
+def read(path="page.html") -> Page:
+    return Page(Path(path).read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("report")
+
+
+@pytest.fixture(scope="module")
+def whole(conditional, images, folder):
+    """The page of a model with classes, measured against its training data."""
+    path = folder / "whole.html"
+    line = ["eval", conditional, images, "-n", 8, *QUICK, "--report", path, "-q"]
+    assert in_process(line) == 0
+    return path
+
+
+# -- what is on it --------------------------------------------------------------------------------
+
+
+def test_the_page_has_every_section_in_order(whole):
+    page = read(whole)
+    headings = [a["id"] for a in page.of("h2") if a.get("id")]
+    assert headings == SECTIONS
+    assert [a["href"] for a in page.of("a")] == [f"#{name}" for name in SECTIONS]
+    assert len(page.of("h1")) == len(page.of("title")) == 1
+
+
+def test_every_number_is_on_the_page_with_its_error(whole):
+    page = read(whole)
+    found = page.json
+    named = {name for name in found if name.endswith("_standard_error")}
+    assert len(named) > 10
+    assert {*KNOWN} - {*found} == {"frechet_infinity"}  # of which 8 images have no estimate
+    for key in {*KNOWN} & {*found}:
+        entry = KNOWN[key]
+        assert entry.label in page.text
+        assert entry.says in page.text
+        assert number(found[key], found.get(f"{key}_standard_error", 0)) in page.text
+    for floor in ("kid_floor", "frechet_floor"):
+        assert number(found[floor], found[f"{floor}_standard_error"]) in page.text
+    for values in found["classes"].values():
+        assert number(values["kid"], values.get("kid_standard_error", 0)) in page.text
+
+
+def test_every_metric_has_its_words(whole):
+    """A metric that is added without them is shown among other numbers, and is in the JSON."""
+    found = {**read(whole).json}
+    outside = {"subject", "data", "n", "classes", "terms", "part", "features", "settings",
+               "seconds", "model", "fingerprints", "made_with", "plot", "pairs", "report",
+               "remarks"}  # fmt: skip
+    measured = {k for k in found if k not in outside and not k.endswith("_standard_error")}
+    assert {k for k in measured if not k.startswith(UNSHOWN)} | {"frechet_infinity"} == {*KNOWN}
+    assert len(METRICS) > 5
+    assert len(KNOWN) == sum(len(group.entries) for group in GROUPS)
+
+
+def test_a_number_without_words_is_shown_too(diffuse, model, images, monkeypatch):
+    metric = SimpleNamespace(NEEDS=(), compute=lambda evaluation: {"sheen_of_images": 41.25})
+    monkeypatch.setattr(evaluating, "METRICS", {**METRICS, "sheen": metric})
+    assert diffuse("eval", model, images, "-n", 4, *QUICK, "--report", "page.html").code == 0
+    page = read()
+    assert "Other numbers" in page.text
+    assert "sheen of images 41.25" in page.text
+
+
+def test_the_images_are_those_that_were_measured(whole, conditional, images, diffuse):
+    """Generated image k is the one that `sample` draws; all are named for who cannot see them."""
+    page = read(whole)
+    shown = page.of("img")
+    assert all(image["alt"] for image in shown)
+    named = [image["alt"] for image in shown]
+    assert "generated image 3 of class light" in named
+    assert sum(alt.startswith("real image") and "class dark" in alt for alt in named) > 1
+    assert sum("nearest training image" in alt for alt in named) == 8
+    diffuse("sample", conditional, "-n", 8, *QUICK[:4])
+    for k in range(8):
+        drawn = np.asarray(Image.open(f"samples/{k:05d}.png"), int)
+        label = ("dark", "light")[k % 2]
+        image = shown[named.index(f"generated image {k} of class {label}")]
+        assert np.abs(pixels(image) - drawn).max() <= 2
+    known = {np.asarray(Image.open(p)).tobytes() for p in images.rglob("*.png")}
+    nearest = [i for i in shown if "nearest training image" in i["alt"]]
+    assert all(pixels(image).astype(np.uint8).tobytes() in known for image in nearest)
+
+
+def pixels(image):
+    import base64
+    import io
+
+    data = base64.b64decode(image["src"].removeprefix("data:image/png;base64,"))
+    return np.asarray(Image.open(io.BytesIO(data)), int)
+
+
+def test_what_repeats_it_is_on_the_page(whole, conditional, images):
+    page = read(whole)
+    found = page.json
+    for value in (
+        found["settings"]["model_sha256"], found["features"]["weights_sha256"],
+        found["features"]["name"], found["features"]["resize"], found["fingerprints"]["data"],
+        *found["made_with"].values(),
+    ):  # fmt: skip
+        assert value in page.text
+    assert {"torch", "python", "diffuse", "device"} <= {*found["made_with"]}
+    line = next(w for w in page.words if w.startswith("diffuse eval"))
+    arguments = shlex.split(line)
+    assert arguments[:4] == ["diffuse", "eval", str(conditional), str(images)]
+    assert arguments[4:] == ["--steps", "4", "--precision", "fp32", "-n", "8", "--timesteps", "5",
+                             "--report", str(whole)]  # fmt: skip
+
+
+def test_the_command_of_a_page_gives_its_numbers(diffuse, whole):
+    page = read(whole)
+    line = next(w for w in page.words if w.startswith("diffuse eval"))
+    again = diffuse(*shlex.split(line)[1:-2], "--json").json
+    assert {**again, "seconds": 0, "report": 0} == {**page.json, "seconds": 0, "report": 0}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"guidance_interval": (0.1, 9.0), "weights": ("raw",), "n": 3},
+        {"subject": "a model's.safetensors", "strict": True, "timesteps": "all"},
+        {"overwrite": True, "background": "#ffffff", "eta": 0.5, "sampler": "ddim"},
+    ],
+)
+def test_arguments_make_the_configuration_again(given, monkeypatch):
+    from diffuse_cli.commands import eval as command
+
+    seen = []
+    monkeypatch.setattr(command, "run", lambda config, console: seen.append(config))
+    config = from_dict(EvalConfig, {"subject": "m", "data": "d", **given})
+    assert in_process(["eval", *to_arguments(config)]) == 0
+    assert seen == [config]
+
+
+def test_the_same_evaluation_gives_the_same_bytes(diffuse, conditional, images, whole):
+    def steady(source):
+        return re.sub(r"(seconds\D{1,40})[\d.]+", r"\1", source)
+
+    first = whole.read_text(encoding="utf-8")
+    line = ("eval", conditional, images, "-n", 8, *QUICK, "--report", whole, "--overwrite")
+    assert diffuse(*line).code == 0
+    second = whole.read_text(encoding="utf-8").replace(" --overwrite", "")
+    assert steady(first) == steady(second)
+    assert len(second) < 500_000
+
+
+# -- subjects -------------------------------------------------------------------------------------
+
+
+def test_a_folder_has_neither_bits_nor_curves(diffuse, images, tmp_path):
+    other = write_images(tmp_path / "other", 14, seed=9)
+    ran = diffuse("eval", other, images, "--report", "page.html", "--json")
+    assert ran.json["report"] == "page.html"
+    assert "shown" not in ran.json
+    page = read()
+    assert [a["id"] for a in page.of("h2") if a.get("id")] == SECTIONS
+    assert "A folder of images has no likelihood" in page.text
+    assert "A folder of images has no training" in page.text
+    assert "bits per dimension" not in page.text
+    assert page.json["fingerprints"].keys() == {"data", "subject"}
+    assert len({*page.json["fingerprints"].values()}) == 2
+    assert page.json["fingerprints"]["subject"] in page.text
+    assert page.json == ran.json
+
+
+def test_data_that_was_not_trained_on_says_why_there_are_no_pairs(diffuse, model, tmp_path):
+    other = write_images(tmp_path / "other", 14, seed=9)
+    ran = diffuse("eval", model, other, "-n", 6, *QUICK, "--report", "deep/page.html")
+    assert ran.out.splitlines()[-1] == "deep/page.html"
+    page = read("deep/page.html")
+    assert "copies of training images was not measured" in page.text
+    assert "There is nothing to show. That needs the model's own training data" in page.text
+    assert "there is nothing to compare class by class" in page.text
+
+
+def test_copies_are_called_copies(diffuse, images, tmp_path):
+    (tmp_path / "copies").mkdir()
+    for k, path in enumerate(sorted(images.rglob("*.png"))):
+        shutil.copy(path, tmp_path / "copies" / f"{k}.png")
+    assert diffuse("eval", "copies", images, "--report", "page.html").code == 0
+    page = read()
+    assert "Copies: training images were memorised. " in page.text
+    assert "By the numbers above, the model memorised training images." in page.text
+    assert "image 0: 0.00 in" in page.text
+
+
+def test_names_are_text_and_nothing_else(diffuse, images, tmp_path):
+    """Class folders and paths may be called anything."""
+    data, theirs = tmp_path / f"data {HOSTILE}", tmp_path / "theirs"
+    shutil.copytree(images, data)
+    (data / "dark").rename(data / HOSTILE)
+    shutil.copytree(data, theirs)
+    assert diffuse("eval", theirs, data, "--report", "page.html").code == 0
+    page = read()
+    assert not page.of("script")
+    assert "<script" not in page.source.lower()
+    assert page.text.count(HOSTILE) > 4
+    assert any(HOSTILE in alt for alt in page.values("alt"))
+    assert {*page.json["classes"]} == {HOSTILE, "light"}
+
+
+def test_the_page_asks_for_nothing(whole):
+    page = read(whole)
+    for name in ("src", "href", "xlink:href", "action", "data", "poster", "srcset"):
+        assert all(v.startswith(("data:image/png;base64,", "#")) for v in page.values(name))
+    assert "://" not in page.source.replace("http://www.w3.org/2000/svg", "")
+    assert "url(" not in re.sub(r"url\(#", "", page.source)
+    assert "@import" not in page.source
+    assert not {tag for tag, _ in page.elements} & {"script", "iframe", "object", "embed", "link"}
+    assert not [n for _, a in page.elements for n in a if n.startswith("on")]
+    (policy,) = (a["content"] for a in page.of("meta") if "http-equiv" in a)
+    assert policy.startswith("default-src 'none'")
+
+
+def test_ids_are_there_once_and_links_lead_somewhere(whole):
+    page = read(whole)
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+    wanted = [v[1:] for v in page.values("href") + page.values("xlink:href")]
+    wanted += page.values("aria-labelledby") + re.findall(r"url\(#([^)]+)\)", page.source)
+    assert len(wanted) > 20
+    assert {*wanted} <= {*ids}
+
+
+def test_tables_say_what_their_cells_are(whole):
+    page = read(whole)
+    assert len(page.of("table")) > 5
+    assert all(a.get("scope") in ("row", "col") for a in page.of("th"))
+    assert all(a.get("aria-label") and a.get("role") == "img" for a in page.of("svg"))
+
+
+# -- refused --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "words"),
+    [
+        ("page.htm", 2, "--report must end in .html"),
+        ("page", 2, "--report must end in .html"),
+        ("there.html", 5, "--overwrite replaces it"),
+        ("file/page.html", 5, "is not a folder"),
+    ],
+)
+@pytest.mark.parametrize("option", ["", "--sweep"])
+def test_a_page_that_cannot_be_written_is_refused_first(
+    diffuse, model, images, monkeypatch, option, path, code, words
+):
+    Path("there.html").write_text("earlier")
+    Path("file").touch()
+    for module in (evaluating, settings):
+        monkeypatch.setattr(module, "load_denoiser", lambda *a: 1 / 0)
+    ran = diffuse("eval", model, images, "-n", 4, "--report", path, "-q", *option.split())
+    assert ran.code == code
+    assert words in ran.line
+    assert Path("there.html").read_text() == "earlier"
+
+
+def test_overwrite_replaces_a_page(diffuse, model, images):
+    Path("page.html").write_text("earlier")
+    line = ("-n", 4, *QUICK, "--report", "page.html", "--overwrite")
+    assert diffuse("eval", model, images, *line).code == 0
+    assert read().of("h1")
+
+
+def test_a_sweep_over_averages_has_no_page(diffuse, model, images):
+    ran = diffuse("eval", model, images, "--ema-sweep", "--report", "page.html", "-q")
+    assert ran.code == 2
+    assert "--report does not go with --ema-sweep" in ran.line
+
+
+# -- curves ---------------------------------------------------------------------------------------
+
+
+def test_the_curves_are_those_of_the_models_run(diffuse, train, images):
+    line = ("--steps", 40, "--eval-every", 20, "--eval-images", 4, "--preview-every", 20)
+    assert train(*line).code == 0
+    logged = [json.loads(x) for x in Path("model.run/metrics.jsonl").read_text().splitlines()]
+    found = curves.read_curves(Path("model.run/metrics.jsonl"))
+    assert {*found} == {"loss", "held_out_loss", "kid"}
+    for key, curve in found.items():
+        there = [(row["step"], row[key]) for row in logged if key in row]
+        assert list(zip(curve.steps, curve.values, strict=True)) == there
+    assert min(found["kid"].errors) > 0
+    for name in ("model.safetensors", "model.best.safetensors"):
+        ran = diffuse("eval", name, images, "-n", 4, *QUICK, "--report", "page.html", "--overwrite")
+        assert ran.code == 0
+        labels = [a["aria-label"] for a in read().of("svg")]
+        assert any("Loss over steps" in label for label in labels)
+        assert any("KID over steps" in label for label in labels)
+
+
+def test_a_model_without_its_run_says_so(diffuse, model, images):
+    shutil.copy(model, "alone.safetensors")
+    ran = diffuse("eval", "alone.safetensors", images, "-n", 4, *QUICK, "--report", "page.html")
+    assert ran.code == 0
+    assert "alone.run/metrics.jsonl is not there" in read().text
+
+
+def test_a_strange_log_is_read_as_far_as_it_goes(tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    rows = ['{"step": 1, "loss": 0.5}', "[1]", '{"step": "2", "loss": 1}', '{"loss": 3}',
+            '{"step": 3, "loss": null}', '{"step": 4, "loss": "<b>"}', '{"step": 5, "loss": NaN}',
+            '{"step": true, "loss": 1}', '{"step": 6, "loss": 1e400}', "[" * 100_000,
+            '{"step": 1e999, "loss": 1}', '{"step": 7, "loss": ' + "9" * 400 + "}",
+            '{"step": 8, "loss": 0.25}', '{"step": 9, "lo']  # fmt: skip
+    log.write_text("\n".join(rows))
+    assert curves.read_curves(log) == {"loss": curves.Curve([1, 8], [0.5, 0.25], [0, 0])}
+    assert curves.read_curves(tmp_path / "none") == {}
+
+
+def test_a_long_log_is_averaged(tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    log.write_text("".join(f'{{"step": {k}, "loss": {k}}}\n' for k in range(10_000)))
+    curve = curves.read_curves(log)["loss"]
+    assert len(curve.steps) == curves.POINTS
+    assert np.mean(curve.values) == pytest.approx(4999.5)
+
+
+# -- a sweep --------------------------------------------------------------------------------------
+
+
+def row(sampler, steps, guidance, kid, error):
+    evaluations = steps * (2 if sampler == "heun" else 1)
+    values = {"kid": kid, "kid_standard_error": error}
+    return SettingRow(Setting(sampler, steps, guidance), values, steps / 4, evaluations)
+
+
+@pytest.mark.parametrize("guidance", [None, 1.5])
+def test_a_sweep_has_a_row_for_each_setting(guidance):
+    rows = (row("ddim", 10, guidance, 0.3, 0.01), row("heun", 5, guidance, 0.2, 0.01),
+            row("ddim", 20, guidance, 0.1, 0.02))  # fmt: skip
+    swept = SweptSettings(rows, rows[2].setting, "kid", 500, 400, "all", {}, {}, "cpu", None, None)
+    page = Page(sweep(swept))
+    assert page.text.count("recommended") == 2
+    assert "500 images" in page.text
+    guided = "" if guidance is None else ", guidance 1.5"
+    assert f"ddim, 20 steps{guided} recommended 0.100 ± 0.020 20 5" in page.text
+    assert f"heun, 5 steps{guided} 0.200 ± 0.010 10 1.25" in page.text
+    assert f"ddim{guided}" in page.text  # the legend's words are text
+    assert len(page.of("svg")) == 1
+
+
+def test_a_sweep_comes_before_the_evaluation_of_what_it_recommends(diffuse, conditional, images):
+    line = ("--precision", "fp32", "--timesteps", 5, "-n", 8, "--sweep", "--sweep-steps", "2,4",
+            "--sweep-samplers", "ddim,unipc", "--sweep-guidance", "1,3", "--plot", "sweep.png",
+            "-o", "best.safetensors", "--report", "page.html", "--json")  # fmt: skip
+    ran = diffuse("eval", conditional, images, *line)
+    best = ran.json["sweep"]["recommended"]
+    assert {k: ran.json["settings"][k] for k in best} == best
+    assert len(ran.json["sweep"]["rows"]) == 6
+    page = read()
+    assert page.json == ran.json
+    assert "Samplers, steps and guidance" in page.text
+    assert Path("sweep.png").exists()
+    assert Path("best.safetensors").exists()
+    command = next(w for w in page.words if w.startswith("diffuse eval"))
+    assert "--sweep --sweep-samplers ddim --sweep-samplers unipc --sweep-steps 2,4" in command
+    plain = ("--sampler", best["sampler"], "--steps", best["steps"], "--guidance", best["guidance"])
+    alone = diffuse("eval", conditional, images, *line[:6], *plain, "--json").json
+    assert alone["kid"] == ran.json["kid"]
+    assert alone["bits_per_dim"] == ran.json["bits_per_dim"]
+
+
+# -- parts ----------------------------------------------------------------------------------------
+
+
+def test_strings_are_text_unless_they_were_made_here():
+    made = element("p", "a < b", Markup("<br>"), ["&", None, 3], class_="x", title='"<')
+    assert made == '<p class="x" title="&quot;&lt;">a &lt; b<br>&amp;3</p>'
+    assert join("<", element("br")) == "&lt;<br>"
+    assert text("a\nb\x00\u202e\udcff") == "a\nb\\x00\\u202e\\udcff"
+    assert element("td", data_side=None, aria_label="x") == '<td aria-label="x"></td>'
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "shown"),
+    [(0.22704, 0.01021, "0.227 ± 0.010"), (353.4598, 8.1574, "353.5 ± 8.2"),
+     (353.4, 52.9, "353 ± 53"), (1234567.0, 123.0, "1,234,567 ± 123"), (3e-9, 0, "0"),
+     (-3e-9, 0, "0"), (0.96875, 0, "0.9688"), (8.0, 0, "8"), (float("nan"), 0, "not known"),
+     (0.5, float("nan"), "0.5"), (0.1, 1e-12, "0.100000 ± 0.000000")],
+)  # fmt: skip
+def test_a_number_has_two_digits_of_its_error(value, error, shown):
+    assert number(value, error) == shown
+
+
+def test_a_plot_is_words_and_the_pages_colours():
+    rows = [charts.Dot("a < b", 1, 0.5, 2, 0.1), charts.Dot("c", 3)]
+    svg = charts.dots("name", rows, 'says "<', "x & y", "reference")
+    page = Page(svg)
+    assert {"a < b", "c", "x & y", "measured", "reference"} <= {w.strip() for w in page.words}
+    assert page.of("svg")[0]["aria-label"] == 'says "<'
+    assert "var(--first)" in svg
+    assert "#0" not in svg.replace("&#0", "")
+    assert svg == charts.dots("name", rows, 'says "<', "x & y", "reference")
+    assert all(i.startswith("name-") for i in page.values("id"))
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_that_are_none_are_drawn_as_gaps():
+    nan = float("nan")
+    for values in ([0.0, 0.0], [nan, 1.0], [nan, nan]):
+        assert charts.stairs("a", values, [1, 2, 5], "says", "x", "y").startswith("<svg")
+    assert charts.dots("a", [charts.Dot("a", nan)], "says", "x").startswith("<svg")
+    line = charts.Line("a", [5], [nan], [nan])
+    assert charts.lines("a", [line], "says", "x", "y", log_x=True).startswith("<svg")
+
+
+def luminance(color):
+    levels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in levels]
+    return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+
+@pytest.mark.parametrize("colors", [style.LIGHT, style.DARK])
+def test_words_stand_out_in_both_schemes(colors):
+    """A contrast of 4.5, as WCAG 2 asks for text."""
+    assert {*colors} == {*style.LIGHT} >= {*charts.INKS}
+    for name in ("ink", "faint", "first", "second", "third", "fourth"):
+        for ground in ("paper", "panel"):
+            dark, light = sorted((luminance(colors[name]), luminance(colors[ground])))
+            assert (light + 0.05) / (dark + 0.05) >= 4.5, (name, ground)
+
+
+def test_only_so_many_images_are_shown(diffuse, images, tmp_path):
+    many = write_images(tmp_path / "many", 150, seed=5)
+    assert diffuse("eval", many, many, "--train-n", 54, "--report", "page.html").code == 0
+    named = read().values("alt")
+    for side in ("generated", "real"):
+        found = [n for n in named if re.fullmatch(rf"{side} image \d+ of class \w+", n)]
+        assert len(found) == SAMPLES + 2 * OF_CLASS
+    assert sum("nearest" in n for n in named) == TWINS
+    assert len(Path("page.html").read_bytes()) < 500_000
+
+
+# -- in a browser ---------------------------------------------------------------------------------
+
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync",
+         "--hide-scrollbars")  # fmt: skip
+
+
+def browse(tmp_path, page, *options):
+    profile = tmp_path / "profile"
+    line = [BROWSER, *FLAGS, f"--user-data-dir={profile}", *options, page.resolve().as_uri()]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.skipif(not BROWSER, reason="no Chromium on this machine")
+def test_a_browser_shows_the_page_light_and_dark(whole, tmp_path):
+    pages = {}
+    for name, scheme in (("light", 1), ("dark", 0)):
+        path = tmp_path / f"{name}.png"
+        browse(tmp_path, whole, f"--screenshot={path}", "--window-size=360,8000",
+               f"--blink-settings=preferredColorScheme={scheme}")  # fmt: skip
+        pages[name] = np.asarray(Image.open(path).convert("L"), float)
+    assert np.median(pages["light"]) > 240
+    assert np.median(pages["dark"]) < 40
+    for pixels in pages.values():
+        assert pixels.shape == (8000, 360)
+        bands = pixels[:2400].reshape(8, 300, 360)
+        assert (bands.std(axis=(1, 2)) > 10).all()  # words all the way down
+        # Nothing runs over the edges of a telephone.
+        assert np.ptp(pixels[:, -8:]) < 1
+
+
+@pytest.mark.skipif(not BROWSER, reason="no Chromium on this machine")
+def test_a_browser_finds_the_elements_that_were_written(whole, tmp_path):
+    """Chromium's own parser moved, added and dropped none of them."""
+    ours, theirs = read(whole), Page(browse(tmp_path, whole, "--dump-dom"))
+    assert [tag for tag, _ in theirs.elements] == [tag for tag, _ in ours.elements]
