@@ -220,7 +220,7 @@ def test_features_larger_than_the_cache_are_not_kept(
 
 def test_what_is_said(folder: Path) -> None:
     network = Counting().network
-    first, again = (list(cache.cached(network, noise())) for _ in range(2))
+    first, again = (list(cache.cached(network, noise(), tell=True)) for _ in range(2))
     assert [type(event) for event in first] == [Progress]
     (notice,) = again
     assert isinstance(notice, Notice)

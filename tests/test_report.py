@@ -22,7 +22,7 @@ from diffuse_cli.evaluation.settings import SettingRow, SweptSettings
 from diffuse_cli.evaluation.showing import OF_CLASS, SAMPLES, TWINS
 from diffuse_cli.metrics import METRICS
 from diffuse_cli.options import from_dict, to_arguments
-from diffuse_cli.report import charts, curves, style
+from diffuse_cli.report import charts, curves, style, verdict
 from diffuse_cli.report.elements import VOID, Markup, element, join, text
 from diffuse_cli.report.sweeps import sweep
 from diffuse_cli.report.wording import GROUPS, KNOWN, UNSHOWN, number
@@ -256,6 +256,18 @@ def test_data_that_was_not_trained_on_says_why_there_are_no_pairs(diffuse, model
     assert "copies of training images was not measured" in page.text
     assert "There is nothing to show. That needs the model's own training data" in page.text
     assert "there is nothing to compare class by class" in page.text
+
+
+@pytest.mark.parametrize(
+    ("remarks", "said"),
+    [
+        (["memorisation: 50% of"], "yes"),
+        (["bias", "possible memorisation: 50% of"], "perhaps"),
+        (["overfitting: held-out"], "no"),
+    ],
+)
+def test_whether_there_are_copies_is_what_the_remarks_say(remarks, said):
+    assert verdict.copies(SimpleNamespace(remarks=remarks)) == said
 
 
 def test_copies_are_called_copies(diffuse, images, tmp_path):

@@ -37,11 +37,14 @@ def computed(network: FeatureNetwork, pixels: Pixels, team: Team = ALONE) -> Wor
     return np.concatenate(team.gather(part))
 
 
-def cached(network: FeatureNetwork, pixels: Pixels, team: Team = ALONE) -> Work[Features]:
+def cached(
+    network: FeatureNetwork, pixels: Pixels, team: Team = ALONE, *, tell: bool = False
+) -> Work[Features]:
     """`computed`, or what it returned for the same pixels and network before.
 
     Args:
         pixels: uint8 (N, C, H, W).
+        tell: whether to say that they were computed before.
 
     Returns:
         float32 (N, network.dim).
@@ -51,7 +54,7 @@ def cached(network: FeatureNetwork, pixels: Pixels, team: Team = ALONE) -> Work[
     path = folder / f"{_key(network, pixels)}.npz" if folder else None
     found = team.from_first(_read(path, (len(pixels), network.dim)) if path else None)
     if found is not None:
-        if folder:
+        if folder and tell:
             where = files.show(folder)
             yield Notice(f"features of the real images: as computed before, from {where}")
         return found

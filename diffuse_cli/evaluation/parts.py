@@ -145,7 +145,7 @@ def _make_features(evaluation: Evaluation) -> Work[None]:
     if evaluation.fakes is None:
         evaluation.fakes = yield from _generate(evaluation)
     network, team = evaluation.network, evaluation.team
-    evaluation.real_features = yield from cached(network, evaluation.real.pixels, team)
+    evaluation.real_features = yield from cached(network, evaluation.real.pixels, team, tell=True)
     evaluation.fake_features = yield from computed(network, evaluation.fakes.pixels, team)
     more, training, config = evaluation.more, evaluation.training, evaluation.config
     if training is not None:

@@ -139,7 +139,9 @@ def sweep(config: EvalConfig, accelerator: Accelerator | None = None) -> Work[Sw
         if len(sides.real) < 2:
             raise UsageError("--sweep needs two real images", "Give more images")
         team = Team.of(accelerator)
-        real = np.asarray((yield from cached(network, sides.real.pixels, team)), np.float64)
+        real = np.asarray(
+            (yield from cached(network, sides.real.pixels, team, tell=True)), np.float64
+        )
         measure = _Measure(config.n, loaded, base, network, real, team)
         measure.warm_up()
         total = len(first) + len(scales)

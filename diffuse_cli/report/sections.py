@@ -13,7 +13,7 @@ from diffuse_cli.evaluation.showing import Shown
 from diffuse_cli.report import charts
 from diffuse_cli.report.charts import Dot
 from diffuse_cli.report.elements import Child, Markup, element, join, picture, table
-from diffuse_cli.report.verdict import why_no_training
+from diffuse_cli.report.verdict import copies, why_no_training
 from diffuse_cli.report.wording import (
     GROUPS,
     KNOWN,
@@ -246,18 +246,17 @@ def twins(shown: Shown, found: Evaluated) -> Markup:
                 element("figcaption", caption),
             )
         )
-    copied = any(line.startswith("memorisation") for line in found.remarks)
-    said = (
-        "By the numbers above, the model memorised training images."
-        if copied
-        else "By the numbers above, there is no sign that the model memorised training images."
-    )
+    said = {
+        "yes": "By the numbers above, the model memorised training images.",
+        "perhaps": "By the numbers above, the model may have memorised training images.",
+        "no": "By the numbers above, there is no sign that the model memorised training images.",
+    }[copies(found)]
     return join(
         paragraph(element("strong", said)),
         paragraph(
             "These are the generated images (left) that are nearest to any training image (right), "
             "the worst first. The number is their distance: 0 is an exact copy, and 1 is how far "
-            "a real image that was not trained on usually is from its nearest training image."
+            "a real image that is no copy usually is from its nearest training image."
         ),
         element("div", figures, class_="twins"),
     )

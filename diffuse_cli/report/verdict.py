@@ -10,7 +10,7 @@ from diffuse_cli.evaluation.remarks import SIGNIFICANT
 from diffuse_cli.report.wording import error_of, measured
 
 FEW = 0.1
-"""Where the nearest held-out image alone is more than this share of them, they are too few."""
+"""Where the nearest reference alone is more than this share of them, they are too few."""
 
 
 def verdict(found: Evaluated) -> list[str]:
@@ -68,26 +68,33 @@ def _copies(found: Evaluated) -> Iterator[str]:
             + why_no_training(found)
         )
         return
-    features, pixels = values["memorized_features"], values["memorized_pixels"]
     expected = values["memorized_expected"]
-    if any(line.startswith("memorisation") for line in found.remarks):
+    measured = (
+        f"{values['memorized_features']:.0%} of the generated images in features and "
+        f"{values['memorized_pixels']:.0%} in pixels are as near to a training image as the "
+        f"nearest {expected:.0%} of real images that are no copies"
+    )
+    copied = copies(found)
+    if copied == "yes":
+        yield f"Copies: training images were memorised. {measured}."
+    elif copied == "perhaps":
         yield (
-            f"Copies: training images were memorised. {features:.0%} of the generated images in "
-            f"features and {pixels:.0%} in pixels are as near to a training image as only the "
-            f"nearest {expected:.0%} of other real images are."
+            f"Copies: training images may have been memorised. {measured}. Blurred images can be "
+            "as near: look at the pairs below."
         )
-        return
-    line = (
-        f"Copies: no sign that training images were memorised. {features:.0%} of the generated "
-        f"images in features and {pixels:.0%} in pixels are as near to a training image as the "
-        f"nearest {expected:.0%} of other real images are; of a model that copies nothing, about "
-        f"{expected:.0%} would be."
-    )
-    yield line + (
-        " There are so few held-out images that only much copying would be seen."
-        if expected > FEW
-        else ""
-    )
+    else:
+        few = " There are so few of these that only much copying would be seen."
+        yield (
+            f"Copies: no sign that training images were memorised. {measured}; of a model that "
+            f"copies nothing, about {expected:.0%} would be.{few if expected > FEW else ''}"
+        )
+
+
+def copies(found: Evaluated) -> str:
+    """Whether training images were memorised, by the remarks: `yes`, `perhaps` or `no`."""
+    if any(line.startswith("memorisation") for line in found.remarks):
+        return "yes"
+    return "perhaps" if any("memorisation" in line for line in found.remarks) else "no"
 
 
 def why_no_training(found: Evaluated) -> str:
@@ -117,7 +124,7 @@ def _overfitting(found: Evaluated) -> Iterator[str]:
 def _cautions(found: Evaluated) -> Iterator[str]:
     """Remarks that no rule above has said."""
     for line in found.remarks:
-        if not line.startswith(("memorisation", "overfitting")):
+        if "memorisation" not in line and not line.startswith("overfitting"):
             yield f"Caution: {line}."
 
 

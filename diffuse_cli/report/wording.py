@@ -34,8 +34,8 @@ class Group:
     entries: Mapping[str, Entry]
 
 
-_NEAR = "Share of the generated images that are nearer to a training image, {}, than nearly all real images that were not trained on."  # noqa: E501
-_RANK = "Chance that a generated image is nearer to its closest training image, {}, than a real image that was not trained on."  # noqa: E501
+_NEAR = "Share of the generated images that are nearer to a training image, {}, than nearly all real images that are no copies."  # noqa: E501
+_RANK = "Chance that a generated image is nearer to its closest training image, {}, than a real image that is no copy."  # noqa: E501
 
 GROUPS = (
     Group(
@@ -98,10 +98,10 @@ GROUPS = (
     ),
     Group(
         "Are generated images copies of training images?",
-        "Each generated image was compared with its nearest training image, and so was each real "
-        "image that the model was not trained on. Where generated images are much nearer, they "
-        "are copies; the reference is what a model that copies nothing has. Pixels alone mislead "
-        "(a blurred image is near everything): believe what pixels and features both say.",
+        "Each generated image was compared with its nearest training image, and so were real "
+        "images that are no copies. Where generated images are much nearer, they are copies; the "
+        "reference is what a model that copies nothing has. Pixels alone mislead (a blurred image "
+        "is near everything): believe what pixels and features both say.",
         {
             "memorized_features": Entry(
                 "near in features",
@@ -163,7 +163,7 @@ KNOWN = {key: entry for group in GROUPS for key, entry in group.entries.items()}
 
 _REFERENCES = ("kid_floor", "frechet_floor", "memorized_expected")
 
-UNSHOWN = ("floor_images", "memorized_z_", *_REFERENCES)
+UNSHOWN = ("floor_images", "memorized_references", "memorized_z_", *_REFERENCES)
 """Numbers that stand beside others or are in the JSON alone."""
 
 
