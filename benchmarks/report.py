@@ -42,7 +42,7 @@ theirs; diffusers' was chosen among six (`peer_solvers.py`). Of the rates that w
 8e-3 with batches of 64 was the best of the short runs and diverged in a long one. After five
 minutes on one core nobody's emoji of 64×64 are more than blots, and their KID says little.
 
-Sampling, growth, loading and start-up are older: another machine, which the line below each names,
+Sampling, growth and start-up are older: another machine, which the line below each names,
 whose bfloat16 is half as fast as its float32, and a `tiny` of 1.7 M parameters.
 """
 

@@ -85,7 +85,7 @@ def run(config: EvalConfig, console: Console) -> None:
 
 
 def _sweep(config: EvalConfig, console: Console) -> None:
-    from diffuse_cli.evaluation.settings import sweep, sweep_and_evaluate
+    from diffuse_cli.evaluation.sweeping import sweep, sweep_and_evaluate
 
     if config.report is None:
         swept = console.follow(sweep(config))
