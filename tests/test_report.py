@@ -17,7 +17,7 @@ from conftest import in_process, write_images
 from PIL import Image
 
 from diffuse_cli.config import EvalConfig, Setting
-from diffuse_cli.evaluation import evaluating, settings
+from diffuse_cli.evaluation import evaluating, sweeping
 from diffuse_cli.evaluation.settings import SettingRow, SweptSettings
 from diffuse_cli.evaluation.showing import OF_CLASS, SAMPLES, TWINS
 from diffuse_cli.metrics import METRICS
@@ -344,7 +344,7 @@ def test_a_page_that_cannot_be_written_is_refused_first(
 ):
     Path("there.html").write_text("earlier")
     Path("file").touch()
-    for module in (evaluating, settings):
+    for module in (evaluating, sweeping):
         monkeypatch.setattr(module, "load_denoiser", lambda *a: 1 / 0)
     ran = diffuse("eval", model, images, "-n", 4, "--report", path, "-q", *option.split())
     assert ran.code == code

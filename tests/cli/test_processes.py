@@ -287,11 +287,11 @@ def test_a_lock_file_that_its_holder_removed_meanwhile_is_no_lock(tmp_path, monk
     """It was opened before the holder removed it: others would open another file of that name."""
     path, real, tries = tmp_path / "lock", locks._lock, []
 
-    def racing(lock, path):
+    def racing(lock, path, hint):
         if not tries:
             path.unlink()
         tries.append(path)
-        real(lock, path)
+        real(lock, path, hint)
 
     monkeypatch.setattr(locks, "_lock", racing)
     with locks.held(path):

@@ -12,6 +12,7 @@ import pytest
 from conftest import write_images
 from safetensors.torch import load_file
 
+from diffuse_cli.training.batches import Batches
 from diffuse_cli.training.trainer import Trainer
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
@@ -239,13 +240,13 @@ def test_fewer_images_than_a_batch_train(diffuse, recipe, tmp_path, count):
 
 def test_the_held_out_images_are_in_no_batch(train, monkeypatch):
     seen = []
-    pixels = Trainer.pixels
+    pixels = Batches.pixels
     monkeypatch.setattr(
-        Trainer, "pixels", lambda self, i: seen.append((self, i)) or pixels(self, i)
+        Batches, "pixels", lambda self, i: seen.append((self, i)) or pixels(self, i)
     )
     train("--steps", 16, "--preview-every", 100)
-    trainer = seen[0][0]
+    batches = seen[0][0]
     trained = {int(k) for _, indices in seen[:16] for k in indices}
-    assert trained == {*map(int, trainer.plan.train)}
-    assert len(trainer.plan.held_out) == 6
-    assert not trained & {*map(int, trainer.plan.held_out)}
+    assert trained == {*map(int, batches.plan.train)}
+    assert len(batches.plan.held_out) == 6
+    assert not trained & {*map(int, batches.plan.held_out)}
