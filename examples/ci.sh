@@ -34,13 +34,19 @@ diffuse sample classes.safetensors -n 4 --class bag --class sneaker --guidance 2
 grep -q '"sneaker"' classes/manifest.json
 
 # Numbers as JSON, for a dashboard or a threshold.
-diffuse eval "$model" "$data" -n 32 --steps 10 --timesteps 10 --json --quiet > eval.json
+diffuse eval "$model" "$data" -n 32 --steps 10 --timesteps 10 --json --report eval.html --quiet > eval.json
+grep -q '<h1>' eval.html
 python3 -c '
 import json
 found = json.load(open("eval.json"))
 print("bits per dimension:", round(found["bits_per_dim"], 3), "  KID:", round(found["kid"], 3))
 assert 0 < found["bits_per_dim"] < 50
 '
+
+# The cheapest good setting, written into a copy of the model, which samples with it from then on.
+diffuse eval "$model" "$data" -n 16 --sweep --sweep-samplers ddim,unipc --sweep-steps 3,6 -o tuned.safetensors --quiet > sweep.txt
+diffuse info tuned.safetensors --quiet | grep -q "^recommended "
+diffuse sample tuned.safetensors -n 2 -o tuned/ --quiet
 
 # The forward process under every schedule, as a picture.
 diffuse noise-demo out/00000.png -o demo.png --quiet
