@@ -92,13 +92,13 @@ def nested(depth: int) -> Any:
     return value
 
 
-def places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Every container and key of a JSON value."""
+def places(value: Any, depth: int = 50) -> Iterator[tuple[Any, Any]]:
+    """Every container and key of a JSON value, but for those far down."""
     keys = value if isinstance(value, dict) else range(len(value))
     for key in keys:
         yield value, key
-        if isinstance(value[key], (dict, list)):
-            yield from places(value[key])
+        if depth and isinstance(value[key], (dict, list)):
+            yield from places(value[key], depth - 1)
 
 
 def change_json(value: Any, draw: random.Random) -> None:
@@ -298,6 +298,7 @@ def run(count: int, seed: int, processes: int) -> dict[str, Any]:
                 fault = fault or try_there(draw.choice(COMMANDS[:3]), folder)
             if fault:
                 failures.append(f"{k}: {fault}")
+                print(failures[-1], file=sys.stderr, flush=True)
         os.chdir("/")
     return {
         "count": count,
