@@ -203,7 +203,9 @@ def test_a_solver_has_the_exact_end_in_sigma_space(n: int, name: str, end: float
     assert float(last(states)) == pytest.approx(end, abs=2e-10)
 
 
-@pytest.mark.parametrize(("process", "value"), [(COSINE, -19.836), (LINEAR, -10.118)], ids=str)
+@pytest.mark.parametrize(
+    ("process", "value"), [(COSINE, -19.836), (LINEAR, -10.118)], ids=["cosine", "linear"]
+)
 def test_the_last_log_snr_has_the_published_digits(process, value: float):
     assert process.log_snr(999) == pytest.approx(value, abs=5e-4)
 
