@@ -272,7 +272,7 @@ def _rebuild(described: Mapping[str, Any]) -> Model:
     step, classes = described["step"], described["classes"]
     if not isinstance(step, int) or not all(isinstance(name, str) for name in classes):
         raise ValueError("step or classes are of the wrong type")
-    unet = from_dict(UNetConfig, described["unet"])
+    unet = from_dict(UNetConfig, _settled(described["unet"]))
     out, needed = (
         unet.out_channels or unet.channels,
         channels_out(diffusion.variance, unet.channels),
