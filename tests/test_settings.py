@@ -254,6 +254,8 @@ def test_the_model_itself_is_replaced_where_it_is_asked_and_a_finished_run_keeps
         (("--order", 3), "--order does not go with --sweep"),
         (("--respaced", 5), "--respaced does not go with --sweep"),
         (("--pairs", "x.png"), "--pairs does not go with --sweep"),
+        (("--timesteps", 9), "--timesteps goes with --sweep where there is a --report"),
+        (("--train-n", 9), "--train-n goes with --sweep where there is a --report"),
         (("--ema-sweep",), "--sweep and --ema-sweep exclude each other"),
         (("--sweep-samplers", "ddim,dpm"), "--sweep-samplers: there is no 'dpm'"),
         (("--sweep-samplers", "ddim,,"), "--sweep-samplers"),
