@@ -19,6 +19,7 @@ from diffuse_cli import modelfile
 from diffuse_cli.core import bits_per_dim
 from diffuse_cli.data import read_images
 from diffuse_cli.evaluation import evaluating, neighbors, parts
+from diffuse_cli.evaluation.images import Labelled, Training
 from diffuse_cli.evaluation.remarks import remarks
 from diffuse_cli.events import finish
 from diffuse_cli.metrics import METRICS, _nearest, memorization
@@ -625,6 +626,15 @@ def test_the_nearest_is_the_nearest_of_all(block, monkeypatch):
             assert found.places.tolist() == order[expected.argmin(1)].tolist()
     assert found.samples[5] == 0
     assert found.places[5] == 17
+
+
+@pytest.mark.parametrize(
+    ("held_out", "training", "alone"), [(6, 54, 54), (150, 500, 50), (200, 500, 0), (300, 500, 0)]
+)
+def test_training_images_make_up_for_few_held_out_ones(held_out, training, alone):
+    pixels, labels = np.zeros((held_out, 1, 2, 2), np.uint8), np.zeros(held_out, np.int64)
+    own = Training(pixels, labels, np.arange(training), Labelled(pixels, labels))
+    assert own.alone == alone
 
 
 def test_a_reference_with_nothing_but_copies_of_itself_is_left_out():
