@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
     from matplotlib.text import Text
+    from matplotlib.ticker import Locator
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -243,6 +244,16 @@ class Sheet:
 def color(i: int) -> str:
     """The colour of the i-th of several things."""
     return COLORS[i % len(COLORS)]
+
+
+def log_ticks(low: float, high: float) -> Locator:
+    """Where a logarithmic axis has its numbers: at equal steps in less than a decade, where there
+    might be one power of ten alone; at 1, 2 and 5 in less than two; at powers of ten in more."""
+    from matplotlib.ticker import AutoLocator, LogLocator
+
+    if high < 10 * low:
+        return AutoLocator()
+    return LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,))
 
 
 def readable(value: float) -> str:

@@ -18,7 +18,8 @@ from PIL import Image
 from diffuse_cli import modelfile
 from diffuse_cli.core import bits_per_dim
 from diffuse_cli.data import read_images
-from diffuse_cli.evaluation import evaluating, neighbors
+from diffuse_cli.evaluation import evaluating, neighbors, parts
+from diffuse_cli.evaluation.images import Labelled, Training
 from diffuse_cli.evaluation.remarks import remarks
 from diffuse_cli.events import finish
 from diffuse_cli.metrics import METRICS, _nearest, memorization
@@ -181,9 +182,14 @@ def test_samples_in_a_folder_measure_as_the_model_does(diffuse, measure, model, 
 
 
 def test_one_image_is_too_few_to_compare(diffuse, model, tmp_path):
-    ran = diffuse("eval", model, write_images(tmp_path / "one", 1), "-n", 2, *QUICK, "-q")
-    assert ran.code in (2, 3)
-    assert "two images" in ran.line
+    one = write_images(tmp_path / "one", 1)
+    ran = diffuse("eval", model, one, "-n", 2, *QUICK)
+    assert ran.code == 2
+    assert "two images are needed on each side, not 1 real" in ran.err
+    assert "sampling" not in ran.err  # before the work
+    ran = diffuse("eval", one, write_images(tmp_path / "two", 2), "-q")
+    assert ran.code == 2
+    assert "not 1 generated" in ran.line
 
 
 # -- classes --------------------------------------------------------------------------------------
@@ -460,7 +466,8 @@ def test_a_plot_is_a_png(measure, other, name):
 @pytest.mark.parametrize(
     "option",
     ["--plot bound.png", "--respaced 5", "--guidance 2", "--sampler ddim --eta 1", "--order 3",
-     "--threshold 0.9", "--guidance-interval 0,1", "--weights raw", "--weights ema"],
+     "--threshold 0.9", "--guidance-interval 0,1", "--weights raw", "--weights ema",
+     "--spacing karras", "--timesteps all"],
 )  # fmt: skip
 def test_what_needs_a_model_is_refused_for_a_folder(diffuse, images, other, option):
     ran = diffuse("eval", other, images, *option.split(), "-q")
@@ -563,6 +570,15 @@ def test_copies_of_training_images_are_caught(diffuse, images, tmp_path):
     assert "memorisation: 100%" in diffuse("eval", copies, images).out
 
 
+def test_both_spaces_have_as_many_references(diffuse, images, monkeypatch):
+    """One share is expected of both, which depends on how many references there are."""
+    searched = []
+    inner = parts.search
+    monkeypatch.setattr(parts, "search", lambda *a: searched.append(a[-1]) or inner(*a))
+    assert diffuse("eval", images, images, "--train-n", 20, "--json").json["memorized_expected"]
+    assert searched == [20, 20]
+
+
 def test_new_images_are_not_taken_for_copies(diffuse, images, tmp_path):
     new = write_images(tmp_path / "new", 54, seed=77)
     found = diffuse("eval", new, images, "--json").json
@@ -610,6 +626,15 @@ def test_the_nearest_is_the_nearest_of_all(block, monkeypatch):
             assert found.places.tolist() == order[expected.argmin(1)].tolist()
     assert found.samples[5] == 0
     assert found.places[5] == 17
+
+
+@pytest.mark.parametrize(
+    ("held_out", "training", "alone"), [(6, 54, 54), (150, 500, 50), (200, 500, 0), (300, 500, 0)]
+)
+def test_training_images_make_up_for_few_held_out_ones(held_out, training, alone):
+    pixels, labels = np.zeros((held_out, 1, 2, 2), np.uint8), np.zeros(held_out, np.int64)
+    own = Training(pixels, labels, np.arange(training), Labelled(pixels, labels))
+    assert own.alone == alone
 
 
 def test_a_reference_with_nothing_but_copies_of_itself_is_left_out():

@@ -270,6 +270,33 @@ def test_whether_there_are_copies_is_what_the_remarks_say(remarks, said):
     assert verdict.copies(SimpleNamespace(remarks=remarks)) == said
 
 
+def found_with(**values):
+    return SimpleNamespace(values=values, remarks=[], real=3, generated=3)
+
+
+@pytest.mark.parametrize(("share", "said"), [(0.04, "no sign that tr"), (1.0, "no sign that is c")])
+def test_many_near_images_among_few_are_not_called_none(share, said):
+    near = {f"memorized_{space}": share for space in ("features", "pixels")}
+    [line] = verdict._copies(found_with(memorized_expected=0.05, **near))
+    assert line.startswith(f"Copies: {said}")
+    assert ("look at the pairs below" in line) == (share > 0.1)
+
+
+def test_images_differ_measurably_where_the_error_is_known():
+    values = {"kid": 0.9, "kid_floor": 0.1}
+    [line] = verdict._likeness(found_with(**values))
+    assert "3 images on each side do not tell" in line
+    [line] = verdict._likeness(found_with(**values, kid_standard_error=0.1))
+    assert "differ measurably" in line
+
+
+def test_a_gap_below_zero_is_not_said_to_be_zero():
+    gap = {"bits_per_dim_gap": -1.0, "bits_per_dim_gap_standard_error": 0.1}
+    [line] = verdict._overfitting(found_with(**gap))
+    assert line.endswith("cost −1.00 ± 0.10 bits per dimension more than training images, "
+                         "which is not clearly above 0.")  # fmt: skip
+
+
 def test_copies_are_called_copies(diffuse, images, tmp_path):
     (tmp_path / "copies").mkdir()
     for k, path in enumerate(sorted(images.rglob("*.png"))):

@@ -254,6 +254,8 @@ def test_the_model_itself_is_replaced_where_it_is_asked_and_a_finished_run_keeps
         (("--order", 3), "--order does not go with --sweep"),
         (("--respaced", 5), "--respaced does not go with --sweep"),
         (("--pairs", "x.png"), "--pairs does not go with --sweep"),
+        (("--timesteps", 9), "--timesteps goes with --sweep where there is a --report"),
+        (("--train-n", 9), "--train-n goes with --sweep where there is a --report"),
         (("--ema-sweep",), "--sweep and --ema-sweep exclude each other"),
         (("--sweep-samplers", "ddim,dpm"), "--sweep-samplers: there is no 'dpm'"),
         (("--sweep-samplers", "ddim,,"), "--sweep-samplers"),
@@ -330,3 +332,17 @@ def test_the_picture_has_a_line_for_each_sampler_and_a_ring(monkeypatch, least):
     assert (ring.get_xdata()[0], ring.get_ydata()[0]) == (chosen.seconds, chosen.values["kid"])
     labels = [text.get_text() for text in plot.texts]
     assert sorted(labels) == sorted([*["5", "20", "50"] * 7, "×1"])
+
+
+@pytest.mark.parametrize("values", [(0.72, 0.9), (0.9, 1.2), (0.13, 0.29), (0.003, 1.5)])
+def test_an_axis_has_three_numbers_or_more(monkeypatch, values):
+    """However its range lies to the powers of ten."""
+    drawn = []
+    real = pictures.Sheet.axes
+    monkeypatch.setattr(
+        pictures.Sheet, "axes", lambda self, *p: drawn.append(real(self, *p)) or drawn[-1]
+    )
+    tradeoff.draw(swept(*(row("ddim", 5 + i, v, seconds=v) for i, v in enumerate(values))), "m")
+    for axis in (drawn[0].xaxis, drawn[0].yaxis):
+        low, high = axis.get_view_interval()
+        assert sum(low <= tick <= high for tick in axis.get_majorticklocs()) >= 3

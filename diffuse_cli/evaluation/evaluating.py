@@ -104,6 +104,7 @@ def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work
             yield from tell(settings)
         network = yield from find_network(config, accelerator)
         sides = yield from read_sides(config, loaded)
+        sides.check()
         if page and sides.training is None:
             raise UsageError(
                 "--pairs needs DATA that a model was trained on, with a held-out part",
@@ -191,15 +192,17 @@ def _check_times(config: EvalConfig, settings: DrawSettings, process: Process) -
 
 NEEDS_MODEL = (
     *("plot", "respaced", "sampler", "steps", "guidance", "guidance_interval"),
-    *("eta", "order", "threshold"),
+    *("eta", "order", "threshold", "spacing", "timesteps"),
 )
-"""Options that say how a model is measured or drawn from, where they are given."""
+"""Options that say how a model is measured or drawn from, where they are not at their defaults."""
 
 
 def _check_folder(config: EvalConfig) -> None:
     """Refuse what has no meaning for a folder of images."""
     given = [
-        "--" + name.replace("_", "-") for name in NEEDS_MODEL if getattr(config, name) is not None
+        "--" + name.replace("_", "-")
+        for name in NEEDS_MODEL
+        if getattr(config, name) != getattr(type(config), name)
     ]
     given += [f"--weights {name}" for name in config.weights if name in MODEL_WEIGHTS]
     if given:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from diffuse_cli import files
 from diffuse_cli.config import EvalConfig
 from diffuse_cli.data import Images, read_images
-from diffuse_cli.errors import ModelFileError
+from diffuse_cli.errors import ModelFileError, UsageError
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.options import Size
 from diffuse_cli.runtime import permutation
@@ -92,6 +92,20 @@ class Sides:
     part: str
     classes: tuple[str, ...]
     fingerprints: dict[str, str]
+
+    def check(self) -> None:
+        """Refuse what nothing can be estimated of, before the work.
+
+        Raises:
+            UsageError: fewer than two images on a side.
+        """
+        sides = {"real": self.real, "generated": self.fakes}
+        for name, images in sides.items():
+            if images is not None and len(images) < 2:
+                raise UsageError(
+                    f"two images are needed on each side, not {len(images)} {name}",
+                    "Give more images",
+                )
 
 
 def is_images(subject: str) -> bool:

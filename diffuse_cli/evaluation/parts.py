@@ -170,11 +170,12 @@ def _make_nearest(evaluation: Evaluation) -> Work[None]:
     theirs = evaluation.real_features
     if evaluation.loaded is None:  # a model's real images are the held-out ones
         theirs = yield from cached(evaluation.network, held_out.pixels, evaluation.team)
+    # As many references in both spaces: what is expected of a share depends on how many there are.
     order, alone = np.arange(len(features)), min(training.alone, len(features))
     near = yield from search(evaluation.fake_features, theirs, features, order, alone)
     evaluation.nearest["features"] = replace(near, places=training.order[near.places])
     evaluation.nearest["pixels"] = yield from search(
-        fakes.pixels, held_out.pixels, training.pixels, training.order, training.alone
+        fakes.pixels, held_out.pixels, training.pixels, training.order, alone
     )
 
 

@@ -74,8 +74,7 @@ def sweep(config: EvalConfig, accelerator: Accelerator | None = None) -> Work[Sw
         yield from _announce(config, first, scales, timesteps)
         network = yield from find_network(config, accelerator)
         sides = yield from read_sides(config, loaded)
-        if len(sides.real) < 2:
-            raise UsageError("--sweep needs two real images", "Give more images")
+        sides.check()
         team = Team.of(accelerator)
         real = np.asarray(
             (yield from cached(network, sides.real.pixels, team, tell=True)), np.float64
@@ -155,6 +154,9 @@ NEVER = {
 }
 """Options that have no meaning in a sweep, with what to do instead."""
 
+OF_THE_PAGE = ("timesteps", "train_n")
+"""Options of the evaluation that follows a sweep with --report."""
+
 
 def _check(config: EvalConfig) -> None:
     """Refuse what does not go with a sweep, or is not said by a recommendation."""
@@ -164,6 +166,10 @@ def _check(config: EvalConfig) -> None:
     for name, hint in NEVER.items():
         if getattr(config, name) is not None:
             raise UsageError(f"--{name} does not go with --sweep", hint)
+    for name in OF_THE_PAGE:
+        if config.report is None and getattr(config, name) != getattr(type(config), name):
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(f"{flag} goes with --sweep where there is a --report", "Leave it out")
     unsaid = {
         "--spacing": config.spacing != type(config).spacing,
         "--threshold": config.threshold is not None,

@@ -42,27 +42,30 @@ def draw(found: SweptSettings, name: str) -> Image.Image:
     for i, sampler in enumerate(samplers):
         _sampler(axes, found, sampler, i)
     _ring(axes, found)
+    _ticks(axes)
     _keys(sheet, found, samplers)
     return sheet.render()
 
 
 def _scale(axes: Axes, found: SweptSettings) -> None:
     """Logarithmic axes, but for KIDs of which one is not above 0."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    plain = FuncFormatter(lambda value, _: f"{value:g}")
     axes.set_xscale("log")
     axes.set_xlabel(f"seconds an image, on {found.device}", fontsize=9)
     axes.set_ylabel("KID, lower is better", fontsize=9)
-    scaled = [axes.xaxis]
     if all(row.values[found.metric] > 0 for row in found.rows):
         axes.set_yscale("log")
-        scaled.append(axes.yaxis)  # type: ignore[arg-type]
-    for axis in scaled:
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter(plain)
-        axis.set_minor_formatter(NullFormatter())
     axes.tick_params(length=0, which="both")
+
+
+def _ticks(axes: Axes) -> None:
+    """Plain numbers on logarithmic axes."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    for axis in (axes.xaxis, axes.yaxis):
+        if axis.get_scale() == "log":
+            axis.set_major_locator(pictures.log_ticks(*axis.get_view_interval()))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(NullFormatter())
 
 
 def _sampler(axes: Axes, found: SweptSettings, sampler: str, i: int) -> None:

@@ -9,21 +9,18 @@ torch-fidelity comes to with one subset of all images.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from diffuse_cli.metrics import both, floor
+from diffuse_cli.metrics._nearest import blocks
 
 if TYPE_CHECKING:
     from diffuse_cli.metrics import Array, Features
 
 NEEDS = ("features",)
-
-BLOCK = 1000
-"""Rows and columns of the kernel that exist at a time."""
 
 
 def compute(evaluation: Features) -> dict[str, float]:
@@ -66,15 +63,11 @@ class Sums:
     squares: float
 
 
-def _blocks(n: int) -> Iterator[slice]:
-    return (slice(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK))
-
-
 def between(x: Array, y: Array) -> Sums:
     """Sums over all pairs of a row of x (N, d) and a row of y (M, d), float64."""
     rows, columns, squares = np.zeros(len(x)), np.zeros(len(y)), 0.0
-    for i in _blocks(len(x)):
-        for j in _blocks(len(y)):
+    for i in blocks(len(x)):
+        for j in blocks(len(y)):
             k = kernel(x[i], y[j])
             rows[i] += k.sum(1)
             columns[j] += k.sum(0)
@@ -85,12 +78,12 @@ def between(x: Array, y: Array) -> Sums:
 def within(x: Array) -> Sums:
     """Sums over all pairs of two different rows of x (N, d), float64; each pair counts twice."""
     rows, squares = np.zeros(len(x)), 0.0
-    for i in _blocks(len(x)):
+    for i in blocks(len(x)):
         k = kernel(x[i], x[i])
         np.fill_diagonal(k, 0)
         rows[i] += k.sum(1)
         squares += float(np.vdot(k, k))
-        for j in _blocks(len(x)):
+        for j in blocks(len(x)):
             if j.start > i.start:  # the other half is its transpose
                 k = kernel(x[i], x[j])
                 rows[i] += k.sum(1)

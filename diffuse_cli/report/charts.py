@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from diffuse_cli import pictures
 from diffuse_cli.report.elements import Markup, text
 
 if TYPE_CHECKING:
@@ -219,7 +220,7 @@ def stairs(
 
 
 def _scale(axes: Axes, log_x: bool, log_y: bool) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, NullFormatter
 
     for axis, logarithmic, scale in (
         (axes.xaxis, log_x, axes.set_xscale),
@@ -227,8 +228,7 @@ def _scale(axes: Axes, log_x: bool, log_y: bool) -> None:
     ):
         if logarithmic:
             scale("log")
-            low, high = axis.get_view_interval()
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+            axis.set_major_locator(pictures.log_ticks(*axis.get_view_interval()))
             axis.set_minor_formatter(NullFormatter())
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
 

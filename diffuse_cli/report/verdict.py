@@ -28,7 +28,8 @@ def _likeness(found: Evaluated) -> Iterator[str]:
         return
     floor = measured(values, "kid_floor")
     error = math.hypot(error_of(values, "kid"), error_of(values, "kid_floor"))
-    if values["kid"] - values["kid_floor"] > SIGNIFICANT * error:
+    known = "kid_standard_error" in values  # of three images or fewer it is not
+    if known and values["kid"] - values["kid_floor"] > SIGNIFICANT * error:
         yield (
             f"Likeness: as a set, the generated images differ measurably from real ones. Their "
             f"distance from them (KID) is {kid}; that of real images from other real ones is "
@@ -84,9 +85,12 @@ def _copies(found: Evaluated) -> Iterator[str]:
         )
     else:
         few = " There are so few of these that only much copying would be seen."
+        more = any(values[f"memorized_{space}"] > 2 * expected for space in ("features", "pixels"))
+        sign = "no sign that is clear" if more else "no sign"
+        chance = " So many can be chance, among so few: look at the pairs below." if more else ""
         yield (
-            f"Copies: no sign that training images were memorised. {measured}; of a model that "
-            f"copies nothing, about {expected:.0%} would be.{few if expected > FEW else ''}"
+            f"Copies: {sign} that training images were memorised. {measured}; of a model that "
+            f"copies nothing, about {expected:.0%} would be.{few if expected > FEW else ''}{chance}"
         )
 
 
@@ -117,7 +121,7 @@ def _overfitting(found: Evaluated) -> Iterator[str]:
     else:
         yield (
             "Overfitting: no sign of it. Real images the model was not trained on cost "
-            f"{gap} bits per dimension more than training images, which is 0 within its error."
+            f"{gap} bits per dimension more than training images, which is not clearly above 0."
         )
 
 

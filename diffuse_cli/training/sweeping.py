@@ -157,6 +157,9 @@ def _check(config: EvalConfig) -> None:
     others = {"--plot": config.plot, "--pairs": config.pairs, "--respaced": config.respaced}
     others["--report"] = config.report
     others["--weights raw"] = config.model_weights == "raw" or None
+    for name in ("timesteps", "train_n"):
+        given = getattr(config, name) != getattr(type(config), name)
+        others["--" + name.replace("_", "-")] = given or None
     for flag, value in others.items():
         if value is not None:
             raise UsageError(f"{flag} does not go with --ema-sweep", "Leave one of them out")

@@ -111,7 +111,7 @@ def test_kid_is_that_of_torch_fidelity():
 
 @pytest.mark.parametrize(("n", "m"), [(2, 3), (13, 7), (20, 41)])
 def test_kid_is_the_definition(n, m, monkeypatch):
-    monkeypatch.setattr(kid, "BLOCK", 6)
+    monkeypatch.setattr(_nearest, "BLOCK", 6)
     x, y = drawn(0, n).astype(np.float64), drawn(1, m, shift=0.5).astype(np.float64)
 
     def k(a, b):
@@ -128,7 +128,7 @@ def test_kid_is_the_definition(n, m, monkeypatch):
 def test_kid_does_not_depend_on_the_block(monkeypatch):
     real, fake = drawn(0, 50), drawn(1, 37)
     whole = measured("kid", real, fake)
-    monkeypatch.setattr(kid, "BLOCK", 8)
+    monkeypatch.setattr(_nearest, "BLOCK", 8)
     assert measured("kid", real, fake) == pytest.approx(whole, rel=1e-9)
 
 

@@ -194,6 +194,8 @@ def test_the_output_is_never_replaced_unasked(sweep):
         (("-o", "x.pt"), "-o must end in .safetensors"),
         (("--plot", "x.png"), "--plot does not go with --ema-sweep"),
         (("--respaced", 5), "--respaced does not go with --ema-sweep"),
+        (("--timesteps", 9), "--timesteps does not go with --ema-sweep"),
+        (("--train-n", 0), "--train-n does not go with --ema-sweep"),
         (("--weights", "raw"), "--weights raw does not go with --ema-sweep"),
         (("--ema-metric", "kidd"), "Did you mean 'kid'"),
     ],
