@@ -10,6 +10,7 @@ from typing import Any
 
 from diffuse_cli import __version__
 from diffuse_cli.config import EvalConfig
+from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation import Evaluated
 from diffuse_cli.evaluation.settings import SweptSettings
 from diffuse_cli.options import to_arguments
@@ -96,9 +97,10 @@ def _about(config: EvalConfig, found: Evaluated) -> Markup:
         "How well the diffusion model ",
         subject,
         " draws images, and how well it predicts them. "
-        f"It was trained for {model['step']:,} steps, has {model['parameters']:,} parameters, and "
-        f"draws {colour} images of {width} × {height} pixels{classes}. {found.generated:,} images "
-        f"that it drew ({settings['sampler']}, {settings['steps']} steps{guided}, seed "
+        f"It was trained for {plural(model['step'], 'step')}, has {model['parameters']:,} "
+        f"parameters, and draws {colour} images of {width} × {height} pixels{classes}. "
+        f"{found.generated:,} images "
+        f"that it drew ({settings['sampler']}, {plural(settings['steps'], 'step')}{guided}, seed "
         f"{settings['seed']}) were",
         against,
     )

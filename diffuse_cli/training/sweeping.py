@@ -150,6 +150,13 @@ def _tell(best: Row, rows: Sequence[Row], beaten: bool) -> Work[None]:
         yield Notice("the model file's own average is better than all of these")
 
 
+OF_DRAWING = (
+    *("sampler", "steps", "spacing", "eta", "order", "threshold"),
+    *("guidance", "guidance_interval", "features"),
+)
+"""Options that say how images are drawn and measured, which a loss of real images is without."""
+
+
 def _check(config: EvalConfig) -> None:
     if is_images(config.subject):
         shown = files.show(Path(config.subject))
@@ -163,6 +170,12 @@ def _check(config: EvalConfig) -> None:
     for flag, value in others.items():
         if value is not None:
             raise UsageError(f"{flag} does not go with --ema-sweep", "Leave one of them out")
+    for name in OF_DRAWING if config.ema_metric == "held-out" else ():
+        if getattr(config, name) != getattr(type(config), name):
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(
+                f"{flag} does not go with --ema-metric held-out", "Leave one of them out"
+            )
 
 
 # -- lengths --------------------------------------------------------------------------------------

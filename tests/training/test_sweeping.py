@@ -16,7 +16,8 @@ from diffuse_cli.training import sweeping
 from diffuse_cli.training.power import gamma_of, snapshots
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
-QUICK = ("-n", 6, "--steps", 3, "--ema-sweep", "--precision", "fp32")
+QUICK = ("-n", 6, "--ema-sweep", "--precision", "fp32")
+PLAIN = ("-n", 6, "--steps", 3, "--precision", "fp32")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,11 @@ def kept(images, recipe, tmp_path_factory):
 
 @pytest.fixture
 def sweep(diffuse, images, kept):
-    return lambda *options, model=kept: diffuse("eval", model, images, *QUICK, *options)
+    def run(*options, model=kept):
+        drawn = () if "held-out" in options else ("--steps", 3)
+        return diffuse("eval", model, images, *QUICK, *drawn, *options)
+
+    return run
 
 
 def test_a_table_of_lengths_with_the_best_named_and_written(sweep, diffuse, images, kept):
@@ -50,9 +55,9 @@ def test_a_table_of_lengths_with_the_best_named_and_written(sweep, diffuse, imag
     assert made.step == 60
     assert made.data["ema_length"] == found["best"]
     assert made.raw["conv_out.weight"].equal(modelfile.load(kept).raw["conv_out.weight"])
-    again = diffuse("eval", "best.safetensors", images, *QUICK[:4], *QUICK[5:], "--json").json
+    again = diffuse("eval", "best.safetensors", images, *PLAIN, "--json").json
     assert again["kid"] == pytest.approx(kids[found["best"]], rel=1e-6)
-    plain = diffuse("eval", kept, images, *QUICK[:4], *QUICK[5:], "--json").json
+    plain = diffuse("eval", kept, images, *PLAIN, "--json").json
     assert found["file"]["kid"] == pytest.approx(plain["kid"], rel=1e-6)
 
 
@@ -197,6 +202,8 @@ def test_the_output_is_never_replaced_unasked(sweep):
         (("--timesteps", 9), "--timesteps does not go with --ema-sweep"),
         (("--train-n", 0), "--train-n does not go with --ema-sweep"),
         (("--weights", "raw"), "--weights raw does not go with --ema-sweep"),
+        (("--ema-metric", "held-out", "--steps", 3), "--steps does not go with --ema-metric"),
+        (("--ema-metric", "held-out", "--features", "inception"), "--features does not go with"),
         (("--ema-metric", "kidd"), "Did you mean 'kid'"),
     ],
 )
