@@ -529,6 +529,13 @@ def test_numbers_that_are_none_are_drawn_as_gaps():
     assert charts.lines("a", [line], "says", "x", "y", log_x=True).startswith("<svg")
 
 
+def test_things_in_one_plot_are_told_apart():
+    looks = [charts.look(i) for i in range(64)]
+    assert len({*looks}) == 64
+    for part in (0, 2):
+        assert len({one[part] for one in looks[:8]}) == 8
+
+
 def luminance(color):
     levels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in levels]
@@ -539,7 +546,7 @@ def luminance(color):
 def test_words_stand_out_in_both_schemes(colors):
     """A contrast of 4.5, as WCAG 2 asks for text."""
     assert {*colors} == {*style.LIGHT} >= {*charts.INKS}
-    for name in ("ink", "faint", "first", "second", "third", "fourth"):
+    for name in ("faint", *charts.COLORS):
         for ground in ("paper", "panel"):
             dark, light = sorted((luminance(colors[name]), luminance(colors[ground])))
             assert (light + 0.05) / (dark + 0.05) >= 4.5, (name, ground)

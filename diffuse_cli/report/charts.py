@@ -25,11 +25,21 @@ COLUMNS = 3
 INKS = {
     "ink": "#010101", "faint": "#020202", "rule": "#030303", "paper": "#040404",
     "first": "#050505", "second": "#060606", "third": "#070707", "fourth": "#080808",
+    "fifth": "#090909", "sixth": "#0a0a0a", "seventh": "#0b0b0b",
 }  # fmt: skip
 """What stands in a plot for the colours of `style`, until it is part of the page."""
 
-SERIES = (("first", "-", "o"), ("second", "--", "s"), ("third", "-.", "^"), ("fourth", ":", "D"))
-"""Colour, dash and mark of the i-th of several things, any of which tells them apart."""
+COLORS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "ink")
+DASHES = ("-", "--", "-.", ":")
+MARKS = ("o", "s", "^", "D", "v", "P", "*", "X")
+
+
+def look(i: int) -> tuple[str, str, str]:
+    """Colour, dash and mark of the i-th of several things: no two of the first 64 are alike, and
+    of the first eight no two colours and no two marks."""
+    turn = i + i // len(COLORS)
+    return COLORS[i % len(COLORS)], DASHES[turn % len(DASHES)], MARKS[turn % len(MARKS)]
+
 
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -183,7 +193,7 @@ def lines(
         plot = Plot(name, 2.4 + top, top=top)
         axes = plot.axes
         for i, line in enumerate(series):
-            color, dash, point = SERIES[i % len(SERIES)]
+            color, dash, point = look(i)
             axes.errorbar(
                 line.x, line.y, yerr=line.errors, fmt=dash, color=INKS[color], label=line.label,
                 linewidth=1.5, elinewidth=1, capsize=2, marker=point if line.marks else "",

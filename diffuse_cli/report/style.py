@@ -12,6 +12,9 @@ LIGHT = {
     "second": "#b34a00",
     "third": "#1a7240",
     "fourth": "#8a3ea8",
+    "fifth": "#0b6a73",
+    "sixth": "#b3124f",
+    "seventh": "#6b5d00",
 }
 """Every text colour has a contrast of 4.5 or more on paper and panel."""
 
@@ -25,6 +28,9 @@ DARK = {
     "second": "#ff9d57",
     "third": "#5fd08d",
     "fourth": "#d69af0",
+    "fifth": "#4fd0da",
+    "sixth": "#ff8fb3",
+    "seventh": "#e0c84a",
 }
 
 _RULES = """
