@@ -29,7 +29,8 @@ from diffuse_cli.core.schedules import SCHEDULES, zero_terminal_snr
 from diffuse_cli.core.unet import UNet
 from diffuse_cli.core.variances import channels_out
 from diffuse_cli.errors import DiffuseError, ModelFileError, lookup
-from diffuse_cli.options import from_dict, parse_color, to_dict
+from diffuse_cli.options import from_dict, to_dict
+from diffuse_cli.parsing import parse_color
 
 SAMPLING = "sampling"
 """The key of the recommendation in `diffuse.config`; a file without one has no such key."""

@@ -9,7 +9,8 @@ from typing import Any
 
 from diffuse_cli.config import TrainConfig, UNetConfig
 from diffuse_cli.errors import UsageError, lookup
-from diffuse_cli.options import Size, from_dict
+from diffuse_cli.options import from_dict
+from diffuse_cli.parsing import Size
 
 LOWEST = 8
 """Levels are added until the shorter side is at most this many pixels."""

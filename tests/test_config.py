@@ -21,17 +21,8 @@ from diffuse_cli.config import (
     UNetConfig,
 )
 from diffuse_cli.errors import UsageError, lookup
-from diffuse_cli.options import (
-    flag_of,
-    from_dict,
-    options,
-    parse_ints,
-    parse_names,
-    parse_size,
-    read_toml,
-    to_dict,
-    to_toml,
-)
+from diffuse_cli.options import flag_of, from_dict, options, read_toml, to_dict, to_toml
+from diffuse_cli.parsing import parse_ints, parse_names, parse_size
 
 REQUIRED: dict[type, dict[str, Any]] = {
     UNetConfig: {},

@@ -13,15 +13,8 @@ from diffuse_cli.config import DrawConfig
 from diffuse_cli.console import Console
 from diffuse_cli.core.samplers import knobs
 from diffuse_cli.errors import lookup
-from diffuse_cli.options import (
-    MODEL_WEIGHTS,
-    Option,
-    flag_of,
-    from_dict,
-    options,
-    parsed,
-    read_toml,
-)
+from diffuse_cli.options import Option, flag_of, from_dict, options, parsed, read_toml
+from diffuse_cli.parsing import MODEL_WEIGHTS
 from diffuse_cli.runtime import rank
 
 

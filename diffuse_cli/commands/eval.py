@@ -14,6 +14,7 @@ from diffuse_cli import files
 from diffuse_cli.commands._options import check_knobs
 from diffuse_cli.config import EvalConfig
 from diffuse_cli.console import Console, plain
+from diffuse_cli.evaluation.remarks import PER_CLASS
 from diffuse_cli.runtime import rank
 
 if TYPE_CHECKING:
@@ -52,14 +53,6 @@ UNLISTED = (
     "memorized_z",
 )
 """What is in the JSON alone."""
-
-PER_CLASS = {
-    "bits_per_dim": "bits per dimension",
-    "kid": "KID",
-    "precision": "precision",
-    "recall": "recall",
-}
-"""What is said of each class. The Fréchet distance of a few images is bias."""
 
 
 def run(config: EvalConfig, console: Console) -> None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from diffuse_cli.errors import UsageError
-from diffuse_cli.options import (
+from diffuse_cli.options import OVERWRITE, Config, option
+from diffuse_cli.parsing import (
     MODEL_WEIGHTS,
-    OVERWRITE,
-    Config,
-    option,
     parse_color,
     parse_interval,
     parse_ints,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diffuse_cli.options import OVERWRITE, Config, Size, option, parse_color, parse_size
+from diffuse_cli.options import OVERWRITE, Config, option
+from diffuse_cli.parsing import Size, parse_color, parse_size
 
 
 @dataclass(frozen=True, kw_only=True)

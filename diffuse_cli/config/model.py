@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffuse_cli.errors import UsageError
-from diffuse_cli.options import Config, Size, option, parse_betas, parse_ints, parse_size
+from diffuse_cli.options import Config, option
+from diffuse_cli.parsing import Size, parse_betas, parse_ints, parse_size
 
 
 @dataclass(frozen=True, kw_only=True)

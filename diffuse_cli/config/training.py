@@ -8,7 +8,8 @@ from typing import Any
 
 from diffuse_cli.config.model import DiffusionConfig
 from diffuse_cli.errors import UsageError
-from diffuse_cli.options import OVERWRITE, Size, option, parse_color, parse_size
+from diffuse_cli.options import OVERWRITE, option
+from diffuse_cli.parsing import Size, parse_color, parse_size
 
 
 @dataclass(frozen=True, kw_only=True)

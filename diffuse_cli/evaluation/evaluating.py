@@ -20,7 +20,8 @@ from diffuse_cli.evaluation.showing import Shown, choose
 from diffuse_cli.evaluation.team import Team
 from diffuse_cli.events import Work
 from diffuse_cli.metrics import METRICS
-from diffuse_cli.options import MODEL_WEIGHTS
+from diffuse_cli.options import differs
+from diffuse_cli.parsing import MODEL_WEIGHTS
 from diffuse_cli.resolving import DrawSettings, resolve, tell
 from diffuse_cli.runtime import machine_or, made_with, resolve_precision
 from diffuse_cli.sampling import Loaded, load_denoiser
@@ -199,11 +200,7 @@ NEEDS_MODEL = (
 
 def _check_folder(config: EvalConfig) -> None:
     """Refuse what has no meaning for a folder of images."""
-    given = [
-        "--" + name.replace("_", "-")
-        for name in NEEDS_MODEL
-        if getattr(config, name) != getattr(type(config), name)
-    ]
+    given = ["--" + name.replace("_", "-") for name in NEEDS_MODEL if differs(config, name)]
     given += [f"--weights {name}" for name in config.weights if name in MODEL_WEIGHTS]
     if given:
         subject = files.show(Path(config.subject))

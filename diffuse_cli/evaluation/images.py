@@ -15,7 +15,7 @@ from diffuse_cli.config import EvalConfig
 from diffuse_cli.data import Images, read_images
 from diffuse_cli.errors import ModelFileError, UsageError
 from diffuse_cli.events import Notice, Work
-from diffuse_cli.options import Size
+from diffuse_cli.parsing import Size
 from diffuse_cli.runtime import permutation
 from diffuse_cli.sampling import Loaded
 

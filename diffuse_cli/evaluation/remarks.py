@@ -7,6 +7,14 @@ from collections.abc import Callable, Iterator, Mapping
 SIGNIFICANT = 3
 """Standard errors from which a difference is called one."""
 
+PER_CLASS = {
+    "bits_per_dim": "bits per dimension",
+    "kid": "KID",
+    "precision": "precision",
+    "recall": "recall",
+}
+"""What is said of each class. The Fréchet distance of a few images is bias."""
+
 Values = Mapping[str, float]
 
 

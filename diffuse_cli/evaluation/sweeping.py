@@ -38,6 +38,7 @@ from diffuse_cli.evaluation.team import Team
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.features import FeatureNetwork
 from diffuse_cli.metrics import frechet, kid
+from diffuse_cli.options import differs
 from diffuse_cli.resolving import DrawSettings, resolve
 from diffuse_cli.runtime import machine_or
 from diffuse_cli.sampling import Loaded, draw_as, load_denoiser
@@ -167,7 +168,7 @@ def _check(config: EvalConfig) -> None:
         if getattr(config, name) is not None:
             raise UsageError(f"--{name} does not go with --sweep", hint)
     for name in OF_THE_PAGE:
-        if config.report is None and getattr(config, name) != getattr(type(config), name):
+        if config.report is None and differs(config, name):
             flag = "--" + name.replace("_", "-")
             raise UsageError(f"{flag} goes with --sweep where there is a --report", "Leave it out")
     unsaid = {

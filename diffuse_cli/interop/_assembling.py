@@ -19,7 +19,8 @@ from diffuse_cli.files import show
 from diffuse_cli.interop import Foreign
 from diffuse_cli.interop._source import Source, brief
 from diffuse_cli.modelfile import Model, make_denoiser
-from diffuse_cli.options import Size, from_dict, options, to_dict
+from diffuse_cli.options import from_dict, options, to_dict
+from diffuse_cli.parsing import Size
 from diffuse_cli.presets import PRESETS
 from diffuse_cli.training.configuring import for_model_file
 

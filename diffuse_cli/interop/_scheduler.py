@@ -18,7 +18,7 @@ from diffuse_cli.errors import ModelFileError
 from diffuse_cli.events import Notice
 from diffuse_cli.files import show
 from diffuse_cli.interop._source import brief, read_json, rejecting
-from diffuse_cli.options import parse_betas
+from diffuse_cli.parsing import parse_betas
 
 SCHEDULERS = ("DDPMScheduler", "DDIMScheduler", "DDIMInverseScheduler", "PNDMScheduler",
               "DPMSolverMultistepScheduler", "UniPCMultistepScheduler")  # fmt: skip

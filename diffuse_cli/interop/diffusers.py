@@ -17,7 +17,7 @@ from diffuse_cli.interop import Foreign
 from diffuse_cli.interop._assembling import attention_at, network
 from diffuse_cli.interop._scheduler import read_process
 from diffuse_cli.interop._source import Source, brief, read_json, read_weights, rejecting
-from diffuse_cli.options import parse_size
+from diffuse_cli.parsing import parse_size
 
 OPTIONS: tuple[str, ...] = ()
 

@@ -20,7 +20,7 @@ from diffuse_cli.errors import ModelFileError, UsageError
 from diffuse_cli.interop import Foreign
 from diffuse_cli.interop._assembling import attention_at, network, unlike
 from diffuse_cli.interop._source import Source
-from diffuse_cli.options import Size
+from diffuse_cli.parsing import Size
 from diffuse_cli.presets import PRESETS
 
 if TYPE_CHECKING:

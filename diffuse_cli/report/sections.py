@@ -9,6 +9,7 @@ import numpy as np
 from diffuse_cli import pictures
 from diffuse_cli.evaluation import Evaluated
 from diffuse_cli.evaluation.images import Labelled
+from diffuse_cli.evaluation.remarks import PER_CLASS
 from diffuse_cli.evaluation.showing import Shown
 from diffuse_cli.report import charts
 from diffuse_cli.report.charts import Dot
@@ -32,14 +33,6 @@ SAMPLE, SMALL, LARGE = 56, 48, 84
 
 DATA_BUDGET = 200_000
 """Bytes of pixels, before they are compressed, that one set of images may have."""
-
-PER_CLASS = {
-    "bits_per_dim": "bits per dimension",
-    "kid": "KID",
-    "precision": "precision",
-    "recall": "recall",
-}
-"""What is said of each class. The Fréchet distance of a few images is bias."""
 
 
 def section(title: str, name: str, *children: Child) -> Markup:

@@ -18,7 +18,7 @@ from diffuse_cli.errors import ModelFileError, UsageError, lookup
 from diffuse_cli.evaluation.images import Labelled, is_images, read_sides
 from diffuse_cli.evaluation.outputs import check_model
 from diffuse_cli.events import Notice, Progress, Work
-from diffuse_cli.options import from_dict
+from diffuse_cli.options import differs, from_dict
 from diffuse_cli.resolving import resolve, tell
 from diffuse_cli.runtime import machine, resolve_precision
 from diffuse_cli.sampling import Loaded, draw_as, load_denoiser, ready
@@ -165,13 +165,12 @@ def _check(config: EvalConfig) -> None:
     others["--report"] = config.report
     others["--weights raw"] = config.model_weights == "raw" or None
     for name in ("timesteps", "train_n"):
-        given = getattr(config, name) != getattr(type(config), name)
-        others["--" + name.replace("_", "-")] = given or None
+        others["--" + name.replace("_", "-")] = differs(config, name) or None
     for flag, value in others.items():
         if value is not None:
             raise UsageError(f"{flag} does not go with --ema-sweep", "Leave one of them out")
     for name in OF_DRAWING if config.ema_metric == "held-out" else ():
-        if getattr(config, name) != getattr(type(config), name):
+        if differs(config, name):
             flag = "--" + name.replace("_", "-")
             raise UsageError(
                 f"{flag} does not go with --ema-metric held-out", "Leave one of them out"
