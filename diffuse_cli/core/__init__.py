@@ -1,4 +1,7 @@
-"""The mathematics: tensors in, tensors out. No files, no printing, no devices of its own.
+"""Diffusion as a library: tensors in, tensors out; no files, no printing, no options.
+
+It needs torch and numpy, and nothing else of this package. `examples/library.py` trains and samples
+with it alone.
 
 Names load their module when they are first used (PEP 562), so that a table's names can be listed
 without importing torch.
@@ -10,21 +13,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from diffuse_cli.core.conditions import Conditions as Conditions
     from diffuse_cli.core.denoiser import Denoiser as Denoiser
     from diffuse_cli.core.denoiser import Prediction as Prediction
+    from diffuse_cli.core.errors import InvalidArgument as InvalidArgument
     from diffuse_cli.core.gaussian import Gaussian as Gaussian
     from diffuse_cli.core.likelihood import Bits as Bits
     from diffuse_cli.core.likelihood import bits_per_dim as bits_per_dim
     from diffuse_cli.core.losses import LOSSES as LOSSES
     from diffuse_cli.core.losses import WEIGHTINGS as WEIGHTINGS
+    from diffuse_cli.core.networks import NETWORKS as NETWORKS
     from diffuse_cli.core.process import Process as Process
     from diffuse_cli.core.samplers import SAMPLERS as SAMPLERS
     from diffuse_cli.core.samplers import State as State
     from diffuse_cli.core.schedules import SCHEDULES as SCHEDULES
+    from diffuse_cli.core.space import Space as Space
     from diffuse_cli.core.spacings import SPACINGS as SPACINGS
     from diffuse_cli.core.targets import TARGETS as TARGETS
     from diffuse_cli.core.timesteps import TIMESTEP_DRAWS as TIMESTEP_DRAWS
-    from diffuse_cli.core.unet import UNet as UNet
     from diffuse_cli.core.variances import VARIANCES as VARIANCES
 
 _HOMES = {
@@ -33,9 +39,12 @@ _HOMES = {
     "TIMESTEP_DRAWS": "timesteps",
     "TARGETS": "targets",
     "VARIANCES": "variances",
+    "InvalidArgument": "errors",
+    "Space": "space",
+    "Conditions": "conditions",
     "Gaussian": "gaussian",
     "Process": "process",
-    "UNet": "unet",
+    "NETWORKS": "networks",
     "Denoiser": "denoiser",
     "Prediction": "denoiser",
     "LOSSES": "losses",

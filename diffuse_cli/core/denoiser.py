@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from diffuse_cli.core.errors import InvalidArgument, lookup
 from diffuse_cli.core.process import Process, Table, Time
 from diffuse_cli.core.targets import STEPWISE, TARGETS
 from diffuse_cli.core.variances import LEARNED, VARIANCES
-from diffuse_cli.errors import UsageError, lookup
 
 LogVar = Callable[[Any, Any], Any]
 
@@ -49,10 +49,15 @@ class Denoiser:
         target: a name of `TARGETS`, what the network predicts.
         variance: a name of `VARIANCES`. A learned one is read from the second half of the
             network's channels.
+        levels: how many levels the data has, whose bins the decoder p(x_0 | x_1) fills; None for
+            floats, of which it is a density.
+
+    Attributes:
+        coefficients: (a, b) of the target y = a x_0 + b eps at every timestep, float64, (T,) each.
 
     Raises:
-        UsageError: an unknown name, or a target from which x_0 does not follow at some timestep
-            (eps where the SNR is 0).
+        InvalidArgument: an unknown name, or a target from which x_0 does not follow at some
+            timestep (eps where the SNR is 0).
     """
 
     def __init__(
@@ -61,9 +66,10 @@ class Denoiser:
         process: Process,
         target: str = "eps",
         variance: str = "small",
+        levels: int | None = 256,
     ) -> None:
-        trained = process._steps.rows
-        self._build(net, process, target, variance, trained[:, 4], trained[:, 5])
+        self.levels = levels
+        self._build(net, process, target, variance, process.steps.c1, process.steps.c2)
 
     def _build(
         self,
@@ -76,16 +82,17 @@ class Denoiser:
     ) -> None:
         self.net, self.process, self.target, self.variance = net, process, target, variance
         self._c1, self._c2 = c1, c2
-        self._coefficients = lookup(TARGETS, target, "--target")
-        self._log_var = lookup(VARIANCES, variance, "--variance")
+        self._coefficients = lookup(TARGETS, target, "target")
+        self._log_var = lookup(VARIANCES, variance, "variance")
         alpha, sigma = process.alpha_bars.sqrt(), (1 - process.alpha_bars).sqrt()
         a, b = (torch.as_tensor(v) for v in self._coefficients(alpha, sigma, c1, c2))
         if bool((a * sigma - b * alpha == 0).any()):
-            raise UsageError(
+            raise InvalidArgument(
                 f"target '{target}' is undefined where the signal-to-noise ratio is 0",
                 "Choose v, x0 or mu",
             )
-        self._targets = Table(a, b, alpha)
+        self.coefficients: tuple[Tensor, Tensor] = (a.expand_as(alpha), b.expand_as(alpha))
+        self._targets = Table(*self.coefficients)
         self._inverses = Table(*self._invert(a, b, alpha, sigma))
 
     @staticmethod
@@ -96,7 +103,7 @@ class Denoiser:
 
     def target_at(self, t: int | Tensor, *, like: Tensor) -> tuple[Any, Any]:
         """The coefficients (a, b) of the target at t."""
-        a, b, _ = self._targets(t, like)
+        a, b = self._targets(t, like)
         return a, b
 
     def _inverse_at(self, t: Time, like: Tensor) -> tuple[Any, ...]:
@@ -107,10 +114,10 @@ class Denoiser:
         return self._invert(a, b, alpha, sigma)
 
     def __call__(self, x_t: Tensor, t: Time, /, **cond: Any) -> Prediction:
-        """Predict x_0 and eps from x_t of shape (B, C, H, W) at time t.
+        """Predict x_0 and eps from x_t of shape (B, C, *size) at time t.
 
         Args:
-            x_t: the noisy images.
+            x_t: the noisy samples.
             t: an int or float for all of them, or an integer tensor (B,). Between timesteps
                 log-SNR and what the network is shown are interpolated, but a target of `STEPWISE`
                 is read at the nearest timestep.
@@ -132,6 +139,7 @@ class Denoiser:
         chosen = sorted(times)
         kept = torch.tensor([min(round(t), self.process.num_timesteps - 1) for t in chosen])
         other = object.__new__(Denoiser)
+        other.levels = self.levels
         other._build(
             self.net,
             self.process.respaced(chosen),

@@ -1,4 +1,4 @@
-"""Diagonal Gaussians, and the likelihood of 8-bit pixels under one."""
+"""Diagonal Gaussians, and the likelihood of levels and of floats under one."""
 
 from __future__ import annotations
 
@@ -45,15 +45,23 @@ class Gaussian:
         distance = (self.mean - other.mean) ** 2 * (-other.log_var).exp()
         return 0.5 * (log_ratio.exp() - 1 - log_ratio + distance)
 
-    def discrete_nll(self, x: Tensor, cdf: Callable[[Tensor], Tensor] = tanh_cdf) -> Tensor:
-        """Negative log-probability of each element's 8-bit bin, in nats (Ho et al. 2020, eq. 13).
+    def nll(self, x: Tensor) -> Tensor:
+        """Negative log-density of each element, in nats."""
+        squared = (x - self.mean) ** 2 * (-self.log_var).exp()
+        return 0.5 * (math.log(2 * math.pi) + self.log_var + squared)
 
-        `x` holds levels k / 127.5 - 1; a bin is 2/255 wide, and the outermost ones reach to
-        infinity. Probabilities are floored at 1e-12.
+    def discrete_nll(
+        self, x: Tensor, cdf: Callable[[Tensor], Tensor] = tanh_cdf, levels: int = 256
+    ) -> Tensor:
+        """Negative log-probability of each element's bin, in nats (Ho et al. 2020, eq. 13).
+
+        `x` holds levels 2k / (levels - 1) - 1; a bin is 2 / (levels - 1) wide, and the outermost
+        ones reach to infinity. Probabilities are floored at 1e-12.
         """
-        centred = x - self.mean
+        centred, half = x - self.mean, 1 / (levels - 1)
+        outermost = 1 - half / 4
         inverse_std = (-0.5 * self.log_var).exp()
-        below = cdf((centred - 1 / 255) * inverse_std) * (x >= -0.999)
-        above = cdf((centred + 1 / 255) * inverse_std)
-        probability = above.where(x <= 0.999, above.new_ones(())) - below
+        below = cdf((centred - half) * inverse_std) * (x >= -outermost)
+        above = cdf((centred + half) * inverse_std)
+        probability = above.where(x <= outermost, above.new_ones(())) - below
         return -probability.clamp(min=MIN_PROBABILITY).log()

@@ -22,7 +22,7 @@ from diffuse_cli.core.losses import bound_term
 
 @dataclass(frozen=True)
 class Bits:
-    """Bits per dimension of B images: total = prior + terms.sum(1).
+    """Bits per dimension of B samples: total = prior + terms.sum(1).
 
     Attributes:
         total, prior: shape (B,).
@@ -51,13 +51,13 @@ def bound_terms(
 ) -> Iterator[Tensor]:
     """The term of the bound at each time with its noise, shape (B,) each.
 
-    A time is an int, or an integer tensor with one for each image.
+    A time is an int, or an integer tensor with one for each sample.
     """
     process = denoiser.process
     denoise = clipped(denoiser, process) if clip else denoiser
     for t, noise in draws:
         x_t = process.diffuse(x0, t, noise)
-        yield bound_term(process, denoise(x_t, t, **cond), x0, x_t, t)
+        yield bound_term(process, denoise(x_t, t, **cond), x0, x_t, t, denoiser.levels)
 
 
 def bits_per_dim(
@@ -72,9 +72,9 @@ def bits_per_dim(
 
     Args:
         denoiser: its variance decides the bound as its mean does.
-        x0: 8-bit images as k / 127.5 - 1, shape (B, C, H, W).
+        x0: levels over [-1, 1], or floats where the denoiser has no levels; (B, C, *size).
         noise: `noise(t)` is the draw at t, shaped like x0.
-        clip: clamp the predicted x_0 to [-1, 1], which lowers the bound.
+        clip: clamp the predicted x_0 to [-1, 1], which lowers the bound of levels.
     """
     draws = ((t, noise(t)) for t in range(denoiser.process.num_timesteps))
     terms = torch.stack(list(bound_terms(denoiser, x0, draws, clip=clip, **cond)), 1)

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from diffuse_cli.core.errors import lookup
 from diffuse_cli.core.gaussian import Gaussian
-from diffuse_cli.errors import lookup
+from diffuse_cli.core.registry import Registry
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +49,8 @@ def vlb(
 ) -> Tensor:
     """The term of the variational bound at t, in bits per dimension. Shape (B,)."""
     x_t = denoiser.process.diffuse(x0, t, noise)
-    term = bound_term(denoiser.process, denoiser(x_t, t, **cond), x0, x_t, t)
+    prediction = denoiser(x_t, t, **cond)
+    term = bound_term(denoiser.process, prediction, x0, x_t, t, denoiser.levels)
     return term if weight is None else term * weight
 
 
@@ -69,7 +71,7 @@ def hybrid(
     x_t = process.diffuse(x0, t, noise)
     prediction = denoiser(x_t, t, **cond)
     stopped = replace(prediction, x0=prediction.x0.detach())
-    term = bound_term(process, stopped, x0, x_t, t)
+    term = bound_term(process, stopped, x0, x_t, t, denoiser.levels)
     error = squared_error(denoiser, prediction, x0, t, noise, weight)
     return error + process.num_timesteps / 1000 * term
 
@@ -90,29 +92,42 @@ def squared_error(
 
 
 def bound_term(
-    process: Process, prediction: Prediction, x0: Tensor, x_t: Tensor, t: Time
+    process: Process,
+    prediction: Prediction,
+    x0: Tensor,
+    x_t: Tensor,
+    t: Time,
+    levels: int | None = 256,
 ) -> Tensor:
     """L_t = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and L_0 = -log p(x_0 | x_1).
 
     Ho et al. 2020, eqs. 5 and 13, with the paper's t one higher; bits per dimension, shape (B,).
+    p(x_0 | x_1) is the probability of a bin of `levels`, or a density where they are None.
     """
     truth = process.posterior(x0, x_t, t)
     mean = process.posterior(prediction.x0, x_t, t).mean
     log_var = truth.log_var if prediction.log_var is None else prediction.log_var(t, None)
     model = Gaussian(mean, log_var)
     if isinstance(t, int):
-        nats = model.discrete_nll(x0) if t == 0 else truth.kl(model)
+        nats = _decoded(model, x0, levels) if t == 0 else truth.kl(model)
     else:
-        decoded = (t == 0).reshape(-1, *[1] * (x0.ndim - 1))  # type: ignore[union-attr]
-        nats = model.discrete_nll(x0).where(decoded, truth.kl(model))
+        first = (t == 0).reshape(-1, *[1] * (x0.ndim - 1))  # type: ignore[union-attr]
+        nats = _decoded(model, x0, levels).where(first, truth.kl(model))
     return nats.flatten(1).mean(1) / math.log(2)
 
 
-LOSSES: dict[str, Loss] = {
-    "simple": simple,
-    "vlb": vlb,
-    "hybrid": hybrid,
-}
+def _decoded(model: Gaussian, x0: Tensor, levels: int | None) -> Tensor:
+    return model.nll(x0) if levels is None else model.discrete_nll(x0, levels=levels)
+
+
+LOSSES: Registry[Loss] = Registry(
+    "losses",
+    {
+        "simple": simple,
+        "vlb": vlb,
+        "hybrid": hybrid,
+    },
+)
 
 
 def _none(snr: Tensor) -> None:
@@ -129,11 +144,14 @@ def p2(snr: Tensor) -> Tensor:
     return snr / (1 + snr)
 
 
-WEIGHTINGS: dict[str, Callable[[Tensor], Tensor | None]] = {
-    "none": _none,
-    "min-snr": min_snr,
-    "p2": p2,
-}
+WEIGHTINGS: Registry[Callable[[Tensor], Tensor | None]] = Registry(
+    "weightings",
+    {
+        "none": _none,
+        "min-snr": min_snr,
+        "p2": p2,
+    },
+)
 
 
 def weights(name: str, denoiser: Denoiser) -> Tensor | None:
@@ -143,14 +161,14 @@ def weights(name: str, denoiser: Denoiser) -> Tensor | None:
     sampling starts would never be trained.
 
     Raises:
-        UsageError: no such weighting.
+        InvalidArgument: no such weighting.
     """
     alpha_bars = denoiser.process.alpha_bars
     snr = alpha_bars / (1 - alpha_bars)
-    weight = lookup(WEIGHTINGS, name, "--weighting")(snr)
+    weight = lookup(WEIGHTINGS, name, "weighting")(snr)
     if weight is None:
         return None
-    a, b, _ = denoiser._targets.rows.unbind(1)
+    a, b = denoiser.coefficients
     weight = weight / (a - b * snr.sqrt()) ** 2
     if float(snr[-1]) == 0 and len(weight) > 1:
         weight[-1] = weight[:-1].mean()

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffuse_cli.core.errors import InvalidArgument, lookup
 from diffuse_cli.core.gaussian import Gaussian
 from diffuse_cli.core.spacings import SPACINGS
-from diffuse_cli.errors import UsageError, lookup
 
 Time = int | float | Tensor
 CLEAN = "s = -1 is clean data, not an index"
@@ -94,10 +94,11 @@ class Process:
 
     Attributes:
         betas, alpha_bars, timesteps: float64 tensors on the CPU, shape (T,).
+        steps: the coefficients of the step from each timestep to the one before, likewise.
 
     Raises:
-        UsageError: a beta outside (0, 1], or one under which alpha_bar does not fall: because
-            nothing is left of the image, or because 1 - beta rounds to 1.
+        InvalidArgument: a beta outside (0, 1], or one under which alpha_bar does not fall: because
+            nothing is left of the data, or because 1 - beta rounds to 1.
     """
 
     def __init__(
@@ -105,13 +106,13 @@ class Process:
     ) -> None:
         self.betas = torch.as_tensor(betas, dtype=torch.float64).cpu()
         if self.betas.ndim != 1 or len(self.betas) == 0:
-            raise UsageError("a schedule is a list of betas")
+            raise InvalidArgument("a schedule is a list of betas")
         if not bool(((self.betas > 0) & (self.betas <= 1)).all()):
-            raise UsageError("every beta must lie in (0, 1]")
+            raise InvalidArgument("every beta must lie in (0, 1]")
         self.alpha_bars = torch.cumprod(1 - self.betas, 0)
         before = torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bars[:-1]])
         if still := (self.alpha_bars >= before).nonzero().flatten().tolist():
-            raise UsageError(
+            raise InvalidArgument(
                 f"beta_{still[0]} = {self.betas[still[0]]:g} leaves alpha_bar at "
                 f"{before[still[0]]:g}, but it must fall at every timestep"
             )
@@ -125,7 +126,8 @@ class Process:
         self._floor = math.log(float(self.betas[0]))
         if self.num_timesteps > 1:
             self._floor = float(self._pair(self.alpha_bars[1], before[1]).log_beta_tilde)
-        self._steps = Table(*self._pair(self.alpha_bars, before).columns())
+        self.steps = self._pair(self.alpha_bars, before)
+        self._steps = Table(*self.steps.columns())
 
     # -- coefficients ------------------------------------------------------------------------------
 
@@ -242,11 +244,13 @@ class Process:
         """The n times that a sampler visits, descending.
 
         Raises:
-            UsageError: no such spacing, or more times than timesteps.
+            InvalidArgument: no such spacing, or more times than timesteps.
         """
-        choose = lookup(SPACINGS, spacing, "--spacing")
+        choose = lookup(SPACINGS, spacing, "spacing")
         if not 1 <= n <= self.num_timesteps:
-            raise UsageError(f"--steps must be 1 to {self.num_timesteps}, the model's timesteps")
+            raise InvalidArgument(
+                f"must be 1 to {self.num_timesteps}, the model's timesteps", argument="steps"
+            )
         return choose(n, self._log_snrs.tolist())
 
     def respaced(self, times: Iterable[int | float]) -> Process:

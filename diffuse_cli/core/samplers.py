@@ -14,10 +14,11 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from diffuse_cli.core import solvers
+from diffuse_cli.core.errors import InvalidArgument, lookup
 from diffuse_cli.core.gaussian import Gaussian
+from diffuse_cli.core.registry import Registry
 from diffuse_cli.core.solvers import State as State
 from diffuse_cli.core.solvers import Step, Times, steps
-from diffuse_cli.errors import UsageError, lookup
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,7 +87,7 @@ def encode(
         iterations: how many evaluations a step may take.
 
     Raises:
-        UsageError: a step was not solved: it is too long, or no x_t leads to x_s, for example
+        InvalidArgument: a step was not solved: it is too long, or no x_t leads to x_s, for example
             where x_0 is clamped or hardly depends on x_t.
     """
     x = x0
@@ -119,7 +120,7 @@ def _undo(
             return found
         tried = [*tried[-4:], ((x + missed / cos).flatten(1), missed.flatten(1))]
         x = _accelerated(tried).reshape(x.shape)
-    raise UsageError(
+    raise InvalidArgument(
         f"the noise of these images was not found: at timestep {step.t:g} no x_t was found that "
         f"leads within {tolerance:.1g} of them",
         "Take more steps",
@@ -151,24 +152,29 @@ def knobs(sampler: str, **given: float | None) -> dict[str, float]:
     """The options that were given to a sampler, as it takes them.
 
     Raises:
-        UsageError: no such sampler, or it has no option that was given.
+        InvalidArgument: no such sampler, or it has no option that was given.
     """
-    parameters = inspect.signature(lookup(SAMPLERS, sampler, "--sampler")).parameters
+    parameters = inspect.signature(lookup(SAMPLERS, sampler, "sampler")).parameters
     takes = [name for name in given if name in parameters]
     chosen = {name: value for name, value in given.items() if value is not None}
     for name in chosen:
         if name not in takes:
-            listed = " and ".join(f"--{other}" for other in takes) or "no option of its own"
-            raise UsageError(f"--{name}: the sampler '{sampler}' has none", f"It takes {listed}")
+            listed = " and ".join(takes) or "no option of its own"
+            raise InvalidArgument(
+                f": the sampler '{sampler}' has none", f"It takes {listed}", argument=name
+            )
     return chosen
 
 
-SAMPLERS: dict[str, Callable[..., Iterator[State]]] = {
-    "ddpm": ddpm,
-    "ddim": ddim,
-    "heun": solvers.heun,
-    "dpmpp-2m": solvers.dpmpp_2m,
-    "dpmpp-2m-sde": solvers.dpmpp_2m_sde,
-    "unipc": solvers.unipc,
-    "ipndm": solvers.ipndm,
-}
+SAMPLERS: Registry[Callable[..., Iterator[State]]] = Registry(
+    "samplers",
+    {
+        "ddpm": ddpm,
+        "ddim": ddim,
+        "heun": solvers.heun,
+        "dpmpp-2m": solvers.dpmpp_2m,
+        "dpmpp-2m-sde": solvers.dpmpp_2m_sde,
+        "unipc": solvers.unipc,
+        "ipndm": solvers.ipndm,
+    },
+)

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 from operator import mul
 
-from diffuse_cli.errors import UsageError
+from diffuse_cli.core.errors import InvalidArgument
+from diffuse_cli.core.registry import Registry
 
 MAX_BETA = 0.999
 
@@ -86,11 +87,11 @@ def zero_terminal_snr(betas: Sequence[float]) -> list[float]:
     which keeps the first beta and cancels in the others. The last beta is exactly 1.
 
     Raises:
-        UsageError: fewer than two betas, or betas under which alpha_bar does not fall.
+        InvalidArgument: fewer than two betas, or betas under which alpha_bar does not fall.
     """
     alphas = [math.sqrt(level) for level in accumulate((1 - beta for beta in betas), mul)]
     if len(alphas) < 2 or any(after >= before for before, after in pairwise([1.0, *alphas])):
-        raise UsageError("zero terminal SNR needs two betas or more, and a signal that falls")
+        raise InvalidArgument("zero terminal SNR needs two betas or more, and a signal that falls")
     levels = [(alpha - alphas[-1]) ** 2 for alpha in alphas]
     return [betas[0], *(1 - after / before for before, after in pairwise(levels))]
 
@@ -114,12 +115,15 @@ def _capped(betas: list[float]) -> list[float]:
     return [min(beta, MAX_BETA) for beta in betas]
 
 
-SCHEDULES: dict[str, Schedule] = {
-    "linear": linear,
-    "quadratic": quadratic,
-    "constant": constant,
-    "cosine": cosine,
-    "sigmoid": sigmoid,
-    "sqrt": sqrt,
-    "laplace": laplace,
-}
+SCHEDULES: Registry[Schedule] = Registry(
+    "schedules",
+    {
+        "linear": linear,
+        "quadratic": quadratic,
+        "constant": constant,
+        "cosine": cosine,
+        "sigmoid": sigmoid,
+        "sqrt": sqrt,
+        "laplace": laplace,
+    },
+)

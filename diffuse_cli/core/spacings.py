@@ -9,6 +9,8 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
+from diffuse_cli.core.registry import Registry
+
 Spacing = Callable[[int, Sequence[float]], list[int] | list[float]]
 
 
@@ -54,9 +56,12 @@ def _time_of(log_snr: float, log_snrs: Sequence[float]) -> float:
     return min(max(time, 0.0), len(rising) - 1.0)
 
 
-SPACINGS: dict[str, Spacing] = {
-    "trailing": trailing,
-    "leading": leading,
-    "linspace": linspace,
-    "karras": karras,
-}
+SPACINGS: Registry[Spacing] = Registry(
+    "spacings",
+    {
+        "trailing": trailing,
+        "leading": leading,
+        "linspace": linspace,
+        "karras": karras,
+    },
+)

@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from diffuse_cli.core.registry import Registry
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -46,9 +48,12 @@ def mu(alpha: Number, sigma: Number, c1: Number, c2: Number) -> tuple[Number, Nu
 STEPWISE = frozenset({"mu"})
 """Targets that exist at whole timesteps only, since they speak of the timestep before."""
 
-TARGETS: dict[str, Target] = {
-    "eps": eps,
-    "x0": x0,
-    "v": v,
-    "mu": mu,
-}
+TARGETS: Registry[Target] = Registry(
+    "targets",
+    {
+        "eps": eps,
+        "x0": x0,
+        "v": v,
+        "mu": mu,
+    },
+)

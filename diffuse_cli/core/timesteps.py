@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from diffuse_cli.core.registry import Registry
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -82,10 +84,13 @@ def importance(history: History) -> Tensor:
     return (1 - FLOOR) * size / size.sum() + FLOOR / len(size)
 
 
-TIMESTEP_DRAWS: dict[str, TimestepDraw] = {
-    "uniform": TimestepDraw(uniform),
-    "importance": TimestepDraw(importance, keep=10),
-}
+TIMESTEP_DRAWS: Registry[TimestepDraw] = Registry(
+    "timestep_draws",
+    {
+        "uniform": TimestepDraw(uniform),
+        "importance": TimestepDraw(importance, keep=10),
+    },
+)
 
 
 def choose(probabilities: Tensor, u: Tensor) -> Tensor:

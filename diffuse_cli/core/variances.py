@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from diffuse_cli.core.registry import Registry
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -45,11 +47,14 @@ def learned(pair: Pair, raw: Tensor | None) -> Tensor:
 LEARNED = frozenset({"learned"})
 """Variances that the network learns: it puts out as many channels again for them."""
 
-VARIANCES: dict[str, Variance] = {
-    "small": small,
-    "large": large,
-    "learned": learned,
-}
+VARIANCES: Registry[Variance] = Registry(
+    "variances",
+    {
+        "small": small,
+        "large": large,
+        "learned": learned,
+    },
+)
 
 
 def channels_out(variance: str, channels: int) -> int:

@@ -36,11 +36,12 @@ class GroupNorm(nn.GroupNorm):
         *,
         silu: bool = False,
     ) -> Tensor:
-        """act(norm(x) * (1 + scale) + shift); x is (B, C, H, W), scale and shift are (B, C)."""
+        """act(norm(x) * (1 + scale) + shift); x is (B, C, *size), scale and shift are (B, C)."""
         if not _suits(x):
             y = F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
             if scale is not None and shift is not None:
-                y = y * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
+                scale, shift = (v.reshape(*v.shape, *[1] * (x.ndim - 2)) for v in (scale, shift))
+                y = y * (1 + scale) + shift
             return F.silu(y) if silu else y
         weight: Tensor = self.weight
         bias: Tensor = self.bias
@@ -54,6 +55,7 @@ def _suits(x: Tensor) -> bool:
     """Whether `_Normalise` is the faster way: elsewhere there are fused kernels, or a compiler."""
     return (
         x.device.type == "cpu"
+        and x.ndim == 4
         and x.dtype != torch.float64
         and x.is_contiguous(memory_format=torch.channels_last)
         and not torch.compiler.is_compiling()

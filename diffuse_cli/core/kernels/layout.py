@@ -1,0 +1,18 @@
+"""The order of memory that convolutions are fastest in."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def laid_out(x: Tensor) -> Tensor:
+    """x (B, C, H, W) with its channels last in memory; of other dimensions, contiguous."""
+    if x.ndim == 4:
+        return x.contiguous(memory_format=torch.channels_last)
+    return x.contiguous()
+
+
+def lay_out(net: nn.Module) -> nn.Module:
+    """`net` with the weights of its 2-D convolutions in that order, in place."""
+    return net.to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]

@@ -1,0 +1,85 @@
+"""What one sample is, and how the numbers that are stored become the ones a model sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from diffuse_cli.core.errors import InvalidArgument
+from diffuse_cli.core.settings import Settings, setting
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LONGEST_SIDE, MOST_CHANNELS = 4096, 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space(Settings):
+    """Arrays of one shape, stored as levels or as floats.
+
+    Levels 0 ... `levels` - 1 lie evenly over [-1, 1] in the model's numbers. Floats become
+    (x - mean) / std, channel by channel, and have no range.
+
+    Attributes:
+        channels: C.
+        size: the lengths of the one to three spatial dimensions, for an image (H, W).
+        medium: the name in `MEDIA` of what the arrays are.
+        levels: how many there are; None for floats.
+        mean, std: for floats, one number for each channel; empty for levels.
+
+    Raises:
+        InvalidArgument: numbers that are no such space.
+    """
+
+    channels: int = setting(low=1, high=MOST_CHANNELS)
+    size: tuple[int, ...] = setting(low=1, high=LONGEST_SIDE)
+    medium: str = setting("image")
+    levels: int | None = setting(256, 2, 65_536)
+    mean: tuple[float, ...] = setting(())
+    std: tuple[float, ...] = setting((), low=1e-30)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= len(self.size) <= 3:
+            raise InvalidArgument("must have one to three dimensions", argument="size")
+        wanted = self.channels if self.levels is None else 0
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) != wanted:
+                raise InvalidArgument(f"must have {wanted} numbers", argument=name)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, *size), of one sample."""
+        return (self.channels, *self.size)
+
+    @property
+    def dims(self) -> int:
+        """How many spatial dimensions there are."""
+        return len(self.size)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether x_0 lies in [-1, 1], to which predictions of it can be clamped."""
+        return self.levels is not None
+
+    def to_model(self, stored: Tensor) -> Tensor:
+        """Stored numbers (B, C, *size) as the model's, float32."""
+        if self.levels is not None:
+            return stored.float() / ((self.levels - 1) / 2) - 1
+        mean, std = (self._per_channel(v, stored) for v in (self.mean, self.std))
+        return (stored.float() - mean) / std
+
+    def to_stored(self, x: Tensor) -> Tensor:
+        """The model's numbers as stored ones: levels, rounded and clamped, as uint8 or int32; or
+        float32."""
+        x = x.detach().float()
+        if self.levels is None:
+            mean, std = (self._per_channel(v, x) for v in (self.mean, self.std))
+            return x * std + mean
+        levels = x.add(1).mul((self.levels - 1) / 2).round().clamp(0, self.levels - 1)
+        return levels.byte() if self.levels <= 256 else levels.int()
+
+    def _per_channel(self, values: tuple[float, ...], like: Tensor) -> Tensor:
+        column = like.new_tensor(values, dtype=like.float().dtype)
+        return column.reshape(-1, *[1] * self.dims)
