@@ -13,7 +13,8 @@ from diffuse_cli import __version__
 from diffuse_cli.commands import COMMANDS
 from diffuse_cli.commands._options import make_command
 from diffuse_cli.console import Console, steady
-from diffuse_cli.errors import DiffuseError, OutputError, UsageError
+from diffuse_cli.core.errors import InvalidArgument
+from diffuse_cli.errors import DiffuseError, OutputError, UsageError, translated
 from diffuse_cli.runtime import out_of_memory, rank
 from diffuse_cli.signals import raised
 
@@ -73,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(code or 0)
     except DiffuseError as error:
         return _expected(session, error)
+    except InvalidArgument as error:
+        return _expected(session, translated(error))
     except TyperException as error:
         return _expected(session, UsageError(error.format_message().rstrip("."), "See --help"))
     except (typer.Abort, KeyboardInterrupt):

@@ -59,7 +59,7 @@ def condition(config: DrawConfig, model: Model, names: Sequence[str] = ()) -> Co
     Raises:
         UsageError: no such class, or classes or guidance of a model without them.
     """
-    if not model.unet.num_classes:
+    if not model.blueprint.conditions.classes:
         for flag, given in (
             ("--class", names),
             ("--guidance", config.guidance is not None),
@@ -70,7 +70,7 @@ def condition(config: DrawConfig, model: Model, names: Sequence[str] = ()) -> Co
                     f"{flag}: the model was trained without classes", "Train one with --classes"
                 )
         return None
-    every = {name: i for i, name in enumerate(model.classes)}
+    every = {name: i for i, name in enumerate(model.blueprint.conditions.classes)}
     chosen = tuple(lookup(every, name, "--class") for name in names)
     scale = config.guidance
     if scale is None and model.sampling is not None:

@@ -6,9 +6,13 @@ what to do next. Anything that is not a `DiffuseError` is a bug and ends with a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
+
+from diffuse_cli.core.errors import InvalidArgument
+from diffuse_cli.core.errors import lookup as known
+from diffuse_cli.core.errors import suggest as suggest
 
 T = TypeVar("T")
 
@@ -77,13 +81,23 @@ class Terminated(DiffuseError):
     exit_code = 143
 
 
-def suggest(name: str, names: Iterable[str]) -> str:
-    """The sentence that helps after an unknown name: the nearest one, or all of them."""
-    names = list(names)
-    near = get_close_matches(name, names, n=1, cutoff=0.5)
-    if near:
-        return f"Did you mean '{near[0]}'?"
-    return "Choose from: " + ", ".join(names)
+def flag(name: str) -> str:
+    """An argument's name as the flag that sets it."""
+    return "--" + name.replace("_", "-")
+
+
+def translated(error: InvalidArgument, name: Callable[[str], str] = flag) -> UsageError:
+    """What the core refused, with its argument under the name that people type."""
+    return UsageError(error.message(name(error.argument)), error.hint)
+
+
+@contextlib.contextmanager
+def translating(name: Callable[[str], str] = flag) -> Iterator[None]:
+    """Turn what the core refuses inside the block into a `UsageError`."""
+    try:
+        yield
+    except InvalidArgument as error:
+        raise translated(error, name) from error
 
 
 def lookup(table: Mapping[str, T], name: str, what: str) -> T:
@@ -91,7 +105,5 @@ def lookup(table: Mapping[str, T], name: str, what: str) -> T:
 
     `what` is the option as typed, for example `--schedule`.
     """
-    try:
-        return table[name]
-    except KeyError:
-        raise UsageError(f"{what}: there is no '{name}'", suggest(name, table)) from None
+    with translating(lambda argument: argument):
+        return known(table, name, what)

@@ -12,25 +12,30 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffuse_cli import __version__, files, foreign, tensorfile
-from diffuse_cli.config import DiffusionConfig, Setting, TrainConfig, UNetConfig
-from diffuse_cli.core.denoiser import Denoiser
-from diffuse_cli.core.process import Process
+from diffuse_cli.config import DiffusionConfig, Setting, TrainConfig
+from diffuse_cli.config.training import DATA_FACTS, from_file
+from diffuse_cli.core import settings
+from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.samplers import SAMPLERS
-from diffuse_cli.core.schedules import SCHEDULES, zero_terminal_snr
-from diffuse_cli.core.unet import UNet
+from diffuse_cli.core.space import Space
 from diffuse_cli.core.variances import channels_out
+from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.errors import DiffuseError, ModelFileError, lookup
 from diffuse_cli.options import from_dict, to_dict
-from diffuse_cli.parsing import parse_color
+from diffuse_cli.parsing import parse_color, parse_size
+from diffuse_cli.presets import network_config
+
+VERSION = 2
+"""Of the description in the header. 1 had no number, and one table for network and data."""
 
 SAMPLING = "sampling"
 """The key of the recommendation in `diffuse.config`; a file without one has no such key."""
@@ -44,28 +49,31 @@ class Model:
     """What a model file holds.
 
     Attributes:
-        unet, diffusion: the network and the process.
+        blueprint: space, network, conditions and process.
         ema, raw: the averaged weights by name, and those before averaging or None.
         step: optimizer steps behind the weights.
-        classes: class names of the training data, which a conditional network has as labels.
-        data: fingerprint, number of images and the held-out rule of the training data.
+        data: fingerprint, number of samples and the held-out rule of the training data, and its
+            class names where the model was not told them.
         training: the configuration of the training.
-        sampling: what it is best drawn with, where a sweep has found that out.
+        sampling: what it is best drawn with, where that was measured.
         versions: of `diffuse` and torch, as a file says them; writing fills in its own.
     """
 
-    unet: UNetConfig
-    diffusion: DiffusionConfig
+    blueprint: Blueprint
     ema: Mapping[str, Tensor]
     raw: Mapping[str, Tensor] | None = None
     step: int = 0
-    classes: tuple[str, ...] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     sampling: Setting | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 
-    def network(self, weights: str = "ema") -> UNet:
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names of the training data, which a conditional model has as labels."""
+        return self.blueprint.conditions.classes or tuple(self.data.get("classes", ()))
+
+    def network(self, weights: str = "ema") -> nn.Module:
         """The network with its averaged or raw weights.
 
         Raises:
@@ -77,36 +85,9 @@ class Model:
                 "the model file has no raw weights", "Train with --keep-raw to have them"
             )
         with torch.device("meta"):
-            net = UNet(self.unet)
+            net = self.blueprint.build()
         net.load_state_dict(dict(tensors), assign=True)
         return net.eval().requires_grad_(False)
-
-    def denoiser(self, net: Any) -> Denoiser:
-        """`net` with the model's process, target and variance."""
-        return make_denoiser(net, self.diffusion)
-
-
-def make_process(diffusion: DiffusionConfig) -> Process:
-    """The forward process of a configuration: of its schedule or its betas, rescaled if it says so.
-
-    Raises:
-        UsageError: no such schedule, or betas that are no process.
-    """
-    betas: Sequence[float] | None = diffusion.betas
-    if betas is None:
-        betas = lookup(SCHEDULES, diffusion.schedule, "--schedule")(diffusion.num_timesteps)
-    if diffusion.zero_terminal_snr:
-        betas = zero_terminal_snr(betas)
-    return Process(betas, None if diffusion.rescale_timesteps else range(len(betas)))
-
-
-def make_denoiser(net: Any, diffusion: DiffusionConfig) -> Denoiser:
-    """A network under the process, target and variance of a configuration.
-
-    Raises:
-        UsageError: an unknown name, or a target that is undefined under the process.
-    """
-    return Denoiser(net, make_process(diffusion), diffusion.target, diffusion.variance)
 
 
 # -- writing --------------------------------------------------------------------------------------
@@ -114,11 +95,14 @@ def make_denoiser(net: Any, diffusion: DiffusionConfig) -> Denoiser:
 
 def _describe(model: Model) -> dict[str, Any]:
     """Everything but the tensors, as plain values."""
+    blueprint = model.blueprint
     return {
-        "unet": to_dict(model.unet),
-        "diffusion": to_dict(model.diffusion),
+        "version": VERSION,
+        "space": settings.to_dict(blueprint.space),
+        "network": {"name": blueprint.network, **settings.to_dict(blueprint.config)},
+        "conditions": settings.to_dict(blueprint.conditions),
+        "diffusion": to_dict(blueprint.diffusion),
         "step": model.step,
-        "classes": list(model.classes),
         "data": dict(model.data),
         "training": dict(model.training),
         **({SAMPLING: to_dict(model.sampling)} if model.sampling else {}),
@@ -128,16 +112,16 @@ def _describe(model: Model) -> dict[str, Any]:
 
 def save(path: Path, model: Model) -> None:
     """Write the model file, whole or not at all."""
-    height, width = model.unet.size
+    blueprint = model.blueprint
     metadata = {
         "format": "pt",
         "diffuse.config": json.dumps(_describe(model), sort_keys=True, separators=(",", ":")),
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": "diffuse/unet",
+        "modelspec.architecture": f"diffuse/{blueprint.network}",
         "modelspec.implementation": "diffuse",
         "modelspec.title": f"diffuse model, {model.step} steps",
-        "modelspec.resolution": f"{width}x{height}",
-        "modelspec.prediction_type": model.diffusion.target,
+        "modelspec.resolution": "x".join(map(str, reversed(blueprint.space.size))),
+        "modelspec.prediction_type": blueprint.diffusion.target,
     }
     tensors = dict(model.ema)
     for name, tensor in (model.raw or {}).items():
@@ -158,7 +142,7 @@ def load(path: str | Path) -> Model:
     with _rejecting(path), tensorfile.opened(path) as file:
         header = _header(file, path)
         model = _rebuild(_described(header))
-        _check_shapes(model.unet, header.entries)
+        _check_shapes(model.blueprint, header.entries)
         tensors = tensorfile.read_tensors(file, header)
         _check_finite(tensors)
         own = {n: t for n, t in tensors.items() if not n.startswith(RAW)}
@@ -167,18 +151,25 @@ def load(path: str | Path) -> Model:
 
 
 def read_training(path: str | Path) -> dict[str, Any]:
-    """The training configuration in a model file's header, for `--init`.
+    """The training configuration in a model file's header, with its network, for `--init`.
 
     Raises:
         ModelFileError: as `load`, or it is not a configuration.
     """
     path = Path(path)
     model = load(path)
-    training = {**model.training}
+    blueprint = model.blueprint
     with _rejecting(path):
-        config = from_dict(TrainConfig, {"data": "", **training})
-        if config.unet and from_dict(UNetConfig, config.unet) != model.unet:
-            raise ModelFileError("its training had another network")
+        training = from_file(model.training)
+        if training.get("architecture"):
+            found = network_config(training["network"], training["architecture"])
+            if (training["network"], found) != (blueprint.network, blueprint.config):
+                raise ModelFileError("its training had another network")
+        training |= {
+            "network": blueprint.network,
+            "architecture": settings.to_dict(blueprint.config),
+        }
+        from_dict(TrainConfig, {"data": "", **training})
     return training
 
 
@@ -255,44 +246,77 @@ def _header(file: IO[bytes], path: Path) -> tensorfile.Header:
 
 
 def _described(header: tensorfile.Header) -> dict[str, Any]:
-    """The description in a header.
+    """The description in a header, as the newest version writes it.
 
     Raises:
         ValueError: it is none.
+        ModelFileError: of a version that is not known here.
     """
     found = tensorfile.parse(header.metadata["diffuse.config"].encode())
     if not isinstance(found, dict):
         raise ValueError("its diffuse.config is not an object")
-    return found
+    version = found.get("version", 1)
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise ValueError("its version is not a number")
+    if version > VERSION:
+        made = dict(found.get("versions", {})).get("diffuse", "a newer one")
+        raise ModelFileError(
+            f"it is of version {version}, written by diffuse {files.show(str(made))[:50]}; this is "
+            f"diffuse {__version__}, which reads versions up to {VERSION}",
+            "Install a newer diffuse",
+        )
+    return _upgraded(found) if version == 1 else found
+
+
+def _upgraded(old: Mapping[str, Any]) -> dict[str, Any]:
+    """The description of a version 1 file, whose network held size, channels and classes."""
+    unet = _settled(old["unet"])
+    network = {k: v for k, v in unet.items() if k not in DATA_FACTS}
+    classes, data = list(old["classes"]), dict(old["data"])
+    conditional = unet.get("num_classes", 0)
+    if conditional not in (0, len(classes)):
+        raise ValueError(f"a network of {conditional} classes with {len(classes)} names")
+    out = unet.get("out_channels", unet["channels"])
+    needed = channels_out(old["diffusion"]["variance"], unet["channels"])
+    if out != needed:
+        raise ValueError(f"{out} channels out, not {needed}")
+    if classes and not conditional:
+        data["classes"] = classes
+    return {
+        **{k: v for k, v in old.items() if k not in ("unet", "classes")},
+        "version": VERSION,
+        "space": {"channels": unet["channels"], "size": list(parse_size(unet["size"]))},
+        "network": {"name": "unet", **network},
+        "conditions": {"classes": classes if conditional else []},
+        "data": data,
+    }
 
 
 def _rebuild(described: Mapping[str, Any]) -> Model:
     """The model without its tensors."""
-    diffusion = from_dict(DiffusionConfig, _settled(described["diffusion"]))
-    timesteps = make_denoiser(None, diffusion).process.num_timesteps
-    step, classes = described["step"], described["classes"]
-    if not isinstance(step, int) or not all(isinstance(name, str) for name in classes):
-        raise ValueError("step or classes are of the wrong type")
-    unet = from_dict(UNetConfig, _settled(described["unet"]))
-    out, needed = (
-        unet.out_channels or unet.channels,
-        channels_out(diffusion.variance, unet.channels),
+    network = _settled(described["network"])
+    name = network.pop("name")
+    blueprint = Blueprint(
+        space=settings.from_dict(Space, _settled(described["space"])),
+        network=name,
+        config=network_config(name, network),
+        conditions=settings.from_dict(Conditions, _settled(described["conditions"])),
+        diffusion=from_dict(DiffusionConfig, _settled(described["diffusion"])),
     )
-    if out != needed:
-        raise ValueError(f"{out} channels out, not {needed} for variance '{diffusion.variance}'")
-    if unet.num_classes not in (0, len(classes)):
-        raise ValueError(f"a network of {unet.num_classes} classes with {len(classes)} names")
+    timesteps = blueprint.denoiser(None).process.num_timesteps
+    step, data = described["step"], dict(described["data"])
+    if not isinstance(step, int) or not isinstance(name, str):
+        raise ValueError("step or network are of the wrong type")
+    if not all(isinstance(name, str) for name in data.get("classes", ())):
+        raise ValueError("class names that are no names")
+    parse_color(data.get("background", "white"))
     sampling = None
     if SAMPLING in described:
-        sampling = _recommended(described[SAMPLING], unet, timesteps)
-    data = dict(described["data"])
-    parse_color(data.get("background", "white"))
+        sampling = _recommended(described[SAMPLING], blueprint.conditions, timesteps)
     return Model(
-        unet=unet,
-        diffusion=diffusion,
+        blueprint=blueprint,
         ema={},
         step=step,
-        classes=tuple(classes),
         data=data,
         training=_settled(described["training"]),
         sampling=sampling,
@@ -300,7 +324,7 @@ def _rebuild(described: Mapping[str, Any]) -> Model:
     )
 
 
-def _recommended(values: Mapping[str, Any], unet: UNetConfig, timesteps: int) -> Setting:
+def _recommended(values: Mapping[str, Any], conditions: Conditions, timesteps: int) -> Setting:
     """A recommendation that the model can be drawn with.
 
     Raises:
@@ -310,7 +334,7 @@ def _recommended(values: Mapping[str, Any], unet: UNetConfig, timesteps: int) ->
     lookup(SAMPLERS, setting.sampler, "sampling")
     if setting.steps > timesteps:
         raise ValueError(f"{setting.steps} steps are recommended, of {timesteps} timesteps")
-    if (setting.guidance is None) != (unet.num_classes == 0):
+    if (setting.guidance is None) != (not conditions.classes):
         raise ValueError("guidance is recommended for a network without classes, or none with them")
     return setting
 
@@ -322,14 +346,13 @@ def _settled(values: Mapping[str, Any]) -> dict[str, Any]:
     return dict(values)
 
 
-def _check_shapes(unet: UNetConfig, entries: Mapping[str, tensorfile.Entry]) -> None:
+def _check_shapes(blueprint: Blueprint, entries: Mapping[str, tensorfile.Entry]) -> None:
     """Names, shapes and types of the tensors are those of the network, none more and none less.
 
     Raises:
         ModelFileError: with the first five that are not.
     """
-    with torch.device("meta"):
-        expected = {n: tuple(t.shape) for n, t in UNet(unet).state_dict().items()}
+    expected = dict(blueprint.shapes)
     if any(name.startswith(RAW) for name in entries):
         expected |= {RAW + name: shape for name, shape in expected.items()}
     problems = [f"{name} is missing" for name in expected if name not in entries]

@@ -201,11 +201,11 @@ def to_arguments(config: object) -> list[str]:
     return positional + flags
 
 
-def to_toml(config: object, *, control: bool = False) -> str:
-    """A configuration as TOML; what is not set is left out."""
+def to_toml(values: Mapping[str, Any]) -> str:
+    """Plain values as TOML."""
     import tomli_w
 
-    return tomli_w.dumps(to_dict(config, control=control))
+    return tomli_w.dumps(values)
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:

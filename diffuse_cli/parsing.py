@@ -10,7 +10,7 @@ from typing import Any
 
 from diffuse_cli.errors import UsageError, suggest
 
-Size = tuple[int, int]
+Size = tuple[int, ...]
 
 
 def parse_size(value: Any) -> Size:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from diffuse_cli.config import TrainConfig, UNetConfig
-from diffuse_cli.errors import UsageError, lookup
-from diffuse_cli.options import from_dict
-from diffuse_cli.parsing import Size
-
-LOWEST = 8
-"""Levels are added until the shorter side is at most this many pixels."""
+from diffuse_cli.config import TrainConfig
+from diffuse_cli.core.networks import NETWORKS
+from diffuse_cli.core.registry import Registry
+from diffuse_cli.core.settings import Settings, from_dict
+from diffuse_cli.core.space import Space
+from diffuse_cli.errors import UsageError, lookup, translating
 
 
 @dataclass(frozen=True)
@@ -22,22 +21,19 @@ class Preset:
 
     Attributes:
         help: what it is for, with its parameters: at 32x32 in colour, or as published.
-        unet: fields of `UNetConfig`; the last multiplier repeats for larger images.
+        settings: of the network's `Config`; what a space needs besides, the network adds.
         train: fields of `TrainConfig` that go with it.
         published: a model of a paper, whose levels are as they are; where its images are larger
             than those that are made where no size is given, its size is in `train`.
+        network: a name in `NETWORKS`.
     """
 
     help: str
-    unet: Mapping[str, Any]
+    settings: Mapping[str, Any]
     train: Mapping[str, Any]
     published: bool = False
+    network: str = "unet"
 
-
-GROUPS, CHANNELS_A_GROUP = 32, 16
-"""Groups of a published network, and channels of a group of ours: the best of Wu & He 2018 (table
-3), and as many as fill a register of a processor in half precision. Both give way to a width that
-they do not divide."""
 
 DDPM: dict[str, Any] = {
     "scale_shift": False,
@@ -82,210 +78,196 @@ not clip the gradient, and their learning rate stays where it is; here it falls 
 IDDPM_TRAINING = {**OPENAI_TRAINING, "schedule": "cosine", "num_timesteps": 4000}
 ADM_TRAINING = {**OPENAI_TRAINING, "schedule": "linear", "batch_size": 256, "flip": True}
 
-PRESETS: dict[str, Preset] = {
-    "tiny": Preset(
-        "0.4 M parameters: minutes on a laptop's processor",
-        {"width": 32, "multipliers": (1, 1, 1), "blocks": 1, "attention": ()},
-        {"lr": 4e-3},
-    ),
-    "small": Preset(
-        "6.9 M: hours on a processor, minutes on a GPU",
-        {"width": 64, "multipliers": (1, 2, 2), "blocks": 2, "attention": (7, 8)},
-        {"lr": 1e-3},
-    ),
-    "base": Preset(
-        "29 M: one GPU",
-        {
-            "width": 128,
-            "multipliers": (1, 2, 2, 2),
-            "blocks": 2,
-            "attention": (7, 8, 14, 16),
-            "head_width": 64,
-        },
-        {"lr": 4e-4},
-    ),
-    "large": Preset(
-        "86 M: several GPUs",
-        {
-            "width": 192,
-            "multipliers": (1, 2, 2, 2),
-            "blocks": 3,
-            "attention": (7, 8, 14, 16),
-            "head_width": 64,
-        },
-        {"lr": 2e-4},
-    ),
-    "ddpm-cifar10": Preset(
-        "35.7 M: the CIFAR-10 network of Ho et al. 2020",
-        {
-            **DDPM,
-            "width": 128,
-            "multipliers": (1, 2, 2, 2),
-            "blocks": 2,
-            "attention": (16,),
-            "dropout": 0.1,
-        },
-        {**DDPM_TRAINING, "lr": 2e-4, "variance": "large", "batch_size": 128},
-        published=True,
-    ),
-    "ddpm-celebahq-256": Preset(
-        "114 M: the CelebA-HQ 256x256 network of Ho et al. 2020",
-        {
-            **DDPM,
-            "width": 128,
-            "multipliers": (1, 1, 2, 2, 4, 4),
-            "blocks": 2,
-            "attention": (16,),
-        },
-        {**DDPM_TRAINING, "lr": 2e-5, "variance": "small", "batch_size": 64, "size": 256},
-        published=True,
-    ),
-    "iddpm-cifar10": Preset(
-        "52.5 M: the CIFAR-10 network of Nichol & Dhariwal 2021",
-        {
-            "width": 128,
-            "multipliers": (1, 2, 2, 2),
-            "blocks": 3,
-            "attention": (8, 16),
-            "heads": 4,
-            "dropout": 0.3,
-        },
-        IDDPM_TRAINING,
-        published=True,
-    ),
-    "iddpm-imagenet64": Preset(
-        "121 M: the ImageNet 64x64 network of Nichol & Dhariwal 2021",
-        {
-            "width": 128,
-            "multipliers": (1, 2, 3, 4),
-            "blocks": 3,
-            "attention": (8, 16),
-            "heads": 4,
-        },
-        IDDPM_TRAINING,
-        published=True,
-    ),
-    "adm-64": Preset(
-        "296 M with 1000 classes: the ImageNet 64x64 network of Dhariwal & Nichol 2021",
-        {
-            **ADM,
-            "width": 192,
-            "multipliers": (1, 2, 3, 4),
-            "blocks": 3,
-            "head_width": 64,
-            "dropout": 0.1,
-        },
-        {**ADM_TRAINING, "schedule": "cosine", "lr": 3e-4, "batch_size": 2048},
-        published=True,
-    ),
-    "adm-128": Preset(
-        "422 M with 1000 classes: the ImageNet 128x128 network of Dhariwal & Nichol 2021",
-        {**ADM, "width": 256, "multipliers": (1, 1, 2, 3, 4), "blocks": 2, "heads": 4},
-        {**ADM_TRAINING, "size": 128},
-        published=True,
-    ),
-    "adm-256": Preset(
-        "554 M with 1000 classes: the ImageNet 256x256 network of Dhariwal & Nichol 2021",
-        {**ADM, "width": 256, "multipliers": (1, 1, 2, 2, 4, 4), "blocks": 2, "head_width": 64},
-        {**ADM_TRAINING, "size": 256},
-        published=True,
-    ),
-}
+PRESETS: Registry[Preset] = Registry(
+    "presets",
+    {
+        "tiny": Preset(
+            "0.4 M parameters: minutes on a laptop's processor",
+            {"width": 32, "multipliers": (1, 1, 1), "blocks": 1, "attention": ()},
+            {"lr": 4e-3},
+        ),
+        "small": Preset(
+            "6.9 M: hours on a processor, minutes on a GPU",
+            {"width": 64, "multipliers": (1, 2, 2), "blocks": 2, "attention": (7, 8)},
+            {"lr": 1e-3},
+        ),
+        "base": Preset(
+            "29 M: one GPU",
+            {
+                "width": 128,
+                "multipliers": (1, 2, 2, 2),
+                "blocks": 2,
+                "attention": (7, 8, 14, 16),
+                "head_width": 64,
+            },
+            {"lr": 4e-4},
+        ),
+        "large": Preset(
+            "86 M: several GPUs",
+            {
+                "width": 192,
+                "multipliers": (1, 2, 2, 2),
+                "blocks": 3,
+                "attention": (7, 8, 14, 16),
+                "head_width": 64,
+            },
+            {"lr": 2e-4},
+        ),
+        "ddpm-cifar10": Preset(
+            "35.7 M: the CIFAR-10 network of Ho et al. 2020",
+            {
+                **DDPM,
+                "width": 128,
+                "multipliers": (1, 2, 2, 2),
+                "blocks": 2,
+                "attention": (16,),
+                "dropout": 0.1,
+            },
+            {**DDPM_TRAINING, "lr": 2e-4, "variance": "large", "batch_size": 128},
+            published=True,
+        ),
+        "ddpm-celebahq-256": Preset(
+            "114 M: the CelebA-HQ 256x256 network of Ho et al. 2020",
+            {
+                **DDPM,
+                "width": 128,
+                "multipliers": (1, 1, 2, 2, 4, 4),
+                "blocks": 2,
+                "attention": (16,),
+            },
+            {**DDPM_TRAINING, "lr": 2e-5, "variance": "small", "batch_size": 64, "size": 256},
+            published=True,
+        ),
+        "iddpm-cifar10": Preset(
+            "52.5 M: the CIFAR-10 network of Nichol & Dhariwal 2021",
+            {
+                "width": 128,
+                "multipliers": (1, 2, 2, 2),
+                "blocks": 3,
+                "attention": (8, 16),
+                "heads": 4,
+                "dropout": 0.3,
+            },
+            IDDPM_TRAINING,
+            published=True,
+        ),
+        "iddpm-imagenet64": Preset(
+            "121 M: the ImageNet 64x64 network of Nichol & Dhariwal 2021",
+            {
+                "width": 128,
+                "multipliers": (1, 2, 3, 4),
+                "blocks": 3,
+                "attention": (8, 16),
+                "heads": 4,
+            },
+            IDDPM_TRAINING,
+            published=True,
+        ),
+        "adm-64": Preset(
+            "296 M with 1000 classes: the ImageNet 64x64 network of Dhariwal & Nichol 2021",
+            {
+                **ADM,
+                "width": 192,
+                "multipliers": (1, 2, 3, 4),
+                "blocks": 3,
+                "head_width": 64,
+                "dropout": 0.1,
+            },
+            {**ADM_TRAINING, "schedule": "cosine", "lr": 3e-4, "batch_size": 2048},
+            published=True,
+        ),
+        "adm-128": Preset(
+            "422 M with 1000 classes: the ImageNet 128x128 network of Dhariwal & Nichol 2021",
+            {**ADM, "width": 256, "multipliers": (1, 1, 2, 3, 4), "blocks": 2, "heads": 4},
+            {**ADM_TRAINING, "size": 128},
+            published=True,
+        ),
+        "adm-256": Preset(
+            "554 M with 1000 classes: the ImageNet 256x256 network of Dhariwal & Nichol 2021",
+            {**ADM, "width": 256, "multipliers": (1, 1, 2, 2, 4, 4), "blocks": 2, "head_width": 64},
+            {**ADM_TRAINING, "size": 256},
+            published=True,
+        ),
+    },
+)
 
 
-def choose(size: Size, device: str) -> str:
-    """The preset where none was named: what trains in a sensible time at this size and device."""
-    if device == "cpu":
-        return "tiny"
-    return "small" if min(size) <= 32 else "base"
+DEFAULT_RATE = 1e-3
+"""The learning rate of a network without presets."""
 
 
-def network(
-    config: TrainConfig,
-    name: str,
-    size: Size,
-    channels: int,
-    *,
-    out_channels: int | None = None,
-    num_classes: int = 0,
-) -> UNetConfig:
-    """The network of a preset for images of `size`, with the fields of `config.unet` over it.
-
-    `out_channels` are those that the variance needs, `channels` where None. `config.width` stands
-    for the preset's width; groups and heads that `config.unet` does not give are made to divide it.
-
-    Levels are added until the shorter side, in patches, is at most 8. A size taken from the data
-    halves only while both sides are even; a size that was typed must suit a preset that was typed.
+def preset_of(name: str | None) -> Preset:
+    """A preset by name; for None, a network's own defaults.
 
     Raises:
-        UsageError: no such preset, it cannot halve the size, or `config.unet` has another width.
+        UsageError: no such preset.
     """
-    preset = lookup(PRESETS, name, "--preset")
-    fixed: dict[str, Any] = {
-        "size": size,
-        "channels": channels,
-        "out_channels": channels if out_channels is None else out_channels,
-        "num_classes": num_classes,
-    }
-    for field, value in fixed.items():
-        given = config.unet.get(field)
-        if given is not None and (tuple(given) if field == "size" else given) != value:
-            raise UsageError(f"[unet] {field} = {given} does not suit these images: it is {value}")
+    if name is None:
+        return Preset("", {}, {"lr": DEFAULT_RATE})
+    return lookup(PRESETS, name, "--preset")
+
+
+def choose(config: TrainConfig, space: Space, device: str) -> str | None:
+    """The preset: the one that is named, else what trains in a sensible time here, else none,
+    where the network that is asked for has none."""
+    if config.preset is not None:
+        return config.preset
+    if config.network not in (None, "unet"):
+        return None
+    if device == "cpu":
+        return "tiny"
+    return "small" if min(space.size) <= 32 else "base"
+
+
+def architecture(
+    config: TrainConfig, preset_name: str | None, space: Space
+) -> tuple[str, Settings]:
+    """The network of a preset for a space, with `config.architecture` over it: its name and
+    settings.
+
+    `config.width` stands for the preset's width. A size taken from the data must suit the network;
+    a size that was typed must suit a preset that was typed.
+
+    Raises:
+        UsageError: no such preset or network, one that does not suit the space, or two widths.
+    """
+    preset, given = preset_of(preset_name), dict(config.architecture)
+    name = config.network or preset.network
+    if preset_name is not None and name != preset.network:
+        raise UsageError(
+            f"--preset {preset_name} is a '{preset.network}', not a '{name}'",
+            "Leave --network or --preset out",
+        )
     if config.width is not None:
-        if config.unet.get("width", config.width) != config.width:
+        if given.get("width", config.width) != config.width:
             raise UsageError(
-                f"[unet] width = {config.unet['width']} differs from width = {config.width}",
+                f"[{name}] width = {given['width']} differs from width = {config.width}",
                 "Leave one of them out",
             )
-        fixed["width"] = config.width
-    fields = {**preset.unet, **config.unet, **fixed}
-    if not preset.published and "multipliers" not in config.unet:
-        patch = fields.get("patch", 1)
-        patches = (size[0] // patch, size[1] // patch)
-        wanted = _halvings(patches)
-        allowed = next(n for n in range(wanted, -1, -1) if not any(s % 2**n for s in patches))
-        if allowed < wanted and config.size and config.preset:
-            raise UsageError(
-                f"--preset {name} halves {wanted} times, which --size {size[0]}x{size[1]} "
-                "does not allow",
-                f"Choose a multiple of {patch * 2**wanted}",
-            )
-        fields["multipliers"] = _levels(preset.unet["multipliers"], allowed + 1)
-    return _divided(fields, config.unet, name)
+        given["width"] = config.width
+    module, fields = lookup(NETWORKS, name, "--network"), {**preset.settings, **given}
+    if config.width is not None and not hasattr(module.Config, "width"):
+        raise UsageError(f"--width: the network '{name}' has none", "Leave it out")
+    adapt = getattr(module, "adapt", None)
+    if adapt is None:
+        return name, network_config(name, fields)
+    exact = config.size is not None and config.preset is not None
+    with naming(name):
+        settings: Settings = adapt(fields, given, space, published=preset.published, exact=exact)
+    return name, settings
 
 
-def groups_at(width: int, preset: str | None) -> int:
-    """The groups of the normalisation where none are given, in a preset of this base width."""
-    published = preset in PRESETS and PRESETS[preset].published
-    return _largest_divisor(width, GROUPS if published else max(1, width // CHANNELS_A_GROUP))
+def network_config(name: str, values: Mapping[str, Any]) -> Settings:
+    """The settings of a network from plain values, as a table of TOML has them.
 
-
-def _divided(fields: Mapping[str, Any], given: Mapping[str, Any], preset: str) -> UNetConfig:
-    """The network of `fields`, where groups and heads that are not `given` divide its widths.
-
-    The heads are the largest number that does, at most the preset's number or width of them.
+    Raises:
+        UsageError: no such network, or a setting that it refuses.
     """
-    heads = {name: fields.get(name) for name in ("heads", "head_width")}
-    if any(given.get(name) is not None for name in heads):
-        heads = {name: given.get(name) for name in heads}
-    config = from_dict(UNetConfig, {**fields, **dict.fromkeys(heads), "groups": 1}, "[unet]")
-    attending = [w for w, attends in zip(config.widths, config.attends, strict=True) if attends]
-    shared = math.gcd(*attending, config.widths[-1])
-    for name, most in heads.items():
-        if most is not None and name not in given:
-            heads[name] = _largest_divisor(shared, most)
-    groups = given.get("groups", groups_at(config.width, preset))
-    return from_dict(UNetConfig, {**vars(config), **heads, "groups": groups}, "[unet]")
+    module = lookup(NETWORKS, name, "--network")
+    with naming(name):
+        return from_dict(module.Config, values)
 
 
-def _largest_divisor(number: int, most: int) -> int:
-    return next(n for n in range(most, 0, -1) if number % n == 0)
-
-
-def _halvings(size: Size) -> int:
-    return next(n for n in range(16) if min(size) >> n <= LOWEST)
-
-
-def _levels(multipliers: tuple[int, ...], n: int) -> tuple[int, ...]:
-    """The first n multipliers, the last one repeated where there are fewer."""
-    return (multipliers + multipliers[-1:] * n)[:n]
+def naming(network: str) -> contextlib.AbstractContextManager[None]:
+    """Turn what a network refuses into a `UsageError` that names its table in a TOML file."""
+    return translating(lambda a: "--size" if a == "size" else f"[{network}] {a}")

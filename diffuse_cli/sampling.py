@@ -19,26 +19,26 @@ import torch
 from diffuse_cli import files, locks, modelfile, pictures
 from diffuse_cli.conditioning import Condition
 from diffuse_cli.config import SAMPLER, SampleConfig
-from diffuse_cli.core.blocks import cast_products
 from diffuse_cli.core.denoiser import Denoiser
-from diffuse_cli.core.guidance import clip
-from diffuse_cli.core.guidance import threshold as thresholded
+from diffuse_cli.core.kernels.layout import laid_out, lay_out
+from diffuse_cli.core.kernels.precision import cast_products
 from diffuse_cli.core.samplers import SAMPLERS, State
+from diffuse_cli.core.space import Space
 from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
+from diffuse_cli.diffusion import kept_in_range
 from diffuse_cli.errors import OutputError, lookup
 from diffuse_cli.events import Progress, Work
 from diffuse_cli.resolving import DrawSettings, resolve, tell
 from diffuse_cli.runtime import image_noise, machine, rank, resolve_precision, share
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
     from accelerate import Accelerator
     from PIL.Image import Image
     from torch import Tensor
 
-    Pixels = npt.NDArray[np.uint8]
-    Frames = dict[int, list[Pixels]]
+    Array = npt.NDArray[Any]
+    Frames = dict[int, list[Array]]
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """Half precisions as Accelerate calls them."""
@@ -70,7 +70,7 @@ class Drawing:
 def draw(
     denoiser: Denoiser,
     *,
-    shape: tuple[int, int, int],
+    space: Space,
     indices: Sequence[int],
     seed: int,
     times: Sequence[int] | Sequence[float],
@@ -84,7 +84,7 @@ def draw(
     """Draw the images of a seed with these indices, a batch at a time.
 
     Args:
-        shape: (C, H, W) of an image.
+        space: what a sample is.
         times: the timesteps visited, descending.
         options: what the sampler takes beside, for example `eta`.
         condition: the images' classes, for a conditional model.
@@ -96,16 +96,12 @@ def draw(
     sample = lookup(SAMPLERS, sampler, "--sampler")
     process = denoiser.process
     denoise = condition.guided(denoiser, process) if condition else denoiser
-    if threshold is None:
-        denoise = clip(denoise, process)
-    else:
-        denoise = thresholded(denoise, process, threshold)
+    denoise = kept_in_range(denoise, denoiser, threshold)
     for start in range(0, len(indices), batch_size):
         batch = indices[start : start + batch_size]
 
         def noise(k: int, batch: Sequence[int] = batch) -> Tensor:
-            drawn = image_noise(seed, batch, k, shape, device)
-            return drawn.contiguous(memory_format=torch.channels_last)
+            return laid_out(image_noise(seed, batch, k, space.shape, device))
 
         bound = condition.bind(denoise, batch, device) if condition else denoise
         states = sample(bound, process, noise(-1), times, noise=noise, **(options or {}))
@@ -118,7 +114,7 @@ def draw_as(
     denoiser: Denoiser,
     indices: Sequence[int],
     *,
-    shape: tuple[int, int, int],
+    space: Space,
     device: torch.device,
 ) -> Iterator[Drawing]:
     """`draw` as settings say it.
@@ -128,7 +124,7 @@ def draw_as(
     """
     return draw(
         denoiser,
-        shape=shape,
+        space=space,
         indices=indices,
         seed=settings.seed,
         times=denoiser.process.times(settings.steps, settings.spacing),
@@ -141,17 +137,25 @@ def draw_as(
     )
 
 
-def collect(drawings: Iterator[Drawing], total: int, into: dict[int, Pixels]) -> Work[None]:
-    """Run `drawings` to their end, keeping each image as uint8 (C, H, W) under its index."""
+def collect(
+    drawings: Iterator[Drawing], space: Space, total: int, into: dict[int, Array]
+) -> Work[None]:
+    """Run `drawings` to their end, keeping each sample as stored, (C, *size), under its index."""
     done = 0
     for drawing in drawings:
         part = len(drawing.indices) * drawing.step / drawing.steps
         if drawing.done:
-            images = pictures.to_uint8(drawing.state.x)
-            for i, pixels in zip(drawing.indices, images, strict=True):
-                into[i] = pixels
+            samples = stored(space, drawing.state.x)
+            for i, sample in zip(drawing.indices, samples, strict=True):
+                into[i] = sample
             done, part = done + len(drawing.indices), 0
         yield Progress("sampling", int(done + part), total, f"step {drawing.step}/{drawing.steps}")
+
+
+def stored(space: Space, x: Tensor) -> Array:
+    """Samples (B, C, *size) of a model as they are stored, on the CPU."""
+    numbers: Array = space.to_stored(x).cpu().numpy()
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -163,10 +167,9 @@ class Loaded:
     sha256: str
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of its images."""
-        unet = self.model.unet
-        return (unet.channels, *unet.size)
+    def space(self) -> Space:
+        """What its samples are."""
+        return self.model.blueprint.space
 
 
 def load_denoiser(path: str | Path, weights: str, accelerator: Accelerator) -> Loaded:
@@ -186,7 +189,7 @@ def ready(model: modelfile.Model, weights: str, accelerator: Accelerator) -> Den
     Raises:
         ModelFileError: no such weights in the model.
     """
-    net = model.network(weights).to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = lay_out(model.network(weights).to(accelerator.device))
     if accelerator.mixed_precision in HALVES:
         cast_products(net, HALVES[accelerator.mixed_precision])
 
@@ -194,7 +197,7 @@ def ready(model: modelfile.Model, weights: str, accelerator: Accelerator) -> Den
         with torch.inference_mode(), accelerator.autocast():
             return net(x, t, **cond).float()  # type: ignore[no-any-return]
 
-    return model.denoiser(infer)
+    return model.blueprint.denoiser(infer)
 
 
 # -- from a file to files -------------------------------------------------------------------------
@@ -242,13 +245,13 @@ def generate(config: SampleConfig) -> Work[Generated | None]:
         yield from tell(settings)
         mine = share(config.n, accelerator.num_processes, accelerator.process_index)
         drawings = draw_as(
-            settings, loaded.denoiser, mine, shape=loaded.shape, device=accelerator.device
+            settings, loaded.denoiser, mine, space=loaded.space, device=accelerator.device
         )
         frames: Frames = {}
         if config.gif:
-            drawings = _watch(drawings, frames)
+            drawings = _watch(drawings, loaded.space, frames)
         keep = _Folder(folder) if accelerator.is_main_process else {}
-        yield from collect(drawings, len(mine), keep)
+        yield from collect(drawings, loaded.space, len(mine), keep)
         if accelerator.num_processes > 1:
             _gather(keep, frames)
         if not isinstance(keep, _Folder):
@@ -270,7 +273,7 @@ def _holding(folder: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-class _Folder(dict[int, "Pixels"]):
+class _Folder(dict[int, "Array"]):
     """Images by index, each written as it is added; the first ones are kept for the grid."""
 
     def __init__(self, folder: Path) -> None:
@@ -278,7 +281,7 @@ class _Folder(dict[int, "Pixels"]):
         self.folder = folder
         self.count = 0
 
-    def __setitem__(self, index: int, pixels: Pixels) -> None:
+    def __setitem__(self, index: int, pixels: Array) -> None:
         if self.count == 0:
             for path in _earlier(self.folder):
                 files.remove(path)
@@ -292,18 +295,18 @@ class _Folder(dict[int, "Pixels"]):
         return self.folder / f"{index:05d}.png"
 
 
-def _watch(drawings: Iterator[Drawing], frames: Frames) -> Iterator[Drawing]:
+def _watch(drawings: Iterator[Drawing], space: Space, frames: Frames) -> Iterator[Drawing]:
     """Pass drawings on, keeping the frames of the first images."""
     for drawing in drawings:
         if drawing.indices[0] < GIF_IMAGES:
-            states = pictures.to_uint8(drawing.state.x)
+            states = stored(space, drawing.state.x)
             for i, pixels in zip(drawing.indices, states, strict=True):
                 if i < GIF_IMAGES:
                     frames.setdefault(i, []).append(pixels)
         yield drawing
 
 
-def _gather(keep: dict[int, Pixels], frames: Frames) -> None:
+def _gather(keep: dict[int, Array], frames: Frames) -> None:
     """Bring what other processes drew to the first."""
     from accelerate.utils import gather_object
 
@@ -386,12 +389,12 @@ def _describe(wanted: Condition | None, classes: Sequence[str], n: int) -> dict[
     }
 
 
-def arrange(drawn: Mapping[int, Pixels], wanted: Condition | None) -> Image:
+def arrange(drawn: Mapping[int, Array], wanted: Condition | None) -> Image:
     """The grid of images by index: as near to a square as it gets, or a row for each class."""
     import numpy as np
 
     order = sorted(drawn)
-    rows: dict[int, list[Pixels]] = {label: [] for label in (wanted.labels if wanted else ())}
+    rows: dict[int, list[Array]] = {label: [] for label in (wanted.labels if wanted else ())}
     if wanted:
         for i in order:
             rows[wanted.label(i)].append(drawn[i])

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from diffuse_cli.console import Console
-from diffuse_cli.tables import Modules
+from diffuse_cli.core.registry import Modules
 
 
 class Command(Protocol):
@@ -24,4 +24,4 @@ class Command(Protocol):
         ...
 
 
-COMMANDS: Mapping[str, Command] = Modules(__name__, __path__)
+COMMANDS: Mapping[str, Command] = Modules("commands", __name__, __path__)

@@ -14,18 +14,20 @@ CONFIG = ConvertConfig
 
 def run(config: ConvertConfig, console: Console) -> None:
     """Convert, and print the path of the model file."""
+    from diffuse_cli.core.settings import to_dict as plain
     from diffuse_cli.files import sha256
     from diffuse_cli.interop import convert
     from diffuse_cli.options import to_dict
 
     made = console.follow(convert(config))
-    unet, diffusion = made.model.unet, made.model.diffusion
+    own = made.model.blueprint
     parameters = sum(tensor.numel() for tensor in made.model.ema.values())
-    height, width = unet.size
+    diffusion, count = own.diffusion, own.conditions.num_classes
+    size = "x".join(map(str, own.space.size))
     schedule = diffusion.schedule or "its own betas"
-    classes = f", {unet.num_classes:,} classes" if unet.num_classes else ""
+    classes = f", {count:,} classes" if count else ""
     console.say(
-        f"{made.format}: {parameters:,} parameters, {height}x{width}, {schedule} over "
+        f"{made.format}: {parameters:,} parameters, {size}, {schedule} over "
         f"{diffusion.num_timesteps:,} timesteps, target {diffusion.target}, "
         f"variance {diffusion.variance}{classes}"
     )
@@ -33,9 +35,10 @@ def run(config: ConvertConfig, console: Console) -> None:
         "model": str(made.path),
         "format": made.format,
         "parameters": parameters,
-        "unet": to_dict(unet),
+        "space": plain(own.space),
+        "network": {"name": own.network, **plain(own.config)},
         "diffusion": to_dict(diffusion),
-        "classes": len(made.model.classes),
+        "classes": count,
         "sha256": sha256(made.path),
     }
     console.result([made.path], values)

@@ -77,7 +77,7 @@ def _data_rows(found: DataReport) -> Rows:
     ]
 
 
-def _sizes(sizes: Mapping[tuple[int, int], int]) -> str:
+def _sizes(sizes: Mapping[tuple[int, ...], int]) -> str:
     from diffuse_cli.data.summary import span
 
     if len(sizes) == 1:
@@ -172,21 +172,19 @@ def _model_rows(found: ModelReport) -> Rows:
 
 
 def _network(found: ModelReport) -> list[str]:
-    unet = found.unet
-    height, width = unet.size
-    colour = {1: "grey", 3: "colour"}.get(unet.channels, f"{unet.channels} channels")
-    levels = zip(unet.widths, unet.attends, strict=True)
-    shown = ", ".join(f"{width}{' (attention)' if attends else ''}" for width, attends in levels)
-    conditional = f", conditional on {unet.num_classes:,} classes" if unet.num_classes else ""
-    patches = f", of {unet.patch}x{unet.patch} patches" if unet.patch > 1 else ""
-    return [
-        f"{width}x{height}, {colour}{patches}{conditional}",
-        f"levels of {shown} channels; blocks a level: {unet.blocks} ({show(unet.block)})",
-    ]
+    from diffuse_cli.core.networks import NETWORKS
+
+    own, space = found.blueprint, found.blueprint.space
+    colour = {1: "grey", 3: "colour"}.get(space.channels, f"{space.channels} channels")
+    count = own.conditions.num_classes
+    conditional = f", conditional on {count:,} classes" if count else ""
+    lines = NETWORKS[own.network].describe(own.config, space)
+    size = "x".join(map(str, reversed(space.size)))
+    return [f"{own.network}, {size}, {colour}{conditional}", *map(show, lines)]
 
 
 def _process(found: ModelReport) -> str:
-    diffusion = found.diffusion
+    diffusion = found.blueprint.diffusion
     betas = "betas of its own" if diffusion.betas else f"schedule {show(diffusion.schedule)}"
     zero = " at zero terminal SNR" if diffusion.zero_terminal_snr else ""
     return (

@@ -20,7 +20,7 @@ from diffuse_cli.config.drawing import (
     Setting,
 )
 from diffuse_cli.config.info import InfoConfig
-from diffuse_cli.config.model import DiffusionConfig, UNetConfig
+from diffuse_cli.config.model import DiffusionConfig
 from diffuse_cli.config.training import TrainConfig
 
 __all__ = [
@@ -38,5 +38,4 @@ __all__ = [
     "SampleConfig",
     "Setting",
     "TrainConfig",
-    "UNetConfig",
 ]

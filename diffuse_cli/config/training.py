@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diffuse_cli.config.model import DiffusionConfig
+from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.errors import UsageError
-from diffuse_cli.options import OVERWRITE, option
+from diffuse_cli.options import OVERWRITE, option, to_dict
 from diffuse_cli.parsing import Size, parse_color, parse_size
 
 
@@ -56,8 +57,14 @@ class TrainConfig(DiffusionConfig):
         metavar="H[xW]",
         shown="from the data",
     )
+    channels: int | None = option(
+        None, "Channels: 1 for grey, 3 for colour.", low=1, high=64, shown="from the data"
+    )
     preset: str | None = option(
         None, "Network.", table="presets", shown="from image size and device"
+    )
+    network: str | None = option(
+        None, "Architecture of the network.", table="networks", shown="the preset's"
     )
     width: int | None = option(
         None,
@@ -76,7 +83,7 @@ class TrainConfig(DiffusionConfig):
     init: str | None = option(
         None, "Start from the weights and network of a model.", place=True, metavar="MODEL"
     )
-    unet: Mapping[str, Any] = field(default_factory=dict)
+    architecture: Mapping[str, Any] = field(default_factory=dict)
 
     strict: bool = option(False, "End on the first bad file instead of skipping it.", control=True)
     out: str = option(
@@ -147,9 +154,42 @@ class TrainConfig(DiffusionConfig):
         super().__post_init__()
         if self.batch_size is not None and self.batch_size < self.accumulation:
             raise UsageError("--accumulation must not exceed --batch-size")
-        if not isinstance(self.unet, Mapping):
-            raise UsageError(f"[unet] must be a table, not {self.unet!r}")
+        if not isinstance(self.architecture, Mapping):
+            name = self.network or "unet"
+            raise UsageError(f"[{name}] must be a table, not {self.architecture!r}")
         if self.resume and self.overwrite:
             raise UsageError("--resume and --overwrite exclude each other")
         if self.loss == "vlb" and self.weighting not in (None, "none"):
             raise UsageError("--weighting does not go with --loss vlb, whose weights are its own")
+
+
+DATA_FACTS = ("size", "channels", "out_channels", "num_classes")
+"""What a table [unet] held besides its settings in files of version 0.1: facts of the data."""
+
+
+def from_file(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as a file has them, where the settings of a network are a table of its name, as
+    fields of `TrainConfig`.
+
+    Raises:
+        UsageError: tables of several networks, or of another one than the file names.
+    """
+    fields = dict(values)
+    tables = [name for name in NETWORKS if name in fields and name != "network"]
+    for name in tables:
+        if fields.setdefault("network", name) != name:
+            raise UsageError(f"[{name}] does not go with network = {fields['network']!r}")
+        table = fields.pop(name)
+        if isinstance(table, Mapping):
+            if "channels" in table:
+                fields.setdefault("channels", table["channels"])
+            table = {k: v for k, v in table.items() if k not in DATA_FACTS}
+        fields["architecture"] = table
+    return fields
+
+
+def to_file(config: TrainConfig, **kinds: bool) -> dict[str, Any]:
+    """A configuration as a file has it; keywords are those of `options.to_dict`."""
+    fields = to_dict(config, **kinds)
+    settings = fields.pop("architecture")
+    return {**fields, config.network or "unet": settings} if settings else fields

@@ -54,7 +54,7 @@ def bound_terms(
     A time is an int, or an integer tensor with one for each sample.
     """
     process = denoiser.process
-    denoise = clipped(denoiser, process) if clip else denoiser
+    denoise = clipped(denoiser, process) if clip and denoiser.levels else denoiser
     for t, noise in draws:
         x_t = process.diffuse(x0, t, noise)
         yield bound_term(process, denoise(x_t, t, **cond), x0, x_t, t, denoiser.levels)

@@ -15,7 +15,7 @@ import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 Entry = TypeVar("Entry")
 
@@ -53,15 +53,15 @@ class Registry(dict[str, Entry]):
     def __len__(self) -> int:
         return len(list(iter(self)))
 
-    def keys(self):  # type: ignore[no-untyped-def, override]
+    def keys(self) -> Any:
         """The names, without importing what they stand for."""
         return list(self)
 
-    def values(self):  # type: ignore[no-untyped-def, override]
+    def values(self) -> Any:
         """The entries."""
         return [self[name] for name in self]
 
-    def items(self):  # type: ignore[no-untyped-def, override]
+    def items(self) -> Any:
         """Names with entries."""
         return [(name, self[name]) for name in self]
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from diffuse_cli.core.space import Space
 from diffuse_cli.data.summary import Summary
 
 HELD_OUT_OF = 20
@@ -40,15 +41,10 @@ class Images:
         return len(self.names)
 
     @property
-    def size(self) -> tuple[int, int]:
-        """(height, width)."""
-        height, width = self.pixels.shape[2:]
-        return int(height), int(width)
-
-    @property
-    def channels(self) -> int:
-        """1 for grey, 3 for colour."""
-        return int(self.pixels.shape[1])
+    def space(self) -> Space:
+        """What each of them is."""
+        channels, *size = self.pixels.shape[1:]
+        return Space(channels=int(channels), size=tuple(map(int, size)))
 
     @cached_property
     def fingerprint(self) -> str:

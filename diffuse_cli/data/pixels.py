@@ -8,7 +8,7 @@ from PIL import Image
 from xxhash import xxh3_128
 
 Pixels = npt.NDArray[np.uint8]
-Size = tuple[int, int]
+Size = tuple[int, ...]
 
 
 _BYTES_AT_ONCE = 2**18

@@ -35,7 +35,7 @@ class Summary:
     found: int
     usable: int
     channels: int
-    sizes: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    sizes: Mapping[tuple[int, ...], int] = field(default_factory=dict)
     modes: Mapping[str, int] = field(default_factory=dict)
     classes: Mapping[str, int] = field(default_factory=dict)
     unlabelled: int = 0
@@ -87,9 +87,8 @@ def from_dict(values: Mapping[str, Any]) -> Summary:
     return Summary(sizes=sizes, skipped=skipped, **rest)
 
 
-def _parse_size(text: str) -> tuple[int, int]:
-    width, height = text.split("x")
-    return int(width), int(height)
+def _parse_size(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split("x")))
 
 
 def skip_lines(skipped: Skips) -> Iterable[str]:
@@ -106,7 +105,7 @@ def skip_counts(skipped: Skips) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, (count, _) in ranked)
 
 
-def span(sizes: Mapping[tuple[int, int], int]) -> str:
+def span(sizes: Mapping[tuple[int, ...], int]) -> str:
     """`28x28`, or `12 sizes from 28x28 to 2000x1500` by area, as width x height."""
     ordered = sorted(sizes, key=lambda s: (s[0] * s[1], s))
     least, most = ("x".join(map(str, size)) for size in (ordered[0], ordered[-1]))

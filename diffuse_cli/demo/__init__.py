@@ -40,7 +40,7 @@ def demonstrate(config: DemoConfig) -> Work[tuple[Path, ...]]:
     paths = _outputs(config)
 
     from diffuse_cli.data import fit, read_image
-    from diffuse_cli.modelfile import make_process
+    from diffuse_cli.diffusion import make_process
 
     processes = {name: make_process(row) for name, row in rows.items()}
     picture = read_image(config.image, config.background)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from diffuse_cli.core.denoiser import Denoiser
+    from diffuse_cli.diffusion import Blueprint
 
 Array = npt.NDArray[np.float64]
 
@@ -61,7 +62,8 @@ def joined(parts: Sequence[Bound]) -> Bound:
 def measure(
     denoiser: Denoiser,
     pixels: npt.NDArray[np.uint8],
-    labels: npt.NDArray[np.int64] | None,
+    labels: npt.NDArray[np.int64],
+    blueprint: Blueprint,
     indices: range,
     *,
     timesteps: int | str,
@@ -74,7 +76,8 @@ def measure(
 
     Args:
         pixels: uint8 (N, C, H, W).
-        labels: (N,) for a conditional network, or None.
+        labels: (N,), -1 where an image has none.
+        blueprint: what the model is.
         indices: which of the images are measured; each keeps its draws.
         timesteps: how many of each image, or `all`.
         task: what progress calls it.
@@ -84,10 +87,12 @@ def measure(
     priors, rows = [np.zeros(0)], [np.zeros((0, len(groups)))]
     for done in range(0, len(indices), batch_size):
         batch = indices[done : done + batch_size]
-        x0 = pictures.from_uint8(pixels[batch.start : batch.stop], device)
-        cond: dict[str, Any] = {}
-        if labels is not None:
-            cond["label"] = torch.from_numpy(labels[batch.start : batch.stop]).to(device)
+        x0, own = (
+            torch.tensor(values[batch.start : batch.stop], device=device)
+            for values in (pixels, labels)
+        )
+        x0 = blueprint.space.to_model(x0)
+        cond: dict[str, Any] = {**blueprint.conditions.told(own)}
         terms = []
         for term in bound_terms(denoiser, x0, _draws(seed, groups, batch, x0), **cond):
             terms.append(term.double())

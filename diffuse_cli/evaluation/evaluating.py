@@ -249,8 +249,8 @@ def _model_facts(loaded: Loaded) -> dict[str, Any]:
     return {
         "step": model.step,
         "parameters": sum(tensor.numel() for tensor in model.ema.values()),
-        "shape": list(loaded.shape),
+        "shape": list(loaded.space.shape),
         "num_timesteps": loaded.denoiser.process.num_timesteps,
-        "classes": list(model.classes) if model.unet.num_classes else [],
+        "classes": list(model.blueprint.conditions.classes),
         "versions": dict(model.versions),
     }

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from diffuse_cli.core.denoiser import Denoiser
+    from diffuse_cli.core.space import Space
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -25,14 +26,15 @@ def draw_share(
     denoiser: Denoiser,
     n: int,
     *,
-    shape: tuple[int, int, int],
+    space: Space,
     device: torch.device,
     team: Team,
 ) -> Work[dict[int, Pixels]]:
     """This process's share of n images, uint8 (C, H, W) by index."""
     own = team.share(n, settings.batch_size)
     mine: dict[int, Pixels] = {}
-    yield from collect(draw_as(settings, denoiser, own, shape=shape, device=device), len(own), mine)
+    drawings = draw_as(settings, denoiser, own, space=space, device=device)
+    yield from collect(drawings, space, len(own), mine)
     return mine
 
 

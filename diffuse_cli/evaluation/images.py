@@ -123,9 +123,9 @@ def is_images(subject: str) -> bool:
 def read_sides(config: EvalConfig, loaded: Loaded | None) -> Work[Sides]:
     """Read the real images and, without a model, those to compare with them."""
     if loaded is not None:
-        unet = loaded.model.unet
+        space = loaded.space
         background = config.background or str(loaded.model.data.get("background", "white"))
-        images = yield from _read(config, config.data, unet.size, unet.channels, background)
+        images = yield from _read(config, config.data, space.size, space.channels, background)
         yield from _tell(images)
         chosen, part = _held_out(images, loaded)
         yield Notice(f"real images: {_part_text(part)}, {len(chosen):,} of {len(images):,}")
@@ -138,7 +138,8 @@ def read_sides(config: EvalConfig, loaded: Loaded | None) -> Work[Sides]:
         known = training if config.train_n else None
         return Sides(real, more, None, known, part, names, {"data": images.fingerprint})
     theirs = yield from _read_alike(config, config.subject)
-    images = yield from _read(config, config.data, theirs.size, None, config.background or "white")
+    background = config.background or "white"
+    images = yield from _read(config, config.data, theirs.space.size, None, background)
     yield from _tell(theirs, images)
     names = images.class_names
     fakes, _ = _choose(config, theirs, np.arange(len(theirs)), names)
@@ -214,7 +215,7 @@ def _read_alike(config: EvalConfig, source: str) -> Work[Images]:
     background = config.background or "white"
     images = yield from _read(config, source, None, None, background)
     sizes = list(images.summary.sizes)
-    if len(sizes) == 1 and sizes[0] != images.size[::-1]:
+    if len(sizes) == 1 and sizes[0] != images.space.size[::-1]:
         width, height = sizes[0]
         images = yield from _read(config, source, (height, width), None, background)
     return images

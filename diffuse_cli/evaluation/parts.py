@@ -123,13 +123,11 @@ def _bound(evaluation: Evaluation, images: Labelled, task: str) -> Work[Bound]:
     denoiser = loaded.denoiser
     if config.respaced is not None:
         denoiser = denoiser.respaced(denoiser.process.times(config.respaced))
-    labels = None
-    if num_classes := loaded.model.unet.num_classes:
-        labels = np.where(images.labels < 0, num_classes, images.labels)
     own = yield from measure(
         denoiser,
         images.pixels,
-        labels,
+        images.labels,
+        loaded.model.blueprint,
         evaluation.team.share(len(images), config.batch_size),
         timesteps=config.timesteps,
         seed=config.seed,
@@ -185,7 +183,7 @@ def _generate(evaluation: Evaluation) -> Work[Labelled]:
     assert settings is not None
     device, team = evaluation.accelerator.device, evaluation.team
     mine = yield from draw_share(
-        settings, loaded.denoiser, n, shape=loaded.shape, device=device, team=team
+        settings, loaded.denoiser, n, space=loaded.space, device=device, team=team
     )
     wanted = settings.condition
     labels = [wanted.label(i) if wanted else -1 for i in range(n)]

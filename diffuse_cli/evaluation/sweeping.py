@@ -247,9 +247,9 @@ class _Measure:
         began = time.perf_counter()
         mine = yield from draw_share(
             self._settings(setting),
-            self.loaded.model.denoiser(counter),
+            self.loaded.model.blueprint.denoiser(counter),
             self.n,
-            shape=self.loaded.shape,
+            space=self.loaded.space,
             device=self.network.device,
             team=self.team,
         )
@@ -283,7 +283,7 @@ class _Measure:
         batch = range(min(self.n, self.base.batch_size))
         settings = replace(self.base, sampler="ddim", steps=1)
         denoiser, device = self.loaded.denoiser, self.network.device
-        for _ in draw_as(settings, denoiser, batch, shape=self.loaded.shape, device=device):
+        for _ in draw_as(settings, denoiser, batch, space=self.loaded.space, device=device):
             pass
 
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from diffuse_cli.core.registry import Modules
 from diffuse_cli.errors import UsageError, lookup
 from diffuse_cli.events import Progress, Work
-from diffuse_cli.tables import Modules
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,7 +60,7 @@ class FeatureModule(Protocol):
         ...
 
 
-FEATURES: Mapping[str, FeatureModule] = Modules(__name__, __path__)
+FEATURES: Mapping[str, FeatureModule] = Modules("features", __name__, __path__)
 
 
 def find(name: str) -> Work[Path]:

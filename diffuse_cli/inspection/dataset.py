@@ -55,7 +55,7 @@ class DataReport:
 
     path: str
     summary: Summary
-    size: tuple[int, int]
+    size: tuple[int, ...]
     held_out: int
     pixels: Spread
     duplicates: Copies
@@ -140,7 +140,7 @@ def _report(config: InfoConfig, images: Images, out: Path | None) -> Work[DataRe
     return DataReport(
         path=config.path,
         summary=images.summary,
-        size=images.size,
+        size=images.space.size,
         held_out=int(images.held_out.sum()),
         pixels=pixels,
         duplicates=duplicates,
@@ -154,7 +154,7 @@ def _report(config: InfoConfig, images: Images, out: Path | None) -> Work[DataRe
 def _measure(images: Images) -> Work[tuple[Spread, near.Hashes, Flags]]:
     """The spread of the values, and of each image its hash and whether it is blank: in one pass."""
     count = len(images)
-    sums = [[0, 0] for _ in range(images.channels)]
+    sums = [[0, 0] for _ in range(images.space.channels)]
     hashed, blank = np.zeros(count, np.uint64), np.zeros(count, np.bool_)
     comparable = near.can_compare(images.pixels)
     yield Progress(MEASURING, 0, count)
@@ -169,7 +169,7 @@ def _measure(images: Images) -> Work[tuple[Spread, near.Hashes, Flags]]:
         if comparable:
             hashed[block] = near.hashes(found)
         yield Progress(MEASURING, min(block.stop, count), count)
-    return _spread(sums, count * math.prod(images.size)), hashed, blank
+    return _spread(sums, count * math.prod(images.space.size)), hashed, blank
 
 
 def _spread(sums: list[list[int]], count: int) -> Spread:

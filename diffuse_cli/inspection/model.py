@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from diffuse_cli import files
-from diffuse_cli.config import DiffusionConfig, InfoConfig, Setting, UNetConfig
+from diffuse_cli.config import InfoConfig, Setting
+from diffuse_cli.core.settings import to_dict as plain
+from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Progress, Work
 from diffuse_cli.options import to_dict
@@ -37,8 +39,7 @@ class ModelReport:
     parameters: int
     raw: bool
     title: str
-    unet: UNetConfig
-    diffusion: DiffusionConfig
+    blueprint: Blueprint
     step: int
     classes: tuple[str, ...]
     data: Mapping[str, Any]
@@ -48,7 +49,13 @@ class ModelReport:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
-        values = {**vars(self), "unet": to_dict(self.unet), "diffusion": to_dict(self.diffusion)}
+        own = self.blueprint
+        values = {name: value for name, value in vars(self).items() if name != "blueprint"}
+        values |= {
+            "space": plain(own.space),
+            "network": {"name": own.network, **plain(own.config)},
+            "diffusion": to_dict(own.diffusion),
+        }
         values["sampling"] = to_dict(self.sampling) if self.sampling else None
         return {"kind": "model", **values}
 
@@ -77,10 +84,9 @@ def inspect_model(config: InfoConfig) -> Work[ModelReport]:
         parameters=sum(tensor.numel() for tensor in model.ema.values()),
         raw=model.raw is not None,
         title=modelfile.read_metadata(path).get("modelspec.title", ""),
-        unet=model.unet,
-        diffusion=model.diffusion,
+        blueprint=model.blueprint,
         step=model.step,
-        classes=model.classes,
+        classes=model.blueprint.conditions.classes,
         data=model.data,
         training=model.training,
         sampling=model.sampling,

@@ -9,20 +9,49 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from diffuse_cli import files
-from diffuse_cli.config import ConvertConfig, UNetConfig
+from diffuse_cli.config import ConvertConfig
+from diffuse_cli.core.conditions import Conditions
+from diffuse_cli.core.networks import unet as unets
+from diffuse_cli.core.registry import Modules
+from diffuse_cli.core.space import Space
 from diffuse_cli.errors import ModelFileError, OutputError, UsageError, lookup
 from diffuse_cli.events import Notice, Work
-from diffuse_cli.tables import Modules
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from diffuse_cli.interop._source import Source
     from diffuse_cli.modelfile import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Net:
+    """A U-Net of another program: its settings, and what its files say of the data."""
+
+    config: unets.Config
+    space: Space
+    out_channels: int
+    num_classes: int
+
+    @property
+    def attends(self) -> list[bool]:
+        """Which levels have attention."""
+        return self.config.attends(self.space.size)
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each tensor by its name here."""
+        import torch
+
+        conditions = Conditions(classes=tuple(map(str, range(self.num_classes))))
+        with torch.device("meta"):
+            net = unets.build(self.config, self.space, conditions, self.out_channels)
+        return {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +67,7 @@ class Foreign:
         notices: what to say of it.
     """
 
-    unet: UNetConfig
+    unet: Net
     diffusion: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
     theirs: Mapping[str, str] = field(default_factory=dict)
@@ -64,7 +93,7 @@ class Format(Protocol):
         ...
 
 
-FORMATS: Mapping[str, Format] = Modules(__name__, __path__)
+FORMATS: Mapping[str, Format] = Modules("formats", __name__, __path__)
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffuse_cli.config import ConvertConfig, DiffusionConfig, TrainConfig, UNetConfig
+from diffuse_cli.config import ConvertConfig, DiffusionConfig, TrainConfig
 from diffuse_cli.config.model import TIMESTEPS
-from diffuse_cli.core.unet import UNet
+from diffuse_cli.core.conditions import Conditions
+from diffuse_cli.core.errors import InvalidArgument
+from diffuse_cli.core.networks import unet as unets
+from diffuse_cli.core.settings import from_dict as checked
+from diffuse_cli.core.settings import to_dict as plain
+from diffuse_cli.core.space import Space
 from diffuse_cli.core.variances import channels_out
-from diffuse_cli.errors import ModelFileError, UsageError
+from diffuse_cli.diffusion import Blueprint, make_denoiser, make_process
+from diffuse_cli.errors import ModelFileError, UsageError, translated
 from diffuse_cli.files import show
-from diffuse_cli.interop import Foreign
+from diffuse_cli.interop import Foreign, Net
 from diffuse_cli.interop._source import Source, brief
-from diffuse_cli.modelfile import Model, make_denoiser
+from diffuse_cli.modelfile import Model
 from diffuse_cli.options import from_dict, options, to_dict
 from diffuse_cli.parsing import Size
 from diffuse_cli.presets import PRESETS
@@ -40,27 +46,30 @@ def assemble(foreign: Foreign, source: Source, config: ConvertConfig) -> Model:
         UsageError: options or a preset that do not suit the source, or that are needed.
     """
     unet = foreign.unet
-    if unet.channels not in (1, 3):
+    if unet.space.channels not in (1, 3):
         raise ModelFileError(
-            f"{source.name} takes {unet.channels} channels, not the 1 or 3 of an image",
+            f"{source.name} takes {unet.space.channels} channels, not the 1 or 3 of an image",
             "Networks of latents, and those that enlarge another image, are not known",
         )
     if config.preset and (wrong := unlike(config.preset, unet)):
         raise UsageError(f"--preset {config.preset} is not the network of {source.name}: {wrong}")
     diffusion = settle(foreign, source, config)
     return Model(
-        unet=unet,
-        diffusion=diffusion,
+        blueprint=Blueprint(
+            space=unet.space,
+            network="unet",
+            config=unet.config,
+            conditions=Conditions(classes=class_names(config, unet.num_classes)),
+            diffusion=diffusion,
+        ),
         ema=fitted(foreign, source),
-        classes=class_names(config, unet.num_classes),
         training=training(unet, diffusion, config.preset),
     )
 
 
-def network(
-    where: Path, config: ConvertConfig, size: Size, fields: Mapping[str, Any]
-) -> UNetConfig:
-    """The network that the file `where` says, for images of `size`, by fields of `UNetConfig`.
+def network(where: Path, config: ConvertConfig, size: Size, fields: Mapping[str, Any]) -> Net:
+    """The network that the file `where` says, for images of `size`: settings of the network, with
+    `channels`, `out_channels` and `num_classes`.
 
     One head is said as such: left out, it would be filled in where a training begins with it.
 
@@ -74,12 +83,31 @@ def network(
         if value is None and name not in ("heads", "head_width"):
             raise ModelFileError(f"{show(where)} does not say {name}")
     try:
-        return from_dict(UNetConfig, {**fields, "size": size})
-    except UsageError as error:
+        return net(fields, size)
+    except InvalidArgument as error:
         factor = 2 ** (len(fields["multipliers"]) - 1)
         if config.size and any(side % factor for side in config.size):
-            raise
-        raise ModelFileError(f"{show(where)}: {brief(error).removeprefix('--')}") from error
+            raise translated(error) from error
+        raise ModelFileError(f"{show(where)}: {brief(error)}") from error
+
+
+def net(fields: Mapping[str, Any], size: Size) -> Net:
+    """A network by its settings, `channels`, `out_channels` and `num_classes`.
+
+    Raises:
+        InvalidArgument: no such network can be.
+    """
+    data = {name: fields[name] for name in ("channels", "out_channels", "num_classes")}
+    settings = {name: value for name, value in fields.items() if name not in data}
+    space = Space(channels=data["channels"], size=size)
+    found = Net(
+        config=checked(unets.Config, settings),
+        space=space,
+        out_channels=data["out_channels"],
+        num_classes=data["num_classes"],
+    )
+    unets.check(found.config, space)
+    return found
 
 
 def attention_at(size: Size, attends: list[bool]) -> tuple[int, ...]:
@@ -87,16 +115,16 @@ def attention_at(size: Size, attends: list[bool]) -> tuple[int, ...]:
     return tuple(min(size) >> i for i, attend in enumerate(attends) if attend)
 
 
-def unlike(preset: str, unet: UNetConfig) -> str:
+def unlike(preset: str, unet: Net) -> str:
     """In what the network of a preset is unlike one of which the tensors are known; empty if in
     nothing.
 
     The levels with attention are compared, not their resolutions: it may be of another size.
     """
-    own, attends = PRESETS[preset].unet, unet.attends
-    defaults = {f.name: f.default for f in dataclasses.fields(UNetConfig)}
+    own, attends = PRESETS[preset].settings, unet.attends
+    defaults = {f.name: f.default for f in dataclasses.fields(unets.Config)}
     for name in SHAPE:
-        expected, found = own.get(name, defaults[name]), getattr(unet, name)
+        expected, found = own.get(name, defaults[name]), getattr(unet.config, name)
         if expected != found:
             return f"{name} is {found} there, not {expected}"
     at = own["attention"]
@@ -128,13 +156,13 @@ def settle(foreign: Foreign, source: Source, config: ConvertConfig) -> Diffusion
         )
     try:
         diffusion = from_dict(DiffusionConfig, said)
-        make_denoiser(None, diffusion)
+        make_denoiser(None, diffusion, make_process(diffusion))
     except UsageError as error:
         if typed:
             raise
         raise ModelFileError(f"{source.name}: {error.message}", error.hint) from error
     unet = foreign.unet
-    out, needed = unet.out_channels, channels_out(diffusion.variance, unet.channels)
+    out, needed = unet.out_channels, channels_out(diffusion.variance, unet.space.channels)
     if out != needed:
         text = f"variance '{diffusion.variance}' needs {needed} channels out, not {out}"
         if "variance" in typed:
@@ -181,8 +209,7 @@ def fitted(foreign: Foreign, source: Source) -> dict[str, Tensor]:
     if unet.num_classes and name in tensors and tensors[name].ndim == 2:
         rows = tensors[name].to(torch.float32)
         tensors[name] = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
-    with torch.device("meta"):
-        shapes = {name: tuple(t.shape) for name, t in UNet(unet).state_dict().items()}
+    shapes = unet.shapes
 
     def their(name: str) -> str:
         return brief(foreign.theirs.get(name, name))
@@ -233,7 +260,7 @@ def class_names(config: ConvertConfig, count: int) -> tuple[str, ...]:
     return names
 
 
-def training(unet: UNetConfig, diffusion: DiffusionConfig, preset: str | None) -> dict[str, Any]:
+def training(unet: Net, diffusion: DiffusionConfig, preset: str | None) -> dict[str, Any]:
     """The configuration that `train --init` goes on from: the preset's, without its learning rate,
     which follows from width and batch size."""
     recipe = dict(PRESETS[preset].train) if preset else {}
@@ -245,9 +272,11 @@ def training(unet: UNetConfig, diffusion: DiffusionConfig, preset: str | None) -
         **recipe,
         **to_dict(diffusion),
         **labels,
-        "size": unet.size,
+        "size": unet.space.size,
+        "channels": unet.space.channels,
         "preset": preset,
-        "width": unet.width,
-        "unet": to_dict(unet),
+        "width": unet.config.width,
+        "network": "unet",
+        "architecture": plain(unet.config),
     }
     return for_model_file(from_dict(TrainConfig, {"data": "", **given}))

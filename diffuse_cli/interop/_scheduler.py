@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli.config import UNetConfig
 from diffuse_cli.core.schedules import SCHEDULES, cosine
 from diffuse_cli.core.variances import channels_out
 from diffuse_cli.errors import ModelFileError
 from diffuse_cli.events import Notice
 from diffuse_cli.files import show
+from diffuse_cli.interop import Net
 from diffuse_cli.interop._source import brief, read_json, rejecting
 from diffuse_cli.parsing import parse_betas
 
@@ -58,9 +58,9 @@ CLOSE = 1e-6
 """Betas that differ by less, of their size, are equal in float32, in which schedulers have them."""
 
 
-def read_process(folder: Path, unet: UNetConfig) -> tuple[dict[str, Any], tuple[Notice, ...]]:
+def read_process(folder: Path, unet: Net) -> tuple[dict[str, Any], tuple[Notice, ...]]:
     """What a scheduler says of the process, and what is to be said of it."""
-    learned = unet.out_channels == channels_out("learned", unet.channels)
+    learned = unet.out_channels == channels_out("learned", unet.space.channels)
     shown = {"rescale_timesteps": False}
     there = (folder, folder / "scheduler", folder.parent / "scheduler")
     paths = [place / "scheduler_config.json" for place in there]

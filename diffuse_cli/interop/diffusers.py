@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli.config import ConvertConfig, UNetConfig
+from diffuse_cli.config import ConvertConfig
 from diffuse_cli.errors import ModelFileError, UsageError
 from diffuse_cli.files import show
-from diffuse_cli.interop import Foreign
+from diffuse_cli.interop import Foreign, Net
 from diffuse_cli.interop._assembling import attention_at, network
 from diffuse_cli.interop._scheduler import read_process
 from diffuse_cli.interop._source import Source, brief, read_json, read_weights, rejecting
@@ -174,7 +174,7 @@ def _lacking(path: Path, name: str, value: Any) -> ModelFileError:
     return ModelFileError(f"{show(path)}: no network here has {brief(name)} = {brief(repr(value))}")
 
 
-def _network(source: Source, config: ConvertConfig, fields: Mapping[str, Any]) -> UNetConfig:
+def _network(source: Source, config: ConvertConfig, fields: Mapping[str, Any]) -> Net:
     """The network that the fields describe."""
     where = _folder(source) / "config.json"
     widths = list(fields["block_out_channels"])

@@ -14,11 +14,12 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.config import ConvertConfig, UNetConfig
+from diffuse_cli.config import ConvertConfig
+from diffuse_cli.core.errors import InvalidArgument
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.errors import ModelFileError, UsageError
-from diffuse_cli.interop import Foreign
-from diffuse_cli.interop._assembling import attention_at, network, unlike
+from diffuse_cli.interop import Foreign, Net
+from diffuse_cli.interop._assembling import attention_at, net, network, unlike
 from diffuse_cli.interop._source import Source
 from diffuse_cli.parsing import Size
 from diffuse_cli.presets import PRESETS
@@ -77,7 +78,7 @@ def read(source: Source, config: ConvertConfig) -> Foreign:
     size = _size(source, config, shape["attends"])
     attention = attention_at(size, shape.pop("attends"))
     if config.preset:
-        shape["dropout"] = PRESETS[config.preset].unet.get("dropout", 0.0)
+        shape["dropout"] = PRESETS[config.preset].settings.get("dropout", 0.0)
     fields = {**shape, **heads, "attention": attention}
     unet = network(source.path, config, size, fields)
     theirs = dict(_names(unet))
@@ -154,7 +155,7 @@ def _heads(source: Source, config: ConvertConfig, shape: Mapping[str, Any]) -> d
     if config.heads or config.head_width:
         return {"heads": config.heads, "head_width": config.head_width}
     if config.preset:
-        preset = PRESETS[config.preset].unet
+        preset = PRESETS[config.preset].settings
         return {name: preset.get(name) for name in ("heads", "head_width")}
     alike = ", ".join(f"--preset {name}" for name in PRESETS if _suits(name, shape))
     raise UsageError(
@@ -165,14 +166,14 @@ def _heads(source: Source, config: ConvertConfig, shape: Mapping[str, Any]) -> d
 
 def _suits(preset: str, shape: Mapping[str, Any]) -> bool:
     """Whether a checkpoint may be the preset's."""
-    fields = {name: value for name, value in shape.items() if name != "attends"}
     side = 2 ** len(shape["attends"]) * 4
-    unet = {**fields, "size": (side, side), "heads": 1}
-    unet["attention"] = attention_at((side, side), shape["attends"])
+    fields = {name: value for name, value in shape.items() if name != "attends"}
+    fields["attention"] = attention_at((side, side), shape["attends"])
     try:
-        return PRESETS[preset].published and not unlike(preset, UNetConfig(**unet))
-    except UsageError:
+        found = net({**fields, "heads": 1}, (side, side))
+    except InvalidArgument:
         return False
+    return PRESETS[preset].published and not unlike(preset, found)
 
 
 def _size(source: Source, config: ConvertConfig, attends: list[bool]) -> Size:
@@ -180,16 +181,16 @@ def _size(source: Source, config: ConvertConfig, attends: list[bool]) -> Size:
     levels that have it."""
     if config.size:
         return config.size
-    at = PRESETS[config.preset].unet["attention"] if config.preset else ()
+    at = PRESETS[config.preset].settings["attention"] if config.preset else ()
     if not at or True not in attends:
         raise UsageError(f"{source.name} does not say its image size", "Give --size")
     side = max(at) << attends.index(True)
     return side, side
 
 
-def _variance(unet: UNetConfig, preset: str | None) -> str:
+def _variance(unet: Net, preset: str | None) -> str:
     """Learned where there are channels for it; else the preset's, or `large`, OpenAI's default."""
-    if unet.out_channels == 2 * unet.channels:
+    if unet.out_channels == 2 * unet.space.channels:
         return "learned"
     known = str(PRESETS[preset].train.get("variance", "large")) if preset else "large"
     return "large" if known in LEARNED else known
@@ -198,16 +199,10 @@ def _variance(unet: UNetConfig, preset: str | None) -> str:
 # -- the tensors ----------------------------------------------------------------------------------
 
 
-def _names(unet: UNetConfig) -> Iterator[tuple[str, str]]:
+def _names(unet: Net) -> Iterator[tuple[str, str]]:
     """Every tensor of `UNet` by its name, with OpenAI's name of the tensor that it is, or is in."""
-    import torch
-
-    from diffuse_cli.core.unet import UNet
-
     places = dict(_places(unet))
-    with torch.device("meta"):
-        names = list(UNet(unet).state_dict())
-    for name in names:
+    for name in unet.shapes:
         layer, kind = name.rsplit(".", 1)
         if layer in ENDS:
             yield name, f"{ENDS[layer]}.{kind}"
@@ -218,30 +213,30 @@ def _names(unet: UNetConfig) -> Iterator[tuple[str, str]]:
         yield name, f"{places[place]}.{parts[layer]}.{kind}"
 
 
-def _places(unet: UNetConfig) -> Iterator[tuple[str, str]]:
+def _places(unet: Net) -> Iterator[tuple[str, str]]:
     """Every block of `UNet` by its name, with OpenAI's name: a list of blocks down, one up.
 
     A level is followed in the list by what halves it; what doubles it is a part of its last block.
     """
-    levels, attends = len(unet.multipliers), unet.attends
+    levels, attends, blocks = len(unet.config.multipliers), unet.attends, unet.config.blocks
     for i in range(levels):
-        first = 1 + i * (unet.blocks + 1)
-        for j in range(unet.blocks):
+        first = 1 + i * (blocks + 1)
+        for j in range(blocks):
             yield f"down_blocks.{i}.resnets.{j}", f"input_blocks.{first + j}.0"
             yield f"down_blocks.{i}.attentions.{j}", f"input_blocks.{first + j}.1"
-        yield f"down_blocks.{i}.downsamplers.0", f"input_blocks.{first + unet.blocks}.0"
+        yield f"down_blocks.{i}.downsamplers.0", f"input_blocks.{first + blocks}.0"
     for ours, part in (("resnets.0", 0), ("attentions.0", 1), ("resnets.1", 2)):
         yield f"mid_block.{ours}", f"middle_block.{part}"
     for i, attend in enumerate(reversed(attends)):
-        first = i * (unet.blocks + 1)
-        for j in range(unet.blocks + 1):
+        first = i * (blocks + 1)
+        for j in range(blocks + 1):
             yield f"up_blocks.{i}.resnets.{j}", f"output_blocks.{first + j}.0"
             yield f"up_blocks.{i}.attentions.{j}", f"output_blocks.{first + j}.1"
         part = 2 if attend else 1
-        yield f"up_blocks.{i}.upsamplers.0", f"output_blocks.{first + unet.blocks}.{part}"
+        yield f"up_blocks.{i}.upsamplers.0", f"output_blocks.{first + blocks}.{part}"
 
 
-def _part(unet: UNetConfig, name: str, tensor: Tensor, order: str) -> Tensor:
+def _part(unet: Net, name: str, tensor: Tensor, order: str) -> Tensor:
     """The tensor `name` of `UNet`: OpenAI's as it is, without the side of length 1 of attention's
     convolutions, or the rows of it that make queries, keys or values."""
     if ".attentions." in name and tensor.ndim == 3 and tensor.shape[-1] == 1:
@@ -250,9 +245,9 @@ def _part(unet: UNetConfig, name: str, tensor: Tensor, order: str) -> Tensor:
     if third is None:
         return tensor
     width, rest = divmod(tensor.shape[0] if tensor.ndim else 0, 3)
-    if rest or width not in unet.widths:
+    if rest or width not in unet.config.widths:
         return tensor  # of another shape than the network's, which will be said
     if order == "new":
         return tensor.chunk(3)[third]
-    by_head: Tensor = tensor.unflatten(0, (unet.heads_at(width), 3, -1))
+    by_head: Tensor = tensor.unflatten(0, (unet.config.heads_at(width), 3, -1))
     return by_head[:, third].flatten(0, 1)

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from diffuse_cli.core.registry import Modules
 from diffuse_cli.errors import UsageError
-from diffuse_cli.tables import Modules
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,7 +46,7 @@ class Metric(Protocol):
         ...
 
 
-METRICS: Mapping[str, Metric] = Modules(__name__, __path__)
+METRICS: Mapping[str, Metric] = Modules("metrics", __name__, __path__)
 
 
 def both(evaluation: Features, metric: str) -> tuple[Array, Array]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from diffuse_cli.core.kernels.layout import laid_out
 from diffuse_cli.runtime import permutation
 from diffuse_cli.training.preparing import Plan
 
@@ -41,18 +42,15 @@ class Batches:
             self._orders[epoch] = permutation(self.plan.config.seed, epoch, n)
         return self._orders[epoch]
 
-    def pixels(self, indices: Indices) -> Tensor:
-        """Images as float32 in [-1, 1], channels last."""
-        x0 = self._moved(self.plan.images.pixels[indices]).float() / 127.5 - 1
-        return x0.contiguous(memory_format=torch.channels_last)
+    def samples(self, indices: Indices) -> Tensor:
+        """Samples x_0, as the model sees them."""
+        stored = self._moved(self.plan.images.pixels[indices])
+        return laid_out(self.plan.blueprint.space.to_model(stored))
 
     def condition(self, indices: Indices) -> dict[str, Tensor]:
-        """The labels of images where the model is conditional; K for an image without one."""
-        classes = self.plan.unet.num_classes
-        if not classes:
-            return {}
-        labels = self.plan.images.labels[indices]
-        return {"label": self._moved(np.where(labels < 0, classes, labels))}
+        """What the model is told about them."""
+        labels = self._moved(self.plan.images.labels[indices])
+        return self.plan.blueprint.conditions.told(labels)
 
     def _moved(self, values: npt.NDArray[Any]) -> Tensor:
         """On the device, without waiting for it."""

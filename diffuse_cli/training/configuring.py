@@ -6,11 +6,17 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from diffuse_cli.config import TrainConfig, UNetConfig
-from diffuse_cli.core.variances import LEARNED, channels_out
+from diffuse_cli.config import DiffusionConfig, TrainConfig
+from diffuse_cli.config.training import from_file, to_file
+from diffuse_cli.core.conditions import Conditions
+from diffuse_cli.core.networks.unet import groups_at
+from diffuse_cli.core.settings import to_dict as plain
+from diffuse_cli.core.space import Space
+from diffuse_cli.core.variances import LEARNED
+from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.errors import OutputError, UsageError, lookup
 from diffuse_cli.options import flag_of, from_dict, options, parsed, read_toml, to_dict
-from diffuse_cli.presets import PRESETS, choose, groups_at, network
+from diffuse_cli.presets import PRESETS, architecture, choose, preset_of
 from diffuse_cli.training.rundir import RunDirectory
 
 BATCH = 64
@@ -30,7 +36,7 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
             run's.
         OutputError: --resume of a model file that has no run directory.
     """
-    typed, filed = parsed(TrainConfig, typed), parsed(TrainConfig, filed or {})
+    typed, filed = parsed(TrainConfig, typed), parsed(TrainConfig, from_file(filed or {}))
     given = {**_under(typed, filed), **typed}
     from_dict(TrainConfig, {"data": "", **given})
     _check_exclusive(typed)
@@ -46,14 +52,7 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     if "label_dropout" in typed and not config.classes:
         raise UsageError("--label-dropout goes with --classes", "Give both, or neither")
     if config.size and config.preset:
-        network(
-            config,
-            config.preset,
-            config.size,
-            config.unet.get("channels", 3),
-            out_channels=config.unet.get("out_channels"),
-            num_classes=config.unet.get("num_classes", 0),
-        )
+        architecture(config, config.preset, Space(channels=config.channels or 3, size=config.size))
     return _together(config)
 
 
@@ -72,25 +71,24 @@ def _check_exclusive(typed: Mapping[str, Any]) -> None:
 
 def _under(typed: Mapping[str, Any], filed: Mapping[str, Any]) -> dict[str, Any]:
     """What a file gives under what was typed: a typed --preset, --size or --width brings its own
-    network, a typed --variance its own loss and channels, typed --classes their number, a typed
-    --loss its own weighting, typed --betas their number, and a typed --schedule ends the file's
-    betas."""
+    network, a typed --variance its own loss, a typed --loss its own weighting, typed --betas their
+    number, and a typed --schedule ends the file's betas."""
     kept = dict(filed)
-    unet = dict(kept.get("unet", {})) if isinstance(kept.get("unet", {}), Mapping) else None
-    if unet and "preset" in typed and typed["preset"] != kept.get("preset"):
-        unet = {}
-        kept.pop("width", None)
-    if unet and "width" in typed:
-        if _groups_followed(unet, kept.get("preset")):
-            del unet["groups"]
-        unet = {k: v for k, v in unet.items() if _suits_width(k, v, typed["width"])}
-    for name, follows in (("variance", "out_channels"), ("classes", "num_classes")):
-        if unet and name in typed and typed[name] != kept.get(name):
-            unet = {k: v for k, v in unet.items() if k != follows}
-    if unet and "size" in typed:
-        unet = {k: v for k, v in unet.items() if k not in ("size", "multipliers")}
-    if unet is not None and "unet" in kept:
-        kept["unet"] = unet
+    table = kept.get("architecture", {})
+    settings = dict(table) if isinstance(table, Mapping) else None
+    for one, other in (("preset", "network"), ("network", "preset")):
+        if settings and one in typed and typed[one] != kept.get(one):
+            settings = {}
+            kept.pop("width", None)
+            kept.pop(other, None)
+    if settings and "width" in typed:
+        if _groups_followed(settings, kept.get("preset")):
+            del settings["groups"]
+        settings = {k: v for k, v in settings.items() if _suits_width(k, v, typed["width"])}
+    if settings and "size" in typed:
+        settings.pop("multipliers", None)
+    if settings is not None and "architecture" in kept:
+        kept["architecture"] = settings
     before = str(kept.get("variance", "small"))
     if typed.get("variance", before) != before and kept.get("loss") == default_loss(before):
         del kept["loss"]
@@ -103,12 +101,13 @@ def _under(typed: Mapping[str, Any], filed: Mapping[str, Any]) -> dict[str, Any]
     return kept
 
 
-def _groups_followed(unet: Mapping[str, Any], preset: Any) -> bool:
+def _groups_followed(settings: Mapping[str, Any], preset: Any) -> bool:
     """Whether the groups of a file's network are what its preset makes of its width."""
-    width = unet.get("width")
-    if not isinstance(width, int) or width < 1 or not isinstance(preset, str | None):
+    width = settings.get("width")
+    if not isinstance(width, int) or width < 1:
         return False  # what it is will be refused in its place
-    return bool(unet.get("groups") == groups_at(width, preset))
+    published = isinstance(preset, str) and preset in PRESETS and PRESETS[preset].published
+    return bool(settings.get("groups") == groups_at(width, published))
 
 
 def _suits_width(name: str, value: Any, width: Any) -> bool:
@@ -134,7 +133,7 @@ def _below(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _resumed(given: Mapping[str, Any], run: RunDirectory) -> TrainConfig:
     """The run's own configuration, with the options that may change."""
-    stored = from_dict(TrainConfig, read_toml(run.config), str(run.config))
+    stored = from_dict(TrainConfig, from_file(read_toml(run.config)), str(run.config))
     asked = from_dict(TrainConfig, {**_under(given, to_dict(stored)), **given})
     wanted: dict[str, Any] = {}
     for f, spec in options(TrainConfig):
@@ -144,10 +143,10 @@ def _resumed(given: Mapping[str, Any], run: RunDirectory) -> TrainConfig:
             wanted[f.name] = given[f.name]
         else:
             _check_same(f, getattr(asked, f.name), getattr(stored, f.name))
-    unet = stored.unet
-    for name, value in given.get("unet", {}).items():
-        if unet.get(name) != value:
-            raise _differs(f"[unet] {name}", value, unet.get(name))
+    own = stored.architecture
+    for name, value in given.get("architecture", {}).items():
+        if own.get(name) != value:
+            raise _differs(f"[{stored.network or 'unet'}] {name}", value, own.get(name))
     return dataclasses.replace(stored, **wanted)
 
 
@@ -174,7 +173,7 @@ def default_loss(variance: str) -> str:
     return "hybrid" if variance in LEARNED else "simple"
 
 
-def rate_at(preset: str, width: int | None, batch_size: int) -> float:
+def rate_at(preset: str | None, width: int | None, batch_size: int) -> float:
     """The learning rate of a preset at another width and batch size.
 
     An entry of a layer's output is a sum over its `width` inputs, and Adam moves each weight by
@@ -185,14 +184,13 @@ def rate_at(preset: str, width: int | None, batch_size: int) -> float:
     The noise of a gradient falls with the square root of the batch size, and so does what it adds
     to a step of Adam, of a size that does not: the rate goes with the root (Malladi et al. 2022).
     """
-    own = PRESETS[preset]
+    own = preset_of(preset)
     rate: float = own.train["lr"] * (batch_size / own.train.get("batch_size", BATCH)) ** 0.5
-    return rate if width is None else rate * own.unet["width"] / width
+    return rate if width is None or preset is None else rate * own.settings["width"] / width
 
 
 def batched(config: TrainConfig, batch_size: int) -> TrainConfig:
     """`config`, of which the preset is known, with a batch size and the rate that goes with it."""
-    assert config.preset is not None
     rate = config.lr
     if rate is None:
         rate = rate_at(config.preset, config.width, batch_size)
@@ -200,39 +198,47 @@ def batched(config: TrainConfig, batch_size: int) -> TrainConfig:
 
 
 def complete(
-    config: TrainConfig, size: tuple[int, int], channels: int, num_classes: int = 0
-) -> TrainConfig:
+    config: TrainConfig, space: Space, conditions: Conditions
+) -> tuple[TrainConfig, Blueprint]:
     """`config` with everything decided that depends on the data and the machine, but for the batch
-    size that --minutes leaves open, and the learning rate with it.
+    size that --minutes leaves open, and the learning rate with it; and what the model is.
 
     Completing a complete configuration changes nothing.
     """
     from diffuse_cli.runtime import device_type, resolve_precision
 
-    name = config.preset or choose(size, device_type())
+    preset = choose(config, space, device_type())
     loss = config.loss or default_loss(config.variance)
-    unet: UNetConfig = network(
-        config,
-        name,
-        size,
-        channels,
-        out_channels=channels_out(config.variance, channels),
-        num_classes=num_classes,
-    )
+    network, settings = architecture(config, preset, space)
     if config.batch_size or config.minutes is None:
-        config = batched(dataclasses.replace(config, preset=name), config.batch_size or BATCH)
-    return dataclasses.replace(
+        config = batched(dataclasses.replace(config, preset=preset), config.batch_size or BATCH)
+    done = dataclasses.replace(
         config,
-        preset=name,
-        size=size,
-        width=unet.width,
-        unet=to_dict(unet),
+        preset=preset,
+        network=network,
+        channels=space.channels,
+        size=space.size,
+        width=getattr(settings, "width", None),
+        architecture=plain(settings),
         loss=loss,
         weighting=config.weighting or ("none" if loss == "vlb" else "min-snr"),
         precision=resolve_precision(config.precision),
     )
+    diffusion = from_dict(
+        DiffusionConfig, {f.name: getattr(done, f.name) for f, _ in options(DiffusionConfig)}
+    )
+    blueprint = Blueprint(
+        space=space,
+        network=network,
+        config=settings,
+        conditions=conditions,
+        diffusion=diffusion,
+    )
+    blueprint.shapes  # noqa: B018  a network that cannot be built is refused here
+    return done, blueprint
 
 
 def for_model_file(config: TrainConfig) -> dict[str, Any]:
     """The part of a configuration that a model file keeps: no paths, nothing of how it was run."""
-    return to_dict(config, control=False, places=False)
+    kept = dataclasses.replace(config, architecture={})
+    return to_file(kept, control=False, places=False)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from diffuse_cli.errors import DivergedError
-from diffuse_cli.modelfile import make_denoiser
 from diffuse_cli.training.trainer import Trainer
 
 PATIENCE = 10
@@ -54,7 +53,7 @@ def first_not_finite(trainer: Trainer, step: int) -> str:
     hooks = [module.register_forward_hook(look) for module in names]
     try:
         with torch.no_grad(), trainer.accelerator.autocast():
-            denoiser = make_denoiser(trainer.net, trainer.config)
+            denoiser = trainer.plan.blueprint.denoiser(trainer.net)
             chances = trainer.chances()
             for positions in trainer.parts(step):
                 trainer.losses(denoiser, step, positions, chances)

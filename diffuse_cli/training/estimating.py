@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 
-from diffuse_cli.config import TrainConfig, UNetConfig
-from diffuse_cli.core.unet import Run, UNet, count_parameters
+from diffuse_cli.config import TrainConfig
+from diffuse_cli.config.training import to_file
+from diffuse_cli.core.kernels.layout import laid_out, lay_out
+from diffuse_cli.core.networks import Run, count_parameters
+from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.events import Notice, Work
-from diffuse_cli.options import to_dict, to_toml
+from diffuse_cli.options import to_toml
 from diffuse_cli.runtime import machine, resolve_precision
 from diffuse_cli.training.power import KEPT_LENGTHS
 from diffuse_cli.training.preparing import Plan, check_batch, prepare
@@ -33,7 +36,7 @@ class Estimate:
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
         return {
-            "config": to_dict(self.config, control=False),
+            "config": to_file(self.config, control=False),
             "parameters": self.parameters,
             "memory_bytes": self.memory,
             "seconds": round(self.seconds, 1),
@@ -45,7 +48,7 @@ class Estimate:
         time = f"{minutes / 60:.1f} hours" if minutes > 90 else f"{minutes:.1f} minutes"
         return (
             f"# {self.parameters:,} parameters, about {self.memory / 2**30:.2f} GiB, "
-            f"about {time} on this machine\n\n{to_toml(self.config)}"
+            f"about {time} on this machine\n\n{to_toml(to_file(self.config, control=False))}"
         )
 
 
@@ -68,7 +71,7 @@ def estimate(config: TrainConfig) -> Work[Estimate]:
             seconds = seconds_a_step(plan, accelerator)
     done = plan.config
     with torch.device("meta"):
-        parameters = count_parameters(UNet(plan.unet))
+        parameters = count_parameters(plan.blueprint.build())
     return Estimate(done, parameters, _memory(plan, parameters), seconds * done.steps)
 
 
@@ -77,7 +80,7 @@ def _memory(plan: Plan, parameters: int) -> int:
     config = plan.config
     one, two = (
         bytes_kept(
-            plan.unet,
+            plan.blueprint,
             batch,
             half=config.precision != "fp32",
             checkpointing=config.gradient_checkpointing,
@@ -90,13 +93,13 @@ def _memory(plan: Plan, parameters: int) -> int:
     return copies * 4 * parameters + one + (two - one) * (batch - 1)
 
 
-def bytes_kept(unet: UNetConfig, batch: int, *, half: bool, checkpointing: bool) -> int:
+def bytes_kept(blueprint: Blueprint, batch: int, *, half: bool, checkpointing: bool) -> int:
     """Bytes that a network keeps for the backward pass of a batch, beside its weights.
 
     With `checkpointing` they are the inputs of its blocks, and all that the largest block keeps
     while it runs again.
     """
-    net = UNet(unet).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = lay_out(blueprint.build())
     own = {p.untyped_storage()._cdata for p in net.parameters()}
     kept: dict[int, int] = {}
     alive: list[torch.Tensor] = []
@@ -122,11 +125,10 @@ def bytes_kept(unet: UNetConfig, batch: int, *, half: bool, checkpointing: bool)
         return h
 
     if checkpointing:
-        net.run_block = keep_inputs
+        net.run_block = keep_inputs  # type: ignore[assignment]
     with (
         torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
         torch.autocast("cpu", torch.bfloat16, enabled=half),
     ):
-        x = torch.zeros(batch, unet.channels, *unet.size)
-        net(x.contiguous(memory_format=torch.channels_last), torch.zeros(batch))
+        net(laid_out(torch.zeros(batch, *blueprint.space.shape)), torch.zeros(batch))
     return sum(kept.values()) + largest

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from diffuse_cli import modelfile
 from diffuse_cli.config import SAMPLING_STEPS
+from diffuse_cli.core.space import Space
 from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Work, finish
 from diffuse_cli.features import FeatureNetwork, extract, find, load
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     Array = npt.NDArray[Any]
-    Pixels = npt.NDArray[np.uint8]
 
 IMAGES = 256
 """Images drawn for an evaluation where nothing says otherwise."""
@@ -74,8 +73,9 @@ def best_of(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Best:
 class Kid:
     """KID of generated images against the same real ones, uint8 (N, C, H, W)."""
 
-    def __init__(self, real: Pixels, network: FeatureNetwork) -> None:
-        self._real: Pixels | None = real
+    def __init__(self, real: Array, space: Space, network: FeatureNetwork) -> None:
+        self._real: Array | None = real
+        self._space = space
         self._network = network
         self._real_features: Array | None = None
 
@@ -86,8 +86,8 @@ class Kid:
             self._real_features = np.asarray(real, np.float64)
             self._real = None
         assert self._real_features is not None
-        pixels: dict[int, Pixels] = {}
-        yield from collect(drawings, count, pixels)
+        pixels: dict[int, Array] = {}
+        yield from collect(drawings, self._space, count, pixels)
         fakes = np.stack([pixels[i] for i in range(count)])
         features = yield from extract(self._network, fakes)
         return kid.estimate(self._real_features, np.asarray(features, np.float64))
@@ -115,17 +115,17 @@ class Evaluator:
             )
         real = chosen[permutation(plan.config.seed, 0, len(chosen))[:REAL_IMAGES]]
         network = load(NETWORK, device, finish(find(NETWORK)))
-        self._kid = Kid(np.ascontiguousarray(plan.images.pixels[real]), network)
+        real_images = np.ascontiguousarray(plan.images.pixels[real])
+        self._kid = Kid(real_images, plan.blueprint.space, network)
 
     def kid(self, net: Any) -> Work[dict[str, float]]:
         """`kid` and `kid_standard_error` of images drawn with a network of the plan's kind, as
         `sample` draws them by default."""
-        unet = self.plan.unet
-        denoiser = modelfile.make_denoiser(net, self.plan.config)
+        denoiser = self.plan.blueprint.denoiser(net)
         steps = min(SAMPLING_STEPS, denoiser.process.num_timesteps)
         drawings = draw(
             denoiser,
-            shape=(unet.channels, *unet.size),
+            space=self.plan.blueprint.space,
             indices=range(self.images),
             seed=self.plan.config.seed,
             times=denoiser.process.times(steps),

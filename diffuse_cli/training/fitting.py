@@ -13,7 +13,8 @@ import torch
 
 from diffuse_cli import files, modelfile
 from diffuse_cli.config import TrainConfig
-from diffuse_cli.core.unet import count_parameters
+from diffuse_cli.config.training import to_file
+from diffuse_cli.core.networks import count_parameters
 from diffuse_cli.errors import DiffuseError, Interrupted, Terminated, UsageError
 from diffuse_cli.events import Notice, Stop, Work, until
 from diffuse_cli.options import options, to_toml
@@ -102,7 +103,7 @@ class _Run:
         began = time.monotonic()
         checkpoint = yield from self._checkpoint()
         if checkpoint is None and self.plan.config.resume:
-            init = first_weights(self.plan.config, self.plan.unet)
+            init = first_weights(self.plan.config, self.plan.blueprint)
             self.plan = dataclasses.replace(self.plan, init=init)
         start = checkpoint.step if checkpoint else 0
         if self.main:
@@ -183,7 +184,7 @@ class _Run:
                 self.run.clear()
             self.run.rewind_metrics(start)
             rewind_snapshots(self.run.snapshots, start)
-            files.write_text(self.run.config, to_toml(self.plan.config))
+            files.write_text(self.run.config, to_toml(to_file(self.plan.config, control=False)))
         self.accelerator.wait_for_everyone()
 
     def _init_trackers(self) -> None:

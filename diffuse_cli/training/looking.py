@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffuse_cli import files, modelfile, pictures
+from diffuse_cli import files, pictures
 from diffuse_cli.conditioning import Condition, default_guidance
 from diffuse_cli.config import SAMPLING_STEPS
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.runtime import out_of_memory
-from diffuse_cli.sampling import draw
+from diffuse_cli.sampling import draw, stored
 from diffuse_cli.training.preparing import Plan
 from diffuse_cli.training.reports import Looked
 from diffuse_cli.training.rundir import RunDirectory
@@ -45,19 +45,19 @@ def look(trainer: Trainer, run: RunDirectory, done: int) -> Work[tuple[Looked, t
 
 def condition_of(plan: Plan) -> Condition | None:
     """Every class in turn with the default guidance, as `sample` draws; None without classes."""
-    labels = tuple(range(plan.unet.num_classes))
+    labels = tuple(range(plan.blueprint.conditions.num_classes))
     scale = default_guidance(plan.config.label_dropout)
     return Condition(labels, scale) if labels else None
 
 
 def _preview(trainer: Trainer, path: Path) -> Work[Path]:
-    denoiser = modelfile.make_denoiser(trainer.ema_net, trainer.config)
-    unet = trainer.plan.unet
+    space = trainer.plan.blueprint.space
+    denoiser = trainer.plan.blueprint.denoiser(trainer.ema_net)
     state = None
     steps = min(SAMPLING_STEPS, denoiser.process.num_timesteps)
     for part in draw(
         denoiser,
-        shape=(unet.channels, *unet.size),
+        space=space,
         indices=range(PREVIEW_IMAGES),
         seed=trainer.config.seed,
         times=denoiser.process.times(steps),
@@ -67,5 +67,5 @@ def _preview(trainer: Trainer, path: Path) -> Work[Path]:
         state = part.state
         yield Progress("preview", part.step, steps)
     assert state is not None
-    files.write_bytes(path, pictures.png(pictures.grid(pictures.to_uint8(state.x))))
+    files.write_bytes(path, pictures.png(pictures.grid(stored(space, state.x))))
     return path

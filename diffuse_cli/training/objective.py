@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from diffuse_cli import pictures
 from diffuse_cli.config import TrainConfig
+from diffuse_cli.core.kernels.layout import laid_out
 from diffuse_cli.core.losses import LOSSES, weights
 from diffuse_cli.errors import lookup
 from diffuse_cli.runtime import training_draws
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from diffuse_cli.core.denoiser import Denoiser
+    from diffuse_cli.diffusion import Blueprint
 
-    Pixels = npt.NDArray[np.uint8]
+    Array = npt.NDArray[Any]
     Labels = npt.NDArray[np.int64]
 
 
@@ -41,20 +42,13 @@ class Objective:
         return self._loss(denoiser, x0, t, noise, weight, **cond)
 
 
-def condition_on(labels: Labels, num_classes: int, device: torch.device) -> dict[str, Tensor]:
-    """The labels of images where a model is conditional; K for an image without one."""
-    if not num_classes:
-        return {}
-    return {"label": torch.from_numpy(np.where(labels < 0, num_classes, labels)).to(device)}
-
-
 def losses_of(
     objective: Objective,
     denoiser: Denoiser,
-    pixels: Pixels,
+    blueprint: Blueprint,
+    samples: Array,
     labels: Labels,
     *,
-    num_classes: int,
     seed: int,
     batch_size: int,
     device: torch.device,
@@ -63,17 +57,20 @@ def losses_of(
     time, whatever the batch size, so that two networks differ by their weights alone.
 
     Args:
-        pixels: uint8 (N, C, H, W).
+        blueprint: what the model is.
+        samples: as stored, (N, C, *size).
         labels: (N,), -1 where an image has none.
     """
-    for start in range(0, len(pixels), batch_size):
-        here = range(start, min(start + batch_size, len(pixels)))
-        part = slice(here.start, here.stop)
-        shape = pixels.shape[1:]
+    for start in range(0, len(samples), batch_size):
+        here = range(start, min(start + batch_size, len(samples)))
+        shape = samples.shape[1:]
         draws = training_draws(seed, 0, here, shape=shape, device=device, purpose="held-out")
         t = (draws.u * denoiser.process.num_timesteps).long()
-        x0 = pictures.from_uint8(pixels[part], device)
-        x0 = x0.contiguous(memory_format=torch.channels_last)
-        cond = condition_on(labels[part], num_classes, device)
+        own, given = (
+            torch.tensor(values[here.start : here.stop], device=device)
+            for values in (samples, labels)
+        )
+        x0 = laid_out(blueprint.space.to_model(own))
+        cond = blueprint.conditions.told(given)
         with torch.no_grad():
             yield objective(denoiser, x0, t, draws.noise, cond)

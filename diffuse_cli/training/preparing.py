@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from diffuse_cli.config import TrainConfig, UNetConfig
+from diffuse_cli.config import TrainConfig
+from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.data import Images, held_out_rule, open_index, read_images, save_index
+from diffuse_cli.diffusion import Blueprint, make_denoiser, make_process
 from diffuse_cli.errors import DataError, UsageError
 from diffuse_cli.events import Notice, Work
-from diffuse_cli.modelfile import make_denoiser
-from diffuse_cli.options import from_dict
 from diffuse_cli.training.configuring import complete, default_loss
 from diffuse_cli.training.rundir import RunDirectory
 
@@ -41,33 +41,29 @@ class Plan:
 
     Attributes:
         config: complete.
-        unet: its network.
+        blueprint: what the model is.
         images: all of them.
         train, held_out: indices into the images.
         init: the weights to start from, or None.
     """
 
     config: TrainConfig
-    unet: UNetConfig
+    blueprint: Blueprint
     images: Images
     train: npt.NDArray[np.int64]
     held_out: npt.NDArray[np.int64]
     init: Mapping[str, Tensor] | None
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The class names for the model file; none where it would not hold them and the network
-        does not ask for them."""
-        names = self.images.class_names
-        return names if self.config.classes or _fits(names) else ()
-
     def data(self) -> dict[str, Any]:
-        """What a model file says of its data."""
+        """What a model file says of its data; class names, for its evaluation, where the model is
+        not told them."""
+        names, told = self.images.class_names, self.blueprint.conditions.classes
         return {
             "fingerprint": self.images.fingerprint,
             "images": len(self.images),
             "held_out": {**held_out_rule(), "images": len(self.held_out)},
             "background": self.config.background,
+            **({"classes": list(names)} if names and not told and _fits(names) else {}),
         }
 
 
@@ -83,11 +79,10 @@ def prepare(
         UsageError: a network that does not suit them, or a target undefined under the process.
         ModelFileError: --init is not a model file.
     """
-    make_denoiser(None, config)
+    make_denoiser(None, config, make_process(config))
     images = yield from _read(config, accelerator, run)
-    num_classes = _count_classes(images) if config.classes else 0
-    done = complete(config, images.size, images.channels, num_classes)
-    unet = from_dict(UNetConfig, done.unet, "[unet]")
+    conditions = Conditions(classes=_class_names(images) if config.classes else ())
+    done, blueprint = complete(config, images.space, conditions)
     yield from (Notice(line) for line in images.summary.lines())
     held_out = images.held_out
     if int((~held_out).sum()) < FEW:
@@ -101,13 +96,13 @@ def prepare(
             f"--loss {default_loss(done.variance)}",
             warning=True,
         )
-    init = None if config.resume else first_weights(config, unet)
+    init = None if config.resume else first_weights(config, blueprint)
     indices = np.arange(len(images))
-    return Plan(done, unet, images, indices[~held_out], indices[held_out], init)
+    return Plan(done, blueprint, images, indices[~held_out], indices[held_out], init)
 
 
-def _count_classes(images: Images) -> int:
-    """The number of classes.
+def _class_names(images: Images) -> tuple[str, ...]:
+    """The names of the classes.
 
     Raises:
         DataError: the images lie in fewer than two class folders, or in more than a model file has
@@ -124,7 +119,7 @@ def _count_classes(images: Images) -> int:
             "model file",
             "Leave --classes out",
         )
-    return len(images.class_names)
+    return images.class_names
 
 
 def _fits(names: tuple[str, ...]) -> bool:
@@ -143,7 +138,7 @@ def _read(
     images = yield from read_images(
         config.data,
         size=config.size,
-        channels=config.unet.get("channels"),
+        channels=config.channels,
         background=config.background,
         strict=config.strict,
         workers=config.workers,
@@ -157,7 +152,7 @@ def _read(
     return images
 
 
-def first_weights(config: TrainConfig, unet: UNetConfig) -> Mapping[str, Tensor] | None:
+def first_weights(config: TrainConfig, blueprint: Blueprint) -> Mapping[str, Tensor] | None:
     """The weights of --init, which a run that goes on from a checkpoint no longer needs.
 
     Raises:
@@ -169,7 +164,12 @@ def first_weights(config: TrainConfig, unet: UNetConfig) -> Mapping[str, Tensor]
     from diffuse_cli.modelfile import load
 
     model = load(config.init)
-    if model.unet != unet:
+    own = model.blueprint
+    if (own.network, own.config, own.space) != (
+        blueprint.network,
+        blueprint.config,
+        blueprint.space,
+    ) or own.shapes != blueprint.shapes:
         raise UsageError(
             f"--init {config.init} has another network than this configuration",
             "Leave the network's options out: they come from the model",

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Mapping
 
-import torch
 from torch import Tensor
 
 from diffuse_cli import files, modelfile
-from diffuse_cli.config import DiffusionConfig
-from diffuse_cli.core.unet import UNet
-from diffuse_cli.options import from_dict, options
 from diffuse_cli.training.configuring import for_model_file
 from diffuse_cli.training.power import KEPT_LENGTHS
 from diffuse_cli.training.preparing import Plan
@@ -58,9 +55,7 @@ def check_room(plan: Plan, run: RunDirectory) -> None:
     Raises:
         OutputError: as said.
     """
-    with torch.device("meta"):
-        state = UNet(plan.unet).state_dict().values()
-    weights = sum(t.numel() * t.element_size() for t in state)
+    weights = 4 * sum(map(math.prod, plan.blueprint.shapes.values()))
     moments = 2 * weights
     model = weights * (2 if plan.config.keep_raw else 1)
     best = model if plan.config.eval_every else 0
@@ -79,15 +74,11 @@ def model_of(
     plan: Plan, step: int, ema: Mapping[str, Tensor], raw: Mapping[str, Tensor] | None
 ) -> modelfile.Model:
     """A model file of a run, with the weights after `step` steps."""
-    config = plan.config
-    diffusion = {f.name: getattr(config, f.name) for f, _ in options(DiffusionConfig)}
     return modelfile.Model(
-        unet=plan.unet,
-        diffusion=from_dict(DiffusionConfig, diffusion),
+        blueprint=plan.blueprint,
         ema=ema,
         raw=raw,
         step=step,
-        classes=plan.classes,
         data=plan.data(),
-        training=for_model_file(config),
+        training=for_model_file(plan.config),
     )

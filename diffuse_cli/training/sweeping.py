@@ -265,12 +265,12 @@ def _kid(
     device = accelerator.device
     given = config.feature_weights
     file = Path(given) if given else (yield from features.find(config.features))
-    kid = Kid(real.pixels, features.load(config.features, device, file))
+    kid = Kid(real.pixels, loaded.space, features.load(config.features, device, file))
     settings = resolve(config, loaded.model)
     yield from tell(settings)
 
     def measure(denoiser: Denoiser) -> Work[dict[str, float]]:
-        drawings = draw_as(settings, denoiser, range(config.n), shape=loaded.shape, device=device)
+        drawings = draw_as(settings, denoiser, range(config.n), space=loaded.space, device=device)
         return (yield from kid.measure(drawings, config.n))
 
     return measure
@@ -289,9 +289,9 @@ def _loss(
         for part in losses_of(
             objective,
             denoiser,
+            loaded.model.blueprint,
             real.pixels,
             real.labels,
-            num_classes=loaded.model.unet.num_classes,
             seed=config.seed,
             batch_size=config.batch_size,
             device=accelerator.device,

@@ -15,10 +15,11 @@ from torch.nn.utils import get_total_norm
 
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.denoiser import Denoiser
+from diffuse_cli.core.kernels.layout import lay_out
+from diffuse_cli.core.networks import checkpointed
+from diffuse_cli.core.process import spread
 from diffuse_cli.core.timesteps import TIMESTEP_DRAWS, History, choose
-from diffuse_cli.core.unet import UNet, checkpointed
 from diffuse_cli.errors import UsageError, lookup
-from diffuse_cli.modelfile import make_denoiser
 from diffuse_cli.runtime import (
     key,
     out_of_memory,
@@ -80,12 +81,12 @@ class Trainer:
         assert self.config.batch_size is not None
         self.batch_size = self.config.batch_size
         torch.manual_seed(key(self.config.seed, "weights") & 0xFFFF_FFFF)
-        net = UNet(plan.unet)
+        net = plan.blueprint.build()
         if plan.init is not None:
             net.load_state_dict(plan.init)
         if self.config.gradient_checkpointing:
-            net.run_block = checkpointed
-        self.net = net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            net.run_block = checkpointed  # type: ignore[assignment]
+        self.net = lay_out(net.to(self.device))
         self.ema = Average(self.net, self.config.ema_decay)
         self.powers = Powers(self.net) if self.config.ema_lengths else None
         self.unread: list[Tensor] = []
@@ -102,7 +103,7 @@ class Trainer:
         self._prepared, self.optimizer = accelerator.prepare(body, optimizer)
         # Without a gradient scaler of its own; Metal's kernel reads neither scale nor verdict.
         self._obeys = accelerator.scaler is None and self.device.type != "mps"
-        self.denoiser = make_denoiser(self._prepared, self.config)
+        self.denoiser = plan.blueprint.denoiser(self._prepared)
         self._objective = Objective(self.config, self.denoiser, self.device)
         self._draw = lookup(TIMESTEP_DRAWS, self.config.timestep_draw, "--timestep-draw")
         self.history = History(self.config.num_timesteps, self._draw.keep)
@@ -247,23 +248,23 @@ class Trainer:
     ) -> tuple[Tensor, Tensor]:
         """The timesteps and losses of positions of the global batch, (B,) each."""
         draws = training_draws(
-            self.config.seed, step, positions, shape=self._shape, device=self.device
+            self.config.seed,
+            step,
+            positions,
+            shape=self.plan.blueprint.space.shape,
+            device=self.device,
         )
         indices = self.batches.at(step, positions)
-        x0 = self.batches.pixels(indices)
+        x0 = self.batches.samples(indices)
         if self.config.flip:
-            x0 = torch.where(draws.flip[:, None, None, None], x0.flip(3), x0)
+            x0 = torch.where(spread(draws.flip, x0), x0.flip(-1), x0)
         cond = self.batches.condition(indices)
         if cond:
-            none = torch.full_like(cond["label"], self.plan.unet.num_classes)
+            none = torch.full_like(cond["label"], self.plan.blueprint.conditions.num_classes)
             dropped = draws.drop < self.config.label_dropout
             cond = {"label": torch.where(dropped, none, cond["label"])}
         t = choose(chances, draws.u)
         return t, self._objective(denoiser, x0, t, draws.noise, cond)
-
-    @property
-    def _shape(self) -> tuple[int, int, int]:
-        return (self.plan.unet.channels, *self.plan.unet.size)
 
     # -- the average -------------------------------------------------------------------------------
 
@@ -280,10 +281,10 @@ class Trainer:
             return None
         losses = losses_of(
             self._objective,
-            make_denoiser(self.ema_net, self.config),
+            self.plan.blueprint.denoiser(self.ema_net),
+            self.plan.blueprint,
             self.plan.images.pixels[chosen],
             self.plan.images.labels[chosen],
-            num_classes=self.plan.unet.num_classes,
             seed=self.config.seed,
             batch_size=HELD_OUT_BATCH,
             device=self.device,

@@ -209,6 +209,9 @@ class Upsample(nn.Module):
     four, and the large image between them is never made.
     """
 
+    keeps_precision = True
+    """Its kernel is added up before it is cast."""
+
     def __init__(self, parts: Parts, width: int) -> None:
         super().__init__()
         self.conv = parts.conv(width, width)
@@ -236,16 +239,3 @@ def zeroed(module: Any) -> Any:
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
-
-
-def cast_products(module: nn.Module, dtype: torch.dtype) -> None:
-    """Give convolutions and linear layers weights of this precision, where autocast would cast them
-    anew in every evaluation; what is computed stays the same.
-
-    The kernel of `Upsample` is added up before it is cast, and stays.
-    """
-    for child in module.children():
-        if isinstance(child, (*CONVOLUTIONS.values(), nn.Linear)):
-            child.to(dtype)
-        elif not isinstance(child, Upsample):
-            cast_products(child, dtype)

@@ -9,19 +9,18 @@ ways without a table of names.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.core.conditions import Conditions
-from diffuse_cli.core.errors import InvalidArgument, lookup
-from diffuse_cli.core.networks import Run, plainly
-from diffuse_cli.core.networks._blocks import BLOCKS, Attention, Parts, doubled, halved, zeroed
-from diffuse_cli.core.networks._time import TIME_EMBEDDINGS, TimeEmbedding
-from diffuse_cli.core.settings import Settings, setting
+from diffuse_cli.core.errors import InvalidArgument
+from diffuse_cli.core.settings import Settings, from_dict, setting
 from diffuse_cli.core.space import Space
+
+if TYPE_CHECKING:
+    from diffuse_cli.core.networks._unet import UNet
 
 WIDEST = 65_536
 """Channels of the widest level that can be asked for."""
@@ -79,8 +78,6 @@ class Config(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        lookup(BLOCKS, self.block, "block")
-        lookup(TIME_EMBEDDINGS, self.time_embedding, "time_embedding")
         if not self.multipliers:
             raise InvalidArgument("must have one level or more", argument="multipliers")
         if self.heads is not None and self.head_width is not None:
@@ -157,8 +154,10 @@ def build(
     """A U-Net for the samples of a space, with random weights.
 
     Raises:
-        InvalidArgument: `check` refuses the space.
+        InvalidArgument: `check` refuses the space, or no such block or time embedding.
     """
+    from diffuse_cli.core.networks._unet import UNet
+
     check(config, space)
     return UNet(config, space, conditions.num_classes, out_channels or space.channels)
 
@@ -173,154 +172,75 @@ def describe(config: Config, space: Space) -> list[str]:
     return lines
 
 
-class UNet(nn.Module):
-    """The network that `build` makes.
+# -- from a preset to a configuration -------------------------------------------------------------
 
-    Attributes:
-        run_block: how its blocks are run: `plainly`, or `checkpointed` to save memory.
+LOWEST = 8
+"""Levels are added until the shortest side is at most this many positions."""
+
+GROUPS, CHANNELS_A_GROUP = 32, 16
+"""Groups of a published network, and channels of a group of ours: the best of Wu & He 2018 (table
+3), and as many as fill a register of a processor in half precision. Both give way to a width that
+they do not divide."""
+
+
+def adapt(
+    fields: Mapping[str, Any],
+    given: Mapping[str, Any],
+    space: Space,
+    *,
+    published: bool = False,
+    exact: bool = False,
+) -> Config:
+    """The configuration of `fields` that suits a space.
+
+    Levels are added until the shortest side, in patches, is at most 8, or is odd. Groups, and heads
+    at most the number or width of `fields`, are made to divide the widths.
+
+    Args:
+        fields: settings, some of which may not suit the space.
+        given: those that stay as they are.
+        published: a model of a paper, whose levels stay too.
+        exact: refuse a size that is odd too soon.
+
+    Raises:
+        InvalidArgument: no network of these settings suits the space.
     """
-
-    def __init__(self, config: Config, space: Space, num_classes: int, out_channels: int) -> None:
-        super().__init__()
-        self.patch, self.num_classes = config.patch, num_classes
-        self.run_block: Run = plainly
-        parts = Parts(config, space.dims)
-        width, time_width = config.width, 4 * config.width
-        widths, attends = config.widths, config.attends(space.size)
-        folded = config.patch**space.dims
-        self.conv_in = parts.conv(space.channels * folded, width)
-        self.time_proj = lookup(TIME_EMBEDDINGS, config.time_embedding, "time_embedding")(config)
-        self.time_embedding = TimeEmbedding(self.time_proj.width, time_width)
-        if num_classes:
-            # As nn.Embedding draws it, which on the meta device imports a compiler for that.
-            drawn = torch.randn(num_classes + 1, time_width)
-            self.class_embedding = nn.Embedding.from_pretrained(drawn, freeze=False)
-
-        self.down_blocks = nn.ModuleList()
-        skips, before = [width], width
-        for i, (after, attend) in enumerate(zip(widths, attends, strict=True)):
-            last = i == len(widths) - 1
-            inputs = [before] + [after] * (config.blocks - 1)
-            self.down_blocks.append(Level(parts, inputs, after, attend, down=not last))
-            skips += [after] * (config.blocks + (not last))
-            before = after
-        self.mid_block = Middle(parts, before)
-        self.up_blocks = nn.ModuleList()
-        for i, (after, attend) in enumerate(zip(widths[::-1], attends[::-1], strict=True)):
-            last = i == len(widths) - 1
-            inputs = [w + skips.pop() for w in [before] + [after] * config.blocks]
-            self.up_blocks.append(Level(parts, inputs, after, attend, up=not last))
-            before = after
-        self.conv_norm_out = parts.norm(before)
-        self.conv_out = zeroed(parts.conv(before, out_channels * folded))
-
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """The prediction for `x` at the timesteps `t`.
-
-        Args:
-            x: (B, C, *size).
-            t: (B,), real numbers on the scale 0 ... 1000.
-            label: (B,) int64 for a conditional network; K, or None, is "no class".
-
-        Returns:
-            (B, out_channels, *size).
-        """
-        emb = self.time_embedding(self.time_proj(t))
-        if self.num_classes:
-            if label is None:
-                label = torch.full_like(t, self.num_classes, dtype=torch.long)
-            emb = emb + self.class_embedding(label)
-        emb = F.silu(emb)
-        h = self.conv_in(folded(x, self.patch))
-        skips = [h]
-        for level in self.down_blocks:
-            h, states = level(h, emb, self.run_block)
-            skips += states
-        h = self.mid_block(h, emb, self.run_block)
-        for level in self.up_blocks:
-            h, _ = level(h, emb, self.run_block, skips)
-        return unfolded(self.run_block(self._read_out, h), self.patch)
-
-    def _read_out(self, h: Tensor) -> Tensor:
-        return self.conv_out(self.conv_norm_out(h, silu=True))  # type: ignore[no-any-return]
+    fields = {**fields, **given}
+    undivided = {"heads": None, "head_width": None, "groups": 1}
+    config = from_dict(Config, {**fields, **undivided})
+    if not published and "multipliers" not in given:
+        config = replace(config, multipliers=_levels(config, space, exact))
+    heads = {name: fields.get(name) for name in ("heads", "head_width")}
+    if any(given.get(name) is not None for name in heads):
+        heads = {name: given.get(name) for name in heads}
+    attends = zip(config.widths, config.attends(space.size), strict=True)
+    shared = math.gcd(*(width for width, attend in attends if attend), config.widths[-1])
+    for name, most in heads.items():
+        if most is not None and name not in given:
+            heads[name] = _largest_divisor(shared, most)
+    groups = given.get("groups", groups_at(config.width, published))
+    return from_dict(Config, {**vars(config), **heads, "groups": groups})
 
 
-def folded(x: Tensor, patch: int) -> Tensor:
-    """(B, C, *size) to (B, C p^dims, *size / p): the positions of a patch are channels."""
-    if patch == 1:
-        return x
-    dims = x.ndim - 2
-    cut = x.reshape(*x.shape[:2], *(n for side in x.shape[2:] for n in (side // patch, patch)))
-    places = [2 + 2 * i for i in range(dims)]
-    return cut.permute(0, 1, *(i + 1 for i in places), *places).flatten(1, 1 + dims)
+def groups_at(width: int, published: bool) -> int:
+    """The groups of the normalisation where none are given, at this base width."""
+    return _largest_divisor(width, GROUPS if published else max(1, width // CHANNELS_A_GROUP))
 
 
-def unfolded(x: Tensor, patch: int) -> Tensor:
-    """The inverse of `folded`."""
-    if patch == 1:
-        return x
-    dims = x.ndim - 2
-    cut = x.unflatten(1, (-1, *[patch] * dims))
-    order = [n for i in range(dims) for n in (2 + dims + i, 2 + i)]
-    return cut.permute(0, 1, *order).reshape(
-        x.shape[0], -1, *(side * patch for side in x.shape[2:])
-    )
+def _levels(config: Config, space: Space, exact: bool) -> tuple[int, ...]:
+    """The multipliers of as many levels as suit the size, the last one repeated where needed."""
+    sides = [side // config.patch for side in space.size]
+    wanted = next(n for n in range(16) if min(sides) >> n <= LOWEST)
+    allowed = next(n for n in range(wanted, -1, -1) if not any(s % 2**n for s in sides))
+    if allowed < wanted and exact:
+        raise InvalidArgument(
+            f"{'x'.join(map(str, space.size))} cannot be halved {wanted} times",
+            f"Choose a multiple of {config.patch * 2**wanted}",
+            argument="size",
+        )
+    levels = allowed + 1
+    return (config.multipliers + config.multipliers[-1:] * levels)[:levels]
 
 
-class Level(nn.Module):
-    """The blocks of one resolution, on the way down or up, and the change of size after them."""
-
-    def __init__(
-        self,
-        parts: Parts,
-        inputs: list[int],
-        width: int,
-        attend: bool,
-        *,
-        down: bool = False,
-        up: bool = False,
-    ) -> None:
-        super().__init__()
-        self.resnets = nn.ModuleList(parts.residual(w, width) for w in inputs)
-        if attend:
-            self.attentions = nn.ModuleList(Attention(parts, width) for _ in inputs)
-        if down:
-            self.downsamplers = nn.ModuleList([parts.resized(width, halved)])
-        if up:
-            self.upsamplers = nn.ModuleList([parts.resized(width, doubled)])
-        self.attend, self.down, self.up = attend, down, up
-
-    def forward(
-        self, h: Tensor, emb: Tensor, run: Run = plainly, skips: list[Tensor] | None = None
-    ) -> tuple[Tensor, list[Tensor]]:
-        """The output, and every state on the way; `skips` are taken from their end."""
-        states = []
-        for i in range(len(self.resnets)):
-            h = run(self._block, i, h, emb, skips.pop() if skips is not None else None)
-            states.append(h)
-        if self.down:
-            h = run(self.downsamplers[0], h, emb)
-            states.append(h)
-        if self.up:
-            h = run(self.upsamplers[0], h, emb)
-        return h, states
-
-    def _block(self, i: int, h: Tensor, emb: Tensor, skip: Tensor | None) -> Tensor:
-        if skip is not None:
-            h = torch.cat([h, skip], dim=1)
-        h = self.resnets[i](h, emb)
-        return self.attentions[i](h) if self.attend else h
-
-
-class Middle(nn.Module):
-    """Residual block, attention, residual block at the lowest resolution."""
-
-    def __init__(self, parts: Parts, width: int) -> None:
-        super().__init__()
-        self.resnets = nn.ModuleList(parts.residual(width, width) for _ in range(2))
-        self.attentions = nn.ModuleList([Attention(parts, width)])
-
-    def forward(self, h: Tensor, emb: Tensor, run: Run = plainly) -> Tensor:
-        """Shape-preserving."""
-        h = run(self.attentions[0], run(self.resnets[0], h, emb))
-        return run(self.resnets[1], h, emb)
+def _largest_divisor(number: int, most: int) -> int:
+    return next(n for n in range(most, 0, -1) if number % n == 0)

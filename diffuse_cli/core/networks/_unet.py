@@ -1,0 +1,172 @@
+"""The module of `unet`: levels of blocks on the way down, the middle, and the way up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffuse_cli.core.errors import lookup
+from diffuse_cli.core.networks import Run, plainly
+from diffuse_cli.core.networks._blocks import Attention, Parts, doubled, halved, zeroed
+from diffuse_cli.core.networks._time import TIME_EMBEDDINGS, TimeEmbedding
+from diffuse_cli.core.space import Space
+
+if TYPE_CHECKING:
+    from diffuse_cli.core.networks.unet import Config
+
+
+class UNet(nn.Module):
+    """The network that `build` makes.
+
+    Attributes:
+        run_block: how its blocks are run: `plainly`, or `checkpointed` to save memory.
+    """
+
+    def __init__(self, config: Config, space: Space, num_classes: int, out_channels: int) -> None:
+        super().__init__()
+        self.patch, self.num_classes = config.patch, num_classes
+        self.run_block: Run = plainly
+        parts = Parts(config, space.dims)
+        width, time_width = config.width, 4 * config.width
+        widths, attends = config.widths, config.attends(space.size)
+        folded = config.patch**space.dims
+        self.conv_in = parts.conv(space.channels * folded, width)
+        self.time_proj = lookup(TIME_EMBEDDINGS, config.time_embedding, "time_embedding")(config)
+        self.time_embedding = TimeEmbedding(self.time_proj.width, time_width)
+        if num_classes:
+            # As nn.Embedding draws it, which on the meta device imports a compiler for that.
+            drawn = torch.randn(num_classes + 1, time_width)
+            self.class_embedding = nn.Embedding.from_pretrained(drawn, freeze=False)
+
+        self.down_blocks = nn.ModuleList()
+        skips, before = [width], width
+        for i, (after, attend) in enumerate(zip(widths, attends, strict=True)):
+            last = i == len(widths) - 1
+            inputs = [before] + [after] * (config.blocks - 1)
+            self.down_blocks.append(Level(parts, inputs, after, attend, down=not last))
+            skips += [after] * (config.blocks + (not last))
+            before = after
+        self.mid_block = Middle(parts, before)
+        self.up_blocks = nn.ModuleList()
+        for i, (after, attend) in enumerate(zip(widths[::-1], attends[::-1], strict=True)):
+            last = i == len(widths) - 1
+            inputs = [w + skips.pop() for w in [before] + [after] * config.blocks]
+            self.up_blocks.append(Level(parts, inputs, after, attend, up=not last))
+            before = after
+        self.conv_norm_out = parts.norm(before)
+        self.conv_out = zeroed(parts.conv(before, out_channels * folded))
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """The prediction for `x` at the timesteps `t`.
+
+        Args:
+            x: (B, C, *size).
+            t: (B,), real numbers on the scale 0 ... 1000.
+            label: (B,) int64 for a conditional network; K, or None, is "no class".
+
+        Returns:
+            (B, out_channels, *size).
+        """
+        emb = self.time_embedding(self.time_proj(t))
+        if self.num_classes:
+            if label is None:
+                label = torch.full_like(t, self.num_classes, dtype=torch.long)
+            emb = emb + self.class_embedding(label)
+        emb = F.silu(emb)
+        h = self.conv_in(folded(x, self.patch))
+        skips = [h]
+        for level in self.down_blocks:
+            h, states = level(h, emb, self.run_block)
+            skips += states
+        h = self.mid_block(h, emb, self.run_block)
+        for level in self.up_blocks:
+            h, _ = level(h, emb, self.run_block, skips)
+        y: Tensor = self.run_block(self._read_out, h)
+        return unfolded(y, self.patch)
+
+    def _read_out(self, h: Tensor) -> Tensor:
+        return self.conv_out(self.conv_norm_out(h, silu=True))  # type: ignore[no-any-return]
+
+
+def folded(x: Tensor, patch: int) -> Tensor:
+    """(B, C, *size) to (B, C p^dims, *size / p): the positions of a patch are channels."""
+    if patch == 1:
+        return x
+    dims = x.ndim - 2
+    cut = x.reshape(*x.shape[:2], *(n for side in x.shape[2:] for n in (side // patch, patch)))
+    places = [2 + 2 * i for i in range(dims)]
+    return cut.permute(0, 1, *(i + 1 for i in places), *places).flatten(1, 1 + dims)
+
+
+def unfolded(x: Tensor, patch: int) -> Tensor:
+    """The inverse of `folded`."""
+    if patch == 1:
+        return x
+    dims = x.ndim - 2
+    cut = x.unflatten(1, (-1, *[patch] * dims))
+    order = [n for i in range(dims) for n in (2 + dims + i, 2 + i)]
+    sizes = [side * patch for side in x.shape[2:]]
+    whole: Tensor = cut.permute(0, 1, *order).reshape(len(x), -1, *sizes)
+    return whole
+
+
+class Level(nn.Module):
+    """The blocks of one resolution, on the way down or up, and the change of size after them."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        inputs: list[int],
+        width: int,
+        attend: bool,
+        *,
+        down: bool = False,
+        up: bool = False,
+    ) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(parts.residual(w, width) for w in inputs)
+        if attend:
+            self.attentions = nn.ModuleList(Attention(parts, width) for _ in inputs)
+        if down:
+            self.downsamplers = nn.ModuleList([parts.resized(width, halved)])
+        if up:
+            self.upsamplers = nn.ModuleList([parts.resized(width, doubled)])
+        self.attend, self.down, self.up = attend, down, up
+
+    def forward(
+        self, h: Tensor, emb: Tensor, run: Run = plainly, skips: list[Tensor] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The output, and every state on the way; `skips` are taken from their end."""
+        states = []
+        for i in range(len(self.resnets)):
+            h = run(self._block, i, h, emb, skips.pop() if skips is not None else None)
+            states.append(h)
+        if self.down:
+            h = run(self.downsamplers[0], h, emb)
+            states.append(h)
+        if self.up:
+            h = run(self.upsamplers[0], h, emb)
+        return h, states
+
+    def _block(self, i: int, h: Tensor, emb: Tensor, skip: Tensor | None) -> Tensor:
+        if skip is not None:
+            h = torch.cat([h, skip], dim=1)
+        h = self.resnets[i](h, emb)
+        return self.attentions[i](h) if self.attend else h
+
+
+class Middle(nn.Module):
+    """Residual block, attention, residual block at the lowest resolution."""
+
+    def __init__(self, parts: Parts, width: int) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(parts.residual(width, width) for _ in range(2))
+        self.attentions = nn.ModuleList([Attention(parts, width)])
+
+    def forward(self, h: Tensor, emb: Tensor, run: Run = plainly) -> Tensor:
+        """Shape-preserving."""
+        h = run(self.attentions[0], run(self.resnets[0], h, emb))
+        return run(self.resnets[1], h, emb)

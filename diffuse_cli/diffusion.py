@@ -1,0 +1,119 @@
+"""From what a model is to what computes: network, process, denoiser. Each is built here, once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from diffuse_cli.config import DiffusionConfig
+from diffuse_cli.core.conditions import Conditions
+from diffuse_cli.core.denoiser import Denoise, Denoiser
+from diffuse_cli.core.guidance import clip, threshold
+from diffuse_cli.core.networks import NETWORKS
+from diffuse_cli.core.process import Process
+from diffuse_cli.core.schedules import SCHEDULES, zero_terminal_snr
+from diffuse_cli.core.settings import Settings
+from diffuse_cli.core.space import Space
+from diffuse_cli.core.variances import channels_out
+from diffuse_cli.errors import lookup, translating
+from diffuse_cli.presets import naming
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blueprint:
+    """Everything that makes a model but its weights.
+
+    Attributes:
+        space: what a sample is.
+        network: a name in `NETWORKS`.
+        config: the settings of that network.
+        conditions: what the model can be told.
+        diffusion: the process, and what the network predicts of it.
+    """
+
+    space: Space
+    network: str
+    config: Settings
+    conditions: Conditions
+    diffusion: DiffusionConfig
+
+    @property
+    def out_channels(self) -> int:
+        """Channels that the network puts out."""
+        return channels_out(self.diffusion.variance, self.space.channels)
+
+    def build(self) -> nn.Module:
+        """The network with random weights.
+
+        Raises:
+            UsageError: it does not suit the space.
+        """
+        module = lookup(NETWORKS, self.network, "--network")
+        with naming(self.network):
+            return module.build(self.config, self.space, self.conditions, self.out_channels)
+
+    @cached_property
+    def process(self) -> Process:
+        """The forward process.
+
+        Raises:
+            UsageError: as `make_process`.
+        """
+        return make_process(self.diffusion)
+
+    @cached_property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shape of each tensor of the network by its name; nothing is allocated."""
+        import torch
+
+        with torch.device("meta"):
+            return {name: tuple(t.shape) for name, t in self.build().state_dict().items()}
+
+    def denoiser(self, net: Any) -> Denoiser:
+        """A network under the process, target and variance of the model.
+
+        Raises:
+            UsageError: an unknown name, or a target that is undefined under the process.
+        """
+        return make_denoiser(net, self.diffusion, self.process, self.space.levels)
+
+
+def make_process(diffusion: DiffusionConfig) -> Process:
+    """The forward process of a configuration: of its schedule or its betas, rescaled if it says so.
+
+    Raises:
+        UsageError: no such schedule, or betas that are no process.
+    """
+    betas: Sequence[float] | None = diffusion.betas
+    if betas is None:
+        betas = lookup(SCHEDULES, diffusion.schedule, "--schedule")(diffusion.num_timesteps)
+    with translating():
+        if diffusion.zero_terminal_snr:
+            betas = zero_terminal_snr(betas)
+        return Process(betas, None if diffusion.rescale_timesteps else range(len(betas)))
+
+
+def make_denoiser(
+    net: Any, diffusion: DiffusionConfig, process: Process, levels: int | None = 256
+) -> Denoiser:
+    """A network under a process, with the target and variance of a configuration.
+
+    Raises:
+        UsageError: an unknown name, or a target that is undefined under the process.
+    """
+    with translating():
+        return Denoiser(net, process, diffusion.target, diffusion.variance, levels)
+
+
+def kept_in_range(denoise: Denoise, denoiser: Denoiser, percentile: float | None = None) -> Denoise:
+    """`denoise` with x_0 clamped to [-1, 1], or scaled back by a percentile; floats stay."""
+    if denoiser.levels is None:
+        return denoise
+    if percentile is None:
+        return clip(denoise, denoiser.process)
+    return threshold(denoise, denoiser.process, percentile)
