@@ -1,4 +1,4 @@
-"""Pixels made visible: tensors to bytes and back, grids, PNG, GIF, and sheets with text and plots.
+"""Pixels made visible: grids, PNG, GIF, and sheets with text and plots.
 
 Everything here is deterministic: the same pixels give the same bytes, with no time or version in
 the file. Matplotlib is imported where a sheet is drawn, so that sampling starts fast.
@@ -18,7 +18,6 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 if TYPE_CHECKING:
-    import torch
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
     from matplotlib.text import Text
@@ -28,23 +27,6 @@ Pixels = npt.NDArray[np.uint8]
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 """Okabe and Ito's palette, in which colour-blind readers tell all entries apart."""
-
-
-# -- tensors and bytes ----------------------------------------------------------------------------
-
-
-def to_uint8(x: torch.Tensor) -> Pixels:
-    """Images in [-1, 1] of any shape as 8-bit levels of the same shape, rounded and clamped."""
-    scaled = x.detach().float().add(1).mul(127.5)
-    levels: Pixels = scaled.round().clamp(0, 255).byte().cpu().numpy()
-    return levels
-
-
-def from_uint8(pixels: Pixels, device: torch.device | str | None = None) -> torch.Tensor:
-    """8-bit levels of any shape as float32 in [-1, 1]; the inverse of `to_uint8`."""
-    import torch
-
-    return torch.tensor(pixels, device=device).float() / 127.5 - 1
 
 
 # -- images ---------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
 from diffuse_cli.diffusion import kept_in_range
 from diffuse_cli.errors import OutputError, lookup
 from diffuse_cli.events import Progress, Work
+from diffuse_cli.media import MEDIA
 from diffuse_cli.resolving import DrawSettings, resolve, tell
 from diffuse_cli.runtime import image_noise, machine, rank, resolve_precision, share
 
@@ -47,7 +48,7 @@ GIF_IMAGES, GIF_FRAMES = 16, 60
 GRID_IMAGES = 400
 """At most so many images are shown in the grid."""
 
-WRITTEN = re.compile(r"\d{5,}\.png|grid\.png|denoising\.gif|manifest\.json")
+WRITTEN = re.compile(r"\d{5,}\.\w+|grid\.png|denoising\.gif|manifest\.json")
 DESCRIBED = ("seed", "n", "spacing", "eta", "order", "threshold", "weights")
 """Options that a manifest repeats: with sampler, steps and model they give the same images."""
 
@@ -158,6 +159,11 @@ def stored(space: Space, x: Tensor) -> Array:
     return numbers
 
 
+def looks(space: Space, samples: Array) -> Array:
+    """Stored samples as pictures, uint8 (N, 1 or 3, H, W)."""
+    return MEDIA[space.medium].look(samples, space)
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A model ready to sample: its file's content, and the denoiser on the device."""
@@ -250,7 +256,7 @@ def generate(config: SampleConfig) -> Work[Generated | None]:
         frames: Frames = {}
         if config.gif:
             drawings = _watch(drawings, loaded.space, frames)
-        keep = _Folder(folder) if accelerator.is_main_process else {}
+        keep = _Folder(folder, loaded.space) if accelerator.is_main_process else {}
         yield from collect(drawings, loaded.space, len(mine), keep)
         if accelerator.num_processes > 1:
             _gather(keep, frames)
@@ -274,25 +280,25 @@ def _holding(folder: Path) -> Iterator[None]:
 
 
 class _Folder(dict[int, "Array"]):
-    """Images by index, each written as it is added; the first ones are kept for the grid."""
+    """Samples by index, each written as it is added; the first ones are kept for the grid."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, space: Space) -> None:
         super().__init__()
-        self.folder = folder
+        self.folder, self.space, self.medium = folder, space, MEDIA[space.medium]
         self.count = 0
 
-    def __setitem__(self, index: int, pixels: Array) -> None:
+    def __setitem__(self, index: int, sample: Array) -> None:
         if self.count == 0:
             for path in _earlier(self.folder):
                 files.remove(path)
-        files.write_bytes(self.path(index), pictures.png(pixels))
+        files.write_bytes(self.path(index), self.medium.encode(sample, self.space))
         self.count += 1
         if index < GRID_IMAGES:
-            super().__setitem__(index, pixels)
+            super().__setitem__(index, sample)
 
     def path(self, index: int) -> Path:
-        """The file of an image."""
-        return self.folder / f"{index:05d}.png"
+        """The file of a sample."""
+        return self.folder / f"{index:05d}{self.medium.SUFFIX}"
 
 
 def _watch(drawings: Iterator[Drawing], space: Space, frames: Frames) -> Iterator[Drawing]:
@@ -357,10 +363,10 @@ def _finish(
     grid = gif = None
     if config.grid:
         grid = drawn.folder / "grid.png"
-        files.write_bytes(grid, pictures.png(arrange(drawn, wanted)))
+        files.write_bytes(grid, pictures.png(arrange(drawn, loaded.space, wanted)))
     if config.gif:
         gif = drawn.folder / "denoising.gif"
-        files.write_bytes(gif, _animate(frames))
+        files.write_bytes(gif, _animate(frames, loaded.space))
     manifest = drawn.folder / MANIFEST
     written = [*images, *filter(None, (grid, gif))]
     described = {
@@ -389,29 +395,30 @@ def _describe(wanted: Condition | None, classes: Sequence[str], n: int) -> dict[
     }
 
 
-def arrange(drawn: Mapping[int, Array], wanted: Condition | None) -> Image:
-    """The grid of images by index: as near to a square as it gets, or a row for each class."""
+def arrange(drawn: Mapping[int, Array], space: Space, wanted: Condition | None) -> Image:
+    """The grid of samples by index: as near to a square as it gets, or a row for each class."""
     import numpy as np
 
     order = sorted(drawn)
+    shown = dict(zip(order, looks(space, np.stack([drawn[i] for i in order])), strict=True))
     rows: dict[int, list[Array]] = {label: [] for label in (wanted.labels if wanted else ())}
     if wanted:
         for i in order:
-            rows[wanted.label(i)].append(drawn[i])
+            rows[wanted.label(i)].append(shown[i])
     columns = max(map(len, rows.values()), default=0)
     if len(rows) < 2 or columns < 2:
-        return pictures.grid(np.stack([drawn[i] for i in order]))
-    blank = np.full_like(drawn[order[0]], 255)
+        return pictures.grid(np.stack(list(shown.values())))
+    blank = np.full_like(shown[order[0]], 255)
     filled = [image for row in rows.values() for image in (*row, *[blank] * (columns - len(row)))]
     return pictures.grid(np.stack(filled), columns)
 
 
-def _animate(frames: Frames) -> bytes:
+def _animate(frames: Frames, space: Space) -> bytes:
     """The first images from noise to picture, in at most `GIF_FRAMES` frames."""
     import numpy as np
 
     order = sorted(frames)
     last = len(frames[order[0]]) - 1
     shown = sorted({round(last * k / (GIF_FRAMES - 1)) for k in range(GIF_FRAMES)})
-    grids = [pictures.grid(np.stack([frames[i][k] for i in order])) for k in shown]
+    grids = [pictures.grid(looks(space, np.stack([frames[i][k] for i in order]))) for k in shown]
     return pictures.gif(grids, seconds=3.0, hold=2.0)

@@ -41,6 +41,7 @@ TABLES: dict[str, Callable[[], Mapping[str, Any]]] = {
     "timestep_draws": _core("core.timesteps", "TIMESTEP_DRAWS"),
     "samplers": _core("core.samplers", "SAMPLERS"),
     "presets": _core("presets", "PRESETS"),
+    "media": _core("media", "MEDIA"),
     "networks": _core("core.networks", "NETWORKS"),
     "precisions": _core("runtime", "PRECISIONS"),
     "trackers": _names("runtime", "TRACKERS"),

@@ -57,6 +57,9 @@ class TrainConfig(DiffusionConfig):
         metavar="H[xW]",
         shown="from the data",
     )
+    medium: str | None = option(
+        None, "What the samples are.", table="media", shown="what most files of DATA are"
+    )
     channels: int | None = option(
         None, "Channels: 1 for grey, 3 for colour.", low=1, high=64, shown="from the data"
     )

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 from diffuse_cli.data.cache import open_index, save_index
-from diffuse_cli.data.decoding import decode, read_image
 from diffuse_cli.data.images import HELD_OUT_MINIMUM, HELD_OUT_OF, Images, held_out_rule
-from diffuse_cli.data.pixels import fit
 from diffuse_cli.data.reading import read_images
-from diffuse_cli.data.reasons import FORMATS, Unusable
 from diffuse_cli.data.sources import MANIFEST, MANIFEST_FORMAT
 from diffuse_cli.data.summary import Summary
 
 __all__ = [
-    "FORMATS",
     "HELD_OUT_MINIMUM",
     "HELD_OUT_OF",
     "MANIFEST",
     "MANIFEST_FORMAT",
     "Images",
     "Summary",
-    "Unusable",
-    "decode",
-    "fit",
     "held_out_rule",
     "open_index",
-    "read_image",
     "read_images",
     "save_index",
 ]

@@ -8,31 +8,31 @@ import json
 import math
 import zipfile
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from diffuse_cli import files
 from diffuse_cli.data import summary
 from diffuse_cli.data.images import Images
 from diffuse_cli.errors import DataError
+from diffuse_cli.media import Array
 
 PIXELS = "pixels.u8"
 INDEX = "index.npz"
 
-Pixels = npt.NDArray[np.uint8]
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]
 
 
 class Store(Protocol):
-    """Takes images of one shape (C, H, W) one by one; a grey one is repeated to fill C."""
+    """Takes samples of one shape (C, *size) one by one; one of a single channel is repeated to fill
+    C."""
 
     shape: Shape
 
-    def append(self, pixels: Pixels) -> None: ...
+    def append(self, pixels: Array) -> None: ...
 
-    def finish(self) -> Pixels: ...
+    def finish(self) -> Array: ...
 
     def abort(self, error: BaseException) -> None: ...
 
@@ -40,22 +40,23 @@ class Store(Protocol):
 class Memory:
     """A store of at most `capacity` images in memory."""
 
-    def __init__(self, capacity: int, shape: Shape) -> None:
+    def __init__(self, capacity: int, shape: Shape, dtype: np.dtype[Any]) -> None:
         self.shape = shape
         self._count = 0
         try:
-            self._pixels = np.empty((capacity, *shape), np.uint8)
+            self._pixels = np.empty((capacity, *shape), dtype)
         except (MemoryError, ValueError) as error:
-            gib = capacity * math.prod(shape) / 2**30
-            message = f"{capacity:,} images of {shape[1]}x{shape[2]} need {gib:,.0f} GiB of memory"
+            gib = capacity * math.prod(shape) * dtype.itemsize / 2**30
+            size = "x".join(map(str, shape[1:]))
+            message = f"{capacity:,} samples of {size} need {gib:,.0f} GiB of memory"
             raise DataError(message, "Choose a smaller --size") from error
 
-    def append(self, pixels: Pixels) -> None:
+    def append(self, pixels: Array) -> None:
         self._pixels[self._count] = pixels
         self._count += 1
 
-    def finish(self) -> Pixels:
-        """uint8 (N, C, H, W)."""
+    def finish(self) -> Array:
+        """(N, C, *size)."""
         return self._pixels[: self._count]
 
     def abort(self, error: BaseException) -> None:
@@ -68,33 +69,33 @@ class Mapped:
     It is written, not mapped, until then: a full disk is an error and not a SIGBUS.
     """
 
-    def __init__(self, folder: Path, shape: Shape) -> None:
-        self.shape = shape
+    def __init__(self, folder: Path, shape: Shape, dtype: np.dtype[Any]) -> None:
+        self.shape, self.dtype = shape, dtype
         self._count = 0
         self._path = folder / PIXELS
         self._stack = contextlib.ExitStack()
         self._file = self._stack.enter_context(files.writing(self._path))
 
-    def append(self, pixels: Pixels) -> None:
+    def append(self, pixels: Array) -> None:
         self._file.write(np.broadcast_to(pixels, self.shape).tobytes())
         self._count += 1
 
-    def finish(self) -> Pixels:
-        """uint8 (N, C, H, W), mapped read-only.
+    def finish(self) -> Array:
+        """(N, C, *size), mapped read-only.
 
         Raises:
             OutputError: the file cannot be written.
         """
         self._stack.close()
-        return _map(self._path, (self._count, *self.shape))
+        return _map(self._path, (self._count, *self.shape), self.dtype)
 
     def abort(self, error: BaseException) -> None:
         """Remove the unfinished file. An operating system's refusal becomes an OutputError."""
         self._stack.__exit__(type(error), error, error.__traceback__)
 
 
-def _map(path: Path, shape: tuple[int, ...]) -> Pixels:
-    return np.memmap(path, np.uint8, mode="r", shape=shape)
+def _map(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    return np.memmap(path, dtype, mode="r", shape=shape)
 
 
 def forget(folder: Path) -> None:
@@ -113,6 +114,8 @@ def save_index(images: Images, folder: Path) -> None:
         files.write_bytes(folder / PIXELS, images.pixels.tobytes())
     meta = {
         "shape": images.pixels.shape,
+        "dtype": images.pixels.dtype.str,
+        "medium": images.medium,
         "class_names": images.class_names,
         "names": images.names,
         "summary": images.summary.to_dict(),
@@ -127,7 +130,7 @@ def save_index(images: Images, folder: Path) -> None:
     files.write_bytes(folder / INDEX, buffer.getvalue())
 
 
-def _is_mapped_from(pixels: Pixels, path: Path) -> bool:
+def _is_mapped_from(pixels: Array, path: Path) -> bool:
     name = getattr(pixels, "filename", None)
     return name is not None and path.exists() and path.samefile(name)
 
@@ -142,11 +145,12 @@ def open_index(folder: Path) -> Images:
         with np.load(folder / INDEX, allow_pickle=False) as index:
             labels, digests = index["labels"], index["digests"]
             meta = json.loads(index["meta"].tobytes())
-        shape = tuple(meta["shape"])
-        if (folder / PIXELS).stat().st_size != math.prod(shape):
+        shape, dtype = tuple(meta["shape"]), np.dtype(meta.get("dtype", "u1"))
+        if (folder / PIXELS).stat().st_size != math.prod(shape) * dtype.itemsize:
             raise ValueError("the pixels are not those of the index")
         return Images(
-            pixels=_map(folder / PIXELS, shape),
+            pixels=_map(folder / PIXELS, shape, dtype),
+            medium=meta.get("medium", "image"),
             labels=labels,
             class_names=tuple(meta["class_names"]),
             names=tuple(meta["names"]),

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from diffuse_cli.core.space import Space
 from diffuse_cli.data.summary import Summary
+from diffuse_cli.media import MEDIA
 
 HELD_OUT_OF = 20
 HELD_OUT_MINIMUM = 40
@@ -19,32 +20,33 @@ HELD_OUT_MINIMUM = 40
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """N images with their labels, names and digests, in the byte order of their names.
+    """N samples with their labels, names and digests, in the byte order of their names.
 
     Attributes:
-        pixels: uint8 (N, C, H, W), C 1 or 3; an array, or a read-only `numpy.memmap`.
+        pixels: as stored, (N, C, *size); an array, or a read-only `numpy.memmap`.
         labels: int64 (N,), the place in `class_names`, -1 for an image outside class folders.
         class_names: the classes.
         names: paths inside the source; pass them through `files.show` to print them.
-        digests: uint8 (N, 16), a hash of each image's pixels before they were resized.
+        digests: uint8 (N, 16), a hash of each sample before it was resized.
         summary: what was found.
+        medium: what the samples are.
     """
 
-    pixels: npt.NDArray[np.uint8]
+    pixels: npt.NDArray[Any]
     labels: npt.NDArray[np.int64]
     class_names: tuple[str, ...]
     names: tuple[str, ...]
     digests: npt.NDArray[np.uint8]
     summary: Summary
+    medium: str = "image"
 
     def __len__(self) -> int:
         return len(self.names)
 
-    @property
+    @cached_property
     def space(self) -> Space:
         """What each of them is."""
-        channels, *size = self.pixels.shape[1:]
-        return Space(channels=int(channels), size=tuple(map(int, size)))
+        return MEDIA[self.medium].space(self.pixels)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -1,4 +1,4 @@
-"""What is done to each file: read, decoded once, named by its pixels, brought to its size."""
+"""What is done to each file: read, decoded once, named by its content, brought to its size."""
 
 from __future__ import annotations
 
@@ -6,48 +6,33 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-from PIL import Image
-
-from diffuse_cli.data import reasons
-from diffuse_cli.data.decoding import LARGE, Large, decode_with_mode, freely, one_large
-from diffuse_cli.data.pixels import Pixels, Size, channels_first, digest, digest_of, fit
-from diffuse_cli.data.reasons import Unusable
+from diffuse_cli import unusable
 from diffuse_cli.data.sources import Entry, Source
+from diffuse_cli.media import LARGE, MEDIA, Asked, Large, Read, freely, one_large
+from diffuse_cli.unusable import Unusable
 
 LATER = "large"
-"""Why a process of several leaves an image to the one that started it; no reason for people."""
-
-DEFAULT_SIDE = 64
-"""Images of one size up to this keep it; all others become squares of it."""
+"""Why a process of several leaves a sample to the one that started it; no reason for people."""
 
 
 @dataclass
 class Plan:
-    """What every image becomes. `size` is None while all images so far have one small size.
-
-    `shared`: other processes decode too, and none of them may take a large image.
-    """
+    """Where files are, which medium reads them, and what every sample becomes."""
 
     source: Source
-    size: Size | None
-    channels: int | None
-    background: tuple[int, ...] | int
-    shared: bool = False
+    medium: str
+    asked: Asked
 
 
 class Decoded(NamedTuple):
-    """A usable image: `mode` and `size`, (width, height), are those of the file."""
+    """A usable sample of a file."""
 
     entry: Entry
-    pixels: Pixels
-    digest: bytes
-    mode: str
-    size: Size
+    read: Read
 
 
 class Skipped(NamedTuple):
-    """A file without a usable image."""
+    """A file without a usable sample."""
 
     entry: Entry
     reason: str
@@ -66,34 +51,18 @@ def _decode_file(plan: Plan, entry: Entry) -> Result:
     try:
         if entry.fault:
             raise Unusable(entry.fault)
-        if large and plan.shared:
+        if large and plan.asked.shared:
             raise Large
         with one_large if large else freely:
             data = plan.source.read(entry)
-            image, mode = decode_with_mode(data, plan.background, plan.shared)
-            del data
-        fitted = _fitted(image, plan)
-        values = np.asarray(fitted)
-        name = digest(values) if fitted is image else digest_of(image)
-        return Decoded(entry, channels_first(values), name, mode, image.size)
+            return Decoded(entry, MEDIA[plan.medium].read(data, plan.asked))
     except Unusable as error:
         return Skipped(entry, error.reason)
     except Large:
         return Skipped(entry, LATER)
     except FileNotFoundError:
-        return Skipped(entry, reasons.VANISHED)
+        return Skipped(entry, unusable.VANISHED)
     except MemoryError:
-        return Skipped(entry, reasons.MEMORY)
+        return Skipped(entry, unusable.MEMORY)
     except Exception:
-        return Skipped(entry, reasons.UNREADABLE)
-
-
-def _fitted(image: Image.Image, plan: Plan) -> Image.Image:
-    """The image with the channels and the size of the plan; the same where it has them."""
-    mode = {1: "L", 3: "RGB", None: image.mode}[plan.channels]
-    if image.mode != mode:
-        image = image.convert(mode)
-    size = plan.size
-    if size is None and max(image.size) > DEFAULT_SIDE:
-        size = (DEFAULT_SIDE, DEFAULT_SIDE)  # one such image decides it for all
-    return image if size is None else fit(image, size)
+        return Skipped(entry, unusable.UNREADABLE)

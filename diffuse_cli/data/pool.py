@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 
-from diffuse_cli.data.jobs import DEFAULT_SIDE, Plan, Result, decode_files
+from diffuse_cli.data.jobs import Plan, Result, decode_files
 from diffuse_cli.data.sources import Entry
 from diffuse_cli.data.worker import Gone, Worker
 
 _FILES_A_CHUNK = 64
 _BYTES_A_CHUNK = 2**18
 _OUTPUT_A_CHUNK = 2**22
+_USUAL_SIDE = 64
 
 MANY_FILES = 8192
 """Fewer are decoded by the time that processes are there to do it."""
@@ -81,15 +83,15 @@ def _processes(plan: Plan, count: int) -> Iterator[Decode]:
 
 def _chunks(entries: tuple[Entry, ...], plan: Plan) -> Iterator[list[Entry]]:
     """Many small files or few large ones, so that threads neither wait nor hoard."""
-    height, width = plan.size or (DEFAULT_SIDE, DEFAULT_SIDE)
-    most = max(1, min(_FILES_A_CHUNK, _OUTPUT_A_CHUNK // (3 * height * width)))
+    size = plan.asked.size or (_USUAL_SIDE, _USUAL_SIDE)
+    most = max(1, min(_FILES_A_CHUNK, _OUTPUT_A_CHUNK // (3 * math.prod(size))))
     chunk: list[Entry] = []
-    size = 0
+    total = 0
     for entry in entries:
-        if chunk and (len(chunk) >= most or size + entry.size > _BYTES_A_CHUNK):
+        if chunk and (len(chunk) >= most or total + entry.size > _BYTES_A_CHUNK):
             yield chunk
-            chunk, size = [], 0
+            chunk, total = [], 0
         chunk.append(entry)
-        size += entry.size
+        total += entry.size
     if chunk:
         yield chunk

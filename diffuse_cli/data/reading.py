@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
 import time
 from collections import Counter
@@ -14,16 +16,15 @@ import numpy as np
 from PIL import ImageColor
 
 from diffuse_cli.data import cache as caches
-from diffuse_cli.data.headers import silence_pillow
 from diffuse_cli.data.images import Images
-from diffuse_cli.data.jobs import DEFAULT_SIDE, Decoded, Plan, Skipped
-from diffuse_cli.data.pixels import Pixels, Size, fit, to_image, to_pixels
+from diffuse_cli.data.jobs import Decoded, Plan, Skipped
 from diffuse_cli.data.pool import decode_all
-from diffuse_cli.data.sources import Listing, classes_of, list_images, open_source
+from diffuse_cli.data.sources import Listing, classes_of, list_samples, open_source
 from diffuse_cli.data.summary import NAMED, Summary, skip_counts, span
 from diffuse_cli.errors import DataError
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.files import show
+from diffuse_cli.media import MEDIA, Array, Asked, Size, prepare
 
 TASK = "reading images"
 _SECONDS_BETWEEN_EVENTS = 0.1
@@ -41,9 +42,9 @@ class _Tally:
 
     def add(self, image: Decoded) -> None:
         self.names.append(image.entry.name)
-        self.digests.append(image.digest)
-        self.sizes[image.size] += 1
-        self.modes[image.mode] += 1
+        self.digests.append(image.read.digest)
+        self.sizes[image.read.size] += 1
+        self.modes[image.read.mode] += 1
 
     def skip(self, skip: Skipped) -> None:
         count, names = self.skipped.get(skip.reason, (0, ()))
@@ -57,6 +58,7 @@ def read_images(
     size: Size | None = None,
     channels: int | None = None,
     background: str = "white",
+    medium: str | None = None,
     strict: bool = False,
     workers: int | None = None,
     cache: Path | None = None,
@@ -72,6 +74,7 @@ def read_images(
             and gives 64x64 otherwise.
         channels: 1 or 3; None is 1 where every image is grey, 3 otherwise.
         background: the colour behind transparent images.
+        medium: what the samples are; None for what most of the files are.
         strict: end on the first bad file instead of skipping it.
         workers: threads; None for one a core.
         cache: a folder where the pixels are kept in a mapped file instead of in memory.
@@ -84,12 +87,14 @@ def read_images(
         DataError: there is no such source, no usable image, or, with `strict`, a bad file.
         OutputError: the cache cannot be written.
     """
-    silence_pillow()
     opened = open_source(Path(source))
     try:
-        listing = list_images(opened)
-        plan = Plan(opened, size, channels, ImageColor.getcolor(background, "RGB"))
-        bound = len(listing.candidates) * 3 * int(np.prod(size or (DEFAULT_SIDE, DEFAULT_SIDE)))
+        listing = list_samples(opened, medium)
+        prepare(listing.medium)
+        asked = Asked(size, channels, ImageColor.getrgb(background)[:3])
+        plan = Plan(opened, listing.medium, asked)
+        side = MEDIA[listing.medium].KEPT_SIDE
+        bound = len(listing.candidates) * 3 * math.prod(size or (side, side))
         folder = cache if cache is not None and bound > map_over else None
         tally = _Tally()
         pixels = yield from _collect(plan, listing, tally, folder, strict, workers or _cores())
@@ -97,7 +102,8 @@ def read_images(
         opened.close()
     if pixels is None:
         raise DataError(_nothing(source, listing, tally))
-    if size is None and (notice := _size_notice(tally.sizes, pixels.shape[2:])):
+    side = MEDIA[listing.medium].KEPT_SIDE
+    if size is None and (notice := _size_notice(tally.sizes, pixels.shape[2:], side)):
         yield Notice(notice)
     return _images(source, pixels, listing, tally)
 
@@ -108,15 +114,23 @@ def _cores() -> int:
 
 def _collect(
     plan: Plan, listing: Listing, tally: _Tally, folder: Path | None, strict: bool, workers: int
-) -> Generator[Any, None, Pixels | None]:
+) -> Generator[Any, None, Array | None]:
     """Decode everything into a store, making it anew where an image does not fit what it holds."""
     total = len(listing.candidates)
     store: caches.Store | None = None
     if folder is not None:
         caches.forget(folder)
 
-    def new_store(shape: caches.Shape) -> caches.Store:
-        return caches.Memory(total, shape) if folder is None else caches.Mapped(folder, shape)
+    fit = MEDIA[plan.medium].fit
+
+    def fitted(values: Array) -> Array:
+        size = plan.asked.size
+        return values if size is None or values.shape[1:] == size else fit(values, size)
+
+    def new_store(shape: caches.Shape, dtype: np.dtype[Any]) -> caches.Store:
+        if folder is None:
+            return caches.Memory(total, shape, dtype)
+        return caches.Mapped(folder, shape, dtype)
 
     last = time.monotonic()
     yield Progress(TASK, 0, total)
@@ -128,15 +142,15 @@ def _collect(
                 tally.skip(result)
             else:
                 tally.add(result)
-                pixels = _fitted(result.pixels, plan.size)
-                shape = _shape_for(store, pixels, plan)
+                values = fitted(result.read.values)
+                shape = _shape_for(store, values, plan)
                 if store is None:
-                    store = new_store(shape)
+                    store = new_store(shape, values.dtype)
                 elif store.shape != shape:
-                    kept, store = store.finish(), new_store(shape)
+                    kept, store = store.finish(), new_store(shape, values.dtype)
                     for old in kept:
-                        store.append(_fitted(old, plan.size))
-                store.append(_fitted(pixels, plan.size))
+                        store.append(fitted(old))
+                store.append(fitted(values))
             if time.monotonic() - last > _SECONDS_BETWEEN_EVENTS:
                 last = time.monotonic()
                 yield Progress(TASK, done, total)
@@ -151,48 +165,44 @@ def _collect(
 _STRICT_HINT = "Remove it, or leave --strict away to skip such files"
 
 
-def _shape_for(store: caches.Store | None, pixels: Pixels, plan: Plan) -> caches.Shape:
-    """The shape a store needs to take `pixels` too; it decides the size where sizes differ."""
-    channels, height, width = pixels.shape
+def _shape_for(store: caches.Store | None, values: Array, plan: Plan) -> caches.Shape:
+    """The shape a store needs to take `values` too; it decides the size where sizes differ."""
+    channels, *size = values.shape
     if store is None:
-        return channels, height, width
-    if plan.size is None and store.shape[1:] != (height, width):
-        plan.size = (DEFAULT_SIDE, DEFAULT_SIDE)
-    return max(channels, store.shape[0]), *(plan.size or (height, width))
-
-
-def _fitted(pixels: Pixels, size: Size | None) -> Pixels:
-    if size is None or pixels.shape[1:] == size:
-        return pixels
-    return to_pixels(fit(to_image(pixels), size))
+        return channels, *size
+    if plan.asked.size is None and store.shape[1:] != tuple(size):
+        side = MEDIA[plan.medium].KEPT_SIDE
+        plan.asked = dataclasses.replace(plan.asked, size=(side,) * len(size))
+    return max(channels, store.shape[0]), *(plan.asked.size or size)
 
 
 def _nothing(source: str | Path, listing: Listing, tally: _Tally) -> str:
+    many = MEDIA[listing.medium].MANY
     if tally.skipped:
-        return f"no usable images in {show(source)}: {skip_counts(tally.skipped)}"
+        return f"no usable {many} in {show(source)}: {skip_counts(tally.skipped)}"
     others = f" ({listing.others:,} files of other kinds)" if listing.others else ""
-    return f"no images in {show(source)}{others}"
+    return f"no {many} in {show(source)}{others}"
 
 
-def _size_notice(sizes: Counter[Size], result: tuple[int, ...]) -> str:
-    """What to say where images became 64x64 without being asked to."""
+def _size_notice(sizes: Counter[Size], result: tuple[int, ...], side: int) -> str:
+    """What to say where samples were resized without being asked to."""
     if len(sizes) == 1 and next(iter(sizes)) == result[::-1]:
         return ""
     usual = min(sizes.most_common(1)[0][0])
     advice = (
         "type --size 128 for more detail"
-        if usual > DEFAULT_SIDE
+        if usual > side
         else (
             f"type --size {usual} to keep the usual size"
-            if usual < DEFAULT_SIDE
+            if usual < side
             else "type --size for another"
         )
     )
     found = f"all images are {span(sizes)}" if len(sizes) == 1 else f"images of {span(sizes)}"
-    return f"{found}: resized to {DEFAULT_SIDE}x{DEFAULT_SIDE}; {advice}"
+    return f"{found}: resized to {side}x{side}; {advice}"
 
 
-def _images(source: str | Path, pixels: Pixels, listing: Listing, tally: _Tally) -> Images:
+def _images(source: str | Path, pixels: Array, listing: Listing, tally: _Tally) -> Images:
     labels, class_names = classes_of(tally.names, [e.name for e in listing.candidates])
     counts = Counter(labels)
     summary = Summary(
@@ -212,6 +222,7 @@ def _images(source: str | Path, pixels: Pixels, listing: Listing, tally: _Tally)
         labels=np.array(labels, np.int64),
         class_names=class_names,
         names=tuple(tally.names),
+        medium=listing.medium,
         digests=np.frombuffer(b"".join(tally.digests), np.uint8).reshape(-1, 16),
         summary=summary,
     )

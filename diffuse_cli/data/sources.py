@@ -13,10 +13,11 @@ from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from diffuse_cli.data import reasons
-from diffuse_cli.data.reasons import EXTENSIONS, LARGEST_FILE, Unusable
+from diffuse_cli import unusable as reasons
 from diffuse_cli.errors import DataError
 from diffuse_cli.files import show
+from diffuse_cli.media import by_extension
+from diffuse_cli.unusable import LARGEST_FILE, Unusable
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = "diffuse.samples"
@@ -52,8 +53,10 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Listing:
-    """The image files of a source in the byte order of their names, and a count of the others."""
+    """The files of a source that a medium reads, in the byte order of their names, and a count of
+    the others."""
 
+    medium: str
     candidates: tuple[Entry, ...]
     others: int
 
@@ -197,30 +200,38 @@ def open_source(path: Path) -> Source:
             return Zip(path)
     except Exception as error:
         raise DataError(f"cannot read the zip file {show(path)}: {error}", hint) from error
-    if path.suffix.lower() in EXTENSIONS:
+    if path.suffix.lower() in by_extension():
         hint = "DATA is the folder that holds the images"
     raise DataError(f"neither a folder nor a zip file: {show(path)}", hint)
 
 
-def list_images(source: Source) -> Listing:
-    """The files of `source` whose names are images', ordered by the bytes of their names.
+def list_samples(source: Source, medium: str | None = None) -> Listing:
+    """The files of `source` that a medium reads, by their names' extensions, in the byte order of
+    their names.
 
-    Of a folder that `diffuse sample` wrote, only the samples: its grid is no image of the set.
+    Without `medium` it is the one that reads most of them. Of a folder that `diffuse sample` wrote,
+    only the samples: its grid is no sample of the set.
     """
-    candidates: list[Entry] = []
+    readers = by_extension()
+    found: dict[str, list[Entry]] = {"image": []}
+    unlisted: list[Entry] = []
     samples: dict[str, frozenset[str]] = {}
     others = 0
     for entry in source.entries():
         folder, _, base = entry.name.rpartition("/")
-        # A name without a base is a folder that cannot be listed: its images are missed.
-        if not base or _extension(base) in EXTENSIONS:
-            candidates.append(entry)
-            continue
-        others += 1
-        if base == MANIFEST and not entry.fault and (names := _read_manifest(source, entry)):
-            samples[folder] = names
-    kept = (e for e in candidates if _is_listed(e.name, samples))
-    return Listing(tuple(sorted(kept, key=lambda e: _in_bytes(e.name))), others)
+        if not base:  # a folder that cannot be listed: its samples are missed
+            unlisted.append(entry)
+        elif reader := readers.get(_extension(base)):
+            found.setdefault(reader, []).append(entry)
+        else:
+            others += 1
+            if base == MANIFEST and not entry.fault and (names := _read_manifest(source, entry)):
+                samples[folder] = names
+    chosen = medium or max(found, key=lambda name: len(found[name]))
+    kept = [e for e in found.get(chosen, []) if _is_listed(e.name, samples)]
+    others += sum(len(entries) for name, entries in found.items() if name != chosen)
+    ordered = sorted([*kept, *unlisted], key=lambda e: _in_bytes(e.name))
+    return Listing(chosen, tuple(ordered), others)
 
 
 def _extension(base: str) -> str:

@@ -10,6 +10,7 @@ its input ends a worker: none outlives the process that started it.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -22,9 +23,9 @@ from typing import IO, Any
 import numpy as np
 
 import diffuse_cli
-from diffuse_cli.data.headers import silence_pillow
 from diffuse_cli.data.jobs import LATER, Decoded, Plan, Result, Skipped, decode_files
 from diffuse_cli.data.sources import Entry, open_source
+from diffuse_cli.media import Asked, Read, prepare
 
 _CODE = "from diffuse_cli.data.worker import main; main()"
 
@@ -53,8 +54,9 @@ class Worker:
         )
         self._hello = {
             "source": str(plan.source.path),
-            "channels": plan.channels,
-            "background": plan.background,
+            "medium": plan.medium,
+            "channels": plan.asked.channels,
+            "background": plan.asked.background,
         }
 
     def decode(self, plan: Plan, entries: Sequence[Entry]) -> list[Result]:
@@ -68,7 +70,7 @@ class Worker:
         assert stdout is not None
         files = [(e.name, e.size, e.key, e.fault) for e in entries]
         try:
-            for line in filter(None, (self._hello, {"size": plan.size, "files": files})):
+            for line in filter(None, (self._hello, {"size": plan.asked.size, "files": files})):
                 stdin.write(json.dumps(line).encode() + b"\n")
             stdin.flush()
             self._hello = {}
@@ -99,10 +101,11 @@ def _results(entries: Sequence[Entry], answer: IO[bytes]) -> Iterator[Result]:
         if isinstance(fields, str):
             yield Skipped(entry, fields)
             continue
-        shape, digest, mode, (width, height) = fields
-        data = answer.read(math.prod(shape))
-        pixels = np.frombuffer(data, np.uint8).reshape(shape)
-        yield Decoded(entry, pixels, bytes.fromhex(digest), mode, (width, height))
+        shape, kind, digest, mode, size = fields
+        dtype = np.dtype(kind)
+        data = answer.read(math.prod(shape) * dtype.itemsize)
+        values = np.frombuffer(data, dtype).reshape(shape)
+        yield Decoded(entry, Read(values, bytes.fromhex(digest), mode, tuple(size)))
 
 
 # -- there ----------------------------------------------------------------------------------------
@@ -110,34 +113,34 @@ def _results(entries: Sequence[Entry], answer: IO[bytes]) -> Iterator[Result]:
 
 def main() -> None:
     """Answer requests until there are no more."""
-    silence_pillow()
     stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
     hello = stdin.readline()
     if not hello:
         return
     plan = _plan(json.loads(hello))
+    prepare(plan.medium)
     for line in stdin:
         request = json.loads(line)
-        plan.size = tuple(request["size"]) if request["size"] else None
+        size = tuple(request["size"]) if request["size"] else None
+        plan.asked = dataclasses.replace(plan.asked, size=size)
         found = decode_files(plan, (Entry(*fields) for fields in request["files"]))
         stdout.write(json.dumps([_fields(result) for result in found]).encode() + b"\n")
         for result in found:
             if isinstance(result, Decoded):
-                stdout.write(result.pixels.tobytes())
+                stdout.write(result.read.values.tobytes())
         stdout.flush()
 
 
 def _plan(hello: dict[str, Any]) -> Plan:
     return Plan(
         source=open_source(Path(hello["source"])),
-        size=None,
-        channels=hello["channels"],
-        background=tuple(hello["background"]),
-        shared=True,
+        medium=hello["medium"],
+        asked=Asked(channels=hello["channels"], background=tuple(hello["background"]), shared=True),
     )
 
 
 def _fields(result: Result) -> Any:
     if isinstance(result, Skipped):
         return result.reason
-    return result.pixels.shape, result.digest.hex(), result.mode, result.size
+    values, digest, mode, size = result.read
+    return values.shape, values.dtype.str, digest.hex(), mode, size

@@ -39,12 +39,13 @@ def demonstrate(config: DemoConfig) -> Work[tuple[Path, ...]]:
     rows = settings(config)
     paths = _outputs(config)
 
-    from diffuse_cli.data import fit, read_image
     from diffuse_cli.diffusion import make_process
+    from diffuse_cli.media._decoding import read_image
+    from diffuse_cli.media._pixels import fitted
 
     processes = {name: make_process(row) for name, row in rows.items()}
     picture = read_image(config.image, config.background)
-    picture = fit(picture, config.size) if config.size else pictures.shrunk(picture, OWN_SIDE)
+    picture = fitted(picture, config.size) if config.size else pictures.shrunk(picture, OWN_SIDE)
     scene = _scene(config, picture, processes)
     yield from _warning(scene)
     yield Progress("drawing", 0, 1)
@@ -106,6 +107,9 @@ def _outputs(config: DemoConfig) -> tuple[Path, ...]:
 
 
 def _scene(config: DemoConfig, picture: Image.Image, processes: Mapping[str, Process]) -> Scene:
+    import torch
+
+    from diffuse_cli.media import image
     from diffuse_cli.runtime import draw_noise
 
     levels = np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1)
@@ -113,7 +117,9 @@ def _scene(config: DemoConfig, picture: Image.Image, processes: Mapping[str, Pro
     total = next(iter(processes.values())).num_timesteps
     rescaled = ",  zero terminal SNR" if config.zero_terminal_snr else ""
     title = f"Forward process of {_short(Path(config.image).name, 42)},  T = {total}{rescaled}"
-    return Scene(title, pictures.from_uint8(levels), noise, processes, total)
+    space = image.space(levels[None])
+    x0 = space.to_model(torch.tensor(levels))
+    return Scene(title, x0, noise, space, processes, total)
 
 
 def _warning(scene: Scene) -> Iterator[Notice]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from diffuse_cli.core import Process
+    from diffuse_cli.core import Process, Space
 
     Levels = Callable[[Tensor], Tensor]
 
@@ -43,6 +43,7 @@ class Scene:
     title: str
     x0: Tensor
     noise: Tensor
+    space: Space
     processes: Mapping[str, Process]
     num_timesteps: int
 
@@ -55,7 +56,7 @@ class Scene:
     def noised(self, name: str, t: int) -> Pixels:
         """x_t as it is shown, (C, H, W): values outside [-1, 1] are clipped."""
         x_t = self.processes[name].diffuse(self.x0[None], t, self.noise[None])
-        pixels: Pixels = pictures.to_uint8(x_t)[0]
+        pixels: Pixels = self.space.to_stored(x_t)[0].numpy()
         return pixels
 
 

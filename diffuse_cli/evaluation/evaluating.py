@@ -121,6 +121,7 @@ def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work
             sides.more,
             sides.fakes,
             sides.training,
+            space=sides.space,
         )
         values: dict[str, float] = {}
         for name in METRICS:
@@ -181,7 +182,9 @@ def _draw_pairs(evaluation: Evaluation) -> Image.Image:
     assert evaluation.training is not None
     assert evaluation.fakes is not None
     fakes, training = evaluation.fakes, evaluation.training
-    return neighbors.draw(evaluation.nearest, fakes.pixels, training.pixels)
+    return neighbors.draw(
+        evaluation.nearest, evaluation.look(fakes.pixels), evaluation.look(training.pixels)
+    )
 
 
 def _check_times(config: EvalConfig, settings: DrawSettings, process: Process) -> None:

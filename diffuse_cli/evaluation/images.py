@@ -6,12 +6,14 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from diffuse_cli import files
 from diffuse_cli.config import EvalConfig
+from diffuse_cli.core.space import Space
 from diffuse_cli.data import Images, read_images
 from diffuse_cli.errors import ModelFileError, UsageError
 from diffuse_cli.events import Notice, Work
@@ -19,7 +21,7 @@ from diffuse_cli.parsing import Size
 from diffuse_cli.runtime import permutation
 from diffuse_cli.sampling import Loaded
 
-Pixels = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[Any]
 Labels = npt.NDArray[np.int64]
 
 PICKLES = {".pt", ".pth", ".ckpt"}
@@ -83,6 +85,7 @@ class Sides:
         part: which of the real images: `held-out` or `all`.
         classes: the names that labels stand for.
         fingerprints: of DATA, and of the folder that is measured.
+        space: what the samples of all sides are.
     """
 
     real: Labelled
@@ -92,6 +95,7 @@ class Sides:
     part: str
     classes: tuple[str, ...]
     fingerprints: dict[str, str]
+    space: Space
 
     def check(self) -> None:
         """Refuse what nothing can be estimated of, before the work.
@@ -125,7 +129,9 @@ def read_sides(config: EvalConfig, loaded: Loaded | None) -> Work[Sides]:
     if loaded is not None:
         space = loaded.space
         background = config.background or str(loaded.model.data.get("background", "white"))
-        images = yield from _read(config, config.data, space.size, space.channels, background)
+        images = yield from _read(
+            config, config.data, space.size, space.channels, background, space.medium
+        )
         yield from _tell(images)
         chosen, part = _held_out(images, loaded)
         yield Notice(f"real images: {_part_text(part)}, {len(chosen):,} of {len(images):,}")
@@ -136,10 +142,11 @@ def read_sides(config: EvalConfig, loaded: Loaded | None) -> Work[Sides]:
             training = _training(config, images, names)
             more = training.first(len(real))
         known = training if config.train_n else None
-        return Sides(real, more, None, known, part, names, {"data": images.fingerprint})
+        return Sides(real, more, None, known, part, names, {"data": images.fingerprint}, space)
     theirs = yield from _read_alike(config, config.subject)
     background = config.background or "white"
-    images = yield from _read(config, config.data, theirs.space.size, None, background)
+    size = theirs.space.size
+    images = yield from _read(config, config.data, size, None, background, theirs.medium)
     yield from _tell(theirs, images)
     names = images.class_names
     fakes, _ = _choose(config, theirs, np.arange(len(theirs)), names)
@@ -147,7 +154,7 @@ def read_sides(config: EvalConfig, loaded: Loaded | None) -> Work[Sides]:
     divided = images.held_out.any() and config.train_n > 0
     training = _training(config, images, names) if divided else None
     prints = {"data": images.fingerprint, "subject": theirs.fingerprint}
-    return Sides(real, more, fakes, training, "all", names, prints)
+    return Sides(real, more, fakes, training, "all", names, prints, theirs.space)
 
 
 def _tell(*sets: Images) -> Work[None]:
@@ -196,7 +203,12 @@ def _training(config: EvalConfig, images: Images, names: Sequence[str]) -> Train
 
 
 def _read(
-    config: EvalConfig, source: str, size: Size | None, channels: int | None, background: str
+    config: EvalConfig,
+    source: str,
+    size: Size | None,
+    channels: int | None,
+    background: str,
+    medium: str | None = None,
 ) -> Work[Images]:
     return (
         yield from read_images(
@@ -204,6 +216,7 @@ def _read(
             size=size,
             channels=channels,
             background=background,
+            medium=medium,
             strict=config.strict,
             workers=config.workers,
         )

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffuse_cli.config import EvalConfig
+from diffuse_cli.core.space import Space
 from diffuse_cli.evaluation.bounds import Bound, joined, measure
 from diffuse_cli.evaluation.cache import cached, computed
 from diffuse_cli.evaluation.generating import draw_share, gathered
@@ -19,7 +20,7 @@ from diffuse_cli.evaluation.team import Team
 from diffuse_cli.events import Work
 from diffuse_cli.features import FeatureNetwork
 from diffuse_cli.metrics.memorization import Nearest
-from diffuse_cli.sampling import Loaded
+from diffuse_cli.sampling import Loaded, looks
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -42,6 +43,7 @@ class Evaluation:
     more: Labelled
     fakes: Labelled | None = None
     training: Training | None = None
+    space: Space = field(kw_only=True)
     bound: Bound | None = None
     bits: Array = field(default_factory=lambda: np.zeros((0, 3)))
     train: Labelled | None = None
@@ -52,6 +54,10 @@ class Evaluation:
     train_features: Array = field(default_factory=lambda: np.zeros((0, 0)))
     nearest: dict[str, Nearest] = field(default_factory=dict)
     made: set[str] = field(default_factory=set)
+
+    def look(self, samples: Array) -> Array:
+        """Stored samples as pictures, which feature networks see."""
+        return looks(self.space, samples)
 
     @property
     def team(self) -> Team:
@@ -143,17 +149,21 @@ def _make_features(evaluation: Evaluation) -> Work[None]:
     if evaluation.fakes is None:
         evaluation.fakes = yield from _generate(evaluation)
     network, team = evaluation.network, evaluation.team
-    evaluation.real_features = yield from cached(network, evaluation.real.pixels, team, tell=True)
-    evaluation.fake_features = yield from computed(network, evaluation.fakes.pixels, team)
+    evaluation.real_features = yield from cached(
+        network, evaluation.look(evaluation.real.pixels), team, tell=True
+    )
+    evaluation.fake_features = yield from computed(
+        network, evaluation.look(evaluation.fakes.pixels), team
+    )
     more, training, config = evaluation.more, evaluation.training, evaluation.config
     if training is not None:
         first = training.first(config.train_n)
-        evaluation.train_features = yield from cached(network, first.pixels, team)
+        evaluation.train_features = yield from cached(network, evaluation.look(first.pixels), team)
         if evaluation.loaded and len(more) <= len(first):  # `more` are the first of them
             evaluation.more_features = evaluation.train_features[: len(more)]
             return
     if len(more):
-        evaluation.more_features = yield from cached(network, more.pixels, team)
+        evaluation.more_features = yield from cached(network, evaluation.look(more.pixels), team)
     else:
         evaluation.more_features = evaluation.real_features[:0]
 
@@ -167,7 +177,9 @@ def _make_nearest(evaluation: Evaluation) -> Work[None]:
     held_out, features = training.held_out, evaluation.train_features
     theirs = evaluation.real_features
     if evaluation.loaded is None:  # a model's real images are the held-out ones
-        theirs = yield from cached(evaluation.network, held_out.pixels, evaluation.team)
+        theirs = yield from cached(
+            evaluation.network, evaluation.look(held_out.pixels), evaluation.team
+        )
     # As many references in both spaces: what is expected of a share depends on how many there are.
     order, alone = np.arange(len(features)), min(training.alone, len(features))
     near = yield from search(evaluation.fake_features, theirs, features, order, alone)

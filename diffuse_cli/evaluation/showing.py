@@ -58,8 +58,11 @@ def choose(evaluation: Evaluation, names: Sequence[str]) -> Shown:
     """The first images of a finished evaluation, of all and of each class, and the worst pairs."""
     fakes, real = evaluation.fakes, evaluation.real
     assert fakes is not None
+    look = evaluation.look
     both = [
-        ClassImages(name, fakes.of_class(k).pixels[:OF_CLASS], real.of_class(k).pixels[:OF_CLASS])
+        ClassImages(
+            name, *(evaluation.look(s.of_class(k).pixels[:OF_CLASS]) for s in (fakes, real))
+        )
         for k, name in enumerate(names)
         if (fakes.labels == k).any() and (real.labels == k).any()
     ]
@@ -67,14 +70,16 @@ def choose(evaluation: Evaluation, names: Sequence[str]) -> Shown:
     if evaluation.training is not None:
         training = evaluation.training.pixels
         twins = [
-            Twin(pair, fakes.pixels[pair.sample], training[pair.place].copy())
+            Twin(
+                pair, *evaluation.look(np.stack([fakes.pixels[pair.sample], training[pair.place]]))
+            )
             for pair in worst(evaluation.nearest, TWINS)
         ]
     return Shown(
-        _first(fakes), _first(real), tuple(names), tuple(both[:CLASSES]),
+        _first(evaluation, fakes), _first(evaluation, real), tuple(names), tuple(both[:CLASSES]),
         max(0, len(both) - CLASSES), tuple(twins),
     )  # fmt: skip
 
 
-def _first(images: Labelled) -> Labelled:
-    return Labelled(images.pixels[:SAMPLES], images.labels[:SAMPLES])
+def _first(evaluation: Evaluation, images: Labelled) -> Labelled:
+    return Labelled(evaluation.look(images.pixels[:SAMPLES]), images.labels[:SAMPLES])

@@ -41,7 +41,7 @@ from diffuse_cli.metrics import frechet, kid
 from diffuse_cli.options import differs
 from diffuse_cli.resolving import DrawSettings, resolve
 from diffuse_cli.runtime import machine_or
-from diffuse_cli.sampling import Loaded, draw_as, load_denoiser
+from diffuse_cli.sampling import Loaded, draw_as, load_denoiser, looks
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -78,7 +78,8 @@ def sweep(config: EvalConfig, accelerator: Accelerator | None = None) -> Work[Sw
         sides.check()
         team = Team.of(accelerator)
         real = np.asarray(
-            (yield from cached(network, sides.real.pixels, team, tell=True)), np.float64
+            (yield from cached(network, looks(sides.space, sides.real.pixels), team, tell=True)),
+            np.float64,
         )
         measure = _Measure(config.n, loaded, base, network, real, team)
         measure.warm_up()
@@ -255,7 +256,10 @@ class _Measure:
         )
         parts = self.team.gather((counter.images, time.perf_counter() - began))
         pixels = gathered(mine, self.n, self.team)
-        fake = np.asarray((yield from computed(self.network, pixels, self.team)), np.float64)
+        fake = np.asarray(
+            (yield from computed(self.network, looks(self.loaded.space, pixels), self.team)),
+            np.float64,
+        )
         values = self._compare(fake) if self.team.index == 0 else {}
         return SettingRow(
             setting,

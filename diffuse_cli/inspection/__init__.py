@@ -67,12 +67,12 @@ def _is_zip(path: Path) -> bool:
 
 def _is_pickle(path: Path) -> bool:
     """Whether a zip is what `torch.save` writes: a pickle, and no images."""
-    from diffuse_cli.data.reasons import EXTENSIONS
+    from diffuse_cli.media import by_extension
 
     try:
         with zipfile.ZipFile(path) as file:
             names = file.namelist()
     except Exception:  # whatever is wrong with it, reading it as images will say so
         return False
-    images = any(Path(name).suffix.lower() in EXTENSIONS for name in names)
+    images = any(Path(name).suffix.lower() in by_extension() for name in names)
     return not images and any(name.endswith("/data.pkl") for name in names)

@@ -216,6 +216,7 @@ def complete(
         config,
         preset=preset,
         network=network,
+        medium=space.medium,
         channels=space.channels,
         size=space.size,
         width=getattr(settings, "width", None),

@@ -16,7 +16,7 @@ from diffuse_cli.events import Work, finish
 from diffuse_cli.features import FeatureNetwork, extract, find, load
 from diffuse_cli.metrics import kid
 from diffuse_cli.runtime import permutation
-from diffuse_cli.sampling import Drawing, collect, draw
+from diffuse_cli.sampling import Drawing, collect, draw, looks
 from diffuse_cli.training.looking import condition_of
 from diffuse_cli.training.preparing import Plan
 
@@ -82,13 +82,13 @@ class Kid:
     def measure(self, drawings: Iterator[Drawing], count: int) -> Work[dict[str, float]]:
         """`kid` and `kid_standard_error` of so many images that are drawn."""
         if self._real is not None:
-            real = yield from extract(self._network, self._real)
+            real = yield from extract(self._network, looks(self._space, self._real))
             self._real_features = np.asarray(real, np.float64)
             self._real = None
         assert self._real_features is not None
         pixels: dict[int, Array] = {}
         yield from collect(drawings, self._space, count, pixels)
-        fakes = np.stack([pixels[i] for i in range(count)])
+        fakes = looks(self._space, np.stack([pixels[i] for i in range(count)]))
         features = yield from extract(self._network, fakes)
         return kid.estimate(self._real_features, np.asarray(features, np.float64))
 

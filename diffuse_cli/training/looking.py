@@ -9,7 +9,7 @@ from diffuse_cli.conditioning import Condition, default_guidance
 from diffuse_cli.config import SAMPLING_STEPS
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.runtime import out_of_memory
-from diffuse_cli.sampling import draw, stored
+from diffuse_cli.sampling import draw, looks, stored
 from diffuse_cli.training.preparing import Plan
 from diffuse_cli.training.reports import Looked
 from diffuse_cli.training.rundir import RunDirectory
@@ -67,5 +67,5 @@ def _preview(trainer: Trainer, path: Path) -> Work[Path]:
         state = part.state
         yield Progress("preview", part.step, steps)
     assert state is not None
-    files.write_bytes(path, pictures.png(pictures.grid(stored(space, state.x))))
+    files.write_bytes(path, pictures.png(pictures.grid(looks(space, stored(space, state.x)))))
     return path

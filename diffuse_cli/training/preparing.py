@@ -140,6 +140,7 @@ def _read(
         size=config.size,
         channels=config.channels,
         background=config.background,
+        medium=config.medium,
         strict=config.strict,
         workers=config.workers,
         cache=run.cache if run else None,

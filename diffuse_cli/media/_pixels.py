@@ -45,7 +45,7 @@ def _begun(mode: str, width: int, height: int) -> xxh3_128:
     return xxh3_128(f"{mode} {width}x{height}\n".encode())
 
 
-def fit(image: Image.Image, size: Size) -> Image.Image:
+def fitted(image: Image.Image, size: Size) -> Image.Image:
     """`image` at `size` (height, width): scaled to cover it, then cropped around the centre.
 
     An image of that size is returned as it is.
@@ -72,10 +72,3 @@ def channels_first(values: Pixels) -> Pixels:
 def to_pixels(image: Image.Image) -> Pixels:
     """An L or RGB image as uint8 (C, H, W)."""
     return channels_first(np.asarray(image))
-
-
-def to_image(pixels: Pixels) -> Image.Image:
-    """uint8 (1 or 3, H, W) as an L or RGB image."""
-    if len(pixels) == 1:
-        return Image.fromarray(np.ascontiguousarray(pixels[0]))
-    return Image.fromarray(np.ascontiguousarray(np.moveaxis(pixels, 0, -1)))

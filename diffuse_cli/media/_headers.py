@@ -24,8 +24,40 @@ from PIL import (
     _imaging,
 )
 
-from diffuse_cli.data import reasons
-from diffuse_cli.data.reasons import FORMATS, Unusable
+from diffuse_cli import unusable as reasons
+from diffuse_cli.unusable import CORRUPT, NOT_AN_IMAGE, OTHER_FORMAT, Unusable
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+EXTENSIONS = frozenset((".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
+
+# First bytes of files that Pillow did not open: broken ones of our formats, and other formats.
+_SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
+    (0, b"\x89PNG", CORRUPT),
+    (0, b"\xff\xd8\xff", CORRUPT),
+    (8, b"WEBP", CORRUPT),
+    (0, b"GIF8", CORRUPT),
+    (0, b"II*\0", CORRUPT),
+    (0, b"MM\0*", CORRUPT),
+    (0, b"BM", CORRUPT),
+    (0, b"%!PS", OTHER_FORMAT),
+    (0, b"\xc5\xd0\xd3\xc6", OTHER_FORMAT),  # EPS with a preview
+    (0, b"%PDF", OTHER_FORMAT),
+    (0, b"<svg", OTHER_FORMAT),
+    (0, b"<?xml", OTHER_FORMAT),
+    (0, b"8BPS", OTHER_FORMAT),  # PSD
+    (0, b"\0\0\1\0", OTHER_FORMAT),  # ICO
+    (0, b"icns", OTHER_FORMAT),
+    (0, b"qoif", OTHER_FORMAT),
+    (0, b"DDS ", OTHER_FORMAT),
+    (0, b"v/1\x01", OTHER_FORMAT),  # OpenEXR
+    (0, b"gimp xcf", OTHER_FORMAT),
+    (0, b"\xd7\xcd\xc6\x9a", OTHER_FORMAT),  # WMF
+    (0, b"\xff\x0a", OTHER_FORMAT),  # JPEG XL
+    (4, b"JXL ", OTHER_FORMAT),
+    (4, b"jP  ", OTHER_FORMAT),  # JPEG 2000
+    (4, b"ftyp", OTHER_FORMAT),  # HEIC, AVIF
+    *((0, b"P%d" % n, OTHER_FORMAT) for n in range(1, 8)),  # netpbm
+)
 
 # Imported here, as Pillow would otherwise import them from several threads at once.
 _PLUGINS = (
@@ -81,7 +113,7 @@ def open_header(data: bytes) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise Unusable(reasons.BOMB) from None
     except UnidentifiedImageError:
-        raise Unusable(reasons.reason_of(data)) from None
+        raise Unusable(reason_of(data)) from None
     except MemoryError:
         raise Unusable(reasons.MEMORY) from None
     except Exception:
@@ -119,3 +151,11 @@ def _covered(extents: tuple[int, int, int, int] | None) -> int:
     """The pixels of a strip or tile."""
     left, top, right, bottom = extents or (0, 0, 0, 0)
     return (right - left) * (bottom - top)
+
+
+def reason_of(data: bytes) -> str:
+    """Why Pillow opened nothing in `data`, from its first bytes."""
+    for start, signature, reason in _SIGNATURES:
+        if data.startswith(signature, start):
+            return reason
+    return NOT_AN_IMAGE

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import stat
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageColor
 
-from diffuse_cli.data import reasons
-from diffuse_cli.data.headers import open_header, pixels_at_once, silence_pillow
-from diffuse_cli.data.reasons import FORMATS, LARGEST_FILE, Unusable
+from diffuse_cli import unusable as reasons
 from diffuse_cli.errors import DataError
 from diffuse_cli.files import show
+from diffuse_cli.media import LARGE, Large, freely, one_large
+from diffuse_cli.media._headers import FORMATS, open_header, pixels_at_once, silence_pillow
+from diffuse_cli.unusable import LARGEST_FILE, Unusable
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -30,16 +30,7 @@ _TURNS = {
 _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE = 258
 
-LARGE = 2**24
-"""Pixels, or bytes of a file: such images are decoded one at a time, which bounds the memory."""
-one_large = threading.RLock()
-freely = contextlib.nullcontext()
-
 _VALUES_AT_ONCE = 2**20
-
-
-class Large(Exception):
-    """An image that a process which shares its memory with others must not decode."""
 
 
 def decode(file: Path | str | bytes, background: str = "white") -> Image.Image:

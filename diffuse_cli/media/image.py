@@ -1,0 +1,59 @@
+"""Pictures: 8 bits a channel, grey or RGB; what is transparent lies on a background."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from diffuse_cli import pictures
+from diffuse_cli.core.space import Space
+from diffuse_cli.media import Array, Asked, Read, Size
+from diffuse_cli.media._decoding import decode_with_mode
+from diffuse_cli.media._headers import EXTENSIONS as EXTENSIONS
+from diffuse_cli.media._headers import silence_pillow
+from diffuse_cli.media._pixels import channels_first, digest, digest_of, fitted, to_pixels
+
+prepare = silence_pillow
+SUFFIX = ".png"
+ONE, MANY = "image", "images"
+KEPT_SIDE = 64
+MODES = {1: "L", 3: "RGB"}
+
+
+def read(data: bytes, asked: Asked) -> Read:
+    """The first frame, upright and opaque, scaled to cover the size and cropped at the centre."""
+    image, mode = decode_with_mode(data, asked.background, asked.shared)
+    done = image
+    wanted = MODES[asked.channels] if asked.channels is not None else image.mode
+    if done.mode != wanted:
+        done = done.convert(wanted)
+    size = asked.size
+    if size is None and max(image.size) > KEPT_SIDE:
+        size = (KEPT_SIDE, KEPT_SIDE)  # one such image decides it for all
+    if size is not None:
+        done = fitted(done, size)
+    values = np.asarray(done)
+    name = digest(values) if done is image else digest_of(image)
+    return Read(channels_first(values), name, mode, image.size)
+
+
+def fit(values: Array, size: Size) -> Array:
+    """As `read` fits an image."""
+    return to_pixels(fitted(pictures.image(values), size))
+
+
+def space(samples: Array) -> Space:
+    """256 levels."""
+    channels, *size = samples.shape[1:]
+    return Space(channels=int(channels), size=tuple(map(int, size)), medium="image")
+
+
+def encode(sample: Array, space: Space) -> bytes:
+    """A PNG that holds nothing but the pixels."""
+    return pictures.png(sample)
+
+
+def look(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
+    """The images themselves; of channel counts that no picture has, the first three or one."""
+    channels = samples.shape[1]
+    return samples if channels in MODES else samples[:, : 3 if channels > 3 else 1]

@@ -1,0 +1,27 @@
+"""Why a file may hold no usable sample: every reason there is."""
+
+from __future__ import annotations
+
+EMPTY = "empty file"
+NOT_AN_IMAGE = "not an image"
+OTHER_FORMAT = "unsupported format"
+CORRUPT = "truncated or corrupt"
+BOMB = "decompression bomb"
+PIXELS = "unsupported pixels"
+UNREADABLE = "unreadable"
+VANISHED = "vanished"
+IRREGULAR = "not a regular file"
+ENCRYPTED = "encrypted"
+COMPRESSION = "unsupported compression"
+TOO_LARGE = "over 512 MiB"
+MEMORY = "out of memory"
+
+LARGEST_FILE = 512 * 2**20
+
+
+class Unusable(Exception):
+    """A file that holds no usable image; `reason` is one of the constants above."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
