@@ -14,11 +14,12 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import goldens
 
 
-def written(record: dict[str, object]) -> str:
+def written(record: dict[str, Any]) -> str:
     """JSON with a line for each tensor and image, so that a change shows in a diff."""
     text = json.dumps(record, indent=1)
     for bracket in ("[", "]"):
@@ -34,7 +35,7 @@ def written(record: dict[str, object]) -> str:
 
 def main(names: list[str]) -> None:
     """Measure the named cases, or all."""
-    record = {"machine": goldens.machine(), "cases": {}}
+    record: dict[str, Any] = {"machine": goldens.machine(), "cases": {}}
     if names:
         record = json.loads(goldens.GOLDEN.read_text())
         if record["machine"] != goldens.machine():
