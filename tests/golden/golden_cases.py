@@ -1,0 +1,148 @@
+"""The command lines whose results are held: `CASES`, and the networks that they train.
+
+Every case runs in an empty folder with the corpora `grey`, `held` and `emoji`, the files of
+`NETWORKS` and a copy of `fixtures/`. What is measured is the model file, the pictures in
+`samples/`, and the numbers that lines with `--json` print.
+"""
+
+from __future__ import annotations
+
+COMMON = """\
+batch_size = 8
+precision = "fp32"
+lr = 0.002
+warmup = 2
+ema_decay = 0.7
+num_timesteps = 100
+preview_every = 100000
+"""
+NETWORKS = {
+    "small.toml": """
+[unet]
+width = 8
+multipliers = [1, 2]
+blocks = 1
+attention = [4]
+groups = 4
+""",
+    "wide.toml": """
+[unet]
+width = 16
+multipliers = [1, 2]
+blocks = 1
+attention = [4]
+head_width = 16
+groups = 1
+resblock_updown = true
+scale_shift = false
+""",
+    "convnext.toml": """
+[unet]
+width = 8
+multipliers = [1, 2]
+blocks = 1
+attention = []
+groups = 4
+patch = 2
+block = "convnext"
+time_embedding = "fourier"
+dropout = 0.1
+""",
+}
+"""Configuration files; `COMMON` comes before each."""
+
+
+def train(options: str, data: str = "grey", network: str = "small", steps: int = 6) -> str:
+    """The command line of a training run."""
+    return f"train {data} --config {network}.toml --steps {steps} -o m.safetensors {options}"
+
+
+def sample(options: str, model: str = "m", count: int = 4) -> str:
+    """The command line that draws from a model."""
+    return f"sample {model}.safetensors -o samples --no-grid --precision fp32 -n {count} {options}"
+
+
+def evaluate(options: str, data: str = "grey") -> str:
+    """The command line that measures a model."""
+    settings = "--json --precision fp32 -n 8 --batch-size 8 --steps 2"
+    return f"eval m.safetensors {data} {settings} {options}"
+
+
+CASES: dict[str, tuple[str, ...]] = {
+    "eps-small": (
+        train("--target eps --variance small --schedule linear --weighting none --keep-raw"),
+        sample("--sampler ddpm --steps 5"),
+        evaluate("--sampler ddpm --timesteps 3"),
+    ),
+    "v-large-wide": (
+        train("--target v --variance large --flip", network="wide"),
+        sample("--sampler unipc --order 3 --steps 6"),
+        evaluate("--timesteps 3 --respaced 10"),
+    ),
+    "x0-p2": (
+        train("--target x0 --variance small --schedule sigmoid --weighting p2 --accumulation 2"),
+        sample("--sampler ddim --eta 0.5 --steps 5 --threshold 0.9"),
+    ),
+    "mu-hybrid": (
+        train("--target mu --variance learned --loss hybrid --no-rescale-timesteps"),
+        sample("--sampler ddpm --steps 5 --spacing leading"),
+    ),
+    "eps-vlb": (
+        # Every timestep of three is seen ten times, from where the losses decide the draw.
+        train(
+            "--target eps --variance learned --loss vlb --timestep-draw importance --seed 3"
+            " --num-timesteps 3",
+            steps=10,
+        ),
+        sample("--sampler ddpm --steps 3"),
+        evaluate("--sampler ddpm --timesteps all"),
+    ),
+    "classes": (
+        train("--classes --label-dropout 0.3 --variance learned"),
+        sample(
+            "--sampler dpmpp-2m --steps 5 --guidance 3 --guidance-interval 0.1,9"
+            " --class light --class dark"
+        ),
+        evaluate("--sampler ddim --timesteps 3"),
+    ),
+    "resume": (
+        train("--flip --accumulation 2 --stop-at 4"),
+        train("--flip --accumulation 2 --resume"),
+        sample("--sampler heun --steps 4"),
+    ),
+    "emoji": (
+        train("--size 16 --background black --classes", data="emoji"),
+        sample("--steps 4 --guidance 1"),
+    ),
+    "convnext": (
+        train("--gradient-checkpointing", network="convnext"),
+        sample("--sampler dpmpp-2m-sde --steps 5 --spacing karras"),
+    ),
+    "zero-terminal-snr": (
+        train("--schedule quadratic --zero-terminal-snr --target v"),
+        sample("--sampler ipndm --steps 6 --spacing linspace"),
+    ),
+    "init": (
+        train("--init plain.safetensors --seed 5", network="init", steps=4),
+        sample("--steps 4"),
+    ),
+    "two-processes": (
+        f"torchrun {train('--classes --flip')}",
+        sample("--steps 3 --seed 2"),
+    ),
+    "convert": (
+        "convert diffusers -o m.safetensors",
+        sample("--steps 4", count=2),
+        evaluate("--timesteps 3", data="emoji"),
+    ),
+    "folders": ("eval grey held --json -n 8",),
+    # Files that the code wrote when these results were first recorded.
+    "fixture-plain": ("info plain.safetensors --json", sample("--steps 4", "plain")),
+    # With the sampler, steps and guidance that the file recommends.
+    "fixture-classes": ("info classes.safetensors --json", sample("", "classes")),
+    "fixture-learned": (
+        "info learned.safetensors --json",
+        sample("--sampler ddpm --steps 4", "learned"),
+    ),
+    "fixture-run": ("train grey --config run.toml --resume -o stopped.safetensors",),
+}

@@ -1,0 +1,210 @@
+"""What the golden test measures: corpora, command lines run, results and their comparison.
+
+Nothing here imports the package but its command line, so that the inside may change freely.
+
+`fixtures/` is what the code wrote when the results were first recorded, and is not written again:
+model files after 20 steps (plain; with classes and a recommended setting; with a learned variance),
+a run stopped after 7 of 12 steps, and a network of diffusers filled from a seed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: equal bytes need equal threads
+os.environ["DIFFUSE_CACHE"] = ""
+
+import numpy as np
+import PIL
+import torch
+from golden_cases import CASES, COMMON, NETWORKS
+from PIL import Image
+from safetensors.numpy import load_file
+
+HERE = Path(__file__).parent
+GOLDEN = HERE / "golden.json"
+FIXTURES = HERE / "fixtures"
+
+Measured = dict[str, dict[str, Any]]
+"""The tensors of a model file, pictures and numbers of a case, each by name."""
+
+PASSED_OVER = ("seconds", "size_bytes", "unet", "training", "settings", "model", "made_with")
+"""Parts of what `info` and `eval` print that are no results: times, and what was asked for."""
+
+PARTS = ("tensors", "images")
+"""Of these there may be no more than were recorded; new numbers may be printed."""
+
+DRIFT = {"tensors": 1e-3, "images": 1e-3, "numbers": 1e-3}
+"""How far off results may be on other machines: relative to the root mean square of a tensor or
+image, and to a number's size or 1. With AVX2, without any vector extension and with two threads,
+tensors were off by 9e-5 at most, numbers by 4e-5, and no image was."""
+
+
+def machine() -> dict[str, str]:
+    """What decides the last bits of the arithmetic."""
+    fields = ("vendor_id", "cpu family", "model", "model name")
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        about = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
+        processor = ", ".join(about.get(name, "") for name in fields)
+        return {
+            "processor": processor,
+            "capability": torch.backends.cpu.get_cpu_capability(),
+            "isa": os.environ.get("ONEDNN_MAX_CPU_ISA", ""),
+            "device": "cuda" if torch.cuda.is_available() else "cpu",
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "pillow": PIL.__version__,
+        }
+    return {"processor": platform.processor()}
+
+
+# -- corpora: arithmetic alone, so that they are the same everywhere ------------------------------
+
+
+def write_grey(folder: Path, count: int, seed: int) -> None:
+    """Noisy 8x8 gradients, every other one light, in two class folders."""
+    draw = np.random.RandomState(seed)
+    for k in range(count):
+        name = ("dark", "light")[k % 2]
+        ramp = np.add.outer(np.arange(8) * (k % 5), np.arange(8) * 4)
+        pixels = draw.randint(0, 60, (8, 8)) + ramp + 100 * (k % 2)
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{k:02d}.png")
+
+
+def write_emoji(folder: Path, count: int = 12, side: int = 24) -> None:
+    """Coloured discs, squares and triangles with soft edges on nothing, 24x24 RGBA."""
+    y, x = np.mgrid[:side, :side] - (side - 1) / 2
+    for k in range(count):
+        name = ("disc", "square", "triangle")[k % 3]
+        distance = {
+            "disc": np.hypot(x, y),
+            "square": np.maximum(abs(x), abs(y)),
+            "triangle": np.maximum(abs(x) * 1.5 - y * 0.5, y),
+        }[name]
+        alpha = ((5 + k % 5 - distance).clip(0, 1) * 255).astype(np.uint8)
+        colour = [(80 + 61 * k) % 256, (200 + 37 * k) % 256, (30 + 97 * k) % 256]
+        pixels = np.dstack([*(np.full_like(alpha, c) for c in colour), alpha])
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / name / f"{k:02d}.png")
+
+
+def furnish(folder: Path) -> None:
+    """Write what a case reads into a folder."""
+    write_grey(folder / "grey", 16, seed=1)
+    write_grey(folder / "held", 10, seed=2)
+    write_emoji(folder / "emoji")
+    for name, text in NETWORKS.items():
+        (folder / name).write_text(COMMON + text)
+    (folder / "init.toml").write_text(COMMON)
+    shutil.copytree(FIXTURES, folder, dirs_exist_ok=True)
+    # A run directory, but version control ignores folders that end in .run.
+    (folder / "stopped").rename(folder / "stopped.run")
+
+
+# -- running and measuring -------------------------------------------------------------------------
+
+
+def run(line: str) -> str:
+    """stdout of `diffuse` with these arguments, in this process unless torchrun is named."""
+    arguments = line.split()
+    if arguments[0] == "torchrun":
+        return _run_twice(arguments[1:])
+    from diffuse_cli.app import main
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(arguments)
+    assert code == 0, f"{line}\n{err.getvalue()}"
+    return out.getvalue()
+
+
+def _run_twice(arguments: list[str]) -> str:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = str(listening.getsockname()[1])
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
+    path = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
+    ran = subprocess.run(
+        [sys.executable, *launcher, "-m", "diffuse_cli", *arguments],
+        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def digest(array: np.ndarray[Any, Any]) -> str:
+    """The first 16 digits of the SHA-256 of the bytes; the shape and type before them."""
+    name = f"{array.dtype}{array.shape}".encode()
+    return hashlib.sha256(name + np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
+
+
+def row(array: np.ndarray[Any, Any]) -> list[Any]:
+    """[digest, mean, root of the mean square]: the numbers for machines that round otherwise."""
+    wide = array.astype(np.float64)
+    return [digest(array), *(float(f"{v:.8g}") for v in (wide.mean(), (wide**2).mean() ** 0.5))]
+
+
+def numbers(found: Any, at: str = "") -> dict[str, float]:
+    """The numbers of a JSON value by their path: measures, and the facts of a model file."""
+    if isinstance(found, dict):
+        pairs = [(f"{at}.{k}".lstrip("."), v) for k, v in found.items() if k not in PASSED_OVER]
+    elif isinstance(found, list):
+        pairs = [(f"{at}.{k}", value) for k, value in enumerate(found)]
+    elif isinstance(found, (int, float)) and not isinstance(found, bool):
+        return {at: found}
+    else:
+        return {}
+    return {path: number for key, value in pairs for path, number in numbers(value, key).items()}
+
+
+def measure(name: str) -> Measured:
+    """Run a case in the working directory, which `furnish` has filled, and measure it."""
+    found: Measured = {"tensors": {}, "images": {}, "numbers": {}}
+    for line in CASES[name]:
+        out = run(line)
+        if "--json" in line:
+            found["numbers"].update(numbers(json.loads(out)))
+    for model in filter(Path.exists, map(Path, ("m.safetensors", "stopped.safetensors"))):
+        found["tensors"] = {key: row(value) for key, value in sorted(load_file(model).items())}
+    for path in sorted(Path("samples").glob("[0-9]*.png")):
+        with Image.open(path) as image:
+            found["images"][path.name] = row(np.asarray(image))
+    return found
+
+
+# -- comparing -------------------------------------------------------------------------------------
+
+
+def differences(expected: Measured, found: Measured, same: bool) -> list[str]:
+    """What is not as recorded: digit by digit on the `same` machine, else within `DRIFT`."""
+    wrong = [
+        f"{kind} {key}: {was} became {found[kind].get(key)}"
+        for kind, values in expected.items()
+        for key, was in values.items()
+        if not _agree(kind, was, found[kind].get(key), same)
+    ]
+    new = [f"{kind} {key} is new" for kind in PARTS for key in found[kind].keys() - expected[kind]]
+    return wrong + new
+
+
+def _agree(kind: str, was: Any, now: Any, same: bool) -> bool:
+    if now is None or same:
+        return bool(was == now)
+    if kind == "numbers":
+        return bool(abs(was - now) <= DRIFT[kind] * max(1, abs(was)))
+    (_, *was), (_, *now) = was, now
+    size = max(was[1], 1e-6)
+    return all(abs(a - b) <= DRIFT[kind] * size for a, b in zip(was, now, strict=True))
