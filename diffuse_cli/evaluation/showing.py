@@ -60,9 +60,7 @@ def choose(evaluation: Evaluation, names: Sequence[str]) -> Shown:
     assert fakes is not None
     look = evaluation.look
     both = [
-        ClassImages(
-            name, *(evaluation.look(s.of_class(k).pixels[:OF_CLASS]) for s in (fakes, real))
-        )
+        ClassImages(name, *(look(side.of_class(k).pixels[:OF_CLASS]) for side in (fakes, real)))
         for k, name in enumerate(names)
         if (fakes.labels == k).any() and (real.labels == k).any()
     ]
@@ -70,9 +68,7 @@ def choose(evaluation: Evaluation, names: Sequence[str]) -> Shown:
     if evaluation.training is not None:
         training = evaluation.training.pixels
         twins = [
-            Twin(
-                pair, *evaluation.look(np.stack([fakes.pixels[pair.sample], training[pair.place]]))
-            )
+            Twin(pair, look(fakes.pixels[[pair.sample]])[0], look(training[[pair.place]])[0])
             for pair in worst(evaluation.nearest, TWINS)
         ]
     return Shown(
