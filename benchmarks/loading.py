@@ -40,9 +40,9 @@ from torchvision.transforms import v2
 
 from diffuse_cli.config import UNetConfig
 from diffuse_cli.data import Images, open_index, read_images, save_index
-from diffuse_cli.data.pixels import fit
 from diffuse_cli.data.pool import MANY_FILES, SMALL_FILE
 from diffuse_cli.events import finish
+from diffuse_cli.media._pixels import fitted as fit
 from diffuse_cli.options import from_dict
 from diffuse_cli.runtime import machine, resolve_precision
 from diffuse_cli.training.configuring import complete, configure

@@ -13,7 +13,8 @@ import numpy as np
 from corpus import chunk, encoded, fill, noise, png
 from PIL import Image
 
-from diffuse_cli.data import FORMATS, reasons
+from diffuse_cli import unusable as reasons
+from diffuse_cli.media._headers import FORMATS
 
 LARGE, SIDE = 50_000, 9500
 """A square of the one is far over the most pixels that an image may have, of the other just so."""

@@ -21,12 +21,14 @@ from PIL import Image
 from seams import FULL, failing
 
 from diffuse_cli import files
-from diffuse_cli.data import Images, fit, open_index, read_images, reasons, save_index
+from diffuse_cli import unusable as reasons
+from diffuse_cli.data import Images, open_index, read_images, save_index
 from diffuse_cli.data.cache import Mapped
 from diffuse_cli.data.images import HELD_OUT_MINIMUM
-from diffuse_cli.data.pixels import digest
 from diffuse_cli.errors import DataError, OutputError
 from diffuse_cli.events import Notice, Progress, finish
+from diffuse_cli.media._pixels import digest
+from diffuse_cli.media._pixels import fitted as fit
 
 
 def read(source: Path | str, **options: Any) -> Images:
@@ -53,7 +55,7 @@ def test_pixels_labels_and_names(tmp_path: Path) -> None:
     assert images.pixels.dtype == np.uint8
     assert images.pixels.shape == (4, 1, 8, 8)
     assert images.pixels[2, 0].tolist() == np.asarray(noise(0)).tolist()
-    assert (images.size, images.channels, len(images)) == ((8, 8), 1, 4)
+    assert (images.space.size, images.space.channels, len(images)) == ((8, 8), 1, 4)
     summary = images.summary
     assert (summary.found, summary.usable, summary.others, summary.unlabelled) == (4, 4, 1, 1)
     assert summary.classes == {"a": 1, "b": 2}
@@ -107,11 +109,11 @@ def test_strict_ends_at_the_first_bad_file(tmp_path: Path) -> None:
         (SystemError, reasons.UNREADABLE),
     ],
 )
-@pytest.mark.parametrize("where", ["sources.Folder.read", "jobs.digest"])
+@pytest.mark.parametrize("where", ["data.sources.Folder.read", "media.image.digest"])
 def test_whatever_is_raised_for_a_file_is_a_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, error: type[Exception], reason: str
 ) -> None:
-    module, _, name = f"diffuse_cli.data.{where}".rpartition(".")
+    module, _, name = f"diffuse_cli.{where}".rpartition(".")
     owner = pkgutil.resolve_name(module)
     original, calls = getattr(owner, name), [0]
 
@@ -172,13 +174,13 @@ def notices(found: list[Any]) -> list[str]:
 
 def test_one_small_size_is_kept(tmp_path: Path) -> None:
     fill(tmp_path, many(5, size=(48, 64)))
-    assert read(tmp_path).size == (64, 48)
+    assert read(tmp_path).space.size == (64, 48)
     assert notices(events(tmp_path)) == []
 
 
 def test_one_large_size_becomes_64(tmp_path: Path) -> None:
     fill(tmp_path, many(2, size=(65, 64)))
-    assert read(tmp_path).size == (64, 64)
+    assert read(tmp_path).space.size == (64, 64)
     (text,) = notices(events(tmp_path))
     assert "all images are 65x64: resized to 64x64; type --size" in text
 
@@ -203,7 +205,7 @@ def test_several_sizes_become_64(tmp_path: Path, last: Any, where: str, cached: 
 def test_a_typed_size(tmp_path: Path) -> None:
     fill(tmp_path, {"a.png": encoded(noise(1, (40, 20))), "b.png": encoded(noise(2, (16, 12)))})
     images = read(tmp_path, size=(12, 16))
-    assert images.size == (12, 16)
+    assert images.space.size == (12, 16)
     assert images.pixels[1, 0].tolist() == np.asarray(noise(2, (16, 12))).tolist()
     assert notices(events(tmp_path, size=(12, 16))) == []
 
@@ -227,10 +229,10 @@ def test_forced_channels(tmp_path: Path) -> None:
     fill(tmp_path, {"a.png": encoded(colour), "b.png": encoded(noise(2))})
     grey = read(tmp_path, channels=1)
     assert grey.pixels[0, 0].tolist() == np.asarray(colour.convert("L")).tolist()
-    assert grey.channels == 1
+    assert grey.space.channels == 1
     assert grey.fingerprint == read(tmp_path).fingerprint
     (tmp_path / "a.png").unlink()
-    assert read(tmp_path, channels=3).channels == 3
+    assert read(tmp_path, channels=3).space.channels == 3
 
 
 # -- fingerprint and held-out part ----------------------------------------------------------------

@@ -16,15 +16,19 @@ from conftest import ROOT, Ran, environment, write_images
 from corpus import chunk, encoded, fill, noise, png
 from rubbish import odd, place, rubbish, zeros
 
-from diffuse_cli.data import Unusable, decode, decoding, read_images
+from diffuse_cli.data import read_images
 from diffuse_cli.events import finish
+from diffuse_cli.media import _decoding
+from diffuse_cli.media._decoding import decode
+from diffuse_cli.unusable import Unusable
 
 MIB = 2**20
 FOUND = """if True:
     import json, sys
     sys.path.insert(0, sys.argv[3])
     from memory import forget, peak
-    from diffuse_cli.data import decode, read_images
+    from diffuse_cli.data import read_images
+    from diffuse_cli.media._decoding import decode
     from diffuse_cli.events import finish
     decode(open(sys.argv[1], "rb").read())  # what is allocated once
     forget()
@@ -95,7 +99,7 @@ def test_large_images_are_decoded_one_at_a_time(
 ) -> None:
     inside: list[int] = []
     most: list[int] = []
-    original = decoding._normalised
+    original = _decoding._normalised
 
     def slowly(*arguments: Any) -> Any:
         inside.append(1)
@@ -104,9 +108,9 @@ def test_large_images_are_decoded_one_at_a_time(
         inside.pop()
         return original(*arguments)
 
-    monkeypatch.setattr(decoding, "_normalised", slowly)
+    monkeypatch.setattr(_decoding, "_normalised", slowly)
     if what == "pixels":
-        monkeypatch.setattr(decoding, "LARGE", 63)
+        monkeypatch.setattr(_decoding, "LARGE", 63)
     if what == "bytes":
         monkeypatch.setattr("diffuse_cli.data.jobs.LARGE", 63)
     monkeypatch.setattr("diffuse_cli.data.pool._FILES_A_CHUNK", 1)

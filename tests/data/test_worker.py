@@ -16,11 +16,11 @@ import pytest
 from corpus import BOMB, encoded, fill, noise, png, zipped
 
 from diffuse_cli.data import Images, pool, read_images, worker
-from diffuse_cli.data.decoding import LARGE
 from diffuse_cli.data.jobs import Plan, Result, decode_files
-from diffuse_cli.data.sources import Entry, list_images, open_source
+from diffuse_cli.data.sources import Entry, list_samples, open_source
 from diffuse_cli.errors import DataError
 from diffuse_cli.events import finish
+from diffuse_cli.media import LARGE
 
 
 @pytest.fixture
@@ -171,12 +171,13 @@ def test_a_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
         import sys, time
         from pathlib import Path
         from diffuse_cli.data.jobs import Plan
-        from diffuse_cli.data.sources import list_images, open_source
+        from diffuse_cli.media import Asked
+        from diffuse_cli.data.sources import list_samples, open_source
         from diffuse_cli.data.worker import Worker
         source = open_source(Path(sys.argv[1]))
-        plan = Plan(source, None, None, (255, 255, 255))
+        plan = Plan(source, "image", Asked())
         worker = Worker(plan)
-        print(len(worker.decode(plan, list_images(source).candidates)), worker._process.pid)
+        print(len(worker.decode(plan, list_samples(source).candidates)), worker._process.pid)
         sys.stdout.flush()
         time.sleep(60)
     """
@@ -205,7 +206,7 @@ def _state(pid: int) -> str:
 def test_nothing_is_said_and_nothing_heavy_imported(tmp_path: Path) -> None:
     folder = fill(tmp_path / "in", corpus())
     code = worker._CODE + "; print(sorted({'torch', 'typer', 'rich'} & set(sys.modules)))"
-    lines = b'{"source": %s, "channels": null, "background": [255, 255, 255]}\n'
+    lines = b'{"source": %s, "medium": "image", "channels": null, "background": [255, 255, 255]}\n'
     name = b'"' + os.fsencode(str(folder)) + b'"'
     done = subprocess.run(
         [sys.executable, "-c", "import sys; " + code], input=lines % name, capture_output=True
@@ -241,7 +242,7 @@ def test_a_large_image_is_decoded_here(
 
 def test_few_or_large_files_are_for_threads(tmp_path: Path, monkeypatch: Any) -> None:
     source = open_source(fill(tmp_path, {f"{k}.png": encoded(noise(k)) for k in range(20)}))
-    entries = list_images(source).candidates
+    entries = list_samples(source).candidates
     assert not pool._many_small(entries)
     monkeypatch.setattr(pool, "MANY_FILES", 20)
     assert pool._many_small(entries)

@@ -20,7 +20,9 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "data")]
 
 with atheris.instrument_imports(include=["PIL", "diffuse_cli"]):
-    from diffuse_cli.data import Unusable, decode, reasons
+    from diffuse_cli import unusable as reasons
+    from diffuse_cli.media._decoding import decode
+    from diffuse_cli.unusable import Unusable
 
 from mutations import BY_FORMAT, CHANGES, seeds
 from PIL import Image
