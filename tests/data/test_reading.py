@@ -562,7 +562,7 @@ def test_the_index_round_trips(tmp_path: Path, cached: bool) -> None:
         left, right = getattr(images, name), getattr(again, name)
         assert left.dtype == right.dtype
         assert left.tolist() == right.tolist()
-    for name in ("names", "class_names", "summary", "fingerprint", "size", "channels"):
+    for name in ("names", "class_names", "summary", "fingerprint", "space"):
         assert getattr(images, name) == getattr(again, name)
 
 

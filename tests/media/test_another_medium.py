@@ -1,0 +1,126 @@
+"""A second medium and a second network, from another package, with no file of ours touched."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+TOY = """
+import numpy as np
+from xxhash import xxh3_128
+from diffuse_cli.media import Read, Space
+from diffuse_cli.unusable import CORRUPT, Unusable
+
+EXTENSIONS, SUFFIX, ONE, MANY, KEPT_SIDE = frozenset({".dots"}), ".dots", "field", "fields", 64
+
+def read(data, asked):
+    height, width, *dots = data
+    if len(dots) != height * width or max(dots) > 15:
+        raise Unusable(CORRUPT)
+    values = np.array(dots, np.uint8).reshape(1, height, width)
+    values = values if asked.size is None else fit(values, asked.size)
+    return Read(values, xxh3_128(data).digest(), "dots", (width, height))
+
+def fit(values, size):
+    return np.ascontiguousarray(values[:, : size[0], : size[1]])
+
+def space(samples):
+    return Space(channels=1, size=samples.shape[2:], medium="dots", levels=16)
+
+def encode(sample, space):
+    return bytes(space.size) + sample.tobytes()
+
+def look(samples, space):
+    return samples * np.uint8(17)
+"""
+
+NETWORK = """
+from dataclasses import dataclass
+import torch
+from torch import nn
+from diffuse_cli.core.settings import Settings, setting
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Settings):
+    hidden: int = setting(8, 1, 512)
+
+class Net(nn.Module):
+    def __init__(self, config, space, out_channels):
+        super().__init__()
+        self.first = nn.Conv2d(space.channels + 1, config.hidden, 3, padding=1)
+        self.last = nn.Conv2d(config.hidden, out_channels, 3, padding=1)
+
+    def forward(self, x, t):
+        times = (t / 1000).reshape(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])
+        return self.last(torch.relu(self.first(torch.cat([x, times], 1))))
+
+def build(config, space, conditions, out_channels=None):
+    return Net(config, space, out_channels or space.channels)
+
+def describe(config, space):
+    return [f"two convolutions over {config.hidden} channels"]
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A folder with an installed distribution that has both."""
+    site = tmp_path / "site"
+    info = site / "dots-1.0.dist-info"
+    info.mkdir(parents=True)
+    (site / "dots_medium.py").write_text(TOY)
+    (site / "dots_network.py").write_text(NETWORK)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: dots\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[diffuse.media]\ndots = dots_medium\n[diffuse.networks]\nplain = dots_network\n"
+    )
+    return site
+
+
+def test_they_train_resume_sample_and_evaluate(
+    package: Path, tmp_path: Path, process: Callable[..., Any]
+) -> None:
+    draw = np.random.default_rng(1)
+    for k in range(60):
+        path = tmp_path / "data" / "ab"[k % 2] / f"{k:02d}.dots"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        dots = draw.integers(0, 8, 64) + 8 * (k % 2)
+        path.write_bytes(bytes([8, 8, *dots.tolist()]))
+    (tmp_path / "data" / "torn.dots").write_bytes(b"\x08\x08\x01")
+    paths = os.pathsep.join([str(package), str(Path(__file__).parents[2])])
+
+    def diffuse(*arguments: Any) -> Any:
+        ran = process(*arguments, env={"PYTHONPATH": paths})
+        assert ran.code == 0, ran.err
+        return ran
+
+    options = ["--network", "plain", "--steps", 8, "--batch-size", 8, "--num-timesteps", 50]
+    whole = diffuse("train", "data", *options, "-o", "whole.safetensors")
+    assert "skipped 1 file, truncated or corrupt: torn.dots" in whole.err
+    diffuse("train", "data", *options, "--stop-at", 3, "-o", "halves.safetensors")
+    diffuse("train", "data", "--resume", "-o", "halves.safetensors")
+    one, two = (tmp_path / f"{name}.safetensors" for name in ("whole", "halves"))
+    assert one.read_bytes() == two.read_bytes()
+
+    told = json.loads(diffuse("info", "whole.safetensors", "--json").out)
+    assert told["network"] == {"name": "plain", "hidden": 8}
+    assert told["space"] == {
+        "channels": 1, "size": [8, 8], "medium": "dots", "levels": 16, "mean": [], "std": [],
+    }  # fmt: skip
+    diffuse("sample", "whole.safetensors", "-n", 4, "--steps", 5, "-o", "out")
+    written = sorted(path.name for path in (tmp_path / "out").iterdir() if path.name[0] != ".")
+    assert written == [*(f"0000{k}.dots" for k in range(4)), "grid.png", "manifest.json"]
+    sample = (tmp_path / "out" / "00000.dots").read_bytes()
+    assert sample[:2] == b"\x08\x08"
+    assert max(sample[2:]) <= 15
+
+    line = ["whole.safetensors", "data", "-n", 6, "--steps", 5, "--timesteps", 5, "--json"]
+    found = json.loads(diffuse("eval", *line).out)
+    assert 0 < found["bits_per_dim"] < 20
+    assert "kid" in found
