@@ -37,13 +37,14 @@ class Plan:
 
 
 class Decoded(NamedTuple):
-    """A usable image: `mode` and `size`, (width, height), are those of the file."""
+    """A usable image: `mode`, `size`, (width, height), and `colour` are those of the file."""
 
     entry: Entry
     pixels: Pixels
     digest: bytes
     mode: str
     size: Size
+    colour: bool
 
 
 class Skipped(NamedTuple):
@@ -75,7 +76,8 @@ def _decode_file(plan: Plan, entry: Entry) -> Result:
         fitted = _fitted(image, plan)
         values = np.asarray(fitted)
         name = digest(values) if fitted is image else digest_of(image)
-        return Decoded(entry, channels_first(values), name, mode, image.size)
+        colour = image.mode == "RGB"
+        return Decoded(entry, channels_first(values), name, mode, image.size, colour)
     except Unusable as error:
         return Skipped(entry, error.reason)
     except Large:

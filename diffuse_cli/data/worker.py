@@ -99,10 +99,10 @@ def _results(entries: Sequence[Entry], answer: IO[bytes]) -> Iterator[Result]:
         if isinstance(fields, str):
             yield Skipped(entry, fields)
             continue
-        shape, digest, mode, (width, height) = fields
+        shape, digest, mode, (width, height), colour = fields
         data = answer.read(math.prod(shape))
         pixels = np.frombuffer(data, np.uint8).reshape(shape)
-        yield Decoded(entry, pixels, bytes.fromhex(digest), mode, (width, height))
+        yield Decoded(entry, pixels, bytes.fromhex(digest), mode, (width, height), colour)
 
 
 # -- there ----------------------------------------------------------------------------------------
@@ -140,4 +140,4 @@ def _plan(hello: dict[str, Any]) -> Plan:
 def _fields(result: Result) -> Any:
     if isinstance(result, Skipped):
         return result.reason
-    return result.pixels.shape, result.digest.hex(), result.mode, result.size
+    return result.pixels.shape, result.digest.hex(), result.mode, result.size, result.colour

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from diffuse_cli import files
 from diffuse_cli.config import TrainConfig, UNetConfig
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.data import Images, held_out_rule, open_index, read_images, save_index
@@ -17,6 +17,13 @@ from diffuse_cli.errors import DataError, UsageError
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.modelfile import make_denoiser
 from diffuse_cli.options import from_dict
+from diffuse_cli.training.classes import (
+    check_labels,
+    check_names,
+    count_classes,
+    fits,
+    weights_for,
+)
 from diffuse_cli.training.configuring import complete, default_loss
 from diffuse_cli.training.rundir import RunDirectory
 
@@ -29,10 +36,6 @@ FEW = 2
 
 MAPPED_SHARE = 4
 """Pixels that need more than one part in so many of the memory are mapped from a file."""
-
-
-CLASSES_BYTES = 750_000
-"""Names of classes, as JSON, that the header of a model file has room for beside all else."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +58,16 @@ class Plan:
     init: Mapping[str, Tensor] | None
 
     @property
+    def class_fingerprints(self) -> dict[str, str]:
+        """What a checkpoint keeps of the labels: nothing where the network is shown none."""
+        return self.images.class_fingerprints if self.config.classes else {}
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """The class names for the model file; none where it would not hold them and the network
         does not ask for them."""
         names = self.images.class_names
-        return names if self.config.classes or _fits(names) else ()
+        return names if self.config.classes or fits(names) else ()
 
     def data(self) -> dict[str, Any]:
         """What a model file says of its data."""
@@ -80,12 +88,15 @@ def prepare(
 
     Raises:
         DataError: no usable images.
-        UsageError: a network that does not suit them, or a target undefined under the process.
+        UsageError: a network that does not suit them, a target undefined under the process, or
+            other classes than those of the run that is gone on with.
         ModelFileError: --init is not a model file.
     """
     make_denoiser(None, config)
     images = yield from _read(config, accelerator, run)
-    num_classes = _count_classes(images) if config.classes else 0
+    num_classes = count_classes(images) if config.classes else 0
+    if config.classes and config.goes_on:
+        check_names(config, images)
     done = complete(config, images.size, images.channels, num_classes)
     unet = from_dict(UNetConfig, done.unet, "[unet]")
     yield from (Notice(line) for line in images.summary.lines())
@@ -101,34 +112,9 @@ def prepare(
             f"--loss {default_loss(done.variance)}",
             warning=True,
         )
-    init = None if config.resume else first_weights(config, unet)
+    init = None if config.goes_on else (yield from first_weights(done, unet, images.class_names))
     indices = np.arange(len(images))
     return Plan(done, unet, images, indices[~held_out], indices[held_out], init)
-
-
-def _count_classes(images: Images) -> int:
-    """The number of classes.
-
-    Raises:
-        DataError: the images lie in fewer than two class folders, or in more than a model file has
-            room for.
-    """
-    if len(images.class_names) < 2:
-        raise DataError(
-            "--classes: the images are not in class folders",
-            "Put each class into a folder of its name, or leave --classes out",
-        )
-    if not _fits(images.class_names):
-        raise DataError(
-            f"--classes: {len(images.class_names):,} class folders, whose names do not fit into a "
-            "model file",
-            "Leave --classes out",
-        )
-    return len(images.class_names)
-
-
-def _fits(names: tuple[str, ...]) -> bool:
-    return len(json.dumps(names)) <= CLASSES_BYTES
 
 
 def _read(
@@ -157,8 +143,13 @@ def _read(
     return images
 
 
-def first_weights(config: TrainConfig, unet: UNetConfig) -> Mapping[str, Tensor] | None:
+def first_weights(
+    config: TrainConfig, unet: UNetConfig, names: tuple[str, ...]
+) -> Work[Mapping[str, Tensor] | None]:
     """The weights of --init, which a run that goes on from a checkpoint no longer needs.
+
+    Args:
+        names: the classes of the images, by which those of the model are taken over.
 
     Raises:
         ModelFileError: not a model file.
@@ -169,12 +160,24 @@ def first_weights(config: TrainConfig, unet: UNetConfig) -> Mapping[str, Tensor]
     from diffuse_cli.modelfile import load
 
     model = load(config.init)
+    if bool(model.unet.num_classes) != bool(unet.num_classes):
+        how = "with" if model.unet.num_classes else "without"
+        raise UsageError(
+            f"--init {files.show(config.init)} was trained {how} --classes",
+            "Leave --classes and --no-classes out: they come from the model",
+        )
     if model.unet != unet:
         raise UsageError(
             f"--init {config.init} has another network than this configuration",
             "Leave the network's options out: they come from the model",
         )
-    return model.ema
+    if model.diffusion.target != config.target:
+        yield Notice(
+            f"--target {config.target}, and {files.show(config.init)} predicts "
+            f"{model.diffusion.target}: what its network puts out must be learned anew",
+            warning=True,
+        )
+    return (yield from weights_for(names, model, config))
 
 
 def memory() -> int:
@@ -201,13 +204,16 @@ def check_batch(config: TrainConfig, processes: int) -> None:
         )
 
 
-def check_fingerprint(plan: Plan, expected: str | None) -> Work[None]:
+def check_fingerprint(plan: Plan, state: Mapping[str, Any]) -> Work[None]:
     """Warn where the images are not those a run began with.
 
     Raises:
         DataError: they differ, with --strict.
+        UsageError: they are the same, in other classes.
     """
+    expected = state.get("fingerprint")
     if expected in (None, plan.images.fingerprint):
+        check_labels(plan.config, plan.class_fingerprints, state.get("classes", {}))
         return
     text = f"the images in {plan.config.data} are not those that this run began with"
     if plan.config.strict:
