@@ -108,6 +108,11 @@ class TrainConfig(DiffusionConfig):
         None, "End after this step; --resume goes on.", low=1, control=True
     )
     resume: bool = option(False, "Go on from the last checkpoint.", control=True)
+    auto_resume: bool = option(
+        False,
+        "Go on where a run stands, begin one where none does: for jobs that are queued again.",
+        control=True,
+    )
     dry_run: bool = option(
         False,
         "Print the complete configuration and what it costs, and train nothing.",
@@ -160,10 +165,16 @@ class TrainConfig(DiffusionConfig):
         if not isinstance(self.architecture, Mapping):
             name = self.network or "unet"
             raise UsageError(f"[{name}] must be a table, not {self.architecture!r}")
-        if self.resume and self.overwrite:
-            raise UsageError("--resume and --overwrite exclude each other")
+        if self.goes_on and self.overwrite:
+            flag = "--resume" if self.resume else "--auto-resume"
+            raise UsageError(f"{flag} and --overwrite exclude each other")
         if self.loss == "vlb" and self.weighting not in (None, "none"):
             raise UsageError("--weighting does not go with --loss vlb, whose weights are its own")
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether a run that stands at `out` is gone on with."""
+        return self.resume or self.auto_resume
 
 
 DATA_FACTS = ("size", "channels", "out_channels", "num_classes")

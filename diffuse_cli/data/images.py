@@ -51,8 +51,17 @@ class Images:
     @cached_property
     def fingerprint(self) -> str:
         """A SHA-256 of the set of images in hexadecimal, whatever their names, order and size."""
-        rows = sorted(row.tobytes() for row in self.digests)
-        return sha256(b"%d\n" % len(rows) + b"".join(rows)).hexdigest()
+        return _fingerprint(self.digests)
+
+    @cached_property
+    def class_fingerprints(self) -> dict[str, str]:
+        """The `fingerprint` of the images of each class, by its name."""
+        order = np.argsort(self.labels, kind="stable")
+        bounds = np.searchsorted(self.labels[order], np.arange(len(self.class_names) + 1))
+        return {
+            name: _fingerprint(self.digests[order[bounds[k] : bounds[k + 1]]])
+            for k, name in enumerate(self.class_names)
+        }
 
     @cached_property
     def held_out(self) -> npt.NDArray[np.bool_]:
@@ -63,6 +72,11 @@ class Images:
         chosen = np.fromiter((n % HELD_OUT_OF == 0 for n in numbers), np.bool_, len(self))
         # Copies of one image fall on one side: where all of them would, there is nothing to train.
         return np.zeros_like(chosen) if chosen.all() else chosen
+
+
+def _fingerprint(digests: npt.NDArray[np.uint8]) -> str:
+    rows = sorted(row.tobytes() for row in digests)
+    return sha256(b"%d\n" % len(rows) + b"".join(rows)).hexdigest()
 
 
 def held_out_rule() -> dict[str, Any]:

@@ -38,6 +38,7 @@ class _Tally:
     digests: list[bytes] = field(default_factory=list)
     sizes: Counter[Size] = field(default_factory=Counter)
     modes: Counter[str] = field(default_factory=Counter)
+    colour: int = 0
     skipped: dict[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
 
     def add(self, image: Decoded) -> None:
@@ -45,6 +46,7 @@ class _Tally:
         self.digests.append(image.read.digest)
         self.sizes[image.read.size] += 1
         self.modes[image.read.mode] += 1
+        self.colour += image.read.channels > 1
 
     def skip(self, skip: Skipped) -> None:
         count, names = self.skipped.get(skip.reason, (0, ()))
@@ -212,6 +214,7 @@ def _images(source: str | Path, pixels: Array, listing: Listing, tally: _Tally) 
         channels=pixels.shape[1],
         sizes=dict(tally.sizes),
         modes=dict(tally.modes),
+        greyed=tally.colour if pixels.shape[1] == 1 else 0,
         classes={name: counts[k] for k, name in enumerate(class_names)},
         unlabelled=counts[-1],
         skipped=tally.skipped,

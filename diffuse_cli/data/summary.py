@@ -25,6 +25,7 @@ class Summary:
         channels: 1 grey, 3 colour.
         sizes: how many images there were of each original (width, height).
         modes: how many there were of each mode of Pillow's, before they were normalised.
+        greyed: images in colour that were read as grey.
         classes: how many images each class has, in the order of the labels.
         unlabelled: images that lie in no class folder.
         skipped: for each reason how many, and the first five names.
@@ -37,6 +38,7 @@ class Summary:
     channels: int
     sizes: Mapping[tuple[int, ...], int] = field(default_factory=dict)
     modes: Mapping[str, int] = field(default_factory=dict)
+    greyed: int = 0
     classes: Mapping[str, int] = field(default_factory=dict)
     unlabelled: int = 0
     skipped: Skips = field(default_factory=dict)
@@ -50,6 +52,8 @@ class Summary:
         if self.classes:
             parts.append(plural(len(self.classes), "class", "classes"))
         lines = [", ".join(parts)]
+        if self.greyed:
+            lines.append(f"{plural(self.greyed, 'image')} in colour, read as grey")
         if self.classes and self.unlabelled:
             lines.append(f"{plural(self.unlabelled, 'image')} outside the class folders")
         lines += skip_lines(self.skipped)
@@ -66,6 +70,7 @@ class Summary:
             "channels": self.channels,
             "sizes": {f"{w}x{h}": count for (w, h), count in self.sizes.items()},
             "modes": dict(self.modes),
+            "greyed": self.greyed,
             "classes": dict(self.classes),
             "unlabelled": self.unlabelled,
             "skipped": {

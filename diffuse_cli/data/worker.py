@@ -101,11 +101,11 @@ def _results(entries: Sequence[Entry], answer: IO[bytes]) -> Iterator[Result]:
         if isinstance(fields, str):
             yield Skipped(entry, fields)
             continue
-        shape, kind, digest, mode, size = fields
+        shape, kind, digest, mode, size, channels = fields
         dtype = np.dtype(kind)
         data = answer.read(math.prod(shape) * dtype.itemsize)
         values = np.frombuffer(data, dtype).reshape(shape)
-        yield Decoded(entry, Read(values, bytes.fromhex(digest), mode, tuple(size)))
+        yield Decoded(entry, Read(values, bytes.fromhex(digest), mode, tuple(size), channels))
 
 
 # -- there ----------------------------------------------------------------------------------------
@@ -142,5 +142,5 @@ def _plan(hello: dict[str, Any]) -> Plan:
 def _fields(result: Result) -> Any:
     if isinstance(result, Skipped):
         return result.reason
-    values, digest, mode, size = result.read
-    return values.shape, values.dtype.str, digest.hex(), mode, size
+    values, digest, mode, size, channels = result.read
+    return values.shape, values.dtype.str, digest.hex(), mode, size, channels

@@ -50,12 +50,13 @@ class Asked:
 
 class Read(NamedTuple):
     """One sample: its array (C, *size), 16 bytes that name it whatever the file around it, and the
-    file's own kind of numbers and size."""
+    file's own kind of numbers, size and channels."""
 
     values: Array
     digest: bytes
     mode: str
     size: Size
+    channels: int
 
 
 class Medium(Protocol):

@@ -34,7 +34,7 @@ def read(data: bytes, asked: Asked) -> Read:
         done = fitted(done, size)
     values = np.asarray(done)
     name = digest(values) if done is image else digest_of(image)
-    return Read(channels_first(values), name, mode, image.size)
+    return Read(channels_first(values), name, mode, image.size, len(image.getbands()))
 
 
 def fit(values: Array, size: Size) -> Array:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from diffuse_cli import files
 from diffuse_cli.config import DiffusionConfig, TrainConfig
 from diffuse_cli.config.training import from_file, to_file
 from diffuse_cli.core.conditions import Conditions
@@ -14,7 +15,7 @@ from diffuse_cli.core.settings import to_dict as plain
 from diffuse_cli.core.space import Space
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.diffusion import Blueprint
-from diffuse_cli.errors import OutputError, UsageError, lookup
+from diffuse_cli.errors import OutputError, UsageError, lookup, suggest
 from diffuse_cli.options import flag_of, from_dict, options, parsed, read_toml, to_dict
 from diffuse_cli.presets import PRESETS, architecture, choose, preset_of
 from diffuse_cli.training.rundir import RunDirectory
@@ -34,20 +35,17 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     Raises:
         UsageError: options that exclude each other, or --resume with one that differs from the
             run's.
-        OutputError: --resume of a model file that has no run directory.
+        OutputError: --resume where there is no run to go on with.
     """
     typed, filed = parsed(TrainConfig, typed), parsed(TrainConfig, from_file(filed or {}))
     given = {**_under(typed, filed), **typed}
     from_dict(TrainConfig, {"data": "", **given})
     _check_exclusive(typed)
     run = RunDirectory(given.get("out", "model.safetensors"))
-    if given.get("resume") and run.exists():
-        return _together(_resumed(given, run))
-    if given.get("resume") and run.model.exists():
-        raise OutputError(
-            f"{run.model} has no run directory to resume from",
-            f"Start from its weights: --init {run.model} -o another.safetensors",
-        )
+    if given.get("resume") or given.get("auto_resume"):
+        if run.exists():
+            return _together(_resumed(given, run))
+        _check_begins(run, bool(given.get("auto_resume")))
     config = from_dict(TrainConfig, {**_below(given), **given})
     if "label_dropout" in typed and not config.classes:
         raise UsageError("--label-dropout goes with --classes", "Give both, or neither")
@@ -60,7 +58,36 @@ def _together(config: TrainConfig) -> TrainConfig:
     """`config`, of which no option is without effect for want of another."""
     if config.eval_images is not None and config.eval_every is None:
         raise UsageError("--eval-images goes with --eval-every", "Give both, or neither")
+    if config.minutes is None and config.stop_at is not None and config.stop_at > config.steps:
+        raise UsageError(
+            f"--stop-at {config.stop_at} is beyond the {config.steps} steps of the run",
+            "Leave it out, or give more --steps",
+        )
     return config
+
+
+def _check_begins(run: RunDirectory, asked: bool) -> None:
+    """Refuse to begin a run where one was to be gone on with.
+
+    Args:
+        asked: --auto-resume allows a new run, but not in the place of a model.
+
+    Raises:
+        OutputError: as said, with the names of the runs beside it.
+    """
+    if run.model.exists():
+        raise OutputError(
+            f"{files.show(run.model)} has no run directory to resume from",
+            f"Start from its weights: --init {files.show(run.model)} -o another.safetensors",
+        )
+    if asked:
+        return
+    beside = sorted(files.show(p.parent.stem) for p in run.path.parent.glob("*.run/config.toml"))
+    near = suggest(run.path.stem, beside) + " " if beside else ""
+    raise OutputError(
+        f"there is no run {files.show(run.path)} to go on with",
+        f"{near}To begin one, leave --resume out, or type --auto-resume instead",
+    )
 
 
 def _check_exclusive(typed: Mapping[str, Any]) -> None:

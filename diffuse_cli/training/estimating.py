@@ -18,7 +18,7 @@ from diffuse_cli.options import to_toml
 from diffuse_cli.runtime import machine, resolve_precision
 from diffuse_cli.training.power import KEPT_LENGTHS
 from diffuse_cli.training.preparing import Plan, check_batch, prepare
-from diffuse_cli.training.timing import fill_minutes, seconds_a_step
+from diffuse_cli.training.timing import cut_short, fill_minutes, seconds_a_step
 
 COPIES = 5
 """Weights, gradients, two moments and the average, in float32; --ema-lengths keeps more."""
@@ -70,6 +70,7 @@ def estimate(config: TrainConfig) -> Work[Estimate]:
         else:
             seconds = seconds_a_step(plan, accelerator)
     done = plan.config
+    yield from cut_short(done)
     with torch.device("meta"):
         parameters = count_parameters(plan.blueprint.build())
     return Estimate(done, parameters, _memory(plan, parameters), seconds * done.steps)

@@ -15,7 +15,7 @@ from diffuse_cli import files, modelfile
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.training import to_file
 from diffuse_cli.core.networks import count_parameters
-from diffuse_cli.errors import DiffuseError, Interrupted, Terminated, UsageError
+from diffuse_cli.errors import DiffuseError, Interrupted, OutputError, Terminated, UsageError
 from diffuse_cli.events import Notice, Stop, Work, until
 from diffuse_cli.options import options, to_toml
 from diffuse_cli.runtime import machine, rank, resolve_precision
@@ -32,7 +32,7 @@ from diffuse_cli.training.reports import Meter, Step, Trained
 from diffuse_cli.training.rundir import Checkpoint, RunDirectory
 from diffuse_cli.training.saving import Pace, check_room, model_of
 from diffuse_cli.training.state import checkpoint_of, restore
-from diffuse_cli.training.timing import fill_minutes
+from diffuse_cli.training.timing import cut_short, fill_minutes
 from diffuse_cli.training.trainer import Outcome, Trainer, lr_at
 from diffuse_cli.training.watching import Watch
 
@@ -80,7 +80,7 @@ def fit(
 def _holding(run: RunDirectory, config: TrainConfig) -> Iterator[None]:
     """The lock first: where another run is under way, that is the answer."""
     with run.held():
-        if not config.resume:
+        if not config.goes_on:
             run.check_free(config.overwrite)
         if config.eval_every:
             run.check_best(config.overwrite)
@@ -102,8 +102,8 @@ class _Run:
         """Start or go on, step until the end, and write the model file."""
         began = time.monotonic()
         checkpoint = yield from self._checkpoint()
-        if checkpoint is None and self.plan.config.resume:
-            init = first_weights(self.plan.config, self.plan.blueprint)
+        if checkpoint is None and self.plan.config.goes_on:
+            init = yield from first_weights(self.plan.config, self.plan.blueprint)
             self.plan = dataclasses.replace(self.plan, init=init)
         start = checkpoint.step if checkpoint else 0
         if self.main:
@@ -139,17 +139,24 @@ class _Run:
     def _checkpoint(self) -> Work[Checkpoint | None]:
         """The checkpoint to go on from, or None, said either way."""
         config = self.plan.config
-        if not config.resume:
+        if not config.goes_on:
             return None
         checkpoint, passed = self.run.load()
         for text in passed:
             yield Notice(text, warning=True)
         if checkpoint is None:
+            if self.run.model.exists():
+                raise OutputError(
+                    f"{files.show(self.run.model)} stands, and no complete checkpoint in "
+                    f"{files.show(self.run.path)} leads to it",
+                    f"Start from its weights: --init {files.show(self.run.model)} -o "
+                    "another.safetensors",
+                )
             yield Notice(
                 f"no complete checkpoint in {files.show(self.run.path)}: starting at step 0"
             )
             return None
-        yield from check_fingerprint(self.plan, checkpoint.state.get("fingerprint"))
+        yield from check_fingerprint(self.plan, checkpoint.state)
         yield Notice(f"going on from step {checkpoint.step:,} of {files.show(self.run.path)}")
         if config.steps < checkpoint.step:
             raise UsageError(f"--steps {config.steps}: step {checkpoint.step} is done already")
@@ -175,6 +182,7 @@ class _Run:
                     f"{before:,} steps become {config.steps:,}: the learning rate follows the "
                     "new schedule"
                 )
+        yield from cut_short(config)
         return config
 
     def _begin(self, start: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from diffuse_cli import files
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.variances import LEARNED
@@ -17,6 +17,14 @@ from diffuse_cli.data import Images, held_out_rule, open_index, read_images, sav
 from diffuse_cli.diffusion import Blueprint, make_denoiser, make_process
 from diffuse_cli.errors import DataError, UsageError
 from diffuse_cli.events import Notice, Work
+from diffuse_cli.training.classes import (
+    but_classes,
+    check_labels,
+    check_names,
+    class_names,
+    fits,
+    weights_for,
+)
 from diffuse_cli.training.configuring import complete, default_loss
 from diffuse_cli.training.rundir import RunDirectory
 
@@ -29,10 +37,6 @@ FEW = 2
 
 MAPPED_SHARE = 4
 """Pixels that need more than one part in so many of the memory are mapped from a file."""
-
-
-CLASSES_BYTES = 750_000
-"""Names of classes, as JSON, that the header of a model file has room for beside all else."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,11 @@ class Plan:
     held_out: npt.NDArray[np.int64]
     init: Mapping[str, Tensor] | None
 
+    @property
+    def class_fingerprints(self) -> dict[str, str]:
+        """What a checkpoint keeps of the labels: nothing where the network is shown none."""
+        return self.images.class_fingerprints if self.config.classes else {}
+
     def data(self) -> dict[str, Any]:
         """What a model file says of its data; class names, for its evaluation, where the model is
         not told them."""
@@ -63,7 +72,7 @@ class Plan:
             "images": len(self.images),
             "held_out": {**held_out_rule(), "images": len(self.held_out)},
             "background": self.config.background,
-            **({"classes": list(names)} if names and not told and _fits(names) else {}),
+            **({"classes": list(names)} if names and not told and fits(names) else {}),
         }
 
 
@@ -76,12 +85,15 @@ def prepare(
 
     Raises:
         DataError: no usable images.
-        UsageError: a network that does not suit them, or a target undefined under the process.
+        UsageError: a network that does not suit them, a target undefined under the process, or
+            other classes than those of the run that is gone on with.
         ModelFileError: --init is not a model file.
     """
     make_denoiser(None, config, make_process(config))
     images = yield from _read(config, accelerator, run)
-    conditions = Conditions(classes=_class_names(images) if config.classes else ())
+    if config.classes and config.goes_on:
+        check_names(config, images)
+    conditions = Conditions(classes=class_names(images) if config.classes else ())
     done, blueprint = complete(config, images.space, conditions)
     yield from (Notice(line) for line in images.summary.lines())
     held_out = images.held_out
@@ -96,34 +108,9 @@ def prepare(
             f"--loss {default_loss(done.variance)}",
             warning=True,
         )
-    init = None if config.resume else first_weights(config, blueprint)
+    init = None if config.goes_on else (yield from first_weights(done, blueprint))
     indices = np.arange(len(images))
     return Plan(done, blueprint, images, indices[~held_out], indices[held_out], init)
-
-
-def _class_names(images: Images) -> tuple[str, ...]:
-    """The names of the classes.
-
-    Raises:
-        DataError: the images lie in fewer than two class folders, or in more than a model file has
-            room for.
-    """
-    if len(images.class_names) < 2:
-        raise DataError(
-            "--classes: the images are not in class folders",
-            "Put each class into a folder of its name, or leave --classes out",
-        )
-    if not _fits(images.class_names):
-        raise DataError(
-            f"--classes: {len(images.class_names):,} class folders, whose names do not fit into a "
-            "model file",
-            "Leave --classes out",
-        )
-    return images.class_names
-
-
-def _fits(names: tuple[str, ...]) -> bool:
-    return len(json.dumps(names)) <= CLASSES_BYTES
 
 
 def _read(
@@ -153,7 +140,7 @@ def _read(
     return images
 
 
-def first_weights(config: TrainConfig, blueprint: Blueprint) -> Mapping[str, Tensor] | None:
+def first_weights(config: TrainConfig, blueprint: Blueprint) -> Work[Mapping[str, Tensor] | None]:
     """The weights of --init, which a run that goes on from a checkpoint no longer needs.
 
     Raises:
@@ -166,16 +153,29 @@ def first_weights(config: TrainConfig, blueprint: Blueprint) -> Mapping[str, Ten
 
     model = load(config.init)
     own = model.blueprint
-    if (own.network, own.config, own.space) != (
+    if bool(own.conditions.classes) != bool(blueprint.conditions.classes):
+        how = "with" if own.conditions.classes else "without"
+        raise UsageError(
+            f"--init {files.show(config.init)} was trained {how} --classes",
+            "Leave --classes and --no-classes out: they come from the model",
+        )
+    alike = (own.network, own.config, own.space) == (
         blueprint.network,
         blueprint.config,
         blueprint.space,
-    ) or own.shapes != blueprint.shapes:
+    )
+    if not alike or but_classes(own.shapes) != but_classes(blueprint.shapes):
         raise UsageError(
             f"--init {config.init} has another network than this configuration",
             "Leave the network's options out: they come from the model",
         )
-    return model.ema
+    if own.diffusion.target != config.target:
+        yield Notice(
+            f"--target {config.target}, and {files.show(config.init)} predicts "
+            f"{own.diffusion.target}: what its network puts out must be learned anew",
+            warning=True,
+        )
+    return (yield from weights_for(blueprint.conditions.classes, model, config))
 
 
 def memory() -> int:
@@ -202,13 +202,16 @@ def check_batch(config: TrainConfig, processes: int) -> None:
         )
 
 
-def check_fingerprint(plan: Plan, expected: str | None) -> Work[None]:
+def check_fingerprint(plan: Plan, state: Mapping[str, Any]) -> Work[None]:
     """Warn where the images are not those a run began with.
 
     Raises:
         DataError: they differ, with --strict.
+        UsageError: they are the same, in other classes.
     """
+    expected = state.get("fingerprint")
     if expected in (None, plan.images.fingerprint):
+        check_labels(plan.config, plan.class_fingerprints, state.get("classes", {}))
         return
     text = f"the images in {plan.config.data} are not those that this run began with"
     if plan.config.strict:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli import files, locks
-from diffuse_cli.errors import OutputError, UsageError
+from diffuse_cli.errors import ModelFileError, OutputError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -209,6 +209,20 @@ class RunDirectory:
             tensors = {n: tensorfile.read(p) if p.exists() else {} for n, p in there.items()}
             return Checkpoint(step=state["step"], state=state, **tensors), passed
         return None, passed
+
+    def classes(self) -> set[str] | None:
+        """The names of the classes that the run began with, without verifying a checkpoint; None
+        where it has none, or is of a version that did not keep them and wrote no model file."""
+        for path in self._complete():
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                state = json.loads((path / "state.json").read_text())
+                if found := state.get("classes"):
+                    return set(found)
+        from diffuse_cli import modelfile
+
+        with contextlib.suppress(ModelFileError):
+            return set(modelfile.load(self.model).classes)
+        return None
 
     def newest_step(self) -> int | None:
         """The step of the newest complete checkpoint, without reading it."""

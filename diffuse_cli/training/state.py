@@ -35,6 +35,7 @@ def checkpoint_of(trainer: Trainer, step: int, watch: Watch) -> Checkpoint:
             "accumulation": trainer.accumulation,
             "scaler": scaler.state_dict() if scaler is not None else None,
             "fingerprint": trainer.plan.images.fingerprint,
+            "classes": trainer.plan.class_fingerprints,
             "watch": watch.state(),
         },
     )

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Iterator
 from statistics import median
 from typing import TYPE_CHECKING
 
 from diffuse_cli.config import TrainConfig
+from diffuse_cli.events import Notice
+from diffuse_cli.options import differs
 from diffuse_cli.training.configuring import BATCH, batched
 from diffuse_cli.training.preparing import Plan
-from diffuse_cli.training.trainer import Trainer
+from diffuse_cli.training.trainer import Trainer, warmup_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -61,6 +64,17 @@ def fill_minutes(plan: Plan, accelerator: Accelerator) -> tuple[TrainConfig, flo
     seconds = seconds_a_step(dataclasses.replace(plan, config=config), accelerator)
     steps = max(1, round(minutes * 60 / seconds))
     return dataclasses.replace(config, steps=steps, minutes=None), seconds
+
+
+def cut_short(config: TrainConfig) -> Iterator[Notice]:
+    """What to say of options that the number of steps leaves less, or nothing, of."""
+    if differs(config, "warmup") and config.warmup > warmup_of(config):
+        yield Notice(
+            f"--warmup {config.warmup:,} is more than a tenth of {config.steps:,} steps: the "
+            f"learning rate rises over {warmup_of(config):,}"
+        )
+    if config.stop_at is not None and config.stop_at > config.steps:  # of --minutes
+        yield Notice(f"--stop-at {config.stop_at:,} is beyond the {config.steps:,} steps")
 
 
 def batch_for(images: float, least: int = 1) -> int:

@@ -54,11 +54,15 @@ class Outcome:
     grad_norm: Tensor
 
 
+def warmup_of(config: TrainConfig) -> int:
+    """The steps over which the learning rate rises: a tenth of the run at most."""
+    return min(config.warmup, config.steps // RISE)
+
+
 def lr_at(config: TrainConfig, step: int) -> float:
-    """The learning rate of the step after `step` steps: a linear rise, over a tenth of the run at
-    most, and half a cosine to 0."""
+    """The learning rate of the step after `step` steps: a linear rise, and half a cosine to 0."""
     assert config.lr is not None
-    warmup = min(config.warmup, config.steps // RISE)
+    warmup = warmup_of(config)
     rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
     return config.lr * rise * 0.5 * (1 + math.cos(math.pi * step / config.steps))
 

@@ -25,7 +25,7 @@ def read(data, asked):
         raise Unusable(CORRUPT)
     values = np.array(dots, np.uint8).reshape(1, height, width)
     values = values if asked.size is None else fit(values, asked.size)
-    return Read(values, xxh3_128(data).digest(), "dots", (width, height))
+    return Read(values, xxh3_128(data).digest(), "dots", (width, height), 1)
 
 def fit(values, size):
     return np.ascontiguousarray(values[:, : size[0], : size[1]])

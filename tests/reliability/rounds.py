@@ -113,7 +113,7 @@ class World:
 
     def faults(self, options: list[str], expected: dict[str, str]) -> list[str]:
         """What is wrong after a resume: its exit code, what it made, files that were left over."""
-        code = self.run([*options, "--resume"])
+        code = self.run([*options, "--auto-resume"])
         found = [f"resume ended with {code}"] if code else []
         differing = dict(self.made().items() ^ expected.items())
         found += [f"another {name}" for name in sorted(differing)]
@@ -228,7 +228,7 @@ def signals(count: int, seed: int) -> dict[str, Any]:
                     break
                 killed += 1
                 moments.append(RunDirectory(here.folder / MODEL).newest_step() or 0)
-                options = [*LONG, "--resume"]
+                options = [*LONG, "--auto-resume"]
             if faults := here.faults(LONG, expected):
                 failed.append(faults)
         return {"killed": killed, "runs": runs, "newest_steps": moments, "failed": failed}

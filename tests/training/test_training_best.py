@@ -201,6 +201,7 @@ def test_what_a_killed_run_left_heals(train, course, left):
 def test_a_best_model_of_a_course_that_was_left_goes(train, course):
     train("--steps", 40, *EVAL, "--stop-at", 12)
     shutil.rmtree(RUN / "checkpoints")
+    MODEL.unlink()
     ran = train("--resume", "--stop-at", 3)
     assert "starting at step 0" in ran.err
     assert not BEST.exists()

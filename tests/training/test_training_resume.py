@@ -170,6 +170,7 @@ def test_checkpoints_after_a_fall_back_are_kept(train):
     train("--steps", 12, "--save-every", 4)
     damage(8)
     damage(12)
+    MODEL.unlink()
     ran = train("--steps", 12, "--resume", "--stop-at", 3, "--save-every", 2)
     assert "starting at step 0" in ran.err
     assert checkpoints() == ["step-00000002", "step-00000003"]
@@ -300,12 +301,78 @@ def test_a_model_without_a_run_directory_cannot_be_resumed(train, model):
     assert "--init model.safetensors" in ran.line
 
 
-def test_nothing_to_resume_starts_at_step_0_and_says_so(train):
-    ran = train("--steps", 3, "--resume")
+@pytest.mark.parametrize("lost", ["removed", "damaged"])
+def test_a_model_that_no_checkpoint_leads_to_is_not_replaced(train, lost):
+    train("--steps", 4, "--save-every", 2, "--eval-every", 2, "--eval-images", 4)
+    if lost == "removed":
+        shutil.rmtree(RUN / "checkpoints")
+    else:
+        damage(2)
+        damage(4)
+    kept = [MODEL, Path("model.best.safetensors"), RUN / "config.toml", RUN / "metrics.jsonl"]
+    before = [path.read_bytes() for path in kept]
+    for flag in ("--resume", "--auto-resume"):
+        ran = train("--steps", 4, flag)
+        assert ran.code == 5
+        assert "model.safetensors stands, and no complete checkpoint in model.run leads" in ran.err
+        assert "--init model.safetensors" in ran.err
+        assert [path.read_bytes() for path in kept] == before
+    MODEL.unlink()
+    ran = train("--resume")
     assert ran.code == 0
     assert "starting at step 0" in ran.err
-    train("--steps", 3, "-o", WHOLE)
+    assert MODEL.read_bytes() == before[0]
+
+
+def test_no_run_to_resume_is_refused_with_those_that_are_there(train, stopped):
+    before = sorted(Path().iterdir())
+    ran = train("--steps", 3, "--resume", "-o", "modle.safetensors", "-q")
+    assert ran.code == 5
+    assert "there is no run modle.run to go on with. Did you mean 'model'?" in ran.line
+    assert "--auto-resume" in ran.line
+    ran = train("--steps", 3, "--resume", "-o", "far/from.safetensors", "-q")
+    assert ran.code == 5
+    assert "there is no run far/from.run to go on with. To begin one" in ran.line
+    assert sorted(Path().iterdir()) == before
+
+
+def test_auto_resume_begins_where_there_is_nothing_and_goes_on_where_there_is(train):
+    """The loop of a job that is queued again until it is done: the same line each time."""
+    line = ("--steps", 7, "--auto-resume")
+    ran = train(*line, "--stop-at", 3)
+    assert ran.code == 0
+    assert "starting at step 0" in ran.err
+    ran = train(*line)
+    assert ran.code == 0
+    assert "going on from step 3" in ran.err
+    train("--steps", 7, "-o", WHOLE)
     assert MODEL.read_bytes() == WHOLE.read_bytes()
+    assert train(*line).code == 0
+    assert train(*line, "--seed", 7).code == 2
+    assert train(*line, "--overwrite", "-q").code == 2
+    assert MODEL.read_bytes() == WHOLE.read_bytes()
+
+
+def test_auto_resume_does_not_begin_in_the_place_of_a_model(train, model):
+    shutil.copy(model, MODEL)
+    before = MODEL.read_bytes()
+    assert train("--steps", 4, "--auto-resume").code == 5
+    assert MODEL.read_bytes() == before
+
+
+def test_a_stop_beyond_the_last_step_is_refused(train, stopped):
+    ran = train("--steps", 4, "--stop-at", 5, "-o", WHOLE, "-q")
+    assert ran.code == 2
+    assert "--stop-at 5 is beyond the 4 steps of the run" in ran.line
+    assert train("--resume", "--stop-at", 5).code == 2
+    assert train("--resume", "--stop-at", 4).code == 0
+
+
+def test_a_stop_beyond_the_steps_that_minutes_hold_is_said(train, monkeypatch):
+    monkeypatch.setattr("diffuse_cli.training.timing.seconds_a_step", lambda *a: 20.0)
+    ran = train("--minutes", 1, "--stop-at", 5)
+    assert ran.code == 0
+    assert "--stop-at 5 is beyond the 3 steps" in ran.err
 
 
 def test_other_images_are_a_warning_and_with_strict_an_error(diffuse, stopped, tmp_path):

@@ -296,6 +296,15 @@ def test_the_rise_takes_a_tenth_of_a_short_run():
     assert lr_at(dataclasses.replace(config, steps=5), 0) == 1
 
 
+def test_a_warmup_that_is_cut_is_said(train):
+    said = "is more than a tenth of 20 steps: the learning rate rises over 2"
+    assert f"--warmup 3 {said}" in train("--steps", 20, "--warmup", 3).err
+    assert f"--warmup 3 {said}" in train("--steps", 20, "--warmup", 3, "--dry-run").err
+    options = ("--steps", 20, "--overwrite", "--warmup")
+    assert "--warmup" not in train(*options, 2).err
+    assert "--warmup" not in train(*options, 100).err  # the default
+
+
 def test_a_short_run_samples_from_sensible_averaged_weights(images, recipe, tmp_path):
     """The average is not worse than the raw weights on held-out images, far from the start."""
     out = tmp_path / "model.safetensors"

@@ -1,0 +1,148 @@
+"""The classes of the images, held to those that a run or a model has learned."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from diffuse_cli import files
+from diffuse_cli.config import TrainConfig
+from diffuse_cli.data import Images
+from diffuse_cli.errors import DataError, UsageError
+from diffuse_cli.events import Notice, Work
+from diffuse_cli.runtime import philox
+from diffuse_cli.training.rundir import RunDirectory
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diffuse_cli.modelfile import Model
+
+EMBEDDING = "class_embedding.weight"
+"""The tensor that has a row for each class, and a last one for none."""
+
+NAMED = 5
+"""How many classes a message names."""
+
+CLASSES_BYTES = 750_000
+"""Names of classes, as JSON, that the header of a model file has room for beside all else."""
+
+
+def class_names(images: Images) -> tuple[str, ...]:
+    """The names of the classes.
+
+    Raises:
+        DataError: the images lie in fewer than two class folders, or in more than a model file has
+            room for.
+    """
+    if len(images.class_names) < 2:
+        raise DataError(
+            "--classes: the images are not in class folders",
+            "Put each class into a folder of its name, or leave --classes out",
+        )
+    if not fits(images.class_names):
+        raise DataError(
+            f"--classes: {len(images.class_names):,} class folders, whose names do not fit into a "
+            "model file",
+            "Leave --classes out",
+        )
+    return images.class_names
+
+
+def fits(names: tuple[str, ...]) -> bool:
+    """Whether the header of a model file has room for the names."""
+    return len(json.dumps(names)) <= CLASSES_BYTES
+
+
+def check_names(config: TrainConfig, images: Images) -> None:
+    """Refuse classes of other names than those whose embeddings a run has.
+
+    Raises:
+        UsageError: as said.
+    """
+    before, now = RunDirectory(config.out).classes(), set(images.class_names)
+    if before is None or before == now:
+        return
+    changes = {"gone": before - now, "new": now - before}
+    told = "; ".join(f"{what} {named(names)}" for what, names in changes.items() if names)
+    raise UsageError(
+        f"the class folders in {files.show(config.data)} are not those that this run began with: "
+        f"{told}",
+        "Give them their names back, or begin another run with --init, which takes what was "
+        "learned of a class by its name",
+    )
+
+
+def check_labels(config: TrainConfig, now: Mapping[str, str], expected: Mapping[str, str]) -> None:
+    """Refuse images that lie in other class folders than those of a checkpoint.
+
+    Args:
+        now, expected: the fingerprints of each class; none of a version that kept none.
+
+    Raises:
+        UsageError: as said.
+    """
+    moved = [name for name, found in expected.items() if now.get(name, found) != found]
+    if moved:
+        raise UsageError(
+            f"images in {files.show(config.data)} lie in other class folders than when this "
+            f"run began: those of {named(moved)} are others",
+            "Put them back, or begin another run with --init",
+        )
+
+
+def weights_for(
+    names: tuple[str, ...], model: Model, config: TrainConfig
+) -> Work[Mapping[str, Tensor]]:
+    """The averaged weights of the model of --init, with a class embedding for classes of these
+    names: its rows by name, and new ones for what it does not know.
+
+    Classes of a converted model that go by their numbers have no names: they keep their places.
+    """
+    if model.blueprint.conditions.classes in ((), names):
+        return model.ema
+    source = files.show(str(config.init))
+    if not model.data and model.classes == tuple(map(str, range(len(names)))):
+        yield Notice(
+            f"the classes of {source} have no names: they are taken over in the order of the "
+            f"folders, {named(names)}",
+            warning=True,
+        )
+        return model.ema
+    new = [name for name in names if name not in model.classes]
+    kept = [name for name in names if name in model.classes]
+    text = f"{len(kept):,} of {len(names):,} classes are taken over from {source} by name"
+    text += f": {named(kept)}" if kept else ""
+    yield Notice(text + (f"; {len(new):,} begin anew: {named(new)}" if new else ""))
+    return {**model.ema, EMBEDDING: _by_name(names, model, config.seed)}
+
+
+def but_classes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The shapes of a network's tensors but for that of the class embedding."""
+    return {name: shape for name, shape in shapes.items() if name != EMBEDDING}
+
+
+def _by_name(names: tuple[str, ...], model: Model, seed: int) -> Tensor:
+    """The rows of the class embedding, (K + 1, D); new ones are drawn as a network draws them."""
+    import torch
+
+    rows = model.ema[EMBEDDING]
+    shape = (len(names) + 1, rows.shape[1])
+    drawn = philox(seed, "class embedding").standard_normal(shape, dtype=np.float32)
+    found = torch.from_numpy(drawn)
+    found[-1] = rows[-1]
+    places = {name: k for k, name in enumerate(model.classes)}
+    for k, name in enumerate(names):
+        if name in places:
+            found[k] = rows[places[name]]
+    return found
+
+
+def named(names: Iterable[str]) -> str:
+    """Names of classes in a sentence, the first of many."""
+    listed = sorted(map(files.show, names))
+    more = f" and {len(listed) - NAMED:,} more" if len(listed) > NAMED else ""
+    return ", ".join(listed[:NAMED]) + more

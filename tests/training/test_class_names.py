@@ -1,0 +1,218 @@
+"""Classes that are renamed or moved: between stop and resume, and under --init."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import write_images
+
+from diffuse_cli import files, modelfile
+
+MODEL, RUN = Path("model.safetensors"), Path("model.run")
+EMBEDDING = "class_embedding.weight"
+STILL = ("--steps", 1, "--lr", 0, "--weight-decay", 0)
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write_images(tmp_path / "data")
+
+
+@pytest.fixture
+def run(diffuse, recipe, data):
+    """Train on the test's own images."""
+    return lambda *options: diffuse("train", data, "--config", recipe, *options)
+
+
+@pytest.fixture
+def stopped(run):
+    """A run on classes that stopped after 2 of 4 steps."""
+    assert run("--classes", "--steps", 4, "--stop-at", 2).code == 0
+
+
+def state_of():
+    folder = max((RUN / "checkpoints").iterdir())
+    return folder, json.loads((folder / "state.json").read_text())
+
+
+def as_an_earlier_version(folder, state):
+    """The checkpoint without what it says of classes."""
+    del state["classes"]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    files.write_json(folder / "state.json", state)
+    manifest["files"]["state.json"] = files.sha256(folder / "state.json")
+    files.write_json(folder / "manifest.json", manifest)
+
+
+# -- resume ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flags", [(), ("--strict",)])
+@pytest.mark.parametrize("version", ["this", "earlier"])
+def test_a_class_that_was_renamed_is_refused_with_both_names(run, data, stopped, flags, version):
+    if version == "earlier":  # the names are those of the model file
+        as_an_earlier_version(*state_of())
+    before = MODEL.read_bytes()
+    (data / "dark").rename(data / "z_dark")
+    ran = run("--resume", *flags, "-q")
+    assert ran.code == 2
+    assert "not those that this run began with: gone dark; new z_dark" in ran.line
+    assert MODEL.read_bytes() == before
+    (data / "z_dark").rename(data / "dark")
+    assert run("--resume", *flags).code == 0
+
+
+def test_a_class_that_is_new_is_named(run, data, stopped):
+    (data / "grey").mkdir()
+    shutil.copy(data / "dark/000.png", data / "grey")
+    ran = run("--resume", "-q")
+    assert ran.code == 2
+    assert "began with: new grey." in ran.line
+
+
+@pytest.mark.parametrize("flags", [(), ("--strict",)])
+def test_images_moved_between_classes_are_refused(run, data, stopped, flags):
+    (data / "dark/000.png").rename(data / "light/000.png")
+    (data / "light/001.png").rename(data / "dark/001.png")
+    ran = run("--resume", *flags)
+    assert ran.code == 2
+    assert "lie in other class folders than when this run began: those of dark, light" in ran.err
+
+
+def test_images_renamed_within_their_class_are_the_same(run, data, stopped):
+    for path in sorted((data / "dark").iterdir()):
+        path.rename(path.with_stem("a" + path.stem))
+    ran = run("--resume", "--strict")
+    assert ran.code == 0
+    assert "warning" not in ran.err
+
+
+def test_other_images_in_the_same_classes_are_a_warning(run, data, stopped):
+    (data / "dark/000.png").unlink()
+    assert run("--resume", "--strict").code == 3
+    ran = run("--resume")
+    assert ran.code == 0
+    assert "warning: the images in" in ran.err
+    assert run("--resume", "--strict").code == 0  # these are its images now
+
+
+def test_a_finished_run_is_not_written_again_with_other_names(run, data):
+    run("--classes", "--steps", 2)
+    MODEL.unlink()
+    (data / "dark").rename(data / "z_dark")
+    assert run("--resume").code == 2
+    assert not MODEL.exists()
+
+
+def test_a_checkpoint_of_an_earlier_version_resumes(run, data, stopped):
+    as_an_earlier_version(*state_of())
+    MODEL.unlink()
+    ran = run("--resume", "--strict")
+    assert ran.code == 0
+    assert "going on from step 2" in ran.err
+    assert set(state_of()[1]["classes"]) == {"dark", "light"}
+
+
+def test_a_run_without_classes_takes_no_notice_of_folders(run, data):
+    run("--steps", 4, "--stop-at", 2)
+    assert state_of()[1]["classes"] == {}
+    (data / "dark").rename(data / "z_dark")
+    ran = run("--resume", "--strict")
+    assert ran.code == 0
+    assert "warning" not in ran.err
+
+
+# -- init -----------------------------------------------------------------------------------------
+
+
+def test_init_takes_the_classes_over_by_name(diffuse, data, conditional):
+    (data / "dark").rename(data / "z_dark")
+    ran = diffuse("train", data, "--init", conditional, *STILL)
+    assert ran.code == 0
+    assert "1 of 2 classes are taken over from" in ran.err
+    assert "by name: light; 1 begin anew: z_dark" in ran.err
+    before, after = (modelfile.load(path).ema for path in (conditional, MODEL))
+    _, light, none = before[EMBEDDING]
+    assert after[EMBEDDING][0].equal(light)
+    assert after[EMBEDDING][2].equal(none)
+    new = after[EMBEDDING][1]
+    assert not any(new.equal(row) for row in before[EMBEDDING])
+    assert 0.5 < float(new.std()) < 1.5
+    assert all(after[name].equal(before[name]) for name in before if name != EMBEDDING)
+    assert modelfile.load(MODEL).classes == ("light", "z_dark")
+    again = diffuse("train", data, "--init", conditional, *STILL, "-o", "again.safetensors")
+    assert again.code == 0
+    assert Path("again.safetensors").read_bytes() == MODEL.read_bytes()
+
+
+def test_init_on_the_same_classes_says_nothing(diffuse, data, conditional):
+    assert "classes are taken" not in diffuse("train", data, "--init", conditional, *STILL).err
+
+
+def test_init_of_classes_in_another_order_puts_them_in_order(diffuse, data, conditional):
+    model = modelfile.load(conditional)
+    modelfile.save(Path("turned.safetensors"), replace(model, classes=("light", "dark")))
+    ran = diffuse("train", data, "--init", "turned.safetensors", *STILL)
+    assert "2 of 2 classes are taken over from turned.safetensors by name: dark, light\n" in ran.err
+    turned = modelfile.load(MODEL).ema[EMBEDDING]
+    assert turned.equal(model.ema[EMBEDDING][[1, 0, 2]])
+
+
+def test_classes_of_a_converted_model_without_names_keep_their_places(diffuse, data, conditional):
+    model = modelfile.load(conditional)
+    modelfile.save(Path("numbers.safetensors"), replace(model, classes=("0", "1"), data={}))
+    ran = diffuse("train", data, "--init", "numbers.safetensors", *STILL)
+    assert "have no names: they are taken over in the order of the folders, dark, light" in ran.err
+    assert modelfile.load(MODEL).ema[EMBEDDING].equal(model.ema[EMBEDDING])
+    modelfile.save(Path("digits.safetensors"), replace(model, classes=("0", "1")))
+    ran = diffuse("train", data, "--init", "digits.safetensors", *STILL, "-o", "next.safetensors")
+    assert "0 of 2 classes are taken over from digits.safetensors by name; 2 begin anew" in ran.err
+
+
+def test_init_begun_again_without_a_checkpoint_has_the_same_rows(diffuse, data, conditional):
+    (data / "dark").rename(data / "z_dark")
+    line = ("train", data, "--init", conditional, *STILL)
+    diffuse(*line)
+    before = MODEL.read_bytes()
+    shutil.rmtree(RUN / "checkpoints")
+    MODEL.unlink()
+    assert diffuse("train", "--resume").code == 0
+    assert MODEL.read_bytes() == before
+
+
+@pytest.mark.parametrize("flag", ["--classes", "--no-classes"])
+def test_init_neither_adds_nor_removes_classes(diffuse, data, model, conditional, flag):
+    start = model if flag == "--classes" else conditional
+    ran = diffuse("train", data, "--init", start, flag, *STILL, "-q")
+    assert ran.code == 2
+    assert f"was trained {'without' if flag == '--classes' else 'with'} --classes" in ran.line
+
+
+# -- what else init changes the meaning of --------------------------------------------------------
+
+
+def test_another_target_than_that_of_init_is_a_warning(diffuse, data, model):
+    said = "warning: --target eps, and"
+    ran = diffuse("train", data, "--init", model, "--target", "eps", *STILL)
+    assert ran.code == 0
+    assert said in ran.err
+    assert "predicts v: what its network puts out must be learned anew" in ran.err
+    assert said not in diffuse("train", data, "--init", model, *STILL, "-o", "b.safetensors").err
+
+
+def test_colour_images_that_become_grey_are_counted(diffuse, data, model):
+    from PIL import Image
+
+    for path in sorted(data.rglob("*.png"))[:7]:
+        Image.open(path).convert("RGB").save(path)
+    ran = diffuse("train", data, "--init", model, *STILL)
+    assert ran.code == 0
+    assert "7 images in colour, read as grey" in ran.err
+    assert tomllib.loads((RUN / "config.toml").read_text())["unet"]["channels"] == 1
+    ran = diffuse("train", data, "--steps", 1, "-o", "colour.safetensors")
+    assert "read as grey" not in ran.err
