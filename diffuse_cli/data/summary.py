@@ -70,7 +70,7 @@ class Summary:
             "channels": self.channels,
             "sizes": {f"{w}x{h}": count for (w, h), count in self.sizes.items()},
             "modes": dict(self.modes),
-            "greyed": self.greyed,
+            **({"greyed": self.greyed} if self.greyed else {}),
             "classes": dict(self.classes),
             "unlabelled": self.unlabelled,
             "skipped": {
