@@ -103,12 +103,7 @@ def sample(
 
 def distance(real: np.ndarray[Any, Any], fake: np.ndarray[Any, Any]) -> dict[str, float]:
     """KID of two arrays of features, with its standard error."""
-
-    class Sides:
-        real_features, fake_features = real, fake
-
-    found = kid.compute(Sides())
-    return {name: round(value, 5) for name, value in found.items()}
+    return {name: round(value, 5) for name, value in kid.estimate(real, fake).items()}
 
 
 def names(paths: Sequence[str]) -> dict[str, Path]:

@@ -197,6 +197,19 @@ def test_a_log_snr_of_minus_infinity_is_drawn_at_the_lower_edge(
         assert last == axes.get_ylim()[0] < min(before)
 
 
+def test_the_right_plot_reads_both_variances(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = shown(monkeypatch, num_timesteps=20)
+    sheet = pictures.Sheet(4, 3, 50)
+    axes = sheet.axes(1, 1, 2, 1)
+    drawing._variances(axes, scene, [0])
+    sheet.render()
+    for line, process in zip(axes.lines, scene.processes.values(), strict=True):
+        assert np.asarray(line.get_ydata()) == pytest.approx(process.alpha_bars.numpy())
+    (right,) = axes.child_axes
+    height = axes.transData.transform((0, 0.3))[1]
+    assert right.transData.transform((0, 0.7))[1] == pytest.approx(height)
+
+
 def test_a_file_of_betas_is_a_row_of_its_name(
     monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:

@@ -124,6 +124,55 @@ def test_the_python_of_the_theory_holds():
             pytest.fail(f"docs/theory.md:{line.lineno}: {line.line}\n{error!r}", pytrace=False)
 
 
+# -- the bibliography -----------------------------------------------------------------------------
+
+BIBLIOGRAPHY = ROOT / "docs" / "bibliography.md"
+KEYS = re.findall(r"^\| ([^|\n]+ \d{4}[a-z]?) \|", BIBLIOGRAPHY.read_text("utf-8"), re.MULTILINE)
+CITING = [
+    *(ROOT / "diffuse_cli").rglob("*.py"),
+    *({*(ROOT / "docs").glob("*.md")} - {BIBLIOGRAPHY}),
+    ROOT / "README.md",
+]
+NAME = r"[^\W\d_a-z][\w'-]+"
+CITATION = re.compile(rf"{NAME} (?:et al\.|& {NAME}),? \(?\d{{4}}[a-z]?")
+
+
+def joined(text: str) -> str:
+    """The text in one line, without the marks of comments, quotes and literals at line breaks."""
+    return re.sub(r"""["#>\s]*\n["#>\s]*""", " ", text)
+
+
+def test_every_citation_is_in_the_bibliography():
+    found = {
+        key: path for path in CITING for key in CITATION.findall(joined(path.read_text("utf-8")))
+    }
+    assert len(found) > 40
+    assert {key: path.name for key, path in found.items() if key not in KEYS} == {}
+
+
+def test_no_author_is_cited_without_a_year():
+    for path in CITING:
+        text = joined(path.read_text("utf-8"))
+        assert re.findall(r".{20}et al\b(?!\. \d{4})", text) == [], path.name
+
+
+def test_every_key_of_the_bibliography_is_cited_and_means_one_paper():
+    text = joined("".join(path.read_text("utf-8") for path in CITING))
+    assert len(KEYS) == len(set(KEYS))
+    assert [key for key in KEYS if not re.search(rf"{key}\b", text)] == []
+    shared = {key[:-1] for key in KEYS if key[-1].isalpha()}
+    assert shared
+    assert not shared & set(KEYS)
+
+
+@pytest.mark.parametrize(
+    "text", ["(Song et al. 2021, eq. 12)", "Nobody & Nowhere\n    # 2020", "Ho et\nal. (2021)"]
+)
+def test_an_unknown_citation_is_found_out(text: str):
+    (key,) = CITATION.findall(joined(text))
+    assert key not in KEYS
+
+
 # -- what is promised -----------------------------------------------------------------------------
 
 RELIABILITY = ROOT / "docs" / "reliability.md"

@@ -49,7 +49,7 @@ def ddpm(
 def ddim(
     denoise: Denoise, process: Process, x: Tensor, times: Times, *, noise: Noise, eta: float = 0.0
 ) -> Iterator[State]:
-    """x_s = alpha_s x_0 + sqrt(sigma_s^2 - std^2) eps + std z (Song et al. 2021, eqs. 12 and 16).
+    """x_s = alpha_s x_0 + sqrt(sigma_s^2 - std^2) eps + std z (Song et al. 2021a, eqs. 12 and 16).
 
     `eta` scales std between 0 (deterministic) and the posterior's (1, a form of `ddpm`).
     """
@@ -76,7 +76,7 @@ def encode(
     """The noise from which deterministic `ddim` over the same times makes the images x_0.
 
     A step of `ddim`, x_s = alpha_s x_0(x_t) + sigma_s eps(x_t), is run backwards, from s = -1 to
-    the first of `times` (Song et al. 2021, eqs. 13 and 14). What is usually called DDIM inversion
+    the first of `times` (Song et al. 2021a, eqs. 13 and 14). What is usually called DDIM inversion
     takes eps at x_s, which is known, for eps at x_t, which is sought: right only for small steps,
     and images do not come back. Here each step is solved for x_t.
 

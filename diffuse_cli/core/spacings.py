@@ -21,7 +21,7 @@ def trailing(n: int, log_snrs: Sequence[float]) -> list[int]:
 
 
 def leading(n: int, log_snrs: Sequence[float]) -> list[int]:
-    """Multiples of T // n down to 0 (Song et al. 2021): does not start at T-1."""
+    """Multiples of T // n down to 0 (Song et al. 2021a): does not start at T-1."""
     stride = len(log_snrs) // n
     return [i * stride for i in reversed(range(n))]
 

@@ -1,7 +1,7 @@
 """The pages of `noise-demo`: a picture of the forward process, and an animation.
 
 Rows are schedules, and betas from a file; columns are timesteps, all with the same noise; under
-them stand log-SNR and alpha-bar over time.
+them stand log-SNR, and the variances of signal and noise, over time.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from diffuse_cli import pictures
 from diffuse_cli.events import Progress, Work
@@ -123,7 +124,7 @@ def draw(scene: Scene, steps: int) -> Image.Image:
     _legend(sheet, scene, legend, content)
     width = (content - PLOT_GAP) / 2
     _log_snr(sheet.axes(LEFT, plots, width, PLOT), scene, times)
-    _alpha_bar(sheet.axes(LEFT + width + PLOT_GAP, plots, width, PLOT), scene, times)
+    _variances(sheet.axes(LEFT + width + PLOT_GAP, plots, width, PLOT), scene, times)
     return sheet.render()
 
 
@@ -196,11 +197,19 @@ def _log_snr(axes: Axes, scene: Scene, times: list[int]) -> list[Line2D]:
     return drawn
 
 
-def _alpha_bar(axes: Axes, scene: Scene, times: list[int]) -> None:
-    """alpha-bar over time."""
-    title = r"signal variance  $\bar\alpha_t$,  noise variance  $1-\bar\alpha_t$"
+def _complement(level: npt.ArrayLike) -> npt.ArrayLike:
+    """1 - alpha-bar from alpha-bar, and back."""
+    return 1 - np.asarray(level)
+
+
+def _variances(axes: Axes, scene: Scene, times: list[int]) -> None:
+    """alpha-bar over time on the left scale, 1 - alpha-bar on the right: one curve reads both."""
+    title = r"variance of signal $\bar\alpha_t$ (left) and noise $1-\bar\alpha_t$ (right)"
     _plot(axes, scene, title, times, lambda a: a)
     axes.set_ylim(0, 1)
+    right = axes.secondary_yaxis("right", functions=(_complement, _complement))
+    right.tick_params(length=0, labelsize=8, labelcolor=FAINT, pad=6)
+    right.spines["right"].set(color="#9a9a9a", linewidth=0.7)
 
 
 # -- the animation --------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 The network is that of Oquab et al. 2023, a vision transformer (Dosovitskiy et al. 2021) with a
 learned scale on every residual; the feature is its normalised class token. Images are shown to it
-as in dgm-eval, the program of Stein et al.: Pillow's bicubic resize, then ImageNet's mean and
+as in dgm-eval, the program of Stein et al. 2023: Pillow's bicubic resize, then ImageNet's mean and
 deviation. The attributes below carry the names of the published weights file.
 """
 

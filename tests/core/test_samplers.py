@@ -19,6 +19,7 @@ from oracles import (
     exact_denoiser,
     gain,
     generator,
+    ideal_net,
     last,
     mixture_denoise,
     process_of,
@@ -252,6 +253,34 @@ def test_a_step_from_almost_pure_noise_is_taken_by_ddim(name: str):
     states = run(name, [4, 3, 2, 1])
     assert torch.equal(states[-1].x, run(name, [3, 2, 1], states[0].x)[-1].x)
     assert not torch.equal(states[2].x, run("ddim", [3, 2, 1], states[0].x)[1].x)
+
+
+@pytest.mark.parametrize("n", [4, 10, 11, 50])
+def test_a_long_run_of_ipndm_ends_with_a_ddim_step(n: int):
+    x = torch.linspace(-2, 2, 5, dtype=torch.float64).reshape(-1, 1, 1, 1)
+    times = LINEAR.times(n)
+    denoise = mixture_denoise(LINEAR)
+    *_, before, end = SAMPLERS["ipndm"](denoise, LINEAR, x, times, noise=None)
+    assert torch.equal(end.x, denoise(before.x, times[-1]).x0) == (n > 10)
+
+
+@pytest.mark.parametrize("target", ["v", "mu"])
+@pytest.mark.parametrize("n", [11, 20, 50])
+def test_a_long_clipped_run_of_ipndm_stays_in_range(n: int, target: str):
+    """Even where the data is as sharp as can be: images of -1 and 1, and the best network."""
+    images = torch.randint(0, 2, (5, 1, 4, 4), generator=generator(1)).double() * 2 - 1
+    best = Denoiser(ideal_net(LINEAR, images), LINEAR, "x0")
+
+    def net(x, t, **cond):
+        guess = best(x, t.round().long())
+        a, b = denoiser.target_at(t.round().long(), like=x)
+        return a * guess.x0 + b * guess.eps
+
+    denoiser = Denoiser(net, LINEAR, target)
+    noise = torch.randn(50, 1, 4, 4, generator=generator(2))
+    clipped = clip(denoiser, LINEAR)
+    end = last(SAMPLERS["ipndm"](clipped, LINEAR, noise, LINEAR.times(n), noise=None))
+    assert float(end.abs().max()) < 1 + 1e-5
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)

@@ -84,9 +84,10 @@ def doubled(x: Tensor) -> Tensor:
 class ResBlock(nn.Module):
     """norm, SiLU, conv; time; norm, SiLU, dropout, conv; and the input added.
 
-    The time is added to the features, or scales and shifts the second norm (adaptive group norm;
-    Dhariwal & Nichol 2021, section 3.1). `resize` acts on both branches, before the first
-    convolution (the BigGAN block; Brock et al. 2019, appendix B).
+    The time is added to the features, or scales and shifts the second norm (adaptive group norm,
+    first in the code of Nichol & Dhariwal 2021; named in Dhariwal & Nichol 2021, section 3.1).
+    `resize` acts on both branches, before the first convolution (the BigGAN block; Brock et al.
+    2019, appendix B).
     """
 
     def __init__(self, parts: Parts, before: int, after: int, resize: Resize) -> None:
@@ -111,7 +112,7 @@ class ResBlock(nn.Module):
 class ConvNeXt(nn.Module):
     """Depthwise 7x7; time; norm; 1x1 to four times the width, GELU, dropout, 1x1 back; input added.
 
-    The block of Liu et al. 2022, section 2, without its layer scale (the last convolution begins
+    The block of Liu et al. 2022b, section 2, without its layer scale (the last convolution begins
     at zero instead), and with group norm, through which the time enters as in `ResBlock`. A change
     of width takes place in the last convolution, one of size before the first.
     """

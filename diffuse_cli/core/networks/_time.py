@@ -45,8 +45,8 @@ class Sinusoids(nn.Module):
 class Fourier(nn.Module):
     """cos and sin of t at random frequencies that stay as they are; `width` numbers.
 
-    The Gaussian Fourier features of NCSN++ (Song et al. 2021, appendix C.2; Tancik et al. 2020):
-    frequencies from N(0, 16^2). Song et al. show the network log sigma, which their geometric
+    The Gaussian Fourier features of NCSN++ (Song et al. 2021b, appendix C.2; Tancik et al. 2020):
+    frequencies from N(0, 16^2). Song et al. 2021b show the network log sigma, which their geometric
     noise levels make linear in time; so t / 1000 is shown here, which is defined at t = 0 too.
     At this scale one timestep in a thousand turns a typical angle by 0.1, and all of them by 100.
 
@@ -75,7 +75,7 @@ TIME_EMBEDDINGS: Registry[Callable[[Config], Any]] = Registry(
 
 
 def sinusoids(t: Tensor, width: int, *, shift: int = 0, cos_first: bool = True) -> Tensor:
-    """cos and sin of t at geometric frequencies from 1 to 1e-4 (Vaswani et al. 2017, 3.5).
+    """cos and sin of t at geometric frequencies from 1 to about 1e-4 (Vaswani et al. 2017, 3.5).
 
     Args:
         t: (B,), real numbers.
