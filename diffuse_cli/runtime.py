@@ -126,11 +126,44 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     text = str(error)
-    return isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)
+    if _NO_PRIMITIVE in text and not _may_write_code():
+        return False
+    return any(
+        isinstance(error, kind) and any(words in text for words in said)
+        for kind, said in _NO_MEMORY.items()
+    )
 
 
-_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-"""What PyTorch says where it has no error of its own: on Metal and on processors."""
+_NO_PRIMITIVE = "could not create a primitive"
+"""What oneDNN says where it has no memory for the code that it writes, or may not write any."""
+
+_NO_MEMORY: dict[type[Exception], tuple[str, ...]] = {
+    RuntimeError: (
+        "out of memory",
+        "can't allocate memory",
+        "not enough memory",
+        "std::bad_alloc",
+        _NO_PRIMITIVE,
+    ),
+    SystemError: ("error return without exception set", "without setting an exception"),
+}
+"""What is said where no error of its own says it: by PyTorch on Metal and on processors, and by
+Python, which may find no memory for the error either."""
+
+
+def _may_write_code() -> bool:
+    """Whether a process may run code that it wrote, which some services' settings forbid."""
+    import mmap
+
+    if not hasattr(mmap, "PROT_EXEC"):  # Windows
+        return True
+    try:
+        mmap.mmap(-1, 1, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC).close()
+    except PermissionError:
+        return False
+    except OSError:  # no memory for it
+        return True
+    return True
 
 
 WAIT = timedelta(days=1)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffuse_cli.config import TrainConfig, UNetConfig
+from diffuse_cli.core.losses import OF_LEARNED
 from diffuse_cli.core.variances import LEARNED, channels_out
 from diffuse_cli.errors import OutputError, UsageError, lookup
 from diffuse_cli.options import flag_of, from_dict, options, parsed, read_toml, to_dict
@@ -45,6 +46,12 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     config = from_dict(TrainConfig, {**_below(given), **given})
     if "label_dropout" in typed and not config.classes:
         raise UsageError("--label-dropout goes with --classes", "Give both, or neither")
+    if config.loss in OF_LEARNED and config.variance not in LEARNED:
+        raise UsageError(
+            f"--loss {config.loss} differs from simple by what it teaches the variance, and "
+            f"--variance {config.variance} is fixed",
+            "Give --variance learned, or --loss simple",
+        )
     if config.size and config.preset:
         network(
             config,

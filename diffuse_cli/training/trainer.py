@@ -141,7 +141,7 @@ class Trainer:
         while True:
             try:
                 return self._accumulate(step, chances)
-            except (RuntimeError, MemoryError) as error:
+            except Exception as error:
                 if not out_of_memory(error):
                     raise
             # Only here are the tensors of the failed pass forgotten.

@@ -19,6 +19,9 @@ ERRORS = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     RuntimeError("MPS backend out of memory (MPS allocated: 10 GB)"),
     RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"),
+    RuntimeError("could not create a primitive"),
+    RuntimeError("std::bad_alloc"),
+    SystemError("error return without exception set"),
     MemoryError(),
 ]
 
@@ -139,5 +142,17 @@ def test_sampling_that_does_not_fit_names_the_option(diffuse, model, monkeypatch
 
 
 def test_other_errors_are_none_of_memory():
-    for error in (RuntimeError("shapes do not match"), ValueError("out of memory"), OSError(12)):
+    for error in (RuntimeError("shapes do not match"), ValueError("out of memory"), OSError(12), SystemError("bad call")):
         assert not out_of_memory(error)
+
+
+@pytest.mark.parametrize(("error", "memory"), [(PermissionError(1), False), (OSError(12), True)])
+def test_a_process_that_may_not_write_code_has_not_run_out_of_memory(monkeypatch, error, memory):
+    """oneDNN says the same where a service's settings forbid memory that is written and run."""
+
+    def refuse(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("mmap.mmap", refuse)
+    assert out_of_memory(RuntimeError("could not create a primitive")) is memory
+    assert out_of_memory(RuntimeError("out of memory"))
