@@ -63,6 +63,7 @@ def _preview(trainer: Trainer, path: Path) -> Work[Path]:
         times=denoiser.process.times(steps),
         device=trainer.device,
         condition=condition_of(trainer.plan),
+        batch_size=trainer.plan.room,
     ):
         state = part.state
         yield Progress("preview", part.step, steps)

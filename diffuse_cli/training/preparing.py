@@ -45,6 +45,7 @@ class Plan:
         images: all of them.
         train, held_out: indices into the images.
         init: the weights to start from, or None.
+        room: images that the network is shown at a time outside of training, at most.
     """
 
     config: TrainConfig
@@ -53,6 +54,7 @@ class Plan:
     train: npt.NDArray[np.int64]
     held_out: npt.NDArray[np.int64]
     init: Mapping[str, Tensor] | None
+    room: int = 64
 
     @property
     def classes(self) -> tuple[str, ...]:

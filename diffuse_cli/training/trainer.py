@@ -285,7 +285,7 @@ class Trainer:
             self.plan.images.labels[chosen],
             num_classes=self.plan.unet.num_classes,
             seed=self.config.seed,
-            batch_size=HELD_OUT_BATCH,
+            batch_size=min(HELD_OUT_BATCH, self.plan.room),
             device=self.device,
         )
         return torch.cat(list(losses))
