@@ -3,14 +3,16 @@
 Every file appears whole or not at all: the bytes go to a temporary file beside it, are synced,
 and are renamed over the name; then the folder is synced, so that the rename survives a power cut.
 Every folder goes in one rename, too, before its files are removed. What a killed process leaves is
-named `.NAME.PID.tmp`. Each operation passes through `operation`, the seam where a test can stop the
-process.
+named `.NAME.PID.tmp`, and is removed when NAME is written next: the process that writes it holds a
+lock on it, which goes with the process. Each operation passes through `operation`, the seam where
+a test can stop the process.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import io
 import json
@@ -83,10 +85,16 @@ def _is_temporary(path: Path) -> bool:
 
 
 class _Writer(io.BufferedWriter):
-    """A file whose writes pass through the seam."""
+    """A file, locked while it is open, whose writes pass through the seam."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(io.FileIO(path, "w"))
+        while True:
+            super().__init__(io.FileIO(path, "w"))
+            # One that is swept before it is locked is made anew.
+            locked = _lock(self.fileno()) is not False and path.exists()
+            if locked and os.path.samestat(os.fstat(self.fileno()), path.stat()):
+                break
+            self.close()
         self._path = path
 
     def write(self, data: Any) -> int:
@@ -105,6 +113,9 @@ def writing(path: Path) -> Iterator[io.BufferedWriter]:
     with reported(path):
         if not path.parent.is_dir():
             make_folder(path.parent)
+        for other in _leftovers(path.parent.absolute()):
+            if _is_of(other, path.name) and other != temporary and _is_abandoned(other):
+                remove(other)
         try:
             with operation("open", temporary):
                 file = _Writer(temporary)
@@ -120,6 +131,42 @@ def writing(path: Path) -> Iterator[io.BufferedWriter]:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
+
+
+@functools.cache
+def _leftovers(folder: Path) -> tuple[Path, ...]:
+    """The temporary files in a folder when this process first writes there: listing it for each
+    file would take long where there are many."""
+    with contextlib.suppress(OSError):
+        return tuple(p for p in folder.iterdir() if _is_temporary(p))
+    return ()
+
+
+def _is_of(temporary: Path, name: str) -> bool:
+    """Whether it is `.NAME.PID.tmp` of this name."""
+    middle = temporary.name.removeprefix(f".{name}.").removesuffix(".tmp")
+    return middle.isdecimal() and temporary.name == f".{name}.{middle}.tmp"
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether the process that was writing a file is gone, here or on another machine."""
+    with contextlib.suppress(OSError), path.open("r+b") as file:
+        return _lock(file.fileno()) is True
+    return False
+
+
+def _lock(descriptor: int) -> bool | None:
+    """Take the lock on a file that goes with this process. False where another process holds it,
+    None where there are no locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return False if error.errno in (errno.EACCES, errno.EAGAIN) else None
+    return True
 
 
 def write_bytes(path: Path, data: bytes) -> None:

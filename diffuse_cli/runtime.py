@@ -121,16 +121,107 @@ def keep_freed_memory() -> None:
         set_option(trim_threshold, 2**31 - 1)
 
 
+def free_memory(device: str) -> int:
+    """Bytes that a process may still take on a device, or of the machine where it is `cpu`."""
+    import torch
+
+    if device == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    if device == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return min(_free_of_system(), _free_of_group(), _free_of_limit())
+
+
+def processes_here() -> int:
+    """Processes of this run that share the machine's memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1)
+
+
+UNLIMITED = 2**62
+
+
+def _free_of_system() -> int:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return UNLIMITED
+
+
+def _free_of_group(root: Path = Path("/sys/fs/cgroup")) -> int:
+    """What the control groups of this process leave it; pages of files are given back."""
+    free = UNLIMITED
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        own = Path("/proc/self/cgroup").read_text().splitlines()[0].split("::")[-1]
+        folder = root / own.lstrip("/")
+        for group in (folder, *folder.parents):
+            with contextlib.suppress(OSError, ValueError):
+                limit = int((group / "memory.max").read_text())
+                stat = dict(s.split() for s in (group / "memory.stat").read_text().splitlines())
+                used = int((group / "memory.current").read_text()) - int(stat["inactive_file"])
+                free = min(free, limit - used)
+            if group == root:
+                break
+    return free
+
+
+def _free_of_limit() -> int:
+    """What `ulimit -v` leaves."""
+    with contextlib.suppress(ImportError, OSError, ValueError, AttributeError):
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit != resource.RLIM_INFINITY:
+            used = int(Path("/proc/self/statm").read_text().split()[0])
+            return limit - used * os.sysconf("SC_PAGE_SIZE")
+    return UNLIMITED
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that memory, of the device or of the machine, ran out."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     text = str(error)
-    return isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)
+    if _NO_PRIMITIVE in text and not _may_write_code():
+        return False
+    return any(
+        isinstance(error, kind) and any(words in text for words in said)
+        for kind, said in _NO_MEMORY.items()
+    )
 
 
-_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-"""What PyTorch says where it has no error of its own: on Metal and on processors."""
+_NO_PRIMITIVE = "could not create a primitive"
+"""What oneDNN says where it has no memory for the code that it writes, or may not write any."""
+
+_NO_MEMORY: dict[type[Exception], tuple[str, ...]] = {
+    RuntimeError: (
+        "out of memory",
+        "can't allocate memory",
+        "not enough memory",
+        "std::bad_alloc",
+        _NO_PRIMITIVE,
+    ),
+    SystemError: ("error return without exception set", "without setting an exception"),
+}
+"""What is said where no error of its own says it: by PyTorch on Metal and on processors, and by
+Python, which may find no memory for the error either."""
+
+
+def _may_write_code() -> bool:
+    """Whether a process may run code that it wrote, which some services' settings forbid."""
+    import mmap
+
+    if not hasattr(mmap, "PROT_EXEC"):  # Windows
+        return True
+    try:
+        mmap.mmap(-1, 1, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC).close()
+    except PermissionError:
+        return False
+    except OSError:  # no memory for it
+        return True
+    return True
 
 
 WAIT = timedelta(days=1)

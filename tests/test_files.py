@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from conftest import environment
 from seams import FULL, failing, watching
 
 from diffuse_cli import files
@@ -138,6 +143,77 @@ def test_a_line_is_added_to_a_log(tmp_path: Path):
     files.append_line(tmp_path / "log", "one")
     files.append_line(tmp_path / "log", "two")
     assert (tmp_path / "log").read_bytes() == b"one\ntwo\n"
+
+
+# -- what a killed process left --------------------------------------------------------------------
+
+WRITES = (
+    "import os, signal, sys; from pathlib import Path; from diffuse_cli import files\n"
+    "with files.writing(Path(sys.argv[1])) as file:\n"
+    "    file.write(b'half'); file.flush(); print('there', flush=True); sys.stdin.read()\n"
+)
+
+
+@contextlib.contextmanager
+def writer_of(path: Path):
+    """A process that is in the middle of writing a file, which is killed at the end."""
+    command = [sys.executable, "-c", WRITES, str(path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment(), **pipes) as process:
+        try:
+            assert process.stdout.readline() == "there\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def test_what_a_killed_process_left_of_a_file_goes_when_it_is_written_next(tmp_path: Path):
+    with writer_of(tmp_path / "file") as process:
+        pass
+    left = f".file.{process.pid}.tmp"
+    mine = [".file.x.tmp", ".other.5.tmp", ".file.5.tmp.png", "file.5.tmp"]
+    for name in mine:
+        (tmp_path / name).touch()
+    assert everything(tmp_path) == sorted([left, *mine])
+    files.write_bytes(tmp_path / "file", b"new")
+    assert everything(tmp_path) == sorted(["file", *mine])
+
+
+def test_what_another_process_is_writing_stays(tmp_path: Path):
+    with writer_of(tmp_path / "file") as process:
+        files.write_bytes(tmp_path / "file", b"new")
+        assert everything(tmp_path) == [f".file.{process.pid}.tmp", "file"]
+        process.communicate("")
+        assert process.returncode == 0
+    assert (tmp_path / "file").read_bytes() == b"half"
+    assert everything(tmp_path) == ["file"]
+
+
+def test_without_locks_nothing_is_taken_for_abandoned(tmp_path: Path, monkeypatch):
+    import fcntl
+
+    def refuse(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    (tmp_path / ".file.5.tmp").touch()
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    files.write_bytes(tmp_path / "file", b"new")
+    assert everything(tmp_path) == [".file.5.tmp", "file"]
+
+
+def test_a_file_that_is_swept_before_it_is_locked_is_made_anew(tmp_path: Path, monkeypatch):
+    lock, swept = files._lock, []
+
+    def swept_first(descriptor: int):
+        if not swept:
+            swept.append(*tmp_path.iterdir())
+            swept[0].unlink()
+        return lock(descriptor)
+
+    monkeypatch.setattr(files, "_lock", swept_first)
+    files.write_bytes(tmp_path / "file", b"new")
+    assert len(swept) == 1
+    assert everything(tmp_path) == ["file"]
 
 
 # -- folders --------------------------------------------------------------------------------------

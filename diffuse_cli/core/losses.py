@@ -129,6 +129,9 @@ LOSSES: Registry[Loss] = Registry(
     },
 )
 
+OF_LEARNED = frozenset({"hybrid"})
+"""Losses whose bound teaches the variance alone: with a fixed one their gradient is `simple`'s."""
+
 
 def _none(snr: Tensor) -> None:
     """The target's own weight."""

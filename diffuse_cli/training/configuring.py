@@ -10,6 +10,7 @@ from diffuse_cli import files
 from diffuse_cli.config import DiffusionConfig, TrainConfig
 from diffuse_cli.config.training import from_file, to_file
 from diffuse_cli.core.conditions import Conditions
+from diffuse_cli.core.losses import OF_LEARNED
 from diffuse_cli.core.networks.unet import groups_at
 from diffuse_cli.core.settings import to_dict as plain
 from diffuse_cli.core.space import Space
@@ -49,6 +50,12 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     config = from_dict(TrainConfig, {**_below(given), **given})
     if "label_dropout" in typed and not config.classes:
         raise UsageError("--label-dropout goes with --classes", "Give both, or neither")
+    if config.loss in OF_LEARNED and config.variance not in LEARNED:
+        raise UsageError(
+            f"--loss {config.loss} differs from simple by what it teaches the variance, and "
+            f"--variance {config.variance} is fixed",
+            "Give --variance learned, or --loss simple",
+        )
     if config.size and config.preset:
         architecture(config, config.preset, Space(channels=config.channels or 3, size=config.size))
     return _together(config)

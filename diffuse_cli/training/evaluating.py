@@ -131,5 +131,6 @@ class Evaluator:
             times=denoiser.process.times(steps),
             device=self.device,
             condition=condition_of(self.plan),
+            batch_size=self.plan.room,
         )
         return (yield from self._kid.measure(drawings, self.images))

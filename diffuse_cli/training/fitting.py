@@ -29,10 +29,11 @@ from diffuse_cli.training.preparing import (
     prepare,
 )
 from diffuse_cli.training.reports import Meter, Step, Trained
+from diffuse_cli.training.room import images_at_a_time
 from diffuse_cli.training.rundir import Checkpoint, RunDirectory
 from diffuse_cli.training.saving import Pace, check_room, model_of
 from diffuse_cli.training.state import checkpoint_of, restore
-from diffuse_cli.training.timing import cut_short, fill_minutes
+from diffuse_cli.training.timing import cut_short, fill_minutes, parted
 from diffuse_cli.training.trainer import Outcome, Trainer, lr_at
 from diffuse_cli.training.watching import Watch
 
@@ -97,6 +98,8 @@ class _Run:
         self.debug = debug
         self.main = accelerator.is_main_process
         self.loss: float | None = None
+        self.room = images_at_a_time(plan, accelerator)
+        self.plan = dataclasses.replace(plan, room=min(plan.room, self.room))
 
     def work(self) -> Work[Trained | None]:
         """Start or go on, step until the end, and write the model file."""
@@ -168,11 +171,12 @@ class _Run:
         if config.minutes is not None:
             yield Notice("measuring the time of a step")
             with self.stop.at_once():
-                config, seconds = fill_minutes(self.plan, self.accelerator)
+                config, seconds = fill_minutes(self.plan, self.accelerator, self.room)
             config = dataclasses.replace(config, steps=start + config.steps)
             yield Notice(
                 f"{seconds:.3g} s a step of {config.batch_size} images: {config.steps:,} steps"
             )
+        config = yield from parted(config, self.room, self.accelerator.num_processes)
         if start and self.run.exists():
             from diffuse_cli.options import read_toml
 

@@ -34,7 +34,7 @@ def look(trainer: Trainer, run: RunDirectory, done: int) -> Work[tuple[Looked, t
     path: Path | None = None
     try:
         path = yield from _preview(trainer, run.previews / f"step-{done:08d}.png")
-    except (RuntimeError, MemoryError) as error:
+    except Exception as error:
         if not out_of_memory(error):
             raise
         yield Notice("out of memory while drawing the preview: it is left out", warning=True)
@@ -63,6 +63,7 @@ def _preview(trainer: Trainer, path: Path) -> Work[Path]:
         times=denoiser.process.times(steps),
         device=trainer.device,
         condition=condition_of(trainer.plan),
+        batch_size=trainer.plan.room,
     ):
         state = part.state
         yield Progress("preview", part.step, steps)

@@ -49,6 +49,7 @@ class Plan:
         images: all of them.
         train, held_out: indices into the images.
         init: the weights to start from, or None.
+        room: images that the network is shown at a time outside of training, at most.
     """
 
     config: TrainConfig
@@ -57,6 +58,7 @@ class Plan:
     train: npt.NDArray[np.int64]
     held_out: npt.NDArray[np.int64]
     init: Mapping[str, Tensor] | None
+    room: int = 64
 
     @property
     def class_fingerprints(self) -> dict[str, str]:

@@ -53,7 +53,7 @@ def restore(trainer: Trainer, saved: Checkpoint) -> None:
         for good in saved.state.get("unread", [])
     ]
     trainer.bad = saved.state.get("bad", 0)
-    trainer.accumulation = saved.state.get("accumulation", trainer.accumulation)
+    trainer.accumulation = max(saved.state.get("accumulation", 0), trainer.accumulation)
     trainer.history.restore(saved.history)
     own: dict[int, dict[str, Tensor]] = {}
     for i, (name, weight) in enumerate(trainer.net.named_parameters()):

@@ -9,10 +9,11 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from diffuse_cli.config import TrainConfig
-from diffuse_cli.events import Notice
+from diffuse_cli.events import Notice, Work
 from diffuse_cli.options import differs
 from diffuse_cli.training.configuring import BATCH, batched
 from diffuse_cli.training.preparing import Plan
+from diffuse_cli.training.room import split
 from diffuse_cli.training.trainer import Trainer, warmup_of
 
 if TYPE_CHECKING:
@@ -48,19 +49,34 @@ def seconds_a_step(plan: Plan, accelerator: Accelerator) -> float:
     return taken
 
 
-def fill_minutes(plan: Plan, accelerator: Accelerator) -> tuple[TrainConfig, float]:
+def parted(config: TrainConfig, room: int, processes: int) -> Work[TrainConfig]:
+    """`config`, in parts of at most `room` images, which is said where it was not so."""
+    done = split(config, room, processes)
+    if done.accumulation != config.accumulation:
+        yield Notice(
+            f"the {done.batch_size} images of a batch do not fit into memory at once: they are "
+            f"computed in {done.accumulation} parts (--accumulation {done.accumulation})",
+            warning=True,
+        )
+    return done
+
+
+def fill_minutes(plan: Plan, accelerator: Accelerator, room: int) -> tuple[TrainConfig, float]:
     """The configuration with the steps that fill its minutes, and the seconds a step takes.
 
-    A batch size that was left open becomes what gives a short run enough steps.
+    A batch size that was left open becomes what gives a short run enough steps. At most `room`
+    images are computed at a time.
     """
+    processes = accelerator.num_processes
     config, minutes = plan.config, plan.config.minutes
     assert minutes is not None
     if config.batch_size is None:
-        least = accelerator.num_processes * config.accumulation
+        least = processes * config.accumulation
         size = max(TRIAL, least)
-        trial = dataclasses.replace(plan, config=batched(config, size))
+        trial = dataclasses.replace(plan, config=split(batched(config, size), room, processes))
         images = size * minutes * 60 / seconds_a_step(trial, accelerator)
         config = batched(config, batch_for(images, least))
+    config = split(config, room, processes)
     seconds = seconds_a_step(dataclasses.replace(plan, config=config), accelerator)
     steps = max(1, round(minutes * 60 / seconds))
     return dataclasses.replace(config, steps=steps, minutes=None), seconds

@@ -146,7 +146,7 @@ class Trainer:
         while True:
             try:
                 return self._accumulate(step, chances)
-            except (RuntimeError, MemoryError) as error:
+            except Exception as error:
                 if not out_of_memory(error):
                     raise
             # Only here are the tensors of the failed pass forgotten.
@@ -290,7 +290,7 @@ class Trainer:
             self.plan.images.pixels[chosen],
             self.plan.images.labels[chosen],
             seed=self.config.seed,
-            batch_size=HELD_OUT_BATCH,
+            batch_size=min(HELD_OUT_BATCH, self.plan.room),
             device=self.device,
         )
         return torch.cat(list(losses))

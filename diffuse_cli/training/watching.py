@@ -178,7 +178,7 @@ class Watch:
         assert self._evaluator is not None
         try:
             return (yield from self._evaluator.kid(self.trainer.ema_net))
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:
             if not out_of_memory(error):
                 raise
         yield Notice("out of memory while evaluating: it is left out", warning=True)

@@ -9,7 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from diffuse_cli import runtime
+from diffuse_cli.config import TrainConfig
+from diffuse_cli.options import from_dict, read_toml
 from diffuse_cli.runtime import out_of_memory
+from diffuse_cli.training.room import SLACK, cost
 from diffuse_cli.training.rundir import RunDirectory
 from diffuse_cli.training.trainer import Trainer
 
@@ -19,6 +23,9 @@ ERRORS = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     RuntimeError("MPS backend out of memory (MPS allocated: 10 GB)"),
     RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"),
+    RuntimeError("could not create a primitive"),
+    RuntimeError("std::bad_alloc"),
+    SystemError("error return without exception set"),
     MemoryError(),
 ]
 
@@ -139,5 +146,95 @@ def test_sampling_that_does_not_fit_names_the_option(diffuse, model, monkeypatch
 
 
 def test_other_errors_are_none_of_memory():
-    for error in (RuntimeError("shapes do not match"), ValueError("out of memory"), OSError(12)):
+    for error in (
+        RuntimeError("shapes do not match"),
+        ValueError("out of memory"),
+        OSError(12),
+        SystemError("bad call"),
+    ):
         assert not out_of_memory(error)
+
+
+@pytest.mark.parametrize(("error", "memory"), [(PermissionError(1), False), (OSError(12), True)])
+def test_a_process_that_may_not_write_code_has_not_run_out_of_memory(monkeypatch, error, memory):
+    """oneDNN says the same where a service's settings forbid memory that is written and run."""
+
+    def refuse(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("mmap.mmap", refuse)
+    assert out_of_memory(RuntimeError("could not create a primitive")) is memory
+    assert out_of_memory(RuntimeError("out of memory"))
+
+
+# -- before the first step ------------------------------------------------------------------------
+
+LARGE = ("--preset", "base", "--size", 256, "--steps", 2)
+
+
+@pytest.fixture
+def has(monkeypatch):
+    """Let the machine have so much memory to give."""
+    return lambda count: monkeypatch.setattr(
+        "diffuse_cli.runtime.free_memory", lambda device: int(count)
+    )
+
+
+@pytest.mark.parametrize("more", [("--dry-run",), ("--minutes", 1), ()])
+def test_a_run_that_cannot_fit_is_refused_before_anything_is_made(
+    diffuse, images, has, monkeypatch, more
+):
+    """On the command line it needs 24 GB and more for its batch, and over 2 GB for one image."""
+    has(2**30)
+    monkeypatch.setattr("diffuse_cli.training.trainer.Trainer.__init__", lambda *a: pytest.fail())
+    options = LARGE if more != ("--minutes", 1) else LARGE[:-2]
+    ran = diffuse("train", images, *options, *more, "-q")
+    assert ran.code == 2
+    assert "one image of 256x256 takes" in ran.line
+    assert "--gradient-checkpointing" in ran.line or "--size" in ran.line
+    assert not RunDirectory(MODEL).exists()
+
+
+def test_a_batch_that_does_not_fit_is_split_and_said(train, has, monkeypatch):
+    train("--steps", 4, "-o", "whole.safetensors", "-q")
+    seen = []
+    real = Trainer.losses
+
+    def losses(self, denoiser, step, positions, chances):
+        seen.append(len(positions))
+        return real(self, denoiser, step, positions, chances)
+
+    monkeypatch.setattr(Trainer, "losses", losses)
+    needs = cost(from_dict(TrainConfig, read_toml(Path("whole.run/config.toml"))), "cpu")
+    has(needs.of(2, SLACK["cpu"]) + 10)
+    ran = train("--steps", 4)
+    assert ran.code == 0, ran.err
+    assert seen == [2] * 16
+    assert "8 images of a batch do not fit into memory at once" in ran.err
+    assert "--accumulation 4" in ran.err
+    assert read_toml(RUN / "config.toml")["accumulation"] == 4
+    ours, whole = load_file(MODEL), load_file("whole.safetensors")
+    assert all(torch.allclose(ours[name], whole[name], atol=1e-3) for name in whole)
+    has(needs.of(1))
+    assert train("--steps", 4, "--dry-run", "--json").json["config"]["accumulation"] == 8
+    has(needs.of(1) - 1)
+    assert train("--steps", 4, "-o", "third.safetensors", "-q").code == 2
+
+
+def test_what_is_free_is_the_least_that_the_system_its_groups_and_limits_leave(
+    tmp_path, monkeypatch
+):
+    import resource
+
+    found = runtime.free_memory("cpu")
+    assert 0 < found <= runtime._free_of_system()
+    limits = (2**40, resource.RLIM_INFINITY)
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: limits)
+    assert 0 < runtime._free_of_limit() < 2**40
+    own = Path("/proc/self/cgroup").read_text().splitlines()[0].split("::")[-1].lstrip("/")
+    group = tmp_path / own
+    group.mkdir(parents=True, exist_ok=True)
+    assert runtime._free_of_group(tmp_path) == runtime.UNLIMITED
+    for name, text in (("max", "1000"), ("current", "700"), ("stat", "anon 500\ninactive_file 50")):
+        (group / f"memory.{name}").write_text(text)
+    assert runtime._free_of_group(tmp_path) == 350

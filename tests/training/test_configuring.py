@@ -7,6 +7,8 @@ from itertools import product
 import pytest
 
 from diffuse_cli.core import LOSSES, VARIANCES, WEIGHTINGS
+from diffuse_cli.core.losses import OF_LEARNED
+from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.errors import UsageError
 from diffuse_cli.options import from_dict, to_dict
 from diffuse_cli.training.configuring import complete, configure
@@ -28,6 +30,10 @@ def test_loss_and_weighting_follow_from_the_variance(variance, loss, weighting):
     typed = without({"variance": variance, "loss": loss, "weighting": weighting})
     if loss == "vlb" and weighting not in (None, "none"):
         with pytest.raises(UsageError, match="--weighting does not go with --loss vlb"):
+            made(typed)
+        return
+    if loss in OF_LEARNED and variance not in LEARNED:
+        with pytest.raises(UsageError, match="Give --variance learned, or --loss simple"):
             made(typed)
         return
     config = made(typed)
@@ -52,11 +58,15 @@ def test_loss_and_weighting_follow_from_the_variance(variance, loss, weighting):
         ("variance=learned loss=vlb weighting=none", "variance=small", "vlb", "none"),
         ("variance=small loss=hybrid", "variance=learned", "hybrid", "min-snr"),
         ("variance=learned loss=hybrid", "loss=simple", "simple", "min-snr"),
-        ("variance=learned loss=hybrid", "variance=small loss=hybrid", "hybrid", "min-snr"),
         ("loss=vlb weighting=none", "loss=simple", "simple", "min-snr"),
         ("loss=simple weighting=p2", "loss=vlb", "vlb", "none"),
-        ("loss=simple weighting=p2", "loss=hybrid", "hybrid", "min-snr"),
-        ("loss=simple weighting=p2", "loss=hybrid weighting=none", "hybrid", "none"),
+        ("loss=simple weighting=p2 variance=learned", "loss=hybrid", "hybrid", "min-snr"),
+        (
+            "loss=simple weighting=p2 variance=learned",
+            "loss=hybrid weighting=none",
+            "hybrid",
+            "none",
+        ),
     ],
 )
 def test_what_is_typed_wins_and_brings_its_own(filed, typed, loss, weighting):

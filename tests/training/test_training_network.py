@@ -17,7 +17,7 @@ from diffuse_cli.errors import UsageError
 from diffuse_cli.options import from_dict, to_dict, to_toml
 from diffuse_cli.presets import PRESETS, network
 from diffuse_cli.training.configuring import batched, complete, configure, rate_at
-from diffuse_cli.training.estimating import bytes_kept
+from diffuse_cli.training.room import bytes_kept
 from diffuse_cli.training.rundir import RunDirectory
 from diffuse_cli.training.timing import batch_for, fill_minutes
 
@@ -271,7 +271,7 @@ def test_minutes_are_filled_with_the_batch_that_suits_them(monkeypatch, typed, b
     monkeypatch.setattr("diffuse_cli.training.timing.seconds_a_step", seconds_a_step)
     accelerator = SimpleNamespace(num_processes=1)
     given = {"minutes": 7.0} | ({"batch_size": typed} if typed else {})
-    config, seconds = fill_minutes(Plan(completed(given)), accelerator)
+    config, seconds = fill_minutes(Plan(completed(given)), accelerator, 64)
     assert config.batch_size == batch
     assert config.steps == 7 * 60 * 128 // batch
     assert config.lr == pytest.approx(PRESETS["tiny"].train["lr"] * (batch / 64) ** 0.5)

@@ -1,0 +1,160 @@
+"""What a run needs of memory, counted before anything of it is made, and what the machine has."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from diffuse_cli import runtime
+from diffuse_cli.config import TrainConfig
+from diffuse_cli.core.kernels.layout import laid_out
+from diffuse_cli.core.networks import Run
+from diffuse_cli.diffusion import Blueprint
+from diffuse_cli.errors import UsageError
+from diffuse_cli.training.power import KEPT_LENGTHS
+from diffuse_cli.training.preparing import Plan
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+COPIES = 5
+"""Weights, gradients, two moments and the average, in float32; --ema-lengths keeps more."""
+
+SLACK = {"cpu": 2.2}
+"""Times what is kept for the backward pass that a step takes at its peak, with the temporaries of
+the pass itself: 1.2 to 2.1 on processors, where a system that runs out ends the process. Elsewhere
+running out is an error, and the part is halved then."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes of a training: of its weights and their copies, and of each image of a part."""
+
+    fixed: int
+    image: int
+
+    def of(self, images: int, slack: float = 1.0) -> int:
+        """Bytes of a step whose parts are of so many images."""
+        return self.fixed + int(images * self.image * slack)
+
+
+def cost(config: TrainConfig, blueprint: Blueprint, device: str, processes: int = 1) -> Cost:
+    """What a complete configuration costs on a device."""
+    parameters = sum(map(math.prod, blueprint.shapes.values()))
+    half, again = config.precision != "fp32", config.gradient_checkpointing
+    one, two = (bytes_kept(blueprint, n, half, again, device) for n in (1, 2))
+    copies = COPIES + (len(KEPT_LENGTHS) if config.ema_lengths else 0)
+    copies += processes > 1  # the gradients on their way to the others
+    return Cost(copies * 4 * parameters + one - (two - one), two - one)
+
+
+@functools.cache
+def bytes_kept(
+    blueprint: Blueprint, batch: int, half: bool, checkpointing: bool, device: str = "cpu"
+) -> int:
+    """Bytes that a network keeps for the backward pass of a batch, beside its weights.
+
+    With `checkpointing` they are the inputs of its blocks, and all that the largest block keeps
+    while it runs again. Its tensors have shapes and a device, and no memory.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    kept: dict[int, int] = {}
+    alive: list[torch.Tensor] = []
+    largest = 0
+
+    with FakeTensorMode(), torch.device(device):
+        net = blueprint.build()
+        own = {p.untyped_storage()._cdata for p in net.parameters()}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in own:
+                kept[storage._cdata] = storage.nbytes()
+                alive.append(tensor)  # so that no other storage takes its place
+            return tensor
+
+        def keep_inputs(block: Run, *inputs: object) -> torch.Tensor:
+            nonlocal largest
+            for tensor in inputs:
+                if isinstance(tensor, torch.Tensor):
+                    keep(tensor)
+            before = dict(kept)
+            h = block(*inputs)
+            largest = max(largest, sum(kept.values()) - sum(before.values()))
+            kept.clear()
+            kept.update(before)
+            return h
+
+        if checkpointing:
+            net.run_block = keep_inputs  # type: ignore[assignment]
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
+            torch.autocast(device, torch.bfloat16, enabled=half),
+        ):
+            net(laid_out(torch.zeros(batch, *blueprint.space.shape)), torch.zeros(batch))
+    return sum(kept.values()) + largest
+
+
+def images_at_a_time(plan: Plan, accelerator: Accelerator) -> int:
+    """How many images of a part a process has memory for.
+
+    Raises:
+        UsageError: not even one, on any of the processes.
+    """
+    config, blueprint = plan.config, plan.blueprint
+    device, processes = accelerator.device.type, accelerator.num_processes
+    free = runtime.free_memory(device)
+    if device == "cpu":
+        free //= runtime.processes_here()
+    needs = cost(config, blueprint, device, processes)
+    images = max(0, (free - needs.fixed) // max(1, int(needs.image * SLACK.get(device, 1.0))))
+    if images == 0 and needs.of(1) <= free:
+        images = 1  # it may just fit
+    if processes > 1:
+        from accelerate.utils import gather_object
+
+        images = min(gather_object([images]))
+    if images == 0:
+        raise UsageError(
+            f"one image of {_by(blueprint.space.size)} takes {_gib(needs.of(1))} of memory in "
+            f"training, and {_gib(free)} are free",
+            f"Try {_smaller(plan, device, free)}",
+        )
+    return images
+
+
+def split(config: TrainConfig, images: int, processes: int) -> TrainConfig:
+    """`config` with as many parts of its batch as let each have at most so many images."""
+    assert config.batch_size is not None
+    share = config.batch_size // processes
+    parts = math.ceil(math.ceil(config.batch_size / processes) / images)
+    return dataclasses.replace(config, accumulation=max(config.accumulation, min(parts, share)))
+
+
+def _smaller(plan: Plan, device: str, free: int) -> str:
+    """What to type for a run that fits."""
+    config, blueprint = plan.config, plan.blueprint
+    again = dataclasses.replace(config, gradient_checkpointing=True)
+    if not config.gradient_checkpointing and cost(again, blueprint, device).of(1) <= free:
+        return "--gradient-checkpointing"
+    weights = cost(config, blueprint, device)
+    if weights.fixed <= free / 2:
+        ratio = (free - weights.fixed) / max(1, weights.image)
+        side = int(min(blueprint.space.size) * ratio**0.5) // 16 * 16
+        if side >= 16:
+            return f"--size {side}, or a smaller --width"
+    return "a smaller --width, or --preset tiny"
+
+
+def _by(size: tuple[int, ...]) -> str:
+    return "x".join(map(str, size))
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:,.2f} GiB"
