@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import inspect
 import json
 import os
@@ -258,7 +259,9 @@ def test_a_middle_without_a_norm_is_refused(diffuse):
     """Without `attn_norm_num_groups`, scale and shift leave it out in diffusers."""
     folder = pipeline(unet2d(resnet_time_scale_shift="scale_shift"))
     ran = diffuse("convert", folder, "-q")
-    assert (ran.code, "attn_norm_num_groups = None" in ran.line) == (4, True)
+    assert ran.code == 4
+    assert "the attention in the middle has no norm, as none here has" in ran.line
+    assert "scale_shift and no attn_norm_num_groups" in ran.line
 
 
 @pytest.mark.parametrize("down", [("resnet", "conv"), ("conv", "resnet")])
@@ -380,13 +383,22 @@ SCHEDULES_OF: dict[str, tuple[dict[str, Any], str | None]] = {
 @pytest.mark.parametrize("kind", _scheduler.SCHEDULERS)
 def test_betas_are_those_of_the_scheduler(kind: str, case: str):
     given, expected = SCHEDULES_OF[case]
-    scheduler = getattr(theirs, kind)(**given)
+    scheduler = getattr(theirs, kind)(**{"beta_start": 1e-4, "beta_end": 0.02, **given})
     model = converted(pipeline(scheduler=scheduler))
     process = modelfile.make_process(model.diffusion)
     assert torch.allclose(process.betas, scheduler.betas.double(), rtol=2e-6, atol=1e-9)
     assert model.diffusion.schedule == expected
     assert (model.diffusion.betas is None) == (expected is not None)
     assert process.timesteps.tolist() == list(range(process.num_timesteps))
+
+
+@pytest.mark.parametrize("kind", _scheduler.SCHEDULERS)
+def test_betas_that_a_file_leaves_out_are_the_schedulers(kind: str):
+    scheduler = getattr(theirs, kind)()
+    folder = pipeline(scheduler=scheduler)
+    described(folder / "scheduler" / "scheduler_config.json", beta_start=None, beta_end=None)
+    process = modelfile.make_process(converted(folder).diffusion)
+    assert torch.allclose(process.betas, scheduler.betas.double(), rtol=2e-6, atol=1e-9)
 
 
 def test_the_sigmoid_schedule_of_diffusers_is_not_ours():
@@ -446,6 +458,7 @@ UNTOLD = {
     "beta_start": "low",
     "beta_end": float("nan"),
     "predict_epsilon": False,
+    "timestep_type": "continuous",
 }
 
 
@@ -830,15 +843,15 @@ FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "empty": (lambda p: p.write_bytes(b""), "neither safetensors nor a pickle"),
     "text": (lambda p: p.write_text("a model, honestly"), "neither safetensors nor a pickle"),
     "packed": (packed, "is compressed"),
-    "broken zip": (lambda p: p.write_bytes(b"PK\x03\x04" + b"x" * 100), "not a zip file"),
+    "broken zip": (lambda p: p.write_bytes(b"PK\x03\x04" + b"x" * 100), "that is cut short"),
     "broken pickle": (lambda p: p.write_bytes(b"\x80\x02" + b"x" * 100), "cannot be read"),
     "another zip": (
-        lambda p: zipfile.ZipFile(p, "w").writestr("a.txt", "a"), "cannot be read as a checkpoint",
+        lambda p: zipfile.ZipFile(p, "w").writestr("a.txt", "a"), "is a zip file, not a model",
     ),
     "not by name": (lambda p: torch.save([torch.ones(3)], p), "no tensors by name"),
     "beside tensors": (
-        lambda p: torch.save({"state_dict": {"a": torch.ones(3)}, "step": 3}, p),
-        "2 entries that are no tensors of real numbers: state_dict, step",
+        lambda p: torch.save({"weights": {"a": torch.ones(3)}, "step": 3}, p),
+        "2 entries that are no tensors of real numbers: weights, step",
     ),
     "larger than the file": (
         lambda p: torch.save({"time_embed.0.weight": torch.ones(1).expand(2**20, 2**20)}, p),
@@ -852,6 +865,7 @@ FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
                              "time_embedding.linear_1.weight": torch.ones(1)}, p),
         "no config.json",
     ),
+    "tar.gz": (lambda p: p.write_bytes(gzip.compress(b"x")), "is a gzip archive, not a model"),
     "short safetensors": (
         lambda p: (save_file({"a": torch.ones(300)}, p), p.write_bytes(p.read_bytes()[:-9])),
         "cannot be used",

@@ -8,7 +8,7 @@ from diffuse_cli.data.images import HELD_OUT_MINIMUM, HELD_OUT_OF, Images, held_
 from diffuse_cli.data.pixels import fit
 from diffuse_cli.data.reading import read_images
 from diffuse_cli.data.reasons import FORMATS, Unusable
-from diffuse_cli.data.sources import MANIFEST, MANIFEST_FORMAT
+from diffuse_cli.data.sources import MANIFEST, MANIFEST_FORMAT, is_images
 from diffuse_cli.data.summary import Summary
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "decode",
     "fit",
     "held_out_rule",
+    "is_images",
     "open_index",
     "read_image",
     "read_images",

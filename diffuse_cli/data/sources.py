@@ -13,6 +13,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from diffuse_cli import foreign
 from diffuse_cli.data import reasons
 from diffuse_cli.data.reasons import EXTENSIONS, LARGEST_FILE, Unusable
 from diffuse_cli.errors import DataError
@@ -177,6 +178,17 @@ def _member_fault(info: zipfile.ZipInfo) -> str:
     return reasons.IRREGULAR if kind not in (0, stat.S_IFREG) else ""
 
 
+def is_images(path: Path) -> bool:
+    """Whether a folder or zip file of images is there; a file may be a model's otherwise."""
+    if not path.is_file():
+        return path.is_dir()
+    kind = foreign.kind_at(path)
+    if kind != foreign.TORCH:
+        return kind == foreign.ZIP
+    with zipfile.ZipFile(path) as archive:
+        return any(_extension(name.rpartition("/")[2]) in EXTENSIONS for name in archive.namelist())
+
+
 def open_source(path: Path) -> Source:
     """The folder or zip file at `path`.
 
@@ -192,11 +204,14 @@ def open_source(path: Path) -> Source:
         raise DataError(f"cannot read {show(path)}: {error}", hint) from None
     if stat.S_ISDIR(mode):
         return Folder(path)
-    try:
-        if stat.S_ISREG(mode) and zipfile.is_zipfile(path):
+    if is_images(path):
+        try:
             return Zip(path)
-    except Exception as error:
-        raise DataError(f"cannot read the zip file {show(path)}: {error}", hint) from error
+        except Exception as error:
+            raise DataError(f"cannot read the zip file {show(path)}: {error}", hint) from error
+    if stat.S_ISREG(mode) and (kind := foreign.kind_at(path)):
+        message, advice = foreign.described(kind, path, "images")
+        raise DataError(message, advice or hint)
     if path.suffix.lower() in EXTENSIONS:
         hint = "DATA is the folder that holds the images"
     raise DataError(f"neither a folder nor a zip file: {show(path)}", hint)

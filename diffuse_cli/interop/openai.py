@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from diffuse_cli import foreign
 from diffuse_cli.config import ConvertConfig, UNetConfig
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.errors import ModelFileError, UsageError
@@ -64,7 +65,7 @@ ENDS = {
 
 def recognises(source: Source) -> bool:
     """A file with the first tensors of a network by OpenAI's names."""
-    return {"time_embed.0.weight", "input_blocks.0.0.weight"} <= source.tensors.keys()
+    return foreign.is_of("openai", source.tensors)
 
 
 def read(source: Source, config: ConvertConfig) -> Foreign:
