@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from diffuse_cli.errors import UsageError
 from diffuse_cli.options import Config, option
@@ -26,12 +26,14 @@ class UNetConfig(Config):
             always has attention.
         heads, head_width: one of the two; `head_width` channels a head where `heads` is None, and
             one head where neither is given.
+        heads_up: heads on the way up, where they are others than `heads`.
         block: a name in `core.blocks.BLOCKS`, for every residual block.
         resblock_updown: residual blocks change the size of feature maps, in place of convolutions
             (BigGAN up/down; section 3.1).
         groups: groups of every GroupNorm; each level's width is a multiple of it.
         num_classes: classes of the label embedding, beside the entry K for "none".
         time_embedding: a name in `core.unet.TIME_EMBEDDINGS`.
+        time_width: what the time embedding is four times as wide as, where that is not `width`.
         norm_eps, downsample_padding, freq_shift, flip_sin_to_cos: as the code that a model comes
             from has them, under diffusers' names: what is added to the variance that GroupNorm
             divides by; padding of the convolutions that halve, 0 for the right and bottom edge
@@ -55,6 +57,7 @@ class UNetConfig(Config):
     )
     heads: int | None = option(None, "Attention heads.", low=1, high=256)
     head_width: int | None = option(None, "Channels of an attention head.", low=1, high=4096)
+    heads_up: int | None = option(None, "Attention heads on the way up.", low=1, high=256)
     block: str = option("resnet", "Residual block: resnet or convnext.")
     resblock_updown: bool = option(False, "Residual blocks halve and double (BigGAN up/down).")
     scale_shift: bool = option(True, "The time scales and shifts the norm (adaptive group norm).")
@@ -62,6 +65,9 @@ class UNetConfig(Config):
     groups: int = option(32, "Groups of the normalisation.", low=1, high=1024)
     num_classes: int = option(0, "Classes of the label embedding.", low=0, high=1_000_000)
     time_embedding: str = option("sinusoidal", "What is shown of t: sinusoidal or fourier.")
+    time_width: int | None = option(
+        None, "A quarter of the time embedding's width.", low=2, high=4096
+    )
     norm_eps: float = option(1e-5, "Added to the variance in the norms.", low=1e-12, high=1)
     downsample_padding: int = option(1, "Padding of the convolutions that halve.", low=0, high=1)
     freq_shift: int = option(0, "Shift of the sinusoids' frequencies.", low=0, high=1)
@@ -87,6 +93,7 @@ class UNetConfig(Config):
             if attends:
                 self._check_heads(width)
         self._check_heads(self.widths[-1])
+        self.upward  # noqa: B018 - its heads are checked as it is made
 
     @property
     def widths(self) -> list[int]:
@@ -98,6 +105,16 @@ class UNetConfig(Config):
         """Whether the blocks of each level have attention; those of the middle always have."""
         side = min(self.size) // self.patch
         return [side >> i in self.attention for i in range(len(self.multipliers))]
+
+    @property
+    def upward(self) -> UNetConfig:
+        """The network with the heads of its way up throughout."""
+        return self if self.heads_up is None else replace(self, heads=self.heads_up, heads_up=None)
+
+    @property
+    def time_channels(self) -> int:
+        """Channels of the time embedding."""
+        return 4 * (self.time_width or self.width)
 
     @property
     def _of_patches(self) -> str:

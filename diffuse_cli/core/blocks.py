@@ -51,7 +51,7 @@ class ResBlock(nn.Module):
         self.scale_shift, self.resize = config.scale_shift, resize
         self.norm1 = norm(config, before)
         self.conv1 = conv(before, after)
-        self.time_emb_proj = nn.Linear(4 * config.width, after * (2 if self.scale_shift else 1))
+        self.time_emb_proj = nn.Linear(config.time_channels, after * (2 if self.scale_shift else 1))
         self.norm2 = norm(config, after)
         self.dropout = Dropout(config.dropout)
         self.conv2 = zeroed(conv(after, after))
@@ -81,7 +81,9 @@ class ConvNeXt(nn.Module):
         super().__init__()
         self.scale_shift, self.resize = config.scale_shift, resize
         self.dwconv = nn.Conv2d(before, before, 7, padding=3, groups=before)
-        self.time_emb_proj = nn.Linear(4 * config.width, before * (2 if self.scale_shift else 1))
+        self.time_emb_proj = nn.Linear(
+            config.time_channels, before * (2 if self.scale_shift else 1)
+        )
         self.norm = norm(config, before)
         self.pwconv1 = nn.Conv2d(before, self.EXPANSION * after, 1)
         self.dropout = Dropout(config.dropout)

@@ -65,7 +65,7 @@ class UNet(nn.Module):
         super().__init__()
         self.config = config
         self.run_block: Run = plainly
-        width, time_width = config.width, 4 * config.width
+        width, time_width = config.width, config.time_channels
         widths, attends = config.widths, config.attends
         self.conv_in = conv(config.channels * config.patch**2, width)
         time_proj = lookup(TIME_EMBEDDINGS, config.time_embedding, "[unet] time_embedding")
@@ -89,7 +89,7 @@ class UNet(nn.Module):
         for i, (after, attend) in enumerate(zip(widths[::-1], attends[::-1], strict=True)):
             last = i == len(widths) - 1
             inputs = [w + skips.pop() for w in [before] + [after] * config.blocks]
-            self.up_blocks.append(Level(config, inputs, after, attend, up=not last))
+            self.up_blocks.append(Level(config.upward, inputs, after, attend, up=not last))
             before = after
         self.conv_norm_out = norm(config, before)
         out_channels = config.out_channels or config.channels
@@ -216,7 +216,7 @@ class Sinusoids(nn.Module):
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
-        self.width = config.width
+        self.width = config.time_channels // 4
         self.shift, self.cos_first = config.freq_shift, config.flip_sin_to_cos
 
     def forward(self, t: Tensor) -> Tensor:
@@ -240,9 +240,10 @@ class Fourier(nn.Module):
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
-        self.width, self.cos_first = 2 * config.width, config.flip_sin_to_cos
+        count = config.time_channels // 4
+        self.width, self.cos_first = 2 * count, config.flip_sin_to_cos
         self.weight: Tensor
-        self.register_buffer("weight", self.SCALE * torch.randn(config.width))
+        self.register_buffer("weight", self.SCALE * torch.randn(count))
 
     def forward(self, t: Tensor) -> Tensor:
         """(B,) to (B, 2 * width of the network)."""
