@@ -21,7 +21,7 @@ from diffuse_cli.errors import ModelFileError
 from diffuse_cli.files import show
 
 SAFETENSORS, PICKLE, TORCH, ZIP, CUT_ZIP = "safetensors", "pickle", "torch", "zip", "cut zip"
-"""Kinds of file. TORCH is a zip that `torch.save` wrote: a pickle and its tensors."""
+"""Kinds of file. TORCH is a zip that `torch.save` wrote: a pickle, and then its tensors."""
 
 PICKLES = (PICKLE, TORCH)
 
@@ -106,11 +106,9 @@ def kind_of(file: IO[bytes]) -> str:
             return kind
     if not zipfile.is_zipfile(file):
         return CUT_ZIP if start.startswith(b"PK\x03\x04") else ""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return TORCH if any(n.endswith("/data.pkl") for n in archive.namelist()) else ZIP
-    except Exception:  # whatever is wrong with it, reading it will say so
-        return ZIP
+    # By its first member: listing a million of them takes seconds.
+    first = start[30 : 30 + int.from_bytes(start[26:28], "little")]
+    return TORCH if start.startswith(b"PK\x03\x04") and first.endswith(b"/data.pkl") else ZIP
 
 
 def kind_at(path: Path) -> str:

@@ -185,8 +185,12 @@ def is_images(path: Path) -> bool:
     kind = foreign.kind_at(path)
     if kind != foreign.TORCH:
         return kind == foreign.ZIP
-    with zipfile.ZipFile(path) as archive:
-        return any(_extension(name.rpartition("/")[2]) in EXTENSIONS for name in archive.namelist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except Exception:  # whatever is wrong with it, it begins as a model
+        return False
+    return any(_extension(name.rpartition("/")[2]) in EXTENSIONS for name in names)
 
 
 def open_source(path: Path) -> Source:
