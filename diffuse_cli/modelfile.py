@@ -238,7 +238,7 @@ def _header(file: IO[bytes], path: Path) -> tensorfile.Header:
         ModelFileError: it is of another kind, named where that is known.
         ValueError: it is not a file of tensors.
     """
-    foreign.check_start(file.read(9), path)
+    foreign.check_kind(file, path)
     header = tensorfile.read_header(file)
     if "diffuse.config" not in header.metadata:
         raise foreign.rejected(header.entries, path)

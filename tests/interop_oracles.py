@@ -29,11 +29,16 @@ def checkpoint(
     classes: int = 0,
     scale_shift: bool = True,
     updown: bool = False,
+    time_width: int | None = None,
     filled: bool = True,
 ) -> State:
-    """A state dict of random numbers that are nowhere zero; of no memory where not `filled`."""
+    """A state dict of random numbers that are nowhere zero; of no memory where not `filled`.
+
+    `width` is that of the first convolution, `time_width` the code's model_channels.
+    """
     shapes: dict[str, tuple[int, ...]] = {}
-    time = 4 * width
+    waves = time_width or width
+    time = 4 * waves
 
     def layer(name: str, *shape: int) -> None:
         shapes[name + ".weight"] = shape
@@ -53,7 +58,7 @@ def checkpoint(
         layer(name + ".qkv", 3 * size, size, 1)
         layer(name + ".proj_out", size, size, 1)
 
-    layer("time_embed.0", time, width)
+    layer("time_embed.0", time, waves)
     layer("time_embed.2", time, time)
     if classes:
         shapes["label_emb.weight"] = (classes, time)
@@ -108,9 +113,15 @@ def _filled(shapes: dict[str, tuple[int, ...]]) -> State:
 
 
 def answer(
-    state: State, x: Tensor, t: Tensor, label: Tensor | None, heads: Any, order: str = "legacy"
+    state: State,
+    x: Tensor,
+    t: Tensor,
+    label: Tensor | None,
+    heads: Any,
+    order: str = "legacy",
+    heads_up: Any = None,
 ) -> Tensor:
-    """The network's output; `heads` gives their number at a width."""
+    """The network's output; `heads` gives their number at a width, `heads_up` on the way up."""
 
     def has(name: str) -> bool:
         return name + ".weight" in state
@@ -138,7 +149,8 @@ def answer(
 
     def attention(name: str, h: Tensor) -> Tensor:
         batch, size, *sides = h.shape
-        count = heads(size)
+        up = heads_up and name.startswith("output_blocks")
+        count = (heads_up if up else heads)(size)
         each = size // count
         rows = F.conv1d(norm(name + ".norm", h).flatten(2), *of(name + ".qkv"))
         mixed = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import inspect
 import json
 import os
@@ -258,7 +259,9 @@ def test_a_middle_without_a_norm_is_refused(diffuse):
     """Without `attn_norm_num_groups`, scale and shift leave it out in diffusers."""
     folder = pipeline(unet2d(resnet_time_scale_shift="scale_shift"))
     ran = diffuse("convert", folder, "-q")
-    assert (ran.code, "attn_norm_num_groups = None" in ran.line) == (4, True)
+    assert ran.code == 4
+    assert "the attention in the middle has no norm, as none here has" in ran.line
+    assert "scale_shift and no attn_norm_num_groups" in ran.line
 
 
 @pytest.mark.parametrize("down", [("resnet", "conv"), ("conv", "resnet")])
@@ -380,13 +383,22 @@ SCHEDULES_OF: dict[str, tuple[dict[str, Any], str | None]] = {
 @pytest.mark.parametrize("kind", _scheduler.SCHEDULERS)
 def test_betas_are_those_of_the_scheduler(kind: str, case: str):
     given, expected = SCHEDULES_OF[case]
-    scheduler = getattr(theirs, kind)(**given)
+    scheduler = getattr(theirs, kind)(**{"beta_start": 1e-4, "beta_end": 0.02, **given})
     model = converted(pipeline(scheduler=scheduler))
     process = modelfile.make_process(model.diffusion)
     assert torch.allclose(process.betas, scheduler.betas.double(), rtol=2e-6, atol=1e-9)
     assert model.diffusion.schedule == expected
     assert (model.diffusion.betas is None) == (expected is not None)
     assert process.timesteps.tolist() == list(range(process.num_timesteps))
+
+
+@pytest.mark.parametrize("kind", _scheduler.SCHEDULERS)
+def test_betas_that_a_file_leaves_out_are_the_schedulers(kind: str):
+    scheduler = getattr(theirs, kind)()
+    folder = pipeline(scheduler=scheduler)
+    described(folder / "scheduler" / "scheduler_config.json", beta_start=None, beta_end=None)
+    process = modelfile.make_process(converted(folder).diffusion)
+    assert torch.allclose(process.betas, scheduler.betas.double(), rtol=2e-6, atol=1e-9)
 
 
 def test_the_sigmoid_schedule_of_diffusers_is_not_ours():
@@ -446,6 +458,7 @@ UNTOLD = {
     "beta_start": "low",
     "beta_end": float("nan"),
     "predict_epsilon": False,
+    "timestep_type": "continuous",
 }
 
 
@@ -562,6 +575,14 @@ def test_ddpm_draws_what_it_draws_in_diffusers(variance: str):
 CHECKPOINTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "four heads": ({}, {"heads": 4}),
     "head width": ({}, {"head_width": 32}),
+    "other heads up": ({"attends": (True, True)}, {"heads": 2, "heads_upsample": 4}),
+    "other heads up, new order": (
+        {"attends": (True, True)}, {"heads": 4, "heads_upsample": 1, "attention_order": "new"},
+    ),
+    "first level half as wide": (
+        {"multipliers": (1, 2, 2), "time_width": 64, "attends": (False, True, True)},
+        {"head_width": 16},
+    ),
     "new order": ({}, {"heads": 4, "attention_order": "new"}),
     "one head, new order": ({}, {"heads": 1, "attention_order": "new"}),
     "up and down": ({"updown": True, "attends": (True, True)}, {"heads": 2}),
@@ -601,7 +622,9 @@ def test_a_network_of_openai_answers_as_it_did_there(name: str):
     x, t = batch(unet.channels, (8, 8))
     label = torch.tensor([2, 0]) if unet.num_classes else None
     order = options.get("attention_order", "legacy")
-    expected = answer(state, x, t, label, heads_of(options), order)
+    up = options.get("heads_upsample")
+    heads_up = heads_of({"heads": up}) if up else None
+    expected = answer(state, x, t, label, heads_of(options), order, heads_up)
     assert same(model.network()(x, t.float(), label=label), expected)
     learned = unet.out_channels == 2 * unet.channels
     assert model.diffusion.variance == ("learned" if learned else "large")
@@ -610,6 +633,38 @@ def test_a_network_of_openai_answers_as_it_did_there(name: str):
         assert model.classes == ("0", "1", "2")
         state["label_emb.weight"].zero_()
         assert same(model.network()(x, t.float()), answer(state, x, t, label, heads_of(options)))
+
+
+@torch.no_grad()
+def test_other_heads_on_the_way_up_are_another_network(diffuse):
+    """As many as down where nothing is typed, which is said; a preset knows it."""
+    path, _ = saved(attends=(True, True))
+    x, t = batch(3, (8, 8))
+    found = {
+        up: converted(path, size=8, heads=2, heads_upsample=up, **PROCESS).network()(x, t.float())
+        for up in (None, 2, 4)
+    }
+    assert torch.equal(found[None], found[2])
+    assert not torch.allclose(found[None], found[4], atol=1e-2)
+    for typed, says in (((), True), (("--heads-upsample", 2), False)):
+        ran = diffuse("convert", path, "--heads", 2, *typed, *TYPED, "--overwrite")
+        assert ran.code == 0, ran.err
+        assert ("taken to have 2 attention heads on the way up, too" in ran.err) is says
+    ran = diffuse("convert", path, "--head-width", 16, *TYPED, "--overwrite")
+    assert (ran.code, "on the way up" in ran.err) == (0, False)
+    path, _ = saved(attends=(False, False))
+    ran = diffuse("convert", path, "--heads", 2, *TYPED, "--overwrite")
+    assert (ran.code, "on the way up" in ran.err) == (0, False)
+
+
+def test_the_heads_of_a_preset_may_have_no_others_on_the_way_up():
+    for preset, typed in (("adm-64", {}), ("iddpm-cifar10", {"heads_upsample": 4})):
+        source, _ = published(preset)
+        found = openai.read(source, ConvertConfig(source="m.pt", preset=preset, **typed))
+        assert (found.unet.heads_up, found.notices) == (None, ())
+    source, _ = published("adm-64")
+    with pytest.raises(UsageError, match="--heads-upsample does not go with --preset adm-64"):
+        openai.read(source, ConvertConfig(source="m.pt", preset="adm-64", heads_upsample=4))
 
 
 @torch.no_grad()
@@ -721,9 +776,9 @@ WRONG: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
         lambda s: s.update({"input_blocks.0.0.weight": torch.ones(32, 6, 3, 3)}),
         "takes 6 channels",
     ),
-    "half as wide at first": (
+    "time of another width": (
         lambda s: s.update({"time_embed.0.weight": torch.ones(256, 64)}),
-        "time_embed.0.weight is (256, 64), not (128, 32)",
+        "emb_layers.1.weight is (128, 128), not (128, 256)",
     ),
     "a tensor is missing": (
         lambda s: s.pop("middle_block.1.qkv.weight"), "middle_block.1.qkv.weight is missing",
@@ -830,15 +885,15 @@ FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "empty": (lambda p: p.write_bytes(b""), "neither safetensors nor a pickle"),
     "text": (lambda p: p.write_text("a model, honestly"), "neither safetensors nor a pickle"),
     "packed": (packed, "is compressed"),
-    "broken zip": (lambda p: p.write_bytes(b"PK\x03\x04" + b"x" * 100), "not a zip file"),
+    "broken zip": (lambda p: p.write_bytes(b"PK\x03\x04" + b"x" * 100), "that is cut short"),
     "broken pickle": (lambda p: p.write_bytes(b"\x80\x02" + b"x" * 100), "cannot be read"),
     "another zip": (
-        lambda p: zipfile.ZipFile(p, "w").writestr("a.txt", "a"), "cannot be read as a checkpoint",
+        lambda p: zipfile.ZipFile(p, "w").writestr("a.txt", "a"), "is a zip file, not a model",
     ),
     "not by name": (lambda p: torch.save([torch.ones(3)], p), "no tensors by name"),
     "beside tensors": (
-        lambda p: torch.save({"state_dict": {"a": torch.ones(3)}, "step": 3}, p),
-        "2 entries that are no tensors of real numbers: state_dict, step",
+        lambda p: torch.save({"weights": {"a": torch.ones(3)}, "step": 3}, p),
+        "2 entries that are no tensors of real numbers: weights, step",
     ),
     "larger than the file": (
         lambda p: torch.save({"time_embed.0.weight": torch.ones(1).expand(2**20, 2**20)}, p),
@@ -852,6 +907,7 @@ FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
                              "time_embedding.linear_1.weight": torch.ones(1)}, p),
         "no config.json",
     ),
+    "tar.gz": (lambda p: p.write_bytes(gzip.compress(b"x")), "is a gzip archive, not a model"),
     "short safetensors": (
         lambda p: (save_file({"a": torch.ones(300)}, p), p.write_bytes(p.read_bytes()[:-9])),
         "cannot be used",
@@ -972,6 +1028,8 @@ def test_a_model_file_is_one_already(diffuse, model: Path):
         ("pipeline --attention-order new", 2, "--attention-order does not go with diffusers"),
         ("pipeline --heads 2", 2, "--heads does not go with diffusers"),
         ("pipeline --heads 2 --head-width 8", 2, "--heads and --head-width exclude each other"),
+        ("pipeline --heads-upsample 2 --head-width 8", 2, "--heads-upsample and --head-width"),
+        ("pipeline --heads-upsample 2", 2, "--heads-upsample does not go with diffusers"),
         ("pipeline --schedule linear --betas b.txt", 2, "--schedule and --betas exclude"),
         ("pipeline --betas nowhere.txt", 2, "--betas"),
         ("pipeline --size wide", 2, "--size"),
@@ -1031,8 +1089,18 @@ def source(request: pytest.FixtureRequest, diffuse: Callable[..., Ran]) -> str:
         net = unet2d(in_channels=1, out_channels=1, num_class_embeds=classes or None)
         ran = diffuse("convert", pipeline(net, theirs.DDPMScheduler(beta_end=0.015)), "-q")
     else:
-        path, _ = saved(channels=1, out_channels=2, classes=classes)
-        ran = diffuse("convert", path, "--heads", 2, *TYPED, "--no-rescale-timesteps", "-q")
+        path, _ = saved(channels=1, out_channels=2, classes=classes, time_width=64)
+        ran = diffuse(
+            "convert",
+            path,
+            "--heads",
+            2,
+            "--heads-upsample",
+            4,
+            *TYPED,
+            "--no-rescale-timesteps",
+            "-q",
+        )
     assert ran.code == 0, ran.err
     return str(request.param)
 

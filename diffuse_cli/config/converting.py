@@ -61,6 +61,13 @@ class ConvertConfig(Config):
     head_width: int | None = option(
         None, "Channels of an attention head (openai).", low=1, high=4096, shown="from the preset"
     )
+    heads_upsample: int | None = option(
+        None,
+        "Attention heads on the way up (openai), its --num_heads_upsample.",
+        low=1,
+        high=256,
+        shown="as many as on the way down",
+    )
     attention_order: str | None = option(
         None,
         "Order of queries, keys and values (openai): new is --use_new_attention_order True.",
@@ -78,7 +85,8 @@ class ConvertConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for one, other in (("schedule", "betas"), ("heads", "head_width")):
+        pairs = (("schedule", "betas"), ("heads", "head_width"), ("heads_upsample", "head_width"))
+        for one, other in pairs:
             if getattr(self, one) is not None and getattr(self, other) is not None:
                 flags = (f"--{name.replace('_', '-')}" for name in (one, other))
                 raise UsageError(

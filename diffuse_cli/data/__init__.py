@@ -5,7 +5,7 @@ from __future__ import annotations
 from diffuse_cli.data.cache import open_index, save_index
 from diffuse_cli.data.images import HELD_OUT_MINIMUM, HELD_OUT_OF, Images, held_out_rule
 from diffuse_cli.data.reading import read_images
-from diffuse_cli.data.sources import MANIFEST, MANIFEST_FORMAT
+from diffuse_cli.data.sources import MANIFEST, MANIFEST_FORMAT, is_images
 from diffuse_cli.data.summary import Summary
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Images",
     "Summary",
     "held_out_rule",
+    "is_images",
     "open_index",
     "read_images",
     "save_index",

@@ -13,6 +13,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from diffuse_cli import foreign
 from diffuse_cli import unusable as reasons
 from diffuse_cli.errors import DataError
 from diffuse_cli.files import show
@@ -180,6 +181,21 @@ def _member_fault(info: zipfile.ZipInfo) -> str:
     return reasons.IRREGULAR if kind not in (0, stat.S_IFREG) else ""
 
 
+def is_images(path: Path) -> bool:
+    """Whether a folder or zip file of images is there; a file may be a model's otherwise."""
+    if not path.is_file():
+        return path.is_dir()
+    kind = foreign.kind_at(path)
+    if kind != foreign.TORCH:
+        return kind == foreign.ZIP
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except Exception:  # whatever is wrong with it, it begins as a model
+        return False
+    return any(_extension(name.rpartition("/")[2]) in by_extension() for name in names)
+
+
 def open_source(path: Path) -> Source:
     """The folder or zip file at `path`.
 
@@ -195,11 +211,14 @@ def open_source(path: Path) -> Source:
         raise DataError(f"cannot read {show(path)}: {error}", hint) from None
     if stat.S_ISDIR(mode):
         return Folder(path)
-    try:
-        if stat.S_ISREG(mode) and zipfile.is_zipfile(path):
+    if is_images(path):
+        try:
             return Zip(path)
-    except Exception as error:
-        raise DataError(f"cannot read the zip file {show(path)}: {error}", hint) from error
+        except Exception as error:
+            raise DataError(f"cannot read the zip file {show(path)}: {error}", hint) from error
+    if stat.S_ISREG(mode) and (kind := foreign.kind_at(path)):
+        message, advice = foreign.described(kind, path, "images")
+        raise DataError(message, advice or hint)
     if path.suffix.lower() in by_extension():
         hint = "DATA is the folder that holds the images"
     raise DataError(f"neither a folder nor a zip file: {show(path)}", hint)

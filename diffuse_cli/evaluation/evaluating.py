@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from diffuse_cli import features, files, pictures
 from diffuse_cli.config import EvalConfig
+from diffuse_cli.data import is_images
 from diffuse_cli.errors import DiffuseError, UsageError
 from diffuse_cli.evaluation import bounds, neighbors
-from diffuse_cli.evaluation.images import is_images, read_sides
+from diffuse_cli.evaluation.images import read_sides
 from diffuse_cli.evaluation.outputs import check_picture, check_report
 from diffuse_cli.evaluation.parts import Evaluation
 from diffuse_cli.evaluation.remarks import remarks
@@ -89,7 +90,7 @@ def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work
         OutputError: the plot or a page exists already, or cannot be written.
     """
     began = time.monotonic()
-    folder = is_images(config.subject)
+    folder = is_images(Path(config.subject))
     if folder:
         _check_folder(config)
     plot, page = check_picture(config, "plot"), check_picture(config, "pairs")

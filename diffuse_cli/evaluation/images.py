@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from diffuse_cli import files
 from diffuse_cli.config import EvalConfig
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import Images, read_images
-from diffuse_cli.errors import ModelFileError, UsageError
+from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.parsing import Size
 from diffuse_cli.runtime import permutation
@@ -23,9 +20,6 @@ from diffuse_cli.sampling import Loaded
 
 Pixels = npt.NDArray[Any]
 Labels = npt.NDArray[np.int64]
-
-PICKLES = {".pt", ".pth", ".ckpt"}
-"""Zip files, as torch writes them, that hold no images."""
 
 
 @dataclass(frozen=True)
@@ -110,18 +104,6 @@ class Sides:
                     f"two images are needed on each side, not {len(images)} {name}",
                     "Give more images",
                 )
-
-
-def is_images(subject: str) -> bool:
-    """Whether the subject is a folder or zip of images; a model file otherwise.
-
-    Raises:
-        ModelFileError: there is nothing of that name.
-    """
-    path = Path(subject)
-    if not path.exists():
-        raise ModelFileError(f"no such model file or folder: {files.show(path)}")
-    return path.is_dir() or (path.suffix not in PICKLES and zipfile.is_zipfile(path))
 
 
 def read_sides(config: EvalConfig, loaded: Loaded | None) -> Work[Sides]:

@@ -19,12 +19,13 @@ import torch
 
 from diffuse_cli import files, modelfile, pictures
 from diffuse_cli.config import SWEPT_STEPS, EvalConfig, Setting
+from diffuse_cli.data import is_images
 from diffuse_cli.errors import UsageError
 from diffuse_cli.evaluation import tradeoff
 from diffuse_cli.evaluation.cache import cached, computed
 from diffuse_cli.evaluation.evaluating import Evaluated, describe, evaluate, find_network
 from diffuse_cli.evaluation.generating import draw_share, gathered
-from diffuse_cli.evaluation.images import is_images, read_sides
+from diffuse_cli.evaluation.images import read_sides
 from diffuse_cli.evaluation.outputs import check_model, check_picture, check_report
 from diffuse_cli.evaluation.settings import (
     METRIC,
@@ -162,7 +163,7 @@ OF_THE_PAGE = ("timesteps", "train_n")
 
 def _check(config: EvalConfig) -> None:
     """Refuse what does not go with a sweep, or is not said by a recommendation."""
-    if is_images(config.subject):
+    if is_images(Path(config.subject)):
         shown = files.show(Path(config.subject))
         raise UsageError(f"--sweep needs a model, and {shown} is a folder of images")
     for name, hint in NEVER.items():

@@ -31,8 +31,10 @@ from diffuse_cli.presets import PRESETS
 from diffuse_cli.training.configuring import for_model_file
 
 PROCESS = tuple(f.name for f, _ in options(DiffusionConfig))
-SHAPE = ("width", "multipliers", "blocks", "scale_shift", "resblock_updown")
+SHAPE = ("width", "time_width", "multipliers", "blocks", "scale_shift", "resblock_updown")
 """Fields of a network that its tensors show, beside the levels with attention."""
+
+OPTIONAL = ("heads", "head_width", "heads_up", "time_width")
 
 NAMES_BYTES = 10_000_000
 """A file of class names is not read further than this."""
@@ -80,7 +82,7 @@ def network(where: Path, config: ConvertConfig, size: Size, fields: Mapping[str,
     if fields.get("heads") is None and fields.get("head_width") is None:
         fields = {**fields, "heads": 1}
     for name, value in fields.items():
-        if value is None and name not in ("heads", "head_width"):
+        if value is None and name not in OPTIONAL:
             raise ModelFileError(f"{show(where)} does not say {name}")
     try:
         return net(fields, size)

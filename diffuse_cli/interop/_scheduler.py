@@ -20,9 +20,17 @@ from diffuse_cli.interop import Net
 from diffuse_cli.interop._source import brief, read_json, rejecting
 from diffuse_cli.parsing import parse_betas
 
-SCHEDULERS = ("DDPMScheduler", "DDIMScheduler", "DDIMInverseScheduler", "PNDMScheduler",
-              "DPMSolverMultistepScheduler", "UniPCMultistepScheduler")  # fmt: skip
-"""Schedulers that are told the betas in the same fields, with the same defaults."""
+SCHEDULERS: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(
+        ("DDPMScheduler", "DDIMScheduler", "DDIMInverseScheduler", "PNDMScheduler",
+         "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "EulerDiscreteScheduler",
+         "EulerAncestralDiscreteScheduler"),
+        (1e-4, 0.02),
+    ),
+    "HeunDiscreteScheduler": (0.00085, 0.012),
+}  # fmt: skip
+"""Schedulers that are told the betas in the same fields, with `beta_start` and `beta_end` where a
+file leaves them out."""
 
 TARGETS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 VARIANCES = {
@@ -69,9 +77,11 @@ def read_process(folder: Path, unet: Net) -> tuple[dict[str, Any], tuple[Notice,
         text = f"network from {show(folder / 'config.json')}; there is no scheduler_config.json"
         return {**shown, "variance": "learned" if learned else "small"}, (Notice(text),)
     said = read_json(path)
-    if said.get("_class_name") not in SCHEDULERS:
-        raise _untold(path, "_class_name", said.get("_class_name"), SCHEDULERS)
     with rejecting(path):
+        if (name := said.get("_class_name")) not in SCHEDULERS:
+            raise _untold(path, "_class_name", name, SCHEDULERS)
+        if (told := said.get("timestep_type", "discrete")) != "discrete":
+            raise _untold(path, "timestep_type", told, ("discrete",))
         betas = _betas(path, said)
         target = said.get("prediction_type", "epsilon")
         if target not in TARGETS or said.get("predict_epsilon", True) is not True:
@@ -106,7 +116,8 @@ def _betas(path: Path, said: Mapping[str, Any]) -> dict[str, Any]:
         count = said.get("num_train_timesteps", 1000)
         if not isinstance(count, int) or not 2 <= count <= 100_000:
             raise ValueError(f"num_train_timesteps is {count!r}, not 2 to 100,000")
-        start, end = float(said.get("beta_start", 1e-4)), float(said.get("beta_end", 0.02))
+        first, last = SCHEDULERS[said["_class_name"]]
+        start, end = float(said.get("beta_start", first)), float(said.get("beta_end", last))
         betas = list(parse_betas(list(BETAS[kind](count, start, end))))
     for name, schedule in SCHEDULES.items():
         pairs = zip(schedule(len(betas)), betas, strict=True)

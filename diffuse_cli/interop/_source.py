@@ -21,11 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffuse_cli import files, tensorfile
+from diffuse_cli import files, foreign, tensorfile
 from diffuse_cli.errors import DiffuseError, ModelFileError
-from diffuse_cli.foreign import is_safetensors
 
-ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 MOST_BYTES = 2**34
 """Pickles larger than this are not read: four times the largest published network of this kind."""
 
@@ -88,25 +86,28 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors in a safetensors file or a pickle, by name.
 
     Raises:
-        ModelFileError: the file is damaged, holds anything but tensors of real numbers, or tensors
-            that are larger than itself.
+        ModelFileError: the file is damaged, of another program, holds anything but tensors of real
+            numbers, or tensors that are larger than itself.
     """
-    with rejecting(path):
-        if not path.is_file():
-            raise ModelFileError(f"{files.show(path)} is not a file")
-        with path.open("rb") as file:
-            start = file.read(9)
-        if not is_safetensors(start) and start.startswith((ZIP, PICKLE)):
-            return _check(path, _unpickle(path, zipped=start.startswith(ZIP)))
-        if not is_safetensors(start):
-            raise ModelFileError(f"{files.show(path)} is neither safetensors nor a pickle")
-        return _check(path, tensorfile.read(path))
+    with rejecting(path), tensorfile.opened(path) as file:
+        kind = foreign.kind_of(file)
+        if kind == foreign.SAFETENSORS:
+            header = tensorfile.read_header(file)
+            foreign.check_convertible(header.entries, path)
+            return _check(path, tensorfile.read_tensors(file, header))
+        if kind in foreign.PICKLES:
+            foreign.check_convertible(foreign.texts(file), path)
+            return _check(path, _unpickle(path, zipped=kind == foreign.TORCH))
+        if kind:
+            raise ModelFileError(*foreign.described(kind, path, "a model"))
+        raise ModelFileError(f"{files.show(path)} is neither safetensors nor a pickle")
 
 
 def _metadata(path: Path) -> Mapping[str, str]:
     """What a safetensors file says of itself; nothing for any other file."""
     with tensorfile.opened(path) as file:
-        return tensorfile.read_header(file).metadata if is_safetensors(file.read(9)) else {}
+        known = foreign.is_safetensors(file.read(9))
+        return tensorfile.read_header(file).metadata if known else {}
 
 
 def _unpickle(path: Path, zipped: bool) -> Any:
@@ -146,6 +147,7 @@ def _check_sizes(path: Path, zipped: bool) -> None:
 
 def _check(path: Path, found: Any) -> dict[str, Tensor]:
     """Tensors by name, each of real numbers that lie in the file."""
+    found = _unwrapped(found)
     if not isinstance(found, Mapping):
         raise ModelFileError(f"{files.show(path)} holds no tensors by name")
     wrong = [name for name, value in found.items() if not _usable(name, value)]
@@ -159,6 +161,16 @@ def _check(path: Path, found: Any) -> dict[str, Tensor]:
     if claimed > path.stat().st_size:
         raise ModelFileError(f"{files.show(path)} claims tensors that are larger than the file")
     return {name: tensor.detach() for name, tensor in found.items()}
+
+
+def _unwrapped(found: Any) -> Any:
+    """What a checkpoint has under `state_dict`, without the `module.` that training on several
+    devices puts before every name."""
+    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
+        found = found["state_dict"]
+    if isinstance(found, Mapping) and all(str(name).startswith("module.") for name in found):
+        found = {str(name).removeprefix("module."): value for name, value in found.items()}
+    return found
 
 
 def _usable(name: object, value: object) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diffuse_cli import foreign
 from diffuse_cli.config import ConvertConfig
 from diffuse_cli.errors import ModelFileError, UsageError
 from diffuse_cli.files import show
@@ -80,9 +81,8 @@ OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_o
 def recognises(source: Source) -> bool:
     """A folder with `config.json`, in it or in its `unet/`, or a file of tensors with the names."""
     if source.path.is_dir():
-        parts = ("config.json", "unet/config.json", "model_index.json")
-        return any((source.path / part).is_file() for part in parts)
-    return "conv_in.weight" in source.tensors and "time_embedding.linear_1.weight" in source.tensors
+        return foreign.is_folder(source.path)
+    return foreign.is_of("diffusers", source.tensors)
 
 
 def read(source: Source, config: ConvertConfig) -> Foreign:
@@ -163,10 +163,14 @@ def _fields(path: Path) -> dict[str, Any]:
             raise _lacking(path, name, fields[name])
     if fields["time_embedding_dim"] not in (None, 4 * fields["block_out_channels"][0]):
         raise _lacking(path, "time_embedding_dim", fields["time_embedding_dim"])
-    scale_shift = fields["resnet_time_scale_shift"] == "scale_shift"
-    groups = (fields["norm_num_groups"], *(() if scale_shift else (None,)))
-    if fields["attn_norm_num_groups"] not in groups:
-        raise _lacking(path, "attn_norm_num_groups", fields["attn_norm_num_groups"])
+    groups = fields["attn_norm_num_groups"]
+    if groups is None and fields["resnet_time_scale_shift"] == "scale_shift":
+        raise ModelFileError(
+            f"{show(path)}: the attention in the middle has no norm, as none here has",
+            "diffusers leaves it out with scale_shift and no attn_norm_num_groups",
+        )
+    if groups not in (fields["norm_num_groups"], None):
+        raise _lacking(path, "attn_norm_num_groups", groups)
     return fields
 
 

@@ -14,10 +14,12 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from diffuse_cli import foreign
 from diffuse_cli.config import ConvertConfig
 from diffuse_cli.core.errors import InvalidArgument
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.errors import ModelFileError, UsageError
+from diffuse_cli.events import Notice
 from diffuse_cli.interop import Foreign, Net
 from diffuse_cli.interop._assembling import attention_at, net, network, unlike
 from diffuse_cli.interop._source import Source
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
     Tensors = Mapping[str, Tensor]
 
-OPTIONS = ("heads", "head_width", "attention_order")
+OPTIONS = ("heads", "head_width", "heads_upsample", "attention_order")
 
 GROUPS = 32
 """Groups of every norm in OpenAI's code."""
@@ -65,7 +67,7 @@ ENDS = {
 
 def recognises(source: Source) -> bool:
     """A file with the first tensors of a network by OpenAI's names."""
-    return {"time_embed.0.weight", "input_blocks.0.0.weight"} <= source.tensors.keys()
+    return foreign.is_of("openai", source.tensors)
 
 
 def read(source: Source, config: ConvertConfig) -> Foreign:
@@ -89,7 +91,22 @@ def read(source: Source, config: ConvertConfig) -> Foreign:
         if name in state:
             tensors[ours] = _part(unet, ours, state[name], order)
     variance = {"variance": _variance(unet, config.preset)}
-    return Foreign(unet=unet, diffusion=variance, tensors=tensors, theirs=theirs)
+    return Foreign(
+        unet=unet,
+        diffusion=variance,
+        tensors=tensors,
+        theirs=theirs,
+        notices=tuple(_assumed(unet, config)),
+    )
+
+
+def _assumed(unet: Net, config: ConvertConfig) -> Iterator[Notice]:
+    """What was typed for a part of the network and taken for another."""
+    if config.heads and config.heads_upsample is None and any(unet.attends):
+        yield Notice(
+            f"taken to have {config.heads} attention heads on the way up, too; its tensors do not "
+            "show it: --heads-upsample N where it had another --num_heads_upsample"
+        )
 
 
 # -- the shape ------------------------------------------------------------------------------------
@@ -106,6 +123,7 @@ def _shape(source: Source, state: Tensors) -> dict[str, Any]:
     blocks, levels, updown = _blocks(source, state)
     firsts = [f"input_blocks.{1 + i * (blocks + 1)}" for i in range(levels)]
     width, channels = sizes("input_blocks.0.0.weight")[:2]
+    time_width = sizes("time_embed.0.weight")[1]
     widths = [sizes(f"{first}.0.out_layers.3.weight")[0] for first in firsts]
     if not width or any(w == 0 or w % width for w in widths):
         raise ModelFileError(
@@ -115,6 +133,7 @@ def _shape(source: Source, state: Tensors) -> dict[str, Any]:
         "channels": channels,
         "out_channels": sizes("out.2.weight")[0],
         "width": width,
+        "time_width": None if time_width == width else time_width,
         "multipliers": tuple(w // width for w in widths),
         "blocks": blocks,
         "resblock_updown": updown,
@@ -151,12 +170,20 @@ _PLACE = re.compile(r"output_blocks\.(?P<block>\d+)\.(?P<part>\d+)\.(?P<kind>\w+
 
 
 def _heads(source: Source, config: ConvertConfig, shape: Mapping[str, Any]) -> dict[str, Any]:
-    """Attention heads: as typed, or the preset's."""
-    if config.heads or config.head_width:
-        return {"heads": config.heads, "head_width": config.head_width}
-    if config.preset:
-        preset = PRESETS[config.preset].settings
-        return {name: preset.get(name) for name in ("heads", "head_width")}
+    """Attention heads: as typed, or the preset's; as many on the way up where none are typed."""
+    given: Mapping[str, Any] = vars(config)
+    if not (config.heads or config.head_width) and config.preset:
+        given = PRESETS[config.preset].settings
+    found = {name: given.get(name) for name in ("heads", "head_width")}
+    up = config.heads_upsample
+    if up and found["head_width"]:
+        raise UsageError(
+            f"--heads-upsample does not go with --preset {config.preset}, "
+            f"whose heads are {found['head_width']} channels wide",
+            "Leave it out, or give --heads",
+        )
+    if any(found.values()):
+        return {**found, "heads_up": None if up == found["heads"] else up}
     alike = ", ".join(f"--preset {name}" for name in PRESETS if _suits(name, shape))
     raise UsageError(
         f"{source.name} does not say its attention heads and its process",
@@ -249,5 +276,6 @@ def _part(unet: Net, name: str, tensor: Tensor, order: str) -> Tensor:
         return tensor  # of another shape than the network's, which will be said
     if order == "new":
         return tensor.chunk(3)[third]
-    by_head: Tensor = tensor.unflatten(0, (unet.config.heads_at(width), 3, -1))
+    there = unet.config.upward if name.startswith("up_blocks.") else unet.config
+    by_head: Tensor = tensor.unflatten(0, (there.heads_at(width), 3, -1))
     return by_head[:, third].flatten(0, 1)

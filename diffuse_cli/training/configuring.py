@@ -147,7 +147,7 @@ def _groups_followed(settings: Mapping[str, Any], preset: Any) -> bool:
 def _suits_width(name: str, value: Any, width: Any) -> bool:
     """Whether a field of a network can stay beside another width: groups and heads that divide it
     can, and what does not follow from the width."""
-    if name in ("groups", "heads", "head_width"):
+    if name in ("groups", "heads", "head_width", "heads_up"):
         return not (isinstance(value, int) and isinstance(width, int) and value and width % value)
     return name != "width"
 

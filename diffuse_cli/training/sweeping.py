@@ -14,8 +14,9 @@ import numpy as np
 
 from diffuse_cli import features, files, modelfile
 from diffuse_cli.config import EvalConfig, TrainConfig
+from diffuse_cli.data import is_images
 from diffuse_cli.errors import ModelFileError, UsageError, lookup
-from diffuse_cli.evaluation.images import Labelled, is_images, read_sides
+from diffuse_cli.evaluation.images import Labelled, read_sides
 from diffuse_cli.evaluation.outputs import check_model
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.options import differs, from_dict
@@ -158,7 +159,7 @@ OF_DRAWING = (
 
 
 def _check(config: EvalConfig) -> None:
-    if is_images(config.subject):
+    if is_images(Path(config.subject)):
         shown = files.show(Path(config.subject))
         raise UsageError(f"--ema-sweep needs a model, and {shown} is a folder of images")
     others = {"--plot": config.plot, "--pairs": config.pairs, "--respaced": config.respaced}

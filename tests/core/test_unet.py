@@ -10,6 +10,7 @@ from oracles import generator
 
 from diffuse_cli.config import UNetConfig
 from diffuse_cli.core import UNet
+from diffuse_cli.core.blocks import Attention
 from diffuse_cli.core.unet import count_parameters, sinusoids
 from diffuse_cli.errors import UsageError
 from diffuse_cli.training.ema import Average
@@ -343,6 +344,9 @@ def test_the_published_networks_have_their_parameter_counts():
         {"head_width": 3},
         {"heads": 3},
         {"heads": 3, "attention": ()},
+        {"heads": 2, "heads_up": 3},
+        {"head_width": 4, "heads_up": 2},
+        {"time_width": 1},
         {"norm_eps": 0.0},
         {"downsample_padding": 2},
         {"freq_shift": 2},
@@ -375,6 +379,23 @@ def test_a_part_that_does_not_exist_is_a_usage_error(wrong: dict[str, Any], mess
 def test_heads_must_suit_the_levels_that_have_attention_alone():
     config = UNetConfig(**{**SMALL, "width": 12, "attention": (4,), "head_width": 8})
     assert UNet(config).mid_block.attentions[0].heads == 3
+
+
+def test_the_way_up_can_have_other_heads():
+    net = UNet(UNetConfig(**{**SMALL, "attention": (8, 4), "heads": 2, "heads_up": 4}))
+    heads = {part: {m.heads for m in getattr(net, part).modules() if isinstance(m, Attention)}
+             for part in ("down_blocks", "mid_block", "up_blocks")}  # fmt: skip
+    assert heads == {"down_blocks": {2}, "mid_block": {2}, "up_blocks": {4}}
+
+
+@pytest.mark.parametrize("kind", ["sinusoidal", "fourier"])
+@pytest.mark.parametrize("block", ["resnet", "convnext"])
+def test_the_time_can_have_a_width_other_than_the_first_levels(kind: str, block: str):
+    config = UNetConfig(**{**SMALL, "time_width": 24, "time_embedding": kind, "block": block})
+    net = UNet(config)
+    assert net.time_embedding.linear_2.weight.shape == (96, 96)
+    assert net.conv_in.weight.shape[0] == config.width
+    assert net(torch.zeros(2, 3, *config.size), torch.tensor([1.0, 9.0])).shape[0] == 2
 
 
 def test_a_resolution_that_no_level_has_is_passed_over():

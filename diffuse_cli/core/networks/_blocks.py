@@ -52,7 +52,7 @@ class Parts:
 
     def time(self, width: int) -> nn.Linear:
         """What turns the embedded time into shifts of `width` channels, and scales where asked."""
-        return nn.Linear(4 * self.config.width, width * (2 if self.config.scale_shift else 1))
+        return nn.Linear(self.config.time_channels, width * (2 if self.config.scale_shift else 1))
 
     def residual(self, before: int, after: int, resize: Resize | None = None) -> nn.Module:
         """A residual block of the kind that the network has."""

@@ -34,7 +34,7 @@ class Sinusoids(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.width = config.width
+        self.width = config.time_channels // 4
         self.shift, self.cos_first = config.freq_shift, config.flip_sin_to_cos
 
     def forward(self, t: Tensor) -> Tensor:
@@ -58,9 +58,10 @@ class Fourier(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.width, self.cos_first = 2 * config.width, config.flip_sin_to_cos
+        count = config.time_channels // 4
+        self.width, self.cos_first = 2 * count, config.flip_sin_to_cos
         self.weight: Tensor
-        self.register_buffer("weight", self.SCALE * torch.randn(config.width))
+        self.register_buffer("weight", self.SCALE * torch.randn(count))
 
     def forward(self, t: Tensor) -> Tensor:
         """(B,) to (B, 2 * width of the network)."""

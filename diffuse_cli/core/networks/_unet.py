@@ -29,8 +29,8 @@ class UNet(nn.Module):
         super().__init__()
         self.patch, self.num_classes = config.patch, num_classes
         self.run_block: Run = plainly
-        parts = Parts(config, space.dims)
-        width, time_width = config.width, 4 * config.width
+        parts, upward = (Parts(c, space.dims) for c in (config, config.upward))
+        width, time_width = config.width, config.time_channels
         widths, attends = config.widths, config.attends(space.size)
         folded = config.patch**space.dims
         self.conv_in = parts.conv(space.channels * folded, width)
@@ -54,7 +54,7 @@ class UNet(nn.Module):
         for i, (after, attend) in enumerate(zip(widths[::-1], attends[::-1], strict=True)):
             last = i == len(widths) - 1
             inputs = [w + skips.pop() for w in [before] + [after] * config.blocks]
-            self.up_blocks.append(Level(parts, inputs, after, attend, up=not last))
+            self.up_blocks.append(Level(upward, inputs, after, attend, up=not last))
             before = after
         self.conv_norm_out = parts.norm(before)
         self.conv_out = zeroed(parts.conv(before, out_channels * folded))

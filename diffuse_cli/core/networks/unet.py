@@ -42,12 +42,14 @@ class Config(Settings):
             attention.
         heads, head_width: one of the two; `head_width` channels a head where `heads` is None, and
             one head where neither is given.
+        heads_up: heads on the way up, where they are others than `heads`.
         block: a name in `BLOCKS`, for every residual block.
         resblock_updown: residual blocks change the size of feature maps, in place of convolutions
             (BigGAN up/down; section 3.1).
         scale_shift: the time scales and shifts the norm (adaptive group norm).
         groups: groups of every GroupNorm; each level's width is a multiple of it.
         time_embedding: a name in `TIME_EMBEDDINGS`.
+        time_width: what the time embedding is four times as wide as, where that is not `width`.
         norm_eps, downsample_padding, freq_shift, flip_sin_to_cos: as the code that a model comes
             from has them, under diffusers' names: what is added to the variance that GroupNorm
             divides by; padding of the convolutions that halve, 0 for the far ends alone; `shift`
@@ -65,12 +67,14 @@ class Config(Settings):
     attention: tuple[int, ...] = setting((8,), 1)
     heads: int | None = setting(None, 1, 256)
     head_width: int | None = setting(None, 1, 4096)
+    heads_up: int | None = setting(None, 1, 256)
     block: str = setting("resnet")
     resblock_updown: bool = setting(False)
     scale_shift: bool = setting(True)
     dropout: float = setting(0.0, 0, 0.9)
     groups: int = setting(32, 1, 1024)
     time_embedding: str = setting("sinusoidal")
+    time_width: int | None = setting(None, 2, 4096)
     norm_eps: float = setting(1e-5, 1e-12, 1)
     downsample_padding: int = setting(1, 0, 1)
     freq_shift: int = setting(0, 0, 1)
@@ -85,11 +89,22 @@ class Config(Settings):
         for width in (self.width, *self.widths):
             self._check_width(width)
         self.heads_at(self.widths[-1])
+        self.upward  # noqa: B018  its heads are checked as it is made
 
     @property
     def widths(self) -> list[int]:
         """Channels of each level."""
         return [self.width * multiple for multiple in self.multipliers]
+
+    @property
+    def upward(self) -> Config:
+        """The network with the heads of its way up throughout."""
+        return self if self.heads_up is None else replace(self, heads=self.heads_up, heads_up=None)
+
+    @property
+    def time_channels(self) -> int:
+        """Channels of the time embedding."""
+        return 4 * (self.time_width or self.width)
 
     def attends(self, size: tuple[int, ...]) -> list[bool]:
         """Whether the blocks of each level have attention; those of the middle always have."""
