@@ -9,8 +9,10 @@ import torch
 from oracles import generator
 from torch import nn
 
+from diffuse_cli.config import DiffusionConfig
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.core.networks.unet import Config, build
+from diffuse_cli.diffusion import Blueprint
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,16 @@ class Plan:
     @property
     def num_classes(self) -> int:
         return self.conditions.num_classes
+
+    def blueprint(self, diffusion: DiffusionConfig) -> Blueprint:
+        """With a process, what a model file describes: the output follows from the variance."""
+        return Blueprint(
+            space=self.space,
+            network="unet",
+            config=self.config,
+            conditions=self.conditions,
+            diffusion=diffusion,
+        )
 
     def build(self) -> Any:
         return build(self.config, self.space, self.conditions, self.out_channels)

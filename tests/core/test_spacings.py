@@ -85,7 +85,7 @@ def test_times_of_zero_snr_fall_and_can_be_respaced(size: int, spacing: str):
 
 @pytest.mark.parametrize("n", [-1, 0, 51])
 def test_more_times_than_timesteps_are_refused(n: int):
-    with pytest.raises(InvalidArgument, match="^steps must be 1 to 50"):
+    with pytest.raises(InvalidArgument, match=r"^steps must be 1 to 50"):
         process_of("linear", 50).times(n)
 
 
