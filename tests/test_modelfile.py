@@ -610,6 +610,10 @@ CHANGES = [
 ]  # fmt: skip
 
 
+FITTING = ("network.attention=[1, 2, 3, 4, 5, 6, 7", "space.size=[4096, 4096]", "space.levels=5")
+"""Descriptions of other models, which the tensors suit as well."""
+
+
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_a_wrong_description_is_rejected(good: bytes, tmp_path: Path, change):
     data = described(good, change)

@@ -168,7 +168,7 @@ def test_levels_are_added_until_eight_pixels(size: tuple[int, int], levels: int)
 
 
 def test_a_typed_size_that_a_typed_preset_cannot_halve_is_refused():
-    with pytest.raises(UsageError, match="--size: 30x30 cannot be halved 2 times"):
+    with pytest.raises(UsageError, match="--size 30x30 cannot be halved 2 times"):
         network(train(preset="tiny", size=30), "tiny", (30, 30), 1)
     with pytest.raises(UsageError, match="multiple of 4"):
         network(train(preset="tiny", size=(32, 30)), "tiny", (32, 30), 1)

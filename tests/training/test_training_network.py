@@ -97,6 +97,10 @@ def test_what_dry_run_prints_gives_the_same_network_again(preset, width):
     assert completed({}, as_file(config)) == config
 
 
+def shape(config):
+    return config.width, config.architecture["groups"], config.architecture["head_width"]
+
+
 def test_a_typed_width_stands_over_a_file():
     filed = {"preset": "base", "lr": 0.5, "unet": {"width": 8, "groups": 4, "head_width": 4}}
     config = completed({"width": 12}, filed)
