@@ -18,9 +18,9 @@ from diffuse_cli.config import DiffusionConfig, TrainConfig
 from diffuse_cli.config.training import to_file
 from diffuse_cli.core import SCHEDULES
 from diffuse_cli.core.schedules import zero_terminal_snr
+from diffuse_cli.diffusion import make_denoiser, make_process
 from diffuse_cli.errors import ModelFileError, UsageError
-from diffuse_cli.diffusion import make_denoiser
-from diffuse_cli.modelfile import Model, make_process
+from diffuse_cli.modelfile import Model
 from diffuse_cli.options import from_dict, to_dict, to_toml
 from diffuse_cli.parsing import parse_betas
 from diffuse_cli.training.configuring import configure

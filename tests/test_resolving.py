@@ -11,6 +11,7 @@ import pytest
 
 from diffuse_cli import modelfile
 from diffuse_cli.config import GUIDANCE, SAMPLER, SAMPLING_STEPS, EvalConfig, SampleConfig, Setting
+from diffuse_cli.core import Conditions
 from diffuse_cli.errors import UsageError
 from diffuse_cli.resolving import resolve
 
@@ -20,9 +21,8 @@ HEUN = Setting("heun", 7, 3.5)
 
 def model(sampling: Setting | None, classes: int = 2):
     names = ("a", "b")[:classes]
-    return SimpleNamespace(
-        unet=SimpleNamespace(num_classes=classes), classes=names, training={}, sampling=sampling
-    )
+    blueprint = SimpleNamespace(conditions=Conditions(classes=names))
+    return SimpleNamespace(blueprint=blueprint, classes=names, training={}, sampling=sampling)
 
 
 def config(**given):
