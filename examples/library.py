@@ -42,6 +42,8 @@ for step in range(1, 61):
 
 with torch.no_grad():
     process = denoiser.process
-    *_, end = SAMPLERS["unipc"](denoiser, process, torch.randn(8, *space.shape), process.times(10))
+    noise = torch.randn(8, *space.shape)
+    states = SAMPLERS["ddim"](denoiser, process, noise, process.times(10), noise=lambda k: noise)
+    *_, end = states
 drawn = space.to_stored(end.x)[:, 0].numpy()
 Image.fromarray(np.hstack(drawn)).save("library.png")

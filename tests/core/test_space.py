@@ -10,18 +10,20 @@ import torch
 from diffuse_cli.core import Conditions, InvalidArgument, Space
 
 
-@pytest.mark.parametrize(("levels", "dtype"), [(256, torch.uint8), (2, torch.uint8),
-                                               (257, torch.int32), (65_536, torch.int32)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("levels", "dtype"),
+    [(2, torch.uint8), (256, torch.uint8), (257, torch.int32), (65_536, torch.int32)],
+)
 def test_every_level_comes_back(levels: int, dtype: torch.dtype):
-    space = Space(channels=1, size=(levels,), levels=levels)
-    stored = torch.arange(levels).reshape(1, 1, -1)
+    space = Space(channels=1, size=(1,), levels=levels)
+    stored = torch.arange(levels).reshape(-1, 1, 1)
     x = space.to_model(stored)
     assert x.dtype == torch.float32
     assert (float(x.min()), float(x.max())) == (-1, 1)
     back = space.to_stored(x)
     assert back.dtype == dtype
     assert torch.equal(back.long(), stored)
-    assert torch.equal(space.to_stored(x * 3).long()[0, 0, [0, -1]], torch.tensor([0, levels - 1]))
+    assert torch.equal(space.to_stored(x * 3).long()[[0, -1], 0, 0], torch.tensor([0, levels - 1]))
     assert space.bounded
 
 
