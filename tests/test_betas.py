@@ -135,7 +135,7 @@ def test_the_process_is_that_of_the_betas_then_rescaled(rescaled: bool):
             schedule=name, num_timesteps=20, target="v", zero_terminal_snr=rescaled
         )
         expected = zero_terminal_snr(betas) if rescaled else betas
-        assert make_denoiser(None, config).process.betas.tolist() == expected
+        assert make_denoiser(None, config, make_process(config)).process.betas.tolist() == expected
 
 
 @pytest.mark.parametrize("rescaled", [True, False])

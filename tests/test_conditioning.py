@@ -146,8 +146,8 @@ def test_an_interval_of_all_levels_is_plain_guidance_and_of_none_is_scale_1():
 
 
 def model(*classes: str, conditional: bool = True, **training):
-    unet = SimpleNamespace(num_classes=len(classes) if conditional else 0)
-    return SimpleNamespace(unet=unet, classes=classes, training=training, sampling=None)
+    blueprint = SimpleNamespace(conditions=Conditions(classes=classes if conditional else ()))
+    return SimpleNamespace(blueprint=blueprint, classes=classes, training=training, sampling=None)
 
 
 def asked(**options):
