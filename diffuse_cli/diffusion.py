@@ -9,10 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.config import DiffusionConfig
 from diffuse_cli.core.conditions import Conditions
-from diffuse_cli.core.denoiser import Denoise, Denoiser
-from diffuse_cli.core.guidance import clip, threshold
 from diffuse_cli.core.networks import NETWORKS
-from diffuse_cli.core.process import Process
 from diffuse_cli.core.schedules import SCHEDULES, zero_terminal_snr
 from diffuse_cli.core.settings import Settings
 from diffuse_cli.core.space import Space
@@ -22,6 +19,9 @@ from diffuse_cli.presets import naming
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from diffuse_cli.core.denoiser import Denoise, Denoiser
+    from diffuse_cli.core.process import Process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +89,8 @@ def make_process(diffusion: DiffusionConfig) -> Process:
     Raises:
         UsageError: no such schedule, or betas that are no process.
     """
+    from diffuse_cli.core.process import Process
+
     betas: Sequence[float] | None = diffusion.betas
     if betas is None:
         betas = lookup(SCHEDULES, diffusion.schedule, "--schedule")(diffusion.num_timesteps)
@@ -106,12 +108,16 @@ def make_denoiser(
     Raises:
         UsageError: an unknown name, or a target that is undefined under the process.
     """
+    from diffuse_cli.core.denoiser import Denoiser
+
     with translating():
         return Denoiser(net, process, diffusion.target, diffusion.variance, levels)
 
 
 def kept_in_range(denoise: Denoise, denoiser: Denoiser, percentile: float | None = None) -> Denoise:
     """`denoise` with x_0 clamped to [-1, 1], or scaled back by a percentile; floats stay."""
+    from diffuse_cli.core.guidance import clip, threshold
+
     if denoiser.levels is None:
         return denoise
     if percentile is None:

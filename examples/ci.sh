@@ -2,7 +2,8 @@
 # The commands on the example data, as a script in CI would run them: about a minute.
 set -euo pipefail
 
-data=$(cd "$(dirname "$0")" && pwd)/fashion-mnist.zip
+examples=$(cd "$(dirname "$0")" && pwd)
+data=$examples/fashion-mnist.zip
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
@@ -51,6 +52,10 @@ diffuse sample tuned.safetensors -n 2 -o tuned/ --quiet
 # The forward process under every schedule, as a picture.
 diffuse noise-demo out/00000.png -o demo.png --quiet
 test -s demo.png
+
+# The core as a library, with no files of the command line.
+OMP_NUM_THREADS=1 timeout 30 python3 "$examples/library.py"
+test -s library.png
 
 # Bad input is one line and an exit code.
 code=0

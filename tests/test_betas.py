@@ -11,13 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from nets import plan
 
 from diffuse_cli import modelfile
-from diffuse_cli.config import DiffusionConfig, TrainConfig, UNetConfig
-from diffuse_cli.core import SCHEDULES, UNet
+from diffuse_cli.config import DiffusionConfig, TrainConfig
+from diffuse_cli.config.training import to_file
+from diffuse_cli.core import SCHEDULES
 from diffuse_cli.core.schedules import zero_terminal_snr
+from diffuse_cli.diffusion import make_denoiser, make_process
 from diffuse_cli.errors import ModelFileError, UsageError
-from diffuse_cli.modelfile import Model, make_denoiser, make_process
+from diffuse_cli.modelfile import Model
 from diffuse_cli.options import from_dict, to_dict, to_toml
 from diffuse_cli.parsing import parse_betas
 from diffuse_cli.training.configuring import configure
@@ -132,7 +135,7 @@ def test_the_process_is_that_of_the_betas_then_rescaled(rescaled: bool):
             schedule=name, num_timesteps=20, target="v", zero_terminal_snr=rescaled
         )
         expected = zero_terminal_snr(betas) if rescaled else betas
-        assert make_denoiser(None, config).process.betas.tolist() == expected
+        assert make_denoiser(None, config, make_process(config)).process.betas.tolist() == expected
 
 
 @pytest.mark.parametrize("rescaled", [True, False])
@@ -166,7 +169,7 @@ def test_a_flag_beats_the_file_in_either_direction(folder: Path):
 def test_a_configuration_with_betas_is_the_same_after_toml(folder: Path):
     config = configure({"data": "x", "betas": "b.txt", "zero_terminal_snr": True})
     (folder / "b.txt").write_text("0.5 0.5")
-    again = configure({}, tomllib.loads(to_toml(config)))
+    again = configure({}, tomllib.loads(to_toml(to_file(config))))
     assert again == config
     assert again.betas == BETAS
 
@@ -185,7 +188,7 @@ def test_resume_takes_the_betas_of_the_run(folder: Path):
     run = RunDirectory("m.safetensors")
     run.config.parent.mkdir(parents=True)
     stored = configure({"data": "x", "betas": "b.txt", "out": "m.safetensors"})
-    run.config.write_text(to_toml(stored))
+    run.config.write_text(to_toml(to_file(stored)))
     given = {"data": "x", "out": "m.safetensors", "resume": True}
     assert configure(given).betas == BETAS
     assert configure({**given, "betas": "b.txt", "num_timesteps": 3}).betas == BETAS
@@ -197,23 +200,21 @@ def test_resume_takes_the_betas_of_the_run(folder: Path):
 
 # -- the model file -------------------------------------------------------------------------------
 
-UNET = UNetConfig(
-    size=(4, 4), channels=1, width=4, groups=2, multipliers=(1,), blocks=1, attention=()
-)
+UNET = plan(size=4, channels=1, width=4, groups=2, multipliers=(1,), blocks=1, attention=())
 
 
 def saved(path: Path, betas: tuple[float, ...] = BETAS) -> Model:
     diffusion = DiffusionConfig(betas=betas, zero_terminal_snr=True)
-    training = to_dict(TrainConfig(data="x", betas=betas), control=False, places=False)
-    weights = UNet(UNET).state_dict()
-    modelfile.save(path, Model(unet=UNET, diffusion=diffusion, ema=weights, training=training))
+    training = to_file(TrainConfig(data="x", betas=betas), control=False, places=False)
+    weights = UNET.build().state_dict()
+    modelfile.save(path, Model(blueprint=UNET.blueprint(diffusion), ema=weights, training=training))
     return modelfile.load(path)
 
 
 def test_a_model_file_keeps_its_betas(folder: Path):
     loaded = saved(folder / "m.safetensors")
-    assert loaded.diffusion == DiffusionConfig(betas=BETAS, zero_terminal_snr=True)
-    assert loaded.denoiser(None).process.betas.tolist() == zero_terminal_snr(BETAS)
+    assert loaded.blueprint.diffusion == DiffusionConfig(betas=BETAS, zero_terminal_snr=True)
+    assert loaded.blueprint.denoiser(None).process.betas.tolist() == zero_terminal_snr(BETAS)
     assert configure({"data": "x", "init": "m.safetensors"}).betas == BETAS
     other = configure({"data": "x", "init": "m.safetensors", "schedule": "linear"})
     assert (other.betas, other.schedule) == (None, "linear")
@@ -221,7 +222,7 @@ def test_a_model_file_keeps_its_betas(folder: Path):
 
 def test_the_most_betas_fit_into_a_model_file(folder: Path):
     betas = tuple(torch.linspace(1e-4, 2e-4, 100_000, dtype=torch.float64).tolist())
-    assert saved(folder / "m.safetensors", betas).diffusion.betas == betas
+    assert saved(folder / "m.safetensors", betas).blueprint.diffusion.betas == betas
 
 
 HOSTILE: list[Any] = [
@@ -250,7 +251,7 @@ def test_hostile_betas_are_rejected(folder: Path, betas: Any):
 
 def test_a_path_in_the_training_of_a_model_is_not_read(folder: Path):
     path = folder / "m.safetensors"
-    model = Model(unet=UNET, diffusion=DiffusionConfig(), ema=UNet(UNET).state_dict())
+    model = Model(blueprint=UNET.blueprint(DiffusionConfig()), ema=UNET.build().state_dict())
     modelfile.save(path, Model(**{**vars(model), "training": {"betas": "b.txt"}}))
     with pytest.raises(ModelFileError):
         modelfile.load(path)
@@ -282,4 +283,4 @@ def test_diffuse_trains_on_betas_of_a_file(train):
     Path("b.txt").unlink()
     assert train("--config", "dry.toml", "-o", "again.safetensors").code == 0
     assert Path("again.safetensors").read_bytes() == first
-    assert modelfile.load("model.safetensors").diffusion.betas == BETAS
+    assert modelfile.load("model.safetensors").blueprint.diffusion.betas == BETAS

@@ -10,7 +10,7 @@ import torch
 
 from diffuse_cli.conditioning import Condition, condition
 from diffuse_cli.config import GUIDANCE, SampleConfig
-from diffuse_cli.core import SCHEDULES, Denoiser, Process
+from diffuse_cli.core import SCHEDULES, Conditions, Denoiser, Process, Space
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.errors import UsageError
@@ -40,7 +40,7 @@ def drawn(n, wanted, *, net=None, sampler="ddim", start=0, batch_size=64):
     found = {}
     for drawing in draw(
         Denoiser(net or network(), PROCESS, "x0"),
-        shape=SHAPE,
+        space=Space(channels=SHAPE[0], size=SHAPE[1:]),
         indices=range(start, n),
         seed=4,
         times=TIMES,
@@ -146,8 +146,8 @@ def test_an_interval_of_all_levels_is_plain_guidance_and_of_none_is_scale_1():
 
 
 def model(*classes: str, conditional: bool = True, **training):
-    unet = SimpleNamespace(num_classes=len(classes) if conditional else 0)
-    return SimpleNamespace(unet=unet, classes=classes, training=training, sampling=None)
+    blueprint = SimpleNamespace(conditions=Conditions(classes=classes if conditional else ()))
+    return SimpleNamespace(blueprint=blueprint, classes=classes, training=training, sampling=None)
 
 
 def asked(**options):

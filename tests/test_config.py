@@ -18,14 +18,12 @@ from diffuse_cli.config import (
     EvalConfig,
     SampleConfig,
     TrainConfig,
-    UNetConfig,
 )
 from diffuse_cli.errors import UsageError, lookup
 from diffuse_cli.options import flag_of, from_dict, options, read_toml, to_dict, to_toml
 from diffuse_cli.parsing import parse_ints, parse_names, parse_size
 
 REQUIRED: dict[type, dict[str, Any]] = {
-    UNetConfig: {},
     DiffusionConfig: {},
     TrainConfig: {"data": "images"},
     SampleConfig: {"model": "m.safetensors"},
@@ -94,12 +92,6 @@ def test_a_wrong_training_option_is_named(options: dict[str, Any], message: str)
     assert message in str(caught.value)
 
 
-def test_levels_have_widths_and_attention():
-    config = UNetConfig(size=(32, 48), width=32, multipliers=(1, 2, 3), attention=(16, 7))
-    assert config.widths == [32, 64, 96]
-    assert config.attends == [False, True, False]
-
-
 def test_gradient_checkpointing_is_no_part_of_a_model():
     config = made(TrainConfig, gradient_checkpointing=True)
     assert "gradient_checkpointing" not in to_dict(config, control=False)
@@ -109,9 +101,8 @@ def test_whole_floats_are_fine_where_a_float_is_meant():
     assert made(TrainConfig, lr=1, minutes=3).minutes == 3
 
 
-@pytest.mark.parametrize("kind", [UNetConfig, TrainConfig, SampleConfig])
+@pytest.mark.parametrize("kind", [TrainConfig, SampleConfig])
 def test_a_whole_number_becomes_a_float_where_one_is_meant(kind: type):
-    """PyTorch's group norm takes no other epsilon."""
     for f, spec in options(kind):
         if str(f.type).startswith("float") and (spec.low or 0) <= 1 <= (spec.high or 1):
             assert type(getattr(made(kind, **{f.name: 1}), f.name)) is float
@@ -175,7 +166,7 @@ def test_an_interval_is_two_rising_numbers(kind: type, tmp_path: Path):
     for value in ("0.3,3", [0.3, 3], " 0.3 , 3 "):
         config = made(kind, guidance_interval=value)
         assert config.guidance_interval == (0.3, 3.0)
-        (tmp_path / "c.toml").write_text(to_toml(config, control=True))
+        (tmp_path / "c.toml").write_text(to_toml(to_dict(config)))
         assert from_dict(kind, read_toml(tmp_path / "c.toml")) == config
     for value in (
         "3,0.3",
@@ -203,7 +194,7 @@ def test_an_interval_is_two_rising_numbers(kind: type, tmp_path: Path):
 def test_a_configuration_survives_its_toml(kind: type, tmp_path: Path):
     path = tmp_path / "c.toml"
     config = made(kind)
-    path.write_text(to_toml(config, control=True), encoding="utf-8")
+    path.write_text(to_toml(to_dict(config)), encoding="utf-8")
     assert from_dict(kind, read_toml(path)) == config
 
 
@@ -216,10 +207,10 @@ def test_any_values_survive_toml(tmp_path_factory, steps, lr, data, flip, seed, 
     data = data.encode("utf-8", "ignore").decode()
     config = TrainConfig(
         data=data, steps=steps, lr=lr, flip=flip, seed=seed, size=size, minutes=2.5,
-        unet={"width": 64, "multipliers": [1, 2]},
+        architecture={"width": 64, "multipliers": [1, 2]},
     )  # fmt: skip
     path = tmp_path_factory.mktemp("toml") / "c.toml"
-    path.write_bytes(to_toml(config, control=True).encode())
+    path.write_bytes(to_toml(to_dict(config)).encode())
     assert from_dict(TrainConfig, read_toml(path)) == config
 
 
@@ -283,12 +274,8 @@ def test_what_is_missing_is_named(kind: type):
         (TrainConfig, {"preset": ["tiny"]}),
         (TrainConfig, {"size": [1, 2, 3]}),
         (TrainConfig, {"size": {"height": 3}}),
-        (TrainConfig, {"unet": 5}),
-        (TrainConfig, {"unet": "tiny"}),
-        (UNetConfig, {"multipliers": 1.5}),
-        (UNetConfig, {"multipliers": {"a": 1}}),
-        (UNetConfig, {"attention": [[8]]}),
-        (UNetConfig, {"scale_shift": "yes"}),
+        (TrainConfig, {"architecture": 5}),
+        (TrainConfig, {"architecture": "tiny"}),
         (EvalConfig, {"timesteps": [50]}),
         (EvalConfig, {"timesteps": math.inf}),
         (EvalConfig, {"timesteps": math.nan}),
@@ -313,7 +300,7 @@ def test_control_and_places_can_be_left_out():
     whole, plain = to_dict(config), to_dict(config, control=False, places=False)
     assert {"data", "out", "stop_at", "resume", "log_every"} <= whole.keys()
     assert not {"data", "out", "stop_at", "resume", "overwrite", "workers"} & plain.keys()
-    assert {"steps", "seed", "schedule", "unet"} <= plain.keys()
+    assert {"steps", "seed", "schedule", "architecture"} <= plain.keys()
     assert "lr" not in whole
 
 

@@ -346,7 +346,7 @@ def bound_of(path, data, *, known, respaced=None, seed=0):
     """Bits by core alone: every image of DATA with its own label, in the order that eval draws."""
     loaded = modelfile.load(path)
     net = loaded.network()
-    denoiser = loaded.denoiser(lambda x, t, **cond: net(x, t, **cond))
+    denoiser = loaded.blueprint.denoiser(lambda x, t, **cond: net(x, t, **cond))
     if respaced:
         denoiser = denoiser.respaced(denoiser.process.times(respaced))
     files = sorted(data.rglob("*.png"))
@@ -354,7 +354,7 @@ def bound_of(path, data, *, known, respaced=None, seed=0):
     for place, k in enumerate(permutation(seed, 0, len(files)).tolist()):
         x0 = torch.from_numpy(np.array(Image.open(files[k]))).float()[None, None] / 127.5 - 1
         cond = {}
-        if loaded.unet.num_classes:
+        if loaded.blueprint.conditions.num_classes:
             cond["label"] = torch.tensor([known.get(files[k].parent.name, 2)])
 
         def noise(t, place=place):

@@ -17,32 +17,33 @@ import safetensors.torch
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from nets import Plan, plan
 
 from diffuse_cli import modelfile
-from diffuse_cli.config import DiffusionConfig, Setting, UNetConfig
-from diffuse_cli.core import UNet
+from diffuse_cli.config import DiffusionConfig, Setting
+from diffuse_cli.core import Conditions, Space
+from diffuse_cli.core.networks.unet import Config
 from diffuse_cli.errors import ModelFileError, UsageError
 from diffuse_cli.modelfile import Model, load, save
 
-UNET = UNetConfig(
+UNET = plan(
     size=(4, 8), channels=1, width=4, groups=2, multipliers=(1, 2), blocks=1, attention=(2,)
 )
+DIFFUSION = DiffusionConfig(num_timesteps=50, schedule="linear", target="v")
 
 
-def weights(seed: int = 0, unet: UNetConfig = UNET) -> dict[str, torch.Tensor]:
+def weights(seed: int = 0, unet: Plan = UNET) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    state = UNet(unet).state_dict()
+    state = unet.build().state_dict()
     return {name: torch.randn(t.shape, generator=generator) for name, t in state.items()}
 
 
 def model(**changes: Any) -> Model:
     fields: dict[str, Any] = {
-        "unet": UNET,
-        "diffusion": DiffusionConfig(num_timesteps=50, schedule="linear", target="v"),
+        "blueprint": UNET.blueprint(DIFFUSION),
         "ema": weights(),
         "step": 12,
-        "classes": ("ankle boot", "Ümlaut"),
-        "data": {"fingerprint": "abc", "images": 20},
+        "data": {"fingerprint": "abc", "images": 20, "classes": ["ankle boot", "Ümlaut"]},
         "training": {"steps": 12, "lr": 2e-3},
     }
     return Model(**{**fields, **changes})
@@ -111,7 +112,7 @@ def test_a_model_is_read_as_it_was_written(tmp_path: Path, raw):
 def test_equal_models_are_equal_bytes(tmp_path: Path):
     save(tmp_path / "a", model())
     backwards = dict(reversed(list(weights().items())))
-    shuffled = {"images": 20, "fingerprint": "abc"}
+    shuffled = dict(reversed(model().data.items()))
     save(tmp_path / "b", model(ema=backwards, data=shuffled))
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     save(tmp_path / "c", model(step=13))
@@ -141,7 +142,7 @@ def test_it_is_a_safetensors_file_with_its_metadata_sorted(good: bytes, tmp_path
     assert struct.unpack("<Q", good[:8])[0] % 8 == 0
     config = json.loads(metadata["diffuse.config"])
     assert metadata["diffuse.config"] == json.dumps(config, sort_keys=True, separators=(",", ":"))
-    assert config["classes"] == ["ankle boot", "Ümlaut"]
+    assert config["data"]["classes"] == ["ankle boot", "Ümlaut"]
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077])
@@ -178,7 +179,8 @@ def test_a_recommendation_is_one_more_key_and_nothing_else(tmp_path: Path, good:
     assert config.pop("sampling") == {"sampler": "heun", "steps": 50}
     assert config == plain
     assert plain.keys() == {
-        "unet", "diffusion", "step", "classes", "data", "training", "versions",
+        "version", "space", "network", "conditions", "diffusion", "step", "data", "training",
+        "versions",
     }  # fmt: skip
     assert load(tmp_path / "plain").sampling is None
     save(tmp_path / "again", dataclasses.replace(load(tmp_path / "m"), sampling=None))
@@ -186,7 +188,7 @@ def test_a_recommendation_is_one_more_key_and_nothing_else(tmp_path: Path, good:
 
 
 def test_a_recommended_guidance_survives(tmp_path: Path):
-    unet = dataclasses.replace(UNET, num_classes=2)
+    unet = dataclasses.replace(UNET, conditions=Conditions(classes=("a", "b")))
     made = dataclasses.replace(of(unet, "small"), sampling=Setting("unipc", 8, 0.0))
     save(tmp_path / "m", made)
     assert load(tmp_path / "m").sampling == Setting("unipc", 8, 0.0)
@@ -212,10 +214,10 @@ def test_its_network_has_its_weights(good: bytes, tmp_path: Path):
     assert not net.training
     assert not any(p.requires_grad for p in net.parameters())
     x, t = torch.ones(1, 1, 4, 8), torch.tensor([3.0])
-    other = UNet(UNET)
+    other = UNET.build()
     other.load_state_dict(weights())
     assert torch.allclose(net(x, t), other(x, t), atol=1e-4)
-    denoiser = read.denoiser(net)
+    denoiser = read.blueprint.denoiser(net)
     assert (denoiser.target, denoiser.process.num_timesteps) == ("v", 50)
     assert denoiser(x, 7).x0.shape == x.shape
 
@@ -231,63 +233,133 @@ def test_raw_weights_that_are_not_there_are_refused(tmp_path: Path):
 
 # -- classes, and a learned variance --------------------------------------------------------------
 
-LEARNED = dataclasses.replace(UNET, out_channels=2, num_classes=2)
+LEARNED = dataclasses.replace(UNET, out_channels=2, conditions=Conditions(classes=("a", "b")))
 
 
 def diffusion(variance: str) -> DiffusionConfig:
     return DiffusionConfig(num_timesteps=50, schedule="linear", target="v", variance=variance)
 
 
-def of(unet: UNetConfig, variance: str, classes: tuple[str, ...] = ("a", "b")) -> Model:
-    tensors = weights(0, unet)
-    return model(unet=unet, diffusion=diffusion(variance), ema=tensors, classes=classes)
+def of(unet: Plan, variance: str, data: Any = None) -> Model:
+    blueprint = unet.blueprint(diffusion(variance))
+    return model(blueprint=blueprint, ema=weights(0, unet), data=data or {})
 
 
 def test_classes_and_a_learned_variance_survive(tmp_path: Path):
     save(tmp_path / "m", of(LEARNED, "learned"))
     read = load(tmp_path / "m")
     assert read.classes == ("a", "b")
-    assert (read.unet, read.diffusion) == (LEARNED, diffusion("learned"))
+    assert read.blueprint == LEARNED.blueprint(diffusion("learned"))
     assert read.ema["class_embedding.weight"].shape[0] == 3
     net, x = read.network(), torch.ones(2, 1, 4, 8)
-    other = UNet(LEARNED)
+    other = LEARNED.build()
     other.load_state_dict(weights(0, LEARNED))
     label = torch.tensor([0, 1])
     mean, spread = other(x, torch.tensor([7 * 20.0] * 2), label=label).chunk(2, 1)
-    found = read.denoiser(net)(x, 7, label=label)
+    found = read.blueprint.denoiser(net)(x, 7, label=label)
     assert torch.allclose(found.raw, mean, atol=1e-4)
-    pair = read.denoiser(net).process.pair(7, like=x)
+    pair = read.blueprint.denoiser(net).process.pair(7, like=x)
     f = (spread + 1) / 2
     expected = f * pair.log_beta + (1 - f) * pair.log_beta_tilde
     assert torch.allclose(found.log_var(7), expected, atol=1e-4)
-    assert not torch.allclose(found.raw, read.denoiser(net)(x, 7).raw, atol=1e-4)
+    assert not torch.allclose(found.raw, read.blueprint.denoiser(net)(x, 7).raw, atol=1e-4)
 
 
 def test_an_unconditional_model_may_know_the_names_of_its_datas_classes(tmp_path: Path):
     for names in ((), ("a", "b"), ("a", "b", "c")):
-        save(tmp_path / "m", of(UNET, "small", names))
+        save(tmp_path / "m", of(UNET, "small", {"classes": list(names)}))
         assert load(tmp_path / "m").classes == names
 
 
 @pytest.mark.parametrize(
     ("out", "variance", "needed"),
-    [(2, "small", 1), (2, "large", 1), (None, "learned", 2), (1, "learned", 2), (3, "learned", 2)],
+    [(2, "small", 1), (2, "large", 1), (1, "learned", 2), (3, "learned", 2)],
 )
-def test_channels_that_do_not_suit_the_variance_are_rejected(
-    tmp_path: Path, out: int | None, variance: str, needed: int
+def test_tensors_of_channels_that_do_not_suit_the_variance_are_rejected(
+    tmp_path: Path, out: int, variance: str, needed: int
 ):
-    """Though the tensors are those of the network that is described."""
-    unet = dataclasses.replace(UNET, out_channels=out)
-    save(tmp_path / "made", of(unet, variance))
+    save(tmp_path / "made", of(dataclasses.replace(UNET, out_channels=out), variance))
     message = rejected(tmp_path, (tmp_path / "made").read_bytes())
-    assert f"{out or 1} channels out, not {needed} for variance '{variance}'" in message
+    assert f"conv_out.bias is F32 [{out}], not F32 [{needed}]" in message
 
 
 @pytest.mark.parametrize("names", [(), ("a",), ("a", "b", "c")], ids=str)
 def test_classes_of_another_number_than_the_networks_are_rejected(tmp_path: Path, names):
-    save(tmp_path / "made", of(LEARNED, "learned", names))
-    message = rejected(tmp_path, (tmp_path / "made").read_bytes())
-    assert f"a network of 2 classes with {len(names)} names" in message
+    save(tmp_path / "made", of(LEARNED, "learned"))
+    change = setting("conditions", "classes", value=list(names))
+    message = rejected(tmp_path, described((tmp_path / "made").read_bytes(), change))
+    assert "class_embedding.weight" in message
+
+
+# -- versions -------------------------------------------------------------------------------------
+
+
+def version_1(config: dict[str, Any]) -> dict[str, Any]:
+    """A description as version 0.1 wrote it: one table for the network and facts of the data."""
+    space, names = config["space"], config["conditions"]["classes"]
+    network = {k: v for k, v in config["network"].items() if k != "name"}
+    learned = config["diffusion"]["variance"] == "learned"
+    facts = {
+        "size": space["size"],
+        "channels": space["channels"],
+        "out_channels": space["channels"] * (2 if learned else 1),
+        "num_classes": len(names),
+    }
+    kept = ("diffusion", "step", "training", "versions", "sampling")
+    data = {k: v for k, v in config["data"].items() if k != "classes"}
+    return {
+        **{k: config[k] for k in kept if k in config},
+        "unet": network | facts,
+        "classes": names or config["data"].get("classes", []),
+        "data": data,
+    }
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_file_of_version_1_is_the_same_model(tmp_path: Path, learned: bool):
+    written = of(LEARNED, "learned") if learned else model()
+    save(tmp_path / "new", written)
+    data = described((tmp_path / "new").read_bytes(), version_1)
+    (tmp_path / "old").write_bytes(data)
+    old, new = load(tmp_path / "old"), load(tmp_path / "new")
+    for f in dataclasses.fields(Model):
+        if f.name != "ema":
+            assert getattr(old, f.name) == getattr(new, f.name), f.name
+    assert all(torch.equal(new.ema[name], t) for name, t in old.ema.items())
+    save(tmp_path / "again", old)
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "new").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"out_channels": 3}, "3 channels out, not 2"),
+        ({"num_classes": 3}, "a network of 3 classes with 2 names"),
+        ({"size": None}, "settings that are not those of a configuration"),
+    ],
+    ids=str,
+)
+def test_a_file_of_version_1_that_contradicts_itself_is_rejected(tmp_path: Path, change, says):
+    save(tmp_path / "made", of(LEARNED, "learned"))
+    old = described((tmp_path / "made").read_bytes(), version_1)
+    data = described(old, lambda config: config["unet"].update(change))
+    assert says in rejected(tmp_path, data)
+
+
+@pytest.mark.parametrize("version", [3, 10**30])
+def test_a_newer_version_is_refused_with_what_to_do(good: bytes, tmp_path: Path, version: int):
+    def change(config: dict[str, Any]) -> None:
+        config["version"], config["versions"]["diffuse"] = version, "9.9"
+
+    message = rejected(tmp_path, described(good, change))
+    assert f"of version {version}, written by diffuse 9.9" in message
+    assert message.endswith("Install a newer diffuse")
+
+
+@pytest.mark.parametrize("version", [0, -1, True, "2", 2.0, None, []], ids=repr)
+def test_a_version_that_is_no_number_is_rejected(good: bytes, tmp_path: Path, version: Any):
+    message = rejected(tmp_path, described(good, setting("version", value=version)))
+    assert "its version is not a number" in message
 
 
 # -- what is not a model file ---------------------------------------------------------------------
@@ -491,19 +563,23 @@ WRONG: list[Any] = [None, 5, "x", [], [1], -1, 1e400, 10**400, [[]], {"a": 1}, T
 DDIM = {"sampler": "ddim", "steps": 5}
 
 CHANGES = [
-    *map(removing, ("unet", "diffusion", "step", "classes", "data", "training", "versions")),
-    *(setting("unet", value=v) for v in WRONG),
+    *map(removing, ("space", "network", "conditions", "diffusion", "step", "data", "training")),
+    removing("versions"),
+    *(setting(part, value=v) for part in ("space", "network") for v in WRONG),
+    *(setting("conditions", value=v) for v in WRONG if v != []),
     *(setting("diffusion", value=v) for v in WRONG if v != []),
-    *(setting("unet", "width", value=v) for v in WRONG),
-    *(setting("unet", "multipliers", value=v) for v in WRONG),
-    *(setting("unet", "size", value=v) for v in WRONG),
-    *(setting("unet", "dropout", value=v) for v in WRONG if v not in (True, [])),
-    setting("unet", "freq_shift", value=None),
+    *(setting("network", "width", value=v) for v in WRONG),
+    *(setting("network", "multipliers", value=v) for v in WRONG),
+    *(setting("space", "size", value=v) for v in WRONG),
+    *(setting("network", "dropout", value=v) for v in WRONG if v not in (True, [])),
+    setting("network", "freq_shift", value=None),
     *(setting("diffusion", "num_timesteps", value=v) for v in WRONG if v not in (5,)),
     *(setting("diffusion", "schedule", value=v) for v in WRONG),
     *(setting("diffusion", "target", value=v) for v in WRONG),
     *(setting("step", value=v) for v in WRONG if v not in (5, 10**400, True, -1)),
-    *(setting("classes", value=v) for v in WRONG if v not in ([], "x") and not isinstance(v, dict)),
+    *(setting("conditions", "classes", value=v) for v in WRONG if v != []),
+    *(setting("space", "channels", value=v) for v in WRONG),
+    *(setting("space", "levels", value=v) for v in WRONG),
     *(setting("data", value=v) for v in (None, 5, "x", [1])),
     *(setting("training", value=v) for v in (None, 5, "x", [1])),
     *(setting("sampling", value=v) for v in WRONG),
@@ -516,22 +592,26 @@ CHANGES = [
     setting("sampling", value=DDIM | {"eta": 1}),
     setting("sampling", value=DDIM | {"sampler": "ddpmm"}),
     setting("sampling", value=DDIM | {"sampler": "__class__"}),
-    setting("unet", "surprise", value=1),
+    setting("network", "surprise", value=1),
     setting("diffusion", "surprise", value=1),
-    setting("unet", "width", value=4096),
-    setting("unet", "multipliers", value=[10**9, 10**9]),
-    setting("unet", "multipliers", value=[2**62, 2**62]),
-    setting("unet", "multipliers", value=[1] * 100_000),
-    setting("unet", "blocks", value=16),
-    setting("unet", "attention", value=list(range(1, 100_000))),
-    setting("unet", "num_classes", value=1_000_000),
-    setting("unet", "size", value=[4096, 4096]),
+    setting("network", "width", value=4096),
+    setting("network", "multipliers", value=[10**9, 10**9]),
+    setting("network", "multipliers", value=[2**62, 2**62]),
+    setting("network", "multipliers", value=[1] * 100_000),
+    setting("network", "blocks", value=16),
+    setting("network", "attention", value=list(range(1, 100_000))),
+    setting("conditions", "classes", value=["a"] * 100_000),
+    setting("space", "size", value=[4096, 4096]),
     setting("diffusion", "num_timesteps", value=10**9),
     setting("diffusion", "schedule", value="cosin"),
     lambda config: [],
     lambda config: None if config.clear() else 5,
     lambda config: "text",
 ]  # fmt: skip
+
+
+FITTING = ("network.attention=[1, 2, 3, 4, 5, 6, 7", "space.size=[4096, 4096]", "space.levels=5")
+"""Descriptions of other models, which the tensors suit as well."""
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
@@ -544,12 +624,12 @@ def test_a_wrong_description_is_rejected(good: bytes, tmp_path: Path, change):
     except ModelFileError:
         rejected(tmp_path, data)
     else:
-        assert change.__name__ in ("unet.attention=[1, 2, 3, 4, 5, 6, 7", "unet.size=[4096, 4096]")
+        assert change.__name__ in FITTING
 
 
 def test_an_unknown_key_names_the_nearest(good: bytes, tmp_path: Path):
-    message = rejected(tmp_path, described(good, setting("unet", "widht", value=4)))
-    assert "no option 'widht'" in message
+    message = rejected(tmp_path, described(good, setting("network", "widht", value=4)))
+    assert "no setting 'widht'" in message
 
 
 def test_a_recommendation_that_is_none_is_named(good: bytes, tmp_path: Path):
@@ -568,7 +648,7 @@ def test_a_recommendation_that_is_none_is_named(good: bytes, tmp_path: Path):
         assert message.isprintable()
 
 
-@pytest.mark.parametrize("where", ["unet", "diffusion"])
+@pytest.mark.parametrize("where", ["network", "space", "diffusion"])
 def test_what_a_description_says_is_escaped_and_brief(good: bytes, tmp_path: Path, where: str):
     for value in ("\x1b[2J\n[red]", "\x07" * 100_000):
         for change in (setting(where, value, value=1), setting(where, "size", value=value)):
@@ -579,7 +659,7 @@ def test_what_a_description_says_is_escaped_and_brief(good: bytes, tmp_path: Pat
 def test_nothing_is_allocated_for_a_network_that_does_not_fit(good: bytes, tmp_path, monkeypatch):
     read = modelfile.tensorfile
     monkeypatch.setattr(read, "read_tensors", lambda f, h: pytest.fail("tensors were read"))
-    rejected(tmp_path, described(good, setting("unet", "width", value=4096)))
+    rejected(tmp_path, described(good, setting("network", "width", value=4096)))
 
 
 @settings(
@@ -611,7 +691,7 @@ def test_no_mutation_does_anything_but_be_rejected(good: bytes, tmp_path: Path, 
     max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
-    st.sampled_from(["unet", "diffusion"]),
+    st.sampled_from(["network", "space", "diffusion"]),
     st.data(),
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
@@ -620,7 +700,7 @@ def test_no_mutation_does_anything_but_be_rejected(good: bytes, tmp_path: Path, 
     ),
 )
 def test_no_value_of_a_field_does_anything_but_be_rejected(good, tmp_path, part, data, value):
-    kind = UNetConfig if part == "unet" else DiffusionConfig
+    kind = {"network": Config, "space": Space, "diffusion": DiffusionConfig}[part]
     name = data.draw(st.sampled_from([f.name for f in dataclasses.fields(kind)]))
     path = tmp_path / "m.safetensors"
     path.write_bytes(described(good, setting(part, name, value=value)))

@@ -6,23 +6,47 @@ import re
 
 import pytest
 import torch
+from nets import Plan
 
-from diffuse_cli.config import TrainConfig, UNetConfig
-from diffuse_cli.core import LOSSES, SCHEDULES, TARGETS, VARIANCES, WEIGHTINGS, UNet
-from diffuse_cli.core.unet import count_parameters
+from diffuse_cli.config import TrainConfig
+from diffuse_cli.core import LOSSES, SCHEDULES, TARGETS, VARIANCES, WEIGHTINGS, Conditions, Space
+from diffuse_cli.core.networks import count_parameters
+from diffuse_cli.core.networks.unet import Config, check
 from diffuse_cli.core.variances import channels_out
 from diffuse_cli.errors import UsageError
 from diffuse_cli.options import from_dict
-from diffuse_cli.presets import PRESETS, choose, network
+from diffuse_cli.presets import PRESETS, architecture, choose, naming
 
 
 def train(**options) -> TrainConfig:
     return TrainConfig(data="images", **options)
 
 
-def parameters(config: UNetConfig) -> int:
+def network(config: TrainConfig, name: str, size: tuple[int, int], channels: int) -> Config:
+    """The U-Net of a preset for images, which it can be built for."""
+    space = Space(channels=channels, size=size)
+    found, settings = architecture(config, name, space)
+    assert found == "unet"
+    assert isinstance(settings, Config)
+    with naming("unet"):
+        check(settings, space)
+    return settings
+
+
+def parameters(
+    config: Config,
+    size: tuple[int, int] = (32, 32),
+    out_channels: int | None = None,
+    num_classes: int = 0,
+) -> int:
+    made = Plan(
+        config,
+        Space(channels=3, size=size),
+        Conditions(classes=tuple(map(str, range(num_classes)))),
+        out_channels or 3,
+    )
     with torch.device("meta"):
-        return count_parameters(UNet(config))
+        return count_parameters(made.build())
 
 
 SIDES = {
@@ -31,11 +55,19 @@ SIDES = {
 """The size of a preset's images, where it is not 32."""
 
 
-def own(name: str, num_classes: int = 0) -> UNetConfig:
-    """A preset's network at its own size, with the output that its variance needs."""
-    side = SIDES.get(name, 32)
+def side(name: str) -> int:
+    return SIDES.get(name, 32)
+
+
+def own(name: str) -> Config:
+    """A preset's network at its own size."""
+    return network(train(), name, (side(name), side(name)), 3)
+
+
+def own_parameters(name: str, num_classes: int = 0) -> int:
+    """The same with the output that its variance needs, counted."""
     out = channels_out(PRESETS[name].train.get("variance", "small"), 3)
-    return network(train(), name, (side, side), 3, out_channels=out, num_classes=num_classes)
+    return parameters(own(name), (side(name), side(name)), out, num_classes)
 
 
 @pytest.mark.parametrize("name", list(PRESETS))
@@ -43,7 +75,7 @@ def test_the_help_says_how_many_parameters(name: str):
     said = re.match(r"([\d.]+) M(?: with (\d+) classes)?", PRESETS[name].help)
     assert said is not None
     digits = len(said[1].partition(".")[2])
-    millions = parameters(own(name, int(said[2] or 0))) / 1e6
+    millions = own_parameters(name, int(said[2] or 0)) / 1e6
     assert f"{millions:.{digits}f}" == said[1]
 
 
@@ -67,10 +99,9 @@ are counted in diffusers' `UNet2DModel`, to which Ho et al.'s models were ported
 
 @pytest.mark.parametrize(("name", "num_classes"), list(COUNTS))
 def test_a_published_network_has_its_parameters(name: str, num_classes: int):
-    config = own(name, num_classes)
     # OpenAI's networks have no entry for "no class".
-    none = 4 * config.width if num_classes else 0
-    assert parameters(config) - none == COUNTS[name, num_classes]
+    none = 4 * own(name).width if num_classes else 0
+    assert own_parameters(name, num_classes) - none == COUNTS[name, num_classes]
 
 
 def test_every_published_network_is_counted():
@@ -80,9 +111,9 @@ def test_every_published_network_is_counted():
 @pytest.mark.parametrize("name", [n for n, p in PRESETS.items() if p.published])
 def test_a_published_network_has_attention_where_it_is_named(name: str):
     config = own(name)
-    levels = {config.size[0] >> i for i in range(len(config.multipliers))}
+    levels = {side(name) >> i for i in range(len(config.multipliers))}
     assert set(config.attention) <= levels
-    assert config.size[0] <= 64 or PRESETS[name].train["size"] == config.size[0]
+    assert side(name) <= 64 or PRESETS[name].train["size"] == side(name)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +156,6 @@ def test_what_goes_with_a_preset_is_a_sane_configuration(name: str):
 def test_a_size_from_the_data_always_has_a_network(name: str, size: tuple[int, int]):
     for channels in (1, 3, 4):
         config = network(train(), name, size, channels)
-        assert (config.size, config.channels) == (size, channels)
         halvings = len(config.multipliers) - 1
         assert not any(side % 2**halvings for side in size)
 
@@ -138,7 +168,7 @@ def test_levels_are_added_until_eight_pixels(size: tuple[int, int], levels: int)
 
 
 def test_a_typed_size_that_a_typed_preset_cannot_halve_is_refused():
-    with pytest.raises(UsageError, match="--preset tiny halves 2 times, which --size 30x30"):
+    with pytest.raises(UsageError, match="--size 30x30 cannot be halved 2 times"):
         network(train(preset="tiny", size=30), "tiny", (30, 30), 1)
     with pytest.raises(UsageError, match="multiple of 4"):
         network(train(preset="tiny", size=(32, 30)), "tiny", (32, 30), 1)
@@ -147,7 +177,7 @@ def test_a_typed_size_that_a_typed_preset_cannot_halve_is_refused():
 
 
 def test_a_published_network_keeps_its_levels():
-    with pytest.raises(UsageError, match="Choose a --size"):
+    with pytest.raises(UsageError, match="Choose a size"):
         network(train(), "ddpm-cifar10", (28, 28), 1)
 
 
@@ -155,10 +185,10 @@ def test_a_published_network_keeps_its_levels():
     ("name", "multiple"), [("ddpm-celebahq-256", 32), ("adm-64", 8), ("adm-128", 16)]
 )
 def test_a_size_that_a_published_network_cannot_halve_is_refused(name: str, multiple: int):
-    with pytest.raises(UsageError, match=f"a --size that is a multiple of {multiple}"):
+    with pytest.raises(UsageError, match=f"a size that is a multiple of {multiple}"):
         network(train(), name, (60, 60), 3)
     config = network(train(), name, (3 * multiple, 5 * multiple), 3)
-    assert config.multipliers == PRESETS[name].unet["multipliers"]
+    assert config.multipliers == PRESETS[name].settings["multipliers"]
 
 
 # -- width ----------------------------------------------------------------------------------------
@@ -187,40 +217,42 @@ def test_the_groups_of_a_published_network_are_those_of_the_paper():
 
 
 def test_groups_and_heads_that_are_given_stand():
-    config = network(train(width=40, unet={"groups": 4, "heads": 5}), "base", (32, 32), 3)
+    config = network(train(width=40, architecture={"groups": 4, "heads": 5}), "base", (32, 32), 3)
     assert (config.groups, config.heads, config.head_width) == (4, 5, None)
     with pytest.raises(UsageError, match="a level of 40 channels is not a multiple of 32 groups"):
-        network(train(width=40, unet={"groups": 32}), "tiny", (32, 32), 3)
+        network(train(width=40, architecture={"groups": 32}), "tiny", (32, 32), 3)
     with pytest.raises(UsageError, match="cannot be cut into its attention heads"):
-        network(train(width=40, unet={"heads": 3}), "tiny", (32, 32), 3)
+        network(train(width=40, architecture={"heads": 3}), "tiny", (32, 32), 3)
     with pytest.raises(UsageError, match="heads and head_width exclude each other"):
-        network(train(unet={"heads": 3, "head_width": 8}), "tiny", (32, 32), 3)
+        network(train(architecture={"heads": 3, "head_width": 8}), "tiny", (32, 32), 3)
 
 
 def test_two_widths_that_differ_are_refused():
-    assert network(train(width=40, unet={"width": 40}), "tiny", (28, 28), 1).width == 40
+    assert network(train(width=40, architecture={"width": 40}), "tiny", (28, 28), 1).width == 40
     with pytest.raises(UsageError, match=r"\[unet\] width = 64 differs from width = 40"):
-        network(train(width=40, unet={"width": 64}), "tiny", (28, 28), 1)
+        network(train(width=40, architecture={"width": 64}), "tiny", (28, 28), 1)
 
 
 @pytest.mark.parametrize("wrong", [{"groups": 0}, {"groups": "many"}, {"heads": "4"}, {"width": 0}])
 def test_a_field_that_is_wrong_is_named(wrong):
     with pytest.raises(UsageError, match=next(iter(wrong))):
-        network(train(unet=wrong), "tiny", (28, 28), 1)
+        network(train(architecture=wrong), "tiny", (28, 28), 1)
 
 
 def test_fields_of_the_configuration_stand_over_the_preset():
-    config = network(train(unet={"width": 64, "multipliers": [1]}), "tiny", (28, 28), 1)
+    config = network(train(architecture={"width": 64, "multipliers": [1]}), "tiny", (28, 28), 1)
     assert (config.width, config.multipliers) == (64, (1,))
-    with pytest.raises(UsageError, match=r"\[unet\]: there is no option 'widht'.*'width'"):
-        network(train(unet={"widht": 64}), "tiny", (28, 28), 1)
+    with pytest.raises(UsageError, match=r"there is no setting 'widht'.*'width'"):
+        network(train(architecture={"widht": 64}), "tiny", (28, 28), 1)
 
 
 def test_the_machine_chooses_where_nothing_is_named():
-    assert choose((64, 64), "cpu") == "tiny"
+    assert choose(train(), Space(channels=3, size=(64, 64)), "cpu") == "tiny"
     for size in ((28, 28), (64, 128)):
-        assert choose(size, "cuda") in PRESETS
-        assert choose(size, "mps") in PRESETS
+        space = Space(channels=3, size=size)
+        assert choose(train(), space, "cuda") in PRESETS
+        assert choose(train(), space, "mps") in PRESETS
+        assert choose(train(preset="large"), space, "cpu") == "large"
 
 
 def test_an_unknown_preset_is_a_usage_error():
@@ -230,11 +262,18 @@ def test_an_unknown_preset_is_a_usage_error():
 
 def test_patches_count_as_pixels_of_the_levels():
     given = {"patch": 2}
-    config = network(TrainConfig(data="x", unet=given), "tiny", (32, 32), 1)
-    assert (config.patch, config.multipliers, config.attends) == (2, (1, 1), [False, False])
-    odd = network(TrainConfig(data="x", unet=given), "tiny", (28, 28), 1)
+    config = network(TrainConfig(data="x", architecture=given), "tiny", (32, 32), 1)
+    assert (config.patch, config.multipliers, config.attends((32, 32))) == (
+        2,
+        (1, 1),
+        [False, False],
+    )
+    odd = network(TrainConfig(data="x", architecture=given), "tiny", (28, 28), 1)
     assert odd.multipliers == (1, 1)
     with pytest.raises(UsageError, match="multiple of 4"):
         network(
-            TrainConfig(data="x", unet=given, size=(30, 30), preset="tiny"), "tiny", (30, 30), 1
+            TrainConfig(data="x", architecture=given, size=(30, 30), preset="tiny"),
+            "tiny",
+            (30, 30),
+            1,
         )

@@ -11,7 +11,7 @@ import pytest
 
 from diffuse_cli import modelfile
 from diffuse_cli.config import GUIDANCE, SAMPLER, SAMPLING_STEPS, EvalConfig, SampleConfig, Setting
-from diffuse_cli.errors import UsageError
+from diffuse_cli.core import Conditions, InvalidArgument
 from diffuse_cli.resolving import resolve
 
 DEFAULT = Setting(SAMPLER, SAMPLING_STEPS, GUIDANCE)
@@ -20,9 +20,8 @@ HEUN = Setting("heun", 7, 3.5)
 
 def model(sampling: Setting | None, classes: int = 2):
     names = ("a", "b")[:classes]
-    return SimpleNamespace(
-        unet=SimpleNamespace(num_classes=classes), classes=names, training={}, sampling=sampling
-    )
+    blueprint = SimpleNamespace(conditions=Conditions(classes=names))
+    return SimpleNamespace(blueprint=blueprint, classes=names, training={}, sampling=sampling)
 
 
 def config(**given):
@@ -75,7 +74,7 @@ def test_a_model_without_classes_has_no_guidance():
 def test_options_are_those_of_the_sampler_that_is_taken():
     ddim = model(Setting("ddim", 5, 1.0))
     assert resolve(config(eta=0.5), ddim).options == {"eta": 0.5}
-    with pytest.raises(UsageError, match="--order: the sampler 'ddim' has none"):
+    with pytest.raises(InvalidArgument, match="order: the sampler 'ddim' has none"):
         resolve(config(order=3), ddim)
     assert resolve(config(order=3), model(None)).options == {"order": 3}
 

@@ -247,11 +247,11 @@ def oracle(model, n, labels):
             with torch.inference_mode():
                 return net(x, t, label=given)
 
-        denoiser = loaded.denoiser(infer)
+        denoiser = loaded.blueprint.denoiser(infer)
         times = denoiser.process.times(5)
         *_, end = draw(
             denoiser,
-            shape=(1, 8, 8),
+            space=loaded.blueprint.space,
             indices=[k],
             seed=0,
             times=times,

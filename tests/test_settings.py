@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from nets import plan
 from PIL import Image
 
 from diffuse_cli import modelfile, pictures
 from diffuse_cli.conditioning import Condition
-from diffuse_cli.config import EvalConfig, Setting
+from diffuse_cli.config import DiffusionConfig, EvalConfig, Setting
 from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.errors import UsageError
 from diffuse_cli.evaluation import tradeoff
@@ -91,12 +92,9 @@ def test_all_samplers_with_all_steps_that_the_model_can_take():
 
 
 def test_guidance_is_tried_beside_the_scale_of_the_samplers():
-    unet = modelfile.UNetConfig(size=8, num_classes=2)
-    diffusion = modelfile.DiffusionConfig()
-    model = modelfile.Model(unet=unet, diffusion=diffusion, ema={})
-    always = modelfile.Model(
-        unet=unet, diffusion=diffusion, ema={}, training={"label_dropout": 0.0}
-    )
+    blueprint = plan(size=8, num_classes=2).blueprint(DiffusionConfig())
+    model = modelfile.Model(blueprint=blueprint, ema={})
+    always = modelfile.Model(blueprint=blueprint, ema={}, training={"label_dropout": 0.0})
     assert guidance_scales(config(), model, 2.0) == (1.0, 1.5, 3.0, 4.0)
     assert guidance_scales(config(), model, 2.5) == (1.0, 1.5, 2.0, 3.0, 4.0)
     assert guidance_scales(config(sweep_guidance="0,7.5,0,2"), model, 2.0) == (0.0, 7.5)
@@ -191,10 +189,10 @@ def test_evaluations_are_what_the_network_is_shown(sweep, model, conditional, sc
                 return network(x, t, **cond)
 
         sampler, steps = r["setting"]["sampler"], r["setting"]["steps"]
-        denoiser = loaded.denoiser(net)
+        denoiser = loaded.blueprint.denoiser(net)
         *_, _ = draw(
             denoiser,
-            shape=(1, 8, 8),
+            space=loaded.blueprint.space,
             indices=range(3),
             seed=0,
             times=denoiser.process.times(steps),

@@ -53,6 +53,9 @@ class Settings:
                 check_type(field.name, kind, each)
                 if isinstance(each, (int, float)) and not isinstance(each, bool):
                     check_number(field.name, each, low, high)
+            if kind == "float":  # where one is meant, 1 is one
+                floats = tuple(map(float, value)) if isinstance(value, tuple) else float(value)
+                object.__setattr__(self, field.name, floats)
 
 
 def check_type(name: str, kind: str, value: Any) -> None:

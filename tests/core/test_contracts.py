@@ -15,6 +15,7 @@ from functools import cache
 
 import pytest
 import torch
+from nets import plan
 from oracles import (
     SAID,
     SPREAD,
@@ -29,7 +30,6 @@ from oracles import (
     said,
 )
 
-from diffuse_cli.config import UNetConfig
 from diffuse_cli.core import (
     LOSSES,
     SAMPLERS,
@@ -40,13 +40,12 @@ from diffuse_cli.core import (
     WEIGHTINGS,
     Denoiser,
     Process,
-    UNet,
 )
+from diffuse_cli.core.errors import InvalidArgument
 from diffuse_cli.core.losses import bound_term, weights
 from diffuse_cli.core.schedules import zero_terminal_snr
 from diffuse_cli.core.targets import STEPWISE
 from diffuse_cli.core.variances import channels_out
-from diffuse_cli.errors import UsageError
 
 T, N = 50, 10
 SHAPE = (2, 2, 3)
@@ -277,9 +276,9 @@ def test_a_sampler_takes_the_times_of_every_spacing(sampler: str, spacing: str, 
 
 
 @cache
-def tiny(variance: str) -> UNet:
+def tiny(variance: str) -> torch.nn.Module:
     torch.manual_seed(0)
-    config = UNetConfig(
+    made = plan(
         size=(4, 4),
         channels=1,
         out_channels=channels_out(variance, 1),
@@ -289,7 +288,7 @@ def tiny(variance: str) -> UNet:
         blocks=1,
         attention=(),
     )
-    net = UNet(config).eval().requires_grad_(False)
+    net = made.build().eval().requires_grad_(False)
     torch.nn.init.normal_(net.conv_out.weight, std=0.05)
     return net
 
@@ -349,7 +348,7 @@ def test_at_zero_snr_the_targets_agree_too(schedule, target, variance, sampler):
 @pytest.mark.parametrize("schedule", list(SCHEDULES))
 def test_only_eps_at_zero_snr_is_refused_and_says_why(schedule: str, variance: str):
     process = Process(zero_terminal_snr(SCHEDULES[schedule](T)))
-    with pytest.raises(UsageError, match="undefined where the signal-to-noise ratio is 0"):
+    with pytest.raises(InvalidArgument, match="undefined where the signal-to-noise ratio is 0"):
         Denoiser(None, process, "eps", variance)
 
 

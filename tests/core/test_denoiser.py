@@ -7,8 +7,8 @@ import torch
 from oracles import exact_denoise, exact_denoiser, exact_net, generator, process_of, zero_snr
 
 from diffuse_cli.core import TARGETS, Denoiser, Prediction
+from diffuse_cli.core.errors import InvalidArgument
 from diffuse_cli.core.targets import STEPWISE
-from diffuse_cli.errors import UsageError
 
 FULL = process_of("cosine", 50)
 
@@ -99,7 +99,7 @@ def test_at_zero_snr_a_target_with_the_image_in_it_is_defined(target: str):
 
 
 def test_eps_alone_is_refused_at_zero_snr():
-    with pytest.raises(UsageError, match="'eps' is undefined"):
+    with pytest.raises(InvalidArgument, match="'eps' is undefined"):
         Denoiser(lambda x, t: x, zero_snr(100), "eps")
     Denoiser(lambda x, t: x, zero_snr(100).respaced(range(99)), "eps")
 
@@ -119,10 +119,10 @@ def test_a_network_in_bfloat16_is_read_in_the_dtype_of_the_images():
 
 @pytest.mark.parametrize(
     ("names", "match"),
-    [({"target": "epsilon"}, "--target.*Did you mean 'eps'"), ({"variance": "smal"}, "'small'")],
+    [({"target": "epsilon"}, "^target.*Did you mean 'eps'"), ({"variance": "smal"}, "'small'")],
 )
 def test_unknown_names_are_usage_errors(names: dict, match: str):
-    with pytest.raises(UsageError, match=match):
+    with pytest.raises(InvalidArgument, match=match):
         Denoiser(lambda x, t: x, FULL, **names)
 
 

@@ -88,3 +88,23 @@ def test_float32_agrees_with_float64():
         small = Gaussian(mean, log_var).discrete_nll(x)
         large = Gaussian(mean.double(), log_var).discrete_nll(x.double())
         assert torch.allclose(small.double(), large, atol=1e-3)
+
+
+def test_the_density_of_gaussian_data_averages_to_its_entropy():
+    data = Gaussian(torch.full((1,), 0.7, dtype=torch.float64), 2 * math.log(0.3))
+    x = torch.linspace(0.7 - 12 * 0.3, 0.7 + 12 * 0.3, 20_001, dtype=torch.float64)
+    nll = data.nll(x)
+    step = float(x[1] - x[0])
+    assert float((-nll).exp().sum() * step) == pytest.approx(1, rel=1e-9)
+    entropy = 0.5 * math.log(2 * math.pi * math.e * 0.3**2)
+    assert float(((-nll).exp() * nll).sum() * step) == pytest.approx(entropy, rel=1e-9)
+
+
+@pytest.mark.parametrize("levels", [2, 256, 65_536])
+def test_the_bins_of_any_number_of_levels_share_one(levels: int):
+    x = torch.linspace(-1, 1, levels, dtype=torch.float64)
+    step = 2 / (levels - 1)
+    for mean, std in ((0.1, 2 * step), (0.95, 20 * step), (-1.3, 0.5)):
+        model = Gaussian(torch.full((1,), mean, dtype=torch.float64), 2 * math.log(std))
+        found = (-model.discrete_nll(x, exact_cdf, levels)).exp()
+        assert float(found.sum()) == pytest.approx(1, abs=levels * 1.1e-12)

@@ -20,8 +20,8 @@ from oracles import (
 from torch.distributions import Normal, kl_divergence
 
 from diffuse_cli.core import LOSSES, TARGETS, VARIANCES, WEIGHTINGS, Denoiser, losses
+from diffuse_cli.core.errors import InvalidArgument
 from diffuse_cli.core.losses import weights
-from diffuse_cli.errors import UsageError
 
 FULL = process_of("cosine", 50)
 RESPACED = sorted(FULL.times(10))
@@ -283,6 +283,6 @@ def test_a_respaced_mu_keeps_its_coefficients_in_the_weight():
     assert torch.allclose(weights("min-snr", respaced), weights("min-snr", full)[RESPACED])
 
 
-def test_an_unknown_weighting_is_a_usage_error():
-    with pytest.raises(UsageError, match=r"--weighting.*Did you mean 'min-snr'"):
+def test_an_unknown_weighting_is_refused():
+    with pytest.raises(InvalidArgument, match=r"^weighting.*Did you mean 'min-snr'"):
         weights("minsnr", Denoiser(None, FULL))

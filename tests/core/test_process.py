@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from oracles import generator, process_of, zero_snr
 
 from diffuse_cli.core import SCHEDULES, Process
+from diffuse_cli.core.errors import InvalidArgument
 from diffuse_cli.core.schedules import zero_terminal_snr
-from diffuse_cli.errors import UsageError
 
 T = 50
 FULL = process_of("cosine", T)
@@ -303,7 +303,7 @@ def test_between_the_last_two_timesteps_of_zero_snr_nothing_of_the_image_is_left
     assert process.alpha_bar(98.0) == bar(process, 98) > 0
     with pytest.raises(ValueError, match=r"no step to s = 98\.5"):
         process.pair(99, 98.5, like=x)
-    with pytest.raises(UsageError):
+    with pytest.raises(InvalidArgument):
         process.respaced([3, 98.5, 99])
 
 
@@ -329,12 +329,12 @@ def test_a_level_that_is_hardly_there_does_not_overflow():
      [0.5, 1.0, 1.0], [1e-20, 0.5], [0.999] * 200],
 )  # fmt: skip
 def test_betas_outside_their_range_are_refused(betas):
-    with pytest.raises(UsageError):
+    with pytest.raises(InvalidArgument):
         Process(betas)
 
 
 def test_a_time_cannot_be_chosen_twice():
-    with pytest.raises(UsageError):
+    with pytest.raises(InvalidArgument):
         FULL.respaced([3, 3, 5])
 
 

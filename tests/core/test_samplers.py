@@ -29,10 +29,10 @@ from oracles import (
 )
 
 from diffuse_cli.core import SAMPLERS, VARIANCES, Denoiser
+from diffuse_cli.core.errors import InvalidArgument
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.samplers import encode, knobs
 from diffuse_cli.core.solvers import _phi
-from diffuse_cli.errors import UsageError
 
 LINEAR = process_of("linear", 1000)
 COSINE = process_of("cosine", 1000)
@@ -482,7 +482,9 @@ def test_encoding_the_samples_gives_their_noise():
 )
 def test_what_no_noise_leads_to_is_refused(denoise):
     x0 = torch.full((1, 1, 2, 2), 1.5, dtype=torch.float64)
-    with pytest.raises(UsageError, match="noise of these images was not found: at timestep 99 "):
+    with pytest.raises(
+        InvalidArgument, match="noise of these images was not found: at timestep 99 "
+    ):
         list(encode(denoise, LINEAR, x0, LINEAR.times(10)))
 
 
@@ -510,13 +512,13 @@ def test_a_sampler_is_handed_what_was_given():
         (
             "unipc",
             {"eta": 0.5, "order": 2},
-            "--eta: the sampler 'unipc' has none. It takes --order",
+            "eta: the sampler 'unipc' has none. It takes order",
         ),
-        ("ddim", {"order": 2}, "--order: the sampler 'ddim' has none. It takes --eta"),
-        ("heun", {"eta": 0.0}, "--eta: the sampler 'heun' has none. It takes no option of its own"),
+        ("ddim", {"order": 2}, "order: the sampler 'ddim' has none. It takes eta"),
+        ("heun", {"eta": 0.0}, "eta: the sampler 'heun' has none. It takes no option of its own"),
     ],
 )
 def test_what_a_sampler_does_not_take_is_refused(sampler: str, given: dict, words: str):
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(InvalidArgument) as caught:
         knobs(sampler, **{"eta": None, "order": None, **given})
     assert str(caught.value) == words

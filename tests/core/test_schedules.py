@@ -10,8 +10,8 @@ import torch
 from oracles import process_of, zero_snr
 
 from diffuse_cli.core import SCHEDULES, Process
+from diffuse_cli.core.errors import InvalidArgument
 from diffuse_cli.core.schedules import zero_terminal_snr
-from diffuse_cli.errors import UsageError
 
 DIGITS = {
     ("linear", 1000): (1e-4, 1.1991991992e-4, 0.02, 0.0785872429, 4.0358297654e-5, -9.8167251353),
@@ -137,7 +137,7 @@ def test_what_ends_without_signal_is_not_rescaled_again():
 
 @pytest.mark.parametrize("betas", [[0.5], [], [0.5, 1.0, 0.5], [1.0, 0.5], [1e-20, 0.5]])
 def test_what_does_not_fall_cannot_be_rescaled(betas):
-    with pytest.raises(UsageError, match="zero terminal SNR"):
+    with pytest.raises(InvalidArgument, match="zero terminal SNR"):
         zero_terminal_snr(betas)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from oracles import process_of, zero_snr
 
 from diffuse_cli.core import SPACINGS
-from diffuse_cli.errors import UsageError
+from diffuse_cli.core.errors import InvalidArgument
 
 PUBLISHED = {
     ("leading", 10): [900, 800, 700, 600, 500, 400, 300, 200, 100, 0],
@@ -85,10 +85,10 @@ def test_times_of_zero_snr_fall_and_can_be_respaced(size: int, spacing: str):
 
 @pytest.mark.parametrize("n", [-1, 0, 51])
 def test_more_times_than_timesteps_are_refused(n: int):
-    with pytest.raises(UsageError, match="--steps must be 1 to 50"):
+    with pytest.raises(InvalidArgument, match=r"^steps must be 1 to 50"):
         process_of("linear", 50).times(n)
 
 
-def test_an_unknown_spacing_is_a_usage_error():
-    with pytest.raises(UsageError, match="Did you mean 'trailing'"):
+def test_an_unknown_spacing_is_refused():
+    with pytest.raises(InvalidArgument, match="Did you mean 'trailing'"):
         process_of("linear", 50).times(5, "trailling")

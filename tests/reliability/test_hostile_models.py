@@ -114,13 +114,14 @@ def test_a_header_unfolds_to_no_more_than_its_bound(grown, name: str, place: str
 
 def test_a_large_file_takes_its_size(model: Path, tmp_path: Path):
     """Weights of a network that are all there: no mask and no copy of them is made."""
-    from diffuse_cli import modelfile
-    from diffuse_cli.config import DiffusionConfig, UNetConfig
-    from diffuse_cli.core import UNet
+    from nets import plan
 
-    unet = UNetConfig(size=(8, 8), width=256, multipliers=(1, 2), blocks=2)
+    from diffuse_cli import modelfile
+    from diffuse_cli.config import DiffusionConfig
+
+    unet = plan(size=8, width=256, multipliers=(1, 2), blocks=2)
     large = modelfile.Model(
-        unet=unet, diffusion=DiffusionConfig(), ema=UNet(unet).state_dict(), step=1
+        blueprint=unet.blueprint(DiffusionConfig()), ema=unet.build().state_dict(), step=1
     )
     path = tmp_path / "large.safetensors"
     modelfile.save(path, large)

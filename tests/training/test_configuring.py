@@ -6,18 +6,26 @@ from itertools import product
 
 import pytest
 
-from diffuse_cli.core import LOSSES, VARIANCES, WEIGHTINGS
+from diffuse_cli.config.training import to_file
+from diffuse_cli.core import LOSSES, VARIANCES, WEIGHTINGS, Conditions, Space
 from diffuse_cli.core.losses import OF_LEARNED
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.errors import UsageError
 from diffuse_cli.options import from_dict, to_dict
 from diffuse_cli.training.configuring import complete, configure
 
-GREY = (8, 8), 1
+GREY = Space(channels=1, size=(8, 8))
+NAMES = tuple(f"class {k}" for k in range(1000))
+
+
+def planned(typed, filed=None, num_classes=0, space=GREY):
+    """The complete configuration, and what the model is."""
+    config = configure({"data": "images", **typed}, filed)
+    return complete(config, space, Conditions(classes=NAMES[:num_classes]))
 
 
 def made(typed, filed=None, num_classes=0):
-    return complete(configure({"data": "images", **typed}, filed), *GREY, num_classes)
+    return planned(typed, filed, num_classes)[0]
 
 
 def without(values):
@@ -34,13 +42,13 @@ def test_loss_and_weighting_follow_from_the_variance(variance, loss, weighting):
         return
     if loss in OF_LEARNED and variance not in LEARNED:
         with pytest.raises(UsageError, match="Give --variance learned, or --loss simple"):
-            made(typed)
+            planned(typed)
         return
-    config = made(typed)
+    config, blueprint = planned(typed)
     assert config.loss == (loss or ("hybrid" if variance == "learned" else "simple"))
     assert config.weighting == (weighting or ("none" if loss == "vlb" else "min-snr"))
-    assert config.unet["out_channels"] == (2 if variance == "learned" else 1)
-    assert complete(config, *GREY) == config
+    assert blueprint.out_channels == (2 if variance == "learned" else 1)
+    assert complete(config, GREY, Conditions()) == (config, blueprint)
 
 
 @pytest.mark.parametrize(
@@ -79,13 +87,17 @@ def test_what_is_typed_wins_and_brings_its_own(filed, typed, loss, weighting):
 @pytest.mark.parametrize("num_classes", [0, 2, 1000])
 def test_the_network_has_the_channels_and_classes_it_needs(variance, num_classes):
     for channels in (1, 3):
-        typed = {"data": "images", "variance": variance, "classes": num_classes > 0}
-        config = complete(configure(typed), (8, 8), channels, num_classes)
-        assert config.unet["num_classes"] == num_classes
-        assert config.unet["channels"] == channels
-        assert config.unet["out_channels"] == channels * (2 if variance == "learned" else 1)
+        typed = {"variance": variance, "classes": num_classes > 0}
+        space = Space(channels=channels, size=(8, 8))
+        config, blueprint = planned(typed, None, num_classes, space)
+        shapes = blueprint.shapes
+        width = shapes["conv_in.weight"][0]
+        assert shapes["conv_in.weight"][1] == channels
+        assert shapes["conv_out.bias"] == (channels * (2 if variance == "learned" else 1),)
+        label = (num_classes + 1, 4 * width) if num_classes else None
+        assert shapes.get("class_embedding.weight") == label
         again = from_dict(type(config), to_dict(config))
-        assert complete(again, (8, 8), channels, num_classes) == config
+        assert complete(again, space, blueprint.conditions) == (config, blueprint)
 
 
 def test_label_dropout_goes_with_classes():
@@ -98,16 +110,19 @@ def test_label_dropout_goes_with_classes():
     assert made({}, {"label_dropout": 0.1}).classes is False
 
 
-def test_classes_of_another_number_than_the_networks_are_refused():
-    with pytest.raises(UsageError, match="num_classes = 3 does not suit these images: it is 2"):
-        made({}, {"classes": True, "unet": {"num_classes": 3}}, num_classes=2)
+def test_facts_of_the_data_in_a_table_of_version_0_1_give_way_to_the_data():
+    """They stood there beside the settings, in files that --config and --init may still read."""
+    facts = {"size": [8, 8], "channels": 1, "out_channels": 1, "num_classes": 3}
+    config, blueprint = planned({}, {"classes": True, "unet": {**facts, "width": 8}}, 2)
+    assert not facts.keys() & config.architecture.keys()
+    assert (config.width, blueprint.conditions.num_classes) == (8, 2)
 
 
 def test_a_typed_variance_or_classes_bring_their_channels_over_a_file():
-    filed = to_dict(made({}, {}))
-    assert made({"variance": "learned"}, filed).unet["out_channels"] == 2
-    learned = to_dict(made({"variance": "learned"}, {}))
-    assert made({"variance": "large"}, learned).unet["out_channels"] == 1
-    assert made({"classes": True}, filed, num_classes=4).unet["num_classes"] == 4
-    classes = to_dict(made({"classes": True}, {}, num_classes=4))
-    assert made({"classes": False}, classes).unet["num_classes"] == 0
+    filed = to_file(made({}, {}))
+    assert planned({"variance": "learned"}, filed)[1].out_channels == 2
+    learned = to_file(made({"variance": "learned"}, {}))
+    assert planned({"variance": "large"}, learned)[1].out_channels == 1
+    assert planned({"classes": True}, filed, 4)[1].shapes["class_embedding.weight"][0] == 5
+    classes = to_file(made({"classes": True}, {}, num_classes=4))
+    assert "class_embedding.weight" not in planned({"classes": False}, classes)[1].shapes

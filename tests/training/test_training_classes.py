@@ -145,7 +145,7 @@ def test_the_model_file_names_its_classes(train):
     train("--classes", "--steps", 2)
     model = modelfile.load(MODEL)
     assert model.classes == ("dark", "light")
-    assert model.unet.num_classes == 2
+    assert model.blueprint.conditions.num_classes == 2
     assert model.training["classes"] is True
     assert tomllib.loads((RUN / "config.toml").read_text())["classes"] is True
 

@@ -12,10 +12,11 @@ import torch
 
 from diffuse_cli import modelfile
 from diffuse_cli.config import TrainConfig
-from diffuse_cli.core import UNet
+from diffuse_cli.config.training import from_file, to_file
+from diffuse_cli.core import Conditions, Space
 from diffuse_cli.errors import UsageError
-from diffuse_cli.options import from_dict, to_dict, to_toml
-from diffuse_cli.presets import PRESETS, network
+from diffuse_cli.options import from_dict, to_toml
+from diffuse_cli.presets import PRESETS
 from diffuse_cli.training.configuring import batched, complete, configure, rate_at
 from diffuse_cli.training.room import bytes_kept
 from diffuse_cli.training.rundir import RunDirectory
@@ -26,12 +27,13 @@ MODEL = Path("model.safetensors")
 
 def completed(typed, filed=None, channels=1):
     """What `diffuse train` makes of a command line and a file, for images of 32x32."""
-    return complete(configure({"data": "images", **typed}, filed), (32, 32), channels)
+    config = configure({"data": "images", **typed}, filed)
+    return complete(config, Space(channels=channels, size=(32, 32)), Conditions())[0]
 
 
 def as_file(config):
     """What --dry-run prints, read by --config."""
-    return tomllib.loads(to_toml(config))
+    return tomllib.loads(to_toml(to_file(config, control=False)))
 
 
 # -- width ----------------------------------------------------------------------------------------
@@ -40,7 +42,7 @@ def as_file(config):
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_the_learning_rate_follows_the_width_and_the_batch(name):
     preset = PRESETS[name]
-    own, batch = preset.unet["width"], preset.train.get("batch_size", 64)
+    own, batch = preset.settings["width"], preset.train.get("batch_size", 64)
     assert rate_at(name, None, batch) == rate_at(name, own, batch) == preset.train["lr"]
     assert rate_at(name, 2 * own, batch) == pytest.approx(preset.train["lr"] / 2)
     assert rate_at(name, None, 4 * batch) == pytest.approx(preset.train["lr"] * 2)
@@ -76,9 +78,9 @@ def test_minutes_leave_the_batch_open_and_a_typed_one_does_not():
 
 def test_the_width_is_the_one_dial():
     config = completed({"preset": "tiny", "width": 40})
-    assert config.width == config.unet["width"] == 40
+    assert config.width == config.architecture["width"] == 40
     assert config.lr == pytest.approx(PRESETS["tiny"].train["lr"] * 32 / 40)
-    assert config.unet["groups"] == 2
+    assert config.architecture["groups"] == 2
     assert completed({"preset": "tiny", "width": 40, "lr": 0.5}).lr == 0.5
 
 
@@ -95,21 +97,33 @@ def test_what_dry_run_prints_gives_the_same_network_again(preset, width):
     assert completed({}, as_file(config)) == config
 
 
+def shape(config):
+    return config.width, config.architecture["groups"], config.architecture["head_width"]
+
+
 def test_a_typed_width_stands_over_a_file():
     filed = {"preset": "base", "lr": 0.5, "unet": {"width": 8, "groups": 4, "head_width": 4}}
     config = completed({"width": 12}, filed)
-    assert (config.width, config.unet["groups"], config.unet["head_width"]) == (12, 4, 4)
+    assert (config.width, config.architecture["groups"], config.architecture["head_width"]) == (
+        12,
+        4,
+        4,
+    )
     assert config.lr == 0.5
     config = completed({"width": 14}, filed)
-    assert (config.width, config.unet["groups"], config.unet["head_width"]) == (14, 1, 28)
+    assert (config.width, config.architecture["groups"], config.architecture["head_width"]) == (
+        14,
+        1,
+        28,
+    )
 
 
 def test_a_typed_width_stands_over_what_dry_run_printed():
     narrow = as_file(completed({"preset": "base", "width": 40}))
     config = completed({"width": 64}, narrow)
     expected = completed({"preset": "base", "width": 64})
-    assert config.unet["width"] == 64
-    assert config.unet["groups"] == expected.unet["groups"]
+    assert config.architecture["width"] == 64
+    assert config.architecture["groups"] == expected.architecture["groups"]
 
 
 def test_a_typed_preset_brings_its_own_width():
@@ -125,8 +139,8 @@ def test_two_widths_in_a_file_that_differ_are_refused():
 
 def test_a_run_goes_on_with_its_own_width_alone(train, diffuse, images):
     assert train("--steps", 2, "--width", 12).code == 0
-    assert modelfile.load(MODEL).unet.width == 12
-    assert modelfile.load(MODEL).unet.groups == 4
+    assert modelfile.load(MODEL).blueprint.config.width == 12
+    assert modelfile.load(MODEL).blueprint.config.groups == 4
     assert diffuse("train", images, "--resume", "--width", 12).code == 0
     ran = diffuse("train", images, "--resume", "--width", 16)
     assert ran.code == 2
@@ -138,7 +152,10 @@ def test_a_model_to_start_from_has_its_own_width(train, diffuse, images):
     start = ["train", images, "--init", MODEL, "--steps", 1, "-q", "-o"]
     assert diffuse(*start, "same.safetensors", "--width", 12).code == 0
     assert diffuse(*start, "none.safetensors").code == 0
-    assert modelfile.load("none.safetensors").unet == modelfile.load("same.safetensors").unet
+    assert (
+        modelfile.load("none.safetensors").blueprint.config
+        == modelfile.load("same.safetensors").blueprint.config
+    )
     ran = diffuse(*start, "other.safetensors", "--width", 16)
     assert ran.code == 2
     assert "another network" in ran.line
@@ -153,7 +170,7 @@ def test_fourier_frequencies_are_drawn_by_the_seed_and_kept(train, recipe, tmp_p
     path.write_text(f'{recipe.read_text()}time_embedding = "fourier"\n')
     train("--config", path, "--steps", 4)
     model = modelfile.load(MODEL)
-    assert model.unet.time_embedding == "fourier"
+    assert model.blueprint.config.time_embedding == "fourier"
     weight = model.ema["time_proj.weight"]
     assert weight.equal(model.raw["time_proj.weight"])
     assert model.network().time_proj.weight.equal(weight)
@@ -182,7 +199,7 @@ def test_gradient_checkpointing_does_not_change_the_model(train, recipe, tmp_pat
 
 
 def test_a_trainer_checkpoints_where_it_is_asked(train, monkeypatch):
-    from diffuse_cli.core.unet import checkpointed, plainly
+    from diffuse_cli.core.networks import checkpointed, plainly
     from diffuse_cli.training.trainer import Trainer
 
     seen = []
@@ -210,25 +227,30 @@ def total(tensors):
     return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
 
 
-def laid_out(unet, batch):
+def drawn_up(**given):
+    """The smallest preset for colour images of 16x16, as a training has it."""
+    config = configure({"data": "x", "preset": "tiny"}, {"unet": given})
+    return complete(config, Space(channels=3, size=(16, 16)), Conditions())[1]
+
+
+def laid_out(blueprint, batch):
     """A network and its input, in channels-last order as training has them."""
     x = torch.zeros(batch, 3, 16, 16).contiguous(memory_format=torch.channels_last)
-    return UNet(unet).to(memory_format=torch.channels_last), x, torch.zeros(batch)
+    return blueprint.build().to(memory_format=torch.channels_last), x, torch.zeros(batch)
 
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_the_estimate_counts_what_autograd_keeps(batch):
-    unet = network(TrainConfig(data="x"), "tiny", (16, 16), 3)
-    net, x, t = laid_out(unet, batch)
+    blueprint = drawn_up()
+    net, x, t = laid_out(blueprint, batch)
     expected = bytes_saved(net, lambda: net(x, t))
-    assert bytes_kept(unet, batch, half=False, checkpointing=False) == expected
+    assert bytes_kept(blueprint, batch, half=False, checkpointing=False) == expected
 
 
 @pytest.mark.parametrize("resblock_updown", [False, True])
 def test_the_estimate_with_checkpointing_is_inputs_and_the_largest_block(resblock_updown):
-    given = {"resblock_updown": resblock_updown}
-    unet = network(TrainConfig(data="x", unet=given), "tiny", (16, 16), 3)
-    net, x, t = laid_out(unet, 2)
+    blueprint = drawn_up(resblock_updown=resblock_updown)
+    net, x, t = laid_out(blueprint, 2)
     calls = []
     net.run_block = lambda block, *inputs: calls.append((block, inputs)) or block(*inputs)
     outside = bytes_saved(net, lambda: net.time_embedding(net.time_proj(t)))
@@ -239,9 +261,9 @@ def test_the_estimate_with_checkpointing_is_inputs_and_the_largest_block(resbloc
         for (block, given), besides in zip(calls, inputs, strict=True)
     )
     expected = total({v for own in inputs for v in own}) + total({x}) + outside + largest
-    found = bytes_kept(unet, 2, half=False, checkpointing=True)
+    found = bytes_kept(blueprint, 2, half=False, checkpointing=True)
     assert found == pytest.approx(expected, rel=0.01)
-    assert found < bytes_kept(unet, 2, half=False, checkpointing=False) / 2
+    assert found < bytes_kept(blueprint, 2, half=False, checkpointing=False) / 2
 
 
 def test_dry_run_prints_less_memory_with_checkpointing(train, monkeypatch):
@@ -250,8 +272,9 @@ def test_dry_run_prints_less_memory_with_checkpointing(train, monkeypatch):
     checkpointed = train("--dry-run", "--json", "--gradient-checkpointing").json
     assert checkpointed["memory_bytes"] < plain["memory_bytes"]
     assert checkpointed["config"] == plain["config"]
-    assert from_dict(TrainConfig, checkpointed["config"]).width == 8
-    assert to_dict(from_dict(TrainConfig, plain["config"]), control=False) == plain["config"]
+    again = from_dict(TrainConfig, from_file(plain["config"]))
+    assert again.width == 8
+    assert to_file(again, control=False) == plain["config"]
 
 
 @pytest.mark.parametrize(("typed", "batch"), [(None, 32), (4, 4)])

@@ -8,23 +8,19 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from nets import Plan, batch, plan, randomised
 from oracles import generator
-from test_unet import batch, randomised
 from torch import nn
 
-from diffuse_cli.config import UNetConfig
-from diffuse_cli.core import UNet, blocks
-from diffuse_cli.core.blocks import (
-    BLOCKS,
-    Upsample,
-    attend,
-    cast_products,
-    doubled,
-    halved,
-    unchanged,
-)
-from diffuse_cli.core.unet import TIME_EMBEDDINGS, checkpointed
-from diffuse_cli.errors import UsageError
+from diffuse_cli.core.errors import InvalidArgument
+from diffuse_cli.core.kernels import attention as kernel
+from diffuse_cli.core.kernels.attention import attend
+from diffuse_cli.core.kernels.norms import GroupNorm
+from diffuse_cli.core.kernels.precision import cast_products
+from diffuse_cli.core.networks import checkpointed
+from diffuse_cli.core.networks._blocks import BLOCKS, Parts, Upsample, doubled, halved, unchanged
+from diffuse_cli.core.networks._time import TIME_EMBEDDINGS
+from diffuse_cli.core.networks.unet import Config
 
 TINY: dict[str, Any] = {
     "size": 8, "channels": 2, "out_channels": 4, "width": 8, "groups": 4, "blocks": 1,
@@ -36,7 +32,7 @@ HEADS: dict[str, dict[str, int]] = {
 }  # fmt: skip
 
 PRODUCT = {
-    " ".join((block, f"{scale_shift=}", f"{updown=}", time, heads)): UNetConfig(
+    " ".join((block, f"{scale_shift=}", f"{updown=}", time, heads)): plan(
         **TINY,
         block=block,
         scale_shift=scale_shift,
@@ -57,7 +53,7 @@ combined = pytest.mark.parametrize("config", PRODUCT.values(), ids=list(PRODUCT)
 
 
 @combined
-def test_it_predicts_in_the_shape_of_its_output_and_trains_every_weight(config: UNetConfig):
+def test_it_predicts_in_the_shape_of_its_output_and_trains_every_weight(config: Plan):
     net = randomised(config)
     x, t = batch(config)
     y = net(x, t, label=torch.tensor([0, 2]))
@@ -73,7 +69,7 @@ def test_it_predicts_in_the_shape_of_its_output_and_trains_every_weight(config: 
 
 @combined
 @torch.no_grad()
-def test_time_and_class_matter(config: UNetConfig):
+def test_time_and_class_matter(config: Plan):
     net = randomised(config)
     x, t = batch(config)
     y = net(x, t, label=torch.tensor([0, 1]))
@@ -83,17 +79,17 @@ def test_time_and_class_matter(config: UNetConfig):
 
 @combined
 @torch.no_grad()
-def test_a_new_network_predicts_zero(config: UNetConfig):
+def test_a_new_network_predicts_zero(config: Plan):
     x, t = batch(config)
-    assert bool((UNet(config)(x, t) == 0).all())
+    assert bool((config.build()(x, t) == 0).all())
 
 
 @combined
 @torch.no_grad()
-def test_it_is_itself_again_from_its_tensors_alone(config: UNetConfig):
+def test_it_is_itself_again_from_its_tensors_alone(config: Plan):
     net = randomised(config)
     with torch.device("meta"):
-        again = UNet(config)
+        again = config.build()
     again.load_state_dict({n: v.clone() for n, v in net.state_dict().items()}, assign=True)
     x, t = batch(config)
     assert torch.equal(again.eval()(x, t), net(x, t))
@@ -101,7 +97,7 @@ def test_it_is_itself_again_from_its_tensors_alone(config: UNetConfig):
 
 @combined
 @torch.no_grad()
-def test_bfloat16_autocast_runs(config: UNetConfig):
+def test_bfloat16_autocast_runs(config: Plan):
     net = randomised(config)
     x, t = batch(config)
     exact = net(x, t)
@@ -112,7 +108,7 @@ def test_bfloat16_autocast_runs(config: UNetConfig):
 
 # -- blocks ---------------------------------------------------------------------------------------
 
-CONFIG = UNetConfig(size=8, width=8, groups=4, multipliers=(1, 2), attention=())
+PARTS = Parts(Config(width=8, groups=4, multipliers=(1, 2), attention=()), 2)
 
 
 def randomise(block: nn.Module) -> nn.Module:
@@ -128,7 +124,7 @@ def randomise(block: nn.Module) -> nn.Module:
 @pytest.mark.parametrize(("resize", "side"), [(unchanged, 8), (halved, 4), (doubled, 16)])
 @torch.no_grad()
 def test_a_new_block_is_its_shortcut(block: str, after: int, resize, side: int):
-    made = BLOCKS[block](CONFIG, 8, after, resize)
+    made = BLOCKS[block](PARTS, 8, after, resize)
     x, emb = torch.randn(2, 8, 8, 8, generator=generator(5)), torch.ones(2, 32)
     y = made(x, emb)
     assert y.shape == (2, after, side, side)
@@ -146,8 +142,8 @@ def test_sizes_change_by_means_and_nearest_neighbours():
 @pytest.mark.parametrize("scale_shift", [False, True])
 @torch.no_grad()
 def test_a_convnext_block_is_what_it_says(scale_shift: bool):
-    config = UNetConfig(**{**TINY, "scale_shift": scale_shift, "norm_eps": 0.1})
-    block = randomise(BLOCKS["convnext"](config, 8, 16)).eval()
+    config = plan(**{**TINY, "scale_shift": scale_shift, "norm_eps": 0.1}).config
+    block = randomise(BLOCKS["convnext"](Parts(config, 2), 8, 16, unchanged)).eval()
     g = generator(6)
     x, emb = torch.randn(2, 8, 5, 7, generator=g), torch.randn(2, 32, generator=g)
     w = block.state_dict()
@@ -169,7 +165,7 @@ def test_a_convnext_block_is_what_it_says(scale_shift: bool):
 @pytest.mark.parametrize("block", list(BLOCKS))
 @torch.no_grad()
 def test_dropout_acts_in_every_block(block: str):
-    made = randomise(BLOCKS[block](UNetConfig(**TINY, dropout=0.5), 8, 8))
+    made = randomise(BLOCKS[block](Parts(plan(**TINY, dropout=0.5).config, 2), 8, 8, unchanged))
     x, emb = torch.randn(2, 8, 8, 8, generator=generator(5)), torch.ones(2, 32)
     assert not torch.allclose(made(x, emb), made(x, emb), atol=1e-3)
     made.eval()
@@ -179,7 +175,7 @@ def test_dropout_acts_in_every_block(block: str):
 # -- gradient checkpointing -----------------------------------------------------------------------
 
 
-def gradients(net: UNet, config: UNetConfig, half: bool) -> tuple[list[torch.Tensor], torch.Tensor]:
+def gradients(net: nn.Module, config: Plan, half: bool) -> tuple[list[torch.Tensor], torch.Tensor]:
     """The gradients of a training step, and the state of the generator after it."""
     net.zero_grad(set_to_none=True)
     torch.manual_seed(7)
@@ -194,7 +190,7 @@ def gradients(net: UNet, config: UNetConfig, half: bool) -> tuple[list[torch.Ten
 @pytest.mark.parametrize("updown", [False, True])
 @pytest.mark.parametrize("block", list(BLOCKS))
 def test_checkpointing_gives_the_same_gradients_bit_for_bit(block: str, updown: bool, half: bool):
-    config = UNetConfig(**TINY, block=block, resblock_updown=updown, dropout=0.4)
+    config = plan(**TINY, block=block, resblock_updown=updown, dropout=0.4)
     net = randomised(config).train()
     runs: list[int] = []
     net.mid_block.resnets[0].register_forward_pre_hook(lambda *_: runs.append(1))
@@ -220,7 +216,7 @@ def test_checkpointing_changes_nothing_where_there_is_no_gradient():
 @pytest.mark.parametrize("size", [(5, 6), (1, 1), (1, 3)])
 def test_the_transposed_convolution_is_upsampling_and_convolution(size: tuple[int, int]):
     torch.manual_seed(0)
-    layer = Upsample(UNetConfig(**TINY), 6).double()
+    layer = Upsample(Parts(plan(**TINY).config, len(size)), 6).double()
     x = torch.randn(2, 6, *size, dtype=torch.float64, requires_grad=True)
     found = layer(x, torch.zeros(2, 1))
     expected = layer.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
@@ -235,10 +231,8 @@ def test_the_transposed_convolution_is_upsampling_and_convolution(size: tuple[in
 
 
 def test_patches_are_channels_at_a_smaller_size():
-    whole = randomised(UNetConfig(**{**TINY, "size": 16, "patch": 2, "attention": (8,)}))
-    cut = UNet(
-        UNetConfig(**{**TINY, "size": 8, "channels": 8, "out_channels": 16, "attention": (8,)})
-    )
+    whole = randomised(plan(**{**TINY, "size": 16, "patch": 2, "attention": (8,)}))
+    cut = plan(**{**TINY, "size": 8, "channels": 8, "out_channels": 16, "attention": (8,)}).build()
     cut.load_state_dict(whole.state_dict())
     x = torch.randn(3, 2, 16, 16, generator=generator(1))
     t = torch.tensor([0.0, 500.0, 999.0])
@@ -249,15 +243,15 @@ def test_patches_are_channels_at_a_smaller_size():
 
 
 def test_a_size_must_be_whole_patches_at_every_level():
-    with pytest.raises(UsageError, match=r"halves 1 times patches of 3x3, which 8x8"):
-        UNetConfig(**TINY, patch=3)
-    assert UNetConfig(**{**TINY, "size": 12}, patch=3).attends == [True, False]
+    with pytest.raises(InvalidArgument, match=r"halves 1 times patches of 3x3, which 8x8"):
+        plan(**TINY, patch=3).build()
+    assert plan(**{**TINY, "size": 12}, patch=3).attends == [True, False]
 
 
 # -- attention ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("attention", [attend, blocks.weighted], ids=["fused", "two products"])
+@pytest.mark.parametrize("attention", [attend, kernel.weighted], ids=["fused", "two products"])
 def test_attention_is_the_formula(attention):
     q, k, v = torch.randn(3, 2, 3, 5, 4, generator=generator(7), dtype=torch.float64)
     weights = torch.exp(torch.einsum("bhid,bhjd->bhij", q, k) / 2)
@@ -272,7 +266,7 @@ def test_attention_is_the_formula(attention):
 def test_attention_in_bfloat16_keeps_no_more_scores_than_it_may(dtype, scores, fused, monkeypatch):
     called = []
     real = F.scaled_dot_product_attention
-    monkeypatch.setattr(blocks, "SCORES", scores)
+    monkeypatch.setattr(kernel, "SCORES", scores)
     monkeypatch.setattr(
         F, "scaled_dot_product_attention", lambda *qkv: called.append(1) or real(*qkv)
     )
@@ -302,4 +296,4 @@ def test_weights_that_are_cast_beforehand_compute_the_same(name: str):
     assert infer().equal(before)
     kinds = {type(m): p.dtype for m in net.modules() for p in m.parameters(recurse=False)}
     assert kinds[nn.Linear] == torch.bfloat16
-    assert kinds[blocks.GroupNorm] == torch.float32
+    assert kinds[GroupNorm] == torch.float32

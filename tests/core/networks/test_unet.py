@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from nets import Plan, batch, plan, randomised
 from oracles import generator
 
-from diffuse_cli.config import UNetConfig
-from diffuse_cli.core import UNet
-from diffuse_cli.core.blocks import Attention
-from diffuse_cli.core.unet import count_parameters, sinusoids
-from diffuse_cli.errors import UsageError
+from diffuse_cli.core.errors import InvalidArgument
+from diffuse_cli.core.networks import count_parameters
+from diffuse_cli.core.networks._blocks import Attention
+from diffuse_cli.core.networks._time import sinusoids
 from diffuse_cli.training.ema import Average
 
 SMALL: dict[str, Any] = {"width": 8, "groups": 4, "blocks": 1, "multipliers": (1, 2), "size": 8}
@@ -58,51 +58,38 @@ FOREIGN: dict[str, dict[str, Any]] = {
 """Options that only models from elsewhere need, one by one."""
 
 
-def randomised(config: UNetConfig) -> UNet:
-    """A network none of whose weights is zero."""
-    net = UNet(config)
-    g = generator(1)
-    with torch.no_grad():
-        for name, p in net.named_parameters():
-            fan = p[0].numel() if p.ndim > 1 else 1
-            p.copy_(torch.randn(p.shape, generator=g) * (0.3 if p.ndim == 1 else fan**-0.5))
-            if "norm" in name and name.endswith("weight"):
-                p.add_(1)
-    return net.eval()
-
-
-def twin(config: UNetConfig) -> Any:
+def twin(made: Plan) -> Any:
     """The same network in diffusers."""
     diffusers = pytest.importorskip("diffusers")
-    attends, widths, by_resnet = config.attends, config.widths, config.resblock_updown
-    head_width = config.head_width
-    if config.heads is not None:
+    attends, widths, by_resnet = made.attends, made.config.widths, made.config.resblock_updown
+    head_width = made.config.head_width
+    if made.config.heads is not None:
         (attending,) = {w for w, a in zip(widths, attends, strict=True) if a} | {widths[-1]}
-        head_width = attending // config.heads
+        head_width = attending // made.config.heads
     plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
     plain = plain if by_resnet else ("DownBlock2D", "UpBlock2D")
     return diffusers.UNet2DModel(
-        sample_size=config.size,
-        in_channels=config.channels,
-        out_channels=config.out_channels or config.channels,
+        sample_size=made.space.size,
+        in_channels=made.space.channels,
+        out_channels=made.out_channels,
         down_block_types=["AttnDownBlock2D" if a else plain[0] for a in attends],
         up_block_types=["AttnUpBlock2D" if a else plain[1] for a in reversed(attends)],
         downsample_type="resnet" if by_resnet else "conv",
         upsample_type="resnet" if by_resnet else "conv",
         block_out_channels=widths,
-        layers_per_block=config.blocks,
+        layers_per_block=made.config.blocks,
         attention_head_dim=head_width,
-        norm_num_groups=config.groups,
-        attn_norm_num_groups=config.groups,
-        norm_eps=config.norm_eps,
-        downsample_padding=config.downsample_padding,
-        freq_shift=config.freq_shift,
-        flip_sin_to_cos=config.flip_sin_to_cos,
+        norm_num_groups=made.config.groups,
+        attn_norm_num_groups=made.config.groups,
+        norm_eps=made.config.norm_eps,
+        downsample_padding=made.config.downsample_padding,
+        freq_shift=made.config.freq_shift,
+        flip_sin_to_cos=made.config.flip_sin_to_cos,
         time_embedding_type={"sinusoidal": "positional"}.get(
-            config.time_embedding, config.time_embedding
+            made.config.time_embedding, made.config.time_embedding
         ),
-        resnet_time_scale_shift="scale_shift" if config.scale_shift else "default",
-        num_class_embeds=config.num_classes + 1 if config.num_classes else None,
+        resnet_time_scale_shift="scale_shift" if made.config.scale_shift else "default",
+        num_class_embeds=made.num_classes + 1 if made.num_classes else None,
     ).eval()
 
 
@@ -115,22 +102,17 @@ def from_twin(other: Any, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor 
     return other(x, t, class_labels=label).sample
 
 
-def batch(config: UNetConfig, n: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
-    x = torch.randn(n, config.channels, *config.size, generator=generator(2))
-    return x, torch.tensor([3.0, 977.0, 0.0, 250.25])[:n]
-
-
 @pytest.mark.parametrize("shape", list(SHAPES))
 @torch.no_grad()
 def test_it_is_diffusers_network(shape: str):
-    config = UNetConfig(**SHAPES[shape])
+    config = plan(**SHAPES[shape])
     net, other = randomised(config), twin(config)
     other.load_state_dict(net.state_dict(), strict=True)
     x, t = batch(config)
     label = torch.tensor([0, 2]) if config.num_classes else None
     expected = from_twin(other, x, t, label).float()
     found = net(x, t, label=label)
-    assert found.shape == (2, config.out_channels or config.channels, *config.size)
+    assert found.shape == (2, config.out_channels, *config.space.size)
     assert float(expected.std()) > 0.1
     assert torch.allclose(found, expected, atol=1e-4)
 
@@ -138,18 +120,18 @@ def test_it_is_diffusers_network(shape: str):
 @pytest.mark.parametrize("name", list(FOREIGN))
 @torch.no_grad()
 def test_an_option_for_models_from_elsewhere_is_diffusers_option(name: str):
-    config = UNetConfig(**SMALL, **FOREIGN[name])
+    config = plan(**SMALL, **FOREIGN[name])
     net, other = randomised(config), twin(config)
     other.load_state_dict(net.state_dict(), strict=True)
     x, t = batch(config)
     found = net(x, t)
     assert torch.allclose(found, other(x, t).sample, atol=1e-4)
-    assert not torch.allclose(found, randomised(UNetConfig(**SMALL))(x, t), atol=1e-2)
+    assert not torch.allclose(found, randomised(plan(**SMALL))(x, t), atol=1e-2)
 
 
 @torch.no_grad()
 def test_memory_order_and_batch_do_not_change_it():
-    config = UNetConfig(**SHAPES["attention everywhere"])
+    config = plan(**SHAPES["attention everywhere"])
     net = randomised(config)
     x, t = batch(config, 4)
     together = net(x, t)
@@ -166,7 +148,7 @@ def test_memory_order_and_batch_do_not_change_it():
 
 @torch.no_grad()
 def test_no_label_is_the_label_after_the_last():
-    config = UNetConfig(**SHAPES["classes"])
+    config = plan(**SHAPES["classes"])
     net = randomised(config)
     assert net.class_embedding.weight.shape == (4, 32)
     x, t = batch(config)
@@ -178,7 +160,7 @@ def test_no_label_is_the_label_after_the_last():
 
 @torch.no_grad()
 def test_a_network_without_classes_takes_no_notice_of_a_label():
-    config = UNetConfig(**SHAPES["grey"])
+    config = plan(**SHAPES["grey"])
     net = randomised(config)
     assert not any("class" in name for name in net.state_dict())
     x, t = batch(config)
@@ -190,7 +172,7 @@ def test_a_network_without_classes_takes_no_notice_of_a_label():
 
 @torch.no_grad()
 def test_dropout_acts_in_training_alone():
-    config = UNetConfig(**SMALL, dropout=0.5)
+    config = plan(**SMALL, dropout=0.5)
     net = randomised(config)
     x, t = batch(config)
     assert torch.equal(net(x, t), net(x, t))
@@ -199,8 +181,8 @@ def test_dropout_acts_in_training_alone():
 
 
 def test_a_new_network_predicts_zero_and_its_blocks_are_the_identity():
-    config = UNetConfig(**SMALL)
-    net = UNet(config)
+    config = plan(**SMALL)
+    net = config.build()
     x, t = batch(config)
     assert bool((net(x, t) == 0).all())
     block = net.mid_block.resnets[0]
@@ -211,7 +193,7 @@ def test_a_new_network_predicts_zero_and_its_blocks_are_the_identity():
 
 @pytest.mark.parametrize("shape", ["ddpm-cifar10", "attention everywhere", "classes"])
 def test_every_weight_is_trained(shape: str):
-    config = UNetConfig(**SHAPES[shape])
+    config = plan(**SHAPES[shape])
     net = randomised(config)
     x, t = batch(config)
     net(x, t, label=torch.tensor([0, 3]) if config.num_classes else None).square().sum().backward()
@@ -225,9 +207,7 @@ def test_every_weight_is_trained(shape: str):
 @pytest.mark.parametrize("resblock_updown", [False, True])
 @pytest.mark.parametrize("scale_shift", [False, True])
 def test_gradients_are_diffusers_gradients(scale_shift: bool, resblock_updown: bool):
-    config = UNetConfig(
-        **SMALL, attention=(4,), scale_shift=scale_shift, resblock_updown=resblock_updown
-    )
+    config = plan(**SMALL, attention=(4,), scale_shift=scale_shift, resblock_updown=resblock_updown)
     net, other = randomised(config), twin(config)
     other.load_state_dict(net.state_dict())
     x, t = batch(config)
@@ -239,7 +219,7 @@ def test_gradients_are_diffusers_gradients(scale_shift: bool, resblock_updown: b
 
 
 def test_bfloat16_autocast_is_close():
-    config = UNetConfig(**SHAPES["attention everywhere"])
+    config = plan(**SHAPES["attention everywhere"])
     net = randomised(config)
     x, t = batch(config)
     with torch.no_grad():
@@ -274,11 +254,11 @@ def test_sines_come_first_where_cosines_do_not():
     assert torch.equal(sinusoids(t, 8, cos_first=False), torch.cat([sin, cos], dim=1))
 
 
-FOURIER = UNetConfig(**SMALL, time_embedding="fourier")
+FOURIER = plan(**SMALL, time_embedding="fourier")
 
 
 def test_fourier_features_are_waves_of_t_over_a_thousand():
-    net = UNet(FOURIER)
+    net = FOURIER.build()
     weight = net.time_proj.weight
     assert weight.shape == (8,)
     found = net.time_proj(torch.tensor([0.0, 250.0]))
@@ -288,7 +268,7 @@ def test_fourier_features_are_waves_of_t_over_a_thousand():
 
 
 def test_fourier_frequencies_have_a_spread_of_16():
-    wide = UNet(UNetConfig(**{**SMALL, "width": 512, "time_embedding": "fourier"}))
+    wide = plan(**{**SMALL, "width": 512, "time_embedding": "fourier"}).build()
     assert float(wide.time_proj.weight.std()) == pytest.approx(16, rel=0.1)
 
 
@@ -296,7 +276,7 @@ def test_fourier_frequencies_are_kept_not_trained_and_drawn_by_the_seed():
     made = []
     for seed in (3, 3, 4):
         torch.manual_seed(seed)
-        made.append(UNet(FOURIER))
+        made.append(FOURIER.build())
     first, same, other = (net.state_dict()["time_proj.weight"] for net in made)
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
@@ -304,7 +284,7 @@ def test_fourier_frequencies_are_kept_not_trained_and_drawn_by_the_seed():
 
 
 def test_the_average_has_the_networks_frequencies():
-    net = UNet(FOURIER)
+    net = FOURIER.build()
     ema = Average(net, 0.9)
     kept = net.time_proj.weight.clone()
     with torch.no_grad():
@@ -321,7 +301,7 @@ def test_the_average_has_the_networks_frequencies():
 
 def parameters(**config: Any) -> int:
     with torch.device("meta"):
-        return count_parameters(UNet(UNetConfig(**config)))
+        return count_parameters(plan(**config).build())
 
 
 def test_the_published_networks_have_their_parameter_counts():
@@ -358,31 +338,31 @@ def test_the_published_networks_have_their_parameter_counts():
     ],
     ids=str,
 )
-def test_a_network_that_cannot_be_is_a_usage_error(wrong: dict[str, Any]):
-    with pytest.raises(UsageError):
-        UNetConfig(**{**SMALL, **wrong})
+def test_a_network_that_cannot_be_is_refused(wrong: dict[str, Any]):
+    with pytest.raises(InvalidArgument):
+        plan(**{**SMALL, **wrong}).build()
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"block": "convnxt"}, r"\[unet\] block: there is no 'convnxt'. Did you mean 'convnext'"),
-        ({"time_embedding": "furier"}, r"\[unet\] time_embedding.* Did you mean 'fourier'"),
+        ({"block": "convnxt"}, r"block: there is no 'convnxt'. Did you mean 'convnext'"),
+        ({"time_embedding": "furier"}, r"time_embedding.* Did you mean 'fourier'"),
     ],
     ids=str,
 )
-def test_a_part_that_does_not_exist_is_a_usage_error(wrong: dict[str, Any], message: str):
-    with pytest.raises(UsageError, match=message):
-        UNet(UNetConfig(**{**SMALL, **wrong}))
+def test_a_part_that_does_not_exist_is_refused(wrong: dict[str, Any], message: str):
+    with pytest.raises(InvalidArgument, match=message):
+        plan(**{**SMALL, **wrong}).build()
 
 
 def test_heads_must_suit_the_levels_that_have_attention_alone():
-    config = UNetConfig(**{**SMALL, "width": 12, "attention": (4,), "head_width": 8})
-    assert UNet(config).mid_block.attentions[0].heads == 3
+    config = plan(**{**SMALL, "width": 12, "attention": (4,), "head_width": 8})
+    assert config.build().mid_block.attentions[0].heads == 3
 
 
 def test_the_way_up_can_have_other_heads():
-    net = UNet(UNetConfig(**{**SMALL, "attention": (8, 4), "heads": 2, "heads_up": 4}))
+    net = plan(**{**SMALL, "attention": (8, 4), "heads": 2, "heads_up": 4}).build()
     heads = {part: {m.heads for m in getattr(net, part).modules() if isinstance(m, Attention)}
              for part in ("down_blocks", "mid_block", "up_blocks")}  # fmt: skip
     assert heads == {"down_blocks": {2}, "mid_block": {2}, "up_blocks": {4}}
@@ -391,14 +371,13 @@ def test_the_way_up_can_have_other_heads():
 @pytest.mark.parametrize("kind", ["sinusoidal", "fourier"])
 @pytest.mark.parametrize("block", ["resnet", "convnext"])
 def test_the_time_can_have_a_width_other_than_the_first_levels(kind: str, block: str):
-    config = UNetConfig(**{**SMALL, "time_width": 24, "time_embedding": kind, "block": block})
-    net = UNet(config)
+    net = plan(**{**SMALL, "time_width": 24, "time_embedding": kind, "block": block}).build()
     assert net.time_embedding.linear_2.weight.shape == (96, 96)
-    assert net.conv_in.weight.shape[0] == config.width
-    assert net(torch.zeros(2, 3, *config.size), torch.tensor([1.0, 9.0])).shape[0] == 2
+    assert net.conv_in.weight.shape[0] == SMALL["width"]
+    assert net(torch.zeros(2, 3, 8, 8), torch.tensor([1.0, 9.0])).shape[0] == 2
 
 
 def test_a_resolution_that_no_level_has_is_passed_over():
-    net = UNet(UNetConfig(**SMALL, attention=(4, 7, 32)))
+    net = plan(**SMALL, attention=(4, 7, 32)).build()
     assert [level.attend for level in net.down_blocks] == [False, True]
     assert [level.attend for level in net.up_blocks] == [True, False]

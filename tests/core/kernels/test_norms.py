@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from oracles import generator
 
-from diffuse_cli.core import norms
-from diffuse_cli.core.norms import GroupNorm
+from diffuse_cli.core.kernels import norms
+from diffuse_cli.core.kernels.norms import GroupNorm
 
 
 def made(dtype: torch.dtype = torch.float32, *, last: bool = False, shape=(3, 8, 5, 7)):

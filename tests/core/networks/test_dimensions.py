@@ -1,0 +1,74 @@
+"""The U-Net in one, two and three dimensions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from nets import plan
+from oracles import generator
+
+from diffuse_cli.core import LOSSES, SAMPLERS, SCHEDULES, Denoiser, Process
+from diffuse_cli.core.networks._blocks import Parts, Upsample
+from diffuse_cli.core.networks._unet import folded, unfolded
+
+SIZES = {1: (16,), 2: (8, 4), 3: (8, 4, 4)}
+dimensions = pytest.mark.parametrize("dims", list(SIZES))
+
+
+@pytest.mark.parametrize("settings", [{}, {"patch": 2, "block": "convnext"}], ids=str)
+@dimensions
+def test_a_network_learns_and_draws(dims: int, settings: dict):
+    torch.manual_seed(0)
+    made = plan(
+        SIZES[dims], 2, 2, width=8, groups=4, multipliers=(1, 2), blocks=1,
+        attention=(2,), **settings,
+    )  # fmt: skip
+    net, process = made.build(), Process(SCHEDULES["cosine"](100))
+    denoiser = Denoiser(net, process, "x0")
+    place = torch.linspace(-1, 1, SIZES[dims][0]).reshape(-1, *[1] * (dims - 1))
+    sample = place.expand(SIZES[dims])
+    optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
+    losses = []
+    for _ in range(80):
+        sign = torch.randint(2, (16, 2, *[1] * dims)) * 2 - 1
+        x0, t = sign * sample, torch.randint(100, (16,))
+        loss = LOSSES["simple"](denoiser, x0, t, torch.randn(x0.shape)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    assert sum(losses[-8:]) < 0.6 * sum(losses[:8])
+    with torch.no_grad():
+        x = torch.randn(3, *made.space.shape)
+        *_, end = SAMPLERS["ddim"](denoiser, process, x, process.times(5), noise=lambda k: x)
+    assert end.x.shape == x.shape
+    assert bool(end.x.isfinite().all())
+
+
+@dimensions
+def test_upsampling_is_nearest_neighbours_and_a_convolution(dims: int):
+    torch.manual_seed(0)
+    layer = Upsample(Parts(plan(width=8, groups=4).config, dims), 3).double()
+    for size in (SIZES[dims], (1,) * dims):
+        x = torch.randn(2, 3, *size, dtype=torch.float64)
+        expected = layer.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        assert torch.allclose(layer(x, torch.zeros(2, 1)), expected, rtol=1e-12, atol=1e-13)
+
+
+@dimensions
+@pytest.mark.parametrize("patch", [1, 2, 4])
+def test_folding_has_an_inverse_and_keeps_patches_together(dims: int, patch: int):
+    size = tuple(patch * (2 + i) for i in range(dims))
+    x = torch.randn(2, 3, *size, generator=generator(1))
+    cut = folded(x, patch)
+    assert cut.shape == (2, 3 * patch**dims, *(side // patch for side in size))
+    assert torch.equal(unfolded(cut, patch), x)
+    corner = x[(slice(None), slice(None), *[slice(patch)] * dims)]
+    assert torch.equal(cut[(..., *[0] * dims)], corner.flatten(1))
+
+
+def test_folding_two_dimensions_is_pixel_unshuffle():
+    x = torch.randn(2, 3, 8, 12, generator=generator(1))
+    assert torch.equal(folded(x, 4), F.pixel_unshuffle(x, 4))
+    assert torch.equal(unfolded(folded(x, 4), 4), F.pixel_shuffle(F.pixel_unshuffle(x, 4), 4))

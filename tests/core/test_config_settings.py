@@ -1,0 +1,60 @@
+"""Settings: checked when made, to and from plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from diffuse_cli.core import InvalidArgument
+from diffuse_cli.core.settings import Settings, from_dict, setting, to_dict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Some(Settings):
+    count: int = setting(low=1, high=9)
+    share: float = setting(0.5, 0, 1)
+    name: str = setting("a")
+    on: bool = setting(False)
+    widths: tuple[int, ...] = setting((1,), 1)
+    most: int | None = setting(None, 1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"count": 0}, "count must be at least 1, not 0"),
+        ({"count": 10}, "count must be at most 9, not 10"),
+        ({"count": True}, "count must be int, not True"),
+        ({"count": 2.0}, "count must be int"),
+        ({"count": 10**400}, "count is too large"),
+        ({"share": float("nan")}, "share must be a finite number"),
+        ({"share": "x"}, "share must be float"),
+        ({"name": 5}, "name must be str"),
+        ({"on": 1}, "on must be bool"),
+        ({"widths": 3}, "widths must be a list"),
+        ({"widths": [1, 0]}, "widths must be at least 1"),
+        ({"widths": [[1]]}, "widths must be int"),
+        ({"most": 0}, "most must be at least 1"),
+        ({"nmae": "a"}, "there is no setting 'nmae'. Did you mean 'name'?"),
+    ],
+    ids=str,
+)
+def test_a_wrong_value_is_named(wrong: dict[str, Any], says: str):
+    with pytest.raises(InvalidArgument) as caught:
+        from_dict(Some, {"count": 3, **wrong})
+    assert says in str(caught.value)
+
+
+def test_what_is_missing_is_named():
+    with pytest.raises(InvalidArgument, match="count is missing"):
+        from_dict(Some, {})
+
+
+def test_plain_values_make_the_same_settings_again():
+    made = Some(count=2, share=1, widths=[3, 4])
+    assert (type(made.share), made.widths) == (float, (3, 4))
+    plain = to_dict(made)
+    assert plain == {"count": 2, "share": 1.0, "name": "a", "on": False, "widths": [3, 4]}
+    assert from_dict(Some, plain) == made

@@ -1,0 +1,69 @@
+"""Spaces and conditions: from what is stored to what a model sees, and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from diffuse_cli.core import Conditions, InvalidArgument, Space
+
+
+@pytest.mark.parametrize(
+    ("levels", "dtype"),
+    [(2, torch.uint8), (256, torch.uint8), (257, torch.int32), (65_536, torch.int32)],
+)
+def test_every_level_comes_back(levels: int, dtype: torch.dtype):
+    space = Space(channels=1, size=(1,), levels=levels)
+    stored = torch.arange(levels).reshape(-1, 1, 1)
+    x = space.to_model(stored)
+    assert x.dtype == torch.float32
+    assert (float(x.min()), float(x.max())) == (-1, 1)
+    back = space.to_stored(x)
+    assert back.dtype == dtype
+    assert torch.equal(back.long(), stored)
+    assert torch.equal(space.to_stored(x * 3).long()[[0, -1], 0, 0], torch.tensor([0, levels - 1]))
+    assert space.bounded
+
+
+def test_floats_are_standardised_channel_by_channel():
+    space = Space(channels=2, size=(2, 3, 4), levels=None, mean=(1, -2.5), std=(2, 0.5))
+    assert (space.shape, space.dims, space.bounded) == ((2, 2, 3, 4), 3, False)
+    assert space.mean == (1.0, -2.5)
+    stored = torch.randn(5, 2, 2, 3, 4) * 100
+    x = space.to_model(stored)
+    assert torch.allclose(x[:, 0], (stored[:, 0] - 1) / 2)
+    assert torch.allclose(x[:, 1], (stored[:, 1] + 2.5) / 0.5)
+    assert torch.allclose(space.to_stored(x), stored, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "argument"),
+    [
+        ({"channels": 0}, "channels"),
+        ({"channels": 65}, "channels"),
+        ({"size": ()}, "size"),
+        ({"size": (1, 2, 3, 4)}, "size"),
+        ({"size": (8, 4097)}, "size"),
+        ({"size": 8}, "size"),
+        ({"levels": 1}, "levels"),
+        ({"levels": 65_537}, "levels"),
+        ({"mean": (0.0,)}, "mean"),
+        ({"levels": None}, "mean"),
+        ({"levels": None, "mean": (0.0,), "std": (0.0,)}, "std"),
+        ({"levels": None, "mean": (0.0,), "std": (1.0, 1.0)}, "std"),
+        ({"levels": None, "mean": (float("nan"),), "std": (1.0,)}, "mean"),
+    ],
+    ids=str,
+)
+def test_a_space_that_cannot_be_is_refused(wrong: dict[str, Any], argument: str):
+    with pytest.raises(InvalidArgument) as caught:
+        Space(**{"channels": 1, "size": (8, 8), **wrong})
+    assert caught.value.argument == argument
+
+
+def test_an_unlabelled_sample_is_told_the_label_after_the_last():
+    labels = torch.tensor([-1, 0, 2, -1])
+    assert Conditions().told(labels) == {}
+    assert Conditions(classes=("a", "b", "c")).told(labels)["label"].tolist() == [3, 0, 2, 3]

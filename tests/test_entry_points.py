@@ -1,0 +1,209 @@
+"""What another package adds by entry points is used from the command line as our own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diffuse_cli import modelfile
+
+MODULE = '''\
+"""A subcommand that says hello."""
+from dataclasses import dataclass
+import math
+
+import torch
+from torch import nn
+
+from diffuse_cli.core.losses import simple
+from diffuse_cli.core.networks._blocks import ResBlock
+from diffuse_cli.core.samplers import SAMPLERS
+from diffuse_cli.core.settings import Settings, setting
+from diffuse_cli.core.timesteps import TimestepDraw, uniform
+from diffuse_cli.options import Config as Options
+from diffuse_cli.options import option
+from diffuse_cli.presets import Preset
+
+NEEDS = ()
+
+
+def schedule(n):
+    return [0.02] * (n - 1) + [0.5]
+
+
+def target(alpha, sigma, c1, c2):
+    return 2.0, 0.0
+
+
+def variance(pair, raw):
+    return pair.log_beta_tilde
+
+
+def loss(*args, **cond):
+    return 3 * simple(*args, **cond)
+
+
+def weighting(snr):
+    return snr.clamp(max=2.0)
+
+
+draw = TimestepDraw(uniform)
+
+
+def sampler(denoise, process, x, times, *, noise):
+    yield from SAMPLERS["ddim"](denoise, process, x, times, noise=noise)
+
+
+class Block(ResBlock):
+    pass
+
+
+preset = Preset("4 K", {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention": ()},
+                {"lr": 1e-3})
+
+
+def compute(evaluation):
+    return {"seven": 7.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hello(Options):
+    name: str = option("you", "Who is greeted.")
+
+
+CONFIG = Hello
+
+
+def run(config, console):
+    print(f"hello {config.name}")
+'''
+
+TOY = """\
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from diffuse_cli.core.settings import Settings, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Settings):
+    hidden: int = setting(8, 1, 64)
+
+
+class Toy(nn.Module):
+    def __init__(self, hidden, channels, out):
+        super().__init__()
+        self.first = nn.Conv2d(channels + 1, hidden, 3, padding=1)
+        self.last = nn.Conv2d(hidden, out, 3, padding=1)
+
+    def forward(self, x, t, label=None):
+        shown = (t / 1000).reshape(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])
+        return self.last(torch.relu(self.first(torch.cat([x, shown.to(x)], 1))))
+
+
+def build(config, space, conditions, out_channels=None):
+    return Toy(config.hidden, space.channels, out_channels or space.channels)
+
+
+def describe(config, space):
+    return [f"a toy of {config.hidden} channels"]
+"""
+
+POINTS = {
+    "schedules": "added-schedule = added:schedule",
+    "targets": "added-target = added:target",
+    "variances": "added-variance = added:variance",
+    "losses": "added-loss = added:loss",
+    "weightings": "added-weighting = added:weighting",
+    "timestep_draws": "added-draw = added:draw",
+    "samplers": "added-sampler = added:sampler",
+    "blocks": "added-block = added:Block",
+    "presets": "added-preset = added:preset",
+    "metrics": "added-metric = added",
+    "commands": "hello = added",
+    "networks": "toy = added_toy",
+}
+
+
+@pytest.fixture
+def added(tmp_path: Path, process: Callable[..., Any]) -> Callable[..., Any]:
+    """Run `diffuse` with the package installed."""
+    site = tmp_path / "site"
+    info = site / "added-1.0.dist-info"
+    info.mkdir(parents=True)
+    (site / "added.py").write_text(MODULE)
+    (site / "added_toy.py").write_text(TOY)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: added\nVersion: 1.0\n")
+    lines = [f"[diffuse.{group}]\n{line}\n" for group, line in POINTS.items()]
+    (info / "entry_points.txt").write_text("\n".join(lines))
+    root = Path(modelfile.__file__).parents[1]
+    path = os.pathsep.join(map(str, (root, site)))
+    return lambda *arguments: process(*arguments, env={"PYTHONPATH": path})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--schedule", "added-schedule"),
+        ("--target", "added-target"),
+        ("--variance", "added-variance"),
+        ("--loss", "added-loss"),
+        ("--weighting", "added-weighting"),
+        ("--timestep-draw", "added-draw"),
+    ],
+    ids=lambda options: options[1],
+)
+def test_an_entry_trains(added, images: Path, recipe: Path, options: tuple[str, str]):
+    ran = added("train", images, "--config", recipe, "--steps", 2, "-q", *options)
+    assert ran.code == 0, ran.err
+
+
+def test_a_preset_and_a_block_train(added, images: Path, tmp_path: Path):
+    (tmp_path / "block.toml").write_text('[unet]\nblock = "added-block"\n')
+    line = ["train", images, "--preset", "added-preset", "--config", "block.toml", "-q"]
+    ran = added(*line, "--steps", 2)
+    assert ran.code == 0, ran.err
+    assert modelfile.load(tmp_path / "model.safetensors").blueprint.config.block == "added-block"
+
+
+def test_a_sampler_draws_and_a_metric_measures(added, images: Path, model: Path):
+    ran = added("sample", model, "-n", 2, "--steps", 3, "--sampler", "added-sampler", "-q")
+    assert ran.code == 0, ran.err
+    line = ["eval", model, images, "-n", 4, "--steps", 3, "--metrics", "added-metric", "--json"]
+    ran = added(*line, "-q")
+    assert ran.code == 0, ran.err
+    assert ran.json["seven"] == 7
+
+
+def test_a_subcommand_runs(added):
+    assert "hello" in added("--help").out
+    assert added("hello", "--name", "me").out == "hello me\n"
+
+
+def test_a_network_trains_resumes_samples_is_measured_and_described(
+    added, images: Path, tmp_path: Path
+):
+    (tmp_path / "toy.toml").write_text("batch_size = 8\nnum_timesteps = 50\n[toy]\nhidden = 12\n")
+    line = ["train", images, "--config", "toy.toml", "--network", "toy", "-q"]
+    for options in (("--steps", 4, "--stop-at", 2), ("--resume",)):
+        ran = added(*line, *options)
+        assert ran.code == 0, ran.err
+    ran = added("info", "model.safetensors", "-q")
+    assert (ran.code, "a toy of 12 channels" in ran.out) == (0, True), ran.err
+    ran = added("sample", "model.safetensors", "-n", 2, "--steps", 3, "-q")
+    assert ran.code == 0, ran.err
+    line = ["eval", "model.safetensors", images, "-n", 4, "--steps", 3, "--timesteps", 3]
+    ran = added(*line, "--metrics", "likelihood", "--json", "-q")
+    assert ran.code == 0, ran.err
+    assert ran.json["bits_per_dim"] > 0
+
+
+def test_a_network_of_a_package_that_is_not_there_is_refused(process, images: Path):
+    ran = process("train", images, "--network", "toy", "-q")
+    assert (ran.code, "--network: there is no 'toy'" in ran.line) == (2, True)
