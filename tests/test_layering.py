@@ -16,8 +16,8 @@ import diffuse_cli
 PACKAGE = Path(diffuse_cli.__file__).parent
 
 ROOMS = (
-    "errors", "events", "tables", "files", "locks", "parsing", "options", "config", "presets",
-    "core", "data", "tensorfile", "foreign", "modelfile", "runtime", "pictures", "conditioning",
+    "errors", "events", "tables", "files", "outputs", "locks", "parsing", "options", "config",
+    "presets", "core", "data", "tensorfile", "foreign", "modelfile", "runtime", "pictures", "conditioning",
     "resolving", "sampling", "features", "metrics", "evaluation", "training", "demo",
     "inspection", "report", "interop", "console", "signals", "commands", "app", "__main__",
 )  # fmt: skip
