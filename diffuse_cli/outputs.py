@@ -78,10 +78,10 @@ def check_samples(
         OutputError: as said.
     """
     files.check_writable(folder / manifest)
+    if overwrite or not folder.is_dir():
+        return
     with files.reported(folder):
-        earlier = (
-            not overwrite and folder.is_dir() and any(written(p.name) for p in folder.iterdir())
-        )
+        earlier = any(written(path.name) for path in folder.iterdir())
     if earlier:
         raise OutputError(
             f"{files.show(folder)} holds samples already", "Choose another -o, or --overwrite"
