@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from diffuse_cli import files, locks, modelfile, pictures
+from diffuse_cli import files, locks, modelfile, outputs, pictures
 from diffuse_cli.conditioning import Condition
 from diffuse_cli.config import SAMPLER, SampleConfig
 from diffuse_cli.core.denoiser import Denoiser
@@ -26,7 +26,7 @@ from diffuse_cli.core.samplers import SAMPLERS, State
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
 from diffuse_cli.diffusion import kept_in_range
-from diffuse_cli.errors import OutputError, lookup
+from diffuse_cli.errors import lookup
 from diffuse_cli.events import Progress, Work
 from diffuse_cli.media import MEDIA
 from diffuse_cli.resolving import DrawSettings, resolve, tell
@@ -241,7 +241,7 @@ def generate(config: SampleConfig) -> Work[Generated | None]:
     """
     folder = Path(config.out)
     if rank() == 0:
-        check_folder(folder, config.overwrite)
+        outputs.check_samples(folder, config.overwrite, MANIFEST, WRITTEN.fullmatch)
     with (
         _holding(folder) if rank() == 0 else contextlib.nullcontext(),
         machine(resolve_precision(config.precision)) as accelerator,
@@ -322,21 +322,6 @@ def _gather(keep: dict[int, Array], frames: Frames) -> None:
             for i in sorted(theirs):
                 keep[i] = theirs[i]
             frames.update(their_frames)
-
-
-def check_folder(folder: Path, overwrite: bool) -> None:
-    """Refuse a folder that holds earlier samples, or that cannot be written.
-
-    Raises:
-        OutputError: as said.
-    """
-    files.check_writable(folder / MANIFEST)
-    if overwrite or not folder.is_dir():
-        return
-    if any(WRITTEN.fullmatch(path.name) for path in folder.iterdir()):
-        raise OutputError(
-            f"{files.show(folder)} holds samples already", "Choose another -o, or --overwrite"
-        )
 
 
 def _earlier(folder: Path) -> list[Path]:

@@ -269,7 +269,7 @@ def test_existing_output_is_refused_before_anything_is_read(folder: Path, taken:
         ({"out": "a.jpg"}, "-o must end in .png"),
         ({"out": ".png"}, "-o must end in .png"),
         ({"size": 4000}, "--size must be at most 512"),
-        ({"out": "./grey.png", "overwrite": True}, "is the image itself"),
+        ({"out": "./grey.png", "overwrite": True}, "is the input itself"),
     ],
 )
 def test_usage_errors(folder: Path, options: dict[str, Any], words: str) -> None:

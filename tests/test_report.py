@@ -361,7 +361,7 @@ def test_tables_say_what_their_cells_are(whole):
     [
         ("page.htm", 2, "--report must end in .html"),
         ("page", 2, "--report must end in .html"),
-        ("there.html", 5, "--overwrite replaces it"),
+        ("there.html", 5, "Choose another --report, or --overwrite"),
         ("file/page.html", 5, "is not a folder"),
     ],
 )

@@ -6,17 +6,16 @@ Nothing heavy is imported before the request is known to be good.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffuse_cli import files, pictures
+from diffuse_cli import files, outputs, pictures
 from diffuse_cli.config import DemoConfig, DiffusionConfig
 from diffuse_cli.demo.drawing import FRAME_COLUMNS, PURE_NOISE, Scene, animate, draw
-from diffuse_cli.errors import OutputError, UsageError, lookup
+from diffuse_cli.errors import UsageError, lookup
 from diffuse_cli.events import Notice, Progress, Work
 
 if TYPE_CHECKING:
@@ -92,18 +91,13 @@ def _outputs(config: DemoConfig) -> tuple[Path, ...]:
     """The paths to write, checked, as is what else can be without reading the image."""
     image = Path(config.image)
     out = Path(config.out) if config.out is not None else Path(f"{image.stem}.noise-demo.png")
-    if out.suffix.lower() != ".png":
-        raise UsageError(f"-o must end in .png, not {files.show(out)!r}")
+    paths = [outputs.check(out, ".png", config.overwrite, read=config.image)]
+    if config.gif:
+        gif = out.with_suffix(".gif")
+        paths.append(outputs.check(gif, ".gif", config.overwrite, read=config.image))
     if config.size is not None and max(config.size) > LARGEST_SIDE:
         raise UsageError(f"--size must be at most {LARGEST_SIDE} a side, not {max(config.size)}")
-    paths = (out, out.with_suffix(".gif")) if config.gif else (out,)
-    for path in paths:
-        if os.path.realpath(path) == os.path.realpath(image):
-            raise UsageError(f"{files.show(path)} is the image itself", "Choose another -o")
-        files.check_writable(path)
-        if (path.exists() or path.is_symlink()) and not config.overwrite:
-            raise OutputError(f"{files.show(path)} exists already", "--overwrite replaces it")
-    return paths
+    return tuple(paths)
 
 
 def _scene(config: DemoConfig, picture: Image.Image, processes: Mapping[str, Process]) -> Scene:

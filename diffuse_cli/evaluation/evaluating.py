@@ -14,7 +14,6 @@ from diffuse_cli.data import is_images
 from diffuse_cli.errors import DiffuseError, UsageError
 from diffuse_cli.evaluation import bounds, neighbors
 from diffuse_cli.evaluation.images import read_sides
-from diffuse_cli.evaluation.outputs import check_picture, check_report
 from diffuse_cli.evaluation.parts import Evaluation
 from diffuse_cli.evaluation.remarks import remarks
 from diffuse_cli.evaluation.showing import Shown, choose
@@ -22,6 +21,7 @@ from diffuse_cli.evaluation.team import Team
 from diffuse_cli.events import Work
 from diffuse_cli.metrics import METRICS
 from diffuse_cli.options import differs
+from diffuse_cli.outputs import asked
 from diffuse_cli.parsing import MODEL_WEIGHTS
 from diffuse_cli.resolving import DrawSettings, resolve, tell
 from diffuse_cli.runtime import machine_or, made_with, resolve_precision
@@ -93,8 +93,8 @@ def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work
     folder = is_images(Path(config.subject))
     if folder:
         _check_folder(config)
-    plot, page = check_picture(config, "plot"), check_picture(config, "pairs")
-    report = check_report(config)
+    plot, page = asked(config, "plot", ".png"), asked(config, "pairs", ".png")
+    report = asked(config, "report", ".html")
     with machine_or(accelerator, config.precision) as accelerator:
         loaded = (
             None if folder else load_denoiser(config.subject, config.model_weights, accelerator)

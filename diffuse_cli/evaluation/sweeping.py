@@ -26,7 +26,6 @@ from diffuse_cli.evaluation.cache import cached, computed
 from diffuse_cli.evaluation.evaluating import Evaluated, describe, evaluate, find_network
 from diffuse_cli.evaluation.generating import draw_share, gathered
 from diffuse_cli.evaluation.images import read_sides
-from diffuse_cli.evaluation.outputs import check_model, check_picture, check_report
 from diffuse_cli.evaluation.settings import (
     METRIC,
     SettingRow,
@@ -40,6 +39,7 @@ from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.features import FeatureNetwork
 from diffuse_cli.metrics import frechet, kid
 from diffuse_cli.options import differs
+from diffuse_cli.outputs import asked
 from diffuse_cli.resolving import DrawSettings, resolve
 from diffuse_cli.runtime import machine_or
 from diffuse_cli.sampling import Loaded, draw_as, load_denoiser, looks
@@ -66,7 +66,7 @@ def sweep(config: EvalConfig, accelerator: Accelerator | None = None) -> Work[Sw
         OutputError: the plot or the model file exists already, or cannot be written.
     """
     _check(config)
-    out, plot = check_model(config), check_picture(config, "plot")
+    out, plot = asked(config, "out", ".safetensors"), asked(config, "plot", ".png")
     with machine_or(accelerator, config.precision) as accelerator:
         loaded = load_denoiser(config.subject, config.model_weights, accelerator)
         base = resolve(config, loaded.model)
@@ -124,7 +124,7 @@ def sweep_and_evaluate(config: EvalConfig) -> Work[tuple[SweptSettings, Evaluate
     Raises:
         As `sweep` and `evaluate` do.
     """
-    check_report(config)
+    asked(config, "report", ".html")
     with machine_or(None, config.precision) as accelerator:
         swept = yield from sweep(config, accelerator)
         found = yield from evaluate(with_setting(config, swept.recommended), accelerator)

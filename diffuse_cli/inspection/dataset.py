@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffuse_cli import files, pictures
+from diffuse_cli import files, outputs, pictures
 from diffuse_cli.config import InfoConfig
 from diffuse_cli.data import Images, Summary, read_images
-from diffuse_cli.errors import OutputError, UsageError
+from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Progress, Work
 from diffuse_cli.inspection import near, sheet
 from diffuse_cli.inspection.copies import Copies, count_copies, exact_roots, near_copies
@@ -90,7 +90,7 @@ def inspect_data(config: InfoConfig) -> Work[DataReport]:
         DataError: no usable images.
         UsageError, OutputError: the contact sheet cannot be written where it was asked for.
     """
-    out = _check_out(config)
+    out = _sheet_path(config)
     with tempfile.TemporaryDirectory(prefix="diffuse-info-") as folder:
         images = yield from read_images(
             config.path,
@@ -108,22 +108,12 @@ def inspect_data(config: InfoConfig) -> Work[DataReport]:
         return report
 
 
-def _check_out(config: InfoConfig) -> Path | None:
-    """The path of the contact sheet, refused before the work where it cannot be written."""
-    if config.out is None:
-        return None
-    out, data = Path(config.out), Path(config.path).resolve()
-    if out.suffix.lower() != ".png":
-        raise UsageError(f"-o must end in .png, not {files.show(out)!r}")
-    if data in (out.resolve(), *out.resolve().parents):
-        where = files.show(config.path)
-        raise UsageError(
-            f"-o {files.show(out)} is in {where}, where it would be one of the images",
-            "Write it elsewhere",
-        )
-    files.check_writable(out)
-    if (out.exists() or out.is_symlink()) and not config.overwrite:
-        raise OutputError(f"{files.show(out)} exists already", "--overwrite replaces it")
+def _sheet_path(config: InfoConfig) -> Path | None:
+    """The path of the contact sheet, which must not become one of the images."""
+    out = outputs.asked(config, "out", ".png")
+    if out is not None and Path(config.path).resolve() in out.resolve().parents:
+        where = f"-o {files.show(out)} is in {files.show(config.path)}"
+        raise UsageError(f"{where}, where it would be one of the images", "Write it elsewhere")
     return out
 
 

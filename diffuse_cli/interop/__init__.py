@@ -13,13 +13,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from diffuse_cli import files
+from diffuse_cli import outputs
 from diffuse_cli.config import ConvertConfig
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.networks import unet as unets
 from diffuse_cli.core.registry import Modules
 from diffuse_cli.core.space import Space
-from diffuse_cli.errors import ModelFileError, OutputError, UsageError, lookup
+from diffuse_cli.errors import ModelFileError, UsageError, lookup
 from diffuse_cli.events import Notice, Work
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def convert(config: ConvertConfig) -> Work[Converted]:
         ModelFileError: the source is missing, damaged, or of no known format.
         OutputError: the model file exists already, or cannot be written.
     """
-    path = _check_out(config)
+    path = outputs.check(config.out, ".safetensors", config.overwrite, read=config.source)
     from diffuse_cli import modelfile
     from diffuse_cli.interop._assembling import assemble
     from diffuse_cli.interop._source import Source
@@ -150,14 +150,3 @@ def _check_options(config: ConvertConfig, name: str) -> None:
         if getattr(config, option) is not None:
             flag = "--" + option.replace("_", "-")
             raise UsageError(f"{flag} does not go with {name}, whose files say it", "Leave it out")
-
-
-def _check_out(config: ConvertConfig) -> Path:
-    """The path of the model file, refused before the work where it cannot be written."""
-    path = Path(config.out)
-    if path.suffix != ".safetensors":
-        raise UsageError(f"-o must end in .safetensors, not {files.show(path)!r}")
-    files.check_writable(path)
-    if path.exists() and not config.overwrite:
-        raise OutputError(f"{files.show(path)} exists already", "Choose another -o, or --overwrite")
-    return path

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from diffuse_cli.config import SAMPLING_STEPS
 from diffuse_cli.core.space import Space
 from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Work, finish
 from diffuse_cli.features import FeatureNetwork, extract, find, load
 from diffuse_cli.metrics import kid
 from diffuse_cli.runtime import permutation
-from diffuse_cli.sampling import Drawing, collect, draw, looks
-from diffuse_cli.training.looking import condition_of
+from diffuse_cli.sampling import Drawing, collect, looks
+from diffuse_cli.training.looking import drawn
 from diffuse_cli.training.preparing import Plan
 
 if TYPE_CHECKING:
@@ -121,16 +120,5 @@ class Evaluator:
     def kid(self, net: Any) -> Work[dict[str, float]]:
         """`kid` and `kid_standard_error` of images drawn with a network of the plan's kind, as
         `sample` draws them by default."""
-        denoiser = self.plan.blueprint.denoiser(net)
-        steps = min(SAMPLING_STEPS, denoiser.process.num_timesteps)
-        drawings = draw(
-            denoiser,
-            space=self.plan.blueprint.space,
-            indices=range(self.images),
-            seed=self.plan.config.seed,
-            times=denoiser.process.times(steps),
-            device=self.device,
-            condition=condition_of(self.plan),
-            batch_size=self.plan.room,
-        )
+        drawings = drawn(self.plan, net, self.images, self.device)
         return (yield from self._kid.measure(drawings, self.images))

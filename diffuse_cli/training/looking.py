@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from diffuse_cli import files, pictures
 from diffuse_cli.conditioning import Condition, default_guidance
 from diffuse_cli.config import SAMPLING_STEPS
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.runtime import out_of_memory
-from diffuse_cli.sampling import draw, looks, stored
+from diffuse_cli.sampling import Drawing, draw, looks, stored
 from diffuse_cli.training.preparing import Plan
 from diffuse_cli.training.reports import Looked
 from diffuse_cli.training.rundir import RunDirectory
 from diffuse_cli.training.trainer import HELD_OUT_BATCH, Trainer
+
+if TYPE_CHECKING:
+    import torch
 
 PREVIEW_IMAGES = 16
 
@@ -43,30 +48,30 @@ def look(trainer: Trainer, run: RunDirectory, done: int) -> Work[tuple[Looked, t
     return looked, () if losses is None else tuple(losses.tolist())
 
 
-def condition_of(plan: Plan) -> Condition | None:
-    """Every class in turn with the default guidance, as `sample` draws; None without classes."""
+def drawn(plan: Plan, net: Any, count: int, device: torch.device) -> Iterator[Drawing]:
+    """Images of a network of the plan's kind, drawn as `sample` draws them by default: of every
+    class in turn where there are classes."""
     labels = tuple(range(plan.blueprint.conditions.num_classes))
-    scale = default_guidance(plan.config.label_dropout)
-    return Condition(labels, scale) if labels else None
+    guidance = default_guidance(plan.config.label_dropout)
+    denoiser = plan.blueprint.denoiser(net)
+    return draw(
+        denoiser,
+        space=plan.blueprint.space,
+        indices=range(count),
+        seed=plan.config.seed,
+        times=denoiser.process.times(min(SAMPLING_STEPS, denoiser.process.num_timesteps)),
+        device=device,
+        condition=Condition(labels, guidance) if labels else None,
+        batch_size=plan.room,
+    )
 
 
 def _preview(trainer: Trainer, path: Path) -> Work[Path]:
     space = trainer.plan.blueprint.space
-    denoiser = trainer.plan.blueprint.denoiser(trainer.ema_net)
     state = None
-    steps = min(SAMPLING_STEPS, denoiser.process.num_timesteps)
-    for part in draw(
-        denoiser,
-        space=space,
-        indices=range(PREVIEW_IMAGES),
-        seed=trainer.config.seed,
-        times=denoiser.process.times(steps),
-        device=trainer.device,
-        condition=condition_of(trainer.plan),
-        batch_size=trainer.plan.room,
-    ):
+    for part in drawn(trainer.plan, trainer.ema_net, PREVIEW_IMAGES, trainer.device):
         state = part.state
-        yield Progress("preview", part.step, steps)
+        yield Progress("preview", part.step, part.steps)
     assert state is not None
     files.write_bytes(path, pictures.png(pictures.grid(looks(space, stored(space, state.x)))))
     return path

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli import files, locks
+from diffuse_cli import files, locks, outputs
 from diffuse_cli.errors import ModelFileError, OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -71,8 +71,7 @@ class RunDirectory:
 
     def __init__(self, model: str | Path) -> None:
         self.model = Path(model)
-        if self.model.suffix != ".safetensors":
-            raise UsageError(f"-o must end in .safetensors, not {str(model)!r}")
+        outputs.check_suffix(self.model, ".safetensors")
         self.best = self.model.with_suffix(BEST)
         self.path = self.model.with_suffix(".run")
         self.config = self.path / "config.toml"
@@ -93,16 +92,9 @@ class RunDirectory:
         Raises:
             OutputError: something is there and `overwrite` is false, or it cannot be written.
         """
-        if not overwrite:
-            for path in (self.model, self.config):
-                if path.exists():
-                    shown = files.show(path if path == self.model else self.path)
-                    raise OutputError(
-                        f"{shown} exists already",
-                        "Go on with --resume, start again with --overwrite, or choose another -o",
-                    )
-        files.check_writable(self.model)
-        files.check_writable(self.config)
+        hint = "Go on with --resume, start again with --overwrite, or choose another -o"
+        outputs.check_free(self.model, overwrite, hint=hint)
+        outputs.check_free(self.config, overwrite, hint=hint, of=self.path)
 
     def check_best(self, overwrite: bool) -> None:
         """Refuse to write a best model over a file that is not this run's.
@@ -114,11 +106,8 @@ class RunDirectory:
             raise OutputError(
                 f"{files.show(self.best)} belongs to another run", "Choose another -o"
             )
-        if self.best.exists() and not self._has_best() and not overwrite:
-            raise OutputError(
-                f"{files.show(self.best)} exists already, where the best model would be written",
-                "Move it, or choose another -o",
-            )
+        hint = "Choose another -o, or --overwrite"
+        outputs.check_free(self.best, overwrite or self._has_best(), hint=hint)
 
     def _has_best(self) -> bool:
         """Whether the run that began here writes its best model."""

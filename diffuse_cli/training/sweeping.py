@@ -17,9 +17,9 @@ from diffuse_cli.config import EvalConfig, TrainConfig
 from diffuse_cli.data import is_images
 from diffuse_cli.errors import ModelFileError, UsageError, lookup
 from diffuse_cli.evaluation.images import Labelled, read_sides
-from diffuse_cli.evaluation.outputs import check_model
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.options import differs, from_dict
+from diffuse_cli.outputs import asked
 from diffuse_cli.resolving import resolve, tell
 from diffuse_cli.runtime import machine, resolve_precision
 from diffuse_cli.sampling import Loaded, draw_as, load_denoiser, ready
@@ -96,7 +96,7 @@ def sweep(config: EvalConfig) -> Work[Swept | None]:
         OutputError: the output exists already, or cannot be written.
     """
     _check(config)
-    out = check_model(config)
+    out = asked(config, "out", ".safetensors")
     with machine(resolve_precision(config.precision)) as accelerator:
         if not accelerator.is_main_process:
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import socket
 import subprocess
@@ -285,18 +286,18 @@ def test_of_many_processes_one_holds_an_output_and_is_named(tmp_path):
 
 def test_a_lock_file_that_its_holder_removed_meanwhile_is_no_lock(tmp_path, monkeypatch):
     """It was opened before the holder removed it: others would open another file of that name."""
-    path, real, tries = tmp_path / "lock", locks._lock, []
+    path, real, tries = tmp_path / "lock", fcntl.flock, []
 
-    def racing(lock, path, hint):
+    def racing(file, how):
         if not tries:
             path.unlink()
-        tries.append(path)
-        real(lock, path, hint)
+        tries.append(how)
+        return real(file, how)
 
-    monkeypatch.setattr(locks, "_lock", racing)
+    monkeypatch.setattr(fcntl, "flock", racing)
     with locks.held(path):
         assert path.exists()
-    assert len(tries) == 2
+        assert len(tries) == 2
 
 
 def test_a_forked_child_does_not_keep_the_lock(tmp_path, monkeypatch):

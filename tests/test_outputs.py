@@ -1,0 +1,103 @@
+"""Each command refuses an output that it may not write before it reads its input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from diffuse_cli.outputs import check
+
+COMMANDS = {
+    "train": ("train broken", "-o", ".safetensors"),
+    "convert": ("convert broken", "-o", ".safetensors"),
+    "plot": ("eval broken broken", "--plot", ".png"),
+    "pairs": ("eval broken broken", "--pairs", ".png"),
+    "report": ("eval broken broken", "--report", ".html"),
+    "sweep": ("eval broken broken --sweep", "-o", ".safetensors"),
+    "plot of a sweep": ("eval broken broken --sweep", "--plot", ".png"),
+    "average": ("eval broken broken --ema-sweep", "-o", ".safetensors"),
+    "sheet": ("info folder", "-o", ".png"),
+    "demo": ("noise-demo broken", "-o", ".png"),
+}
+"""The start of a line whose input cannot be read, an output, and what it must end in."""
+
+all_commands = pytest.mark.parametrize(("start", "flag", "suffix"), COMMANDS.values(), ids=COMMANDS)
+
+
+@pytest.fixture(autouse=True)
+def inputs(diffuse):
+    """What every command fails to read, as it would say if it came to that."""
+    Path("broken").write_bytes(b"nothing that is known")
+    Path("folder").mkdir()
+    Path("folder/a.png").write_bytes(b"")
+
+
+@all_commands
+def test_what_exists_is_kept(diffuse, start, flag, suffix):
+    path = Path("x" + suffix)
+    for make in (lambda: path.write_text("mine"), lambda: path.symlink_to("nowhere")):
+        make()
+        ran = diffuse(*start.split(), flag, path, "-q")
+        assert ran.code == 5
+        assert f"{path} exists already" in ran.line
+        assert f"hoose another {flag}" in ran.line
+        assert "--overwrite" in ran.line
+        assert path.is_symlink() or path.read_text() == "mine"
+        path.unlink()
+
+
+@all_commands
+def test_another_suffix_is_a_usage_error(diffuse, start, flag, suffix):
+    ran = diffuse(*start.split(), flag, "x.txt", "-q")
+    assert ran.code == 2
+    assert f"{flag} must end in {suffix}, not 'x.txt'" in ran.line
+
+
+@all_commands
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+def test_what_cannot_be_written_is_refused(diffuse, start, flag, suffix, overwrite):
+    Path("x" + suffix).mkdir()
+    for path in ("broken/x", "x"):  # train names the run directory beside it
+        ran = diffuse(*start.split(), flag, path + suffix, "-q", *overwrite)
+        assert ran.code == 5
+        assert f"cannot write {path}." in ran.line
+
+
+@all_commands
+def test_what_may_be_written_is_not_refused(diffuse, start, flag, suffix):
+    path = Path("x" + suffix)
+    path.write_text("mine")
+    ran = diffuse(*start.split(), flag, path, "--overwrite", "-q")
+    assert ran.code in (3, 4)
+    assert path.read_text() == "mine"
+
+
+def test_samples_are_kept(diffuse):
+    Path("samples").mkdir()
+    for name in ("00000.png", "manifest.json"):
+        (Path("samples") / name).touch()
+        ran = diffuse("sample", "broken", "-q")
+        assert ran.code == 5
+        assert "samples holds samples already" in ran.line
+        assert "Choose another -o, or --overwrite" in ran.line
+        assert diffuse("sample", "broken", "--overwrite", "-q").code == 4
+        (Path("samples") / name).unlink()
+    Path("samples/notes.txt").touch()
+    assert diffuse("sample", "broken", "-q").code == 4
+    assert diffuse("sample", "broken", "-o", "broken", "-q").code == 5
+
+
+@pytest.mark.parametrize("source", ["in.safetensors", "in.png"])
+def test_the_input_is_no_output(diffuse, source):
+    command = "convert" if source.endswith(".safetensors") else "noise-demo"
+    Path(source).write_bytes(b"mine")
+    Path("link" + Path(source).suffix).symlink_to(source)
+    for path in (source, f"./{source}", Path("link" + Path(source).suffix)):
+        ran = diffuse(command, source, "-o", path, "--overwrite", "-q")
+        assert ran.code == 2
+        assert "is the input itself" in ran.line
+
+
+def test_a_suffix_in_capitals_will_do():
+    assert check("X.PNG", ".png", overwrite=False) == Path("X.PNG")
