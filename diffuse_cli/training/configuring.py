@@ -11,14 +11,14 @@ from diffuse_cli.config import DiffusionConfig, TrainConfig
 from diffuse_cli.config.training import from_file, to_file
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.losses import OF_LEARNED
-from diffuse_cli.core.networks.unet import groups_at
 from diffuse_cli.core.settings import to_dict as plain
 from diffuse_cli.core.space import Space
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.errors import OutputError, UsageError, lookup, suggest
-from diffuse_cli.options import flag_of, from_dict, options, parsed, read_toml, to_dict
+from diffuse_cli.options import flag_of, from_dict, options, read_toml, to_dict
 from diffuse_cli.presets import PRESETS, architecture, choose, preset_of
+from diffuse_cli.training.layers import Layer, default_loss, merged
 from diffuse_cli.training.rundir import RunDirectory
 
 BATCH = 64
@@ -38,17 +38,17 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
             run's.
         OutputError: --resume where there is no run to go on with.
     """
-    typed, filed = parsed(TrainConfig, typed), parsed(TrainConfig, from_file(filed or {}))
-    given = {**_under(typed, filed), **typed}
-    from_dict(TrainConfig, {"data": "", **given})
-    _check_exclusive(typed)
+    flags, file = Layer(typed), Layer(from_file(filed or {}))
+    given = merged(flags, file)
+    Layer({"data": "", **given.said}).config()
+    _check_exclusive(flags)
     run = RunDirectory(given.get("out", "model.safetensors"))
     if given.get("resume") or given.get("auto_resume"):
         if run.exists():
             return _together(_resumed(given, run))
         _check_begins(run, bool(given.get("auto_resume")))
-    config = from_dict(TrainConfig, {**_below(given), **given})
-    if "label_dropout" in typed and not config.classes:
+    config = merged(given, _below(given)).config()
+    if "label_dropout" in flags and not config.classes:
         raise UsageError("--label-dropout goes with --classes", "Give both, or neither")
     if config.loss in OF_LEARNED and config.variance not in LEARNED:
         raise UsageError(
@@ -97,84 +97,35 @@ def _check_begins(run: RunDirectory, asked: bool) -> None:
     )
 
 
-def _check_exclusive(typed: Mapping[str, Any]) -> None:
+def _check_exclusive(typed: Layer) -> None:
     for one, other in (("steps", "minutes"), ("init", "preset"), ("schedule", "betas")):
         if one in typed and other in typed:
             raise UsageError(f"--{one} and --{other} exclude each other", "Leave one of them out")
 
 
-def _under(typed: Mapping[str, Any], filed: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file gives under what was typed: a typed --preset, --size or --width brings its own
-    network, a typed --variance its own loss, a typed --loss its own weighting, typed --betas their
-    number, and a typed --schedule ends the file's betas."""
-    kept = dict(filed)
-    table = kept.get("architecture", {})
-    settings = dict(table) if isinstance(table, Mapping) else None
-    for one, other in (("preset", "network"), ("network", "preset")):
-        if settings and one in typed and typed[one] != kept.get(one):
-            settings = {}
-            kept.pop("width", None)
-            kept.pop(other, None)
-    if settings and "width" in typed:
-        if _groups_followed(settings, kept.get("preset")):
-            del settings["groups"]
-        settings = {k: v for k, v in settings.items() if _suits_width(k, v, typed["width"])}
-    if settings and "size" in typed:
-        settings.pop("multipliers", None)
-    if settings is not None and "architecture" in kept:
-        kept["architecture"] = settings
-    before = str(kept.get("variance", "small"))
-    if typed.get("variance", before) != before and kept.get("loss") == default_loss(before):
-        del kept["loss"]
-    if "loss" in typed and "weighting" not in typed:
-        kept.pop("weighting", None)
-    if "betas" in typed:
-        kept.pop("num_timesteps", None)
-    if "schedule" in typed:
-        kept.pop("betas", None)
-    return kept
-
-
-def _groups_followed(settings: Mapping[str, Any], preset: Any) -> bool:
-    """Whether the groups of a file's network are what its preset makes of its width."""
-    width = settings.get("width")
-    if not isinstance(width, int) or width < 1:
-        return False  # what it is will be refused in its place
-    published = isinstance(preset, str) and preset in PRESETS and PRESETS[preset].published
-    return bool(settings.get("groups") == groups_at(width, published))
-
-
-def _suits_width(name: str, value: Any, width: Any) -> bool:
-    """Whether a field of a network can stay beside another width: groups and heads that divide it
-    can, and what does not follow from the width."""
-    if name in ("groups", "heads", "head_width", "heads_up"):
-        return not (isinstance(value, int) and isinstance(width, int) and value and width % value)
-    return name != "width"
-
-
-def _below(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The defaults that a model to start from, or a named preset, brings."""
+def _below(given: Layer) -> Layer:
+    """What a model to start from, or a named preset, says."""
     if given.get("init"):
         from diffuse_cli.modelfile import read_training
 
-        return _under(given, read_training(given["init"]))
+        return Layer(read_training(given.get("init")))
     if given.get("preset"):
-        train = lookup(PRESETS, given["preset"], "--preset").train
+        train = lookup(PRESETS, given.get("preset"), "--preset").train
         # The learning rate depends on the width, which `complete` knows.
-        return _under(given, {k: v for k, v in train.items() if k != "lr"})
-    return {}
+        return Layer(train).without("lr")
+    return Layer()
 
 
-def _resumed(given: Mapping[str, Any], run: RunDirectory) -> TrainConfig:
+def _resumed(given: Layer, run: RunDirectory) -> TrainConfig:
     """The run's own configuration, with the options that may change."""
     stored = from_dict(TrainConfig, from_file(read_toml(run.config)), str(run.config))
-    asked = from_dict(TrainConfig, {**_under(given, to_dict(stored)), **given})
+    asked = merged(given, Layer(to_dict(stored))).config()
     wanted: dict[str, Any] = {}
     for f, spec in options(TrainConfig):
         if f.name not in given:
             continue
         if spec.control or f.name in FREE:
-            wanted[f.name] = given[f.name]
+            wanted[f.name] = given.get(f.name)
         else:
             _check_same(f, getattr(asked, f.name), getattr(stored, f.name))
     own = stored.architecture
@@ -200,11 +151,6 @@ def _plain(value: Any) -> str:
     if not isinstance(value, tuple):
         return str(value)
     return "x".join(map(str, value)) if len(value) == 2 else f"({len(value)} numbers)"
-
-
-def default_loss(variance: str) -> str:
-    """The loss where none is given: a learned variance is learned from the bound."""
-    return "hybrid" if variance in LEARNED else "simple"
 
 
 def rate_at(preset: str | None, width: int | None, batch_size: int) -> float:

@@ -25,7 +25,8 @@ from diffuse_cli.training.classes import (
     fits,
     weights_for,
 )
-from diffuse_cli.training.configuring import complete, default_loss
+from diffuse_cli.training.configuring import complete
+from diffuse_cli.training.layers import default_loss
 from diffuse_cli.training.rundir import RunDirectory
 
 if TYPE_CHECKING:
