@@ -4,8 +4,8 @@ Every file appears whole or not at all: the bytes go to a temporary file beside 
 and are renamed over the name; then the folder is synced, so that the rename survives a power cut.
 Every folder goes in one rename, too, before its files are removed. What a killed process leaves is
 named `.NAME.PID.tmp`, and is removed when NAME is written next: the process that writes it holds a
-lock on it, which goes with the process. Each operation passes through `operation`, the seam where a test can stop the
-process.
+lock on it, which goes with the process. Each operation passes through `operation`, the seam where
+a test can stop the process.
 """
 
 from __future__ import annotations
@@ -91,9 +91,8 @@ class _Writer(io.BufferedWriter):
         while True:
             super().__init__(io.FileIO(path, "w"))
             # One that is swept before it is locked is made anew.
-            if _lock(self.fileno()) is not False and path.exists():
-                if os.path.samestat(os.fstat(self.fileno()), path.stat()):
-                    break
+            if _lock(self.fileno()) is not False and _is_at(path, self.fileno()):
+                break
             self.close()
         self._path = path
 
@@ -153,6 +152,11 @@ def _is_abandoned(path: Path) -> bool:
     with contextlib.suppress(OSError), path.open("r+b") as file:
         return _lock(file.fileno()) is True
     return False
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether an open file is the one at `path`."""
+    return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
 
 
 def _lock(descriptor: int) -> bool | None:

@@ -138,9 +138,9 @@ def images_at_a_time(config: TrainConfig, accelerator: Accelerator) -> int:
 def split(config: TrainConfig, images: int, processes: int) -> TrainConfig:
     """`config` with as many parts of its batch as let each have at most so many images."""
     assert config.batch_size is not None
-    share = config.batch_size // processes
-    parts = -(-(-(-config.batch_size // processes)) // images)
-    return dataclasses.replace(config, accumulation=max(config.accumulation, min(parts, share)))
+    share = -(-config.batch_size // processes)
+    parts = min(-(-share // images), config.batch_size // processes)
+    return dataclasses.replace(config, accumulation=max(config.accumulation, parts))
 
 
 def _smaller(config: TrainConfig, device: str, free: int) -> str:
@@ -150,7 +150,7 @@ def _smaller(config: TrainConfig, device: str, free: int) -> str:
         return "--gradient-checkpointing"
     assert config.size is not None
     weights = cost(config, device)
-    if weights.fixed <= free / 2:
+    if weights.fixed < free:
         ratio = (free - weights.fixed) / max(1, weights.image)
         side = int(min(config.size) * ratio**0.5) // 16 * 16
         if side >= 16:

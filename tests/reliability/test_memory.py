@@ -186,7 +186,9 @@ def test_a_run_that_cannot_fit_is_refused_before_anything_is_made(
 ):
     """On the command line it needs 24 GB and more for its batch, and over 2 GB for one image."""
     has(2**30)
-    monkeypatch.setattr("diffuse_cli.training.trainer.Trainer.__init__", lambda *a: pytest.fail())
+    monkeypatch.setattr(
+        "diffuse_cli.training.trainer.Trainer.__init__", lambda *a: pytest.fail("made")
+    )
     options = LARGE if more != ("--minutes", 1) else LARGE[:-2]
     ran = diffuse("train", images, *options, *more, "-q")
     assert ran.code == 2
