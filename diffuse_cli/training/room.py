@@ -155,7 +155,7 @@ def _smaller(config: TrainConfig, device: str, free: int) -> str:
         side = int(min(config.size) * ratio**0.5) // 16 * 16
         if side >= 16:
             return f"--size {side}, or a smaller --width"
-    return "a smaller --width, or --preset tiny"
+    return "a smaller --size or --width, or --preset tiny"
 
 
 def _by(size: tuple[int, int] | None) -> str:
