@@ -76,6 +76,11 @@ def _bytes_kept(unet_text: str, batch: int, half: bool, checkpointing: bool, dev
 
     with FakeTensorMode(), torch.device(device):
         net = UNet(unet)
+        for module in net.modules():  # as `to` does it, which cannot with such tensors
+            for name, weight in module.named_parameters(recurse=False):
+                if weight.dim() == 4:
+                    laid = weight.detach().contiguous(memory_format=torch.channels_last)
+                    setattr(module, name, torch.nn.Parameter(laid))
         own = {p.untyped_storage()._cdata for p in net.parameters()}
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:

@@ -181,8 +181,8 @@ def has(monkeypatch):
 @pytest.mark.parametrize(
     ("more", "gib", "hint"),
     [
-        (("--dry-run",), 2.2, "Try --gradient-checkpointing"),
-        (("--dry-run", "--gradient-checkpointing"), 1.2, "Try --size 96, or a smaller --width"),
+        (("--dry-run",), 2.0, "Try --gradient-checkpointing"),
+        (("--dry-run", "--gradient-checkpointing"), 1.2, "Try --size 112, or a smaller --width"),
         (("--minutes", 1), 0.5, "Try a smaller --size or --width, or --preset tiny"),
         ((), 1.2, "Try a smaller --size or --width, or --preset tiny"),
     ],
