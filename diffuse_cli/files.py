@@ -91,8 +91,7 @@ class _Writer(io.BufferedWriter):
         while True:
             super().__init__(io.FileIO(path, "w"))
             # One that is swept before it is locked is made anew.
-            locked = _lock(self.fileno()) is not False and path.exists()
-            if locked and os.path.samestat(os.fstat(self.fileno()), path.stat()):
+            if _lock(self.fileno()) is not False and _is_at(path, self.fileno()):
                 break
             self.close()
         self._path = path
@@ -153,6 +152,11 @@ def _is_abandoned(path: Path) -> bool:
     with contextlib.suppress(OSError), path.open("r+b") as file:
         return _lock(file.fileno()) is True
     return False
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether an open file is the one at `path`."""
+    return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
 
 
 def _lock(descriptor: int) -> bool | None:

@@ -59,11 +59,12 @@ def estimate(config: TrainConfig) -> Work[Estimate]:
         check_batch(config, accelerator.num_processes)
         plan = yield from prepare(config)
         room = images_at_a_time(plan, accelerator)
-        yield Notice("measuring the time of a step")
         if plan.config.minutes is not None:
+            yield Notice("measuring the time of a step")
             done, seconds = fill_minutes(plan, accelerator, room)
         else:
             done = yield from parted(plan.config, room, accelerator.num_processes)
+            yield Notice("measuring the time of a step")
             seconds = seconds_a_step(dataclasses.replace(plan, config=done), accelerator)
         device = accelerator.device.type
     yield from cut_short(done)

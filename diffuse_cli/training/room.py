@@ -70,6 +70,9 @@ def bytes_kept(
 
     with FakeTensorMode(), torch.device(device):
         net = blueprint.build()
+        for module in net.modules():  # as `lay_out` does it, which cannot with such tensors
+            for name, weight in module.named_parameters(recurse=False):
+                setattr(module, name, torch.nn.Parameter(laid_out(weight.detach())))
         own = {p.untyped_storage()._cdata for p in net.parameters()}
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -132,9 +135,9 @@ def images_at_a_time(plan: Plan, accelerator: Accelerator) -> int:
 def split(config: TrainConfig, images: int, processes: int) -> TrainConfig:
     """`config` with as many parts of its batch as let each have at most so many images."""
     assert config.batch_size is not None
-    share = config.batch_size // processes
-    parts = math.ceil(math.ceil(config.batch_size / processes) / images)
-    return dataclasses.replace(config, accumulation=max(config.accumulation, min(parts, share)))
+    share = -(-config.batch_size // processes)
+    parts = min(-(-share // images), config.batch_size // processes)
+    return dataclasses.replace(config, accumulation=max(config.accumulation, parts))
 
 
 def _smaller(plan: Plan, device: str, free: int) -> str:
@@ -144,12 +147,12 @@ def _smaller(plan: Plan, device: str, free: int) -> str:
     if not config.gradient_checkpointing and cost(again, blueprint, device).of(1) <= free:
         return "--gradient-checkpointing"
     weights = cost(config, blueprint, device)
-    if weights.fixed <= free / 2:
+    if weights.fixed < free:
         ratio = (free - weights.fixed) / max(1, weights.image)
         side = int(min(blueprint.space.size) * ratio**0.5) // 16 * 16
         if side >= 16:
             return f"--size {side}, or a smaller --width"
-    return "a smaller --width, or --preset tiny"
+    return "a smaller --size or --width, or --preset tiny"
 
 
 def _by(size: tuple[int, ...]) -> str:
