@@ -10,7 +10,7 @@ import torch
 
 from diffuse_cli.conditioning import Condition, condition
 from diffuse_cli.config import GUIDANCE, SampleConfig
-from diffuse_cli.core import SCHEDULES, Denoiser, Process, Space
+from diffuse_cli.core import SCHEDULES, Conditions, Denoiser, Process, Space
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.errors import UsageError
