@@ -13,16 +13,13 @@ from diffuse_cli import modelfile
 
 MODULE = '''\
 """A subcommand that says hello."""
-from dataclasses import dataclass
-import math
+from __future__ import annotations
 
-import torch
-from torch import nn
+from dataclasses import dataclass
 
 from diffuse_cli.core.losses import simple
 from diffuse_cli.core.networks._blocks import ResBlock
 from diffuse_cli.core.samplers import SAMPLERS
-from diffuse_cli.core.settings import Settings, setting
 from diffuse_cli.core.timesteps import TimestepDraw, uniform
 from diffuse_cli.options import Config as Options
 from diffuse_cli.options import option

@@ -39,7 +39,7 @@ class Settings:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
-            kind = str(field.type)
+            kind = type_name(field)
             if value is None and kind.endswith("| None"):
                 continue
             kind = kind.removesuffix(" | None")
@@ -56,6 +56,11 @@ class Settings:
             if kind == "float":  # where one is meant, 1 is one
                 floats = tuple(map(float, value)) if isinstance(value, tuple) else float(value)
                 object.__setattr__(self, field.name, floats)
+
+
+def type_name(field: dataclasses.Field[Any]) -> str:
+    """A field's annotation as it is written, also where annotations are not strings."""
+    return field.type.__name__ if isinstance(field.type, type) else str(field.type)
 
 
 def check_type(name: str, kind: str, value: Any) -> None:
