@@ -68,6 +68,7 @@ def test_what_the_library_writes_is_read(path: Path):
 def test_tensors_have_memory_of_their_own(path: Path):
     found = tensorfile.read(path)
     assert found["b"].data_ptr() != found["c"].data_ptr()
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in found.values())
     found["b"].zero_()
     assert tensorfile.read(path)["b"].equal(TENSORS["b"])
 
@@ -140,6 +141,13 @@ def test_a_file_that_shrinks_while_it_is_read_is_noticed(path: Path):
             other.truncate(path.stat().st_size - 40)
         with pytest.raises(ValueError, match="cut short while it was read"):
             tensorfile.read_tensors(file, header)
+
+
+def test_of_a_file_that_is_replaced_the_checked_one_is_read(path: Path):
+    with tensorfile.opened(path) as file:
+        header = tensorfile.read_header(file)
+        tensorfile.write(path, {"b": torch.ones(2, 3)})
+        assert tensorfile.read_tensors(file, header)["b"].equal(TENSORS["b"])
 
 
 def test_a_header_needs_no_more_than_its_part_of_a_file(path: Path):
