@@ -9,18 +9,72 @@ torch-fidelity comes to with one subset of all images.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffuse_cli.metrics import both, floor
+from diffuse_cli.metrics import Facts, Number, Remark, both, floor
+from diffuse_cli.metrics._landmarks import LANDMARKS, lost
 from diffuse_cli.metrics._nearest import blocks
 
 if TYPE_CHECKING:
     from diffuse_cli.metrics import Array, Features
 
 NEEDS = ("features",)
+
+NUMBERS = (
+    Number(
+        "kid",
+        "KID",
+        "Kernel inception distance: how different the two clouds are. It does not depend on how "
+        "many images were measured.",
+        "lower",
+        "kid_floor",
+        "likeness",
+        axis="KID",
+        by_class=True,
+    ),
+)
+
+BESIDE = ("kid_floor",)
+
+
+def remarks(facts: Facts) -> Iterator[Remark]:
+    """Where the generated images stand: beside real ones, blurred ones, noise."""
+    if "kid" not in facts:
+        return
+    kid, numbers = facts["kid"], {"kid": facts["kid"]}
+    landmarks = {name: facts[f"kid_of_{name}"] for name in LANDMARKS if f"kid_of_{name}" in facts}
+    texts = {name: f"{LANDMARKS[name]} ({value})" for name, value in landmarks.items()}
+    if lost(facts.values):
+        worse = [texts[name] for name, value in landmarks.items() if kid.above(value)]
+        level = [texts[n] for n, v in landmarks.items() if not kid.above(v) and not v.above(kid)]
+        places = (("worse than ", worse), ("no better than ", level))
+        where = " and ".join(word + ", ".join(names) for word, names in places if names)
+        yield Remark(
+            "likeness",
+            "poor",
+            "by their distance from real images (KID {kid}) the generated images are {where}: "
+            "train longer, or look for what went wrong",
+            {**numbers, "where": where},
+        )
+        return
+    better = f", nearer than {', '.join(texts.values())}" if texts else ""
+    words = "the generated images' distance from real ones (KID) is {kid}{better}"
+    if "kid_floor" in facts:
+        known = "kid_standard_error" in facts  # of three images or fewer it is not
+        differ = known and kid.above(facts["kid_floor"])
+        words += "; that of real images from other real ones is {floor}. " + (
+            "As a set, the two differ measurably"
+            if differ
+            else "{n:,} images on each side do not tell them apart; more would find smaller "
+            "differences"
+        )
+        numbers["floor"] = facts["kid_floor"]
+    n = min(facts.real, facts.generated)
+    yield Remark("likeness", "finding", words, {**numbers, "better": better, "n": n})
 
 
 def compute(evaluation: Features) -> dict[str, float]:
@@ -36,9 +90,13 @@ def compute(evaluation: Features) -> dict[str, float]:
     return result | (estimate(*halves, "kid_floor") if halves else {})
 
 
-def estimate(x: Array, y: Array, name: str = "kid") -> dict[str, float]:
-    """The distance of float64 features (N, d) and (M, d), and of four or more its error."""
-    xx, yy, xy = within(x), within(y), between(x, y)
+def estimate(x: Array, y: Array, name: str = "kid", xx: Sums | None = None) -> dict[str, float]:
+    """The distance of float64 features (N, d) and (M, d), and of four or more its error.
+
+    Args:
+        xx: `within(x)`, where it is known.
+    """
+    xx, yy, xy = xx or within(x), within(y), between(x, y)
     result = {name: mmd(xx, yy, xy)}
     if min(len(x), len(y)) >= 4:
         result[f"{name}_standard_error"] = math.sqrt(variance(xx, yy, xy))
