@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffuse_cli.metrics import Facts, Number, Remark, both, floor
-from diffuse_cli.metrics._landmarks import LANDMARKS, lost
+from diffuse_cli.metrics import Facts, Measured, Number, Remark, both, floor
+from diffuse_cli.metrics._landmarks import LANDMARKS, standing
 from diffuse_cli.metrics._nearest import blocks
 
 if TYPE_CHECKING:
@@ -45,36 +45,38 @@ def remarks(facts: Facts) -> Iterator[Remark]:
     """Where the generated images stand: beside real ones, blurred ones, noise."""
     if "kid" not in facts:
         return
-    kid, numbers = facts["kid"], {"kid": facts["kid"]}
-    landmarks = {name: facts[f"kid_of_{name}"] for name in LANDMARKS if f"kid_of_{name}" in facts}
-    texts = {name: f"{LANDMARKS[name]} ({value})" for name, value in landmarks.items()}
-    if lost(facts.values):
-        worse = [texts[name] for name, value in landmarks.items() if kid.above(value)]
-        level = [texts[n] for n, v in landmarks.items() if not kid.above(v) and not v.above(kid)]
-        places = (("worse than ", worse), ("no better than ", level))
-        where = " and ".join(word + ", ".join(names) for word, names in places if names)
+    numbers: dict[str, float | str | Measured] = {"kid": facts["kid"]}
+    farther, level, nearer = (
+        ", ".join(f"{LANDMARKS[name]} ({facts[f'kid_of_{name}']})" for name in names)
+        for names in standing(facts.values)
+    )
+    if farther or level:
+        places = (("worse than ", farther), ("no better than ", level))
+        numbers["where"] = " and ".join(word + names for word, names in places if names)
         yield Remark(
             "likeness",
             "poor",
             "by their distance from real images (KID {kid}) the generated images are {where}: "
             "train longer, or look for what went wrong",
-            {**numbers, "where": where},
+            numbers,
         )
         return
-    better = f", nearer than {', '.join(texts.values())}" if texts else ""
-    words = "the generated images' distance from real ones (KID) is {kid}{better}"
+    words = "the generated images' distance from real ones (KID) is {kid}"
+    if nearer:
+        numbers["nearer"] = nearer
+        words += ", nearer than {nearer}"
     if "kid_floor" in facts:
         known = "kid_standard_error" in facts  # of three images or fewer it is not
-        differ = known and kid.above(facts["kid_floor"])
-        words += "; that of real images from other real ones is {floor}. " + (
-            "As a set, the two differ measurably"
-            if differ
-            else "{n:,} images on each side do not tell them apart; more would find smaller "
-            "differences"
-        )
-        numbers["floor"] = facts["kid_floor"]
-    n = min(facts.real, facts.generated)
-    yield Remark("likeness", "finding", words, {**numbers, "better": better, "n": n})
+        numbers |= {"floor": facts["kid_floor"], "n": min(facts.real, facts.generated)}
+        words += "; that of real images from other real ones is {floor}. "
+        if known and facts["kid"].above(facts["kid_floor"]):
+            words += "As a set, the two differ measurably"
+        else:
+            words += (
+                "{n:,} images on each side do not tell them apart; more would find smaller "
+                "differences"
+            )
+    yield Remark("likeness", "finding", words, numbers)
 
 
 def compute(evaluation: Features) -> dict[str, float]:
