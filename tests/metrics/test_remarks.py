@@ -116,6 +116,7 @@ def test_precision_is_not_quoted_where_recall_is_0(recall):
     shown = {number.key: number for number in numbers()}
     for key in ("precision", "density"):
         assert shown[key].text({**few, key: 0.6}) == "not quoted, as recall is 0"
+        assert not shown[key].quoted({**few, key: 0.6})
         assert shown[key].text({**SHARES, key: 0.6}).startswith("0.6")
     assert shown["recall"].text(few) == f"{Measured(recall, 0.01)}"
     words = said("plausibility and variety", **few)[1]
