@@ -25,20 +25,30 @@ NAMED = sorted({(text.strip("`"), path) for text, path in LINKS if text.startswi
 """Functions and classes are named as [`module.name`](path of the module)."""
 
 
-@cache
-def rendered() -> str:
-    """The help of every command, as the program gives it."""
-    spec = importlib.util.spec_from_file_location("render_cli", ROOT / "docs" / "render_cli.py")
+def script(name: str) -> Any:
+    """A script of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.render()  # type: ignore[no-any-return]
+    return module
+
+
+@cache
+def rendered() -> str:
+    """The help of every command, as the program gives it."""
+    return script("render_cli").render()  # type: ignore[no-any-return]
 
 
 def test_cli_page_is_the_programs_own_help():
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     assert page == rendered(), "run: python docs/render_cli.py"
+
+
+def test_tables_of_numbers_are_what_metrics_say():
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    assert page == script("render_numbers").render(page), "run: python docs/render_numbers.py"
 
 
 # -- the theory -----------------------------------------------------------------------------------

@@ -18,11 +18,11 @@ from PIL import Image
 from diffuse_cli import modelfile
 from diffuse_cli.core import bits_per_dim
 from diffuse_cli.data import read_images
-from diffuse_cli.evaluation import evaluating, neighbors, parts
+from diffuse_cli.evaluation import evaluating, landmarks, neighbors, parts
 from diffuse_cli.evaluation.images import Labelled, Training
-from diffuse_cli.evaluation.remarks import remarks
 from diffuse_cli.events import finish
-from diffuse_cli.metrics import METRICS, _nearest, memorization
+from diffuse_cli.metrics import METRICS, _nearest, kid, memorization
+from diffuse_cli.metrics._landmarks import LANDMARKS
 from diffuse_cli.metrics.memorization import Nearest
 from diffuse_cli.runtime import draw_noise, permutation
 
@@ -262,6 +262,7 @@ def test_a_models_classes_are_measured_on_their_own_images(measure_classes, othe
             real_features=evaluation.real_features[real],
             fake_features=evaluation.fake_features[fakes],
             more_features=evaluation.more_features[evaluation.more.labels == label],
+            landmarks={},
         )
         expected = {}
         for metric in METRICS.values():
@@ -653,36 +654,37 @@ def test_the_worst_pairs_come_first():
     assert [p.ratio for p in found] == pytest.approx([0.1, 1 / 3])
 
 
-MEMORIZED = {
-    "memorized_expected": 0.05, "memorized_features": 0.5, "memorized_pixels": 0.6,
-    "memorized_features_standard_error": 0.05, "memorized_pixels_standard_error": 0.05,
-    "memorized_z_features": 9.0, "memorized_z_pixels": 9.0,
-}  # fmt: skip
-GAP = {"bits_per_dim_gap": 0.4, "bits_per_dim_gap_standard_error": 0.1}
+# -- landmarks ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("values", "images", "starts"),
-    [
-        (MEMORIZED, 2000, ["memorisation: 50%"]),
-        (MEMORIZED | {"memorized_features": 0.06}, 2000, ["possible memorisation: 6% of"]),
-        (
-            MEMORIZED | {"memorized_features": 0.24, "memorized_pixels": 0.24},
-            2000,
-            [],
-        ),  # not twice it
-        (MEMORIZED | {"memorized_z_features": 2.0}, 2000, ["possible memorisation: 50%"]),
-        (MEMORIZED | {"memorized_z_features": 2.0, "memorized_z_pixels": 2.0}, 2000, []),
-        (MEMORIZED | {"memorized_pixels_standard_error": 0.3}, 2000, ["possible memorisation"]),
-        (GAP, 2000, ["overfitting: held-out images cost 0.4000"]),
-        (GAP | {"bits_per_dim_gap": 0.29}, 2000, []),
-        (GAP | {"bits_per_dim_gap": -0.9}, 2000, []),
-        ({"frechet_distance": 1.0}, 1281, []),
-        ({"frechet_distance": 1.0}, 1280, ["Fréchet distance: n = 1,280 is not above the 1,280"]),
-        (MEMORIZED | GAP, 2000, ["memorisation", "overfitting"]),
-    ],
-)
-def test_what_is_significant_is_said(values, images, starts):
-    found = remarks(values, images, 1280)
-    assert len(found) == len(starts)
-    assert all(line.startswith(start) for line, start in zip(found, starts, strict=True))
+def test_landmarks_are_what_they_are_called():
+    draw = np.random.default_rng(0)
+    real = draw.integers(0, 256, (150, 3, 8, 16)).astype(np.uint8)
+    made = landmarks.landmarks(real)
+    assert {name: len(images) for name, images in made.items()} == {
+        "blurred": 100, "mean": 4, "noise": 100,
+    }  # fmt: skip
+    assert all(x.shape[1:] == (3, 8, 16) and x.dtype == np.uint8 for x in made.values())
+    assert np.abs(made["mean"] - real.mean(0)).max() <= 0.5
+    assert np.abs(made["noise"].mean() - 127.5) < 2
+    flat = np.full((1, 1, 1, 5), 200.0)
+    np.testing.assert_allclose(landmarks.blurred(flat), flat)
+    dot = np.zeros((1, 1, 33, 33))
+    dot[..., 16, 16] = 1
+    rows, columns = np.indices((33, 33)) - 16
+    expected = np.exp(-(rows**2 + columns**2) / (2 * (33 / 16) ** 2))
+    np.testing.assert_allclose(landmarks.blurred(dot)[0, 0], expected / expected.sum(), atol=1e-8)
+
+
+def test_landmarks_are_measured_as_generated_images_are(measure, other, finished):
+    found = measure(other, "-n", 14, "--timesteps", 2, "--json").json
+    (evaluation,) = finished
+    assert {*evaluation.landmarks} == {*LANDMARKS} == {"blurred", "mean", "noise"}
+    for name, features in evaluation.landmarks.items():
+        expected = kid.estimate(
+            *(np.asarray(x, float) for x in (evaluation.real_features, features))
+        )
+        assert found[f"kid_of_{name}"] == pytest.approx(expected["kid"])
+        error = found[f"kid_of_{name}_standard_error"]
+        assert error == pytest.approx(expected["kid_standard_error"])
+    assert found["kid_of_noise"] > found["kid_floor"]

@@ -239,6 +239,5 @@ def test_an_evaluation_gives_the_same_numbers_with_and_without(
     assert "as computed before" in again.err
     for ran in (first, again):
         assert {**ran.json, "seconds": 0} == {**plain, "seconds": 0}
-    assert (
-        len(kept(tmp_path / "kept")) == 2
-    )  # of the real images, and of further ones for the floor
+    # Of the real images, of further ones for the floor, and of landmarks.
+    assert len(kept(tmp_path / "kept")) == 3

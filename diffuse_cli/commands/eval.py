@@ -14,7 +14,7 @@ from diffuse_cli import files
 from diffuse_cli.commands._options import check_knobs
 from diffuse_cli.config import EvalConfig
 from diffuse_cli.console import Console, plain
-from diffuse_cli.evaluation.remarks import PER_CLASS
+from diffuse_cli.metrics import Number, Values, class_numbers, label, measured, shown
 from diffuse_cli.runtime import rank
 
 if TYPE_CHECKING:
@@ -23,36 +23,6 @@ if TYPE_CHECKING:
     from diffuse_cli.training.sweeping import Swept
 
 CONFIG = EvalConfig
-
-LABELS = {
-    "bits_per_dim": "bits per dimension (bound)",
-    "bits_prior": "  prior, L_T",
-    "bits_middle": "  steps, L_1 ... L_T-1",
-    "bits_decoder": "  decoder, L_0",
-    "bits_per_dim_train": "  of training images",
-    "bits_per_dim_gap": "  held-out less training",
-    "kid": "KID",
-    "kid_floor": "  floor",
-    "frechet_distance": "Fréchet distance",
-    "frechet_infinity": "  at infinite n",
-    "frechet_floor": "  floor",
-    "precision": "precision",
-    "recall": "recall",
-    "density": "density",
-    "coverage": "coverage",
-    "held_out_loss": "held-out loss",
-    "memorized_features": "near training images, features",
-    "memorized_pixels": "near training images, pixels",
-}
-
-UNLISTED = (
-    "floor_images",
-    "memorized_expected",
-    "memorized_references",
-    "memorized_rank",
-    "memorized_z",
-)
-"""What is in the JSON alone."""
 
 
 def run(config: EvalConfig, console: Console) -> None:
@@ -172,8 +142,7 @@ def _sweep_ema(config: EvalConfig, console: Console) -> None:
 
 def sweep_lines(found: Swept) -> list[str]:
     """A row for each length, the best of them, and the file that was written."""
-    label = LABELS.get(found.metric, found.metric.replace("_", " "))
-    rows = [["length", label]]
+    rows = [["length", label(found.metric)]]
     rows += [[f"{row.length:.2f}", _number(row.values, found.metric)] for row in found.rows]
     rows.append(["in the file", _number(found.file, found.metric)])
     best = f"best: {found.best:.2f} of the {found.updates:,} updates at step {found.step:,}"
@@ -186,8 +155,9 @@ def sweep_lines(found: Swept) -> list[str]:
 
 def to_json(config: EvalConfig, found: Evaluated) -> dict[str, object]:
     """Everything one needs to compare the numbers with others."""
-    values = dataclasses.asdict(dataclasses.replace(found, shown=None))
+    values = dataclasses.asdict(dataclasses.replace(found, shown=None, remarks=[]))
     del values["shown"]
+    values["remarks"] = [str(remark) for remark in found.remarks if remark.warns]
     numbers = values.pop("values")
     counts = {"real": values.pop("real"), "generated": values.pop("generated")}
     for name in ("plot", "pairs", "report"):
@@ -196,61 +166,42 @@ def to_json(config: EvalConfig, found: Evaluated) -> dict[str, object]:
 
 
 def lines(found: Evaluated) -> list[str]:
-    """A table of the numbers, each with its standard error, and what they were measured on."""
-    rows = [(LABELS.get(name, name), _number(found.values, name)) for name in _ordered(found)]
-    width = max(len(label) for label, _ in rows)
+    """A table of the numbers beside their references, and what they were measured on."""
+    rows = [["", "measured", "reference"], *(_row(n, found.values) for n in shown(found.values))]
     part = {"held-out": "held-out images", "all": "all images of DATA"}[found.part]
     features = found.features.get("name", "")
+    said = [str(r) for r in found.remarks if r.warns or r.level == "note"]
     return [
-        *(f"{label:<{width}}  {number}" for label, number in rows),
+        *_table(rows),
         f"n = {found.generated:,} generated against {found.real:,} real ({part}); "
         f"features of {features}",
-        *_keys(found),
-        *found.remarks,
+        *said,
         *_class_lines(found),
         *(files.show(path) for path in (found.plot, found.pairs, found.report) if path),
     ]
 
 
-def _keys(found: Evaluated) -> list[str]:
-    """What two kinds of rows are measured against."""
-    result, values = [], found.values
-    if "floor_images" in values:
-        n = f"{values['floor_images']:,.0f}"
-        result.append(f"floor: {n} real images against {n} other real ones")
-    if "memorized_expected" in values:
-        share = f"{values['memorized_expected']:.4f}"
-        result.append(
-            f"near: as near as {share} of images that are no copies; "
-            f"so is {share} of honest samples"
-        )
-    return result
+def _row(number: Number, values: Values) -> list[str]:
+    reference = number.reference(values)
+    return [
+        "  " * number.part + number.label,
+        number.text(values, ".4f"),
+        "" if reference is None else f"{reference:.4f}",
+    ]
 
 
 def _class_lines(found: Evaluated) -> list[str]:
     """A row for each class: the counts, and the numbers that stand a few images."""
     if not found.classes:
         return []
-    shown = [name for name in PER_CLASS if any(name in v for v in found.classes.values())]
-    rows = [["class", "generated", "real", *(PER_CLASS[name] for name in shown)]]
+    columns = class_numbers(found.classes)
+    rows = [["class", "generated", "real", *(number.label for number in columns)]]
     for name, values in found.classes.items():
         counts = [f"{values['generated']:,}", f"{values['real']:,}"]
-        rows.append([files.show(name), *counts, *(_number(values, key) for key in shown)])
+        cells = [n.text(values, ".4f") if n.quoted(values) else "-" for n in columns]
+        rows.append([files.show(name), *counts, *cells])
     return ["", *_table(rows)]
 
 
-def _ordered(found: Evaluated) -> list[str]:
-    names = [
-        name
-        for name in found.values
-        if not name.endswith("_standard_error") and not name.startswith(UNLISTED)
-    ]
-    known = [name for name in LABELS if name in names]
-    return known + [name for name in names if name not in LABELS]
-
-
 def _number(values: dict[str, float], name: str) -> str:
-    if name not in values:  # a class of too few images
-        return "-"
-    error = values.get(f"{name}_standard_error")
-    return f"{values[name]:.4f}" + (f" ± {error:.4f}" if error is not None else "")
+    return f"{measured(values, name):.4f}" if name in values else "-"

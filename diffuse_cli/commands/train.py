@@ -13,6 +13,7 @@ from diffuse_cli import files
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.console import Console
 from diffuse_cli.events import Notice, Progress
+from diffuse_cli.metrics import Measured
 from diffuse_cli.signals import deferred
 from diffuse_cli.training.configuring import configure as configure
 
@@ -62,8 +63,8 @@ class _Describe:
 
         if isinstance(event, Evaluated):
             best = f"  the best so far: {files.show(event.best)}" if event.best else ""
-            kid = _number(event.kid, event.kid_standard_error)
-            return Notice(f"step {event.step:,}  KID {kid}{best}")
+            kid = Measured(event.kid, event.kid_standard_error or 0.0)
+            return Notice(f"step {event.step:,}  KID {kid:.4f}{best}")
         if isinstance(event, Looked):
             held = (
                 f"  held-out {event.held_out_loss:.4f}" if event.held_out_loss is not None else ""
@@ -91,10 +92,6 @@ def _left(event: Any) -> str:
     )
 
 
-def _number(value: float, error: float | None) -> str:
-    return f"{value:.4f}" + (f" ± {error:.4f}" if error is not None else "")
-
-
 def _summary(trained: Trained) -> str:
     minutes, seconds = divmod(round(trained.seconds), 60)
     held = f", held-out {trained.held_out_loss:.4f}" if trained.held_out_loss is not None else ""
@@ -108,5 +105,5 @@ def _summary(trained: Trained) -> str:
 def _best(best: Mapping[str, Any] | None) -> str:
     if best is None:
         return ""
-    kid = _number(best["kid"], best["kid_standard_error"])
-    return f"; best by KID at step {best['step']:,}: {kid}, {files.show(best['model'])}"
+    kid = Measured(best["kid"], best["kid_standard_error"] or 0.0)
+    return f"; best by KID at step {best['step']:,}: {kid:.4f}, {files.show(best['model'])}"

@@ -15,11 +15,10 @@ from diffuse_cli.errors import DiffuseError, UsageError
 from diffuse_cli.evaluation import bounds, neighbors
 from diffuse_cli.evaluation.images import read_sides
 from diffuse_cli.evaluation.parts import Evaluation
-from diffuse_cli.evaluation.remarks import remarks
 from diffuse_cli.evaluation.showing import Shown, choose
 from diffuse_cli.evaluation.team import Team
 from diffuse_cli.events import Work
-from diffuse_cli.metrics import METRICS
+from diffuse_cli.metrics import METRICS, Facts, Remark, remarks
 from diffuse_cli.options import differs
 from diffuse_cli.outputs import asked
 from diffuse_cli.parsing import MODEL_WEIGHTS
@@ -51,7 +50,7 @@ class Evaluated:
         plot: the picture of the terms, where one was asked for.
         pairs: the page of nearest training images, where one was asked for.
         report: where the page goes, where one was asked for.
-        remarks: what the numbers mean where one could be misled, in sentences.
+        remarks: what the numbers mean.
         shown: the images of the page, where one was asked for.
     """
 
@@ -70,7 +69,7 @@ class Evaluated:
     plot: Path | None
     pairs: Path | None
     report: Path | None
-    remarks: list[str]
+    remarks: list[Remark]
     shown: Shown | None
 
 
@@ -140,7 +139,9 @@ def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work
         if page:
             files.write_bytes(page, pictures.png(_draw_pairs(evaluation)))
         fake_features = evaluation.fake_features
-        smaller = min(len(evaluation.real), len(fake_features))
+        facts = Facts(
+            values, len(sides.real), len(fake_features), fake_features.shape[1], loaded is not None
+        )
         return Evaluated(
             values=values,
             classes=_by_class(evaluation, sides.classes),
@@ -157,7 +158,7 @@ def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work
             plot=plot,
             pairs=page,
             report=report,
-            remarks=remarks(values, smaller, fake_features.shape[1]),
+            remarks=remarks(facts),
             shown=choose(evaluation, sides.classes) if report else None,
         )
 

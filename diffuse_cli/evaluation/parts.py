@@ -15,6 +15,7 @@ from diffuse_cli.evaluation.bounds import Bound, joined, measure
 from diffuse_cli.evaluation.cache import cached, computed
 from diffuse_cli.evaluation.generating import draw_share, gathered
 from diffuse_cli.evaluation.images import Labelled, Training
+from diffuse_cli.evaluation.landmarks import landmarks
 from diffuse_cli.evaluation.neighbors import search
 from diffuse_cli.evaluation.team import Team
 from diffuse_cli.events import Work
@@ -52,6 +53,7 @@ class Evaluation:
     fake_features: Array = field(default_factory=lambda: np.zeros((0, 0)))
     more_features: Array = field(default_factory=lambda: np.zeros((0, 0)))
     train_features: Array = field(default_factory=lambda: np.zeros((0, 0)))
+    landmarks: dict[str, Array] = field(default_factory=dict)
     nearest: dict[str, Nearest] = field(default_factory=dict)
     made: set[str] = field(default_factory=set)
 
@@ -91,6 +93,7 @@ class Evaluation:
             real_features=self.real_features[ours],
             fake_features=self.fake_features[theirs],
             more_features=self.more_features[self.more.labels == label],
+            landmarks={},  # of all images
         )
         if self.train is not None:
             part.train_bits = self.train_bits[self.train.labels == label]
@@ -168,6 +171,15 @@ def _make_features(evaluation: Evaluation) -> Work[None]:
         evaluation.more_features = evaluation.real_features[:0]
 
 
+def _make_landmarks(evaluation: Evaluation) -> Work[None]:
+    """Features of images that everyone knows to be bad."""
+    made = landmarks(evaluation.look(evaluation.real.pixels))
+    pixels = np.concatenate([*made.values()])
+    features = yield from cached(evaluation.network, pixels, evaluation.team)
+    ends = np.cumsum([len(images) for images in made.values()])
+    evaluation.landmarks = dict(zip(made, np.split(features, ends[:-1]), strict=True))
+
+
 def _make_nearest(evaluation: Evaluation) -> Work[None]:
     """Distances to the nearest training image: in pixels of all, in features of `train_n`."""
     yield from evaluation.make("features")
@@ -206,5 +218,6 @@ PARTS: dict[str, Callable[[Evaluation], Work[None]]] = {
     "bits": _make_bits,
     "train_bits": _make_train_bits,
     "features": _make_features,
+    "landmarks": _make_landmarks,
     "nearest": _make_nearest,
 }

@@ -1,9 +1,15 @@
 """Measures of generated images against real ones, one file each.
 
 `METRICS` has an entry for each file of this folder, imported when it is looked up. Such a module
-has `NEEDS`, the parts of an evaluation that must be made first (`features` are the arrays below),
-and `compute(evaluation) -> dict[str, float]`, whose keys are what reports print; the standard error
-of `key` is `key_standard_error`. The order of images carries nothing.
+has
+
+- `NEEDS`, the parts of an evaluation that must be made first (`features` are the arrays below);
+- `compute(evaluation) -> dict[str, float]`; the standard error of `key` is `key_standard_error`;
+- `NUMBERS`, how its numbers are shown; a key without an entry is shown under its own name;
+- `BESIDE`, keys that are in the JSON alone, or stand beside other numbers;
+- `remarks(facts)`, what its numbers mean, in sentences. These last three may be left out.
+
+The order of images carries nothing.
 """
 
 from __future__ import annotations
@@ -13,11 +19,46 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from diffuse_cli.core.registry import Modules
 from diffuse_cli.errors import UsageError
+from diffuse_cli.metrics._presentation import (
+    LEVELS,
+    QUESTIONS,
+    SIGNIFICANT,
+    Facts,
+    Measured,
+    Number,
+    Question,
+    Remark,
+    Values,
+    measured,
+    ordered,
+)
 
 if TYPE_CHECKING:
     import numpy as np
 
     Array = np.ndarray[Any, Any]
+
+__all__ = [
+    "METRICS",
+    "QUESTIONS",
+    "SIGNIFICANT",
+    "Facts",
+    "Features",
+    "Measured",
+    "Metric",
+    "Number",
+    "Question",
+    "Remark",
+    "Values",
+    "both",
+    "class_numbers",
+    "floor",
+    "label",
+    "measured",
+    "numbers",
+    "remarks",
+    "shown",
+]
 
 
 class Features(Protocol):
@@ -47,6 +88,46 @@ class Metric(Protocol):
 
 
 METRICS: Mapping[str, Metric] = Modules("metrics", __name__, __path__)
+
+
+def numbers() -> list[Number]:
+    """How the numbers of all metrics are shown, in that order."""
+    return ordered(n for metric in METRICS.values() for n in getattr(metric, "NUMBERS", ()))
+
+
+def label(key: str) -> str:
+    """What people call a number."""
+    return next((n.label for n in numbers() if n.key == key), key.replace("_", " "))
+
+
+def shown(values: Values) -> list[Number]:
+    """How these values are shown, in that order, those that no metric describes the last."""
+    known = numbers()
+    beside = {key for metric in METRICS.values() for key in getattr(metric, "BESIDE", ())}
+    named = {n.key for n in known} | beside
+    others = [
+        Number(key, key.replace("_", " "))
+        for key in values
+        if key not in named and not key.endswith("_standard_error")
+    ]
+    return [n for n in known if n.key in values] + others
+
+
+def class_numbers(classes: Mapping[str, Values]) -> list[Number]:
+    """The numbers that are shown of each class, where any has them."""
+    there = (n for n in numbers() if n.by_class)
+    return [n for n in there if any(n.key in values for values in classes.values())]
+
+
+def remarks(facts: Facts) -> list[Remark]:
+    """What the numbers mean, by level."""
+    found = [
+        r
+        for metric in METRICS.values()
+        if hasattr(metric, "remarks")
+        for r in metric.remarks(facts)
+    ]
+    return sorted(found, key=lambda remark: LEVELS.index(remark.level))
 
 
 def both(evaluation: Features, metric: str) -> tuple[Array, Array]:

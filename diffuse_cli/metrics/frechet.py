@@ -12,19 +12,68 @@ Chong & Forsyth divide the generated side alone.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from diffuse_cli.metrics import both, floor
+from diffuse_cli.metrics import Facts, Number, Remark, both, floor
 from diffuse_cli.runtime import permutation
 
 if TYPE_CHECKING:
     from diffuse_cli.metrics import Array, Features
 
 NEEDS = ("features",)
+
+NUMBERS = (
+    Number(
+        "frechet_distance",
+        "Fréchet distance",
+        "Distance of the two clouds' means and spreads. It falls as more images are measured: "
+        "compare it at equal numbers of images only.",
+        "lower",
+        "frechet_floor",
+        "likeness",
+        place=2,
+        axis="Fréchet distance",
+    ),
+    Number(
+        "frechet_infinity",
+        "at infinite n",
+        "An estimate of what it would come to with endlessly many images.",
+        "lower",
+        0.0,
+        "likeness",
+        place=2,
+        part=True,
+    ),
+)
+
+BESIDE = ("frechet_floor", "floor_images")
+
+
+def remarks(facts: Facts) -> Iterator[Remark]:
+    """What the floors are, and whether most of the distance is bias."""
+    if "floor_images" in facts:
+        yield Remark(
+            "reference",
+            "note",
+            "for KID and the Fréchet distance it is that of {n:,.0f} real images from {n:,.0f} "
+            "other real ones",
+            {"n": facts["floor_images"].value},
+        )
+    n = min(facts.real, facts.generated)
+    if "frechet_distance" in facts and n <= facts.dim:  # a covariance then has no full rank
+        yield Remark(
+            "Fréchet distance",
+            "caution",
+            "n = {n:,} is not above the {dim:,} features, so that most of it is bias; compare it "
+            "at equal n only, or compare KID",
+            {"n": n, "dim": facts.dim},
+        )
+
 
 PARTS = (1, 2, 4)
 """Into how many parts the images are divided for each point of the line."""

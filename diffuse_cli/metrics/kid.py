@@ -9,18 +9,74 @@ torch-fidelity comes to with one subset of all images.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffuse_cli.metrics import both, floor
+from diffuse_cli.metrics import Facts, Measured, Number, Remark, both, floor
+from diffuse_cli.metrics._landmarks import LANDMARKS, standing
 from diffuse_cli.metrics._nearest import blocks
 
 if TYPE_CHECKING:
     from diffuse_cli.metrics import Array, Features
 
 NEEDS = ("features",)
+
+NUMBERS = (
+    Number(
+        "kid",
+        "KID",
+        "Kernel inception distance: how different the two clouds are. It does not depend on how "
+        "many images were measured.",
+        "lower",
+        "kid_floor",
+        "likeness",
+        axis="KID",
+        by_class=True,
+    ),
+)
+
+BESIDE = ("kid_floor",)
+
+
+def remarks(facts: Facts) -> Iterator[Remark]:
+    """Where the generated images stand: beside real ones, blurred ones, noise."""
+    if "kid" not in facts:
+        return
+    numbers: dict[str, float | str | Measured] = {"kid": facts["kid"]}
+    farther, level, nearer = (
+        ", ".join(f"{LANDMARKS[name]} ({facts[f'kid_of_{name}']})" for name in names)
+        for names in standing(facts.values)
+    )
+    if farther or level:
+        places = (("worse than ", farther), ("no better than ", level))
+        numbers["where"] = " and ".join(word + names for word, names in places if names)
+        yield Remark(
+            "likeness",
+            "poor",
+            "by their distance from real images (KID {kid}) the generated images are {where}: "
+            "train longer, or look for what went wrong",
+            numbers,
+        )
+        return
+    words = "the generated images' distance from real ones (KID) is {kid}"
+    if nearer:
+        numbers["nearer"] = nearer
+        words += ", nearer than {nearer}"
+    if "kid_floor" in facts:
+        known = "kid_standard_error" in facts  # of three images or fewer it is not
+        numbers |= {"floor": facts["kid_floor"], "n": min(facts.real, facts.generated)}
+        words += "; that of real images from other real ones is {floor}. "
+        if known and facts["kid"].above(facts["kid_floor"]):
+            words += "As a set, the two differ measurably"
+        else:
+            words += (
+                "{n:,} images on each side do not tell them apart; more would find smaller "
+                "differences"
+            )
+    yield Remark("likeness", "finding", words, numbers)
 
 
 def compute(evaluation: Features) -> dict[str, float]:
@@ -36,9 +92,13 @@ def compute(evaluation: Features) -> dict[str, float]:
     return result | (estimate(*halves, "kid_floor") if halves else {})
 
 
-def estimate(x: Array, y: Array, name: str = "kid") -> dict[str, float]:
-    """The distance of float64 features (N, d) and (M, d), and of four or more its error."""
-    xx, yy, xy = within(x), within(y), between(x, y)
+def estimate(x: Array, y: Array, name: str = "kid", xx: Sums | None = None) -> dict[str, float]:
+    """The distance of float64 features (N, d) and (M, d), and of four or more its error.
+
+    Args:
+        xx: `within(x)`, where it is known.
+    """
+    xx, yy, xy = xx or within(x), within(y), between(x, y)
     result = {name: mmd(xx, yy, xy)}
     if min(len(x), len(y)) >= 4:
         result[f"{name}_standard_error"] = math.sqrt(variance(xx, yy, xy))

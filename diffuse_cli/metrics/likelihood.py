@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
+
+from diffuse_cli.metrics import Facts, Measured, Number, Remark
 
 if TYPE_CHECKING:
     import numpy as np
@@ -11,6 +14,58 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 NEEDS = ("bits",)
+
+STORED = Measured(8.0)
+"""Bits per dimension of an image that is stored as it is."""
+
+NUMBERS = (
+    Number(
+        "bits_per_dim",
+        "bits per dimension",
+        "The bound for real images; the sum of the three parts.",
+        "lower",
+        question="prediction",
+        axis="bits per dimension",
+        by_class=True,
+    ),
+    Number(
+        "bits_prior",
+        "prior, L_T",
+        "What is still visible of an image in pure noise.",
+        "lower",
+        0.0,
+        "prediction",
+        part=True,
+    ),
+    Number(
+        "bits_middle",
+        "steps, L_1 ... L_T-1",
+        "What all denoising steps but the last cost together.",
+        "lower",
+        question="prediction",
+        part=True,
+    ),
+    Number(
+        "bits_decoder",
+        "decoder, L_0",
+        "What the last step, to exact pixel values, costs.",
+        "lower",
+        question="prediction",
+        part=True,
+    ),
+)
+
+
+def remarks(facts: Facts) -> Iterator[Remark]:
+    """Whether a file of the pixels would be smaller."""
+    if "bits_per_dim" in facts and facts["bits_per_dim"].above(STORED):
+        yield Remark(
+            "bits per dimension",
+            "poor",
+            "{bits} is worse than storing the pixels as they are, which takes {stored}: the model "
+            "does not predict these images",
+            {"bits": facts["bits_per_dim"], "stored": STORED},
+        )
 
 
 class Parts(Protocol):

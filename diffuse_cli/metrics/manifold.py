@@ -13,11 +13,13 @@ They depend on n: compare only at equal n. Against equal distributions, density 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
 
-from diffuse_cli.metrics import both
+from diffuse_cli.metrics import Facts, Number, Remark, Values, both, measured
+from diffuse_cli.metrics._landmarks import lost
 from diffuse_cli.metrics._nearest import blocks, centred, radii, squared
 
 if TYPE_CHECKING:
@@ -27,6 +29,74 @@ NEEDS = ("features",)
 
 K_PRECISION, K_DENSITY = 3, 5
 """Neighbours that a ball reaches to, as the two papers choose them."""
+
+
+def no_recall(values: Values) -> str:
+    """Why plausibility is not quoted: images that are all alike may lie among real ones."""
+    if "recall" not in values:
+        return ""
+    recall = measured(values, "recall")
+    return "not quoted, as recall is 0" if recall.value <= recall.error else ""
+
+
+NUMBERS = (
+    Number(
+        "precision",
+        "precision",
+        "Share of the generated images that lie among the real ones: plausible images.",
+        "higher",
+        question="variety",
+        axis="share",
+        by_class=True,
+        unquoted=no_recall,
+    ),
+    Number(
+        "recall",
+        "recall",
+        "Share of the real images that lie among the generated ones: variety.",
+        "higher",
+        question="variety",
+        axis="share",
+        by_class=True,
+    ),
+    Number(
+        "density",
+        "density",
+        "As precision, but counts how many real images are around each generated one.",
+        "reference",
+        1.0,
+        "variety",
+        axis="share",
+        unquoted=no_recall,
+    ),
+    Number(
+        "coverage",
+        "coverage",
+        "Share of the real images that have a generated one close by: variety.",
+        "higher",
+        1 - 2**-K_DENSITY,
+        "variety",
+        axis="share",
+    ),
+)
+
+
+def remarks(facts: Facts) -> Iterator[Remark]:
+    """Which of the two is missing. Of images unlike real ones neither share says anything."""
+    if "precision" not in facts or "recall" not in facts or lost(facts.values):
+        return
+    precision, recall = facts["precision"], facts["recall"]
+    words = "{recall:.0%} of the real images lie among the generated ones"
+    if no_recall(facts.values):
+        words += ": hardly any variety, so that the share of plausible images says nothing"
+    else:
+        words = "{precision:.0%} of the generated images lie among the real ones, and " + words
+        if precision.above(recall):
+            words += ": what is drawn is more plausible than it is varied"
+        elif recall.above(precision):
+            words += ": there is variety, at the cost of implausible images"
+    numbers = {"precision": precision.value, "recall": recall.value}
+    yield Remark("plausibility and variety", "finding", words, numbers)
 
 
 def compute(evaluation: Features) -> dict[str, float]:

@@ -12,11 +12,14 @@ close to everything without being copies: believe what both spaces say.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+
+from diffuse_cli.metrics import SIGNIFICANT, Facts, Number, Remark
+from diffuse_cli.metrics._landmarks import lost
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
@@ -25,6 +28,111 @@ NEEDS = ("nearest",)
 
 QUANTILE = 0.05
 """The share of references that are called close."""
+
+FEW = 0.1
+"""Where the nearest reference alone is more than this share of them, they are too few."""
+
+SPACES = {"features": "as the network sees it", "pixels": "pixel by pixel"}
+
+NUMBERS = (
+    *(
+        Number(
+            f"memorized_{space}",
+            f"near in {space}",
+            "Share of the generated images that are nearer to a training image, "
+            f"{words}, than nearly all real images that are no copies.",
+            "below",
+            "memorized_expected",
+            "copies",
+            axis="share",
+        )
+        for space, words in SPACES.items()
+    ),
+    *(
+        Number(
+            f"memorized_rank_{space}",
+            f"nearer in {space}",
+            "Chance that a generated image is nearer to its closest training image, "
+            f"{words}, than a real image that is no copy.",
+            "below",
+            0.5,
+            "copies",
+            axis="share",
+        )
+        for space, words in SPACES.items()
+    ),
+)
+
+BESIDE = (
+    "memorized_expected",
+    "memorized_references",
+    *(f"memorized_z_{space}" for space in SPACES),
+)
+
+
+def remarks(facts: Facts) -> Iterator[Remark]:
+    """Copies are near in both spaces; blurred images may be in one.
+
+    Twice what is expected is asked for: without its harder classes a set of new images is a little
+    nearer to training images, too. Of images unlike real ones, that none is a copy says nothing.
+    """
+    if any(f"memorized_{space}" not in facts for space in SPACES):
+        yield Remark(
+            "memorisation",
+            "fine",
+            "whether images are copies of training images was not measured. "
+            + why_not(facts.model),
+        )
+        return
+    values = facts.values
+    expected = values["memorized_expected"]
+    shares = {space: facts[f"memorized_{space}"] for space in SPACES}
+    nearer = [s for s in SPACES if values[f"memorized_z_{s}"] > SIGNIFICANT]
+    near = [s for s in nearer if shares[s].value > 2 * expected + SIGNIFICANT * shares[s].error]
+    words = (
+        "{features:.0%} of the generated images in features, and {pixels:.0%} in pixels, are as "
+        "near to a training image as the nearest {expected:.0%} of images that are no copies"
+    )
+    numbers = {"expected": expected, **{space: share.value for space, share in shares.items()}}
+    yield Remark(
+        "reference",
+        "note",
+        "for images near to training images it is the share, {expected:.3f}, of real images that "
+        "are no copies but as near",
+        numbers,
+    )
+    if len(near) == len(SPACES):
+        yield Remark("memorisation", "serious", f"{words}; --pairs FILE.png shows them", numbers)
+    elif near:
+        look = "blurred images can be, too: look at them with --pairs FILE.png"
+        yield Remark("memorisation", "possible", f"{words}; {look}", numbers)
+    elif lost(values):
+        yield Remark(
+            "memorisation", "fine", "not judged, as the generated images are too unlike real ones"
+        )
+    else:
+        unclear = nearer or any(share.value > 2 * expected for share in shares.values())
+        words = ("no clear sign: " if unclear else "no sign: ") + words
+        if nearer:
+            ranks = {f"rank_{s}": values[f"memorized_rank_{s}"] for s in nearer}
+            each = " and ".join(f"{{rank_{s}:.2f}} in {s}" for s in nearer)
+            words += (
+                f". But the chance that one is nearer than a real image would be is {each}, where "
+                "0.50 is expected: images of few kinds are, too; look at the nearest ones"
+            )
+            numbers |= ranks
+        elif unclear:
+            words += ". More than expected, but it can be chance: look at the nearest ones"
+        if expected > FEW:
+            words += ". There are so few of these that only much copying would be seen"
+        yield Remark("memorisation", "fine", words, numbers)
+
+
+def why_not(model: bool) -> str:
+    """Why generated images were not compared with training images."""
+    if model:
+        return "That needs the model's own training data as DATA, with a part that was held out"
+    return "That needs DATA of 40 images or more, of which training would hold out a part"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,11 @@ overfitting, long before copies appear among samples (Nichol & Dhariwal 2021, se
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
+
+from diffuse_cli.metrics import Facts, Measured, Number, Remark
+from diffuse_cli.metrics.likelihood import STORED
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,6 +19,52 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 NEEDS = ("bits", "train_bits")
+
+NUMBERS = (
+    Number(
+        "bits_per_dim_train",
+        "of training images",
+        "The same bound for images the model was trained on.",
+        "reference",
+        "bits_per_dim",
+        "prediction",
+        part=True,
+        axis="bits per dimension",
+    ),
+    Number(
+        "bits_per_dim_gap",
+        "held-out less training",
+        "How much more images cost that the model was not trained on. Clearly above 0: it has "
+        "learned its training images by heart.",
+        "reference",
+        0.0,
+        "prediction",
+        part=True,
+    ),
+)
+
+
+def remarks(facts: Facts) -> Iterator[Remark]:
+    """Whether images that were not trained on cost more."""
+    if "bits_per_dim_gap" not in facts:
+        return
+    gap = facts["bits_per_dim_gap"]
+    if gap.above(Measured(0.0)):
+        yield Remark(
+            "overfitting",
+            "serious",
+            "held-out images cost {gap} bits per dimension more than training images do; train "
+            "for fewer steps, or on more images",
+            {"gap": gap},
+        )
+    elif not facts["bits_per_dim"].above(STORED):  # else it predicts neither
+        yield Remark(
+            "overfitting",
+            "fine",
+            "no sign: held-out images cost {gap} bits per dimension more than training images do, "
+            "which is not clearly above 0",
+            {"gap": gap},
+        )
 
 
 class Parts(Protocol):

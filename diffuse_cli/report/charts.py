@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from markupsafe import Markup, escape
+
 from diffuse_cli import pictures
-from diffuse_cli.report.elements import Markup, text
+from diffuse_cli.report.templating import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -138,7 +140,8 @@ def dots(name: str, rows: Sequence[Dot], label: str, xlabel: str, reference: str
     """A row for each value with its error bar, and a diamond where its reference is."""
     with drawing():
         bottom = 0.5 if xlabel else 0.28
-        plot = Plot(name, bottom + 0.35 + 0.3 * len(rows), left=1.55, bottom=bottom)
+        left = min(max(1.55, 0.2 + 0.07 * max(len(row.label) for row in rows)), WIDTH / 2)
+        plot = Plot(name, bottom + 0.35 + 0.3 * len(rows), left=left, bottom=bottom)
         axes = plot.axes
         for k, row in enumerate(rows):
             if row.reference is not None:
@@ -261,4 +264,6 @@ def _inlined(svg: str, name: str, label: str) -> Markup:
     for color, stand_in in INKS.items():
         body = body.replace(stand_in, f"var(--{color})")
     body = re.sub(r"(font: [^;\"']*)'DejaVu Sans'[^;\"]*", r"\1system-ui, sans-serif", body)
-    return Markup(f'<svg {box[0]} role="img" aria-label="{text(label)}">{body.strip()}')
+    return Markup(
+        f'<svg {box[0]} role="img" aria-label="{escape(printable(label))}">{body.strip()}'
+    )

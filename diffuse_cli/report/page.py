@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from diffuse_cli import __version__
 from diffuse_cli.config import EvalConfig
 from diffuse_cli.data.summary import plural
@@ -15,10 +17,8 @@ from diffuse_cli.evaluation import Evaluated
 from diffuse_cli.evaluation.settings import SweptSettings
 from diffuse_cli.options import to_arguments
 from diffuse_cli.report import courses, sections, style
-from diffuse_cli.report.elements import Child, Markup, element, join, table
-from diffuse_cli.report.sections import paragraph, section
 from diffuse_cli.report.sweeps import sweep
-from diffuse_cli.report.verdict import verdict
+from diffuse_cli.report.templating import render
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """What a browser may load for the page: nothing but what is in it, and no script at all."""
@@ -38,91 +38,38 @@ def page(
     """
     shown = found.shown
     assert shown is not None
-    parts: dict[str, tuple[str, Child]] = {
+    parts: dict[str, tuple[str, dict[str, Any]]] = {
+        "samples": ("Samples", sections.samples(found, shown)),
         "numbers": ("The numbers", sections.numbers(found)),
-        "samples": ("Samples", sections.samples(shown, found)),
-        "classes": ("Class by class", sections.classes(shown, found)),
+        "classes": ("Class by class", sections.classes(found, shown)),
         "bits": ("Bits by timestep", courses.bits(found)),
         "training": ("The training", courses.training(found, Path(config.subject))),
         **({"sweep": ("Samplers, steps and guidance", sweep(swept))} if swept else {}),
-        "nearest": ("Nearest training images", sections.twins(shown, found)),
+        "nearest": ("Nearest training images", sections.nearest(found, shown)),
         "repeat": ("Repeat this", _repeat(config, found, numbers)),
     }
-    links = [element("a", title, href=f"#{name}") for name, (title, _) in parts.items()]
-    title = f"Evaluation of {Path(config.subject).name}"
-    body = join(
-        element("header", element("h1", title), paragraph(_about(config, found))),
-        element("div", _verdict(found), class_="verdict"),
-        element("nav", links, aria_label="Sections"),
-        [section(heading, name, content) for name, (heading, content) in parts.items()],
+    whole = render(
+        "page",
+        title=f"Evaluation of {Path(config.subject).name}",
+        version=__version__,
+        policy=POLICY,
+        style=Markup(style.css()),
+        config=config,
+        found=found,
+        colour={1: "grey", 3: "colour"},
+        plural=plural,
+        verdict=[remark for remark in found.remarks if remark.level != "note"],
+        sections=[(name, title, render(name, **data)) for name, (title, data) in parts.items()],
     )
-    head = join(
-        element("meta", charset="utf-8"),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        element("meta", name="generator", content=f"diffuse {__version__}"),
-        element("title", title),
-        element("style", Markup(style.css())),
-    )
-    whole = element(
-        "html", element("head", head), element("body", element("main", body)), lang="en"
-    )
-    return f"<!DOCTYPE html>\n{whole}\n"
+    return f"{whole}\n"
 
 
-def _verdict(found: Evaluated) -> Markup:
-    items = []
-    for line in verdict(found):
-        name, rest = line.split(":", 1)
-        items.append(element("li", element("strong", name, ":"), rest))
-    return join(element("h2", "In short"), element("ul", items))
-
-
-def _about(config: EvalConfig, found: Evaluated) -> Markup:
-    """What was measured against what."""
-    subject, data = element("code", config.subject), element("code", config.data)
-    which = " that the model was never trained on" if found.part == "held-out" else ""
-    against = [f" measured against {found.real:,} real images from ", data, f"{which}."]
-    if not found.model:
-        first = "How alike the images in the folder "
-        return join(
-            first, subject, f" are to real images: {found.generated:,} of them were", against
-        )
-    model, settings = found.model, found.settings
-    channels, height, width = model["shape"]
-    colour = {1: "grey", 3: "colour"}.get(channels, f"{channels}-channel")
-    classes = f" of {len(model['classes'])} classes" if model["classes"] else ""
-    guided = f", guidance {settings['guidance']:g}" if "guidance" in settings else ""
-    return join(
-        "How well the diffusion model ",
-        subject,
-        " draws images, and how well it predicts them. "
-        f"It was trained for {plural(model['step'], 'step')}, has {model['parameters']:,} "
-        f"parameters, and draws {colour} images of {width} × {height} pixels{classes}. "
-        f"{found.generated:,} images "
-        f"that it drew ({settings['sampler']}, {plural(settings['steps'], 'step')}{guided}, seed "
-        f"{settings['seed']}) were",
-        against,
-    )
-
-
-def _repeat(config: EvalConfig, found: Evaluated, numbers: Mapping[str, Any]) -> Markup:
-    command = shlex.join(["diffuse", "eval", *to_arguments(config)])
-    rows = [[name, _plain(value)] for name, value in _facts(config, found).items()]
-    text = json.dumps(numbers, indent=2)
-    return join(
-        paragraph(
-            "This command gives the same numbers on the same machine with the same versions; on "
-            "others they may differ in their last digits."
-        ),
-        element("pre", element("code", command)),
-        table(["setting", "value"], rows, class_="settings"),
-        element(
-            "details",
-            element("summary", "All numbers as JSON, as the command prints with --json"),
-            element("pre", element("code", text)),
-        ),
-    )
+def _repeat(config: EvalConfig, found: Evaluated, numbers: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "command": shlex.join(["diffuse", "eval", *to_arguments(config)]),
+        "facts": {name: _plain(value) for name, value in _facts(config, found).items()},
+        "json": json.dumps(numbers, indent=2),
+    }
 
 
 def _facts(config: EvalConfig, found: Evaluated) -> dict[str, Any]:

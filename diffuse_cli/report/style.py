@@ -54,6 +54,8 @@ nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; margin: 1rem 0; font-size
 .verdict { background: var(--panel); border-left: 4px solid var(--first); padding: .3rem 1rem;
   margin: 1rem 0 }
 .verdict ul { max-width: none }
+.warns strong { color: var(--second) }
+tbody th.part { padding-left: 1rem }
 .verdict h2 { border: 0; margin: .5rem 0 .2rem; padding: 0; font-size: 1rem }
 .wide { overflow-x: auto; margin: .8rem 0 }
 table { border-collapse: collapse; width: 100%; font-size: .92rem }

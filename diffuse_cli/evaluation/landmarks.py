@@ -1,0 +1,38 @@
+"""Images that everyone knows to be bad, made from real ones, to measure beside generated ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from diffuse_cli.evaluation.images import Pixels
+from diffuse_cli.runtime import philox
+
+IMAGES = 100
+"""Of each kind, at most: an error of a few hundredths of its KID is enough to compare with."""
+
+COPIES = 4
+"""Of the mean image: as many as its KID needs for a standard error."""
+
+BLUR = 1 / 16
+"""The deviation of the blur, of the longer side: shapes remain, and nothing else."""
+
+
+def landmarks(real: Pixels) -> dict[str, Pixels]:
+    """Images (M, C, H, W) by the names in `metrics._landmarks.LANDMARKS`, of real ones."""
+    some = real[:IMAGES].astype(np.float64)
+    mean = np.repeat(real.mean(0, keepdims=True), COPIES, 0)
+    noise = philox(0, "landmarks").integers(0, 256, some.shape)
+    made = {"blurred": blurred(some), "mean": mean, "noise": noise}
+    return {name: np.rint(images).astype(np.uint8) for name, images in made.items()}
+
+
+def blurred(images: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """A Gaussian blur of (N, C, H, W), whose weights at the edges are those that are inside."""
+    deviation = BLUR * max(images.shape[2:])
+    for axis in (2, 3):
+        place = np.arange(images.shape[axis])
+        weights = np.exp(-(((place[:, None] - place) / deviation) ** 2) / 2)
+        weights /= weights.sum(1, keepdims=True)
+        images = np.moveaxis(np.moveaxis(images, axis, -1) @ weights.T, -1, axis)
+    return images

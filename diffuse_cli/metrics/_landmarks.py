@@ -1,0 +1,37 @@
+"""Images that everyone knows to be bad, whose KID says how bad generated ones are."""
+
+from __future__ import annotations
+
+from diffuse_cli.metrics import Measured, Values, measured
+
+LANDMARKS = {"blurred": "blurred real images", "mean": "their mean image", "noise": "noise"}
+"""What they are; the KID of each is `kid_of_NAME`."""
+
+
+def standing(values: Values) -> tuple[list[str], list[str], list[str]]:
+    """The landmarks that generated images are farther than from real ones, level with, nearer than.
+
+    Only those that are themselves clearly unlike real images; of blurred images of smooth things
+    that need not be so. Where generated images are not clearly unlike real ones, all are farther.
+    """
+    if "kid" not in values:
+        return [], [], []
+    kid = measured(values, "kid")
+    floor = measured(values, "kid_floor") if "kid_floor" in values else Measured(0.0)
+    told = "kid_standard_error" in values and kid.above(floor)
+    found: tuple[list[str], list[str], list[str]] = ([], [], [])
+    for name in LANDMARKS:
+        if f"kid_of_{name}" in values:
+            landmark = measured(values, f"kid_of_{name}")
+            if not landmark.above(floor):
+                continue
+            place = 0 if told and kid.above(landmark) else 2 if landmark.above(kid) else 1
+            if told or place == 2:
+                found[place].append(name)
+    return found
+
+
+def lost(values: Values) -> bool:
+    """Whether generated images are no nearer to real ones than images known to be bad."""
+    farther, level, _ = standing(values)
+    return bool(farther or level)

@@ -1,0 +1,58 @@
+"""KID of images that everyone knows to be bad, of which a reader can see how bad others are.
+
+Real images blurred by a sixteenth of their side, their mean, and uniform noise, each against the
+same real images. KID is unbiased at every n, so that few of each are enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from diffuse_cli.metrics import Number
+from diffuse_cli.metrics._landmarks import LANDMARKS
+from diffuse_cli.metrics.kid import estimate, within
+
+if TYPE_CHECKING:
+    from diffuse_cli.metrics import Array
+
+NEEDS = ("features", "landmarks")
+
+LACKS = {"blurred": "shapes without detail", "mean": "no variety", "noise": "nothing learned"}
+
+NUMBERS = tuple(
+    Number(
+        f"kid_of_{name}",
+        f"of {words}",
+        f"For comparison: {LACKS[name]}. A model should be clearly below.",
+        question="likeness",
+        place=1,
+        part=True,
+        axis="KID",
+    )
+    for name, words in LANDMARKS.items()
+)
+
+
+class Found(Protocol):
+    """What this metric reads: features of real images, and of each landmark."""
+
+    @property
+    def real_features(self) -> Array: ...
+
+    @property
+    def landmarks(self) -> Mapping[str, Array]: ...
+
+
+def compute(evaluation: Found) -> dict[str, float]:
+    """`kid_of_NAME` of each landmark that was made, with standard errors as `kid` has them."""
+    if not evaluation.landmarks:
+        return {}
+    real = np.asarray(evaluation.real_features, np.float64)
+    inner = within(real)
+    found: dict[str, float] = {}
+    for name, features in evaluation.landmarks.items():
+        found |= estimate(real, np.asarray(features, np.float64), f"kid_of_{name}", inner)
+    return found

@@ -1,0 +1,166 @@
+"""What is said of numbers: nothing that flatters, and nothing that is not significant."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from diffuse_cli.metrics import Facts, Measured, memorization, numbers, remarks
+
+MEMORIZED = {
+    "memorized_expected": 0.05, "memorized_features": 0.5, "memorized_pixels": 0.6,
+    "memorized_features_standard_error": 0.05, "memorized_pixels_standard_error": 0.05,
+    "memorized_z_features": 9.0, "memorized_z_pixels": 9.0,
+    "memorized_rank_features": 0.9, "memorized_rank_pixels": 0.9,
+}  # fmt: skip
+BITS = {"bits_per_dim": 4.0, "bits_per_dim_standard_error": 0.1}
+GAP = {"bits_per_dim_gap": 0.4, "bits_per_dim_gap_standard_error": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("values", "images", "starts"),
+    [
+        (MEMORIZED, 2000, ["memorisation: 50%"]),
+        (MEMORIZED | {"memorized_features": 0.06}, 2000, ["possible memorisation: 6% of"]),
+        (
+            MEMORIZED | {"memorized_features": 0.24, "memorized_pixels": 0.24},
+            2000,
+            [],
+        ),  # not twice it
+        (MEMORIZED | {"memorized_z_features": 2.0}, 2000, ["possible memorisation: 50%"]),
+        (MEMORIZED | {"memorized_z_features": 2.0, "memorized_z_pixels": 2.0}, 2000, []),
+        (MEMORIZED | {"memorized_pixels_standard_error": 0.3}, 2000, ["possible memorisation"]),
+        (GAP, 2000, ["overfitting: held-out images cost 0.40 ± 0.10"]),
+        (GAP | {"bits_per_dim_gap": 0.29}, 2000, []),
+        (GAP | {"bits_per_dim_gap": -0.9}, 2000, []),
+        ({"frechet_distance": 1.0}, 1281, []),
+        ({"frechet_distance": 1.0}, 1280, ["Fréchet distance: n = 1,280 is not above the 1,280"]),
+        (MEMORIZED | GAP, 2000, ["memorisation", "overfitting"]),
+    ],
+)
+def test_what_is_significant_is_said(values, images, starts):
+    found = [str(r) for r in remarks(Facts(BITS | values, 2000, images, 1280, True)) if r.warns]
+    assert len(found) == len(starts)
+    assert all(line.startswith(start) for line, start in zip(found, starts, strict=True))
+
+
+STANDING = {
+    "kid": 0.3, "kid_floor": 0.0, "kid_of_blurred": 0.8, "kid_of_mean": 1.9, "kid_of_noise": 1.3,
+    **{f"kid{name}_standard_error": 0.03
+       for name in ("", "_floor", "_of_blurred", "_of_mean", "_of_noise")},
+}  # fmt: skip
+SHARES = {"precision": 0.6, "precision_standard_error": 0.05,
+          "recall": 0.2, "recall_standard_error": 0.05}  # fmt: skip
+NO_COPIES = {
+    "memorized_expected": 0.05, "memorized_rank_features": 0.3, "memorized_rank_pixels": 0.3,
+    **{f"memorized_{space}": 0.0 for space in memorization.SPACES},
+    **{f"memorized_{space}_standard_error": 0.01 for space in memorization.SPACES},
+    **{f"memorized_z_{space}": -3.0 for space in memorization.SPACES},
+}  # fmt: skip
+
+
+def said(kind, model=True, **values):
+    """The level and the sentence of the one remark of a kind."""
+    [found] = [r for r in remarks(Facts(values, 500, 500, 10, model)) if r.kind == kind]
+    return found.level, found.says
+
+
+@pytest.mark.parametrize(
+    ("changed", "level", "words"),
+    [
+        ({}, "finding", "nearer than blurred real images (0.800 ± 0.030), their mean image"),
+        ({"kid": 1.0}, "poor", "worse than blurred real images (0.800 ± 0.030): train longer"),
+        ({"kid": 0.85}, "poor", "no better than blurred real images (0.800 ± 0.030)"),
+        ({"kid": 1.25}, "poor",
+         "worse than blurred real images (0.800 ± 0.030) and no better than noise"),
+        ({"kid": 2.5}, "poor", "worse than blurred real images (0.800 ± 0.030), their mean image "),
+        # Smooth images that are blurred are no worse than real ones: nothing to compare with.
+        ({"kid_of_blurred": 0.05, "kid": 0.2}, "finding", "nearer than their mean image"),
+        ({"kid": 0.05}, "finding", "500 images on each side do not tell them apart"),
+        ({"kid": 2.0, "kid_standard_error": math.nan}, "poor", "worse than"),
+    ],
+)  # fmt: skip
+def test_likeness_is_told_by_images_known_to_be_bad(changed, level, words):
+    found = said("likeness", **STANDING | changed)
+    assert found[0] == level
+    assert words in found[1]
+
+
+def test_images_differ_where_their_error_is_known():
+    values = {"kid": 0.9, "kid_floor": 0.1}
+    assert "do not tell them apart" in said("likeness", **values)[1]
+    assert "the two differ measurably" in said("likeness", **values, kid_standard_error=0.1)[1]
+
+
+def test_images_unlike_real_ones_are_not_praised():
+    """Neither for plausibility nor for being no copies."""
+    bad = STANDING | SHARES | NO_COPIES | {"kid": 1.0}
+    kinds = {r.kind: r for r in remarks(Facts(bad, 500, 500, 10, True))}
+    assert "plausibility and variety" not in kinds
+    assert kinds["memorisation"].says == (
+        "not judged, as the generated images are too unlike real ones"
+    )
+    good = STANDING | SHARES | NO_COPIES
+    assert "more plausible than it is varied" in said("plausibility and variety", **good)[1]
+    assert said("memorisation", **good)[1].startswith("no sign: 0% of")
+
+
+def test_copies_are_said_of_images_unlike_real_ones_too():
+    assert said("memorisation", **STANDING | MEMORIZED | {"kid": 1.0})[0] == "serious"
+
+
+@pytest.mark.parametrize("recall", [0.0, 0.009])
+def test_precision_is_not_quoted_where_recall_is_0(recall):
+    few = SHARES | {"recall": recall, "recall_standard_error": 0.01}
+    shown = {number.key: number for number in numbers()}
+    for key in ("precision", "density"):
+        assert shown[key].text({**few, key: 0.6}) == "not quoted, as recall is 0"
+        assert not shown[key].quoted({**few, key: 0.6})
+        assert shown[key].text({**SHARES, key: 0.6}).startswith("0.6")
+    assert shown["recall"].text(few) == f"{Measured(recall, 0.01)}"
+    words = said("plausibility and variety", **few)[1]
+    assert "60%" not in words
+    assert "hardly any variety" in words
+
+
+def test_more_bits_than_storing_takes_are_called_so():
+    worse = {"bits_per_dim": 8.9, "bits_per_dim_standard_error": 0.1}
+    level, words = said("bits per dimension", **worse)
+    assert level == "poor"
+    assert words.startswith("8.90 ± 0.10 is worse than storing the pixels as they are")
+    gap = {"bits_per_dim_gap": 0.0, "bits_per_dim_gap_standard_error": 0.1}
+    kinds = {r.kind for r in remarks(Facts(worse | gap, 9, 9, 10, True))}
+    assert "overfitting" not in kinds  # of which there is "no sign", as it predicts neither
+    better = {"bits_per_dim": 8.2, "bits_per_dim_standard_error": 0.1}
+    kinds = {r.kind for r in remarks(Facts(better | gap, 9, 9, 10, True))}
+    assert kinds == {"overfitting", "memorisation"}
+
+
+def test_a_gap_below_zero_is_not_said_to_be_zero():
+    gap = {"bits_per_dim_gap": -1.0, "bits_per_dim_gap_standard_error": 0.1}
+    words = said("overfitting", **BITS, **gap)[1]
+    assert words == ("no sign: held-out images cost −1.00 ± 0.10 bits per dimension more than "
+                     "training images do, which is not clearly above 0")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({}, "no sign: 0% of"),
+        ({"memorized_features": 1.0}, "no clear sign: 100% of"),
+        ({"memorized_features": 1.0}, "it can be chance: look at the nearest ones"),
+        ({"memorized_rank_features": 0.83, "memorized_z_features": 9.0}, "no clear sign: 0% of"),
+        ({"memorized_rank_features": 0.83, "memorized_z_features": 9.0}, "is 0.83 in features"),
+        ({"memorized_expected": 0.2}, "only much copying would be seen"),
+    ],
+)
+def test_near_images_are_not_called_none(changed, words):
+    level, found = said("memorisation", **NO_COPIES | changed)
+    assert level == "fine"
+    assert words in found
+
+
+@pytest.mark.parametrize(("model", "words"), [(True, "own training data"), (False, "40 images")])
+def test_why_copies_were_not_looked_for(model, words):
+    assert words in said("memorisation", model)[1]
