@@ -80,10 +80,14 @@ class Terminated(DiffuseError):
 def suggest(name: str, names: Iterable[str]) -> str:
     """The sentence that helps after an unknown name: the nearest one, or all of them."""
     names = list(names)
-    near = get_close_matches(name, names, n=1, cutoff=0.5)
-    if near:
-        return f"Did you mean '{near[0]}'?"
+    if close := near(name, names):
+        return f"Did you mean '{close}'?"
     return "Choose from: " + ", ".join(names)
+
+
+def near(name: str, names: Iterable[str], alike: float = 0.5) -> str:
+    """The name that is most like another, or an empty string where none is alike enough."""
+    return next(iter(get_close_matches(name, list(names), n=1, cutoff=alike)), "")
 
 
 def lookup(table: Mapping[str, T], name: str, what: str) -> T:

@@ -18,8 +18,8 @@ PACKAGE = Path(diffuse_cli.__file__).parent
 ROOMS = (
     "errors", "events", "tables", "files", "locks", "parsing", "options", "config", "presets",
     "core", "data", "tensorfile", "foreign", "modelfile", "runtime", "pictures", "conditioning",
-    "resolving", "sampling", "features", "metrics", "evaluation", "training", "demo",
-    "inspection", "report", "interop", "console", "signals", "commands", "app", "__main__",
+    "resolving", "sampling", "features", "metrics", "evaluation", "training", "sweeps",
+    "demo", "inspection", "report", "interop", "console", "signals", "commands", "app", "__main__",
 )  # fmt: skip
 """From the top of the house to the bottom; a room imports from itself and from those before it."""
 
@@ -187,17 +187,19 @@ ANSWERS: dict[str, tuple[list[str], int, str]] = {
     "sample help": (["sample", "--help"], 0, "--sampler"),
     "demo help": (["noise-demo", "--help"], 0, "--gif"),
     "eval help": (["eval", "--help"], 0, "--timesteps"),
+    "tune help": (["tune", "--help"], 0, "--samplers"),
+    "ema help": (["ema", "--help"], 0, "--metric"),
     "info help": (["info", "--help"], 0, "contact sheet"),
     "convert help": (["convert", "--help"], 0, "--attention-order"),
     "unknown command": (["trian"], 2, "trian"),
     "unknown option": (["train", "x", "--stepz", "3"], 2, "--stepz"),
     "unknown schedule": (["train", "x", "--schedule", "cosin"], 2, "Did you mean 'cosine'"),
     "unknown sampler": (["sample", "x", "--sampler", "dddim"], 2, "Did you mean 'ddim'"),
-    "unknown sampler of a sweep": (
-        ["eval", "x", "y", "--sweep", "--sweep-samplers", "ddim,unipk"],
-        2,
-        "Did you mean 'unipc'",
-    ),
+    "unknown sampler to try": (["tune", "x", "y", "--samplers", "a,unipk"], 2, "Choose from"),
+    "unknown metric": (["ema", "x", "y", "--metric", "kidd"], 2, "Did you mean 'kid'"),
+    "a synonym": (["train", "x", "--learning-rate", "1"], 2, "Did you mean '--lr'"),
+    "an old name": (["eval", "x", "y", "--sweep"], 2, "Did you mean 'diffuse tune MODEL DATA'"),
+    "drawing for a loss": (["ema", "x", "y", "--metric", "held-out", "--eta", "1"], 2, "--eta"),
     "unknown preset": (["train", "x", "--preset", "tinny"], 2, "Did you mean 'tiny'"),
     "unknown precision": (["train", "x", "--precision", "bf61"], 2, "Did you mean 'bf16'"),
     "unknown format": (["convert", "x", "--format", "openia"], 2, "Did you mean 'openai'"),

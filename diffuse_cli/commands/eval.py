@@ -1,26 +1,23 @@
 """Measure a model, or a folder of images, against real images.
 
-Bits per dimension of held-out images, and the distance of generated images from real ones. Where
-the training images are known, too: overfitting, and whether generated images are copies.
+Prints bits per dimension of held-out images and how far generated images are from real ones. Given
+the data that the model was trained on, it also measures overfitting and looks for copies.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from diffuse_cli import files
 from diffuse_cli.commands._options import check_knobs
+from diffuse_cli.commands._text import columns, measured
 from diffuse_cli.config import EvalConfig
 from diffuse_cli.console import Console, plain
 from diffuse_cli.evaluation.remarks import PER_CLASS
-from diffuse_cli.runtime import rank
 
 if TYPE_CHECKING:
     from diffuse_cli.evaluation import Evaluated
-    from diffuse_cli.evaluation.settings import SettingRow, SweptSettings
-    from diffuse_cli.training.sweeping import Swept
 
 CONFIG = EvalConfig
 
@@ -58,12 +55,6 @@ UNLISTED = (
 def run(config: EvalConfig, console: Console) -> None:
     """Evaluate, and print the numbers."""
     check_knobs(config)
-    if config.ema_sweep:
-        _sweep_ema(config, console)
-        return
-    if config.sweep:
-        _sweep(config, console)
-        return
     from diffuse_cli.evaluation import evaluate
 
     found = console.follow(evaluate(config))
@@ -74,114 +65,7 @@ def run(config: EvalConfig, console: Console) -> None:
         from diffuse_cli.report.page import page
 
         files.write_text(found.report, page(config, found, plain(values)))
-    _show(console, values, lines(found))
-
-
-def _sweep(config: EvalConfig, console: Console) -> None:
-    from diffuse_cli.evaluation.sweeping import sweep, sweep_and_evaluate
-
-    if config.report is None:
-        swept = console.follow(sweep(config))
-        if rank() == 0:
-            shown = {"subject": config.subject, "data": config.data, **settings_to_json(swept)}
-            _show(console, shown, setting_lines(swept))
-        return
-    both = console.follow(sweep_and_evaluate(config))
-    if both is None:
-        return
-    from diffuse_cli.report.page import page
-
-    swept, found = both
-    values = {**to_json(config, found), "sweep": settings_to_json(swept)}
-    assert found.report is not None
-    files.write_text(found.report, page(config, found, plain(values), swept))
-    _show(console, values, [*setting_lines(swept), "", *lines(found)])
-
-
-def _show(console: Console, values: dict[str, object], lines: list[str]) -> None:
-    if console.as_json:
-        console.result([], values)
-    else:
-        console.write(lines)
-
-
-def settings_to_json(found: SweptSettings) -> dict[str, object]:
-    """What a sweep found, as plain values."""
-    values = dataclasses.asdict(found)
-    return {**values, **{n: str(values[n]) if values[n] else None for n in ("out", "plot")}}
-
-
-SETTING_HEADS = (
-    "sampler",
-    "steps",
-    "guidance",
-    "evaluations",
-    "seconds",
-    "KID",
-    "Fréchet distance",
-)
-
-
-def setting_lines(found: SweptSettings) -> list[str]:
-    """A row for each setting, the recommended one, and the files that were written."""
-    guided = found.recommended.guidance is not None
-    shown = [i for i, head in enumerate(SETTING_HEADS) if guided or head != "guidance"]
-    rows = [SETTING_HEADS, *(_cells(row) for row in found.rows)]
-    part = {"held-out": "held-out images", "all": "all images of DATA"}[found.part]
-    return [
-        *_table([[row[i] for i in shown] for row in rows]),
-        f"n = {found.n:,} generated against {found.real:,} real ({part}) for each; features of "
-        f"{found.features['name']}; seconds of an image on {found.device}",
-        f"recommended: {found.recommended}",
-        *(files.show(path) for path in (found.plot, found.out) if path),
-    ]
-
-
-def _cells(row: SettingRow) -> tuple[str, ...]:
-    setting = row.setting
-    return (
-        setting.sampler,
-        f"{setting.steps}",
-        "" if setting.guidance is None else f"{setting.guidance:g}",
-        f"{row.evaluations}",
-        f"{row.seconds:.3g}",
-        _number(row.values, "kid"),
-        _number(row.values, "frechet_distance"),
-    )
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of cells, in columns as wide as their widest."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-
-
-def _sweep_ema(config: EvalConfig, console: Console) -> None:
-    from diffuse_cli.training.sweeping import sweep
-
-    found = console.follow(sweep(config))
-    if found is None:
-        return
-    if console.as_json:
-        values = dataclasses.asdict(found)
-        out = str(found.out) if found.out else None
-        console.result([], {"subject": config.subject, "data": config.data, **values, "out": out})
-    else:
-        console.write(sweep_lines(found))
-
-
-def sweep_lines(found: Swept) -> list[str]:
-    """A row for each length, the best of them, and the file that was written."""
-    label = LABELS.get(found.metric, found.metric.replace("_", " "))
-    rows = [["length", label]]
-    rows += [[f"{row.length:.2f}", _number(row.values, found.metric)] for row in found.rows]
-    rows.append(["in the file", _number(found.file, found.metric)])
-    best = f"best: {found.best:.2f} of the {found.updates:,} updates at step {found.step:,}"
-    return [
-        *_table(rows),
-        best,
-        *([files.show(found.out)] if found.out else []),
-    ]
+    console.show(values, lines(found))
 
 
 def to_json(config: EvalConfig, found: Evaluated) -> dict[str, object]:
@@ -197,7 +81,7 @@ def to_json(config: EvalConfig, found: Evaluated) -> dict[str, object]:
 
 def lines(found: Evaluated) -> list[str]:
     """A table of the numbers, each with its standard error, and what they were measured on."""
-    rows = [(LABELS.get(name, name), _number(found.values, name)) for name in _ordered(found)]
+    rows = [(LABELS.get(name, name), measured(found.values, name)) for name in _ordered(found)]
     width = max(len(label) for label, _ in rows)
     part = {"held-out": "held-out images", "all": "all images of DATA"}[found.part]
     features = found.features.get("name", "")
@@ -235,8 +119,8 @@ def _class_lines(found: Evaluated) -> list[str]:
     rows = [["class", "generated", "real", *(PER_CLASS[name] for name in shown)]]
     for name, values in found.classes.items():
         counts = [f"{values['generated']:,}", f"{values['real']:,}"]
-        rows.append([files.show(name), *counts, *(_number(values, key) for key in shown)])
-    return ["", *_table(rows)]
+        rows.append([files.show(name), *counts, *(measured(values, key) for key in shown)])
+    return ["", *columns(rows)]
 
 
 def _ordered(found: Evaluated) -> list[str]:
@@ -247,10 +131,3 @@ def _ordered(found: Evaluated) -> list[str]:
     ]
     known = [name for name in LABELS if name in names]
     return known + [name for name in names if name not in LABELS]
-
-
-def _number(values: dict[str, float], name: str) -> str:
-    if name not in values:  # a class of too few images
-        return "-"
-    error = values.get(f"{name}_standard_error")
-    return f"{values[name]:.4f}" + (f" ± {error:.4f}" if error is not None else "")

@@ -46,8 +46,9 @@ class Memory:
         try:
             self._pixels = np.empty((capacity, *shape), np.uint8)
         except (MemoryError, ValueError) as error:
-            gib = capacity * math.prod(shape) / 2**30
-            message = f"{capacity:,} images of {shape[1]}x{shape[2]} need {gib:,.0f} GiB of memory"
+            mib = math.ceil(capacity * math.prod(shape) / 2**20)
+            size = f"{mib:,} MiB" if mib < 1024 else f"{mib / 1024:,.1f} GiB"
+            message = f"{capacity:,} images of {shape[1]}x{shape[2]} need {size} of memory"
             raise DataError(message, "Choose a smaller --size") from error
 
     def append(self, pixels: Pixels) -> None:

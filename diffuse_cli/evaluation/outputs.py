@@ -5,47 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffuse_cli import files
-from diffuse_cli.config import EvalConfig
+from diffuse_cli.config import MeasureConfig
 from diffuse_cli.errors import OutputError, UsageError
 
 
-def check_picture(config: EvalConfig, name: str) -> Path | None:
-    """The path of a picture that was asked for.
+def check_output(config: MeasureConfig, name: str, suffix: str) -> Path | None:
+    """The path that an option names, None where it names none.
 
     Raises:
-        UsageError: it is not named as a PNG file.
+        UsageError: it does not end in `suffix`.
         OutputError: it exists already, or cannot be written.
     """
-    return _checked(getattr(config, name), f"--{name}", ".png", config.overwrite)
-
-
-def check_report(config: EvalConfig) -> Path | None:
-    """The path of the page that was asked for.
-
-    Raises:
-        UsageError: it is not named as an HTML file.
-        OutputError: it exists already, or cannot be written.
-    """
-    return _checked(config.report, "--report", ".html", config.overwrite)
-
-
-def check_model(config: EvalConfig) -> Path | None:
-    """The path of a model file that was asked for.
-
-    Raises:
-        UsageError: it is not named as a safetensors file.
-        OutputError: it exists already, or cannot be written.
-    """
-    return _checked(config.out, "-o", ".safetensors", config.overwrite)
-
-
-def _checked(given: str | None, flag: str, suffix: str, overwrite: bool) -> Path | None:
+    given = getattr(config, name)
     if given is None:
         return None
     path = Path(given)
     if path.suffix.lower() != suffix:
+        flag = "-o" if name == "out" else f"--{name}"
         raise UsageError(f"{flag} must end in {suffix}, not {files.show(path)!r}")
     files.check_writable(path)
-    if path.exists() and not overwrite:
+    if path.exists() and not config.overwrite:
         raise OutputError(f"{files.show(path)} exists already", "--overwrite replaces it")
     return path

@@ -27,6 +27,7 @@ class ModelReport:
         size_bytes, sha256: of the file.
         parameters: numbers in the network.
         raw: whether the weights before averaging are there too.
+        classes: what `sample --class` takes, none for a model that draws without classes.
         sampling: the recommended setting, where there is one.
         title: `modelspec.title`, empty where there is none.
     """
@@ -80,7 +81,7 @@ def inspect_model(config: InfoConfig) -> Work[ModelReport]:
         unet=model.unet,
         diffusion=model.diffusion,
         step=model.step,
-        classes=model.classes,
+        classes=model.classes if model.unet.num_classes else (),
         data=model.data,
         training=model.training,
         sampling=model.sampling,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from diffuse_cli.evaluation.settings import SettingRow, SweptSettings
 from diffuse_cli.report.charts import Line, lines
 from diffuse_cli.report.elements import Markup, element, join, table
 from diffuse_cli.report.wording import KNOWN, error_of, measured
+from diffuse_cli.sweeps.recommending import Tried, Tuned
 
 
-def sweep(swept: SweptSettings) -> Markup:
+def sweep(swept: Tuned) -> Markup:
     """A table with a row for each setting, and a plot of what the images cost and are worth."""
     key = swept.metric
     label = KNOWN[key].label if key in KNOWN else key
@@ -45,13 +45,13 @@ def sweep(swept: SweptSettings) -> Markup:
     )
 
 
-def _mark(swept: SweptSettings, row: SettingRow) -> Markup | None:
+def _mark(swept: Tuned, row: Tried) -> Markup | None:
     return element("small", "recommended") if row.setting == swept.recommended else None
 
 
-def _plot(swept: SweptSettings, label: str) -> Markup:
+def _plot(swept: Tuned, label: str) -> Markup:
     """A line for each sampler and guidance, over the evaluations of the network."""
-    groups: dict[str, list[SettingRow]] = {}
+    groups: dict[str, list[Tried]] = {}
     for row in swept.rows:
         guided = "" if row.setting.guidance is None else f", guidance {row.setting.guidance:g}"
         groups.setdefault(row.setting.sampler + guided, []).append(row)

@@ -151,16 +151,15 @@ def test_two_processes_evaluate_as_one_does(launch, diffuse, images, conditional
     assert Path("bound.png").exists()
 
 
-def test_two_processes_sweep_as_one_does(launch, diffuse, images, conditional):
+def test_two_processes_tune_as_one_does(launch, diffuse, images, conditional):
     """Every digit but the seconds, and so of the evaluation after it; the first alone writes."""
     line = (
-        "eval", conditional, images, "--sweep", "-n", 5, "--batch-size", 2, "--precision", "fp32",
-        "--sweep-samplers", "ddpm,heun", "--sweep-steps", 3, "--sweep-guidance", 1, "--json",
-        "--timesteps", 3,
+        "tune", conditional, images, "-n", 5, "--batch-size", 2, "--precision", "fp32",
+        "--samplers", "ddpm,heun", "--steps", 3, "--guidance", "2,1", "--json",
     )  # fmt: skip
     two = launch("torchrun", *line, "-o", "two.safetensors", "--report", "two.html")
     assert two.code == 0, two.err
-    assert two.err.count("sweep: 3 settings of 5 images") == 1
+    assert two.err.count("tune: 3 settings of 5 images") == 1
     one = diffuse(*line, "-o", "one.safetensors", "--report", "one.html").json
     both = two.json, one
     for found in both:

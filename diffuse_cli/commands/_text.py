@@ -1,0 +1,19 @@
+"""Numbers and tables as text, for the commands that print them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of cells, in columns as wide as their widest."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def measured(values: Mapping[str, float], name: str) -> str:
+    """A value with its standard error, or a dash where it was not measured."""
+    if name not in values:  # a class of too few images
+        return "-"
+    error = values.get(f"{name}_standard_error")
+    return f"{values[name]:.4f}" + (f" ± {error:.4f}" if error is not None else "")
