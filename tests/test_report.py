@@ -188,7 +188,7 @@ def test_what_repeats_it_is_on_the_page(whole, conditional, images):
     line = next(w for w in page.words if w.startswith("diffuse eval"))
     arguments = shlex.split(line)
     assert arguments[:4] == ["diffuse", "eval", str(conditional), str(images)]
-    assert arguments[4:] == ["--steps", "4", "--precision", "fp32", "-n", "8", "--timesteps", "5",
+    assert arguments[4:] == ["--precision", "fp32", "--steps", "4", "--timesteps", "5", "-n", "8",
                              "--report", str(whole)]  # fmt: skip
 
 

@@ -1,9 +1,10 @@
-"""`--help`: options in the groups of their fields, in colour on a terminal, plain text elsewhere."""
+"""`--help`: options in groups, in colour on a terminal, as plain text elsewhere."""
 
 from __future__ import annotations
 
 import io
 import os
+import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator
@@ -74,16 +75,14 @@ def _page(ctx: Any, rest: str, text: str, sections: dict[str, Rows]) -> str:
     arguments = " ".join([rest, *(name for name, _ in sections.get("Arguments", ()))]).strip()
     usage = f"{ctx.command_path} [OPTIONS] {arguments}".strip()
     paragraphs = [" ".join(part.split()) for part in text.split("\n\n")]
-    columns = int(os.environ.get("COLUMNS") or 0) or _columns()
-    if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+    columns = shutil.get_terminal_size().columns
+    if _on_terminal():
         return _colourful(usage, paragraphs, sections, max(40, min(columns, WIDEST)))
     return "\n".join(_plain(usage, paragraphs, sections, max(40, min(columns, 80)))) + "\n"
 
 
-def _columns() -> int:
-    import shutil
-
-    return shutil.get_terminal_size().columns
+def _on_terminal() -> bool:
+    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def _wrap(text: str, width: int) -> list[str]:

@@ -131,9 +131,11 @@ def check_knobs(config: DrawConfig) -> None:
 
 
 def _parameters(kind: type[Any]) -> list[inspect.Parameter]:
-    mine = {name: i for i, base in reversed([*enumerate(kind.__mro__)])
-            for name in base.__dict__.get("__annotations__", ())}  # fmt: skip
-    ordered = sorted(options(kind), key=lambda o: (not o[1].argument, mine[o[0].name]))
+    own: dict[str, int] = {}  # how far from its command the class of a field is
+    for i, base in enumerate(kind.__mro__):
+        for name in inspect.get_annotations(base):
+            own.setdefault(name, i)
+    ordered = sorted(options(kind), key=lambda o: (not o[1].argument, own[o[0].name]))
     found = [_parameter(f, spec) for f, spec in ordered]
     for name, default in UNIVERSAL.items():
         annotation = str | None if default.default is None else bool

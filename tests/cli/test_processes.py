@@ -188,7 +188,7 @@ def test_missing_weights_are_said_once_by_two_processes(launch, images):
 
 def test_other_weights_are_said_once_by_two_processes(launch, images, tmp_path):
     (tmp_path / "w.pth").write_bytes(b"other")
-    ran = launch("torchrun", "eval", images, images, "--features", "dinov2", "--weights", "w.pth")
+    ran = launch("torchrun", "eval", images, images, "--features", "dinov2", "--feature-weights", "w.pth")
     assert ran.code != 0
     assert ran.err.count("w.pth is not the weights of dinov2") == 1
 
