@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffuse_cli import files, modelfile
+from diffuse_cli import features, files, modelfile
 from diffuse_cli.config import EmaConfig, TrainConfig
 from diffuse_cli.errors import ModelFileError, lookup
-from diffuse_cli.evaluation.evaluating import find_network, load_model
+from diffuse_cli.evaluation.evaluating import load_model
 from diffuse_cli.evaluation.images import Labelled, read_sides
 from diffuse_cli.evaluation.outputs import check_output
 from diffuse_cli.events import Notice, Progress, Work
@@ -236,7 +236,10 @@ def _kid(
     config: EmaConfig, loaded: Loaded, real: Labelled, accelerator: Accelerator
 ) -> Work[Measure]:
     device = accelerator.device
-    kid = Kid(real.pixels, (yield from find_network(config, accelerator)))
+    # Not `find_network`, which waits for the other processes: this one is alone here.
+    given = config.feature_weights
+    file = Path(given) if given else (yield from features.find(config.features))
+    kid = Kid(real.pixels, features.load(config.features, device, file))
     settings = resolve(config, loaded.model)
     yield from tell(settings)
 

@@ -170,6 +170,15 @@ def test_two_processes_tune_as_one_does(launch, diffuse, images, conditional):
     assert Path("two.safetensors").read_bytes() == Path("one.safetensors").read_bytes()
 
 
+def test_two_processes_choose_a_length_as_one_does(launch, train, diffuse, images):
+    """The first does it all, and waits for no other."""
+    assert train("--steps", 12, "--ema-lengths", 6, "-q").code == 0
+    line = ("ema", "model.safetensors", images, "-n", 4, "--steps", 2, "--precision", "fp32")
+    two = launch("torchrun", *line, "--json")
+    assert two.code == 0, two.err
+    assert two.json == diffuse(*line, "--json").json
+
+
 def test_two_processes_evaluate_one_batch_of_a_folder(launch, diffuse, images, tmp_path):
     """The second has nothing to do."""
     line = ("eval", write_images(tmp_path / "other", 6, seed=7), images, "-n", 6, "--json")
@@ -188,7 +197,8 @@ def test_missing_weights_are_said_once_by_two_processes(launch, images):
 
 def test_other_weights_are_said_once_by_two_processes(launch, images, tmp_path):
     (tmp_path / "w.pth").write_bytes(b"other")
-    ran = launch("torchrun", "eval", images, images, "--features", "dinov2", "--feature-weights", "w.pth")
+    line = ("eval", images, images, "--features", "dinov2", "--feature-weights", "w.pth")
+    ran = launch("torchrun", *line)
     assert ran.code != 0
     assert ran.err.count("w.pth is not the weights of dinov2") == 1
 
