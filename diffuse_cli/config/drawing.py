@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from diffuse_cli.options import OVERWRITE, Config, option
 from diffuse_cli.parsing import parse_interval, parse_names
+
+run_option = partial(option, group="Run")
+output_option = partial(option, group="Output")
+sampling_option = partial(option, group="Sampling")
+
 
 SAMPLER, SAMPLING_STEPS = "unipc", 20
 """Chosen by the sweep of benchmarks/samplers.py."""
@@ -35,18 +41,18 @@ class ComputeConfig(Config):
     """The seed, and how the machine is used."""
 
     seed: int = option(0, "Seed of the noise.", low=0, high=2**63 - 1)
-    batch_size: int = option(
-        64, "Batch size; does not affect the results.", low=1, high=100_000, group="Run"
+    batch_size: int = run_option(
+        64, "Batch size; does not affect the results.", low=1, high=100_000
     )
-    precision: str = option("auto", "Precision of the arithmetic.", table="precisions", group="Run")
+    precision: str = run_option("auto", "Precision of the arithmetic.", table="precisions")
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsConfig(Config):
     """Which of a model's weights are used."""
 
-    weights: str = option(
-        "ema", "Use the averaged weights, or the raw ones.", table="weights", group="Sampling"
+    weights: str = sampling_option(
+        "ema", "Use the averaged weights, or the raw ones.", table="weights"
     )
 
 
@@ -54,25 +60,23 @@ class WeightsConfig(Config):
 class TrajectoryConfig(Config):
     """What goes with any sampler: the timesteps it visits, and what bends each prediction."""
 
-    spacing: str = option(
-        "trailing", "Which timesteps the sampler visits.", table="spacings", group="Sampling"
+    spacing: str = sampling_option(
+        "trailing", "Which timesteps the sampler visits.", table="spacings"
     )
-    threshold: float | None = option(
+    threshold: float | None = sampling_option(
         None,
         "Dynamic thresholding: scale each predicted image so that this share of its pixels, for "
         "example 0.995, lies in range, instead of clipping it.",
         low=0.01,
         high=1,
         shown="",
-        group="Sampling",
     )
-    guidance_interval: tuple[float, float] | None = option(
+    guidance_interval: tuple[float, float] | None = sampling_option(
         None,
         "Guide only at noise levels sigma/alpha between these.",
         parse=parse_interval,
         metavar="LOW,HIGH",
         shown="all",
-        group="Sampling",
     )
 
 
@@ -97,15 +101,10 @@ class SamplerConfig(TrajectoryConfig):
         high=STRONGEST,
         shown=f"the model's, or {GUIDANCE:g}; 1 if trained with --label-dropout 0",
     )
-    eta: float | None = option(
-        None,
-        "Noise added by ddim: 0 for none, 1 for as much as ddpm.",
-        low=0,
-        high=1,
-        shown="0",
-        group="Sampling",
+    eta: float | None = sampling_option(
+        None, "Noise added by ddim: 0 for none, 1 for as much as ddpm.", low=0, high=1, shown="0"
     )
-    order: int | None = option(None, "Order of unipc.", low=2, high=3, shown="2", group="Sampling")
+    order: int | None = sampling_option(None, "Order of unipc.", low=2, high=3, shown="2")
 
     @property
     def knobs(self) -> dict[str, float | None]:
@@ -134,5 +133,5 @@ class SampleConfig(DrawConfig, WeightsConfig):
         shown="every class in turn",
     )
     gif: bool = option(False, "Also write denoising.gif, from noise to image.")
-    grid: bool = option(True, "Write grid.png, all images in one.", group="Output")
+    grid: bool = output_option(True, "Write grid.png, all images in one.")
     overwrite: bool = option(False, OVERWRITE)

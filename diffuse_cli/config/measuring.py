@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from diffuse_cli.config.drawing import (
     ComputeConfig,
@@ -22,6 +23,11 @@ from diffuse_cli.parsing import (
     parse_timesteps,
 )
 
+data_option = partial(option, group="Data")
+output_option = partial(option, group="Output")
+measuring_option = partial(option, group="Measuring")
+
+
 TUNED_STEPS, TUNED_GUIDANCE = (5, 10, 20, 50), (1.0, 1.5, 2.0, 3.0, 4.0)
 """What `tune` tries where nothing is given."""
 
@@ -31,13 +37,12 @@ class FeatureConfig(Config):
     """The network whose features images are compared in."""
 
     features: str = option("efficientnet-lite0", "Feature network.", table="features")
-    feature_weights: str | None = option(
+    feature_weights: str | None = measuring_option(
         None,
         "Weights of the feature network.",
         parse=parse_file,
         metavar="FILE",
         shown="found in the folder DIFFUSE_WEIGHTS, else downloaded",
-        group="Measuring",
     )
 
 
@@ -52,19 +57,18 @@ class MeasureConfig(FeatureConfig, ComputeConfig):
     n: int = option(
         1000, "Images on each side, generated and real.", flag="-n", low=2, high=10_000_000
     )
-    background: str | None = option(
+    background: str | None = data_option(
         None,
         "Colour behind transparent images.",
         parse=parse_color,
         metavar="COLOR",
         shown="the model's",
-        group="Data",
     )
-    strict: bool = option(
-        False, "Stop at the first bad file instead of skipping it.", control=True, group="Data"
+    strict: bool = data_option(
+        False, "Stop at the first bad file instead of skipping it.", control=True
     )
-    workers: int | None = option(
-        None, "Threads that read images.", low=1, high=256, shown="all cores", group="Data"
+    workers: int | None = data_option(
+        None, "Threads that read images.", low=1, high=256, shown="all cores"
     )
     overwrite: bool = option(False, OVERWRITE)
 
@@ -79,20 +83,15 @@ class BoundConfig(Config):
         parse=parse_timesteps,
         metavar="N|all",
     )
-    respaced: int | None = option(
+    respaced: int | None = measuring_option(
         None,
         "Take the bound over N of the model's timesteps.",
         low=2,
         high=100_000,
         shown="all of them",
-        group="Measuring",
     )
-    plot: str | None = option(
-        None,
-        "Plot the bound by timestep.",
-        metavar="FILE.png",
-        shown="",
-        group="Output",
+    plot: str | None = output_option(
+        None, "Plot the bound by timestep.", metavar="FILE.png", shown=""
     )
 
 
@@ -112,20 +111,18 @@ class EvalConfig(MeasureConfig, BoundConfig, DrawConfig, WeightsConfig):
         metavar="FILE.html",
         shown="",
     )
-    train_n: int = option(
+    train_n: int = measuring_option(
         5000,
         "Training images to compare features with when looking for copies; pixels are compared "
         "with all of them. 0 skips the search.",
         low=0,
         high=10_000_000,
-        group="Measuring",
     )
-    pairs: str | None = option(
+    pairs: str | None = output_option(
         None,
         "Show the generated images nearest to training images, side by side.",
         metavar="FILE.png",
         shown="",
-        group="Output",
     )
 
 
@@ -134,13 +131,16 @@ class TuneConfig(MeasureConfig, TrajectoryConfig, WeightsConfig):
     """Samplers, steps and guidance scales of a model, compared."""
 
     samplers: tuple[str, ...] | None = option(
-        None, "Samplers to try.", table="samplers", parse=parse_listed, metavar="NAME,...",
+        None,
+        "Samplers to try.",
+        table="samplers",
+        parse=parse_listed,
+        metavar="NAME,...",
         shown="all",
-    )  # fmt: skip
+    )
     steps: tuple[int, ...] = option(
-        TUNED_STEPS, "Numbers of steps to try with each sampler.", parse=parse_ints,
-        metavar="N,...",
-    )  # fmt: skip
+        TUNED_STEPS, "Numbers of steps to try with each sampler.", parse=parse_ints, metavar="N,..."
+    )
     guidance: tuple[float, ...] | None = option(
         None,
         "Guidance scales to try, for a model with classes: samplers are compared at the first, "

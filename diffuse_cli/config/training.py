@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from diffuse_cli.config.model import DiffusionConfig
 from diffuse_cli.errors import UsageError
 from diffuse_cli.options import OVERWRITE, option
 from diffuse_cli.parsing import Size, parse_color, parse_size
+
+data_option = partial(option, group="Data")
+network_option = partial(option, group="Network")
+optimiser_option = partial(option, group="Optimisation")
+run_option = partial(option, group="Run")
+output_option = partial(option, group="Output")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +27,7 @@ class TrainConfig(DiffusionConfig):
     steps: int = option(5000, "Training steps.", low=1, high=100_000_000)
     minutes: float | None = option(
         None,
-        "Train for about this long: measures the speed, then sets the steps.",
+        "Train for about this long, evaluations not counted: sets the steps by measured speed.",
         low=0.01,
         high=1e6,
         control=True,
@@ -40,12 +47,12 @@ class TrainConfig(DiffusionConfig):
         metavar="H[xW]",
         shown="from the data",
     )
-    preset: str | None = option(
-        None, "Network.", table="presets", shown="from image size and device", group="Network"
+    preset: str | None = network_option(
+        None, "Network.", table="presets", shown="from image size and device"
     )
     batch_size: int | None = option(
         None,
-        "Images per step; the learning rate follows.",
+        "Images per step, over all processes; the learning rate follows.",
         low=1,
         high=1_000_000,
         shown="64; with --minutes, what suits",
@@ -57,102 +64,61 @@ class TrainConfig(DiffusionConfig):
         False, "Print the configuration and what it costs; train nothing.", control=True
     )
 
-    flip: bool = option(False, "Mirror half of the images.", group="Data")
-    background: str = option(
-        "white",
-        "Colour behind transparent images.",
-        parse=parse_color,
-        metavar="COLOR",
-        group="Data",
+    flip: bool = data_option(False, "Mirror half of the images.")
+    background: str = data_option(
+        "white", "Colour behind transparent images.", parse=parse_color, metavar="COLOR"
     )
-    strict: bool = option(
-        False, "Stop at the first bad file instead of skipping it.", control=True, group="Data"
+    strict: bool = data_option(
+        False, "Stop at the first bad file instead of skipping it.", control=True
     )
-    workers: int | None = option(
-        None,
-        "Threads that read images.",
-        low=1,
-        high=256,
-        control=True,
-        shown="all cores",
-        group="Data",
+    workers: int | None = data_option(
+        None, "Threads that read images.", low=1, high=256, control=True, shown="all cores"
     )
 
-    width: int | None = option(
+    width: int | None = network_option(
         None,
         "Base width of the network; the learning rate follows.",
         low=2,
         high=4096,
         shown="from the preset",
-        group="Network",
     )
-    init: str | None = option(
-        None,
-        "Start from the weights and network of a model.",
-        place=True,
-        metavar="MODEL",
-        group="Network",
+    init: str | None = network_option(
+        None, "Start from the weights and network of a model.", place=True, metavar="MODEL"
     )
     unet: Mapping[str, Any] = field(default_factory=dict)
 
-    lr: float | None = option(
-        None,
-        "Peak learning rate.",
-        low=0,
-        high=10,
-        shown="from the preset",
-        group="Optimisation",
+    lr: float | None = optimiser_option(
+        None, "Peak learning rate.", low=0, high=10, shown="from the preset"
     )
-    warmup: int = option(
-        100,
-        "Steps of learning-rate warm-up, at most a tenth of all.",
-        low=0,
-        group="Optimisation",
+    warmup: int = optimiser_option(
+        100, "Steps of learning-rate warm-up, at most a tenth of all.", low=0
     )
-    weight_decay: float = option(
-        0.01, "Weight decay of AdamW.", low=0, high=10, group="Optimisation"
+    weight_decay: float = optimiser_option(0.01, "Weight decay of AdamW.", low=0, high=10)
+    grad_clip: float = optimiser_option(1.0, "Clip the gradient to this norm.", low=1e-6, high=1e6)
+    accumulation: int = optimiser_option(
+        1, "Split each step into N passes, to save memory.", low=1, high=100_000
     )
-    grad_clip: float = option(
-        1.0, "Clip the gradient to this norm.", low=1e-6, high=1e6, group="Optimisation"
+    loss: str | None = optimiser_option(
+        None, "Training loss.", table="losses", shown="simple; hybrid for a learned variance"
     )
-    accumulation: int = option(
-        1,
-        "Split each step into N passes, to save memory.",
-        low=1,
-        high=100_000,
-        group="Optimisation",
-    )
-    loss: str | None = option(
-        None,
-        "Training loss.",
-        table="losses",
-        shown="simple; hybrid for a learned variance",
-        group="Optimisation",
-    )
-    weighting: str | None = option(
+    weighting: str | None = optimiser_option(
         None,
         "Weight of each timestep's loss, by its SNR.",
         table="weightings",
         shown="min-snr; none with vlb",
-        group="Optimisation",
     )
-    timestep_draw: str = option(
+    timestep_draw: str = optimiser_option(
         "uniform",
         "Draw timesteps uniformly, or more where the loss is large.",
         table="timestep_draws",
-        group="Optimisation",
     )
-    label_dropout: float = option(
-        0.1,
-        "Share of images trained without their class, for guidance.",
-        low=0,
-        high=1,
-        group="Optimisation",
+    label_dropout: float = optimiser_option(
+        0.1, "Share of images trained without their class, for guidance.", low=0, high=1
     )
-    ema_decay: float = option(
-        0.999, "Largest decay of the weight average.", low=0, below=1, group="Optimisation"
+    ema_decay: float = optimiser_option(
+        0.999, "Largest decay of the weight average.", low=0, below=1
     )
-    ema_lengths: int | None = option(
+    ema_lengths: int | None = optimiser_option(
         None,
         "Save N snapshots for choosing the EMA length afterwards, with diffuse ema.",
         low=4,
@@ -160,62 +126,43 @@ class TrainConfig(DiffusionConfig):
         place=True,
         metavar="N",
         shown="none",
-        group="Optimisation",
     )
 
-    seed: int = option(0, "Seed of all random draws.", low=0, high=2**63 - 1, group="Run")
-    precision: str = option("auto", "Precision of the arithmetic.", table="precisions", group="Run")
-    compile: bool = option(
-        False, "Compile the network; worth it for long runs on a GPU.", group="Run"
+    seed: int = run_option(0, "Seed of all random draws.", low=0, high=2**63 - 1)
+    precision: str = run_option("auto", "Precision of the arithmetic.", table="precisions")
+    compile: bool = run_option(False, "Compile the network; worth it for long runs on a GPU.")
+    gradient_checkpointing: bool = run_option(
+        False, "Save memory by computing activations twice; slower.", control=True
     )
-    gradient_checkpointing: bool = option(
-        False, "Save memory by computing activations twice; slower.", control=True, group="Run"
+    stop_at: int | None = run_option(
+        None, "Stop after this step; --resume continues.", low=1, control=True
     )
-    stop_at: int | None = option(
-        None, "Stop after this step; --resume continues.", low=1, control=True, group="Run"
-    )
-    save_every: int | None = option(
+    save_every: int | None = run_option(
         None,
         "Steps between checkpoints.",
         low=1,
         control=True,
         shown="500; more where saving would take over 1 % of the time",
-        group="Run",
     )
-    preview_every: int = option(
-        1000,
-        "Steps between preview pictures and held-out losses.",
-        low=1,
-        control=True,
-        group="Run",
+    preview_every: int = run_option(
+        1000, "Steps between preview pictures and held-out losses.", low=1, control=True
     )
-    eval_every: int | None = option(
+    eval_every: int | None = run_option(
         None,
         "Steps between measurements of KID; the best model is kept beside the last.",
         low=1,
         place=True,
         shown="never",
-        group="Run",
     )
-    eval_images: int | None = option(
-        None,
-        "Images generated for each measurement.",
-        low=4,
-        high=100_000,
-        place=True,
-        shown="256",
-        group="Run",
+    eval_images: int | None = run_option(
+        None, "Images generated for each measurement.", low=4, high=100_000, place=True, shown="256"
     )
 
-    keep_raw: bool = option(
-        False, "Also keep the weights before averaging in the model file.", group="Output"
+    keep_raw: bool = output_option(
+        False, "Also keep the weights before averaging in the model file."
     )
-    log: str | None = option(
-        None, "Also log to a tracker.", table="trackers", control=True, group="Output"
-    )
-    log_every: int = option(
-        50, "Steps between lines of metrics.jsonl.", low=1, control=True, group="Output"
-    )
+    log: str | None = output_option(None, "Also log to a tracker.", table="trackers", control=True)
+    log_every: int = output_option(50, "Steps between lines of metrics.jsonl.", low=1, control=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
