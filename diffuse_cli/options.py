@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field
@@ -129,15 +130,17 @@ class Config:
             raise UsageError(f"{flag_of(f)} is too large")
         if not math.isfinite(value):
             raise UsageError(f"{flag_of(f)} must be a finite number, not {value}")
-        if spec.low is not None and value < spec.low:
-            raise UsageError(f"{flag_of(f)} must be at least {plain(spec.low)}, not {plain(value)}")
-        if spec.high is not None and value > spec.high:
-            raise UsageError(f"{flag_of(f)} must be at most {plain(spec.high)}, not {plain(value)}")
-        if spec.below is not None and value >= spec.below:
-            raise UsageError(f"{flag_of(f)} must be below {plain(spec.below)}, not {plain(value)}")
+        for words, bound, within in (
+            ("at least", spec.low, operator.ge),
+            ("at most", spec.high, operator.le),
+            ("below", spec.below, operator.lt),
+        ):
+            if bound is not None and not within(value, bound):
+                text = f"{flag_of(f)} must be {words} {digits(bound)}, not {digits(value)}"
+                raise UsageError(text)
 
 
-def plain(value: float) -> str:
+def digits(value: float) -> str:
     """A number with all of its digits, and no more."""
     return f"{value:g}" if float(f"{value:g}") == value else str(value)
 

@@ -15,12 +15,12 @@ from diffuse_cli.core.samplers import knobs
 from diffuse_cli.errors import lookup
 from diffuse_cli.options import (
     Option,
+    digits,
     flag_of,
     from_dict,
     from_text,
     options,
     parsed,
-    plain,
     read_toml,
 )
 from diffuse_cli.parsing import MODEL_WEIGHTS
@@ -204,4 +204,4 @@ def _shown(f: dataclasses.Field[Any], spec: Option) -> str:
         return "on"
     if isinstance(f.default, tuple):
         return ",".join(map(str, f.default))
-    return plain(f.default) if isinstance(f.default, float) else str(f.default)
+    return digits(f.default) if isinstance(f.default, float) else str(f.default)
