@@ -47,10 +47,10 @@ class Console:
             highlight=False,
             markup=False,
             emoji=False,
-            soft_wrap=not _is_terminal(sys.stderr),
+            soft_wrap=not is_terminal(sys.stderr),
         )
         # Variables such as FORCE_COLOR ask for colours, which is no reason for bars in a log.
-        self.live = _is_terminal(self._err.file) and not self._err.is_dumb_terminal
+        self.live = is_terminal(self._err.file) and not self._err.is_dumb_terminal
 
     # -- stderr ------------------------------------------------------------------------------------
 
@@ -149,7 +149,8 @@ class _Forgiving:
         return getattr(self._stream, name)
 
 
-def _is_terminal(stream: IO[str] | None) -> bool:
+def is_terminal(stream: IO[str] | None) -> bool:
+    """Whether someone reads along."""
     try:
         return stream is not None and stream.isatty()
     except (AttributeError, ValueError):  # none, or a closed one

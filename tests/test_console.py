@@ -109,7 +109,7 @@ def test_an_error_is_one_line_without_markup(capfd):
 
 def test_a_terminal_wraps_between_words(monkeypatch, capfd):
     monkeypatch.setenv("COLUMNS", "40")
-    monkeypatch.setattr(console, "_is_terminal", lambda stream: True)
+    monkeypatch.setattr(console, "is_terminal", lambda stream: True)
     words = "a sentence of several words which does not fit into forty columns"
     Console().say(words)
     lines = capfd.readouterr().err.splitlines()

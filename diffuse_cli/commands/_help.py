@@ -8,18 +8,20 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator
+from itertools import zip_longest
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
 from diffuse_cli.commands._mistakes import no_command
+from diffuse_cli.console import is_terminal
 from diffuse_cli.options import GROUPS
 
 WIDEST = 100
 """Columns that are used at most."""
 
 LEFT = 28
-"""Columns of the flags; the text of a longer one begins on the next line."""
+"""Columns of the flags."""
 
 Rows = list[tuple[str, str]]
 
@@ -82,7 +84,7 @@ def _page(ctx: Any, rest: str, text: str, sections: dict[str, Rows]) -> str:
 
 
 def _on_terminal() -> bool:
-    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    return is_terminal(sys.stdout) and os.environ.get("TERM") != "dumb"
 
 
 def _wrap(text: str, width: int) -> list[str]:
@@ -103,12 +105,8 @@ def _plain(
         yield ""
         yield f"{title}:"
         for left, text in rows:
-            lines = _wrap(text, width - LEFT - 4) or [""]
-            if len(left) > LEFT:
-                yield f"  {left}"
-            else:
-                yield f"  {left:<{LEFT}}  {lines.pop(0)}".rstrip()
-            yield from (" " * (LEFT + 4) + line for line in lines)
+            both = zip_longest(_wrap(left, LEFT), _wrap(text, width - LEFT - 4), fillvalue="")
+            yield from (f"  {flags:<{LEFT}}  {words}".rstrip() for flags, words in both)
 
 
 def _colourful(usage: str, paragraphs: list[str], sections: dict[str, Rows], width: int) -> str:
@@ -127,10 +125,8 @@ def _colourful(usage: str, paragraphs: list[str], sections: dict[str, Rows], wid
         table.add_column(width=LEFT, no_wrap=True)
         table.add_column()
         for left, text in rows:
-            if len(left) > LEFT:  # on a line of its own
-                table.add_row(Text(left, "cyan", no_wrap=True))
-            flags = Text(left, "cyan")
-            flags.highlight_regex(r"(?<=\s)[A-Z].*|(?<=\s)H\[.*", "yellow")
+            flags = Text("\n".join(_wrap(left, LEFT)), "cyan")
+            flags.highlight_regex(r"(?<=\s)[A-Z].*", "yellow")
             words = Text("\n".join(_wrap(text, width - LEFT - 6)))
             words.highlight_regex(r"(?s)\[default: .*\]", "dim")
             table.add_row(flags, words)

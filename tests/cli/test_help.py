@@ -36,6 +36,7 @@ def help_of(request, diffuse, monkeypatch):
 def test_no_line_is_too_long_and_no_name_is_broken(help_of, command):
     text = help_of(*filter(None, [command]))
     assert all(len(line) <= 80 for line in text.splitlines())
+    assert "…" not in text
     for line in text.splitlines():
         assert not line.rstrip(" │").endswith(("-", "[default:")), line
 
