@@ -50,7 +50,7 @@ class Model:
         classes: class names of the training data, which a conditional network has as labels.
         data: fingerprint, number of images and the held-out rule of the training data.
         training: the configuration of the training.
-        sampling: what it is best drawn with, where a sweep has found that out.
+        sampling: what it is best drawn with, where `tune` has found that out.
         versions: of `diffuse` and torch, as a file says them; writing fills in its own.
     """
 
