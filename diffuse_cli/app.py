@@ -11,6 +11,8 @@ from typer.exceptions import TyperException
 
 from diffuse_cli import __version__
 from diffuse_cli.commands import COMMANDS
+from diffuse_cli.commands._help import Command, Group
+from diffuse_cli.commands._mistakes import explain
 from diffuse_cli.commands._options import make_command
 from diffuse_cli.console import Console, steady
 from diffuse_cli.core.errors import InvalidArgument
@@ -18,7 +20,7 @@ from diffuse_cli.errors import DiffuseError, OutputError, UsageError, translated
 from diffuse_cli.runtime import out_of_memory, rank
 from diffuse_cli.signals import raised
 
-ORDER = ("train", "sample", "noise-demo", "eval")
+ORDER = ("train", "sample", "noise-demo", "eval", "tune", "ema")
 """Commands that `--help` lists first, in the order they are met."""
 
 
@@ -36,6 +38,7 @@ def build(session: _Session) -> typer.Typer:
     """The app with a command for each file of commands/."""
     app = typer.Typer(
         name="diffuse",
+        cls=Group,
         help="Train, sample, measure and demonstrate denoising diffusion models.",
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
@@ -45,7 +48,9 @@ def build(session: _Session) -> typer.Typer:
     @app.callback(invoke_without_command=True)
     def root(
         context: typer.Context,
-        version: bool = typer.Option(False, "--version", is_eager=True, callback=_print_version),
+        version: bool = typer.Option(
+            False, "--version", is_eager=True, callback=_print_version, help="Print the version."
+        ),
     ) -> None:
         """Train, sample, measure and demonstrate denoising diffusion models."""
         if context.invoked_subcommand is None:
@@ -53,7 +58,7 @@ def build(session: _Session) -> typer.Typer:
             raise typer.Exit(UsageError.exit_code)
 
     for name in [*ORDER, *(n for n in COMMANDS if n not in ORDER)]:
-        app.command(name)(make_command(name, COMMANDS[name], session.set))
+        app.command(name, cls=Command)(make_command(name, COMMANDS[name], session.set))
     return app
 
 
@@ -64,7 +69,7 @@ def _print_version(value: bool) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit code; see DESIGN, "Exit codes"."""
+    """Run a command line and return its exit code; docs/cli.md lists them."""
     for stream in (sys.stdout, sys.stderr):
         steady(stream)
     session = _Session()
@@ -77,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InvalidArgument as error:
         return _expected(session, translated(error))
     except TyperException as error:
-        return _expected(session, UsageError(error.format_message().rstrip("."), "See --help"))
+        return _expected(session, explain(error))
     except (typer.Abort, KeyboardInterrupt):
         return 130
     except OSError as error:

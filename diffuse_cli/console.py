@@ -41,15 +41,16 @@ class Console:
 
     def __init__(self, *, quiet: bool = False, as_json: bool = False, debug: bool = False) -> None:
         self.quiet, self.as_json, self.debug = quiet, as_json, debug
+        # Without a terminal a message is one line; a terminal would break it within words.
         self._err = RichConsole(
             file=cast(TextIO, _Forgiving(sys.stderr)),
             highlight=False,
             markup=False,
             emoji=False,
-            soft_wrap=True,
+            soft_wrap=not is_terminal(sys.stderr),
         )
         # Variables such as FORCE_COLOR ask for colours, which is no reason for bars in a log.
-        self.live = _is_terminal(self._err.file) and not self._err.is_dumb_terminal
+        self.live = is_terminal(self._err.file) and not self._err.is_dumb_terminal
 
     # -- stderr ------------------------------------------------------------------------------------
 
@@ -105,6 +106,13 @@ class Console:
         """The result: one path a line, or the JSON object."""
         self.write([json.dumps(plain(values))] if self.as_json else [show(path) for path in paths])
 
+    def show(self, values: dict[str, Any], lines: Iterable[str]) -> None:
+        """A result that is more than paths: the JSON object, or lines for people."""
+        if self.as_json:
+            self.result([], values)
+        else:
+            self.write(lines)
+
     def write(self, lines: Iterable[str]) -> None:
         """Lines on stdout; a reader that has gone away is no error."""
         try:
@@ -141,9 +149,10 @@ class _Forgiving:
         return getattr(self._stream, name)
 
 
-def _is_terminal(stream: IO[str]) -> bool:
+def is_terminal(stream: IO[str] | None) -> bool:
+    """Whether someone reads along."""
     try:
-        return stream.isatty()
+        return stream is not None and stream.isatty()
     except (AttributeError, ValueError):  # none, or a closed one
         return False
 

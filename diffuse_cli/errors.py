@@ -7,7 +7,8 @@ what to do next. Anything that is not a `DiffuseError` is a bug and ends with a 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from typing import TypeVar
 
 from diffuse_cli.core.errors import InvalidArgument
@@ -98,6 +99,11 @@ def translating(name: Callable[[str], str] = flag) -> Iterator[None]:
         yield
     except InvalidArgument as error:
         raise translated(error, name) from error
+
+
+def near(name: str, names: Iterable[str], alike: float = 0.5) -> str:
+    """The name that is most like another, or an empty string where none is alike enough."""
+    return next(iter(get_close_matches(name, list(names), n=1, cutoff=alike)), "")
 
 
 def lookup(table: Mapping[str, T], name: str, what: str) -> T:

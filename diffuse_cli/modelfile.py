@@ -55,7 +55,7 @@ class Model:
         data: fingerprint, number of samples and the held-out rule of the training data, and its
             class names where the model was not told them.
         training: the configuration of the training.
-        sampling: what it is best drawn with, where that was measured.
+        sampling: what it is best drawn with, where `tune` has found that out.
         versions: of `diffuse` and torch, as a file says them; writing fills in its own.
     """
 

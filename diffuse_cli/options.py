@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field
@@ -17,8 +18,21 @@ from typing import Any, TypeVar
 from diffuse_cli.errors import UsageError, suggest
 from diffuse_cli.parsing import brief
 
-OVERWRITE = "Replace what is there."
+OVERWRITE = "Replace existing output."
 """The help of an option that every command which writes has."""
+
+GROUPS = (
+    "Options",
+    "Data",
+    "Network",
+    "Process",
+    "Sampling",
+    "Measuring",
+    "Optimisation",
+    "Run",
+    "Output",
+)
+"""The sections of `--help` in their order: first what everyone needs, last what few do."""
 
 C = TypeVar("C")
 
@@ -30,18 +44,21 @@ class Option:
     Attributes:
         help: one sentence for `--help`.
         low, high: the range of a number, both ends included.
+        below: a bound that a number stays below.
         table: what the command line offers as names, for example `schedules`.
         parse: makes the value from what was typed or read from TOML; raises ValueError.
         control: it cannot change the weights: not compared by `--resume`, not in the model file.
         place: of this machine or of this run, such as a path: in the TOML, not in the model file.
         argument: positional, without a flag.
         flag: the long flag where it is not the field's name, or a short form beside it.
+        group: its section of `--help`, one of `GROUPS`.
         shown: the default as `--help` shows it, where it depends on machine or data.
     """
 
     help: str
     low: float | None = None
     high: float | None = None
+    below: float | None = None
     table: str = ""
     parse: Callable[[Any], Any] | None = None
     control: bool = False
@@ -50,6 +67,7 @@ class Option:
     flag: str = ""
     shown: str = ""
     metavar: str = ""
+    group: str = GROUPS[0]
 
 
 def option(default: Any = MISSING, help: str = "", **metadata: Any) -> Any:
@@ -64,19 +82,30 @@ def options(config: type | object) -> Iterator[tuple[dataclasses.Field[Any], Opt
             yield f, f.metadata["option"]
 
 
-def differs(config: object, name: str) -> bool:
-    """Whether an option is not at its default."""
-    return bool(getattr(config, name) != getattr(type(config), name))
+def first_given(config: object, *kinds: type) -> str:
+    """The flag of the first option of `kinds` that is not at its default, or an empty string."""
+    names = {f.name for kind in kinds for f, _ in options(kind)}
+    for f, _ in options(config):
+        if f.name in names and getattr(config, f.name) != getattr(type(config), f.name):
+            return flag_of(f)
+    return ""
+
+
+def converted(config: object, kind: type[C], **changes: Any) -> C:
+    """A configuration of another kind, with the options that both have, and these changes."""
+    theirs = {f.name for f, _ in options(kind)}
+    shared = {f.name: getattr(config, f.name) for f, _ in options(config) if f.name in theirs}
+    return kind(**{**shared, **changes})
 
 
 def flag_of(f: dataclasses.Field[Any]) -> str:
-    """The long flag of a field, or its name in capitals where it is positional."""
-    name: Option = f.metadata["option"]
-    if name.argument:
-        return f.name.upper()
-    if name.flag.startswith("--"):
-        return name.flag
-    return "--" + f.name.replace("_", "-")
+    """The flag of a field, long where there is a long one; its name where it is positional."""
+    spec: Option = f.metadata["option"]
+    if spec.argument:
+        return spec.metavar or f.name.upper()
+    if spec.flag.startswith("--"):
+        return spec.flag
+    return f"-{f.name}" if len(f.name) == 1 else "--" + f.name.replace("_", "-")
 
 
 class Config:
@@ -101,10 +130,19 @@ class Config:
             raise UsageError(f"{flag_of(f)} is too large")
         if not math.isfinite(value):
             raise UsageError(f"{flag_of(f)} must be a finite number, not {value}")
-        if spec.low is not None and value < spec.low:
-            raise UsageError(f"{flag_of(f)} must be at least {spec.low:g}, not {value:g}")
-        if spec.high is not None and value > spec.high:
-            raise UsageError(f"{flag_of(f)} must be at most {spec.high:g}, not {value:g}")
+        for words, bound, within in (
+            ("at least", spec.low, operator.ge),
+            ("at most", spec.high, operator.le),
+            ("below", spec.below, operator.lt),
+        ):
+            if bound is not None and not within(value, bound):
+                text = f"{flag_of(f)} must be {words} {digits(bound)}, not {digits(value)}"
+                raise UsageError(text)
+
+
+def digits(value: float) -> str:
+    """A number with all of its digits, and no more."""
+    return f"{value:g}" if float(f"{value:g}") == value else str(value)
 
 
 def _parse(f: dataclasses.Field[Any], spec: Option, value: Any) -> Any:
@@ -126,22 +164,38 @@ def parsed(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
     return {k: _parse(*known[k], value) if k in known else value for k, value in values.items()}
 
 
-_KINDS: dict[str, tuple[type, ...]] = {
-    "int": (int,),
-    "float": (int, float),
-    "bool": (bool,),
-    "str": (str,),
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "bool": ((bool,), "true or false"),
+    "str": ((str,), "text"),
 }
+"""The types that a kind of field takes, and what it is called."""
+
+
+def from_text(f: dataclasses.Field[Any], text: str) -> int | float | str:
+    """What was typed for a field: a number where it is one.
+
+    Raises:
+        UsageError: it is not the number that it should be.
+    """
+    kind = str(f.type).removesuffix(" | None")
+    if f.metadata["option"].parse is not None or kind not in ("int", "float"):
+        return text
+    try:
+        return int(text) if kind == "int" else float(text)
+    except ValueError:
+        raise UsageError(f"{flag_of(f)} must be {_KINDS[kind][1]}, not {brief(text)}") from None
 
 
 def _check_type(f: dataclasses.Field[Any], value: Any) -> None:
     """Refuse a TOML value of another type than the field's."""
     kind = str(f.type).removesuffix(" | None")
-    allowed = _KINDS.get(kind)
-    if allowed is None:
+    if kind not in _KINDS:
         return
+    allowed, name = _KINDS[kind]
     if not isinstance(value, allowed) or (isinstance(value, bool) and kind != "bool"):
-        raise UsageError(f"{flag_of(f)} must be {kind}, not {value!r}")
+        raise UsageError(f"{flag_of(f)} must be {name}, not {brief(value)}")
 
 
 # -- dictionaries and TOML ------------------------------------------------------------------------

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from diffuse_cli.errors import UsageError, suggest
 
 Size = tuple[int, ...]
 
@@ -32,8 +31,8 @@ def parse_size(value: Any) -> Size:
 def parse_ints(value: Any) -> tuple[int, ...]:
     """`"1,2,2"` or `[1, 2, 2]` as a tuple; an empty string is an empty tuple."""
     if isinstance(value, str):
-        value = [int(v) for v in value.split(",") if v.strip()]
-    if isinstance(value, int) and not isinstance(value, bool):
+        value = [_number(v.strip(), int) for v in value.split(",") if v.strip()]
+    elif not isinstance(value, (list, tuple)):
         value = [value]
     if not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in value):
         raise ValueError("a list of positive whole numbers, such as 1,2,2")
@@ -44,7 +43,10 @@ def parse_color(value: Any) -> str:
     """A colour name or `#rrggbb`, checked by Pillow."""
     from PIL import ImageColor
 
-    ImageColor.getrgb(value)
+    try:
+        ImageColor.getrgb(value)
+    except (ValueError, AttributeError, TypeError):
+        raise ValueError("a colour is a name such as white, or #rrggbb") from None
     return str(value)
 
 
@@ -52,18 +54,18 @@ def parse_timesteps(value: Any) -> int | str:
     """A number of timesteps, or `all`."""
     if value == "all":
         return "all"
-    number = 0 if isinstance(value, (bool, float)) else int(value)
-    if number < 2:
-        raise ValueError("at least 2 timesteps, or 'all'")
+    number = _number(value, int) if isinstance(value, str) else value
+    if not isinstance(number, int) or isinstance(number, bool) or number < 2:
+        raise ValueError("a number of timesteps from 2 on, or 'all'")
     return number
 
 
 def parse_names(value: Any) -> tuple[str, ...]:
     """A name, or a list of names."""
-    names = (value,) if isinstance(value, str) else tuple(value)
-    if not all(isinstance(name, str) for name in names):
+    names = (value,) if isinstance(value, str) else value
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         raise ValueError("a name, or a list of names")
-    return names
+    return tuple(names)
 
 
 def parse_listed(value: Any) -> tuple[str, ...]:
@@ -76,44 +78,34 @@ def parse_listed(value: Any) -> tuple[str, ...]:
 
 def parse_scales(value: Any) -> tuple[float, ...]:
     """`"1,1.5"` or `[1, 1.5]` as numbers from 0 to 100."""
-    if isinstance(value, (int, float)):
-        value = [value]
-    scales = tuple(float(v) for v in (value.split(",") if isinstance(value, str) else value))
+    scales = _floats(value)
     if not scales or not all(0 <= scale <= 100 for scale in scales):
         raise ValueError("numbers from 0 to 100, such as 1,1.5,2")
     return scales
 
 
+def _floats(value: Any) -> tuple[float, ...]:
+    """A number, a list of them, or `"1,1.5"`; empty where something is not a number."""
+    if isinstance(value, str):
+        value = [_number(word.strip(), float) for word in value.split(",")]
+    elif not isinstance(value, (list, tuple)):
+        value = [value]
+    if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value):
+        return ()
+    return tuple(float(v) for v in value)
+
+
 MODEL_WEIGHTS = ("ema", "raw")
 
 
-def parse_weights(value: Any) -> tuple[str, ...]:
-    """`ema` or `raw`, the path of a file, or a list of one of each.
-
-    Raises:
-        UsageError: neither a name nor a file, or two of a kind.
-    """
-    given = parse_names(value)
-    for kind in given:
-        if kind not in MODEL_WEIGHTS and not Path(kind).is_file():
-            raise _no_weights(kind)
-    named = [kind for kind in given if kind in MODEL_WEIGHTS]
-    if len(named) > 1 or len(given) - len(named) > 1:
-        raise ValueError("one of the model's weights and one file")
-    return given
-
-
-def _no_weights(kind: str) -> UsageError:
-    """What is wrong with weights that are neither a name nor a file."""
-    from diffuse_cli.files import show
-
-    path = Path(kind)
+def parse_file(value: Any) -> str:
+    """The path of a file that is there."""
+    path = Path(value)
     if path.is_dir():
-        return UsageError(f"--weights {show(kind)} is a folder", "Name a file in it")
-    if path.suffix or len(path.parts) > 1:
-        return UsageError(f"--weights: no such file: {show(kind)}")
-    hint = f"{suggest(kind, MODEL_WEIGHTS)} A file of feature weights can be named, too"
-    return UsageError(f"--weights: there is no '{show(kind)}'", hint)
+        raise ValueError("this is a folder; name a file in it")
+    if not path.is_file():
+        raise ValueError("no such file")
+    return str(value)
 
 
 MOST_BETAS = 100_000
@@ -131,8 +123,10 @@ def parse_betas(value: Any) -> tuple[float, ...]:
     """
     if isinstance(value, str):
         given = _numbers_in(value)
-    else:
+    elif isinstance(value, (list, tuple)):
         given = [(f"entry {i}", number) for i, number in enumerate(value, 1)]
+    else:
+        raise ValueError("a file of numbers, or a list of them")
     for where, beta in given:
         if not isinstance(beta, (int, float)) or isinstance(beta, bool):
             raise ValueError(f"{where}: {brief(beta)} is not a number")
@@ -165,13 +159,13 @@ def _numbers_in(path: str) -> list[tuple[str, Any]]:
         for i, line in enumerate(text.splitlines(), 1)
         for word in line.replace(",", " ").split()
     )
-    return [(where, _number(word)) for where, word in words]
+    return [(where, _number(word, float)) for where, word in words]
 
 
-def _number(word: str) -> float | str:
+def _number(word: str, kind: Callable[[str], float]) -> float | str:
     """A word as a number, or as it is."""
     try:
-        return float(word)
+        return kind(word)
     except ValueError:
         return word
 
@@ -184,8 +178,7 @@ def brief(value: Any) -> str:
 
 def parse_interval(value: Any) -> tuple[float, float]:
     """`"0.3,3"` or `[0.3, 3]` as two rising numbers from 0 on."""
-    parts = value.split(",") if isinstance(value, str) else list(value)
-    low, high = (float(part) for part in parts)
-    if not 0 <= low < high < math.inf:
+    ends = _floats(value)
+    if len(ends) != 2 or not 0 <= ends[0] < ends[1] < math.inf:
         raise ValueError("two rising numbers, such as 0.3,3")
-    return low, high
+    return ends[0], ends[1]

@@ -38,7 +38,7 @@ class DrawSettings:
 
     @property
     def setting(self) -> Setting:
-        """The part of it that a sweep chooses."""
+        """The part of it that `tune` chooses."""
         return Setting(self.sampler, self.steps, self.condition.scale if self.condition else None)
 
 

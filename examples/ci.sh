@@ -45,7 +45,7 @@ assert 0 < found["bits_per_dim"] < 50
 '
 
 # The cheapest good setting, written into a copy of the model, which samples with it from then on.
-diffuse eval "$model" "$data" -n 16 --sweep --sweep-samplers ddim,unipc --sweep-steps 3,6 -o tuned.safetensors --quiet > sweep.txt
+diffuse tune "$model" "$data" -n 16 --samplers ddim,unipc --steps 3,6 -o tuned.safetensors --quiet > tuned.txt
 diffuse info tuned.safetensors --quiet | grep -q "^recommended "
 diffuse sample tuned.safetensors -n 2 -o tuned/ --quiet
 

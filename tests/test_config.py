@@ -15,9 +15,11 @@ from diffuse_cli.config import (
     ConvertConfig,
     DemoConfig,
     DiffusionConfig,
+    EmaConfig,
     EvalConfig,
     SampleConfig,
     TrainConfig,
+    TuneConfig,
 )
 from diffuse_cli.errors import UsageError, lookup
 from diffuse_cli.options import flag_of, from_dict, options, read_toml, to_dict, to_toml
@@ -28,6 +30,8 @@ REQUIRED: dict[type, dict[str, Any]] = {
     TrainConfig: {"data": "images"},
     SampleConfig: {"model": "m.safetensors"},
     EvalConfig: {"subject": "m.safetensors", "data": "images"},
+    TuneConfig: {"subject": "m.safetensors", "data": "images"},
+    EmaConfig: {"subject": "m.safetensors", "data": "images"},
     DemoConfig: {"image": "a.png"},
     ConvertConfig: {"source": "pipeline"},
 }
@@ -57,6 +61,8 @@ def test_every_number_has_a_range_that_names_its_flag(kind, f, spec):
     wrong.append(spec.low - 1 if str(f.type).startswith("int") else spec.low - 1e-7)
     if spec.high is not None:
         wrong.append(spec.high + 1)
+    if spec.below is not None:
+        wrong.append(spec.below)
     if str(f.type).startswith("int"):
         wrong.append(spec.low + 0.5)
     for value in wrong:
@@ -74,9 +80,12 @@ def test_every_number_has_a_range_that_names_its_flag(kind, f, spec):
         ({"lr": 11}, "--lr must be at most 10, not 11"),
         ({"num_timesteps": 1}, "--num-timesteps must be at least 2"),
         ({"seed": -1}, "--seed must be at least 0"),
-        ({"steps": 2.5}, "--steps must be int, not 2.5"),
-        ({"flip": 1}, "--flip must be bool, not 1"),
-        ({"schedule": 3}, "--schedule must be str, not 3"),
+        ({"steps": 2.5}, "--steps must be a whole number, not 2.5"),
+        ({"flip": 1}, "--flip must be true or false, not 1"),
+        ({"schedule": 3}, "--schedule must be text, not 3"),
+        ({"ema_decay": 1}, "--ema-decay must be below 1, not 1"),
+        ({"label_dropout": 1.0000001}, "--label-dropout must be at most 1, not 1.0000001"),
+        ({"seed": 2**63}, "--seed must be at most 9223372036854775807, not 9223372036854775808"),
         ({"size": "wide"}, "--size 'wide': a size is a number of pixels, or HEIGHTxWIDTH"),
         ({"background": "reddish"}, "--background 'reddish'"),
         ({"background": 3}, "--background 3"),
@@ -104,7 +113,8 @@ def test_whole_floats_are_fine_where_a_float_is_meant():
 @pytest.mark.parametrize("kind", [TrainConfig, SampleConfig])
 def test_a_whole_number_becomes_a_float_where_one_is_meant(kind: type):
     for f, spec in options(kind):
-        if str(f.type).startswith("float") and (spec.low or 0) <= 1 <= (spec.high or 1):
+        inside = (spec.low or 0) <= 1 <= (spec.high or 1) and (spec.below or 2) > 1
+        if str(f.type).startswith("float") and inside:
             assert type(getattr(made(kind, **{f.name: 1}), f.name)) is float
 
 

@@ -107,6 +107,16 @@ def test_an_error_is_one_line_without_markup(capfd):
     assert capfd.readouterr().err == "diffuse: a [red]name[/red] of two lines :smile:\n"
 
 
+def test_a_terminal_wraps_between_words(monkeypatch, capfd):
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(console, "is_terminal", lambda stream: True)
+    words = "a sentence of several words which does not fit into forty columns"
+    Console().say(words)
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert " ".join(line.strip() for line in lines) == words
+
+
 def test_a_long_line_is_not_wrapped(capfd):
     Console().say("word " * 100)
     assert capfd.readouterr().err.count("\n") == 1

@@ -467,7 +467,7 @@ def test_a_plot_is_a_png(measure, other, name):
 @pytest.mark.parametrize(
     "option",
     ["--plot bound.png", "--respaced 5", "--guidance 2", "--sampler ddim --eta 1", "--order 3",
-     "--threshold 0.9", "--guidance-interval 0,1", "--weights raw", "--weights ema",
+     "--threshold 0.9", "--guidance-interval 0,1", "--weights raw",
      "--spacing karras", "--timesteps all"],
 )  # fmt: skip
 def test_what_needs_a_model_is_refused_for_a_folder(diffuse, images, other, option):

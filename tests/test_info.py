@@ -755,6 +755,14 @@ def test_a_model_file_whose_weights_end_like_a_zip(conditional, diffuse):
     assert diffuse("info", "m.safetensors", "--json").json["kind"] == "model"
 
 
+def test_a_model_lists_the_classes_that_it_draws(model, conditional, diffuse):
+    """An unconditional one keeps the names in its data, and draws none of them."""
+    assert diffuse("sample", model, "--class", "dark").code == 2
+    assert diffuse("info", model, "--json").json["classes"] == []
+    assert "classes     none; trained without --classes\n" in diffuse("info", model).out
+    assert diffuse("info", conditional, "--json").json["classes"] == ["dark", "light"]
+
+
 def test_a_model_without_a_title_or_raw_weights(conditional, diffuse):
     model = modelfile.load(conditional)
     modelfile.save(Path("m.safetensors"), modelfile.Model(**{**vars(model), "raw": None}))

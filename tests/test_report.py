@@ -19,14 +19,14 @@ from PIL import Image
 
 from diffuse_cli import metrics
 from diffuse_cli.config import EvalConfig, Setting
-from diffuse_cli.evaluation import evaluating, sweeping
-from diffuse_cli.evaluation.settings import SettingRow, SweptSettings
+from diffuse_cli.evaluation import evaluating
 from diffuse_cli.evaluation.showing import OF_CLASS, SAMPLES, TWINS
 from diffuse_cli.metrics import METRICS, Measured
 from diffuse_cli.options import from_dict, to_arguments
 from diffuse_cli.report import charts, curves, style
 from diffuse_cli.report.sweeps import sweep
 from diffuse_cli.report.templating import environment, render
+from diffuse_cli.sweeps.recommending import Tried, Tuned
 
 QUICK = ("--steps", 4, "--precision", "fp32", "--timesteps", 5)
 HOSTILE = '<script>alert(1)</script> & "x"'.replace("/", "∕")
@@ -228,7 +228,7 @@ def test_what_repeats_it_is_on_the_page(whole, conditional, images):
     line = next(w for w in page.words if w.startswith("diffuse eval"))
     arguments = shlex.split(line)
     assert arguments[:4] == ["diffuse", "eval", str(conditional), str(images)]
-    assert arguments[4:] == ["--steps", "4", "--precision", "fp32", "-n", "8", "--timesteps", "5",
+    assert arguments[4:] == ["--precision", "fp32", "--steps", "4", "--timesteps", "5", "-n", "8",
                              "--report", str(whole)]  # fmt: skip
 
 
@@ -242,7 +242,7 @@ def test_the_command_of_a_page_gives_its_numbers(diffuse, whole):
 @pytest.mark.parametrize(
     "given",
     [
-        {"guidance_interval": (0.1, 9.0), "weights": ("raw",), "n": 3},
+        {"guidance_interval": (0.1, 9.0), "weights": "raw", "n": 3},
         {"subject": "a model's.safetensors", "strict": True, "timesteps": "all"},
         {"overwrite": True, "background": "#ffffff", "eta": 0.5, "sampler": "ddim"},
     ],
@@ -366,15 +366,14 @@ def test_tables_say_what_their_cells_are(whole):
         ("file/page.html", 5, "is not a folder"),
     ],
 )
-@pytest.mark.parametrize("option", ["", "--sweep"])
+@pytest.mark.parametrize("command", ["eval", "tune"])
 def test_a_page_that_cannot_be_written_is_refused_first(
-    diffuse, model, images, monkeypatch, option, path, code, words
+    diffuse, model, images, monkeypatch, command, path, code, words
 ):
     Path("there.html").write_text("earlier")
     Path("file").touch()
-    for module in (evaluating, sweeping):
-        monkeypatch.setattr(module, "load_denoiser", lambda *a: 1 / 0)
-    ran = diffuse("eval", model, images, "-n", 4, "--report", path, "-q", *option.split())
+    monkeypatch.setattr(evaluating, "load_denoiser", lambda *a: 1 / 0)
+    ran = diffuse(command, model, images, "-n", 4, "--report", path, "-q")
     assert ran.code == code
     assert words in ran.line
     assert Path("there.html").read_text() == "earlier"
@@ -385,12 +384,6 @@ def test_overwrite_replaces_a_page(diffuse, model, images):
     line = ("-n", 4, *QUICK, "--report", "page.html", "--overwrite")
     assert diffuse("eval", model, images, *line).code == 0
     assert read().of("h1")
-
-
-def test_a_sweep_over_averages_has_no_page(diffuse, model, images):
-    ran = diffuse("eval", model, images, "--ema-sweep", "--report", "page.html", "-q")
-    assert ran.code == 2
-    assert "--report does not go with --ema-sweep" in ran.line
 
 
 # -- curves ---------------------------------------------------------------------------------------
@@ -447,14 +440,14 @@ def test_a_long_log_is_averaged(tmp_path):
 def row(sampler, steps, guidance, kid, error):
     evaluations = steps * (2 if sampler == "heun" else 1)
     values = {"kid": kid, "kid_standard_error": error}
-    return SettingRow(Setting(sampler, steps, guidance), values, steps / 4, evaluations)
+    return Tried(Setting(sampler, steps, guidance), values, steps / 4, evaluations)
 
 
 @pytest.mark.parametrize("guidance", [None, 1.5])
 def test_a_sweep_has_a_row_for_each_setting(guidance):
     rows = (row("ddim", 10, guidance, 0.3, 0.01), row("heun", 5, guidance, 0.2, 0.01),
             row("ddim", 20, guidance, 0.1, 0.02))  # fmt: skip
-    swept = SweptSettings(rows, rows[2].setting, "kid", 500, 400, "all", {}, {}, "cpu", None, None)
+    swept = Tuned(rows, rows[2].setting, "kid", 500, 400, "all", {}, {}, "cpu", None, None)
     page = Page(render("sweep", **sweep(swept)))
     assert page.text.count("recommended") == 2
     assert "500 images" in page.text
@@ -466,10 +459,10 @@ def test_a_sweep_has_a_row_for_each_setting(guidance):
 
 
 def test_a_sweep_comes_before_the_evaluation_of_what_it_recommends(diffuse, conditional, images):
-    line = ("--precision", "fp32", "--timesteps", 5, "-n", 8, "--sweep", "--sweep-steps", "2,4",
-            "--sweep-samplers", "ddim,unipc", "--sweep-guidance", "1,3", "--plot", "sweep.png",
-            "-o", "best.safetensors", "--report", "page.html", "--json")  # fmt: skip
-    ran = diffuse("eval", conditional, images, *line)
+    line = ("--precision", "fp32", "-n", 8, "--steps", "2,4", "--samplers", "ddim,unipc",
+            "--guidance", "2,1,3", "--plot", "sweep.png", "-o", "best.safetensors",
+            "--report", "page.html", "--json")  # fmt: skip
+    ran = diffuse("tune", conditional, images, *line)
     best = ran.json["sweep"]["recommended"]
     assert {k: ran.json["settings"][k] for k in best} == best
     assert len(ran.json["sweep"]["rows"]) == 6
@@ -478,10 +471,10 @@ def test_a_sweep_comes_before_the_evaluation_of_what_it_recommends(diffuse, cond
     assert "Samplers, steps and guidance" in page.text
     assert Path("sweep.png").exists()
     assert Path("best.safetensors").exists()
-    command = next(w for w in page.words if w.startswith("diffuse eval"))
-    assert "--sweep --sweep-samplers ddim --sweep-samplers unipc --sweep-steps 2,4" in command
+    command = next(w for w in page.words if w.startswith("diffuse tune"))
+    assert "--samplers ddim --samplers unipc --steps 2,4 --guidance 2.0,1.0,3.0" in command
     plain = ("--sampler", best["sampler"], "--steps", best["steps"], "--guidance", best["guidance"])
-    alone = diffuse("eval", conditional, images, *line[:6], *plain, "--json").json
+    alone = diffuse("eval", conditional, images, *line[:4], *plain, "--json").json
     assert alone["kid"] == ran.json["kid"]
     assert alone["bits_per_dim"] == ran.json["bits_per_dim"]
 

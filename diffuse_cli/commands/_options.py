@@ -13,7 +13,16 @@ from diffuse_cli.config import DrawConfig
 from diffuse_cli.console import Console
 from diffuse_cli.core.samplers import knobs
 from diffuse_cli.errors import lookup
-from diffuse_cli.options import Option, flag_of, from_dict, options, parsed, read_toml
+from diffuse_cli.options import (
+    Option,
+    digits,
+    flag_of,
+    from_dict,
+    from_text,
+    options,
+    parsed,
+    read_toml,
+)
 from diffuse_cli.parsing import MODEL_WEIGHTS
 from diffuse_cli.runtime import rank
 
@@ -54,13 +63,17 @@ TABLES: dict[str, Callable[[], Mapping[str, Any]]] = {
 """The tables that options choose from; none of them imports torch to be listed."""
 
 UNIVERSAL: dict[str, Any] = {
-    "config_file": typer.Option(None, "--config", metavar="TOML", help="Options from a file."),
-    "json": typer.Option(False, "--json", help="Print one JSON object on stdout."),
-    "quiet": typer.Option(False, "--quiet", "-q", help="Nothing on stderr but errors."),
+    "config_file": typer.Option(
+        None, "--config", metavar="TOML", help="Read options from a file.", rich_help_panel="Run"
+    ),
+    "json": typer.Option(
+        False, "--json", help="Print one JSON object on stdout.", rich_help_panel="Output"
+    ),
+    "quiet": typer.Option(
+        False, "--quiet", "-q", help="Print nothing on stderr but errors.", rich_help_panel="Output"
+    ),
     "debug": typer.Option(
-        False,
-        "--debug",
-        help="Errors come with their traceback.",
+        False, "--debug", help="Print the traceback of an error.", rich_help_panel="Output"
     ),
 }
 
@@ -77,8 +90,12 @@ def make_command(name: str, module: Any, set_console: Callable[[Console], None])
             debug=typed.pop("debug"),
         )
         set_console(console)
-        given = {k: v for k, v in typed.items() if v is not None and v != []}
-        path = given.pop("config_file", None)
+        path = typed.pop("config_file")
+        given = {
+            f.name: from_text(f, value) if isinstance(value, str) else value
+            for f, _ in options(kind)
+            if (value := typed[f.name]) is not None and value != []
+        }
         filed = read_toml(path) if path is not None else {}
         check_names(kind, {**filed, **given})
         module.run(configure(given, filed), console)
@@ -116,10 +133,11 @@ def check_knobs(config: DrawConfig) -> None:
 
 
 def _parameters(kind: type[Any]) -> list[inspect.Parameter]:
-    own = kind.__annotations__
-    ordered = sorted(
-        options(kind), key=lambda o: (not o[1].argument, o[1].control, o[0].name not in own)
-    )
+    own: dict[str, int] = {}  # how far from its command the class of a field is
+    for i, base in enumerate(kind.__mro__):
+        for name in inspect.get_annotations(base):
+            own.setdefault(name, i)
+    ordered = sorted(options(kind), key=lambda o: (not o[1].argument, own[o[0].name]))
     found = [_parameter(f, spec) for f, spec in ordered]
     for name, default in UNIVERSAL.items():
         annotation = str | None if default.default is None else bool
@@ -138,31 +156,32 @@ def _parameter(f: dataclasses.Field[Any], spec: Option) -> inspect.Parameter:
     if spec.argument:
         info = typer.Argument(None, metavar=spec.metavar, help=spec.help, show_default=False)
         return _keyword(f.name, info, str | None)
-    flags = [flag_of(f)]
-    if spec.flag and spec.flag != flags[0]:
-        flags = [spec.flag] if f.name == "n" else [*flags, spec.flag]
+    flags = [flag_of(f), *([spec.flag] if spec.flag[:2] not in ("", "--") else [])]
     if kind == "bool" and not spec.control and f.name != "overwrite":
         flags[0] += "/--no-" + flags[0].removeprefix("--")
     names = list(TABLES[spec.table]()) if spec.table else []
     info = typer.Option(
         None,
-        *flags,
+        *dict.fromkeys(flags),
         help=_help(f, spec),
         show_default=False,
-        metavar=spec.metavar or ("NAME" if spec.table else None),
+        metavar=spec.metavar or ("NAME" if spec.table else METAVARS.get(kind)),
+        rich_help_panel=spec.group,
         autocompletion=(lambda: names) if names else None,
     )
     return _keyword(f.name, info, annotation)
 
 
+METAVARS = {"int": "N", "float": "X"}
+"""What stands for a value in `--help`, by the kind of its field."""
+
+
 def _annotation(f: dataclasses.Field[Any], spec: Option) -> tuple[str, Any]:
-    """The field's kind, and the type that Typer parses."""
+    """The field's kind, and the type that Typer parses: `from_text` makes numbers of text."""
     kind = str(f.type).removesuffix(" | None")
     if kind.startswith("tuple[str"):
         return kind, list[str] | None
-    types = {"int": int, "float": float, "bool": bool, "str": str}
-    parsed = str if spec.parse else types[kind]
-    return kind, parsed | None
+    return kind, (bool if kind == "bool" else str) | None
 
 
 def _help(f: dataclasses.Field[Any], spec: Option) -> str:
@@ -185,4 +204,6 @@ def _shown(f: dataclasses.Field[Any], spec: Option) -> str:
         return ""
     if f.default is True:
         return "on"
-    return ", ".join(f.default) if isinstance(f.default, tuple) else str(f.default)
+    if isinstance(f.default, tuple):
+        return ",".join(map(str, f.default))
+    return digits(f.default) if isinstance(f.default, float) else str(f.default)

@@ -1,7 +1,7 @@
-"""Say what is in a folder or zip of images, or in a model file.
+"""Describe a folder or zip of images, or a model file.
 
-Of images: how many can be used and why the others cannot, sizes, classes, copies, the spread of
-the pixels. Of a model file: its network, process, classes and training.
+For images: how many can be used and why the others cannot, sizes, classes, duplicates, the spread
+of the pixels. For a model file: its network, process, classes and training.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def _model_rows(found: ModelReport) -> Rows:
         ("parameters", f"{found.parameters:,}"),
         *_rows("network", _network(found)),
         ("process", _process(found)),
-        ("classes", _listed(found.classes) or "none"),
+        ("classes", _listed(found.classes) or "none; trained without --classes"),
         ("step", _brief(f"{found.step:,}")),
         *([("recommended", show(str(found.sampling)))] if found.sampling else []),
         *_rows("data", _settings(found.data)),

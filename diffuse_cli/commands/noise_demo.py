@@ -1,6 +1,6 @@
-"""Show the forward process of one image, with its noise schedules as curves.
+"""Show how noise replaces an image, under one schedule or several.
 
-No model is needed.
+Needs no model. Writes a picture with the image at several timesteps and the schedules as curves.
 """
 
 from __future__ import annotations

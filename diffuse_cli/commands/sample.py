@@ -1,4 +1,7 @@
-"""Draw images from a model file, which is all that is needed."""
+"""Draw images from a model file.
+
+Writes the images, a grid of them, and a manifest that says how to draw them again.
+"""
 
 from __future__ import annotations
 

@@ -16,23 +16,21 @@ class DemoConfig(Config):
     image: str = option(help="Image.", argument=True, place=True, metavar="IMAGE")
     schedule: tuple[str, ...] | None = option(
         None,
-        "Noise schedule; repeat it to compare several.",
+        "Noise schedule. Repeat it to compare several.",
         table="schedules",
         parse=parse_names,
         shown="all of them",
     )
-    betas: str | None = option(
-        None, "File of betas to show beside the schedules.", place=True, metavar="FILE"
-    )
+    betas: str | None = option(None, "Also show the betas in a file.", place=True, metavar="FILE")
     zero_terminal_snr: bool = option(False, "Rescale the betas to end in pure noise.")
-    steps: int = option(8, "Pictures in a row.", low=2, high=64)
+    steps: int = option(8, "Images in each row.", low=2, high=64)
     num_timesteps: int | None = option(
         None, "Timesteps T of the process.", low=2, high=100_000, shown=TIMESTEPS_SHOWN
     )
     seed: int = option(0, "Seed of the noise.", low=0, high=2**63 - 1)
     size: Size | None = option(
         None,
-        "Size the image is shown at.",
+        "Size to show the image at.",
         parse=parse_size,
         metavar="H[xW]",
         shown="its own, at most 256",
@@ -43,5 +41,5 @@ class DemoConfig(Config):
     out: str | None = option(
         None, "Picture to write.", flag="-o", metavar="FILE", shown="NAME.noise-demo.png"
     )
-    gif: bool = option(False, "Write an animation beside the picture.")
+    gif: bool = option(False, "Also write an animation.")
     overwrite: bool = option(False, OVERWRITE)

@@ -20,7 +20,7 @@ class InfoConfig(Config):
     )
     size: Size | None = option(
         None,
-        "Image size, as `train` would have it.",
+        "Image size, as for train.",
         parse=parse_size,
         metavar="H[xW]",
         shown="from the data",
@@ -34,13 +34,13 @@ class InfoConfig(Config):
     )
     out: str | None = option(
         None,
-        "Write a contact sheet: images evenly spread over the set, a row for each class.",
+        "Write a contact sheet: a sample of the images, a row for each class.",
         flag="-o",
         metavar="FILE.png",
         shown="",
     )
     overwrite: bool = option(False, OVERWRITE)
-    strict: bool = option(False, "End on the first bad file instead of skipping it.", control=True)
+    strict: bool = option(False, "Stop at the first bad file instead of skipping it.", control=True)
     workers: int | None = option(
         None, "Threads that read images.", low=1, high=256, shown="all cores"
     )

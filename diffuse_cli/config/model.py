@@ -26,18 +26,27 @@ class DiffusionConfig(Config):
     """
 
     num_timesteps: int = option(
-        None, "Timesteps T of the forward process.", low=2, high=100_000, shown=TIMESTEPS_SHOWN
+        None,
+        "Timesteps T of the forward process.",
+        low=2,
+        high=100_000,
+        shown=TIMESTEPS_SHOWN,
+        group="Process",
     )
-    schedule: str = option("cosine", "Noise schedule.", table="schedules")
+    schedule: str = option("cosine", "Noise schedule.", table="schedules", group="Process")
     betas: tuple[float, ...] | None = option(
-        None, "File of betas, instead of a schedule.", parse=parse_betas, metavar="FILE"
+        None, "Read the betas from a file.", parse=parse_betas, metavar="FILE", group="Process"
     )
     zero_terminal_snr: bool = option(
-        False, "Rescale the betas to end in pure noise (not with target eps)."
+        False, "Rescale the betas to end in pure noise (not with target eps).", group="Process"
     )
-    rescale_timesteps: bool = option(True, "Show the network t * 1000 / T, not t itself.")
-    target: str = option("v", "What the network predicts.", table="targets")
-    variance: str = option("small", "Variance of the reverse process.", table="variances")
+    rescale_timesteps: bool = option(
+        True, "Show the network t * 1000 / T instead of t.", group="Process"
+    )
+    target: str = option("v", "What the network predicts.", table="targets", group="Process")
+    variance: str = option(
+        "small", "Variance of the reverse process.", table="variances", group="Process"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

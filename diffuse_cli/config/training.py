@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from diffuse_cli.config.model import DiffusionConfig
@@ -12,83 +13,27 @@ from diffuse_cli.errors import UsageError
 from diffuse_cli.options import OVERWRITE, option, to_dict
 from diffuse_cli.parsing import Size, parse_color, parse_size
 
+data_option = partial(option, group="Data")
+network_option = partial(option, group="Network")
+optimiser_option = partial(option, group="Optimisation")
+run_option = partial(option, group="Run")
+output_option = partial(option, group="Output")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(DiffusionConfig):
     """Everything that decides the weights of a model, and how its run is kept."""
 
     data: str = option(help="Folder or zip of images.", argument=True, place=True, metavar="DATA")
-    steps: int = option(5000, "Optimizer steps.", low=1, high=100_000_000)
-    batch_size: int | None = option(
+    steps: int = option(5000, "Training steps.", low=1, high=100_000_000)
+    minutes: float | None = option(
         None,
-        "Images a step, over all processes and accumulation; the learning rate follows.",
-        low=1,
-        high=1_000_000,
-        shown="64; what suits --minutes",
+        "Train for about this long, evaluations not counted: sets the steps by measured speed.",
+        low=0.01,
+        high=1e6,
+        control=True,
+        shown="",
     )
-    accumulation: int = option(1, "Forward passes a step, to save memory.", low=1, high=100_000)
-    lr: float | None = option(None, "Peak learning rate.", low=0, high=10, shown="from the preset")
-    warmup: int = option(
-        100, "Steps over which the learning rate rises, a tenth of all at most.", low=0
-    )
-    weight_decay: float = option(0.01, "Weight decay of AdamW.", low=0, high=10)
-    grad_clip: float = option(1.0, "Largest norm of the gradient.", low=1e-6, high=1e6)
-    ema_decay: float = option(
-        0.999, "Largest decay of the averaged weights.", low=0, high=0.9999999
-    )
-    loss: str | None = option(
-        None, "Training loss.", table="losses", shown="simple; hybrid for a learned variance"
-    )
-    weighting: str | None = option(
-        None, "Weight of the loss by SNR.", table="weightings", shown="min-snr; none with vlb"
-    )
-    timestep_draw: str = option(
-        "uniform", "How timesteps are drawn: all alike, or by their loss.", table="timestep_draws"
-    )
-    classes: bool = option(False, "Condition the model on classes: the names of the folders.")
-    label_dropout: float = option(
-        0.1, "Share of images whose class is left out, for guidance.", low=0, high=1
-    )
-    seed: int = option(0, "Seed of every draw.", low=0, high=2**63 - 1)
-    size: Size | None = option(
-        None,
-        "Image size; images of one size up to 64 keep it, others become 64x64.",
-        parse=parse_size,
-        metavar="H[xW]",
-        shown="from the data",
-    )
-    medium: str | None = option(
-        None, "What the samples are.", table="media", shown="what most files of DATA are"
-    )
-    channels: int | None = option(
-        None, "Channels: 1 for grey, 3 for colour.", low=1, high=64, shown="from the data"
-    )
-    preset: str | None = option(
-        None, "Network.", table="presets", shown="from image size and device"
-    )
-    network: str | None = option(
-        None, "Architecture of the network.", table="networks", shown="the preset's"
-    )
-    width: int | None = option(
-        None,
-        "Base width of the network; the learning rate follows.",
-        low=2,
-        high=4096,
-        shown="from the preset",
-    )
-    precision: str = option("auto", "Precision of the arithmetic.", table="precisions")
-    flip: bool = option(False, "Mirror half of the images.")
-    background: str = option(
-        "white", "Colour behind transparent images.", parse=parse_color, metavar="COLOR"
-    )
-    keep_raw: bool = option(False, "Keep the weights before averaging in the model file too.")
-    compile: bool = option(False, "Compile the network: for long runs on a GPU.")
-    init: str | None = option(
-        None, "Start from the weights and network of a model.", place=True, metavar="MODEL"
-    )
-    architecture: Mapping[str, Any] = field(default_factory=dict)
-
-    strict: bool = option(False, "End on the first bad file instead of skipping it.", control=True)
     out: str = option(
         "model.safetensors",
         "Model file; its run directory lies beside it.",
@@ -96,67 +41,143 @@ class TrainConfig(DiffusionConfig):
         control=True,
         metavar="FILE",
     )
-    minutes: float | None = option(
+    size: Size | None = option(
         None,
-        "Train about this long, not counting evaluations: measures, then fixes the steps.",
-        low=0.01,
-        high=1e6,
-        control=True,
-        shown="",
+        "Image size; images of one size up to 64 keep it, others become 64x64.",
+        parse=parse_size,
+        metavar="H[xW]",
+        shown="from the data",
     )
-    stop_at: int | None = option(
-        None, "End after this step; --resume goes on.", low=1, control=True
+    preset: str | None = network_option(
+        None, "Network.", table="presets", shown="from image size and device"
     )
-    resume: bool = option(False, "Go on from the last checkpoint.", control=True)
-    auto_resume: bool = option(
+    batch_size: int | None = option(
+        None,
+        "Images per step, over all processes; the learning rate follows.",
+        low=1,
+        high=1_000_000,
+        shown="64; with --minutes, what suits",
+    )
+    classes: bool = option(False, "Learn classes: the names of the folders.")
+    resume: bool = option(False, "Continue from the last checkpoint.", control=True)
+    auto_resume: bool = run_option(
         False,
-        "Go on where a run stands, begin one where none does: for jobs that are queued again.",
-        control=True,
-    )
-    dry_run: bool = option(
-        False,
-        "Print the complete configuration and what it costs, and train nothing.",
+        "Continue a run, or begin one where there is none: for jobs that are queued again.",
         control=True,
     )
     overwrite: bool = option(False, OVERWRITE, control=True)
-    log: str | None = option(None, "Also log to a tracker.", table="trackers", control=True)
-    save_every: int | None = option(
+    dry_run: bool = option(
+        False, "Print the configuration and what it costs; train nothing.", control=True
+    )
+
+    medium: str | None = data_option(
+        None, "What the samples are.", table="media", shown="what most files of DATA are"
+    )
+    channels: int | None = data_option(
+        None, "Channels: 1 for grey, 3 for colour.", low=1, high=64, shown="from the data"
+    )
+    flip: bool = data_option(False, "Mirror half of the images.")
+    background: str = data_option(
+        "white", "Colour behind transparent images.", parse=parse_color, metavar="COLOR"
+    )
+    strict: bool = data_option(
+        False, "Stop at the first bad file instead of skipping it.", control=True
+    )
+    workers: int | None = data_option(
+        None, "Threads that read images.", low=1, high=256, control=True, shown="all cores"
+    )
+
+    width: int | None = network_option(
         None,
-        "Steps between checkpoints.",
-        low=1,
-        control=True,
-        shown="500; more where saving would take over 1 % of the time",
+        "Base width of the network; the learning rate follows.",
+        low=2,
+        high=4096,
+        shown="from the preset",
     )
-    preview_every: int = option(
-        1000, "Steps between preview pictures and held-out losses.", low=1, control=True
+    init: str | None = network_option(
+        None, "Start from the weights and network of a model.", place=True, metavar="MODEL"
     )
-    eval_every: int | None = option(
+    network: str | None = network_option(
+        None, "Network architecture.", table="networks", shown="the preset's"
+    )
+    architecture: Mapping[str, Any] = field(default_factory=dict)
+
+    lr: float | None = optimiser_option(
+        None, "Peak learning rate.", low=0, high=10, shown="from the preset"
+    )
+    warmup: int = optimiser_option(
+        100, "Steps of learning-rate warm-up, at most a tenth of all.", low=0
+    )
+    weight_decay: float = optimiser_option(0.01, "Weight decay of AdamW.", low=0, high=10)
+    grad_clip: float = optimiser_option(1.0, "Clip the gradient to this norm.", low=1e-6, high=1e6)
+    accumulation: int = optimiser_option(
+        1, "Split each step into N passes, to save memory.", low=1, high=100_000
+    )
+    loss: str | None = optimiser_option(
+        None, "Training loss.", table="losses", shown="simple; hybrid for a learned variance"
+    )
+    weighting: str | None = optimiser_option(
         None,
-        "Steps between evaluations: the KID of images drawn with the averaged weights. The best "
-        "model is kept beside the last.",
-        low=1,
-        place=True,
-        shown="none",
+        "Weight of each timestep's loss, by its SNR.",
+        table="weightings",
+        shown="min-snr; none with vlb",
     )
-    eval_images: int | None = option(
-        None, "Images drawn for an evaluation.", low=4, high=100_000, place=True, shown="256"
+    timestep_draw: str = optimiser_option(
+        "uniform",
+        "Draw timesteps uniformly, or more where the loss is large.",
+        table="timestep_draws",
     )
-    ema_lengths: int | None = option(
+    label_dropout: float = optimiser_option(
+        0.1, "Share of images trained without their class, for guidance.", low=0, high=1
+    )
+    ema_decay: float = optimiser_option(
+        0.999, "Largest decay of the weight average.", low=0, below=1
+    )
+    ema_lengths: int | None = optimiser_option(
         None,
-        "Also keep averages of other lengths and save them so many times, for eval --ema-sweep.",
+        "Save N snapshots for choosing the EMA length afterwards, with diffuse ema.",
         low=4,
         high=1000,
         place=True,
         metavar="N",
         shown="none",
     )
-    log_every: int = option(50, "Steps between lines of metrics.jsonl.", low=1, control=True)
-    gradient_checkpointing: bool = option(
-        False, "Compute activations again for the gradient: slower, in less memory.", control=True
+
+    seed: int = run_option(0, "Seed of all random draws.", low=0, high=2**63 - 1)
+    precision: str = run_option("auto", "Precision of the arithmetic.", table="precisions")
+    compile: bool = run_option(False, "Compile the network; worth it for long runs on a GPU.")
+    gradient_checkpointing: bool = run_option(
+        False, "Save memory by computing activations twice; slower.", control=True
     )
-    workers: int | None = option(
-        None, "Threads that read images.", low=1, high=256, control=True, shown="all cores"
+    stop_at: int | None = run_option(
+        None, "Stop after this step; --resume continues.", low=1, control=True
     )
+    save_every: int | None = run_option(
+        None,
+        "Steps between checkpoints.",
+        low=1,
+        control=True,
+        shown="500; more where saving would take over 1 % of the time",
+    )
+    preview_every: int = run_option(
+        1000, "Steps between preview pictures and held-out losses.", low=1, control=True
+    )
+    eval_every: int | None = run_option(
+        None,
+        "Steps between measurements of KID; the best model is kept beside the last.",
+        low=1,
+        place=True,
+        shown="never",
+    )
+    eval_images: int | None = run_option(
+        None, "Images generated for each measurement.", low=4, high=100_000, place=True, shown="256"
+    )
+
+    keep_raw: bool = output_option(
+        False, "Also keep the weights before averaging in the model file."
+    )
+    log: str | None = output_option(None, "Also log to a tracker.", table="trackers", control=True)
+    log_every: int = output_option(50, "Steps between lines of metrics.jsonl.", low=1, control=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

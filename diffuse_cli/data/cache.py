@@ -46,9 +46,10 @@ class Memory:
         try:
             self._pixels = np.empty((capacity, *shape), dtype)
         except (MemoryError, ValueError) as error:
-            gib = capacity * math.prod(shape) * dtype.itemsize / 2**30
+            mib = math.ceil(capacity * math.prod(shape) * dtype.itemsize / 2**20)
+            need = f"{mib:,} MiB" if mib < 1024 else f"{mib / 1024:,.1f} GiB"
             size = "x".join(map(str, shape[1:]))
-            message = f"{capacity:,} samples of {size} need {gib:,.0f} GiB of memory"
+            message = f"{capacity:,} samples of {size} need {need} of memory"
             raise DataError(message, "Choose a smaller --size") from error
 
     def append(self, pixels: Array) -> None:

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli import features, files, pictures
-from diffuse_cli.config import EvalConfig
+from diffuse_cli.config import (
+    BoundConfig,
+    EvalConfig,
+    MeasureConfig,
+    SamplerConfig,
+    TuneConfig,
+    WeightsConfig,
+)
 from diffuse_cli.data import is_images
 from diffuse_cli.errors import DiffuseError, UsageError
 from diffuse_cli.evaluation import bounds, neighbors
@@ -19,9 +26,8 @@ from diffuse_cli.evaluation.showing import Shown, choose
 from diffuse_cli.evaluation.team import Team
 from diffuse_cli.events import Work
 from diffuse_cli.metrics import METRICS, Facts, Remark, remarks
-from diffuse_cli.options import differs
+from diffuse_cli.options import first_given
 from diffuse_cli.outputs import asked
-from diffuse_cli.parsing import MODEL_WEIGHTS
 from diffuse_cli.resolving import DrawSettings, resolve, tell
 from diffuse_cli.runtime import machine_or, made_with, resolve_precision
 from diffuse_cli.sampling import Loaded, load_denoiser
@@ -90,14 +96,13 @@ def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work
     """
     began = time.monotonic()
     folder = is_images(Path(config.subject))
-    if folder:
-        _check_folder(config)
+    if folder and (flag := first_given(config, BoundConfig, SamplerConfig, WeightsConfig)):
+        shown = files.show(Path(config.subject))
+        raise UsageError(f"{flag} needs a model, and {shown} is a folder of images")
     plot, page = asked(config, "plot", ".png"), asked(config, "pairs", ".png")
     report = asked(config, "report", ".html")
     with machine_or(accelerator, config.precision) as accelerator:
-        loaded = (
-            None if folder else load_denoiser(config.subject, config.model_weights, accelerator)
-        )
+        loaded = None if folder else load_denoiser(config.subject, config.weights, accelerator)
         settings = None
         if loaded is not None:
             settings = resolve(config, loaded.model)
@@ -106,7 +111,8 @@ def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work
         network = yield from find_network(config, accelerator)
         sides = yield from read_sides(config, loaded)
         sides.check()
-        if page and sides.training is None:
+        training = sides.training if config.train_n else None
+        if page and training is None:
             raise UsageError(
                 "--pairs needs DATA that a model was trained on, with a held-out part",
                 "Give the training data of the model, 40 images or more, and no --train-n 0",
@@ -120,7 +126,7 @@ def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work
             sides.real,
             sides.more,
             sides.fakes,
-            sides.training,
+            training,
             space=sides.space,
         )
         values: dict[str, float] = {}
@@ -150,7 +156,7 @@ def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work
             generated=config.n if evaluation.fakes is None else len(evaluation.fakes),
             part=sides.part,
             features=network.described(),
-            settings=describe(config, settings, loaded.sha256) if loaded and settings else {},
+            settings=_settings(config, settings, loaded.sha256) if loaded and settings else {},
             seconds=round(time.monotonic() - began, 3),
             model=_model_facts(loaded) if loaded else {},
             fingerprints=sides.fingerprints,
@@ -163,7 +169,7 @@ def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work
         )
 
 
-def find_network(config: EvalConfig, accelerator: Accelerator) -> Work[features.FeatureNetwork]:
+def find_network(config: MeasureConfig, accelerator: Accelerator) -> Work[features.FeatureNetwork]:
     """The feature network, before the work: its weights may be missing, or others."""
     if config.feature_weights is not None:
         found = Path(config.feature_weights)
@@ -196,20 +202,17 @@ def _check_times(config: EvalConfig, settings: DrawSettings, process: Process) -
         raise UsageError(f"--respaced must be 2 to {process.num_timesteps}, the model's timesteps")
 
 
-NEEDS_MODEL = (
-    *("plot", "respaced", "sampler", "steps", "guidance", "guidance_interval"),
-    *("eta", "order", "threshold", "spacing", "timesteps"),
-)
-"""Options that say how a model is measured or drawn from, where they are not at their defaults."""
+def load_model(config: MeasureConfig, weights: str, accelerator: Accelerator) -> Loaded:
+    """The model that is measured, for work that images alone will not do for.
 
-
-def _check_folder(config: EvalConfig) -> None:
-    """Refuse what has no meaning for a folder of images."""
-    given = ["--" + name.replace("_", "-") for name in NEEDS_MODEL if differs(config, name)]
-    given += [f"--weights {name}" for name in config.weights if name in MODEL_WEIGHTS]
-    if given:
-        subject = files.show(Path(config.subject))
-        raise UsageError(f"{given[0]} needs a model, and {subject} is a folder of images")
+    Raises:
+        ModelFileError: no such file, or it is no model file.
+        UsageError: it is a folder of images.
+    """
+    if is_images(Path(config.subject)):
+        shown = files.show(Path(config.subject))
+        raise UsageError(f"{shown} is a folder of images", "Give a model file")
+    return load_denoiser(config.subject, weights, accelerator)
 
 
 def _by_class(evaluation: Evaluation, names: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -230,22 +233,29 @@ def _by_class(evaluation: Evaluation, names: Sequence[str]) -> dict[str, dict[st
     return found
 
 
-def describe(config: EvalConfig, settings: DrawSettings, sha256: str) -> dict[str, Any]:
+def describe(
+    config: EvalConfig | TuneConfig, settings: DrawSettings, sha256: str
+) -> dict[str, Any]:
     """What images were drawn with, for whoever compares the numbers."""
-    names = ("spacing", "threshold", "seed", "timesteps", "respaced")
     guidance: dict[str, Any] = {}
     if wanted := settings.condition:
         guidance = {"guidance": wanted.scale, "guidance_interval": wanted.noise_levels}
     return {
         "sampler": settings.sampler,
         "steps": settings.steps,
-        **{name: getattr(config, name) for name in names},
+        **{name: getattr(settings, name) for name in ("spacing", "threshold", "seed")},
         **settings.options,
         **guidance,
-        "weights": config.model_weights,
+        "weights": config.weights,
         "precision": resolve_precision(config.precision),
         "model_sha256": sha256,
     }
+
+
+def _settings(config: EvalConfig, settings: DrawSettings, sha256: str) -> dict[str, Any]:
+    """`describe`, and how the bound was taken."""
+    bound = {"timesteps": config.timesteps, "respaced": config.respaced}
+    return {**describe(config, settings, sha256), **bound}
 
 
 def _model_facts(loaded: Loaded) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffuse_cli.config import EvalConfig
+from diffuse_cli.config import MeasureConfig
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import Images, read_images
 from diffuse_cli.errors import UsageError
@@ -106,7 +106,7 @@ class Sides:
                 )
 
 
-def read_sides(config: EvalConfig, loaded: Loaded | None) -> Work[Sides]:
+def read_sides(config: MeasureConfig, loaded: Loaded | None) -> Work[Sides]:
     """Read the real images and, without a model, those to compare with them."""
     if loaded is not None:
         space = loaded.space
@@ -123,8 +123,7 @@ def read_sides(config: EvalConfig, loaded: Loaded | None) -> Work[Sides]:
         if part == "held-out":
             training = _training(config, images, names)
             more = training.first(len(real))
-        known = training if config.train_n else None
-        return Sides(real, more, None, known, part, names, {"data": images.fingerprint}, space)
+        return Sides(real, more, None, training, part, names, {"data": images.fingerprint}, space)
     theirs = yield from _read_alike(config, config.subject)
     background = config.background or "white"
     size = theirs.space.size
@@ -133,8 +132,7 @@ def read_sides(config: EvalConfig, loaded: Loaded | None) -> Work[Sides]:
     names = images.class_names
     fakes, _ = _choose(config, theirs, np.arange(len(theirs)), names)
     real, more = _choose(config, images, np.arange(len(images)), names)
-    divided = images.held_out.any() and config.train_n > 0
-    training = _training(config, images, names) if divided else None
+    training = _training(config, images, names) if images.held_out.any() else None
     prints = {"data": images.fingerprint, "subject": theirs.fingerprint}
     return Sides(real, more, fakes, training, "all", names, prints, theirs.space)
 
@@ -159,7 +157,7 @@ def _held_out(images: Images, loaded: Loaded) -> tuple[npt.NDArray[np.int64], st
 
 
 def _choose(
-    config: EvalConfig, images: Images, chosen: npt.NDArray[np.int64], names: Sequence[str]
+    config: MeasureConfig, images: Images, chosen: npt.NDArray[np.int64], names: Sequence[str]
 ) -> tuple[Labelled, Labelled]:
     """At most n of the chosen images, in an order of their own, and at most n of the others."""
     order = chosen[permutation(config.seed, 0, len(chosen))]
@@ -176,7 +174,7 @@ def _labels(images: Images, names: Sequence[str]) -> Labels:
     return known[images.labels]
 
 
-def _training(config: EvalConfig, images: Images, names: Sequence[str]) -> Training:
+def _training(config: MeasureConfig, images: Images, names: Sequence[str]) -> Training:
     """The division into training and held-out images, the held-out ones at most n."""
     own = np.flatnonzero(~images.held_out)
     order = own[permutation(config.seed, 1, len(own))]
@@ -185,7 +183,7 @@ def _training(config: EvalConfig, images: Images, names: Sequence[str]) -> Train
 
 
 def _read(
-    config: EvalConfig,
+    config: MeasureConfig,
     source: str,
     size: Size | None,
     channels: int | None,
@@ -205,7 +203,7 @@ def _read(
     )
 
 
-def _read_alike(config: EvalConfig, source: str) -> Work[Images]:
+def _read_alike(config: MeasureConfig, source: str) -> Work[Images]:
     """Generated images at their own size, where they have one in common."""
     background = config.background or "white"
     images = yield from _read(config, source, None, None, background)

@@ -50,7 +50,7 @@ class Published:
     def ways(self) -> str:
         """How to get the file where it cannot be downloaded from here."""
         return (
-            f"Get {self.url} (SHA-256 {self.sha256}) and name it with --weights FILE, "
+            f"Get {self.url} (SHA-256 {self.sha256}) and name it with --feature-weights FILE, "
             f"or put it into a folder that {VARIABLE} names"
         )
 

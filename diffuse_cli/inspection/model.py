@@ -29,6 +29,7 @@ class ModelReport:
         size_bytes, sha256: of the file.
         parameters: numbers in the network.
         raw: whether the weights before averaging are there too.
+        classes: what `sample --class` takes, none for a model that draws without classes.
         sampling: the recommended setting, where there is one.
         title: `modelspec.title`, empty where there is none.
     """

@@ -11,14 +11,14 @@ from typing import Any
 from markupsafe import Markup
 
 from diffuse_cli import __version__
-from diffuse_cli.config import EvalConfig
+from diffuse_cli.config import EvalConfig, TuneConfig
 from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation import Evaluated
-from diffuse_cli.evaluation.settings import SweptSettings
 from diffuse_cli.options import to_arguments
 from diffuse_cli.report import courses, sections, style
 from diffuse_cli.report.sweeps import sweep
 from diffuse_cli.report.templating import render
+from diffuse_cli.sweeps.recommending import Tuned
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """What a browser may load for the page: nothing but what is in it, and no script at all."""
@@ -28,13 +28,15 @@ def page(
     config: EvalConfig,
     found: Evaluated,
     numbers: Mapping[str, Any],
-    swept: SweptSettings | None = None,
+    swept: Tuned | None = None,
+    asked: TuneConfig | None = None,
 ) -> str:
     """An HTML file with all that was found. The same evaluation gives the same, but for seconds.
 
     Args:
         numbers: what `--json` prints, for JSON.
-        swept: a sweep over samplers, where one was done before.
+        swept: what `tune` tried before, if it did.
+        asked: the configuration of that.
     """
     shown = found.shown
     assert shown is not None
@@ -46,7 +48,7 @@ def page(
         "training": ("The training", courses.training(found, Path(config.subject))),
         **({"sweep": ("Samplers, steps and guidance", sweep(swept))} if swept else {}),
         "nearest": ("Nearest training images", sections.nearest(found, shown)),
-        "repeat": ("Repeat this", _repeat(config, found, numbers)),
+        "repeat": ("Repeat this", _repeat(config, found, numbers, asked)),
     }
     whole = render(
         "page",
@@ -64,9 +66,12 @@ def page(
     return f"{whole}\n"
 
 
-def _repeat(config: EvalConfig, found: Evaluated, numbers: Mapping[str, Any]) -> dict[str, Any]:
+def _repeat(
+    config: EvalConfig, found: Evaluated, numbers: Mapping[str, Any], asked: TuneConfig | None
+) -> dict[str, Any]:
+    typed = ["tune", *to_arguments(asked)] if asked else ["eval", *to_arguments(config)]
     return {
-        "command": shlex.join(["diffuse", "eval", *to_arguments(config)]),
+        "command": shlex.join(["diffuse", *typed]),
         "facts": {name: _plain(value) for name, value in _facts(config, found).items()},
         "json": json.dumps(numbers, indent=2),
     }

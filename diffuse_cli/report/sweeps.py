@@ -6,21 +6,21 @@ from typing import Any
 
 from markupsafe import Markup
 
-from diffuse_cli.evaluation.settings import SettingRow, SweptSettings
 from diffuse_cli.metrics import label, measured
 from diffuse_cli.report.charts import Line, lines
+from diffuse_cli.sweeps.recommending import Tried, Tuned
 
 
-def sweep(swept: SweptSettings) -> dict[str, Any]:
+def sweep(swept: Tuned) -> dict[str, Any]:
     """A row for each setting, and a plot of what the images cost and are worth."""
     rows = [(row, measured(row.values, swept.metric)) for row in swept.rows]
     name = label(swept.metric)
     return {"swept": swept, "label": name, "rows": rows, "plot": _plot(swept, name)}
 
 
-def _plot(swept: SweptSettings, label: str) -> Markup:
+def _plot(swept: Tuned, label: str) -> Markup:
     """A line for each sampler and guidance, over the evaluations of the network."""
-    groups: dict[str, list[SettingRow]] = {}
+    groups: dict[str, list[Tried]] = {}
     for row in swept.rows:
         guided = "" if row.setting.guidance is None else f", guidance {row.setting.guidance:g}"
         groups.setdefault(row.setting.sampler + guided, []).append(row)

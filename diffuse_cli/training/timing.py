@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.events import Notice, Work
-from diffuse_cli.options import differs
 from diffuse_cli.training.configuring import BATCH, batched
 from diffuse_cli.training.preparing import Plan
 from diffuse_cli.training.room import split
@@ -84,7 +83,7 @@ def fill_minutes(plan: Plan, accelerator: Accelerator, room: int) -> tuple[Train
 
 def cut_short(config: TrainConfig) -> Iterator[Notice]:
     """What to say of options that the number of steps leaves less, or nothing, of."""
-    if differs(config, "warmup") and config.warmup > warmup_of(config):
+    if config.warmup != TrainConfig.warmup and config.warmup > warmup_of(config):
         yield Notice(
             f"--warmup {config.warmup:,} is more than a tenth of {config.steps:,} steps: the "
             f"learning rate rises over {warmup_of(config):,}"

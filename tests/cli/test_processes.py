@@ -152,16 +152,15 @@ def test_two_processes_evaluate_as_one_does(launch, diffuse, images, conditional
     assert Path("bound.png").exists()
 
 
-def test_two_processes_sweep_as_one_does(launch, diffuse, images, conditional):
+def test_two_processes_tune_as_one_does(launch, diffuse, images, conditional):
     """Every digit but the seconds, and so of the evaluation after it; the first alone writes."""
     line = (
-        "eval", conditional, images, "--sweep", "-n", 5, "--batch-size", 2, "--precision", "fp32",
-        "--sweep-samplers", "ddpm,heun", "--sweep-steps", 3, "--sweep-guidance", 1, "--json",
-        "--timesteps", 3,
+        "tune", conditional, images, "-n", 5, "--batch-size", 2, "--precision", "fp32",
+        "--samplers", "ddpm,heun", "--steps", 3, "--guidance", "2,1", "--json",
     )  # fmt: skip
     two = launch("torchrun", *line, "-o", "two.safetensors", "--report", "two.html")
     assert two.code == 0, two.err
-    assert two.err.count("sweep: 3 settings of 5 images") == 1
+    assert two.err.count("tune: 3 settings of 5 images") == 1
     one = diffuse(*line, "-o", "one.safetensors", "--report", "one.html").json
     both = two.json, one
     for found in both:
@@ -170,6 +169,15 @@ def test_two_processes_sweep_as_one_does(launch, diffuse, images, conditional):
         assert Path(found.pop("report")).exists()
     assert {**both[0], "seconds": 0} == {**both[1], "seconds": 0}
     assert Path("two.safetensors").read_bytes() == Path("one.safetensors").read_bytes()
+
+
+def test_two_processes_choose_a_length_as_one_does(launch, train, diffuse, images):
+    """The first does it all, and waits for no other."""
+    assert train("--steps", 12, "--ema-lengths", 6, "-q").code == 0
+    line = ("ema", "model.safetensors", images, "-n", 4, "--steps", 2, "--precision", "fp32")
+    two = launch("torchrun", *line, "--json")
+    assert two.code == 0, two.err
+    assert two.json == diffuse(*line, "--json").json
 
 
 def test_two_processes_evaluate_one_batch_of_a_folder(launch, diffuse, images, tmp_path):
@@ -190,7 +198,8 @@ def test_missing_weights_are_said_once_by_two_processes(launch, images):
 
 def test_other_weights_are_said_once_by_two_processes(launch, images, tmp_path):
     (tmp_path / "w.pth").write_bytes(b"other")
-    ran = launch("torchrun", "eval", images, images, "--features", "dinov2", "--weights", "w.pth")
+    line = ("eval", images, images, "--features", "dinov2", "--feature-weights", "w.pth")
+    ran = launch("torchrun", *line)
     assert ran.code != 0
     assert ran.err.count("w.pth is not the weights of dinov2") == 1
 

@@ -22,7 +22,7 @@ from seams import FULL, failing
 
 from diffuse_cli import files
 from diffuse_cli import unusable as reasons
-from diffuse_cli.data import Images, open_index, read_images, save_index
+from diffuse_cli.data import Images, cache, open_index, read_images, save_index
 from diffuse_cli.data.cache import Mapped
 from diffuse_cli.data.images import HELD_OUT_MINIMUM
 from diffuse_cli.errors import DataError, OutputError
@@ -612,3 +612,13 @@ def test_a_disk_that_fills_up_is_an_output_error(
 def test_torch_is_not_imported() -> None:
     code = "import sys, diffuse_cli.data; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(("count", "said"), [(3, "1 MiB"), (2**14, "48 MiB"), (2**20, "3.0 GiB")])
+def test_memory_that_is_not_there_is_said_in_units_that_are_not_0(monkeypatch, count, said):
+    def empty(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(cache.np, "empty", empty)
+    with pytest.raises(DataError, match=f"need {said} of memory"):
+        cache.Memory(count, (3, 32, 32))

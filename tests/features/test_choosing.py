@@ -1,4 +1,4 @@
-"""`diffuse eval --features NAME --weights FILE`, as a user types it."""
+"""`diffuse eval --features NAME --feature-weights FILE`, as a user types it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import pytest
 import torch
 from conftest import write_images
 
-from diffuse_cli.config import EvalConfig
-from diffuse_cli.errors import UsageError
 from diffuse_cli.features import dinov2, inception
 from diffuse_cli.features.efficientnet_lite0 import weights_file
 from diffuse_cli.files import sha256
@@ -43,7 +41,7 @@ def _state(shape):
 
 def test_the_weights_of_a_file_are_used_and_named(diffuse, model, other, small):
     ran = diffuse(
-        "eval", model, other, *SHORT, "--features", "dinov2", "--weights", small, "--json"
+        "eval", model, other, *SHORT, "--features", "dinov2", "--feature-weights", small, "--json"
     )
     assert ran.code == 0, ran.err
     assert ran.json["features"]["name"] == "dinov2"
@@ -54,7 +52,7 @@ def test_the_weights_of_a_file_are_used_and_named(diffuse, model, other, small):
 
 def test_the_weights_of_the_folder_are_used(diffuse, other, images, small, monkeypatch):
     line = ("eval", other, images, "-n", 4, "--features", "dinov2", "--json")
-    named = diffuse(*line, "--weights", small).json
+    named = diffuse(*line, "--feature-weights", small).json
     monkeypatch.setenv("DIFFUSE_WEIGHTS", str(small.parent))
     assert {**diffuse(*line).json, "seconds": 0} == {**named, "seconds": 0}
 
@@ -62,7 +60,7 @@ def test_the_weights_of_the_folder_are_used(diffuse, other, images, small, monke
 def test_weights_of_the_model_and_of_the_features_are_given_together(diffuse, model, other):
     line = ("eval", model, other, *SHORT, "--precision", "fp32", "--json")
     raw = diffuse(*line, "--weights", "raw").json
-    both = diffuse(*line, "--weights", weights_file(), "--weights", "raw").json
+    both = diffuse(*line, "--feature-weights", weights_file(), "--weights", "raw").json
     assert {**both, "seconds": 0} == {**raw, "seconds": 0}
     assert raw["settings"]["weights"] == "raw"
     assert diffuse(*line).json["settings"]["weights"] == "ema"
@@ -74,7 +72,7 @@ def test_a_wrong_checksum_ends_before_the_work(diffuse, model, other, monkeypatc
     file = Path("w.pth")
     line = ["eval", model, other, *SHORT, "--features", name, "-q"]
     if way == "option":
-        line += ["--weights", file]
+        line += ["--feature-weights", file]
     elif name == "efficientnet-lite0":
         pytest.skip("comes with the installation")
     else:
@@ -96,45 +94,27 @@ def test_without_weights_and_network_one_line_says_what_to_do(
     monkeypatch.setenv("DIFFUSE_CACHE", str(tmp_path / "cache"))
     ran = diffuse("eval", model, other, *SHORT, "--features", "inception", "-q")
     assert ran.code == 4
-    for text in (what.url, what.sha256, "--weights FILE", "DIFFUSE_WEIGHTS"):
+    for text in (what.url, what.sha256, "--feature-weights FILE", "DIFFUSE_WEIGHTS"):
         assert text in ran.line
 
 
 WRONG = {
-    "emaa": "--weights: there is no 'emaa'. Did you mean 'ema'?",
-    "weights.pth": "--weights: no such file: weights.pth",
-    "some/where": "--weights: no such file: some/where",
-    "we\n.pth": r"--weights: no such file: we\n.pth",
-    ".": "--weights . is a folder",
+    "weights.pth": "--feature-weights 'weights.pth': no such file",
+    "we\n.pth": r"--feature-weights 'we\n.pth': no such file",
+    ".": "--feature-weights '.': this is a folder; name a file in it",
 }
 
 
 @pytest.mark.parametrize("given", list(WRONG))
-def test_what_is_neither_a_name_nor_a_file_is_refused(diffuse, model, other, given):
-    ran = diffuse("eval", model, other, "--weights", given)
+def test_what_is_no_file_is_refused(diffuse, model, other, given):
+    ran = diffuse("eval", model, other, "--feature-weights", given)
     assert ran.code == 2
     assert WRONG[given] in ran.line
 
 
-@pytest.mark.parametrize("given", [("ema", "raw"), ("ema", "ema"), ("a.pth", "b.pth")])
-def test_two_of_a_kind_are_refused(tmp_path, monkeypatch, given):
-    monkeypatch.chdir(tmp_path)
-    for name in ("a.pth", "b.pth"):
-        Path(name).touch()
-    with pytest.raises(UsageError, match="one of the model's weights and one file"):
-        EvalConfig(subject="x", data="y", weights=given)
-
-
-def test_sample_takes_names_alone(diffuse, model):
-    ran = diffuse("sample", model, "--weights", "w.pth")
+@pytest.mark.parametrize("command", ["sample", "eval"])
+def test_weights_of_the_model_are_a_name(diffuse, model, other, command):
+    subjects = (model, other)[: 1 if command == "sample" else 2]
+    ran = diffuse(command, *subjects, "--weights", "w.pth")
     assert ran.code == 2
     assert "there is no 'w.pth'" in ran.line
-
-
-def test_the_two_kinds(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("ema").touch()
-    config = EvalConfig(subject="x", data="y", weights=("./ema", "raw"))
-    assert (config.model_weights, config.feature_weights) == ("raw", "./ema")
-    config = EvalConfig(subject="x", data="y", weights="ema")
-    assert (config.model_weights, config.feature_weights) == ("ema", None)

@@ -1,4 +1,4 @@
-"""eval --ema-sweep: averages of many lengths from one run, measured, and the best written."""
+"""`ema`: averages of many lengths from one run, measured, and the best written."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 from diffuse_cli import modelfile
 from diffuse_cli.core.losses import simple
 from diffuse_cli.runtime import training_draws
-from diffuse_cli.training import sweeping
+from diffuse_cli.sweeps import lengths
 from diffuse_cli.training.power import gamma_of, snapshots
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
-QUICK = ("-n", 6, "--ema-sweep", "--precision", "fp32")
+QUICK = ("-n", 6, "--precision", "fp32")
 PLAIN = ("-n", 6, "--steps", 3, "--precision", "fp32")
 
 
@@ -32,16 +32,16 @@ def kept(images, recipe, tmp_path_factory):
 
 
 @pytest.fixture
-def sweep(diffuse, images, kept):
+def ema(diffuse, images, kept):
     def run(*options, model=kept):
         drawn = () if "held-out" in options else ("--steps", 3)
-        return diffuse("eval", model, images, *QUICK, *drawn, *options)
+        return diffuse("ema", model, images, *QUICK, *drawn, *options)
 
     return run
 
 
-def test_a_table_of_lengths_with_the_best_named_and_written(sweep, diffuse, images, kept):
-    ran = sweep("-o", "best.safetensors", "--json")
+def test_a_table_of_lengths_with_the_best_named_and_written(ema, diffuse, images, kept):
+    ran = ema("-o", "best.safetensors", "--json")
     assert ran.code == 0, ran.err
     found = ran.json
     kids = {row["length"]: row["values"]["kid"] for row in found["rows"]}
@@ -61,8 +61,8 @@ def test_a_table_of_lengths_with_the_best_named_and_written(sweep, diffuse, imag
     assert found["file"]["kid"] == pytest.approx(plain["kid"], rel=1e-6)
 
 
-def test_the_table_in_text(sweep):
-    lines = sweep("-o", "best.safetensors").out.splitlines()
+def test_the_table_in_text(ema):
+    lines = ema("-o", "best.safetensors").out.splitlines()
     assert lines[0].split() == ["length", "KID"]
     assert [line.split()[0] for line in lines[1:4]] == ["0.02", "0.03", "0.04"]
     assert lines[-3].startswith("in the file")
@@ -71,7 +71,7 @@ def test_the_table_in_text(sweep):
 
 
 def test_a_length_is_what_averaging_every_step_would_have_given(
-    sweep, images, recipe, diffuse, monkeypatch, kept
+    ema, images, recipe, diffuse, monkeypatch, kept
 ):
     """The weights after each step of the same run, averaged by the definition."""
     from diffuse_cli.training.trainer import Trainer
@@ -86,8 +86,8 @@ def test_a_length_is_what_averaging_every_step_would_have_given(
     monkeypatch.setattr(Trainer, "step", step)
     assert diffuse("train", images, "--config", recipe, "--steps", 60, "--warmup", 0).code == 0
     assert MODEL.read_bytes() == kept.read_bytes()
-    monkeypatch.setattr(sweeping, "LENGTHS", (0.08,))
-    assert sweep("-o", "made.safetensors").code == 0
+    monkeypatch.setattr(lengths, "LENGTHS", (0.08,))
+    assert ema("-o", "made.safetensors").code == 0
     expected = torch.zeros_like(raw[0])
     for t, weight in enumerate(raw, 1):
         expected.lerp_(weight, 1 - (1 - 1 / t) ** (gamma_of(0.08) + 1))
@@ -97,25 +97,25 @@ def test_a_length_is_what_averaging_every_step_would_have_given(
     assert float((modelfile.load(kept).ema["conv_out.weight"] - expected).norm()) > 0.02 * moved
 
 
-def test_the_held_out_loss_decides_where_it_is_asked_to(sweep):
-    found = sweep("--ema-metric", "held-out", "--json").json
+def test_the_held_out_loss_decides_where_it_is_asked_to(ema):
+    found = ema("--metric", "held-out", "--json").json
     losses = {row["length"]: row["values"]["held_out_loss"] for row in found["rows"]}
     assert found["best"] == min(losses, key=losses.get)
     assert found["metric"] == "held_out_loss"
     assert all(row["values"]["held_out_loss_standard_error"] > 0 for row in found["rows"])
 
 
-def test_the_loss_is_that_of_the_training(sweep, monkeypatch):
+def test_the_loss_is_that_of_the_training(ema, monkeypatch):
     """An independent sum: min-SNR weights, the target v, draws that belong to positions."""
     seen = []
-    real = sweeping.EMA_METRICS["held-out"]
+    real = lengths.EMA_METRICS["held-out"]
 
     def make(config, loaded, images, accelerator):
         seen.append((loaded, images))
         return real[1](config, loaded, images, accelerator)
 
-    monkeypatch.setattr(sweeping, "EMA_METRICS", {"held-out": (real[0], make)})
-    found = sweep("--ema-metric", "held-out", "--json").json
+    monkeypatch.setattr(lengths, "EMA_METRICS", {"held-out": (real[0], make)})
+    found = ema("--metric", "held-out", "--json").json
     [(loaded, images)] = seen
     draws = training_draws(
         0, 0, range(6), shape=(1, 8, 8), device=torch.device("cpu"), purpose="held-out"
@@ -130,13 +130,13 @@ def test_the_loss_is_that_of_the_training(sweep, monkeypatch):
     assert found["file"]["held_out_loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_length_that_the_snapshots_do_not_hold_is_left_out_and_it_is_said(sweep, kept):
+def test_a_length_that_the_snapshots_do_not_hold_is_left_out_and_it_is_said(ema, kept):
     shutil.copy(kept, MODEL)
     shutil.copytree(kept.with_suffix(".run"), RUN)
     for step, path in snapshots(RUN / "ema"):
         if step % 15:
             path.unlink()
-    ran = sweep("--json", model=MODEL)
+    ran = ema("--json", model=MODEL)
     assert "left out, as they need more snapshots than 4: 0.02, 0.03, 0.20, 0.25" in ran.err
     assert next(row["length"] for row in ran.json["rows"]) == 0.04
     assert all(row["error"] < 0.1 for row in ran.json["rows"])
@@ -153,7 +153,7 @@ def test_a_length_that_the_snapshots_do_not_hold_is_left_out_and_it_is_said(swee
     ],
 )
 def test_the_best_is_the_lowest_and_what_the_table_does_not_say_is_said(
-    sweep, monkeypatch, kids, best, said
+    ema, monkeypatch, kids, best, said
 ):
     given = iter(kids)
 
@@ -166,9 +166,9 @@ def test_the_best_is_the_lowest_and_what_the_table_does_not_say_is_said(
 
         return measure
 
-    monkeypatch.setattr(sweeping, "EMA_METRICS", {"kid": ("kid", make)})
-    monkeypatch.setattr(sweeping, "LENGTHS", (0.04, 0.05, 0.06, 0.08))
-    ran = sweep("-o", "made.safetensors")
+    monkeypatch.setattr(lengths, "EMA_METRICS", {"kid": ("kid", make)})
+    monkeypatch.setattr(lengths, "LENGTHS", (0.04, 0.05, 0.06, 0.08))
+    ran = ema("-o", "made.safetensors")
     assert f"best: {best:.2f}" in ran.out
     assert modelfile.load("made.safetensors").data["ema_length"] == best
     assert "length 0.05, 2 of 4" in ran.err
@@ -176,20 +176,20 @@ def test_the_best_is_the_lowest_and_what_the_table_does_not_say_is_said(
         assert (text in ran.err) == (said is not None and text in said)
 
 
-def test_the_best_model_of_a_run_has_the_snapshots_up_to_it(sweep, diffuse, images, recipe):
+def test_the_best_model_of_a_run_has_the_snapshots_up_to_it(ema, diffuse, images, recipe):
     line = ("--steps", 12, "--ema-lengths", 6, "--eval-every", 7, "--eval-images", 4, "-q")
     diffuse("train", images, "--config", recipe, *line, "--stop-at", 7)
     assert modelfile.load("model.best.safetensors").step == 7
-    found = sweep("--ema-metric", "held-out", "--json", model="model.best.safetensors").json
+    found = ema("--metric", "held-out", "--json", model="model.best.safetensors").json
     assert (found["step"], found["updates"]) == (6, 6)
 
 
-def test_the_output_is_never_replaced_unasked(sweep):
+def test_the_output_is_never_replaced_unasked(ema):
     Path("mine.safetensors").write_text("mine")
-    ran = sweep("-o", "mine.safetensors", "-q")
+    ran = ema("-o", "mine.safetensors", "-q")
     assert ran.code == 5
     assert Path("mine.safetensors").read_text() == "mine"
-    assert sweep("-o", "mine.safetensors", "--overwrite", "-q").code == 0
+    assert ema("-o", "mine.safetensors", "--overwrite", "-q").code == 0
     assert modelfile.load("mine.safetensors").step == 60
 
 
@@ -197,41 +197,30 @@ def test_the_output_is_never_replaced_unasked(sweep):
     ("options", "text"),
     [
         (("-o", "x.pt"), "-o must end in .safetensors"),
-        (("--plot", "x.png"), "--plot does not go with --ema-sweep"),
-        (("--respaced", 5), "--respaced does not go with --ema-sweep"),
-        (("--timesteps", 9), "--timesteps does not go with --ema-sweep"),
-        (("--train-n", 0), "--train-n does not go with --ema-sweep"),
-        (("--weights", "raw"), "--weights raw does not go with --ema-sweep"),
-        (("--ema-metric", "held-out", "--steps", 3), "--steps does not go with --ema-metric"),
-        (("--ema-metric", "held-out", "--features", "inception"), "--features does not go with"),
-        (("--ema-metric", "kidd"), "Did you mean 'kid'"),
+        (("--metric", "held-out", "--steps", 3), "--steps says how images are drawn"),
+        (("--metric", "held-out", "--spacing", "karras"), "--spacing says how images are"),
+        (("--metric", "held-out", "--features", "inception"), "--features says how images are"),
+        (("--metric", "kidd"), "Did you mean 'kid'"),
     ],
 )
-def test_what_does_not_go_together_is_refused(sweep, options, text):
-    ran = sweep(*options, "-q")
+def test_what_does_not_go_together_is_refused(ema, options, text):
+    ran = ema(*options, "-q")
     assert ran.code == 2
     assert text in ran.line
 
 
-@pytest.mark.parametrize("options", [("-o", "x.safetensors"), ("--ema-metric", "kid")])
-def test_its_options_need_it(diffuse, kept, images, options):
-    ran = diffuse("eval", kept, images, *options, "-q")
-    assert ran.code == 2
-    assert f"{options[0]} goes with --ema-sweep" in ran.line
+def test_a_folder_has_no_lengths(ema, images):
+    assert "is a folder of images" in ema("-q", model=images).line
 
 
-def test_a_folder_has_no_lengths(sweep, images):
-    assert "is a folder of images" in sweep("-q", model=images).line
-
-
-def test_a_model_without_snapshots_says_how_to_have_them(sweep, model):
-    ran = sweep("-q", model=model)
+def test_a_model_without_snapshots_says_how_to_have_them(ema, model):
+    ran = ema("-q", model=model)
     assert ran.code == 4
     assert "Train with --ema-lengths" in ran.line
 
 
 @pytest.mark.parametrize("fault", ["cut", "another", "nan"])
-def test_a_damaged_snapshot_is_refused(sweep, kept, fault):
+def test_a_damaged_snapshot_is_refused(ema, kept, fault):
     from diffuse_cli import tensorfile
 
     shutil.copy(kept, MODEL)
@@ -246,17 +235,17 @@ def test_a_damaged_snapshot_is_refused(sweep, kept, fault):
         name = "0.05/conv_out.weight"
         tensors[name] = tensors[name][:, :2] if fault == "another" else tensors[name] * torch.nan
         tensorfile.write(path, tensors, metadata)
-    ran = sweep("-q", "-o", "x.safetensors", model=MODEL)
+    ran = ema("-q", "-o", "x.safetensors", model=MODEL)
     assert ran.code == 4, ran.err
     assert "model.run/ema cannot be used" in ran.line
     assert not Path("x.safetensors").exists()
 
 
-def test_snapshots_after_the_model_are_not_its_own(sweep, kept, recipe, diffuse, images):
+def test_snapshots_after_the_model_are_not_its_own(ema, kept, recipe, diffuse, images):
     diffuse("train", images, "--config", recipe, "--steps", 60, "--ema-lengths", 20,
             "--warmup", 0, "--stop-at", 32)  # fmt: skip
     shutil.copytree(kept.with_suffix(".run") / "ema", RUN / "ema", dirs_exist_ok=True)
-    ran = sweep("--json", "--ema-metric", "held-out", "-o", "made.safetensors", model=MODEL)
+    ran = ema("--json", "--metric", "held-out", "-o", "made.safetensors", model=MODEL)
     assert ran.json["step"] == 30
     assert modelfile.load(MODEL).raw is not None
     assert modelfile.load("made.safetensors").raw is None  # those are of step 32

@@ -1,8 +1,8 @@
-"""A sweep over samplers, steps and guidance: what each costs and gives, and the recommended one.
+"""`tune`: measure samplers, steps and guidance scales of a model, and recommend a setting.
 
-It goes along one axis after the other: all samplers with all steps under one guidance, then
-guidance at the sampler and steps that were found. Every setting draws the same images of one seed,
-each from the same noise, and is measured against the same real ones.
+It goes along one axis after the other: every sampler with every number of steps at one guidance
+scale, then other scales with the sampler and steps that were best. Every setting draws the same
+images of one seed, each from the same noise, and is measured against the same real ones.
 """
 
 from __future__ import annotations
@@ -18,31 +18,35 @@ import numpy.typing as npt
 import torch
 
 from diffuse_cli import files, modelfile, pictures
-from diffuse_cli.config import SWEPT_STEPS, EvalConfig, Setting
-from diffuse_cli.data import is_images
-from diffuse_cli.errors import UsageError
-from diffuse_cli.evaluation import tradeoff
+from diffuse_cli.config import DrawConfig, EvalConfig, Setting, TuneConfig
 from diffuse_cli.evaluation.cache import cached, computed
-from diffuse_cli.evaluation.evaluating import Evaluated, describe, evaluate, find_network
+from diffuse_cli.evaluation.evaluating import (
+    Evaluated,
+    describe,
+    evaluate,
+    find_network,
+    load_model,
+)
 from diffuse_cli.evaluation.generating import draw_share, gathered
 from diffuse_cli.evaluation.images import read_sides
-from diffuse_cli.evaluation.settings import (
-    METRIC,
-    SettingRow,
-    SweptSettings,
-    first_settings,
-    guidance_scales,
-    recommend,
-)
 from diffuse_cli.evaluation.team import Team
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.features import FeatureNetwork
 from diffuse_cli.metrics import frechet, kid
-from diffuse_cli.options import differs
+from diffuse_cli.options import converted
 from diffuse_cli.outputs import asked
 from diffuse_cli.resolving import DrawSettings, resolve
 from diffuse_cli.runtime import machine_or
-from diffuse_cli.sampling import Loaded, draw_as, load_denoiser, looks
+from diffuse_cli.sampling import Loaded, draw_as, looks
+from diffuse_cli.sweeps import tradeoff
+from diffuse_cli.sweeps.recommending import (
+    METRIC,
+    Tried,
+    Tuned,
+    first_settings,
+    other_scales,
+    recommend,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -50,7 +54,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 
-def sweep(config: EvalConfig, accelerator: Accelerator | None = None) -> Work[SweptSettings]:
+def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tuned]:
     """Measure settings of a model, and recommend one.
 
     Yields `Progress` and `Notice`.
@@ -65,36 +69,35 @@ def sweep(config: EvalConfig, accelerator: Accelerator | None = None) -> Work[Sw
         DataError, ModelFileError, UsageError: what was named cannot be used.
         OutputError: the plot or the model file exists already, or cannot be written.
     """
-    _check(config)
     out, plot = asked(config, "out", ".safetensors"), asked(config, "plot", ".png")
     with machine_or(accelerator, config.precision) as accelerator:
-        loaded = load_denoiser(config.subject, config.model_weights, accelerator)
-        base = resolve(config, loaded.model)
+        loaded = load_model(config, config.weights, accelerator)
+        first_scale = config.guidance[0] if config.guidance else None
+        drawn = converted(config, DrawConfig, steps=None, guidance=first_scale)
+        base = resolve(drawn, loaded.model)
         timesteps = loaded.denoiser.process.num_timesteps
         first = first_settings(config, base.setting.guidance, timesteps)
-        scales = guidance_scales(config, loaded.model, base.setting.guidance)
+        scales = other_scales(config, loaded.model, base.setting.guidance)
         yield from _announce(config, first, scales, timesteps)
         network = yield from find_network(config, accelerator)
         sides = yield from read_sides(config, loaded)
         sides.check()
         team = Team.of(accelerator)
-        real = np.asarray(
-            (yield from cached(network, looks(sides.space, sides.real.pixels), team, tell=True)),
-            np.float64,
-        )
+        shown = looks(sides.space, sides.real.pixels)
+        real = np.asarray((yield from cached(network, shown, team, tell=True)), np.float64)
         measure = _Measure(config.n, loaded, base, network, real, team)
         measure.warm_up()
         total = len(first) + len(scales)
-        rows: list[SettingRow] = []
+        rows: list[Tried] = []
         for setting in first:
             rows.append((yield from _counted(measure(setting), setting, len(rows), total)))
         found = recommend(rows)
         for scale in scales:
             setting = replace(found, guidance=scale)
             rows.append((yield from _counted(measure(setting), setting, len(rows), total)))
-        yield Progress("sweep", total, total)
+        yield Progress("tuning", total, total)
         writes = accelerator.is_main_process
-        swept = SweptSettings(
+        tuned = Tuned(
             rows=tuple(rows),
             recommended=recommend(rows),
             metric=METRIC,
@@ -108,107 +111,66 @@ def sweep(config: EvalConfig, accelerator: Accelerator | None = None) -> Work[Sw
             plot=plot,
         )
     if plot and writes:
-        picture = tradeoff.draw(swept, files.show(Path(config.subject).name))
+        picture = tradeoff.plot(tuned, files.show(Path(config.subject).name))
         files.write_bytes(plot, pictures.png(picture))
     if out and writes:
-        modelfile.save(out, replace(loaded.model, sampling=swept.recommended))
-    return swept
+        modelfile.save(out, replace(loaded.model, sampling=tuned.recommended))
+    return tuned
 
 
-def sweep_and_evaluate(config: EvalConfig) -> Work[tuple[SweptSettings, Evaluated] | None]:
-    """A sweep, then an evaluation with the setting that it recommends, for `--report`.
+def tune_and_evaluate(
+    config: TuneConfig,
+) -> Work[tuple[Tuned, EvalConfig, Evaluated] | None]:
+    """`tune`, then an evaluation of the setting that it recommends, for `--report`.
 
     Returns:
-        Both, or None on every process but the first.
+        What was tried, the evaluation and what it found, or None on every process but the first.
 
     Raises:
-        As `sweep` and `evaluate` do.
+        As `tune` and `evaluate` do.
     """
     asked(config, "report", ".html")
     with machine_or(None, config.precision) as accelerator:
-        swept = yield from sweep(config, accelerator)
-        found = yield from evaluate(with_setting(config, swept.recommended), accelerator)
-    return (swept, found) if found else None
+        tuned = yield from tune(config, accelerator)
+        chosen = evaluation_of(config, tuned.recommended)
+        found = yield from evaluate(chosen, accelerator)
+    return (tuned, chosen, found) if found else None
 
 
-def with_setting(config: EvalConfig, setting: Setting) -> EvalConfig:
-    """The evaluation of one setting of a sweep, which writes none of the sweep's files."""
-    return replace(
+def evaluation_of(config: TuneConfig, setting: Setting) -> EvalConfig:
+    """The evaluation of one setting, with the plot of its own left out."""
+    return converted(
         config,
+        EvalConfig,
         sampler=setting.sampler,
         steps=setting.steps,
         guidance=setting.guidance,
-        sweep=False,
-        sweep_samplers=None,
-        sweep_steps=None,
-        sweep_guidance=None,
-        out=None,
         plot=None,
     )
 
 
-# -- before ---------------------------------------------------------------------------------------
-
-NEVER = {
-    "steps": "--sweep-steps says how many",
-    "sampler": "--sweep-samplers says which",
-    **dict.fromkeys(("eta", "order"), "Each sampler is tried as it is by default"),
-    **dict.fromkeys(("pairs", "respaced"), "Leave one of them out"),
-}
-"""Options that have no meaning in a sweep, with what to do instead."""
-
-OF_THE_PAGE = ("timesteps", "train_n")
-"""Options of the evaluation that follows a sweep with --report."""
-
-
-def _check(config: EvalConfig) -> None:
-    """Refuse what does not go with a sweep, or is not said by a recommendation."""
-    if is_images(Path(config.subject)):
-        shown = files.show(Path(config.subject))
-        raise UsageError(f"--sweep needs a model, and {shown} is a folder of images")
-    for name, hint in NEVER.items():
-        if getattr(config, name) is not None:
-            raise UsageError(f"--{name} does not go with --sweep", hint)
-    for name in OF_THE_PAGE:
-        if config.report is None and differs(config, name):
-            flag = "--" + name.replace("_", "-")
-            raise UsageError(f"{flag} goes with --sweep where there is a --report", "Leave it out")
-    unsaid = {
-        "--spacing": config.spacing != type(config).spacing,
-        "--threshold": config.threshold is not None,
-        "--guidance-interval": config.guidance_interval is not None,
-        "--weights raw": config.model_weights == "raw",
-    }
-    for flag, given in unsaid.items():
-        if given and config.out is not None:
-            raise UsageError(
-                f"{flag} is not written into a model file, whose recommendation would be another's",
-                "Leave it or -o out",
-            )
-
-
 def _announce(
-    config: EvalConfig, first: Sequence[Setting], scales: Sequence[float], timesteps: int
+    config: TuneConfig, first: Sequence[Setting], scales: Sequence[float], timesteps: int
 ) -> Work[None]:
     """How much work it will be, and what is left out."""
     steps = dict.fromkeys(setting.steps for setting in first)
-    left_out = [n for n in dict.fromkeys(config.sweep_steps or SWEPT_STEPS) if n not in steps]
+    left_out = [n for n in dict.fromkeys(config.steps) if n not in steps]
     if left_out:
         listed = ", ".join(map(str, left_out))
         yield Notice(f"left out, as the model has {timesteps} timesteps: {listed} steps")
     guidance = first[0].guidance
-    under = "" if guidance is None else f" under guidance {guidance:g}"
+    under = "" if guidance is None else f" at guidance {guidance:g}"
     more = f", and {len(scales)} more guidance scales" if scales else ""
     count = len(first) + len(scales)
     yield Notice(
-        f"sweep: {count} settings of {config.n:,} images, {count * config.n:,} in all: "
+        f"tune: {count} settings of {config.n:,} images, {count * config.n:,} in all: "
         f"{len(first) // len(steps)} samplers at {', '.join(map(str, steps))} steps{under}{more}"
     )
 
 
-def _common(config: EvalConfig, base: DrawSettings, loaded: Loaded) -> dict[str, Any]:
-    """What all settings of a sweep have in common."""
-    varied = ("sampler", "steps", "guidance", "timesteps", "respaced")
+def _common(config: TuneConfig, base: DrawSettings, loaded: Loaded) -> dict[str, Any]:
+    """What all settings have in common."""
+    varied = ("sampler", "steps", "guidance")
     described = describe(config, base, loaded.sha256)
     return {name: value for name, value in described.items() if name not in varied}
 
@@ -244,7 +206,7 @@ class _Measure:
     real: Array
     team: Team
 
-    def __call__(self, setting: Setting) -> Work[SettingRow]:
+    def __call__(self, setting: Setting) -> Work[Tried]:
         counter = _Counter(self.loaded.denoiser.net)
         began = time.perf_counter()
         mine = yield from draw_share(
@@ -262,7 +224,7 @@ class _Measure:
             np.float64,
         )
         values = self._compare(fake) if self.team.index == 0 else {}
-        return SettingRow(
+        return Tried(
             setting,
             self.team.from_first(values),
             seconds=sum(seconds for _, seconds in parts) / self.n,
@@ -292,15 +254,15 @@ class _Measure:
             pass
 
 
-def _counted(work: Work[SettingRow], setting: Setting, done: int, total: int) -> Work[SettingRow]:
-    """The work on a setting, whose progress is a detail of the sweep's."""
+def _counted(work: Work[Tried], setting: Setting, done: int, total: int) -> Work[Tried]:
+    """The work on a setting, whose progress is a detail of the whole."""
     while True:
         try:
             event = next(work)
         except StopIteration as stop:
-            row: SettingRow = stop.value
+            row: Tried = stop.value
             return row
         if isinstance(event, Progress):
             inner = f"{setting}: {event.task} {event.done:,}/{event.total:,}"
-            event = Progress("sweep", done, total, inner)
+            event = Progress("tuning", done, total, inner)
         yield event

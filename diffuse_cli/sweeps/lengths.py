@@ -1,4 +1,4 @@
-"""Averages of many lengths, made after the training and measured, and a model file of the best."""
+"""`ema`: averages of many lengths, made from the snapshots of a run, and the best of them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diffuse_cli import features, files, modelfile
-from diffuse_cli.config import EvalConfig, TrainConfig
-from diffuse_cli.data import is_images
-from diffuse_cli.errors import ModelFileError, UsageError, lookup
+from diffuse_cli.config import EmaConfig, TrainConfig
+from diffuse_cli.errors import ModelFileError, lookup
+from diffuse_cli.evaluation.evaluating import load_model
 from diffuse_cli.evaluation.images import Labelled, read_sides
 from diffuse_cli.events import Notice, Progress, Work
-from diffuse_cli.options import differs, from_dict
+from diffuse_cli.options import from_dict
 from diffuse_cli.outputs import asked
 from diffuse_cli.resolving import resolve, tell
 from diffuse_cli.runtime import machine, resolve_precision
-from diffuse_cli.sampling import Loaded, draw_as, load_denoiser, ready
+from diffuse_cli.sampling import Loaded, draw_as, ready
 from diffuse_cli.training.evaluating import Kid
 from diffuse_cli.training.objective import Objective, losses_of
 from diffuse_cli.training.power import (
@@ -53,7 +53,7 @@ Measure = Callable[["Denoiser"], Work[dict[str, float]]]
 
 
 @dataclass(frozen=True)
-class Row:
+class MeasuredLength:
     """A length, the share of its profile that the snapshots miss, and what was measured."""
 
     length: float
@@ -62,8 +62,8 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Swept:
-    """A sweep over lengths.
+class MeasuredLengths:
+    """The lengths that were measured, and the best.
 
     Attributes:
         metric: the key of the values that decides; lower is better.
@@ -74,7 +74,7 @@ class Swept:
     """
 
     metric: str
-    rows: tuple[Row, ...]
+    rows: tuple[MeasuredLength, ...]
     file: dict[str, float]
     best: float
     step: int
@@ -84,23 +84,22 @@ class Swept:
     out: Path | None
 
 
-def sweep(config: EvalConfig) -> Work[Swept | None]:
+def measure_lengths(config: EmaConfig) -> Work[MeasuredLengths | None]:
     """Measure averages of `LENGTHS`, made from the snapshots in the model's run directory.
 
     Returns:
-        `Swept`, or None on every process but the first.
+        `MeasuredLengths`, or None on every process but the first.
 
     Raises:
         ModelFileError: not a model file, or one without sound snapshots.
-        UsageError: options that do not go together.
+        DataError, UsageError: what was named cannot be used.
         OutputError: the output exists already, or cannot be written.
     """
-    _check(config)
     out = asked(config, "out", ".safetensors")
     with machine(resolve_precision(config.precision)) as accelerator:
         if not accelerator.is_main_process:
             return None
-        loaded = load_denoiser(config.subject, "ema", accelerator)
+        loaded = load_model(config, "ema", accelerator)
         given = _snapshots(Path(config.subject), loaded.model.step)
         if given[-1].step != loaded.model.step:
             yield Notice(
@@ -110,12 +109,12 @@ def sweep(config: EvalConfig) -> Work[Swept | None]:
         fits = yield from _fits(given)
         sides = yield from read_sides(config, loaded)
         metric, measure = yield from _metric(config, loaded, sides.real, accelerator)
-        rows: list[Row] = []
+        rows: list[MeasuredLength] = []
         models = _models(loaded.model, given, fits)
         for k, ((length, found), model) in enumerate(zip(fits, models, strict=True), 1):
             yield Notice(f"length {length:.2f}, {k} of {len(fits)}")
             values = yield from measure(ready(model, "ema", accelerator))
-            rows.append(Row(length, found.error, values))
+            rows.append(MeasuredLength(length, found.error, values))
             best = min(rows, key=lambda row: _rank(row.values[metric]))
             if best is rows[-1]:
                 chosen = model
@@ -124,7 +123,7 @@ def sweep(config: EvalConfig) -> Work[Swept | None]:
     yield from _tell(best, rows, _rank(file[metric]) < _rank(best.values[metric]))
     if out:
         modelfile.save(out, chosen)
-    return Swept(
+    return MeasuredLengths(
         metric=metric,
         rows=tuple(rows),
         file=file,
@@ -142,40 +141,13 @@ def _rank(value: float) -> float:
     return math.inf if math.isnan(value) else value
 
 
-def _tell(best: Row, rows: Sequence[Row], beaten: bool) -> Work[None]:
+def _tell(best: MeasuredLength, rows: Sequence[MeasuredLength], beaten: bool) -> Work[None]:
     """What the table alone does not say of the best length."""
     for row, word in ((rows[0], "shortest"), (rows[-1], "longest")):
         if best is row:
             yield Notice(f"the best length is the {word} that was tried")
     if beaten:
         yield Notice("the model file's own average is better than all of these")
-
-
-OF_DRAWING = (
-    *("sampler", "steps", "spacing", "eta", "order", "threshold"),
-    *("guidance", "guidance_interval", "features"),
-)
-"""Options that say how images are drawn and measured, which a loss of real images is without."""
-
-
-def _check(config: EvalConfig) -> None:
-    if is_images(Path(config.subject)):
-        shown = files.show(Path(config.subject))
-        raise UsageError(f"--ema-sweep needs a model, and {shown} is a folder of images")
-    others = {"--plot": config.plot, "--pairs": config.pairs, "--respaced": config.respaced}
-    others["--report"] = config.report
-    others["--weights raw"] = config.model_weights == "raw" or None
-    for name in ("timesteps", "train_n"):
-        others["--" + name.replace("_", "-")] = differs(config, name) or None
-    for flag, value in others.items():
-        if value is not None:
-            raise UsageError(f"{flag} does not go with --ema-sweep", "Leave one of them out")
-    for name in OF_DRAWING if config.ema_metric == "held-out" else ():
-        if differs(config, name):
-            flag = "--" + name.replace("_", "-")
-            raise UsageError(
-                f"{flag} does not go with --ema-metric held-out", "Leave one of them out"
-            )
 
 
 # -- lengths --------------------------------------------------------------------------------------
@@ -253,17 +225,18 @@ def _models(
 
 
 def _metric(
-    config: EvalConfig, loaded: Loaded, real: Labelled, accelerator: Accelerator
+    config: EmaConfig, loaded: Loaded, real: Labelled, accelerator: Accelerator
 ) -> Work[tuple[str, Measure]]:
     """What decides, and how it is measured."""
-    key, make = lookup(EMA_METRICS, config.ema_metric or "kid", "--ema-metric")
+    key, make = lookup(EMA_METRICS, config.metric, "--metric")
     return key, (yield from make(config, loaded, real, accelerator))
 
 
 def _kid(
-    config: EvalConfig, loaded: Loaded, real: Labelled, accelerator: Accelerator
+    config: EmaConfig, loaded: Loaded, real: Labelled, accelerator: Accelerator
 ) -> Work[Measure]:
     device = accelerator.device
+    # Not `find_network`, which waits for the other processes: this one is alone here.
     given = config.feature_weights
     file = Path(given) if given else (yield from features.find(config.features))
     kid = Kid(real.pixels, loaded.space, features.load(config.features, device, file))
@@ -278,7 +251,7 @@ def _kid(
 
 
 def _loss(
-    config: EvalConfig, loaded: Loaded, real: Labelled, accelerator: Accelerator
+    config: EmaConfig, loaded: Loaded, real: Labelled, accelerator: Accelerator
 ) -> Work[Measure]:
     """The training loss of the real images, with the same draws for every length."""
     yield from ()

@@ -1,4 +1,4 @@
-"""eval --sweep: settings measured, the recommended one named, drawn, and written into the model."""
+"""`tune`: settings measured, the recommended one named, drawn, and written into the model."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from PIL import Image
 
 from diffuse_cli import modelfile, pictures
 from diffuse_cli.conditioning import Condition
-from diffuse_cli.config import DiffusionConfig, EvalConfig, Setting
+from diffuse_cli.config import DiffusionConfig, Setting, TuneConfig
 from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.errors import UsageError
-from diffuse_cli.evaluation import tradeoff
-from diffuse_cli.evaluation.settings import (
-    SettingRow,
-    SweptSettings,
+from diffuse_cli.sampling import draw
+from diffuse_cli.sweeps import tradeoff
+from diffuse_cli.sweeps.recommending import (
+    Tried,
+    Tuned,
     first_settings,
-    guidance_scales,
+    other_scales,
     recommend,
 )
-from diffuse_cli.sampling import draw
 
 NAN = math.nan
 
@@ -35,7 +35,7 @@ def row(sampler, evaluations, kid, error=0.01, seconds=1.0, guidance=None):
     values = {"kid": kid, "frechet_distance": 1000 - kid}
     if error is not None:
         values["kid_standard_error"] = error
-    return SettingRow(Setting(sampler, evaluations, guidance), values, seconds, evaluations)
+    return Tried(Setting(sampler, evaluations, guidance), values, seconds, evaluations)
 
 
 @pytest.mark.parametrize(
@@ -77,32 +77,30 @@ def test_nothing_is_recommended_where_nothing_was_measured():
 
 
 def config(**given):
-    return EvalConfig(subject="m", data="d", sweep=True, **given)
+    return TuneConfig(subject="m", data="d", **given)
 
 
 def test_all_samplers_with_all_steps_that_the_model_can_take():
     found = first_settings(config(), 2.0, 20)
     assert found == [Setting(s, n, 2.0) for s in SAMPLERS for n in (5, 10, 20)]
-    found = first_settings(config(sweep_samplers="ddim,heun,ddim", sweep_steps="9,3,9"), None, 9)
+    found = first_settings(config(samplers="ddim,heun,ddim", steps="9,3,9"), None, 9)
     assert found == [Setting(s, n) for s in ("ddim", "heun") for n in (9, 3)]
-    with pytest.raises(UsageError, match="--sweep-steps must have one from 1 to 4"):
+    with pytest.raises(UsageError, match="--steps must have one from 1 to 4"):
         first_settings(config(), None, 4)
-    with pytest.raises(UsageError, match="--sweep-steps must have one from 1 to 9"):
-        first_settings(config(sweep_steps=[10**30]), None, 9)
+    with pytest.raises(UsageError, match="--steps must have one from 1 to 9"):
+        first_settings(config(steps=[10**30]), None, 9)
 
 
 def test_guidance_is_tried_beside_the_scale_of_the_samplers():
     blueprint = plan(size=8, num_classes=2).blueprint(DiffusionConfig())
     model = modelfile.Model(blueprint=blueprint, ema={})
     always = modelfile.Model(blueprint=blueprint, ema={}, training={"label_dropout": 0.0})
-    assert guidance_scales(config(), model, 2.0) == (1.0, 1.5, 3.0, 4.0)
-    assert guidance_scales(config(), model, 2.5) == (1.0, 1.5, 2.0, 3.0, 4.0)
-    assert guidance_scales(config(sweep_guidance="0,7.5,0,2"), model, 2.0) == (0.0, 7.5)
-    assert guidance_scales(config(), always, 1.0) == ()
-    assert guidance_scales(config(sweep_guidance=[2]), always, 1.0) == (2.0,)
-    assert guidance_scales(config(), model, None) == ()
-    with pytest.raises(UsageError, match="--sweep-guidance: the model was trained without classes"):
-        guidance_scales(config(sweep_guidance=[2]), model, None)
+    assert other_scales(config(), model, 2.0) == (1.0, 1.5, 3.0, 4.0)
+    assert other_scales(config(), model, 2.5) == (1.0, 1.5, 2.0, 3.0, 4.0)
+    assert other_scales(config(guidance="2,0,7.5,0"), model, 2.0) == (0.0, 7.5)
+    assert other_scales(config(), always, 1.0) == ()
+    assert other_scales(config(guidance=[1, 2]), always, 1.0) == (2.0,)
+    assert other_scales(config(), model, None) == ()
 
 
 # -- on the command line --------------------------------------------------------------------------
@@ -111,18 +109,16 @@ FP32 = ("--precision", "fp32")
 
 
 @pytest.fixture
-def sweep(diffuse, images, model):
-    return lambda *options, model=model: diffuse(
-        "eval", model, images, "--sweep", "-n", 6, *FP32, *options
-    )
+def tune(diffuse, images, model):
+    return lambda *options, model=model: diffuse("tune", model, images, "-n", 6, *FP32, *options)
 
 
-def test_a_table_of_settings_with_one_recommended_drawn_and_written(sweep, diffuse, images, model):
-    steps = ("--sweep-samplers", "ddim,unipc", "--sweep-steps", "2,4,101")
-    ran = sweep(*steps, "-o", "new.safetensors", "--plot", "new.png", "--json")
+def test_a_table_of_settings_with_one_recommended_drawn_and_written(tune, diffuse, images, model):
+    steps = ("--samplers", "ddim,unipc", "--steps", "2,4,101")
+    ran = tune(*steps, "-o", "new.safetensors", "--plot", "new.png", "--json")
     assert ran.code == 0, ran.err
     assert "left out, as the model has 100 timesteps: 101 steps\n" in ran.err
-    assert "sweep: 4 settings of 6 images, 24 in all: 2 samplers at 2, 4 steps\n" in ran.err
+    assert "tune: 4 settings of 6 images, 24 in all: 2 samplers at 2, 4 steps\n" in ran.err
     found = ran.json
     tried = [(r["setting"]["sampler"], r["setting"]["steps"]) for r in found["rows"]]
     assert tried == [("ddim", 2), ("ddim", 4), ("unipc", 2), ("unipc", 4)]
@@ -131,7 +127,7 @@ def test_a_table_of_settings_with_one_recommended_drawn_and_written(sweep, diffu
     assert (found["n"], found["real"], found["part"]) == (6, 6, "held-out")
     assert (found["metric"], found["out"], found["plot"]) == ("kid", "new.safetensors", "new.png")
     rows = [
-        SettingRow(Setting(**r["setting"]), r["values"], r["seconds"], r["evaluations"])
+        Tried(Setting(**r["setting"]), r["values"], r["seconds"], r["evaluations"])
         for r in found["rows"]
     ]
     assert Setting(**found["recommended"]) == recommend(rows)
@@ -153,10 +149,8 @@ def test_a_table_of_settings_with_one_recommended_drawn_and_written(sweep, diffu
     assert not [name for name in found["settings"] if name in ("sampler", "steps", "guidance")]
 
 
-def test_the_table_in_text(sweep, conditional):
-    ran = sweep(
-        "--sweep-samplers", "ddim", "--sweep-steps", 3, "--sweep-guidance", "1,4", model=conditional
-    )
+def test_the_table_in_text(tune, conditional):
+    ran = tune("--samplers", "ddim", "--steps", 3, "--guidance", "2,1,4", model=conditional)
     lines = ran.out.splitlines()
     heads = "sampler steps guidance evaluations seconds KID Fréchet distance"
     assert lines[0].split() == heads.split()
@@ -166,17 +160,17 @@ def test_the_table_in_text(sweep, conditional):
     assert lines[4].startswith("n = 6 generated against 6 real (held-out images) for each; ")
     assert lines[5].startswith("recommended: ddim, 3 steps, guidance ")
     assert len(lines) == 6
-    assert "under guidance 2, and 2 more guidance scales\n" in ran.err
-    assert "guidance" not in sweep("--sweep-samplers", "ddim", "--sweep-steps", 3).out
+    assert "at guidance 2, and 2 more guidance scales\n" in ran.err
+    assert "guidance" not in tune("--samplers", "ddim", "--steps", 3).out
 
 
 @pytest.mark.parametrize("scale", [None, 0.0, 1.0, 2.5])
-def test_evaluations_are_what_the_network_is_shown(sweep, model, conditional, scale):
+def test_evaluations_are_what_the_network_is_shown(tune, model, conditional, scale):
     """Counted once more around the network itself, and by what is known of all but heun."""
     path = model if scale is None else conditional
-    guided = () if scale is None else ("--guidance", scale, "--sweep-guidance", scale)
-    few = ("-n", 3, "--batch-size", 2, "--sweep-steps", "1,5")
-    rows = sweep(*few, *guided, "--json", model=path).json["rows"]
+    guided = () if scale is None else ("--guidance", scale)
+    few = ("-n", 3, "--batch-size", 2, "--steps", "1,5")
+    rows = tune(*few, *guided, "--json", model=path).json["rows"]
     assert [r["setting"]["sampler"] for r in rows] == [s for s in SAMPLERS for _ in (1, 5)]
     loaded = modelfile.load(path)
     network = loaded.network()
@@ -209,20 +203,20 @@ def test_evaluations_are_what_the_network_is_shown(sweep, model, conditional, sc
             assert r["evaluations"] in ([once] if steps == 1 else range(once * 7, once * 9 + 1))
 
 
-def test_all_settings_start_from_the_same_noise(sweep):
+def test_all_settings_start_from_the_same_noise(tune):
     """One step of DDIM, which the first step of every solver is."""
-    rows = sweep("--sweep-samplers", "ddim,unipc,ipndm,dpmpp-2m,heun", "--sweep-steps", 1, "--json")
+    rows = tune("--samplers", "ddim,unipc,ipndm,dpmpp-2m,heun", "--steps", 1, "--json")
     kids = {r["values"]["kid"] for r in rows.json["rows"]}
     assert max(kids) == pytest.approx(min(kids), abs=1e-6)
-    other = sweep("--sweep-samplers", "ddim", "--sweep-steps", 1, "--seed", 1, "--json").json
+    other = tune("--samplers", "ddim", "--steps", 1, "--seed", 1, "--json").json
     assert other["rows"][0]["values"]["kid"] != pytest.approx(min(kids), abs=1e-4)
 
 
 def test_the_model_itself_is_replaced_where_it_is_asked_and_a_finished_run_keeps_that(
     train, diffuse, images
 ):
-    line = ("eval", "model.safetensors", images, "--sweep", "-n", 4, "--sweep-samplers", "ddim",
-            "--sweep-steps", 3, "-o", "model.safetensors", "-q")  # fmt: skip
+    line = ("tune", "model.safetensors", images, "-n", 4, "--samplers", "ddim",
+            "--steps", 3, "-o", "model.safetensors", "-q")  # fmt: skip
     assert train("--steps", 4, "-q").code == 0
     path = Path("model.safetensors")
     plain = path.read_bytes()
@@ -246,55 +240,38 @@ def test_the_model_itself_is_replaced_where_it_is_asked_and_a_finished_run_keeps
     [
         (("-o", "x.pt"), "-o must end in .safetensors"),
         (("--plot", "x.jpg"), "--plot must end in .png"),
-        (("--steps", 5), "--steps does not go with --sweep. --sweep-steps"),
-        (("--sampler", "ddim"), "--sampler does not go with --sweep. --sweep-samplers"),
-        (("--eta", 0.5), "--eta does not go with --sweep"),
-        (("--order", 3), "--order does not go with --sweep"),
-        (("--respaced", 5), "--respaced does not go with --sweep"),
-        (("--pairs", "x.png"), "--pairs does not go with --sweep"),
-        (("--timesteps", 9), "--timesteps goes with --sweep where there is a --report"),
-        (("--train-n", 9), "--train-n goes with --sweep where there is a --report"),
-        (("--ema-sweep",), "--sweep and --ema-sweep exclude each other"),
-        (("--sweep-samplers", "ddim,dpm"), "--sweep-samplers: there is no 'dpm'"),
-        (("--sweep-samplers", "ddim,,"), "--sweep-samplers"),
-        (("--sweep-steps", "0"), "--sweep-steps"),
-        (("--sweep-steps", "5,x"), "--sweep-steps"),
-        (("--sweep-guidance", "nan"), "--sweep-guidance"),
-        (("--sweep-guidance", "1,101"), "--sweep-guidance"),
-        (("--sweep-guidance", "2"), "--sweep-guidance: the model was trained without classes"),
+        (("--sampler", "ddim"), "there is no option --sampler. Did you mean '--samplers'?"),
+        (("--eta", 0.5), "there is no option --eta. It is an option of sample, eval, ema"),
+        (("--timesteps", 9), "there is no option --timesteps"),
+        (("--samplers", "ddim,dpm"), "--samplers: there is no 'dpm'"),
+        (("--samplers", "ddim,,"), "--samplers"),
+        (("--steps", "0"), "--steps"),
+        (("--steps", "5,x"), "--steps"),
+        (("--guidance", "nan"), "--guidance"),
+        (("--guidance", "1,101"), "--guidance"),
         (("--guidance", "2"), "--guidance: the model was trained without classes"),
-        (("--sweep-steps", "101"), "--sweep-steps must have one from 1 to 100"),
-        (("--spacing", "karras", "-o", "x.safetensors"), "--spacing is not written"),
-        (("--threshold", 0.9, "-o", "x.safetensors"), "--threshold is not written"),
-        (("--weights", "raw", "-o", "x.safetensors"), "--weights raw is not written"),
+        (("--steps", "101"), "--steps must have one from 1 to 100"),
+        (("--spacing", "karras", "-o", "x.safetensors"), "cannot recommend --spacing"),
+        (("--threshold", 0.9, "-o", "x.safetensors"), "cannot recommend --threshold"),
+        (("--weights", "raw", "-o", "x.safetensors"), "cannot recommend --weights"),
     ],
 )  # fmt: skip
-def test_what_does_not_go_together_is_refused(sweep, options, text):
-    ran = sweep(*options, "-q")
+def test_what_does_not_go_together_is_refused(tune, options, text):
+    ran = tune(*options, "-q")
     assert ran.code == 2
     assert text in ran.line
     assert not Path("x.safetensors").exists()
 
 
-@pytest.mark.parametrize(
-    "options",
-    [("--sweep-samplers", "ddim"), ("--sweep-steps", 5), ("--sweep-guidance", 1)],
-)
-def test_its_options_need_it(diffuse, model, images, options):
-    ran = diffuse("eval", model, images, *options, "-q")
-    assert ran.code == 2
-    assert f"{options[0]} goes with --sweep" in ran.line
-
-
-def test_a_folder_has_no_settings(sweep, images):
-    assert "is a folder of images" in sweep("-q", model=images).line
+def test_a_folder_has_no_settings(tune, images):
+    assert "is a folder of images" in tune("-q", model=images).line
 
 
 # -- the picture ----------------------------------------------------------------------------------
 
 
 def swept(*rows):
-    return SweptSettings(
+    return Tuned(
         rows=rows, recommended=recommend(rows), metric="kid", n=8, real=6, part="all",
         features={"name": "some"}, settings={}, device="cpu", out=None, plot=None,
     )  # fmt: skip
@@ -317,7 +294,7 @@ def test_the_picture_has_a_line_for_each_sampler_and_a_ring(monkeypatch, least):
 
     monkeypatch.setattr(pictures.Sheet, "axes", axes)
     found = swept(*rows)
-    assert pictures.png(tradeoff.draw(found, "m")) == pictures.png(tradeoff.draw(found, "m"))
+    assert pictures.png(tradeoff.plot(found, "m")) == pictures.png(tradeoff.plot(found, "m"))
     plot = drawn[0]
     assert (plot.get_xscale(), plot.get_yscale()) == ("log", "log" if least > 0 else "linear")
     lines = [container[0] for container in plot.containers]
@@ -340,7 +317,7 @@ def test_an_axis_has_three_numbers_or_more(monkeypatch, values):
     monkeypatch.setattr(
         pictures.Sheet, "axes", lambda self, *p: drawn.append(real(self, *p)) or drawn[-1]
     )
-    tradeoff.draw(swept(*(row("ddim", 5 + i, v, seconds=v) for i, v in enumerate(values))), "m")
+    tradeoff.plot(swept(*(row("ddim", 5 + i, v, seconds=v) for i, v in enumerate(values))), "m")
     for axis in (drawn[0].xaxis, drawn[0].yaxis):
         low, high = axis.get_view_interval()
         assert sum(low <= tick <= high for tick in axis.get_majorticklocs()) >= 3

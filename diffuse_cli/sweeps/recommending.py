@@ -1,4 +1,4 @@
-"""What a sweep over samplers, steps and guidance tries and finds, and the rule that recommends."""
+"""Which samplers, steps and guidance scales `tune` tries, and which of them it recommends."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diffuse_cli import modelfile
-from diffuse_cli.config import SWEPT_GUIDANCE, SWEPT_STEPS, EvalConfig, Setting
+from diffuse_cli.config import TUNED_GUIDANCE, Setting, TuneConfig
 from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.errors import UsageError
 
@@ -18,13 +18,13 @@ METRIC = "kid"
 
 
 @dataclass(frozen=True)
-class SettingRow:
-    """What a setting gives and costs.
+class Tried:
+    """A setting with what it gives and costs.
 
     Attributes:
         values: its numbers by name, with their standard errors.
-        seconds: of one process, an image.
-        evaluations: images that the network is shown, an image.
+        seconds: per image, on one process.
+        evaluations: images shown to the network, per image.
     """
 
     setting: Setting
@@ -34,8 +34,8 @@ class SettingRow:
 
 
 @dataclass(frozen=True)
-class SweptSettings:
-    """A sweep over settings.
+class Tuned:
+    """What was tried, and the recommended setting.
 
     Attributes:
         rows: in the order in which they were measured.
@@ -49,7 +49,7 @@ class SweptSettings:
         plot: the picture, where one was asked for.
     """
 
-    rows: tuple[SettingRow, ...]
+    rows: tuple[Tried, ...]
     recommended: Setting
     metric: str
     n: int
@@ -62,7 +62,7 @@ class SweptSettings:
     plot: Path | None
 
 
-def recommend(rows: Sequence[SettingRow], metric: str = METRIC) -> Setting:
+def recommend(rows: Sequence[Tried], metric: str = METRIC) -> Setting:
     """The setting of the fewest evaluations among those as good as the best.
 
     As good: not worse than the best by more than the standard error of the best. Of equally many
@@ -85,39 +85,29 @@ def recommend(rows: Sequence[SettingRow], metric: str = METRIC) -> Setting:
 # -- what is tried --------------------------------------------------------------------------------
 
 
-def first_settings(config: EvalConfig, guidance: float | None, timesteps: int) -> list[Setting]:
-    """Every sampler with all of the steps that a model of so many timesteps can take.
+def first_settings(config: TuneConfig, guidance: float | None, timesteps: int) -> list[Setting]:
+    """Every sampler with every number of steps that the model has timesteps for.
 
     Raises:
         UsageError: there is none.
     """
-    steps = [n for n in dict.fromkeys(config.sweep_steps or SWEPT_STEPS) if n <= timesteps]
+    steps = [n for n in dict.fromkeys(config.steps) if n <= timesteps]
     if not steps:
-        raise UsageError(
-            f"--sweep-steps must have one from 1 to {timesteps}, the model's timesteps"
-        )
-    samplers = config.sweep_samplers or tuple(SAMPLERS)
+        raise UsageError(f"--steps must have one from 1 to {timesteps}, the model's timesteps")
+    samplers = config.samplers or tuple(SAMPLERS)
     return [Setting(sampler, n, guidance) for sampler in samplers for n in steps]
 
 
-def guidance_scales(
-    config: EvalConfig, model: modelfile.Model, guidance: float | None
+def other_scales(
+    config: TuneConfig, model: modelfile.Model, guidance: float | None
 ) -> tuple[float, ...]:
-    """The scales that are tried beside `guidance`, under which all samplers are.
+    """The guidance scales to try beside `guidance`, which samplers are compared at.
 
-    None for a model that has no classes, or no unconditional prediction.
-
-    Raises:
-        UsageError: scales are given for a model without classes.
+    None for a model without classes, or without an unconditional prediction.
     """
-    given = config.sweep_guidance
     if guidance is None:
-        if given:
-            raise UsageError(
-                "--sweep-guidance: the model was trained without classes",
-                "Train one with --classes",
-            )
         return ()
-    if given is None and model.training.get("label_dropout") == 0:
+    if config.guidance is None and model.training.get("label_dropout") == 0:
         return ()
-    return tuple(s for s in dict.fromkeys(given or SWEPT_GUIDANCE) if s != guidance)
+    scales = TUNED_GUIDANCE if config.guidance is None else config.guidance
+    return tuple(s for s in dict.fromkeys(scales) if s != guidance)

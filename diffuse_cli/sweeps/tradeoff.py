@@ -1,4 +1,4 @@
-"""A picture of what settings give against what they cost."""
+"""The picture of `tune --plot`: what settings give against what they cost."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from PIL import Image
 
-    from diffuse_cli.evaluation.settings import SettingRow, SweptSettings
+    from diffuse_cli.sweeps.recommending import Tried, Tuned
 
 LEFT, TOP, WIDTH, HEIGHT = 0.85, 1.0, 6.2, 4.3  # inches
 KEYS, LINE = 7.45, 0.27
@@ -23,7 +23,7 @@ MARKERS = "osD^vP*X"
 PLAIN: dict[str, Any] = {"parse_math": False}
 
 
-def draw(found: SweptSettings, name: str) -> Image.Image:
+def plot(found: Tuned, name: str) -> Image.Image:
     """KID over seconds an image, a line for each sampler.
 
     Points have their steps for labels, and bars of a standard error; those of other guidance scales
@@ -47,10 +47,10 @@ def draw(found: SweptSettings, name: str) -> Image.Image:
     return sheet.render()
 
 
-def _scale(axes: Axes, found: SweptSettings) -> None:
+def _scale(axes: Axes, found: Tuned) -> None:
     """Logarithmic axes, but for KIDs of which one is not above 0."""
     axes.set_xscale("log")
-    axes.set_xlabel(f"seconds an image, on {found.device}", fontsize=9)
+    axes.set_xlabel(f"seconds per image, on {found.device}", fontsize=9)
     axes.set_ylabel("KID, lower is better", fontsize=9)
     if all(row.values[found.metric] > 0 for row in found.rows):
         axes.set_yscale("log")
@@ -68,7 +68,7 @@ def _ticks(axes: Axes) -> None:
             axis.set_minor_formatter(NullFormatter())
 
 
-def _sampler(axes: Axes, found: SweptSettings, sampler: str, i: int) -> None:
+def _sampler(axes: Axes, found: Tuned, sampler: str, i: int) -> None:
     """The points of a sampler: those on its line, and those of other guidance scales."""
     guidance = found.rows[0].setting.guidance
     own = [row for row in found.rows if row.setting.sampler == sampler]
@@ -83,7 +83,7 @@ def _sampler(axes: Axes, found: SweptSettings, sampler: str, i: int) -> None:
         _label(axes, found.metric, row, f"×{row.setting.guidance:g}", i, (11, -3))
 
 
-def _points(axes: Axes, metric: str, rows: Sequence[SettingRow], i: int, **style: Any) -> None:
+def _points(axes: Axes, metric: str, rows: Sequence[Tried], i: int, **style: Any) -> None:
     if not rows:
         return
     style |= {"marker": MARKERS[i % len(MARKERS)], "markersize": 5.5, "markeredgewidth": 1.1}
@@ -99,9 +99,7 @@ def _points(axes: Axes, metric: str, rows: Sequence[SettingRow], i: int, **style
     )
 
 
-def _label(
-    axes: Axes, metric: str, row: SettingRow, text: str, i: int, offset: tuple[int, int]
-) -> None:
+def _label(axes: Axes, metric: str, row: Tried, text: str, i: int, offset: tuple[int, int]) -> None:
     from matplotlib.patheffects import withStroke
 
     axes.annotate(
@@ -117,7 +115,7 @@ def _label(
     )
 
 
-def _ring(axes: Axes, found: SweptSettings) -> None:
+def _ring(axes: Axes, found: Tuned) -> None:
     """A ring around the recommended setting."""
     [row] = [row for row in found.rows if row.setting == found.recommended]
     style: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": INK}
@@ -125,7 +123,7 @@ def _ring(axes: Axes, found: SweptSettings) -> None:
     axes.plot(*point, "o", markersize=13, markeredgewidth=1.5, zorder=6, **style)
 
 
-def _keys(sheet: Sheet, found: SweptSettings, samplers: Sequence[str]) -> None:
+def _keys(sheet: Sheet, found: Tuned, samplers: Sequence[str]) -> None:
     """The names of the samplers beside their marks, and what else is marked."""
     guidance = found.rows[0].setting.guidance
     filled = [(MARKERS[i % len(MARKERS)], pictures.color(i), True) for i in range(len(samplers))]

@@ -1,0 +1,109 @@
+"""What was typed and is not there: the option or command that was meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from typer.exceptions import TyperException
+
+from diffuse_cli.errors import UsageError, near, suggest
+
+DEVICE = (
+    "The device is chosen for you: a GPU where PyTorch sees one, else the processor. "
+    "CUDA_VISIBLE_DEVICES=1 names a GPU, and CUDA_VISIBLE_DEVICES= hides them all"
+)
+
+SYNONYMS: dict[str, str] = {
+    "--learning-rate": "--lr",
+    "--resolution": "--size",
+    "--image-size": "--size",
+    "--fp16": "--precision fp16",
+    "--bf16": "--precision bf16",
+    "--mixed-precision": "--precision",
+    "--amp": "--precision",
+    "--cfg": "--guidance",
+    "--cfg-scale": "--guidance",
+    "--guidance-scale": "--guidance",
+    "--num-inference-steps": "--steps",
+    "--num-steps": "--steps",
+    "--max-steps": "--steps",
+    "--train-steps": "--steps",
+    "--iterations": "--steps",
+    "--output": "--out",
+    "--output-dir": "--out",
+    "--train-batch-size": "--batch-size",
+    "--gradient-accumulation-steps": "--accumulation",
+    "--max-grad-norm": "--grad-clip",
+    "--beta-schedule": "--schedule",
+    "--noise-schedule": "--schedule",
+    "--prediction-type": "--target",
+    "--parametrization": "--target",
+    "--noise-steps": "--num-timesteps",
+    "--num-train-timesteps": "--num-timesteps",
+    "--num-images": "-n",
+    "--num-samples": "-n",
+    "--scheduler": "--sampler",
+    "--dynamic-thresholding": "--threshold",
+    "--force": "--overwrite",
+    "--ema": "--ema-decay",
+    "--num-workers": "--workers",
+    "--random-flip": "--flip",
+    "--sweep": "diffuse tune MODEL DATA",
+    "--sweep-samplers": "diffuse tune MODEL DATA --samplers",
+    "--sweep-steps": "diffuse tune MODEL DATA --steps",
+    "--sweep-guidance": "diffuse tune MODEL DATA --guidance",
+    "--ema-sweep": "diffuse ema MODEL DATA",
+    "--ema-metric": "diffuse ema MODEL DATA --metric",
+    "--device": DEVICE,
+    "--gpu": DEVICE,
+    "--cpu": DEVICE,
+    "--cuda": DEVICE,
+    "fit": "train",
+    "finetune": "train DATA --init MODEL",
+    "generate": "sample",
+    "evaluate": "eval",
+    "fid": "eval",
+    "sweep": "tune",
+    "inspect": "info",
+}
+"""What other programs, and this one once, call an option or a command: what it is called here.
+
+A flag stands for commands that have it; anything else is said whichever the command.
+"""
+
+
+def explain(error: TyperException) -> UsageError:
+    """What Typer could not make sense of, as an error of ours."""
+    context: Any = getattr(error, "ctx", None)
+    typed: str = getattr(error, "option_name", "")
+    if hasattr(error, "possibilities") and context is not None:
+        return UsageError(f"there is no option {typed}", _meant(typed, context))
+    return UsageError(error.format_message().rstrip("."), "See --help")
+
+
+def _meant(typed: str, context: Any) -> str:
+    """What to type instead of a flag that a command does not have."""
+    own, known = _flags(context.command), SYNONYMS.get(typed, "")
+    if known == DEVICE:
+        return known
+    if known and (known.split()[0] in own or not known.startswith("-")):
+        return f"Did you mean '{known}'?"
+    if close := near(typed, own, alike=0.75):
+        return f"Did you mean '{close}'?"
+    every = context.parent.command.commands if context.parent else {}
+    if others := [name for name, command in every.items() if typed in _flags(command)]:
+        return f"It is an option of {', '.join(others)}"
+    return f"See {context.command_path} --help"
+
+
+def _flags(command: Any) -> list[str]:
+    return [flag for parameter in command.params for flag in
+            (*parameter.opts, *parameter.secondary_opts) if flag.startswith("-")]  # fmt: skip
+
+
+def no_command(typed: str, names: Iterable[str]) -> UsageError:
+    """What to say of a command that there is not."""
+    known = SYNONYMS.get(typed)
+    hint = f"Did you mean '{known}'?" if known else suggest(typed, names)
+    return UsageError(f"there is no command '{typed}'", hint)

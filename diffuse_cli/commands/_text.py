@@ -1,0 +1,18 @@
+"""Numbers and tables as text, for the commands that print them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from diffuse_cli.metrics import measured
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of cells, in columns as wide as their widest."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def number(values: Mapping[str, float], name: str) -> str:
+    """A value with its standard error, or a dash where it was not measured."""
+    return f"{measured(values, name):.4f}" if name in values else "-"

@@ -1,0 +1,46 @@
+"""Choose the length of the weight average (EMA) after training.
+
+Makes averages of many lengths from the snapshots that train --ema-lengths saved in the run
+directory beside the model, measures each, and names the best.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from diffuse_cli import files
+from diffuse_cli.commands._options import check_knobs
+from diffuse_cli.commands._text import columns, number
+from diffuse_cli.config import EmaConfig
+from diffuse_cli.console import Console
+from diffuse_cli.metrics import label
+
+if TYPE_CHECKING:
+    from diffuse_cli.sweeps.lengths import MeasuredLengths
+
+CONFIG = EmaConfig
+
+
+def run(config: EmaConfig, console: Console) -> None:
+    """Measure the lengths, and print them and the best."""
+    check_knobs(config)
+    from diffuse_cli.sweeps.lengths import measure_lengths
+
+    found = console.follow(measure_lengths(config))
+    if found is not None:
+        out = str(found.out) if found.out else None
+        values = {"subject": config.subject, "data": config.data, **dataclasses.asdict(found)}
+        console.show({**values, "out": out}, lines(found))
+
+
+def lines(found: MeasuredLengths) -> list[str]:
+    """A row for each length, the best of them, and the file that was written."""
+    rows = [["length", label(found.metric)]]
+    rows += [[f"{row.length:.2f}", number(row.values, found.metric)] for row in found.rows]
+    rows.append(["in the file", number(found.file, found.metric)])
+    return [
+        *columns(rows),
+        f"best: {found.best:.2f} of the {found.updates:,} updates at step {found.step:,}",
+        *([files.show(found.out)] if found.out else []),
+    ]

@@ -1,0 +1,87 @@
+"""Choose the sampler, steps and guidance to draw with.
+
+Tries every sampler with several numbers of steps, then guidance scales, and recommends the cheapest
+setting that is as good as the best.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from diffuse_cli import files
+from diffuse_cli.commands._text import columns, number
+from diffuse_cli.config import TuneConfig
+from diffuse_cli.console import Console, plain
+from diffuse_cli.runtime import rank
+
+if TYPE_CHECKING:
+    from diffuse_cli.sweeps.recommending import Tried, Tuned
+
+CONFIG = TuneConfig
+
+HEADS = ("sampler", "steps", "guidance", "evaluations", "seconds", "KID", "Fréchet distance")
+
+
+def run(config: TuneConfig, console: Console) -> None:
+    """Tune, and print what was tried and what is recommended."""
+    if config.report is not None:
+        _with_report(config, console)
+        return
+    from diffuse_cli.sweeps.tuning import tune
+
+    found = console.follow(tune(config))
+    if rank() == 0:
+        values = {"subject": config.subject, "data": config.data, **to_json(found)}
+        console.show(values, lines(found))
+
+
+def _with_report(config: TuneConfig, console: Console) -> None:
+    """Evaluate what was recommended, too, and write the page of both."""
+    from diffuse_cli.commands import eval as evaluation
+    from diffuse_cli.sweeps.tuning import tune_and_evaluate
+
+    both = console.follow(tune_and_evaluate(config))
+    if both is None:
+        return
+    from diffuse_cli.report.page import page
+
+    tuned, chosen, found = both
+    values = {**evaluation.to_json(chosen, found), "sweep": to_json(tuned)}
+    assert found.report is not None
+    files.write_text(found.report, page(chosen, found, plain(values), tuned, config))
+    console.show(values, [*lines(tuned), "", *evaluation.lines(found)])
+
+
+def to_json(found: Tuned) -> dict[str, object]:
+    """What was found, as plain values."""
+    values = dataclasses.asdict(found)
+    return {**values, **{n: str(values[n]) if values[n] else None for n in ("out", "plot")}}
+
+
+def lines(found: Tuned) -> list[str]:
+    """A row for each setting, the recommended one, and the files that were written."""
+    guided = found.recommended.guidance is not None
+    shown = [i for i, head in enumerate(HEADS) if guided or head != "guidance"]
+    rows = [HEADS, *(_cells(row) for row in found.rows)]
+    part = {"held-out": "held-out images", "all": "all images of DATA"}[found.part]
+    return [
+        *columns([[row[i] for i in shown] for row in rows]),
+        f"n = {found.n:,} generated against {found.real:,} real ({part}) for each; features of "
+        f"{found.features['name']}; seconds per image on {found.device}",
+        f"recommended: {found.recommended}",
+        *(files.show(path) for path in (found.plot, found.out) if path),
+    ]
+
+
+def _cells(row: Tried) -> tuple[str, ...]:
+    setting = row.setting
+    return (
+        setting.sampler,
+        f"{setting.steps}",
+        "" if setting.guidance is None else f"{setting.guidance:g}",
+        f"{row.evaluations}",
+        f"{row.seconds:.3g}",
+        number(row.values, "kid"),
+        number(row.values, "frechet_distance"),
+    )

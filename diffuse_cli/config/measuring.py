@@ -1,0 +1,200 @@
+"""How a model, or a folder of images, is measured against real images: `eval`, `tune`, `ema`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from diffuse_cli.config.drawing import (
+    ComputeConfig,
+    DrawConfig,
+    SamplerConfig,
+    TrajectoryConfig,
+    WeightsConfig,
+)
+from diffuse_cli.errors import UsageError
+from diffuse_cli.options import OVERWRITE, Config, first_given, option
+from diffuse_cli.parsing import (
+    parse_color,
+    parse_file,
+    parse_ints,
+    parse_listed,
+    parse_scales,
+    parse_timesteps,
+)
+
+data_option = partial(option, group="Data")
+output_option = partial(option, group="Output")
+measuring_option = partial(option, group="Measuring")
+
+
+TUNED_STEPS, TUNED_GUIDANCE = (5, 10, 20, 50), (1.0, 1.5, 2.0, 3.0, 4.0)
+"""What `tune` tries where nothing is given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureConfig(Config):
+    """The network whose features images are compared in."""
+
+    features: str = option("efficientnet-lite0", "Feature network.", table="features")
+    feature_weights: str | None = measuring_option(
+        None,
+        "Weights of the feature network.",
+        parse=parse_file,
+        metavar="FILE",
+        shown="found in the folder DIFFUSE_WEIGHTS, else downloaded",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureConfig(FeatureConfig, ComputeConfig):
+    """What is measured, and the real images that it is measured against."""
+
+    subject: str = option(help="Model file.", argument=True, place=True, metavar="MODEL")
+    data: str = option(
+        help="Folder or zip of real images.", argument=True, place=True, metavar="DATA"
+    )
+    n: int = option(
+        1000, "Images on each side, generated and real.", flag="-n", low=2, high=10_000_000
+    )
+    background: str | None = data_option(
+        None,
+        "Colour behind transparent images.",
+        parse=parse_color,
+        metavar="COLOR",
+        shown="the model's",
+    )
+    strict: bool = data_option(
+        False, "Stop at the first bad file instead of skipping it.", control=True
+    )
+    workers: int | None = data_option(
+        None, "Threads that read images.", low=1, high=256, shown="all cores"
+    )
+    overwrite: bool = option(False, OVERWRITE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundConfig(Config):
+    """How the likelihood bound is estimated."""
+
+    timesteps: int | str = option(
+        50,
+        "Timesteps sampled per image for the likelihood bound, or 'all'.",
+        parse=parse_timesteps,
+        metavar="N|all",
+    )
+    respaced: int | None = measuring_option(
+        None,
+        "Take the bound over N of the model's timesteps.",
+        low=2,
+        high=100_000,
+        shown="all of them",
+    )
+    plot: str | None = output_option(
+        None, "Plot the bound by timestep.", metavar="FILE.png", shown=""
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(MeasureConfig, BoundConfig, DrawConfig, WeightsConfig):
+    """A model, or a folder of images, measured against real images."""
+
+    subject: str = option(
+        help="Model file, or folder of generated images.",
+        argument=True,
+        place=True,
+        metavar="MODEL_OR_FOLDER",
+    )
+    report: str | None = option(
+        None,
+        "Write a page with samples, every number and plot, and how to repeat them.",
+        metavar="FILE.html",
+        shown="",
+    )
+    train_n: int = measuring_option(
+        5000,
+        "Training images to compare features with when looking for copies; pixels are compared "
+        "with all of them. 0 skips the search.",
+        low=0,
+        high=10_000_000,
+    )
+    pairs: str | None = output_option(
+        None,
+        "Show the generated images nearest to training images, side by side.",
+        metavar="FILE.png",
+        shown="",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig(MeasureConfig, TrajectoryConfig, WeightsConfig):
+    """Samplers, steps and guidance scales of a model, compared."""
+
+    samplers: tuple[str, ...] | None = option(
+        None,
+        "Samplers to try.",
+        table="samplers",
+        parse=parse_listed,
+        metavar="NAME,...",
+        shown="all",
+    )
+    steps: tuple[int, ...] = option(
+        TUNED_STEPS, "Numbers of steps to try with each sampler.", parse=parse_ints, metavar="N,..."
+    )
+    guidance: tuple[float, ...] | None = option(
+        None,
+        "Guidance scales to try, for a model with classes: samplers are compared at the first, "
+        "the others are tried with the best of them.",
+        parse=parse_scales,
+        metavar="SCALE,...",
+        shown=f"the model's, then {','.join(f'{scale:g}' for scale in TUNED_GUIDANCE)}",
+    )
+    out: str | None = option(
+        None,
+        "Write the model with the recommended setting, which sample and eval then use.",
+        flag="-o",
+        metavar="FILE",
+        shown="",
+    )
+    plot: str | None = option(
+        None, "Plot KID against seconds per image.", metavar="FILE.png", shown=""
+    )
+    report: str | None = option(
+        None,
+        "Evaluate the recommended setting, and write a page with that and with all that was tried.",
+        metavar="FILE.html",
+        shown="",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        flag = first_given(self, TrajectoryConfig, WeightsConfig)
+        if self.out is not None and flag:
+            raise UsageError(
+                f"-o: a model file cannot recommend {flag}, which the setting was measured with",
+                f"Leave out -o or {flag}",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmaConfig(MeasureConfig, DrawConfig):
+    """Averages of many lengths of one training run, compared."""
+
+    metric: str = option(
+        "kid",
+        "What decides: the KID of generated images, or the loss of held-out ones (nothing is "
+        "drawn).",
+        table="ema_metrics",
+    )
+    out: str | None = option(
+        None, "Write a model file with the best average.", flag="-o", metavar="FILE", shown=""
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        flag = first_given(self, SamplerConfig, FeatureConfig)
+        if self.metric == "held-out" and flag:
+            raise UsageError(
+                f"{flag} says how images are drawn and compared, and --metric held-out draws none",
+                f"Leave out {flag}",
+            )

@@ -1,0 +1,1 @@
+"""Many ways to draw from one model, measured: which sampler and steps, which EMA length."""

@@ -1,0 +1,142 @@
+"""`--help` in groups, and what is said of an option or a command that is not there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+
+import pytest
+
+from diffuse_cli.commands import COMMANDS, _help
+from diffuse_cli.commands._mistakes import DEVICE, SYNONYMS
+from diffuse_cli.options import GROUPS, options
+
+SCREEN = 30
+"""Lines of a small terminal."""
+
+
+@pytest.fixture(params=["plain", "terminal"])
+def help_of(request, diffuse, monkeypatch):
+    """The help of a command at 80 columns, without a terminal and on one."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(_help, "_on_terminal", lambda: request.param == "terminal")
+
+    def run(*command):
+        ran = diffuse(*command, "--help")
+        assert (ran.code, ran.err) == (0, "")
+        assert ("╭" in ran.out) == (request.param == "terminal")
+        return ran.out
+
+    return run
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_no_line_is_too_long_and_no_name_is_broken(help_of, command):
+    text = help_of(*filter(None, [command]))
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert "…" not in text
+    for line in text.splitlines():
+        assert not line.rstrip(" │").endswith(("-", "[default:")), line
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_in_its_group_and_groups_have_an_order(help_of, command):
+    lines = help_of(command).splitlines()
+    titles = [m[1] for line in lines if (m := re.match(r"(?:╭─ )?(\w+)(?::$| ─)", line))]
+    assert titles == [name for name in ("Arguments", *GROUPS) if name in titles]
+    for f, spec in options(COMMANDS[command].CONFIG):
+        shown = spec.metavar if spec.argument else f.name.replace("_", "-")
+        title = "Arguments" if spec.argument else spec.group
+        start = next(i for i, line in enumerate(lines) if re.match(rf"(╭─ )?{title}\b", line))
+        later = [i for i in range(start + 1, len(lines)) if re.match(r"╭|\w+:$", lines[i])]
+        part = "\n".join(lines[start : min(later, default=len(lines))])
+        assert re.search(rf"[ -]{re.escape(spec.flag[2:] or shown)}\b", part), f.name
+
+
+def test_the_first_screen_of_train_is_what_everyone_needs(help_of):
+    lines = help_of("train").splitlines()
+    end = next(i for i, line in enumerate(lines) if re.match(r"(╭─ )?Data\b", line))
+    assert end <= SCREEN
+    first = [line for line in lines[:end] if re.match(r"(│ )? {0,2}-", line)]
+    assert 8 <= len(first) <= 12
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+@pytest.mark.parametrize(("changes", "boxes", "colours"), [
+    ({}, True, True), ({"NO_COLOR": "1"}, True, False), ({"TERM": "dumb"}, False, False),
+])  # fmt: skip
+def test_a_terminal_has_boxes_and_the_colours_it_wants(spawn, changes, boxes, colours):
+    import pty
+
+    ours, theirs = pty.openpty()
+    child = spawn("info", "--help", stdout=theirs, env={"TERM": "xterm-256color", **changes})
+    assert child.wait(timeout=120) == 0
+    os.close(theirs)
+    text = b""
+    with contextlib.suppress(OSError):  # as the end of a pseudo-terminal is said on Linux
+        while part := os.read(ours, 4096):
+            text += part
+    os.close(ours)
+    assert ("╭".encode() in text) == boxes
+    assert (b"\x1b[36m" in text) == colours
+
+
+# -- what was meant -------------------------------------------------------------------------------
+
+
+def flags_of(command):
+    for f, spec in options(COMMANDS[command].CONFIG):
+        yield from (
+            spec.flag,
+            "-" + f.name if len(f.name) == 1 else "--" + f.name.replace("_", "-"),
+        )
+
+
+@pytest.mark.parametrize("typed", list(SYNONYMS))
+def test_a_synonym_is_no_option_and_what_it_stands_for_is_one(diffuse, typed):
+    meant = SYNONYMS[typed]
+    if not typed.startswith("-"):
+        ran = diffuse(typed, "x")
+        assert typed not in COMMANDS
+        assert meant.split()[0] in COMMANDS
+    elif meant == DEVICE:
+        ran, meant = diffuse("train", "x", typed), "CUDA_VISIBLE_DEVICES"
+    elif meant.startswith("diffuse"):
+        ran = diffuse("eval", "x", "y", typed)
+        _, command, _, _, *flag = meant.split()
+        assert set(flag) <= set(flags_of(command))
+    else:
+        command = next(name for name in COMMANDS if meant.split()[0] in flags_of(name))
+        ran = diffuse(command, "x", typed)
+    assert ran.code == 2
+    assert meant in ran.line
+    assert not any(typed in flags_of(name) for name in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (("train", "x", "--stepz", 3), "there is no option --stepz. Did you mean '--steps'?"),
+        (("sample", "x", "--schedule", "linear"), "It is an option of train, noise-demo, convert"),
+        (("info", "x", "--learning-rate", 1), "there is no option --learning-rate. See diffuse"),
+        (("train", "x", "--foobarbaz"), "See diffuse train --help"),
+        (("evall", "x"), "there is no command 'evall'. Did you mean 'eval'?"),
+        (("train", "x", "--steps", "many"), "--steps must be a whole number, not 'many'"),
+        (("train", "x", "--steps", "1.5"), "--steps must be a whole number, not '1.5'"),
+        (("train", "x", "--lr", "fast"), "--lr must be a number, not 'fast'"),
+        (("sample", "x", "-n", 0), "diffuse: -n must be at least 1, not 0"),
+        (("train", "x", "--ema-decay", 1), "--ema-decay must be below 1, not 1"),
+        (("sample", "x", "--guidance-interval", 1), "'1': two rising numbers, such as 0.3,3"),
+        (("eval", "x", "y", "--timesteps", "few"), "'few': a number of timesteps from 2 on, or"),
+        (("tune", "x", "y", "--steps", "5,x"), "'5,x': a list of positive whole numbers"),
+        (("tune", "x", "y", "--guidance", "1,x"), "'1,x': numbers from 0 to 100"),
+        (("train", "x", "--background", "reddish"), "'reddish': a colour is a name such as"),
+    ],
+    ids=str,
+)
+def test_a_mistake_is_answered_in_words(diffuse, line, said):
+    ran = diffuse(*line)
+    assert ran.code == 2
+    assert said in ran.line
