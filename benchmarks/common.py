@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from diffuse_cli.conditioning import Condition
+from diffuse_cli.core import Space
 from diffuse_cli.core.samplers import knobs
 from diffuse_cli.data import Images, read_images
 from diffuse_cli.events import finish
@@ -88,7 +89,7 @@ def sample(
     began = time.monotonic()
     drawings = draw(
         loaded.denoiser,
-        shape=loaded.shape,
+        space=loaded.space,
         indices=range(n),
         seed=seed,
         times=loaded.denoiser.process.times(steps, spacing),
@@ -97,8 +98,14 @@ def sample(
         options=knobs(sampler, **options),
         condition=condition,
     )
-    finish(collect(drawings, n, pixels))
+    finish(collect(drawings, loaded.space, n, pixels))
     return np.stack([pixels[i] for i in range(n)]), time.monotonic() - began
+
+
+def to_uint8(x: torch.Tensor) -> Pixels:
+    """Images in [-1, 1] as 8-bit levels."""
+    levels: Pixels = Space(channels=x.shape[1], size=x.shape[2:]).to_stored(x).cpu().numpy()
+    return levels
 
 
 def distance(real: np.ndarray[Any, Any], fake: np.ndarray[Any, Any]) -> dict[str, float]:

@@ -34,9 +34,9 @@ def scaled(pixels: Any) -> torch.Tensor:
 def train_classifier(images: Images, epochs: int) -> nn.Module:
     """A classifier of the images that are not held out."""
     torch.manual_seed(0)
-    height, width = images.size
+    height, width = images.space.size
     net = nn.Sequential(
-        nn.Conv2d(images.channels, 32, 3, padding=1),
+        nn.Conv2d(images.space.channels, 32, 3, padding=1),
         nn.ReLU(),
         nn.MaxPool2d(2),
         nn.Conv2d(32, 64, 3, padding=1),

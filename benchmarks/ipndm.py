@@ -25,7 +25,6 @@ import torch
 from orders import MEAN, SPREAD, WEIGHT, expected
 from torch import Tensor
 
-from diffuse_cli import pictures
 from diffuse_cli.core import SAMPLERS, SCHEDULES, Denoiser, Prediction, Process, solvers
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.runtime import machine, resolve_precision
@@ -125,7 +124,7 @@ def trained(data: str, model: Path, n: int, spacing: str, steps: list[int]) -> l
             row: dict[str, Any] = {"model": model.stem, "spacing": spacing, "steps": count}
             for end in found[0]:
                 x = torch.cat([batch[end] for batch in found])
-                row[end] = common.distance(real, common.features(pictures.to_uint8(x), accelerator))
+                row[end] = common.distance(real, common.features(common.to_uint8(x), accelerator))
                 row[end]["outside"] = round(float((x.abs() > 1.001).float().mean()), 4)
             rows.append(row)
             print(json.dumps(row), file=sys.stderr, flush=True)

@@ -38,12 +38,11 @@ from torch.utils.data import DataLoader
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from diffuse_cli.config import UNetConfig
+from diffuse_cli.core import Conditions
 from diffuse_cli.data import Images, open_index, read_images, save_index
 from diffuse_cli.data.pool import MANY_FILES, SMALL_FILE
 from diffuse_cli.events import finish
 from diffuse_cli.media._pixels import fitted as fit
-from diffuse_cli.options import from_dict
 from diffuse_cli.runtime import machine, resolve_precision
 from diffuse_cli.training.configuring import complete, configure
 from diffuse_cli.training.preparing import Plan
@@ -201,9 +200,8 @@ def took(act: Act) -> float:
 def plan_for(images: Images) -> Plan:
     """A training of `tiny` on all images."""
     typed = {"data": images.summary.source, "preset": "tiny", "batch_size": BATCH}
-    config = complete(configure(typed), images.size, images.channels)
-    unet = from_dict(UNetConfig, config.unet, "[unet]")
-    return Plan(config, unet, images, np.arange(len(images)), np.arange(0), None)
+    config, blueprint = complete(configure(typed), images.space, Conditions())
+    return Plan(config, blueprint, images, np.arange(len(images)), np.arange(0), None)
 
 
 def measure_waiting(images: Images, steps: int, accelerator: Accelerator) -> dict[str, Any]:
@@ -215,7 +213,7 @@ def measure_waiting(images: Images, steps: int, accelerator: Accelerator) -> dic
         mapped = Trainer(plan_for(open_index(Path(folder))), accelerator)
         memory, file = (fetching(each, len(images)) for each in (trainer, mapped))
     return {
-        "size": images.size,
+        "size": images.space.size,
         "step_seconds": significant(median(taken)),
         "fetch_seconds": significant(memory),
         "mapped_fetch_seconds": significant(file),

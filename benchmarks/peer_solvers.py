@@ -16,9 +16,9 @@ import common
 import numpy as np
 import peers
 import torch
+from common import to_uint8
 from steps import say
 
-from diffuse_cli.pictures import to_uint8
 from diffuse_cli.runtime import machine, permutation, resolve_precision
 
 BATCH = 50

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from common import to_uint8
 from torch import Tensor, nn
 
-from diffuse_cli.pictures import to_uint8
 from diffuse_cli.runtime import device_type
 
 EVALUATIONS = 25

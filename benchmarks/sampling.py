@@ -45,8 +45,6 @@ from steps import (
 )
 
 from diffuse_cli import modelfile
-from diffuse_cli.config import DiffusionConfig
-from diffuse_cli.core.unet import UNet
 from diffuse_cli.runtime import device_type, machine, resolve_precision
 from diffuse_cli.sampling import load_denoiser
 
@@ -75,7 +73,7 @@ BATCHES = (64, 1)
 def quality(options: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]:
     """KID and seconds of the reference, and of each sampler with few evaluations."""
     loaded = load_denoiser(options.model, "ema", accelerator)
-    images = common.read(options.data, size=loaded.model.unet.size)
+    images = common.read(options.data, size=loaded.space.size)
     real = common.features(common.held_out(images, options.real), accelerator)
     draw = partial(common.sample, loaded, accelerator=accelerator, spacing=options.spacing)
 
@@ -131,9 +129,8 @@ def inputs(batch: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor
 
 def write(preset: str, path: Path) -> None:
     """A model file of a preset with random weights."""
-    unet = plan(SIZE, preset=preset).unet
-    weights = UNet(unet).state_dict()
-    modelfile.save(path, modelfile.Model(unet=unet, diffusion=DiffusionConfig(), ema=weights))
+    blueprint = plan(SIZE, preset=preset).blueprint
+    modelfile.save(path, modelfile.Model(blueprint=blueprint, ema=blueprint.build().state_dict()))
 
 
 def ours(path: Path, batch: int, accelerator: Accelerator) -> Act:

@@ -28,9 +28,6 @@ import common
 from steps import plan, say, show, significant
 
 from diffuse_cli import modelfile
-from diffuse_cli.config import DiffusionConfig
-from diffuse_cli.core.unet import UNet
-from diffuse_cli.options import from_dict, options
 
 IMPORT = re.compile(r"import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)$", re.MULTILINE)
 SHOWN = 10
@@ -42,13 +39,8 @@ EXIT = {"a usage error": 2}
 def make_model(path: Path) -> Path:
     """An untrained model of the preset `tiny`."""
     made = plan(28, images=2, preset="tiny")
-    diffusion = {f.name: getattr(made.config, f.name) for f, _ in options(DiffusionConfig)}
-    model = modelfile.Model(
-        unet=made.unet,
-        diffusion=from_dict(DiffusionConfig, diffusion),
-        ema=UNet(made.unet).state_dict(),
-    )
-    modelfile.save(path, model)
+    weights = made.blueprint.build().state_dict()
+    modelfile.save(path, modelfile.Model(blueprint=made.blueprint, ema=weights))
     return path
 
 

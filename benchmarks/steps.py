@@ -29,10 +29,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffuse_cli.config import UNetConfig
+from diffuse_cli.core import Conditions
 from diffuse_cli.data import Images
 from diffuse_cli.data.summary import Summary
-from diffuse_cli.options import from_dict
 from diffuse_cli.training.configuring import complete, configure
 from diffuse_cli.training.preparing import Plan
 from diffuse_cli.training.trainer import Trainer
@@ -90,9 +89,8 @@ def plan(size: int, images: int = 256, **options: Any) -> Plan:
         digests=np.zeros((images, 16), np.uint8),
         summary=Summary("random pixels", images, images, 3),
     )
-    config = complete(configure({"data": "", **options}), found.size, found.channels)
-    unet = from_dict(UNetConfig, config.unet, "[unet]")
-    return Plan(config, unet, found, np.arange(images), np.arange(0), None)
+    config, blueprint = complete(configure({"data": "", **options}), found.space, Conditions())
+    return Plan(config, blueprint, found, np.arange(images), np.arange(0), None)
 
 
 def ours(plan: Plan, accelerator: Accelerator) -> tuple[Act, Trainer]:
