@@ -54,7 +54,7 @@ diffuse noise-demo out/00000.png -o demo.png --quiet
 test -s demo.png
 
 # The core as a library, with no files of the command line.
-OMP_NUM_THREADS=1 timeout 30 python3 "$examples/library.py"
+OMP_NUM_THREADS=1 timeout 120 python3 "$examples/library.py"
 test -s library.png
 
 # Bad input is one line and an exit code.
