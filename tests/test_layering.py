@@ -18,8 +18,8 @@ PACKAGE = Path(diffuse_cli.__file__).parent
 ROOMS = (
     "errors", "events", "tables", "files", "outputs", "locks", "parsing", "options", "config",
     "presets", "core", "data", "tensorfile", "foreign", "modelfile", "runtime", "pictures",
-    "conditioning", "resolving", "sampling", "features", "metrics", "evaluation", "training", "demo",
-    "inspection", "report", "interop", "console", "signals", "commands", "app", "__main__",
+    "conditioning", "resolving", "sampling", "features", "metrics", "evaluation", "training",
+    "demo", "inspection", "report", "interop", "console", "signals", "commands", "app", "__main__",
 )  # fmt: skip
 """From the top of the house to the bottom; a room imports from itself and from those before it."""
 
