@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,20 +17,26 @@ import diffuse_cli
 PACKAGE = Path(diffuse_cli.__file__).parent
 
 ROOMS = (
-    "errors", "events", "tables", "files", "outputs", "locks", "parsing", "options", "config",
-    "presets", "core", "data", "tensorfile", "foreign", "modelfile", "runtime", "pictures",
-    "conditioning", "resolving", "sampling", "features", "metrics", "evaluation", "training",
-    "demo", "inspection", "report", "interop", "console", "signals", "commands", "app", "__main__",
+    "core", "pictures", "errors", "events", "files", "outputs", "unusable", "media", "locks",
+    "foreign", "parsing", "options", "config", "presets", "diffusion", "data", "tensorfile",
+    "modelfile", "runtime", "conditioning", "resolving", "sampling", "features", "metrics",
+    "evaluation", "training", "sweeps", "demo", "inspection", "report", "interop", "console",
+    "signals", "commands", "app", "__main__",
 )  # fmt: skip
 """From the top of the house to the bottom; a room imports from itself and from those before it."""
 
 CORE = (
-    "schedules", "spacings", "timesteps", "targets", "variances", "gaussian", "process", "norms",
-    "dropout", "blocks", "unet", "denoiser", "losses", "solvers", "samplers", "guidance",
-    "likelihood",
+    "errors", "registry", "settings", "space", "conditions", "schedules", "spacings", "timesteps",
+    "targets", "variances", "gaussian", "process", "kernels.attention", "kernels.dropout",
+    "kernels.layout", "kernels.norms", "kernels.precision", "networks.__init__",
+    "networks._time", "networks._blocks", "networks._unet", "networks.unet", "denoiser", "losses",
+    "solvers", "samplers", "guidance", "likelihood",
 )  # fmt: skip
 """The same inside core, for what is imported when a module runs; names for types may come from
 anywhere there."""
+
+ALLOWED = {"torch", "numpy", "diffuse_cli"} | set(sys.stdlib_module_names)
+"""What core may import beside itself."""
 
 
 def imported(tree: ast.AST, module: str) -> Iterator[str]:
@@ -68,6 +75,11 @@ def modules() -> list[tuple[str, Path]]:
     return found
 
 
+def core() -> list[tuple[str, Path]]:
+    """The modules of core, such as `core.kernels.norms`."""
+    return [(name, path) for name, path in modules() if name.startswith("core.")]
+
+
 def rooms_of(names: Iterator[str]) -> set[str]:
     """The rooms among imported names: `diffuse_cli.core.process` is core."""
     return {
@@ -82,8 +94,8 @@ def test_every_room_has_its_place():
         p.name for p in PACKAGE.iterdir() if (p / "__init__.py").exists()
     }
     assert there - {"__init__"} <= set(ROOMS)
-    inside = {p.stem for p in (PACKAGE / "core").glob("*.py")} - {"__init__"}
-    assert inside <= set(CORE)
+    inside = {name.removeprefix("core.") for name, _ in core()}
+    assert inside - {"__init__", "kernels.__init__"} == set(CORE)
     assert len(modules()) > 40
 
 
@@ -98,13 +110,50 @@ def test_a_room_imports_from_rooms_above_it(name: str, path: Path):
 
 @pytest.mark.parametrize("name", CORE)
 def test_a_part_of_core_imports_from_parts_above_it(name: str):
-    tree = at_run_time(ast.parse((PACKAGE / "core" / f"{name}.py").read_text(encoding="utf-8")))
-    parts = {
-        full.split(".")[2]
-        for full in imported(tree, f"diffuse_cli.core.{name}")
-        if full.startswith("diffuse_cli.core.")
-    }
-    assert parts <= set(CORE[: CORE.index(name)]), f"core.{name} imports {sorted(parts)}"
+    path = PACKAGE.joinpath("core", *name.split(".")).with_suffix(".py")
+    tree = at_run_time(ast.parse(path.read_text(encoding="utf-8")))
+    found = set(imported(tree, f"diffuse_cli.core.{name}"))
+    parts = {p for p in CORE if f"diffuse_cli.core.{p.removesuffix('.__init__')}" in found}
+    above = set(CORE[: CORE.index(name)])
+    if name == "networks.unet":
+        assert "networks._unet" in parts  # inside `build`, so that settings load without torch
+    assert parts <= above, f"core.{name} imports {sorted(parts - above)}"
+
+
+@pytest.mark.parametrize(("name", "path"), core(), ids=lambda v: v if isinstance(v, str) else "")
+def test_the_core_imports_torch_numpy_the_standard_library_and_itself_alone(name: str, path: Path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = set(imported(tree, f"diffuse_cli.{name}"))
+    assert {full.split(".")[0] for full in found} <= ALLOWED
+    ours = {full for full in found if full.split(".")[0] == "diffuse_cli"} - {"diffuse_cli"}
+    assert all(full.split(".")[1] == "core" for full in ours), sorted(ours)
+
+
+def test_the_core_works_without_the_rest_of_the_package(tmp_path: Path):
+    alone = tmp_path / "diffuse_cli"
+    shutil.copytree(PACKAGE / "core", alone / "core")
+    (alone / "__init__.py").touch()
+    code = """
+import importlib.util
+import torch
+from diffuse_cli import core
+assert importlib.util.find_spec("diffuse_cli.errors") is None
+for name in core.__all__:
+    assert getattr(core, name) is not None
+for table in (core.SCHEDULES, core.SPACINGS, core.TIMESTEP_DRAWS, core.TARGETS, core.VARIANCES,
+              core.LOSSES, core.WEIGHTINGS, core.SAMPLERS, core.NETWORKS):
+    assert all(table[name] is not None for name in table)
+unet, space = core.NETWORKS["unet"], core.Space(channels=1, size=(8,))
+net = unet.build(unet.Config(width=8, groups=4), space, core.Conditions())
+process = core.Process(core.SCHEDULES["cosine"](10))
+denoiser = core.Denoiser(net, process, "v")
+x, noise = torch.zeros(2, 1, 8), torch.randn(2, 1, 8)
+core.LOSSES["simple"](denoiser, x, torch.tensor([0, 9]), noise).mean().backward()
+*_, state = core.SAMPLERS["ddim"](denoiser, process, noise, process.times(3), noise=lambda k: noise)
+assert state.x.shape == x.shape
+"""
+    done = python("-c", code, path=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_machine_knows_nothing_of_the_house():
@@ -114,9 +163,9 @@ def test_the_machine_knows_nothing_of_the_house():
 
 def test_the_core_knows_no_files_no_printing_and_no_accelerate():
     banned = {"accelerate", "rich", "typer", "pathlib", "diffuse_cli.files", "safetensors", "os"}
-    for path in (PACKAGE / "core").glob("*.py"):
+    for name, path in core():
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        names = set(imported(tree, f"diffuse_cli.core.{path.stem}"))
+        names = set(imported(tree, f"diffuse_cli.{name}"))
         assert not names & banned, path.name
         calls = {n.func.id for n in ast.walk(tree)
                  if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}  # fmt: skip
@@ -145,11 +194,12 @@ from .core.process import Process
 HEAVY = ("torch", "torchvision", "accelerate", "matplotlib", "safetensors", "diffusers")
 
 
-def python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "COLUMNS": "100"}
+def python(*arguments: str, path: Path = PACKAGE.parent) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(path), "COLUMNS": "100"}
     return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, env=environment, check=False
-    )
+        [sys.executable, *arguments],
+        capture_output=True, text=True, env=environment, check=False, cwd=path,
+    )  # fmt: skip
 
 
 def loads_nothing_heavy(code: str) -> None:
@@ -166,11 +216,11 @@ def test_importing_the_app_loads_nothing_heavy():
 def test_tables_are_listed_without_torch():
     loads_nothing_heavy(
         "from diffuse_cli.core import SCHEDULES, TARGETS, VARIANCES, LOSSES, WEIGHTINGS, "
-        "SAMPLERS, SPACINGS, Gaussian; from diffuse_cli.presets import PRESETS; "
+        "SAMPLERS, SPACINGS, NETWORKS, Gaussian; from diffuse_cli.presets import PRESETS; "
         "from diffuse_cli.features import FEATURES; from diffuse_cli.metrics import METRICS; "
         "from diffuse_cli.commands import COMMANDS; from diffuse_cli.interop import FORMATS; "
         "assert all(map(list, (SCHEDULES, TARGETS, VARIANCES, LOSSES, WEIGHTINGS, SAMPLERS, "
-        "SPACINGS, PRESETS, FEATURES, METRICS, COMMANDS, FORMATS)))"
+        "SPACINGS, NETWORKS, PRESETS, FEATURES, METRICS, COMMANDS, FORMATS)))"
     )
 
 
@@ -187,17 +237,19 @@ ANSWERS: dict[str, tuple[list[str], int, str]] = {
     "sample help": (["sample", "--help"], 0, "--sampler"),
     "demo help": (["noise-demo", "--help"], 0, "--gif"),
     "eval help": (["eval", "--help"], 0, "--timesteps"),
+    "tune help": (["tune", "--help"], 0, "--samplers"),
+    "ema help": (["ema", "--help"], 0, "--metric"),
     "info help": (["info", "--help"], 0, "contact sheet"),
     "convert help": (["convert", "--help"], 0, "--attention-order"),
     "unknown command": (["trian"], 2, "trian"),
     "unknown option": (["train", "x", "--stepz", "3"], 2, "--stepz"),
     "unknown schedule": (["train", "x", "--schedule", "cosin"], 2, "Did you mean 'cosine'"),
     "unknown sampler": (["sample", "x", "--sampler", "dddim"], 2, "Did you mean 'ddim'"),
-    "unknown sampler of a sweep": (
-        ["eval", "x", "y", "--sweep", "--sweep-samplers", "ddim,unipk"],
-        2,
-        "Did you mean 'unipc'",
-    ),
+    "unknown sampler to try": (["tune", "x", "y", "--samplers", "a,unipk"], 2, "Choose from"),
+    "unknown metric": (["ema", "x", "y", "--metric", "kidd"], 2, "Did you mean 'kid'"),
+    "a synonym": (["train", "x", "--learning-rate", "1"], 2, "Did you mean '--lr'"),
+    "an old name": (["eval", "x", "y", "--sweep"], 2, "Did you mean 'diffuse tune MODEL DATA'"),
+    "drawing for a loss": (["ema", "x", "y", "--metric", "held-out", "--eta", "1"], 2, "--eta"),
     "unknown preset": (["train", "x", "--preset", "tinny"], 2, "Did you mean 'tiny'"),
     "unknown precision": (["train", "x", "--precision", "bf61"], 2, "Did you mean 'bf16'"),
     "unknown format": (["convert", "x", "--format", "openia"], 2, "Did you mean 'openai'"),
