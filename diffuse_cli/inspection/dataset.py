@@ -110,11 +110,11 @@ def inspect_data(config: InfoConfig) -> Work[DataReport]:
 
 def _sheet_path(config: InfoConfig) -> Path | None:
     """The path of the contact sheet, which must not become one of the images."""
-    out = outputs.asked(config, "out", ".png")
-    if out is not None and Path(config.path).resolve() in out.resolve().parents:
-        where = f"-o {files.show(out)} is in {files.show(config.path)}"
+    target, data = Path(config.out or "").resolve(), Path(config.path).resolve()
+    if config.out is not None and data in (target, *target.parents):
+        where = f"-o {files.show(config.out)} is in {files.show(config.path)}"
         raise UsageError(f"{where}, where it would be one of the images", "Write it elsewhere")
-    return out
+    return outputs.asked(config, "out", ".png")
 
 
 def _report(config: InfoConfig, images: Images, out: Path | None) -> Work[DataReport]:
