@@ -1,6 +1,6 @@
 """Samplers: generators over a list of descending times.
 
-`SAMPLERS[name](denoise, process, x, times, *, noise, **knobs)` yields a `State` after each step,
+`SAMPLERS[name](denoise, process, x, times, *, noise, **options)` yields a `State` after each step,
 the last of which, to s = -1, gives the images. `noise(k)` is the draw of the k-th step, so that
 all randomness comes from outside; progress, animations and early stops are the caller's.
 """
@@ -148,18 +148,18 @@ def _accelerated(tried: list[tuple[Tensor, Tensor]]) -> Tensor:
     return mixed
 
 
-def knobs(sampler: str, **given: float | None) -> dict[str, float]:
-    """The options that were given to a sampler, as it takes them.
+def sampler_options(sampler: str, **given: float | None) -> dict[str, float]:
+    """The options that are given (not None), for a sampler that takes them.
 
     Raises:
-        InvalidArgument: no such sampler, or it has no option that was given.
+        InvalidArgument: no such sampler, or it does not take an option that is given.
     """
     parameters = inspect.signature(lookup(SAMPLERS, sampler, "sampler")).parameters
     takes = [name for name in given if name in parameters]
     chosen = {name: value for name, value in given.items() if value is not None}
     for name in chosen:
         if name not in takes:
-            listed = " and ".join(takes) or "no option of its own"
+            listed = " and ".join(takes) or "no options"
             raise InvalidArgument(
                 f": the sampler '{sampler}' has none", f"It takes {listed}", argument=name
             )
