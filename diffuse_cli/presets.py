@@ -203,7 +203,7 @@ def architecture(
         if given.get("width", config.width) != config.width:
             raise UsageError(
                 f"[{name}] width = {given['width']} differs from width = {config.width}",
-                "Leave out one of them",
+                "Leave one of them out",
             )
         given["width"] = config.width
     module, fields = lookup(NETWORKS, name, "--network"), {**preset.settings, **given}

@@ -21,6 +21,8 @@ def loaded(monkeypatch) -> list[str]:
             return max
 
     def points(group: str) -> list[EntryPoint]:
+        if group == "diffuse.commands":  # `--help` lists what their modules say
+            return []
         return [Point("added", "somewhere:entry", group), Point("own", "somewhere:other", group)]
 
     monkeypatch.setattr(registry, "entry_points", points)
@@ -65,4 +67,4 @@ def test_help_names_entries_without_an_import(command: str, loaded: list[str], c
 
     assert main([command, "--help"]) == 0
     assert "added" in capsys.readouterr().out
-    assert set(loaded) <= {"diffuse.commands"}
+    assert loaded == []
