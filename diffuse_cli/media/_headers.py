@@ -1,4 +1,4 @@
-"""What a file says it is, before anything is decoded: its header, and what is refused by it."""
+"""An image file's header, and the files that it rules out before anything is decoded."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from diffuse_cli.unusable import CORRUPT, NOT_AN_IMAGE, OTHER_FORMAT, Unusable
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 EXTENSIONS = frozenset((".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
 
-# First bytes of files that Pillow did not open: broken ones of our formats, and other formats.
+# Signatures (offset, bytes, reason) of files that Pillow does not open.
 _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x89PNG", CORRUPT),
     (0, b"\xff\xd8\xff", CORRUPT),
@@ -59,7 +59,7 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     *((0, b"P%d" % n, OTHER_FORMAT) for n in range(1, 8)),  # netpbm
 )
 
-# Imported here, as Pillow would otherwise import them from several threads at once.
+# Imported here: Pillow would import them from several threads at once.
 _PLUGINS = (
     BmpImagePlugin,
     GifImagePlugin,
@@ -73,23 +73,23 @@ _PLUGINS = (
 _TILE = (322, 323)
 
 _LONGEST = 2**20
-"""More rows, each with memory of its own, take far more than their pixels do."""
+"""The longest side: each row takes memory besides its pixels."""
 _LAYERS = 8
-"""Strips and tiles cover an image so many times at most: once for each of its channels."""
+"""How often strips and tiles may cover an image: once per channel."""
 _SCANS = 64
-"""A progressive JPEG goes at most so many times over as many pixels as an image may have."""
+"""The most scans of a progressive JPEG of the largest size; smaller ones may have more."""
 
 
 @cache
 def _silence_libtiff() -> None:
-    """Take away the function that writes its errors to stderr, where its library is found."""
+    """Remove libtiff's function that writes errors to stderr, if the library is found."""
     with contextlib.suppress(AttributeError, OSError, TypeError):
-        library = ctypes.CDLL(_imaging.__file__)  # with those it was linked with
+        library = ctypes.CDLL(_imaging.__file__)  # also finds the libraries that it is linked to
         library.TIFFSetErrorHandler(None)
 
 
 def silence_pillow() -> None:
-    """Keep what Pillow says of odd files off stderr; the summary tells of the unusable ones."""
+    """Keep Pillow's warnings off stderr; the summary reports unusable files."""
     _silence_libtiff()
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logger = logging.getLogger("PIL")
@@ -98,10 +98,10 @@ def silence_pillow() -> None:
 
 
 def open_header(data: bytes) -> Image.Image:
-    """The image in `data` with its header read and nothing decoded.
+    """The image in `data` with only its header read.
 
     Raises:
-        Unusable: no image of `FORMATS`, or a bomb.
+        Unusable: not an image of `FORMATS`, or a decompression bomb.
     """
     if not data:
         raise Unusable(reasons.EMPTY)
@@ -122,11 +122,7 @@ def open_header(data: bytes) -> Image.Image:
 
 
 def _refuse_bombs(image: ImageFile.ImageFile, data: bytes) -> None:
-    """Refuse more pixels than Pillow's limit, and much work that a few bytes ask for.
-
-    Raises:
-        Unusable: as said.
-    """
+    """Refuse images above Pillow's limit, and a few bytes that cause much work."""
     # Pillow only warns between once and twice its limit.
     most = Image.MAX_IMAGE_PIXELS or 2**63
     area = image.width * image.height
@@ -139,7 +135,7 @@ def _refuse_bombs(image: ImageFile.ImageFile, data: bytes) -> None:
 
 
 def pixels_at_once(image: Image.Image) -> int:
-    """How many pixels are decoded at once: a tile of a TIFF may be larger than its image."""
+    """The number of pixels decoded at once: a tile of a TIFF can be larger than its image."""
     area = image.width * image.height
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return area

@@ -53,13 +53,18 @@ class Parts:
     def residual(self, before: int, after: int, resize: Resize | None = None) -> nn.Module:
         """A residual block of the kind `Config.block`."""
         block = lookup(BLOCKS, self.config.block, "block")
-        return block(self, before, after, resize or nn.Identity())
+        return block(self, before, after, resize or unchanged)
 
     def resized(self, width: int, resize: Resize) -> nn.Module:
         """What halves or doubles a level's maps: a residual block or a convolution."""
         if self.config.resblock_updown:
             return self.residual(width, width, resize)
         return Downsample(self, width) if resize is halved else Upsample(self, width)
+
+
+def unchanged(x: Tensor) -> Tensor:
+    """(B, C, *size) as it is."""
+    return x
 
 
 def halved(x: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """The U-Net: the topology of ADM (Dhariwal & Nichol 2021), with the tensor names of diffusers.
 
-Samples go down through levels of residual blocks, each half the size of the one before, through the
-middle, and up again; each block on the way up also reads the output of its counterpart on the way
-down. The time enters every residual block; chosen resolutions have self-attention. Modules are named
-as in diffusers' `UNet2DModel`.
+Samples go down through levels of residual blocks, each half the size of the one before, through
+the middle, and up again; each block on the way up also reads the output of its counterpart on the
+way down. The time enters every residual block; chosen resolutions have self-attention. Modules are
+named as in diffusers' `UNet2DModel`.
 """
 
 from __future__ import annotations
