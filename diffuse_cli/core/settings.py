@@ -33,7 +33,7 @@ class Settings:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
-            kind = type_name(field)
+            kind = field.type.__name__ if isinstance(field.type, type) else str(field.type)
             if value is None and kind.endswith("| None"):
                 continue
             kind = kind.removesuffix(" | None")
@@ -44,38 +44,19 @@ class Settings:
                 object.__setattr__(self, field.name, value)
             low, high = field.metadata.get("range", (None, None))
             for each in value if isinstance(value, tuple) else (value,):
-                check_type(field.name, kind, each)
-                if isinstance(each, (int, float)) and not isinstance(each, bool):
-                    check_number(field.name, each, low, high)
+                _check(field.name, kind, each, low, high)
             if kind == "float":
                 floats = tuple(map(float, value)) if isinstance(value, tuple) else float(value)
                 object.__setattr__(self, field.name, floats)
 
 
-def type_name(field: dataclasses.Field[Any]) -> str:
-    """A field's annotation as text, whether or not annotations are strings."""
-    return field.type.__name__ if isinstance(field.type, type) else str(field.type)
-
-
-def check_type(name: str, kind: str, value: Any) -> None:
-    """Refuse a value of another type than an annotation names.
-
-    Raises:
-        InvalidArgument: with the argument `name`.
-    """
-    allowed = _KINDS.get(kind)
-    if allowed is None:
-        return
-    if not isinstance(value, allowed) or (isinstance(value, bool) and kind != "bool"):
+def _check(name: str, kind: str, value: Any, low: float | None, high: float | None) -> None:
+    """Refuse a value of another type, and a number that is not finite or not in [low, high]."""
+    allowed = _KINDS.get(kind, (object,))
+    if not isinstance(value, allowed) or (isinstance(value, bool) and kind in ("int", "float")):
         raise InvalidArgument(f"must be {kind}, not {value!r}", argument=name)
-
-
-def check_number(name: str, value: float, low: float | None, high: float | None) -> None:
-    """Refuse a number that is not finite or lies outside [low, high].
-
-    Raises:
-        InvalidArgument: with the argument `name`.
-    """
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return
     if isinstance(value, int) and value.bit_length() > 64:
         raise InvalidArgument("is too large", argument=name)
     if not math.isfinite(value):

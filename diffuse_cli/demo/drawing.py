@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from diffuse_cli import pictures
 from diffuse_cli.events import Progress, Work
@@ -194,17 +193,12 @@ def _log_snr(axes: Axes, scene: Scene, times: list[int]) -> list[Line2D]:
     return drawn
 
 
-def _complement(level: npt.ArrayLike) -> npt.ArrayLike:
-    """1 - alpha-bar."""
-    return 1 - np.asarray(level)
-
-
 def _variances(axes: Axes, scene: Scene, times: list[int]) -> None:
     """alpha-bar over time, with 1 - alpha-bar on the right scale."""
     title = r"variance of signal $\bar\alpha_t$ (left) and noise $1-\bar\alpha_t$ (right)"
     _plot(axes, scene, title, times, lambda a: a)
     axes.set_ylim(0, 1)
-    right = axes.secondary_yaxis("right", functions=(_complement, _complement))
+    right = axes.secondary_yaxis("right", functions=(lambda a: 1 - a, lambda a: 1 - a))
     right.tick_params(length=0, labelsize=8, labelcolor=FAINT, pad=6)
     right.spines["right"].set(color="#9a9a9a", linewidth=0.7)
 

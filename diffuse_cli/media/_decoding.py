@@ -15,7 +15,13 @@ from diffuse_cli import unusable as reasons
 from diffuse_cli.errors import DataError
 from diffuse_cli.files import show
 from diffuse_cli.media import LARGE, Large, freely, one_large
-from diffuse_cli.media._headers import FORMATS, open_header, pixels_at_once, silence_pillow
+from diffuse_cli.media._headers import (
+    FORMATS,
+    failing_as,
+    open_header,
+    pixels_at_once,
+    silence_pillow,
+)
 from diffuse_cli.unusable import LARGEST_FILE, Unusable
 
 _TURNS = {
@@ -62,25 +68,11 @@ def decode_with_mode(
     if large and shared:
         raise Large
     with one_large if large else freely:
-        try:
+        with failing_as(reasons.CORRUPT):
             image.load()
-        except MemoryError:
-            raise Unusable(reasons.MEMORY) from None
-        except Exception:
-            raise Unusable(reasons.CORRUPT) from None
-        try:
-            return _upright(_normalised(image, background)), mode
-        except Unusable:
-            raise
-        except MemoryError:
-            raise Unusable(reasons.MEMORY) from None
-        except Exception:
-            raise Unusable(reasons.PIXELS) from None
-
-
-def _upright(image_and_turn: tuple[Image.Image, int]) -> Image.Image:
-    image, turn = image_and_turn
-    return image.transpose(_TURNS[turn]) if turn in _TURNS else image
+        with failing_as(reasons.PIXELS):
+            opaque, turn = _normalised(image, background)
+            return opaque.transpose(_TURNS[turn]) if turn in _TURNS else opaque, mode
 
 
 def _normalised(image: Image.Image, background: tuple[int, ...] | int) -> tuple[Image.Image, int]:

@@ -8,6 +8,7 @@ import io
 import logging
 import operator
 import warnings
+from collections.abc import Iterator
 from functools import cache
 
 from PIL import (
@@ -105,33 +106,41 @@ def open_header(data: bytes) -> Image.Image:
     """
     if not data:
         raise Unusable(reasons.EMPTY)
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        _refuse_bombs(image, data)
-    except Unusable:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise Unusable(reasons.BOMB) from None
-    except UnidentifiedImageError:
-        raise Unusable(reason_of(data)) from None
-    except MemoryError:
-        raise Unusable(reasons.MEMORY) from None
-    except Exception:
-        raise Unusable(reasons.CORRUPT) from None
+    with failing_as(CORRUPT):
+        try:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            if _is_bomb(image, data):
+                raise Unusable(reasons.BOMB)
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            raise Unusable(reasons.BOMB) from None
+        except UnidentifiedImageError:
+            raise Unusable(reason_of(data)) from None
     return image
 
 
-def _refuse_bombs(image: ImageFile.ImageFile, data: bytes) -> None:
-    """Refuse images above Pillow's limit, and a few bytes that cause much work."""
-    # Pillow only warns between once and twice its limit.
-    most = Image.MAX_IMAGE_PIXELS or 2**63
+@contextlib.contextmanager
+def failing_as(reason: str) -> Iterator[None]:
+    """Turn errors inside the block into `Unusable`."""
+    try:
+        yield
+    except Unusable:
+        raise
+    except MemoryError:
+        raise Unusable(reasons.MEMORY) from None
+    except Exception:
+        raise Unusable(reason) from None
+
+
+def _is_bomb(image: ImageFile.ImageFile, data: bytes) -> bool:
+    """Whether an image is above Pillow's limit, or a few bytes of it cause much work."""
+    most = Image.MAX_IMAGE_PIXELS or 2**63  # Pillow only warns up to twice its limit
     area = image.width * image.height
-    if pixels_at_once(image) > most or max(image.size) > _LONGEST:
-        raise Unusable(reasons.BOMB)
-    if len(image.tile) > 1 and sum(_covered(tile[1]) for tile in image.tile) > _LAYERS * area:
-        raise Unusable(reasons.BOMB)
-    if image.info.get("progressive") and data.count(b"\xff\xda") * area > _SCANS * most:
-        raise Unusable(reasons.BOMB)
+    return (
+        pixels_at_once(image) > most
+        or max(image.size) > _LONGEST
+        or (len(image.tile) > 1 and sum(_covered(t[1]) for t in image.tile) > _LAYERS * area)
+        or bool(image.info.get("progressive") and data.count(b"\xff\xda") * area > _SCANS * most)
+    )
 
 
 def pixels_at_once(image: Image.Image) -> int:

@@ -37,8 +37,7 @@ class GroupNorm(nn.GroupNorm):
         if not _suits(x):
             y = F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
             if scale is not None and shift is not None:
-                scale, shift = (v.reshape(*v.shape, *[1] * (x.ndim - 2)) for v in (scale, shift))
-                y = y * (1 + scale) + shift
+                y = y * (1 + over_size(scale, x)) + over_size(shift, x)
             return F.silu(y) if silu else y
         weight: Tensor = self.weight
         bias: Tensor = self.bias
@@ -47,6 +46,11 @@ class GroupNorm(nn.GroupNorm):
             weight, bias = weight * gain, bias * gain + shift.float()
         normed: Tensor = _Normalise.apply(x, weight, bias, self.num_groups, self.eps, silu)  # type: ignore[no-untyped-call]
         return normed
+
+
+def over_size(channels: Tensor, like: Tensor) -> Tensor:
+    """(B, C) as (B, C, 1, ..., 1), to broadcast over the size of `like`."""
+    return channels.reshape(*channels.shape, *[1] * (like.ndim - 2))
 
 
 def _suits(x: Tensor) -> bool:
@@ -189,5 +193,5 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _spread(channels: Tensor, like: Tensor) -> Tensor:
-    """(B, C) over the pixels, in the precision of `like`."""
-    return channels.to(like.dtype)[:, :, None, None]
+    """`over_size` in the precision of `like`."""
+    return over_size(channels.to(like.dtype), like)

@@ -18,7 +18,7 @@ from diffuse_cli.core.errors import lookup
 from diffuse_cli.core.kernels.attention import attend
 from diffuse_cli.core.kernels.dropout import Dropout
 from diffuse_cli.core.kernels.layout import laid_out
-from diffuse_cli.core.kernels.norms import GroupNorm
+from diffuse_cli.core.kernels.norms import GroupNorm, over_size
 from diffuse_cli.core.registry import Registry
 
 if TYPE_CHECKING:
@@ -149,11 +149,6 @@ def timed(
     if scale_shift:
         return norm(h, *time.chunk(2, dim=1), silu=silu)  # type: ignore[no-any-return]
     return norm(h.add_(over_size(time, h)), silu=silu)  # type: ignore[no-any-return]
-
-
-def over_size(channels: Tensor, like: Tensor) -> Tensor:
-    """(B, C) as (B, C, 1, ..., 1), to broadcast over the size of `like`."""
-    return channels.reshape(*channels.shape, *[1] * (like.ndim - 2))
 
 
 class Attention(nn.Module):
