@@ -188,8 +188,10 @@ def _help(f: dataclasses.Field[Any], spec: Option) -> str:
     """The help of a field: its sentence, the names it may have, its default."""
     parts = [spec.help]
     if spec.table == "presets":
-        own = TABLES[spec.table]().own  # what other packages add is not imported for its help
-        named = (f"{k}: {own[k].help}" if k in own else k for k in TABLES[spec.table]())
+        from diffuse_cli.presets import PRESETS
+
+        own = PRESETS.own  # entries of other packages are not imported for their help
+        named = (f"{k}: {own[k].help}" if k in own else k for k in PRESETS)
         parts.append("; ".join(named) + ".")
     elif spec.table:
         parts.append(f"One of: {', '.join(TABLES[spec.table]())}.")

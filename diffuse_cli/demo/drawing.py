@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -198,7 +199,7 @@ def _variances(axes: Axes, scene: Scene, times: list[int]) -> None:
     title = r"variance of signal $\bar\alpha_t$ (left) and noise $1-\bar\alpha_t$ (right)"
     _plot(axes, scene, title, times, lambda a: a)
     axes.set_ylim(0, 1)
-    right = axes.secondary_yaxis("right", functions=(lambda a: 1 - a, lambda a: 1 - a))
+    right = axes.secondary_yaxis("right", functions=(partial(np.subtract, 1),) * 2)
     right.tick_params(length=0, labelsize=8, labelcolor=FAINT, pad=6)
     right.spines["right"].set(color="#9a9a9a", linewidth=0.7)
 
