@@ -50,6 +50,8 @@ class Denoiser:
         variance: a name in `VARIANCES`; a learned one is the second half of the output channels.
         levels: of the data; the decoder p(x_0 | x_1) is the probability of their bins. None for
             floats, where it is a density.
+        posterior: c1 and c2 of `Process.steps`, (T,) each, of the process that the network was
+            trained on; those of `process` by default.
 
     Attributes:
         coefficients: (a, b) of the target y = a x_0 + b eps at every timestep, float64, (T,) each.
@@ -66,19 +68,15 @@ class Denoiser:
         target: str = "eps",
         variance: str = "small",
         levels: int | None = 256,
-    ) -> None:
-        self.levels = levels
-        self._build(net, process, target, variance, process.steps.c1, process.steps.c2)
-
-    def _build(
-        self, net: Any, process: Process, target: str, variance: str, c1: Tensor, c2: Tensor
+        *,
+        posterior: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         self.net, self.process, self.target, self.variance = net, process, target, variance
-        self._c1, self._c2 = c1, c2
+        self.levels, self._posterior = levels, posterior or (process.steps.c1, process.steps.c2)
         self._coefficients = lookup(TARGETS, target, "target")
         self._log_var = lookup(VARIANCES, variance, "variance")
         alpha, sigma = process.alpha_bars.sqrt(), (1 - process.alpha_bars).sqrt()
-        a, b = (torch.as_tensor(v) for v in self._coefficients(alpha, sigma, c1, c2))
+        a, b = (torch.as_tensor(v) for v in self._coefficients(alpha, sigma, *self._posterior))
         if bool((a * sigma - b * alpha == 0).any()):
             raise InvalidArgument(
                 f"target '{target}' is undefined where the signal-to-noise ratio is 0",
@@ -130,8 +128,12 @@ class Denoiser:
         """The same network over these times only, in any order."""
         chosen = sorted(times)
         kept = torch.tensor([min(round(t), self.process.num_timesteps - 1) for t in chosen])
-        other = object.__new__(Denoiser)
-        other.levels = self.levels
-        process, c1, c2 = self.process.respaced(chosen), self._c1[kept], self._c2[kept]
-        other._build(self.net, process, self.target, self.variance, c1, c2)
-        return other
+        c1, c2 = self._posterior
+        return Denoiser(
+            self.net,
+            self.process.respaced(chosen),
+            self.target,
+            self.variance,
+            self.levels,
+            posterior=(c1[kept], c2[kept]),
+        )
