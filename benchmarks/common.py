@@ -15,11 +15,12 @@ from PIL import Image
 
 from diffuse_cli.conditioning import Condition
 from diffuse_cli.core import Space
-from diffuse_cli.core.samplers import knobs
+from diffuse_cli.core.samplers import sampler_options
 from diffuse_cli.data import Images, read_images
 from diffuse_cli.events import finish
 from diffuse_cli.features import FEATURES, extract
 from diffuse_cli.metrics import kid
+from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.runtime import permutation
 from diffuse_cli.sampling import Loaded, collect, draw
 
@@ -87,18 +88,17 @@ def sample(
     """n images of a model, and the seconds they took."""
     pixels: dict[int, Pixels] = {}
     began = time.monotonic()
-    drawings = draw(
-        loaded.denoiser,
-        space=loaded.space,
-        indices=range(n),
-        seed=seed,
-        times=loaded.denoiser.process.times(steps, spacing),
-        device=accelerator.device,
+    settings = DrawSettings(
         sampler=sampler,
-        options=knobs(sampler, **options),
+        steps=steps,
+        spacing=spacing,
+        options=sampler_options(sampler, **options),
         condition=condition,
+        seed=seed,
     )
-    finish(collect(drawings, loaded.space, n, pixels))
+    space, device = loaded.space, accelerator.device
+    drawings = draw(loaded.denoiser, settings, range(n), space=space, device=device)
+    finish(collect(drawings, space, n, pixels))
     return np.stack([pixels[i] for i in range(n)]), time.monotonic() - began
 
 

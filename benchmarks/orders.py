@@ -70,7 +70,7 @@ def exact() -> Tensor:
     return z
 
 
-def sampled(name: str, knobs: dict[str, Any], n: int) -> tuple[Tensor, int]:
+def sampled(name: str, options: dict[str, Any], n: int) -> tuple[Tensor, int]:
     """z at LOW after n steps of a sampler, and how often it evaluated the denoiser for that."""
     grid = levels(n)
     bars = [1.0, *(1 / (1 + level**2) for level in reversed(grid))]
@@ -85,7 +85,7 @@ def sampled(name: str, knobs: dict[str, Any], n: int) -> tuple[Tensor, int]:
         return Prediction(x0, (x - alpha * x0) / sigma)
 
     x = START * HIGH / math.sqrt(1 + HIGH**2)
-    for state in SAMPLERS[name](denoise, process, x, range(n, -1, -1), noise=None, **knobs):
+    for state in SAMPLERS[name](denoise, process, x, range(n, -1, -1), noise=None, **options):
         if state.t == 0:
             return state.x * math.sqrt(1 + LOW**2), calls
     raise AssertionError("a sampler visits every time")
@@ -95,10 +95,10 @@ def measure() -> dict[str, list[dict[str, float]]]:
     """For each sampler and number of steps, evaluations and root mean square error."""
     truth = exact()
     table: dict[str, list[dict[str, float]]] = {}
-    for label, (name, knobs) in MEASURED.items():
+    for label, (name, options) in MEASURED.items():
         table[label] = []
         for n in STEPS:
-            z, calls = sampled(name, knobs, n)
+            z, calls = sampled(name, options, n)
             error = float((z - truth).square().mean().sqrt())
             table[label].append({"steps": n, "evaluations": calls, "error": error})
     return table

@@ -1,4 +1,4 @@
-"""Which class each image of a conditional model is of, and how strongly it is guided there."""
+"""The classes and guidance of the images that are drawn from a conditional model."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Condition:
-    """Classes for the images of a sample, and their guidance.
+    """Classes and guidance.
 
     Attributes:
-        labels: the classes that images take in turn: image k has the k-th, and so on around.
+        labels: of the images, in turn: image k has label k modulo their number.
         scale: 1 is the conditional model, 0 the unconditional.
-        noise_levels: sigma / alpha between which guidance acts; everywhere where None.
+        noise_levels: guide only at sigma / alpha between these; None for all.
     """
 
     labels: tuple[int, ...]
@@ -34,32 +34,32 @@ class Condition:
     noise_levels: tuple[float, float] | None = None
 
     def label(self, index: int) -> int:
-        """The class of an image."""
+        """The label of an image."""
         return self.labels[index % len(self.labels)]
 
     def guided(self, denoise: Denoise, process: Process) -> Denoise:
-        """`denoise` with guidance; it is to be called with `label`."""
+        """`denoise` with guidance, to be called with `label`."""
         whole = guide(denoise, self.scale)
         if self.noise_levels is None:
             return whole
         return interval(whole, denoise, process, *self.noise_levels)
 
     def bind(self, guided: Denoise, indices: Sequence[int], device: torch.device) -> Denoise:
-        """`guided` for a batch of images, each with its class."""
+        """`guided` with the labels of a batch of images."""
         labels = torch.tensor([self.label(i) for i in indices], device=device)
         return partial(guided, label=labels)
 
 
 def condition(config: DrawConfig, model: Model, names: Sequence[str] = ()) -> Condition | None:
-    """The condition that a model is sampled under: the named classes, or all in turn.
+    """The named classes, or all; None for a model without classes.
 
-    The guidance scale is the one that is given, else the one that the model file recommends, else
-    the default. None for a model without classes.
+    The guidance scale is the given one, else the model file's recommendation, else the default.
 
     Raises:
-        UsageError: no such class, or classes or guidance of a model without them.
+        UsageError: no such class, or classes or guidance for a model without classes.
     """
-    if not model.blueprint.conditions.classes:
+    classes = model.blueprint.conditions.classes
+    if not classes:
         for flag, given in (
             ("--class", names),
             ("--guidance", config.guidance is not None),
@@ -70,7 +70,7 @@ def condition(config: DrawConfig, model: Model, names: Sequence[str] = ()) -> Co
                     f"{flag}: the model was trained without classes", "Train one with --classes"
                 )
         return None
-    every = {name: i for i, name in enumerate(model.blueprint.conditions.classes)}
+    every = {name: i for i, name in enumerate(classes)}
     chosen = tuple(lookup(every, name, "--class") for name in names)
     scale = config.guidance
     if scale is None and model.sampling is not None:
@@ -81,6 +81,6 @@ def condition(config: DrawConfig, model: Model, names: Sequence[str] = ()) -> Co
 
 
 def default_guidance(label_dropout: Any) -> float:
-    """The guidance scale where none is given: 1 for a model that was shown the class of every
-    image, and so has learned no unconditional prediction."""
+    """The default guidance scale: 1 if no label was dropped in training, so the model has no
+    unconditional prediction."""
     return 1.0 if label_dropout == 0 else GUIDANCE

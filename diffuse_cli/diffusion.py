@@ -1,4 +1,4 @@
-"""From what a model is to what computes: network, process, denoiser. Each is built here, once."""
+"""Builds what computes: network, process and denoiser of a model or a configuration."""
 
 from __future__ import annotations
 
@@ -26,14 +26,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Blueprint:
-    """Everything that makes a model but its weights.
+    """A model without its weights.
 
     Attributes:
-        space: what a sample is.
         network: a name in `NETWORKS`.
-        config: the settings of that network.
-        conditions: what the model can be told.
-        diffusion: the process, and what the network predicts of it.
+        config: the network's `Config`.
+        diffusion: the process, target and variance.
     """
 
     space: Space
@@ -44,7 +42,7 @@ class Blueprint:
 
     @property
     def out_channels(self) -> int:
-        """Channels that the network puts out."""
+        """The network's output channels."""
         return channels_out(self.diffusion.variance, self.space.channels)
 
     def build(self) -> nn.Module:
@@ -68,23 +66,23 @@ class Blueprint:
 
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """The shape of each tensor of the network by its name; nothing is allocated."""
+        """The shape of each tensor of the network by name; allocates nothing."""
         import torch
 
         with torch.device("meta"):
             return {name: tuple(t.shape) for name, t in self.build().state_dict().items()}
 
     def denoiser(self, net: Any) -> Denoiser:
-        """A network under the process, target and variance of the model.
+        """A network with the model's process, target and variance.
 
         Raises:
-            UsageError: an unknown name, or a target that is undefined under the process.
+            UsageError: as `make_denoiser`.
         """
         return make_denoiser(net, self.diffusion, self.process, self.space.levels)
 
 
 def make_process(diffusion: DiffusionConfig) -> Process:
-    """The forward process of a configuration: of its schedule or its betas, rescaled if it says so.
+    """The forward process of a configuration.
 
     Raises:
         UsageError: no such schedule, or betas that are no process.
@@ -103,7 +101,7 @@ def make_process(diffusion: DiffusionConfig) -> Process:
 def make_denoiser(
     net: Any, diffusion: DiffusionConfig, process: Process, levels: int | None = 256
 ) -> Denoiser:
-    """A network under a process, with the target and variance of a configuration.
+    """A network with a process, and the target and variance of a configuration.
 
     Raises:
         UsageError: an unknown name, or a target that is undefined under the process.
@@ -115,7 +113,7 @@ def make_denoiser(
 
 
 def kept_in_range(denoise: Denoise, denoiser: Denoiser, percentile: float | None = None) -> Denoise:
-    """`denoise` with x_0 clamped to [-1, 1], or scaled back by a percentile; floats stay."""
+    """`denoise` with x_0 clamped to [-1, 1], or thresholded at a percentile; not for floats."""
     from diffuse_cli.core.guidance import clip, threshold
 
     if denoiser.levels is None:

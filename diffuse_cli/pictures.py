@@ -1,7 +1,7 @@
-"""Pixels made visible: grids, PNG, GIF, and sheets with text and plots.
+"""Grids, PNG, GIF, and sheets with text and plots.
 
-Everything here is deterministic: the same pixels give the same bytes, with no time or version in
-the file. Matplotlib is imported where a sheet is drawn, so that sampling starts fast.
+The same pixels give the same bytes: files hold no time or version. Matplotlib is imported only to
+draw a sheet.
 """
 
 from __future__ import annotations
@@ -26,35 +26,33 @@ if TYPE_CHECKING:
 Pixels = npt.NDArray[np.uint8]
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-"""Okabe and Ito's palette, in which colour-blind readers tell all entries apart."""
+"""Okabe and Ito's palette, which colour-blind readers can tell apart."""
 
 
 # -- images ---------------------------------------------------------------------------------------
 
 
 def image(pixels: Pixels) -> Image.Image:
-    """Pixels (C, H, W) as a grey or RGB image; of other channel counts, the first three or one."""
+    """Pixels (C, H, W) as a grey or RGB image of the first one or three channels."""
     channels = 3 if pixels.shape[0] >= 3 else 1
     planes = np.ascontiguousarray(pixels[:channels].transpose(1, 2, 0))
     return Image.fromarray(planes if channels == 3 else planes[:, :, 0])
 
 
 def shrunk(picture: Image.Image, side: int) -> Image.Image:
-    """`picture`, scaled down where it has more than `side` pixels a side."""
+    """`picture`, scaled down to at most `side` pixels a side."""
     if max(picture.size) <= side:
         return picture
     return ImageOps.contain(picture, (side, side), Image.Resampling.BICUBIC)
 
 
 def grid(pixels: Pixels, columns: int | None = None, padding: int = 2) -> Image.Image:
-    """Images (N, C, H, W) side by side, row by row, at their own size, on white.
+    """Images (N, C, H, W) row by row on white, by default as near to a square as possible.
 
-    Without `columns` the whole is as near to a square as it gets. Of more than three channels the
-    first three are shown, of two the first. torchvision's `make_grid` takes 3 times as long, and to
-    import it as long as torch itself.
+    torchvision's `make_grid` is 3 times as slow, and its import takes as long as torch's.
 
     Raises:
-        ValueError: there is no image, or no column.
+        ValueError: no image or no column.
     """
     if not len(pixels) or (columns is not None and columns < 1):
         raise ValueError("a grid needs at least one image and one column")
@@ -73,7 +71,7 @@ def grid(pixels: Pixels, columns: int | None = None, padding: int = 2) -> Image.
 
 
 def png(picture: Image.Image | Pixels) -> bytes:
-    """An image, or pixels (C, H, W), as a PNG file that holds nothing but the pixels."""
+    """An image, or pixels (C, H, W), as a PNG without metadata."""
     bare = picture.copy() if isinstance(picture, Image.Image) else image(picture)
     bare.info = {}
     buffer = io.BytesIO()
@@ -85,16 +83,16 @@ def png(picture: Image.Image | Pixels) -> bytes:
 
 
 def gif(frames: Sequence[Image.Image], *, seconds: float, hold: float) -> bytes:
-    """An endless animation: all frames within `seconds`, the last one held for `hold` more.
+    """An endless animation of `seconds`, whose last frame stays `hold` seconds longer.
 
-    Grey frames keep their 256 levels, and greys in coloured frames stay neutral.
+    Grey frames keep their 256 levels; greys in coloured frames stay neutral.
 
     Raises:
-        ValueError: there is no frame.
+        ValueError: no frame.
     """
     if not frames:
         raise ValueError("an animation needs at least one frame")
-    each = max(20, round(seconds * 100 / len(frames)) * 10)  # browsers slow anything faster down
+    each = max(20, round(seconds * 100 / len(frames)) * 10)  # browsers slow down anything faster
     durations = [each] * len(frames)
     durations[-1] += round(hold * 100) * 10
     first, *rest = [_indexed(frame) for frame in frames]
@@ -104,7 +102,7 @@ def gif(frames: Sequence[Image.Image], *, seconds: float, hold: float) -> bytes:
 
 
 def _indexed(frame: Image.Image) -> Image.Image:
-    """A frame of at most 256 colours: a ladder of greys, and the best colours for the rest."""
+    """A frame of 256 colours: evenly spaced greys, and the best colours for the other pixels."""
     if frame.mode == "L":
         return frame
     rgb = np.asarray(frame.convert("RGB"))
@@ -123,9 +121,9 @@ def _indexed(frame: Image.Image) -> Image.Image:
 
 
 def _ladder(greys: Pixels, colored: int) -> tuple[Pixels, Pixels]:
-    """The grey levels to keep, and for every grey pixel the index of the nearest one.
+    """The grey levels to keep, and the index of the nearest one for each grey pixel.
 
-    Greys and colours share the 256 entries by the number of pixels that need them.
+    Greys and colours share the 256 entries by their numbers of pixels.
     """
     levels = np.unique(greys)
     shades = int(((greys > 0) & (greys < 255)).sum())
@@ -164,7 +162,7 @@ _STYLE: dict[str, Any] = {
 
 @contextmanager
 def _style() -> Iterator[None]:
-    """Matplotlib's own defaults with ours over them, whatever the user's matplotlibrc says."""
+    """Matplotlib's defaults and our style, whatever the user's matplotlibrc says."""
     from matplotlib import style
 
     with style.context(["default", _STYLE]), warnings.catch_warnings():
@@ -173,9 +171,9 @@ def _style() -> Iterator[None]:
 
 
 class Sheet:
-    """A white page for text, plots and images, measured in inches from its top left corner.
+    """A white page for text, plots and images, in inches from its top left corner.
 
-    Images are laid on pixel by pixel after the rest is drawn, so none is ever resampled.
+    Images are pasted last, dot by dot, without resampling.
     """
 
     def __init__(self, width: float, height: float, dpi: float) -> None:
@@ -189,10 +187,7 @@ class Sheet:
         self.images: list[tuple[int, int, Image.Image]] = []
 
     def text(self, x: float, y: float, words: str, within: float = 1e9, **style: Any) -> Text:
-        """Write `words`, smaller where they would be wider than `within`.
-
-        Other keywords are those of matplotlib's `Text`, which is returned.
-        """
+        """Write `words`, shrunk to the width `within`; other keywords go to matplotlib's `Text`."""
         with _style():
             text = self.figure.text(x / self.width, 1 - y / self.height, words, **style)
             wide = text.get_window_extent().width / self.dpi
@@ -208,14 +203,14 @@ class Sheet:
             return self.figure.add_axes((x / w, bottom / h, width / w, height / h))
 
     def image(self, x: float, y: float, pixels: Pixels, zoom: int = 1) -> None:
-        """Lay on pixels (C, H, W), each a square of `zoom` dots, within a hairline."""
+        """Paste pixels (C, H, W), each a square of `zoom` dots, in a hairline frame."""
         large = image(pixels.repeat(zoom, axis=1).repeat(zoom, axis=2)).convert("RGB")
         left, top = round(x * self.dpi), round(y * self.dpi)
         frame = Image.new("RGB", (large.width + 2, large.height + 2), RULE)
         self.images += [(left - 1, top - 1, frame), (left, top, large)]
 
     def render(self) -> Image.Image:
-        """The finished page, RGB. It may be changed and rendered again."""
+        """The page, RGB. It can be changed and rendered again."""
         with _style():
             self.canvas.draw()
         page = Image.fromarray(np.array(self.canvas.buffer_rgba())).convert("RGB")
@@ -225,13 +220,13 @@ class Sheet:
 
 
 def color(i: int) -> str:
-    """The colour of the i-th of several things."""
+    """The colour of the i-th entry of a plot."""
     return COLORS[i % len(COLORS)]
 
 
 def log_ticks(low: float, high: float) -> Locator:
-    """Where a logarithmic axis has its numbers: at equal steps in less than a decade, where there
-    might be one power of ten alone; at 1, 2 and 5 in less than two; at powers of ten in more."""
+    """Ticks of a logarithmic axis: at equal steps in less than a decade, at 1, 2 and 5 in less than
+    two, else at powers of ten."""
     from matplotlib.ticker import AutoLocator, LogLocator
 
     if high < 10 * low:
@@ -240,7 +235,7 @@ def log_ticks(low: float, high: float) -> Locator:
 
 
 def readable(value: float) -> str:
-    """A number in [0, 1] in few characters, as mathtext where it needs a power of ten."""
+    """A number in [0, 1] in few characters, as mathtext if it needs a power of ten."""
     if value == 0 or value >= 0.0095:
         return f"{value:.2f}" if value else "0"
     digits, exponent = f"{value:.0e}".split("e")
@@ -250,9 +245,9 @@ def readable(value: float) -> str:
 def curves(
     axes: Axes, x: Sequence[float], series: Mapping[str, Sequence[float]], marks: Sequence[int]
 ) -> list[Line2D]:
-    """Plot each of `series` over `x` in its own colour, marked at the indices `marks`.
+    """Plot each of `series` over `x`, marked at the indices `marks`; returns the labelled lines.
 
-    Values that are not finite leave a gap. Returns the lines, labelled for a legend.
+    Values that are not finite leave a gap.
     """
     mark = {"marker": "o", "markersize": 5, "markeredgecolor": "white", "markeredgewidth": 0.8}
     lines: list[Line2D] = []

@@ -1,4 +1,4 @@
-"""Named networks, and the network that is chosen where none is named."""
+"""Named networks, and the default network."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Preset:
     """A network by name.
 
     Attributes:
-        help: what it is for, with its parameters: at 32x32 in colour, or as published.
-        settings: of the network's `Config`; what a space needs besides, the network adds.
-        train: fields of `TrainConfig` that go with it.
-        published: a model of a paper, whose levels are as they are; where its images are larger
-            than those that are made where no size is given, its size is in `train`.
+        help: its number of parameters (at 32x32 in colour, or as published) and its use.
+        settings: of the network's `Config`; the network adapts them to the space.
+        train: fields of `TrainConfig` that it sets.
+        published: a model of a paper, whose number of levels is fixed. Its image size is in `train`
+            if it is larger than the default one.
         network: a name in `NETWORKS`.
     """
 
@@ -42,8 +42,7 @@ DDPM: dict[str, Any] = {
     "freq_shift": 1,
     "flip_sin_to_cos": False,
 }
-"""What the networks of Ho et al. 2020 share; the last four are TensorFlow's, as their code has
-them."""
+"""What the networks of Ho et al. 2020 share; the last four follow their TensorFlow code."""
 
 ADM: dict[str, Any] = {"attention": (8, 16, 32), "resblock_updown": True}
 """What the ImageNet networks of Dhariwal & Nichol 2021 share."""
@@ -58,7 +57,7 @@ DDPM_TRAINING: dict[str, Any] = {
     "flip": True,
     "weight_decay": 0.0,
 }
-"""Ho et al. 2020, appendix B. Their learning rate stays where it is; here it falls to 0."""
+"""Ho et al. 2020, appendix B. Their learning rate is constant; here it falls to 0."""
 
 OPENAI_TRAINING: dict[str, Any] = {
     "target": "eps",
@@ -73,131 +72,94 @@ OPENAI_TRAINING: dict[str, Any] = {
     "grad_clip": 1e6,
 }
 """Nichol & Dhariwal 2021, appendix A, and the READMEs of improved- and guided-diffusion. They do
-not clip the gradient, and their learning rate stays where it is; here it falls to 0."""
+not clip the gradient, and their learning rate is constant; here it falls to 0."""
 
 IDDPM_TRAINING = {**OPENAI_TRAINING, "schedule": "cosine", "num_timesteps": 4000}
 ADM_TRAINING = {**OPENAI_TRAINING, "schedule": "linear", "batch_size": 256, "flip": True}
+
+
+def _shape(
+    width: int, multipliers: tuple[int, ...], blocks: int, attention: tuple[int, ...], **more: Any
+) -> dict[str, Any]:
+    """The settings that every U-Net here has, and more."""
+    named = {"width": width, "multipliers": multipliers, "blocks": blocks, "attention": attention}
+    return {**named, **more}
+
 
 PRESETS: Registry[Preset] = Registry(
     "presets",
     {
         "tiny": Preset(
             "0.4 M parameters: minutes on a laptop's processor",
-            {"width": 32, "multipliers": (1, 1, 1), "blocks": 1, "attention": ()},
+            _shape(32, (1, 1, 1), 1, ()),
             {"lr": 4e-3},
         ),
         "small": Preset(
             "6.9 M: hours on a processor, minutes on a GPU",
-            {"width": 64, "multipliers": (1, 2, 2), "blocks": 2, "attention": (7, 8)},
+            _shape(64, (1, 2, 2), 2, (7, 8)),
             {"lr": 1e-3},
         ),
         "base": Preset(
             "29 M: one GPU",
-            {
-                "width": 128,
-                "multipliers": (1, 2, 2, 2),
-                "blocks": 2,
-                "attention": (7, 8, 14, 16),
-                "head_width": 64,
-            },
+            _shape(128, (1, 2, 2, 2), 2, (7, 8, 14, 16), head_width=64),
             {"lr": 4e-4},
         ),
         "large": Preset(
             "86 M: several GPUs",
-            {
-                "width": 192,
-                "multipliers": (1, 2, 2, 2),
-                "blocks": 3,
-                "attention": (7, 8, 14, 16),
-                "head_width": 64,
-            },
+            _shape(192, (1, 2, 2, 2), 3, (7, 8, 14, 16), head_width=64),
             {"lr": 2e-4},
         ),
         "ddpm-cifar10": Preset(
             "35.7 M: the CIFAR-10 network of Ho et al. 2020",
-            {
-                **DDPM,
-                "width": 128,
-                "multipliers": (1, 2, 2, 2),
-                "blocks": 2,
-                "attention": (16,),
-                "dropout": 0.1,
-            },
+            _shape(128, (1, 2, 2, 2), 2, (16,), dropout=0.1, **DDPM),
             {**DDPM_TRAINING, "lr": 2e-4, "variance": "large", "batch_size": 128},
             published=True,
         ),
         "ddpm-celebahq-256": Preset(
             "114 M: the CelebA-HQ 256x256 network of Ho et al. 2020",
-            {
-                **DDPM,
-                "width": 128,
-                "multipliers": (1, 1, 2, 2, 4, 4),
-                "blocks": 2,
-                "attention": (16,),
-            },
+            _shape(128, (1, 1, 2, 2, 4, 4), 2, (16,), **DDPM),
             {**DDPM_TRAINING, "lr": 2e-5, "variance": "small", "batch_size": 64, "size": 256},
             published=True,
         ),
         "iddpm-cifar10": Preset(
             "52.5 M: the CIFAR-10 network of Nichol & Dhariwal 2021",
-            {
-                "width": 128,
-                "multipliers": (1, 2, 2, 2),
-                "blocks": 3,
-                "attention": (8, 16),
-                "heads": 4,
-                "dropout": 0.3,
-            },
+            _shape(128, (1, 2, 2, 2), 3, (8, 16), heads=4, dropout=0.3),
             IDDPM_TRAINING,
             published=True,
         ),
         "iddpm-imagenet64": Preset(
             "121 M: the ImageNet 64x64 network of Nichol & Dhariwal 2021",
-            {
-                "width": 128,
-                "multipliers": (1, 2, 3, 4),
-                "blocks": 3,
-                "attention": (8, 16),
-                "heads": 4,
-            },
+            _shape(128, (1, 2, 3, 4), 3, (8, 16), heads=4),
             IDDPM_TRAINING,
             published=True,
         ),
         "adm-64": Preset(
             "296 M with 1000 classes: the ImageNet 64x64 network of Dhariwal & Nichol 2021",
-            {
-                **ADM,
-                "width": 192,
-                "multipliers": (1, 2, 3, 4),
-                "blocks": 3,
-                "head_width": 64,
-                "dropout": 0.1,
-            },
+            _shape(192, (1, 2, 3, 4), 3, **ADM, head_width=64, dropout=0.1),
             {**ADM_TRAINING, "schedule": "cosine", "lr": 3e-4, "batch_size": 2048},
             published=True,
         ),
         "adm-128": Preset(
             "422 M with 1000 classes: the ImageNet 128x128 network of Dhariwal & Nichol 2021",
-            {**ADM, "width": 256, "multipliers": (1, 1, 2, 3, 4), "blocks": 2, "heads": 4},
+            _shape(256, (1, 1, 2, 3, 4), 2, **ADM, heads=4),
             {**ADM_TRAINING, "size": 128},
             published=True,
         ),
         "adm-256": Preset(
             "554 M with 1000 classes: the ImageNet 256x256 network of Dhariwal & Nichol 2021",
-            {**ADM, "width": 256, "multipliers": (1, 1, 2, 2, 4, 4), "blocks": 2, "head_width": 64},
+            _shape(256, (1, 1, 2, 2, 4, 4), 2, **ADM, head_width=64),
             {**ADM_TRAINING, "size": 256},
             published=True,
         ),
     },
 )
 
-
 DEFAULT_RATE = 1e-3
 """The learning rate of a network without presets."""
 
 
 def preset_of(name: str | None) -> Preset:
-    """A preset by name; for None, a network's own defaults.
+    """A preset by name; None stands for the network's defaults.
 
     Raises:
         UsageError: no such preset.
@@ -208,8 +170,8 @@ def preset_of(name: str | None) -> Preset:
 
 
 def choose(config: TrainConfig, space: Space, device: str) -> str | None:
-    """The preset: the one that is named, else what trains in a sensible time here, else none,
-    where the network that is asked for has none."""
+    """The named preset, else one that trains in a sensible time on this device; None for a network
+    without presets."""
     if config.preset is not None:
         return config.preset
     if config.network not in (None, "unet"):
@@ -222,11 +184,10 @@ def choose(config: TrainConfig, space: Space, device: str) -> str | None:
 def architecture(
     config: TrainConfig, preset_name: str | None, space: Space
 ) -> tuple[str, Settings]:
-    """The network of a preset for a space, with `config.architecture` over it: its name and
-    settings.
+    """The name and settings of the network for a space: the preset's, then `config.architecture`.
 
-    `config.width` stands for the preset's width. A size taken from the data must suit the network;
-    a size that was typed must suit a preset that was typed.
+    `config.width` replaces the preset's width. If both size and preset are given, a size that the
+    preset cannot halve is refused; otherwise the preset is adapted to it.
 
     Raises:
         UsageError: no such preset or network, one that does not suit the space, or two widths.
@@ -236,7 +197,7 @@ def architecture(
     if preset_name is not None and name != preset.network:
         raise UsageError(
             f"--preset {preset_name} is a '{preset.network}', not a '{name}'",
-            "Leave --network or --preset out",
+            "Leave out --network or --preset",
         )
     if config.width is not None:
         if given.get("width", config.width) != config.width:
@@ -258,7 +219,7 @@ def architecture(
 
 
 def network_config(name: str, values: Mapping[str, Any]) -> Settings:
-    """The settings of a network from plain values, as a table of TOML has them.
+    """The settings of a network from plain values, for example a TOML table.
 
     Raises:
         UsageError: no such network, or a setting that it refuses.
@@ -269,5 +230,5 @@ def network_config(name: str, values: Mapping[str, Any]) -> Settings:
 
 
 def naming(network: str) -> contextlib.AbstractContextManager[None]:
-    """Turn what a network refuses into a `UsageError` that names its table in a TOML file."""
+    """Turn `InvalidArgument` into a `UsageError` that names the network's TOML table."""
     return translating(lambda a: "--size" if a == "size" else f"[{network}] {a}")

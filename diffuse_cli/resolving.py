@@ -1,15 +1,14 @@
-"""What images of a model are drawn with: what is given, else what its file recommends, else the
-default."""
+"""How images are drawn: by what is given, else what the model file recommends, else the default."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from diffuse_cli.conditioning import Condition, condition
 from diffuse_cli.config import SAMPLER, SAMPLING_STEPS, DrawConfig, Setting
-from diffuse_cli.core.samplers import knobs
+from diffuse_cli.core.samplers import sampler_options
 from diffuse_cli.events import Notice, Work
 
 if TYPE_CHECKING:
@@ -18,39 +17,40 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DrawSettings:
-    """How images are drawn, with nothing left open.
+    """How images are drawn.
 
     Attributes:
-        options: what the sampler takes beside, for example `eta`.
-        condition: the images' classes and guidance, of a model that has them.
-        taken: what of it the model file recommended, in words; empty where nothing.
+        spacing: a name in `SPACINGS`.
+        options: of the sampler, for example `eta`.
+        condition: classes and guidance, for a model with classes.
+        threshold: the percentile of dynamic thresholding; None clips x_0.
+        taken: what the model file recommended and is used, in words.
     """
 
-    sampler: str
-    steps: int
-    spacing: str
-    options: Mapping[str, float]
-    condition: Condition | None
-    threshold: float | None
-    seed: int
-    batch_size: int
+    sampler: str = SAMPLER
+    steps: int = SAMPLING_STEPS
+    spacing: str = "trailing"
+    options: Mapping[str, float] = field(default_factory=dict)
+    condition: Condition | None = None
+    threshold: float | None = None
+    seed: int = 0
+    batch_size: int = 64
     taken: str = ""
 
     @property
     def setting(self) -> Setting:
-        """The part of it that `tune` chooses."""
+        """The part that `tune` chooses."""
         return Setting(self.sampler, self.steps, self.condition.scale if self.condition else None)
 
 
 def resolve(config: DrawConfig, model: Model, names: Sequence[str] = ()) -> DrawSettings:
-    """The settings of a configuration for a model, of the named classes or of all in turn.
+    """The settings of a configuration for a model: `names` are the classes to draw, all if empty.
 
-    A recommended sampler and its steps belong together: where another of one is given, the
-    recommendation of the other is left out. Guidance is on its own.
+    A recommended sampler is used with its recommended steps or not at all.
 
     Raises:
-        UsageError: classes or guidance of a model without them, or an option that the sampler has
-            not.
+        UsageError: a class that the model does not have, or guidance of a model without classes.
+        InvalidArgument: an option that the sampler does not take.
     """
     wanted = condition(config, model, names)
     sampler, steps = config.sampler or SAMPLER, config.steps or SAMPLING_STEPS
@@ -66,7 +66,7 @@ def resolve(config: DrawConfig, model: Model, names: Sequence[str] = ()) -> Draw
         sampler=sampler,
         steps=steps,
         spacing=config.spacing,
-        options=knobs(sampler, **config.knobs),
+        options=sampler_options(sampler, **config.sampler_options),
         condition=wanted,
         threshold=config.threshold,
         seed=config.seed,
@@ -76,6 +76,6 @@ def resolve(config: DrawConfig, model: Model, names: Sequence[str] = ()) -> Draw
 
 
 def tell(settings: DrawSettings) -> Work[None]:
-    """Say what the model file recommended, where it is taken."""
+    """Say which of the model file's recommendations are used."""
     if settings.taken:
         yield Notice(f"as the model file recommends: {settings.taken}")

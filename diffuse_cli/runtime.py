@@ -1,7 +1,7 @@
-"""The machine: the one maker of an Accelerator, the precision that suits it, and every draw.
+"""The machine: its Accelerator, precision and memory, and all random numbers.
 
-No generator state is ever saved. A draw is keyed by (seed, purpose, indices), so that it is the
-same whatever was drawn before it, on however many processes.
+No generator state is saved. A draw is keyed by (seed, purpose, indices): it does not depend on
+earlier draws or the number of processes.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ BLOCK = 8
 """Positions of the global batch that share a generator."""
 
 WORTH_ITS_DIGITS = 1.25
-"""`auto` is bf16 on a processor that is so many times faster in it."""
+"""`auto` is bf16 on a processor that is this many times faster in it."""
 
 PRECISIONS = {"auto": "", "fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-"""Precision by name, as Accelerate calls it."""
+"""Accelerate's name of each precision."""
 
 LAUNCH = "Start them with torchrun, or with accelerate launch --multi_gpu"
 
 TRACKERS = ("tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "dvclive")
-"""Trackers that Accelerate knows, each by the name of its package."""
+"""Accelerate's trackers, named as their packages."""
 
 
 # -- the machine ----------------------------------------------------------------------------------
 
 
 def rank() -> int:
-    """The index of this process among those a launcher started; 0 where it is alone."""
+    """The index of this process among those of a launcher; 0 if it is alone."""
     return int(os.environ.get("RANK", "0") or 0)
 
 
 def device_type() -> str:
-    """`cuda`, `mps`, ... or `cpu`, without making an Accelerator."""
+    """`cuda`, `mps`, ... or `cpu`."""
     import torch
 
     accelerator = torch.accelerator.current_accelerator(check_available=True)
@@ -58,7 +58,7 @@ def device_type() -> str:
 
 
 def resolve_precision(name: str) -> str:
-    """`auto` becomes bf16 where the hardware gains by it, else fp32; other names stay.
+    """`auto` becomes bf16 if that is faster here, else fp32; other names stay.
 
     Raises:
         UsageError: no such precision, or fp16 without a GPU.
@@ -88,8 +88,8 @@ def _gains_by_bfloat16(device: str) -> bool:
 def bfloat16_speed() -> float:
     """How many times faster a convolution is in bfloat16 than in float32 on this processor.
 
-    What a processor says it can do does not tell: with matrix units it was 9, with AVX-512 alone
-    2.2 on one make and 0.5 on another. Measured in a few hundredths of a second.
+    Capabilities do not tell: it was 9 with matrix units, and with AVX-512 alone 2.2 or 0.5 by make.
+    Measuring takes a few hundredths of a second.
     """
     import torch
 
@@ -107,10 +107,10 @@ def bfloat16_speed() -> float:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep the memory that tensors free, for the next ones.
+    """Make glibc keep the memory of freed tensors.
 
-    glibc returns large blocks to the system, which clears every page of them again: a tenth of a
-    training step on a processor. Other C libraries have no such switch and are left alone.
+    It returns large blocks to the system, which clears their pages again: a tenth of a training
+    step on a processor. Other C libraries have no such switch.
     """
     import ctypes
 
@@ -122,7 +122,7 @@ def keep_freed_memory() -> None:
 
 
 def free_memory(device: str) -> int:
-    """Bytes that a process may still take on a device, or of the machine where it is `cpu`."""
+    """Bytes still free on a device, or for this process on the machine if it is `cpu`."""
     import torch
 
     if device == "cuda":
@@ -151,7 +151,7 @@ def _free_of_system() -> int:
 
 
 def _free_of_group(root: Path = Path("/sys/fs/cgroup")) -> int:
-    """What the control groups of this process leave it; pages of files are given back."""
+    """Bytes that this process's control groups leave; cached file pages count as free."""
     free = UNLIMITED
     with contextlib.suppress(OSError, ValueError, IndexError):
         own = Path("/proc/self/cgroup").read_text().splitlines()[0].split("::")[-1]
@@ -168,7 +168,7 @@ def _free_of_group(root: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def _free_of_limit() -> int:
-    """What `ulimit -v` leaves."""
+    """Bytes that `ulimit -v` leaves."""
     with contextlib.suppress(ImportError, OSError, ValueError, AttributeError):
         import resource
 
@@ -180,7 +180,7 @@ def _free_of_limit() -> int:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory, of the device or of the machine, ran out."""
+    """Whether `error` means that the device or the machine ran out of memory."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     text = str(error)
@@ -193,7 +193,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 _NO_PRIMITIVE = "could not create a primitive"
-"""What oneDNN says where it has no memory for the code that it writes, or may not write any."""
+"""oneDNN's error if it has no memory for generated code, or may not run any."""
 
 _NO_MEMORY: dict[type[Exception], tuple[str, ...]] = {
     RuntimeError: (
@@ -205,12 +205,12 @@ _NO_MEMORY: dict[type[Exception], tuple[str, ...]] = {
     ),
     SystemError: ("error return without exception set", "without setting an exception"),
 }
-"""What is said where no error of its own says it: by PyTorch on Metal and on processors, and by
-Python, which may find no memory for the error either."""
+"""Errors that mean it in PyTorch on Metal and processors, and in Python without memory to build the
+proper error."""
 
 
 def _may_write_code() -> bool:
-    """Whether a process may run code that it wrote, which some services' settings forbid."""
+    """Whether a process may run code that it generated; some services forbid it."""
     import mmap
 
     if not hasattr(mmap, "PROT_EXEC"):  # Windows
@@ -225,24 +225,24 @@ def _may_write_code() -> bool:
 
 
 WAIT = timedelta(days=1)
-"""How long processes wait for one that reads, draws or measures alone: torch would end them after
-10 minutes on GPUs and 30 elsewhere. A launcher notices at once when one has gone."""
+"""How long processes wait for one that works alone; torch's defaults of 10 minutes on GPUs and 30
+elsewhere are too short. Launchers notice at once if one dies."""
 
 
 @contextlib.contextmanager
 def machine(
     precision: str, *, accumulation: int = 1, log: str | None = None, folder: Path | None = None
 ) -> Iterator[Accelerator]:
-    """The Accelerator of this run, ended on every way out.
+    """The Accelerator of this run, ended on exit.
 
     Args:
-        precision: a resolved name of `PRECISIONS`.
-        accumulation: forward passes a step.
-        log: a tracker, writing under `folder`.
+        precision: as `resolve_precision` returns it.
+        accumulation: forward passes per step.
+        log: a tracker, which writes under `folder`.
 
     Raises:
-        UsageError: a launcher started several processes that do not see each other, or the
-            tracker is not installed.
+        UsageError: processes that a launcher started do not see each other, or the tracker is not
+            installed.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1") or 1)
     if launched > 1 and "MASTER_ADDR" not in os.environ:
@@ -258,7 +258,7 @@ def machine(
     GradientState._reset_state()
     device = device_type()
     if device == "cuda":
-        # Beside bfloat16 the rest may be fast; fp32 means float32 throughout.
+        # fp32 means float32 throughout; with other precisions TF32 is good enough.
         exact = precision == "fp32"
         torch.set_float32_matmul_precision("highest" if exact else "high")
         torch.backends.cudnn.allow_tf32 = not exact
@@ -268,7 +268,7 @@ def machine(
     accelerator = Accelerator(
         mixed_precision=PRECISIONS[precision],
         cpu=device == "cpu",
-        # The plugin, since the plain argument gives way to an environment variable.
+        # A plugin: an environment variable overrides the plain argument.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulation),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)],
         log_with=log,
@@ -284,9 +284,9 @@ def machine(
 
 @contextlib.contextmanager
 def machine_or(given: Accelerator | None, precision: str) -> Iterator[Accelerator]:
-    """The Accelerator that is given, which stays, or that of a run of its own.
+    """The given Accelerator, which stays open, or a new one.
 
-    A process has one in its life where there are several processes.
+    With several processes, each can make only one in its life.
 
     Raises:
         UsageError: as `machine` and `resolve_precision` do.
@@ -299,7 +299,7 @@ def machine_or(given: Accelerator | None, precision: str) -> Iterator[Accelerato
 
 
 def made_with(accelerator: Accelerator) -> dict[str, str]:
-    """The versions and the machine behind a number: another machine may round differently."""
+    """The versions and the machine behind a number; others may round differently."""
     import platform
 
     import numpy as np
@@ -337,12 +337,12 @@ def philox(seed: int, purpose: str, *index: int) -> np.random.Generator:
 
 
 def permutation(seed: int, epoch: int, n: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The order of n images in an epoch."""
+    """The order of n samples in an epoch."""
     return philox(seed, "order", epoch).permutation(n)
 
 
 def draw_noise(seed: int, purpose: str, *index: int, shape: Sequence[int]) -> Tensor:
-    """Standard normal noise in float32 on the CPU."""
+    """Standard normal noise, float32, on the CPU."""
     import numpy as np
     import torch
 
@@ -353,7 +353,7 @@ def draw_noise(seed: int, purpose: str, *index: int, shape: Sequence[int]) -> Te
 def image_noise(
     seed: int, indices: Sequence[int], draw: int, shape: Sequence[int], device: torch.device
 ) -> Tensor:
-    """The `draw`-th noise of each image of a sample, shape (B, *shape); -1 is where it starts."""
+    """The noise of step `draw` of each image, (B, *shape); that of step -1 starts sampling."""
     import torch
 
     noise = torch.stack([draw_noise(seed, "image", i, draw, shape=shape) for i in indices])
@@ -362,13 +362,13 @@ def image_noise(
 
 @dataclass(frozen=True)
 class Draws:
-    """The randomness of positions of one step.
+    """The random numbers of some positions of a step.
 
     Attributes:
-        u: (B,) in [0, 1), from which a timestep follows.
-        noise: (B, C, H, W).
-        flip: (B,), whether the image is mirrored.
-        drop: (B,) in [0, 1), from which it follows whether the label is left out.
+        u: (B,) in [0, 1), decides the timestep.
+        noise: (B, *shape).
+        flip: (B,), whether to mirror the sample.
+        drop: (B,) in [0, 1), decides whether the label is dropped.
     """
 
     u: Tensor
@@ -386,9 +386,9 @@ def training_draws(
     device: torch.device,
     purpose: str = "training",
 ) -> Draws:
-    """The draws of some positions of the global batch, in blocks of 8 with a generator each.
+    """The draws of some positions of the global batch, with a generator for each block of 8.
 
-    The same position draws the same on one or many processes and with any accumulation.
+    They depend on neither the number of processes nor the accumulation.
     """
     import torch
 
@@ -407,7 +407,7 @@ def training_draws(
 
 
 def seed_modules(seed: int, step: int, microbatch: int, process: int) -> None:
-    """Fix what modules draw themselves, such as dropout."""
+    """Seed what modules draw themselves, such as dropout."""
     import torch
 
     torch.manual_seed(key(seed, "modules", step, microbatch, process) & 0xFFFF_FFFF)

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ import torch
 
 from diffuse_cli import files, locks, modelfile, outputs, pictures
 from diffuse_cli.conditioning import Condition
-from diffuse_cli.config import SAMPLER, SampleConfig
+from diffuse_cli.config import SampleConfig
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.core.kernels.layout import laid_out, lay_out
 from diffuse_cli.core.kernels.precision import cast_products
@@ -26,7 +27,6 @@ from diffuse_cli.core.samplers import SAMPLERS, State
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
 from diffuse_cli.diffusion import kept_in_range
-from diffuse_cli.errors import lookup
 from diffuse_cli.events import Progress, Work
 from diffuse_cli.media import MEDIA
 from diffuse_cli.resolving import DrawSettings, resolve, tell
@@ -70,72 +70,32 @@ class Drawing:
 
 def draw(
     denoiser: Denoiser,
+    settings: DrawSettings,
+    indices: Sequence[int],
     *,
     space: Space,
-    indices: Sequence[int],
-    seed: int,
-    times: Sequence[int] | Sequence[float],
     device: torch.device,
-    sampler: str = SAMPLER,
-    batch_size: int = 64,
-    options: Mapping[str, Any] | None = None,
-    condition: Condition | None = None,
-    threshold: float | None = None,
 ) -> Iterator[Drawing]:
-    """Draw the images of a seed with these indices, a batch at a time.
-
-    Args:
-        space: what a sample is.
-        times: the timesteps visited, descending.
-        options: what the sampler takes beside, for example `eta`.
-        condition: the images' classes, for a conditional model.
-        threshold: the percentile of dynamic thresholding; x_0 is clipped where None.
+    """Draw the images with these indices, a batch at a time.
 
     Raises:
-        UsageError: no such sampler.
+        InvalidArgument: more steps than the process has timesteps.
     """
-    sample = lookup(SAMPLERS, sampler, "--sampler")
-    process = denoiser.process
+    process, condition = denoiser.process, settings.condition
+    times = process.times(settings.steps, settings.spacing)
     denoise = condition.guided(denoiser, process) if condition else denoiser
-    denoise = kept_in_range(denoise, denoiser, threshold)
-    for start in range(0, len(indices), batch_size):
-        batch = indices[start : start + batch_size]
+    denoise = kept_in_range(denoise, denoiser, settings.threshold)
+    sample = partial(SAMPLERS[settings.sampler], **settings.options)
+    for start in range(0, len(indices), settings.batch_size):
+        batch = indices[start : start + settings.batch_size]
 
         def noise(k: int, batch: Sequence[int] = batch) -> Tensor:
-            return laid_out(image_noise(seed, batch, k, space.shape, device))
+            return laid_out(image_noise(settings.seed, batch, k, space.shape, device))
 
         bound = condition.bind(denoise, batch, device) if condition else denoise
-        states = sample(bound, process, noise(-1), times, noise=noise, **(options or {}))
+        states = sample(bound, process, noise(-1), times, noise=noise)
         for step, state in enumerate(states, 1):
             yield Drawing(batch, step, len(times), state)
-
-
-def draw_as(
-    settings: DrawSettings,
-    denoiser: Denoiser,
-    indices: Sequence[int],
-    *,
-    space: Space,
-    device: torch.device,
-) -> Iterator[Drawing]:
-    """`draw` as settings say it.
-
-    Raises:
-        UsageError: more steps than the process has timesteps.
-    """
-    return draw(
-        denoiser,
-        space=space,
-        indices=indices,
-        seed=settings.seed,
-        times=denoiser.process.times(settings.steps, settings.spacing),
-        device=device,
-        sampler=settings.sampler,
-        batch_size=settings.batch_size,
-        options=settings.options,
-        condition=settings.condition,
-        threshold=settings.threshold,
-    )
 
 
 def collect(
@@ -250,8 +210,8 @@ def generate(config: SampleConfig) -> Work[Generated | None]:
         settings = resolve(config, loaded.model, config.classes)
         yield from tell(settings)
         mine = share(config.n, accelerator.num_processes, accelerator.process_index)
-        drawings = draw_as(
-            settings, loaded.denoiser, mine, space=loaded.space, device=accelerator.device
+        drawings = draw(
+            loaded.denoiser, settings, mine, space=loaded.space, device=accelerator.device
         )
         frames: Frames = {}
         if config.gif:

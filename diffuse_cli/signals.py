@@ -1,4 +1,4 @@
-"""Signals as errors: raised at once, or asked for between two steps."""
+"""SIGINT and SIGTERM as errors, raised at once or between two steps."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from types import FrameType
 from diffuse_cli.errors import DiffuseError, Interrupted, Terminated
 from diffuse_cli.events import Stop
 
-ERRORS: dict[int, type[DiffuseError]] = {
-    signal.SIGINT: Interrupted,
-    signal.SIGTERM: Terminated,
+ERRORS = {
+    signal.SIGINT: (Interrupted, "interrupted"),
+    signal.SIGTERM: (Terminated, "terminated"),
 }
-WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+
+
+def _error(number: int) -> DiffuseError:
+    kind, words = ERRORS[signal.Signals(number)]
+    return kind(words)
 
 
 @contextlib.contextmanager
@@ -33,29 +37,29 @@ def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None
 
 @contextlib.contextmanager
 def raised() -> Iterator[None]:
-    """Inside the block SIGINT and SIGTERM raise their `DiffuseError`, so that files are tidied."""
+    """Inside the block SIGINT and SIGTERM raise their `DiffuseError`."""
 
     def handler(number: int, frame: FrameType | None) -> None:
-        raise ERRORS[number](WORDS[signal.Signals(number)])
+        raise _error(number)
 
     with _handling(handler):
         yield
 
 
 class Pending(Stop):
-    """A signal that has arrived, for work to ask after between two steps."""
+    """Notes a signal, for work that checks it between two steps."""
 
     def __init__(self) -> None:
         self._noted: DiffuseError | None = None
         self._urgent = False
 
     def __call__(self) -> DiffuseError | None:
-        """The error of the first signal, or None."""
+        """The first signal's error, or None."""
         return self._noted
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Inside the block a signal raises: for work that holds no state worth finishing."""
+        """Inside the block signals raise at once: for work that need not be finished."""
         self._urgent = True
         try:
             if self._noted:
@@ -65,8 +69,8 @@ class Pending(Stop):
             self._urgent = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Note the first signal; raise it where that is asked for, and raise a second one."""
-        first, error = self._noted is None, ERRORS[number](WORDS[signal.Signals(number)])
+        """Note the first signal, or raise it `at_once`; raise a second one."""
+        first, error = self._noted is None, _error(number)
         if first:
             self._noted = error
         if self._urgent or not first:
@@ -76,7 +80,7 @@ class Pending(Stop):
 
 @contextlib.contextmanager
 def deferred() -> Iterator[Pending]:
-    """Inside the block a first signal is only noted, and asked after; a second one raises."""
+    """Inside the block a first signal is only noted; a second one raises."""
     pending = Pending()
     with _handling(pending.handle):
         yield pending

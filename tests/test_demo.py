@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import diffuse_cli
 from diffuse_cli import demo, pictures
 from diffuse_cli.config import DemoConfig
-from diffuse_cli.core import SCHEDULES, Process
+from diffuse_cli.core import SCHEDULES, Process, Space
 from diffuse_cli.demo import drawing
 from diffuse_cli.errors import DataError, OutputError, UsageError
 from diffuse_cli.events import Notice, Progress
@@ -70,20 +71,22 @@ def test_every_cell_is_the_forward_process(
     picture = Image.open(image)
     if size is not None:
         picture = pictures.ImageOps.fit(picture, size[::-1], Image.Resampling.BICUBIC)
-    x0 = pictures.from_uint8(np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1))
+    levels = np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1)
+    space = Space(channels=len(levels), size=levels.shape[1:])
+    x0 = space.to_model(torch.tensor(levels))
     zoom = drawing.Lines.of(len(schedules), 4, *x0.shape[1:]).zoom
     noise = draw_noise(7, "noise-demo", shape=x0.shape)
     for name in schedules:
         bars = Process(SCHEDULES[name](100)).alpha_bars
         for t in (0, 33, 66, 99):
             x_t = float(bars[t].sqrt()) * x0 + float((1 - bars[t]).sqrt()) * noise
-            assert count_of(page, pictures.to_uint8(x_t), zoom) == 1, (name, t)
-    assert count_of(page, pictures.to_uint8(noise * 0.7), zoom) == 0
+            assert count_of(page, space.to_stored(x_t).numpy(), zoom) == 1, (name, t)
+    assert count_of(page, space.to_stored(noise * 0.7).numpy(), zoom) == 0
 
 
 def test_times_reach_both_ends_and_never_repeat() -> None:
     def times(count: int, num_timesteps: int) -> list[int]:
-        return drawing.Scene("", None, None, {}, num_timesteps).times(count)  # type: ignore[arg-type]
+        return drawing.Scene("", None, None, None, {}, num_timesteps).times(count)  # type: ignore[arg-type]
 
     assert times(8, 1000) == [0, 143, 285, 428, 571, 714, 856, 999]
     assert times(64, 5) == [0, 1, 2, 3, 4]

@@ -134,6 +134,13 @@ def test_the_python_of_the_theory_holds():
             pytest.fail(f"docs/theory.md:{line.lineno}: {line.line}\n{error!r}", pytrace=False)
 
 
+def test_the_python_of_the_readme_runs():
+    (block,) = BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    names: dict[str, Any] = {"__name__": "readme"}
+    exec(compile(block, "README.md", "exec"), names)
+    assert names["images"].shape == (4, 1, 28, 28)
+
+
 # -- the bibliography -----------------------------------------------------------------------------
 
 BIBLIOGRAPHY = ROOT / "docs" / "bibliography.md"

@@ -165,7 +165,7 @@ def test_a_metric_is_one_file(diffuse, conditional, images, tmp_path, monkeypatc
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "sheen.py").write_text(NEW)
     monkeypatch.setattr(metrics, "__path__", [*metrics.__path__, str(tmp_path / "new")])
-    monkeypatch.setitem(METRICS._files, "sheen", "sheen")
+    monkeypatch.setitem(METRICS.own, "sheen", "diffuse_cli.metrics.sheen")
     line = ("eval", conditional, images, "-n", 4, *QUICK, "--report", "page.html")
     table = [re.split(r"\s\s+", row) for row in diffuse(*line).out.splitlines()]
     assert ["sheen <b>", "41.2500 ± 0.5000", "50.0000"] in table

@@ -11,7 +11,7 @@ import typer
 
 from diffuse_cli.config import DrawConfig
 from diffuse_cli.console import Console
-from diffuse_cli.core.samplers import knobs
+from diffuse_cli.core.samplers import sampler_options
 from diffuse_cli.errors import lookup
 from diffuse_cli.options import (
     Option,
@@ -120,16 +120,16 @@ def check_names(kind: type[Any], given: Mapping[str, Any]) -> None:
                 lookup(TABLES[spec.table](), str(name), flag_of(f))
 
 
-def check_knobs(config: DrawConfig) -> None:
-    """Refuse options that the given sampler has not, before anything heavy is imported.
+def check_sampler(config: DrawConfig) -> None:
+    """Refuse options that the given sampler does not take, before anything heavy is imported.
 
-    Where none is given it may be the one that the model file recommends.
+    A sampler that the model file recommends is checked by `resolve`.
 
     Raises:
-        UsageError: as said.
+        InvalidArgument: an option that it does not take.
     """
     if config.sampler is not None:
-        knobs(config.sampler, **config.knobs)
+        sampler_options(config.sampler, **config.sampler_options)
 
 
 def _parameters(kind: type[Any]) -> list[inspect.Parameter]:
@@ -188,7 +188,11 @@ def _help(f: dataclasses.Field[Any], spec: Option) -> str:
     """The help of a field: its sentence, the names it may have, its default."""
     parts = [spec.help]
     if spec.table == "presets":
-        parts.append("; ".join(f"{k}: {v.help}" for k, v in TABLES[spec.table]().items()) + ".")
+        from diffuse_cli.presets import PRESETS
+
+        own = PRESETS.own  # entries of other packages are not imported for their help
+        named = (f"{k}: {own[k].help}" if k in own else k for k in PRESETS)
+        parts.append("; ".join(named) + ".")
     elif spec.table:
         parts.append(f"One of: {', '.join(TABLES[spec.table]())}.")
     if shown := _shown(f, spec):

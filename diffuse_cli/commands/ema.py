@@ -10,7 +10,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from diffuse_cli import files
-from diffuse_cli.commands._options import check_knobs
+from diffuse_cli.commands._options import check_sampler
 from diffuse_cli.commands._text import columns, number
 from diffuse_cli.config import EmaConfig
 from diffuse_cli.console import Console
@@ -24,7 +24,7 @@ CONFIG = EmaConfig
 
 def run(config: EmaConfig, console: Console) -> None:
     """Measure the lengths, and print them and the best."""
-    check_knobs(config)
+    check_sampler(config)
     from diffuse_cli.sweeps.lengths import measure_lengths
 
     found = console.follow(measure_lengths(config))

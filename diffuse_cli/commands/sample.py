@@ -5,7 +5,7 @@ Writes the images, a grid of them, and a manifest that says how to draw them aga
 
 from __future__ import annotations
 
-from diffuse_cli.commands._options import check_knobs
+from diffuse_cli.commands._options import check_sampler
 from diffuse_cli.config import SampleConfig
 from diffuse_cli.console import Console
 
@@ -14,7 +14,7 @@ CONFIG = SampleConfig
 
 def run(config: SampleConfig, console: Console) -> None:
     """Sample, and print the paths of the pictures."""
-    check_knobs(config)
+    check_sampler(config)
     from diffuse_cli.sampling import generate
 
     made = console.follow(generate(config))

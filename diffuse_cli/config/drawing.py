@@ -107,8 +107,8 @@ class SamplerConfig(TrajectoryConfig):
     order: int | None = sampling_option(None, "Order of unipc.", low=2, high=3, shown="2")
 
     @property
-    def knobs(self) -> dict[str, float | None]:
-        """What only some samplers take, None where it is not given."""
+    def sampler_options(self) -> dict[str, float | None]:
+        """Options that only some samplers take; None where not given."""
         return {"eta": self.eta, "order": self.order}
 
 

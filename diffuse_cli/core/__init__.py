@@ -1,10 +1,7 @@
-"""Diffusion as a library: tensors in, tensors out; no files, no printing, no options.
+"""Diffusion as a library: tensors in, tensors out; no files, printing or options.
 
-It needs torch and numpy, and nothing else of this package. `examples/library.py` trains and samples
-with it alone.
-
-Names load their module when they are first used (PEP 562), so that a table's names can be listed
-without importing torch.
+It needs torch and numpy, and imports nothing else of this package; `examples/library.py` shows its
+use. Names load their module on first use (PEP 562): listing a table does not import torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a model can be told about the sample it is to draw."""
+"""What a model can be told about a sample."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ class Conditions(Settings):
     """The conditions of a model.
 
     Attributes:
-        classes: names of the classes; a label is a place in them, and K = len(classes) means
-            "none".
+        classes: names; a label is an index into them, and K = len(classes) means "no class".
     """
 
     classes: tuple[str, ...] = setting(())
@@ -28,10 +27,8 @@ class Conditions(Settings):
         return len(self.classes)
 
     def told(self, labels: Tensor) -> dict[str, Tensor]:
-        """The keywords for a network: labels (B,) where -1, an unlabelled sample, becomes K.
-
-        Empty for a model without classes.
-        """
+        """Keywords for the network: labels (B,), with K for -1; none for a model without
+        classes."""
         if not self.classes:
             return {}
         return {"label": labels.where(labels >= 0, self.num_classes)}

@@ -1,4 +1,4 @@
-"""A network and what its output means: `Denoiser` turns it into predictions of x_0 and eps."""
+"""`Denoiser`: a network's output as predictions of x_0 and eps."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ LogVar = Callable[[Any, Any], Any]
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is known of the clean image and the noise in x_t.
+    """Estimates of the clean sample and the noise in x_t.
 
     Attributes:
         x0, eps: shaped like x_t, and consistent: x_t = alpha x_0 + sigma eps.
-        raw: the network's own output in its target, without what it says of the variance.
-        log_var: `log_var(t, s)` is the log-variance of the reverse step from t to s; s = None is
-            the timestep before t. Beta-tilde where this is None.
+        raw: the network's output in its target, without the channels of the variance.
+        log_var: `log_var(t, s)` is the log-variance of the reverse step from t to s (None: the
+            timestep before t). None stands for beta-tilde.
     """
 
     x0: Tensor
@@ -44,20 +44,21 @@ class Denoiser:
     """A network with the process it was trained on, its target and its variance.
 
     Args:
-        net: called as `net(x, t, **cond)` with t the timesteps shown, float32 of shape (B,).
+        net: called as `net(x, t, **cond)`, t float32 (B,) from `Process.shown`.
         process: the forward process.
-        target: a name of `TARGETS`, what the network predicts.
-        variance: a name of `VARIANCES`. A learned one is read from the second half of the
-            network's channels.
-        levels: how many levels the data has, whose bins the decoder p(x_0 | x_1) fills; None for
-            floats, of which it is a density.
+        target: a name in `TARGETS`.
+        variance: a name in `VARIANCES`; a learned one is the second half of the output channels.
+        levels: of the data; the decoder p(x_0 | x_1) is the probability of their bins. None for
+            floats, where it is a density.
+        posterior: c1 and c2 of `Process.steps`, (T,) each, of the process that the network was
+            trained on; those of `process` by default.
 
     Attributes:
         coefficients: (a, b) of the target y = a x_0 + b eps at every timestep, float64, (T,) each.
 
     Raises:
-        InvalidArgument: an unknown name, or a target from which x_0 does not follow at some
-            timestep (eps where the SNR is 0).
+        InvalidArgument: an unknown name, or a target that does not determine x_0 at some timestep
+            (eps at SNR 0).
     """
 
     def __init__(
@@ -67,25 +68,15 @@ class Denoiser:
         target: str = "eps",
         variance: str = "small",
         levels: int | None = 256,
-    ) -> None:
-        self.levels = levels
-        self._build(net, process, target, variance, process.steps.c1, process.steps.c2)
-
-    def _build(
-        self,
-        net: Callable[..., Tensor],
-        process: Process,
-        target: str,
-        variance: str,
-        c1: Tensor,
-        c2: Tensor,
+        *,
+        posterior: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         self.net, self.process, self.target, self.variance = net, process, target, variance
-        self._c1, self._c2 = c1, c2
+        self.levels, self._posterior = levels, posterior or (process.steps.c1, process.steps.c2)
         self._coefficients = lookup(TARGETS, target, "target")
         self._log_var = lookup(VARIANCES, variance, "variance")
         alpha, sigma = process.alpha_bars.sqrt(), (1 - process.alpha_bars).sqrt()
-        a, b = (torch.as_tensor(v) for v in self._coefficients(alpha, sigma, c1, c2))
+        a, b = (torch.as_tensor(v) for v in self._coefficients(alpha, sigma, *self._posterior))
         if bool((a * sigma - b * alpha == 0).any()):
             raise InvalidArgument(
                 f"target '{target}' is undefined where the signal-to-noise ratio is 0",
@@ -118,10 +109,9 @@ class Denoiser:
 
         Args:
             x_t: the noisy samples.
-            t: an int or float for all of them, or an integer tensor (B,). Between timesteps
-                log-SNR and what the network is shown are interpolated, but a target of `STEPWISE`
-                is read at the nearest timestep.
-            cond: handed to the network, for example `label`.
+            t: an int or float for all samples, or an integer tensor (B,). At a float, log-SNR and
+                the time shown are interpolated; targets in `STEPWISE` use the nearest timestep.
+            cond: passed to the network, for example `label`.
         """
         if isinstance(t, float) and self.target in STEPWISE:
             t = round(t)
@@ -135,17 +125,15 @@ class Denoiser:
         return Prediction(x0_y * raw + x0_x * x_t, eps_y * raw + eps_x * x_t, raw, log_var)
 
     def respaced(self, times: Iterable[int | float]) -> Denoiser:
-        """The same network over these times alone, in any order."""
+        """The same network over these times only, in any order."""
         chosen = sorted(times)
         kept = torch.tensor([min(round(t), self.process.num_timesteps - 1) for t in chosen])
-        other = object.__new__(Denoiser)
-        other.levels = self.levels
-        other._build(
+        c1, c2 = self._posterior
+        return Denoiser(
             self.net,
             self.process.respaced(chosen),
             self.target,
             self.variance,
-            self._c1[kept],
-            self._c2[kept],
+            self.levels,
+            posterior=(c1[kept], c2[kept]),
         )
-        return other

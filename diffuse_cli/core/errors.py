@@ -1,4 +1,4 @@
-"""What the core says when it is asked for what cannot be. A `ValueError` in each case."""
+"""The core's error, and look-ups that raise it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ T = TypeVar("T")
 
 
 class InvalidArgument(ValueError):
-    """An argument that the mathematics does not allow.
+    """A wrong argument.
 
     Attributes:
-        argument: its name, or empty where no single one is to blame.
-        problem: what is wrong; where there is an argument, the text that follows its name.
+        argument: its name; empty if several are to blame.
+        problem: what is wrong; if there is an argument, the text that follows its name.
         hint: what to do instead.
     """
 
@@ -23,7 +23,7 @@ class InvalidArgument(ValueError):
         self.argument, self.problem, self.hint = argument, problem, hint
 
     def message(self, name: str) -> str:
-        """What is wrong, with the argument under the name that the reader knows it by."""
+        """What is wrong, with the argument called `name`."""
         if not self.argument:
             return self.problem
         return f"{name}{'' if self.problem.startswith(':') else ' '}{self.problem}"
@@ -46,7 +46,7 @@ def lookup(table: Mapping[str, T], name: str, argument: str) -> T:
     """`table[name]`.
 
     Raises:
-        InvalidArgument: no such entry; says which there are.
+        InvalidArgument: no such entry; the hint names the nearest, or all.
     """
     try:
         return table[name]

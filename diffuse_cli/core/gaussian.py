@@ -25,7 +25,7 @@ def exact_cdf(z: Tensor) -> Tensor:
 
 @dataclass(frozen=True, init=False)
 class Gaussian:
-    """N(mean, exp(log_var)), elementwise. `log_var` is a number or broadcasts against `mean`."""
+    """N(mean, exp(log_var)), elementwise; `log_var` is a number or broadcasts against `mean`."""
 
     mean: Tensor
     log_var: Tensor
@@ -55,8 +55,8 @@ class Gaussian:
     ) -> Tensor:
         """Negative log-probability of each element's bin, in nats (Ho et al. 2020, eq. 13).
 
-        `x` holds levels 2k / (levels - 1) - 1; a bin is 2 / (levels - 1) wide, and the outermost
-        ones reach to infinity. Probabilities are floored at 1e-12.
+        `x` holds levels 2k / (levels - 1) - 1; bins are 2 / (levels - 1) wide, the outermost
+        reach to infinity. Probabilities are at least 1e-12.
         """
         centred, half = x - self.mean, 1 / (levels - 1)
         outermost = 1 - half / 4

@@ -1,4 +1,4 @@
-"""Functions that wrap a `Denoise` and give a `Denoise`."""
+"""Wrappers from `Denoise` to `Denoise`: clipping and classifier-free guidance."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diffuse_cli.core.process import Process, spread
 
 
 def clip(denoise: Denoise, process: Process) -> Denoise:
-    """Clamp x_0 to [-1, 1], and derive eps from it again: eps = (x_t - alpha x_0) / sigma."""
+    """Clamp x_0 to [-1, 1] and recompute eps = (x_t - alpha x_0) / sigma."""
 
     def clipped(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
         prediction = denoise(x_t, t, **cond)
@@ -23,14 +23,13 @@ def clip(denoise: Denoise, process: Process) -> Denoise:
 
 
 def threshold(denoise: Denoise, process: Process, percentile: float) -> Denoise:
-    """Dynamic thresholding of x_0, and eps derived from it again (Saharia et al. 2022, sec. 2.3).
+    """Dynamic thresholding of x_0, with eps recomputed (Saharia et al. 2022, sec. 2.3).
 
-    With s the percentile of |x_0| over an image, and at least 1, x_0 is clamped to [-s, s] and
-    divided by s. Where the guess stays in [-1, 1] that is `clip`; where strong guidance saturates
-    it, it is scaled back instead of flattened.
+    x_0 is clamped to [-s, s] and divided by s, the percentile of |x_0| over an image, at least 1.
+    With s = 1 that is `clip`; an estimate that strong guidance saturates is scaled, not flattened.
 
     Args:
-        percentile: in (0, 1]; between two elements it is interpolated.
+        percentile: in (0, 1]; interpolated between elements.
     """
 
     def thresholded(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
@@ -43,7 +42,7 @@ def threshold(denoise: Denoise, process: Process, percentile: float) -> Denoise:
 
 
 def _percentile(rows: Tensor, share: float) -> Tensor:
-    """The percentile of each row, (B,); `Tensor.quantile` refuses batches of large images."""
+    """The percentile of each row, (B,); `Tensor.quantile` rejects batches of large images."""
     ordered, position = rows.sort(dim=1).values, share * (rows.shape[1] - 1)
     low, high = math.floor(position), math.ceil(position)
     return ordered[:, low].lerp(ordered[:, high], position - low)
@@ -59,8 +58,8 @@ def _with_x0(
 def guide(denoise: Denoise, scale: float) -> Denoise:
     """Classifier-free guidance (Ho & Salimans 2022, eq. 6, with scale = 1 + w).
 
-    Scale 1 is the conditional model, 0 the unconditional one; between and beyond, x_0 and eps are
-    extrapolated linearly. The variance is the conditional model's.
+    Scale 1 is the conditional model, 0 the unconditional; x_0 and eps are linear in the scale. The
+    variance is the conditional model's.
     """
 
     def guided(x_t: Tensor, t: Any, /, label: Any = None, **cond: Any) -> Prediction:
@@ -83,8 +82,8 @@ def interval(
 ) -> Denoise:
     """`inside` at noise levels low < sigma / alpha <= high, `outside` at all others.
 
-    With a guided and a plain model this is guidance in a limited interval (Kynkäänniemi et al.
-    2024, eq. 6). Times are ints or floats, one for the whole batch, as samplers pass them.
+    With a guided and a plain model, guidance in a limited interval (Kynkäänniemi et al. 2024, eq.
+    6). Takes one int or float time for the whole batch.
     """
 
     def chosen(x_t: Tensor, t: int | float, /, **cond: Any) -> Prediction:

@@ -49,10 +49,7 @@ def bound_terms(
     clip: bool = True,
     **cond: Any,
 ) -> Iterator[Tensor]:
-    """The term of the bound at each time with its noise, shape (B,) each.
-
-    A time is an int, or an integer tensor with one for each sample.
-    """
+    """The term of the bound for each (time, noise), shape (B,); a time is an int or (B,) ints."""
     process = denoiser.process
     denoise = clipped(denoiser, process) if clip and denoiser.levels else denoiser
     for t, noise in draws:
@@ -68,12 +65,11 @@ def bits_per_dim(
     clip: bool = True,
     **cond: Any,
 ) -> Bits:
-    """The whole bound over the denoiser's own process.
+    """The whole bound over the denoiser's process.
 
     Args:
-        denoiser: its variance decides the bound as its mean does.
-        x0: levels over [-1, 1], or floats where the denoiser has no levels; (B, C, *size).
-        noise: `noise(t)` is the draw at t, shaped like x0.
+        x0: (B, C, *size): levels over [-1, 1], or floats for a denoiser without levels.
+        noise: `noise(t)` is the noise at t, shaped like x0.
         clip: clamp the predicted x_0 to [-1, 1], which lowers the bound of levels.
     """
     draws = ((t, noise(t)) for t in range(denoiser.process.num_timesteps))
@@ -83,10 +79,10 @@ def bits_per_dim(
 
 
 def strata(num_timesteps: int, n: int) -> list[range]:
-    """0 alone, then n - 1 strata of 1 ... T-1 whose widths grow geometrically from 1.
+    """{0}, then n - 1 strata of 1 ... T-1 whose widths grow geometrically from 1.
 
-    A timestep drawn from each, its term times the stratum's width, estimates the sum without
-    bias; the early terms, which are large and differ most, are seen most.
+    One timestep per stratum, its term times the width, estimates the sum without bias and samples
+    the early terms, which are large and vary most, most densely.
     """
     span, parts = num_timesteps - 1, min(n, num_timesteps) - 1
     ratio = _growth(span, parts)

@@ -1,9 +1,8 @@
 """Training losses `(denoiser, x0, t, noise, weight, **cond) -> (B,)`, and their weightings.
 
-A weighting is given for the squared error of x_0, as w(snr). Where the network predicts
-y = a x_0 + b eps, an error in y is an error in x_0 times (a - b alpha / sigma), so the weight of
-the target's own squared error is w divided by that factor's square: snr for eps, 1 for x_0,
-snr + 1 for v, c1^2 for mu.
+A weighting w(snr) applies to the squared error of x_0. An error in the target y = a x_0 + b eps is
+the error in x_0 times (a - b alpha / sigma), so the target's squared error is weighted by w over
+that factor squared: snr for eps, 1 for x_0, snr + 1 for v, c1^2 for mu.
 """
 
 from __future__ import annotations
@@ -23,16 +22,13 @@ if TYPE_CHECKING:
     from diffuse_cli.core.denoiser import Denoiser, Prediction
     from diffuse_cli.core.process import Process, Time
 
+    Weight = Tensor | None
+
 Loss = Callable[..., "Tensor"]
 
 
 def simple(
-    denoiser: Denoiser,
-    x0: Tensor,
-    t: Tensor,
-    noise: Tensor,
-    weight: Tensor | None = None,
-    **cond: Any,
+    denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, weight: Weight = None, **cond: Any
 ) -> Tensor:
     """Mean squared error in the target, times `weight` (Ho et al. 2020, eq. 14). Shape (B,)."""
     prediction = denoiser(denoiser.process.diffuse(x0, t, noise), t, **cond)
@@ -40,12 +36,7 @@ def simple(
 
 
 def vlb(
-    denoiser: Denoiser,
-    x0: Tensor,
-    t: Tensor,
-    noise: Tensor,
-    weight: Tensor | None = None,
-    **cond: Any,
+    denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, weight: Weight = None, **cond: Any
 ) -> Tensor:
     """The term of the variational bound at t, in bits per dimension. Shape (B,)."""
     x_t = denoiser.process.diffuse(x0, t, noise)
@@ -55,17 +46,12 @@ def vlb(
 
 
 def hybrid(
-    denoiser: Denoiser,
-    x0: Tensor,
-    t: Tensor,
-    noise: Tensor,
-    weight: Tensor | None = None,
-    **cond: Any,
+    denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, weight: Weight = None, **cond: Any
 ) -> Tensor:
-    """`simple` + T / 1000 `vlb`, where only the variance learns from the bound. Shape (B,).
+    """`simple` + T / 1000 `vlb`, whose gradient reaches only the variance. Shape (B,).
 
-    Nichol & Dhariwal 2021, eq. 16: the mean's gradient is stopped in the bound, whose mean over
-    timesteps is a thousandth of the sum L_vlb. `weight` is on the simple part alone.
+    Nichol & Dhariwal 2021, eq. 16; our bound is a mean over timesteps, theirs the sum L_vlb times
+    0.001. `weight` applies to the simple part.
     """
     process = denoiser.process
     x_t = process.diffuse(x0, t, noise)
@@ -82,7 +68,7 @@ def squared_error(
     x0: Tensor,
     t: Tensor,
     noise: Tensor,
-    weight: Tensor | None,
+    weight: Weight,
 ) -> Tensor:
     """Mean over dimensions of the squared error in the target, times `weight`. Shape (B,)."""
     a, b = denoiser.target_at(t, like=x0)
@@ -102,7 +88,7 @@ def bound_term(
     """L_t = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and L_0 = -log p(x_0 | x_1).
 
     Ho et al. 2020, eqs. 5 and 13, with the paper's t one higher; bits per dimension, shape (B,).
-    p(x_0 | x_1) is the probability of a bin of `levels`, or a density where they are None.
+    p(x_0 | x_1) is the probability of one of `levels` bins, or a density if None.
     """
     truth = process.posterior(x0, x_t, t)
     mean = process.posterior(prediction.x0, x_t, t).mean
@@ -120,21 +106,14 @@ def _decoded(model: Gaussian, x0: Tensor, levels: int | None) -> Tensor:
     return model.nll(x0) if levels is None else model.discrete_nll(x0, levels=levels)
 
 
-LOSSES: Registry[Loss] = Registry(
-    "losses",
-    {
-        "simple": simple,
-        "vlb": vlb,
-        "hybrid": hybrid,
-    },
-)
+LOSSES: Registry[Loss] = Registry("losses", {"simple": simple, "vlb": vlb, "hybrid": hybrid})
 
 OF_LEARNED = frozenset({"hybrid"})
-"""Losses whose bound teaches the variance alone: with a fixed one their gradient is `simple`'s."""
+"""Losses whose bound trains the variance only: with a fixed one their gradient is `simple`'s."""
 
 
 def _none(snr: Tensor) -> None:
-    """The target's own weight."""
+    """The plain squared error of the target."""
 
 
 def min_snr(snr: Tensor, gamma: float = 5.0) -> Tensor:
@@ -148,20 +127,15 @@ def p2(snr: Tensor) -> Tensor:
 
 
 WEIGHTINGS: Registry[Callable[[Tensor], Tensor | None]] = Registry(
-    "weightings",
-    {
-        "none": _none,
-        "min-snr": min_snr,
-        "p2": p2,
-    },
+    "weightings", {"none": _none, "min-snr": min_snr, "p2": p2}
 )
 
 
 def weights(name: str, denoiser: Denoiser) -> Tensor | None:
     """The weight of the target's squared error at every timestep, (T,) in float64, or None.
 
-    Where the last SNR is 0, its weight is the mean of the others: at 0 the timestep at which
-    sampling starts would never be trained.
+    If the last SNR is 0, its weight is the mean of the others; a weight of 0 would leave the
+    timestep at which sampling starts untrained.
 
     Raises:
         InvalidArgument: no such weighting.

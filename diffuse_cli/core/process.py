@@ -2,12 +2,11 @@
 
     q(x_t | x_0) = N(alpha_t x_0, sigma_t^2),  alpha_t^2 = alpha_bar_t,  sigma_t^2 = 1 - alpha_bar_t
 
-(Ho et al. 2020, eq. 4). Every transition is between any two times s < t, with
-alpha_bar_t / alpha_bar_s in the place of 1 - beta_t; s = -1 is clean data, whose alpha_bar is 1.
-The step before a time is therefore never "t - 1" but the time that comes next in a list.
+(Ho et al. 2020, eq. 4). A step goes between any two times s < t, with alpha_bar_t / alpha_bar_s in
+place of 1 - beta_t; s = -1 is clean data, whose alpha_bar is 1.
 
-Times are ints (samplers), integer tensors of shape (B,) (training), or floats (karras spacing),
-between which log-SNR is interpolated. Coefficients are computed in float64 and cast last.
+Times are ints (samplers), integer tensors of shape (B,) (training), or floats (karras spacing), for
+which log-SNR is interpolated. Coefficients are computed in float64 and cast last.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ CLEAN = "s = -1 is clean data, not an index"
 
 
 class Table:
-    """Rows of float64 numbers, one a timestep; a copy is kept for each device and dtype."""
+    """A row of float64 numbers per timestep, with a cached copy for each device and dtype."""
 
     def __init__(self, *columns: Tensor) -> None:
         self.rows = torch.stack(torch.broadcast_tensors(*columns), dim=1)
         self._copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def __call__(self, t: int | Tensor, like: Tensor) -> tuple[Any, ...]:
-        """The columns at t: numbers for an int, tensors that broadcast against `like` for (B,)."""
+        """The columns at t: numbers for an int; for (B,), tensors that broadcast against `like`."""
         if not isinstance(t, Tensor):
             if t < 0:
                 raise IndexError(CLEAN)
@@ -64,9 +63,9 @@ class Pair:
         alpha_s, sigma_s: the same at s.
         c1, c2: posterior mean c1 x_0 + c2 x_t (Ho et al. 2020, eq. 7).
         log_beta: log(1 - alpha_bar_t / alpha_bar_s), the variance of q(x_t | x_s).
-        log_beta_tilde: log-variance of the posterior q(x_s | x_t, x_0); where s is clean data
-            that variance is 0, and this is the one of the process's second timestep.
-        first: 1 where s is clean data, else 0.
+        log_beta_tilde: log-variance of the posterior q(x_s | x_t, x_0); at s = -1, where that
+            variance is 0, the one of the process's second timestep.
+        first: 1 at s = -1, else 0.
     """
 
     alpha: Any
@@ -88,17 +87,17 @@ class Process:
     """The forward process of a list of betas.
 
     Args:
-        betas: the variances beta_0 ... beta_{T-1}, each in (0, 1]. Only the last can be 1: there
-            nothing of the image is left, and log-SNR is -inf.
-        timesteps: what the network is shown at each time; t * 1000 / T where None.
+        betas: the variances beta_0 ... beta_{T-1}, each in (0, 1]. Only the last can be 1; log-SNR
+            there is -inf.
+        timesteps: what the network is shown at each time; t * 1000 / T by default.
 
     Attributes:
         betas, alpha_bars, timesteps: float64 tensors on the CPU, shape (T,).
         steps: the coefficients of the step from each timestep to the one before, likewise.
 
     Raises:
-        InvalidArgument: a beta outside (0, 1], or one under which alpha_bar does not fall: because
-            nothing is left of the data, or because 1 - beta rounds to 1.
+        InvalidArgument: a beta outside (0, 1], or one under which alpha_bar does not fall (it is 0
+            already, or 1 - beta rounds to 1).
     """
 
     def __init__(
@@ -132,7 +131,7 @@ class Process:
     # -- coefficients ------------------------------------------------------------------------------
 
     def _pair(self, alpha_bar_t: Tensor, alpha_bar_s: Tensor) -> Pair:
-        """The one place where the coefficients of a step are computed, in float64."""
+        """The coefficients of a step, in float64."""
         first = (alpha_bar_s == 1).double()
         beta = 1 - alpha_bar_t / alpha_bar_s
         noise_t, noise_s = 1 - alpha_bar_t, 1 - alpha_bar_s
@@ -150,7 +149,7 @@ class Process:
         )
 
     def alpha_bar(self, t: int | float) -> float:
-        """alpha_bar at a time; 1 at s = -1. Between timesteps log-SNR is interpolated."""
+        """alpha_bar at a time; 1 at -1."""
         if t < 0:
             return 1.0
         if t == int(t):
@@ -169,18 +168,18 @@ class Process:
         return below + (above - below) * (t - low)
 
     def _alpha_bars_at(self, t: Tensor) -> Tensor:
-        """alpha_bar at each time of an integer tensor, -1 included, in float64 on the CPU."""
+        """alpha_bar at integer times >= -1, in float64 on the CPU."""
         t = t.detach().cpu()
         return torch.where(t < 0, 1.0, self.alpha_bars[t.clamp(min=0)])
 
     def pair(self, t: Time, s: Time | None = None, *, like: Tensor) -> Pair:
-        """The coefficients of the step from t to s; s = None is the timestep before t.
+        """The coefficients of the step from t to s; by default to the timestep before t.
 
-        For tensors, None is the fast way: it reads a table on the device of `like`.
+        For a tensor t the default s is fast: it reads a table on the device of `like`.
 
         Raises:
             IndexError: a negative t.
-            ValueError: a number s at which nothing of the image is left.
+            ValueError: a number s with alpha_bar 0.
         """
         if isinstance(t, Tensor) and s is None:
             return Pair(*self._steps(t, like))
@@ -193,7 +192,7 @@ class Process:
         s = math.ceil(t) - 1 if s is None else s
         level_t, level_s = (torch.tensor(self.alpha_bar(v), dtype=torch.float64) for v in (t, s))
         if level_s == 0:
-            raise ValueError(f"there is no step to s = {s}, where nothing of the image is left")
+            raise ValueError(f"there is no step to s = {s}, where alpha_bar is 0")
         return Pair(*(float(c) for c in self._pair(level_t, level_s).columns()))
 
     def level(self, t: Time, *, like: Tensor) -> tuple[Any, Any]:
@@ -205,14 +204,14 @@ class Process:
         return alpha, sigma
 
     def shown(self, t: Time, *, like: Tensor) -> Tensor:
-        """What the network is shown for t: float32 of shape (B,), B the batch of `like`."""
+        """What the network is shown for t: float32 (B,), with the batch size of `like`."""
         if isinstance(t, Tensor):
             shown: Tensor = self._shown(t, like)[0]
             return shown.reshape(-1).float()
         return like.new_full((len(like),), self._between(self.timesteps, t), dtype=torch.float32)
 
     def log_snr(self, t: Time) -> Any:
-        """log(alpha_t^2 / sigma_t^2), infinite at -1; float64 on the CPU for a tensor of times."""
+        """log(alpha_t^2 / sigma_t^2), infinite at -1; for a tensor, float64 on the CPU."""
         if isinstance(t, Tensor):
             return torch.where(t.cpu() < 0, math.inf, self._log_snrs[t.cpu().clamp(min=0)])
         return math.inf if t < 0 else self._between(self._log_snrs, t)
@@ -228,13 +227,13 @@ class Process:
     def posterior(self, x0: Tensor, x_t: Tensor, t: Time, s: Time | None = None) -> Gaussian:
         """q(x_s | x_t, x_0), with variance beta-tilde (Ho et al. 2020, eqs. 6 and 7).
 
-        At s = -1 the mean is x_0 and the log-variance that of the second timestep.
+        At s = -1 the mean is x_0; for the variance see `Pair`.
         """
         pair = self.pair(t, s, like=x_t)
         return Gaussian(pair.c1 * x0 + pair.c2 * x_t, pair.log_beta_tilde)
 
     def prior(self, x0: Tensor) -> Gaussian:
-        """q(x_{T-1} | x_0), which the prior N(0, 1) stands for."""
+        """q(x_{T-1} | x_0), which the prior N(0, 1) approximates."""
         alpha, sigma = self.level(self.num_timesteps - 1, like=x0)
         return Gaussian(alpha * x0, 2 * math.log(sigma))
 
@@ -254,7 +253,7 @@ class Process:
         return choose(n, self._log_snrs.tolist())
 
     def respaced(self, times: Iterable[int | float]) -> Process:
-        """The process over these times alone, which shows the network what it was trained on."""
+        """The process over these times only; the network is shown the same times as before."""
         chosen = sorted(times)
         levels = torch.tensor([1.0, *map(self.alpha_bar, chosen)], dtype=torch.float64)
         shown = [self._between(self.timesteps, t) for t in chosen]

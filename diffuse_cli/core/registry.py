@@ -5,7 +5,8 @@ A package that declares, for example,
     [project.entry-points."diffuse.samplers"]
     my-sampler = "my_package:my_sampler"
 
-adds an entry to the table of that group. It is imported when its name is looked up.
+adds an entry to the table `samplers`. It is imported when it is looked up, not when names are
+listed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar, cast
 
@@ -22,79 +23,55 @@ Entry = TypeVar("Entry")
 
 @functools.cache
 def added(group: str) -> Mapping[str, EntryPoint]:
-    """The entry points of other packages in a group, by name."""
+    """The entry points of the group `diffuse.GROUP`, by name."""
     return {point.name: point for point in entry_points(group=f"diffuse.{group}")}
 
 
-class Registry(dict[str, Entry]):
-    """Entries by name; our own come first, and win over another package's of the same name.
+class Registry(MutableMapping[str, Entry]):
+    """Entries by name: our own, then those of other packages under names that we do not use.
 
     Args:
-        group: the table's name: entry points of the group `diffuse.GROUP` are entries too.
-        entries: our own.
+        group: the table's name in entry points.
+        own: our entries.
     """
 
-    def __init__(self, group: str, entries: Mapping[str, Entry]) -> None:
-        super().__init__(entries)
-        self.group = group
+    def __init__(self, group: str, own: Mapping[str, Any]) -> None:
+        self.group, self.own = group, dict(own)
 
-    def __missing__(self, name: str) -> Entry:
-        entry = cast(Entry, added(self.group)[name].load())
-        self[name] = entry
-        return entry
+    def __getitem__(self, name: str) -> Entry:
+        return cast(Entry, self.own[name] if name in self.own else added(self.group)[name].load())
+
+    def __setitem__(self, name: str, entry: Entry) -> None:
+        self.own[name] = entry
+
+    def __delitem__(self, name: str) -> None:
+        del self.own[name]
 
     def __contains__(self, name: object) -> bool:
-        return super().__contains__(name) or name in added(self.group)
+        return name in self.own or name in added(self.group)
 
     def __iter__(self) -> Iterator[str]:
-        own = list(super().__iter__())
-        return iter([*own, *(name for name in added(self.group) if name not in own)])
+        return iter({**self.own, **added(self.group)})
 
     def __len__(self) -> int:
-        return len(list(iter(self)))
-
-    def keys(self) -> Any:
-        """The names, without importing what they stand for."""
-        return list(self)
-
-    def values(self) -> Any:
-        """The entries."""
-        return [self[name] for name in self]
-
-    def items(self) -> Any:
-        """Names with entries."""
-        return [(name, self[name]) for name in self]
+        return len({**self.own, **added(self.group)})
 
 
-class Modules(Mapping[str, Entry]):
-    """The modules of a package by name, imported when looked up, and entry points beside them.
+class Modules(Registry[Entry]):
+    """The modules of a package, each imported when it is looked up.
 
     `some_name.py` is `some-name`; a file that starts with an underscore is not listed.
 
     Args:
-        group: as for `Registry`.
+        group: the table's name in entry points.
         package, path: `__name__` and `__path__` of the package.
     """
 
     def __init__(self, group: str, package: str, path: list[str]) -> None:
-        self.group = group
-        self._package = package
-        self._files = {
-            info.name.replace("_", "-"): info.name
-            for info in pkgutil.iter_modules(path)
-            if not info.name.startswith("_")
-        }
+        files = [info.name for info in pkgutil.iter_modules(path) if info.name[0] != "_"]
+        super().__init__(group, {f.replace("_", "-"): f"{package}.{f}" for f in sorted(files)})
 
     def __getitem__(self, name: str) -> Entry:
-        if name in self._files:
-            return cast(Entry, importlib.import_module(f"{self._package}.{self._files[name]}"))
-        return cast(Entry, added(self.group)[name].load())
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(sorted({*self._files, *added(self.group)}))
-
-    def __len__(self) -> int:
-        return len(list(iter(self)))
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._files or name in added(self.group)
+        if name in self.own:
+            return cast(Entry, importlib.import_module(self.own[name]))
+        return super().__getitem__(name)

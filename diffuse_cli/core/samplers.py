@@ -1,8 +1,8 @@
 """Samplers: generators over a list of descending times.
 
-`SAMPLERS[name](denoise, process, x, times, *, noise, **knobs)` yields a `State` after each step,
-the last of which, to s = -1, gives the images. `noise(k)` is the draw of the k-th step, so that
-all randomness comes from outside; progress, animations and early stops are the caller's.
+`SAMPLERS[name](denoise, process, x, times, *, noise, **options)` yields a `State` after each step.
+The last step goes to s = -1 and gives the images. `noise(k)` is the noise of the k-th step: all
+randomness comes from the caller.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from diffuse_cli.core.solvers import Noise
 
 STALLED = 5
-"""After so many evaluations without gain, what is left is taken for rounding."""
+"""Evaluations without gain after which the rest of the error is taken for rounding."""
 
 
 def ddpm(
@@ -75,20 +75,20 @@ def encode(
 ) -> Iterator[State]:
     """The noise from which deterministic `ddim` over the same times makes the images x_0.
 
-    A step of `ddim`, x_s = alpha_s x_0(x_t) + sigma_s eps(x_t), is run backwards, from s = -1 to
-    the first of `times` (Song et al. 2021a, eqs. 13 and 14). What is usually called DDIM inversion
-    takes eps at x_s, which is known, for eps at x_t, which is sought: right only for small steps,
+    The steps of `ddim`, x_s = alpha_s x_0(x_t) + sigma_s eps(x_t), are inverted from s = -1 to the
+    first of `times` (Song et al. 2021a, eqs. 13 and 14). What is usually called DDIM inversion
+    uses eps at the known x_s in place of eps at the unknown x_t: that holds for small steps only,
     and images do not come back. Here each step is solved for x_t.
 
     Args:
-        times: descending, as `ddim` takes them; a `State` is yielded at each, from the last on.
-        tolerance: how far `ddim` may miss x_s from x_t, in any element; where rounding allows it,
-            x_s / alpha_s comes as near.
-        iterations: how many evaluations a step may take.
+        times: descending, as for `ddim`; a `State` is yielded at each, the last one first.
+        tolerance: the largest error of `ddim` from x_t, in any element of x_s; if rounding allows,
+            of x_s / alpha_s.
+        iterations: evaluations allowed per step.
 
     Raises:
         InvalidArgument: a step was not solved: it is too long, or no x_t leads to x_s, for example
-            where x_0 is clamped or hardly depends on x_t.
+            because x_0 is clamped or hardly depends on x_t.
     """
     x = x0
     for step in reversed(list(steps(process, times))):
@@ -101,8 +101,8 @@ def _undo(
 ) -> tuple[Tensor, Prediction]:
     """The x_t from which `ddim` comes to x_s, by fixed-point iteration.
 
-    In v = alpha eps - sigma x_0 the step is a rotation, x_s = cos x_t - sin v(x_t) (Salimans & Ho
-    2022, app. D), and x_t = (x_s + sin v(x_t)) / cos is iterated.
+    With v = alpha eps - sigma x_0 the step is a rotation, x_s = cos x_t - sin v(x_t) (Salimans & Ho
+    2022, app. D); x_t = (x_s + sin v(x_t)) / cos is iterated.
     """
     cos = step.alpha * step.alpha_s + step.sigma * step.sigma_s
     tried: list[tuple[Tensor, Tensor]] = []
@@ -121,17 +121,16 @@ def _undo(
         tried = [*tried[-4:], ((x + missed / cos).flatten(1), missed.flatten(1))]
         x = _accelerated(tried).reshape(x.shape)
     raise InvalidArgument(
-        f"the noise of these images was not found: at timestep {step.t:g} no x_t was found that "
-        f"leads within {tolerance:.1g} of them",
+        f"the noise of these images was not found: at timestep {step.t:g} no x_t leads to within "
+        f"{tolerance:.1g} of them",
         "Take more steps",
     )
 
 
 def _accelerated(tried: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Anderson's next iterate, (B, D), from iterates and what each missed, the newest last.
+    """Anderson's next iterate (B, D), from (iterate, residual) pairs, the newest last.
 
-    For each image the last iterates are mixed so that least would be missed if the map were
-    linear (Walker & Ni 2011).
+    Mixes the iterates of each image to the smallest residual of a linear map (Walker & Ni 2011).
     """
     from torch import stack
 
@@ -148,18 +147,18 @@ def _accelerated(tried: list[tuple[Tensor, Tensor]]) -> Tensor:
     return mixed
 
 
-def knobs(sampler: str, **given: float | None) -> dict[str, float]:
-    """The options that were given to a sampler, as it takes them.
+def sampler_options(sampler: str, **given: float | None) -> dict[str, float]:
+    """The options that are given (not None), for a sampler that takes them.
 
     Raises:
-        InvalidArgument: no such sampler, or it has no option that was given.
+        InvalidArgument: no such sampler, or it does not take an option that is given.
     """
     parameters = inspect.signature(lookup(SAMPLERS, sampler, "sampler")).parameters
     takes = [name for name in given if name in parameters]
     chosen = {name: value for name, value in given.items() if value is not None}
     for name in chosen:
         if name not in takes:
-            listed = " and ".join(takes) or "no option of its own"
+            listed = " and ".join(takes) or "no options"
             raise InvalidArgument(
                 f": the sampler '{sampler}' has none", f"It takes {listed}", argument=name
             )

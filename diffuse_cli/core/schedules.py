@@ -1,8 +1,7 @@
 """Noise schedules: `num_timesteps -> betas`, t = 0 ... T-1, in float64.
 
-The scale k = 1000/T keeps the total noise of a schedule the same for every number of timesteps,
-and no beta exceeds 0.999. A schedule given by alpha_bar(u), u = 0 ... 1, takes beta from its
-ratios.
+The scale k = 1000/T keeps the total noise the same for every T. No beta exceeds 0.999. A schedule
+given by alpha_bar(u), u = 0 ... 1, takes beta from its ratios.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ def sigmoid(num_timesteps: int) -> list[float]:
 def sqrt(num_timesteps: int) -> list[float]:
     """alpha_bar(u) = 1 - sqrt(u + 1e-4) (Li et al. 2022, Diffusion-LM, appendix A).
 
-    It starts at 0.99, not at 1, and is below 0 from u = 0.9999 on.
+    It starts at 0.99, not 1, and is negative from u = 0.9999.
     """
     return _from_alpha_bar(lambda u: 1 - math.sqrt(u + 1e-4), num_timesteps)
 
@@ -69,8 +68,8 @@ def sqrt(num_timesteps: int) -> list[float]:
 def laplace(num_timesteps: int) -> list[float]:
     """log-SNR(u) = -0.5 sign(0.5 - u) log(1 - 2|u - 0.5|) (Hang & Gu 2024; mu 0, b 0.5).
 
-    alpha_bar, its logistic function, is written with the root of 1 - 2|u - 0.5|, as log-SNR itself
-    is infinite at both ends.
+    alpha_bar, the logistic function of log-SNR, is written with the root of 1 - 2|u - 0.5| because
+    log-SNR is infinite at both ends.
     """
 
     def alpha_bar(u: float) -> float:
@@ -81,13 +80,13 @@ def laplace(num_timesteps: int) -> list[float]:
 
 
 def zero_terminal_snr(betas: Sequence[float]) -> list[float]:
-    """The betas of the same process, rescaled to end without signal (Lin et al. 2024, algorithm 1).
+    """Betas rescaled to end without signal (Lin et al. 2024, algorithm 1).
 
-    sqrt(alpha_bar) is shifted so that its last value is 0 and stretched so that its first stays,
-    which keeps the first beta and cancels in the others. The last beta is exactly 1.
+    sqrt(alpha_bar) is shifted to end at 0 and stretched to start where it did: the first beta
+    stays, the stretch cancels in the others, and the last beta is exactly 1.
 
     Raises:
-        InvalidArgument: fewer than two betas, or betas under which alpha_bar does not fall.
+        InvalidArgument: fewer than two betas, or an alpha_bar that does not fall.
     """
     alphas = [math.sqrt(level) for level in accumulate((1 - beta for beta in betas), mul)]
     if len(alphas) < 2 or any(after >= before for before, after in pairwise([1.0, *alphas])):
@@ -97,7 +96,7 @@ def zero_terminal_snr(betas: Sequence[float]) -> list[float]:
 
 
 def _from_alpha_bar(alpha_bar: Callable[[float], float], num_timesteps: int) -> list[float]:
-    """beta_t = 1 - alpha_bar((t + 1) / T) / alpha_bar(t / T); the cap where no signal is left."""
+    """beta_t = 1 - alpha_bar((t + 1) / T) / alpha_bar(t / T); `MAX_BETA` without signal."""
     levels = [alpha_bar(i / num_timesteps) for i in range(num_timesteps + 1)]
     ratios = [after / before if before > 0 else 0.0 for before, after in pairwise(levels)]
     return _capped([1 - ratio for ratio in ratios])

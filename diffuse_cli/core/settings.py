@@ -1,7 +1,6 @@
-"""Frozen dataclasses that check their fields when they are made, to and from plain values.
+"""Frozen dataclasses that check their fields, for example a network's `Config`.
 
-A network's `Config` is one. The fields' annotations are their types; a field made with `setting`
-has a range as well.
+A field's annotation is its type; `setting` adds a range.
 """
 
 from __future__ import annotations
@@ -16,12 +15,7 @@ from diffuse_cli.core.errors import InvalidArgument, suggest
 
 S = TypeVar("S")
 
-_KINDS: dict[str, tuple[type, ...]] = {
-    "int": (int,),
-    "float": (int, float),
-    "bool": (bool,),
-    "str": (str,),
-}
+_KINDS = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
 
 
 def setting(default: Any = MISSING, low: float | None = None, high: float | None = None) -> Any:
@@ -33,13 +27,13 @@ class Settings:
     """The base of settings.
 
     Raises:
-        InvalidArgument: on making one: a value of another type than its field, or out of range.
+        InvalidArgument: a value of the wrong type or out of range.
     """
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
-            kind = type_name(field)
+            kind = field.type.__name__ if isinstance(field.type, type) else str(field.type)
             if value is None and kind.endswith("| None"):
                 continue
             kind = kind.removesuffix(" | None")
@@ -50,38 +44,19 @@ class Settings:
                 object.__setattr__(self, field.name, value)
             low, high = field.metadata.get("range", (None, None))
             for each in value if isinstance(value, tuple) else (value,):
-                check_type(field.name, kind, each)
-                if isinstance(each, (int, float)) and not isinstance(each, bool):
-                    check_number(field.name, each, low, high)
-            if kind == "float":  # where one is meant, 1 is one
+                _check(field.name, kind, each, low, high)
+            if kind == "float":
                 floats = tuple(map(float, value)) if isinstance(value, tuple) else float(value)
                 object.__setattr__(self, field.name, floats)
 
 
-def type_name(field: dataclasses.Field[Any]) -> str:
-    """A field's annotation as it is written, also where annotations are not strings."""
-    return field.type.__name__ if isinstance(field.type, type) else str(field.type)
-
-
-def check_type(name: str, kind: str, value: Any) -> None:
-    """Refuse a value that is not of the type that an annotation names.
-
-    Raises:
-        InvalidArgument: with the argument `name`.
-    """
-    allowed = _KINDS.get(kind)
-    if allowed is None:
-        return
-    if not isinstance(value, allowed) or (isinstance(value, bool) and kind != "bool"):
+def _check(name: str, kind: str, value: Any, low: float | None, high: float | None) -> None:
+    """Refuse a value of another type, and a number that is not finite or not in [low, high]."""
+    allowed = _KINDS.get(kind, (object,))
+    if not isinstance(value, allowed) or (isinstance(value, bool) and kind in ("int", "float")):
         raise InvalidArgument(f"must be {kind}, not {value!r}", argument=name)
-
-
-def check_number(name: str, value: float, low: float | None, high: float | None) -> None:
-    """Refuse a number that is not finite, or outside a range that includes its ends.
-
-    Raises:
-        InvalidArgument: with the argument `name`.
-    """
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return
     if isinstance(value, int) and value.bit_length() > 64:
         raise InvalidArgument("is too large", argument=name)
     if not math.isfinite(value):
@@ -96,7 +71,7 @@ def from_dict(kind: type[S], values: Mapping[str, Any]) -> S:
     """Settings from plain values.
 
     Raises:
-        InvalidArgument: an unknown or missing name, or a value that the settings refuse.
+        InvalidArgument: an unknown name, a missing one, or a value that the settings refuse.
     """
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for name in values:
@@ -109,7 +84,7 @@ def from_dict(kind: type[S], values: Mapping[str, Any]) -> S:
 
 
 def to_dict(settings: object) -> dict[str, Any]:
-    """Settings as plain values: tuples as lists, without what is None."""
+    """Settings as plain values: tuples become lists, None is left out."""
     values = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}  # type: ignore[arg-type]
     return {
         name: list(value) if isinstance(value, tuple) else value

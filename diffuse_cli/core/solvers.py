@@ -1,9 +1,9 @@
 """Samplers that solve the probability-flow equation, and one for its stochastic form.
 
 In z = x / alpha and the noise-to-signal ratio r = sigma / alpha the equation is dz = eps dr; in
-lambda = -log r = log_snr / 2 its linear part is solved exactly and x_0 alone is approximated.
-Each solver has the signature that `samplers` describes. A step from alpha = 0 is DDIM's and leaves
-no history, and the last one, whose end is infinite in lambda, is of first order in lambda.
+lambda = -log r = log_snr / 2 its linear part is solved exactly and only x_0 is approximated.
+Signatures are those of `samplers`. A step from alpha = 0 is DDIM's and leaves no history. The last
+step, whose end is infinite in lambda, is of first order in lambda.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 Times = Sequence[int] | Sequence[float]
 
 NOISIEST, STEEPEST = -5.1, math.log(20)
-"""A step in z and r that starts at a lower lambda, or in which log r falls further, is taken by
-DDIM: eps differs too much between its ends for a straight line through both."""
+"""A step in z and r that starts at a lower lambda, or in which log r falls further, is DDIM's: eps
+differs too much between its ends for a straight line."""
 
 
 @dataclass(frozen=True)
@@ -72,16 +72,10 @@ def steps(process: Process, times: Times) -> Iterator[Step]:
     for t, s in pairwise([*times, -1]):
         bar, bar_s = process.alpha_bar(t), process.alpha_bar(s)
         start = process.log_snr(t) / 2
-        yield Step(
-            t=t,
-            s=s,
-            alpha=math.sqrt(bar),
-            sigma=math.sqrt(1 - bar),
-            alpha_s=math.sqrt(bar_s),
-            sigma_s=math.sqrt(1 - bar_s),
-            start=start,
-            h=process.log_snr(s) / 2 - start,
-        )
+        alpha, sigma = math.sqrt(bar), math.sqrt(1 - bar)
+        alpha_s, sigma_s = math.sqrt(bar_s), math.sqrt(1 - bar_s)
+        h = process.log_snr(s) / 2 - start
+        yield Step(t, s, alpha, sigma, alpha_s, sigma_s, start, h)
 
 
 # -- in z and r -----------------------------------------------------------------------------------
@@ -92,8 +86,8 @@ def heun(
 ) -> Iterator[State]:
     """Heun's method, of second order (Karras et al. 2022, alg. 1): two evaluations a step.
 
-    The slope is the mean of eps at both ends. With z_s = x_0 + r_s eps at the far end, its
-    correction of the DDIM step needs the two x_0 alone, which at low SNR are the better known.
+    The slope is the mean of eps at both ends. With z_s = x_0 + r_s eps at the far end, correcting
+    the DDIM step needs only the two x_0, which at low SNR are known better than eps.
     """
     for step in steps(process, times):
         prediction = denoise(x, step.t)
@@ -110,21 +104,21 @@ ADAMS_BASHFORTH = (
     (23 / 12, -16 / 12, 5 / 12),
     (55 / 24, -59 / 24, 37 / 24, -9 / 24),
 )
-"""Weights of the derivatives, the newest first, by how many there are."""
+"""Weights of 1 to 4 derivatives, the newest first."""
 
 EXTRAPOLATED = 10
-"""In longer runs the last step of `ipndm` is DDIM's. Extrapolating it is better on smooth data,
-most of all with few steps; on sharp data it leaves the range that x_0 was clipped to."""
+"""In longer runs the last step of `ipndm` is DDIM's. Extrapolating it is better on smooth data and
+with few steps; on sharp data images leave the range that x_0 was clipped to."""
 
 
 def ipndm(
     denoise: Denoise, process: Process, x: Tensor, times: Times, *, noise: Noise
 ) -> Iterator[State]:
     """Four-step Adams-Bashforth in eps with the weights of equal steps (Liu et al. 2022a, sec. 3),
-    started by its own lower orders in the place of Runge-Kutta (Zhang & Chen 2022).
+    started by its lower orders instead of Runge-Kutta (Zhang & Chen 2022).
 
-    In runs of up to `EXTRAPOLATED` steps the last step is as any other, as its end, r = 0, is
-    finite; in longer ones it is DDIM's. `State.x0` is what the step used.
+    The last step is DDIM's in runs of more than `EXTRAPOLATED` steps. `State.x0` is what the step
+    used.
     """
     past: list[Tensor] = []
     for step in steps(process, times):
@@ -162,7 +156,7 @@ def dpmpp_2m_sde(
 ) -> Iterator[State]:
     """SDE-DPM-Solver++(2M), the same for the reverse stochastic equation (Lu et al. 2022b, sec. 5).
 
-    Where x_0 does not change a step is a draw from the posterior, as in `ddpm`.
+    With constant x_0 a step is a draw from the posterior, as in `ddpm`.
     """
     before = None
     for k, step in enumerate(steps(process, times)):
@@ -177,7 +171,7 @@ def dpmpp_2m_sde(
 
 
 def _halfway(step: Step, x0: Tensor, before: Known | None) -> Tensor:
-    """x_0 in the middle of a step, on the line through this one and the one before."""
+    """x_0 in the middle of a step, on the line through the last two."""
     if before is None or step.h == math.inf:
         return x0
     start, earlier = before
@@ -196,12 +190,12 @@ def unipc(
 ) -> Iterator[State]:
     """UniPC with B(h) = e^h - 1, in terms of x_0 (Zhao et al. 2023, algs. 1 and 2).
 
-    The evaluation at the end of a step corrects that step, and then serves the next one: the order
-    grows by one at no cost. `State.x` is the point before its correction.
+    The evaluation at the end of a step corrects that step and starts the next one: one order more
+    at no cost. `State.x` is not yet corrected.
 
     Args:
-        order: of the predictor, as many x_0 as it uses.
-        corrector: whether steps are corrected.
+        order: of the predictor; it uses this many x_0.
+        corrector: correct each step.
     """
     past: list[Known] = []
     taken: tuple[Step, Tensor, Tensor, list[Known]] | None = None
@@ -220,7 +214,7 @@ def unipc(
 
 
 def _multistep(step: Step, x: Tensor, x0: Tensor, others: list[Known]) -> Tensor:
-    """A step with the x_0 at its start and those at other lambdas, its own end among them."""
+    """A step with x_0 at its start and at other lambdas, which may include its end."""
     ratios = [(start - step.start) / step.h for start, _ in others]
     estimate = x0
     for weight, ratio, (_, other) in zip(_weights(ratios, step.h), ratios, others, strict=True):
@@ -229,9 +223,10 @@ def _multistep(step: Step, x: Tensor, x0: Tensor, others: list[Known]) -> Tensor
 
 
 def _weights(ratios: list[float], h: float) -> list[float]:
-    """a with sum a_k r_k^(i-1) = i! phi_(i+1)(-h) / phi_1(-h) for each i; 1/2 where it is one.
+    """a with sum a_k r_k^(i-1) = i! phi_(i+1)(-h) / phi_1(-h) for each i; a single weight is 1/2.
 
-    That half, which Zhao et al. 2023 take at every h, is what B(h) decides: with more, it cancels.
+    That half, which Zhao et al. 2023 use at every h, follows from B(h); with more weights it
+    cancels.
     """
     if len(ratios) < 2:
         return [0.5] * len(ratios)
@@ -244,7 +239,8 @@ def _weights(ratios: list[float], h: float) -> list[float]:
 
 
 def _phi(k: int, z: float) -> float:
-    """phi_0 = e^z, phi_(k+1) = (phi_k - 1/k!) / z; by its series where that would cancel."""
+    """phi_0 = e^z, phi_(k+1) = (phi_k - 1/k!) / z; for small z by the series, to avoid
+    cancellation."""
     if abs(z) < 1:
         return sum(z**i / math.factorial(i + k) for i in range(20))
     return math.exp(z) if k == 0 else (_phi(k - 1, z) - 1 / math.factorial(k - 1)) / z

@@ -1,4 +1,4 @@
-"""What one sample is, and how the numbers that are stored become the ones a model sees."""
+"""The shape of a sample, and its numbers as stored and as the model sees them."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ LONGEST_SIDE, MOST_CHANNELS = 4096, 64
 class Space(Settings):
     """Arrays of one shape, stored as levels or as floats.
 
-    Levels 0 ... `levels` - 1 lie evenly over [-1, 1] in the model's numbers. Floats become
-    (x - mean) / std, channel by channel, and have no range.
+    The model sees levels 0 ... `levels` - 1 evenly over [-1, 1], and floats as (x - mean) / std by
+    channel, without a range.
 
     Attributes:
         channels: C.
-        size: the lengths of the one to three spatial dimensions, for an image (H, W).
-        medium: the name in `MEDIA` of what the arrays are.
-        levels: how many there are; None for floats.
-        mean, std: for floats, one number for each channel; empty for levels.
+        size: one to three spatial dimensions; (H, W) for an image.
+        medium: a name in `MEDIA`.
+        levels: their number; None for floats.
+        mean, std: one number per channel for floats; empty for levels.
 
     Raises:
-        InvalidArgument: numbers that are no such space.
+        InvalidArgument: a value out of range, or a `mean` or `std` of the wrong length.
     """
 
     channels: int = setting(low=1, high=MOST_CHANNELS)
@@ -50,28 +50,28 @@ class Space(Settings):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(C, *size), of one sample."""
+        """(C, *size)."""
         return (self.channels, *self.size)
 
     @property
     def dims(self) -> int:
-        """How many spatial dimensions there are."""
+        """The number of spatial dimensions."""
         return len(self.size)
 
     @property
     def bounded(self) -> bool:
-        """Whether x_0 lies in [-1, 1], to which predictions of it can be clamped."""
+        """Whether x_0 lies in [-1, 1]."""
         return self.levels is not None
 
     def to_model(self, stored: Tensor) -> Tensor:
-        """Stored numbers (B, C, *size) as the model's, float32."""
+        """Stored (B, C, *size) to the model's numbers, float32."""
         if self.levels is not None:
             return stored.float() / ((self.levels - 1) / 2) - 1
         mean, std = (self._per_channel(v, stored) for v in (self.mean, self.std))
         return (stored.float() - mean) / std
 
     def to_stored(self, x: Tensor) -> Tensor:
-        """The model's numbers as stored ones: levels, rounded and clamped, as uint8 or int32; or
+        """The model's numbers to stored ones: levels, rounded and clamped (uint8 or int32), or
         float32."""
         x = x.detach().float()
         if self.levels is None:

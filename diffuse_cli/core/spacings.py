@@ -15,7 +15,7 @@ Spacing = Callable[[int, Sequence[float]], list[int] | list[float]]
 
 
 def trailing(n: int, log_snrs: Sequence[float]) -> list[int]:
-    """From T-1 in steps of T/n, rounded (Lin et al. 2024, table 2): starts at pure noise."""
+    """From T-1, pure noise, in steps of T/n, rounded (Lin et al. 2024, table 2)."""
     size = len(log_snrs)
     return [round(size - i * size / n) - 1 for i in range(n)]
 
@@ -35,8 +35,8 @@ def linspace(n: int, log_snrs: Sequence[float]) -> list[int]:
 def karras(n: int, log_snrs: Sequence[float], rho: float = 7.0) -> list[float]:
     """sigma^(1/rho) evenly spaced, sigma = exp(-log_snr / 2) (Karras et al. 2022, eq. 5).
 
-    The times are real numbers, between which log-SNR is interpolated. Where sigma is infinite at
-    T-1 that time is the first, and the others are spaced over the rest.
+    Times are real numbers; log-SNR is interpolated. If sigma is infinite at T-1, that time comes
+    first and the others are spaced over the rest.
     """
     if log_snrs[-1] == -math.inf:
         noise = [len(log_snrs) - 1.0]
@@ -58,10 +58,5 @@ def _time_of(log_snr: float, log_snrs: Sequence[float]) -> float:
 
 SPACINGS: Registry[Spacing] = Registry(
     "spacings",
-    {
-        "trailing": trailing,
-        "leading": leading,
-        "linspace": linspace,
-        "karras": karras,
-    },
+    {"trailing": trailing, "leading": leading, "linspace": linspace, "karras": karras},
 )

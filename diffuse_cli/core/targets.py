@@ -1,13 +1,13 @@
 """What the network predicts: y = a x_0 + b eps, as the two coefficients (a, b).
 
 Each entry takes alpha and sigma of x_t = alpha x_0 + sigma eps, and c1, c2, the coefficients of
-x_0 and x_t in the posterior mean at (t, t-1) of the process the network was trained on. Arguments
-are numbers or tensors. That is all a target is: x_0 and eps follow from y and x_t by inverting
+x_0 and x_t in the posterior mean at (t, t-1) of the process the network was trained on; numbers or
+tensors. `Denoiser` inverts
 
     [ y   ]   [ a      b     ] [ x_0 ]
     [ x_t ] = [ alpha  sigma ] [ eps ]
 
-which `Denoiser` does once for all of them.
+for x_0 and eps.
 """
 
 from __future__ import annotations
@@ -46,14 +46,6 @@ def mu(alpha: Number, sigma: Number, c1: Number, c2: Number) -> tuple[Number, Nu
 
 
 STEPWISE = frozenset({"mu"})
-"""Targets that exist at whole timesteps only, since they speak of the timestep before."""
+"""Targets that are defined at whole timesteps only, by the timestep before."""
 
-TARGETS: Registry[Target] = Registry(
-    "targets",
-    {
-        "eps": eps,
-        "x0": x0,
-        "v": v,
-        "mu": mu,
-    },
-)
+TARGETS: Registry[Target] = Registry("targets", {"eps": eps, "x0": x0, "v": v, "mu": mu})

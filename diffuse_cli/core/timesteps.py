@@ -1,7 +1,6 @@
 """Which timesteps are trained: a probability for each t = 0 ... T-1, from the losses seen so far.
 
-A loss at t that was drawn with probability p_t is divided by T p_t, so that every way of drawing
-has the same expectation.
+A loss at a t drawn with probability p_t is divided by T p_t, which keeps its expectation.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FLOOR = 0.001
-"""The part of `importance` that stays uniform, so that no timestep is forgotten."""
+"""The uniform share of `importance`: no timestep is forgotten."""
 
 
 class History:
@@ -24,7 +23,7 @@ class History:
 
     Args:
         num_timesteps: T.
-        keep: losses kept for each timestep; with 0 nothing is.
+        keep: losses kept per timestep.
 
     Attributes:
         losses: float32 (T, keep), on the CPU, in no order.
@@ -39,17 +38,17 @@ class History:
         self.counts = torch.zeros(num_timesteps, dtype=torch.int64)
 
     def add(self, times: list[int], losses: list[float]) -> None:
-        """Note losses at their timesteps, each in the place of the oldest."""
+        """Add losses at their timesteps, each over the oldest."""
         for t, loss in zip(times, losses, strict=True):
             self.losses[t, int(self.counts[t]) % self.keep] = loss
             self.counts[t] += 1
 
     def tensors(self) -> dict[str, Tensor]:
-        """What is kept, for a checkpoint."""
+        """The state, for a checkpoint; empty if nothing is kept."""
         return {"losses": self.losses, "counts": self.counts} if self.keep else {}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take up what `tensors` gave."""
+        """Load what `tensors` returned."""
         if self.keep:
             self.losses.copy_(tensors["losses"])
             self.counts.copy_(tensors["counts"])
@@ -61,7 +60,7 @@ class TimestepDraw:
 
     Attributes:
         probabilities: (T,) in float64, of sum 1, from the history.
-        keep: how many losses of each timestep it looks back on.
+        keep: losses per timestep that it looks back on.
     """
 
     probabilities: Callable[[History], Tensor]
@@ -69,14 +68,14 @@ class TimestepDraw:
 
 
 def uniform(history: History) -> Tensor:
-    """Every timestep alike (Ho et al. 2020, algorithm 1)."""
+    """The same for every timestep (Ho et al. 2020, algorithm 1)."""
     return history.counts.double().fill_(1 / len(history.counts))
 
 
 def importance(history: History) -> Tensor:
     """p_t in proportion to sqrt(E[L_t^2]) (Nichol & Dhariwal 2021, eq. 18).
 
-    Uniform until every timestep has all the losses that are kept.
+    Uniform until every timestep has `keep` losses.
     """
     if int(history.counts.min()) < history.keep:
         return uniform(history)
@@ -86,15 +85,12 @@ def importance(history: History) -> Tensor:
 
 TIMESTEP_DRAWS: Registry[TimestepDraw] = Registry(
     "timestep_draws",
-    {
-        "uniform": TimestepDraw(uniform),
-        "importance": TimestepDraw(importance, keep=10),
-    },
+    {"uniform": TimestepDraw(uniform), "importance": TimestepDraw(importance, keep=10)},
 )
 
 
 def choose(probabilities: Tensor, u: Tensor) -> Tensor:
-    """The timesteps at which the cumulated probabilities pass u in [0, 1), int64 like u."""
+    """The timesteps, int64, at which the cumulative probabilities pass each u in [0, 1)."""
     import torch
 
     edges = probabilities.cumsum(0).to(u.dtype).to(u.device)

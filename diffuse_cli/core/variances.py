@@ -1,8 +1,8 @@
-"""The variance of the reverse process, as its logarithm.
+"""The log-variance of the reverse process.
 
-Each entry takes a `Pair` of the process, which knows log beta and log beta-tilde of the step from
-t to s, and what the network says beside its prediction, or None. At the first timestep beta-tilde
-is 0; `Pair.log_beta_tilde` is there that of the process's second timestep.
+Each entry takes a `Pair`, with log beta and log beta-tilde of the step from t to s, and the second
+half of the network's output, or None. At the first timestep beta-tilde is 0, and
+`Pair.log_beta_tilde` is that of the second timestep.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ Variance = Callable[["Pair", "Tensor | None"], Any]
 
 
 def small(pair: Pair, raw: Tensor | None) -> float | Tensor:
-    """beta-tilde, the variance of the posterior: right for data that is one point."""
+    """beta-tilde, the variance of the posterior: exact for data that is one point."""
     log_var: float | Tensor = pair.log_beta_tilde
     return log_var
 
 
 def large(pair: Pair, raw: Tensor | None) -> float | Tensor:
-    """beta: right for data that is standard normal (Ho et al. 2020, section 3.2)."""
+    """beta: exact for standard normal data (Ho et al. 2020, section 3.2)."""
     log_var: float | Tensor = pair.log_beta + pair.first * (pair.log_beta_tilde - pair.log_beta)
     return log_var
 
@@ -35,8 +35,7 @@ def large(pair: Pair, raw: Tensor | None) -> float | Tensor:
 def learned(pair: Pair, raw: Tensor | None) -> Tensor:
     """f log beta + (1 - f) log beta-tilde, f = (raw + 1) / 2 (Nichol & Dhariwal 2021, eq. 15).
 
-    `raw` is the second half of the network's channels, not bounded. At the first timestep the
-    upper end is log beta_0 and the lower one `Pair.log_beta_tilde`.
+    `raw`, the second half of the network's channels, is not bounded.
     """
     assert raw is not None
     f = (raw + 1) / 2
@@ -45,18 +44,13 @@ def learned(pair: Pair, raw: Tensor | None) -> Tensor:
 
 
 LEARNED = frozenset({"learned"})
-"""Variances that the network learns: it puts out as many channels again for them."""
+"""Variances that the network learns, with twice the output channels."""
 
 VARIANCES: Registry[Variance] = Registry(
-    "variances",
-    {
-        "small": small,
-        "large": large,
-        "learned": learned,
-    },
+    "variances", {"small": small, "large": large, "learned": learned}
 )
 
 
 def channels_out(variance: str, channels: int) -> int:
-    """Channels that a network for images of `channels` puts out under a variance."""
+    """The network's output channels for samples of `channels`."""
     return channels * 2 if variance in LEARNED else channels

@@ -1,6 +1,6 @@
-"""The work of `diffuse noise-demo`: the forward process of one image, as a picture for a lecture.
+"""`diffuse noise-demo`: the forward process of one image, as a picture for a lecture.
 
-Nothing heavy is imported before the request is known to be good.
+Options are checked before anything heavy is imported.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def demonstrate(config: DemoConfig) -> Work[tuple[Path, ...]]:
     """Draw the picture, and with `config.gif` the animation; returns the paths written.
 
     Raises:
-        UsageError: an unknown schedule, betas that are no process, a size too large to draw, an
+        UsageError: an unknown schedule, betas that are no process, a size too large to draw, or an
             output that is not .png.
-        OutputError: an output exists already, or cannot be written.
+        OutputError: an output exists or cannot be written.
         DataError: the image is missing or cannot be read.
     """
     rows = settings(config)
@@ -59,7 +59,7 @@ def demonstrate(config: DemoConfig) -> Work[tuple[Path, ...]]:
 
 
 def settings(config: DemoConfig) -> dict[str, DiffusionConfig]:
-    """The processes to show, by the names of their rows: schedules, and a file of betas.
+    """The processes to show by name: schedules, and a file of betas.
 
     Raises:
         UsageError: an unknown schedule, no schedule, or a file that does not hold betas.
@@ -82,13 +82,13 @@ def settings(config: DemoConfig) -> dict[str, DiffusionConfig]:
 
 
 def _short(name: str, most: int) -> str:
-    """A file's name in about `most` characters: its start and its end."""
+    """The start and end of a file's name, in about `most` characters."""
     name = files.show(name)
     return name if len(name) <= most else f"{name[: most * 2 // 3]} … {name[-most // 3 :]}"
 
 
 def _outputs(config: DemoConfig) -> tuple[Path, ...]:
-    """The paths to write, checked, as is what else can be without reading the image."""
+    """The paths to write; checks them and `--size`."""
     image = Path(config.image)
     out = Path(config.out) if config.out is not None else Path(f"{image.stem}.noise-demo.png")
     paths = [outputs.check(out, ".png", config.overwrite, read=config.image)]
@@ -117,18 +117,17 @@ def _scene(config: DemoConfig, picture: Image.Image, processes: Mapping[str, Pro
 
 
 def _warning(scene: Scene) -> Iterator[Notice]:
-    """A warning that names every process whose last step is not noise alone."""
+    """Warn of processes whose last step is not pure noise."""
     last = scene.num_timesteps - 1
-    ends = {n: p.log_snr(last) for n, p in scene.processes.items()}
     kept = [
-        f"{name} {math.sqrt(scene.processes[name].alpha_bar(last)):.1%} (log-SNR {end:.1f})"
-        for name, end in ends.items()
-        if end > PURE_NOISE
+        f"{name} {math.sqrt(process.alpha_bar(last)):.1%} (log-SNR {process.log_snr(last):.1f})"
+        for name, process in scene.processes.items()
+        if process.log_snr(last) > PURE_NOISE
     ]
     if kept:
         yield Notice(
-            f"with T = {last + 1} the image is not gone in x_{last}: {', '.join(kept)} of it is "
-            f"left, better a log-SNR below {PURE_NOISE:.0f}, as sampling starts without it; use "
+            f"with T = {last + 1} part of the image is left in x_{last}: {', '.join(kept)}; "
+            f"sampling starts from pure noise, a log-SNR below {PURE_NOISE:.0f}: use "
             "--zero-terminal-snr, another schedule or more timesteps",
             warning=True,
         )

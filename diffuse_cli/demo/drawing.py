@@ -1,7 +1,7 @@
-"""The pages of `noise-demo`: a picture of the forward process, and an animation.
+"""The picture and the animation of `noise-demo`.
 
-Rows are schedules, and betas from a file; columns are timesteps, all with the same noise; under
-them stand log-SNR, and the variances of signal and noise, over time.
+Rows are processes, columns timesteps, all with the same noise; below are plots of log-SNR and of
+the variances of signal and noise.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from diffuse_cli import pictures
 from diffuse_cli.events import Progress, Work
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     Levels = Callable[[Tensor], Tensor]
 
 PURE_NOISE = -8.0
-"""The log-SNR below which a picture is taken for pure noise: 1.8 % of the image is left."""
+"""The log-SNR of pure noise, with 1.8 % of the image left."""
 
 FORMULA = (
     r"$x_t = \sqrt{\bar\alpha_t}\,x_0 + \sqrt{1-\bar\alpha_t}\,\varepsilon$,"
@@ -39,7 +39,7 @@ FORMULA = (
 
 @dataclass(frozen=True)
 class Scene:
-    """What is shown: a title, the image (C, H, W) in [-1, 1], its noise, processes by name."""
+    """What is shown: the image and noise are (C, H, W), x0 in [-1, 1]."""
 
     title: str
     x0: Tensor
@@ -55,7 +55,7 @@ class Scene:
         return [round(i * last / (count - 1)) for i in range(count)]
 
     def noised(self, name: str, t: int) -> Pixels:
-        """x_t as it is shown, (C, H, W): values outside [-1, 1] are clipped."""
+        """x_t as pixels (C, H, W)."""
         x_t = self.processes[name].diffuse(self.x0[None], t, self.noise[None])
         pixels: Pixels = self.space.to_stored(x_t)[0].numpy()
         return pixels
@@ -66,7 +66,7 @@ class Scene:
 LEFT, RIGHT, TOP, BOTTOM = 1.1, 0.35, 0.86, 0.56  # inches, as everything below
 CONTENT, GAP, PITCH = 9.2, 0.08, 0.66  # width of a full line; between pictures; at least
 WIDEST, HIGHEST, LOWEST, PER_LINE = 2.2, 2.0, 0.45, 12
-PAGE = 12.6  # all lines of pictures are no higher, down to LOWEST each, so that they fit on a page
+PAGE = 12.6  # the most height of all lines, unless they would be lower than LOWEST
 HEAD, FOOT, BETWEEN = 0.22, 0.28, 0.06  # over and under a line of pictures; between schedules
 PLOT, PLOT_GAP, PLOT_HEAD, LEGEND = 2.15, 0.75, 0.34, 0.2
 DPI = 192
@@ -74,13 +74,13 @@ DPI = 192
 
 @dataclass(frozen=True)
 class Lines:
-    """How the pictures of one process are laid out, in one line or several.
+    """The layout of one process's pictures, in inches.
 
     Attributes:
-        columns, lines: pictures a line, lines a process.
+        columns, lines: pictures per line, lines per process.
         width, height: of a picture.
         pitch, line: from one picture to the next, and from one line to the next.
-        zoom, dpi: dots a pixel and dots an inch, so that a picture is drawn dot by dot.
+        zoom, dpi: dots per pixel and per inch.
     """
 
     columns: int
@@ -94,7 +94,7 @@ class Lines:
 
     @staticmethod
     def of(rows: int, count: int, height: int, width: int) -> Lines:
-        """The layout of `count` pictures of a size in pixels for each of `rows` processes."""
+        """The layout of `count` pictures of a size in pixels, for `rows` processes."""
         lines = math.ceil(count / PER_LINE)
         columns = math.ceil(count / lines)
         highest = min(HIGHEST, max(PAGE / (rows * lines) - HEAD - FOOT, LOWEST))
@@ -129,7 +129,7 @@ def draw(scene: Scene, steps: int) -> Image.Image:
 
 
 def _row(sheet: Sheet, scene: Scene, row: int, times: list[int], lines: Lines, top: float) -> None:
-    """One schedule: its name, and its pictures with t over them and alpha-bar under them."""
+    """One process: its name, and its pictures with t above and alpha-bar below."""
     name, process = list(scene.processes.items())[row]
     middle = top + HEAD + (lines.lines - 1) * lines.line / 2 + lines.height / 2
     style: dict[str, Any] = {"fontweight": "bold", "parse_math": False, "ha": "right"}
@@ -150,7 +150,7 @@ def _row(sheet: Sheet, scene: Scene, row: int, times: list[int], lines: Lines, t
 
 
 def _legend(sheet: Sheet, scene: Scene, y: float, content: float) -> None:
-    """The names of the curves in their colours, in one line over both plots."""
+    """The legend of both plots, in one line."""
     pitch = min(content / len(scene.processes), 1.6)
     for i, name in enumerate(scene.processes):
         style: dict[str, Any] = {"va": "center", "parse_math": False}
@@ -159,9 +159,9 @@ def _legend(sheet: Sheet, scene: Scene, y: float, content: float) -> None:
 
 
 def _plot(axes: Axes, scene: Scene, title: str, times: list[int], levels: Levels) -> list[Line2D]:
-    """A quantity of every process over t / T, with marks at `times`; returns the lines.
+    """Plot `levels` of each alpha-bar over t / T, with marks at `times`; returns the lines.
 
-    Later lines are thinner, so that two that nearly coincide are both seen.
+    Later lines are thinner: of two that coincide both are seen.
     """
     total = scene.num_timesteps
     series = {n: levels(p.alpha_bars).tolist() for n, p in scene.processes.items()}
@@ -175,10 +175,7 @@ def _plot(axes: Axes, scene: Scene, title: str, times: list[int], levels: Levels
 
 
 def _log_snr(axes: Axes, scene: Scene, times: list[int]) -> list[Line2D]:
-    """log-SNR over time, with the line where signal equals noise and the floor of pure noise.
-
-    A log-SNR of -inf is drawn at the lower edge.
-    """
+    """log-SNR over time, -inf at the lower edge; marks signal = noise and pure noise."""
     title = r"log-SNR,  $\log\,\bar\alpha_t\,/\,(1-\bar\alpha_t)$  in nats"
     drawn = _plot(axes, scene, title, times, lambda a: a.log() - (1 - a).log())
     values = np.ma.masked_invalid([line.get_ydata() for line in drawn])
@@ -197,17 +194,12 @@ def _log_snr(axes: Axes, scene: Scene, times: list[int]) -> list[Line2D]:
     return drawn
 
 
-def _complement(level: npt.ArrayLike) -> npt.ArrayLike:
-    """1 - alpha-bar from alpha-bar, and back."""
-    return 1 - np.asarray(level)
-
-
 def _variances(axes: Axes, scene: Scene, times: list[int]) -> None:
-    """alpha-bar over time on the left scale, 1 - alpha-bar on the right: one curve reads both."""
+    """alpha-bar over time, with 1 - alpha-bar on the right scale."""
     title = r"variance of signal $\bar\alpha_t$ (left) and noise $1-\bar\alpha_t$ (right)"
     _plot(axes, scene, title, times, lambda a: a)
     axes.set_ylim(0, 1)
-    right = axes.secondary_yaxis("right", functions=(_complement, _complement))
+    right = axes.secondary_yaxis("right", functions=(partial(np.subtract, 1),) * 2)
     right.tick_params(length=0, labelsize=8, labelcolor=FAINT, pad=6)
     right.spines["right"].set(color="#9a9a9a", linewidth=0.7)
 
@@ -216,13 +208,11 @@ def _variances(axes: Axes, scene: Scene, times: list[int]) -> None:
 
 FRAMES, SECONDS, HOLD, FRAME_DPI, FRAME_WIDTH, FRAME_GAP = 40, 4.0, 1.5, 100, 2.0, 0.14
 FRAME_COLUMNS, FRAME_TOP, FRAME_HEAD, FRAME_LEFT = 4, 0.42, 0.28, 0.62
-NOISE = (
-    1_800_000  # pixels times zoom of all frames: noise does not compress, and 3 or 4 MB are enough
-)
+NOISE = 1_800_000  # pixels times zoom of all frames; noise does not compress: 3 or 4 MB
 
 
 def animate(scene: Scene) -> Work[bytes]:
-    """The pictures of every process side by side, t running from 0 to T - 1 over the log-SNR."""
+    """The picture of each process side by side, over the log-SNR, from t = 0 to T - 1."""
     count = len(scene.processes)
     _, height, width = scene.x0.shape
     zoom = max(1, round(FRAME_DPI * FRAME_WIDTH / max(height, width)))

@@ -1,8 +1,4 @@
-"""What samples are: pictures, ... One medium a file.
-
-A module of this folder reads a file's bytes into an array (C, *size), brings it to a size, says
-which `Space` such arrays are in, writes a sample, and shows samples as pictures.
-"""
+"""Kinds of data, one medium a file, as `Medium` describes."""
 
 from __future__ import annotations
 
@@ -22,24 +18,24 @@ Array = npt.NDArray[Any]
 Size = tuple[int, ...]
 
 LARGE = 2**24
-"""Elements, or bytes of a file: such samples are read one at a time, which bounds the memory."""
+"""Samples of this many elements or bytes are read one at a time, which bounds the memory."""
 one_large = threading.RLock()
 freely = contextlib.nullcontext()
 
 
 class Large(Exception):
-    """A sample that a process which shares its memory with others must not read."""
+    """A sample too large to be read beside other processes."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What every sample is to become.
+    """How samples are read.
 
     Attributes:
         size: None while all samples so far have one small size.
-        channels: None for as many as the file has.
-        background: the colour behind transparent pixels, red, green and blue of 255.
-        shared: other processes read too, and none of them may take a `Large` sample.
+        channels: None for those of the file.
+        background: RGB (0 ... 255) behind transparent pixels.
+        shared: other processes read too; raise `Large` for a large sample.
     """
 
     size: Size | None = None
@@ -49,8 +45,8 @@ class Asked:
 
 
 class Read(NamedTuple):
-    """One sample: its array (C, *size), 16 bytes that name it whatever the file around it, and the
-    file's own kind of numbers, size and channels."""
+    """One sample (C, *size), a 16-byte hash of its content, and the file's mode, size and
+    channels."""
 
     values: Array
     digest: bytes
@@ -60,13 +56,14 @@ class Read(NamedTuple):
 
 
 class Medium(Protocol):
-    """What a file of this folder holds.
+    """A module of this folder. It may have `prepare()`, called before a process reads.
 
     Attributes:
-        EXTENSIONS: of the files that it reads, such as `.png`.
-        SUFFIX: of the files that it writes.
-        ONE, MANY: what people call a sample, and several.
-        KEPT_SIDE: samples that are all of one size up to this keep it; others become this size.
+        EXTENSIONS: of the files it reads, such as `.png`.
+        SUFFIX: of the files it writes.
+        ONE, MANY: the words for a sample and for several.
+        KEPT_SIDE: samples keep their size if all have the same and no side is longer; others get
+            this size.
     """
 
     EXTENSIONS: frozenset[str]
@@ -76,24 +73,24 @@ class Medium(Protocol):
     KEPT_SIDE: int
 
     def read(self, data: bytes, asked: Asked) -> Read:
-        """The sample in a file's bytes, with the channels and the size that are asked for.
+        """The sample in a file's bytes, with the channels and size asked for.
 
         Raises:
-            Unusable: there is none, with the reason.
-            Large: it must not be read here.
+            Unusable: with the reason.
+            Large: too large to be read in a shared process.
         """
         ...
 
     def fit(self, values: Array, size: Size) -> Array:
-        """A sample brought to a size."""
+        """A sample at another size."""
         ...
 
     def space(self, samples: Array) -> Space:
-        """What samples (N, C, *size) are, as they are stored."""
+        """The space of stored samples (N, C, *size)."""
         ...
 
     def encode(self, sample: Array, space: Space) -> bytes:
-        """The file of a stored sample (C, *size); equal samples give equal bytes."""
+        """A stored sample (C, *size) as a file's bytes, which depend on nothing else."""
         ...
 
     def look(self, samples: Array, space: Space) -> npt.NDArray[np.uint8]:
@@ -105,15 +102,11 @@ MEDIA: Mapping[str, Medium] = Modules("media", __name__, __path__)
 
 
 def prepare(medium: str) -> None:
-    """What a medium wants done in a process before it reads there: its `prepare`, if it has one."""
+    """Call a medium's `prepare`, if it has one."""
     getattr(MEDIA[medium], "prepare", lambda: None)()
 
 
 def by_extension() -> dict[str, str]:
-    """The medium that reads files of each extension; an extension of several is the image's."""
+    """The medium of each file extension; `image` wins, then the first one listed."""
     names = sorted(MEDIA, key=lambda name: name != "image")
-    found: dict[str, str] = {}
-    for name in names:
-        for extension in MEDIA[name].EXTENSIONS:
-            found.setdefault(extension, name)
-    return found
+    return {e: name for name in reversed(names) for e in MEDIA[name].EXTENSIONS}

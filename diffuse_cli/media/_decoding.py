@@ -1,4 +1,4 @@
-"""One image file, as bytes, to pixels: an L or RGB image, or the reason why not."""
+"""The bytes of one image file to an L or RGB image, or the reason why not."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from diffuse_cli import unusable as reasons
 from diffuse_cli.errors import DataError
 from diffuse_cli.files import show
 from diffuse_cli.media import LARGE, Large, freely, one_large
-from diffuse_cli.media._headers import FORMATS, open_header, pixels_at_once, silence_pillow
+from diffuse_cli.media._headers import (
+    FORMATS,
+    failing_as,
+    open_header,
+    pixels_at_once,
+    silence_pillow,
+)
 from diffuse_cli.unusable import LARGEST_FILE, Unusable
 
 _TURNS = {
@@ -36,11 +42,11 @@ _VALUES_AT_ONCE = 2**20
 def decode(file: Path | str | bytes, background: str = "white") -> Image.Image:
     """The first frame of an image file or of its bytes, upright and opaque, as L or RGB.
 
-    Grey stays L; transparency is composited on `background`; 16-bit values are scaled to 8.
+    Grey stays L; transparency is composited on `background`; 16 bits are scaled to 8.
 
     Raises:
         Unusable: with the reason.
-        OSError: a file, not bytes, that cannot be read.
+        OSError: the file cannot be read.
     """
     data = file if isinstance(file, bytes) else Path(file).read_bytes()
     silence_pillow()
@@ -51,10 +57,10 @@ def decode(file: Path | str | bytes, background: str = "white") -> Image.Image:
 def decode_with_mode(
     data: bytes, background: tuple[int, ...] | int, shared: bool = False
 ) -> tuple[Image.Image, str]:
-    """`decode` of bytes on an RGB background, with the mode the file had.
+    """`decode` bytes on an RGB background; also returns the file's mode.
 
     Raises:
-        Large: over `LARGE`, where the memory is `shared` with other processes.
+        Large: more than `LARGE` pixels, and `shared`.
     """
     image = open_header(data)
     mode = image.mode
@@ -62,31 +68,17 @@ def decode_with_mode(
     if large and shared:
         raise Large
     with one_large if large else freely:
-        try:
+        with failing_as(reasons.CORRUPT):
             image.load()
-        except MemoryError:
-            raise Unusable(reasons.MEMORY) from None
-        except Exception:
-            raise Unusable(reasons.CORRUPT) from None
-        try:
-            return _upright(_normalised(image, background)), mode
-        except Unusable:
-            raise
-        except MemoryError:
-            raise Unusable(reasons.MEMORY) from None
-        except Exception:
-            raise Unusable(reasons.PIXELS) from None
-
-
-def _upright(image_and_turn: tuple[Image.Image, int]) -> Image.Image:
-    image, turn = image_and_turn
-    return image.transpose(_TURNS[turn]) if turn in _TURNS else image
+        with failing_as(reasons.PIXELS):
+            opaque, turn = _normalised(image, background)
+            return opaque.transpose(_TURNS[turn]) if turn in _TURNS else opaque, mode
 
 
 def _normalised(image: Image.Image, background: tuple[int, ...] | int) -> tuple[Image.Image, int]:
     """The image as opaque L or RGB, and its EXIF orientation."""
     turn = 1
-    with contextlib.suppress(Exception):  # broken EXIF data is no reason to lose the image
+    with contextlib.suppress(Exception):  # broken EXIF does not make the image unusable
         turn = int(image.getexif().get(_ORIENTATION, 1))
     if image.mode.startswith("I"):
         image = _scaled(image)
@@ -100,7 +92,7 @@ def _normalised(image: Image.Image, background: tuple[int, ...] | int) -> tuple[
 
 
 def _is_grey(image: Image.Image) -> bool:
-    """Grey by its mode, or a palette of nothing but grey (what GIF makes of grey images)."""
+    """Grey by its mode, or with a palette of greys, as GIF stores grey images."""
     if image.mode not in ("P", "PA"):
         return image.mode in ("1", "L", "LA", "La")
     palette = image.getpalette("RGB") or [0, 0, 1]
@@ -108,7 +100,7 @@ def _is_grey(image: Image.Image) -> bool:
 
 
 def _scaled(image: Image.Image) -> Image.Image:
-    """Grey of up to 16 bits as L (LA where one value is transparent), rounded to nearest."""
+    """Grey of up to 16 bits as L, or LA if one value is transparent, rounded to nearest."""
     bits = 16
     if tags := getattr(image, "tag_v2", None):
         bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
@@ -146,7 +138,7 @@ def _composited(image: Image.Image, background: tuple[int, ...] | int) -> Image.
 
 
 def _keyed(image: Image.Image) -> Image.Image:
-    """Bring the transparent colour of a 16-bit RGB file to the 8 bits Pillow gives its pixels."""
+    """Scale the transparent colour of a 16-bit RGB file to 8 bits, as Pillow does its pixels."""
     key = image.info["transparency"]
     if isinstance(key, tuple) and max(key) > 255:
         image = image.copy()
@@ -155,7 +147,7 @@ def _keyed(image: Image.Image) -> Image.Image:
 
 
 def read_image(path: Path | str, background: str = "white") -> Image.Image:
-    """One image file for a person's eyes, as `decode` gives it.
+    """One image file, as `decode` gives it.
 
     Raises:
         DataError: there is no such file, or it is not a usable image.

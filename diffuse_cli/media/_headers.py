@@ -1,4 +1,4 @@
-"""What a file says it is, before anything is decoded: its header, and what is refused by it."""
+"""An image file's header, and the files that it rules out before anything is decoded."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import io
 import logging
 import operator
 import warnings
+from collections.abc import Iterator
 from functools import cache
 
 from PIL import (
@@ -30,7 +31,7 @@ from diffuse_cli.unusable import CORRUPT, NOT_AN_IMAGE, OTHER_FORMAT, Unusable
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 EXTENSIONS = frozenset((".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
 
-# First bytes of files that Pillow did not open: broken ones of our formats, and other formats.
+# Signatures (offset, bytes, reason) of files that Pillow does not open.
 _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x89PNG", CORRUPT),
     (0, b"\xff\xd8\xff", CORRUPT),
@@ -59,7 +60,7 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     *((0, b"P%d" % n, OTHER_FORMAT) for n in range(1, 8)),  # netpbm
 )
 
-# Imported here, as Pillow would otherwise import them from several threads at once.
+# Imported here: Pillow would import them from several threads at once.
 _PLUGINS = (
     BmpImagePlugin,
     GifImagePlugin,
@@ -73,23 +74,23 @@ _PLUGINS = (
 _TILE = (322, 323)
 
 _LONGEST = 2**20
-"""More rows, each with memory of its own, take far more than their pixels do."""
+"""The longest side: each row takes memory besides its pixels."""
 _LAYERS = 8
-"""Strips and tiles cover an image so many times at most: once for each of its channels."""
+"""How often strips and tiles may cover an image: once per channel."""
 _SCANS = 64
-"""A progressive JPEG goes at most so many times over as many pixels as an image may have."""
+"""The most scans of a progressive JPEG of the largest size; smaller ones may have more."""
 
 
 @cache
 def _silence_libtiff() -> None:
-    """Take away the function that writes its errors to stderr, where its library is found."""
+    """Remove libtiff's function that writes errors to stderr, if the library is found."""
     with contextlib.suppress(AttributeError, OSError, TypeError):
-        library = ctypes.CDLL(_imaging.__file__)  # with those it was linked with
+        library = ctypes.CDLL(_imaging.__file__)  # also finds the libraries that it is linked to
         library.TIFFSetErrorHandler(None)
 
 
 def silence_pillow() -> None:
-    """Keep what Pillow says of odd files off stderr; the summary tells of the unusable ones."""
+    """Keep Pillow's warnings off stderr; the summary reports unusable files."""
     _silence_libtiff()
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logger = logging.getLogger("PIL")
@@ -98,48 +99,52 @@ def silence_pillow() -> None:
 
 
 def open_header(data: bytes) -> Image.Image:
-    """The image in `data` with its header read and nothing decoded.
+    """The image in `data` with only its header read.
 
     Raises:
-        Unusable: no image of `FORMATS`, or a bomb.
+        Unusable: not an image of `FORMATS`, or a decompression bomb.
     """
     if not data:
         raise Unusable(reasons.EMPTY)
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        _refuse_bombs(image, data)
-    except Unusable:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise Unusable(reasons.BOMB) from None
-    except UnidentifiedImageError:
-        raise Unusable(reason_of(data)) from None
-    except MemoryError:
-        raise Unusable(reasons.MEMORY) from None
-    except Exception:
-        raise Unusable(reasons.CORRUPT) from None
+    with failing_as(CORRUPT):
+        try:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            if _is_bomb(image, data):
+                raise Unusable(reasons.BOMB)
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            raise Unusable(reasons.BOMB) from None
+        except UnidentifiedImageError:
+            raise Unusable(reason_of(data)) from None
     return image
 
 
-def _refuse_bombs(image: ImageFile.ImageFile, data: bytes) -> None:
-    """Refuse more pixels than Pillow's limit, and much work that a few bytes ask for.
+@contextlib.contextmanager
+def failing_as(reason: str) -> Iterator[None]:
+    """Turn errors inside the block into `Unusable`."""
+    try:
+        yield
+    except Unusable:
+        raise
+    except MemoryError:
+        raise Unusable(reasons.MEMORY) from None
+    except Exception:
+        raise Unusable(reason) from None
 
-    Raises:
-        Unusable: as said.
-    """
-    # Pillow only warns between once and twice its limit.
-    most = Image.MAX_IMAGE_PIXELS or 2**63
+
+def _is_bomb(image: ImageFile.ImageFile, data: bytes) -> bool:
+    """Whether an image is above Pillow's limit, or a few bytes of it cause much work."""
+    most = Image.MAX_IMAGE_PIXELS or 2**63  # Pillow only warns up to twice its limit
     area = image.width * image.height
-    if pixels_at_once(image) > most or max(image.size) > _LONGEST:
-        raise Unusable(reasons.BOMB)
-    if len(image.tile) > 1 and sum(_covered(tile[1]) for tile in image.tile) > _LAYERS * area:
-        raise Unusable(reasons.BOMB)
-    if image.info.get("progressive") and data.count(b"\xff\xda") * area > _SCANS * most:
-        raise Unusable(reasons.BOMB)
+    return (
+        pixels_at_once(image) > most
+        or max(image.size) > _LONGEST
+        or (len(image.tile) > 1 and sum(_covered(t[1]) for t in image.tile) > _LAYERS * area)
+        or bool(image.info.get("progressive") and data.count(b"\xff\xda") * area > _SCANS * most)
+    )
 
 
 def pixels_at_once(image: Image.Image) -> int:
-    """How many pixels are decoded at once: a tile of a TIFF may be larger than its image."""
+    """The number of pixels decoded at once: a tile of a TIFF can be larger than its image."""
     area = image.width * image.height
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return area

@@ -1,4 +1,4 @@
-"""Decoded images as arrays: named by a hash, brought to a size."""
+"""Decoded images as arrays, hashed and resized."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ from xxhash import xxh3_128
 Pixels = npt.NDArray[np.uint8]
 Size = tuple[int, ...]
 
-
 _BYTES_AT_ONCE = 2**18
 
 REDUCING_GAP = 5.0
 """An image that shrinks to a tenth or less is first averaged to about five times its new size: nine
-times as fast, and on average within half a level of 255 of the filter over all pixels."""
+times as fast, and on average within half a level of the filter over all pixels."""
 
 
 def digest(values: Pixels) -> bytes:
-    """16 bytes that name decoded pixels, with mode and size, whatever the file around them.
+    """A 16-byte hash of the mode, size and pixels, (H, W) or (H, W, 3).
 
-    L is (H, W), RGB is (H, W, 3). XXH3 takes a fiftieth of the time of decoding; a cryptographic
-    hash takes half of it, and would be of use only against somebody's own images.
+    XXH3 takes a fiftieth of the time of decoding, a cryptographic hash half of it; that would
+    protect only against the user's own images.
     """
     height, width = values.shape[:2]
     found = _begun("L" if values.ndim == 2 else "RGB", width, height)
@@ -31,7 +30,7 @@ def digest(values: Pixels) -> bytes:
 
 
 def digest_of(image: Image.Image) -> bytes:
-    """The `digest` of an L or RGB image; a large one is not taken out of Pillow as a whole."""
+    """The `digest` of an L or RGB image, in strips to save memory."""
     width, height = image.size
     found = _begun(image.mode, width, height)
     rows = max(1, _BYTES_AT_ONCE // (width * len(image.mode)))
@@ -46,10 +45,7 @@ def _begun(mode: str, width: int, height: int) -> xxh3_128:
 
 
 def fitted(image: Image.Image, size: Size) -> Image.Image:
-    """`image` at `size` (height, width): scaled to cover it, then cropped around the centre.
-
-    An image of that size is returned as it is.
-    """
+    """`image` scaled to cover `size` (height, width) and cropped at the centre."""
     height, width = size
     if image.size == (width, height):
         return image

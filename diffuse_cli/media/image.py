@@ -1,4 +1,4 @@
-"""Pictures: 8 bits a channel, grey or RGB; what is transparent lies on a background."""
+"""Pictures of 8 bits per channel, grey or RGB, with transparency on a background."""
 
 from __future__ import annotations
 
@@ -23,13 +23,11 @@ MODES = {1: "L", 3: "RGB"}
 def read(data: bytes, asked: Asked) -> Read:
     """The first frame, upright and opaque, scaled to cover the size and cropped at the centre."""
     image, mode = decode_with_mode(data, asked.background, asked.shared)
-    done = image
     wanted = MODES[asked.channels] if asked.channels is not None else image.mode
-    if done.mode != wanted:
-        done = done.convert(wanted)
+    done = image if image.mode == wanted else image.convert(wanted)
     size = asked.size
     if size is None and max(image.size) > KEPT_SIDE:
-        size = (KEPT_SIDE, KEPT_SIDE)  # one such image decides it for all
+        size = (KEPT_SIDE, KEPT_SIDE)
     if size is not None:
         done = fitted(done, size)
     values = np.asarray(done)
@@ -49,11 +47,11 @@ def space(samples: Array) -> Space:
 
 
 def encode(sample: Array, space: Space) -> bytes:
-    """A PNG that holds nothing but the pixels."""
+    """A PNG without metadata."""
     return pictures.png(sample)
 
 
 def look(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
-    """The images themselves; of channel counts that no picture has, the first three or one."""
+    """The images, or their first three channels or one."""
     channels = samples.shape[1]
     return samples if channels in MODES else samples[:, : 3 if channels > 3 else 1]

@@ -22,7 +22,7 @@ from diffuse_cli.options import from_dict
 from diffuse_cli.outputs import asked
 from diffuse_cli.resolving import resolve, tell
 from diffuse_cli.runtime import machine, resolve_precision
-from diffuse_cli.sampling import Loaded, draw_as, ready
+from diffuse_cli.sampling import Loaded, draw, ready
 from diffuse_cli.training.evaluating import Kid
 from diffuse_cli.training.objective import Objective, losses_of
 from diffuse_cli.training.power import (
@@ -244,7 +244,7 @@ def _kid(
     yield from tell(settings)
 
     def measure(denoiser: Denoiser) -> Work[dict[str, float]]:
-        drawings = draw_as(settings, denoiser, range(config.n), space=loaded.space, device=device)
+        drawings = draw(denoiser, settings, range(config.n), space=loaded.space, device=device)
         return (yield from kid.measure(drawings, config.n))
 
     return measure

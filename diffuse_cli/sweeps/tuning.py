@@ -37,7 +37,7 @@ from diffuse_cli.options import converted
 from diffuse_cli.outputs import asked
 from diffuse_cli.resolving import DrawSettings, resolve
 from diffuse_cli.runtime import machine_or
-from diffuse_cli.sampling import Loaded, draw_as, looks
+from diffuse_cli.sampling import Loaded, draw, looks
 from diffuse_cli.sweeps import tradeoff
 from diffuse_cli.sweeps.recommending import (
     METRIC,
@@ -250,7 +250,7 @@ class _Measure:
         batch = range(min(self.n, self.base.batch_size))
         settings = replace(self.base, sampler="ddim", steps=1)
         denoiser, device = self.loaded.denoiser, self.network.device
-        for _ in draw_as(settings, denoiser, batch, space=self.loaded.space, device=device):
+        for _ in draw(denoiser, settings, batch, space=self.loaded.space, device=device):
             pass
 
 

@@ -10,6 +10,7 @@ from diffuse_cli import files, pictures
 from diffuse_cli.conditioning import Condition, default_guidance
 from diffuse_cli.config import SAMPLING_STEPS
 from diffuse_cli.events import Notice, Progress, Work
+from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.runtime import out_of_memory
 from diffuse_cli.sampling import Drawing, draw, looks, stored
 from diffuse_cli.training.preparing import Plan
@@ -53,17 +54,14 @@ def drawn(plan: Plan, net: Any, count: int, device: torch.device) -> Iterator[Dr
     class in turn where there are classes."""
     labels = tuple(range(plan.blueprint.conditions.num_classes))
     guidance = default_guidance(plan.config.label_dropout)
-    denoiser = plan.blueprint.denoiser(net)
-    return draw(
-        denoiser,
-        space=plan.blueprint.space,
-        indices=range(count),
-        seed=plan.config.seed,
-        times=denoiser.process.times(min(SAMPLING_STEPS, denoiser.process.num_timesteps)),
-        device=device,
+    denoiser, space = plan.blueprint.denoiser(net), plan.blueprint.space
+    settings = DrawSettings(
+        steps=min(SAMPLING_STEPS, denoiser.process.num_timesteps),
         condition=Condition(labels, guidance) if labels else None,
+        seed=plan.config.seed,
         batch_size=plan.room,
     )
+    return draw(denoiser, settings, range(count), space=space, device=device)
 
 
 def _preview(trainer: Trainer, path: Path) -> Work[Path]:

@@ -59,26 +59,26 @@ def exact() -> torch.Tensor:
     return z
 
 
-def error(name: str, n: int, **knobs) -> float:
+def error(name: str, n: int, **options) -> float:
     """Root mean square error in z at LOW after n steps."""
     process = sigma_process(rho_7(n + 1, LOW, HIGH))
     x = START * HIGH / math.sqrt(1 + HIGH**2)
     sampler = SAMPLERS[name](
-        mixture_denoise(process), process, x, range(n, -1, -1), noise=lambda k: 1 / 0, **knobs
+        mixture_denoise(process), process, x, range(n, -1, -1), noise=lambda k: 1 / 0, **options
     )
     *_, state, _ = sampler
     assert state.t == 0
     return float((state.x * math.sqrt(1 + LOW**2) - exact()).square().mean().sqrt())
 
 
-def slope(name: str, **knobs) -> float:
+def slope(name: str, **options) -> float:
     """Minus the slope of log error over log steps, by least squares."""
     x = torch.tensor([math.log(n) for n in STEPS], dtype=torch.float64)
-    y = torch.tensor([math.log(error(name, n, **knobs)) for n in STEPS], dtype=torch.float64)
+    y = torch.tensor([math.log(error(name, n, **options)) for n in STEPS], dtype=torch.float64)
     x = x - x.mean()
     return -float((x * y).sum() / x.square().sum())
 
 
-@pytest.mark.parametrize(("name", "knobs", "order"), ORDERS, ids=str)
-def test_the_observed_order_is_that_of_the_paper(name: str, knobs: dict, order: int):
-    assert slope(name, **knobs) == pytest.approx(order, abs=0.3)
+@pytest.mark.parametrize(("name", "options", "order"), ORDERS, ids=str)
+def test_the_observed_order_is_that_of_the_paper(name: str, options: dict, order: int):
+    assert slope(name, **options) == pytest.approx(order, abs=0.3)

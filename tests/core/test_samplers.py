@@ -31,7 +31,7 @@ from oracles import (
 from diffuse_cli.core import SAMPLERS, VARIANCES, Denoiser
 from diffuse_cli.core.errors import InvalidArgument
 from diffuse_cli.core.guidance import clip
-from diffuse_cli.core.samplers import encode, knobs
+from diffuse_cli.core.samplers import encode, sampler_options
 from diffuse_cli.core.solvers import _phi
 
 LINEAR = process_of("linear", 1000)
@@ -41,7 +41,7 @@ STOCHASTIC = {"ddpm": {}, "ddim": {"eta": 1.0}, "dpmpp-2m-sde": {}}
 DETERMINISTIC = [name for name in SAMPLERS if name not in ("ddpm", "dpmpp-2m-sde")]
 
 
-def spread_of(name: str, times: list, variance: str = "small", process=LINEAR, **knobs) -> float:
+def spread_of(name: str, times: list, variance: str = "small", process=LINEAR, **options) -> float:
     """The standard deviation of what a sampler makes from N(0, 1)."""
     n = len(times)
     x = torch.zeros(n + 1, 1, 1, 1, dtype=torch.float64)
@@ -52,7 +52,7 @@ def spread_of(name: str, times: list, variance: str = "small", process=LINEAR, *
         return unit[k].reshape(-1, 1, 1, 1)
 
     denoise = exact_denoise(process, variance)
-    return float(last(SAMPLERS[name](denoise, process, x, times, noise=noise, **knobs)).norm())
+    return float(last(SAMPLERS[name](denoise, process, x, times, noise=noise, **options)).norm())
 
 
 @pytest.mark.parametrize(("variance", "std"), [("small", 0.4961100799), ("large", 0.5007515102)])
@@ -320,20 +320,20 @@ def test_a_time_that_comes_twice_changes_little(name: str):
 
 
 @pytest.mark.parametrize(
-    ("name", "theirs", "knobs", "alike"),
+    ("name", "theirs", "options", "alike"),
     [
         ("dpmpp-2m", "DPMSolverMultistepScheduler", {}, 10),
         ("unipc", "UniPCMultistepScheduler", {"order": 2}, 10),
         ("unipc", "UniPCMultistepScheduler", {"order": 3}, 8),
     ],
 )
-def test_a_solver_takes_the_steps_of_diffusers(name: str, theirs: str, knobs: dict, alike: int):
+def test_a_solver_takes_the_steps_of_diffusers(name: str, theirs: str, options: dict, alike: int):
     """Which ends order 3 with a step of order 2 before the last."""
     diffusers = pytest.importorskip("diffusers")
     scheduler = getattr(diffusers, theirs)(
         beta_start=1e-4,
         beta_end=0.02,
-        solver_order=knobs.get("order", 2),
+        solver_order=options.get("order", 2),
         prediction_type="sample",
         timestep_spacing="trailing",
         final_sigmas_type="zero",
@@ -343,7 +343,7 @@ def test_a_solver_takes_the_steps_of_diffusers(name: str, theirs: str, knobs: di
     x = torch.linspace(-2, 2, 9, dtype=torch.float64).reshape(-1, 1, 1, 1)
     times = LINEAR.times(10)
     assert scheduler.timesteps.tolist() == times
-    ours = SAMPLERS[name](denoise, LINEAR, x, times, noise=lambda k: 1 / 0, **knobs)
+    ours = SAMPLERS[name](denoise, LINEAR, x, times, noise=lambda k: 1 / 0, **options)
     for t, state, _ in zip(scheduler.timesteps, ours, range(alike), strict=False):
         x = scheduler.step(denoise(x, int(t)).x0, t, x).prev_sample
         assert torch.allclose(state.x, x, atol=2e-6), int(t)
@@ -501,9 +501,9 @@ def test_each_image_is_encoded_by_itself():
 
 
 def test_a_sampler_is_handed_what_was_given():
-    assert knobs("ddim", eta=0.5, order=None) == {"eta": 0.5}
-    assert knobs("unipc", eta=None, order=3) == {"order": 3}
-    assert knobs("heun", eta=None, order=None) == {}
+    assert sampler_options("ddim", eta=0.5, order=None) == {"eta": 0.5}
+    assert sampler_options("unipc", eta=None, order=3) == {"order": 3}
+    assert sampler_options("heun", eta=None, order=None) == {}
 
 
 @pytest.mark.parametrize(
@@ -515,10 +515,10 @@ def test_a_sampler_is_handed_what_was_given():
             "eta: the sampler 'unipc' has none. It takes order",
         ),
         ("ddim", {"order": 2}, "order: the sampler 'ddim' has none. It takes eta"),
-        ("heun", {"eta": 0.0}, "eta: the sampler 'heun' has none. It takes no option of its own"),
+        ("heun", {"eta": 0.0}, "eta: the sampler 'heun' has none. It takes no options"),
     ],
 )
 def test_what_a_sampler_does_not_take_is_refused(sampler: str, given: dict, words: str):
     with pytest.raises(InvalidArgument) as caught:
-        knobs(sampler, **{"eta": None, "order": None, **given})
+        sampler_options(sampler, **{"eta": None, "order": None, **given})
     assert str(caught.value) == words

@@ -27,6 +27,15 @@ def test_every_level_comes_back(levels: int, dtype: torch.dtype):
     assert space.bounded
 
 
+def test_levels_are_rounded_not_truncated():
+    space, stored = Space(channels=1, size=(1,)), torch.arange(256).reshape(-1, 1, 1)
+    x = space.to_model(stored)
+    truncated = ((x + 1) * 127.5).to(torch.uint8)
+    assert (truncated != stored).any(), "the trap is not there: this test proves nothing"
+    for values in (x, x.double(), x.requires_grad_()):
+        assert torch.equal(space.to_stored(values), stored.byte())
+
+
 def test_floats_are_standardised_channel_by_channel():
     space = Space(channels=2, size=(2, 3, 4), levels=None, mean=(1, -2.5), std=(2, 0.5))
     assert (space.shape, space.dims, space.bounded) == ((2, 2, 3, 4), 3, False)

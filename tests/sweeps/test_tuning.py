@@ -16,6 +16,7 @@ from diffuse_cli.conditioning import Condition
 from diffuse_cli.config import DiffusionConfig, Setting, TuneConfig
 from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.errors import UsageError
+from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.sampling import draw
 from diffuse_cli.sweeps import tradeoff
 from diffuse_cli.sweeps.recommending import (
@@ -184,17 +185,10 @@ def test_evaluations_are_what_the_network_is_shown(tune, model, conditional, sca
 
         sampler, steps = r["setting"]["sampler"], r["setting"]["steps"]
         denoiser = loaded.blueprint.denoiser(net)
-        *_, _ = draw(
-            denoiser,
-            space=loaded.blueprint.space,
-            indices=range(3),
-            seed=0,
-            times=denoiser.process.times(steps),
-            device=torch.device("cpu"),
-            sampler=sampler,
-            batch_size=2,
-            condition=None if scale is None else Condition((0, 1), scale),
-        )
+        wanted = None if scale is None else Condition((0, 1), scale)
+        settings = DrawSettings(sampler, steps, condition=wanted, batch_size=2)
+        space, device = loaded.blueprint.space, torch.device("cpu")
+        *_, _ = draw(denoiser, settings, range(3), space=space, device=device)
         assert r["evaluations"] == sum(shown) / 3
         once = 2 if scale in (0.0, 2.5) else 1
         if sampler != "heun":

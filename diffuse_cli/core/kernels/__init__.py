@@ -1,1 +1,1 @@
-"""Fast ways to compute norms, dropout and attention; each the same function as the plain one."""
+"""Fast norms, dropout and attention; the same functions as the plain ones."""

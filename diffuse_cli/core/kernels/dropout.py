@@ -12,11 +12,11 @@ LEVELS = 2**16
 
 
 class Dropout(nn.Module):
-    """Drops each element with probability p < 1 while training, and divides the rest by 1 - p.
+    """In training, drops each element with probability p < 1 and divides the rest by 1 - p.
 
-    On processors PyTorch draws one number at a time from its generator, which took a tenth of a
-    training step; one number of 64 bits decides over four elements here, so that there p is a
-    multiple of 2^-16 (what is kept is scaled by that very p).
+    On processors PyTorch draws one number per element, which took a tenth of a training step; here
+    one of 64 bits decides for four elements, and p is rounded to a multiple of 2^-16 (also in the
+    scale).
     """
 
     def __init__(self, p: float) -> None:
@@ -24,24 +24,26 @@ class Dropout(nn.Module):
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape-preserving; x itself where nothing is to be dropped."""
+        """Shape-preserving; x itself if nothing is dropped."""
         if not self.training or self.p == 0:
             return x
         if x.device.type != "cpu" or torch.compiler.is_compiling():
             return F.dropout(x, self.p)
-        dropped = round(self.p * LEVELS)
-        y: Tensor = _Drop.apply(x, dropped)  # type: ignore[no-untyped-call]
+        y: Tensor = _Drop.apply(x, round(self.p * LEVELS))  # type: ignore[no-untyped-call]
         return y
 
 
 class _Drop(torch.autograd.Function):
-    """Keep each element of x with a chance of 1 - dropped / LEVELS, times its inverse."""
+    """Keep each element of x with probability 1 - dropped / LEVELS, divided by it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dropped: int) -> Tensor:
-        kept = torch.empty_like(x, dtype=torch.uint8)  # converted ten times as fast as bool
+        # 16 random bits decide for each element; uint8 converts ten times as fast as bool.
+        kept = torch.empty_like(x, dtype=torch.uint8)
+        words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+        bits, memory = words.view(torch.int16)[: x.numel()], kept.as_strided((x.numel(),), (1,))
+        torch.ge(bits, dropped - LEVELS // 2, out=memory)
         ctx.scale = LEVELS / (LEVELS - dropped)
-        _draw_kept(kept, dropped)
         ctx.save_for_backward(kept)
         return _keep(x, kept, ctx.scale)
 
@@ -49,14 +51,6 @@ class _Drop(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> Any:
         (kept,) = ctx.saved_tensors
         return _keep(dy, kept, ctx.scale), None
-
-
-def _draw_kept(kept: Tensor, dropped: int) -> None:
-    """Fill a dense tensor with 1 and 0, from 16 random bits for each."""
-    words = torch.empty((kept.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    bits = words.view(torch.int16)[: kept.numel()]
-    memory = kept.as_strided((kept.numel(),), (1,))
-    torch.ge(bits, dropped - LEVELS // 2, out=memory)
 
 
 def _keep(x: Tensor, kept: Tensor, scale: float) -> Tensor:

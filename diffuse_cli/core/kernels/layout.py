@@ -1,4 +1,4 @@
-"""The order of memory that convolutions are fastest in."""
+"""The memory format in which convolutions are fastest."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 
 def laid_out(x: Tensor) -> Tensor:
-    """x (B, C, H, W) with its channels last in memory; of other dimensions, contiguous."""
+    """x (B, C, H, W) with channels last in memory; x of other dimensions contiguous."""
     if x.ndim == 4:
         return x.contiguous(memory_format=torch.channels_last)
     return x.contiguous()
 
 
 def lay_out(net: nn.Module) -> nn.Module:
-    """`net` with the weights of its 2-D convolutions in that order, in place."""
+    """`net` with the weights of its 2-D convolutions channels last, in place."""
     return net.to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]

@@ -1,9 +1,8 @@
 """Group normalisation with its modulation and activation, in few passes over memory.
 
-y = act((x - mean) / std * scale + shift) over groups of channels (Wu & He 2018), where scale and
-shift may differ by sample, as adaptive group norm has it. Elementwise work costs as much memory
-traffic as it has passes, so on processors one function does all of it and keeps x alone for the
-gradient, where separate layers keep three tensors of its size.
+y = act((x - mean) / std * scale + shift) over groups of channels (Wu & He 2018); scale and shift
+may differ by sample (adaptive group norm). On processors one function does it all and keeps only x
+for the gradient, where separate layers would keep three tensors of its size.
 """
 
 from __future__ import annotations
@@ -16,17 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 VECTOR = 16
-"""Numbers of half precision in a register: groups that do not fill one are computed in float32,
-since PyTorch's group norm of channels-last order takes such channels one by one (20 times as long).
-"""
+"""Half-precision numbers in a register. Groups that do not fill one are computed in float32:
+PyTorch's channels-last group norm takes their channels one by one, which is 20 times as slow."""
 
 PART = 2**20
-"""Elements that are converted to float32 at a time: temporaries of this size stay in cache."""
+"""Elements converted to float32 at a time: temporaries of this size stay in cache."""
 
 
 class GroupNorm(nn.GroupNorm):
-    """`torch.nn.GroupNorm` that can scale and shift each sample after its own affine map, and
-    apply SiLU."""
+    """`torch.nn.GroupNorm` that can also scale and shift each sample, and apply SiLU."""
 
     def forward(
         self,
@@ -40,19 +37,24 @@ class GroupNorm(nn.GroupNorm):
         if not _suits(x):
             y = F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
             if scale is not None and shift is not None:
-                scale, shift = (v.reshape(*v.shape, *[1] * (x.ndim - 2)) for v in (scale, shift))
-                y = y * (1 + scale) + shift
+                y = y * (1 + over_size(scale, x)) + over_size(shift, x)
             return F.silu(y) if silu else y
         weight: Tensor = self.weight
         bias: Tensor = self.bias
         if scale is not None and shift is not None:
             gain = 1 + scale.float()
             weight, bias = weight * gain, bias * gain + shift.float()
-        return _normalise(x, weight, bias, self.num_groups, self.eps, silu)
+        normed: Tensor = _Normalise.apply(x, weight, bias, self.num_groups, self.eps, silu)  # type: ignore[no-untyped-call]
+        return normed
+
+
+def over_size(channels: Tensor, like: Tensor) -> Tensor:
+    """(B, C) as (B, C, 1, ..., 1), to broadcast over the size of `like`."""
+    return channels.reshape(*channels.shape, *[1] * (like.ndim - 2))
 
 
 def _suits(x: Tensor) -> bool:
-    """Whether `_Normalise` is the faster way: elsewhere there are fused kernels, or a compiler."""
+    """Whether `_Normalise` is faster: elsewhere there are fused kernels, or a compiler."""
     return (
         x.device.type == "cpu"
         and x.ndim == 4
@@ -63,8 +65,10 @@ def _suits(x: Tensor) -> bool:
 
 
 class _Normalise(torch.autograd.Function):
-    """Normalise x (B, C, H, W), in channels-last order, over groups, times weight, plus bias, both
-    in float32, (C,) or for each sample (B, C); and apply SiLU where asked."""
+    """Group norm of channels-last x (B, C, H, W), times weight, plus bias, then SiLU if asked.
+
+    Weight and bias are float32, (C,) or (B, C).
+    """
 
     @staticmethod
     def forward(
@@ -111,21 +115,14 @@ class _Normalise(torch.autograd.Function):
         return dx, dw, db, None, None, None
 
 
-def _normalise(
-    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
-) -> Tensor:
-    y: Tensor = _Normalise.apply(x, weight, bias, groups, eps, silu)  # type: ignore[no-untyped-call]
-    return y
-
-
 def _affine(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """z = x_hat * weight + bias; x_hat, where each sample has its own weight; mean and 1 / std."""
+    """z = x_hat * weight + bias; x_hat if weights differ by sample; mean and 1 / std."""
     if weight.dim() == 1:
         z, mean, rstd = torch.native_group_norm(x, weight, bias, *_sizes(x), groups, eps)
         return z, None, mean, rstd
-    # A weight in float32, though it is 1, has the statistics of half precision in float32.
+    # A float32 weight makes the statistics of half precision float32.
     one, zero = weight.new_ones(x.shape[1]), bias.new_zeros(x.shape[1])
     x_hat, mean, rstd = torch.native_group_norm(x, one, zero, *_sizes(x), groups, eps)
     return torch.addcmul(_spread(bias, x), x_hat, _spread(weight, x)), x_hat, mean, rstd
@@ -169,18 +166,18 @@ def _wide(x: Tensor, groups: int) -> Tensor:
 
 
 def _parts(x: Tensor, groups: int) -> Iterator[slice]:
-    """Samples: all at once, or a few at a time where they are converted."""
+    """All samples at once, or a few at a time if they are converted."""
     step = len(x) if _fills(x, groups) else max(1, PART // x[0].numel())
     return (slice(i, i + step) for i in range(0, len(x), step))
 
 
 def _of(affine: Tensor, part: slice) -> Tensor:
-    """Weight or bias of some samples."""
+    """The weight or bias of some samples."""
     return affine if affine.dim() == 1 else affine[part]
 
 
 def _strided(x: Tensor) -> Tensor:
-    """x with the strides of channels-last order, which a side of 1 can leave open."""
+    """x with channels-last strides, which are ambiguous for a side of 1."""
     _, channels, height, width = x.shape
     return x.as_strided(x.shape, (height * width * channels, 1, width * channels, channels))
 
@@ -196,5 +193,5 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _spread(channels: Tensor, like: Tensor) -> Tensor:
-    """(B, C) over the pixels, in the precision of `like`."""
-    return channels.to(like.dtype)[:, :, None, None]
+    """`over_size` in the precision of `like`."""
+    return over_size(channels.to(like.dtype), like)

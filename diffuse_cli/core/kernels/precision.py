@@ -1,4 +1,4 @@
-"""Weights in the precision that they are multiplied in."""
+"""Weights in the precision of their products."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ PRODUCTS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 def cast_products(module: nn.Module, dtype: torch.dtype) -> None:
-    """Give convolutions and linear layers weights of this precision, where autocast would cast them
-    anew in every evaluation; what is computed stays the same.
+    """Cast the weights of convolutions and linear layers once; autocast would at every evaluation.
 
-    A module with `keeps_precision` is left alone: it computes with its weights before they are
-    multiplied.
+    Results do not change. Modules with `keeps_precision`, which compute with their weights first,
+    are skipped.
     """
     for child in module.children():
         if isinstance(child, PRODUCTS):

@@ -1,15 +1,7 @@
-"""Networks, one architecture a file.
+"""Networks, one architecture a file, as `Network` describes.
 
-A module of this folder has
-
-- `Config`, `Settings` of its own: widths, blocks, heads; nothing of the data;
-- `build(config, space, conditions, out_channels) -> nn.Module`, called as `net(x, t, **cond)` with
-  x (B, C, *size) and t (B,), real numbers on the scale 0 ... 1000; it gives (B, out_channels,
-  *size). Raises `InvalidArgument` where the space does not suit the configuration;
-- `describe(config, space) -> list[str]`, what `diffuse info` says of it.
-
-A network that runs its blocks through an attribute `run_block` (`plainly`, until it is set) can
-be trained with gradient checkpointing.
+A network that runs its blocks through an attribute `run_block` (`plainly` until it is set) can be
+trained with gradient checkpointing.
 """
 
 from __future__ import annotations
@@ -29,22 +21,30 @@ Run = Callable[..., "Tensor"]
 
 
 class Network(Protocol):
-    """What a file of this folder holds."""
+    """A module of this folder.
+
+    It may also have `adapt`, as `unet` does, to fit a preset to a space.
+
+    Attributes:
+        Config: settings such as widths and heads, and nothing about the data.
+    """
 
     Config: type[Settings]
 
     def build(
-        self,
-        config: Any,
-        space: Space,
-        conditions: Conditions,
-        out_channels: int | None = None,
+        self, config: Any, space: Space, conditions: Conditions, out_channels: int | None = None
     ) -> nn.Module:
-        """A network with random weights."""
+        """A network with random weights, called as `net(x, t, **cond)`.
+
+        x is (B, C, *size), t (B,) in 0 ... 1000, and the result (B, out_channels, *size).
+
+        Raises:
+            InvalidArgument: the space does not suit the configuration.
+        """
         ...
 
     def describe(self, config: Any, space: Space) -> list[str]:
-        """The network in a line or two."""
+        """The network in a line or two, for `diffuse info`."""
         ...
 
 
@@ -52,14 +52,14 @@ NETWORKS: Mapping[str, Network] = Modules("networks", __name__, __path__)
 
 
 def plainly(block: Run, *inputs: object) -> Tensor:
-    """Run a block of a network, and keep what its gradient needs."""
+    """Run a block."""
     return block(*inputs)
 
 
 def checkpointed(block: Run, *inputs: object) -> Tensor:
-    """Run a block of a network, keep its inputs alone, and run it again for its gradient.
+    """Run a block, keep only its inputs, and run it again for the gradient (Chen et al. 2016).
 
-    Chen et al. 2016. Dropout drops the same the second time, so that the gradient is the same.
+    Dropout drops the same elements the second time.
     """
     from torch.utils.checkpoint import checkpoint
 
@@ -68,5 +68,5 @@ def checkpointed(block: Run, *inputs: object) -> Tensor:
 
 
 def count_parameters(module: nn.Module) -> int:
-    """The number of trained numbers of a network."""
+    """The number of parameters of a network."""
     return sum(p.numel() for p in module.parameters())

@@ -1,7 +1,7 @@
-"""The parts a U-Net is built of: residual blocks, attention, and changes of size.
+"""The parts of a U-Net: residual blocks, attention, and changes of size.
 
-Parameter names are those of diffusers' `UNet2DModel` where it has the part. The last layer of
-every block begins at zero, so that the block begins as the identity (Ho et al. 2020).
+Parameters are named as in diffusers' `UNet2DModel`. The last layer of each block starts at zero, so
+the block starts as the identity (Ho et al. 2020).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from diffuse_cli.core.errors import lookup
 from diffuse_cli.core.kernels.attention import attend
 from diffuse_cli.core.kernels.dropout import Dropout
 from diffuse_cli.core.kernels.layout import laid_out
-from diffuse_cli.core.kernels.norms import GroupNorm
+from diffuse_cli.core.kernels.norms import GroupNorm, over_size
 from diffuse_cli.core.registry import Registry
 
 if TYPE_CHECKING:
@@ -28,39 +28,35 @@ Resize = Callable[[Tensor], Tensor]
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 POOLS: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
-TRANSPOSED: dict[int, Callable[..., Tensor]] = {
-    1: F.conv_transpose1d,
-    2: F.conv_transpose2d,
-    3: F.conv_transpose3d,
-}
+TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What the blocks of one U-Net have in common: its configuration and its spatial dimensions."""
+    """Makes the layers of one U-Net."""
 
     config: Config
     dims: int
 
     def conv(self, before: int, after: int, kernel: int = 3, **options: Any) -> nn.Module:
-        """A convolution, which keeps the size where nothing else is said."""
+        """A convolution, padded to keep the size by default."""
         return CONVOLUTIONS[self.dims](before, after, kernel, **{"padding": kernel // 2, **options})
 
     def norm(self, width: int) -> GroupNorm:
-        """The normalisation of every block."""
+        """The group norm of every block."""
         return GroupNorm(self.config.groups, width, eps=self.config.norm_eps)
 
     def time(self, width: int) -> nn.Linear:
-        """What turns the embedded time into shifts of `width` channels, and scales where asked."""
+        """From the time embedding to the shifts of `width` channels, and to scales if asked."""
         return nn.Linear(self.config.time_channels, width * (2 if self.config.scale_shift else 1))
 
     def residual(self, before: int, after: int, resize: Resize | None = None) -> nn.Module:
-        """A residual block of the kind that the network has."""
+        """A residual block of the kind `Config.block`."""
         block = lookup(BLOCKS, self.config.block, "block")
         return block(self, before, after, resize or unchanged)
 
     def resized(self, width: int, resize: Resize) -> nn.Module:
-        """What halves or doubles the maps of a level: a residual block, or a convolution."""
+        """What halves or doubles a level's maps: a residual block or a convolution."""
         if self.config.resblock_updown:
             return self.residual(width, width, resize)
         return Downsample(self, width) if resize is halved else Upsample(self, width)
@@ -72,7 +68,7 @@ def unchanged(x: Tensor) -> Tensor:
 
 
 def halved(x: Tensor) -> Tensor:
-    """(B, C, *size) to half the size: means of 2 positions along each dimension."""
+    """(B, C, *size) to half the size: means of 2 along each dimension."""
     return POOLS[x.ndim - 2](x, 2)
 
 
@@ -82,12 +78,11 @@ def doubled(x: Tensor) -> Tensor:
 
 
 class ResBlock(nn.Module):
-    """norm, SiLU, conv; time; norm, SiLU, dropout, conv; and the input added.
+    """norm, SiLU, conv; time; norm, SiLU, dropout, conv; plus the input.
 
     The time is added to the features, or scales and shifts the second norm (adaptive group norm,
     first in the code of Nichol & Dhariwal 2021; named in Dhariwal & Nichol 2021, section 3.1).
-    `resize` acts on both branches, before the first convolution (the BigGAN block; Brock et al.
-    2019, appendix B).
+    `resize` acts on both branches before the first convolution (Brock et al. 2019, appendix B).
     """
 
     def __init__(self, parts: Parts, before: int, after: int, resize: Resize) -> None:
@@ -110,11 +105,11 @@ class ResBlock(nn.Module):
 
 
 class ConvNeXt(nn.Module):
-    """Depthwise 7x7; time; norm; 1x1 to four times the width, GELU, dropout, 1x1 back; input added.
+    """Depthwise 7x7; time; norm; 1x1 to four times the width, GELU, dropout, 1x1 back; plus input.
 
-    The block of Liu et al. 2022b, section 2, without its layer scale (the last convolution begins
-    at zero instead), and with group norm, through which the time enters as in `ResBlock`. A change
-    of width takes place in the last convolution, one of size before the first.
+    The block of Liu et al. 2022b, section 2, with a last convolution that starts at zero instead of
+    layer scale, and with group norm, where the time enters as in `ResBlock`. The last convolution
+    changes the width; `resize` comes first.
     """
 
     EXPANSION = 4
@@ -147,20 +142,17 @@ BLOCKS: Registry[Callable[[Parts, int, int, Resize], nn.Module]] = Registry(
 def timed(
     norm: GroupNorm, h: Tensor, time: Tensor, scale_shift: bool, *, silu: bool = False
 ) -> Tensor:
-    """norm(h) * (1 + scale) + shift, with (scale, shift) = `time`, (B, 2C); or norm(h + time),
-    (B, C). `h` is a convolution's result and may be written over."""
+    """norm(h) * (1 + scale) + shift, where `time` (B, 2C) is both; or norm(h + time), time (B, C).
+
+    Overwrites `h`.
+    """
     if scale_shift:
         return norm(h, *time.chunk(2, dim=1), silu=silu)  # type: ignore[no-any-return]
     return norm(h.add_(over_size(time, h)), silu=silu)  # type: ignore[no-any-return]
 
 
-def over_size(channels: Tensor, like: Tensor) -> Tensor:
-    """(B, C) as (B, C, 1, ..., 1), to broadcast over the size of `like`."""
-    return channels.reshape(*channels.shape, *[1] * (like.ndim - 2))
-
-
 class Attention(nn.Module):
-    """Self-attention over all positions, and the input added (Ho et al. 2020, appendix B)."""
+    """Self-attention over all positions, plus the input (Ho et al. 2020, appendix B)."""
 
     def __init__(self, parts: Parts, width: int) -> None:
         super().__init__()
@@ -181,15 +173,14 @@ class Attention(nn.Module):
         return added
 
     def _project(self, tokens: Tensor) -> Tensor:
-        """Queries, keys and values, one beside the other, in one product."""
+        """Queries, keys and values side by side, in one product."""
         parts = (self.to_q, self.to_k, self.to_v)
         weight = torch.cat([part.weight for part in parts])
         return F.linear(tokens, weight, torch.cat([part.bias for part in parts]))
 
 
 class Downsample(nn.Module):
-    """A convolution of stride 2, padded all round or, with padding 0, at the far ends alone (as
-    TensorFlow pads)."""
+    """A convolution of stride 2; with padding 0, padded at the far ends only, as in TensorFlow."""
 
     def __init__(self, parts: Parts, width: int) -> None:
         super().__init__()
@@ -197,35 +188,34 @@ class Downsample(nn.Module):
         self.conv = parts.conv(width, width, stride=2, padding=self.padding)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """(B, C, *size) to half the size; the time does not enter."""
+        """(B, C, *size) to half the size; `emb` is not used."""
         return self.conv(x if self.padding else F.pad(x, (0, 1) * (x.ndim - 2)))  # type: ignore[no-any-return]
 
 
 class Upsample(nn.Module):
     """Nearest neighbours, then a convolution; computed as one transposed convolution.
 
-    To repeat every position is a transposed convolution of stride 2 with a kernel of ones, 2 wide.
-    With the kernel after it, 3 wide, it is one with a kernel 4 wide, the full convolution of the
-    two: in two dimensions 16 products for a pixel of the small image instead of 9 for each of
-    four, and the large image between them is never made.
+    Repeating each position is a transposed convolution of stride 2 with a kernel of ones, 2 wide.
+    Its full convolution with the 3-wide kernel is 4 wide: in two dimensions 16 products per pixel
+    of the small image instead of 4 times 9, and no large image in between.
     """
 
     keeps_precision = True
-    """Its kernel is added up before it is cast."""
+    """The kernel is summed before it is cast."""
 
     def __init__(self, parts: Parts, width: int) -> None:
         super().__init__()
         self.conv = parts.conv(width, width)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """(B, C, *size) to twice the size; the time does not enter."""
+        """(B, C, *size) to twice the size; `emb` is not used."""
         y = TRANSPOSED[x.ndim - 2](x, self._kernel(), stride=2, padding=1)
         bias: Tensor = self.conv.bias  # type: ignore[assignment]
-        # Apart, since oneDNN takes as long for the bias's gradient as for half the kernel's.
+        # Added apart: in oneDNN the bias's gradient takes half as long as the kernel's.
         return y.add_(over_size(bias.to(y.dtype)[None], y))
 
     def _kernel(self) -> Tensor:
-        """(in, out, 4, ...): the flipped kernel, put at the places of a square of 2 and added."""
+        """(in, out, 4, ...): the sum of the flipped kernel at all offsets 0 and 1."""
         kernel: Tensor = self.conv.weight.transpose(0, 1)  # type: ignore[operator]
         dims = kernel.ndim - 2
         kernel = kernel.flip(*range(2, kernel.ndim))
@@ -236,7 +226,7 @@ class Upsample(nn.Module):
 
 
 def zeroed(module: Any) -> Any:
-    """Set a layer to zero, so that its block begins as the identity (Ho et al. 2020)."""
+    """Set a layer's parameters to zero."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module

@@ -1,4 +1,4 @@
-"""What a network is shown of the time."""
+"""Time embeddings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class TimeEmbedding(nn.Module):
-    """Two linear layers over the sinusoids of the timestep."""
+    """Two linear layers over `TIME_EMBEDDINGS`."""
 
     def __init__(self, width: int, time_width: int) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class TimeEmbedding(nn.Module):
 
 
 class Sinusoids(nn.Module):
-    """`sinusoids` with the frequency shift and order of a configuration; `width` numbers."""
+    """`sinusoids` as configured; `width` numbers."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -43,15 +43,14 @@ class Sinusoids(nn.Module):
 
 
 class Fourier(nn.Module):
-    """cos and sin of t at random frequencies that stay as they are; `width` numbers.
+    """cos and sin of t at fixed random frequencies; `width` numbers.
 
-    The Gaussian Fourier features of NCSN++ (Song et al. 2021b, appendix C.2; Tancik et al. 2020):
-    frequencies from N(0, 16^2). Song et al. 2021b show the network log sigma, which their geometric
-    noise levels make linear in time; so t / 1000 is shown here, which is defined at t = 0 too.
-    At this scale one timestep in a thousand turns a typical angle by 0.1, and all of them by 100.
+    The Gaussian Fourier features of NCSN++ (Song et al. 2021b, appendix C.2; Tancik et al. 2020),
+    with frequencies from N(0, 16^2). Song et al. 2021b pass log sigma, which is linear in time for
+    their geometric noise levels; t / 1000 is also defined at t = 0. One timestep of 1000 turns a
+    typical angle by 0.1.
 
-    The frequencies are a buffer: they lie in the model file, and no optimizer or average moves
-    them. `weight` has as many entries as the network's width, and the result twice as many.
+    The frequencies are a buffer: saved with the model, not trained or averaged.
     """
 
     SCALE = 16.0
@@ -72,7 +71,7 @@ class Fourier(nn.Module):
 TIME_EMBEDDINGS: Registry[Callable[[Config], Any]] = Registry(
     "time_embeddings", {"sinusoidal": Sinusoids, "fourier": Fourier}
 )
-"""What is computed of t before the two linear layers, by the name of `Config.time_embedding`."""
+"""Features of t before the two linear layers, by `Config.time_embedding`."""
 
 
 def sinusoids(t: Tensor, width: int, *, shift: int = 0, cos_first: bool = True) -> Tensor:
@@ -80,9 +79,9 @@ def sinusoids(t: Tensor, width: int, *, shift: int = 0, cos_first: bool = True) 
 
     Args:
         t: (B,), real numbers.
-        width: size of the result's second dimension.
-        shift: with 1 the last frequency is 1e-4 itself, with 0 the one after the last would be.
-        cos_first: the order of the halves.
+        width: of the result (B, width).
+        shift: 1 makes the last frequency 1e-4; with 0 that would be the next one.
+        cos_first: cos before sin.
     """
     half = width // 2
     index = torch.arange(half, dtype=torch.float32, device=t.device)

@@ -1,4 +1,4 @@
-"""The module of `unet`: levels of blocks on the way down, the middle, and the way up."""
+"""The `nn.Module` of `unet`."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class UNet(nn.Module):
-    """The network that `build` makes.
+    """The U-Net.
 
     Attributes:
-        run_block: how its blocks are run: `plainly`, or `checkpointed` to save memory.
+        run_block: how blocks are run: `plainly`, or `checkpointed` to save memory.
     """
 
     def __init__(self, config: Config, space: Space, num_classes: int, out_channels: int) -> None:
@@ -37,7 +37,7 @@ class UNet(nn.Module):
         self.time_proj = lookup(TIME_EMBEDDINGS, config.time_embedding, "time_embedding")(config)
         self.time_embedding = TimeEmbedding(self.time_proj.width, time_width)
         if num_classes:
-            # As nn.Embedding draws it, which on the meta device imports a compiler for that.
+            # Drawn as nn.Embedding does, which on the meta device would import a compiler.
             drawn = torch.randn(num_classes + 1, time_width)
             self.class_embedding = nn.Embedding.from_pretrained(drawn, freeze=False)
 
@@ -60,15 +60,9 @@ class UNet(nn.Module):
         self.conv_out = zeroed(parts.conv(before, out_channels * folded))
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """The prediction for `x` at the timesteps `t`.
+        """(B, C, *size) at times t (B,) in 0 ... 1000 to (B, out_channels, *size).
 
-        Args:
-            x: (B, C, *size).
-            t: (B,), real numbers on the scale 0 ... 1000.
-            label: (B,) int64 for a conditional network; K, or None, is "no class".
-
-        Returns:
-            (B, out_channels, *size).
+        `label` is (B,) int64 for a network with classes; K, or None, is "no class".
         """
         emb = self.time_embedding(self.time_proj(t))
         if self.num_classes:
@@ -92,7 +86,7 @@ class UNet(nn.Module):
 
 
 def folded(x: Tensor, patch: int) -> Tensor:
-    """(B, C, *size) to (B, C p^dims, *size / p): the positions of a patch are channels."""
+    """(B, C, *size) to (B, C p^dims, *size / p): the positions of a patch become channels."""
     if patch == 1:
         return x
     dims = x.ndim - 2
@@ -139,7 +133,7 @@ class Level(nn.Module):
     def forward(
         self, h: Tensor, emb: Tensor, run: Run = plainly, skips: list[Tensor] | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """The output, and every state on the way; `skips` are taken from their end."""
+        """The output and all states; pops `skips` from their end."""
         states = []
         for i in range(len(self.resnets)):
             h = run(self._block, i, h, emb, skips.pop() if skips is not None else None)

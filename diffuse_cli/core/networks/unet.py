@@ -1,10 +1,9 @@
 """The U-Net: the topology of ADM (Dhariwal & Nichol 2021), with the tensor names of diffusers.
 
-Samples go down through levels of residual blocks, each level half the size of the one before,
-through the middle, and up again; every block on the way up also reads what the matching block on
-the way down wrote. The time enters each residual block, and self-attention joins the blocks of
-the chosen resolutions. Module names are those of diffusers' `UNet2DModel`, so that weights go both
-ways without a table of names.
+Samples go down through levels of residual blocks, each half the size of the one before, through
+the middle, and up again; each block on the way up also reads the output of its counterpart on the
+way down. The time enters every residual block; chosen resolutions have self-attention. Modules are
+named as in diffusers' `UNet2DModel`.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from diffuse_cli.core.networks._unet import UNet
 
 WIDEST = 65_536
-"""Channels of the widest level that can be asked for."""
+"""The most channels of a level."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,33 +30,28 @@ class Config(Settings):
     """The shape of a U-Net (the ADM topology; Dhariwal & Nichol 2021, section 3).
 
     Attributes:
-        patch: positions a side that are one of the feature maps (Luhman & Luhman 2022). The
-            network sees patch^dims times the channels at 1 / patch of the size; its levels halve
-            that.
-        width: channels of the first level; the time embedding is four times as wide.
+        patch: side of the patches that become one position of the feature maps (Luhman & Luhman
+            2022): patch^dims times the channels at 1 / patch of the size.
+        width: channels of the first level.
         multipliers: width of each level, in multiples of the first.
-        blocks: residual blocks a level.
-        attention: resolutions (the shortest side of a level's feature map) with attention; one that
-            no level has is passed over, so that a list serves several sizes. The middle always has
-            attention.
-        heads, head_width: one of the two; `head_width` channels a head where `heads` is None, and
-            one head where neither is given.
-        heads_up: heads on the way up, where they are others than `heads`.
-        block: a name in `BLOCKS`, for every residual block.
-        resblock_updown: residual blocks change the size of feature maps, in place of convolutions
-            (BigGAN up/down; section 3.1).
+        blocks: residual blocks per level.
+        attention: resolutions (shortest side of a level's feature map) with attention. Ones that no
+            level has are ignored, so a list serves several sizes. The middle always has attention.
+        heads, head_width: number of attention heads, or channels per head; one head if neither.
+        heads_up: heads on the way up, if other than `heads`.
+        block: a name in `BLOCKS`.
+        resblock_updown: residual blocks, not convolutions, change the size of feature maps (BigGAN
+            up/down; section 3.1).
         scale_shift: the time scales and shifts the norm (adaptive group norm).
-        groups: groups of every GroupNorm; each level's width is a multiple of it.
+        groups: of every GroupNorm; they divide each level's width.
         time_embedding: a name in `TIME_EMBEDDINGS`.
-        time_width: what the time embedding is four times as wide as, where that is not `width`.
-        norm_eps, downsample_padding, freq_shift, flip_sin_to_cos: as the code that a model comes
-            from has them, under diffusers' names: what is added to the variance that GroupNorm
-            divides by; padding of the convolutions that halve, 0 for the far ends alone; `shift`
-            and `cos_first` of `sinusoids`. The third says nothing of Fourier features, the second
-            nothing of residual blocks that halve.
+        time_width: the time embedding has four times this width; `width` by default.
+        norm_eps, downsample_padding, freq_shift, flip_sin_to_cos: for models from elsewhere, under
+            diffusers' names: the epsilon of GroupNorm; padding of the convolutions that halve, 0
+            for the far ends only; `shift` and `cos_first` of `sinusoids`.
 
     Raises:
-        InvalidArgument: settings of which no network can be built.
+        InvalidArgument: settings that are no network.
     """
 
     patch: int = setting(1, 1, 16)
@@ -98,7 +92,7 @@ class Config(Settings):
 
     @property
     def upward(self) -> Config:
-        """The network with the heads of its way up throughout."""
+        """The configuration of the way up."""
         return self if self.heads_up is None else replace(self, heads=self.heads_up, heads_up=None)
 
     @property
@@ -107,7 +101,7 @@ class Config(Settings):
         return 4 * (self.time_width or self.width)
 
     def attends(self, size: tuple[int, ...]) -> list[bool]:
-        """Whether the blocks of each level have attention; those of the middle always have."""
+        """Whether each level has attention."""
         side = min(size) // self.patch
         return [side >> i in self.attention for i in range(len(self.multipliers))]
 
@@ -146,7 +140,7 @@ def check(config: Config, space: Space) -> None:
     """Refuse a space that the levels cannot halve, or heads that do not divide a level.
 
     Raises:
-        InvalidArgument: as said.
+        InvalidArgument
     """
     levels = len(config.multipliers)
     factor = config.patch * 2 ** (levels - 1)
@@ -166,10 +160,10 @@ def check(config: Config, space: Space) -> None:
 def build(
     config: Config, space: Space, conditions: Conditions, out_channels: int | None = None
 ) -> UNet:
-    """A U-Net for the samples of a space, with random weights.
+    """A U-Net with random weights.
 
     Raises:
-        InvalidArgument: `check` refuses the space, or no such block or time embedding.
+        InvalidArgument: `check` refuses the space, or there is no such block or time embedding.
     """
     from diffuse_cli.core.networks._unet import UNet
 
@@ -178,7 +172,7 @@ def build(
 
 
 def describe(config: Config, space: Space) -> list[str]:
-    """The levels, and where attention is."""
+    """Levels, attention, blocks and patches."""
     levels = zip(config.widths, config.attends(space.size), strict=True)
     shown = ", ".join(f"{width}{' (attention)' if attends else ''}" for width, attends in levels)
     lines = [f"levels of {shown} channels; blocks a level: {config.blocks} ({config.block})"]
@@ -190,12 +184,11 @@ def describe(config: Config, space: Space) -> list[str]:
 # -- from a preset to a configuration -------------------------------------------------------------
 
 LOWEST = 8
-"""Levels are added until the shortest side is at most this many positions."""
+"""Levels are added until the shortest side is at most this long."""
 
 GROUPS, CHANNELS_A_GROUP = 32, 16
-"""Groups of a published network, and channels of a group of ours: the best of Wu & He 2018 (table
-3), and as many as fill a register of a processor in half precision. Both give way to a width that
-they do not divide."""
+"""Groups of published networks, and channels per group of ours: the best of Wu & He 2018 (table 3),
+and as many as fill a processor's register in half precision. Lowered to divide the width."""
 
 
 def adapt(
@@ -206,19 +199,19 @@ def adapt(
     published: bool = False,
     exact: bool = False,
 ) -> Config:
-    """The configuration of `fields` that suits a space.
+    """The configuration `fields`, adapted to a space.
 
-    Levels are added until the shortest side, in patches, is at most 8, or is odd. Groups, and heads
-    at most the number or width of `fields`, are made to divide the widths.
+    Levels are added until the shortest side, in patches, is at most `LOWEST` or odd. Groups and
+    heads are lowered until they divide the widths.
 
     Args:
-        fields: settings, some of which may not suit the space.
-        given: those that stay as they are.
-        published: a model of a paper, whose levels stay too.
-        exact: refuse a size that is odd too soon.
+        fields: settings to adapt.
+        given: settings to keep.
+        published: a model of a paper: keep its levels.
+        exact: refuse a size that is odd before it is small enough.
 
     Raises:
-        InvalidArgument: no network of these settings suits the space.
+        InvalidArgument: the settings do not suit the space.
     """
     fields = {**fields, **given}
     undivided = {"heads": None, "head_width": None, "groups": 1}
@@ -238,12 +231,12 @@ def adapt(
 
 
 def groups_at(width: int, published: bool) -> int:
-    """The groups of the normalisation where none are given, at this base width."""
+    """The default number of groups for a base width."""
     return _largest_divisor(width, GROUPS if published else max(1, width // CHANNELS_A_GROUP))
 
 
 def _levels(config: Config, space: Space, exact: bool) -> tuple[int, ...]:
-    """The multipliers of as many levels as suit the size, the last one repeated where needed."""
+    """Multipliers for as many levels as suit the size, repeating the last one."""
     sides = [side // config.patch for side in space.size]
     wanted = next(n for n in range(16) if min(sides) >> n <= LOWEST)
     allowed = next(n for n in range(wanted, -1, -1) if not any(s % 2**n for s in sides))

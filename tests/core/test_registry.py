@@ -1,0 +1,70 @@
+"""Tables list the names of other packages' entries, and import an entry when it is looked up."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from diffuse_cli.core import registry
+from diffuse_cli.core.registry import Modules, Registry
+
+
+@pytest.fixture
+def loaded(monkeypatch) -> list[str]:
+    """The names of the entry points that were imported; each table has one, `added`."""
+    names = []
+
+    class Point(EntryPoint):
+        def load(self):
+            names.append(self.group)
+            return max
+
+    def points(group: str) -> list[EntryPoint]:
+        if group == "diffuse.commands":  # `--help` lists what their modules say
+            return []
+        return [Point("added", "somewhere:entry", group), Point("own", "somewhere:other", group)]
+
+    monkeypatch.setattr(registry, "entry_points", points)
+    registry.added.cache_clear()
+    yield names
+    registry.added.cache_clear()
+
+
+@pytest.fixture(params=["registry", "modules"])
+def table(request, tmp_path) -> Registry:
+    if request.param == "registry":
+        return Registry("things", {"own": min})
+    (tmp_path / "own.py").touch()
+    (tmp_path / "_part.py").touch()
+    return Modules("things", "package", [str(tmp_path)])
+
+
+def test_names_are_listed_without_an_import(table, loaded: list[str]):
+    assert list(table) == list(table.keys()) == ["own", "added"]
+    assert len(table) == 2
+    assert "added" in table
+    assert "other" not in table
+    assert table.items()
+    assert loaded == []
+
+
+def test_an_entry_is_imported_when_it_is_looked_up(table, loaded: list[str]):
+    assert table["added"] is table.get("added") is max
+    assert set(loaded) == {"diffuse.things"}
+    with pytest.raises(KeyError):
+        table["other"]
+
+
+def test_our_own_entry_wins(loaded: list[str]):
+    assert Registry("things", {"own": min})["own"] is min
+    assert loaded == []
+
+
+@pytest.mark.parametrize("command", ["train", "sample", "eval", "noise-demo", "convert"])
+def test_help_names_entries_without_an_import(command: str, loaded: list[str], capsys):
+    from diffuse_cli.app import main
+
+    assert main([command, "--help"]) == 0
+    assert "added" in capsys.readouterr().out
+    assert loaded == []
