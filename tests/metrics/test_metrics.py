@@ -12,7 +12,7 @@ import torch
 from diffuse_cli.errors import UsageError, lookup
 from diffuse_cli.evaluation.neighbors import search
 from diffuse_cli.events import finish
-from diffuse_cli.features import FEATURES, extract
+from diffuse_cli.features import extract, find, load
 from diffuse_cli.metrics import METRICS, _nearest, frechet, kid, memorization
 
 RELATIVE = 1e-5
@@ -79,7 +79,7 @@ def blobs(seed: int, n: int = 48, side: int = 28) -> np.ndarray:
 
 
 def test_rising_noise_on_images_is_ordered():
-    network = FEATURES["efficientnet-lite0"].load("cpu")
+    network = load("efficientnet-lite0", "cpu", finish(find("efficientnet-lite0")))
     noise = np.random.default_rng(5).normal(size=(48, 1, 28, 28))
     real, clean, found = finish(extract(network, blobs(0))), blobs(1), []
     for strength in (0, 1, 3, 9):
