@@ -2,11 +2,10 @@
 
     |mu_a - mu_b|^2 + tr(S_a) + tr(S_b) - 2 tr((S_a S_b)^(1/2))
 
-It is called FID only with the Inception weights of 2015, which this module knows nothing of. For
-few samples it is mostly bias, which falls as 1/n (Chong & Forsyth 2020): compare only at equal n,
-or compare `frechet_infinity`, what a straight line through the distances of all images, of halves
-and of quarters comes to at 1/n = 0. Both sides are divided, so that the bias of both is taken off;
-Chong & Forsyth divide the generated side alone.
+It is called FID only with the Inception weights of 2015. For few samples it is mostly bias, which
+falls as 1/n (Chong & Forsyth 2020): compare only at equal n, or compare `frechet_infinity`, the
+value at 1/n = 0 of a line through the distances of all images, of halves and of quarters. Both
+sides are divided, which removes the bias of both; Chong & Forsyth divide the generated side alone.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ NUMBERS = (
     Number(
         "frechet_infinity",
         "at infinite n",
-        "An estimate of what it would come to with endlessly many images.",
+        "An estimate of its value for infinitely many images.",
         "lower",
         0.0,
         "likeness",
@@ -76,17 +75,17 @@ def remarks(facts: Facts) -> Iterator[Remark]:
 
 
 PARTS = (1, 2, 4)
-"""Into how many parts the images are divided for each point of the line."""
+"""The parts that the images are divided into, for each point of the line."""
 
 SMALLEST = 4
-"""Images of a part of which a covariance is estimated."""
+"""The fewest images of a part."""
 
 
 def compute(evaluation: Features) -> dict[str, float]:
     """`frechet_distance`, `frechet_floor` and `frechet_infinity`, with their standard errors.
 
-    The floor is the distance of real images from other real ones, `floor_images` on each side; the
-    last is there of 16 images or more. Covariances are over n - 1, and exact for n below d too.
+    The floor is the distance of real images from other real ones, `floor_images` on each side;
+    `frechet_infinity` needs 16 images. Covariances are over n - 1, and exact for n below d too.
 
     Raises:
         UsageError: fewer than two images on a side.
@@ -113,10 +112,10 @@ def distance(a: Array, b: Array) -> float:
 
 @dataclass(frozen=True)
 class Fit:
-    """The distance of two samples, and what each image adds to it at first order.
+    """The distance of two samples, and the influence of each image at first order.
 
     Attributes:
-        a, b: the influence of each image, (N,) and (M,), of mean 0.
+        a, b: the influences, (N,) and (M,), of mean 0.
     """
 
     value: float
@@ -126,8 +125,8 @@ class Fit:
     def error(self) -> float:
         """The standard error over draws of both samples.
 
-        The infinitesimal jackknife, where the distributions are equal too: there, what each image
-        adds is of second order, which a jackknife counts twice: the error is rather too large.
+        The infinitesimal jackknife. For equal distributions the influence is of second order,
+        which a jackknife counts twice, so the error is rather too large.
         """
         variance = sum(np.square(x).sum() / (len(x) * max(len(x) - 1, 1)) for x in (self.a, self.b))
         return math.sqrt(float(variance))
@@ -150,8 +149,8 @@ def fit(a: Array, b: Array) -> Fit:
 def infinity(a: Array, b: Array, whole: Fit) -> tuple[float, float]:
     """The distance at 1/n = 0 and its standard error, `whole` being the fit of all images.
 
-    The error has two parts: that of sampling, and how far the line misses a curve through the
-    points, which is large where n is below the number of features.
+    The error has two parts: that of sampling, and the gap between the line and a parabola through
+    the points, which is large if n is below the number of features.
     """
     order_a, order_b = permutation(0, 0, len(a)), permutation(0, 1, len(b))
     levels = [whole, *(_divided(a[order_a], b[order_b], parts) for parts in PARTS[1:])]
@@ -178,7 +177,7 @@ def _divided(a: Array, b: Array, parts: int) -> Fit:
 
 
 def _back(values: Array, order: Array) -> Array:
-    """Values in their places before `order`."""
+    """The inverse of `values[order]`."""
     result = np.empty_like(values)
     result[order] = values
     return result
