@@ -56,7 +56,7 @@ def cached(
     if found is not None:
         if folder and tell:
             where = files.show(folder)
-            yield Notice(f"features of the real images: from the cache in {where}")
+            yield Notice(f"features of the real images: as computed before, from {where}")
         return found
     features: Features = yield from computed(network, pixels, team)
     if path:

@@ -23,6 +23,8 @@ from diffuse_cli.sweeps.recommending import Tuned
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """What a browser may load: nothing from outside the page, and no script."""
 
+COLOURS = {1: "grey", 3: "colour"}
+
 
 def page(
     config: EvalConfig,
@@ -58,7 +60,7 @@ def page(
         style=Markup(style.css()),
         config=config,
         found=found,
-        colour={1: "grey", 3: "colour"},
+        colour=COLOURS,
         plural=plural,
         verdict=[remark for remark in found.remarks if remark.level != "note"],
         sections=[(name, title, render(name, **data)) for name, (title, data) in parts.items()],
