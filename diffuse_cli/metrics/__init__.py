@@ -18,46 +18,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from diffuse_cli.core.registry import Modules
 from diffuse_cli.errors import UsageError
-from diffuse_cli.metrics._presentation import (
-    LEVELS,
-    QUESTIONS,
-    SIGNIFICANT,
-    Facts,
-    Measured,
-    Number,
-    Question,
-    Remark,
-    Values,
-    measured,
-    ordered,
-)
+from diffuse_cli.metrics._presentation import LEVELS, ordered
+from diffuse_cli.metrics._presentation import QUESTIONS as QUESTIONS
+from diffuse_cli.metrics._presentation import SIGNIFICANT as SIGNIFICANT
+from diffuse_cli.metrics._presentation import Facts as Facts
+from diffuse_cli.metrics._presentation import Measured as Measured
+from diffuse_cli.metrics._presentation import Number as Number
+from diffuse_cli.metrics._presentation import Question as Question
+from diffuse_cli.metrics._presentation import Remark as Remark
+from diffuse_cli.metrics._presentation import Values as Values
+from diffuse_cli.metrics._presentation import measured as measured
 
 if TYPE_CHECKING:
     import numpy as np
 
     Array = np.ndarray[Any, Any]
-
-__all__ = [
-    "METRICS",
-    "QUESTIONS",
-    "SIGNIFICANT",
-    "Facts",
-    "Features",
-    "Measured",
-    "Metric",
-    "Number",
-    "Question",
-    "Remark",
-    "Values",
-    "both",
-    "class_numbers",
-    "floor",
-    "label",
-    "measured",
-    "numbers",
-    "remarks",
-    "shown",
-]
 
 
 class Features(Protocol):

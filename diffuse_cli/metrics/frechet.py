@@ -103,13 +103,6 @@ def compute(evaluation: Features) -> dict[str, float]:
     return result
 
 
-def distance(a: Array, b: Array) -> float:
-    """Squared Fréchet distance of float64 features (N, d) and (M, d)."""
-    (_, root_a), (_, root_b) = _factors(a - a.mean(0)), _factors(b - b.mean(0))
-    shared = torch.linalg.svdvals(root_a @ root_b.T).sum()
-    return _value(a, b, root_a, root_b, shared)
-
-
 @dataclass(frozen=True)
 class Fit:
     """The distance of two samples, and the influence of each image at first order.
@@ -133,14 +126,16 @@ class Fit:
 
 
 def fit(a: Array, b: Array) -> Fit:
-    """`distance`, with the influence of each image."""
+    """The squared Fréchet distance of float64 features (N, d) and (M, d), with the influences."""
     centred_a, centred_b = a - a.mean(0), b - b.mean(0)
     (basis_a, root_a), (basis_b, root_b) = _factors(centred_a), _factors(centred_b)
     left, shared, right = torch.linalg.svd(root_a @ root_b.T, full_matrices=False)
     gap = a.mean(0) - b.mean(0)
-    value = _value(a, b, root_a, root_b, shared.sum())
+    # S = R^T R on both sides, so S_a S_b has the non-zero eigenvalues of (R_a R_b^T)(R_a R_b^T)^T:
+    # the trace of its root is a sum of singular values, and nothing ill-conditioned is rooted.
+    spread = root_a.square().sum() + root_b.square().sum() - 2 * shared.sum()
     return Fit(
-        value,
+        float(np.square(gap).sum() + spread.item()),
         _influence(centred_a, gap, basis_a, left, shared),
         _influence(centred_b, -gap, basis_b, right.T, shared),
     )
@@ -201,15 +196,6 @@ def _factors(centred: Array) -> tuple[torch.Tensor | None, torch.Tensor]:
         return None, root
     basis, triangle = torch.linalg.qr(root)  # three times as fast as NumPy's
     return basis, triangle
-
-
-def _value(
-    a: Array, b: Array, root_a: torch.Tensor, root_b: torch.Tensor, shared: torch.Tensor
-) -> float:
-    # S = R^T R on both sides, so S_a S_b has the non-zero eigenvalues of (R_a R_b^T)(R_a R_b^T)^T:
-    # the trace of its root is a sum of singular values, and nothing ill-conditioned is rooted.
-    spread = root_a.square().sum() + root_b.square().sum() - 2 * shared
-    return float(np.square(a.mean(0) - b.mean(0)).sum() + spread.item())
 
 
 def _influence(
