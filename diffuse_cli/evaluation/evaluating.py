@@ -113,8 +113,8 @@ def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work
         training = sides.training if config.train_n else None
         if page and training is None:
             raise UsageError(
-                "--pairs needs the model's training data as DATA, with a held-out part",
-                "Give the training data of the model, 40 images or more, without --train-n 0",
+                "--pairs needs DATA that the model was trained on, with a held-out part",
+                "Give the model's training data, 40 images or more, without --train-n 0",
             )
         evaluation = Evaluation(
             config, accelerator, network, loaded, settings, sides.real, sides.more, sides.fakes,
