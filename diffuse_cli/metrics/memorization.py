@@ -33,34 +33,19 @@ FEW = 0.1
 
 SPACES = {"features": "as the network sees it", "pixels": "pixel by pixel"}
 
-NUMBERS = (
-    *(
-        Number(
-            f"memorized_{space}",
-            f"near in {space}",
-            "Share of the generated images that are nearer to a training image, "
-            f"{words}, than nearly all real images that are no copies.",
-            "below",
-            "memorized_expected",
-            "copies",
-            axis="share",
-        )
-        for space, words in SPACES.items()
-    ),
-    *(
-        Number(
-            f"memorized_rank_{space}",
-            f"nearer in {space}",
-            "Chance that a generated image is nearer to its closest training image, "
-            f"{words}, than a real image that is no copy.",
-            "below",
-            0.5,
-            "copies",
-            axis="share",
-        )
-        for space, words in SPACES.items()
-    ),
-)
+NUMBERS = tuple(
+    Number(f"{key}_{space}", f"{label} in {space}", says.format(words), "below", ideal, "copies",
+           axis="share")
+    for key, label, ideal, says in (
+        ("memorized", "near", "memorized_expected",
+         "Share of the generated images that are nearer to a training image, {}, than nearly all "
+         "real images that are no copies."),
+        ("memorized_rank", "nearer", 0.5,
+         "Chance that a generated image is nearer to its closest training image, {}, than a real "
+         "image that is no copy."),
+    )
+    for space, words in SPACES.items()
+)  # fmt: skip
 
 BESIDE = (
     "memorized_expected",
