@@ -18,7 +18,7 @@ from diffuse_cli.core import Space
 from diffuse_cli.core.samplers import sampler_options
 from diffuse_cli.data import Images, read_images
 from diffuse_cli.events import finish
-from diffuse_cli.features import FEATURES, extract
+from diffuse_cli.features import extract, find, load
 from diffuse_cli.metrics import kid
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.runtime import permutation
@@ -69,7 +69,7 @@ def held_out(images: Images, n: int) -> Pixels:
 
 def features(pixels: Pixels, accelerator: Accelerator) -> np.ndarray[Any, Any]:
     """Features of EfficientNet-Lite0, (N, 1280)."""
-    network = FEATURES["efficientnet-lite0"].load(accelerator.device)
+    network = load("efficientnet-lite0", accelerator.device, finish(find("efficientnet-lite0")))
     return np.asarray(finish(extract(network, pixels)), np.float64)
 
 

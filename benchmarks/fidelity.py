@@ -36,7 +36,7 @@ from torch_fidelity.utils import get_featuresdict_from_dataset
 
 from diffuse_cli import files
 from diffuse_cli.events import finish
-from diffuse_cli.features import extract, inception, usual_batch
+from diffuse_cli.features import extract, inception, load, usual_batch
 from diffuse_cli.metrics import METRICS
 
 Array = np.ndarray[Any, Any]
@@ -89,7 +89,7 @@ def networks() -> tuple[Any, Any]:
         torch.save(theirs.state_dict(), file)
         own = replace(inception.PUBLISHED, sha256=files.sha256(file), size=file.stat().st_size)
         inception.PUBLISHED = own
-        return inception.load("cpu", file), theirs
+        return load("inception", "cpu", file), theirs
 
 
 def rates(pixels: Array, rounds: int) -> dict[str, Any]:

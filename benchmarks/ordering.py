@@ -23,7 +23,7 @@ from PIL import Image, ImageFilter
 from diffuse_cli.evaluation.cache import cached
 from diffuse_cli.evaluation.neighbors import search
 from diffuse_cli.events import finish
-from diffuse_cli.features import FEATURES, FeatureNetwork
+from diffuse_cli.features import FeatureNetwork, find, load
 from diffuse_cli.metrics import METRICS
 from diffuse_cli.runtime import permutation
 
@@ -161,7 +161,7 @@ def main() -> None:
     order = permutation(0, 0, len(test))
     pixels, labels = np.ascontiguousarray(test.pixels[order[: 3 * n]]), test.labels[order[: 3 * n]]
     known = train.pixels[permutation(0, 1, len(train))[: options.train_n]]
-    network = FEATURES["efficientnet-lite0"].load("cpu")
+    network = load("efficientnet-lite0", "cpu", finish(find("efficientnet-lite0")))
     log("features of real images")
     own = finish(cached(network, pixels))
     training = (known, finish(cached(network, known)))

@@ -676,6 +676,28 @@ def test_landmarks_are_what_they_are_called():
     np.testing.assert_allclose(landmarks.blurred(dot)[0, 0], expected / expected.sum(), atol=1e-8)
 
 
+def test_landmarks_are_made_of_pictures_not_of_stored_numbers(monkeypatch):
+    seen = []
+
+    def features(network, pixels, team):
+        seen.append(pixels)
+        yield from ()
+        return np.zeros((len(pixels), 2))
+
+    monkeypatch.setattr(parts, "cached", features)
+    stored = np.random.default_rng(0).integers(0, 16, (60, 1, 8, 8)).astype(np.uint8)
+    evaluation = SimpleNamespace(
+        real=Labelled(stored, np.zeros(60)), look=lambda samples: samples * np.uint8(17),
+        network=None, team=None,
+    )  # fmt: skip
+    finish(parts._make_landmarks(evaluation))
+    blurred, mean, noise = np.split(seen[0], [60, 64])
+    assert np.abs(mean - 17.0 * stored.mean(0)).max() <= 0.5
+    assert abs(blurred.mean() - 17 * stored.mean()) < 2
+    assert noise.max() > 250
+    assert [len(x) for x in evaluation.landmarks.values()] == [60, 4, 60]
+
+
 def test_landmarks_are_measured_as_generated_images_are(measure, other, finished):
     found = measure(other, "-n", 14, "--timesteps", 2, "--json").json
     (evaluation,) = finished

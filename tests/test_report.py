@@ -19,11 +19,13 @@ from PIL import Image
 
 from diffuse_cli import metrics
 from diffuse_cli.config import EvalConfig, Setting
+from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation import evaluating
 from diffuse_cli.evaluation.showing import OF_CLASS, SAMPLES, TWINS
 from diffuse_cli.metrics import METRICS, Measured
 from diffuse_cli.options import from_dict, to_arguments
 from diffuse_cli.report import charts, curves, style
+from diffuse_cli.report.page import COLOURS
 from diffuse_cli.report.sweeps import sweep
 from diffuse_cli.report.templating import environment, render
 from diffuse_cli.sweeps.recommending import Tried, Tuned
@@ -269,6 +271,26 @@ def test_the_same_evaluation_gives_the_same_bytes(diffuse, conditional, images, 
     assert len(second) < 500_000
 
 
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ([1, 8, 16], "grey images of 16 × 8 pixels of 2 classes"),
+        ([2, 8, 8], "2-channel images of 8 × 8 pixels of 2 classes"),
+        ([2, 64], "samples of 2 × 64 numbers of 2 classes"),
+    ],
+)
+def test_what_the_model_draws_is_named_by_its_shape(shape, words):
+    model = {"shape": shape, "step": 9, "parameters": 9, "classes": ["a", "b"]}
+    settings = {"sampler": "ddim", "steps": 9, "seed": 0}
+    found = SimpleNamespace(model=model, settings=settings, generated=9, real=9, part="all")
+    page = render(
+        "page", title="", version="", policy="", style="", found=found,
+        config=EvalConfig(subject="m", data="d"),
+        colour=COLOURS, plural=plural, verdict=[], sections=[],
+    )  # fmt: skip
+    assert f"draws {words}." in re.sub(r"\s+", " ", page)
+
+
 # -- subjects -------------------------------------------------------------------------------------
 
 
@@ -296,7 +318,7 @@ def test_data_that_was_not_trained_on_says_why_there_are_no_pairs(diffuse, model
     assert "copies of training images was not measured" in page.text
     assert "There is nothing to show: " in page.text
     assert "not measured. That needs the model's own training data" in page.text
-    assert "there is nothing to compare class by class" in page.text
+    assert "There is nothing to compare class by class: the model has no classes" in page.text
 
 
 def test_copies_are_called_copies(diffuse, images, tmp_path):

@@ -17,7 +17,7 @@ from diffuse_cli.console import Console, plain
 from diffuse_cli.metrics import Number, Values, class_numbers, shown
 
 if TYPE_CHECKING:
-    from diffuse_cli.evaluation import Evaluated
+    from diffuse_cli.evaluation.evaluating import Evaluated
 
 CONFIG = EvalConfig
 
@@ -25,7 +25,7 @@ CONFIG = EvalConfig
 def run(config: EvalConfig, console: Console) -> None:
     """Evaluate, and print the numbers."""
     check_sampler(config)
-    from diffuse_cli.evaluation import evaluate
+    from diffuse_cli.evaluation.evaluating import evaluate
 
     found = console.follow(evaluate(config))
     if found is None:

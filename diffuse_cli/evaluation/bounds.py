@@ -1,4 +1,4 @@
-"""The variational bound of real images, by timestep: measured on a few timesteps of each, drawn."""
+"""The variational bound of real images by timestep, estimated on a few timesteps per image."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Bound:
 
     Attributes:
         prior: L_T, (N,).
-        groups: ranges of timesteps; the first is the decoder's t = 0 alone.
-        terms: the term of one timestep out of each group, (N, G).
+        groups: ranges of timesteps; the first is t = 0, the decoder, alone.
+        terms: the term of one timestep of each group, (N, G).
     """
 
     prior: Array
@@ -45,7 +45,7 @@ class Bound:
         return np.stack([self.prior, middle, self.terms[:, 0]], 1)
 
     def by_time(self) -> list[dict[str, Any]]:
-        """For each group its first and last timestep, and the mean term of one timestep in it."""
+        """The first and last timestep of each group, and the mean term of a timestep in it."""
         means = self.terms.mean(0)
         return [
             {"first": group.start, "last": group.stop - 1, "bits_per_timestep": float(mean)}
@@ -54,9 +54,9 @@ class Bound:
 
 
 def joined(parts: Sequence[Bound]) -> Bound:
-    """The bound of all images from that of parts of them, in order."""
-    priors, terms = [part.prior for part in parts], [part.terms for part in parts]
-    return Bound(np.concatenate(priors), parts[0].groups, np.concatenate(terms))
+    """The bounds of several sets of images as one, in order."""
+    terms = np.concatenate([part.terms for part in parts])
+    return Bound(np.concatenate([part.prior for part in parts]), parts[0].groups, terms)
 
 
 def measure(
@@ -72,15 +72,14 @@ def measure(
     device: torch.device,
     task: str = "likelihood",
 ) -> Work[Bound]:
-    """The bound of images over the denoiser's own process.
+    """The bound of samples over the denoiser's own process.
 
     Args:
-        pixels: uint8 (N, C, H, W).
-        labels: (N,), -1 where an image has none.
-        blueprint: what the model is.
-        indices: which of the images are measured; each keeps its draws.
-        timesteps: how many of each image, or `all`.
-        task: what progress calls it.
+        pixels: stored samples (N, C, *size).
+        labels: (N,), -1 for none.
+        indices: which samples to measure; the draws of a sample depend on its index alone.
+        timesteps: how many per sample, or `all`.
+        task: the name in `Progress`.
     """
     total = denoiser.process.num_timesteps
     groups = strata(total, total if timesteps == "all" else int(timesteps))
@@ -106,7 +105,7 @@ def measure(
 def _draws(
     seed: int, groups: list[range], indices: range, x0: torch.Tensor
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """For each group a timestep and noise for each image, keyed by the image."""
+    """For each group, a timestep and noise for each sample."""
     for k, group in enumerate(groups):
         times = [int(philox(seed, "bits-time", i, k).integers(len(group))) for i in indices]
         noise = torch.stack([draw_noise(seed, "bits", i, k, shape=x0.shape[1:]) for i in indices])
@@ -114,7 +113,7 @@ def _draws(
 
 
 def draw(bound: Bound, name: str) -> Image.Image:
-    """A plot of the terms by timestep, as Nichol & Dhariwal 2021 show them in figure 2."""
+    """A plot of the terms by timestep, as in Nichol & Dhariwal 2021, figure 2."""
     sheet = pictures.Sheet(7.2, 4.3, 150)
     axes = sheet.axes(0.9, 0.75, 6.0, 2.95)
     total = float(bound.parts().sum(1).mean())
@@ -125,25 +124,14 @@ def draw(bound: Bound, name: str) -> Image.Image:
     edges = [group.start + 1 for group in bound.groups] + [last + 1]
     axes.stairs(means, edges, baseline=None, color=pictures.color(0), linewidth=1.8)
     axes.plot([1.5], means[:1], "o", color=pictures.color(1), markersize=6)
-    axes.annotate(
-        f"decoder, $L_0$: {means[0]:.3f}",
-        (2, means[0]),
-        (6, -3),
-        textcoords="offset points",
-        fontsize=8.5,
-        color=pictures.FAINT,
-    )
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    faint: dict[str, Any] = {"fontsize": 8.5, "color": pictures.FAINT}
+    decoder = f"decoder, $L_0$: {means[0]:.3f}"
+    axes.annotate(decoder, (2, means[0]), (6, -3), textcoords="offset points", **faint)
+    axes.loglog()
     axes.set_xlim(1, last + 1)
     axes.set_xlabel("timestep $t + 1$", fontsize=9)
     axes.set_ylabel("$L_t$, bits per dimension", fontsize=9)
     axes.tick_params(length=0)
-    middle = float(bound.parts()[:, 1].mean())
-    axes.set_title(
-        f"sum of the steps {middle:.3f},  prior {float(bound.prior.mean()):.2g}",
-        loc="right",
-        fontsize=8.5,
-        color=pictures.FAINT,
-    )
+    prior, middle, _ = bound.parts().mean(0)
+    axes.set_title(f"sum of the steps {middle:.3f},  prior {prior:.2g}", loc="right", **faint)
     return sheet.render()

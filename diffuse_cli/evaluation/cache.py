@@ -1,8 +1,8 @@
-"""Features of real images, kept between evaluations: a data set is measured against many times.
+"""Features of real images, kept between evaluations.
 
-They lie in `DIFFUSE_CACHE`, or in `diffuse` of the user's cache folder; an empty `DIFFUSE_CACHE`
-keeps none. A cache is never a reason to fail: what cannot be read is made anew, what cannot be
-written is not kept.
+They lie in `DIFFUSE_CACHE`, by default `diffuse` in the user's cache folder; an empty
+`DIFFUSE_CACHE` turns the cache off. The cache never fails: what cannot be read is computed again,
+what cannot be written is not kept.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from diffuse_cli.events import Notice, Work
 from diffuse_cli.features import FeatureNetwork, extract, usual_batch
 
 LARGEST = 2**30
-"""Bytes that are kept. The least recently used go first."""
+"""Bytes to keep; the least recently used files go first."""
 
 Features = npt.NDArray[np.float32]
 
 
 def computed(network: FeatureNetwork, pixels: Pixels, team: Team = ALONE) -> Work[Features]:
-    """`extract`, each process a part of the images; each of them has the features of all."""
+    """The features of all images, of which each process computes a part."""
     own = team.share(len(pixels), usual_batch(network))
     part: Features = yield from extract(network, pixels[own.start : own.stop])
     return np.concatenate(team.gather(part))
@@ -40,16 +40,16 @@ def computed(network: FeatureNetwork, pixels: Pixels, team: Team = ALONE) -> Wor
 def cached(
     network: FeatureNetwork, pixels: Pixels, team: Team = ALONE, *, tell: bool = False
 ) -> Work[Features]:
-    """`computed`, or what it returned for the same pixels and network before.
+    """`computed`, or its earlier result for the same pixels and network.
 
     Args:
         pixels: uint8 (N, C, H, W).
-        tell: whether to say that they were computed before.
+        tell: whether to yield a `Notice` if the cache had them.
 
     Returns:
         float32 (N, network.dim).
     """
-    # The first process decides for all: another may see another folder.
+    # The first process decides for all, which may see another folder.
     folder = files.cache_folder() if team.index == 0 else None
     path = folder / f"{_key(network, pixels)}.npz" if folder else None
     found = team.from_first(_read(path, (len(pixels), network.dim)) if path else None)
@@ -65,11 +65,10 @@ def cached(
 
 
 def _key(network: FeatureNetwork, pixels: Pixels) -> str:
-    """A hash of all that features depend on, down to rounding.
+    """A hash of everything that features depend on, down to rounding.
 
-    The pixels are those that are measured, so that they stand for the data, the choice of images
-    among them, their order, their size, how they were resized to it and on which background. They
-    do not stand for how the network resizes them again, or for the code that computes.
+    The pixels cover the data: which images, in which order, how resized, on which background. They
+    do not cover how the network resizes them again, or the code.
     """
     parts = (
         *(network.name, network.weights, network.resize, network.device.type),
@@ -81,7 +80,7 @@ def _key(network: FeatureNetwork, pixels: Pixels) -> str:
 
 
 def _read(path: Path, shape: tuple[int, int]) -> Features | None:
-    """The features in `path`, or None where there are none, or not whole ones."""
+    """The features in `path`, or None if it does not hold them whole."""
     try:
         with np.load(path, allow_pickle=False) as kept:
             features: npt.NDArray[Any] = kept["features"]
@@ -89,7 +88,7 @@ def _read(path: Path, shape: tuple[int, int]) -> Features | None:
         return None
     if features.shape != shape or features.dtype != np.float32 or not np.isfinite(features).all():
         return None
-    with contextlib.suppress(OSError):  # it may be another's to write
+    with contextlib.suppress(OSError):  # it may be another user's
         os.utime(path)
     return features
 

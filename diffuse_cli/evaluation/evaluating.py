@@ -1,4 +1,4 @@
-"""`evaluate`: a model, or a folder of images, measured against real images."""
+"""`evaluate`: measure a model, or a folder of images, against real images."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from diffuse_cli.config import (
 )
 from diffuse_cli.data import is_images
 from diffuse_cli.errors import DiffuseError, UsageError
-from diffuse_cli.evaluation import bounds, neighbors
+from diffuse_cli.evaluation import bounds, neighbors, showing
 from diffuse_cli.evaluation.images import read_sides
 from diffuse_cli.evaluation.parts import Evaluation
-from diffuse_cli.evaluation.showing import Shown, choose
+from diffuse_cli.evaluation.showing import Shown
 from diffuse_cli.evaluation.team import Team
 from diffuse_cli.events import Work
 from diffuse_cli.metrics import METRICS, Facts, Remark, remarks
@@ -34,30 +34,29 @@ from diffuse_cli.sampling import Loaded, load_denoiser
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from PIL import Image
 
     from diffuse_cli.core.process import Process
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The numbers of an evaluation, and what one needs to compare them with others.
+    """The numbers of an evaluation, and what is needed to compare them with others.
 
     Attributes:
-        values: each metric's numbers by name.
-        classes: the same for each class that both sides have, with its counts.
-        terms: the bound by timestep, where there is a model.
+        values: the metrics' numbers by key.
+        classes: the same for each class on both sides, with its counts.
+        terms: the bound by timestep, of a model.
         real, generated: how many images on each side.
         part: which of the real images: `held-out` or `all`.
-        features: name and weights hash of the feature network, and how it resizes images.
-        model: what the model file says of itself, where there is a model.
-        fingerprints: of the images in DATA, and in a folder that is measured.
+        features: the feature network, see `FeatureNetwork.described`.
+        settings: how a model's images were drawn and its bound was taken.
+        model: facts of the model file.
+        fingerprints: of DATA, and of a folder that is measured.
         made_with: versions and the machine.
-        plot: the picture of the terms, where one was asked for.
-        pairs: the page of nearest training images, where one was asked for.
-        report: where the page goes, where one was asked for.
+        plot, pairs, report: paths of the plot of the terms, of the page of nearest training images
+            and of the report; None if not asked for.
         remarks: what the numbers mean.
-        shown: the images of the page, where one was asked for.
+        shown: the images of the report.
     """
 
     values: dict[str, float]
@@ -85,14 +84,14 @@ def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work
     Yields `Progress` and `Notice`.
 
     Args:
-        accelerator: the machine of a larger work, which ends it.
+        accelerator: one that the caller has set up, and ends.
 
     Returns:
-        `Evaluated`, or None on every process but the first.
+        `Evaluated`; None on all processes but the first.
 
     Raises:
-        DataError, ModelFileError, UsageError: what was named cannot be used.
-        OutputError: the plot or a page exists already, or cannot be written.
+        DataError, ModelFileError, UsageError: the configuration cannot be used.
+        OutputError: an output exists already, or cannot be written.
     """
     began = time.monotonic()
     folder = is_images(Path(config.subject))
@@ -114,21 +113,13 @@ def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work
         training = sides.training if config.train_n else None
         if page and training is None:
             raise UsageError(
-                "--pairs needs DATA that a model was trained on, with a held-out part",
-                "Give the training data of the model, 40 images or more, and no --train-n 0",
+                "--pairs needs DATA that the model was trained on, with a held-out part",
+                "Give the model's training data, 40 images or more, without --train-n 0",
             )
         evaluation = Evaluation(
-            config,
-            accelerator,
-            network,
-            loaded,
-            settings,
-            sides.real,
-            sides.more,
-            sides.fakes,
-            training,
-            space=sides.space,
-        )
+            config, accelerator, network, loaded, settings, sides.real, sides.more, sides.fakes,
+            training, space=sides.space,
+        )  # fmt: skip
         values: dict[str, float] = {}
         for name in METRICS:
             metric = METRICS[name]
@@ -143,20 +134,27 @@ def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work
             picture = bounds.draw(evaluation.bound, files.show(Path(config.subject).name))
             files.write_bytes(plot, pictures.png(picture))
         if page:
-            files.write_bytes(page, pictures.png(_draw_pairs(evaluation)))
-        fake_features = evaluation.fake_features
+            twins = showing.twins(evaluation, neighbors.PAIRS)
+            files.write_bytes(page, pictures.png(neighbors.draw(twins)))
+        generated, dim = evaluation.fake_features.shape
         facts = Facts(
-            values, len(sides.real), len(fake_features), fake_features.shape[1], loaded is not None
+            values, len(sides.real), generated, dim, loaded is not None, sides.space.levels
         )
         return Evaluated(
             values=values,
             classes=_by_class(evaluation, sides.classes),
             terms=evaluation.bound.by_time() if evaluation.bound else [],
             real=len(sides.real),
-            generated=config.n if evaluation.fakes is None else len(evaluation.fakes),
+            generated=generated,
             part=sides.part,
             features=network.described(),
-            settings=_settings(config, settings, loaded.sha256) if loaded and settings else {},
+            settings={
+                **describe(config, settings, loaded.sha256),
+                "timesteps": config.timesteps,
+                "respaced": config.respaced,
+            }
+            if loaded and settings
+            else {},
             seconds=round(time.monotonic() - began, 3),
             model=_model_facts(loaded) if loaded else {},
             fingerprints=sides.fingerprints,
@@ -165,17 +163,17 @@ def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work
             pairs=page,
             report=report,
             remarks=remarks(facts),
-            shown=choose(evaluation, sides.classes) if report else None,
+            shown=showing.choose(evaluation, sides.classes) if report else None,
         )
 
 
 def find_network(config: MeasureConfig, accelerator: Accelerator) -> Work[features.FeatureNetwork]:
-    """The feature network, before the work: its weights may be missing, or others."""
+    """The feature network; to be called before the work, as its weights may be missing or wrong."""
     if config.feature_weights is not None:
         found = Path(config.feature_weights)
     else:
         failed = None
-        if accelerator.is_local_main_process:  # which downloads, while the others wait
+        if accelerator.is_local_main_process:  # downloads; the others wait
             try:
                 yield from features.find(config.features)
             except DiffuseError as error:
@@ -186,24 +184,15 @@ def find_network(config: MeasureConfig, accelerator: Accelerator) -> Work[featur
     return features.load(config.features, accelerator.device, found)
 
 
-def _draw_pairs(evaluation: Evaluation) -> Image.Image:
-    assert evaluation.training is not None
-    assert evaluation.fakes is not None
-    fakes, training = evaluation.fakes, evaluation.training
-    return neighbors.draw(
-        evaluation.nearest, evaluation.look(fakes.pixels), evaluation.look(training.pixels)
-    )
-
-
 def _check_times(config: EvalConfig, settings: DrawSettings, process: Process) -> None:
-    """Refuse more timesteps than the model has, before the work."""
+    """Refuse more timesteps than the model has."""
     process.times(settings.steps, settings.spacing)
     if config.respaced is not None and config.respaced > process.num_timesteps:
         raise UsageError(f"--respaced must be 2 to {process.num_timesteps}, the model's timesteps")
 
 
 def load_model(config: MeasureConfig, weights: str, accelerator: Accelerator) -> Loaded:
-    """The model that is measured, for work that images alone will not do for.
+    """The model of a command that cannot measure a folder of images.
 
     Raises:
         ModelFileError: no such file, or it is no model file.
@@ -216,9 +205,7 @@ def load_model(config: MeasureConfig, weights: str, accelerator: Accelerator) ->
 
 
 def _by_class(evaluation: Evaluation, names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Each metric's numbers for every class of which both sides have images enough."""
-    if evaluation.fakes is None:
-        return {}
+    """The metrics' numbers for every class with two images or more on both sides."""
     found: dict[str, dict[str, float]] = {}
     for label, name in enumerate(names):
         part = evaluation.of_class(label)
@@ -236,7 +223,7 @@ def _by_class(evaluation: Evaluation, names: Sequence[str]) -> dict[str, dict[st
 def describe(
     config: EvalConfig | TuneConfig, settings: DrawSettings, sha256: str
 ) -> dict[str, Any]:
-    """What images were drawn with, for whoever compares the numbers."""
+    """How images were drawn, for comparing the numbers."""
     guidance: dict[str, Any] = {}
     if wanted := settings.condition:
         guidance = {"guidance": wanted.scale, "guidance_interval": wanted.noise_levels}
@@ -252,14 +239,8 @@ def describe(
     }
 
 
-def _settings(config: EvalConfig, settings: DrawSettings, sha256: str) -> dict[str, Any]:
-    """`describe`, and how the bound was taken."""
-    bound = {"timesteps": config.timesteps, "respaced": config.respaced}
-    return {**describe(config, settings, sha256), **bound}
-
-
 def _model_facts(loaded: Loaded) -> dict[str, Any]:
-    """What a page says of a model, in plain values."""
+    """Facts of the model file, as JSON."""
     model = loaded.model
     return {
         "step": model.step,

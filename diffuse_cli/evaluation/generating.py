@@ -1,8 +1,8 @@
-"""Generated images, which the processes of an evaluation draw together."""
+"""Generated samples, which the processes of an evaluation draw together."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from diffuse_cli.core.denoiser import Denoiser
     from diffuse_cli.core.space import Space
 
-Pixels = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[Any]
 
 
 def draw_share(
@@ -30,7 +30,7 @@ def draw_share(
     device: torch.device,
     team: Team,
 ) -> Work[dict[int, Pixels]]:
-    """This process's share of n images, uint8 (C, H, W) by index."""
+    """This process's share of n stored samples (C, *size), by index."""
     own = team.share(n, settings.batch_size)
     mine: dict[int, Pixels] = {}
     drawings = draw(denoiser, settings, own, space=space, device=device)
@@ -39,6 +39,6 @@ def draw_share(
 
 
 def gathered(mine: dict[int, Pixels], n: int, team: Team) -> Pixels:
-    """The images of every process in their order, (n, C, H, W); each process must call it."""
+    """The samples of all processes, (n, C, *size); every process must call it."""
     pixels = {i: image for part in team.gather(mine) for i, image in part.items()}
     return np.stack([pixels[i] for i in range(n)])

@@ -1,4 +1,4 @@
-"""The two sides of a comparison: which images they are, and of which class."""
+"""The two sides of a comparison: which images, and of which class."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Labels = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Labelled:
-    """Images uint8 (N, C, H, W), and the class of each (N,), -1 where it has none."""
+    """Stored samples (N, C, *size) and their classes (N,), -1 for none."""
 
     pixels: Pixels
     labels: Labels
@@ -33,13 +33,12 @@ class Labelled:
         return len(self.pixels)
 
     def of_class(self, label: int) -> Labelled:
-        """The images of one class."""
         own = self.labels == label
         return Labelled(self.pixels[own], self.labels[own])
 
 
 REFERENCES = 200
-"""Where fewer images are held out, training images, each without itself, make up for them."""
+"""If fewer images are held out, training images, each without itself, make up this number."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +46,9 @@ class Training:
     """Training images, and held-out ones of the same data.
 
     Attributes:
-        pixels: those of the data, (N, C, H, W), a read-only memory map where they are many.
-        labels: the class of each of them, (N,).
-        order: the places of the training images, shuffled.
+        pixels: all of the data, (N, C, *size), a read-only memory map if they are many.
+        labels: their classes, (N,).
+        order: the indices of the training images, shuffled.
     """
 
     pixels: Pixels
@@ -59,7 +58,7 @@ class Training:
 
     @property
     def alone(self) -> int:
-        """How many of the training images, the first of `order`, are references."""
+        """How many training images, the first of `order`, are references."""
         return max(0, min(REFERENCES - len(self.held_out), len(self.order)))
 
     def first(self, n: int) -> Labelled:
@@ -73,13 +72,13 @@ class Sides:
     """Real images and, where a folder is measured, the images in it.
 
     Attributes:
-        more: real images that are not among `real`, at most as many.
-        training: what a model was trained on, where that is known, or where DATA is large enough
-            to be divided as training would.
-        part: which of the real images: `held-out` or `all`.
-        classes: the names that labels stand for.
+        more: further real images, at most as many.
+        training: what the model was trained on, if DATA is that; for a folder, DATA divided as
+            training would, if it is large enough.
+        part: which of DATA `real` is: `held-out` or `all`.
+        classes: the name of each label.
         fingerprints: of DATA, and of the folder that is measured.
-        space: what the samples of all sides are.
+        space: that of the samples on all sides.
     """
 
     real: Labelled
@@ -92,13 +91,12 @@ class Sides:
     space: Space
 
     def check(self) -> None:
-        """Refuse what nothing can be estimated of, before the work.
+        """Check that each side has two images.
 
         Raises:
-            UsageError: fewer than two images on a side.
+            UsageError: it has fewer.
         """
-        sides = {"real": self.real, "generated": self.fakes}
-        for name, images in sides.items():
+        for name, images in (("real", self.real), ("generated", self.fakes)):
             if images is not None and len(images) < 2:
                 raise UsageError(
                     f"two images are needed on each side, not {len(images)} {name}",
@@ -116,7 +114,8 @@ def read_sides(config: MeasureConfig, loaded: Loaded | None) -> Work[Sides]:
         )
         yield from _tell(images)
         chosen, part = _held_out(images, loaded)
-        yield Notice(f"real images: {_part_text(part)}, {len(chosen):,} of {len(images):,}")
+        which = "the part that was never trained on" if part == "held-out" else part
+        yield Notice(f"real images: {which}, {len(chosen):,} of {len(images):,}")
         names = loaded.model.classes
         real, more = _choose(config, images, chosen, names)
         training = None
@@ -138,18 +137,14 @@ def read_sides(config: MeasureConfig, loaded: Loaded | None) -> Work[Sides]:
 
 
 def _tell(*sets: Images) -> Work[None]:
-    """What was found, and what was skipped and why."""
+    """How many images were found, and which were skipped and why."""
     for images in sets:
         for line in images.summary.lines():
             yield Notice(line)
 
 
-def _part_text(part: str) -> str:
-    return {"held-out": "the part that was never trained on", "all": "all"}[part]
-
-
 def _held_out(images: Images, loaded: Loaded) -> tuple[npt.NDArray[np.int64], str]:
-    """The held-out images where these are the training data, else all."""
+    """The held-out images if these are the training data, else all."""
     same = images.fingerprint == loaded.model.data.get("fingerprint")
     if same and images.held_out.any():
         return np.flatnonzero(images.held_out), "held-out"
@@ -159,7 +154,7 @@ def _held_out(images: Images, loaded: Loaded) -> tuple[npt.NDArray[np.int64], st
 def _choose(
     config: MeasureConfig, images: Images, chosen: npt.NDArray[np.int64], names: Sequence[str]
 ) -> tuple[Labelled, Labelled]:
-    """At most n of the chosen images, in an order of their own, and at most n of the others."""
+    """At most n of the chosen images, shuffled, and at most n of the rest."""
     order = chosen[permutation(config.seed, 0, len(chosen))]
     labels = _labels(images, names)
     parts = order[: config.n], order[config.n : 2 * config.n]
@@ -168,14 +163,14 @@ def _choose(
 
 
 def _labels(images: Images, names: Sequence[str]) -> Labels:
-    """The class of each image by its place in `names`, -1 where it has none there."""
+    """The index in `names` of each image's class, -1 if it is not there."""
     places = {name: i for i, name in enumerate(names)}
     known = np.array([*(places.get(name, -1) for name in images.class_names), -1], np.int64)
     return known[images.labels]
 
 
 def _training(config: MeasureConfig, images: Images, names: Sequence[str]) -> Training:
-    """The division into training and held-out images, the held-out ones at most n."""
+    """The training images, and at most n held-out ones."""
     own = np.flatnonzero(~images.held_out)
     order = own[permutation(config.seed, 1, len(own))]
     held_out, _ = _choose(config, images, np.flatnonzero(images.held_out), names)
@@ -204,11 +199,10 @@ def _read(
 
 
 def _read_alike(config: MeasureConfig, source: str) -> Work[Images]:
-    """Generated images at their own size, where they have one in common."""
+    """Generated images at their own size, if all have the same."""
     background = config.background or "white"
     images = yield from _read(config, source, None, None, background)
     sizes = list(images.summary.sizes)
     if len(sizes) == 1 and sizes[0] != images.space.size[::-1]:
-        width, height = sizes[0]
-        images = yield from _read(config, source, (height, width), None, background)
+        images = yield from _read(config, source, sizes[0][::-1], None, background)
     return images

@@ -1,4 +1,4 @@
-"""Images that everyone knows to be bad, made from real ones, to measure beside generated ones."""
+"""Images known to be bad, made from real ones, to measure beside generated ones."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from diffuse_cli.evaluation.images import Pixels
 from diffuse_cli.runtime import philox
 
 IMAGES = 100
-"""Of each kind, at most: an error of a few hundredths of its KID is enough to compare with."""
+"""At most this many of each kind: their KID is then known to a few hundredths of itself."""
 
 COPIES = 4
-"""Of the mean image: as many as its KID needs for a standard error."""
+"""Of the mean image: the fewest that give a KID with a standard error."""
 
 BLUR = 1 / 16
-"""The deviation of the blur, of the longer side: shapes remain, and nothing else."""
+"""The deviation of the blur over the longer side: only shapes remain."""
 
 
 def landmarks(real: Pixels) -> dict[str, Pixels]:
-    """Images (M, C, H, W) by the names in `metrics._landmarks.LANDMARKS`, of real ones."""
+    """Pictures uint8 (M, C, H, W) by the names in `metrics._landmarks.LANDMARKS`, of real ones."""
     some = real[:IMAGES].astype(np.float64)
     mean = np.repeat(real.mean(0, keepdims=True), COPIES, 0)
     noise = philox(0, "landmarks").integers(0, 256, some.shape)
@@ -28,7 +28,7 @@ def landmarks(real: Pixels) -> dict[str, Pixels]:
 
 
 def blurred(images: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """A Gaussian blur of (N, C, H, W), whose weights at the edges are those that are inside."""
+    """A Gaussian blur of (N, C, H, W); at the edges the weights inside are normalised."""
     deviation = BLUR * max(images.shape[2:])
     for axis in (2, 3):
         place = np.arange(images.shape[axis])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,34 +23,34 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 PAIRS, COLUMNS = 24, 4
-"""Pairs on the page, and side by side."""
+"""Pairs on the page, and in a row."""
 
 SIDE, DPI = 112, 150
-"""Dots of an image, and in an inch."""
+"""Dots per image side, and per inch."""
 
 TITLE = "Generated images (left) and their nearest training images (right)"
 UNDER = "Distance, where 1 is the usual one of images that are no copies; 0 is a copy."
 
 
 SAME = 1e-10
-"""Mean squared differences up to this are those of one image: of its features, by rounding."""
+"""Images with a mean squared difference up to this are the same; features differ by rounding."""
 
 
 def search(
     samples: Array, held_out: Array, training: Array, order: npt.NDArray[np.int64], alone: int = 0
 ) -> Work[Nearest]:
-    """The nearest of training rows at the places `order` to each row of the other two.
+    """The nearest of the training rows in `order` to each sample and each reference.
 
-    The first `alone` of them are references beside the held-out rows: to each the nearest that is
-    not the same, and infinity where all are.
+    References are the held-out rows and the first `alone` of `order`; the nearest of the latter is
+    the nearest that is not the same, at infinity if all are.
 
-    Rows are of any shape and type, compared in float64, in which 8-bit pixels are exact; memory is
-    that of a block of them. Grey ones are taken as colours among coloured ones.
+    Rows have any shape and type. They are compared block by block in float64, in which 8-bit pixels
+    are exact. Grey images are repeated to the channels of coloured ones.
 
     Returns:
-        Root mean squared differences, and places among the rows of `training`.
+        Root mean squared differences, and indices of rows of `training`.
     """
-    channels = max(x.shape[1] for x in (samples, training)) if training.ndim == 4 else None
+    channels = max(x.shape[1] for x in (samples, training)) if training.ndim > 2 else None
     queries = [(side[i], -1.0) for side in (samples, held_out) for i in blocks(len(side))]
     queries += [(training[order[i]], SAME) for i in blocks(alone)]
     kept: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * len(queries)
@@ -80,7 +80,7 @@ class Pair:
     """A generated image and a training image.
 
     Attributes:
-        ratio: their distance over the median distance of references from their nearest.
+        ratio: their distance over the median distance of references to their nearest.
     """
 
     sample: int
@@ -88,9 +88,21 @@ class Pair:
     space: str
     ratio: float
 
+    def __str__(self) -> str:
+        return f"image {self.sample}: {self.ratio:.2f} in {self.space}"
+
+
+@dataclass(frozen=True)
+class Twin:
+    """The two pictures of a pair, (C, H, W)."""
+
+    pair: Pair
+    generated: Pixels
+    training: Pixels
+
 
 def worst(nearest: Mapping[str, Nearest], count: int) -> list[Pair]:
-    """The samples that are nearest to training images, each in the space where it is nearer."""
+    """The samples nearest to training images, each in the space where it is nearer."""
     pairs: dict[int, Pair] = {}
     for space, found in nearest.items():
         usual = max(float(np.median(usable(found.references))), 1e-12)
@@ -100,31 +112,27 @@ def worst(nearest: Mapping[str, Nearest], count: int) -> list[Pair]:
     return sorted(pairs.values(), key=lambda p: (p.ratio, p.sample))[:count]
 
 
-def draw(nearest: Mapping[str, Nearest], samples: Pixels, training: Pixels) -> Image.Image:
-    """A page of the worst pairs: a generated image, and its nearest training image beside it."""
-    pairs = worst(nearest, PAIRS)
-    shown = [[_sized(samples[p.sample]), _sized(training[p.place])] for p in pairs]
+def draw(twins: Sequence[Twin]) -> Image.Image:
+    """A page of pairs: a generated image, and its nearest training image beside it."""
+    shown = [[_sized(twin.generated), _sized(twin.training)] for twin in twins]
     side = max(max(image.shape[1:]) for pair in shown for image in pair) / DPI
-    columns = min(COLUMNS, len(pairs))
+    columns = min(COLUMNS, len(twins))
     pitch_x, pitch_y = max(2 * side + 0.35, 1.6), side + 0.4
-    rows = math.ceil(len(pairs) / columns)
+    rows = math.ceil(len(twins) / columns)
     sheet = pictures.Sheet(max(0.6 + columns * pitch_x, 7.0), 1.25 + rows * pitch_y, DPI)
     wide = sheet.width - 0.8
     sheet.text(0.4, 0.4, TITLE, wide, fontsize=11, fontweight="bold")
     sheet.text(0.4, 0.65, UNDER, wide, fontsize=8.5, color=pictures.FAINT)
-    for k, (pair, images) in enumerate(zip(pairs, shown, strict=True)):
+    for k, (twin, images) in enumerate(zip(twins, shown, strict=True)):
         x, y = 0.4 + k % columns * pitch_x, 0.85 + k // columns * pitch_y
-        for image in images:
-            sheet.image(x, y, image)
-            x += side + 0.05
-        caption = f"image {pair.sample}: {pair.ratio:.2f} in {pair.space}"
-        left = 0.4 + k % columns * pitch_x
-        sheet.text(left, y + side + 0.15, caption, pitch_x - 0.15, fontsize=7.5)
+        for place, image in enumerate(images):
+            sheet.image(x + place * (side + 0.05), y, image)
+        sheet.text(x, y + side + 0.15, str(twin.pair), pitch_x - 0.15, fontsize=7.5)
     return sheet.render()
 
 
 def _sized(image: Pixels) -> Pixels:
-    """An image at about `SIDE` dots, whole multiples of its own where it is smaller."""
+    """An image at about `SIDE` dots; smaller ones are enlarged by a whole number."""
     zoom = max(1, SIDE // max(image.shape[1:]))
     picture = pictures.shrunk(pictures.image(image.repeat(zoom, 1).repeat(zoom, 2)), SIDE)
     dots = np.asarray(picture)

@@ -1,4 +1,4 @@
-"""What metrics read, made part by part when it is first needed."""
+"""What metrics read, each part computed when first needed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Array = npt.NDArray[Any]
 
 @dataclass
 class Evaluation:
-    """An evaluation under way: what its metrics may read, made part by part when first needed."""
+    """An evaluation under way. Metrics read the parts that their `NEEDS` name."""
 
     config: EvalConfig
     accelerator: Accelerator
@@ -58,12 +58,12 @@ class Evaluation:
     made: set[str] = field(default_factory=set)
 
     def look(self, samples: Array) -> Array:
-        """Stored samples as pictures, which feature networks see."""
+        """Stored samples as pictures, uint8 (N, 1 or 3, H, W), for feature networks and people."""
         return looks(self.space, samples)
 
     @property
     def team(self) -> Team:
-        """The processes of this evaluation, each of which makes its share of every part."""
+        """The processes of this evaluation."""
         return Team.of(self.accelerator)
 
     def make(self, part: str) -> Work[None]:
@@ -73,7 +73,7 @@ class Evaluation:
             yield from PARTS[part](self)
 
     def can_measure(self, needs: tuple[str, ...]) -> bool:
-        """Whether the parts can be made: likelihood needs a model, a comparison its training."""
+        """Whether these parts can be made."""
         lacking = set()
         if self.loaded is None:
             lacking |= {"bits", "train_bits"}
@@ -82,7 +82,7 @@ class Evaluation:
         return lacking.isdisjoint(needs)
 
     def of_class(self, label: int) -> Evaluation:
-        """The part of a finished evaluation that is of one class."""
+        """A finished evaluation, of one class alone."""
         assert self.fakes is not None
         ours, theirs = self.real.labels == label, self.fakes.labels == label
         part = replace(
@@ -113,13 +113,13 @@ class Evaluation:
 
 
 def _make_bits(evaluation: Evaluation) -> Work[None]:
-    """The bound of each real image, on the process of the model or a respaced one."""
+    """The bound of each real image, on the model's process or a respaced one."""
     evaluation.bound = yield from _bound(evaluation, evaluation.real, "likelihood")
     evaluation.bits = evaluation.bound.parts()
 
 
 def _make_train_bits(evaluation: Evaluation) -> Work[None]:
-    """The same of as many training images."""
+    """The bound of an equal number of training images."""
     assert evaluation.training is not None
     evaluation.train = evaluation.training.first(len(evaluation.real))
     bound = yield from _bound(evaluation, evaluation.train, "likelihood of training images")
@@ -148,31 +148,28 @@ def _bound(evaluation: Evaluation, images: Labelled, task: str) -> Work[Bound]:
 
 
 def _make_features(evaluation: Evaluation) -> Work[None]:
-    """Features of real and generated images; generates where there is a model."""
+    """Features of real, generated and training images; a model generates first."""
     if evaluation.fakes is None:
         evaluation.fakes = yield from _generate(evaluation)
-    network, team = evaluation.network, evaluation.team
-    evaluation.real_features = yield from cached(
-        network, evaluation.look(evaluation.real.pixels), team, tell=True
-    )
-    evaluation.fake_features = yield from computed(
-        network, evaluation.look(evaluation.fakes.pixels), team
-    )
+    network, team, look = evaluation.network, evaluation.team, evaluation.look
+    real, fakes = look(evaluation.real.pixels), look(evaluation.fakes.pixels)
+    evaluation.real_features = yield from cached(network, real, team, tell=True)
+    evaluation.fake_features = yield from computed(network, fakes, team)
     more, training, config = evaluation.more, evaluation.training, evaluation.config
     if training is not None:
         first = training.first(config.train_n)
-        evaluation.train_features = yield from cached(network, evaluation.look(first.pixels), team)
+        evaluation.train_features = yield from cached(network, look(first.pixels), team)
         if evaluation.loaded and len(more) <= len(first):  # `more` are the first of them
             evaluation.more_features = evaluation.train_features[: len(more)]
             return
     if len(more):
-        evaluation.more_features = yield from cached(network, evaluation.look(more.pixels), team)
+        evaluation.more_features = yield from cached(network, look(more.pixels), team)
     else:
         evaluation.more_features = evaluation.real_features[:0]
 
 
 def _make_landmarks(evaluation: Evaluation) -> Work[None]:
-    """Features of images that everyone knows to be bad."""
+    """Features of images known to be bad."""
     made = landmarks(evaluation.look(evaluation.real.pixels))
     pixels = np.concatenate([*made.values()])
     features = yield from cached(evaluation.network, pixels, evaluation.team)
@@ -181,7 +178,7 @@ def _make_landmarks(evaluation: Evaluation) -> Work[None]:
 
 
 def _make_nearest(evaluation: Evaluation) -> Work[None]:
-    """Distances to the nearest training image: in pixels of all, in features of `train_n`."""
+    """Distances to the nearest training image: in pixels among all, in features among `train_n`."""
     yield from evaluation.make("features")
     training, fakes = evaluation.training, evaluation.fakes
     assert training is not None
@@ -192,7 +189,7 @@ def _make_nearest(evaluation: Evaluation) -> Work[None]:
         theirs = yield from cached(
             evaluation.network, evaluation.look(held_out.pixels), evaluation.team
         )
-    # As many references in both spaces: what is expected of a share depends on how many there are.
+    # The expected share depends on the number of references, so it is the same in both spaces.
     order, alone = np.arange(len(features)), min(training.alone, len(features))
     near = yield from search(evaluation.fake_features, theirs, features, order, alone)
     evaluation.nearest["features"] = replace(near, places=training.order[near.places])

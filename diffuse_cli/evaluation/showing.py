@@ -1,4 +1,4 @@
-"""The images of an evaluation that a report shows: a few of each kind, for people to look at."""
+"""The images of an evaluation that people look at: on the page of pairs and in the report."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffuse_cli.evaluation.images import Labelled, Pixels
-from diffuse_cli.evaluation.neighbors import Pair, worst
+from diffuse_cli.evaluation.neighbors import Twin, worst
 from diffuse_cli.evaluation.parts import Evaluation
 
 SAMPLES, OF_CLASS, TWINS = 64, 10, 12
-"""How many: of each side, of each class on each side, pairs of nearest images."""
+"""How many of each side, of each class on each side, and how many pairs of nearest images."""
 
 CLASSES = 20
-"""Classes that are shown, the first ones."""
+"""How many classes, the first ones."""
 
 
 @dataclass(frozen=True)
@@ -26,24 +26,15 @@ class ClassImages:
 
 
 @dataclass(frozen=True)
-class Twin:
-    """A generated image and the training image that is nearest to it, (C, H, W)."""
-
-    pair: Pair
-    generated: Pixels
-    training: Pixels
-
-
-@dataclass(frozen=True)
 class Shown:
     """What a report shows.
 
     Attributes:
         generated, real: the first images of each side.
-        names: what their labels stand for.
-        classes: images of each class that both sides have, of the first `CLASSES`.
-        more_classes: how many more classes there are.
-        twins: the pairs of `neighbors.worst`, where training images are known.
+        names: the name of each label.
+        classes: images of the first `CLASSES` classes that both sides have.
+        more_classes: how many more there are.
+        twins: the pairs of `twins`, if training images are known.
     """
 
     generated: Labelled
@@ -55,7 +46,7 @@ class Shown:
 
 
 def choose(evaluation: Evaluation, names: Sequence[str]) -> Shown:
-    """The first images of a finished evaluation, of all and of each class, and the worst pairs."""
+    """The first images of a finished evaluation, overall and by class, and the worst pairs."""
     fakes, real = evaluation.fakes, evaluation.real
     assert fakes is not None
     look = evaluation.look
@@ -64,18 +55,22 @@ def choose(evaluation: Evaluation, names: Sequence[str]) -> Shown:
         for k, name in enumerate(names)
         if (fakes.labels == k).any() and (real.labels == k).any()
     ]
-    twins: list[Twin] = []
-    if evaluation.training is not None:
-        training = evaluation.training.pixels
-        twins = [
-            Twin(pair, look(fakes.pixels[[pair.sample]])[0], look(training[[pair.place]])[0])
-            for pair in worst(evaluation.nearest, TWINS)
-        ]
     return Shown(
-        _first(evaluation, fakes), _first(evaluation, real), tuple(names), tuple(both[:CLASSES]),
-        max(0, len(both) - CLASSES), tuple(twins),
-    )  # fmt: skip
+        generated=Labelled(look(fakes.pixels[:SAMPLES]), fakes.labels[:SAMPLES]),
+        real=Labelled(look(real.pixels[:SAMPLES]), real.labels[:SAMPLES]),
+        names=tuple(names),
+        classes=tuple(both[:CLASSES]),
+        more_classes=max(0, len(both) - CLASSES),
+        twins=tuple(twins(evaluation, TWINS)) if evaluation.training else (),
+    )
 
 
-def _first(evaluation: Evaluation, images: Labelled) -> Labelled:
-    return Labelled(evaluation.look(images.pixels[:SAMPLES]), images.labels[:SAMPLES])
+def twins(evaluation: Evaluation, count: int) -> list[Twin]:
+    """The pairs of `neighbors.worst` in a finished evaluation whose training images are known."""
+    fakes, training, look = evaluation.fakes, evaluation.training, evaluation.look
+    assert fakes is not None
+    assert training is not None
+    return [
+        Twin(pair, look(fakes.pixels[[pair.sample]])[0], look(training.pixels[[pair.place]])[0])
+        for pair in worst(evaluation.nearest, count)
+    ]

@@ -1,4 +1,4 @@
-"""Several processes at one evaluation, with the numbers that one would find."""
+"""Several processes in one evaluation, with the same numbers as one process."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Team:
-    """`size` processes of an evaluation, of which this is the `index`-th.
+    """`size` processes, of which this is the `index`-th.
 
-    Batches are dealt out whole: rounding depends on what else is in a batch, and a batch is then
-    the same whatever the number of processes.
+    Batches are never split, since rounding depends on what else is in a batch.
     """
 
     size: int = 1
@@ -35,7 +34,7 @@ class Team:
         return range(min(batches.start * batch_size, n), min(batches.stop * batch_size, n))
 
     def gather(self, part: T) -> list[T]:
-        """Every process's part, in the order of the processes; each process must call it."""
+        """Every process's part, in their order; each process must call it."""
         if self.size == 1:
             return [part]
         from accelerate.utils import gather_object
@@ -43,7 +42,7 @@ class Team:
         return list(gather_object([part]))
 
     def from_first(self, value: T) -> T:
-        """The value that the first process gives; each process must call it."""
+        """The first process's value; each process must call it."""
         if self.size == 1:
             return value
         from accelerate.utils import broadcast_object_list

@@ -1,9 +1,6 @@
-"""Networks that turn images into features, one file each.
+"""Networks that turn images into features, one file each (see `FeatureModule`).
 
-`FEATURES` has an entry for each file of this folder (`efficientnet-lite0` is
-`efficientnet_lite0.py`), and imports it when it is looked up, so that listing names is free. Such
-a module has `find() -> Work[Path]`, which finds or downloads its weights file, and
-`load(device, file) -> FeatureNetwork`. A file that starts with an underscore is no network.
+`FEATURES` imports an entry when it is looked up, so listing the names is free.
 """
 
 from __future__ import annotations
@@ -22,6 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from diffuse_cli.features._weights import Weights
+
 
 @dataclass(frozen=True)
 class FeatureNetwork:
@@ -29,9 +28,8 @@ class FeatureNetwork:
 
     Attributes:
         name: its name in `FEATURES`.
-        dim: features an image.
+        dim: features per image.
         weights: SHA-256 of its weights file: features of equal pixels, name and hash are equal.
-        device: where it computes.
         forward: uint8 pixels (N, 3, H, W) on `device` -> float32 features (N, dim) there.
         resize: how it resizes the pixels first, in words.
     """
@@ -44,19 +42,33 @@ class FeatureNetwork:
     resize: str = ""
 
     def described(self) -> dict[str, str]:
-        """What one needs to know of it to compare numbers with others."""
+        """What a published number must name, as JSON."""
         return {"name": self.name, "weights_sha256": self.weights, "resize": self.resize}
 
 
 class FeatureModule(Protocol):
-    """What a file of this folder holds."""
+    """What a file of this folder holds.
 
-    def find(self) -> Work[Path]:
-        """Where its weights lie on this machine, downloaded if they must be."""
+    Attributes:
+        PUBLISHED: its weights.
+        DIM: features per image.
+        RESIZE: how `preprocess` resizes, in words.
+    """
+
+    PUBLISHED: Weights
+    DIM: int
+    RESIZE: str
+
+    def build(self, file: Path) -> torch.nn.Module:
+        """The network with the weights of `file`, on the CPU, for inference.
+
+        Raises:
+            ModelFileError: the file cannot be read, or is not the published one.
+        """
         ...
 
-    def load(self, device: str | torch.device, file: Path) -> FeatureNetwork:
-        """The network on `device` with the weights of `file`, once its checksum is right."""
+    def preprocess(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 RGB (N, 3, H, W) -> the network's input, float32."""
         ...
 
 
@@ -64,31 +76,39 @@ FEATURES: Mapping[str, FeatureModule] = Modules("features", __name__, __path__)
 
 
 def find(name: str) -> Work[Path]:
-    """Where the weights of a network of `FEATURES` lie, downloaded if they must be.
+    """The path of a network's weights, which are downloaded if they are not on this machine.
 
     Raises:
         UsageError: no such network.
         ModelFileError: the weights cannot be had.
     """
-    return (yield from lookup(FEATURES, name, "--features").find())
+    return (yield from lookup(FEATURES, name, "--features").PUBLISHED.find())
 
 
 def load(name: str, device: str | torch.device, file: Path) -> FeatureNetwork:
-    """A network of `FEATURES` with the weights of `file`, once their checksum is right.
+    """A network of `FEATURES` on `device`, float32, with the weights of `file`.
 
     Raises:
         UsageError: no such network.
-        ModelFileError: the weights are others than the published ones.
+        ModelFileError: `file` cannot be read, or does not hold the published weights.
     """
-    return lookup(FEATURES, name, "--features").load(device, file)
+    import torch
+
+    module = lookup(FEATURES, name, "--features")
+    device = torch.device(device)
+    network = module.build(file).to(device)
+
+    def forward(pixels: torch.Tensor) -> torch.Tensor:
+        with exact():
+            features: torch.Tensor = network(module.preprocess(pixels))
+        return features
+
+    return FeatureNetwork(name, module.DIM, module.PUBLISHED.sha256, device, forward, module.RESIZE)
 
 
 @contextlib.contextmanager
 def exact() -> Iterator[None]:
-    """Inside the block a GPU convolves and multiplies in float32.
-
-    In TF32, which it may be told or choose to take instead, features would differ by 1e-3.
-    """
+    """Inside the block a GPU computes in float32; TF32 would change features by 1e-3."""
     import torch
 
     before = torch.get_float32_matmul_precision()
@@ -101,7 +121,7 @@ def exact() -> Iterator[None]:
 
 
 def usual_batch(network: FeatureNetwork) -> int:
-    """Images at a time: 16 on a CPU, where larger batches are no faster, and 256 elsewhere."""
+    """Batch size: 16 on a CPU, where larger batches are no faster, else 256."""
     return 16 if network.device.type == "cpu" else 256
 
 
@@ -111,21 +131,20 @@ def extract(
     """Features of images, in their order, yielding `Progress("features", done, total)`.
 
     Args:
-        pixels: uint8, (N, C, H, W); one channel is grey and is repeated, three are RGB.
-        batch_size: images at a time, which changes the features by rounding only; `usual_batch`
-            where None.
+        pixels: uint8 (N, C, H, W), grey or RGB.
+        batch_size: changes the features by rounding only; `usual_batch` if None.
 
     Returns:
-        float32, (N, network.dim), as the generator's value.
+        float32 (N, network.dim).
 
     Raises:
-        UsageError: images of neither one nor three channels.
+        UsageError: images with neither one nor three channels.
     """
     import numpy as np
     import torch
 
     if pixels.dtype != np.uint8 or pixels.ndim != 4:
-        raise ValueError(f"uint8 (N, C, H, W) is needed, not {pixels.dtype} {pixels.shape}")
+        raise ValueError(f"pixels must be uint8 (N, C, H, W), not {pixels.dtype} {pixels.shape}")
     size = usual_batch(network) if batch_size is None else batch_size
     total, channels, height, width = pixels.shape
     if channels not in (1, 3):
@@ -134,7 +153,7 @@ def extract(
     for start in range(0, total, size):
         # torch.tensor copies: pixels may be a read-only memory map.
         batch = torch.tensor(pixels[start : start + size], device=network.device)
-        # The mode must not stay on over the yield: it would reach the caller's own arithmetic.
+        # Not around the yield: the mode would reach the caller's arithmetic.
         with torch.inference_mode():
             found = network.forward(batch.expand(-1, 3, height, width))
         features[start : start + size] = found.cpu().numpy()

@@ -1,4 +1,4 @@
-"""Weights that others publish: found on this machine or downloaded, and checked before use."""
+"""Published weights: found on this machine or downloaded, and verified before use."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pickle
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from diffuse_cli import files, locks
 from diffuse_cli.errors import ModelFileError
@@ -22,23 +22,43 @@ from diffuse_cli.files import show
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+Network = TypeVar("Network", bound="nn.Module")
+
 VARIABLE = "DIFFUSE_WEIGHTS"
-"""Names a folder in which weights lie under their published names."""
+"""The environment variable that names a folder of weights files."""
 
 CHUNK = 2**20
 PATIENCE = 30.0
-"""Seconds without a byte after which a download has failed."""
+"""Seconds without a byte until a download fails."""
+
+
+class Weights(Protocol):
+    """A weights file of others.
+
+    Attributes:
+        network: the name of its feature network in `FEATURES`.
+        ways: how to get the file.
+    """
+
+    @property
+    def network(self) -> str: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def ways(self) -> str: ...
+
+    def find(self) -> Work[Path]:
+        """The path of the file, whose checksum is yet to be verified.
+
+        Raises:
+            ModelFileError: the file cannot be had.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class Published:
-    """A weights file as its authors published it.
-
-    Attributes:
-        network: the name of the feature network in `FEATURES`.
-        file: its name.
-        size: its bytes.
-    """
+    """`Weights` that are downloaded; `size` is in bytes."""
 
     network: str
     file: str
@@ -54,42 +74,40 @@ class Published:
             f"or put it into a folder that {VARIABLE} names"
         )
 
+    def find(self) -> Work[Path]:
+        """The file in the folder of `DIFFUSE_WEIGHTS` or else in the cache, downloaded if need be.
 
-def obtain(published: Published) -> Work[Path]:
-    """Where the weights lie: in the folder of `DIFFUSE_WEIGHTS`, else in the cache folder.
-
-    A file that is in neither is downloaded into the cache, yielding `Progress` in MiB.
-
-    Raises:
-        ModelFileError: the file cannot be had, or what was downloaded is another.
-        OutputError: the cache folder cannot be written.
-    """
-    given = os.environ.get(VARIABLE)
-    if given and (path := Path(given) / published.file).is_file():
-        return path
-    cache = files.cache_folder()
-    if cache is None:
-        raise ModelFileError(
-            f"no weights of {published.network}, and {files.CACHE} says to keep none",
-            published.ways,
-        )
-    path = cache / "weights" / published.file
-    if path.is_file():
-        if digest(path) == published.sha256:
+        Raises:
+            ModelFileError: the file cannot be had, or the download is not the published file.
+            OutputError: the cache folder cannot be written.
+        """
+        given = os.environ.get(VARIABLE)
+        if given and (path := Path(given) / self.file).is_file():
             return path
-        yield Notice(f"{show(path)} is damaged, and is downloaded again", warning=True)
-    yield from download(published, path)
-    return path
+        cache = files.cache_folder()
+        if cache is None:
+            raise ModelFileError(
+                f"no weights of {self.network}, and {files.CACHE} turns the cache off", self.ways
+            )
+        path = cache / "weights" / self.file
+        if path.is_file():
+            if digest(path, self) == self.sha256:
+                return path
+            yield Notice(f"{show(path)} is damaged; downloading it again", warning=True)
+        yield from download(self, path)
+        return path
 
 
 def download(published: Published, path: Path) -> Work[None]:
-    """Write the published file to `path`; it appears when it is whole and its SHA-256 is right.
+    """Write the published file to `path`, which appears once its SHA-256 is verified.
 
     Raises:
-        ModelFileError: no connection, or one that was cut; another file than the published one.
-        OutputError, BusyError: `path` cannot be written, or another process downloads.
+        ModelFileError: the connection fails, or the file is not the published one.
+        OutputError, BusyError: `path` cannot be written, or another process downloads it.
     """
-    yield Notice(f"the weights of {published.network}: {published.url} to {show(path)}")
+    yield Notice(
+        f"downloading the weights of {published.network} from {published.url} to {show(path)}"
+    )
     with locks.held(path.with_name(f".{path.name}.lock"), "Wait for it"):
         files.sweep(path.parent, path.name)
         try:
@@ -108,14 +126,14 @@ def download(published: Published, path: Path) -> Work[None]:
                 total = -(-published.size // CHUNK)
                 yield Progress("download", -(-done // CHUNK), total, "MiB")
             if done < published.size:
-                text = f"it ended after {done:,} of {published.size:,} bytes"
-                raise _failed(published, text)
+                ended = f"it ended after {done:,} of {published.size:,} bytes"
+                raise _failed(published, ended)
             if hashed.hexdigest() != published.sha256:
                 raise _failed(published, f"its SHA-256 is {hashed.hexdigest()}")
 
 
 def _receive(response: Any, published: Published) -> bytes:
-    """The next bytes. What fails here is the network, not the disk that is written to."""
+    """The next bytes; an error here is the network's, not the disk's."""
     try:
         chunk: bytes = response.read(CHUNK)
     except (OSError, http.client.HTTPException) as error:
@@ -129,7 +147,7 @@ def _failed(published: Published, reason: str) -> ModelFileError:
 
 
 def _reason(error: BaseException) -> str:
-    """What an error of the network says, in a few words."""
+    """A network error in a few words."""
     if isinstance(error, urllib.error.HTTPError):
         return f"the server answers {error.code} {error.reason}"
     if isinstance(error, urllib.error.URLError) and isinstance(error.reason, BaseException):
@@ -139,7 +157,7 @@ def _reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def digest(path: Path) -> str:
+def digest(path: Path, published: Weights) -> str:
     """The SHA-256 of a weights file.
 
     Raises:
@@ -148,19 +166,23 @@ def digest(path: Path) -> str:
     try:
         return files.sha256(path)
     except OSError as error:
-        raise ModelFileError(f"cannot read {show(path)}: {error.strerror}") from error
+        message = f"cannot read {show(path)}: {error.strerror}"
+        raise ModelFileError(message, published.ways) from error
 
 
-def read(path: Path, published: Published) -> dict[str, Tensor]:
-    """The tensors of a weights file by name, on the CPU, once its SHA-256 is that of the published.
+def built(make: Callable[[], Network], path: Path, published: Weights, unused: str) -> Network:
+    """The network that `make` returns, with the weights in a file, on the CPU, for inference.
+
+    Args:
+        unused: the start of the names of tensors that the features do not need.
 
     Raises:
-        ModelFileError: it cannot be read, or is another: it might load and give numbers that
-            compare with nobody's.
+        ModelFileError: the file cannot be read, or is not the published one. Another one could
+            load and give numbers that compare with nobody's.
     """
     import torch
 
-    found = digest(path)
+    found = digest(path, published)
     if found != published.sha256:
         raise ModelFileError(
             f"{show(path)} is not the weights of {published.network}: "
@@ -173,19 +195,16 @@ def read(path: Path, published: Published) -> dict[str, Tensor]:
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
     except (pickle.UnpicklingError, RuntimeError) as error:
-        raise ModelFileError(f"{show(path)} does not hold tensors alone", published.ways) from error
-    return state
-
-
-def fill(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Give a network its weights, of which none may be missing or left, for inference.
-
-    Raises:
-        ModelFileError: names or shapes are others.
-    """
+        message = f"{show(path)} holds more than tensors"
+        raise ModelFileError(message, published.ways) from error
+    state = {key: value for key, value in state.items() if not key.startswith(unused)}
+    # The meta device draws nothing from the caller's random generator.
+    with torch.device("meta"):
+        network = make()
     try:
         network.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
-        raise ModelFileError(f"{show(path)}: {reason[:200]}") from error
+        raise ModelFileError(f"{show(path)}: {reason[:200]}", published.ways) from error
     network.eval().requires_grad_(False)
+    return network

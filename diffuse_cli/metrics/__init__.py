@@ -1,15 +1,14 @@
 """Measures of generated images against real ones, one file each.
 
-`METRICS` has an entry for each file of this folder, imported when it is looked up. Such a module
-has
+`METRICS` has an entry for each file of this folder, imported when it is looked up. A module has
 
-- `NEEDS`, the parts of an evaluation that must be made first (`features` are the arrays below);
+- `NEEDS`, the parts of an evaluation that it reads (for `features` the arrays of `Features`);
 - `compute(evaluation) -> dict[str, float]`; the standard error of `key` is `key_standard_error`;
-- `NUMBERS`, how its numbers are shown; a key without an entry is shown under its own name;
-- `BESIDE`, keys that are in the JSON alone, or stand beside other numbers;
-- `remarks(facts)`, what its numbers mean, in sentences. These last three may be left out.
+- `NUMBERS`, how its numbers are shown; other keys are shown under their own names;
+- `BESIDE`, keys that are only in the JSON, or stand beside other numbers;
+- `remarks(facts)`, sentences on what its numbers mean. These last three are optional.
 
-The order of images carries nothing.
+The order of images does not matter.
 """
 
 from __future__ import annotations
@@ -19,79 +18,47 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from diffuse_cli.core.registry import Modules
 from diffuse_cli.errors import UsageError
-from diffuse_cli.metrics._presentation import (
-    LEVELS,
-    QUESTIONS,
-    SIGNIFICANT,
-    Facts,
-    Measured,
-    Number,
-    Question,
-    Remark,
-    Values,
-    measured,
-    ordered,
-)
+from diffuse_cli.metrics._presentation import LEVELS, ordered
+from diffuse_cli.metrics._presentation import QUESTIONS as QUESTIONS
+from diffuse_cli.metrics._presentation import SIGNIFICANT as SIGNIFICANT
+from diffuse_cli.metrics._presentation import Facts as Facts
+from diffuse_cli.metrics._presentation import Measured as Measured
+from diffuse_cli.metrics._presentation import Number as Number
+from diffuse_cli.metrics._presentation import Question as Question
+from diffuse_cli.metrics._presentation import Remark as Remark
+from diffuse_cli.metrics._presentation import Values as Values
+from diffuse_cli.metrics._presentation import measured as measured
 
 if TYPE_CHECKING:
     import numpy as np
 
     Array = np.ndarray[Any, Any]
 
-__all__ = [
-    "METRICS",
-    "QUESTIONS",
-    "SIGNIFICANT",
-    "Facts",
-    "Features",
-    "Measured",
-    "Metric",
-    "Number",
-    "Question",
-    "Remark",
-    "Values",
-    "both",
-    "class_numbers",
-    "floor",
-    "label",
-    "measured",
-    "numbers",
-    "remarks",
-    "shown",
-]
-
 
 class Features(Protocol):
     """What a metric with `NEEDS = ("features",)` may read: float32, (N, d), (M, d) and (K, d).
 
-    `more_features` are of further real images, if any, that are not among the N.
+    `more_features` are those of further real images, if there are any.
     """
 
-    @property
-    def real_features(self) -> Array: ...
-
-    @property
-    def fake_features(self) -> Array: ...
-
-    @property
-    def more_features(self) -> Array: ...
+    real_features: Array
+    fake_features: Array
+    more_features: Array
 
 
 class Metric(Protocol):
-    """What a file of this folder holds."""
+    """What a file of this folder holds at least."""
 
     NEEDS: tuple[str, ...]
 
-    def compute(self, evaluation: Any) -> dict[str, float]:
-        """The metric's numbers by name."""
-        ...
+    def compute(self, evaluation: Any) -> dict[str, float]: ...
 
 
 METRICS: Mapping[str, Metric] = Modules("metrics", __name__, __path__)
 
 
 def numbers() -> list[Number]:
-    """How the numbers of all metrics are shown, in that order."""
+    """How the numbers of all metrics are shown, in order."""
     return ordered(n for metric in METRICS.values() for n in getattr(metric, "NUMBERS", ()))
 
 
@@ -101,7 +68,7 @@ def label(key: str) -> str:
 
 
 def shown(values: Values) -> list[Number]:
-    """How these values are shown, in that order, those that no metric describes the last."""
+    """How these values are shown, in order; those that no metric describes come last."""
     known = numbers()
     beside = {key for metric in METRICS.values() for key in getattr(metric, "BESIDE", ())}
     named = {n.key for n in known} | beside
@@ -114,7 +81,7 @@ def shown(values: Values) -> list[Number]:
 
 
 def class_numbers(classes: Mapping[str, Values]) -> list[Number]:
-    """The numbers that are shown of each class, where any has them."""
+    """The numbers shown for each class, if any class has them."""
     there = (n for n in numbers() if n.by_class)
     return [n for n in there if any(n.key in values for values in classes.values())]
 
@@ -134,7 +101,7 @@ def both(evaluation: Features, metric: str) -> tuple[Array, Array]:
     """Real and fake features in float64.
 
     Raises:
-        UsageError: fewer than two images on a side, of which nothing can be estimated.
+        UsageError: fewer than two images on a side.
     """
     import numpy as np
 
@@ -148,10 +115,10 @@ def both(evaluation: Features, metric: str) -> tuple[Array, Array]:
 
 
 def floor(evaluation: Features) -> tuple[Array, Array] | None:
-    """Two disjoint sets of real features in float64, of one size, to measure against each other.
+    """Two disjoint, equally large sets of real features in float64, to measure against each other.
 
-    The real images against as many further ones; two halves of the real images where that gives
-    larger sets; None where they would be of fewer than two images.
+    The real images against further ones, or two halves of the real images if these are larger; None
+    if they would have fewer than two images.
     """
     import numpy as np
 

@@ -1,18 +1,18 @@
-"""Images that everyone knows to be bad, whose KID says how bad generated ones are."""
+"""Images known to be bad, whose KID shows how bad generated ones are."""
 
 from __future__ import annotations
 
 from diffuse_cli.metrics import Measured, Values, measured
 
 LANDMARKS = {"blurred": "blurred real images", "mean": "their mean image", "noise": "noise"}
-"""What they are; the KID of each is `kid_of_NAME`."""
+"""The KID of each is `kid_of_NAME`."""
 
 
 def standing(values: Values) -> tuple[list[str], list[str], list[str]]:
-    """The landmarks that generated images are farther than from real ones, level with, nearer than.
+    """The landmarks that are nearer to real images than generated ones are, as near, and farther.
 
-    Only those that are themselves clearly unlike real images; of blurred images of smooth things
-    that need not be so. Where generated images are not clearly unlike real ones, all are farther.
+    Landmarks not clearly unlike real images (blurred images of smooth things) are left out. If the
+    generated images are not clearly unlike real ones, no landmark is nearer or as near.
     """
     if "kid" not in values:
         return [], [], []

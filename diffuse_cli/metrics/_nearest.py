@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 BLOCK = 1000
-"""Rows and columns of distances that exist at a time."""
+"""Rows and columns of distances in memory at a time."""
 
 
 def blocks(n: int) -> Iterator[slice]:
@@ -27,7 +27,7 @@ def squared(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def centred(*arrays: Array) -> list[torch.Tensor]:
-    """The arrays (N, d) about the mean of the first, float64: products then round less."""
+    """The arrays (N, d) less the mean of the first, float64, so products round less."""
     mean = arrays[0].mean(0, dtype=np.float64)
     return [torch.from_numpy(np.asarray(a, np.float64) - mean) for a in arrays]
 
@@ -35,7 +35,7 @@ def centred(*arrays: Array) -> list[torch.Tensor]:
 def merge(
     kept: tuple[torch.Tensor, torch.Tensor] | None, found: torch.Tensor, start: int, k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k nearest of those kept and of a block: values (n, k) ascending, and their columns.
+    """The k nearest of `kept` and of a block: values (n, k), ascending, and their columns.
 
     Args:
         found: distances to columns start ... (n, m).
@@ -52,10 +52,10 @@ def radii(x: torch.Tensor, k: int) -> torch.Tensor:
     """Squared distances of each row (n, d) to its 1st ... k-th nearest other row, (n, k).
 
     Raises:
-        ValueError: there are not so many others.
+        ValueError: there are fewer than k others.
     """
     if len(x) <= k:
-        raise ValueError(f"{len(x)} points have no {k} neighbours each")
+        raise ValueError(f"{len(x)} points have fewer than {k} neighbours each")
     result = x.new_empty(len(x), k)
     for i in blocks(len(x)):
         kept = None

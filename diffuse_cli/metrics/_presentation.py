@@ -1,4 +1,4 @@
-"""What a metric says of its numbers, as data, of which tables, JSON, report and docs are made."""
+"""How metrics present their numbers, as data for the tables, JSON, report and docs."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import NamedTuple
 Values = Mapping[str, float]
 
 SIGNIFICANT = 3
-"""Standard errors from which a difference is called one."""
+"""Differences of more standard errors than this are called significant."""
 
 
 class Measured(NamedTuple):
-    """A value with its standard error, which is 0 or NaN where there is none.
+    """A value with its standard error, 0 or NaN if there is none.
 
-    As text it is rounded to two digits of the error, or as the format says: `f"{measured:.4f}"`.
+    As text it is rounded to two digits of the error, unless a format says otherwise.
     """
 
     value: float
@@ -57,7 +57,7 @@ def measured(values: Values, key: str) -> Measured:
 
 @dataclass(frozen=True)
 class Question:
-    """What a group of numbers answers together, for people who have not met them before."""
+    """What a group of numbers answers, for readers who are new to them."""
 
     title: str
     says: str
@@ -66,8 +66,8 @@ class Question:
 QUESTIONS: Mapping[str, Question] = {
     "likeness": Question(
         "Do generated images look like real ones?",
-        "A network that was trained on photographs turns every image into a list of features; the "
-        "generated and the real images are two clouds of points, and these numbers are distances "
+        "A network trained on photographs turns every image into a list of features. The generated "
+        "and the real images are then two clouds of points, and these numbers are distances "
         "between the clouds. Real images against other real ones show what a perfect model would "
         "reach.",
     ),
@@ -79,19 +79,19 @@ QUESTIONS: Mapping[str, Question] = {
     "copies": Question(
         "Are generated images copies of training images?",
         "Each generated image was compared with its nearest training image, and so were real "
-        "images that are no copies. Where generated images are much nearer, they are copies; the "
-        "reference is what a model that copies nothing has. Pixels alone mislead (a blurred image "
-        "is near everything): believe what pixels and features both say.",
+        "images that are no copies. Generated images that are much nearer are copies; the "
+        "reference is what a model that copies nothing reaches. Pixels alone mislead (a blurred "
+        "image is near everything): trust what pixels and features agree on.",
     ),
     "prediction": Question(
         "How well does the model predict images?",
         "A model that knows what images look like can store a real one in few bits. Stored as it "
-        "is, an image takes 8 bits per dimension (a dimension is one colour value of one pixel). "
-        "The number is an upper bound, the sum of three parts. It says little about looks.",
+        "is, an 8-bit image takes 8 bits per dimension (a dimension is one colour value of one "
+        "pixel). The number is an upper bound, the sum of three parts. It says little about looks.",
     ),
     "other": Question("Other numbers", ""),
 }
-"""In the order in which they are shown; a metric names the one that its number answers."""
+"""In the order shown; each `Number` names the one that it answers."""
 
 DIRECTIONS = {
     "lower": "lower is better",
@@ -112,11 +112,11 @@ class Number:
         direction: which way is better, one of `DIRECTIONS`.
         ideal: what a perfect model reaches: a number, or the key of another value.
         question: the one of `QUESTIONS` that it answers.
-        place: lower ones are shown earlier among the numbers of their question.
+        place: its order among the numbers of its question, lower first.
         part: whether it is a part or a variant of the number above it.
-        axis: numbers of a question with the same axis share a plot; no plot where it is empty.
-        by_class: whether it is shown of each class, where images are few.
-        unquoted: why these values make it misleading, or nothing; it is then not shown.
+        axis: numbers of a question with the same axis share a plot; empty for no plot.
+        by_class: whether it is shown for each class, where images are few.
+        unquoted: the reason why these values make it misleading, shown instead; else empty.
     """
 
     key: str
@@ -143,7 +143,7 @@ class Number:
         return None if self.ideal is None else Measured(self.ideal)
 
     def text(self, values: Values, spec: str = "") -> str:
-        """The number with its error, or why it is not shown; a dash where it was not measured."""
+        """The number with its error, or why it is not shown; a dash if not measured."""
         if self.key not in values:
             return "–"
         return self.unquoted(values) or format(measured(values, self.key), spec)
@@ -154,7 +154,7 @@ class Number:
 
 
 def ordered(numbers: Iterable[Number]) -> list[Number]:
-    """Numbers in the order in which they are shown."""
+    """Numbers in the order shown."""
     questions = list(QUESTIONS)
     return sorted(numbers, key=lambda number: (questions.index(number.question), number.place))
 
@@ -169,8 +169,9 @@ class Facts:
     Attributes:
         values: the numbers of every metric.
         real, generated: images on each side.
-        dim: features of an image.
-        model: whether a model was measured, and not a folder of images.
+        dim: features per image.
+        model: whether a model was measured, not a folder of images.
+        levels: of each number of a sample; None for floats.
     """
 
     values: Values
@@ -178,6 +179,12 @@ class Facts:
     generated: int
     dim: int
     model: bool
+    levels: int | None
+
+    @property
+    def stored(self) -> Measured | None:
+        """Bits per dimension of a sample stored as it is; None for floats."""
+        return Measured(math.log2(self.levels)) if self.levels else None
 
     def __getitem__(self, key: str) -> Measured:
         return measured(self.values, key)
@@ -187,10 +194,10 @@ class Facts:
 
 
 LEVELS = ("serious", "possible", "poor", "finding", "fine", "caution", "note")
-"""In this order: what went wrong, what was found, what misleads, what explains a table."""
+"""In the order shown: what went wrong, what was found, what misleads, what explains a table."""
 
 WARNINGS = ("serious", "possible", "poor", "caution")
-"""What is said in the terminal, too."""
+"""Levels that the terminal shows too."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +205,7 @@ class Remark:
     """What numbers mean.
 
     Attributes:
-        kind: what it is about, as people call it.
+        kind: what it is about, in words.
         level: one of `LEVELS`.
         words: a sentence with `{name}` where `numbers` go.
     """
@@ -210,7 +217,7 @@ class Remark:
 
     @property
     def title(self) -> str:
-        """What the sentence is about."""
+        """The heading of the sentence."""
         return f"possible {self.kind}" if self.level == "possible" else self.kind
 
     @property
@@ -220,7 +227,7 @@ class Remark:
 
     @property
     def warns(self) -> bool:
-        """Whether one could be misled by the numbers without it."""
+        """Whether the numbers could mislead without it."""
         return self.level in WARNINGS
 
     def __str__(self) -> str:

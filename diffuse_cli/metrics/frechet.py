@@ -2,11 +2,10 @@
 
     |mu_a - mu_b|^2 + tr(S_a) + tr(S_b) - 2 tr((S_a S_b)^(1/2))
 
-It is called FID only with the Inception weights of 2015, which this module knows nothing of. For
-few samples it is mostly bias, which falls as 1/n (Chong & Forsyth 2020): compare only at equal n,
-or compare `frechet_infinity`, what a straight line through the distances of all images, of halves
-and of quarters comes to at 1/n = 0. Both sides are divided, so that the bias of both is taken off;
-Chong & Forsyth divide the generated side alone.
+It is called FID only with the Inception weights of 2015. For few samples it is mostly bias, which
+falls as 1/n (Chong & Forsyth 2020): compare only at equal n, or compare `frechet_infinity`, the
+value at 1/n = 0 of a line through the distances of all images, of halves and of quarters. Both
+sides are divided, which removes the bias of both; Chong & Forsyth divide the generated side alone.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ NUMBERS = (
     Number(
         "frechet_infinity",
         "at infinite n",
-        "An estimate of what it would come to with endlessly many images.",
+        "An estimate of its value for infinitely many images.",
         "lower",
         0.0,
         "likeness",
@@ -76,17 +75,17 @@ def remarks(facts: Facts) -> Iterator[Remark]:
 
 
 PARTS = (1, 2, 4)
-"""Into how many parts the images are divided for each point of the line."""
+"""The parts that the images are divided into, for each point of the line."""
 
 SMALLEST = 4
-"""Images of a part of which a covariance is estimated."""
+"""The fewest images of a part."""
 
 
 def compute(evaluation: Features) -> dict[str, float]:
     """`frechet_distance`, `frechet_floor` and `frechet_infinity`, with their standard errors.
 
-    The floor is the distance of real images from other real ones, `floor_images` on each side; the
-    last is there of 16 images or more. Covariances are over n - 1, and exact for n below d too.
+    The floor is the distance of real images from other real ones, `floor_images` on each side;
+    `frechet_infinity` needs 16 images. Covariances are over n - 1, and exact for n below d too.
 
     Raises:
         UsageError: fewer than two images on a side.
@@ -104,19 +103,12 @@ def compute(evaluation: Features) -> dict[str, float]:
     return result
 
 
-def distance(a: Array, b: Array) -> float:
-    """Squared Fréchet distance of float64 features (N, d) and (M, d)."""
-    (_, root_a), (_, root_b) = _factors(a - a.mean(0)), _factors(b - b.mean(0))
-    shared = torch.linalg.svdvals(root_a @ root_b.T).sum()
-    return _value(a, b, root_a, root_b, shared)
-
-
 @dataclass(frozen=True)
 class Fit:
-    """The distance of two samples, and what each image adds to it at first order.
+    """The distance of two samples, and the influence of each image at first order.
 
     Attributes:
-        a, b: the influence of each image, (N,) and (M,), of mean 0.
+        a, b: the influences, (N,) and (M,), of mean 0.
     """
 
     value: float
@@ -126,22 +118,24 @@ class Fit:
     def error(self) -> float:
         """The standard error over draws of both samples.
 
-        The infinitesimal jackknife, where the distributions are equal too: there, what each image
-        adds is of second order, which a jackknife counts twice: the error is rather too large.
+        The infinitesimal jackknife. For equal distributions the influence is of second order,
+        which a jackknife counts twice, so the error is rather too large.
         """
         variance = sum(np.square(x).sum() / (len(x) * max(len(x) - 1, 1)) for x in (self.a, self.b))
         return math.sqrt(float(variance))
 
 
 def fit(a: Array, b: Array) -> Fit:
-    """`distance`, with the influence of each image."""
+    """The squared Fréchet distance of float64 features (N, d) and (M, d), with the influences."""
     centred_a, centred_b = a - a.mean(0), b - b.mean(0)
     (basis_a, root_a), (basis_b, root_b) = _factors(centred_a), _factors(centred_b)
     left, shared, right = torch.linalg.svd(root_a @ root_b.T, full_matrices=False)
     gap = a.mean(0) - b.mean(0)
-    value = _value(a, b, root_a, root_b, shared.sum())
+    # S = R^T R on both sides, so S_a S_b has the non-zero eigenvalues of (R_a R_b^T)(R_a R_b^T)^T:
+    # the trace of its root is a sum of singular values, and nothing ill-conditioned is rooted.
+    spread = root_a.square().sum() + root_b.square().sum() - 2 * shared.sum()
     return Fit(
-        value,
+        float(np.square(gap).sum() + spread.item()),
         _influence(centred_a, gap, basis_a, left, shared),
         _influence(centred_b, -gap, basis_b, right.T, shared),
     )
@@ -150,8 +144,8 @@ def fit(a: Array, b: Array) -> Fit:
 def infinity(a: Array, b: Array, whole: Fit) -> tuple[float, float]:
     """The distance at 1/n = 0 and its standard error, `whole` being the fit of all images.
 
-    The error has two parts: that of sampling, and how far the line misses a curve through the
-    points, which is large where n is below the number of features.
+    The error has two parts: that of sampling, and the gap between the line and a parabola through
+    the points, which is large if n is below the number of features.
     """
     order_a, order_b = permutation(0, 0, len(a)), permutation(0, 1, len(b))
     levels = [whole, *(_divided(a[order_a], b[order_b], parts) for parts in PARTS[1:])]
@@ -178,7 +172,7 @@ def _divided(a: Array, b: Array, parts: int) -> Fit:
 
 
 def _back(values: Array, order: Array) -> Array:
-    """Values in their places before `order`."""
+    """The inverse of `values[order]`."""
     result = np.empty_like(values)
     result[order] = values
     return result
@@ -202,15 +196,6 @@ def _factors(centred: Array) -> tuple[torch.Tensor | None, torch.Tensor]:
         return None, root
     basis, triangle = torch.linalg.qr(root)  # three times as fast as NumPy's
     return basis, triangle
-
-
-def _value(
-    a: Array, b: Array, root_a: torch.Tensor, root_b: torch.Tensor, shared: torch.Tensor
-) -> float:
-    # S = R^T R on both sides, so S_a S_b has the non-zero eigenvalues of (R_a R_b^T)(R_a R_b^T)^T:
-    # the trace of its root is a sum of singular values, and nothing ill-conditioned is rooted.
-    spread = root_a.square().sum() + root_b.square().sum() - 2 * shared
-    return float(np.square(a.mean(0) - b.mean(0)).sum() + spread.item())
 
 
 def _influence(

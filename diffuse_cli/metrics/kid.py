@@ -1,9 +1,9 @@
 """Kernel distance of the features: MMD^2 under a cubic kernel, with its standard error.
 
 The kernel is that of Binkowski et al. 2018 ("Demystifying MMD GANs"), the estimate the unbiased one
-of Gretton et al. 2012 (eq. 3), over all samples at once. Subsets, as other programs take them,
-cannot be had when n is small, and their spread is not the error of the estimate. It is what
-torch-fidelity comes to with one subset of all images.
+of Gretton et al. 2012 (eq. 3), over all samples at once, like torch-fidelity's with one subset of
+all images. The subsets of other programs need a large n, and their spread is not the error of the
+estimate.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ BESIDE = ("kid_floor",)
 
 
 def remarks(facts: Facts) -> Iterator[Remark]:
-    """Where the generated images stand: beside real ones, blurred ones, noise."""
+    """How the generated images compare with real ones, blurred ones and noise."""
     if "kid" not in facts:
         return
     numbers: dict[str, float | str | Measured] = {"kid": facts["kid"]}
@@ -66,7 +66,7 @@ def remarks(facts: Facts) -> Iterator[Remark]:
         numbers["nearer"] = nearer
         words += ", nearer than {nearer}"
     if "kid_floor" in facts:
-        known = "kid_standard_error" in facts  # of three images or fewer it is not
+        known = "kid_standard_error" in facts  # needs four images
         numbers |= {"floor": facts["kid_floor"], "n": min(facts.real, facts.generated)}
         words += "; that of real images from other real ones is {floor}. "
         if known and facts["kid"].above(facts["kid_floor"]):
@@ -80,9 +80,9 @@ def remarks(facts: Facts) -> Iterator[Remark]:
 
 
 def compute(evaluation: Features) -> dict[str, float]:
-    """`kid`, and `kid_floor`, that of real images from other real ones.
+    """`kid`, and `kid_floor`, that of real images against other real ones.
 
-    Each with its standard error where there are at least 4 images on each side.
+    Each has a standard error if there are at least 4 images on each side.
 
     Raises:
         UsageError: fewer than two images on a side.
@@ -93,10 +93,10 @@ def compute(evaluation: Features) -> dict[str, float]:
 
 
 def estimate(x: Array, y: Array, name: str = "kid", xx: Sums | None = None) -> dict[str, float]:
-    """The distance of float64 features (N, d) and (M, d), and of four or more its error.
+    """The distance of float64 features (N, d) and (M, d), and its error if both are 4 or more.
 
     Args:
-        xx: `within(x)`, where it is known.
+        xx: `within(x)`, if known.
     """
     xx, yy, xy = xx or within(x), within(y), between(x, y)
     result = {name: mmd(xx, yy, xy)}
@@ -116,7 +116,7 @@ def kernel(x: Array, y: Array) -> Array:
 
 @dataclass(frozen=True)
 class Sums:
-    """What is kept of a kernel matrix: sums of its rows, its columns and its squared entries."""
+    """Sums over a kernel matrix: of its rows, its columns and its squared entries."""
 
     rows: Array
     columns: Array
@@ -164,10 +164,10 @@ def variance(xx: Sums, yy: Sums, xy: Sums) -> float:
 
     Hoeffding's decomposition splits the variance in a first order, of single samples, and a second,
     of pairs. The leave-one-out jackknife, which needs row sums only, counts the second more than
-    twice (Efron & Stein 1981); what it counts is known and is taken off, so that first + second is
-    unbiased (as Sutherland & Deka 2019 estimate it). Where the distributions are equal the first is
-    zero and its estimate scatters around it, hence the bound: at least the second remains, which is
-    the variance there. The bound makes the error a little too large near equality, never too small.
+    twice (Efron & Stein 1981); the known excess is subtracted, which makes first + second unbiased
+    (as in Sutherland & Deka 2019). For equal distributions the first is zero and its estimate
+    scatters around that, so it is bounded below by 0: the second is the variance there. Near
+    equality the bound makes the error a little too large, never too small.
     """
     n, m = len(xy.rows), len(xy.columns)
     pairs_x, pairs_y, pairs_xy = _pairs_within(xx), _pairs_within(yy), _pairs_between(xy)
@@ -180,10 +180,9 @@ def variance(xx: Sums, yy: Sums, xy: Sums) -> float:
 
 
 def _pairs_within(k: Sums) -> float:
-    """Variance of the kernel between two samples that neither explains alone.
+    """The variance of the kernel between two samples that neither explains alone.
 
-    Unbiased, by the U-centring of Székely & Rizzo 2014 ("Partial distance correlation"), written
-    with the sums.
+    Unbiased, by the U-centring of Székely & Rizzo 2014 ("Partial distance correlation").
     """
     n = len(k.rows)
     total = float(k.rows.sum())

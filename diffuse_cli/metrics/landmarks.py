@@ -1,7 +1,6 @@
-"""KID of images that everyone knows to be bad, of which a reader can see how bad others are.
+"""KID of images known to be bad, to compare with: blurred real images, their mean, and noise.
 
-Real images blurred by a sixteenth of their side, their mean, and uniform noise, each against the
-same real images. KID is unbiased at every n, so that few of each are enough.
+Each is measured against the same real images. KID is unbiased at every n, so few of each suffice.
 """
 
 from __future__ import annotations
@@ -39,15 +38,12 @@ NUMBERS = tuple(
 class Found(Protocol):
     """What this metric reads: features of real images, and of each landmark."""
 
-    @property
-    def real_features(self) -> Array: ...
-
-    @property
-    def landmarks(self) -> Mapping[str, Array]: ...
+    real_features: Array
+    landmarks: Mapping[str, Array]
 
 
 def compute(evaluation: Found) -> dict[str, float]:
-    """`kid_of_NAME` of each landmark that was made, with standard errors as `kid` has them."""
+    """`kid_of_NAME` for each landmark, with standard errors as for `kid`."""
     if not evaluation.landmarks:
         return {}
     real = np.asarray(evaluation.real_features, np.float64)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
-from diffuse_cli.metrics import Facts, Measured, Number, Remark
+from diffuse_cli.metrics import Facts, Number, Remark
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 NEEDS = ("bits",)
-
-STORED = Measured(8.0)
-"""Bits per dimension of an image that is stored as it is."""
 
 NUMBERS = (
     Number(
@@ -31,7 +28,7 @@ NUMBERS = (
     Number(
         "bits_prior",
         "prior, L_T",
-        "What is still visible of an image in pure noise.",
+        "What is still visible of an image at the last timestep.",
         "lower",
         0.0,
         "prediction",
@@ -58,21 +55,20 @@ NUMBERS = (
 
 def remarks(facts: Facts) -> Iterator[Remark]:
     """Whether a file of the pixels would be smaller."""
-    if "bits_per_dim" in facts and facts["bits_per_dim"].above(STORED):
+    if "bits_per_dim" in facts and facts.stored and facts["bits_per_dim"].above(facts.stored):
         yield Remark(
             "bits per dimension",
             "poor",
             "{bits} is worse than storing the pixels as they are, which takes {stored}: the model "
             "does not predict these images",
-            {"bits": facts["bits_per_dim"], "stored": STORED},
+            {"bits": facts["bits_per_dim"], "stored": facts.stored},
         )
 
 
 class Parts(Protocol):
     """What this metric reads: bits per dimension of each image, (N, 3): L_T, L_1...T-1, L_0."""
 
-    @property
-    def bits(self) -> Array: ...
+    bits: Array
 
 
 def compute(evaluation: Parts) -> dict[str, float]:

@@ -6,8 +6,8 @@ generated one (Kynkäänniemi et al. 2019, eq. 1 and 2; k = 3). Density counts t
 generated image is in, over k, and coverage is the share of real balls with a generated image inside
 (Naeem et al. 2020, eq. 2 and 3; k = 5). All four come from the same distances, hence one file.
 
-They depend on n: compare only at equal n. Against equal distributions, density is 1 and coverage
-1 - 2^-k for large n; precision and recall have no such fixed value.
+They depend on n: compare only at equal n. For equal distributions and large n, density is 1 and
+coverage 1 - 2^-k; precision and recall have no such value.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 NEEDS = ("features",)
 
 K_PRECISION, K_DENSITY = 3, 5
-"""Neighbours that a ball reaches to, as the two papers choose them."""
+"""k, as the two papers choose it."""
 
 
 def no_recall(values: Values) -> str:
-    """Why plausibility is not quoted: images that are all alike may lie among real ones."""
+    """Why plausibility is not quoted: near-identical images may all lie among real ones."""
     if "recall" not in values:
         return ""
     recall = measured(values, "recall")
@@ -82,7 +82,7 @@ NUMBERS = (
 
 
 def remarks(facts: Facts) -> Iterator[Remark]:
-    """Which of the two is missing. Of images unlike real ones neither share says anything."""
+    """Which of the two is missing; says nothing if the images are unlike real ones."""
     if "precision" not in facts or "recall" not in facts or lost(facts.values):
         return
     precision, recall = facts["precision"], facts["recall"]

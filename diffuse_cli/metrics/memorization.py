@@ -1,12 +1,11 @@
-"""Memorisation: whether generated images are closer to training images than others of their kind.
+"""Memorisation: whether generated images are closer to training images than chance explains.
 
-Distances to the nearest training image are compared as two samples: those of generated images, and
-those of references, which are as close as an image that is no copy happens to be. References are
-held-out images and, where these are few, training images beside all others. This is the test of
-Meehan et al. 2020 ("A Non-Parametric Test to Detect Data-Copying"), here over all of the space at
-once. In pixels it finds copies, in features copies that were moved or recoloured as well (Somepalli
-et al. 2023, "Diffusion Art or Digital Forgery?"). In pixels alone, blurred or empty images are
-close to everything without being copies: believe what both spaces say.
+The distances of generated images to their nearest training images are compared with those of
+references, which are no copies: held-out images and, if these are few, training images against all
+others. This is the test of Meehan et al. 2020 ("A Non-Parametric Test to Detect Data-Copying") over
+the whole space at once. In pixels it finds copies, in features also moved or recoloured ones
+(Somepalli et al. 2023, "Diffusion Art or Digital Forgery?"). In pixels, blurred or empty images are
+close to everything without being copies: trust what both spaces agree on.
 """
 
 from __future__ import annotations
@@ -27,41 +26,26 @@ if TYPE_CHECKING:
 NEEDS = ("nearest",)
 
 QUANTILE = 0.05
-"""The share of references that are called close."""
+"""The share of references that count as close."""
 
 FEW = 0.1
-"""Where the nearest reference alone is more than this share of them, they are too few."""
+"""If the closest reference alone is more than this share, there are too few references."""
 
 SPACES = {"features": "as the network sees it", "pixels": "pixel by pixel"}
 
-NUMBERS = (
-    *(
-        Number(
-            f"memorized_{space}",
-            f"near in {space}",
-            "Share of the generated images that are nearer to a training image, "
-            f"{words}, than nearly all real images that are no copies.",
-            "below",
-            "memorized_expected",
-            "copies",
-            axis="share",
-        )
-        for space, words in SPACES.items()
-    ),
-    *(
-        Number(
-            f"memorized_rank_{space}",
-            f"nearer in {space}",
-            "Chance that a generated image is nearer to its closest training image, "
-            f"{words}, than a real image that is no copy.",
-            "below",
-            0.5,
-            "copies",
-            axis="share",
-        )
-        for space, words in SPACES.items()
-    ),
-)
+NUMBERS = tuple(
+    Number(f"{key}_{space}", f"{label} in {space}", says.format(words), "below", ideal, "copies",
+           axis="share")
+    for key, label, ideal, says in (
+        ("memorized", "near", "memorized_expected",
+         "Share of the generated images that are nearer to a training image, {}, than nearly all "
+         "real images that are no copies."),
+        ("memorized_rank", "nearer", 0.5,
+         "Chance that a generated image is nearer to its closest training image, {}, than a real "
+         "image that is no copy."),
+    )
+    for space, words in SPACES.items()
+)  # fmt: skip
 
 BESIDE = (
     "memorized_expected",
@@ -71,10 +55,10 @@ BESIDE = (
 
 
 def remarks(facts: Facts) -> Iterator[Remark]:
-    """Copies are near in both spaces; blurred images may be in one.
+    """Copies are near in both spaces; blurred images may be near in one.
 
-    Twice what is expected is asked for: without its harder classes a set of new images is a little
-    nearer to training images, too. Of images unlike real ones, that none is a copy says nothing.
+    The threshold is twice the expected share, because new images without the harder classes are
+    also a little nearer to training images. Images unlike real ones are not judged.
     """
     if any(f"memorized_{space}" not in facts for space in SPACES):
         yield Remark(
@@ -141,7 +125,7 @@ class Nearest:
 
     Attributes:
         samples, references: of generated images (N,) and of images that are no copies (M,).
-        places: which training image is nearest to each generated one, (N,).
+        places: the index of the training image nearest to each generated one, (N,).
     """
 
     samples: Array
@@ -152,18 +136,16 @@ class Nearest:
 class Found(Protocol):
     """What this metric reads: the nearest by the name of the space."""
 
-    @property
-    def nearest(self) -> Mapping[str, Nearest]: ...
+    nearest: Mapping[str, Nearest]
 
 
 def compute(evaluation: Found) -> dict[str, float]:
     """For each space `memorized_SPACE` and `memorized_rank_SPACE`, with standard errors.
 
     The first is the share of samples that are closer to a training image than all but 5 % of the
-    references are; of a model that copies nothing it is `memorized_expected`. The second is the
-    chance that a sample is closer than a reference, of such a model one half, and
-    `memorized_z_SPACE` how many standard errors it is above that where nothing is copied (the
-    statistic of Mann & Whitney 1947).
+    references; a model that copies nothing has `memorized_expected`. The second is the chance that
+    a sample is closer than a reference; such a model has one half. `memorized_z_SPACE` is how many
+    standard errors it is above that (Mann & Whitney 1947).
     """
     result: dict[str, float] = {}
     for space, nearest in evaluation.nearest.items():
@@ -186,7 +168,7 @@ def compute(evaluation: Found) -> dict[str, float]:
 
 
 def usable(references: Array) -> Array:
-    """Those of references (M,) that have an image to be near to, which is not the same."""
+    """References (M,) whose nearest image is at a finite distance."""
     finite: Array = references[np.isfinite(references)]
     return finite
 
@@ -195,15 +177,15 @@ def close(samples: Array, references: Array) -> tuple[float, float, float]:
     """The share of samples (N,) below a low quantile of references (M,).
 
     Returns:
-        The share, its standard error, and the share that is expected of equal distributions: k of
-        M + 1 below the k-th smallest, whatever the distribution.
+        The share, its standard error, and the share for equal distributions: k / (M + 1) are below
+        the k-th smallest of M, whatever the distribution.
     """
     n, m = len(samples), len(references)
     k = max(1, int(QUANTILE * (m + 1)))
     ordered = np.sort(references)
     share = float((samples < ordered[k - 1]).mean())
     adjusted = (share * n + 1) / (n + 2)
-    # The k-th smallest scatters over as many places as the count of those below a quantile does.
+    # The rank of the quantile scatters as the count of references below it does.
     places = math.sqrt(k * (1 - k / (m + 1)))
     low, high = max(k - 1 - math.ceil(places), 0), min(k - 1 + math.ceil(places), m - 1)
     between = (samples < ordered[high]).mean() - (samples < ordered[low]).mean()
@@ -214,7 +196,7 @@ def close(samples: Array, references: Array) -> tuple[float, float, float]:
 def closer(samples: Array, references: Array) -> tuple[float, float]:
     """The chance that a sample's distance is below a reference's, ties halved, and its error.
 
-    The error is that of DeLong et al. 1988, and at least that of one image more on the wrong side.
+    The error is that of DeLong et al. 1988, at least that of one more image on the wrong side.
     """
     of_samples = 1 - _below(references, samples)  # (N,): references that are farther
     of_references = _below(samples, references)  # (M,): samples that are closer

@@ -1,7 +1,7 @@
-"""Bits per dimension of training images, beside those of held-out ones.
+"""Bits per dimension of training images against those of held-out ones.
 
-A model that learned the distribution codes both alike; their difference is the first sign of
-overfitting, long before copies appear among samples (Nichol & Dhariwal 2021, section 3.3).
+Their difference is the first sign of overfitting, long before samples are copies (Nichol & Dhariwal
+2021, section 3.3).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from diffuse_cli.metrics import Facts, Measured, Number, Remark
-from diffuse_cli.metrics.likelihood import STORED
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +34,7 @@ NUMBERS = (
         "bits_per_dim_gap",
         "held-out less training",
         "How much more images cost that the model was not trained on. Clearly above 0: it has "
-        "learned its training images by heart.",
+        "memorised its training images.",
         "reference",
         0.0,
         "prediction",
@@ -45,7 +44,7 @@ NUMBERS = (
 
 
 def remarks(facts: Facts) -> Iterator[Remark]:
-    """Whether images that were not trained on cost more."""
+    """Whether held-out images cost more."""
     if "bits_per_dim_gap" not in facts:
         return
     gap = facts["bits_per_dim_gap"]
@@ -57,7 +56,7 @@ def remarks(facts: Facts) -> Iterator[Remark]:
             "for fewer steps, or on more images",
             {"gap": gap},
         )
-    elif not facts["bits_per_dim"].above(STORED):  # else it predicts neither
+    elif not (facts.stored and facts["bits_per_dim"].above(facts.stored)):  # predicts neither
         yield Remark(
             "overfitting",
             "fine",
@@ -70,17 +69,14 @@ def remarks(facts: Facts) -> Iterator[Remark]:
 class Parts(Protocol):
     """Bits per dimension of held-out and of training images, (N, 3) and (M, 3)."""
 
-    @property
-    def bits(self) -> Array: ...
-
-    @property
-    def train_bits(self) -> Array: ...
+    bits: Array
+    train_bits: Array
 
 
 def compute(evaluation: Parts) -> dict[str, float]:
     """`bits_per_dim_train`, and `bits_per_dim_gap`: held-out less training, positive if overfitted.
 
-    Nothing where either side has fewer than two images, of which no error can be had.
+    Empty if a side has fewer than two images, which give no error.
     """
     held_out, train = evaluation.bits.sum(1), evaluation.train_bits.sum(1)
     if min(len(held_out), len(train)) < 2:

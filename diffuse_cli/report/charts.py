@@ -1,4 +1,4 @@
-"""Plots as SVG inside the page: their text is text, and their colours are those of the page."""
+"""Plots as SVG inside the page, with text as text and the page's colours."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WIDTH = 4.9
-"""Inches of a plot, whose letters are then readable on a telephone and on a page."""
+"""Inches of a plot; its text is then readable on a phone and on a page."""
 
 COLUMNS = 3
 """Entries of a legend side by side."""
@@ -29,7 +29,7 @@ INKS = {
     "first": "#050505", "second": "#060606", "third": "#070707", "fourth": "#080808",
     "fifth": "#090909", "sixth": "#0a0a0a", "seventh": "#0b0b0b",
 }  # fmt: skip
-"""What stands in a plot for the colours of `style`, until it is part of the page."""
+"""Placeholders for the colours of `style`, replaced when a plot becomes part of the page."""
 
 COLORS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "ink")
 DASHES = ("-", "--", "-.", ":")
@@ -37,8 +37,8 @@ MARKS = ("o", "s", "^", "D", "v", "P", "*", "X")
 
 
 def look(i: int) -> tuple[str, str, str]:
-    """Colour, dash and mark of the i-th of several things: no two of the first 64 are alike, and
-    of the first eight no two colours and no two marks."""
+    """Colour, dash and mark of the i-th series: all of the first 64 differ, and the first eight
+    differ in colour and in mark."""
     turn = i + i // len(COLORS)
     return COLORS[i % len(COLORS)], DASHES[turn % len(DASHES)], MARKS[turn % len(MARKS)]
 
@@ -60,18 +60,14 @@ _STYLE: dict[str, Any] = {
     "axes.labelsize": 9,
     "grid.color": INKS["rule"],
     "grid.linewidth": 0.6,
-    "xtick.color": INKS["faint"],
-    "ytick.color": INKS["faint"],
-    "xtick.labelsize": 8.5,
-    "ytick.labelsize": 8.5,
-    "xtick.labelcolor": INKS["ink"],
-    "ytick.labelcolor": INKS["ink"],
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "xtick.minor.size": 0,
-    "ytick.minor.size": 0,
+    **{f"{axis}tick.color": INKS["faint"] for axis in "xy"},
+    **{f"{axis}tick.labelsize": 8.5 for axis in "xy"},
+    **{f"{axis}tick.labelcolor": INKS["ink"] for axis in "xy"},
+    **{f"{axis}tick.{kind}.size": 0 for axis in "xy" for kind in ("major", "minor")},
     "legend.frameon": False,
     "legend.fontsize": 8.5,
+    "legend.loc": "lower right",
+    "legend.borderaxespad": 0,
 }
 
 
@@ -80,8 +76,8 @@ class Dot:
     """A row of a dot plot.
 
     Attributes:
-        error: one standard error, 0 where there is none.
-        reference: what to compare it with, and its error; None where there is nothing.
+        error: one standard error, or 0 if there is none.
+        reference: what to compare it with, if anything.
     """
 
     label: str
@@ -93,7 +89,7 @@ class Dot:
 
 @dataclass(frozen=True)
 class Line:
-    """A series of a plot; `errors` are one standard error each."""
+    """A series of a plot; `errors` are standard errors."""
 
     label: str
     x: Sequence[float]
@@ -103,7 +99,7 @@ class Line:
 
 
 class Plot:
-    """An SVG to be drawn: `axes`, and `svg()` when they are filled."""
+    """An SVG in the making: fill `axes`, then call `svg`."""
 
     def __init__(
         self, name: str, height: float, left: float = 0.75, bottom: float = 0.5, top: float = 0.3
@@ -117,7 +113,7 @@ class Plot:
         self.axes: Axes = self.figure.add_axes(box)
 
     def svg(self, label: str) -> Markup:
-        """The plot as an element; `label` is what it says to who cannot see it."""
+        """The plot as an element; `label` is for screen readers."""
         from matplotlib import rc_context
 
         buffer = io.StringIO()
@@ -129,7 +125,7 @@ class Plot:
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Matplotlib's own defaults with ours over them, whatever the user's matplotlibrc says."""
+    """Matplotlib's defaults with our style, independent of the user's matplotlibrc."""
     from matplotlib import style
 
     with style.context(["default", _STYLE]):
@@ -137,7 +133,7 @@ def drawing() -> Iterator[None]:
 
 
 def dots(name: str, rows: Sequence[Dot], label: str, xlabel: str, reference: str = "") -> Markup:
-    """A row for each value with its error bar, and a diamond where its reference is."""
+    """A row for each value with its error bar, and a diamond at its reference."""
     with drawing():
         bottom = 0.5 if xlabel else 0.28
         left = min(max(1.55, 0.2 + 0.07 * max(len(row.label) for row in rows)), WIDTH / 2)
@@ -172,10 +168,7 @@ def _legend(axes: Axes, entries: Sequence[tuple[str, str, str]]) -> None:
         if label
     ]  # fmt: skip
     if len(handles) > 1:
-        above: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 1)}
-        axes.legend(
-            handles=handles, ncols=len(handles), handletextpad=0.2, borderaxespad=0, **above
-        )
+        axes.legend(handles=handles, ncols=len(handles), handletextpad=0.2, bbox_to_anchor=(1, 1))
 
 
 def lines(
@@ -189,7 +182,7 @@ def lines(
     log_y: bool = False,
     mark: tuple[float, str] | None = None,
 ) -> Markup:
-    """Series over x, told apart by colour, dash and mark; `mark` is a line at one x, with words."""
+    """Series over x, by colour, dash and mark; `mark` is a vertical line at an x, with words."""
     with drawing():
         rows = math.ceil(len(series) / COLUMNS)
         top = 0.1 + 0.18 * rows
@@ -212,15 +205,14 @@ def lines(
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
         if len(series) > 1:
-            above: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 1)}
-            axes.legend(ncols=min(len(series), COLUMNS), borderaxespad=0, **above)
+            axes.legend(ncols=min(len(series), COLUMNS), bbox_to_anchor=(1, 1))
         return plot.svg(label)
 
 
 def stairs(
     name: str, values: Sequence[float], edges: Sequence[float], label: str, xlabel: str, ylabel: str
 ) -> Markup:
-    """Values over ranges of x, both axes logarithmic; those that are not positive leave a gap."""
+    """Values over ranges of x, both axes logarithmic; values that are not positive leave a gap."""
     with drawing():
         plot = Plot(name, 2.6, top=0.15)
         heights = [v if v > 0 else math.nan for v in values]
@@ -250,7 +242,7 @@ def _scale(axes: Axes, log_x: bool, log_y: bool) -> None:
 
 
 def _inlined(svg: str, name: str, label: str) -> Markup:
-    """An SVG file as an element: its ids are its own, its colours and letters those of the page."""
+    """An SVG file as an element with unique ids and the page's colours and font."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)

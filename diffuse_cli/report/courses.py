@@ -1,4 +1,4 @@
-"""What the sections on bits by timestep and on the course of the training show."""
+"""The contents of the sections on bits by timestep and on the training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from diffuse_cli.evaluation import Evaluated
+from diffuse_cli.evaluation.evaluating import Evaluated
 from diffuse_cli.metrics import measured
 from diffuse_cli.report import charts
 from diffuse_cli.report.charts import Line
@@ -32,7 +32,7 @@ def bits(found: Evaluated) -> dict[str, Any]:
 
 
 def training(found: Evaluated, model: Path) -> dict[str, Any]:
-    """The curves of the model's own run; none where its log does not lie beside it."""
+    """The curves of the model's run, if its log lies beside the model file."""
     log = log_of(model) if found.model else None
     curves = read_curves(log) if log else {}
     step = float(found.model["step"]) if curves else 0.0

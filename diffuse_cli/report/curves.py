@@ -1,4 +1,4 @@
-"""The course of a training, as the model's run directory has it."""
+"""The course of a training, from the model's run directory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 from diffuse_cli.training.rundir import RunDirectory
 
 POINTS = 250
-"""Points of a curve; of more lines, neighbours are averaged."""
+"""Points of a curve at most; neighbours are averaged."""
 
 KEYS = ("loss", "held_out_loss", "kid")
 BEST = ".best.safetensors"
@@ -23,7 +23,7 @@ BEST = ".best.safetensors"
 
 @dataclass(frozen=True)
 class Curve:
-    """Values by step, with standard errors where there are any."""
+    """Values by step, with standard errors, 0 if there are none."""
 
     steps: list[float] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
@@ -31,14 +31,14 @@ class Curve:
 
 
 def log_of(model: Path) -> Path | None:
-    """Where the log of a model's training is; the best model of a run has that of the run."""
+    """The log of a model's training; the best model of a run has the log of the run."""
     if model.name.endswith(BEST):
         model = model.with_name(model.name.removesuffix(BEST) + ".safetensors")
     return RunDirectory(model).metrics if model.suffix == ".safetensors" else None
 
 
 def read_curves(log: Path) -> dict[str, Curve]:
-    """The curves in `metrics.jsonl` by the names in `KEYS`; what is not one is passed over."""
+    """The curves in `metrics.jsonl` by the names in `KEYS`; other lines are skipped."""
     found: dict[str, Curve] = defaultdict(Curve)
     for row in _rows(log):
         for key in KEYS:

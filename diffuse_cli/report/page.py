@@ -1,4 +1,4 @@
-"""The whole page, from a title down to what it takes to repeat the numbers."""
+"""The whole page, from the title to how to repeat the numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from markupsafe import Markup
 from diffuse_cli import __version__
 from diffuse_cli.config import EvalConfig, TuneConfig
 from diffuse_cli.data.summary import plural
-from diffuse_cli.evaluation import Evaluated
+from diffuse_cli.evaluation.evaluating import Evaluated
 from diffuse_cli.options import to_arguments
 from diffuse_cli.report import courses, sections, style
 from diffuse_cli.report.sweeps import sweep
@@ -21,7 +21,9 @@ from diffuse_cli.report.templating import render
 from diffuse_cli.sweeps.recommending import Tuned
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-"""What a browser may load for the page: nothing but what is in it, and no script at all."""
+"""What a browser may load: nothing from outside the page, and no script."""
+
+COLOURS = {1: "grey", 3: "colour"}
 
 
 def page(
@@ -31,12 +33,12 @@ def page(
     swept: Tuned | None = None,
     asked: TuneConfig | None = None,
 ) -> str:
-    """An HTML file with all that was found. The same evaluation gives the same, but for seconds.
+    """The evaluation as an HTML file; repeated, it differs in the seconds alone.
 
     Args:
-        numbers: what `--json` prints, for JSON.
-        swept: what `tune` tried before, if it did.
-        asked: the configuration of that.
+        numbers: the object that `--json` prints.
+        swept: what `tune` tried before the evaluation, if it did.
+        asked: the configuration of `tune`.
     """
     shown = found.shown
     assert shown is not None
@@ -58,7 +60,7 @@ def page(
         style=Markup(style.css()),
         config=config,
         found=found,
-        colour={1: "grey", 3: "colour"},
+        colour=COLOURS,
         plural=plural,
         verdict=[remark for remark in found.remarks if remark.level != "note"],
         sections=[(name, title, render(name, **data)) for name, (title, data) in parts.items()],
@@ -78,7 +80,7 @@ def _repeat(
 
 
 def _facts(config: EvalConfig, found: Evaluated) -> dict[str, Any]:
-    """Everything that the numbers depend on, by a name for people."""
+    """Everything that the numbers depend on, by readable names."""
     subject = {"model": config.subject} if found.model else {"generated images": config.subject}
     names = {"data": "fingerprint of the real images",
              "subject": "fingerprint of the generated images"}  # fmt: skip

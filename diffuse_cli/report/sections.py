@@ -1,4 +1,4 @@
-"""What the sections on numbers and images show."""
+"""The contents of the sections on numbers and images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from diffuse_cli import pictures
-from diffuse_cli.evaluation import Evaluated
+from diffuse_cli.evaluation.evaluating import Evaluated
 from diffuse_cli.evaluation.images import Labelled
 from diffuse_cli.evaluation.showing import Shown
 from diffuse_cli.metrics import QUESTIONS, Number, Values, class_numbers, measured, shown
@@ -19,33 +19,32 @@ from diffuse_cli.report.charts import Dot
 from diffuse_cli.report.templating import Picture, row_of
 
 SAMPLE, SMALL, LARGE = 56, 48, 84
-"""About so many pixels of the screen are the sides of an image: among many, in a row, in a pair."""
+"""Approximate sides of an image on the screen: among many, in a row, in a pair."""
 
 DATA_BUDGET = 200_000
-"""Bytes of pixels, before they are compressed, that one set of images may have."""
+"""Uncompressed bytes of pixels that one set of images may have."""
 
 
 # -- numbers --------------------------------------------------------------------------------------
 
 
 def numbers(found: Evaluated) -> dict[str, Any]:
-    """Every number under the question that it answers, with plots of those that share an axis."""
-    groups = [
-        {
-            "question": QUESTIONS[question],
-            "rows": [(n, n.text(found.values), n.reference(found.values)) for n in members],
-            "plots": list(_plots(question, members, found.values)),
-        }
-        for question, members in (
-            (question, list(group))
-            for question, group in groupby(shown(found.values), lambda n: n.question)
+    """Every number under the question that it answers, and a plot for each axis."""
+    groups = []
+    for question, group in groupby(shown(found.values), lambda n: n.question):
+        members = list(group)
+        groups.append(
+            {
+                "question": QUESTIONS[question],
+                "rows": [(n, n.text(found.values), n.reference(found.values)) for n in members],
+                "plots": list(_plots(question, members, found.values)),
+            }
         )
-    ]
     return {"groups": groups, "notes": [r for r in found.remarks if r.level == "note"]}
 
 
 def _plots(question: str, there: Sequence[Number], values: Values) -> Iterator[Markup]:
-    """Dots of the numbers of one axis, where there are two of them or a reference."""
+    """Dots of the numbers of one axis, if there are two of them or a reference."""
     for place, axis in enumerate(dict.fromkeys(n.axis for n in there if n.axis)):
         members = [n for n in there if n.axis == axis and n.quoted(values)]
         rows = []
@@ -66,7 +65,7 @@ def _plots(question: str, there: Sequence[Number], values: Values) -> Iterator[M
 
 
 def _known(value: tuple[float, float]) -> tuple[float, float]:
-    """A value and its error, 0 where that is none."""
+    """A value and its error, 0 if there is none."""
     return value[0], value[1] if np.isfinite(value[1]) else 0.0
 
 
@@ -74,7 +73,7 @@ def _known(value: tuple[float, float]) -> tuple[float, float]:
 
 
 def samples(found: Evaluated, images: Shown) -> dict[str, Any]:
-    """The first images of both sides, chosen by nobody."""
+    """The first images of both sides, unpicked."""
     sides = []
     for title, side, count in (
         ("Generated", images.generated, found.generated),
@@ -93,12 +92,12 @@ def _alt(title: str, k: int, images: Labelled, names: Sequence[str]) -> str:
 
 
 def _affordable(pixels: pictures.Pixels) -> int:
-    """How many of images (N, C, H, W) the page has room for, at least four."""
+    """How many images like these (N, C, H, W) the page has room for, at least four."""
     return max(4, DATA_BUDGET // min(int(pixels[0].size), SAMPLE**2 * 3))
 
 
 def classes(found: Evaluated, images: Shown) -> dict[str, Any]:
-    """A row of images for each class on both sides, and its numbers."""
+    """For each class, a row of images of both sides, and its numbers."""
     columns = class_numbers(found.classes)
     rows = [
         [name, f"{v['generated']:,}", f"{v['real']:,}"]
@@ -129,7 +128,7 @@ def _class_images(images: Shown) -> Iterator[tuple[str, list[tuple[str, list[Pic
 
 
 def nearest(found: Evaluated, images: Shown) -> dict[str, Any]:
-    """The generated images that are nearest to training images, each beside that image."""
+    """The generated images nearest to training images, each beside that image."""
     pairs = []
     for twin in images.twins:
         words = (f"generated image {twin.pair.sample}", "its nearest training image")

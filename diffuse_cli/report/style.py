@@ -1,4 +1,4 @@
-"""How the page looks: on paper and on screens of any width, light and dark."""
+"""The style sheet: for paper and screens of any width, light and dark."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ summary { cursor: pointer; color: var(--first) }
 
 
 def css() -> str:
-    """The style sheet. Printed, the page is light."""
+    """The style sheet; print is light."""
     dark = f"@media screen and (prefers-color-scheme: dark) {{ {_variables(DARK, 'dark')} }}"
     return f"{_variables(LIGHT, 'light')}\n{dark}{_RULES}"
 

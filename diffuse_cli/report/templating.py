@@ -1,4 +1,4 @@
-"""Templates to HTML: every string is text there, unless a template or a plot made it."""
+"""Templates to HTML. Every string is escaped, except what a template or a plot made."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from diffuse_cli import files, pictures
 
 
 def printable(value: Any) -> Any:
-    """Text whose unprintable characters are escaped as `files.show` does, but for newlines."""
+    """Text with unprintable characters escaped as in `files.show`, newlines kept."""
     if isinstance(value, Markup):
         return value
     return "\n".join(files.show(line) for line in str(value).split("\n"))
@@ -23,7 +23,7 @@ def printable(value: Any) -> Any:
 
 @cache
 def environment() -> Environment:
-    """The templates of this folder, which know no names but those that they are given."""
+    """Jinja with the templates of this folder; an undefined name is an error."""
     found = Environment(
         loader=PackageLoader("diffuse_cli.report"),
         autoescape=True,
@@ -43,7 +43,7 @@ def render(template: str, **names: Any) -> Markup:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image that is part of the page; `width` and `height` are those on the screen."""
+    """An image in the page; `width` and `height` are on the screen."""
 
     src: str
     alt: str
@@ -52,7 +52,7 @@ class Picture:
 
 
 def picture(pixels: pictures.Pixels, alt: str, side: int) -> Picture:
-    """Pixels (C, H, W) about `side` wide: scaled down where larger, else by a whole number."""
+    """Pixels (C, H, W) about `side` wide, scaled down, or up by a whole number."""
     shown = pictures.shrunk(pictures.image(pixels), side)
     data = base64.b64encode(pictures.png(shown)).decode()
     zoom = max(1, round(side / max(pixels.shape[1:])))
@@ -61,5 +61,5 @@ def picture(pixels: pictures.Pixels, alt: str, side: int) -> Picture:
 
 
 def row_of(pixels: Iterable[pictures.Pixels], words: Iterable[str], side: int) -> list[Picture]:
-    """Several of them, each with its words for who cannot see it."""
+    """Several pictures, each with its text for screen readers."""
     return [picture(p, alt, side) for p, alt in zip(pixels, words, strict=True)]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import write_images
 
-from diffuse_cli.features import dinov2, inception
-from diffuse_cli.features.efficientnet_lite0 import weights_file
+from diffuse_cli.events import finish
+from diffuse_cli.features import dinov2, find, inception
 from diffuse_cli.files import sha256
 
 SHORT = ("-n", 4, "--steps", 2, "--timesteps", 2)
@@ -30,7 +30,7 @@ def small(tmp_path, monkeypatch):
     torch.save({k: torch.randn_like(v) for k, v in _state(shape).items()}, file)
     found = replace(dinov2.PUBLISHED, sha256=sha256(file))
     monkeypatch.setattr(dinov2, "PUBLISHED", found)
-    monkeypatch.setattr(dinov2, "LARGE", shape)
+    monkeypatch.setattr(dinov2, "DIM", shape.width)
     monkeypatch.setattr(dinov2.build, "__defaults__", (shape,))
     return file
 
@@ -60,7 +60,8 @@ def test_the_weights_of_the_folder_are_used(diffuse, other, images, small, monke
 def test_weights_of_the_model_and_of_the_features_are_given_together(diffuse, model, other):
     line = ("eval", model, other, *SHORT, "--precision", "fp32", "--json")
     raw = diffuse(*line, "--weights", "raw").json
-    both = diffuse(*line, "--feature-weights", weights_file(), "--weights", "raw").json
+    file = finish(find("efficientnet-lite0"))
+    both = diffuse(*line, "--feature-weights", file, "--weights", "raw").json
     assert {**both, "seconds": 0} == {**raw, "seconds": 0}
     assert raw["settings"]["weights"] == "raw"
     assert diffuse(*line).json["settings"]["weights"] == "ema"

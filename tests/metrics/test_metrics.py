@@ -12,7 +12,7 @@ import torch
 from diffuse_cli.errors import UsageError, lookup
 from diffuse_cli.evaluation.neighbors import search
 from diffuse_cli.events import finish
-from diffuse_cli.features import FEATURES, extract
+from diffuse_cli.features import extract, find, load
 from diffuse_cli.metrics import METRICS, _nearest, frechet, kid, memorization
 
 RELATIVE = 1e-5
@@ -79,7 +79,7 @@ def blobs(seed: int, n: int = 48, side: int = 28) -> np.ndarray:
 
 
 def test_rising_noise_on_images_is_ordered():
-    network = FEATURES["efficientnet-lite0"].load("cpu")
+    network = load("efficientnet-lite0", "cpu", finish(find("efficientnet-lite0")))
     noise = np.random.default_rng(5).normal(size=(48, 1, 28, 28))
     real, clean, found = finish(extract(network, blobs(0))), blobs(1), []
     for strength in (0, 1, 3, 9):
@@ -219,7 +219,6 @@ def test_influence_is_the_derivative(n):
     """Each image given a little more weight, above and below the number of features."""
     a, b = drawn(0, n).astype(np.float64), drawn(1, 30, shift=0.4).astype(np.float64)
     found = frechet.fit(a, b)
-    assert found.value == pytest.approx(frechet.distance(a, b), rel=1e-12)
 
     def weighted(i, step):
         """The distance where image i counts 1 + step times, by covariances over the weights."""
@@ -316,17 +315,17 @@ def test_frechet_of_few_samples_is_exact():
     a = np.array([[1.0, 0, 0, 0], [-1, 0, 0, 0]])
     b = np.array([[0.0, 3, 5, 0], [0, -3, 5, 0]])
     # The spreads are at right angles: no shared part. Means differ by 5.
-    assert frechet.distance(a, b) == pytest.approx(25 + 2 + 18, rel=1e-12)
+    assert frechet.fit(a, b).value == pytest.approx(25 + 2 + 18, rel=1e-12)
     # The same spread, moved: the distance is that of the means.
-    assert frechet.distance(a, a + 2) == pytest.approx(16, rel=1e-12)
+    assert frechet.fit(a, a + 2).value == pytest.approx(16, rel=1e-12)
 
 
 def test_frechet_does_not_depend_on_the_order_or_the_side():
     real, fake = drawn(0, 40).astype(np.float64), drawn(1, 15, shift=0.4).astype(np.float64)
-    value = frechet.distance(real, fake)
-    assert frechet.distance(fake, real) == pytest.approx(value, rel=1e-10)
-    assert frechet.distance(real[::-1], fake) == pytest.approx(value, rel=1e-10)
-    assert frechet.distance(real, real) == pytest.approx(0, abs=1e-9)
+    value = frechet.fit(real, fake).value
+    assert frechet.fit(fake, real).value == pytest.approx(value, rel=1e-10)
+    assert frechet.fit(real[::-1], fake).value == pytest.approx(value, rel=1e-10)
+    assert frechet.fit(real, real).value == pytest.approx(0, abs=1e-9)
 
 
 # -- precision, recall, density, coverage ---------------------------------------------------------

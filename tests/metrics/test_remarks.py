@@ -40,7 +40,9 @@ GAP = {"bits_per_dim_gap": 0.4, "bits_per_dim_gap_standard_error": 0.1}
     ],
 )
 def test_what_is_significant_is_said(values, images, starts):
-    found = [str(r) for r in remarks(Facts(BITS | values, 2000, images, 1280, True)) if r.warns]
+    found = [
+        str(r) for r in remarks(Facts(BITS | values, 2000, images, 1280, True, 256)) if r.warns
+    ]
     assert len(found) == len(starts)
     assert all(line.startswith(start) for line, start in zip(found, starts, strict=True))
 
@@ -62,7 +64,7 @@ NO_COPIES = {
 
 def said(kind, model=True, **values):
     """The level and the sentence of the one remark of a kind."""
-    [found] = [r for r in remarks(Facts(values, 500, 500, 10, model)) if r.kind == kind]
+    [found] = [r for r in remarks(Facts(values, 500, 500, 10, model, 256)) if r.kind == kind]
     return found.level, found.says
 
 
@@ -96,7 +98,7 @@ def test_images_differ_where_their_error_is_known():
 def test_images_unlike_real_ones_are_not_praised():
     """Neither for plausibility nor for being no copies."""
     bad = STANDING | SHARES | NO_COPIES | {"kid": 1.0}
-    kinds = {r.kind: r for r in remarks(Facts(bad, 500, 500, 10, True))}
+    kinds = {r.kind: r for r in remarks(Facts(bad, 500, 500, 10, True, 256))}
     assert "plausibility and variety" not in kinds
     assert kinds["memorisation"].says == (
         "not judged, as the generated images are too unlike real ones"
@@ -130,11 +132,24 @@ def test_more_bits_than_storing_takes_are_called_so():
     assert level == "poor"
     assert words.startswith("8.90 ± 0.10 is worse than storing the pixels as they are")
     gap = {"bits_per_dim_gap": 0.0, "bits_per_dim_gap_standard_error": 0.1}
-    kinds = {r.kind for r in remarks(Facts(worse | gap, 9, 9, 10, True))}
+    kinds = {r.kind for r in remarks(Facts(worse | gap, 9, 9, 10, True, 256))}
     assert "overfitting" not in kinds  # of which there is "no sign", as it predicts neither
     better = {"bits_per_dim": 8.2, "bits_per_dim_standard_error": 0.1}
-    kinds = {r.kind for r in remarks(Facts(better | gap, 9, 9, 10, True))}
+    kinds = {r.kind for r in remarks(Facts(better | gap, 9, 9, 10, True, 256))}
     assert kinds == {"overfitting", "memorisation"}
+
+
+@pytest.mark.parametrize(
+    ("levels", "bits", "stored"),
+    [(16, 3.6, None), (16, 4.9, "4"), (512, 8.9, None), (None, 9, None)],
+)
+def test_what_storing_takes_is_told_by_the_levels(levels, bits, stored):
+    values = {"bits_per_dim": bits, "bits_per_dim_standard_error": 0.1, "bits_per_dim_gap": 0.0}
+    found = {r.kind: r.says for r in remarks(Facts(values, 9, 9, 10, True, levels))}
+    assert ("bits per dimension" in found) == (stored is not None)
+    assert ("overfitting" in found) == (stored is None)
+    if stored:
+        assert f"which takes {stored}: " in found["bits per dimension"]
 
 
 def test_a_gap_below_zero_is_not_said_to_be_zero():
