@@ -7,16 +7,16 @@ command line, the checks, the documentation and the TOML all read it from there.
 from __future__ import annotations
 
 import dataclasses
-import math
-import operator
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from diffuse_cli.errors import UsageError, suggest
-from diffuse_cli.parsing import brief
+from diffuse_cli.core.settings import checked
+from diffuse_cli.errors import UsageError, suggest, translating
+from diffuse_cli.parsing import as_number, brief
 
 OVERWRITE = "Replace existing output."
 """The help of an option that every command which writes has."""
@@ -45,7 +45,7 @@ class Option:
         help: one sentence for `--help`.
         low, high: the range of a number, both ends included.
         below: a bound that a number stays below.
-        table: what the command line offers as names, for example `schedules`.
+        table: the names that may be typed, or where their table is: `core.losses.LOSSES`.
         parse: makes the value from what was typed or read from TOML; raises ValueError.
         control: it cannot change the weights: not compared by `--resume`, not in the model file.
         place: of this machine or of this run, such as a path: in the TOML, not in the model file.
@@ -59,7 +59,7 @@ class Option:
     low: float | None = None
     high: float | None = None
     below: float | None = None
-    table: str = ""
+    table: str | tuple[str, ...] = ()
     parse: Callable[[Any], Any] | None = None
     control: bool = False
     place: bool = False
@@ -73,6 +73,21 @@ class Option:
 def option(default: Any = MISSING, help: str = "", **metadata: Any) -> Any:
     """A dataclass field that is an option of the command line."""
     return field(default=default, metadata={"option": Option(help=help, **metadata)})
+
+
+data_option = partial(option, group="Data")
+network_option = partial(option, group="Network")
+process_option = partial(option, group="Process")
+sampling_option = partial(option, group="Sampling")
+measuring_option = partial(option, group="Measuring")
+optimiser_option = partial(option, group="Optimisation")
+run_option = partial(option, group="Run")
+output_option = partial(option, group="Output")
+
+
+def argument(metavar: str, help: str) -> Any:
+    """A dataclass field that is a positional argument: a path, and required."""
+    return option(help=help, metavar=metavar, argument=True, place=True)
 
 
 def options(config: type | object) -> Iterator[tuple[dataclasses.Field[Any], Option]]:
@@ -109,40 +124,28 @@ def flag_of(f: dataclasses.Field[Any]) -> str:
 
 
 class Config:
-    """Checks every number when a configuration is made."""
+    """The base of configurations, whose options are parsed and checked when one is made.
+
+    Raises:
+        UsageError: a value of the wrong type or out of range, under its flag.
+    """
 
     def __post_init__(self) -> None:
         for f, spec in options(self):
             value = getattr(self, f.name)
-            if value is None:
-                continue
-            if spec.parse is not None:
-                object.__setattr__(self, f.name, _parse(f, spec, value))
-            elif isinstance(value, (int, float)) and not isinstance(value, bool):
-                self._check_number(f, spec, value)
-            _check_type(f, value)
-            if str(f.type).startswith("float") and isinstance(value, int):
-                object.__setattr__(self, f.name, float(value))
-
-    @staticmethod
-    def _check_number(f: dataclasses.Field[Any], spec: Option, value: float) -> None:
-        if isinstance(value, int) and value.bit_length() > 64:
-            raise UsageError(f"{flag_of(f)} is too large")
-        if not math.isfinite(value):
-            raise UsageError(f"{flag_of(f)} must be a finite number, not {value}")
-        for words, bound, within in (
-            ("at least", spec.low, operator.ge),
-            ("at most", spec.high, operator.le),
-            ("below", spec.below, operator.lt),
-        ):
-            if bound is not None and not within(value, bound):
-                text = f"{flag_of(f)} must be {words} {digits(bound)}, not {digits(value)}"
-                raise UsageError(text)
+            if value is not None:
+                made = _parse(f, spec, value) if spec.parse else _checked(f, spec, value)
+                object.__setattr__(self, f.name, made)
 
 
-def digits(value: float) -> str:
-    """A number with all of its digits, and no more."""
-    return f"{value:g}" if float(f"{value:g}") == value else str(value)
+def _checked(f: dataclasses.Field[Any], spec: Option, value: Any) -> Any:
+    with translating(lambda _: flag_of(f)):
+        return checked(f.name, kind_of(f), value, spec.low, spec.high, spec.below)
+
+
+def kind_of(f: dataclasses.Field[Any]) -> str:
+    """A field's annotation without its None."""
+    return str(f.type).removesuffix(" | None")
 
 
 def _parse(f: dataclasses.Field[Any], spec: Option, value: Any) -> Any:
@@ -164,38 +167,17 @@ def parsed(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
     return {k: _parse(*known[k], value) if k in known else value for k, value in values.items()}
 
 
-_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
-    "int": ((int,), "a whole number"),
-    "float": ((int, float), "a number"),
-    "bool": ((bool,), "true or false"),
-    "str": ((str,), "text"),
-}
-"""The types that a kind of field takes, and what it is called."""
-
-
 def from_text(f: dataclasses.Field[Any], text: str) -> int | float | str:
-    """What was typed for a field: a number where it is one.
+    """What was typed for a field: a number where the field is one.
 
     Raises:
-        UsageError: it is not the number that it should be.
+        UsageError: not a number, or out of range.
     """
-    kind = str(f.type).removesuffix(" | None")
-    if f.metadata["option"].parse is not None or kind not in ("int", "float"):
+    spec: Option = f.metadata["option"]
+    number: type[float] | None = {"int": int, "float": float}.get(kind_of(f))
+    if spec.parse is not None or number is None:
         return text
-    try:
-        return int(text) if kind == "int" else float(text)
-    except ValueError:
-        raise UsageError(f"{flag_of(f)} must be {_KINDS[kind][1]}, not {brief(text)}") from None
-
-
-def _check_type(f: dataclasses.Field[Any], value: Any) -> None:
-    """Refuse a TOML value of another type than the field's."""
-    kind = str(f.type).removesuffix(" | None")
-    if kind not in _KINDS:
-        return
-    allowed, name = _KINDS[kind]
-    if not isinstance(value, allowed) or (isinstance(value, bool) and kind != "bool"):
-        raise UsageError(f"{flag_of(f)} must be {name}, not {brief(value)}")
+    return _checked(f, spec, as_number(text, number))  # type: ignore[no-any-return]
 
 
 # -- dictionaries and TOML ------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def parse_size(value: Any) -> Size:
 def parse_ints(value: Any) -> tuple[int, ...]:
     """`"1,2,2"` or `[1, 2, 2]` as a tuple; an empty string is an empty tuple."""
     if isinstance(value, str):
-        value = [_number(v.strip(), int) for v in value.split(",") if v.strip()]
+        value = [as_number(v.strip(), int) for v in value.split(",") if v.strip()]
     elif not isinstance(value, (list, tuple)):
         value = [value]
     if not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in value):
@@ -54,7 +54,7 @@ def parse_timesteps(value: Any) -> int | str:
     """A number of timesteps, or `all`."""
     if value == "all":
         return "all"
-    number = _number(value, int) if isinstance(value, str) else value
+    number = as_number(value, int) if isinstance(value, str) else value
     if not isinstance(number, int) or isinstance(number, bool) or number < 2:
         raise ValueError("a number of timesteps from 2 on, or 'all'")
     return number
@@ -87,15 +87,12 @@ def parse_scales(value: Any) -> tuple[float, ...]:
 def _floats(value: Any) -> tuple[float, ...]:
     """A number, a list of them, or `"1,1.5"`; empty where something is not a number."""
     if isinstance(value, str):
-        value = [_number(word.strip(), float) for word in value.split(",")]
+        value = [as_number(word.strip(), float) for word in value.split(",")]
     elif not isinstance(value, (list, tuple)):
         value = [value]
     if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value):
         return ()
     return tuple(float(v) for v in value)
-
-
-MODEL_WEIGHTS = ("ema", "raw")
 
 
 def parse_file(value: Any) -> str:
@@ -159,10 +156,10 @@ def _numbers_in(path: str) -> list[tuple[str, Any]]:
         for i, line in enumerate(text.splitlines(), 1)
         for word in line.replace(",", " ").split()
     )
-    return [(where, _number(word, float)) for where, word in words]
+    return [(where, as_number(word, float)) for where, word in words]
 
 
-def _number(word: str, kind: Callable[[str], float]) -> float | str:
+def as_number(word: str, kind: Callable[[str], float]) -> float | str:
     """A word as a number, or as it is."""
     try:
         return kind(word)

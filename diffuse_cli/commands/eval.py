@@ -10,7 +10,6 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from diffuse_cli import files
-from diffuse_cli.commands._options import check_knobs
 from diffuse_cli.commands._text import columns
 from diffuse_cli.config import EvalConfig
 from diffuse_cli.console import Console, plain
@@ -24,7 +23,6 @@ CONFIG = EvalConfig
 
 def run(config: EvalConfig, console: Console) -> None:
     """Evaluate, and print the numbers."""
-    check_knobs(config)
     from diffuse_cli.evaluation import evaluate
 
     found = console.follow(evaluate(config))

@@ -1,11 +1,11 @@
-"""The forward process of one image, shown."""
+"""What `noise-demo` shows: the forward process of one image."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from diffuse_cli.config.model import TIMESTEPS_SHOWN
-from diffuse_cli.options import OVERWRITE, Config, option
+from diffuse_cli.options import OVERWRITE, Config, argument, option
 from diffuse_cli.parsing import Size, parse_color, parse_names, parse_size
 
 
@@ -13,11 +13,11 @@ from diffuse_cli.parsing import Size, parse_color, parse_names, parse_size
 class DemoConfig(Config):
     """The forward process of one image, as a picture."""
 
-    image: str = option(help="Image.", argument=True, place=True, metavar="IMAGE")
+    image: str = argument("IMAGE", "Image.")
     schedule: tuple[str, ...] | None = option(
         None,
         "Noise schedule. Repeat it to compare several.",
-        table="schedules",
+        table="core.schedules.SCHEDULES",
         parse=parse_names,
         shown="all of them",
     )

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
+import reprlib
 from collections.abc import Mapping
 from dataclasses import MISSING
 from typing import Any, TypeVar
@@ -16,12 +18,13 @@ from diffuse_cli.core.errors import InvalidArgument, suggest
 
 S = TypeVar("S")
 
-_KINDS: dict[str, tuple[type, ...]] = {
-    "int": (int,),
-    "float": (int, float),
-    "bool": (bool,),
-    "str": (str,),
+_KINDS: dict[str, tuple[Any, str]] = {
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "bool": ((bool,), "true or false"),
+    "str": ((str,), "text"),
 }
+"""The types that a field's annotation allows, and what it is called."""
 
 
 def setting(default: Any = MISSING, low: float | None = None, high: float | None = None) -> Any:
@@ -47,15 +50,12 @@ class Settings:
                 if not isinstance(value, (list, tuple)):
                     raise InvalidArgument(f"must be a list, not {value!r}", argument=field.name)
                 value, kind = tuple(value), kind.removeprefix("tuple[").split(",")[0].rstrip("]")
-                object.__setattr__(self, field.name, value)
             low, high = field.metadata.get("range", (None, None))
-            for each in value if isinstance(value, tuple) else (value,):
-                check_type(field.name, kind, each)
-                if isinstance(each, (int, float)) and not isinstance(each, bool):
-                    check_number(field.name, each, low, high)
-            if kind == "float":  # where one is meant, 1 is one
-                floats = tuple(map(float, value)) if isinstance(value, tuple) else float(value)
-                object.__setattr__(self, field.name, floats)
+            if isinstance(value, tuple):
+                value = tuple(checked(field.name, kind, each, low, high) for each in value)
+            else:
+                value = checked(field.name, kind, value, low, high)
+            object.__setattr__(self, field.name, value)
 
 
 def type_name(field: dataclasses.Field[Any]) -> str:
@@ -63,33 +63,47 @@ def type_name(field: dataclasses.Field[Any]) -> str:
     return field.type.__name__ if isinstance(field.type, type) else str(field.type)
 
 
-def check_type(name: str, kind: str, value: Any) -> None:
-    """Refuse a value that is not of the type that an annotation names.
+def checked(
+    name: str,
+    kind: str,
+    value: Any,
+    low: float | None = None,
+    high: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """`value` as what an annotation names; a whole number becomes a float where one is meant.
+
+    `low` and `high` belong to a number's range, `below` does not. Annotations other than int,
+    float, bool and str are not checked.
 
     Raises:
         InvalidArgument: with the argument `name`.
     """
-    allowed = _KINDS.get(kind)
-    if allowed is None:
-        return
-    if not isinstance(value, allowed) or (isinstance(value, bool) and kind != "bool"):
-        raise InvalidArgument(f"must be {kind}, not {value!r}", argument=name)
-
-
-def check_number(name: str, value: float, low: float | None, high: float | None) -> None:
-    """Refuse a number that is not finite, or outside a range that includes its ends.
-
-    Raises:
-        InvalidArgument: with the argument `name`.
-    """
+    if kind not in _KINDS:
+        return value
+    types, called = _KINDS[kind]
+    if not isinstance(value, types) or (isinstance(value, bool) and kind != "bool"):
+        raise InvalidArgument(f"must be {called}, not {reprlib.repr(value)}", argument=name)
+    if kind not in ("int", "float"):
+        return value
     if isinstance(value, int) and value.bit_length() > 64:
         raise InvalidArgument("is too large", argument=name)
     if not math.isfinite(value):
         raise InvalidArgument(f"must be a finite number, not {value}", argument=name)
-    if low is not None and value < low:
-        raise InvalidArgument(f"must be at least {low:g}, not {value:g}", argument=name)
-    if high is not None and value > high:
-        raise InvalidArgument(f"must be at most {high:g}, not {value:g}", argument=name)
+    for words, bound, holds in (
+        ("at least", low, operator.ge),
+        ("at most", high, operator.le),
+        ("below", below, operator.lt),
+    ):
+        if bound is not None and not holds(value, bound):
+            problem = f"must be {words} {digits(bound)}, not {digits(value)}"
+            raise InvalidArgument(problem, argument=name)
+    return float(value) if kind == "float" else value
+
+
+def digits(value: float) -> str:
+    """A number with all of its digits, and no more."""
+    return f"{value:g}" if float(f"{value:g}") == value else str(value)
 
 
 def from_dict(kind: type[S], values: Mapping[str, Any]) -> S:
