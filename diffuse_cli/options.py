@@ -1,7 +1,7 @@
-"""Options as the fields of frozen dataclasses: typed, explained and checked in one place.
+"""Options are fields of frozen dataclasses.
 
-A field carries its flag, help and range as metadata, so that an option is written once: the
-command line, the checks, the documentation and the TOML all read it from there.
+A field's metadata holds its flag, help and range. The command line, checks, documentation and TOML
+are made from it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from diffuse_cli.errors import UsageError, suggest, translating
 from diffuse_cli.parsing import as_number, brief
 
 OVERWRITE = "Replace existing output."
-"""The help of an option that every command which writes has."""
+"""Help of --overwrite, which every command that writes has."""
 
 GROUPS = (
     "Options",
@@ -32,7 +32,7 @@ GROUPS = (
     "Run",
     "Output",
 )
-"""The sections of `--help` in their order: first what everyone needs, last what few do."""
+"""The sections of `--help`, the most needed first."""
 
 C = TypeVar("C")
 
@@ -43,16 +43,16 @@ class Option:
 
     Attributes:
         help: one sentence for `--help`.
-        low, high: the range of a number, both ends included.
-        below: a bound that a number stays below.
+        low, high: the range of a number, inclusive.
+        below: an exclusive upper bound.
         table: the names that may be typed, or where their table is: `core.losses.LOSSES`.
-        parse: makes the value from what was typed or read from TOML; raises ValueError.
-        control: it cannot change the weights: not compared by `--resume`, not in the model file.
-        place: of this machine or of this run, such as a path: in the TOML, not in the model file.
+        parse: makes the value from text or TOML; raises ValueError.
+        control: does not affect the weights: `--resume` ignores it, the model file omits it.
+        place: belongs to this machine or run, like a path: the model file omits it.
         argument: positional, without a flag.
-        flag: the long flag where it is not the field's name, or a short form beside it.
+        flag: the long flag if it is not the field's name, or an additional short one.
         group: its section of `--help`, one of `GROUPS`.
-        shown: the default as `--help` shows it, where it depends on machine or data.
+        shown: the default in `--help`, if it depends on machine or data.
     """
 
     help: str
@@ -98,7 +98,7 @@ def options(config: type | object) -> Iterator[tuple[dataclasses.Field[Any], Opt
 
 
 def first_given(config: object, *kinds: type) -> str:
-    """The flag of the first option of `kinds` that is not at its default, or an empty string."""
+    """The flag of the first option of `kinds` that differs from its default, or an empty string."""
     names = {f.name for kind in kinds for f, _ in options(kind)}
     for f, _ in options(config):
         if f.name in names and getattr(config, f.name) != getattr(type(config), f.name):
@@ -107,14 +107,14 @@ def first_given(config: object, *kinds: type) -> str:
 
 
 def converted(config: object, kind: type[C], **changes: Any) -> C:
-    """A configuration of another kind, with the options that both have, and these changes."""
+    """A configuration of another kind: the options they share, and these changes."""
     theirs = {f.name for f, _ in options(kind)}
     shared = {f.name: getattr(config, f.name) for f, _ in options(config) if f.name in theirs}
     return kind(**{**shared, **changes})
 
 
 def flag_of(f: dataclasses.Field[Any]) -> str:
-    """The flag of a field, long where there is a long one; its name where it is positional."""
+    """The flag of a field, the long one if it has one; the metavar of an argument."""
     spec: Option = f.metadata["option"]
     if spec.argument:
         return spec.metavar or f.name.upper()
@@ -158,7 +158,7 @@ def _parse(f: dataclasses.Field[Any], spec: Option, value: Any) -> Any:
 
 
 def parsed(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with the options of `kind` parsed, so that a file that one names is read once.
+    """`values` with the options of `kind` parsed; files that they name are read here, once.
 
     Raises:
         UsageError: a value that cannot be parsed.
@@ -187,7 +187,7 @@ def from_dict(kind: type[C], values: Mapping[str, Any], where: str = "configurat
     """A configuration from a dictionary, refusing unknown keys and missing ones.
 
     Raises:
-        UsageError: an unknown or missing key, or a value out of range.
+        UsageError: an unknown or missing key, or an invalid value.
     """
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for name in values:
@@ -202,7 +202,7 @@ def from_dict(kind: type[C], values: Mapping[str, Any], where: str = "configurat
 
 
 def to_dict(config: object, *, control: bool = True, places: bool = True) -> dict[str, Any]:
-    """The set fields of a configuration as plain values, with or without control and paths."""
+    """The fields that are set, as plain values, with or without control and place options."""
     result: dict[str, Any] = {}
     for f in dataclasses.fields(config):  # type: ignore[arg-type]
         spec: Option | None = f.metadata.get("option")
@@ -218,7 +218,7 @@ def to_dict(config: object, *, control: bool = True, places: bool = True) -> dic
 
 
 def to_arguments(config: object) -> list[str]:
-    """The arguments that make this configuration, without those that are at their defaults."""
+    """The command line that makes this configuration; defaults are left out."""
     positional, flags = [], []
     for f, spec in options(config):
         value = getattr(config, f.name)
@@ -245,7 +245,7 @@ def to_toml(values: Mapping[str, Any]) -> str:
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """The table in a TOML file, with any line ends and with or without a byte order mark.
+    """The table in a TOML file, with any line ends, with or without a byte order mark.
 
     Raises:
         UsageError: the file cannot be read or is not TOML.

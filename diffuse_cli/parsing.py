@@ -1,4 +1,4 @@
-"""What people type, and TOML says, as values: sizes, colours, lists, intervals, betas."""
+"""Values from the command line and from TOML: sizes, colours, lists, intervals, betas."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def parse_names(value: Any) -> tuple[str, ...]:
 
 
 def parse_listed(value: Any) -> tuple[str, ...]:
-    """`"a,b"`, or a list of such, as names, each once."""
+    """`"a,b"`, or a list of such strings, as names without repeats."""
     names = [name.strip() for part in parse_names(value) for name in part.split(",")]
     if not all(names):
         raise ValueError("names with commas between them, such as ddim,unipc")
@@ -85,7 +85,7 @@ def parse_scales(value: Any) -> tuple[float, ...]:
 
 
 def _floats(value: Any) -> tuple[float, ...]:
-    """A number, a list of them, or `"1,1.5"`; empty where something is not a number."""
+    """A number, a list of numbers or `"1,1.5"` as a tuple; empty if any is not a number."""
     if isinstance(value, str):
         value = [as_number(word.strip(), float) for word in value.split(",")]
     elif not isinstance(value, (list, tuple)):
@@ -96,7 +96,7 @@ def _floats(value: Any) -> tuple[float, ...]:
 
 
 def parse_file(value: Any) -> str:
-    """The path of a file that is there."""
+    """The path of an existing file."""
     path = Path(value)
     if path.is_dir():
         raise ValueError("this is a folder; name a file in it")
@@ -107,7 +107,7 @@ def parse_file(value: Any) -> str:
 
 MOST_BETAS = 100_000
 BETAS_BYTES = 10_000_000
-"""A file of betas is not read further than this."""
+"""The largest file of betas."""
 
 
 def parse_betas(value: Any) -> tuple[float, ...]:
@@ -135,7 +135,7 @@ def parse_betas(value: Any) -> tuple[float, ...]:
 
 
 def _numbers_in(path: str) -> list[tuple[str, Any]]:
-    """What stands in a file of betas, each with its place."""
+    """The entries of a file of betas, each with its line or index."""
     try:
         with Path(path).open("rb") as file:
             data = file.read(BETAS_BYTES + 1)
@@ -160,7 +160,7 @@ def _numbers_in(path: str) -> list[tuple[str, Any]]:
 
 
 def as_number(word: str, kind: Callable[[str], float]) -> float | str:
-    """A word as a number, or as it is."""
+    """A word as a number, or unchanged if it is none."""
     try:
         return kind(word)
     except ValueError:
@@ -168,13 +168,13 @@ def as_number(word: str, kind: Callable[[str], float]) -> float | str:
 
 
 def brief(value: Any) -> str:
-    """A value in a message, of which the start is enough."""
+    """A value for a message, shortened."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:60]} …"
 
 
 def parse_interval(value: Any) -> tuple[float, float]:
-    """`"0.3,3"` or `[0.3, 3]` as two rising numbers from 0 on."""
+    """`"0.3,3"` or `[0.3, 3]` as two increasing numbers, at least 0."""
     ends = _floats(value)
     if len(ends) != 2 or not 0 <= ends[0] < ends[1] < math.inf:
         raise ValueError("two rising numbers, such as 0.3,3")

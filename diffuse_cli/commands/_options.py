@@ -1,4 +1,4 @@
-"""A command line made from the fields of a configuration, where each option is written once."""
+"""The command line of a command, made from the fields of its configuration."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Universal(Config):
 
 
 def make_command(name: str, module: Any, set_console: Callable[[Console], None]) -> Any:
-    """The function that Typer calls for a command, with a signature made from its options."""
+    """The function that Typer calls for a command; its parameters are the options."""
     kind = module.CONFIG
     configure = getattr(module, "configure", lambda typed, file: from_dict(kind, {**file, **typed}))
 
@@ -136,7 +136,7 @@ METAVARS = {"int": "N", "float": "X"}
 
 
 def _help(f: dataclasses.Field[Any], spec: Option) -> str:
-    """The help of a field: its sentence, the names it may have, its default."""
+    """The help of a field: its sentence, the names it accepts, its default."""
     parts = [spec.help]
     if spec.table == "presets.PRESETS":
         parts.append("; ".join(f"{k}: {v.help}" for k, v in _table(spec.table).items()) + ".")

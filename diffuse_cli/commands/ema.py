@@ -1,7 +1,7 @@
 """Choose the length of the weight average (EMA) after training.
 
-Makes averages of many lengths from the snapshots that train --ema-lengths saved in the run
-directory beside the model, measures each, and names the best.
+Computes averages of many lengths from the snapshots that train --ema-lengths saved beside the
+model, measures each, and names the best.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Draw images from a model file.
 
-Writes the images, a grid of them, and a manifest that says how to draw them again.
+Writes the images, a grid of them, and a manifest with the settings that reproduce them.
 """
 
 from __future__ import annotations
