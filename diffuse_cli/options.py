@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from diffuse_cli.core.settings import checked
+from diffuse_cli.core import settings
 from diffuse_cli.errors import UsageError, suggest, translating
 from diffuse_cli.parsing import as_number, brief
 
@@ -140,7 +140,7 @@ class Config:
 
 def _checked(f: dataclasses.Field[Any], spec: Option, value: Any) -> Any:
     with translating(lambda _: flag_of(f)):
-        return checked(f.name, kind_of(f), value, spec.low, spec.high, spec.below)
+        return settings.checked(f.name, kind_of(f), value, spec.low, spec.high, spec.below)
 
 
 def kind_of(f: dataclasses.Field[Any]) -> str:
@@ -203,18 +203,17 @@ def from_dict(kind: type[C], values: Mapping[str, Any], where: str = "configurat
 
 def to_dict(config: object, *, control: bool = True, places: bool = True) -> dict[str, Any]:
     """The fields that are set, as plain values, with or without control and place options."""
-    result: dict[str, Any] = {}
-    for f in dataclasses.fields(config):  # type: ignore[arg-type]
-        spec: Option | None = f.metadata.get("option")
-        value = getattr(config, f.name)
-        if value is None or (
-            spec and ((spec.control and not control) or (spec.place and not places))
-        ):
-            continue
-        if isinstance(value, tuple):
-            value = list(value)
-        result[f.name] = dict(value) if isinstance(value, Mapping) else value
-    return result
+    omitted = {
+        f.name
+        for f, spec in options(config)
+        if (spec.control and not control) or (spec.place and not places)
+    }
+    values = settings.to_dict(config)
+    return {
+        name: dict(value) if isinstance(value, Mapping) else value
+        for name, value in values.items()
+        if name not in omitted
+    }
 
 
 def to_arguments(config: object) -> list[str]:

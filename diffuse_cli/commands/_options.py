@@ -11,6 +11,7 @@ from typing import Any
 
 import typer
 
+from diffuse_cli import parsing
 from diffuse_cli.console import Console
 from diffuse_cli.core.settings import digits
 from diffuse_cli.errors import lookup
@@ -122,7 +123,7 @@ def _parameter(f: dataclasses.Field[Any], spec: Option) -> inspect.Parameter:
             *dict.fromkeys(flags),
             help=_help(f, spec),
             show_default=False,
-            metavar=spec.metavar or ("NAME" if spec.table else METAVARS.get(kind)),
+            metavar=spec.metavar or METAVARS.get(spec.parse or kind) or ("NAME" if names else None),
             rich_help_panel=spec.group,
             autocompletion=(lambda: names) if names else None,
         )
@@ -131,8 +132,21 @@ def _parameter(f: dataclasses.Field[Any], spec: Option) -> inspect.Parameter:
     )
 
 
-METAVARS = {"int": "N", "float": "X"}
-"""What stands for a value in `--help`, by the kind of its field."""
+METAVARS: dict[Any, str] = {
+    "int": "N",
+    "float": "X",
+    parsing.parse_size: "H[xW]",
+    parsing.parse_color: "COLOR",
+    parsing.parse_betas: "FILE",
+    parsing.parse_file: "FILE",
+    parsing.parse_interval: "LOW,HIGH",
+    parsing.parse_timesteps: "N|all",
+    parsing.parse_ints: "N,...",
+    parsing.parse_names: "NAME",
+    parsing.parse_listed: "NAME,...",
+    parsing.parse_scales: "SCALE,...",
+}
+"""What stands for a value in `--help`, by its parser or the kind of its field."""
 
 
 def _help(f: dataclasses.Field[Any], spec: Option) -> str:

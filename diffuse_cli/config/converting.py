@@ -40,7 +40,7 @@ class ConvertConfig(Config):
     overwrite: bool = option(False, OVERWRITE)
 
     size: Size | None = data_option(
-        None, "Image size.", parse=parse_size, metavar="H[xW]", shown="from SOURCE or preset"
+        None, "Image size.", parse=parse_size, shown="from SOURCE or preset"
     )
     class_names: str | None = data_option(
         None,
@@ -75,7 +75,7 @@ class ConvertConfig(Config):
         None, "Noise schedule.", table="core.schedules.SCHEDULES", shown="from SOURCE or preset"
     )
     betas: tuple[float, ...] | None = process_option(
-        None, "Read the betas from a file.", parse=parse_betas, metavar="FILE"
+        None, "Read the betas from a file.", parse=parse_betas
     )
     num_timesteps: int | None = process_option(
         None, "Timesteps T of the process.", low=2, high=100_000, shown="from SOURCE or preset"

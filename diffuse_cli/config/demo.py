@@ -29,15 +29,9 @@ class DemoConfig(Config):
     )
     seed: int = option(0, "Seed of the noise.", low=0, high=2**63 - 1)
     size: Size | None = option(
-        None,
-        "Size to show the image at.",
-        parse=parse_size,
-        metavar="H[xW]",
-        shown="its own, at most 256",
+        None, "Size to show the image at.", parse=parse_size, shown="its own, at most 256"
     )
-    background: str = option(
-        "white", "Colour behind a transparent image.", parse=parse_color, metavar="COLOR"
-    )
+    background: str = option("white", "Colour behind a transparent image.", parse=parse_color)
     out: str | None = option(
         None, "Picture to write.", flag="-o", metavar="FILE", shown="NAME.noise-demo.png"
     )

@@ -79,7 +79,6 @@ class TrajectoryConfig(Config):
         None,
         "Guide only at noise levels (sigma/alpha) between these.",
         parse=parse_interval,
-        metavar="LOW,HIGH",
         shown="all",
     )
 
@@ -144,7 +143,6 @@ class SampleConfig(DrawConfig, WeightsConfig):
         "Class to draw. Repeat it to draw several in turn.",
         flag="--class",
         parse=parse_names,
-        metavar="NAME",
         shown="every class in turn",
     )
     gif: bool = option(False, "Also write denoising.gif, from noise to image.")

@@ -45,7 +45,6 @@ class FeatureConfig(Config):
         None,
         "Weights of the feature network.",
         parse=parse_file,
-        metavar="FILE",
         shown="found in the folder DIFFUSE_WEIGHTS, else downloaded",
     )
 
@@ -60,11 +59,7 @@ class MeasureConfig(FeatureConfig, ComputeConfig, ReadingConfig):
         1000, "Images on each side, generated and real.", flag="-n", low=2, high=10_000_000
     )
     background: str | None = data_option(
-        None,
-        "Colour behind transparent images.",
-        parse=parse_color,
-        metavar="COLOR",
-        shown="the model's",
+        None, "Colour behind transparent images.", parse=parse_color, shown="the model's"
     )
     overwrite: bool = option(False, OVERWRITE)
 
@@ -74,10 +69,7 @@ class BoundConfig(Config):
     """How the likelihood bound is estimated."""
 
     timesteps: int | str = option(
-        50,
-        "Timesteps sampled per image for the likelihood bound, or 'all'.",
-        parse=parse_timesteps,
-        metavar="N|all",
+        50, "Timesteps sampled per image for the likelihood bound, or 'all'.", parse=parse_timesteps
     )
     respaced: int | None = measuring_option(
         None,
@@ -122,22 +114,16 @@ class TuneConfig(MeasureConfig, TrajectoryConfig, WeightsConfig):
     """Samplers, steps and guidance scales of a model, compared."""
 
     samplers: tuple[str, ...] | None = option(
-        None,
-        "Samplers to try.",
-        table="core.samplers.SAMPLERS",
-        parse=parse_listed,
-        metavar="NAME,...",
-        shown="all",
+        None, "Samplers to try.", table="core.samplers.SAMPLERS", parse=parse_listed, shown="all"
     )
     steps: tuple[int, ...] = option(
-        TUNED_STEPS, "Numbers of steps to try with each sampler.", parse=parse_ints, metavar="N,..."
+        TUNED_STEPS, "Numbers of steps to try with each sampler.", parse=parse_ints
     )
     guidance: tuple[float, ...] | None = option(
         None,
         "Guidance scales to try, for a model with classes: samplers are compared at the first "
         "scale, and the best of them is tried at the others.",
         parse=parse_scales,
-        metavar="SCALE,...",
         shown=f"the model's, then {','.join(f'{scale:g}' for scale in TUNED_GUIDANCE)}",
     )
     out: str | None = option(
@@ -186,6 +172,5 @@ class EmaConfig(MeasureConfig, DrawConfig):
         flag = first_given(self, SamplerConfig, FeatureConfig)
         if self.metric == "held-out" and flag:
             raise UsageError(
-                f"{flag} has no effect: --metric held-out draws no images",
-                f"Leave out {flag}",
+                f"{flag} has no effect: --metric held-out draws no images", f"Leave out {flag}"
             )

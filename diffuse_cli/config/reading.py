@@ -26,10 +26,10 @@ class InfoConfig(ReadingConfig):
 
     path: str = argument("PATH", "Folder or zip of images, or a model file.")
     size: Size | None = data_option(
-        None, "Image size, as for train.", parse=parse_size, metavar="H[xW]", shown="from the data"
+        None, "Image size, as for train.", parse=parse_size, shown="from the data"
     )
     background: str | None = data_option(
-        None, "Colour behind transparent images.", parse=parse_color, metavar="COLOR", shown="white"
+        None, "Colour behind transparent images.", parse=parse_color, shown="white"
     )
     out: str | None = option(
         None,

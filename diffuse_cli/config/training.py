@@ -49,7 +49,6 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         None,
         "Image size. Images of a single size up to 64 keep it; others become 64x64.",
         parse=parse_size,
-        metavar="H[xW]",
         shown="from the data",
     )
     preset: str | None = network_option(
@@ -65,9 +64,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     classes: bool = option(False, "Learn classes: the names of the folders.")
     resume: bool = option(False, "Continue from the last checkpoint.", control=True)
     auto_resume: bool = run_option(
-        False,
-        "Continue a run, or start one if there is none: for requeued jobs.",
-        control=True,
+        False, "Continue a run, or start one if there is none: for requeued jobs.", control=True
     )
     overwrite: bool = option(False, OVERWRITE, control=True)
     dry_run: bool = option(
@@ -81,9 +78,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         None, "Channels: 1 for grey, 3 for colour.", low=1, high=64, shown="from the data"
     )
     flip: bool = data_option(False, "Mirror half of the images.")
-    background: str = data_option(
-        "white", "Colour behind transparent images.", parse=parse_color, metavar="COLOR"
-    )
+    background: str = data_option("white", "Colour behind transparent images.", parse=parse_color)
 
     width: int | None = network_option(
         None,
