@@ -103,14 +103,11 @@ class Console:
 
     def result(self, paths: Iterable[Path | str], values: dict[str, Any]) -> None:
         """Print the result: a path per line, or the JSON object."""
-        self.write([json.dumps(plain(values))] if self.as_json else [show(path) for path in paths])
+        self.show(values, map(show, paths))
 
     def show(self, values: dict[str, Any], lines: Iterable[str]) -> None:
         """Print the JSON object, or else lines of text."""
-        if self.as_json:
-            self.result([], values)
-        else:
-            self.write(lines)
+        self.write([json.dumps(plain(values))] if self.as_json else lines)
 
     def write(self, lines: Iterable[str]) -> None:
         """Print lines on stdout; a closed pipe is no error."""

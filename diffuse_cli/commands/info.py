@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from diffuse_cli.commands._text import columns
 from diffuse_cli.config import InfoConfig
 from diffuse_cli.console import Console
 from diffuse_cli.files import show
@@ -37,12 +38,8 @@ def run(config: InfoConfig, console: Console) -> None:
     from diffuse_cli.inspection.model import ModelReport
 
     found = console.follow(inspect(config))
-    if console.as_json:
-        console.result([], found.to_dict())
-        return
     rows = _model_rows(found) if isinstance(found, ModelReport) else _data_rows(found)
-    width = max(len(label) for label, _ in rows)
-    console.write(f"{label:<{width}}  {text}".rstrip() for label, text in rows)
+    console.show(found.to_dict(), columns(rows))
 
 
 def _rows(label: str, texts: Iterable[str]) -> Rows:

@@ -45,10 +45,7 @@ def _dry_run(config: TrainConfig, console: Console) -> None:
     from diffuse_cli.training.estimating import estimate
 
     found = console.follow(estimate(config))
-    if console.as_json:
-        console.result([], found.to_dict())
-    else:
-        console.write([found.to_toml().rstrip("\n")])
+    console.show(found.to_dict(), [found.to_toml().rstrip("\n")])
 
 
 class _Describe:
