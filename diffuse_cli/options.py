@@ -145,7 +145,7 @@ def _checked(f: dataclasses.Field[Any], spec: Option, value: Any) -> Any:
 
 def kind_of(f: dataclasses.Field[Any]) -> str:
     """A field's annotation without its None."""
-    return str(f.type).removesuffix(" | None")
+    return settings.type_name(f).removesuffix(" | None")
 
 
 def _parse(f: dataclasses.Field[Any], spec: Option, value: Any) -> Any:
