@@ -56,7 +56,7 @@ def parse_timesteps(value: Any) -> int | str:
         return "all"
     number = as_number(value, int) if isinstance(value, str) else value
     if not isinstance(number, int) or isinstance(number, bool) or number < 2:
-        raise ValueError("a number of timesteps from 2 on, or 'all'")
+        raise ValueError("a number of timesteps, at least 2, or 'all'")
     return number
 
 
@@ -128,7 +128,7 @@ def parse_betas(value: Any) -> tuple[float, ...]:
         if not isinstance(beta, (int, float)) or isinstance(beta, bool):
             raise ValueError(f"{where}: {brief(beta)} is not a number")
         if not 0 < beta <= 1:
-            raise ValueError(f"{where}: a beta lies in (0, 1], unlike {brief(beta)}")
+            raise ValueError(f"{where}: a beta must be in (0, 1], not {brief(beta)}")
     if not 2 <= len(given) <= MOST_BETAS:
         raise ValueError(f"2 to {MOST_BETAS:,} betas, not {len(given):,}")
     return tuple(float(beta) for _, beta in given)
@@ -177,5 +177,5 @@ def parse_interval(value: Any) -> tuple[float, float]:
     """`"0.3,3"` or `[0.3, 3]` as two increasing numbers, at least 0."""
     ends = _floats(value)
     if len(ends) != 2 or not 0 <= ends[0] < ends[1] < math.inf:
-        raise ValueError("two rising numbers, such as 0.3,3")
+        raise ValueError("two increasing numbers, such as 0.3,3")
     return ends[0], ends[1]
