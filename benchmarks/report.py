@@ -28,22 +28,24 @@ RESULTS, DOCS = HERE / "results", HERE.parent / "docs"
 
 HEAD = """# Performance
 
-What `diffuse` costs, against what people would use instead, each ratio measured in one run on one
-machine. Written by `python benchmarks/report.py` from `benchmarks/results/`; each result names the
-script that made it, whose first lines say what it does.
+The speed and memory of `diffuse` compared with its alternatives. Each ratio was measured in one
+run on one machine. This page is written by `python benchmarks/report.py` from
+`benchmarks/results/`; under each result is the name of the script that made it, whose first lines
+explain it.
 
-How to read it: the machine is a processor without matrix units, whose convolutions are about twice
-as fast in bfloat16 as in float32 (the last section says how fast). So they take two thirds of a
-step for everybody, and its speed ends where they do: a step that was nothing but its convolutions
-would be 1.6 times as fast as the best peer. With matrix units, or on a GPU, they take a third or
-less. Contenders live in processes of their own, each with its own settings. Peers of the quality
-for time have networks of the shape of ours and sample with 25 evaluations of a fast sampler of
-theirs; diffusers' was chosen among six (`peer_solvers.py`). Of the rates that were tried for it,
-8e-3 with batches of 64 was the best of the short runs and diverged in a long one. After five
-minutes on one core nobody's emoji of 64×64 are more than blots, and their KID says little.
+The machine is a processor without matrix units; its convolutions are about twice as fast in
+bfloat16 as in float32 (see [the roof](#the-roof)). They take two thirds of a training step for
+every contender and so limit its speed: a step of convolutions alone would be 1.6 times as fast as
+the best peer. With matrix units, or on a GPU, they take a third or less.
 
-Sampling, growth and start-up are older: another machine, which the line below each names,
-whose bfloat16 is half as fast as its float32, and a `tiny` of 1.7 M parameters.
+Each contender runs in its own process with its own settings. In the comparisons of quality for
+time, peers have networks of the same shape and sample with 25 evaluations of one of their fast
+samplers; diffusers' was the best of six (`peer_solvers.py`). Its learning rate of 8e-3 with
+batches of 64 was the best of those tried in short runs, but diverged in a long one. After five
+minutes on one core, all contenders' 64×64 emoji are still blots, and their KID says little.
+
+Sampling, growth and start-up were measured earlier, on another machine (named below each), whose
+bfloat16 is half as fast as its float32, and with a `tiny` of 1.7 M parameters.
 """
 
 # -- measuring ------------------------------------------------------------------------------------

@@ -21,21 +21,11 @@ from diffuse_cli.runtime import out_of_memory, rank
 from diffuse_cli.signals import raised
 
 ORDER = ("train", "sample", "noise-demo", "eval", "tune", "ema")
-"""Commands that `--help` lists first, in the order they are met."""
+"""Commands that `--help` lists first."""
 
 
-class _Session:
-    """The console of the command under way, which the error handler speaks through."""
-
-    def __init__(self) -> None:
-        self.console = Console()
-
-    def set(self, console: Console) -> None:
-        self.console = console
-
-
-def build(session: _Session) -> typer.Typer:
-    """The app with a command for each file of commands/."""
+def build(opened: list[Console]) -> typer.Typer:
+    """The app, with a command for each entry of COMMANDS; a command appends its console."""
     app = typer.Typer(
         name="diffuse",
         cls=Group,
@@ -58,7 +48,7 @@ def build(session: _Session) -> typer.Typer:
             raise typer.Exit(UsageError.exit_code)
 
     for name in [*ORDER, *(n for n in COMMANDS if n not in ORDER)]:
-        app.command(name, cls=Command)(make_command(name, COMMANDS[name], session.set))
+        app.command(name, cls=Command)(make_command(name, COMMANDS[name], opened.append))
     return app
 
 
@@ -72,31 +62,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; docs/cli.md lists them."""
     for stream in (sys.stdout, sys.stderr):
         steady(stream)
-    session = _Session()
+    consoles = [Console()]
     try:
         with raised():
-            code = build(session)(args=arguments, prog_name="diffuse", standalone_mode=False)
+            code = build(consoles)(args=arguments, prog_name="diffuse", standalone_mode=False)
         return int(code or 0)
     except DiffuseError as error:
-        return _expected(session, error)
+        return _expected(consoles[-1], error)
     except InvalidArgument as error:
-        return _expected(session, translated(error))
+        return _expected(consoles[-1], translated(error))
     except TyperException as error:
-        return _expected(session, explain(error))
+        return _expected(consoles[-1], explain(error))
     except (typer.Abort, KeyboardInterrupt):
         return 130
     except OSError as error:
-        return _expected(session, OutputError(str(error)))
+        return _expected(consoles[-1], OutputError(str(error)))
     except Exception as error:
         if out_of_memory(error):
-            return _expected(session, UsageError("out of memory", "Try a smaller --batch-size"))
+            return _expected(
+                consoles[-1], UsageError("out of memory", "Try a smaller --batch-size")
+            )
         traceback.print_exc()
         return 1
 
 
-def _expected(session: _Session, error: DiffuseError) -> int:
+def _expected(console: Console, error: DiffuseError) -> int:
     if rank() == 0:
-        session.console.fail(error)
+        console.fail(error)
     return error.exit_code
 
 

@@ -1,4 +1,4 @@
-"""What people and scripts see: progress and sentences on stderr, results alone on stdout."""
+"""What users see: progress and messages on stderr, results on stdout."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PLAIN_SECONDS = 10.0
-"""Without a terminal, a line of progress at most so often."""
+"""Least time between lines of progress without a terminal."""
 
 
 class Console:
-    """Where a command speaks.
+    """The output of a command.
 
     Args:
         quiet: nothing on stderr but errors.
         as_json: the result is one JSON object.
-        debug: errors come with their traceback.
+        debug: print the traceback of an error.
     """
 
     def __init__(self, *, quiet: bool = False, as_json: bool = False, debug: bool = False) -> None:
@@ -49,32 +49,31 @@ class Console:
             emoji=False,
             soft_wrap=not is_terminal(sys.stderr),
         )
-        # Variables such as FORCE_COLOR ask for colours, which is no reason for bars in a log.
+        # FORCE_COLOR and the like ask for colours in a log, not for bars.
         self.live = is_terminal(self._err.file) and not self._err.is_dumb_terminal
 
     # -- stderr ------------------------------------------------------------------------------------
 
     def say(self, line: str | RenderableType, style: str = "") -> None:
-        """A line for people, unless quiet. What is not printable in it is escaped."""
+        """Print a line on stderr unless quiet; unprintable characters are escaped."""
         if not self.quiet:
             self._err.print(Text(show(line), style=style) if isinstance(line, str) else line)
 
     def warn(self, text: str) -> None:
-        """A sentence that may be a surprise."""
+        """Print a warning."""
         self.say(f"warning: {text}", style="yellow")
 
     def fail(self, error: DiffuseError) -> None:
-        """The one line of an expected failure, also when quiet."""
+        """Print an expected failure as one line, even when quiet."""
         line = " ".join(f"diffuse: {error}".split("\n"))
         self._err.print(Text(show(line), style="red"))
         if self.debug:
             self._err.print_exception()
 
     def follow(self, work: Work[T], describe: Callable[[Any], Any] | None = None) -> T:
-        """Run `work` to its end, showing its events, and return its result.
+        """Run `work` to its end, show its events, and return its result.
 
-        `describe` turns an event that is neither `Progress` nor `Notice` into one of them, or
-        into None.
+        `describe` turns any other event into `Progress`, `Notice` or None.
         """
         with self._display() as display:
             while True:
@@ -103,18 +102,15 @@ class Console:
     # -- stdout ------------------------------------------------------------------------------------
 
     def result(self, paths: Iterable[Path | str], values: dict[str, Any]) -> None:
-        """The result: one path a line, or the JSON object."""
-        self.write([json.dumps(plain(values))] if self.as_json else [show(path) for path in paths])
+        """Print the result: a path per line, or the JSON object."""
+        self.show(values, map(show, paths))
 
     def show(self, values: dict[str, Any], lines: Iterable[str]) -> None:
-        """A result that is more than paths: the JSON object, or lines for people."""
-        if self.as_json:
-            self.result([], values)
-        else:
-            self.write(lines)
+        """Print the JSON object, or else lines of text."""
+        self.write([json.dumps(plain(values))] if self.as_json else lines)
 
     def write(self, lines: Iterable[str]) -> None:
-        """Lines on stdout; a reader that has gone away is no error."""
+        """Print lines on stdout; a closed pipe is no error."""
         try:
             for line in lines:
                 print(line, flush=True)
@@ -126,7 +122,7 @@ class Console:
 
 
 class _Forgiving:
-    """A stream whose reader may go away, or whose disk may be full: work goes on in silence."""
+    """A stream that drops text when its pipe is closed or its disk is full."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream or io.StringIO()
@@ -150,7 +146,7 @@ class _Forgiving:
 
 
 def is_terminal(stream: IO[str] | None) -> bool:
-    """Whether someone reads along."""
+    """Whether the stream is a terminal."""
     try:
         return stream is not None and stream.isatty()
     except (AttributeError, ValueError):  # none, or a closed one
@@ -158,7 +154,7 @@ def is_terminal(stream: IO[str] | None) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """`value` for JSON, which has no NaN and no infinity: they become null."""
+    """`value` for JSON: NaN and infinity become None."""
     if isinstance(value, dict):
         return {name: plain(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
@@ -167,20 +163,20 @@ def plain(value: Any) -> Any:
 
 
 def discard(stream: TextIO) -> None:
-    """Send what is still written to nowhere: Python would complain when it flushes at its end."""
+    """Send further output to nowhere: else Python complains when it flushes at exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def steady(stream: TextIO | None) -> None:
-    """Let a stream escape what its encoding lacks instead of failing."""
+    """Let a stream escape what its encoding lacks."""
     reconfigure = getattr(stream, "reconfigure", None)
     if reconfigure is not None:
         reconfigure(errors="backslashreplace")
 
 
 def _bars(console: RichConsole) -> Bars:
-    # A good part of what `--help` would import, which needs no bars.
+    # Imported here because it is slow and `--help` needs no bars.
     from rich import progress
 
     return progress.Progress(
@@ -212,7 +208,7 @@ class _Bars:
 
 
 class _Lines:
-    """A plain line now and then where there is no terminal."""
+    """A plain line now and then, without a terminal."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say

@@ -1,7 +1,7 @@
-"""Every failure that a user can cause or meet, each with the exit code of its kind.
+"""Expected failures, each kind with its exit code.
 
-An expected failure is one line: what went wrong (naming the path or the option) and, as a hint,
-what to do next. Anything that is not a `DiffuseError` is a bug and ends with a traceback.
+One is printed as a line: what went wrong, with the path or option, and a hint what to do next.
+Anything that is not a `DiffuseError` is a bug and ends with a traceback.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ class UsageError(DiffuseError):
 
 
 class DataError(DiffuseError):
-    """DATA or IMAGE is missing, or holds nothing that can be used."""
+    """DATA or IMAGE is missing or unusable."""
 
     exit_code = 3
 
 
 class ModelFileError(DiffuseError):
-    """A model file is missing, or is not one."""
+    """A model file is missing or invalid."""
 
     exit_code = 4
 
 
 class OutputError(DiffuseError):
-    """An output exists already or cannot be written, or other input and output failed."""
+    """An output exists already or cannot be written, or other I/O failed."""
 
     exit_code = 5
 
@@ -88,28 +88,29 @@ def flag(name: str) -> str:
 
 
 def translated(error: InvalidArgument, name: Callable[[str], str] = flag) -> UsageError:
-    """What the core refused, with its argument under the name that people type."""
+    """An error of the core, with its argument under the name that people type."""
     return UsageError(error.message(name(error.argument)), error.hint)
 
 
 @contextlib.contextmanager
 def translating(name: Callable[[str], str] = flag) -> Iterator[None]:
-    """Turn what the core refuses inside the block into a `UsageError`."""
+    """Turn an error of the core inside the block into a `UsageError`."""
     try:
         yield
     except InvalidArgument as error:
         raise translated(error, name) from error
 
 
-def near(name: str, names: Iterable[str], alike: float = 0.5) -> str:
-    """The name that is most like another, or an empty string where none is alike enough."""
-    return next(iter(get_close_matches(name, list(names), n=1, cutoff=alike)), "")
+def near(name: str, names: Iterable[str], cutoff: float = 0.5) -> str:
+    """The most similar of `names`, or an empty string if none is similar enough."""
+    return next(iter(get_close_matches(name, list(names), n=1, cutoff=cutoff)), "")
 
 
 def lookup(table: Mapping[str, T], name: str, what: str) -> T:
-    """`table[name]`, or a `UsageError` that says which names there are.
+    """`table[name]`.
 
-    `what` is the option as typed, for example `--schedule`.
+    Raises:
+        UsageError: no such entry; lists the names, under the option as typed, `what`.
     """
     with translating(lambda argument: argument):
         return known(table, name, what)

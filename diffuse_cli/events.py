@@ -1,4 +1,4 @@
-"""What long work says of itself while it runs: work yields these, a command renders them."""
+"""Events that long work yields while it runs, and a command renders."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Notice:
-    """A sentence a user should read; `warning` where it may be a surprise."""
+    """A sentence for the user; `warning` if it may surprise."""
 
     text: str
     warning: bool = False
@@ -46,19 +46,19 @@ def finish(work: Work[T]) -> T:
 
 
 class Stop:
-    """What may end work before its time. This one never does."""
+    """May end work early. This one never does."""
 
     def __call__(self) -> DiffuseError | None:
-        """The error to end with, once there is one."""
+        """The error to end with, or None."""
         return None
 
     def at_once(self) -> contextlib.AbstractContextManager[None]:
-        """Inside the block the error is raised as soon as there is one."""
+        """Raise the error inside the block as soon as there is one."""
         return contextlib.nullcontext()
 
 
 def until(stop: Stop, work: Work[T]) -> Work[T]:
-    """Pass on the events and the result of `work`, which `stop` ends wherever it is."""
+    """Pass on the events and result of `work`; `stop` may end it at any point."""
     while True:
         try:
             with stop.at_once():

@@ -1,25 +1,25 @@
-"""Options as the fields of frozen dataclasses: typed, explained and checked in one place.
+"""Options are fields of frozen dataclasses.
 
-A field carries its flag, help and range as metadata, so that an option is written once: the
-command line, the checks, the documentation and the TOML all read it from there.
+A field's metadata holds its flag, help and range. The command line, checks, documentation and TOML
+are made from it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import operator
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from diffuse_cli.errors import UsageError, suggest
-from diffuse_cli.parsing import brief
+from diffuse_cli.core import settings
+from diffuse_cli.errors import UsageError, suggest, translating
+from diffuse_cli.parsing import as_number, brief
 
 OVERWRITE = "Replace existing output."
-"""The help of an option that every command which writes has."""
+"""Help of --overwrite, which every command that writes has."""
 
 GROUPS = (
     "Options",
@@ -32,7 +32,7 @@ GROUPS = (
     "Run",
     "Output",
 )
-"""The sections of `--help` in their order: first what everyone needs, last what few do."""
+"""The sections of `--help`, the most needed first."""
 
 C = TypeVar("C")
 
@@ -43,23 +43,23 @@ class Option:
 
     Attributes:
         help: one sentence for `--help`.
-        low, high: the range of a number, both ends included.
-        below: a bound that a number stays below.
-        table: what the command line offers as names, for example `schedules`.
-        parse: makes the value from what was typed or read from TOML; raises ValueError.
-        control: it cannot change the weights: not compared by `--resume`, not in the model file.
-        place: of this machine or of this run, such as a path: in the TOML, not in the model file.
+        low, high: the range of a number, inclusive.
+        below: an exclusive upper bound.
+        table: the names that may be typed, or where their table is: `core.losses.LOSSES`.
+        parse: makes the value from text or TOML; raises ValueError.
+        control: does not affect the weights: `--resume` ignores it, the model file omits it.
+        place: belongs to this machine or run, like a path: the model file omits it.
         argument: positional, without a flag.
-        flag: the long flag where it is not the field's name, or a short form beside it.
+        flag: the long flag if it is not the field's name, or an additional short one.
         group: its section of `--help`, one of `GROUPS`.
-        shown: the default as `--help` shows it, where it depends on machine or data.
+        shown: the default in `--help`, if it depends on machine or data.
     """
 
     help: str
     low: float | None = None
     high: float | None = None
     below: float | None = None
-    table: str = ""
+    table: str | tuple[str, ...] = ()
     parse: Callable[[Any], Any] | None = None
     control: bool = False
     place: bool = False
@@ -75,6 +75,21 @@ def option(default: Any = MISSING, help: str = "", **metadata: Any) -> Any:
     return field(default=default, metadata={"option": Option(help=help, **metadata)})
 
 
+data_option = partial(option, group="Data")
+network_option = partial(option, group="Network")
+process_option = partial(option, group="Process")
+sampling_option = partial(option, group="Sampling")
+measuring_option = partial(option, group="Measuring")
+optimiser_option = partial(option, group="Optimisation")
+run_option = partial(option, group="Run")
+output_option = partial(option, group="Output")
+
+
+def argument(metavar: str, help: str) -> Any:
+    """A dataclass field that is a positional argument: a path, and required."""
+    return option(help=help, metavar=metavar, argument=True, place=True)
+
+
 def options(config: type | object) -> Iterator[tuple[dataclasses.Field[Any], Option]]:
     """The fields of a configuration that are options, with their metadata."""
     for f in dataclasses.fields(config):  # type: ignore[arg-type]
@@ -83,7 +98,7 @@ def options(config: type | object) -> Iterator[tuple[dataclasses.Field[Any], Opt
 
 
 def first_given(config: object, *kinds: type) -> str:
-    """The flag of the first option of `kinds` that is not at its default, or an empty string."""
+    """The flag of the first option of `kinds` that differs from its default, or an empty string."""
     names = {f.name for kind in kinds for f, _ in options(kind)}
     for f, _ in options(config):
         if f.name in names and getattr(config, f.name) != getattr(type(config), f.name):
@@ -92,14 +107,14 @@ def first_given(config: object, *kinds: type) -> str:
 
 
 def converted(config: object, kind: type[C], **changes: Any) -> C:
-    """A configuration of another kind, with the options that both have, and these changes."""
+    """A configuration of another kind: the options they share, and these changes."""
     theirs = {f.name for f, _ in options(kind)}
     shared = {f.name: getattr(config, f.name) for f, _ in options(config) if f.name in theirs}
     return kind(**{**shared, **changes})
 
 
 def flag_of(f: dataclasses.Field[Any]) -> str:
-    """The flag of a field, long where there is a long one; its name where it is positional."""
+    """The flag of a field, the long one if it has one; the metavar of an argument."""
     spec: Option = f.metadata["option"]
     if spec.argument:
         return spec.metavar or f.name.upper()
@@ -109,40 +124,28 @@ def flag_of(f: dataclasses.Field[Any]) -> str:
 
 
 class Config:
-    """Checks every number when a configuration is made."""
+    """The base of configurations, whose options are parsed and checked when one is made.
+
+    Raises:
+        UsageError: a value of the wrong type or out of range, under its flag.
+    """
 
     def __post_init__(self) -> None:
         for f, spec in options(self):
             value = getattr(self, f.name)
-            if value is None:
-                continue
-            if spec.parse is not None:
-                object.__setattr__(self, f.name, _parse(f, spec, value))
-            elif isinstance(value, (int, float)) and not isinstance(value, bool):
-                self._check_number(f, spec, value)
-            _check_type(f, value)
-            if str(f.type).startswith("float") and isinstance(value, int):
-                object.__setattr__(self, f.name, float(value))
-
-    @staticmethod
-    def _check_number(f: dataclasses.Field[Any], spec: Option, value: float) -> None:
-        if isinstance(value, int) and value.bit_length() > 64:
-            raise UsageError(f"{flag_of(f)} is too large")
-        if not math.isfinite(value):
-            raise UsageError(f"{flag_of(f)} must be a finite number, not {value}")
-        for words, bound, within in (
-            ("at least", spec.low, operator.ge),
-            ("at most", spec.high, operator.le),
-            ("below", spec.below, operator.lt),
-        ):
-            if bound is not None and not within(value, bound):
-                text = f"{flag_of(f)} must be {words} {digits(bound)}, not {digits(value)}"
-                raise UsageError(text)
+            if value is not None:
+                made = _parse(f, spec, value) if spec.parse else _checked(f, spec, value)
+                object.__setattr__(self, f.name, made)
 
 
-def digits(value: float) -> str:
-    """A number with all of its digits, and no more."""
-    return f"{value:g}" if float(f"{value:g}") == value else str(value)
+def _checked(f: dataclasses.Field[Any], spec: Option, value: Any) -> Any:
+    with translating(lambda _: flag_of(f)):
+        return settings.checked(f.name, kind_of(f), value, spec.low, spec.high, spec.below)
+
+
+def kind_of(f: dataclasses.Field[Any]) -> str:
+    """A field's annotation without its None."""
+    return settings.type_name(f).removesuffix(" | None")
 
 
 def _parse(f: dataclasses.Field[Any], spec: Option, value: Any) -> Any:
@@ -155,7 +158,7 @@ def _parse(f: dataclasses.Field[Any], spec: Option, value: Any) -> Any:
 
 
 def parsed(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with the options of `kind` parsed, so that a file that one names is read once.
+    """`values` with the options of `kind` parsed; files that they name are read here, once.
 
     Raises:
         UsageError: a value that cannot be parsed.
@@ -164,38 +167,17 @@ def parsed(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
     return {k: _parse(*known[k], value) if k in known else value for k, value in values.items()}
 
 
-_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
-    "int": ((int,), "a whole number"),
-    "float": ((int, float), "a number"),
-    "bool": ((bool,), "true or false"),
-    "str": ((str,), "text"),
-}
-"""The types that a kind of field takes, and what it is called."""
-
-
 def from_text(f: dataclasses.Field[Any], text: str) -> int | float | str:
-    """What was typed for a field: a number where it is one.
+    """What was typed for a field: a number where the field is one.
 
     Raises:
-        UsageError: it is not the number that it should be.
+        UsageError: not a number, or out of range.
     """
-    kind = str(f.type).removesuffix(" | None")
-    if f.metadata["option"].parse is not None or kind not in ("int", "float"):
+    spec: Option = f.metadata["option"]
+    number: type[float] | None = {"int": int, "float": float}.get(kind_of(f))
+    if spec.parse is not None or number is None:
         return text
-    try:
-        return int(text) if kind == "int" else float(text)
-    except ValueError:
-        raise UsageError(f"{flag_of(f)} must be {_KINDS[kind][1]}, not {brief(text)}") from None
-
-
-def _check_type(f: dataclasses.Field[Any], value: Any) -> None:
-    """Refuse a TOML value of another type than the field's."""
-    kind = str(f.type).removesuffix(" | None")
-    if kind not in _KINDS:
-        return
-    allowed, name = _KINDS[kind]
-    if not isinstance(value, allowed) or (isinstance(value, bool) and kind != "bool"):
-        raise UsageError(f"{flag_of(f)} must be {name}, not {brief(value)}")
+    return _checked(f, spec, as_number(text, number))  # type: ignore[no-any-return]
 
 
 # -- dictionaries and TOML ------------------------------------------------------------------------
@@ -205,7 +187,7 @@ def from_dict(kind: type[C], values: Mapping[str, Any], where: str = "configurat
     """A configuration from a dictionary, refusing unknown keys and missing ones.
 
     Raises:
-        UsageError: an unknown or missing key, or a value out of range.
+        UsageError: an unknown or missing key, or an invalid value.
     """
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for name in values:
@@ -220,23 +202,22 @@ def from_dict(kind: type[C], values: Mapping[str, Any], where: str = "configurat
 
 
 def to_dict(config: object, *, control: bool = True, places: bool = True) -> dict[str, Any]:
-    """The set fields of a configuration as plain values, with or without control and paths."""
-    result: dict[str, Any] = {}
-    for f in dataclasses.fields(config):  # type: ignore[arg-type]
-        spec: Option | None = f.metadata.get("option")
-        value = getattr(config, f.name)
-        if value is None or (
-            spec and ((spec.control and not control) or (spec.place and not places))
-        ):
-            continue
-        if isinstance(value, tuple):
-            value = list(value)
-        result[f.name] = dict(value) if isinstance(value, Mapping) else value
-    return result
+    """The fields that are set, as plain values, with or without control and place options."""
+    omitted = {
+        f.name
+        for f, spec in options(config)
+        if (spec.control and not control) or (spec.place and not places)
+    }
+    values = settings.to_dict(config)
+    return {
+        name: dict(value) if isinstance(value, Mapping) else value
+        for name, value in values.items()
+        if name not in omitted
+    }
 
 
 def to_arguments(config: object) -> list[str]:
-    """The arguments that make this configuration, without those that are at their defaults."""
+    """The command line that makes this configuration; defaults are left out."""
     positional, flags = [], []
     for f, spec in options(config):
         value = getattr(config, f.name)
@@ -263,7 +244,7 @@ def to_toml(values: Mapping[str, Any]) -> str:
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """The table in a TOML file, with any line ends and with or without a byte order mark.
+    """The table in a TOML file, with any line ends, with or without a byte order mark.
 
     Raises:
         UsageError: the file cannot be read or is not TOML.

@@ -1,4 +1,4 @@
-"""What people type, and TOML says, as values: sizes, colours, lists, intervals, betas."""
+"""Values from the command line and from TOML: sizes, colours, lists, intervals, betas."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def parse_size(value: Any) -> Size:
 def parse_ints(value: Any) -> tuple[int, ...]:
     """`"1,2,2"` or `[1, 2, 2]` as a tuple; an empty string is an empty tuple."""
     if isinstance(value, str):
-        value = [_number(v.strip(), int) for v in value.split(",") if v.strip()]
+        value = [as_number(v.strip(), int) for v in value.split(",") if v.strip()]
     elif not isinstance(value, (list, tuple)):
         value = [value]
     if not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in value):
@@ -54,9 +54,9 @@ def parse_timesteps(value: Any) -> int | str:
     """A number of timesteps, or `all`."""
     if value == "all":
         return "all"
-    number = _number(value, int) if isinstance(value, str) else value
+    number = as_number(value, int) if isinstance(value, str) else value
     if not isinstance(number, int) or isinstance(number, bool) or number < 2:
-        raise ValueError("a number of timesteps from 2 on, or 'all'")
+        raise ValueError("a number of timesteps, at least 2, or 'all'")
     return number
 
 
@@ -69,7 +69,7 @@ def parse_names(value: Any) -> tuple[str, ...]:
 
 
 def parse_listed(value: Any) -> tuple[str, ...]:
-    """`"a,b"`, or a list of such, as names, each once."""
+    """`"a,b"`, or a list of such strings, as names without repeats."""
     names = [name.strip() for part in parse_names(value) for name in part.split(",")]
     if not all(names):
         raise ValueError("names with commas between them, such as ddim,unipc")
@@ -85,9 +85,9 @@ def parse_scales(value: Any) -> tuple[float, ...]:
 
 
 def _floats(value: Any) -> tuple[float, ...]:
-    """A number, a list of them, or `"1,1.5"`; empty where something is not a number."""
+    """A number, a list of numbers or `"1,1.5"` as a tuple; empty if any is not a number."""
     if isinstance(value, str):
-        value = [_number(word.strip(), float) for word in value.split(",")]
+        value = [as_number(word.strip(), float) for word in value.split(",")]
     elif not isinstance(value, (list, tuple)):
         value = [value]
     if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value):
@@ -95,11 +95,8 @@ def _floats(value: Any) -> tuple[float, ...]:
     return tuple(float(v) for v in value)
 
 
-MODEL_WEIGHTS = ("ema", "raw")
-
-
 def parse_file(value: Any) -> str:
-    """The path of a file that is there."""
+    """The path of an existing file."""
     path = Path(value)
     if path.is_dir():
         raise ValueError("this is a folder; name a file in it")
@@ -110,7 +107,7 @@ def parse_file(value: Any) -> str:
 
 MOST_BETAS = 100_000
 BETAS_BYTES = 10_000_000
-"""A file of betas is not read further than this."""
+"""The largest file of betas."""
 
 
 def parse_betas(value: Any) -> tuple[float, ...]:
@@ -131,14 +128,14 @@ def parse_betas(value: Any) -> tuple[float, ...]:
         if not isinstance(beta, (int, float)) or isinstance(beta, bool):
             raise ValueError(f"{where}: {brief(beta)} is not a number")
         if not 0 < beta <= 1:
-            raise ValueError(f"{where}: a beta lies in (0, 1], unlike {brief(beta)}")
+            raise ValueError(f"{where}: a beta must be in (0, 1], not {brief(beta)}")
     if not 2 <= len(given) <= MOST_BETAS:
         raise ValueError(f"2 to {MOST_BETAS:,} betas, not {len(given):,}")
     return tuple(float(beta) for _, beta in given)
 
 
 def _numbers_in(path: str) -> list[tuple[str, Any]]:
-    """What stands in a file of betas, each with its place."""
+    """The entries of a file of betas, each with its line or index."""
     try:
         with Path(path).open("rb") as file:
             data = file.read(BETAS_BYTES + 1)
@@ -159,11 +156,11 @@ def _numbers_in(path: str) -> list[tuple[str, Any]]:
         for i, line in enumerate(text.splitlines(), 1)
         for word in line.replace(",", " ").split()
     )
-    return [(where, _number(word, float)) for where, word in words]
+    return [(where, as_number(word, float)) for where, word in words]
 
 
-def _number(word: str, kind: Callable[[str], float]) -> float | str:
-    """A word as a number, or as it is."""
+def as_number(word: str, kind: Callable[[str], float]) -> float | str:
+    """A word as a number, or unchanged if it is none."""
     try:
         return kind(word)
     except ValueError:
@@ -171,14 +168,14 @@ def _number(word: str, kind: Callable[[str], float]) -> float | str:
 
 
 def brief(value: Any) -> str:
-    """A value in a message, of which the start is enough."""
+    """A value for a message, shortened."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:60]} …"
 
 
 def parse_interval(value: Any) -> tuple[float, float]:
-    """`"0.3,3"` or `[0.3, 3]` as two rising numbers from 0 on."""
+    """`"0.3,3"` or `[0.3, 3]` as two increasing numbers, at least 0."""
     ends = _floats(value)
     if len(ends) != 2 or not 0 <= ends[0] < ends[1] < math.inf:
-        raise ValueError("two rising numbers, such as 0.3,3")
+        raise ValueError("two increasing numbers, such as 0.3,3")
     return ends[0], ends[1]

@@ -22,7 +22,17 @@ from diffuse_cli.config import (
     TuneConfig,
 )
 from diffuse_cli.errors import UsageError, lookup
-from diffuse_cli.options import flag_of, from_dict, options, read_toml, to_dict, to_toml
+from diffuse_cli.options import (
+    Config,
+    flag_of,
+    from_dict,
+    from_text,
+    option,
+    options,
+    read_toml,
+    to_dict,
+    to_toml,
+)
 from diffuse_cli.parsing import parse_ints, parse_names, parse_size
 
 REQUIRED: dict[type, dict[str, Any]] = {
@@ -99,6 +109,30 @@ def test_a_wrong_training_option_is_named(options: dict[str, Any], message: str)
     with pytest.raises(UsageError) as caught:
         made(TrainConfig, **options)
     assert message in str(caught.value)
+
+
+def test_types_are_checked_where_annotations_are_not_strings():
+    fields = [("count", int, option(3, "Count.", low=1))]
+    kind = dataclasses.make_dataclass("Counted", fields, bases=(Config,), frozen=True)
+    ((count, _),) = options(kind)
+    assert kind(count=from_text(count, "4")).count == 4
+    for wrong in ("4", 0, True):
+        with pytest.raises(UsageError, match="--count must be"):
+            kind(count=wrong)
+
+
+def test_a_number_is_checked_when_it_is_typed():
+    steps = next(f for f, _ in options(TrainConfig) if f.name == "steps")
+    assert from_text(steps, "7") == 7
+    for wrong in ("many", "1.5", "0", "9" * 5000):
+        with pytest.raises(UsageError, match="--steps"):
+            from_text(steps, wrong)
+
+
+def test_an_option_that_the_sampler_does_not_take_is_refused():
+    assert made(SampleConfig, eta=0.5).eta == 0.5  # the model file may recommend ddim
+    with pytest.raises(UsageError, match="--eta: the sampler 'ddpm' has none"):
+        made(SampleConfig, sampler="ddpm", eta=0.5)
 
 
 def test_gradient_checkpointing_is_no_part_of_a_model():

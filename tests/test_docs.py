@@ -5,8 +5,11 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import os
 import re
+import tomllib
 import traceback
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -141,6 +144,46 @@ def test_the_python_of_the_readme_runs():
     assert names["images"].shape == (4, 1, 28, 28)
 
 
+# -- adding things ---------------------------------------------------------------------------------
+
+EXTENDING = ROOT / "docs" / "extending.md"
+
+
+@pytest.fixture
+def dots(tmp_path: Path, process: Callable[..., Any]) -> Callable[..., Any]:
+    """Run `diffuse` with the package of docs/extending.md installed."""
+    text = EXTENDING.read_text(encoding="utf-8")
+    tables = re.findall(r"^```toml\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    site = tmp_path / "site"
+    info = site / "dots-1.0.dist-info"
+    info.mkdir(parents=True)
+    for code in BLOCK.findall(text):
+        (site / code.split()[1]).write_text(code)
+    groups = tomllib.loads(tables[0])["project"]["entry-points"]
+    lines = [f"[{group}]\n{name} = {at}\n" for group, entries in groups.items()
+             for name, at in entries.items()]  # fmt: skip
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: dots\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("".join(lines))
+    (tmp_path / "plain.toml").write_text(tables[1])
+    for k in range(8):
+        path = tmp_path / "data" / f"{k}.dots"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes([8, 8, *((i + k) % 16 for i in range(64))]))
+    paths = os.pathsep.join(map(str, (site, ROOT)))
+    return lambda *line: process(*line, env={"PYTHONPATH": paths})
+
+
+def test_the_code_that_adds_things_works(dots: Callable[..., Any], tmp_path: Path):
+    ran = dots("train", "data", "--schedule", "ramp", "--config", "plain.toml", "--steps", 2)
+    assert ran.code == 0, ran.err
+    told = dots("info", "model.safetensors").out
+    assert "two convolutions over 16 channels" in told
+    assert "schedule ramp" in told
+    ran = dots("sample", "model.safetensors", "-n", 2, "--steps", 2)
+    assert ran.code == 0, ran.err
+    assert len((tmp_path / "samples" / "00000.dots").read_bytes()) == 66
+
+
 # -- the bibliography -----------------------------------------------------------------------------
 
 BIBLIOGRAPHY = ROOT / "docs" / "bibliography.md"
@@ -208,7 +251,14 @@ def test_every_promise_has_a_test():
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "SECURITY.md", "docs/reliability.md", "docs/evaluation.md"]
+    "page",
+    [
+        "README.md",
+        "SECURITY.md",
+        "docs/reliability.md",
+        "docs/evaluation.md",
+        "docs/extending.md",
+    ],
 )
 def test_a_page_links_to_files_that_exist(page: str):
     path = ROOT / page

@@ -161,14 +161,14 @@ def test_the_same_for_people(messy, diffuse):
         "L 3, LA 1, RGB 1",
         "at 8x8, colour; none held out",
         "2 classes of 2 images",
-        "1 image outside of them",
+        "1 image outside the class folders",
         "cat 2, dog 2",
         lines[10],
         lines[11],
     ]
     assert lines[10].startswith(f"mean {r:.2f} {g:.2f} {b:.2f}, deviation ")
     assert lines[11].startswith(f"mean {r / 127.5 - 1:.4f} {g / 127.5 - 1:.4f} ")
-    assert lines[12:] == ["no image is there twice", "no two images are alike", images.fingerprint]
+    assert lines[12:] == ["none", "none", images.fingerprint]
     labels = [line[:17].strip() for line in ran.out.splitlines()]
     assert [label for label in labels if label] == [
         "data", "images", "skipped", "sizes", "modes", "train", "classes", "pixels",
@@ -222,7 +222,7 @@ def test_one_image(tmp_path, diffuse):
     assert ran.code == 0
     assert "1 usable of 1" in ran.out
     assert "mean 127.50, deviation 127.50 of 255" in ran.out
-    assert "not looked for: the images are too small" in ran.out
+    assert "not searched: the images are too small" in ran.out
     assert ran.out.splitlines()[-1].split() == ["contact", "sheet", "one.png"]
     assert np.asarray(Image.open("one.png")).tolist() == [[0, 255]]
 
@@ -403,7 +403,7 @@ def test_likenesses_across_the_split_are_counted(tmp_path, diffuse):
     assert found["near_duplicates"]["groups"] == 60
     assert found["near_duplicates"]["across_split"] == expected > 1
     text = diffuse("info", data).out
-    assert f"{expected} held-out images with a likeness among those trained on" in text
+    assert f"{expected} held-out images with a copy among the training images" in text
 
 
 def test_only_likenesses_across_the_split_count():
@@ -759,7 +759,7 @@ def test_a_model_lists_the_classes_that_it_draws(model, conditional, diffuse):
     """An unconditional one keeps the names in its data, and draws none of them."""
     assert diffuse("sample", model, "--class", "dark").code == 2
     assert diffuse("info", model, "--json").json["classes"] == []
-    assert "classes     none; trained without --classes\n" in diffuse("info", model).out
+    assert "classes     none: trained without --classes\n" in diffuse("info", model).out
     assert diffuse("info", conditional, "--json").json["classes"] == ["dark", "light"]
 
 

@@ -1,8 +1,7 @@
 """The subcommands, one file each; `noise_demo.py` is `noise-demo`.
 
-A command's module has `CONFIG`, the dataclass whose fields are its options, `run(config, console)`
-and a docstring that is its help; where its configuration comes from more than flags and a file,
-also `configure(typed, filed)`.
+A module has `CONFIG`, the dataclass of its options, `run(config, console)`, and a docstring, which
+is the help. A command configured by more than flags and a file also has `configure(typed, filed)`.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ from diffuse_cli.core.registry import Modules
 
 
 class Command(Protocol):
-    """What a file of this folder holds."""
+    """A module of this folder."""
 
     CONFIG: type[Any]
 
     def run(self, config: Any, console: Console) -> None:
-        """Do the command and render what it yields."""
+        """Do the work and print what it yields."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""`--help`: options in groups, in colour on a terminal, as plain text elsewhere."""
+"""`--help`: options in groups, coloured on a terminal, plain elsewhere."""
 
 from __future__ import annotations
 
@@ -17,11 +17,8 @@ from diffuse_cli.commands._mistakes import no_command
 from diffuse_cli.console import is_terminal
 from diffuse_cli.options import GROUPS
 
-WIDEST = 100
-"""Columns that are used at most."""
-
-LEFT = 28
-"""Columns of the flags."""
+WIDEST, LEFT = 100, 28
+"""The most columns that are used, and the columns of the flags."""
 
 Rows = list[tuple[str, str]]
 
@@ -55,7 +52,7 @@ class Group(TyperGroup):
 
 
 def _sections(parameters: Iterable[Any]) -> dict[str, Rows]:
-    """What there is to type, by the title it stands under, in the order of `GROUPS`."""
+    """Rows of flags and help by the title of their section, in the order of `GROUPS`."""
     found: dict[str, Rows] = {name: [] for name in ("Arguments", *GROUPS)}
     for parameter in parameters:
         if parameter.param_type_name == "argument":
@@ -88,7 +85,7 @@ def _on_terminal() -> bool:
 
 
 def _wrap(text: str, width: int) -> list[str]:
-    """Lines that break between words: not at a hyphen, and not before a default."""
+    """Lines broken between words, but not at a hyphen or inside `[default: `."""
     joined = text.replace("[default: ", "[default:\0")
     lines = textwrap.wrap(joined, width, break_on_hyphens=False, break_long_words=False)
     return [line.replace("\0", " ") for line in lines]

@@ -1,4 +1,4 @@
-"""What was typed and is not there: the option or command that was meant."""
+"""What to say about an option or command that does not exist: which one was meant."""
 
 from __future__ import annotations
 
@@ -67,14 +67,14 @@ SYNONYMS: dict[str, str] = {
     "sweep": "tune",
     "inspect": "info",
 }
-"""What other programs, and this one once, call an option or a command: what it is called here.
+"""Names of options and commands in other programs, and earlier ones here, to the names here.
 
-A flag stands for commands that have it; anything else is said whichever the command.
+A flag is suggested only for commands that have it, anything else for every command.
 """
 
 
 def explain(error: TyperException) -> UsageError:
-    """What Typer could not make sense of, as an error of ours."""
+    """An error of Typer's as one of ours."""
     context: Any = getattr(error, "ctx", None)
     typed: str = getattr(error, "option_name", "")
     if hasattr(error, "possibilities") and context is not None:
@@ -83,13 +83,13 @@ def explain(error: TyperException) -> UsageError:
 
 
 def _meant(typed: str, context: Any) -> str:
-    """What to type instead of a flag that a command does not have."""
+    """What to type instead of a flag that the command does not have."""
     own, known = _flags(context.command), SYNONYMS.get(typed, "")
     if known == DEVICE:
         return known
     if known and (known.split()[0] in own or not known.startswith("-")):
         return f"Did you mean '{known}'?"
-    if close := near(typed, own, alike=0.75):
+    if close := near(typed, own, cutoff=0.75):
         return f"Did you mean '{close}'?"
     every = context.parent.command.commands if context.parent else {}
     if others := [name for name, command in every.items() if typed in _flags(command)]:
@@ -103,7 +103,7 @@ def _flags(command: Any) -> list[str]:
 
 
 def no_command(typed: str, names: Iterable[str]) -> UsageError:
-    """What to say of a command that there is not."""
+    """The error for a command that does not exist."""
     known = SYNONYMS.get(typed)
     hint = f"Did you mean '{known}'?" if known else suggest(typed, names)
     return UsageError(f"there is no command '{typed}'", hint)

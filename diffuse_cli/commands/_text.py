@@ -1,4 +1,4 @@
-"""Numbers and tables as text, for the commands that print them."""
+"""Numbers and tables as text."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from diffuse_cli.metrics import measured
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of cells, in columns as wide as their widest."""
+    """Rows of cells as lines with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def number(values: Mapping[str, float], name: str) -> str:
-    """A value with its standard error, or a dash where it was not measured."""
+    """A value with its standard error, or a dash if it was not measured."""
     return f"{measured(values, name):.4f}" if name in values else "-"

@@ -1,7 +1,7 @@
-"""Write another program's model as a model file.
+"""Convert another program's model to a model file.
 
-Models of diffusers, and checkpoints of OpenAI's improved- and guided-diffusion. Nothing in a file
-is executed.
+Reads pipelines of diffusers, and checkpoints of OpenAI's improved-diffusion and guided-diffusion.
+No code in a file is executed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def run(config: ConvertConfig, console: Console) -> None:
     parameters = sum(tensor.numel() for tensor in made.model.ema.values())
     diffusion, count = own.diffusion, own.conditions.num_classes
     size = "x".join(map(str, own.space.size))
-    schedule = diffusion.schedule or "its own betas"
+    schedule = diffusion.schedule or "custom betas"
     classes = f", {count:,} classes" if count else ""
     console.say(
         f"{made.format}: {parameters:,} parameters, {size}, {schedule} over "

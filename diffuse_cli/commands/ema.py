@@ -1,7 +1,7 @@
 """Choose the length of the weight average (EMA) after training.
 
-Makes averages of many lengths from the snapshots that train --ema-lengths saved in the run
-directory beside the model, measures each, and names the best.
+Computes averages of many lengths from the snapshots that train --ema-lengths saved beside the
+model, measures each, and names the best.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from diffuse_cli import files
-from diffuse_cli.commands._options import check_sampler
 from diffuse_cli.commands._text import columns, number
 from diffuse_cli.config import EmaConfig
 from diffuse_cli.console import Console
@@ -24,7 +23,6 @@ CONFIG = EmaConfig
 
 def run(config: EmaConfig, console: Console) -> None:
     """Measure the lengths, and print them and the best."""
-    check_sampler(config)
     from diffuse_cli.sweeps.lengths import measure_lengths
 
     found = console.follow(measure_lengths(config))

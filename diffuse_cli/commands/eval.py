@@ -1,7 +1,7 @@
 """Measure a model, or a folder of images, against real images.
 
-Prints bits per dimension of held-out images and how far generated images are from real ones. Given
-the data that the model was trained on, it also measures overfitting and looks for copies.
+Prints the bits per dimension of held-out images and the distance of generated images from real
+ones. Given the training data, it also measures overfitting and looks for copies.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from diffuse_cli import files
-from diffuse_cli.commands._options import check_sampler
 from diffuse_cli.commands._text import columns
 from diffuse_cli.config import EvalConfig
 from diffuse_cli.console import Console, plain
@@ -24,7 +23,6 @@ CONFIG = EvalConfig
 
 def run(config: EvalConfig, console: Console) -> None:
     """Evaluate, and print the numbers."""
-    check_sampler(config)
     from diffuse_cli.evaluation.evaluating import evaluate
 
     found = console.follow(evaluate(config))
@@ -39,7 +37,7 @@ def run(config: EvalConfig, console: Console) -> None:
 
 
 def to_json(config: EvalConfig, found: Evaluated) -> dict[str, object]:
-    """Everything one needs to compare the numbers with others."""
+    """The numbers, and all that is needed to compare them with others."""
     values = dataclasses.asdict(dataclasses.replace(found, shown=None, remarks=[]))
     del values["shown"]
     values["remarks"] = [str(remark) for remark in found.remarks if remark.warns]
@@ -51,7 +49,7 @@ def to_json(config: EvalConfig, found: Evaluated) -> dict[str, object]:
 
 
 def lines(found: Evaluated) -> list[str]:
-    """A table of the numbers beside their references, and what they were measured on."""
+    """A table of the numbers and their references, and what they were measured on."""
     rows = [["", "measured", "reference"], *(_row(n, found.values) for n in shown(found.values))]
     part = {"held-out": "held-out images", "all": "all images of DATA"}[found.part]
     features = found.features.get("name", "")
@@ -76,7 +74,7 @@ def _row(number: Number, values: Values) -> list[str]:
 
 
 def _class_lines(found: Evaluated) -> list[str]:
-    """A row for each class: the counts, and the numbers that stand a few images."""
+    """A row for each class: counts, and the numbers that a few images suffice for."""
     if not found.classes:
         return []
     numbers = class_numbers(found.classes)

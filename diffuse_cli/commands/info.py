@@ -1,7 +1,7 @@
 """Describe a folder or zip of images, or a model file.
 
-For images: how many can be used and why the others cannot, sizes, classes, duplicates, the spread
-of the pixels. For a model file: its network, process, classes and training.
+For images: how many are usable and why the others are not, sizes, classes, duplicates, pixel
+statistics. For a model file: its network, process, classes and training.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from diffuse_cli.commands._text import columns
 from diffuse_cli.config import InfoConfig
 from diffuse_cli.console import Console
 from diffuse_cli.files import show
@@ -21,32 +22,28 @@ if TYPE_CHECKING:
 CONFIG = InfoConfig
 
 MOST = 5
-"""Sizes, and names in a group of copies, that are listed."""
+"""The most sizes, and names in a group of copies, to list."""
 
 MOST_CLASSES = 20
 
 MOST_LISTED, LONGEST = 100, 200
-"""Settings in a table of a model file that are printed, and characters of each."""
+"""The most settings in a table of a model file to print, and characters of each."""
 
 Rows = list[tuple[str, str]]
 
 
 def run(config: InfoConfig, console: Console) -> None:
-    """Look, and print what was found."""
+    """Inspect, and print what was found."""
     from diffuse_cli.inspection import inspect
     from diffuse_cli.inspection.model import ModelReport
 
     found = console.follow(inspect(config))
-    if console.as_json:
-        console.result([], found.to_dict())
-        return
     rows = _model_rows(found) if isinstance(found, ModelReport) else _data_rows(found)
-    width = max(len(label) for label, _ in rows)
-    console.write(f"{label:<{width}}  {text}".rstrip() for label, text in rows)
+    console.show(found.to_dict(), columns(rows))
 
 
 def _rows(label: str, texts: Iterable[str]) -> Rows:
-    """Lines under one label, which the first of them has."""
+    """Lines under one label, which is on the first."""
     return [("" if i else label, text) for i, text in enumerate(texts)]
 
 
@@ -70,7 +67,7 @@ def _data_rows(found: DataReport) -> Rows:
         ("train", f"at {width}x{height}, {colour}; {kept}"),
         *_rows("classes", _classes(found)),
         *_rows("pixels", _pixels(found)),
-        *_rows("duplicates", _copies(found.duplicates, " = ", "no image is there twice")),
+        *_rows("duplicates", _copies(found.duplicates, " = ", "none")),
         *_rows("near duplicates", _near(found)),
         ("fingerprint", found.fingerprint),
         *([("contact sheet", show(found.out))] if found.out else []),
@@ -97,14 +94,14 @@ def _classes(found: DataReport) -> list[str]:
 
     classes = found.summary.classes
     if not classes:
-        return ["none: the images are not in folders of their own"]
+        return ["none: the images are not in class folders"]
     least, most = min(classes.values()), max(classes.values())
     each = f"{most:,}" if least == most else f"{least:,} to {most:,}"
     lines = [
         f"{plural(len(classes), 'class', 'classes')} of {each} {'image' if most == 1 else 'images'}"
     ]
     if found.summary.unlabelled:
-        lines.append(f"{plural(found.summary.unlabelled, 'image')} outside of them")
+        lines.append(f"{plural(found.summary.unlabelled, 'image')} outside the class folders")
     return [*lines, _counts(classes, MOST_CLASSES)]
 
 
@@ -122,10 +119,10 @@ def _numbers(values: Iterable[float], digits: int) -> str:
 
 def _near(found: DataReport) -> list[str]:
     if found.near_duplicates is None:
-        return ["not looked for: the images are too small"]
-    lines = _copies(found.near_duplicates, " ~ ", "no two images are alike")
+        return ["not searched: the images are too small"]
+    lines = _copies(found.near_duplicates, " ~ ", "none")
     if found.blank:
-        lines.append(f"not looked for among almost blank images: {found.blank:,}")
+        lines.append(f"not searched among {found.blank:,} almost blank images")
     return lines
 
 
@@ -139,8 +136,8 @@ def _copies(copies: Copies, sign: str, none: str) -> list[str]:
         lines.append(f"{plural(copies.across_classes, 'group')} in more than one class")
     if copies.across_split:
         lines.append(
-            f"{plural(copies.across_split, 'held-out image')} with a likeness among those trained "
-            "on, which flatters held-out numbers"
+            f"{plural(copies.across_split, 'held-out image')} with a copy among the training "
+            "images, which flatters held-out numbers"
         )
     for group in copies.first:
         more = f", ... ({group.count:,})" if group.count > len(group.names) else ""
@@ -162,7 +159,7 @@ def _model_rows(found: ModelReport) -> Rows:
         ("parameters", f"{found.parameters:,}"),
         *_rows("network", _network(found)),
         ("process", _process(found)),
-        ("classes", _listed(found.classes) or "none; trained without --classes"),
+        ("classes", _listed(found.classes) or "none: trained without --classes"),
         ("step", _brief(f"{found.step:,}")),
         *([("recommended", show(str(found.sampling)))] if found.sampling else []),
         *_rows("data", _settings(found.data)),
@@ -185,7 +182,7 @@ def _network(found: ModelReport) -> list[str]:
 
 def _process(found: ModelReport) -> str:
     diffusion = found.blueprint.diffusion
-    betas = "betas of its own" if diffusion.betas else f"schedule {show(diffusion.schedule)}"
+    betas = "custom betas" if diffusion.betas else f"schedule {show(diffusion.schedule)}"
     zero = " at zero terminal SNR" if diffusion.zero_terminal_snr else ""
     return (
         f"{betas}{zero}, {diffusion.num_timesteps:,} timesteps, "
@@ -194,7 +191,7 @@ def _process(found: ModelReport) -> str:
 
 
 def _settings(values: Mapping[str, Any], before: str = "") -> list[str]:
-    """A line for the settings, and one for each table among them."""
+    """A line for the settings, and one for each table in them."""
     tables = {name: value for name, value in values.items() if isinstance(value, Mapping)}
     single = [f"{_brief(k)}={_brief(_text(v))}" for k, v in values.items() if k not in tables]
     lines = [f"{before}{_listed(single)}"] if single else []
@@ -204,14 +201,14 @@ def _settings(values: Mapping[str, Any], before: str = "") -> list[str]:
 
 
 def _text(value: Any) -> str:
-    """A value as people write it; a long list by its length."""
+    """A value as text; of a long list, its length."""
     if isinstance(value, list):
         return str(value) if len(value) <= MOST_CLASSES else f"{len(value):,} values"
     return str(value)
 
 
 def _listed(words: Sequence[str]) -> str:
-    """The first of some words, and how many there are besides."""
+    """The first of the words, and how many more there are."""
     more = f" and {len(words) - MOST_LISTED:,} more" if len(words) > MOST_LISTED else ""
     return ", ".join(map(_brief, words[:MOST_LISTED])) + more
 

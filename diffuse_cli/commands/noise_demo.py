@@ -1,6 +1,6 @@
-"""Show how noise replaces an image, under one schedule or several.
+"""Show how noise replaces an image under one or more schedules.
 
-Needs no model. Writes a picture with the image at several timesteps and the schedules as curves.
+Needs no model. Writes a picture of the image at several timesteps, with the schedules as curves.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
 """Draw images from a model file.
 
-Writes the images, a grid of them, and a manifest that says how to draw them again.
+Writes the images, a grid of them, and a manifest with the settings that reproduce them.
 """
 
 from __future__ import annotations
 
-from diffuse_cli.commands._options import check_sampler
 from diffuse_cli.config import SampleConfig
 from diffuse_cli.console import Console
 
@@ -14,7 +13,6 @@ CONFIG = SampleConfig
 
 def run(config: SampleConfig, console: Console) -> None:
     """Sample, and print the paths of the pictures."""
-    check_sampler(config)
     from diffuse_cli.sampling import generate
 
     made = console.follow(generate(config))

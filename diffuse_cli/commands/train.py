@@ -24,7 +24,7 @@ CONFIG = TrainConfig
 
 
 def run(config: TrainConfig, console: Console) -> None:
-    """Train, or with --dry-run say what would be trained."""
+    """Train, or with --dry-run print what would be trained."""
     if config.dry_run:
         _dry_run(config, console)
         return
@@ -45,14 +45,11 @@ def _dry_run(config: TrainConfig, console: Console) -> None:
     from diffuse_cli.training.estimating import estimate
 
     found = console.follow(estimate(config))
-    if console.as_json:
-        console.result([], found.to_dict())
-    else:
-        console.write([found.to_toml().rstrip("\n")])
+    console.show(found.to_dict(), [found.to_toml().rstrip("\n")])
 
 
 class _Describe:
-    """Training's own events as progress and sentences."""
+    """Training's events as progress and notices."""
 
     def __init__(self, live: bool) -> None:
         self.live = live
@@ -62,13 +59,11 @@ class _Describe:
         from diffuse_cli.training.reports import Evaluated, Looked, Step
 
         if isinstance(event, Evaluated):
-            best = f"  the best so far: {files.show(event.best)}" if event.best else ""
-            kid = Measured(event.kid, event.kid_standard_error or 0.0)
-            return Notice(f"step {event.step:,}  KID {kid:.4f}{best}")
+            best = f"  best so far: {files.show(event.best)}" if event.best else ""
+            return Notice(f"step {event.step:,}  KID {_kid(dataclasses.asdict(event))}{best}")
         if isinstance(event, Looked):
-            held = (
-                f"  held-out {event.held_out_loss:.4f}" if event.held_out_loss is not None else ""
-            )
+            loss = event.held_out_loss
+            held = f"  held-out {loss:.4f}" if loss is not None else ""
             where = f"  {event.preview}" if event.preview else ""
             return Notice(f"step {event.step:,}{held}{where}")
         assert isinstance(event, Step)
@@ -80,30 +75,28 @@ class _Describe:
 
 
 def _left(event: Any) -> str:
-    """The time that is left, in words."""
+    """The time left, as text."""
     if not event.seconds_left:
         return ""
     minutes, seconds = divmod(round(event.seconds_left), 60)
     hours, minutes = divmod(minutes, 60)
-    return (
-        f"  {hours}:{minutes:02d}:{seconds:02d} left"
-        if hours
-        else (f"  {minutes}:{seconds:02d} left")
-    )
+    return f"  {f'{hours}:{minutes:02d}' if hours else minutes}:{seconds:02d} left"
+
+
+def _kid(values: Mapping[str, Any]) -> str:
+    return f"{Measured(values['kid'], values['kid_standard_error'] or 0.0):.4f}"
 
 
 def _summary(trained: Trained) -> str:
     minutes, seconds = divmod(round(trained.seconds), 60)
     held = f", held-out {trained.held_out_loss:.4f}" if trained.held_out_loss is not None else ""
     loss = f", loss {trained.loss:.4f}{held}" if trained.loss is not None else ""
-    return (
+    text = (
         f"{trained.parameters:,} parameters, step {trained.step:,} of "
-        f"{trained.steps:,}{loss}, {minutes} min {seconds} s{_best(trained.best)}"
+        f"{trained.steps:,}{loss}, {minutes} min {seconds} s"
     )
-
-
-def _best(best: Mapping[str, Any] | None) -> str:
-    if best is None:
-        return ""
-    kid = Measured(best["kid"], best["kid_standard_error"] or 0.0)
-    return f"; best by KID at step {best['step']:,}: {kid:.4f}, {files.show(best['model'])}"
+    if (best := trained.best) is None:
+        return text
+    return (
+        f"{text}; best by KID at step {best['step']:,}: {_kid(best)}, {files.show(best['model'])}"
+    )

@@ -1,4 +1,4 @@
-"""Choose the sampler, steps and guidance to draw with.
+"""Choose the sampler, steps and guidance for a model.
 
 Tries every sampler with several numbers of steps, then guidance scales, and recommends the cheapest
 setting that is as good as the best.
@@ -37,7 +37,7 @@ def run(config: TuneConfig, console: Console) -> None:
 
 
 def _with_report(config: TuneConfig, console: Console) -> None:
-    """Evaluate what was recommended, too, and write the page of both."""
+    """Also evaluate the recommended setting, and write the page of both."""
     from diffuse_cli.commands import eval as evaluation
     from diffuse_cli.sweeps.tuning import tune_and_evaluate
 
@@ -54,13 +54,13 @@ def _with_report(config: TuneConfig, console: Console) -> None:
 
 
 def to_json(found: Tuned) -> dict[str, object]:
-    """What was found, as plain values."""
+    """The result as plain values."""
     values = dataclasses.asdict(found)
     return {**values, **{n: str(values[n]) if values[n] else None for n in ("out", "plot")}}
 
 
 def lines(found: Tuned) -> list[str]:
-    """A row for each setting, the recommended one, and the files that were written."""
+    """A row for each setting, the recommendation, and the files written."""
     guided = found.recommended.guidance is not None
     shown = [i for i, head in enumerate(HEADS) if guided or head != "guidance"]
     rows = [HEADS, *(_cells(row) for row in found.rows)]

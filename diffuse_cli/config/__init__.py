@@ -1,61 +1,30 @@
 """What each command can be asked to do, as frozen dataclasses of options.
 
-Names of table entries (`--schedule cosine`) are checked where their table is looked up, so this
-room knows nothing of the core.
+Names of table entries (`--schedule cosine`) are checked where their table is looked up.
 """
 
 from __future__ import annotations
 
-from diffuse_cli.config.converting import ConvertConfig
-from diffuse_cli.config.demo import DemoConfig
-from diffuse_cli.config.drawing import (
-    GUIDANCE,
-    SAMPLER,
-    SAMPLING_STEPS,
-    ComputeConfig,
-    DrawConfig,
-    SampleConfig,
-    SamplerConfig,
-    Setting,
-    TrajectoryConfig,
-    WeightsConfig,
-)
-from diffuse_cli.config.info import InfoConfig
-from diffuse_cli.config.measuring import (
-    TUNED_GUIDANCE,
-    TUNED_STEPS,
-    BoundConfig,
-    EmaConfig,
-    EvalConfig,
-    FeatureConfig,
-    MeasureConfig,
-    TuneConfig,
-)
-from diffuse_cli.config.model import DiffusionConfig
-from diffuse_cli.config.training import TrainConfig
-
-__all__ = [
-    "GUIDANCE",
-    "SAMPLER",
-    "SAMPLING_STEPS",
-    "TUNED_GUIDANCE",
-    "TUNED_STEPS",
-    "BoundConfig",
-    "ComputeConfig",
-    "ConvertConfig",
-    "DemoConfig",
-    "DiffusionConfig",
-    "DrawConfig",
-    "EmaConfig",
-    "EvalConfig",
-    "FeatureConfig",
-    "InfoConfig",
-    "MeasureConfig",
-    "SampleConfig",
-    "SamplerConfig",
-    "Setting",
-    "TrainConfig",
-    "TrajectoryConfig",
-    "TuneConfig",
-    "WeightsConfig",
-]
+from diffuse_cli.config.converting import ConvertConfig as ConvertConfig
+from diffuse_cli.config.demo import DemoConfig as DemoConfig
+from diffuse_cli.config.drawing import GUIDANCE as GUIDANCE
+from diffuse_cli.config.drawing import SAMPLER as SAMPLER
+from diffuse_cli.config.drawing import SAMPLING_STEPS as SAMPLING_STEPS
+from diffuse_cli.config.drawing import ComputeConfig as ComputeConfig
+from diffuse_cli.config.drawing import DrawConfig as DrawConfig
+from diffuse_cli.config.drawing import SampleConfig as SampleConfig
+from diffuse_cli.config.drawing import SamplerConfig as SamplerConfig
+from diffuse_cli.config.drawing import Setting as Setting
+from diffuse_cli.config.drawing import TrajectoryConfig as TrajectoryConfig
+from diffuse_cli.config.drawing import WeightsConfig as WeightsConfig
+from diffuse_cli.config.measuring import TUNED_GUIDANCE as TUNED_GUIDANCE
+from diffuse_cli.config.measuring import TUNED_STEPS as TUNED_STEPS
+from diffuse_cli.config.measuring import BoundConfig as BoundConfig
+from diffuse_cli.config.measuring import EmaConfig as EmaConfig
+from diffuse_cli.config.measuring import EvalConfig as EvalConfig
+from diffuse_cli.config.measuring import FeatureConfig as FeatureConfig
+from diffuse_cli.config.measuring import MeasureConfig as MeasureConfig
+from diffuse_cli.config.measuring import TuneConfig as TuneConfig
+from diffuse_cli.config.model import DiffusionConfig as DiffusionConfig
+from diffuse_cli.config.reading import InfoConfig as InfoConfig
+from diffuse_cli.config.training import TrainConfig as TrainConfig

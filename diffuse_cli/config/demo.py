@@ -1,11 +1,11 @@
-"""The forward process of one image, shown."""
+"""What `noise-demo` shows: the forward process of one image."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from diffuse_cli.config.model import TIMESTEPS_SHOWN
-from diffuse_cli.options import OVERWRITE, Config, option
+from diffuse_cli.options import OVERWRITE, Config, argument, option
 from diffuse_cli.parsing import Size, parse_color, parse_names, parse_size
 
 
@@ -13,11 +13,11 @@ from diffuse_cli.parsing import Size, parse_color, parse_names, parse_size
 class DemoConfig(Config):
     """The forward process of one image, as a picture."""
 
-    image: str = option(help="Image.", argument=True, place=True, metavar="IMAGE")
+    image: str = argument("IMAGE", "Image.")
     schedule: tuple[str, ...] | None = option(
         None,
         "Noise schedule. Repeat it to compare several.",
-        table="schedules",
+        table="core.schedules.SCHEDULES",
         parse=parse_names,
         shown="all of them",
     )
@@ -29,15 +29,9 @@ class DemoConfig(Config):
     )
     seed: int = option(0, "Seed of the noise.", low=0, high=2**63 - 1)
     size: Size | None = option(
-        None,
-        "Size to show the image at.",
-        parse=parse_size,
-        metavar="H[xW]",
-        shown="its own, at most 256",
+        None, "Size to show the image at.", parse=parse_size, shown="its own, at most 256"
     )
-    background: str = option(
-        "white", "Colour behind a transparent image.", parse=parse_color, metavar="COLOR"
-    )
+    background: str = option("white", "Colour behind a transparent image.", parse=parse_color)
     out: str | None = option(
         None, "Picture to write.", flag="-o", metavar="FILE", shown="NAME.noise-demo.png"
     )

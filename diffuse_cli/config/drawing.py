@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
-from diffuse_cli.options import OVERWRITE, Config, option
+from diffuse_cli.core.samplers import sampler_options
+from diffuse_cli.errors import translating
+from diffuse_cli.options import (
+    OVERWRITE,
+    Config,
+    argument,
+    option,
+    output_option,
+    run_option,
+    sampling_option,
+)
 from diffuse_cli.parsing import parse_interval, parse_names
 
-run_option = partial(option, group="Run")
-output_option = partial(option, group="Output")
-sampling_option = partial(option, group="Sampling")
-
-
 SAMPLER, SAMPLING_STEPS = "unipc", 20
-"""Chosen by the sweep of benchmarks/samplers.py."""
+"""Chosen by benchmarks/samplers.py."""
 
 GUIDANCE = 2.0
-"""The guidance scale of a model with classes where none is given."""
+"""The default guidance scale of a model with classes."""
 
 MOST_STEPS, STRONGEST = 100_000, 100
 """The largest number of steps and guidance scale that can be asked for."""
@@ -44,45 +48,48 @@ class ComputeConfig(Config):
     batch_size: int = run_option(
         64, "Batch size; does not affect the results.", low=1, high=100_000
     )
-    precision: str = run_option("auto", "Precision of the arithmetic.", table="precisions")
+    precision: str = run_option("auto", "Precision of the arithmetic.", table="runtime.PRECISIONS")
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsConfig(Config):
-    """Which of a model's weights are used."""
+    """Which of a model's weights to use."""
 
     weights: str = sampling_option(
-        "ema", "Use the averaged weights, or the raw ones.", table="weights"
+        "ema", "Use the averaged weights, or the raw ones.", table=("ema", "raw")
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrajectoryConfig(Config):
-    """What goes with any sampler: the timesteps it visits, and what bends each prediction."""
+    """Options that go with any sampler."""
 
     spacing: str = sampling_option(
-        "trailing", "Which timesteps the sampler visits.", table="spacings"
+        "trailing", "Which timesteps the sampler visits.", table="core.spacings.SPACINGS"
     )
     threshold: float | None = sampling_option(
         None,
-        "Dynamic thresholding: scale each predicted image so that this share of its pixels, for "
-        "example 0.995, lies in range, instead of clipping it.",
+        "Dynamic thresholding: instead of clipping a predicted image, scale it until this share "
+        "of its pixels, such as 0.995, is in range.",
         low=0.01,
         high=1,
         shown="",
     )
     guidance_interval: tuple[float, float] | None = sampling_option(
         None,
-        "Guide only at noise levels sigma/alpha between these.",
+        "Guide only at noise levels (sigma/alpha) between these.",
         parse=parse_interval,
-        metavar="LOW,HIGH",
         shown="all",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig(TrajectoryConfig):
-    """The sampler, its steps and its guidance."""
+    """The sampler, its steps and its guidance.
+
+    Raises:
+        UsageError: an option that the named sampler does not take.
+    """
 
     steps: int | None = option(
         None,
@@ -92,11 +99,12 @@ class SamplerConfig(TrajectoryConfig):
         shown=f"the model's, or {SAMPLING_STEPS}",
     )
     sampler: str | None = option(
-        None, "Sampler.", table="samplers", shown=f"the model's, or {SAMPLER}"
+        None, "Sampler.", table="core.samplers.SAMPLERS", shown=f"the model's, or {SAMPLER}"
     )
     guidance: float | None = option(
         None,
-        "Guidance scale of a model with classes: 1 is the conditional model, 0 the unconditional.",
+        "Guidance scale, for a model with classes: 1 is the conditional model, 0 the "
+        "unconditional.",
         low=0,
         high=STRONGEST,
         shown=f"the model's, or {GUIDANCE:g}; 1 if trained with --label-dropout 0",
@@ -106,9 +114,15 @@ class SamplerConfig(TrajectoryConfig):
     )
     order: int | None = sampling_option(None, "Order of unipc.", low=2, high=3, shown="2")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sampler is not None:  # else it may be one that the model file recommends
+            with translating():
+                sampler_options(self.sampler, **self.sampler_options)
+
     @property
     def sampler_options(self) -> dict[str, float | None]:
-        """Options that only some samplers take; None where not given."""
+        """Options that only some samplers take; None if not given."""
         return {"eta": self.eta, "order": self.order}
 
 
@@ -121,15 +135,14 @@ class DrawConfig(SamplerConfig, ComputeConfig):
 class SampleConfig(DrawConfig, WeightsConfig):
     """Images from a model file."""
 
-    model: str = option(help="Model file.", argument=True, place=True, metavar="MODEL")
+    model: str = argument("MODEL", "Model file.")
     n: int = option(16, "Number of images.", flag="-n", low=1, high=10_000_000)
     out: str = option("samples", "Folder for the images.", flag="-o", metavar="FOLDER")
     classes: tuple[str, ...] = option(
         (),
-        "Class to draw. Repeat it for several, which take turns.",
+        "Class to draw. Repeat it to draw several in turn.",
         flag="--class",
         parse=parse_names,
-        metavar="NAME",
         shown="every class in turn",
     )
     gif: bool = option(False, "Also write denoising.gif, from noise to image.")

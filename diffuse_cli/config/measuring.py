@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 from diffuse_cli.config.drawing import (
     ComputeConfig,
@@ -12,8 +11,18 @@ from diffuse_cli.config.drawing import (
     TrajectoryConfig,
     WeightsConfig,
 )
+from diffuse_cli.config.reading import ReadingConfig
 from diffuse_cli.errors import UsageError
-from diffuse_cli.options import OVERWRITE, Config, first_given, option
+from diffuse_cli.options import (
+    OVERWRITE,
+    Config,
+    argument,
+    data_option,
+    first_given,
+    measuring_option,
+    option,
+    output_option,
+)
 from diffuse_cli.parsing import (
     parse_color,
     parse_file,
@@ -23,52 +32,34 @@ from diffuse_cli.parsing import (
     parse_timesteps,
 )
 
-data_option = partial(option, group="Data")
-output_option = partial(option, group="Output")
-measuring_option = partial(option, group="Measuring")
-
-
 TUNED_STEPS, TUNED_GUIDANCE = (5, 10, 20, 50), (1.0, 1.5, 2.0, 3.0, 4.0)
-"""What `tune` tries where nothing is given."""
+"""What `tune` tries by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureConfig(Config):
     """The network whose features images are compared in."""
 
-    features: str = option("efficientnet-lite0", "Feature network.", table="features")
+    features: str = option("efficientnet-lite0", "Feature network.", table="features.FEATURES")
     feature_weights: str | None = measuring_option(
         None,
         "Weights of the feature network.",
         parse=parse_file,
-        metavar="FILE",
         shown="found in the folder DIFFUSE_WEIGHTS, else downloaded",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureConfig(FeatureConfig, ComputeConfig):
-    """What is measured, and the real images that it is measured against."""
+class MeasureConfig(FeatureConfig, ComputeConfig, ReadingConfig):
+    """What is measured, and the real images to compare with."""
 
-    subject: str = option(help="Model file.", argument=True, place=True, metavar="MODEL")
-    data: str = option(
-        help="Folder or zip of real images.", argument=True, place=True, metavar="DATA"
-    )
+    subject: str = argument("MODEL", "Model file.")
+    data: str = argument("DATA", "Folder or zip of real images.")
     n: int = option(
         1000, "Images on each side, generated and real.", flag="-n", low=2, high=10_000_000
     )
     background: str | None = data_option(
-        None,
-        "Colour behind transparent images.",
-        parse=parse_color,
-        metavar="COLOR",
-        shown="the model's",
-    )
-    strict: bool = data_option(
-        False, "Stop at the first bad file instead of skipping it.", control=True
-    )
-    workers: int | None = data_option(
-        None, "Threads that read images.", low=1, high=256, shown="all cores"
+        None, "Colour behind transparent images.", parse=parse_color, shown="the model's"
     )
     overwrite: bool = option(False, OVERWRITE)
 
@@ -78,14 +69,11 @@ class BoundConfig(Config):
     """How the likelihood bound is estimated."""
 
     timesteps: int | str = option(
-        50,
-        "Timesteps sampled per image for the likelihood bound, or 'all'.",
-        parse=parse_timesteps,
-        metavar="N|all",
+        50, "Timesteps sampled per image for the likelihood bound, or 'all'.", parse=parse_timesteps
     )
     respaced: int | None = measuring_option(
         None,
-        "Take the bound over N of the model's timesteps.",
+        "Compute the bound over N of the model's timesteps.",
         low=2,
         high=100_000,
         shown="all of them",
@@ -99,22 +87,17 @@ class BoundConfig(Config):
 class EvalConfig(MeasureConfig, BoundConfig, DrawConfig, WeightsConfig):
     """A model, or a folder of images, measured against real images."""
 
-    subject: str = option(
-        help="Model file, or folder of generated images.",
-        argument=True,
-        place=True,
-        metavar="MODEL_OR_FOLDER",
-    )
+    subject: str = argument("MODEL_OR_FOLDER", "Model file, or folder of generated images.")
     report: str | None = option(
         None,
-        "Write a page with samples, every number and plot, and how to repeat them.",
+        "Write a page with samples, every number and plot, and how to reproduce them.",
         metavar="FILE.html",
         shown="",
     )
     train_n: int = measuring_option(
         5000,
-        "Training images to compare features with when looking for copies; pixels are compared "
-        "with all of them. 0 skips the search.",
+        "Training images whose features are searched for copies; pixels are compared with all "
+        "of them. 0 skips the search.",
         low=0,
         high=10_000_000,
     )
@@ -131,22 +114,16 @@ class TuneConfig(MeasureConfig, TrajectoryConfig, WeightsConfig):
     """Samplers, steps and guidance scales of a model, compared."""
 
     samplers: tuple[str, ...] | None = option(
-        None,
-        "Samplers to try.",
-        table="samplers",
-        parse=parse_listed,
-        metavar="NAME,...",
-        shown="all",
+        None, "Samplers to try.", table="core.samplers.SAMPLERS", parse=parse_listed, shown="all"
     )
     steps: tuple[int, ...] = option(
-        TUNED_STEPS, "Numbers of steps to try with each sampler.", parse=parse_ints, metavar="N,..."
+        TUNED_STEPS, "Numbers of steps to try with each sampler.", parse=parse_ints
     )
     guidance: tuple[float, ...] | None = option(
         None,
-        "Guidance scales to try, for a model with classes: samplers are compared at the first, "
-        "the others are tried with the best of them.",
+        "Guidance scales to try, for a model with classes: samplers are compared at the first "
+        "scale, and the best of them is tried at the others.",
         parse=parse_scales,
-        metavar="SCALE,...",
         shown=f"the model's, then {','.join(f'{scale:g}' for scale in TUNED_GUIDANCE)}",
     )
     out: str | None = option(
@@ -161,7 +138,7 @@ class TuneConfig(MeasureConfig, TrajectoryConfig, WeightsConfig):
     )
     report: str | None = option(
         None,
-        "Evaluate the recommended setting, and write a page with that and with all that was tried.",
+        "Evaluate the recommended setting, and write a page with that and everything tried.",
         metavar="FILE.html",
         shown="",
     )
@@ -171,7 +148,7 @@ class TuneConfig(MeasureConfig, TrajectoryConfig, WeightsConfig):
         flag = first_given(self, TrajectoryConfig, WeightsConfig)
         if self.out is not None and flag:
             raise UsageError(
-                f"-o: a model file cannot recommend {flag}, which the setting was measured with",
+                f"-o: a model file cannot record {flag}, with which the setting was measured",
                 f"Leave out -o or {flag}",
             )
 
@@ -182,9 +159,9 @@ class EmaConfig(MeasureConfig, DrawConfig):
 
     metric: str = option(
         "kid",
-        "What decides: the KID of generated images, or the loss of held-out ones (nothing is "
-        "drawn).",
-        table="ema_metrics",
+        "How lengths are compared: by the KID of generated images, or by the loss of held-out "
+        "images, which draws none.",
+        table=("kid", "held-out"),
     )
     out: str | None = option(
         None, "Write a model file with the best average.", flag="-o", metavar="FILE", shown=""
@@ -195,6 +172,5 @@ class EmaConfig(MeasureConfig, DrawConfig):
         flag = first_given(self, SamplerConfig, FeatureConfig)
         if self.metric == "held-out" and flag:
             raise UsageError(
-                f"{flag} says how images are drawn and compared, and --metric held-out draws none",
-                f"Leave out {flag}",
+                f"{flag} has no effect: --metric held-out draws no images", f"Leave out {flag}"
             )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffuse_cli.errors import UsageError
-from diffuse_cli.options import Config, option
+from diffuse_cli.options import Config, process_option
 from diffuse_cli.parsing import parse_betas
 
 TIMESTEPS = 1000
@@ -18,34 +18,27 @@ class DiffusionConfig(Config):
     """The forward process and what the network learns of its reverse.
 
     Attributes:
-        num_timesteps: T, which is 1000, or the number of `betas`, where it is not given.
-        schedule: None with `betas`, which stand in its place.
-        betas: the numbers themselves, also where a file of them was named.
-        rescale_timesteps: the network is shown t * 1000 / T, which is on one scale for every T; a
-            model from elsewhere may have been shown t itself.
+        num_timesteps: T; by default 1000, or the number of `betas`.
+        schedule: None with `betas`.
+        betas: the numbers, even if a file was given.
+        rescale_timesteps: the network sees t * 1000 / T, the same scale for every T; a converted
+            model may have seen t itself.
     """
 
-    num_timesteps: int = option(
-        None,
-        "Timesteps T of the forward process.",
-        low=2,
-        high=100_000,
-        shown=TIMESTEPS_SHOWN,
-        group="Process",
+    num_timesteps: int = process_option(
+        None, "Timesteps T of the forward process.", low=2, high=100_000, shown=TIMESTEPS_SHOWN
     )
-    schedule: str = option("cosine", "Noise schedule.", table="schedules", group="Process")
-    betas: tuple[float, ...] | None = option(
-        None, "Read the betas from a file.", parse=parse_betas, metavar="FILE", group="Process"
+    schedule: str = process_option("cosine", "Noise schedule.", table="core.schedules.SCHEDULES")
+    betas: tuple[float, ...] | None = process_option(
+        None, "Read the betas from a file.", parse=parse_betas
     )
-    zero_terminal_snr: bool = option(
-        False, "Rescale the betas to end in pure noise (not with target eps).", group="Process"
+    zero_terminal_snr: bool = process_option(
+        False, "Rescale the betas to end in pure noise (not with target eps)."
     )
-    rescale_timesteps: bool = option(
-        True, "Show the network t * 1000 / T instead of t.", group="Process"
-    )
-    target: str = option("v", "What the network predicts.", table="targets", group="Process")
-    variance: str = option(
-        "small", "Variance of the reverse process.", table="variances", group="Process"
+    rescale_timesteps: bool = process_option(True, "Show the network t * 1000 / T instead of t.")
+    target: str = process_option("v", "What the network predicts.", table="core.targets.TARGETS")
+    variance: str = process_option(
+        "small", "Variance of the reverse process.", table="core.variances.VARIANCES"
     )
 
     def __post_init__(self) -> None:
@@ -56,10 +49,10 @@ class DiffusionConfig(Config):
 
 
 def timesteps_of(betas: Sequence[float] | None, given: int | None) -> int:
-    """The number of timesteps: as given, else as many as there are betas, else 1000.
+    """The number of timesteps: `given`, else the number of betas, else 1000.
 
     Raises:
-        UsageError: another number is given than there are betas.
+        UsageError: `given` is not the number of betas.
     """
     if betas is None:
         return TIMESTEPS if given is None else given

@@ -4,31 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from diffuse_cli.config.model import DiffusionConfig
+from diffuse_cli.config.reading import ReadingConfig
 from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.errors import UsageError
-from diffuse_cli.options import OVERWRITE, option, to_dict
+from diffuse_cli.options import (
+    OVERWRITE,
+    argument,
+    data_option,
+    network_option,
+    optimiser_option,
+    option,
+    output_option,
+    run_option,
+    to_dict,
+)
 from diffuse_cli.parsing import Size, parse_color, parse_size
-
-data_option = partial(option, group="Data")
-network_option = partial(option, group="Network")
-optimiser_option = partial(option, group="Optimisation")
-run_option = partial(option, group="Run")
-output_option = partial(option, group="Output")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(DiffusionConfig):
+class TrainConfig(DiffusionConfig, ReadingConfig):
     """Everything that decides the weights of a model, and how its run is kept."""
 
-    data: str = option(help="Folder or zip of images.", argument=True, place=True, metavar="DATA")
+    data: str = argument("DATA", "Folder or zip of images.")
     steps: int = option(5000, "Training steps.", low=1, high=100_000_000)
     minutes: float | None = option(
         None,
-        "Train for about this long, evaluations not counted: sets the steps by measured speed.",
+        "Train for about this long; sets the steps by measured speed.",
         low=0.01,
         high=1e6,
         control=True,
@@ -43,53 +47,42 @@ class TrainConfig(DiffusionConfig):
     )
     size: Size | None = option(
         None,
-        "Image size; images of one size up to 64 keep it, others become 64x64.",
+        "Image size. Images of a single size up to 64 keep it; others become 64x64.",
         parse=parse_size,
-        metavar="H[xW]",
         shown="from the data",
     )
     preset: str | None = network_option(
-        None, "Network.", table="presets", shown="from image size and device"
+        None, "Network.", table="presets.PRESETS", shown="from image size and device"
     )
     batch_size: int | None = option(
         None,
-        "Images per step, over all processes; the learning rate follows.",
+        "Images per step, over all processes; scales the learning rate.",
         low=1,
         high=1_000_000,
-        shown="64; with --minutes, what suits",
+        shown="64; chosen with --minutes",
     )
     classes: bool = option(False, "Learn classes: the names of the folders.")
     resume: bool = option(False, "Continue from the last checkpoint.", control=True)
     auto_resume: bool = run_option(
-        False,
-        "Continue a run, or begin one where there is none: for jobs that are queued again.",
-        control=True,
+        False, "Continue a run, or start one if there is none: for requeued jobs.", control=True
     )
     overwrite: bool = option(False, OVERWRITE, control=True)
     dry_run: bool = option(
-        False, "Print the configuration and what it costs; train nothing.", control=True
+        False, "Print the configuration and its cost, without training.", control=True
     )
 
     medium: str | None = data_option(
-        None, "What the samples are.", table="media", shown="what most files of DATA are"
+        None, "What the samples are.", table="media.MEDIA", shown="that of most files in DATA"
     )
     channels: int | None = data_option(
         None, "Channels: 1 for grey, 3 for colour.", low=1, high=64, shown="from the data"
     )
     flip: bool = data_option(False, "Mirror half of the images.")
-    background: str = data_option(
-        "white", "Colour behind transparent images.", parse=parse_color, metavar="COLOR"
-    )
-    strict: bool = data_option(
-        False, "Stop at the first bad file instead of skipping it.", control=True
-    )
-    workers: int | None = data_option(
-        None, "Threads that read images.", low=1, high=256, control=True, shown="all cores"
-    )
+    background: str = data_option("white", "Colour behind transparent images.", parse=parse_color)
 
     width: int | None = network_option(
         None,
-        "Base width of the network; the learning rate follows.",
+        "Base width of the network; scales the learning rate.",
         low=2,
         high=4096,
         shown="from the preset",
@@ -98,7 +91,7 @@ class TrainConfig(DiffusionConfig):
         None, "Start from the weights and network of a model.", place=True, metavar="MODEL"
     )
     network: str | None = network_option(
-        None, "Network architecture.", table="networks", shown="the preset's"
+        None, "Network architecture.", table="core.networks.NETWORKS", shown="the preset's"
     )
     architecture: Mapping[str, Any] = field(default_factory=dict)
 
@@ -106,29 +99,32 @@ class TrainConfig(DiffusionConfig):
         None, "Peak learning rate.", low=0, high=10, shown="from the preset"
     )
     warmup: int = optimiser_option(
-        100, "Steps of learning-rate warm-up, at most a tenth of all.", low=0
+        100, "Learning-rate warm-up steps, at most a tenth of the run.", low=0
     )
     weight_decay: float = optimiser_option(0.01, "Weight decay of AdamW.", low=0, high=10)
     grad_clip: float = optimiser_option(1.0, "Clip the gradient to this norm.", low=1e-6, high=1e6)
     accumulation: int = optimiser_option(
-        1, "Split each step into N passes, to save memory.", low=1, high=100_000
+        1, "Split each batch into N passes, to save memory.", low=1, high=100_000
     )
     loss: str | None = optimiser_option(
-        None, "Training loss.", table="losses", shown="simple; hybrid for a learned variance"
+        None,
+        "Training loss.",
+        table="core.losses.LOSSES",
+        shown="simple; hybrid for a learned variance",
     )
     weighting: str | None = optimiser_option(
         None,
-        "Weight of each timestep's loss, by its SNR.",
-        table="weightings",
+        "Weight of each timestep's loss, as a function of its SNR.",
+        table="core.losses.WEIGHTINGS",
         shown="min-snr; none with vlb",
     )
     timestep_draw: str = optimiser_option(
         "uniform",
         "Draw timesteps uniformly, or more where the loss is large.",
-        table="timestep_draws",
+        table="core.timesteps.TIMESTEP_DRAWS",
     )
     label_dropout: float = optimiser_option(
-        0.1, "Share of images trained without their class, for guidance.", low=0, high=1
+        0.1, "Share of images whose class is hidden in training, for guidance.", low=0, high=1
     )
     ema_decay: float = optimiser_option(
         0.999, "Largest decay of the weight average.", low=0, below=1
@@ -144,10 +140,10 @@ class TrainConfig(DiffusionConfig):
     )
 
     seed: int = run_option(0, "Seed of all random draws.", low=0, high=2**63 - 1)
-    precision: str = run_option("auto", "Precision of the arithmetic.", table="precisions")
-    compile: bool = run_option(False, "Compile the network; worth it for long runs on a GPU.")
+    precision: str = run_option("auto", "Precision of the arithmetic.", table="runtime.PRECISIONS")
+    compile: bool = run_option(False, "Compile the network: pays off in long runs on a GPU.")
     gradient_checkpointing: bool = run_option(
-        False, "Save memory by computing activations twice; slower.", control=True
+        False, "Save memory by recomputing activations, at some speed.", control=True
     )
     stop_at: int | None = run_option(
         None, "Stop after this step; --resume continues.", low=1, control=True
@@ -157,14 +153,14 @@ class TrainConfig(DiffusionConfig):
         "Steps between checkpoints.",
         low=1,
         control=True,
-        shown="500; more where saving would take over 1 % of the time",
+        shown="500, or more if saving would take over 1 % of the time",
     )
     preview_every: int = run_option(
         1000, "Steps between preview pictures and held-out losses.", low=1, control=True
     )
     eval_every: int | None = run_option(
         None,
-        "Steps between measurements of KID; the best model is kept beside the last.",
+        "Steps between measurements of KID; also keeps the best model.",
         low=1,
         place=True,
         shown="never",
@@ -174,9 +170,11 @@ class TrainConfig(DiffusionConfig):
     )
 
     keep_raw: bool = output_option(
-        False, "Also keep the weights before averaging in the model file."
+        False, "Also save the raw weights, before averaging, in the model file."
     )
-    log: str | None = output_option(None, "Also log to a tracker.", table="trackers", control=True)
+    log: str | None = output_option(
+        None, "Also log to a tracker.", table="runtime.TRACKERS", control=True
+    )
     log_every: int = output_option(50, "Steps between lines of metrics.jsonl.", low=1, control=True)
 
     def __post_init__(self) -> None:
@@ -190,24 +188,25 @@ class TrainConfig(DiffusionConfig):
             flag = "--resume" if self.resume else "--auto-resume"
             raise UsageError(f"{flag} and --overwrite exclude each other")
         if self.loss == "vlb" and self.weighting not in (None, "none"):
-            raise UsageError("--weighting does not go with --loss vlb, whose weights are its own")
+            raise UsageError("--weighting does not go with --loss vlb, which has its own weights")
 
     @property
     def goes_on(self) -> bool:
-        """Whether a run that stands at `out` is gone on with."""
+        """Whether to continue a run that is at `out`."""
         return self.resume or self.auto_resume
 
 
 DATA_FACTS = ("size", "channels", "out_channels", "num_classes")
-"""What a table [unet] held besides its settings in files of version 0.1: facts of the data."""
+"""Facts of the data that a table [unet] also held in files of version 0.1."""
 
 
 def from_file(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as a file has them, where the settings of a network are a table of its name, as
-    fields of `TrainConfig`.
+    """The options in a file as fields of `TrainConfig`.
+
+    In the file the settings of a network are a table of its name.
 
     Raises:
-        UsageError: tables of several networks, or of another one than the file names.
+        UsageError: tables of several networks, or of one that the file does not name.
     """
     fields = dict(values)
     tables = [name for name in NETWORKS if name in fields and name != "network"]
@@ -224,7 +223,7 @@ def from_file(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_file(config: TrainConfig, **kinds: bool) -> dict[str, Any]:
-    """A configuration as a file has it; keywords are those of `options.to_dict`."""
+    """The inverse of `from_file`; `kinds` are keywords of `options.to_dict`."""
     fields = to_dict(config, **kinds)
     settings = fields.pop("architecture")
     return {**fields, config.network or "unet": settings} if settings else fields

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
+import reprlib
 from collections.abc import Mapping
 from dataclasses import MISSING
 from typing import Any, TypeVar
@@ -15,7 +17,13 @@ from diffuse_cli.core.errors import InvalidArgument, suggest
 
 S = TypeVar("S")
 
-_KINDS = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
+_KINDS: dict[str, tuple[Any, str]] = {
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "bool": ((bool,), "true or false"),
+    "str": ((str,), "text"),
+}
+"""The types that a field's annotation allows, and what it is called."""
 
 
 def setting(default: Any = MISSING, low: float | None = None, high: float | None = None) -> Any:
@@ -33,7 +41,7 @@ class Settings:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
-            kind = field.type.__name__ if isinstance(field.type, type) else str(field.type)
+            kind = type_name(field)
             if value is None and kind.endswith("| None"):
                 continue
             kind = kind.removesuffix(" | None")
@@ -41,30 +49,60 @@ class Settings:
                 if not isinstance(value, (list, tuple)):
                     raise InvalidArgument(f"must be a list, not {value!r}", argument=field.name)
                 value, kind = tuple(value), kind.removeprefix("tuple[").split(",")[0].rstrip("]")
-                object.__setattr__(self, field.name, value)
             low, high = field.metadata.get("range", (None, None))
-            for each in value if isinstance(value, tuple) else (value,):
-                _check(field.name, kind, each, low, high)
-            if kind == "float":
-                floats = tuple(map(float, value)) if isinstance(value, tuple) else float(value)
-                object.__setattr__(self, field.name, floats)
+            if isinstance(value, tuple):
+                value = tuple(checked(field.name, kind, each, low, high) for each in value)
+            else:
+                value = checked(field.name, kind, value, low, high)
+            object.__setattr__(self, field.name, value)
 
 
-def _check(name: str, kind: str, value: Any, low: float | None, high: float | None) -> None:
-    """Refuse a value of another type, and a number that is not finite or not in [low, high]."""
-    allowed = _KINDS.get(kind, (object,))
-    if not isinstance(value, allowed) or (isinstance(value, bool) and kind in ("int", "float")):
-        raise InvalidArgument(f"must be {kind}, not {value!r}", argument=name)
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return
+def type_name(field: dataclasses.Field[Any]) -> str:
+    """A field's annotation as it is written, also where annotations are not strings."""
+    return field.type.__name__ if isinstance(field.type, type) else str(field.type)
+
+
+def checked(
+    name: str,
+    kind: str,
+    value: Any,
+    low: float | None = None,
+    high: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """`value` as what an annotation names; a whole number becomes a float where one is meant.
+
+    `low` and `high` belong to a number's range, `below` does not. Annotations other than int,
+    float, bool and str are not checked.
+
+    Raises:
+        InvalidArgument: with the argument `name`.
+    """
+    if kind not in _KINDS:
+        return value
+    types, called = _KINDS[kind]
+    if not isinstance(value, types) or (isinstance(value, bool) and kind != "bool"):
+        raise InvalidArgument(f"must be {called}, not {reprlib.repr(value)}", argument=name)
+    if kind not in ("int", "float"):
+        return value
     if isinstance(value, int) and value.bit_length() > 64:
         raise InvalidArgument("is too large", argument=name)
     if not math.isfinite(value):
         raise InvalidArgument(f"must be a finite number, not {value}", argument=name)
-    if low is not None and value < low:
-        raise InvalidArgument(f"must be at least {low:g}, not {value:g}", argument=name)
-    if high is not None and value > high:
-        raise InvalidArgument(f"must be at most {high:g}, not {value:g}", argument=name)
+    for words, bound, holds in (
+        ("at least", low, operator.ge),
+        ("at most", high, operator.le),
+        ("below", below, operator.lt),
+    ):
+        if bound is not None and not holds(value, bound):
+            problem = f"must be {words} {digits(bound)}, not {digits(value)}"
+            raise InvalidArgument(problem, argument=name)
+    return float(value) if kind == "float" else value
+
+
+def digits(value: float) -> str:
+    """A number with all of its digits, and no more."""
+    return f"{value:g}" if float(f"{value:g}") == value else str(value)
 
 
 def from_dict(kind: type[S], values: Mapping[str, Any]) -> S:

@@ -240,9 +240,9 @@ def test_fewer_images_than_a_batch_train(diffuse, recipe, tmp_path, count):
 
 def test_the_held_out_images_are_in_no_batch(train, monkeypatch):
     seen = []
-    pixels = Batches.pixels
+    samples = Batches.samples
     monkeypatch.setattr(
-        Batches, "pixels", lambda self, i: seen.append((self, i)) or pixels(self, i)
+        Batches, "samples", lambda self, i: seen.append((self, i)) or samples(self, i)
     )
     train("--steps", 16, "--preview-every", 100)
     batches = seen[0][0]

@@ -1,0 +1,41 @@
+"""How images are read, and what `info` is asked about them or about a model file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from diffuse_cli.options import OVERWRITE, Config, argument, data_option, option
+from diffuse_cli.parsing import Size, parse_color, parse_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingConfig(Config):
+    """How images are read."""
+
+    strict: bool = data_option(
+        False, "Stop at the first bad file instead of skipping it.", control=True
+    )
+    workers: int | None = data_option(
+        None, "Threads that read images.", low=1, high=256, control=True, shown="all cores"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoConfig(ReadingConfig):
+    """A set of images, or a model file, to describe."""
+
+    path: str = argument("PATH", "Folder or zip of images, or a model file.")
+    size: Size | None = data_option(
+        None, "Image size, as for train.", parse=parse_size, shown="from the data"
+    )
+    background: str | None = data_option(
+        None, "Colour behind transparent images.", parse=parse_color, shown="white"
+    )
+    out: str | None = option(
+        None,
+        "Write a contact sheet: a sample of the images, a row for each class.",
+        flag="-o",
+        metavar="FILE.png",
+        shown="",
+    )
+    overwrite: bool = option(False, OVERWRITE)
