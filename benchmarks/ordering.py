@@ -159,8 +159,8 @@ def main() -> None:
     began, n = time.monotonic(), options.n
     test, train = read(options.test), read(options.training)
     order = permutation(0, 0, len(test))
-    pixels, labels = np.ascontiguousarray(test.pixels[order[: 3 * n]]), test.labels[order[: 3 * n]]
-    known = train.pixels[permutation(0, 1, len(train))[: options.train_n]]
+    pixels, labels = np.ascontiguousarray(test.stored[order[: 3 * n]]), test.labels[order[: 3 * n]]
+    known = train.stored[permutation(0, 1, len(train))[: options.train_n]]
     network = FEATURES["efficientnet-lite0"].load("cpu")
     log("features of real images")
     own = finish(cached(network, pixels))

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffuse_cli.config import UNetConfig
-from diffuse_cli.data import Images
+from diffuse_cli.data import Samples
 from diffuse_cli.data.summary import Summary
 from diffuse_cli.options import from_dict
 from diffuse_cli.training.configuring import complete, configure
@@ -82,8 +82,8 @@ SETTINGS = tuple(
 def plan(size: int, images: int = 256, **options: Any) -> Plan:
     """A training on random pixels; `options` are those of `diffuse train`."""
     pixels = np.random.default_rng(0).integers(0, 256, (images, 3, size, size), np.uint8)
-    found = Images(
-        pixels=pixels,
+    found = Samples(
+        stored=pixels,
         labels=np.full(images, -1),
         class_names=(),
         names=tuple(map(str, range(images))),

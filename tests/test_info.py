@@ -23,7 +23,7 @@ from xxhash import xxh3_128_digest
 
 from diffuse_cli import files, modelfile, pictures
 from diffuse_cli.config import InfoConfig
-from diffuse_cli.data import Images, Summary, read_images
+from diffuse_cli.data import Samples, Summary, read_images
 from diffuse_cli.events import Notice, finish
 from diffuse_cli.inspection import dataset, inspect, near, sheet
 from diffuse_cli.inspection.copies import count_copies
@@ -108,7 +108,7 @@ def test_every_number_of_a_messy_set(messy, diffuse):
     ran = diffuse("info", messy, "--json", "--size", 8)
     found = ran.json
     images = finish(read_images(messy, size=(8, 8)))
-    values = images.pixels.astype(float)
+    values = images.stored.astype(float)
     assert ran.code == 0
     assert found == {
         "kind": "data",
@@ -150,7 +150,7 @@ NO_COPIES = {"groups": 0, "surplus": 0, "across_classes": 0, "across_split": 0, 
 def test_the_same_for_people(messy, diffuse):
     ran = diffuse("info", messy, "--size", 8)
     images = finish(read_images(messy, size=(8, 8)))
-    r, g, b = images.pixels.astype(float).mean((0, 2, 3))
+    r, g, b = images.stored.astype(float).mean((0, 2, 3))
     lines = [line[17:] for line in ran.out.splitlines()]
     assert lines[:12] == [
         str(messy),
@@ -251,7 +251,7 @@ def test_large_sets_are_mapped_and_nothing_is_left(tmp_path, monkeypatch, messy,
     mapped = []
     measure = dataset._measure
     monkeypatch.setattr(
-        dataset, "_measure", lambda found: mapped.append(found.pixels.filename) or measure(found)
+        dataset, "_measure", lambda found: mapped.append(found.stored.filename) or measure(found)
     )
     assert look(messy, workers=workers) == expected
     assert mapped[0].is_relative_to(temporary)
@@ -415,8 +415,8 @@ def test_only_likenesses_across_the_split_count():
     for k, held in enumerate(sides):
         if held:
             digests[k] = 0
-    images = Images(
-        pixels=np.zeros((count, 1, 8, 8), np.uint8),
+    images = Samples(
+        stored=np.zeros((count, 1, 8, 8), np.uint8),
         labels=np.full(count, -1),
         class_names=(),
         names=tuple(map(str, range(count))),
@@ -567,7 +567,7 @@ def test_large_images_are_small_on_the_sheet(tmp_path, channels):
     images = finish(read_images(data, size=(150, 300)))
     page = finish(sheet.draw(images))
     assert page.size == (128 + 2 + 128, 64)
-    expected = pictures.shrunk(pictures.image(images.pixels[1]), 128)
+    expected = pictures.shrunk(pictures.image(images.stored[1]), 128)
     assert page.crop((130, 0, 258, 64)).tobytes() == expected.tobytes()
 
 

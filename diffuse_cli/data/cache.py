@@ -14,7 +14,7 @@ import numpy as np
 
 from diffuse_cli import files
 from diffuse_cli.data import summary
-from diffuse_cli.data.images import Images
+from diffuse_cli.data.samples import Samples
 from diffuse_cli.errors import DataError
 from diffuse_cli.media import Array
 
@@ -104,18 +104,18 @@ def forget(folder: Path) -> None:
     files.remove(folder / INDEX)
 
 
-def save_index(images: Images, folder: Path) -> None:
+def save_index(images: Samples, folder: Path) -> None:
     """Write all but the pixels into `folder`, and the pixels where they are not there already.
 
     Raises:
         OutputError: the folder cannot be written.
     """
-    if not _is_mapped_from(images.pixels, folder / PIXELS):
+    if not _is_mapped_from(images.stored, folder / PIXELS):
         forget(folder)
-        files.write_bytes(folder / PIXELS, images.pixels.tobytes())
+        files.write_bytes(folder / PIXELS, images.stored.tobytes())
     meta = {
-        "shape": images.pixels.shape,
-        "dtype": images.pixels.dtype.str,
+        "shape": images.stored.shape,
+        "dtype": images.stored.dtype.str,
         "medium": images.medium,
         "class_names": images.class_names,
         "names": images.names,
@@ -136,7 +136,7 @@ def _is_mapped_from(pixels: Array, path: Path) -> bool:
     return name is not None and path.exists() and path.samefile(name)
 
 
-def open_index(folder: Path) -> Images:
+def open_index(folder: Path) -> Samples:
     """The images that `save_index` wrote into `folder`, their pixels mapped read-only.
 
     Raises:
@@ -149,8 +149,8 @@ def open_index(folder: Path) -> Images:
         shape, dtype = tuple(meta["shape"]), np.dtype(meta.get("dtype", "u1"))
         if (folder / PIXELS).stat().st_size != math.prod(shape) * dtype.itemsize:
             raise ValueError("the pixels are not those of the index")
-        return Images(
-            pixels=_map(folder / PIXELS, shape, dtype),
+        return Samples(
+            stored=_map(folder / PIXELS, shape, dtype),
             medium=meta.get("medium", "image"),
             labels=labels,
             class_names=tuple(meta["class_names"]),

@@ -16,7 +16,7 @@ LATER = "large"
 
 
 @dataclass
-class Plan:
+class Reading:
     """Where files are, which medium reads them, and what every sample becomes."""
 
     source: Source
@@ -41,21 +41,21 @@ class Skipped(NamedTuple):
 Result = Decoded | Skipped
 
 
-def decode_files(plan: Plan, entries: Iterable[Entry]) -> list[Result]:
+def decode_files(reading: Reading, entries: Iterable[Entry]) -> list[Result]:
     """The results in the order of `entries`. Whatever is wrong with a file is its result."""
-    return [_decode_file(plan, entry) for entry in entries]
+    return [_decode_file(reading, entry) for entry in entries]
 
 
-def _decode_file(plan: Plan, entry: Entry) -> Result:
+def _decode_file(reading: Reading, entry: Entry) -> Result:
     large = entry.size > LARGE
     try:
         if entry.fault:
             raise Unusable(entry.fault)
-        if large and plan.asked.shared:
+        if large and reading.asked.shared:
             raise Large
         with one_large if large else freely:
-            data = plan.source.read(entry)
-            return Decoded(entry, MEDIA[plan.medium].read(data, plan.asked))
+            data = reading.source.read(entry)
+            return Decoded(entry, MEDIA[reading.medium].read(data, reading.asked))
     except Unusable as error:
         return Skipped(entry, error.reason)
     except Large:

@@ -1,4 +1,4 @@
-"""From a folder or zip file to `Images`: each file is read once and decoded once, in order."""
+"""From a folder or zip file to `Samples`: each file is read once and decoded once, in order."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import numpy as np
 from PIL import ImageColor
 
 from diffuse_cli.data import cache as caches
-from diffuse_cli.data.images import Images
-from diffuse_cli.data.jobs import Decoded, Plan, Skipped
+from diffuse_cli.data.jobs import Decoded, Reading, Skipped
 from diffuse_cli.data.pool import decode_all
+from diffuse_cli.data.samples import Samples
 from diffuse_cli.data.sources import Listing, classes_of, list_samples, open_source
 from diffuse_cli.data.summary import NAMED, Summary, skip_counts, span
 from diffuse_cli.errors import DataError
@@ -65,7 +65,7 @@ def read_images(
     workers: int | None = None,
     cache: Path | None = None,
     map_over: int = 0,
-) -> Work[Images]:
+) -> Work[Samples]:
     """Find, check and decode every image of a folder or zip file.
 
     Yields `Progress` and, where images are resized without being asked to, a `Notice`.
@@ -83,7 +83,7 @@ def read_images(
         map_over: with `cache`, sets that can be no larger than this many bytes stay in memory.
 
     Returns:
-        `Images`; the order is that of the names' bytes.
+        `Samples`; the order is that of the names' bytes.
 
     Raises:
         DataError: there is no such source, no usable image, or, with `strict`, a bad file.
@@ -94,12 +94,12 @@ def read_images(
         listing = list_samples(opened, medium)
         prepare(listing.medium)
         asked = Asked(size, channels, ImageColor.getrgb(background)[:3])
-        plan = Plan(opened, listing.medium, asked)
+        reading = Reading(opened, listing.medium, asked)
         side = MEDIA[listing.medium].KEPT_SIDE
         bound = len(listing.candidates) * 3 * math.prod(size or (side, side))
         folder = cache if cache is not None and bound > map_over else None
         tally = _Tally()
-        pixels = yield from _collect(plan, listing, tally, folder, strict, workers or _cores())
+        pixels = yield from _collect(reading, listing, tally, folder, strict, workers or _cores())
     finally:
         opened.close()
     if pixels is None:
@@ -115,7 +115,12 @@ def _cores() -> int:
 
 
 def _collect(
-    plan: Plan, listing: Listing, tally: _Tally, folder: Path | None, strict: bool, workers: int
+    reading: Reading,
+    listing: Listing,
+    tally: _Tally,
+    folder: Path | None,
+    strict: bool,
+    workers: int,
 ) -> Generator[Any, None, Array | None]:
     """Decode everything into a store, making it anew where an image does not fit what it holds."""
     total = len(listing.candidates)
@@ -123,10 +128,10 @@ def _collect(
     if folder is not None:
         caches.forget(folder)
 
-    fit = MEDIA[plan.medium].fit
+    fit = MEDIA[reading.medium].fit
 
     def fitted(values: Array) -> Array:
-        size = plan.asked.size
+        size = reading.asked.size
         return values if size is None or values.shape[1:] == size else fit(values, size)
 
     def new_store(shape: caches.Shape, dtype: np.dtype[Any]) -> caches.Store:
@@ -137,7 +142,7 @@ def _collect(
     last = time.monotonic()
     yield Progress(TASK, 0, total)
     try:
-        for done, result in enumerate(decode_all(plan, listing.candidates, workers), 1):
+        for done, result in enumerate(decode_all(reading, listing.candidates, workers), 1):
             if isinstance(result, Skipped):
                 if strict:
                     raise DataError(f"{show(result.entry.name)}: {result.reason}", _STRICT_HINT)
@@ -145,7 +150,7 @@ def _collect(
             else:
                 tally.add(result)
                 values = fitted(result.read.values)
-                shape = _shape_for(store, values, plan)
+                shape = _shape_for(store, values, reading)
                 if store is None:
                     store = new_store(shape, values.dtype)
                 elif store.shape != shape:
@@ -167,15 +172,15 @@ def _collect(
 _STRICT_HINT = "Remove it, or leave --strict away to skip such files"
 
 
-def _shape_for(store: caches.Store | None, values: Array, plan: Plan) -> caches.Shape:
+def _shape_for(store: caches.Store | None, values: Array, reading: Reading) -> caches.Shape:
     """The shape a store needs to take `values` too; it decides the size where sizes differ."""
     channels, *size = values.shape
     if store is None:
         return channels, *size
-    if plan.asked.size is None and store.shape[1:] != tuple(size):
-        side = MEDIA[plan.medium].KEPT_SIDE
-        plan.asked = dataclasses.replace(plan.asked, size=(side,) * len(size))
-    return max(channels, store.shape[0]), *(plan.asked.size or size)
+    if reading.asked.size is None and store.shape[1:] != tuple(size):
+        side = MEDIA[reading.medium].KEPT_SIDE
+        reading.asked = dataclasses.replace(reading.asked, size=(side,) * len(size))
+    return max(channels, store.shape[0]), *(reading.asked.size or size)
 
 
 def _nothing(source: str | Path, listing: Listing, tally: _Tally) -> str:
@@ -204,7 +209,7 @@ def _size_notice(sizes: Counter[Size], result: tuple[int, ...], side: int) -> st
     return f"{found}: resized to {side}x{side}; {advice}"
 
 
-def _images(source: str | Path, pixels: Array, listing: Listing, tally: _Tally) -> Images:
+def _images(source: str | Path, pixels: Array, listing: Listing, tally: _Tally) -> Samples:
     labels, class_names = classes_of(tally.names, [e.name for e in listing.candidates])
     counts = Counter(labels)
     summary = Summary(
@@ -220,8 +225,8 @@ def _images(source: str | Path, pixels: Array, listing: Listing, tally: _Tally) 
         skipped=tally.skipped,
         others=listing.others,
     )
-    return Images(
-        pixels=pixels,
+    return Samples(
+        stored=pixels,
         labels=np.array(labels, np.int64),
         class_names=class_names,
         names=tuple(tally.names),

@@ -26,7 +26,7 @@ from typing import IO, Any
 import numpy as np
 
 import diffuse_cli
-from diffuse_cli.data.jobs import LATER, Decoded, Plan, Result, Skipped, decode_files
+from diffuse_cli.data.jobs import LATER, Decoded, Reading, Result, Skipped, decode_files
 from diffuse_cli.data.sources import Entry, open_source
 from diffuse_cli.media import Asked, Read, prepare
 
@@ -38,13 +38,13 @@ class Gone(Exception):
 
 
 class Worker:
-    """A process of its own that decodes under `plan`.
+    """A process of its own that decodes under `reading`.
 
     Raises:
         OSError: it cannot be started.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, reading: Reading) -> None:
         packages = str(Path(diffuse_cli.__file__).parents[1])
         path = os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
@@ -56,13 +56,13 @@ class Worker:
             process_group=0,  # Ctrl-C is for the process that a person sees
         )
         self._hello = {
-            "source": str(plan.source.path),
-            "medium": plan.medium,
-            "channels": plan.asked.channels,
-            "background": plan.asked.background,
+            "source": str(reading.source.path),
+            "medium": reading.medium,
+            "channels": reading.asked.channels,
+            "background": reading.asked.background,
         }
 
-    def decode(self, plan: Plan, entries: Sequence[Entry]) -> list[Result]:
+    def decode(self, reading: Reading, entries: Sequence[Entry]) -> list[Result]:
         """`decode_files`, there, but for large images: they are decoded here, one at a time.
 
         Raises:
@@ -73,7 +73,7 @@ class Worker:
         assert stdout is not None
         files = [(e.name, e.size, e.key, e.fault) for e in entries]
         try:
-            for line in filter(None, (self._hello, {"size": plan.asked.size, "files": files})):
+            for line in filter(None, (self._hello, {"size": reading.asked.size, "files": files})):
                 stdin.write(json.dumps(line).encode() + b"\n")
             stdin.flush()
             self._hello = {}
@@ -81,7 +81,7 @@ class Worker:
         except (OSError, ValueError, TypeError) as error:
             self.close()
             raise Gone from error
-        late = iter(decode_files(plan, [r.entry for r in found if _is_late(r)]))
+        late = iter(decode_files(reading, [r.entry for r in found if _is_late(r)]))
         return [next(late) if _is_late(result) else result for result in found]
 
     def close(self) -> None:
@@ -120,13 +120,13 @@ def main() -> None:
     hello = stdin.readline()
     if not hello:
         return
-    plan = _plan(json.loads(hello))
-    prepare(plan.medium)
+    reading = _reading(json.loads(hello))
+    prepare(reading.medium)
     for line in stdin:
         request = json.loads(line)
         size = tuple(request["size"]) if request["size"] else None
-        plan.asked = dataclasses.replace(plan.asked, size=size)
-        found = decode_files(plan, (Entry(*fields) for fields in request["files"]))
+        reading.asked = dataclasses.replace(reading.asked, size=size)
+        found = decode_files(reading, (Entry(*fields) for fields in request["files"]))
         stdout.write(json.dumps([_fields(result) for result in found]).encode() + b"\n")
         for result in found:
             if isinstance(result, Decoded):
@@ -134,8 +134,8 @@ def main() -> None:
         stdout.flush()
 
 
-def _plan(hello: dict[str, Any]) -> Plan:
-    return Plan(
+def _reading(hello: dict[str, Any]) -> Reading:
+    return Reading(
         source=open_source(Path(hello["source"])),
         medium=hello["medium"],
         asked=Asked(channels=hello["channels"], background=tuple(hello["background"]), shared=True),

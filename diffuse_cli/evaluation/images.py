@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from diffuse_cli.config import MeasureConfig
 from diffuse_cli.core.space import Space
-from diffuse_cli.data import Images, read_images
+from diffuse_cli.data import Samples, read_images
 from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.parsing import Size
@@ -137,7 +137,7 @@ def read_sides(config: MeasureConfig, loaded: Loaded | None) -> Work[Sides]:
     return Sides(real, more, fakes, training, "all", names, prints, theirs.space)
 
 
-def _tell(*sets: Images) -> Work[None]:
+def _tell(*sets: Samples) -> Work[None]:
     """What was found, and what was skipped and why."""
     for images in sets:
         for line in images.summary.lines():
@@ -148,7 +148,7 @@ def _part_text(part: str) -> str:
     return {"held-out": "the part that was never trained on", "all": "all"}[part]
 
 
-def _held_out(images: Images, loaded: Loaded) -> tuple[npt.NDArray[np.int64], str]:
+def _held_out(images: Samples, loaded: Loaded) -> tuple[npt.NDArray[np.int64], str]:
     """The held-out images where these are the training data, else all."""
     same = images.fingerprint == loaded.model.data.get("fingerprint")
     if same and images.held_out.any():
@@ -157,29 +157,29 @@ def _held_out(images: Images, loaded: Loaded) -> tuple[npt.NDArray[np.int64], st
 
 
 def _choose(
-    config: MeasureConfig, images: Images, chosen: npt.NDArray[np.int64], names: Sequence[str]
+    config: MeasureConfig, images: Samples, chosen: npt.NDArray[np.int64], names: Sequence[str]
 ) -> tuple[Labelled, Labelled]:
     """At most n of the chosen images, in an order of their own, and at most n of the others."""
     order = chosen[permutation(config.seed, 0, len(chosen))]
     labels = _labels(images, names)
     parts = order[: config.n], order[config.n : 2 * config.n]
-    first, more = (Labelled(np.ascontiguousarray(images.pixels[p]), labels[p]) for p in parts)
+    first, more = (Labelled(np.ascontiguousarray(images.stored[p]), labels[p]) for p in parts)
     return first, more
 
 
-def _labels(images: Images, names: Sequence[str]) -> Labels:
+def _labels(images: Samples, names: Sequence[str]) -> Labels:
     """The class of each image by its place in `names`, -1 where it has none there."""
     places = {name: i for i, name in enumerate(names)}
     known = np.array([*(places.get(name, -1) for name in images.class_names), -1], np.int64)
     return known[images.labels]
 
 
-def _training(config: MeasureConfig, images: Images, names: Sequence[str]) -> Training:
+def _training(config: MeasureConfig, images: Samples, names: Sequence[str]) -> Training:
     """The division into training and held-out images, the held-out ones at most n."""
     own = np.flatnonzero(~images.held_out)
     order = own[permutation(config.seed, 1, len(own))]
     held_out, _ = _choose(config, images, np.flatnonzero(images.held_out), names)
-    return Training(images.pixels, _labels(images, names), order, held_out)
+    return Training(images.stored, _labels(images, names), order, held_out)
 
 
 def _read(
@@ -189,7 +189,7 @@ def _read(
     channels: int | None,
     background: str,
     medium: str | None = None,
-) -> Work[Images]:
+) -> Work[Samples]:
     return (
         yield from read_images(
             source,
@@ -203,7 +203,7 @@ def _read(
     )
 
 
-def _read_alike(config: MeasureConfig, source: str) -> Work[Images]:
+def _read_alike(config: MeasureConfig, source: str) -> Work[Samples]:
     """Generated images at their own size, where they have one in common."""
     background = config.background or "white"
     images = yield from _read(config, source, None, None, background)

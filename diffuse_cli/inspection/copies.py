@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from diffuse_cli.data import Images
+from diffuse_cli.data import Samples
 from diffuse_cli.data.summary import NAMED
 from diffuse_cli.events import Work
 from diffuse_cli.inspection import near
@@ -42,7 +42,7 @@ class Copies:
     first: tuple[Group, ...]
 
 
-def exact_roots(images: Images) -> Indices:
+def exact_roots(images: Samples) -> Indices:
     """For each image the first of those that have its digest."""
     words = np.ascontiguousarray(images.digests).view(np.uint64)
     _, first, inverse = np.unique(words, axis=0, return_index=True, return_inverse=True)
@@ -50,13 +50,13 @@ def exact_roots(images: Images) -> Indices:
     return roots
 
 
-def near_copies(images: Images, hashed: near.Hashes, chosen: Indices) -> Work[Copies]:
+def near_copies(images: Samples, hashed: near.Hashes, chosen: Indices) -> Work[Copies]:
     """Groups among the `chosen` images, which are all different."""
-    roots = yield from near.groups(images.pixels, hashed, chosen)
+    roots = yield from near.groups(images.stored, hashed, chosen)
     return count_copies(images, roots, chosen)
 
 
-def count_copies(images: Images, roots: Indices, chosen: Indices) -> Copies:
+def count_copies(images: Samples, roots: Indices, chosen: Indices) -> Copies:
     """The groups among the `chosen` images: `roots` has for each the place in `chosen` of the first
     in its group."""
     sizes = np.bincount(roots, minlength=len(chosen))

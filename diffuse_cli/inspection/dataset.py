@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from diffuse_cli import files, outputs, pictures
 from diffuse_cli.config import InfoConfig
-from diffuse_cli.data import Images, Summary, read_images
+from diffuse_cli.data import Samples, Summary, read_images
 from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Progress, Work
 from diffuse_cli.inspection import near, sheet
@@ -117,13 +117,13 @@ def _sheet_path(config: InfoConfig) -> Path | None:
     return out
 
 
-def _report(config: InfoConfig, images: Images, out: Path | None) -> Work[DataReport]:
+def _report(config: InfoConfig, images: Samples, out: Path | None) -> Work[DataReport]:
     pixels, hashed, blank = yield from _measure(images)
     roots = exact_roots(images)
     everything = np.arange(len(images))
     duplicates = count_copies(images, roots, everything)
     similar = None
-    if near.can_compare(images.pixels):
+    if near.can_compare(images.stored):
         similar = yield from near_copies(
             images, hashed, np.flatnonzero((roots == everything) & ~blank)
         )
@@ -141,15 +141,15 @@ def _report(config: InfoConfig, images: Images, out: Path | None) -> Work[DataRe
     )
 
 
-def _measure(images: Images) -> Work[tuple[Spread, near.Hashes, Flags]]:
+def _measure(images: Samples) -> Work[tuple[Spread, near.Hashes, Flags]]:
     """The spread of the values, and of each image its hash and whether it is blank: in one pass."""
     count = len(images)
     sums = [[0, 0] for _ in range(images.space.channels)]
     hashed, blank = np.zeros(count, np.uint64), np.zeros(count, np.bool_)
-    comparable = near.can_compare(images.pixels)
+    comparable = near.can_compare(images.stored)
     yield Progress(MEASURING, 0, count)
-    for block in near.blocks(images.pixels):
-        part = images.pixels[block]
+    for block in near.blocks(images.stored):
+        part = images.stored[block]
         for channel, sums_of in enumerate(sums):
             values = part[:, channel]
             sums_of[0] += int(values.sum(dtype=np.uint64))

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from diffuse_cli import pictures
-from diffuse_cli.data import Images
+from diffuse_cli.data import Samples
 from diffuse_cli.events import Notice, Work
 
 SHOWN = 64
@@ -26,7 +26,7 @@ WHITE = 255
 Indices = npt.NDArray[np.int64]
 
 
-def draw(images: Images) -> Work[Image.Image]:
+def draw(images: Samples) -> Work[Image.Image]:
     """The sheet: a row for each class and for images outside of classes, where there are classes.
 
     Yields a `Notice` where there are more classes than rows.
@@ -50,7 +50,7 @@ def _spread(indices: Indices, most: int) -> Indices:
     return indices[np.linspace(0, len(indices) - 1, most).round().astype(np.int64)]
 
 
-def _filled(images: Images, rows: Sequence[Indices]) -> pictures.Pixels:
+def _filled(images: Samples, rows: Sequence[Indices]) -> pictures.Pixels:
     """The images of each row, short rows filled up with white."""
     columns = max(map(len, rows))
     small = [_small(images, row) for row in rows]
@@ -60,7 +60,7 @@ def _filled(images: Images, rows: Sequence[Indices]) -> pictures.Pixels:
     return page.reshape(-1, *page.shape[2:])
 
 
-def _small(images: Images, chosen: Indices) -> pictures.Pixels:
+def _small(images: Samples, chosen: Indices) -> pictures.Pixels:
     """Images at the size they are shown at."""
-    shrunk = (pictures.shrunk(pictures.image(images.pixels[k]), SIDE) for k in chosen)
+    shrunk = (pictures.shrunk(pictures.image(images.stored[k]), SIDE) for k in chosen)
     return np.stack([np.atleast_3d(np.asarray(each)).transpose(2, 0, 1) for each in shrunk])

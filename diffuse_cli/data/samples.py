@@ -19,11 +19,11 @@ HELD_OUT_MINIMUM = 40
 
 
 @dataclass(frozen=True, eq=False)
-class Images:
+class Samples:
     """N samples with their labels, names and digests, in the byte order of their names.
 
     Attributes:
-        pixels: as stored, (N, C, *size); an array, or a read-only `numpy.memmap`.
+        stored: (N, C, *size); an array, or a read-only `numpy.memmap`.
         labels: int64 (N,), the place in `class_names`, -1 for an image outside class folders.
         class_names: the classes.
         names: paths inside the source; pass them through `files.show` to print them.
@@ -32,7 +32,7 @@ class Images:
         medium: what the samples are.
     """
 
-    pixels: npt.NDArray[Any]
+    stored: npt.NDArray[Any]
     labels: npt.NDArray[np.int64]
     class_names: tuple[str, ...]
     names: tuple[str, ...]
@@ -46,7 +46,7 @@ class Images:
     @cached_property
     def space(self) -> Space:
         """What each of them is."""
-        return MEDIA[self.medium].space(self.pixels)
+        return MEDIA[self.medium].space(self.stored)
 
     @cached_property
     def fingerprint(self) -> str:
