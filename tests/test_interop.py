@@ -649,7 +649,7 @@ def test_other_heads_on_the_way_up_are_another_network(diffuse):
     for typed, says in (((), True), (("--heads-upsample", 2), False)):
         ran = diffuse("convert", path, "--heads", 2, *typed, *TYPED, "--overwrite")
         assert ran.code == 0, ran.err
-        assert ("taken to have 2 attention heads on the way up, too" in ran.err) is says
+        assert ("assumed 2 attention heads on the way up, too" in ran.err) is says
     ran = diffuse("convert", path, "--head-width", 16, *TYPED, "--overwrite")
     assert (ran.code, "on the way up" in ran.err) == (0, False)
     path, _ = saved(attends=(False, False))

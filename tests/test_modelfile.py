@@ -638,7 +638,7 @@ def test_a_recommendation_that_is_none_is_named(good: bytes, tmp_path: Path):
     assert load(tmp_path / "good").sampling == Setting("ddim", 5)
     for change, text in (
         ({"sampler": "ddmp"}, "sampling: there is no 'ddmp'"),
-        ({"steps": 51}, "51 steps are recommended, of 50 timesteps"),
+        ({"steps": 51}, "51 steps are recommended for 50 timesteps"),
         ({"steps": 0}, "--steps must be at least 1"),
         ({"guidance": 1}, "guidance is recommended for a network without classes"),
         ({"sampler": "\x1b[2J" * 1000}, "sampling: there is no"),

@@ -14,9 +14,9 @@ COMMANDS = {
     "plot": ("eval broken broken", "--plot", ".png"),
     "pairs": ("eval broken broken", "--pairs", ".png"),
     "report": ("eval broken broken", "--report", ".html"),
-    "sweep": ("eval broken broken --sweep", "-o", ".safetensors"),
-    "plot of a sweep": ("eval broken broken --sweep", "--plot", ".png"),
-    "average": ("eval broken broken --ema-sweep", "-o", ".safetensors"),
+    "tune": ("tune broken broken", "-o", ".safetensors"),
+    "plot of tune": ("tune broken broken", "--plot", ".png"),
+    "ema": ("ema broken broken", "-o", ".safetensors"),
     "sheet": ("info folder", "-o", ".png"),
     "demo": ("noise-demo broken", "-o", ".png"),
 }

@@ -1,7 +1,7 @@
 """`UNet2DModel` of diffusers with its scheduler: a pipeline's folder, its `unet/`, or a file there.
 
-The tensors have the names of `UNet`, but for old layers of attention; `config.json` says the
-network, and `scheduler_config.json` the process.
+Tensors have the names of `UNet`, except old attention layers. `config.json` has the network,
+`scheduler_config.json` the process.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 from diffuse_cli import foreign
 from diffuse_cli.config import ConvertConfig
 from diffuse_cli.errors import ModelFileError, UsageError
-from diffuse_cli.files import show
+from diffuse_cli.files import brief, show
 from diffuse_cli.interop import Foreign, Net
 from diffuse_cli.interop._assembling import attention_at, network
 from diffuse_cli.interop._scheduler import read_process
-from diffuse_cli.interop._source import Source, brief, read_json, read_weights, rejecting
+from diffuse_cli.interop._source import Source, read_json, read_weights, rejecting
 from diffuse_cli.parsing import parse_size
 
 OPTIONS: tuple[str, ...] = ()
@@ -54,7 +54,7 @@ DEFAULTS: dict[str, Any] = {
     "num_class_embeds": None,
     "num_train_timesteps": None,
 }
-"""The fields of `UNet2DModel`, and what they are where `config.json` leaves them out."""
+"""The fields of `UNet2DModel` with their defaults."""
 
 ONLY: dict[str, tuple[Any, ...]] = {
     "center_input_sample": (False,),
@@ -68,18 +68,18 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "downsample_type": ("conv", "resnet"),
     "upsample_type": ("conv", "resnet"),
 }
-"""The values of fields that `UNet` has the part for."""
+"""The values that `UNet` supports."""
 
 DOWN = {"DownBlock2D": "UpBlock2D", "AttnDownBlock2D": "AttnUpBlock2D",
         "ResnetDownsampleBlock2D": "ResnetUpsampleBlock2D"}  # fmt: skip
-"""Levels on the way down that `UNet` has, with those on the way up."""
+"""The supported levels on the way down, with those on the way up."""
 
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""Layers of attention as they were called before diffusers 0.15."""
+"""Attention layers by their names before diffusers 0.15."""
 
 
 def recognises(source: Source) -> bool:
-    """A folder with `config.json`, in it or in its `unet/`, or a file of tensors with the names."""
+    """A folder with `config.json`, there or in `unet/`, or a file with tensors of these names."""
     if source.path.is_dir():
         return foreign.is_folder(source.path)
     return foreign.is_of("diffusers", source.tensors)
@@ -114,7 +114,7 @@ def _folder(source: Source) -> Path:
 
 
 def _check_pipeline(folder: Path) -> None:
-    """Refuse the network of a pipeline in which it is one part among others."""
+    """Refuse the network of a pipeline that has other models."""
     for index in (folder / "model_index.json", folder.parent / "model_index.json"):
         if not index.is_file():
             continue
@@ -122,7 +122,7 @@ def _check_pipeline(folder: Path) -> None:
         if others:
             raise ModelFileError(
                 f"{show(index)} is of a pipeline with {brief(', '.join(others))}",
-                "Only networks of images that stand alone are known",
+                "Only unconditional and class-conditional image networks are supported",
             )
 
 
@@ -149,7 +149,7 @@ def _tensors(source: Source, folder: Path) -> dict[str, Any]:
 
 
 def _fields(path: Path) -> dict[str, Any]:
-    """The fields of a `UNet2DModel`, refused where one has no counterpart here."""
+    """The fields of a `UNet2DModel`, checked to be supported."""
     said = read_json(path)
     kind = said.get("_class_name", "UNet2DModel")
     if kind != "UNet2DModel":
@@ -210,7 +210,7 @@ def _network(source: Source, config: ConvertConfig, fields: Mapping[str, Any]) -
 
 
 def _levels(path: Path, fields: Mapping[str, Any], count: int) -> tuple[list[bool], bool]:
-    """Which levels have attention, and whether residual blocks change the size in all of them."""
+    """Which levels have attention, and whether residual blocks do the resampling."""
     down, up = (
         [str(kind).removeprefix("UNetRes") for kind in fields[f"{way}_block_types"]]
         for way in ("down", "up")
@@ -229,8 +229,8 @@ def _levels(path: Path, fields: Mapping[str, Any], count: int) -> tuple[list[boo
 
 
 def _by_resnet(kinds: list[str], attending: str) -> set[bool]:
-    """Whether residual blocks change the size, of every level but the last; levels with attention
-    have a field for it."""
+    """Whether residual blocks resample, of every level but the last; `attending` says it for levels
+    with attention."""
     return {
         attending == "resnet" if kind.startswith("Attn") else kind.startswith("Resnet")
         for kind in kinds[:-1]

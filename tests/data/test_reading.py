@@ -427,7 +427,7 @@ def test_a_zip_equals_its_folder(tmp_path: Path) -> None:
     data |= {"a/é.png": encoded(noise(200)), "a/bad.png": b"", "b/notes.txt": b""}
     folder, packed = read(fill(tmp_path / "x", data)), read(zipped(tmp_path / "x.zip", data))
     assert folder.fingerprint == packed.fingerprint
-    for name in ("pixels", "labels", "digests", "held_out"):
+    for name in ("stored", "labels", "digests", "held_out"):
         assert getattr(folder, name).tolist() == getattr(packed, name).tolist()
     assert (folder.names, folder.class_names) == (packed.names, packed.class_names)
     left, right = folder.summary.to_dict(), packed.summary.to_dict()
@@ -558,7 +558,7 @@ def test_the_index_round_trips(tmp_path: Path, cached: bool) -> None:
     save_index(images, cache)
     again = open_index(cache)
     assert isinstance(again.stored, np.memmap)
-    for name in ("pixels", "labels", "digests", "held_out"):
+    for name in ("stored", "labels", "digests", "held_out"):
         left, right = getattr(images, name), getattr(again, name)
         assert left.dtype == right.dtype
         assert left.tolist() == right.tolist()
@@ -621,4 +621,4 @@ def test_memory_that_is_not_there_is_said_in_units_that_are_not_0(monkeypatch, c
 
     monkeypatch.setattr(cache.np, "empty", empty)
     with pytest.raises(DataError, match=f"need {said} of memory"):
-        cache.Memory(count, (3, 32, 32))
+        cache.Memory(count, (3, 32, 32), np.dtype("u1"))

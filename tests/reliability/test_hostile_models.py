@@ -140,7 +140,7 @@ def test_shapes_of_a_giant_network_are_compared_before_anything_is_allocated(
     length = struct.unpack("<Q", data[:8])[0]
     header = json.loads(data[8 : 8 + length])
     config = json.loads(header["__metadata__"]["diffuse.config"])
-    config["unet"] |= {"width": 4096, "multipliers": [8, 16], "blocks": 16, "groups": 32}
+    config["network"] |= {"width": 4096, "multipliers": [8, 16], "blocks": 16, "groups": 32}
     config["unet"].pop("heads", None)
     header["__metadata__"]["diffuse.config"] = json.dumps(config)
     path = tmp_path / "giant.safetensors"
