@@ -1,4 +1,4 @@
-"""Finding, checking, decoding and caching images, and their labels."""
+"""Finding, checking, decoding and caching samples, and their labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where decoded pixels are put: an array in memory, or a file that processes map."""
+"""Where decoded samples are stored: an array in memory, or a mapped file."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ Shape = tuple[int, ...]
 
 
 class Store(Protocol):
-    """Takes samples of one shape (C, *size) one by one; one of a single channel is repeated to fill
-    C."""
+    """Takes samples of one shape (C, *size) one by one; a single channel is repeated to fill C."""
 
     shape: Shape
 
@@ -38,7 +37,11 @@ class Store(Protocol):
 
 
 class Memory:
-    """A store of at most `capacity` images in memory."""
+    """A store of at most `capacity` samples in memory.
+
+    Raises:
+        DataError: they do not fit.
+    """
 
     def __init__(self, capacity: int, shape: Shape, dtype: np.dtype[Any]) -> None:
         self.shape = shape
@@ -61,13 +64,13 @@ class Memory:
         return self._pixels[: self._count]
 
     def abort(self, error: BaseException) -> None:
-        """Nothing is left behind."""
+        """Nothing to clean up."""
 
 
 class Mapped:
-    """A store in the file `pixels.u8` of a folder, which appears there when it is finished.
+    """A store in the file `pixels.u8` of a folder, which appears when it is finished.
 
-    It is written, not mapped, until then: a full disk is an error and not a SIGBUS.
+    Until then it is written, not mapped: a full disk raises an error, not SIGBUS.
     """
 
     def __init__(self, folder: Path, shape: Shape, dtype: np.dtype[Any]) -> None:
@@ -91,21 +94,21 @@ class Mapped:
         return _map(self._path, (self._count, *self.shape), self.dtype)
 
     def abort(self, error: BaseException) -> None:
-        """Remove the unfinished file. An operating system's refusal becomes an OutputError."""
+        """Remove the unfinished file; an `OSError` becomes an `OutputError`."""
         self._stack.__exit__(type(error), error, error.__traceback__)
 
 
-def _map(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+def _map(path: Path, shape: Shape, dtype: np.dtype[Any]) -> Array:
     return np.memmap(path, dtype, mode="r", shape=shape)
 
 
 def forget(folder: Path) -> None:
-    """Remove the index of `folder`: its pixels are about to change."""
+    """Remove the index of `folder`, whose samples are about to change."""
     files.remove(folder / INDEX)
 
 
 def save_index(images: Samples, folder: Path) -> None:
-    """Write all but the pixels into `folder`, and the pixels where they are not there already.
+    """Write everything into `folder`, except samples that are mapped from it.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -137,10 +140,10 @@ def _is_mapped_from(pixels: Array, path: Path) -> bool:
 
 
 def open_index(folder: Path) -> Samples:
-    """The images that `save_index` wrote into `folder`, their pixels mapped read-only.
+    """What `save_index` wrote into `folder`, mapped read-only.
 
     Raises:
-        DataError: the folder holds no such images, or not whole ones.
+        DataError: the folder holds no index, or a damaged one.
     """
     try:
         with np.load(folder / INDEX, allow_pickle=False) as index:

@@ -1,4 +1,4 @@
-"""What is done to each file: read, decoded once, named by its content, brought to its size."""
+"""Each file is read, decoded, named by its content and brought to its size."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from diffuse_cli.media import LARGE, MEDIA, Asked, Large, Read, freely, one_larg
 from diffuse_cli.unusable import Unusable
 
 LATER = "large"
-"""Why a process of several leaves a sample to the one that started it; no reason for people."""
+"""The reason by which a worker leaves a sample to the process that started it; never shown."""
 
 
 @dataclass
 class Reading:
-    """Where files are, which medium reads them, and what every sample becomes."""
+    """The source of files, the medium that reads them, and what every sample becomes."""
 
     source: Source
     medium: str
@@ -42,7 +42,7 @@ Result = Decoded | Skipped
 
 
 def decode_files(reading: Reading, entries: Iterable[Entry]) -> list[Result]:
-    """The results in the order of `entries`. Whatever is wrong with a file is its result."""
+    """The results in the order of `entries`; a file's fault is its result."""
     return [_decode_file(reading, entry) for entry in entries]
 
 

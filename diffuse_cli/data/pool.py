@@ -1,4 +1,4 @@
-"""Threads that read and decode: many files ahead, results in order, memory bounded."""
+"""Threads that read and decode ahead, with results in order and bounded memory."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _OUTPUT_A_CHUNK = 2**22
 _USUAL_SIDE = 64
 
 MANY_FILES = 8192
-"""Fewer are decoded by the time that processes are there to do it."""
+"""Fewer are decoded before processes have started."""
 SMALL_FILE = 2**15
-"""Larger ones, on average, keep threads busy outside of Python's lock."""
+"""Larger files, on average, keep threads busy outside Python's lock."""
 MOST_PROCESSES = 16
-"""More of them decode faster than their results are put together."""
+"""More decode faster than their results can be collected."""
 
 Decode = Callable[[Reading, Sequence[Entry]], list[Result]]
 
@@ -57,7 +57,7 @@ def _many_small(entries: tuple[Entry, ...]) -> bool:
 
 @contextlib.contextmanager
 def _processes(reading: Reading, count: int) -> Iterator[Decode]:
-    """A function that has an idle process decode, or decodes here where that process is gone."""
+    """A function that decodes in an idle process, or here if that process is gone."""
     idle: SimpleQueue[Worker] = SimpleQueue()
 
     def decode(reading: Reading, entries: Sequence[Entry]) -> list[Result]:
@@ -82,7 +82,7 @@ def _processes(reading: Reading, count: int) -> Iterator[Decode]:
 
 
 def _chunks(entries: tuple[Entry, ...], reading: Reading) -> Iterator[list[Entry]]:
-    """Many small files or few large ones, so that threads neither wait nor hoard."""
+    """Many small files or few large ones each: threads neither wait nor fill the memory."""
     size = reading.asked.size or (_USUAL_SIDE, _USUAL_SIDE)
     most = max(1, min(_FILES_A_CHUNK, _OUTPUT_A_CHUNK // (3 * math.prod(size))))
     chunk: list[Entry] = []

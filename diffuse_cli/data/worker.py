@@ -1,13 +1,13 @@
-"""A process that decodes images for this one.
+"""A process that decodes samples for this one.
 
-Python runs one thread at a time outside of Pillow's decoders. Of a small file they are the least
-part, so that threads decode such files no faster on many cores than on one.
+Outside Pillow's decoders Python runs one thread at a time. With small files the decoders take the
+least time, and threads on many cores are no faster than on one.
 
-A request is a line of JSON, an answer a line of JSON and then the pixels of its images. The end of
-its input ends a worker: none outlives the process that started it.
+A request is a line of JSON, an answer a line of JSON and then the bytes of its samples. A worker
+ends with its input, and so never outlives its parent.
 
-A `ProcessPoolExecutor` would take 1.8 times as long for 60,000 small PNGs, and its workers outlive
-a killed parent, import what lies in the current folder and run an unguarded script again.
+A `ProcessPoolExecutor` takes 1.8 times as long for 60,000 small PNGs, and its workers outlive a
+killed parent, import modules from the current folder and run an unguarded script again.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _CODE = "from diffuse_cli.data.worker import main; main()"
 
 
 class Gone(Exception):
-    """The process has ended, or speaks something else."""
+    """The process has ended, or its answer is invalid."""
 
 
 class Worker:
-    """A process of its own that decodes under `reading`.
+    """A process that decodes for `reading`.
 
     Raises:
         OSError: it cannot be started.
@@ -53,7 +53,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path},
-            process_group=0,  # Ctrl-C is for the process that a person sees
+            process_group=0,  # Ctrl-C is for the parent alone
         )
         self._hello = {
             "source": str(reading.source.path),
@@ -63,10 +63,10 @@ class Worker:
         }
 
     def decode(self, reading: Reading, entries: Sequence[Entry]) -> list[Result]:
-        """`decode_files`, there, but for large images: they are decoded here, one at a time.
+        """`decode_files` in the process, except large samples: they are decoded here, one by one.
 
         Raises:
-            Gone: as said; the files are not decoded.
+            Gone: nothing is decoded.
         """
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
@@ -95,10 +95,10 @@ def _is_late(result: Result) -> bool:
 
 
 def _results(entries: Sequence[Entry], answer: IO[bytes]) -> Iterator[Result]:
-    """An answer as the results it stands for.
+    """The results in an answer.
 
     Raises:
-        ValueError: it is not whole.
+        ValueError: it is incomplete.
     """
     for entry, fields in zip(entries, json.loads(answer.readline()), strict=True):
         if isinstance(fields, str):
@@ -111,16 +111,18 @@ def _results(entries: Sequence[Entry], answer: IO[bytes]) -> Iterator[Result]:
         yield Decoded(entry, Read(values, bytes.fromhex(digest), mode, tuple(size), channels))
 
 
-# -- there ----------------------------------------------------------------------------------------
+# -- in the process -------------------------------------------------------------------------------
 
 
 def main() -> None:
-    """Answer requests until there are no more."""
+    """Answer requests until the input ends."""
     stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
     hello = stdin.readline()
     if not hello:
         return
-    reading = _reading(json.loads(hello))
+    said = json.loads(hello)
+    asked = Asked(channels=said["channels"], background=tuple(said["background"]), shared=True)
+    reading = Reading(open_source(Path(said["source"])), said["medium"], asked)
     prepare(reading.medium)
     for line in stdin:
         request = json.loads(line)
@@ -132,14 +134,6 @@ def main() -> None:
             if isinstance(result, Decoded):
                 stdout.write(result.read.values.tobytes())
         stdout.flush()
-
-
-def _reading(hello: dict[str, Any]) -> Reading:
-    return Reading(
-        source=open_source(Path(hello["source"])),
-        medium=hello["medium"],
-        asked=Asked(channels=hello["channels"], background=tuple(hello["background"]), shared=True),
-    )
 
 
 def _fields(result: Result) -> Any:

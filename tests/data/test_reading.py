@@ -157,7 +157,12 @@ def test_nothing_usable(tmp_path: Path) -> None:
 def test_no_such_source(tmp_path: Path) -> None:
     fill(tmp_path, {"a.png": encoded(noise(1)), "bad.zip": b"PK\5\6"})
     os.mkfifo(tmp_path / "fifo")
-    cases = {"none": "no such folder", "a.png": "neither", "a.png/b": "no such", "fifo": "neither"}
+    cases = {
+        "none": "no such file or folder",
+        "a.png": "neither",
+        "a.png/b": "no such",
+        "fifo": "neither",
+    }
     cases["bad.zip"] = "neither"
     for name, words in cases.items():
         with pytest.raises(DataError, match=words) as caught:
