@@ -31,19 +31,18 @@ WORDS = {
     ZIP: "a zip file",
 }
 
-ARCHIVE, FILE = "a {} archive", "a file of {}"
 MAGIC: tuple[tuple[int, bytes, str], ...] = (
     *((0, b"\x80" + bytes([protocol]), PICKLE) for protocol in range(2, 6)),
-    (0, b"GGUF", FILE.format("GGUF")),
-    (0, b"\x89HDF", FILE.format("HDF5")),
-    (0, b"\x93NUMPY", FILE.format("NumPy")),
-    (0, b"\x1f\x8b", ARCHIVE.format("gzip")),
-    (0, b"BZh", ARCHIVE.format("bzip2")),
+    (0, b"GGUF", "a GGUF file"),
+    (0, b"\x89HDF", "an HDF5 file"),
+    (0, b"\x93NUMPY", "a NumPy file"),
+    (0, b"\x1f\x8b", "a gzip archive"),
+    (0, b"BZh", "a bzip2 archive"),
     (0, b"\xfd7zXZ", "an xz archive"),
-    (0, b"\x28\xb5\x2f\xfd", ARCHIVE.format("zstandard")),
-    (0, b"7z\xbc\xaf", ARCHIVE.format("7-Zip")),
-    (0, b"Rar!", ARCHIVE.format("RAR")),
-    (257, b"ustar", ARCHIVE.format("tar")),
+    (0, b"\x28\xb5\x2f\xfd", "a zstandard archive"),
+    (0, b"7z\xbc\xaf", "a 7-Zip archive"),
+    (0, b"Rar!", "a RAR archive"),
+    (257, b"ustar", "a tar archive"),
 )
 """Kinds, or words for others, by the bytes at an offset."""
 

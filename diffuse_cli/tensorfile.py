@@ -20,6 +20,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
@@ -129,7 +130,7 @@ def read(path: Path) -> dict[str, Tensor]:
         return read_tensors(file, read_header(file))
 
 
-def opened(path: Path) -> IO[bytes]:
+def opened(path: Path) -> BufferedReader:
     """A regular file, open for reading; a FIFO is refused without waiting for its writer.
 
     Raises:
@@ -168,7 +169,7 @@ def read_header(file: IO[bytes]) -> Header:
     return Header(metadata, entries)
 
 
-def read_tensors(file: IO[bytes], header: Header) -> dict[str, Tensor]:
+def read_tensors(file: BufferedReader, header: Header) -> dict[str, Tensor]:
     """The tensors of a file whose header has just been read.
 
     Raises:
@@ -180,17 +181,10 @@ def read_tensors(file: IO[bytes], header: Header) -> dict[str, Tensor]:
             raise ValueError(f"{show(name, 200)} is of type {entry.dtype}")
         tensor = torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
         into = _bytes(tensor)
-        if _fill(file, into) < len(into):
+        if file.readinto(into) < len(into):
             raise ValueError("it was cut short while it was read")
         tensors[name] = tensor
     return tensors
-
-
-def _fill(file: IO[bytes], into: memoryview) -> int:
-    done = 0
-    while done < len(into) and (count := file.readinto(into[done:])):  # type: ignore[attr-defined]
-        done += count
-    return done
 
 
 _MARK = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{},:]', re.DOTALL)
@@ -230,11 +224,7 @@ def _refuse(constant: str) -> None:
 
 
 def _entry(name: str, value: Any) -> Entry:
-    """A checked entry; `true` is no whole number.
-
-    Raises:
-        ValueError: it does not describe a tensor.
-    """
+    """A checked entry; `true` is no whole number."""
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{show(name, 200)} is not described as a tensor")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
@@ -253,11 +243,7 @@ def _entry(name: str, value: Any) -> Entry:
 
 
 def _check_layout(entries: Mapping[str, Entry], size: int) -> None:
-    """Tensors fill `size` bytes of data without gaps.
-
-    Raises:
-        ValueError: they overlap, or bytes belong to none.
-    """
+    """Refuse tensors that do not fill `size` bytes of data without gaps."""
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
         if entry.start != end:

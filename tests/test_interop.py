@@ -283,7 +283,8 @@ def test_levels_that_change_their_size_in_two_ways_are_refused(diffuse, down):
 MALFORMED: dict[str, Any] = {
     "block_out_channels": "wide", "down_block_types": 3, "in_channels": "3", "norm_eps": -1,
     "layers_per_block": [2, 2], "norm_num_groups": "4", "sample_size": "large", "dropout": 5,
-    "attention_head_dim": 7, "num_class_embeds": -3, "freq_shift": 2, "add_attention": "x" * 9999,
+    "out_channels": 3.0, "attention_head_dim": 7, "num_class_embeds": -3,
+    "freq_shift": 2, "add_attention": "x" * 9999,
     "flip_sin_to_cos": "x" * 9999,
 }  # fmt: skip
 
@@ -896,7 +897,7 @@ FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "not by name": (lambda p: torch.save([torch.ones(3)], p), "no tensors by name"),
     "beside tensors": (
         lambda p: torch.save({"weights": {"a": torch.ones(3)}, "step": 3}, p),
-        "2 entries that are no tensors of real numbers: weights, step",
+        "2 entries that are no tensors of real numbers: step, weights",
     ),
     "larger than the file": (
         lambda p: torch.save({"time_embed.0.weight": torch.ones(1).expand(2**20, 2**20)}, p),
@@ -1007,9 +1008,11 @@ def test_nothing_is_overwritten_unless_asked(diffuse):
 
 def test_a_model_file_is_one_already(diffuse, model: Path):
     before = model.read_bytes()
-    for line in ((model,), (model, "--format", "diffusers"), (model, "-o", model, "--overwrite")):
+    for line in ((model,), (model, "--format", "diffusers")):
         ran = diffuse("convert", *line, "-q")
         assert (ran.code, "is a diffuse model already" in ran.line) == (2, True), ran.err
+    ran = diffuse("convert", model, "-o", model, "--overwrite", "-q")
+    assert (ran.code, "is the input itself" in ran.line) == (2, True), ran.err
     assert model.read_bytes() == before
 
 

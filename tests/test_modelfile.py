@@ -442,7 +442,8 @@ def test_a_known_foreign_format_is_named_with_the_line_to_type(tmp_path: Path, k
 
 @pytest.mark.parametrize("start", [b"GGUF", b"\x89HDF\r\n", b"\x93NUMPY"])
 def test_other_kinds_are_named(tmp_path: Path, start: bytes):
-    assert "is a file of" in rejected(tmp_path, start + bytes(100))
+    kind = {b"G": "a GGUF", b"\x89": "an HDF5", b"\x93": "a NumPy"}[start[:1]]
+    assert f"is {kind} file, not a model" in rejected(tmp_path, start + bytes(100))
 
 
 def test_a_folder_of_diffusers_is_named_with_the_line_to_type(tmp_path: Path):

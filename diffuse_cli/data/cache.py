@@ -8,7 +8,7 @@ import json
 import math
 import zipfile
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -22,18 +22,6 @@ PIXELS = "pixels.u8"
 INDEX = "index.npz"
 
 Shape = tuple[int, ...]
-
-
-class Store(Protocol):
-    """Takes samples of one shape (C, *size) one by one; a single channel is repeated to fill C."""
-
-    shape: Shape
-
-    def append(self, pixels: Array) -> None: ...
-
-    def finish(self) -> Array: ...
-
-    def abort(self, error: BaseException) -> None: ...
 
 
 class Memory:
@@ -96,6 +84,10 @@ class Mapped:
     def abort(self, error: BaseException) -> None:
         """Remove the unfinished file; an `OSError` becomes an `OutputError`."""
         self._stack.__exit__(type(error), error, error.__traceback__)
+
+
+Store = Memory | Mapped
+"""Takes samples of one shape (C, *size) one by one; a single channel is repeated to fill C."""
 
 
 def _map(path: Path, shape: Shape, dtype: np.dtype[Any]) -> Array:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
 import time
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,20 +86,16 @@ def read_images(
         DataError: the source does not exist, has no usable sample, or, with `strict`, a bad file.
         OutputError: the cache cannot be written.
     """
-    opened = open_source(Path(source))
-    try:
+    with contextlib.closing(open_source(Path(source))) as opened:
         listing = list_samples(opened, medium)
         prepare(listing.medium)
         asked = Asked(size, channels, ImageColor.getrgb(background)[:3])
         reading = Reading(opened, listing.medium, asked)
         kind = MEDIA[listing.medium]
-        side = kind.KEPT_SIDE
-        bound = len(listing.candidates) * 3 * math.prod(size or (side, side))
+        bound = len(listing.candidates) * 3 * math.prod(size or (kind.KEPT_SIDE, kind.KEPT_SIDE))
         folder = cache if cache is not None and bound > map_over else None
         tally = _Tally()
         stored = yield from _collect(reading, listing, tally, folder, strict, workers or _cores())
-    finally:
-        opened.close()
     if stored is None:
         raise DataError(_nothing(source, listing, tally))
     if size is None and (notice := _size_notice(tally.sizes, stored.shape[2:], kind)):
@@ -147,10 +144,9 @@ def _collect(
                 tally.add(result.entry, result.read)
                 values = fitted(result.read.values)
                 shape = _shape_for(store, values, reading)
-                if store is None:
+                if store is None or store.shape != shape:
+                    kept: Iterable[Array] = () if store is None else store.finish()
                     store = new_store(shape, values.dtype)
-                elif store.shape != shape:
-                    kept, store = store.finish(), new_store(shape, values.dtype)
                     for old in kept:
                         store.append(fitted(old))
                 store.append(fitted(values))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from diffuse_cli import foreign
 from diffuse_cli import unusable as reasons
@@ -36,18 +36,6 @@ class Entry(NamedTuple):
     size: int
     key: str
     fault: str = ""
-
-
-class Source(Protocol):
-    """The files of a source, without hidden ones, and their contents. `read` is thread-safe."""
-
-    path: Path
-
-    def entries(self) -> Iterator[Entry]: ...
-
-    def read(self, entry: Entry) -> bytes: ...
-
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -165,6 +153,10 @@ class Zip:
 
     def close(self) -> None:
         self._file.close()
+
+
+Source = Folder | Zip
+"""The files of a source, without hidden ones, and their contents. `read` is thread-safe."""
 
 
 def _member_fault(info: zipfile.ZipInfo) -> str:
@@ -289,14 +281,10 @@ def classes_of(names: list[str], candidates: list[str]) -> tuple[list[int], tupl
     A class is a folder directly below the common folder of all `candidates`; files directly in the
     common folder have label -1.
     """
-    depth = _common_depth({name.rpartition("/")[0] for name in candidates})
+    folders = {name.rpartition("/")[0] for name in candidates}
+    levels = zip(*(folder.split("/") if folder else () for folder in folders), strict=False)
+    depth = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, levels))
     parts = [name.split("/")[depth:] for name in names]
     class_names = sorted({p[0] for p in parts if len(p) > 1}, key=_in_bytes)
     index = {name: k for k, name in enumerate(class_names)}
     return [index[p[0]] if len(p) > 1 else -1 for p in parts], tuple(class_names)
-
-
-def _common_depth(folders: set[str]) -> int:
-    """The number of leading folders that all of `folders` share."""
-    levels = zip(*(folder.split("/") if folder else () for folder in folders), strict=False)
-    return sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, levels))

@@ -62,22 +62,15 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """The summary as JSON values, with sizes such as `640x480` (width x height)."""
-        return {
-            "source": self.source,
-            "found": self.found,
-            "usable": self.usable,
-            "channels": self.channels,
-            "sizes": {f"{w}x{h}": count for (w, h), count in self.sizes.items()},
-            "modes": dict(self.modes),
-            **({"greyed": self.greyed} if self.greyed else {}),
-            "classes": dict(self.classes),
-            "unlabelled": self.unlabelled,
+        values = {
+            **vars(self),
+            "sizes": {"x".join(map(str, size)): count for size, count in self.sizes.items()},
             "skipped": {
                 reason: {"count": count, "first": list(names)}
                 for reason, (count, names) in self.skipped.items()
             },
-            "others": self.others,
         }
+        return {name: value for name, value in values.items() if name != "greyed" or value}
 
 
 def from_dict(values: Mapping[str, Any]) -> Summary:

@@ -95,11 +95,7 @@ def _is_late(result: Result) -> bool:
 
 
 def _results(entries: Sequence[Entry], answer: IO[bytes]) -> Iterator[Result]:
-    """The results in an answer.
-
-    Raises:
-        ValueError: it is incomplete.
-    """
+    """The results in an answer, or a `ValueError` if it is incomplete."""
     for entry, fields in zip(entries, json.loads(answer.readline()), strict=True):
         if isinstance(fields, str):
             yield Skipped(entry, fields)

@@ -100,7 +100,9 @@ def net(fields: Mapping[str, Any], size: Size) -> Net:
     """
     settings = dict(fields)
     space = Space(channels=settings.pop("channels"), size=size)
-    out_channels, num_classes = settings.pop("out_channels"), settings.pop("num_classes")
+    out_channels, num_classes = (settings.pop(name) for name in ("out_channels", "num_classes"))
+    if not all(type(count) is int and count >= 0 for count in (out_channels, num_classes)):
+        raise InvalidArgument(f"it has {out_channels!r} channels out and {num_classes!r} classes")
     config = checked(unets.Config, settings)
     unets.check(config, space)
     return Net(config=config, space=space, out_channels=out_channels, num_classes=num_classes)

@@ -144,11 +144,7 @@ def _rejecting(path: Path) -> Iterator[None]:
 
 
 def _check_shapes(blueprint: Blueprint, entries: Mapping[str, tensorfile.Entry]) -> None:
-    """The tensors are those of the network, and perhaps the same once more before averaging.
-
-    Raises:
-        ModelFileError: names, shapes or types differ.
-    """
+    """Refuse tensors that are not those of the network, once or, with raw weights, twice."""
     expected = {name: f"F32 {list(shape)}" for name, shape in blueprint.shapes.items()}
     if any(name.startswith(RAW) for name in entries):
         expected |= {RAW + name: text for name, text in expected.items()}
@@ -158,11 +154,7 @@ def _check_shapes(blueprint: Blueprint, entries: Mapping[str, tensorfile.Entry])
 
 
 def _check_finite(tensors: Mapping[str, Tensor]) -> None:
-    """No weight is NaN or infinite. Extremes tell, without a mask as large as a tensor.
-
-    Raises:
-        ModelFileError: some are.
-    """
+    """Refuse NaN and infinite weights; the extremes show them, without a mask."""
     bad = [
         name
         for name, tensor in tensors.items()

@@ -173,11 +173,7 @@ def rebuild(described: Mapping[str, Any]) -> Model:
 
 
 def _recommended(values: Mapping[str, Any], conditions: Conditions, timesteps: int) -> Setting:
-    """A recommended setting that suits the model.
-
-    Raises:
-        DiffuseError, ValueError: it does not.
-    """
+    """A recommended setting, checked to suit the model."""
     setting = from_dict(Setting, _settled(values))
     lookup(SAMPLERS, setting.sampler, "sampling")
     if setting.steps > timesteps:
