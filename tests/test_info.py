@@ -581,7 +581,7 @@ def test_a_sheet_is_refused_before_anything_is_read(images, diffuse, monkeypatch
         ("file/sheet.png", 5, "not a folder"),
         ("sheet.jpg", 2, ".png"),
         (images / "dark" / "sheet.png", 2, "one of the images"),
-        ("link.png", 2, "one of the images"),
+        ("link.png", 5, "is a folder"),
     ):
         ran = diffuse("info", images, "-o", out, "-q")
         assert (ran.code, ran.out) == (code, "")
@@ -658,7 +658,7 @@ def test_what_a_model_file_says(conditional, images, diffuse):
     assert found["parameters"] == sum(p.numel() for p in loaded.network().parameters())
     assert found["raw"] is True
     assert found["classes"] == ["dark", "light"]
-    assert found["unet"]["width"] == 8
+    assert found["network"]["width"] == 8
     assert found["diffusion"]["variance"] == "learned"
     assert found["data"]["fingerprint"] == finish(read_images(images)).fingerprint
     assert found["training"] == loaded.training
@@ -672,7 +672,7 @@ def test_what_a_model_file_says_for_people(conditional, diffuse):
         f"file        {conditional.stat().st_size:,} bytes, SHA-256 {files.sha256(conditional)}",
         "weights     averaged and raw",
         "parameters  48,570",
-        "network     8x8, grey, conditional on 2 classes",
+        "network     unet, 8x8, grey, conditional on 2 classes",
         "            levels of 8, 16 (attention) channels; blocks a level: 1 (resnet)",
         "process     schedule cosine, 100 timesteps, target v, variance learned",
         "classes     dark, light",
@@ -702,7 +702,7 @@ def test_what_a_hostile_model_file_says_is_escaped_and_cut(conditional, diffuse)
 
     def change(config: dict[str, Any], metadata: dict[str, str]) -> None:
         metadata["modelspec.title"] = hostile.replace("\ud800", "") + "t" * 10_000
-        config["classes"] = [hostile, "[bold]b"]
+        config["conditions"]["classes"] = [hostile, "[bold]b"]
         config["training"] = {hostile: hostile, **{f"k{i}": "v" * 10_000 for i in range(300)}}
         config["data"] = {str(i): {hostile: [hostile]} for i in range(300)}
         config["versions"] = {"list": list(range(1000)), "none": None}
