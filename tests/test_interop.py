@@ -8,6 +8,7 @@ import inspect
 import json
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -253,7 +254,7 @@ def test_what_the_network_has_not_is_refused_by_name(diffuse, name: str):
     described(folder / "unet" / "config.json", **{name: LACKING[name]})
     ran = diffuse("convert", folder, "-q")
     assert ran.code == 4
-    assert f"no network here has {name} = " in ran.line
+    assert re.search(f"{name} = .* is not supported", ran.line)
     assert "config.json" in ran.line
     assert not Path(OUT).exists()
 
@@ -263,7 +264,7 @@ def test_a_middle_without_a_norm_is_refused(diffuse):
     folder = pipeline(unet2d(resnet_time_scale_shift="scale_shift"))
     ran = diffuse("convert", folder, "-q")
     assert ran.code == 4
-    assert "the attention in the middle has no norm, as none here has" in ran.line
+    assert "attention without a norm in the middle block is not supported" in ran.line
     assert "scale_shift and no attn_norm_num_groups" in ran.line
 
 

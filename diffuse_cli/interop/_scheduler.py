@@ -127,12 +127,12 @@ def _betas(path: Path, said: Mapping[str, Any]) -> dict[str, Any]:
 
 def _notices(folder: Path, path: Path, said: Mapping[str, Any]) -> tuple[Notice, ...]:
     """The files that were read, and settings of sampling that a model file does not keep."""
-    found = [Notice(f"network from {show(folder / 'config.json')}, process from {show(path)}")]
+    read = Notice(f"network from {show(folder / 'config.json')}, process from {show(path)}")
     if said.get("thresholding"):
         ratio = brief(said.get("dynamic_thresholding_ratio", 0.995))
-        text = f"{show(path)} thresholds: sample with --threshold {ratio}"
-        found.append(Notice(text, warning=True))
+        text = f"uses thresholding: sample with --threshold {ratio}"
     elif not said.get("clip_sample", True) or said.get("clip_sample_range", 1.0) != 1:
-        text = f"{show(path)} does not clip to [-1, 1], as `diffuse sample` does"
-        found.append(Notice(text, warning=True))
-    return tuple(found)
+        text = "does not clip to [-1, 1]; `diffuse sample` does"
+    else:
+        return (read,)
+    return read, Notice(f"{show(path)} {text}", warning=True)

@@ -157,8 +157,8 @@ def _fields(path: Path) -> dict[str, Any]:
     groups = fields["attn_norm_num_groups"]
     if groups is None and fields["resnet_time_scale_shift"] == "scale_shift":
         raise ModelFileError(
-            f"{show(path)}: the attention in the middle has no norm, as none here has",
-            "diffusers leaves it out with scale_shift and no attn_norm_num_groups",
+            f"{show(path)}: attention without a norm in the middle block is not supported",
+            "diffusers leaves the norm out with scale_shift and no attn_norm_num_groups",
         )
     if groups not in (fields["norm_num_groups"], None):
         raise _lacking(path, "attn_norm_num_groups", groups)
@@ -166,7 +166,7 @@ def _fields(path: Path) -> dict[str, Any]:
 
 
 def _lacking(path: Path, name: str, value: Any) -> ModelFileError:
-    return ModelFileError(f"{show(path)}: no network here has {brief(name)} = {brief(repr(value))}")
+    return ModelFileError(f"{show(path)}: {brief(name)} = {brief(repr(value))} is not supported")
 
 
 def _network(source: Source, config: ConvertConfig, fields: Mapping[str, Any]) -> Net:

@@ -151,11 +151,11 @@ def _blocks(source: Source, state: Tensors) -> tuple[int, int, bool]:
     levels = len(ups) + 1
     if not outputs:
         raise ModelFileError(
-            f"{source.name} has no output_blocks: it is a classifier, which draws nothing"
+            f"{source.name} has no output_blocks: it is a classifier, not a diffusion model"
         )
     if len(outputs) % levels or len(outputs) == levels:
         raise ModelFileError(
-            f"{source.name} has {len(outputs)} output blocks, which do not make {levels} levels"
+            f"{source.name}: {len(outputs)} output blocks do not divide into {levels} levels"
         )
     return len(outputs) // levels - 1, levels, "in_layers" in ups.values()
 
