@@ -16,7 +16,7 @@ from PIL import Image
 from diffuse_cli.conditioning import Condition
 from diffuse_cli.core import Space
 from diffuse_cli.core.samplers import sampler_options
-from diffuse_cli.data import Images, read_images
+from diffuse_cli.data import Samples, read_images
 from diffuse_cli.events import finish
 from diffuse_cli.features import extract, find, load
 from diffuse_cli.metrics import kid
@@ -50,7 +50,7 @@ def _processor() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-def read(source: str, size: tuple[int, int] | None = None) -> Images:
+def read(source: str, size: tuple[int, int] | None = None) -> Samples:
     """The images of a folder."""
     return finish(read_images(source, size=size))
 
@@ -61,10 +61,10 @@ def pictures(paths: Sequence[str]) -> Pixels:
     return np.stack([p[None] if p.ndim == 2 else p.transpose(2, 0, 1) for p in found])
 
 
-def held_out(images: Images, n: int) -> Pixels:
+def held_out(images: Samples, n: int) -> Pixels:
     """n images that training never saw, of every class: images come in the order of their names."""
     own = np.flatnonzero(images.held_out)
-    return np.ascontiguousarray(images.pixels[own[permutation(0, 0, len(own))[:n]]])
+    return np.ascontiguousarray(images.stored[own[permutation(0, 0, len(own))[:n]]])
 
 
 def features(pixels: Pixels, accelerator: Accelerator) -> np.ndarray[Any, Any]:
@@ -103,7 +103,7 @@ def sample(
 
 
 def to_uint8(x: torch.Tensor) -> Pixels:
-    """Images in [-1, 1] as 8-bit levels."""
+    """Samples in [-1, 1] as 8-bit levels."""
     levels: Pixels = Space(channels=x.shape[1], size=x.shape[2:]).to_stored(x).cpu().numpy()
     return levels
 

@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--timed", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    rate = rates(np.asarray(read(options.data).pixels[: options.timed]), options.rounds)
+    rate = rates(np.asarray(read(options.data).stored[: options.timed]), options.rounds)
     found = metrics(options.n)
     total = {
         name: significant(2 * options.n / rate["images_per_s"][name] + found["seconds"][name])

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from diffuse_cli.conditioning import Condition
-from diffuse_cli.data import Images
+from diffuse_cli.data import Samples
 from diffuse_cli.runtime import machine, permutation, resolve_precision
 from diffuse_cli.sampling import load_denoiser
 
@@ -31,7 +31,7 @@ def scaled(pixels: Any) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels)).float() / 127.5 - 1
 
 
-def train_classifier(images: Images, epochs: int) -> nn.Module:
+def train_classifier(images: Samples, epochs: int) -> nn.Module:
     """A classifier of the images that are not held out."""
     torch.manual_seed(0)
     height, width = images.space.size
@@ -58,7 +58,7 @@ def train_classifier(images: Images, epochs: int) -> nn.Module:
             order = own[permutation(0, epoch, len(own))]
         chosen = order[place * 128 : (place + 1) * 128]
         loss = F.cross_entropy(
-            net(scaled(images.pixels[chosen])), torch.from_numpy(images.labels[chosen])
+            net(scaled(images.stored[chosen])), torch.from_numpy(images.labels[chosen])
         )
         optimizer.zero_grad()
         loss.backward()
@@ -87,7 +87,7 @@ def main() -> None:
     images = common.read(options.data)
     net = train_classifier(images, options.epochs)
     kept = np.flatnonzero(images.held_out)
-    found = classify(net, images.pixels[kept])
+    found = classify(net, images.stored[kept])
     accuracy = float((found == images.labels[kept]).mean())
     print(f"accuracy on held-out images {accuracy:.4f}", file=sys.stderr, flush=True)
     results: list[dict[str, Any]] = []

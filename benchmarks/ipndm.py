@@ -113,7 +113,7 @@ def trained(data: str, model: Path, n: int, spacing: str, steps: list[int]) -> l
     """KID of both ends, from the same noise, against 1,000 of the real images."""
     rows = []
     with machine(resolve_precision("fp32")) as accelerator, torch.inference_mode():
-        real = common.features(common.read(data).pixels[::2][:1000], accelerator)
+        real = common.features(common.read(data).stored[::2][:1000], accelerator)
         loaded = load_denoiser(model, "ema", accelerator)
         process = loaded.denoiser.process
         noise = torch.randn(n, *loaded.shape, generator=torch.Generator().manual_seed(0))

@@ -39,7 +39,7 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from diffuse_cli.core import Conditions
-from diffuse_cli.data import Images, open_index, read_images, save_index
+from diffuse_cli.data import Samples, open_index, read_images, save_index
 from diffuse_cli.data.pool import MANY_FILES, SMALL_FILE
 from diffuse_cli.events import finish
 from diffuse_cli.media._pixels import fitted as fit
@@ -114,7 +114,7 @@ def cores() -> int:
 # -- reading --------------------------------------------------------------------------------------
 
 
-def read(source: Path, workers: int) -> Images:
+def read(source: Path, workers: int) -> Samples:
     """What `diffuse train` does."""
     return finish(read_images(source, workers=workers))
 
@@ -197,14 +197,14 @@ def took(act: Act) -> float:
 # -- training -------------------------------------------------------------------------------------
 
 
-def plan_for(images: Images) -> Plan:
+def plan_for(images: Samples) -> Plan:
     """A training of `tiny` on all images."""
     typed = {"data": images.summary.source, "preset": "tiny", "batch_size": BATCH}
     config, blueprint = complete(configure(typed), images.space, Conditions())
     return Plan(config, blueprint, images, np.arange(len(images)), np.arange(0), None)
 
 
-def measure_waiting(images: Images, steps: int, accelerator: Accelerator) -> dict[str, Any]:
+def measure_waiting(images: Samples, steps: int, accelerator: Accelerator) -> dict[str, Any]:
     """Seconds of a step, and of the fetching in it; the share is the worse of both stores."""
     trainer = Trainer(plan_for(images), accelerator)
     taken = [took(lambda k=k: trainer.step(k)) for k in range(steps + 2)][2:]
@@ -225,7 +225,7 @@ def fetching(trainer: Trainer, count: int) -> float:
     """Median seconds to have a batch of random images on the device, as float."""
     draw = np.random.default_rng(0)
     batches = [draw.integers(0, count, BATCH) for _ in range(FETCHES)]
-    return median(took(lambda b=batch: trainer.batches.pixels(b)) for batch in batches)
+    return median(took(lambda b=batch: trainer.batches.samples(b)) for batch in batches)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

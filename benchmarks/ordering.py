@@ -63,18 +63,18 @@ def blurred(pixels: Array, radius: float) -> Array:
     return np.stack([np.asarray(Image.fromarray(x[0]).filter(blur))[None] for x in pixels])
 
 
-Images = tuple[Array, Array]
+Samples = tuple[Array, Array]
 """Pixels and their features."""
 
 
 def sets(
-    n: int, spare: Images, labels: Array, training: Images, network: FeatureNetwork
-) -> dict[tuple[str, float], Images]:
+    n: int, spare: Samples, labels: Array, training: Samples, network: FeatureNetwork
+) -> dict[tuple[str, float], Samples]:
     """The images of every step of every ladder; step 0 is the same for all: n spare images."""
     clean, own = spare[0][:n], spare[1][:n]
     changed = {("noise", s): noisy(clean, s) for s in NOISE}
     changed |= {("blur", r): blurred(clean, r) for r in BLUR}
-    result: dict[tuple[str, float], Images] = {("real", 0.0): (clean, own)}
+    result: dict[tuple[str, float], Samples] = {("real", 0.0): (clean, own)}
     for key, pixels in changed.items():
         log(f"features of {key}")
         result[key] = (pixels, finish(cached(network, pixels)))
@@ -131,7 +131,7 @@ def ordered(rows: list[dict[str, Any]]) -> dict[str, dict[str, bool]]:
 
 
 def rows_of(
-    found: dict[tuple[str, float], Images], real: Images, more: Array, training: Images
+    found: dict[tuple[str, float], Samples], real: Samples, more: Array, training: Samples
 ) -> list[dict[str, Any]]:
     """Every step measured."""
     rows = []
@@ -159,8 +159,8 @@ def main() -> None:
     began, n = time.monotonic(), options.n
     test, train = read(options.test), read(options.training)
     order = permutation(0, 0, len(test))
-    pixels, labels = np.ascontiguousarray(test.pixels[order[: 3 * n]]), test.labels[order[: 3 * n]]
-    known = train.pixels[permutation(0, 1, len(train))[: options.train_n]]
+    pixels, labels = np.ascontiguousarray(test.stored[order[: 3 * n]]), test.labels[order[: 3 * n]]
+    known = train.stored[permutation(0, 1, len(train))[: options.train_n]]
     network = load("efficientnet-lite0", "cpu", finish(find("efficientnet-lite0")))
     log("features of real images")
     own = finish(cached(network, pixels))

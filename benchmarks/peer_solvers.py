@@ -38,9 +38,9 @@ def main() -> None:
     precision, size = resolve_precision("auto"), (options.size, options.size)
     recipe = peers.RECIPES["diffusers-tuned"]
     torch.manual_seed(0)
-    pixels = common.read(options.data, size).pixels
+    pixels = common.read(options.data, size).stored
     net, trained = peers.train(recipe, pixels, 60 * options.minutes, precision)
-    real = common.read(options.real, size).pixels
+    real = common.read(options.real, size).stored
     net.eval()
     with machine("fp32") as accelerator:
         kept = real[permutation(0, 0, len(real))[:1000]]

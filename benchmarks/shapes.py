@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     options = parser.parse_args()
     size = common.read(options.data).space.size
-    others = common.read(options.real, size).pixels
+    others = common.read(options.real, size).stored
     with machine("fp32") as accelerator:
         real = common.features(others[permutation(0, 0, len(others))[:1000]], accelerator)
     rows = []

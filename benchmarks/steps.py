@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffuse_cli.core import Conditions
-from diffuse_cli.data import Images
+from diffuse_cli.data import Samples
 from diffuse_cli.data.summary import Summary
 from diffuse_cli.training.configuring import complete, configure
 from diffuse_cli.training.preparing import Plan
@@ -81,8 +81,8 @@ SETTINGS = tuple(
 def plan(size: int, images: int = 256, **options: Any) -> Plan:
     """A training on random pixels; `options` are those of `diffuse train`."""
     pixels = np.random.default_rng(0).integers(0, 256, (images, 3, size, size), np.uint8)
-    found = Images(
-        pixels=pixels,
+    found = Samples(
+        stored=pixels,
         labels=np.full(images, -1),
         class_names=(),
         names=tuple(map(str, range(images))),
@@ -176,7 +176,7 @@ def typical(seconds: Sequence[float], every: int = 1) -> float:
 
 
 def speed(seconds: Sequence[float], batch_size: int, every: int = 1) -> dict[str, float]:
-    """Images a second and seconds, as `typical` has them, and the least seconds."""
+    """Samples a second and seconds, as `typical` has them, and the least seconds."""
     middle = typical(seconds, every)
     return {
         "images_per_s": significant(batch_size / middle),

@@ -176,16 +176,16 @@ def prepare(data: str, real: str | None, size: int, reference: int, folder: Path
     from diffuse_cli.runtime import permutation
 
     images = common.read(data, (size, size))
-    np.save(folder / "train.npy", images.pixels[~images.held_out])
+    np.save(folder / "train.npy", images.stored[~images.held_out])
     if real is None:
         kept = common.held_out(images, reference)
     else:
-        other = common.read(real, (size, size)).pixels
+        other = common.read(real, (size, size)).stored
         kept = other[permutation(0, 0, len(other))[:reference]]
     np.save(folder / "real.npy", kept)
     return {
         "images": int((~images.held_out).sum()),
-        "shape": list(images.pixels.shape[1:]),
+        "shape": list(images.stored.shape[1:]),
         "real": len(kept),
         "real_are": "the held-out part" if real is None else "a test set",
         "machine": common.machine(),

@@ -1,11 +1,10 @@
 """The one place that writes files.
 
-Every file appears whole or not at all: the bytes go to a temporary file beside it, are synced,
-and are renamed over the name; then the folder is synced, so that the rename survives a power cut.
-Every folder goes in one rename, too, before its files are removed. What a killed process leaves is
-named `.NAME.PID.tmp`, and is removed when NAME is written next: the process that writes it holds a
-lock on it, which goes with the process. Each operation passes through `operation`, the seam where
-a test can stop the process.
+Every file appears whole or not at all: it is written to a temporary file beside it, synced and
+renamed; then the folder is synced, for the rename to survive a power cut. A folder is renamed
+before its files are removed. A killed process leaves `.NAME.PID.tmp`, which the next write of NAME
+removes: a living writer holds a lock on it. Tests stop the process in `operation`, which is around
+each operation on the disk.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +25,7 @@ from typing import Any
 from diffuse_cli.errors import OutputError
 
 CACHE = "DIFFUSE_CACHE"
-"""Names the folder of what is kept between runs; nothing is kept where it is empty."""
+"""The variable that names the cache folder; empty, nothing is kept."""
 
 
 def cache_folder() -> Path | None:
@@ -34,21 +34,21 @@ def cache_folder() -> Path | None:
     if given is not None:
         return Path(given) if given else None
     user = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    with contextlib.suppress(RuntimeError):  # nobody's home is known
-        # The specification has relative paths ignored.
+    with contextlib.suppress(RuntimeError):  # no home is known
+        # The XDG specification ignores relative paths.
         return (user if user.is_absolute() else Path.home() / ".cache") / "diffuse"
     return None
 
 
 @contextlib.contextmanager
 def operation(name: str, path: Path) -> Iterator[None]:
-    """Around each operation on the disk. It does nothing; tests replace it."""
+    """Around each operation on the disk; tests replace it."""
     yield
 
 
 @contextlib.contextmanager
 def reported(path: Path) -> Iterator[None]:
-    """Turn an operating system's refusal to write `path` into an `OutputError`."""
+    """Turn an `OSError` about writing `path` into an `OutputError`."""
     try:
         yield
     except OSError as error:
@@ -57,14 +57,20 @@ def reported(path: Path) -> Iterator[None]:
         raise OutputError(f"cannot write {show(path)}: {reason}", hint) from error
 
 
-def show(path: Path | str | bytes) -> str:
-    """A path for people: control characters, invalid bytes and newlines are escaped."""
+def show(path: Path | str | bytes, most: int | None = None) -> str:
+    """A path or name for people, at most `most` characters; what cannot be printed is escaped."""
     text = os.fsdecode(path)
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return text[:most]
+
+
+def brief(value: object, most: int = 200) -> str:
+    """What a file or a library says, on one line of at most `most` characters."""
+    return show(" ".join(str(value).split()), most)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` durable. Systems that cannot open a folder need no such step."""
+    """Make renames in `folder` durable, on systems that can open a folder."""
     with operation("sync-folder", folder):
         try:
             descriptor = os.open(folder, os.O_RDONLY)
@@ -85,12 +91,12 @@ def _is_temporary(path: Path) -> bool:
 
 
 class _Writer(io.BufferedWriter):
-    """A file, locked while it is open, whose writes pass through the seam."""
+    """A file that is locked while it is open."""
 
     def __init__(self, path: Path) -> None:
         while True:
             super().__init__(io.FileIO(path, "w"))
-            # One that is swept before it is locked is made anew.
+            # Another process may remove it before it is locked.
             if _lock(self.fileno()) is not False and _is_at(path, self.fileno()):
                 break
             self.close()
@@ -112,8 +118,9 @@ def writing(path: Path) -> Iterator[io.BufferedWriter]:
     with reported(path):
         if not path.parent.is_dir():
             make_folder(path.parent)
+        pattern = re.compile(rf"\.{re.escape(path.name)}\.\d+\.tmp")
         for other in _leftovers(path.parent.absolute()):
-            if _is_of(other, path.name) and other != temporary and _is_abandoned(other):
+            if pattern.fullmatch(other.name) and other != temporary and _is_abandoned(other):
                 remove(other)
         try:
             with operation("open", temporary):
@@ -134,21 +141,15 @@ def writing(path: Path) -> Iterator[io.BufferedWriter]:
 
 @functools.cache
 def _leftovers(folder: Path) -> tuple[Path, ...]:
-    """The temporary files in a folder when this process first writes there: listing it for each
-    file would take long where there are many."""
+    """The temporary files in a folder when this process first writes there: listing a large folder
+    for every file is slow."""
     with contextlib.suppress(OSError):
         return tuple(p for p in folder.iterdir() if _is_temporary(p))
     return ()
 
 
-def _is_of(temporary: Path, name: str) -> bool:
-    """Whether it is `.NAME.PID.tmp` of this name."""
-    middle = temporary.name.removeprefix(f".{name}.").removesuffix(".tmp")
-    return middle.isdecimal() and temporary.name == f".{name}.{middle}.tmp"
-
-
 def _is_abandoned(path: Path) -> bool:
-    """Whether the process that was writing a file is gone, here or on another machine."""
+    """Whether the process that wrote a file is gone, here or on another machine."""
     with contextlib.suppress(OSError), path.open("r+b") as file:
         return _lock(file.fileno()) is True
     return False
@@ -160,8 +161,8 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 
 def _lock(descriptor: int) -> bool | None:
-    """Take the lock on a file that goes with this process. False where another process holds it,
-    None where there are no locks."""
+    """Lock a file until this process ends. False: another process holds the lock; None: there are
+    no locks."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -190,7 +191,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add one line to a log. A torn last line is the reader's to ignore."""
+    """Add one line to a log; a kill may cut it."""
     with reported(path), operation("append", path), path.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
 
@@ -202,10 +203,7 @@ def make_folder(path: Path) -> None:
 
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Make the folder `path` with what `fill` writes into it; it appears whole or not at all.
-
-    An earlier folder of that name is replaced.
-    """
+    """Replace the folder `path`, whole or not at all, by what `fill` writes into the given one."""
     temporary = _temporary(path)
     with reported(path):
         try:
@@ -223,7 +221,7 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there. A folder goes as a whole."""
+    """Remove a file or a folder, if it is there."""
     with reported(path):
         if path.is_symlink() or not path.is_dir():
             if path.is_symlink() or path.exists():
@@ -241,7 +239,7 @@ def remove(path: Path) -> None:
 
 
 def sweep(folder: Path, name: str = "") -> None:
-    """Remove what killed processes left in `folder`: all of it, or only what was to be `name`."""
+    """Remove the temporary files in `folder`: all of them, or those of `name`."""
     start = f".{name}." if name else "."
     with reported(folder):
         for path in sorted(folder.iterdir()) if folder.is_dir() else []:
@@ -250,20 +248,17 @@ def sweep(folder: Path, name: str = "") -> None:
 
 
 def check_room(folder: Path, total: int, largest: int) -> None:
-    """Refuse, before any computing, what cannot fit on the disk.
+    """Refuse what will not fit on the disk.
 
     Args:
-        total: bytes that will be written into `folder`, beside what is there.
+        total: bytes that will be written into `folder`.
         largest: bytes of the largest file among them.
 
     Raises:
         OutputError: the disk has less room, or the process may not write such a file.
     """
-    there = folder
-    while not there.exists():
-        there = there.parent
     try:
-        free = shutil.disk_usage(there).free
+        free = shutil.disk_usage(_nearest(folder)).free
     except OSError:
         return
     if total > free:
@@ -277,6 +272,11 @@ def check_room(folder: Path, total: int, largest: int) -> None:
             f"{show(folder)} needs a file of {_mib(largest)}, and the limit is {_mib(limit)}",
             "Raise it with `ulimit -f`",
         )
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the nearest above it that exists."""
+    return next(place for place in (folder, *folder.parents) if place.exists())
 
 
 def _mib(count: int) -> str:
@@ -293,14 +293,12 @@ def _file_size_limit() -> int | None:
 
 
 def check_writable(path: Path) -> None:
-    """Refuse, before any computing, a file that could not be written in the end.
+    """Refuse a file that cannot be written.
 
     Raises:
-        OutputError: a parent is a file, or the nearest existing folder refuses new files.
+        OutputError: it is a folder, a parent is a file, or the nearest folder refuses new files.
     """
-    folder = path.parent
-    while not folder.exists():
-        folder = folder.parent
+    folder = _nearest(path.parent)
     if not folder.is_dir():
         raise OutputError(f"cannot write {show(path)}: {show(folder)} is not a folder")
     if path.is_dir():
@@ -312,7 +310,7 @@ def check_writable(path: Path) -> None:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder; 0 where there is neither."""
+    """Bytes of a file, or of all files in a folder; 0 if it does not exist."""
     paths = path.rglob("*") if path.is_dir() else [path]
     return sum(p.stat().st_size for p in paths if p.is_file())
 

@@ -1,7 +1,6 @@
-"""Files from elsewhere: what they are, by their first bytes and by the names in them.
+"""What a file from elsewhere is, by its first bytes and the names in it; nothing is loaded.
 
-The one table of foreign formats. Reading a model file, converting and reading data all ask here, so
-that a file has one name everywhere. Nothing is loaded: `diffuse convert` reads what it knows.
+The one table of foreign formats, for reading model files, converting and reading data.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from diffuse_cli.errors import ModelFileError
 from diffuse_cli.files import show
 
 SAFETENSORS, PICKLE, TORCH, ZIP, CUT_ZIP = "safetensors", "pickle", "torch", "zip", "cut zip"
-"""Kinds of file. TORCH is a zip that `torch.save` wrote: a pickle, and then its tensors."""
+"""Kinds of file. TORCH is the zip file of `torch.save`: a pickle, and then its tensors."""
 
 PICKLES = (PICKLE, TORCH)
 
@@ -32,35 +31,34 @@ WORDS = {
     ZIP: "a zip file",
 }
 
-ARCHIVE, FILE = "a {} archive", "a file of {}"
 MAGIC: tuple[tuple[int, bytes, str], ...] = (
     *((0, b"\x80" + bytes([protocol]), PICKLE) for protocol in range(2, 6)),
-    (0, b"GGUF", FILE.format("GGUF")),
-    (0, b"\x89HDF", FILE.format("HDF5")),
-    (0, b"\x93NUMPY", FILE.format("NumPy")),
-    (0, b"\x1f\x8b", ARCHIVE.format("gzip")),
-    (0, b"BZh", ARCHIVE.format("bzip2")),
+    (0, b"GGUF", "a GGUF file"),
+    (0, b"\x89HDF", "an HDF5 file"),
+    (0, b"\x93NUMPY", "a NumPy file"),
+    (0, b"\x1f\x8b", "a gzip archive"),
+    (0, b"BZh", "a bzip2 archive"),
     (0, b"\xfd7zXZ", "an xz archive"),
-    (0, b"\x28\xb5\x2f\xfd", ARCHIVE.format("zstandard")),
-    (0, b"7z\xbc\xaf", ARCHIVE.format("7-Zip")),
-    (0, b"Rar!", ARCHIVE.format("RAR")),
-    (257, b"ustar", ARCHIVE.format("tar")),
+    (0, b"\x28\xb5\x2f\xfd", "a zstandard archive"),
+    (0, b"7z\xbc\xaf", "a 7-Zip archive"),
+    (0, b"Rar!", "a RAR archive"),
+    (257, b"ustar", "a tar archive"),
 )
-"""Kinds by the bytes at an offset; those that are only named are named in words."""
+"""Kinds, or words for others, by the bytes at an offset."""
 
 FOLDERS = ("config.json", "unet/config.json", "model_index.json")
-"""Files that tell a folder of diffusers."""
+"""A folder of diffusers has one of these files."""
 
 
 @dataclass(frozen=True)
 class Known:
-    """A program's models.
+    """Models of another program.
 
     Attributes:
-        name: whose they are.
-        marks: patterns; each matches a name of a tensor, or a text in a pickle.
-        format: what `diffuse convert` reads them as, or None.
-        why, hint: where it does not, why, and what can be done.
+        name: the program, or whose it is.
+        marks: patterns, each of which matches a tensor's name, or a string in a pickle.
+        format: the format of `diffuse convert`; None if it does not read them.
+        why, hint: why it does not, and what to do instead.
     """
 
     name: str
@@ -70,10 +68,10 @@ class Known:
     hint: str = ""
 
 
-_TEXT = ("a network of latents that is shown text",
-         "Only networks of images are converted; use it with diffusers")  # fmt: skip
+_TEXT = ("a latent network that is conditioned on text",
+         "Only image networks can be converted; use it with diffusers")  # fmt: skip
 _RETRAIN = "Train on the same images instead: diffuse train DATA"
-_SIGMA = "whose network is shown a noise level, not a timestep"
+_SIGMA = "whose network takes a noise level, not a timestep"
 
 KNOWN = (
     Known("Stable Diffusion", (r"^model\.diffusion_model\.",), None, *_TEXT),
@@ -81,7 +79,7 @@ KNOWN = (
     Known(
         "denoising-diffusion-pytorch",
         (r"(^|\.)init_conv\.weight$", r"(^|\.)time_mlp\.\d\.weight$", r"(^|\.)final_res_block\."),
-        why="whose network has linear attention, as none here has",
+        why="whose network has linear attention, which is not supported",
         hint=_RETRAIN,
     ),
     Known("EDM", (r"(^|\.)enc\.\d+x\d+_conv\.weight$",), None, _SIGMA, _RETRAIN),
@@ -89,14 +87,14 @@ KNOWN = (
     Known("diffusers", (r"^conv_in\.weight$", r"^time_embedding\.linear_1\.weight$"), "diffusers"),
     Known("OpenAI's", (r"^time_embed\.0\.weight$", r"^input_blocks\.0\.0\.weight$"), "openai"),
 )
-"""Programs whose models people have, the more special before the more general."""
+"""Known programs, the special before the general."""
 
 
 # -- what it is -----------------------------------------------------------------------------------
 
 
 def kind_of(file: IO[bytes]) -> str:
-    """The kind of an open file: one of those above, words for another known one, or empty."""
+    """The kind of an open file: one of those above, words for another, or empty if unknown."""
     file.seek(0)
     start = file.read(262)
     if is_safetensors(start):
@@ -106,13 +104,13 @@ def kind_of(file: IO[bytes]) -> str:
             return kind
     if not zipfile.is_zipfile(file):
         return CUT_ZIP if start.startswith(b"PK\x03\x04") else ""
-    # By its first member: listing a million of them takes seconds.
+    # By the first member: listing a million takes seconds.
     first = start[30 : 30 + int.from_bytes(start[26:28], "little")]
     return TORCH if start.startswith(b"PK\x03\x04") and first.endswith(b"/data.pkl") else ZIP
 
 
 def kind_at(path: Path) -> str:
-    """The kind of a regular file, empty where it cannot be opened."""
+    """The kind of a regular file, empty if it cannot be opened."""
     try:
         with path.open("rb") as file:
             return kind_of(file)
@@ -121,13 +119,13 @@ def kind_at(path: Path) -> str:
 
 
 def is_safetensors(start: bytes) -> bool:
-    """Whether a file that begins so has the form of safetensors: a length, of which the highest
-    bytes are 0, and an object of JSON. The length may begin as a pickle does."""
+    """Whether a file begins as safetensors: a length, whose highest bytes are 0, and a JSON object.
+    The length may look like the start of a pickle."""
     return start[6:9] == b"\0\0{"
 
 
 def told(names: Collection[str]) -> Known | None:
-    """Whose model has tensors, or a pickle texts, of these names."""
+    """The program whose models have tensors of these names, or strings in a pickle."""
     bare = [name.removeprefix("module.") for name in names]
     for known in KNOWN:
         if all(any(re.search(mark, name) for name in bare) for mark in known.marks):
@@ -136,7 +134,7 @@ def told(names: Collection[str]) -> Known | None:
 
 
 def is_of(format: str, names: Collection[str]) -> bool:
-    """Whether tensors of these names are what `diffuse convert` reads as `format`."""
+    """Whether tensors have the names of a `diffuse convert` format."""
     known = told(names)
     return known is not None and known.format == format
 
@@ -146,14 +144,14 @@ def is_folder(path: Path) -> bool:
     return any((path / name).is_file() for name in FOLDERS)
 
 
-# -- texts of a pickle ----------------------------------------------------------------------------
+# -- strings in a pickle --------------------------------------------------------------------------
 
 MOST_BYTES, MOST_STEPS, LONGEST = 2**22, 200_000, 300
-"""Of a pickle no more is looked at, and no longer texts."""
+"""Limits: bytes and instructions that are looked at, and the length of a string."""
 
 
 def texts(file: IO[bytes]) -> set[str]:
-    """The texts in a pickle, or in that of a zip of torch. Its instructions are listed, not run."""
+    """The strings in a pickle, or in that of a TORCH file; instructions are listed, not run."""
     found: set[str] = set()
     try:
         data = io.BytesIO(_pickled(file))
@@ -164,13 +162,13 @@ def texts(file: IO[bytes]) -> set[str]:
                 steps += 1
                 if isinstance(value, str) and len(value) <= LONGEST:
                     found.add(value)
-    except Exception:  # it may be anything, of a file that was made to do harm or is cut off here
+    except Exception:  # a hostile file may raise anything, and this one is cut off
         pass
     return found
 
 
 def _pickled(file: IO[bytes]) -> bytes:
-    """The beginning of the pickle in a file."""
+    """The first bytes of the pickle in a file."""
     if kind_of(file) == TORCH:
         with zipfile.ZipFile(file) as archive:
             name = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
@@ -180,15 +178,11 @@ def _pickled(file: IO[bytes]) -> bytes:
     return file.read(MOST_BYTES)
 
 
-# -- saying it ------------------------------------------------------------------------------------
+# -- errors ---------------------------------------------------------------------------------------
 
 
 def check_kind(file: IO[bytes], path: Path) -> None:
-    """Refuse an open file that is of a known kind, but not safetensors.
-
-    Raises:
-        ModelFileError: with its name, and what to do.
-    """
+    """Raise a `ModelFileError` for an open file of a known kind other than safetensors."""
     kind = kind_of(file)
     if kind in PICKLES:
         check_convertible(texts(file), path)
@@ -200,7 +194,7 @@ def check_kind(file: IO[bytes], path: Path) -> None:
 
 
 def described(kind: str, path: Path, wanted: str) -> tuple[str, str]:
-    """What a file of a kind is, where `wanted` was expected, and what to do."""
+    """Message and hint for a file of a kind that is not `wanted`."""
     if kind == CUT_ZIP:
         return f"{show(path)} is a zip file that is cut short", "Copy or download it again"
     hint = "Unpack it" if kind.endswith("archive") else ""
@@ -208,18 +202,14 @@ def described(kind: str, path: Path, wanted: str) -> tuple[str, str]:
 
 
 def check_convertible(names: Collection[str], path: Path) -> None:
-    """Refuse a model that is known, and that `diffuse convert` does not read.
-
-    Raises:
-        ModelFileError: with why, and what can be done.
-    """
+    """Raise a `ModelFileError` for a known model that `diffuse convert` does not read."""
     known = told(names)
     if known and known.format is None:
         raise ModelFileError(f"{show(path)} is a model of {known.name}, {known.why}", known.hint)
 
 
 def rejected(names: Collection[str], path: Path) -> ModelFileError:
-    """The error for a safetensors file with tensors of these names that is not of `diffuse`."""
+    """The error for a safetensors file of another program, with tensors of these names."""
     check_convertible(names, path)
     if known := told(names):
         return ModelFileError(f"{show(path)} is a model of {known.name}", convert_line(path))
@@ -230,7 +220,7 @@ def rejected(names: Collection[str], path: Path) -> ModelFileError:
 
 
 def rejected_folder(path: Path) -> ModelFileError:
-    """The error for a folder where a model file should be."""
+    """The error for a folder in place of a model file."""
     return ModelFileError(
         f"{show(path)} is a folder, not a model file",
         convert_line(path) if is_folder(path) else "",
@@ -238,5 +228,5 @@ def rejected_folder(path: Path) -> ModelFileError:
 
 
 def convert_line(path: Path) -> str:
-    """The command that makes a model file of a foreign one."""
+    """The hint to convert a foreign model."""
     return f"Type: diffuse convert {shlex.quote(show(path))} -o model.safetensors"

@@ -1,4 +1,4 @@
-"""One process at a time on an output: a lock that goes with the process that holds it."""
+"""One process at a time on an output: a lock that ends with the process that holds it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from diffuse_cli.errors import BusyError
 WAIT = "Wait for it, or choose another -o"
 
 PATIENCE = 0.2
-"""Seconds for a last holder to finish: it removes the file and then lets go of it."""
+"""Seconds for the last holder to finish: it removes the file before it unlocks it."""
 
 
 @contextlib.contextmanager
 def held(path: Path, hint: str = WAIT) -> Iterator[None]:
-    """Hold the lock file `path`, made where it is missing, and remove it at the end.
+    """Hold the lock file `path`, and remove it at the end.
 
-    The system takes the lock away however the process ends. A forked child does not keep it:
+    The system releases the lock however the process ends. A forked child does not keep it:
     filelock 4 closes the child's copy of the file.
 
     Raises:
@@ -39,7 +39,7 @@ def held(path: Path, hint: str = WAIT) -> Iterator[None]:
                 where = files.show(path.parent)
                 raise BusyError(f"process {_holder(path)} is writing to {where}", hint) from None
             if os.name == "posix":
-                # Windows lets nobody else write to a locked file, and filelock removes it there.
+                # On Windows a locked file cannot be written, and filelock removes it.
                 stack.callback(files.remove, path)
                 path.write_text(f"{os.getpid()}\n")
         yield

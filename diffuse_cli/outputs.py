@@ -1,4 +1,4 @@
-"""May this output be written? Asked before any computing, and answered in one way."""
+"""Checks, before any computing, that an output may be written."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from diffuse_cli.errors import OutputError, UsageError
 
 
 def asked(config: Any, name: str, suffix: str) -> Path | None:
-    """The path that the option `name` of a configuration gives, as `check` returns it; None where
-    it was not given.
+    """The checked path of a configuration's option `name`; None if it was not given.
 
     Raises:
-        UsageError, OutputError: as `check` does.
+        UsageError, OutputError: as in `check`.
     """
     given = getattr(config, name)
     flag = "-o" if name == "out" else f"--{name}"
@@ -29,12 +28,12 @@ def check(
     """The path of a file that a command will write.
 
     Args:
-        suffix: what its name must end in.
-        flag: the option that it was given by.
-        read: a file that the command reads, which must stay as it is.
+        suffix: of its name.
+        flag: the option that gave it.
+        read: the command's input, which must not be overwritten.
 
     Raises:
-        UsageError: another suffix, or it is the file that is read.
+        UsageError: another suffix, or it is the input.
         OutputError: it exists and `overwrite` is false, or it cannot be written.
     """
     path = Path(given)
@@ -46,19 +45,16 @@ def check(
 
 
 def check_suffix(path: Path, suffix: str, flag: str = "-o") -> None:
-    """Refuse a file of another kind, with a `UsageError`."""
+    """Raise a `UsageError` for another suffix."""
     if path.suffix.lower() != suffix:
         raise UsageError(f"{flag} must end in {suffix}, not {files.show(path)!r}")
 
 
 def check_free(path: Path, overwrite: bool, *, hint: str, of: Path | None = None) -> None:
-    """Refuse a file that exists, unless `overwrite`, or that cannot be written.
+    """Raise an `OutputError` if a file exists, without `overwrite`, or cannot be written.
 
     Args:
-        of: the folder that the file stands for, which an error names in its place.
-
-    Raises:
-        OutputError: as said.
+        of: the folder that the error names instead.
     """
     files.check_writable(path)
     if os.path.lexists(path) and not overwrite:
@@ -68,14 +64,11 @@ def check_free(path: Path, overwrite: bool, *, hint: str, of: Path | None = None
 def check_samples(
     folder: Path, overwrite: bool, manifest: str, written: Callable[[str], object]
 ) -> None:
-    """Refuse a folder that holds earlier samples, unless `overwrite`, or that cannot be written.
+    """Raise an `OutputError` if a folder has samples, without `overwrite`, or cannot be written.
 
     Args:
         manifest: the name of a file that will be written into it.
-        written: whether a file of this name is one of the samples.
-
-    Raises:
-        OutputError: as said.
+        written: whether a file of this name is a sample.
     """
     files.check_writable(folder / manifest)
     if overwrite or not folder.is_dir():

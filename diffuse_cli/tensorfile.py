@@ -1,13 +1,12 @@
-"""Files of tensors: safetensors, written for equal bytes and read without trust.
+"""Safetensors files: equal content is written as equal bytes, and reading trusts nothing.
 
-The header is checked to its last entry before a tensor is allocated: its size, how much its JSON
-would unfold to, and that the tensors lie one after another from the first byte to the last. The
-file is opened once, so that what was checked is what is read.
+The header is checked to its last entry before a tensor is allocated: its size, what its JSON
+unfolds to, and that the tensors fill the file without gaps. The file is opened once: what was
+checked is what is read.
 
-Neither half is left to the safetensors library. It writes metadata in another order in every
-process. It reads a mapped file, where a file that is cut short ends the process by SIGBUS, or with
-`pread` into memory that is not aligned, on which the last bits of a sum may depend; aligned by a
-copy, that takes 4 times as long.
+The safetensors library is not used. It writes metadata in a different order in every process. It
+reads a mapped file, where truncation kills the process with SIGBUS, or with `pread` into unaligned
+memory, which may change the last bits of a sum; copying to aligned memory takes 4 times as long.
 """
 
 from __future__ import annotations
@@ -18,8 +17,10 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,6 +28,7 @@ import torch
 from torch import Tensor
 
 from diffuse_cli import files
+from diffuse_cli.files import brief, show
 
 DTYPES = {
     "F32": torch.float32,
@@ -37,29 +39,40 @@ DTYPES = {
 }
 """The types that are written and read."""
 
+SIZES = {
+    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2"), 1),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
+    **dict.fromkeys(("F32", "I32", "U32"), 4),
+    **dict.fromkeys(("F64", "I64", "U64"), 8),
+}
+"""Bytes per element of every type that a file may name."""
+
 LARGEST_HEADER = 8 * 2**20
-"""Bytes. A network of 10,000 tensors, 100,000 betas (twice) and 20,000 class names need less."""
+"""Bytes. 10,000 tensors, 100,000 betas (twice) and 20,000 class names take less."""
 
 MOST_NODES, MOST_PARTS, DEEPEST = 100_000, 400_000, 32
-"""Lists and objects in a header, commas and colons, and how deep lists lie in each other. A header
-is small, and what it unfolds to need not be: an empty list of three bytes takes 70 in memory, and
-a key of an object 200."""
+"""Limits of a header: lists and objects, commas and colons, and nesting. A small header can unfold
+to much: an empty list of three bytes takes 70 in memory, and an object's key 200."""
 
 MOST_DIMENSIONS = 8
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor in a file: its type, its shape and where its bytes begin in the data."""
+    """A tensor in a file: its type, its shape and the offset of its bytes in the data."""
 
     dtype: str
     shape: tuple[int, ...]
     start: int
 
+    @property
+    def end(self) -> int:
+        return self.start + math.prod(self.shape) * SIZES[self.dtype]
+
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself, checked: `metadata`, and the tensors by name."""
+    """A checked header: `metadata`, and the tensors by name."""
 
     metadata: Mapping[str, str]
     entries: Mapping[str, Entry]
@@ -71,28 +84,27 @@ class Header:
 def write(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """A file with sorted names and metadata, so that equal content is equal bytes.
+    """Write tensors and metadata, sorted by name.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
         ValueError: the header is too large to be read again.
     """
     entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     names = {dtype: name for name, dtype in DTYPES.items()}
-    offset = 0
+    end = 0
     for name in sorted(tensors):
         tensor = tensors[name]
-        size = tensor.numel() * tensor.element_size()
+        start, end = end, end + tensor.nbytes
         entries[name] = {
             "dtype": names[tensor.dtype],
             "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + size],
+            "data_offsets": [start, end],
         }
-        offset += size
     header = json.dumps(entries, sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
     if len(header) > LARGEST_HEADER:
-        raise ValueError(f"a header of {len(header):,} bytes, of which {LARGEST_HEADER:,} are read")
+        raise ValueError(f"a header of {len(header):,} bytes, over the limit of {LARGEST_HEADER:,}")
     with files.writing(path) as file:
         file.write(struct.pack("<Q", len(header)) + header)
         for name in sorted(tensors):
@@ -108,22 +120,22 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file.
+    """The tensors of a file by name.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is not a whole file of tensors.
+        ValueError: it is damaged, or not safetensors.
     """
     with opened(path) as file:
         return read_tensors(file, read_header(file))
 
 
-def opened(path: Path) -> IO[bytes]:
-    """A regular file, open for reading.
+def opened(path: Path) -> BufferedReader:
+    """A regular file, open for reading; a FIFO is refused without waiting for its writer.
 
     Raises:
         OSError: it cannot be opened.
-        ValueError: something else lies there, which is not waited for.
+        ValueError: it is not a regular file.
     """
     file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -133,10 +145,10 @@ def opened(path: Path) -> IO[bytes]:
 
 
 def read_header(file: IO[bytes]) -> Header:
-    """The checked header of an open file, which is left where the data begins.
+    """The checked header of an open file, which is left at the start of the data.
 
     Raises:
-        ValueError: it is not a whole file of tensors.
+        ValueError: it is damaged, or not safetensors.
     """
     size = os.fstat(file.fileno()).st_size
     file.seek(0)
@@ -157,41 +169,34 @@ def read_header(file: IO[bytes]) -> Header:
     return Header(metadata, entries)
 
 
-def read_tensors(file: IO[bytes], header: Header) -> dict[str, Tensor]:
-    """The tensors of a file whose header has just been read, each in memory of its own.
+def read_tensors(file: BufferedReader, header: Header) -> dict[str, Tensor]:
+    """The tensors of a file whose header has just been read.
 
     Raises:
-        ValueError: the file has become shorter.
+        ValueError: a type that is not in `DTYPES`, or the file has become shorter.
     """
     tensors = {}
     for name, entry in sorted(header.entries.items(), key=lambda item: item[1].start):
         if entry.dtype not in DTYPES:
-            raise ValueError(f"{files.show(name)[:200]} is of type {entry.dtype}")
+            raise ValueError(f"{show(name, 200)} is of type {entry.dtype}")
         tensor = torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
         into = _bytes(tensor)
-        if _fill(file, into) < len(into):
+        if file.readinto(into) < len(into):
             raise ValueError("it was cut short while it was read")
         tensors[name] = tensor
     return tensors
 
 
-def _fill(file: IO[bytes], into: memoryview) -> int:
-    done = 0
-    while done < len(into) and (count := file.readinto(into[done:])):  # type: ignore[attr-defined]
-        done += count
-    return done
-
-
 _MARK = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{},:]', re.DOTALL)
-"""A text, which may hold anything, or a mark outside of texts. One that does not end is matched to
-the end, and not tried again at each of its quotes."""
+"""A string, or a mark outside strings. A string that does not end is matched to the end of the
+data, and not tried again at each of its quotes."""
 
 
 def parse(data: bytes) -> Any:
-    """JSON from a stranger: no deeper, and of no more parts, than any honest file.
+    """Untrusted JSON, within the limits above.
 
     Raises:
-        ValueError: as said, or it is not JSON, or it names one thing twice.
+        ValueError: over a limit, not JSON, or a key twice.
     """
     depth = nodes = parts = 0
     for mark in _MARK.finditer(data):
@@ -219,63 +224,63 @@ def _refuse(constant: str) -> None:
 
 
 def _entry(name: str, value: Any) -> Entry:
-    """An entry of the right types. Whole numbers are ints, and not booleans.
-
-    Raises:
-        ValueError: it is not one.
-    """
+    """A checked entry; `true` is no whole number."""
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"{files.show(name)[:200]} is not described as a tensor")
+        raise ValueError(f"{show(name, 200)} is not described as a tensor")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if dtype not in SIZES:
-        raise ValueError(f"{files.show(name)[:200]} is of type {files.show(str(dtype))[:50]}")
+        raise ValueError(f"{show(name, 200)} is of type {show(str(dtype), 50)}")
     whole = all(
         isinstance(numbers, list) and all(type(n) is int and 0 <= n < 2**63 for n in numbers)
         for numbers in (shape, offsets)
     )
     if not whole or len(offsets) != 2 or len(shape) > MOST_DIMENSIONS:
-        raise ValueError(f"{files.show(name)[:200]} has no shape, or no place in the file")
-    if offsets[1] - offsets[0] != math.prod(shape) * SIZES[dtype]:
-        raise ValueError(f"{files.show(name)[:200]} has not as many bytes as its shape says")
-    return Entry(dtype, tuple(shape), offsets[0])
-
-
-SIZES = {
-    "F64": 8,
-    "F32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "I64": 8,
-    "I32": 4,
-    "I16": 2,
-    "I8": 1,
-    "U8": 1,
-    "U16": 2,
-    "U32": 4,
-    "U64": 8,
-    "BOOL": 1,
-    "F8_E4M3": 1,
-    "F8_E5M2": 1,
-}
-"""Bytes of an element of the types that a file of tensors may name."""
+        raise ValueError(f"{show(name, 200)} has no shape, or no place in the file")
+    entry = Entry(dtype, tuple(shape), offsets[0])
+    if offsets[1] != entry.end:
+        raise ValueError(f"{show(name, 200)} has not as many bytes as its shape says")
+    return entry
 
 
 def _check_layout(entries: Mapping[str, Entry], size: int) -> None:
-    """Tensors lie one after another from the first byte to the last.
-
-    Raises:
-        ValueError: they overlap, or bytes belong to none.
-    """
+    """Refuse tensors that do not fill `size` bytes of data without gaps."""
     end = 0
-    for name, start, length in sorted(_places(entries), key=lambda place: place[1:]):
-        if start != end:
-            what = "overlaps another" if start < end else "lies behind bytes of none"
-            raise ValueError(f"{files.show(name)[:200]} {what}")
-        end += length
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
+        if entry.start != end:
+            what = "overlaps another" if entry.start < end else "lies behind bytes of none"
+            raise ValueError(f"{show(name, 200)} {what}")
+        end = entry.end
     if end != size:
         raise ValueError(f"it is cut short or has bytes to spare: {size:,} bytes, not {end:,}")
 
 
-def _places(entries: Mapping[str, Entry]) -> Iterator[tuple[str, int, int]]:
-    for name, entry in entries.items():
-        yield name, entry.start, math.prod(entry.shape) * SIZES[entry.dtype]
+# -- what is wrong with them ----------------------------------------------------------------------
+
+
+MALFORMED = (
+    ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError, RecursionError,
+    NotImplementedError, struct.error, zipfile.BadZipFile,
+)  # fmt: skip
+"""What Python raises over a malformed file, whatever was to be read from it."""
+
+
+def misfit(
+    expected: Mapping[str, str], found: Mapping[str, str], called: Callable[[str], str] = brief
+) -> str:
+    """How tensors differ from those of a network, each a text by name; empty if they do not.
+    `called` gives the name in a message."""
+    problems = set()
+    for name in expected.keys() | found.keys():
+        if name not in found:
+            problems.add(f"{called(name)} is missing")
+        elif name not in expected:
+            problems.add(f"{called(name)} is not of this network")
+        elif found[name] != expected[name]:
+            problems.add(f"{called(name)} is {found[name]}, not {expected[name]}")
+    return first(problems, "; ")
+
+
+def first(texts: Collection[str], between: str = ", ", most: int = 5) -> str:
+    """The first of the texts in order, and how many more there are."""
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return between.join(sorted(texts)[:most]) + more

@@ -1,4 +1,4 @@
-"""Why a file may hold no usable sample: every reason there is."""
+"""Every reason why a file holds no usable sample."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LARGEST_FILE = 512 * 2**20
 
 
 class Unusable(Exception):
-    """A file that holds no usable image; `reason` is one of the constants above."""
+    """A file without a usable sample; `reason` is one of the constants above."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)

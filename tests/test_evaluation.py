@@ -492,7 +492,7 @@ OF_TRAINING = {"bits_per_dim_train", "bits_per_dim_gap", "memorized_features", "
 def divided(data):
     """The pixels of training and of held-out images, as bytes."""
     read = finish(read_images(str(data)))
-    rows = [np.ascontiguousarray(p).tobytes() for p in read.pixels]
+    rows = [np.ascontiguousarray(p).tobytes() for p in read.stored]
     return ({r for r, held in zip(rows, read.held_out, strict=True) if held is which}
             for which in (np.False_, np.True_))  # fmt: skip
 

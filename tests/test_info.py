@@ -23,7 +23,7 @@ from xxhash import xxh3_128_digest
 
 from diffuse_cli import files, modelfile, pictures
 from diffuse_cli.config import InfoConfig
-from diffuse_cli.data import Images, Summary, read_images
+from diffuse_cli.data import Samples, Summary, read_images
 from diffuse_cli.events import Notice, finish
 from diffuse_cli.inspection import dataset, inspect, near, sheet
 from diffuse_cli.inspection.copies import count_copies
@@ -108,7 +108,7 @@ def test_every_number_of_a_messy_set(messy, diffuse):
     ran = diffuse("info", messy, "--json", "--size", 8)
     found = ran.json
     images = finish(read_images(messy, size=(8, 8)))
-    values = images.pixels.astype(float)
+    values = images.stored.astype(float)
     assert ran.code == 0
     assert found == {
         "kind": "data",
@@ -150,7 +150,7 @@ NO_COPIES = {"groups": 0, "surplus": 0, "across_classes": 0, "across_split": 0, 
 def test_the_same_for_people(messy, diffuse):
     ran = diffuse("info", messy, "--size", 8)
     images = finish(read_images(messy, size=(8, 8)))
-    r, g, b = images.pixels.astype(float).mean((0, 2, 3))
+    r, g, b = images.stored.astype(float).mean((0, 2, 3))
     lines = [line[17:] for line in ran.out.splitlines()]
     assert lines[:12] == [
         str(messy),
@@ -251,7 +251,7 @@ def test_large_sets_are_mapped_and_nothing_is_left(tmp_path, monkeypatch, messy,
     mapped = []
     measure = dataset._measure
     monkeypatch.setattr(
-        dataset, "_measure", lambda found: mapped.append(found.pixels.filename) or measure(found)
+        dataset, "_measure", lambda found: mapped.append(found.stored.filename) or measure(found)
     )
     assert look(messy, workers=workers) == expected
     assert mapped[0].is_relative_to(temporary)
@@ -415,8 +415,8 @@ def test_only_likenesses_across_the_split_count():
     for k, held in enumerate(sides):
         if held:
             digests[k] = 0
-    images = Images(
-        pixels=np.zeros((count, 1, 8, 8), np.uint8),
+    images = Samples(
+        stored=np.zeros((count, 1, 8, 8), np.uint8),
         labels=np.full(count, -1),
         class_names=(),
         names=tuple(map(str, range(count))),
@@ -567,7 +567,7 @@ def test_large_images_are_small_on_the_sheet(tmp_path, channels):
     images = finish(read_images(data, size=(150, 300)))
     page = finish(sheet.draw(images))
     assert page.size == (128 + 2 + 128, 64)
-    expected = pictures.shrunk(pictures.image(images.pixels[1]), 128)
+    expected = pictures.shrunk(pictures.image(images.stored[1]), 128)
     assert page.crop((130, 0, 258, 64)).tobytes() == expected.tobytes()
 
 
@@ -581,7 +581,7 @@ def test_a_sheet_is_refused_before_anything_is_read(images, diffuse, monkeypatch
         ("file/sheet.png", 5, "not a folder"),
         ("sheet.jpg", 2, ".png"),
         (images / "dark" / "sheet.png", 2, "one of the images"),
-        ("link.png", 2, "one of the images"),
+        ("link.png", 5, "is a folder"),
     ):
         ran = diffuse("info", images, "-o", out, "-q")
         assert (ran.code, ran.out) == (code, "")
@@ -658,7 +658,7 @@ def test_what_a_model_file_says(conditional, images, diffuse):
     assert found["parameters"] == sum(p.numel() for p in loaded.network().parameters())
     assert found["raw"] is True
     assert found["classes"] == ["dark", "light"]
-    assert found["unet"]["width"] == 8
+    assert found["network"]["width"] == 8
     assert found["diffusion"]["variance"] == "learned"
     assert found["data"]["fingerprint"] == finish(read_images(images)).fingerprint
     assert found["training"] == loaded.training
@@ -672,7 +672,7 @@ def test_what_a_model_file_says_for_people(conditional, diffuse):
         f"file        {conditional.stat().st_size:,} bytes, SHA-256 {files.sha256(conditional)}",
         "weights     averaged and raw",
         "parameters  48,570",
-        "network     8x8, grey, conditional on 2 classes",
+        "network     unet, 8x8, grey, conditional on 2 classes",
         "            levels of 8, 16 (attention) channels; blocks a level: 1 (resnet)",
         "process     schedule cosine, 100 timesteps, target v, variance learned",
         "classes     dark, light",
@@ -702,7 +702,7 @@ def test_what_a_hostile_model_file_says_is_escaped_and_cut(conditional, diffuse)
 
     def change(config: dict[str, Any], metadata: dict[str, str]) -> None:
         metadata["modelspec.title"] = hostile.replace("\ud800", "") + "t" * 10_000
-        config["classes"] = [hostile, "[bold]b"]
+        config["conditions"]["classes"] = [hostile, "[bold]b"]
         config["training"] = {hostile: hostile, **{f"k{i}": "v" * 10_000 for i in range(300)}}
         config["data"] = {str(i): {hostile: [hostile]} for i in range(300)}
         config["versions"] = {"list": list(range(1000)), "none": None}

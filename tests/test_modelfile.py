@@ -442,7 +442,8 @@ def test_a_known_foreign_format_is_named_with_the_line_to_type(tmp_path: Path, k
 
 @pytest.mark.parametrize("start", [b"GGUF", b"\x89HDF\r\n", b"\x93NUMPY"])
 def test_other_kinds_are_named(tmp_path: Path, start: bytes):
-    assert "is a file of" in rejected(tmp_path, start + bytes(100))
+    kind = {b"G": "a GGUF", b"\x89": "an HDF5", b"\x93": "a NumPy"}[start[:1]]
+    assert f"is {kind} file, not a model" in rejected(tmp_path, start + bytes(100))
 
 
 def test_a_folder_of_diffusers_is_named_with_the_line_to_type(tmp_path: Path):
@@ -638,7 +639,7 @@ def test_a_recommendation_that_is_none_is_named(good: bytes, tmp_path: Path):
     assert load(tmp_path / "good").sampling == Setting("ddim", 5)
     for change, text in (
         ({"sampler": "ddmp"}, "sampling: there is no 'ddmp'"),
-        ({"steps": 51}, "51 steps are recommended, of 50 timesteps"),
+        ({"steps": 51}, "51 steps are recommended for 50 timesteps"),
         ({"steps": 0}, "--steps must be at least 1"),
         ({"guidance": 1}, "guidance is recommended for a network without classes"),
         ({"sampler": "\x1b[2J" * 1000}, "sampling: there is no"),

@@ -1,10 +1,10 @@
-"""Finding, checking, decoding and caching images, and their labels."""
+"""Finding, checking, decoding and caching samples, and their labels."""
 
 from __future__ import annotations
 
 from diffuse_cli.data.cache import open_index, save_index
-from diffuse_cli.data.images import HELD_OUT_MINIMUM, HELD_OUT_OF, Images, held_out_rule
 from diffuse_cli.data.reading import read_images
+from diffuse_cli.data.samples import HELD_OUT_MINIMUM, HELD_OUT_OF, Samples, held_out_rule
 from diffuse_cli.data.sources import MANIFEST, MANIFEST_FORMAT, is_images
 from diffuse_cli.data.summary import Summary
 
@@ -13,7 +13,7 @@ __all__ = [
     "HELD_OUT_OF",
     "MANIFEST",
     "MANIFEST_FORMAT",
-    "Images",
+    "Samples",
     "Summary",
     "held_out_rule",
     "is_images",

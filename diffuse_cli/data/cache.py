@@ -1,4 +1,4 @@
-"""Where decoded pixels are put: an array in memory, or a file that processes map."""
+"""Where decoded samples are stored: an array in memory, or a mapped file."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import json
 import math
 import zipfile
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from diffuse_cli import files
 from diffuse_cli.data import summary
-from diffuse_cli.data.images import Images
+from diffuse_cli.data.samples import Samples
 from diffuse_cli.errors import DataError
 from diffuse_cli.media import Array
 
@@ -24,21 +24,12 @@ INDEX = "index.npz"
 Shape = tuple[int, ...]
 
 
-class Store(Protocol):
-    """Takes samples of one shape (C, *size) one by one; one of a single channel is repeated to fill
-    C."""
-
-    shape: Shape
-
-    def append(self, pixels: Array) -> None: ...
-
-    def finish(self) -> Array: ...
-
-    def abort(self, error: BaseException) -> None: ...
-
-
 class Memory:
-    """A store of at most `capacity` images in memory."""
+    """A store of at most `capacity` samples in memory.
+
+    Raises:
+        DataError: they do not fit.
+    """
 
     def __init__(self, capacity: int, shape: Shape, dtype: np.dtype[Any]) -> None:
         self.shape = shape
@@ -61,13 +52,13 @@ class Memory:
         return self._pixels[: self._count]
 
     def abort(self, error: BaseException) -> None:
-        """Nothing is left behind."""
+        """Nothing to clean up."""
 
 
 class Mapped:
-    """A store in the file `pixels.u8` of a folder, which appears there when it is finished.
+    """A store in the file `pixels.u8` of a folder, which appears when it is finished.
 
-    It is written, not mapped, until then: a full disk is an error and not a SIGBUS.
+    Until then it is written, not mapped: a full disk raises an error, not SIGBUS.
     """
 
     def __init__(self, folder: Path, shape: Shape, dtype: np.dtype[Any]) -> None:
@@ -91,31 +82,35 @@ class Mapped:
         return _map(self._path, (self._count, *self.shape), self.dtype)
 
     def abort(self, error: BaseException) -> None:
-        """Remove the unfinished file. An operating system's refusal becomes an OutputError."""
+        """Remove the unfinished file; an `OSError` becomes an `OutputError`."""
         self._stack.__exit__(type(error), error, error.__traceback__)
 
 
-def _map(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+Store = Memory | Mapped
+"""Takes samples of one shape (C, *size) one by one; a single channel is repeated to fill C."""
+
+
+def _map(path: Path, shape: Shape, dtype: np.dtype[Any]) -> Array:
     return np.memmap(path, dtype, mode="r", shape=shape)
 
 
 def forget(folder: Path) -> None:
-    """Remove the index of `folder`: its pixels are about to change."""
+    """Remove the index of `folder`, whose samples are about to change."""
     files.remove(folder / INDEX)
 
 
-def save_index(images: Images, folder: Path) -> None:
-    """Write all but the pixels into `folder`, and the pixels where they are not there already.
+def save_index(images: Samples, folder: Path) -> None:
+    """Write everything into `folder`, except samples that are mapped from it.
 
     Raises:
         OutputError: the folder cannot be written.
     """
-    if not _is_mapped_from(images.pixels, folder / PIXELS):
+    if not _is_mapped_from(images.stored, folder / PIXELS):
         forget(folder)
-        files.write_bytes(folder / PIXELS, images.pixels.tobytes())
+        files.write_bytes(folder / PIXELS, images.stored.tobytes())
     meta = {
-        "shape": images.pixels.shape,
-        "dtype": images.pixels.dtype.str,
+        "shape": images.stored.shape,
+        "dtype": images.stored.dtype.str,
         "medium": images.medium,
         "class_names": images.class_names,
         "names": images.names,
@@ -136,11 +131,11 @@ def _is_mapped_from(pixels: Array, path: Path) -> bool:
     return name is not None and path.exists() and path.samefile(name)
 
 
-def open_index(folder: Path) -> Images:
-    """The images that `save_index` wrote into `folder`, their pixels mapped read-only.
+def open_index(folder: Path) -> Samples:
+    """What `save_index` wrote into `folder`, mapped read-only.
 
     Raises:
-        DataError: the folder holds no such images, or not whole ones.
+        DataError: the folder holds no index, or a damaged one.
     """
     try:
         with np.load(folder / INDEX, allow_pickle=False) as index:
@@ -149,8 +144,8 @@ def open_index(folder: Path) -> Images:
         shape, dtype = tuple(meta["shape"]), np.dtype(meta.get("dtype", "u1"))
         if (folder / PIXELS).stat().st_size != math.prod(shape) * dtype.itemsize:
             raise ValueError("the pixels are not those of the index")
-        return Images(
-            pixels=_map(folder / PIXELS, shape, dtype),
+        return Samples(
+            stored=_map(folder / PIXELS, shape, dtype),
             medium=meta.get("medium", "image"),
             labels=labels,
             class_names=tuple(meta["class_names"]),

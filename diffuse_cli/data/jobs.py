@@ -1,4 +1,4 @@
-"""What is done to each file: read, decoded once, named by its content, brought to its size."""
+"""Each file is read, decoded, named by its content and brought to its size."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from diffuse_cli.media import LARGE, MEDIA, Asked, Large, Read, freely, one_larg
 from diffuse_cli.unusable import Unusable
 
 LATER = "large"
-"""Why a process of several leaves a sample to the one that started it; no reason for people."""
+"""The reason by which a worker leaves a sample to the process that started it; never shown."""
 
 
 @dataclass
-class Plan:
-    """Where files are, which medium reads them, and what every sample becomes."""
+class Reading:
+    """The source of files, the medium that reads them, and what every sample becomes."""
 
     source: Source
     medium: str
@@ -41,21 +41,21 @@ class Skipped(NamedTuple):
 Result = Decoded | Skipped
 
 
-def decode_files(plan: Plan, entries: Iterable[Entry]) -> list[Result]:
-    """The results in the order of `entries`. Whatever is wrong with a file is its result."""
-    return [_decode_file(plan, entry) for entry in entries]
+def decode_files(reading: Reading, entries: Iterable[Entry]) -> list[Result]:
+    """The results in the order of `entries`; a file's fault is its result."""
+    return [_decode_file(reading, entry) for entry in entries]
 
 
-def _decode_file(plan: Plan, entry: Entry) -> Result:
+def _decode_file(reading: Reading, entry: Entry) -> Result:
     large = entry.size > LARGE
     try:
         if entry.fault:
             raise Unusable(entry.fault)
-        if large and plan.asked.shared:
+        if large and reading.asked.shared:
             raise Large
         with one_large if large else freely:
-            data = plan.source.read(entry)
-            return Decoded(entry, MEDIA[plan.medium].read(data, plan.asked))
+            data = reading.source.read(entry)
+            return Decoded(entry, MEDIA[reading.medium].read(data, reading.asked))
     except Unusable as error:
         return Skipped(entry, error.reason)
     except Large:

@@ -1,4 +1,4 @@
-"""Threads that read and decode: many files ahead, results in order, memory bounded."""
+"""Threads that read and decode ahead, with results in order and bounded memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 
-from diffuse_cli.data.jobs import Plan, Result, decode_files
+from diffuse_cli.data.jobs import Reading, Result, decode_files
 from diffuse_cli.data.sources import Entry
 from diffuse_cli.data.worker import Gone, Worker
 
@@ -19,31 +19,31 @@ _OUTPUT_A_CHUNK = 2**22
 _USUAL_SIDE = 64
 
 MANY_FILES = 8192
-"""Fewer are decoded by the time that processes are there to do it."""
+"""Fewer are decoded before processes have started."""
 SMALL_FILE = 2**15
-"""Larger ones, on average, keep threads busy outside of Python's lock."""
+"""Larger files, on average, keep threads busy outside Python's lock."""
 MOST_PROCESSES = 16
-"""More of them decode faster than their results are put together."""
+"""More decode faster than their results can be collected."""
 
-Decode = Callable[[Plan, Sequence[Entry]], list[Result]]
+Decode = Callable[[Reading, Sequence[Entry]], list[Result]]
 
 
-def decode_all(plan: Plan, entries: tuple[Entry, ...], workers: int) -> Iterator[Result]:
+def decode_all(reading: Reading, entries: tuple[Entry, ...], workers: int) -> Iterator[Result]:
     """The results in the order of `entries`, a bounded number of chunks ahead."""
     if workers == 1:
-        for chunk in _chunks(entries, plan):
-            yield from decode_files(plan, chunk)
+        for chunk in _chunks(entries, reading):
+            yield from decode_files(reading, chunk)
         return
     with contextlib.ExitStack() as stack:
         decode: Decode = decode_files
         if _many_small(entries):
             workers = min(workers, MOST_PROCESSES)
-            decode = stack.enter_context(_processes(plan, workers))
+            decode = stack.enter_context(_processes(reading, workers))
         pool = ThreadPoolExecutor(workers, thread_name_prefix="diffuse-images")
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)
         ahead: deque[Future[list[Result]]] = deque()
-        for chunk in _chunks(entries, plan):
-            ahead.append(pool.submit(decode, plan, chunk))
+        for chunk in _chunks(entries, reading):
+            ahead.append(pool.submit(decode, reading, chunk))
             if len(ahead) > 2 * workers:
                 yield from ahead.popleft().result()
         while ahead:
@@ -56,23 +56,23 @@ def _many_small(entries: tuple[Entry, ...]) -> bool:
 
 
 @contextlib.contextmanager
-def _processes(plan: Plan, count: int) -> Iterator[Decode]:
-    """A function that has an idle process decode, or decodes here where that process is gone."""
+def _processes(reading: Reading, count: int) -> Iterator[Decode]:
+    """A function that decodes in an idle process, or here if that process is gone."""
     idle: SimpleQueue[Worker] = SimpleQueue()
 
-    def decode(plan: Plan, entries: Sequence[Entry]) -> list[Result]:
+    def decode(reading: Reading, entries: Sequence[Entry]) -> list[Result]:
         worker = idle.get()
         try:
-            return worker.decode(plan, entries)
+            return worker.decode(reading, entries)
         except Gone:
-            return decode_files(plan, entries)
+            return decode_files(reading, entries)
         finally:
             idle.put(worker)
 
     with contextlib.ExitStack() as stack:
         try:
             for _ in range(count):
-                worker = Worker(plan)
+                worker = Worker(reading)
                 stack.callback(worker.close)
                 idle.put(worker)
         except OSError:  # no more processes, or no memory
@@ -81,9 +81,9 @@ def _processes(plan: Plan, count: int) -> Iterator[Decode]:
         yield decode
 
 
-def _chunks(entries: tuple[Entry, ...], plan: Plan) -> Iterator[list[Entry]]:
-    """Many small files or few large ones, so that threads neither wait nor hoard."""
-    size = plan.asked.size or (_USUAL_SIDE, _USUAL_SIDE)
+def _chunks(entries: tuple[Entry, ...], reading: Reading) -> Iterator[list[Entry]]:
+    """Many small files or few large ones each: threads neither wait nor fill the memory."""
+    size = reading.asked.size or (_USUAL_SIDE, _USUAL_SIDE)
     most = max(1, min(_FILES_A_CHUNK, _OUTPUT_A_CHUNK // (3 * math.prod(size))))
     chunk: list[Entry] = []
     total = 0

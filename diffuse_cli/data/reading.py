@@ -1,13 +1,14 @@
-"""From a folder or zip file to `Images`: each file is read once and decoded once, in order."""
+"""From a folder or zip file to `Samples`: each file is read once and decoded once, in order."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
 import time
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,23 +17,22 @@ import numpy as np
 from PIL import ImageColor
 
 from diffuse_cli.data import cache as caches
-from diffuse_cli.data.images import Images
-from diffuse_cli.data.jobs import Decoded, Plan, Skipped
+from diffuse_cli.data.jobs import Reading, Skipped
 from diffuse_cli.data.pool import decode_all
-from diffuse_cli.data.sources import Listing, classes_of, list_samples, open_source
+from diffuse_cli.data.samples import Samples
+from diffuse_cli.data.sources import Entry, Listing, classes_of, list_samples, open_source
 from diffuse_cli.data.summary import NAMED, Summary, skip_counts, span
 from diffuse_cli.errors import DataError
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.files import show
-from diffuse_cli.media import MEDIA, Array, Asked, Size, prepare
+from diffuse_cli.media import MEDIA, Array, Asked, Medium, Read, Size, prepare
 
-TASK = "reading images"
 _SECONDS_BETWEEN_EVENTS = 0.1
 
 
 @dataclass
 class _Tally:
-    """What the summary counts, as it goes along."""
+    """The counts of the summary so far."""
 
     names: list[str] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
@@ -41,12 +41,12 @@ class _Tally:
     colour: int = 0
     skipped: dict[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
 
-    def add(self, image: Decoded) -> None:
-        self.names.append(image.entry.name)
-        self.digests.append(image.read.digest)
-        self.sizes[image.read.size] += 1
-        self.modes[image.read.mode] += 1
-        self.colour += image.read.channels > 1
+    def add(self, entry: Entry, read: Read) -> None:
+        self.names.append(entry.name)
+        self.digests.append(read.digest)
+        self.sizes[read.size] += 1
+        self.modes[read.mode] += 1
+        self.colour += read.channels > 1
 
     def skip(self, skip: Skipped) -> None:
         count, names = self.skipped.get(skip.reason, (0, ()))
@@ -65,49 +65,42 @@ def read_images(
     workers: int | None = None,
     cache: Path | None = None,
     map_over: int = 0,
-) -> Work[Images]:
-    """Find, check and decode every image of a folder or zip file.
+) -> Work[Samples]:
+    """Find, check and decode every sample of a folder or zip file.
 
-    Yields `Progress` and, where images are resized without being asked to, a `Notice`.
+    Yields `Progress`, and a `Notice` if samples are resized without `size`.
 
     Args:
         source: a folder, searched to any depth, or a zip file.
-        size: (height, width) of the result; None keeps one common size of at most 64 a side,
-            and gives 64x64 otherwise.
-        channels: 1 or 3; None is 1 where every image is grey, 3 otherwise.
+        size: (height, width) of the result; None keeps a common size up to the medium's
+            `KEPT_SIDE`, and resizes to that otherwise.
+        channels: of the result; None for the most that a sample has.
         background: the colour behind transparent images.
-        medium: what the samples are; None for what most of the files are.
-        strict: end on the first bad file instead of skipping it.
-        workers: threads; None for one a core.
-        cache: a folder where the pixels are kept in a mapped file instead of in memory.
-        map_over: with `cache`, sets that can be no larger than this many bytes stay in memory.
-
-    Returns:
-        `Images`; the order is that of the names' bytes.
+        medium: a name in `MEDIA`; None for the one of most files.
+        strict: stop at the first bad file instead of skipping it.
+        workers: threads; None for one per core.
+        cache: a folder for a mapped file of the samples, instead of memory.
+        map_over: bytes up to which samples stay in memory despite `cache`.
 
     Raises:
-        DataError: there is no such source, no usable image, or, with `strict`, a bad file.
+        DataError: the source does not exist, has no usable sample, or, with `strict`, a bad file.
         OutputError: the cache cannot be written.
     """
-    opened = open_source(Path(source))
-    try:
+    with contextlib.closing(open_source(Path(source))) as opened:
         listing = list_samples(opened, medium)
         prepare(listing.medium)
         asked = Asked(size, channels, ImageColor.getrgb(background)[:3])
-        plan = Plan(opened, listing.medium, asked)
-        side = MEDIA[listing.medium].KEPT_SIDE
-        bound = len(listing.candidates) * 3 * math.prod(size or (side, side))
+        reading = Reading(opened, listing.medium, asked)
+        kind = MEDIA[listing.medium]
+        bound = len(listing.candidates) * 3 * math.prod(size or (kind.KEPT_SIDE, kind.KEPT_SIDE))
         folder = cache if cache is not None and bound > map_over else None
         tally = _Tally()
-        pixels = yield from _collect(plan, listing, tally, folder, strict, workers or _cores())
-    finally:
-        opened.close()
-    if pixels is None:
+        stored = yield from _collect(reading, listing, tally, folder, strict, workers or _cores())
+    if stored is None:
         raise DataError(_nothing(source, listing, tally))
-    side = MEDIA[listing.medium].KEPT_SIDE
-    if size is None and (notice := _size_notice(tally.sizes, pixels.shape[2:], side)):
+    if size is None and (notice := _size_notice(tally.sizes, stored.shape[2:], kind)):
         yield Notice(notice)
-    return _images(source, pixels, listing, tally)
+    return _samples(source, stored, listing, tally)
 
 
 def _cores() -> int:
@@ -115,19 +108,23 @@ def _cores() -> int:
 
 
 def _collect(
-    plan: Plan, listing: Listing, tally: _Tally, folder: Path | None, strict: bool, workers: int
+    reading: Reading,
+    listing: Listing,
+    tally: _Tally,
+    folder: Path | None,
+    strict: bool,
+    workers: int,
 ) -> Generator[Any, None, Array | None]:
-    """Decode everything into a store, making it anew where an image does not fit what it holds."""
-    total = len(listing.candidates)
+    """Decode everything into a store, which is replaced when a sample does not fit its shape."""
+    total, kind = len(listing.candidates), MEDIA[reading.medium]
+    task = f"reading {kind.MANY}"
     store: caches.Store | None = None
     if folder is not None:
         caches.forget(folder)
 
-    fit = MEDIA[plan.medium].fit
-
     def fitted(values: Array) -> Array:
-        size = plan.asked.size
-        return values if size is None or values.shape[1:] == size else fit(values, size)
+        size = reading.asked.size
+        return values if size is None or values.shape[1:] == size else kind.fit(values, size)
 
     def new_store(shape: caches.Shape, dtype: np.dtype[Any]) -> caches.Store:
         if folder is None:
@@ -135,28 +132,28 @@ def _collect(
         return caches.Mapped(folder, shape, dtype)
 
     last = time.monotonic()
-    yield Progress(TASK, 0, total)
+    yield Progress(task, 0, total)
     try:
-        for done, result in enumerate(decode_all(plan, listing.candidates, workers), 1):
+        for done, result in enumerate(decode_all(reading, listing.candidates, workers), 1):
             if isinstance(result, Skipped):
                 if strict:
-                    raise DataError(f"{show(result.entry.name)}: {result.reason}", _STRICT_HINT)
+                    text = f"{show(result.entry.name)}: {result.reason}"
+                    raise DataError(text, "Remove it, or leave --strict out to skip such files")
                 tally.skip(result)
             else:
-                tally.add(result)
+                tally.add(result.entry, result.read)
                 values = fitted(result.read.values)
-                shape = _shape_for(store, values, plan)
-                if store is None:
+                shape = _shape_for(store, values, reading)
+                if store is None or store.shape != shape:
+                    kept: Iterable[Array] = () if store is None else store.finish()
                     store = new_store(shape, values.dtype)
-                elif store.shape != shape:
-                    kept, store = store.finish(), new_store(shape, values.dtype)
                     for old in kept:
                         store.append(fitted(old))
                 store.append(fitted(values))
             if time.monotonic() - last > _SECONDS_BETWEEN_EVENTS:
                 last = time.monotonic()
-                yield Progress(TASK, done, total)
-        yield Progress(TASK, total, total)
+                yield Progress(task, done, total)
+        yield Progress(task, total, total)
     except BaseException as error:
         if store is not None:
             store.abort(error)
@@ -164,18 +161,15 @@ def _collect(
     return store.finish() if store is not None else None
 
 
-_STRICT_HINT = "Remove it, or leave --strict away to skip such files"
-
-
-def _shape_for(store: caches.Store | None, values: Array, plan: Plan) -> caches.Shape:
-    """The shape a store needs to take `values` too; it decides the size where sizes differ."""
+def _shape_for(store: caches.Store | None, values: Array, reading: Reading) -> caches.Shape:
+    """The shape that a store needs for `values`, too; where sizes differ, it decides the size."""
     channels, *size = values.shape
     if store is None:
         return channels, *size
-    if plan.asked.size is None and store.shape[1:] != tuple(size):
-        side = MEDIA[plan.medium].KEPT_SIDE
-        plan.asked = dataclasses.replace(plan.asked, size=(side,) * len(size))
-    return max(channels, store.shape[0]), *(plan.asked.size or size)
+    if reading.asked.size is None and store.shape[1:] != tuple(size):
+        side = MEDIA[reading.medium].KEPT_SIDE
+        reading.asked = dataclasses.replace(reading.asked, size=(side,) * len(size))
+    return max(channels, store.shape[0]), *(reading.asked.size or size)
 
 
 def _nothing(source: str | Path, listing: Listing, tally: _Tally) -> str:
@@ -186,42 +180,38 @@ def _nothing(source: str | Path, listing: Listing, tally: _Tally) -> str:
     return f"no {many} in {show(source)}{others}"
 
 
-def _size_notice(sizes: Counter[Size], result: tuple[int, ...], side: int) -> str:
-    """What to say where samples were resized without being asked to."""
-    if len(sizes) == 1 and next(iter(sizes)) == result[::-1]:
+def _size_notice(sizes: Counter[Size], result: Size, kind: Medium) -> str:
+    """Says that samples were resized without being asked to; empty if they were not."""
+    if list(sizes) == [result[::-1]]:
         return ""
-    usual = min(sizes.most_common(1)[0][0])
-    advice = (
-        "type --size 128 for more detail"
-        if usual > side
-        else (
-            f"type --size {usual} to keep the usual size"
-            if usual < side
-            else "type --size for another"
-        )
-    )
-    found = f"all images are {span(sizes)}" if len(sizes) == 1 else f"images of {span(sizes)}"
-    return f"{found}: resized to {side}x{side}; {advice}"
+    usual, side = min(sizes.most_common(1)[0][0]), kind.KEPT_SIDE
+    advice = "type --size for another"
+    if usual > side:
+        advice = "type --size 128 for more detail"
+    elif usual < side:
+        advice = f"type --size {usual} to keep the usual size"
+    found = f"all {kind.MANY} are" if len(sizes) == 1 else f"{kind.MANY} of"
+    return f"{found} {span(sizes)}: resized to {side}x{side}; {advice}"
 
 
-def _images(source: str | Path, pixels: Array, listing: Listing, tally: _Tally) -> Images:
+def _samples(source: str | Path, stored: Array, listing: Listing, tally: _Tally) -> Samples:
     labels, class_names = classes_of(tally.names, [e.name for e in listing.candidates])
     counts = Counter(labels)
     summary = Summary(
         source=show(source),
         found=len(listing.candidates),
         usable=len(tally.names),
-        channels=pixels.shape[1],
+        channels=stored.shape[1],
         sizes=dict(tally.sizes),
         modes=dict(tally.modes),
-        greyed=tally.colour if pixels.shape[1] == 1 else 0,
+        greyed=tally.colour if stored.shape[1] == 1 else 0,
         classes={name: counts[k] for k, name in enumerate(class_names)},
         unlabelled=counts[-1],
         skipped=tally.skipped,
         others=listing.others,
     )
-    return Images(
-        pixels=pixels,
+    return Samples(
+        stored=stored,
         labels=np.array(labels, np.int64),
         class_names=class_names,
         names=tuple(tally.names),

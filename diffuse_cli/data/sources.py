@@ -1,4 +1,4 @@
-"""Where images come from: a folder or a zip file, listed in a stable order and read by name."""
+"""Sources of samples: a folder or a zip file, listed in a stable order and read by name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from diffuse_cli import foreign
 from diffuse_cli import unusable as reasons
@@ -24,15 +24,13 @@ MANIFEST = "manifest.json"
 MANIFEST_FORMAT = "diffuse.samples"
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""Of the others, zipfile unpacks all that a member holds, however little is asked for."""
+"""With other methods zipfile unpacks a whole member, however little is asked for."""
 _AT_ONCE = 2**20
 
 
 class Entry(NamedTuple):
-    """A file of a source: its relative path with `/`, its size in bytes, its name in the source.
-
-    `fault` is set where it must not be opened: the reason it is skipped.
-    """
+    """A file of a source: its relative path with `/`, its size in bytes, its name in the source,
+    and the reason why it must not be opened, if any."""
 
     name: str
     size: int
@@ -40,22 +38,9 @@ class Entry(NamedTuple):
     fault: str = ""
 
 
-class Source(Protocol):
-    """A listing of files, hidden ones left out, and their contents. `read` is thread-safe."""
-
-    path: Path
-
-    def entries(self) -> Iterator[Entry]: ...
-
-    def read(self, entry: Entry) -> bytes: ...
-
-    def close(self) -> None: ...
-
-
 @dataclass(frozen=True)
 class Listing:
-    """The files of a source that a medium reads, in the byte order of their names, and a count of
-    the others."""
+    """The files that a medium reads, in the byte order of their names; `others` counts the rest."""
 
     medium: str
     candidates: tuple[Entry, ...]
@@ -63,7 +48,7 @@ class Listing:
 
 
 class Folder:
-    """All files below a folder. Links are followed, each folder is visited once."""
+    """All files below a folder. Links are followed; each folder is visited once."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -71,7 +56,7 @@ class Folder:
     def entries(self) -> Iterator[Entry]:
         seen: set[tuple[int, int]] = set()
         real: list[tuple[str, str]] = [("", str(self.path))]
-        # Folders behind links come last, so that a folder goes by its real name where it has one.
+        # Links come last: a folder is listed by its real name if it has one here.
         links: list[tuple[str, str]] = []
         while real or links:
             name, path = real.pop() if real else links.pop(0)
@@ -94,7 +79,7 @@ class Folder:
                     yield _file_entry(relative, child)
 
     def read(self, entry: Entry) -> bytes:
-        # Non-blocking, and looked at again: it may have become a FIFO since it was listed.
+        # It may have become a FIFO since it was listed.
         descriptor = os.open(entry.key, os.O_RDONLY | os.O_NONBLOCK)
         try:
             info = os.fstat(descriptor)
@@ -110,7 +95,7 @@ class Folder:
             os.close(descriptor)
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Nothing to close."""
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -136,7 +121,7 @@ def _is_ignored_folder(name: str) -> bool:
 
 
 class Zip:
-    """The members of a zip file. Names are only names: nothing is unpacked to disk."""
+    """The members of a zip file; nothing is unpacked to disk."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -148,14 +133,14 @@ class Zip:
             parts = [part for part in info.filename.split("/") if part not in ("", ".", "..")]
             ignored = any(_is_ignored_folder(part) for part in parts[:-1])
             if parts and not info.is_dir() and not ignored and not parts[-1].startswith("."):
-                members["/".join(parts)] = info  # the last of a name, as unzip does
+                members["/".join(parts)] = info  # the last of a name, like unzip
         for name, info in members.items():
             yield Entry(name, info.file_size, info.filename, _member_fault(info))
 
     def read(self, entry: Entry) -> bytes:
         try:
             with self._file.open(entry.key) as file:
-                # In pieces: asked for all, zipfile unpacks more than a member says it holds.
+                # At once, zipfile unpacks more than the member's declared size.
                 return b"".join(iter(partial(file.read, _AT_ONCE), b""))
         except RuntimeError:
             raise Unusable(reasons.UNREADABLE) from None
@@ -170,6 +155,10 @@ class Zip:
         self._file.close()
 
 
+Source = Folder | Zip
+"""The files of a source, without hidden ones, and their contents. `read` is thread-safe."""
+
+
 def _member_fault(info: zipfile.ZipInfo) -> str:
     kind = stat.S_IFMT(info.external_attr >> 16)
     if info.flag_bits & 0x1:
@@ -182,7 +171,7 @@ def _member_fault(info: zipfile.ZipInfo) -> str:
 
 
 def is_images(path: Path) -> bool:
-    """Whether a folder or zip file of images is there; a file may be a model's otherwise."""
+    """Whether `path` is a folder or a zip file of samples, not a model file."""
     if not path.is_file():
         return path.is_dir()
     kind = foreign.kind_at(path)
@@ -191,24 +180,33 @@ def is_images(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except Exception:  # whatever is wrong with it, it begins as a model
+    except Exception:  # damaged, but it begins as a model
         return False
     return any(_extension(name.rpartition("/")[2]) in by_extension() for name in names)
+
+
+def mode_of(path: Path, hint: str) -> int:
+    """The `st_mode` of a path.
+
+    Raises:
+        DataError: there is nothing, or it cannot be read.
+    """
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"no such file or folder: {show(path)}", hint) from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {show(path)}: {error}", hint) from None
 
 
 def open_source(path: Path) -> Source:
     """The folder or zip file at `path`.
 
     Raises:
-        DataError: there is neither.
+        DataError: it is neither.
     """
     hint = "DATA is a folder or a .zip file of images"
-    try:
-        mode = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"no such folder: {show(path)}", hint) from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {show(path)}: {error}", hint) from None
+    mode = mode_of(path, hint)
     if stat.S_ISDIR(mode):
         return Folder(path)
     if is_images(path):
@@ -225,11 +223,9 @@ def open_source(path: Path) -> Source:
 
 
 def list_samples(source: Source, medium: str | None = None) -> Listing:
-    """The files of `source` that a medium reads, by their names' extensions, in the byte order of
-    their names.
+    """The files of `source` that a medium reads, by extension; by default the medium of most files.
 
-    Without `medium` it is the one that reads most of them. Of a folder that `diffuse sample` wrote,
-    only the samples: its grid is no sample of the set.
+    Of a folder that `diffuse sample` wrote, only the samples, not the grid.
     """
     readers = by_extension()
     found: dict[str, list[Entry]] = {"image": []}
@@ -238,7 +234,7 @@ def list_samples(source: Source, medium: str | None = None) -> Listing:
     others = 0
     for entry in source.entries():
         folder, _, base = entry.name.rpartition("/")
-        if not base:  # a folder that cannot be listed: its samples are missed
+        if not base:  # a folder that cannot be listed
             unlisted.append(entry)
         elif reader := readers.get(_extension(base)):
             found.setdefault(reader, []).append(entry)
@@ -254,7 +250,7 @@ def list_samples(source: Source, medium: str | None = None) -> Listing:
 
 
 def _extension(base: str) -> str:
-    """`.png` of `a.PNG`; faster than `Path.suffix`, which matters for a million names."""
+    """`.png` of `a.PNG`; faster than `Path.suffix`, for a million names."""
     stem, dot, extension = base.rpartition(".")
     return dot + extension.lower() if stem else ""
 
@@ -265,7 +261,7 @@ def _is_listed(name: str, samples: dict[str, frozenset[str]]) -> bool:
 
 
 def _read_manifest(source: Source, entry: Entry) -> frozenset[str]:
-    """The names in a manifest of samples; empty where it is some other file of that name."""
+    """The names in a manifest of samples; empty for another file of that name."""
     try:
         manifest = json.loads(source.read(entry))
         if manifest["format"] == MANIFEST_FORMAT:
@@ -280,19 +276,15 @@ def _in_bytes(name: str) -> bytes:
 
 
 def classes_of(names: list[str], candidates: list[str]) -> tuple[list[int], tuple[str, ...]]:
-    """Labels of `names`, and the names of the classes in byte order.
+    """Labels of `names`, and the class names in byte order.
 
-    A class is the first folder below the common folder of all `candidates`; an image that lies
-    directly in that common folder has label -1.
+    A class is a folder directly below the common folder of all `candidates`; files directly in the
+    common folder have label -1.
     """
-    depth = _common_depth({name.rpartition("/")[0] for name in candidates})
+    folders = {name.rpartition("/")[0] for name in candidates}
+    levels = zip(*(folder.split("/") if folder else () for folder in folders), strict=False)
+    depth = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, levels))
     parts = [name.split("/")[depth:] for name in names]
     class_names = sorted({p[0] for p in parts if len(p) > 1}, key=_in_bytes)
     index = {name: k for k, name in enumerate(class_names)}
     return [index[p[0]] if len(p) > 1 else -1 for p in parts], tuple(class_names)
-
-
-def _common_depth(folders: set[str]) -> int:
-    """How many folders all of `folders` have in common, from the top."""
-    levels = zip(*(folder.split("/") if folder else () for folder in folders), strict=False)
-    return sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, levels))

@@ -1,4 +1,4 @@
-"""What was found in a source: the numbers, the classes, and what was skipped and why."""
+"""What was found in a source: counts, classes, and what was skipped and why."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from diffuse_cli.files import show
 
 NAMED = 5
-"""How many files are named for each reason."""
+"""Files that are named for each reason."""
 
 Skips = Mapping[str, tuple[int, tuple[str, ...]]]
 
@@ -19,17 +19,17 @@ class Summary:
     """What `read_images` found.
 
     Attributes:
-        source: the folder or zip file, as for people.
-        found: files whose names are images', and folders that could not be listed.
-        usable: images among them.
-        channels: 1 grey, 3 colour.
-        sizes: how many images there were of each original (width, height).
-        modes: how many there were of each mode of Pillow's, before they were normalised.
-        greyed: images in colour that were read as grey.
-        classes: how many images each class has, in the order of the labels.
-        unlabelled: images that lie in no class folder.
-        skipped: for each reason how many, and the first five names.
-        others: files whose names are not images'.
+        source: the folder or zip file, escaped.
+        found: files of the medium by name, and folders that could not be listed.
+        usable: samples read from them.
+        channels: of each sample as stored; 1 is grey, 3 colour.
+        sizes: samples of each original (width, height).
+        modes: samples of each original Pillow mode.
+        greyed: colour images that were read as grey.
+        classes: samples of each class, in the order of the labels.
+        unlabelled: samples outside class folders.
+        skipped: the count and the first names for each reason.
+        others: other files.
     """
 
     source: str
@@ -45,10 +45,9 @@ class Summary:
     others: int = 0
 
     def lines(self) -> list[str]:
-        """The summary for people, a sentence a line."""
+        """The summary for people, one sentence per line."""
         colour = "grey" if self.channels == 1 else "colour"
-        parts = [f"{plural(self.usable, 'image')} in {self.source}", colour]
-        parts.append(span(self.sizes))
+        parts = [f"{plural(self.usable, 'image')} in {self.source}", colour, span(self.sizes)]
         if self.classes:
             parts.append(plural(len(self.classes), "class", "classes"))
         lines = [", ".join(parts)]
@@ -62,38 +61,27 @@ class Summary:
         return lines
 
     def to_dict(self) -> dict[str, Any]:
-        """The summary as JSON values; sizes are keys such as `640x480` (width x height)."""
-        return {
-            "source": self.source,
-            "found": self.found,
-            "usable": self.usable,
-            "channels": self.channels,
-            "sizes": {f"{w}x{h}": count for (w, h), count in self.sizes.items()},
-            "modes": dict(self.modes),
-            **({"greyed": self.greyed} if self.greyed else {}),
-            "classes": dict(self.classes),
-            "unlabelled": self.unlabelled,
+        """The summary as JSON values, with sizes such as `640x480` (width x height)."""
+        values = {
+            **vars(self),
+            "sizes": {"x".join(map(str, size)): count for size, count in self.sizes.items()},
             "skipped": {
                 reason: {"count": count, "first": list(names)}
                 for reason, (count, names) in self.skipped.items()
             },
-            "others": self.others,
         }
+        return {name: value for name, value in values.items() if name != "greyed" or value}
 
 
 def from_dict(values: Mapping[str, Any]) -> Summary:
     """The summary that `to_dict` wrote."""
     rest = dict(values)
-    sizes = {_parse_size(text): count for text, count in rest.pop("sizes").items()}
+    sizes = {tuple(map(int, text.split("x"))): count for text, count in rest.pop("sizes").items()}
     skipped = {
         reason: (skip["count"], tuple(skip["first"]))
         for reason, skip in rest.pop("skipped").items()
     }
     return Summary(sizes=sizes, skipped=skipped, **rest)
-
-
-def _parse_size(text: str) -> tuple[int, ...]:
-    return tuple(map(int, text.split("x")))
 
 
 def skip_lines(skipped: Skips) -> Iterable[str]:

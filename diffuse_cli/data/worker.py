@@ -1,13 +1,13 @@
-"""A process that decodes images for this one.
+"""A process that decodes samples for this one.
 
-Python runs one thread at a time outside of Pillow's decoders. Of a small file they are the least
-part, so that threads decode such files no faster on many cores than on one.
+Outside Pillow's decoders Python runs one thread at a time. With small files the decoders take the
+least time, and threads on many cores are no faster than on one.
 
-A request is a line of JSON, an answer a line of JSON and then the pixels of its images. The end of
-its input ends a worker: none outlives the process that started it.
+A request is a line of JSON, an answer a line of JSON and then the bytes of its samples. A worker
+ends with its input, and so never outlives its parent.
 
-A `ProcessPoolExecutor` would take 1.8 times as long for 60,000 small PNGs, and its workers outlive
-a killed parent, import what lies in the current folder and run an unguarded script again.
+A `ProcessPoolExecutor` takes 1.8 times as long for 60,000 small PNGs, and its workers outlive a
+killed parent, import modules from the current folder and run an unguarded script again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import IO, Any
 import numpy as np
 
 import diffuse_cli
-from diffuse_cli.data.jobs import LATER, Decoded, Plan, Result, Skipped, decode_files
+from diffuse_cli.data.jobs import LATER, Decoded, Reading, Result, Skipped, decode_files
 from diffuse_cli.data.sources import Entry, open_source
 from diffuse_cli.media import Asked, Read, prepare
 
@@ -34,17 +34,17 @@ _CODE = "from diffuse_cli.data.worker import main; main()"
 
 
 class Gone(Exception):
-    """The process has ended, or speaks something else."""
+    """The process has ended, or its answer is invalid."""
 
 
 class Worker:
-    """A process of its own that decodes under `plan`.
+    """A process that decodes for `reading`.
 
     Raises:
         OSError: it cannot be started.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, reading: Reading) -> None:
         packages = str(Path(diffuse_cli.__file__).parents[1])
         path = os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
@@ -53,27 +53,27 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path},
-            process_group=0,  # Ctrl-C is for the process that a person sees
+            process_group=0,  # Ctrl-C is for the parent alone
         )
         self._hello = {
-            "source": str(plan.source.path),
-            "medium": plan.medium,
-            "channels": plan.asked.channels,
-            "background": plan.asked.background,
+            "source": str(reading.source.path),
+            "medium": reading.medium,
+            "channels": reading.asked.channels,
+            "background": reading.asked.background,
         }
 
-    def decode(self, plan: Plan, entries: Sequence[Entry]) -> list[Result]:
-        """`decode_files`, there, but for large images: they are decoded here, one at a time.
+    def decode(self, reading: Reading, entries: Sequence[Entry]) -> list[Result]:
+        """`decode_files` in the process, except large samples: they are decoded here, one by one.
 
         Raises:
-            Gone: as said; the files are not decoded.
+            Gone: nothing is decoded.
         """
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
         files = [(e.name, e.size, e.key, e.fault) for e in entries]
         try:
-            for line in filter(None, (self._hello, {"size": plan.asked.size, "files": files})):
+            for line in filter(None, (self._hello, {"size": reading.asked.size, "files": files})):
                 stdin.write(json.dumps(line).encode() + b"\n")
             stdin.flush()
             self._hello = {}
@@ -81,7 +81,7 @@ class Worker:
         except (OSError, ValueError, TypeError) as error:
             self.close()
             raise Gone from error
-        late = iter(decode_files(plan, [r.entry for r in found if _is_late(r)]))
+        late = iter(decode_files(reading, [r.entry for r in found if _is_late(r)]))
         return [next(late) if _is_late(result) else result for result in found]
 
     def close(self) -> None:
@@ -95,11 +95,7 @@ def _is_late(result: Result) -> bool:
 
 
 def _results(entries: Sequence[Entry], answer: IO[bytes]) -> Iterator[Result]:
-    """An answer as the results it stands for.
-
-    Raises:
-        ValueError: it is not whole.
-    """
+    """The results in an answer, or a `ValueError` if it is incomplete."""
     for entry, fields in zip(entries, json.loads(answer.readline()), strict=True):
         if isinstance(fields, str):
             yield Skipped(entry, fields)
@@ -111,35 +107,29 @@ def _results(entries: Sequence[Entry], answer: IO[bytes]) -> Iterator[Result]:
         yield Decoded(entry, Read(values, bytes.fromhex(digest), mode, tuple(size), channels))
 
 
-# -- there ----------------------------------------------------------------------------------------
+# -- in the process -------------------------------------------------------------------------------
 
 
 def main() -> None:
-    """Answer requests until there are no more."""
+    """Answer requests until the input ends."""
     stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
     hello = stdin.readline()
     if not hello:
         return
-    plan = _plan(json.loads(hello))
-    prepare(plan.medium)
+    said = json.loads(hello)
+    asked = Asked(channels=said["channels"], background=tuple(said["background"]), shared=True)
+    reading = Reading(open_source(Path(said["source"])), said["medium"], asked)
+    prepare(reading.medium)
     for line in stdin:
         request = json.loads(line)
         size = tuple(request["size"]) if request["size"] else None
-        plan.asked = dataclasses.replace(plan.asked, size=size)
-        found = decode_files(plan, (Entry(*fields) for fields in request["files"]))
+        reading.asked = dataclasses.replace(reading.asked, size=size)
+        found = decode_files(reading, (Entry(*fields) for fields in request["files"]))
         stdout.write(json.dumps([_fields(result) for result in found]).encode() + b"\n")
         for result in found:
             if isinstance(result, Decoded):
                 stdout.write(result.read.values.tobytes())
         stdout.flush()
-
-
-def _plan(hello: dict[str, Any]) -> Plan:
-    return Plan(
-        source=open_source(Path(hello["source"])),
-        medium=hello["medium"],
-        asked=Asked(channels=hello["channels"], background=tuple(hello["background"]), shared=True),
-    )
 
 
 def _fields(result: Result) -> Any:

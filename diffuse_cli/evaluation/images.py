@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from diffuse_cli.config import MeasureConfig
 from diffuse_cli.core.space import Space
-from diffuse_cli.data import Images, read_images
+from diffuse_cli.data import Samples, read_images
 from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.parsing import Size
@@ -136,14 +136,14 @@ def read_sides(config: MeasureConfig, loaded: Loaded | None) -> Work[Sides]:
     return Sides(real, more, fakes, training, "all", names, prints, theirs.space)
 
 
-def _tell(*sets: Images) -> Work[None]:
+def _tell(*sets: Samples) -> Work[None]:
     """How many images were found, and which were skipped and why."""
     for images in sets:
         for line in images.summary.lines():
             yield Notice(line)
 
 
-def _held_out(images: Images, loaded: Loaded) -> tuple[npt.NDArray[np.int64], str]:
+def _held_out(images: Samples, loaded: Loaded) -> tuple[npt.NDArray[np.int64], str]:
     """The held-out images if these are the training data, else all."""
     same = images.fingerprint == loaded.model.data.get("fingerprint")
     if same and images.held_out.any():
@@ -152,29 +152,29 @@ def _held_out(images: Images, loaded: Loaded) -> tuple[npt.NDArray[np.int64], st
 
 
 def _choose(
-    config: MeasureConfig, images: Images, chosen: npt.NDArray[np.int64], names: Sequence[str]
+    config: MeasureConfig, images: Samples, chosen: npt.NDArray[np.int64], names: Sequence[str]
 ) -> tuple[Labelled, Labelled]:
     """At most n of the chosen images, shuffled, and at most n of the rest."""
     order = chosen[permutation(config.seed, 0, len(chosen))]
     labels = _labels(images, names)
     parts = order[: config.n], order[config.n : 2 * config.n]
-    first, more = (Labelled(np.ascontiguousarray(images.pixels[p]), labels[p]) for p in parts)
+    first, more = (Labelled(np.ascontiguousarray(images.stored[p]), labels[p]) for p in parts)
     return first, more
 
 
-def _labels(images: Images, names: Sequence[str]) -> Labels:
+def _labels(images: Samples, names: Sequence[str]) -> Labels:
     """The index in `names` of each image's class, -1 if it is not there."""
     places = {name: i for i, name in enumerate(names)}
     known = np.array([*(places.get(name, -1) for name in images.class_names), -1], np.int64)
     return known[images.labels]
 
 
-def _training(config: MeasureConfig, images: Images, names: Sequence[str]) -> Training:
+def _training(config: MeasureConfig, images: Samples, names: Sequence[str]) -> Training:
     """The training images, and at most n held-out ones."""
     own = np.flatnonzero(~images.held_out)
     order = own[permutation(config.seed, 1, len(own))]
     held_out, _ = _choose(config, images, np.flatnonzero(images.held_out), names)
-    return Training(images.pixels, _labels(images, names), order, held_out)
+    return Training(images.stored, _labels(images, names), order, held_out)
 
 
 def _read(
@@ -184,7 +184,7 @@ def _read(
     channels: int | None,
     background: str,
     medium: str | None = None,
-) -> Work[Images]:
+) -> Work[Samples]:
     return (
         yield from read_images(
             source,
@@ -198,7 +198,7 @@ def _read(
     )
 
 
-def _read_alike(config: MeasureConfig, source: str) -> Work[Images]:
+def _read_alike(config: MeasureConfig, source: str) -> Work[Samples]:
     """Generated images at their own size, if all have the same."""
     background = config.background or "white"
     images = yield from _read(config, source, None, None, background)

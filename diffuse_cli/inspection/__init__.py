@@ -1,4 +1,4 @@
-"""What is in a set of images, or in a model file."""
+"""What is in a set of images or a model file."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ HINT = "PATH is a folder or a .zip file of images, or a model file"
 
 
 def inspect(config: InfoConfig) -> Work[DataReport | ModelReport]:
-    """Say what is at the path. Yields `Progress` and `Notice`.
+    """Describe what is at the path. Yields `Progress` and `Notice`.
 
     Raises:
-        DataError: there is nothing, or no usable images.
-        ModelFileError: a file that is not a model file.
-        UsageError: an option that does not go with it.
+        DataError: there is nothing, neither folder nor regular file, or no usable image.
+        ModelFileError: the file is not a model file.
+        UsageError: an option does not suit it.
         OutputError: the contact sheet cannot be written.
     """
-    path = Path(config.path)
-    _check_there(path)
     from diffuse_cli.data import is_images
+    from diffuse_cli.data.sources import mode_of
 
+    path = Path(config.path)
+    mode = mode_of(path, HINT)
+    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+        raise DataError(f"neither a folder nor a regular file: {files.show(path)}", HINT)
     if is_images(path):
         from diffuse_cli.inspection.dataset import inspect_data
 
@@ -38,19 +41,3 @@ def inspect(config: InfoConfig) -> Work[DataReport | ModelReport]:
     from diffuse_cli.inspection.model import inspect_model
 
     return (yield from inspect_model(config))
-
-
-def _check_there(path: Path) -> None:
-    """Refuse what is neither a folder nor a file.
-
-    Raises:
-        DataError: there is nothing, or neither a folder nor a regular file.
-    """
-    try:
-        mode = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"no such file or folder: {files.show(path)}", HINT) from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {files.show(path)}: {error}", HINT) from None
-    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
-        raise DataError(f"neither a folder nor a regular file: {files.show(path)}", HINT)

@@ -1,4 +1,4 @@
-"""Groups of images that are the same, or nearly."""
+"""Groups of equal or similar images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from diffuse_cli.data import Images
+from diffuse_cli.data import Samples
 from diffuse_cli.data.summary import NAMED
 from diffuse_cli.events import Work
 from diffuse_cli.inspection import near
@@ -17,7 +17,7 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Group:
-    """So many images that are one, and the names of the first of them."""
+    """The size of a group, and the names of its first images."""
 
     count: int
     names: tuple[str, ...]
@@ -25,13 +25,13 @@ class Group:
 
 @dataclass(frozen=True)
 class Copies:
-    """What there is more than once.
+    """Images that are there more than once.
 
     Attributes:
-        groups: how many groups of at least two.
-        surplus: how many images would have to go for none to be left.
+        groups: the number of groups of two or more.
+        surplus: images beyond the first of each group.
         across_classes: groups in more than one class.
-        across_split: held-out images that are in a group with one that is trained on.
+        across_split: held-out images in a group with a training image.
         first: the largest groups.
     """
 
@@ -42,23 +42,23 @@ class Copies:
     first: tuple[Group, ...]
 
 
-def exact_roots(images: Images) -> Indices:
-    """For each image the first of those that have its digest."""
+def exact_roots(images: Samples) -> Indices:
+    """For each image the first with its digest."""
     words = np.ascontiguousarray(images.digests).view(np.uint64)
     _, first, inverse = np.unique(words, axis=0, return_index=True, return_inverse=True)
     roots: Indices = first[inverse.reshape(-1)]
     return roots
 
 
-def near_copies(images: Images, hashed: near.Hashes, chosen: Indices) -> Work[Copies]:
-    """Groups among the `chosen` images, which are all different."""
-    roots = yield from near.groups(images.pixels, hashed, chosen)
+def near_copies(images: Samples, hashed: near.Hashes, chosen: Indices) -> Work[Copies]:
+    """Groups of similar images among the `chosen`, which all differ."""
+    roots = yield from near.groups(images.stored, hashed, chosen)
     return count_copies(images, roots, chosen)
 
 
-def count_copies(images: Images, roots: Indices, chosen: Indices) -> Copies:
-    """The groups among the `chosen` images: `roots` has for each the place in `chosen` of the first
-    in its group."""
+def count_copies(images: Samples, roots: Indices, chosen: Indices) -> Copies:
+    """The groups among the `chosen` images; `roots` has, for each, the index in `chosen` of the
+    first of its group."""
     sizes = np.bincount(roots, minlength=len(chosen))
     found = np.flatnonzero(sizes > 1)
     members = np.flatnonzero(sizes[roots] > 1)

@@ -1,4 +1,4 @@
-"""A set of images: what training would make of it, and what is wrong with it."""
+"""A set of images: how training would see it, and what is wrong with it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from diffuse_cli import files, outputs, pictures
 from diffuse_cli.config import InfoConfig
-from diffuse_cli.data import Images, Summary, read_images
+from diffuse_cli.data import Samples, Summary, read_images
 from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Progress, Work
 from diffuse_cli.inspection import near, sheet
@@ -22,7 +22,7 @@ from diffuse_cli.inspection.copies import Copies, count_copies, exact_roots, nea
 Flags = npt.NDArray[np.bool_]
 
 MAP_OVER = 2**30
-"""Pixels that may need more bytes than this are mapped from a temporary file."""
+"""Bytes beyond which pixels are mapped from a temporary file."""
 
 MEASURING = "measuring images"
 
@@ -35,7 +35,7 @@ class Spread:
     std: tuple[float, ...]
 
     def scaled(self) -> Spread:
-        """The same of values in [-1, 1], which a network sees."""
+        """The same in [-1, 1], the network's range."""
         return Spread(
             tuple(mean / 127.5 - 1 for mean in self.mean), tuple(s / 127.5 for s in self.std)
         )
@@ -43,14 +43,14 @@ class Spread:
 
 @dataclass(frozen=True)
 class DataReport:
-    """What is known of a set of images.
+    """Facts about a set of images.
 
     Attributes:
-        size: (height, width) that they were brought to.
-        held_out: images that `train` would keep from training.
-        blank: images that show almost nothing, which are not compared.
-        near_duplicates: among images that differ; None where they are too small to tell.
-        out: the contact sheet, where one was asked for.
+        size: (height, width) after resizing.
+        held_out: images that `train` would not train on.
+        near_duplicates: among images that differ; None if they are too small to compare.
+        blank: almost blank images, which are not compared.
+        out: the contact sheet, if asked for.
     """
 
     path: str
@@ -84,11 +84,11 @@ class DataReport:
 
 
 def inspect_data(config: InfoConfig) -> Work[DataReport]:
-    """Read the images once and say what there is. Yields `Progress` and `Notice`.
+    """Read the images once and describe them. Yields `Progress` and `Notice`.
 
     Raises:
         DataError: no usable images.
-        UsageError, OutputError: the contact sheet cannot be written where it was asked for.
+        UsageError, OutputError: the contact sheet cannot be written.
     """
     out = _sheet_path(config)
     with tempfile.TemporaryDirectory(prefix="diffuse-info-") as folder:
@@ -117,23 +117,20 @@ def _sheet_path(config: InfoConfig) -> Path | None:
     return outputs.asked(config, "out", ".png")
 
 
-def _report(config: InfoConfig, images: Images, out: Path | None) -> Work[DataReport]:
+def _report(config: InfoConfig, images: Samples, out: Path | None) -> Work[DataReport]:
     pixels, hashed, blank = yield from _measure(images)
-    roots = exact_roots(images)
-    everything = np.arange(len(images))
-    duplicates = count_copies(images, roots, everything)
+    roots, everything = exact_roots(images), np.arange(len(images))
     similar = None
-    if near.can_compare(images.pixels):
-        similar = yield from near_copies(
-            images, hashed, np.flatnonzero((roots == everything) & ~blank)
-        )
+    if near.can_compare(images.stored):
+        different = np.flatnonzero((roots == everything) & ~blank)
+        similar = yield from near_copies(images, hashed, different)
     return DataReport(
         path=config.path,
         summary=images.summary,
         size=images.space.size,
         held_out=int(images.held_out.sum()),
         pixels=pixels,
-        duplicates=duplicates,
+        duplicates=count_copies(images, roots, everything),
         near_duplicates=similar,
         blank=int(blank.sum()),
         fingerprint=images.fingerprint,
@@ -141,15 +138,15 @@ def _report(config: InfoConfig, images: Images, out: Path | None) -> Work[DataRe
     )
 
 
-def _measure(images: Images) -> Work[tuple[Spread, near.Hashes, Flags]]:
-    """The spread of the values, and of each image its hash and whether it is blank: in one pass."""
+def _measure(images: Samples) -> Work[tuple[Spread, near.Hashes, Flags]]:
+    """The spread of the values, each image's hash and whether it is blank, in one pass."""
     count = len(images)
     sums = [[0, 0] for _ in range(images.space.channels)]
     hashed, blank = np.zeros(count, np.uint64), np.zeros(count, np.bool_)
-    comparable = near.can_compare(images.pixels)
+    comparable = near.can_compare(images.stored)
     yield Progress(MEASURING, 0, count)
-    for block in near.blocks(images.pixels):
-        part = images.pixels[block]
+    for block in near.blocks(images.stored):
+        part = images.stored[block]
         for channel, sums_of in enumerate(sums):
             values = part[:, channel]
             sums_of[0] += int(values.sum(dtype=np.uint64))
@@ -163,7 +160,7 @@ def _measure(images: Images) -> Work[tuple[Spread, near.Hashes, Flags]]:
 
 
 def _spread(sums: list[list[int]], count: int) -> Spread:
-    """Mean and deviation from each channel's sum and sum of squares, which are exact."""
+    """Mean and deviation from each channel's exact sum and sum of squares."""
     return Spread(
         mean=tuple(total / count for total, _ in sums),
         std=tuple(math.sqrt(squares * count - total**2) / count for total, squares in sums),

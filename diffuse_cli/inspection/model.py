@@ -1,4 +1,4 @@
-"""A model file: what it says of itself, once it has been checked as `sample` checks it."""
+"""A model file, checked as for `sample`."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from diffuse_cli.options import to_dict
 TASK = "reading model"
 
 IMAGES_ONLY = ("size", "background", "out", "workers", "strict")
-"""Options that say how images are read or shown."""
+"""Options that apply to images alone."""
 
 
 @dataclass(frozen=True)
 class ModelReport:
-    """What a model file says. All from `title` on is the file's own word; escape its strings.
+    """The content of a model file. Strings from `title` on are untrusted; escape them.
 
     Attributes:
         size_bytes, sha256: of the file.
-        parameters: numbers in the network.
-        raw: whether the weights before averaging are there too.
-        classes: what `sample --class` takes, none for a model that draws without classes.
-        sampling: the recommended setting, where there is one.
-        title: `modelspec.title`, empty where there is none.
+        parameters: of the network.
+        raw: whether it has the weights before averaging.
+        title: `modelspec.title`, or empty.
+        classes: for `sample --class`; empty for an unconditional model.
+        sampling: the recommended setting.
     """
 
     path: str
@@ -50,29 +50,30 @@ class ModelReport:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
-        own = self.blueprint
-        values = {name: value for name, value in vars(self).items() if name != "blueprint"}
-        values |= {
+        values = dict(vars(self))
+        own: Blueprint = values.pop("blueprint")
+        return {
+            "kind": "model",
+            **values,
             "space": plain(own.space),
             "network": {"name": own.network, **plain(own.config)},
             "diffusion": to_dict(own.diffusion),
+            "sampling": to_dict(self.sampling) if self.sampling else None,
         }
-        values["sampling"] = to_dict(self.sampling) if self.sampling else None
-        return {"kind": "model", **values}
 
 
 def inspect_model(config: InfoConfig) -> Work[ModelReport]:
-    """Read a model file and say what it is.
+    """Read and describe a model file.
 
     Raises:
-        ModelFileError: it is not a whole and sane model file.
-        UsageError: an option that is about images.
+        ModelFileError: it is damaged, or not a model file.
+        UsageError: an option is for images.
     """
     path = Path(config.path)
     for name in IMAGES_ONLY:
         if getattr(config, name) not in (None, False):
-            flag = {"out": "-o"}.get(name, f"--{name}")
-            raise UsageError(f"{flag} is about images, and {files.show(path)} is a model file")
+            flag = "-o" if name == "out" else f"--{name}"
+            raise UsageError(f"{flag} is for images, and {files.show(path)} is a model file")
     from diffuse_cli import modelfile
 
     yield Progress(TASK, 0, 1)

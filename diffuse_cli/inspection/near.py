@@ -1,7 +1,7 @@
-"""Near duplicates: copies that were resized, compressed or brightened, but show the same.
+"""Near duplicates: copies that were resized, compressed or brightened.
 
-Each image has a hash of 63 bits, the signs of its lowest frequencies. Images whose hashes differ
-in a few bits are compared by the frequencies themselves.
+Each image has a hash of 63 bits, the signs of its lowest frequencies. Images whose hashes differ in
+a few bits are compared by the frequencies.
 """
 
 from __future__ import annotations
@@ -21,56 +21,55 @@ Indices = npt.NDArray[np.int64]
 TASK = "comparing images"
 
 HASHED = 8
-"""The hash has a bit for each of the lowest 8x8 frequencies (DCT) of the grey image but the mean
-(the usual pHash): unlike differences of neighbours, no bit is lost where an image is empty."""
+"""The hash has a bit for each of the lowest 8x8 DCT frequencies of the grey image except the mean
+(pHash): unlike differences of neighbours, no bit is lost where an image is empty."""
 
 COMPARED = 16
-"""Frequencies each way in which candidates are compared: finer ones are what a copy loses."""
+"""Frequencies each way by which candidates are compared; copies lose the finer ones."""
 
 MARGIN = 0.05
-"""A bit is set above this part of the frequencies' root mean square, not above 0, where the exact
-zeros of a symmetric image would be decided by noise."""
+"""A bit is set above this part of the frequencies' root mean square. At 0, noise would decide the
+exact zeros of a symmetric image."""
 
 BANDS = 5
 DISTANCE = BANDS - 1
-"""Bits that the hashes of near duplicates may differ in: at most four of the five bands of bits
-differ then, so that images that share a band are all that need be looked at. Of clip art at 64x64
-and garments at 28x28, 98 % of copies are within it: in JPEG of quality 75, or scaled to 3/4 and
-back."""
+"""Most bits in which hashes of near duplicates differ: then one of the five bands of bits is equal,
+and only images that share a band are compared. Of clip art at 64x64 and garments at 28x28, 98 % of
+copies are within it: JPEG of quality 75, or scaled to 3/4 and back."""
 
 ALIKE = 0.995
-"""Least correlation of near duplicates. Over it are 93 % of the clip art's JPEG copies and 99 % of
-the garments', all scaled copies of clip art and 78 % of those of garments. Of the 1.8 billion pairs
-of Fashion-MNIST's garments 159 are, which look the same; between 0.99 and 0.995 are 825, some of
-which are other garments of one cut."""
+"""Least correlation of near duplicates. It finds 93 % of the clip art's JPEG copies and 99 % of the
+garments', all scaled copies of clip art and 78 % of garments. Of the 1.8 billion pairs in
+Fashion-MNIST it finds 159, which look the same; another 825 are between 0.99 and 0.995, some of
+them different garments of one cut."""
 
 BLANK = 2.0
-"""Images that vary by less, in levels of 255 and finest detail apart, show nothing to compare."""
+"""Images that vary by less, in levels of 255 and without the finest detail, are not compared."""
 
 REACH, CANDIDATES = 2048, 16
-"""In a band an image's hash is held against so many neighbours in the order of the hashes, and its
-frequencies, on average, against so many. It bounds the time where very many images have one band
-or one hash, such as the frames of a fixed camera: there copies are missed, but none is made up."""
+"""In each band, the most neighbours (in the order of hashes) of an image whose hashes are compared,
+and the mean number whose frequencies are. This bounds the time if very many images share a band or
+a hash, such as the frames of a fixed camera; some copies are missed then."""
 
 PAIRS = 2**13
-"""Candidates compared at a time."""
+"""Candidates in a batch."""
 
 BLOCK = 2**22
-"""Values of pixels taken at a time."""
+"""Pixel values in a batch."""
 
 _MASKS = [np.uint64(sum(1 << bit for bit in range(b, 64, BANDS))) for b in range(BANDS)]
 _ONES = np.array([bin(i).count("1") for i in range(2**16)], np.uint8)
 
 
 def blocks(pixels: Pixels) -> Iterator[slice]:
-    """The images a bounded part at a time."""
+    """The images in batches of bounded size."""
     count = max(1, BLOCK // max(1, int(np.prod(pixels.shape[1:]))))
     for start in range(0, len(pixels), count):
         yield slice(start, start + count)
 
 
 def can_compare(pixels: Pixels) -> bool:
-    """Whether the images have as many frequencies as the hash."""
+    """Whether the images are large enough for the hash."""
     return bool(min(pixels.shape[2:]) >= HASHED)
 
 
@@ -91,7 +90,7 @@ def _cosines(side: int) -> Floats:
 
 
 def hashes(found: Floats) -> Hashes:
-    """The hash of each image whose frequencies these are."""
+    """The hash of each image, from its frequencies."""
     low = found.mean(axis=1)[:, :HASHED, :HASHED].reshape(len(found), -1)
     scale = np.sqrt(np.square(low).mean(axis=1, keepdims=True))
     bits = np.packbits(low > MARGIN * scale, axis=1)
@@ -99,16 +98,16 @@ def hashes(found: Floats) -> Hashes:
 
 
 def are_blank(found: Floats, pixels: Pixels) -> npt.NDArray[np.bool_]:
-    """Which of the images, whose frequencies are `found`, vary by less than `BLANK` levels."""
+    """Which images, with frequencies `found`, vary by less than `BLANK` levels."""
     values = int(np.prod(pixels.shape[1:]))
     blank: npt.NDArray[np.bool_] = np.square(found).sum(axis=(1, 2, 3)) < BLANK**2 * values
     return blank
 
 
 def groups(pixels: Pixels, hashed: Hashes, chosen: Indices) -> Work[Indices]:
-    """For each of the `chosen` images the place in `chosen` of the first that it looks like.
+    """For each of the `chosen` images the index in `chosen` of the first of its group.
 
-    `hashed` are the hashes of all images. What looks like one of a group belongs to the group.
+    `hashed` are the hashes of all images. An image like any of a group belongs to the group.
     """
     roots = np.arange(len(chosen))
     waiting: list[Indices] = []
@@ -124,7 +123,7 @@ def groups(pixels: Pixels, hashed: Hashes, chosen: Indices) -> Work[Indices]:
 
 
 def _candidates(hashed: Hashes, band: int) -> Iterator[Indices]:
-    """Pairs (K, 2) within the distance that share this band of bits, and no earlier one."""
+    """Pairs (K, 2) within the distance that share this band of bits and no earlier one."""
     keys = hashed & _MASKS[band]
     order = np.lexsort((hashed, keys))
     keys, ordered = keys[order], hashed[order]
@@ -148,7 +147,7 @@ def _candidates(hashed: Hashes, band: int) -> Iterator[Indices]:
 
 
 def _join(roots: Indices, pixels: Pixels, chosen: Indices, pairs: Indices) -> Indices:
-    """`roots` after the groups of each pair that looks alike have become one."""
+    """`roots` after joining the groups of similar pairs."""
     pairs = pairs[roots[pairs[:, 0]] != roots[pairs[:, 1]]]
     for part in np.array_split(pairs, len(pairs) // PAIRS + 1):
         if len(part):
@@ -157,7 +156,7 @@ def _join(roots: Indices, pixels: Pixels, chosen: Indices, pairs: Indices) -> In
 
 
 def _alike(pixels: Pixels, pairs: Indices) -> npt.NDArray[np.bool_]:
-    """Which pairs of images correlate in their lower frequencies, over all channels."""
+    """Which pairs of images correlate in their lower frequencies over all channels."""
     own, inverse = np.unique(pairs, return_inverse=True)
     parts = [frequencies(pixels[own[block]]) for block in blocks(pixels[: len(own)])]
     vectors = np.concatenate(parts).reshape(len(own), -1)
@@ -168,7 +167,7 @@ def _alike(pixels: Pixels, pairs: Indices) -> npt.NDArray[np.bool_]:
 
 
 def _united(roots: Indices, pairs: Indices) -> Indices:
-    """The roots after every pair's groups were joined under the smaller root."""
+    """The roots after joining every pair's groups under the smaller root."""
     roots = roots.copy()
     while True:
         ends = np.sort(roots[pairs], axis=1)

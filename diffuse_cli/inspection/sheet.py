@@ -1,4 +1,4 @@
-"""A contact sheet: some images of a set, evenly spread over it."""
+"""A contact sheet: images spread evenly over a set."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy.typing as npt
 from PIL import Image
 
 from diffuse_cli import pictures
-from diffuse_cli.data import Images
+from diffuse_cli.data import Samples
 from diffuse_cli.events import Notice, Work
 
 SHOWN = 64
-"""Images on a sheet without classes."""
+"""Most images on a sheet without classes."""
 
 COLUMNS, ROWS = 10, 50
-"""Images of a class, and classes, on a sheet."""
+"""Most images of a class, and classes, on a sheet."""
 
 SIDE = 128
 """Larger images are scaled down to this."""
@@ -26,10 +26,10 @@ WHITE = 255
 Indices = npt.NDArray[np.int64]
 
 
-def draw(images: Images) -> Work[Image.Image]:
-    """The sheet: a row for each class and for images outside of classes, where there are classes.
+def draw(images: Samples) -> Work[Image.Image]:
+    """The sheet; with classes, a row for each and for images outside them.
 
-    Yields a `Notice` where there are more classes than rows.
+    Yields a `Notice` if there are more classes than rows.
     """
     if not images.class_names:
         return pictures.grid(_small(images, _spread(np.arange(len(images)), SHOWN)))
@@ -44,14 +44,14 @@ def draw(images: Images) -> Work[Image.Image]:
 
 
 def _spread(indices: Indices, most: int) -> Indices:
-    """All of `indices`, or as many as `most` at even distances, from the first to the last."""
+    """At most `most` of the indices, evenly spaced from the first to the last."""
     if len(indices) <= most:
         return indices
     return indices[np.linspace(0, len(indices) - 1, most).round().astype(np.int64)]
 
 
-def _filled(images: Images, rows: Sequence[Indices]) -> pictures.Pixels:
-    """The images of each row, short rows filled up with white."""
+def _filled(images: Samples, rows: Sequence[Indices]) -> pictures.Pixels:
+    """The images of each row, with short rows filled up with white."""
     columns = max(map(len, rows))
     small = [_small(images, row) for row in rows]
     page = np.full((len(rows), columns, *small[0].shape[1:]), WHITE, np.uint8)
@@ -60,7 +60,7 @@ def _filled(images: Images, rows: Sequence[Indices]) -> pictures.Pixels:
     return page.reshape(-1, *page.shape[2:])
 
 
-def _small(images: Images, chosen: Indices) -> pictures.Pixels:
-    """Images at the size they are shown at."""
-    shrunk = (pictures.shrunk(pictures.image(images.pixels[k]), SIDE) for k in chosen)
+def _small(images: Samples, chosen: Indices) -> pictures.Pixels:
+    """Images at the size on the sheet."""
+    shrunk = (pictures.shrunk(pictures.image(images.stored[k]), SIDE) for k in chosen)
     return np.stack([np.atleast_3d(np.asarray(each)).transpose(2, 0, 1) for each in shrunk])

@@ -1,8 +1,6 @@
-"""Models of other programs, one format a file.
+"""Models of other programs, one format a file of this folder (see `Format`).
 
-`FORMATS` has an entry for each file of this folder, imported when it is looked up. Such a module
-has `OPTIONS`, the options of `ConvertConfig` that not every format takes, `recognises(source)`, and
-`read(source, config) -> Foreign`. Nothing that a foreign file holds is ever executed.
+Nothing in a foreign file is ever executed.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.networks import unet as unets
 from diffuse_cli.core.registry import Modules
 from diffuse_cli.core.space import Space
-from diffuse_cli.errors import ModelFileError, UsageError, lookup
+from diffuse_cli.errors import ModelFileError, UsageError, flag, lookup
 from diffuse_cli.events import Notice, Work
 
 if TYPE_CHECKING:
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Net:
-    """A U-Net of another program: its settings, and what its files say of the data."""
+    """A U-Net of another program: its settings, and what they imply of the data."""
 
     config: unets.Config
     space: Space
@@ -56,15 +54,15 @@ class Net:
 
 @dataclass(frozen=True, kw_only=True)
 class Foreign:
-    """What another program's files say, in the words of this one.
+    """Another program's model, in this program's terms.
 
     Attributes:
         unet: the network.
-        diffusion: fields of `DiffusionConfig`; what is not there, a preset or the user says.
-        tensors: by the names of `UNet`, with one row less in the label embedding, which has no
-            entry for "none" elsewhere. Tensors that the network has no place for keep their names.
+        diffusion: fields of `DiffusionConfig`; a preset or the user gives the others.
+        tensors: by the names of `UNet`; the label embedding lacks the row for "none". Tensors that
+            do not belong to the network keep their names.
         theirs: names in the file by names of `UNet`, where they differ; for messages.
-        notices: what to say of it.
+        notices: what to tell the user.
     """
 
     unet: Net
@@ -75,7 +73,11 @@ class Foreign:
 
 
 class Format(Protocol):
-    """What a file of this folder holds."""
+    """A module of this folder.
+
+    Attributes:
+        OPTIONS: the options of `ConvertConfig` that not every format takes.
+    """
 
     OPTIONS: Collection[str]
 
@@ -87,8 +89,8 @@ class Format(Protocol):
         """The network, process and weights of a source.
 
         Raises:
-            ModelFileError: it is damaged, or has a part that `UNet` has not.
-            UsageError: an option does not suit it, or one is needed.
+            ModelFileError: it is damaged, or has a layer that `UNet` lacks.
+            UsageError: an option does not suit it, or is missing.
         """
         ...
 
@@ -98,7 +100,7 @@ FORMATS: Mapping[str, Format] = Modules("formats", __name__, __path__)
 
 @dataclass(frozen=True)
 class Converted:
-    """A model file that was written, the format of its source, and what it holds."""
+    """The model file, the format of its source, and the model."""
 
     path: Path
     format: str
@@ -109,9 +111,9 @@ def convert(config: ConvertConfig) -> Work[Converted]:
     """Write another program's model as a model file.
 
     Raises:
-        UsageError: the source is a model file already, or options do not suit it.
+        UsageError: the source is a `diffuse` model, or options do not suit it.
         ModelFileError: the source is missing, damaged, or of no known format.
-        OutputError: the model file exists already, or cannot be written.
+        OutputError: the model file exists, or cannot be written.
     """
     path = outputs.check(config.out, ".safetensors", config.overwrite, read=config.source)
     from diffuse_cli import modelfile
@@ -144,9 +146,9 @@ def recognise(source: Source) -> str:
 
 
 def _check_options(config: ConvertConfig, name: str) -> None:
-    """Refuse options of other formats, which would have no effect."""
+    """Raise a `UsageError` for options of other formats."""
     special = {option for format in FORMATS.values() for option in format.OPTIONS}
     for option in sorted(special.difference(FORMATS[name].OPTIONS)):
         if getattr(config, option) is not None:
-            flag = "--" + option.replace("_", "-")
-            raise UsageError(f"{flag} does not go with {name}, whose files say it", "Leave it out")
+            text = f"{flag(option)} does not go with {name}, whose files say it"
+            raise UsageError(text, "Leave it out")

@@ -1,4 +1,4 @@
-"""From what foreign files say, what a preset knows and what was typed, one checked model."""
+"""One checked model from foreign files, a preset and typed options."""
 
 from __future__ import annotations
 
@@ -21,37 +21,38 @@ from diffuse_cli.core.space import Space
 from diffuse_cli.core.variances import channels_out
 from diffuse_cli.diffusion import Blueprint, make_denoiser, make_process
 from diffuse_cli.errors import ModelFileError, UsageError, translated
-from diffuse_cli.files import show
+from diffuse_cli.files import brief, show
 from diffuse_cli.interop import Foreign, Net
-from diffuse_cli.interop._source import Source, brief
+from diffuse_cli.interop._source import Source
 from diffuse_cli.modelfile import Model
 from diffuse_cli.options import from_dict, options, to_dict
 from diffuse_cli.parsing import Size
 from diffuse_cli.presets import PRESETS
+from diffuse_cli.tensorfile import first, misfit
 from diffuse_cli.training.configuring import for_model_file
 
 PROCESS = tuple(f.name for f, _ in options(DiffusionConfig))
 SHAPE = ("width", "time_width", "multipliers", "blocks", "scale_shift", "resblock_updown")
-"""Fields of a network that its tensors show, beside the levels with attention."""
+"""Fields of a network that its tensors show, besides the levels with attention."""
 
 OPTIONAL = ("heads", "head_width", "heads_up", "time_width")
 
 NAMES_BYTES = 10_000_000
-"""A file of class names is not read further than this."""
+"""The most that is read of a file of class names."""
 
 
 def assemble(foreign: Foreign, source: Source, config: ConvertConfig) -> Model:
-    """The model, every tensor of which has its place, its shape and its numbers.
+    """The model, with every tensor checked.
 
     Raises:
-        ModelFileError: tensors that are not those of the network, or a process that cannot be.
-        UsageError: options or a preset that do not suit the source, or that are needed.
+        ModelFileError: the tensors do not fit the network, or the process is invalid.
+        UsageError: options or a preset do not suit the source, or are missing.
     """
     unet = foreign.unet
     if unet.space.channels not in (1, 3):
         raise ModelFileError(
             f"{source.name} takes {unet.space.channels} channels, not the 1 or 3 of an image",
-            "Networks of latents, and those that enlarge another image, are not known",
+            "Latent and super-resolution networks are not supported",
         )
     if config.preset and (wrong := unlike(config.preset, unet)):
         raise UsageError(f"--preset {config.preset} is not the network of {source.name}: {wrong}")
@@ -70,16 +71,14 @@ def assemble(foreign: Foreign, source: Source, config: ConvertConfig) -> Model:
 
 
 def network(where: Path, config: ConvertConfig, size: Size, fields: Mapping[str, Any]) -> Net:
-    """The network that the file `where` says, for images of `size`: settings of the network, with
-    `channels`, `out_channels` and `num_classes`.
-
-    One head is said as such: left out, it would be filled in where a training begins with it.
+    """The network that the file `where` describes, for images of `size`; `fields` as in `net`.
 
     Raises:
-        ModelFileError: no such network can be.
-        UsageError: its levels do not halve the --size that was typed.
+        ModelFileError: the network is invalid.
+        UsageError: its levels do not halve the typed --size.
     """
     if fields.get("heads") is None and fields.get("head_width") is None:
+        # Left out, a training that begins with it would fill it in.
         fields = {**fields, "heads": 1}
     for name, value in fields.items():
         if value is None and name not in OPTIONAL:
@@ -97,19 +96,16 @@ def net(fields: Mapping[str, Any], size: Size) -> Net:
     """A network by its settings, `channels`, `out_channels` and `num_classes`.
 
     Raises:
-        InvalidArgument: no such network can be.
+        InvalidArgument: the network is invalid.
     """
-    data = {name: fields[name] for name in ("channels", "out_channels", "num_classes")}
-    settings = {name: value for name, value in fields.items() if name not in data}
-    space = Space(channels=data["channels"], size=size)
-    found = Net(
-        config=checked(unets.Config, settings),
-        space=space,
-        out_channels=data["out_channels"],
-        num_classes=data["num_classes"],
-    )
-    unets.check(found.config, space)
-    return found
+    settings = dict(fields)
+    space = Space(channels=settings.pop("channels"), size=size)
+    out_channels, num_classes = (settings.pop(name) for name in ("out_channels", "num_classes"))
+    if not all(type(count) is int and count >= 0 for count in (out_channels, num_classes)):
+        raise InvalidArgument(f"it has {out_channels!r} channels out and {num_classes!r} classes")
+    config = checked(unets.Config, settings)
+    unets.check(config, space)
+    return Net(config=config, space=space, out_channels=out_channels, num_classes=num_classes)
 
 
 def attention_at(size: Size, attends: list[bool]) -> tuple[int, ...]:
@@ -118,10 +114,9 @@ def attention_at(size: Size, attends: list[bool]) -> tuple[int, ...]:
 
 
 def unlike(preset: str, unet: Net) -> str:
-    """In what the network of a preset is unlike one of which the tensors are known; empty if in
-    nothing.
+    """How a network differs from a preset's, as far as tensors show it; empty if it does not.
 
-    The levels with attention are compared, not their resolutions: it may be of another size.
+    The levels with attention are compared, not their resolutions: the image size may differ.
     """
     own, attends = PRESETS[preset].settings, unet.attends
     defaults = {f.name: f.default for f in dataclasses.fields(unets.Config)}
@@ -140,12 +135,11 @@ def unlike(preset: str, unet: Net) -> str:
 
 
 def settle(foreign: Foreign, source: Source, config: ConvertConfig) -> DiffusionConfig:
-    """The process: as typed, else as the source says, else as the preset does; eps where none says
-    what is predicted.
+    """The process: typed options before the source, before the preset; the default target is eps.
 
     Raises:
-        UsageError: none of them says the schedule or the timesteps, or what was typed cannot be.
-        ModelFileError: what the source says cannot be.
+        UsageError: the schedule or the timesteps are missing, or the typed options are invalid.
+        ModelFileError: the source's process is invalid.
     """
     typed = {name: getattr(config, name, None) for name in PROCESS}
     typed = {name: value for name, value in typed.items() if value is not None}
@@ -174,7 +168,7 @@ def settle(foreign: Foreign, source: Source, config: ConvertConfig) -> Diffusion
 
 
 def _published(preset: str | None) -> dict[str, Any]:
-    """What a preset says of the process; T is 1000 where it says nothing, as in a training."""
+    """A preset's process; the default T is that of a training."""
     if preset is None:
         return {}
     said = {name: value for name, value in PRESETS[preset].train.items() if name in PROCESS}
@@ -182,7 +176,7 @@ def _published(preset: str | None) -> dict[str, Any]:
 
 
 def _layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Each layer over those before it; betas and a schedule stand in each other's place."""
+    """Later layers override earlier ones; betas and a schedule replace each other."""
     result: dict[str, Any] = {}
     for layer in layers:
         if "betas" in layer:
@@ -198,10 +192,10 @@ def _layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fitted(foreign: Foreign, source: Source) -> dict[str, Tensor]:
-    """The tensors in float32, each in its place.
+    """The tensors in float32.
 
-    The label embedding gains a row of zeros for "none", which no other program has: with it the
-    network is the one without a label.
+    The label embedding gains a row of zeros for "none", which other programs do not have: it gives
+    the network without a label.
 
     Raises:
         ModelFileError: tensors that are missing, too many, of another shape, or not finite.
@@ -211,38 +205,29 @@ def fitted(foreign: Foreign, source: Source) -> dict[str, Tensor]:
     if unet.num_classes and name in tensors and tensors[name].ndim == 2:
         rows = tensors[name].to(torch.float32)
         tensors[name] = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
-    shapes = unet.shapes
 
     def their(name: str) -> str:
         return brief(foreign.theirs.get(name, name))
 
-    problems = [f"{their(name)} is missing" for name in shapes if name not in tensors]
-    problems += [f"{brief(name)} is not of this network" for name in tensors if name not in shapes]
-    for name in shapes.keys() & tensors.keys():
-        if (found := tuple(tensors[name].shape)) != shapes[name]:
-            problems.append(f"{their(name)} is {found}, not {shapes[name]}")
-    if problems:
-        raise ModelFileError(
-            f"{source.name} does not fit its network: {'; '.join(sorted(set(problems))[:5])}"
-            + (f" and {len(problems) - 5} more" if len(problems) > 5 else "")
-        )
+    shapes = {name: str(shape) for name, shape in unet.shapes.items()}
+    found = {name: str(tuple(tensor.shape)) for name, tensor in tensors.items()}
+    if wrong := misfit(shapes, found, their):
+        raise ModelFileError(f"{source.name} does not fit its network: {wrong}")
     done = {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
-    bad = sorted(their(name) for name, tensor in done.items() if not bool(tensor.isfinite().all()))
+    bad = [their(name) for name, tensor in done.items() if not bool(tensor.isfinite().all())]
     if bad:
-        raise ModelFileError(
-            f"{source.name} has weights that are not numbers: {', '.join(bad[:5])}"
-        )
+        raise ModelFileError(f"{source.name} has weights that are not numbers: {first(bad)}")
     return done
 
 
-# -- what goes beside them ------------------------------------------------------------------------
+# -- class names and training ---------------------------------------------------------------------
 
 
 def class_names(config: ConvertConfig, count: int) -> tuple[str, ...]:
     """The names of the classes: those in a file, one a line, or their numbers.
 
     Raises:
-        UsageError: the file cannot be read, or has not one name for each class.
+        UsageError: the file cannot be read, or does not have one name for each class.
     """
     if config.class_names is None:
         return tuple(map(str, range(count)))
@@ -263,8 +248,8 @@ def class_names(config: ConvertConfig, count: int) -> tuple[str, ...]:
 
 
 def training(unet: Net, diffusion: DiffusionConfig, preset: str | None) -> dict[str, Any]:
-    """The configuration that `train --init` goes on from: the preset's, without its learning rate,
-    which follows from width and batch size."""
+    """The configuration for `train --init`: the preset's, without its learning rate, which follows
+    from width and batch size."""
     recipe = dict(PRESETS[preset].train) if preset else {}
     if recipe.get("variance") != diffusion.variance:
         recipe.pop("loss", None)

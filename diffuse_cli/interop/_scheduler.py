@@ -1,7 +1,7 @@
 """The process that a scheduler of diffusers describes.
 
-Its betas are computed as diffusers does. Where one of our schedules has the same ones it is named,
-otherwise they are kept. Networks there are shown t itself, whatever the number of timesteps.
+Its betas are computed as diffusers does; if one of our schedules has the same, the model file names
+the schedule. Networks of diffusers take t itself, whatever the number of timesteps.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from diffuse_cli.core.schedules import SCHEDULES, cosine
 from diffuse_cli.core.variances import channels_out
 from diffuse_cli.errors import ModelFileError
 from diffuse_cli.events import Notice
-from diffuse_cli.files import show
+from diffuse_cli.files import brief, show
 from diffuse_cli.interop import Net
-from diffuse_cli.interop._source import brief, read_json, rejecting
+from diffuse_cli.interop._source import read_json, rejecting
 from diffuse_cli.parsing import parse_betas
 
 SCHEDULERS: dict[str, tuple[float, float]] = {
@@ -29,8 +29,7 @@ SCHEDULERS: dict[str, tuple[float, float]] = {
     ),
     "HeunDiscreteScheduler": (0.00085, 0.012),
 }  # fmt: skip
-"""Schedulers that are told the betas in the same fields, with `beta_start` and `beta_end` where a
-file leaves them out."""
+"""Schedulers with the same fields for betas, with their defaults of `beta_start` and `beta_end`."""
 
 TARGETS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 VARIANCES = {
@@ -63,11 +62,11 @@ BETAS: dict[str, Callable[[int, float, float], Sequence[float]]] = {
 """Betas by `beta_schedule`, from their number, `beta_start` and `beta_end`."""
 
 CLOSE = 1e-6
-"""Betas that differ by less, of their size, are equal in float32, in which schedulers have them."""
+"""Betas with a smaller relative difference are equal in float32, which schedulers use."""
 
 
 def read_process(folder: Path, unet: Net) -> tuple[dict[str, Any], tuple[Notice, ...]]:
-    """What a scheduler says of the process, and what is to be said of it."""
+    """The fields of a process, and what to tell the user."""
     learned = unet.out_channels == channels_out("learned", unet.space.channels)
     shown = {"rescale_timesteps": False}
     there = (folder, folder / "scheduler", folder.parent / "scheduler")
@@ -106,7 +105,7 @@ def _untold(path: Path, name: str, value: Any, known: Any) -> ModelFileError:
 
 
 def _betas(path: Path, said: Mapping[str, Any]) -> dict[str, Any]:
-    """The betas of a scheduler, or the schedule of ours that has the same."""
+    """The betas of a scheduler, or our schedule with the same."""
     if said.get("trained_betas") is not None:
         betas = list(parse_betas(list(said["trained_betas"])))
     else:
@@ -127,13 +126,13 @@ def _betas(path: Path, said: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _notices(folder: Path, path: Path, said: Mapping[str, Any]) -> tuple[Notice, ...]:
-    """Where it all comes from, and settings of sampling that a model file does not keep."""
-    found = [Notice(f"network from {show(folder / 'config.json')}, process from {show(path)}")]
+    """The files that were read, and settings of sampling that a model file does not keep."""
+    read = Notice(f"network from {show(folder / 'config.json')}, process from {show(path)}")
     if said.get("thresholding"):
         ratio = brief(said.get("dynamic_thresholding_ratio", 0.995))
-        text = f"{show(path)} thresholds: sample with --threshold {ratio}"
-        found.append(Notice(text, warning=True))
+        text = f"uses thresholding: sample with --threshold {ratio}"
     elif not said.get("clip_sample", True) or said.get("clip_sample_range", 1.0) != 1:
-        text = f"{show(path)} does not clip to [-1, 1], as `diffuse sample` does"
-        found.append(Notice(text, warning=True))
-    return tuple(found)
+        text = "does not clip to [-1, 1]; `diffuse sample` does"
+    else:
+        return (read,)
+    return read, Notice(f"{show(path)} {text}", warning=True)

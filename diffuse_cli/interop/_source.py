@@ -1,8 +1,7 @@
-"""Files of other programs, which nobody vouches for: tensors and JSON, and nothing else of them.
+"""Untrusted files of other programs, of which only tensors and JSON are read.
 
-Safetensors are read by the reader of model files. A pickle is a program; it is read by PyTorch's
-own reader of tensors alone (`weights_only=True`), which knows no function that does anything else,
-after its sizes have been checked. Whatever either says of a file becomes a `ModelFileError`.
+A pickle is a program. Its sizes are checked, then torch reads it with `weights_only=True`, which
+calls nothing but what makes tensors. All errors become a `ModelFileError`.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import struct
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -23,9 +21,10 @@ from torch import Tensor
 
 from diffuse_cli import files, foreign, tensorfile
 from diffuse_cli.errors import DiffuseError, ModelFileError
+from diffuse_cli.files import brief
 
 MOST_BYTES = 2**34
-"""Pickles larger than this are not read: four times the largest published network of this kind."""
+"""The largest pickle that is read: four times the largest published network of this kind."""
 
 JSON_BYTES = 10_000_000
 
@@ -34,7 +33,7 @@ class Source:
     """A folder or file to convert.
 
     Raises:
-        ModelFileError: there is nothing of that name.
+        ModelFileError: it does not exist.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -45,7 +44,7 @@ class Source:
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors of a file; a folder has none itself."""
+        """The tensors of a file; none for a folder."""
         return {} if self.path.is_dir() else read_weights(self.path)
 
     @property
@@ -59,7 +58,7 @@ class Source:
 
 @contextlib.contextmanager
 def rejecting(path: Path) -> Iterator[None]:
-    """Turn what a malformed file makes Python say into a `ModelFileError` that names the file."""
+    """Turn what a malformed file makes Python raise into a `ModelFileError` that names the file."""
     name = files.show(path)
     try:
         yield
@@ -67,16 +66,8 @@ def rejecting(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise ModelFileError(f"cannot read {name}: {error.strerror or error}") from error
-    except (
-        ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError,
-        RecursionError, NotImplementedError, struct.error, zipfile.BadZipFile,
-    ) as error:  # fmt: skip
+    except tensorfile.MALFORMED as error:
         raise ModelFileError(f"{name} cannot be used: {brief(error)}") from error
-
-
-def brief(value: object) -> str:
-    """What a file or a library says, on one line of a bearable length."""
-    return files.show(" ".join(str(value).split())[:200])
 
 
 # -- tensors --------------------------------------------------------------------------------------
@@ -86,8 +77,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors in a safetensors file or a pickle, by name.
 
     Raises:
-        ModelFileError: the file is damaged, of another program, holds anything but tensors of real
-            numbers, or tensors that are larger than itself.
+        ModelFileError: the file is damaged, of a program that is not converted, or holds anything
+            but tensors of real numbers that lie in it.
     """
     with rejecting(path), tensorfile.opened(path) as file:
         kind = foreign.kind_of(file)
@@ -104,14 +95,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _metadata(path: Path) -> Mapping[str, str]:
-    """What a safetensors file says of itself; nothing for any other file."""
+    """The metadata of a safetensors file; none of any other file."""
     with tensorfile.opened(path) as file:
         known = foreign.is_safetensors(file.read(9))
         return tensorfile.read_header(file).metadata if known else {}
 
 
 def _unpickle(path: Path, zipped: bool) -> Any:
-    """What a pickle of tensors holds."""
+    """The content of a pickle of tensors."""
     _check_sizes(path, zipped)
     name = files.show(path)
     try:
@@ -120,7 +111,7 @@ def _unpickle(path: Path, zipped: bool) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except (DiffuseError, OSError):
         raise
-    except Exception as error:  # it may be anything, of a file that was made to do harm
+    except Exception as error:  # a hostile file may raise anything
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
         if asked:
             raise ModelFileError(
@@ -133,7 +124,7 @@ def _unpickle(path: Path, zipped: bool) -> Any:
 
 
 def _check_sizes(path: Path, zipped: bool) -> None:
-    """Refuse a pickle that is too large, or grows when it is unpacked."""
+    """Refuse a pickle that is too large, or compressed."""
     size = path.stat().st_size
     if size > MOST_BYTES:
         raise ModelFileError(f"{files.show(path)} is a pickle of more than {MOST_BYTES:,} bytes")
@@ -147,25 +138,23 @@ def _check_sizes(path: Path, zipped: bool) -> None:
 
 def _check(path: Path, found: Any) -> dict[str, Tensor]:
     """Tensors by name, each of real numbers that lie in the file."""
-    found = _unwrapped(found)
+    found, where = _unwrapped(found), files.show(path)
     if not isinstance(found, Mapping):
-        raise ModelFileError(f"{files.show(path)} holds no tensors by name")
-    wrong = [name for name, value in found.items() if not _usable(name, value)]
+        raise ModelFileError(f"{where} holds no tensors by name")
+    wrong = [brief(name) for name, value in found.items() if not _usable(name, value)]
     if wrong:
-        shown = ", ".join(brief(name) for name in wrong[:5])
         raise ModelFileError(
-            f"{files.show(path)} holds {len(wrong)} entries that are no tensors of real numbers: "
-            f"{shown}"
+            f"{where} holds {len(wrong)} entries that are no tensors of real numbers: "
+            f"{tensorfile.first(wrong)}"
         )
-    claimed = sum(tensor.numel() * tensor.element_size() for tensor in found.values())
-    if claimed > path.stat().st_size:
-        raise ModelFileError(f"{files.show(path)} claims tensors that are larger than the file")
+    if sum(tensor.nbytes for tensor in found.values()) > path.stat().st_size:
+        raise ModelFileError(f"{where} claims tensors that are larger than the file")
     return {name: tensor.detach() for name, tensor in found.items()}
 
 
 def _unwrapped(found: Any) -> Any:
-    """What a checkpoint has under `state_dict`, without the `module.` that training on several
-    devices puts before every name."""
+    """What a checkpoint has under `state_dict`, without the `module.` that `DataParallel` puts
+    before every name."""
     if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
         found = found["state_dict"]
     if isinstance(found, Mapping) and all(str(name).startswith("module.") for name in found):
@@ -190,7 +179,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        ModelFileError: it cannot be read, or is none.
+        ModelFileError: it cannot be read, or is no JSON object.
     """
     with rejecting(path):
         with path.open("rb") as file:

@@ -1,7 +1,7 @@
 """`UNet2DModel` of diffusers with its scheduler: a pipeline's folder, its `unet/`, or a file there.
 
-The tensors have the names of `UNet`, but for old layers of attention; `config.json` says the
-network, and `scheduler_config.json` the process.
+Tensors have the names of `UNet`, except old attention layers. `config.json` has the network,
+`scheduler_config.json` the process.
 """
 
 from __future__ import annotations
@@ -13,48 +13,16 @@ from typing import Any
 from diffuse_cli import foreign
 from diffuse_cli.config import ConvertConfig
 from diffuse_cli.errors import ModelFileError, UsageError
-from diffuse_cli.files import show
+from diffuse_cli.files import brief, show
 from diffuse_cli.interop import Foreign, Net
 from diffuse_cli.interop._assembling import attention_at, network
 from diffuse_cli.interop._scheduler import read_process
-from diffuse_cli.interop._source import Source, brief, read_json, read_weights, rejecting
+from diffuse_cli.interop._source import Source, read_json, read_weights, rejecting
 from diffuse_cli.parsing import parse_size
 
 OPTIONS: tuple[str, ...] = ()
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-
-DEFAULTS: dict[str, Any] = {
-    "sample_size": None,
-    "in_channels": 3,
-    "out_channels": 3,
-    "center_input_sample": False,
-    "time_embedding_type": "positional",
-    "time_embedding_dim": None,
-    "freq_shift": 0,
-    "flip_sin_to_cos": True,
-    "down_block_types": ("DownBlock2D", *["AttnDownBlock2D"] * 3),
-    "mid_block_type": "UNetMidBlock2D",
-    "up_block_types": (*["AttnUpBlock2D"] * 3, "UpBlock2D"),
-    "block_out_channels": (224, 448, 672, 896),
-    "layers_per_block": 2,
-    "mid_block_scale_factor": 1,
-    "downsample_padding": 1,
-    "downsample_type": "conv",
-    "upsample_type": "conv",
-    "dropout": 0.0,
-    "act_fn": "silu",
-    "attention_head_dim": 8,
-    "norm_num_groups": 32,
-    "attn_norm_num_groups": None,
-    "norm_eps": 1e-5,
-    "resnet_time_scale_shift": "default",
-    "add_attention": True,
-    "class_embed_type": None,
-    "num_class_embeds": None,
-    "num_train_timesteps": None,
-}
-"""The fields of `UNet2DModel`, and what they are where `config.json` leaves them out."""
 
 ONLY: dict[str, tuple[Any, ...]] = {
     "center_input_sample": (False,),
@@ -68,18 +36,41 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "downsample_type": ("conv", "resnet"),
     "upsample_type": ("conv", "resnet"),
 }
-"""The values of fields that `UNet` has the part for."""
+"""The values that `UNet` supports, the default first."""
+
+DEFAULTS: dict[str, Any] = {
+    **{name: values[0] for name, values in ONLY.items()},
+    "sample_size": None,
+    "in_channels": 3,
+    "out_channels": 3,
+    "time_embedding_dim": None,
+    "freq_shift": 0,
+    "flip_sin_to_cos": True,
+    "down_block_types": ("DownBlock2D", *["AttnDownBlock2D"] * 3),
+    "up_block_types": (*["AttnUpBlock2D"] * 3, "UpBlock2D"),
+    "block_out_channels": (224, 448, 672, 896),
+    "layers_per_block": 2,
+    "downsample_padding": 1,
+    "dropout": 0.0,
+    "attention_head_dim": 8,
+    "norm_num_groups": 32,
+    "attn_norm_num_groups": None,
+    "norm_eps": 1e-5,
+    "num_class_embeds": None,
+    "num_train_timesteps": None,
+}
+"""The fields of `UNet2DModel` with their defaults."""
 
 DOWN = {"DownBlock2D": "UpBlock2D", "AttnDownBlock2D": "AttnUpBlock2D",
         "ResnetDownsampleBlock2D": "ResnetUpsampleBlock2D"}  # fmt: skip
-"""Levels on the way down that `UNet` has, with those on the way up."""
+"""The supported levels on the way down, with those on the way up."""
 
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""Layers of attention as they were called before diffusers 0.15."""
+"""Attention layers by their names before diffusers 0.15."""
 
 
 def recognises(source: Source) -> bool:
-    """A folder with `config.json`, in it or in its `unet/`, or a file of tensors with the names."""
+    """A folder with `config.json`, there or in `unet/`, or a file with tensors of these names."""
     if source.path.is_dir():
         return foreign.is_folder(source.path)
     return foreign.is_of("diffusers", source.tensors)
@@ -114,7 +105,7 @@ def _folder(source: Source) -> Path:
 
 
 def _check_pipeline(folder: Path) -> None:
-    """Refuse the network of a pipeline in which it is one part among others."""
+    """Refuse the network of a pipeline that has other models."""
     for index in (folder / "model_index.json", folder.parent / "model_index.json"):
         if not index.is_file():
             continue
@@ -122,7 +113,7 @@ def _check_pipeline(folder: Path) -> None:
         if others:
             raise ModelFileError(
                 f"{show(index)} is of a pipeline with {brief(', '.join(others))}",
-                "Only networks of images that stand alone are known",
+                "Only unconditional and class-conditional image networks are supported",
             )
 
 
@@ -149,7 +140,7 @@ def _tensors(source: Source, folder: Path) -> dict[str, Any]:
 
 
 def _fields(path: Path) -> dict[str, Any]:
-    """The fields of a `UNet2DModel`, refused where one has no counterpart here."""
+    """The fields of a `UNet2DModel`, checked to be supported."""
     said = read_json(path)
     kind = said.get("_class_name", "UNet2DModel")
     if kind != "UNet2DModel":
@@ -166,8 +157,8 @@ def _fields(path: Path) -> dict[str, Any]:
     groups = fields["attn_norm_num_groups"]
     if groups is None and fields["resnet_time_scale_shift"] == "scale_shift":
         raise ModelFileError(
-            f"{show(path)}: the attention in the middle has no norm, as none here has",
-            "diffusers leaves it out with scale_shift and no attn_norm_num_groups",
+            f"{show(path)}: attention without a norm in the middle block is not supported",
+            "diffusers leaves the norm out with scale_shift and no attn_norm_num_groups",
         )
     if groups not in (fields["norm_num_groups"], None):
         raise _lacking(path, "attn_norm_num_groups", groups)
@@ -175,7 +166,7 @@ def _fields(path: Path) -> dict[str, Any]:
 
 
 def _lacking(path: Path, name: str, value: Any) -> ModelFileError:
-    return ModelFileError(f"{show(path)}: no network here has {brief(name)} = {brief(repr(value))}")
+    return ModelFileError(f"{show(path)}: {brief(name)} = {brief(repr(value))} is not supported")
 
 
 def _network(source: Source, config: ConvertConfig, fields: Mapping[str, Any]) -> Net:
@@ -210,7 +201,7 @@ def _network(source: Source, config: ConvertConfig, fields: Mapping[str, Any]) -
 
 
 def _levels(path: Path, fields: Mapping[str, Any], count: int) -> tuple[list[bool], bool]:
-    """Which levels have attention, and whether residual blocks change the size in all of them."""
+    """Which levels have attention, and whether residual blocks do the resampling."""
     down, up = (
         [str(kind).removeprefix("UNetRes") for kind in fields[f"{way}_block_types"]]
         for way in ("down", "up")
@@ -229,8 +220,8 @@ def _levels(path: Path, fields: Mapping[str, Any], count: int) -> tuple[list[boo
 
 
 def _by_resnet(kinds: list[str], attending: str) -> set[bool]:
-    """Whether residual blocks change the size, of every level but the last; levels with attention
-    have a field for it."""
+    """Whether residual blocks resample, of every level but the last; `attending` says it for levels
+    with attention."""
     return {
         attending == "resnet" if kind.startswith("Attn") else kind.startswith("Resnet")
         for kind in kinds[:-1]

@@ -1,11 +1,11 @@
 """Checkpoints of OpenAI's improved-diffusion and guided-diffusion: a state dict and nothing else.
 
-The shape of the network is read from its tensors. What they do not show - attention heads, image
-size, the process - is the preset's or typed. The rows of the layer that makes queries, keys and
-values are ordered by heads and then the three (`legacy`, all that improved-diffusion has), or by
-the three and then heads (`new`, guided-diffusion's `use_new_attention_order`). Networks with labels
-have none for "no class": its row is zero here, which is the network without a label. It was not
-trained so, and `diffuse sample` does not guide it unless told to.
+The tensors show the shape of the network; a preset or options give the attention heads, the image
+size and the process. The rows of `qkv` are ordered by head and then query, key, value (`legacy`,
+the only order of improved-diffusion), or the other way round (`new`, guided-diffusion's
+`use_new_attention_order`). The label embedding has no row for "no class"; it is zero here, which
+gives the network without a label. As it was not trained so, `diffuse sample` does not guide it by
+default.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 OPTIONS = ("heads", "head_width", "heads_upsample", "attention_order")
 
 GROUPS = 32
-"""Groups of every norm in OpenAI's code."""
+"""Groups of every GroupNorm in OpenAI's code."""
 
 NEW_ORDER = ("adm-64",)
-"""Presets whose published checkpoint has `use_new_attention_order`."""
+"""Presets whose published checkpoint uses the `new` order."""
 
 RESIDUAL = {
     "norm1": "in_layers.0",
@@ -47,13 +47,8 @@ RESIDUAL = {
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
-ATTENTION = {
-    "group_norm": "norm",
-    "to_q": "qkv",
-    "to_k": "qkv",
-    "to_v": "qkv",
-    "to_out.0": "proj_out",
-}
+QKV = ("to_q", "to_k", "to_v")
+ATTENTION = {"group_norm": "norm", **dict.fromkeys(QKV, "qkv"), "to_out.0": "proj_out"}
 ENDS = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
@@ -62,16 +57,16 @@ ENDS = {
     "conv_out": "out.2",
     "class_embedding": "label_emb",
 }
-"""Layers by the names of `UNet`: in a residual block, in attention, and outside the blocks."""
+"""OpenAI's layers by the names of `UNet`: in residual blocks, in attention and outside both."""
 
 
 def recognises(source: Source) -> bool:
-    """A file with the first tensors of a network by OpenAI's names."""
+    """A file whose first layers have OpenAI's names."""
     return foreign.is_of("openai", source.tensors)
 
 
 def read(source: Source, config: ConvertConfig) -> Foreign:
-    """The network and weights of a checkpoint; its process is not in it."""
+    """The network and weights of a checkpoint, which does not hold its process."""
     if not recognises(source):
         raise ModelFileError(f"{source.name} is no checkpoint of OpenAI's: it has no input_blocks")
     state = source.tensors
@@ -90,10 +85,9 @@ def read(source: Source, config: ConvertConfig) -> Foreign:
     for ours, name in theirs.items():
         if name in state:
             tensors[ours] = _part(unet, ours, state[name], order)
-    variance = {"variance": _variance(unet, config.preset)}
     return Foreign(
         unet=unet,
-        diffusion=variance,
+        diffusion={"variance": _variance(unet, config.preset)},
         tensors=tensors,
         theirs=theirs,
         notices=tuple(_assumed(unet, config)),
@@ -101,11 +95,11 @@ def read(source: Source, config: ConvertConfig) -> Foreign:
 
 
 def _assumed(unet: Net, config: ConvertConfig) -> Iterator[Notice]:
-    """What was typed for a part of the network and taken for another."""
+    """What was assumed, as tensors do not show it."""
     if config.heads and config.heads_upsample is None and any(unet.attends):
         yield Notice(
-            f"taken to have {config.heads} attention heads on the way up, too; its tensors do not "
-            "show it: --heads-upsample N where it had another --num_heads_upsample"
+            f"assumed {config.heads} attention heads on the way up, too: give --heads-upsample N "
+            "if it was trained with another --num_heads_upsample"
         )
 
 
@@ -113,7 +107,7 @@ def _assumed(unet: Net, config: ConvertConfig) -> Iterator[Notice]:
 
 
 def _shape(source: Source, state: Tensors) -> dict[str, Any]:
-    """The fields of the network that its tensors show, and which levels have attention."""
+    """The fields of the network that its tensors show; `attends`: the levels with attention."""
 
     def sizes(name: str) -> list[int]:
         if name not in state:
@@ -145,10 +139,10 @@ def _shape(source: Source, state: Tensors) -> dict[str, Any]:
 
 
 def _blocks(source: Source, state: Tensors) -> tuple[int, int, bool]:
-    """Residual blocks a level, levels, and whether residual blocks change the size.
+    """Residual blocks per level, levels, and whether residual blocks do the resampling.
 
-    On the way up a level has one block more, and each but the last ends by doubling the size: in a
-    residual block or convolution behind the first part of an output block.
+    On the way up a level has one block more, and each level but the last ends with upsampling: a
+    residual block or convolution after the first part of its last output block.
     """
     places = [match for name in state if (match := _PLACE.match(name))]
     outputs = {match["block"] for match in places}
@@ -157,11 +151,11 @@ def _blocks(source: Source, state: Tensors) -> tuple[int, int, bool]:
     levels = len(ups) + 1
     if not outputs:
         raise ModelFileError(
-            f"{source.name} has no output_blocks: it is a classifier, which draws nothing"
+            f"{source.name} has no output_blocks: it is a classifier, not a diffusion model"
         )
     if len(outputs) % levels or len(outputs) == levels:
         raise ModelFileError(
-            f"{source.name} has {len(outputs)} output blocks, which do not make {levels} levels"
+            f"{source.name}: {len(outputs)} output blocks do not divide into {levels} levels"
         )
     return len(outputs) // levels - 1, levels, "in_layers" in ups.values()
 
@@ -170,7 +164,7 @@ _PLACE = re.compile(r"output_blocks\.(?P<block>\d+)\.(?P<part>\d+)\.(?P<kind>\w+
 
 
 def _heads(source: Source, config: ConvertConfig, shape: Mapping[str, Any]) -> dict[str, Any]:
-    """Attention heads: as typed, or the preset's; as many on the way up where none are typed."""
+    """Attention heads: as typed, or the preset's."""
     given: Mapping[str, Any] = vars(config)
     if not (config.heads or config.head_width) and config.preset:
         given = PRESETS[config.preset].settings
@@ -192,7 +186,7 @@ def _heads(source: Source, config: ConvertConfig, shape: Mapping[str, Any]) -> d
 
 
 def _suits(preset: str, shape: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint may be the preset's."""
+    """Whether a checkpoint has the shape of a published preset."""
     side = 2 ** len(shape["attends"]) * 4
     fields = {name: value for name, value in shape.items() if name != "attends"}
     fields["attention"] = attention_at((side, side), shape["attends"])
@@ -204,8 +198,8 @@ def _suits(preset: str, shape: Mapping[str, Any]) -> bool:
 
 
 def _size(source: Source, config: ConvertConfig, attends: list[bool]) -> Size:
-    """The image size: as typed, or the one at which the preset's resolutions of attention are the
-    levels that have it."""
+    """The image size: as typed, or the one at which the preset's attention resolutions are at the
+    levels with attention."""
     if config.size:
         return config.size
     at = PRESETS[config.preset].settings["attention"] if config.preset else ()
@@ -216,7 +210,7 @@ def _size(source: Source, config: ConvertConfig, attends: list[bool]) -> Size:
 
 
 def _variance(unet: Net, preset: str | None) -> str:
-    """Learned where there are channels for it; else the preset's, or `large`, OpenAI's default."""
+    """Learned if there are channels for it; else the preset's, or `large`, OpenAI's default."""
     if unet.out_channels == 2 * unet.space.channels:
         return "learned"
     known = str(PRESETS[preset].train.get("variance", "large")) if preset else "large"
@@ -227,7 +221,7 @@ def _variance(unet: Net, preset: str | None) -> str:
 
 
 def _names(unet: Net) -> Iterator[tuple[str, str]]:
-    """Every tensor of `UNet` by its name, with OpenAI's name of the tensor that it is, or is in."""
+    """Every tensor's name in `UNet`, with the name of OpenAI's tensor that it is or is part of."""
     places = dict(_places(unet))
     for name in unet.shapes:
         layer, kind = name.rsplit(".", 1)
@@ -241,9 +235,9 @@ def _names(unet: Net) -> Iterator[tuple[str, str]]:
 
 
 def _places(unet: Net) -> Iterator[tuple[str, str]]:
-    """Every block of `UNet` by its name, with OpenAI's name: a list of blocks down, one up.
+    """Every block's name in `UNet`, with OpenAI's name: there are a list of blocks down and one up.
 
-    A level is followed in the list by what halves it; what doubles it is a part of its last block.
+    Downsampling follows a level in the list; upsampling is a part of a level's last block.
     """
     levels, attends, blocks = len(unet.config.multipliers), unet.attends, unet.config.blocks
     for i in range(levels):
@@ -264,16 +258,16 @@ def _places(unet: Net) -> Iterator[tuple[str, str]]:
 
 
 def _part(unet: Net, name: str, tensor: Tensor, order: str) -> Tensor:
-    """The tensor `name` of `UNet`: OpenAI's as it is, without the side of length 1 of attention's
-    convolutions, or the rows of it that make queries, keys or values."""
+    """The tensor `name` of `UNet` from OpenAI's: without the last side, of length 1, of attention's
+    convolutions, and only the rows of `qkv` for queries, keys or values."""
     if ".attentions." in name and tensor.ndim == 3 and tensor.shape[-1] == 1:
         tensor = tensor.squeeze(-1)
-    third = next((i for i, to in enumerate(("to_q", "to_k", "to_v")) if f".{to}." in name), None)
+    third = next((i for i, to in enumerate(QKV) if f".{to}." in name), None)
     if third is None:
         return tensor
     width, rest = divmod(tensor.shape[0] if tensor.ndim else 0, 3)
     if rest or width not in unet.config.widths:
-        return tensor  # of another shape than the network's, which will be said
+        return tensor  # its shape is refused later
     if order == "new":
         return tensor.chunk(3)[third]
     there = unet.config.upward if name.startswith("up_blocks.") else unet.config

@@ -44,7 +44,7 @@ class Batches:
 
     def samples(self, indices: Indices) -> Tensor:
         """Samples x_0, as the model sees them."""
-        stored = self._moved(self.plan.images.pixels[indices])
+        stored = self._moved(self.plan.images.stored[indices])
         return laid_out(self.plan.blueprint.space.to_model(stored))
 
     def condition(self, indices: Indices) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from diffuse_cli import files
 from diffuse_cli.config import TrainConfig
-from diffuse_cli.data import Images
+from diffuse_cli.data import Samples
 from diffuse_cli.errors import DataError, UsageError
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.runtime import philox
@@ -31,7 +31,7 @@ CLASSES_BYTES = 750_000
 """Names of classes, as JSON, that the header of a model file has room for beside all else."""
 
 
-def class_names(images: Images) -> tuple[str, ...]:
+def class_names(images: Samples) -> tuple[str, ...]:
     """The names of the classes.
 
     Raises:
@@ -57,7 +57,7 @@ def fits(names: tuple[str, ...]) -> bool:
     return len(json.dumps(names)) <= CLASSES_BYTES
 
 
-def check_names(config: TrainConfig, images: Images) -> None:
+def check_names(config: TrainConfig, images: Samples) -> None:
     """Refuse classes of other names than those whose embeddings a run has.
 
     Raises:

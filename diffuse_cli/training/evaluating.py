@@ -114,7 +114,7 @@ class Evaluator:
             )
         real = chosen[permutation(plan.config.seed, 0, len(chosen))[:REAL_IMAGES]]
         network = load(NETWORK, device, finish(find(NETWORK)))
-        real_images = np.ascontiguousarray(plan.images.pixels[real])
+        real_images = np.ascontiguousarray(plan.images.stored[real])
         self._kid = Kid(real_images, plan.blueprint.space, network)
 
     def kid(self, net: Any) -> Work[dict[str, float]]:

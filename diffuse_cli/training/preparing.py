@@ -13,7 +13,7 @@ from diffuse_cli import files
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.variances import LEARNED
-from diffuse_cli.data import Images, held_out_rule, open_index, read_images, save_index
+from diffuse_cli.data import Samples, held_out_rule, open_index, read_images, save_index
 from diffuse_cli.diffusion import Blueprint, make_denoiser, make_process
 from diffuse_cli.errors import DataError, UsageError
 from diffuse_cli.events import Notice, Work
@@ -55,7 +55,7 @@ class Plan:
 
     config: TrainConfig
     blueprint: Blueprint
-    images: Images
+    images: Samples
     train: npt.NDArray[np.int64]
     held_out: npt.NDArray[np.int64]
     init: Mapping[str, Tensor] | None
@@ -118,7 +118,7 @@ def prepare(
 
 def _read(
     config: TrainConfig, accelerator: Accelerator | None, run: RunDirectory | None
-) -> Work[Images]:
+) -> Work[Samples]:
     several = accelerator is not None and accelerator.num_processes > 1
     if several and run and accelerator and not accelerator.is_local_main_process:
         accelerator.wait_for_everyone()

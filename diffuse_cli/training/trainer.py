@@ -287,7 +287,7 @@ class Trainer:
             self._objective,
             self.plan.blueprint.denoiser(self.ema_net),
             self.plan.blueprint,
-            self.plan.images.pixels[chosen],
+            self.plan.images.stored[chosen],
             self.plan.images.labels[chosen],
             seed=self.config.seed,
             batch_size=min(HELD_OUT_BATCH, self.plan.room),

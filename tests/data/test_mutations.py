@@ -62,7 +62,7 @@ def test_a_folder_of_changed_files_is_read_to_its_end(number: int, workers: int)
     with tempfile.TemporaryDirectory() as folder:
         images = finish(read_images(fill(Path(folder), files), size=(8, 8), workers=workers))
     assert set(images.names) == usable
-    assert images.pixels.shape[2:] == (8, 8)
+    assert images.stored.shape[2:] == (8, 8)
     skipped = sum(count for count, _ in images.summary.skipped.values())
     assert len(images) + skipped == len(files)
 

@@ -1,4 +1,4 @@
-"""From folders and zip files to `Images`: what is found, in which order, at which size."""
+"""From folders and zip files to `Samples`: what is found, in which order, at which size."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from seams import FULL, failing
 
 from diffuse_cli import files
 from diffuse_cli import unusable as reasons
-from diffuse_cli.data import Images, cache, open_index, read_images, save_index
+from diffuse_cli.data import Samples, cache, open_index, read_images, save_index
 from diffuse_cli.data.cache import Mapped
-from diffuse_cli.data.images import HELD_OUT_MINIMUM
+from diffuse_cli.data.samples import HELD_OUT_MINIMUM
 from diffuse_cli.errors import DataError, OutputError
 from diffuse_cli.events import Notice, Progress, finish
 from diffuse_cli.media._pixels import digest
 from diffuse_cli.media._pixels import fitted as fit
 
 
-def read(source: Path | str, **options: Any) -> Images:
+def read(source: Path | str, **options: Any) -> Samples:
     return finish(read_images(source, **options))
 
 
@@ -52,9 +52,9 @@ def test_pixels_labels_and_names(tmp_path: Path) -> None:
     assert images.class_names == ("a", "b")
     assert images.labels.tolist() == [0, 1, 1, -1]
     assert images.labels.dtype == np.int64
-    assert images.pixels.dtype == np.uint8
-    assert images.pixels.shape == (4, 1, 8, 8)
-    assert images.pixels[2, 0].tolist() == np.asarray(noise(0)).tolist()
+    assert images.stored.dtype == np.uint8
+    assert images.stored.shape == (4, 1, 8, 8)
+    assert images.stored[2, 0].tolist() == np.asarray(noise(0)).tolist()
     assert (images.space.size, images.space.channels, len(images)) == ((8, 8), 1, 4)
     summary = images.summary
     assert (summary.found, summary.usable, summary.others, summary.unlabelled) == (4, 4, 1, 1)
@@ -157,7 +157,12 @@ def test_nothing_usable(tmp_path: Path) -> None:
 def test_no_such_source(tmp_path: Path) -> None:
     fill(tmp_path, {"a.png": encoded(noise(1)), "bad.zip": b"PK\5\6"})
     os.mkfifo(tmp_path / "fifo")
-    cases = {"none": "no such folder", "a.png": "neither", "a.png/b": "no such", "fifo": "neither"}
+    cases = {
+        "none": "no such file or folder",
+        "a.png": "neither",
+        "a.png/b": "no such",
+        "fifo": "neither",
+    }
     cases["bad.zip"] = "neither"
     for name, words in cases.items():
         with pytest.raises(DataError, match=words) as caught:
@@ -193,10 +198,10 @@ def test_several_sizes_become_64(tmp_path: Path, last: Any, where: str, cached: 
     data[f"{where}.png"] = encoded(noise(999, last))
     folder = fill(tmp_path / "in", data)
     images = read(folder, cache=tmp_path / "cache" if cached else None)
-    assert images.pixels.shape == (201, 1, 64, 64)
+    assert images.stored.shape == (201, 1, 64, 64)
     for k, name in enumerate(images.names):
         expected = fit(Image.open(folder / name), (64, 64))
-        assert images.pixels[k, 0].tolist() == np.asarray(expected).tolist()
+        assert images.stored[k, 0].tolist() == np.asarray(expected).tolist()
     (text,) = notices(events(folder))
     assert "2 sizes from 28x28 to" in text
     assert "--size" in text
@@ -206,7 +211,7 @@ def test_a_typed_size(tmp_path: Path) -> None:
     fill(tmp_path, {"a.png": encoded(noise(1, (40, 20))), "b.png": encoded(noise(2, (16, 12)))})
     images = read(tmp_path, size=(12, 16))
     assert images.space.size == (12, 16)
-    assert images.pixels[1, 0].tolist() == np.asarray(noise(2, (16, 12))).tolist()
+    assert images.stored[1, 0].tolist() == np.asarray(noise(2, (16, 12))).tolist()
     assert notices(events(tmp_path, size=(12, 16))) == []
 
 
@@ -217,18 +222,18 @@ def test_one_coloured_image_makes_three_channels(tmp_path: Path, where: str, cac
     data[f"{where}.png"] = encoded(noise(999, mode="RGB"))
     folder = fill(tmp_path / "in", data)
     images = read(folder, cache=tmp_path / "cache" if cached else None)
-    assert images.pixels.shape == (201, 3, 8, 8)
+    assert images.stored.shape == (201, 3, 8, 8)
     assert images.summary.channels == 3
     for k, name in enumerate(images.names):
         expected = np.moveaxis(np.asarray(Image.open(folder / name).convert("RGB")), -1, 0)
-        assert images.pixels[k].tolist() == expected.tolist()
+        assert images.stored[k].tolist() == expected.tolist()
 
 
 def test_forced_channels(tmp_path: Path) -> None:
     colour = noise(1, mode="RGB")
     fill(tmp_path, {"a.png": encoded(colour), "b.png": encoded(noise(2))})
     grey = read(tmp_path, channels=1)
-    assert grey.pixels[0, 0].tolist() == np.asarray(colour.convert("L")).tolist()
+    assert grey.stored[0, 0].tolist() == np.asarray(colour.convert("L")).tolist()
     assert grey.space.channels == 1
     assert grey.fingerprint == read(tmp_path).fingerprint
     (tmp_path / "a.png").unlink()
@@ -238,7 +243,7 @@ def test_forced_channels(tmp_path: Path) -> None:
 # -- fingerprint and held-out part ----------------------------------------------------------------
 
 
-def held(images: Images) -> set[bytes]:
+def held(images: Samples) -> set[bytes]:
     return {row.tobytes() for row in images.digests[images.held_out]}
 
 
@@ -273,10 +278,10 @@ def test_the_fingerprint_counts_copies(tmp_path: Path) -> None:
     assert read(folder).fingerprint != before
 
 
-def with_digests(tmp_path: Path, digests: np.ndarray) -> Images:
+def with_digests(tmp_path: Path, digests: np.ndarray) -> Samples:
     images = read(fill(tmp_path, many(1)))
     names = ("x",) * len(digests)
-    return Images(images.pixels, images.labels, (), names, digests, images.summary)
+    return Samples(images.stored, images.labels, (), names, digests, images.summary)
 
 
 def test_few_images_hold_nothing_out(tmp_path: Path) -> None:
@@ -427,7 +432,7 @@ def test_a_zip_equals_its_folder(tmp_path: Path) -> None:
     data |= {"a/é.png": encoded(noise(200)), "a/bad.png": b"", "b/notes.txt": b""}
     folder, packed = read(fill(tmp_path / "x", data)), read(zipped(tmp_path / "x.zip", data))
     assert folder.fingerprint == packed.fingerprint
-    for name in ("pixels", "labels", "digests", "held_out"):
+    for name in ("stored", "labels", "digests", "held_out"):
         assert getattr(folder, name).tolist() == getattr(packed, name).tolist()
     assert (folder.names, folder.class_names) == (packed.names, packed.class_names)
     left, right = folder.summary.to_dict(), packed.summary.to_dict()
@@ -504,7 +509,7 @@ def test_the_result_ignores_the_number_of_threads(tmp_path: Path) -> None:
     folder = fill(tmp_path, many(300))
     one, four = read(folder, workers=1), read(folder, workers=4)
     assert one.names == four.names
-    assert one.pixels.tolist() == four.pixels.tolist()
+    assert one.stored.tolist() == four.stored.tolist()
 
 
 def test_progress_is_throttled(tmp_path: Path) -> None:
@@ -538,14 +543,14 @@ def test_closing_early_ends_the_threads(tmp_path: Path) -> None:
 def test_a_map_equals_memory(tmp_path: Path) -> None:
     folder = fill(tmp_path / "in", {**many(50), "bad.png": b""})
     memory, mapped = read(folder), read(folder, cache=tmp_path / "cache")
-    assert isinstance(mapped.pixels, np.memmap)
-    assert not mapped.pixels.flags.writeable
-    assert not isinstance(memory.pixels, np.memmap)
-    assert mapped.pixels.tolist() == memory.pixels.tolist()
+    assert isinstance(mapped.stored, np.memmap)
+    assert not mapped.stored.flags.writeable
+    assert not isinstance(memory.stored, np.memmap)
+    assert mapped.stored.tolist() == memory.stored.tolist()
     assert [p.name for p in (tmp_path / "cache").iterdir()] == ["pixels.u8"]
     assert (tmp_path / "cache" / "pixels.u8").stat().st_size == 50 * 64
     small = read(folder, cache=tmp_path / "small", map_over=2**30)
-    assert not isinstance(small.pixels, np.memmap)
+    assert not isinstance(small.stored, np.memmap)
 
 
 @pytest.mark.parametrize("cached", [False, True])
@@ -557,8 +562,8 @@ def test_the_index_round_trips(tmp_path: Path, cached: bool) -> None:
     images = read(folder, cache=cache if cached else None)
     save_index(images, cache)
     again = open_index(cache)
-    assert isinstance(again.pixels, np.memmap)
-    for name in ("pixels", "labels", "digests", "held_out"):
+    assert isinstance(again.stored, np.memmap)
+    for name in ("stored", "labels", "digests", "held_out"):
         left, right = getattr(images, name), getattr(again, name)
         assert left.dtype == right.dtype
         assert left.tolist() == right.tolist()
@@ -621,4 +626,4 @@ def test_memory_that_is_not_there_is_said_in_units_that_are_not_0(monkeypatch, c
 
     monkeypatch.setattr(cache.np, "empty", empty)
     with pytest.raises(DataError, match=f"need {said} of memory"):
-        cache.Memory(count, (3, 32, 32))
+        cache.Memory(count, (3, 32, 32), np.dtype("u1"))

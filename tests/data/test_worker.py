@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from corpus import BOMB, encoded, fill, noise, png, zipped
 
-from diffuse_cli.data import Images, pool, read_images, worker
-from diffuse_cli.data.jobs import Plan, Result, decode_files
+from diffuse_cli.data import Samples, pool, read_images, worker
+from diffuse_cli.data.jobs import Reading, Result, decode_files
 from diffuse_cli.data.sources import Entry, list_samples, open_source
 from diffuse_cli.errors import DataError
 from diffuse_cli.events import finish
@@ -29,8 +29,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[worker.Worker]:
     found: list[worker.Worker] = []
 
     class Kept(worker.Worker):
-        def __init__(self, plan: Plan) -> None:
-            super().__init__(plan)
+        def __init__(self, reading: Reading) -> None:
+            super().__init__(reading)
             found.append(self)
 
     monkeypatch.setattr(pool, "MANY_FILES", 1)
@@ -38,7 +38,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[worker.Worker]:
     return found
 
 
-def read(source: Path, **options: Any) -> Images:
+def read(source: Path, **options: Any) -> Samples:
     return finish(read_images(source, **options))
 
 
@@ -57,8 +57,8 @@ def corpus() -> dict[str, bytes]:
     return data | {"a/clear.png": encoded(noise(7, mode="RGBA")), "b/grey.png": encoded(noise(8))}
 
 
-def same(one: Images, two: Images) -> bool:
-    arrays = ("pixels", "labels", "digests")
+def same(one: Samples, two: Samples) -> bool:
+    arrays = ("stored", "labels", "digests")
     equal = all(np.array_equal(getattr(one, name), getattr(two, name)) for name in arrays)
     return equal and (one.names, one.summary) == (two.names, two.summary)
 
@@ -170,14 +170,14 @@ def test_a_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
     code = """if True:
         import sys, time
         from pathlib import Path
-        from diffuse_cli.data.jobs import Plan
+        from diffuse_cli.data.jobs import Reading
         from diffuse_cli.media import Asked
         from diffuse_cli.data.sources import list_samples, open_source
         from diffuse_cli.data.worker import Worker
         source = open_source(Path(sys.argv[1]))
-        plan = Plan(source, "image", Asked())
-        worker = Worker(plan)
-        print(len(worker.decode(plan, list_samples(source).candidates)), worker._process.pid)
+        reading = Reading(source, "image", Asked())
+        worker = Worker(reading)
+        print(len(worker.decode(reading, list_samples(source).candidates)), worker._process.pid)
         sys.stdout.flush()
         time.sleep(60)
     """
@@ -229,9 +229,9 @@ def test_a_large_image_is_decoded_here(
     expected = read(folder, workers=1)
     here: list[str] = []
 
-    def decode(plan: Plan, entries: Sequence[Entry]) -> list[Result]:
+    def decode(reading: Reading, entries: Sequence[Entry]) -> list[Result]:
         here.extend(entry.name for entry in entries)
-        return decode_files(plan, entries)
+        return decode_files(reading, entries)
 
     monkeypatch.setattr(worker, "decode_files", decode)
     monkeypatch.setattr(pool, "SMALL_FILE", LARGE)

@@ -50,7 +50,7 @@ def try_one(data: bytes) -> None:
     header = tensorfile.Header({"diffuse.config": data.decode("latin-1")}, {})
     try:
         with modelfile._rejecting(MODEL):
-            modelfile._rebuild(modelfile._described(header))
+            modelfile.rebuild(modelfile.described(header))
     except ModelFileError as error:
         check(error)
 

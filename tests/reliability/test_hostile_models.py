@@ -140,8 +140,8 @@ def test_shapes_of_a_giant_network_are_compared_before_anything_is_allocated(
     length = struct.unpack("<Q", data[:8])[0]
     header = json.loads(data[8 : 8 + length])
     config = json.loads(header["__metadata__"]["diffuse.config"])
-    config["unet"] |= {"width": 4096, "multipliers": [8, 16], "blocks": 16, "groups": 32}
-    config["unet"].pop("heads", None)
+    config["network"] |= {"width": 4096, "multipliers": [8, 16], "blocks": 16, "groups": 32}
+    config["network"].pop("heads", None)
     header["__metadata__"]["diffuse.config"] = json.dumps(config)
     path = tmp_path / "giant.safetensors"
     path.write_bytes(file_of(json.dumps(header).encode()) + data[8 + length :])

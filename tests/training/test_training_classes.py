@@ -80,7 +80,7 @@ def loose(tmp_path):
 
 def label_by_pixels(folder):
     images = finish(read_images(str(folder), workers=1))
-    return {p.tobytes(): int(k) for p, k in zip(images.pixels, images.labels, strict=True)}
+    return {p.tobytes(): int(k) for p, k in zip(images.stored, images.labels, strict=True)}
 
 
 def labels_shown(shown, known):
@@ -177,7 +177,7 @@ def test_the_held_out_loss_is_measured_with_the_labels(train, monkeypatch):
             0, 0, range(len(held)), shape=(1, 8, 8), device=self.device, purpose="held-out"
         )
         t = (draws.u.double() * 100).long()
-        x0 = torch.from_numpy(self.plan.images.pixels[held]).float() / 127.5 - 1
+        x0 = torch.from_numpy(self.plan.images.stored[held]).float() / 127.5 - 1
         labels = torch.from_numpy(self.plan.images.labels[held])
         denoiser = modelfile.make_denoiser(self.ema.net, self.config)
         snr = denoiser.process.alpha_bars / (1 - denoiser.process.alpha_bars)

@@ -311,7 +311,7 @@ def test_a_short_run_samples_from_sensible_averaged_weights(images, recipe, tmp_
     line = ["train", images, "--config", recipe, "--steps", 300, "-o", out, "-q"]
     assert in_process(line) == 0
     model = modelfile.load(out)
-    pixels = finish(read_images(str(images), workers=1)).pixels
+    pixels = finish(read_images(str(images), workers=1)).stored
     x0 = torch.from_numpy(pixels).float().repeat(4, 1, 1, 1) / 127.5 - 1
     t = torch.arange(len(x0)) * 37 % model.diffusion.num_timesteps
     noise = draw_noise(5, "test", shape=x0.shape)

@@ -1,4 +1,4 @@
-"""A set of images in memory or mapped from a file, all of one size."""
+"""A set of samples of one size, in memory or mapped from a file."""
 
 from __future__ import annotations
 
@@ -19,20 +19,18 @@ HELD_OUT_MINIMUM = 40
 
 
 @dataclass(frozen=True, eq=False)
-class Images:
-    """N samples with their labels, names and digests, in the byte order of their names.
+class Samples:
+    """N samples, in the byte order of their names.
 
     Attributes:
-        pixels: as stored, (N, C, *size); an array, or a read-only `numpy.memmap`.
-        labels: int64 (N,), the place in `class_names`, -1 for an image outside class folders.
-        class_names: the classes.
-        names: paths inside the source; pass them through `files.show` to print them.
-        digests: uint8 (N, 16), a hash of each sample before it was resized.
-        summary: what was found.
-        medium: what the samples are.
+        stored: (N, C, *size); an array, or a read-only `numpy.memmap`.
+        labels: int64 (N,), indices of `class_names`; -1 outside class folders.
+        names: paths inside the source; print them with `files.show`.
+        digests: uint8 (N, 16), a hash of each sample before resizing.
+        medium: its name in `MEDIA`.
     """
 
-    pixels: npt.NDArray[Any]
+    stored: npt.NDArray[Any]
     labels: npt.NDArray[np.int64]
     class_names: tuple[str, ...]
     names: tuple[str, ...]
@@ -45,17 +43,17 @@ class Images:
 
     @cached_property
     def space(self) -> Space:
-        """What each of them is."""
-        return MEDIA[self.medium].space(self.pixels)
+        """The space of each sample."""
+        return MEDIA[self.medium].space(self.stored)
 
     @cached_property
     def fingerprint(self) -> str:
-        """A SHA-256 of the set of images in hexadecimal, whatever their names, order and size."""
+        """SHA-256 of the set, independent of names, order and resizing."""
         return _fingerprint(self.digests)
 
     @cached_property
     def class_fingerprints(self) -> dict[str, str]:
-        """The `fingerprint` of the images of each class, by its name."""
+        """The `fingerprint` of each class."""
         order = np.argsort(self.labels, kind="stable")
         bounds = np.searchsorted(self.labels[order], np.arange(len(self.class_names) + 1))
         return {
@@ -65,12 +63,12 @@ class Images:
 
     @cached_property
     def held_out(self) -> npt.NDArray[np.bool_]:
-        """bool (N,): the images that are never trained on, by the rule of `held_out_rule`."""
+        """bool (N,): the samples that are never trained on, by `held_out_rule`."""
         if len(self) < HELD_OUT_MINIMUM:
             return np.zeros(len(self), dtype=np.bool_)
         numbers = (int.from_bytes(row.tobytes(), "big") for row in self.digests)
         chosen = np.fromiter((n % HELD_OUT_OF == 0 for n in numbers), np.bool_, len(self))
-        # Copies of one image fall on one side: where all of them would, there is nothing to train.
+        # Copies of one sample are all held out, or none: something must be left to train on.
         return np.zeros_like(chosen) if chosen.all() else chosen
 
 
@@ -80,7 +78,7 @@ def _fingerprint(digests: npt.NDArray[np.uint8]) -> str:
 
 
 def held_out_rule() -> dict[str, Any]:
-    """Which images are held out, for the header of a model file."""
+    """The rule for the header of a model file."""
     return {
         "rule": f"xxh3-128 of the decoded pixels, modulo {HELD_OUT_OF}, is 0",
         "minimum": HELD_OUT_MINIMUM,

@@ -1,0 +1,190 @@
+"""A model, and its description in the header of a model file, both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffuse_cli import __version__, files, tensorfile
+from diffuse_cli.config import DiffusionConfig, Setting
+from diffuse_cli.config.training import DATA_FACTS
+from diffuse_cli.core import settings
+from diffuse_cli.core.conditions import Conditions
+from diffuse_cli.core.samplers import SAMPLERS
+from diffuse_cli.core.space import Space
+from diffuse_cli.core.variances import channels_out
+from diffuse_cli.diffusion import Blueprint
+from diffuse_cli.errors import ModelFileError, lookup
+from diffuse_cli.options import from_dict, to_dict
+from diffuse_cli.parsing import parse_color, parse_size
+from diffuse_cli.presets import network_config
+
+VERSION = 2
+"""Of the description. Version 1 has no number, and one table for network and data."""
+
+SAMPLING = "sampling"
+"""The key of the recommended setting in `diffuse.config`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """What a model file holds.
+
+    Attributes:
+        blueprint: space, network, conditions and process.
+        ema, raw: the averaged weights by name, and those before averaging or None.
+        step: optimizer steps.
+        data: fingerprint, number of samples and held-out rule of the training data, and its class
+            names if the model is unconditional.
+        training: the configuration of the training.
+        sampling: the setting that `tune` recommends.
+        versions: of the `diffuse` and torch that wrote a file; set by reading only.
+    """
+
+    blueprint: Blueprint
+    ema: Mapping[str, Tensor]
+    raw: Mapping[str, Tensor] | None = None
+    step: int = 0
+    data: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    sampling: Setting | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names of the training data."""
+        return self.blueprint.conditions.classes or tuple(self.data.get("classes", ()))
+
+    def network(self, weights: str = "ema") -> nn.Module:
+        """The network with its averaged or raw weights.
+
+        Raises:
+            ModelFileError: raw weights of a file that has none.
+        """
+        tensors = lookup({"ema": self.ema, "raw": self.raw}, weights, "--weights")
+        if tensors is None:
+            raise ModelFileError(
+                "the model file has no raw weights", "Train with --keep-raw to have them"
+            )
+        with torch.device("meta"):
+            net = self.blueprint.build()
+        net.load_state_dict(dict(tensors), assign=True)
+        return net.eval().requires_grad_(False)
+
+
+def describe(model: Model) -> dict[str, Any]:
+    """Everything but the tensors, as plain values."""
+    blueprint = model.blueprint
+    return {
+        "version": VERSION,
+        "space": settings.to_dict(blueprint.space),
+        "network": {"name": blueprint.network, **settings.to_dict(blueprint.config)},
+        "conditions": settings.to_dict(blueprint.conditions),
+        "diffusion": to_dict(blueprint.diffusion),
+        "step": model.step,
+        "data": dict(model.data),
+        "training": dict(model.training),
+        **({SAMPLING: to_dict(model.sampling)} if model.sampling else {}),
+        "versions": {"diffuse": __version__, "torch": torch.__version__.split("+")[0]},
+    }
+
+
+def described(header: tensorfile.Header) -> dict[str, Any]:
+    """The description in a header, upgraded to the current version.
+
+    Raises:
+        ValueError: there is none.
+        ModelFileError: it is of a newer version.
+    """
+    found = tensorfile.parse(header.metadata["diffuse.config"].encode())
+    if not isinstance(found, dict):
+        raise ValueError("its diffuse.config is not an object")
+    version = found.get("version", 1)
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise ValueError("its version is not a number")
+    if version > VERSION:
+        made = str(dict(found.get("versions", {})).get("diffuse", "a newer one"))
+        raise ModelFileError(
+            f"it is of version {version}, written by diffuse {files.show(made, 50)}; this is "
+            f"diffuse {__version__}, which reads versions up to {VERSION}",
+            "Install a newer diffuse",
+        )
+    return _upgraded(found) if version == 1 else found
+
+
+def _upgraded(old: Mapping[str, Any]) -> dict[str, Any]:
+    """A version 1 description, in which the network held size, channels and classes."""
+    unet = _settled(old["unet"])
+    network = {k: v for k, v in unet.items() if k not in DATA_FACTS}
+    classes, data = list(old["classes"]), dict(old["data"])
+    conditional = unet.get("num_classes", 0)
+    if conditional not in (0, len(classes)):
+        raise ValueError(f"a network of {conditional} classes with {len(classes)} names")
+    out = unet.get("out_channels", unet["channels"])
+    needed = channels_out(old["diffusion"]["variance"], unet["channels"])
+    if out != needed:
+        raise ValueError(f"{out} channels out, not {needed}")
+    if classes and not conditional:
+        data["classes"] = classes
+    return {
+        **{k: v for k, v in old.items() if k not in ("unet", "classes")},
+        "version": VERSION,
+        "space": {"channels": unet["channels"], "size": list(parse_size(unet["size"]))},
+        "network": {"name": "unet", **network},
+        "conditions": {"classes": classes if conditional else []},
+        "data": data,
+    }
+
+
+def rebuild(described: Mapping[str, Any]) -> Model:
+    """The model without its tensors."""
+    network = _settled(described["network"])
+    name = network.pop("name")
+    blueprint = Blueprint(
+        space=settings.from_dict(Space, _settled(described["space"])),
+        network=name,
+        config=network_config(name, network),
+        conditions=settings.from_dict(Conditions, _settled(described["conditions"])),
+        diffusion=from_dict(DiffusionConfig, _settled(described["diffusion"])),
+    )
+    timesteps = blueprint.denoiser(None).process.num_timesteps
+    step, data = described["step"], dict(described["data"])
+    if not isinstance(step, int) or not isinstance(name, str):
+        raise ValueError("step or network are of the wrong type")
+    if not all(isinstance(name, str) for name in data.get("classes", ())):
+        raise ValueError("class names that are not text")
+    parse_color(data.get("background", "white"))
+    sampling = None
+    if SAMPLING in described:
+        sampling = _recommended(described[SAMPLING], blueprint.conditions, timesteps)
+    return Model(
+        blueprint=blueprint,
+        ema={},
+        step=step,
+        data=data,
+        training=_settled(described["training"]),
+        sampling=sampling,
+        versions=dict(described["versions"]),
+    )
+
+
+def _recommended(values: Mapping[str, Any], conditions: Conditions, timesteps: int) -> Setting:
+    """A recommended setting, checked to suit the model."""
+    setting = from_dict(Setting, _settled(values))
+    lookup(SAMPLERS, setting.sampler, "sampling")
+    if setting.steps > timesteps:
+        raise ValueError(f"{setting.steps} steps are recommended for {timesteps} timesteps")
+    if (setting.guidance is None) != (not conditions.classes):
+        raise ValueError("guidance is recommended for a network without classes, or none with them")
+    return setting
+
+
+def _settled(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as `to_dict` writes them: null would mean a default, and a path would be read."""
+    if any(value is None for value in values.values()) or isinstance(values.get("betas"), str):
+        raise ModelFileError("settings that are not those of a configuration")
+    return dict(values)
