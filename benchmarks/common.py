@@ -19,6 +19,7 @@ from diffuse_cli.data import Images, read_images
 from diffuse_cli.events import finish
 from diffuse_cli.features import FEATURES, extract
 from diffuse_cli.metrics import kid
+from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.runtime import permutation
 from diffuse_cli.sampling import Loaded, collect, draw
 
@@ -86,18 +87,12 @@ def sample(
     """n images of a model, and the seconds they took."""
     pixels: dict[int, Pixels] = {}
     began = time.monotonic()
-    drawings = draw(
-        loaded.denoiser,
-        shape=loaded.shape,
-        indices=range(n),
-        seed=seed,
-        times=loaded.denoiser.process.times(steps, spacing),
-        device=accelerator.device,
-        sampler=sampler,
-        options=knobs(sampler, **options),
-        condition=condition,
+    settings = DrawSettings(
+        sampler, steps, spacing, knobs(sampler, **options), condition, seed=seed
     )
-    finish(collect(drawings, n, pixels))
+    device, space = accelerator.device, loaded.space
+    drawings = draw(settings, loaded.denoiser, range(n), space=space, device=device)
+    finish(collect(drawings, space, n, pixels))
     return np.stack([pixels[i] for i in range(n)]), time.monotonic() - began
 
 

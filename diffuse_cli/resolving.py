@@ -4,11 +4,11 @@ default."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from diffuse_cli.conditioning import Condition, condition
-from diffuse_cli.config import SAMPLER, SAMPLING_STEPS, DrawConfig, Setting
+from diffuse_cli.config import SAMPLER, SAMPLING_STEPS, DrawConfig, SamplerChoice
 from diffuse_cli.core.samplers import knobs
 from diffuse_cli.events import Notice, Work
 
@@ -26,20 +26,22 @@ class DrawSettings:
         taken: what of it the model file recommended, in words; empty where nothing.
     """
 
-    sampler: str
-    steps: int
-    spacing: str
-    options: Mapping[str, float]
-    condition: Condition | None
-    threshold: float | None
-    seed: int
-    batch_size: int
+    sampler: str = SAMPLER
+    steps: int = SAMPLING_STEPS
+    spacing: str = "trailing"
+    options: Mapping[str, float] = field(default_factory=dict)
+    condition: Condition | None = None
+    threshold: float | None = None
+    seed: int = 0
+    batch_size: int = 64
     taken: str = ""
 
     @property
-    def setting(self) -> Setting:
+    def choice(self) -> SamplerChoice:
         """The part of it that `tune` chooses."""
-        return Setting(self.sampler, self.steps, self.condition.scale if self.condition else None)
+        return SamplerChoice(
+            self.sampler, self.steps, self.condition.scale if self.condition else None
+        )
 
 
 def resolve(config: DrawConfig, model: Model, names: Sequence[str] = ()) -> DrawSettings:
@@ -59,7 +61,7 @@ def resolve(config: DrawConfig, model: Model, names: Sequence[str] = ()) -> Draw
     if found and config.sampler in (None, found.sampler) and config.steps in (None, found.steps):
         sampler, steps = found.sampler, found.steps
         if None in (config.sampler, config.steps):
-            taken.append(str(Setting(sampler, steps)))
+            taken.append(str(SamplerChoice(sampler, steps)))
     if wanted and found and found.guidance is not None and config.guidance is None:
         taken.append(f"guidance {wanted.scale:g}")
     return DrawSettings(

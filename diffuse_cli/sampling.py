@@ -18,7 +18,7 @@ import torch
 
 from diffuse_cli import files, locks, modelfile, outputs, pictures
 from diffuse_cli.conditioning import Condition
-from diffuse_cli.config import SAMPLER, SampleConfig
+from diffuse_cli.config import SampleConfig
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.core.kernels.layout import laid_out, lay_out
 from diffuse_cli.core.kernels.precision import cast_products
@@ -69,48 +69,6 @@ class Drawing:
 
 
 def draw(
-    denoiser: Denoiser,
-    *,
-    space: Space,
-    indices: Sequence[int],
-    seed: int,
-    times: Sequence[int] | Sequence[float],
-    device: torch.device,
-    sampler: str = SAMPLER,
-    batch_size: int = 64,
-    options: Mapping[str, Any] | None = None,
-    condition: Condition | None = None,
-    threshold: float | None = None,
-) -> Iterator[Drawing]:
-    """Draw the images of a seed with these indices, a batch at a time.
-
-    Args:
-        space: what a sample is.
-        times: the timesteps visited, descending.
-        options: what the sampler takes beside, for example `eta`.
-        condition: the images' classes, for a conditional model.
-        threshold: the percentile of dynamic thresholding; x_0 is clipped where None.
-
-    Raises:
-        UsageError: no such sampler.
-    """
-    sample = lookup(SAMPLERS, sampler, "--sampler")
-    process = denoiser.process
-    denoise = condition.guided(denoiser, process) if condition else denoiser
-    denoise = kept_in_range(denoise, denoiser, threshold)
-    for start in range(0, len(indices), batch_size):
-        batch = indices[start : start + batch_size]
-
-        def noise(k: int, batch: Sequence[int] = batch) -> Tensor:
-            return laid_out(image_noise(seed, batch, k, space.shape, device))
-
-        bound = condition.bind(denoise, batch, device) if condition else denoise
-        states = sample(bound, process, noise(-1), times, noise=noise, **(options or {}))
-        for step, state in enumerate(states, 1):
-            yield Drawing(batch, step, len(times), state)
-
-
-def draw_as(
     settings: DrawSettings,
     denoiser: Denoiser,
     indices: Sequence[int],
@@ -118,24 +76,27 @@ def draw_as(
     space: Space,
     device: torch.device,
 ) -> Iterator[Drawing]:
-    """`draw` as settings say it.
+    """Draw the images with these indices, a batch at a time.
 
     Raises:
-        UsageError: more steps than the process has timesteps.
+        UsageError: no such sampler.
+        InvalidArgument: more steps than the process has timesteps.
     """
-    return draw(
-        denoiser,
-        space=space,
-        indices=indices,
-        seed=settings.seed,
-        times=denoiser.process.times(settings.steps, settings.spacing),
-        device=device,
-        sampler=settings.sampler,
-        batch_size=settings.batch_size,
-        options=settings.options,
-        condition=settings.condition,
-        threshold=settings.threshold,
-    )
+    sample = lookup(SAMPLERS, settings.sampler, "--sampler")
+    process, condition = denoiser.process, settings.condition
+    times = process.times(settings.steps, settings.spacing)
+    denoise = condition.guided(denoiser, process) if condition else denoiser
+    denoise = kept_in_range(denoise, denoiser, settings.threshold)
+    for start in range(0, len(indices), settings.batch_size):
+        batch = indices[start : start + settings.batch_size]
+
+        def noise(k: int, batch: Sequence[int] = batch) -> Tensor:
+            return laid_out(image_noise(settings.seed, batch, k, space.shape, device))
+
+        bound = condition.bind(denoise, batch, device) if condition else denoise
+        states = sample(bound, process, noise(-1), times, noise=noise, **settings.options)
+        for step, state in enumerate(states, 1):
+            yield Drawing(batch, step, len(times), state)
 
 
 def collect(
@@ -250,7 +211,7 @@ def generate(config: SampleConfig) -> Work[Generated | None]:
         settings = resolve(config, loaded.model, config.classes)
         yield from tell(settings)
         mine = share(config.n, accelerator.num_processes, accelerator.process_index)
-        drawings = draw_as(
+        drawings = draw(
             settings, loaded.denoiser, mine, space=loaded.space, device=accelerator.device
         )
         frames: Frames = {}

@@ -14,6 +14,7 @@ from diffuse_cli.core import SCHEDULES, Conditions, Denoiser, Process, Space
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.errors import UsageError
+from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.runtime import image_noise
 from diffuse_cli.sampling import draw
 
@@ -38,17 +39,10 @@ def network(calls=None):
 def drawn(n, wanted, *, net=None, sampler="ddim", start=0, batch_size=64):
     """The images of a condition, (n, 1, 2, 2)."""
     found = {}
-    for drawing in draw(
-        Denoiser(net or network(), PROCESS, "x0"),
-        space=Space(channels=SHAPE[0], size=SHAPE[1:]),
-        indices=range(start, n),
-        seed=4,
-        times=TIMES,
-        device=CPU,
-        sampler=sampler,
-        batch_size=batch_size,
-        condition=wanted,
-    ):
+    settings = DrawSettings(sampler, len(TIMES), condition=wanted, seed=4, batch_size=batch_size)
+    space = Space(channels=SHAPE[0], size=SHAPE[1:])
+    denoiser = Denoiser(net or network(), PROCESS, "x0")
+    for drawing in draw(settings, denoiser, range(start, n), space=space, device=CPU):
         if drawing.done:
             found |= dict(zip(drawing.indices, drawing.state.x, strict=True))
     return torch.stack([found[k] for k in range(start, n)])

@@ -235,6 +235,7 @@ def oracle(model, n, labels):
     import torch
 
     from diffuse_cli import modelfile
+    from diffuse_cli.resolving import DrawSettings
     from diffuse_cli.sampling import draw
 
     loaded = modelfile.load(model)
@@ -248,15 +249,12 @@ def oracle(model, n, labels):
                 return net(x, t, label=given)
 
         denoiser = loaded.blueprint.denoiser(infer)
-        times = denoiser.process.times(5)
         *_, end = draw(
+            DrawSettings("ddim", 5),
             denoiser,
+            [k],
             space=loaded.blueprint.space,
-            indices=[k],
-            seed=0,
-            times=times,
             device=torch.device("cpu"),
-            sampler="ddim",
         )
         found.append(((end.state.x[0, 0] + 1) * 127.5).round().clamp(0, 255).numpy())
     return found

@@ -59,13 +59,13 @@ class _Describe:
         self.text = ""
 
     def __call__(self, event: Any) -> Progress | Notice | None:
-        from diffuse_cli.training.reports import Evaluated, Looked, Step
+        from diffuse_cli.training.reports import Previewed, Step, Validated
 
-        if isinstance(event, Evaluated):
+        if isinstance(event, Validated):
             best = f"  the best so far: {files.show(event.best)}" if event.best else ""
             kid = Measured(event.kid, event.kid_standard_error or 0.0)
             return Notice(f"step {event.step:,}  KID {kid:.4f}{best}")
-        if isinstance(event, Looked):
+        if isinstance(event, Previewed):
             held = (
                 f"  held-out {event.held_out_loss:.4f}" if event.held_out_loss is not None else ""
             )

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from diffuse_cli.evaluation.team import Team
 from diffuse_cli.events import Work
 from diffuse_cli.resolving import DrawSettings
-from diffuse_cli.sampling import collect, draw_as
+from diffuse_cli.sampling import collect, draw
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,7 @@ def draw_share(
     """This process's share of n images, uint8 (C, H, W) by index."""
     own = team.share(n, settings.batch_size)
     mine: dict[int, Pixels] = {}
-    drawings = draw_as(settings, denoiser, own, space=space, device=device)
+    drawings = draw(settings, denoiser, own, space=space, device=device)
     yield from collect(drawings, space, len(own), mine)
     return mine
 

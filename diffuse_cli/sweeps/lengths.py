@@ -22,8 +22,7 @@ from diffuse_cli.options import from_dict
 from diffuse_cli.outputs import asked
 from diffuse_cli.resolving import resolve, tell
 from diffuse_cli.runtime import machine, resolve_precision
-from diffuse_cli.sampling import Loaded, draw_as, ready
-from diffuse_cli.training.evaluating import Kid
+from diffuse_cli.sampling import Loaded, draw, ready
 from diffuse_cli.training.objective import Objective, losses_of
 from diffuse_cli.training.power import (
     Fit,
@@ -37,6 +36,7 @@ from diffuse_cli.training.power import (
     snapshots,
 )
 from diffuse_cli.training.rundir import run_of
+from diffuse_cli.training.validation import KidMeasure
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -239,12 +239,12 @@ def _kid(
     # Not `find_network`, which waits for the other processes: this one is alone here.
     given = config.feature_weights
     file = Path(given) if given else (yield from features.find(config.features))
-    kid = Kid(real.pixels, loaded.space, features.load(config.features, device, file))
+    kid = KidMeasure(real.pixels, loaded.space, features.load(config.features, device, file))
     settings = resolve(config, loaded.model)
     yield from tell(settings)
 
     def measure(denoiser: Denoiser) -> Work[dict[str, float]]:
-        drawings = draw_as(settings, denoiser, range(config.n), space=loaded.space, device=device)
+        drawings = draw(settings, denoiser, range(config.n), space=loaded.space, device=device)
         return (yield from kid.measure(drawings, config.n))
 
     return measure

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diffuse_cli import modelfile
-from diffuse_cli.config import TUNED_GUIDANCE, Setting, TuneConfig
+from diffuse_cli.config import TUNED_GUIDANCE, SamplerChoice, TuneConfig
 from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.errors import UsageError
 
@@ -27,7 +27,7 @@ class Tried:
         evaluations: images shown to the network, per image.
     """
 
-    setting: Setting
+    setting: SamplerChoice
     values: dict[str, float]
     seconds: float
     evaluations: int
@@ -50,7 +50,7 @@ class Tuned:
     """
 
     rows: tuple[Tried, ...]
-    recommended: Setting
+    recommended: SamplerChoice
     metric: str
     n: int
     real: int
@@ -62,7 +62,7 @@ class Tuned:
     plot: Path | None
 
 
-def recommend(rows: Sequence[Tried], metric: str = METRIC) -> Setting:
+def recommend(rows: Sequence[Tried], metric: str = METRIC) -> SamplerChoice:
     """The setting of the fewest evaluations among those as good as the best.
 
     As good: not worse than the best by more than the standard error of the best. Of equally many
@@ -85,7 +85,9 @@ def recommend(rows: Sequence[Tried], metric: str = METRIC) -> Setting:
 # -- what is tried --------------------------------------------------------------------------------
 
 
-def first_settings(config: TuneConfig, guidance: float | None, timesteps: int) -> list[Setting]:
+def first_settings(
+    config: TuneConfig, guidance: float | None, timesteps: int
+) -> list[SamplerChoice]:
     """Every sampler with every number of steps that the model has timesteps for.
 
     Raises:
@@ -95,7 +97,7 @@ def first_settings(config: TuneConfig, guidance: float | None, timesteps: int) -
     if not steps:
         raise UsageError(f"--steps must have one from 1 to {timesteps}, the model's timesteps")
     samplers = config.samplers or tuple(SAMPLERS)
-    return [Setting(sampler, n, guidance) for sampler in samplers for n in steps]
+    return [SamplerChoice(sampler, n, guidance) for sampler in samplers for n in steps]
 
 
 def other_scales(

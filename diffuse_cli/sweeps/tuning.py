@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from diffuse_cli import files, modelfile, pictures
-from diffuse_cli.config import DrawConfig, EvalConfig, Setting, TuneConfig
+from diffuse_cli.config import DrawConfig, EvalConfig, SamplerChoice, TuneConfig
 from diffuse_cli.evaluation.cache import cached, computed
 from diffuse_cli.evaluation.evaluating import (
     Evaluated,
@@ -37,7 +37,7 @@ from diffuse_cli.options import converted
 from diffuse_cli.outputs import asked
 from diffuse_cli.resolving import DrawSettings, resolve
 from diffuse_cli.runtime import machine_or
-from diffuse_cli.sampling import Loaded, draw_as, looks
+from diffuse_cli.sampling import Loaded, draw, looks
 from diffuse_cli.sweeps import tradeoff
 from diffuse_cli.sweeps.recommending import (
     METRIC,
@@ -76,8 +76,8 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         drawn = converted(config, DrawConfig, steps=None, guidance=first_scale)
         base = resolve(drawn, loaded.model)
         timesteps = loaded.denoiser.process.num_timesteps
-        first = first_settings(config, base.setting.guidance, timesteps)
-        scales = other_scales(config, loaded.model, base.setting.guidance)
+        first = first_settings(config, base.choice.guidance, timesteps)
+        scales = other_scales(config, loaded.model, base.choice.guidance)
         yield from _announce(config, first, scales, timesteps)
         network = yield from find_network(config, accelerator)
         sides = yield from read_sides(config, loaded)
@@ -137,7 +137,7 @@ def tune_and_evaluate(
     return (tuned, chosen, found) if found else None
 
 
-def evaluation_of(config: TuneConfig, setting: Setting) -> EvalConfig:
+def evaluation_of(config: TuneConfig, setting: SamplerChoice) -> EvalConfig:
     """The evaluation of one setting, with the plot of its own left out."""
     return converted(
         config,
@@ -150,7 +150,7 @@ def evaluation_of(config: TuneConfig, setting: Setting) -> EvalConfig:
 
 
 def _announce(
-    config: TuneConfig, first: Sequence[Setting], scales: Sequence[float], timesteps: int
+    config: TuneConfig, first: Sequence[SamplerChoice], scales: Sequence[float], timesteps: int
 ) -> Work[None]:
     """How much work it will be, and what is left out."""
     steps = dict.fromkeys(setting.steps for setting in first)
@@ -206,7 +206,7 @@ class _Measure:
     real: Array
     team: Team
 
-    def __call__(self, setting: Setting) -> Work[Tried]:
+    def __call__(self, setting: SamplerChoice) -> Work[Tried]:
         counter = _Counter(self.loaded.denoiser.net)
         began = time.perf_counter()
         mine = yield from draw_share(
@@ -231,7 +231,7 @@ class _Measure:
             evaluations=sum(images for images, _ in parts) // self.n,
         )
 
-    def _settings(self, setting: Setting) -> DrawSettings:
+    def _settings(self, setting: SamplerChoice) -> DrawSettings:
         wanted = self.base.condition
         if wanted is not None and setting.guidance is not None:
             wanted = replace(wanted, scale=setting.guidance)
@@ -250,11 +250,11 @@ class _Measure:
         batch = range(min(self.n, self.base.batch_size))
         settings = replace(self.base, sampler="ddim", steps=1)
         denoiser, device = self.loaded.denoiser, self.network.device
-        for _ in draw_as(settings, denoiser, batch, space=self.loaded.space, device=device):
+        for _ in draw(settings, denoiser, batch, space=self.loaded.space, device=device):
             pass
 
 
-def _counted(work: Work[Tried], setting: Setting, done: int, total: int) -> Work[Tried]:
+def _counted(work: Work[Tried], setting: SamplerChoice, done: int, total: int) -> Work[Tried]:
     """The work on a setting, whose progress is a detail of the whole."""
     while True:
         try:

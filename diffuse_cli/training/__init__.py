@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffuse_cli.training.fitting import fit as fit
+    from diffuse_cli.training.loop import fit as fit
 
 __all__ = ["fit"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "fit":
-        from diffuse_cli.training.fitting import fit
+        from diffuse_cli.training.loop import fit
 
         return fit
     raise AttributeError(name)

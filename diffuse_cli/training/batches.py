@@ -9,7 +9,7 @@ import torch
 
 from diffuse_cli.core.kernels.layout import laid_out
 from diffuse_cli.runtime import permutation
-from diffuse_cli.training.preparing import Plan
+from diffuse_cli.training.plan import Plan
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -28,7 +28,7 @@ LEAST = 8
 
 
 @dataclass(frozen=True)
-class Look:
+class HeldOut:
     """The held-out losses image by image, and the mean training loss since the look before."""
 
     step: int
@@ -41,7 +41,7 @@ class Look:
         return math.fsum(self.losses) / len(self.losses)
 
 
-def risen(best: Look, now: Look) -> bool:
+def risen(best: HeldOut, now: HeldOut) -> bool:
     """Whether held-out images say that `now` is worse, and training says that it is better."""
     if len(now.losses) < LEAST or len(best.losses) != len(now.losses):
         return False
@@ -56,11 +56,11 @@ class Overfitting:
     """Looks one after another, of which only the best and what follows from the rest is kept."""
 
     def __init__(self) -> None:
-        self.best: Look | None = None
+        self.best: HeldOut | None = None
         self.above = 0
         self.said = False
 
-    def see(self, now: Look) -> str | None:
+    def see(self, now: HeldOut) -> str | None:
         """The warning, at the first look that makes it due."""
         best = self.best
         if best is None or len(best.losses) != len(now.losses) or now.mean < best.mean:
@@ -86,5 +86,5 @@ class Overfitting:
         """Go back to what `state` returned."""
         look: Mapping[str, Any] | None = state["best"]
         losses: Sequence[float] = look["losses"] if look else ()
-        self.best = Look(look["step"], tuple(losses), look["training"]) if look else None
+        self.best = HeldOut(look["step"], tuple(losses), look["training"]) if look else None
         self.above, self.said = state["above"], state["said"]

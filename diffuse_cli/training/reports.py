@@ -24,7 +24,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Looked:
+class Previewed:
     """The held-out loss after a step, and the preview that was written."""
 
     step: int
@@ -33,7 +33,7 @@ class Looked:
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class Validated:
     """The KID after a step, and where the model was written if it is the best so far."""
 
     step: int

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.training.configuring import BATCH, batched
-from diffuse_cli.training.preparing import Plan
-from diffuse_cli.training.room import split
+from diffuse_cli.training.memory import split
+from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.trainer import Trainer, warmup_of
 
 if TYPE_CHECKING:

@@ -30,8 +30,8 @@ from diffuse_cli.runtime import (
 from diffuse_cli.training.batches import Batches
 from diffuse_cli.training.ema import Average, due
 from diffuse_cli.training.objective import Objective, losses_of
+from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.power import Powers
-from diffuse_cli.training.preparing import Plan
 
 Seen = list[tuple[Tensor, Tensor]]
 """Timesteps and their losses, of each forward pass."""

@@ -13,7 +13,7 @@ from diffuse_cli import runtime
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.options import from_dict, read_toml
 from diffuse_cli.runtime import out_of_memory
-from diffuse_cli.training.room import SLACK, cost
+from diffuse_cli.training.memory import SLACK, cost
 from diffuse_cli.training.rundir import RunDirectory
 from diffuse_cli.training.trainer import Trainer
 
@@ -126,7 +126,7 @@ def test_memory_of_the_preview_is_no_reason_to_end(train, monkeypatch):
         raise ERRORS[0]
         yield
 
-    monkeypatch.setattr("diffuse_cli.training.looking.draw", full)
+    monkeypatch.setattr("diffuse_cli.training.previews.draw", full)
     ran = train("--steps", 2)
     assert ran.code == 0
     assert "out of memory while drawing the preview" in ran.err

@@ -13,9 +13,10 @@ from PIL import Image
 
 from diffuse_cli import modelfile, pictures
 from diffuse_cli.conditioning import Condition
-from diffuse_cli.config import DiffusionConfig, Setting, TuneConfig
+from diffuse_cli.config import DiffusionConfig, SamplerChoice, TuneConfig
 from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.errors import UsageError
+from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.sampling import draw
 from diffuse_cli.sweeps import tradeoff
 from diffuse_cli.sweeps.recommending import (
@@ -35,7 +36,7 @@ def row(sampler, evaluations, kid, error=0.01, seconds=1.0, guidance=None):
     values = {"kid": kid, "frechet_distance": 1000 - kid}
     if error is not None:
         values["kid_standard_error"] = error
-    return Tried(Setting(sampler, evaluations, guidance), values, seconds, evaluations)
+    return Tried(SamplerChoice(sampler, evaluations, guidance), values, seconds, evaluations)
 
 
 @pytest.mark.parametrize(
@@ -82,9 +83,9 @@ def config(**given):
 
 def test_all_samplers_with_all_steps_that_the_model_can_take():
     found = first_settings(config(), 2.0, 20)
-    assert found == [Setting(s, n, 2.0) for s in SAMPLERS for n in (5, 10, 20)]
+    assert found == [SamplerChoice(s, n, 2.0) for s in SAMPLERS for n in (5, 10, 20)]
     found = first_settings(config(samplers="ddim,heun,ddim", steps="9,3,9"), None, 9)
-    assert found == [Setting(s, n) for s in ("ddim", "heun") for n in (9, 3)]
+    assert found == [SamplerChoice(s, n) for s in ("ddim", "heun") for n in (9, 3)]
     with pytest.raises(UsageError, match="--steps must have one from 1 to 4"):
         first_settings(config(), None, 4)
     with pytest.raises(UsageError, match="--steps must have one from 1 to 9"):
@@ -127,10 +128,10 @@ def test_a_table_of_settings_with_one_recommended_drawn_and_written(tune, diffus
     assert (found["n"], found["real"], found["part"]) == (6, 6, "held-out")
     assert (found["metric"], found["out"], found["plot"]) == ("kid", "new.safetensors", "new.png")
     rows = [
-        Tried(Setting(**r["setting"]), r["values"], r["seconds"], r["evaluations"])
+        Tried(SamplerChoice(**r["setting"]), r["values"], r["seconds"], r["evaluations"])
         for r in found["rows"]
     ]
-    assert Setting(**found["recommended"]) == recommend(rows)
+    assert SamplerChoice(**found["recommended"]) == recommend(rows)
     made, before = modelfile.load("new.safetensors"), modelfile.load(model)
     assert made.sampling == recommend(rows)
     assert all(torch.equal(made.ema[name], before.ema[name]) for name in before.ema)
@@ -183,17 +184,13 @@ def test_evaluations_are_what_the_network_is_shown(tune, model, conditional, sca
                 return network(x, t, **cond)
 
         sampler, steps = r["setting"]["sampler"], r["setting"]["steps"]
-        denoiser = loaded.blueprint.denoiser(net)
+        wanted = None if scale is None else Condition((0, 1), scale)
         *_, _ = draw(
-            denoiser,
+            DrawSettings(sampler, steps, condition=wanted, batch_size=2),
+            loaded.blueprint.denoiser(net),
+            range(3),
             space=loaded.blueprint.space,
-            indices=range(3),
-            seed=0,
-            times=denoiser.process.times(steps),
             device=torch.device("cpu"),
-            sampler=sampler,
-            batch_size=2,
-            condition=None if scale is None else Condition((0, 1), scale),
         )
         assert r["evaluations"] == sum(shown) / 3
         once = 2 if scale in (0.0, 2.5) else 1
@@ -226,7 +223,7 @@ def test_the_model_itself_is_replaced_where_it_is_asked_and_a_finished_run_keeps
     assert path.read_bytes() == plain
     assert diffuse(*line, "--overwrite").code == 0
     recommending = path.read_bytes()
-    assert modelfile.load(path).sampling == Setting("ddim", 3)
+    assert modelfile.load(path).sampling == SamplerChoice("ddim", 3)
     assert train("--resume", "--steps", 4, "-q").code == 0
     assert path.read_bytes() == recommending
     assert train("--init", path, "--steps", 2, "-o", "next.safetensors", "-q").code == 0

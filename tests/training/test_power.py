@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from diffuse_cli import files, tensorfile
-from diffuse_cli.training import power, saving
+from diffuse_cli.training import checkpoints, power
 from diffuse_cli.training.power import (
     KEPT_LENGTHS,
     Powers,
@@ -293,9 +293,9 @@ def test_the_estimate_of_disk_covers_them(train, monkeypatch):
     assert used + of_one + files.size_of(MODEL) <= total
     sizes = [p.stat().st_size for p in run.path.rglob("*.safetensors")]
     headers = 16_384 * (len(sizes) + 2 * 5)
-    assert sum(sizes) + of_one + 2 * files.size_of(MODEL) <= total - saving.SPARE + headers
+    assert sum(sizes) + of_one + 2 * files.size_of(MODEL) <= total - checkpoints.SPARE + headers
     assert max(sizes) <= largest + 65_536
-    assert total - saving.SPARE < 2 * (used + of_one)
+    assert total - checkpoints.SPARE < 2 * (used + of_one)
 
 
 def test_the_estimate_of_memory_covers_them(train, monkeypatch):

@@ -19,23 +19,22 @@ from diffuse_cli.errors import DiffuseError, Interrupted, OutputError, Terminate
 from diffuse_cli.events import Notice, Stop, Work, until
 from diffuse_cli.options import options, to_toml
 from diffuse_cli.runtime import machine, rank, resolve_precision
+from diffuse_cli.training.checkpoints import Pace, check_room, checkpoint_of, model_of, restore
 from diffuse_cli.training.diagnosing import PATIENCE, diverged
-from diffuse_cli.training.power import rewind_snapshots, save_snapshot, snapshot_due
-from diffuse_cli.training.preparing import (
+from diffuse_cli.training.memory import images_at_a_time
+from diffuse_cli.training.monitor import Monitor
+from diffuse_cli.training.plan import (
     Plan,
     check_batch,
     check_fingerprint,
     first_weights,
     prepare,
 )
+from diffuse_cli.training.power import rewind_snapshots, save_snapshot, snapshot_due
 from diffuse_cli.training.reports import Meter, Step, Trained
-from diffuse_cli.training.room import images_at_a_time
 from diffuse_cli.training.rundir import Checkpoint, RunDirectory
-from diffuse_cli.training.saving import Pace, check_room, model_of
-from diffuse_cli.training.state import checkpoint_of, restore
 from diffuse_cli.training.timing import cut_short, fill_minutes, parted
 from diffuse_cli.training.trainer import Outcome, Trainer, lr_at
-from diffuse_cli.training.watching import Watch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -46,8 +45,8 @@ def fit(
 ) -> Work[Trained | None]:
     """Train a model and write its file.
 
-    Yields `Progress` and `Notice` while it prepares, then a `Step` for every step, with `Looked`
-    and `Evaluated` between them.
+    Yields `Progress` and `Notice` while it prepares, then a `Step` for every step, with `Previewed`
+    and `Validated` between them.
 
     Args:
         config: what was asked for; it is completed from the data and the machine.
@@ -114,28 +113,28 @@ class _Run:
         config = yield from self._fix_steps(start)
         self.plan = dataclasses.replace(self.plan, config=config)
         trainer = Trainer(self.plan, self.accelerator)
-        watch = Watch(trainer, self.run, self.stop)
+        monitor = Monitor(trainer, self.run, self.stop)
         if checkpoint:
             restore(trainer, checkpoint)
-            yield from watch.restore(checkpoint)
+            yield from monitor.restore(checkpoint)
         if self.main:
-            yield from watch.begin()
+            yield from monitor.begin()
         self._begin(start)
         if self.main:
-            watch.settle()
+            monitor.settle()
         end = min(config.steps, config.stop_at or config.steps)
-        if start < end or watch.due(start, end):
+        if start < end or monitor.due(start, end):
             self._init_trackers()
-            yield from self._steps(trainer, watch, start, end)
+            yield from self._steps(trainer, monitor, start, end)
         last = max(start, end)
         if self.main:
-            watch.settle()
+            monitor.settle()
             raw = trainer.net.state_dict() if config.keep_raw else None
             model = model_of(self.plan, last, trainer.ema.net.state_dict(), raw)
             if not modelfile.holds(self.run.model, model):
                 modelfile.save(self.run.model, model)
         self.accelerator.wait_for_everyone()
-        return self._result(trainer, watch, last, time.monotonic() - began)
+        return self._result(trainer, monitor, last, time.monotonic() - began)
 
     # -- before ------------------------------------------------------------------------------------
 
@@ -210,13 +209,13 @@ class _Run:
 
     # -- the loop ----------------------------------------------------------------------------------
 
-    def _steps(self, trainer: Trainer, watch: Watch, start: int, end: int) -> Work[None]:
+    def _steps(self, trainer: Trainer, monitor: Monitor, start: int, end: int) -> Work[None]:
         config = self.plan.config
-        if watch.due(start, end):
+        if monitor.due(start, end):
             if self.main:
-                yield from watch.work(start, end)
+                yield from monitor.work(start, end)
                 if start >= end:
-                    self.run.save(checkpoint_of(trainer, start, watch))
+                    self.run.save(checkpoint_of(trainer, start, monitor))
             if error := self._stopping():
                 raise self._ended(error, start, "its checkpoint stands")
         meter, pace = Meter(trainer.batch_size), Pace(config.save_every)
@@ -228,19 +227,19 @@ class _Run:
             meter.add(outcome.loss)
             if done % config.log_every == 0 or done == end:
                 yield self._log(done, meter, float(outcome.grad_norm), lr_at(config, step))
-                watch.logged(self.loss)
+                monitor.logged(self.loss)
             else:
                 yield Step(done, config.steps)
             self._snapshot(trainer, done)
             error = self._stopping()
-            if error is None and watch.due(done, end):
+            if error is None and monitor.due(done, end):
                 if self.main:
-                    yield from watch.work(done, end)
+                    yield from monitor.work(done, end)
                 meter.pause()
                 error = self._stopping()
             if self.main and (error or pace.due(done) or done == end):
                 with pace.measured():
-                    self.run.save(checkpoint_of(trainer, done, watch))
+                    self.run.save(checkpoint_of(trainer, done, monitor))
                 meter.pause()
             if error:
                 raise self._ended(error, done, "checkpoint saved")
@@ -301,7 +300,9 @@ class _Run:
 
     # -- after -------------------------------------------------------------------------------------
 
-    def _result(self, trainer: Trainer, watch: Watch, step: int, seconds: float) -> Trained | None:
+    def _result(
+        self, trainer: Trainer, monitor: Monitor, step: int, seconds: float
+    ) -> Trained | None:
         if not self.main:
             return None
         return Trained(
@@ -310,10 +311,10 @@ class _Run:
             step=step,
             steps=self.plan.config.steps,
             loss=self.loss,
-            held_out_loss=watch.held_out_loss,
+            held_out_loss=monitor.held_out_loss,
             parameters=count_parameters(trainer.net),
             images=len(self.plan.images),
             processes=self.accelerator.num_processes,
             seconds=round(seconds, 3),
-            best=watch.found(),
+            best=monitor.found(),
         )

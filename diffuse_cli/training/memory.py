@@ -16,8 +16,8 @@ from diffuse_cli.core.kernels.layout import laid_out
 from diffuse_cli.core.networks import Run
 from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.errors import UsageError
+from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.power import KEPT_LENGTHS
-from diffuse_cli.training.preparing import Plan
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
