@@ -1,7 +1,7 @@
 """Images from a model: `draw` from one in memory, `generate` from a model file.
 
-Image k of a seed starts from the same noise whatever the number of images, the batch size and the
-number of processes: every draw is keyed by (seed, image, step).
+Every draw of noise is keyed by (seed, image, step): image k of a seed is the same for any number of
+images, batch size and number of processes.
 """
 
 from __future__ import annotations
@@ -44,18 +44,17 @@ if TYPE_CHECKING:
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """Half precisions as Accelerate calls them."""
 
-GIF_IMAGES, GIF_FRAMES = 16, 60
-GRID_IMAGES = 400
-"""At most so many images are shown in the grid."""
+GIF_IMAGES, GIF_FRAMES, GRID_IMAGES = 16, 60, 400
+"""Most images shown in the animation, most frames of it, and most images of the grid."""
 
 WRITTEN = re.compile(r"\d{5,}\.\w+|grid\.png|denoising\.gif|manifest\.json")
 DESCRIBED = ("seed", "n", "spacing", "eta", "order", "threshold", "weights")
-"""Options that a manifest repeats: with sampler, steps and model they give the same images."""
+"""Options that a manifest repeats; with sampler, steps and model they decide the images."""
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A batch of images under way: its indices, and the sampler's state after `step` of `steps`."""
+    """A batch of images, by index, and the sampler's state after `step` of `steps`."""
 
     indices: Sequence[int]
     step: int
@@ -64,7 +63,7 @@ class Drawing:
 
     @property
     def done(self) -> bool:
-        """Whether these are the images."""
+        """Whether the state is the last one."""
         return self.step == self.steps
 
 
@@ -102,7 +101,7 @@ def draw(
 def collect(
     drawings: Iterator[Drawing], space: Space, total: int, into: dict[int, Array]
 ) -> Work[None]:
-    """Run `drawings` to their end, keeping each sample as stored, (C, *size), under its index."""
+    """Run `drawings` to the end; put each sample as stored, (C, *size), under its index."""
     done = 0
     for drawing in drawings:
         part = len(drawing.indices) * drawing.step / drawing.steps
@@ -115,7 +114,7 @@ def collect(
 
 
 def stored(space: Space, x: Tensor) -> Array:
-    """Samples (B, C, *size) of a model as they are stored, on the CPU."""
+    """Samples (B, C, *size) of a model as stored numbers, on the CPU."""
     numbers: Array = space.to_stored(x).cpu().numpy()
     return numbers
 
@@ -127,7 +126,7 @@ def looks(space: Space, samples: Array) -> Array:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model ready to sample: its file's content, and the denoiser on the device."""
+    """A model file's content, its hash, and the denoiser on the device."""
 
     model: modelfile.Model
     denoiser: Denoiser
@@ -189,8 +188,8 @@ class Generated:
 def generate(config: SampleConfig) -> Work[Generated | None]:
     """Draw images from a model file and write them with a manifest.
 
-    Yields `Progress`. An image is written when it is finished; those that other processes drew
-    follow at the end, and then grid, animation and manifest.
+    Yields `Progress`. Each image is written when it is finished, those of other processes at the
+    end; then grid, animation and manifest.
 
     Returns:
         What was written, or None on every process but the first.
@@ -228,7 +227,7 @@ def generate(config: SampleConfig) -> Work[Generated | None]:
 
 @contextlib.contextmanager
 def _holding(folder: Path) -> Iterator[None]:
-    """Hold the folder of the samples; one that is made for them and stays empty goes again."""
+    """Lock the folder of the samples; remove it again if it is new and stays empty."""
     made = not folder.exists()
     try:
         with locks.held(folder / ".lock"):
@@ -236,12 +235,12 @@ def _holding(folder: Path) -> Iterator[None]:
             yield
     finally:
         if made:
-            with contextlib.suppress(OSError):  # it is not empty, which is the rule
+            with contextlib.suppress(OSError):  # it holds samples
                 folder.rmdir()
 
 
 class _Folder(dict[int, "Array"]):
-    """Samples by index, each written as it is added; the first ones are kept for the grid."""
+    """Samples by index: writes each one that is added, and keeps the first ones for the grid."""
 
     def __init__(self, folder: Path, space: Space) -> None:
         super().__init__()
@@ -274,7 +273,7 @@ def _watch(drawings: Iterator[Drawing], space: Space, frames: Frames) -> Iterato
 
 
 def _gather(keep: dict[int, Array], frames: Frames) -> None:
-    """Bring what other processes drew to the first."""
+    """Bring what other processes drew to the first process."""
     from accelerate.utils import gather_object
 
     everyone = gather_object([({} if isinstance(keep, _Folder) else keep, frames)])
@@ -286,7 +285,7 @@ def _gather(keep: dict[int, Array], frames: Frames) -> None:
 
 
 def _earlier(folder: Path) -> list[Path]:
-    """The files that an earlier manifest in `folder` says were sampled; no others are removed."""
+    """The files that an earlier manifest in `folder` lists; only these are replaced."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         names = list(manifest["files"]) if manifest["format"] == MANIFEST_FORMAT else []
@@ -331,7 +330,7 @@ def _finish(
 
 
 def _describe(wanted: Condition | None, classes: Sequence[str], n: int) -> dict[str, Any]:
-    """What a manifest says of classes: the guidance, and the class of each image."""
+    """The manifest's entries on classes: guidance, and the class of each image."""
     if wanted is None:
         return {}
     return {
@@ -342,7 +341,7 @@ def _describe(wanted: Condition | None, classes: Sequence[str], n: int) -> dict[
 
 
 def arrange(drawn: Mapping[int, Array], space: Space, wanted: Condition | None) -> Image:
-    """The grid of samples by index: as near to a square as it gets, or a row for each class."""
+    """The grid of samples by index: nearly square, or a row for each class."""
     import numpy as np
 
     order = sorted(drawn)

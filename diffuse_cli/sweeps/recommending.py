@@ -14,15 +14,15 @@ from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.errors import UsageError
 
 METRIC = "kid"
-"""What decides; lower is better."""
+"""The number that decides; lower is better."""
 
 
 @dataclass(frozen=True)
 class Tried:
-    """A setting with what it gives and costs.
+    """What a setting gives and costs.
 
     Attributes:
-        values: its numbers by name, with their standard errors.
+        values: numbers by name, with their standard errors.
         seconds: per image, on one process.
         evaluations: images shown to the network, per image.
     """
@@ -38,15 +38,14 @@ class Tuned:
     """What was tried, and the recommended setting.
 
     Attributes:
-        rows: in the order in which they were measured.
-        metric: the key of the values that decides; lower is better.
-        n, real: how many images were generated for each, and against how many real ones.
-        part: which of the real images: `held-out` or `all`.
+        rows: in the order of measurement.
+        metric: the key of the number that decides; lower is better.
+        n, real: images generated for each setting, and real ones compared with.
+        part: the part of the data that these are: `held-out` or `all`.
         features: name and weights hash of the feature network, and how it resizes images.
-        settings: what all of them have in common.
+        settings: what all rows have in common.
         device: where the seconds were measured.
-        out: the model file with the recommendation, where one was asked for.
-        plot: the picture, where one was asked for.
+        out, plot: the model file with the recommendation, and the picture, if asked for.
     """
 
     rows: tuple[Tried, ...]
@@ -63,11 +62,10 @@ class Tuned:
 
 
 def recommend(rows: Sequence[Tried], metric: str = METRIC) -> SamplerChoice:
-    """The setting of the fewest evaluations among those as good as the best.
+    """The setting of the fewest evaluations whose value is within a standard error of the best.
 
-    As good: not worse than the best by more than the standard error of the best. Of equally many
-    evaluations the lower value decides, then the earlier row. Seconds, which no one measures twice
-    alike, never do.
+    Ties go to the lower value, then to the earlier row. Seconds do not count: they are never the
+    same twice.
 
     Raises:
         ValueError: no row has a value that is a number.
@@ -103,13 +101,13 @@ def first_settings(
 def other_scales(
     config: TuneConfig, model: modelfile.Model, guidance: float | None
 ) -> tuple[float, ...]:
-    """The guidance scales to try beside `guidance`, which samplers are compared at.
+    """The guidance scales to try besides `guidance`, at which samplers are compared.
 
-    None for a model without classes, or without an unconditional prediction.
+    Empty for a model without classes or without an unconditional prediction.
     """
+    scales = config.guidance
+    if scales is None:
+        scales = () if model.training.get("label_dropout") == 0 else TUNED_GUIDANCE
     if guidance is None:
         return ()
-    if config.guidance is None and model.training.get("label_dropout") == 0:
-        return ()
-    scales = TUNED_GUIDANCE if config.guidance is None else config.guidance
     return tuple(s for s in dict.fromkeys(scales) if s != guidance)

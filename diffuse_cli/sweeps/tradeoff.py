@@ -18,16 +18,16 @@ LEFT, TOP, WIDTH, HEIGHT = 0.85, 1.0, 6.2, 4.3  # inches
 KEYS, LINE = 7.45, 0.27
 
 MARKERS = "osD^vP*X"
-"""So that samplers are told apart without colours, too."""
+"""A marker for each sampler, for eyes and printers without colour."""
 
 PLAIN: dict[str, Any] = {"parse_math": False}
 
 
 def plot(found: Tuned, name: str) -> Image.Image:
-    """KID over seconds an image, a line for each sampler.
+    """KID over seconds per image, a line for each sampler.
 
-    Points have their steps for labels, and bars of a standard error; those of other guidance scales
-    are hollow and have the scale. The recommended setting is ringed.
+    Points are labelled with their steps and have bars of a standard error; hollow ones are other
+    guidance scales, labelled with the scale. The recommended setting is ringed.
     """
     sheet = Sheet(9.2, 5.95, 150)
     sheet.text(LEFT, 0.4, name, 8, fontsize=12, fontweight="bold", **PLAIN)
@@ -48,7 +48,7 @@ def plot(found: Tuned, name: str) -> Image.Image:
 
 
 def _scale(axes: Axes, found: Tuned) -> None:
-    """Logarithmic axes, but for KIDs of which one is not above 0."""
+    """Logarithmic axes; linear for KID if one is not above 0."""
     axes.set_xscale("log")
     axes.set_xlabel(f"seconds per image, on {found.device}", fontsize=9)
     axes.set_ylabel("KID, lower is better", fontsize=9)
@@ -69,7 +69,7 @@ def _ticks(axes: Axes) -> None:
 
 
 def _sampler(axes: Axes, found: Tuned, sampler: str, i: int) -> None:
-    """The points of a sampler: those on its line, and those of other guidance scales."""
+    """A sampler's line, and its points at other guidance scales."""
     guidance = found.rows[0].setting.guidance
     own = [row for row in found.rows if row.setting.sampler == sampler]
     line = [row for row in own if row.setting.guidance == guidance]
@@ -124,7 +124,7 @@ def _ring(axes: Axes, found: Tuned) -> None:
 
 
 def _keys(sheet: Sheet, found: Tuned, samplers: Sequence[str]) -> None:
-    """The names of the samplers beside their marks, and what else is marked."""
+    """The legend: samplers, other guidance scales, the recommendation."""
     guidance = found.rows[0].setting.guidance
     filled = [(MARKERS[i % len(MARKERS)], pictures.color(i), True) for i in range(len(samplers))]
     entries = [(*mark, name) for mark, name in zip(filled, samplers, strict=True)]

@@ -1,8 +1,8 @@
 """`tune`: measure samplers, steps and guidance scales of a model, and recommend a setting.
 
-It goes along one axis after the other: every sampler with every number of steps at one guidance
-scale, then other scales with the sampler and steps that were best. Every setting draws the same
-images of one seed, each from the same noise, and is measured against the same real ones.
+First every sampler with every number of steps at one guidance scale, then other scales with the
+best sampler and steps. Every setting draws from the same noise and is measured against the same
+real images.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
     Yields `Progress` and `Notice`.
 
     Args:
-        accelerator: the machine of a larger work, which ends it.
+        accelerator: that of the caller, if it has one.
 
     Returns:
         The same on every process, of which the first writes.
 
     Raises:
-        DataError, ModelFileError, UsageError: what was named cannot be used.
+        DataError, ModelFileError, UsageError: an input cannot be used.
         OutputError: the plot or the model file exists already, or cannot be written.
     """
     out, plot = asked(config, "out", ".safetensors"), asked(config, "plot", ".png")
@@ -96,7 +96,6 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
             setting = replace(found, guidance=scale)
             rows.append((yield from _counted(measure(setting), setting, len(rows), total)))
         yield Progress("tuning", total, total)
-        writes = accelerator.is_main_process
         tuned = Tuned(
             rows=tuple(rows),
             recommended=recommend(rows),
@@ -110,10 +109,12 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
             out=out,
             plot=plot,
         )
-    if plot and writes:
+        if not accelerator.is_main_process:
+            return tuned
+    if plot:
         picture = tradeoff.plot(tuned, files.show(Path(config.subject).name))
         files.write_bytes(plot, pictures.png(picture))
-    if out and writes:
+    if out:
         modelfile.save(out, replace(loaded.model, sampling=tuned.recommended))
     return tuned
 
@@ -121,13 +122,10 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
 def tune_and_evaluate(
     config: TuneConfig,
 ) -> Work[tuple[Tuned, EvalConfig, Evaluated] | None]:
-    """`tune`, then an evaluation of the setting that it recommends, for `--report`.
+    """`tune`, then evaluate the setting that it recommends, for `--report`; raises what they do.
 
     Returns:
-        What was tried, the evaluation and what it found, or None on every process but the first.
-
-    Raises:
-        As `tune` and `evaluate` do.
+        What was tried, the evaluation and its result, or None on every process but the first.
     """
     asked(config, "report", ".html")
     with machine_or(None, config.precision) as accelerator:
@@ -138,7 +136,7 @@ def tune_and_evaluate(
 
 
 def evaluation_of(config: TuneConfig, setting: SamplerChoice) -> EvalConfig:
-    """The evaluation of one setting, with the plot of its own left out."""
+    """The evaluation of one setting, without a plot."""
     return converted(
         config,
         EvalConfig,
@@ -152,7 +150,7 @@ def evaluation_of(config: TuneConfig, setting: SamplerChoice) -> EvalConfig:
 def _announce(
     config: TuneConfig, first: Sequence[SamplerChoice], scales: Sequence[float], timesteps: int
 ) -> Work[None]:
-    """How much work it will be, and what is left out."""
+    """Say how much work there is, and what is left out."""
     steps = dict.fromkeys(setting.steps for setting in first)
     left_out = [n for n in dict.fromkeys(config.steps) if n not in steps]
     if left_out:
@@ -169,14 +167,14 @@ def _announce(
 
 
 def _common(config: TuneConfig, base: DrawSettings, loaded: Loaded) -> dict[str, Any]:
-    """What all settings have in common."""
+    """The options that all settings have in common."""
     varied = ("sampler", "steps", "guidance")
     described = describe(config, base, loaded.sha256)
     return {name: value for name, value in described.items() if name not in varied}
 
 
 def _name(device: torch.device) -> str:
-    """A device as people call it: seconds of one are not those of another."""
+    """The device's own name: seconds depend on it."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
@@ -185,7 +183,7 @@ def _name(device: torch.device) -> str:
 
 @dataclass
 class _Counter:
-    """A network that counts the images it is shown."""
+    """A network that counts the images it sees."""
 
     net: Callable[..., torch.Tensor]
     images: int = 0
@@ -246,7 +244,7 @@ class _Measure:
         }
 
     def warm_up(self) -> None:
-        """One batch by one step, so that the first setting does not pay for what comes once."""
+        """Draw a batch in one step: the first setting must not pay for one-off costs."""
         batch = range(min(self.n, self.base.batch_size))
         settings = replace(self.base, sampler="ddim", steps=1)
         denoiser, device = self.loaded.denoiser, self.network.device
@@ -255,7 +253,7 @@ class _Measure:
 
 
 def _counted(work: Work[Tried], setting: SamplerChoice, done: int, total: int) -> Work[Tried]:
-    """The work on a setting, whose progress is a detail of the whole."""
+    """Run the work on a setting, with its progress as a detail of the whole."""
     while True:
         try:
             event = next(work)
