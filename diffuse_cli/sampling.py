@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from diffuse_cli import files, locks, modelfile, outputs, pictures
@@ -342,8 +343,6 @@ def _describe(wanted: Condition | None, classes: Sequence[str], n: int) -> dict[
 
 def arrange(drawn: Mapping[int, Array], space: Space, wanted: Condition | None) -> Image:
     """The grid of samples by index: nearly square, or a row for each class."""
-    import numpy as np
-
     order = sorted(drawn)
     shown = dict(zip(order, looks(space, np.stack([drawn[i] for i in order])), strict=True))
     rows: dict[int, list[Array]] = {label: [] for label in (wanted.labels if wanted else ())}
@@ -360,8 +359,6 @@ def arrange(drawn: Mapping[int, Array], space: Space, wanted: Condition | None) 
 
 def _animate(frames: Frames, space: Space) -> bytes:
     """The first images from noise to picture, in at most `GIF_FRAMES` frames."""
-    import numpy as np
-
     order = sorted(frames)
     last = len(frames[order[0]]) - 1
     shown = sorted({round(last * k / (GIF_FRAMES - 1)) for k in range(GIF_FRAMES)})

@@ -28,7 +28,7 @@ def run(config: TrainConfig, console: Console) -> None:
     if config.dry_run:
         _dry_run(config, console)
         return
-    from diffuse_cli.training import fit
+    from diffuse_cli.training.loop import fit
 
     with deferred() as stop:
         trained = console.follow(

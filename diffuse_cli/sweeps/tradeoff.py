@@ -125,23 +125,27 @@ def _ring(axes: Axes, found: Tuned) -> None:
 
 def _keys(sheet: Sheet, found: Tuned, samplers: Sequence[str]) -> None:
     """The legend: samplers, other guidance scales, the recommendation."""
-    guidance = found.rows[0].setting.guidance
-    filled = [(MARKERS[i % len(MARKERS)], pictures.color(i), True) for i in range(len(samplers))]
-    entries = [(*mark, name) for mark, name in zip(filled, samplers, strict=True)]
-    if guidance is not None:
-        entries.append(("o", FAINT, False, f"×: guidance other than {guidance:g}"))
-    for row, (marker, color, full, words) in enumerate(entries):
-        y = TOP + 0.1 + row * LINE
-        key = sheet.axes(KEYS - 0.27, y - 0.1, 0.2, 0.2)
-        face = color if full else "white"
-        key.plot([0], [0], marker, color=color, markersize=6, markerfacecolor=face)
-        key.set_axis_off()
-        sheet.text(KEYS, y, words, 1.65, fontsize=9, va="center", **PLAIN)
-    y = TOP + 0.3 + len(entries) * LINE
-    key = sheet.axes(KEYS - 0.27, y - 0.1, 0.2, 0.2)
-    key.plot([0], [0], "o", color=INK, markersize=11, markerfacecolor="none", clip_on=False)
-    key.set_axis_off()
     style: dict[str, Any] = {"fontsize": 9, "va": "center", **PLAIN}
+    marks: list[tuple[str, dict[str, Any]]] = [
+        (name, {"marker": MARKERS[i % len(MARKERS)], "color": pictures.color(i)})
+        for i, name in enumerate(samplers)
+    ]
+    guidance = found.rows[0].setting.guidance
+    if guidance is not None:
+        hollow = {"marker": "o", "color": FAINT, "markerfacecolor": "white"}
+        marks.append((f"×: guidance other than {guidance:g}", hollow))
+    for row, (words, mark) in enumerate(marks):
+        y = TOP + 0.1 + row * LINE
+        _key(sheet, y, markersize=6, **mark)
+        sheet.text(KEYS, y, words, 1.65, **style)
+    y = TOP + 0.3 + len(marks) * LINE
+    _key(sheet, y, marker="o", color=INK, markersize=11, markerfacecolor="none", clip_on=False)
     sheet.text(KEYS, y, "recommended:", 1.65, fontweight="bold", **style)
     for i, words in enumerate(str(found.recommended).split(", ")):
         sheet.text(KEYS, y + (i + 1) * 0.2, words, 1.65, **style)
+
+
+def _key(sheet: Sheet, y: float, **mark: Any) -> None:
+    axes = sheet.axes(KEYS - 0.27, y - 0.1, 0.2, 0.2)
+    axes.plot([0], [0], **mark)
+    axes.set_axis_off()

@@ -9,6 +9,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,19 +26,18 @@ if TYPE_CHECKING:
     from diffuse_cli.training.monitor import Monitor
 
 EVERY = 500
-"""Steps between checkpoints where nothing says otherwise."""
+"""Default steps between checkpoints."""
 
 SHARE = 100
-"""Where nothing says otherwise, saving takes at most one part in so many of the time."""
+"""By default saving takes at most 1/SHARE of the time."""
 
 SPARE = 2**23
 """Bytes for metrics, previews, headers and the losses that timesteps are drawn by."""
 
 
 class Pace:
-    """The steps that a checkpoint follows: every so many as `every` says. Without it every 500th,
-    passed over while the last save is less than a hundred times as long ago as it took.
-    """
+    """When to save: after every `every` steps. Without it after every `EVERY`, unless the last save
+    is less than `SHARE` times as long ago as it took."""
 
     def __init__(self, every: int | None) -> None:
         self.every = every
@@ -51,7 +51,7 @@ class Pace:
 
     @contextlib.contextmanager
     def measured(self) -> Iterator[None]:
-        """Around a save."""
+        """Time a save."""
         began = time.monotonic()
         yield
         self._ended = time.monotonic()
@@ -62,7 +62,7 @@ def check_room(plan: Plan, run: RunDirectory) -> None:
     """Refuse a run whose files cannot fit on the disk, beside what it will replace.
 
     Raises:
-        OutputError: as said.
+        OutputError: the disk is too small.
     """
     weights = 4 * sum(map(math.prod, plan.blueprint.shapes.values()))
     moments = 2 * weights
@@ -136,7 +136,7 @@ def restore(trainer: Trainer, saved: Checkpoint) -> None:
 
 
 def _laid_out_as(like: Tensor, value: Tensor) -> Tensor:
-    """`value` with the strides of `like`, where they have one shape."""
+    """`value` with the strides of `like`, if they have the same shape."""
     if value.shape != like.shape:
         return value
     return torch.empty_like(like, dtype=value.dtype, requires_grad=False).copy_(value)
@@ -154,3 +154,9 @@ def model_of(
         data=plan.data(),
         training=for_model_file(plan.config),
     )
+
+
+def bring_up_to_date(path: Path, model: modelfile.Model) -> None:
+    """Write a model file, unless it holds this model already."""
+    if not modelfile.holds(path, model):
+        modelfile.save(path, model)

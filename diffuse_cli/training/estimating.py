@@ -1,4 +1,4 @@
-"""What a training would cost, without training: for `--dry-run`."""
+"""What a training would cost, for `--dry-run`."""
 
 from __future__ import annotations
 

@@ -7,19 +7,27 @@ import dataclasses
 import shlex
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 
-from diffuse_cli import files, modelfile
+from diffuse_cli import files
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.training import to_file
 from diffuse_cli.core.networks import count_parameters
 from diffuse_cli.errors import DiffuseError, Interrupted, OutputError, Terminated, UsageError
 from diffuse_cli.events import Notice, Stop, Work, until
-from diffuse_cli.options import options, to_toml
+from diffuse_cli.options import options, read_toml, to_toml
 from diffuse_cli.runtime import machine, rank, resolve_precision
-from diffuse_cli.training.checkpoints import Pace, check_room, checkpoint_of, model_of, restore
+from diffuse_cli.training.checkpoints import (
+    Pace,
+    bring_up_to_date,
+    check_room,
+    checkpoint_of,
+    model_of,
+    restore,
+)
 from diffuse_cli.training.diagnosing import PATIENCE, diverged
 from diffuse_cli.training.memory import images_at_a_time
 from diffuse_cli.training.monitor import Monitor
@@ -36,9 +44,6 @@ from diffuse_cli.training.rundir import Checkpoint, RunDirectory
 from diffuse_cli.training.timing import cut_short, fill_minutes, parted
 from diffuse_cli.training.trainer import Outcome, Trainer, lr_at
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
 
 def fit(
     config: TrainConfig, stop: Stop | None = None, *, debug: bool = False
@@ -49,15 +54,15 @@ def fit(
     and `Validated` between them.
 
     Args:
-        config: what was asked for; it is completed from the data and the machine.
-        stop: asked after every step; an error it returns ends the run with a checkpoint.
-        debug: where training diverges, find the module that was not finite.
+        config: completed here from the data and the machine.
+        stop: asked after every step; an error from it ends the run with a checkpoint.
+        debug: if training diverges, find the module that was not finite.
 
     Returns:
         `Trained`, or None on every process but the first.
 
     Raises:
-        DiffuseError: of the kind that fits; nothing that stood before is lost.
+        DiffuseError: of any kind; earlier files stay.
     """
     run = RunDirectory(config.out)
     stop = stop or Stop()
@@ -78,7 +83,7 @@ def fit(
 
 @contextlib.contextmanager
 def _holding(run: RunDirectory, config: TrainConfig) -> Iterator[None]:
-    """The lock first: where another run is under way, that is the answer."""
+    """Lock first: if another run is under way, that is the error to show."""
     with run.held():
         if not config.goes_on:
             run.check_free(config.overwrite)
@@ -88,7 +93,7 @@ def _holding(run: RunDirectory, config: TrainConfig) -> Iterator[None]:
 
 
 class _Run:
-    """A run under way: when to log, look, save and stop."""
+    """A run under way: when to log, measure, save and stop."""
 
     def __init__(
         self, plan: Plan, accelerator: Accelerator, run: RunDirectory, stop: Stop, debug: bool
@@ -101,7 +106,7 @@ class _Run:
         self.plan = dataclasses.replace(plan, room=min(plan.room, self.room))
 
     def work(self) -> Work[Trained | None]:
-        """Start or go on, step until the end, and write the model file."""
+        """Start or resume, step to the end, and write the model file."""
         began = time.monotonic()
         checkpoint = yield from self._checkpoint()
         if checkpoint is None and self.plan.config.goes_on:
@@ -131,15 +136,14 @@ class _Run:
             monitor.settle()
             raw = trainer.net.state_dict() if config.keep_raw else None
             model = model_of(self.plan, last, trainer.ema.net.state_dict(), raw)
-            if not modelfile.holds(self.run.model, model):
-                modelfile.save(self.run.model, model)
+            bring_up_to_date(self.run.model, model)
         self.accelerator.wait_for_everyone()
         return self._result(trainer, monitor, last, time.monotonic() - began)
 
     # -- before ------------------------------------------------------------------------------------
 
     def _checkpoint(self) -> Work[Checkpoint | None]:
-        """The checkpoint to go on from, or None, said either way."""
+        """The checkpoint to go on from, or None; tells the user which."""
         config = self.plan.config
         if not config.goes_on:
             return None
@@ -165,7 +169,7 @@ class _Run:
         return checkpoint
 
     def _fix_steps(self, start: int) -> Work[TrainConfig]:
-        """The configuration with its steps decided: --minutes measures, --resume may extend."""
+        """The configuration with its steps fixed: --minutes measures, --resume may extend."""
         config = self.plan.config
         if config.minutes is not None:
             yield Notice("measuring the time of a step")
@@ -177,8 +181,6 @@ class _Run:
             )
         config = yield from parted(config, self.room, self.accelerator.num_processes)
         if start and self.run.exists():
-            from diffuse_cli.options import read_toml
-
             before = read_toml(self.run.config).get("steps")
             if before != config.steps:
                 yield Notice(
@@ -189,7 +191,7 @@ class _Run:
         return config
 
     def _begin(self, start: int) -> None:
-        """Make the run directory say what is under way."""
+        """Prepare the run directory for the steps from `start` on."""
         if self.main:
             if self.plan.config.overwrite:
                 self.run.clear()
@@ -245,7 +247,7 @@ class _Run:
                 raise self._ended(error, done, "checkpoint saved")
 
     def _step(self, trainer: Trainer, step: int, start: int) -> Work[Outcome]:
-        """A step. The first one may be long in compiling, which holds no state."""
+        """A step; a signal ends the first one at once if it compiles, which takes long."""
         parts = trainer.accumulation
         if self.plan.config.compile and step == start:
             try:
@@ -265,7 +267,7 @@ class _Run:
         return outcome
 
     def _snapshot(self, trainer: Trainer, done: int) -> None:
-        """Save the averages of other lengths where that is due."""
+        """Save the averages of other lengths when due."""
         steps, count = self.plan.config.steps, self.plan.config.ema_lengths
         if self.main and trainer.powers and count and snapshot_due(done, steps, count):
             save_snapshot(self.run.snapshots, trainer.powers, done, steps, count)
@@ -277,12 +279,10 @@ class _Run:
         )
 
     def _stopping(self) -> DiffuseError | None:
-        """The same answer on every process: they stop after the same step."""
+        """The error to stop with, the same on every process: all stop after the same step."""
         error = self.stop()
         if self.accelerator.num_processes == 1:
             return error
-        from accelerate.utils import gather_object
-
         asked = torch.tensor(float(error is not None), device=self.accelerator.device)
         if not float(self.accelerator.reduce(asked, "sum")):
             return None

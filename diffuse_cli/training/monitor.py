@@ -15,7 +15,7 @@ from diffuse_cli import files, modelfile
 from diffuse_cli.errors import Interrupted, Terminated
 from diffuse_cli.events import Notice, Stop, Work, until
 from diffuse_cli.runtime import out_of_memory
-from diffuse_cli.training.checkpoints import model_of
+from diffuse_cli.training.checkpoints import bring_up_to_date, model_of
 from diffuse_cli.training.overfitting import HeldOut, Overfitting
 from diffuse_cli.training.previews import write_preview
 from diffuse_cli.training.reports import Previewed, Validated
@@ -95,9 +95,7 @@ class Monitor:
     def settle(self) -> None:
         """Make the best model's file agree with the state, whatever a killed run left."""
         if self.best is not None:
-            model = self._model(self.best)
-            if not modelfile.holds(self.run.best, model):
-                modelfile.save(self.run.best, model)
+            bring_up_to_date(self.run.best, self._model(self.best))
         elif self.config.eval_every:
             files.remove(self.run.best)
 

@@ -131,7 +131,7 @@ def save_snapshot(folder: Path, powers: Powers, step: int, steps: int, count: in
 
 
 def rewind_snapshots(folder: Path, step: int) -> None:
-    """Remove the snapshots after `step`: the run goes on from there."""
+    """Remove the snapshots after `step`."""
     for other, path in snapshots(folder):
         if other > step:
             files.remove(path)
