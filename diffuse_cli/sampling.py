@@ -216,7 +216,7 @@ def generate(config: SampleConfig) -> Work[Generated | None]:
         )
         frames: Frames = {}
         if config.gif:
-            drawings = _watch(drawings, loaded.space, frames)
+            drawings = _with_frames(drawings, loaded.space, frames)
         keep = _Folder(folder, loaded.space) if accelerator.is_main_process else {}
         yield from collect(drawings, loaded.space, len(mine), keep)
         if accelerator.num_processes > 1:
@@ -262,7 +262,7 @@ class _Folder(dict[int, "Array"]):
         return self.folder / f"{index:05d}{self.medium.SUFFIX}"
 
 
-def _watch(drawings: Iterator[Drawing], space: Space, frames: Frames) -> Iterator[Drawing]:
+def _with_frames(drawings: Iterator[Drawing], space: Space, frames: Frames) -> Iterator[Drawing]:
     """Pass drawings on, keeping the frames of the first images."""
     for drawing in drawings:
         if drawing.indices[0] < GIF_IMAGES:

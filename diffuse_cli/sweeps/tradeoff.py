@@ -75,44 +75,43 @@ def _sampler(axes: Axes, found: Tuned, sampler: str, i: int) -> None:
     line = [row for row in own if row.setting.guidance == guidance]
     line.sort(key=lambda row: row.setting.steps)
     others = [row for row in own if row.setting.guidance != guidance]
-    _points(axes, found.metric, line, i, linestyle="-")
-    _points(axes, found.metric, others, i, linestyle="", markerfacecolor="white")
-    for row in line:
-        _label(axes, found.metric, row, f"{row.setting.steps}", i, (0, 7))
-    for row in others:
-        _label(axes, found.metric, row, f"×{row.setting.guidance:g}", i, (11, -3))
+    steps = [f"{row.setting.steps}" for row in line]
+    scales = [f"×{row.setting.guidance:g}" for row in others]
+    _points(axes, found.metric, line, steps, i, (0, 7), linestyle="-")
+    _points(axes, found.metric, others, scales, i, (11, -3), linestyle="", markerfacecolor="white")
 
 
-def _points(axes: Axes, metric: str, rows: Sequence[Tried], i: int, **style: Any) -> None:
+def _points(
+    axes: Axes,
+    metric: str,
+    rows: Sequence[Tried],
+    labels: Sequence[str],
+    i: int,
+    offset: tuple[int, int],
+    **style: Any,
+) -> None:
+    """Points with bars and labels, in the marker and colour of the i-th sampler."""
+    from matplotlib.patheffects import withStroke
+
     if not rows:
         return
     style |= {"marker": MARKERS[i % len(MARKERS)], "markersize": 5.5, "markeredgewidth": 1.1}
-    axes.errorbar(
-        [row.seconds for row in rows],
-        [row.values[metric] for row in rows],
-        [row.values.get(f"{metric}_standard_error", 0.0) for row in rows],
-        color=pictures.color(i),
-        linewidth=1.4,
-        elinewidth=0.7,
-        zorder=3,
-        **style,
-    )
-
-
-def _label(axes: Axes, metric: str, row: Tried, text: str, i: int, offset: tuple[int, int]) -> None:
-    from matplotlib.patheffects import withStroke
-
-    axes.annotate(
-        text,
-        (row.seconds, row.values[metric]),
-        offset,
-        textcoords="offset points",
-        ha="center",
-        fontsize=7.5,
-        color=pictures.color(i),
-        path_effects=[withStroke(linewidth=2, foreground="white")],
-        zorder=5,
-    )
+    seconds, values = [row.seconds for row in rows], [row.values[metric] for row in rows]
+    errors = [row.values.get(f"{metric}_standard_error", 0.0) for row in rows]
+    style |= {"color": pictures.color(i), "linewidth": 1.4, "elinewidth": 0.7, "zorder": 3}
+    axes.errorbar(seconds, values, errors, **style)
+    for text, x, y in zip(labels, seconds, values, strict=True):
+        axes.annotate(
+            text,
+            (x, y),
+            offset,
+            textcoords="offset points",
+            ha="center",
+            fontsize=7.5,
+            color=pictures.color(i),
+            path_effects=[withStroke(linewidth=2, foreground="white")],
+            zorder=5,
+        )
 
 
 def _ring(axes: Axes, found: Tuned) -> None:

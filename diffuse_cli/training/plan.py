@@ -120,11 +120,12 @@ def prepare(
 def _read(
     config: TrainConfig, accelerator: Accelerator | None, run: RunDirectory | None
 ) -> Work[Images]:
-    several = accelerator is not None and accelerator.num_processes > 1
-    if several and run and accelerator and not accelerator.is_local_main_process:
-        accelerator.wait_for_everyone()
-        images = open_index(run.cache)
-        accelerator.wait_for_everyone()
+    several = accelerator if accelerator and accelerator.num_processes > 1 else None
+    cache = run.cache if run else None
+    if several and cache and not several.is_local_main_process:
+        several.wait_for_everyone()
+        images = open_index(cache)
+        several.wait_for_everyone()
         return images
     images = yield from read_images(
         config.data,
@@ -134,13 +135,13 @@ def _read(
         medium=config.medium,
         strict=config.strict,
         workers=config.workers,
-        cache=run.cache if run else None,
+        cache=cache,
         map_over=0 if several else memory() // MAPPED_SHARE,
     )
-    if several and run and accelerator:
-        save_index(images, run.cache)
-        accelerator.wait_for_everyone()
-        accelerator.wait_for_everyone()
+    if several and cache:
+        save_index(images, cache)
+        several.wait_for_everyone()
+        several.wait_for_everyone()
     return images
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from diffuse_cli import runtime
@@ -130,6 +131,15 @@ def test_memory_of_the_preview_is_no_reason_to_end(train, monkeypatch):
     ran = train("--steps", 2)
     assert ran.code == 0
     assert "out of memory while drawing the preview" in ran.err
+
+
+def test_a_preview_drawn_in_parts_shows_every_image(train, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("diffuse_cli.training.loop.images_at_a_time", lambda *arguments: 5)
+        assert train("--steps", 1).code == 0
+    in_parts = Image.open(RUN / "previews/step-00000001.png").size
+    assert train("--steps", 1, "--overwrite").code == 0
+    assert Image.open(RUN / "previews/step-00000001.png").size == in_parts
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda e: str(e)[:20] or "MemoryError")
