@@ -107,16 +107,16 @@ def weights_for(
     source = files.show(str(config.init))
     if not model.data and model.classes == tuple(map(str, range(len(names)))):
         yield Notice(
-            f"the classes of {source} have no names: they are taken over in the order of the "
+            f"the classes of {source} have no names: they are taken in the order of the "
             f"folders, {named(names)}",
             warning=True,
         )
         return model.ema
     new = [name for name in names if name not in model.classes]
     kept = [name for name in names if name in model.classes]
-    text = f"{len(kept):,} of {len(names):,} classes are taken over from {source} by name"
+    text = f"{len(kept):,} of {len(names):,} classes are taken from {source} by name"
     text += f": {named(kept)}" if kept else ""
-    yield Notice(text + (f"; {len(new):,} begin anew: {named(new)}" if new else ""))
+    yield Notice(text + (f"; {len(new):,} start from scratch: {named(new)}" if new else ""))
     return {**model.ema, EMBEDDING: _by_name(names, model, config.seed)}
 
 

@@ -85,7 +85,7 @@ def _check_begins(run: RunDirectory, auto: bool) -> None:
     beside = sorted(files.show(p.parent.stem) for p in run.path.parent.glob("*.run/config.toml"))
     near = suggest(run.path.stem, beside) + " " if beside else ""
     raise OutputError(
-        f"there is no run {files.show(run.path)} to go on with",
+        f"there is no run {files.show(run.path)} to resume",
         f"{near}To begin one, leave --resume out, or type --auto-resume instead",
     )
 

@@ -153,8 +153,8 @@ class _Run:
         if checkpoint is None:
             if self.run.model.exists():
                 raise OutputError(
-                    f"{files.show(self.run.model)} stands, and no complete checkpoint in "
-                    f"{files.show(self.run.path)} leads to it",
+                    f"{files.show(self.run.model)} exists, but {files.show(self.run.path)} has no "
+                    "complete checkpoint",
                     f"Start from its weights: --init {files.show(self.run.model)} -o "
                     "another.safetensors",
                 )
@@ -163,7 +163,7 @@ class _Run:
             )
             return None
         yield from check_fingerprint(self.plan, checkpoint.state)
-        yield Notice(f"going on from step {checkpoint.step:,} of {files.show(self.run.path)}")
+        yield Notice(f"resuming from step {checkpoint.step:,} of {files.show(self.run.path)}")
         if config.steps < checkpoint.step:
             raise UsageError(f"--steps {config.steps}: step {checkpoint.step} is done already")
         return checkpoint
@@ -219,7 +219,7 @@ class _Run:
                 if start >= end:
                     self.run.save(checkpoint_of(trainer, start, monitor))
             if error := self._stopping():
-                raise self._ended(error, start, "its checkpoint stands")
+                raise self._ended(error, start, "its checkpoint is complete")
         meter, pace = Meter(trainer.batch_size), Pace(config.save_every)
         for step in range(start, end):
             outcome = yield from self._step(trainer, step, start)
@@ -254,7 +254,7 @@ class _Run:
                 with self.stop.at_once():
                     outcome = trainer.step(step)
             except (Interrupted, Terminated) as error:
-                kept = "nothing was done yet" if start == 0 else "its checkpoint stands"
+                kept = "nothing is lost" if start == 0 else "its checkpoint is complete"
                 raise self._ended(error, start, kept) from error
         else:
             outcome = trainer.step(step)

@@ -77,7 +77,7 @@ class Monitor:
         if self.best and self.config.eval_every and self.best.images != self.images:
             yield Notice(
                 f"the best model so far was found with {self.best.images} images an evaluation, "
-                f"not {self.images}: the search begins anew, and {files.show(self.run.best)} goes"
+                f"not {self.images}: the search starts again, without {files.show(self.run.best)}"
             )
             self.best = None
 

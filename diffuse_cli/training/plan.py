@@ -171,7 +171,7 @@ def first_weights(config: TrainConfig, blueprint: Blueprint) -> Work[Mapping[str
     if own.diffusion.target != config.target:
         yield Notice(
             f"--target {config.target}, and {files.show(config.init)} predicts "
-            f"{own.diffusion.target}: what its network puts out must be learned anew",
+            f"{own.diffusion.target}: its output layer must be learned again",
             warning=True,
         )
     return (yield from weights_for(blueprint.conditions.classes, model, config))

@@ -207,14 +207,14 @@ def test_compiling_is_abandoned(train, monkeypatch):
         patch.setattr(Trainer, "step", step)
         ran = train("--steps", 4, "--compile", "-q")
     assert (ran.code, finished) == (143, [])
-    assert "at step 0: nothing was done yet" in ran.line
+    assert "at step 0: nothing is lost" in ran.line
     assert "--resume" in ran.line
     assert train("--resume", "--stop-at", 2).code == 0
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", step)
         ran = train("--resume", "-q")
     assert (ran.code, finished) == (143, [])
-    assert "at step 2: its checkpoint stands" in ran.line
+    assert "at step 2: its checkpoint is complete" in ran.line
     assert train("--resume", "-q").code == 0
 
 

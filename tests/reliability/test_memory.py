@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from diffuse_cli import runtime
+from diffuse_cli import modelfile, runtime
 from diffuse_cli.config import TrainConfig
+from diffuse_cli.config.training import from_file
 from diffuse_cli.options import from_dict, read_toml
 from diffuse_cli.runtime import out_of_memory
 from diffuse_cli.training.memory import SLACK, cost
@@ -221,7 +222,8 @@ def test_a_batch_that_does_not_fit_is_split_and_said(train, has, monkeypatch):
         return real(self, denoiser, step, positions, chances)
 
     monkeypatch.setattr(Trainer, "losses", losses)
-    needs = cost(from_dict(TrainConfig, read_toml(Path("whole.run/config.toml"))), "cpu")
+    config = from_dict(TrainConfig, from_file(read_toml(Path("whole.run/config.toml"))))
+    needs = cost(config, modelfile.load("whole.safetensors").blueprint, "cpu")
     has(needs.of(2, SLACK["cpu"]) + 10)
     ran = train("--steps", 4)
     assert ran.code == 0, ran.err

@@ -243,7 +243,7 @@ def test_a_signal_abandons_an_evaluation_which_is_made_up_for(train, course, mon
         assert at not in kids()
         ran = train("--resume", "-q")
         assert ran.code == 143
-        assert f"at step {at}: its checkpoint stands" in ran.line
+        assert f"at step {at}: its checkpoint is complete" in ran.line
     assert train("--resume").code == 0
     assert BEST.read_bytes() == Path("whole.best.safetensors").read_bytes()
     assert MODEL.read_bytes() == Path("whole.safetensors").read_bytes()

@@ -234,7 +234,7 @@ def test_resume_takes_the_newest_step_whatever_its_date(run):
     for name, date in zip(names, (2e9, 1e9), strict=True):
         for path in [RUN / "checkpoints" / name, *(RUN / "checkpoints" / name).iterdir()]:
             os.utime(path, (date, date))
-    assert "going on from step 4" in run("--resume").err
+    assert "resuming from step 4" in run("--resume").err
 
 
 def test_images_from_the_future_are_images(diffuse, recipe, tmp_path):
