@@ -222,6 +222,6 @@ def test_colour_images_that_become_grey_are_counted(diffuse, data, model):
     ran = diffuse("train", data, "--init", model, *STILL)
     assert ran.code == 0
     assert "7 images in colour, read as grey" in ran.err
-    assert tomllib.loads((RUN / "config.toml").read_text())["unet"]["channels"] == 1
+    assert tomllib.loads((RUN / "config.toml").read_text())["channels"] == 1
     ran = diffuse("train", data, "--steps", 1, "-o", "colour.safetensors")
     assert "read as grey" not in ran.err
