@@ -45,7 +45,7 @@ from diffuse_cli.events import finish
 from diffuse_cli.media._pixels import fitted as fit
 from diffuse_cli.runtime import machine, resolve_precision
 from diffuse_cli.training.configuring import complete, configure
-from diffuse_cli.training.preparing import Plan
+from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.trainer import Trainer
 
 HEIGHT, WIDTH = 1500, 2000

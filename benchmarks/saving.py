@@ -24,10 +24,9 @@ from steps import WARM_UP, ours, plan, say, significant, timed
 from diffuse_cli import files
 from diffuse_cli.events import Stop
 from diffuse_cli.runtime import machine, resolve_precision
+from diffuse_cli.training.checkpoints import EVERY, SHARE, checkpoint_of
+from diffuse_cli.training.monitor import Monitor
 from diffuse_cli.training.rundir import RunDirectory
-from diffuse_cli.training.saving import EVERY, SHARE
-from diffuse_cli.training.state import checkpoint_of
-from diffuse_cli.training.watching import Watch
 
 NETWORKS = {"tiny": 64, "small": 64, "ddpm-cifar10": 16}
 """Presets, with a batch size that a step of a few seconds has at most."""
@@ -40,11 +39,11 @@ def measure(preset: str, batch_size: int, rounds: int, precision: str) -> dict[s
         step, trainer = ours(chosen, accelerator)
         steps = [timed(step) for _ in range(WARM_UP + 5)][WARM_UP:]
         run = RunDirectory(Path(folder) / "model.safetensors")
-        watch = Watch(trainer, run, Stop())
+        monitor = Monitor(trainer, run, Stop())
         saves = []
         for k in range(rounds):
             began = time.monotonic()
-            run.save(checkpoint_of(trainer, k + 1, watch))
+            run.save(checkpoint_of(trainer, k + 1, monitor))
             saves.append(time.monotonic() - began)
         size = files.size_of(run.checkpoints / f"step-{rounds:08d}")
     one, save = median(steps), median(saves)

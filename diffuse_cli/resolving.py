@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from diffuse_cli.conditioning import Condition, condition
-from diffuse_cli.config import SAMPLER, SAMPLING_STEPS, DrawConfig, Setting
+from diffuse_cli.config import SAMPLER, SAMPLING_STEPS, DrawConfig, SamplerChoice
 from diffuse_cli.core.samplers import sampler_options
 from diffuse_cli.events import Notice, Work
 
@@ -38,9 +38,10 @@ class DrawSettings:
     taken: str = ""
 
     @property
-    def setting(self) -> Setting:
+    def choice(self) -> SamplerChoice:
         """The part that `tune` chooses."""
-        return Setting(self.sampler, self.steps, self.condition.scale if self.condition else None)
+        scale = self.condition.scale if self.condition else None
+        return SamplerChoice(self.sampler, self.steps, scale)
 
 
 def resolve(config: DrawConfig, model: Model, names: Sequence[str] = ()) -> DrawSettings:
@@ -59,7 +60,7 @@ def resolve(config: DrawConfig, model: Model, names: Sequence[str] = ()) -> Draw
     if found and config.sampler in (None, found.sampler) and config.steps in (None, found.steps):
         sampler, steps = found.sampler, found.steps
         if None in (config.sampler, config.steps):
-            taken.append(str(Setting(sampler, steps)))
+            taken.append(str(SamplerChoice(sampler, steps)))
     if wanted and found and found.guidance is not None and config.guidance is None:
         taken.append(f"guidance {wanted.scale:g}")
     return DrawSettings(

@@ -1,7 +1,7 @@
 """Images from a model: `draw` from one in memory, `generate` from a model file.
 
-Image k of a seed starts from the same noise whatever the number of images, the batch size and the
-number of processes: every draw is keyed by (seed, image, step).
+Every draw of noise is keyed by (seed, image, step): image k of a seed is the same for any number of
+images, batch size and number of processes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from diffuse_cli import files, locks, modelfile, outputs, pictures
@@ -44,18 +45,17 @@ if TYPE_CHECKING:
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """Half precisions as Accelerate calls them."""
 
-GIF_IMAGES, GIF_FRAMES = 16, 60
-GRID_IMAGES = 400
-"""At most so many images are shown in the grid."""
+GIF_IMAGES, GIF_FRAMES, GRID_IMAGES = 16, 60, 400
+"""Most images shown in the animation, most frames of it, and most images of the grid."""
 
 WRITTEN = re.compile(r"\d{5,}\.\w+|grid\.png|denoising\.gif|manifest\.json")
 DESCRIBED = ("seed", "n", "spacing", "eta", "order", "threshold", "weights")
-"""Options that a manifest repeats: with sampler, steps and model they give the same images."""
+"""Options that a manifest repeats; with sampler, steps and model they decide the images."""
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A batch of images under way: its indices, and the sampler's state after `step` of `steps`."""
+    """A batch of images, by index, and the sampler's state after `step` of `steps`."""
 
     indices: Sequence[int]
     step: int
@@ -64,7 +64,7 @@ class Drawing:
 
     @property
     def done(self) -> bool:
-        """Whether these are the images."""
+        """Whether the state is the last one."""
         return self.step == self.steps
 
 
@@ -101,7 +101,7 @@ def draw(
 def collect(
     drawings: Iterator[Drawing], space: Space, total: int, into: dict[int, Array]
 ) -> Work[None]:
-    """Run `drawings` to their end, keeping each sample as stored, (C, *size), under its index."""
+    """Run `drawings` to the end; put each sample as stored, (C, *size), under its index."""
     done = 0
     for drawing in drawings:
         part = len(drawing.indices) * drawing.step / drawing.steps
@@ -114,7 +114,7 @@ def collect(
 
 
 def stored(space: Space, x: Tensor) -> Array:
-    """Samples (B, C, *size) of a model as they are stored, on the CPU."""
+    """Samples (B, C, *size) of a model as stored numbers, on the CPU."""
     numbers: Array = space.to_stored(x).cpu().numpy()
     return numbers
 
@@ -126,7 +126,7 @@ def looks(space: Space, samples: Array) -> Array:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model ready to sample: its file's content, and the denoiser on the device."""
+    """A model file's content, its hash, and the denoiser on the device."""
 
     model: modelfile.Model
     denoiser: Denoiser
@@ -188,8 +188,8 @@ class Generated:
 def generate(config: SampleConfig) -> Work[Generated | None]:
     """Draw images from a model file and write them with a manifest.
 
-    Yields `Progress`. An image is written when it is finished; those that other processes drew
-    follow at the end, and then grid, animation and manifest.
+    Yields `Progress`. Each image is written when it is finished, those of other processes at the
+    end; then grid, animation and manifest.
 
     Returns:
         What was written, or None on every process but the first.
@@ -215,7 +215,7 @@ def generate(config: SampleConfig) -> Work[Generated | None]:
         )
         frames: Frames = {}
         if config.gif:
-            drawings = _watch(drawings, loaded.space, frames)
+            drawings = _with_frames(drawings, loaded.space, frames)
         keep = _Folder(folder, loaded.space) if accelerator.is_main_process else {}
         yield from collect(drawings, loaded.space, len(mine), keep)
         if accelerator.num_processes > 1:
@@ -227,7 +227,7 @@ def generate(config: SampleConfig) -> Work[Generated | None]:
 
 @contextlib.contextmanager
 def _holding(folder: Path) -> Iterator[None]:
-    """Hold the folder of the samples; one that is made for them and stays empty goes again."""
+    """Lock the folder of the samples; remove it again if it is new and stays empty."""
     made = not folder.exists()
     try:
         with locks.held(folder / ".lock"):
@@ -235,12 +235,12 @@ def _holding(folder: Path) -> Iterator[None]:
             yield
     finally:
         if made:
-            with contextlib.suppress(OSError):  # it is not empty, which is the rule
+            with contextlib.suppress(OSError):  # it holds samples
                 folder.rmdir()
 
 
 class _Folder(dict[int, "Array"]):
-    """Samples by index, each written as it is added; the first ones are kept for the grid."""
+    """Samples by index: writes each one that is added, and keeps the first ones for the grid."""
 
     def __init__(self, folder: Path, space: Space) -> None:
         super().__init__()
@@ -261,7 +261,7 @@ class _Folder(dict[int, "Array"]):
         return self.folder / f"{index:05d}{self.medium.SUFFIX}"
 
 
-def _watch(drawings: Iterator[Drawing], space: Space, frames: Frames) -> Iterator[Drawing]:
+def _with_frames(drawings: Iterator[Drawing], space: Space, frames: Frames) -> Iterator[Drawing]:
     """Pass drawings on, keeping the frames of the first images."""
     for drawing in drawings:
         if drawing.indices[0] < GIF_IMAGES:
@@ -273,7 +273,7 @@ def _watch(drawings: Iterator[Drawing], space: Space, frames: Frames) -> Iterato
 
 
 def _gather(keep: dict[int, Array], frames: Frames) -> None:
-    """Bring what other processes drew to the first."""
+    """Bring what other processes drew to the first process."""
     from accelerate.utils import gather_object
 
     everyone = gather_object([({} if isinstance(keep, _Folder) else keep, frames)])
@@ -285,7 +285,7 @@ def _gather(keep: dict[int, Array], frames: Frames) -> None:
 
 
 def _earlier(folder: Path) -> list[Path]:
-    """The files that an earlier manifest in `folder` says were sampled; no others are removed."""
+    """The files that an earlier manifest in `folder` lists; only these are replaced."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         names = list(manifest["files"]) if manifest["format"] == MANIFEST_FORMAT else []
@@ -330,7 +330,7 @@ def _finish(
 
 
 def _describe(wanted: Condition | None, classes: Sequence[str], n: int) -> dict[str, Any]:
-    """What a manifest says of classes: the guidance, and the class of each image."""
+    """The manifest's entries on classes: guidance, and the class of each image."""
     if wanted is None:
         return {}
     return {
@@ -341,9 +341,7 @@ def _describe(wanted: Condition | None, classes: Sequence[str], n: int) -> dict[
 
 
 def arrange(drawn: Mapping[int, Array], space: Space, wanted: Condition | None) -> Image:
-    """The grid of samples by index: as near to a square as it gets, or a row for each class."""
-    import numpy as np
-
+    """The grid of samples by index: nearly square, or a row for each class."""
     order = sorted(drawn)
     shown = dict(zip(order, looks(space, np.stack([drawn[i] for i in order])), strict=True))
     rows: dict[int, list[Array]] = {label: [] for label in (wanted.labels if wanted else ())}
@@ -360,8 +358,6 @@ def arrange(drawn: Mapping[int, Array], space: Space, wanted: Condition | None) 
 
 def _animate(frames: Frames, space: Space) -> bytes:
     """The first images from noise to picture, in at most `GIF_FRAMES` frames."""
-    import numpy as np
-
     order = sorted(frames)
     last = len(frames[order[0]]) - 1
     shown = sorted({round(last * k / (GIF_FRAMES - 1)) for k in range(GIF_FRAMES)})

@@ -24,7 +24,7 @@ from diffuse_cli.modelfile import Model
 from diffuse_cli.options import from_dict, to_dict, to_toml
 from diffuse_cli.parsing import parse_betas
 from diffuse_cli.training.configuring import configure
-from diffuse_cli.training.preparing import prepare
+from diffuse_cli.training.plan import prepare
 from diffuse_cli.training.rundir import RunDirectory
 
 BETAS = (0.001, 0.25, 1 / 3)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from nets import Plan, plan
 
 from diffuse_cli import modelfile
-from diffuse_cli.config import DiffusionConfig, Setting
+from diffuse_cli.config import DiffusionConfig, SamplerChoice
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.core.networks.unet import Config
 from diffuse_cli.errors import ModelFileError, UsageError
@@ -171,9 +171,9 @@ def config_of(path: Path) -> dict[str, Any]:
 
 
 def test_a_recommendation_is_one_more_key_and_nothing_else(tmp_path: Path, good: bytes):
-    recommended = model(sampling=Setting("heun", 50))
+    recommended = model(sampling=SamplerChoice("heun", 50))
     save(tmp_path / "m", recommended)
-    assert load(tmp_path / "m").sampling == Setting("heun", 50)
+    assert load(tmp_path / "m").sampling == SamplerChoice("heun", 50)
     (tmp_path / "plain").write_bytes(good)
     config, plain = config_of(tmp_path / "m"), config_of(tmp_path / "plain")
     assert config.pop("sampling") == {"sampler": "heun", "steps": 50}
@@ -189,16 +189,16 @@ def test_a_recommendation_is_one_more_key_and_nothing_else(tmp_path: Path, good:
 
 def test_a_recommended_guidance_survives(tmp_path: Path):
     unet = dataclasses.replace(UNET, conditions=Conditions(classes=("a", "b")))
-    made = dataclasses.replace(of(unet, "small"), sampling=Setting("unipc", 8, 0.0))
+    made = dataclasses.replace(of(unet, "small"), sampling=SamplerChoice("unipc", 8, 0.0))
     save(tmp_path / "m", made)
-    assert load(tmp_path / "m").sampling == Setting("unipc", 8, 0.0)
+    assert load(tmp_path / "m").sampling == SamplerChoice("unipc", 8, 0.0)
     data = (tmp_path / "m").read_bytes()
     rejected(tmp_path, described(data, setting("sampling", value={"sampler": "unipc", "steps": 8})))
     rejected(tmp_path, described(data, setting("sampling", "guidance", value=float("nan"))))
 
 
 def test_a_file_with_a_recommendation_still_holds_the_model_of_its_run(tmp_path: Path):
-    save(tmp_path / "m", model(sampling=Setting("ddim", 5)))
+    save(tmp_path / "m", model(sampling=SamplerChoice("ddim", 5)))
     assert modelfile.holds(tmp_path / "m", model())
     assert not modelfile.holds(tmp_path / "m", model(step=13))
     assert not modelfile.holds(tmp_path / "m", model(training={"steps": 13}))
@@ -636,7 +636,7 @@ def test_an_unknown_key_names_the_nearest(good: bytes, tmp_path: Path):
 def test_a_recommendation_that_is_none_is_named(good: bytes, tmp_path: Path):
     data = described(good, setting("sampling", value=DDIM))
     (tmp_path / "good").write_bytes(data)
-    assert load(tmp_path / "good").sampling == Setting("ddim", 5)
+    assert load(tmp_path / "good").sampling == SamplerChoice("ddim", 5)
     for change, text in (
         ({"sampler": "ddmp"}, "sampling: there is no 'ddmp'"),
         ({"steps": 51}, "51 steps are recommended for 50 timesteps"),

@@ -18,7 +18,7 @@ from jinja2 import UndefinedError
 from PIL import Image
 
 from diffuse_cli import metrics
-from diffuse_cli.config import EvalConfig, Setting
+from diffuse_cli.config import EvalConfig, SamplerChoice
 from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation import evaluating
 from diffuse_cli.evaluation.showing import OF_CLASS, SAMPLES, TWINS
@@ -462,7 +462,7 @@ def test_a_long_log_is_averaged(tmp_path):
 def row(sampler, steps, guidance, kid, error):
     evaluations = steps * (2 if sampler == "heun" else 1)
     values = {"kid": kid, "kid_standard_error": error}
-    return Tried(Setting(sampler, steps, guidance), values, steps / 4, evaluations)
+    return Tried(SamplerChoice(sampler, steps, guidance), values, steps / 4, evaluations)
 
 
 @pytest.mark.parametrize("guidance", [None, 1.5])

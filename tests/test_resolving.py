@@ -10,15 +10,22 @@ from types import SimpleNamespace
 import pytest
 
 from diffuse_cli import modelfile
-from diffuse_cli.config import GUIDANCE, SAMPLER, SAMPLING_STEPS, EvalConfig, SampleConfig, Setting
+from diffuse_cli.config import (
+    GUIDANCE,
+    SAMPLER,
+    SAMPLING_STEPS,
+    EvalConfig,
+    SampleConfig,
+    SamplerChoice,
+)
 from diffuse_cli.core import Conditions, InvalidArgument
 from diffuse_cli.resolving import resolve
 
-DEFAULT = Setting(SAMPLER, SAMPLING_STEPS, GUIDANCE)
-HEUN = Setting("heun", 7, 3.5)
+DEFAULT = SamplerChoice(SAMPLER, SAMPLING_STEPS, GUIDANCE)
+HEUN = SamplerChoice("heun", 7, 3.5)
 
 
-def model(sampling: Setting | None, classes: int = 2):
+def model(sampling: SamplerChoice | None, classes: int = 2):
     names = ("a", "b")[:classes]
     blueprint = SimpleNamespace(conditions=Conditions(classes=names))
     return SimpleNamespace(blueprint=blueprint, classes=names, training={}, sampling=sampling)
@@ -35,11 +42,11 @@ def config(**given):
         ({"sampler": "heun"}, HEUN, "heun, 7 steps, guidance 3.5"),
         ({"steps": 7}, HEUN, "heun, 7 steps, guidance 3.5"),
         ({"sampler": "heun", "steps": 7}, HEUN, "guidance 3.5"),
-        ({"sampler": "heun", "steps": 9}, Setting("heun", 9, 3.5), "guidance 3.5"),
-        ({"sampler": "ddim"}, Setting("ddim", SAMPLING_STEPS, 3.5), "guidance 3.5"),
-        ({"steps": 9}, Setting(SAMPLER, 9, 3.5), "guidance 3.5"),
-        ({"guidance": 0}, Setting("heun", 7, 0), "heun, 7 steps"),
-        ({"guidance": 1.0, "sampler": "ddim", "steps": 9}, Setting("ddim", 9, 1.0), ""),
+        ({"sampler": "heun", "steps": 9}, SamplerChoice("heun", 9, 3.5), "guidance 3.5"),
+        ({"sampler": "ddim"}, SamplerChoice("ddim", SAMPLING_STEPS, 3.5), "guidance 3.5"),
+        ({"steps": 9}, SamplerChoice(SAMPLER, 9, 3.5), "guidance 3.5"),
+        ({"guidance": 0}, SamplerChoice("heun", 7, 0), "heun, 7 steps"),
+        ({"guidance": 1.0, "sampler": "ddim", "steps": 9}, SamplerChoice("ddim", 9, 1.0), ""),
     ],
     ids=str,
 )
@@ -47,7 +54,7 @@ def test_what_is_given_comes_first_and_sampler_and_steps_are_recommended_togethe
     given, setting, taken
 ):
     found = resolve(config(**given), model(HEUN))
-    assert (found.setting, found.taken) == (setting, taken)
+    assert (found.choice, found.taken) == (setting, taken)
 
 
 @pytest.mark.parametrize(
@@ -62,17 +69,17 @@ def test_what_is_given_comes_first_and_sampler_and_steps_are_recommended_togethe
 )
 def test_without_a_recommendation_the_rest_are_the_defaults(given, setting):
     found = resolve(config(**given), model(None))
-    assert (found.setting, found.taken) == (setting, "")
+    assert (found.choice, found.taken) == (setting, "")
 
 
 def test_a_model_without_classes_has_no_guidance():
-    found = resolve(config(), model(Setting("ddpm", 1), classes=0))
-    assert (found.setting, found.taken) == (Setting("ddpm", 1), "ddpm, 1 step")
+    found = resolve(config(), model(SamplerChoice("ddpm", 1), classes=0))
+    assert (found.choice, found.taken) == (SamplerChoice("ddpm", 1), "ddpm, 1 step")
     assert found.condition is None
 
 
 def test_options_are_those_of_the_sampler_that_is_taken():
-    ddim = model(Setting("ddim", 5, 1.0))
+    ddim = model(SamplerChoice("ddim", 5, 1.0))
     assert resolve(config(eta=0.5), ddim).options == {"eta": 0.5}
     with pytest.raises(InvalidArgument, match="order: the sampler 'ddim' has none"):
         resolve(config(order=3), ddim)
@@ -81,7 +88,7 @@ def test_options_are_those_of_the_sampler_that_is_taken():
 
 def test_eval_resolves_the_same_way():
     found = resolve(EvalConfig(subject="m", data="d"), model(HEUN))
-    assert found.setting == HEUN
+    assert found.choice == HEUN
 
 
 # -- on the command line --------------------------------------------------------------------------
@@ -91,7 +98,7 @@ def test_eval_resolves_the_same_way():
 def recommending(conditional, tmp_path_factory):
     """The conditional model with a recommendation. Do not write here."""
     path = tmp_path_factory.mktemp("recommending") / "model.safetensors"
-    sampling = Setting("ipndm", 3, 1.5)
+    sampling = SamplerChoice("ipndm", 3, 1.5)
     modelfile.save(path, dataclasses.replace(modelfile.load(conditional), sampling=sampling))
     return path
 

@@ -28,7 +28,7 @@ def run(config: TrainConfig, console: Console) -> None:
     if config.dry_run:
         _dry_run(config, console)
         return
-    from diffuse_cli.training import fit
+    from diffuse_cli.training.loop import fit
 
     with deferred() as stop:
         trained = console.follow(
@@ -56,12 +56,12 @@ class _Describe:
         self.text = ""
 
     def __call__(self, event: Any) -> Progress | Notice | None:
-        from diffuse_cli.training.reports import Evaluated, Looked, Step
+        from diffuse_cli.training.reports import Previewed, Step, Validated
 
-        if isinstance(event, Evaluated):
+        if isinstance(event, Validated):
             best = f"  best so far: {files.show(event.best)}" if event.best else ""
             return Notice(f"step {event.step:,}  KID {_kid(dataclasses.asdict(event))}{best}")
-        if isinstance(event, Looked):
+        if isinstance(event, Previewed):
             loss = event.held_out_loss
             held = f"  held-out {loss:.4f}" if loss is not None else ""
             where = f"  {event.preview}" if event.preview else ""

@@ -13,8 +13,8 @@ from diffuse_cli.config.drawing import SAMPLING_STEPS as SAMPLING_STEPS
 from diffuse_cli.config.drawing import ComputeConfig as ComputeConfig
 from diffuse_cli.config.drawing import DrawConfig as DrawConfig
 from diffuse_cli.config.drawing import SampleConfig as SampleConfig
+from diffuse_cli.config.drawing import SamplerChoice as SamplerChoice
 from diffuse_cli.config.drawing import SamplerConfig as SamplerConfig
-from diffuse_cli.config.drawing import Setting as Setting
 from diffuse_cli.config.drawing import TrajectoryConfig as TrajectoryConfig
 from diffuse_cli.config.drawing import WeightsConfig as WeightsConfig
 from diffuse_cli.config.measuring import TUNED_GUIDANCE as TUNED_GUIDANCE

@@ -28,7 +28,7 @@ MOST_STEPS, STRONGEST = 100_000, 100
 
 
 @dataclass(frozen=True)
-class Setting(Config):
+class SamplerChoice(Config):
     """What `tune` chooses: a sampler, its steps, and the guidance of a model with classes."""
 
     sampler: str = option(help="Sampler.")

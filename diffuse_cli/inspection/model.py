@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diffuse_cli import files
-from diffuse_cli.config import InfoConfig, Setting
+from diffuse_cli.config import InfoConfig, SamplerChoice
 from diffuse_cli.core.settings import to_dict as plain
 from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.errors import UsageError
@@ -45,7 +45,7 @@ class ModelReport:
     classes: tuple[str, ...]
     data: Mapping[str, Any]
     training: Mapping[str, Any]
-    sampling: Setting | None
+    sampling: SamplerChoice | None
     versions: Mapping[str, Any]
 
     def to_dict(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffuse_cli import __version__, files, tensorfile
-from diffuse_cli.config import DiffusionConfig, Setting
+from diffuse_cli.config import DiffusionConfig, SamplerChoice
 from diffuse_cli.config.training import DATA_FACTS
 from diffuse_cli.core import settings
 from diffuse_cli.core.conditions import Conditions
@@ -51,7 +51,7 @@ class Model:
     step: int = 0
     data: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
-    sampling: Setting | None = None
+    sampling: SamplerChoice | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -172,9 +172,11 @@ def rebuild(described: Mapping[str, Any]) -> Model:
     )
 
 
-def _recommended(values: Mapping[str, Any], conditions: Conditions, timesteps: int) -> Setting:
+def _recommended(
+    values: Mapping[str, Any], conditions: Conditions, timesteps: int
+) -> SamplerChoice:
     """A recommended setting, checked to suit the model."""
-    setting = from_dict(Setting, _settled(values))
+    setting = from_dict(SamplerChoice, _settled(values))
     lookup(SAMPLERS, setting.sampler, "sampling")
     if setting.steps > timesteps:
         raise ValueError(f"{setting.steps} steps are recommended for {timesteps} timesteps")

@@ -1,1 +1,1 @@
-"""Many ways to draw from one model, measured: which sampler and steps, which EMA length."""
+"""Measure many ways to draw from a model: sampler and steps (`tune`), EMA length (`ema`)."""

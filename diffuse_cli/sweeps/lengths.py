@@ -1,4 +1,4 @@
-"""`ema`: averages of many lengths, made from the snapshots of a run, and the best of them."""
+"""`ema`: measure averages of many lengths, made from the snapshots of a run, and find the best."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from diffuse_cli.outputs import asked
 from diffuse_cli.resolving import resolve, tell
 from diffuse_cli.runtime import machine, resolve_precision
 from diffuse_cli.sampling import Loaded, draw, ready
-from diffuse_cli.training.evaluating import Kid
 from diffuse_cli.training.objective import Objective, losses_of
 from diffuse_cli.training.power import (
-    Fit,
+    Combination,
     Profile,
     Snapshot,
     combine,
-    fit,
     gamma_of,
+    nearest,
     read_snapshot,
     shapes_of,
     snapshots,
 )
 from diffuse_cli.training.rundir import run_of
+from diffuse_cli.training.validation import KidMeasure
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -44,17 +44,17 @@ if TYPE_CHECKING:
     from diffuse_cli.core.denoiser import Denoiser
 
 LENGTHS = (0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.10, 0.12, 0.15, 0.20, 0.25)
-"""What is tried: standard deviations of the profile, as a share of the run."""
+"""The lengths to try: standard deviations of the profile, as a share of the run."""
 
 NEAR = 0.1
-"""A profile that the snapshots miss by more than this share of its norm is left out."""
+"""Lengths whose profile the snapshots miss by more than this share of its norm are left out."""
 
 Measure = Callable[["Denoiser"], Work[dict[str, float]]]
 
 
 @dataclass(frozen=True)
 class MeasuredLength:
-    """A length, the share of its profile that the snapshots miss, and what was measured."""
+    """A length, the share of its profile that the snapshots miss, and its numbers."""
 
     length: float
     error: float
@@ -66,11 +66,11 @@ class MeasuredLengths:
     """The lengths that were measured, and the best.
 
     Attributes:
-        metric: the key of the values that decides; lower is better.
-        file: what was measured of the model file's own average.
+        metric: the key of the number that decides; lower is better.
+        file: the numbers of the model file's own average.
         best: the best length.
         step, updates: where the averages end.
-        out: the model file with the best, where one was asked for.
+        out: the model file with the best length, if one was asked for.
     """
 
     metric: str
@@ -108,7 +108,8 @@ def measure_lengths(config: EmaConfig) -> Work[MeasuredLengths | None]:
             )
         fits = yield from _fits(given)
         sides = yield from read_sides(config, loaded)
-        metric, measure = yield from _metric(config, loaded, sides.real, accelerator)
+        metric, make = lookup(EMA_METRICS, config.metric, "--metric")
+        measure = yield from make(config, loaded, sides.real, accelerator)
         rows: list[MeasuredLength] = []
         models = _models(loaded.model, given, fits)
         for k, ((length, found), model) in enumerate(zip(fits, models, strict=True), 1):
@@ -137,12 +138,12 @@ def measure_lengths(config: EmaConfig) -> Work[MeasuredLengths | None]:
 
 
 def _rank(value: float) -> float:
-    """Lower is better, and what is not a number is worst."""
+    """Lower is better; NaN is worst."""
     return math.inf if math.isnan(value) else value
 
 
 def _tell(best: MeasuredLength, rows: Sequence[MeasuredLength], beaten: bool) -> Work[None]:
-    """What the table alone does not say of the best length."""
+    """Add to the table that the best length may not be the best of all."""
     for row, word in ((rows[0], "shortest"), (rows[-1], "longest")):
         if best is row:
             yield Notice(f"the best length is the {word} that was tried")
@@ -172,7 +173,7 @@ def _snapshots(path: Path, step: int) -> list[Snapshot]:
 
 @contextlib.contextmanager
 def _rejecting(folder: Path) -> Iterator[None]:
-    """Inside the block a snapshot that cannot be used is a `ModelFileError`."""
+    """Turn the errors of an unusable snapshot into `ModelFileError`."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -185,10 +186,10 @@ def _end(given: Sequence[Snapshot]) -> int:
     return round(max(p.updates for p in given[-1].profiles.values()))
 
 
-def _fits(given: Sequence[Snapshot]) -> Work[list[tuple[float, Fit]]]:
-    """Each length with its combination, where the snapshots come near to it."""
+def _fits(given: Sequence[Snapshot]) -> Work[list[tuple[float, Combination]]]:
+    """The combination for each length that the snapshots can give."""
     profiles = [profile for snapshot in given for profile in snapshot.profiles.values()]
-    every = [(v, fit(profiles, Profile(gamma_of(v), _end(given)))) for v in LENGTHS]
+    every = [(v, nearest(profiles, Profile(gamma_of(v), _end(given)))) for v in LENGTHS]
     far = [f"{length:.2f}" for length, found in every if found.error > NEAR]
     if far:
         yield Notice(f"left out, as they need more snapshots than {len(given)}: {', '.join(far)}")
@@ -196,9 +197,9 @@ def _fits(given: Sequence[Snapshot]) -> Work[list[tuple[float, Fit]]]:
 
 
 def _models(
-    model: modelfile.Model, given: Sequence[Snapshot], fits: Sequence[tuple[float, Fit]]
+    model: modelfile.Model, given: Sequence[Snapshot], fits: Sequence[tuple[float, Combination]]
 ) -> Iterator[modelfile.Model]:
-    """The model with each combination for its weights; what is not averaged stays.
+    """The model with the weights of each combination; buffers stay.
 
     Raises:
         ModelFileError: the snapshots are of another network, or damaged.
@@ -224,22 +225,14 @@ def _models(
 # -- metrics --------------------------------------------------------------------------------------
 
 
-def _metric(
-    config: EmaConfig, loaded: Loaded, real: Labelled, accelerator: Accelerator
-) -> Work[tuple[str, Measure]]:
-    """What decides, and how it is measured."""
-    key, make = lookup(EMA_METRICS, config.metric, "--metric")
-    return key, (yield from make(config, loaded, real, accelerator))
-
-
 def _kid(
     config: EmaConfig, loaded: Loaded, real: Labelled, accelerator: Accelerator
 ) -> Work[Measure]:
     device = accelerator.device
-    # Not `find_network`, which waits for the other processes: this one is alone here.
+    # Not `find_network`, which waits for other processes: only the first one is here.
     given = config.feature_weights
     file = Path(given) if given else (yield from features.find(config.features))
-    kid = Kid(real.pixels, loaded.space, features.load(config.features, device, file))
+    kid = KidMeasure(real.pixels, loaded.space, features.load(config.features, device, file))
     settings = resolve(config, loaded.model)
     yield from tell(settings)
 
@@ -253,7 +246,7 @@ def _kid(
 def _loss(
     config: EmaConfig, loaded: Loaded, real: Labelled, accelerator: Accelerator
 ) -> Work[Measure]:
-    """The training loss of the real images, with the same draws for every length."""
+    """Training loss on the real images, with the same draws for every length."""
     yield from ()
     training = from_dict(TrainConfig, {"data": "", **loaded.model.training})
     objective = Objective(training, loaded.denoiser, accelerator.device)
@@ -282,4 +275,4 @@ def _loss(
 
 
 EMA_METRICS = {"kid": ("kid", _kid), "held-out": ("held_out_loss", _loss)}
-"""What lengths are measured by: the key of its value, and what makes the measure."""
+"""Metrics of --metric: the key of the number, and what makes the measure."""

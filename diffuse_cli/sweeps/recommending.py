@@ -9,25 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from diffuse_cli import modelfile
-from diffuse_cli.config import TUNED_GUIDANCE, Setting, TuneConfig
+from diffuse_cli.config import TUNED_GUIDANCE, SamplerChoice, TuneConfig
 from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.errors import UsageError
 
 METRIC = "kid"
-"""What decides; lower is better."""
+"""The number that decides; lower is better."""
 
 
 @dataclass(frozen=True)
 class Tried:
-    """A setting with what it gives and costs.
+    """What a setting gives and costs.
 
     Attributes:
-        values: its numbers by name, with their standard errors.
+        values: numbers by name, with their standard errors.
         seconds: per image, on one process.
         evaluations: images shown to the network, per image.
     """
 
-    setting: Setting
+    setting: SamplerChoice
     values: dict[str, float]
     seconds: float
     evaluations: int
@@ -38,19 +38,18 @@ class Tuned:
     """What was tried, and the recommended setting.
 
     Attributes:
-        rows: in the order in which they were measured.
-        metric: the key of the values that decides; lower is better.
-        n, real: how many images were generated for each, and against how many real ones.
-        part: which of the real images: `held-out` or `all`.
+        rows: in the order of measurement.
+        metric: the key of the number that decides; lower is better.
+        n, real: images generated for each setting, and real ones compared with.
+        part: the part of the data that these are: `held-out` or `all`.
         features: name and weights hash of the feature network, and how it resizes images.
-        settings: what all of them have in common.
+        settings: what all rows have in common.
         device: where the seconds were measured.
-        out: the model file with the recommendation, where one was asked for.
-        plot: the picture, where one was asked for.
+        out, plot: the model file with the recommendation, and the picture, if asked for.
     """
 
     rows: tuple[Tried, ...]
-    recommended: Setting
+    recommended: SamplerChoice
     metric: str
     n: int
     real: int
@@ -62,12 +61,11 @@ class Tuned:
     plot: Path | None
 
 
-def recommend(rows: Sequence[Tried], metric: str = METRIC) -> Setting:
-    """The setting of the fewest evaluations among those as good as the best.
+def recommend(rows: Sequence[Tried], metric: str = METRIC) -> SamplerChoice:
+    """The setting of the fewest evaluations whose value is within a standard error of the best.
 
-    As good: not worse than the best by more than the standard error of the best. Of equally many
-    evaluations the lower value decides, then the earlier row. Seconds, which no one measures twice
-    alike, never do.
+    Ties go to the lower value, then to the earlier row. Seconds do not count: they are never the
+    same twice.
 
     Raises:
         ValueError: no row has a value that is a number.
@@ -85,7 +83,9 @@ def recommend(rows: Sequence[Tried], metric: str = METRIC) -> Setting:
 # -- what is tried --------------------------------------------------------------------------------
 
 
-def first_settings(config: TuneConfig, guidance: float | None, timesteps: int) -> list[Setting]:
+def first_settings(
+    config: TuneConfig, guidance: float | None, timesteps: int
+) -> list[SamplerChoice]:
     """Every sampler with every number of steps that the model has timesteps for.
 
     Raises:
@@ -95,19 +95,19 @@ def first_settings(config: TuneConfig, guidance: float | None, timesteps: int) -
     if not steps:
         raise UsageError(f"--steps must have one from 1 to {timesteps}, the model's timesteps")
     samplers = config.samplers or tuple(SAMPLERS)
-    return [Setting(sampler, n, guidance) for sampler in samplers for n in steps]
+    return [SamplerChoice(sampler, n, guidance) for sampler in samplers for n in steps]
 
 
 def other_scales(
     config: TuneConfig, model: modelfile.Model, guidance: float | None
 ) -> tuple[float, ...]:
-    """The guidance scales to try beside `guidance`, which samplers are compared at.
+    """The guidance scales to try besides `guidance`, at which samplers are compared.
 
-    None for a model without classes, or without an unconditional prediction.
+    Empty for a model without classes or without an unconditional prediction.
     """
+    scales = config.guidance
+    if scales is None:
+        scales = () if model.training.get("label_dropout") == 0 else TUNED_GUIDANCE
     if guidance is None:
         return ()
-    if config.guidance is None and model.training.get("label_dropout") == 0:
-        return ()
-    scales = TUNED_GUIDANCE if config.guidance is None else config.guidance
     return tuple(s for s in dict.fromkeys(scales) if s != guidance)

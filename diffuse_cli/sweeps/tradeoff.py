@@ -18,16 +18,16 @@ LEFT, TOP, WIDTH, HEIGHT = 0.85, 1.0, 6.2, 4.3  # inches
 KEYS, LINE = 7.45, 0.27
 
 MARKERS = "osD^vP*X"
-"""So that samplers are told apart without colours, too."""
+"""A marker for each sampler, for eyes and printers without colour."""
 
 PLAIN: dict[str, Any] = {"parse_math": False}
 
 
 def plot(found: Tuned, name: str) -> Image.Image:
-    """KID over seconds an image, a line for each sampler.
+    """KID over seconds per image, a line for each sampler.
 
-    Points have their steps for labels, and bars of a standard error; those of other guidance scales
-    are hollow and have the scale. The recommended setting is ringed.
+    Points are labelled with their steps and have bars of a standard error; hollow ones are other
+    guidance scales, labelled with the scale. The recommended setting is ringed.
     """
     sheet = Sheet(9.2, 5.95, 150)
     sheet.text(LEFT, 0.4, name, 8, fontsize=12, fontweight="bold", **PLAIN)
@@ -48,7 +48,7 @@ def plot(found: Tuned, name: str) -> Image.Image:
 
 
 def _scale(axes: Axes, found: Tuned) -> None:
-    """Logarithmic axes, but for KIDs of which one is not above 0."""
+    """Logarithmic axes; linear for KID if one is not above 0."""
     axes.set_xscale("log")
     axes.set_xlabel(f"seconds per image, on {found.device}", fontsize=9)
     axes.set_ylabel("KID, lower is better", fontsize=9)
@@ -69,50 +69,49 @@ def _ticks(axes: Axes) -> None:
 
 
 def _sampler(axes: Axes, found: Tuned, sampler: str, i: int) -> None:
-    """The points of a sampler: those on its line, and those of other guidance scales."""
+    """A sampler's line, and its points at other guidance scales."""
     guidance = found.rows[0].setting.guidance
     own = [row for row in found.rows if row.setting.sampler == sampler]
     line = [row for row in own if row.setting.guidance == guidance]
     line.sort(key=lambda row: row.setting.steps)
     others = [row for row in own if row.setting.guidance != guidance]
-    _points(axes, found.metric, line, i, linestyle="-")
-    _points(axes, found.metric, others, i, linestyle="", markerfacecolor="white")
-    for row in line:
-        _label(axes, found.metric, row, f"{row.setting.steps}", i, (0, 7))
-    for row in others:
-        _label(axes, found.metric, row, f"×{row.setting.guidance:g}", i, (11, -3))
+    steps = [f"{row.setting.steps}" for row in line]
+    scales = [f"×{row.setting.guidance:g}" for row in others]
+    _points(axes, found.metric, line, steps, i, (0, 7), linestyle="-")
+    _points(axes, found.metric, others, scales, i, (11, -3), linestyle="", markerfacecolor="white")
 
 
-def _points(axes: Axes, metric: str, rows: Sequence[Tried], i: int, **style: Any) -> None:
+def _points(
+    axes: Axes,
+    metric: str,
+    rows: Sequence[Tried],
+    labels: Sequence[str],
+    i: int,
+    offset: tuple[int, int],
+    **style: Any,
+) -> None:
+    """Points with bars and labels, in the marker and colour of the i-th sampler."""
+    from matplotlib.patheffects import withStroke
+
     if not rows:
         return
     style |= {"marker": MARKERS[i % len(MARKERS)], "markersize": 5.5, "markeredgewidth": 1.1}
-    axes.errorbar(
-        [row.seconds for row in rows],
-        [row.values[metric] for row in rows],
-        [row.values.get(f"{metric}_standard_error", 0.0) for row in rows],
-        color=pictures.color(i),
-        linewidth=1.4,
-        elinewidth=0.7,
-        zorder=3,
-        **style,
-    )
-
-
-def _label(axes: Axes, metric: str, row: Tried, text: str, i: int, offset: tuple[int, int]) -> None:
-    from matplotlib.patheffects import withStroke
-
-    axes.annotate(
-        text,
-        (row.seconds, row.values[metric]),
-        offset,
-        textcoords="offset points",
-        ha="center",
-        fontsize=7.5,
-        color=pictures.color(i),
-        path_effects=[withStroke(linewidth=2, foreground="white")],
-        zorder=5,
-    )
+    seconds, values = [row.seconds for row in rows], [row.values[metric] for row in rows]
+    errors = [row.values.get(f"{metric}_standard_error", 0.0) for row in rows]
+    style |= {"color": pictures.color(i), "linewidth": 1.4, "elinewidth": 0.7, "zorder": 3}
+    axes.errorbar(seconds, values, errors, **style)
+    for text, x, y in zip(labels, seconds, values, strict=True):
+        axes.annotate(
+            text,
+            (x, y),
+            offset,
+            textcoords="offset points",
+            ha="center",
+            fontsize=7.5,
+            color=pictures.color(i),
+            path_effects=[withStroke(linewidth=2, foreground="white")],
+            zorder=5,
+        )
 
 
 def _ring(axes: Axes, found: Tuned) -> None:
@@ -124,24 +123,28 @@ def _ring(axes: Axes, found: Tuned) -> None:
 
 
 def _keys(sheet: Sheet, found: Tuned, samplers: Sequence[str]) -> None:
-    """The names of the samplers beside their marks, and what else is marked."""
-    guidance = found.rows[0].setting.guidance
-    filled = [(MARKERS[i % len(MARKERS)], pictures.color(i), True) for i in range(len(samplers))]
-    entries = [(*mark, name) for mark, name in zip(filled, samplers, strict=True)]
-    if guidance is not None:
-        entries.append(("o", FAINT, False, f"×: guidance other than {guidance:g}"))
-    for row, (marker, color, full, words) in enumerate(entries):
-        y = TOP + 0.1 + row * LINE
-        key = sheet.axes(KEYS - 0.27, y - 0.1, 0.2, 0.2)
-        face = color if full else "white"
-        key.plot([0], [0], marker, color=color, markersize=6, markerfacecolor=face)
-        key.set_axis_off()
-        sheet.text(KEYS, y, words, 1.65, fontsize=9, va="center", **PLAIN)
-    y = TOP + 0.3 + len(entries) * LINE
-    key = sheet.axes(KEYS - 0.27, y - 0.1, 0.2, 0.2)
-    key.plot([0], [0], "o", color=INK, markersize=11, markerfacecolor="none", clip_on=False)
-    key.set_axis_off()
+    """The legend: samplers, other guidance scales, the recommendation."""
     style: dict[str, Any] = {"fontsize": 9, "va": "center", **PLAIN}
+    marks: list[tuple[str, dict[str, Any]]] = [
+        (name, {"marker": MARKERS[i % len(MARKERS)], "color": pictures.color(i)})
+        for i, name in enumerate(samplers)
+    ]
+    guidance = found.rows[0].setting.guidance
+    if guidance is not None:
+        hollow = {"marker": "o", "color": FAINT, "markerfacecolor": "white"}
+        marks.append((f"×: guidance other than {guidance:g}", hollow))
+    for row, (words, mark) in enumerate(marks):
+        y = TOP + 0.1 + row * LINE
+        _key(sheet, y, markersize=6, **mark)
+        sheet.text(KEYS, y, words, 1.65, **style)
+    y = TOP + 0.3 + len(marks) * LINE
+    _key(sheet, y, marker="o", color=INK, markersize=11, markerfacecolor="none", clip_on=False)
     sheet.text(KEYS, y, "recommended:", 1.65, fontweight="bold", **style)
     for i, words in enumerate(str(found.recommended).split(", ")):
         sheet.text(KEYS, y + (i + 1) * 0.2, words, 1.65, **style)
+
+
+def _key(sheet: Sheet, y: float, **mark: Any) -> None:
+    axes = sheet.axes(KEYS - 0.27, y - 0.1, 0.2, 0.2)
+    axes.plot([0], [0], **mark)
+    axes.set_axis_off()

@@ -1,8 +1,8 @@
 """`tune`: measure samplers, steps and guidance scales of a model, and recommend a setting.
 
-It goes along one axis after the other: every sampler with every number of steps at one guidance
-scale, then other scales with the sampler and steps that were best. Every setting draws the same
-images of one seed, each from the same noise, and is measured against the same real ones.
+First every sampler with every number of steps at one guidance scale, then other scales with the
+best sampler and steps. Every setting draws from the same noise and is measured against the same
+real images.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from diffuse_cli import files, modelfile, pictures
-from diffuse_cli.config import DrawConfig, EvalConfig, Setting, TuneConfig
+from diffuse_cli.config import DrawConfig, EvalConfig, SamplerChoice, TuneConfig
 from diffuse_cli.evaluation.cache import cached, computed
 from diffuse_cli.evaluation.evaluating import (
     Evaluated,
@@ -60,13 +60,13 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
     Yields `Progress` and `Notice`.
 
     Args:
-        accelerator: the machine of a larger work, which ends it.
+        accelerator: that of the caller, if it has one.
 
     Returns:
         The same on every process, of which the first writes.
 
     Raises:
-        DataError, ModelFileError, UsageError: what was named cannot be used.
+        DataError, ModelFileError, UsageError: an input cannot be used.
         OutputError: the plot or the model file exists already, or cannot be written.
     """
     out, plot = asked(config, "out", ".safetensors"), asked(config, "plot", ".png")
@@ -76,8 +76,8 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         drawn = converted(config, DrawConfig, steps=None, guidance=first_scale)
         base = resolve(drawn, loaded.model)
         timesteps = loaded.denoiser.process.num_timesteps
-        first = first_settings(config, base.setting.guidance, timesteps)
-        scales = other_scales(config, loaded.model, base.setting.guidance)
+        first = first_settings(config, base.choice.guidance, timesteps)
+        scales = other_scales(config, loaded.model, base.choice.guidance)
         yield from _announce(config, first, scales, timesteps)
         network = yield from find_network(config, accelerator)
         sides = yield from read_sides(config, loaded)
@@ -96,7 +96,6 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
             setting = replace(found, guidance=scale)
             rows.append((yield from _counted(measure(setting), setting, len(rows), total)))
         yield Progress("tuning", total, total)
-        writes = accelerator.is_main_process
         tuned = Tuned(
             rows=tuple(rows),
             recommended=recommend(rows),
@@ -110,10 +109,12 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
             out=out,
             plot=plot,
         )
-    if plot and writes:
+        if not accelerator.is_main_process:
+            return tuned
+    if plot:
         picture = tradeoff.plot(tuned, files.show(Path(config.subject).name))
         files.write_bytes(plot, pictures.png(picture))
-    if out and writes:
+    if out:
         modelfile.save(out, replace(loaded.model, sampling=tuned.recommended))
     return tuned
 
@@ -121,13 +122,10 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
 def tune_and_evaluate(
     config: TuneConfig,
 ) -> Work[tuple[Tuned, EvalConfig, Evaluated] | None]:
-    """`tune`, then an evaluation of the setting that it recommends, for `--report`.
+    """`tune`, then evaluate the setting that it recommends, for `--report`; raises what they do.
 
     Returns:
-        What was tried, the evaluation and what it found, or None on every process but the first.
-
-    Raises:
-        As `tune` and `evaluate` do.
+        What was tried, the evaluation and its result, or None on every process but the first.
     """
     asked(config, "report", ".html")
     with machine_or(None, config.precision) as accelerator:
@@ -137,8 +135,8 @@ def tune_and_evaluate(
     return (tuned, chosen, found) if found else None
 
 
-def evaluation_of(config: TuneConfig, setting: Setting) -> EvalConfig:
-    """The evaluation of one setting, with the plot of its own left out."""
+def evaluation_of(config: TuneConfig, setting: SamplerChoice) -> EvalConfig:
+    """The evaluation of one setting, without a plot."""
     return converted(
         config,
         EvalConfig,
@@ -150,9 +148,9 @@ def evaluation_of(config: TuneConfig, setting: Setting) -> EvalConfig:
 
 
 def _announce(
-    config: TuneConfig, first: Sequence[Setting], scales: Sequence[float], timesteps: int
+    config: TuneConfig, first: Sequence[SamplerChoice], scales: Sequence[float], timesteps: int
 ) -> Work[None]:
-    """How much work it will be, and what is left out."""
+    """Say how much work there is, and what is left out."""
     steps = dict.fromkeys(setting.steps for setting in first)
     left_out = [n for n in dict.fromkeys(config.steps) if n not in steps]
     if left_out:
@@ -169,14 +167,14 @@ def _announce(
 
 
 def _common(config: TuneConfig, base: DrawSettings, loaded: Loaded) -> dict[str, Any]:
-    """What all settings have in common."""
+    """The options that all settings have in common."""
     varied = ("sampler", "steps", "guidance")
     described = describe(config, base, loaded.sha256)
     return {name: value for name, value in described.items() if name not in varied}
 
 
 def _name(device: torch.device) -> str:
-    """A device as people call it: seconds of one are not those of another."""
+    """The device's own name: seconds depend on it."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
@@ -185,7 +183,7 @@ def _name(device: torch.device) -> str:
 
 @dataclass
 class _Counter:
-    """A network that counts the images it is shown."""
+    """A network that counts the images it sees."""
 
     net: Callable[..., torch.Tensor]
     images: int = 0
@@ -206,7 +204,7 @@ class _Measure:
     real: Array
     team: Team
 
-    def __call__(self, setting: Setting) -> Work[Tried]:
+    def __call__(self, setting: SamplerChoice) -> Work[Tried]:
         counter = _Counter(self.loaded.denoiser.net)
         began = time.perf_counter()
         mine = yield from draw_share(
@@ -231,7 +229,7 @@ class _Measure:
             evaluations=sum(images for images, _ in parts) // self.n,
         )
 
-    def _settings(self, setting: Setting) -> DrawSettings:
+    def _settings(self, setting: SamplerChoice) -> DrawSettings:
         wanted = self.base.condition
         if wanted is not None and setting.guidance is not None:
             wanted = replace(wanted, scale=setting.guidance)
@@ -246,7 +244,7 @@ class _Measure:
         }
 
     def warm_up(self) -> None:
-        """One batch by one step, so that the first setting does not pay for what comes once."""
+        """Draw a batch in one step: the first setting must not pay for one-off costs."""
         batch = range(min(self.n, self.base.batch_size))
         settings = replace(self.base, sampler="ddim", steps=1)
         denoiser, device = self.loaded.denoiser, self.network.device
@@ -254,8 +252,8 @@ class _Measure:
             pass
 
 
-def _counted(work: Work[Tried], setting: Setting, done: int, total: int) -> Work[Tried]:
-    """The work on a setting, whose progress is a detail of the whole."""
+def _counted(work: Work[Tried], setting: SamplerChoice, done: int, total: int) -> Work[Tried]:
+    """Run the work on a setting, with its progress as a detail of the whole."""
     while True:
         try:
             event = next(work)

@@ -9,7 +9,7 @@ import torch
 
 from diffuse_cli.core.kernels.layout import laid_out
 from diffuse_cli.runtime import permutation
-from diffuse_cli.training.preparing import Plan
+from diffuse_cli.training.plan import Plan
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -48,12 +48,12 @@ class Batches:
         return laid_out(self.plan.blueprint.space.to_model(stored))
 
     def condition(self, indices: Indices) -> dict[str, Tensor]:
-        """What the model is told about them."""
+        """The conditions of these samples, by keyword."""
         labels = self._moved(self.plan.images.labels[indices])
         return self.plan.blueprint.conditions.told(labels)
 
     def _moved(self, values: npt.NDArray[Any]) -> Tensor:
-        """On the device, without waiting for it."""
+        """`values` on the device, without waiting for it."""
         tensor = torch.from_numpy(values)
         if self.device.type == "cuda":
             tensor = tensor.pin_memory()

@@ -1,4 +1,4 @@
-"""The classes of the images, held to those that a run or a model has learned."""
+"""The classes of the images, checked against those that a run or a model has learned."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from diffuse_cli.modelfile import Model
 
 EMBEDDING = "class_embedding.weight"
-"""The tensor that has a row for each class, and a last one for none."""
+"""The tensor with a row for each class, and a last one for "none"."""
 
 NAMED = 5
-"""How many classes a message names."""
+"""Most classes that a message names."""
 
 CLASSES_BYTES = 750_000
-"""Names of classes, as JSON, that the header of a model file has room for beside all else."""
+"""Room for the names of classes, as JSON, in the header of a model file."""
 
 
 def class_names(images: Samples) -> tuple[str, ...]:
@@ -58,10 +58,10 @@ def fits(names: tuple[str, ...]) -> bool:
 
 
 def check_names(config: TrainConfig, images: Samples) -> None:
-    """Refuse classes of other names than those whose embeddings a run has.
+    """Refuse classes whose names are not those of a run.
 
     Raises:
-        UsageError: as said.
+        UsageError: they are not.
     """
     before, now = RunDirectory(config.out).classes(), set(images.class_names)
     if before is None or before == now:
@@ -77,19 +77,19 @@ def check_names(config: TrainConfig, images: Samples) -> None:
 
 
 def check_labels(config: TrainConfig, now: Mapping[str, str], expected: Mapping[str, str]) -> None:
-    """Refuse images that lie in other class folders than those of a checkpoint.
+    """Refuse images that lie in other class folders than at a checkpoint.
 
     Args:
-        now, expected: the fingerprints of each class; none of a version that kept none.
+        now, expected: the fingerprint of each class; empty if an early version kept none.
 
     Raises:
-        UsageError: as said.
+        UsageError: they do.
     """
     moved = [name for name, found in expected.items() if now.get(name, found) != found]
     if moved:
         raise UsageError(
             f"images in {files.show(config.data)} lie in other class folders than when this "
-            f"run began: those of {named(moved)} are others",
+            f"run began: {named(moved)} changed",
             "Put them back, or begin another run with --init",
         )
 
@@ -97,31 +97,31 @@ def check_labels(config: TrainConfig, now: Mapping[str, str], expected: Mapping[
 def weights_for(
     names: tuple[str, ...], model: Model, config: TrainConfig
 ) -> Work[Mapping[str, Tensor]]:
-    """The averaged weights of the model of --init, with a class embedding for classes of these
-    names: its rows by name, and new ones for what it does not know.
+    """The averaged weights of the model of --init, with a class embedding for these classes: its
+    own rows by name, new rows for other names.
 
-    Classes of a converted model that go by their numbers have no names: they keep their places.
+    Classes of a converted model have numbers for names: they keep their places.
     """
     if model.blueprint.conditions.classes in ((), names):
         return model.ema
     source = files.show(str(config.init))
     if not model.data and model.classes == tuple(map(str, range(len(names)))):
         yield Notice(
-            f"the classes of {source} have no names: they are taken over in the order of the "
+            f"the classes of {source} have no names: they are taken in the order of the "
             f"folders, {named(names)}",
             warning=True,
         )
         return model.ema
     new = [name for name in names if name not in model.classes]
     kept = [name for name in names if name in model.classes]
-    text = f"{len(kept):,} of {len(names):,} classes are taken over from {source} by name"
+    text = f"{len(kept):,} of {len(names):,} classes are taken from {source} by name"
     text += f": {named(kept)}" if kept else ""
-    yield Notice(text + (f"; {len(new):,} begin anew: {named(new)}" if new else ""))
+    yield Notice(text + (f"; {len(new):,} start from scratch: {named(new)}" if new else ""))
     return {**model.ema, EMBEDDING: _by_name(names, model, config.seed)}
 
 
 def but_classes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """The shapes of a network's tensors but for that of the class embedding."""
+    """The shapes of a network's tensors without the class embedding."""
     return {name: shape for name, shape in shapes.items() if name != EMBEDDING}
 
 
@@ -142,7 +142,7 @@ def _by_name(names: tuple[str, ...], model: Model, seed: int) -> Tensor:
 
 
 def named(names: Iterable[str]) -> str:
-    """Names of classes in a sentence, the first of many."""
+    """Names of classes in a sentence, at most `NAMED` of them."""
     listed = sorted(map(files.show, names))
     more = f" and {len(listed) - NAMED:,} more" if len(listed) > NAMED else ""
     return ", ".join(listed[:NAMED]) + more

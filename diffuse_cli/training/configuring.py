@@ -1,4 +1,4 @@
-"""One configuration from what was typed and read: flag, file, run directory or model, default."""
+"""A training's configuration: merged from its layers, then completed from the data."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ from diffuse_cli.core.space import Space
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.errors import OutputError, UsageError, lookup, suggest
-from diffuse_cli.options import flag_of, from_dict, options, read_toml, to_dict
+from diffuse_cli.options import converted, flag_of, from_dict, options, read_toml, to_dict
 from diffuse_cli.presets import PRESETS, architecture, choose, preset_of
 from diffuse_cli.training.layers import Layer, default_loss, merged
 from diffuse_cli.training.rundir import RunDirectory
 
 BATCH = 64
-"""Images a step where nothing says otherwise."""
+"""The default batch size."""
 
 FREE = {"steps", "data", "eval_every", "eval_images"}
-"""Options that may differ on --resume though they are part of the configuration."""
+"""Options besides those of control that may change on --resume."""
 
 
 def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) -> TrainConfig:
-    """The configuration of what was typed and, under it, what a file holds.
+    """The configuration from what was typed and, under it, what a file holds.
 
     Below these come the run directory with --resume, the model of --init, and the named preset.
 
     Raises:
         UsageError: options that exclude each other, or --resume with one that differs from the
             run's.
-        OutputError: --resume where there is no run to go on with.
+        OutputError: --resume where there is no run.
     """
     flags, file = Layer(typed), Layer(from_file(filed or {}))
     given = merged(flags, file)
-    Layer({"data": "", **given.said}).config()
+    Layer({"data": "", **given.given}).config()
     _check_exclusive(flags)
     run = RunDirectory(given.get("out", "model.safetensors"))
     if given.get("resume") or given.get("auto_resume"):
         if run.exists():
-            return _together(_resumed(given, run))
+            return _checked(_resumed(given, run))
         _check_begins(run, bool(given.get("auto_resume")))
-    config = merged(given, _below(given)).config()
+    config = merged(given, _base(given)).config()
     if "label_dropout" in flags and not config.classes:
         raise UsageError("--label-dropout goes with --classes", "Give both, or neither")
     if config.loss in OF_LEARNED and config.variance not in LEARNED:
@@ -58,11 +58,11 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
         )
     if config.size and config.preset:
         architecture(config, config.preset, Space(channels=config.channels or 3, size=config.size))
-    return _together(config)
+    return _checked(config)
 
 
-def _together(config: TrainConfig) -> TrainConfig:
-    """`config`, of which no option is without effect for want of another."""
+def _checked(config: TrainConfig) -> TrainConfig:
+    """`config`, refused if one option of it has no effect for want of another."""
     if config.eval_images is not None and config.eval_every is None:
         raise UsageError("--eval-images goes with --eval-every", "Give both, or neither")
     if config.minutes is None and config.stop_at is not None and config.stop_at > config.steps:
@@ -73,26 +73,19 @@ def _together(config: TrainConfig) -> TrainConfig:
     return config
 
 
-def _check_begins(run: RunDirectory, asked: bool) -> None:
-    """Refuse to begin a run where one was to be gone on with.
-
-    Args:
-        asked: --auto-resume allows a new run, but not in the place of a model.
-
-    Raises:
-        OutputError: as said, with the names of the runs beside it.
-    """
+def _check_begins(run: RunDirectory, auto: bool) -> None:
+    """Refuse to begin a run for --resume, or, with --auto-resume, in the place of a model."""
     if run.model.exists():
         raise OutputError(
             f"{files.show(run.model)} has no run directory to resume from",
             f"Start from its weights: --init {files.show(run.model)} -o another.safetensors",
         )
-    if asked:
+    if auto:
         return
     beside = sorted(files.show(p.parent.stem) for p in run.path.parent.glob("*.run/config.toml"))
     near = suggest(run.path.stem, beside) + " " if beside else ""
     raise OutputError(
-        f"there is no run {files.show(run.path)} to go on with",
+        f"there is no run {files.show(run.path)} to resume",
         f"{near}To begin one, leave --resume out, or type --auto-resume instead",
     )
 
@@ -103,8 +96,8 @@ def _check_exclusive(typed: Layer) -> None:
             raise UsageError(f"--{one} and --{other} exclude each other", "Leave one of them out")
 
 
-def _below(given: Layer) -> Layer:
-    """What a model to start from, or a named preset, says."""
+def _base(given: Layer) -> Layer:
+    """What the model of --init, or else the named preset, gives."""
     if given.get("init"):
         from diffuse_cli.modelfile import read_training
 
@@ -124,30 +117,26 @@ def _resumed(given: Layer, run: RunDirectory) -> TrainConfig:
     for f, spec in options(TrainConfig):
         if f.name not in given:
             continue
+        value, own = getattr(asked, f.name), getattr(stored, f.name)
         if spec.control or f.name in FREE:
             wanted[f.name] = given.get(f.name)
-        else:
-            _check_same(f, getattr(asked, f.name), getattr(stored, f.name))
-    own = stored.architecture
-    for name, value in given.get("architecture", {}).items():
-        if own.get(name) != value:
-            raise _differs(f"[{stored.network or 'unet'}] {name}", value, own.get(name))
+        elif value != own and (f.name, value) != ("precision", "auto"):
+            raise _differs(flag_of(f), value, own)
+    for name, value in given.network.items():
+        own = stored.architecture.get(name)
+        if value != own:
+            raise _differs(f"[{stored.network or 'unet'}] {name}", value, own)
     return dataclasses.replace(stored, **wanted)
-
-
-def _check_same(f: dataclasses.Field[Any], asked: Any, stored: Any) -> None:
-    if asked != stored and (f.name, asked) != ("precision", "auto"):
-        raise _differs(flag_of(f), asked, stored)
 
 
 def _differs(name: str, typed: Any, stored: Any) -> UsageError:
     return UsageError(
-        f"{name} {_plain(typed)} differs from the run's {_plain(stored)}",
+        f"{name} {_shown(typed)} differs from the run's {_shown(stored)}",
         "Leave it out to go on, or start again with --overwrite",
     )
 
 
-def _plain(value: Any) -> str:
+def _shown(value: Any) -> str:
     if not isinstance(value, tuple):
         return str(value)
     return "x".join(map(str, value)) if len(value) == 2 else f"({len(value)} numbers)"
@@ -156,13 +145,13 @@ def _plain(value: Any) -> str:
 def rate_at(preset: str | None, width: int | None, batch_size: int) -> float:
     """The learning rate of a preset at another width and batch size.
 
-    An entry of a layer's output is a sum over its `width` inputs, and Adam moves each weight by
-    about the learning rate whatever its gradient: so 1 / width moves the output alike at every
-    width. It is the rule of muP for hidden layers (Yang et al. 2022, table 3), used here for all
-    of them: a rule of thumb, which has not been measured.
+    Over width: an output is a sum over `width` inputs, and Adam moves each weight by about the
+    learning rate whatever its gradient, so a rate of 1 / width moves outputs equally at any width.
+    This is muP's rule for hidden layers (Yang et al. 2022, table 3), used here for all layers; it
+    has not been measured.
 
-    The noise of a gradient falls with the square root of the batch size, and so does what it adds
-    to a step of Adam, of a size that does not: the rate goes with the root (Malladi et al. 2022).
+    By the root of the batch size: the noise of a gradient falls with that root, while the size of
+    a step of Adam stays (Malladi et al. 2022).
     """
     own = preset_of(preset)
     rate: float = own.train["lr"] * (batch_size / own.train.get("batch_size", BATCH)) ** 0.5
@@ -170,20 +159,20 @@ def rate_at(preset: str | None, width: int | None, batch_size: int) -> float:
 
 
 def batched(config: TrainConfig, batch_size: int) -> TrainConfig:
-    """`config`, of which the preset is known, with a batch size and the rate that goes with it."""
-    rate = config.lr
-    if rate is None:
-        rate = rate_at(config.preset, config.width, batch_size)
-    return dataclasses.replace(config, batch_size=batch_size, lr=rate)
+    """`config`, whose preset is known, with a batch size and, where none is given, its rate."""
+    lr = config.lr
+    if lr is None:
+        lr = rate_at(config.preset, config.width, batch_size)
+    return dataclasses.replace(config, batch_size=batch_size, lr=lr)
 
 
 def complete(
     config: TrainConfig, space: Space, conditions: Conditions
 ) -> tuple[TrainConfig, Blueprint]:
-    """`config` with everything decided that depends on the data and the machine, but for the batch
-    size that --minutes leaves open, and the learning rate with it; and what the model is.
+    """`config` with everything decided that depends on data and machine, and what the model is.
 
-    Completing a complete configuration changes nothing.
+    --minutes leaves batch size and learning rate open. Completing a complete configuration changes
+    nothing.
     """
     from diffuse_cli.runtime import device_type, resolve_precision
 
@@ -205,21 +194,18 @@ def complete(
         weighting=config.weighting or ("none" if loss == "vlb" else "min-snr"),
         precision=resolve_precision(config.precision),
     )
-    diffusion = from_dict(
-        DiffusionConfig, {f.name: getattr(done, f.name) for f, _ in options(DiffusionConfig)}
-    )
     blueprint = Blueprint(
         space=space,
         network=network,
         config=settings,
         conditions=conditions,
-        diffusion=diffusion,
+        diffusion=converted(done, DiffusionConfig),
     )
     blueprint.shapes  # noqa: B018  a network that cannot be built is refused here
     return done, blueprint
 
 
 def for_model_file(config: TrainConfig) -> dict[str, Any]:
-    """The part of a configuration that a model file keeps: no paths, nothing of how it was run."""
+    """The part that a model file keeps: no paths, nothing of how it was run."""
     kept = dataclasses.replace(config, architecture={})
     return to_file(kept, control=False, places=False)

@@ -1,4 +1,4 @@
-"""A training that diverged: that it did, and where a step that went bad first went bad."""
+"""The error of a training that diverged, and the module where it began."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from diffuse_cli.errors import DivergedError
 from diffuse_cli.training.trainer import Trainer
 
 PATIENCE = 10
-"""Steps in a row whose gradient is not finite, after which a run has diverged."""
+"""A run has diverged after this many steps in a row whose gradient is not finite."""
 
 
 def diverged(trainer: Trainer, step: int, kept: int | None, *, debug: bool) -> DivergedError:
-    """The error of a run whose step after `step` steps was one bad step too many.
+    """The error of a run that diverged with the step after `step` steps.
 
     Args:
         kept: the step of the newest checkpoint.
@@ -38,10 +38,10 @@ def diverged(trainer: Trainer, step: int, kept: int | None, *, debug: bool) -> D
 
 
 def first_not_finite(trainer: Trainer, step: int) -> str:
-    """The module whose output is the first not to be finite when the losses of the step after
-    `step` steps are computed again; an empty string where all are finite.
+    """The first module with an output that is not finite, in a repetition of the step after `step`
+    steps; empty if all are finite.
 
-    A step that went bad changes no weights, so that the same happens again.
+    A bad step changes no weights, so the same happens again.
     """
     found: list[str] = []
     names = {module: name for name, module in trainer.net.named_modules() if name}

@@ -10,7 +10,7 @@ from torch import nn
 
 POWER = 0.75
 EAGER, EVERY = 64, 4
-"""The average moves after each of the first steps of a run, and then after every fourth."""
+"""The average moves after each of the first `EAGER` steps, then after every fourth."""
 
 
 def decay_at(update: int, largest: float) -> float:
@@ -33,7 +33,7 @@ class Average:
 
     Attributes:
         net: the copy, without gradients.
-        updates: the updates of the weights that it has followed.
+        updates: how many updates of the weights it has followed.
     """
 
     def __init__(self, net: nn.Module, largest: float) -> None:
@@ -42,10 +42,9 @@ class Average:
         self.updates = 0
 
     def follow(self, net: nn.Module, updates: int = 1) -> None:
-        """Move towards `net`, whose weights have been updated so many times since.
+        """Move towards `net` after `updates` updates of its weights.
 
-        Of several updates the last counts for all: the average keeps what it would have kept after
-        each of them in turn.
+        The decays of these updates multiply, as if each had left the weights as they are now.
         """
         if updates == 0:
             return

@@ -1,4 +1,4 @@
-"""What a training would cost, without training: for `--dry-run`."""
+"""What a training would cost, for `--dry-run`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from diffuse_cli.core.networks import count_parameters
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.options import to_toml
 from diffuse_cli.runtime import machine, resolve_precision
-from diffuse_cli.training.preparing import check_batch, prepare
-from diffuse_cli.training.room import SLACK, cost, images_at_a_time
+from diffuse_cli.training.memory import SLACK, cost, images_at_a_time
+from diffuse_cli.training.plan import check_batch, prepare
 from diffuse_cli.training.timing import cut_short, fill_minutes, parted, seconds_a_step
 
 

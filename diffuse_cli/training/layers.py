@@ -1,7 +1,7 @@
-"""Layers of a training's configuration: flags, file, run directory, model, preset, default.
+"""Layers of a training's configuration: flags, file, run directory, model, preset, defaults.
 
-Each is what one source says. `merged` lays one over another: what the upper one says holds, and
-what it brings with it, by `RULES`, takes the place of what the lower one says.
+Each holds what one source gives. `merged` lays one over another: an option of the upper layer
+holds, and `RULES` drop from the lower one what belongs to the value it replaces.
 """
 
 from __future__ import annotations
@@ -13,48 +13,54 @@ from typing import Any
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.networks.unet import groups_at
 from diffuse_cli.core.variances import LEARNED
-from diffuse_cli.errors import UsageError, suggest
 from diffuse_cli.options import from_dict, parsed
 from diffuse_cli.presets import PRESETS
-
-NAMES = frozenset(TrainConfig.__dataclass_fields__)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What one source says of a training: options by name; one that it does not say is absent.
+    """The options that one source gives, by name.
 
     Raises:
-        UsageError: there is no such option, or its value cannot be.
+        UsageError: a value that cannot be parsed.
     """
 
-    said: Mapping[str, Any] = field(default_factory=dict)
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if unknown := [name for name in self.said if name not in NAMES]:
-            raise UsageError(
-                f"configuration: there is no option '{unknown[0]}'", suggest(unknown[0], NAMES)
-            )
-        object.__setattr__(self, "said", parsed(TrainConfig, self.said))
+        object.__setattr__(self, "given", parsed(TrainConfig, self.given))
 
     def __contains__(self, name: str) -> bool:
-        return name in self.said
+        return name in self.given
 
     def get(self, name: str, default: Any = None) -> Any:
-        """What it says of an option."""
-        return self.said.get(name, default)
+        """The value of an option."""
+        return self.given.get(name, default)
 
     def without(self, *names: str) -> Layer:
-        """The layer that does not say these."""
-        return Layer({k: v for k, v in self.said.items() if k not in names})
+        """The layer without these options."""
+        return Layer({k: v for k, v in self.given.items() if k not in names})
+
+    @property
+    def network(self) -> Mapping[str, Any]:
+        """The settings of its network; none if they are not a table, which is refused later."""
+        settings = self.get("architecture")
+        return settings if isinstance(settings, Mapping) else {}
+
+    def keeping(self, stays: Callable[[str, Any], bool]) -> Layer:
+        """The layer with those settings of its network that stay."""
+        if not self.network:
+            return self
+        kept = {name: value for name, value in self.network.items() if stays(name, value)}
+        return Layer({**self.given, "architecture": kept})
 
     def config(self) -> TrainConfig:
         """The configuration of the layer over the defaults.
 
         Raises:
-            UsageError: it says nothing of the data, or options that exclude each other.
+            UsageError: no data, an unknown option, or options that exclude each other.
         """
-        return from_dict(TrainConfig, self.said)
+        return from_dict(TrainConfig, self.given)
 
 
 def merged(*layers: Layer) -> Layer:
@@ -63,7 +69,7 @@ def merged(*layers: Layer) -> Layer:
     for above in reversed(layers):
         for rule in RULES:
             below = rule(above, below)
-        below = Layer({**below.said, **above.said})
+        below = Layer({**below.given, **above.given})
     return below
 
 
@@ -78,24 +84,24 @@ def default_loss(variance: str) -> str:
     return "hybrid" if variance in LEARNED else "simple"
 
 
-def said(name: str, *fall: str) -> Rule:
-    """Where the upper layer says `name`, these of the lower one fall."""
-    return lambda above, below: below.without(*fall) if name in above else below
+def drops(name: str, *dropped: str) -> Rule:
+    """If the upper layer gives `name`, drop these from the lower one."""
+    return lambda above, below: below.without(*dropped) if name in above else below
 
 
-def network_of(name: str, *fall: str) -> Rule:
-    """Where the upper layer has another `name`, the network of the lower one falls."""
+def drops_network(name: str, *dropped: str) -> Rule:
+    """If the upper layer has another `name`, drop the network of the lower one."""
 
     def rule(above: Layer, below: Layer) -> Layer:
         if name in above and below.get("architecture") and above.get(name) != below.get(name):
-            return below.without("architecture", "width", *fall)
+            return below.without("architecture", "width", *dropped)
         return below
 
     return rule
 
 
 def loss_of_variance(above: Layer, below: Layer) -> Layer:
-    """With another variance the loss falls that was the default of the one before."""
+    """With another variance, drop a loss that was the default of the old one."""
     before = str(below.get("variance", "small"))
     if above.get("variance", before) != before and below.get("loss") == default_loss(before):
         return below.without("loss")
@@ -103,13 +109,13 @@ def loss_of_variance(above: Layer, below: Layer) -> Layer:
 
 
 def levels_of_size(above: Layer, below: Layer) -> Layer:
-    """A size brings its own levels."""
-    return _settings(below, lambda k, v: k != "multipliers") if "size" in above else below
+    """A size has levels of its own."""
+    return below.keeping(lambda name, _: name != "multipliers") if "size" in above else below
 
 
 def network_of_width(above: Layer, below: Layer) -> Layer:
-    """Of a network of another width, what does not divide the new one falls, and groups that
-    followed from the old one."""
+    """With another width, drop settings that do not divide it, and groups that followed from the
+    old one."""
     if "width" not in above:
         return below
     width, followed = above.get("width"), _groups_followed(below)
@@ -121,35 +127,25 @@ def network_of_width(above: Layer, below: Layer) -> Layer:
             return not (isinstance(value, int) and value and width % value)
         return name != "width"
 
-    return _settings(below, stays)
+    return below.keeping(stays)
 
 
 def _groups_followed(layer: Layer) -> bool:
     """Whether the groups of a network are what its preset makes of its width."""
-    settings, preset = layer.get("architecture"), layer.get("preset")
-    width = settings.get("width") if isinstance(settings, Mapping) else None
-    if not isinstance(settings, Mapping) or not isinstance(width, int) or width < 1:
-        return False  # what it is will be refused in its place
+    width, preset = layer.network.get("width"), layer.get("preset")
+    if not isinstance(width, int) or width < 1:
+        return False  # a width of another kind is refused when the network is built
     published = isinstance(preset, str) and preset in PRESETS and PRESETS[preset].published
-    return bool(settings.get("groups") == groups_at(width, published))
-
-
-def _settings(layer: Layer, stays: Callable[[str, Any], bool]) -> Layer:
-    """The layer with those settings of its network that stay."""
-    settings = layer.get("architecture")
-    if not isinstance(settings, Mapping):
-        return layer
-    kept = {name: value for name, value in settings.items() if stays(name, value)}
-    return Layer({**layer.said, "architecture": kept})
+    return bool(layer.network.get("groups") == groups_at(width, published))
 
 
 RULES: tuple[Rule, ...] = (
-    network_of("preset", "network"),
-    network_of("network", "preset"),
+    drops_network("preset", "network"),
+    drops_network("network", "preset"),
     network_of_width,
     levels_of_size,
     loss_of_variance,
-    said("loss", "weighting"),
-    said("betas", "num_timesteps"),
-    said("schedule", "betas"),
+    drops("loss", "weighting"),
+    drops("betas", "num_timesteps"),
+    drops("schedule", "betas"),
 )

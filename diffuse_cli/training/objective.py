@@ -1,4 +1,4 @@
-"""What a configuration minimises, and its value on images that always meet the same draws."""
+"""The training loss of a configuration, and its value on images under fixed draws."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Objective:
-    """The loss of a configuration with its weight at each timestep of a denoiser's process."""
+    """The loss of a configuration, weighted by timestep of a denoiser's process."""
 
     def __init__(self, config: TrainConfig, denoiser: Denoiser, device: torch.device) -> None:
         self._loss = lookup(LOSSES, config.loss or default_loss(config.variance), "--loss")
@@ -53,13 +53,13 @@ def losses_of(
     batch_size: int,
     device: torch.device,
 ) -> Iterator[Tensor]:
-    """The loss of each image, a batch at a time: image k meets the same timestep and noise every
-    time, whatever the batch size, so that two networks differ by their weights alone.
+    """The loss of each image, a batch at a time.
+
+    Image k always gets the same timestep and noise, so the losses of two networks can be compared.
 
     Args:
-        blueprint: what the model is.
         samples: as stored, (N, C, *size).
-        labels: (N,), -1 where an image has none.
+        labels: (N,), -1 for none.
     """
     for start in range(0, len(samples), batch_size):
         here = range(start, min(start + batch_size, len(samples)))

@@ -1,18 +1,17 @@
-"""When a model begins to learn its images by heart, said in words.
+"""A warning when a model begins to learn its images by heart.
 
-The rule: the held-out loss is above its best by more than three standard errors, at two looks in a
-row, while the training loss is below what it was at that best. Held-out losses are of the same
-images with the same draws every time, so that the rise is measured image by image and its standard
-error is that of paired differences: it covers which images happen to be held out, and is far
-smaller than the spread of the losses themselves. One look may be an accident of optimization; two
-in a row, while training goes on improving, are not.
+The rule: the held-out loss is above its best by more than three standard errors, twice in a row,
+while the training loss is below its value at that best. Held-out losses are of the same images with
+the same draws every time, so the standard error is that of paired differences: it covers which
+images happen to be held out, and is far smaller than the spread of the losses. One rise may be an
+accident of optimization; two in a row while training improves are not.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -20,16 +19,16 @@ import numpy as np
 ERRORS = 3.0
 """Standard errors of a rise that counts."""
 
-LOOKS = 2
-"""Looks in a row that see it."""
+ROW = 2
+"""Rises in a row that make a warning."""
 
 LEAST = 8
-"""Images without which a standard error says little."""
+"""Fewest images for a standard error worth using."""
 
 
 @dataclass(frozen=True)
-class Look:
-    """The held-out losses image by image, and the mean training loss since the look before."""
+class HeldOut:
+    """The held-out loss of each image, and the mean training loss since the measurement before."""
 
     step: int
     losses: tuple[float, ...]
@@ -41,8 +40,8 @@ class Look:
         return math.fsum(self.losses) / len(self.losses)
 
 
-def risen(best: Look, now: Look) -> bool:
-    """Whether held-out images say that `now` is worse, and training says that it is better."""
+def risen(best: HeldOut, now: HeldOut) -> bool:
+    """Whether `now` is worse on held-out images and better on training images."""
     if len(now.losses) < LEAST or len(best.losses) != len(now.losses):
         return False
     if best.training is None or now.training is None or now.training >= best.training:
@@ -53,21 +52,21 @@ def risen(best: Look, now: Look) -> bool:
 
 
 class Overfitting:
-    """Looks one after another, of which only the best and what follows from the rest is kept."""
+    """Watches held-out losses for a rise."""
 
     def __init__(self) -> None:
-        self.best: Look | None = None
+        self.best: HeldOut | None = None
         self.above = 0
         self.said = False
 
-    def see(self, now: Look) -> str | None:
-        """The warning, at the first look that makes it due."""
+    def see(self, now: HeldOut) -> str | None:
+        """The warning, the first time it is due."""
         best = self.best
         if best is None or len(best.losses) != len(now.losses) or now.mean < best.mean:
             self.best, self.above = now, 0
             return None
         self.above = self.above + 1 if risen(best, now) else 0
-        if self.said or self.above < LOOKS:
+        if self.said or self.above < ROW:
             return None
         self.said = True
         return (
@@ -78,13 +77,11 @@ class Overfitting:
 
     def state(self) -> dict[str, Any]:
         """As plain values."""
-        best = self.best
-        look = best and {"step": best.step, "losses": list(best.losses), "training": best.training}
-        return {"best": look, "above": self.above, "said": self.said}
+        best = asdict(self.best) if self.best else None
+        return {"best": best, "above": self.above, "said": self.said}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go back to what `state` returned."""
-        look: Mapping[str, Any] | None = state["best"]
-        losses: Sequence[float] = look["losses"] if look else ()
-        self.best = Look(look["step"], tuple(losses), look["training"]) if look else None
+        best = state["best"]
+        self.best = HeldOut(**{**best, "losses": tuple(best["losses"])}) if best else None
         self.above, self.said = state["above"], state["said"]

@@ -1,11 +1,11 @@
-"""Averages of several lengths, from which one of any length is made afterwards.
+"""Power-function averages of the weights, from which one of any length is made afterwards.
 
 A power-function average of weights theta(tau) after t updates is the mean of theta under the
 profile p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1) on [0, t], whose length grows with the run
-(Karras et al. 2024, section 3.1). It is named by its standard deviation as a share of t, and
-follows by a decay: after update t it keeps beta(t) = (1 - 1/t)^(gamma + 1) of itself. Two of them
-are kept and saved now and then; the profile of any other is then a combination of those that were
-saved, by least squares, and so are its weights (appendix C).
+(Karras et al. 2024, section 3.1). It is named by its length, the profile's standard deviation as a
+share of t. Update t keeps beta(t) = (1 - 1/t)^(gamma + 1) of the average. Training follows two of
+them and saves snapshots; the profile of any other length is a least-squares combination of those in
+the snapshots, and its weights are the same combination (appendix C).
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from diffuse_cli import files, tensorfile
 
 KEPT_LENGTHS = (0.05, 0.10)
-"""The lengths that are kept while training."""
+"""The lengths that training follows."""
 
 
 def gamma_of(length: float) -> float:
-    """The exponent of the profile whose standard deviation is `length` of the run.
+    """The exponent of the profile of a length.
 
-    The variance is (gamma + 1) / ((gamma + 2)^2 (gamma + 3)): a cubic, of which the largest root.
+    The largest root of the cubic length^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)).
     """
     inverse = length**-2
     roots = np.roots([1, 7, 16 - inverse, 12 - inverse])
@@ -40,7 +40,7 @@ def gamma_of(length: float) -> float:
 
 @dataclass(frozen=True)
 class Profile:
-    """How an average after `updates` updates weighs them: as tau^gamma."""
+    """The weights of `updates` updates in an average: proportional to tau^gamma."""
 
     gamma: float
     updates: float
@@ -53,29 +53,28 @@ class Profile:
 
 
 @dataclass(frozen=True)
-class Fit:
-    """The coefficients of a combination of profiles, and the share of the wanted one's norm that it
-    misses."""
+class Combination:
+    """Coefficients of profiles, and the share of the wanted profile's norm that they miss."""
 
     coefficients: npt.NDArray[np.float64]
     error: float
 
 
-def fit(given: Sequence[Profile], wanted: Profile) -> Fit:
-    """The combination of profiles that is nearest to a wanted one, in the mean square."""
+def nearest(given: Sequence[Profile], wanted: Profile) -> Combination:
+    """The combination of profiles that comes nearest to a wanted one, in the mean square."""
     products = np.array([[a.dot(b) for b in given] for a in given])
     aims = np.array([a.dot(wanted) for a in given])
     found, *_ = np.linalg.lstsq(products, aims, rcond=1e-14)
     norm = wanted.dot(wanted)
     left = norm - 2 * float(found @ aims) + float(found @ products @ found)
-    return Fit(found, math.sqrt(max(left, 0.0) / norm))
+    return Combination(found, math.sqrt(max(left, 0.0) / norm))
 
 
 class Powers:
     """The averages of `KEPT_LENGTHS` of the parameters of `net`.
 
     Attributes:
-        updates: the updates of the weights that they have followed.
+        updates: how many updates of the weights they have followed.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -85,7 +84,7 @@ class Powers:
         self._averages = [[p.detach().clone() for p in net.parameters()] for _ in self.gammas]
 
     def follow(self, net: nn.Module, updates: int = 1) -> None:
-        """Move towards `net`, whose weights have been updated so many times since.
+        """Move towards `net` after `updates` updates of its weights.
 
         The decays of several updates multiply to (t / (t + updates))^(gamma + 1).
         """
@@ -106,7 +105,7 @@ class Powers:
         }
 
     def restore(self, tensors: Mapping[str, Tensor], updates: int) -> None:
-        """Go back to what `tensors` returned after so many updates."""
+        """Go back to what `tensors` returned after `updates` updates."""
         with torch.no_grad():
             for name, tensor in self.tensors().items():
                 tensor.copy_(tensors[name])
@@ -122,7 +121,7 @@ def snapshot_due(done: int, steps: int, count: int) -> bool:
 
 
 def save_snapshot(folder: Path, powers: Powers, step: int, steps: int, count: int) -> None:
-    """Save the averages, and remove what an earlier plan of another number of steps saved."""
+    """Save the averages, and remove snapshots that were due for another number of steps."""
     about = {"lengths": list(KEPT_LENGTHS), "updates": powers.updates, "step": step}
     metadata = {"diffuse.ema": json.dumps(about, sort_keys=True)}
     tensorfile.write(folder / f"step-{step:08d}.safetensors", powers.tensors(), metadata)
@@ -132,7 +131,7 @@ def save_snapshot(folder: Path, powers: Powers, step: int, steps: int, count: in
 
 
 def rewind_snapshots(folder: Path, step: int) -> None:
-    """Remove the snapshots after `step`: the run goes on from there."""
+    """Remove the snapshots after `step`."""
     for other, path in snapshots(folder):
         if other > step:
             files.remove(path)
@@ -146,7 +145,7 @@ def snapshots(folder: Path) -> list[tuple[int, Path]]:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A file of averages: the profile of each by its prefix in the file."""
+    """A file of averages, with the profile of each by its prefix in the file."""
 
     path: Path
     step: int
@@ -154,10 +153,10 @@ class Snapshot:
 
 
 def read_snapshot(path: Path) -> Snapshot:
-    """What a snapshot says of itself.
+    """Read a snapshot's metadata.
 
     Raises:
-        OSError, ValueError: it is none.
+        OSError, ValueError: not a snapshot.
     """
     with tensorfile.opened(path) as file:
         text = tensorfile.read_header(file).metadata.get("diffuse.ema", "null")
@@ -172,13 +171,15 @@ def read_snapshot(path: Path) -> Snapshot:
         raise ValueError("it is not a snapshot of averages") from error
 
 
-def combine(given: Sequence[Snapshot], fits: Sequence[Fit]) -> Iterator[dict[str, Tensor]]:
-    """The weights of each combination of all averages in the snapshots, in their order, float32.
+def combine(
+    given: Sequence[Snapshot], combinations: Sequence[Combination]
+) -> Iterator[dict[str, Tensor]]:
+    """The weights of each combination of all averages in the snapshots, float32.
 
     Raises:
         OSError, ValueError: a snapshot cannot be read, or not all are of one network.
     """
-    for found in fits:
+    for found in combinations:
         sums: dict[str, Tensor] = {}
         coefficients = iter(found.coefficients.tolist())
         for snapshot in given:

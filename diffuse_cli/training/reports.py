@@ -1,4 +1,4 @@
-"""What a run says of itself: a finished step, a look at the model, its end."""
+"""Events of a run: a step, a preview, an evaluation, its end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 @dataclass(frozen=True)
 class Step:
-    """A finished step, on every `log_every`-th with what was measured since the one before."""
+    """A finished step; every `log_every`-th has what was measured since the one before."""
 
     step: int
     steps: int
@@ -24,7 +24,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Looked:
+class Previewed:
     """The held-out loss after a step, and the preview that was written."""
 
     step: int
@@ -33,8 +33,8 @@ class Looked:
 
 
 @dataclass(frozen=True)
-class Evaluated:
-    """The KID after a step, and where the model was written if it is the best so far."""
+class Validated:
+    """The KID after a step, and the model file if it is the best so far."""
 
     step: int
     kid: float
@@ -44,9 +44,9 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Trained:
-    """How a run ended: the model file, and what is worth knowing of it.
+    """How a run ended.
 
-    `best` is the model file with the lowest KID, its step and how good it is, where one is kept.
+    `best` has the model file with the lowest KID, its step and numbers, with --eval-every.
     """
 
     model: Path
@@ -63,7 +63,7 @@ class Trained:
 
 
 class Meter:
-    """Mean loss and images a second since the last reading, by a clock that never jumps."""
+    """Mean loss and images per second since the last reading."""
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
@@ -71,17 +71,17 @@ class Meter:
         self._seconds, self._since = 0.0, time.monotonic()
 
     def add(self, loss: torch.Tensor) -> None:
-        """A step has ended."""
+        """Note a finished step."""
         self._losses.append(loss)
         now = time.monotonic()
         self._seconds, self._since = self._seconds + now - self._since, now
 
     def pause(self) -> None:
-        """Leave the time since the last step out: it was not training."""
+        """Leave out the time since the last step: it was not training."""
         self._since = time.monotonic()
 
     def read(self) -> tuple[float, float]:
-        """The mean of the finite losses and the images a second; begins anew."""
+        """The mean of the finite losses and the images per second; starts again."""
         losses = torch.stack(self._losses)
         mean = float(losses[losses.isfinite()].mean())
         speed = self.batch_size * len(self._losses) / max(self._seconds, 1e-9)

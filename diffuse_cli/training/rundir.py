@@ -4,9 +4,9 @@ model.best.safetensors        with --eval-every, beside it: the model with the l
 model.run/
   config.toml                 the resolved configuration
   checkpoints/step-00001000/  model, ema, optimizer, history: safetensors; state.json; manifest.json
-  metrics.jsonl               a line every so many steps
-  ema/step-00001000.safetensors   with --ema-lengths: averages of other lengths, now and then
-  previews/                   a grid of samples every so many steps
+  metrics.jsonl               a line every --log-every steps
+  ema/step-00001000.safetensors   with --ema-lengths: snapshots of the averages of other lengths
+  previews/                   a grid of samples every --preview-every steps
   cache/                      the decoded images, while a run is under way
   lock                        held by the process of the run
 """
@@ -23,28 +23,29 @@ from typing import TYPE_CHECKING, Any
 
 from diffuse_cli import files, locks, outputs
 from diffuse_cli.errors import ModelFileError, OutputError, UsageError
+from diffuse_cli.options import read_toml
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 BEST = ".best.safetensors"
-"""How the best model's file ends."""
+"""Suffix of the best model's file."""
 
 KEPT = 2
-"""Checkpoints that stay when a new one is on disk."""
+"""Checkpoints to keep, the newest included."""
 
 TENSORS = ("model", "ema", "optimizer", "history", "best", "powers")
-"""The parts of a checkpoint that are files of tensors."""
+"""The files of tensors of a checkpoint."""
 
 OPTIONAL = ("best", "powers")
-"""Those that have no file where they are empty."""
+"""Those without a file if they are empty."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The whole state of a run after `step` steps; everything else is drawn from the seed.
+    """The whole state of a run after `step` steps; all else is drawn from the seed.
 
-    `history` are the losses that the draw of timesteps looks back on, `best` the weights with the
+    `history` has the losses that the draw of timesteps looks back on, `best` the weights with the
     lowest KID so far, `powers` the averages of other lengths.
     """
 
@@ -59,7 +60,7 @@ class Checkpoint:
 
 
 def run_of(model: Path) -> Path:
-    """The run directory of a model file, which may be the best one of its run."""
+    """The run directory of a model file, or of the best model file of a run."""
     own = model.with_suffix(".run")
     if own.exists() or not model.name.endswith(BEST):
         return own
@@ -83,14 +84,14 @@ class RunDirectory:
         self.snapshots = self.path / "ema"
 
     def exists(self) -> bool:
-        """Whether a run began here. A folder with only a lock is what a failed start leaves."""
+        """Whether a run began here; a failed start leaves a folder with a lock alone."""
         return self.config.exists()
 
     def check_free(self, overwrite: bool) -> None:
-        """Refuse to start where a model or a run already is.
+        """Refuse to start where a model or a run exists.
 
         Raises:
-            OutputError: something is there and `overwrite` is false, or it cannot be written.
+            OutputError: one exists and `overwrite` is false, or it cannot be written.
         """
         hint = "Go on with --resume, start again with --overwrite, or choose another -o"
         outputs.check_free(self.model, overwrite, hint=hint)
@@ -111,15 +112,13 @@ class RunDirectory:
 
     def _has_best(self) -> bool:
         """Whether the run that began here writes its best model."""
-        from diffuse_cli.options import read_toml
-
         with contextlib.suppress(UsageError):
             return self.exists() and "eval_every" in read_toml(self.config)
         return False
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the directory's lock; a folder that no run began in goes again at the end.
+        """Hold the directory's lock; remove the folder again if no run began in it.
 
         Raises:
             BusyError: another process holds it.
@@ -133,7 +132,7 @@ class RunDirectory:
                     files.remove(self.cache)
         finally:
             if not self.exists():
-                with contextlib.suppress(OSError):  # another holds it, or something else lies there
+                with contextlib.suppress(OSError):  # another holds it, or it has other files
                     self.path.rmdir()
 
     def _sweep(self) -> None:
@@ -145,7 +144,7 @@ class RunDirectory:
             files.sweep(self.model.parent, self.best.name)
 
     def clear(self) -> None:
-        """Remove an earlier run and its models, but not the lock and the cache of this one."""
+        """Remove an earlier run and its models, but not this run's lock and cache."""
         if self._has_best():
             files.remove(self.best)
         folders = (self.checkpoints, self.previews, self.logs, self.snapshots)
@@ -170,7 +169,7 @@ class RunDirectory:
 
         path = self.checkpoints / f"step-{checkpoint.step:08d}"
         files.write_folder(path, fill)
-        # Newer ones are damaged, or of a course that was left: they must not take a place.
+        # Newer ones are damaged or were left behind: they must not count.
         complete = self._complete()
         here = complete.index(path)
         for old in [*complete[:here], *complete[here + KEPT :]]:
@@ -193,15 +192,15 @@ class RunDirectory:
                 passed.append(f"{files.show(path)} is damaged ({fault}): going back")
                 continue
             state = json.loads((path / "state.json").read_text())
-            # What a manifest verifies is all there; a run of an earlier version has no history.
+            # A verified checkpoint has all of its files; early versions had no history.
             there = {name: path / f"{name}.safetensors" for name in TENSORS}
             tensors = {n: tensorfile.read(p) if p.exists() else {} for n, p in there.items()}
             return Checkpoint(step=state["step"], state=state, **tensors), passed
         return None, passed
 
     def classes(self) -> set[str] | None:
-        """The names of the classes that the run began with, without verifying a checkpoint; None
-        where it has none, or is of a version that did not keep them and wrote no model file."""
+        """The names of the classes that the run began with, from an unverified checkpoint or the
+        model file; None if neither has any."""
         for path in self._complete():
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 state = json.loads((path / "state.json").read_text())
@@ -222,7 +221,7 @@ class RunDirectory:
     # -- metrics -----------------------------------------------------------------------------------
 
     def log(self, **values: Any) -> None:
-        """Add a line to metrics.jsonl, where a number that is not finite is null."""
+        """Add a line to metrics.jsonl; numbers that are not finite become null."""
         plain = {
             name: value if not isinstance(value, float) or math.isfinite(value) else None
             for name, value in values.items()
@@ -230,7 +229,7 @@ class RunDirectory:
         files.append_line(self.metrics, json.dumps(plain))
 
     def rewind_metrics(self, step: int) -> None:
-        """Drop the lines after `step`, and a torn last one: the run goes on from there."""
+        """Drop the lines after `step`, and a torn last line."""
         if not self.metrics.exists():
             return
         kept = []

@@ -1,4 +1,4 @@
-"""What a run will cost: seconds a step, measured on a network that is thrown away."""
+"""Seconds per step, measured on a network that is thrown away, and what follows from them."""
 
 from __future__ import annotations
 
@@ -6,32 +6,31 @@ import dataclasses
 import time
 from collections.abc import Iterator
 from statistics import median
-from typing import TYPE_CHECKING
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.training.configuring import BATCH, batched
-from diffuse_cli.training.preparing import Plan
-from diffuse_cli.training.room import split
+from diffuse_cli.training.memory import split
+from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.trainer import Trainer, warmup_of
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 WARM_UP, SECONDS, LEAST = 3, 5.0, 5
 
 ENOUGH, SMALLEST, TRIAL = 1536, 8, 16
-"""Steps that are enough for larger batches, the smallest batch, and that of the first trial."""
+"""Steps that a run has before its batch grows, the smallest batch, and that of the trial."""
 
 
 def seconds_a_step(plan: Plan, accelerator: Accelerator) -> float:
-    """The median time of a training step on this machine, the slowest process counting."""
+    """The median time of a training step on the slowest process."""
     trainer = Trainer(plan, accelerator)
     for step in range(WARM_UP):
         trainer.step(step)
     began = time.monotonic()
     times: list[float] = []
-    # Several processes must agree on the number of steps: they take the least.
+    # Several processes must agree on the number of steps: they take the fewest.
     while len(times) < LEAST or (
         accelerator.num_processes == 1 and time.monotonic() - began < SECONDS
     ):
@@ -39,17 +38,12 @@ def seconds_a_step(plan: Plan, accelerator: Accelerator) -> float:
         trainer.step(WARM_UP + len(times))
         trainer.wait()
         times.append(time.monotonic() - start)
-    taken = median(times)
     accelerator.free_memory()
-    if accelerator.num_processes > 1:
-        from accelerate.utils import gather_object
-
-        taken = max(gather_object([taken]))
-    return taken
+    return float(max(gather_object([median(times)])))
 
 
 def parted(config: TrainConfig, room: int, processes: int) -> Work[TrainConfig]:
-    """`config`, in parts of at most `room` images, which is said where it was not so."""
+    """`config` in parts of at most `room` images; tells the user if that changes it."""
     done = split(config, room, processes)
     if done.accumulation != config.accumulation:
         yield Notice(
@@ -61,10 +55,10 @@ def parted(config: TrainConfig, room: int, processes: int) -> Work[TrainConfig]:
 
 
 def fill_minutes(plan: Plan, accelerator: Accelerator, room: int) -> tuple[TrainConfig, float]:
-    """The configuration with the steps that fill its minutes, and the seconds a step takes.
+    """The configuration with the steps that fill its minutes, and the seconds per step.
 
-    A batch size that was left open becomes what gives a short run enough steps. At most `room`
-    images are computed at a time.
+    An open batch size is chosen to give a short run enough steps. At most `room` images are
+    computed at a time.
     """
     processes = accelerator.num_processes
     config, minutes = plan.config, plan.config.minutes
@@ -82,7 +76,7 @@ def fill_minutes(plan: Plan, accelerator: Accelerator, room: int) -> tuple[Train
 
 
 def cut_short(config: TrainConfig) -> Iterator[Notice]:
-    """What to say of options that the number of steps leaves less, or nothing, of."""
+    """Notices of options that the number of steps limits."""
     if config.warmup != TrainConfig.warmup and config.warmup > warmup_of(config):
         yield Notice(
             f"--warmup {config.warmup:,} is more than a tenth of {config.steps:,} steps: the "
@@ -93,7 +87,7 @@ def cut_short(config: TrainConfig) -> Iterator[Notice]:
 
 
 def batch_for(images: float, least: int = 1) -> int:
-    """The batch size of a run that sees so many images: the largest power of two with which it has
+    """The batch size of a run that sees `images` images: the largest power of two that leaves it
     `ENOUGH` steps, from `SMALLEST` to `BATCH`.
 
     A short run learns by the number of its steps, a long one by their quality: after 30,000 images

@@ -20,35 +20,29 @@ from diffuse_cli.core.networks import checkpointed
 from diffuse_cli.core.process import spread
 from diffuse_cli.core.timesteps import TIMESTEP_DRAWS, History, choose
 from diffuse_cli.errors import UsageError, lookup
-from diffuse_cli.runtime import (
-    key,
-    out_of_memory,
-    seed_modules,
-    share,
-    training_draws,
-)
+from diffuse_cli.runtime import key, out_of_memory, seed_modules, share, training_draws
 from diffuse_cli.training.batches import Batches
 from diffuse_cli.training.ema import Average, due
 from diffuse_cli.training.objective import Objective, losses_of
+from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.power import Powers
-from diffuse_cli.training.preparing import Plan
 
 Seen = list[tuple[Tensor, Tensor]]
 """Timesteps and their losses, of each forward pass."""
 
 HELD_OUT_IMAGES = 512
-"""At most so many held-out images are measured while training."""
+"""Most held-out images to measure while training."""
 
 HELD_OUT_BATCH = 64
 
 RISE = 10
-"""The learning rate rises during one part in so many of a run, at most."""
+"""Warm-up takes at most 1/RISE of a run."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step did: its mean loss and the gradient's norm, both still on the device, where
-    reading them would wait for the step."""
+    """The mean loss of a step and its gradient's norm, left on the device: reading them would wait
+    for the step."""
 
     loss: Tensor
     grad_norm: Tensor
@@ -74,9 +68,8 @@ class Trainer:
         batches: the images it learns from.
         net, ema, powers, optimizer, history: its state, with `unread`, `bad` and `accumulation`.
         unread: the gradients' norms of the steps since the average last moved.
-        bad: the last so many steps, of those that have been looked at, had a gradient that is not
-            finite.
-        accumulation: forward passes a step; more than configured where memory ran out.
+        bad: how many of the last steps, of those read, had a gradient that is not finite.
+        accumulation: forward passes per step; more than configured if memory ran out.
     """
 
     def __init__(self, plan: Plan, accelerator: Accelerator) -> None:
@@ -116,7 +109,7 @@ class Trainer:
     # -- a step ------------------------------------------------------------------------------------
 
     def step(self, step: int) -> Outcome:
-        """Take the step after `step` steps; where loss or gradient is not finite, change nothing.
+        """Take the step after `step` steps; if loss or gradient is not finite, change nothing.
 
         The norm of such a step is not finite either.
         """
@@ -179,7 +172,7 @@ class Trainer:
         for positions in self.parts(step):
             with accelerator.accumulate(self._prepared):
                 t, plain = self.losses(self.denoiser, step, positions, chances)
-                # However they are drawn, the timesteps count alike.
+                # Each timestep counts the same, however often it is drawn.
                 losses = plain / (len(chances) * chances).to(plain).take(t)
                 seen.append((t, plain.detach()))
                 total += losses.detach().sum()
@@ -191,8 +184,8 @@ class Trainer:
         return total, norm, seen
 
     def parts(self, step: int) -> Iterator[range]:
-        """The positions of the global batch that are this process's, a forward pass at a time, with
-        what modules draw themselves fixed for each."""
+        """This process's positions of the global batch, a forward pass at a time; what modules draw
+        in each is seeded."""
         index = self.accelerator.process_index
         mine = share(self.batch_size, self.accelerator.num_processes, index)
         for micro in range(self.accumulation):
@@ -205,18 +198,18 @@ class Trainer:
         return self._draw.probabilities(self.history)
 
     def wait(self) -> None:
-        """Until the device has done what it was given."""
+        """Wait for the device."""
         if self.device.type != "cpu":
             torch.accelerator.synchronize(self.device)
 
     def _remember(self, seen: Seen) -> None:
-        """Note the losses of the whole batch, in the order of its positions."""
+        """Add the losses of the whole batch to the history, in the order of its positions."""
         own = [(t.tolist(), losses.tolist()) for t, losses in seen]
         for times, losses in gather_object(own):
             self.history.add(times, losses)
 
     def _norm(self) -> Tensor:
-        """The norm of the gradient, which is clipped here where the optimizer does not do it."""
+        """The norm of the gradient; clips it here if the optimizer will not."""
         weights = list(self.net.parameters())
         if self._obeys:
             return get_total_norm([w.grad for w in weights if w.grad is not None])
@@ -226,8 +219,8 @@ class Trainer:
     def _update(self, norm: Tensor) -> None:
         """Move the weights by the clipped gradient, unless it is not finite.
 
-        The optimizer itself is told what to divide by and whether to go, as a gradient scaler tells
-        it: the answers stay on the device, and clipping takes no pass of its own over the gradient.
+        The fused optimizer takes divisor and verdict as from a gradient scaler: both stay on the
+        device, and clipping needs no extra pass over the gradient.
         """
         if self._obeys:
             self.optimizer.optimizer.found_inf = (~norm.isfinite()).float()
@@ -237,7 +230,7 @@ class Trainer:
         self.optimizer.zero_grad()
 
     def _average(self) -> None:
-        """Look at the steps since the last time, and let the average follow those that counted."""
+        """Read the steps since the last time, and let the averages follow those that counted."""
         norms = torch.stack(self.unread).tolist()
         self.unread = []
         for norm in norms:
@@ -278,8 +271,8 @@ class Trainer:
             return self.ema.net(x, t, **cond).float()  # type: ignore[no-any-return]
 
     def held_out_losses(self) -> Tensor | None:
-        """The training loss of the averaged weights on each held-out image, (N,), with the same
-        draws every time; None where nothing is held out."""
+        """The loss of the averaged weights on each held-out image, (N,), with the same draws every
+        time; None if nothing is held out."""
         chosen = self.plan.held_out[:HELD_OUT_IMAGES]
         if len(chosen) == 0:
             return None

@@ -19,7 +19,7 @@ import pytest
 from conftest import environment, write_images
 
 from diffuse_cli import modelfile
-from diffuse_cli.training import fitting, looking
+from diffuse_cli.training import loop
 from diffuse_cli.training.rundir import RunDirectory
 from diffuse_cli.training.trainer import Trainer
 
@@ -88,15 +88,15 @@ def test_a_second_signal_stops_at_once_and_the_last_checkpoint_stands(train, at_
 
 
 def test_a_signal_while_images_are_read_leaves_nothing_behind(train, monkeypatch, tmp_path):
-    from diffuse_cli.training import preparing
+    from diffuse_cli.training import plan
 
     def interrupted(*arguments, **options):
         yield from ()
         signal.raise_signal(signal.SIGINT)
         yield from real(*arguments, **options)
 
-    real = preparing.read_images
-    monkeypatch.setattr(preparing, "read_images", interrupted)
+    real = plan.read_images
+    monkeypatch.setattr(plan, "read_images", interrupted)
     ran = train("--steps", 9, "-q")
     assert ran.code == 130
     assert ran.err.count("\n") == 1
@@ -127,7 +127,7 @@ def test_a_signal_while_the_time_of_a_step_is_measured_ends_it(train, monkeypatc
         signal.raise_signal(number)
         measured.append(True)
 
-    monkeypatch.setattr(fitting, "fill_minutes", slow)
+    monkeypatch.setattr(loop, "fill_minutes", slow)
     ran = train("--minutes", 1, "-q")
     assert (ran.code, measured) == (code, [])
     assert ran.err.count("\n") == 1
@@ -145,7 +145,7 @@ def test_a_look_at_the_model_is_abandoned_and_the_step_saved(train, monkeypatch,
         yield
 
     if where == "draw":
-        monkeypatch.setattr(looking, "draw", interrupted)
+        monkeypatch.setattr("diffuse_cli.training.previews.draw", interrupted)
     else:
         real = Trainer.held_out_losses
         monkeypatch.setattr(Trainer, where, lambda self: [*interrupted()] and real(self))
@@ -207,14 +207,14 @@ def test_compiling_is_abandoned(train, monkeypatch):
         patch.setattr(Trainer, "step", step)
         ran = train("--steps", 4, "--compile", "-q")
     assert (ran.code, finished) == (143, [])
-    assert "at step 0: nothing was done yet" in ran.line
+    assert "at step 0: nothing is lost" in ran.line
     assert "--resume" in ran.line
     assert train("--resume", "--stop-at", 2).code == 0
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", step)
         ran = train("--resume", "-q")
     assert (ran.code, finished) == (143, [])
-    assert "at step 2: its checkpoint stands" in ran.line
+    assert "at step 2: its checkpoint is complete" in ran.line
     assert train("--resume", "-q").code == 0
 
 

@@ -41,7 +41,7 @@ from memory import forget, peak
 
 from diffuse_cli import modelfile
 from diffuse_cli.app import main
-from diffuse_cli.config import Setting
+from diffuse_cli.config import SamplerChoice
 from diffuse_cli.errors import ModelFileError
 
 SECONDS = 20
@@ -57,7 +57,7 @@ def write_model(path: Path) -> bytes:
     line = ["train", images, "--config", str(recipe), "--steps", "2", "-o", str(path), "-q"]
     with contextlib.redirect_stdout(io.StringIO()):
         assert main(line) == 0
-    recommending = dataclasses.replace(modelfile.load(path), sampling=Setting("ddim", 2))
+    recommending = dataclasses.replace(modelfile.load(path), sampling=SamplerChoice("ddim", 2))
     modelfile.save(path, recommending)
     return path.read_bytes()
 

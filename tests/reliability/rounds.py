@@ -37,7 +37,7 @@ import accelerate
 import torch._dynamo  # what a run imports on its way is here for all of them
 from conftest import RECIPE, write_images
 
-import diffuse_cli.training.fitting
+import diffuse_cli.training.loop
 from diffuse_cli import files
 from diffuse_cli.app import main
 from diffuse_cli.training.rundir import RunDirectory
@@ -46,7 +46,7 @@ MODEL = "model.safetensors"
 MADE = ("model*.safetensors", "model.run/ema/*")
 """What a run leaves for whoever uses it."""
 
-IMPORTED = accelerate, torch, diffuse_cli.training.fitting
+IMPORTED = accelerate, torch, diffuse_cli.training.loop
 
 RUN = [
     "--steps", "9", "--save-every", "3", "--preview-every", "5", "--log-every", "2", "--flip",

@@ -13,7 +13,7 @@ from conftest import ROOT
 
 from diffuse_cli import files
 from diffuse_cli.errors import OutputError
-from diffuse_cli.training import saving
+from diffuse_cli.training import checkpoints
 from diffuse_cli.training.rundir import RunDirectory
 
 MODEL = Path("model.safetensors")
@@ -64,7 +64,7 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint(
     train, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """The estimate is left out; the disk fills between the first save and the second."""
-    monkeypatch.setattr(saving, "SPARE", -(2**30))
+    monkeypatch.setattr(checkpoints, "SPARE", -(2**30))
     out = small_disk / "model.safetensors"
     run = RunDirectory(out)
     save = RunDirectory.save
@@ -147,19 +147,19 @@ def test_the_estimate_covers_what_a_run_writes(train, monkeypatch):
     assert used + of_one + files.size_of(MODEL) <= total
     sizes = [p.stat().st_size for p in run.path.rglob("*.safetensors")]
     assert max(sizes) <= largest + 65_536  # a header
-    assert total - saving.SPARE < 2 * (used + of_one)
+    assert total - checkpoints.SPARE < 2 * (used + of_one)
 
 
 @pytest.mark.parametrize("out", ["/proc/model.safetensors", "/sys/model.safetensors"])
 def test_a_place_that_refuses_files_is_refused_before_any_computing(train, monkeypatch, out):
-    monkeypatch.setattr("diffuse_cli.training.fitting.prepare", lambda *a: pytest.fail("read"))
+    monkeypatch.setattr("diffuse_cli.training.loop.prepare", lambda *a: pytest.fail("read"))
     assert train("--steps", 2, "-o", out, "-q").code == 5
 
 
 def test_saving_is_put_off_where_it_would_take_more_than_a_hundredth(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(saving.time, "monotonic", lambda: now[0])
-    pace = saving.Pace(None)
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now[0])
+    pace = checkpoints.Pace(None)
     assert [step for step in range(1, 1200) if pace.due(step)] == [500, 1000]
     with pace.measured():
         now[0] += 2
@@ -167,7 +167,7 @@ def test_saving_is_put_off_where_it_would_take_more_than_a_hundredth(monkeypatch
     assert not pace.due(1500)
     now[0] += 1
     assert pace.due(2000)
-    typed = saving.Pace(3)
+    typed = checkpoints.Pace(3)
     with typed.measured():
         now[0] += 1000
     assert [step for step in range(1, 10) if typed.due(step)] == [3, 6, 9]

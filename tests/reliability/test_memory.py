@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
-from diffuse_cli import runtime
+from diffuse_cli import modelfile, runtime
 from diffuse_cli.config import TrainConfig
+from diffuse_cli.config.training import from_file
 from diffuse_cli.options import from_dict, read_toml
 from diffuse_cli.runtime import out_of_memory
-from diffuse_cli.training.room import SLACK, cost
+from diffuse_cli.training.memory import SLACK, cost
 from diffuse_cli.training.rundir import RunDirectory
 from diffuse_cli.training.trainer import Trainer
 
@@ -126,10 +128,19 @@ def test_memory_of_the_preview_is_no_reason_to_end(train, monkeypatch):
         raise ERRORS[0]
         yield
 
-    monkeypatch.setattr("diffuse_cli.training.looking.draw", full)
+    monkeypatch.setattr("diffuse_cli.training.previews.draw", full)
     ran = train("--steps", 2)
     assert ran.code == 0
     assert "out of memory while drawing the preview" in ran.err
+
+
+def test_a_preview_drawn_in_parts_shows_every_image(train, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("diffuse_cli.training.loop.images_at_a_time", lambda *arguments: 5)
+        assert train("--steps", 1).code == 0
+    in_parts = Image.open(RUN / "previews/step-00000001.png").size
+    assert train("--steps", 1, "--overwrite").code == 0
+    assert Image.open(RUN / "previews/step-00000001.png").size == in_parts
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda e: str(e)[:20] or "MemoryError")
@@ -211,7 +222,8 @@ def test_a_batch_that_does_not_fit_is_split_and_said(train, has, monkeypatch):
         return real(self, denoiser, step, positions, chances)
 
     monkeypatch.setattr(Trainer, "losses", losses)
-    needs = cost(from_dict(TrainConfig, read_toml(Path("whole.run/config.toml"))), "cpu")
+    config = from_dict(TrainConfig, from_file(read_toml(Path("whole.run/config.toml"))))
+    needs = cost(config, modelfile.load("whole.safetensors").blueprint, "cpu")
     has(needs.of(2, SLACK["cpu"]) + 10)
     ran = train("--steps", 4)
     assert ran.code == 0, ran.err

@@ -122,7 +122,7 @@ def test_the_loss_is_that_of_the_training(ema, monkeypatch):
     )
     t = (draws.u.double() * 100).long()
     x0 = torch.from_numpy(images.pixels).float() / 127.5 - 1
-    denoiser = loaded.model.denoiser(loaded.model.network())
+    denoiser = loaded.model.blueprint.denoiser(loaded.model.network())
     snr = denoiser.process.alpha_bars / (1 - denoiser.process.alpha_bars)
     weight = (snr.clamp(max=5) / (snr + 1))[t].float()
     with torch.no_grad():

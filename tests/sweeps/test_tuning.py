@@ -13,7 +13,7 @@ from PIL import Image
 
 from diffuse_cli import modelfile, pictures
 from diffuse_cli.conditioning import Condition
-from diffuse_cli.config import DiffusionConfig, Setting, TuneConfig
+from diffuse_cli.config import DiffusionConfig, SamplerChoice, TuneConfig
 from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.errors import UsageError
 from diffuse_cli.resolving import DrawSettings
@@ -36,7 +36,7 @@ def row(sampler, evaluations, kid, error=0.01, seconds=1.0, guidance=None):
     values = {"kid": kid, "frechet_distance": 1000 - kid}
     if error is not None:
         values["kid_standard_error"] = error
-    return Tried(Setting(sampler, evaluations, guidance), values, seconds, evaluations)
+    return Tried(SamplerChoice(sampler, evaluations, guidance), values, seconds, evaluations)
 
 
 @pytest.mark.parametrize(
@@ -83,9 +83,9 @@ def config(**given):
 
 def test_all_samplers_with_all_steps_that_the_model_can_take():
     found = first_settings(config(), 2.0, 20)
-    assert found == [Setting(s, n, 2.0) for s in SAMPLERS for n in (5, 10, 20)]
+    assert found == [SamplerChoice(s, n, 2.0) for s in SAMPLERS for n in (5, 10, 20)]
     found = first_settings(config(samplers="ddim,heun,ddim", steps="9,3,9"), None, 9)
-    assert found == [Setting(s, n) for s in ("ddim", "heun") for n in (9, 3)]
+    assert found == [SamplerChoice(s, n) for s in ("ddim", "heun") for n in (9, 3)]
     with pytest.raises(UsageError, match="--steps must have one from 1 to 4"):
         first_settings(config(), None, 4)
     with pytest.raises(UsageError, match="--steps must have one from 1 to 9"):
@@ -128,10 +128,10 @@ def test_a_table_of_settings_with_one_recommended_drawn_and_written(tune, diffus
     assert (found["n"], found["real"], found["part"]) == (6, 6, "held-out")
     assert (found["metric"], found["out"], found["plot"]) == ("kid", "new.safetensors", "new.png")
     rows = [
-        Tried(Setting(**r["setting"]), r["values"], r["seconds"], r["evaluations"])
+        Tried(SamplerChoice(**r["setting"]), r["values"], r["seconds"], r["evaluations"])
         for r in found["rows"]
     ]
-    assert Setting(**found["recommended"]) == recommend(rows)
+    assert SamplerChoice(**found["recommended"]) == recommend(rows)
     made, before = modelfile.load("new.safetensors"), modelfile.load(model)
     assert made.sampling == recommend(rows)
     assert all(torch.equal(made.ema[name], before.ema[name]) for name in before.ema)
@@ -220,7 +220,7 @@ def test_the_model_itself_is_replaced_where_it_is_asked_and_a_finished_run_keeps
     assert path.read_bytes() == plain
     assert diffuse(*line, "--overwrite").code == 0
     recommending = path.read_bytes()
-    assert modelfile.load(path).sampling == Setting("ddim", 3)
+    assert modelfile.load(path).sampling == SamplerChoice("ddim", 3)
     assert train("--resume", "--steps", 4, "-q").code == 0
     assert path.read_bytes() == recommending
     assert train("--init", path, "--steps", 2, "-o", "next.safetensors", "-q").code == 0

@@ -12,6 +12,7 @@ import pytest
 from conftest import write_images
 
 from diffuse_cli import files, modelfile
+from diffuse_cli.core import Conditions
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
 EMBEDDING = "class_embedding.weight"
@@ -81,7 +82,7 @@ def test_images_moved_between_classes_are_refused(run, data, stopped, flags):
     (data / "light/001.png").rename(data / "dark/001.png")
     ran = run("--resume", *flags)
     assert ran.code == 2
-    assert "lie in other class folders than when this run began: those of dark, light" in ran.err
+    assert "lie in other class folders than when this run began: dark, light changed" in ran.err
 
 
 def test_images_renamed_within_their_class_are_the_same(run, data, stopped):
@@ -114,7 +115,7 @@ def test_a_checkpoint_of_an_earlier_version_resumes(run, data, stopped):
     MODEL.unlink()
     ran = run("--resume", "--strict")
     assert ran.code == 0
-    assert "going on from step 2" in ran.err
+    assert "resuming from step 2" in ran.err
     assert set(state_of()[1]["classes"]) == {"dark", "light"}
 
 
@@ -134,8 +135,8 @@ def test_init_takes_the_classes_over_by_name(diffuse, data, conditional):
     (data / "dark").rename(data / "z_dark")
     ran = diffuse("train", data, "--init", conditional, *STILL)
     assert ran.code == 0
-    assert "1 of 2 classes are taken over from" in ran.err
-    assert "by name: light; 1 begin anew: z_dark" in ran.err
+    assert "1 of 2 classes are taken from" in ran.err
+    assert "by name: light; 1 start from scratch: z_dark" in ran.err
     before, after = (modelfile.load(path).ema for path in (conditional, MODEL))
     _, light, none = before[EMBEDDING]
     assert after[EMBEDDING][0].equal(light)
@@ -154,24 +155,32 @@ def test_init_on_the_same_classes_says_nothing(diffuse, data, conditional):
     assert "classes are taken" not in diffuse("train", data, "--init", conditional, *STILL).err
 
 
+def of_classes(model, *names):
+    """The model with other names for its classes."""
+    conditions = Conditions(classes=names)
+    return replace(model, blueprint=replace(model.blueprint, conditions=conditions))
+
+
 def test_init_of_classes_in_another_order_puts_them_in_order(diffuse, data, conditional):
     model = modelfile.load(conditional)
-    modelfile.save(Path("turned.safetensors"), replace(model, classes=("light", "dark")))
+    modelfile.save(Path("turned.safetensors"), of_classes(model, "light", "dark"))
     ran = diffuse("train", data, "--init", "turned.safetensors", *STILL)
-    assert "2 of 2 classes are taken over from turned.safetensors by name: dark, light\n" in ran.err
+    assert "2 of 2 classes are taken from turned.safetensors by name: dark, light\n" in ran.err
     turned = modelfile.load(MODEL).ema[EMBEDDING]
     assert turned.equal(model.ema[EMBEDDING][[1, 0, 2]])
 
 
 def test_classes_of_a_converted_model_without_names_keep_their_places(diffuse, data, conditional):
     model = modelfile.load(conditional)
-    modelfile.save(Path("numbers.safetensors"), replace(model, classes=("0", "1"), data={}))
+    modelfile.save(Path("numbers.safetensors"), replace(of_classes(model, "0", "1"), data={}))
     ran = diffuse("train", data, "--init", "numbers.safetensors", *STILL)
-    assert "have no names: they are taken over in the order of the folders, dark, light" in ran.err
+    assert "have no names: they are taken in the order of the folders, dark, light" in ran.err
     assert modelfile.load(MODEL).ema[EMBEDDING].equal(model.ema[EMBEDDING])
-    modelfile.save(Path("digits.safetensors"), replace(model, classes=("0", "1")))
+    modelfile.save(Path("digits.safetensors"), of_classes(model, "0", "1"))
     ran = diffuse("train", data, "--init", "digits.safetensors", *STILL, "-o", "next.safetensors")
-    assert "0 of 2 classes are taken over from digits.safetensors by name; 2 begin anew" in ran.err
+    assert (
+        "0 of 2 classes are taken from digits.safetensors by name; 2 start from scratch" in ran.err
+    )
 
 
 def test_init_begun_again_without_a_checkpoint_has_the_same_rows(diffuse, data, conditional):
@@ -201,7 +210,7 @@ def test_another_target_than_that_of_init_is_a_warning(diffuse, data, model):
     ran = diffuse("train", data, "--init", model, "--target", "eps", *STILL)
     assert ran.code == 0
     assert said in ran.err
-    assert "predicts v: what its network puts out must be learned anew" in ran.err
+    assert "predicts v: its output layer must be learned again" in ran.err
     assert said not in diffuse("train", data, "--init", model, *STILL, "-o", "b.safetensors").err
 
 
@@ -213,6 +222,6 @@ def test_colour_images_that_become_grey_are_counted(diffuse, data, model):
     ran = diffuse("train", data, "--init", model, *STILL)
     assert ran.code == 0
     assert "7 images in colour, read as grey" in ran.err
-    assert tomllib.loads((RUN / "config.toml").read_text())["unet"]["channels"] == 1
+    assert tomllib.loads((RUN / "config.toml").read_text())["channels"] == 1
     ran = diffuse("train", data, "--steps", 1, "-o", "colour.safetensors")
     assert "read as grey" not in ran.err

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffuse_cli.training.overfitting import Look, Overfitting, risen
+from diffuse_cli.training.overfitting import HeldOut, Overfitting, risen
 from diffuse_cli.training.rundir import RunDirectory
 from diffuse_cli.training.trainer import Trainer
 
@@ -21,10 +21,10 @@ def at(step, rise, training, spread=0.01, count=100):
     """A look at which each image's loss has risen by `rise`, give or take."""
     changes = DRAW.normal(0, 1, 100)
     changes = rise + spread * (changes - changes.mean()) / changes.std(ddof=1)
-    return Look(step, tuple((EACH + changes)[:count]), training)
+    return HeldOut(step, tuple((EACH + changes)[:count]), training)
 
 
-BASE = Look(10, tuple(EACH), 1.0)
+BASE = HeldOut(10, tuple(EACH), 1.0)
 
 
 def test_a_rise_is_measured_image_by_image():
@@ -38,12 +38,12 @@ def test_a_rise_counts_only_while_the_training_loss_falls():
     assert not risen(BASE, at(20, 0.1, 1.0))
     assert not risen(BASE, at(20, 0.1, 1.1))
     assert not risen(BASE, at(20, 0.1, None))
-    assert not risen(Look(10, BASE.losses, None), at(20, 0.1, 0.9))
+    assert not risen(HeldOut(10, BASE.losses, None), at(20, 0.1, 0.9))
 
 
 def test_too_few_images_say_nothing():
-    assert not risen(Look(10, BASE.losses[:7], 1.0), at(20, 0.1, 0.9, count=7))
-    assert risen(Look(10, BASE.losses[:8], 1.0), at(20, 0.1, 0.9, count=8))
+    assert not risen(HeldOut(10, BASE.losses[:7], 1.0), at(20, 0.1, 0.9, count=7))
+    assert risen(HeldOut(10, BASE.losses[:8], 1.0), at(20, 0.1, 0.9, count=8))
 
 
 def told(looks):

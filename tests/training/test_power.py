@@ -13,14 +13,14 @@ import torch
 from torch import nn
 
 from diffuse_cli import files, tensorfile
-from diffuse_cli.training import power, saving
+from diffuse_cli.training import checkpoints, power
 from diffuse_cli.training.power import (
     KEPT_LENGTHS,
     Powers,
     Profile,
     combine,
-    fit,
     gamma_of,
+    nearest,
     read_snapshot,
     save_snapshot,
     snapshot_due,
@@ -145,7 +145,7 @@ def test_the_fit_is_the_least_squares_of_profiles_on_a_grid():
     wanted = Profile(gamma_of(0.13), 100)
     aim = (wanted.gamma + 1) * (x / 100) ** wanted.gamma / 100
     expected, *_ = np.linalg.lstsq(np.stack(columns, 1), aim, rcond=None)
-    found = fit(profiles_of(due), wanted)
+    found = nearest(profiles_of(due), wanted)
     assert found.coefficients == pytest.approx(expected, abs=2e-3)
     left = aim - np.stack(columns, 1) @ found.coefficients
     error = np.linalg.norm(left) / np.linalg.norm(aim)
@@ -155,7 +155,7 @@ def test_the_fit_is_the_least_squares_of_profiles_on_a_grid():
 @pytest.mark.parametrize("length", KEPT_LENGTHS)
 def test_a_length_that_was_kept_is_itself(length):
     due = due_of(1000, 24)
-    found = fit(profiles_of(due), Profile(gamma_of(length), 1000))
+    found = nearest(profiles_of(due), Profile(gamma_of(length), 1000))
     expected = np.zeros(2 * len(due))
     expected[-2 + KEPT_LENGTHS.index(length)] = 1
     assert found.coefficients == pytest.approx(expected, abs=1e-6)
@@ -186,7 +186,7 @@ def test_a_length_made_afterwards_equals_the_one_averaged_directly(
             )
     given = [read_snapshot(path) for _, path in snapshots(tmp_path)]
     profiles = [p for s in given for p in s.profiles.values()]
-    found = fit(profiles, Profile(gamma_of(length), steps))
+    found = nearest(profiles, Profile(gamma_of(length), steps))
     [made] = combine(given, [found])
     expected = averaged(values, [length])[length]
     spread = 0.3 * math.sqrt(Profile(gamma_of(length), steps).dot(Profile(gamma_of(length), steps)))
@@ -293,9 +293,9 @@ def test_the_estimate_of_disk_covers_them(train, monkeypatch):
     assert used + of_one + files.size_of(MODEL) <= total
     sizes = [p.stat().st_size for p in run.path.rglob("*.safetensors")]
     headers = 16_384 * (len(sizes) + 2 * 5)
-    assert sum(sizes) + of_one + 2 * files.size_of(MODEL) <= total - saving.SPARE + headers
+    assert sum(sizes) + of_one + 2 * files.size_of(MODEL) <= total - checkpoints.SPARE + headers
     assert max(sizes) <= largest + 65_536
-    assert total - saving.SPARE < 2 * (used + of_one)
+    assert total - checkpoints.SPARE < 2 * (used + of_one)
 
 
 def test_the_estimate_of_memory_covers_them(train, monkeypatch):

@@ -14,7 +14,7 @@ from conftest import write_images
 
 from diffuse_cli import modelfile
 from diffuse_cli.metrics import kid
-from diffuse_cli.training import evaluating, fitting, watching
+from diffuse_cli.training import loop, monitor, validation
 from diffuse_cli.training.rundir import RunDirectory
 from diffuse_cli.training.trainer import Trainer
 
@@ -36,7 +36,7 @@ def course(monkeypatch):
         asked.append(step)
         return {"kid": KIDS.get(step, 1.0), "kid_standard_error": 0.01}
 
-    monkeypatch.setattr(watching.Watch, "_measure", measure)
+    monkeypatch.setattr(monitor.Monitor, "_measure", measure)
     return asked
 
 
@@ -68,13 +68,13 @@ def test_an_evaluation_touches_nothing(train, whole):
 def test_the_kid_is_that_of_drawn_images_against_held_out_ones(diffuse, train, images, monkeypatch):
     """The same number from images that `sample` draws from the model file, and from features."""
     seen = {}
-    real = evaluating.extract
+    real = validation.extract
 
     def noting(network, pixels):
         seen[len(pixels)] = network, pixels
         return real(network, pixels)
 
-    monkeypatch.setattr(evaluating, "extract", noting)
+    monkeypatch.setattr(validation, "extract", noting)
     train("--steps", 10, "--eval-every", 10, "--eval-images", 9)
     assert diffuse("sample", BEST, "-n", 9, "-o", "drawn").code == 0
     from PIL import Image
@@ -93,9 +93,9 @@ def test_the_kid_is_that_of_drawn_images_against_held_out_ones(diffuse, train, i
 
 def test_real_features_are_computed_once(train, monkeypatch):
     computed = []
-    real = evaluating.extract
+    real = validation.extract
     monkeypatch.setattr(
-        evaluating, "extract", lambda n, pixels: computed.append(len(pixels)) or real(n, pixels)
+        validation, "extract", lambda n, pixels: computed.append(len(pixels)) or real(n, pixels)
     )
     train("--steps", 6, "--eval-every", 2, "--eval-images", 5)
     assert computed == [6, 5, 5, 5]
@@ -133,7 +133,7 @@ def test_out_of_memory_leaves_an_evaluation_out(train, monkeypatch):
         yield from ()
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(evaluating.Evaluator, "kid", full)
+    monkeypatch.setattr(validation.Validator, "kid", full)
     ran = train("--steps", 5, *EVAL)
     assert ran.code == 0
     assert "out of memory while evaluating: it is left out" in ran.err
@@ -226,7 +226,7 @@ def test_a_finished_run_writes_a_missing_best_model_again(train, course, monkeyp
 def test_a_signal_abandons_an_evaluation_which_is_made_up_for(train, course, monkeypatch, at):
     """At the last step, too, where nothing else is left to do."""
     train("--steps", 15, *EVAL, "-o", "whole.safetensors")
-    real, finished = watching.Watch._measure, []
+    real, finished = monitor.Monitor._measure, []
 
     def interrupted(self):
         if self.trainer.ema.updates == at and not finished:
@@ -235,7 +235,7 @@ def test_a_signal_abandons_an_evaluation_which_is_made_up_for(train, course, mon
         return (yield from real(self))
 
     with monkeypatch.context() as patch:
-        patch.setattr(watching.Watch, "_measure", interrupted)
+        patch.setattr(monitor.Monitor, "_measure", interrupted)
         ran = train("--steps", 15, *EVAL, "-q")
         assert ran.code == 143
         assert f"at step {at}: checkpoint saved" in ran.line
@@ -243,7 +243,7 @@ def test_a_signal_abandons_an_evaluation_which_is_made_up_for(train, course, mon
         assert at not in kids()
         ran = train("--resume", "-q")
         assert ran.code == 143
-        assert f"at step {at}: its checkpoint stands" in ran.line
+        assert f"at step {at}: its checkpoint is complete" in ran.line
     assert train("--resume").code == 0
     assert BEST.read_bytes() == Path("whole.best.safetensors").read_bytes()
     assert MODEL.read_bytes() == Path("whole.safetensors").read_bytes()
@@ -297,7 +297,7 @@ def test_a_number_of_images_needs_evaluations(train):
 
 
 def test_a_run_without_evaluations_keeps_nothing_of_them(train, monkeypatch):
-    monkeypatch.setattr(evaluating.Evaluator, "__init__", lambda *a: pytest.fail("made"))
+    monkeypatch.setattr(validation.Validator, "__init__", lambda *a: pytest.fail("made"))
     assert train("--steps", 4, "--json").json["best"] is None
     assert "eval" not in (RUN / "config.toml").read_text()
     [newest] = (RUN / "checkpoints").iterdir()
@@ -307,7 +307,7 @@ def test_a_run_without_evaluations_keeps_nothing_of_them(train, monkeypatch):
 
 def test_the_estimate_of_disk_covers_best_models(train, course, monkeypatch):
     from diffuse_cli import files
-    from diffuse_cli.training import saving
+    from diffuse_cli.training import checkpoints
 
     asked = []
     monkeypatch.setattr(files, "check_room", lambda folder, *sizes: asked.append(sizes))
@@ -320,8 +320,8 @@ def test_the_estimate_of_disk_covers_best_models(train, course, monkeypatch):
     assert used + of_one + models <= total
     sizes = [p.stat().st_size for p in run.path.rglob("*.safetensors")]
     headers = 32_768 * (len(sizes) + 2 * 5)
-    assert sum(sizes) + of_one + 2 * models <= total - saving.SPARE + headers
-    assert total - saving.SPARE < 2 * (used + of_one)
+    assert sum(sizes) + of_one + 2 * models <= total - checkpoints.SPARE + headers
+    assert total - checkpoints.SPARE < 2 * (used + of_one)
 
 
 def test_what_is_logged_goes_to_trackers_too(train, course, monkeypatch):
@@ -332,6 +332,6 @@ def test_what_is_logged_goes_to_trackers_too(train, course, monkeypatch):
     monkeypatch.setattr(
         Accelerator, "log", lambda self, values, **k: seen.append(values) or real(self, values, **k)
     )
-    monkeypatch.setattr(fitting._Run, "_init_trackers", lambda self: None)
+    monkeypatch.setattr(loop._Run, "_init_trackers", lambda self: None)
     assert train("--steps", 5, *EVAL, "--log", "tensorboard").code == 0
     assert {"kid": 0.9, "kid_standard_error": 0.01} in seen

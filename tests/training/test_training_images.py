@@ -15,7 +15,7 @@ from PIL import Image
 
 import diffuse_cli
 from diffuse_cli.data import reading
-from diffuse_cli.training import preparing
+from diffuse_cli.training import plan
 from diffuse_cli.training.trainer import Trainer
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
@@ -150,7 +150,7 @@ def test_a_run_goes_on_without_its_images(run, folder, whole, monkeypatch, mappe
 
     monkeypatch.setattr(Trainer, "step", step)
     if mapped:
-        monkeypatch.setattr(preparing, "memory", lambda: 0)
+        monkeypatch.setattr(plan, "memory", lambda: 0)
     ran = run("--steps", 40, "--preview-every", 20)
     assert ran.code == 0, ran.err
     assert seen == [mapped]
@@ -234,7 +234,7 @@ def test_resume_takes_the_newest_step_whatever_its_date(run):
     for name, date in zip(names, (2e9, 1e9), strict=True):
         for path in [RUN / "checkpoints" / name, *(RUN / "checkpoints" / name).iterdir()]:
             os.utime(path, (date, date))
-    assert "going on from step 4" in run("--resume").err
+    assert "resuming from step 4" in run("--resume").err
 
 
 def test_images_from_the_future_are_images(diffuse, recipe, tmp_path):

@@ -18,7 +18,7 @@ from diffuse_cli.errors import UsageError
 from diffuse_cli.options import from_dict, to_toml
 from diffuse_cli.presets import PRESETS
 from diffuse_cli.training.configuring import batched, complete, configure, rate_at
-from diffuse_cli.training.room import bytes_kept
+from diffuse_cli.training.memory import bytes_kept
 from diffuse_cli.training.rundir import RunDirectory
 from diffuse_cli.training.timing import batch_for, fill_minutes
 

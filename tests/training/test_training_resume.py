@@ -73,7 +73,7 @@ def test_stopped_and_resumed_equals_one_go(train, recipe, options, stop):
     half = MODEL.read_bytes()
     ran = train(*options.split(), "--resume", "--log-every", 1)
     assert ran.code == 0
-    assert f"going on from step {stop}" in ran.err
+    assert f"resuming from step {stop}" in ran.err
     assert MODEL.read_bytes() == WHOLE.read_bytes() != half
     last = int(options.split()[1])
     assert steps_of() == list(range(1, last + 1))
@@ -161,7 +161,7 @@ def test_a_damaged_checkpoint_falls_back_and_says_so(train, name):
     ran = train(*options, "--resume")
     assert ran.code == 0
     assert "step-00000008 is damaged" in ran.err
-    assert "going on from step 6" in ran.err
+    assert "resuming from step 6" in ran.err
     assert MODEL.read_bytes() == WHOLE.read_bytes()
     assert steps_of() == list(range(1, 13))
 
@@ -314,7 +314,7 @@ def test_a_model_that_no_checkpoint_leads_to_is_not_replaced(train, lost):
     for flag in ("--resume", "--auto-resume"):
         ran = train("--steps", 4, flag)
         assert ran.code == 5
-        assert "model.safetensors stands, and no complete checkpoint in model.run leads" in ran.err
+        assert "model.safetensors exists, but model.run has no complete checkpoint" in ran.err
         assert "--init model.safetensors" in ran.err
         assert [path.read_bytes() for path in kept] == before
     MODEL.unlink()
@@ -328,11 +328,11 @@ def test_no_run_to_resume_is_refused_with_those_that_are_there(train, stopped):
     before = sorted(Path().iterdir())
     ran = train("--steps", 3, "--resume", "-o", "modle.safetensors", "-q")
     assert ran.code == 5
-    assert "there is no run modle.run to go on with. Did you mean 'model'?" in ran.line
+    assert "there is no run modle.run to resume. Did you mean 'model'?" in ran.line
     assert "--auto-resume" in ran.line
     ran = train("--steps", 3, "--resume", "-o", "far/from.safetensors", "-q")
     assert ran.code == 5
-    assert "there is no run far/from.run to go on with. To begin one" in ran.line
+    assert "there is no run far/from.run to resume. To begin one" in ran.line
     assert sorted(Path().iterdir()) == before
 
 
@@ -344,7 +344,7 @@ def test_auto_resume_begins_where_there_is_nothing_and_goes_on_where_there_is(tr
     assert "starting at step 0" in ran.err
     ran = train(*line)
     assert ran.code == 0
-    assert "going on from step 3" in ran.err
+    assert "resuming from step 3" in ran.err
     train("--steps", 7, "-o", WHOLE)
     assert MODEL.read_bytes() == WHOLE.read_bytes()
     assert train(*line).code == 0

@@ -313,12 +313,12 @@ def test_a_short_run_samples_from_sensible_averaged_weights(images, recipe, tmp_
     model = modelfile.load(out)
     pixels = finish(read_images(str(images), workers=1)).stored
     x0 = torch.from_numpy(pixels).float().repeat(4, 1, 1, 1) / 127.5 - 1
-    t = torch.arange(len(x0)) * 37 % model.diffusion.num_timesteps
+    t = torch.arange(len(x0)) * 37 % model.blueprint.diffusion.num_timesteps
     noise = draw_noise(5, "test", shape=x0.shape)
     found = {}
     with torch.no_grad():
         for name in ("ema", "raw"):
-            denoiser = model.denoiser(model.network(name))
+            denoiser = model.blueprint.denoiser(model.network(name))
             found[name] = float(simple(denoiser, x0, t, noise).mean())
     assert found["ema"] <= found["raw"] * 1.05
     assert found["ema"] < 0.5

@@ -7,38 +7,42 @@ import dataclasses
 import shlex
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 
-from diffuse_cli import files, modelfile
+from diffuse_cli import files
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.training import to_file
 from diffuse_cli.core.networks import count_parameters
 from diffuse_cli.errors import DiffuseError, Interrupted, OutputError, Terminated, UsageError
 from diffuse_cli.events import Notice, Stop, Work, until
-from diffuse_cli.options import options, to_toml
+from diffuse_cli.options import options, read_toml, to_toml
 from diffuse_cli.runtime import machine, rank, resolve_precision
+from diffuse_cli.training.checkpoints import (
+    Pace,
+    bring_up_to_date,
+    check_room,
+    checkpoint_of,
+    model_of,
+    restore,
+)
 from diffuse_cli.training.diagnosing import PATIENCE, diverged
-from diffuse_cli.training.power import rewind_snapshots, save_snapshot, snapshot_due
-from diffuse_cli.training.preparing import (
+from diffuse_cli.training.memory import images_at_a_time
+from diffuse_cli.training.monitor import Monitor
+from diffuse_cli.training.plan import (
     Plan,
     check_batch,
     check_fingerprint,
     first_weights,
     prepare,
 )
+from diffuse_cli.training.power import rewind_snapshots, save_snapshot, snapshot_due
 from diffuse_cli.training.reports import Meter, Step, Trained
-from diffuse_cli.training.room import images_at_a_time
 from diffuse_cli.training.rundir import Checkpoint, RunDirectory
-from diffuse_cli.training.saving import Pace, check_room, model_of
-from diffuse_cli.training.state import checkpoint_of, restore
 from diffuse_cli.training.timing import cut_short, fill_minutes, parted
 from diffuse_cli.training.trainer import Outcome, Trainer, lr_at
-from diffuse_cli.training.watching import Watch
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 def fit(
@@ -46,19 +50,19 @@ def fit(
 ) -> Work[Trained | None]:
     """Train a model and write its file.
 
-    Yields `Progress` and `Notice` while it prepares, then a `Step` for every step, with `Looked`
-    and `Evaluated` between them.
+    Yields `Progress` and `Notice` while it prepares, then a `Step` for every step, with `Previewed`
+    and `Validated` between them.
 
     Args:
-        config: what was asked for; it is completed from the data and the machine.
-        stop: asked after every step; an error it returns ends the run with a checkpoint.
-        debug: where training diverges, find the module that was not finite.
+        config: completed here from the data and the machine.
+        stop: asked after every step; an error from it ends the run with a checkpoint.
+        debug: if training diverges, find the module that was not finite.
 
     Returns:
         `Trained`, or None on every process but the first.
 
     Raises:
-        DiffuseError: of the kind that fits; nothing that stood before is lost.
+        DiffuseError: of any kind; earlier files stay.
     """
     run = RunDirectory(config.out)
     stop = stop or Stop()
@@ -79,7 +83,7 @@ def fit(
 
 @contextlib.contextmanager
 def _holding(run: RunDirectory, config: TrainConfig) -> Iterator[None]:
-    """The lock first: where another run is under way, that is the answer."""
+    """Lock first: if another run is under way, that is the error to show."""
     with run.held():
         if not config.goes_on:
             run.check_free(config.overwrite)
@@ -89,7 +93,7 @@ def _holding(run: RunDirectory, config: TrainConfig) -> Iterator[None]:
 
 
 class _Run:
-    """A run under way: when to log, look, save and stop."""
+    """A run under way: when to log, measure, save and stop."""
 
     def __init__(
         self, plan: Plan, accelerator: Accelerator, run: RunDirectory, stop: Stop, debug: bool
@@ -102,7 +106,7 @@ class _Run:
         self.plan = dataclasses.replace(plan, room=min(plan.room, self.room))
 
     def work(self) -> Work[Trained | None]:
-        """Start or go on, step until the end, and write the model file."""
+        """Start or resume, step to the end, and write the model file."""
         began = time.monotonic()
         checkpoint = yield from self._checkpoint()
         if checkpoint is None and self.plan.config.goes_on:
@@ -114,33 +118,32 @@ class _Run:
         config = yield from self._fix_steps(start)
         self.plan = dataclasses.replace(self.plan, config=config)
         trainer = Trainer(self.plan, self.accelerator)
-        watch = Watch(trainer, self.run, self.stop)
+        monitor = Monitor(trainer, self.run, self.stop)
         if checkpoint:
             restore(trainer, checkpoint)
-            yield from watch.restore(checkpoint)
+            yield from monitor.restore(checkpoint)
         if self.main:
-            yield from watch.begin()
+            yield from monitor.begin()
         self._begin(start)
         if self.main:
-            watch.settle()
+            monitor.settle()
         end = min(config.steps, config.stop_at or config.steps)
-        if start < end or watch.due(start, end):
+        if start < end or monitor.due(start, end):
             self._init_trackers()
-            yield from self._steps(trainer, watch, start, end)
+            yield from self._steps(trainer, monitor, start, end)
         last = max(start, end)
         if self.main:
-            watch.settle()
+            monitor.settle()
             raw = trainer.net.state_dict() if config.keep_raw else None
             model = model_of(self.plan, last, trainer.ema.net.state_dict(), raw)
-            if not modelfile.holds(self.run.model, model):
-                modelfile.save(self.run.model, model)
+            bring_up_to_date(self.run.model, model)
         self.accelerator.wait_for_everyone()
-        return self._result(trainer, watch, last, time.monotonic() - began)
+        return self._result(trainer, monitor, last, time.monotonic() - began)
 
     # -- before ------------------------------------------------------------------------------------
 
     def _checkpoint(self) -> Work[Checkpoint | None]:
-        """The checkpoint to go on from, or None, said either way."""
+        """The checkpoint to go on from, or None; tells the user which."""
         config = self.plan.config
         if not config.goes_on:
             return None
@@ -150,8 +153,8 @@ class _Run:
         if checkpoint is None:
             if self.run.model.exists():
                 raise OutputError(
-                    f"{files.show(self.run.model)} stands, and no complete checkpoint in "
-                    f"{files.show(self.run.path)} leads to it",
+                    f"{files.show(self.run.model)} exists, but {files.show(self.run.path)} has no "
+                    "complete checkpoint",
                     f"Start from its weights: --init {files.show(self.run.model)} -o "
                     "another.safetensors",
                 )
@@ -160,13 +163,13 @@ class _Run:
             )
             return None
         yield from check_fingerprint(self.plan, checkpoint.state)
-        yield Notice(f"going on from step {checkpoint.step:,} of {files.show(self.run.path)}")
+        yield Notice(f"resuming from step {checkpoint.step:,} of {files.show(self.run.path)}")
         if config.steps < checkpoint.step:
             raise UsageError(f"--steps {config.steps}: step {checkpoint.step} is done already")
         return checkpoint
 
     def _fix_steps(self, start: int) -> Work[TrainConfig]:
-        """The configuration with its steps decided: --minutes measures, --resume may extend."""
+        """The configuration with its steps fixed: --minutes measures, --resume may extend."""
         config = self.plan.config
         if config.minutes is not None:
             yield Notice("measuring the time of a step")
@@ -178,8 +181,6 @@ class _Run:
             )
         config = yield from parted(config, self.room, self.accelerator.num_processes)
         if start and self.run.exists():
-            from diffuse_cli.options import read_toml
-
             before = read_toml(self.run.config).get("steps")
             if before != config.steps:
                 yield Notice(
@@ -190,7 +191,7 @@ class _Run:
         return config
 
     def _begin(self, start: int) -> None:
-        """Make the run directory say what is under way."""
+        """Prepare the run directory for the steps from `start` on."""
         if self.main:
             if self.plan.config.overwrite:
                 self.run.clear()
@@ -210,15 +211,15 @@ class _Run:
 
     # -- the loop ----------------------------------------------------------------------------------
 
-    def _steps(self, trainer: Trainer, watch: Watch, start: int, end: int) -> Work[None]:
+    def _steps(self, trainer: Trainer, monitor: Monitor, start: int, end: int) -> Work[None]:
         config = self.plan.config
-        if watch.due(start, end):
+        if monitor.due(start, end):
             if self.main:
-                yield from watch.work(start, end)
+                yield from monitor.work(start, end)
                 if start >= end:
-                    self.run.save(checkpoint_of(trainer, start, watch))
+                    self.run.save(checkpoint_of(trainer, start, monitor))
             if error := self._stopping():
-                raise self._ended(error, start, "its checkpoint stands")
+                raise self._ended(error, start, "its checkpoint is complete")
         meter, pace = Meter(trainer.batch_size), Pace(config.save_every)
         for step in range(start, end):
             outcome = yield from self._step(trainer, step, start)
@@ -228,32 +229,32 @@ class _Run:
             meter.add(outcome.loss)
             if done % config.log_every == 0 or done == end:
                 yield self._log(done, meter, float(outcome.grad_norm), lr_at(config, step))
-                watch.logged(self.loss)
+                monitor.logged(self.loss)
             else:
                 yield Step(done, config.steps)
             self._snapshot(trainer, done)
             error = self._stopping()
-            if error is None and watch.due(done, end):
+            if error is None and monitor.due(done, end):
                 if self.main:
-                    yield from watch.work(done, end)
+                    yield from monitor.work(done, end)
                 meter.pause()
                 error = self._stopping()
             if self.main and (error or pace.due(done) or done == end):
                 with pace.measured():
-                    self.run.save(checkpoint_of(trainer, done, watch))
+                    self.run.save(checkpoint_of(trainer, done, monitor))
                 meter.pause()
             if error:
                 raise self._ended(error, done, "checkpoint saved")
 
     def _step(self, trainer: Trainer, step: int, start: int) -> Work[Outcome]:
-        """A step. The first one may be long in compiling, which holds no state."""
+        """A step; a signal ends the first one at once if it compiles, which takes long."""
         parts = trainer.accumulation
         if self.plan.config.compile and step == start:
             try:
                 with self.stop.at_once():
                     outcome = trainer.step(step)
             except (Interrupted, Terminated) as error:
-                kept = "nothing was done yet" if start == 0 else "its checkpoint stands"
+                kept = "nothing is lost" if start == 0 else "its checkpoint is complete"
                 raise self._ended(error, start, kept) from error
         else:
             outcome = trainer.step(step)
@@ -266,7 +267,7 @@ class _Run:
         return outcome
 
     def _snapshot(self, trainer: Trainer, done: int) -> None:
-        """Save the averages of other lengths where that is due."""
+        """Save the averages of other lengths when due."""
         steps, count = self.plan.config.steps, self.plan.config.ema_lengths
         if self.main and trainer.powers and count and snapshot_due(done, steps, count):
             save_snapshot(self.run.snapshots, trainer.powers, done, steps, count)
@@ -278,12 +279,10 @@ class _Run:
         )
 
     def _stopping(self) -> DiffuseError | None:
-        """The same answer on every process: they stop after the same step."""
+        """The error to stop with, the same on every process: all stop after the same step."""
         error = self.stop()
         if self.accelerator.num_processes == 1:
             return error
-        from accelerate.utils import gather_object
-
         asked = torch.tensor(float(error is not None), device=self.accelerator.device)
         if not float(self.accelerator.reduce(asked, "sum")):
             return None
@@ -301,7 +300,9 @@ class _Run:
 
     # -- after -------------------------------------------------------------------------------------
 
-    def _result(self, trainer: Trainer, watch: Watch, step: int, seconds: float) -> Trained | None:
+    def _result(
+        self, trainer: Trainer, monitor: Monitor, step: int, seconds: float
+    ) -> Trained | None:
         if not self.main:
             return None
         return Trained(
@@ -310,10 +311,10 @@ class _Run:
             step=step,
             steps=self.plan.config.steps,
             loss=self.loss,
-            held_out_loss=watch.held_out_loss,
+            held_out_loss=monitor.held_out_loss,
             parameters=count_parameters(trainer.net),
             images=len(self.plan.images),
             processes=self.accelerator.num_processes,
             seconds=round(seconds, 3),
-            best=watch.found(),
+            best=monitor.found(),
         )

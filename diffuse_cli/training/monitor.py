@@ -1,7 +1,7 @@
-"""What a run measures of its averaged weights on the way: looks, evaluations, the best model.
+"""What a run measures of its averaged weights: held-out loss, previews, KID, the best model.
 
-Nothing of it touches the training. What is remembered is state: a run that is resumed goes on
-comparing with the same best, and what was abandoned for a signal is made up for.
+Measuring does not touch the training. What it found is part of a checkpoint: a resumed run compares
+with the same best, and measures again what a signal cut off.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from diffuse_cli import files, modelfile
 from diffuse_cli.errors import Interrupted, Terminated
 from diffuse_cli.events import Notice, Stop, Work, until
 from diffuse_cli.runtime import out_of_memory
-from diffuse_cli.training.evaluating import IMAGES, Best, Evaluator, best_of
-from diffuse_cli.training.looking import look
-from diffuse_cli.training.overfitting import Look, Overfitting
-from diffuse_cli.training.reports import Evaluated
+from diffuse_cli.training.checkpoints import bring_up_to_date, model_of
+from diffuse_cli.training.overfitting import HeldOut, Overfitting
+from diffuse_cli.training.previews import write_preview
+from diffuse_cli.training.reports import Previewed, Validated
 from diffuse_cli.training.rundir import Checkpoint, RunDirectory
-from diffuse_cli.training.saving import model_of
-from diffuse_cli.training.trainer import Trainer
+from diffuse_cli.training.trainer import HELD_OUT_BATCH, Trainer
+from diffuse_cli.training.validation import IMAGES, Best, Validator
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Watch:
-    """Looks and evaluations of a run.
+class Monitor:
+    """Previews and evaluations of a run.
 
     Attributes:
-        held_out_loss: of the last look.
+        held_out_loss: at the last preview.
         best: the weights with the lowest KID so far.
-        looked, evaluated: the steps of the last look and evaluation that were finished.
+        previewed, validated: the last steps for which these were finished.
     """
 
     def __init__(self, trainer: Trainer, run: RunDirectory, stop: Stop) -> None:
@@ -43,10 +43,10 @@ class Watch:
         self.held_out_loss: float | None = None
         self.overfitting = Overfitting()
         self.best: Best | None = None
-        self.looked: int | None = None
-        self.evaluated: int | None = None
+        self.previewed: int | None = None
+        self.validated: int | None = None
         self._loss, self._readings = 0.0, 0
-        self._evaluator: Evaluator | None = None
+        self._validator: Validator | None = None
 
     # -- state -------------------------------------------------------------------------------------
 
@@ -55,8 +55,8 @@ class Watch:
         return {
             "overfitting": self.overfitting.state(),
             "best": self.best.values() if self.best else None,
-            "looked": self.looked,
-            "evaluated": self.evaluated,
+            "looked": self.previewed,
+            "evaluated": self.validated,
             "loss": self._loss,
             "readings": self._readings,
         }
@@ -66,39 +66,36 @@ class Watch:
         return self.best.tensors if self.best else {}
 
     def restore(self, saved: Checkpoint) -> Work[None]:
-        """Go back to a checkpoint; one of an earlier version has nothing of it."""
+        """Go back to a checkpoint; early versions kept nothing of this."""
         state = saved.state.get("watch")
         if state is None:
             return
         self.overfitting.restore(state["overfitting"])
         self._loss, self._readings = state["loss"], state["readings"]
-        self.looked, self.evaluated = state.get("looked"), state["evaluated"]
-        self.best = best_of(state["best"], saved.best) if state["best"] else None
+        self.previewed, self.validated = state.get("looked"), state["evaluated"]
+        self.best = Best(**state["best"], tensors=saved.best) if state["best"] else None
         if self.best and self.config.eval_every and self.best.images != self.images:
             yield Notice(
                 f"the best model so far was found with {self.best.images} images an evaluation, "
-                f"not {self.images}: the search begins anew, and {files.show(self.run.best)} goes"
+                f"not {self.images}: the search starts again, without {files.show(self.run.best)}"
             )
             self.best = None
 
     def begin(self) -> Work[None]:
-        """Have the real images and the feature network, before anything is replaced.
+        """Load the real images and the feature network, before anything is replaced.
 
         Raises:
-            UsageError, ModelFileError: as `Evaluator`.
+            UsageError, ModelFileError: as `Validator`.
         """
         if self.config.eval_every:
-            self._evaluator = Evaluator(self.trainer.plan, self.images, self.trainer.device)
-            if not self._evaluator.held_out:
+            self._validator = Validator(self.trainer.plan, self.images, self.trainer.device)
+            if not self._validator.held_out:
                 yield Notice("nothing is held out: --eval-every compares with training images")
 
     def settle(self) -> None:
-        """Write the best model's file where it is missing or of another step, and remove one that
-        is not the state's: whatever a killed run left."""
+        """Make the best model's file agree with the state, whatever a killed run left."""
         if self.best is not None:
-            model = self._model(self.best)
-            if not modelfile.holds(self.run.best, model):
-                modelfile.save(self.run.best, model)
+            bring_up_to_date(self.run.best, self._model(self.best))
         elif self.config.eval_every:
             files.remove(self.run.best)
 
@@ -107,77 +104,92 @@ class Watch:
         return {"model": str(self.run.best), **self.best.values()} if self.best else None
 
     def _model(self, best: Best) -> modelfile.Model:
-        own = {n: t for n, t in best.tensors.items() if not n.startswith(modelfile.RAW)}
-        start = len(modelfile.RAW)
-        raw = {n[start:]: t for n, t in best.tensors.items() if n.startswith(modelfile.RAW)}
+        prefix, tensors = modelfile.RAW, best.tensors.items()
+        own = {n: t for n, t in tensors if not n.startswith(prefix)}
+        raw = {n.removeprefix(prefix): t for n, t in tensors if n.startswith(prefix)}
         return model_of(self.trainer.plan, best.step, own, raw or None)
 
     # -- when --------------------------------------------------------------------------------------
 
     def logged(self, loss: float | None) -> None:
-        """A mean training loss was read."""
+        """Take note of a mean training loss."""
         if loss is not None and math.isfinite(loss):
             self._loss, self._readings = self._loss + loss, self._readings + 1
 
     def due(self, done: int, end: int) -> bool:
-        """Whether something is to be done after `done` steps that is not done yet: with a run that
-        goes on from there, what was abandoned."""
-        return done > 0 and (self._look_due(done, end) or self._evaluation_due(done))
+        """Whether anything is still to be measured after `done` steps; a resumed run makes up for
+        what was cut off."""
+        return done > 0 and (self._preview_due(done, end) or self._validation_due(done))
 
-    def _look_due(self, done: int, end: int) -> bool:
-        return self.looked != done and (done % self.config.preview_every == 0 or done == end)
+    def _preview_due(self, done: int, end: int) -> bool:
+        return self.previewed != done and (done % self.config.preview_every == 0 or done == end)
 
-    def _evaluation_due(self, done: int) -> bool:
+    def _validation_due(self, done: int) -> bool:
         # Not where --stop-at ends: a run in one go would not evaluate there.
         every = self.config.eval_every
         here = every is not None and (done % every == 0 or done == self.config.steps)
-        return here and self.evaluated != done
+        return here and self.validated != done
 
     # -- work --------------------------------------------------------------------------------------
 
     def work(self, done: int, end: int) -> Work[None]:
-        """Look and evaluate where it is due; a signal ends that at once."""
+        """Measure what is due; a signal ends that at once."""
         with contextlib.suppress(Interrupted, Terminated):
-            if self._look_due(done, end):
-                yield from self._look(done)
-            if self._evaluation_due(done):
-                yield from self._evaluate(done)
+            if self._preview_due(done, end):
+                yield from self._preview(done)
+            if self._validation_due(done):
+                yield from self._validate(done)
 
-    def _look(self, done: int) -> Work[None]:
-        looked, losses = yield from until(self.stop, look(self.trainer, self.run, done))
-        self.looked, self.held_out_loss = done, looked.held_out_loss
+    def _log(self, done: int, values: dict[str, float]) -> None:
+        self.run.log(step=done, **values)
+        if self.config.log:
+            self.trainer.accelerator.log(values, step=done)
+
+    def _preview(self, done: int) -> Work[None]:
+        """Measure the held-out loss, draw a preview, and warn of overfitting."""
+        previewed, losses = yield from until(self.stop, self._look(done))
+        self.previewed, self.held_out_loss = done, previewed.held_out_loss
         training = self._loss / self._readings if self._readings else None
         self._loss, self._readings = 0.0, 0
-        text = self.overfitting.see(Look(done, losses, training)) if losses else None
+        text = self.overfitting.see(HeldOut(done, losses, training)) if losses else None
         if text:
             kept = f"; {files.show(self.run.best)} is the best by KID" if self.best else ""
             yield Notice(text + kept, warning=True)
 
-    def _evaluate(self, done: int) -> Work[None]:
-        """Measure the averaged weights, and keep them where they are the best so far.
+    def _look(self, done: int) -> Work[tuple[Previewed, tuple[float, ...]]]:
+        """The preview, and the loss of each held-out image."""
+        losses, mean = self.trainer.held_out_losses(), None
+        if losses is not None:
+            mean = sum(float(part.sum()) for part in losses.split(HELD_OUT_BATCH)) / len(losses)
+            self._log(done, {"held_out_loss": mean})
+        path = yield from write_preview(self.trainer, self.run.previews / f"step-{done:08d}.png")
+        previewed = Previewed(done, mean, path)
+        yield previewed
+        return previewed, () if losses is None else tuple(losses.tolist())
+
+    def _validate(self, done: int) -> Work[None]:
+        """Measure the KID of the averaged weights, and keep them if they are the best so far.
 
         Raises:
             Interrupted, Terminated: a signal came; nothing is changed then.
         """
         found = yield from until(self.stop, self._measure())
-        self.evaluated = done
+        self.validated = done
         if not found:
             return
         kid, error = found["kid"], found.get("kid_standard_error")
-        self.run.log(step=done, **found)
-        if self.config.log:
-            self.trainer.accelerator.log(found, step=done)
-        better = kid < (self.best.kid if self.best else float("inf"))
+        self._log(done, found)
+        better = kid < (self.best.kid if self.best else math.inf)
         if better:
             self.best = Best(done, kid, error, self.images, self._weights())
             self.settle()
-        yield Evaluated(done, kid, error, self.run.best if better else None)
+        yield Validated(done, kid, error, self.run.best if better else None)
 
     def _measure(self) -> Work[dict[str, float]]:
-        """The KID, or nothing where the memory does not hold it."""
-        assert self._evaluator is not None
+        """The KID, or nothing if memory runs out."""
+        assert self._validator is not None
         try:
-            return (yield from self._evaluator.kid(self.trainer.ema_net))
+            return (yield from self._validator.kid(self.trainer.ema_net))
         except Exception as error:
             if not out_of_memory(error):
                 raise

@@ -1,7 +1,8 @@
-"""What stands before the first step: images, the complete configuration, the first weights."""
+"""What a training needs before its first step: images, complete configuration, first weights."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from diffuse_cli import files
+from diffuse_cli import files, modelfile
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.variances import LEARNED
@@ -34,15 +35,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FEW = 2
-"""With fewer images a model can only memorise."""
+"""Fewest images from which a model can do more than memorise."""
 
 MAPPED_SHARE = 4
-"""Pixels that need more than one part in so many of the memory are mapped from a file."""
+"""Pixels over 1/MAPPED_SHARE of the memory are mapped from a file."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A training that could begin.
+    """A training that can begin.
 
     Attributes:
         config: complete.
@@ -50,7 +51,7 @@ class Plan:
         images: all of them.
         train, held_out: indices into the images.
         init: the weights to start from, or None.
-        room: images that the network is shown at a time outside of training, at most.
+        room: most images at a time outside of training.
     """
 
     config: TrainConfig
@@ -63,12 +64,12 @@ class Plan:
 
     @property
     def class_fingerprints(self) -> dict[str, str]:
-        """What a checkpoint keeps of the labels: nothing where the network is shown none."""
+        """What a checkpoint keeps of the labels; nothing without --classes."""
         return self.images.class_fingerprints if self.config.classes else {}
 
     def data(self) -> dict[str, Any]:
-        """What a model file says of its data; class names, for its evaluation, where the model is
-        not told them."""
+        """What a model file says of its data; with class names, for its evaluation, unless they are
+        the model's conditions."""
         names, told = self.images.class_names, self.blueprint.conditions.classes
         return {
             "fingerprint": self.images.fingerprint,
@@ -84,12 +85,12 @@ def prepare(
 ) -> Work[Plan]:
     """Read the images and complete the configuration.
 
-    With several processes one of each machine reads, and the others map what it has read.
+    Of several processes one on each machine reads, and the others map what it has read.
 
     Raises:
         DataError: no usable images.
         UsageError: a network that does not suit them, a target undefined under the process, or
-            other classes than those of the run that is gone on with.
+            classes other than those of a resumed run.
         ModelFileError: --init is not a model file.
     """
     make_denoiser(None, config, make_process(config))
@@ -119,11 +120,12 @@ def prepare(
 def _read(
     config: TrainConfig, accelerator: Accelerator | None, run: RunDirectory | None
 ) -> Work[Samples]:
-    several = accelerator is not None and accelerator.num_processes > 1
-    if several and run and accelerator and not accelerator.is_local_main_process:
-        accelerator.wait_for_everyone()
-        images = open_index(run.cache)
-        accelerator.wait_for_everyone()
+    several = accelerator if accelerator and accelerator.num_processes > 1 else None
+    cache = run.cache if run else None
+    if several and cache and not several.is_local_main_process:
+        several.wait_for_everyone()
+        images = open_index(cache)
+        several.wait_for_everyone()
         return images
     images = yield from read_images(
         config.data,
@@ -133,28 +135,26 @@ def _read(
         medium=config.medium,
         strict=config.strict,
         workers=config.workers,
-        cache=run.cache if run else None,
+        cache=cache,
         map_over=0 if several else memory() // MAPPED_SHARE,
     )
-    if several and run and accelerator:
-        save_index(images, run.cache)
-        accelerator.wait_for_everyone()
-        accelerator.wait_for_everyone()
+    if several and cache:
+        save_index(images, cache)
+        several.wait_for_everyone()
+        several.wait_for_everyone()
     return images
 
 
 def first_weights(config: TrainConfig, blueprint: Blueprint) -> Work[Mapping[str, Tensor] | None]:
-    """The weights of --init, which a run that goes on from a checkpoint no longer needs.
+    """The weights of --init.
 
     Raises:
         ModelFileError: not a model file.
-        UsageError: of another network.
+        UsageError: a model of another network.
     """
     if not config.init:
         return None
-    from diffuse_cli.modelfile import load
-
-    model = load(config.init)
+    model = modelfile.load(config.init)
     own = model.blueprint
     if bool(own.conditions.classes) != bool(blueprint.conditions.classes):
         how = "with" if own.conditions.classes else "without"
@@ -162,12 +162,8 @@ def first_weights(config: TrainConfig, blueprint: Blueprint) -> Work[Mapping[str
             f"--init {files.show(config.init)} was trained {how} --classes",
             "Leave --classes and --no-classes out: they come from the model",
         )
-    alike = (own.network, own.config, own.space) == (
-        blueprint.network,
-        blueprint.config,
-        blueprint.space,
-    )
-    if not alike or but_classes(own.shapes) != but_classes(blueprint.shapes):
+    kinds = [(b.network, b.config, b.space) for b in (own, blueprint)]
+    if kinds[0] != kinds[1] or but_classes(own.shapes) != but_classes(blueprint.shapes):
         raise UsageError(
             f"--init {config.init} has another network than this configuration",
             "Leave the network's options out: they come from the model",
@@ -175,16 +171,14 @@ def first_weights(config: TrainConfig, blueprint: Blueprint) -> Work[Mapping[str
     if own.diffusion.target != config.target:
         yield Notice(
             f"--target {config.target}, and {files.show(config.init)} predicts "
-            f"{own.diffusion.target}: what its network puts out must be learned anew",
+            f"{own.diffusion.target}: its output layer must be learned again",
             warning=True,
         )
     return (yield from weights_for(blueprint.conditions.classes, model, config))
 
 
 def memory() -> int:
-    """The memory of the machine in bytes, or 8 GiB where the system does not say."""
-    import os
-
+    """The memory of the machine in bytes; 8 GiB if the system does not say."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -206,11 +200,11 @@ def check_batch(config: TrainConfig, processes: int) -> None:
 
 
 def check_fingerprint(plan: Plan, state: Mapping[str, Any]) -> Work[None]:
-    """Warn where the images are not those a run began with.
+    """Warn if the images are not those that a run began with.
 
     Raises:
         DataError: they differ, with --strict.
-        UsageError: they are the same, in other classes.
+        UsageError: the same images, in other classes.
     """
     expected = state.get("fingerprint")
     if expected in (None, plan.images.fingerprint):

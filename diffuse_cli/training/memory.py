@@ -1,4 +1,4 @@
-"""What a run needs of memory, counted before anything of it is made, and what the machine has."""
+"""The memory that a run needs, counted before anything is allocated, and what the machine has."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import dataclasses
 import functools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from diffuse_cli import runtime
 from diffuse_cli.config import TrainConfig
@@ -16,30 +17,27 @@ from diffuse_cli.core.kernels.layout import laid_out
 from diffuse_cli.core.networks import Run
 from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.errors import UsageError
+from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.power import KEPT_LENGTHS
-from diffuse_cli.training.preparing import Plan
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 COPIES = 5
 """Weights, gradients, two moments and the average, in float32; --ema-lengths keeps more."""
 
 SLACK = {"cpu": 2.2}
-"""Times what is kept for the backward pass that a step takes at its peak, with the temporaries of
-the pass itself: 1.2 to 2.1 on processors, where a system that runs out ends the process. Elsewhere
-running out is an error, and the part is halved then."""
+"""Peak memory of a step over what is kept for the backward pass: 1.2 to 2.1 measured on processors,
+where a system that runs out kills the process. Elsewhere running out is an error, and the part is
+halved then."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes of a training: of its weights and their copies, and of each image of a part."""
+    """Bytes of a training: for weights and their copies, and for each image of a part."""
 
     fixed: int
     image: int
 
     def of(self, images: int, slack: float = 1.0) -> int:
-        """Bytes of a step whose parts are of so many images."""
+        """Bytes of a step with parts of `images` images."""
         return self.fixed + int(images * self.image * slack)
 
 
@@ -57,10 +55,10 @@ def cost(config: TrainConfig, blueprint: Blueprint, device: str, processes: int 
 def bytes_kept(
     blueprint: Blueprint, batch: int, half: bool, checkpointing: bool, device: str = "cpu"
 ) -> int:
-    """Bytes that a network keeps for the backward pass of a batch, beside its weights.
+    """Bytes that a network keeps for the backward pass of a batch, besides its weights.
 
-    With `checkpointing` they are the inputs of its blocks, and all that the largest block keeps
-    while it runs again. Its tensors have shapes and a device, and no memory.
+    With `checkpointing`: the inputs of its blocks, and what the largest block keeps while it runs
+    again. Counted with fake tensors, which take no memory.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -105,7 +103,7 @@ def bytes_kept(
 
 
 def images_at_a_time(plan: Plan, accelerator: Accelerator) -> int:
-    """How many images of a part a process has memory for.
+    """How many images per part a process has memory for.
 
     Raises:
         UsageError: not even one, on any of the processes.
@@ -119,21 +117,18 @@ def images_at_a_time(plan: Plan, accelerator: Accelerator) -> int:
     images = max(0, (free - needs.fixed) // max(1, int(needs.image * SLACK.get(device, 1.0))))
     if images == 0 and needs.of(1) <= free:
         images = 1  # it may just fit
-    if processes > 1:
-        from accelerate.utils import gather_object
-
-        images = min(gather_object([images]))
+    images = int(min(gather_object([images])))
     if images == 0:
         raise UsageError(
-            f"one image of {_by(blueprint.space.size)} takes {_gib(needs.of(1))} of memory in "
-            f"training, and {_gib(free)} are free",
+            f"one image of {'x'.join(map(str, blueprint.space.size))} takes {_gib(needs.of(1))} of "
+            f"memory in training, and {_gib(free)} are free",
             f"Try {_smaller(plan, device, free)}",
         )
     return images
 
 
 def split(config: TrainConfig, images: int, processes: int) -> TrainConfig:
-    """`config` with as many parts of its batch as let each have at most so many images."""
+    """`config` with its batch in parts of at most `images` images per process."""
     assert config.batch_size is not None
     share = -(-config.batch_size // processes)
     parts = min(-(-share // images), config.batch_size // processes)
@@ -153,10 +148,6 @@ def _smaller(plan: Plan, device: str, free: int) -> str:
         if side >= 16:
             return f"--size {side}, or a smaller --width"
     return "a smaller --size or --width, or --preset tiny"
-
-
-def _by(size: tuple[int, ...]) -> str:
-    return "x".join(map(str, size))
 
 
 def _gib(count: int) -> str:

@@ -1,0 +1,162 @@
+"""When to save a checkpoint, whether the disk has room, and a training's state in it and back.
+
+Everything else is drawn anew from the seed: no generator's state is ever saved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from diffuse_cli import files, modelfile
+from diffuse_cli.training.configuring import for_model_file
+from diffuse_cli.training.plan import Plan
+from diffuse_cli.training.power import KEPT_LENGTHS
+from diffuse_cli.training.rundir import KEPT, Checkpoint, RunDirectory
+from diffuse_cli.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from diffuse_cli.training.monitor import Monitor
+
+EVERY = 500
+"""Default steps between checkpoints."""
+
+SHARE = 100
+"""By default saving takes at most 1/SHARE of the time."""
+
+SPARE = 2**23
+"""Bytes for metrics, previews, headers and the losses that timesteps are drawn by."""
+
+
+class Pace:
+    """When to save: after every `every` steps. Without it after every `EVERY`, unless the last save
+    is less than `SHARE` times as long ago as it took."""
+
+    def __init__(self, every: int | None) -> None:
+        self.every = every
+        self._ended, self._took = time.monotonic(), 0.0
+
+    def due(self, done: int) -> bool:
+        """Whether to save after `done` steps."""
+        if self.every is not None:
+            return done % self.every == 0
+        return done % EVERY == 0 and time.monotonic() - self._ended >= SHARE * self._took
+
+    @contextlib.contextmanager
+    def measured(self) -> Iterator[None]:
+        """Time a save."""
+        began = time.monotonic()
+        yield
+        self._ended = time.monotonic()
+        self._took = self._ended - began
+
+
+def check_room(plan: Plan, run: RunDirectory) -> None:
+    """Refuse a run whose files cannot fit on the disk, beside what it will replace.
+
+    Raises:
+        OutputError: the disk is too small.
+    """
+    weights = 4 * sum(map(math.prod, plan.blueprint.shapes.values()))
+    moments = 2 * weights
+    model = weights * (2 if plan.config.keep_raw else 1)
+    best = model if plan.config.eval_every else 0
+    powers = len(KEPT_LENGTHS) * weights if plan.config.ema_lengths else 0
+    snapshots = powers * ((plan.config.ema_lengths or 0) + 2)
+    checkpoints = (KEPT + 1) * (2 * weights + moments + best + powers)
+    taken = (run.checkpoints, run.model, run.snapshots)
+    there = sum(map(files.size_of, taken))
+    if best:
+        there += files.size_of(run.best)
+    total = checkpoints + snapshots + 2 * (model + best) + SPARE
+    files.check_room(run.path, total - there, max(moments, model, powers))
+
+
+# -- state ----------------------------------------------------------------------------------------
+
+
+def checkpoint_of(trainer: Trainer, step: int, monitor: Monitor) -> Checkpoint:
+    """The whole state after `step` steps."""
+    names = [name for name, _ in trainer.net.named_parameters()]
+    state = trainer.optimizer.state_dict()["state"]
+    scaler = trainer.accelerator.scaler
+    return Checkpoint(
+        step=step,
+        model=trainer.net.state_dict(),
+        ema=trainer.ema.net.state_dict(),
+        optimizer={f"{names[i]}.{k}": v for i, own in state.items() for k, v in own.items()},
+        history=trainer.history.tensors(),
+        best=monitor.tensors(),
+        powers=trainer.powers.tensors() if trainer.powers else {},
+        state={
+            "ema_updates": trainer.ema.updates,
+            "unread": [bool(norm.isfinite()) for norm in trainer.unread],
+            "bad": trainer.bad,
+            "accumulation": trainer.accumulation,
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "fingerprint": trainer.plan.images.fingerprint,
+            "classes": trainer.plan.class_fingerprints,
+            "watch": monitor.state(),
+        },
+    )
+
+
+def restore(trainer: Trainer, saved: Checkpoint) -> None:
+    """Go back to a checkpoint."""
+    trainer.net.load_state_dict(dict(saved.model))
+    trainer.ema.net.load_state_dict(dict(saved.ema))
+    trainer.ema.updates = saved.state["ema_updates"]
+    if trainer.powers:
+        trainer.powers.restore(saved.powers, trainer.ema.updates)
+    trainer.unread = [
+        torch.tensor(0.0 if good else math.inf, device=trainer.device)
+        for good in saved.state.get("unread", [])
+    ]
+    trainer.bad = saved.state.get("bad", 0)
+    trainer.accumulation = max(saved.state.get("accumulation", 0), trainer.accumulation)
+    trainer.history.restore(saved.history)
+    own: dict[int, dict[str, Tensor]] = {}
+    for i, (name, weight) in enumerate(trainer.net.named_parameters()):
+        for k in ("step", "exp_avg", "exp_avg_sq"):
+            if f"{name}.{k}" in saved.optimizer:
+                value = saved.optimizer[f"{name}.{k}"]
+                # The fused AdamW walks through memory: moments must lie as their weight does.
+                own.setdefault(i, {})[k] = _laid_out_as(weight, value)
+    groups = trainer.optimizer.state_dict()["param_groups"]
+    trainer.optimizer.load_state_dict({"state": own, "param_groups": groups})
+    if trainer.accelerator.scaler is not None and saved.state["scaler"]:
+        trainer.accelerator.scaler.load_state_dict(saved.state["scaler"])
+
+
+def _laid_out_as(like: Tensor, value: Tensor) -> Tensor:
+    """`value` with the strides of `like`, if they have the same shape."""
+    if value.shape != like.shape:
+        return value
+    return torch.empty_like(like, dtype=value.dtype, requires_grad=False).copy_(value)
+
+
+def model_of(
+    plan: Plan, step: int, ema: Mapping[str, Tensor], raw: Mapping[str, Tensor] | None
+) -> modelfile.Model:
+    """A model file of a run, with the weights after `step` steps."""
+    return modelfile.Model(
+        blueprint=plan.blueprint,
+        ema=ema,
+        raw=raw,
+        step=step,
+        data=plan.data(),
+        training=for_model_file(plan.config),
+    )
+
+
+def bring_up_to_date(path: Path, model: modelfile.Model) -> None:
+    """Write a model file, unless it holds this model already."""
+    if not modelfile.holds(path, model):
+        modelfile.save(path, model)

@@ -1,0 +1,59 @@
+"""Images of the averaged weights while training: preview pictures and what KID is measured of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diffuse_cli import files, pictures
+from diffuse_cli.conditioning import Condition, default_guidance
+from diffuse_cli.config import SAMPLING_STEPS
+from diffuse_cli.events import Notice, Progress, Work
+from diffuse_cli.resolving import DrawSettings
+from diffuse_cli.runtime import out_of_memory
+from diffuse_cli.sampling import Drawing, draw, looks, stored
+from diffuse_cli.training.plan import Plan
+from diffuse_cli.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    import torch
+
+PREVIEW_IMAGES = 16
+
+
+def draw_by_default(plan: Plan, net: Any, count: int, device: torch.device) -> Iterator[Drawing]:
+    """Draw with a network of the plan's kind as `diffuse sample` does without options."""
+    labels = tuple(range(plan.blueprint.conditions.num_classes))
+    denoiser = plan.blueprint.denoiser(net)
+    settings = DrawSettings(
+        steps=min(SAMPLING_STEPS, denoiser.process.num_timesteps),
+        condition=Condition(labels, default_guidance(plan.config.label_dropout))
+        if labels
+        else None,
+        seed=plan.config.seed,
+        batch_size=plan.room,
+    )
+    return draw(denoiser, settings, range(count), space=plan.blueprint.space, device=device)
+
+
+def write_preview(trainer: Trainer, path: Path) -> Work[Path | None]:
+    """Write a grid of samples; None if memory runs out."""
+    space = trainer.plan.blueprint.space
+    ended = []
+    try:
+        for drawing in draw_by_default(
+            trainer.plan, trainer.ema_net, PREVIEW_IMAGES, trainer.device
+        ):
+            if drawing.done:
+                ended.append(stored(space, drawing.state.x))
+            yield Progress("preview", drawing.step, drawing.steps)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        yield Notice("out of memory while drawing the preview: it is left out", warning=True)
+        return None
+    files.write_bytes(path, pictures.png(pictures.grid(looks(space, np.concatenate(ended)))))
+    return path
