@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import diffuse_cli
 from diffuse_cli import modelfile
 
 MODULE = '''\
@@ -139,7 +140,7 @@ def added(tmp_path: Path, process: Callable[..., Any]) -> Callable[..., Any]:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: added\nVersion: 1.0\n")
     lines = [f"[diffuse.{group}]\n{line}\n" for group, line in POINTS.items()]
     (info / "entry_points.txt").write_text("\n".join(lines))
-    root = Path(modelfile.__file__).parents[1]
+    root = Path(diffuse_cli.__file__).parents[1]
     path = os.pathsep.join(map(str, (root, site)))
     return lambda *arguments: process(*arguments, env={"PYTHONPATH": path})
 
