@@ -4,9 +4,10 @@ The header is checked to its last entry before a tensor is allocated: its size, 
 unfolds to, and that the tensors fill the file without gaps. The file is opened once: what was
 checked is what is read.
 
-The safetensors library is not used. It writes metadata in a different order in every process. It
-reads a mapped file, where truncation kills the process with SIGBUS, or with `pread` into unaligned
-memory, which may change the last bits of a sum; copying to aligned memory takes 4 times as long.
+The safetensors library reads what `convert` is given; model files and checkpoints are read and
+written here. The library writes metadata in a different order in every process. It reads a mapped
+file, where truncation kills the process with SIGBUS, or with `pread` into unaligned memory, which
+may change the last bits of a sum; copying to aligned memory takes 4 times as long.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from diffuse_cli import files, foreign, tensorfile
@@ -85,7 +86,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if kind == foreign.SAFETENSORS:
             header = tensorfile.read_header(file)
             foreign.check_convertible(header.entries, path)
-            return _check(path, tensorfile.read_tensors(file, header))
+            return _check(path, load_file(path))
         if kind in foreign.PICKLES:
             foreign.check_convertible(foreign.texts(file), path)
             return _check(path, _unpickle(path, zipped=kind == foreign.TORCH))

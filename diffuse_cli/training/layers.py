@@ -90,10 +90,10 @@ def drops(name: str, *dropped: str) -> Rule:
 
 
 def drops_network(name: str, *dropped: str) -> Rule:
-    """If the upper layer has another `name`, drop the network of the lower one."""
+    """If both layers have a `name`, and not the same one, drop the network of the lower one."""
 
     def rule(above: Layer, below: Layer) -> Layer:
-        if name in above and below.get("architecture") and above.get(name) != below.get(name):
+        if name in above and name in below and above.get(name) != below.get(name):
             return below.without("architecture", "width", *dropped)
         return below
 
