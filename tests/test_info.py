@@ -581,7 +581,7 @@ def test_a_sheet_is_refused_before_anything_is_read(images, diffuse, monkeypatch
         ("file/sheet.png", 5, "not a folder"),
         ("sheet.jpg", 2, ".png"),
         (images / "dark" / "sheet.png", 2, "one of the images"),
-        ("link.png", 5, "is a folder"),
+        ("link.png", 2, "one of the images"),
     ):
         ran = diffuse("info", images, "-o", out, "-q")
         assert (ran.code, ran.out) == (code, "")

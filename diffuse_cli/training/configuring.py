@@ -74,7 +74,15 @@ def _checked(config: TrainConfig) -> TrainConfig:
 
 
 def _check_begins(run: RunDirectory, auto: bool) -> None:
-    """Refuse to begin a run for --resume, or, with --auto-resume, in the place of a model."""
+    """Refuse to begin a run for --resume, or, with --auto-resume, in the place of a model.
+
+    Raises:
+        BusyError: another process has just begun it.
+        OutputError: there is none to go on with.
+    """
+    if run.path.exists():
+        with run.held():
+            pass
     if run.model.exists():
         raise OutputError(
             f"{files.show(run.model)} has no run directory to resume from",

@@ -245,9 +245,9 @@ def test_the_model_itself_is_replaced_where_it_is_asked_and_a_finished_run_keeps
         (("--guidance", "1,101"), "--guidance"),
         (("--guidance", "2"), "--guidance: the model was trained without classes"),
         (("--steps", "101"), "--steps must have one from 1 to 100"),
-        (("--spacing", "karras", "-o", "x.safetensors"), "cannot recommend --spacing"),
-        (("--threshold", 0.9, "-o", "x.safetensors"), "cannot recommend --threshold"),
-        (("--weights", "raw", "-o", "x.safetensors"), "cannot recommend --weights"),
+        (("--spacing", "karras", "-o", "x.safetensors"), "a model file cannot record --spacing"),
+        (("--threshold", 0.9, "-o", "x.safetensors"), "a model file cannot record --threshold"),
+        (("--weights", "raw", "-o", "x.safetensors"), "a model file cannot record --weights"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused(tune, options, text):

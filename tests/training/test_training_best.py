@@ -284,7 +284,7 @@ def test_another_number_of_images_begins_anew(train, course):
     train("--steps", 40, *EVAL, "--stop-at", 12)
     ran = train("--resume", "--eval-images", 8, "--stop-at", 16)
     assert "found with 6 images an evaluation, not 8" in ran.err
-    assert "model.best.safetensors goes" in ran.err
+    assert "the search starts again, without model.best.safetensors" in ran.err
     assert step_of(BEST) == 15
 
 

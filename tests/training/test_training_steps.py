@@ -251,9 +251,9 @@ def test_a_run_that_diverges_at_once_says_there_is_no_checkpoint(train, spoil):
 
 def test_flip_mirrors_about_half_of_the_images(train, monkeypatch):
     plain, shown = [], []
-    pixels = Batches.pixels
+    samples = Batches.samples
     monkeypatch.setattr(
-        Batches, "pixels", lambda self, i: plain.append(pixels(self, i)) or plain[-1]
+        Batches, "samples", lambda self, i: plain.append(samples(self, i)) or plain[-1]
     )
     monkeypatch.setitem(
         LOSSES, "simple", lambda denoiser, x0, *a: shown.append(x0) or simple(denoiser, x0, *a)
