@@ -51,11 +51,12 @@ def _rows(label: str, texts: Iterable[str]) -> Rows:
 
 
 def _data_rows(found: DataReport) -> Rows:
-    from diffuse_cli.data.summary import plural, skip_lines
+    from diffuse_cli.data.summary import cropped, plural, skip_lines
 
     summary = found.summary
     ignored = f"; {plural(summary.others, 'file')} not named as images" if summary.others else ""
     height, width = found.size
+    cut = cropped(summary.sizes, found.size)
     colour = "grey" if summary.channels == 1 else "colour"
     kept = f"{found.held_out:,} held out" if found.held_out else "none held out"
     return [
@@ -64,7 +65,7 @@ def _data_rows(found: DataReport) -> Rows:
         *_rows("skipped", (line.removeprefix("skipped ") for line in skip_lines(summary.skipped))),
         ("sizes", _sizes(summary.sizes)),
         ("modes", _counts(summary.modes)),
-        ("train", f"at {width}x{height}, {colour}; {kept}"),
+        ("train", f"at {width}x{height}{cut}, {colour}; {kept}"),
         *_rows("classes", _classes(found)),
         *_rows("pixels", _pixels(found)),
         *_rows("duplicates", _copies(found.duplicates, " = ", "none")),

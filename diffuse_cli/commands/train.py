@@ -6,6 +6,7 @@ Writes the model file and, beside it, a run directory with checkpoints, previews
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ def run(config: TrainConfig, console: Console) -> None:
         )
     if trained is not None:
         console.say(_summary(trained))
+        console.say(f"Draw images with: {shlex.join(['diffuse', 'sample', str(trained.model)])}")
         values = {f.name: getattr(trained, f.name) for f in dataclasses.fields(trained)}
         values |= {"model": str(trained.model), "run": str(trained.run)}
         console.result([trained.model], {**values, "sha256": files.sha256(trained.model)})

@@ -47,7 +47,8 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     )
     size: Size | None = option(
         None,
-        "Image size. Images of a single size up to 64 keep it; others become 64x64.",
+        "Image size. Images of a single size up to 64 keep it; others become 64x64, "
+        "cropped at the centre.",
         parse=parse_size,
         shown="from the data",
     )

@@ -21,7 +21,7 @@ from diffuse_cli.data.jobs import Reading, Skipped
 from diffuse_cli.data.pool import decode_all
 from diffuse_cli.data.samples import Samples
 from diffuse_cli.data.sources import Entry, Listing, classes_of, list_samples, open_source
-from diffuse_cli.data.summary import NAMED, Summary, skip_counts, span
+from diffuse_cli.data.summary import NAMED, Summary, cropped, skip_counts, span
 from diffuse_cli.errors import DataError
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.files import show
@@ -191,7 +191,7 @@ def _size_notice(sizes: Counter[Size], result: Size, kind: Medium) -> str:
     elif usual < side:
         advice = f"type --size {usual} to keep the usual size"
     found = f"all {kind.MANY} are" if len(sizes) == 1 else f"{kind.MANY} of"
-    return f"{found} {span(sizes)}: resized to {side}x{side}; {advice}"
+    return f"{found} {span(sizes)}: resized to {side}x{side}{cropped(sizes, result)}; {advice}"
 
 
 def _samples(source: str | Path, stored: Array, listing: Listing, tally: _Tally) -> Samples:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -103,6 +104,18 @@ def span(sizes: Mapping[tuple[int, ...], int]) -> str:
     ordered = sorted(sizes, key=lambda s: (s[0] * s[1], s))
     least, most = ("x".join(map(str, size)) for size in (ordered[0], ordered[-1]))
     return least if len(ordered) == 1 else f"{len(ordered):,} sizes from {least} to {most}"
+
+
+def cropped(sizes: Iterable[tuple[int, ...]], size: tuple[int, ...]) -> str:
+    """`, cropped at the centre by up to 44 %`: what samples of `sizes` (width, height) lose at
+    `size` (height, width); empty if nothing."""
+    lost = []
+    for original in sizes:
+        scales = [own / wanted for own, wanted in zip(original, reversed(size), strict=True)]
+        lost.append(1 - min(scales) ** len(scales) / math.prod(scales))
+    # Shares such as 1e-16 are rounding.
+    percent = math.ceil(round(100 * max(lost, default=0.0), 6))
+    return f", cropped at the centre by up to {percent} %" if percent else ""
 
 
 def plural(count: int, one: str, many: str = "") -> str:

@@ -41,18 +41,23 @@ NUMBERS = (
 BESIDE = ("kid_floor",)
 
 
+def _listed(names: list[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+
+
 def remarks(facts: Facts) -> Iterator[Remark]:
     """How the generated images compare with real ones, blurred ones and noise."""
     if "kid" not in facts:
         return
     numbers: dict[str, float | str | Measured] = {"kid": facts["kid"]}
     farther, level, nearer = (
-        ", ".join(f"{LANDMARKS[name]} ({facts[f'kid_of_{name}']})" for name in names)
+        _listed([f"{LANDMARKS[name]} ({facts[f'kid_of_{name}']})" for name in names])
         for names in standing(facts.values)
     )
     if farther or level:
-        places = (("worse than ", farther), ("no better than ", level))
-        numbers["where"] = " and ".join(word + names for word, names in places if names)
+        places = (("worse than ", farther), ("not clearly better than ", level))
+        numbers["where"] = ", and ".join(word + names for word, names in places if names)
         yield Remark(
             "likeness",
             "poor",

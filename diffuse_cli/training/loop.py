@@ -130,6 +130,7 @@ class _Run:
         end = min(config.steps, config.stop_at or config.steps)
         if start < end or monitor.due(start, end):
             self._init_trackers()
+            yield Notice(self._chosen(trainer))
             yield from self._steps(trainer, monitor, start, end)
         last = max(start, end)
         if self.main:
@@ -199,6 +200,13 @@ class _Run:
             rewind_snapshots(self.run.snapshots, start)
             files.write_text(self.run.config, to_toml(to_file(self.plan.config, control=False)))
         self.accelerator.wait_for_everyone()
+
+    def _chosen(self, trainer: Trainer) -> str:
+        return self.plan.chosen(
+            count_parameters(trainer.net),
+            self.accelerator.num_processes,
+            self.accelerator.device.type,
+        )
 
     def _init_trackers(self) -> None:
         if self.plan.config.log:

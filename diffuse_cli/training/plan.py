@@ -15,9 +15,11 @@ from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.data import Samples, held_out_rule, open_index, read_images, save_index
+from diffuse_cli.data.summary import cropped
 from diffuse_cli.diffusion import Blueprint, make_denoiser, make_process
 from diffuse_cli.errors import DataError, UsageError
 from diffuse_cli.events import Notice, Work
+from diffuse_cli.media import MEDIA
 from diffuse_cli.training.classes import (
     but_classes,
     check_labels,
@@ -66,6 +68,21 @@ class Plan:
     def class_fingerprints(self) -> dict[str, str]:
         """What a checkpoint keeps of the labels; nothing without --classes."""
         return self.images.class_fingerprints if self.config.classes else {}
+
+    def chosen(self, parameters: int, processes: int, device: str) -> str:
+        """The choices of a complete configuration, as one line."""
+        config, size = self.config, self.images.space.size
+        cut = cropped(self.images.summary.sizes, size)
+        preset = f", preset {config.preset}" if config.preset else ""
+        shape = "x".join(map(str, reversed(size)))
+        many = MEDIA[config.medium or "image"].MANY
+        shared = f" on {processes} processes" if processes > 1 else ""
+        parts = f" in {config.accumulation} parts" if config.accumulation > 1 else ""
+        return (
+            f"training {config.network}{preset}, {parameters:,} parameters; {many} at {shape}"
+            f"{cut}; batch {config.batch_size}{parts}{shared}, learning rate {config.lr:.3g}, "
+            f"{config.precision} on {device}; {config.steps:,} steps"
+        )
 
     def data(self) -> dict[str, Any]:
         """What a model file says of its data; with class names, for its evaluation, unless they are

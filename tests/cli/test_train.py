@@ -58,6 +58,21 @@ def test_train_writes_the_model_and_its_run_directory(train):
     assert not list(Path().rglob("*.tmp"))
 
 
+def test_train_says_what_it_chose_and_what_to_type_next(train, diffuse):
+    ran = train("--steps", 4, "--stop-at", 2, "--accumulation", 2, "--size", "6x8", "--lr", 0.01)
+    lines = ran.err.splitlines()
+    chosen = next(k for k, line in enumerate(lines) if line.startswith("training "))
+    found = json.loads(diffuse("info", MODEL, "--json").out)
+    assert lines[chosen] == (
+        f"training unet, preset tiny, {found['parameters']:,} parameters; images at 8x6, "
+        "cropped at the centre by up to 25 %; batch 8 in 2 parts, learning rate 0.01, "
+        "fp32 on cpu; 4 steps"
+    )
+    assert all("step 2" not in line for line in lines[: chosen + 1])
+    assert lines[-1] == "Draw images with: diffuse sample model.safetensors"
+    assert ran.out == "model.safetensors\n"
+
+
 def test_o_moves_both(train):
     assert train("--steps", 2, "-o", "deep/er/x.safetensors").out == "deep/er/x.safetensors\n"
     assert Path("deep/er/x.run/config.toml").exists()

@@ -25,6 +25,7 @@ from diffuse_cli import unusable as reasons
 from diffuse_cli.data import Samples, cache, open_index, read_images, save_index
 from diffuse_cli.data.cache import Mapped
 from diffuse_cli.data.samples import HELD_OUT_MINIMUM
+from diffuse_cli.data.summary import cropped
 from diffuse_cli.errors import DataError, OutputError
 from diffuse_cli.events import Notice, Progress, finish
 from diffuse_cli.media._pixels import digest
@@ -187,7 +188,28 @@ def test_one_large_size_becomes_64(tmp_path: Path) -> None:
     fill(tmp_path, many(2, size=(65, 64)))
     assert read(tmp_path).space.size == (64, 64)
     (text,) = notices(events(tmp_path))
-    assert "all images are 65x64: resized to 64x64; type --size" in text
+    assert (
+        "all images are 65x64: resized to 64x64, cropped at the centre by up to 2 %; type --size"
+        in text
+    )
+
+
+@pytest.mark.parametrize(
+    ("sizes", "size", "percent"),
+    [
+        ([(1920, 1080)], (64, 64), 44),
+        ([(1080, 1920), (64, 64)], (64, 64), 44),
+        ([(1920, 1080)], (36, 64), 0),
+        ([(333, 333), (1000, 1000)], (48, 48), 0),
+        ([(100, 50, 50)], (10, 10, 10), 50),
+        ([(44,)], (16,), 0),
+    ],
+)
+def test_what_is_cropped_is_said(
+    sizes: list[tuple[int, ...]], size: tuple[int, ...], percent: int
+) -> None:
+    expected = f", cropped at the centre by up to {percent} %" if percent else ""
+    assert cropped(sizes, size) == expected
 
 
 @pytest.mark.parametrize("last", [(30, 28), (200, 100)])

@@ -73,10 +73,13 @@ def said(kind, model=True, **values):
     [
         ({}, "finding", "nearer than blurred real images (0.800 ± 0.030), their mean image"),
         ({"kid": 1.0}, "poor", "worse than blurred real images (0.800 ± 0.030): train longer"),
-        ({"kid": 0.85}, "poor", "no better than blurred real images (0.800 ± 0.030)"),
+        ({"kid": 0.85}, "poor", "not clearly better than blurred real images (0.800 ± 0.030)"),
         ({"kid": 1.25}, "poor",
-         "worse than blurred real images (0.800 ± 0.030) and no better than noise"),
+         "worse than blurred real images (0.800 ± 0.030), and not clearly better than noise"),
         ({"kid": 2.5}, "poor", "worse than blurred real images (0.800 ± 0.030), their mean image "),
+        ({"kid": 1.25, "kid_of_blurred": 1.27}, "poor",
+         "not clearly better than blurred real images (1.270 ± 0.030) and noise (1.300 ± 0.030): "),
+        ({"kid": 2.5}, "poor", "(1.900 ± 0.030) and noise (1.300 ± 0.030): train longer"),
         # Smooth images that are blurred are no worse than real ones: nothing to compare with.
         ({"kid_of_blurred": 0.05, "kid": 0.2}, "finding", "nearer than their mean image"),
         ({"kid": 0.05}, "finding", "500 images on each side do not tell them apart"),
