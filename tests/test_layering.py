@@ -38,6 +38,10 @@ anywhere there."""
 ALLOWED = {"torch", "numpy", "diffuse_cli"} | set(sys.stdlib_module_names)
 """What core may import beside itself."""
 
+TESTS = Path(__file__).parent
+OF_NO_ROOM = {"fuzz", "golden", "reliability", "test_docs", "test_entry_points", "test_layering"}
+"""Folders and files of tests that concern the whole program."""
+
 
 def imported(tree: ast.AST, module: str) -> Iterator[str]:
     """Full names of what a module imports, also in functions and under TYPE_CHECKING."""
@@ -262,6 +266,14 @@ ANSWERS: dict[str, tuple[list[str], int, str]] = {
     "no source": (["convert"], 2, "SOURCE is missing"),
     "bad size": (["train", "x", "--size", "wide"], 2, "--size 'wide'"),
 }
+
+
+def test_tests_lie_where_their_room_lies():
+    folders = {str(path.parent.relative_to(TESTS)) for path in TESTS.rglob("test_*.py")} - {"."}
+    odd = [name for name in folders - OF_NO_ROOM if not (PACKAGE / name / "__init__.py").exists()]
+    files = {path.stem for path in TESTS.glob("test_*.py")} - OF_NO_ROOM
+    odd += [name for name in files if name.removeprefix("test_") not in ROOMS]
+    assert odd == []
 
 
 @pytest.mark.parametrize("case", list(ANSWERS))

@@ -1,6 +1,6 @@
-"""Every combination of table entries, in float32 through a network, against float64 without one.
+"""Combinations of table entries, in float32 through a network, against float64 without one.
 
-With the exact denoiser of Gaussian data all targets must agree, on the full process and on a
+Any three entries of different tables meet; all combinations of five would be thousands. With the exact denoiser of Gaussian data all targets must agree, on the full process and on a
 respaced one, which is compared with the full one over the same times. With a tiny network the
 values are not known, but shapes and finiteness are. A new entry of a table is met here without
 touching this file.
@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 
 import pytest
 import torch
+from covering import covering
 from nets import plan
 from oracles import (
     SAID,
@@ -57,11 +58,14 @@ def denoiser_of(schedule: str, target: str, variance: str, respaced: bool) -> De
     return denoiser.respaced(process.times(N)) if respaced else denoiser
 
 
-PRODUCT = list(itertools.product(SCHEDULES, TARGETS, VARIANCES, [False, True]))
-NAMES = [f"{s}-{t}-{v}-{'respaced' if r else 'full'}" for s, t, v, r in PRODUCT]
-products = pytest.mark.parametrize(
-    ("schedule", "target", "variance", "respaced"), PRODUCT, ids=NAMES
-)
+def covers(**tables: Iterable[str]) -> pytest.MarkDecorator:
+    """Rows of a process, a denoiser and TABLES in which any three entries meet."""
+    tables |= {"schedule": SCHEDULES, "target": TARGETS, "variance": VARIANCES}
+    rows = covering(*tables.values(), [False, True])
+    names = ["-".join([*row, "respaced" if respaced else "full"]) for *row, respaced in rows]
+    return pytest.mark.parametrize((*tables, "respaced"), rows, ids=names)
+
+
 losses = pytest.mark.parametrize("loss", list(LOSSES))
 samplers = pytest.mark.parametrize("sampler", list(SAMPLERS))
 
@@ -124,8 +128,7 @@ def factor(schedule: str, target: str, respaced: bool) -> torch.Tensor:
     return torch.tensor(found, dtype=torch.float64)
 
 
-@losses
-@products
+@covers(loss=LOSSES)
 def test_a_loss_in_float32_is_that_in_float64(schedule, target, variance, respaced, loss):
     denoiser = denoiser_of(schedule, target, variance, respaced)
     size = denoiser.process.num_timesteps
@@ -137,8 +140,7 @@ def test_a_loss_in_float32_is_that_in_float64(schedule, target, variance, respac
     assert torch.allclose(found.double(), precise, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("loss", ["simple", "vlb", "hybrid"])
-@products
+@covers(loss=["simple", "vlb", "hybrid"])
 def test_a_loss_is_that_of_the_exact_denoiser(schedule, target, variance, respaced, loss):
     denoiser = denoiser_of(schedule, target, variance, respaced)
     size = denoiser.process.num_timesteps
@@ -166,8 +168,7 @@ def test_no_network_has_a_smaller_loss_than_the_best(loss, target, change):
     assert mean(best) < mean(lambda x, shown: change * best(x, shown))
 
 
-@pytest.mark.parametrize("weighting", sorted(set(WEIGHTINGS) - {"none"}))
-@products
+@covers(weighting=sorted(set(WEIGHTINGS) - {"none"}))
 def test_a_weighting_makes_all_targets_train_the_same(
     schedule, target, variance, respaced, weighting
 ):
@@ -197,8 +198,7 @@ def start() -> tuple[torch.Tensor, torch.Tensor]:
     return draws[T], draws
 
 
-@samplers
-@products
+@covers(sampler=SAMPLERS)
 def test_a_sampler_gives_the_same_images(schedule, target, variance, respaced, sampler):
     denoiser = denoiser_of(schedule, target, variance, respaced)
     x, draws = (value.float() for value in start())
@@ -210,8 +210,7 @@ def test_a_sampler_gives_the_same_images(schedule, target, variance, respaced, s
     assert float((found - exact).abs().max() / exact.abs().max()) < 1e-3
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
-@products
+@covers(sampler=["ddpm", "ddim"])
 def test_the_variance_follows_its_recursion(schedule, target, variance, respaced, sampler):
     """Var x_s = (c1 gain + c2)^2 Var x_t + the reverse variance, and DDIM's of one factor.
 
@@ -298,8 +297,7 @@ def network_of(schedule: str, target: str, variance: str, respaced: bool) -> Den
     return denoiser.respaced(denoiser.process.times(N)) if respaced else denoiser
 
 
-@losses
-@products
+@covers(loss=LOSSES)
 def test_a_network_has_a_finite_loss(schedule, target, variance, respaced, loss):
     denoiser = network_of(schedule, target, variance, respaced)
     size = denoiser.process.num_timesteps
@@ -310,8 +308,7 @@ def test_a_network_has_a_finite_loss(schedule, target, variance, respaced, loss)
     assert bool(found.isfinite().all())
 
 
-@samplers
-@products
+@covers(sampler=SAMPLERS)
 def test_a_network_makes_finite_images(schedule, target, variance, respaced, sampler):
     denoiser = network_of(schedule, target, variance, respaced)
     steps = denoiser.process.times(N)
@@ -327,10 +324,10 @@ def test_a_network_makes_finite_images(schedule, target, variance, respaced, sam
 # -- zero SNR -------------------------------------------------------------------------------------
 
 
-@samplers
-@pytest.mark.parametrize("variance", list(VARIANCES))
-@pytest.mark.parametrize("target", sorted(set(TARGETS) - {"eps"}))
-@pytest.mark.parametrize("schedule", list(SCHEDULES))
+@pytest.mark.parametrize(
+    ("schedule", "target", "variance", "sampler"),
+    covering(SCHEDULES, sorted(set(TARGETS) - {"eps"}), VARIANCES, SAMPLERS),
+)
 def test_at_zero_snr_the_targets_agree_too(schedule, target, variance, sampler):
     process = Process(zero_terminal_snr(SCHEDULES[schedule](T)))
     x, draws = start()

@@ -17,7 +17,7 @@ from random import Random
 import atheris
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "data")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 with atheris.instrument_imports(include=["PIL", "diffuse_cli"]):
     from diffuse_cli import unusable as reasons
