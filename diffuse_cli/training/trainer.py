@@ -82,6 +82,11 @@ class Trainer:
         if plan.init is not None:
             net.load_state_dict(plan.init)
         if self.config.gradient_checkpointing:
+            if not hasattr(net, "run_block"):
+                raise UsageError(
+                    f"--gradient-checkpointing: the network '{plan.blueprint.network}' has none",
+                    "Leave it out",
+                )
             net.run_block = checkpointed  # type: ignore[assignment]
         self.net = lay_out(net.to(self.device))
         self.ema = Average(self.net, self.config.ema_decay)

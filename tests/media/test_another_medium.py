@@ -95,14 +95,16 @@ def test_they_train_resume_sample_and_evaluate(
     (tmp_path / "data" / "torn.dots").write_bytes(b"\x08\x08\x01")
     paths = os.pathsep.join([str(package), str(Path(__file__).parents[2])])
 
-    def diffuse(*arguments: Any) -> Any:
+    def diffuse(*arguments: Any, code: int = 0) -> Any:
         ran = process(*arguments, env={"PYTHONPATH": paths})
-        assert ran.code == 0, ran.err
+        assert ran.code == code, ran.err
         return ran
 
     options = ["--network", "plain", "--steps", 8, "--batch-size", 8, "--num-timesteps", 50]
     whole = diffuse("train", "data", *options, "-o", "whole.safetensors")
     assert "skipped 1 file, truncated or corrupt: torn.dots" in whole.err
+    ran = diffuse("train", "data", *options, "--gradient-checkpointing", "-q", code=2)
+    assert "the network 'plain' has none" in ran.line
     diffuse("train", "data", *options, "--stop-at", 3, "-o", "halves.safetensors")
     diffuse("train", "data", "--resume", "-o", "halves.safetensors")
     one, two = (tmp_path / f"{name}.safetensors" for name in ("whole", "halves"))
