@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from dataclasses import fields as fields_of
 from typing import Any
 
 from diffuse_cli.config import TrainConfig
@@ -207,7 +208,8 @@ def architecture(
             )
         given["width"] = config.width
     module, fields = lookup(NETWORKS, name, "--network"), {**preset.settings, **given}
-    if config.width is not None and not hasattr(module.Config, "width"):
+    known = {f.name for f in fields_of(module.Config)}  # type: ignore[arg-type]
+    if config.width is not None and "width" not in known:
         raise UsageError(f"--width: the network '{name}' has none", "Leave it out")
     adapt = getattr(module, "adapt", None)
     if adapt is None:

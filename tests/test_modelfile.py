@@ -581,6 +581,7 @@ CHANGES = [
     *(setting("conditions", "classes", value=v) for v in WRONG if v != []),
     *(setting("space", "channels", value=v) for v in WRONG),
     *(setting("space", "levels", value=v) for v in WRONG),
+    *(setting("space", "medium", value=v) for v in (*WRONG, "sounds", "__class__")),
     *(setting("data", value=v) for v in (None, 5, "x", [1])),
     *(setting("training", value=v) for v in (None, 5, "x", [1])),
     *(setting("sampling", value=v) for v in WRONG),
@@ -611,7 +612,7 @@ CHANGES = [
 ]  # fmt: skip
 
 
-FITTING = ("network.attention=[1, 2, 3, 4, 5, 6, 7", "space.size=[4096, 4096]", "space.levels=5")
+FITTING = ("network.attention=[1, 2, 3, 4, 5, 6, 7", "space.size=[4096, 4096]")
 """Descriptions of other models, which the tensors suit as well."""
 
 
@@ -626,6 +627,12 @@ def test_a_wrong_description_is_rejected(good: bytes, tmp_path: Path, change):
         rejected(tmp_path, data)
     else:
         assert change.__name__ in FITTING
+
+
+@pytest.mark.parametrize("size", [(8,), (8, 8, 8)], ids=str)
+def test_images_of_one_or_three_dimensions_are_rejected(tmp_path: Path, size):
+    save(tmp_path / "made", of(plan(size, width=8, groups=4, multipliers=(1,)), "small"))
+    assert "height and width" in rejected(tmp_path, (tmp_path / "made").read_bytes())
 
 
 def test_an_unknown_key_names_the_nearest(good: bytes, tmp_path: Path):

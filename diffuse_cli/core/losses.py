@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.core.errors import lookup
 from diffuse_cli.core.gaussian import Gaussian
+from diffuse_cli.core.process import spread
 from diffuse_cli.core.registry import Registry
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def bound_term(
     if isinstance(t, int):
         nats = _decoded(model, x0, levels) if t == 0 else truth.kl(model)
     else:
-        first = (t == 0).reshape(-1, *[1] * (x0.ndim - 1))  # type: ignore[union-attr]
+        first = spread((t == 0).to(x0.device), x0)  # type: ignore[union-attr]
         nats = _decoded(model, x0, levels).where(first, truth.kl(model))
     return nats.flatten(1).mean(1) / math.log(2)
 

@@ -182,7 +182,8 @@ def is_images(path: Path) -> bool:
             names = archive.namelist()
     except Exception:  # damaged, but it begins as a model
         return False
-    return any(_extension(name.rpartition("/")[2]) in by_extension() for name in names)
+    readers = by_extension()
+    return any(_extension(name.rpartition("/")[2]) in readers for name in names)
 
 
 def mode_of(path: Path, hint: str) -> int:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from diffuse_cli.core.errors import lookup
 from diffuse_cli.core.registry import Modules
 from diffuse_cli.core.space import Space as Space
 
@@ -56,7 +57,10 @@ class Read(NamedTuple):
 
 
 class Medium(Protocol):
-    """A module of this folder. It may have `prepare()`, called before a process reads.
+    """A module of this folder.
+
+    It may have `prepare()`, called before a process reads, and `check(space)`, which raises
+    `InvalidArgument` for a space whose samples it cannot write.
 
     Attributes:
         EXTENSIONS: of the files it reads, such as `.png`.
@@ -104,6 +108,15 @@ MEDIA: Mapping[str, Medium] = Modules("media", __name__, __path__)
 def prepare(medium: str) -> None:
     """Call a medium's `prepare`, if it has one."""
     getattr(MEDIA[medium], "prepare", lambda: None)()
+
+
+def check(space: Space) -> None:
+    """Refuse a space whose medium is unknown, or cannot write its samples.
+
+    Raises:
+        InvalidArgument
+    """
+    getattr(lookup(MEDIA, space.medium, "medium"), "check", lambda _: None)(space)
 
 
 def by_extension() -> dict[str, str]:

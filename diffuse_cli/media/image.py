@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffuse_cli import pictures
+from diffuse_cli.core.errors import InvalidArgument
 from diffuse_cli.core.space import Space
 from diffuse_cli.media import Array, Asked, Read, Size
 from diffuse_cli.media._decoding import decode_with_mode
@@ -44,6 +45,12 @@ def space(samples: Array) -> Space:
     """256 levels."""
     channels, *size = samples.shape[1:]
     return Space(channels=int(channels), size=tuple(map(int, size)), medium="image")
+
+
+def check(space: Space) -> None:
+    """Two dimensions of 256 levels."""
+    if space.dims != 2 or space.levels != 256:
+        raise InvalidArgument("an image has height and width, and 256 levels")
 
 
 def encode(sample: Array, space: Space) -> bytes:

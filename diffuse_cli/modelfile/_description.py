@@ -19,6 +19,7 @@ from diffuse_cli.core.space import Space
 from diffuse_cli.core.variances import channels_out
 from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.errors import ModelFileError, lookup
+from diffuse_cli.media import check
 from diffuse_cli.options import from_dict, to_dict
 from diffuse_cli.parsing import parse_color, parse_size
 from diffuse_cli.presets import network_config
@@ -151,6 +152,7 @@ def rebuild(described: Mapping[str, Any]) -> Model:
         conditions=settings.from_dict(Conditions, _settled(described["conditions"])),
         diffusion=from_dict(DiffusionConfig, _settled(described["diffusion"])),
     )
+    check(blueprint.space)
     timesteps = blueprint.denoiser(None).process.num_timesteps
     step, data = described["step"], dict(described["data"])
     if not isinstance(step, int) or not isinstance(name, str):

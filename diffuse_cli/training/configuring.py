@@ -17,7 +17,7 @@ from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.errors import OutputError, UsageError, lookup, suggest
 from diffuse_cli.options import converted, flag_of, from_dict, options, read_toml, to_dict
-from diffuse_cli.presets import PRESETS, architecture, choose, preset_of
+from diffuse_cli.presets import DEFAULT_RATE, PRESETS, architecture, choose, preset_of
 from diffuse_cli.training.layers import Layer, default_loss, merged
 from diffuse_cli.training.rundir import RunDirectory
 
@@ -162,8 +162,9 @@ def rate_at(preset: str | None, width: int | None, batch_size: int) -> float:
     a step of Adam stays (Malladi et al. 2022).
     """
     own = preset_of(preset)
-    rate: float = own.train["lr"] * (batch_size / own.train.get("batch_size", BATCH)) ** 0.5
-    return rate if width is None or preset is None else rate * own.settings["width"] / width
+    rate: float = own.train.get("lr", DEFAULT_RATE)
+    rate *= (batch_size / own.train.get("batch_size", BATCH)) ** 0.5
+    return rate if width is None else rate * own.settings.get("width", width) / width
 
 
 def batched(config: TrainConfig, batch_size: int) -> TrainConfig:

@@ -98,7 +98,8 @@ def bytes_kept(
             torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
             torch.autocast(device, torch.bfloat16, enabled=half),
         ):
-            net(laid_out(torch.zeros(batch, *blueprint.space.shape)), torch.zeros(batch))
+            cond = blueprint.conditions.told(torch.zeros(batch, dtype=torch.long))
+            net(laid_out(torch.zeros(batch, *blueprint.space.shape)), torch.zeros(batch), **cond)
     return sum(kept.values()) + largest
 
 

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import dataclass
 from itertools import product
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from diffuse_cli.config.training import to_file
 from diffuse_cli.core import LOSSES, VARIANCES, WEIGHTINGS, Conditions, Space
 from diffuse_cli.core.losses import OF_LEARNED
+from diffuse_cli.core.networks import NETWORKS
+from diffuse_cli.core.settings import Settings, setting
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.errors import UsageError
 from diffuse_cli.options import from_dict, to_dict
-from diffuse_cli.training.configuring import complete, configure
+from diffuse_cli.presets import DEFAULT_RATE, PRESETS, Preset
+from diffuse_cli.training.configuring import BATCH, complete, configure, rate_at
+from diffuse_cli.training.memory import bytes_kept
 
 GREY = Space(channels=1, size=(8, 8))
 NAMES = tuple(f"class {k}" for k in range(1000))
@@ -126,3 +134,40 @@ def test_a_typed_variance_or_classes_bring_their_channels_over_a_file():
     assert planned({"classes": True}, filed, 4)[1].shapes["class_embedding.weight"][0] == 5
     classes = to_file(made({"classes": True}, {}, num_classes=4))
     assert "class_embedding.weight" not in planned({"classes": False}, classes)[1].shapes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wide(Settings):
+    width: int = setting(low=1)
+
+
+class Told(torch.nn.Linear):
+    """A network that must be told a class."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 8)
+
+    def forward(self, x, t, label):
+        return super().forward(x) + label.reshape(-1, 1, 1, 1)
+
+
+@pytest.fixture
+def wide(monkeypatch):
+    """A network whose width has no default, and a preset of it that says little."""
+    module = SimpleNamespace(Config=Wide, build=lambda *_: Told())
+    monkeypatch.setitem(sys.modules, "wide", module)
+    monkeypatch.setitem(NETWORKS.own, "wide", "wide")
+    monkeypatch.setitem(PRESETS.own, "plain", Preset("", {"width": 4}, {}, network="wide"))
+    monkeypatch.setitem(PRESETS.own, "bare", Preset("", {}, {}))
+
+
+def test_a_width_without_a_default_is_a_width(wide):
+    space, conditions = Space(channels=1, size=(8, 8)), Conditions(classes=("a", "b"))
+    once, blueprint = complete(configure({"data": "x", "preset": "plain"}), space, conditions)
+    assert (once.width, once.lr) == (4, DEFAULT_RATE)
+    assert complete(once, space, conditions)[0] == once
+    assert bytes_kept(blueprint, 2, False, False) > 0
+
+
+def test_a_preset_need_not_name_rate_or_width(wide):
+    assert rate_at("bare", 128, BATCH) == DEFAULT_RATE

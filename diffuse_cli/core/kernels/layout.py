@@ -15,4 +15,7 @@ def laid_out(x: Tensor) -> Tensor:
 
 def lay_out(net: nn.Module) -> nn.Module:
     """`net` with the weights of its 2-D convolutions channels last, in place."""
-    return net.to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
+    for weight in net.parameters():  # `Module.to` refuses weights of 3-D convolutions
+        if weight.ndim == 4:
+            weight.data = weight.data.to(memory_format=torch.channels_last)
+    return net

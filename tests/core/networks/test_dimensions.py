@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import plan
+from nets import batch, plan, randomised
 from oracles import generator
 
 from diffuse_cli.core import LOSSES, SAMPLERS, SCHEDULES, Denoiser, Process
+from diffuse_cli.core.kernels.layout import laid_out, lay_out
 from diffuse_cli.core.networks._blocks import Parts, Upsample
 from diffuse_cli.core.networks._unet import folded, unfolded
 
@@ -44,6 +45,16 @@ def test_a_network_learns_and_draws(dims: int, settings: dict):
         *_, end = SAMPLERS["ddim"](denoiser, process, x, process.times(5), noise=lambda k: x)
     assert end.x.shape == x.shape
     assert bool(end.x.isfinite().all())
+
+
+@dimensions
+def test_laid_out_for_speed_it_computes_the_same(dims: int):
+    made = plan(SIZES[dims], 2, width=8, groups=4, multipliers=(1, 2), blocks=1)
+    net, (x, t) = randomised(made), batch(made)
+    expected = net(x, t)
+    found = lay_out(net)(laid_out(x), t)
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert (net.conv_in.weight.stride()[1] == 1) == (dims == 2)
 
 
 @dimensions

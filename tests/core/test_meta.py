@@ -1,0 +1,79 @@
+"""On the meta device, which has no numbers: what reads one back, or mixes devices, fails."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from nets import plan
+
+from diffuse_cli.core import (
+    LOSSES,
+    SAMPLERS,
+    SCHEDULES,
+    TARGETS,
+    VARIANCES,
+    Denoiser,
+    Process,
+    bits_per_dim,
+)
+from diffuse_cli.core.guidance import clip, guide
+from diffuse_cli.core.losses import WEIGHTINGS, weights
+from diffuse_cli.core.variances import channels_out
+
+PROCESS = Process(SCHEDULES["cosine"](10))
+
+
+def made(target: str = "v", variance: str = "small") -> Any:
+    """A denoiser without numbers whose network is one layer, a sample and labels."""
+    with torch.device("meta"):
+        layer = torch.nn.Conv2d(1, channels_out(variance, 1), 1)
+        x, label = torch.zeros(2, 1, 4, 4), torch.zeros(2, dtype=torch.long)
+
+    def net(x: torch.Tensor, t: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
+        return layer(x) + t.reshape(-1, 1, 1, 1)
+
+    return Denoiser(net, PROCESS, target, variance), x, label
+
+
+@pytest.mark.parametrize("times", ["meta", "cpu"])
+@pytest.mark.parametrize("variance", list(VARIANCES))
+@pytest.mark.parametrize("target", list(TARGETS))
+def test_losses_read_nothing_back(target: str, variance: str, times: str):
+    denoiser, x, label = made(target, variance)
+    t = torch.tensor([0, 9]).to(times)
+    for weighting in WEIGHTINGS:
+        table = weights(weighting, denoiser)
+        weight = None if table is None else table.float().to("meta")[t.to("meta")]
+        for loss in LOSSES.values():
+            found = loss(denoiser, x, t, x, weight, label=label)
+            assert found.shape == (2,)
+            assert found.is_meta
+
+
+@pytest.mark.parametrize("variance", list(VARIANCES))
+@pytest.mark.parametrize("name", list(SAMPLERS))
+def test_samplers_read_nothing_back(name: str, variance: str):
+    denoiser, x, label = made(variance=variance)
+
+    def denoise(x_t: torch.Tensor, t: Any, /) -> Any:
+        return clip(guide(denoiser, 2.0), PROCESS)(x_t, t, label=label)
+
+    for spacing in ("trailing", "karras"):
+        times = PROCESS.times(4, spacing)
+        *_, last = SAMPLERS[name](denoise, PROCESS, x, times, noise=lambda k: x)
+        assert last.x.is_meta
+        assert last.x.shape == x.shape
+
+
+@pytest.mark.parametrize("size", [(8,), (8, 8), (8, 8, 8)], ids=str)
+def test_the_network_its_gradient_and_the_bound_read_nothing_back(size: tuple[int, ...]):
+    with torch.device("meta"):
+        net = plan(size, 1, num_classes=2, width=8, groups=4, multipliers=(1, 2), blocks=1).build()
+        x, label = torch.zeros(2, 1, *size), torch.zeros(2, dtype=torch.long)
+    denoiser = Denoiser(net, PROCESS, "v")
+    LOSSES["simple"](denoiser, x, label, x, label=label).mean().backward()
+    assert net.conv_in.weight.grad.is_meta
+    bits = bits_per_dim(denoiser.respaced([0, 9]), x, noise=lambda t: x)
+    assert bits.terms.shape == (2, 2)
