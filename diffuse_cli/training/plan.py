@@ -182,7 +182,7 @@ def first_weights(config: TrainConfig, blueprint: Blueprint) -> Work[Mapping[str
     kinds = [(b.network, b.config, b.space) for b in (own, blueprint)]
     if kinds[0] != kinds[1] or but_classes(own.shapes) != but_classes(blueprint.shapes):
         raise UsageError(
-            f"--init {config.init} has another network than this configuration",
+            f"--init {files.show(config.init)} has another network than this configuration",
             "Leave the network's options out: they come from the model",
         )
     if own.diffusion.target != config.target:
