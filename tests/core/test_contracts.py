@@ -1,9 +1,10 @@
 """Combinations of table entries, in float32 through a network, against float64 without one.
 
-Any three entries of different tables meet; all combinations of five would be thousands. With the exact denoiser of Gaussian data all targets must agree, on the full process and on a
-respaced one, which is compared with the full one over the same times. With a tiny network the
-values are not known, but shapes and finiteness are. A new entry of a table is met here without
-touching this file.
+Any three entries of different tables meet; all combinations of five would be thousands. With the
+exact denoiser of Gaussian data all targets must agree, on the full process and on a respaced one,
+which is compared with the full one over the same times. With a tiny network the values are not
+known, but shapes and finiteness are. A new entry of a table is met here without touching this
+file.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from xxhash import xxh3_128_digest
 from diffuse_cli import files, modelfile, pictures
 from diffuse_cli.config import InfoConfig
 from diffuse_cli.data import Samples, Summary, read_images
+from diffuse_cli.errors import DataError
 from diffuse_cli.events import Notice, finish
 from diffuse_cli.inspection import dataset, inspect, near, sheet
 from diffuse_cli.inspection.copies import count_copies
@@ -256,7 +257,7 @@ def test_large_sets_are_mapped_and_nothing_is_left(tmp_path, monkeypatch, messy,
     assert look(messy, workers=workers) == expected
     assert mapped[0].is_relative_to(temporary)
     assert list(temporary.iterdir()) == []
-    with pytest.raises(Exception, match="empty file"):
+    with pytest.raises(DataError, match="empty file"):
         look(messy, strict=True)
     work = inspect(InfoConfig(path=str(messy)))
     next(work)
