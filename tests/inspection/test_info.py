@@ -148,6 +148,12 @@ def test_every_number_of_a_messy_set(messy, diffuse):
 NO_COPIES = {"groups": 0, "surplus": 0, "across_classes": 0, "across_split": 0, "first": []}
 
 
+def test_a_centre_crop_is_said(tmp_path, diffuse):
+    folder = fill(tmp_path / "d", {"a.png": png(noise(1, 48)[:27])})
+    text = diffuse("info", folder, "--size", 8).out
+    assert "at 8x8, cropped at the centre by up to 44 %, grey;" in text
+
+
 def test_the_same_for_people(messy, diffuse):
     ran = diffuse("info", messy, "--size", 8)
     images = finish(read_images(messy, size=(8, 8)))
