@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 import diffuse_cli
-from diffuse_cli import modelfile
 
 MODULE = '''\
 """A subcommand that says hello."""
@@ -167,7 +166,7 @@ def test_a_preset_and_a_block_train(added, images: Path, tmp_path: Path):
     line = ["train", images, "--preset", "added-preset", "--config", "block.toml", "-q"]
     ran = added(*line, "--steps", 2)
     assert ran.code == 0, ran.err
-    assert modelfile.load(tmp_path / "model.safetensors").blueprint.config.block == "added-block"
+    assert added("info", "model.safetensors", "--json").json["network"]["block"] == "added-block"
 
 
 def test_a_sampler_draws_and_a_metric_measures(added, images: Path, model: Path):

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.core.errors import lookup
 from diffuse_cli.core.gaussian import Gaussian
-from diffuse_cli.core.process import spread
 from diffuse_cli.core.registry import Registry
 
 if TYPE_CHECKING:
@@ -91,6 +90,8 @@ def bound_term(
     Ho et al. 2020, eqs. 5 and 13, with the paper's t one higher; bits per dimension, shape (B,).
     p(x_0 | x_1) is the probability of one of `levels` bins, or a density if None.
     """
+    from diffuse_cli.core.process import spread  # which imports torch
+
     truth = process.posterior(x0, x_t, t)
     mean = process.posterior(prediction.x0, x_t, t).mean
     log_var = truth.log_var if prediction.log_var is None else prediction.log_var(t, None)
