@@ -48,6 +48,10 @@ def weighting(snr):
     return snr.clamp(max=2.0)
 
 
+def spacing(n, log_snrs):
+    return list(range(n - 1, -1, -1))
+
+
 draw = TimestepDraw(uniform)
 
 
@@ -112,7 +116,57 @@ def describe(config, space):
     return [f"a toy of {config.hidden} channels"]
 """
 
+FEATURES = """\
+from pathlib import Path
+
+import torch
+
+
+class Published:
+    network, sha256, ways = "means", "0" * 64, ""
+
+    def find(self):
+        yield from ()
+        return Path(__file__)
+
+
+PUBLISHED, DIM, RESIZE = Published(), 3, "not at all"
+
+
+def build(file):
+    return torch.nn.Identity()
+
+
+def preprocess(pixels):
+    return pixels.float().mean((2, 3))
+"""
+
+FORMAT = """\
+from diffuse_cli.core.networks import unet
+from diffuse_cli.core.space import Space
+from diffuse_cli.interop import Foreign, Net
+
+OPTIONS = ()
+
+
+def recognises(source):
+    return False  # it is named with --format
+
+
+def read(source, config):
+    import torch
+
+    shape = unet.Config(width=8, multipliers=(1,), blocks=1, attention=(), groups=4, heads=1)
+    net = Net(config=shape, space=Space(channels=1, size=(8, 8)), out_channels=1, num_classes=0)
+    tensors = {name: torch.zeros(shape) for name, shape in net.shapes.items()}
+    process = {"schedule": "linear", "num_timesteps": 50, "variance": "small"}
+    return Foreign(unet=net, diffusion=process, tensors=tensors)
+"""
+
 POINTS = {
+    "spacings": "added-spacing = added:spacing",
+    "features": "means = added_features",
+    "formats": "zeros = added_format",
     "schedules": "added-schedule = added:schedule",
     "targets": "added-target = added:target",
     "variances": "added-variance = added:variance",
@@ -136,6 +190,8 @@ def added(tmp_path: Path, process: Callable[..., Any]) -> Callable[..., Any]:
     info.mkdir(parents=True)
     (site / "added.py").write_text(MODULE)
     (site / "added_toy.py").write_text(TOY)
+    (site / "added_features.py").write_text(FEATURES)
+    (site / "added_format.py").write_text(FORMAT)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: added\nVersion: 1.0\n")
     lines = [f"[diffuse.{group}]\n{line}\n" for group, line in POINTS.items()]
     (info / "entry_points.txt").write_text("\n".join(lines))
@@ -170,11 +226,25 @@ def test_a_preset_and_a_block_train(added, images: Path, tmp_path: Path):
 
 
 def test_a_sampler_draws_and_a_metric_measures(added, images: Path, model: Path):
-    ran = added("sample", model, "-n", 2, "--steps", 3, "--sampler", "added-sampler", "-q")
+    own = ("--sampler", "added-sampler", "--spacing", "added-spacing")
+    ran = added("sample", model, "-n", 2, "--steps", 3, *own, "-q")
     assert ran.code == 0, ran.err
     ran = added("eval", model, images, "-n", 4, "--steps", 3, "--timesteps", 3, "--json", "-q")
     assert ran.code == 0, ran.err
     assert ran.json["seven"] == 7
+
+
+def test_a_feature_network_measures_and_a_format_is_read(
+    added, model: Path, images: Path, tmp_path: Path
+):
+    line = ("-n", 4, "--steps", 3, "--timesteps", 3, "--features", "means", "--json", "-q")
+    ran = added("eval", model, images, *line)
+    assert ran.code == 0, ran.err
+    assert ran.json["features"]["name"] == "means"
+    (tmp_path / "a.zeros").write_bytes(b"0")
+    ran = added("convert", "a.zeros", "--format", "zeros", "-o", "converted.safetensors", "-q")
+    assert ran.code == 0, ran.err
+    assert added("info", "converted.safetensors", "-q").code == 0
 
 
 def test_a_subcommand_runs(added):
