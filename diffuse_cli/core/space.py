@@ -58,11 +58,6 @@ class Space(Settings):
         """The number of spatial dimensions."""
         return len(self.size)
 
-    @property
-    def bounded(self) -> bool:
-        """Whether x_0 lies in [-1, 1]."""
-        return self.levels is not None
-
     def to_model(self, stored: Tensor) -> Tensor:
         """Stored (B, C, *size) to the model's numbers, float32."""
         if self.levels is not None:

@@ -24,7 +24,6 @@ def test_every_level_comes_back(levels: int, dtype: torch.dtype):
     assert back.dtype == dtype
     assert torch.equal(back.long(), stored)
     assert torch.equal(space.to_stored(x * 3).long()[[0, -1], 0, 0], torch.tensor([0, levels - 1]))
-    assert space.bounded
 
 
 def test_levels_are_rounded_not_truncated():
@@ -38,7 +37,7 @@ def test_levels_are_rounded_not_truncated():
 
 def test_floats_are_standardised_channel_by_channel():
     space = Space(channels=2, size=(2, 3, 4), levels=None, mean=(1, -2.5), std=(2, 0.5))
-    assert (space.shape, space.dims, space.bounded) == ((2, 2, 3, 4), 3, False)
+    assert (space.shape, space.dims) == ((2, 2, 3, 4), 3)
     assert space.mean == (1.0, -2.5)
     stored = torch.randn(5, 2, 2, 3, 4) * 100
     x = space.to_model(stored)
