@@ -17,11 +17,11 @@ from diffuse_cli.conditioning import Condition
 from diffuse_cli.core import Space
 from diffuse_cli.core.samplers import sampler_options
 from diffuse_cli.data import Samples, read_images
+from diffuse_cli.draws import permutation
 from diffuse_cli.events import finish
 from diffuse_cli.features import extract, find, load
 from diffuse_cli.metrics import kid
 from diffuse_cli.resolving import DrawSettings
-from diffuse_cli.runtime import permutation
 from diffuse_cli.sampling import Loaded, collect, draw
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]

@@ -22,7 +22,8 @@ from torch import nn
 
 from diffuse_cli.conditioning import Condition
 from diffuse_cli.data import Samples
-from diffuse_cli.runtime import machine, permutation, resolve_precision
+from diffuse_cli.draws import permutation
+from diffuse_cli.runtime import machine, resolve_precision
 from diffuse_cli.sampling import load_denoiser
 
 

@@ -19,7 +19,8 @@ import torch
 from common import to_uint8
 from steps import say
 
-from diffuse_cli.runtime import machine, permutation, resolve_precision
+from diffuse_cli.draws import permutation
+from diffuse_cli.runtime import machine, resolve_precision
 
 BATCH = 50
 

@@ -173,7 +173,7 @@ def prepare(data: str, real: str | None, size: int, reference: int, folder: Path
     import common
     import numpy as np
 
-    from diffuse_cli.runtime import permutation
+    from diffuse_cli.draws import permutation
 
     images = common.read(data, (size, size))
     np.save(folder / "train.npy", images.stored[~images.held_out])

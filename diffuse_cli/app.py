@@ -17,7 +17,8 @@ from diffuse_cli.commands._options import make_command
 from diffuse_cli.console import Console, steady
 from diffuse_cli.core.errors import InvalidArgument
 from diffuse_cli.errors import DiffuseError, OutputError, UsageError, translated
-from diffuse_cli.runtime import out_of_memory, rank
+from diffuse_cli.memory import out_of_memory
+from diffuse_cli.runtime import rank
 from diffuse_cli.signals import raised
 
 ORDER = ("train", "sample", "noise-demo", "eval", "tune", "ema")

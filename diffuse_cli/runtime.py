@@ -1,33 +1,22 @@
-"""The machine: its Accelerator, precision and memory, and all random numbers.
-
-No generator state is saved. A draw is keyed by (seed, purpose, indices): it does not depend on
-earlier draws or the number of processes.
-"""
+"""The machine of a run: its Accelerator, device, precision and processes."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import importlib.util
 import os
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from diffuse_cli.errors import UsageError, lookup
+from diffuse_cli.memory import keep_freed_memory
 
 if TYPE_CHECKING:
-    import numpy as np
-    import torch
     from accelerate import Accelerator
-    from torch import Tensor
-
-BLOCK = 8
-"""Positions of the global batch that share a generator."""
 
 WORTH_ITS_DIGITS = 1.25
 """`auto` is bf16 on a processor that is this many times faster in it."""
@@ -39,9 +28,6 @@ LAUNCH = "Start them with torchrun, or with accelerate launch --multi_gpu"
 
 TRACKERS = ("tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "dvclive")
 """Accelerate's trackers, named as their packages."""
-
-
-# -- the machine ----------------------------------------------------------------------------------
 
 
 def rank() -> int:
@@ -104,124 +90,6 @@ def bfloat16_speed() -> float:
             times.append(time.perf_counter() - began)
         seconds[dtype] = min(times)
     return seconds[torch.float32] / seconds[torch.bfloat16]
-
-
-def keep_freed_memory() -> None:
-    """Make glibc keep the memory of freed tensors.
-
-    It returns large blocks to the system, which clears their pages again: a tenth of a training
-    step on a processor. Other C libraries have no such switch.
-    """
-    import ctypes
-
-    trim_threshold, mmap_threshold = -1, -3
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        set_option = ctypes.CDLL(None).mallopt
-        set_option(mmap_threshold, 2**30)
-        set_option(trim_threshold, 2**31 - 1)
-
-
-def free_memory(device: str) -> int:
-    """Bytes still free on a device, or for this process on the machine if it is `cpu`."""
-    import torch
-
-    if device == "cuda":
-        return int(torch.cuda.mem_get_info()[0])
-    if device == "mps":
-        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    return min(_free_of_system(), _free_of_group(), _free_of_limit())
-
-
-def processes_here() -> int:
-    """Processes of this run that share the machine's memory."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1)
-
-
-UNLIMITED = 2**62
-
-
-def _free_of_system() -> int:
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    with contextlib.suppress(AttributeError, ValueError, OSError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return UNLIMITED
-
-
-def _free_of_group(root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes that this process's control groups leave; cached file pages count as free."""
-    free = UNLIMITED
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        own = Path("/proc/self/cgroup").read_text().splitlines()[0].split("::")[-1]
-        folder = root / own.lstrip("/")
-        for group in (folder, *folder.parents):
-            with contextlib.suppress(OSError, ValueError):
-                limit = int((group / "memory.max").read_text())
-                stat = dict(s.split() for s in (group / "memory.stat").read_text().splitlines())
-                used = int((group / "memory.current").read_text()) - int(stat["inactive_file"])
-                free = min(free, limit - used)
-            if group == root:
-                break
-    return free
-
-
-def _free_of_limit() -> int:
-    """Bytes that `ulimit -v` leaves."""
-    with contextlib.suppress(ImportError, OSError, ValueError, AttributeError):
-        import resource
-
-        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-        if limit != resource.RLIM_INFINITY:
-            used = int(Path("/proc/self/statm").read_text().split()[0])
-            return limit - used * os.sysconf("SC_PAGE_SIZE")
-    return UNLIMITED
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether `error` means that the device or the machine ran out of memory."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    text = str(error)
-    if _NO_PRIMITIVE in text and not _may_write_code():
-        return False
-    return any(
-        isinstance(error, kind) and any(words in text for words in said)
-        for kind, said in _NO_MEMORY.items()
-    )
-
-
-_NO_PRIMITIVE = "could not create a primitive"
-"""oneDNN's error if it has no memory for generated code, or may not run any."""
-
-_NO_MEMORY: dict[type[Exception], tuple[str, ...]] = {
-    RuntimeError: (
-        "out of memory",
-        "can't allocate memory",
-        "not enough memory",
-        "std::bad_alloc",
-        _NO_PRIMITIVE,
-    ),
-    SystemError: ("error return without exception set", "without setting an exception"),
-}
-"""Errors that mean it in PyTorch on Metal and processors, and in Python without memory to build the
-proper error."""
-
-
-def _may_write_code() -> bool:
-    """Whether a process may run code that it generated; some services forbid it."""
-    import mmap
-
-    if not hasattr(mmap, "PROT_EXEC"):  # Windows
-        return True
-    try:
-        mmap.mmap(-1, 1, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC).close()
-    except PermissionError:
-        return False
-    except OSError:  # no memory for it
-        return True
-    return True
 
 
 WAIT = timedelta(days=1)
@@ -318,101 +186,3 @@ def made_with(accelerator: Accelerator) -> dict[str, str]:
         "device": device,
         "threads": str(torch.get_num_threads()),
     }
-
-
-# -- draws ----------------------------------------------------------------------------------------
-
-
-def key(seed: int, purpose: str, *index: int) -> int:
-    """128 bits that depend on every argument."""
-    text = "/".join([str(seed), purpose, *map(str, index)])
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "big")
-
-
-def philox(seed: int, purpose: str, *index: int) -> np.random.Generator:
-    """NumPy's counter-based generator under `key`."""
-    import numpy as np
-
-    return np.random.Generator(np.random.Philox(key=key(seed, purpose, *index)))
-
-
-def permutation(seed: int, epoch: int, n: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The order of n samples in an epoch."""
-    return philox(seed, "order", epoch).permutation(n)
-
-
-def draw_noise(seed: int, purpose: str, *index: int, shape: Sequence[int]) -> Tensor:
-    """Standard normal noise, float32, on the CPU."""
-    import numpy as np
-    import torch
-
-    values = philox(seed, purpose, *index).standard_normal(tuple(shape), dtype=np.float32)
-    return torch.from_numpy(values)
-
-
-def image_noise(
-    seed: int, indices: Sequence[int], draw: int, shape: Sequence[int], device: torch.device
-) -> Tensor:
-    """The noise of step `draw` of each image, (B, *shape); that of step -1 starts sampling."""
-    import torch
-
-    noise = torch.stack([draw_noise(seed, "image", i, draw, shape=shape) for i in indices])
-    return noise.to(device)
-
-
-@dataclass(frozen=True)
-class Draws:
-    """The random numbers of some positions of a step.
-
-    Attributes:
-        u: (B,) in [0, 1), decides the timestep.
-        noise: (B, *shape).
-        flip: (B,), whether to mirror the sample.
-        drop: (B,) in [0, 1), decides whether the label is dropped.
-    """
-
-    u: Tensor
-    noise: Tensor
-    flip: Tensor
-    drop: Tensor
-
-
-def training_draws(
-    seed: int,
-    step: int,
-    positions: range,
-    *,
-    shape: Sequence[int],
-    device: torch.device,
-    purpose: str = "training",
-) -> Draws:
-    """The draws of some positions of the global batch, with a generator for each block of 8.
-
-    They depend on neither the number of processes nor the accumulation.
-    """
-    import torch
-
-    first, last = positions.start // BLOCK, (positions.stop - 1) // BLOCK
-    blocks = []
-    for block in range(first, last + 1):
-        generator = torch.Generator(device).manual_seed(
-            key(seed, purpose, step, block) & 0x7FFF_FFFF_FFFF_FFFF
-        )
-        options: dict[str, Any] = {"generator": generator, "device": device}
-        u, flip, drop = torch.rand((3, BLOCK), **options)
-        noise = torch.randn((BLOCK, *shape), **options)
-        blocks.append((u, noise, flip < 0.5, drop))
-    part = slice(positions.start - first * BLOCK, positions.stop - first * BLOCK)
-    return Draws(*(torch.cat(values)[part] for values in zip(*blocks, strict=True)))
-
-
-def seed_modules(seed: int, step: int, microbatch: int, process: int) -> None:
-    """Seed what modules draw themselves, such as dropout."""
-    import torch
-
-    torch.manual_seed(key(seed, "modules", step, microbatch, process) & 0xFFFF_FFFF)
-
-
-def share(n: int, parts: int, index: int) -> range:
-    """The `index`-th of `parts` contiguous shares of 0 ... n-1, as even as can be."""
-    return range(n * index // parts, n * (index + 1) // parts)

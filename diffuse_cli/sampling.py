@@ -28,10 +28,11 @@ from diffuse_cli.core.samplers import SAMPLERS, State
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
 from diffuse_cli.diffusion import kept_in_range
+from diffuse_cli.draws import image_noise, share
 from diffuse_cli.events import Progress, Work
 from diffuse_cli.media import MEDIA
 from diffuse_cli.resolving import DrawSettings, resolve, tell
-from diffuse_cli.runtime import image_noise, machine, rank, resolve_precision, share
+from diffuse_cli.runtime import machine, rank, resolve_precision
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -13,9 +13,9 @@ from diffuse_cli.config import GUIDANCE, SampleConfig
 from diffuse_cli.core import SCHEDULES, Conditions, Denoiser, Process, Space
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.samplers import SAMPLERS
+from diffuse_cli.draws import image_noise
 from diffuse_cli.errors import UsageError
 from diffuse_cli.resolving import DrawSettings
-from diffuse_cli.runtime import image_noise
 from diffuse_cli.sampling import draw
 
 CPU = torch.device("cpu")

@@ -103,8 +103,8 @@ def _outputs(config: DemoConfig) -> tuple[Path, ...]:
 def _scene(config: DemoConfig, picture: Image.Image, processes: Mapping[str, Process]) -> Scene:
     import torch
 
+    from diffuse_cli.draws import draw_noise
     from diffuse_cli.media import image
-    from diffuse_cli.runtime import draw_noise
 
     levels = np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1)
     noise = draw_noise(config.seed, "noise-demo", shape=levels.shape)

@@ -12,8 +12,8 @@ import torch
 
 from diffuse_cli import pictures
 from diffuse_cli.core.likelihood import bound_terms, prior_bits, strata
+from diffuse_cli.draws import draw_noise, philox
 from diffuse_cli.events import Progress, Work
-from diffuse_cli.runtime import draw_noise, philox
 
 if TYPE_CHECKING:
     from PIL import Image

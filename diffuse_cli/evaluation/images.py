@@ -12,10 +12,10 @@ import numpy.typing as npt
 from diffuse_cli.config import MeasureConfig
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import Samples, read_images
+from diffuse_cli.draws import permutation
 from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.parsing import Size
-from diffuse_cli.runtime import permutation
 from diffuse_cli.sampling import Loaded
 
 Pixels = npt.NDArray[Any]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from diffuse_cli.draws import philox
 from diffuse_cli.evaluation.images import Pixels
-from diffuse_cli.runtime import philox
 
 IMAGES = 100
 """At most this many of each kind: their KID is then known to a few hundredths of itself."""

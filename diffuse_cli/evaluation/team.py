@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from diffuse_cli.runtime import share
+from diffuse_cli.draws import share
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

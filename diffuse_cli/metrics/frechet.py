@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from diffuse_cli.draws import permutation
 from diffuse_cli.metrics import Facts, Number, Remark, both, floor
-from diffuse_cli.runtime import permutation
 
 if TYPE_CHECKING:
     from diffuse_cli.metrics import Array, Features

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from diffuse_cli.core.kernels.layout import laid_out
-from diffuse_cli.runtime import permutation
+from diffuse_cli.draws import permutation
 from diffuse_cli.training.plan import Plan
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ import numpy as np
 from diffuse_cli import files
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.data import Samples
+from diffuse_cli.draws import philox
 from diffuse_cli.errors import DataError, UsageError
 from diffuse_cli.events import Notice, Work
-from diffuse_cli.runtime import philox
 from diffuse_cli.training.rundir import RunDirectory
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from diffuse_cli import runtime
+from diffuse_cli import memory
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.kernels.layout import laid_out
 from diffuse_cli.core.networks import Run
@@ -111,9 +111,9 @@ def images_at_a_time(plan: Plan, accelerator: Accelerator) -> int:
     """
     config, blueprint = plan.config, plan.blueprint
     device, processes = accelerator.device.type, accelerator.num_processes
-    free = runtime.free_memory(device)
+    free = memory.free_memory(device)
     if device == "cpu":
-        free //= runtime.processes_here()
+        free //= memory.processes_here()
     needs = cost(config, blueprint, device, processes)
     images = max(0, (free - needs.fixed) // max(1, int(needs.image * SLACK.get(device, 1.0))))
     if images == 0 and needs.of(1) <= free:

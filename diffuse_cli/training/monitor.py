@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from diffuse_cli import files, modelfile
 from diffuse_cli.errors import Interrupted, Terminated
 from diffuse_cli.events import Notice, Stop, Work, until
-from diffuse_cli.runtime import out_of_memory
+from diffuse_cli.memory import out_of_memory
 from diffuse_cli.training.checkpoints import bring_up_to_date, model_of
 from diffuse_cli.training.overfitting import HeldOut, Overfitting
 from diffuse_cli.training.previews import write_preview

@@ -12,8 +12,8 @@ from diffuse_cli import files, pictures
 from diffuse_cli.conditioning import Condition, default_guidance
 from diffuse_cli.config import SAMPLING_STEPS
 from diffuse_cli.events import Notice, Progress, Work
+from diffuse_cli.memory import out_of_memory
 from diffuse_cli.resolving import DrawSettings
-from diffuse_cli.runtime import out_of_memory
 from diffuse_cli.sampling import Drawing, draw, looks, stored
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.trainer import Trainer

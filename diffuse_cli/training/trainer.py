@@ -19,8 +19,9 @@ from diffuse_cli.core.kernels.layout import lay_out
 from diffuse_cli.core.networks import checkpointed
 from diffuse_cli.core.process import spread
 from diffuse_cli.core.timesteps import TIMESTEP_DRAWS, History, choose
+from diffuse_cli.draws import key, seed_modules, share, training_draws
 from diffuse_cli.errors import UsageError, lookup
-from diffuse_cli.runtime import key, out_of_memory, seed_modules, share, training_draws
+from diffuse_cli.memory import out_of_memory
 from diffuse_cli.training.batches import Batches
 from diffuse_cli.training.ema import Average, due
 from diffuse_cli.training.objective import Objective, losses_of

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from diffuse_cli.core.space import Space
+from diffuse_cli.draws import permutation
 from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Work, finish
 from diffuse_cli.features import FeatureNetwork, extract, find, load
 from diffuse_cli.metrics import kid
-from diffuse_cli.runtime import permutation
 from diffuse_cli.sampling import Drawing, collect, looks
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.previews import draw_by_default

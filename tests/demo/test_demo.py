@@ -17,9 +17,9 @@ from diffuse_cli import demo, pictures
 from diffuse_cli.config import DemoConfig
 from diffuse_cli.core import SCHEDULES, Process, Space
 from diffuse_cli.demo import drawing
+from diffuse_cli.draws import draw_noise
 from diffuse_cli.errors import DataError, OutputError, UsageError
 from diffuse_cli.events import Notice, Progress
-from diffuse_cli.runtime import draw_noise
 
 
 @pytest.fixture(autouse=True)

@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from diffuse_cli import modelfile, runtime
+from diffuse_cli import memory as machine_memory
+from diffuse_cli import modelfile
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.training import from_file
+from diffuse_cli.memory import out_of_memory
 from diffuse_cli.options import from_dict, read_toml
-from diffuse_cli.runtime import out_of_memory
 from diffuse_cli.training.memory import SLACK, cost
 from diffuse_cli.training.rundir import RunDirectory
 from diffuse_cli.training.trainer import Trainer
@@ -185,7 +186,7 @@ def test_a_process_that_may_not_write_code_has_not_run_out_of_memory(monkeypatch
 def has(monkeypatch):
     """Let the machine have so much memory to give."""
     return lambda count: monkeypatch.setattr(
-        "diffuse_cli.runtime.free_memory", lambda device: int(count)
+        "diffuse_cli.memory.free_memory", lambda device: int(count)
     )
 
 
@@ -244,15 +245,15 @@ def test_what_is_free_is_the_least_that_the_system_its_groups_and_limits_leave(
 ):
     import resource
 
-    found = runtime.free_memory("cpu")
-    assert 0 < found <= runtime._free_of_system()
+    found = machine_memory.free_memory("cpu")
+    assert 0 < found <= machine_memory._free_of_system()
     limits = (2**40, resource.RLIM_INFINITY)
     monkeypatch.setattr(resource, "getrlimit", lambda kind: limits)
-    assert 0 < runtime._free_of_limit() < 2**40
+    assert 0 < machine_memory._free_of_limit() < 2**40
     own = Path("/proc/self/cgroup").read_text().splitlines()[0].split("::")[-1].lstrip("/")
     group = tmp_path / own
     group.mkdir(parents=True, exist_ok=True)
-    assert runtime._free_of_group(tmp_path) == runtime.UNLIMITED
+    assert machine_memory._free_of_group(tmp_path) == machine_memory.UNLIMITED
     for name, text in (("max", "1000"), ("current", "700"), ("stat", "anon 500\ninactive_file 50")):
         (group / f"memory.{name}").write_text(text)
-    assert runtime._free_of_group(tmp_path) == 350
+    assert machine_memory._free_of_group(tmp_path) == 350

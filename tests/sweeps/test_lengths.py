@@ -11,7 +11,7 @@ import torch
 
 from diffuse_cli import modelfile
 from diffuse_cli.core.losses import simple
-from diffuse_cli.runtime import training_draws
+from diffuse_cli.draws import training_draws
 from diffuse_cli.sweeps import lengths
 from diffuse_cli.training.power import gamma_of, snapshots
 

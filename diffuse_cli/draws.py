@@ -1,0 +1,115 @@
+"""All random numbers.
+
+No generator state is saved. A draw is keyed by (seed, purpose, indices): it does not depend on
+earlier draws or the number of processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+BLOCK = 8
+"""Positions of the global batch that share a generator."""
+
+
+def key(seed: int, purpose: str, *index: int) -> int:
+    """128 bits that depend on every argument."""
+    text = "/".join([str(seed), purpose, *map(str, index)])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "big")
+
+
+def philox(seed: int, purpose: str, *index: int) -> np.random.Generator:
+    """NumPy's counter-based generator under `key`."""
+    import numpy as np
+
+    return np.random.Generator(np.random.Philox(key=key(seed, purpose, *index)))
+
+
+def permutation(seed: int, epoch: int, n: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The order of n samples in an epoch."""
+    return philox(seed, "order", epoch).permutation(n)
+
+
+def draw_noise(seed: int, purpose: str, *index: int, shape: Sequence[int]) -> Tensor:
+    """Standard normal noise, float32, on the CPU."""
+    import numpy as np
+    import torch
+
+    values = philox(seed, purpose, *index).standard_normal(tuple(shape), dtype=np.float32)
+    return torch.from_numpy(values)
+
+
+def image_noise(
+    seed: int, indices: Sequence[int], draw: int, shape: Sequence[int], device: torch.device
+) -> Tensor:
+    """The noise of step `draw` of each image, (B, *shape); that of step -1 starts sampling."""
+    import torch
+
+    noise = torch.stack([draw_noise(seed, "image", i, draw, shape=shape) for i in indices])
+    return noise.to(device)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of some positions of a step.
+
+    Attributes:
+        u: (B,) in [0, 1), decides the timestep.
+        noise: (B, *shape).
+        flip: (B,), whether to mirror the sample.
+        drop: (B,) in [0, 1), decides whether the label is dropped.
+    """
+
+    u: Tensor
+    noise: Tensor
+    flip: Tensor
+    drop: Tensor
+
+
+def training_draws(
+    seed: int,
+    step: int,
+    positions: range,
+    *,
+    shape: Sequence[int],
+    device: torch.device,
+    purpose: str = "training",
+) -> Draws:
+    """The draws of some positions of the global batch, with a generator for each block of 8.
+
+    They depend on neither the number of processes nor the accumulation.
+    """
+    import torch
+
+    first, last = positions.start // BLOCK, (positions.stop - 1) // BLOCK
+    blocks = []
+    for block in range(first, last + 1):
+        generator = torch.Generator(device).manual_seed(
+            key(seed, purpose, step, block) & 0x7FFF_FFFF_FFFF_FFFF
+        )
+        options: dict[str, Any] = {"generator": generator, "device": device}
+        u, flip, drop = torch.rand((3, BLOCK), **options)
+        noise = torch.randn((BLOCK, *shape), **options)
+        blocks.append((u, noise, flip < 0.5, drop))
+    part = slice(positions.start - first * BLOCK, positions.stop - first * BLOCK)
+    return Draws(*(torch.cat(values)[part] for values in zip(*blocks, strict=True)))
+
+
+def seed_modules(seed: int, step: int, microbatch: int, process: int) -> None:
+    """Seed what modules draw themselves, such as dropout."""
+    import torch
+
+    torch.manual_seed(key(seed, "modules", step, microbatch, process) & 0xFFFF_FFFF)
+
+
+def share(n: int, parts: int, index: int) -> range:
+    """The `index`-th of `parts` contiguous shares of 0 ... n-1, as even as can be."""
+    return range(n * index // parts, n * (index + 1) // parts)

@@ -1,0 +1,125 @@
+"""Memory: how much is free, and what running out of it looks like."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+
+def keep_freed_memory() -> None:
+    """Make glibc keep the memory of freed tensors.
+
+    It returns large blocks to the system, which clears their pages again: a tenth of a training
+    step on a processor. Other C libraries have no such switch.
+    """
+    import ctypes
+
+    trim_threshold, mmap_threshold = -1, -3
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        set_option = ctypes.CDLL(None).mallopt
+        set_option(mmap_threshold, 2**30)
+        set_option(trim_threshold, 2**31 - 1)
+
+
+def free_memory(device: str) -> int:
+    """Bytes still free on a device, or for this process on the machine if it is `cpu`."""
+    import torch
+
+    if device == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    if device == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return min(_free_of_system(), _free_of_group(), _free_of_limit())
+
+
+def processes_here() -> int:
+    """Processes of this run that share the machine's memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1)
+
+
+UNLIMITED = 2**62
+
+
+def _free_of_system() -> int:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return UNLIMITED
+
+
+def _free_of_group(root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that this process's control groups leave; cached file pages count as free."""
+    free = UNLIMITED
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        own = Path("/proc/self/cgroup").read_text().splitlines()[0].split("::")[-1]
+        folder = root / own.lstrip("/")
+        for group in (folder, *folder.parents):
+            with contextlib.suppress(OSError, ValueError):
+                limit = int((group / "memory.max").read_text())
+                stat = dict(s.split() for s in (group / "memory.stat").read_text().splitlines())
+                used = int((group / "memory.current").read_text()) - int(stat["inactive_file"])
+                free = min(free, limit - used)
+            if group == root:
+                break
+    return free
+
+
+def _free_of_limit() -> int:
+    """Bytes that `ulimit -v` leaves."""
+    with contextlib.suppress(ImportError, OSError, ValueError, AttributeError):
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit != resource.RLIM_INFINITY:
+            used = int(Path("/proc/self/statm").read_text().split()[0])
+            return limit - used * os.sysconf("SC_PAGE_SIZE")
+    return UNLIMITED
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether `error` means that the device or the machine ran out of memory."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error)
+    if _NO_PRIMITIVE in text and not _may_write_code():
+        return False
+    return any(
+        isinstance(error, kind) and any(words in text for words in said)
+        for kind, said in _NO_MEMORY.items()
+    )
+
+
+_NO_PRIMITIVE = "could not create a primitive"
+"""oneDNN's error if it has no memory for generated code, or may not run any."""
+
+_NO_MEMORY: dict[type[Exception], tuple[str, ...]] = {
+    RuntimeError: (
+        "out of memory",
+        "can't allocate memory",
+        "not enough memory",
+        "std::bad_alloc",
+        _NO_PRIMITIVE,
+    ),
+    SystemError: ("error return without exception set", "without setting an exception"),
+}
+"""Errors that mean it in PyTorch on Metal and processors, and in Python without memory to build the
+proper error."""
+
+
+def _may_write_code() -> bool:
+    """Whether a process may run code that it generated; some services forbid it."""
+    import mmap
+
+    if not hasattr(mmap, "PROT_EXEC"):  # Windows
+        return True
+    try:
+        mmap.mmap(-1, 1, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC).close()
+    except PermissionError:
+        return False
+    except OSError:  # no memory for it
+        return True
+    return True
