@@ -20,7 +20,7 @@ ROOMS = (
     "core", "pictures", "errors", "events", "files", "outputs", "unusable", "media", "locks",
     "foreign", "parsing", "options", "config", "presets", "diffusion", "data", "tensorfile",
     "modelfile", "memory", "runtime", "draws", "conditioning", "resolving", "sampling",
-    "generating", "features", "metrics", "evaluation", "training", "sweeps", "demo", "inspection",
+    "generation", "features", "metrics", "evaluation", "training", "sweeps", "demo", "inspection",
     "report", "interop", "console", "signals", "commands", "app", "__main__",
 )  # fmt: skip
 """From the top of the house to the bottom; a room imports from itself and from those before it."""

@@ -177,7 +177,7 @@ def test_raw_weights_need_keep_raw(train, recipe, diffuse, tmp_path):
 def test_a_folder_that_holds_samples_is_refused_before_any_computing(sample, monkeypatch):
     sample("-n", 2)
     before = {p: p.read_bytes() for p in OUT.iterdir()}
-    monkeypatch.setattr("diffuse_cli.sampling.load_denoiser", lambda *a: 1 / 0)
+    monkeypatch.setattr("diffuse_cli.generation.load_denoiser", lambda *a: 1 / 0)
     ran = sample("-n", 2, "-q")
     assert ran.code == 5
     assert "--overwrite" in ran.line

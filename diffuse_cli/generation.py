@@ -1,0 +1,235 @@
+"""`diffuse sample`: images from a model file into a folder, with their manifest."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diffuse_cli import files, locks, outputs, pictures
+from diffuse_cli.conditioning import Condition
+from diffuse_cli.config import SampleConfig
+from diffuse_cli.core.space import Space
+from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
+from diffuse_cli.draws import share
+from diffuse_cli.events import Work
+from diffuse_cli.media import MEDIA
+from diffuse_cli.resolving import DrawSettings, resolve, tell
+from diffuse_cli.runtime import machine, rank, resolve_precision
+from diffuse_cli.sampling import Drawing, Loaded, collect, draw, load_denoiser, looks, stored
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from PIL.Image import Image
+
+    Array = npt.NDArray[Any]
+    Frames = dict[int, list[Array]]
+
+GIF_IMAGES, GIF_FRAMES, GRID_IMAGES = 16, 60, 400
+"""Most images shown in the animation, most frames of it, and most images of the grid."""
+
+WRITTEN = re.compile(r"\d{5,}\.\w+|grid\.png|denoising\.gif|manifest\.json")
+DESCRIBED = ("seed", "n", "spacing", "eta", "order", "threshold", "weights")
+"""Options that a manifest repeats; with sampler, steps and model they decide the images."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What `generate` wrote: the images in order, then the grid, the animation, the manifest."""
+
+    images: tuple[Path, ...]
+    grid: Path | None
+    gif: Path | None
+    manifest: Path
+    processes: int
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Every picture."""
+        return tuple(p for p in (*self.images, self.grid, self.gif) if p is not None)
+
+
+def generate(config: SampleConfig) -> Work[Generated | None]:
+    """Draw images from a model file and write them with a manifest.
+
+    Yields `Progress`. Each image is written when it is finished, those of other processes at the
+    end; then grid, animation and manifest.
+
+    Returns:
+        What was written, or None on every process but the first.
+
+    Raises:
+        OutputError: the folder holds samples already, or cannot be written.
+        ModelFileError: not a model file.
+        UsageError: options that do not go together.
+    """
+    folder = Path(config.out)
+    if rank() == 0:
+        outputs.check_samples(folder, config.overwrite, MANIFEST, WRITTEN.fullmatch)
+    with (
+        _holding(folder) if rank() == 0 else contextlib.nullcontext(),
+        machine(resolve_precision(config.precision)) as accelerator,
+    ):
+        loaded = load_denoiser(config.model, config.weights, accelerator)
+        settings = resolve(config, loaded.model, config.classes)
+        yield from tell(settings)
+        mine = share(config.n, accelerator.num_processes, accelerator.process_index)
+        drawings = draw(
+            loaded.denoiser, settings, mine, space=loaded.space, device=accelerator.device
+        )
+        frames: Frames = {}
+        if config.gif:
+            drawings = _with_frames(drawings, loaded.space, frames)
+        keep = _Folder(folder, loaded.space) if accelerator.is_main_process else {}
+        yield from collect(drawings, loaded.space, len(mine), keep)
+        if accelerator.num_processes > 1:
+            _gather(keep, frames)
+        if not isinstance(keep, _Folder):
+            return None
+        return _finish(config, loaded, settings, keep, frames, accelerator.num_processes)
+
+
+@contextlib.contextmanager
+def _holding(folder: Path) -> Iterator[None]:
+    """Lock the folder of the samples; remove it again if it is new and stays empty."""
+    made = not folder.exists()
+    try:
+        with locks.held(folder / ".lock"):
+            files.sweep(folder)
+            yield
+    finally:
+        if made:
+            with contextlib.suppress(OSError):  # it holds samples
+                folder.rmdir()
+
+
+class _Folder(dict[int, "Array"]):
+    """Samples by index: writes each one that is added, and keeps the first ones for the grid."""
+
+    def __init__(self, folder: Path, space: Space) -> None:
+        super().__init__()
+        self.folder, self.space, self.medium = folder, space, MEDIA[space.medium]
+        self.count = 0
+
+    def __setitem__(self, index: int, sample: Array) -> None:
+        if self.count == 0:
+            for path in _earlier(self.folder):
+                files.remove(path)
+        files.write_bytes(self.path(index), self.medium.encode(sample, self.space))
+        self.count += 1
+        if index < GRID_IMAGES:
+            super().__setitem__(index, sample)
+
+    def path(self, index: int) -> Path:
+        """The file of a sample."""
+        return self.folder / f"{index:05d}{self.medium.SUFFIX}"
+
+
+def _with_frames(drawings: Iterator[Drawing], space: Space, frames: Frames) -> Iterator[Drawing]:
+    """Pass drawings on, keeping the frames of the first images."""
+    for drawing in drawings:
+        if drawing.indices[0] < GIF_IMAGES:
+            states = stored(space, drawing.state.x)
+            for i, pixels in zip(drawing.indices, states, strict=True):
+                if i < GIF_IMAGES:
+                    frames.setdefault(i, []).append(pixels)
+        yield drawing
+
+
+def _gather(keep: dict[int, Array], frames: Frames) -> None:
+    """Bring what other processes drew to the first process."""
+    from accelerate.utils import gather_object
+
+    everyone = gather_object([({} if isinstance(keep, _Folder) else keep, frames)])
+    if isinstance(keep, _Folder):
+        for theirs, their_frames in everyone:
+            for i in sorted(theirs):
+                keep[i] = theirs[i]
+            frames.update(their_frames)
+
+
+def _earlier(folder: Path) -> list[Path]:
+    """The files that an earlier manifest in `folder` lists; only these are replaced."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        names = list(manifest["files"]) if manifest["format"] == MANIFEST_FORMAT else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [folder / name for name in [MANIFEST, *names] if WRITTEN.fullmatch(name)]
+
+
+def _finish(
+    config: SampleConfig,
+    loaded: Loaded,
+    settings: DrawSettings,
+    drawn: _Folder,
+    frames: Frames,
+    processes: int,
+) -> Generated:
+    """Write grid and animation and, last, the manifest that names every file."""
+    wanted = settings.condition
+    images = tuple(drawn.path(i) for i in range(config.n))
+    grid = gif = None
+    if config.grid:
+        grid = drawn.folder / "grid.png"
+        files.write_bytes(grid, pictures.png(arrange(drawn, loaded.space, wanted)))
+    if config.gif:
+        gif = drawn.folder / "denoising.gif"
+        files.write_bytes(gif, _animate(frames, loaded.space))
+    manifest = drawn.folder / MANIFEST
+    written = [*images, *filter(None, (grid, gif))]
+    described = {
+        "format": MANIFEST_FORMAT,
+        "sampler": settings.sampler,
+        "steps": settings.steps,
+        **{name: getattr(config, name) for name in DESCRIBED},
+        "precision": resolve_precision(config.precision),
+        "model": {"sha256": loaded.sha256},
+        "images": [path.name for path in images],
+        **_describe(wanted, loaded.model.classes, config.n),
+        "files": {path.name: files.sha256(path) for path in written},
+    }
+    files.write_json(manifest, described)
+    return Generated(images, grid, gif, manifest, processes)
+
+
+def _describe(wanted: Condition | None, classes: Sequence[str], n: int) -> dict[str, Any]:
+    """The manifest's entries on classes: guidance, and the class of each image."""
+    if wanted is None:
+        return {}
+    return {
+        "guidance": wanted.scale,
+        "guidance_interval": wanted.noise_levels,
+        "classes": [classes[wanted.label(i)] for i in range(n)],
+    }
+
+
+def arrange(drawn: Mapping[int, Array], space: Space, wanted: Condition | None) -> Image:
+    """The grid of samples by index: nearly square, or a row for each class."""
+    order = sorted(drawn)
+    shown = dict(zip(order, looks(space, np.stack([drawn[i] for i in order])), strict=True))
+    rows: dict[int, list[Array]] = {label: [] for label in (wanted.labels if wanted else ())}
+    if wanted:
+        for i in order:
+            rows[wanted.label(i)].append(shown[i])
+    columns = max(map(len, rows.values()), default=0)
+    if len(rows) < 2 or columns < 2:
+        return pictures.grid(np.stack(list(shown.values())))
+    blank = np.full_like(shown[order[0]], 255)
+    filled = [image for row in rows.values() for image in (*row, *[blank] * (columns - len(row)))]
+    return pictures.grid(np.stack(filled), columns)
+
+
+def _animate(frames: Frames, space: Space) -> bytes:
+    """The first images from noise to picture, in at most `GIF_FRAMES` frames."""
+    order = sorted(frames)
+    last = len(frames[order[0]]) - 1
+    shown = sorted({round(last * k / (GIF_FRAMES - 1)) for k in range(GIF_FRAMES)})
+    grids = [pictures.grid(looks(space, np.stack([frames[i][k] for i in order]))) for k in shown]
+    return pictures.gif(grids, seconds=3.0, hold=2.0)
