@@ -2,7 +2,7 @@
 
 A weighting w(snr) applies to the squared error of x_0. An error in the target y = a x_0 + b eps is
 the error in x_0 times (a - b alpha / sigma), so the target's squared error is weighted by w over
-that factor squared: snr for eps, 1 for x_0, snr + 1 for v, c1^2 for mu.
+that factor squared: snr for eps, 1 for x_0, snr + 1 for v, (1 + sqrt(snr))^2 for flow, c1^2 for mu.
 """
 
 from __future__ import annotations
@@ -128,16 +128,34 @@ def p2(snr: Tensor) -> Tensor:
     return snr / (1 + snr)
 
 
+def flow(snr: Tensor) -> Tensor:
+    """(1 + sqrt(snr))^2: the plain squared error of the velocity eps - x_0, whatever the target
+    (Lipman et al. 2023, eq. 23)."""
+    return (1 + snr.sqrt()) ** 2
+
+
+def logit_normal(snr: Tensor) -> Tensor:
+    """`flow` times the density of u = 1 / (1 + sqrt(snr)) where logit(u) is N(0, 1).
+
+    In expectation, drawing u so under `flow`'s schedule (Esser et al. 2024, eq. 19).
+    """
+    logit = -snr.log() / 2
+    u = logit.sigmoid()
+    density = (-(logit**2) / 2).exp() / (math.sqrt(2 * math.pi) * u * (1 - u))
+    return flow(snr) * density.nan_to_num(0.0)  # its limit at SNR 0
+
+
 WEIGHTINGS: Registry[Callable[[Tensor], Tensor | None]] = Registry(
-    "weightings", {"none": _none, "min-snr": min_snr, "p2": p2}
+    "weightings",
+    {"none": _none, "min-snr": min_snr, "p2": p2, "flow": flow, "logit-normal": logit_normal},
 )
 
 
 def weights(name: str, denoiser: Denoiser) -> Tensor | None:
     """The weight of the target's squared error at every timestep, (T,) in float64, or None.
 
-    If the last SNR is 0, its weight is the mean of the others; a weight of 0 would leave the
-    timestep at which sampling starts untrained.
+    A last weight of 0, at SNR 0, becomes the mean of the others: it would leave the timestep at
+    which sampling starts untrained.
 
     Raises:
         InvalidArgument: no such weighting.
@@ -149,6 +167,6 @@ def weights(name: str, denoiser: Denoiser) -> Tensor | None:
         return None
     a, b = denoiser.coefficients
     weight = weight / (a - b * snr.sqrt()) ** 2
-    if float(snr[-1]) == 0 and len(weight) > 1:
+    if float(weight[-1]) == 0 and len(weight) > 1:
         weight[-1] = weight[:-1].mean()
     return weight

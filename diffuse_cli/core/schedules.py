@@ -1,7 +1,8 @@
 """Noise schedules: `num_timesteps -> betas`, t = 0 ... T-1, in float64.
 
-The scale k = 1000/T keeps the total noise the same for every T. No beta exceeds 0.999. A schedule
-given by alpha_bar(u), u = 0 ... 1, takes beta from its ratios.
+The scale k = 1000/T keeps the total noise the same for every T. No beta exceeds 0.999, except the
+last one of `flow`, which is 1. A schedule given by alpha_bar(u), u = 0 ... 1, takes beta from its
+ratios.
 """
 
 from __future__ import annotations
@@ -79,6 +80,19 @@ def laplace(num_timesteps: int) -> list[float]:
     return _from_alpha_bar(alpha_bar, num_timesteps)
 
 
+def flow(num_timesteps: int) -> list[float]:
+    """log-SNR(u) = 2 log((1 - u) / u): the straight path of flow matching, variance-preserving.
+
+    x_u = (1 - u) x_0 + u eps (Lipman et al. 2023, eq. 22; Liu et al. 2023) over
+    sqrt((1 - u)^2 + u^2); it ends without signal.
+    """
+
+    def alpha_bar(u: float) -> float:
+        return (1 - u) ** 2 / ((1 - u) ** 2 + u**2)
+
+    return _from_alpha_bar(alpha_bar, num_timesteps, most=1.0)
+
+
 def zero_terminal_snr(betas: Sequence[float]) -> list[float]:
     """Betas rescaled to end without signal (Lin et al. 2024, algorithm 1).
 
@@ -95,11 +109,13 @@ def zero_terminal_snr(betas: Sequence[float]) -> list[float]:
     return [betas[0], *(1 - after / before for before, after in pairwise(levels))]
 
 
-def _from_alpha_bar(alpha_bar: Callable[[float], float], num_timesteps: int) -> list[float]:
-    """beta_t = 1 - alpha_bar((t + 1) / T) / alpha_bar(t / T); `MAX_BETA` without signal."""
+def _from_alpha_bar(
+    alpha_bar: Callable[[float], float], num_timesteps: int, most: float = MAX_BETA
+) -> list[float]:
+    """beta_t = 1 - alpha_bar((t + 1) / T) / alpha_bar(t / T), at most `most`."""
     levels = [alpha_bar(i / num_timesteps) for i in range(num_timesteps + 1)]
     ratios = [after / before if before > 0 else 0.0 for before, after in pairwise(levels)]
-    return _capped([1 - ratio for ratio in ratios])
+    return _capped([1 - ratio for ratio in ratios], most)
 
 
 def _logistic(x: float) -> float:
@@ -110,8 +126,8 @@ def _linspace(first: float, last: float, n: int) -> list[float]:
     return [first + (last - first) * i / max(n - 1, 1) for i in range(n)]
 
 
-def _capped(betas: list[float]) -> list[float]:
-    return [min(beta, MAX_BETA) for beta in betas]
+def _capped(betas: list[float], most: float = MAX_BETA) -> list[float]:
+    return [min(beta, most) for beta in betas]
 
 
 SCHEDULES: Registry[Schedule] = Registry(
@@ -124,5 +140,6 @@ SCHEDULES: Registry[Schedule] = Registry(
         "sigmoid": sigmoid,
         "sqrt": sqrt,
         "laplace": laplace,
+        "flow": flow,
     },
 )

@@ -45,7 +45,14 @@ def mu(alpha: Number, sigma: Number, c1: Number, c2: Number) -> tuple[Number, Nu
     return c1 + c2 * alpha, c2 * sigma
 
 
+def flow(alpha: Number, sigma: Number, c1: Number, c2: Number) -> tuple[float, float]:
+    """The velocity eps - x_0 of the straight path (Lipman et al. 2023, eq. 23; Liu et al. 2023)."""
+    return -1.0, 1.0
+
+
 STEPWISE = frozenset({"mu"})
 """Targets that are defined at whole timesteps only, by the timestep before."""
 
-TARGETS: Registry[Target] = Registry("targets", {"eps": eps, "x0": x0, "v": v, "mu": mu})
+TARGETS: Registry[Target] = Registry(
+    "targets", {"eps": eps, "x0": x0, "v": v, "flow": flow, "mu": mu}
+)

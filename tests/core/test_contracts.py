@@ -60,9 +60,17 @@ def denoiser_of(schedule: str, target: str, variance: str, respaced: bool) -> De
 
 
 def covers(**tables: Iterable[str]) -> pytest.MarkDecorator:
-    """Rows of a process, a denoiser and TABLES in which any three entries meet."""
+    """Rows of a process, a denoiser and TABLES in which any three entries meet.
+
+    `flow` ends at SNR 0, where eps is undefined: v stands for it there.
+    """
     tables |= {"schedule": SCHEDULES, "target": TARGETS, "variance": VARIANCES}
-    rows = covering(*tables.values(), [False, True])
+    schedule, target = list(tables).index("schedule"), list(tables).index("target")
+    rows = [list(row) for row in covering(*tables.values(), [False, True])]
+    for row in rows:
+        if (row[schedule], row[target]) == ("flow", "eps"):
+            row[target] = "v"
+    rows = sorted(set(map(tuple, rows)))
     names = ["-".join([*row, "respaced" if respaced else "full"]) for *row, respaced in rows]
     return pytest.mark.parametrize((*tables, "respaced"), rows, ids=names)
 
@@ -178,7 +186,9 @@ def test_a_weighting_makes_all_targets_train_the_same(
     bars = denoiser.process.alpha_bars
     expected = WEIGHTINGS[weighting](bars / (1 - bars))
     found = weights(weighting, denoiser) * factor(schedule, target, respaced)
-    assert torch.allclose(found, expected, rtol=1e-6)
+    there = expected > 0  # a last weight of 0 is replaced
+    assert there[:-1].all()
+    assert torch.allclose(found[there], expected[there], rtol=1e-6)
 
 
 # -- samplers -------------------------------------------------------------------------------------

@@ -206,6 +206,7 @@ DIVISORS = {
     "eps": lambda snr, c1: snr,
     "x0": lambda snr, c1: 1 + 0 * snr,
     "v": lambda snr, c1: snr + 1,
+    "flow": lambda snr, c1: (1 + snr.sqrt()) ** 2,
     "mu": lambda snr, c1: c1**2,
 }
 
@@ -268,11 +269,17 @@ def test_min_snr_leaves_its_cap_at_130():
     assert bool((weight[:130] == 5).all())
 
 
-@pytest.mark.parametrize("target", ["x0", "v", "mu"])
+@pytest.mark.parametrize("target", ["x0", "v", "flow", "mu"])
 @pytest.mark.parametrize("name", WEIGHTED)
-def test_where_the_last_snr_is_zero_its_weight_is_the_mean_of_the_others(name: str, target: str):
-    weight = weights(name, Denoiser(None, zero_snr(100), target))
-    assert float(weight[-1]) == pytest.approx(float(weight[:-1].mean()))
+def test_a_weight_of_zero_at_the_last_timestep_becomes_the_mean_of_the_others(
+    name: str, target: str
+):
+    denoiser = Denoiser(None, zero_snr(100), target)
+    weight = weights(name, denoiser)
+    a, _ = denoiser.coefficients
+    own = float(WEIGHTINGS[name](torch.zeros(1, dtype=torch.float64)) / a[-1] ** 2)
+    assert own == (1 / float(a[-1]) ** 2 if name == "flow" else 0)
+    assert float(weight[-1]) == pytest.approx(own or float(weight[:-1].mean()))
     assert float(weight[-1]) > 0
     assert bool(weight.isfinite().all())
 

@@ -53,12 +53,16 @@ LEVELS = {
     "sigmoid": lambda u: (logistic(3) - logistic(6 * u - 3)) / (logistic(3) - logistic(-3)),
     "sqrt": lambda u: 1 - math.sqrt(u + 1e-4),
     "laplace": lambda u: logistic(laplace_log_snr(u)) if u > 0 else 1.0,
+    "flow": lambda u: logistic(2 * math.log((1 - u) / u)) if u > 0 else 1.0,
 }
 BETAS = {
     "linear": lambda k, u: k * 1e-4 + u * (k * 0.02 - k * 1e-4),
     "quadratic": lambda k, u: (math.sqrt(k * 1e-4) * (1 - u) + math.sqrt(k * 0.02) * u) ** 2,
     "constant": lambda k, u: k * 0.02,
 }
+
+LAST = {"flow": 1.0}
+"""The last beta of what is given by alpha_bar, if it is not capped at 0.999."""
 
 
 @pytest.mark.parametrize("size", [40, 1000])
@@ -74,7 +78,7 @@ def test_every_schedule_is_its_papers_formula(name: str, size: int):
     levels = [LEVELS[name](t / size) for t in range(size)]
     ratios = [1 - after / before for before, after in pairwise(levels)]
     assert betas[:-1] == pytest.approx(ratios, rel=1e-9)
-    assert betas[-1] == 0.999
+    assert betas[-1] == LAST.get(name, 0.999)
 
 
 def test_a_sqrt_process_is_capped_where_its_signal_is_spent():
@@ -92,6 +96,15 @@ def test_cosine_has_exactly_one_clipped_beta():
     assert betas[998] == pytest.approx(0.7499993929, abs=1e-10)
 
 
+def test_flow_has_the_digits_of_the_straight_path():
+    process = process_of("flow", 1000)
+    found = [float(process.alpha_bars[t]) for t in (0, 499, 999)]
+    assert found == pytest.approx([0.999998997998, 0.5, 0], abs=1e-12)
+    for t in (0, 10, 499, 998):
+        u = (t + 1) / 1000
+        assert process.log_snr(t) == pytest.approx(2 * math.log((1 - u) / u), abs=1e-9)
+
+
 def test_the_product_stays_in_float64():
     assert float(process_of("linear", 1000).alpha_bars[-1]) == pytest.approx(
         math.prod(1 - b for b in SCHEDULES["linear"](1000)), rel=1e-13
@@ -103,7 +116,8 @@ def test_the_product_stays_in_float64():
 def test_every_schedule_is_a_falling_process(name: str, size: int):
     betas = SCHEDULES[name](size)
     assert len(betas) == size
-    assert all(isinstance(b, float) and 0 < b <= 0.999 for b in betas)
+    assert all(isinstance(b, float) and 0 < b <= 0.999 for b in betas[:-1])
+    assert 0 < betas[-1] <= LAST.get(name, 0.999)
     bars = Process(betas).alpha_bars
     assert bool((bars.diff() < 0).all())
     assert float(bars[-1]) < 0.01

@@ -35,6 +35,7 @@ def test_the_coefficients_are_those_of_the_papers(t: int):
         "eps": lambda alpha, sigma, c1, c2: (0, 1),
         "x0": lambda alpha, sigma, c1, c2: (1, 0),
         "v": lambda alpha, sigma, c1, c2: (-sigma, alpha),
+        "flow": lambda alpha, sigma, c1, c2: (-1, 1),
         "mu": lambda alpha, sigma, c1, c2: (c1 + c2 * alpha, c2 * sigma),
     }
     for name, formula in expected.items():

@@ -1,0 +1,79 @@
+"""Flow matching is this family: a schedule, a target and two weightings."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from oracles import exact_denoise, exact_denoiser, generator, last, process_of
+
+from diffuse_cli.core import SAMPLERS, Denoiser
+from diffuse_cli.core.losses import weights
+
+T = 100
+FLOW = process_of("flow", T)
+U = (torch.arange(T, dtype=torch.float64) + 1) / T
+"""The time of the straight path x_u = (1 - u) x_0 + u eps at each timestep."""
+
+
+def scale(t: int) -> float:
+    """What x_u is divided by to have variance 1 for data of variance 1."""
+    u = (t + 1) / T
+    return math.hypot(1 - u, u)
+
+
+def test_the_straight_path_is_the_process():
+    x0 = torch.randn(2, 3, generator=generator(1), dtype=torch.float64)
+    noise = torch.randn(2, 3, generator=generator(2), dtype=torch.float64)
+    for t in (0, 40, T - 1):
+        u = (t + 1) / T
+        straight = (1 - u) * x0 + u * noise
+        assert torch.allclose(scale(t) * FLOW.diffuse(x0, t, noise), straight, atol=1e-12)
+
+
+def test_eulers_steps_along_the_path_are_ddim():
+    """x_r = x_u + (r - u) E[eps - x_0 | x_u], from pure noise at u = 1 to r = 0."""
+    x = torch.randn(4, 3, generator=generator(3), dtype=torch.float64)
+    times = FLOW.times(12)
+    denoise = exact_denoise(FLOW)
+    straight = x
+    for t, s in pairwise([*times, -1]):
+        prediction = denoise(straight / scale(t), t)
+        straight = straight + (s - t) / T * (prediction.eps - prediction.x0)
+    made = last(SAMPLERS["ddim"](denoise, FLOW, x, times, noise=lambda k: x))
+    assert torch.allclose(made, straight, atol=1e-12)
+
+
+def test_the_uniform_loss_of_the_velocity_is_the_weighting_flow():
+    assert weights("flow", Denoiser(None, FLOW, "flow")).tolist() == pytest.approx([1.0] * T)
+
+
+def test_logit_normal_is_the_density_of_its_times():
+    found = weights("logit-normal", Denoiser(None, FLOW, "flow"))[:-1]
+    u = U[:-1]
+    normal = torch.distributions.Normal(0.0, 1.0)
+    density = normal.log_prob(u.logit()).exp() / (u * (1 - u))
+    assert torch.allclose(found, density, rtol=1e-9)
+
+
+def test_the_velocity_is_the_plain_difference():
+    x0 = torch.randn(5, 3, generator=generator(1), dtype=torch.float64)
+    noise = torch.randn(5, 3, generator=generator(2), dtype=torch.float64)
+    for schedule in ("flow", "cosine"):
+        process = process_of(schedule, T)
+        a, b = Denoiser(None, process, "flow").target_at(30, like=x0)
+        assert torch.equal(a * x0 + b * noise, noise - x0)
+
+
+def test_its_bound_is_that_of_the_same_process_with_another_target():
+    from diffuse_cli.core import bits_per_dim
+
+    x0 = torch.rand(2, 1, 2, 2, generator=generator(5), dtype=torch.float64) * 2 - 1
+    draws = torch.randn(T, *x0.shape, generator=generator(6), dtype=torch.float64)
+    found = {
+        target: bits_per_dim(exact_denoiser(FLOW, target), x0, noise=lambda t: draws[t]).total
+        for target in ("flow", "v")
+    }
+    assert torch.allclose(found["flow"], found["v"], rtol=1e-6)
