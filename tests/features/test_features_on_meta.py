@@ -1,0 +1,35 @@
+"""Feature networks on the meta device: what mixes devices or reads a number back fails."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from diffuse_cli.features import FEATURES
+from diffuse_cli.features.dinov2 import LARGE, SIZE, VisionTransformer, resized
+from diffuse_cli.features.efficientnet_lite0 import EfficientNetLite0
+from diffuse_cli.features.inception import Inception
+
+
+def vision_transformer() -> torch.nn.Module:
+    network = VisionTransformer(LARGE)
+    network.pos_embed = torch.nn.Parameter(resized(network.pos_embed, SIZE // LARGE.patch))
+    return network
+
+
+NETWORKS = {
+    "efficientnet-lite0": EfficientNetLite0,
+    "inception": Inception,
+    "dinov2": vision_transformer,
+}
+
+
+@pytest.mark.parametrize("name", list(FEATURES))
+def test_features_read_nothing_back(name: str):
+    with torch.device("meta"):
+        network = NETWORKS[name]().eval()
+        pixels = torch.zeros(2, 3, 40, 56, dtype=torch.uint8)
+    with torch.inference_mode():
+        features = network(FEATURES[name].preprocess(pixels))
+    assert features.is_meta
+    assert features.shape == (2, FEATURES[name].DIM)

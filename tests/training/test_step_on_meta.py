@@ -1,0 +1,124 @@
+"""A whole step on the meta device: what mixes devices or reads a number back fails."""
+
+from __future__ import annotations
+
+import contextlib
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from diffuse_cli.core import LOSSES, TIMESTEP_DRAWS, WEIGHTINGS, Conditions
+from diffuse_cli.data import Samples
+from diffuse_cli.data.summary import Summary
+from diffuse_cli.draws import training_draws
+from diffuse_cli.training import trainer as module
+from diffuse_cli.training.configuring import complete, configure
+from diffuse_cli.training.plan import Plan
+from diffuse_cli.training.trainer import Trainer
+
+META = torch.device("meta")
+
+
+class Bare:
+    """What a trainer asks of an Accelerator, on one process."""
+
+    device = META
+    num_processes, process_index, scaler, sync_gradients = 1, 0, None, True
+
+    def prepare(self, *things: Any) -> tuple[Any, ...]:
+        body, optimizer = things
+        wrapped = SimpleNamespace(
+            optimizer=optimizer,
+            param_groups=optimizer.param_groups,
+            step=optimizer.step,
+            zero_grad=optimizer.zero_grad,
+        )
+        return body, wrapped
+
+    def accumulate(self, body: Any) -> Any:
+        return contextlib.nullcontext()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
+
+    def reduce(self, value: torch.Tensor, how: str) -> torch.Tensor:
+        return value
+
+    def autocast(self) -> Any:
+        return contextlib.nullcontext()
+
+
+@pytest.fixture
+def on_meta(monkeypatch: pytest.MonkeyPatch):
+    """Draws as a generator of the device would make them, and an AdamW that meta has."""
+
+    def drawn(*arguments: Any, device: torch.device, **options: Any) -> Any:
+        found = training_draws(*arguments, device=torch.device("cpu"), **options)
+        moved = (getattr(found, name).to(device) for name in ("u", "noise", "flip", "drop"))
+        return type(found)(*moved)
+
+    class Plain(torch.optim.AdamW):
+        """Not fused: the fused one takes divisor and verdict from the device."""
+
+        def __init__(self, *arguments: Any, fused: bool, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+
+        def step(self, closure: Any = None) -> Any:
+            assert self.found_inf.is_meta
+            assert self.grad_scale.is_meta
+            del self.found_inf, self.grad_scale
+            return super().step(closure)
+
+    monkeypatch.setattr(module, "training_draws", drawn)
+    monkeypatch.setattr(torch.optim, "AdamW", Plain)
+
+
+def trainer_of(**options: Any) -> Trainer:
+    images = Samples(
+        stored=np.zeros((32, 3, 8, 8), np.uint8),
+        labels=np.arange(32) % 2,
+        class_names=("a", "b"),
+        names=tuple(map(str, range(32))),
+        digests=np.zeros((32, 16), np.uint8),
+        summary=Summary("none", 32, 32, 3),
+    )
+    typed = {"data": "", "preset": "tiny", "batch_size": 8, "precision": "fp32", **options}
+    conditions = Conditions(classes=images.class_names)
+    config, blueprint = complete(configure(typed), images.space, conditions)
+    return Trainer(Plan(config, blueprint, images, np.arange(32), np.arange(0), None), Bare())
+
+
+@pytest.mark.parametrize(
+    ("loss", "weighting"),
+    [(loss, name) for loss in LOSSES for name in WEIGHTINGS if loss != "vlb" or name == "none"],
+)
+def test_a_step_reads_nothing_back(on_meta, loss: str, weighting: str):
+    """Step 65: from there on the average moves, and its count is read, after each fourth."""
+    variance = "small" if loss == "simple" else "learned"
+    trainer = trainer_of(
+        loss=loss, weighting=weighting, variance=variance, classes=True, flip=True, accumulation=2
+    )
+    outcome = trainer.step(64)
+    assert outcome.loss.is_meta
+    assert outcome.grad_norm.is_meta
+    assert all(weight.is_meta for weight in trainer.net.parameters())
+
+
+def test_the_average_reads_once_for_all_steps_since_it_last_moved(on_meta):
+    trainer = trainer_of()
+    for step in (64, 65, 66):
+        trainer.step(step)
+    assert len(trainer.unread) == 3
+    with pytest.raises((NotImplementedError, RuntimeError), match=r"[Mm]eta"):
+        trainer.step(67)
+
+
+def test_what_reads_back_is_seen(on_meta, monkeypatch):
+    """The losses of `importance` are kept on the processor, which costs a wait each step."""
+    assert TIMESTEP_DRAWS["importance"].keep
+    trainer = trainer_of(timestep_draw="importance")
+    with pytest.raises((NotImplementedError, RuntimeError), match=r"[Mm]eta"):
+        trainer.step(64)
