@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    Array = np.ndarray[Any, Any]
+    from diffuse_cli.metrics import Array
 
 BLOCK = 1000
 """Rows and columns of distances in memory at a time."""

@@ -5,8 +5,7 @@ Each is measured against the same real images. KID is unbiased at every n, so fe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from diffuse_cli.metrics._landmarks import LANDMARKS
 from diffuse_cli.metrics.kid import estimate, within
 
 if TYPE_CHECKING:
-    from diffuse_cli.metrics import Array
+    from diffuse_cli.metrics import Parts
 
 NEEDS = ("features", "landmarks")
 
@@ -35,14 +34,7 @@ NUMBERS = tuple(
 )
 
 
-class Found(Protocol):
-    """What this metric reads: features of real images, and of each landmark."""
-
-    real_features: Array
-    landmarks: Mapping[str, Array]
-
-
-def compute(evaluation: Found) -> dict[str, float]:
+def compute(evaluation: Parts) -> dict[str, float]:
     """`kid_of_NAME` for each landmark, with standard errors as for `kid`."""
     if not evaluation.landmarks:
         return {}

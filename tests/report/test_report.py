@@ -158,7 +158,7 @@ def compute(evaluation):
     return {"sheen": 41.25, "sheen_standard_error": 0.5}
 
 def remarks(facts):
-    yield Remark("sheen", "poor", "{sheen} is dull", {"sheen": facts["sheen"]})
+    yield Remark("sheen", "poor", f"{facts['sheen']} is dull")
 """
 
 
