@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from PIL import Image
 
 from diffuse_cli import pictures
+from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.core.likelihood import bound_terms, prior_bits, strata
+from diffuse_cli.diffusion import Blueprint
+from diffuse_cli.evaluation.images import Labelled
 from diffuse_cli.events import Progress, Work
+from diffuse_cli.media import Array
 from diffuse_cli.runtime import draw_noise, philox
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from diffuse_cli.core.denoiser import Denoiser
-    from diffuse_cli.diffusion import Blueprint
-
-Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -61,8 +57,7 @@ def joined(parts: Sequence[Bound]) -> Bound:
 
 def measure(
     denoiser: Denoiser,
-    pixels: npt.NDArray[np.uint8],
-    labels: npt.NDArray[np.int64],
+    images: Labelled,
     blueprint: Blueprint,
     indices: range,
     *,
@@ -75,8 +70,6 @@ def measure(
     """The bound of samples over the denoiser's own process.
 
     Args:
-        pixels: stored samples (N, C, *size).
-        labels: (N,), -1 for none.
         indices: which samples to measure; the draws of a sample depend on its index alone.
         timesteps: how many per sample, or `all`.
         task: the name in `Progress`.
@@ -88,7 +81,7 @@ def measure(
         batch = indices[done : done + batch_size]
         x0, own = (
             torch.tensor(values[batch.start : batch.stop], device=device)
-            for values in (pixels, labels)
+            for values in (images.pixels, images.labels)
         )
         x0 = blueprint.space.to_model(x0)
         cond: dict[str, Any] = {**blueprint.conditions.told(own)}

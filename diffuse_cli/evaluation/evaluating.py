@@ -94,19 +94,21 @@ def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work
         OutputError: an output exists already, or cannot be written.
     """
     began = time.monotonic()
-    folder = is_images(Path(config.subject))
+    subject = Path(config.subject)
+    folder = is_images(subject)
     if folder and (flag := first_given(config, BoundConfig, SamplerConfig, WeightsConfig)):
-        shown = files.show(Path(config.subject))
-        raise UsageError(f"{flag} needs a model, and {shown} is a folder of images")
+        raise UsageError(f"{flag} needs a model, and {files.show(subject)} is a folder of images")
     plot, page = asked(config, "plot", ".png"), asked(config, "pairs", ".png")
     report = asked(config, "report", ".html")
     with machine_or(accelerator, config.precision) as accelerator:
-        loaded = None if folder else load_denoiser(config.subject, config.weights, accelerator)
-        settings = None
+        loaded = None if folder else load_denoiser(subject, config.weights, accelerator)
+        settings, described = None, {}
         if loaded is not None:
             settings = resolve(config, loaded.model)
             _check_times(config, settings, loaded.denoiser.process)
             yield from tell(settings)
+            described = describe(config, settings, loaded.sha256)
+            described |= {"timesteps": config.timesteps, "respaced": config.respaced}
         network = yield from find_network(config, accelerator)
         sides = yield from read_sides(config, loaded)
         sides.check()
@@ -120,41 +122,26 @@ def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work
             config, accelerator, network, loaded, settings, sides.real, sides.more, sides.fakes,
             training, space=sides.space,
         )  # fmt: skip
-        values: dict[str, float] = {}
-        for name in METRICS:
-            metric = METRICS[name]
-            if evaluation.can_measure(metric.NEEDS):
-                for need in metric.NEEDS:
-                    yield from evaluation.make(need)
-                if accelerator.is_main_process:
-                    values |= metric.compute(evaluation)
+        values = yield from _measure(evaluation)
         if not accelerator.is_main_process:
             return None
         if plot and evaluation.bound:
-            picture = bounds.draw(evaluation.bound, files.show(Path(config.subject).name))
+            picture = bounds.draw(evaluation.bound, files.show(subject.name))
             files.write_bytes(plot, pictures.png(picture))
         if page:
             twins = showing.twins(evaluation, neighbors.PAIRS)
             files.write_bytes(page, pictures.png(neighbors.draw(twins)))
-        generated, dim = evaluation.fake_features.shape
-        facts = Facts(
-            values, len(sides.real), generated, dim, loaded is not None, sides.space.levels
-        )
+        real, (generated, dim) = len(sides.real), evaluation.fake_features.shape
+        facts = Facts(values, real, generated, dim, loaded is not None, sides.space.levels)
         return Evaluated(
             values=values,
             classes=_by_class(evaluation, sides.classes),
             terms=evaluation.bound.by_time() if evaluation.bound else [],
-            real=len(sides.real),
+            real=real,
             generated=generated,
             part=sides.part,
             features=network.described(),
-            settings={
-                **describe(config, settings, loaded.sha256),
-                "timesteps": config.timesteps,
-                "respaced": config.respaced,
-            }
-            if loaded and settings
-            else {},
+            settings=described,
             seconds=round(time.monotonic() - began, 3),
             model=_model_facts(loaded) if loaded else {},
             fingerprints=sides.fingerprints,
@@ -167,21 +154,34 @@ def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work
         )
 
 
+def _measure(evaluation: Evaluation) -> Work[dict[str, float]]:
+    """The numbers of every metric whose parts can be made; only the first process has them."""
+    values: dict[str, float] = {}
+    for name in METRICS:
+        metric = METRICS[name]
+        if evaluation.can_measure(metric.NEEDS):
+            for need in metric.NEEDS:
+                yield from evaluation.make(need)
+            if evaluation.accelerator.is_main_process:
+                values |= metric.compute(evaluation)
+    return values
+
+
 def find_network(config: MeasureConfig, accelerator: Accelerator) -> Work[features.FeatureNetwork]:
     """The feature network; to be called before the work, as its weights may be missing or wrong."""
     if config.feature_weights is not None:
-        found = Path(config.feature_weights)
-    else:
-        failed = None
-        if accelerator.is_local_main_process:  # downloads; the others wait
-            try:
-                yield from features.find(config.features)
-            except DiffuseError as error:
-                failed = error
-        for reason in filter(None, Team.of(accelerator).gather(failed)):
-            raise reason
-        found = yield from features.find(config.features)
-    return features.load(config.features, accelerator.device, found)
+        file = Path(config.feature_weights)
+        return features.load(config.features, accelerator.device, file)
+    failed = None
+    if accelerator.is_local_main_process:  # downloads; the others wait
+        try:
+            yield from features.find(config.features)
+        except DiffuseError as error:
+            failed = error
+    for reason in filter(None, Team.of(accelerator).gather(failed)):
+        raise reason
+    file = yield from features.find(config.features)
+    return features.load(config.features, accelerator.device, file)
 
 
 def _check_times(config: EvalConfig, settings: DrawSettings, process: Process) -> None:
@@ -198,10 +198,10 @@ def load_model(config: MeasureConfig, weights: str, accelerator: Accelerator) ->
         ModelFileError: no such file, or it is no model file.
         UsageError: it is a folder of images.
     """
-    if is_images(Path(config.subject)):
-        shown = files.show(Path(config.subject))
-        raise UsageError(f"{shown} is a folder of images", "Give a model file")
-    return load_denoiser(config.subject, weights, accelerator)
+    subject = Path(config.subject)
+    if is_images(subject):
+        raise UsageError(f"{files.show(subject)} is a folder of images", "Give a model file")
+    return load_denoiser(subject, weights, accelerator)
 
 
 def _by_class(evaluation: Evaluation, names: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -209,10 +209,9 @@ def _by_class(evaluation: Evaluation, names: Sequence[str]) -> dict[str, dict[st
     found: dict[str, dict[str, float]] = {}
     for label, name in enumerate(names):
         part = evaluation.of_class(label)
-        assert part.fakes is not None
-        if min(len(part.real), len(part.fakes)) < 2:
+        values: dict[str, float] = {"real": len(part.real), "generated": len(part.generated)}
+        if min(values.values()) < 2:
             continue
-        values: dict[str, float] = {"real": len(part.real), "generated": len(part.fakes)}
         for metric in METRICS.values():
             if evaluation.can_measure(metric.NEEDS):
                 values |= metric.compute(part)
@@ -227,10 +226,9 @@ def describe(
     guidance: dict[str, Any] = {}
     if wanted := settings.condition:
         guidance = {"guidance": wanted.scale, "guidance_interval": wanted.noise_levels}
+    names = ("sampler", "steps", "spacing", "threshold", "seed")
     return {
-        "sampler": settings.sampler,
-        "steps": settings.steps,
-        **{name: getattr(settings, name) for name in ("spacing", "threshold", "seed")},
+        **{name: getattr(settings, name) for name in names},
         **settings.options,
         **guidance,
         "weights": config.weights,

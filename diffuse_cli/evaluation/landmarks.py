@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from diffuse_cli.evaluation.images import Pixels
+from diffuse_cli.media import Array
 from diffuse_cli.runtime import philox
 
 IMAGES = 100
@@ -18,7 +17,7 @@ BLUR = 1 / 16
 """The deviation of the blur over the longer side: only shapes remain."""
 
 
-def landmarks(real: Pixels) -> dict[str, Pixels]:
+def landmarks(real: Array) -> dict[str, Array]:
     """Pictures uint8 (M, C, H, W) by the names in `metrics._landmarks.LANDMARKS`, of real ones."""
     some = real[:IMAGES].astype(np.float64)
     mean = np.repeat(real.mean(0, keepdims=True), COPIES, 0)
@@ -27,7 +26,7 @@ def landmarks(real: Pixels) -> dict[str, Pixels]:
     return {name: np.rint(images).astype(np.uint8) for name, images in made.items()}
 
 
-def blurred(images: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def blurred(images: Array) -> Array:
     """A Gaussian blur of (N, C, H, W); at the edges the weights inside are normalised."""
     deviation = BLUR * max(images.shape[2:])
     for axis in (2, 3):

@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
+import torch
+
+from diffuse_cli.core.denoiser import Denoiser
+from diffuse_cli.core.space import Space
+from diffuse_cli.events import Work
+from diffuse_cli.media import Array
+from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.runtime import share
+from diffuse_cli.sampling import collect, draw
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -51,3 +60,26 @@ class Team:
 
 
 ALONE = Team()
+
+
+def draw_share(
+    settings: DrawSettings,
+    denoiser: Denoiser,
+    n: int,
+    *,
+    space: Space,
+    device: torch.device,
+    team: Team,
+) -> Work[dict[int, Array]]:
+    """This process's share of n stored samples (C, *size), by index."""
+    own = team.share(n, settings.batch_size)
+    mine: dict[int, Array] = {}
+    drawings = draw(denoiser, settings, own, space=space, device=device)
+    yield from collect(drawings, space, len(own), mine)
+    return mine
+
+
+def gathered(mine: dict[int, Array], n: int, team: Team) -> Array:
+    """The samples of all processes, (n, C, *size); every process must call it."""
+    pixels = {i: image for part in team.gather(mine) for i, image in part.items()}
+    return np.stack([pixels[i] for i in range(n)])

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from diffuse_cli.core.registry import Modules
 from diffuse_cli.errors import UsageError
+from diffuse_cli.media import Array as Array
 from diffuse_cli.metrics._presentation import LEVELS
 from diffuse_cli.metrics._presentation import QUESTIONS as QUESTIONS
 from diffuse_cli.metrics._presentation import SIGNIFICANT as SIGNIFICANT
@@ -32,11 +33,7 @@ from diffuse_cli.metrics._presentation import measured as measured
 from diffuse_cli.metrics._presentation import with_error as with_error
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from diffuse_cli.metrics.memorization import Nearest
-
-    Array = np.ndarray[Any, Any]
 
 
 class Parts(Protocol):
@@ -61,7 +58,10 @@ class Parts(Protocol):
 
 
 class Metric(Protocol):
-    """What a file of this folder holds at least."""
+    """What a file of this folder holds at least.
+
+    `compute` raises a `UsageError` if there are too few images for it.
+    """
 
     NEEDS: tuple[str, ...]
 
@@ -112,11 +112,7 @@ def remarks(facts: Facts) -> list[Remark]:
 
 
 def both(evaluation: Parts, metric: str) -> tuple[Array, Array]:
-    """Real and fake features in float64.
-
-    Raises:
-        UsageError: fewer than two images on a side.
-    """
+    """Real and fake features in float64; a `UsageError` for fewer than two on a side."""
     real, fake = evaluation.real_features, evaluation.fake_features
     if min(len(real), len(fake)) < 2:
         raise UsageError(

@@ -14,16 +14,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from diffuse_cli.metrics import Facts, Number, Remark, both, floor, with_error
+from diffuse_cli.metrics import Array, Facts, Number, Parts, Remark, both, floor, with_error
 from diffuse_cli.runtime import permutation
-
-if TYPE_CHECKING:
-    from diffuse_cli.metrics import Array, Parts
 
 NEEDS = ("features",)
 
@@ -82,9 +78,6 @@ def compute(evaluation: Parts) -> dict[str, float]:
 
     The floor is the distance of real images from other real ones, `floor_images` on each side;
     `frechet_infinity` needs 16 images. Covariances are over n - 1, and exact for n below d too.
-
-    Raises:
-        UsageError: fewer than two images on a side.
     """
     real, fake = both(evaluation, "the Fréchet distance")
     whole = fit(real, fake)

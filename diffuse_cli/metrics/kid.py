@@ -11,16 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffuse_cli.metrics import Facts, Number, Remark, both, floor, with_error
+from diffuse_cli.metrics import Array, Facts, Number, Parts, Remark, both, floor, with_error
 from diffuse_cli.metrics._landmarks import LANDMARKS, standing
 from diffuse_cli.metrics._nearest import blocks
-
-if TYPE_CHECKING:
-    from diffuse_cli.metrics import Array, Parts
 
 NEEDS = ("features",)
 
@@ -86,9 +82,6 @@ def compute(evaluation: Parts) -> dict[str, float]:
     """`kid`, and `kid_floor`, that of real images against other real ones.
 
     Each has a standard error if there are at least 4 images on each side.
-
-    Raises:
-        UsageError: fewer than two images on a side.
     """
     result = estimate(*both(evaluation, "the kernel distance"))
     if halves := floor(evaluation):

@@ -5,16 +5,11 @@ Each is measured against the same real images. KID is unbiased at every n, so fe
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-from diffuse_cli.metrics import Number
+from diffuse_cli.metrics import Number, Parts
 from diffuse_cli.metrics._landmarks import LANDMARKS
 from diffuse_cli.metrics.kid import estimate, within
-
-if TYPE_CHECKING:
-    from diffuse_cli.metrics import Parts
 
 NEEDS = ("features", "landmarks")
 

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING
 
-from diffuse_cli.metrics import Facts, Number, Remark, average, with_error
-
-if TYPE_CHECKING:
-    from diffuse_cli.metrics import Parts
+from diffuse_cli.metrics import Facts, Number, Parts, Remark, average, with_error
 
 NEEDS = ("bits",)
 

@@ -15,16 +15,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 
-from diffuse_cli.metrics import Facts, Number, Remark, Values, both, measured, with_error
+from diffuse_cli.metrics import Facts, Number, Parts, Remark, Values, both, measured, with_error
 from diffuse_cli.metrics._landmarks import lost
 from diffuse_cli.metrics._nearest import blocks, centred, radii, squared
-
-if TYPE_CHECKING:
-    from diffuse_cli.metrics import Parts
 
 NEEDS = ("features",)
 
@@ -99,9 +95,6 @@ def compute(evaluation: Parts) -> dict[str, float]:
     """`precision`, `recall`, `density`, `coverage`, each with its standard error.
 
     A number is left out where a side has no more than k images.
-
-    Raises:
-        UsageError: fewer than two images on a side.
     """
     real, fake = centred(*both(evaluation, "precision and recall"))
     precision = Inside(real, K_PRECISION, len(fake))

@@ -13,15 +13,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffuse_cli.metrics import SIGNIFICANT, Facts, Number, Remark, Values, with_error
+from diffuse_cli.metrics import SIGNIFICANT, Array, Facts, Number, Parts, Remark, Values, with_error
 from diffuse_cli.metrics._landmarks import lost
-
-if TYPE_CHECKING:
-    from diffuse_cli.metrics import Array, Parts
 
 NEEDS = ("nearest",)
 

@@ -9,12 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING
 
-from diffuse_cli.metrics import Facts, Measured, Number, Remark, average, with_error
-
-if TYPE_CHECKING:
-    from diffuse_cli.metrics import Parts
+from diffuse_cli.metrics import Facts, Measured, Number, Parts, Remark, average, with_error
 
 NEEDS = ("bits", "train_bits")
 

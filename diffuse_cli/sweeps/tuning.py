@@ -27,9 +27,8 @@ from diffuse_cli.evaluation.evaluating import (
     find_network,
     load_model,
 )
-from diffuse_cli.evaluation.generating import draw_share, gathered
 from diffuse_cli.evaluation.images import read_sides
-from diffuse_cli.evaluation.team import Team
+from diffuse_cli.evaluation.team import Team, draw_share, gathered
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.features import FeatureNetwork
 from diffuse_cli.metrics import frechet, kid
