@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from diffuse_cli.training.rundir import RunDirectory
+from diffuse_cli.training.rundir import RunDirectory, run_of
 
 POINTS = 250
 """Points of a curve at most; neighbours are averaged."""
 
 KEYS = ("loss", "held_out_loss", "kid")
-BEST = ".best.safetensors"
 
 
 @dataclass(frozen=True)
@@ -32,9 +31,9 @@ class Curve:
 
 def log_of(model: Path) -> Path | None:
     """The log of a model's training; the best model of a run has the log of the run."""
-    if model.name.endswith(BEST):
-        model = model.with_name(model.name.removesuffix(BEST) + ".safetensors")
-    return RunDirectory(model).metrics if model.suffix == ".safetensors" else None
+    if model.suffix != ".safetensors":
+        return None
+    return RunDirectory(run_of(model).with_suffix(".safetensors")).metrics
 
 
 def read_curves(log: Path) -> dict[str, Curve]:

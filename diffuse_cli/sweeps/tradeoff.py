@@ -42,7 +42,9 @@ def plot(found: Tuned, name: str) -> Image.Image:
     for i, sampler in enumerate(samplers):
         _sampler(axes, found, sampler, i)
     _ring(axes, found)
-    _ticks(axes)
+    for axis in (axes.xaxis, axes.yaxis):
+        if axis.get_scale() == "log":
+            pictures.number_axis(axis, "g")
     _keys(sheet, found, samplers)
     return sheet.render()
 
@@ -55,17 +57,6 @@ def _scale(axes: Axes, found: Tuned) -> None:
     if all(row.values[found.metric] > 0 for row in found.rows):
         axes.set_yscale("log")
     axes.tick_params(length=0, which="both")
-
-
-def _ticks(axes: Axes) -> None:
-    """Plain numbers on logarithmic axes."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
-    for axis in (axes.xaxis, axes.yaxis):
-        if axis.get_scale() == "log":
-            axis.set_major_locator(pictures.log_ticks(*axis.get_view_interval()))
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axis.set_minor_formatter(NullFormatter())
 
 
 def _sampler(axes: Axes, found: Tuned, sampler: str, i: int) -> None:
