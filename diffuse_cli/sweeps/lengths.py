@@ -14,10 +14,12 @@ import numpy as np
 
 from diffuse_cli import features, files, modelfile
 from diffuse_cli.config import EmaConfig, TrainConfig
+from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.errors import ModelFileError, lookup
 from diffuse_cli.evaluation.evaluating import load_model
 from diffuse_cli.evaluation.images import Labelled, read_sides
 from diffuse_cli.events import Notice, Progress, Work
+from diffuse_cli.metrics import with_error
 from diffuse_cli.options import from_dict
 from diffuse_cli.outputs import asked
 from diffuse_cli.resolving import resolve, tell
@@ -41,15 +43,13 @@ from diffuse_cli.training.validation import KidMeasure
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from diffuse_cli.core.denoiser import Denoiser
-
 LENGTHS = (0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.10, 0.12, 0.15, 0.20, 0.25)
 """The lengths to try: standard deviations of the profile, as a share of the run."""
 
 NEAR = 0.1
 """Lengths whose profile the snapshots miss by more than this share of its norm are left out."""
 
-Measure = Callable[["Denoiser"], Work[dict[str, float]]]
+Measure = Callable[[Denoiser], Work[dict[str, float]]]
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,7 @@ class MeasuredLengths:
 def measure_lengths(config: EmaConfig) -> Work[MeasuredLengths | None]:
     """Measure averages of `LENGTHS`, made from the snapshots in the model's run directory.
 
-    Returns:
-        `MeasuredLengths`, or None on every process but the first.
+    Returns None on every process but the first.
 
     Raises:
         ModelFileError: not a model file, or one without sound snapshots.
@@ -155,11 +154,7 @@ def _tell(best: MeasuredLength, rows: Sequence[MeasuredLength], beaten: bool) ->
 
 
 def _snapshots(path: Path, step: int) -> list[Snapshot]:
-    """The snapshots of a model's run, up to its step.
-
-    Raises:
-        ModelFileError: there are none, or one cannot be read.
-    """
+    """The snapshots of a model's run, up to its step."""
     folder = run_of(path) / "ema"
     found = [own for number, own in snapshots(folder) if number <= step]
     if not found:
@@ -199,11 +194,7 @@ def _fits(given: Sequence[Snapshot]) -> Work[list[tuple[float, Combination]]]:
 def _models(
     model: modelfile.Model, given: Sequence[Snapshot], fits: Sequence[tuple[float, Combination]]
 ) -> Iterator[modelfile.Model]:
-    """The model with the weights of each combination; buffers stay.
-
-    Raises:
-        ModelFileError: the snapshots are of another network, or damaged.
-    """
+    """The model with the weights of each combination; buffers stay."""
     step = given[-1].step
     with _rejecting(given[-1].path.parent):
         shapes = shapes_of(model.ema)
@@ -265,11 +256,11 @@ def _loss(
         ):
             losses += part.tolist()
             yield Progress("held-out loss", len(losses), len(real))
-        found = {"held_out_loss": math.fsum(losses) / len(losses)}
-        if len(losses) > 1:
-            error = float(np.std(losses, ddof=1)) / math.sqrt(len(losses))
-            found["held_out_loss_standard_error"] = error
-        return found
+        mean = math.fsum(losses) / len(losses)
+        if len(losses) < 2:
+            return {"held_out_loss": mean}
+        error = float(np.std(losses, ddof=1)) / math.sqrt(len(losses))
+        return with_error("held_out_loss", mean, error)
 
     return measure
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+
 from diffuse_cli import pictures
 from diffuse_cli.pictures import FAINT, INK, Sheet
+from diffuse_cli.sweeps.recommending import Tried, Tuned
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from PIL import Image
-
-    from diffuse_cli.sweeps.recommending import Tried, Tuned
 
 LEFT, TOP, WIDTH, HEIGHT = 0.85, 1.0, 6.2, 4.3  # inches
 KEYS, LINE = 7.45, 0.27
