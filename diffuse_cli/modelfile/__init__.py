@@ -28,7 +28,7 @@ from diffuse_cli.modelfile._description import SAMPLING, Model, describe, descri
 from diffuse_cli.options import from_dict
 from diffuse_cli.presets import network_config
 
-__all__ = ["RAW", "Model", "holds", "load", "read_metadata", "read_training", "save"]
+__all__ = ["RAW", "Model", "holds", "load", "read_training", "save"]
 
 RAW = "raw."
 """Prefix of the weights before averaging."""
@@ -58,11 +58,7 @@ def save(path: Path, model: Model) -> None:
 
 
 def load(path: str | Path) -> Model:
-    """Read and check a model file.
-
-    Raises:
-        ModelFileError: it is missing, damaged, or not a model file of `diffuse`.
-    """
+    """Read a model file; a `ModelFileError` if it is missing, damaged, or none of `diffuse`."""
     path = Path(path)
     with _rejecting(path), tensorfile.opened(path) as file:
         foreign.check_kind(file, path)
@@ -75,7 +71,8 @@ def load(path: str | Path) -> Model:
         _check_finite(tensors)
         own = {n: t for n, t in tensors.items() if not n.startswith(RAW)}
         raw = {n.removeprefix(RAW): t for n, t in tensors.items() if n.startswith(RAW)}
-        return dataclasses.replace(model, ema=own, raw=raw or None)
+        title = header.metadata.get("modelspec.title", "")
+        return dataclasses.replace(model, ema=own, raw=raw or None, title=title)
 
 
 def read_training(path: str | Path) -> dict[str, Any]:
@@ -93,10 +90,8 @@ def read_training(path: str | Path) -> dict[str, Any]:
             found = network_config(training["network"], training["architecture"])
             if (training["network"], found) != (blueprint.network, blueprint.config):
                 raise ModelFileError("its training had another network")
-        training |= {
-            "network": blueprint.network,
-            "architecture": settings.to_dict(blueprint.config),
-        }
+        training["network"] = blueprint.network
+        training["architecture"] = settings.to_dict(blueprint.config)
         from_dict(TrainConfig, {"data": "", **training})
     return training
 
@@ -113,19 +108,9 @@ def holds(path: Path, model: Model) -> bool:
         return False
 
 
-def read_metadata(path: Path) -> Mapping[str, str]:
-    """The strings in a file's header, such as `modelspec.title`; untrusted.
-
-    Raises:
-        ModelFileError: it is not a safetensors file.
-    """
-    with _rejecting(path), tensorfile.opened(path) as file:
-        return tensorfile.read_header(file).metadata
-
-
 @contextlib.contextmanager
 def _rejecting(path: Path) -> Iterator[None]:
-    """Turn what a malformed file makes Python raise into a `ModelFileError` that names the file."""
+    """Turn what a malformed file makes Python raise into a `ModelFileError` that names it."""
     name = files.show(path)
     try:
         if path.is_dir():
