@@ -49,10 +49,8 @@ def shrunk(picture: Image.Image, side: int) -> Image.Image:
 def grid(pixels: Pixels, columns: int | None = None, padding: int = 2) -> Image.Image:
     """Images (N, C, H, W) row by row on white, by default as near to a square as possible.
 
-    torchvision's `make_grid` is 3 times as slow, and its import takes as long as torch's.
-
-    Raises:
-        ValueError: no image or no column.
+    A `ValueError` for no image or no column. torchvision's `make_grid` is 3 times as slow, and its
+    import takes as long as torch's.
     """
     if not len(pixels) or (columns is not None and columns < 1):
         raise ValueError("a grid needs at least one image and one column")
@@ -85,10 +83,8 @@ def png(picture: Image.Image | Pixels) -> bytes:
 def gif(frames: Sequence[Image.Image], *, seconds: float, hold: float) -> bytes:
     """An endless animation of `seconds`, whose last frame stays `hold` seconds longer.
 
-    Grey frames keep their 256 levels; greys in coloured frames stay neutral.
-
-    Raises:
-        ValueError: no frame.
+    Grey frames keep their 256 levels; greys in coloured frames stay neutral. A `ValueError` for no
+    frame.
     """
     if not frames:
         raise ValueError("an animation needs at least one frame")

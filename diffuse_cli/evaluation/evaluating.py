@@ -17,6 +17,7 @@ from diffuse_cli.config import (
     TuneConfig,
     WeightsConfig,
 )
+from diffuse_cli.core.process import Process
 from diffuse_cli.data import is_images
 from diffuse_cli.errors import DiffuseError, UsageError
 from diffuse_cli.evaluation import bounds, neighbors, showing
@@ -34,8 +35,6 @@ from diffuse_cli.sampling import Loaded, load_denoiser
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-    from diffuse_cli.core.process import Process
 
 
 @dataclass(frozen=True)
@@ -81,13 +80,10 @@ class Evaluated:
 def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work[Evaluated | None]:
     """Measure a model file, or a folder of images, against real images.
 
-    Yields `Progress` and `Notice`.
+    Yields `Progress` and `Notice`. Returns None on all processes but the first.
 
     Args:
         accelerator: one that the caller has set up, and ends.
-
-    Returns:
-        `Evaluated`; None on all processes but the first.
 
     Raises:
         DataError, ModelFileError, UsageError: the configuration cannot be used.
@@ -192,12 +188,7 @@ def _check_times(config: EvalConfig, settings: DrawSettings, process: Process) -
 
 
 def load_model(config: MeasureConfig, weights: str, accelerator: Accelerator) -> Loaded:
-    """The model of a command that cannot measure a folder of images.
-
-    Raises:
-        ModelFileError: no such file, or it is no model file.
-        UsageError: it is a folder of images.
-    """
+    """The model of a command for which a folder of images is a `UsageError`."""
     subject = Path(config.subject)
     if is_images(subject):
         raise UsageError(f"{files.show(subject)} is a folder of images", "Give a model file")

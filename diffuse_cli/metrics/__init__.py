@@ -15,11 +15,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from diffuse_cli.core.registry import Modules
 from diffuse_cli.errors import UsageError
-from diffuse_cli.media import Array as Array
 from diffuse_cli.metrics._presentation import LEVELS
 from diffuse_cli.metrics._presentation import QUESTIONS as QUESTIONS
 from diffuse_cli.metrics._presentation import SIGNIFICANT as SIGNIFICANT
@@ -33,7 +32,12 @@ from diffuse_cli.metrics._presentation import measured as measured
 from diffuse_cli.metrics._presentation import with_error as with_error
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from diffuse_cli.metrics.memorization import Nearest
+
+Array: TypeAlias = "np.ndarray[Any, Any]"
+"""In words, so that metrics are listed without NumPy."""
 
 
 class Parts(Protocol):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from markupsafe import Markup, escape
 from matplotlib import rc_context
@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from diffuse_cli import pictures
+from diffuse_cli.metrics import Measured
 from diffuse_cli.report.templating import printable
 
 WIDTH = 4.9
@@ -65,20 +66,12 @@ _STYLE: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class Dot:
-    """A row of a dot plot.
-
-    Attributes:
-        error: one standard error, or 0 if there is none.
-        reference: what to compare it with, if anything.
-    """
+class Dot(NamedTuple):
+    """A row of a dot plot, and what to compare it with, if anything."""
 
     label: str
-    value: float
-    error: float = 0
-    reference: float | None = None
-    reference_error: float = 0
+    value: Measured
+    reference: Measured | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +106,11 @@ class Plot:
         return _inlined(buffer.getvalue(), self.name, label)
 
 
-def dots(name: str, rows: Sequence[Dot], label: str, xlabel: str, reference: str = "") -> Markup:
+MEASURED: dict[str, Any] = {"color": INKS["first"], "marker": "o", "markerfacecolor": INKS["first"]}
+REFERENCE: dict[str, Any] = {"color": INKS["second"], "marker": "D", "markerfacecolor": "none"}
+
+
+def dots(name: str, rows: Sequence[Dot], label: str, xlabel: str) -> Markup:
     """A row for each value with its error bar, and a diamond at its reference."""
     with pictures.styled(_STYLE):
         bottom = 0.5 if xlabel else 0.28
@@ -122,32 +119,24 @@ def dots(name: str, rows: Sequence[Dot], label: str, xlabel: str, reference: str
         axes = plot.axes
         for k, row in enumerate(rows):
             if row.reference is not None:
-                _point(axes, row.reference, k + 0.18, row.reference_error, "second", "D", "none")
-            _point(axes, row.value, k - 0.1, row.error, "first", "o", INKS["first"])
+                _point(axes, row.reference, k + 0.18, REFERENCE)
+            _point(axes, row.value, k - 0.1, MEASURED)
         axes.set_yticks(range(len(rows)), [row.label for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(xlabel)
-        _legend(axes, [("first", "o", "measured"), ("second", "D", reference)])
+        if any(row.reference for row in rows):
+            styles = {"measured": MEASURED, "reference": REFERENCE}.items()
+            marks = [Line2D([], [], linestyle="", label=word, **style) for word, style in styles]
+            axes.legend(handles=marks, ncols=2, handletextpad=0.2, bbox_to_anchor=(1, 1))
         return plot.svg(label)
 
 
-def _point(axes: Axes, x: float, y: float, error: float, color: str, mark: str, fill: str) -> None:
+def _point(axes: Axes, x: Measured, y: float, style: Mapping[str, Any]) -> None:
     axes.errorbar(
-        [x], [y], xerr=[error] if error else None, fmt=mark, color=INKS[color], capsize=2.5,
-        markersize=5.5, markerfacecolor=fill, elinewidth=1.3, clip_on=False, zorder=3,
+        [x.value], [y], xerr=[x.error] if 0 < x.error < math.inf else None, linestyle="",
+        capsize=2.5, markersize=5.5, elinewidth=1.3, clip_on=False, zorder=3, **style,
     )  # fmt: skip
-
-
-def _legend(axes: Axes, entries: Sequence[tuple[str, str, str]]) -> None:
-    handles = [
-        Line2D([], [], linestyle="", marker=mark, color=INKS[color], label=label,
-               markerfacecolor="none" if mark == "D" else INKS[color])
-        for color, mark, label in entries
-        if label
-    ]  # fmt: skip
-    if len(handles) > 1:
-        axes.legend(handles=handles, ncols=len(handles), handletextpad=0.2, bbox_to_anchor=(1, 1))
 
 
 def lines(

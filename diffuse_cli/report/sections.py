@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup
 
 from diffuse_cli import pictures
@@ -47,26 +46,10 @@ def _plots(question: str, there: Sequence[Number], values: Values) -> Iterator[M
     """Dots of the numbers of one axis, if there are two of them or a reference."""
     for place, axis in enumerate(dict.fromkeys(n.axis for n in there if n.axis)):
         members = [n for n in there if n.axis == axis and n.quoted(values)]
-        rows = []
-        for number in members:
-            reference = number.reference(values)
-            rows.append(
-                Dot(
-                    number.label,
-                    *_known(measured(values, number.key)),
-                    *(_known(reference) if reference else ()),
-                )
-            )
-        has = any(row.reference is not None for row in rows)
-        if len(rows) > 1 or has:
-            said = "; ".join(f"{number.label} {number.text(values)}" for number in members)
-            name = f"{question}-{place}"
-            yield charts.dots(name, rows, f"Plot: {said}", axis, "reference" if has else "")
-
-
-def _known(value: tuple[float, float]) -> tuple[float, float]:
-    """A value and its error, 0 if there is none."""
-    return value[0], value[1] if np.isfinite(value[1]) else 0.0
+        rows = [Dot(n.label, measured(values, n.key), n.reference(values)) for n in members]
+        if len(rows) > 1 or any(row.reference for row in rows):
+            said = "; ".join(f"{n.label} {n.text(values)}" for n in members)
+            yield charts.dots(f"{question}-{place}", rows, f"Plot: {said}", axis)
 
 
 # -- images ---------------------------------------------------------------------------------------
