@@ -20,7 +20,6 @@ from PIL import Image, ImageOps
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
-    from matplotlib.lines import Line2D
     from matplotlib.text import Text
 
 Pixels = npt.NDArray[np.uint8]
@@ -245,20 +244,3 @@ def readable(value: float) -> str:
         return f"{value:.2f}" if value else "0"
     digits, exponent = f"{value:.0e}".split("e")
     return rf"${digits}\!\cdot\!10^{{{int(exponent)}}}$"
-
-
-def curves(
-    axes: Axes, x: Sequence[float], series: Mapping[str, Sequence[float]], marks: Sequence[int]
-) -> list[Line2D]:
-    """Plot each of `series` over `x`, marked at the indices `marks`; returns the labelled lines.
-
-    Values that are not finite leave a gap.
-    """
-    mark = {"marker": "o", "markersize": 5, "markeredgecolor": "white", "markeredgewidth": 0.8}
-    lines: list[Line2D] = []
-    for i, (name, y) in enumerate(series.items()):
-        style: dict[str, Any] = {"linewidth": 1.8, "clip_on": False, "zorder": 3, **mark}
-        dash = ("-", "--", ":")[i // len(COLORS) % 3]
-        lines += axes.plot(x, y, dash, color=color(i), label=name, markevery=list(marks), **style)
-    axes.tick_params(length=0)
-    return lines

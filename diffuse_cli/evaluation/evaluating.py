@@ -6,7 +6,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from accelerate import Accelerator
 
 from diffuse_cli import features, files, pictures
 from diffuse_cli.config import (
@@ -32,9 +34,6 @@ from diffuse_cli.outputs import asked
 from diffuse_cli.resolving import DrawSettings, resolve, tell
 from diffuse_cli.runtime import machine_or, made_with, resolve_precision
 from diffuse_cli.sampling import Loaded, load_denoiser
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)

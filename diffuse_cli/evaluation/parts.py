@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
+from accelerate import Accelerator
 
 from diffuse_cli.config import EvalConfig
 from diffuse_cli.core.space import Space
@@ -22,9 +22,6 @@ from diffuse_cli.media import Array
 from diffuse_cli.metrics.memorization import Nearest
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.sampling import Loaded, looks
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 @dataclass

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
 
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.core.space import Space
@@ -15,9 +17,6 @@ from diffuse_cli.media import Array
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.runtime import share
 from diffuse_cli.sampling import collect, draw
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 T = TypeVar("T")
 
@@ -46,16 +45,12 @@ class Team:
         """Every process's part, in their order; each process must call it."""
         if self.size == 1:
             return [part]
-        from accelerate.utils import gather_object
-
         return list(gather_object([part]))
 
     def from_first(self, value: T) -> T:
         """The first process's value; each process must call it."""
         if self.size == 1:
             return value
-        from accelerate.utils import broadcast_object_list
-
         return broadcast_object_list([value])[0]  # type: ignore[no-any-return]
 
 

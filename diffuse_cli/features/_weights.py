@@ -34,12 +34,7 @@ PATIENCE = 30.0
 
 
 class Weights(Protocol):
-    """A weights file of others.
-
-    Attributes:
-        network: the name of its feature network in `FEATURES`.
-        ways: how to get the file.
-    """
+    """A weights file of others: of which network of `FEATURES`, and the ways to get it."""
 
     @property
     def network(self) -> str: ...
@@ -49,11 +44,7 @@ class Weights(Protocol):
     def ways(self) -> str: ...
 
     def find(self) -> Work[Path]:
-        """The path of the file, whose checksum is yet to be verified.
-
-        Raises:
-            ModelFileError: the file cannot be had.
-        """
+        """The file, whose checksum is yet to be verified; a `ModelFileError` without one."""
         ...
 
 

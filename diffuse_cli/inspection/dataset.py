@@ -24,6 +24,9 @@ MAP_OVER = 2**30
 
 MEASURING = "measuring images"
 
+BLANK = 2.0
+"""Images that vary by less, in levels of 255 and without the finest detail, are not compared."""
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -142,7 +145,7 @@ def _measure(images: Samples) -> Work[tuple[Spread, Array, Array]]:
         totals += part.sum(axes, dtype=np.uint64)
         squares += np.square(part, dtype=np.uint16).sum(axes, dtype=np.uint64)
         found = near.frequencies(part)
-        blank[block] = near.are_blank(found, part)
+        blank[block] = np.square(found).sum((1, 2, 3)) < BLANK**2 * math.prod(part.shape[1:])
         if comparable:
             hashed[block] = near.hashes(found)
         yield Progress(MEASURING, min(block.stop, count), count)

@@ -39,9 +39,6 @@ garments', all scaled copies of clip art and 78 % of garments. Of the 1.8 billio
 Fashion-MNIST it finds 159, which look the same; another 825 are between 0.99 and 0.995, some of
 them different garments of one cut."""
 
-BLANK = 2.0
-"""Images that vary by less, in levels of 255 and without the finest detail, are not compared."""
-
 REACH, CANDIDATES = 2048, 16
 """In each band, the most neighbours (in the order of hashes) of an image whose hashes are compared,
 and the mean number whose frequencies are. This bounds the time if very many images share a band or
@@ -92,13 +89,6 @@ def hashes(found: Array) -> Array:
     scale = np.sqrt(np.square(low).mean(axis=1, keepdims=True))
     bits = np.packbits(low > MARGIN * scale, axis=1)
     return np.ascontiguousarray(bits).view(np.uint64)[:, 0]
-
-
-def are_blank(found: Array, pixels: Array) -> Array:
-    """Which images, with frequencies `found`, vary by less than `BLANK` levels."""
-    limit = BLANK**2 * math.prod(pixels.shape[1:])
-    blank: Array = np.square(found).sum(axis=(1, 2, 3)) < limit
-    return blank
 
 
 def groups(pixels: Array, hashed: Array, chosen: Array) -> Work[Array]:

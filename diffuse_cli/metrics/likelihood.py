@@ -3,40 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
 from diffuse_cli.metrics import Facts, Number, Parts, Remark, average, with_error
 
 NEEDS = ("bits",)
 
-_number = partial(Number, direction="lower", question="prediction")
+PARTS = {
+    "prior": ("prior, L_T", "What is still visible of an image at the last timestep."),
+    "middle": ("steps, L_1 ... L_T-1", "What all denoising steps but the last cost together."),
+    "decoder": ("decoder, L_0", "What the last step, to exact pixel values, costs."),
+}
+IDEAL = {"prior": 0.0}
 
 NUMBERS = (
-    _number(
+    Number(
         "bits_per_dim",
         "bits per dimension",
         "The bound for real images; the sum of the three parts.",
+        "lower",
+        question="prediction",
         axis="bits per dimension",
         by_class=True,
     ),
-    _number(
-        "bits_prior",
-        "prior, L_T",
-        "What is still visible of an image at the last timestep.",
-        ideal=0.0,
-        part=True,
-    ),
-    _number(
-        "bits_middle",
-        "steps, L_1 ... L_T-1",
-        "What all denoising steps but the last cost together.",
-        part=True,
-    ),
-    _number(
-        "bits_decoder",
-        "decoder, L_0",
-        "What the last step, to exact pixel values, costs.",
-        part=True,
+    *(
+        Number(f"bits_{part}", label, says, "lower", IDEAL.get(part), "prediction", part=True)
+        for part, (label, says) in PARTS.items()
     ),
 )
 
@@ -58,7 +49,7 @@ def compute(evaluation: Parts) -> dict[str, float]:
     The parts are those of Ho et al. 2020, eq. 5: the prior's L_T, the sum of L_1 ... L_T-1, and
     the decoder's L_0.
     """
-    parts = zip(("prior", "middle", "decoder"), evaluation.bits.mean(0), strict=True)
+    parts = zip(PARTS, evaluation.bits.mean(0), strict=True)
     return {
         **with_error("bits_per_dim", *average(evaluation.bits.sum(1))),
         **{f"bits_{name}": float(mean) for name, mean in parts},

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import partial
+from typing import Any
 
 import torch
 
@@ -36,39 +36,23 @@ def no_recall(values: Values) -> str:
     return "not quoted, as recall is 0" if recall.value <= recall.error else ""
 
 
-_number = partial(Number, question="variety", axis="share")
+SAYS = {
+    "precision": "Share of the generated images that lie among the real ones: plausible images.",
+    "recall": "Share of the real images that lie among the generated ones: variety.",
+    "density": "As precision, but counts how many real images are around each generated one.",
+    "coverage": "Share of the real images that have a generated one close by: variety.",
+}
+
+
+def _number(name: str, direction: str, ideal: float | None = None, **more: Any) -> Number:
+    return Number(name, name, SAYS[name], direction, ideal, "variety", axis="share", **more)
+
 
 NUMBERS = (
-    _number(
-        "precision",
-        "precision",
-        "Share of the generated images that lie among the real ones: plausible images.",
-        "higher",
-        by_class=True,
-        unquoted=no_recall,
-    ),
-    _number(
-        "recall",
-        "recall",
-        "Share of the real images that lie among the generated ones: variety.",
-        "higher",
-        by_class=True,
-    ),
-    _number(
-        "density",
-        "density",
-        "As precision, but counts how many real images are around each generated one.",
-        "reference",
-        1.0,
-        unquoted=no_recall,
-    ),
-    _number(
-        "coverage",
-        "coverage",
-        "Share of the real images that have a generated one close by: variety.",
-        "higher",
-        1 - 2**-K_DENSITY,
-    ),
+    _number("precision", "higher", by_class=True, unquoted=no_recall),
+    _number("recall", "higher", by_class=True),
+    _number("density", "reference", 1.0, unquoted=no_recall),
+    _number("coverage", "higher", 1 - 2**-K_DENSITY),
 )
 
 

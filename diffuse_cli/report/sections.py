@@ -8,7 +8,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from diffuse_cli import pictures
 from diffuse_cli.evaluation.evaluating import Evaluated
 from diffuse_cli.evaluation.images import Labelled
 from diffuse_cli.evaluation.showing import Shown
@@ -62,7 +61,8 @@ def samples(found: Evaluated, images: Shown) -> dict[str, Any]:
         ("Generated", images.generated, found.generated),
         ("Real", images.real, found.real),
     ):
-        kept = side.pixels[: _affordable(side.pixels)]
+        room = max(4, DATA_BUDGET // min(int(side.pixels[0].size), SAMPLE**2 * 3))
+        kept = side.pixels[:room]
         words = [_alt(title, k, side, images.names) for k in range(len(kept))]
         sides.append((title, row_of(kept, words, SAMPLE), count))
     return {"sides": sides}
@@ -72,11 +72,6 @@ def _alt(title: str, k: int, images: Labelled, names: Sequence[str]) -> str:
     label = int(images.labels[k])
     named = f" of class {names[label]}" if 0 <= label < len(names) else ""
     return f"{title.lower()} image {k}{named}"
-
-
-def _affordable(pixels: pictures.Pixels) -> int:
-    """How many images like these (N, C, H, W) the page has room for, at least four."""
-    return max(4, DATA_BUDGET // min(int(pixels[0].size), SAMPLE**2 * 3))
 
 
 def classes(found: Evaluated, images: Shown) -> dict[str, Any]:

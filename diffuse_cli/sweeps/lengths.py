@@ -8,9 +8,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from accelerate import Accelerator
 
 from diffuse_cli import features, files, modelfile
 from diffuse_cli.config import EmaConfig, TrainConfig
@@ -39,9 +39,6 @@ from diffuse_cli.training.power import (
 )
 from diffuse_cli.training.rundir import run_of
 from diffuse_cli.training.validation import KidMeasure
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 LENGTHS = (0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.10, 0.12, 0.15, 0.20, 0.25)
 """The lengths to try: standard deviations of the profile, as a share of the run."""

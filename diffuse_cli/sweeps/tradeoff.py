@@ -41,7 +41,10 @@ def plot(found: Tuned, name: str) -> Image.Image:
     samplers = list(dict.fromkeys(row.setting.sampler for row in found.rows))
     for i, sampler in enumerate(samplers):
         _sampler(axes, found, sampler, i)
-    _ring(axes, found)
+    [best] = [row for row in found.rows if row.setting == found.recommended]
+    place = best.seconds, best.values[found.metric]
+    ring: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": INK}
+    axes.plot(*place, "o", markersize=13, markeredgewidth=1.5, zorder=6, **ring)
     for axis in (axes.xaxis, axes.yaxis):
         if axis.get_scale() == "log":
             pictures.number_axis(axis, "g")
@@ -103,14 +106,6 @@ def _points(
             path_effects=[withStroke(linewidth=2, foreground="white")],
             zorder=5,
         )
-
-
-def _ring(axes: Axes, found: Tuned) -> None:
-    """A ring around the recommended setting."""
-    [row] = [row for row in found.rows if row.setting == found.recommended]
-    style: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": INK}
-    point = [row.seconds], [row.values[found.metric]]
-    axes.plot(*point, "o", markersize=13, markeredgewidth=1.5, zorder=6, **style)
 
 
 def _keys(sheet: Sheet, found: Tuned, samplers: Sequence[str]) -> None:

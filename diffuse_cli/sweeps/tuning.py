@@ -8,13 +8,14 @@ real images.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 
 from diffuse_cli import files, modelfile, pictures
 from diffuse_cli.config import DrawConfig, EvalConfig, SamplerChoice, TuneConfig
@@ -46,9 +47,6 @@ from diffuse_cli.sweeps.recommending import (
     other_scales,
     recommend,
 )
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tuned]:
@@ -147,18 +145,6 @@ def _announce(
 # -- what it gives --------------------------------------------------------------------------------
 
 
-@dataclass
-class _Counter:
-    """A network that counts the images it sees."""
-
-    net: Callable[..., torch.Tensor]
-    images: int = 0
-
-    def __call__(self, x: torch.Tensor, t: torch.Tensor, **cond: Any) -> torch.Tensor:
-        self.images += len(x)
-        return self.net(x, t, **cond)
-
-
 @dataclass(frozen=True)
 class _Measure:
     """Measures settings of a model by n images against the same real ones, float64 features."""
@@ -174,17 +160,23 @@ class _Measure:
         wanted = self.base.condition
         if wanted is not None and setting.guidance is not None:
             wanted = replace(wanted, scale=setting.guidance)
-        counter = _Counter(self.loaded.denoiser.net)
+        seen = 0
+
+        def counted(x: torch.Tensor, t: torch.Tensor, **cond: Any) -> torch.Tensor:
+            nonlocal seen
+            seen += len(x)
+            return self.loaded.denoiser.net(x, t, **cond)
+
         began = time.perf_counter()
         mine = yield from draw_share(
             replace(self.base, sampler=setting.sampler, steps=setting.steps, condition=wanted),
-            self.loaded.model.blueprint.denoiser(counter),
+            self.loaded.model.blueprint.denoiser(counted),
             self.n,
             space=self.loaded.space,
             device=self.network.device,
             team=self.team,
         )
-        parts = self.team.gather((counter.images, time.perf_counter() - began))
+        parts = self.team.gather((seen, time.perf_counter() - began))
         shown = looks(self.loaded.space, gathered(mine, self.n, self.team))
         fake = np.asarray((yield from computed(self.network, shown, self.team)), np.float64)
         values: dict[str, float] = {}
