@@ -48,13 +48,10 @@ class Evaluated:
         part: which of the real images: `held-out` or `all`.
         features: the feature network, see `FeatureNetwork.described`.
         settings: how a model's images were drawn and its bound was taken.
-        model: facts of the model file.
         fingerprints: of DATA, and of a folder that is measured.
         made_with: versions and the machine.
         plot, pairs, report: paths of the plot of the terms, of the page of nearest training images
             and of the report; None if not asked for.
-        remarks: what the numbers mean.
-        shown: the images of the report.
     """
 
     values: dict[str, float]

@@ -13,12 +13,12 @@ from diffuse_cli.core.space import Space
 from diffuse_cli.evaluation.bounds import Bound, joined, measure
 from diffuse_cli.evaluation.cache import cached, computed
 from diffuse_cli.evaluation.images import Labelled, Training
-from diffuse_cli.evaluation.landmarks import landmarks
 from diffuse_cli.evaluation.neighbors import search
 from diffuse_cli.evaluation.team import Team, draw_share, gathered
 from diffuse_cli.events import Work
 from diffuse_cli.features import FeatureNetwork
 from diffuse_cli.media import Array
+from diffuse_cli.metrics.landmarks import landmarks
 from diffuse_cli.metrics.memorization import Nearest
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.sampling import Loaded, looks

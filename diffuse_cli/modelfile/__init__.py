@@ -114,7 +114,8 @@ def _rejecting(path: Path) -> Iterator[None]:
     name = files.show(path)
     try:
         if path.is_dir():
-            raise foreign.rejected_folder(path)
+            hint = foreign.convert_line(path) if foreign.is_folder(path) else ""
+            raise ModelFileError(f"{name} is a folder, not a model file", hint)
         yield
     except ModelFileError as error:
         named = error.message if name in error.message else f"{name}: {error.message}"

@@ -25,8 +25,8 @@ from diffuse_cli.evaluation.showing import OF_CLASS, SAMPLES, TWINS
 from diffuse_cli.metrics import METRICS, Measured
 from diffuse_cli.options import from_dict, to_arguments
 from diffuse_cli.report import charts, curves, style
+from diffuse_cli.report.courses import sweep
 from diffuse_cli.report.page import COLOURS
-from diffuse_cli.report.sweeps import sweep
 from diffuse_cli.report.templating import environment, render
 from diffuse_cli.sweeps.recommending import Tried, Tuned
 
