@@ -124,10 +124,7 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def opened(path: Path) -> BufferedReader:
-    """A regular file, open for reading; a `ValueError` for any other.
-
-    A FIFO is refused without waiting for its writer.
-    """
+    """A regular file, open for reading; a `ValueError` for any other, also a FIFO without writer."""
     file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
@@ -136,10 +133,8 @@ def opened(path: Path) -> BufferedReader:
 
 
 def read_header(file: IO[bytes]) -> Header:
-    """The checked header of an open file, which is left at the start of the data.
-
-    Raises a `ValueError` if it is damaged, or not safetensors.
-    """
+    """The checked header of an open file, which is left at the start of the data; a `ValueError` if
+    it is damaged, or not safetensors."""
     size = os.fstat(file.fileno()).st_size
     file.seek(0)
     start = file.read(8)
@@ -160,10 +155,8 @@ def read_header(file: IO[bytes]) -> Header:
 
 
 def read_tensors(file: BufferedReader, header: Header) -> dict[str, Tensor]:
-    """The tensors of a file whose header has just been read.
-
-    Raises a `ValueError` for a type that is not in `DTYPES`, or if the file has become shorter.
-    """
+    """The tensors of a file whose header has just been read; a `ValueError` for a type that is not
+    in `DTYPES`, or if the file has become shorter."""
     tensors = {}
     for name, entry in sorted(header.entries.items(), key=lambda item: item[1].start):
         if entry.dtype not in DTYPES:

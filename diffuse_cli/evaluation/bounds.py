@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from diffuse_cli import pictures
+from diffuse_cli.config import EvalConfig
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.core.likelihood import bound_terms, prior_bits, strata
 from diffuse_cli.diffusion import Blueprint
@@ -60,22 +61,16 @@ def measure(
     images: Labelled,
     blueprint: Blueprint,
     indices: range,
-    *,
-    timesteps: int | str,
-    seed: int,
-    batch_size: int,
+    config: EvalConfig,
     device: torch.device,
     task: str = "likelihood",
 ) -> Work[Bound]:
-    """The bound of samples over the denoiser's own process.
+    """The bound of the images with these indices over the denoiser's own process.
 
-    Args:
-        indices: which samples to measure; the draws of a sample depend on its index alone.
-        timesteps: how many per sample, or `all`.
-        task: the name in `Progress`.
+    The draws of an image depend on the seed and its index alone. `task` is the name in `Progress`.
     """
-    total = denoiser.process.num_timesteps
-    groups = strata(total, total if timesteps == "all" else int(timesteps))
+    total, batch_size = denoiser.process.num_timesteps, config.batch_size
+    groups = strata(total, total if config.timesteps == "all" else int(config.timesteps))
     priors, rows = [np.zeros(0)], [np.zeros((0, len(groups)))]
     for done in range(0, len(indices), batch_size):
         batch = indices[done : done + batch_size]
@@ -86,7 +81,7 @@ def measure(
         x0 = blueprint.space.to_model(x0)
         cond: dict[str, Any] = {**blueprint.conditions.told(own)}
         terms = []
-        for term in bound_terms(denoiser, x0, _draws(seed, groups, batch, x0), **cond):
+        for term in bound_terms(denoiser, x0, _draws(config.seed, groups, batch, x0), **cond):
             terms.append(term.double())
             part = len(x0) * len(terms) // len(groups)
             yield Progress(task, done + part, len(indices))

@@ -11,15 +11,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from diffuse_cli import features, files, pictures
-from diffuse_cli.config import (
-    BoundConfig,
-    EvalConfig,
-    MeasureConfig,
-    SamplerConfig,
-    TuneConfig,
-    WeightsConfig,
-)
-from diffuse_cli.core.process import Process
+from diffuse_cli.config import BoundConfig, EvalConfig, MeasureConfig, SamplerConfig, WeightsConfig
 from diffuse_cli.data import is_images
 from diffuse_cli.errors import DiffuseError, UsageError
 from diffuse_cli.evaluation import bounds, neighbors, showing
@@ -97,9 +89,13 @@ def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work
         settings, described = None, {}
         if loaded is not None:
             settings = resolve(config, loaded.model)
-            _check_times(config, settings, loaded.denoiser.process)
+            process = loaded.denoiser.process
+            process.times(settings.steps, settings.spacing)  # refuses more steps than it has
+            if config.respaced is not None and config.respaced > process.num_timesteps:
+                most = f"2 to {process.num_timesteps}, the model's timesteps"
+                raise UsageError(f"--respaced must be {most}")
             yield from tell(settings)
-            described = describe(config, settings, loaded.sha256)
+            described = describe(settings, config.weights, config.precision, loaded.sha256)
             described |= {"timesteps": config.timesteps, "respaced": config.respaced}
         network = yield from find_network(config, accelerator)
         sides = yield from read_sides(config, loaded)
@@ -176,13 +172,6 @@ def find_network(config: MeasureConfig, accelerator: Accelerator) -> Work[featur
     return features.load(config.features, accelerator.device, file)
 
 
-def _check_times(config: EvalConfig, settings: DrawSettings, process: Process) -> None:
-    """Refuse more timesteps than the model has."""
-    process.times(settings.steps, settings.spacing)
-    if config.respaced is not None and config.respaced > process.num_timesteps:
-        raise UsageError(f"--respaced must be 2 to {process.num_timesteps}, the model's timesteps")
-
-
 def load_model(config: MeasureConfig, weights: str, accelerator: Accelerator) -> Loaded:
     """The model of a command for which a folder of images is a `UsageError`."""
     subject = Path(config.subject)
@@ -206,9 +195,7 @@ def _by_class(evaluation: Evaluation, names: Sequence[str]) -> dict[str, dict[st
     return found
 
 
-def describe(
-    config: EvalConfig | TuneConfig, settings: DrawSettings, sha256: str
-) -> dict[str, Any]:
+def describe(settings: DrawSettings, weights: str, precision: str, sha256: str) -> dict[str, Any]:
     """How images were drawn, for comparing the numbers."""
     guidance: dict[str, Any] = {}
     if wanted := settings.condition:
@@ -218,8 +205,8 @@ def describe(
         **{name: getattr(settings, name) for name in names},
         **settings.options,
         **guidance,
-        "weights": config.weights,
-        "precision": resolve_precision(config.precision),
+        "weights": weights,
+        "precision": resolve_precision(precision),
         "model_sha256": sha256,
     }
 

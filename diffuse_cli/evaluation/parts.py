@@ -130,18 +130,10 @@ def _bound(evaluation: Evaluation, images: Labelled, task: str) -> Work[Bound]:
     denoiser = loaded.denoiser
     if config.respaced is not None:
         denoiser = denoiser.respaced(denoiser.process.times(config.respaced))
-    own = yield from measure(
-        denoiser,
-        images,
-        loaded.model.blueprint,
-        evaluation.team.share(len(images), config.batch_size),
-        timesteps=config.timesteps,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        device=evaluation.accelerator.device,
-        task=task,
-    )
-    return joined(evaluation.team.gather(own))
+    blueprint, device = loaded.model.blueprint, evaluation.accelerator.device
+    own = evaluation.team.share(len(images), config.batch_size)
+    bound = yield from measure(denoiser, images, blueprint, own, config, device, task)
+    return joined(evaluation.team.gather(bound))
 
 
 def _make_features(evaluation: Evaluation) -> Work[None]:
@@ -197,9 +189,7 @@ def _generate(evaluation: Evaluation) -> Work[Labelled]:
     assert loaded is not None
     assert settings is not None
     device, team = evaluation.accelerator.device, evaluation.team
-    mine = yield from draw_share(
-        settings, loaded.denoiser, n, space=loaded.space, device=device, team=team
-    )
+    mine = yield from draw_share(settings, loaded, n, device, team)
     wanted = settings.condition
     labels = [wanted.label(i) if wanted else -1 for i in range(n)]
     return Labelled(gathered(mine, n, team), np.array(labels, np.int64))

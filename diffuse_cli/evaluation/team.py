@@ -10,13 +10,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from diffuse_cli.core.denoiser import Denoiser
-from diffuse_cli.core.space import Space
 from diffuse_cli.events import Work
 from diffuse_cli.media import Array
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.runtime import share
-from diffuse_cli.sampling import collect, draw
+from diffuse_cli.sampling import Loaded, collect, draw
 
 T = TypeVar("T")
 
@@ -58,18 +56,12 @@ ALONE = Team()
 
 
 def draw_share(
-    settings: DrawSettings,
-    denoiser: Denoiser,
-    n: int,
-    *,
-    space: Space,
-    device: torch.device,
-    team: Team,
+    settings: DrawSettings, loaded: Loaded, n: int, device: torch.device, team: Team
 ) -> Work[dict[int, Array]]:
     """This process's share of n stored samples (C, *size), by index."""
-    own = team.share(n, settings.batch_size)
+    own, space = team.share(n, settings.batch_size), loaded.space
     mine: dict[int, Array] = {}
-    drawings = draw(denoiser, settings, own, space=space, device=device)
+    drawings = draw(loaded.denoiser, settings, own, space=space, device=device)
     yield from collect(drawings, space, len(own), mine)
     return mine
 

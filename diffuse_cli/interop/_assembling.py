@@ -86,10 +86,8 @@ def network(where: Path, config: ConvertConfig, size: Size, fields: Mapping[str,
 
 
 def net(fields: Mapping[str, Any], size: Size) -> Net:
-    """A network by its settings, `channels`, `out_channels` and `num_classes`.
-
-    Raises an `InvalidArgument` if there is no such network.
-    """
+    """A network by its settings, `channels`, `out_channels` and `num_classes`; an
+    `InvalidArgument` if there is none."""
     settings = dict(fields)
     space = Space(channels=settings.pop("channels"), size=size)
     out_channels, num_classes = (settings.pop(name) for name in ("out_channels", "num_classes"))

@@ -152,8 +152,7 @@ def compute(evaluation: Parts) -> dict[str, float]:
 
 def usable(references: Array) -> Array:
     """References (M,) whose nearest image is at a finite distance."""
-    finite: Array = references[np.isfinite(references)]
-    return finite
+    return references[np.isfinite(references)]
 
 
 def close(samples: Array, references: Array) -> tuple[float, float, float]:

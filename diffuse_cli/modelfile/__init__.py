@@ -11,11 +11,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from diffuse_cli import files, foreign, tensorfile
@@ -141,10 +141,6 @@ def _check_shapes(blueprint: Blueprint, entries: Mapping[str, tensorfile.Entry])
 
 def _check_finite(tensors: Mapping[str, Tensor]) -> None:
     """Refuse NaN and infinite weights; the extremes show them, without a mask."""
-    bad = [
-        name
-        for name, tensor in tensors.items()
-        if not all(math.isfinite(float(extreme)) for extreme in tensor.aminmax())
-    ]
-    if bad:
+    finite = {name: torch.stack(tensor.aminmax()).isfinite() for name, tensor in tensors.items()}
+    if bad := [name for name, extremes in finite.items() if not extremes.all()]:
         raise ModelFileError(f"weights that are not numbers: {tensorfile.first(bad)}")

@@ -86,10 +86,7 @@ def recommend(rows: Sequence[Tried]) -> SamplerChoice:
 def first_settings(
     config: TuneConfig, guidance: float | None, timesteps: int
 ) -> list[SamplerChoice]:
-    """Every sampler with every number of steps that the model has timesteps for.
-
-    Raises a `UsageError` if there is none.
-    """
+    """Every sampler with every number of steps up to `timesteps`; a `UsageError` for none."""
     steps = [n for n in dict.fromkeys(config.steps) if n <= timesteps]
     if not steps:
         raise UsageError(f"--steps must have one from 1 to {timesteps}, the model's timesteps")

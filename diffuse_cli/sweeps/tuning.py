@@ -86,7 +86,7 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
             setting = replace(found, guidance=scale)
             rows.append((yield from _counted(measure(setting), setting, len(rows), total)))
         yield Progress("tuning", total, total)
-        described = describe(config, base, loaded.sha256)
+        described = describe(base, config.weights, config.precision, loaded.sha256)
         tuned = Tuned(
             rows=tuple(rows),
             recommended=recommend(rows),
@@ -168,14 +168,11 @@ class _Measure:
             return self.loaded.denoiser.net(x, t, **cond)
 
         began = time.perf_counter()
-        mine = yield from draw_share(
-            replace(self.base, sampler=setting.sampler, steps=setting.steps, condition=wanted),
-            self.loaded.model.blueprint.denoiser(counted),
-            self.n,
-            space=self.loaded.space,
-            device=self.network.device,
-            team=self.team,
+        settings = replace(
+            self.base, sampler=setting.sampler, steps=setting.steps, condition=wanted
         )
+        loaded = replace(self.loaded, denoiser=self.loaded.model.blueprint.denoiser(counted))
+        mine = yield from draw_share(settings, loaded, self.n, self.network.device, self.team)
         parts = self.team.gather((seen, time.perf_counter() - began))
         shown = looks(self.loaded.space, gathered(mine, self.n, self.team))
         fake = np.asarray((yield from computed(self.network, shown, self.team)), np.float64)
