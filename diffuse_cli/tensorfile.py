@@ -124,7 +124,8 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def opened(path: Path) -> BufferedReader:
-    """A regular file, open for reading; a `ValueError` for any other, also a FIFO without writer."""
+    """A regular file, open for reading; a `ValueError` for any other, without waiting for what
+    writes to a FIFO."""
     file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()

@@ -88,13 +88,7 @@ def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work
         loaded = None if folder else load_denoiser(subject, config.weights, accelerator)
         settings, described = None, {}
         if loaded is not None:
-            settings = resolve(config, loaded.model)
-            process = loaded.denoiser.process
-            process.times(settings.steps, settings.spacing)  # refuses more steps than it has
-            if config.respaced is not None and config.respaced > process.num_timesteps:
-                most = f"2 to {process.num_timesteps}, the model's timesteps"
-                raise UsageError(f"--respaced must be {most}")
-            yield from tell(settings)
+            settings = yield from _settle(config, loaded)
             described = describe(settings, config.weights, config.precision, loaded.sha256)
             described |= {"timesteps": config.timesteps, "respaced": config.respaced}
         network = yield from find_network(config, accelerator)
@@ -142,11 +136,20 @@ def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work
         )
 
 
+def _settle(config: EvalConfig, loaded: Loaded) -> Work[DrawSettings]:
+    """How the model's images are drawn; refuses more timesteps than it has."""
+    settings, process = resolve(config, loaded.model), loaded.denoiser.process
+    process.times(settings.steps, settings.spacing)
+    if config.respaced is not None and config.respaced > process.num_timesteps:
+        raise UsageError(f"--respaced must be 2 to {process.num_timesteps}, the model's timesteps")
+    yield from tell(settings)
+    return settings
+
+
 def _measure(evaluation: Evaluation) -> Work[dict[str, float]]:
     """The numbers of every metric whose parts can be made; only the first process has them."""
     values: dict[str, float] = {}
-    for name in METRICS:
-        metric = METRICS[name]
+    for metric in METRICS.values():
         if evaluation.can_measure(metric.NEEDS):
             for need in metric.NEEDS:
                 yield from evaluation.make(need)
