@@ -96,7 +96,7 @@ class Evaluation:
         if self.train is not None:
             part.train_bits = self.train_bits[self.train.labels == label]
         if training := self.training:
-            alone = training.first(training.alone).labels
+            alone = training.labels[training.order[: training.alone]]
             own = np.concatenate([training.held_out.labels, alone]) == label
             part.nearest = {
                 space: Nearest(
