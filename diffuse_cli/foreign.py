@@ -19,17 +19,11 @@ from typing import IO
 from diffuse_cli.errors import ModelFileError
 from diffuse_cli.files import show
 
-SAFETENSORS, PICKLE, TORCH, ZIP, CUT_ZIP = "safetensors", "pickle", "torch", "zip", "cut zip"
-"""Kinds of file. TORCH is the zip file of `torch.save`: a pickle, and then its tensors."""
+SAFETENSORS, PICKLE, TORCH = "a safetensors file", "a pickle", "a pickle of torch"
+ZIP, CUT_ZIP = "a zip file", "a zip file that is cut short"
+"""Kinds of file, in words. TORCH is the zip file of `torch.save`: a pickle, then its tensors."""
 
 PICKLES = (PICKLE, TORCH)
-
-WORDS = {
-    SAFETENSORS: "a safetensors file",
-    PICKLE: "a pickle",
-    TORCH: "a pickle",
-    ZIP: "a zip file",
-}
 
 MAGIC: tuple[tuple[int, bytes, str], ...] = (
     *((0, b"\x80" + bytes([protocol]), PICKLE) for protocol in range(2, 6)),
@@ -44,7 +38,7 @@ MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"Rar!", "a RAR archive"),
     (257, b"ustar", "a tar archive"),
 )
-"""Kinds, or words for others, by the bytes at an offset."""
+"""Kinds by the bytes at an offset."""
 
 FOLDERS = ("config.json", "unet/config.json", "model_index.json")
 """A folder of diffusers has one of these files."""
@@ -94,7 +88,7 @@ KNOWN = (
 
 
 def kind_of(file: IO[bytes]) -> str:
-    """The kind of an open file: one of those above, words for another, or empty if unknown."""
+    """The kind of an open file: one of those above, or empty if unknown."""
     file.seek(0)
     start = file.read(262)
     if is_safetensors(start):
@@ -196,9 +190,9 @@ def check_kind(file: IO[bytes], path: Path) -> None:
 def described(kind: str, path: Path, wanted: str) -> tuple[str, str]:
     """Message and hint for a file of a kind that is not `wanted`."""
     if kind == CUT_ZIP:
-        return f"{show(path)} is a zip file that is cut short", "Copy or download it again"
+        return f"{show(path)} is {kind}", "Copy or download it again"
     hint = "Unpack it" if kind.endswith("archive") else ""
-    return f"{show(path)} is {WORDS.get(kind, kind)}, not {wanted}", hint
+    return f"{show(path)} is {PICKLE if kind in PICKLES else kind}, not {wanted}", hint
 
 
 def check_convertible(names: Collection[str], path: Path) -> None:
@@ -216,14 +210,6 @@ def rejected(names: Collection[str], path: Path) -> ModelFileError:
     return ModelFileError(
         f"{show(path)} is a safetensors file, but `diffuse train` did not write it",
         "It has no diffuse.config",
-    )
-
-
-def rejected_folder(path: Path) -> ModelFileError:
-    """The error for a folder in place of a model file."""
-    return ModelFileError(
-        f"{show(path)} is a folder, not a model file",
-        convert_line(path) if is_folder(path) else "",
     )
 
 

@@ -19,9 +19,8 @@ from PIL import Image, ImageOps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.lines import Line2D
+    from matplotlib.axis import Axis
     from matplotlib.text import Text
-    from matplotlib.ticker import Locator
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -49,10 +48,8 @@ def shrunk(picture: Image.Image, side: int) -> Image.Image:
 def grid(pixels: Pixels, columns: int | None = None, padding: int = 2) -> Image.Image:
     """Images (N, C, H, W) row by row on white, by default as near to a square as possible.
 
-    torchvision's `make_grid` is 3 times as slow, and its import takes as long as torch's.
-
-    Raises:
-        ValueError: no image or no column.
+    A `ValueError` for no image or no column. torchvision's `make_grid` is 3 times as slow, and its
+    import takes as long as torch's.
     """
     if not len(pixels) or (columns is not None and columns < 1):
         raise ValueError("a grid needs at least one image and one column")
@@ -85,10 +82,8 @@ def png(picture: Image.Image | Pixels) -> bytes:
 def gif(frames: Sequence[Image.Image], *, seconds: float, hold: float) -> bytes:
     """An endless animation of `seconds`, whose last frame stays `hold` seconds longer.
 
-    Grey frames keep their 256 levels; greys in coloured frames stay neutral.
-
-    Raises:
-        ValueError: no frame.
+    Grey frames keep their 256 levels; greys in coloured frames stay neutral. A `ValueError` for no
+    frame.
     """
     if not frames:
         raise ValueError("an animation needs at least one frame")
@@ -138,17 +133,20 @@ def _ladder(greys: Pixels, colored: int) -> tuple[Pixels, Pixels]:
 
 INK, FAINT, RULE = "#222222", "#6b6b6b", "#d9d9d9"
 
-_STYLE: dict[str, Any] = {
+_PLAIN: dict[str, Any] = {
     "font.family": "DejaVu Sans",
-    "mathtext.fontset": "dejavusans",
-    "text.color": INK,
-    "axes.edgecolor": "#9a9a9a",
     "axes.linewidth": 0.7,
-    "axes.labelcolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
+}
+
+_STYLE: dict[str, Any] = {
+    "mathtext.fontset": "dejavusans",
+    "text.color": INK,
+    "axes.edgecolor": "#9a9a9a",
+    "axes.labelcolor": INK,
     "grid.color": "#eeeeee",
     "grid.linewidth": 0.7,
     "xtick.color": "#9a9a9a",
@@ -161,11 +159,11 @@ _STYLE: dict[str, Any] = {
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def styled(own: Mapping[str, Any] = _STYLE) -> Iterator[None]:
     """Matplotlib's defaults and our style, whatever the user's matplotlibrc says."""
     from matplotlib import style
 
-    with style.context(["default", _STYLE]), warnings.catch_warnings():
+    with style.context(["default", {**_PLAIN, **own}]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         yield
 
@@ -180,7 +178,7 @@ class Sheet:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        with _style():
+        with styled():
             self.figure = Figure(figsize=(width, height), dpi=dpi, facecolor="white")
             self.canvas: Any = FigureCanvasAgg(self.figure)
         self.width, self.height, self.dpi = width, height, dpi
@@ -188,7 +186,7 @@ class Sheet:
 
     def text(self, x: float, y: float, words: str, within: float = 1e9, **style: Any) -> Text:
         """Write `words`, shrunk to the width `within`; other keywords go to matplotlib's `Text`."""
-        with _style():
+        with styled():
             text = self.figure.text(x / self.width, 1 - y / self.height, words, **style)
             wide = text.get_window_extent().width / self.dpi
             if wide > within:
@@ -197,7 +195,7 @@ class Sheet:
 
     def axes(self, x: float, y: float, width: float, height: float) -> Axes:
         """A plot whose frame has this top left corner and size."""
-        with _style():
+        with styled():
             bottom = self.height - y - height
             w, h = self.width, self.height
             return self.figure.add_axes((x / w, bottom / h, width / w, height / h))
@@ -211,7 +209,7 @@ class Sheet:
 
     def render(self) -> Image.Image:
         """The page, RGB. It can be changed and rendered again."""
-        with _style():
+        with styled():
             self.canvas.draw()
         page = Image.fromarray(np.array(self.canvas.buffer_rgba())).convert("RGB")
         for left, top, picture in self.images:
@@ -224,14 +222,20 @@ def color(i: int) -> str:
     return COLORS[i % len(COLORS)]
 
 
-def log_ticks(low: float, high: float) -> Locator:
-    """Ticks of a logarithmic axis: at equal steps in less than a decade, at 1, 2 and 5 in less than
-    two, else at powers of ten."""
-    from matplotlib.ticker import AutoLocator, LogLocator
+def number_axis(axis: Axis, spec: str) -> None:
+    """Label an axis with numbers in a format.
 
-    if high < 10 * low:
-        return AutoLocator()
-    return LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,))
+    A logarithmic one has ticks at equal steps in less than a decade, at 1, 2 and 5 in less than
+    two, else at powers of ten.
+    """
+    from matplotlib.ticker import AutoLocator, FuncFormatter, LogLocator, NullFormatter
+
+    if axis.get_scale() == "log":
+        low, high = axis.get_view_interval()
+        subs = (1, 2, 5) if high < 100 * low else (1,)
+        axis.set_major_locator(AutoLocator() if high < 10 * low else LogLocator(subs=subs))
+        axis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: format(value, spec)))
 
 
 def readable(value: float) -> str:
@@ -240,20 +244,3 @@ def readable(value: float) -> str:
         return f"{value:.2f}" if value else "0"
     digits, exponent = f"{value:.0e}".split("e")
     return rf"${digits}\!\cdot\!10^{{{int(exponent)}}}$"
-
-
-def curves(
-    axes: Axes, x: Sequence[float], series: Mapping[str, Sequence[float]], marks: Sequence[int]
-) -> list[Line2D]:
-    """Plot each of `series` over `x`, marked at the indices `marks`; returns the labelled lines.
-
-    Values that are not finite leave a gap.
-    """
-    mark = {"marker": "o", "markersize": 5, "markeredgecolor": "white", "markeredgewidth": 0.8}
-    lines: list[Line2D] = []
-    for i, (name, y) in enumerate(series.items()):
-        style: dict[str, Any] = {"linewidth": 1.8, "clip_on": False, "zorder": 3, **mark}
-        dash = ("-", "--", ":")[i // len(COLORS) % 3]
-        lines += axes.plot(x, y, dash, color=color(i), label=name, markevery=list(marks), **style)
-    axes.tick_params(length=0)
-    return lines

@@ -97,11 +97,8 @@ def write(
     for name in sorted(tensors):
         tensor = tensors[name]
         start, end = end, end + tensor.nbytes
-        entries[name] = {
-            "dtype": names[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
+        place = {"shape": list(tensor.shape), "data_offsets": [start, end]}
+        entries[name] = {"dtype": names[tensor.dtype], **place}
     header = json.dumps(entries, sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
     if len(header) > LARGEST_HEADER:
@@ -121,23 +118,14 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is damaged, or not safetensors.
-    """
+    """The tensors of a file by name; raises as the three functions below do."""
     with opened(path) as file:
         return read_tensors(file, read_header(file))
 
 
 def opened(path: Path) -> BufferedReader:
-    """A regular file, open for reading; a FIFO is refused without waiting for its writer.
-
-    Raises:
-        OSError: it cannot be opened.
-        ValueError: it is not a regular file.
-    """
+    """A regular file, open for reading; a `ValueError` for any other, without waiting for what
+    writes to a FIFO."""
     file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
@@ -146,11 +134,8 @@ def opened(path: Path) -> BufferedReader:
 
 
 def read_header(file: IO[bytes]) -> Header:
-    """The checked header of an open file, which is left at the start of the data.
-
-    Raises:
-        ValueError: it is damaged, or not safetensors.
-    """
+    """The checked header of an open file, which is left at the start of the data; a `ValueError` if
+    it is damaged, or not safetensors."""
     size = os.fstat(file.fileno()).st_size
     file.seek(0)
     start = file.read(8)
@@ -171,11 +156,8 @@ def read_header(file: IO[bytes]) -> Header:
 
 
 def read_tensors(file: BufferedReader, header: Header) -> dict[str, Tensor]:
-    """The tensors of a file whose header has just been read.
-
-    Raises:
-        ValueError: a type that is not in `DTYPES`, or the file has become shorter.
-    """
+    """The tensors of a file whose header has just been read; a `ValueError` for a type that is not
+    in `DTYPES`, or if the file has become shorter."""
     tensors = {}
     for name, entry in sorted(header.entries.items(), key=lambda item: item[1].start):
         if entry.dtype not in DTYPES:
@@ -194,11 +176,7 @@ data, and not tried again at each of its quotes."""
 
 
 def parse(data: bytes) -> Any:
-    """Untrusted JSON, within the limits above.
-
-    Raises:
-        ValueError: over a limit, not JSON, or a key twice.
-    """
+    """Untrusted JSON; a `ValueError` over a limit above, for a key twice, and for what is none."""
     depth = nodes = parts = 0
     for mark in _MARK.finditer(data):
         kind = data[mark.start()]

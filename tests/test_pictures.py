@@ -141,9 +141,7 @@ def test_a_sheet_shows_images_dot_by_dot_whatever_the_matplotlibrc_says() -> Non
     def drawn() -> np.ndarray:
         sheet = pictures.Sheet(2.03, 1.51, 97)
         sheet.text(0.1, 0.2, "$x_t$ of 図.png")
-        pictures.curves(
-            sheet.axes(1, 1, 0.5, 0.3), [0, 1, 2], {"a": [0, 1, 2], "b": [2, 1, 0]}, [1]
-        )
+        sheet.axes(1, 1, 0.5, 0.3).plot([0, 1, 2], [2, 1, 0], linewidth=1)
         sheet.image(0.5, 0.4, pixels, zoom=3)
         return np.asarray(sheet.render())
 

@@ -59,11 +59,7 @@ def demonstrate(config: DemoConfig) -> Work[tuple[Path, ...]]:
 
 
 def settings(config: DemoConfig) -> dict[str, DiffusionConfig]:
-    """The processes to show by name: schedules, and a file of betas.
-
-    Raises:
-        UsageError: an unknown schedule, no schedule, or a file that does not hold betas.
-    """
+    """The processes to show by name: schedules, and a file of betas."""
     from diffuse_cli.core import SCHEDULES
 
     names = tuple(SCHEDULES) if config.schedule is None else config.schedule

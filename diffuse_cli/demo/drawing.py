@@ -16,7 +16,7 @@ import numpy as np
 
 from diffuse_cli import pictures
 from diffuse_cli.events import Progress, Work
-from diffuse_cli.pictures import FAINT, Pixels, Sheet
+from diffuse_cli.pictures import COLORS, FAINT, Pixels, Sheet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -148,6 +148,10 @@ def _row(sheet: Sheet, scene: Scene, row: int, times: list[int], lines: Lines, t
 
 # -- the plots ------------------------------------------------------------------------------------
 
+DASHES = ("-", "--", ":")
+CURVE: dict[str, Any] = {"clip_on": False, "zorder": 3, "marker": "o", "markersize": 5,
+                         "markeredgecolor": "white", "markeredgewidth": 0.8}  # fmt: skip
+
 
 def _legend(sheet: Sheet, scene: Scene, y: float, content: float) -> None:
     """The legend of both plots, in one line."""
@@ -163,14 +167,17 @@ def _plot(axes: Axes, scene: Scene, title: str, times: list[int], levels: Levels
 
     Later lines are thinner: of two that coincide both are seen.
     """
-    total = scene.num_timesteps
-    series = {n: levels(p.alpha_bars).tolist() for n, p in scene.processes.items()}
     axes.set_title(title, loc="left", fontsize=9.5, pad=9)
     axes.set_xlim(0, 1)
     axes.set_xlabel("$t\\,/\\,T$", fontsize=9)
-    drawn = pictures.curves(axes, [t / total for t in range(total)], series, times)
-    for i, line in enumerate(reversed(drawn)):
-        line.set_linewidth(1.6 + 1.4 * i / len(drawn))
+    axes.tick_params(length=0)
+    x = [t / scene.num_timesteps for t in range(scene.num_timesteps)]
+    drawn: list[Line2D] = []
+    count = len(scene.processes)
+    for i, process in enumerate(scene.processes.values()):
+        style = {**CURVE, "color": pictures.color(i), "linestyle": DASHES[i // len(COLORS) % 3]}
+        style |= {"linewidth": 1.6 + 1.4 * (count - 1 - i) / count, "markevery": times}
+        drawn += axes.plot(x, levels(process.alpha_bars).tolist(), **style)
     return drawn
 
 

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from PIL import Image
 
 from diffuse_cli import pictures
+from diffuse_cli.config import EvalConfig
+from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.core.likelihood import bound_terms, prior_bits, strata
+from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.draws import draw_noise, philox
+from diffuse_cli.evaluation.images import Labelled
 from diffuse_cli.events import Progress, Work
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from diffuse_cli.core.denoiser import Denoiser
-    from diffuse_cli.diffusion import Blueprint
-
-Array = npt.NDArray[np.float64]
+from diffuse_cli.media import Array
 
 
 @dataclass(frozen=True)
@@ -61,39 +58,30 @@ def joined(parts: Sequence[Bound]) -> Bound:
 
 def measure(
     denoiser: Denoiser,
-    pixels: npt.NDArray[np.uint8],
-    labels: npt.NDArray[np.int64],
+    images: Labelled,
     blueprint: Blueprint,
     indices: range,
-    *,
-    timesteps: int | str,
-    seed: int,
-    batch_size: int,
+    config: EvalConfig,
     device: torch.device,
     task: str = "likelihood",
 ) -> Work[Bound]:
-    """The bound of samples over the denoiser's own process.
+    """The bound of the images with these indices over the denoiser's own process.
 
-    Args:
-        pixels: stored samples (N, C, *size).
-        labels: (N,), -1 for none.
-        indices: which samples to measure; the draws of a sample depend on its index alone.
-        timesteps: how many per sample, or `all`.
-        task: the name in `Progress`.
+    The draws of an image depend on the seed and its index alone. `task` is the name in `Progress`.
     """
-    total = denoiser.process.num_timesteps
-    groups = strata(total, total if timesteps == "all" else int(timesteps))
+    total, batch_size = denoiser.process.num_timesteps, config.batch_size
+    groups = strata(total, total if config.timesteps == "all" else int(config.timesteps))
     priors, rows = [np.zeros(0)], [np.zeros((0, len(groups)))]
     for done in range(0, len(indices), batch_size):
         batch = indices[done : done + batch_size]
         x0, own = (
             torch.tensor(values[batch.start : batch.stop], device=device)
-            for values in (pixels, labels)
+            for values in (images.pixels, images.labels)
         )
         x0 = blueprint.space.to_model(x0)
         cond: dict[str, Any] = {**blueprint.conditions.told(own)}
         terms = []
-        for term in bound_terms(denoiser, x0, _draws(seed, groups, batch, x0), **cond):
+        for term in bound_terms(denoiser, x0, _draws(config.seed, groups, batch, x0), **cond):
             terms.append(term.double())
             part = len(x0) * len(terms) // len(groups)
             yield Progress(task, done + part, len(indices))

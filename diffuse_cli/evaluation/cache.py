@@ -11,44 +11,35 @@ import contextlib
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from diffuse_cli import __version__, files
 from diffuse_cli.errors import OutputError
-from diffuse_cli.evaluation.images import Pixels
 from diffuse_cli.evaluation.team import ALONE, Team
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.features import FeatureNetwork, extract, usual_batch
+from diffuse_cli.media import Array
 
 LARGEST = 2**30
 """Bytes to keep; the least recently used files go first."""
 
-Features = npt.NDArray[np.float32]
 
+def computed(network: FeatureNetwork, pixels: Array, team: Team = ALONE) -> Work[Array]:
+    """The features, float32 (N, network.dim), of pixels uint8 (N, C, H, W).
 
-def computed(network: FeatureNetwork, pixels: Pixels, team: Team = ALONE) -> Work[Features]:
-    """The features of all images, of which each process computes a part."""
+    Each process computes a part of them.
+    """
     own = team.share(len(pixels), usual_batch(network))
-    part: Features = yield from extract(network, pixels[own.start : own.stop])
+    part: Array = yield from extract(network, pixels[own.start : own.stop])
     return np.concatenate(team.gather(part))
 
 
 def cached(
-    network: FeatureNetwork, pixels: Pixels, team: Team = ALONE, *, tell: bool = False
-) -> Work[Features]:
-    """`computed`, or its earlier result for the same pixels and network.
-
-    Args:
-        pixels: uint8 (N, C, H, W).
-        tell: whether to yield a `Notice` if the cache had them.
-
-    Returns:
-        float32 (N, network.dim).
-    """
+    network: FeatureNetwork, pixels: Array, team: Team = ALONE, *, tell: bool = False
+) -> Work[Array]:
+    """`computed`, or its earlier result for the same pixels and network, which `tell` announces."""
     # The first process decides for all, which may see another folder.
     folder = files.cache_folder() if team.index == 0 else None
     path = folder / f"{_key(network, pixels)}.npz" if folder else None
@@ -58,32 +49,29 @@ def cached(
             where = files.show(folder)
             yield Notice(f"features of the real images: as computed before, from {where}")
         return found
-    features: Features = yield from computed(network, pixels, team)
+    features: Array = yield from computed(network, pixels, team)
     if path:
         _write(path, features)
     return features
 
 
-def _key(network: FeatureNetwork, pixels: Pixels) -> str:
+def _key(network: FeatureNetwork, pixels: Array) -> str:
     """A hash of everything that features depend on, down to rounding.
 
     The pixels cover the data: which images, in which order, how resized, on which background. They
     do not cover how the network resizes them again, or the code.
     """
-    parts = (
-        *(network.name, network.weights, network.resize, network.device.type),
-        *(__version__, torch.__version__, pixels.shape),
-    )
-    found = hashlib.sha256(repr(parts).encode())
+    own = (network.name, network.weights, network.resize, network.device.type)
+    found = hashlib.sha256(repr((*own, __version__, torch.__version__, pixels.shape)).encode())
     found.update(np.ascontiguousarray(pixels).data)
     return found.hexdigest()
 
 
-def _read(path: Path, shape: tuple[int, int]) -> Features | None:
+def _read(path: Path, shape: tuple[int, int]) -> Array | None:
     """The features in `path`, or None if it does not hold them whole."""
     try:
         with np.load(path, allow_pickle=False) as kept:
-            features: npt.NDArray[Any] = kept["features"]
+            features: Array = kept["features"]
     except Exception:  # of damaged bytes NumPy and zipfile raise many kinds
         return None
     if features.shape != shape or features.dtype != np.float32 or not np.isfinite(features).all():
@@ -93,7 +81,7 @@ def _read(path: Path, shape: tuple[int, int]) -> Features | None:
     return features
 
 
-def _write(path: Path, features: Features) -> None:
+def _write(path: Path, features: Array) -> None:
     if features.nbytes > LARGEST:
         return
     with contextlib.suppress(OutputError, OSError):

@@ -6,17 +6,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from accelerate import Accelerator
 
 from diffuse_cli import features, files, pictures
-from diffuse_cli.config import (
-    BoundConfig,
-    EvalConfig,
-    MeasureConfig,
-    SamplerConfig,
-    TuneConfig,
-    WeightsConfig,
-)
+from diffuse_cli.config import BoundConfig, EvalConfig, MeasureConfig, SamplerConfig, WeightsConfig
 from diffuse_cli.data import is_images
 from diffuse_cli.errors import DiffuseError, UsageError
 from diffuse_cli.evaluation import bounds, neighbors, showing
@@ -32,11 +27,6 @@ from diffuse_cli.resolving import DrawSettings, resolve, tell
 from diffuse_cli.runtime import machine_or, made_with, resolve_precision
 from diffuse_cli.sampling import Loaded, load_denoiser
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-    from diffuse_cli.core.process import Process
-
 
 @dataclass(frozen=True)
 class Evaluated:
@@ -50,13 +40,10 @@ class Evaluated:
         part: which of the real images: `held-out` or `all`.
         features: the feature network, see `FeatureNetwork.described`.
         settings: how a model's images were drawn and its bound was taken.
-        model: facts of the model file.
         fingerprints: of DATA, and of a folder that is measured.
         made_with: versions and the machine.
         plot, pairs, report: paths of the plot of the terms, of the page of nearest training images
             and of the report; None if not asked for.
-        remarks: what the numbers mean.
-        shown: the images of the report.
     """
 
     values: dict[str, float]
@@ -81,32 +68,29 @@ class Evaluated:
 def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work[Evaluated | None]:
     """Measure a model file, or a folder of images, against real images.
 
-    Yields `Progress` and `Notice`.
+    Yields `Progress` and `Notice`. Returns None on all processes but the first.
 
     Args:
         accelerator: one that the caller has set up, and ends.
-
-    Returns:
-        `Evaluated`; None on all processes but the first.
 
     Raises:
         DataError, ModelFileError, UsageError: the configuration cannot be used.
         OutputError: an output exists already, or cannot be written.
     """
     began = time.monotonic()
-    folder = is_images(Path(config.subject))
+    subject = Path(config.subject)
+    folder = is_images(subject)
     if folder and (flag := first_given(config, BoundConfig, SamplerConfig, WeightsConfig)):
-        shown = files.show(Path(config.subject))
-        raise UsageError(f"{flag} needs a model, and {shown} is a folder of images")
+        raise UsageError(f"{flag} needs a model, and {files.show(subject)} is a folder of images")
     plot, page = asked(config, "plot", ".png"), asked(config, "pairs", ".png")
     report = asked(config, "report", ".html")
     with machine_or(accelerator, config.precision) as accelerator:
-        loaded = None if folder else load_denoiser(config.subject, config.weights, accelerator)
-        settings = None
+        loaded = None if folder else load_denoiser(subject, config.weights, accelerator)
+        settings, described = None, {}
         if loaded is not None:
-            settings = resolve(config, loaded.model)
-            _check_times(config, settings, loaded.denoiser.process)
-            yield from tell(settings)
+            settings = yield from _settle(config, loaded)
+            described = describe(settings, config.weights, config.precision, loaded.sha256)
+            described |= {"timesteps": config.timesteps, "respaced": config.respaced}
         network = yield from find_network(config, accelerator)
         sides = yield from read_sides(config, loaded)
         sides.check()
@@ -120,41 +104,26 @@ def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work
             config, accelerator, network, loaded, settings, sides.real, sides.more, sides.fakes,
             training, space=sides.space,
         )  # fmt: skip
-        values: dict[str, float] = {}
-        for name in METRICS:
-            metric = METRICS[name]
-            if evaluation.can_measure(metric.NEEDS):
-                for need in metric.NEEDS:
-                    yield from evaluation.make(need)
-                if accelerator.is_main_process:
-                    values |= metric.compute(evaluation)
+        values = yield from _measure(evaluation)
         if not accelerator.is_main_process:
             return None
         if plot and evaluation.bound:
-            picture = bounds.draw(evaluation.bound, files.show(Path(config.subject).name))
+            picture = bounds.draw(evaluation.bound, files.show(subject.name))
             files.write_bytes(plot, pictures.png(picture))
         if page:
             twins = showing.twins(evaluation, neighbors.PAIRS)
             files.write_bytes(page, pictures.png(neighbors.draw(twins)))
-        generated, dim = evaluation.fake_features.shape
-        facts = Facts(
-            values, len(sides.real), generated, dim, loaded is not None, sides.space.levels
-        )
+        real, (generated, dim) = len(sides.real), evaluation.fake_features.shape
+        facts = Facts(values, real, generated, dim, loaded is not None, sides.space.levels)
         return Evaluated(
             values=values,
             classes=_by_class(evaluation, sides.classes),
             terms=evaluation.bound.by_time() if evaluation.bound else [],
-            real=len(sides.real),
+            real=real,
             generated=generated,
             part=sides.part,
             features=network.described(),
-            settings={
-                **describe(config, settings, loaded.sha256),
-                "timesteps": config.timesteps,
-                "respaced": config.respaced,
-            }
-            if loaded and settings
-            else {},
+            settings=described,
             seconds=round(time.monotonic() - began, 3),
             model=_model_facts(loaded) if loaded else {},
             fingerprints=sides.fingerprints,
@@ -167,41 +136,51 @@ def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work
         )
 
 
-def find_network(config: MeasureConfig, accelerator: Accelerator) -> Work[features.FeatureNetwork]:
-    """The feature network; to be called before the work, as its weights may be missing or wrong."""
-    if config.feature_weights is not None:
-        found = Path(config.feature_weights)
-    else:
-        failed = None
-        if accelerator.is_local_main_process:  # downloads; the others wait
-            try:
-                yield from features.find(config.features)
-            except DiffuseError as error:
-                failed = error
-        for reason in filter(None, Team.of(accelerator).gather(failed)):
-            raise reason
-        found = yield from features.find(config.features)
-    return features.load(config.features, accelerator.device, found)
-
-
-def _check_times(config: EvalConfig, settings: DrawSettings, process: Process) -> None:
-    """Refuse more timesteps than the model has."""
+def _settle(config: EvalConfig, loaded: Loaded) -> Work[DrawSettings]:
+    """How the model's images are drawn; refuses more timesteps than it has."""
+    settings, process = resolve(config, loaded.model), loaded.denoiser.process
     process.times(settings.steps, settings.spacing)
     if config.respaced is not None and config.respaced > process.num_timesteps:
         raise UsageError(f"--respaced must be 2 to {process.num_timesteps}, the model's timesteps")
+    yield from tell(settings)
+    return settings
+
+
+def _measure(evaluation: Evaluation) -> Work[dict[str, float]]:
+    """The numbers of every metric whose parts can be made; only the first process has them."""
+    values: dict[str, float] = {}
+    for metric in METRICS.values():
+        if evaluation.can_measure(metric.NEEDS):
+            for need in metric.NEEDS:
+                yield from evaluation.make(need)
+            if evaluation.accelerator.is_main_process:
+                values |= metric.compute(evaluation)
+    return values
+
+
+def find_network(config: MeasureConfig, accelerator: Accelerator) -> Work[features.FeatureNetwork]:
+    """The feature network; to be called before the work, as its weights may be missing or wrong."""
+    if config.feature_weights is not None:
+        file = Path(config.feature_weights)
+        return features.load(config.features, accelerator.device, file)
+    failed = None
+    if accelerator.is_local_main_process:  # downloads; the others wait
+        try:
+            yield from features.find(config.features)
+        except DiffuseError as error:
+            failed = error
+    for reason in filter(None, Team.of(accelerator).gather(failed)):
+        raise reason
+    file = yield from features.find(config.features)
+    return features.load(config.features, accelerator.device, file)
 
 
 def load_model(config: MeasureConfig, weights: str, accelerator: Accelerator) -> Loaded:
-    """The model of a command that cannot measure a folder of images.
-
-    Raises:
-        ModelFileError: no such file, or it is no model file.
-        UsageError: it is a folder of images.
-    """
-    if is_images(Path(config.subject)):
-        shown = files.show(Path(config.subject))
-        raise UsageError(f"{shown} is a folder of images", "Give a model file")
-    return load_denoiser(config.subject, weights, accelerator)
+    """The model of a command for which a folder of images is a `UsageError`."""
+    subject = Path(config.subject)
+    if is_images(subject):
+        raise UsageError(f"{files.show(subject)} is a folder of images", "Give a model file")
+    return load_denoiser(subject, weights, accelerator)
 
 
 def _by_class(evaluation: Evaluation, names: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -209,10 +188,9 @@ def _by_class(evaluation: Evaluation, names: Sequence[str]) -> dict[str, dict[st
     found: dict[str, dict[str, float]] = {}
     for label, name in enumerate(names):
         part = evaluation.of_class(label)
-        assert part.fakes is not None
-        if min(len(part.real), len(part.fakes)) < 2:
+        values: dict[str, float] = {"real": len(part.real), "generated": len(part.generated)}
+        if min(values.values()) < 2:
             continue
-        values: dict[str, float] = {"real": len(part.real), "generated": len(part.fakes)}
         for metric in METRICS.values():
             if evaluation.can_measure(metric.NEEDS):
                 values |= metric.compute(part)
@@ -220,21 +198,18 @@ def _by_class(evaluation: Evaluation, names: Sequence[str]) -> dict[str, dict[st
     return found
 
 
-def describe(
-    config: EvalConfig | TuneConfig, settings: DrawSettings, sha256: str
-) -> dict[str, Any]:
+def describe(settings: DrawSettings, weights: str, precision: str, sha256: str) -> dict[str, Any]:
     """How images were drawn, for comparing the numbers."""
     guidance: dict[str, Any] = {}
     if wanted := settings.condition:
         guidance = {"guidance": wanted.scale, "guidance_interval": wanted.noise_levels}
+    names = ("sampler", "steps", "spacing", "threshold", "seed")
     return {
-        "sampler": settings.sampler,
-        "steps": settings.steps,
-        **{name: getattr(settings, name) for name in ("spacing", "threshold", "seed")},
+        **{name: getattr(settings, name) for name in names},
         **settings.options,
         **guidance,
-        "weights": config.weights,
-        "precision": resolve_precision(config.precision),
+        "weights": weights,
+        "precision": resolve_precision(precision),
         "model_sha256": sha256,
     }
 

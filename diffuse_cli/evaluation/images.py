@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 
 from diffuse_cli.config import MeasureConfig
 from diffuse_cli.core.space import Space
@@ -15,26 +14,23 @@ from diffuse_cli.data import Samples, read_images
 from diffuse_cli.draws import permutation
 from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Notice, Work
-from diffuse_cli.parsing import Size
+from diffuse_cli.media import Array
 from diffuse_cli.sampling import Loaded
-
-Pixels = npt.NDArray[Any]
-Labels = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Stored samples (N, C, *size) and their classes (N,), -1 for none."""
+    """Stored samples (N, C, *size) and their classes, int64 (N,), -1 for none."""
 
-    pixels: Pixels
-    labels: Labels
+    pixels: Array
+    labels: Array
 
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def of_class(self, label: int) -> Labelled:
-        own = self.labels == label
-        return Labelled(self.pixels[own], self.labels[own])
+    def __getitem__(self, chosen: Array | slice) -> Labelled:
+        """Some of them: by index, or where a mask is true."""
+        return Labelled(np.ascontiguousarray(self.pixels[chosen]), self.labels[chosen])
 
 
 REFERENCES = 200
@@ -51,9 +47,9 @@ class Training:
         order: the indices of the training images, shuffled.
     """
 
-    pixels: Pixels
-    labels: Labels
-    order: npt.NDArray[np.int64]
+    pixels: Array
+    labels: Array
+    order: Array
     held_out: Labelled
 
     @property
@@ -63,8 +59,7 @@ class Training:
 
     def first(self, n: int) -> Labelled:
         """At most n training images."""
-        own = self.order[:n]
-        return Labelled(np.ascontiguousarray(self.pixels[own]), self.labels[own])
+        return Labelled(self.pixels, self.labels)[self.order[:n]]
 
 
 @dataclass(frozen=True)
@@ -91,11 +86,7 @@ class Sides:
     space: Space
 
     def check(self) -> None:
-        """Check that each side has two images.
-
-        Raises:
-            UsageError: it has fewer.
-        """
+        """Raise a `UsageError` if a side has fewer than two images."""
         for name, images in (("real", self.real), ("generated", self.fakes)):
             if images is not None and len(images) < 2:
                 raise UsageError(
@@ -106,27 +97,39 @@ class Sides:
 
 def read_sides(config: MeasureConfig, loaded: Loaded | None) -> Work[Sides]:
     """Read the real images and, without a model, those to compare with them."""
-    if loaded is not None:
-        space = loaded.space
-        background = config.background or str(loaded.model.data.get("background", "white"))
-        images = yield from _read(
-            config, config.data, space.size, space.channels, background, space.medium
-        )
-        yield from _tell(images)
-        chosen, part = _held_out(images, loaded)
-        which = "the part that was never trained on" if part == "held-out" else part
-        yield Notice(f"real images: {which}, {len(chosen):,} of {len(images):,}")
-        names = loaded.model.classes
-        real, more = _choose(config, images, chosen, names)
-        training = None
-        if part == "held-out":
-            training = _training(config, images, names)
-            more = training.first(len(real))
-        return Sides(real, more, None, training, part, names, {"data": images.fingerprint}, space)
-    theirs = yield from _read_alike(config, config.subject)
-    background = config.background or "white"
-    size = theirs.space.size
-    images = yield from _read(config, config.data, size, None, background, theirs.medium)
+    read = partial(read_images, strict=config.strict, workers=config.workers)
+    if loaded is None:
+        return (yield from _of_folder(config, read))
+    space, names, data = loaded.space, loaded.model.classes, loaded.model.data
+    images = yield from read(
+        config.data,
+        size=space.size,
+        channels=space.channels,
+        background=config.background or str(data.get("background", "white")),
+        medium=space.medium,
+    )
+    yield from _tell(images)
+    chosen, part, which = np.arange(len(images)), "all", "all"
+    if images.fingerprint == data.get("fingerprint") and images.held_out.any():
+        chosen, part = np.flatnonzero(images.held_out), "held-out"
+        which = "the part that was never trained on"
+    yield Notice(f"real images: {which}, {len(chosen):,} of {len(images):,}")
+    real, more = _choose(config, images, chosen, names)
+    training = None
+    if part == "held-out":
+        training = _training(config, images, names)
+        more = training.first(len(real))
+    return Sides(real, more, None, training, part, names, {"data": images.fingerprint}, space)
+
+
+def _of_folder(config: MeasureConfig, read: Callable[..., Work[Samples]]) -> Work[Sides]:
+    """Generated images at their own size, if all have the same, and real ones at that size."""
+    read = partial(read, background=config.background or "white")
+    theirs = yield from read(config.subject)
+    sizes = [size[::-1] for size in theirs.summary.sizes]
+    if len(sizes) == 1 and sizes[0] != theirs.space.size:
+        theirs = yield from read(config.subject, size=sizes[0])
+    images = yield from read(config.data, size=theirs.space.size, medium=theirs.medium)
     yield from _tell(theirs, images)
     names = images.class_names
     fakes, _ = _choose(config, theirs, np.arange(len(theirs)), names)
@@ -143,26 +146,16 @@ def _tell(*sets: Samples) -> Work[None]:
             yield Notice(line)
 
 
-def _held_out(images: Samples, loaded: Loaded) -> tuple[npt.NDArray[np.int64], str]:
-    """The held-out images if these are the training data, else all."""
-    same = images.fingerprint == loaded.model.data.get("fingerprint")
-    if same and images.held_out.any():
-        return np.flatnonzero(images.held_out), "held-out"
-    return np.arange(len(images)), "all"
-
-
 def _choose(
-    config: MeasureConfig, images: Samples, chosen: npt.NDArray[np.int64], names: Sequence[str]
+    config: MeasureConfig, images: Samples, chosen: Array, names: Sequence[str]
 ) -> tuple[Labelled, Labelled]:
     """At most n of the chosen images, shuffled, and at most n of the rest."""
     order = chosen[permutation(config.seed, 0, len(chosen))]
-    labels = _labels(images, names)
-    parts = order[: config.n], order[config.n : 2 * config.n]
-    first, more = (Labelled(np.ascontiguousarray(images.stored[p]), labels[p]) for p in parts)
-    return first, more
+    every = Labelled(images.stored, _labels(images, names))
+    return every[order[: config.n]], every[order[config.n : 2 * config.n]]
 
 
-def _labels(images: Samples, names: Sequence[str]) -> Labels:
+def _labels(images: Samples, names: Sequence[str]) -> Array:
     """The index in `names` of each image's class, -1 if it is not there."""
     places = {name: i for i, name in enumerate(names)}
     known = np.array([*(places.get(name, -1) for name in images.class_names), -1], np.int64)
@@ -175,34 +168,3 @@ def _training(config: MeasureConfig, images: Samples, names: Sequence[str]) -> T
     order = own[permutation(config.seed, 1, len(own))]
     held_out, _ = _choose(config, images, np.flatnonzero(images.held_out), names)
     return Training(images.stored, _labels(images, names), order, held_out)
-
-
-def _read(
-    config: MeasureConfig,
-    source: str,
-    size: Size | None,
-    channels: int | None,
-    background: str,
-    medium: str | None = None,
-) -> Work[Samples]:
-    return (
-        yield from read_images(
-            source,
-            size=size,
-            channels=channels,
-            background=background,
-            medium=medium,
-            strict=config.strict,
-            workers=config.workers,
-        )
-    )
-
-
-def _read_alike(config: MeasureConfig, source: str) -> Work[Samples]:
-    """Generated images at their own size, if all have the same."""
-    background = config.background or "white"
-    images = yield from _read(config, source, None, None, background)
-    sizes = list(images.summary.sizes)
-    if len(sizes) == 1 and sizes[0] != images.space.size[::-1]:
-        images = yield from _read(config, source, sizes[0][::-1], None, background)
-    return images

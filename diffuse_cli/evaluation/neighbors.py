@@ -5,22 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from PIL import Image
 
 from diffuse_cli import pictures
-from diffuse_cli.evaluation.images import Pixels
 from diffuse_cli.events import Progress, Work
+from diffuse_cli.media import Array
 from diffuse_cli.metrics._nearest import blocks, merge, squared
 from diffuse_cli.metrics.memorization import Nearest, usable
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-Array = npt.NDArray[Any]
 
 PAIRS, COLUMNS = 24, 4
 """Pairs on the page, and in a row."""
@@ -31,24 +25,21 @@ SIDE, DPI = 112, 150
 TITLE = "Generated images (left) and their nearest training images (right)"
 UNDER = "Distance, where 1 is the usual one of images that are no copies; 0 is a copy."
 
-
 SAME = 1e-10
 """Images with a mean squared difference up to this are the same; features differ by rounding."""
 
 
 def search(
-    samples: Array, held_out: Array, training: Array, order: npt.NDArray[np.int64], alone: int = 0
+    samples: Array, held_out: Array, training: Array, order: Array, alone: int = 0
 ) -> Work[Nearest]:
     """The nearest of the training rows in `order` to each sample and each reference.
 
     References are the held-out rows and the first `alone` of `order`; the nearest of the latter is
     the nearest that is not the same, at infinity if all are.
 
-    Rows have any shape and type. They are compared block by block in float64, in which 8-bit pixels
-    are exact. Grey images are repeated to the channels of coloured ones.
-
-    Returns:
-        Root mean squared differences, and indices of rows of `training`.
+    Distances are root mean squared differences, places are indices of rows of `training`. Rows have
+    any shape and type; they are compared block by block in float64, in which 8-bit pixels are
+    exact. Grey images are repeated to the channels of coloured ones.
     """
     channels = max(x.shape[1] for x in (samples, training)) if training.ndim > 2 else None
     queries = [(side[i], -1.0) for side in (samples, held_out) for i in blocks(len(side))]
@@ -77,11 +68,8 @@ def _flat(rows: Array, channels: int | None) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Pair:
-    """A generated image and a training image.
-
-    Attributes:
-        ratio: their distance over the median distance of references to their nearest.
-    """
+    """A generated image, a training image, and `ratio`, their distance over the median distance of
+    references to their nearest."""
 
     sample: int
     place: int
@@ -97,8 +85,8 @@ class Twin:
     """The two pictures of a pair, (C, H, W)."""
 
     pair: Pair
-    generated: Pixels
-    training: Pixels
+    generated: Array
+    training: Array
 
 
 def worst(nearest: Mapping[str, Nearest], count: int) -> list[Pair]:
@@ -131,7 +119,7 @@ def draw(twins: Sequence[Twin]) -> Image.Image:
     return sheet.render()
 
 
-def _sized(image: Pixels) -> Pixels:
+def _sized(image: Array) -> Array:
     """An image at about `SIDE` dots; smaller ones are enlarged by a whole number."""
     zoom = max(1, SIDE // max(image.shape[1:]))
     picture = pictures.shrunk(pictures.image(image.repeat(zoom, 1).repeat(zoom, 2)), SIDE)

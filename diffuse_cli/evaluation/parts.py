@@ -4,31 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
+from accelerate import Accelerator
 
 from diffuse_cli.config import EvalConfig
 from diffuse_cli.core.space import Space
 from diffuse_cli.evaluation.bounds import Bound, joined, measure
 from diffuse_cli.evaluation.cache import cached, computed
-from diffuse_cli.evaluation.generating import draw_share, gathered
 from diffuse_cli.evaluation.images import Labelled, Training
-from diffuse_cli.evaluation.landmarks import landmarks
 from diffuse_cli.evaluation.neighbors import search
-from diffuse_cli.evaluation.team import Team
+from diffuse_cli.evaluation.team import Team, draw_share, gathered
 from diffuse_cli.events import Work
 from diffuse_cli.features import FeatureNetwork
+from diffuse_cli.media import Array
+from diffuse_cli.metrics.landmarks import landmarks
 from diffuse_cli.metrics.memorization import Nearest
+from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.sampling import Loaded, looks
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-    from diffuse_cli.resolving import DrawSettings
-
-Array = npt.NDArray[Any]
 
 
 @dataclass
@@ -62,6 +55,12 @@ class Evaluation:
         return looks(self.space, samples)
 
     @property
+    def generated(self) -> Labelled:
+        """The generated images, once they are drawn."""
+        assert self.fakes is not None
+        return self.fakes
+
+    @property
     def team(self) -> Team:
         """The processes of this evaluation."""
         return Team.of(self.accelerator)
@@ -83,12 +82,11 @@ class Evaluation:
 
     def of_class(self, label: int) -> Evaluation:
         """A finished evaluation, of one class alone."""
-        assert self.fakes is not None
-        ours, theirs = self.real.labels == label, self.fakes.labels == label
+        ours, theirs = self.real.labels == label, self.generated.labels == label
         part = replace(
             self,
-            real=self.real.of_class(label),
-            fakes=self.fakes.of_class(label),
+            real=self.real[ours],
+            fakes=self.generated[theirs],
             bits=self.bits[ours] if len(self.bits) else self.bits,
             real_features=self.real_features[ours],
             fake_features=self.fake_features[theirs],
@@ -97,8 +95,7 @@ class Evaluation:
         )
         if self.train is not None:
             part.train_bits = self.train_bits[self.train.labels == label]
-        if self.training is not None:
-            training = self.training
+        if training := self.training:
             alone = training.labels[training.order[: training.alone]]
             own = np.concatenate([training.held_out.labels, alone]) == label
             part.nearest = {
@@ -113,7 +110,7 @@ class Evaluation:
 
 
 def _make_bits(evaluation: Evaluation) -> Work[None]:
-    """The bound of each real image, on the model's process or a respaced one."""
+    """The bound of each real image."""
     evaluation.bound = yield from _bound(evaluation, evaluation.real, "likelihood")
     evaluation.bits = evaluation.bound.parts()
 
@@ -127,24 +124,16 @@ def _make_train_bits(evaluation: Evaluation) -> Work[None]:
 
 
 def _bound(evaluation: Evaluation, images: Labelled, task: str) -> Work[Bound]:
+    """The bound of each image, on the model's process or a respaced one."""
     config, loaded = evaluation.config, evaluation.loaded
     assert loaded is not None
     denoiser = loaded.denoiser
     if config.respaced is not None:
         denoiser = denoiser.respaced(denoiser.process.times(config.respaced))
-    own = yield from measure(
-        denoiser,
-        images.pixels,
-        images.labels,
-        loaded.model.blueprint,
-        evaluation.team.share(len(images), config.batch_size),
-        timesteps=config.timesteps,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        device=evaluation.accelerator.device,
-        task=task,
-    )
-    return joined(evaluation.team.gather(own))
+    blueprint, device = loaded.model.blueprint, evaluation.accelerator.device
+    own = evaluation.team.share(len(images), config.batch_size)
+    bound = yield from measure(denoiser, images, blueprint, own, config, device, task)
+    return joined(evaluation.team.gather(bound))
 
 
 def _make_features(evaluation: Evaluation) -> Work[None]:
@@ -155,17 +144,15 @@ def _make_features(evaluation: Evaluation) -> Work[None]:
     real, fakes = look(evaluation.real.pixels), look(evaluation.fakes.pixels)
     evaluation.real_features = yield from cached(network, real, team, tell=True)
     evaluation.fake_features = yield from computed(network, fakes, team)
-    more, training, config = evaluation.more, evaluation.training, evaluation.config
-    if training is not None:
-        first = training.first(config.train_n)
+    more, known = evaluation.more, 0
+    if training := evaluation.training:
+        first = training.first(evaluation.config.train_n)
         evaluation.train_features = yield from cached(network, look(first.pixels), team)
-        if evaluation.loaded and len(more) <= len(first):  # `more` are the first of them
-            evaluation.more_features = evaluation.train_features[: len(more)]
-            return
-    if len(more):
+        known = len(first) if evaluation.loaded else 0  # `more` are the first training images
+    if len(more) <= known:
+        evaluation.more_features = evaluation.train_features[: len(more)]
+    elif len(more):
         evaluation.more_features = yield from cached(network, look(more.pixels), team)
-    else:
-        evaluation.more_features = evaluation.real_features[:0]
 
 
 def _make_landmarks(evaluation: Evaluation) -> Work[None]:
@@ -180,9 +167,8 @@ def _make_landmarks(evaluation: Evaluation) -> Work[None]:
 def _make_nearest(evaluation: Evaluation) -> Work[None]:
     """Distances to the nearest training image: in pixels among all, in features among `train_n`."""
     yield from evaluation.make("features")
-    training, fakes = evaluation.training, evaluation.fakes
+    training = evaluation.training
     assert training is not None
-    assert fakes is not None
     held_out, features = training.held_out, evaluation.train_features
     theirs = evaluation.real_features
     if evaluation.loaded is None:  # a model's real images are the held-out ones
@@ -194,7 +180,7 @@ def _make_nearest(evaluation: Evaluation) -> Work[None]:
     near = yield from search(evaluation.fake_features, theirs, features, order, alone)
     evaluation.nearest["features"] = replace(near, places=training.order[near.places])
     evaluation.nearest["pixels"] = yield from search(
-        fakes.pixels, held_out.pixels, training.pixels, training.order, alone
+        evaluation.generated.pixels, held_out.pixels, training.pixels, training.order, alone
     )
 
 
@@ -203,9 +189,7 @@ def _generate(evaluation: Evaluation) -> Work[Labelled]:
     assert loaded is not None
     assert settings is not None
     device, team = evaluation.accelerator.device, evaluation.team
-    mine = yield from draw_share(
-        settings, loaded.denoiser, n, space=loaded.space, device=device, team=team
-    )
+    mine = yield from draw_share(settings, loaded, n, device, team)
     wanted = settings.condition
     labels = [wanted.label(i) if wanted else -1 for i in range(n)]
     return Labelled(gathered(mine, n, team), np.array(labels, np.int64))

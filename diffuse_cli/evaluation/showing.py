@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from diffuse_cli.evaluation.images import Labelled, Pixels
+from diffuse_cli.evaluation.images import Labelled
 from diffuse_cli.evaluation.neighbors import Twin, worst
 from diffuse_cli.evaluation.parts import Evaluation
+from diffuse_cli.media import Array
 
 SAMPLES, OF_CLASS, TWINS = 64, 10, 12
 """How many of each side, of each class on each side, and how many pairs of nearest images."""
@@ -21,8 +22,8 @@ class ClassImages:
     """Images of one class, each side (N, C, H, W)."""
 
     name: str
-    generated: Pixels
-    real: Pixels
+    generated: Array
+    real: Array
 
 
 @dataclass(frozen=True)
@@ -47,17 +48,16 @@ class Shown:
 
 def choose(evaluation: Evaluation, names: Sequence[str]) -> Shown:
     """The first images of a finished evaluation, overall and by class, and the worst pairs."""
-    fakes, real = evaluation.fakes, evaluation.real
-    assert fakes is not None
-    look = evaluation.look
+    sides, look = (evaluation.generated, evaluation.real), evaluation.look
+    generated, real = (Labelled(look(s.pixels[:SAMPLES]), s.labels[:SAMPLES]) for s in sides)
     both = [
-        ClassImages(name, *(look(side.of_class(k).pixels[:OF_CLASS]) for side in (fakes, real)))
+        ClassImages(name, *(look(side[side.labels == k].pixels[:OF_CLASS]) for side in sides))
         for k, name in enumerate(names)
-        if (fakes.labels == k).any() and (real.labels == k).any()
+        if all((side.labels == k).any() for side in sides)
     ]
     return Shown(
-        generated=Labelled(look(fakes.pixels[:SAMPLES]), fakes.labels[:SAMPLES]),
-        real=Labelled(look(real.pixels[:SAMPLES]), real.labels[:SAMPLES]),
+        generated=generated,
+        real=real,
         names=tuple(names),
         classes=tuple(both[:CLASSES]),
         more_classes=max(0, len(both) - CLASSES),
@@ -67,8 +67,7 @@ def choose(evaluation: Evaluation, names: Sequence[str]) -> Shown:
 
 def twins(evaluation: Evaluation, count: int) -> list[Twin]:
     """The pairs of `neighbors.worst` in a finished evaluation whose training images are known."""
-    fakes, training, look = evaluation.fakes, evaluation.training, evaluation.look
-    assert fakes is not None
+    fakes, training, look = evaluation.generated, evaluation.training, evaluation.look
     assert training is not None
     return [
         Twin(pair, look(fakes.pixels[[pair.sample]])[0], look(training.pixels[[pair.place]])[0])

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
 
 from diffuse_cli.draws import share
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+from diffuse_cli.events import Work
+from diffuse_cli.media import Array
+from diffuse_cli.resolving import DrawSettings
+from diffuse_cli.sampling import Loaded, collect, draw
 
 T = TypeVar("T")
 
@@ -37,17 +43,30 @@ class Team:
         """Every process's part, in their order; each process must call it."""
         if self.size == 1:
             return [part]
-        from accelerate.utils import gather_object
-
         return list(gather_object([part]))
 
     def from_first(self, value: T) -> T:
         """The first process's value; each process must call it."""
         if self.size == 1:
             return value
-        from accelerate.utils import broadcast_object_list
-
         return broadcast_object_list([value])[0]  # type: ignore[no-any-return]
 
 
 ALONE = Team()
+
+
+def draw_share(
+    settings: DrawSettings, loaded: Loaded, n: int, device: torch.device, team: Team
+) -> Work[dict[int, Array]]:
+    """This process's share of n stored samples (C, *size), by index."""
+    own, space = team.share(n, settings.batch_size), loaded.space
+    mine: dict[int, Array] = {}
+    drawings = draw(loaded.denoiser, settings, own, space=space, device=device)
+    yield from collect(drawings, space, len(own), mine)
+    return mine
+
+
+def gathered(mine: dict[int, Array], n: int, team: Team) -> Array:
+    """The samples of all processes, (n, C, *size); every process must call it."""
+    pixels = {i: image for part in team.gather(mine) for i, image in part.items()}
+    return np.stack([pixels[i] for i in range(n)])

@@ -62,8 +62,7 @@ class FeatureModule(Protocol):
     def build(self, file: Path) -> torch.nn.Module:
         """The network with the weights of `file`, on the CPU, for inference.
 
-        Raises:
-            ModelFileError: the file cannot be read, or is not the published one.
+        Raises a `ModelFileError` if the file cannot be read, or is not the published one.
         """
         ...
 
@@ -78,9 +77,7 @@ FEATURES: Mapping[str, FeatureModule] = Modules("features", __name__, __path__)
 def find(name: str) -> Work[Path]:
     """The path of a network's weights, which are downloaded if they are not on this machine.
 
-    Raises:
-        UsageError: no such network.
-        ModelFileError: the weights cannot be had.
+    Raises a `UsageError` for an unknown network, a `ModelFileError` without its weights.
     """
     return (yield from lookup(FEATURES, name, "--features").PUBLISHED.find())
 
@@ -88,9 +85,7 @@ def find(name: str) -> Work[Path]:
 def load(name: str, device: str | torch.device, file: Path) -> FeatureNetwork:
     """A network of `FEATURES` on `device`, float32, with the weights of `file`.
 
-    Raises:
-        UsageError: no such network.
-        ModelFileError: `file` cannot be read, or does not hold the published weights.
+    Raises a `UsageError` for an unknown network, and what its `build` does.
     """
     import torch
 
@@ -128,14 +123,13 @@ def usual_batch(network: FeatureNetwork) -> int:
 def extract(
     network: FeatureNetwork, pixels: np.ndarray[Any, Any], *, batch_size: int | None = None
 ) -> Work[np.ndarray[Any, Any]]:
-    """Features of images, in their order, yielding `Progress("features", done, total)`.
+    """Features of images, float32 (N, network.dim), in their order.
+
+    Yields `Progress("features", done, total)`.
 
     Args:
         pixels: uint8 (N, C, H, W), grey or RGB.
         batch_size: changes the features by rounding only; `usual_batch` if None.
-
-    Returns:
-        float32 (N, network.dim).
 
     Raises:
         UsageError: images with neither one nor three channels.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import os
@@ -9,20 +10,20 @@ import pickle
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
 
 from diffuse_cli import files, locks
 from diffuse_cli.errors import ModelFileError
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.files import show
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-Network = TypeVar("Network", bound="nn.Module")
+Network = TypeVar("Network", bound=nn.Module)
 
 VARIABLE = "DIFFUSE_WEIGHTS"
 """The environment variable that names a folder of weights files."""
@@ -33,12 +34,7 @@ PATIENCE = 30.0
 
 
 class Weights(Protocol):
-    """A weights file of others.
-
-    Attributes:
-        network: the name of its feature network in `FEATURES`.
-        ways: how to get the file.
-    """
+    """A weights file of others: of which network of `FEATURES`, and the ways to get it."""
 
     @property
     def network(self) -> str: ...
@@ -48,11 +44,7 @@ class Weights(Protocol):
     def ways(self) -> str: ...
 
     def find(self) -> Work[Path]:
-        """The path of the file, whose checksum is yet to be verified.
-
-        Raises:
-            ModelFileError: the file cannot be had.
-        """
+        """The file, whose checksum is yet to be verified; a `ModelFileError` without one."""
         ...
 
 
@@ -105,19 +97,20 @@ def download(published: Published, path: Path) -> Work[None]:
         ModelFileError: the connection fails, or the file is not the published one.
         OutputError, BusyError: `path` cannot be written, or another process downloads it.
     """
-    yield Notice(
-        f"downloading the weights of {published.network} from {published.url} to {show(path)}"
-    )
+    where = f"from {published.url} to {show(path)}"
+    yield Notice(f"downloading the weights of {published.network} {where}")
     with locks.held(path.with_name(f".{path.name}.lock"), "Wait for it"):
         files.sweep(path.parent, path.name)
-        try:
+        with _reported(published):
             request = urllib.request.Request(published.url, headers={"User-Agent": "diffuse"})
             response = urllib.request.urlopen(request, timeout=PATIENCE)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise _failed(published, _reason(error)) from error
         with response, files.writing(path) as file:
             done, hashed = 0, hashlib.sha256()
-            while chunk := _receive(response, published):
+            while True:
+                with _reported(published):
+                    chunk = response.read(CHUNK)
+                if not chunk:
+                    break
                 done += len(chunk)
                 if done > published.size:
                     raise _failed(published, f"it has more than {published.size:,} bytes")
@@ -126,19 +119,18 @@ def download(published: Published, path: Path) -> Work[None]:
                 total = -(-published.size // CHUNK)
                 yield Progress("download", -(-done // CHUNK), total, "MiB")
             if done < published.size:
-                ended = f"it ended after {done:,} of {published.size:,} bytes"
-                raise _failed(published, ended)
+                raise _failed(published, f"it ended after {done:,} of {published.size:,} bytes")
             if hashed.hexdigest() != published.sha256:
                 raise _failed(published, f"its SHA-256 is {hashed.hexdigest()}")
 
 
-def _receive(response: Any, published: Published) -> bytes:
-    """The next bytes; an error here is the network's, not the disk's."""
+@contextlib.contextmanager
+def _reported(published: Published) -> Iterator[None]:
+    """Around what the network may fail at, and the disk may not."""
     try:
-        chunk: bytes = response.read(CHUNK)
-    except (OSError, http.client.HTTPException) as error:
+        yield
+    except (OSError, http.client.HTTPException, ValueError) as error:
         raise _failed(published, _reason(error)) from error
-    return chunk
 
 
 def _failed(published: Published, reason: str) -> ModelFileError:
@@ -158,11 +150,7 @@ def _reason(error: BaseException) -> str:
 
 
 def digest(path: Path, published: Weights) -> str:
-    """The SHA-256 of a weights file.
-
-    Raises:
-        ModelFileError: it cannot be read.
-    """
+    """The SHA-256 of a weights file; a `ModelFileError` if it cannot be read."""
     try:
         return files.sha256(path)
     except OSError as error:
@@ -180,8 +168,6 @@ def built(make: Callable[[], Network], path: Path, published: Weights, unused: s
         ModelFileError: the file cannot be read, or is not the published one. Another one could
             load and give numbers that compare with nobody's.
     """
-    import torch
-
     found = digest(path, published)
     if found != published.sha256:
         raise ModelFileError(

@@ -9,6 +9,7 @@ deviation. Attributes are named as in the published weights file.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,17 +69,10 @@ class Attention(nn.Module):
         return found
 
 
-class Perceptron(nn.Module):
+def perceptron(width: int) -> nn.Sequential:
     """Two layers, four times as wide between them."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.fc2(F.gelu(self.fc1(x)))
-        return y
+    first, second = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+    return nn.Sequential(OrderedDict(fc1=first, gelu=nn.GELU(), fc2=second))
 
 
 class Scale(nn.Module):
@@ -101,24 +95,12 @@ class Block(nn.Module):
         self.attn = Attention(width, heads)
         self.ls1 = Scale(width)
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.mlp = Perceptron(width)
+        self.mlp = perceptron(width)
         self.ls2 = Scale(width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.ls1(self.attn(self.norm1(x)))
         y: Tensor = x + self.ls2(self.mlp(self.norm2(x)))
-        return y
-
-
-class Patches(nn.Module):
-    """Images (N, 3, H, W) -> a token for each patch, (N, L, C)."""
-
-    def __init__(self, width: int, patch: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(3, width, patch, patch)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.proj(x).flatten(2).transpose(1, 2)
         return y
 
 
@@ -128,14 +110,14 @@ class VisionTransformer(nn.Module):
     def __init__(self, shape: Shape = LARGE) -> None:
         super().__init__()
         width = shape.width
-        self.patch_embed = Patches(width, shape.patch)
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, shape.patch, shape.patch)})
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + shape.grid**2, width))
         self.blocks = nn.Sequential(*(Block(width, shape.heads) for _ in range(shape.depth)))
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        patches = self.patch_embed(x)
+        patches = self.patch_embed["proj"](x).flatten(2).transpose(1, 2)  # (N, L, C)
         tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), patches], 1)
         found: Tensor = self.norm(self.blocks(tokens + self.pos_embed)[:, 0])
         return found

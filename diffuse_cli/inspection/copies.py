@@ -5,14 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from diffuse_cli.data import Samples
 from diffuse_cli.data.summary import NAMED
-from diffuse_cli.events import Work
-from diffuse_cli.inspection import near
-
-Indices = npt.NDArray[np.int64]
+from diffuse_cli.media import Array
 
 
 @dataclass(frozen=True)
@@ -42,21 +38,14 @@ class Copies:
     first: tuple[Group, ...]
 
 
-def exact_roots(images: Samples) -> Indices:
+def exact_roots(images: Samples) -> Array:
     """For each image the first with its digest."""
     words = np.ascontiguousarray(images.digests).view(np.uint64)
     _, first, inverse = np.unique(words, axis=0, return_index=True, return_inverse=True)
-    roots: Indices = first[inverse.reshape(-1)]
-    return roots
+    return first[inverse.reshape(-1)]
 
 
-def near_copies(images: Samples, hashed: near.Hashes, chosen: Indices) -> Work[Copies]:
-    """Groups of similar images among the `chosen`, which all differ."""
-    roots = yield from near.groups(images.stored, hashed, chosen)
-    return count_copies(images, roots, chosen)
-
-
-def count_copies(images: Samples, roots: Indices, chosen: Indices) -> Copies:
+def count_copies(images: Samples, roots: Array, chosen: Array) -> Copies:
     """The groups among the `chosen` images; `roots` has, for each, the index in `chosen` of the
     first of its group."""
     sizes = np.bincount(roots, minlength=len(chosen))

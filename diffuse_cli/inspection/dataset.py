@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from diffuse_cli import files, outputs, pictures
 from diffuse_cli.config import InfoConfig
@@ -17,14 +16,16 @@ from diffuse_cli.data import Samples, Summary, read_images
 from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Progress, Work
 from diffuse_cli.inspection import near, sheet
-from diffuse_cli.inspection.copies import Copies, count_copies, exact_roots, near_copies
-
-Flags = npt.NDArray[np.bool_]
+from diffuse_cli.inspection.copies import Copies, count_copies, exact_roots
+from diffuse_cli.media import Array
 
 MAP_OVER = 2**30
 """Bytes beyond which pixels are mapped from a temporary file."""
 
 MEASURING = "measuring images"
+
+BLANK = 2.0
+"""Images that vary by less, in levels of 255 and without the finest detail, are not compared."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,7 @@ class Spread:
 
     def scaled(self) -> Spread:
         """The same in [-1, 1], the network's range."""
-        return Spread(
-            tuple(mean / 127.5 - 1 for mean in self.mean), tuple(s / 127.5 for s in self.std)
-        )
+        return Spread(tuple(m / 127.5 - 1 for m in self.mean), tuple(s / 127.5 for s in self.std))
 
 
 @dataclass(frozen=True)
@@ -84,12 +83,7 @@ class DataReport:
 
 
 def inspect_data(config: InfoConfig) -> Work[DataReport]:
-    """Read the images once and describe them. Yields `Progress` and `Notice`.
-
-    Raises:
-        DataError: no usable images.
-        UsageError, OutputError: the contact sheet cannot be written.
-    """
+    """Read the images once and describe them; see `inspect`."""
     out = _sheet_path(config)
     with tempfile.TemporaryDirectory(prefix="diffuse-info-") as folder:
         images = yield from read_images(
@@ -123,7 +117,8 @@ def _report(config: InfoConfig, images: Samples, out: Path | None) -> Work[DataR
     similar = None
     if near.can_compare(images.stored):
         different = np.flatnonzero((roots == everything) & ~blank)
-        similar = yield from near_copies(images, hashed, different)
+        alike = yield from near.groups(images.stored, hashed, different)
+        similar = count_copies(images, alike, different)
     return DataReport(
         path=config.path,
         summary=images.summary,
@@ -138,30 +133,26 @@ def _report(config: InfoConfig, images: Samples, out: Path | None) -> Work[DataR
     )
 
 
-def _measure(images: Samples) -> Work[tuple[Spread, near.Hashes, Flags]]:
+def _measure(images: Samples) -> Work[tuple[Spread, Array, Array]]:
     """The spread of the values, each image's hash and whether it is blank, in one pass."""
-    count = len(images)
-    sums = [[0, 0] for _ in range(images.space.channels)]
+    count, axes = len(images), (0, *range(2, images.stored.ndim))
+    totals, squares = np.zeros((2, images.space.channels), np.uint64)
     hashed, blank = np.zeros(count, np.uint64), np.zeros(count, np.bool_)
     comparable = near.can_compare(images.stored)
     yield Progress(MEASURING, 0, count)
     for block in near.blocks(images.stored):
         part = images.stored[block]
-        for channel, sums_of in enumerate(sums):
-            values = part[:, channel]
-            sums_of[0] += int(values.sum(dtype=np.uint64))
-            sums_of[1] += int(np.square(values, dtype=np.uint16).sum(dtype=np.uint64))
+        totals += part.sum(axes, dtype=np.uint64)
+        squares += np.square(part, dtype=np.uint16).sum(axes, dtype=np.uint64)
         found = near.frequencies(part)
-        blank[block] = near.are_blank(found, part)
+        blank[block] = np.square(found).sum((1, 2, 3)) < BLANK**2 * math.prod(part.shape[1:])
         if comparable:
             hashed[block] = near.hashes(found)
         yield Progress(MEASURING, min(block.stop, count), count)
-    return _spread(sums, count * math.prod(images.space.size)), hashed, blank
-
-
-def _spread(sums: list[list[int]], count: int) -> Spread:
-    """Mean and deviation from each channel's exact sum and sum of squares."""
-    return Spread(
-        mean=tuple(total / count for total, _ in sums),
-        std=tuple(math.sqrt(squares * count - total**2) / count for total, squares in sums),
+    values = count * math.prod(images.space.size)
+    sums = list(zip(totals.tolist(), squares.tolist(), strict=True))  # exact, as whole numbers
+    spread = Spread(
+        mean=tuple(total / values for total, _ in sums),
+        std=tuple(math.sqrt(square * values - total**2) / values for total, square in sums),
     )
+    return spread, hashed, blank

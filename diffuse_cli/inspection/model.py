@@ -63,12 +63,7 @@ class ModelReport:
 
 
 def inspect_model(config: InfoConfig) -> Work[ModelReport]:
-    """Read and describe a model file.
-
-    Raises:
-        ModelFileError: it is damaged, or not a model file.
-        UsageError: an option is for images.
-    """
+    """Read and describe a model file; see `inspect`."""
     path = Path(config.path)
     for name in IMAGES_ONLY:
         if getattr(config, name) not in (None, False):
@@ -85,7 +80,7 @@ def inspect_model(config: InfoConfig) -> Work[ModelReport]:
         sha256=files.sha256(path),
         parameters=sum(tensor.numel() for tensor in model.ema.values()),
         raw=model.raw is not None,
-        title=modelfile.read_metadata(path).get("modelspec.title", ""),
+        title=model.title,
         blueprint=model.blueprint,
         step=model.step,
         classes=model.blueprint.conditions.classes,

@@ -6,17 +6,13 @@ a few bits are compared by the frequencies.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 
 from diffuse_cli.events import Progress, Work
-
-Pixels = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
-Hashes = npt.NDArray[np.uint64]
-Indices = npt.NDArray[np.int64]
+from diffuse_cli.media import Array
 
 TASK = "comparing images"
 
@@ -43,9 +39,6 @@ garments', all scaled copies of clip art and 78 % of garments. Of the 1.8 billio
 Fashion-MNIST it finds 159, which look the same; another 825 are between 0.99 and 0.995, some of
 them different garments of one cut."""
 
-BLANK = 2.0
-"""Images that vary by less, in levels of 255 and without the finest detail, are not compared."""
-
 REACH, CANDIDATES = 2048, 16
 """In each band, the most neighbours (in the order of hashes) of an image whose hashes are compared,
 and the mean number whose frequencies are. This bounds the time if very many images share a band or
@@ -61,27 +54,28 @@ _MASKS = [np.uint64(sum(1 << bit for bit in range(b, 64, BANDS))) for b in range
 _ONES = np.array([bin(i).count("1") for i in range(2**16)], np.uint8)
 
 
-def blocks(pixels: Pixels) -> Iterator[slice]:
+def blocks(pixels: Array) -> Iterator[slice]:
     """The images in batches of bounded size."""
-    count = max(1, BLOCK // max(1, int(np.prod(pixels.shape[1:]))))
+    count = max(1, BLOCK // max(1, math.prod(pixels.shape[1:])))
     for start in range(0, len(pixels), count):
         yield slice(start, start + count)
 
 
-def can_compare(pixels: Pixels) -> bool:
+def can_compare(pixels: Array) -> bool:
     """Whether the images are large enough for the hash."""
     return bool(min(pixels.shape[2:]) >= HASHED)
 
 
-def frequencies(pixels: Pixels) -> Floats:
-    """The lowest DCT coefficients (N, C, h, w) of images (N, C, H, W), without the mean."""
+def frequencies(pixels: Array) -> Array:
+    """The lowest DCT coefficients, float32 (N, C, h, w), of images uint8 (N, C, H, W), without the
+    mean."""
     rows, columns = (_cosines(side) for side in pixels.shape[2:])
-    found: Floats = rows @ pixels.astype(np.float32) @ columns.T
+    found: Array = rows @ pixels.astype(np.float32) @ columns.T
     found[:, :, 0, 0] = 0
     return found
 
 
-def _cosines(side: int) -> Floats:
+def _cosines(side: int) -> Array:
     """The first rows of the orthonormal DCT-II of `side` values."""
     frequency, place = np.arange(min(side, COMPARED)), np.arange(side) + 0.5
     basis = np.cos(np.pi / side * np.outer(frequency, place)) * np.sqrt(2 / side)
@@ -89,28 +83,21 @@ def _cosines(side: int) -> Floats:
     return np.asarray(basis, np.float32)
 
 
-def hashes(found: Floats) -> Hashes:
-    """The hash of each image, from its frequencies."""
+def hashes(found: Array) -> Array:
+    """The hash of each image, uint64 (N,), from its frequencies."""
     low = found.mean(axis=1)[:, :HASHED, :HASHED].reshape(len(found), -1)
     scale = np.sqrt(np.square(low).mean(axis=1, keepdims=True))
     bits = np.packbits(low > MARGIN * scale, axis=1)
     return np.ascontiguousarray(bits).view(np.uint64)[:, 0]
 
 
-def are_blank(found: Floats, pixels: Pixels) -> npt.NDArray[np.bool_]:
-    """Which images, with frequencies `found`, vary by less than `BLANK` levels."""
-    values = int(np.prod(pixels.shape[1:]))
-    blank: npt.NDArray[np.bool_] = np.square(found).sum(axis=(1, 2, 3)) < BLANK**2 * values
-    return blank
-
-
-def groups(pixels: Pixels, hashed: Hashes, chosen: Indices) -> Work[Indices]:
+def groups(pixels: Array, hashed: Array, chosen: Array) -> Work[Array]:
     """For each of the `chosen` images the index in `chosen` of the first of its group.
 
     `hashed` are the hashes of all images. An image like any of a group belongs to the group.
     """
     roots = np.arange(len(chosen))
-    waiting: list[Indices] = []
+    waiting: list[Array] = []
     yield Progress(TASK, 0, BANDS)
     for band in range(BANDS):
         for pairs in _candidates(hashed[chosen], band):
@@ -122,7 +109,7 @@ def groups(pixels: Pixels, hashed: Hashes, chosen: Indices) -> Work[Indices]:
     return _join(roots, pixels, chosen, np.concatenate(waiting)) if waiting else roots
 
 
-def _candidates(hashed: Hashes, band: int) -> Iterator[Indices]:
+def _candidates(hashed: Array, band: int) -> Iterator[Array]:
     """Pairs (K, 2) within the distance that share this band of bits and no earlier one."""
     keys = hashed & _MASKS[band]
     order = np.lexsort((hashed, keys))
@@ -146,7 +133,7 @@ def _candidates(hashed: Hashes, band: int) -> Iterator[Indices]:
             yield np.stack([order[hits], order[hits + step]], axis=1)
 
 
-def _join(roots: Indices, pixels: Pixels, chosen: Indices, pairs: Indices) -> Indices:
+def _join(roots: Array, pixels: Array, chosen: Array, pairs: Array) -> Array:
     """`roots` after joining the groups of similar pairs."""
     pairs = pairs[roots[pairs[:, 0]] != roots[pairs[:, 1]]]
     for part in np.array_split(pairs, len(pairs) // PAIRS + 1):
@@ -155,18 +142,18 @@ def _join(roots: Indices, pixels: Pixels, chosen: Indices, pairs: Indices) -> In
     return roots
 
 
-def _alike(pixels: Pixels, pairs: Indices) -> npt.NDArray[np.bool_]:
+def _alike(pixels: Array, pairs: Array) -> Array:
     """Which pairs of images correlate in their lower frequencies over all channels."""
     own, inverse = np.unique(pairs, return_inverse=True)
     parts = [frequencies(pixels[own[block]]) for block in blocks(pixels[: len(own)])]
     vectors = np.concatenate(parts).reshape(len(own), -1)
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
     left, right = inverse.reshape(pairs.shape).T
-    alike: npt.NDArray[np.bool_] = np.einsum("ij,ij->i", vectors[left], vectors[right]) >= ALIKE
-    return alike
+    correlation: Array = np.einsum("ij,ij->i", vectors[left], vectors[right])
+    return correlation >= ALIKE
 
 
-def _united(roots: Indices, pairs: Indices) -> Indices:
+def _united(roots: Array, pairs: Array) -> Array:
     """The roots after joining every pair's groups under the smaller root."""
     roots = roots.copy()
     while True:

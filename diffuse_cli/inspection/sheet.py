@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from diffuse_cli import pictures
 from diffuse_cli.data import Samples
 from diffuse_cli.events import Notice, Work
+from diffuse_cli.media import Array
 
 SHOWN = 64
 """Most images on a sheet without classes."""
@@ -20,10 +20,6 @@ COLUMNS, ROWS = 10, 50
 
 SIDE = 128
 """Larger images are scaled down to this."""
-
-WHITE = 255
-
-Indices = npt.NDArray[np.int64]
 
 
 def draw(images: Samples) -> Work[Image.Image]:
@@ -43,24 +39,23 @@ def draw(images: Samples) -> Work[Image.Image]:
     return pictures.grid(_filled(images, rows), columns=max(map(len, rows)))
 
 
-def _spread(indices: Indices, most: int) -> Indices:
+def _spread(indices: Array, most: int) -> Array:
     """At most `most` of the indices, evenly spaced from the first to the last."""
     if len(indices) <= most:
         return indices
     return indices[np.linspace(0, len(indices) - 1, most).round().astype(np.int64)]
 
 
-def _filled(images: Samples, rows: Sequence[Indices]) -> pictures.Pixels:
+def _filled(images: Samples, rows: Sequence[Array]) -> Array:
     """The images of each row, with short rows filled up with white."""
-    columns = max(map(len, rows))
     small = [_small(images, row) for row in rows]
-    page = np.full((len(rows), columns, *small[0].shape[1:]), WHITE, np.uint8)
+    page = np.full((len(rows), max(map(len, rows)), *small[0].shape[1:]), 255, np.uint8)
     for i, row in enumerate(small):
         page[i, : len(row)] = row
     return page.reshape(-1, *page.shape[2:])
 
 
-def _small(images: Samples, chosen: Indices) -> pictures.Pixels:
+def _small(images: Samples, chosen: Array) -> Array:
     """Images at the size on the sheet."""
     shrunk = (pictures.shrunk(pictures.image(images.stored[k]), SIDE) for k in chosen)
     return np.stack([np.atleast_3d(np.asarray(each)).transpose(2, 0, 1) for each in shrunk])

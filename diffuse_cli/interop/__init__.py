@@ -123,7 +123,9 @@ def convert(config: ConvertConfig) -> Work[Converted]:
     source = Source(config.source)
     if source.is_own:
         raise UsageError(f"{source.name} is a diffuse model already", "Use it as it is")
-    name = config.format or recognise(source)
+    name = config.format or next((n for n, f in FORMATS.items() if f.recognises(source)), None)
+    if name is None:
+        raise ModelFileError(f"{source.name} is no model of a known format: {', '.join(FORMATS)}")
     format = lookup(FORMATS, name, "--format")
     _check_options(config, name)
     foreign = format.read(source, config)
@@ -133,22 +135,11 @@ def convert(config: ConvertConfig) -> Work[Converted]:
     return Converted(path, name, model)
 
 
-def recognise(source: Source) -> str:
-    """The format of a source.
-
-    Raises:
-        ModelFileError: it is of no known format.
-    """
-    for name, format in FORMATS.items():
-        if format.recognises(source):
-            return name
-    raise ModelFileError(f"{source.name} is no model of a known format: {', '.join(FORMATS)}")
-
-
 def _check_options(config: ConvertConfig, name: str) -> None:
     """Raise a `UsageError` for options of other formats."""
     special = {option for format in FORMATS.values() for option in format.OPTIONS}
     for option in sorted(special.difference(FORMATS[name].OPTIONS)):
         if getattr(config, option) is not None:
-            text = f"{flag(option)} does not go with {name}, whose files say it"
-            raise UsageError(text, "Leave it out")
+            raise UsageError(
+                f"{flag(option)} does not go with {name}, whose files say it", "Leave it out"
+            )

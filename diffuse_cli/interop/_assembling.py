@@ -42,12 +42,7 @@ NAMES_BYTES = 10_000_000
 
 
 def assemble(foreign: Foreign, source: Source, config: ConvertConfig) -> Model:
-    """The model, with every tensor checked.
-
-    Raises:
-        ModelFileError: the tensors do not fit the network, or the process is invalid.
-        UsageError: options or a preset do not suit the source, or are missing.
-    """
+    """The model, with every tensor checked; raises what `convert` does."""
     unet = foreign.unet
     if unet.space.channels not in (1, 3):
         raise ModelFileError(
@@ -73,9 +68,7 @@ def assemble(foreign: Foreign, source: Source, config: ConvertConfig) -> Model:
 def network(where: Path, config: ConvertConfig, size: Size, fields: Mapping[str, Any]) -> Net:
     """The network that the file `where` describes, for images of `size`; `fields` as in `net`.
 
-    Raises:
-        ModelFileError: the network is invalid.
-        UsageError: its levels do not halve the typed --size.
+    An invalid one is the file's fault, unless its levels do not halve the typed --size.
     """
     if fields.get("heads") is None and fields.get("head_width") is None:
         # Left out, a training that begins with it would fill it in.
@@ -93,11 +86,8 @@ def network(where: Path, config: ConvertConfig, size: Size, fields: Mapping[str,
 
 
 def net(fields: Mapping[str, Any], size: Size) -> Net:
-    """A network by its settings, `channels`, `out_channels` and `num_classes`.
-
-    Raises:
-        InvalidArgument: the network is invalid.
-    """
+    """A network by its settings, `channels`, `out_channels` and `num_classes`; an
+    `InvalidArgument` if there is none."""
     settings = dict(fields)
     space = Space(channels=settings.pop("channels"), size=size)
     out_channels, num_classes = (settings.pop(name) for name in ("out_channels", "num_classes"))
@@ -137,9 +127,7 @@ def unlike(preset: str, unet: Net) -> str:
 def settle(foreign: Foreign, source: Source, config: ConvertConfig) -> DiffusionConfig:
     """The process: typed options before the source, before the preset; the default target is eps.
 
-    Raises:
-        UsageError: the schedule or the timesteps are missing, or the typed options are invalid.
-        ModelFileError: the source's process is invalid.
+    An invalid one is the fault of what was typed, if anything was, else of the source.
     """
     typed = {name: getattr(config, name, None) for name in PROCESS}
     typed = {name: value for name, value in typed.items() if value is not None}
@@ -192,13 +180,10 @@ def _layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fitted(foreign: Foreign, source: Source) -> dict[str, Tensor]:
-    """The tensors in float32.
+    """The tensors in float32, none missing or too many, each of its shape and finite.
 
     The label embedding gains a row of zeros for "none", which other programs do not have: it gives
     the network without a label.
-
-    Raises:
-        ModelFileError: tensors that are missing, too many, of another shape, or not finite.
     """
     tensors, unet = dict(foreign.tensors), foreign.unet
     name = "class_embedding.weight"
@@ -224,11 +209,7 @@ def fitted(foreign: Foreign, source: Source) -> dict[str, Tensor]:
 
 
 def class_names(config: ConvertConfig, count: int) -> tuple[str, ...]:
-    """The names of the classes: those in a file, one a line, or their numbers.
-
-    Raises:
-        UsageError: the file cannot be read, or does not have one name for each class.
-    """
+    """The names of the classes: those in a file, one a line, or their numbers."""
     if config.class_names is None:
         return tuple(map(str, range(count)))
     flag = f"--class-names {show(config.class_names)}"

@@ -31,11 +31,7 @@ JSON_BYTES = 10_000_000
 
 
 class Source:
-    """A folder or file to convert.
-
-    Raises:
-        ModelFileError: it does not exist.
-    """
+    """A folder or file to convert, which exists."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -53,8 +49,9 @@ class Source:
         """Whether it is a model file of this program."""
         if self.path.is_dir():
             return False
-        with rejecting(self.path):
-            return "diffuse.config" in _metadata(self.path)
+        with rejecting(self.path), tensorfile.opened(self.path) as file:
+            known = foreign.is_safetensors(file.read(9))
+            return known and "diffuse.config" in tensorfile.read_header(file).metadata
 
 
 @contextlib.contextmanager
@@ -63,8 +60,6 @@ def rejecting(path: Path) -> Iterator[None]:
     name = files.show(path)
     try:
         yield
-    except DiffuseError:
-        raise
     except OSError as error:
         raise ModelFileError(f"cannot read {name}: {error.strerror or error}") from error
     except tensorfile.MALFORMED as error:
@@ -77,9 +72,8 @@ def rejecting(path: Path) -> Iterator[None]:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors in a safetensors file or a pickle, by name.
 
-    Raises:
-        ModelFileError: the file is damaged, of a program that is not converted, or holds anything
-            but tensors of real numbers that lie in it.
+    Refuses a file that is damaged, of a program that is not converted, or with anything in it but
+    tensors of real numbers that lie in it.
     """
     with rejecting(path), tensorfile.opened(path) as file:
         kind = foreign.kind_of(file)
@@ -95,13 +89,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise ModelFileError(f"{files.show(path)} is neither safetensors nor a pickle")
 
 
-def _metadata(path: Path) -> Mapping[str, str]:
-    """The metadata of a safetensors file; none of any other file."""
-    with tensorfile.opened(path) as file:
-        known = foreign.is_safetensors(file.read(9))
-        return tensorfile.read_header(file).metadata if known else {}
-
-
 def _unpickle(path: Path, zipped: bool) -> Any:
     """The content of a pickle of tensors."""
     _check_sizes(path, zipped)
@@ -113,15 +100,13 @@ def _unpickle(path: Path, zipped: bool) -> Any:
     except (DiffuseError, OSError):
         raise
     except Exception as error:  # a hostile file may raise anything
-        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if asked:
-            raise ModelFileError(
-                f"{name} is a pickle that asks for {asked[1][:100]}, which is not a tensor",
-                "Of a pickle only tensors are read; nothing in it was run",
-            ) from error
-        raise ModelFileError(
-            f"{name} cannot be read as a checkpoint of tensors", "Nothing in it was run"
-        ) from error
+        if asked := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            reason = f"{name} is a pickle that asks for {asked[1][:100]}, which is not a tensor"
+            hint = "Of a pickle only tensors are read; nothing in it was run"
+        else:
+            reason = f"{name} cannot be read as a checkpoint of tensors"
+            hint = "Nothing in it was run"
+        raise ModelFileError(reason, hint) from error
 
 
 def _check_sizes(path: Path, zipped: bool) -> None:
@@ -177,11 +162,7 @@ def _usable(name: object, value: object) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        ModelFileError: it cannot be read, or is no JSON object.
-    """
+    """The object in a JSON file."""
     with rejecting(path):
         with path.open("rb") as file:
             data = file.read(JSON_BYTES + 1)

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import Tensor
 
 from diffuse_cli import foreign
 from diffuse_cli.config import ConvertConfig
@@ -26,11 +28,6 @@ from diffuse_cli.interop._source import Source
 from diffuse_cli.parsing import Size
 from diffuse_cli.presets import PRESETS
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    Tensors = Mapping[str, Tensor]
-
 OPTIONS = ("heads", "head_width", "heads_upsample", "attention_order")
 
 GROUPS = 32
@@ -38,6 +35,11 @@ GROUPS = 32
 
 NEW_ORDER = ("adm-64",)
 """Presets whose published checkpoint uses the `new` order."""
+
+ASSUMED = (
+    "assumed {} attention heads on the way up, too: give --heads-upsample N if it was trained with "
+    "another --num_heads_upsample"
+)
 
 RESIDUAL = {
     "norm1": "in_layers.0",
@@ -70,7 +72,7 @@ def read(source: Source, config: ConvertConfig) -> Foreign:
     if not recognises(source):
         raise ModelFileError(f"{source.name} is no checkpoint of OpenAI's: it has no input_blocks")
     state = source.tensors
-    shape = _shape(source, state)
+    shape = _shape(source)
     heads = _heads(source, config, shape)
     size = _size(source, config, shape["attends"])
     attention = attention_at(size, shape.pop("attends"))
@@ -85,36 +87,29 @@ def read(source: Source, config: ConvertConfig) -> Foreign:
     for ours, name in theirs.items():
         if name in state:
             tensors[ours] = _part(unet, ours, state[name], order)
+    assumed = config.heads and config.heads_upsample is None and any(unet.attends)
     return Foreign(
         unet=unet,
         diffusion={"variance": _variance(unet, config.preset)},
         tensors=tensors,
         theirs=theirs,
-        notices=tuple(_assumed(unet, config)),
+        notices=(Notice(ASSUMED.format(config.heads)),) if assumed else (),
     )
-
-
-def _assumed(unet: Net, config: ConvertConfig) -> Iterator[Notice]:
-    """What was assumed, as tensors do not show it."""
-    if config.heads and config.heads_upsample is None and any(unet.attends):
-        yield Notice(
-            f"assumed {config.heads} attention heads on the way up, too: give --heads-upsample N "
-            "if it was trained with another --num_heads_upsample"
-        )
 
 
 # -- the shape ------------------------------------------------------------------------------------
 
 
-def _shape(source: Source, state: Tensors) -> dict[str, Any]:
+def _shape(source: Source) -> dict[str, Any]:
     """The fields of the network that its tensors show; `attends`: the levels with attention."""
+    state = source.tensors
 
     def sizes(name: str) -> list[int]:
         if name not in state:
             raise ModelFileError(f"{source.name} is not a whole checkpoint: {name} is missing")
         return [*state[name].shape, 0, 0]
 
-    blocks, levels, updown = _blocks(source, state)
+    blocks, levels, updown = _blocks(source)
     firsts = [f"input_blocks.{1 + i * (blocks + 1)}" for i in range(levels)]
     width, channels = sizes("input_blocks.0.0.weight")[:2]
     time_width = sizes("time_embed.0.weight")[1]
@@ -138,13 +133,13 @@ def _shape(source: Source, state: Tensors) -> dict[str, Any]:
     }
 
 
-def _blocks(source: Source, state: Tensors) -> tuple[int, int, bool]:
+def _blocks(source: Source) -> tuple[int, int, bool]:
     """Residual blocks per level, levels, and whether residual blocks do the resampling.
 
     On the way up a level has one block more, and each level but the last ends with upsampling: a
     residual block or convolution after the first part of its last output block.
     """
-    places = [match for name in state if (match := _PLACE.match(name))]
+    places = [match for name in source.tensors if (match := _PLACE.match(name))]
     outputs = {match["block"] for match in places}
     ups = {match["block"]: match["kind"] for match in places if match["part"] != "0"
            and match["kind"] in ("in_layers", "conv")}  # fmt: skip

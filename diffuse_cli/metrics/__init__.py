@@ -2,7 +2,7 @@
 
 `METRICS` has an entry for each file of this folder, imported when it is looked up. A module has
 
-- `NEEDS`, the parts of an evaluation that it reads (for `features` the arrays of `Features`);
+- `NEEDS`, the parts of an evaluation that it reads, which `Parts` describes;
 - `compute(evaluation) -> dict[str, float]`; the standard error of `key` is `key_standard_error`;
 - `NUMBERS`, how its numbers are shown; other keys are shown under their own names;
 - `BESIDE`, keys that are only in the JSON, or stand beside other numbers;
@@ -13,12 +13,13 @@ The order of images does not matter.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from diffuse_cli.core.registry import Modules
 from diffuse_cli.errors import UsageError
-from diffuse_cli.metrics._presentation import LEVELS, ordered
+from diffuse_cli.metrics._presentation import LEVELS
 from diffuse_cli.metrics._presentation import QUESTIONS as QUESTIONS
 from diffuse_cli.metrics._presentation import SIGNIFICANT as SIGNIFICANT
 from diffuse_cli.metrics._presentation import Facts as Facts
@@ -28,26 +29,43 @@ from diffuse_cli.metrics._presentation import Question as Question
 from diffuse_cli.metrics._presentation import Remark as Remark
 from diffuse_cli.metrics._presentation import Values as Values
 from diffuse_cli.metrics._presentation import measured as measured
+from diffuse_cli.metrics._presentation import with_error as with_error
 
 if TYPE_CHECKING:
     import numpy as np
 
-    Array = np.ndarray[Any, Any]
+    from diffuse_cli.metrics.memorization import Nearest
+
+Array: TypeAlias = "np.ndarray[Any, Any]"
+"""In words, so that metrics are listed without NumPy."""
 
 
-class Features(Protocol):
-    """What a metric with `NEEDS = ("features",)` may read: float32, (N, d), (M, d) and (K, d).
+class Parts(Protocol):
+    """The parts of an evaluation, of which a metric reads those that its `NEEDS` name.
 
-    `more_features` are those of further real images, if there are any.
+    Attributes:
+        real_features, fake_features, more_features: `features`, float32 (N, d), (M, d) and (K, d);
+            the last are of further real images, if there are any.
+        landmarks: features of images known to be bad, by their names.
+        bits, train_bits: bits per dimension of held-out and of training images, (N, 3) and (M, 3):
+            L_T, L_1 + ... + L_T-1, L_0.
+        nearest: distances to training images by the name of the space.
     """
 
     real_features: Array
     fake_features: Array
     more_features: Array
+    landmarks: dict[str, Array]
+    bits: Array
+    train_bits: Array
+    nearest: dict[str, Nearest]
 
 
 class Metric(Protocol):
-    """What a file of this folder holds at least."""
+    """What a file of this folder holds at least.
+
+    `compute` raises a `UsageError` if there are too few images for it.
+    """
 
     NEEDS: tuple[str, ...]
 
@@ -59,7 +77,8 @@ METRICS: Mapping[str, Metric] = Modules("metrics", __name__, __path__)
 
 def numbers() -> list[Number]:
     """How the numbers of all metrics are shown, in order."""
-    return ordered(n for metric in METRICS.values() for n in getattr(metric, "NUMBERS", ()))
+    found = [n for metric in METRICS.values() for n in getattr(metric, "NUMBERS", ())]
+    return sorted(found, key=lambda n: ([*QUESTIONS].index(n.question), n.place))
 
 
 def label(key: str) -> str:
@@ -88,43 +107,40 @@ def class_numbers(classes: Mapping[str, Values]) -> list[Number]:
 
 def remarks(facts: Facts) -> list[Remark]:
     """What the numbers mean, by level."""
-    found = [
-        r
-        for metric in METRICS.values()
-        if hasattr(metric, "remarks")
-        for r in metric.remarks(facts)
-    ]
+    speaking = (metric for metric in METRICS.values() if hasattr(metric, "remarks"))
+    found = [remark for metric in speaking for remark in metric.remarks(facts)]
     return sorted(found, key=lambda remark: LEVELS.index(remark.level))
 
 
-def both(evaluation: Features, metric: str) -> tuple[Array, Array]:
-    """Real and fake features in float64.
+# -- what several metrics compute -----------------------------------------------------------------
 
-    Raises:
-        UsageError: fewer than two images on a side.
-    """
-    import numpy as np
 
+def both(evaluation: Parts, metric: str) -> tuple[Array, Array]:
+    """Real and fake features in float64; a `UsageError` for fewer than two on a side."""
     real, fake = evaluation.real_features, evaluation.fake_features
     if min(len(real), len(fake)) < 2:
         raise UsageError(
             f"{metric} needs two images on each side, not {len(real)} real and {len(fake)} fake",
             "Raise -n, or give more images",
         )
-    return np.asarray(real, np.float64), np.asarray(fake, np.float64)
+    return real.astype("float64"), fake.astype("float64")
 
 
-def floor(evaluation: Features) -> tuple[Array, Array] | None:
+def floor(evaluation: Parts) -> tuple[Array, Array] | None:
     """Two disjoint, equally large sets of real features in float64, to measure against each other.
 
     The real images against further ones, or two halves of the real images if these are larger; None
     if they would have fewer than two images.
     """
-    import numpy as np
-
     real, more = evaluation.real_features, evaluation.more_features
     a, b = real, more
     if min(len(real), len(more)) < len(real) // 2:
         a, b = real[::2], real[1::2]
     n = min(len(a), len(b))
-    return (np.asarray(a[:n], np.float64), np.asarray(b[:n], np.float64)) if n > 1 else None
+    return (a[:n].astype("float64"), b[:n].astype("float64")) if n > 1 else None
+
+
+def average(values: Array) -> tuple[float, float]:
+    """The mean of independent values (N,) and its standard error, NaN for one value."""
+    n = len(values)
+    return float(values.mean()), float(values.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan

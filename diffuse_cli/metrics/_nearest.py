@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-if TYPE_CHECKING:
-    Array = np.ndarray[Any, Any]
+from diffuse_cli.media import Array
 
 BLOCK = 1000
 """Rows and columns of distances in memory at a time."""
@@ -35,11 +33,8 @@ def centred(*arrays: Array) -> list[torch.Tensor]:
 def merge(
     kept: tuple[torch.Tensor, torch.Tensor] | None, found: torch.Tensor, start: int, k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k nearest of `kept` and of a block: values (n, k), ascending, and their columns.
-
-    Args:
-        found: distances to columns start ... (n, m).
-    """
+    """The k nearest of `kept` and of `found`, the distances (n, m) to columns from `start` on:
+    values (n, k), ascending, and their columns."""
     values, columns = found.topk(min(k, found.shape[1]), 1, largest=False)
     columns = columns + start
     if kept is not None:
@@ -49,13 +44,7 @@ def merge(
 
 
 def radii(x: torch.Tensor, k: int) -> torch.Tensor:
-    """Squared distances of each row (n, d) to its 1st ... k-th nearest other row, (n, k).
-
-    Raises:
-        ValueError: there are fewer than k others.
-    """
-    if len(x) <= k:
-        raise ValueError(f"{len(x)} points have fewer than {k} neighbours each")
+    """Squared distances of each row (n, d) to its 1st ... k-th nearest other, (n, k); n > k."""
     result = x.new_empty(len(x), k)
     for i in blocks(len(x)):
         kept = None

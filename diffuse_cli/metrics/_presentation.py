@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 Values = Mapping[str, float]
@@ -29,10 +29,12 @@ class Measured(NamedTuple):
         known = error > 0
         if spec:
             return f"{value:{spec}}" + (f" ± {error:{spec}}" if known else "")
-        if not known:
-            return _signed(f"{round(value, 4) + 0:,.4f}".rstrip("0").rstrip("."))
-        digits = max(0, min(6, 1 - math.floor(math.log10(error))))
-        return _signed(f"{value:,.{digits}f} ± {error:,.{digits}f}")
+        if known:
+            digits = max(0, min(6, 1 - math.floor(math.log10(error))))
+            words = f"{value:,.{digits}f} ± {error:,.{digits}f}"
+        else:
+            words = f"{round(value, 4) + 0:,.4f}".rstrip("0").rstrip(".")
+        return words.replace("-", "−")
 
     def __str__(self) -> str:
         return format(self)
@@ -43,13 +45,14 @@ class Measured(NamedTuple):
         return self.value - other.value > SIGNIFICANT * math.hypot(*known)
 
 
-def _signed(words: str) -> str:
-    return words.replace("-", "−")
-
-
 def measured(values: Values, key: str) -> Measured:
     """A number with its error."""
     return Measured(values[key], values.get(f"{key}_standard_error", 0.0))
+
+
+def with_error(key: str, value: float, error: float) -> dict[str, float]:
+    """A number and its standard error by their keys."""
+    return {key: value, f"{key}_standard_error": error}
 
 
 # -- numbers --------------------------------------------------------------------------------------
@@ -153,12 +156,6 @@ class Number:
         return self.key in values and not self.unquoted(values)
 
 
-def ordered(numbers: Iterable[Number]) -> list[Number]:
-    """Numbers in the order shown."""
-    questions = list(QUESTIONS)
-    return sorted(numbers, key=lambda number: (questions.index(number.question), number.place))
-
-
 # -- remarks --------------------------------------------------------------------------------------
 
 
@@ -207,23 +204,17 @@ class Remark:
     Attributes:
         kind: what it is about, in words.
         level: one of `LEVELS`.
-        words: a sentence with `{name}` where `numbers` go.
+        says: a sentence without a full stop.
     """
 
     kind: str
     level: str
-    words: str
-    numbers: Mapping[str, float | str | Measured] = field(default_factory=dict)
+    says: str
 
     @property
     def title(self) -> str:
         """The heading of the sentence."""
         return f"possible {self.kind}" if self.level == "possible" else self.kind
-
-    @property
-    def says(self) -> str:
-        """The sentence, without a full stop."""
-        return self.words.format(**self.numbers)
 
     @property
     def warns(self) -> bool:

@@ -13,39 +13,32 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
 
 import numpy as np
 import torch
 
 from diffuse_cli.draws import permutation
-from diffuse_cli.metrics import Facts, Number, Remark, both, floor
-
-if TYPE_CHECKING:
-    from diffuse_cli.metrics import Array, Features
+from diffuse_cli.metrics import Array, Facts, Number, Parts, Remark, both, floor, with_error
 
 NEEDS = ("features",)
 
+_number = partial(Number, direction="lower", question="likeness", place=2)
+
 NUMBERS = (
-    Number(
+    _number(
         "frechet_distance",
         "Fréchet distance",
         "Distance of the two clouds' means and spreads. It falls as more images are measured: "
         "compare it at equal numbers of images only.",
-        "lower",
-        "frechet_floor",
-        "likeness",
-        place=2,
+        ideal="frechet_floor",
         axis="Fréchet distance",
     ),
-    Number(
+    _number(
         "frechet_infinity",
         "at infinite n",
         "An estimate of its value for infinitely many images.",
-        "lower",
-        0.0,
-        "likeness",
-        place=2,
+        ideal=0.0,
         part=True,
     ),
 )
@@ -56,21 +49,20 @@ BESIDE = ("frechet_floor", "floor_images")
 def remarks(facts: Facts) -> Iterator[Remark]:
     """What the floors are, and whether most of the distance is bias."""
     if "floor_images" in facts:
+        n = f"{facts['floor_images'].value:,.0f}"
         yield Remark(
             "reference",
             "note",
-            "for KID and the Fréchet distance it is that of {n:,.0f} real images from {n:,.0f} "
-            "other real ones",
-            {"n": facts["floor_images"].value},
+            f"for KID and the Fréchet distance it is that of {n} real images from {n} other real "
+            "ones",
         )
-    n = min(facts.real, facts.generated)
-    if "frechet_distance" in facts and n <= facts.dim:  # a covariance then has no full rank
+    least = min(facts.real, facts.generated)
+    if "frechet_distance" in facts and least <= facts.dim:  # a covariance then has no full rank
         yield Remark(
             "Fréchet distance",
             "caution",
-            "n = {n:,} is not above the {dim:,} features, so that most of it is bias; compare it "
-            "at equal n only, or compare KID",
-            {"n": n, "dim": facts.dim},
+            f"n = {least:,} is not above the {facts.dim:,} features, so that most of it is bias; "
+            "compare it at equal n only, or compare KID",
         )
 
 
@@ -81,24 +73,20 @@ SMALLEST = 4
 """The fewest images of a part."""
 
 
-def compute(evaluation: Features) -> dict[str, float]:
+def compute(evaluation: Parts) -> dict[str, float]:
     """`frechet_distance`, `frechet_floor` and `frechet_infinity`, with their standard errors.
 
     The floor is the distance of real images from other real ones, `floor_images` on each side;
     `frechet_infinity` needs 16 images. Covariances are over n - 1, and exact for n below d too.
-
-    Raises:
-        UsageError: fewer than two images on a side.
     """
     real, fake = both(evaluation, "the Fréchet distance")
     whole = fit(real, fake)
-    result = {"frechet_distance": whole.value, "frechet_distance_standard_error": whole.error()}
+    result = with_error("frechet_distance", whole.value, whole.error())
     if min(len(real), len(fake)) >= SMALLEST * max(PARTS):
-        value, error = infinity(real, fake, whole)
-        result |= {"frechet_infinity": value, "frechet_infinity_standard_error": error}
+        result |= with_error("frechet_infinity", *infinity(real, fake, whole))
     if halves := floor(evaluation):
         bare = fit(*halves)
-        result |= {"frechet_floor": bare.value, "frechet_floor_standard_error": bare.error()}
+        result |= with_error("frechet_floor", bare.value, bare.error())
         result["floor_images"] = float(len(halves[0]))
     return result
 
@@ -148,8 +136,9 @@ def infinity(a: Array, b: Array, whole: Fit) -> tuple[float, float]:
     the points, which is large if n is below the number of features.
     """
     order_a, order_b = permutation(0, 0, len(a)), permutation(0, 1, len(b))
-    levels = [whole, *(_divided(a[order_a], b[order_b], parts) for parts in PARTS[1:])]
-    levels[1:] = [Fit(f.value, _back(f.a, order_a), _back(f.b, order_b)) for f in levels[1:]]
+    divided = [_divided(a[order_a], b[order_b], parts) for parts in PARTS[1:]]
+    back_a, back_b = order_a.argsort(), order_b.argsort()
+    levels = [whole, *(Fit(f.value, f.a[back_a], f.b[back_b]) for f in divided)]
     line, curve = _intercept(PARTS, 1), _intercept(PARTS, 2)
     values = np.array([level.value for level in levels])
     sampled = Fit(
@@ -169,13 +158,6 @@ def _divided(a: Array, b: Array, parts: int) -> Fit:
         np.concatenate([f.a for f in fits]),
         np.concatenate([f.b for f in fits]),
     )
-
-
-def _back(values: Array, order: Array) -> Array:
-    """The inverse of `values[order]`."""
-    result = np.empty_like(values)
-    result[order] = values
-    return result
 
 
 def _intercept(x: tuple[int, ...], degree: int) -> Array:

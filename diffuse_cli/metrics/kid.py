@@ -11,16 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffuse_cli.metrics import Facts, Measured, Number, Remark, both, floor
+from diffuse_cli.metrics import Array, Facts, Number, Parts, Remark, both, floor, with_error
 from diffuse_cli.metrics._landmarks import LANDMARKS, standing
 from diffuse_cli.metrics._nearest import blocks
-
-if TYPE_CHECKING:
-    from diffuse_cli.metrics import Array, Features
 
 NEEDS = ("features",)
 
@@ -41,60 +37,56 @@ NUMBERS = (
 BESIDE = ("kid_floor",)
 
 
-def _listed(names: list[str]) -> str:
-    """`a, b and c`."""
-    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
-
-
 def remarks(facts: Facts) -> Iterator[Remark]:
     """How the generated images compare with real ones, blurred ones and noise."""
     if "kid" not in facts:
         return
-    numbers: dict[str, float | str | Measured] = {"kid": facts["kid"]}
+    kid = facts["kid"]
     farther, level, nearer = (
         _listed([f"{LANDMARKS[name]} ({facts[f'kid_of_{name}']})" for name in names])
         for names in standing(facts.values)
     )
     if farther or level:
         places = (("worse than ", farther), ("not clearly better than ", level))
-        numbers["where"] = ", and ".join(word + names for word, names in places if names)
+        where = ", and ".join(word + names for word, names in places if names)
         yield Remark(
             "likeness",
             "poor",
-            "by their distance from real images (KID {kid}) the generated images are {where}: "
+            f"by their distance from real images (KID {kid}) the generated images are {where}: "
             "train longer, or look for what went wrong",
-            numbers,
         )
         return
-    words = "the generated images' distance from real ones (KID) is {kid}"
+    words = f"the generated images' distance from real ones (KID) is {kid}"
     if nearer:
-        numbers["nearer"] = nearer
-        words += ", nearer than {nearer}"
+        words += f", nearer than {nearer}"
     if "kid_floor" in facts:
+        words += f"; that of real images from other real ones is {facts['kid_floor']}. "
         known = "kid_standard_error" in facts  # needs four images
-        numbers |= {"floor": facts["kid_floor"], "n": min(facts.real, facts.generated)}
-        words += "; that of real images from other real ones is {floor}. "
-        if known and facts["kid"].above(facts["kid_floor"]):
+        if known and kid.above(facts["kid_floor"]):
             words += "As a set, the two differ measurably"
         else:
+            n = min(facts.real, facts.generated)
             words += (
-                "{n:,} images on each side do not tell them apart; more would find smaller "
+                f"{n:,} images on each side do not tell them apart; more would find smaller "
                 "differences"
             )
-    yield Remark("likeness", "finding", words, numbers)
+    yield Remark("likeness", "finding", words)
 
 
-def compute(evaluation: Features) -> dict[str, float]:
+def _listed(names: list[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+
+
+def compute(evaluation: Parts) -> dict[str, float]:
     """`kid`, and `kid_floor`, that of real images against other real ones.
 
     Each has a standard error if there are at least 4 images on each side.
-
-    Raises:
-        UsageError: fewer than two images on a side.
     """
     result = estimate(*both(evaluation, "the kernel distance"))
-    halves = floor(evaluation)
-    return result | (estimate(*halves, "kid_floor") if halves else {})
+    if halves := floor(evaluation):
+        result |= estimate(*halves, "kid_floor")
+    return result
 
 
 def estimate(x: Array, y: Array, name: str = "kid", xx: Sums | None = None) -> dict[str, float]:
@@ -104,19 +96,18 @@ def estimate(x: Array, y: Array, name: str = "kid", xx: Sums | None = None) -> d
         xx: `within(x)`, if known.
     """
     xx, yy, xy = xx or within(x), within(y), between(x, y)
-    result = {name: mmd(xx, yy, xy)}
-    if min(len(x), len(y)) >= 4:
-        result[f"{name}_standard_error"] = math.sqrt(variance(xx, yy, xy))
-    return result
+    value = mmd(xx, yy, xy)
+    if min(len(x), len(y)) < 4:
+        return {name: value}
+    return with_error(name, value, math.sqrt(variance(xx, yy, xy)))
 
 
 def kernel(x: Array, y: Array) -> Array:
     """(x . y / d + 1)^3 for every row of x (N, d) with every row of y (M, d): (N, M)."""
-    base = x @ y.T
+    base: Array = x @ y.T
     base /= x.shape[1]
     base += 1
-    cubed: Array = base * base * base
-    return cubed
+    return base * base * base
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,12 @@ Each is measured against the same real images. KID is unbiased at every n, so fe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
-
 import numpy as np
 
-from diffuse_cli.metrics import Number
+from diffuse_cli.draws import philox
+from diffuse_cli.metrics import Array, Number, Parts
 from diffuse_cli.metrics._landmarks import LANDMARKS
 from diffuse_cli.metrics.kid import estimate, within
-
-if TYPE_CHECKING:
-    from diffuse_cli.metrics import Array
 
 NEEDS = ("features", "landmarks")
 
@@ -34,15 +29,17 @@ NUMBERS = tuple(
     for name, words in LANDMARKS.items()
 )
 
+IMAGES = 100
+"""At most this many of each kind: their KID is then known to a few hundredths of itself."""
 
-class Found(Protocol):
-    """What this metric reads: features of real images, and of each landmark."""
+COPIES = 4
+"""Of the mean image: the fewest that give a KID with a standard error."""
 
-    real_features: Array
-    landmarks: Mapping[str, Array]
+BLUR = 1 / 16
+"""The deviation of the blur over the longer side: only shapes remain."""
 
 
-def compute(evaluation: Found) -> dict[str, float]:
+def compute(evaluation: Parts) -> dict[str, float]:
     """`kid_of_NAME` for each landmark, with standard errors as for `kid`."""
     if not evaluation.landmarks:
         return {}
@@ -52,3 +49,23 @@ def compute(evaluation: Found) -> dict[str, float]:
     for name, features in evaluation.landmarks.items():
         found |= estimate(real, np.asarray(features, np.float64), f"kid_of_{name}", inner)
     return found
+
+
+def landmarks(real: Array) -> dict[str, Array]:
+    """Pictures uint8 (M, C, H, W) by the names in `LANDMARKS`, of real ones."""
+    some = real[:IMAGES].astype(np.float64)
+    mean = np.repeat(real.mean(0, keepdims=True), COPIES, 0)
+    noise = philox(0, "landmarks").integers(0, 256, some.shape)
+    made = {"blurred": blurred(some), "mean": mean, "noise": noise}
+    return {name: np.rint(images).astype(np.uint8) for name, images in made.items()}
+
+
+def blurred(images: Array) -> Array:
+    """A Gaussian blur of (N, C, H, W); at the edges the weights inside are normalised."""
+    deviation = BLUR * max(images.shape[2:])
+    for axis in (2, 3):
+        place = np.arange(images.shape[axis])
+        weights = np.exp(-(((place[:, None] - place) / deviation) ** 2) / 2)
+        weights /= weights.sum(1, keepdims=True)
+        images = np.moveaxis(np.moveaxis(images, axis, -1) @ weights.T, -1, axis)
+    return images

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
 
-from diffuse_cli.metrics import Facts, Number, Remark
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    Array = np.ndarray[Any, Any]
+from diffuse_cli.metrics import Facts, Number, Parts, Remark, average, with_error
 
 NEEDS = ("bits",)
+
+PARTS = {
+    "prior": ("prior, L_T", "What is still visible of an image at the last timestep."),
+    "middle": ("steps, L_1 ... L_T-1", "What all denoising steps but the last cost together."),
+    "decoder": ("decoder, L_0", "What the last step, to exact pixel values, costs."),
+}
+IDEAL = {"prior": 0.0}
 
 NUMBERS = (
     Number(
@@ -25,30 +25,9 @@ NUMBERS = (
         axis="bits per dimension",
         by_class=True,
     ),
-    Number(
-        "bits_prior",
-        "prior, L_T",
-        "What is still visible of an image at the last timestep.",
-        "lower",
-        0.0,
-        "prediction",
-        part=True,
-    ),
-    Number(
-        "bits_middle",
-        "steps, L_1 ... L_T-1",
-        "What all denoising steps but the last cost together.",
-        "lower",
-        question="prediction",
-        part=True,
-    ),
-    Number(
-        "bits_decoder",
-        "decoder, L_0",
-        "What the last step, to exact pixel values, costs.",
-        "lower",
-        question="prediction",
-        part=True,
+    *(
+        Number(f"bits_{part}", label, says, "lower", IDEAL.get(part), "prediction", part=True)
+        for part, (label, says) in PARTS.items()
     ),
 )
 
@@ -59,16 +38,9 @@ def remarks(facts: Facts) -> Iterator[Remark]:
         yield Remark(
             "bits per dimension",
             "poor",
-            "{bits} is worse than storing the pixels as they are, which takes {stored}: the model "
-            "does not predict these images",
-            {"bits": facts["bits_per_dim"], "stored": facts.stored},
+            f"{facts['bits_per_dim']} is worse than storing the pixels as they are, which takes "
+            f"{facts.stored}: the model does not predict these images",
         )
-
-
-class Parts(Protocol):
-    """What this metric reads: bits per dimension of each image, (N, 3): L_T, L_1...T-1, L_0."""
-
-    bits: Array
 
 
 def compute(evaluation: Parts) -> dict[str, float]:
@@ -77,14 +49,8 @@ def compute(evaluation: Parts) -> dict[str, float]:
     The parts are those of Ho et al. 2020, eq. 5: the prior's L_T, the sum of L_1 ... L_T-1, and
     the decoder's L_0.
     """
-    bits = evaluation.bits
-    total = bits.sum(1)
-    spread = float(total.std(ddof=1)) / math.sqrt(len(total)) if len(total) > 1 else math.nan
-    prior, middle, decoder = (float(v) for v in bits.mean(0))
+    parts = zip(PARTS, evaluation.bits.mean(0), strict=True)
     return {
-        "bits_per_dim": float(total.mean()),
-        "bits_per_dim_standard_error": spread,
-        "bits_prior": prior,
-        "bits_middle": middle,
-        "bits_decoder": decoder,
+        **with_error("bits_per_dim", *average(evaluation.bits.sum(1))),
+        **{f"bits_{name}": float(mean) for name, mean in parts},
     }

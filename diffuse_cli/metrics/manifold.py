@@ -14,16 +14,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
-from diffuse_cli.metrics import Facts, Number, Remark, Values, both, measured
+from diffuse_cli.metrics import Facts, Number, Parts, Remark, Values, both, measured, with_error
 from diffuse_cli.metrics._landmarks import lost
 from diffuse_cli.metrics._nearest import blocks, centred, radii, squared
-
-if TYPE_CHECKING:
-    from diffuse_cli.metrics import Features
 
 NEEDS = ("features",)
 
@@ -39,45 +36,23 @@ def no_recall(values: Values) -> str:
     return "not quoted, as recall is 0" if recall.value <= recall.error else ""
 
 
+SAYS = {
+    "precision": "Share of the generated images that lie among the real ones: plausible images.",
+    "recall": "Share of the real images that lie among the generated ones: variety.",
+    "density": "As precision, but counts how many real images are around each generated one.",
+    "coverage": "Share of the real images that have a generated one close by: variety.",
+}
+
+
+def _number(name: str, direction: str, ideal: float | None = None, **more: Any) -> Number:
+    return Number(name, name, SAYS[name], direction, ideal, "variety", axis="share", **more)
+
+
 NUMBERS = (
-    Number(
-        "precision",
-        "precision",
-        "Share of the generated images that lie among the real ones: plausible images.",
-        "higher",
-        question="variety",
-        axis="share",
-        by_class=True,
-        unquoted=no_recall,
-    ),
-    Number(
-        "recall",
-        "recall",
-        "Share of the real images that lie among the generated ones: variety.",
-        "higher",
-        question="variety",
-        axis="share",
-        by_class=True,
-    ),
-    Number(
-        "density",
-        "density",
-        "As precision, but counts how many real images are around each generated one.",
-        "reference",
-        1.0,
-        "variety",
-        axis="share",
-        unquoted=no_recall,
-    ),
-    Number(
-        "coverage",
-        "coverage",
-        "Share of the real images that have a generated one close by: variety.",
-        "higher",
-        1 - 2**-K_DENSITY,
-        "variety",
-        axis="share",
-    ),
+    _number("precision", "higher", by_class=True, unquoted=no_recall),
+    _number("recall", "higher", by_class=True),
+    _number("density", "reference", 1.0, unquoted=no_recall),
+    _number("coverage", "higher", 1 - 2**-K_DENSITY),
 )
 
 
@@ -86,26 +61,24 @@ def remarks(facts: Facts) -> Iterator[Remark]:
     if "precision" not in facts or "recall" not in facts or lost(facts.values):
         return
     precision, recall = facts["precision"], facts["recall"]
-    words = "{recall:.0%} of the real images lie among the generated ones"
+    words = f"{recall.value:.0%} of the real images lie among the generated ones"
     if no_recall(facts.values):
         words += ": hardly any variety, so that the share of plausible images says nothing"
     else:
-        words = "{precision:.0%} of the generated images lie among the real ones, and " + words
+        words = (
+            f"{precision.value:.0%} of the generated images lie among the real ones, and {words}"
+        )
         if precision.above(recall):
             words += ": what is drawn is more plausible than it is varied"
         elif recall.above(precision):
             words += ": there is variety, at the cost of implausible images"
-    numbers = {"precision": precision.value, "recall": recall.value}
-    yield Remark("plausibility and variety", "finding", words, numbers)
+    yield Remark("plausibility and variety", "finding", words)
 
 
-def compute(evaluation: Features) -> dict[str, float]:
+def compute(evaluation: Parts) -> dict[str, float]:
     """`precision`, `recall`, `density`, `coverage`, each with its standard error.
 
     A number is left out where a side has no more than k images.
-
-    Raises:
-        UsageError: fewer than two images on a side.
     """
     real, fake = centred(*both(evaluation, "precision and recall"))
     precision = Inside(real, K_PRECISION, len(fake))
@@ -118,18 +91,15 @@ def compute(evaluation: Features) -> dict[str, float]:
             density.add(found, i, j)
             recall.add(found.T, j, i)
     result: dict[str, float] = {}
-    if precision.usable:
-        result |= _named("precision", _share(precision.by_point, precision.only_ball, len(real)))
-    if recall.usable:
-        result |= _named("recall", _share(recall.by_point, recall.only_ball, len(fake)))
+    for name, balls in (("precision", precision), ("recall", recall)):
+        if balls.usable:
+            share = _share(balls.by_point, balls.only_ball, len(balls.by_ball))
+            result |= with_error(name, *share)
     if density.usable:
-        result |= _named("density", _density(density))
-        result |= _named("coverage", _share(density.by_ball, density.only_point, len(fake)))
+        result |= with_error("density", *_density(density))
+        share = _share(density.by_ball, density.only_point, len(fake))
+        result |= with_error("coverage", *share)
     return result
-
-
-def _named(name: str, found: tuple[float, float]) -> dict[str, float]:
-    return {name: found[0], f"{name}_standard_error": found[1]}
 
 
 class Inside:

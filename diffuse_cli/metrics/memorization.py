@@ -11,17 +11,13 @@ close to everything without being copies: trust what both spaces agree on.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from diffuse_cli.metrics import SIGNIFICANT, Facts, Number, Remark
+from diffuse_cli.metrics import SIGNIFICANT, Array, Facts, Number, Parts, Remark, Values, with_error
 from diffuse_cli.metrics._landmarks import lost
-
-if TYPE_CHECKING:
-    Array = np.ndarray[Any, Any]
 
 NEEDS = ("nearest",)
 
@@ -61,62 +57,57 @@ def remarks(facts: Facts) -> Iterator[Remark]:
     also a little nearer to training images. Images unlike real ones are not judged.
     """
     if any(f"memorized_{space}" not in facts for space in SPACES):
-        yield Remark(
-            "memorisation",
-            "fine",
-            "whether images are copies of training images was not measured. "
-            + why_not(facts.model),
+        needed = (
+            "the model's own training data as DATA, with a part that was held out"
+            if facts.model
+            else "DATA of 40 images or more, of which training would hold out a part"
         )
+        words = "whether images are copies of training images was not measured. That needs "
+        yield Remark("memorisation", "fine", words + needed)
         return
     values = facts.values
     expected = values["memorized_expected"]
+    yield Remark(
+        "reference",
+        "note",
+        f"for images near to training images it is the share, {expected:.3f}, of real images that "
+        "are no copies but as near",
+    )
     shares = {space: facts[f"memorized_{space}"] for space in SPACES}
     nearer = [s for s in SPACES if values[f"memorized_z_{s}"] > SIGNIFICANT]
     near = [s for s in nearer if shares[s].value > 2 * expected + SIGNIFICANT * shares[s].error]
     words = (
-        "{features:.0%} of the generated images in features, and {pixels:.0%} in pixels, are as "
-        "near to a training image as the nearest {expected:.0%} of images that are no copies"
-    )
-    numbers = {"expected": expected, **{space: share.value for space, share in shares.items()}}
-    yield Remark(
-        "reference",
-        "note",
-        "for images near to training images it is the share, {expected:.3f}, of real images that "
-        "are no copies but as near",
-        numbers,
+        f"{shares['features'].value:.0%} of the generated images in features, and "
+        f"{shares['pixels'].value:.0%} in pixels, are as near to a training image as the nearest "
+        f"{expected:.0%} of images that are no copies"
     )
     if len(near) == len(SPACES):
-        yield Remark("memorisation", "serious", f"{words}; --pairs FILE.png shows them", numbers)
+        yield Remark("memorisation", "serious", f"{words}; --pairs FILE.png shows them")
     elif near:
         look = "blurred images can be, too: look at them with --pairs FILE.png"
-        yield Remark("memorisation", "possible", f"{words}; {look}", numbers)
+        yield Remark("memorisation", "possible", f"{words}; {look}")
     elif lost(values):
-        yield Remark(
-            "memorisation", "fine", "not judged, as the generated images are too unlike real ones"
-        )
+        words = "not judged, as the generated images are too unlike real ones"
+        yield Remark("memorisation", "fine", words)
     else:
-        unclear = nearer or any(share.value > 2 * expected for share in shares.values())
-        words = ("no clear sign: " if unclear else "no sign: ") + words
-        if nearer:
-            ranks = {f"rank_{s}": values[f"memorized_rank_{s}"] for s in nearer}
-            each = " and ".join(f"{{rank_{s}:.2f}} in {s}" for s in nearer)
-            words += (
-                f". But the chance that one is nearer than a real image would be is {each}, where "
-                "0.50 is expected: images of few kinds are, too; look at the nearest ones"
-            )
-            numbers |= ranks
-        elif unclear:
-            words += ". More than expected, but it can be chance: look at the nearest ones"
-        if expected > FEW:
-            words += ". There are so few of these that only much copying would be seen"
-        yield Remark("memorisation", "fine", words, numbers)
+        more = any(share.value > 2 * expected for share in shares.values())
+        sign = "no clear sign" if nearer or more else "no sign"
+        doubts = "".join(_doubts(values, nearer, more))
+        yield Remark("memorisation", "fine", f"{sign}: {words}{doubts}")
 
 
-def why_not(model: bool) -> str:
-    """Why generated images were not compared with training images."""
-    if model:
-        return "That needs the model's own training data as DATA, with a part that was held out"
-    return "That needs DATA of 40 images or more, of which training would hold out a part"
+def _doubts(values: Values, nearer: list[str], more: bool) -> Iterator[str]:
+    """What speaks for copies, or against the numbers, where there is no clear sign of copies."""
+    if nearer:
+        each = " and ".join(f"{values[f'memorized_rank_{s}']:.2f} in {s}" for s in nearer)
+        yield (
+            f". But the chance that one is nearer than a real image would be is {each}, where "
+            "0.50 is expected: images of few kinds are, too; look at the nearest ones"
+        )
+    elif more:
+        yield ". More than expected, but it can be chance: look at the nearest ones"
+    if values["memorized_expected"] > FEW:
+        yield ". There are so few of these that only much copying would be seen"
 
 
 @dataclass(frozen=True)
@@ -133,13 +124,7 @@ class Nearest:
     places: Array
 
 
-class Found(Protocol):
-    """What this metric reads: the nearest by the name of the space."""
-
-    nearest: Mapping[str, Nearest]
-
-
-def compute(evaluation: Found) -> dict[str, float]:
+def compute(evaluation: Parts) -> dict[str, float]:
     """For each space `memorized_SPACE` and `memorized_rank_SPACE`, with standard errors.
 
     The first is the share of samples that are closer to a training image than all but 5 % of the
@@ -156,12 +141,10 @@ def compute(evaluation: Found) -> dict[str, float]:
         share, error, expected = close(samples, references)
         rank, rank_error = closer(samples, references)
         result |= {
-            f"memorized_{space}": share,
-            f"memorized_{space}_standard_error": error,
+            **with_error(f"memorized_{space}", share, error),
             "memorized_expected": expected,
             "memorized_references": float(m),
-            f"memorized_rank_{space}": rank,
-            f"memorized_rank_{space}_standard_error": rank_error,
+            **with_error(f"memorized_rank_{space}", rank, rank_error),
             f"memorized_z_{space}": (rank - 0.5) / math.sqrt((n + m + 1) / (12 * n * m)),
         }
     return result
@@ -169,8 +152,7 @@ def compute(evaluation: Found) -> dict[str, float]:
 
 def usable(references: Array) -> Array:
     """References (M,) whose nearest image is at a finite distance."""
-    finite: Array = references[np.isfinite(references)]
-    return finite
+    return references[np.isfinite(references)]
 
 
 def close(samples: Array, references: Array) -> tuple[float, float, float]:

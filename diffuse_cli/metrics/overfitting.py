@@ -8,37 +8,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import partial
 
-from diffuse_cli.metrics import Facts, Measured, Number, Remark
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    Array = np.ndarray[Any, Any]
+from diffuse_cli.metrics import Facts, Measured, Number, Parts, Remark, average, with_error
 
 NEEDS = ("bits", "train_bits")
 
+_number = partial(Number, direction="reference", question="prediction", part=True)
+
 NUMBERS = (
-    Number(
+    _number(
         "bits_per_dim_train",
         "of training images",
         "The same bound for images the model was trained on.",
-        "reference",
-        "bits_per_dim",
-        "prediction",
-        part=True,
+        ideal="bits_per_dim",
         axis="bits per dimension",
     ),
-    Number(
+    _number(
         "bits_per_dim_gap",
         "held-out less training",
         "How much more images cost that the model was not trained on. Clearly above 0: it has "
         "memorised its training images.",
-        "reference",
-        0.0,
-        "prediction",
-        part=True,
+        ideal=0.0,
     ),
 )
 
@@ -48,29 +39,13 @@ def remarks(facts: Facts) -> Iterator[Remark]:
     if "bits_per_dim_gap" not in facts:
         return
     gap = facts["bits_per_dim_gap"]
+    words = f"held-out images cost {gap} bits per dimension more than training images do"
     if gap.above(Measured(0.0)):
-        yield Remark(
-            "overfitting",
-            "serious",
-            "held-out images cost {gap} bits per dimension more than training images do; train "
-            "for fewer steps, or on more images",
-            {"gap": gap},
-        )
+        words += "; train for fewer steps, or on more images"
+        yield Remark("overfitting", "serious", words)
     elif not (facts.stored and facts["bits_per_dim"].above(facts.stored)):  # predicts neither
-        yield Remark(
-            "overfitting",
-            "fine",
-            "no sign: held-out images cost {gap} bits per dimension more than training images do, "
-            "which is not clearly above 0",
-            {"gap": gap},
-        )
-
-
-class Parts(Protocol):
-    """Bits per dimension of held-out and of training images, (N, 3) and (M, 3)."""
-
-    bits: Array
-    train_bits: Array
+        words = f"no sign: {words}, which is not clearly above 0"
+        yield Remark("overfitting", "fine", words)
 
 
 def compute(evaluation: Parts) -> dict[str, float]:
@@ -81,10 +56,9 @@ def compute(evaluation: Parts) -> dict[str, float]:
     held_out, train = evaluation.bits.sum(1), evaluation.train_bits.sum(1)
     if min(len(held_out), len(train)) < 2:
         return {}
-    errors = [float(bits.std(ddof=1)) / math.sqrt(len(bits)) for bits in (held_out, train)]
+    (of_others, error), (of_training, training_error) = average(held_out), average(train)
+    gap = of_others - of_training, math.hypot(error, training_error)
     return {
-        "bits_per_dim_train": float(train.mean()),
-        "bits_per_dim_train_standard_error": errors[1],
-        "bits_per_dim_gap": float(held_out.mean() - train.mean()),
-        "bits_per_dim_gap_standard_error": math.hypot(*errors),
+        **with_error("bits_per_dim_train", of_training, training_error),
+        **with_error("bits_per_dim_gap", *gap),
     }

@@ -11,11 +11,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from diffuse_cli import files, foreign, tensorfile
@@ -28,7 +28,7 @@ from diffuse_cli.modelfile._description import SAMPLING, Model, describe, descri
 from diffuse_cli.options import from_dict
 from diffuse_cli.presets import network_config
 
-__all__ = ["RAW", "Model", "holds", "load", "read_metadata", "read_training", "save"]
+__all__ = ["RAW", "Model", "holds", "load", "read_training", "save"]
 
 RAW = "raw."
 """Prefix of the weights before averaging."""
@@ -58,11 +58,7 @@ def save(path: Path, model: Model) -> None:
 
 
 def load(path: str | Path) -> Model:
-    """Read and check a model file.
-
-    Raises:
-        ModelFileError: it is missing, damaged, or not a model file of `diffuse`.
-    """
+    """Read a model file; a `ModelFileError` if it is missing, damaged, or none of `diffuse`."""
     path = Path(path)
     with _rejecting(path), tensorfile.opened(path) as file:
         foreign.check_kind(file, path)
@@ -75,7 +71,8 @@ def load(path: str | Path) -> Model:
         _check_finite(tensors)
         own = {n: t for n, t in tensors.items() if not n.startswith(RAW)}
         raw = {n.removeprefix(RAW): t for n, t in tensors.items() if n.startswith(RAW)}
-        return dataclasses.replace(model, ema=own, raw=raw or None)
+        title = header.metadata.get("modelspec.title", "")
+        return dataclasses.replace(model, ema=own, raw=raw or None, title=title)
 
 
 def read_training(path: str | Path) -> dict[str, Any]:
@@ -93,10 +90,8 @@ def read_training(path: str | Path) -> dict[str, Any]:
             found = network_config(training["network"], training["architecture"])
             if (training["network"], found) != (blueprint.network, blueprint.config):
                 raise ModelFileError("its training had another network")
-        training |= {
-            "network": blueprint.network,
-            "architecture": settings.to_dict(blueprint.config),
-        }
+        training["network"] = blueprint.network
+        training["architecture"] = settings.to_dict(blueprint.config)
         from_dict(TrainConfig, {"data": "", **training})
     return training
 
@@ -113,23 +108,14 @@ def holds(path: Path, model: Model) -> bool:
         return False
 
 
-def read_metadata(path: Path) -> Mapping[str, str]:
-    """The strings in a file's header, such as `modelspec.title`; untrusted.
-
-    Raises:
-        ModelFileError: it is not a safetensors file.
-    """
-    with _rejecting(path), tensorfile.opened(path) as file:
-        return tensorfile.read_header(file).metadata
-
-
 @contextlib.contextmanager
 def _rejecting(path: Path) -> Iterator[None]:
-    """Turn what a malformed file makes Python raise into a `ModelFileError` that names the file."""
+    """Turn what a malformed file makes Python raise into a `ModelFileError` that names it."""
     name = files.show(path)
     try:
         if path.is_dir():
-            raise foreign.rejected_folder(path)
+            hint = foreign.convert_line(path) if foreign.is_folder(path) else ""
+            raise ModelFileError(f"{name} is a folder, not a model file", hint)
         yield
     except ModelFileError as error:
         named = error.message if name in error.message else f"{name}: {error.message}"
@@ -155,10 +141,6 @@ def _check_shapes(blueprint: Blueprint, entries: Mapping[str, tensorfile.Entry])
 
 def _check_finite(tensors: Mapping[str, Tensor]) -> None:
     """Refuse NaN and infinite weights; the extremes show them, without a mask."""
-    bad = [
-        name
-        for name, tensor in tensors.items()
-        if not all(math.isfinite(float(extreme)) for extreme in tensor.aminmax())
-    ]
-    if bad:
+    finite = {name: torch.stack(tensor.aminmax()).isfinite() for name, tensor in tensors.items()}
+    if bad := [name for name, extremes in finite.items() if not extremes.all()]:
         raise ModelFileError(f"weights that are not numbers: {tensorfile.first(bad)}")

@@ -43,7 +43,8 @@ class Model:
             names if the model is unconditional.
         training: the configuration of the training.
         sampling: the setting that `tune` recommends.
-        versions: of the `diffuse` and torch that wrote a file; set by reading only.
+        versions, title: of the `diffuse` and torch that wrote a file, and its `modelspec.title`,
+            untrusted; set by reading only.
     """
 
     blueprint: Blueprint
@@ -54,6 +55,7 @@ class Model:
     training: Mapping[str, Any] = field(default_factory=dict)
     sampling: SamplerChoice | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    title: str = ""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -61,16 +63,11 @@ class Model:
         return self.blueprint.conditions.classes or tuple(self.data.get("classes", ()))
 
     def network(self, weights: str = "ema") -> nn.Module:
-        """The network with its averaged or raw weights.
-
-        Raises:
-            ModelFileError: raw weights of a file that has none.
-        """
+        """The network with its averaged or raw weights; a `ModelFileError` without raw ones."""
         tensors = lookup({"ema": self.ema, "raw": self.raw}, weights, "--weights")
         if tensors is None:
-            raise ModelFileError(
-                "the model file has no raw weights", "Train with --keep-raw to have them"
-            )
+            hint = "Train with --keep-raw to have them"
+            raise ModelFileError("the model file has no raw weights", hint)
         with torch.device("meta"):
             net = self.blueprint.build()
         net.load_state_dict(dict(tensors), assign=True)
@@ -95,12 +92,7 @@ def describe(model: Model) -> dict[str, Any]:
 
 
 def described(header: tensorfile.Header) -> dict[str, Any]:
-    """The description in a header, upgraded to the current version.
-
-    Raises:
-        ValueError: there is none.
-        ModelFileError: it is of a newer version.
-    """
+    """The description in a header, upgraded to the current version; newer ones are refused."""
     found = tensorfile.parse(header.metadata["diffuse.config"].encode())
     if not isinstance(found, dict):
         raise ValueError("its diffuse.config is not an object")

@@ -5,18 +5,19 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from markupsafe import Markup, escape
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from diffuse_cli import pictures
+from diffuse_cli.metrics import Measured
 from diffuse_cli.report.templating import printable
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 WIDTH = 4.9
 """Inches of a plot; its text is then readable on a phone and on a page."""
@@ -45,18 +46,12 @@ def look(i: int) -> tuple[str, str, str]:
 
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
-    "font.family": "DejaVu Sans",
     "font.size": 9,
     "text.color": INKS["ink"],
     "axes.facecolor": "none",
     "figure.facecolor": "none",
     "axes.edgecolor": INKS["faint"],
     "axes.labelcolor": INKS["ink"],
-    "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
     "axes.labelsize": 9,
     "grid.color": INKS["rule"],
     "grid.linewidth": 0.6,
@@ -71,20 +66,12 @@ _STYLE: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class Dot:
-    """A row of a dot plot.
-
-    Attributes:
-        error: one standard error, or 0 if there is none.
-        reference: what to compare it with, if anything.
-    """
+class Dot(NamedTuple):
+    """A row of a dot plot, and what to compare it with, if anything."""
 
     label: str
-    value: float
-    error: float = 0
-    reference: float | None = None
-    reference_error: float = 0
+    value: Measured
+    reference: Measured | None = None
 
 
 @dataclass(frozen=True)
@@ -104,8 +91,6 @@ class Plot:
     def __init__(
         self, name: str, height: float, left: float = 0.75, bottom: float = 0.5, top: float = 0.3
     ) -> None:
-        from matplotlib.figure import Figure
-
         self.name = name
         self.figure = Figure(figsize=(WIDTH, height))
         wide, high = 1 - (left + 0.28) / WIDTH, 1 - (bottom + top) / height
@@ -114,8 +99,6 @@ class Plot:
 
     def svg(self, label: str) -> Markup:
         """The plot as an element; `label` is for screen readers."""
-        from matplotlib import rc_context
-
         buffer = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         with rc_context({"svg.hashsalt": self.name}):
@@ -123,52 +106,37 @@ class Plot:
         return _inlined(buffer.getvalue(), self.name, label)
 
 
-@contextmanager
-def drawing() -> Iterator[None]:
-    """Matplotlib's defaults with our style, independent of the user's matplotlibrc."""
-    from matplotlib import style
-
-    with style.context(["default", _STYLE]):
-        yield
+MEASURED: dict[str, Any] = {"color": INKS["first"], "marker": "o", "markerfacecolor": INKS["first"]}
+REFERENCE: dict[str, Any] = {"color": INKS["second"], "marker": "D", "markerfacecolor": "none"}
 
 
-def dots(name: str, rows: Sequence[Dot], label: str, xlabel: str, reference: str = "") -> Markup:
+def dots(name: str, rows: Sequence[Dot], label: str, xlabel: str) -> Markup:
     """A row for each value with its error bar, and a diamond at its reference."""
-    with drawing():
+    with pictures.styled(_STYLE):
         bottom = 0.5 if xlabel else 0.28
         left = min(max(1.55, 0.2 + 0.07 * max(len(row.label) for row in rows)), WIDTH / 2)
         plot = Plot(name, bottom + 0.35 + 0.3 * len(rows), left=left, bottom=bottom)
         axes = plot.axes
         for k, row in enumerate(rows):
             if row.reference is not None:
-                _point(axes, row.reference, k + 0.18, row.reference_error, "second", "D", "none")
-            _point(axes, row.value, k - 0.1, row.error, "first", "o", INKS["first"])
+                _point(axes, row.reference, k + 0.18, REFERENCE)
+            _point(axes, row.value, k - 0.1, MEASURED)
         axes.set_yticks(range(len(rows)), [row.label for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(xlabel)
-        _legend(axes, [("first", "o", "measured"), ("second", "D", reference)])
+        if any(row.reference for row in rows):
+            styles = {"measured": MEASURED, "reference": REFERENCE}.items()
+            marks = [Line2D([], [], linestyle="", label=word, **style) for word, style in styles]
+            axes.legend(handles=marks, ncols=2, handletextpad=0.2, bbox_to_anchor=(1, 1))
         return plot.svg(label)
 
 
-def _point(axes: Axes, x: float, y: float, error: float, color: str, mark: str, fill: str) -> None:
+def _point(axes: Axes, x: Measured, y: float, style: Mapping[str, Any]) -> None:
     axes.errorbar(
-        [x], [y], xerr=[error] if error else None, fmt=mark, color=INKS[color], capsize=2.5,
-        markersize=5.5, markerfacecolor=fill, elinewidth=1.3, clip_on=False, zorder=3,
+        [x.value], [y], xerr=[x.error] if 0 < x.error < math.inf else None, linestyle="",
+        capsize=2.5, markersize=5.5, elinewidth=1.3, clip_on=False, zorder=3, **style,
     )  # fmt: skip
-
-
-def _legend(axes: Axes, entries: Sequence[tuple[str, str, str]]) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [
-        Line2D([], [], linestyle="", marker=mark, color=INKS[color], label=label,
-               markerfacecolor="none" if mark == "D" else INKS[color])
-        for color, mark, label in entries
-        if label
-    ]  # fmt: skip
-    if len(handles) > 1:
-        axes.legend(handles=handles, ncols=len(handles), handletextpad=0.2, bbox_to_anchor=(1, 1))
 
 
 def lines(
@@ -183,7 +151,7 @@ def lines(
     mark: tuple[float, str] | None = None,
 ) -> Markup:
     """Series over x, by colour, dash and mark; `mark` is a vertical line at an x, with words."""
-    with drawing():
+    with pictures.styled(_STYLE):
         rows = math.ceil(len(series) / COLUMNS)
         top = 0.1 + 0.18 * rows
         plot = Plot(name, 2.4 + top, top=top)
@@ -213,7 +181,7 @@ def stairs(
     name: str, values: Sequence[float], edges: Sequence[float], label: str, xlabel: str, ylabel: str
 ) -> Markup:
     """Values over ranges of x, both axes logarithmic; values that are not positive leave a gap."""
-    with drawing():
+    with pictures.styled(_STYLE):
         plot = Plot(name, 2.6, top=0.15)
         heights = [v if v > 0 else math.nan for v in values]
         plot.axes.stairs(heights, edges, baseline=None, color=INKS["first"], linewidth=1.6)
@@ -225,17 +193,12 @@ def stairs(
 
 
 def _scale(axes: Axes, log_x: bool, log_y: bool) -> None:
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
-    for axis, logarithmic, scale in (
-        (axes.xaxis, log_x, axes.set_xscale),
-        (axes.yaxis, log_y, axes.set_yscale),
-    ):
-        if logarithmic:
-            scale("log")
-            axis.set_major_locator(pictures.log_ticks(*axis.get_view_interval()))
-            axis.set_minor_formatter(NullFormatter())
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    if log_x:
+        axes.set_xscale("log")
+    if log_y:
+        axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        pictures.number_axis(axis, ",.10g")
 
 
 # -- into the page --------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The contents of the sections on bits by timestep and on the training."""
+"""The contents of the sections on bits by timestep, on the training, and on what `tune` tried."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 from markupsafe import Markup
 
 from diffuse_cli.evaluation.evaluating import Evaluated
-from diffuse_cli.metrics import measured
+from diffuse_cli.metrics import label, measured
 from diffuse_cli.report import charts
 from diffuse_cli.report.charts import Line
 from diffuse_cli.report.curves import Curve, log_of, read_curves
+from diffuse_cli.sweeps.recommending import Tried, Tuned
 
 
 def bits(found: Evaluated) -> dict[str, Any]:
@@ -62,3 +63,25 @@ def _kid(curve: Curve, step: float) -> Markup:
     best = min(range(len(curve.values)), key=curve.values.__getitem__)
     said = f"KID over steps, lowest {curve.values[best]:.4f} at step {curve.steps[best]:,.0f}"
     return charts.lines("kid", [line], said, "step", "KID", mark=(step, "measured"))
+
+
+def sweep(swept: Tuned) -> dict[str, Any]:
+    """A row for each setting, and a plot of quality against cost."""
+    rows = [(row, measured(row.values, swept.metric)) for row in swept.rows]
+    name = label(swept.metric)
+    return {"swept": swept, "label": name, "rows": rows, "plot": _quality(swept, name)}
+
+
+def _quality(swept: Tuned, label: str) -> Markup:
+    """A line for each sampler and guidance scale, over network evaluations."""
+    groups: dict[str, list[Tried]] = {}
+    for row in swept.rows:
+        guided = "" if row.setting.guidance is None else f", guidance {row.setting.guidance:g}"
+        groups.setdefault(row.setting.sampler + guided, []).append(row)
+    series = []
+    for name, rows in groups.items():
+        rows.sort(key=lambda row: row.evaluations)
+        values, errors = zip(*(measured(row.values, swept.metric) for row in rows), strict=True)
+        series.append(Line(name, [r.evaluations for r in rows], values, errors, marks=True))
+    said = f"{label} of each sampler and guidance scale over network evaluations per image"
+    return charts.lines("sweep", series, said, "network evaluations per image", label, log_x=True)

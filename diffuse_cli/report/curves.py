@@ -4,49 +4,51 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from diffuse_cli.training.rundir import RunDirectory
+from diffuse_cli.training.rundir import RunDirectory, run_of
 
 POINTS = 250
 """Points of a curve at most; neighbours are averaged."""
 
 KEYS = ("loss", "held_out_loss", "kid")
-BEST = ".best.safetensors"
 
 
 @dataclass(frozen=True)
 class Curve:
     """Values by step, with standard errors, 0 if there are none."""
 
-    steps: list[float] = field(default_factory=list)
-    values: list[float] = field(default_factory=list)
-    errors: list[float] = field(default_factory=list)
+    steps: list[float]
+    values: list[float]
+    errors: list[float]
 
 
 def log_of(model: Path) -> Path | None:
     """The log of a model's training; the best model of a run has the log of the run."""
-    if model.name.endswith(BEST):
-        model = model.with_name(model.name.removesuffix(BEST) + ".safetensors")
-    return RunDirectory(model).metrics if model.suffix == ".safetensors" else None
+    if model.suffix != ".safetensors":
+        return None
+    return RunDirectory(run_of(model).with_suffix(".safetensors")).metrics
 
 
 def read_curves(log: Path) -> dict[str, Curve]:
     """The curves in `metrics.jsonl` by the names in `KEYS`; other lines are skipped."""
-    found: dict[str, Curve] = defaultdict(Curve)
+    points: dict[str, list[tuple[float, float, float]]] = {key: [] for key in KEYS}
     for row in _rows(log):
-        for key in KEYS:
+        for key, given in points.items():
             if (value := _finite(row.get(key))) is not None:
-                found[key].steps.append(float(row["step"]))
-                found[key].values.append(value)
-                found[key].errors.append(_finite(row.get(f"{key}_standard_error")) or 0.0)
-    return {key: _thinned(found[key]) for key in KEYS if key in found}
+                error = _finite(row.get(f"{key}_standard_error")) or 0.0
+                given.append((float(row["step"]), value, error))
+    found = {}
+    for key, given in points.items():
+        if given:
+            parts = np.array_split(given, min(POINTS, len(given)))
+            found[key] = Curve(*np.stack([part.mean(0) for part in parts], 1).tolist())
+    return found
 
 
 def _rows(log: Path) -> Iterator[dict[str, Any]]:
@@ -67,10 +69,3 @@ def _finite(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return float(value) if abs(value) < 1e300 and math.isfinite(value) else None
-
-
-def _thinned(curve: Curve) -> Curve:
-    parts = min(POINTS, len(curve.steps))
-    columns = (curve.steps, curve.values, curve.errors)
-    means = ([float(part.mean()) for part in np.array_split(c, parts)] for c in columns)
-    return Curve(*means)

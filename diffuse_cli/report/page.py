@@ -16,7 +16,6 @@ from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation.evaluating import Evaluated
 from diffuse_cli.options import to_arguments
 from diffuse_cli.report import courses, sections, style
-from diffuse_cli.report.sweeps import sweep
 from diffuse_cli.report.templating import render
 from diffuse_cli.sweeps.recommending import Tuned
 
@@ -48,7 +47,7 @@ def page(
         "classes": ("Class by class", sections.classes(found, shown)),
         "bits": ("Bits by timestep", courses.bits(found)),
         "training": ("The training", courses.training(found, Path(config.subject))),
-        **({"sweep": ("Samplers, steps and guidance", sweep(swept))} if swept else {}),
+        **({"sweep": ("Samplers, steps and guidance", courses.sweep(swept))} if swept else {}),
         "nearest": ("Nearest training images", sections.nearest(found, shown)),
         "repeat": ("Repeat this", _repeat(config, found, numbers, asked)),
     }

@@ -6,10 +6,8 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup
 
-from diffuse_cli import pictures
 from diffuse_cli.evaluation.evaluating import Evaluated
 from diffuse_cli.evaluation.images import Labelled
 from diffuse_cli.evaluation.showing import Shown
@@ -47,26 +45,10 @@ def _plots(question: str, there: Sequence[Number], values: Values) -> Iterator[M
     """Dots of the numbers of one axis, if there are two of them or a reference."""
     for place, axis in enumerate(dict.fromkeys(n.axis for n in there if n.axis)):
         members = [n for n in there if n.axis == axis and n.quoted(values)]
-        rows = []
-        for number in members:
-            reference = number.reference(values)
-            rows.append(
-                Dot(
-                    number.label,
-                    *_known(measured(values, number.key)),
-                    *(_known(reference) if reference else ()),
-                )
-            )
-        has = any(row.reference is not None for row in rows)
-        if len(rows) > 1 or has:
-            said = "; ".join(f"{number.label} {number.text(values)}" for number in members)
-            name = f"{question}-{place}"
-            yield charts.dots(name, rows, f"Plot: {said}", axis, "reference" if has else "")
-
-
-def _known(value: tuple[float, float]) -> tuple[float, float]:
-    """A value and its error, 0 if there is none."""
-    return value[0], value[1] if np.isfinite(value[1]) else 0.0
+        rows = [Dot(n.label, measured(values, n.key), n.reference(values)) for n in members]
+        if len(rows) > 1 or any(row.reference for row in rows):
+            said = "; ".join(f"{n.label} {n.text(values)}" for n in members)
+            yield charts.dots(f"{question}-{place}", rows, f"Plot: {said}", axis)
 
 
 # -- images ---------------------------------------------------------------------------------------
@@ -79,7 +61,8 @@ def samples(found: Evaluated, images: Shown) -> dict[str, Any]:
         ("Generated", images.generated, found.generated),
         ("Real", images.real, found.real),
     ):
-        kept = side.pixels[: _affordable(side.pixels)]
+        room = max(4, DATA_BUDGET // min(int(side.pixels[0].size), SAMPLE**2 * 3))
+        kept = side.pixels[:room]
         words = [_alt(title, k, side, images.names) for k in range(len(kept))]
         sides.append((title, row_of(kept, words, SAMPLE), count))
     return {"sides": sides}
@@ -89,11 +72,6 @@ def _alt(title: str, k: int, images: Labelled, names: Sequence[str]) -> str:
     label = int(images.labels[k])
     named = f" of class {names[label]}" if 0 <= label < len(names) else ""
     return f"{title.lower()} image {k}{named}"
-
-
-def _affordable(pixels: pictures.Pixels) -> int:
-    """How many images like these (N, C, H, W) the page has room for, at least four."""
-    return max(4, DATA_BUDGET // min(int(pixels[0].size), SAMPLE**2 * 3))
 
 
 def classes(found: Evaluated, images: Shown) -> dict[str, Any]:

@@ -5,43 +5,30 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from accelerate import Accelerator
 
 from diffuse_cli import features, files, modelfile
 from diffuse_cli.config import EmaConfig, TrainConfig
+from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.errors import ModelFileError, lookup
 from diffuse_cli.evaluation.evaluating import load_model
 from diffuse_cli.evaluation.images import Labelled, read_sides
 from diffuse_cli.events import Notice, Progress, Work
+from diffuse_cli.metrics import with_error
 from diffuse_cli.options import from_dict
 from diffuse_cli.outputs import asked
 from diffuse_cli.resolving import resolve, tell
 from diffuse_cli.runtime import machine, resolve_precision
 from diffuse_cli.sampling import Loaded, draw, ready
+from diffuse_cli.training import power
 from diffuse_cli.training.objective import Objective, losses_of
-from diffuse_cli.training.power import (
-    Combination,
-    Profile,
-    Snapshot,
-    combine,
-    gamma_of,
-    nearest,
-    read_snapshot,
-    shapes_of,
-    snapshots,
-)
 from diffuse_cli.training.rundir import run_of
 from diffuse_cli.training.validation import KidMeasure
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-    from diffuse_cli.core.denoiser import Denoiser
 
 LENGTHS = (0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.10, 0.12, 0.15, 0.20, 0.25)
 """The lengths to try: standard deviations of the profile, as a share of the run."""
@@ -49,7 +36,7 @@ LENGTHS = (0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.10, 0.12, 0.15, 0.20, 0.25)
 NEAR = 0.1
 """Lengths whose profile the snapshots miss by more than this share of its norm are left out."""
 
-Measure = Callable[["Denoiser"], Work[dict[str, float]]]
+Measure = Callable[[Denoiser], Work[dict[str, float]]]
 
 
 @dataclass(frozen=True)
@@ -68,7 +55,6 @@ class MeasuredLengths:
     Attributes:
         metric: the key of the number that decides; lower is better.
         file: the numbers of the model file's own average.
-        best: the best length.
         step, updates: where the averages end.
         out: the model file with the best length, if one was asked for.
     """
@@ -87,8 +73,7 @@ class MeasuredLengths:
 def measure_lengths(config: EmaConfig) -> Work[MeasuredLengths | None]:
     """Measure averages of `LENGTHS`, made from the snapshots in the model's run directory.
 
-    Returns:
-        `MeasuredLengths`, or None on every process but the first.
+    Returns None on every process but the first.
 
     Raises:
         ModelFileError: not a model file, or one without sound snapshots.
@@ -112,7 +97,7 @@ def measure_lengths(config: EmaConfig) -> Work[MeasuredLengths | None]:
         measure = yield from make(config, loaded, sides.real, accelerator)
         rows: list[MeasuredLength] = []
         models = _models(loaded.model, given, fits)
-        for k, ((length, found), model) in enumerate(zip(fits, models, strict=True), 1):
+        for k, ((length, found), model) in enumerate(zip(fits.items(), models, strict=True), 1):
             yield Notice(f"length {length:.2f}, {k} of {len(fits)}")
             values = yield from measure(ready(model, "ema", accelerator))
             rows.append(MeasuredLength(length, found.error, values))
@@ -154,21 +139,17 @@ def _tell(best: MeasuredLength, rows: Sequence[MeasuredLength], beaten: bool) ->
 # -- lengths --------------------------------------------------------------------------------------
 
 
-def _snapshots(path: Path, step: int) -> list[Snapshot]:
-    """The snapshots of a model's run, up to its step.
-
-    Raises:
-        ModelFileError: there are none, or one cannot be read.
-    """
+def _snapshots(path: Path, step: int) -> list[power.Snapshot]:
+    """The snapshots of a model's run, up to its step."""
     folder = run_of(path) / "ema"
-    found = [own for number, own in snapshots(folder) if number <= step]
+    found = [own for number, own in power.snapshots(folder) if number <= step]
     if not found:
         raise ModelFileError(
             f"{files.show(path)} has no averages of other lengths in {files.show(folder)}",
             "Train with --ema-lengths 24, and keep the run directory beside the model",
         )
     with _rejecting(folder):
-        return [read_snapshot(own) for own in found]
+        return [power.read_snapshot(own) for own in found]
 
 
 @contextlib.contextmanager
@@ -182,34 +163,31 @@ def _rejecting(folder: Path) -> Iterator[None]:
         raise ModelFileError(text) from error
 
 
-def _end(given: Sequence[Snapshot]) -> int:
+def _end(given: Sequence[power.Snapshot]) -> int:
     return round(max(p.updates for p in given[-1].profiles.values()))
 
 
-def _fits(given: Sequence[Snapshot]) -> Work[list[tuple[float, Combination]]]:
+def _fits(given: Sequence[power.Snapshot]) -> Work[dict[float, power.Combination]]:
     """The combination for each length that the snapshots can give."""
     profiles = [profile for snapshot in given for profile in snapshot.profiles.values()]
-    every = [(v, nearest(profiles, Profile(gamma_of(v), _end(given)))) for v in LENGTHS]
-    far = [f"{length:.2f}" for length, found in every if found.error > NEAR]
+    wanted = {v: power.Profile(power.gamma_of(v), _end(given)) for v in LENGTHS}
+    every = {length: power.nearest(profiles, profile) for length, profile in wanted.items()}
+    far = [f"{length:.2f}" for length, found in every.items() if found.error > NEAR]
     if far:
         yield Notice(f"left out, as they need more snapshots than {len(given)}: {', '.join(far)}")
-    return [(length, found) for length, found in every if found.error <= NEAR]
+    return {length: found for length, found in every.items() if found.error <= NEAR}
 
 
 def _models(
-    model: modelfile.Model, given: Sequence[Snapshot], fits: Sequence[tuple[float, Combination]]
+    model: modelfile.Model, given: Sequence[power.Snapshot], fits: Mapping[float, power.Combination]
 ) -> Iterator[modelfile.Model]:
-    """The model with the weights of each combination; buffers stay.
-
-    Raises:
-        ModelFileError: the snapshots are of another network, or damaged.
-    """
+    """The model with the weights of each combination; buffers stay."""
     step = given[-1].step
     with _rejecting(given[-1].path.parent):
-        shapes = shapes_of(model.ema)
-        combined = combine(given, [found for _, found in fits])
-        for (length, _), made in zip(fits, combined, strict=True):
-            if not shapes_of(made).items() <= shapes.items():
+        shapes = power.shapes_of(model.ema)
+        combined = power.combine(given, list(fits.values()))
+        for length, made in zip(fits, combined, strict=True):
+            if not power.shapes_of(made).items() <= shapes.items():
                 raise ValueError("they are of another network")
             if not all(bool(tensor.isfinite().all()) for tensor in made.values()):
                 raise ValueError("they hold weights that are not numbers")
@@ -265,11 +243,11 @@ def _loss(
         ):
             losses += part.tolist()
             yield Progress("held-out loss", len(losses), len(real))
-        found = {"held_out_loss": math.fsum(losses) / len(losses)}
-        if len(losses) > 1:
-            error = float(np.std(losses, ddof=1)) / math.sqrt(len(losses))
-            found["held_out_loss_standard_error"] = error
-        return found
+        mean = math.fsum(losses) / len(losses)
+        if len(losses) < 2:
+            return {"held_out_loss": mean}
+        error = float(np.std(losses, ddof=1)) / math.sqrt(len(losses))
+        return with_error("held_out_loss", mean, error)
 
     return measure
 

@@ -12,6 +12,7 @@ from diffuse_cli import modelfile
 from diffuse_cli.config import TUNED_GUIDANCE, SamplerChoice, TuneConfig
 from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.errors import UsageError
+from diffuse_cli.metrics import measured
 
 METRIC = "kid"
 """The number that decides; lower is better."""
@@ -61,23 +62,22 @@ class Tuned:
     plot: Path | None
 
 
-def recommend(rows: Sequence[Tried], metric: str = METRIC) -> SamplerChoice:
-    """The setting of the fewest evaluations whose value is within a standard error of the best.
+def recommend(rows: Sequence[Tried]) -> SamplerChoice:
+    """The setting of the fewest evaluations whose KID is within a standard error of the best.
 
-    Ties go to the lower value, then to the earlier row. Seconds do not count: they are never the
+    Ties go to the lower KID, then to the earlier row. Seconds do not count: they are never the
     same twice.
 
     Raises:
-        ValueError: no row has a value that is a number.
+        ValueError: no row has a KID that is a number.
     """
-    measured = [row for row in rows if math.isfinite(row.values[metric])]
-    if not measured:
-        raise ValueError(f"no setting has a {metric} that is a number")
-    best = min(measured, key=lambda row: row.values[metric])
-    error = best.values.get(f"{metric}_standard_error", 0.0)
-    bound = best.values[metric] + (error if math.isfinite(error) else 0.0)
-    good = [row for row in measured if row.values[metric] <= bound]
-    return min(good, key=lambda row: (row.evaluations, row.values[metric])).setting
+    known = [row for row in rows if math.isfinite(row.values[METRIC])]
+    if not known:
+        raise ValueError(f"no setting has a {METRIC} that is a number")
+    best = measured(min(known, key=lambda row: row.values[METRIC]).values, METRIC)
+    bound = best.value + (best.error if math.isfinite(best.error) else 0.0)
+    good = [row for row in known if row.values[METRIC] <= bound]
+    return min(good, key=lambda row: (row.evaluations, row.values[METRIC])).setting
 
 
 # -- what is tried --------------------------------------------------------------------------------
@@ -86,11 +86,7 @@ def recommend(rows: Sequence[Tried], metric: str = METRIC) -> SamplerChoice:
 def first_settings(
     config: TuneConfig, guidance: float | None, timesteps: int
 ) -> list[SamplerChoice]:
-    """Every sampler with every number of steps that the model has timesteps for.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """Every sampler with every number of steps up to `timesteps`; a `UsageError` for none."""
     steps = [n for n in dict.fromkeys(config.steps) if n <= timesteps]
     if not steps:
         raise UsageError(f"--steps must have one from 1 to {timesteps}, the model's timesteps")

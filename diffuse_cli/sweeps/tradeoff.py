@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+
 from diffuse_cli import pictures
+from diffuse_cli.metrics import measured
 from diffuse_cli.pictures import FAINT, INK, Sheet
+from diffuse_cli.sweeps.recommending import METRIC, Tried, Tuned
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from PIL import Image
-
-    from diffuse_cli.sweeps.recommending import Tried, Tuned
 
 LEFT, TOP, WIDTH, HEIGHT = 0.85, 1.0, 6.2, 4.3  # inches
 KEYS, LINE = 7.45, 0.27
@@ -41,8 +42,13 @@ def plot(found: Tuned, name: str) -> Image.Image:
     samplers = list(dict.fromkeys(row.setting.sampler for row in found.rows))
     for i, sampler in enumerate(samplers):
         _sampler(axes, found, sampler, i)
-    _ring(axes, found)
-    _ticks(axes)
+    [best] = [row for row in found.rows if row.setting == found.recommended]
+    place = best.seconds, best.values[METRIC]
+    ring: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": INK}
+    axes.plot(*place, "o", markersize=13, markeredgewidth=1.5, zorder=6, **ring)
+    for axis in (axes.xaxis, axes.yaxis):
+        if axis.get_scale() == "log":
+            pictures.number_axis(axis, "g")
     _keys(sheet, found, samplers)
     return sheet.render()
 
@@ -52,74 +58,41 @@ def _scale(axes: Axes, found: Tuned) -> None:
     axes.set_xscale("log")
     axes.set_xlabel(f"seconds per image, on {found.device}", fontsize=9)
     axes.set_ylabel("KID, lower is better", fontsize=9)
-    if all(row.values[found.metric] > 0 for row in found.rows):
+    if all(row.values[METRIC] > 0 for row in found.rows):
         axes.set_yscale("log")
     axes.tick_params(length=0, which="both")
-
-
-def _ticks(axes: Axes) -> None:
-    """Plain numbers on logarithmic axes."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
-    for axis in (axes.xaxis, axes.yaxis):
-        if axis.get_scale() == "log":
-            axis.set_major_locator(pictures.log_ticks(*axis.get_view_interval()))
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axis.set_minor_formatter(NullFormatter())
 
 
 def _sampler(axes: Axes, found: Tuned, sampler: str, i: int) -> None:
     """A sampler's line, and its points at other guidance scales."""
     guidance = found.rows[0].setting.guidance
     own = [row for row in found.rows if row.setting.sampler == sampler]
-    line = [row for row in own if row.setting.guidance == guidance]
-    line.sort(key=lambda row: row.setting.steps)
-    others = [row for row in own if row.setting.guidance != guidance]
-    steps = [f"{row.setting.steps}" for row in line]
-    scales = [f"×{row.setting.guidance:g}" for row in others]
-    _points(axes, found.metric, line, steps, i, (0, 7), linestyle="-")
-    _points(axes, found.metric, others, scales, i, (11, -3), linestyle="", markerfacecolor="white")
+    line = [(f"{row.setting.steps}", row) for row in own if row.setting.guidance == guidance]
+    line.sort(key=lambda point: point[1].setting.steps)
+    others = [
+        (f"×{row.setting.guidance:g}", row) for row in own if row.setting.guidance != guidance
+    ]
+    _points(axes, line, i, (0, 7), linestyle="-")
+    _points(axes, others, i, (11, -3), linestyle="", markerfacecolor="white")
 
 
 def _points(
-    axes: Axes,
-    metric: str,
-    rows: Sequence[Tried],
-    labels: Sequence[str],
-    i: int,
-    offset: tuple[int, int],
-    **style: Any,
+    axes: Axes, points: Sequence[tuple[str, Tried]], i: int, offset: tuple[int, int], **style: Any
 ) -> None:
-    """Points with bars and labels, in the marker and colour of the i-th sampler."""
+    """Labelled points with bars, in the marker and colour of the i-th sampler."""
     from matplotlib.patheffects import withStroke
 
-    if not rows:
+    if not points:
         return
     style |= {"marker": MARKERS[i % len(MARKERS)], "markersize": 5.5, "markeredgewidth": 1.1}
-    seconds, values = [row.seconds for row in rows], [row.values[metric] for row in rows]
-    errors = [row.values.get(f"{metric}_standard_error", 0.0) for row in rows]
+    values, errors = zip(*(measured(row.values, METRIC) for _, row in points), strict=True)
     style |= {"color": pictures.color(i), "linewidth": 1.4, "elinewidth": 0.7, "zorder": 3}
-    axes.errorbar(seconds, values, errors, **style)
-    for text, x, y in zip(labels, seconds, values, strict=True):
-        axes.annotate(
-            text,
-            (x, y),
-            offset,
-            textcoords="offset points",
-            ha="center",
-            fontsize=7.5,
-            color=pictures.color(i),
-            path_effects=[withStroke(linewidth=2, foreground="white")],
-            zorder=5,
-        )
-
-
-def _ring(axes: Axes, found: Tuned) -> None:
-    """A ring around the recommended setting."""
-    [row] = [row for row in found.rows if row.setting == found.recommended]
-    style: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": INK}
-    point = [row.seconds], [row.values[found.metric]]
-    axes.plot(*point, "o", markersize=13, markeredgewidth=1.5, zorder=6, **style)
+    axes.errorbar([row.seconds for _, row in points], values, errors, **style)
+    label: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 7.5}
+    label |= {"color": pictures.color(i), "zorder": 5}
+    label["path_effects"] = [withStroke(linewidth=2, foreground="white")]
+    for text, row in points:
+        axes.annotate(text, (row.seconds, row.values[METRIC]), offset, **label)
 
 
 def _keys(sheet: Sheet, found: Tuned, samplers: Sequence[str]) -> None:

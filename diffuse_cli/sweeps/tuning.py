@@ -8,14 +8,14 @@ real images.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from accelerate import Accelerator
 
 from diffuse_cli import files, modelfile, pictures
 from diffuse_cli.config import DrawConfig, EvalConfig, SamplerChoice, TuneConfig
@@ -27,16 +27,16 @@ from diffuse_cli.evaluation.evaluating import (
     find_network,
     load_model,
 )
-from diffuse_cli.evaluation.generating import draw_share, gathered
 from diffuse_cli.evaluation.images import read_sides
-from diffuse_cli.evaluation.team import Team
+from diffuse_cli.evaluation.team import Team, draw_share, gathered
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.features import FeatureNetwork
-from diffuse_cli.metrics import frechet, kid
+from diffuse_cli.media import Array
+from diffuse_cli.metrics import frechet, kid, with_error
 from diffuse_cli.options import converted
 from diffuse_cli.outputs import asked
 from diffuse_cli.resolving import DrawSettings, resolve
-from diffuse_cli.runtime import machine_or
+from diffuse_cli.runtime import machine_or, made_with
 from diffuse_cli.sampling import Loaded, draw, looks
 from diffuse_cli.sweeps import tradeoff
 from diffuse_cli.sweeps.recommending import (
@@ -48,22 +48,12 @@ from diffuse_cli.sweeps.recommending import (
     recommend,
 )
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-Array = npt.NDArray[Any]
-
 
 def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tuned]:
     """Measure settings of a model, and recommend one.
 
-    Yields `Progress` and `Notice`.
-
-    Args:
-        accelerator: that of the caller, if it has one.
-
-    Returns:
-        The same on every process, of which the first writes.
+    Yields `Progress` and `Notice`. Returns the same on every process, of which the first writes;
+    `accelerator` is that of the caller, if it has one.
 
     Raises:
         DataError, ModelFileError, UsageError: an input cannot be used.
@@ -96,6 +86,7 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
             setting = replace(found, guidance=scale)
             rows.append((yield from _counted(measure(setting), setting, len(rows), total)))
         yield Progress("tuning", total, total)
+        described = describe(base, config.weights, config.precision, loaded.sha256)
         tuned = Tuned(
             rows=tuple(rows),
             recommended=recommend(rows),
@@ -104,8 +95,8 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
             real=len(sides.real),
             part=sides.part,
             features=network.described(),
-            settings=_common(config, base, loaded),
-            device=_name(accelerator.device),
+            settings={k: v for k, v in described.items() if k not in vars(base.choice)},
+            device=made_with(accelerator)["device"],
             out=out,
             plot=plot,
         )
@@ -119,32 +110,17 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
     return tuned
 
 
-def tune_and_evaluate(
-    config: TuneConfig,
-) -> Work[tuple[Tuned, EvalConfig, Evaluated] | None]:
+def tune_and_evaluate(config: TuneConfig) -> Work[tuple[Tuned, EvalConfig, Evaluated] | None]:
     """`tune`, then evaluate the setting that it recommends, for `--report`; raises what they do.
 
-    Returns:
-        What was tried, the evaluation and its result, or None on every process but the first.
+    Returns what was tried, the evaluation and its result; None on every process but the first.
     """
     asked(config, "report", ".html")
     with machine_or(None, config.precision) as accelerator:
         tuned = yield from tune(config, accelerator)
-        chosen = evaluation_of(config, tuned.recommended)
+        chosen = converted(config, EvalConfig, **vars(tuned.recommended), plot=None)
         found = yield from evaluate(chosen, accelerator)
     return (tuned, chosen, found) if found else None
-
-
-def evaluation_of(config: TuneConfig, setting: SamplerChoice) -> EvalConfig:
-    """The evaluation of one setting, without a plot."""
-    return converted(
-        config,
-        EvalConfig,
-        sampler=setting.sampler,
-        steps=setting.steps,
-        guidance=setting.guidance,
-        plot=None,
-    )
 
 
 def _announce(
@@ -166,31 +142,7 @@ def _announce(
     )
 
 
-def _common(config: TuneConfig, base: DrawSettings, loaded: Loaded) -> dict[str, Any]:
-    """The options that all settings have in common."""
-    varied = ("sampler", "steps", "guidance")
-    described = describe(config, base, loaded.sha256)
-    return {name: value for name, value in described.items() if name not in varied}
-
-
-def _name(device: torch.device) -> str:
-    """The device's own name: seconds depend on it."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
 # -- what it gives --------------------------------------------------------------------------------
-
-
-@dataclass
-class _Counter:
-    """A network that counts the images it sees."""
-
-    net: Callable[..., torch.Tensor]
-    images: int = 0
-
-    def __call__(self, x: torch.Tensor, t: torch.Tensor, **cond: Any) -> torch.Tensor:
-        self.images += len(x)
-        return self.net(x, t, **cond)
 
 
 @dataclass(frozen=True)
@@ -205,43 +157,36 @@ class _Measure:
     team: Team
 
     def __call__(self, setting: SamplerChoice) -> Work[Tried]:
-        counter = _Counter(self.loaded.denoiser.net)
+        wanted = self.base.condition
+        if wanted is not None and setting.guidance is not None:
+            wanted = replace(wanted, scale=setting.guidance)
+        seen = 0
+
+        def counted(x: torch.Tensor, t: torch.Tensor, **cond: Any) -> torch.Tensor:
+            nonlocal seen
+            seen += len(x)
+            return self.loaded.denoiser.net(x, t, **cond)
+
         began = time.perf_counter()
-        mine = yield from draw_share(
-            self._settings(setting),
-            self.loaded.model.blueprint.denoiser(counter),
-            self.n,
-            space=self.loaded.space,
-            device=self.network.device,
-            team=self.team,
+        settings = replace(
+            self.base, sampler=setting.sampler, steps=setting.steps, condition=wanted
         )
-        parts = self.team.gather((counter.images, time.perf_counter() - began))
-        pixels = gathered(mine, self.n, self.team)
-        fake = np.asarray(
-            (yield from computed(self.network, looks(self.loaded.space, pixels), self.team)),
-            np.float64,
-        )
-        values = self._compare(fake) if self.team.index == 0 else {}
+        loaded = replace(self.loaded, denoiser=self.loaded.model.blueprint.denoiser(counted))
+        mine = yield from draw_share(settings, loaded, self.n, self.network.device, self.team)
+        parts = self.team.gather((seen, time.perf_counter() - began))
+        shown = looks(self.loaded.space, gathered(mine, self.n, self.team))
+        fake = np.asarray((yield from computed(self.network, shown, self.team)), np.float64)
+        values: dict[str, float] = {}
+        if self.team.index == 0:
+            whole = frechet.fit(self.real, fake)
+            values = kid.estimate(self.real, fake)
+            values |= with_error("frechet_distance", whole.value, whole.error())
         return Tried(
             setting,
             self.team.from_first(values),
             seconds=sum(seconds for _, seconds in parts) / self.n,
             evaluations=sum(images for images, _ in parts) // self.n,
         )
-
-    def _settings(self, setting: SamplerChoice) -> DrawSettings:
-        wanted = self.base.condition
-        if wanted is not None and setting.guidance is not None:
-            wanted = replace(wanted, scale=setting.guidance)
-        return replace(self.base, sampler=setting.sampler, steps=setting.steps, condition=wanted)
-
-    def _compare(self, fake: Array) -> dict[str, float]:
-        whole = frechet.fit(self.real, fake)
-        return {
-            **kid.estimate(self.real, fake),
-            "frechet_distance": whole.value,
-            "frechet_distance_standard_error": whole.error(),
-        }
 
     def warm_up(self) -> None:
         """Draw a batch in one step: the first setting must not pay for one-off costs."""

@@ -226,6 +226,16 @@ def test_a_file_of_betas_is_a_row_of_its_name(
     assert list(scene.processes) == ["linear", "linear (file)"]
 
 
+def test_the_curves_are_the_same_whatever_the_matplotlibrc_says() -> None:
+    import matplotlib
+
+    (path,), _ = run()
+    before = path.read_bytes()
+    with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9, "axes.facecolor": "red"}):
+        run(overwrite=True)
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize("options", [{"zero_terminal_snr": True}, {"steps": 14}])
 def test_eight_rows_fit_on_a_page(folder: Path, options: dict[str, Any]) -> None:
     (folder / "$_of {betas}^.txt").write_text(" ".join(["0.01"] * 40))

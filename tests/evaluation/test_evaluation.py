@@ -19,10 +19,10 @@ from diffuse_cli import modelfile
 from diffuse_cli.core import bits_per_dim
 from diffuse_cli.data import read_images
 from diffuse_cli.draws import draw_noise, permutation
-from diffuse_cli.evaluation import evaluating, landmarks, neighbors, parts
+from diffuse_cli.evaluation import evaluating, neighbors, parts
 from diffuse_cli.evaluation.images import Labelled, Training
 from diffuse_cli.events import finish
-from diffuse_cli.metrics import METRICS, _nearest, kid, memorization
+from diffuse_cli.metrics import METRICS, _nearest, kid, landmarks, memorization
 from diffuse_cli.metrics._landmarks import LANDMARKS
 from diffuse_cli.metrics.memorization import Nearest
 

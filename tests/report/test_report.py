@@ -25,8 +25,8 @@ from diffuse_cli.evaluation.showing import OF_CLASS, SAMPLES, TWINS
 from diffuse_cli.metrics import METRICS, Measured
 from diffuse_cli.options import from_dict, to_arguments
 from diffuse_cli.report import charts, curves, style
+from diffuse_cli.report.courses import sweep
 from diffuse_cli.report.page import COLOURS
-from diffuse_cli.report.sweeps import sweep
 from diffuse_cli.report.templating import environment, render
 from diffuse_cli.sweeps.recommending import Tried, Tuned
 
@@ -158,7 +158,7 @@ def compute(evaluation):
     return {"sheen": 41.25, "sheen_standard_error": 0.5}
 
 def remarks(facts):
-    yield Remark("sheen", "poor", "{sheen} is dull", {"sheen": facts["sheen"]})
+    yield Remark("sheen", "poor", f"{facts['sheen']} is dull")
 """
 
 
@@ -525,14 +525,14 @@ def test_a_number_has_two_digits_of_its_error(value, error, shown):
 
 
 def test_a_plot_is_words_and_the_pages_colours():
-    rows = [charts.Dot("a < b", 1, 0.5, 2, 0.1), charts.Dot("c", 3)]
-    svg = charts.dots("name", rows, 'says "<', "x & y", "reference")
+    rows = [charts.Dot("a < b", Measured(1, 0.5), Measured(2, 0.1)), charts.Dot("c", Measured(3))]
+    svg = charts.dots("name", rows, 'says "<', "x & y")
     page = Page(svg)
     assert {"a < b", "c", "x & y", "measured", "reference"} <= {w.strip() for w in page.words}
     assert page.of("svg")[0]["aria-label"] == 'says "<'
     assert "var(--first)" in svg
     assert "#0" not in svg.replace("&#0", "")
-    assert svg == charts.dots("name", rows, 'says "<', "x & y", "reference")
+    assert svg == charts.dots("name", rows, 'says "<', "x & y")
     assert all(i.startswith("name-") for i in page.values("id"))
 
 
@@ -541,7 +541,7 @@ def test_numbers_that_are_none_are_drawn_as_gaps():
     nan = float("nan")
     for values in ([0.0, 0.0], [nan, 1.0], [nan, nan]):
         assert charts.stairs("a", values, [1, 2, 5], "says", "x", "y").startswith("<svg")
-    assert charts.dots("a", [charts.Dot("a", nan)], "says", "x").startswith("<svg")
+    assert charts.dots("a", [charts.Dot("a", Measured(nan))], "says", "x").startswith("<svg")
     line = charts.Line("a", [5], [nan], [nan])
     assert charts.lines("a", [line], "says", "x", "y", log_x=True).startswith("<svg")
 
