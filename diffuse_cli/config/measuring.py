@@ -11,7 +11,7 @@ from diffuse_cli.config.drawing import (
     TrajectoryConfig,
     WeightsConfig,
 )
-from diffuse_cli.config.reading import ReadingConfig
+from diffuse_cli.config.reading import FIT, ReadingConfig
 from diffuse_cli.errors import UsageError
 from diffuse_cli.options import (
     OVERWRITE,
@@ -61,6 +61,7 @@ class MeasureConfig(FeatureConfig, ComputeConfig, ReadingConfig):
     background: str | None = data_option(
         None, "Colour behind transparent images.", parse=parse_color, shown="the model's"
     )
+    fit: str | None = data_option(None, FIT, table="media.FITS", shown="the model's")
     overwrite: bool = option(False, OVERWRITE)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,9 +108,9 @@ def read_sides(config: MeasureConfig, loaded: Loaded | None) -> Work[Sides]:
     """Read the real images and, without a model, those to compare with them."""
     if loaded is not None:
         space = loaded.space
-        background = config.background or str(loaded.model.data.get("background", "white"))
+        data = loaded.model.data
         images = yield from _read(
-            config, config.data, space.size, space.channels, background, space.medium
+            config, config.data, space.size, space.channels, space.medium, data
         )
         yield from _tell(images)
         chosen, part = _held_out(images, loaded)
@@ -124,9 +124,7 @@ def read_sides(config: MeasureConfig, loaded: Loaded | None) -> Work[Sides]:
             more = training.first(len(real))
         return Sides(real, more, None, training, part, names, {"data": images.fingerprint}, space)
     theirs = yield from _read_alike(config, config.subject)
-    background = config.background or "white"
-    size = theirs.space.size
-    images = yield from _read(config, config.data, size, None, background, theirs.medium)
+    images = yield from _read(config, config.data, theirs.space.size, medium=theirs.medium)
     yield from _tell(theirs, images)
     names = images.class_names
     fakes, _ = _choose(config, theirs, np.arange(len(theirs)), names)
@@ -180,17 +178,20 @@ def _training(config: MeasureConfig, images: Samples, names: Sequence[str]) -> T
 def _read(
     config: MeasureConfig,
     source: str,
-    size: Size | None,
-    channels: int | None,
-    background: str,
+    size: Size | None = None,
+    channels: int | None = None,
     medium: str | None = None,
+    trained: Mapping[str, Any] | None = None,
 ) -> Work[Samples]:
+    """Samples read as those that a model was trained on, by what its file says of them."""
+    kept = trained or {}
     return (
         yield from read_images(
             source,
             size=size,
             channels=channels,
-            background=background,
+            background=config.background or str(kept.get("background", "white")),
+            fit=config.fit or str(kept.get("fit", "crop")),
             medium=medium,
             strict=config.strict,
             workers=config.workers,
@@ -200,9 +201,8 @@ def _read(
 
 def _read_alike(config: MeasureConfig, source: str) -> Work[Samples]:
     """Generated images at their own size, if all have the same."""
-    background = config.background or "white"
-    images = yield from _read(config, source, None, None, background)
+    images = yield from _read(config, source)
     sizes = list(images.summary.sizes)
     if len(sizes) == 1 and sizes[0] != images.space.size[::-1]:
-        images = yield from _read(config, source, sizes[0][::-1], None, background)
+        images = yield from _read(config, source, sizes[0][::-1])
     return images

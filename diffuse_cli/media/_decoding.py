@@ -15,7 +15,9 @@ from diffuse_cli import unusable as reasons
 from diffuse_cli.errors import DataError
 from diffuse_cli.files import show
 from diffuse_cli.media import LARGE, Large, freely, one_large
+from diffuse_cli.media._colors import BadProfile, Conversion, to_srgb
 from diffuse_cli.media._headers import (
+    AVIF,
     FORMATS,
     failing_as,
     open_header,
@@ -38,6 +40,16 @@ _BITS_PER_SAMPLE = 258
 
 _VALUES_AT_ONCE = 2**20
 
+_FAINT = 8
+"""Levels by which an image may differ from its background and still be blank."""
+
+_SRGB = object()
+"""In the place of a profile: there is none."""
+
+
+def _unchanged(image: Image.Image) -> Image.Image:
+    return image
+
 
 def decode(file: Path | str | bytes, background: str = "white") -> Image.Image:
     """The first frame of an image file or of its bytes, upright and opaque, as L or RGB.
@@ -50,45 +62,66 @@ def decode(file: Path | str | bytes, background: str = "white") -> Image.Image:
     """
     data = file if isinstance(file, bytes) else Path(file).read_bytes()
     silence_pillow()
-    image, _ = decode_with_mode(data, ImageColor.getcolor(background, "RGB"))
-    return image
+    return decoded(data, ImageColor.getcolor(background, "RGB"))[0]
 
 
-def decode_with_mode(
+def decoded(
     data: bytes, background: tuple[int, ...] | int, shared: bool = False
-) -> tuple[Image.Image, str]:
-    """`decode` bytes on an RGB background; also returns the file's mode.
+) -> tuple[Image.Image, str, tuple[str, ...]]:
+    """`decode` bytes on an RGB background; also returns the file's mode, and what is wrong with the
+    image.
 
     Raises:
-        Large: more than `LARGE` pixels, and `shared`.
+        Large: `shared`, and the image is to be decoded alone.
     """
     image = open_header(data)
     mode = image.mode
-    large = pixels_at_once(image) > LARGE
+    # An AVIF of any size can hold frames of 2**28 pixels, which are decoded and then scaled.
+    large = image.format in AVIF or pixels_at_once(image) > LARGE
     if large and shared:
         raise Large
     with one_large if large else freely:
         with failing_as(reasons.CORRUPT):
             image.load()
         with failing_as(reasons.PIXELS):
-            opaque, turn = _normalised(image, background)
-            return opaque.transpose(_TURNS[turn]) if turn in _TURNS else opaque, mode
+            turn, profile = _orientation(image), image.info.get("icc_profile", _SRGB)
+            opaque, remarks = _normalised(image, profile, background)
+            return opaque.transpose(_TURNS[turn]) if turn in _TURNS else opaque, mode, remarks
 
 
-def _normalised(image: Image.Image, background: tuple[int, ...] | int) -> tuple[Image.Image, int]:
-    """The image as opaque L or RGB, and its EXIF orientation."""
-    turn = 1
+def _orientation(image: Image.Image) -> int:
     with contextlib.suppress(Exception):  # broken EXIF does not make the image unusable
-        turn = int(image.getexif().get(_ORIENTATION, 1))
+        return int(image.getexif().get(_ORIENTATION, 1))
+    return 1
+
+
+def _normalised(
+    image: Image.Image, profile: Any, background: tuple[int, ...] | int
+) -> tuple[Image.Image, tuple[str, ...]]:
+    """The image as opaque L or RGB in sRGB, and what is wrong with it."""
     if image.mode.startswith("I"):
         image = _scaled(image)
     elif image.mode == "F":
         raise Unusable(reasons.PIXELS)
-    if image.mode in ("L", "RGB") and "transparency" not in image.info:
-        return image, turn
+    kind = "CMYK" if image.mode == "CMYK" else "L" if _is_grey(image) else "RGB"
+    convert, remarks = _conversion(profile, kind)
     if image.has_transparency_data:
-        return _composited(image, background), turn
-    return image.convert("L" if _is_grey(image) else "RGB"), turn
+        opaque, blank = _composited(image, convert, background)
+        return opaque, (*remarks, reasons.BLANK) if blank else remarks
+    if image.mode != kind:
+        image = image.convert(kind)
+    image = convert(image)
+    return image.convert("RGB") if image.mode == "CMYK" else image, remarks
+
+
+def _conversion(profile: Any, kind: str) -> tuple[Conversion, tuple[str, ...]]:
+    """How images of a kind become sRGB; with a broken profile, not at all."""
+    if profile is not _SRGB:
+        try:
+            return to_srgb(profile, kind), ()
+        except BadProfile:
+            return _unchanged, (reasons.PROFILE,)
+    return _unchanged, ()
 
 
 def _is_grey(image: Image.Image) -> bool:
@@ -119,8 +152,11 @@ def _scaled(image: Image.Image) -> Image.Image:
     return Image.merge("LA", (Image.fromarray(grey), Image.fromarray(alpha)))
 
 
-def _composited(image: Image.Image, background: tuple[int, ...] | int) -> Image.Image:
-    """A transparent image on an RGB background; grey on grey stays L."""
+def _composited(
+    image: Image.Image, convert: Conversion, background: tuple[int, ...] | int
+) -> tuple[Image.Image, bool]:
+    """A transparent image on an RGB background, and whether nothing of it is left to see; grey on
+    grey stays L."""
     red, green, blue = background if isinstance(background, tuple) else (background,) * 3
     grey = _is_grey(image)
     if image.mode == "La":
@@ -128,13 +164,19 @@ def _composited(image: Image.Image, background: tuple[int, ...] | int) -> Image.
     if image.mode == "RGB":
         image = _keyed(image)
     mode = "LA" if grey else "RGBA"
-    image = image if image.mode == mode else image.convert(mode)
+    image = convert(image if image.mode == mode else image.convert(mode))
     if grey and red == green == blue:
         below = Image.new("L", image.size, red)
     else:
         below = Image.new("RGB", image.size, (red, green, blue))
     below.paste(image, mask=image)
-    return below
+    return below, _varies(image.getchannel("A"), 0) and not _varies(below, _FAINT)
+
+
+def _varies(image: Image.Image, most: int) -> bool:
+    """Whether the levels of a channel differ by more than `most`."""
+    bands = np.reshape(image.getextrema(), (-1, 2))
+    return bool((bands[:, 1] - bands[:, 0]).max() > most)
 
 
 def _keyed(image: Image.Image) -> Image.Image:
@@ -146,8 +188,8 @@ def _keyed(image: Image.Image) -> Image.Image:
     return image
 
 
-def read_image(path: Path | str, background: str = "white") -> Image.Image:
-    """One image file, as `decode` gives it.
+def read_image(path: Path | str, background: str = "white") -> tuple[Image.Image, tuple[str, ...]]:
+    """One image file, as `decode` gives it, and what is wrong with it.
 
     Raises:
         DataError: there is no such file, or it is not a usable image.
@@ -160,7 +202,9 @@ def read_image(path: Path | str, background: str = "white") -> Image.Image:
             raise Unusable("a folder" if stat.S_ISDIR(info.st_mode) else reasons.IRREGULAR)
         if info.st_size > LARGEST_FILE:
             raise Unusable(reasons.TOO_LARGE)
-        return decode(path, background)
+        silence_pillow()
+        image, _, remarks = decoded(path.read_bytes(), ImageColor.getcolor(background, "RGB"))
+        return image, remarks
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"no such image: {show(path)}", hint) from None
     except Unusable as error:

@@ -1,0 +1,93 @@
+"""Embedded ICC profiles: from the colours of a file to sRGB.
+
+A profile is parsed by LittleCMS, and tried on a few colours before it is used on an image.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageCms
+
+LARGEST = 2**22
+"""Bytes of a profile. Those of printers have two million at most."""
+KEPT = 16
+"""Conversions that a process remembers; the photos of a set share a few profiles."""
+NEAR = 2
+"""A profile that changes no colour by more levels is sRGB, of which there are many versions."""
+
+Conversion = Callable[[Image.Image], Image.Image]
+
+_SOURCES = {b"GRAY": "L", b"RGB ": "RGB", b"CMYK": "CMYK"}
+"""Pillow's modes of the colour spaces in the header of a profile."""
+_TAKEN = {"L": ("L", "RGB"), "RGB": ("RGB",), "CMYK": ("CMYK",)}
+"""The modes of profiles for images of a mode; grey images often have one of RGB."""
+
+
+class BadProfile(Exception):
+    """A profile that is damaged, or is not for its image."""
+
+
+def to_srgb(profile: Any, mode: str) -> Conversion:
+    """The conversion of images of `mode` (L, RGB or CMYK) with this profile; also of LA and RGBA.
+
+    It gives L, RGB, LA or RGBA, and the image itself if the profile is sRGB.
+
+    Raises:
+        BadProfile
+    """
+    if not isinstance(profile, bytes) or len(profile) > LARGEST:
+        raise BadProfile
+    return _conversion(profile, mode)
+
+
+@lru_cache(KEPT)
+def _conversion(profile: bytes, mode: str) -> Conversion:
+    source = _SOURCES.get(profile[16:20], "")
+    if source not in _TAKEN[mode]:
+        raise BadProfile
+    try:
+        transform = ImageCms.ImageCmsTransform(
+            ImageCms.ImageCmsProfile(io.BytesIO(profile)),
+            ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")),
+            source,
+            "RGB",
+            ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+        if mode == "L":
+            ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
+            levels = transform.apply(ramp.convert(source)).getchannel("G")
+            return _unless_near(ramp, levels, lambda image: image.point(levels.tobytes()))
+        colours = _cube(mode)
+        return _unless_near(colours, transform.apply(colours), transform.apply)
+    except Exception as error:
+        raise BadProfile from error
+
+
+def _cube(mode: str) -> Image.Image:
+    """Every combination of nine levels of each channel."""
+    levels = np.linspace(0, 255, 9).astype(np.uint8)
+    grid = np.stack(np.meshgrid(*[levels] * len(mode)), -1)
+    return Image.fromarray(grid.reshape(27, -1, len(mode)), mode)
+
+
+def _unless_near(before: Image.Image, after: Image.Image, convert: Conversion) -> Conversion:
+    """`convert` around an image's transparency, or nothing if it hardly changes a colour."""
+    if before.mode == after.mode:
+        changes = np.asarray(before, np.int16) - np.asarray(after, np.int16)
+        if abs(changes).max() <= NEAR:
+            return lambda image: image
+
+    def converted(image: Image.Image) -> Image.Image:
+        if image.mode == before.mode:
+            return convert(image)
+        done = convert(image.convert(before.mode))
+        done.putalpha(image.getchannel("A"))
+        return done
+
+    return converted
