@@ -55,7 +55,7 @@ def _rows(label: str, texts: Iterable[str]) -> Rows:
 
 
 def _data_rows(found: DataReport, fit: str) -> Rows:
-    from diffuse_cli.data.summary import fitting, plural, skip_lines
+    from diffuse_cli.data.summary import fitting, plural, remark_lines, skip_lines
 
     summary = found.summary
     ignored = f"; {plural(summary.unnamed, 'file')} not named as images" if summary.unnamed else ""
@@ -68,7 +68,7 @@ def _data_rows(found: DataReport, fit: str) -> Rows:
         ("images", f"{summary.usable:,} usable of {summary.found:,}{ignored}"),
         *_rows("skipped", (line.removeprefix("skipped ") for line in skip_lines(summary.skipped))),
         *_rows("ignored", (line.removeprefix("ignored ") for line in summary.ignored())),
-        *_rows("remarks", skip_lines(summary.remarks, "")),
+        *_rows("remarks", remark_lines(summary.remarks, summary.usable)),
         ("sizes", _sizes(summary.sizes)),
         ("modes", _counts(summary.modes)),
         ("train", f"at {width}x{height}{fitted}, {colour}; {kept}"),

@@ -22,7 +22,15 @@ from diffuse_cli.data.jobs import Reading, Skipped
 from diffuse_cli.data.pool import decode_all
 from diffuse_cli.data.samples import Samples
 from diffuse_cli.data.sources import Entry, Listing, classes_of, list_samples, open_source
-from diffuse_cli.data.summary import NAMED, Summary, fitting, skip_counts, skip_lines, span
+from diffuse_cli.data.summary import (
+    NAMED,
+    Summary,
+    fitting,
+    plural,
+    remark_lines,
+    skip_counts,
+    span,
+)
 from diffuse_cli.errors import DataError, translating
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.files import show
@@ -203,7 +211,7 @@ def _nothing(source: str | Path, listing: Listing, tally: _Tally) -> DataError:
     unread = sorted(listing.unread.items(), key=lambda item: -item[1])
     found = [f"{count:,} {extension}" for extension, count in unread]
     if rest := listing.others - sum(listing.unread.values()):
-        found.append(f"{rest:,} files of other kinds")
+        found.append(plural(rest, "file of another kind", "files of other kinds"))
     hint = advice()[unread[0][0]] if unread else ""
     others = f" ({', '.join(found)})" if found else ""
     usable, reasons = ("usable ", f": {skip_counts(tally.skipped)}") if tally.skipped else ("", "")
@@ -215,7 +223,7 @@ def _warnings(tally: _Tally, asked: Asked) -> Iterator[Notice]:
     """What is wrong with samples that are used."""
     contrast = "black" if sum(asked.background) > 3 * 127 else "white"
     for reason, found in tally.remarks.items():
-        (line,) = skip_lines({reason: found}, "")
+        (line,) = remark_lines({reason: found}, len(tally.names))
         todo = f"; type --background {contrast}" if reason == unusable.BLANK else ""
         yield Notice(f"{line}{todo}", warning=True)
 

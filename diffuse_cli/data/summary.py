@@ -106,12 +106,23 @@ def _plain(reasons: Skips) -> dict[str, Any]:
     }
 
 
-def skip_lines(skipped: Skips, done: str = "skipped ") -> Iterable[str]:
+def skip_lines(skipped: Skips) -> Iterable[str]:
     """A sentence for each reason, the most frequent first."""
-    for reason, (count, names) in sorted(skipped.items(), key=lambda item: -item[1][0]):
+    for count, text in _named(skipped):
+        yield f"skipped {plural(count, 'file')}, {text}"
+
+
+def remark_lines(remarks: Skips, usable: int) -> Iterable[str]:
+    """A sentence for each remark, the most frequent first."""
+    for count, text in _named(remarks):
+        yield f"{count:,} of {plural(usable, 'image')}, {text}"
+
+
+def _named(reasons: Skips) -> Iterable[tuple[int, str]]:
+    """The count of each reason, the most frequent first, and the reason with names."""
+    for reason, (count, names) in sorted(reasons.items(), key=lambda item: -item[1][0]):
         more = ", ..." if count > len(names) else ""
-        listed = ", ".join(map(show, names))
-        yield f"{done}{plural(count, 'file')}, {reason}: {listed}{more}"
+        yield count, f"{reason}: {', '.join(map(show, names))}{more}"
 
 
 def skip_counts(skipped: Skips) -> str:

@@ -32,10 +32,10 @@ class BadProfile(Exception):
     """A profile that is damaged, or is not for its image."""
 
 
-def to_srgb(profile: Any, mode: str) -> Conversion:
+def to_srgb(profile: Any, mode: str) -> Conversion | None:
     """The conversion of images of `mode` (L, RGB or CMYK) with this profile; also of LA and RGBA.
 
-    It gives L, RGB, LA or RGBA, and the image itself if the profile is sRGB.
+    It gives L, RGB, LA or RGBA. None if the profile is sRGB.
 
     Raises:
         BadProfile
@@ -46,7 +46,7 @@ def to_srgb(profile: Any, mode: str) -> Conversion:
 
 
 @lru_cache(KEPT)
-def _conversion(profile: bytes, mode: str) -> Conversion:
+def _conversion(profile: bytes, mode: str) -> Conversion | None:
     source = _SOURCES.get(profile[16:20], "")
     if source not in _TAKEN[mode]:
         raise BadProfile
@@ -76,12 +76,12 @@ def _cube(mode: str) -> Image.Image:
     return Image.fromarray(grid.reshape(27, -1, len(mode)), mode)
 
 
-def _unless_near(before: Image.Image, after: Image.Image, convert: Conversion) -> Conversion:
-    """`convert` around an image's transparency, or nothing if it hardly changes a colour."""
+def _unless_near(before: Image.Image, after: Image.Image, convert: Conversion) -> Conversion | None:
+    """`convert` around an image's transparency, or None if it hardly changes a colour."""
     if before.mode == after.mode:
         changes = np.asarray(before, np.int16) - np.asarray(after, np.int16)
         if abs(changes).max() <= NEAR:
-            return lambda image: image
+            return None
 
     def converted(image: Image.Image) -> Image.Image:
         if image.mode == before.mode:

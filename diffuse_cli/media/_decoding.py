@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -47,14 +47,29 @@ _SRGB = object()
 """In the place of a profile: there is none."""
 
 
-def _unchanged(image: Image.Image) -> Image.Image:
-    return image
+class Decoded(NamedTuple):
+    """An image, upright and opaque, as L or RGB; the file's mode, and what is wrong with it.
+
+    With `to_srgb` it is L, RGB or CMYK in the colours of the file's `profile`: converting it after
+    it has become small takes a fraction of the time.
+    """
+
+    image: Image.Image
+    mode: str
+    remarks: tuple[str, ...]
+    to_srgb: Conversion | None
+    profile: bytes
+
+    def in_srgb(self) -> Image.Image:
+        """The image as L or RGB in sRGB."""
+        return self.to_srgb(self.image) if self.to_srgb else self.image
 
 
 def decode(file: Path | str | bytes, background: str = "white") -> Image.Image:
     """The first frame of an image file or of its bytes, upright and opaque, as L or RGB.
 
-    Grey stays L; transparency is composited on `background`; 16 bits are scaled to 8.
+    Grey stays L; an ICC profile is converted to sRGB; transparency is composited on `background`;
+    16 bits are scaled to 8.
 
     Raises:
         Unusable: with the reason.
@@ -62,14 +77,11 @@ def decode(file: Path | str | bytes, background: str = "white") -> Image.Image:
     """
     data = file if isinstance(file, bytes) else Path(file).read_bytes()
     silence_pillow()
-    return decoded(data, ImageColor.getcolor(background, "RGB"))[0]
+    return decoded(data, ImageColor.getcolor(background, "RGB")).in_srgb()
 
 
-def decoded(
-    data: bytes, background: tuple[int, ...] | int, shared: bool = False
-) -> tuple[Image.Image, str, tuple[str, ...]]:
-    """`decode` bytes on an RGB background; also returns the file's mode, and what is wrong with the
-    image.
+def decoded(data: bytes, background: tuple[int, ...] | int, shared: bool = False) -> Decoded:
+    """`decode` bytes on an RGB background, but leave colours to be converted.
 
     Raises:
         Large: `shared`, and the image is to be decoded alone.
@@ -85,8 +97,10 @@ def decoded(
             image.load()
         with failing_as(reasons.PIXELS):
             turn, profile = _orientation(image), image.info.get("icc_profile", _SRGB)
-            opaque, remarks = _normalised(image, profile, background)
-            return opaque.transpose(_TURNS[turn]) if turn in _TURNS else opaque, mode, remarks
+            opaque, convert, remarks = _normalised(image, profile, background)
+            if turn in _TURNS:
+                opaque = opaque.transpose(_TURNS[turn])
+            return Decoded(opaque, mode, remarks, convert, profile if convert else b"")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -97,8 +111,8 @@ def _orientation(image: Image.Image) -> int:
 
 def _normalised(
     image: Image.Image, profile: Any, background: tuple[int, ...] | int
-) -> tuple[Image.Image, tuple[str, ...]]:
-    """The image as opaque L or RGB in sRGB, and what is wrong with it."""
+) -> tuple[Image.Image, Conversion | None, tuple[str, ...]]:
+    """The image as opaque L, RGB or CMYK, its conversion to sRGB, and what is wrong with it."""
     if image.mode.startswith("I"):
         image = _scaled(image)
     elif image.mode == "F":
@@ -107,21 +121,20 @@ def _normalised(
     convert, remarks = _conversion(profile, kind)
     if image.has_transparency_data:
         opaque, blank = _composited(image, convert, background)
-        return opaque, (*remarks, reasons.BLANK) if blank else remarks
-    if image.mode != kind:
-        image = image.convert(kind)
-    image = convert(image)
-    return image.convert("RGB") if image.mode == "CMYK" else image, remarks
+        return opaque, None, (*remarks, reasons.BLANK) if blank else remarks
+    if kind == "CMYK" and convert is None:
+        kind = "RGB"
+    return image if image.mode == kind else image.convert(kind), convert, remarks
 
 
-def _conversion(profile: Any, kind: str) -> tuple[Conversion, tuple[str, ...]]:
-    """How images of a kind become sRGB; with a broken profile, not at all."""
-    if profile is not _SRGB:
-        try:
-            return to_srgb(profile, kind), ()
-        except BadProfile:
-            return _unchanged, (reasons.PROFILE,)
-    return _unchanged, ()
+def _conversion(profile: Any, kind: str) -> tuple[Conversion | None, tuple[str, ...]]:
+    """How images of a kind become sRGB, and what is wrong with their profile."""
+    if profile is _SRGB:
+        return None, ()
+    try:
+        return to_srgb(profile, kind), ()
+    except BadProfile:
+        return None, (reasons.PROFILE,)
 
 
 def _is_grey(image: Image.Image) -> bool:
@@ -153,7 +166,7 @@ def _scaled(image: Image.Image) -> Image.Image:
 
 
 def _composited(
-    image: Image.Image, convert: Conversion, background: tuple[int, ...] | int
+    image: Image.Image, convert: Conversion | None, background: tuple[int, ...] | int
 ) -> tuple[Image.Image, bool]:
     """A transparent image on an RGB background, and whether nothing of it is left to see; grey on
     grey stays L."""
@@ -164,7 +177,8 @@ def _composited(
     if image.mode == "RGB":
         image = _keyed(image)
     mode = "LA" if grey else "RGBA"
-    image = convert(image if image.mode == mode else image.convert(mode))
+    image = image if image.mode == mode else image.convert(mode)
+    image = convert(image) if convert else image
     if grey and red == green == blue:
         below = Image.new("L", image.size, red)
     else:
@@ -203,8 +217,8 @@ def read_image(path: Path | str, background: str = "white") -> tuple[Image.Image
         if info.st_size > LARGEST_FILE:
             raise Unusable(reasons.TOO_LARGE)
         silence_pillow()
-        image, _, remarks = decoded(path.read_bytes(), ImageColor.getcolor(background, "RGB"))
-        return image, remarks
+        found = decoded(path.read_bytes(), ImageColor.getcolor(background, "RGB"))
+        return found.in_srgb(), found.remarks
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"no such image: {show(path)}", hint) from None
     except Unusable as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -47,24 +49,30 @@ def _begun(mode: str, width: int, height: int) -> xxh3_128:
 
 
 def fitted(
-    image: Image.Image, size: Size, fit: str = "crop", background: Size = (255, 255, 255)
+    image: Image.Image,
+    size: Size,
+    fit: str = "crop",
+    background: Size = (255, 255, 255),
+    finish: Callable[[Image.Image], Image.Image] = lambda scaled: scaled,
 ) -> Image.Image:
-    """`image` scaled to `size` (height, width) as `FITS[fit]` says, on an RGB background."""
+    """`image` scaled to `size` (height, width) as `FITS[fit]` says, finished, and put on an RGB
+    background."""
     wanted = size[1], size[0]
     if image.size == wanted:
-        return image
+        return finish(image)
     taken, filled = FITS[fit](image.size, wanted)
     left, top = (max(0.0, (own - part) / 2) for own, part in zip(image.size, taken, strict=True))
     width, height = (max(1, round(side)) for side in filled)
-    done = image.resize(
+    scaled = image.resize(
         (width, height),
         Image.Resampling.BICUBIC,
         box=(left, top, image.width - left, image.height - top),
         reducing_gap=REDUCING_GAP,
     )
+    done = finish(scaled)
     if done.size == wanted:
         return done
-    page = Image.new("RGB", wanted, background).convert(image.mode)
+    page = Image.new("RGB", wanted, background).convert(done.mode)
     page.paste(done, ((wanted[0] - width) // 2, (wanted[1] - height) // 2))
     return page
 

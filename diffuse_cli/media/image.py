@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
+from xxhash import xxh3_128_digest
 
 from diffuse_cli import pictures
 from diffuse_cli.core.errors import InvalidArgument
@@ -25,19 +27,34 @@ MODES = {1: "L", 3: "RGB"}
 
 def read(data: bytes, asked: Asked) -> Read:
     """The first frame, upright and opaque, in sRGB, fitted to the size asked for."""
-    image, mode, remarks = decoded(data, asked.background, asked.shared)
-    wanted = MODES[asked.channels] if asked.channels is not None else image.mode
-    if asked.channels is None and asked.fit == "pad" and len(set(asked.background)) > 1:
-        wanted = "RGB"  # grey is padded in the background's colour
-    done = image if image.mode == wanted else image.convert(wanted)
+    found = decoded(data, asked.background, asked.shared)
+    image, to_srgb = found.image, found.to_srgb
+    wanted = MODES[asked.channels] if asked.channels is not None else _mode(image, asked)
+
+    def finished(part: Image.Image) -> Image.Image:
+        part = to_srgb(part) if to_srgb else part
+        return part if part.mode == wanted else part.convert(wanted)
+
+    done = image if to_srgb else finished(image)
     size = asked.size
     if size is None and max(image.size) > KEPT_SIDE:
         size = (KEPT_SIDE, KEPT_SIDE)
-    if size is not None:
-        done = fitted(done, size, asked.fit, asked.background)
+    if size is None:
+        done = finished(done)
+    else:
+        done = fitted(done, size, asked.fit, asked.background, finished)
     values = np.asarray(done)
     name = digest(values) if done is image else digest_of(image)
-    return Read(channels_first(values), name, mode, image.size, len(image.getbands()), remarks)
+    if to_srgb:
+        name = xxh3_128_digest(name + found.profile)
+    channels = len(image.getbands())
+    return Read(channels_first(values), name, found.mode, image.size, channels, found.remarks)
+
+
+def _mode(image: Image.Image, asked: Asked) -> str:
+    """Grey stays grey unless it is padded in a colour."""
+    coloured = asked.fit == "pad" and len(set(asked.background)) > 1
+    return "L" if image.mode == "L" and not coloured else "RGB"
 
 
 def fit(values: Array, asked: Asked) -> Array:
