@@ -106,6 +106,8 @@ def test_they_train_resume_sample_and_evaluate(
     assert "skipped 1 file, truncated or corrupt: torn.dots" in whole.err
     ran = diffuse("train", "data", *options, "--gradient-checkpointing", "-q", code=2)
     assert "the network 'plain' has none" in ran.line
+    ran = diffuse("train", "data", *options, "--fit", "pad", "-q", code=2)
+    assert "--fit: there is no 'pad'. Choose from: crop" in ran.line
     diffuse("train", "data", *options, "--stop-at", 3, "-o", "halves.safetensors")
     diffuse("train", "data", "--resume", "-o", "halves.safetensors")
     one, two = (tmp_path / f"{name}.safetensors" for name in ("whole", "halves"))
