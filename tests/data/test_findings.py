@@ -133,7 +133,7 @@ def test_processes_hand_remarks_and_fits_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = fill(tmp_path, {**remarkable(), "wide.png": encoded(noise(4, (20, 9), "RGB"))})
-    options: dict[str, Any] = {"fit": "pad", "background": "navy"}
+    options: dict[str, Any] = {"fit": "pad", "background": "navy", "size": (9, 9)}
     alone = read(folder, workers=1, **options)
     monkeypatch.setattr(pool, "MANY_FILES", 1)
     several = read(folder, workers=2, **options)

@@ -151,6 +151,12 @@ def test_profiles_that_cannot_be_put_together_are_named() -> None:
         assert remarks(data) == (reasons.PROFILE,)
 
 
+def test_grey_cannot_be_ink() -> None:
+    data = encoded(noise(5), icc_profile=profiles.cmyk())
+    assert decode(data).tobytes() == noise(5).tobytes()
+    assert remarks(data) == (reasons.PROFILE,)
+
+
 def test_ink_with_a_broken_profile_is_converted_as_without() -> None:
     flat = noise(6, (9, 9), "RGB").convert("CMYK")
     data = encoded(flat, "TIFF", icc_profile=BROKEN["rubbish"])

@@ -154,6 +154,14 @@ def test_a_fit_changes_neither_fingerprint_nor_held_out_part(tmp_path: Path) -> 
     assert len({images.stored.tobytes() for images in sets}) == len(FITS)
 
 
+def test_colours_become_grey_before_they_are_scaled(tmp_path: Path) -> None:
+    picture = noise(7, (90, 70), "RGB")
+    (found,) = read(fill(tmp_path, {"a.png": encoded(picture)}), channels=1)
+    expected = np.asarray(fitted(picture.convert("L"), (64, 64)))
+    assert found[0].tolist() == expected.tolist()
+    assert (expected != np.asarray(fitted(picture, (64, 64)).convert("L"))).any()
+
+
 # -- a model --------------------------------------------------------------------------------------
 
 
@@ -186,6 +194,15 @@ def test_a_resume_keeps_the_fit(diffuse: Any, recipe: Path, wide: Path) -> None:
     assert "--fit pad differs from the run's stretch" in refused.line
     assert diffuse("train", wide, "--resume", "-q").code == whole.code == 0
     assert Path("model.safetensors").read_bytes() == Path("whole.safetensors").read_bytes()
+
+
+def test_weights_are_those_of_the_fit(diffuse: Any, recipe: Path, wide: Path) -> None:
+    found = []
+    for fit in FITS:
+        line = ["train", wide, "--config", recipe, "--size", 8, "--steps", 2, "--overwrite"]
+        assert diffuse(*line, "--fit", fit, "-q").code == 0
+        found.append(modelfile.load("model.safetensors").ema["conv_in.weight"].numpy().tobytes())
+    assert len(set(found)) == len(FITS)
 
 
 def test_files_from_before_were_cropped(tmp_path: Path, wide: Path, model: Path) -> None:
