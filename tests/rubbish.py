@@ -105,6 +105,12 @@ def odd() -> dict[str, bytes]:
         **{f"p3.{kind.lower()}": encoded(colour, kind, icc_profile=p3) for kind in PROFILED},
         "gamma.png": encoded(pale, icc_profile=profiles.grey(1.8)),
         "ink.tif": encoded(colour.convert("CMYK"), "TIFF", icc_profile=profiles.cmyk()),
+        # Four inks at 80 levels each would be 245 MB.
+        "ink-that-unpacks.tif": encoded(
+            colour.convert("CMYK"),
+            "TIFF",
+            icc_profile=profiles.cmyk().replace(b"\4\3\2\0", b"\4\3\x50\0"),
+        ),
         "cut-profile.png": encoded(colour, icc_profile=p3[:300]),
         "name-says-gif.gif": encoded(pale),
         "more-after-the-end.png": encoded(pale) + b"more",

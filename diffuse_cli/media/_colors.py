@@ -6,6 +6,8 @@ A profile is parsed by LittleCMS, and tried on a few colours before it is used o
 from __future__ import annotations
 
 import io
+import math
+import struct
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -51,6 +53,7 @@ def _conversion(profile: bytes, mode: str) -> Conversion | None:
     if source not in _TAKEN[mode]:
         raise BadProfile
     try:
+        _check_tables(profile)
         transform = ImageCms.ImageCmsTransform(
             ImageCms.ImageCmsProfile(io.BytesIO(profile)),
             ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")),
@@ -67,6 +70,22 @@ def _conversion(profile: bytes, mode: str) -> Conversion | None:
         return _unless_near(colours, transform.apply(colours), transform.apply)
     except Exception as error:
         raise BadProfile from error
+
+
+def _check_tables(profile: bytes) -> None:
+    """Refuse tables larger than the profile: LittleCMS allocates up to 512 MiB before it reads."""
+    (count,) = struct.unpack_from(">I", profile, 128)
+    for k in range(min(count, 100)):
+        at, size = struct.unpack_from(">II", profile, 136 + 12 * k)
+        tag = profile[at : at + size]
+        entries = 0
+        if tag[:4] in (b"mft1", b"mft2"):
+            entries = tag[9] * tag[10] ** tag[8]
+        elif tag[:4] in (b"mAB ", b"mBA "):
+            (table,) = struct.unpack_from(">I", tag, 24)
+            entries = tag[9] * math.prod(tag[table : table + tag[8]]) if table else 0
+        if entries > len(profile) or tag[:4] == b"mpet":
+            raise BadProfile
 
 
 def _cube(mode: str) -> Image.Image:

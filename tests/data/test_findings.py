@@ -159,4 +159,9 @@ def test_info_shows_them(diffuse: Any, tmp_path: Path) -> None:
     assert "remarks          7 of 12 images, blank on the background: white0.png" in ran.out
     assert "at 8x8, stretched by up to 78 %, grey" in ran.out
     assert "warning: 2 of 12 images, broken colour profile" in ran.err
+    means = {
+        fit: diffuse("info", folder, "--json", "-q", "--fit", fit).json["pixels"]["mean"]
+        for fit in ("crop", "pad", "stretch")
+    }
+    assert means["pad"] > means["stretch"] != means["crop"]
     assert diffuse("info", folder, "--json", "-q").json["unread"] == {".heic": 12, ".mov": 1}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import struct
 from typing import Any
 
 import numpy as np
@@ -122,6 +123,8 @@ BROKEN = {
     "tiny": b"x",
     "of ink": profiles.cmyk(),
     "of grey": profiles.grey(2.2),
+    "a list of names": P3[:12] + b"nmcl" + P3[16:],
+    "a link": P3[:12] + b"link" + P3[16:],
     "without curves": P3.replace(b"rTRC", b"xTRC"),
     "large": P3 + bytes(_colors.LARGEST),
 }
@@ -149,6 +152,23 @@ def test_profiles_that_cannot_be_put_together_are_named() -> None:
     for data, plain in ((torn, header + rest), (lost, jpeg)):
         assert decode(data).tobytes() == decode(plain).tobytes()
         assert remarks(data) == (reasons.PROFILE,)
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        b"mft1\0\0\0\0\3\3\x60\0",
+        b"mft2\0\0\0\0\4\3\x50\0",
+        b"mAB \0\0\0\0\3\3\0\0" + struct.pack(">5I", 0, 0, 0, 32, 0) + bytes([90] * 3 + [0] * 17),
+        b"mpet\0\0\0\0\0\3\0\3",
+    ],
+)
+def test_a_profile_holds_the_tables_that_it_claims(tag: bytes) -> None:
+    profile = profiles.assembled(b"RGB ", b"Lab ", {b"A2B0": tag})
+    with pytest.raises(_colors.BadProfile):
+        _colors._check_tables(profile)
+    _colors._check_tables(profiles.cmyk())
+    _colors._check_tables(P3)
 
 
 def test_grey_cannot_be_ink() -> None:
