@@ -32,7 +32,7 @@ class DemoConfig(Config):
     size: Size | None = option(
         None, "Size to show the image at.", parse=parse_size, shown="its own, at most 256"
     )
-    background: str = option("white", "Colour behind a transparent image.", parse=parse_color)
+    background: str = option("white", "Colour behind a transparent image, and around a padded one.", parse=parse_color)
     fit: str | None = option(None, f"With --size. {FIT}", table="media.FITS", shown="crop")
     out: str | None = option(
         None, "Picture to write.", flag="-o", metavar="FILE", shown="NAME.noise-demo.png"

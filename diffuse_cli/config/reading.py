@@ -32,7 +32,7 @@ class InfoConfig(ReadingConfig):
         None, "Image size, as for train.", parse=parse_size, shown="from the data"
     )
     background: str | None = data_option(
-        None, "Colour behind transparent images.", parse=parse_color, shown="white"
+        None, "Colour behind transparent images, and around padded ones.", parse=parse_color, shown="white"
     )
     fit: str | None = data_option(None, FIT, table="media.FITS", shown="crop")
     out: str | None = option(
