@@ -1,4 +1,4 @@
-"""Every reason why a file holds no usable sample."""
+"""Every reason why a file holds no usable sample, and what is wrong with some that do."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ ENCRYPTED = "encrypted"
 COMPRESSION = "unsupported compression"
 TOO_LARGE = "over 512 MiB"
 MEMORY = "out of memory"
+
+PROFILE = "broken colour profile, which is ignored"
+BLANK = "blank on the background"
 
 LARGEST_FILE = 512 * 2**20
 

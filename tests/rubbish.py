@@ -10,11 +10,15 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import profiles
 from corpus import chunk, encoded, fill, noise, png
 from PIL import Image
 
 from diffuse_cli import unusable as reasons
 from diffuse_cli.media._headers import FORMATS
+
+PROFILED = [kind for kind in FORMATS if kind not in ("BMP", "GIF")]
+"""Formats that hold colour profiles."""
 
 LARGE, SIDE = 50_000, 9500
 """A square of the one is far over the most pixels that an image may have, of the other just so."""
@@ -76,6 +80,7 @@ def odd() -> dict[str, bytes]:
     turned = Image.Exif()
     turned[0x0112] = 6
     strip = [(273, 4, [-1]), (278, 4, [8]), (279, 4, [64])]
+    p3 = profiles.rgb("P3", "sRGB")
     files = {f"{kind}.{kind.lower()}": encoded(colour, kind) for kind in FORMATS}
     files |= {f"grey-{kind}.{kind.lower()}": encoded(pale, kind) for kind in FORMATS}
     files |= {
@@ -97,6 +102,16 @@ def odd() -> dict[str, bytes]:
         "clear-grey.png": encoded(noise(9, (8, 8), "LA")),
         "clear.webp": encoded(noise(9, (8, 8), "RGBA"), "WEBP", lossless=True),
         "turned.jpg": encoded(noise(10, (5, 9), "RGB"), "JPEG", exif=turned),
+        **{f"p3.{kind.lower()}": encoded(colour, kind, icc_profile=p3) for kind in PROFILED},
+        "gamma.png": encoded(pale, icc_profile=profiles.grey(1.8)),
+        "ink.tif": encoded(colour.convert("CMYK"), "TIFF", icc_profile=profiles.cmyk()),
+        # Four inks at 80 levels each would be 245 MB.
+        "ink-that-unpacks.tif": encoded(
+            colour.convert("CMYK"),
+            "TIFF",
+            icc_profile=profiles.cmyk().replace(b"\4\3\2\0", b"\4\3\x50\0"),
+        ),
+        "cut-profile.png": encoded(colour, icc_profile=p3[:300]),
         "name-says-gif.gif": encoded(pale),
         "more-after-the-end.png": encoded(pale) + b"more",
         "directory-that-follows-itself.tif": tiff(grey(8, 8, 1, *strip), bytes(64), after=8),

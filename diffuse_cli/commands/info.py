@@ -38,7 +38,11 @@ def run(config: InfoConfig, console: Console) -> None:
     from diffuse_cli.inspection.model import ModelReport
 
     found = console.follow(inspect(config))
-    rows = _model_rows(found) if isinstance(found, ModelReport) else _data_rows(found)
+    rows = (
+        _model_rows(found)
+        if isinstance(found, ModelReport)
+        else _data_rows(found, config.fit or "crop")
+    )
     console.show(found.to_dict(), columns(rows))
 
 
@@ -50,22 +54,24 @@ def _rows(label: str, texts: Iterable[str]) -> Rows:
 # -- images ---------------------------------------------------------------------------------------
 
 
-def _data_rows(found: DataReport) -> Rows:
-    from diffuse_cli.data.summary import cropped, plural, skip_lines
+def _data_rows(found: DataReport, fit: str) -> Rows:
+    from diffuse_cli.data.summary import fitting, plural, remark_lines, skip_lines
 
     summary = found.summary
-    ignored = f"; {plural(summary.others, 'file')} not named as images" if summary.others else ""
+    ignored = f"; {plural(summary.unnamed, 'file')} not named as images" if summary.unnamed else ""
     height, width = found.size
-    cut = cropped(summary.sizes, found.size)
+    fitted = fitting(summary.sizes, found.size, fit)
     colour = "grey" if summary.channels == 1 else "colour"
     kept = f"{found.held_out:,} held out" if found.held_out else "none held out"
     return [
         ("data", summary.source),
         ("images", f"{summary.usable:,} usable of {summary.found:,}{ignored}"),
         *_rows("skipped", (line.removeprefix("skipped ") for line in skip_lines(summary.skipped))),
+        *_rows("ignored", (line.removeprefix("ignored ") for line in summary.ignored())),
+        *_rows("remarks", remark_lines(summary.remarks, summary.usable)),
         ("sizes", _sizes(summary.sizes)),
         ("modes", _counts(summary.modes)),
-        ("train", f"at {width}x{height}{cut}, {colour}; {kept}"),
+        ("train", f"at {width}x{height}{fitted}, {colour}; {kept}"),
         *_rows("classes", _classes(found)),
         *_rows("pixels", _pixels(found)),
         *_rows("duplicates", _copies(found.duplicates, " = ", "none")),

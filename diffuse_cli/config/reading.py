@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from diffuse_cli.options import OVERWRITE, Config, argument, data_option, option
 from diffuse_cli.parsing import Size, parse_color, parse_size
 
+FIT = "Images of another shape: crop the centre, pad with the background, or stretch."
+"""Help of --fit."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingConfig(Config):
@@ -29,8 +32,12 @@ class InfoConfig(ReadingConfig):
         None, "Image size, as for train.", parse=parse_size, shown="from the data"
     )
     background: str | None = data_option(
-        None, "Colour behind transparent images.", parse=parse_color, shown="white"
+        None,
+        "Colour behind transparent images, and around padded ones.",
+        parse=parse_color,
+        shown="white",
     )
+    fit: str | None = data_option(None, FIT, table="media.FITS", shown="crop")
     out: str | None = option(
         None,
         "Write a contact sheet: a sample of the images, a row for each class.",

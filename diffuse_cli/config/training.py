@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diffuse_cli.config.model import DiffusionConfig
-from diffuse_cli.config.reading import ReadingConfig
+from diffuse_cli.config.reading import FIT, ReadingConfig
 from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.errors import UsageError
 from diffuse_cli.options import (
@@ -47,8 +47,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     )
     size: Size | None = option(
         None,
-        "Image size. Images of a single size up to 64 keep it; others become 64x64, "
-        "cropped at the centre.",
+        "Image size. Images of a single size up to 64 keep it; others become 64x64.",
         parse=parse_size,
         shown="from the data",
     )
@@ -79,7 +78,10 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         None, "Channels: 1 for grey, 3 for colour.", low=1, high=64, shown="from the data"
     )
     flip: bool = data_option(False, "Mirror half of the images.")
-    background: str = data_option("white", "Colour behind transparent images.", parse=parse_color)
+    background: str = data_option(
+        "white", "Colour behind transparent images, and around padded ones.", parse=parse_color
+    )
+    fit: str = data_option("crop", FIT, table="media.FITS")
 
     width: int | None = network_option(
         None,

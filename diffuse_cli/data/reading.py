@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,35 @@ from typing import Any
 import numpy as np
 from PIL import ImageColor
 
+from diffuse_cli import unusable
 from diffuse_cli.data import cache as caches
 from diffuse_cli.data.jobs import Reading, Skipped
 from diffuse_cli.data.pool import decode_all
 from diffuse_cli.data.samples import Samples
 from diffuse_cli.data.sources import Entry, Listing, classes_of, list_samples, open_source
-from diffuse_cli.data.summary import NAMED, Summary, cropped, skip_counts, span
-from diffuse_cli.errors import DataError
+from diffuse_cli.data.summary import (
+    NAMED,
+    Summary,
+    fitting,
+    plural,
+    remark_lines,
+    skip_counts,
+    span,
+)
+from diffuse_cli.errors import DataError, translating
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.files import show
-from diffuse_cli.media import MEDIA, Array, Asked, Medium, Read, Size, prepare
+from diffuse_cli.media import (
+    MEDIA,
+    Array,
+    Asked,
+    Medium,
+    Read,
+    Size,
+    advice,
+    check_fit,
+    prepare,
+)
 
 _SECONDS_BETWEEN_EVENTS = 0.1
 
@@ -40,6 +59,7 @@ class _Tally:
     modes: Counter[str] = field(default_factory=Counter)
     colour: int = 0
     skipped: dict[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
+    remarks: dict[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
 
     def add(self, entry: Entry, read: Read) -> None:
         self.names.append(entry.name)
@@ -47,11 +67,16 @@ class _Tally:
         self.sizes[read.size] += 1
         self.modes[read.mode] += 1
         self.colour += read.channels > 1
+        for remark in read.remarks:
+            _count(self.remarks, remark, entry)
 
     def skip(self, skip: Skipped) -> None:
-        count, names = self.skipped.get(skip.reason, (0, ()))
-        first = (*names, skip.entry.name) if count < NAMED else names
-        self.skipped[skip.reason] = count + 1, first
+        _count(self.skipped, skip.reason, skip.entry)
+
+
+def _count(reasons: dict[str, tuple[int, tuple[str, ...]]], reason: str, entry: Entry) -> None:
+    count, names = reasons.get(reason, (0, ()))
+    reasons[reason] = count + 1, (*names, entry.name) if count < NAMED else names
 
 
 def read_images(
@@ -60,6 +85,7 @@ def read_images(
     size: Size | None = None,
     channels: int | None = None,
     background: str = "white",
+    fit: str = "crop",
     medium: str | None = None,
     strict: bool = False,
     workers: int | None = None,
@@ -68,14 +94,16 @@ def read_images(
 ) -> Work[Samples]:
     """Find, check and decode every sample of a folder or zip file.
 
-    Yields `Progress`, and a `Notice` if samples are resized without `size`.
+    Yields `Progress`, a `Notice` if samples are resized without `size`, and warnings of what is
+    wrong with samples that are used.
 
     Args:
         source: a folder, searched to any depth, or a zip file.
         size: (height, width) of the result; None keeps a common size up to the medium's
             `KEPT_SIDE`, and resizes to that otherwise.
         channels: of the result; None for the most that a sample has.
-        background: the colour behind transparent images.
+        background: the colour behind transparent images, and around padded ones.
+        fit: a name in `FITS`, for samples of another shape than the result.
         medium: a name in `MEDIA`; None for the one of most files.
         strict: stop at the first bad file instead of skipping it.
         workers: threads; None for one per core.
@@ -85,11 +113,14 @@ def read_images(
     Raises:
         DataError: the source does not exist, has no usable sample, or, with `strict`, a bad file.
         OutputError: the cache cannot be written.
+        UsageError: a fit that the medium does not know.
     """
     with contextlib.closing(open_source(Path(source))) as opened:
         listing = list_samples(opened, medium)
+        with translating():
+            check_fit(listing.medium, fit)
         prepare(listing.medium)
-        asked = Asked(size, channels, ImageColor.getrgb(background)[:3])
+        asked = Asked(size, channels, ImageColor.getrgb(background)[:3], fit)
         reading = Reading(opened, listing.medium, asked)
         kind = MEDIA[listing.medium]
         bound = len(listing.candidates) * 3 * math.prod(size or (kind.KEPT_SIDE, kind.KEPT_SIDE))
@@ -97,9 +128,10 @@ def read_images(
         tally = _Tally()
         stored = yield from _collect(reading, listing, tally, folder, strict, workers or _cores())
     if stored is None:
-        raise DataError(_nothing(source, listing, tally))
-    if size is None and (notice := _size_notice(tally.sizes, stored.shape[2:], kind)):
+        raise _nothing(source, listing, tally)
+    if size is None and (notice := _size_notice(tally.sizes, stored.shape[2:], kind, fit)):
         yield Notice(notice)
+    yield from _warnings(tally, asked)
     return _samples(source, stored, listing, tally)
 
 
@@ -124,7 +156,8 @@ def _collect(
 
     def fitted(values: Array) -> Array:
         size = reading.asked.size
-        return values if size is None or values.shape[1:] == size else kind.fit(values, size)
+        fits = size is None or values.shape[1:] == size
+        return values if fits else kind.fit(values, reading.asked)
 
     def new_store(shape: caches.Shape, dtype: np.dtype[Any]) -> caches.Store:
         if folder is None:
@@ -172,26 +205,41 @@ def _shape_for(store: caches.Store | None, values: Array, reading: Reading) -> c
     return max(channels, store.shape[0]), *(reading.asked.size or size)
 
 
-def _nothing(source: str | Path, listing: Listing, tally: _Tally) -> str:
+def _nothing(source: str | Path, listing: Listing, tally: _Tally) -> DataError:
+    """Says what is there instead, and what to do with most of that."""
     many = MEDIA[listing.medium].MANY
-    if tally.skipped:
-        return f"no usable {many} in {show(source)}: {skip_counts(tally.skipped)}"
-    others = f" ({listing.others:,} files of other kinds)" if listing.others else ""
-    return f"no {many} in {show(source)}{others}"
+    unread = sorted(listing.unread.items(), key=lambda item: -item[1])
+    found = [f"{count:,} {extension}" for extension, count in unread]
+    if rest := listing.others - sum(listing.unread.values()):
+        found.append(plural(rest, "file of another kind", "files of other kinds"))
+    hint = advice()[unread[0][0]] if unread else ""
+    others = f" ({', '.join(found)})" if found else ""
+    usable, reasons = ("usable ", f": {skip_counts(tally.skipped)}") if tally.skipped else ("", "")
+    text = f"no {usable}{many} in {show(source)}{reasons}{others}"
+    return DataError(text, hint[:1].upper() + hint[1:])
 
 
-def _size_notice(sizes: Counter[Size], result: Size, kind: Medium) -> str:
+def _warnings(tally: _Tally, asked: Asked) -> Iterator[Notice]:
+    """What is wrong with samples that are used."""
+    contrast = "black" if sum(asked.background) > 3 * 127 else "white"
+    for reason, found in tally.remarks.items():
+        (line,) = remark_lines({reason: found}, len(tally.names))
+        todo = f"; type --background {contrast}" if reason == unusable.BLANK else ""
+        yield Notice(f"{line}{todo}", warning=True)
+
+
+def _size_notice(sizes: Counter[Size], result: Size, kind: Medium, fit: str) -> str:
     """Says that samples were resized without being asked to; empty if they were not."""
     if list(sizes) == [result[::-1]]:
         return ""
     usual, side = min(sizes.most_common(1)[0][0]), kind.KEPT_SIDE
-    advice = "type --size for another"
+    todo = "type --size for another"
     if usual > side:
-        advice = "type --size 128 for more detail"
+        todo = "type --size 128 for more detail"
     elif usual < side:
-        advice = f"type --size {usual} to keep the usual size"
+        todo = f"type --size {usual} to keep the usual size"
     found = f"all {kind.MANY} are" if len(sizes) == 1 else f"{kind.MANY} of"
-    return f"{found} {span(sizes)}: resized to {side}x{side}{cropped(sizes, result)}; {advice}"
+    return f"{found} {span(sizes)}: resized to {side}x{side}{fitting(sizes, result, fit)}; {todo}"
 
 
 def _samples(source: str | Path, stored: Array, listing: Listing, tally: _Tally) -> Samples:
@@ -209,6 +257,8 @@ def _samples(source: str | Path, stored: Array, listing: Listing, tally: _Tally)
         unlabelled=counts[-1],
         skipped=tally.skipped,
         others=listing.others,
+        unread=dict(listing.unread),
+        remarks=tally.remarks,
     )
     return Samples(
         stored=stored,

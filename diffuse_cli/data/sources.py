@@ -6,7 +6,8 @@ import json
 import os
 import stat
 import zipfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
@@ -17,7 +18,7 @@ from diffuse_cli import foreign
 from diffuse_cli import unusable as reasons
 from diffuse_cli.errors import DataError
 from diffuse_cli.files import show
-from diffuse_cli.media import by_extension
+from diffuse_cli.media import advice, by_extension
 from diffuse_cli.unusable import LARGEST_FILE, Unusable
 
 MANIFEST = "manifest.json"
@@ -40,11 +41,13 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Listing:
-    """The files that a medium reads, in the byte order of their names; `others` counts the rest."""
+    """The files that a medium reads, in the byte order of their names. `others` counts the rest,
+    and `unread`, by extension, those of them that there is advice for."""
 
     medium: str
     candidates: tuple[Entry, ...]
     others: int
+    unread: Mapping[str, int]
 
 
 class Folder:
@@ -228,26 +231,28 @@ def list_samples(source: Source, medium: str | None = None) -> Listing:
 
     Of a folder that `diffuse sample` wrote, only the samples, not the grid.
     """
-    readers = by_extension()
+    readers, known = by_extension(), advice()
     found: dict[str, list[Entry]] = {"image": []}
     unlisted: list[Entry] = []
     samples: dict[str, frozenset[str]] = {}
-    others = 0
+    others, unread = 0, Counter[str]()
     for entry in source.entries():
         folder, _, base = entry.name.rpartition("/")
         if not base:  # a folder that cannot be listed
             unlisted.append(entry)
-        elif reader := readers.get(_extension(base)):
+        elif reader := readers.get(extension := _extension(base)):
             found.setdefault(reader, []).append(entry)
         else:
             others += 1
+            if extension in known:
+                unread[extension] += 1
             if base == MANIFEST and not entry.fault and (names := _read_manifest(source, entry)):
                 samples[folder] = names
     chosen = medium or max(found, key=lambda name: len(found[name]))
     kept = [e for e in found.get(chosen, []) if _is_listed(e.name, samples)]
     others += sum(len(entries) for name, entries in found.items() if name != chosen)
     ordered = sorted([*kept, *unlisted], key=lambda e: _in_bytes(e.name))
-    return Listing(chosen, tuple(ordered), others)
+    return Listing(chosen, tuple(ordered), others, unread)
 
 
 def _extension(base: str) -> str:

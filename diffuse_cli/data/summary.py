@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diffuse_cli.files import show
+from diffuse_cli.media import FITS, advice
 
 NAMED = 5
 """Files that are named for each reason."""
@@ -31,6 +32,8 @@ class Summary:
         unlabelled: samples outside class folders.
         skipped: the count and the first names for each reason.
         others: other files.
+        unread: those of them that there is advice for, by extension.
+        remarks: as `skipped`, for samples that are used.
     """
 
     source: str
@@ -44,6 +47,8 @@ class Summary:
     unlabelled: int = 0
     skipped: Skips = field(default_factory=dict)
     others: int = 0
+    unread: Mapping[str, int] = field(default_factory=dict)
+    remarks: Skips = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """The summary for people, one sentence per line."""
@@ -56,41 +61,68 @@ class Summary:
             lines.append(f"{plural(self.greyed, 'image')} in colour, read as grey")
         if self.classes and self.unlabelled:
             lines.append(f"{plural(self.unlabelled, 'image')} outside the class folders")
-        lines += skip_lines(self.skipped)
-        if self.others:
-            lines.append(f"ignored {plural(self.others, 'file')} not named as images")
+        lines += [*skip_lines(self.skipped), *self.ignored()]
+        if self.unnamed:
+            lines.append(f"ignored {plural(self.unnamed, 'file')} not named as images")
         return lines
+
+    @property
+    def unnamed(self) -> int:
+        """Other files that there is no advice for."""
+        return self.others - sum(self.unread.values())
+
+    def ignored(self) -> Iterable[str]:
+        """A sentence for each kind of other files that there is advice for."""
+        known = advice()
+        for extension, count in sorted(self.unread.items(), key=lambda item: -item[1]):
+            yield f"ignored {count:,} {extension} ({known.get(extension, 'not read')})"
 
     def to_dict(self) -> dict[str, Any]:
         """The summary as JSON values, with sizes such as `640x480` (width x height)."""
         values = {
             **vars(self),
             "sizes": {"x".join(map(str, size)): count for size, count in self.sizes.items()},
-            "skipped": {
-                reason: {"count": count, "first": list(names)}
-                for reason, (count, names) in self.skipped.items()
-            },
+            "skipped": _plain(self.skipped),
+            "remarks": _plain(self.remarks),
         }
-        return {name: value for name, value in values.items() if name != "greyed" or value}
+        rare = ("greyed", "unread", "remarks")
+        return {name: value for name, value in values.items() if name not in rare or value}
 
 
 def from_dict(values: Mapping[str, Any]) -> Summary:
     """The summary that `to_dict` wrote."""
     rest = dict(values)
     sizes = {tuple(map(int, text.split("x"))): count for text, count in rest.pop("sizes").items()}
-    skipped = {
-        reason: (skip["count"], tuple(skip["first"]))
-        for reason, skip in rest.pop("skipped").items()
+    skipped, remarks = (
+        {reason: (one["count"], tuple(one["first"])) for reason, one in rest.pop(name, {}).items()}
+        for name in ("skipped", "remarks")
+    )
+    return Summary(sizes=sizes, skipped=skipped, remarks=remarks, **rest)
+
+
+def _plain(reasons: Skips) -> dict[str, Any]:
+    return {
+        reason: {"count": count, "first": list(names)} for reason, (count, names) in reasons.items()
     }
-    return Summary(sizes=sizes, skipped=skipped, **rest)
 
 
 def skip_lines(skipped: Skips) -> Iterable[str]:
     """A sentence for each reason, the most frequent first."""
-    for reason, (count, names) in sorted(skipped.items(), key=lambda item: -item[1][0]):
+    for count, text in _named(skipped):
+        yield f"skipped {plural(count, 'file')}, {text}"
+
+
+def remark_lines(remarks: Skips, usable: int) -> Iterable[str]:
+    """A sentence for each remark, the most frequent first."""
+    for count, text in _named(remarks):
+        yield f"{count:,} of {plural(usable, 'image')}, {text}"
+
+
+def _named(reasons: Skips) -> Iterable[tuple[int, str]]:
+    """The count of each reason, the most frequent first, and the reason with names."""
+    for reason, (count, names) in sorted(reasons.items(), key=lambda item: -item[1][0]):
         more = ", ..." if count > len(names) else ""
-        listed = ", ".join(map(show, names))
-        yield f"skipped {plural(count, 'file')}, {reason}: {listed}{more}"
+        yield count, f"{reason}: {', '.join(map(show, names))}{more}"
 
 
 def skip_counts(skipped: Skips) -> str:
@@ -106,16 +138,25 @@ def span(sizes: Mapping[tuple[int, ...], int]) -> str:
     return least if len(ordered) == 1 else f"{len(ordered):,} sizes from {least} to {most}"
 
 
-def cropped(sizes: Iterable[tuple[int, ...]], size: tuple[int, ...]) -> str:
-    """`, cropped at the centre by up to 44 %`: what samples of `sizes` (width, height) lose at
-    `size` (height, width); empty if nothing."""
-    lost = []
-    for original in sizes:
-        scales = [own / wanted for own, wanted in zip(original, reversed(size), strict=True)]
-        lost.append(1 - min(scales) ** len(scales) / math.prod(scales))
+def fitting(sizes: Iterable[tuple[int, ...]], size: tuple[int, ...], fit: str = "crop") -> str:
+    """`, cropped at the centre by up to 44 %`: what becomes of samples of `sizes` (width, height)
+    at `size` (height, width); empty if nothing."""
+    wanted = size[::-1]
+    lost, added, bent = [0.0], [0.0], [0.0]
+    for own in sizes:
+        taken, filled = FITS[fit](own, wanted)
+        scales = [b / a for a, b in zip(taken, filled, strict=True)]
+        lost.append(1 - math.prod(taken) / math.prod(own))
+        added.append(1 - math.prod(filled) / math.prod(wanted))
+        bent.append(max(scales) / min(scales) - 1)
+    said = {
+        "cropped at the centre by up to {} %": lost,
+        "up to {} % of it padding": added,
+        "stretched by up to {} %": bent,
+    }
     # Shares such as 1e-16 are rounding.
-    percent = math.ceil(round(100 * max(lost, default=0.0), 6))
-    return f", cropped at the centre by up to {percent} %" if percent else ""
+    percents = {text: math.ceil(round(100 * max(shares), 6)) for text, shares in said.items()}
+    return "".join(", " + text.format(most) for text, most in percents.items() if most)
 
 
 def plural(count: int, one: str, many: str = "") -> str:

@@ -60,6 +60,7 @@ class Worker:
             "medium": reading.medium,
             "channels": reading.asked.channels,
             "background": reading.asked.background,
+            "fit": reading.asked.fit,
         }
 
     def decode(self, reading: Reading, entries: Sequence[Entry]) -> list[Result]:
@@ -100,11 +101,12 @@ def _results(entries: Sequence[Entry], answer: IO[bytes]) -> Iterator[Result]:
         if isinstance(fields, str):
             yield Skipped(entry, fields)
             continue
-        shape, kind, digest, mode, size, channels = fields
+        shape, kind, digest, mode, size, channels, remarks = fields
         dtype = np.dtype(kind)
         data = answer.read(math.prod(shape) * dtype.itemsize)
         values = np.frombuffer(data, dtype).reshape(shape)
-        yield Decoded(entry, Read(values, bytes.fromhex(digest), mode, tuple(size), channels))
+        name = bytes.fromhex(digest)
+        yield Decoded(entry, Read(values, name, mode, tuple(size), channels, tuple(remarks)))
 
 
 # -- in the process -------------------------------------------------------------------------------
@@ -117,7 +119,8 @@ def main() -> None:
     if not hello:
         return
     said = json.loads(hello)
-    asked = Asked(channels=said["channels"], background=tuple(said["background"]), shared=True)
+    background = tuple(said["background"])
+    asked = Asked(None, said["channels"], background, said["fit"], shared=True)
     reading = Reading(open_source(Path(said["source"])), said["medium"], asked)
     prepare(reading.medium)
     for line in stdin:
@@ -135,5 +138,5 @@ def main() -> None:
 def _fields(result: Result) -> Any:
     if isinstance(result, Skipped):
         return result.reason
-    values, digest, mode, size, channels = result.read
-    return values.shape, values.dtype.str, digest.hex(), mode, size, channels
+    values, digest, *rest = result.read
+    return values.shape, values.dtype.str, digest.hex(), *rest

@@ -38,13 +38,20 @@ def demonstrate(config: DemoConfig) -> Work[tuple[Path, ...]]:
     rows = settings(config)
     paths = _outputs(config)
 
+    from PIL import ImageColor
+
     from diffuse_cli.diffusion import make_process
     from diffuse_cli.media._decoding import read_image
     from diffuse_cli.media._pixels import fitted
 
     processes = {name: make_process(row) for name, row in rows.items()}
-    picture = read_image(config.image, config.background)
-    picture = fitted(picture, config.size) if config.size else pictures.shrunk(picture, OWN_SIDE)
+    picture, remarks = read_image(config.image, config.background)
+    yield from (Notice(f"{files.show(config.image)}: {text}", warning=True) for text in remarks)
+    if config.size:
+        fit, background = config.fit or "crop", ImageColor.getrgb(config.background)[:3]
+        picture = fitted(picture, config.size, fit, background)
+    else:
+        picture = pictures.shrunk(picture, OWN_SIDE)
     scene = _scene(config, picture, processes)
     yield from _warning(scene)
     yield Progress("drawing", 0, 1)
@@ -93,6 +100,8 @@ def _outputs(config: DemoConfig) -> tuple[Path, ...]:
         paths.append(outputs.check(gif, ".gif", config.overwrite, read=config.image))
     if config.size is not None and max(config.size) > LARGEST_SIDE:
         raise UsageError(f"--size must be at most {LARGEST_SIDE} a side, not {max(config.size)}")
+    if config.fit is not None and config.size is None:
+        raise UsageError("--fit goes with --size", "Give both, or neither")
     return tuple(paths)
 
 

@@ -106,6 +106,7 @@ def read_sides(config: MeasureConfig, loaded: Loaded | None) -> Work[Sides]:
         size=space.size,
         channels=space.channels,
         background=config.background or str(data.get("background", "white")),
+        fit=config.fit or str(data.get("fit", "crop")),
         medium=space.medium,
     )
     yield from _tell(images)
@@ -124,7 +125,7 @@ def read_sides(config: MeasureConfig, loaded: Loaded | None) -> Work[Sides]:
 
 def _of_folder(config: MeasureConfig, read: Callable[..., Work[Samples]]) -> Work[Sides]:
     """Generated images at their own size, if all have the same, and real ones at that size."""
-    read = partial(read, background=config.background or "white")
+    read = partial(read, background=config.background or "white", fit=config.fit or "crop")
     theirs = yield from read(config.subject)
     sizes = [size[::-1] for size in theirs.summary.sizes]
     if len(sizes) == 1 and sizes[0] != theirs.space.size:

@@ -90,6 +90,7 @@ def inspect_data(config: InfoConfig) -> Work[DataReport]:
             config.path,
             size=config.size,
             background=config.background or "white",
+            fit=config.fit or "crop",
             strict=config.strict,
             workers=config.workers,
             cache=Path(folder),

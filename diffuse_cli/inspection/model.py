@@ -17,7 +17,7 @@ from diffuse_cli.options import to_dict
 
 TASK = "reading model"
 
-IMAGES_ONLY = ("size", "background", "out", "workers", "strict")
+IMAGES_ONLY = ("size", "background", "fit", "out", "workers", "strict")
 """Options that apply to images alone."""
 
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from diffuse_cli.core.errors import lookup
 from diffuse_cli.core.registry import Modules
 from diffuse_cli.core.space import Space as Space
+from diffuse_cli.media._fitting import FITS as FITS
 
 Array = npt.NDArray[Any]
 Size = tuple[int, ...]
@@ -35,32 +36,37 @@ class Asked:
     Attributes:
         size: None while all samples so far have one small size.
         channels: None for those of the file.
-        background: RGB (0 ... 255) behind transparent pixels.
+        background: RGB (0 ... 255) behind transparent pixels and around padded samples.
+        fit: a name in `FITS`, for samples of another shape than `size`.
         shared: other processes read too; raise `Large` for a large sample.
     """
 
     size: Size | None = None
     channels: int | None = None
     background: tuple[int, ...] = (255, 255, 255)
+    fit: str = "crop"
     shared: bool = False
 
 
 class Read(NamedTuple):
-    """One sample (C, *size), a 16-byte hash of its content, and the file's mode, size and
-    channels."""
+    """One sample (C, *size), a 16-byte hash of its content, the file's mode, size and channels, and
+    what is wrong with the sample: constants of `unusable`."""
 
     values: Array
     digest: bytes
     mode: str
     size: Size
     channels: int
+    remarks: tuple[str, ...] = ()
 
 
 class Medium(Protocol):
     """A module of this folder.
 
-    It may have `prepare()`, called before a process reads, and `check(space)`, which raises
-    `InvalidArgument` for a space whose samples it cannot write.
+    It may have `prepare()`, called before a process reads, `check(space)`, which raises
+    `InvalidArgument` for a space whose samples it cannot write, `FITS`, the names of the fits that
+    it knows (`crop` alone without it), and `ADVICE`, what to do with files that it does not read,
+    by extension.
 
     Attributes:
         EXTENSIONS: of the files it reads, such as `.png`.
@@ -85,8 +91,8 @@ class Medium(Protocol):
         """
         ...
 
-    def fit(self, values: Array, size: Size) -> Array:
-        """A sample at another size."""
+    def fit(self, values: Array, asked: Asked) -> Array:
+        """A sample at the size asked for."""
         ...
 
     def space(self, samples: Array) -> Space:
@@ -119,7 +125,22 @@ def check(space: Space) -> None:
     getattr(lookup(MEDIA, space.medium, "medium"), "check", lambda _: None)(space)
 
 
+def check_fit(medium: str, fit: str) -> None:
+    """Refuse a fit that a medium does not know.
+
+    Raises:
+        InvalidArgument
+    """
+    kind = MEDIA[medium]
+    lookup(dict.fromkeys(getattr(kind, "FITS", ["crop"])), fit, "fit")
+
+
 def by_extension() -> dict[str, str]:
     """The medium of each file extension; `image` wins, then the first one listed."""
     names = sorted(MEDIA, key=lambda name: name != "image")
     return {e: name for name in reversed(names) for e in MEDIA[name].EXTENSIONS}
+
+
+def advice() -> dict[str, str]:
+    """What to do with files that no medium reads, by extension."""
+    return {e: text for kind in MEDIA.values() for e, text in getattr(kind, "ADVICE", {}).items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,9 @@ from diffuse_cli import unusable as reasons
 from diffuse_cli.errors import DataError
 from diffuse_cli.files import show
 from diffuse_cli.media import LARGE, Large, freely, one_large
+from diffuse_cli.media._colors import BadProfile, Conversion, to_srgb
 from diffuse_cli.media._headers import (
+    AVIF,
     FORMATS,
     failing_as,
     open_header,
@@ -38,11 +40,36 @@ _BITS_PER_SAMPLE = 258
 
 _VALUES_AT_ONCE = 2**20
 
+_FAINT = 8
+"""Levels by which an image may differ from its background and still be blank."""
+
+_SRGB = object()
+"""In the place of a profile: there is none."""
+
+
+class Decoded(NamedTuple):
+    """An image, upright and opaque, as L or RGB; the file's mode, and what is wrong with it.
+
+    With `to_srgb` it is L, RGB or CMYK in the colours of the file's `profile`: converting it after
+    it has become small takes a fraction of the time.
+    """
+
+    image: Image.Image
+    mode: str
+    remarks: tuple[str, ...]
+    to_srgb: Conversion | None
+    profile: bytes
+
+    def in_srgb(self) -> Image.Image:
+        """The image as L or RGB in sRGB."""
+        return self.to_srgb(self.image) if self.to_srgb else self.image
+
 
 def decode(file: Path | str | bytes, background: str = "white") -> Image.Image:
     """The first frame of an image file or of its bytes, upright and opaque, as L or RGB.
 
-    Grey stays L; transparency is composited on `background`; 16 bits are scaled to 8.
+    Grey stays L; an ICC profile is converted to sRGB; transparency is composited on `background`;
+    16 bits are scaled to 8.
 
     Raises:
         Unusable: with the reason.
@@ -50,45 +77,64 @@ def decode(file: Path | str | bytes, background: str = "white") -> Image.Image:
     """
     data = file if isinstance(file, bytes) else Path(file).read_bytes()
     silence_pillow()
-    image, _ = decode_with_mode(data, ImageColor.getcolor(background, "RGB"))
-    return image
+    return decoded(data, ImageColor.getcolor(background, "RGB")).in_srgb()
 
 
-def decode_with_mode(
-    data: bytes, background: tuple[int, ...] | int, shared: bool = False
-) -> tuple[Image.Image, str]:
-    """`decode` bytes on an RGB background; also returns the file's mode.
+def decoded(data: bytes, background: tuple[int, ...] | int, shared: bool = False) -> Decoded:
+    """`decode` bytes on an RGB background, but leave colours to be converted.
 
     Raises:
-        Large: more than `LARGE` pixels, and `shared`.
+        Large: `shared`, and the image is to be decoded alone.
     """
     image = open_header(data)
     mode = image.mode
-    large = pixels_at_once(image) > LARGE
+    # An AVIF of any size can hold frames of 2**28 pixels, which are decoded and then scaled.
+    large = image.format in AVIF or pixels_at_once(image) > LARGE
     if large and shared:
         raise Large
     with one_large if large else freely:
         with failing_as(reasons.CORRUPT):
             image.load()
         with failing_as(reasons.PIXELS):
-            opaque, turn = _normalised(image, background)
-            return opaque.transpose(_TURNS[turn]) if turn in _TURNS else opaque, mode
+            turn, profile = _orientation(image), image.info.get("icc_profile", _SRGB)
+            opaque, convert, remarks = _normalised(image, profile, background)
+            if turn in _TURNS:
+                opaque = opaque.transpose(_TURNS[turn])
+            return Decoded(opaque, mode, remarks, convert, profile if convert else b"")
 
 
-def _normalised(image: Image.Image, background: tuple[int, ...] | int) -> tuple[Image.Image, int]:
-    """The image as opaque L or RGB, and its EXIF orientation."""
-    turn = 1
+def _orientation(image: Image.Image) -> int:
     with contextlib.suppress(Exception):  # broken EXIF does not make the image unusable
-        turn = int(image.getexif().get(_ORIENTATION, 1))
+        return int(image.getexif().get(_ORIENTATION, 1))
+    return 1
+
+
+def _normalised(
+    image: Image.Image, profile: Any, background: tuple[int, ...] | int
+) -> tuple[Image.Image, Conversion | None, tuple[str, ...]]:
+    """The image as opaque L, RGB or CMYK, its conversion to sRGB, and what is wrong with it."""
     if image.mode.startswith("I"):
         image = _scaled(image)
     elif image.mode == "F":
         raise Unusable(reasons.PIXELS)
-    if image.mode in ("L", "RGB") and "transparency" not in image.info:
-        return image, turn
+    kind = "CMYK" if image.mode == "CMYK" else "L" if _is_grey(image) else "RGB"
+    convert, remarks = _conversion(profile, kind)
     if image.has_transparency_data:
-        return _composited(image, background), turn
-    return image.convert("L" if _is_grey(image) else "RGB"), turn
+        opaque, blank = _composited(image, convert, background)
+        return opaque, None, (*remarks, reasons.BLANK) if blank else remarks
+    if kind == "CMYK" and convert is None:
+        kind = "RGB"
+    return image if image.mode == kind else image.convert(kind), convert, remarks
+
+
+def _conversion(profile: Any, kind: str) -> tuple[Conversion | None, tuple[str, ...]]:
+    """How images of a kind become sRGB, and what is wrong with their profile."""
+    if profile is _SRGB:
+        return None, ()
+    try:
+        return to_srgb(profile, kind), ()
+    except BadProfile:
+        return None, (reasons.PROFILE,)
 
 
 def _is_grey(image: Image.Image) -> bool:
@@ -119,8 +165,11 @@ def _scaled(image: Image.Image) -> Image.Image:
     return Image.merge("LA", (Image.fromarray(grey), Image.fromarray(alpha)))
 
 
-def _composited(image: Image.Image, background: tuple[int, ...] | int) -> Image.Image:
-    """A transparent image on an RGB background; grey on grey stays L."""
+def _composited(
+    image: Image.Image, convert: Conversion | None, background: tuple[int, ...] | int
+) -> tuple[Image.Image, bool]:
+    """A transparent image on an RGB background, and whether nothing of it is left to see; grey on
+    grey stays L."""
     red, green, blue = background if isinstance(background, tuple) else (background,) * 3
     grey = _is_grey(image)
     if image.mode == "La":
@@ -129,12 +178,19 @@ def _composited(image: Image.Image, background: tuple[int, ...] | int) -> Image.
         image = _keyed(image)
     mode = "LA" if grey else "RGBA"
     image = image if image.mode == mode else image.convert(mode)
+    image = convert(image) if convert else image
     if grey and red == green == blue:
         below = Image.new("L", image.size, red)
     else:
         below = Image.new("RGB", image.size, (red, green, blue))
     below.paste(image, mask=image)
-    return below
+    return below, _varies(image.getchannel("A"), 0) and not _varies(below, _FAINT)
+
+
+def _varies(image: Image.Image, most: int) -> bool:
+    """Whether the levels of a channel differ by more than `most`."""
+    bands = np.reshape(image.getextrema(), (-1, 2))
+    return bool((bands[:, 1] - bands[:, 0]).max() > most)
 
 
 def _keyed(image: Image.Image) -> Image.Image:
@@ -146,8 +202,8 @@ def _keyed(image: Image.Image) -> Image.Image:
     return image
 
 
-def read_image(path: Path | str, background: str = "white") -> Image.Image:
-    """One image file, as `decode` gives it.
+def read_image(path: Path | str, background: str = "white") -> tuple[Image.Image, tuple[str, ...]]:
+    """One image file, as `decode` gives it, and what is wrong with it.
 
     Raises:
         DataError: there is no such file, or it is not a usable image.
@@ -160,7 +216,9 @@ def read_image(path: Path | str, background: str = "white") -> Image.Image:
             raise Unusable("a folder" if stat.S_ISDIR(info.st_mode) else reasons.IRREGULAR)
         if info.st_size > LARGEST_FILE:
             raise Unusable(reasons.TOO_LARGE)
-        return decode(path, background)
+        silence_pillow()
+        found = decoded(path.read_bytes(), ImageColor.getcolor(background, "RGB"))
+        return found.in_srgb(), found.remarks
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"no such image: {show(path)}", hint) from None
     except Unusable as error:

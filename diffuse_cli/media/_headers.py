@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from functools import cache
 
 from PIL import (
+    AvifImagePlugin,
     BmpImagePlugin,
     GifImagePlugin,
     Image,
@@ -23,13 +24,16 @@ from PIL import (
     UnidentifiedImageError,
     WebPImagePlugin,
     _imaging,
+    features,
 )
 
 from diffuse_cli import unusable as reasons
 from diffuse_cli.unusable import CORRUPT, NOT_AN_IMAGE, OTHER_FORMAT, Unusable
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-EXTENSIONS = frozenset((".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
+AVIF = ("AVIF",) if features.check("avif") else ()
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", *AVIF)
+_KNOWN = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+EXTENSIONS = frozenset((*_KNOWN, *(f".{name.lower()}" for name in AVIF)))
 
 # Signatures (offset, bytes, reason) of files that Pillow does not open.
 _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
@@ -56,12 +60,14 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\xff\x0a", OTHER_FORMAT),  # JPEG XL
     (4, b"JXL ", OTHER_FORMAT),
     (4, b"jP  ", OTHER_FORMAT),  # JPEG 2000
-    (4, b"ftyp", OTHER_FORMAT),  # HEIC, AVIF
+    *((4, b"ftypavi" + end, CORRUPT) for end in (b"f", b"s") if AVIF),
+    (4, b"ftyp", OTHER_FORMAT),  # HEIC
     *((0, b"P%d" % n, OTHER_FORMAT) for n in range(1, 8)),  # netpbm
 )
 
 # Imported here: Pillow would import them from several threads at once.
 _PLUGINS = (
+    AvifImagePlugin,
     BmpImagePlugin,
     GifImagePlugin,
     JpegImagePlugin,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from xxhash import xxh3_128
+
+from diffuse_cli.media._fitting import FITS
 
 Pixels = npt.NDArray[np.uint8]
 Size = tuple[int, ...]
@@ -44,20 +48,33 @@ def _begun(mode: str, width: int, height: int) -> xxh3_128:
     return xxh3_128(f"{mode} {width}x{height}\n".encode())
 
 
-def fitted(image: Image.Image, size: Size) -> Image.Image:
-    """`image` scaled to cover `size` (height, width) and cropped at the centre."""
-    height, width = size
-    if image.size == (width, height):
-        return image
-    scale = min(image.width / width, image.height / height)
-    left = max(0.0, (image.width - scale * width) / 2)
-    top = max(0.0, (image.height - scale * height) / 2)
-    return image.resize(
+def fitted(
+    image: Image.Image,
+    size: Size,
+    fit: str = "crop",
+    background: Size = (255, 255, 255),
+    finish: Callable[[Image.Image], Image.Image] = lambda scaled: scaled,
+) -> Image.Image:
+    """`image` scaled to `size` (height, width) as `FITS[fit]` says, finished, and put on an RGB
+    background."""
+    wanted = size[1], size[0]
+    if image.size == wanted:
+        return finish(image)
+    taken, filled = FITS[fit](image.size, wanted)
+    left, top = (max(0.0, (own - part) / 2) for own, part in zip(image.size, taken, strict=True))
+    width, height = (max(1, round(side)) for side in filled)
+    scaled = image.resize(
         (width, height),
         Image.Resampling.BICUBIC,
         box=(left, top, image.width - left, image.height - top),
         reducing_gap=REDUCING_GAP,
     )
+    done = finish(scaled)
+    if done.size == wanted:
+        return done
+    page = Image.new("RGB", wanted, background).convert(done.mode)
+    page.paste(done, ((wanted[0] - width) // 2, (wanted[1] - height) // 2))
+    return page
 
 
 def channels_first(values: Pixels) -> Pixels:

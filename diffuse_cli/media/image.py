@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
+from xxhash import xxh3_128_digest
 
 from diffuse_cli import pictures
 from diffuse_cli.core.errors import InvalidArgument
 from diffuse_cli.core.space import Space
-from diffuse_cli.media import Array, Asked, Read, Size
-from diffuse_cli.media._decoding import decode_with_mode
+from diffuse_cli.media import FITS as FITS
+from diffuse_cli.media import Array, Asked, Read
+from diffuse_cli.media._advice import ADVICE as ADVICE
+from diffuse_cli.media._decoding import decoded
 from diffuse_cli.media._headers import EXTENSIONS as EXTENSIONS
 from diffuse_cli.media._headers import silence_pillow
 from diffuse_cli.media._pixels import channels_first, digest, digest_of, fitted, to_pixels
@@ -22,23 +26,41 @@ MODES = {1: "L", 3: "RGB"}
 
 
 def read(data: bytes, asked: Asked) -> Read:
-    """The first frame, upright and opaque, scaled to cover the size and cropped at the centre."""
-    image, mode = decode_with_mode(data, asked.background, asked.shared)
-    wanted = MODES[asked.channels] if asked.channels is not None else image.mode
-    done = image if image.mode == wanted else image.convert(wanted)
+    """The first frame, upright and opaque, in sRGB, fitted to the size asked for."""
+    found = decoded(data, asked.background, asked.shared)
+    image, to_srgb = found.image, found.to_srgb
+    wanted = MODES[asked.channels] if asked.channels is not None else _mode(image, asked)
+
+    def finished(part: Image.Image) -> Image.Image:
+        part = to_srgb(part) if to_srgb else part
+        return part if part.mode == wanted else part.convert(wanted)
+
+    done = image if to_srgb else finished(image)
     size = asked.size
     if size is None and max(image.size) > KEPT_SIDE:
         size = (KEPT_SIDE, KEPT_SIDE)
-    if size is not None:
-        done = fitted(done, size)
+    if size is None:
+        done = finished(done)
+    else:
+        done = fitted(done, size, asked.fit, asked.background, finished)
     values = np.asarray(done)
     name = digest(values) if done is image else digest_of(image)
-    return Read(channels_first(values), name, mode, image.size, len(image.getbands()))
+    if to_srgb:
+        name = xxh3_128_digest(name + found.profile)
+    channels = len(image.getbands())
+    return Read(channels_first(values), name, found.mode, image.size, channels, found.remarks)
 
 
-def fit(values: Array, size: Size) -> Array:
+def _mode(image: Image.Image, asked: Asked) -> str:
+    """Grey stays grey unless it is padded in a colour."""
+    coloured = asked.fit == "pad" and len(set(asked.background)) > 1
+    return "L" if image.mode == "L" and not coloured else "RGB"
+
+
+def fit(values: Array, asked: Asked) -> Array:
     """As `read` fits an image."""
-    return to_pixels(fitted(pictures.image(values), size))
+    assert asked.size is not None
+    return to_pixels(fitted(pictures.image(values), asked.size, asked.fit, asked.background))
 
 
 def space(samples: Array) -> Space:

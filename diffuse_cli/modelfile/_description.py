@@ -19,7 +19,7 @@ from diffuse_cli.core.space import Space
 from diffuse_cli.core.variances import channels_out
 from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.errors import ModelFileError, lookup
-from diffuse_cli.media import check
+from diffuse_cli.media import FITS, check
 from diffuse_cli.options import from_dict, to_dict
 from diffuse_cli.parsing import parse_color, parse_size
 from diffuse_cli.presets import network_config
@@ -152,6 +152,7 @@ def rebuild(described: Mapping[str, Any]) -> Model:
     if not all(isinstance(name, str) for name in data.get("classes", ())):
         raise ValueError("class names that are not text")
     parse_color(data.get("background", "white"))
+    lookup(FITS, data.get("fit", "crop"), "fit")
     sampling = None
     if SAMPLING in described:
         sampling = _recommended(described[SAMPLING], blueprint.conditions, timesteps)

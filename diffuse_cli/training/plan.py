@@ -15,7 +15,7 @@ from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.data import Samples, held_out_rule, open_index, read_images, save_index
-from diffuse_cli.data.summary import cropped
+from diffuse_cli.data.summary import fitting
 from diffuse_cli.diffusion import Blueprint, make_denoiser, make_process
 from diffuse_cli.errors import DataError, UsageError
 from diffuse_cli.events import Notice, Work
@@ -72,7 +72,7 @@ class Plan:
     def chosen(self, parameters: int, processes: int, device: str) -> str:
         """The choices of a complete configuration, as one line."""
         config, size = self.config, self.images.space.size
-        cut = cropped(self.images.summary.sizes, size)
+        fitted = fitting(self.images.summary.sizes, size, config.fit)
         preset = f", preset {config.preset}" if config.preset else ""
         shape = "x".join(map(str, reversed(size)))
         many = MEDIA[config.medium or "image"].MANY
@@ -80,7 +80,7 @@ class Plan:
         parts = f" in {config.accumulation} parts" if config.accumulation > 1 else ""
         return (
             f"training {config.network}{preset}, {parameters:,} parameters; {many} at {shape}"
-            f"{cut}; batch {config.batch_size}{parts}{shared}, learning rate {config.lr:.3g}, "
+            f"{fitted}; batch {config.batch_size}{parts}{shared}, learning rate {config.lr:.3g}, "
             f"{config.precision} on {device}; {config.steps:,} steps"
         )
 
@@ -93,6 +93,7 @@ class Plan:
             "images": len(self.images),
             "held_out": {**held_out_rule(), "images": len(self.held_out)},
             "background": self.config.background,
+            "fit": self.config.fit,
             **({"classes": list(names)} if names and not told and fits(names) else {}),
         }
 
@@ -149,6 +150,7 @@ def _read(
         size=config.size,
         channels=config.channels,
         background=config.background,
+        fit=config.fit,
         medium=config.medium,
         strict=config.strict,
         workers=config.workers,

@@ -25,7 +25,7 @@ from diffuse_cli import unusable as reasons
 from diffuse_cli.data import Samples, cache, open_index, read_images, save_index
 from diffuse_cli.data.cache import Mapped
 from diffuse_cli.data.samples import HELD_OUT_MINIMUM
-from diffuse_cli.data.summary import cropped
+from diffuse_cli.data.summary import fitting
 from diffuse_cli.errors import DataError, OutputError
 from diffuse_cli.events import Notice, Progress, finish
 from diffuse_cli.media._pixels import digest
@@ -209,7 +209,7 @@ def test_what_is_cropped_is_said(
     sizes: list[tuple[int, ...]], size: tuple[int, ...], percent: int
 ) -> None:
     expected = f", cropped at the centre by up to {percent} %" if percent else ""
-    assert cropped(sizes, size) == expected
+    assert fitting(sizes, size) == expected
 
 
 @pytest.mark.parametrize("last", [(30, 28), (200, 100)])

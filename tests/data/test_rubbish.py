@@ -93,7 +93,7 @@ def test_a_large_image_takes_few_bytes_a_pixel(tmp_path: Path, kind: str) -> Non
     assert growth < 10 * ROWS**2 + 16 * MIB
 
 
-@pytest.mark.parametrize("what", ["pixels", "bytes", "neither"])
+@pytest.mark.parametrize("what", ["pixels", "bytes", "frames", "neither"])
 def test_large_images_are_decoded_one_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
@@ -114,7 +114,8 @@ def test_large_images_are_decoded_one_at_a_time(
     if what == "bytes":
         monkeypatch.setattr("diffuse_cli.data.jobs.LARGE", 63)
     monkeypatch.setattr("diffuse_cli.data.pool._FILES_A_CHUNK", 1)
-    folder = fill(tmp_path, {f"{k}.png": encoded(noise(k)) for k in range(20)})
+    kind = "AVIF" if what == "frames" else "PNG"
+    folder = fill(tmp_path, {f"{k}.{kind}": encoded(noise(k), kind) for k in range(20)})
     finish(read_images(folder, workers=4))
     assert len(most) == 20
     assert (max(most) == 1) == (what != "neither")

@@ -206,7 +206,10 @@ def _state(pid: int) -> str:
 def test_nothing_is_said_and_nothing_heavy_imported(tmp_path: Path) -> None:
     folder = fill(tmp_path / "in", corpus())
     code = worker._CODE + "; print(sorted({'torch', 'typer', 'rich'} & set(sys.modules)))"
-    lines = b'{"source": %s, "medium": "image", "channels": null, "background": [255, 255, 255]}\n'
+    lines = (
+        b'{"source": %s, "medium": "image", "channels": null, "background": [255, 255, 255], '
+        b'"fit": "crop"}\n'
+    )
     name = b'"' + os.fsencode(str(folder)) + b'"'
     done = subprocess.run(
         [sys.executable, "-c", "import sys; " + code], input=lines % name, capture_output=True

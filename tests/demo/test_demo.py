@@ -213,6 +213,20 @@ def test_the_right_plot_reads_both_variances(monkeypatch: pytest.MonkeyPatch) ->
     assert right.transData.transform((0, 0.7))[1] == pytest.approx(height)
 
 
+def test_the_picture_is_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = shown(monkeypatch, image="color.png", size=(36, 36), fit="pad", background="navy")
+    levels = scene.space.to_stored(scene.x0[None])[0]
+    assert levels[:, 0, 0].tolist() == [0, 0, 128]
+    own = np.asarray(Image.open("color.png")).transpose(2, 0, 1)
+    assert levels[:, 8:28].numpy().tolist() == own.tolist()
+
+
+def test_what_is_wrong_with_the_picture_is_a_warning() -> None:
+    Image.open("color.png").save("odd.png", icc_profile=b"x" * 200)
+    _, events = run("odd.png", schedule=("cosine",))
+    assert warnings_of(events) == ["odd.png: broken colour profile, which is ignored"]
+
+
 def test_a_file_of_betas_is_a_row_of_its_name(
     monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
@@ -282,6 +296,7 @@ def test_existing_output_is_refused_before_anything_is_read(folder: Path, taken:
         ({"out": "a.jpg"}, "-o must end in .png"),
         ({"out": ".png"}, "-o must end in .png"),
         ({"size": 4000}, "--size must be at most 512"),
+        ({"fit": "pad"}, "--fit goes with --size"),
         ({"out": "./grey.png", "overwrite": True}, "is the input itself"),
     ],
 )

@@ -784,7 +784,7 @@ def test_a_model_without_a_title_or_raw_weights(conditional, diffuse):
 
 @pytest.mark.parametrize(
     "option",
-    ["--size 8", "--background red", "-o x.png", "--workers 2", "--strict"],
+    ["--size 8", "--background red", "--fit pad", "-o x.png", "--workers 2", "--strict"],
 )
 def test_options_about_images_do_not_go_with_a_model(conditional, diffuse, option):
     ran = diffuse("info", conditional, *option.split(), "-q")

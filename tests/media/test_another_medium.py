@@ -24,11 +24,12 @@ def read(data, asked):
     if len(dots) != height * width or max(dots) > 15:
         raise Unusable(CORRUPT)
     values = np.array(dots, np.uint8).reshape(1, height, width)
-    values = values if asked.size is None else fit(values, asked.size)
+    values = values if asked.size is None else fit(values, asked)
     return Read(values, xxh3_128(data).digest(), "dots", (width, height), 1)
 
-def fit(values, size):
-    return np.ascontiguousarray(values[:, : size[0], : size[1]])
+def fit(values, asked):
+    height, width = asked.size
+    return np.ascontiguousarray(values[:, :height, :width])
 
 def space(samples):
     return Space(channels=1, size=samples.shape[2:], medium="dots", levels=16)
@@ -105,6 +106,8 @@ def test_they_train_resume_sample_and_evaluate(
     assert "skipped 1 file, truncated or corrupt: torn.dots" in whole.err
     ran = diffuse("train", "data", *options, "--gradient-checkpointing", "-q", code=2)
     assert "the network 'plain' has none" in ran.line
+    ran = diffuse("train", "data", *options, "--fit", "pad", "-q", code=2)
+    assert "--fit: there is no 'pad'. Choose from: crop" in ran.line
     diffuse("train", "data", *options, "--stop-at", 3, "-o", "halves.safetensors")
     diffuse("train", "data", "--resume", "-o", "halves.safetensors")
     one, two = (tmp_path / f"{name}.safetensors" for name in ("whole", "halves"))

@@ -1,0 +1,167 @@
+"""What is said of files that are not read, and of what is wrong with images that are used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from corpus import encoded, fill, noise, zipped
+from PIL import Image
+
+from diffuse_cli import unusable as reasons
+from diffuse_cli.data import Samples, open_index, pool, read_images, save_index, summary
+from diffuse_cli.errors import DataError
+from diffuse_cli.events import Notice, finish
+from diffuse_cli.media import _headers, advice, by_extension
+
+
+def read(source: Path, **options: Any) -> Samples:
+    return finish(read_images(source, **options))
+
+
+def warnings(source: Path, **options: Any) -> list[str]:
+    found = read_images(source, **options)
+    return [event.text for event in found if isinstance(event, Notice) and event.warning]
+
+
+PHONE = {f"IMG_{k}.HEIC": b"\0\0\0\x18ftypheic" for k in range(12)} | {"clip.MOV": b""}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_kinds_that_are_not_read_are_counted_with_what_to_do(tmp_path: Path, packed: bool) -> None:
+    data = {**PHONE, "a.png": encoded(noise(1)), "notes.txt": b"", "b.heic": b"", "none": b""}
+    source = zipped(tmp_path / "x.zip", data) if packed else fill(tmp_path / "x", data)
+    found = read(source).summary
+    assert found.others == 16
+    assert found.unread == {".heic": 13, ".mov": 1}
+    assert found.lines()[1:] == [
+        "ignored 13 .heic (convert them to JPEG or PNG, such as with magick mogrify -format jpg "
+        "*.heic)",
+        "ignored 1 .mov (take frames from them, such as with ffmpeg -i NAME.mov -vf fps=1 "
+        "NAME-%05d.png)",
+        "ignored 2 files not named as images",
+    ]
+    assert found.to_dict()["unread"] == {".heic": 13, ".mov": 1}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_folder_of_nothing_else_ends_with_the_advice(tmp_path: Path, packed: bool) -> None:
+    data = {**PHONE, "x.aae": b""}
+    source = zipped(tmp_path / "x.zip", data) if packed else fill(tmp_path / "x", data)
+    with pytest.raises(DataError) as caught:
+        read(source)
+    assert caught.value.message.endswith(" (12 .heic, 1 .mov, 1 file of another kind)")
+    assert caught.value.hint.startswith("Convert them to JPEG or PNG")
+
+
+def test_bad_images_do_not_hide_the_advice(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        read(fill(tmp_path, {**PHONE, "a.png": b""}))
+    assert "1 empty file (12 .heic, 1 .mov)" in caught.value.message
+    assert caught.value.hint.startswith("Convert them")
+
+
+@pytest.mark.parametrize("name", ["CR2", "dng", "psd", "svg", "pdf", "jxl", "webm", "tar", "eps"])
+def test_there_is_advice(tmp_path: Path, name: str) -> None:
+    data = {"a.png": encoded(noise(1)), f"b.{name}": b""}
+    (line,) = read(fill(tmp_path, data)).summary.lines()[1:]
+    assert line.startswith(f"ignored 1 .{name.lower()} (")
+
+
+def test_no_advice_needs_another_name() -> None:
+    assert all("{" not in text for text in advice().values())
+
+
+# -- AVIF -----------------------------------------------------------------------------------------
+
+
+def test_avif_is_read(tmp_path: Path) -> None:
+    flat = Image.new("RGB", (20, 10), (200, 30, 90))
+    data = {"a.AVIF": encoded(flat, "AVIF", quality=100), "cut.avif": encoded(flat, "AVIF")[:-20]}
+    images = read(fill(tmp_path, data))
+    assert images.names == ("a.AVIF",)
+    assert np.abs(images.stored[0, :, 5, 5].astype(int) - (200, 30, 90)).max() <= 4
+    assert images.summary.skipped == {reasons.CORRUPT: (1, ("cut.avif",))}
+
+
+def test_avif_that_pillow_cannot_read_has_advice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffuse_cli.media.image.EXTENSIONS", _headers.EXTENSIONS - {".avif"})
+    assert ".avif" not in by_extension()
+    found = read(fill(tmp_path, {"a.png": encoded(noise(1)), "b.avif": b""})).summary
+    assert found.unread == {".avif": 1}
+
+
+# -- remarks --------------------------------------------------------------------------------------
+
+
+def remarkable() -> dict[str, bytes]:
+    """Seven blank ones, two with broken profiles, three others."""
+    alpha = Image.fromarray((np.indices((8, 8)).sum(0) % 3 * 127).astype(np.uint8))
+    white, black = (Image.merge("LA", (Image.new("L", (8, 8), v), alpha)) for v in (255, 0))
+    data = {f"white{k}.png": encoded(white) for k in range(7)}
+    data |= {f"odd{k}.png": encoded(noise(k), icc_profile=b"x" * 200) for k in range(2)}
+    return data | {"black.png": encoded(black), "x.png": encoded(noise(3)), "y.png": b""}
+
+
+def test_what_is_wrong_with_images_that_are_used_is_a_warning(tmp_path: Path) -> None:
+    folder = fill(tmp_path, remarkable())
+    blank = "white0.png, white1.png, white2.png, white3.png, white4.png, ..."
+    assert sorted(warnings(folder)) == [
+        "2 of 11 images, broken colour profile, which is ignored: odd0.png, odd1.png",
+        f"7 of 11 images, blank on the background: {blank}; type --background black",
+    ]
+    found = read(folder, strict=False).summary
+    assert found.remarks[reasons.PROFILE] == (2, ("odd0.png", "odd1.png"))
+    assert found.to_dict()["remarks"][reasons.BLANK]["count"] == 7
+    (text,) = [w for w in warnings(folder, background="#050505") if "blank" in w]
+    assert text == ("1 of 11 images, blank on the background: black.png; type --background white")
+    (folder / "y.png").unlink()
+    assert len(read(folder, strict=True)) == 11
+
+
+def test_ordinary_images_have_none(tmp_path: Path) -> None:
+    folder = fill(tmp_path, {"a.png": encoded(noise(1)), "b.png": encoded(noise(2, mode="RGBA"))})
+    assert warnings(folder) == []
+    assert not {"remarks", "unread"} & set(read(folder).summary.to_dict())
+
+
+def test_processes_hand_remarks_and_fits_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = fill(tmp_path, {**remarkable(), "wide.png": encoded(noise(4, (20, 9), "RGB"))})
+    options: dict[str, Any] = {"fit": "pad", "background": "navy", "size": (9, 9)}
+    alone = read(folder, workers=1, **options)
+    monkeypatch.setattr(pool, "MANY_FILES", 1)
+    several = read(folder, workers=2, **options)
+    assert several.summary == alone.summary
+    assert several.summary.remarks
+    assert several.stored.tobytes() == alone.stored.tobytes()
+
+
+def test_the_index_keeps_what_was_found(tmp_path: Path) -> None:
+    images = read(fill(tmp_path / "in", {**remarkable(), **PHONE}))
+    save_index(images, tmp_path / "cache")
+    assert open_index(tmp_path / "cache").summary == images.summary
+    plain = {k: v for k, v in images.summary.to_dict().items() if k not in ("remarks", "unread")}
+    assert summary.from_dict(plain).remarks == {}
+
+
+def test_info_shows_them(diffuse: Any, tmp_path: Path) -> None:
+    folder = fill(
+        tmp_path / "in", {**remarkable(), **PHONE, "wide.png": encoded(noise(4, (16, 9)))}
+    )
+    ran = diffuse("info", folder, "--fit", "stretch", "--size", 8)
+    assert "ignored          12 .heic (convert them" in ran.out
+    assert "remarks          7 of 12 images, blank on the background: white0.png" in ran.out
+    assert "at 8x8, stretched by up to 78 %, grey" in ran.out
+    assert "warning: 2 of 12 images, broken colour profile" in ran.err
+    means = {
+        fit: diffuse("info", folder, "--json", "-q", "--fit", fit).json["pixels"]["mean"]
+        for fit in ("crop", "pad", "stretch")
+    }
+    assert means["pad"] > means["stretch"] != means["crop"]
+    assert diffuse("info", folder, "--json", "-q").json["unread"] == {".heic": 12, ".mov": 1}

@@ -1,0 +1,284 @@
+"""Embedded ICC profiles: which are converted, how exactly, and what becomes of broken ones."""
+
+from __future__ import annotations
+
+import io
+import random
+import struct
+from typing import Any
+
+import numpy as np
+import profiles
+import pytest
+from corpus import chunk, encoded, noise
+from mutations import CHANGES
+from PIL import Image, ImageCms
+
+from diffuse_cli import unusable as reasons
+from diffuse_cli.media import Asked, _colors, image
+from diffuse_cli.media._decoding import decode, decoded
+
+WHITE = (255, 255, 255)
+BUILT_IN = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+WIDE = [("AdobeRGB", 563 / 256), ("P3", "sRGB"), ("ProPhoto", 1.8), ("sRGB", 2.2)]
+
+
+@pytest.fixture(autouse=True)
+def _forgetful() -> None:
+    _colors._conversion.cache_clear()
+
+
+def remarks(data: bytes) -> tuple[str, ...]:
+    return decoded(data, WHITE).remarks
+
+
+def off(found: Any, expected: Any) -> float:
+    return float(np.abs(np.asarray(found, float) - np.asarray(expected, float)).max())
+
+
+@pytest.mark.parametrize(("name", "gamma"), WIDE)
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+def test_colours_become_srgb(kind: str, name: str, gamma: Any) -> None:
+    colours = noise(1, (40, 30), "RGB")
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(colours, kind, icc_profile=profiles.rgb(name, gamma), **options)
+    expected = profiles.converted(np.asarray(colours), name, gamma)
+    assert off(colours, expected) > 5
+    assert off(decode(data), expected) < 4  # LittleCMS computes 8-bit pixels in whole numbers
+    assert np.abs(np.asarray(decode(data)) - expected).mean() < 0.5
+    assert remarks(data) == ()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "AVIF"])
+def test_lossy_files_have_profiles_too(kind: str) -> None:
+    flat = Image.new("RGB", (16, 16), (30, 200, 90))
+    data = encoded(flat, kind, icc_profile=profiles.rgb("AdobeRGB", 2.2), quality=100)
+    expected = profiles.converted(np.array([30.0, 200, 90]), "AdobeRGB", 2.2)
+    assert off(decode(data), expected) < 6
+
+
+@pytest.mark.parametrize("profile", [BUILT_IN, profiles.rgb("sRGB", "sRGB")])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_srgb_stays_as_it_is(mode: str, profile: bytes) -> None:
+    colours = noise(2, (40, 30), mode)
+    plain, tagged = (encoded(colours, icc_profile=p) for p in (None, profile))
+    assert tagged != plain
+    assert decoded(tagged, WHITE).to_srgb is None
+    one, two = (image.read(data, Asked()) for data in (plain, tagged))
+    assert one.values.tolist() == two.values.tolist()
+    assert (one.digest, one.remarks) == (two.digest, two.remarks)
+
+
+def test_grey_is_mapped_and_stays_grey() -> None:
+    ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    wide = Image.fromarray(ramp.astype(np.uint16) * 257)
+    expected = profiles.srgb(profiles.linear(ramp / 255, 1.8))
+    assert off(ramp, expected) > 5
+    for picture in (Image.fromarray(ramp), wide, Image.fromarray(ramp).convert("P")):
+        for profile in (profiles.grey(1.8), profiles.rgb("P3", 1.8)):
+            made = decode(encoded(picture, icc_profile=profile))
+            assert made.mode == "L"
+            assert off(made, expected) < 2
+
+
+def test_a_palette_is_converted() -> None:
+    colours = noise(3, (9, 9), "RGB").quantize(40)
+    made = decode(encoded(colours, icc_profile=profiles.rgb("P3", "sRGB")))
+    assert off(made, profiles.converted(np.asarray(colours.convert("RGB")), "P3", "sRGB")) < 4
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparent_pixels_are_converted_and_the_background_is_not(mode: str) -> None:
+    pixels = np.asarray(noise(4, (9, 9), mode)).copy()
+    pixels[..., -1] = 255 * (np.arange(9) % 2)
+    profile = profiles.rgb("AdobeRGB", 2.2) if mode == "RGBA" else profiles.grey(1.8)
+    made = np.asarray(decode(encoded(Image.fromarray(pixels), icc_profile=profile), "#204060"))
+    assert (made[:, ::2] == (0x20, 0x40, 0x60)).all()
+    shown = np.asarray(Image.fromarray(pixels).convert("RGB"))[:, 1::2]
+    if mode == "RGBA":
+        assert off(made[:, 1::2], profiles.converted(shown, "AdobeRGB", 2.2)) < 4
+    else:
+        assert off(made[:, 1::2], profiles.srgb(profiles.linear(shown / 255, 1.8))) < 2
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "JPEG"])
+def test_ink_is_what_its_profile_says(kind: str) -> None:
+    inks = [(0, 0, 0, 0), (255, 0, 0, 0), (255, 255, 0, 0), (255, 255, 255, 0), (0, 0, 0, 255)]
+    for ink in inks:
+        flat = Image.new("CMYK", (8, 8), ink)
+        options = {"quality": 100} if kind == "JPEG" else {}
+        made = decode(encoded(flat, kind, icc_profile=profiles.cmyk(), **options))
+        light = profiles.lightness(np.array(ink) / 255)
+        luminance = ((light + 16) / 116) ** 3 if light > 8 else light / 903.3
+        assert made.mode == "RGB"
+        assert off(made, profiles.srgb(np.array(luminance))) <= 2, ink
+
+
+# -- broken ones ----------------------------------------------------------------------------------
+
+P3 = profiles.rgb("P3", "sRGB")
+BROKEN = {
+    "cut": P3[:300],
+    "rubbish": b"rubbish " * 40,
+    "tiny": b"x",
+    "of ink": profiles.cmyk(),
+    "of grey": profiles.grey(2.2),
+    "a list of names": P3[:12] + b"nmcl" + P3[16:],
+    "a link": P3[:12] + b"link" + P3[16:],
+    "without curves": P3.replace(b"rTRC", b"xTRC"),
+    "large": P3 + bytes(_colors.LARGEST),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_profile_is_ignored_and_named(name: str) -> None:
+    colours = noise(5, (9, 9), "RGB")
+    for kind in ("PNG", "TIFF", "WEBP"):
+        if kind == "PNG" and name == "large":
+            continue  # Pillow refuses a chunk that unpacks to more than a MiB
+        options = {"lossless": True} if kind == "WEBP" else {}
+        data = encoded(colours, kind, icc_profile=BROKEN[name], **options)
+        assert decode(data).tobytes() == colours.tobytes()
+        assert remarks(data) == (reasons.PROFILE,)
+
+
+def test_profiles_that_cannot_be_put_together_are_named() -> None:
+    colours = noise(5, (9, 9), "RGB")
+    header, rest = encoded(colours)[:33], encoded(colours)[33:]
+    torn = header + chunk(b"iCCP", b"x\0\0not zlib") + rest
+    jpeg = encoded(colours, "JPEG")
+    part = b"ICC_PROFILE\0\1\2" + P3[:200]  # the first of two
+    lost = jpeg[:2] + b"\xff\xe2" + (len(part) + 2).to_bytes(2, "big") + part + jpeg[2:]
+    for data, plain in ((torn, header + rest), (lost, jpeg)):
+        assert decode(data).tobytes() == decode(plain).tobytes()
+        assert remarks(data) == (reasons.PROFILE,)
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        b"mft1\0\0\0\0\3\3\x60\0",
+        b"mft2\0\0\0\0\4\3\x50\0",
+        b"mAB \0\0\0\0\3\3\0\0" + struct.pack(">5I", 0, 0, 0, 32, 0) + bytes([90] * 3 + [0] * 17),
+        b"mpet\0\0\0\0\0\3\0\3",
+    ],
+)
+def test_a_profile_holds_the_tables_that_it_claims(tag: bytes) -> None:
+    profile = profiles.assembled(b"RGB ", b"Lab ", {b"A2B0": tag})
+    with pytest.raises(_colors.BadProfile):
+        _colors._check_tables(profile)
+    _colors._check_tables(profiles.cmyk())
+    _colors._check_tables(P3)
+
+
+def test_grey_cannot_be_ink() -> None:
+    data = encoded(noise(5), icc_profile=profiles.cmyk())
+    assert decode(data).tobytes() == noise(5).tobytes()
+    assert remarks(data) == (reasons.PROFILE,)
+
+
+def test_ink_with_a_broken_profile_is_converted_as_without() -> None:
+    flat = noise(6, (9, 9), "RGB").convert("CMYK")
+    data = encoded(flat, "TIFF", icc_profile=BROKEN["rubbish"])
+    assert decode(data).tobytes() == flat.convert("RGB").tobytes()
+    assert remarks(data) == (reasons.PROFILE,)
+
+
+@pytest.mark.parametrize("kind", ["RGB", "L", "CMYK"])
+def test_changed_profiles_convert_or_are_broken_and_nothing_else(kind: str) -> None:
+    rng = random.Random(kind)
+    seeds = (P3, BUILT_IN, profiles.grey(1.8), profiles.cmyk())
+    pixels = noise(7, (8, 8), "RGB").convert(kind)
+    outcomes = set()
+    for _ in range(600):
+        profile = rng.choice(seeds)
+        for _ in range(rng.choice((1, 1, 3))):
+            profile = rng.choice(CHANGES[:4])(rng, profile)
+        try:
+            convert = _colors.to_srgb(profile, kind)
+        except _colors.BadProfile:
+            outcomes.add("broken")
+            continue
+        made = convert(pixels) if convert else pixels
+        outcomes.add(made.mode)
+        assert (made.mode, made.size) in ((kind, (8, 8)), ("RGB", (8, 8)))
+    assert len(outcomes) >= 2
+
+
+# -- as a medium reads ----------------------------------------------------------------------------
+
+
+def test_a_photo_is_converted_when_it_is_small() -> None:
+    draw = np.random.default_rng(8)
+    wave = np.sin(np.linspace(0, 9, 400))[:, None, None] * np.linspace(0.2, 1, 600)[None, :, None]
+    pixels = (128 + 40 * wave * [1, -0.5, 0.7] + draw.normal(0, 4, (400, 600, 3))).clip(0, 255)
+    photo = Image.fromarray(pixels.astype(np.uint8))
+    data = encoded(photo, icc_profile=P3)
+    first = image.read(encoded(decode(data)), Asked(size=(48, 48)))
+    found = image.read(data, Asked(size=(48, 48)))
+    assert off(found.values, first.values) <= 3
+    assert np.abs(found.values.astype(int) - first.values).mean() < 0.5
+    assert off(found.values, image.read(encoded(photo), Asked(size=(48, 48))).values) > 5
+
+
+def test_channels_and_padding_come_after_the_colours() -> None:
+    colours = noise(9, (20, 10), "RGB")
+    data = encoded(colours, icc_profile=profiles.rgb("AdobeRGB", 2.2))
+    grey = image.read(data, Asked(channels=1)).values[0]
+    assert grey.tolist() == np.asarray(decode(data).convert("L")).tolist()
+    padded = image.read(data, Asked((20, 20), None, (0, 255, 9), "pad")).values
+    assert padded[:, 0, 0].tolist() == [0, 255, 9]
+    assert padded[:, 5:15].tolist() == np.moveaxis(np.asarray(decode(data)), -1, 0).tolist()
+
+
+def test_an_image_is_another_one_under_another_profile() -> None:
+    colours = noise(10, (80, 70), "RGB")
+    plain = encoded(colours)
+    p3, adobe = (encoded(colours, icc_profile=p) for p in (P3, profiles.rgb("AdobeRGB", 2.2)))
+    assert len({image.read(data, Asked()).digest for data in (plain, p3, adobe)}) == 3
+    assert image.read(p3, Asked()).digest == image.read(p3, Asked(size=(5, 5))).digest
+
+
+def test_a_profile_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    original = ImageCms.ImageCmsTransform
+    monkeypatch.setattr(
+        ImageCms, "ImageCmsTransform", lambda *a, **o: made.append(1) or original(*a, **o)
+    )
+    for seed in range(5):
+        decode(io.BytesIO(encoded(noise(seed, mode="RGB"), icc_profile=P3)).getvalue())
+    assert made == [1]
+
+
+# -- blank ones -----------------------------------------------------------------------------------
+
+
+def drawing(colour: int, mode: str = "LA") -> bytes:
+    """A soft disc on nothing."""
+    y, x = np.mgrid[:16, :16] - 7.5
+    alpha = ((6 - np.hypot(x, y)).clip(0, 1) * 255).astype(np.uint8)
+    whole = Image.merge("LA", (Image.new("L", (16, 16), colour), Image.fromarray(alpha)))
+    return encoded(whole.convert(mode), transparency=0) if mode == "P" else encoded(whole)
+
+
+@pytest.mark.parametrize(
+    ("colour", "background", "blank"),
+    [(255, WHITE, True), (250, WHITE, True), (230, WHITE, False), (255, (0, 0, 0), False),
+     (0, (0, 0, 0), True), (0, WHITE, False)],
+)  # fmt: skip
+def test_white_on_nothing_is_blank_on_white(colour: int, background: Any, blank: bool) -> None:
+    expected = (reasons.BLANK,) if blank else ()
+    assert decoded(drawing(colour), background).remarks == expected
+
+
+def test_an_image_that_is_of_one_colour_is_not_blank() -> None:
+    for alpha in (0, 128, 255):
+        flat = Image.new("RGBA", (9, 9), (255, 255, 255, alpha))
+        assert remarks(encoded(flat)) == ()
+    assert remarks(encoded(Image.new("RGB", (9, 9), "white"))) == ()
+
+
+def test_blank_and_broken_are_both_said() -> None:
+    whole = Image.open(io.BytesIO(drawing(255)))
+    data = encoded(whole, icc_profile=BROKEN["rubbish"])
+    assert remarks(data) == (reasons.PROFILE, reasons.BLANK)
