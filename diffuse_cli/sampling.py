@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 
 from diffuse_cli import files, locks, modelfile, outputs, pictures
 from diffuse_cli.conditioning import Condition
@@ -138,15 +139,22 @@ class Loaded:
         return self.model.blueprint.space
 
 
-def load_denoiser(path: str | Path, weights: str, accelerator: Accelerator) -> Loaded:
-    """Read a model file and put its network on the device, in the accelerator's precision.
+def load_denoiser(
+    path: str | Path, weights: str, accelerator: Accelerator, *, alone: bool = False
+) -> Work[Loaded]:
+    """Read a model and put its network on the device, in the accelerator's precision.
+
+    Args:
+        alone: the other processes do not read it.
 
     Raises:
-        ModelFileError: not a model file, or no such weights in it.
+        ModelFileError: no model, as `modelfile.find` says, or no such weights in it.
     """
-    model = modelfile.load(path)
-    digest = files.sha256(Path(path))
-    return Loaded(model, ready(model, weights, accelerator), digest)
+    found = yield from modelfile.find(path)
+    # A training may save a checkpoint while these processes look for its newest one.
+    while not alone and len(set(gather_object([found.sha256]))) > 1:
+        found = yield from modelfile.find(path)
+    return Loaded(found.model, ready(found.model, weights, accelerator), found.sha256)
 
 
 def ready(model: modelfile.Model, weights: str, accelerator: Accelerator) -> Denoiser:
@@ -206,7 +214,7 @@ def generate(config: SampleConfig) -> Work[Generated | None]:
         _holding(folder) if rank() == 0 else contextlib.nullcontext(),
         machine(resolve_precision(config.precision)) as accelerator,
     ):
-        loaded = load_denoiser(config.model, config.weights, accelerator)
+        loaded = yield from load_denoiser(config.model, config.weights, accelerator)
         settings = resolve(config, loaded.model, config.classes)
         yield from tell(settings)
         mine = share(config.n, accelerator.num_processes, accelerator.process_index)
@@ -274,8 +282,6 @@ def _with_frames(drawings: Iterator[Drawing], space: Space, frames: Frames) -> I
 
 def _gather(keep: dict[int, Array], frames: Frames) -> None:
     """Bring what other processes drew to the first process."""
-    from accelerate.utils import gather_object
-
     everyone = gather_object([({} if isinstance(keep, _Folder) else keep, frames)])
     if isinstance(keep, _Folder):
         for theirs, their_frames in everyone:

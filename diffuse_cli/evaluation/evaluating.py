@@ -101,9 +101,9 @@ def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work
     plot, page = asked(config, "plot", ".png"), asked(config, "pairs", ".png")
     report = asked(config, "report", ".html")
     with machine_or(accelerator, config.precision) as accelerator:
-        loaded = None if folder else load_denoiser(config.subject, config.weights, accelerator)
-        settings = None
-        if loaded is not None:
+        loaded = settings = None
+        if not folder:
+            loaded = yield from load_denoiser(config.subject, config.weights, accelerator)
             settings = resolve(config, loaded.model)
             _check_times(config, settings, loaded.denoiser.process)
             yield from tell(settings)
@@ -191,8 +191,10 @@ def _check_times(config: EvalConfig, settings: DrawSettings, process: Process) -
         raise UsageError(f"--respaced must be 2 to {process.num_timesteps}, the model's timesteps")
 
 
-def load_model(config: MeasureConfig, weights: str, accelerator: Accelerator) -> Loaded:
-    """The model of a command that cannot measure a folder of images.
+def load_model(
+    config: MeasureConfig, weights: str, accelerator: Accelerator, *, alone: bool = False
+) -> Work[Loaded]:
+    """The model of a command that cannot measure a folder of images; `alone` as in `load_denoiser`.
 
     Raises:
         ModelFileError: no such file, or it is no model file.
@@ -201,7 +203,7 @@ def load_model(config: MeasureConfig, weights: str, accelerator: Accelerator) ->
     if is_images(Path(config.subject)):
         shown = files.show(Path(config.subject))
         raise UsageError(f"{shown} is a folder of images", "Give a model file")
-    return load_denoiser(config.subject, weights, accelerator)
+    return (yield from load_denoiser(config.subject, weights, accelerator, alone=alone))
 
 
 def _by_class(evaluation: Evaluation, names: Sequence[str]) -> dict[str, dict[str, float]]:

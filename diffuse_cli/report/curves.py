@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from diffuse_cli.training.rundir import RunDirectory
+from diffuse_cli.runs import finite, rows
 
 POINTS = 250
 """Points of a curve at most; neighbours are averaged."""
 
 KEYS = ("loss", "held_out_loss", "kid")
-BEST = ".best.safetensors"
 
 
 @dataclass(frozen=True)
@@ -30,43 +25,16 @@ class Curve:
     errors: list[float] = field(default_factory=list)
 
 
-def log_of(model: Path) -> Path | None:
-    """The log of a model's training; the best model of a run has the log of the run."""
-    if model.name.endswith(BEST):
-        model = model.with_name(model.name.removesuffix(BEST) + ".safetensors")
-    return RunDirectory(model).metrics if model.suffix == ".safetensors" else None
-
-
 def read_curves(log: Path) -> dict[str, Curve]:
     """The curves in `metrics.jsonl` by the names in `KEYS`; other lines are skipped."""
     found: dict[str, Curve] = defaultdict(Curve)
-    for row in _rows(log):
+    for row in rows(log):
         for key in KEYS:
-            if (value := _finite(row.get(key))) is not None:
+            if (value := finite(row.get(key))) is not None:
                 found[key].steps.append(float(row["step"]))
                 found[key].values.append(value)
-                found[key].errors.append(_finite(row.get(f"{key}_standard_error")) or 0.0)
+                found[key].errors.append(finite(row.get(f"{key}_standard_error")) or 0.0)
     return {key: _thinned(found[key]) for key in KEYS if key in found}
-
-
-def _rows(log: Path) -> Iterator[dict[str, Any]]:
-    try:
-        with log.open(encoding="utf-8", errors="replace") as file:
-            for line in file:
-                try:
-                    row = json.loads(line)
-                except (ValueError, RecursionError):
-                    continue  # a torn line
-                if isinstance(row, dict) and _finite(row.get("step")) is not None:
-                    yield row
-    except OSError:
-        return
-
-
-def _finite(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return float(value) if abs(value) < 1e300 and math.isfinite(value) else None
 
 
 def _thinned(curve: Curve) -> Curve:

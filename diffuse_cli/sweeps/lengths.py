@@ -21,6 +21,7 @@ from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.options import from_dict
 from diffuse_cli.outputs import asked
 from diffuse_cli.resolving import resolve, tell
+from diffuse_cli.runs import run_of
 from diffuse_cli.runtime import machine, resolve_precision
 from diffuse_cli.sampling import Loaded, draw, ready
 from diffuse_cli.training.objective import Objective, losses_of
@@ -35,7 +36,6 @@ from diffuse_cli.training.power import (
     shapes_of,
     snapshots,
 )
-from diffuse_cli.training.rundir import run_of
 from diffuse_cli.training.validation import KidMeasure
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def measure_lengths(config: EmaConfig) -> Work[MeasuredLengths | None]:
     with machine(resolve_precision(config.precision)) as accelerator:
         if not accelerator.is_main_process:
             return None
-        loaded = load_model(config, "ema", accelerator)
+        loaded = yield from load_model(config, "ema", accelerator, alone=True)
         given = _snapshots(Path(config.subject), loaded.model.step)
         if given[-1].step != loaded.model.step:
             yield Notice(

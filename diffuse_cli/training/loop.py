@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shlex
 import time
 from collections.abc import Iterator
 
@@ -12,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from diffuse_cli import files
+from diffuse_cli import files, runs
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.training import to_file
 from diffuse_cli.core.networks import count_parameters
@@ -247,7 +246,7 @@ class _Run:
                     yield from monitor.work(done, end)
                 meter.pause()
                 error = self._stopping()
-            if self.main and (error or pace.due(done) or done == end):
+            if self.main and (error or pace.due(done, monitor.previewed == done) or done == end):
                 with pace.measured():
                     self.run.save(checkpoint_of(trainer, done, monitor))
                 meter.pause()
@@ -281,10 +280,8 @@ class _Run:
             save_snapshot(self.run.snapshots, trainer.powers, done, steps, count)
 
     def _ended(self, error: DiffuseError, step: int, kept: str) -> DiffuseError:
-        again = ["diffuse", "train", self.plan.config.data, "--resume", "-o", self.plan.config.out]
-        return type(error)(
-            f"{error.message} at step {step:,}: {kept}", f"Go on with: {shlex.join(again)}"
-        )
+        again = runs.resume_line(self.plan.config.data, self.plan.config.out)
+        return type(error)(f"{error.message} at step {step:,}: {kept}", f"Go on with: {again}")
 
     def _stopping(self) -> DiffuseError | None:
         """The error to stop with, the same on every process: all stop after the same step."""
