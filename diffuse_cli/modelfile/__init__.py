@@ -121,11 +121,11 @@ def _models_of(given: Path, run: Path) -> list[Path]:
     return [*first, *(checkpoint / runs.AVERAGE for checkpoint in found)]
 
 
-def _step(path: Path) -> int:
-    """The step of a model file; -1 if it cannot be read."""
+def _step(path: Path) -> float:
+    """The step of a model file; of a damaged one infinity, so that it is tried and named."""
     with contextlib.suppress(ModelFileError), _rejecting(path), tensorfile.opened(path) as file:
-        return int(described(tensorfile.read_header(file))["step"])
-    return -1
+        return float(described(tensorfile.read_header(file))["step"])
+    return math.inf
 
 
 def load(path: str | Path) -> Model:
@@ -167,14 +167,13 @@ def read_training(path: str | Path) -> dict[str, Any]:
     Raises:
         ModelFileError: as in `load`, or it is not a configuration.
     """
-    path = Path(path)
-    model = load(path)
-    blueprint = model.blueprint
-    with _rejecting(path):
-        training = from_file(model.training)
+    found = finish(find(path))
+    blueprint = found.model.blueprint
+    with _rejecting(found.path):
+        training = from_file(found.model.training)
         if training.get("architecture"):
-            found = network_config(training["network"], training["architecture"])
-            if (training["network"], found) != (blueprint.network, blueprint.config):
+            own = network_config(training["network"], training["architecture"])
+            if (training["network"], own) != (blueprint.network, blueprint.config):
                 raise ModelFileError("its training had another network")
         training |= {
             "network": blueprint.network,

@@ -40,7 +40,7 @@ from diffuse_cli.training.plan import (
 from diffuse_cli.training.power import rewind_snapshots, save_snapshot, snapshot_due
 from diffuse_cli.training.reports import Meter, Step, Trained
 from diffuse_cli.training.rundir import Checkpoint, RunDirectory
-from diffuse_cli.training.timing import cut_short, fill_minutes, parted
+from diffuse_cli.training.timing import Forecast, cut_short, fill_minutes, parted, too_few
 from diffuse_cli.training.trainer import Outcome, Trainer, lr_at
 
 
@@ -170,11 +170,10 @@ class _Run:
 
     def _fix_steps(self, start: int) -> Work[TrainConfig]:
         """The configuration with its steps fixed: --minutes measures, --resume may extend."""
-        config = self.plan.config
+        config, seconds = self.plan.config, None
         if config.minutes is not None:
-            yield Notice("measuring the time of a step")
-            with self.stop.at_once():
-                config, seconds = fill_minutes(self.plan, self.accelerator, self.room)
+            measuring = fill_minutes(self.plan, self.accelerator, self.room)
+            config, seconds = yield from until(self.stop, measuring)
             config = dataclasses.replace(config, steps=start + config.steps)
             yield Notice(
                 f"{seconds:.3g} s a step of {config.batch_size} images: {config.steps:,} steps"
@@ -188,6 +187,8 @@ class _Run:
                     "new schedule"
                 )
         yield from cut_short(config)
+        if not start:
+            yield from too_few(config, seconds)
         return config
 
     def _begin(self, start: int) -> None:
@@ -228,6 +229,7 @@ class _Run:
             if error := self._stopping():
                 raise self._ended(error, start, "its checkpoint is complete")
         meter, pace = Meter(trainer.batch_size), Pace(config.save_every)
+        forecast = Forecast(config, start, end)
         for step in range(start, end):
             outcome = yield from self._step(trainer, step, start)
             done = step + 1
@@ -239,6 +241,7 @@ class _Run:
                 monitor.logged(self.loss)
             else:
                 yield Step(done, config.steps)
+            yield from forecast.after(done)
             self._snapshot(trainer, done)
             error = self._stopping()
             if error is None and monitor.due(done, end):

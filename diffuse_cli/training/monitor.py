@@ -17,18 +17,28 @@ from diffuse_cli.events import Notice, Stop, Work, until
 from diffuse_cli.runtime import log_picture, out_of_memory
 from diffuse_cli.training.checkpoints import bring_up_to_date, model_of
 from diffuse_cli.training.overfitting import HeldOut, Overfitting
-from diffuse_cli.training.previews import draw_preview
+from diffuse_cli.training.plan import Plan
+from diffuse_cli.training.previews import draw_preview, passes_of_preview
 from diffuse_cli.training.reports import Previewed, Validated
 from diffuse_cli.training.rundir import Checkpoint, RunDirectory
-from diffuse_cli.training.trainer import HELD_OUT_BATCH, Trainer
+from diffuse_cli.training.trainer import HELD_OUT_BATCH, HELD_OUT_IMAGES, Trainer
 from diffuse_cli.training.validation import IMAGES, Best, Validator
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-PREVIEWS = 8
-"""Of a run, unless --preview-every says otherwise."""
+PREVIEWS, SHARE = 8, 5
+"""Without --preview-every a run has so many previews, or fewer if they would take over 1/SHARE of
+the time of its steps."""
+
+
+def preview_spacing(plan: Plan) -> int:
+    """Steps from one preview to the next: the same whenever the run is resumed."""
+    assert plan.config.batch_size is not None
+    passes = passes_of_preview(plan) + len(plan.held_out[:HELD_OUT_IMAGES])
+    step = 3 * plan.config.batch_size  # the way back takes as long as two passes
+    return max(-(-plan.config.steps // PREVIEWS), -(-SHARE * passes // step))
 
 
 class Monitor:
@@ -44,7 +54,7 @@ class Monitor:
         self.trainer, self.run, self.stop = trainer, run, stop
         self.config = trainer.config
         self.images = self.config.eval_images or IMAGES
-        self.preview_every = self.config.preview_every or -(-self.config.steps // PREVIEWS)
+        self.preview_every = self.config.preview_every or preview_spacing(trainer.plan)
         self.held_out_loss: float | None = None
         self.overfitting = Overfitting()
         self.best: Best | None = None

@@ -39,6 +39,12 @@ def draw_by_default(plan: Plan, net: Any, count: int, device: torch.device) -> I
     return draw(denoiser, settings, range(count), space=plan.blueprint.space, device=device)
 
 
+def passes_of_preview(plan: Plan) -> int:
+    """Images that a preview passes through the network; guidance takes each twice."""
+    steps = min(SAMPLING_STEPS, plan.config.num_timesteps)
+    return PREVIEW_IMAGES * steps * (2 if plan.blueprint.conditions.num_classes else 1)
+
+
 def draw_preview(trainer: Trainer) -> Work[Image | None]:
     """A grid of samples; None if memory runs out."""
     space = trainer.plan.blueprint.space
