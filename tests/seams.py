@@ -40,7 +40,7 @@ def failing(stop: str, error: Exception, *, after: bool = False):
 def giving(value: Any) -> Callable[..., Work[Any]]:
     """Work that is done at once, for what takes long."""
 
-    def work(*arguments: Any) -> Work[Any]:
+    def work(*arguments: Any, **options: Any) -> Work[Any]:
         yield from ()
         return value
 

@@ -44,23 +44,29 @@ class Stopwatch:
         self._known: list[tuple[int, float]] = []
         self._trainer: Trainer | None = None
 
-    def seconds(self, config: TrainConfig) -> Work[float]:
-        """The time of a step of a complete configuration, on the slowest process."""
+    def seconds(self, config: TrainConfig, *, roughly: bool = False) -> Work[float]:
+        """The time of a step of a complete configuration, on the slowest process; `roughly` leaves
+        most of the seconds for others."""
         assert config.batch_size is not None
         plan = dataclasses.replace(self.plan, config=config)
         images, parts = config.batch_size, config.accumulation
+        if not config.compile:
+            yield from self._climb(plan, math.ceil(images / parts) - (not roughly))
+            if roughly or not self._suffices(images, parts):
+                return self._expected(images, parts)
+        return (yield from self._time(plan, images, parts, WARM_UP + LEAST, SETTLED))
+
+    def _climb(self, plan: Plan, most: int) -> Work[None]:
+        """Time a few steps of one image a process, then of more and more, but of `most` at most."""
         size = self.accelerator.num_processes
-        if not self._known and not config.compile:
+        if not self._known:
             guess = yield from self._by_a_part(plan)
             if self.spent + 2 * guess > self.budget:
                 self._known.append((size, guess))
-        while size < math.ceil(images / parts) and not config.compile:
+        while size <= most:
             if self._suffices(size) and (not self._known or size > self._known[-1][0]):
                 self._known.append((size, (yield from self._time(plan, size, 1, TRIES))))
             size *= RATIO
-        if not config.compile and not self._suffices(images, parts):
-            return self._expected(images, parts)
-        return (yield from self._time(plan, images, parts, WARM_UP + LEAST, SETTLED))
 
     def end(self) -> Work[None]:
         """Free the memory."""

@@ -60,8 +60,9 @@ def fill_minutes(
     if config.batch_size is None:
         least = processes * config.accumulation
         size = max(TRIAL, least)
-        trial = yield from watch.seconds(split(batched(config, size), room, processes))
-        config = batched(config, batch_for(size * minutes * 60 / trial, least))
+        trial = split(batched(config, size), room, processes)
+        seconds = yield from watch.seconds(trial, roughly=True)
+        config = batched(config, batch_for(size * minutes * 60 / seconds, least))
     config = split(config, room, processes)
     seconds = yield from watch.seconds(config)
     yield from watch.end()

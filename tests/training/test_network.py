@@ -289,7 +289,7 @@ def test_minutes_are_filled_with_the_batch_that_suits_them(monkeypatch, typed, b
 
     measured = []
 
-    def seconds(watch, config):
+    def seconds(watch, config, **options):
         yield from ()
         measured.append(config.batch_size)
         return config.batch_size / 128

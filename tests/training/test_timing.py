@@ -158,6 +158,16 @@ def test_measuring_takes_at_most_a_share_of_the_minutes(machine, minutes, second
     assert config.steps == max(1, round(minutes * 60 / each))
 
 
+def test_the_batch_is_chosen_by_few_steps_and_its_own_time_is_measured_by_more(machine):
+    here = machine(fixed=0.02, each=0.005)
+    config, each = run(fill_minutes(plan_of(minutes=1), here.accelerator, 64))[0]
+    assert config.batch_size == 8
+    assert each == pytest.approx(0.06)
+    assert [images for images, *_ in here.steps[:9]] == [1] * 3 + [4] * 3 + [16] * 3
+    assert {images for images, *_ in here.steps[9:]} == {8}
+    assert 2.8 < here.now[0] < 3.1
+
+
 def test_the_time_of_a_step_is_a_task_that_ends(machine):
     here = machine(each=0.01)
     _, events = run(fill_minutes(plan_of(minutes=3), here.accelerator, 64))
