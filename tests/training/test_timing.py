@@ -265,6 +265,16 @@ def test_train_and_dry_run_warn_and_go_on(train, monkeypatch):
     assert "will draw" not in train("--steps", 4, "--init", "model.safetensors", "--dry-run").err
 
 
+def test_a_slow_run_says_so_while_it_trains(train, monkeypatch):
+    monkeypatch.setattr(timing, "SLOW", -1)
+    monkeypatch.setattr(timing, "MINUTE", 0)
+    monkeypatch.setattr(timing, "DAY", 0)
+    ran = train("--steps", 4)
+    assert ran.code == 0
+    assert ran.err.count("s a step: 0.0 minutes to go\n") == 1
+    assert ran.err.count("warning: 3 steps of 0.") == 1
+
+
 def test_minutes_that_are_too_few_are_called_so(train, monkeypatch):
     from seams import giving
 
