@@ -23,6 +23,7 @@ from torch import nn
 from diffuse_cli.conditioning import Condition
 from diffuse_cli.data import Samples
 from diffuse_cli.draws import permutation
+from diffuse_cli.events import finish
 from diffuse_cli.runtime import machine, resolve_precision
 from diffuse_cli.sampling import load_denoiser
 
@@ -94,7 +95,7 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     with machine(resolve_precision("auto")) as accelerator:
         real = common.features(common.held_out(images, 1000), accelerator)
-        loaded = load_denoiser(options.model, "ema", accelerator)
+        loaded = finish(load_denoiser(options.model, "ema", accelerator))
         every = tuple(range(len(loaded.model.classes)))
         wanted = np.arange(options.n) % len(every)
         for scale in map(float, options.scales.split(",")):

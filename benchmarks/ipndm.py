@@ -27,6 +27,7 @@ from torch import Tensor
 
 from diffuse_cli.core import SAMPLERS, SCHEDULES, Denoiser, Prediction, Process, solvers
 from diffuse_cli.core.guidance import clip
+from diffuse_cli.events import finish
 from diffuse_cli.runtime import machine, resolve_precision
 from diffuse_cli.sampling import load_denoiser
 
@@ -114,7 +115,7 @@ def trained(data: str, model: Path, n: int, spacing: str, steps: list[int]) -> l
     rows = []
     with machine(resolve_precision("fp32")) as accelerator, torch.inference_mode():
         real = common.features(common.read(data).stored[::2][:1000], accelerator)
-        loaded = load_denoiser(model, "ema", accelerator)
+        loaded = finish(load_denoiser(model, "ema", accelerator))
         process = loaded.denoiser.process
         noise = torch.randn(n, *loaded.shape, generator=torch.Generator().manual_seed(0))
         for count in steps:

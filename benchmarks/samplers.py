@@ -17,6 +17,7 @@ import common
 
 from diffuse_cli.core import SAMPLERS
 from diffuse_cli.core.denoiser import Prediction
+from diffuse_cli.events import finish
 from diffuse_cli.runtime import machine, resolve_precision
 from diffuse_cli.sampling import Loaded, load_denoiser
 
@@ -55,7 +56,7 @@ def main() -> None:
     with machine(resolve_precision("auto")) as accelerator:
         real = common.features(common.held_out(images, 1000), accelerator)
         for name, path in common.names(options.models).items():
-            loaded = load_denoiser(path, "ema", accelerator)
+            loaded = finish(load_denoiser(path, "ema", accelerator))
             for steps in map(int, options.steps.split(",")):
                 for sampler in options.samplers.split(","):
                     pixels, seconds = common.sample(

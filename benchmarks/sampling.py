@@ -45,6 +45,7 @@ from steps import (
 )
 
 from diffuse_cli import modelfile
+from diffuse_cli.events import finish
 from diffuse_cli.runtime import device_type, machine, resolve_precision
 from diffuse_cli.sampling import load_denoiser
 
@@ -72,7 +73,7 @@ BATCHES = (64, 1)
 
 def quality(options: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]:
     """KID and seconds of the reference, and of each sampler with few evaluations."""
-    loaded = load_denoiser(options.model, "ema", accelerator)
+    loaded = finish(load_denoiser(options.model, "ema", accelerator))
     images = common.read(options.data, size=loaded.space.size)
     real = common.features(common.held_out(images, options.real), accelerator)
     draw = partial(common.sample, loaded, accelerator=accelerator, spacing=options.spacing)
@@ -135,7 +136,7 @@ def write(preset: str, path: Path) -> None:
 
 def ours(path: Path, batch: int, accelerator: Accelerator) -> Act:
     """An evaluation of a model file, as sampling runs it."""
-    denoiser = load_denoiser(path, "ema", accelerator).denoiser
+    denoiser = finish(load_denoiser(path, "ema", accelerator)).denoiser
     x, t = inputs(batch, accelerator.device)
     x = x.contiguous(memory_format=torch.channels_last)
     return lambda: denoiser.net(x, t)

@@ -97,7 +97,7 @@ def main() -> None:
     first: dict[int, Bound] = {}
     with machine(resolve_precision("auto")) as accelerator:
         for name, path in common.names(options.models).items():
-            loaded = load_denoiser(path, "ema", accelerator)
+            loaded = finish(load_denoiser(path, "ema", accelerator))
             own = loaded.denoiser
             full = own.process.num_timesteps
             for size in (full, *map(int, filter(None, options.respaced.split(",")))):

@@ -76,7 +76,7 @@ def generate(config: SampleConfig) -> Work[Generated | None]:
         _holding(folder) if rank() == 0 else contextlib.nullcontext(),
         machine(resolve_precision(config.precision)) as accelerator,
     ):
-        loaded = load_denoiser(config.model, config.weights, accelerator)
+        loaded = yield from load_denoiser(config.model, config.weights, accelerator)
         settings = resolve(config, loaded.model, config.classes)
         yield from tell(settings)
         mine = share(config.n, accelerator.num_processes, accelerator.process_index)

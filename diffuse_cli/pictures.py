@@ -45,15 +45,21 @@ def shrunk(picture: Image.Image, side: int) -> Image.Image:
     return ImageOps.contain(picture, (side, side), Image.Resampling.BICUBIC)
 
 
+CELL = 64
+"""Smaller images are shown in a grid at this side or more."""
+
+
 def grid(pixels: Pixels, columns: int | None = None, padding: int = 2) -> Image.Image:
     """Images (N, C, H, W) row by row on white, by default as near to a square as possible.
 
+    Small ones are enlarged by the least whole number that makes their longer side `CELL` or more.
     A `ValueError` for no image or no column. torchvision's `make_grid` is 3 times as slow, and its
     import takes as long as torch's.
     """
     if not len(pixels) or (columns is not None and columns < 1):
         raise ValueError("a grid needs at least one image and one column")
-    count, _, height, width = pixels.shape
+    count, _, *sides = pixels.shape
+    height, width = (side * math.ceil(CELL / max(sides)) for side in sides)
     pitch_y, pitch_x = height + padding, width + padding
     if columns is None:
         columns = math.ceil(math.sqrt(count * pitch_y / pitch_x))
@@ -63,7 +69,8 @@ def grid(pixels: Pixels, columns: int | None = None, padding: int = 2) -> Image.
     size = (columns * pitch_x - padding, rows * pitch_y - padding)
     sheet = Image.new(mode, size, "white")
     for i, each in enumerate(pixels):
-        sheet.paste(image(each), (i % columns * pitch_x, i // columns * pitch_y))
+        large = image(each).resize((width, height), Image.Resampling.NEAREST)
+        sheet.paste(large, (i % columns * pitch_x, i // columns * pitch_y))
     return sheet
 
 

@@ -17,6 +17,7 @@ from diffuse_cli.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from PIL.Image import Image
 
 WORTH_ITS_DIGITS = 1.25
 """`auto` is bf16 on a processor that is this many times faster in it."""
@@ -28,6 +29,10 @@ LAUNCH = "Start them with torchrun, or with accelerate launch --multi_gpu"
 
 TRACKERS = ("tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "dvclive")
 """Accelerate's trackers, named as their packages."""
+
+BATCHED: dict[str, dict[str, str]] = {"tensorboard": {"dataformats": "NHWC"}, "wandb": {}}
+"""Trackers that take pictures as a batch (N, H, W, 3), with these arguments; the others that take
+any want a single one (H, W, 3)."""
 
 
 def rank() -> int:
@@ -148,6 +153,17 @@ def machine(
         yield accelerator
     finally:
         accelerator.end_training()
+
+
+def log_picture(accelerator: Accelerator, name: str, picture: Image, step: int) -> None:
+    """Show a picture in those of the Accelerator's trackers that take pictures."""
+    import numpy as np
+
+    pixels = np.asarray(picture.convert("RGB"))
+    for tracker in accelerator.trackers:
+        if hasattr(tracker, "log_images"):
+            shown = pixels[None] if tracker.name in BATCHED else pixels
+            tracker.log_images({name: shown}, step=step, **BATCHED.get(tracker.name, {}))
 
 
 @contextlib.contextmanager

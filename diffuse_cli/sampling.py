@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import gather_object
 
-from diffuse_cli import files, modelfile
+from diffuse_cli import modelfile
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.core.kernels.layout import laid_out, lay_out
 from diffuse_cli.core.kernels.precision import cast_products
@@ -122,15 +123,22 @@ class Loaded:
         return self.model.blueprint.space
 
 
-def load_denoiser(path: str | Path, weights: str, accelerator: Accelerator) -> Loaded:
-    """Read a model file and put its network on the device, in the accelerator's precision.
+def load_denoiser(
+    path: str | Path, weights: str, accelerator: Accelerator, *, alone: bool = False
+) -> Work[Loaded]:
+    """Read a model and put its network on the device, in the accelerator's precision.
+
+    Args:
+        alone: the other processes do not read it.
 
     Raises:
-        ModelFileError: not a model file, or no such weights in it.
+        ModelFileError: no model, as `modelfile.find` says, or no such weights in it.
     """
-    model = modelfile.load(path)
-    digest = files.sha256(Path(path))
-    return Loaded(model, ready(model, weights, accelerator), digest)
+    found = yield from modelfile.find(path)
+    # A training may save a checkpoint while these processes look for its newest one.
+    while not alone and len(set(gather_object([found.sha256]))) > 1:
+        found = yield from modelfile.find(path)
+    return Loaded(found.model, ready(found.model, weights, accelerator), found.sha256)
 
 
 def ready(model: modelfile.Model, weights: str, accelerator: Accelerator) -> Denoiser:

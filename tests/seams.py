@@ -1,10 +1,13 @@
-"""What tests put in the place of `files.operation`."""
+"""What tests put in the place of `files.operation`, and of work that takes long."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+from diffuse_cli.events import Work
 
 FULL = OSError(28, "No space left on device")
 
@@ -32,3 +35,13 @@ def failing(stop: str, error: Exception, *, after: bool = False):
             raise error
 
     return operation
+
+
+def giving(value: Any) -> Callable[..., Work[Any]]:
+    """Work that is done at once, for what takes long."""
+
+    def work(*arguments: Any, **options: Any) -> Work[Any]:
+        yield from ()
+        return value
+
+    return work

@@ -349,13 +349,12 @@ def test_a_model_without_classes_cannot_be_asked_for_them(sample, option):
 
 
 def cells(grid):
-    """The images of a grid of 8x8 cells, row by row."""
+    """The images of a grid of 8x8 images, which are shown eightfold, row by row."""
     sheet = np.asarray(Image.open(grid), int)
     assert sheet.ndim == 2
-    rows, columns = ((side + 2) // 10 for side in sheet.shape)
+    rows, columns = ((side + 2) // 66 for side in sheet.shape)
     return [
-        [sheet[10 * r : 10 * r + 8, 10 * c : 10 * c + 8] for c in range(columns)]
-        for r in range(rows)
+        [sheet[66 * r :, 66 * c :][:64, :64][::8, ::8] for c in range(columns)] for r in range(rows)
     ]
 
 

@@ -31,11 +31,15 @@ def noise(*shape: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("count", "height", "width", "columns", "size"),
     [
-        (16, 8, 8, None, (38, 38)),  # four by four
-        (10, 8, 8, None, (38, 28)),  # four by three, two cells empty
-        (1, 8, 8, None, (8, 8)),
-        (3, 8, 8, 5, (28, 8)),  # never wider than its images
-        (8, 8, 32, None, (66, 38)),  # two wide columns of four
+        (16, 64, 64, None, (262, 262)),  # four by four
+        (10, 64, 64, None, (262, 196)),  # four by three, two cells empty
+        (1, 64, 64, None, (64, 64)),
+        (3, 64, 64, 5, (196, 64)),  # never wider than its images
+        (8, 64, 256, None, (514, 262)),  # two wide columns of four
+        (4, 32, 32, None, (130, 130)),  # small ones are twice as large
+        (4, 28, 28, None, (170, 170)),  # or three times, to reach 64
+        (1, 8, 32, None, (64, 16)),  # by their longer side
+        (1, 65, 33, None, (33, 65)),
     ],
 )
 def test_grid_size(
@@ -45,18 +49,19 @@ def test_grid_size(
 
 
 def test_grid_places_every_image_and_leaves_the_rest_white() -> None:
-    images = noise(5, 3, 4, 6)
+    images = noise(5, 3, 20, 32)
     sheet = np.asarray(pictures.grid(images, columns=3, padding=1))
-    expected = np.full((9, 20, 3), 255, np.uint8)
+    expected = np.full((81, 194, 3), 255, np.uint8)
     for i, each in enumerate(images):
-        top, left = i // 3 * 5, i % 3 * 7
-        expected[top : top + 4, left : left + 6] = each.transpose(1, 2, 0)
+        top, left = i // 3 * 41, i % 3 * 65
+        large = np.kron(each.transpose(1, 2, 0), np.ones((2, 2, 1), np.uint8))
+        expected[top : top + 40, left : left + 64] = large
     assert np.array_equal(sheet, expected)
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (2, "L"), (3, "RGB"), (5, "RGB")])
 def test_grid_shows_any_number_of_channels(channels: int, mode: str) -> None:
-    images = noise(1, channels, 4, 4)
+    images = noise(1, channels, 64, 64)
     sheet = pictures.grid(images)
     assert sheet.mode == mode
     shown = 3 if mode == "RGB" else 1

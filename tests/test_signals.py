@@ -126,6 +126,7 @@ def test_a_signal_while_the_time_of_a_step_is_measured_ends_it(train, monkeypatc
     def slow(*arguments):
         signal.raise_signal(number)
         measured.append(True)
+        yield
 
     monkeypatch.setattr(loop, "fill_minutes", slow)
     ran = train("--minutes", 1, "-q")

@@ -1,7 +1,8 @@
-"""Describe a folder or zip of images, or a model file.
+"""Describe a folder or zip of images, a model file, or a run.
 
 For images: how many are usable and why the others are not, sizes, classes, duplicates, pixel
-statistics. For a model file: its network, process, classes and training.
+statistics. For a model file: its network, process, classes and training. For a run directory, which
+may be under way: how far it is, its losses, and its newest model.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.commands._text import columns
+from diffuse_cli.commands._text import clock, columns
 from diffuse_cli.config import InfoConfig
 from diffuse_cli.console import Console
 from diffuse_cli.files import show
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from diffuse_cli.inspection.copies import Copies
     from diffuse_cli.inspection.dataset import DataReport
     from diffuse_cli.inspection.model import ModelReport
+    from diffuse_cli.inspection.run import RunReport
 
 CONFIG = InfoConfig
 
@@ -36,13 +38,17 @@ def run(config: InfoConfig, console: Console) -> None:
     """Inspect, and print what was found."""
     from diffuse_cli.inspection import inspect
     from diffuse_cli.inspection.model import ModelReport
+    from diffuse_cli.inspection.run import RunReport
 
     found = console.follow(inspect(config))
-    rows = (
-        _model_rows(found)
-        if isinstance(found, ModelReport)
-        else _data_rows(found, config.fit or "crop")
-    )
+    if isinstance(found, RunReport):
+        rows = _run_rows(found)
+    else:
+        rows = (
+            _model_rows(found)
+            if isinstance(found, ModelReport)
+            else _data_rows(found, config.fit or "crop")
+        )
     console.show(found.to_dict(), columns(rows))
 
 
@@ -152,6 +158,29 @@ def _copies(copies: Copies, sign: str, none: str) -> list[str]:
     if copies.groups > len(copies.first):
         lines.append("...")
     return lines
+
+
+# -- a run ----------------------------------------------------------------------------------------
+
+
+def _run_rows(found: RunReport) -> Rows:
+    if found.process is not None:
+        state = f"under way in process {found.process}"
+        if found.seconds_left is not None:
+            state += f", {clock(found.seconds_left)} left"
+    else:
+        state = "finished" if found.step >= found.steps else "stopped"
+    held, speed = found.held_out_loss, found.images_per_second
+    losses = [f"{found.loss:.4f}"] if found.loss is not None else []
+    losses += [f"held-out {held:.4f}"] if held is not None else []
+    return [
+        ("run", show(found.path)),
+        ("progress", f"step {found.step:,} of {found.steps:,}, {state}"),
+        ("loss", ", ".join(losses) or "none yet"),
+        ("speed", f"{speed:,.0f} images/s" if speed is not None else "none yet"),
+        *([("go on with", show(found.resume))] if found.resume else []),
+        *(_model_rows(found.model) if found.model else []),
+    ]
 
 
 # -- a model file ---------------------------------------------------------------------------------

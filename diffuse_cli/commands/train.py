@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli import files
+from diffuse_cli.commands._text import clock
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.console import Console
 from diffuse_cli.events import Notice, Progress
@@ -72,17 +73,9 @@ class _Describe:
         if event.loss is not None:
             self.text = f"loss {event.loss:.4f}  {event.images_per_second:,.0f} images/s"
             if not self.live:
-                return Notice(f"step {event.step:,}/{event.steps:,}  {self.text}{_left(event)}")
+                left = f"  {clock(event.seconds_left)} left" if event.seconds_left else ""
+                return Notice(f"step {event.step:,}/{event.steps:,}  {self.text}{left}")
         return Progress("training", event.step, event.steps, self.text) if self.live else None
-
-
-def _left(event: Any) -> str:
-    """The time left, as text."""
-    if not event.seconds_left:
-        return ""
-    minutes, seconds = divmod(round(event.seconds_left), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"  {f'{hours}:{minutes:02d}' if hours else minutes}:{seconds:02d} left"
 
 
 def _kid(values: Mapping[str, Any]) -> str:

@@ -135,7 +135,7 @@ class DrawConfig(SamplerConfig, ComputeConfig):
 class SampleConfig(DrawConfig, WeightsConfig):
     """Images from a model file."""
 
-    model: str = argument("MODEL", "Model file.")
+    model: str = argument("MODEL", "Model file, or run directory.")
     n: int = option(16, "Number of images.", flag="-n", low=1, high=10_000_000)
     out: str = option("samples", "Folder for the images.", flag="-o", metavar="FOLDER")
     classes: tuple[str, ...] = option(

@@ -53,7 +53,7 @@ class FeatureConfig(Config):
 class MeasureConfig(FeatureConfig, ComputeConfig, ReadingConfig):
     """What is measured, and the real images to compare with."""
 
-    subject: str = argument("MODEL", "Model file.")
+    subject: str = argument("MODEL", "Model file, or run directory.")
     data: str = argument("DATA", "Folder or zip of real images.")
     n: int = option(
         1000, "Images on each side, generated and real.", flag="-n", low=2, high=10_000_000
@@ -91,7 +91,9 @@ class BoundConfig(Config):
 class EvalConfig(MeasureConfig, BoundConfig, DrawConfig, WeightsConfig):
     """A model, or a folder of images, measured against real images."""
 
-    subject: str = argument("MODEL_OR_FOLDER", "Model file, or folder of generated images.")
+    subject: str = argument(
+        "MODEL_OR_FOLDER", "Model file, run directory, or folder of generated images."
+    )
     report: str | None = option(
         None,
         "Write a page with samples, every number and plot, and how to reproduce them.",

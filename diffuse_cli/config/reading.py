@@ -27,7 +27,7 @@ class ReadingConfig(Config):
 class InfoConfig(ReadingConfig):
     """A set of images, or a model file, to describe."""
 
-    path: str = argument("PATH", "Folder or zip of images, or a model file.")
+    path: str = argument("PATH", "Folder or zip of images, model file, or run directory.")
     size: Size | None = data_option(
         None, "Image size, as for train.", parse=parse_size, shown="from the data"
     )

@@ -156,10 +156,14 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         "Steps between checkpoints.",
         low=1,
         control=True,
-        shown="500, or more if saving would take over 1 % of the time",
+        shown="500, and with each preview, if saving takes under 1 % of the time",
     )
-    preview_every: int = run_option(
-        1000, "Steps between preview pictures and held-out losses.", low=1, control=True
+    preview_every: int | None = run_option(
+        None,
+        "Steps between preview pictures and held-out losses.",
+        low=1,
+        place=True,
+        shown="an eighth of the steps, more if previews would take over a fifth of the time",
     )
     eval_every: int | None = run_option(
         None,

@@ -14,7 +14,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
-from diffuse_cli import foreign
+from diffuse_cli import foreign, runs
 from diffuse_cli import unusable as reasons
 from diffuse_cli.errors import DataError
 from diffuse_cli.files import show
@@ -174,9 +174,9 @@ def _member_fault(info: zipfile.ZipInfo) -> str:
 
 
 def is_images(path: Path) -> bool:
-    """Whether `path` is a folder or a zip file of samples, not a model file."""
+    """Whether `path` is a folder or a zip file of samples, not a model file or a run."""
     if not path.is_file():
-        return path.is_dir()
+        return path.is_dir() and runs.run_at(path) is None
     kind = foreign.kind_at(path)
     if kind != foreign.TORCH:
         return kind == foreign.ZIP
@@ -211,6 +211,8 @@ def open_source(path: Path) -> Source:
     """
     hint = "DATA is a folder or a .zip file of images"
     mode = mode_of(path, hint)
+    if runs.run_at(path):
+        raise DataError(f"{show(path)} is the run directory of a model, not images", hint)
     if stat.S_ISDIR(mode):
         return Folder(path)
     if is_images(path):

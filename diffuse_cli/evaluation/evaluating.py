@@ -85,9 +85,9 @@ def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work
     plot, page = asked(config, "plot", ".png"), asked(config, "pairs", ".png")
     report = asked(config, "report", ".html")
     with machine_or(accelerator, config.precision) as accelerator:
-        loaded = None if folder else load_denoiser(subject, config.weights, accelerator)
-        settings, described = None, {}
-        if loaded is not None:
+        loaded, settings, described = None, None, {}
+        if not folder:
+            loaded = yield from load_denoiser(subject, config.weights, accelerator)
             settings = yield from _settle(config, loaded)
             described = describe(settings, config.weights, config.precision, loaded.sha256)
             described |= {"timesteps": config.timesteps, "respaced": config.respaced}
@@ -175,12 +175,19 @@ def find_network(config: MeasureConfig, accelerator: Accelerator) -> Work[featur
     return features.load(config.features, accelerator.device, file)
 
 
-def load_model(config: MeasureConfig, weights: str, accelerator: Accelerator) -> Loaded:
-    """The model of a command for which a folder of images is a `UsageError`."""
-    subject = Path(config.subject)
-    if is_images(subject):
-        raise UsageError(f"{files.show(subject)} is a folder of images", "Give a model file")
-    return load_denoiser(subject, weights, accelerator)
+def load_model(
+    config: MeasureConfig, weights: str, accelerator: Accelerator, *, alone: bool = False
+) -> Work[Loaded]:
+    """The model of a command that cannot measure a folder of images; `alone` as in `load_denoiser`.
+
+    Raises:
+        ModelFileError: no such file, or it is no model file.
+        UsageError: it is a folder of images.
+    """
+    if is_images(Path(config.subject)):
+        shown = files.show(Path(config.subject))
+        raise UsageError(f"{shown} is a folder of images", "Give a model file")
+    return (yield from load_denoiser(config.subject, weights, accelerator, alone=alone))
 
 
 def _by_class(evaluation: Evaluation, names: Sequence[str]) -> dict[str, dict[str, float]]:

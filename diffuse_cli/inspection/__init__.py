@@ -1,4 +1,4 @@
-"""What is in a set of images or a model file."""
+"""What is in a set of images, a model file or a run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffuse_cli import files
+from diffuse_cli import files, runs
 from diffuse_cli.config import InfoConfig
 from diffuse_cli.errors import DataError
 from diffuse_cli.events import Work
@@ -14,11 +14,12 @@ from diffuse_cli.events import Work
 if TYPE_CHECKING:
     from diffuse_cli.inspection.dataset import DataReport
     from diffuse_cli.inspection.model import ModelReport
+    from diffuse_cli.inspection.run import RunReport
 
-HINT = "PATH is a folder or a .zip file of images, or a model file"
+HINT = "PATH is a folder or a .zip file of images, a model file or a run directory"
 
 
-def inspect(config: InfoConfig) -> Work[DataReport | ModelReport]:
+def inspect(config: InfoConfig) -> Work[DataReport | ModelReport | RunReport]:
     """Describe what is at the path. Yields `Progress` and `Notice`.
 
     Raises:
@@ -38,6 +39,10 @@ def inspect(config: InfoConfig) -> Work[DataReport | ModelReport]:
         from diffuse_cli.inspection.dataset import inspect_data
 
         return (yield from inspect_data(config))
+    if runs.run_at(path) == path:
+        from diffuse_cli.inspection.run import inspect_run
+
+        return (yield from inspect_run(config, path))
     from diffuse_cli.inspection.model import inspect_model
 
     return (yield from inspect_model(config))

@@ -63,24 +63,30 @@ class ModelReport:
 
 
 def inspect_model(config: InfoConfig) -> Work[ModelReport]:
-    """Read and describe a model file; see `inspect`."""
-    path = Path(config.path)
+    """Read and describe a model: of a file, a checkpoint, or the newest of a run.
+
+    Raises:
+        ModelFileError: it is damaged, or not a model.
+        UsageError: an option is for images.
+    """
     for name in IMAGES_ONLY:
         if getattr(config, name) not in (None, False):
             flag = "-o" if name == "out" else f"--{name}"
-            raise UsageError(f"{flag} is for images, and {files.show(path)} is a model file")
+            shown = files.show(Path(config.path))
+            raise UsageError(f"{flag} is for images, and {shown} is a model")
     from diffuse_cli import modelfile
 
     yield Progress(TASK, 0, 1)
-    model = modelfile.load(path)
+    found = yield from modelfile.find(config.path)
     yield Progress(TASK, 1, 1)
+    model = found.model
     return ModelReport(
-        path=config.path,
-        size_bytes=path.stat().st_size,
-        sha256=files.sha256(path),
+        path=str(found.path),
+        size_bytes=found.size_bytes,
+        sha256=found.sha256,
         parameters=sum(tensor.numel() for tensor in model.ema.values()),
         raw=model.raw is not None,
-        title=model.title,
+        title=found.title,
         blueprint=model.blueprint,
         step=model.step,
         classes=model.blueprint.conditions.classes,

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from diffuse_cli import files, foreign, tensorfile
+from diffuse_cli import files, foreign, runs, tensorfile
 from diffuse_cli.errors import DiffuseError, ModelFileError
 from diffuse_cli.files import brief
 
@@ -46,9 +46,9 @@ class Source:
 
     @property
     def is_own(self) -> bool:
-        """Whether it is a model file of this program."""
+        """Whether it is a model file of this program, or a run."""
         if self.path.is_dir():
-            return False
+            return runs.run_at(self.path) is not None
         with rejecting(self.path), tensorfile.opened(self.path) as file:
             known = foreign.is_safetensors(file.read(9))
             return known and "diffuse.config" in tensorfile.read_header(file).metadata

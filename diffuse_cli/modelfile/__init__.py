@@ -10,25 +10,32 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
+import math
+import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffuse_cli import files, foreign, tensorfile
+from diffuse_cli import files, foreign, runs, tensorfile
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.training import from_file
 from diffuse_cli.core import settings
 from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.errors import DiffuseError, ModelFileError
+from diffuse_cli.events import Notice, Work, finish
 from diffuse_cli.modelfile._description import SAMPLING, Model, describe, described, rebuild
 from diffuse_cli.options import from_dict
 from diffuse_cli.presets import network_config
 
-__all__ = ["RAW", "Model", "holds", "load", "read_training", "save"]
+__all__ = [
+    "RAW", "Found", "Model", "find", "holds", "load", "metadata", "read_training", "save",
+]  # fmt: skip
 
 RAW = "raw."
 """Prefix of the weights before averaging."""
@@ -39,8 +46,14 @@ RAW = "raw."
 
 def save(path: Path, model: Model) -> None:
     """Write a model file, whole or not at all."""
+    raw = {RAW + name: tensor for name, tensor in (model.raw or {}).items()}
+    tensorfile.write(path, {**model.ema, **raw}, metadata(model))
+
+
+def metadata(model: Model) -> dict[str, str]:
+    """What a model file says in its header; with it, a file of the averaged weights is one."""
     blueprint = model.blueprint
-    metadata = {
+    return {
         "format": "pt",
         "diffuse.config": json.dumps(describe(model), sort_keys=True, separators=(",", ":")),
         "modelspec.sai_model_spec": "1.0.0",
@@ -50,20 +63,88 @@ def save(path: Path, model: Model) -> None:
         "modelspec.resolution": "x".join(map(str, reversed(blueprint.space.size))),
         "modelspec.prediction_type": blueprint.diffusion.target,
     }
-    raw = {RAW + name: tensor for name, tensor in (model.raw or {}).items()}
-    tensorfile.write(path, {**model.ema, **raw}, metadata)
 
 
 # -- reading --------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Found:
+    """A model, and the file that it was read from. Its title is untrusted."""
+
+    path: Path
+    model: Model
+    title: str
+    size_bytes: int
+    sha256: str
+
+
+def find(path: str | Path) -> Work[Found]:
+    """Read and check the model at a path: of a model file, of a checkpoint, or the newest of a run
+    directory, which may be under way. Says which one that is.
+
+    Raises:
+        ModelFileError: it is missing, damaged, or not a model of `diffuse`.
+    """
+    given, tried = Path(path), set[Path]()
+    failed: ModelFileError | None = None
+    run = runs.run_at(given)
+    if run is None:
+        return _read(given)
+    # Listed again for each: the training may save and remove checkpoints meanwhile.
+    while fresh := [file for file in _models_of(given, run) if file not in tried]:
+        tried.add(file := fresh[0])
+        try:
+            if file.name == runs.AVERAGE and (fault := runs.fault(file.parent, file.name)):
+                raise ModelFileError(f"{files.show(file.parent)} is damaged ({fault})")
+            found = _read(file)
+        except ModelFileError as error:
+            if file.exists():
+                failed = failed or error
+                yield Notice(f"{error.message}: going back", warning=True)
+            continue
+        where = file.parent if file.name == runs.AVERAGE else file
+        yield Notice(f"the model of step {found.model.step:,}: {files.show(where)}")
+        return found
+    raise failed or ModelFileError(
+        f"{files.show(given)} has no complete checkpoint yet", "The first preview brings one"
+    )
+
+
+def _models_of(given: Path, run: Path) -> list[Path]:
+    """The models of a checkpoint or, newest first, of a run."""
+    if given != run:
+        return [given / runs.AVERAGE]
+    found = runs.complete(run / runs.CHECKPOINTS)
+    finished = runs.model_of(run)
+    ends = run.suffix == ".run" and finished.is_file()
+    first = [finished] if ends and (not found or _step(finished) >= runs.step_of(found[0])) else []
+    return [*first, *(checkpoint / runs.AVERAGE for checkpoint in found)]
+
+
+def _step(path: Path) -> float:
+    """The step of a model file; of a damaged one infinity, so that it is tried and named."""
+    with contextlib.suppress(ModelFileError), _rejecting(path), tensorfile.opened(path) as file:
+        return float(described(tensorfile.read_header(file))["step"])
+    return math.inf
+
+
 def load(path: str | Path) -> Model:
-    """Read a model file; a `ModelFileError` if it is missing, damaged, or none of `diffuse`."""
-    path = Path(path)
+    """The model at a path, as `find` finds it."""
+    return finish(find(path)).model
+
+
+def _read(path: Path) -> Found:
+    """Read and check a model file, which is opened once."""
     with _rejecting(path), tensorfile.opened(path) as file:
         foreign.check_kind(file, path)
         header = tensorfile.read_header(file)
         if "diffuse.config" not in header.metadata:
+            if runs.run_at(path.parent):
+                raise ModelFileError(
+                    f"{files.show(path)} is a part of a checkpoint, without what describes a model",
+                    "Give the run directory; if an older diffuse wrote it, resume the run first",
+                )
             raise foreign.rejected(header.entries, path)
         model = rebuild(described(header))
         _check_shapes(model.blueprint, header.entries)
@@ -71,8 +152,14 @@ def load(path: str | Path) -> Model:
         _check_finite(tensors)
         own = {n: t for n, t in tensors.items() if not n.startswith(RAW)}
         raw = {n.removeprefix(RAW): t for n, t in tensors.items() if n.startswith(RAW)}
-        title = header.metadata.get("modelspec.title", "")
-        return dataclasses.replace(model, ema=own, raw=raw or None, title=title)
+        file.seek(0)
+        return Found(
+            path,
+            dataclasses.replace(model, ema=own, raw=raw or None),
+            title=header.metadata.get("modelspec.title", ""),
+            size_bytes=os.fstat(file.fileno()).st_size,
+            sha256=hashlib.file_digest(file, "sha256").hexdigest(),
+        )
 
 
 def read_training(path: str | Path) -> dict[str, Any]:
@@ -81,14 +168,13 @@ def read_training(path: str | Path) -> dict[str, Any]:
     Raises:
         ModelFileError: as in `load`, or it is not a configuration.
     """
-    path = Path(path)
-    model = load(path)
-    blueprint = model.blueprint
-    with _rejecting(path):
-        training = from_file(model.training)
+    found = finish(find(path))
+    blueprint = found.model.blueprint
+    with _rejecting(found.path):
+        training = from_file(found.model.training)
         if training.get("architecture"):
-            found = network_config(training["network"], training["architecture"])
-            if (training["network"], found) != (blueprint.network, blueprint.config):
+            own = network_config(training["network"], training["architecture"])
+            if (training["network"], own) != (blueprint.network, blueprint.config):
                 raise ModelFileError("its training had another network")
         training["network"] = blueprint.network
         training["architecture"] = settings.to_dict(blueprint.config)

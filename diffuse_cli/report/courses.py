@@ -11,7 +11,8 @@ from diffuse_cli.evaluation.evaluating import Evaluated
 from diffuse_cli.metrics import label, measured
 from diffuse_cli.report import charts
 from diffuse_cli.report.charts import Line
-from diffuse_cli.report.curves import Curve, log_of, read_curves
+from diffuse_cli.report.curves import Curve, read_curves
+from diffuse_cli.runs import METRICS, run_of
 from diffuse_cli.sweeps.recommending import Tried, Tuned
 
 
@@ -34,7 +35,7 @@ def bits(found: Evaluated) -> dict[str, Any]:
 
 def training(found: Evaluated, model: Path) -> dict[str, Any]:
     """The curves of the model's run, if its log lies beside the model file."""
-    log = log_of(model) if found.model else None
+    log = run_of(model) / METRICS if found.model else None
     curves = read_curves(log) if log else {}
     step = float(found.model["step"]) if curves else 0.0
     loss = {"loss": "training", "held_out_loss": "images held out"}

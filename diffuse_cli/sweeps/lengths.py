@@ -23,11 +23,11 @@ from diffuse_cli.metrics import with_error
 from diffuse_cli.options import from_dict
 from diffuse_cli.outputs import asked
 from diffuse_cli.resolving import resolve, tell
+from diffuse_cli.runs import run_of
 from diffuse_cli.runtime import machine, resolve_precision
 from diffuse_cli.sampling import Loaded, draw, ready
 from diffuse_cli.training import power
 from diffuse_cli.training.objective import Objective, losses_of
-from diffuse_cli.training.rundir import run_of
 from diffuse_cli.training.validation import KidMeasure
 
 LENGTHS = (0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.10, 0.12, 0.15, 0.20, 0.25)
@@ -84,7 +84,7 @@ def measure_lengths(config: EmaConfig) -> Work[MeasuredLengths | None]:
     with machine(resolve_precision(config.precision)) as accelerator:
         if not accelerator.is_main_process:
             return None
-        loaded = load_model(config, "ema", accelerator)
+        loaded = yield from load_model(config, "ema", accelerator, alone=True)
         given = _snapshots(Path(config.subject), loaded.model.step)
         if given[-1].step != loaded.model.step:
             yield Notice(

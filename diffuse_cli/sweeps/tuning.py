@@ -61,7 +61,7 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
     """
     out, plot = asked(config, "out", ".safetensors"), asked(config, "plot", ".png")
     with machine_or(accelerator, config.precision) as accelerator:
-        loaded = load_model(config, config.weights, accelerator)
+        loaded = yield from load_model(config, config.weights, accelerator)
         first_scale = config.guidance[0] if config.guidance else None
         drawn = converted(config, DrawConfig, steps=None, guidance=first_scale)
         base = resolve(drawn, loaded.model)

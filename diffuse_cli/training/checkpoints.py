@@ -36,18 +36,21 @@ SPARE = 2**23
 
 
 class Pace:
-    """When to save: after every `every` steps. Without it after every `EVERY`, unless the last save
-    is less than `SHARE` times as long ago as it took."""
+    """When to save: after every `every` steps. Without it after every `EVERY` and after previews,
+    for others to see the same model, unless the last save is less than `SHARE` times as long ago
+    as it took."""
 
     def __init__(self, every: int | None) -> None:
         self.every = every
         self._ended, self._took = time.monotonic(), 0.0
 
-    def due(self, done: int) -> bool:
+    def due(self, done: int, previewed: bool = False) -> bool:
         """Whether to save after `done` steps."""
         if self.every is not None:
             return done % self.every == 0
-        return done % EVERY == 0 and time.monotonic() - self._ended >= SHARE * self._took
+        return (
+            previewed or done % EVERY == 0
+        ) and time.monotonic() - self._ended >= SHARE * self._took
 
     @contextlib.contextmanager
     def measured(self) -> Iterator[None]:
@@ -86,11 +89,13 @@ def checkpoint_of(trainer: Trainer, step: int, monitor: Monitor) -> Checkpoint:
     """The whole state after `step` steps."""
     names = [name for name, _ in trainer.net.named_parameters()]
     state = trainer.optimizer.state_dict()["state"]
+    average = trainer.ema.net.state_dict()
     scaler = trainer.accelerator.scaler
     return Checkpoint(
         step=step,
         model=trainer.net.state_dict(),
-        ema=trainer.ema.net.state_dict(),
+        ema=average,
+        about=modelfile.metadata(model_of(trainer.plan, step, average, None)),
         optimizer={f"{names[i]}.{k}": v for i, own in state.items() for k, v in own.items()},
         history=trainer.history.tensors(),
         best=monitor.tensors(),

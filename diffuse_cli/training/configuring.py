@@ -24,7 +24,7 @@ from diffuse_cli.training.rundir import RunDirectory
 BATCH = 64
 """The default batch size."""
 
-FREE = {"steps", "data", "eval_every", "eval_images"}
+FREE = {"steps", "data", "preview_every", "eval_every", "eval_images"}
 """Options besides those of control that may change on --resume."""
 
 

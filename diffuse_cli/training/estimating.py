@@ -11,12 +11,20 @@ import torch
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.training import to_file
 from diffuse_cli.core.networks import count_parameters
-from diffuse_cli.events import Notice, Work
+from diffuse_cli.events import Work
 from diffuse_cli.options import to_toml
 from diffuse_cli.runtime import machine, resolve_precision
 from diffuse_cli.training.memory import SLACK, cost, images_at_a_time
 from diffuse_cli.training.plan import check_batch, prepare
-from diffuse_cli.training.timing import cut_short, fill_minutes, parted, seconds_a_step
+from diffuse_cli.training.timing import (
+    cut_short,
+    duration,
+    fill_minutes,
+    parted,
+    seconds_a_step,
+    too_few,
+    too_long,
+)
 
 
 @dataclass(frozen=True)
@@ -39,12 +47,11 @@ class Estimate:
 
     def to_toml(self) -> str:
         """The configuration as TOML, with the costs as comments."""
-        minutes = self.seconds / 60
-        time = f"{minutes / 60:.1f} hours" if minutes > 90 else f"{minutes:.1f} minutes"
-        return (
+        costs = (
             f"# {self.parameters:,} parameters, about {self.memory / 2**30:.2f} GiB, "
-            f"about {time} on this machine\n\n{to_toml(to_file(self.config, control=False))}"
+            f"about {duration(self.seconds)} on this machine"
         )
+        return f"{costs}\n\n{to_toml(to_file(self.config, control=False))}"
 
 
 def estimate(config: TrainConfig) -> Work[Estimate]:
@@ -60,14 +67,14 @@ def estimate(config: TrainConfig) -> Work[Estimate]:
         plan = yield from prepare(config)
         room = images_at_a_time(plan, accelerator)
         if plan.config.minutes is not None:
-            yield Notice("measuring the time of a step")
-            done, seconds = fill_minutes(plan, accelerator, room)
+            done, seconds = yield from fill_minutes(plan, accelerator, room)
         else:
             done = yield from parted(plan.config, room, accelerator.num_processes)
-            yield Notice("measuring the time of a step")
-            seconds = seconds_a_step(dataclasses.replace(plan, config=done), accelerator)
+            seconds = yield from seconds_a_step(dataclasses.replace(plan, config=done), accelerator)
         device = accelerator.device.type
     yield from cut_short(done)
+    yield from too_few(done, seconds if config.minutes else None)
+    yield from too_long(done, seconds, done.steps)
     assert done.batch_size is not None
     part = -(-done.batch_size // done.accumulation)
     memory = cost(done, plan.blueprint, device).of(part, SLACK.get(device, 1.0))

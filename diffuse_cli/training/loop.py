@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shlex
 import time
 from collections.abc import Iterator
 
@@ -12,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from diffuse_cli import files
+from diffuse_cli import files, runs
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.training import to_file
 from diffuse_cli.core.networks import count_parameters
@@ -41,7 +40,7 @@ from diffuse_cli.training.plan import (
 from diffuse_cli.training.power import rewind_snapshots, save_snapshot, snapshot_due
 from diffuse_cli.training.reports import Meter, Step, Trained
 from diffuse_cli.training.rundir import Checkpoint, RunDirectory
-from diffuse_cli.training.timing import cut_short, fill_minutes, parted
+from diffuse_cli.training.timing import Forecast, cut_short, fill_minutes, parted, too_few
 from diffuse_cli.training.trainer import Outcome, Trainer, lr_at
 
 
@@ -171,11 +170,10 @@ class _Run:
 
     def _fix_steps(self, start: int) -> Work[TrainConfig]:
         """The configuration with its steps fixed: --minutes measures, --resume may extend."""
-        config = self.plan.config
+        config, seconds = self.plan.config, None
         if config.minutes is not None:
-            yield Notice("measuring the time of a step")
-            with self.stop.at_once():
-                config, seconds = fill_minutes(self.plan, self.accelerator, self.room)
+            measuring = fill_minutes(self.plan, self.accelerator, self.room)
+            config, seconds = yield from until(self.stop, measuring)
             config = dataclasses.replace(config, steps=start + config.steps)
             yield Notice(
                 f"{seconds:.3g} s a step of {config.batch_size} images: {config.steps:,} steps"
@@ -189,6 +187,8 @@ class _Run:
                     "new schedule"
                 )
         yield from cut_short(config)
+        if not start:
+            yield from too_few(config, seconds)
         return config
 
     def _begin(self, start: int) -> None:
@@ -229,6 +229,7 @@ class _Run:
             if error := self._stopping():
                 raise self._ended(error, start, "its checkpoint is complete")
         meter, pace = Meter(trainer.batch_size), Pace(config.save_every)
+        forecast = Forecast(config, start, end)
         for step in range(start, end):
             outcome = yield from self._step(trainer, step, start)
             done = step + 1
@@ -240,6 +241,7 @@ class _Run:
                 monitor.logged(self.loss)
             else:
                 yield Step(done, config.steps)
+            yield from forecast.after(done)
             self._snapshot(trainer, done)
             error = self._stopping()
             if error is None and monitor.due(done, end):
@@ -247,7 +249,7 @@ class _Run:
                     yield from monitor.work(done, end)
                 meter.pause()
                 error = self._stopping()
-            if self.main and (error or pace.due(done) or done == end):
+            if self.main and (error or pace.due(done, monitor.previewed == done) or done == end):
                 with pace.measured():
                     self.run.save(checkpoint_of(trainer, done, monitor))
                 meter.pause()
@@ -281,10 +283,8 @@ class _Run:
             save_snapshot(self.run.snapshots, trainer.powers, done, steps, count)
 
     def _ended(self, error: DiffuseError, step: int, kept: str) -> DiffuseError:
-        again = ["diffuse", "train", self.plan.config.data, "--resume", "-o", self.plan.config.out]
-        return type(error)(
-            f"{error.message} at step {step:,}: {kept}", f"Go on with: {shlex.join(again)}"
-        )
+        again = runs.resume_line(self.plan.config.data, self.plan.config.out)
+        return type(error)(f"{error.message} at step {step:,}: {kept}", f"Go on with: {again}")
 
     def _stopping(self) -> DiffuseError | None:
         """The error to stop with, the same on every process: all stop after the same step."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -145,10 +146,15 @@ def _smaller(plan: Plan, device: str, free: int) -> str:
     weights = cost(config, blueprint, device)
     if weights.fixed < free:
         ratio = (free - weights.fixed) / max(1, weights.image)
-        side = int(min(blueprint.space.size) * ratio**0.5) // 16 * 16
-        if side >= 16:
+        if side := smaller_side(blueprint.space.size, ratio):
             return f"--size {side}, or a smaller --width"
     return "a smaller --size or --width, or --preset tiny"
+
+
+def smaller_side(size: Sequence[int], ratio: float) -> int:
+    """The --size whose images cost at most `ratio` times as much; 0 if they would be too small."""
+    side = int(min(size) * ratio**0.5) // 16 * 16
+    return side if 16 <= side < min(size) else 0
 
 
 def _gib(count: int) -> str:

@@ -11,20 +11,35 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli import files, modelfile
+from diffuse_cli import files, modelfile, pictures
 from diffuse_cli.errors import Interrupted, Terminated
 from diffuse_cli.events import Notice, Stop, Work, until
 from diffuse_cli.memory import out_of_memory
+from diffuse_cli.runtime import log_picture
 from diffuse_cli.training.checkpoints import bring_up_to_date, model_of
 from diffuse_cli.training.overfitting import HeldOut, Overfitting
-from diffuse_cli.training.previews import write_preview
+from diffuse_cli.training.plan import Plan
+from diffuse_cli.training.previews import draw_preview, passes_of_preview
 from diffuse_cli.training.reports import Previewed, Validated
 from diffuse_cli.training.rundir import Checkpoint, RunDirectory
-from diffuse_cli.training.trainer import HELD_OUT_BATCH, Trainer
+from diffuse_cli.training.trainer import HELD_OUT_BATCH, HELD_OUT_IMAGES, Trainer
 from diffuse_cli.training.validation import IMAGES, Best, Validator
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+PREVIEWS, SHARE = 8, 5
+"""Without --preview-every a run has so many previews, or fewer if they would take over 1/SHARE of
+the time of its steps."""
+
+
+def preview_spacing(plan: Plan) -> int:
+    """Steps from one preview to the next: the same whenever the run is resumed."""
+    assert plan.config.batch_size is not None
+    passes = passes_of_preview(plan) + len(plan.held_out[:HELD_OUT_IMAGES])
+    step = 3 * plan.config.batch_size  # the way back takes as long as two passes
+    return max(-(-plan.config.steps // PREVIEWS), -(-SHARE * passes // step))
 
 
 class Monitor:
@@ -40,6 +55,7 @@ class Monitor:
         self.trainer, self.run, self.stop = trainer, run, stop
         self.config = trainer.config
         self.images = self.config.eval_images or IMAGES
+        self.preview_every = self.config.preview_every or preview_spacing(trainer.plan)
         self.held_out_loss: float | None = None
         self.overfitting = Overfitting()
         self.best: Best | None = None
@@ -122,7 +138,7 @@ class Monitor:
         return done > 0 and (self._preview_due(done, end) or self._validation_due(done))
 
     def _preview_due(self, done: int, end: int) -> bool:
-        return self.previewed != done and (done % self.config.preview_every == 0 or done == end)
+        return self.previewed != done and (done % self.preview_every == 0 or done == end)
 
     def _validation_due(self, done: int) -> bool:
         # Not where --stop-at ends: a run in one go would not evaluate there.
@@ -162,7 +178,11 @@ class Monitor:
         if losses is not None:
             mean = sum(float(part.sum()) for part in losses.split(HELD_OUT_BATCH)) / len(losses)
             self._log(done, {"held_out_loss": mean})
-        path = yield from write_preview(self.trainer, self.run.previews / f"step-{done:08d}.png")
+        picture, path = (yield from draw_preview(self.trainer)), None
+        if picture is not None:
+            path = self.run.previews / f"step-{done:08d}.png"
+            files.write_bytes(path, pictures.png(picture))
+            log_picture(self.trainer.accelerator, "preview", picture, done)
         previewed = Previewed(done, mean, path)
         yield previewed
         return previewed, () if losses is None else tuple(losses.tolist())

@@ -173,7 +173,7 @@ def first_weights(config: TrainConfig, blueprint: Blueprint) -> Work[Mapping[str
     """
     if not config.init:
         return None
-    model = modelfile.load(config.init)
+    model = (yield from modelfile.find(config.init)).model
     own = model.blueprint
     if bool(own.conditions.classes) != bool(blueprint.conditions.classes):
         how = "with" if own.conditions.classes else "without"

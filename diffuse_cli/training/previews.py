@@ -1,14 +1,13 @@
-"""Images of the averaged weights while training: preview pictures and what KID is measured of."""
+"""Images of the averaged weights while training: previews and what KID is measured of."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffuse_cli import files, pictures
+from diffuse_cli import pictures
 from diffuse_cli.conditioning import Condition, default_guidance
 from diffuse_cli.config import SAMPLING_STEPS
 from diffuse_cli.events import Notice, Progress, Work
@@ -20,6 +19,7 @@ from diffuse_cli.training.trainer import Trainer
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image
 
 PREVIEW_IMAGES = 16
 
@@ -39,8 +39,14 @@ def draw_by_default(plan: Plan, net: Any, count: int, device: torch.device) -> I
     return draw(denoiser, settings, range(count), space=plan.blueprint.space, device=device)
 
 
-def write_preview(trainer: Trainer, path: Path) -> Work[Path | None]:
-    """Write a grid of samples; None if memory runs out."""
+def passes_of_preview(plan: Plan) -> int:
+    """Images that a preview passes through the network; guidance takes each twice."""
+    steps = min(SAMPLING_STEPS, plan.config.num_timesteps)
+    return PREVIEW_IMAGES * steps * (2 if plan.blueprint.conditions.num_classes else 1)
+
+
+def draw_preview(trainer: Trainer) -> Work[Image | None]:
+    """A grid of samples; None if memory runs out."""
     space = trainer.plan.blueprint.space
     ended = []
     try:
@@ -55,5 +61,4 @@ def write_preview(trainer: Trainer, path: Path) -> Work[Path | None]:
             raise
         yield Notice("out of memory while drawing the preview: it is left out", warning=True)
         return None
-    files.write_bytes(path, pictures.png(pictures.grid(looks(space, np.concatenate(ended)))))
-    return path
+    return pictures.grid(looks(space, np.concatenate(ended)))

@@ -21,15 +21,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli import files, locks, outputs
+from diffuse_cli import files, locks, outputs, runs
 from diffuse_cli.errors import ModelFileError, OutputError, UsageError
 from diffuse_cli.options import read_toml
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-BEST = ".best.safetensors"
-"""Suffix of the best model's file."""
 
 KEPT = 2
 """Checkpoints to keep, the newest included."""
@@ -46,7 +43,8 @@ class Checkpoint:
     """The whole state of a run after `step` steps; all else is drawn from the seed.
 
     `history` has the losses that the draw of timesteps looks back on, `best` the weights with the
-    lowest KID so far, `powers` the averages of other lengths.
+    lowest KID so far, `powers` the averages of other lengths, and `about` the metadata that makes
+    the file of the average a model file.
     """
 
     step: int
@@ -57,14 +55,7 @@ class Checkpoint:
     state: Mapping[str, Any]
     best: Mapping[str, Tensor] = field(default_factory=dict)
     powers: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-def run_of(model: Path) -> Path:
-    """The run directory of a model file, or of the best model file of a run."""
-    own = model.with_suffix(".run")
-    if own.exists() or not model.name.endswith(BEST):
-        return own
-    return model.with_name(model.name.removesuffix(BEST) + ".run")
+    about: Mapping[str, str] = field(default_factory=dict)
 
 
 class RunDirectory:
@@ -73,14 +64,14 @@ class RunDirectory:
     def __init__(self, model: str | Path) -> None:
         self.model = Path(model)
         outputs.check_suffix(self.model, ".safetensors")
-        self.best = self.model.with_suffix(BEST)
+        self.best = self.model.with_suffix(runs.BEST)
         self.path = self.model.with_suffix(".run")
-        self.config = self.path / "config.toml"
-        self.metrics = self.path / "metrics.jsonl"
+        self.config = self.path / runs.CONFIG
+        self.metrics = self.path / runs.METRICS
         self.previews = self.path / "previews"
         self.cache = self.path / "cache"
         self.logs = self.path / "logs"
-        self.checkpoints = self.path / "checkpoints"
+        self.checkpoints = self.path / runs.CHECKPOINTS
         self.snapshots = self.path / "ema"
 
     def exists(self) -> bool:
@@ -124,7 +115,7 @@ class RunDirectory:
             BusyError: another process holds it.
         """
         try:
-            with locks.held(self.path / "lock"):
+            with locks.held(self.path / runs.LOCK):
                 try:
                     self._sweep()
                     yield
@@ -162,46 +153,45 @@ class RunDirectory:
             for name in TENSORS:
                 tensors = getattr(checkpoint, name)
                 if tensors or name not in OPTIONAL:
-                    tensorfile.write(folder / f"{name}.safetensors", tensors)
+                    path = folder / f"{name}.safetensors"
+                    about = checkpoint.about if path.name == runs.AVERAGE else None
+                    tensorfile.write(path, tensors, about)
             files.write_json(folder / "state.json", {**checkpoint.state, "step": checkpoint.step})
             sums = {path.name: files.sha256(path) for path in sorted(folder.iterdir())}
-            files.write_json(folder / "manifest.json", {"files": sums, "step": checkpoint.step})
+            files.write_json(folder / runs.MANIFEST, {"files": sums, "step": checkpoint.step})
 
         path = self.checkpoints / f"step-{checkpoint.step:08d}"
         files.write_folder(path, fill)
         # Newer ones are damaged or were left behind: they must not count.
-        complete = self._complete()
+        complete = runs.complete(self.checkpoints)
         here = complete.index(path)
         for old in [*complete[:here], *complete[here + KEPT :]]:
             files.remove(old)
         return path
-
-    def _complete(self) -> list[Path]:
-        """Checkpoints with a manifest, newest first by step."""
-        manifests = self.checkpoints.glob("step-*/manifest.json")
-        return sorted((path.parent for path in manifests), reverse=True)
 
     def load(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest checkpoint that verifies, and a sentence for each newer one that does not."""
         from diffuse_cli import tensorfile
 
         passed: list[str] = []
-        for path in self._complete():
-            fault = _fault(path)
+        for path in runs.complete(self.checkpoints):
+            fault = runs.fault(path)
             if fault:
                 passed.append(f"{files.show(path)} is damaged ({fault}): going back")
                 continue
             state = json.loads((path / "state.json").read_text())
             # A verified checkpoint has all of its files; early versions had no history.
             there = {name: path / f"{name}.safetensors" for name in TENSORS}
-            tensors = {n: tensorfile.read(p) if p.exists() else {} for n, p in there.items()}
+            tensors: dict[str, Any] = {
+                n: tensorfile.read(p) if p.exists() else {} for n, p in there.items()
+            }
             return Checkpoint(step=state["step"], state=state, **tensors), passed
         return None, passed
 
     def classes(self) -> set[str] | None:
         """The names of the classes that the run began with, from an unverified checkpoint or the
         model file; None if neither has any."""
-        for path in self._complete():
+        for path in runs.complete(self.checkpoints):
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 state = json.loads((path / "state.json").read_text())
                 if found := state.get("classes"):
@@ -214,8 +204,8 @@ class RunDirectory:
 
     def newest_step(self) -> int | None:
         """The step of the newest complete checkpoint, without reading it."""
-        for path in self._complete():
-            return int(path.name.removeprefix("step-"))
+        for path in runs.complete(self.checkpoints):
+            return runs.step_of(path)
         return None
 
     # -- metrics -----------------------------------------------------------------------------------
@@ -238,15 +228,3 @@ class RunDirectory:
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
         files.write_text(self.metrics, "".join(kept))
-
-
-def _fault(path: Path) -> str:
-    """What is wrong with a checkpoint; empty where its manifest verifies."""
-    try:
-        sums = json.loads((path / "manifest.json").read_text())["files"]
-        for name, expected in sums.items():
-            if files.sha256(path / name) != expected:
-                return f"{name} does not match its checksum"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return files.show(str(error))
-    return ""

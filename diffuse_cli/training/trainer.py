@@ -77,7 +77,7 @@ class Trainer:
         self.plan, self.config, self.accelerator = plan, plan.config, accelerator
         self.device = accelerator.device
         assert self.config.batch_size is not None
-        self.batch_size = self.config.batch_size
+        self.resize(self.config.batch_size, self.config.accumulation)
         torch.manual_seed(key(self.config.seed, "weights") & 0xFFFF_FFFF)
         net = plan.blueprint.build()
         if plan.init is not None:
@@ -94,7 +94,6 @@ class Trainer:
         self.powers = Powers(self.net) if self.config.ema_lengths else None
         self.unread: list[Tensor] = []
         self.bad = 0
-        self.accumulation = self.config.accumulation
         optimizer = torch.optim.AdamW(
             self.net.parameters(),
             lr=self.config.lr or 0.0,
@@ -110,7 +109,11 @@ class Trainer:
         self._objective = Objective(self.config, self.denoiser, self.device)
         self._draw = lookup(TIMESTEP_DRAWS, self.config.timestep_draw, "--timestep-draw")
         self.history = History(self.config.num_timesteps, self._draw.keep)
-        self.batches = Batches(plan, self.batch_size, self.device)
+
+    def resize(self, batch_size: int, accumulation: int) -> None:
+        """Take steps of so many images, in so many parts."""
+        self.batch_size, self.accumulation = batch_size, accumulation
+        self.batches = Batches(self.plan, batch_size, self.device)
 
     # -- a step ------------------------------------------------------------------------------------
 

@@ -205,8 +205,8 @@ def test_a_preview_shows_the_classes_in_turn(train, diffuse):
     assert diffuse("sample", MODEL, *line, "--guidance", 0, "-o", "free").code == 0
     preview = np.asarray(Image.open(RUN / "previews/step-00000030.png"), int)
     for k in range(16):
-        y, x = 10 * (k // 4), 10 * (k % 4)
-        shown = preview[y : y + 8, x : x + 8]
+        y, x = 66 * (k // 4), 66 * (k % 4)
+        shown = preview[y : y + 64 : 8, x : x + 64 : 8]
         given, free = (
             np.asarray(Image.open(f"{at}/{k:05d}.png"), int) for at in ("samples", "free")
         )

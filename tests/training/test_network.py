@@ -15,11 +15,13 @@ from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.training import from_file, to_file
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.errors import UsageError
+from diffuse_cli.events import finish
 from diffuse_cli.options import from_dict, to_toml
 from diffuse_cli.presets import PRESETS
 from diffuse_cli.training.configuring import batched, complete, configure, rate_at
 from diffuse_cli.training.memory import bytes_kept
 from diffuse_cli.training.rundir import RunDirectory
+from diffuse_cli.training.stopwatch import Stopwatch
 from diffuse_cli.training.timing import batch_for, fill_minutes
 
 MODEL = Path("model.safetensors")
@@ -287,14 +289,15 @@ def test_minutes_are_filled_with_the_batch_that_suits_them(monkeypatch, typed, b
 
     measured = []
 
-    def seconds_a_step(plan, accelerator):
-        measured.append(plan.config.batch_size)
-        return plan.config.batch_size / 128
+    def seconds(watch, config, **options):
+        yield from ()
+        measured.append(config.batch_size)
+        return config.batch_size / 128
 
-    monkeypatch.setattr("diffuse_cli.training.timing.seconds_a_step", seconds_a_step)
-    accelerator = SimpleNamespace(num_processes=1)
+    monkeypatch.setattr(Stopwatch, "seconds", seconds)
+    accelerator = SimpleNamespace(num_processes=1, free_memory=lambda: None)
     given = {"minutes": 7.0} | ({"batch_size": typed} if typed else {})
-    config, seconds = fill_minutes(Plan(completed(given)), accelerator, 64)
+    config, seconds = finish(fill_minutes(Plan(completed(given)), accelerator, 64))
     assert config.batch_size == batch
     assert config.steps == 7 * 60 * 128 // batch
     assert config.lr == pytest.approx(PRESETS["tiny"].train["lr"] * (batch / 64) ** 0.5)

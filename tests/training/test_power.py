@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from seams import giving
 from torch import nn
 
 from diffuse_cli import files, tensorfile
@@ -301,7 +302,7 @@ def test_the_estimate_of_disk_covers_them(train, monkeypatch):
 def test_the_estimate_of_memory_covers_them(train, monkeypatch):
     from diffuse_cli.training import estimating
 
-    monkeypatch.setattr(estimating, "seconds_a_step", lambda *arguments: 1.0)
+    monkeypatch.setattr(estimating, "seconds_a_step", giving(1.0))
     without = train("--dry-run", "--json").json
     kept = train("--dry-run", "--json", *KEEP).json
     more = len(KEPT_LENGTHS) * 4 * without["parameters"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import in_process, write_images
 from safetensors.torch import load_file
-from seams import watching
+from seams import giving, watching
 
 from diffuse_cli.training.rundir import Checkpoint, RunDirectory
 from diffuse_cli.training.trainer import Trainer
@@ -370,7 +370,7 @@ def test_a_stop_beyond_the_last_step_is_refused(train, stopped):
 
 
 def test_a_stop_beyond_the_steps_that_minutes_hold_is_said(train, monkeypatch):
-    monkeypatch.setattr("diffuse_cli.training.timing.seconds_a_step", lambda *a: 20.0)
+    monkeypatch.setattr("diffuse_cli.training.stopwatch.Stopwatch.seconds", giving(20.0))
     ran = train("--minutes", 1, "--stop-at", 5)
     assert ran.code == 0
     assert "--stop-at 5 is beyond the 3 steps" in ran.err

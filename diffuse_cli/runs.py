@@ -1,0 +1,91 @@
+"""What others read in a run directory, while a training writes there: checkpoints and metrics.
+
+Nothing is locked: a checkpoint appears whole, and may be removed at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from diffuse_cli import files
+
+CONFIG, CHECKPOINTS, METRICS, LOCK = "config.toml", "checkpoints", "metrics.jsonl", "lock"
+MANIFEST, AVERAGE = "manifest.json", "ema.safetensors"
+"""Files of a checkpoint: its checksums, written last, and the averaged weights, a model file."""
+
+BEST = ".best.safetensors"
+"""Suffix of the best model's file."""
+
+
+def run_at(path: Path) -> Path | None:
+    """The run directory that a path is, or in which it is a checkpoint; None for anything else."""
+    if (path / MANIFEST).is_file() and (path / AVERAGE).is_file():
+        return path.parent.parent
+    is_run = path.suffix == ".run" or (path / CHECKPOINTS).is_dir()
+    return path if is_run and (path / CONFIG).is_file() else None
+
+
+def run_of(model: Path) -> Path:
+    """The run directory of a model: of a file, also of a best one, or that which it is in."""
+    if found := run_at(model):
+        return found
+    own = model.with_suffix(".run")
+    if own.exists() or not model.name.endswith(BEST):
+        return own
+    return model.with_name(model.name.removesuffix(BEST) + ".run")
+
+
+def model_of(run: Path) -> Path:
+    """The model file of a run directory."""
+    return run.with_suffix(".safetensors")
+
+
+def complete(checkpoints: Path) -> list[Path]:
+    """The checkpoints that are whole, newest first by step."""
+    return sorted((p.parent for p in checkpoints.glob(f"step-*/{MANIFEST}")), reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def fault(checkpoint: Path, *names: str) -> str:
+    """What is wrong with these files of a checkpoint, or with all of them; empty where they match
+    the manifest."""
+    try:
+        sums = json.loads((checkpoint / MANIFEST).read_text())["files"]
+        for name in names or sums:
+            if files.sha256(checkpoint / name) != sums[name]:
+                return f"{name} does not match its checksum"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return files.show(str(error))
+    return ""
+
+
+def resume_line(data: str, model: str) -> str:
+    """The command that goes on with a run."""
+    return shlex.join(["diffuse", "train", data, "--resume", "-o", model])
+
+
+def rows(log: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a log that have a step; others, such as a torn one, are skipped."""
+    with contextlib.suppress(OSError), log.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            with contextlib.suppress(ValueError, RecursionError):
+                row = json.loads(line)
+                if isinstance(row, dict) and finite(row.get("step")) is not None:
+                    yield row
+
+
+def finite(value: Any) -> float | None:
+    """A number of a log; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if abs(value) < 1e300 and math.isfinite(value) else None

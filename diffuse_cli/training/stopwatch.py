@@ -1,0 +1,127 @@
+"""The time of a training step, measured on a network that is thrown away."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from statistics import median
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from diffuse_cli.config import TrainConfig
+from diffuse_cli.errors import DiffuseError
+from diffuse_cli.events import Progress, Work
+from diffuse_cli.training.memory import cost
+from diffuse_cli.training.plan import Plan
+from diffuse_cli.training.trainer import Trainer
+
+TASK = "measuring the time of a step"
+
+WARM_UP, LEAST, SETTLED = 3, 5, 5.0
+"""Steps that do not count, steps that do, and the seconds after which more of them add nothing."""
+
+RATIO, TRIES = 4, 3
+"""From one number of images that is tried to the next, and steps of each."""
+
+LARGE, PART = 2**28, 4
+"""An image that keeps so many bytes for its backward pass is first tried at 1/PART of its sides."""
+
+
+class Stopwatch:
+    """Times steps until its seconds are spent.
+
+    It begins with one image a process, or with a part of one: a whole step may take hours. What
+    the time does not suffice for is extrapolated from the largest steps that it did. A network that
+    compiles takes longer: it is measured as it will be trained.
+    """
+
+    def __init__(self, plan: Plan, accelerator: Accelerator, seconds: float) -> None:
+        self.plan, self.accelerator, self.budget = plan, accelerator, seconds
+        self.spent, self.taken, self.total = 0.0, 0, max(1, round(seconds))
+        self._known: list[tuple[int, float]] = []
+        self._trainer: Trainer | None = None
+
+    def seconds(self, config: TrainConfig, *, roughly: bool = False) -> Work[float]:
+        """The time of a step of a complete configuration, on the slowest process; `roughly` leaves
+        most of the seconds for others."""
+        assert config.batch_size is not None
+        plan = dataclasses.replace(self.plan, config=config)
+        images, parts = config.batch_size, config.accumulation
+        if not config.compile:
+            yield from self._climb(plan, math.ceil(images / parts) - (not roughly))
+            if roughly or not self._suffices(images, parts):
+                return self._expected(images, parts)
+        return (yield from self._time(plan, images, parts, WARM_UP + LEAST, SETTLED))
+
+    def _climb(self, plan: Plan, most: int) -> Work[None]:
+        """Time a few steps of one image a process, then of more and more, but of `most` at most."""
+        size = self.accelerator.num_processes
+        if not self._known:
+            guess = yield from self._by_a_part(plan)
+            if self.spent + 2 * guess > self.budget:
+                self._known.append((size, guess))
+        while size <= most:
+            if self._suffices(size) and (not self._known or size > self._known[-1][0]):
+                self._known.append((size, (yield from self._time(plan, size, 1, TRIES))))
+            size *= RATIO
+
+    def end(self) -> Work[None]:
+        """Free the memory."""
+        self._trainer = None
+        self.accelerator.free_memory()
+        yield Progress(TASK, self.total, self.total)
+
+    def _by_a_part(self, plan: Plan) -> Work[float]:
+        """The time of a step of one image a process, guessed from a part of it; 0 if the images are
+        small, or the network does not suit their part."""
+        blueprint, size = plan.blueprint, plan.blueprint.space.size
+        if cost(plan.config, blueprint, self.accelerator.device.type).image < LARGE:
+            return 0.0
+        small = tuple(side // PART for side in size)
+        corner: Any = (..., *map(slice, small))
+        images = dataclasses.replace(plan.images, stored=plan.images.stored[corner])
+        space = dataclasses.replace(blueprint.space, size=small)
+        blueprint = dataclasses.replace(blueprint, space=space)
+        part = dataclasses.replace(plan, blueprint=blueprint, images=images, init=None)
+        try:
+            seconds = yield from self._time(part, self.accelerator.num_processes, 1, TRIES)
+        except DiffuseError:  # a size that it cannot halve
+            seconds = 0.0
+        self._trainer = None
+        return seconds * math.prod(size) / math.prod(small)
+
+    def _suffices(self, images: int, parts: int = 1) -> bool:
+        """Whether two such steps can still be taken; the first that is tried always is."""
+        return not self._known or self.spent + 2 * self._expected(images, parts) <= self.budget
+
+    def _expected(self, images: int, parts: int = 1) -> float:
+        """The time of a step, extrapolated; another image takes at least half of the mean."""
+        (before, early), (most, late) = [(0, 0.0), *self._known][-2:]
+        each = late / most
+        slope = min(max((late - early) / (most - before), each / 2), each)
+        return parts * (late + slope * (images / parts - most))
+
+    def _time(
+        self, plan: Plan, images: int, parts: int, least: int, settled: float = 0.0
+    ) -> Work[float]:
+        """The median time of a step."""
+        if self._trainer is None:
+            self._trainer = Trainer(plan, self.accelerator)
+        self._trainer.resize(images, parts)
+        times: list[float] = []
+        while len(times) < least or sum(times[WARM_UP:]) < settled:
+            done = min(int(self.spent), self.total - 1)
+            yield Progress(TASK, done, self.total, f"seconds, {images:,} images a step")
+            began = time.monotonic()
+            self._trainer.step(self.taken)
+            self._trainer.wait()
+            # Several processes must agree on the number of steps.
+            times.append(float(max(gather_object([time.monotonic() - began]))))
+            self.taken, self.spent = self.taken + 1, self.spent + times[-1]
+            over = self.spent + times[-1] > self.budget and not plan.config.compile
+            if over and (len(times) > 1 or times[0] > self.budget):
+                break
+        return median(times[min(WARM_UP, len(times) - 1) :])

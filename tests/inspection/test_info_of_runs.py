@@ -1,0 +1,124 @@
+"""`info` of a run directory: how far the training is, and its newest model."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from diffuse_cli.locks import holder
+
+MODEL, RUN = Path("model.safetensors"), Path("model.run")
+
+
+def shown(ran):
+    """The rows by their labels."""
+    return dict(
+        re.split(r"\s{2,}", line, maxsplit=1) for line in ran.out.splitlines() if line[0] != " "
+    )
+
+
+@pytest.fixture
+def stopped(train):
+    options = ("--steps", 8, "--log-every", 2, "--preview-every", 4, "--save-every", 4)
+    assert train(*options, "--stop-at", 6, "-q").code == 0
+    return RUN
+
+
+def test_a_stopped_run_says_how_to_go_on(stopped, diffuse, images):
+    ran = diffuse("info", "model.run")
+    assert ran.code == 0, ran.err
+    found = shown(ran)
+    assert found["progress"] == "step 6 of 8, stopped"
+    assert re.fullmatch(r"\d\.\d{4}, held-out \d\.\d{4}", found["loss"])
+    assert re.fullmatch(r"[\d,]+ images/s", found["speed"])
+    assert found["step"] == "6"
+    assert found["parameters"] == "48,401"
+    line = shlex.split(found["go on with"])
+    assert line == ["diffuse", "train", str(images), "--resume", "-o", "model.safetensors"]
+    assert diffuse(*line[1:]).code == 0
+    found = shown(diffuse("info", "model.run"))
+    assert found["progress"] == "step 8 of 8, finished"
+    assert found["model"] == "model.safetensors"
+    assert "go on with" not in found
+
+
+def test_json_has_the_run_and_its_model(stopped, diffuse):
+    found = diffuse("info", "model.run", "--json").json
+    assert (found["kind"], found["step"], found["steps"]) == ("run", 6, 8)
+    assert found["process"] is found["seconds_left"] is None
+    assert found["loss"] > 0 < found["held_out_loss"]
+    assert found["model"]["kind"] == "model"
+    assert found["model"]["path"] == "model.safetensors"
+    assert found["resume"].startswith("diffuse train ")
+    assert diffuse("info", next(RUN.glob("checkpoints/*")), "--json").json["kind"] == "model"
+
+
+def test_a_run_under_way_is_looked_at_and_goes_on(spawn, diffuse, images, recipe, whole):
+    """Nothing is locked, and the model file is that of a run at which nobody looked."""
+    child = spawn("train", images, "--config", recipe, "--steps", 40, "--save-every", 2, "-q")
+    while not list(RUN.glob("checkpoints/*/manifest.json")):
+        assert child.poll() is None, child.communicate()
+        time.sleep(0.01)
+    looked = 0
+    while child.poll() is None:
+        found = diffuse("info", "model.run", "--json")
+        assert found.code == 0, found.err
+        under_way = found.json["process"] == child.pid
+        looked += under_way
+        assert found.json["resume"] is None or not under_way
+    assert looked > 0
+    assert child.wait() == 0
+    assert MODEL.read_bytes() == whole
+
+
+def test_a_run_without_a_model_is_described_as_far_as_it_is(stopped, diffuse):
+    shutil.rmtree(RUN / "checkpoints")
+    MODEL.unlink()
+    ran = diffuse("info", "model.run")
+    assert ran.code == 0
+    assert "warning: model.run has no complete checkpoint yet" in ran.err
+    assert set(shown(ran)) == {"run", "progress", "loss", "speed", "go on with"}
+    (RUN / "metrics.jsonl").unlink()
+    found = shown(diffuse("info", "model.run"))
+    assert (found["progress"], found["loss"]) == ("step 0 of 8, stopped", "none yet")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("steps = 8", "steps = 'x'"), ("batch_size = 8", "")]
+)
+def test_a_configuration_that_is_none_is_an_error(stopped, diffuse, before, after):
+    path = RUN / "config.toml"
+    path.write_text(path.read_text().replace(before, after))
+    ran = diffuse("info", "model.run")
+    assert ran.code == 4
+    assert "has no steps or no batch size" in ran.err
+
+
+def test_an_option_of_images_does_not_go_with_a_run(stopped, diffuse):
+    ran = diffuse("info", "model.run", "-o", "x.png", "-q")
+    assert ran.code == 2
+    assert "-o is for images" in ran.line
+
+
+@pytest.mark.parametrize("text", ["", "x", "0", "-1", "9" * 30])
+def test_a_lock_that_names_no_process_has_no_holder(tmp_path, text):
+    lock = tmp_path / "lock"
+    assert holder(lock) is None
+    lock.write_text(text)
+    assert holder(lock) is None
+    lock.write_text(f"{os.getpid()}\n")
+    assert holder(lock) == os.getpid()
+
+
+def test_a_killed_process_holds_nothing(tmp_path, spawn):
+    child = spawn("--version")
+    child.wait()
+    lock = tmp_path / "lock"
+    lock.write_text(f"{child.pid}\n")
+    assert holder(lock) is None

@@ -1,0 +1,232 @@
+"""A run directory stands where a model does, also while the training writes there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from diffuse_cli import files, modelfile, runs, sampling, tensorfile
+from diffuse_cli.errors import ModelFileError
+from diffuse_cli.events import Notice, finish
+
+MODEL, RUN = Path("model.safetensors"), Path("model.run")
+
+
+def checkpoint(step: int, run: Path = RUN) -> Path:
+    return run / f"checkpoints/step-{step:08d}"
+
+
+@pytest.fixture
+def stopped(train):
+    """A run of 8 steps, stopped after 6, with checkpoints at 4 and 6 and no model file; that of
+    each step lies at 4.safetensors and 6.safetensors."""
+    options = ("--steps", 8, "--save-every", 2, "-q")
+    for step in (4, 6):
+        more = ("--resume",) if step == 6 else ()
+        assert train(*options, "--stop-at", step, *more).code == 0
+        shutil.copy(MODEL, f"{step}.safetensors")
+    MODEL.unlink()
+    return RUN
+
+
+def found(path) -> tuple[Path, int, list[str]]:
+    """The file and step of the model at a path, and what is said."""
+    said, work = [], modelfile.find(path)
+    try:
+        while True:
+            event = next(work)
+            assert isinstance(event, Notice)
+            said.append(("warning: " if event.warning else "") + event.text)
+    except StopIteration as stop:
+        return stop.value.path, stop.value.model.step, said
+
+
+def pixels(folder):
+    return [path.read_bytes() for path in sorted(Path(folder).glob("0*.png"))]
+
+
+# -- what is found --------------------------------------------------------------------------------
+
+
+def test_a_run_is_sampled_as_the_model_file_of_its_newest_checkpoint(stopped, diffuse):
+    ran = diffuse("sample", "model.run", "-n", 3, "-o", "run")
+    assert ran.code == 0, ran.err
+    assert "the model of step 6: model.run/checkpoints/step-00000006\n" in ran.err
+    assert diffuse("sample", "6.safetensors", "-n", 3, "-o", "file").code == 0
+    assert pixels("run") == pixels("file")
+    assert len(pixels("run")) == 3
+
+
+def test_a_checkpoint_is_a_model_too(stopped, diffuse):
+    ran = diffuse("sample", checkpoint(4), "-n", 2, "-o", "folder")
+    assert ran.code == 0, ran.err
+    assert diffuse("sample", checkpoint(4) / "ema.safetensors", "-n", 2, "-o", "file").code == 0
+    assert diffuse("sample", "4.safetensors", "-n", 2, "-o", "model").code == 0
+    assert pixels("folder") == pixels("file") == pixels("model")
+
+
+def test_a_checkpoint_says_of_its_model_what_the_model_file_says(stopped):
+    one, other = (modelfile.load(path) for path in (checkpoint(6), "6.safetensors"))
+    assert one.blueprint == other.blueprint
+    assert {**vars(one), "ema": None, "raw": None} == {**vars(other), "ema": None, "raw": None}
+    assert all(one.ema[name].equal(tensor) for name, tensor in other.ema.items())
+
+
+@pytest.mark.parametrize(("file", "expected"), [("6.safetensors", True), ("4.safetensors", False)])
+def test_the_model_file_counts_where_it_is_not_older(stopped, file, expected):
+    shutil.copy(file, MODEL)
+    path, step, _ = found(RUN)
+    assert step == 6
+    assert (path == MODEL) is expected
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_said(stopped):
+    path = checkpoint(6) / "ema.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    at, step, said = found(RUN)
+    assert (at, step) == (checkpoint(4) / "ema.safetensors", 4)
+    assert said[0] == (
+        "warning: model.run/checkpoints/step-00000006 is damaged (ema.safetensors does not match "
+        "its checksum): going back"
+    )
+    with pytest.raises(ModelFileError, match="does not match its checksum"):
+        finish(modelfile.find(checkpoint(6)))
+
+
+def test_a_damaged_model_file_is_passed_over_and_said(stopped):
+    shutil.copy("6.safetensors", MODEL)
+    data = MODEL.read_bytes()
+    MODEL.write_bytes(data[:-4])
+    at, step, said = found(RUN)
+    assert (at, step) == (checkpoint(6) / "ema.safetensors", 6)
+    assert said[0].startswith("warning: model.safetensors is not a valid model file")
+
+
+def test_a_checkpoint_that_the_training_removes_meanwhile_is_no_loss(stopped, monkeypatch):
+    """It saves two while the newest is read: what was listed is gone, and newer ones are there."""
+    real, removed = runs.fault, []
+
+    def fault(path, *names):
+        if not removed:
+            removed.append(path)
+            for step in (4, 6):
+                checkpoint(step).rename(checkpoint(step + 4))
+        return real(path, *names)
+
+    monkeypatch.setattr(runs, "fault", fault)
+    at, _, said = found(RUN)
+    assert removed == [checkpoint(6)]
+    assert at == checkpoint(10) / "ema.safetensors"
+    assert said == ["the model of step 6: model.run/checkpoints/step-00000010"]
+
+
+def test_a_run_without_a_checkpoint_says_so(stopped, diffuse):
+    shutil.rmtree(RUN / "checkpoints")
+    ran = diffuse("sample", "model.run", "-q")
+    assert ran.code == 4
+    assert "model.run has no complete checkpoint yet" in ran.line
+
+
+@pytest.mark.parametrize("name", ["ema", "model"])
+def test_weights_of_a_checkpoint_without_a_description_are_not_taken_for_another_program_s(
+    stopped, diffuse, name
+):
+    """Checkpoints of version 0.1, and those of what a checkpoint has besides the average."""
+    path = checkpoint(6) / f"{name}.safetensors"
+    tensorfile.write(path, tensorfile.read(path))
+    ran = diffuse("sample", path, "-q")
+    assert ran.code == 4
+    assert "is a part of a checkpoint" in ran.line
+    assert "diffusers" not in ran.line
+
+
+def test_the_processes_of_one_command_take_the_same_checkpoint(stopped, monkeypatch):
+    """Another process found an older one; it looks again, and so does this."""
+    from accelerate import Accelerator
+
+    answers = [["other"], []]
+
+    def gather(values):
+        return values + (answers.pop(0) if answers else [])
+
+    monkeypatch.setattr(sampling, "gather_object", gather)
+    loaded = finish(sampling.load_denoiser(RUN, "ema", Accelerator(cpu=True)))
+    assert loaded.model.step == 6
+    assert answers == []
+
+
+# -- wherever a model stands ----------------------------------------------------------------------
+
+
+def test_eval_measures_a_run(stopped, diffuse, images):
+    more = ("-n", 6, "--timesteps", 4, "--train-n", 0, "--json", "--steps", 3)
+    one, other = (diffuse("eval", path, images, *more) for path in ("model.run", "6.safetensors"))
+    assert one.code == 0, one.err
+    assert one.json["kid"] == other.json["kid"]
+    assert one.json["bits_per_dim"] == other.json["bits_per_dim"]
+
+
+def test_the_report_of_a_run_has_its_curves(stopped, diffuse, images):
+    more = ("-n", 6, "--timesteps", 4, "--train-n", 0, "--steps", 3)
+    assert diffuse("eval", "model.run", images, *more, "--report", "page.html").code == 0
+    assert "Loss over steps: loss of training" in Path("page.html").read_text()
+
+
+def test_init_starts_from_a_run(stopped, train):
+    still = ("--steps", 1, "--warmup", 0, "--lr", 0, "--weight-decay", 0)
+    one, other = (
+        train(*still, "--init", path, "-o", f"{name}.safetensors")
+        for name, path in (("a", "model.run"), ("b", "6.safetensors"))
+    )
+    assert (one.code, other.code) == (0, 0), one.err
+    assert "the model of step 6" in one.err
+    assert Path("a.safetensors").read_bytes() == Path("b.safetensors").read_bytes()
+
+
+def test_ema_finds_the_snapshots_of_a_run(train, diffuse, images):
+    assert train("--steps", 60, "--ema-lengths", 12, "-q").code == 0
+    more = ("-n", 6, "--metric", "held-out", "--json")
+    one, other = (diffuse("ema", path, images, *more) for path in (RUN, MODEL))
+    assert one.code == 0, one.err
+    assert one.json["rows"] == other.json["rows"]
+
+
+def test_a_run_is_no_images_and_needs_no_conversion(stopped, train, diffuse):
+    ran = diffuse("train", "model.run", "-o", "other.safetensors", "-q")
+    assert ran.code == 3
+    assert "model.run is the run directory of a model, not images" in ran.line
+    ran = diffuse("convert", "model.run", "-o", "other.safetensors", "-q")
+    assert ran.code == 2
+    assert "model.run is a diffuse model already" in ran.line
+
+
+@pytest.mark.parametrize("name", ["images", "images.run"])
+def test_a_folder_of_images_is_none(tmp_path, name):
+    folder = tmp_path / name
+    (folder / "checkpoints").mkdir(parents=True)
+    assert runs.run_at(folder) is None
+    (folder / "manifest.json").write_text("{}")
+    assert runs.run_at(folder) is None
+
+
+def test_the_run_of_a_model(tmp_path, stopped):
+    assert runs.run_of(Path("a/b.safetensors")) == Path("a/b.run")
+    assert runs.run_of(Path("b.best.safetensors")) == Path("b.run")
+    assert runs.run_of(RUN) == runs.run_of(checkpoint(4)) == RUN
+    assert runs.model_of(RUN) == MODEL
+
+
+def test_old_checkpoints_are_removed_as_before(stopped):
+    assert [runs.step_of(path) for path in runs.complete(RUN / "checkpoints")] == [6, 4]
+    assert runs.fault(checkpoint(6)) == ""
+    manifest = checkpoint(6) / "manifest.json"
+    sums = json.loads(manifest.read_text())["files"]
+    assert set(sums) == {p.name for p in checkpoint(6).iterdir()} - {manifest.name}
+    files.remove(checkpoint(6) / "state.json")
+    assert "state.json" in runs.fault(checkpoint(6))
+    assert runs.fault(checkpoint(6), "ema.safetensors") == ""

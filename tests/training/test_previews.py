@@ -1,0 +1,118 @@
+"""When previews are drawn, and who gets them."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffuse_cli import pictures
+from diffuse_cli.runtime import log_picture
+from diffuse_cli.training import monitor
+from diffuse_cli.training.monitor import preview_spacing
+
+RUN = Path("model.run")
+
+
+def previews(run=RUN):
+    return {int(p.stem[5:]): p.read_bytes() for p in sorted((run / "previews").iterdir())}
+
+
+def plan_of(steps, batch_size=64, held_out=96, classes=0):
+    config = SimpleNamespace(steps=steps, batch_size=batch_size, num_timesteps=1000)
+    blueprint = SimpleNamespace(conditions=SimpleNamespace(num_classes=classes))
+    return SimpleNamespace(config=config, blueprint=blueprint, held_out=range(held_out))
+
+
+@pytest.mark.parametrize(
+    ("plan", "every"),
+    [
+        (plan_of(5000), 625),
+        (plan_of(1_000_000), 125_000),
+        (plan_of(1501, batch_size=8), 188),
+        (plan_of(301, batch_size=16), 44),  # a fifth of the time: 5 x (16 x 20 + 96) / (3 x 16)
+        (plan_of(26, batch_size=8), 87),
+        (plan_of(26, batch_size=8, held_out=10_000), 174),  # 512 of them are measured
+        (plan_of(26, batch_size=8, classes=10), 154),  # guidance
+    ],
+)
+def test_a_run_has_about_eight_previews_or_as_many_as_are_cheap(plan, every):
+    assert preview_spacing(plan) == every
+
+
+def test_a_resumed_run_has_the_previews_of_one_in_one_go(diffuse, images, recipe, monkeypatch):
+    monkeypatch.setattr(monitor, "SHARE", 0)
+    lines = [x for x in recipe.read_text().splitlines(True) if "preview_every" not in x]
+    Path("plain.toml").write_text("".join(lines))
+    line = ("train", images, "--config", "plain.toml", "--steps", 22, "-q")
+    assert diffuse(*line, "-o", "whole.safetensors").code == 0
+    assert list(previews(Path("whole.run"))) == [3, 6, 9, 12, 15, 18, 21, 22]
+    assert diffuse(*line, "--stop-at", 9).code == 0
+    assert diffuse("train", images, "--resume", "-q").code == 0
+    assert previews() == previews(Path("whole.run"))
+
+
+def test_a_typed_number_stays_with_the_run_and_may_change(train):
+    options = ("--steps", 12, "--preview-every", 4, "-q")
+    assert train(*options, "--stop-at", 4).code == 0
+    assert tomllib.loads((RUN / "config.toml").read_text())["preview_every"] == 4
+    assert train("--resume", "--stop-at", 8, "--preview-every", 4).code == 0
+    assert list(previews()) == [4, 8]
+    assert train("--resume", "--preview-every", 3).code == 0
+    assert list(previews()) == [4, 8, 9, 12]
+
+
+def test_a_checkpoint_is_saved_with_a_preview_for_others_to_see_the_same(train, diffuse):
+    assert train("--steps", 10, "--preview-every", 4, "--stop-at", 5, "-q").code == 0
+    assert [p.name for p in sorted((RUN / "checkpoints").iterdir())] == [
+        "step-00000004", "step-00000005",
+    ]  # fmt: skip
+    line = ("-n", 16, "--precision", "fp32")
+    assert diffuse("sample", RUN / "checkpoints/step-00000004", *line).code == 0
+    drawn = np.asarray(Image.open("samples/grid.png"), int)
+    shown = np.asarray(Image.open(RUN / "previews/step-00000004.png"), int)
+    assert np.abs(drawn - shown).max() <= 1
+
+
+def test_tensorboard_gets_the_previews(train):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert train("--steps", 6, "--preview-every", 3, "--log", "tensorboard", "-q").code == 0
+    logged = []
+    for path in (RUN / "logs").rglob("events.out.tfevents*"):
+        log = EventAccumulator(str(path), size_guidance={"images": 0})
+        log.Reload()
+        logged += log.Images("preview") if log.Tags()["images"] else []
+    assert [image.step for image in logged] == [3, 6]
+    for image in logged:
+        Path("logged.png").write_bytes(image.encoded_image_string)
+        given = Image.open(RUN / f"previews/step-{image.step:08d}.png").convert("RGB")
+        assert np.array_equal(
+            np.asarray(Image.open("logged.png").convert("RGB")), np.asarray(given)
+        )
+
+
+def test_each_tracker_gets_a_picture_as_it_takes_it():
+    got = {}
+
+    class Taking:
+        def __init__(self, name):
+            self.name = name
+
+        def log_images(self, values, step=None, **more):
+            got[self.name] = (values["preview"].shape, step, more)
+
+    grid = pictures.grid(np.zeros((3, 1, 64, 64), np.uint8))
+    without = SimpleNamespace(name="mlflow")
+    trackers = [*map(Taking, ("tensorboard", "wandb", "aim")), without]
+    log_picture(SimpleNamespace(trackers=trackers), "preview", grid, 7)
+    one = (130, 130, 3)
+    assert got == {
+        "tensorboard": ((1, *one), 7, {"dataformats": "NHWC"}),
+        "wandb": ((1, *one), 7, {}),
+        "aim": (one, 7, {}),
+    }

@@ -1,0 +1,285 @@
+"""The time of a step is measured in bounded time, and a hopeless run is called so."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from diffuse_cli.config import TrainConfig
+from diffuse_cli.core import Conditions, Space
+from diffuse_cli.events import Progress
+from diffuse_cli.training import stopwatch, timing
+from diffuse_cli.training.configuring import complete, configure
+from diffuse_cli.training.stopwatch import Stopwatch
+from diffuse_cli.training.timing import Forecast, fill_minutes, too_few, too_long
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    stored: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    config: TrainConfig
+    blueprint: object
+    images: Images
+    init: object = None
+
+
+def plan_of(side=32, channels=1, **given):
+    config = configure({"data": "x", "preset": "tiny", **given})
+    space = Space(channels=channels, size=(side, side))
+    config, blueprint = complete(config, space, Conditions())
+    return Plan(config, blueprint, Images(np.zeros((4, channels, side, side), np.uint8)))
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Steps take `fixed` seconds and `each` for every image of 32x32; the first one is `cold`."""
+    now, steps = [0.0], []
+
+    def make(fixed=0.0, each=0.01, cold=0.0):
+        class Trainer:
+            def __init__(self, plan, accelerator):
+                self.pixels = math.prod(plan.blueprint.space.size) / 32**2
+
+            def resize(self, images, parts):
+                self.images, self.parts = images, parts
+
+            def step(self, number):
+                first = cold if not steps else 0
+                now[0] += fixed * self.parts + each * self.images * self.pixels + first
+                steps.append((self.images, self.parts, self.pixels))
+
+            def wait(self):
+                pass
+
+        monkeypatch.setattr(stopwatch, "Trainer", Trainer)
+        monkeypatch.setattr(stopwatch.time, "monotonic", lambda: now[0])
+        monkeypatch.setattr(stopwatch, "gather_object", lambda values: values)
+        device = SimpleNamespace(type="cpu")
+        accelerator = SimpleNamespace(num_processes=1, device=device, free_memory=lambda: None)
+        return SimpleNamespace(accelerator=accelerator, now=now, steps=steps)
+
+    return make
+
+
+def run(work):
+    """The result of some work, and its events."""
+    events = []
+    while True:
+        try:
+            events.append(next(work))
+        except StopIteration as stop:
+            return stop.value, events
+
+
+# -- measuring ------------------------------------------------------------------------------------
+
+
+def test_quick_steps_are_measured_as_they_will_be(machine):
+    here = machine(fixed=0.02, each=0.001, cold=3)
+    plan = plan_of(batch_size=64)
+    found, _ = run(Stopwatch(plan, here.accelerator, 20).seconds(plan.config))
+    assert found == pytest.approx(0.084)
+    assert [images for images, *_ in here.steps[:9]] == [1] * 3 + [4] * 3 + [16] * 3
+    assert {step[:2] for step in here.steps[9:]} == {(64, 1)}
+    assert here.now[0] < 10
+
+
+@pytest.mark.parametrize("each", [0.05, 0.5, 5.0, 15.0])
+@pytest.mark.parametrize("parts", [1, 4])
+def test_slow_steps_are_extrapolated_within_the_time_given(machine, each, parts):
+    here = machine(fixed=0.1, each=each)
+    plan = plan_of(batch_size=64, accumulation=parts)
+    found, events = run(Stopwatch(plan, here.accelerator, 20).seconds(plan.config))
+    assert found == pytest.approx(0.1 * parts + each * 64, rel=0.05)
+    assert here.now[0] <= 20 + each
+    assert all(isinstance(e, Progress) and e.done < e.total == 20 for e in events)
+    assert len(events) == len(here.steps)
+
+
+def test_an_image_that_takes_longer_than_all_the_time_is_one_step(machine):
+    here = machine(each=100.0)
+    plan = plan_of(batch_size=64)
+    found, _ = run(Stopwatch(plan, here.accelerator, 20).seconds(plan.config))
+    assert (found, here.now[0]) == (6400, 100)
+
+
+def test_a_large_image_is_first_tried_by_a_part_of_it(machine):
+    """A whole one would take 5 minutes."""
+    here = machine(each=300 / 64)
+    plan = plan_of(side=256, channels=3, preset="base", batch_size=64)
+    found, _ = run(Stopwatch(plan, here.accelerator, 20).seconds(plan.config))
+    assert found == pytest.approx(300 * 64)
+    assert set(here.steps) == {(1, 1, 4)}
+    assert here.now[0] < 20 + 300 / 16
+
+
+def test_a_large_image_on_a_quick_machine_is_measured_whole(machine):
+    here = machine(each=0.0001)
+    plan = plan_of(side=256, channels=3, preset="base", batch_size=64)
+    found, _ = run(Stopwatch(plan, here.accelerator, 20).seconds(plan.config))
+    assert found == pytest.approx(64 * 64 * 0.0001)
+    assert here.steps[0] == (1, 1, 4)
+    assert here.steps[-1] == (64, 1, 64)
+
+
+def test_a_part_that_the_network_does_not_suit_is_left_out(machine, monkeypatch):
+    """A quarter of the side is 66, which is halved once; the network halves three times."""
+    here = machine(each=0.0001)
+    plan = plan_of(side=264, channels=3, preset="base", batch_size=1)
+    fake = stopwatch.Trainer
+    made = lambda plan, accelerator: (plan.blueprint.shapes, fake(plan, accelerator))[1]  # noqa: E731
+    monkeypatch.setattr(stopwatch, "Trainer", made)
+    found, _ = run(Stopwatch(plan, here.accelerator, 20).seconds(plan.config))
+    assert found == pytest.approx(0.0001 * 264**2 / 32**2)
+
+
+def test_a_network_that_compiles_is_measured_as_it_will_be(machine):
+    here = machine(each=0.1, cold=60)
+    plan = plan_of(batch_size=64, compile=True)
+    found, _ = run(Stopwatch(plan, here.accelerator, 20).seconds(plan.config))
+    assert found == pytest.approx(6.4)
+    assert {step[:2] for step in here.steps} == {(64, 1)}
+
+
+@pytest.mark.parametrize(("minutes", "seconds"), [(0.01, 1), (3, 9), (10, 20), (600, 20)])
+def test_measuring_takes_at_most_a_share_of_the_minutes(machine, minutes, seconds):
+    here = machine(each=seconds / 4)
+    config, each = run(fill_minutes(plan_of(minutes=minutes), here.accelerator, 64))[0]
+    assert here.now[0] <= seconds * 5 / 4
+    assert each == pytest.approx(seconds / 4 * config.batch_size)
+    assert config.steps == max(1, round(minutes * 60 / each))
+
+
+def test_the_batch_is_chosen_by_few_steps_and_its_own_time_is_measured_by_more(machine):
+    here = machine(fixed=0.02, each=0.005)
+    config, each = run(fill_minutes(plan_of(minutes=1), here.accelerator, 64))[0]
+    assert config.batch_size == 8
+    assert each == pytest.approx(0.06)
+    assert [images for images, *_ in here.steps[:9]] == [1] * 3 + [4] * 3 + [16] * 3
+    assert {images for images, *_ in here.steps[9:]} == {8}
+    assert 2.8 < here.now[0] < 3.1
+
+
+def test_the_time_of_a_step_is_a_task_that_ends(machine):
+    here = machine(each=0.01)
+    _, events = run(fill_minutes(plan_of(minutes=3), here.accelerator, 64))
+    assert events[-1] == Progress(stopwatch.TASK, 9, 9)
+    assert all(e.done < 9 for e in events[:-1])
+
+
+# -- what is hopeless -----------------------------------------------------------------------------
+
+
+def config_of(**given):
+    return plan_of(**given).config
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds", "says"),
+    [
+        ({"steps": 14}, None, "14 steps will draw nothing: try --steps 300"),
+        ({"steps": 299}, None, "299 steps will draw little: try --steps 300"),
+        ({"steps": 300}, None, None),
+        ({"steps": 14, "init": "m.safetensors"}, None, None),
+        ({"steps": 14, "side": 128}, 13.0, "try --size 16, or --minutes 65"),
+        ({"steps": 106, "side": 128}, 1.7, "106 steps will draw little: try --size 64, or --min"),
+        ({"steps": 14, "side": 28}, 13.0, "14 steps will draw nothing: try --minutes 65"),
+        ({"steps": 14, "preset": "base", "side": 128}, 13.0, "try --preset tiny, or --minutes 65"),
+        ({"steps": 1, "preset": "base", "side": 128}, 1300.0, "draw nothing: try --preset tiny"),
+    ],
+)
+def test_too_few_steps_to_draw_anything_are_called_so(given, seconds, says, monkeypatch):
+    init = given.pop("init", None)
+    config = dataclasses.replace(config_of(**given), init=init)
+    found = list(too_few(config, seconds))
+    assert bool(found) == bool(says)
+    if says:
+        assert found[0].warning
+        assert found[0].text.endswith(says) or says in found[0].text
+
+
+def test_the_minutes_that_are_named_draw_something(machine):
+    """Whatever is typed, as many steps follow as are needed."""
+    here = machine(each=0.3)
+    few, each = run(fill_minutes(plan_of(minutes=1), here.accelerator, 64))[0]
+    text = next(too_few(few, each)).text
+    minutes = float(text.partition("--minutes ")[2])
+    assert minutes == 12
+    enough, each = run(fill_minutes(plan_of(minutes=minutes), here.accelerator, 64))[0]
+    assert not list(too_few(enough, each))
+    assert enough.steps == timing.FEWEST
+
+
+def test_days_are_called_so():
+    config = config_of(side=128)
+    assert not list(too_long(config, 17.0, 5000))
+    found = list(too_long(config, 57.0, 5000))
+    assert [(n.text, n.warning) for n in found] == [
+        ("5,000 steps of 57 s take 3 days: try --size 64, or --minutes 290", True)
+    ]
+
+
+def test_a_slow_run_says_early_how_long_it_will_take(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(timing.time, "monotonic", lambda: now[0])
+
+    def said(seconds, steps, **given):
+        """By step, what is said of a run of such steps."""
+        config = dataclasses.replace(config_of(side=128), **given)
+        forecast, found = Forecast(config, 0, steps), {}
+        for step in range(1, min(steps, 200) + 1):
+            now[0] += seconds + 3 * (step == 1)
+            for notice in forecast.after(step):
+                found.setdefault(step, []).append(notice.text)
+        return found
+
+    assert said(6.0, 5000) == {3: ["6 s a step: 8.3 hours to go"]}
+    assert said(0.01, 5000) == {}
+    assert said(6.0, 8) == {}, "it ends in a minute"
+    assert said(0.15, 5000) == {}, "the log says it first"
+    assert said(0.15, 5_000_000) == {
+        68: ["4,999,932 steps of 0.15 s take 9 days: try --size 32, or --minutes 0.75"]
+    }
+    assert list(said(60.0, 5000)) == [1]
+    assert list(said(60.0, 5000, compile=True)) == [2]
+
+
+def test_train_and_dry_run_warn_and_go_on(train, monkeypatch):
+    monkeypatch.setattr(timing, "SECONDS", 0.0)
+    warning = "warning: 4 steps will draw nothing: try --steps 300\n"
+    ran = train("--steps", 4)
+    assert ran.code == 0
+    assert warning in ran.err
+    ran = train("--steps", 4, "--dry-run")
+    assert ran.code == 0
+    assert warning in ran.err
+    assert warning not in train("--steps", 5, "--resume").err
+    assert "will draw" not in train("--steps", 4, "--init", "model.safetensors", "--dry-run").err
+
+
+def test_a_slow_run_says_so_while_it_trains(train, monkeypatch):
+    monkeypatch.setattr(timing, "SLOW", -1)
+    monkeypatch.setattr(timing, "MINUTE", 0)
+    monkeypatch.setattr(timing, "DAY", 0)
+    ran = train("--steps", 4)
+    assert ran.code == 0
+    assert ran.err.count("s a step: 0.0 minutes to go\n") == 1
+    assert ran.err.count("warning: 3 steps of 0.") == 1
+
+
+def test_minutes_that_are_too_few_are_called_so(train, monkeypatch):
+    from seams import giving
+
+    monkeypatch.setattr(Stopwatch, "seconds", giving(20.0))
+    for more in ((), ("--dry-run",)):
+        ran = train("--minutes", 1, *more)
+        assert ran.code == 0
+        assert "warning: 3 steps will draw nothing: try --minutes 100\n" in ran.err
