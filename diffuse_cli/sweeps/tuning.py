@@ -19,14 +19,8 @@ from accelerate import Accelerator
 
 from diffuse_cli import files, modelfile, pictures
 from diffuse_cli.config import DrawConfig, EvalConfig, SamplerChoice, TuneConfig
+from diffuse_cli.evaluation import evaluating
 from diffuse_cli.evaluation.cache import cached, computed
-from diffuse_cli.evaluation.evaluating import (
-    Evaluated,
-    describe,
-    evaluate,
-    find_network,
-    load_model,
-)
 from diffuse_cli.evaluation.images import read_sides
 from diffuse_cli.evaluation.team import Team, draw_share, gathered
 from diffuse_cli.events import Notice, Progress, Work
@@ -38,15 +32,8 @@ from diffuse_cli.outputs import asked
 from diffuse_cli.resolving import DrawSettings, resolve
 from diffuse_cli.runtime import machine_or, made_with
 from diffuse_cli.sampling import Loaded, draw, looks
-from diffuse_cli.sweeps import tradeoff
-from diffuse_cli.sweeps.recommending import (
-    METRIC,
-    Tried,
-    Tuned,
-    first_settings,
-    other_scales,
-    recommend,
-)
+from diffuse_cli.sweeps import recommending, tradeoff
+from diffuse_cli.sweeps.recommending import Tried, Tuned, recommend
 
 
 def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tuned]:
@@ -61,15 +48,15 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
     """
     out, plot = asked(config, "out", ".safetensors"), asked(config, "plot", ".png")
     with machine_or(accelerator, config.precision) as accelerator:
-        loaded = yield from load_model(config, config.weights, accelerator)
+        loaded = yield from evaluating.load_model(config, config.weights, accelerator)
         first_scale = config.guidance[0] if config.guidance else None
         drawn = converted(config, DrawConfig, steps=None, guidance=first_scale)
         base = resolve(drawn, loaded.model)
         timesteps = loaded.denoiser.process.num_timesteps
-        first = first_settings(config, base.choice.guidance, timesteps)
-        scales = other_scales(config, loaded.model, base.choice.guidance)
+        first = recommending.first_settings(config, base.choice.guidance, timesteps)
+        scales = recommending.other_scales(config, loaded.model, base.choice.guidance)
         yield from _announce(config, first, scales, timesteps)
-        network = yield from find_network(config, accelerator)
+        network = yield from evaluating.find_network(config, accelerator)
         sides = yield from read_sides(config, loaded)
         sides.check()
         team = Team.of(accelerator)
@@ -86,11 +73,11 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
             setting = replace(found, guidance=scale)
             rows.append((yield from _counted(measure(setting), setting, len(rows), total)))
         yield Progress("tuning", total, total)
-        described = describe(base, config.weights, config.precision, loaded.sha256)
+        described = evaluating.describe(base, config.weights, config.precision, loaded.sha256)
         tuned = Tuned(
             rows=tuple(rows),
             recommended=recommend(rows),
-            metric=METRIC,
+            metric=recommending.METRIC,
             n=config.n,
             real=len(sides.real),
             part=sides.part,
@@ -110,7 +97,9 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
     return tuned
 
 
-def tune_and_evaluate(config: TuneConfig) -> Work[tuple[Tuned, EvalConfig, Evaluated] | None]:
+def tune_and_evaluate(
+    config: TuneConfig,
+) -> Work[tuple[Tuned, EvalConfig, evaluating.Evaluated] | None]:
     """`tune`, then evaluate the setting that it recommends, for `--report`; raises what they do.
 
     Returns what was tried, the evaluation and its result; None on every process but the first.
@@ -119,7 +108,7 @@ def tune_and_evaluate(config: TuneConfig) -> Work[tuple[Tuned, EvalConfig, Evalu
     with machine_or(None, config.precision) as accelerator:
         tuned = yield from tune(config, accelerator)
         chosen = converted(config, EvalConfig, **vars(tuned.recommended), plot=None)
-        found = yield from evaluate(chosen, accelerator)
+        found = yield from evaluating.evaluate(chosen, accelerator)
     return (tuned, chosen, found) if found else None
 
 
