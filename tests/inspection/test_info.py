@@ -231,7 +231,8 @@ def test_one_image(tmp_path, diffuse):
     assert "mean 127.50, deviation 127.50 of 255" in ran.out
     assert "not searched: the images are too small" in ran.out
     assert ran.out.splitlines()[-1].split() == ["contact", "sheet", "one.png"]
-    assert np.asarray(Image.open("one.png")).tolist() == [[0, 255]]
+    sheet = np.asarray(Image.open("one.png"))
+    assert sheet.tolist() == [[0] * 32 + [255] * 32] * 32
 
 
 def test_transparency_is_laid_on_the_background(tmp_path, diffuse):
@@ -614,7 +615,7 @@ def test_nothing_usable_is_one_line(tmp_path, diffuse):
     (tmp_path / "broken.zip").write_bytes(b"PK\x05\x06" + b"\xff" * 16 + b"\0\0")
     for path, code, says in (
         ("empty", 3, "no images in empty"),
-        ("nowhere", 3, "folder or a .zip file of images, or a model file"),
+        ("nowhere", 3, "folder or a .zip file of images, a model file or a run directory"),
         ("fifo", 3, "fifo"),
         ("picture.png/x", 3, "no such"),
         ("x" * 5000, 3, "cannot read"),
