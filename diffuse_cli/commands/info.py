@@ -13,6 +13,7 @@ from diffuse_cli.commands._text import columns
 from diffuse_cli.config import InfoConfig
 from diffuse_cli.console import Console
 from diffuse_cli.files import show
+from diffuse_cli.options import to_toml
 
 if TYPE_CHECKING:
     from diffuse_cli.inspection.copies import Copies
@@ -38,8 +39,11 @@ def run(config: InfoConfig, console: Console) -> None:
     from diffuse_cli.inspection.model import ModelReport
 
     found = console.follow(inspect(config))
-    rows = _model_rows(found) if isinstance(found, ModelReport) else _data_rows(found)
-    console.show(found.to_dict(), columns(rows))
+    if isinstance(found, ModelReport):
+        lines = _toml(found) if found.config else columns(_model_rows(found))
+    else:
+        lines = columns(_data_rows(found))
+    console.show(found.to_dict(), lines)
 
 
 def _rows(label: str, texts: Iterable[str]) -> Rows:
@@ -169,6 +173,12 @@ def _model_rows(found: ModelReport) -> Rows:
     ]
 
 
+def _toml(found: ModelReport) -> list[str]:
+    """The path of the TOML, or its lines."""
+    text = str(found.out) if found.out else to_toml(found.config or {})
+    return [show(line) for line in text.splitlines()]
+
+
 def _network(found: ModelReport) -> list[str]:
     from diffuse_cli.core.networks import NETWORKS
 
@@ -202,10 +212,12 @@ def _settings(values: Mapping[str, Any], before: str = "") -> list[str]:
 
 
 def _text(value: Any) -> str:
-    """A value as text; of a long list, its length."""
+    """A value as text, with four digits; of a long list, its length."""
     if isinstance(value, list):
-        return str(value) if len(value) <= MOST_CLASSES else f"{len(value):,} values"
-    return str(value)
+        if len(value) > MOST_CLASSES:
+            return f"{len(value):,} values"
+        return f"[{', '.join(map(_text, value))}]"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -33,9 +33,15 @@ class InfoConfig(ReadingConfig):
     )
     out: str | None = option(
         None,
-        "Write a contact sheet: a sample of the images, a row for each class.",
+        "Write a contact sheet: a sample of the images, a row for each class. With --toml, write "
+        "the TOML.",
         flag="-o",
-        metavar="FILE.png",
+        metavar="FILE",
         shown="",
+    )
+    toml: bool = option(
+        False,
+        "Print the configuration of a model's training, which train reads with --config.",
+        control=True,
     )
     overwrite: bool = option(False, OVERWRITE)
