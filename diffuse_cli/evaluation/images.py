@@ -26,15 +26,15 @@ Labels = npt.NDArray[np.int64]
 class Labelled:
     """Stored samples (N, C, *size) and their classes (N,), -1 for none."""
 
-    pixels: Pixels
+    samples: Pixels
     labels: Labels
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(self.samples)
 
     def of_class(self, label: int) -> Labelled:
         own = self.labels == label
-        return Labelled(self.pixels[own], self.labels[own])
+        return Labelled(self.samples[own], self.labels[own])
 
 
 REFERENCES = 200
@@ -46,12 +46,12 @@ class Training:
     """Training images, and held-out ones of the same data.
 
     Attributes:
-        pixels: all of the data, (N, C, *size), a read-only memory map if they are many.
+        samples: all of the data, (N, C, *size), a read-only memory map if they are many.
         labels: their classes, (N,).
         order: the indices of the training images, shuffled.
     """
 
-    pixels: Pixels
+    samples: Pixels
     labels: Labels
     order: npt.NDArray[np.int64]
     held_out: Labelled
@@ -64,7 +64,7 @@ class Training:
     def first(self, n: int) -> Labelled:
         """At most n training images."""
         own = self.order[:n]
-        return Labelled(np.ascontiguousarray(self.pixels[own]), self.labels[own])
+        return Labelled(np.ascontiguousarray(self.samples[own]), self.labels[own])
 
 
 @dataclass(frozen=True)

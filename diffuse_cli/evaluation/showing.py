@@ -51,13 +51,13 @@ def choose(evaluation: Evaluation, names: Sequence[str]) -> Shown:
     assert fakes is not None
     look = evaluation.look
     both = [
-        ClassImages(name, *(look(side.of_class(k).pixels[:OF_CLASS]) for side in (fakes, real)))
+        ClassImages(name, *(look(side.of_class(k).samples[:OF_CLASS]) for side in (fakes, real)))
         for k, name in enumerate(names)
         if (fakes.labels == k).any() and (real.labels == k).any()
     ]
     return Shown(
-        generated=Labelled(look(fakes.pixels[:SAMPLES]), fakes.labels[:SAMPLES]),
-        real=Labelled(look(real.pixels[:SAMPLES]), real.labels[:SAMPLES]),
+        generated=Labelled(look(fakes.samples[:SAMPLES]), fakes.labels[:SAMPLES]),
+        real=Labelled(look(real.samples[:SAMPLES]), real.labels[:SAMPLES]),
         names=tuple(names),
         classes=tuple(both[:CLASSES]),
         more_classes=max(0, len(both) - CLASSES),
@@ -71,6 +71,6 @@ def twins(evaluation: Evaluation, count: int) -> list[Twin]:
     assert fakes is not None
     assert training is not None
     return [
-        Twin(pair, look(fakes.pixels[[pair.sample]])[0], look(training.pixels[[pair.place]])[0])
+        Twin(pair, look(fakes.samples[[pair.sample]])[0], look(training.samples[[pair.place]])[0])
         for pair in worst(evaluation.nearest, count)
     ]

@@ -79,7 +79,7 @@ def samples(found: Evaluated, images: Shown) -> dict[str, Any]:
         ("Generated", images.generated, found.generated),
         ("Real", images.real, found.real),
     ):
-        kept = side.pixels[: _affordable(side.pixels)]
+        kept = side.samples[: _affordable(side.samples)]
         words = [_alt(title, k, side, images.names) for k in range(len(kept))]
         sides.append((title, row_of(kept, words, SAMPLE), count))
     return {"sides": sides}

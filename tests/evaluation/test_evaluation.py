@@ -228,7 +228,7 @@ def shown_as(part, images, names):
     known = {}
     for path in sorted(images.rglob("*.png")):
         known[np.asarray(Image.open(path)).tobytes()] = path.parent.name
-    found = [known[np.ascontiguousarray(p).tobytes()] for p in part.pixels]
+    found = [known[np.ascontiguousarray(p).tobytes()] for p in part.samples]
     return [names.index(name) if name in names else -1 for name in found]
 
 
@@ -281,7 +281,7 @@ def test_a_classs_generated_images_are_those_that_sample_draws(
     assert found["settings"]["guidance_interval"] == [0.1, 9]
     diffuse("sample", conditional, *QUICK, *line)
     for k, (pixels, label) in enumerate(
-        zip(finished[0].fakes.pixels, finished[0].fakes.labels, strict=True)
+        zip(finished[0].fakes.samples, finished[0].fakes.labels, strict=True)
     ):
         drawn = np.asarray(Image.open(f"samples/{k:05d}.png"), int)
         assert np.abs(pixels[0].astype(int) - drawn).max() <= 2
@@ -504,7 +504,7 @@ def divided(data):
 
 
 def as_bytes(part):
-    return [np.ascontiguousarray(p).tobytes() for p in part.pixels]
+    return [np.ascontiguousarray(p).tobytes() for p in part.samples]
 
 
 def test_training_images_are_measured_beside_held_out_ones(measure, images, finished):
@@ -532,7 +532,7 @@ def test_bits_of_training_images_are_those_of_any_images(measure, images, finish
     own = tmp_path / "own"
     own.mkdir()
     places = permutation(0, 0, 6).tolist()  # eval reads them in the same order again
-    for place, pixels in zip(places, finished[0].train.pixels, strict=True):
+    for place, pixels in zip(places, finished[0].train.samples, strict=True):
         Image.fromarray(pixels[0]).save(own / f"{place}.png")
     alone = measure(own, *line).json
     assert found["bits_per_dim_train"] == pytest.approx(alone["bits_per_dim"], rel=1e-6)
