@@ -74,6 +74,8 @@ def remarks(facts: Facts) -> Iterator[Remark]:
         )
 
 
+NAME = "the Fréchet distance"
+
 PARTS = (1, 2, 4)
 """The parts that the images are divided into, for each point of the line."""
 
@@ -90,16 +92,28 @@ def compute(evaluation: Features) -> dict[str, float]:
     Raises:
         UsageError: fewer than two images on a side.
     """
-    real, fake = both(evaluation, "the Fréchet distance")
+    real, fake = both(evaluation, NAME)
     whole = fit(real, fake)
     result = {"frechet_distance": whole.value, "frechet_distance_standard_error": whole.error()}
     if min(len(real), len(fake)) >= SMALLEST * max(PARTS):
-        value, error = infinity(real, fake, whole)
-        result |= {"frechet_infinity": value, "frechet_infinity_standard_error": error}
+        line, bend = infinity(real, fake, whole)
+        error = math.hypot(line.error(), bend)
+        result |= {"frechet_infinity": line.value, "frechet_infinity_standard_error": error}
     if halves := floor(evaluation):
         bare = fit(*halves)
         result |= {"frechet_floor": bare.value, "frechet_floor_standard_error": bare.error()}
         result["floor_images"] = float(len(halves[0]))
+    return result
+
+
+def difference_errors(a: Features, b: Features) -> dict[str, float]:
+    """Those of `frechet_distance` and `frechet_infinity`, by the differences of influences."""
+    (real, of_a), (_, of_b) = both(a, NAME), both(b, NAME)
+    one, other = fit(real, of_a), fit(real, of_b)
+    result = {"frechet_distance": other.less(one).error()}
+    if min(len(real), len(of_a)) >= SMALLEST * max(PARTS):
+        (one, bend), (other, bent) = infinity(real, of_a, one), infinity(real, of_b, other)
+        result["frechet_infinity"] = math.hypot(other.less(one).error(), bent - bend)
     return result
 
 
@@ -124,6 +138,10 @@ class Fit:
         variance = sum(np.square(x).sum() / (len(x) * max(len(x) - 1, 1)) for x in (self.a, self.b))
         return math.sqrt(float(variance))
 
+    def less(self, other: Fit) -> Fit:
+        """The difference of two distances whose images correspond."""
+        return Fit(self.value - other.value, self.a - other.a, self.b - other.b)
+
 
 def fit(a: Array, b: Array) -> Fit:
     """The squared Fréchet distance of float64 features (N, d) and (M, d), with the influences."""
@@ -141,11 +159,11 @@ def fit(a: Array, b: Array) -> Fit:
     )
 
 
-def infinity(a: Array, b: Array, whole: Fit) -> tuple[float, float]:
-    """The distance at 1/n = 0 and its standard error, `whole` being the fit of all images.
+def infinity(a: Array, b: Array, whole: Fit) -> tuple[Fit, float]:
+    """The distance at 1/n = 0, `whole` being the fit of all images, and what a parabola adds to it.
 
-    The error has two parts: that of sampling, and the gap between the line and a parabola through
-    the points, which is large if n is below the number of features.
+    The error has both parts: that of sampling, and the gap between the line and the parabola, which
+    is large if n is below the number of features.
     """
     order_a, order_b = permutation(0, 0, len(a)), permutation(0, 1, len(b))
     levels = [whole, *(_divided(a[order_a], b[order_b], parts) for parts in PARTS[1:])]
@@ -153,11 +171,11 @@ def infinity(a: Array, b: Array, whole: Fit) -> tuple[float, float]:
     line, curve = _intercept(PARTS, 1), _intercept(PARTS, 2)
     values = np.array([level.value for level in levels])
     sampled = Fit(
-        0.0,
+        float(line @ values),
         sum(w * level.a for w, level in zip(line, levels, strict=True)),
         sum(w * level.b for w, level in zip(line, levels, strict=True)),
     )
-    return float(line @ values), math.hypot(sampled.error(), float((curve - line) @ values))
+    return sampled, float((curve - line) @ values)
 
 
 def _divided(a: Array, b: Array, parts: int) -> Fit:

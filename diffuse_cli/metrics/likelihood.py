@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from diffuse_cli.metrics import Facts, Number, Remark
+from diffuse_cli.metrics._pairing import mean_error
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,12 +79,19 @@ def compute(evaluation: Parts) -> dict[str, float]:
     """
     bits = evaluation.bits
     total = bits.sum(1)
-    spread = float(total.std(ddof=1)) / math.sqrt(len(total)) if len(total) > 1 else math.nan
     prior, middle, decoder = (float(v) for v in bits.mean(0))
     return {
         "bits_per_dim": float(total.mean()),
-        "bits_per_dim_standard_error": spread,
+        "bits_per_dim_standard_error": mean_error(total),
         "bits_prior": prior,
         "bits_middle": middle,
         "bits_decoder": decoder,
     }
+
+
+def difference_errors(a: Parts, b: Parts) -> dict[str, float]:
+    """Those of the bound and of its parts, by the differences of each image's bits."""
+    apart = b.bits - a.bits
+    columns = (apart.sum(1), *apart.T)
+    names = ("bits_per_dim", "bits_prior", "bits_middle", "bits_decoder")
+    return {name: mean_error(own) for name, own in zip(names, columns, strict=True)}

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from diffuse_cli.metrics import Facts, Measured, Number, Remark
+from diffuse_cli.metrics._pairing import mean_error
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,10 +82,17 @@ def compute(evaluation: Parts) -> dict[str, float]:
     held_out, train = evaluation.bits.sum(1), evaluation.train_bits.sum(1)
     if min(len(held_out), len(train)) < 2:
         return {}
-    errors = [float(bits.std(ddof=1)) / math.sqrt(len(bits)) for bits in (held_out, train)]
+    errors = [mean_error(bits) for bits in (held_out, train)]
     return {
         "bits_per_dim_train": float(train.mean()),
         "bits_per_dim_train_standard_error": errors[1],
         "bits_per_dim_gap": float(held_out.mean() - train.mean()),
         "bits_per_dim_gap_standard_error": math.hypot(*errors),
     }
+
+
+def difference_errors(a: Parts, b: Parts) -> dict[str, float]:
+    """Those of both numbers, by the differences of each image's bits."""
+    held_out, train = (b.bits - a.bits).sum(1), (b.train_bits - a.train_bits).sum(1)
+    errors = [mean_error(apart) for apart in (held_out, train)]
+    return {"bits_per_dim_train": errors[1], "bits_per_dim_gap": math.hypot(*errors)}
