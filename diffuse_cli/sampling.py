@@ -137,6 +137,11 @@ class Loaded:
         """What its samples are."""
         return self.model.blueprint.space
 
+    @property
+    def background(self) -> str:
+        """The colour behind transparent images that it was trained with."""
+        return str(self.model.data.get("background", "white"))
+
 
 def load_denoiser(path: str | Path, weights: str, accelerator: Accelerator) -> Loaded:
     """Read a model file and put its network on the device, in the accelerator's precision.

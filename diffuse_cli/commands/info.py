@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.commands._text import columns
+from diffuse_cli.commands._text import brief, columns, said
 from diffuse_cli.config import InfoConfig
 from diffuse_cli.console import Console
 from diffuse_cli.files import show
@@ -27,8 +27,8 @@ MOST = 5
 
 MOST_CLASSES = 20
 
-MOST_LISTED, LONGEST = 100, 200
-"""The most settings in a table of a model file to print, and characters of each."""
+MOST_LISTED = 100
+"""The most settings in a table of a model file to print."""
 
 Rows = list[tuple[str, str]]
 
@@ -158,14 +158,14 @@ def _copies(copies: Copies, sign: str, none: str) -> list[str]:
 def _model_rows(found: ModelReport) -> Rows:
     return [
         ("model", show(found.path)),
-        ("title", _brief(found.title) or "none"),
+        ("title", brief(found.title) or "none"),
         ("file", f"{found.size_bytes:,} bytes, SHA-256 {found.sha256}"),
         ("weights", "averaged and raw" if found.raw else "averaged"),
         ("parameters", f"{found.parameters:,}"),
         *_rows("network", _network(found)),
         ("process", _process(found)),
         ("classes", _listed(found.classes) or "none: trained without --classes"),
-        ("step", _brief(f"{found.step:,}")),
+        ("step", brief(f"{found.step:,}")),
         *([("recommended", show(str(found.sampling)))] if found.sampling else []),
         *_rows("data", _settings(found.data)),
         *_rows("training", _settings(found.training)),
@@ -181,14 +181,13 @@ def _toml(found: ModelReport) -> list[str]:
 
 def _network(found: ModelReport) -> list[str]:
     from diffuse_cli.core.networks import NETWORKS
+    from diffuse_cli.inspection.model import kind_of
 
     own, space = found.blueprint, found.blueprint.space
-    colour = {1: "grey", 3: "colour"}.get(space.channels, f"{space.channels} channels")
     count = own.conditions.num_classes
     conditional = f", conditional on {count:,} classes" if count else ""
     lines = NETWORKS[own.network].describe(own.config, space)
-    size = "x".join(map(str, reversed(space.size)))
-    return [f"{own.network}, {size}, {colour}{conditional}", *map(show, lines)]
+    return [f"{own.network}, {kind_of(space)}{conditional}", *map(show, lines)]
 
 
 def _process(found: ModelReport) -> str:
@@ -204,28 +203,14 @@ def _process(found: ModelReport) -> str:
 def _settings(values: Mapping[str, Any], before: str = "") -> list[str]:
     """A line for the settings, and one for each table in them."""
     tables = {name: value for name, value in values.items() if isinstance(value, Mapping)}
-    single = [f"{_brief(k)}={_brief(_text(v))}" for k, v in values.items() if k not in tables]
+    single = [f"{brief(k)}={brief(said(v))}" for k, v in values.items() if k not in tables]
     lines = [f"{before}{_listed(single)}"] if single else []
     for name, table in tables.items():
-        lines += _settings(table, f"{before}{_brief(name)}: ")
+        lines += _settings(table, f"{before}{brief(name)}: ")
     return lines if len(lines) <= MOST_LISTED else [*lines[:MOST_LISTED], "..."]
-
-
-def _text(value: Any) -> str:
-    """A value as text, with four digits; of a long list, its length."""
-    if isinstance(value, list):
-        if len(value) > MOST_CLASSES:
-            return f"{len(value):,} values"
-        return f"[{', '.join(map(_text, value))}]"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _listed(words: Sequence[str]) -> str:
     """The first of the words, and how many more there are."""
     more = f" and {len(words) - MOST_LISTED:,} more" if len(words) > MOST_LISTED else ""
-    return ", ".join(map(_brief, words[:MOST_LISTED])) + more
-
-
-def _brief(text: str) -> str:
-    """The start of a text from a file, escaped."""
-    return show(text if len(text) <= LONGEST else f"{text[:LONGEST]} ...")
+    return ", ".join(map(brief, words[:MOST_LISTED])) + more

@@ -33,8 +33,8 @@ class InfoConfig(ReadingConfig):
     )
     out: str | None = option(
         None,
-        "Write a contact sheet: a sample of the images, a row for each class. With --toml, write "
-        "the TOML.",
+        "Write a contact sheet: a sample of the images, a row for each class; with --toml, write "
+        "the configuration.",
         flag="-o",
         metavar="FILE",
         shown="",

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from diffuse_cli import features, files, pictures
 from diffuse_cli.config import (
-    BoundConfig,
     EvalConfig,
     MeasureConfig,
+    PlottedBoundConfig,
     SamplerConfig,
     TuneConfig,
     WeightsConfig,
@@ -95,7 +95,7 @@ def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work
     """
     began = time.monotonic()
     folder = is_images(Path(config.subject))
-    if folder and (flag := first_given(config, BoundConfig, SamplerConfig, WeightsConfig)):
+    if folder and (flag := first_given(config, PlottedBoundConfig, SamplerConfig, WeightsConfig)):
         shown = files.show(Path(config.subject))
         raise UsageError(f"{flag} needs a model, and {shown} is a folder of images")
     plot, page = asked(config, "plot", ".png"), asked(config, "pairs", ".png")
@@ -105,7 +105,7 @@ def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work
         settings = None
         if loaded is not None:
             settings = resolve(config, loaded.model)
-            _check_times(config, settings, loaded.denoiser.process)
+            check_times(config, settings, loaded.denoiser.process)
             yield from tell(settings)
         network = yield from find_network(config, accelerator)
         sides = yield from read_sides(config, loaded)
@@ -120,14 +120,7 @@ def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work
             config, accelerator, network, loaded, settings, sides.real, sides.more, sides.fakes,
             training, space=sides.space,
         )  # fmt: skip
-        values: dict[str, float] = {}
-        for name in METRICS:
-            metric = METRICS[name]
-            if evaluation.can_measure(metric.NEEDS):
-                for need in metric.NEEDS:
-                    yield from evaluation.make(need)
-                if accelerator.is_main_process:
-                    values |= metric.compute(evaluation)
+        values = yield from measured(evaluation)
         if not accelerator.is_main_process:
             return None
         if plot and evaluation.bound:
@@ -167,6 +160,18 @@ def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work
         )
 
 
+def measured(evaluation: Evaluation) -> Work[dict[str, float]]:
+    """The numbers of every metric that can be measured; empty on all processes but the first."""
+    values: dict[str, float] = {}
+    for metric in METRICS.values():
+        if evaluation.can_measure(metric.NEEDS):
+            for need in metric.NEEDS:
+                yield from evaluation.make(need)
+            if evaluation.accelerator.is_main_process:
+                values |= metric.compute(evaluation)
+    return values
+
+
 def find_network(config: MeasureConfig, accelerator: Accelerator) -> Work[features.FeatureNetwork]:
     """The feature network; to be called before the work, as its weights may be missing or wrong."""
     if config.feature_weights is not None:
@@ -184,7 +189,7 @@ def find_network(config: MeasureConfig, accelerator: Accelerator) -> Work[featur
     return features.load(config.features, accelerator.device, found)
 
 
-def _check_times(config: EvalConfig, settings: DrawSettings, process: Process) -> None:
+def check_times(config: EvalConfig, settings: DrawSettings, process: Process) -> None:
     """Refuse more timesteps than the model has."""
     process.times(settings.steps, settings.spacing)
     if config.respaced is not None and config.respaced > process.num_timesteps:

@@ -107,22 +107,10 @@ class Sides:
 def read_sides(config: MeasureConfig, loaded: Loaded | None) -> Work[Sides]:
     """Read the real images and, without a model, those to compare with them."""
     if loaded is not None:
-        space = loaded.space
-        background = config.background or str(loaded.model.data.get("background", "white"))
-        images = yield from _read(
-            config, config.data, space.size, space.channels, background, space.medium
-        )
-        yield from _tell(images)
-        chosen, part = _held_out(images, loaded)
-        which = "the part that was never trained on" if part == "held-out" else part
-        yield Notice(f"real images: {which}, {len(chosen):,} of {len(images):,}")
-        names = loaded.model.classes
-        real, more = _choose(config, images, chosen, names)
-        training = None
-        if part == "held-out":
-            training = _training(config, images, names)
-            more = training.first(len(real))
-        return Sides(real, more, None, training, part, names, {"data": images.fingerprint}, space)
+        images = yield from read_for(config, loaded)
+        sides = sides_for(config, images, loaded, held_out=knows(loaded, images))
+        yield told_part(sides, images)
+        return sides
     theirs = yield from _read_alike(config, config.subject)
     background = config.background or "white"
     size = theirs.space.size
@@ -143,12 +131,41 @@ def _tell(*sets: Samples) -> Work[None]:
             yield Notice(line)
 
 
-def _held_out(images: Samples, loaded: Loaded) -> tuple[npt.NDArray[np.int64], str]:
-    """The held-out images if these are the training data, else all."""
+def read_for(config: MeasureConfig, loaded: Loaded) -> Work[Samples]:
+    """DATA as samples of a model's space."""
+    space = loaded.space
+    background = config.background or loaded.background
+    images = yield from _read(
+        config, config.data, space.size, space.channels, background, space.medium
+    )
+    yield from _tell(images)
+    return images
+
+
+def knows(loaded: Loaded, images: Samples) -> bool:
+    """Whether a model was trained on all of these images but a part that was held out."""
     same = images.fingerprint == loaded.model.data.get("fingerprint")
-    if same and images.held_out.any():
-        return np.flatnonzero(images.held_out), "held-out"
-    return np.arange(len(images)), "all"
+    return bool(same and images.held_out.any())
+
+
+def sides_for(config: MeasureConfig, images: Samples, loaded: Loaded, *, held_out: bool) -> Sides:
+    """The sides for a model: the images held out, or all of them."""
+    names = loaded.model.classes
+    chosen = np.flatnonzero(images.held_out) if held_out else np.arange(len(images))
+    real, more = _choose(config, images, chosen, names)
+    training = _training(config, images, names) if knows(loaded, images) else None
+    if training is not None:
+        more = training.first(len(real))
+    part, prints = "held-out" if held_out else "all", {"data": images.fingerprint}
+    return Sides(real, more, None, training, part, names, prints, loaded.space)
+
+
+def told_part(sides: Sides, images: Samples) -> Notice:
+    """Which of the images are the real ones."""
+    held_out = sides.part == "held-out"
+    which = "the part that was never trained on" if held_out else sides.part
+    count = int(images.held_out.sum()) if held_out else len(images)
+    return Notice(f"real images: {which}, {count:,} of {len(images):,}")
 
 
 def _choose(

@@ -11,6 +11,7 @@ from diffuse_cli import files
 from diffuse_cli.config import InfoConfig, SamplerChoice, TrainConfig
 from diffuse_cli.config.training import to_file
 from diffuse_cli.core.settings import to_dict as plain
+from diffuse_cli.core.space import Space
 from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Progress, Work
@@ -121,3 +122,9 @@ def training_config(path: Path) -> dict[str, Any]:
 
     config = from_dict(TrainConfig, {"data": "", **modelfile.read_training(path)})
     return to_file(config, control=False, places=False)
+
+
+def kind_of(space: Space) -> str:
+    """`28x28, grey`: what samples of a space are."""
+    colour = {1: "grey", 3: "colour"}.get(space.channels, f"{space.channels} channels")
+    return f"{'x'.join(map(str, reversed(space.size)))}, {colour}"
