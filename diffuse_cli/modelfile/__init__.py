@@ -24,11 +24,18 @@ from diffuse_cli.config.training import from_file
 from diffuse_cli.core import settings
 from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.errors import DiffuseError, ModelFileError
-from diffuse_cli.modelfile._description import SAMPLING, Model, describe, described, rebuild
+from diffuse_cli.modelfile._description import (
+    SAMPLING,
+    Model,
+    describe,
+    described,
+    rebuild,
+    versions,
+)
 from diffuse_cli.options import from_dict
 from diffuse_cli.presets import network_config
 
-__all__ = ["RAW", "Model", "holds", "load", "read_metadata", "read_training", "save"]
+__all__ = ["RAW", "Model", "holds", "load", "read_metadata", "read_training", "save", "versions"]
 
 RAW = "raw."
 """Prefix of the weights before averaging."""

@@ -54,6 +54,7 @@ class Plan:
         train, held_out: indices into the images.
         init: the weights to start from, or None.
         room: most images at a time outside of training.
+        versions: of the programs that made the run, each with its first step.
     """
 
     config: TrainConfig
@@ -63,6 +64,7 @@ class Plan:
     held_out: npt.NDArray[np.int64]
     init: Mapping[str, Tensor] | None
     room: int = 64
+    versions: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def class_fingerprints(self) -> dict[str, str]:
