@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from diffuse_cli.commands._text import brief, columns, said
 from diffuse_cli.config import InfoConfig
 from diffuse_cli.console import Console
+from diffuse_cli.core.settings import dimensions
 from diffuse_cli.files import show
 from diffuse_cli.options import to_toml
 
@@ -59,7 +60,6 @@ def _data_rows(found: DataReport) -> Rows:
 
     summary = found.summary
     ignored = f"; {plural(summary.others, 'file')} not named as images" if summary.others else ""
-    height, width = found.size
     cut = cropped(summary.sizes, found.size)
     colour = "grey" if summary.channels == 1 else "colour"
     kept = f"{found.held_out:,} held out" if found.held_out else "none held out"
@@ -69,7 +69,7 @@ def _data_rows(found: DataReport) -> Rows:
         *_rows("skipped", (line.removeprefix("skipped ") for line in skip_lines(summary.skipped))),
         ("sizes", _sizes(summary.sizes)),
         ("modes", _counts(summary.modes)),
-        ("train", f"at {width}x{height}{cut}, {colour}; {kept}"),
+        ("train", f"at {dimensions(found.size)}{cut}, {colour}; {kept}"),
         *_rows("classes", _classes(found)),
         *_rows("pixels", _pixels(found)),
         *_rows("duplicates", _copies(found.duplicates, " = ", "none")),
@@ -84,14 +84,20 @@ def _sizes(sizes: Mapping[tuple[int, ...], int]) -> str:
 
     if len(sizes) == 1:
         return span(sizes)
-    return f"{span(sizes)}; {_counts({f'{w}x{h}': n for (w, h), n in sizes.items()})}"
+    ranked = sorted(sizes.items(), key=lambda item: -item[1])
+    listed = [f"{count:,} of {dimensions(size[::-1])}" for size, count in ranked[:MOST]]
+    return f"{span(sizes)}; {', '.join(listed)}{_more(len(ranked) - MOST)}"
 
 
 def _counts(counts: Mapping[str, int], most: int = MOST) -> str:
     """`L 12, RGB 3`: the most frequent first."""
     ranked = sorted(counts.items(), key=lambda item: -item[1])
-    more = f" and {len(ranked) - most:,} more" if len(ranked) > most else ""
-    return ", ".join(f"{show(name)} {count:,}" for name, count in ranked[:most]) + more
+    listed = ", ".join(f"{show(name)} {count:,}" for name, count in ranked[:most])
+    return listed + _more(len(ranked) - most)
+
+
+def _more(count: int) -> str:
+    return f" and {count:,} more" if count > 0 else ""
 
 
 def _classes(found: DataReport) -> list[str]:
@@ -212,5 +218,4 @@ def _settings(values: Mapping[str, Any], before: str = "") -> list[str]:
 
 def _listed(words: Sequence[str]) -> str:
     """The first of the words, and how many more there are."""
-    more = f" and {len(words) - MOST_LISTED:,} more" if len(words) > MOST_LISTED else ""
-    return ", ".join(map(brief, words[:MOST_LISTED])) + more
+    return ", ".join(map(brief, words[:MOST_LISTED])) + _more(len(words) - MOST_LISTED)

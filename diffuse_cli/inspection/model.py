@@ -10,6 +10,7 @@ from typing import Any
 from diffuse_cli import files
 from diffuse_cli.config import InfoConfig, SamplerChoice, TrainConfig
 from diffuse_cli.config.training import to_file
+from diffuse_cli.core.settings import dimensions
 from diffuse_cli.core.settings import to_dict as plain
 from diffuse_cli.core.space import Space
 from diffuse_cli.diffusion import Blueprint
@@ -125,6 +126,6 @@ def training_config(path: Path) -> dict[str, Any]:
 
 
 def kind_of(space: Space) -> str:
-    """`28x28, grey`: what samples of a space are."""
+    """What samples of a space are: `28x28, grey`."""
     colour = {1: "grey", 3: "colour"}.get(space.channels, f"{space.channels} channels")
-    return f"{'x'.join(map(str, reversed(space.size)))}, {colour}"
+    return f"{dimensions(space.size)}, {colour}"

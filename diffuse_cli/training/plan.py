@@ -13,6 +13,7 @@ import numpy.typing as npt
 from diffuse_cli import files, modelfile
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.conditions import Conditions
+from diffuse_cli.core.settings import dimensions
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.data import Samples, held_out_rule, open_index, read_images, save_index
 from diffuse_cli.data.summary import cropped
@@ -75,8 +76,8 @@ class Plan:
         """The choices of a complete configuration, as one line."""
         config, size = self.config, self.images.space.size
         cut = cropped(self.images.summary.sizes, size)
+        shape = dimensions(size)
         preset = f", preset {config.preset}" if config.preset else ""
-        shape = "x".join(map(str, reversed(size)))
         many = MEDIA[config.medium or "image"].MANY
         shared = f" on {processes} processes" if processes > 1 else ""
         parts = f" in {config.accumulation} parts" if config.accumulation > 1 else ""

@@ -165,7 +165,7 @@ def test_the_same_for_people(messy, diffuse):
         "5 usable of 8; 1 file not named as images",
         "2 files, empty file: cat/empty.png, dog/empty.jpg",
         "1 file, not an image: dog/bad.png",
-        "3 sizes from 12x12 to 20x20; 16x16 3, 12x12 1, 20x20 1",
+        "3 sizes from 12x12 to 20x20; 3 of 16x16, 1 of 12x12, 1 of 20x20",
         "L 3, LA 1, RGB 1",
         "at 8x8, colour; none held out",
         "2 classes of 2 images",
