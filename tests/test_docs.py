@@ -17,6 +17,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from diffuse_cli.commands import COMMANDS
+from diffuse_cli.core import NETWORKS, Conditions
+from diffuse_cli.media import MEDIA
+from diffuse_cli.media._headers import FORMATS
+
 ROOT = Path(__file__).parents[1]
 THEORY = ROOT / "docs" / "theory.md"
 TEXT = THEORY.read_text(encoding="utf-8")
@@ -258,6 +263,7 @@ def test_every_promise_has_a_test():
         "docs/reliability.md",
         "docs/evaluation.md",
         "docs/extending.md",
+        "docs/limits.md",
     ],
 )
 def test_a_page_links_to_files_that_exist(page: str):
@@ -265,3 +271,16 @@ def test_a_page_links_to_files_that_exist(page: str):
     prose = BLOCK.sub("", path.read_text(encoding="utf-8"))
     targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", prose)
     assert [t for t in targets if not (path.parent / t).exists()] == []
+
+
+def test_what_is_missing_is_still_missing():
+    """A page that says so must change with it."""
+    page = (ROOT / "docs" / "limits.md").read_text(encoding="utf-8")
+    assert list(NETWORKS.own) == ["unet"]
+    assert "the only network is a U-Net" in page
+    assert list(MEDIA.own) == ["image"]
+    assert "anything but images" in page
+    assert "formats besides PNG, JPEG, WebP, BMP, GIF and TIFF" in page
+    assert {name.upper() for name in re.findall(r"\w+", page)} >= set(FORMATS)
+    assert not set(COMMANDS) & {"inpaint", "upscale", "restore", "vary", "interpolate", "distill"}
+    assert Conditions.__dataclass_fields__.keys() == {"classes"}

@@ -94,11 +94,12 @@ def measure(
         cond: dict[str, Any] = {**blueprint.conditions.told(own)}
         terms = []
         for term in bound_terms(denoiser, x0, _draws(seed, groups, batch, x0), **cond):
-            terms.append(term.double())
+            terms.append(term)
             part = len(x0) * len(terms) // len(groups)
             yield Progress(task, done + part, len(indices))
-        rows.append(torch.stack(terms, 1).cpu().numpy())
-        priors.append(prior_bits(denoiser, x0).double().cpu().numpy())
+        # Metal has no float64.
+        rows.append(torch.stack(terms, 1).cpu().double().numpy())
+        priors.append(prior_bits(denoiser, x0).cpu().double().numpy())
     return Bound(np.concatenate(priors), tuple(groups), np.concatenate(rows))
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from diffuse_cli import modelfile
 from diffuse_cli.core import bits_per_dim
 from diffuse_cli.data import read_images
-from diffuse_cli.evaluation import evaluating, landmarks, neighbors, parts
+from diffuse_cli.evaluation import bounds, evaluating, landmarks, neighbors, parts
 from diffuse_cli.evaluation.images import Labelled, Training
 from diffuse_cli.events import finish
 from diffuse_cli.metrics import METRICS, _nearest, kid, memorization
@@ -64,6 +64,28 @@ def test_how_images_are_drawn_is_in_the_settings_and_decides_them(measure, image
     assert given["settings"]["order"] == 3
     assert given["settings"]["threshold"] == 1
     assert given["kid"] != plain["kid"]
+
+
+class Metal(torch.Tensor):
+    """A tensor of a device without float64."""
+
+    def double(self):
+        raise TypeError("no float64")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_the_bound_needs_no_float64_of_the_device(measure, images, monkeypatch):
+    terms, prior = bounds.bound_terms, bounds.prior_bits
+    line = (images, "-n", 4, "--timesteps", 2, "--json")
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            bounds, "bound_terms", lambda *a, **k: (t.as_subclass(Metal) for t in terms(*a, **k))
+        )
+        patch.setattr(bounds, "prior_bits", lambda *a: prior(*a).as_subclass(Metal))
+        found = measure(*line).json
+    assert found["bits_per_dim"] == measure(*line).json["bits_per_dim"]
 
 
 def test_bits_per_dimension_are_the_sum_of_three_parts(measure, images):
