@@ -284,3 +284,36 @@ def test_what_is_missing_is_still_missing():
     assert {name.upper() for name in re.findall(r"\w+", page)} >= set(FORMATS)
     assert not set(COMMANDS) & {"inpaint", "upscale", "restore", "vary", "interpolate", "distill"}
     assert Conditions.__dataclass_fields__.keys() == {"classes"}
+
+
+# -- the page of the wheel -------------------------------------------------------------------------
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TARGET = re.compile(r'(?:\]\(|src=")([^)\s"]+)')
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def test_the_wheel_describes_itself_without_links_that_lead_nowhere():
+    from hatchling.metadata.core import ProjectMetadata
+    from hatchling.plugin.manager import PluginManager
+
+    core = ProjectMetadata(str(ROOT), PluginManager()).core
+    assert core.readme_content_type == "text/markdown"
+    assert core.readme.startswith("# diffuse\n")
+    found = TARGET.findall(without_code(core.readme))
+    assert [t for t in found if not t.startswith(("#", "https:"))] == []
+    assert [*BLOCK.findall(core.readme)] == [*BLOCK.findall(README)]
+
+
+def test_with_an_address_its_links_are_whole():
+    page = without_code(script("wheel_page").whole(README, "https://example.org/diffuse"))
+    assert [t for t in TARGET.findall(page) if not t.startswith(("#", "https:"))] == []
+    found = re.findall(r"https://example.org/diffuse/(blob|raw)/HEAD/([^)#\s\"]+)", page)
+    there = [t for t in TARGET.findall(without_code(README)) if not t.startswith(("#", "https:"))]
+    assert [path for _, path in found] == [t.split("#")[0] for t in there]
+    assert {kind for kind, path in found if path.endswith((".png", ".gif"))} == {"raw"}
+    assert all((ROOT / path).exists() for _, path in found)
+    assert len(found) > 30
