@@ -1,7 +1,7 @@
 """README.md as the page of the wheel, where links to files of the repository lead nowhere.
 
-They become whole: they begin with the address `Source` in `[project.urls]` of pyproject.toml. Without
-one a link becomes its text, and pictures are left out. hatchling calls this.
+They become whole: they begin with the address `Source` of `[project.urls]` in pyproject.toml.
+Without one a link becomes its text, and pictures are left out. hatchling calls this.
 """
 
 from __future__ import annotations
