@@ -122,6 +122,16 @@ class Loaded:
         """What its samples are."""
         return self.model.blueprint.space
 
+    @property
+    def background(self) -> str:
+        """The colour behind transparent images that it was trained with."""
+        return str(self.model.data.get("background", "white"))
+
+    @property
+    def fit(self) -> str:
+        """How images of another shape were fitted."""
+        return str(self.model.data.get("fit", "crop"))
+
 
 def load_denoiser(
     path: str | Path, weights: str, accelerator: Accelerator, *, alone: bool = False

@@ -17,6 +17,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from diffuse_cli.commands import COMMANDS
+from diffuse_cli.core import NETWORKS, Conditions
+from diffuse_cli.media import MEDIA
+from diffuse_cli.media._headers import FORMATS
+
 ROOT = Path(__file__).parents[1]
 THEORY = ROOT / "docs" / "theory.md"
 TEXT = THEORY.read_text(encoding="utf-8")
@@ -258,6 +263,7 @@ def test_every_promise_has_a_test():
         "docs/reliability.md",
         "docs/evaluation.md",
         "docs/extending.md",
+        "docs/limits.md",
     ],
 )
 def test_a_page_links_to_files_that_exist(page: str):
@@ -265,3 +271,49 @@ def test_a_page_links_to_files_that_exist(page: str):
     prose = BLOCK.sub("", path.read_text(encoding="utf-8"))
     targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", prose)
     assert [t for t in targets if not (path.parent / t).exists()] == []
+
+
+def test_what_is_missing_is_still_missing():
+    """A page that says so must change with it."""
+    page = (ROOT / "docs" / "limits.md").read_text(encoding="utf-8")
+    assert list(NETWORKS.own) == ["unet"]
+    assert "the only network is a U-Net" in page
+    assert list(MEDIA.own) == ["image"]
+    assert "anything but images" in page
+    assert "formats besides PNG, JPEG, WebP, BMP, GIF and TIFF" in page
+    assert {name.upper() for name in re.findall(r"\w+", page)} >= set(FORMATS)
+    assert not set(COMMANDS) & {"inpaint", "upscale", "restore", "vary", "interpolate", "distill"}
+    assert Conditions.__dataclass_fields__.keys() == {"classes"}
+
+
+# -- the page of the wheel -------------------------------------------------------------------------
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TARGET = re.compile(r'(?:\]\(|src=")([^)\s"]+)')
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def test_the_wheel_describes_itself_without_links_that_lead_nowhere():
+    from hatchling.metadata.core import ProjectMetadata
+    from hatchling.plugin.manager import PluginManager
+
+    core = ProjectMetadata(str(ROOT), PluginManager()).core
+    assert core.readme_content_type == "text/markdown"
+    assert core.readme.startswith("# diffuse\n")
+    found = TARGET.findall(without_code(core.readme))
+    assert [t for t in found if not t.startswith(("#", "https:"))] == []
+    assert [*BLOCK.findall(core.readme)] == [*BLOCK.findall(README)]
+
+
+def test_with_an_address_its_links_are_whole():
+    page = without_code(script("wheel_page").whole(README, "https://example.org/diffuse"))
+    assert [t for t in TARGET.findall(page) if not t.startswith(("#", "https:"))] == []
+    found = re.findall(r"https://example.org/diffuse/(blob|raw)/HEAD/([^)#\s\"]+)", page)
+    there = [t for t in TARGET.findall(without_code(README)) if not t.startswith(("#", "https:"))]
+    assert [path for _, path in found] == [t.split("#")[0] for t in there]
+    assert {kind for kind, path in found if path.endswith((".png", ".gif"))} == {"raw"}
+    assert all((ROOT / path).exists() for _, path in found)
+    assert len(found) > 30

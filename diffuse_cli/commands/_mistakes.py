@@ -66,6 +66,7 @@ SYNONYMS: dict[str, str] = {
     "fid": "eval",
     "sweep": "tune",
     "inspect": "info",
+    "diff": "compare",
 }
 """Names of options and commands in other programs, and earlier ones here, to the names here.
 

@@ -14,6 +14,7 @@ CONFIG = ConvertConfig
 
 def run(config: ConvertConfig, console: Console) -> None:
     """Convert, and print the path of the model file."""
+    from diffuse_cli.core.settings import dimensions
     from diffuse_cli.core.settings import to_dict as plain
     from diffuse_cli.files import sha256
     from diffuse_cli.interop import convert
@@ -23,7 +24,7 @@ def run(config: ConvertConfig, console: Console) -> None:
     own = made.model.blueprint
     parameters = sum(tensor.numel() for tensor in made.model.ema.values())
     diffusion, count = own.diffusion, own.conditions.num_classes
-    size = "x".join(map(str, own.space.size))
+    size = dimensions(own.space.size)
     schedule = diffusion.schedule or "custom betas"
     classes = f", {count:,} classes" if count else ""
     console.say(

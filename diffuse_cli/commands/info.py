@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.commands._text import clock, columns
+from diffuse_cli.commands._text import brief, clock, columns, said
 from diffuse_cli.config import InfoConfig
 from diffuse_cli.console import Console
+from diffuse_cli.core.settings import dimensions
 from diffuse_cli.files import show
+from diffuse_cli.options import to_toml
 
 if TYPE_CHECKING:
     from diffuse_cli.inspection.copies import Copies
@@ -28,8 +30,8 @@ MOST = 5
 
 MOST_CLASSES = 20
 
-MOST_LISTED, LONGEST = 100, 200
-"""The most settings in a table of a model file to print, and characters of each."""
+MOST_LISTED = 100
+"""The most settings in a table of a model file to print."""
 
 Rows = list[tuple[str, str]]
 
@@ -41,15 +43,13 @@ def run(config: InfoConfig, console: Console) -> None:
     from diffuse_cli.inspection.run import RunReport
 
     found = console.follow(inspect(config))
-    if isinstance(found, RunReport):
-        rows = _run_rows(found)
+    if isinstance(found, ModelReport):
+        lines = _toml(found) if found.config else columns(_model_rows(found))
+    elif isinstance(found, RunReport):
+        lines = columns(_run_rows(found))
     else:
-        rows = (
-            _model_rows(found)
-            if isinstance(found, ModelReport)
-            else _data_rows(found, config.fit or "crop")
-        )
-    console.show(found.to_dict(), columns(rows))
+        lines = columns(_data_rows(found, config.fit or "crop"))
+    console.show(found.to_dict(), lines)
 
 
 def _rows(label: str, texts: Iterable[str]) -> Rows:
@@ -65,7 +65,6 @@ def _data_rows(found: DataReport, fit: str) -> Rows:
 
     summary = found.summary
     ignored = f"; {plural(summary.unnamed, 'file')} not named as images" if summary.unnamed else ""
-    height, width = found.size
     fitted = fitting(summary.sizes, found.size, fit)
     colour = "grey" if summary.channels == 1 else "colour"
     kept = f"{found.held_out:,} held out" if found.held_out else "none held out"
@@ -77,7 +76,7 @@ def _data_rows(found: DataReport, fit: str) -> Rows:
         *_rows("remarks", remark_lines(summary.remarks, summary.usable)),
         ("sizes", _sizes(summary.sizes)),
         ("modes", _counts(summary.modes)),
-        ("train", f"at {width}x{height}{fitted}, {colour}; {kept}"),
+        ("train", f"at {dimensions(found.size)}{fitted}, {colour}; {kept}"),
         *_rows("classes", _classes(found)),
         *_rows("pixels", _pixels(found)),
         *_rows("duplicates", _copies(found.duplicates, " = ", "none")),
@@ -92,14 +91,20 @@ def _sizes(sizes: Mapping[tuple[int, ...], int]) -> str:
 
     if len(sizes) == 1:
         return span(sizes)
-    return f"{span(sizes)}; {_counts({f'{w}x{h}': n for (w, h), n in sizes.items()})}"
+    ranked = sorted(sizes.items(), key=lambda item: -item[1])
+    listed = [f"{count:,} of {dimensions(size[::-1])}" for size, count in ranked[:MOST]]
+    return f"{span(sizes)}; {', '.join(listed)}{_more(len(ranked) - MOST)}"
 
 
 def _counts(counts: Mapping[str, int], most: int = MOST) -> str:
     """`L 12, RGB 3`: the most frequent first."""
     ranked = sorted(counts.items(), key=lambda item: -item[1])
-    more = f" and {len(ranked) - most:,} more" if len(ranked) > most else ""
-    return ", ".join(f"{show(name)} {count:,}" for name, count in ranked[:most]) + more
+    listed = ", ".join(f"{show(name)} {count:,}" for name, count in ranked[:most])
+    return listed + _more(len(ranked) - most)
+
+
+def _more(count: int) -> str:
+    return f" and {count:,} more" if count > 0 else ""
 
 
 def _classes(found: DataReport) -> list[str]:
@@ -189,14 +194,14 @@ def _run_rows(found: RunReport) -> Rows:
 def _model_rows(found: ModelReport) -> Rows:
     return [
         ("model", show(found.path)),
-        ("title", _brief(found.title) or "none"),
+        ("title", brief(found.title) or "none"),
         ("file", f"{found.size_bytes:,} bytes, SHA-256 {found.sha256}"),
         ("weights", "averaged and raw" if found.raw else "averaged"),
         ("parameters", f"{found.parameters:,}"),
         *_rows("network", _network(found)),
         ("process", _process(found)),
         ("classes", _listed(found.classes) or "none: trained without --classes"),
-        ("step", _brief(f"{found.step:,}")),
+        ("step", brief(f"{found.step:,}")),
         *([("recommended", show(str(found.sampling)))] if found.sampling else []),
         *_rows("data", _settings(found.data)),
         *_rows("training", _settings(found.training)),
@@ -204,16 +209,21 @@ def _model_rows(found: ModelReport) -> Rows:
     ]
 
 
+def _toml(found: ModelReport) -> list[str]:
+    """The path of the TOML, or its lines."""
+    text = str(found.out) if found.out else to_toml(found.config or {})
+    return [show(line) for line in text.splitlines()]
+
+
 def _network(found: ModelReport) -> list[str]:
     from diffuse_cli.core.networks import NETWORKS
+    from diffuse_cli.inspection.model import kind_of
 
     own, space = found.blueprint, found.blueprint.space
-    colour = {1: "grey", 3: "colour"}.get(space.channels, f"{space.channels} channels")
     count = own.conditions.num_classes
     conditional = f", conditional on {count:,} classes" if count else ""
     lines = NETWORKS[own.network].describe(own.config, space)
-    size = "x".join(map(str, reversed(space.size)))
-    return [f"{own.network}, {size}, {colour}{conditional}", *map(show, lines)]
+    return [f"{own.network}, {kind_of(space)}{conditional}", *map(show, lines)]
 
 
 def _process(found: ModelReport) -> str:
@@ -229,26 +239,13 @@ def _process(found: ModelReport) -> str:
 def _settings(values: Mapping[str, Any], before: str = "") -> list[str]:
     """A line for the settings, and one for each table in them."""
     tables = {name: value for name, value in values.items() if isinstance(value, Mapping)}
-    single = [f"{_brief(k)}={_brief(_text(v))}" for k, v in values.items() if k not in tables]
+    single = [f"{brief(k)}={brief(said(v))}" for k, v in values.items() if k not in tables]
     lines = [f"{before}{_listed(single)}"] if single else []
     for name, table in tables.items():
-        lines += _settings(table, f"{before}{_brief(name)}: ")
+        lines += _settings(table, f"{before}{brief(name)}: ")
     return lines if len(lines) <= MOST_LISTED else [*lines[:MOST_LISTED], "..."]
-
-
-def _text(value: Any) -> str:
-    """A value as text; of a long list, its length."""
-    if isinstance(value, list):
-        return str(value) if len(value) <= MOST_CLASSES else f"{len(value):,} values"
-    return str(value)
 
 
 def _listed(words: Sequence[str]) -> str:
     """The first of the words, and how many more there are."""
-    more = f" and {len(words) - MOST_LISTED:,} more" if len(words) > MOST_LISTED else ""
-    return ", ".join(map(_brief, words[:MOST_LISTED])) + more
-
-
-def _brief(text: str) -> str:
-    """The start of a text from a file, escaped."""
-    return show(text if len(text) <= LONGEST else f"{text[:LONGEST]} ...")
+    return ", ".join(map(brief, words[:MOST_LISTED])) + _more(len(words) - MOST_LISTED)

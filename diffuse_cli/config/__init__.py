@@ -20,10 +20,12 @@ from diffuse_cli.config.drawing import WeightsConfig as WeightsConfig
 from diffuse_cli.config.measuring import TUNED_GUIDANCE as TUNED_GUIDANCE
 from diffuse_cli.config.measuring import TUNED_STEPS as TUNED_STEPS
 from diffuse_cli.config.measuring import BoundConfig as BoundConfig
+from diffuse_cli.config.measuring import CompareConfig as CompareConfig
 from diffuse_cli.config.measuring import EmaConfig as EmaConfig
 from diffuse_cli.config.measuring import EvalConfig as EvalConfig
 from diffuse_cli.config.measuring import FeatureConfig as FeatureConfig
 from diffuse_cli.config.measuring import MeasureConfig as MeasureConfig
+from diffuse_cli.config.measuring import PlottedBoundConfig as PlottedBoundConfig
 from diffuse_cli.config.measuring import TuneConfig as TuneConfig
 from diffuse_cli.config.model import DiffusionConfig as DiffusionConfig
 from diffuse_cli.config.reading import InfoConfig as InfoConfig

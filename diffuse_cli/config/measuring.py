@@ -1,4 +1,5 @@
-"""How a model, or a folder of images, is measured against real images: `eval`, `tune`, `ema`."""
+"""How models, or folders of images, are measured against real images: `eval`, `tune`, `ema`,
+`compare`."""
 
 from __future__ import annotations
 
@@ -50,11 +51,9 @@ class FeatureConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureConfig(FeatureConfig, ComputeConfig, ReadingConfig):
-    """What is measured, and the real images to compare with."""
+class SidesConfig(FeatureConfig, ComputeConfig, ReadingConfig):
+    """How many images are compared with how many real ones, and how."""
 
-    subject: str = argument("MODEL", "Model file, or run directory.")
-    data: str = argument("DATA", "Folder or zip of real images.")
     n: int = option(
         1000, "Images on each side, generated and real.", flag="-n", low=2, high=10_000_000
     )
@@ -65,6 +64,14 @@ class MeasureConfig(FeatureConfig, ComputeConfig, ReadingConfig):
         shown="the model's",
     )
     fit: str | None = data_option(None, FIT, table="media.FITS", shown="the model's")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureConfig(SidesConfig):
+    """What is measured, and the real images to compare with."""
+
+    subject: str = argument("MODEL", "Model file, or run directory.")
+    data: str = argument("DATA", "Folder or zip of real images.")
     overwrite: bool = option(False, OVERWRITE)
 
 
@@ -82,13 +89,19 @@ class BoundConfig(Config):
         high=100_000,
         shown="all of them",
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlottedBoundConfig(BoundConfig):
+    """The bound, and a plot of it."""
+
     plot: str | None = output_option(
         None, "Plot the bound by timestep.", metavar="FILE.png", shown=""
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(MeasureConfig, BoundConfig, DrawConfig, WeightsConfig):
+class EvalConfig(MeasureConfig, PlottedBoundConfig, DrawConfig, WeightsConfig):
     """A model, or a folder of images, measured against real images."""
 
     subject: str = argument(
@@ -180,3 +193,25 @@ class EmaConfig(MeasureConfig, DrawConfig):
             raise UsageError(
                 f"{flag} has no effect: --metric held-out draws no images", f"Leave out {flag}"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(SidesConfig, BoundConfig, DrawConfig, WeightsConfig):
+    """Two runs or models, side by side."""
+
+    a: str = argument("A", "Model file, or run directory.")
+    b: str = argument("B", "Model file, or run directory.")
+    data: str | None = option(
+        None,
+        "Folder or zip of real images. Both are then also evaluated, from the same noise and "
+        "against the same images.",
+        metavar="[DATA]",
+        argument=True,
+        place=True,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        flag = first_given(self, SidesConfig, BoundConfig, DrawConfig, WeightsConfig)
+        if self.data is None and flag:
+            raise UsageError(f"{flag} needs DATA, images to evaluate both on")

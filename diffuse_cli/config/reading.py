@@ -40,9 +40,15 @@ class InfoConfig(ReadingConfig):
     fit: str | None = data_option(None, FIT, table="media.FITS", shown="crop")
     out: str | None = option(
         None,
-        "Write a contact sheet: a sample of the images, a row for each class.",
+        "Write a contact sheet: a sample of the images, a row for each class; with --toml, write "
+        "the configuration.",
         flag="-o",
-        metavar="FILE.png",
+        metavar="FILE",
         shown="",
+    )
+    toml: bool = option(
+        False,
+        "Print the configuration of a model's training, which train reads with --config.",
+        control=True,
     )
     overwrite: bool = option(False, OVERWRITE)

@@ -9,7 +9,7 @@ import dataclasses
 import math
 import operator
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING
 from typing import Any, TypeVar
 
@@ -103,6 +103,13 @@ def checked(
 def digits(value: float) -> str:
     """A number with all of its digits, and no more."""
     return f"{value:g}" if float(f"{value:g}") == value else str(value)
+
+
+def dimensions(size: Sequence[int]) -> str:
+    """`64x64`, or `48 high x 64 wide` where height and width differ."""
+    if len(size) == 2 and size[0] != size[1]:
+        return f"{size[0]} high x {size[1]} wide"
+    return "x".join(map(str, size))
 
 
 def from_dict(kind: type[S], values: Mapping[str, Any]) -> S:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from diffuse_cli import files
+from diffuse_cli.core.settings import dimensions
 from diffuse_cli.data import summary
 from diffuse_cli.data.samples import Samples
 from diffuse_cli.errors import DataError
@@ -39,8 +40,7 @@ class Memory:
         except (MemoryError, ValueError) as error:
             mib = math.ceil(capacity * math.prod(shape) * dtype.itemsize / 2**20)
             need = f"{mib:,} MiB" if mib < 1024 else f"{mib / 1024:,.1f} GiB"
-            size = "x".join(map(str, shape[1:]))
-            message = f"{capacity:,} samples of {size} need {need} of memory"
+            message = f"{capacity:,} samples of {dimensions(shape[1:])} need {need} of memory"
             raise DataError(message, "Choose a smaller --size") from error
 
     def append(self, pixels: Array) -> None:

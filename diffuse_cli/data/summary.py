@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from diffuse_cli.core.settings import dimensions
 from diffuse_cli.files import show
 from diffuse_cli.media import FITS, advice
 
@@ -132,9 +133,9 @@ def skip_counts(skipped: Skips) -> str:
 
 
 def span(sizes: Mapping[tuple[int, ...], int]) -> str:
-    """`28x28`, or `12 sizes from 28x28 to 2000x1500` by area, as width x height."""
+    """`28x28`, or `12 sizes from 28x28 to 1500 high x 2000 wide` by area; of (width, height)."""
     ordered = sorted(sizes, key=lambda s: (s[0] * s[1], s))
-    least, most = ("x".join(map(str, size)) for size in (ordered[0], ordered[-1]))
+    least, most = (dimensions(size[::-1]) for size in (ordered[0], ordered[-1]))
     return least if len(ordered) == 1 else f"{len(ordered):,} sizes from {least} to {most}"
 
 

@@ -76,17 +76,18 @@ def measure(
         batch = indices[done : done + batch_size]
         x0, own = (
             torch.tensor(values[batch.start : batch.stop], device=device)
-            for values in (images.pixels, images.labels)
+            for values in (images.samples, images.labels)
         )
         x0 = blueprint.space.to_model(x0)
         cond: dict[str, Any] = {**blueprint.conditions.told(own)}
         terms = []
         for term in bound_terms(denoiser, x0, _draws(config.seed, groups, batch, x0), **cond):
-            terms.append(term.double())
+            terms.append(term)
             part = len(x0) * len(terms) // len(groups)
             yield Progress(task, done + part, len(indices))
-        rows.append(torch.stack(terms, 1).cpu().numpy())
-        priors.append(prior_bits(denoiser, x0).double().cpu().numpy())
+        # Metal has no float64.
+        rows.append(torch.stack(terms, 1).cpu().double().numpy())
+        priors.append(prior_bits(denoiser, x0).cpu().double().numpy())
     return Bound(np.concatenate(priors), tuple(groups), np.concatenate(rows))
 
 

@@ -11,7 +11,13 @@ from typing import Any
 from accelerate import Accelerator
 
 from diffuse_cli import features, files, pictures
-from diffuse_cli.config import BoundConfig, EvalConfig, MeasureConfig, SamplerConfig, WeightsConfig
+from diffuse_cli.config import (
+    EvalConfig,
+    MeasureConfig,
+    PlottedBoundConfig,
+    SamplerConfig,
+    WeightsConfig,
+)
 from diffuse_cli.data import is_images
 from diffuse_cli.errors import DiffuseError, UsageError
 from diffuse_cli.evaluation import bounds, neighbors, showing
@@ -80,7 +86,7 @@ def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work
     began = time.monotonic()
     subject = Path(config.subject)
     folder = is_images(subject)
-    if folder and (flag := first_given(config, BoundConfig, SamplerConfig, WeightsConfig)):
+    if folder and (flag := first_given(config, PlottedBoundConfig, SamplerConfig, WeightsConfig)):
         raise UsageError(f"{flag} needs a model, and {files.show(subject)} is a folder of images")
     plot, page = asked(config, "plot", ".png"), asked(config, "pairs", ".png")
     report = asked(config, "report", ".html")
@@ -88,7 +94,8 @@ def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work
         loaded, settings, described = None, None, {}
         if not folder:
             loaded = yield from load_denoiser(subject, config.weights, accelerator)
-            settings = yield from _settle(config, loaded)
+            settings = settle(config, loaded)
+            yield from tell(settings)
             described = describe(settings, config.weights, config.precision, loaded.sha256)
             described |= {"timesteps": config.timesteps, "respaced": config.respaced}
         network = yield from find_network(config, accelerator)
@@ -104,7 +111,7 @@ def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work
             config, accelerator, network, loaded, settings, sides.real, sides.more, sides.fakes,
             training, space=sides.space,
         )  # fmt: skip
-        values = yield from _measure(evaluation)
+        values = yield from measured(evaluation)
         if not accelerator.is_main_process:
             return None
         if plot and evaluation.bound:
@@ -136,17 +143,16 @@ def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work
         )
 
 
-def _settle(config: EvalConfig, loaded: Loaded) -> Work[DrawSettings]:
+def settle(config: EvalConfig, loaded: Loaded) -> DrawSettings:
     """How the model's images are drawn; refuses more timesteps than it has."""
     settings, process = resolve(config, loaded.model), loaded.denoiser.process
     process.times(settings.steps, settings.spacing)
     if config.respaced is not None and config.respaced > process.num_timesteps:
         raise UsageError(f"--respaced must be 2 to {process.num_timesteps}, the model's timesteps")
-    yield from tell(settings)
     return settings
 
 
-def _measure(evaluation: Evaluation) -> Work[dict[str, float]]:
+def measured(evaluation: Evaluation) -> Work[dict[str, float]]:
     """The numbers of every metric whose parts can be made; only the first process has them."""
     values: dict[str, float] = {}
     for metric in METRICS.values():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,15 +22,15 @@ from diffuse_cli.sampling import Loaded
 class Labelled:
     """Stored samples (N, C, *size) and their classes, int64 (N,), -1 for none."""
 
-    pixels: Array
+    samples: Array
     labels: Array
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(self.samples)
 
     def __getitem__(self, chosen: Array | slice) -> Labelled:
         """Some of them: by index, or where a mask is true."""
-        return Labelled(np.ascontiguousarray(self.pixels[chosen]), self.labels[chosen])
+        return Labelled(np.ascontiguousarray(self.samples[chosen]), self.labels[chosen])
 
 
 REFERENCES = 200
@@ -42,12 +42,12 @@ class Training:
     """Training images, and held-out ones of the same data.
 
     Attributes:
-        pixels: all of the data, (N, C, *size), a read-only memory map if they are many.
+        samples: all of the data, (N, C, *size), a read-only memory map if they are many.
         labels: their classes, (N,).
         order: the indices of the training images, shuffled.
     """
 
-    pixels: Array
+    samples: Array
     labels: Array
     order: Array
     held_out: Labelled
@@ -59,7 +59,7 @@ class Training:
 
     def first(self, n: int) -> Labelled:
         """At most n training images."""
-        return Labelled(self.pixels, self.labels)[self.order[:n]]
+        return Labelled(self.samples, self.labels)[self.order[:n]]
 
 
 @dataclass(frozen=True)
@@ -97,35 +97,66 @@ class Sides:
 
 def read_sides(config: MeasureConfig, loaded: Loaded | None) -> Work[Sides]:
     """Read the real images and, without a model, those to compare with them."""
-    read = partial(read_images, strict=config.strict, workers=config.workers)
     if loaded is None:
-        return (yield from _of_folder(config, read))
-    space, names, data = loaded.space, loaded.model.classes, loaded.model.data
-    images = yield from read(
+        return (yield from _of_folder(config))
+    images = yield from read_for(config, loaded)
+    sides = sides_for(config, images, loaded, held_out=knows(loaded, images))
+    yield told_part(sides, images)
+    return sides
+
+
+def read_for(config: MeasureConfig, loaded: Loaded) -> Work[Samples]:
+    """DATA as samples of a model's space."""
+    space = loaded.space
+    images = yield from read_images(
         config.data,
         size=space.size,
         channels=space.channels,
-        background=config.background or str(data.get("background", "white")),
-        fit=config.fit or str(data.get("fit", "crop")),
+        background=config.background or loaded.background,
+        fit=config.fit or loaded.fit,
         medium=space.medium,
+        strict=config.strict,
+        workers=config.workers,
     )
     yield from _tell(images)
-    chosen, part, which = np.arange(len(images)), "all", "all"
-    if images.fingerprint == data.get("fingerprint") and images.held_out.any():
-        chosen, part = np.flatnonzero(images.held_out), "held-out"
-        which = "the part that was never trained on"
-    yield Notice(f"real images: {which}, {len(chosen):,} of {len(images):,}")
+    return images
+
+
+def knows(loaded: Loaded, images: Samples) -> bool:
+    """Whether a model was trained on all of these images but a part that was held out."""
+    same = images.fingerprint == loaded.model.data.get("fingerprint")
+    return bool(same and images.held_out.any())
+
+
+def sides_for(config: MeasureConfig, images: Samples, loaded: Loaded, *, held_out: bool) -> Sides:
+    """The sides for a model: the images held out, or all of them."""
+    names = loaded.model.classes
+    chosen = np.flatnonzero(images.held_out) if held_out else np.arange(len(images))
     real, more = _choose(config, images, chosen, names)
-    training = None
-    if part == "held-out":
-        training = _training(config, images, names)
+    training = _training(config, images, names) if knows(loaded, images) else None
+    if training is not None:
         more = training.first(len(real))
-    return Sides(real, more, None, training, part, names, {"data": images.fingerprint}, space)
+    part, prints = "held-out" if held_out else "all", {"data": images.fingerprint}
+    return Sides(real, more, None, training, part, names, prints, loaded.space)
 
 
-def _of_folder(config: MeasureConfig, read: Callable[..., Work[Samples]]) -> Work[Sides]:
+def told_part(sides: Sides, images: Samples) -> Notice:
+    """Which of the images are the real ones."""
+    held_out = sides.part == "held-out"
+    which = "the part that was never trained on" if held_out else sides.part
+    count = int(images.held_out.sum()) if held_out else len(images)
+    return Notice(f"real images: {which}, {count:,} of {len(images):,}")
+
+
+def _of_folder(config: MeasureConfig) -> Work[Sides]:
     """Generated images at their own size, if all have the same, and real ones at that size."""
-    read = partial(read, background=config.background or "white", fit=config.fit or "crop")
+    read = partial(
+        read_images,
+        background=config.background or "white",
+        fit=config.fit or "crop",
+        strict=config.strict,
+        workers=config.workers,
+    )
     theirs = yield from read(config.subject)
     sizes = [size[::-1] for size in theirs.summary.sizes]
     if len(sizes) == 1 and sizes[0] != theirs.space.size:

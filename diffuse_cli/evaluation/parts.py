@@ -141,23 +141,23 @@ def _make_features(evaluation: Evaluation) -> Work[None]:
     if evaluation.fakes is None:
         evaluation.fakes = yield from _generate(evaluation)
     network, team, look = evaluation.network, evaluation.team, evaluation.look
-    real, fakes = look(evaluation.real.pixels), look(evaluation.fakes.pixels)
+    real, fakes = look(evaluation.real.samples), look(evaluation.fakes.samples)
     evaluation.real_features = yield from cached(network, real, team, tell=True)
     evaluation.fake_features = yield from computed(network, fakes, team)
     more, known = evaluation.more, 0
     if training := evaluation.training:
         first = training.first(evaluation.config.train_n)
-        evaluation.train_features = yield from cached(network, look(first.pixels), team)
+        evaluation.train_features = yield from cached(network, look(first.samples), team)
         known = len(first) if evaluation.loaded else 0  # `more` are the first training images
     if len(more) <= known:
         evaluation.more_features = evaluation.train_features[: len(more)]
     elif len(more):
-        evaluation.more_features = yield from cached(network, look(more.pixels), team)
+        evaluation.more_features = yield from cached(network, look(more.samples), team)
 
 
 def _make_landmarks(evaluation: Evaluation) -> Work[None]:
     """Features of images known to be bad."""
-    made = landmarks(evaluation.look(evaluation.real.pixels))
+    made = landmarks(evaluation.look(evaluation.real.samples))
     pixels = np.concatenate([*made.values()])
     features = yield from cached(evaluation.network, pixels, evaluation.team)
     ends = np.cumsum([len(images) for images in made.values()])
@@ -173,14 +173,14 @@ def _make_nearest(evaluation: Evaluation) -> Work[None]:
     theirs = evaluation.real_features
     if evaluation.loaded is None:  # a model's real images are the held-out ones
         theirs = yield from cached(
-            evaluation.network, evaluation.look(held_out.pixels), evaluation.team
+            evaluation.network, evaluation.look(held_out.samples), evaluation.team
         )
     # The expected share depends on the number of references, so it is the same in both spaces.
     order, alone = np.arange(len(features)), min(training.alone, len(features))
     near = yield from search(evaluation.fake_features, theirs, features, order, alone)
     evaluation.nearest["features"] = replace(near, places=training.order[near.places])
     evaluation.nearest["pixels"] = yield from search(
-        evaluation.generated.pixels, held_out.pixels, training.pixels, training.order, alone
+        evaluation.generated.samples, held_out.samples, training.samples, training.order, alone
     )
 
 

@@ -49,9 +49,9 @@ class Shown:
 def choose(evaluation: Evaluation, names: Sequence[str]) -> Shown:
     """The first images of a finished evaluation, overall and by class, and the worst pairs."""
     sides, look = (evaluation.generated, evaluation.real), evaluation.look
-    generated, real = (Labelled(look(s.pixels[:SAMPLES]), s.labels[:SAMPLES]) for s in sides)
+    generated, real = (Labelled(look(s.samples[:SAMPLES]), s.labels[:SAMPLES]) for s in sides)
     both = [
-        ClassImages(name, *(look(side[side.labels == k].pixels[:OF_CLASS]) for side in sides))
+        ClassImages(name, *(look(side[side.labels == k].samples[:OF_CLASS]) for side in sides))
         for k, name in enumerate(names)
         if all((side.labels == k).any() for side in sides)
     ]
@@ -70,6 +70,6 @@ def twins(evaluation: Evaluation, count: int) -> list[Twin]:
     fakes, training, look = evaluation.generated, evaluation.training, evaluation.look
     assert training is not None
     return [
-        Twin(pair, look(fakes.pixels[[pair.sample]])[0], look(training.pixels[[pair.place]])[0])
+        Twin(pair, look(fakes.samples[[pair.sample]])[0], look(training.samples[[pair.place]])[0])
         for pair in worst(evaluation.nearest, count)
     ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from diffuse_cli import files, runs
 from diffuse_cli.config import InfoConfig
-from diffuse_cli.errors import DataError
+from diffuse_cli.errors import DataError, UsageError
 from diffuse_cli.events import Work
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ def inspect(config: InfoConfig) -> Work[DataReport | ModelReport | RunReport]:
     if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
         raise DataError(f"neither a folder nor a regular file: {files.show(path)}", HINT)
     if is_images(path):
+        if config.toml:
+            raise UsageError(f"--toml is for model files, and {files.show(path)} holds images")
         from diffuse_cli.inspection.dataset import inspect_data
 
         return (yield from inspect_data(config))

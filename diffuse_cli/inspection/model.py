@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from diffuse_cli import files
-from diffuse_cli.config import InfoConfig, SamplerChoice
+from diffuse_cli.config import InfoConfig, SamplerChoice, TrainConfig
+from diffuse_cli.config.training import to_file
+from diffuse_cli.core.settings import dimensions
 from diffuse_cli.core.settings import to_dict as plain
+from diffuse_cli.core.space import Space
 from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Progress, Work
-from diffuse_cli.options import to_dict
+from diffuse_cli.options import from_dict, to_dict, to_toml
+from diffuse_cli.outputs import asked
 
 TASK = "reading model"
 
@@ -32,6 +36,8 @@ class ModelReport:
         title: `modelspec.title`, or empty.
         classes: for `sample --class`; empty for an unconditional model.
         sampling: the recommended setting.
+        config: what `train --config` reads, with --toml.
+        out: the file it was written to.
     """
 
     path: str
@@ -47,11 +53,14 @@ class ModelReport:
     training: Mapping[str, Any]
     sampling: SamplerChoice | None
     versions: Mapping[str, Any]
+    config: dict[str, Any] | None = None
+    out: Path | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
         values = dict(vars(self))
         own: Blueprint = values.pop("blueprint")
+        out, config = values.pop("out"), values.pop("config")
         return {
             "kind": "model",
             **values,
@@ -59,6 +68,7 @@ class ModelReport:
             "network": {"name": own.network, **plain(own.config)},
             "diffusion": to_dict(own.diffusion),
             "sampling": to_dict(self.sampling) if self.sampling else None,
+            **({"config": config, "toml": str(out) if out else None} if config else {}),
         }
 
 
@@ -68,16 +78,21 @@ def inspect_model(config: InfoConfig) -> Work[ModelReport]:
     Raises:
         ModelFileError: it is damaged, or not a model.
         UsageError: an option is for images.
+        OutputError: the TOML cannot be written.
     """
     for name in IMAGES_ONLY:
-        if getattr(config, name) not in (None, False):
+        if getattr(config, name) not in (None, False) and not (name == "out" and config.toml):
             flag = "-o" if name == "out" else f"--{name}"
             shown = files.show(Path(config.path))
             raise UsageError(f"{flag} is for images, and {shown} is a model")
     from diffuse_cli import modelfile
 
+    out = asked(config, "out", ".toml")
     yield Progress(TASK, 0, 1)
     found = yield from modelfile.find(config.path)
+    training = training_config(found.path) if config.toml else None
+    if out and training:
+        files.write_text(out, to_toml(training))
     yield Progress(TASK, 1, 1)
     model = found.model
     return ModelReport(
@@ -94,4 +109,24 @@ def inspect_model(config: InfoConfig) -> Work[ModelReport]:
         training=model.training,
         sampling=model.sampling,
         versions=model.versions,
+        config=training,
+        out=out,
     )
+
+
+def training_config(path: Path) -> dict[str, Any]:
+    """The configuration of a model's training, as `train --config` reads it; without paths.
+
+    Raises:
+        ModelFileError: as `modelfile.read_training`.
+    """
+    from diffuse_cli import modelfile
+
+    config = from_dict(TrainConfig, {"data": "", **modelfile.read_training(path)})
+    return to_file(config, control=False, places=False)
+
+
+def kind_of(space: Space) -> str:
+    """What samples of a space are: `28x28, grey`."""
+    colour = {1: "grey", 3: "colour"}.get(space.channels, f"{space.channels} channels")
+    return f"{dimensions(space.size)}, {colour}"

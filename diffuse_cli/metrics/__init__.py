@@ -6,7 +6,10 @@
 - `compute(evaluation) -> dict[str, float]`; the standard error of `key` is `key_standard_error`;
 - `NUMBERS`, how its numbers are shown; other keys are shown under their own names;
 - `BESIDE`, keys that are only in the JSON, or stand beside other numbers;
-- `remarks(facts)`, sentences on what its numbers mean. These last three are optional.
+- `remarks(facts)`, sentences on what its numbers mean;
+- `difference_errors(a, b)`, by key the standard error of the difference of two evaluations on the
+  same real images, whose k-th generated images began with the same noise; where it is missing, the
+  errors of both are combined as independent. These last four are optional.
 
 The order of images does not matter.
 """

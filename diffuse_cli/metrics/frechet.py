@@ -66,6 +66,8 @@ def remarks(facts: Facts) -> Iterator[Remark]:
         )
 
 
+NAME = "the Fréchet distance"
+
 PARTS = (1, 2, 4)
 """The parts that the images are divided into, for each point of the line."""
 
@@ -79,15 +81,27 @@ def compute(evaluation: Parts) -> dict[str, float]:
     The floor is the distance of real images from other real ones, `floor_images` on each side;
     `frechet_infinity` needs 16 images. Covariances are over n - 1, and exact for n below d too.
     """
-    real, fake = both(evaluation, "the Fréchet distance")
+    real, fake = both(evaluation, NAME)
     whole = fit(real, fake)
     result = with_error("frechet_distance", whole.value, whole.error())
     if min(len(real), len(fake)) >= SMALLEST * max(PARTS):
-        result |= with_error("frechet_infinity", *infinity(real, fake, whole))
+        line, bend = infinity(real, fake, whole)
+        result |= with_error("frechet_infinity", line.value, math.hypot(line.error(), bend))
     if halves := floor(evaluation):
         bare = fit(*halves)
         result |= with_error("frechet_floor", bare.value, bare.error())
         result["floor_images"] = float(len(halves[0]))
+    return result
+
+
+def difference_errors(a: Parts, b: Parts) -> dict[str, float]:
+    """Those of `frechet_distance` and `frechet_infinity`, by the differences of influences."""
+    (real, of_a), (_, of_b) = both(a, NAME), both(b, NAME)
+    one, other = fit(real, of_a), fit(real, of_b)
+    result = {"frechet_distance": other.less(one).error()}
+    if min(len(real), len(of_a)) >= SMALLEST * max(PARTS):
+        (one, bend), (other, bent) = infinity(real, of_a, one), infinity(real, of_b, other)
+        result["frechet_infinity"] = math.hypot(other.less(one).error(), bent - bend)
     return result
 
 
@@ -112,6 +126,10 @@ class Fit:
         variance = sum(np.square(x).sum() / (len(x) * max(len(x) - 1, 1)) for x in (self.a, self.b))
         return math.sqrt(float(variance))
 
+    def less(self, other: Fit) -> Fit:
+        """The difference of two distances whose images correspond."""
+        return Fit(self.value - other.value, self.a - other.a, self.b - other.b)
+
 
 def fit(a: Array, b: Array) -> Fit:
     """The squared Fréchet distance of float64 features (N, d) and (M, d), with the influences."""
@@ -129,11 +147,11 @@ def fit(a: Array, b: Array) -> Fit:
     )
 
 
-def infinity(a: Array, b: Array, whole: Fit) -> tuple[float, float]:
-    """The distance at 1/n = 0 and its standard error, `whole` being the fit of all images.
+def infinity(a: Array, b: Array, whole: Fit) -> tuple[Fit, float]:
+    """The distance at 1/n = 0, `whole` being the fit of all images, and what a parabola adds to it.
 
-    The error has two parts: that of sampling, and the gap between the line and a parabola through
-    the points, which is large if n is below the number of features.
+    The error has both parts: that of sampling, and the gap between the line and the parabola, which
+    is large if n is below the number of features.
     """
     order_a, order_b = permutation(0, 0, len(a)), permutation(0, 1, len(b))
     divided = [_divided(a[order_a], b[order_b], parts) for parts in PARTS[1:]]
@@ -142,11 +160,11 @@ def infinity(a: Array, b: Array, whole: Fit) -> tuple[float, float]:
     line, curve = _intercept(PARTS, 1), _intercept(PARTS, 2)
     values = np.array([level.value for level in levels])
     sampled = Fit(
-        0.0,
+        float(line @ values),
         sum(w * level.a for w, level in zip(line, levels, strict=True)),
         sum(w * level.b for w, level in zip(line, levels, strict=True)),
     )
-    return float(line @ values), math.hypot(sampled.error(), float((curve - line) @ values))
+    return sampled, float((curve - line) @ values)
 
 
 def _divided(a: Array, b: Array, parts: int) -> Fit:

@@ -9,7 +9,7 @@ estimate.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +35,8 @@ NUMBERS = (
 )
 
 BESIDE = ("kid_floor",)
+
+NAME = "the kernel distance"
 
 
 def remarks(facts: Facts) -> Iterator[Remark]:
@@ -83,10 +85,26 @@ def compute(evaluation: Parts) -> dict[str, float]:
 
     Each has a standard error if there are at least 4 images on each side.
     """
-    result = estimate(*both(evaluation, "the kernel distance"))
+    result = estimate(*both(evaluation, NAME))
     if halves := floor(evaluation):
         result |= estimate(*halves, "kid_floor")
     return result
+
+
+def difference_errors(a: Parts, b: Parts) -> dict[str, float]:
+    """That of `kid`, where there are at least 4 images on each side.
+
+    The two k-th generated images are one sample, a pair. The difference is then an estimate like
+    `mmd` itself, whose kernel is a difference of kernels; within the real images it is zero.
+    """
+    (real, of_a), (_, of_b) = both(a, NAME), both(b, NAME)
+    (n, d), pairs = real.shape, np.concatenate([of_a, of_b], 1)
+    if min(n, len(pairs)) < 4:
+        return {}
+    xx = Sums(np.zeros(n), np.zeros(n), 0.0)
+    yy = within(pairs, lambda y, z: kernel(y[:, :d], z[:, :d]) - kernel(y[:, d:], z[:, d:]))
+    xy = between(real, pairs, lambda x, y: kernel(x, y[:, :d]) - kernel(x, y[:, d:]))
+    return {"kid": math.sqrt(variance(xx, yy, xy))}
 
 
 def estimate(x: Array, y: Array, name: str = "kid", xx: Sums | None = None) -> dict[str, float]:
@@ -110,6 +128,9 @@ def kernel(x: Array, y: Array) -> Array:
     return base * base * base
 
 
+Kernel = Callable[[Array, Array], Array]
+
+
 @dataclass(frozen=True)
 class Sums:
     """Sums over a kernel matrix: of its rows, its columns and its squared entries."""
@@ -119,29 +140,29 @@ class Sums:
     squares: float
 
 
-def between(x: Array, y: Array) -> Sums:
+def between(x: Array, y: Array, of: Kernel = kernel) -> Sums:
     """Sums over all pairs of a row of x (N, d) and a row of y (M, d), float64."""
     rows, columns, squares = np.zeros(len(x)), np.zeros(len(y)), 0.0
     for i in blocks(len(x)):
         for j in blocks(len(y)):
-            k = kernel(x[i], y[j])
+            k = of(x[i], y[j])
             rows[i] += k.sum(1)
             columns[j] += k.sum(0)
             squares += float(np.vdot(k, k))
     return Sums(rows, columns, squares)
 
 
-def within(x: Array) -> Sums:
+def within(x: Array, of: Kernel = kernel) -> Sums:
     """Sums over all pairs of two different rows of x (N, d), float64; each pair counts twice."""
     rows, squares = np.zeros(len(x)), 0.0
     for i in blocks(len(x)):
-        k = kernel(x[i], x[i])
+        k = of(x[i], x[i])
         np.fill_diagonal(k, 0)
         rows[i] += k.sum(1)
         squares += float(np.vdot(k, k))
         for j in blocks(len(x)):
             if j.start > i.start:  # the other half is its transpose
-                k = kernel(x[i], x[j])
+                k = of(x[i], x[j])
                 rows[i] += k.sum(1)
                 rows[j] += k.sum(0)
                 squares += 2 * float(np.vdot(k, k))

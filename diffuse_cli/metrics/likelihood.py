@@ -54,3 +54,11 @@ def compute(evaluation: Parts) -> dict[str, float]:
         **with_error("bits_per_dim", *average(evaluation.bits.sum(1))),
         **{f"bits_{name}": float(mean) for name, mean in parts},
     }
+
+
+def difference_errors(a: Parts, b: Parts) -> dict[str, float]:
+    """Those of the bound and of its parts, by the differences of each image's bits."""
+    apart = b.bits - a.bits
+    names = ("bits_per_dim", *(f"bits_{name}" for name in PARTS))
+    columns = (apart.sum(1), *apart.T)
+    return {name: average(own)[1] for name, own in zip(names, columns, strict=True)}

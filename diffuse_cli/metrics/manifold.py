@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ import torch
 from diffuse_cli.metrics import Facts, Number, Parts, Remark, Values, both, measured, with_error
 from diffuse_cli.metrics._landmarks import lost
 from diffuse_cli.metrics._nearest import blocks, centred, radii, squared
+from diffuse_cli.metrics._pairing import share_difference_error
 
 NEEDS = ("features",)
 
@@ -80,6 +82,20 @@ def compute(evaluation: Parts) -> dict[str, float]:
 
     A number is left out where a side has no more than k images.
     """
+    result: dict[str, float] = {}
+    for name, own in _counted(evaluation).items():
+        result |= with_error(name, own.value(), own.error())
+    return result
+
+
+def difference_errors(a: Parts, b: Parts) -> dict[str, float]:
+    """Those of all four, by what each image counts for in both."""
+    one, other = _counted(a), _counted(b)
+    return {name: other[name].error_less(one[name]) for name in one}  # type: ignore[arg-type]
+
+
+def _counted(evaluation: Parts) -> dict[str, Share | Density]:
+    """The four numbers, where there are neighbours enough."""
     real, fake = centred(*both(evaluation, "precision and recall"))
     precision = Inside(real, K_PRECISION, len(fake))
     recall = Inside(fake, K_PRECISION, len(real))
@@ -90,15 +106,14 @@ def compute(evaluation: Parts) -> dict[str, float]:
             precision.add(found, i, j)
             density.add(found, i, j)
             recall.add(found.T, j, i)
-    result: dict[str, float] = {}
-    for name, balls in (("precision", precision), ("recall", recall)):
-        if balls.usable:
-            share = _share(balls.by_point, balls.only_ball, len(balls.by_ball))
-            result |= with_error(name, *share)
+    result: dict[str, Share | Density] = {}
+    if precision.usable:
+        result["precision"] = Share(precision.by_point, precision.only_ball, len(real))
+    if recall.usable:
+        result["recall"] = Share(recall.by_point, recall.only_ball, len(fake))
     if density.usable:
-        result |= with_error("density", *_density(density))
-        share = _share(density.by_ball, density.only_point, len(fake))
-        result |= with_error("coverage", *share)
+        result["density"] = Density.of(density)
+        result["coverage"] = Share(density.by_ball, density.only_point, len(fake))
     return result
 
 
@@ -128,26 +143,73 @@ class Inside:
             self.only_ball[j] += torch.arange(i.start, i.stop, dtype=torch.float64) @ inside
 
 
-def _share(counts: torch.Tensor, only: torch.Tensor, others: int) -> tuple[float, float]:
-    """The share of counts above zero, and its standard error over draws of both sides.
+@dataclass(frozen=True)
+class Share:
+    """The share of images that anything of the other side reaches.
 
-    The images counted give a binomial error. An image of the other side matters to those that it
-    alone reaches: leaving it out would lose them, and the squares of such losses are the
-    jackknife's variance (Efron & Stein 1981). That balls nearby would grow is neglected: the error
-    is rather too large.
+    Attributes:
+        counts: what reaches each image, (N,).
+        only: the place of the one that does, where there is one.
+        others: images on the other side, M.
     """
-    n = len(counts)
-    share = float((counts > 0).double().mean())
-    adjusted = (share * n + 1) / (n + 2)  # a share of 0 or 1 is not known without error either
-    lost = torch.bincount(only[counts == 1].long(), minlength=others).double() / n
-    of_others = float((lost - lost.mean()).square().sum())
-    return share, math.sqrt(adjusted * (1 - adjusted) / n + of_others)
+
+    counts: torch.Tensor
+    only: torch.Tensor
+    others: int
+
+    @property
+    def reached(self) -> torch.Tensor:
+        """1 for each image that is reached, else 0."""
+        return (self.counts > 0).double()
+
+    def lost(self) -> torch.Tensor:
+        """How much of the share each image of the other side alone is worth, (M,), of mean 0."""
+        found = torch.bincount(self.only[self.counts == 1].long(), minlength=self.others).double()
+        return (found - found.mean()) / len(self.counts)
+
+    def value(self) -> float:
+        """The share."""
+        return float(self.reached.mean())
+
+    def error(self) -> float:
+        """The standard error over draws of both sides.
+
+        The images counted give a binomial error. An image of the other side matters to those that
+        it alone reaches: leaving it out would lose them, and the squares of such losses are the
+        jackknife's variance (Efron & Stein 1981). That balls nearby would grow is neglected: the
+        error is rather too large.
+        """
+        n = len(self.counts)
+        adjusted = (self.value() * n + 1) / (n + 2)  # 0 or 1 is not known without error either
+        return math.sqrt(adjusted * (1 - adjusted) / n + float(self.lost().square().sum()))
+
+    def error_less(self, one: Share) -> float:
+        """That of this share less another, where the images of both correspond."""
+        own = share_difference_error(one.reached.numpy(), self.reached.numpy())
+        return math.hypot(own, float((self.lost() - one.lost()).square().sum()) ** 0.5)
 
 
-def _density(inside: Inside) -> tuple[float, float]:
-    """Balls around a point over k, and the standard error of a mean over two samples."""
-    n, m = len(inside.by_ball), len(inside.by_point)
-    each_point = inside.by_point / K_DENSITY
-    each_ball = inside.by_ball * n / (m * K_DENSITY)
-    variance = float(each_point.var()) / m + float(each_ball.var()) / n
-    return float(each_point.mean()), math.sqrt(variance)
+@dataclass(frozen=True)
+class Density:
+    """Balls around a point over k: of each point (M,), and by each ball (N,), of the same mean."""
+
+    points: torch.Tensor
+    balls: torch.Tensor
+
+    @classmethod
+    def of(cls, inside: Inside) -> Density:
+        """From the counts."""
+        n, m = len(inside.by_ball), len(inside.by_point)
+        return cls(inside.by_point / K_DENSITY, inside.by_ball * n / (m * K_DENSITY))
+
+    def value(self) -> float:
+        """The density."""
+        return float(self.points.mean())
+
+    def error(self) -> float:
+        """The standard error of a mean over two samples."""
+        return math.sqrt(sum(float(own.var()) / len(own) for own in (self.points, self.balls)))
+
+    def error_less(self, one: Density) -> float:
+        """That of this density less another, where the images of both correspond."""
+        return Density(self.points - one.points, self.balls - one.balls).error()

@@ -18,6 +18,7 @@ import numpy as np
 
 from diffuse_cli.metrics import SIGNIFICANT, Array, Facts, Number, Parts, Remark, Values, with_error
 from diffuse_cli.metrics._landmarks import lost
+from diffuse_cli.metrics._pairing import share_difference_error
 
 NEEDS = ("nearest",)
 
@@ -150,6 +151,30 @@ def compute(evaluation: Parts) -> dict[str, float]:
     return result
 
 
+def difference_errors(a: Parts, b: Parts) -> dict[str, float]:
+    """Those of shares and of chances, where the references are the same.
+
+    The chances' is that of two correlated ones by DeLong et al. 1988.
+    """
+    result: dict[str, float] = {}
+    for space in a.nearest:
+        one, other = a.nearest[space], b.nearest[space]
+        references = usable(one.references)
+        if min(len(one.samples), len(references)) < 2:
+            continue
+        if not np.array_equal(references, usable(other.references)):
+            continue
+        near, far = (_near(side.samples, references) for side in (one, other))
+        pairs = zip(*(_sides(side.samples, references) for side in (one, other)), strict=True)
+        result |= {
+            f"memorized_{space}": math.hypot(
+                share_difference_error(near[0], far[0]), far[1] - near[1]
+            ),
+            f"memorized_rank_{space}": _rank_error(*(theirs - ours for ours, theirs in pairs)),
+        }
+    return result
+
+
 def usable(references: Array) -> Array:
     """References (M,) whose nearest image is at a finite distance."""
     return references[np.isfinite(references)]
@@ -162,17 +187,26 @@ def close(samples: Array, references: Array) -> tuple[float, float, float]:
         The share, its standard error, and the share for equal distributions: k / (M + 1) are below
         the k-th smallest of M, whatever the distribution.
     """
-    n, m = len(samples), len(references)
-    k = max(1, int(QUANTILE * (m + 1)))
-    ordered = np.sort(references)
-    share = float((samples < ordered[k - 1]).mean())
+    n, (near, scatter) = len(samples), _near(samples, references)
+    share = float(near.mean())
     adjusted = (share * n + 1) / (n + 2)
+    error = math.hypot(math.sqrt(adjusted * (1 - adjusted) / n), scatter)
+    return share, error, _quantile(references) / (len(references) + 1)
+
+
+def _quantile(references: Array) -> int:
+    """k, where references below the k-th smallest of M are close."""
+    return max(1, int(QUANTILE * (len(references) + 1)))
+
+
+def _near(samples: Array, references: Array) -> tuple[Array, float]:
+    """Which samples (N,) are close, and how far their share scatters with the references."""
+    m, k, ordered = len(references), _quantile(references), np.sort(references)
     # The rank of the quantile scatters as the count of references below it does.
     places = math.sqrt(k * (1 - k / (m + 1)))
     low, high = max(k - 1 - math.ceil(places), 0), min(k - 1 + math.ceil(places), m - 1)
     between = (samples < ordered[high]).mean() - (samples < ordered[low]).mean()
-    scatter = float(between) * places / max(high - low, 1)
-    return share, math.hypot(math.sqrt(adjusted * (1 - adjusted) / n), scatter), k / (m + 1)
+    return samples < ordered[k - 1], float(between) * places / max(high - low, 1)
 
 
 def closer(samples: Array, references: Array) -> tuple[float, float]:
@@ -180,12 +214,20 @@ def closer(samples: Array, references: Array) -> tuple[float, float]:
 
     The error is that of DeLong et al. 1988, at least that of one more image on the wrong side.
     """
-    of_samples = 1 - _below(references, samples)  # (N,): references that are farther
-    of_references = _below(samples, references)  # (M,): samples that are closer
-    n, m = len(samples), len(references)
+    of_samples, of_references = _sides(samples, references)
+    return float(of_samples.mean()), _rank_error(of_samples, of_references)
+
+
+def _sides(samples: Array, references: Array) -> tuple[Array, Array]:
+    """Of each sample, the share of references that are farther, (N,); of each reference, the share
+    of samples that are closer, (M,)."""
+    return 1 - _below(references, samples), _below(samples, references)
+
+
+def _rank_error(of_samples: Array, of_references: Array) -> float:
+    n, m = len(of_samples), len(of_references)
     variance = of_samples.var(ddof=1) / n + of_references.var(ddof=1) / m
-    least = 1 / (min(n, m) + 2) ** 2
-    return float(of_samples.mean()), math.sqrt(max(float(variance), least))
+    return math.sqrt(max(float(variance), 1 / (min(n, m) + 2) ** 2))
 
 
 def _below(values: Array, limits: Array) -> Array:

@@ -62,3 +62,10 @@ def compute(evaluation: Parts) -> dict[str, float]:
         **with_error("bits_per_dim_train", of_training, training_error),
         **with_error("bits_per_dim_gap", *gap),
     }
+
+
+def difference_errors(a: Parts, b: Parts) -> dict[str, float]:
+    """Those of both numbers, by the differences of each image's bits."""
+    held_out, train = (b.bits - a.bits).sum(1), (b.train_bits - a.train_bits).sum(1)
+    errors = [average(apart)[1] for apart in (held_out, train)]
+    return {"bits_per_dim_train": errors[1], "bits_per_dim_gap": math.hypot(*errors)}

@@ -29,12 +29,20 @@ from diffuse_cli.core import settings
 from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.errors import DiffuseError, ModelFileError
 from diffuse_cli.events import Notice, Work, finish
-from diffuse_cli.modelfile._description import SAMPLING, Model, describe, described, rebuild
+from diffuse_cli.modelfile._description import (
+    SAMPLING,
+    Model,
+    describe,
+    described,
+    rebuild,
+    versions,
+)
 from diffuse_cli.options import from_dict
 from diffuse_cli.presets import network_config
 
 __all__ = [
     "RAW", "Found", "Model", "find", "holds", "load", "metadata", "read_training", "save",
+    "versions",
 ]  # fmt: skip
 
 RAW = "raw."

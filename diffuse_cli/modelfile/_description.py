@@ -74,6 +74,11 @@ class Model:
         return net.eval().requires_grad_(False)
 
 
+def versions() -> dict[str, str]:
+    """Those of the `diffuse` and torch that run."""
+    return {"diffuse": __version__, "torch": torch.__version__.split("+")[0]}
+
+
 def describe(model: Model) -> dict[str, Any]:
     """Everything but the tensors, as plain values."""
     blueprint = model.blueprint
@@ -87,7 +92,7 @@ def describe(model: Model) -> dict[str, Any]:
         "data": dict(model.data),
         "training": dict(model.training),
         **({SAMPLING: to_dict(model.sampling)} if model.sampling else {}),
-        "versions": {"diffuse": __version__, "torch": torch.__version__.split("+")[0]},
+        "versions": versions(),
     }
 
 

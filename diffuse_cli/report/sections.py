@@ -61,8 +61,8 @@ def samples(found: Evaluated, images: Shown) -> dict[str, Any]:
         ("Generated", images.generated, found.generated),
         ("Real", images.real, found.real),
     ):
-        room = max(4, DATA_BUDGET // min(int(side.pixels[0].size), SAMPLE**2 * 3))
-        kept = side.pixels[:room]
+        room = max(4, DATA_BUDGET // min(int(side.samples[0].size), SAMPLE**2 * 3))
+        kept = side.samples[:room]
         words = [_alt(title, k, side, images.names) for k in range(len(kept))]
         sides.append((title, row_of(kept, words, SAMPLE), count))
     return {"sides": sides}

@@ -210,7 +210,7 @@ def _kid(
     # Not `find_network`, which waits for other processes: only the first one is here.
     given = config.feature_weights
     file = Path(given) if given else (yield from features.find(config.features))
-    kid = KidMeasure(real.pixels, loaded.space, features.load(config.features, device, file))
+    kid = KidMeasure(real.samples, loaded.space, features.load(config.features, device, file))
     settings = resolve(config, loaded.model)
     yield from tell(settings)
 
@@ -235,7 +235,7 @@ def _loss(
             objective,
             denoiser,
             loaded.model.blueprint,
-            real.pixels,
+            real.samples,
             real.labels,
             seed=config.seed,
             batch_size=config.batch_size,

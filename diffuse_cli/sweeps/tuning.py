@@ -60,7 +60,7 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         sides = yield from read_sides(config, loaded)
         sides.check()
         team = Team.of(accelerator)
-        shown = looks(sides.space, sides.real.pixels)
+        shown = looks(sides.space, sides.real.samples)
         real = np.asarray((yield from cached(network, shown, team, tell=True)), np.float64)
         measure = _Measure(config.n, loaded, base, network, real, team)
         measure.warm_up()

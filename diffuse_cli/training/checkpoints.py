@@ -10,12 +10,13 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from diffuse_cli import files, modelfile
+from diffuse_cli.events import Notice, Work
 from diffuse_cli.training.configuring import for_model_file
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.power import KEPT_LENGTHS
@@ -108,9 +109,27 @@ def checkpoint_of(trainer: Trainer, step: int, monitor: Monitor) -> Checkpoint:
             "scaler": scaler.state_dict() if scaler is not None else None,
             "fingerprint": trainer.plan.images.fingerprint,
             "classes": trainer.plan.class_fingerprints,
+            "versions": list(trainer.plan.versions),
             "watch": monitor.state(),
         },
     )
+
+
+def versions(checkpoint: Checkpoint | None) -> Work[tuple[dict[str, Any], ...]]:
+    """The versions that a run was made with, each with its first step, and those of now; says where
+    they are others than the checkpoint's."""
+    past = tuple(checkpoint.state.get("versions", ())) if checkpoint else ()
+    now, last = modelfile.versions(), past[-1] if past else {}
+    if changed := [name for name in now if last.get(name, now[name]) != now[name]]:
+        before, after = (", ".join(f"{name} {of[name]}" for name in changed) for of in (last, now))
+        yield Notice(
+            f"the checkpoint was written by {before}, and this is {after}: results may differ in "
+            "rounding from those of a run in one go",
+            warning=True,
+        )
+    if {**last, **now} == last:
+        return past
+    return (*past, {**now, "step": checkpoint.step if checkpoint else 0})
 
 
 def restore(trainer: Trainer, saved: Checkpoint) -> None:

@@ -26,6 +26,7 @@ from diffuse_cli.training.checkpoints import (
     checkpoint_of,
     model_of,
     restore,
+    versions,
 )
 from diffuse_cli.training.diagnosing import PATIENCE, diverged
 from diffuse_cli.training.memory import images_at_a_time
@@ -115,7 +116,8 @@ class _Run:
         if self.main:
             check_room(self.plan, self.run)
         config = yield from self._fix_steps(start)
-        self.plan = dataclasses.replace(self.plan, config=config)
+        made_with = yield from versions(checkpoint)
+        self.plan = dataclasses.replace(self.plan, config=config, versions=made_with)
         trainer = Trainer(self.plan, self.accelerator)
         monitor = Monitor(trainer, self.run, self.stop)
         if checkpoint:

@@ -16,6 +16,7 @@ from diffuse_cli import memory
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.kernels.layout import laid_out
 from diffuse_cli.core.networks import Run
+from diffuse_cli.core.settings import dimensions
 from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.errors import UsageError
 from diffuse_cli.training.plan import Plan
@@ -122,7 +123,7 @@ def images_at_a_time(plan: Plan, accelerator: Accelerator) -> int:
     images = int(min(gather_object([images])))
     if images == 0:
         raise UsageError(
-            f"one image of {'x'.join(map(str, blueprint.space.size))} takes {_gib(needs.of(1))} of "
+            f"one image of {dimensions(blueprint.space.size)} takes {_gib(needs.of(1))} of "
             f"memory in training, and {_gib(free)} are free",
             f"Try {_smaller(plan, device, free)}",
         )

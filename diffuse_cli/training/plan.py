@@ -13,6 +13,7 @@ import numpy.typing as npt
 from diffuse_cli import files, modelfile
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.conditions import Conditions
+from diffuse_cli.core.settings import dimensions
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.data import Samples, held_out_rule, open_index, read_images, save_index
 from diffuse_cli.data.summary import fitting
@@ -54,6 +55,7 @@ class Plan:
         train, held_out: indices into the images.
         init: the weights to start from, or None.
         room: most images at a time outside of training.
+        versions: of the programs that made the run, each with its first step.
     """
 
     config: TrainConfig
@@ -63,6 +65,7 @@ class Plan:
     held_out: npt.NDArray[np.int64]
     init: Mapping[str, Tensor] | None
     room: int = 64
+    versions: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def class_fingerprints(self) -> dict[str, str]:
@@ -73,8 +76,8 @@ class Plan:
         """The choices of a complete configuration, as one line."""
         config, size = self.config, self.images.space.size
         fitted = fitting(self.images.summary.sizes, size, config.fit)
+        shape = dimensions(size)
         preset = f", preset {config.preset}" if config.preset else ""
-        shape = "x".join(map(str, reversed(size)))
         many = MEDIA[config.medium or "image"].MANY
         shared = f" on {processes} processes" if processes > 1 else ""
         parts = f" in {config.accumulation} parts" if config.accumulation > 1 else ""

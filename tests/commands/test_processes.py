@@ -152,6 +152,18 @@ def test_two_processes_evaluate_as_one_does(launch, diffuse, images, conditional
     assert Path("bound.png").exists()
 
 
+def test_two_processes_compare_as_one_does(launch, diffuse, images, model, conditional):
+    line = (
+        "compare", model, conditional, images, "-n", 6, "--batch-size", 2, "--steps", 2,
+        "--timesteps", 3, "--precision", "fp32", "--json",
+    )  # fmt: skip
+    two = launch("torchrun", *line)
+    assert two.code == 0, two.err
+    assert two.json == diffuse(*line).json
+    two = launch("torchrun", *line[:3], "--json")
+    assert two.json == diffuse(*line[:3], "--json").json
+
+
 def test_two_processes_tune_as_one_does(launch, diffuse, images, conditional):
     """Every digit but the seconds, and so of the evaluation after it; the first alone writes."""
     line = (

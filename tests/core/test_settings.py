@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from diffuse_cli.core import InvalidArgument
-from diffuse_cli.core.settings import Settings, from_dict, setting, to_dict
+from diffuse_cli.core.settings import Settings, dimensions, from_dict, setting, to_dict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,3 +58,9 @@ def test_plain_values_make_the_same_settings_again():
     plain = to_dict(made)
     assert plain == {"count": 2, "share": 1.0, "name": "a", "on": False, "widths": [3, 4]}
     assert from_dict(Some, plain) == made
+
+
+def test_a_size_says_which_side_is_which_where_they_differ():
+    assert [dimensions(s) for s in ((64, 64), (48, 64), (16,), (2, 3, 4))] == [
+        "64x64", "48 high x 64 wide", "16", "2x3x4",
+    ]  # fmt: skip

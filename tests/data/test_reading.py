@@ -189,8 +189,8 @@ def test_one_large_size_becomes_64(tmp_path: Path) -> None:
     assert read(tmp_path).space.size == (64, 64)
     (text,) = notices(events(tmp_path))
     assert (
-        "all images are 65x64: resized to 64x64, cropped at the centre by up to 2 %; type --size"
-        in text
+        "all images are 64 high x 65 wide: resized to 64x64, cropped at the centre by up to 2 %; "
+        "type --size" in text
     )
 
 

@@ -19,7 +19,7 @@ from diffuse_cli import modelfile
 from diffuse_cli.core import bits_per_dim
 from diffuse_cli.data import read_images
 from diffuse_cli.draws import draw_noise, permutation
-from diffuse_cli.evaluation import evaluating, neighbors, parts
+from diffuse_cli.evaluation import bounds, evaluating, neighbors, parts
 from diffuse_cli.evaluation.images import Labelled, Training
 from diffuse_cli.events import finish
 from diffuse_cli.metrics import METRICS, _nearest, kid, landmarks, memorization
@@ -64,6 +64,28 @@ def test_how_images_are_drawn_is_in_the_settings_and_decides_them(measure, image
     assert given["settings"]["order"] == 3
     assert given["settings"]["threshold"] == 1
     assert given["kid"] != plain["kid"]
+
+
+class Metal(torch.Tensor):
+    """A tensor of a device without float64."""
+
+    def double(self):
+        raise TypeError("no float64")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_the_bound_needs_no_float64_of_the_device(measure, images, monkeypatch):
+    terms, prior = bounds.bound_terms, bounds.prior_bits
+    line = (images, "-n", 4, "--timesteps", 2, "--json")
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            bounds, "bound_terms", lambda *a, **k: (t.as_subclass(Metal) for t in terms(*a, **k))
+        )
+        patch.setattr(bounds, "prior_bits", lambda *a: prior(*a).as_subclass(Metal))
+        found = measure(*line).json
+    assert found["bits_per_dim"] == measure(*line).json["bits_per_dim"]
 
 
 def test_bits_per_dimension_are_the_sum_of_three_parts(measure, images):
@@ -228,7 +250,7 @@ def shown_as(part, images, names):
     known = {}
     for path in sorted(images.rglob("*.png")):
         known[np.asarray(Image.open(path)).tobytes()] = path.parent.name
-    found = [known[np.ascontiguousarray(p).tobytes()] for p in part.pixels]
+    found = [known[np.ascontiguousarray(p).tobytes()] for p in part.samples]
     return [names.index(name) if name in names else -1 for name in found]
 
 
@@ -281,7 +303,7 @@ def test_a_classs_generated_images_are_those_that_sample_draws(
     assert found["settings"]["guidance_interval"] == [0.1, 9]
     diffuse("sample", conditional, *QUICK, *line)
     for k, (pixels, label) in enumerate(
-        zip(finished[0].fakes.pixels, finished[0].fakes.labels, strict=True)
+        zip(finished[0].fakes.samples, finished[0].fakes.labels, strict=True)
     ):
         drawn = np.asarray(Image.open(f"samples/{k:05d}.png"), int)
         assert np.abs(pixels[0].astype(int) - drawn).max() <= 2
@@ -504,7 +526,7 @@ def divided(data):
 
 
 def as_bytes(part):
-    return [np.ascontiguousarray(p).tobytes() for p in part.pixels]
+    return [np.ascontiguousarray(p).tobytes() for p in part.samples]
 
 
 def test_training_images_are_measured_beside_held_out_ones(measure, images, finished):
@@ -532,7 +554,7 @@ def test_bits_of_training_images_are_those_of_any_images(measure, images, finish
     own = tmp_path / "own"
     own.mkdir()
     places = permutation(0, 0, 6).tolist()  # eval reads them in the same order again
-    for place, pixels in zip(places, finished[0].train.pixels, strict=True):
+    for place, pixels in zip(places, finished[0].train.samples, strict=True):
         Image.fromarray(pixels[0]).save(own / f"{place}.png")
     alone = measure(own, *line).json
     assert found["bits_per_dim_train"] == pytest.approx(alone["bits_per_dim"], rel=1e-6)

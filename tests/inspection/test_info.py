@@ -9,6 +9,7 @@ import os
 import struct
 import sys
 import tempfile
+import tomllib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -164,7 +165,7 @@ def test_the_same_for_people(messy, diffuse):
         "5 usable of 8; 1 file not named as images",
         "2 files, empty file: cat/empty.png, dog/empty.jpg",
         "1 file, not an image: dog/bad.png",
-        "3 sizes from 12x12 to 20x20; 16x16 3, 12x12 1, 20x20 1",
+        "3 sizes from 12x12 to 20x20; 3 of 16x16, 1 of 12x12, 1 of 20x20",
         "L 3, LA 1, RGB 1",
         "at 8x8, colour; none held out",
         "2 classes of 2 images",
@@ -791,6 +792,73 @@ def test_options_about_images_do_not_go_with_a_model(conditional, diffuse, optio
     ran = diffuse("info", conditional, *option.split(), "-q")
     assert ran.code == 2
     assert option.split()[0] in ran.line
+
+
+def test_numbers_have_four_digits_for_people_and_all_in_json(conditional, diffuse):
+    def change(config: dict[str, Any], metadata: dict[str, str]) -> None:
+        config["training"] |= {"lr": 0.00019999999, "ratios": [1 / 3, 2]}
+
+    Path("m.safetensors").write_bytes(changed(conditional.read_bytes(), change))
+    said = diffuse("info", "m.safetensors").out
+    assert "lr=0.0002," in said
+    assert "ratios=[0.3333, 2]" in said
+    training = diffuse("info", "m.safetensors", "--json").json["training"]
+    assert (training["lr"], training["ratios"]) == (0.00019999999, [1 / 3, 2])
+
+
+# -- the configuration of a training --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--classes", "--variance", "learned", "--label-dropout", 0.3, "--flip", "--seed", 3],
+        ["--betas", "betas.txt", "--size", "8x4", "--accumulation", 2, "--lr", 1 / 700],
+    ],
+)
+def test_the_toml_of_a_model_trains_it_again(train, diffuse, images, options):
+    Path("betas.txt").write_text(" ".join(str(k / 50) for k in range(1, 21)))
+    options = [*options, *(["--num-timesteps", 20] if "--betas" in options else [])]
+    assert train("--steps", 6, "--stop-at", 4, "-o", "a.safetensors", *options).code == 0
+    ran = diffuse("info", "a.safetensors", "--toml", "-o", "a.toml", "-q")
+    assert (ran.code, ran.out, ran.err) == (0, "a.toml\n", "")
+    Path("betas.txt").unlink()
+    line = ["train", images, "--config", "a.toml", "--stop-at", 4, "-o", "b.safetensors"]
+    assert diffuse(*line).code == 0
+    assert Path("b.safetensors").read_bytes() == Path("a.safetensors").read_bytes()
+    of_run = tomllib.loads(Path("a.run/config.toml").read_text())
+    assert tomllib.loads(Path("a.toml").read_text()) == {
+        name: value for name, value in of_run.items() if name != "data"
+    }
+
+
+def test_the_toml_is_printed_written_and_part_of_the_json(conditional, diffuse):
+    text = diffuse("info", conditional, "--toml").out
+    assert tomllib.loads(text)["unet"]["width"] == 8
+    Path("a.toml").write_text("mine")
+    ran = diffuse("info", conditional, "--toml", "-o", "a.toml", "-q")
+    assert (ran.code, ran.out) == (5, "")
+    assert Path("a.toml").read_text() == "mine"
+    ran = diffuse("info", conditional, "--toml", "-o", "a.toml", "--overwrite", "--json")
+    assert Path("a.toml").read_text() == text
+    assert (ran.json["config"], ran.json["toml"]) == (tomllib.loads(text), "a.toml")
+    assert "config" not in diffuse("info", conditional, "--json").json
+    assert diffuse("info", conditional, "--toml", "-o", "a.txt", "-q").code == 2
+
+
+def test_images_have_no_toml(images, diffuse):
+    ran = diffuse("info", images, "--toml", "-q")
+    assert (ran.code, ran.out) == (2, "")
+    assert "--toml is for model files" in ran.line
+
+
+def test_the_toml_of_a_hostile_model_file_is_escaped_or_refused(conditional, diffuse):
+    for loss, code in (("\x9b31m\u202e", 0), (3, 4)):
+        change = lambda config, metadata, loss=loss: config["training"].update(loss=loss)  # noqa: E731
+        Path("m.safetensors").write_bytes(changed(conditional.read_bytes(), change))
+        ran = diffuse("info", "m.safetensors", "--toml", "-q")
+        assert ran.code == code
+        assert not set("\x9b\u202e") & {*ran.out}
 
 
 # -- the README ----------------------------------------------------------------------------------

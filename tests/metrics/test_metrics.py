@@ -491,3 +491,116 @@ def test_the_gap_is_held_out_less_training():
     error = np.hypot(bits.sum(1).std(ddof=1) / 50**0.5, train.sum(1).std(ddof=1) / 80**0.5)
     assert found["bits_per_dim_gap_standard_error"] == pytest.approx(error)
     assert not METRICS["overfitting"].compute(SimpleNamespace(bits=bits[:1], train_bits=train))
+
+
+# -- differences of two evaluations ---------------------------------------------------------------
+
+
+def two(seed: int, n: int, shift: float, apart: float) -> list[SimpleNamespace]:
+    """Two models on the same real images, whose k-th generated images come from the same noise."""
+    real, (latent, fine) = drawn(seed, n), np.split(drawn_noise(seed + 1000, n), [4], 1)
+    mixing, own = np.random.default_rng(99).normal(size=(4, 24)) / 2, drawn_noise(seed + 2000, n)
+    fakes = [
+        np.maximum((latent + s) @ mixing + 0.3 * fine + k * 0.1 * own[:, 4:], 0).astype(np.float32)
+        for k, s in enumerate((shift, shift + apart))
+    ]
+    return [
+        SimpleNamespace(real_features=real, fake_features=fake, more_features=real[:0])
+        for fake in fakes
+    ]
+
+
+def drawn_noise(seed: int, n: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(n, 28))
+
+
+def rms(values: list[float]) -> float:
+    return float(np.sqrt(np.square(values).mean()))
+
+
+def compared(name: str, draw, times: int) -> dict[str, tuple[float, float]]:
+    """Of each number over fresh draws: the paired error and the independent one, both over how far
+    the difference scatters."""
+    metric, rows = METRICS[name], {}
+    for i in range(times):
+        a, b = draw(i)
+        one, other = metric.compute(a), metric.compute(b)
+        for key, error in metric.difference_errors(a, b).items():
+            alone = [side.get(f"{key}_standard_error", 0.0) for side in (one, other)]
+            row = (other[key] - one[key], error, np.hypot(*alone))
+            rows.setdefault(key, []).append(row)
+    found = {}
+    for key, own in rows.items():
+        apart, paired, alone = zip(*own, strict=True)
+        found[key] = (rms(paired) / np.std(apart, ddof=1), rms(alone) / np.std(apart, ddof=1))
+    return found
+
+
+@pytest.mark.parametrize(("n", "shift", "apart"), [(100, 0.3, 0.1), (60, 1.0, 0.5)])
+@pytest.mark.parametrize(
+    ("name", "keys", "high"),
+    [
+        ("kid", {"kid"}, 1.3),
+        ("frechet", {"frechet_distance", "frechet_infinity"}, 1.3),
+        ("manifold", {"precision", "recall", "density", "coverage"}, 2.5),
+    ],
+)
+def test_errors_of_differences_cover_repeated_draws(name, keys, high, n, shift, apart):
+    """And are smaller than if the two had nothing in common."""
+    found = compared(name, lambda i: two(i, n, shift, apart), 40)
+    assert {*found} == keys
+    for key, (paired, alone) in found.items():
+        assert 0.8 < paired < high, key
+        assert alone > 1.3 * paired, key
+
+
+def test_bits_are_compared_image_by_image():
+    rng = np.random.default_rng(0)
+
+    def draw(i: int) -> list[SimpleNamespace]:
+        hard = [rng.normal(2, 1, (n, 3)) for n in (50, 80)]
+        return [
+            SimpleNamespace(**{
+                name: own + rng.normal(k, 0.1, own.shape)
+                for name, own in zip(("bits", "train_bits"), hard, strict=True)
+            })
+            for k in range(2)
+        ]  # fmt: skip
+
+    for name, count in (("likelihood", 4), ("overfitting", 2)):
+        found = compared(name, draw, 600)
+        assert len(found) == count
+        assert all(0.9 < paired < 1.1 for paired, _ in found.values()), found
+    assert found["bits_per_dim_gap"][1] > 5
+
+
+def test_shares_of_copies_are_compared_where_their_references_are_the_same():
+    rng = np.random.default_rng(0)
+
+    def side(samples: np.ndarray, references: np.ndarray) -> SimpleNamespace:
+        near = memorization.Nearest(samples, references, np.zeros(len(samples), int))
+        return SimpleNamespace(nearest={"pixels": near})
+
+    def draw(i: int) -> list[SimpleNamespace]:
+        samples, references = rng.gamma(3, size=200), rng.gamma(3, size=200)
+        nearer = np.maximum(samples - rng.gamma(1, 0.5, size=200), 0.01)
+        return [side(samples, references), side(nearer, references)]
+
+    found = compared("memorization", draw, 100)
+    assert {*found} == {"memorized_pixels", "memorized_rank_pixels"}
+    for paired, alone in found.values():
+        assert 0.8 < paired < 1.5
+        assert alone > 1.3 * paired
+    a, b = draw(0)[0], draw(1)[1]
+    assert METRICS["memorization"].difference_errors(a, b) == {}
+
+
+@pytest.mark.parametrize("name", OF_FEATURES)
+def test_a_model_does_not_differ_from_itself(name):
+    a, b = two(0, 30, 0.5, 0)[0], two(0, 30, 0.5, 0)[0]
+    errors = METRICS[name].difference_errors(a, b)
+    assert max(errors.values()) < (0.05 if name == "manifold" else 1e-9)
+
+
+def test_of_too_few_images_the_kernel_distances_are_not_compared():
+    assert METRICS["kid"].difference_errors(*two(0, 3, 0, 1)) == {}

@@ -274,7 +274,7 @@ def test_the_same_evaluation_gives_the_same_bytes(diffuse, conditional, images, 
 @pytest.mark.parametrize(
     ("shape", "words"),
     [
-        ([1, 8, 16], "grey images of 16 × 8 pixels of 2 classes"),
+        ([1, 8, 16], "grey images of 8 pixels high and 16 wide of 2 classes"),
         ([2, 8, 8], "2-channel images of 8 × 8 pixels of 2 classes"),
         ([2, 64], "samples of 2 × 64 numbers of 2 classes"),
     ],

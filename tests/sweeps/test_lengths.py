@@ -121,7 +121,7 @@ def test_the_loss_is_that_of_the_training(ema, monkeypatch):
         0, 0, range(6), shape=(1, 8, 8), device=torch.device("cpu"), purpose="held-out"
     )
     t = (draws.u.double() * 100).long()
-    x0 = torch.from_numpy(images.pixels).float() / 127.5 - 1
+    x0 = torch.from_numpy(images.samples).float() / 127.5 - 1
     denoiser = loaded.model.blueprint.denoiser(loaded.model.network())
     snr = denoiser.process.alpha_bars / (1 - denoiser.process.alpha_bars)
     weight = (snr.clamp(max=5) / (snr + 1))[t].float()

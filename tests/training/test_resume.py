@@ -13,6 +13,7 @@ from conftest import in_process, write_images
 from safetensors.torch import load_file
 from seams import giving, watching
 
+from diffuse_cli import files, modelfile
 from diffuse_cli.training.rundir import Checkpoint, RunDirectory
 from diffuse_cli.training.trainer import Trainer
 
@@ -394,6 +395,38 @@ def test_a_run_from_init_resumes_without_that_model(diffuse, images, model):
     ran = diffuse("train", "--resume")
     assert ran.code == 0, ran.err
     assert MODEL.read_bytes() == WHOLE.read_bytes()
+
+
+def test_another_version_is_said_and_kept_in_the_run(train, monkeypatch, whole):
+    here = modelfile.versions()
+    older = {"diffuse": here["diffuse"], "torch": "2.5.0"}
+    with monkeypatch.context() as patch:
+        patch.setattr(modelfile, "versions", lambda: older)
+        assert train("--steps", 40, "--stop-at", 9).code == 0
+    ran = train("--resume", "--stop-at", 20)
+    assert (
+        f"warning: the checkpoint was written by torch 2.5.0, and this is torch {here['torch']}: "
+        "results may differ" in ran.err
+    )
+    assert "written by" not in train("--resume").err
+    kept = RunDirectory(MODEL).load()[0].state["versions"]
+    assert kept == [{**older, "step": 0}, {**here, "step": 9}]
+    assert MODEL.read_bytes() == whole
+
+
+def test_a_checkpoint_of_an_unknown_version_is_gone_on_with(train, stopped):
+    (path,) = (RUN / "checkpoints").glob("*/state.json")
+    state = json.loads(path.read_text())
+    del state["versions"]
+    path.write_text(json.dumps(state))
+    manifest = json.loads(path.with_name("manifest.json").read_text())
+    manifest["files"]["state.json"] = files.sha256(path)
+    path.with_name("manifest.json").write_text(json.dumps(manifest))
+    ran = train("--resume")
+    assert ran.code == 0
+    assert "written by" not in ran.err
+    (kept,) = RunDirectory(MODEL).load()[0].state["versions"]
+    assert kept == {**modelfile.versions(), "step": state["step"]}
 
 
 def test_a_torn_line_of_metrics_is_dropped(train, stopped):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.errors import InvalidArgument
-from diffuse_cli.core.settings import Settings, from_dict, setting
+from diffuse_cli.core.settings import Settings, dimensions, from_dict, setting
 from diffuse_cli.core.space import Space
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def check(config: Config, space: Space) -> None:
         patches = f" patches of {cut}" if config.patch > 1 else ""
         raise InvalidArgument(
             f"a network of {levels} levels halves {levels - 1} times{patches}, which "
-            f"{'x'.join(map(str, space.size))} does not allow",
+            f"{dimensions(space.size)} does not allow",
             f"Choose a size that is a multiple of {factor}, or fewer levels",
         )
     for width, attends in zip(config.widths, config.attends(space.size), strict=True):
@@ -242,7 +242,7 @@ def _levels(config: Config, space: Space, exact: bool) -> tuple[int, ...]:
     allowed = next(n for n in range(wanted, -1, -1) if not any(s % 2**n for s in sides))
     if allowed < wanted and exact:
         raise InvalidArgument(
-            f"{'x'.join(map(str, space.size))} cannot be halved {wanted} times",
+            f"{dimensions(space.size)} cannot be halved {wanted} times",
             f"Choose a multiple of {config.patch * 2**wanted}",
             argument="size",
         )

@@ -1,0 +1,157 @@
+"""Set two runs or models side by side.
+
+Prints the settings that differ, and the losses of the two runs. Given DATA, it also evaluates both
+on the same real images and from the same noise: the error of a difference is then that of pairs of
+images, which is smaller than that of two independent evaluations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from diffuse_cli.commands._text import brief, columns, said
+from diffuse_cli.config import CompareConfig
+from diffuse_cli.console import Console
+from diffuse_cli.core.settings import digits
+from diffuse_cli.files import show
+from diffuse_cli.metrics import SIGNIFICANT, Measured
+
+if TYPE_CHECKING:
+    from diffuse_cli.evaluation.comparing import BothMeasured, Difference
+    from diffuse_cli.inspection.comparing import Comparison, Subject
+
+CONFIG = CompareConfig
+
+NONE = "–"
+
+IF_DIFFERENT = ("written by",)
+"""Facts that are left out where they are the same."""
+
+
+def run(config: CompareConfig, console: Console) -> None:
+    """Compare, and print what differs."""
+    from diffuse_cli.inspection.comparing import compare
+
+    found = console.follow(compare(config))
+    if found is not None:
+        console.show(to_json(found), lines(found))
+
+
+def to_json(found: Comparison) -> dict[str, Any]:
+    """Everything, with each number's error."""
+    return {
+        "a": found.a.to_dict(),
+        "b": found.b.to_dict(),
+        "settings": {k: {"a": a, "b": b} for k, (a, b) in found.settings.items()},
+        "remarks": list(found.remarks),
+        "evaluation": _evaluation(found.measured) if found.measured else None,
+    }
+
+
+def _evaluation(both: BothMeasured) -> dict[str, Any]:
+    return {
+        "n": {"real": both.real, "generated": both.generated},
+        "part": both.part,
+        "features": both.features,
+        "fingerprint": both.fingerprint,
+        "settings": dict(zip("ab", both.settings, strict=True)),
+        "values": dict(zip("ab", both.values, strict=True)),
+        "differences": {
+            d.number.key: {
+                "difference": d.apart.value,
+                "standard_error": d.apart.error,
+                "paired": d.paired,
+                "better": d.better.lower() or None,
+            }
+            for d in both.differences
+        },
+        "made_with": both.made_with,
+    }
+
+
+def lines(found: Comparison) -> list[str]:
+    """The two names, a table of both, and what cannot be compared."""
+    sides = found.a, found.b
+    rows = [["", "A", "B"]]
+    rows += [[brief(name), *map(_setting, pair)] for name, pair in found.settings.items()]
+    ours, theirs = (_facts(side) for side in sides)
+    rows += [
+        [name, ours[name], theirs[name]]
+        for name in ours
+        if {ours[name], theirs[name]} != {NONE}
+        and not (name in IF_DIFFERENT and ours[name] == theirs[name])
+    ]
+    measured = found.measured
+    return [
+        *(f"{name}  {show(side.path)}" for name, side in zip("AB", sides, strict=True)),
+        "",
+        *columns(rows),
+        *(["", *columns([*_measured(measured)]), *_about(measured)] if measured else []),
+        *(brief(remark) for remark in found.remarks),
+    ]
+
+
+def _setting(value: Any) -> str:
+    return NONE if value is None else brief(said(value, digits))
+
+
+def _facts(side: Subject) -> dict[str, str]:
+    """What there is to say of a run or model, by its label."""
+    parameters = side.parameters
+    versions = side.model.versions if side.model else {}
+    lowest = _lowest(side.lowest_held_out_loss)
+    return {
+        "parameters": NONE if parameters is None else f"{parameters:,}",
+        "training images": _images(side.data),
+        "step": brief(f"{side.step:,} of {side.steps:,}"),
+        "loss": NONE if side.loss is None else f"{side.loss:.4f}",
+        "held-out loss": NONE if side.held_out_loss is None else f"{side.held_out_loss:.4f}",
+        "  lowest": lowest,
+        "lowest KID": _lowest(side.lowest_kid),
+        "written by": brief(", ".join(f"{k} {said(v)}" for k, v in versions.items())) or NONE,
+    }
+
+
+def _images(data: Mapping[str, Any]) -> str:
+    rule = data.get("held_out")
+    counts = [data.get("images"), rule.get("images") if isinstance(rule, Mapping) else 0]
+    if not all(isinstance(count, int) for count in counts):  # a converted model has none
+        return NONE
+    return brief(f"{counts[0]:,}, {counts[1]:,} held out")
+
+
+def _lowest(found: Mapping[str, float] | None) -> str:
+    if found is None:
+        return NONE
+    number = Measured(found["value"], found.get("standard_error", 0.0))
+    return f"{number:.4f} at step {found['step']:,.0f}"
+
+
+def _measured(both: BothMeasured) -> Iterator[list[str]]:
+    """A row for each number: both, their difference, what its error is of, which is better."""
+    yield ["", "A", "B", "B less A", "error", "better"]
+    for d in both.differences:
+        yield [
+            "  " * d.number.part + d.number.label,
+            *(d.number.text(values, ".4f") for values in both.values),
+            *(_apart(d) if all(map(d.number.quoted, both.values)) else ("", "")),
+            d.better,
+        ]
+
+
+def _apart(found: Difference) -> tuple[str, str]:
+    error = f" ± {found.apart.error:.4f}" if found.apart.error > 0 else ""
+    return f"{found.apart.value:+.4f}{error}", "paired" if found.paired else "independent"
+
+
+def _about(both: BothMeasured) -> list[str]:
+    """What was measured, and how."""
+    part = {"held-out": "held-out images", "all": "all images of DATA"}[both.part]
+    drawn = [f"{s['sampler']}, {s['steps']} steps" for s in both.settings]
+    how = drawn[0] if drawn[0] == drawn[1] else f"{drawn[0]} (A), {drawn[1]} (B)"
+    return [
+        f"n = {both.generated:,} generated against {both.real:,} real ({part}); drawn with {how}; "
+        f"features of {both.features.get('name', '')}",
+        f"better: where the difference is more than {SIGNIFICANT} errors",
+    ]

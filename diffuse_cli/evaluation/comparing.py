@@ -1,0 +1,163 @@
+"""Two models, evaluated on the same real images and from the same noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from diffuse_cli import files
+from diffuse_cli.config import CompareConfig, EvalConfig
+from diffuse_cli.errors import UsageError
+from diffuse_cli.evaluation.evaluating import describe, find_network, measured, settle
+from diffuse_cli.evaluation.images import knows, read_for, sides_for, told_part
+from diffuse_cli.evaluation.parts import Evaluation
+from diffuse_cli.events import Notice, Work
+from diffuse_cli.metrics import METRICS, Measured, Number, Values, shown
+from diffuse_cli.metrics import measured as number
+from diffuse_cli.options import converted
+from diffuse_cli.runtime import made_with
+from diffuse_cli.sampling import Loaded
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A number of two models.
+
+    Attributes:
+        number: how it is shown.
+        apart: B's less A's.
+        paired: whether its error is that of pairs of images, not of independent evaluations.
+        better: `A` or `B` where the difference is significant and there is a better direction.
+    """
+
+    number: Number
+    apart: Measured
+    paired: bool
+    better: str
+
+
+@dataclass(frozen=True)
+class BothMeasured:
+    """The evaluations of two models.
+
+    Attributes:
+        values: every number of each.
+        differences: of those that both have and that depend on the model, in the order of `eval`.
+        real, generated: how many images on each side.
+        part: which of the real images: `held-out` or `all`.
+        settings: how each model's images were drawn.
+    """
+
+    values: tuple[dict[str, float], dict[str, float]]
+    differences: tuple[Difference, ...]
+    real: int
+    generated: int
+    part: str
+    features: dict[str, str]
+    settings: tuple[dict[str, Any], dict[str, Any]]
+    fingerprint: str
+    made_with: dict[str, str]
+
+
+def measure_both(
+    config: CompareConfig, models: Sequence[Loaded], accelerator: Accelerator
+) -> Work[BothMeasured | None]:
+    """Evaluate two models of one space; None on all processes but the first.
+
+    Raises:
+        DataError: DATA cannot be used.
+        UsageError: options that a model does not have, or two backgrounds.
+    """
+    own = [
+        converted(config, EvalConfig, subject=path, data=config.data)
+        for path in (config.a, config.b)
+    ]
+    for name in ("background", "fit"):
+        theirs = [getattr(model, name) for model in models]
+        if getattr(config, name) is None and theirs[0] != theirs[1]:
+            raise UsageError(
+                f"the two were trained with --{name} {theirs[0]} and {theirs[1]}",
+                f"Give --{name}, for both",
+            )
+    settings = [settle(each, model) for each, model in zip(own, models, strict=True)]
+    network = yield from find_network(own[0], accelerator)
+    images = yield from read_for(own[0], models[0])
+    held_out = any(knows(model, images) for model in models)
+    sides = [sides_for(own[0], images, model, held_out=held_out) for model in models]
+    sides[0].check()
+    yield told_part(sides[0], images)
+    evaluations, values = [], []
+    for each, model, drawn, side in zip(own, models, settings, sides, strict=True):
+        yield Notice(f"evaluating {files.show(each.subject)}")
+        evaluations.append(
+            Evaluation(
+                each, accelerator, network, model, drawn, side.real, side.more, None,
+                side.training, space=side.space,
+            )
+        )  # fmt: skip
+        values.append((yield from measured(evaluations[-1])))
+    if not accelerator.is_main_process:
+        return None
+    described = [
+        {
+            **describe(drawn, each.weights, each.precision, model.sha256),
+            "timesteps": each.timesteps,
+        }
+        for each, drawn, model in zip(own, settings, models, strict=True)
+    ]
+    return BothMeasured(
+        values=(values[0], values[1]),
+        differences=differences(values, _paired_errors(evaluations)),
+        real=len(sides[0].real),
+        generated=config.n,
+        part=sides[0].part,
+        features=network.described(),
+        settings=(described[0], described[1]),
+        fingerprint=images.fingerprint,
+        made_with=made_with(accelerator),
+    )
+
+
+def _paired_errors(evaluations: Sequence[Evaluation]) -> dict[str, float]:
+    """By key, the errors that metrics have for the difference of two finished evaluations."""
+    errors: dict[str, float] = {}
+    for metric in METRICS.values():
+        of_both = getattr(metric, "difference_errors", None)
+        if of_both and all(each.can_measure(metric.NEEDS) for each in evaluations):
+            errors |= of_both(*evaluations)
+    return errors
+
+
+def differences(values: Sequence[Values], paired: Values) -> tuple[Difference, ...]:
+    """The numbers that both models have, and their differences.
+
+    Args:
+        paired: the errors of differences that are known; others are combined as independent.
+    """
+    found = []
+    for shape in shown({k: v for k, v in values[0].items() if k in values[1]}):
+        if not shape.direction and shape.question != "other":
+            continue  # it says something of the real images
+        a, b = (number(own, shape.key) for own in values)
+        error = paired.get(shape.key, math.hypot(a.error, b.error))
+        apart, better = Measured(b.value - a.value, error), ""
+        if all(map(shape.quoted, values)):
+            better = _better(apart, shape.direction)
+        found.append(Difference(shape, apart, shape.key in paired, better))
+    return tuple(found)
+
+
+def _better(apart: Measured, direction: str) -> str:
+    """Which side is significantly better, if the direction says which way that is."""
+    sign = {"lower": -1, "higher": 1}.get(direction, 0)
+    if not sign or not apart.error > 0:
+        return ""
+    nothing = Measured(0.0)
+    if apart.above(nothing):
+        return "B" if sign > 0 else "A"
+    return ("A" if sign > 0 else "B") if nothing.above(apart) else ""

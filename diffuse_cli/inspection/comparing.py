@@ -1,0 +1,228 @@
+"""Two runs or models side by side: settings, losses, and their evaluations on the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffuse_cli import files, runs
+from diffuse_cli.config import CompareConfig, TrainConfig
+from diffuse_cli.config.training import from_file, to_file
+from diffuse_cli.errors import ModelFileError
+from diffuse_cli.events import Work
+from diffuse_cli.inspection.model import kind_of, training_config
+from diffuse_cli.options import from_dict, options, read_toml
+from diffuse_cli.runtime import machine_or, rank
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from diffuse_cli.evaluation.comparing import BothMeasured
+    from diffuse_cli.modelfile import Model
+
+MEANT = (
+    "size", "channels", "medium", "background", "classes", "schedule", "betas", "num_timesteps",
+    "zero_terminal_snr", "target", "variance", "loss", "weighting",
+)  # fmt: skip
+"""Settings without which two losses are not of the same quantity."""
+
+PLACES = tuple(f.name for f, spec in options(TrainConfig) if spec.place)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run or a model. Settings and versions of a model file are untrusted; escape them.
+
+    Attributes:
+        settings: its training's, by name; those of the network as `unet.width`.
+        places: those of the run alone, such as its data; None without a run directory.
+        model, sha256: its model, or the newest of a run, and its hash; None if it has none yet.
+        step, steps: of the model or the run, and of the whole training.
+        loss, held_out_loss: the last ones logged up to that step.
+        lowest_held_out_loss, lowest_kid: with their steps.
+    """
+
+    path: str
+    settings: Mapping[str, Any]
+    places: Mapping[str, Any] | None
+    model: Model | None
+    sha256: str | None
+    step: int
+    steps: int
+    loss: float | None
+    held_out_loss: float | None
+    lowest_held_out_loss: dict[str, float] | None
+    lowest_kid: dict[str, float] | None
+
+    @property
+    def parameters(self) -> int | None:
+        """Of the network."""
+        return sum(tensor.numel() for tensor in self.model.ema.values()) if self.model else None
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """What the model file says of the training data."""
+        return self.model.data if self.model else {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, without the settings."""
+        values = {k: v for k, v in vars(self).items() if k not in ("settings", "places", "model")}
+        versions = dict(self.model.versions) if self.model else None
+        facts = {"parameters": self.parameters, "data": dict(self.data), "versions": versions}
+        return {**values, **facts}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two subjects.
+
+    Attributes:
+        settings: of A and of B where they differ; None where one has none.
+        remarks: why numbers cannot be compared.
+        measured: with DATA, where both draw the same kind of samples.
+    """
+
+    a: Subject
+    b: Subject
+    settings: dict[str, tuple[Any, Any]]
+    remarks: tuple[str, ...]
+    measured: BothMeasured | None
+
+
+def compare(
+    config: CompareConfig, accelerator: Accelerator | None = None
+) -> Work[Comparison | None]:
+    """Compare two runs or models. Yields `Progress` and `Notice`.
+
+    Args:
+        accelerator: that of the caller, if it has one.
+
+    Returns:
+        None on all processes but the first.
+
+    Raises:
+        ModelFileError: neither a model file nor a run, or DATA with a run without a model.
+        DataError, UsageError: DATA or an option cannot be used.
+    """
+    a = yield from _subject(config.a)
+    b = yield from _subject(config.b)
+    with_places = a.places is not None and b.places is not None
+    ours, theirs = (
+        {**(side.places or {} if with_places else {}), **side.settings} for side in (a, b)
+    )
+    differing = {
+        name: (ours.get(name), theirs.get(name))
+        for name in {**ours, **theirs}
+        if ours.get(name) != theirs.get(name)
+    }
+    remarks, measured = [*_about_losses(a, b, differing)], None
+    if config.data is not None:
+        spaces = [_needed(side).blueprint.space for side in (a, b)]
+        if spaces[0] != spaces[1]:
+            kinds = [kind_of(space) for space in spaces]
+            remarks.append(
+                f"the metrics cannot be compared: samples of A are {kinds[0]}, and of B {kinds[1]}"
+            )
+        else:
+            measured = yield from _measured(config, (a, b), accelerator)
+    if rank() > 0:
+        return None
+    return Comparison(a, b, differing, tuple(remarks), measured)
+
+
+def _measured(
+    config: CompareConfig, sides: tuple[Subject, Subject], accelerator: Accelerator | None
+) -> Work[BothMeasured | None]:
+    from diffuse_cli.evaluation.comparing import measure_both
+    from diffuse_cli.sampling import Loaded, ready
+
+    with machine_or(accelerator, config.precision) as accelerator:
+        loaded = [
+            Loaded(model, ready(model, config.weights, accelerator), str(side.sha256))
+            for side in sides
+            if (model := side.model)
+        ]
+        return (yield from measure_both(config, loaded, accelerator))
+
+
+def _about_losses(a: Subject, b: Subject, differing: Mapping[str, Any]) -> Iterator[str]:
+    """Whether the losses of two subjects are of the same quantity."""
+    if a.loss is None or b.loss is None:
+        return
+    names = [name for name in MEANT if name in differing]
+    prints = [side.data.get("fingerprint") for side in (a, b)]
+    if prints[0] != prints[1] and None not in prints:
+        names.append("training images")
+    if names:
+        yield f"the losses cannot be compared, as these differ: {', '.join(names)}"
+
+
+# -- reading --------------------------------------------------------------------------------------
+
+
+def _needed(side: Subject) -> Model:
+    if side.model is None:
+        raise ModelFileError(
+            f"{files.show(side.path)} has no model yet",
+            "Leave out DATA, or wait for its first checkpoint",
+        )
+    return side.model
+
+
+def _subject(path: str) -> Work[Subject]:
+    """Read a model file, a run directory, or both where they lie side by side."""
+    from diffuse_cli import modelfile
+
+    given, places, found, settings = Path(path), None, None, {}
+    run = runs.run_of(given)
+    if given != run or runs.complete(run / runs.CHECKPOINTS) or runs.model_of(run).exists():
+        found = yield from modelfile.find(given)
+        settings = _flat(training_config(found.path))
+    model = found.model if found else None
+    if (run / runs.CONFIG).is_file():
+        values = from_file(read_toml(run / runs.CONFIG))
+        own = from_dict(TrainConfig, values, str(run / runs.CONFIG))
+        of_run = _flat(to_file(own, control=False))
+        places = {name: of_run.pop(name) for name in PLACES if name in of_run}
+        settings = settings or of_run
+    log = runs.rows(run / runs.METRICS)
+    rows = [row for row in log if model is None or row["step"] <= model.step]
+    return Subject(
+        path=path,
+        settings=settings,
+        places=places,
+        model=model,
+        sha256=found.sha256 if found else None,
+        step=model.step if model else max((int(row["step"]) for row in rows), default=0),
+        steps=settings["steps"],
+        loss=_last(rows, "loss"),
+        held_out_loss=_last(rows, "held_out_loss"),
+        lowest_held_out_loss=_lowest(rows, "held_out_loss"),
+        lowest_kid=_lowest(rows, "kid"),
+    )
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with those of a table under `table.name`."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        table = value if isinstance(value, Mapping) else None
+        flat |= {f"{name}.{k}": v for k, v in table.items()} if table is not None else {name: value}
+    return flat
+
+
+def _last(rows: list[dict[str, Any]], name: str) -> float | None:
+    found = [value for row in rows if (value := runs.finite(row.get(name))) is not None]
+    return found[-1] if found else None
+
+
+def _lowest(rows: list[dict[str, Any]], name: str) -> dict[str, float] | None:
+    """The lowest number of this name with its error, if it has one, and its step."""
+    found = [(v, row) for row in rows if (v := runs.finite(row.get(name))) is not None]
+    if not found:
+        return None
+    value, row = min(found, key=lambda each: each[0])
+    error = runs.finite(row.get(f"{name}_standard_error"))
+    return {"value": value, "step": row["step"]} | ({"standard_error": error} if error else {})

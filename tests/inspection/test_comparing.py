@@ -1,0 +1,327 @@
+"""compare: what differs between two runs or models, and how far their evaluations are apart."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Ran, write_images
+
+from diffuse_cli import modelfile
+from diffuse_cli.evaluation import comparing
+from diffuse_cli.metrics import METRICS, Number
+
+QUICK = ("-n", 6, "--steps", 2, "--timesteps", 5, "--precision", "fp32")
+
+
+@pytest.fixture(scope="module")
+def runs(
+    images: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """Two runs that differ, and one on images of another size. Do not write here."""
+    from conftest import in_process
+
+    folder = tmp_path_factory.mktemp("runs")
+    line = ["train", images, "--config", recipe, "--preview-every", 4, "--log-every", 2, "-q"]
+    for name, more in (
+        ("a", ["--steps", 12]),
+        ("b", ["--steps", 16, "--lr", 0.004, "--width", 16, "--ema-lengths", 4]),
+        ("large", ["--steps", 2, "--size", 16]),
+    ):
+        assert in_process([*line, *more, "-o", folder / f"{name}.safetensors"]) == 0
+    return lambda name: folder / name
+
+
+def rows(ran: Ran) -> dict[str, list[str]]:
+    """The cells of a table by the label of their row."""
+    cells = (line.strip().split("  ") for line in ran.out.splitlines())
+    split = [[cell.strip() for cell in row if cell] for row in cells]
+    return {row[0]: row[1:] for row in split if row}
+
+
+def logged(run: Path, name: str) -> list[tuple[float, int]]:
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [(line[name], line["step"]) for line in lines if name in line]
+
+
+# -- settings and losses --------------------------------------------------------------------------
+
+
+def test_the_settings_that_differ_and_the_losses(runs, diffuse):
+    ran = diffuse("compare", runs("a.run"), runs("b.safetensors"))
+    assert ran.code == 0
+    assert ran.err == f"the model of step 12: {runs('a.safetensors')}\n"
+    found = rows(ran)
+    assert [k for k in found if k not in ("A", "B")] == [
+        "steps", "width", "lr", "unet.width", "ema_lengths",
+        "parameters", "training images", "step", "loss", "held-out loss", "lowest",
+    ]  # fmt: skip
+    assert found["lr"] == ["0.002", "0.004"]
+    assert found["ema_lengths"] == ["–", "4"]
+    assert found["step"] == ["12 of 12", "16 of 16"]
+    assert found["training images"] == ["60, 6 held out"] * 2
+    for k, name in enumerate("ab"):
+        run = runs(f"{name}.run")
+        assert found["loss"][k] == f"{logged(run, 'loss')[-1][0]:.4f}"
+        assert found["held-out loss"][k] == f"{logged(run, 'held_out_loss')[-1][0]:.4f}"
+        lowest, step = min(logged(run, "held_out_loss"))
+        assert found["lowest"][k] == f"{lowest:.4f} at step {step}"
+    assert "cannot be compared" not in ran.out
+
+
+def test_the_same_as_json(runs, diffuse):
+    found = diffuse("compare", runs("a.safetensors"), runs("b.run"), "--json").json
+    assert found["settings"]["lr"] == {"a": 0.002, "b": 0.004}
+    assert found["settings"]["ema_lengths"] == {"a": None, "b": 4}
+    assert found["evaluation"] is None
+    assert found["remarks"] == []
+    model = modelfile.load(runs("b.safetensors"))
+    assert found["b"]["parameters"] == sum(t.numel() for t in model.ema.values())
+    assert found["b"]["data"]["fingerprint"] == model.data["fingerprint"]
+    value, step = min(logged(runs("b.run"), "held_out_loss"))
+    assert found["b"]["lowest_held_out_loss"] == {"value": value, "step": step}
+    assert found["b"]["lowest_kid"] is None
+
+
+def test_a_run_is_compared_with_itself(runs, diffuse):
+    found = diffuse("compare", runs("a.run"), runs("a.safetensors"), "--json").json
+    assert found["settings"] == {}
+    assert {**found["a"], "path": ""} == {**found["b"], "path": ""}
+
+
+def test_losses_of_different_things_are_not_compared(train, diffuse, tmp_path):
+    write_images(tmp_path / "other", seed=1)
+    assert (
+        train("--steps", 2, "--target", "eps", "--weighting", "none", "-o", "a.safetensors").code
+        == 0
+    )
+    assert train("--steps", 2, "-o", "b.safetensors").code == 0
+    shutil.copytree("b.run", "c.run")
+    line = "the losses cannot be compared, as these differ: target, weighting"
+    assert line in diffuse("compare", "a.run", "b.run").out
+    config = Path("recipe.toml")
+    config.write_text(diffuse("info", "b.safetensors", "--toml").out)
+    assert diffuse("train", "other", "--config", config, "-o", "d.safetensors").code == 0
+    found = diffuse("compare", "b.run", "d.run")
+    assert "the losses cannot be compared, as these differ: training images\n" in found.out
+    assert rows(found)["data"][1] == "other"
+
+
+def test_models_without_runs_have_settings_alone(runs, diffuse):
+    shutil.copy(runs("a.safetensors"), "a.safetensors")
+    ran = diffuse("compare", "a.safetensors", runs("b.run"))
+    assert ran.code == 0
+    found = rows(ran)
+    assert found["loss"][0] == "–"
+    assert found["lr"] == ["0.002", "0.004"]
+    assert "ema_lengths" not in found  # only a run has it
+    assert "data" not in found
+
+
+def test_a_run_that_has_not_written_its_model(runs, diffuse, images):
+    shutil.copytree(runs("a.run"), "a.run")
+    found = rows(diffuse("compare", "a.run", runs("b.run")))
+    assert found["parameters"][0] == rows(diffuse("compare", *[runs("a.run")] * 2))["parameters"][0]
+    assert found["step"] == ["12 of 12", "16 of 16"]
+
+
+def test_a_run_without_a_checkpoint(runs, diffuse, images):
+    shutil.copytree(runs("a.run"), "a.run", ignore=shutil.ignore_patterns("checkpoints"))
+    ran = diffuse("compare", "a.run", runs("b.run"))
+    found = rows(ran)
+    assert found["parameters"][0] == "–"
+    assert found["step"] == ["12 of 12", "16 of 16"]
+    assert found["lr"] == ["0.002", "0.004"]
+    ran = diffuse("compare", "a.run", runs("b.run"), images, "-q")
+    assert (ran.code, ran.out) == (4, "")
+    assert "a.run has no model yet" in ran.line
+
+
+def test_an_older_model_has_the_losses_up_to_its_step(train, diffuse):
+    line = ("--steps", 12, "--eval-every", 4, "--eval-images", 4, "--log-every", 1)
+    assert train(*line, "--stop-at", 6).code == 0
+    shutil.copy("model.safetensors", "older.safetensors")
+    assert train(*line, "--resume").code == 0
+    shutil.copy("older.safetensors", "model.safetensors")
+    found = diffuse("compare", "model.safetensors", "model.best.safetensors", "--json").json
+    best = modelfile.load("model.best.safetensors").step
+    losses, kids = (logged(Path("model.run"), name) for name in ("loss", "kid"))
+    assert len(losses) == 12
+    for side, step in (("a", 6), ("b", best)):
+        assert found[side]["step"] == step
+        assert found[side]["loss"] == losses[step - 1][0]
+        kid, at = min(row for row in kids if row[1] <= step)
+        assert (found[side]["lowest_kid"]["value"], found[side]["lowest_kid"]["step"]) == (kid, at)
+        assert found[side]["lowest_kid"]["standard_error"] > 0
+
+
+def test_what_is_no_model_is_refused(runs, images, diffuse):
+    for path, words in (("none.safetensors", "no such model file"), (images, "is a folder")):
+        ran = diffuse("compare", runs("a.run"), path, "-q")
+        assert (ran.code, ran.out) == (4, "")
+        assert words in ran.line
+
+
+def test_settings_of_a_hostile_model_are_escaped_and_cut(conditional, model, diffuse):
+    found = modelfile.load(model)
+    training = {**found.training, "background": "#ffffff", "loss": "\x9b31m" + "x" * 5000}
+    modelfile.save(Path("m.safetensors"), modelfile.Model(**{**vars(found), "training": training}))
+    ran = diffuse("compare", "m.safetensors", conditional)
+    assert ran.code == 0, ran.err
+    assert "\x9b" not in ran.out
+    assert len(ran.out) < 4000
+
+
+# -- evaluations ----------------------------------------------------------------------------------
+
+
+def test_both_are_evaluated_as_eval_does(runs, conditional, images, diffuse):
+    """Also one with classes, whose labels are its own."""
+    ours, theirs = runs("a.safetensors"), conditional
+    found = diffuse("compare", ours, theirs, images, *QUICK, "--json").json["evaluation"]
+    assert found["n"] == {"real": 6, "generated": 6}
+    assert found["part"] == "held-out"
+    for side, path in (("a", ours), ("b", theirs)):
+        alone = diffuse("eval", path, images, *QUICK, "--json").json
+        values = found["values"][side]
+        assert {"kid", "bits_per_dim", "memorized_pixels", "precision"} <= {*values}
+        assert values == {name: alone[name] for name in values}
+        assert found["settings"][side]["model_sha256"] == alone["settings"]["model_sha256"]
+        assert found["fingerprint"] == alone["fingerprints"]["data"]
+    for key, own in found["differences"].items():
+        assert own["difference"] == pytest.approx(
+            found["values"]["b"][key] - found["values"]["a"][key]
+        )
+        assert own["paired"]
+
+
+def test_errors_are_of_pairs_of_images(runs, images, diffuse, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        comparing,
+        "Evaluation",
+        lambda *a, real=comparing.Evaluation, **k: seen.append(real(*a, **k)) or seen[-1],
+    )
+    ran = diffuse("compare", runs("a.run"), runs("b.run"), images, *QUICK, "--json")
+    own = ran.json["evaluation"]["differences"]["bits_per_dim"]
+    a, b = seen
+    apart = (b.bits - a.bits).sum(1)
+    assert own["difference"] == pytest.approx(apart.mean())
+    assert own["standard_error"] == pytest.approx(apart.std(ddof=1) / 6**0.5)
+    values = ran.json["evaluation"]["values"]
+    alone = [values[side]["bits_per_dim_standard_error"] for side in "ab"]
+    assert own["standard_error"] < np.hypot(*alone) / 2
+    np.testing.assert_array_equal(a.real.samples, b.real.samples)
+
+
+def test_a_model_does_not_differ_from_itself(runs, images, diffuse):
+    ran = diffuse("compare", runs("a.run"), runs("a.safetensors"), images, *QUICK, "--json")
+    for own in ran.json["evaluation"]["differences"].values():
+        assert own["difference"] == 0
+        assert own["better"] is None
+
+
+def test_the_table_says_which_is_better_and_what_the_error_is_of(
+    runs, images, diffuse, monkeypatch
+):
+    class Size:
+        NEEDS = ("features",)
+        NUMBERS = (
+            Number("light", "light", direction="higher"),
+            Number("real", "of real ones", question="likeness"),
+        )
+
+        def compute(self, evaluation: Any) -> dict[str, float]:
+            mean = float(evaluation.fakes.samples.mean())
+            return {"light": mean, "light_standard_error": 1e-6, "real": 1.0, "unknown": mean}
+
+    monkeypatch.setattr(comparing, "METRICS", {"size": Size(), "likelihood": METRICS["likelihood"]})
+    monkeypatch.setattr("diffuse_cli.evaluation.evaluating.METRICS", comparing.METRICS)
+    monkeypatch.setattr("diffuse_cli.metrics.METRICS", comparing.METRICS)
+    ran = diffuse("compare", runs("a.run"), runs("b.run"), images, *QUICK)
+    found = rows(ran)
+    assert found["bits per dimension"][3] == "paired"
+    lighter = (
+        "A" if float(found["light"][0].split()[0]) > float(found["light"][1].split()[0]) else "B"
+    )
+    assert found["light"][3:] == ["independent", lighter]
+    assert found["light"][2].endswith("± 0.0000")
+    assert "of real ones" not in found
+    assert found["unknown"][3:] == ["independent"]
+    assert "n = 6 generated against 6 real (held-out images)" in ran.out
+
+
+def test_which_is_better_follows_the_direction():
+    def better(direction: str, apart: float) -> str:
+        values = [{"x": 1.0, "x_standard_error": 0.1}, {"x": 1 + apart, "x_standard_error": 0.1}]
+        shape = Number("x", "x", direction=direction)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(comparing, "shown", lambda values: [shape])
+            (found,) = comparing.differences(values, {"x": 0.1})
+        return found.better
+
+    assert [better("lower", a) for a in (-1, -0.2, 0.2, 1)] == ["B", "", "", "A"]
+    assert [better("higher", a) for a in (-1, -0.2, 0.2, 1)] == ["A", "", "", "B"]
+    assert better("reference", 1) == ""
+
+
+def test_the_held_out_part_is_used_where_one_was_trained_on_data(
+    runs, images, train, diffuse, tmp_path
+):
+    other = write_images(tmp_path / "other", seed=1)
+    config = Path("c.toml")
+    config.write_text(diffuse("info", runs("a.run").with_suffix(".safetensors"), "--toml").out)
+    assert diffuse("train", other, "--config", config, "-o", "o.safetensors", "-q").code == 0
+    found = []
+    for pair in ((runs("a.run"), "o.run"), ("o.run", runs("a.run"))):
+        ran = diffuse("compare", *pair, images, *QUICK, "--json")
+        assert ran.json["evaluation"]["part"] == "held-out"
+        assert "memorized_pixels" not in ran.json["evaluation"]["differences"]
+        found.append(ran.json["evaluation"]["differences"])
+    for key, own in found[0].items():
+        assert own["difference"] == pytest.approx(-found[1][key]["difference"])
+        assert own["standard_error"] == pytest.approx(found[1][key]["standard_error"])
+
+
+def test_models_of_other_samples_are_not_evaluated(runs, images, diffuse, monkeypatch):
+    monkeypatch.setattr(comparing, "measure_both", lambda *a: 1 / 0)
+    ran = diffuse("compare", runs("a.run"), runs("large.run"), images, *QUICK)
+    assert ran.code == 0
+    assert (
+        "the metrics cannot be compared: samples of A are 8x8, grey, and of B 16x16, grey"
+        in ran.out
+    )
+    assert rows(ran)["size"] == ["[8, 8]", "[16, 16]"]
+    assert (
+        diffuse("compare", runs("a.run"), runs("large.run"), images, "--json").json["evaluation"]
+        is None
+    )
+
+
+def test_two_backgrounds_are_refused_unless_one_is_named(runs, images, diffuse):
+    found = modelfile.load(runs("a.safetensors"))
+    data = {**found.data, "background": "black"}
+    modelfile.save(Path("m.safetensors"), modelfile.Model(**{**vars(found), "data": data}))
+    line = ("compare", runs("a.safetensors"), "m.safetensors", images, *QUICK)
+    ran = diffuse(*line, "-q")
+    assert (ran.code, ran.out) == (2, "")
+    assert "white and black. Give --background" in ran.line
+    assert diffuse(*line, "--background", "white").code == 0
+
+
+@pytest.mark.parametrize("option", ["-n 3", "--sampler ddim", "--respaced 5", "--weights raw"])
+def test_options_of_an_evaluation_need_data(runs, diffuse, option):
+    ran = diffuse("compare", runs("a.run"), runs("b.run"), *option.split(), "-q")
+    assert (ran.code, ran.out) == (2, "")
+    assert f"{option.split()[0]} needs DATA" in ran.line
+
+
+def test_more_timesteps_than_one_has_are_refused(runs, images, diffuse):
+    ran = diffuse("compare", runs("a.run"), runs("b.run"), images, "--respaced", 101, "-q")
+    assert ran.code == 2
+    assert "--respaced" in ran.line
