@@ -49,9 +49,8 @@ class Pace:
         """Whether to save after `done` steps."""
         if self.every is not None:
             return done % self.every == 0
-        return (
-            previewed or done % EVERY == 0
-        ) and time.monotonic() - self._ended >= SHARE * self._took
+        wanted = previewed or done % EVERY == 0
+        return wanted and time.monotonic() - self._ended >= SHARE * self._took
 
     @contextlib.contextmanager
     def measured(self) -> Iterator[None]:
