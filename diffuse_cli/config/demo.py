@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from diffuse_cli.config.model import TIMESTEPS_SHOWN
-from diffuse_cli.config.reading import FIT
+from diffuse_cli.config.reading import BACKGROUND, FIT
 from diffuse_cli.options import OVERWRITE, Config, argument, option
 from diffuse_cli.parsing import Size, parse_color, parse_names, parse_size
 
@@ -32,9 +32,7 @@ class DemoConfig(Config):
     size: Size | None = option(
         None, "Size to show the image at.", parse=parse_size, shown="its own, at most 256"
     )
-    background: str = option(
-        "white", "Colour behind a transparent image, and around a padded one.", parse=parse_color
-    )
+    background: str = option("white", BACKGROUND, parse=parse_color)
     fit: str | None = option(None, f"With --size. {FIT}", table="media.FITS", shown="crop")
     out: str | None = option(
         None, "Picture to write.", flag="-o", metavar="FILE", shown="NAME.noise-demo.png"

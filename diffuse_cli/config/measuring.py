@@ -12,7 +12,7 @@ from diffuse_cli.config.drawing import (
     TrajectoryConfig,
     WeightsConfig,
 )
-from diffuse_cli.config.reading import FIT, ReadingConfig
+from diffuse_cli.config.reading import BACKGROUND, FIT, ReadingConfig
 from diffuse_cli.errors import UsageError
 from diffuse_cli.options import (
     OVERWRITE,
@@ -57,12 +57,7 @@ class SidesConfig(FeatureConfig, ComputeConfig, ReadingConfig):
     n: int = option(
         1000, "Images on each side, generated and real.", flag="-n", low=2, high=10_000_000
     )
-    background: str | None = data_option(
-        None,
-        "Colour behind transparent images, and around padded ones.",
-        parse=parse_color,
-        shown="the model's",
-    )
+    background: str | None = data_option(None, BACKGROUND, parse=parse_color, shown="the model's")
     fit: str | None = data_option(None, FIT, table="media.FITS", shown="the model's")
 
 

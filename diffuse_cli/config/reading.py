@@ -8,7 +8,8 @@ from diffuse_cli.options import OVERWRITE, Config, argument, data_option, option
 from diffuse_cli.parsing import Size, parse_color, parse_size
 
 FIT = "Images of another shape: crop the centre, pad with the background, or stretch."
-"""Help of --fit."""
+BACKGROUND = "Colour behind transparent images, and around padded ones."
+"""Help of --fit and --background, which several commands have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +32,7 @@ class InfoConfig(ReadingConfig):
     size: Size | None = data_option(
         None, "Image size, as for train.", parse=parse_size, shown="from the data"
     )
-    background: str | None = data_option(
-        None,
-        "Colour behind transparent images, and around padded ones.",
-        parse=parse_color,
-        shown="white",
-    )
+    background: str | None = data_option(None, BACKGROUND, parse=parse_color, shown="white")
     fit: str | None = data_option(None, FIT, table="media.FITS", shown="crop")
     out: str | None = option(
         None,

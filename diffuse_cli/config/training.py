@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diffuse_cli.config.model import DiffusionConfig
-from diffuse_cli.config.reading import FIT, ReadingConfig
+from diffuse_cli.config.reading import BACKGROUND, FIT, ReadingConfig
 from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.errors import UsageError
 from diffuse_cli.options import (
@@ -78,9 +78,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         None, "Channels: 1 for grey, 3 for colour.", low=1, high=64, shown="from the data"
     )
     flip: bool = data_option(False, "Mirror half of the images.")
-    background: str = data_option(
-        "white", "Colour behind transparent images, and around padded ones.", parse=parse_color
-    )
+    background: str = data_option("white", BACKGROUND, parse=parse_color)
     fit: str = data_option("crop", FIT, table="media.FITS")
 
     width: int | None = network_option(

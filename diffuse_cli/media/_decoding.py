@@ -113,6 +113,8 @@ def _normalised(
     image: Image.Image, profile: Any, background: tuple[int, ...] | int
 ) -> tuple[Image.Image, Conversion | None, tuple[str, ...]]:
     """The image as opaque L, RGB or CMYK, its conversion to sRGB, and what is wrong with it."""
+    if image.mode in ("L", "RGB") and profile is _SRGB and "transparency" not in image.info:
+        return image, None, ()
     if image.mode.startswith("I"):
         image = _scaled(image)
     elif image.mode == "F":

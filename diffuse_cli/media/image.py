@@ -45,7 +45,7 @@ def read(data: bytes, asked: Asked) -> Read:
         done = fitted(done, size, asked.fit, asked.background, finished)
     values = np.asarray(done)
     name = digest(values) if done is image else digest_of(image)
-    if to_srgb:
+    if to_srgb:  # equal numbers are other colours under another profile
         name = xxh3_128_digest(name + found.profile)
     channels = len(image.getbands())
     return Read(channels_first(values), name, found.mode, image.size, channels, found.remarks)
