@@ -34,6 +34,9 @@ diffuse train "$data" --steps 20 --batch-size 32 --classes --variance learned -o
 diffuse sample classes.safetensors -n 4 --class bag --class sneaker --guidance 2 -o classes/ --steps 5 --quiet
 grep -q '"sneaker"' classes/manifest.json
 
+# Two runs side by side: the settings that differ, and their losses.
+diffuse compare "$model" classes.safetensors --quiet | grep -q "^classes  *False  *True$"
+
 # Numbers as JSON, for a dashboard or a threshold.
 diffuse eval "$model" "$data" -n 32 --steps 10 --timesteps 10 --json --report eval.html --quiet > eval.json
 grep -q '<h1>' eval.html

@@ -74,7 +74,7 @@ def lines(found: Comparison) -> list[str]:
     """The two names, a table of both, and what cannot be compared."""
     sides = found.a, found.b
     rows = [["", "A", "B"]]
-    rows += [[brief(name), *map(_setting, pair)] for name, pair in found.settings.items()]
+    rows += [[brief(name), *_setting(*pair)] for name, pair in found.settings.items()]
     ours, theirs = (_facts(side) for side in sides)
     rows += [
         [name, ours[name], theirs[name]]
@@ -92,8 +92,13 @@ def lines(found: Comparison) -> list[str]:
     ]
 
 
-def _setting(value: Any) -> str:
-    return NONE if value is None else brief(said(value, digits))
+def _setting(*pair: Any) -> list[str]:
+    """The values of a setting, with as many digits as tell them apart."""
+    short, long = (
+        [NONE if value is None else brief(said(value, *kind)) for value in pair]
+        for kind in ((), (digits,))
+    )
+    return short if short[0] != short[1] else long
 
 
 def _facts(side: Subject) -> dict[str, str]:

@@ -74,6 +74,17 @@ def test_the_settings_that_differ_and_the_losses(runs, diffuse):
     assert "cannot be compared" not in ran.out
 
 
+def test_a_setting_has_the_digits_that_tell_it_apart(runs, diffuse):
+    found = modelfile.load(runs("a.safetensors"))
+    for name, lr in (("c", 0.0020001), ("d", 2 / 300)):
+        training = {**found.training, "lr": lr}
+        path = Path(f"{name}.safetensors")
+        modelfile.save(path, modelfile.Model(**{**vars(found), "training": training}))
+    ours = runs("a.safetensors")
+    assert rows(diffuse("compare", ours, "c.safetensors"))["lr"] == ["0.002", "0.0020001"]
+    assert rows(diffuse("compare", ours, "d.safetensors"))["lr"] == ["0.002", "0.006667"]
+
+
 def test_the_same_as_json(runs, diffuse):
     found = diffuse("compare", runs("a.safetensors"), runs("b.run"), "--json").json
     assert found["settings"]["lr"] == {"a": 0.002, "b": 0.004}
