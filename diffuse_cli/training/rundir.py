@@ -3,8 +3,8 @@
 model.best.safetensors        with --eval-every, beside it: the model with the lowest KID
 model.run/
   config.toml                 the resolved configuration
-  checkpoints/step-00001000/  model, ema, optimizer, history: safetensors; state.json; manifest.json;
-                              ema.safetensors is a model file
+  checkpoints/step-00001000/  model, ema, optimizer, history: safetensors; state.json; manifest.json
+    ema.safetensors           a model file
   metrics.jsonl               a line every --log-every steps
   ema/step-00001000.safetensors   with --ema-lengths: snapshots of the averages of other lengths
   previews/                   a grid of samples every --preview-every steps
