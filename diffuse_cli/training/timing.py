@@ -25,9 +25,8 @@ ENOUGH, SMALLEST, TRIAL = 1536, 8, 16
 """Steps that a run has before its batch grows, the smallest batch, and that of the trial."""
 
 FEWEST = 300
-"""Steps before a model draws anything: after 300 of 8 images, samples of the example clothes are as
-good as blurred clothes by KID (0.74 and 0.78); after 100, of 8 as of 64 images, hardly better than
-noise (1.1 and 1.3)."""
+"""Steps of `SMALLEST` images after which samples are as good as blurred images by KID; after half
+of them they are hardly better than noise (benchmarks/README.md)."""
 
 DAY, MINUTE, SLOW = 24 * 60 * 60, 60, 10
 """Seconds of a run that are worth a warning, or a word, and of its first steps that tell."""
@@ -89,13 +88,20 @@ def cut_short(config: TrainConfig) -> Iterator[Notice]:
         yield Notice(f"--stop-at {config.stop_at:,} is beyond the {config.steps:,} steps")
 
 
+def fewest(config: TrainConfig) -> int:
+    """Steps before a model draws anything: fewer of more images, 150 of 64."""
+    assert config.batch_size is not None
+    return math.ceil(FEWEST * math.cbrt(SMALLEST / config.batch_size))
+
+
 def too_few(config: TrainConfig, seconds: float | None = None) -> Iterator[Notice]:
     """A warning of a run that draws nothing, with what to type instead; `seconds` is the time of a
     step where that decided the number of steps."""
-    if config.steps >= FEWEST or config.init:
+    least = fewest(config)
+    if config.steps >= least or config.init:
         return
-    drawn = "nothing" if config.steps < FEWEST / 3 else "little"
-    ways = _ways(config, seconds, config.steps / FEWEST) if seconds else f"--steps {FEWEST}"
+    drawn = "nothing" if config.steps < least / 2 else "little"
+    ways = _ways(config, seconds, config.steps / least) if seconds else f"--steps {least}"
     yield Notice(f"{config.steps:,} steps will draw {drawn}: try {ways}", warning=True)
 
 
@@ -117,7 +123,7 @@ def _ways(config: TrainConfig, seconds: float, ratio: float) -> str:
         ways.append("--preset tiny")
     elif config.size and (side := smaller_side(config.size, ratio)):
         ways.append(f"--size {side}")
-    least = FEWEST * seconds
+    least = fewest(config) * seconds
     if least < DAY or not ways:
         unit = 10.0 ** (math.floor(math.log10(least / 60)) - 1)
         ways.append(f"--minutes {math.ceil(round(least / 60 / unit, 6)) * unit:g}")
