@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ os.environ["DIFFUSE_CACHE"] = ""
 
 import numpy as np
 import pytest
+from forks import Forked, Server
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -144,36 +146,80 @@ def train(diffuse: Callable[..., Ran], images: Path, recipe: Path) -> Callable[.
     return lambda *arguments: diffuse("train", images, "--config", recipe, *arguments)
 
 
-@pytest.fixture
-def spawn(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
-    """Start `python -m diffuse_cli`, or another module, as a process of its own."""
-    started: list[subprocess.Popen[str]] = []
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """The process that those of `spawn` are forked from."""
+    with Server(environment()) as server:
+        yield server
 
-    def start(*arguments: Any, module: str = "diffuse_cli", **options: Any) -> Any:
-        changes = options.pop("env", {})
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        command = [sys.executable, "-m", module, *map(str, arguments)]
-        started.append(
-            subprocess.Popen(
-                command, **{**pipes, "cwd": tmp_path, "env": environment(**changes), **options}
-            )
-        )
+
+@pytest.fixture
+def spawn(server: Server, tmp_path: Path) -> Iterator[Callable[..., Forked]]:
+    """Start `diffuse` as a process of its own, that has everything imported already."""
+    started: list[Forked] = []
+
+    def start(*arguments: Any, env: Mapping[str, str] = {}, **options: Any) -> Forked:
+        line = [*map(str, arguments)]
+        started.append(Forked(server, line, tmp_path, environment(**env), **options))
         return started[-1]
 
     yield start
     for process in started:
-        if process.poll() is None:
-            process.kill()
+        process.kill()
         process.communicate()
 
 
 @pytest.fixture
-def process(spawn: Callable[..., subprocess.Popen[str]]) -> Callable[..., Ran]:
-    """Run `python -m diffuse_cli` to its end."""
+def process(spawn: Callable[..., Forked]) -> Callable[..., Ran]:
+    """Run such a process to its end."""
 
     def run(*arguments: Any, **options: Any) -> Ran:
         child = spawn(*arguments, **options)
         out, err = child.communicate(timeout=120)
-        return Ran(child.returncode, out, err)
+        return Ran(child.wait(), out, err)
+
+    return run
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
+@pytest.fixture
+def pair(spawn: Callable[..., Forked]) -> Callable[..., Ran]:
+    """Run two such processes with the variables of a launcher; what both say together."""
+
+    def run(*arguments: Any, env: Mapping[str, str] = {}) -> Ran:
+        job = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", **env}
+        job["MASTER_PORT"] = str(free_port())
+        ranks = [
+            spawn(*arguments, env={**job, "RANK": str(k), "LOCAL_RANK": str(k)}) for k in range(2)
+        ]
+        said = [rank.communicate(timeout=120) for rank in ranks]
+        assert len({rank.wait() for rank in ranks}) == 1, said
+        return Ran(ranks[0].wait(), *map("".join, zip(*said, strict=True)))
+
+    return run
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Callable[..., Ran]:
+    """Run `python -m diffuse_cli`, or another module, from its first import to its end."""
+
+    def run(
+        *arguments: Any,
+        module: str = "diffuse_cli",
+        env: Mapping[str, str] = {},
+        stdout: int = subprocess.PIPE,
+        stderr: int = subprocess.PIPE,
+    ) -> Ran:
+        command = [sys.executable, "-m", module, *map(str, arguments)]
+        ran = subprocess.run(
+            command, cwd=tmp_path, env=environment(**env), text=True, timeout=120,
+            stdout=stdout, stderr=stderr,
+        )  # fmt: skip
+        return Ran(ran.returncode, ran.stdout or "", ran.stderr or "")
 
     return run

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import pty
 import re
 import shlex
 import signal
-import subprocess
-import sys
-import termios
 import time
 from pathlib import Path
 
 import pytest
-from conftest import environment, write_images
+from conftest import write_images
 
 from diffuse_cli import modelfile
 from diffuse_cli.training import loop
@@ -241,16 +237,13 @@ def test_a_signal_while_the_model_file_is_written_lets_it_be_whole(train, monkey
 
 
 @pytest.fixture
-def terminal(tmp_path, images, recipe):
+def terminal(spawn, images, recipe):
     """A training on a terminal of its own, where a person can press Ctrl-C."""
     master, slave = pty.openpty()
-    child = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "diffuse_cli", "train", str(images), "--config", str(recipe)),
-            *("--steps", "100000", "--save-every", "40", "--log-every", "1"),
-        ],
-        cwd=tmp_path, env=environment(TERM="xterm"), stdin=slave, stdout=slave, stderr=slave,
-        start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    child = spawn(
+        "train", images, "--config", recipe, "--steps", 100_000, "--save-every", 40,
+        "--log-every", 1,
+        env={"TERM": "xterm"}, stdin=slave, stdout=slave, stderr=slave, terminal=True,
     )  # fmt: skip
     os.close(slave)
     yield child, master

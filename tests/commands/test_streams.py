@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -26,8 +27,8 @@ def closed():
     os.close(writing)
 
 
-def test_stdout_is_the_model_path_alone(process, images, recipe, tmp_path):
-    ran = process("train", images, "--config", recipe, *SHORT)
+def test_stdout_is_the_model_path_alone(fresh, images, recipe, tmp_path):
+    ran = fresh("train", images, "--config", recipe, *SHORT)
     assert ran.code == 0
     assert ran.out == "model.safetensors\n"
     assert (tmp_path / "model.safetensors").exists()
@@ -88,18 +89,18 @@ def test_variables_of_automation_make_no_terminal(process, recipe, tmp_path, cha
     "changes",
     [{"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {"PYTHONIOENCODING": "ascii"}],
 )
-def test_streams_that_lack_letters_escape_them(process, tmp_path, model, changes):
+def test_streams_that_lack_letters_escape_them(fresh, tmp_path, model, changes):
     real = write_images(tmp_path / "größe", 8)
     (real / "dark" / "日本.png").write_text("not an image")
-    ran = process("eval", model, real, "-n", 4, "--steps", 2, "--timesteps", 2, env=changes)
+    ran = fresh("eval", model, real, "-n", 4, "--steps", 2, "--timesteps", 2, env=changes)
     assert ran.code == 0, ran.err
     assert "Fr\\xe9chet" in ran.out
     assert ran.err.isascii()
     assert "skipped 1 file" in ran.err
 
 
-def test_a_reader_of_stdout_that_goes_away_is_no_error(process, model, closed):
-    ran = process("sample", model, "-n", 3, "--steps", 2, stdout=closed)
+def test_a_reader_of_stdout_that_goes_away_is_no_error(fresh, model, closed):
+    ran = fresh("sample", model, "-n", 3, "--steps", 2, stdout=closed)
     assert (ran.code, ran.err.count("Traceback"), ran.err.count("Broken")) == (0, 0, 0)
 
 
@@ -123,8 +124,8 @@ def test_training_ends_well_without_any_stream(process, images, recipe, tmp_path
     assert one.read_bytes() == other.read_bytes()
 
 
-def test_help_into_a_closed_pipe_has_no_traceback(process, closed):
-    assert "Traceback" not in process("train", "--help", stdout=closed).err
+def test_help_into_a_closed_pipe_has_no_traceback(fresh, closed):
+    assert "Traceback" not in fresh("train", "--help", stdout=closed).err
 
 
 def test_a_pipe_into_head_and_no_streams_at_all(tmp_path, model):
@@ -143,48 +144,44 @@ def test_a_pipe_into_head_and_no_streams_at_all(tmp_path, model):
     assert (tmp_path / "none" / "manifest.json").exists()
 
 
-def terminal(arguments, cwd, **changes):
+@pytest.fixture
+def terminal(spawn):
     """Run on a pseudo-terminal; the exit code, and what a person would see."""
-    master, slave = pty.openpty()
-    child = subprocess.Popen(
-        [sys.executable, "-m", "diffuse_cli", *map(str, arguments)],
-        cwd=cwd, env=environment(**{"TERM": "xterm", **changes}),
-        stdin=slave, stdout=slave, stderr=slave,
-    )  # fmt: skip
-    os.close(slave)
-    seen = b""
-    while True:
-        try:
-            part = os.read(master, 65536)
-        except OSError:  # what Linux says when the other side has gone
-            break
-        if not part:
-            break
-        seen += part
-    os.close(master)
-    return child.wait(60), seen.decode()
+
+    def run(*arguments, **changes):
+        master, slave = pty.openpty()
+        env = {"TERM": "xterm", **changes}
+        child = spawn(*arguments, env=env, stdin=slave, stdout=slave, stderr=slave)
+        os.close(slave)
+        seen = b""
+        with contextlib.suppress(OSError):  # what Linux says when the other side has gone
+            while part := os.read(master, 65536):
+                seen += part
+        os.close(master)
+        return child.wait(60), seen.decode()
+
+    return run
 
 
-def test_a_terminal_has_a_bar(tmp_path, images, recipe):
-    code, seen = terminal(["train", images, "--config", recipe, "--steps", 30], tmp_path)
+def test_a_terminal_has_a_bar(terminal, images, recipe):
+    code, seen = terminal("train", images, "--config", recipe, "--steps", 30)
     assert code == 0
     assert ESCAPE in seen
     assert "training" in seen
     assert re.search(r"\x1b\[[\d;]*m", seen)
 
 
-def test_a_dumb_terminal_has_plain_lines(tmp_path, images, recipe):
-    line = ["train", images, "--config", recipe, *SHORT]
-    code, seen = terminal(line, tmp_path, TERM="dumb")
+def test_a_dumb_terminal_has_plain_lines(terminal, images, recipe):
+    code, seen = terminal("train", images, "--config", recipe, *SHORT, TERM="dumb")
     assert code == 0
     assert "step 3/3" in seen
     assert ESCAPE not in seen
 
 
-def test_no_color_is_honoured(tmp_path):
-    code, plain = terminal(["sample", "nowhere"], tmp_path)
+def test_no_color_is_honoured(terminal):
+    code, plain = terminal("sample", "nowhere")
     assert re.search(r"\x1b\[31m", plain)
-    code, plain = terminal(["sample", "nowhere"], tmp_path, NO_COLOR="1")
+    code, plain = terminal("sample", "nowhere", NO_COLOR="1")
     assert code == 4
     assert not re.search(r"\x1b\[(3|9)\d[\d;]*m", plain)
 

@@ -127,7 +127,7 @@ CASES: dict[str, tuple[str, ...]] = {
         sample("--steps 4"),
     ),
     "two-processes": (
-        f"torchrun {train('--classes --flip')}",
+        f"twice {train('--classes --flip')}",
         sample("--steps 3 --seed 2"),
     ),
     "convert": (

@@ -16,9 +16,9 @@ import json
 import os
 import platform
 import shutil
-import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -117,11 +117,11 @@ def furnish(folder: Path) -> None:
 # -- running and measuring -------------------------------------------------------------------------
 
 
-def run(line: str) -> str:
-    """stdout of `diffuse` with these arguments, in this process unless torchrun is named."""
+def run(line: str, twice: Callable[..., str]) -> str:
+    """stdout of `diffuse` with these arguments, in this process or by `twice`."""
     arguments = line.split()
-    if arguments[0] == "torchrun":
-        return _run_twice(arguments[1:])
+    if arguments[0] == "twice":
+        return twice(*arguments[1:])
     from diffuse_cli.app import main
 
     out, err = io.StringIO(), io.StringIO()
@@ -131,11 +131,9 @@ def run(line: str) -> str:
     return out.getvalue()
 
 
-def _run_twice(arguments: list[str]) -> str:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port = str(listening.getsockname()[1])
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
+def by_torchrun(*arguments: str) -> str:
+    """stdout of `diffuse` in two processes."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     path = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
     ran = subprocess.run(
         [sys.executable, *launcher, "-m", "diffuse_cli", *arguments],
@@ -170,11 +168,14 @@ def numbers(found: Any, at: str = "") -> dict[str, float]:
     return {path: number for key, value in pairs for path, number in numbers(value, key).items()}
 
 
-def measure(name: str) -> Measured:
-    """Run a case in the working directory, which `furnish` has filled, and measure it."""
+def measure(name: str, twice: Callable[..., str] = by_torchrun) -> Measured:
+    """Run a case in the working directory, which `furnish` has filled, and measure it.
+
+    `twice` runs `diffuse` in two processes.
+    """
     found: Measured = {"tensors": {}, "images": {}, "numbers": {}}
     for line in CASES[name]:
-        out = run(line)
+        out = run(line, twice)
         if "--json" in line:
             found["numbers"].update(numbers(json.loads(out)))
     for model in filter(Path.exists, map(Path, ("m.safetensors", "stopped.safetensors"))):

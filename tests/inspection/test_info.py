@@ -874,14 +874,14 @@ def test_the_readme_shows_what_is_said(diffuse):
 # -- as a process ---------------------------------------------------------------------------------
 
 
-def test_the_command_as_a_process(images, process, tmp_path):
-    ran = process("info", images, "-o", "sheet.png", env={"LC_ALL": "C"})
+def test_the_command_as_a_process(images, fresh, tmp_path):
+    ran = fresh("info", images, "-o", "sheet.png", env={"LC_ALL": "C"})
     assert ran.code == 0
     assert ran.out.startswith("data             ")
     assert "60 usable of 60" in ran.out
     assert "reading images 60/60" in ran.err
     assert (tmp_path / "sheet.png").exists()
-    assert process("info", "nowhere").code == 3
+    assert fresh("info", "nowhere").code == 3
 
 
 def test_images_are_looked_at_without_torch(images, tmp_path):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 from diffuse_cli import files
 from diffuse_cli.errors import OutputError
@@ -43,9 +41,7 @@ def fill_up(place: Path, spare: int) -> Path:
     return path
 
 
-def limited(size: int):
-    """What a process does before it begins, so that it may write no larger file."""
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+LIMIT = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
 
 
 def test_a_disk_that_is_too_small_is_refused_before_any_step(
@@ -98,7 +94,7 @@ def test_a_full_disk_while_sampling_leaves_no_half_made_file(diffuse, model, sma
 
 def test_a_limit_on_the_size_of_files_is_refused_before_any_step(process, images, recipe, tmp_path):
     options = ("train", images, "--config", recipe, "--steps", 4, "-q")
-    ran = process(*options, preexec_fn=limited(20_000))
+    ran = process(*options, before=LIMIT)
     assert ran.code == 5, ran.err
     assert "ulimit -f" in ran.line
     assert not list(tmp_path.iterdir())
@@ -108,17 +104,17 @@ def test_a_limit_that_is_met_while_saving_keeps_the_last_checkpoint(
     process, images, recipe, tmp_path, train
 ):
     options = ("train", images, "--config", recipe, "--steps", 6, "--save-every", 2, "-q")
-    program = (
-        "import sys; from diffuse_cli import files; files._file_size_limit = lambda: None; "
-        "from diffuse_cli.training.rundir import RunDirectory; save = RunDirectory.save\n"
-        "def limited(self, checkpoint):\n"
-        "    import resource\n"
-        "    if checkpoint.step > 2: resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
-        "    return save(self, checkpoint)\n"
-        "RunDirectory.save = limited; from diffuse_cli.app import main; sys.exit(main())\n"
-    )
-    (tmp_path / "limited.py").write_text(program)
-    ran = process(*options, module="limited", env={"PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    before = f"""
+from diffuse_cli import files
+from diffuse_cli.training.rundir import RunDirectory
+save, files._file_size_limit = RunDirectory.save, lambda: None
+def limited(self, checkpoint):
+    if checkpoint.step > 2:
+        {LIMIT}
+    return save(self, checkpoint)
+RunDirectory.save = limited
+"""
+    ran = process(*options, before=before)
     assert ran.code == 5, ran.err
     assert "File too large" in ran.line
     assert left(tmp_path) == []
