@@ -214,6 +214,13 @@ def test_a_folder_of_images_is_none(tmp_path, name):
     assert runs.run_at(folder) is None
 
 
+def test_a_name_that_no_system_takes_is_no_run(diffuse):
+    assert runs.run_at(Path("x" * 5000)) is None
+    ran = diffuse("sample", "x" * 5000, "-q")
+    assert ran.code == 4
+    assert "cannot read" in ran.line
+
+
 def test_the_run_of_a_model(tmp_path, stopped):
     assert runs.run_of(Path("a/b.safetensors")) == Path("a/b.run")
     assert runs.run_of(Path("b.best.safetensors")) == Path("b.run")

@@ -21,7 +21,7 @@ from conftest import ROOT, environment
 from PIL import Image
 from xxhash import xxh3_128_digest
 
-from diffuse_cli import files, modelfile, pictures
+from diffuse_cli import files, modelfile, pictures, tensorfile
 from diffuse_cli.config import InfoConfig
 from diffuse_cli.data import Samples, Summary, read_images
 from diffuse_cli.errors import DataError
@@ -231,7 +231,9 @@ def test_one_image(tmp_path, diffuse):
     assert "mean 127.50, deviation 127.50 of 255" in ran.out
     assert "not searched: the images are too small" in ran.out
     assert ran.out.splitlines()[-1].split() == ["contact", "sheet", "one.png"]
-    assert np.asarray(Image.open("one.png")).tolist() == [[0, 255]]
+    shown = np.asarray(Image.open("one.png"))
+    assert shown.shape == (32, 64)  # large enough to be seen
+    assert shown[::32, ::32].tolist() == [[0, 255]]
 
 
 def test_transparency_is_laid_on_the_background(tmp_path, diffuse):
@@ -614,7 +616,7 @@ def test_nothing_usable_is_one_line(tmp_path, diffuse):
     (tmp_path / "broken.zip").write_bytes(b"PK\x05\x06" + b"\xff" * 16 + b"\0\0")
     for path, code, says in (
         ("empty", 3, "no images in empty"),
-        ("nowhere", 3, "folder or a .zip file of images, or a model file"),
+        ("nowhere", 3, "a .zip file of images, a model file or a run directory"),
         ("fifo", 3, "fifo"),
         ("picture.png/x", 3, "no such"),
         ("x" * 5000, 3, "cannot read"),
@@ -778,7 +780,8 @@ def test_a_model_without_a_title_or_raw_weights(conditional, diffuse):
     found = diffuse("info", "m.safetensors", "--json").json
     assert (found["title"], found["raw"]) == ("", False)
     assert "title       none\n" in diffuse("info", "m.safetensors").out
-    assert modelfile.read_metadata(Path("m.safetensors"))["format"] == "pt"
+    with tensorfile.opened(Path("m.safetensors")) as file:
+        assert tensorfile.read_header(file).metadata["format"] == "pt"
 
 
 @pytest.mark.parametrize(
