@@ -25,10 +25,12 @@ BEST = ".best.safetensors"
 
 def run_at(path: Path) -> Path | None:
     """The run directory that a path is, or in which it is a checkpoint; None for anything else."""
-    if (path / MANIFEST).is_file() and (path / AVERAGE).is_file():
-        return path.parent.parent
-    is_run = path.suffix == ".run" or (path / CHECKPOINTS).is_dir()
-    return path if is_run and (path / CONFIG).is_file() else None
+    with contextlib.suppress(OSError):  # a name that is too long, a folder that is not ours
+        if (path / MANIFEST).is_file() and (path / AVERAGE).is_file():
+            return path.parent.parent
+        if path.suffix == ".run" or (path / CHECKPOINTS).is_dir():
+            return path if (path / CONFIG).is_file() else None
+    return None
 
 
 def run_of(model: Path) -> Path:

@@ -163,6 +163,16 @@ def test_the_processes_of_one_command_take_the_same_checkpoint(stopped, monkeypa
 # -- wherever a model stands ----------------------------------------------------------------------
 
 
+def test_the_toml_of_a_run_is_that_of_its_newest_model(stopped, diffuse):
+    newest = runs.complete(RUN / "checkpoints")[0]
+    ran = diffuse("info", RUN, "--toml")
+    assert ran.out == diffuse("info", newest, "--toml").out
+    assert 'schedule = "cosine"' in ran.out
+    shutil.rmtree(RUN / "checkpoints")
+    ran = diffuse("info", RUN, "--toml")
+    assert (ran.code, ran.out) == (4, "")
+
+
 def test_eval_measures_a_run(stopped, diffuse, images):
     more = ("-n", 6, "--timesteps", 4, "--train-n", 0, "--json", "--steps", 3)
     one, other = (diffuse("eval", path, images, *more) for path in ("model.run", "6.safetensors"))
@@ -212,6 +222,13 @@ def test_a_folder_of_images_is_none(tmp_path, name):
     assert runs.run_at(folder) is None
     (folder / "manifest.json").write_text("{}")
     assert runs.run_at(folder) is None
+
+
+def test_a_name_that_no_system_takes_is_no_run(diffuse):
+    assert runs.run_at(Path("x" * 5000)) is None
+    ran = diffuse("sample", "x" * 5000, "-q")
+    assert ran.code == 4
+    assert "cannot read" in ran.line
 
 
 def test_the_run_of_a_model(tmp_path, stopped):

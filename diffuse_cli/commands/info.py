@@ -43,10 +43,13 @@ def run(config: InfoConfig, console: Console) -> None:
     from diffuse_cli.inspection.run import RunReport
 
     found = console.follow(inspect(config))
-    if isinstance(found, ModelReport):
-        lines = _toml(found) if found.config else columns(_model_rows(found))
+    model = found.model if isinstance(found, RunReport) else found
+    if isinstance(model, ModelReport) and model.config:
+        lines = _toml(model)
     elif isinstance(found, RunReport):
         lines = columns(_run_rows(found))
+    elif isinstance(found, ModelReport):
+        lines = columns(_model_rows(found))
     else:
         lines = columns(_data_rows(found, config.fit or "crop"))
     console.show(found.to_dict(), lines)

@@ -58,6 +58,8 @@ def inspect_run(config: InfoConfig, run: Path) -> Work[RunReport]:
     try:
         model = yield from inspect_model(config)
     except ModelFileError as error:
+        if config.toml:
+            raise
         yield Notice(str(error), warning=True)
     settings = read_toml(run / runs.CONFIG)
     steps, batch = settings.get("steps"), settings.get("batch_size")
