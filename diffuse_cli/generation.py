@@ -74,7 +74,7 @@ def generate(config: SampleConfig) -> Work[Generated | None]:
         outputs.check_samples(folder, config.overwrite, MANIFEST, WRITTEN.fullmatch)
     with (
         _holding(folder) if rank() == 0 else contextlib.nullcontext(),
-        machine(resolve_precision(config.precision)) as accelerator,
+        machine(config.precision, config.device) as accelerator,
     ):
         loaded = yield from load_denoiser(config.model, config.weights, accelerator)
         settings = resolve(config, loaded.model, config.classes)
@@ -189,7 +189,7 @@ def _finish(
         "sampler": settings.sampler,
         "steps": settings.steps,
         **{name: getattr(config, name) for name in DESCRIBED},
-        "precision": resolve_precision(config.precision),
+        "precision": resolve_precision(config.precision, config.device),
         "model": {"sha256": loaded.sha256},
         "images": [path.name for path in images],
         **_describe(wanted, loaded.model.classes, config.n),

@@ -25,6 +25,8 @@ WORTH_ITS_DIGITS = 1.25
 PRECISIONS = {"auto": "", "fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 """Accelerate's name of each precision."""
 
+DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
+
 LAUNCH = "Start them with torchrun, or with accelerate launch --multi_gpu"
 
 TRACKERS = ("tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "dvclive")
@@ -40,22 +42,29 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0") or 0)
 
 
-def device_type() -> str:
-    """`cuda`, `mps`, ... or `cpu`."""
+def device_type(wanted: str = "auto") -> str:
+    """`cuda`, `mps`, ... or `cpu`: the wanted one, or the GPU that PyTorch sees, if any.
+
+    Raises:
+        UsageError: the wanted one is not here.
+    """
     import torch
 
     accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return accelerator.type if accelerator is not None else "cpu"
+    found = accelerator.type if accelerator is not None else "cpu"
+    if wanted not in ("auto", "cpu", found):
+        raise UsageError(f"--device {wanted}: PyTorch sees none here", f"Choose {found}")
+    return found if wanted == "auto" else wanted
 
 
-def resolve_precision(name: str) -> str:
+def resolve_precision(name: str, device: str = "auto") -> str:
     """`auto` becomes bf16 if that is faster here, else fp32; other names stay.
 
     Raises:
-        UsageError: no such precision, or fp16 without a GPU.
+        UsageError: no such precision or device, or fp16 without a GPU.
     """
     lookup(PRECISIONS, name, "--precision")
-    device = device_type()
+    device = device_type(device)
     if name == "fp16" and device == "cpu":
         raise UsageError("--precision fp16 needs a GPU", "Choose bf16 or fp32")
     if name != "auto":
@@ -104,19 +113,26 @@ elsewhere are too short. Launchers notice at once if one dies."""
 
 @contextlib.contextmanager
 def machine(
-    precision: str, *, accumulation: int = 1, log: str | None = None, folder: Path | None = None
+    precision: str,
+    device: str = "auto",
+    *,
+    accumulation: int = 1,
+    log: str | None = None,
+    folder: Path | None = None,
 ) -> Iterator[Accelerator]:
     """The Accelerator of this run, ended on exit.
 
     Args:
-        precision: as `resolve_precision` returns it.
+        precision: `resolve_precision` makes it exact.
+        device: one of `DEVICES`.
         accumulation: forward passes per step.
         log: a tracker, which writes under `folder`.
 
     Raises:
-        UsageError: processes that a launcher started do not see each other, or the tracker is not
-            installed.
+        UsageError: as `resolve_precision` does; processes that a launcher started do not see each
+            other; or the tracker is not installed.
     """
+    precision, device = resolve_precision(precision, device), device_type(device)
     launched = int(os.environ.get("WORLD_SIZE", "1") or 1)
     if launched > 1 and "MASTER_ADDR" not in os.environ:
         raise UsageError(f"WORLD_SIZE is {launched}, but no launcher set MASTER_ADDR", LAUNCH)
@@ -129,7 +145,6 @@ def machine(
 
     AcceleratorState._reset_state()
     GradientState._reset_state()
-    device = device_type()
     if device == "cuda":
         # fp32 means float32 throughout; with other precisions TF32 is good enough.
         exact = precision == "fp32"
@@ -167,18 +182,20 @@ def log_picture(accelerator: Accelerator, name: str, picture: Image, step: int) 
 
 
 @contextlib.contextmanager
-def machine_or(given: Accelerator | None, precision: str) -> Iterator[Accelerator]:
+def machine_or(
+    given: Accelerator | None, precision: str, device: str = "auto"
+) -> Iterator[Accelerator]:
     """The given Accelerator, which stays open, or a new one.
 
     With several processes, each can make only one in its life.
 
     Raises:
-        UsageError: as `machine` and `resolve_precision` do.
+        UsageError: as `machine` does.
     """
     if given is not None:
         yield given
         return
-    with machine(resolve_precision(precision)) as accelerator:
+    with machine(precision, device) as accelerator:
         yield accelerator
 
 

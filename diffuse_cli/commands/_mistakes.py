@@ -9,11 +9,6 @@ from typer.exceptions import TyperException
 
 from diffuse_cli.errors import UsageError, near, suggest
 
-DEVICE = (
-    "The device is chosen for you: a GPU where PyTorch sees one, else the processor. "
-    "CUDA_VISIBLE_DEVICES=1 names a GPU, and CUDA_VISIBLE_DEVICES= hides them all"
-)
-
 SYNONYMS: dict[str, str] = {
     "--learning-rate": "--lr",
     "--resolution": "--size",
@@ -55,10 +50,9 @@ SYNONYMS: dict[str, str] = {
     "--sweep-guidance": "diffuse tune MODEL DATA --guidance",
     "--ema-sweep": "diffuse ema MODEL DATA",
     "--ema-metric": "diffuse ema MODEL DATA --metric",
-    "--device": DEVICE,
-    "--gpu": DEVICE,
-    "--cpu": DEVICE,
-    "--cuda": DEVICE,
+    "--gpu": "--device cuda",
+    "--cpu": "--device cpu",
+    "--cuda": "--device cuda",
     "fit": "train",
     "finetune": "train DATA --init MODEL",
     "generate": "sample",
@@ -86,8 +80,6 @@ def explain(error: TyperException) -> UsageError:
 def _meant(typed: str, context: Any) -> str:
     """What to type instead of a flag that the command does not have."""
     own, known = _flags(context.command), SYNONYMS.get(typed, "")
-    if known == DEVICE:
-        return known
     if known and (known.split()[0] in own or not known.startswith("-")):
         return f"Did you mean '{known}'?"
     if close := near(typed, own, cutoff=0.75):

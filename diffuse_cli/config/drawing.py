@@ -49,6 +49,9 @@ class ComputeConfig(Config):
         64, "Batch size; does not affect the results.", low=1, high=100_000
     )
     precision: str = run_option("auto", "Precision of the arithmetic.", table="runtime.PRECISIONS")
+    device: str = run_option(
+        "auto", "Device; auto is a GPU where PyTorch sees one.", table="runtime.DEVICES"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -142,6 +142,9 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
 
     seed: int = run_option(0, "Seed of all random draws.", low=0, high=2**63 - 1)
     precision: str = run_option("auto", "Precision of the arithmetic.", table="runtime.PRECISIONS")
+    device: str = run_option(
+        "auto", "Device; auto is a GPU where PyTorch sees one.", table="runtime.DEVICES", place=True
+    )
     compile: bool = run_option(False, "Compile the network: pays off in long runs on a GPU.")
     gradient_checkpointing: bool = run_option(
         False, "Save memory by recomputing activations, at some speed.", control=True

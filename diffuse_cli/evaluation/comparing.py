@@ -105,7 +105,7 @@ def measure_both(
         return None
     described = [
         {
-            **describe(drawn, each.weights, each.precision, model.sha256),
+            **describe(drawn, each, model.sha256),
             "timesteps": each.timesteps,
         }
         for each, drawn, model in zip(own, settings, models, strict=True)

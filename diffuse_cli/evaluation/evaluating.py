@@ -16,6 +16,7 @@ from diffuse_cli.config import (
     MeasureConfig,
     PlottedBoundConfig,
     SamplerConfig,
+    TuneConfig,
     WeightsConfig,
 )
 from diffuse_cli.data import is_images
@@ -90,13 +91,13 @@ def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work
         raise UsageError(f"{flag} needs a model, and {files.show(subject)} is a folder of images")
     plot, page = asked(config, "plot", ".png"), asked(config, "pairs", ".png")
     report = asked(config, "report", ".html")
-    with machine_or(accelerator, config.precision) as accelerator:
+    with machine_or(accelerator, config.precision, config.device) as accelerator:
         loaded, settings, described = None, None, {}
         if not folder:
             loaded = yield from load_denoiser(subject, config.weights, accelerator)
             settings = settle(config, loaded)
             yield from tell(settings)
-            described = describe(settings, config.weights, config.precision, loaded.sha256)
+            described = describe(settings, config, loaded.sha256)
             described |= {"timesteps": config.timesteps, "respaced": config.respaced}
         network = yield from find_network(config, accelerator)
         sides = yield from read_sides(config, loaded)
@@ -211,7 +212,9 @@ def _by_class(evaluation: Evaluation, names: Sequence[str]) -> dict[str, dict[st
     return found
 
 
-def describe(settings: DrawSettings, weights: str, precision: str, sha256: str) -> dict[str, Any]:
+def describe(
+    settings: DrawSettings, config: EvalConfig | TuneConfig, sha256: str
+) -> dict[str, Any]:
     """How images were drawn, for comparing the numbers."""
     guidance: dict[str, Any] = {}
     if wanted := settings.condition:
@@ -221,8 +224,8 @@ def describe(settings: DrawSettings, weights: str, precision: str, sha256: str) 
         **{name: getattr(settings, name) for name in names},
         **settings.options,
         **guidance,
-        "weights": weights,
-        "precision": resolve_precision(precision),
+        "weights": config.weights,
+        "precision": resolve_precision(config.precision, config.device),
         "model_sha256": sha256,
     }
 

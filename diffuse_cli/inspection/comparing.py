@@ -138,7 +138,7 @@ def _measured(
     from diffuse_cli.evaluation.comparing import measure_both
     from diffuse_cli.sampling import Loaded, ready
 
-    with machine_or(accelerator, config.precision) as accelerator:
+    with machine_or(accelerator, config.precision, config.device) as accelerator:
         loaded = [
             Loaded(model, ready(model, config.weights, accelerator), str(side.sha256))
             for side in sides

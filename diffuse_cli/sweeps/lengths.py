@@ -24,7 +24,7 @@ from diffuse_cli.options import from_dict
 from diffuse_cli.outputs import asked
 from diffuse_cli.resolving import resolve, tell
 from diffuse_cli.runs import run_of
-from diffuse_cli.runtime import machine, resolve_precision
+from diffuse_cli.runtime import machine
 from diffuse_cli.sampling import Loaded, draw, ready
 from diffuse_cli.training import power
 from diffuse_cli.training.objective import Objective, losses_of
@@ -81,7 +81,7 @@ def measure_lengths(config: EmaConfig) -> Work[MeasuredLengths | None]:
         OutputError: the output exists already, or cannot be written.
     """
     out = asked(config, "out", ".safetensors")
-    with machine(resolve_precision(config.precision)) as accelerator:
+    with machine(config.precision, config.device) as accelerator:
         if not accelerator.is_main_process:
             return None
         loaded = yield from load_model(config, "ema", accelerator, alone=True)

@@ -47,7 +47,7 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         OutputError: the plot or the model file exists already, or cannot be written.
     """
     out, plot = asked(config, "out", ".safetensors"), asked(config, "plot", ".png")
-    with machine_or(accelerator, config.precision) as accelerator:
+    with machine_or(accelerator, config.precision, config.device) as accelerator:
         loaded = yield from evaluating.load_model(config, config.weights, accelerator)
         first_scale = config.guidance[0] if config.guidance else None
         drawn = converted(config, DrawConfig, steps=None, guidance=first_scale)
@@ -73,7 +73,7 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
             setting = replace(found, guidance=scale)
             rows.append((yield from _counted(measure(setting), setting, len(rows), total)))
         yield Progress("tuning", total, total)
-        described = evaluating.describe(base, config.weights, config.precision, loaded.sha256)
+        described = evaluating.describe(base, config, loaded.sha256)
         tuned = Tuned(
             rows=tuple(rows),
             recommended=recommend(rows),
@@ -105,7 +105,7 @@ def tune_and_evaluate(
     Returns what was tried, the evaluation and its result; None on every process but the first.
     """
     asked(config, "report", ".html")
-    with machine_or(None, config.precision) as accelerator:
+    with machine_or(None, config.precision, config.device) as accelerator:
         tuned = yield from tune(config, accelerator)
         chosen = converted(config, EvalConfig, **vars(tuned.recommended), plot=None)
         found = yield from evaluating.evaluate(chosen, accelerator)

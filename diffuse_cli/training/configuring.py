@@ -24,7 +24,7 @@ from diffuse_cli.training.rundir import RunDirectory
 BATCH = 64
 """The default batch size."""
 
-FREE = {"steps", "data", "preview_every", "eval_every", "eval_images"}
+FREE = {"steps", "data", "device", "preview_every", "eval_every", "eval_images"}
 """Options besides those of control that may change on --resume."""
 
 
@@ -185,7 +185,7 @@ def complete(
     """
     from diffuse_cli.runtime import device_type, resolve_precision
 
-    preset = choose(config, space, device_type())
+    preset = choose(config, space, device_type(config.device))
     loss = config.loss or default_loss(config.variance)
     network, settings = architecture(config, preset, space)
     if config.batch_size or config.minutes is None:
@@ -201,7 +201,7 @@ def complete(
         architecture=plain(settings),
         loss=loss,
         weighting=config.weighting or ("none" if loss == "vlb" else "min-snr"),
-        precision=resolve_precision(config.precision),
+        precision=resolve_precision(config.precision, config.device),
     )
     blueprint = Blueprint(
         space=space,

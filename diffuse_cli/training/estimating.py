@@ -13,7 +13,7 @@ from diffuse_cli.config.training import to_file
 from diffuse_cli.core.networks import count_parameters
 from diffuse_cli.events import Work
 from diffuse_cli.options import to_toml
-from diffuse_cli.runtime import machine, resolve_precision
+from diffuse_cli.runtime import machine
 from diffuse_cli.training.memory import SLACK, cost, images_at_a_time
 from diffuse_cli.training.plan import check_batch, prepare
 from diffuse_cli.training.timing import (
@@ -60,9 +60,7 @@ def estimate(config: TrainConfig) -> Work[Estimate]:
     Raises:
         DiffuseError: what training itself would raise before its first step.
     """
-    with machine(
-        resolve_precision(config.precision), accumulation=config.accumulation
-    ) as accelerator:
+    with machine(config.precision, config.device, accumulation=config.accumulation) as accelerator:
         check_batch(config, accelerator.num_processes)
         plan = yield from prepare(config)
         room = images_at_a_time(plan, accelerator)

@@ -18,7 +18,7 @@ from diffuse_cli.core.networks import count_parameters
 from diffuse_cli.errors import DiffuseError, Interrupted, OutputError, Terminated, UsageError
 from diffuse_cli.events import Notice, Stop, Work, until
 from diffuse_cli.options import options, read_toml, to_toml
-from diffuse_cli.runtime import machine, rank, resolve_precision
+from diffuse_cli.runtime import machine, rank
 from diffuse_cli.training.checkpoints import (
     Pace,
     bring_up_to_date,
@@ -70,7 +70,8 @@ def fit(
     with (
         _holding(run, config) if main else contextlib.nullcontext(),
         machine(
-            resolve_precision(config.precision),
+            config.precision,
+            config.device,
             accumulation=config.accumulation,
             log=config.log,
             folder=run.logs,

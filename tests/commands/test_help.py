@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from diffuse_cli.commands import COMMANDS, _help
-from diffuse_cli.commands._mistakes import DEVICE, SYNONYMS
+from diffuse_cli.commands._mistakes import SYNONYMS
 from diffuse_cli.options import GROUPS, options
 
 SCREEN = 30
@@ -101,8 +101,6 @@ def test_a_synonym_is_no_option_and_what_it_stands_for_is_one(diffuse, typed):
         ran = diffuse(typed, "x")
         assert typed not in COMMANDS
         assert meant.split()[0] in COMMANDS
-    elif meant == DEVICE:
-        ran, meant = diffuse("train", "x", typed), "CUDA_VISIBLE_DEVICES"
     elif meant.startswith("diffuse"):
         ran = diffuse("eval", "x", "y", typed)
         _, command, _, _, *flag = meant.split()
