@@ -214,7 +214,7 @@ def _variances(axes: Axes, scene: Scene, times: list[int]) -> None:
 # -- the animation --------------------------------------------------------------------------------
 
 FRAMES, SECONDS, HOLD, FRAME_DPI, FRAME_WIDTH, FRAME_GAP = 40, 4.0, 1.5, 100, 2.0, 0.14
-FRAME_COLUMNS, FRAME_TOP, FRAME_HEAD, FRAME_LEFT = 4, 0.42, 0.28, 0.62
+FRAME_COLUMNS, FRAME_TOP, FRAME_HEAD, FRAME_LEFT = 5, 0.42, 0.28, 0.62
 NOISE = 1_800_000  # pixels times zoom of all frames; noise does not compress: 3 or 4 MB
 
 

@@ -43,8 +43,7 @@ class Model:
             names if the model is unconditional.
         training: the configuration of the training.
         sampling: the setting that `tune` recommends.
-        versions, title: of the `diffuse` and torch that wrote a file, and its `modelspec.title`,
-            untrusted; set by reading only.
+        versions: of the `diffuse` and torch that wrote a file; set by reading only.
     """
 
     blueprint: Blueprint
@@ -55,7 +54,6 @@ class Model:
     training: Mapping[str, Any] = field(default_factory=dict)
     sampling: SamplerChoice | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
-    title: str = ""
 
     @property
     def classes(self) -> tuple[str, ...]:

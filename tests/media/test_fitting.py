@@ -182,7 +182,7 @@ def test_a_model_is_measured_as_it_was_trained(diffuse: Any, recipe: Path, wide:
         sides = finish(read_sides(config, loaded(modelfile.load("model.safetensors"))))
         expected = read(wide, size=(8, 8), fit=fit, background="black")
         assert sides.part == "held-out"
-        assert {p.tobytes() for p in sides.real.pixels} < {p.tobytes() for p in expected}
+        assert {p.tobytes() for p in sides.real.samples} < {p.tobytes() for p in expected}
 
 
 def test_a_resume_keeps_the_fit(diffuse: Any, recipe: Path, wide: Path) -> None:
@@ -210,7 +210,7 @@ def test_files_from_before_were_cropped(tmp_path: Path, wide: Path, model: Path)
     old = {name: value for name, value in made.data.items() if name != "fit"}
     made = dataclasses.replace(made, data=old)
     config = EvalConfig(subject=str(model), data=str(wide))
-    real = finish(read_sides(config, loaded(made))).real.pixels
+    real = finish(read_sides(config, loaded(made))).real.samples
     assert {p.tobytes() for p in real} == {p.tobytes() for p in read(wide, size=(8, 8))}
 
 
