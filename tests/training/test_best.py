@@ -7,8 +7,8 @@ import shutil
 import signal
 from pathlib import Path
 
-import numpy as np
 import conftest
+import numpy as np
 import pytest
 import torch
 from conftest import write_images
