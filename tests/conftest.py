@@ -35,9 +35,9 @@ keep_raw = true
 
 [unet]
 width = 8
-multipliers = [1, 2]
+multipliers = [1]
 blocks = 1
-attention = [4]
+attention = [8]
 groups = 4
 """
 
@@ -93,10 +93,17 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+PREVIEW_STEPS = 2
+"""In how many steps a run in this process draws its previews and what it measures KID of."""
+
+
 def in_process(arguments: Sequence[Any]) -> int:
     from diffuse_cli.app import main
 
-    return main([str(a) for a in arguments])
+    with pytest.MonkeyPatch.context() as patch:
+        if arguments and arguments[0] == "train":
+            patch.setattr("diffuse_cli.training.previews.SAMPLING_STEPS", PREVIEW_STEPS)
+        return main([str(a) for a in arguments])
 
 
 @pytest.fixture(scope="session")

@@ -7,28 +7,28 @@ import shutil
 import signal
 from pathlib import Path
 
+import conftest
 import numpy as np
 import pytest
 import torch
 from conftest import write_images
 
 from diffuse_cli import modelfile
+from diffuse_cli.config import SAMPLING_STEPS
 from diffuse_cli.metrics import kid
 from diffuse_cli.training import loop, monitor, validation
 from diffuse_cli.training.rundir import RunDirectory
 from diffuse_cli.training.trainer import Trainer
 
 MODEL, BEST, RUN = Path("model.safetensors"), Path("model.best.safetensors"), Path("model.run")
-EVAL = ("--eval-every", 5, "--eval-images", 6)
+EVAL = ("--eval-every", 2, "--eval-images", 6)
 
-KIDS = {5: 0.9, 10: 0.4, 15: 0.6, 20: 0.5, 25: 0.3, 30: 0.7, 35: 0.2, 40: 0.8}
-"""A course of the metric: the best is at 10, then at 25, then at 35."""
+KIDS = {2: 0.9, 4: 0.4, 6: 0.6, 8: 0.5, 10: 0.3, 12: 0.7, 14: 0.2, 16: 0.8}
+"""A course of the metric: the best is at 4, then at 10, then at 14."""
 
 
-@pytest.fixture
-def course(monkeypatch):
-    """The KID by the number of updates behind the averaged weights; counts what was measured."""
-    asked = []
+def measuring(asked):
+    """`_measure` by the number of updates behind the averaged weights, which it notes."""
 
     def measure(self):
         yield from ()
@@ -36,7 +36,14 @@ def course(monkeypatch):
         asked.append(step)
         return {"kid": KIDS.get(step, 1.0), "kid_standard_error": 0.01}
 
-    monkeypatch.setattr(monitor.Monitor, "_measure", measure)
+    return measure
+
+
+@pytest.fixture
+def course(monkeypatch):
+    """The course as what is measured; the steps at which it was."""
+    asked = []
+    monkeypatch.setattr(monitor.Monitor, "_measure", measuring(asked))
     return asked
 
 
@@ -75,6 +82,7 @@ def test_the_kid_is_that_of_drawn_images_against_held_out_ones(diffuse, train, i
         return real(network, pixels)
 
     monkeypatch.setattr(validation, "extract", noting)
+    monkeypatch.setattr(conftest, "PREVIEW_STEPS", SAMPLING_STEPS)
     train("--steps", 10, "--eval-every", 10, "--eval-images", 9)
     assert diffuse("sample", BEST, "-n", 9, "-o", "drawn").code == 0
     from PIL import Image
@@ -134,7 +142,7 @@ def test_out_of_memory_leaves_an_evaluation_out(train, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(validation.Validator, "kid", full)
-    ran = train("--steps", 5, *EVAL)
+    ran = train("--steps", 2, *EVAL)
     assert ran.code == 0
     assert "out of memory while evaluating: it is left out" in ran.err
     assert not BEST.exists()
@@ -144,88 +152,98 @@ def test_out_of_memory_leaves_an_evaluation_out(train, monkeypatch):
 
 
 def test_the_best_model_is_that_of_its_step(train, course):
-    ran = train("--steps", 40, *EVAL, "--json")
+    ran = train("--steps", 16, *EVAL, "--json")
     assert ran.json["best"] == {
-        "model": str(BEST), "step": 35, "kid": 0.2, "kid_standard_error": 0.01, "images": 6,
+        "model": str(BEST), "step": 14, "kid": 0.2, "kid_standard_error": 0.01, "images": 6,
     }  # fmt: skip
-    assert "best by KID at step 35: 0.2000 ± 0.0100, model.best.safetensors" in ran.err
+    assert "best by KID at step 14: 0.2000 ± 0.0100, model.best.safetensors" in ran.err
     assert kids() == KIDS
     best = modelfile.load(BEST)
-    assert best.step == 35
-    train("--steps", 40, "--stop-at", 35, "-o", "other.safetensors")
+    assert best.step == 14
+    train("--steps", 16, "--stop-at", 14, "-o", "other.safetensors")
     stopped = modelfile.load("other.safetensors")
     for name, tensor in stopped.ema.items():
         assert tensor.equal(best.ema[name])
         assert stopped.raw[name].equal(best.raw[name])
-    assert modelfile.load(MODEL).step == 40
+    assert modelfile.load(MODEL).step == 16
     assert Path("other.safetensors").read_bytes() == BEST.read_bytes()
 
 
-@pytest.mark.parametrize("stop", [7, 10, 12, 25, 38])
-def test_stopped_and_resumed_keeps_the_same_best_file(train, course, stop):
-    train("--steps", 40, *EVAL, "-o", "whole.safetensors")
-    train("--steps", 40, *EVAL, "--stop-at", stop)
+@pytest.fixture(scope="module")
+def whole_course(images, recipe, tmp_path_factory):
+    """The folder of a run through all of the course."""
+    folder = tmp_path_factory.mktemp("course")
+    line = ["train", images, "--config", recipe, "--steps", 16, *EVAL, "-q"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(monitor.Monitor, "_measure", measuring([]))
+        assert conftest.in_process([*line, "-o", folder / MODEL]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("stop", [3, 4, 5, 10, 15])
+def test_stopped_and_resumed_keeps_the_same_best_file(train, course, whole_course, stop):
+    train("--steps", 16, *EVAL, "--stop-at", stop)
     assert train("--resume").code == 0
-    assert BEST.read_bytes() == Path("whole.best.safetensors").read_bytes()
-    assert MODEL.read_bytes() == Path("whole.safetensors").read_bytes()
-    assert kids() == KIDS
-    assert course == [*KIDS, *KIDS]
+    assert BEST.read_bytes() == (whole_course / BEST).read_bytes()
+    assert MODEL.read_bytes() == (whole_course / MODEL).read_bytes()
+    assert kids() == kids(whole_course / RUN) == KIDS
+    assert course == [*KIDS]
 
 
 def test_a_stop_is_no_evaluation_and_the_end_is(train, course):
-    train("--steps", 8, *EVAL, "--stop-at", 7)
-    assert course == [5]
+    train("--steps", 5, *EVAL, "--stop-at", 3)
+    assert course == [2]
     train("--resume")
-    assert course == [5, 8]
+    assert course == [2, 4, 5]
 
 
 @pytest.mark.parametrize("left", ["later", "none", "damaged", "nothing"])
 def test_what_a_killed_run_left_heals(train, course, left):
-    """The checkpoint knows of step 10; the file is of a step after it, or is not there."""
-    train("--steps", 40, *EVAL, "--stop-at", 12)
+    """The checkpoint knows of step 4; the file is of a step after it, or is not there."""
+    train("--steps", 16, *EVAL, "--stop-at", 5)
     expected = BEST.read_bytes()
     shutil.copytree(RUN, "kept")
     if left == "later":
-        train("--resume", "--stop-at", 27)
-        assert step_of(BEST) == 25
+        train("--resume", "--stop-at", 11)
+        assert step_of(BEST) == 10
     elif left == "none":
         BEST.unlink()
     elif left == "damaged":
         BEST.write_bytes(expected[:1000])
     shutil.rmtree(RUN)
     shutil.move("kept", RUN)
-    train("--resume", "--stop-at", 14)
+    train("--resume", "--stop-at", 7)
     assert BEST.read_bytes() == expected
 
 
 def test_a_best_model_of_a_course_that_was_left_goes(train, course):
-    train("--steps", 40, *EVAL, "--stop-at", 12)
+    train("--steps", 16, *EVAL, "--stop-at", 5)
     shutil.rmtree(RUN / "checkpoints")
     MODEL.unlink()
-    ran = train("--resume", "--stop-at", 3)
+    ran = train("--resume", "--stop-at", 1)
     assert "starting at step 0" in ran.err
     assert not BEST.exists()
     train("--resume")
-    assert step_of(BEST) == 35
+    assert step_of(BEST) == 14
 
 
 def test_a_finished_run_writes_a_missing_best_model_again(train, course, monkeypatch):
-    train("--steps", 15, *EVAL)
+    train("--steps", 6, *EVAL)
     before = BEST.read_bytes()
     BEST.unlink()
     monkeypatch.setattr(Trainer, "step", lambda *a: pytest.fail("computed"))
     assert train("--resume").code == 0
     assert BEST.read_bytes() == before
-    assert course == [5, 10, 15]
+    assert course == [2, 4, 6]
 
 
 # -- signals --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("at", [10, 15])
+@pytest.mark.parametrize("at", [4, 6])
 def test_a_signal_abandons_an_evaluation_which_is_made_up_for(train, course, monkeypatch, at):
     """At the last step, too, where nothing else is left to do."""
-    train("--steps", 15, *EVAL, "-o", "whole.safetensors")
+    train("--steps", 6, *EVAL, "-o", "whole.safetensors")
     real, finished = monitor.Monitor._measure, []
 
     def interrupted(self):
@@ -236,7 +254,7 @@ def test_a_signal_abandons_an_evaluation_which_is_made_up_for(train, course, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(monitor.Monitor, "_measure", interrupted)
-        ran = train("--steps", 15, *EVAL, "-q")
+        ran = train("--steps", 6, *EVAL, "-q")
         assert ran.code == 143
         assert f"at step {at}: checkpoint saved" in ran.line
         assert finished == []
@@ -258,34 +276,34 @@ def test_a_signal_abandons_an_evaluation_which_is_made_up_for(train, course, mon
 
 def test_a_file_in_the_place_of_the_best_model_is_not_replaced(train, course):
     BEST.write_text("mine")
-    ran = train("--steps", 5, *EVAL, "-q")
+    ran = train("--steps", 2, *EVAL, "-q")
     assert ran.code == 5
     assert "model.best.safetensors exists already" in ran.line
-    train("--steps", 5)
-    assert train("--resume", *EVAL, "--steps", 10, "-q").code == 5
-    assert train("--steps", 5, "--overwrite").code == 0
+    train("--steps", 2)
+    assert train("--resume", *EVAL, "--steps", 4, "-q").code == 5
+    assert train("--steps", 2, "--overwrite").code == 0
     assert BEST.read_text() == "mine"
-    assert train("--steps", 5, *EVAL, "--overwrite").code == 0
-    assert step_of(BEST) == 5
-    assert train("--steps", 4, "--overwrite").code == 0
+    assert train("--steps", 2, *EVAL, "--overwrite").code == 0
+    assert step_of(BEST) == 2
+    assert train("--steps", 1, "--overwrite").code == 0
     assert not BEST.exists()
 
 
 def test_the_model_of_another_run_is_never_the_place(train, course):
     train("--steps", 2, "-o", BEST)
     for options in ((), ("--overwrite",)):
-        ran = train("--steps", 5, *EVAL, "-q", *options)
+        ran = train("--steps", 4, *EVAL, "-q", *options)
         assert ran.code == 5
         assert "belongs to another run" in ran.line
     assert step_of(BEST) == 2
 
 
 def test_another_number_of_images_begins_anew(train, course):
-    train("--steps", 40, *EVAL, "--stop-at", 12)
-    ran = train("--resume", "--eval-images", 8, "--stop-at", 16)
+    train("--steps", 16, *EVAL, "--stop-at", 5)
+    ran = train("--resume", "--eval-images", 8, "--stop-at", 7)
     assert "found with 6 images an evaluation, not 8" in ran.err
     assert "the search starts again, without model.best.safetensors" in ran.err
-    assert step_of(BEST) == 15
+    assert step_of(BEST) == 6
 
 
 def test_a_number_of_images_needs_evaluations(train):
@@ -311,11 +329,11 @@ def test_the_estimate_of_disk_covers_best_models(train, course, monkeypatch):
 
     asked = []
     monkeypatch.setattr(files, "check_room", lambda folder, *sizes: asked.append(sizes))
-    train("--steps", 15, *EVAL, "--save-every", 1, "-q")
+    train("--steps", 6, *EVAL, "--save-every", 1, "-q")
     [(total, _)] = asked
     run = RunDirectory(MODEL)
     used = files.size_of(run.path) + files.size_of(MODEL) + files.size_of(BEST)
-    of_one = files.size_of(run.checkpoints / "step-00000015")
+    of_one = files.size_of(run.checkpoints / "step-00000006")
     models = files.size_of(MODEL) + files.size_of(BEST)
     assert used + of_one + models <= total
     sizes = [p.stat().st_size for p in run.path.rglob("*.safetensors")]
@@ -333,5 +351,5 @@ def test_what_is_logged_goes_to_trackers_too(train, course, monkeypatch):
         Accelerator, "log", lambda self, values, **k: seen.append(values) or real(self, values, **k)
     )
     monkeypatch.setattr(loop._Run, "_init_trackers", lambda self: None)
-    assert train("--steps", 5, *EVAL, "--log", "tensorboard").code == 0
+    assert train("--steps", 2, *EVAL, "--log", "tensorboard").code == 0
     assert {"kid": 0.9, "kid_standard_error": 0.01} in seen

@@ -7,6 +7,7 @@ import shutil
 import tomllib
 from pathlib import Path
 
+import conftest
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from diffuse_cli import modelfile
+from diffuse_cli.config import SAMPLING_STEPS
 from diffuse_cli.core import LOSSES
 from diffuse_cli.core.losses import simple
 from diffuse_cli.core.timesteps import TIMESTEP_DRAWS, History, choose
@@ -198,9 +200,10 @@ def test_the_held_out_loss_is_measured_with_the_labels(train, monkeypatch):
     assert abs(right - none) > 1e-3 * right
 
 
-def test_a_preview_shows_the_classes_in_turn(train, diffuse):
+def test_a_preview_shows_the_classes_in_turn(train, diffuse, monkeypatch):
+    monkeypatch.setattr(conftest, "PREVIEW_STEPS", SAMPLING_STEPS)
     train("--classes", "--steps", 30, "--lr", 0.01)
-    line = ("-n", 16, "--steps", 20, "--precision", "fp32", "--no-grid")
+    line = ("-n", 16, "--steps", SAMPLING_STEPS, "--precision", "fp32", "--no-grid")
     assert diffuse("sample", MODEL, *line).code == 0
     assert diffuse("sample", MODEL, *line, "--guidance", 0, "-o", "free").code == 0
     preview = np.asarray(Image.open(RUN / "previews/step-00000030.png"), int)

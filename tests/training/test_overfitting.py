@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffuse_cli.training import monitor
 from diffuse_cli.training.overfitting import HeldOut, Overfitting, risen
 from diffuse_cli.training.rundir import RunDirectory
 from diffuse_cli.training.trainer import Trainer
@@ -82,7 +83,17 @@ def test_the_state_goes_through_json():
 
 
 @pytest.fixture
-def rising(monkeypatch):
+def undrawn(monkeypatch):
+    """Looks without a picture."""
+
+    def draw(trainer):
+        yield from ()
+
+    monkeypatch.setattr(monitor, "draw_preview", draw)
+
+
+@pytest.fixture
+def rising(undrawn, monkeypatch):
     """Held-out losses that rise from step 10 on."""
 
     def losses(self):
@@ -92,7 +103,7 @@ def rising(monkeypatch):
     monkeypatch.setattr(Trainer, "held_out_losses", losses)
 
 
-LOOKING = ("--steps", 40, "--preview-every", 5, "--log-every", 1, "--lr", 0.005)
+LOOKING = ("--steps", 25, "--preview-every", 5, "--log-every", 1, "--lr", 0.005)
 SAID = "warning: overfitting: the held-out loss was best at step 10"
 
 
@@ -119,5 +130,5 @@ def test_a_resumed_run_says_it_once_too(train, rising, stop):
     assert (first + then).count("overfitting") == 1
 
 
-def test_a_run_that_only_improves_says_nothing(train):
+def test_a_run_that_only_improves_says_nothing(train, undrawn):
     assert "overfitting" not in train(*LOOKING).err

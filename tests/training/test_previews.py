@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import PREVIEW_STEPS
 from PIL import Image
 
 from diffuse_cli import pictures
@@ -71,7 +72,7 @@ def test_a_checkpoint_is_saved_with_a_preview_for_others_to_see_the_same(train, 
     assert [p.name for p in sorted((RUN / "checkpoints").iterdir())] == [
         "step-00000004", "step-00000005",
     ]  # fmt: skip
-    line = ("-n", 16, "--precision", "fp32")
+    line = ("-n", 16, "--precision", "fp32", "--steps", PREVIEW_STEPS)
     assert diffuse("sample", RUN / "checkpoints/step-00000004", *line).code == 0
     drawn = np.asarray(Image.open("samples/grid.png"), int)
     shown = np.asarray(Image.open(RUN / "previews/step-00000004.png"), int)
