@@ -38,7 +38,7 @@ def test_a_stopped_run_says_how_to_go_on(stopped, diffuse, images):
     assert re.fullmatch(r"\d\.\d{4}, held-out \d\.\d{4}", found["loss"])
     assert re.fullmatch(r"[\d,]+ images/s", found["speed"])
     assert found["step"] == "6"
-    assert found["parameters"] == "48,401"
+    assert found["parameters"] == "12,825"
     line = shlex.split(found["go on with"])
     assert line == ["diffuse", "train", str(images), "--resume", "-o", "model.safetensors"]
     assert diffuse(*line[1:]).code == 0
