@@ -9,7 +9,7 @@ import contextlib
 import json
 import math
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,12 @@ def rows(log: Path) -> Iterator[dict[str, Any]]:
                 row = json.loads(line)
                 if isinstance(row, dict) and finite(row.get("step")) is not None:
                     yield row
+
+
+def last(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    """The last number of a name in a log."""
+    found = (finite(row.get(name)) for row in reversed(rows))
+    return next((value for value in found if value is not None), None)
 
 
 def finite(value: Any) -> float | None:

@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from diffuse_cli.core.losses import simple
 from diffuse_cli.core.networks._blocks import ResBlock
 from diffuse_cli.core.samplers import SAMPLERS
@@ -53,6 +55,10 @@ def spacing(n, log_snrs):
 
 
 draw = TimestepDraw(uniform)
+
+
+def optimizer(net, *, lr, weight_decay):
+    return torch.optim.RMSprop(net.parameters(), lr=lr, weight_decay=weight_decay)
 
 
 def sampler(denoise, process, x, times, *, noise):
@@ -173,6 +179,7 @@ POINTS = {
     "losses": "added-loss = added:loss",
     "weightings": "added-weighting = added:weighting",
     "timestep_draws": "added-draw = added:draw",
+    "optimizers": "added-optimizer = added:optimizer",
     "samplers": "added-sampler = added:sampler",
     "blocks": "added-block = added:Block",
     "presets": "added-preset = added:preset",
@@ -209,6 +216,7 @@ def added(tmp_path: Path, process: Callable[..., Any]) -> Callable[..., Any]:
         ("--loss", "added-loss"),
         ("--weighting", "added-weighting"),
         ("--timestep-draw", "added-draw"),
+        ("--optimizer", "added-optimizer"),
     ],
     ids=lambda options: options[1],
 )

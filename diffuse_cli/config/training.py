@@ -99,6 +99,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     lr: float | None = optimiser_option(
         None, "Peak learning rate.", low=0, high=10, shown="from the preset"
     )
+    optimizer: str = optimiser_option("adamw", "Optimizer.", table="core.optimizers.OPTIMIZERS")
     warmup: int = optimiser_option(
         100, "Learning-rate warm-up steps, at most a tenth of the run.", low=0
     )
@@ -121,7 +122,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     )
     timestep_draw: str = optimiser_option(
         "uniform",
-        "Draw timesteps uniformly, or more where the loss is large.",
+        "Draw timesteps uniformly, or more where the loss, or its weight, is large.",
         table="core.timesteps.TIMESTEP_DRAWS",
     )
     label_dropout: float = optimiser_option(

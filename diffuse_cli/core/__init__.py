@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from diffuse_cli.core.losses import LOSSES as LOSSES
     from diffuse_cli.core.losses import WEIGHTINGS as WEIGHTINGS
     from diffuse_cli.core.networks import NETWORKS as NETWORKS
+    from diffuse_cli.core.optimizers import OPTIMIZERS as OPTIMIZERS
     from diffuse_cli.core.process import Process as Process
     from diffuse_cli.core.samplers import SAMPLERS as SAMPLERS
     from diffuse_cli.core.samplers import State as State
@@ -46,6 +47,7 @@ _HOMES = {
     "Prediction": "denoiser",
     "LOSSES": "losses",
     "WEIGHTINGS": "losses",
+    "OPTIMIZERS": "optimizers",
     "SAMPLERS": "samplers",
     "State": "samplers",
     "Bits": "likelihood",

@@ -1,4 +1,4 @@
-"""Which timesteps are trained: a probability for each t = 0 ... T-1, from the losses seen so far.
+"""Which timesteps are trained: a probability for each t = 0 ... T-1.
 
 A loss at a t drawn with probability p_t is divided by T p_t, which keeps its expectation.
 """
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 FLOOR = 0.001
 """The uniform share of `importance`: no timestep is forgotten."""
+
+EVEN = 0.1
+"""The uniform share of `weight`: no loss is divided by less."""
 
 
 class History:
@@ -59,33 +62,47 @@ class TimestepDraw:
     """A way to draw timesteps.
 
     Attributes:
-        probabilities: (T,) in float64, of sum 1, from the history.
+        probabilities: (T,) in float64, of sum 1, from the losses so far and the weight of each
+            timestep's loss, (T,) or None.
         keep: losses per timestep that it looks back on.
     """
 
-    probabilities: Callable[[History], Tensor]
+    probabilities: Callable[[History, Tensor | None], Tensor]
     keep: int = 0
 
 
-def uniform(history: History) -> Tensor:
+def uniform(history: History, weight: Tensor | None) -> Tensor:
     """The same for every timestep (Ho et al. 2020, algorithm 1)."""
     return history.counts.double().fill_(1 / len(history.counts))
 
 
-def importance(history: History) -> Tensor:
+def by_weight(history: History, weight: Tensor | None) -> Tensor:
+    """In proportion to the weight of the loss, so that each image counts about the same."""
+    even = uniform(history, weight)
+    if weight is None:
+        return even
+    own = weight.double().to(even.device)
+    return (1 - EVEN) * own / own.sum() + EVEN * even
+
+
+def importance(history: History, weight: Tensor | None) -> Tensor:
     """p_t in proportion to sqrt(E[L_t^2]) (Nichol & Dhariwal 2021, eq. 18).
 
     Uniform until every timestep has `keep` losses.
     """
     if int(history.counts.min()) < history.keep:
-        return uniform(history)
+        return uniform(history, weight)
     size = history.losses.double().square().mean(1).sqrt()
     return (1 - FLOOR) * size / size.sum() + FLOOR / len(size)
 
 
 TIMESTEP_DRAWS: Registry[TimestepDraw] = Registry(
     "timestep_draws",
-    {"uniform": TimestepDraw(uniform), "importance": TimestepDraw(importance, keep=10)},
+    {
+        "uniform": TimestepDraw(uniform),
+        "importance": TimestepDraw(importance, keep=10),
+        "weight": TimestepDraw(by_weight),
+    },
 )
 
 

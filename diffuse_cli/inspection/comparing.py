@@ -197,8 +197,8 @@ def _subject(path: str) -> Work[Subject]:
         sha256=found.sha256 if found else None,
         step=model.step if model else max((int(row["step"]) for row in rows), default=0),
         steps=settings["steps"],
-        loss=_last(rows, "loss"),
-        held_out_loss=_last(rows, "held_out_loss"),
+        loss=runs.last(rows, "loss"),
+        held_out_loss=runs.last(rows, "held_out_loss"),
         lowest_held_out_loss=_lowest(rows, "held_out_loss"),
         lowest_kid=_lowest(rows, "kid"),
     )
@@ -211,11 +211,6 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
         table = value if isinstance(value, Mapping) else None
         flat |= {f"{name}.{k}": v for k, v in table.items()} if table is not None else {name: value}
     return flat
-
-
-def _last(rows: list[dict[str, Any]], name: str) -> float | None:
-    found = [value for row in rows if (value := runs.finite(row.get(name))) is not None]
-    return found[-1] if found else None
 
 
 def _lowest(rows: list[dict[str, Any]], name: str) -> dict[str, float] | None:

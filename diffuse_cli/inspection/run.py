@@ -66,7 +66,7 @@ def inspect_run(config: InfoConfig, run: Path) -> Work[RunReport]:
     if not isinstance(steps, int) or not isinstance(batch, int):
         raise ModelFileError(f"{config.path}: its {runs.CONFIG} has no steps or no batch size")
     rows = list(runs.rows(run / runs.METRICS))
-    last = {name: _last(rows, name) for name in LOGGED}
+    last = {name: runs.last(rows, name) for name in LOGGED}
     step = int(max([row["step"] for row in rows] + [model.step if model else 0]))
     process, speed = locks.holder(run / runs.LOCK), last["images_per_second"]
     again = runs.resume_line(str(settings.get("data")), str(runs.model_of(run)))
@@ -79,11 +79,4 @@ def inspect_run(config: InfoConfig, run: Path) -> Work[RunReport]:
         seconds_left=(steps - step) * batch / speed if process and speed else None,
         resume=again if process is None and step < steps else None,
         model=model,
-    )
-
-
-def _last(rows: list[dict[str, Any]], name: str) -> float | None:
-    """The last number of a name in a log."""
-    return next(
-        (v for row in reversed(rows) if (v := runs.finite(row.get(name))) is not None), None
     )

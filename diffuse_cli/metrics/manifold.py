@@ -19,7 +19,17 @@ from typing import Any
 
 import torch
 
-from diffuse_cli.metrics import Facts, Number, Parts, Remark, Values, both, measured, with_error
+from diffuse_cli.metrics import (
+    Array,
+    Facts,
+    Number,
+    Parts,
+    Remark,
+    Values,
+    both,
+    measured,
+    with_error,
+)
 from diffuse_cli.metrics._landmarks import lost
 from diffuse_cli.metrics._nearest import blocks, centred, radii, squared
 from diffuse_cli.metrics._pairing import share_difference_error
@@ -95,25 +105,29 @@ def difference_errors(a: Parts, b: Parts) -> dict[str, float]:
 
 
 def _counted(evaluation: Parts) -> dict[str, Share | Density]:
-    """The four numbers, where there are neighbours enough."""
-    real, fake = centred(*both(evaluation, "precision and recall"))
-    precision = Inside(real, K_PRECISION, len(fake))
-    recall = Inside(fake, K_PRECISION, len(real))
-    density = Inside(real, K_DENSITY, len(fake))
-    for i in blocks(len(real)):
-        for j in blocks(len(fake)):
-            found = squared(real[i], fake[j])
+    return counted(*both(evaluation, "precision and recall"))
+
+
+def counted(real: Array, fake: Array) -> dict[str, Share | Density]:
+    """The four numbers of two arrays of features, where there are neighbours enough."""
+    balls, points = centred(real, fake)
+    precision = Inside(balls, K_PRECISION, len(points))
+    recall = Inside(points, K_PRECISION, len(balls))
+    density = Inside(balls, K_DENSITY, len(points))
+    for i in blocks(len(balls)):
+        for j in blocks(len(points)):
+            found = squared(balls[i], points[j])
             precision.add(found, i, j)
             density.add(found, i, j)
             recall.add(found.T, j, i)
     result: dict[str, Share | Density] = {}
     if precision.usable:
-        result["precision"] = Share(precision.by_point, precision.only_ball, len(real))
+        result["precision"] = Share(precision.by_point, precision.only_ball, len(balls))
     if recall.usable:
-        result["recall"] = Share(recall.by_point, recall.only_ball, len(fake))
+        result["recall"] = Share(recall.by_point, recall.only_ball, len(points))
     if density.usable:
         result["density"] = Density.of(density)
-        result["coverage"] = Share(density.by_ball, density.only_point, len(fake))
+        result["coverage"] = Share(density.by_ball, density.only_point, len(points))
     return result
 
 

@@ -87,8 +87,7 @@ def check_room(plan: Plan, run: RunDirectory) -> None:
 
 def checkpoint_of(trainer: Trainer, step: int, monitor: Monitor) -> Checkpoint:
     """The whole state after `step` steps."""
-    names = [name for name, _ in trainer.net.named_parameters()]
-    state = trainer.optimizer.state_dict()["state"]
+    state = trainer.optimizer.optimizer.state
     average = trainer.ema.net.state_dict()
     scaler = trainer.accelerator.scaler
     return Checkpoint(
@@ -96,7 +95,11 @@ def checkpoint_of(trainer: Trainer, step: int, monitor: Monitor) -> Checkpoint:
         model=trainer.net.state_dict(),
         ema=average,
         about=modelfile.metadata(model_of(trainer.plan, step, average, None)),
-        optimizer={f"{names[i]}.{k}": v for i, own in state.items() for k, v in own.items()},
+        optimizer={
+            f"{name}.{k}": value
+            for name, weight in trainer.net.named_parameters()
+            for k, value in state.get(weight, {}).items()
+        },
         history=trainer.history.tensors(),
         best=monitor.tensors(),
         powers=trainer.powers.tensors() if trainer.powers else {},
@@ -145,15 +148,12 @@ def restore(trainer: Trainer, saved: Checkpoint) -> None:
     trainer.bad = saved.state.get("bad", 0)
     trainer.accumulation = max(saved.state.get("accumulation", 0), trainer.accumulation)
     trainer.history.restore(saved.history)
-    own: dict[int, dict[str, Tensor]] = {}
-    for i, (name, weight) in enumerate(trainer.net.named_parameters()):
-        for k in ("step", "exp_avg", "exp_avg_sq"):
-            if f"{name}.{k}" in saved.optimizer:
-                value = saved.optimizer[f"{name}.{k}"]
-                # The fused AdamW walks through memory: moments must lie as their weight does.
-                own.setdefault(i, {})[k] = _laid_out_as(weight, value)
-    groups = trainer.optimizer.state_dict()["param_groups"]
-    trainer.optimizer.load_state_dict({"state": own, "param_groups": groups})
+    weights = dict(trainer.net.named_parameters())
+    for name, value in saved.optimizer.items():
+        weight, k = name.rpartition(".")[::2]
+        # The fused AdamW walks through memory: moments must lie as their weight does.
+        own = _laid_out_as(weights[weight], value).to(trainer.device)
+        trainer.optimizer.optimizer.state[weights[weight]][k] = own
     if trainer.accelerator.scaler is not None and saved.state["scaler"]:
         trainer.accelerator.scaler.load_state_dict(saved.state["scaler"])
 

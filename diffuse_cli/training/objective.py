@@ -27,12 +27,16 @@ if TYPE_CHECKING:
 
 
 class Objective:
-    """The loss of a configuration, weighted by timestep of a denoiser's process."""
+    """The loss of a configuration, weighted by timestep of a denoiser's process.
+
+    Attributes:
+        weight: of each timestep's loss, (T,) on the CPU in float64; None for 1.
+    """
 
     def __init__(self, config: TrainConfig, denoiser: Denoiser, device: torch.device) -> None:
         self._loss = lookup(LOSSES, config.loss or default_loss(config.variance), "--loss")
-        table = weights(config.weighting or "none", denoiser)
-        self._weights = None if table is None else table.float().to(device)
+        self.weight = weights(config.weighting or "none", denoiser)
+        self._weights = None if self.weight is None else self.weight.float().to(device)
 
     def __call__(
         self, denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, cond: Mapping[str, Tensor]

@@ -17,6 +17,7 @@ from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.core.kernels.layout import lay_out
 from diffuse_cli.core.networks import checkpointed
+from diffuse_cli.core.optimizers import OPTIMIZERS
 from diffuse_cli.core.process import spread
 from diffuse_cli.core.timesteps import TIMESTEP_DRAWS, History, choose
 from diffuse_cli.draws import key, seed_modules, share, training_draws
@@ -94,17 +95,16 @@ class Trainer:
         self.powers = Powers(self.net) if self.config.ema_lengths else None
         self.unread: list[Tensor] = []
         self.bad = 0
-        optimizer = torch.optim.AdamW(
-            self.net.parameters(),
-            lr=self.config.lr or 0.0,
-            betas=(0.9, 0.99),
-            weight_decay=self.config.weight_decay,
-            fused=True,
-        )
+        make = lookup(OPTIMIZERS, self.config.optimizer, "--optimizer")
+        optimizer = make(self.net, lr=self.config.lr or 0.0, weight_decay=self.config.weight_decay)
         body: Any = torch.compile(self.net) if self.config.compile else self.net
         self._prepared, self.optimizer = accelerator.prepare(body, optimizer)
         # Without a gradient scaler of its own; Metal's kernel reads neither scale nor verdict.
-        self._obeys = accelerator.scaler is None and self.device.type != "mps"
+        self._obeys = (
+            getattr(optimizer, "_step_supports_amp_scaling", False)
+            and accelerator.scaler is None
+            and self.device.type != "mps"
+        )
         self.denoiser = plan.blueprint.denoiser(self._prepared)
         self._objective = Objective(self.config, self.denoiser, self.device)
         self._draw = lookup(TIMESTEP_DRAWS, self.config.timestep_draw, "--timestep-draw")
@@ -204,7 +204,7 @@ class Trainer:
 
     def chances(self) -> Tensor:
         """The probability of each timestep in the next step, (T,)."""
-        return self._draw.probabilities(self.history)
+        return self._draw.probabilities(self.history, self._objective.weight)
 
     def wait(self) -> None:
         """Wait for the device."""
@@ -228,8 +228,8 @@ class Trainer:
     def _update(self, norm: Tensor) -> None:
         """Move the weights by the clipped gradient, unless it is not finite.
 
-        The fused optimizer takes divisor and verdict as from a gradient scaler: both stay on the
-        device, and clipping needs no extra pass over the gradient.
+        An optimizer that obeys takes divisor and verdict as from a gradient scaler: both stay on
+        the device, and clipping needs no extra pass over the gradient.
         """
         if self._obeys:
             self.optimizer.optimizer.found_inf = (~norm.isfinite()).float()

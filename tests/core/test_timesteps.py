@@ -50,16 +50,25 @@ def expected(seen: list[list[float]]) -> list[float]:
 def test_probabilities_are_of_sum_1_and_none_is_0(name: str, losses: int):
     draw = TIMESTEP_DRAWS[name]
     kept = history(7, losses)[0] if draw.keep else History(7, 0)
-    found = draw.probabilities(kept)
-    assert found.shape == (7,)
-    assert found.dtype == torch.float64
-    assert float(found.sum()) == pytest.approx(1, abs=1e-12)
-    assert float(found.min()) >= FLOOR / 7
+    for weight in (None, torch.tensor([0.0, 5, 1, 1, 1e-6, 2, 0], dtype=torch.float64)):
+        found = draw.probabilities(kept, weight)
+        assert found.shape == (7,)
+        assert found.dtype == torch.float64
+        assert float(found.sum()) == pytest.approx(1, abs=1e-12)
+        assert float(found.min()) >= FLOOR / 7
+
+
+def test_weight_is_nine_tenths_in_proportion_to_it():
+    draw, weight = TIMESTEP_DRAWS["weight"].probabilities, torch.tensor([1.0, 0.0, 3.0])
+    found = draw(History(3, 0), weight).tolist()
+    assert found == pytest.approx([0.9 / 4 + 1 / 30, 1 / 30, 2.7 / 4 + 1 / 30], abs=1e-12)
+    assert draw(History(3, 0), 7 * weight).tolist() == pytest.approx(found, abs=1e-12)
+    assert draw(History(3, 0), None).tolist() == [1 / 3] * 3
 
 
 @pytest.mark.parametrize("num_timesteps", [2, 5, 1000, 4000])
 def test_uniform_is_uniform(num_timesteps: int):
-    found = TIMESTEP_DRAWS["uniform"].probabilities(History(num_timesteps, 0))
+    found = TIMESTEP_DRAWS["uniform"].probabilities(History(num_timesteps, 0), None)
     assert found.tolist() == [1 / num_timesteps] * num_timesteps
 
 
@@ -68,7 +77,7 @@ def test_importance_is_that_of_the_last_ten_losses_of_each_timestep():
     uniform = 0
     for losses in range(0, 200, 3):
         kept, seen = history(5, losses)
-        found = IMPORTANCE.probabilities(kept).tolist()
+        found = IMPORTANCE.probabilities(kept, None).tolist()
         assert found == pytest.approx(expected(seen), rel=1e-6)
         uniform += found == [0.2] * 5
     assert 15 < uniform < 40
@@ -77,9 +86,9 @@ def test_importance_is_that_of_the_last_ten_losses_of_each_timestep():
 def test_importance_stays_uniform_until_the_last_timestep_has_its_ten():
     kept = History(3, 10)
     kept.add([0] * 50 + [1] * 10 + [2] * 9, [float(k) for k in range(69)])
-    assert IMPORTANCE.probabilities(kept).tolist() == [1 / 3] * 3
+    assert IMPORTANCE.probabilities(kept, None).tolist() == [1 / 3] * 3
     kept.add([2], [1.0])
-    found = IMPORTANCE.probabilities(kept).tolist()
+    found = IMPORTANCE.probabilities(kept, None).tolist()
     ten = [range(40, 50), range(50, 60), [*range(60, 69), 1]]
     assert found == pytest.approx(expected([list(losses) for losses in ten]))
     assert found != pytest.approx([1 / 3] * 3, abs=0.01)
@@ -89,7 +98,7 @@ def test_a_timestep_without_loss_keeps_the_floor():
     kept = History(4, 10)
     for t, loss in enumerate((0.0, 3.0, 1.0, 0.0)):
         kept.add([t] * 10, [loss] * 10)
-    found = IMPORTANCE.probabilities(kept).tolist()
+    found = IMPORTANCE.probabilities(kept, None).tolist()
     assert found == pytest.approx([0.00025, 0.74950, 0.25, 0.00025])
 
 
@@ -104,7 +113,7 @@ def test_a_history_survives_a_checkpoint():
     assert torch.equal(other.counts, kept.counts)
     seen[0].append(9.0)
     seen[3] += [8.0, 7.0]
-    assert IMPORTANCE.probabilities(other).tolist() == pytest.approx(expected(seen), rel=1e-6)
+    assert IMPORTANCE.probabilities(other, None).tolist() == pytest.approx(expected(seen), rel=1e-6)
 
 
 def test_a_draw_that_looks_back_on_nothing_keeps_nothing():

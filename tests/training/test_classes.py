@@ -327,7 +327,7 @@ def test_timesteps_follow_the_losses_and_losses_are_divided_by_their_chance(
     draw, history = TIMESTEP_DRAWS["importance"], History(4, 10)
     losses, adapted = [], 0
     for step in range(steps):
-        chances = draw.probabilities(history)
+        chances = draw.probabilities(history, None)
         u = training_draws(0, step, range(8), shape=(1, 8, 8), device=torch.device("cpu")).u
         t = choose(chances, u)
         mine = torch.cat(known_loss[step * accumulation : (step + 1) * accumulation])
@@ -358,7 +358,7 @@ def test_the_gradient_is_that_of_the_mean_over_all_timesteps(train, monkeypatch,
     train(*ADAPTED, "--steps", 20, "--accumulation", 2, "--lr", 0)
     draw, history = TIMESTEP_DRAWS["importance"], History(4, 10)
     for step in range(20):
-        chances = draw.probabilities(history)
+        chances = draw.probabilities(history, None)
         for t, g in pulls[2 * step : 2 * step + 2]:
             assert torch.allclose(g.double(), 1 / (8 * 4 * chances[t]), rtol=1e-4)
         for t, _ in pulls[2 * step : 2 * step + 2]:

@@ -60,8 +60,8 @@ def refuse(self, step):
             9,
         ),
         ("--steps 12 --precision bf16 --gradient-checkpointing --config dropout.toml", 5),
-        ("--steps 12 --ema-decay 0.5 --batch-size 54 --lr 0.01", 5),
-        ("--steps 16 --batch-size 7 --log-every 9", 11),
+        ("--steps 12 --ema-decay 0.5 --batch-size 54 --lr 0.01 --optimizer muon", 5),
+        ("--steps 16 --batch-size 7 --log-every 9 --timestep-draw weight", 11),
     ],
 )
 def test_stopped_and_resumed_equals_one_go(train, recipe, options, stop):

@@ -63,6 +63,8 @@ def on_meta(monkeypatch: pytest.MonkeyPatch):
     class Plain(torch.optim.AdamW):
         """Not fused: the fused one takes divisor and verdict from the device."""
 
+        _step_supports_amp_scaling = True
+
         def __init__(self, *arguments: Any, fused: bool, **options: Any) -> None:
             super().__init__(*arguments, **options)
 
@@ -105,6 +107,12 @@ def test_a_step_reads_nothing_back(on_meta, loss: str, weighting: str):
     assert outcome.loss.is_meta
     assert outcome.grad_norm.is_meta
     assert all(weight.is_meta for weight in trainer.net.parameters())
+
+
+def test_a_step_of_muon_reads_nothing_back(on_meta):
+    trainer = trainer_of(optimizer="muon", timestep_draw="weight")
+    assert trainer.step(64).grad_norm.is_meta
+    assert any("momentum" in own for own in trainer.optimizer.optimizer.state.values())
 
 
 def test_the_average_reads_once_for_all_steps_since_it_last_moved(on_meta):

@@ -77,12 +77,13 @@ def watched(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize(("accumulation", "optimizer"), [(1, "adamw"), (2, "adamw"), (1, "muon")])
 def test_a_step_that_is_not_finite_changes_neither_weights_nor_average(
-    train, spoil, watched, accumulation
+    train, spoil, watched, accumulation, optimizer
 ):
     spoil(lambda call: call // accumulation == 2)
     options = ("--log-every", 1, "--accumulation", accumulation, "--ema-lengths", 4)
+    options += ("--optimizer", optimizer)
     assert train("--steps", 5, *options).code == 0
     for number, (before, after, outcome) in enumerate(watched):
         same = all(a.equal(b) for a, b in zip(before, after, strict=True))
@@ -106,11 +107,12 @@ def deaf(monkeypatch):
     monkeypatch.setattr(Trainer, "__init__", init)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_step_that_is_not_finite_changes_nothing_where_the_optimizer_is_not_told(
-    train, spoil, watched, deaf
+    train, spoil, watched, deaf, optimizer
 ):
     spoil(lambda call: call == 2)
-    assert train("--steps", 5, "--log-every", 1).code == 0
+    assert train("--steps", 5, "--log-every", 1, "--optimizer", optimizer).code == 0
     same = [all(a.equal(b) for a, b in zip(*seen[:2], strict=True)) for seen in watched]
     assert same == [False, False, True, False, False]
 

@@ -1,7 +1,7 @@
 """Networks, one architecture a file, as `Network` describes.
 
 A network that runs its blocks through an attribute `run_block` (`plainly` until it is set) can be
-trained with gradient checkpointing.
+trained with gradient checkpointing. In `ends` it may name modules that Muon leaves to AdamW.
 """
 
 from __future__ import annotations

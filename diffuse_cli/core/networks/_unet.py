@@ -23,7 +23,10 @@ class UNet(nn.Module):
 
     Attributes:
         run_block: how blocks are run: `plainly`, or `checkpointed` to save memory.
+        ends: the modules between features and what is not: images, times, classes.
     """
+
+    ends = ("conv_in", "conv_out", "time_embedding", "time_emb_proj", "class_embedding")
 
     def __init__(self, config: Config, space: Space, num_classes: int, out_channels: int) -> None:
         super().__init__()

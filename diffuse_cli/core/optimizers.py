@@ -1,0 +1,54 @@
+"""Optimizers `(net, *, lr, weight_decay) -> torch.optim.Optimizer`.
+
+Training sets `lr` before each step. One that sets `_step_supports_amp_scaling`, as PyTorch's fused
+ones do, is handed what to divide the gradients by and whether to skip the step on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from diffuse_cli.core.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+BETAS = (0.9, 0.99)
+
+
+def adamw(net: nn.Module, *, lr: float, weight_decay: float) -> Optimizer:
+    """AdamW (Loshchilov & Hutter 2019)."""
+    import torch
+
+    return torch.optim.AdamW(
+        net.parameters(), lr=lr, betas=BETAS, weight_decay=weight_decay, fused=True
+    )
+
+
+def muon(net: nn.Module, *, lr: float, weight_decay: float) -> Optimizer:
+    """Muon for the weight matrices between a network's ends, AdamW for the rest.
+
+    A network names in `ends` its modules that read input, times and classes, or write the output:
+    their rows and columns are no mixtures of features.
+    """
+    from diffuse_cli.core.muon import Muon
+
+    matrices = dict(hidden(net))
+    others = [weight for name, weight in net.named_parameters() if name not in matrices]
+    return Muon(matrices.values(), others, lr=lr, betas=BETAS, weight_decay=weight_decay)
+
+
+def hidden(net: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The weight matrices of a network but for those of its `ends`, with their names.
+
+    A convolution of one channel per group is no matrix.
+    """
+    ends = {*getattr(net, "ends", ())}
+    for name, weight in net.named_parameters():
+        if weight.ndim > 1 and weight.shape[1] > 1 and ends.isdisjoint(name.split(".")):
+            yield name, weight
+
+
+OPTIMIZERS: Registry[Callable[..., Any]] = Registry("optimizers", {"adamw": adamw, "muon": muon})

@@ -1,0 +1,179 @@
+"""Optimizers, against their definitions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from oracles import generator
+from torch import Tensor, nn
+
+from diffuse_cli.core import Conditions, Space
+from diffuse_cli.core.muon import COEFFICIENTS, LIKE_ADAM, MOMENTUM, Muon, orthogonal
+from diffuse_cli.core.networks import unet
+from diffuse_cli.core.optimizers import OPTIMIZERS, hidden
+
+RATE = 0.03
+
+
+def net() -> Any:
+    torch.manual_seed(0)
+    shape = unet.Config(width=8, multipliers=(1, 2), blocks=1, attention=(), groups=2)
+    return unet.build(shape, Space(channels=1, size=(8, 8)), Conditions(classes=("a", "b")))
+
+
+def told(optimizer: Any, scale: float, bad: float) -> None:
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(scale), torch.tensor(bad)
+
+
+def with_gradients(made: Any, seed: int) -> None:
+    draws = generator(seed)
+    for weight in made.parameters():
+        weight.grad = torch.randn(weight.shape, generator=draws)
+
+
+def state_of(made: Any, optimizer: Any) -> list[Tensor]:
+    own = [value for w in made.parameters() for value in optimizer.state[w].values()]
+    return [t.detach().clone() for t in (*made.parameters(), *own)]
+
+
+# -- every optimizer ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_a_step_that_is_called_off_changes_nothing(name: str):
+    made = net()
+    optimizer = OPTIMIZERS[name](made, lr=RATE, weight_decay=0.1)
+    for step, bad in enumerate([0.0, 1.0, 0.0]):
+        with_gradients(made, step)
+        if bad:
+            for weight in made.parameters():
+                weight.grad[0] = torch.nan
+        before = state_of(made, optimizer)
+        told(optimizer, 1.0, bad)
+        optimizer.step()
+        after = state_of(made, optimizer)
+        same = [torch.equal(a, b) for a, b in zip(before, after, strict=False)]
+        assert all(same) == bool(bad)
+        assert all(t.isfinite().all() for t in after)
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_gradients_are_divided_by_the_scale(name: str):
+    results = []
+    for scale in (1.0, 8.0):
+        made = net()
+        optimizer = OPTIMIZERS[name](made, lr=RATE, weight_decay=0.1)
+        for step in range(3):
+            with_gradients(made, step)
+            for weight in made.parameters():
+                weight.grad *= scale
+            told(optimizer, scale, 0.0)
+            optimizer.step()
+        results.append(state_of(made, optimizer))
+    for one, other in zip(*results, strict=True):
+        assert torch.allclose(one, other, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_the_rate_of_the_groups_holds(name: str):
+    """Training sets it before each step."""
+    made = net()
+    optimizer = OPTIMIZERS[name](made, lr=RATE, weight_decay=0.1)
+    with_gradients(made, 0)
+    before = [w.detach().clone() for w in made.parameters()]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, made.parameters(), strict=True))
+
+
+# -- Muon -----------------------------------------------------------------------------------------
+
+
+def by_singular_values(x: Tensor) -> Tensor:
+    """What `orthogonal` does, one singular value at a time."""
+    u, s, v = torch.linalg.svd(x / x.norm(dim=(1, 2), keepdim=True), full_matrices=False)
+    a, b, c = COEFFICIENTS
+    for _ in range(5):
+        s = a * s + b * s**3 + c * s**5
+    return u @ torch.diag_embed(s) @ v
+
+
+@pytest.mark.parametrize("shape", [(3, 6, 20), (2, 20, 6), (1, 7, 7)])
+def test_orthogonal_brings_singular_values_near_1(shape: tuple[int, ...]):
+    x = torch.randn(shape, generator=generator(), dtype=torch.float64)
+    found = orthogonal(x)
+    assert torch.allclose(found, by_singular_values(x), rtol=1e-9, atol=1e-9)
+    s = torch.linalg.svdvals(found)
+    assert 0.3 < float(s.min()) < float(s.max()) < 1.3
+    assert torch.equal(orthogonal(torch.zeros(shape)), torch.zeros(shape))
+
+
+def test_matrices_follow_the_momentum_made_orthogonal_and_others_adamw():
+    """Jordan et al. 2024, with Nesterov's momentum, at the size of Adam's updates (Liu et al.
+    2025)."""
+    draws = generator()
+    conv, plain = (nn.Parameter(torch.randn(s, generator=draws)) for s in ((4, 3, 3, 3), (5,)))
+    twin = nn.Parameter(plain.detach().clone())
+    expected, momentum = conv.detach().clone(), torch.zeros(4, 27)
+    betas, decay = (0.9, 0.99), 0.1
+    muon = Muon([conv], [plain], lr=RATE, betas=betas, weight_decay=decay)
+    adamw = torch.optim.AdamW([twin], lr=RATE, betas=betas, weight_decay=decay, fused=True)
+    for _ in range(4):
+        conv.grad = torch.randn(conv.shape, generator=draws)
+        plain.grad = torch.randn(plain.shape, generator=draws)
+        twin.grad = plain.grad.clone()
+        muon.step()
+        adamw.step()
+        g = conv.grad.flatten(1)
+        momentum = MOMENTUM * momentum + (1 - MOMENTUM) * g
+        ahead = MOMENTUM * momentum + (1 - MOMENTUM) * g
+        moved = by_singular_values(ahead[None])[0] * LIKE_ADAM * 27**0.5
+        expected -= RATE * moved.reshape(conv.shape)
+        assert torch.allclose(conv, expected, rtol=1e-4, atol=1e-5)
+        assert torch.equal(plain, twin)
+
+
+def test_an_update_is_as_large_as_adams():
+    made = net()
+    optimizer = OPTIMIZERS["muon"](made, lr=RATE, weight_decay=0.0)
+    weight = made.mid_block.resnets[0].conv1.weight
+    before = weight.detach().clone()
+    with_gradients(made, 0)
+    optimizer.step()
+    size = float((weight.detach() - before).square().mean().sqrt()) / RATE
+    assert 0.7 * LIKE_ADAM < size < 1.2 * LIKE_ADAM
+
+
+def test_the_ends_of_a_network_are_left_to_adamw():
+    names = {name for name, _ in hidden(net())}
+    assert "down_blocks.0.resnets.0.conv1.weight" in names
+    assert "mid_block.attentions.0.to_q.weight" in names
+    outside = {name for name, w in net().named_parameters() if w.ndim > 1} - names
+    assert {name.split(".")[-2] for name in outside} == {
+        "conv_in", "conv_out", "linear_1", "linear_2", "class_embedding", "time_emb_proj",
+    }  # fmt: skip
+
+
+def test_depthwise_convolutions_are_no_matrices():
+    net = nn.ModuleDict({"deep": nn.Conv2d(6, 6, 7, groups=6), "wide": nn.Conv2d(6, 24, 1)})
+    assert [name for name, _ in hidden(net)] == ["wide.weight"]
+
+
+def test_a_loaded_state_is_gone_on_with():
+    """A library's user saves by `state_dict`."""
+    results = []
+    for stop in (False, True):
+        made = net()
+        optimizer = OPTIMIZERS["muon"](made, lr=RATE, weight_decay=0.1)
+        for step in range(4):
+            if stop and step == 2:
+                saved = optimizer.state_dict()
+                optimizer = OPTIMIZERS["muon"](made, lr=RATE, weight_decay=0.1)
+                optimizer.load_state_dict(saved)
+            with_gradients(made, step)
+            optimizer.step()
+        results.append(state_of(made, optimizer))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
