@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from diffuse_cli.config import DiffusionConfig
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.networks import NETWORKS
-from diffuse_cli.core.schedules import SCHEDULES, zero_terminal_snr
+from diffuse_cli.core.schedules import SCHEDULES, shifted, zero_terminal_snr
 from diffuse_cli.core.settings import Settings
 from diffuse_cli.core.space import Space
 from diffuse_cli.core.variances import channels_out
@@ -93,6 +93,8 @@ def make_process(diffusion: DiffusionConfig) -> Process:
     if betas is None:
         betas = lookup(SCHEDULES, diffusion.schedule, "--schedule")(diffusion.num_timesteps)
     with translating():
+        if diffusion.log_snr_shift:
+            betas = shifted(betas, diffusion.log_snr_shift)
         if diffusion.zero_terminal_snr:
             betas = zero_terminal_snr(betas)
         return Process(betas, None if diffusion.rescale_timesteps else range(len(betas)))

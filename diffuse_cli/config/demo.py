@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diffuse_cli.config.model import TIMESTEPS_SHOWN
+from diffuse_cli.config.model import LOG_SNR_SHIFT, TIMESTEPS_SHOWN
 from diffuse_cli.config.reading import BACKGROUND, FIT
 from diffuse_cli.options import OVERWRITE, Config, argument, option
 from diffuse_cli.parsing import Size, parse_color, parse_names, parse_size
@@ -23,6 +23,7 @@ class DemoConfig(Config):
         shown="all of them",
     )
     betas: str | None = option(None, "Also show the betas in a file.", place=True, metavar="FILE")
+    log_snr_shift: float = option(0.0, LOG_SNR_SHIFT, low=-10, high=10)
     zero_terminal_snr: bool = option(False, "Rescale the betas to end in pure noise.")
     steps: int = option(8, "Images in each row.", low=2, high=64)
     num_timesteps: int | None = option(

@@ -12,6 +12,10 @@ from diffuse_cli.parsing import parse_betas
 TIMESTEPS = 1000
 TIMESTEPS_SHOWN = f"{TIMESTEPS}, or the number of --betas"
 
+LOG_SNR_SHIFT = (
+    "Add this to the log-SNR of every timestep: -1.386 hides as much at twice the image size."
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionConfig(Config):
@@ -32,6 +36,7 @@ class DiffusionConfig(Config):
     betas: tuple[float, ...] | None = process_option(
         None, "Read the betas from a file.", parse=parse_betas
     )
+    log_snr_shift: float = process_option(0.0, LOG_SNR_SHIFT, low=-10, high=10)
     zero_terminal_snr: bool = process_option(
         False, "Rescale the betas to end in pure noise (not with target eps)."
     )

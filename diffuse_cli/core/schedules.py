@@ -109,6 +109,20 @@ def zero_terminal_snr(betas: Sequence[float]) -> list[float]:
     return [betas[0], *(1 - after / before for before, after in pairwise(levels))]
 
 
+def shifted(betas: Sequence[float], shift: float) -> list[float]:
+    """Betas whose log-SNR is higher by `shift` at every timestep.
+
+    Neighbouring pixels of a large picture tell the same, so that noise hides less of it: at d times
+    the side, a shift of -2 log d hides as much (Hoogeboom et al. 2023). Levels without
+    signal stay so.
+    """
+    levels = [1.0, *accumulate((1 - beta for beta in betas), mul)]
+    scale = math.exp(shift)
+    moved = [scale * level / (1 - level + scale * level) for level in levels]
+    ratios = [after / before if before > 0 else 0.0 for before, after in pairwise(moved)]
+    return [1 - ratio for ratio in ratios]
+
+
 def _from_alpha_bar(
     alpha_bar: Callable[[float], float], num_timesteps: int, most: float = MAX_BETA
 ) -> list[float]:

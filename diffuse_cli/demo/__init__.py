@@ -74,7 +74,10 @@ def settings(config: DemoConfig) -> dict[str, DiffusionConfig]:
         raise UsageError("--schedule must name at least one")
     for name in names:
         lookup(SCHEDULES, name, "--schedule")
-    shared: dict[str, Any] = {"zero_terminal_snr": config.zero_terminal_snr}
+    shared: dict[str, Any] = {
+        "log_snr_shift": config.log_snr_shift,
+        "zero_terminal_snr": config.zero_terminal_snr,
+    }
     own = DiffusionConfig(num_timesteps=config.num_timesteps, betas=config.betas, **shared)  # type: ignore[arg-type]
     shared["num_timesteps"] = own.num_timesteps
     rows = {name: DiffusionConfig(schedule=name, **shared) for name in names}
@@ -114,7 +117,8 @@ def _scene(config: DemoConfig, picture: Image.Image, processes: Mapping[str, Pro
     levels = np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1)
     noise = draw_noise(config.seed, "noise-demo", shape=levels.shape)
     total = next(iter(processes.values())).num_timesteps
-    rescaled = ",  zero terminal SNR" if config.zero_terminal_snr else ""
+    rescaled = f",  log-SNR {config.log_snr_shift:+g}" if config.log_snr_shift else ""
+    rescaled += ",  zero terminal SNR" if config.zero_terminal_snr else ""
     title = f"Forward process of {_short(Path(config.image).name, 42)},  T = {total}{rescaled}"
     space = image.space(levels[None])
     x0 = space.to_model(torch.tensor(levels))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MEANT = (
     "size", "channels", "medium", "background", "classes", "schedule", "betas", "num_timesteps",
-    "zero_terminal_snr", "target", "variance", "loss", "weighting",
+    "log_snr_shift", "zero_terminal_snr", "target", "variance", "loss", "weighting",
 )  # fmt: skip
 """Settings without which two losses are not of the same quantity."""
 

@@ -11,7 +11,7 @@ from oracles import process_of, zero_snr
 
 from diffuse_cli.core import SCHEDULES, Process
 from diffuse_cli.core.errors import InvalidArgument
-from diffuse_cli.core.schedules import zero_terminal_snr
+from diffuse_cli.core.schedules import shifted, zero_terminal_snr
 
 DIGITS = {
     ("linear", 1000): (1e-4, 1.1991991992e-4, 0.02, 0.0785872429, 4.0358297654e-5, -9.8167251353),
@@ -142,6 +142,18 @@ def test_every_schedule_can_be_rescaled_to_end_without_signal(name: str):
         expected = (alphas - last) * first / (first - last)
         assert torch.allclose(process.alpha_bars.sqrt(), expected, rtol=1e-6, atol=1e-9), size
         assert betas[0] == SCHEDULES[name](size)[0]
+
+
+@pytest.mark.parametrize("shift", [-2 * math.log(2), 1.0, -10.0, 10.0])
+@pytest.mark.parametrize("name", list(SCHEDULES))
+def test_a_shift_is_added_to_log_snr(name: str, shift: float):
+    for size in (2, 50, 1000):
+        betas, before = shifted(SCHEDULES[name](size), shift), process_of(name, size)
+        after = Process(betas)
+        for t in range(size):
+            assert after.log_snr(t) == pytest.approx(before.log_snr(t) + shift, abs=1e-6)
+    back = shifted(betas, -shift)
+    assert back == pytest.approx(SCHEDULES[name](size), rel=1e-6, abs=1e-9)
 
 
 def test_what_ends_without_signal_is_not_rescaled_again():
