@@ -99,7 +99,12 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     lr: float | None = optimiser_option(
         None, "Peak learning rate.", low=0, high=10, shown="from the preset"
     )
-    optimizer: str = optimiser_option("adamw", "Optimizer.", table="core.optimizers.OPTIMIZERS")
+    optimizer: str | None = optimiser_option(
+        None,
+        "Optimizer.",
+        table="core.optimizers.OPTIMIZERS",
+        shown="muon; adamw with the presets of papers",
+    )
     warmup: int = optimiser_option(
         100, "Learning-rate warm-up steps, at most a tenth of the run.", low=0
     )

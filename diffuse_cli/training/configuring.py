@@ -24,6 +24,9 @@ from diffuse_cli.training.rundir import RunDirectory
 BATCH = 64
 """The default batch size."""
 
+OPTIMIZER = "muon"
+"""The default optimizer: chosen by benchmarks/recipe.py."""
+
 FREE = {"steps", "data", "device", "preview_every", "eval_every", "eval_images"}
 """Options besides those of control that may change on --resume."""
 
@@ -120,6 +123,8 @@ def _base(given: Layer) -> Layer:
 def _resumed(given: Layer, run: RunDirectory) -> TrainConfig:
     """The run's own configuration, with the options that may change."""
     stored = from_dict(TrainConfig, from_file(read_toml(run.config)), str(run.config))
+    if stored.optimizer is None:  # of a version that had only one
+        stored = dataclasses.replace(stored, optimizer="adamw")
     asked = merged(given, Layer(to_dict(stored))).config()
     wanted: dict[str, Any] = {}
     for f, spec in options(TrainConfig):
@@ -200,6 +205,7 @@ def complete(
         width=getattr(settings, "width", None),
         architecture=plain(settings),
         loss=loss,
+        optimizer=config.optimizer or OPTIMIZER,
         weighting=config.weighting or ("none" if loss == "vlb" else "min-snr"),
         precision=resolve_precision(config.precision, config.device),
     )

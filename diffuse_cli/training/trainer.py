@@ -95,7 +95,7 @@ class Trainer:
         self.powers = Powers(self.net) if self.config.ema_lengths else None
         self.unread: list[Tensor] = []
         self.bad = 0
-        make = lookup(OPTIMIZERS, self.config.optimizer, "--optimizer")
+        make = lookup(OPTIMIZERS, self.config.optimizer or "adamw", "--optimizer")
         optimizer = make(self.net, lr=self.config.lr or 0.0, weight_decay=self.config.weight_decay)
         body: Any = torch.compile(self.net) if self.config.compile else self.net
         self._prepared, self.optimizer = accelerator.prepare(body, optimizer)

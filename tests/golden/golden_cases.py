@@ -12,6 +12,7 @@ batch_size = 8
 precision = "fp32"
 lr = 0.002
 warmup = 2
+optimizer = "adamw"
 ema_decay = 0.7
 num_timesteps = 100
 preview_every = 100000

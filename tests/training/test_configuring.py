@@ -108,6 +108,17 @@ def test_the_network_has_the_channels_and_classes_it_needs(variance, num_classes
         assert complete(again, space, blueprint.conditions) == (config, blueprint)
 
 
+@pytest.mark.parametrize("preset", [None, *PRESETS])
+def test_muon_is_the_default_and_published_presets_keep_their_adamw(preset):
+    space = Space(channels=3, size=(64, 64))
+    found = [
+        planned(without({"preset": preset, "optimizer": typed}), space=space)[0].optimizer
+        for typed in (None, "muon", "adamw")
+    ]
+    published = preset is not None and PRESETS[preset].published
+    assert found == ["adamw" if published else "muon", "muon", "adamw"]
+
+
 def test_label_dropout_goes_with_classes():
     with pytest.raises(UsageError, match="--label-dropout goes with --classes"):
         made({"label_dropout": 0.2})

@@ -79,6 +79,18 @@ def test_stopped_and_resumed_equals_one_go(train, recipe, options, stop):
     assert steps_of() == list(range(1, last + 1))
 
 
+def test_a_run_of_when_there_was_one_optimizer_goes_on_with_it(train):
+    options = ("--steps", 6, "--optimizer", "adamw")
+    train(*options, "-o", WHOLE)
+    train(*options, "--stop-at", 3)
+    config = RUN / "config.toml"
+    text = config.read_text()
+    config.write_text(text.replace('optimizer = "adamw"\n', ""))
+    assert config.read_text() != text
+    assert train("--steps", 6, "--resume").code == 0
+    assert MODEL.read_bytes() == WHOLE.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("first", "then"),
     [

@@ -44,8 +44,10 @@ class GroupNorm(nn.GroupNorm):
         if scale is not None and shift is not None:
             gain = 1 + scale.float()
             weight, bias = weight * gain, bias * gain + shift.float()
-        normed: Tensor = _Normalise.apply(x, weight, bias, self.num_groups, self.eps, silu)  # type: ignore[no-untyped-call]
-        return normed
+        own = (x, weight, bias, self.num_groups, self.eps, silu)
+        if not torch.is_grad_enabled():  # sampling, where a Function costs as much as small norms
+            return _normalised(*own)[0]
+        return _Normalise.apply(*own)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def over_size(channels: Tensor, like: Tensor) -> Tensor:
@@ -74,19 +76,7 @@ class _Normalise(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
     ) -> Tensor:
-        x = _strided(x)
-        whole, y = _fills(x, groups), torch.empty_like(x)
-        means, rstds = [], []
-        for part in _parts(x, groups):
-            own, w, b = _wide(x[part], groups), _of(weight, part), _of(bias, part)
-            z, _, mean, rstd = _affine(own, w, b, groups, eps)
-            z = F.silu(z, inplace=True) if silu else z
-            if whole:
-                y = z
-            else:
-                y[part] = z
-            means.append(mean)
-            rstds.append(rstd)
+        y, means, rstds = _normalised(x, weight, bias, groups, eps, silu)
         ctx.save_for_backward(x, weight, bias, torch.cat(means), torch.cat(rstds))
         ctx.groups, ctx.eps, ctx.silu = groups, eps, silu
         return y
@@ -94,6 +84,7 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, weight, bias, mean, rstd = ctx.saved_tensors
+        x = _strided(x)
         dy = _strided(dy.contiguous(memory_format=torch.channels_last))
         groups, shared = ctx.groups, weight.dim() == 1
         whole, dx = _fills(x, groups), torch.empty_like(x)
@@ -113,6 +104,24 @@ class _Normalise(torch.autograd.Function):
             dbs.append(db)
         dw, db = (torch.stack(v).sum(0) if shared else torch.cat(v) for v in (dws, dbs))
         return dx, dw, db, None, None, None
+
+
+def _normalised(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """The normalised x, and the means and 1 / std of each part."""
+    x = _strided(x)
+    if _fills(x, groups):
+        z, _, mean, rstd = _affine(x, weight, bias, groups, eps)
+        return F.silu(z, inplace=True) if silu else z, [mean], [rstd]
+    y, means, rstds = torch.empty_like(x), [], []
+    for part in _parts(x, groups):
+        own, w, b = _wide(x[part], groups), _of(weight, part), _of(bias, part)
+        z, _, mean, rstd = _affine(own, w, b, groups, eps)
+        y[part] = F.silu(z, inplace=True) if silu else z
+        means.append(mean)
+        rstds.append(rstd)
+    return y, means, rstds
 
 
 def _affine(
