@@ -92,12 +92,12 @@ def bits_per_dim(
 def visits(process: Process, n: int) -> Tensor:
     """How often n visits look at each timestep on average, (T,) in float64, with sum n.
 
-    A term over this number has the expectation of the term, whatever the numbers are; the sum of n
-    such quotients varies least between visits if the quotients are alike (importance sampling, as
-    Nichol & Dhariwal 2021, eq. 18, do it in training). So the numbers follow the known course of
-    the terms, the integral of SNR^RISE (SNR / (1 + SNR))^(1 - RISE) over log-SNR, and not a model:
-    two models are looked at in the same places. No timestep but the decoder's gets more than one visit; the decoder's gets one,
-    or two of `TWICE`. With n >= T every timestep has one: the estimate is the sum itself.
+    A term over this number has the expectation of the term, whatever the numbers are. The sum of n
+    such quotients varies least if the quotients are alike (importance sampling, as Nichol &
+    Dhariwal 2021, eq. 18, do it in training). So the numbers follow the usual course of the terms,
+    the integral over log-SNR of SNR^RISE (SNR / (1 + SNR))^(1 - RISE), and no one model's: two
+    models are looked at in the same places. Only the decoder's timestep gets more than one visit,
+    two of `TWICE`. With n >= T every timestep has one: the estimate is the sum itself.
     """
     total = process.num_timesteps
     if n >= total:
