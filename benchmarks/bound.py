@@ -104,9 +104,12 @@ def main() -> None:
                 for chosen in ([sets[0]] * REPEATS, sets)
             )
             cost = (time.process_time() - began) / (2 * REPEATS * options.n)
+            within = float(np.sqrt(same.var(0, ddof=1).mean()))
             row = {
                 "way": way,
                 "processor_milliseconds_per_image": round(1000 * cost, 1),
+                "spread_of_one_image": round(within, 4),
+                "spread_between_images": round(float(same.mean(0).std(ddof=1)), 4),
                 "same_images": summary(same),
                 "disjoint_images": summary(apart),
             }
