@@ -1,6 +1,6 @@
 """How few timesteps per image estimate the bound as well as many? Ten repeats of each way.
 
-Ways: one timestep drawn evenly from each of 50 or 20 strata of geometric width (`strata`), and the
+Ways: one timestep drawn evenly from each of 50 or 8 strata of geometric width (`strata`), and the
 visits of `diffuse eval` (`visits`). Each is repeated with ten seeds, at the same held-out images,
 where only timesteps and noise differ, and at ten disjoint sets of them, where the spread is what
 the reported standard error must be. Prints JSON.
@@ -51,8 +51,8 @@ def independent(seed: int, indices: range, n: int) -> np.ndarray[Any, Any]:
 
 WAYS: dict[str, tuple[Expected, Places, int]] = {
     "strata 50": (geometric, independent, 50),
-    "strata 20": (geometric, independent, 20),
-    **{f"visits {n}": (visits, places, n) for n in (4, 8, 12, 16)},
+    "strata 8": (geometric, independent, 8),
+    **{f"visits {n}": (visits, places, n) for n in (4, 8, 12)},
 }
 
 
