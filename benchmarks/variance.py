@@ -119,7 +119,7 @@ def main() -> None:
                     results.append(
                         {
                             "model": name,
-                            "trained": loaded.model.diffusion.variance,
+                            "trained": loaded.model.blueprint.diffusion.variance,
                             "loss": loaded.model.training["loss"],
                             "steps": loaded.model.step,
                             "variance": variance,
