@@ -24,6 +24,7 @@ from torch import Tensor
 from diffuse_cli.core import VARIANCES, Denoiser
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.evaluation.bounds import Bound, measure
+from diffuse_cli.evaluation.images import Labelled
 from diffuse_cli.events import finish
 from diffuse_cli.runtime import machine, resolve_precision
 from diffuse_cli.sampling import load_denoiser
@@ -93,6 +94,7 @@ def main() -> None:
     parser.add_argument("--respaced", default="25", help="also over so many timesteps")
     options = parser.parse_args()
     pixels = common.held_out(common.read(options.data), options.n)
+    images = Labelled(pixels, np.full(len(pixels), -1))
     results: list[dict[str, Any]] = []
     first: dict[int, Bound] = {}
     with machine(resolve_precision("auto")) as accelerator:
@@ -105,8 +107,9 @@ def main() -> None:
                     bound = finish(
                         measure(
                             denoiser,
-                            pixels,
-                            None,
+                            images,
+                            loaded.model.blueprint,
+                            range(len(images)),
                             timesteps=options.timesteps,
                             seed=0,
                             batch_size=64,
@@ -116,7 +119,7 @@ def main() -> None:
                     results.append(
                         {
                             "model": name,
-                            "trained": loaded.model.diffusion.variance,
+                            "trained": loaded.model.blueprint.diffusion.variance,
                             "loss": loaded.model.training["loss"],
                             "steps": loaded.model.step,
                             "variance": variance,

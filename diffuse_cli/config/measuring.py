@@ -75,7 +75,10 @@ class BoundConfig(Config):
     """How the likelihood bound is estimated."""
 
     timesteps: int | str = option(
-        50, "Timesteps sampled per image for the likelihood bound, or 'all'.", parse=parse_timesteps
+        8,
+        "Timesteps sampled per image for the likelihood bound (half as many of training images), "
+        "or 'all'.",
+        parse=parse_timesteps,
     )
     respaced: int | None = measuring_option(
         None,

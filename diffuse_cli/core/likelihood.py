@@ -18,6 +18,17 @@ from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.core.gaussian import Gaussian
 from diffuse_cli.core.guidance import clip as clipped
 from diffuse_cli.core.losses import bound_term
+from diffuse_cli.core.process import Process
+
+RISE = 0.2
+"""A nat of log-SNR costs about SNR^RISE bits at high SNR; at low SNR, where the mean squared error
+is the data's variance, SNR of them (Kingma et al. 2021, eq. 13). Measured: benchmarks/bound.py."""
+
+EVEN = 0.01
+"""Share of the visits that any timestep gets alike, so that no term is multiplied by too much."""
+
+TWICE = 12
+"""From so many visits on, the decoder's term gets two: it is a third of the bound and its noise."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +89,58 @@ def bits_per_dim(
     return Bits(prior + terms.sum(1), prior, terms)
 
 
+def visits(process: Process, n: int) -> Tensor:
+    """How often n visits look at each timestep on average, (T,) in float64, with sum n.
+
+    A term over this number has the expectation of the term, whatever the numbers are. The sum of n
+    such quotients varies least if the quotients are alike (importance sampling, as Nichol &
+    Dhariwal 2021, eq. 18, do it in training). So the numbers follow the usual course of the terms,
+    the integral over log-SNR of SNR^RISE (SNR / (1 + SNR))^(1 - RISE), and no one model's: two
+    models are looked at in the same places. Only the decoder's timestep gets more than one visit,
+    two of `TWICE`. With n >= T every timestep has one: the estimate is the sum itself.
+    """
+    total = process.num_timesteps
+    if n >= total:
+        return torch.ones(total, dtype=torch.float64)
+    snrs = process.log_snr(torch.arange(total)).exp()
+    between = (snrs[:-1] + snrs[1:]) / 2
+    course = (snrs[:-1] ** RISE - snrs[1:] ** RISE) * (between / (1 + between)) ** (1 - RISE)
+    share = (1 - EVEN) * course / course.sum() + EVEN / len(course)
+    decoder = 2 if n >= TWICE else 1
+    return torch.cat([torch.tensor([decoder], dtype=torch.float64), _capped(share, n - decoder)])
+
+
+def _capped(share: Tensor, total: float) -> Tensor:
+    """min(1, c share), with the c for which it sums to `total`."""
+    full = torch.zeros_like(share, dtype=torch.bool)
+    while True:
+        found = share * ((total - full.sum()) / share[~full].sum())
+        more = ~full & (found >= 1)
+        if not bool(more.any()):
+            return found.where(~full, 1.0)
+        full |= more
+
+
+def visited(expected: Tensor, places: Tensor) -> Tensor:
+    """The timestep of each visit, int64 shaped like `places`, (..., n).
+
+    Visit k is uniform in [k, k + 1) along the running sum of `expected`, at k + `places`[..., k].
+
+    Args:
+        expected: `visits`.
+        places: float64 in [0, 1).
+    """
+    edges = expected.cumsum(0)
+    starts = torch.arange(places.shape[-1], dtype=torch.float64)
+    below = torch.nextafter(starts + 1, starts)  # to which a sum just below k + 1 would round up
+    along = torch.minimum(starts + places, below)
+    return torch.searchsorted(edges, along, right=True).clamp(max=len(edges) - 1)
+
+
 def strata(num_timesteps: int, n: int) -> list[range]:
     """{0}, then n - 1 strata of 1 ... T-1 whose widths grow geometrically from 1.
 
-    One timestep per stratum, its term times the width, estimates the sum without bias and samples
-    the early terms, which are large and vary most, most densely.
+    The early terms of the bound, which are large and vary most, have the narrowest.
     """
     span, parts = num_timesteps - 1, min(n, num_timesteps) - 1
     ratio = _growth(span, parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,49 +12,86 @@ import torch
 from PIL import Image
 
 from diffuse_cli import pictures
-from diffuse_cli.config import EvalConfig
 from diffuse_cli.core.denoiser import Denoiser
-from diffuse_cli.core.likelihood import bound_terms, prior_bits, strata
+from diffuse_cli.core.likelihood import bound_terms, prior_bits, strata, visited, visits
 from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.draws import draw_noise, philox
 from diffuse_cli.evaluation.images import Labelled
 from diffuse_cli.events import Progress, Work
 from diffuse_cli.media import Array
 
+BINS = 50
+"""Groups of timesteps whose mean terms are shown, at most (or as many as an image has visits)."""
+
+SEEN = 8
+"""Visits that a group needs."""
+
+BLOCK = 16
+"""Consecutive images whose visits are spread over each stratum."""
+
 
 @dataclass(frozen=True)
 class Bound:
-    """Bits per dimension of N images.
+    """Bits per dimension of N images, estimated from V visits to each.
 
     Attributes:
         prior: L_T, (N,).
-        groups: ranges of timesteps; the first is t = 0, the decoder, alone.
-        terms: the term of one timestep of each group, (N, G).
+        expected: `visits`: how often a timestep is visited, on average, (T,).
+        times, terms: the timestep of each visit and its term, (N, V).
     """
 
     prior: Array
-    groups: tuple[range, ...]
+    expected: Array
+    times: Array
     terms: Array
 
     def parts(self) -> Array:
         """L_T, L_1 + ... + L_T-1, and L_0 of each image, (N, 3)."""
-        widths = np.array([len(group) for group in self.groups])
-        middle = (self.terms * widths)[:, 1:].sum(1)
-        return np.stack([self.prior, middle, self.terms[:, 0]], 1)
+        shares, first = self._shares(), self.times == 0
+        middle, decoder = ((shares * own).sum(1) for own in (~first, first))
+        return np.stack([self.prior, middle, decoder], 1)
+
+    def _shares(self) -> Array:
+        """Of which the bound of an image is the sum, (N, V)."""
+        shares: Array = self.terms / self.expected[self.times]
+        return shares
 
     def by_time(self) -> list[dict[str, Any]]:
-        """The first and last timestep of each group, and the mean term of a timestep in it."""
-        means = self.terms.mean(0)
+        """The first and last timestep of each group, and the mean term of a timestep in it.
+
+        Times their widths the means add up to the sums of `parts`.
+        """
+        shares = self._shares() / len(self.times)
+        means = np.bincount(self.times.ravel(), shares.ravel(), len(self.expected))
         return [
-            {"first": group.start, "last": group.stop - 1, "bits_per_timestep": float(mean)}
-            for group, mean in zip(self.groups, means, strict=True)
+            {
+                "first": group.start,
+                "last": group.stop - 1,
+                "bits_per_timestep": float(means[group.start : group.stop].mean()),
+            }
+            for group in self._groups()
         ]
+
+    def _groups(self) -> list[range]:
+        """Ranges of all timesteps, each of which was visited; the first is t = 0 alone."""
+        total, (images, each) = len(self.expected), self.times.shape
+        seen = np.bincount(self.times.ravel(), minlength=total).cumsum()
+        edges = [0, 1]
+        for group in strata(total, max(BINS, each))[1:]:
+            if seen[group.stop - 1] - seen[edges[-1] - 1] >= min(SEEN, images):
+                edges.append(group.stop)
+        if edges[-1] < total:  # what is left joins the last group, but never the decoder
+            edges[max(2, len(edges) - 1) :] = [total]
+        return [range(a, b) for a, b in pairwise(edges)]
 
 
 def joined(parts: Sequence[Bound]) -> Bound:
     """The bounds of several sets of images as one, in order."""
-    terms = np.concatenate([part.terms for part in parts])
-    return Bound(np.concatenate([part.prior for part in parts]), parts[0].groups, terms)
+    priors, times, terms = (
+        np.concatenate([getattr(part, name) for part in parts])
+        for name in ("prior", "times", "terms")
+    )
+    return Bound(priors, parts[0].expected, times, terms)
 
 
 def measure(
@@ -61,17 +99,27 @@ def measure(
     images: Labelled,
     blueprint: Blueprint,
     indices: range,
-    config: EvalConfig,
+    *,
+    timesteps: int | str,
+    seed: int,
+    batch_size: int,
     device: torch.device,
     task: str = "likelihood",
 ) -> Work[Bound]:
     """The bound of the images with these indices over the denoiser's own process.
 
-    The draws of an image depend on the seed and its index alone. `task` is the name in `Progress`.
+    The draws of an image depend on the seed and its index alone, so that two models with one
+    process are looked at in the same places.
+
+    Args:
+        timesteps: visits to each image, or `all`.
+        task: the name in `Progress`.
     """
-    total, batch_size = denoiser.process.num_timesteps, config.batch_size
-    groups = strata(total, total if config.timesteps == "all" else int(config.timesteps))
-    priors, rows = [np.zeros(0)], [np.zeros((0, len(groups)))]
+    total = denoiser.process.num_timesteps
+    n = total if timesteps == "all" else min(int(timesteps), total)
+    expected = visits(denoiser.process, n)
+    priors, rows = [np.zeros(0)], [np.zeros((0, n))]
+    times = visited(expected, torch.from_numpy(places(seed, indices, n)))
     for done in range(0, len(indices), batch_size):
         batch = indices[done : done + batch_size]
         x0, own = (
@@ -80,25 +128,44 @@ def measure(
         )
         x0 = blueprint.space.to_model(x0)
         cond: dict[str, Any] = {**blueprint.conditions.told(own)}
+        draws = _draws(seed, batch, times[done : done + batch_size], x0)
         terms = []
-        for term in bound_terms(denoiser, x0, _draws(config.seed, groups, batch, x0), **cond):
+        for term in bound_terms(denoiser, x0, draws, **cond):
             terms.append(term)
-            part = len(x0) * len(terms) // len(groups)
+            part = len(x0) * len(terms) // n
             yield Progress(task, done + part, len(indices))
         # Metal has no float64.
         rows.append(torch.stack(terms, 1).cpu().double().numpy())
         priors.append(prior_bits(denoiser, x0).cpu().double().numpy())
-    return Bound(np.concatenate(priors), tuple(groups), np.concatenate(rows))
+    return Bound(np.concatenate(priors), expected.numpy(), times.numpy(), np.concatenate(rows))
+
+
+def places(seed: int, indices: Sequence[int], n: int) -> Array:
+    """Where in its stratum each of n visits to each image falls, (N, n) in [0, 1).
+
+    Each is uniform, and independent of the image's others. The visits k to a block of images fall
+    into different parts of the stratum (McKay et al. 1979, Latin hypercube sampling), so that the
+    mean over images hardly depends on where they fall.
+    """
+    found = np.empty((len(indices), n))
+    blocks: dict[int, Array] = {}
+    for row, i in enumerate(indices):
+        block, place = divmod(i, BLOCK)
+        if block not in blocks:
+            draws = philox(seed, "bits-time", block)
+            cells = draws.permuted(np.tile(np.arange(BLOCK), (n, 1)), axis=1)
+            blocks = {block: (cells + draws.random((n, BLOCK))) / BLOCK}
+        found[row] = blocks[block][:, place]
+    return found
 
 
 def _draws(
-    seed: int, groups: list[range], indices: range, x0: torch.Tensor
+    seed: int, indices: range, times: torch.Tensor, x0: torch.Tensor
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """For each group, a timestep and noise for each sample."""
-    for k, group in enumerate(groups):
-        times = [int(philox(seed, "bits-time", i, k).integers(len(group))) for i in indices]
+    """For each visit, a timestep and noise for each sample."""
+    for k, t in enumerate(times.unbind(1)):
         noise = torch.stack([draw_noise(seed, "bits", i, k, shape=x0.shape[1:]) for i in indices])
-        yield torch.tensor(times, device=x0.device) + group.start, noise.to(x0.device)
+        yield t.to(x0.device), noise.to(x0.device)
 
 
 def draw(bound: Bound, name: str) -> Image.Image:
@@ -106,11 +173,11 @@ def draw(bound: Bound, name: str) -> Image.Image:
     sheet = pictures.Sheet(7.2, 4.3, 150)
     axes = sheet.axes(0.9, 0.75, 6.0, 2.95)
     total = float(bound.parts().sum(1).mean())
-    last = bound.groups[-1].stop
+    groups, last = bound.by_time(), len(bound.expected)
     title = f"{name}: {total:.3f} bits per dimension over {last} timesteps"
     sheet.text(0.9, 0.4, title, 6.0, fontsize=11, fontweight="bold", parse_math=False)
-    means = np.maximum(bound.terms.mean(0), 1e-12)
-    edges = [group.start + 1 for group in bound.groups] + [last + 1]
+    means = np.maximum([group["bits_per_timestep"] for group in groups], 1e-12)
+    edges = [group["first"] + 1 for group in groups] + [last + 1]
     axes.stairs(means, edges, baseline=None, color=pictures.color(0), linewidth=1.8)
     axes.plot([1.5], means[:1], "o", color=pictures.color(1), markersize=6)
     faint: dict[str, Any] = {"fontsize": 8.5, "color": pictures.FAINT}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,10 +15,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_images
+from oracles import exact_denoise, process_of
 from PIL import Image
 
 from diffuse_cli import modelfile
-from diffuse_cli.core import bits_per_dim
+from diffuse_cli.core import Prediction, Process, bits_per_dim
 from diffuse_cli.data import read_images
 from diffuse_cli.draws import draw_noise, permutation
 from diffuse_cli.evaluation import bounds, evaluating, neighbors, parts
@@ -438,11 +441,107 @@ def test_terms_times_their_widths_are_the_bound(measure_classes, other, options)
     assert (terms[0]["first"], terms[0]["last"]) == (0, 0)
     assert terms[0]["bits_per_timestep"] == pytest.approx(found["bits_decoder"], rel=1e-9)
     ends = [(term["first"], term["last"]) for term in terms]
-    assert len(ends) == 12
+    assert len(ends) > 6
     assert all(a[1] + 1 == b[0] for a, b in pairwise(ends))
+    assert all(term["bits_per_timestep"] > 0 for term in terms)
     assert ends[-1][1] == (39 if "respaced" in options else 99)
     middle = sum((t["last"] - t["first"] + 1) * t["bits_per_timestep"] for t in terms[1:])
     assert middle == pytest.approx(found["bits_middle"], rel=1e-9)
+
+
+PLAIN = SimpleNamespace(
+    space=SimpleNamespace(to_model=lambda x: x), conditions=SimpleNamespace(told=lambda own: {})
+)
+"""A blueprint of samples that are the model's numbers already, without conditions."""
+
+
+@dataclass(frozen=True)
+class Exact:
+    """What `measure` reads of a denoiser, without a network."""
+
+    process: Process
+    levels: int
+    denoise: Callable[..., Prediction]
+
+    def __call__(self, x_t, t, **cond):
+        return self.denoise(x_t, t)
+
+
+def estimated(x0, timesteps, seed=0, indices=None, batch_size=64, spread=0.5):
+    """The bound under the exact denoiser of Gaussian data."""
+    process = process_of("cosine", 300)
+    exact = Exact(process, 256, exact_denoise(process, spread=spread))
+    work = bounds.measure(
+        exact, Labelled(x0, np.full(len(x0), -1)), PLAIN,
+        indices or range(len(x0)), timesteps=timesteps, seed=seed, batch_size=batch_size,
+        device=torch.device("cpu"),
+    )  # fmt: skip
+    return finish(work)
+
+
+def gaussian_images(n):
+    """Images of which some are much harder than others."""
+    draws = np.random.default_rng(3)
+    hard = np.linspace(0.2, 1.2, n)[:, None, None, None]
+    return (hard * 0.5 * draws.standard_normal((n, 1, 4, 4))).clip(-1, 1)
+
+
+@pytest.mark.parametrize("timesteps", [4, 12])
+def test_the_estimate_is_unbiased_and_its_error_honest(timesteps):
+    """Over seeds its mean is the whole bound, and the images differ as much as is reported."""
+    x0 = gaussian_images(32)
+    whole = np.mean([estimated(x0, "all", s).parts().sum(1).mean() for s in range(2)])
+    totals = np.stack([estimated(x0, timesteps, s).parts().sum(1) for s in range(40)])
+    means = totals.mean(1)
+    spread = means.std(ddof=1)
+    assert abs(means.mean() - whole) < 4 * spread / math.sqrt(40) + 0.002
+    # At the same images the mean varies by less than independent visits would make it.
+    within = math.sqrt(totals.var(0, ddof=1).mean() / 32)
+    assert spread < 1.05 * within
+
+
+def test_visits_depend_on_the_seed_and_the_image_alone():
+    x0 = gaussian_images(40)
+    whole = estimated(x0, 12)
+    part = estimated(x0, 12, indices=range(7, 29), batch_size=5)
+    assert np.array_equal(part.times, whole.times[7:29])
+    assert part.terms == pytest.approx(whole.terms[7:29], rel=1e-6)
+    assert not np.array_equal(estimated(x0, 12, seed=1).times, whole.times)
+    # Another model with the same process, as `compare` has it.
+    assert np.array_equal(estimated(x0, 12, spread=0.4).times, whole.times)
+
+
+def test_visits_to_a_block_of_images_fall_into_different_parts_of_their_stratum():
+    found = bounds.places(3, range(32), 5)
+    cells = np.floor(found * 16).astype(int).reshape(2, 16, 5)
+    assert (np.sort(cells, 1) == np.arange(16)[:, None]).all()
+    flat = cells.transpose(0, 2, 1).reshape(10, 16)
+    assert len({tuple(row) for row in flat}) == 10
+
+
+@pytest.mark.parametrize(("n", "timesteps"), [(2, 2), (3, 12), (40, 6), (300, 12)])
+def test_every_group_of_the_curve_was_visited(n, timesteps):
+    bound = estimated(gaussian_images(n), timesteps)
+    groups = bound.by_time()
+    assert (groups[0]["first"], groups[0]["last"]) == (0, 0)
+    assert groups[-1]["last"] == 299
+    assert all(group["bits_per_timestep"] > 0 for group in groups)
+    total = sum((g["last"] - g["first"] + 1) * g["bits_per_timestep"] for g in groups)
+    assert total == pytest.approx(bound.parts()[:, 1:].sum(1).mean(), rel=1e-9)
+    if n == 300:
+        assert len(groups) > 30
+
+
+@pytest.mark.parametrize(("asked", "of_training"), [(12, 6), (7, 4), (2, 2), ("all", "all")])
+def test_training_images_are_visited_half_as_often(
+    measure, images, monkeypatch, asked, of_training
+):
+    seen, real = {}, bounds.measure
+    monkeypatch.setattr(
+        parts, "measure", lambda *a, **k: seen.update({k["task"]: k}) or real(*a, **k)
+    )
+    assert measure(images, "-n", 4, "--timesteps", asked, "--respaced", 20, "--json").code == 0
+    assert [k["timesteps"] for k in seen.values()] == [asked, of_training]
 
 
 def test_respacing_to_more_timesteps_than_there_are_is_refused(measure, other, monkeypatch):
