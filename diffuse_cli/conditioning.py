@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from diffuse_cli.config import GUIDANCE, DrawConfig
-from diffuse_cli.core.guidance import guide, interval
 from diffuse_cli.errors import UsageError, lookup
 
 if TYPE_CHECKING:
     from diffuse_cli.core.denoiser import Denoise
-    from diffuse_cli.core.process import Process
     from diffuse_cli.modelfile import Model
 
 
@@ -26,23 +24,14 @@ class Condition:
     Attributes:
         labels: of the images, in turn: image k has label k modulo their number.
         scale: 1 is the conditional model, 0 the unconditional.
-        noise_levels: guide only at sigma / alpha between these; None for all.
     """
 
     labels: tuple[int, ...]
     scale: float = GUIDANCE
-    noise_levels: tuple[float, float] | None = None
 
     def label(self, index: int) -> int:
         """The label of an image."""
         return self.labels[index % len(self.labels)]
-
-    def guided(self, denoise: Denoise, process: Process) -> Denoise:
-        """`denoise` with guidance, to be called with `label`."""
-        whole = guide(denoise, self.scale)
-        if self.noise_levels is None:
-            return whole
-        return interval(whole, denoise, process, *self.noise_levels)
 
     def bind(self, guided: Denoise, indices: Sequence[int], device: torch.device) -> Denoise:
         """`guided` with the labels of a batch of images."""
@@ -63,7 +52,6 @@ def condition(config: DrawConfig, model: Model, names: Sequence[str] = ()) -> Co
         for flag, given in (
             ("--class", names),
             ("--guidance", config.guidance is not None),
-            ("--guidance-interval", config.guidance_interval),
         ):
             if given:
                 raise UsageError(
@@ -77,7 +65,7 @@ def condition(config: DrawConfig, model: Model, names: Sequence[str] = ()) -> Co
         scale = model.sampling.guidance
     if scale is None:
         scale = default_guidance(model.training.get("label_dropout"))
-    return Condition(chosen or tuple(every.values()), scale, config.guidance_interval)
+    return Condition(chosen or tuple(every.values()), scale)
 
 
 def default_guidance(label_dropout: Any) -> float:

@@ -19,6 +19,7 @@ from diffuse_cli.core.space import Space
 from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
 from diffuse_cli.draws import share
 from diffuse_cli.events import Work
+from diffuse_cli.guiding import equipped
 from diffuse_cli.media import MEDIA
 from diffuse_cli.resolving import DrawSettings, resolve, tell
 from diffuse_cli.runtime import machine, rank, resolve_precision
@@ -78,6 +79,7 @@ def generate(config: SampleConfig) -> Work[Generated | None]:
     ):
         loaded = yield from load_denoiser(config.model, config.weights, accelerator)
         settings = resolve(config, loaded.model, config.classes)
+        settings = yield from equipped(settings, loaded, accelerator)
         yield from tell(settings)
         mine = share(config.n, accelerator.num_processes, accelerator.process_index)
         drawings = draw(
@@ -192,22 +194,19 @@ def _finish(
         "precision": resolve_precision(config.precision, config.device),
         "model": {"sha256": loaded.sha256},
         "images": [path.name for path in images],
-        **_describe(wanted, loaded.model.classes, config.n),
+        **_describe(settings, loaded.model.classes, config.n),
         "files": {path.name: files.sha256(path) for path in written},
     }
     files.write_json(manifest, described)
     return Generated(images, grid, gif, manifest, processes)
 
 
-def _describe(wanted: Condition | None, classes: Sequence[str], n: int) -> dict[str, Any]:
-    """The manifest's entries on classes: guidance, and the class of each image."""
-    if wanted is None:
-        return {}
-    return {
-        "guidance": wanted.scale,
-        "guidance_interval": wanted.noise_levels,
-        "classes": [classes[wanted.label(i)] for i in range(n)],
-    }
+def _describe(settings: DrawSettings, classes: Sequence[str], n: int) -> dict[str, Any]:
+    """The manifest's entries on guidance, and the class of each image."""
+    described = settings.described_guidance()
+    if wanted := settings.condition:
+        described["classes"] = [classes[wanted.label(i)] for i in range(n)]
+    return described
 
 
 def arrange(drawn: Mapping[int, Array], space: Space, wanted: Condition | None) -> Image:

@@ -4,15 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.conditioning import Condition, condition
-from diffuse_cli.config import SAMPLER, SAMPLING_STEPS, DrawConfig, SamplerChoice
+from diffuse_cli.config import (
+    OWN,
+    SAMPLER,
+    SAMPLING_STEPS,
+    WEAK_GUIDANCE,
+    DrawConfig,
+    SamplerChoice,
+)
+from diffuse_cli.core.guidance import away, interval, unlabelled
 from diffuse_cli.core.samplers import sampler_options
+from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Notice, Work
 
 if TYPE_CHECKING:
+    from diffuse_cli.core.denoiser import Denoise, Denoiser
+    from diffuse_cli.core.process import Process
     from diffuse_cli.modelfile import Model
+
+
+@dataclass(frozen=True)
+class Guide:
+    """A weaker model to guide by.
+
+    Attributes:
+        path: of its file; `OWN` for the early average in the model's own.
+        scale: 1 is the model alone, 0 the weaker one.
+        denoiser, sha256: of the file, once `guiding.equipped` has read it.
+    """
+
+    path: str
+    scale: float
+    denoiser: Denoiser | None = None
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -23,6 +50,8 @@ class DrawSettings:
         spacing: a name in `SPACINGS`.
         options: of the sampler, for example `eta`.
         condition: classes and guidance, for a model with classes.
+        guide: the weaker model to guide by.
+        noise_levels: guide only at sigma / alpha between these; None for all.
         threshold: the percentile of dynamic thresholding; None clips x_0.
         taken: what the model file recommended and is used, in words.
     """
@@ -32,6 +61,8 @@ class DrawSettings:
     spacing: str = "trailing"
     options: Mapping[str, float] = field(default_factory=dict)
     condition: Condition | None = None
+    guide: Guide | None = None
+    noise_levels: tuple[float, float] | None = None
     threshold: float | None = None
     seed: int = 0
     batch_size: int = 64
@@ -41,7 +72,32 @@ class DrawSettings:
     def choice(self) -> SamplerChoice:
         """The part that `tune` chooses."""
         scale = self.condition.scale if self.condition else None
-        return SamplerChoice(self.sampler, self.steps, scale)
+        weak = self.guide.scale if self.guide else None
+        return SamplerChoice(self.sampler, self.steps, scale, weak)
+
+    def described_guidance(self) -> dict[str, Any]:
+        """What a manifest says of it; empty where nothing is guided."""
+        described: dict[str, Any] = {}
+        if self.condition:
+            described["guidance"] = self.condition.scale
+        if self.guide:
+            weights = "weak" if self.guide.path == OWN else "ema"
+            described["weak_guidance"] = self.guide.scale
+            described["guide"] = {"sha256": self.guide.sha256, "weights": weights}
+        return {**described, "guidance_interval": self.noise_levels} if described else {}
+
+    def guided(self, denoise: Denoise, process: Process) -> Denoise:
+        """`denoise` with the guidance of both kinds; with classes, to be called with `label`."""
+        others: list[tuple[Denoise, float]] = []
+        if self.condition:
+            others.append((unlabelled(denoise), self.condition.scale))
+        if self.guide:
+            assert self.guide.denoiser is not None
+            others.append((self.guide.denoiser, self.guide.scale))
+        whole = away(denoise, *others) if others else denoise
+        if self.noise_levels is None:
+            return whole
+        return interval(whole, denoise, process, *self.noise_levels)
 
 
 def resolve(config: DrawConfig, model: Model, names: Sequence[str] = ()) -> DrawSettings:
@@ -50,10 +106,15 @@ def resolve(config: DrawConfig, model: Model, names: Sequence[str] = ()) -> Draw
     A recommended sampler is used with its recommended steps or not at all.
 
     Raises:
-        UsageError: a class that the model does not have, or guidance of a model without classes.
+        UsageError: a class that the model does not have, or guidance that it cannot have.
         InvalidArgument: an option that the sampler does not take.
     """
-    wanted = condition(config, model, names)
+    wanted, guide = condition(config, model, names), guide_of(config, model)
+    if config.guidance_interval and not (wanted or guide):
+        raise UsageError(
+            "--guidance-interval: the model was trained without classes",
+            "Train one with --classes, or guide by a weaker one with --guide-with",
+        )
     sampler, steps = config.sampler or SAMPLER, config.steps or SAMPLING_STEPS
     taken: list[str] = []
     found = model.sampling
@@ -63,17 +124,46 @@ def resolve(config: DrawConfig, model: Model, names: Sequence[str] = ()) -> Draw
             taken.append(str(SamplerChoice(sampler, steps)))
     if wanted and found and found.guidance is not None and config.guidance is None:
         taken.append(f"guidance {wanted.scale:g}")
+    if guide and config.weak_guidance is None and _recommends(model, guide.path) is not None:
+        taken.append(f"weak guidance {guide.scale:g}")
     return DrawSettings(
         sampler=sampler,
         steps=steps,
         spacing=config.spacing,
         options=sampler_options(sampler, **config.sampler_options),
         condition=wanted,
+        guide=guide,
+        noise_levels=config.guidance_interval,
         threshold=config.threshold,
         seed=config.seed,
         batch_size=config.batch_size,
         taken=", ".join(taken),
     )
+
+
+def guide_of(config: DrawConfig, model: Model) -> Guide | None:
+    """The weaker model that is named or recommended, and its scale; not read yet.
+
+    Raises:
+        UsageError: a scale without a weaker model.
+    """
+    path, scale = config.guide_with, config.weak_guidance
+    found = _recommends(model, path or OWN)
+    if path is None and scale is None and found is None:
+        return None
+    if path is None and scale is not None and model.weak is None:
+        raise UsageError(
+            "--weak-guidance goes with --guide-with",
+            "Give a weaker model, or a model trained with --keep-weak",
+        )
+    if scale is None:
+        scale = WEAK_GUIDANCE if found is None else found
+    return Guide(path or OWN, scale)
+
+
+def _recommends(model: Model, path: str) -> float | None:
+    """The scale that the model file recommends, which was found with its own weak average."""
+    return model.sampling.weak_guidance if model.sampling and path == OWN else None
 
 
 def tell(settings: DrawSettings) -> Work[None]:

@@ -68,7 +68,7 @@ def draw(
     """
     process, condition = denoiser.process, settings.condition
     times = process.times(settings.steps, settings.spacing)
-    denoise = condition.guided(denoiser, process) if condition else denoiser
+    denoise = settings.guided(denoiser, process)
     denoise = kept_in_range(denoise, denoiser, settings.threshold)
     sample = partial(SAMPLERS[settings.sampler], **settings.options)
     for start in range(0, len(indices), settings.batch_size):

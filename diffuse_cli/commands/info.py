@@ -199,7 +199,7 @@ def _model_rows(found: ModelReport) -> Rows:
         ("model", show(found.path)),
         ("title", brief(found.title) or "none"),
         ("file", f"{found.size_bytes:,} bytes, SHA-256 {found.sha256}"),
-        ("weights", "averaged and raw" if found.raw else "averaged"),
+        ("weights", _weights(found)),
         ("parameters", f"{found.parameters:,}"),
         *_rows("network", _network(found)),
         ("process", _process(found)),
@@ -210,6 +210,13 @@ def _model_rows(found: ModelReport) -> Rows:
         *_rows("training", _settings(found.training)),
         *_rows("versions", _settings(found.versions)),
     ]
+
+
+def _weights(found: ModelReport) -> str:
+    kinds = "averaged and raw" if found.raw else "averaged"
+    if found.weak is None:
+        return kinds
+    return f"{kinds}; the average of step {found.weak:,}, for --guide-with self"
 
 
 def _toml(found: ModelReport) -> list[str]:

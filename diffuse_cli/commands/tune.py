@@ -1,7 +1,7 @@
 """Choose the sampler, steps and guidance for a model.
 
-Tries every sampler with several numbers of steps, then guidance scales, and recommends the cheapest
-setting that is as good as the best.
+Tries every sampler with several numbers of steps, then guidance scales, then guidance by a weaker
+model if there is one, and recommends the cheapest setting that is as good as the best.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 CONFIG = TuneConfig
 
-HEADS = ("sampler", "steps", "guidance", "evaluations", "seconds", "KID", "Fréchet distance")
+HEADS = (
+    "sampler", "steps", "guidance", "weak guidance", "evaluations", "seconds", "KID",
+    "Fréchet distance",
+)  # fmt: skip
 
 
 def run(config: TuneConfig, console: Console) -> None:
@@ -61,8 +64,9 @@ def to_json(found: Tuned) -> dict[str, object]:
 
 def lines(found: Tuned) -> list[str]:
     """A row for each setting, the recommendation, and the files written."""
-    guided = found.recommended.guidance is not None
-    shown = [i for i, head in enumerate(HEADS) if guided or head != "guidance"]
+    first = found.rows[0].setting
+    absent = {"guidance": first.guidance is None, "weak guidance": first.weak_guidance is None}
+    shown = [i for i, head in enumerate(HEADS) if not absent.get(head)]
     rows = [HEADS, *(_cells(row) for row in found.rows)]
     part = {"held-out": "held-out images", "all": "all images of DATA"}[found.part]
     return [
@@ -79,7 +83,10 @@ def _cells(row: Tried) -> tuple[str, ...]:
     return (
         setting.sampler,
         f"{setting.steps}",
-        "" if setting.guidance is None else f"{setting.guidance:g}",
+        *(
+            "" if scale is None else f"{scale:g}"
+            for scale in (setting.guidance, setting.weak_guidance)
+        ),
         f"{row.evaluations}",
         f"{row.seconds:.3g}",
         number(row.values, "kid"),

@@ -23,21 +23,38 @@ SAMPLER, SAMPLING_STEPS = "unipc", 20
 GUIDANCE = 2.0
 """The default guidance scale of a model with classes."""
 
+WEAK_GUIDANCE = 1.5
+"""The default scale of guidance by a weaker model, where one is named."""
+
+OWN = "self"
+"""What `--guide-with` calls the early average in the model file."""
+
 MOST_STEPS, STRONGEST = 100_000, 100
 """The largest number of steps and guidance scale that can be asked for."""
 
 
 @dataclass(frozen=True)
 class SamplerChoice(Config):
-    """What `tune` chooses: a sampler, its steps, and the guidance of a model with classes."""
+    """What `tune` chooses: a sampler, its steps, the guidance of a model with classes, and that by
+    the model's own weak average."""
 
     sampler: str = option(help="Sampler.")
     steps: int = option(help="Steps.", low=1, high=MOST_STEPS)
     guidance: float | None = option(None, "Guidance scale.", low=0, high=STRONGEST)
+    weak_guidance: float | None = option(
+        None, "Scale of guidance by a weaker model.", low=0, high=STRONGEST
+    )
 
     def __str__(self) -> str:
+        steps = f"{self.steps} {'step' if self.steps == 1 else 'steps'}"
+        return f"{self.sampler}, {steps}{self.scales}"
+
+    @property
+    def scales(self) -> str:
+        """Its scales in words, each after a comma."""
         guided = "" if self.guidance is None else f", guidance {self.guidance:g}"
-        return f"{self.sampler}, {self.steps} {'step' if self.steps == 1 else 'steps'}{guided}"
+        weakly = "" if self.weak_guidance is None else f", weak guidance {self.weak_guidance:g}"
+        return guided + weakly
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +104,20 @@ class TrajectoryConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplerConfig(TrajectoryConfig):
+class GuideConfig(Config):
+    """The weaker model to guide by."""
+
+    guide_with: str | None = sampling_option(
+        None,
+        "Guide by a weaker model of the same data, a file or run directory; 'self' is the early "
+        "average in a model trained with --keep-weak. A step then takes one more evaluation.",
+        metavar="MODEL|self",
+        shown="the model's, if tune recommends it",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerConfig(GuideConfig, TrajectoryConfig):
     """The sampler, its steps and its guidance.
 
     Raises:
@@ -96,7 +126,7 @@ class SamplerConfig(TrajectoryConfig):
 
     steps: int | None = option(
         None,
-        "Sampling steps, each one network evaluation (two with heun).",
+        "Sampling steps, each one network evaluation (two with heun), more with guidance.",
         low=1,
         high=MOST_STEPS,
         shown=f"the model's, or {SAMPLING_STEPS}",
@@ -111,6 +141,14 @@ class SamplerConfig(TrajectoryConfig):
         low=0,
         high=STRONGEST,
         shown=f"the model's, or {GUIDANCE:g}; 1 if trained with --label-dropout 0",
+    )
+    weak_guidance: float | None = sampling_option(
+        None,
+        "Scale of --guide-with: 1 is the model alone, 0 the weaker one. Added to what --guidance "
+        "does.",
+        low=0,
+        high=STRONGEST,
+        shown=f"the model's, or {WEAK_GUIDANCE:g}",
     )
     eta: float | None = sampling_option(
         None, "Noise added by ddim: 0 for none, 1 for as much as ddpm.", low=0, high=1, shown="0"

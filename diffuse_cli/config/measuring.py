@@ -6,8 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from diffuse_cli.config.drawing import (
+    OWN,
     ComputeConfig,
     DrawConfig,
+    GuideConfig,
     SamplerConfig,
     TrajectoryConfig,
     WeightsConfig,
@@ -34,6 +36,7 @@ from diffuse_cli.parsing import (
 )
 
 TUNED_STEPS, TUNED_GUIDANCE = (5, 10, 20, 50), (1.0, 1.5, 2.0, 3.0, 4.0)
+TUNED_WEAK = (1.25, 1.5, 2.0, 3.0)
 """What `tune` tries by default."""
 
 
@@ -127,7 +130,7 @@ class EvalConfig(MeasureConfig, PlottedBoundConfig, DrawConfig, WeightsConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneConfig(MeasureConfig, TrajectoryConfig, WeightsConfig):
+class TuneConfig(MeasureConfig, GuideConfig, TrajectoryConfig, WeightsConfig):
     """Samplers, steps and guidance scales of a model, compared."""
 
     samplers: tuple[str, ...] | None = option(
@@ -142,6 +145,13 @@ class TuneConfig(MeasureConfig, TrajectoryConfig, WeightsConfig):
         "scale, and the best of them is tried at the others.",
         parse=parse_scales,
         shown=f"the model's, then {','.join(f'{scale:g}' for scale in TUNED_GUIDANCE)}",
+    )
+    weak_guidance: tuple[float, ...] | None = option(
+        None,
+        "Scales of guidance by a weaker model to try with the best setting, in as many network "
+        "evaluations. The weaker model is that of --guide-with, or the model's early average.",
+        parse=parse_scales,
+        shown=f"{','.join(f'{scale:g}' for scale in TUNED_WEAK)} where there is one",
     )
     out: str | None = option(
         None,
@@ -163,6 +173,8 @@ class TuneConfig(MeasureConfig, TrajectoryConfig, WeightsConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         flag = first_given(self, TrajectoryConfig, WeightsConfig)
+        if self.guide_with not in (None, OWN):
+            flag = "--guide-with"
         if self.out is not None and flag:
             raise UsageError(
                 f"-o: a model file cannot record {flag}, with which the setting was measured",

@@ -186,6 +186,11 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     keep_raw: bool = output_option(
         False, "Also save the raw weights, before averaging, in the model file."
     )
+    keep_weak: bool = output_option(
+        False,
+        "Also keep the average after an eighth of the steps in the model file, for sample "
+        "--guide-with self.",
+    )
     log: str | None = output_option(
         None, "Also log to a tracker.", table="runtime.TRACKERS", control=True
     )

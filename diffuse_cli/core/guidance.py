@@ -1,8 +1,9 @@
-"""Wrappers from `Denoise` to `Denoise`: clipping and classifier-free guidance."""
+"""Wrappers from `Denoise` to `Denoise`: clipping, and guidance by no class or a weaker model."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -61,20 +62,60 @@ def guide(denoise: Denoise, scale: float) -> Denoise:
     Scale 1 is the conditional model, 0 the unconditional; x_0 and eps are linear in the scale. The
     variance is the conditional model's.
     """
+    return away(denoise, (unlabelled(denoise), scale))
 
-    def guided(x_t: Tensor, t: Any, /, label: Any = None, **cond: Any) -> Prediction:
-        given = denoise(x_t, t, label=label, **cond)
-        if scale == 1:
-            return given
-        free = denoise(x_t, t, label=None, **cond)
+
+def autoguide(denoise: Denoise, weak: Denoise, scale: float) -> Denoise:
+    """Guidance by a weaker model of the same data and process (Karras et al. 2024b, sec. 4).
+
+    Where the two differ the better one is likely to be right, and a step further in that direction
+    better still. Scale 1 is `denoise`, and `weak` is not evaluated; 0 is `weak`. The variance is
+    that of `denoise`. Their targets may differ: x_0 and eps are combined.
+    """
+    return away(denoise, (weak, scale))
+
+
+def unlabelled(denoise: Denoise) -> Denoise:
+    """`denoise` told no class."""
+
+    def free(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
+        return denoise(x_t, t, **{**cond, "label": None})
+
+    return free
+
+
+def away(denoise: Denoise, *others: tuple[Denoise, float]) -> Denoise:
+    """`denoise`, away from what others predict: D + sum of (s_i - 1) (D - D_i), in x_0 and eps.
+
+    Each of the others adds a push of its own, whatever the scales of the rest: classifier-free
+    guidance and a weaker model go together, at one evaluation for each.
+
+    Args:
+        others: with their scales; one of scale 1 is not evaluated.
+    """
+    active = [(other, scale) for other, scale in others if scale != 1]
+
+    def guided(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
+        own = denoise(x_t, t, **cond)
+        if not active:
+            return own
+        found = [(other(x_t, t, **cond), scale) for other, scale in active]
         return replace(
-            given,
-            x0=free.x0 + scale * (given.x0 - free.x0),
-            eps=free.eps + scale * (given.eps - free.eps),
+            own,
+            x0=_pushed(own.x0, [(their.x0, scale) for their, scale in found]),
+            eps=_pushed(own.eps, [(their.eps, scale) for their, scale in found]),
             raw=None,
         )
 
     return guided
+
+
+def _pushed(own: Tensor, others: Sequence[tuple[Tensor, float]]) -> Tensor:
+    (first, scale), *rest = others
+    pushed = first + scale * (own - first)  # at scale 0 exactly the other
+    for other, scale in rest:
+        pushed = pushed + (scale - 1) * (own - other)
+    return pushed
 
 
 def interval(

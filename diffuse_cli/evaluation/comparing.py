@@ -14,6 +14,7 @@ from diffuse_cli.evaluation.evaluating import describe, find_network, measured, 
 from diffuse_cli.evaluation.images import knows, read_for, sides_for, told_part
 from diffuse_cli.evaluation.parts import Evaluation
 from diffuse_cli.events import Notice, Work
+from diffuse_cli.guiding import equipped
 from diffuse_cli.metrics import METRICS, Measured, Number, Values, shown
 from diffuse_cli.metrics import measured as number
 from diffuse_cli.options import converted
@@ -84,7 +85,9 @@ def measure_both(
                 f"the two were trained with --{name} {theirs[0]} and {theirs[1]}",
                 f"Give --{name}, for both",
             )
-    settings = [settle(each, model) for each, model in zip(own, models, strict=True)]
+    settings = []
+    for each, model in zip(own, models, strict=True):
+        settings.append((yield from equipped(settle(each, model), model, accelerator)))
     network = yield from find_network(own[0], accelerator)
     images = yield from read_for(own[0], models[0])
     held_out = any(knows(model, images) for model in models)

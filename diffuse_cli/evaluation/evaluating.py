@@ -27,6 +27,7 @@ from diffuse_cli.evaluation.parts import Evaluation
 from diffuse_cli.evaluation.showing import Shown
 from diffuse_cli.evaluation.team import Team
 from diffuse_cli.events import Work
+from diffuse_cli.guiding import equipped
 from diffuse_cli.metrics import METRICS, Facts, Remark, remarks
 from diffuse_cli.options import first_given
 from diffuse_cli.outputs import asked
@@ -95,7 +96,7 @@ def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work
         loaded, settings, described = None, None, {}
         if not folder:
             loaded = yield from load_denoiser(subject, config.weights, accelerator)
-            settings = settle(config, loaded)
+            settings = yield from equipped(settle(config, loaded), loaded, accelerator)
             yield from tell(settings)
             described = describe(settings, config, loaded.sha256)
             described |= {"timesteps": config.timesteps, "respaced": config.respaced}
@@ -216,14 +217,11 @@ def describe(
     settings: DrawSettings, config: EvalConfig | TuneConfig, sha256: str
 ) -> dict[str, Any]:
     """How images were drawn, for comparing the numbers."""
-    guidance: dict[str, Any] = {}
-    if wanted := settings.condition:
-        guidance = {"guidance": wanted.scale, "guidance_interval": wanted.noise_levels}
     names = ("sampler", "steps", "spacing", "threshold", "seed")
     return {
         **{name: getattr(settings, name) for name in names},
         **settings.options,
-        **guidance,
+        **settings.described_guidance(),
         "weights": config.weights,
         "precision": resolve_precision(config.precision, config.device),
         "model_sha256": sha256,

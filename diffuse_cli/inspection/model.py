@@ -33,6 +33,7 @@ class ModelReport:
         size_bytes, sha256: of the file.
         parameters: of the network.
         raw: whether it has the weights before averaging.
+        weak: the step of its early average, for `sample --guide-with self`, or None.
         title: `modelspec.title`, or empty.
         classes: for `sample --class`; empty for an unconditional model.
         sampling: the recommended setting.
@@ -45,6 +46,7 @@ class ModelReport:
     sha256: str
     parameters: int
     raw: bool
+    weak: int | None
     title: str
     blueprint: Blueprint
     step: int
@@ -101,6 +103,7 @@ def inspect_model(config: InfoConfig) -> Work[ModelReport]:
         sha256=found.sha256,
         parameters=sum(tensor.numel() for tensor in model.ema.values()),
         raw=model.raw is not None,
+        weak=model.weak_step,
         title=found.title,
         blueprint=model.blueprint,
         step=model.step,

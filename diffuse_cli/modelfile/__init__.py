@@ -26,7 +26,6 @@ from diffuse_cli import files, foreign, runs, tensorfile
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.training import from_file
 from diffuse_cli.core import settings
-from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.errors import DiffuseError, ModelFileError
 from diffuse_cli.events import Notice, Work, finish
 from diffuse_cli.modelfile._description import (
@@ -41,12 +40,14 @@ from diffuse_cli.options import from_dict
 from diffuse_cli.presets import network_config
 
 __all__ = [
-    "RAW", "Found", "Model", "find", "holds", "load", "metadata", "read_training", "save",
-    "versions",
+    "RAW", "WEAK", "Found", "Model", "apart", "find", "holds", "load", "metadata", "read_training",
+    "save", "together", "versions",
 ]  # fmt: skip
 
-RAW = "raw."
-"""Prefix of the weights before averaging."""
+RAW, WEAK = "raw.", "weak."
+"""Prefixes of the weights before averaging, and of the average early in the training."""
+
+Weights = Mapping[str, Tensor]
 
 
 # -- writing --------------------------------------------------------------------------------------
@@ -54,8 +55,22 @@ RAW = "raw."
 
 def save(path: Path, model: Model) -> None:
     """Write a model file, whole or not at all."""
-    raw = {RAW + name: tensor for name, tensor in (model.raw or {}).items()}
-    tensorfile.write(path, {**model.ema, **raw}, metadata(model))
+    tensorfile.write(path, together(model.ema, model.raw, model.weak), metadata(model))
+
+
+def together(ema: Weights, raw: Weights | None = None, weak: Weights | None = None) -> Weights:
+    """The weights of a model file under the names that they have in it."""
+    kinds = (("", ema), (RAW, raw or {}), (WEAK, weak or {}))
+    return {prefix + name: tensor for prefix, own in kinds for name, tensor in own.items()}
+
+
+def apart(tensors: Weights) -> tuple[Weights, Weights, Weights]:
+    """The inverse of `together`: averaged, raw and weak weights, empty where there are none."""
+    kinds: dict[str, dict[str, Tensor]] = {"": {}, RAW: {}, WEAK: {}}
+    for name, tensor in tensors.items():
+        prefix = next((p for p in (RAW, WEAK) if name.startswith(p)), "")
+        kinds[prefix][name.removeprefix(prefix)] = tensor
+    return kinds[""], kinds[RAW], kinds[WEAK]
 
 
 def metadata(model: Model) -> dict[str, str]:
@@ -155,15 +170,14 @@ def _read(path: Path) -> Found:
                 )
             raise foreign.rejected(header.entries, path)
         model = rebuild(described(header))
-        _check_shapes(model.blueprint, header.entries)
+        _check_shapes(model, header.entries)
         tensors = tensorfile.read_tensors(file, header)
         _check_finite(tensors)
-        own = {n: t for n, t in tensors.items() if not n.startswith(RAW)}
-        raw = {n.removeprefix(RAW): t for n, t in tensors.items() if n.startswith(RAW)}
+        own, raw, weak = apart(tensors)
         file.seek(0)
         return Found(
             path,
-            dataclasses.replace(model, ema=own, raw=raw or None),
+            dataclasses.replace(model, ema=own, raw=raw or None, weak=weak or None),
             title=header.metadata.get("modelspec.title", ""),
             size_bytes=os.fstat(file.fileno()).st_size,
             sha256=hashlib.file_digest(file, "sha256").hexdigest(),
@@ -223,11 +237,13 @@ def _rejecting(path: Path) -> Iterator[None]:
         raise ModelFileError(f"{name} is not a valid model file: {reason}") from error
 
 
-def _check_shapes(blueprint: Blueprint, entries: Mapping[str, tensorfile.Entry]) -> None:
-    """Refuse tensors that are not those of the network, once or, with raw weights, twice."""
-    expected = {name: f"F32 {list(shape)}" for name, shape in blueprint.shapes.items()}
-    if any(name.startswith(RAW) for name in entries):
-        expected |= {RAW + name: text for name, text in expected.items()}
+def _check_shapes(model: Model, entries: Mapping[str, tensorfile.Entry]) -> None:
+    """Refuse tensors that are not those of the network, once and for each further kind of weights;
+    a weak average is there if the description has its step."""
+    own = {name: f"F32 {list(shape)}" for name, shape in model.blueprint.shapes.items()}
+    has_raw = any(name.startswith(RAW) for name in entries)
+    prefixes = ("", *[RAW] * has_raw, *[WEAK] * (model.weak is not None))
+    expected = {prefix + name: text for prefix in prefixes for name, text in own.items()}
     found = {name: f"{entry.dtype} {list(entry.shape)}" for name, entry in entries.items()}
     if wrong := tensorfile.misfit(expected, found):
         raise ModelFileError(f"its tensors do not fit its network: {wrong}")

@@ -24,11 +24,12 @@ from diffuse_cli.options import from_dict, to_dict
 from diffuse_cli.parsing import parse_color, parse_size
 from diffuse_cli.presets import network_config
 
-VERSION = 2
-"""Of the description. Version 1 has no number, and one table for network and data."""
+VERSION = 3
+"""Of the description. Version 1 has no number, and one table for network and data. 3 is 2 with a
+weak average, and is written for that alone: an older `diffuse` reads all other files."""
 
-SAMPLING = "sampling"
-"""The key of the recommended setting in `diffuse.config`."""
+SAMPLING, WEAK_KEY = "sampling", "weak"
+"""The keys of the recommended setting and of the weak average in `diffuse.config`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,8 @@ class Model:
     Attributes:
         blueprint: space, network, conditions and process.
         ema, raw: the averaged weights by name, and those before averaging or None.
-        step: optimizer steps.
+        weak: the averaged weights early in the training, to guide by, or None.
+        step, weak_step: optimizer steps, and those behind `weak`.
         data: fingerprint, number of samples and held-out rule of the training data, and its class
             names if the model is unconditional.
         training: the configuration of the training.
@@ -49,7 +51,9 @@ class Model:
     blueprint: Blueprint
     ema: Mapping[str, Tensor]
     raw: Mapping[str, Tensor] | None = None
+    weak: Mapping[str, Tensor] | None = None
     step: int = 0
+    weak_step: int | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     sampling: SamplerChoice | None = None
@@ -61,11 +65,12 @@ class Model:
         return self.blueprint.conditions.classes or tuple(self.data.get("classes", ()))
 
     def network(self, weights: str = "ema") -> nn.Module:
-        """The network with its averaged or raw weights; a `ModelFileError` without raw ones."""
-        tensors = lookup({"ema": self.ema, "raw": self.raw}, weights, "--weights")
+        """The network with its averaged, raw or weak weights; a `ModelFileError` without them."""
+        every = {"ema": self.ema, "raw": self.raw, "weak": self.weak}
+        tensors = lookup(every, weights, "--weights")
         if tensors is None:
-            hint = "Train with --keep-raw to have them"
-            raise ModelFileError("the model file has no raw weights", hint)
+            hint = f"Train with --keep-{weights} to have them"
+            raise ModelFileError(f"the model file has no {weights} weights", hint)
         with torch.device("meta"):
             net = self.blueprint.build()
         net.load_state_dict(dict(tensors), assign=True)
@@ -81,7 +86,7 @@ def describe(model: Model) -> dict[str, Any]:
     """Everything but the tensors, as plain values."""
     blueprint = model.blueprint
     return {
-        "version": VERSION,
+        "version": VERSION if model.weak is not None else 2,
         "space": settings.to_dict(blueprint.space),
         "network": {"name": blueprint.network, **settings.to_dict(blueprint.config)},
         "conditions": settings.to_dict(blueprint.conditions),
@@ -90,6 +95,7 @@ def describe(model: Model) -> dict[str, Any]:
         "data": dict(model.data),
         "training": dict(model.training),
         **({SAMPLING: to_dict(model.sampling)} if model.sampling else {}),
+        **({WEAK_KEY: {"step": model.weak_step}} if model.weak is not None else {}),
         "versions": versions(),
     }
 
@@ -128,7 +134,7 @@ def _upgraded(old: Mapping[str, Any]) -> dict[str, Any]:
         data["classes"] = classes
     return {
         **{k: v for k, v in old.items() if k not in ("unet", "classes")},
-        "version": VERSION,
+        "version": 2,
         "space": {"channels": unet["channels"], "size": list(parse_size(unet["size"]))},
         "network": {"name": "unet", **network},
         "conditions": {"classes": classes if conditional else []},
@@ -137,7 +143,7 @@ def _upgraded(old: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rebuild(described: Mapping[str, Any]) -> Model:
-    """The model without its tensors."""
+    """The model without its tensors; `weak` is empty if the file has one."""
     network = _settled(described["network"])
     name = network.pop("name")
     blueprint = Blueprint(
@@ -150,8 +156,11 @@ def rebuild(described: Mapping[str, Any]) -> Model:
     check(blueprint.space)
     timesteps = blueprint.denoiser(None).process.num_timesteps
     step, data = described["step"], dict(described["data"])
+    weak_step = described[WEAK_KEY]["step"] if WEAK_KEY in described else None
     if not isinstance(step, int) or not isinstance(name, str):
         raise ValueError("step or network are of the wrong type")
+    if not isinstance(weak_step, int | None):
+        raise ValueError("the step of the weak average is of the wrong type")
     if not all(isinstance(name, str) for name in data.get("classes", ())):
         raise ValueError("class names that are not text")
     parse_color(data.get("background", "white"))
@@ -159,10 +168,14 @@ def rebuild(described: Mapping[str, Any]) -> Model:
     sampling = None
     if SAMPLING in described:
         sampling = _recommended(described[SAMPLING], blueprint.conditions, timesteps)
+        if sampling.weak_guidance is not None and weak_step is None:
+            raise ValueError("guidance by a weak average is recommended, and there is none")
     return Model(
         blueprint=blueprint,
         ema={},
+        weak=None if weak_step is None else {},
         step=step,
+        weak_step=weak_step,
         data=data,
         training=_settled(described["training"]),
         sampling=sampling,

@@ -77,8 +77,7 @@ def _quality(swept: Tuned, label: str) -> Markup:
     """A line for each sampler and guidance scale, over network evaluations."""
     groups: dict[str, list[Tried]] = {}
     for row in swept.rows:
-        guided = "" if row.setting.guidance is None else f", guidance {row.setting.guidance:g}"
-        groups.setdefault(row.setting.sampler + guided, []).append(row)
+        groups.setdefault(row.setting.sampler + row.setting.scales, []).append(row)
     series = []
     for name, rows in groups.items():
         rows.sort(key=lambda row: row.evaluations)

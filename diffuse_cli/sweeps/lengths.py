@@ -19,6 +19,7 @@ from diffuse_cli.errors import ModelFileError, lookup
 from diffuse_cli.evaluation.evaluating import load_model
 from diffuse_cli.evaluation.images import Labelled, read_sides
 from diffuse_cli.events import Notice, Progress, Work
+from diffuse_cli.guiding import equipped
 from diffuse_cli.metrics import with_error
 from diffuse_cli.options import from_dict
 from diffuse_cli.outputs import asked
@@ -212,6 +213,7 @@ def _kid(
     file = Path(given) if given else (yield from features.find(config.features))
     kid = KidMeasure(real.samples, loaded.space, features.load(config.features, device, file))
     settings = resolve(config, loaded.model)
+    settings = yield from equipped(settings, loaded, accelerator, alone=True)
     yield from tell(settings)
 
     def measure(denoiser: Denoiser) -> Work[dict[str, float]]:

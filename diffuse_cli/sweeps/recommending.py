@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from diffuse_cli import modelfile
-from diffuse_cli.config import TUNED_GUIDANCE, SamplerChoice, TuneConfig
+from diffuse_cli.config import TUNED_GUIDANCE, TUNED_WEAK, SamplerChoice, TuneConfig
 from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.errors import UsageError
 from diffuse_cli.metrics import measured
@@ -25,7 +25,7 @@ class Tried:
     Attributes:
         values: numbers by name, with their standard errors.
         seconds: per image, on one process.
-        evaluations: images shown to the network, per image.
+        evaluations: images shown to the network, and to a weaker one, per image.
     """
 
     setting: SamplerChoice
@@ -84,14 +84,19 @@ def recommend(rows: Sequence[Tried]) -> SamplerChoice:
 
 
 def first_settings(
-    config: TuneConfig, guidance: float | None, timesteps: int
+    config: TuneConfig,
+    guidance: float | None,
+    timesteps: int,
+    weak_guidance: float | None = None,
 ) -> list[SamplerChoice]:
     """Every sampler with every number of steps up to `timesteps`; a `UsageError` for none."""
     steps = [n for n in dict.fromkeys(config.steps) if n <= timesteps]
     if not steps:
         raise UsageError(f"--steps must have one from 1 to {timesteps}, the model's timesteps")
     samplers = config.samplers or tuple(SAMPLERS)
-    return [SamplerChoice(sampler, n, guidance) for sampler in samplers for n in steps]
+    return [
+        SamplerChoice(sampler, n, guidance, weak_guidance) for sampler in samplers for n in steps
+    ]
 
 
 def other_scales(
@@ -107,3 +112,16 @@ def other_scales(
     if guidance is None:
         return ()
     return tuple(s for s in dict.fromkeys(scales) if s != guidance)
+
+
+def weak_scales(config: TuneConfig) -> tuple[float, ...]:
+    """The scales of guidance by a weaker model to try; 1 is without it, and was tried before."""
+    scales = TUNED_WEAK if config.weak_guidance is None else config.weak_guidance
+    return tuple(s for s in dict.fromkeys(scales) if s != 1)
+
+
+def with_weaker(setting: SamplerChoice, scale: float) -> SamplerChoice:
+    """A setting guided by a weaker model, in at most as many network evaluations: fewer steps."""
+    evaluations = 1 if setting.guidance in (None, 1) else 2
+    steps = max(1, setting.steps * evaluations // (evaluations + 1))
+    return replace(setting, steps=steps, weak_guidance=scale)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from diffuse_cli import pictures
+from diffuse_cli.config import SamplerChoice
 from diffuse_cli.metrics import measured
 from diffuse_cli.pictures import FAINT, INK, Sheet
 from diffuse_cli.sweeps.recommending import METRIC, Tried, Tuned
@@ -28,7 +29,8 @@ def plot(found: Tuned, name: str) -> Image.Image:
     """KID over seconds per image, a line for each sampler.
 
     Points are labelled with their steps and have bars of a standard error; hollow ones are other
-    guidance scales, labelled with the scale. The recommended setting is ringed.
+    guidance scales, labelled with the scale: × of classes, ÷ of a weaker model. The recommended
+    setting is ringed.
     """
     sheet = Sheet(9.2, 5.95, 150)
     sheet.text(LEFT, 0.4, name, 8, fontsize=12, fontweight="bold", **PLAIN)
@@ -65,15 +67,23 @@ def _scale(axes: Axes, found: Tuned) -> None:
 
 def _sampler(axes: Axes, found: Tuned, sampler: str, i: int) -> None:
     """A sampler's line, and its points at other guidance scales."""
-    guidance = found.rows[0].setting.guidance
+    first = found.rows[0].setting
     own = [row for row in found.rows if row.setting.sampler == sampler]
-    line = [(f"{row.setting.steps}", row) for row in own if row.setting.guidance == guidance]
+    scales = {id(row): _other_scales(row.setting, first) for row in own}
+    line = [(f"{row.setting.steps}", row) for row in own if not scales[id(row)]]
     line.sort(key=lambda point: point[1].setting.steps)
-    others = [
-        (f"×{row.setting.guidance:g}", row) for row in own if row.setting.guidance != guidance
-    ]
+    others = [(scales[id(row)], row) for row in own if scales[id(row)]]
     _points(axes, line, i, (0, 7), linestyle="-")
     _points(axes, others, i, (11, -3), linestyle="", markerfacecolor="white")
+
+
+def _other_scales(setting: SamplerChoice, first: SamplerChoice) -> str:
+    """The guidance scales that are not those of the first setting."""
+    pairs = (
+        (setting.guidance, first.guidance, "×"),
+        (setting.weak_guidance, first.weak_guidance, "÷"),
+    )
+    return " ".join(f"{sign}{own:g}" for own, other, sign in pairs if own != other)
 
 
 def _points(
@@ -102,10 +112,12 @@ def _keys(sheet: Sheet, found: Tuned, samplers: Sequence[str]) -> None:
         (name, {"marker": MARKERS[i % len(MARKERS)], "color": pictures.color(i)})
         for i, name in enumerate(samplers)
     ]
-    guidance = found.rows[0].setting.guidance
-    if guidance is not None:
-        hollow = {"marker": "o", "color": FAINT, "markerfacecolor": "white"}
-        marks.append((f"×: guidance other than {guidance:g}", hollow))
+    first = found.rows[0].setting
+    hollow = {"marker": "o", "color": FAINT, "markerfacecolor": "white"}
+    if first.guidance is not None:
+        marks.append((f"×: guidance other than {first.guidance:g}", hollow))
+    if first.weak_guidance is not None:
+        marks.append(("÷: by a weaker model", hollow))
     for row, (words, mark) in enumerate(marks):
         y = TOP + 0.1 + row * LINE
         _key(sheet, y, markersize=6, **mark)

@@ -1,12 +1,13 @@
 """`tune`: measure samplers, steps and guidance scales of a model, and recommend a setting.
 
 First every sampler with every number of steps at one guidance scale, then other scales with the
-best sampler and steps. Every setting draws from the same noise and is measured against the same
-real images.
+best sampler and steps, then guidance by a weaker model in as many evaluations. Every setting draws
+from the same noise and is measured against the same real images.
 """
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,12 +20,14 @@ from accelerate import Accelerator
 
 from diffuse_cli import files, modelfile, pictures
 from diffuse_cli.config import DrawConfig, EvalConfig, SamplerChoice, TuneConfig
+from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.evaluation import evaluating
 from diffuse_cli.evaluation.cache import cached, computed
 from diffuse_cli.evaluation.images import read_sides
 from diffuse_cli.evaluation.team import Team, draw_share, gathered
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.features import FeatureNetwork
+from diffuse_cli.guiding import equipped
 from diffuse_cli.media import Array
 from diffuse_cli.metrics import frechet, kid, with_error
 from diffuse_cli.options import converted
@@ -33,7 +36,7 @@ from diffuse_cli.resolving import DrawSettings, resolve
 from diffuse_cli.runtime import machine_or, made_with
 from diffuse_cli.sampling import Loaded, draw, looks
 from diffuse_cli.sweeps import recommending, tradeoff
-from diffuse_cli.sweeps.recommending import Tried, Tuned, recommend
+from diffuse_cli.sweeps.recommending import Tried, Tuned, recommend, with_weaker
 
 
 def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tuned]:
@@ -50,12 +53,23 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
     with machine_or(accelerator, config.precision, config.device) as accelerator:
         loaded = yield from evaluating.load_model(config, config.weights, accelerator)
         first_scale = config.guidance[0] if config.guidance else None
-        drawn = converted(config, DrawConfig, steps=None, guidance=first_scale)
-        base = resolve(drawn, loaded.model)
+        weaker = config.guide_with or config.weak_guidance or loaded.model.weak
+        drawn = converted(
+            config,
+            DrawConfig,
+            steps=None,
+            guidance=first_scale,
+            weak_guidance=1.0 if weaker else None,
+        )
+        base = yield from equipped(resolve(drawn, loaded.model), loaded, accelerator)
         timesteps = loaded.denoiser.process.num_timesteps
-        first = recommending.first_settings(config, base.choice.guidance, timesteps)
-        scales = recommending.other_scales(config, loaded.model, base.choice.guidance)
-        yield from _announce(config, first, scales, timesteps)
+        choice = base.choice
+        first = recommending.first_settings(
+            config, choice.guidance, timesteps, choice.weak_guidance
+        )
+        scales = recommending.other_scales(config, loaded.model, choice.guidance)
+        weak_scales = recommending.weak_scales(config) if base.guide else ()
+        yield from _announce(config, first, scales, weak_scales, timesteps)
         network = yield from evaluating.find_network(config, accelerator)
         sides = yield from read_sides(config, loaded)
         sides.check()
@@ -64,13 +78,17 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         real = np.asarray((yield from cached(network, shown, team, tell=True)), np.float64)
         measure = _Measure(config.n, loaded, base, network, real, team)
         measure.warm_up()
-        total = len(first) + len(scales)
+        total = len(first) + len(scales) + len(weak_scales)
         rows: list[Tried] = []
         for setting in first:
             rows.append((yield from _counted(measure(setting), setting, len(rows), total)))
         found = recommend(rows)
         for scale in scales:
             setting = replace(found, guidance=scale)
+            rows.append((yield from _counted(measure(setting), setting, len(rows), total)))
+        found = recommend(rows)
+        for scale in weak_scales:
+            setting = with_weaker(found, scale)
             rows.append((yield from _counted(measure(setting), setting, len(rows), total)))
         yield Progress("tuning", total, total)
         described = evaluating.describe(base, config, loaded.sha256)
@@ -113,7 +131,11 @@ def tune_and_evaluate(
 
 
 def _announce(
-    config: TuneConfig, first: Sequence[SamplerChoice], scales: Sequence[float], timesteps: int
+    config: TuneConfig,
+    first: Sequence[SamplerChoice],
+    scales: Sequence[float],
+    weak_scales: Sequence[float],
+    timesteps: int,
 ) -> Work[None]:
     """Say how much work there is, and what is left out."""
     steps = dict.fromkeys(setting.steps for setting in first)
@@ -124,7 +146,9 @@ def _announce(
     guidance = first[0].guidance
     under = "" if guidance is None else f" at guidance {guidance:g}"
     more = f", and {len(scales)} more guidance scales" if scales else ""
-    count = len(first) + len(scales)
+    if weak_scales:
+        more += f", and {len(weak_scales)} scales of guidance by a weaker model"
+    count = len(first) + len(scales) + len(weak_scales)
     yield Notice(
         f"tune: {count} settings of {config.n:,} images, {count * config.n:,} in all: "
         f"{len(first) // len(steps)} samplers at {', '.join(map(str, steps))} steps{under}{more}"
@@ -132,6 +156,23 @@ def _announce(
 
 
 # -- what it gives --------------------------------------------------------------------------------
+
+
+class _Seen:
+    """Counts the images that networks are shown."""
+
+    images = 0
+
+    def by(self, denoiser: Denoiser) -> Denoiser:
+        """The same denoiser, counted."""
+
+        def counted(x: torch.Tensor, t: torch.Tensor, **cond: Any) -> torch.Tensor:
+            self.images += len(x)
+            return denoiser.net(x, t, **cond)
+
+        twin = copy.copy(denoiser)
+        twin.net = counted
+        return twin
 
 
 @dataclass(frozen=True)
@@ -149,20 +190,21 @@ class _Measure:
         wanted = self.base.condition
         if wanted is not None and setting.guidance is not None:
             wanted = replace(wanted, scale=setting.guidance)
-        seen = 0
-
-        def counted(x: torch.Tensor, t: torch.Tensor, **cond: Any) -> torch.Tensor:
-            nonlocal seen
-            seen += len(x)
-            return self.loaded.denoiser.net(x, t, **cond)
-
+        guide, seen = self.base.guide, _Seen()
+        if guide is not None and guide.denoiser and setting.weak_guidance is not None:
+            weaker = seen.by(guide.denoiser)
+            guide = replace(guide, scale=setting.weak_guidance, denoiser=weaker)
         began = time.perf_counter()
         settings = replace(
-            self.base, sampler=setting.sampler, steps=setting.steps, condition=wanted
+            self.base,
+            sampler=setting.sampler,
+            steps=setting.steps,
+            condition=wanted,
+            guide=guide,
         )
-        loaded = replace(self.loaded, denoiser=self.loaded.model.blueprint.denoiser(counted))
+        loaded = replace(self.loaded, denoiser=seen.by(self.loaded.denoiser))
         mine = yield from draw_share(settings, loaded, self.n, self.network.device, self.team)
-        parts = self.team.gather((seen, time.perf_counter() - began))
+        parts = self.team.gather((seen.images, time.perf_counter() - began))
         shown = looks(self.loaded.space, gathered(mine, self.n, self.team))
         fake = np.asarray((yield from computed(self.network, shown, self.team)), np.float64)
         values: dict[str, float] = {}
@@ -180,7 +222,8 @@ class _Measure:
     def warm_up(self) -> None:
         """Draw a batch in one step: the first setting must not pay for one-off costs."""
         batch = range(min(self.n, self.base.batch_size))
-        settings = replace(self.base, sampler="ddim", steps=1)
+        guide = replace(self.base.guide, scale=2.0) if self.base.guide else None
+        settings = replace(self.base, sampler="ddim", steps=1, guide=guide)
         denoiser, device = self.loaded.denoiser, self.network.device
         for _ in draw(denoiser, settings, batch, space=self.loaded.space, device=device):
             pass

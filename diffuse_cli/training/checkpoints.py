@@ -18,6 +18,7 @@ from torch import Tensor
 from diffuse_cli import files, modelfile
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.training.configuring import for_model_file
+from diffuse_cli.training.ema import Weak
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.power import KEPT_LENGTHS
 from diffuse_cli.training.rundir import KEPT, Checkpoint, RunDirectory
@@ -69,11 +70,12 @@ def check_room(plan: Plan, run: RunDirectory) -> None:
     """
     weights = 4 * sum(map(math.prod, plan.blueprint.shapes.values()))
     moments = 2 * weights
-    model = weights * (2 if plan.config.keep_raw else 1)
+    weak = weights if plan.config.keep_weak else 0
+    model = weights * (2 if plan.config.keep_raw else 1) + weak
     best = model if plan.config.eval_every else 0
     powers = len(KEPT_LENGTHS) * weights if plan.config.ema_lengths else 0
     snapshots = powers * ((plan.config.ema_lengths or 0) + 2)
-    checkpoints = (KEPT + 1) * (2 * weights + moments + best + powers)
+    checkpoints = (KEPT + 1) * (2 * weights + weak + moments + best + powers)
     taken = (run.checkpoints, run.model, run.snapshots)
     there = sum(map(files.size_of, taken))
     if best:
@@ -88,13 +90,13 @@ def check_room(plan: Plan, run: RunDirectory) -> None:
 def checkpoint_of(trainer: Trainer, step: int, monitor: Monitor) -> Checkpoint:
     """The whole state after `step` steps."""
     state = trainer.optimizer.optimizer.state
-    average = trainer.ema.net.state_dict()
+    average, weak = trainer.ema.net.state_dict(), trainer.weak
     scaler = trainer.accelerator.scaler
     return Checkpoint(
         step=step,
         model=trainer.net.state_dict(),
-        ema=average,
-        about=modelfile.metadata(model_of(trainer.plan, step, average, None)),
+        ema=modelfile.together(average, weak=weak.weights if weak else None),
+        about=modelfile.metadata(model_of(trainer.plan, step, average, None, weak)),
         optimizer={
             f"{name}.{k}": value
             for name, weight in trainer.net.named_parameters()
@@ -105,6 +107,7 @@ def checkpoint_of(trainer: Trainer, step: int, monitor: Monitor) -> Checkpoint:
         powers=trainer.powers.tensors() if trainer.powers else {},
         state={
             "ema_updates": trainer.ema.updates,
+            **({"weak_step": weak.step} if weak else {}),
             "unread": [bool(norm.isfinite()) for norm in trainer.unread],
             "bad": trainer.bad,
             "accumulation": trainer.accumulation,
@@ -137,7 +140,10 @@ def versions(checkpoint: Checkpoint | None) -> Work[tuple[dict[str, Any], ...]]:
 def restore(trainer: Trainer, saved: Checkpoint) -> None:
     """Go back to a checkpoint."""
     trainer.net.load_state_dict(dict(saved.model))
-    trainer.ema.net.load_state_dict(dict(saved.ema))
+    average, _, weak = modelfile.apart(saved.ema)
+    trainer.ema.net.load_state_dict(dict(average))
+    if weak:
+        trainer.weak = Weak(saved.state["weak_step"], weak)
     trainer.ema.updates = saved.state["ema_updates"]
     if trainer.powers:
         trainer.powers.restore(saved.powers, trainer.ema.updates)
@@ -166,14 +172,20 @@ def _laid_out_as(like: Tensor, value: Tensor) -> Tensor:
 
 
 def model_of(
-    plan: Plan, step: int, ema: Mapping[str, Tensor], raw: Mapping[str, Tensor] | None
+    plan: Plan,
+    step: int,
+    ema: Mapping[str, Tensor],
+    raw: Mapping[str, Tensor] | None,
+    weak: Weak | None = None,
 ) -> modelfile.Model:
     """A model file of a run, with the weights after `step` steps."""
     return modelfile.Model(
         blueprint=plan.blueprint,
         ema=ema,
         raw=raw,
+        weak=weak.weights if weak else None,
         step=step,
+        weak_step=weak.step if weak else None,
         data=plan.data(),
         training=for_model_file(plan.config),
     )

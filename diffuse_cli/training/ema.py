@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 POWER = 0.75
 EAGER, EVERY = 64, 4
 """The average moves after each of the first `EAGER` steps, then after every fourth."""
+
+EARLY = 8
+"""The weak average is that after 1/EARLY of the steps."""
 
 
 def decay_at(update: int, largest: float) -> float:
@@ -26,6 +31,33 @@ def decay_at(update: int, largest: float) -> float:
 def due(done: int, steps: int) -> bool:
     """Whether the average moves after `done` of `steps` steps, whatever else happens there."""
     return done <= EAGER or done % EVERY == 0 or done == steps
+
+
+def weak_step(steps: int) -> int:
+    """After how many of `steps` steps the weak average is taken."""
+    return -(-steps // EARLY)
+
+
+def no_weak(steps: int, done: int) -> str:
+    """Why a run that keeps its weak average has none after `done` of `steps` steps."""
+    taken = weak_step(steps)
+    if done < taken:
+        return f"no weak average yet: --keep-weak takes it after step {taken:,}"
+    return f"no weak average: step {taken:,}, after which it is taken, was done before"
+
+
+@dataclass(frozen=True)
+class Weak:
+    """The average as it was after `step` steps, on the CPU: what better weights are guided by."""
+
+    step: int
+    weights: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, average: Average, step: int) -> Weak:
+        """A copy of an average."""
+        own = average.net.state_dict()
+        return cls(step, {name: tensor.detach().cpu().clone() for name, tensor in own.items()})
 
 
 class Average:

@@ -29,6 +29,7 @@ from diffuse_cli.training.checkpoints import (
     versions,
 )
 from diffuse_cli.training.diagnosing import PATIENCE, diverged
+from diffuse_cli.training.ema import no_weak
 from diffuse_cli.training.memory import images_at_a_time
 from diffuse_cli.training.monitor import Monitor
 from diffuse_cli.training.plan import (
@@ -138,8 +139,11 @@ class _Run:
         if self.main:
             monitor.settle()
             raw = trainer.net.state_dict() if config.keep_raw else None
-            model = model_of(self.plan, last, trainer.ema.net.state_dict(), raw)
+            average = trainer.ema.net.state_dict()
+            model = model_of(self.plan, last, average, raw, trainer.weak)
             bring_up_to_date(self.run.model, model)
+            if config.keep_weak and trainer.weak is None:
+                yield Notice(no_weak(config.steps, last))
         self.accelerator.wait_for_everyone()
         return self._result(trainer, monitor, last, time.monotonic() - began)
 

@@ -120,10 +120,11 @@ class Monitor:
         return {"model": str(self.run.best), **self.best.values()} if self.best else None
 
     def _model(self, best: Best) -> modelfile.Model:
-        prefix, tensors = modelfile.RAW, best.tensors.items()
-        own = {n: t for n, t in tensors if not n.startswith(prefix)}
-        raw = {n.removeprefix(prefix): t for n, t in tensors if n.startswith(prefix)}
-        return model_of(self.trainer.plan, best.step, own, raw or None)
+        own, raw, _ = modelfile.apart(best.tensors)
+        weak = self.trainer.weak
+        if weak and weak.step > best.step:
+            weak = None
+        return model_of(self.trainer.plan, best.step, own, raw or None, weak)
 
     # -- when --------------------------------------------------------------------------------------
 
@@ -217,9 +218,7 @@ class Monitor:
         return {}
 
     def _weights(self) -> dict[str, Tensor]:
-        """A copy of what the model file of this step would hold."""
-        tensors = dict(self.trainer.ema.net.state_dict())
-        if self.config.keep_raw:
-            raw = self.trainer.net.state_dict()
-            tensors |= {modelfile.RAW + name: tensor for name, tensor in raw.items()}
+        """A copy of what the model file of this step would hold, but for the weak average."""
+        raw = self.trainer.net.state_dict() if self.config.keep_raw else None
+        tensors = modelfile.together(self.trainer.ema.net.state_dict(), raw)
         return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}

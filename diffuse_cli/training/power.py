@@ -2,7 +2,7 @@
 
 A power-function average of weights theta(tau) after t updates is the mean of theta under the
 profile p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1) on [0, t], whose length grows with the run
-(Karras et al. 2024, section 3.1). It is named by its length, the profile's standard deviation as a
+(Karras et al. 2024a, section 3.1). It is named by its length, the profile's standard deviation as a
 share of t. Update t keeps beta(t) = (1 - 1/t)^(gamma + 1) of the average. Training follows two of
 them and saves snapshots; the profile of any other length is a least-squares combination of those in
 the snapshots, and its weights are the same combination (appendix C).

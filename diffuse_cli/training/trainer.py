@@ -24,7 +24,7 @@ from diffuse_cli.draws import key, seed_modules, share, training_draws
 from diffuse_cli.errors import UsageError, lookup
 from diffuse_cli.memory import out_of_memory
 from diffuse_cli.training.batches import Batches
-from diffuse_cli.training.ema import Average, due
+from diffuse_cli.training.ema import Average, Weak, due, weak_step
 from diffuse_cli.training.objective import Objective, losses_of
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.power import Powers
@@ -68,7 +68,9 @@ class Trainer:
 
     Attributes:
         batches: the images it learns from.
-        net, ema, powers, optimizer, history: its state, with `unread`, `bad` and `accumulation`.
+        net, ema, powers, optimizer, history: its state, with `weak`, `unread`, `bad` and
+            `accumulation`.
+        weak: the early average, once it is taken, with --keep-weak.
         unread: the gradients' norms of the steps since the average last moved.
         bad: how many of the last steps, of those read, had a gradient that is not finite.
         accumulation: forward passes per step; more than configured if memory ran out.
@@ -93,6 +95,7 @@ class Trainer:
         self.net = lay_out(net.to(self.device))
         self.ema = Average(self.net, self.config.ema_decay)
         self.powers = Powers(self.net) if self.config.ema_lengths else None
+        self.weak: Weak | None = None
         self.unread: list[Tensor] = []
         self.bad = 0
         make = lookup(OPTIMIZERS, self.config.optimizer or "adamw", "--optimizer")
@@ -134,6 +137,8 @@ class Trainer:
         self.unread.append(norm)
         if due(step + 1, self.config.steps):
             self._average()
+        if self.config.keep_weak and step + 1 == weak_step(self.config.steps):
+            self.weak = Weak.of(self.ema, step + 1)
         return Outcome(loss, norm)
 
     def _gradient(self, step: int, chances: Tensor) -> tuple[Tensor, Tensor, Seen]:
