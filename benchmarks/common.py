@@ -21,7 +21,7 @@ from diffuse_cli.draws import permutation
 from diffuse_cli.events import finish
 from diffuse_cli.features import extract, find, load
 from diffuse_cli.metrics import kid
-from diffuse_cli.resolving import DrawSettings
+from diffuse_cli.resolving import DrawSettings, Guide
 from diffuse_cli.sampling import Loaded, collect, draw
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -82,6 +82,7 @@ def sample(
     sampler: str = "ddim",
     spacing: str = "trailing",
     condition: Condition | None = None,
+    guide: Guide | None = None,
     seed: int = 0,
     **options: float | None,
 ) -> tuple[Pixels, float]:
@@ -94,6 +95,7 @@ def sample(
         spacing=spacing,
         options=sampler_options(sampler, **options),
         condition=condition,
+        guide=guide,
         seed=seed,
     )
     space, device = loaded.space, accelerator.device

@@ -86,7 +86,9 @@ def _same_process(own: Blueprint, theirs: Blueprint) -> bool:
 
 def _samples(of: Blueprint) -> str:
     space = of.space
-    return f"{space.medium} of {space.channels}x{dimensions(space.size)}"
+    numbers = "floats" if space.levels is None else f"{space.levels:,} levels"
+    channels = "1 channel" if space.channels == 1 else f"{space.channels} channels"
+    return f"{dimensions(space.size)} in {channels} of {numbers}"
 
 
 def _process(of: Blueprint) -> str:

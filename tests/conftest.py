@@ -124,6 +124,15 @@ def conditional(images: Path, recipe: Path, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="session")
+def weak(images: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of 24 steps with its average after 3. Do not write here."""
+    out = tmp_path_factory.mktemp("weak") / "model.safetensors"
+    line = ["train", images, "--config", recipe, "--keep-weak", "--steps", 24, "-o", out, "-q"]
+    assert in_process(line) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
 def whole(images: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The model file of a run of 40 steps that nothing stopped."""
     out = tmp_path_factory.mktemp("whole") / "model.safetensors"

@@ -15,7 +15,7 @@ from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.draws import image_noise
 from diffuse_cli.errors import UsageError
-from diffuse_cli.resolving import DrawSettings
+from diffuse_cli.resolving import DrawSettings, resolve
 from diffuse_cli.sampling import draw
 
 CPU = torch.device("cpu")
@@ -36,12 +36,14 @@ def network(calls=None):
     return net
 
 
-def drawn(n, wanted, *, net=None, sampler="ddim", start=0, batch_size=64):
-    """The images of a condition, (n, 1, 2, 2)."""
+def drawn(n, wanted, levels=None, *, net=None, sampler="ddim", start=0, batch_size=64):
+    """The images of a condition, guided at some noise levels, (n, 1, 2, 2)."""
     found = {}
     for drawing in draw(
         Denoiser(net or network(), PROCESS, "x0"),
-        DrawSettings(sampler, steps=20, condition=wanted, seed=4, batch_size=batch_size),
+        DrawSettings(
+            sampler, steps=20, condition=wanted, noise_levels=levels, seed=4, batch_size=batch_size
+        ),
         range(start, n),
         space=Space(channels=SHAPE[0], size=SHAPE[1:]),
         device=CPU,
@@ -112,7 +114,7 @@ def noise_level(t):
 @pytest.mark.parametrize("interval", [(0.3, 3.0), (0, 1.0), (1.0, 1e9), (0, 1e9), (5e8, 1e9)])
 def test_guidance_acts_in_its_interval_alone(interval):
     calls = []
-    drawn(1, Condition((2,), 3.0, interval), net=network(calls))
+    drawn(1, Condition((2,), 3.0), interval, net=network(calls))
     guided = {round(t / 10) for t, label in calls if label is None}
     given = [round(t / 10) for t, label in calls if label == [2]]
     assert given == TIMES
@@ -126,15 +128,15 @@ def test_both_ends_of_the_interval_are_as_the_paper_has_them():
     edge = math.exp(-PROCESS.log_snr(t) / 2)
     for interval, acts in (((edge, 1e9), False), ((0, edge), True)):
         calls = []
-        drawn(1, Condition((2,), 3.0, interval), net=network(calls))
+        drawn(1, Condition((2,), 3.0), interval, net=network(calls))
         assert ((t * 10.0, None) in calls) == acts
 
 
 def test_an_interval_of_all_levels_is_plain_guidance_and_of_none_is_scale_1():
     plain, one = (drawn(4, Condition((3, 0), scale)) for scale in (4.0, 1.0))
-    assert torch.equal(drawn(4, Condition((3, 0), 4.0, (0, 1e9))), plain)
-    assert torch.equal(drawn(4, Condition((3, 0), 4.0, (1e9, 2e9))), one)
-    within = drawn(4, Condition((3, 0), 4.0, (0.3, 3.0)))
+    assert torch.equal(drawn(4, Condition((3, 0), 4.0), (0, 1e9)), plain)
+    assert torch.equal(drawn(4, Condition((3, 0), 4.0), (1e9, 2e9)), one)
+    within = drawn(4, Condition((3, 0), 4.0), (0.3, 3.0))
     assert not torch.allclose(within, plain, atol=1e-3)
     assert not torch.allclose(within, one, atol=1e-3)
 
@@ -152,21 +154,19 @@ def asked(**options):
 
 
 def test_a_model_with_classes_is_guided_over_all_of_them_in_turn():
-    assert condition(asked(), model("a", "b", "c")) == Condition((0, 1, 2), GUIDANCE, None)
+    assert condition(asked(), model("a", "b", "c")) == Condition((0, 1, 2), GUIDANCE)
 
 
 @pytest.mark.parametrize(("dropout", "scale"), [(0, 1), (0.0, 1), (0.1, GUIDANCE), ("0", GUIDANCE)])
 def test_a_model_that_was_always_shown_a_class_is_not_guided_unless_asked(dropout, scale):
     trained = model("a", "b", label_dropout=dropout)
-    assert condition(asked(), trained) == Condition((0, 1), scale, None)
-    assert condition(asked(guidance=3), trained) == Condition((0, 1), 3, None)
+    assert condition(asked(), trained) == Condition((0, 1), scale)
+    assert condition(asked(guidance=3), trained) == Condition((0, 1), 3)
 
 
 def test_names_are_taken_as_they_come():
-    found = condition(
-        asked(guidance=0, guidance_interval=(0.2, 5)), model("a", "b", "c"), ["c", "a", "c"]
-    )
-    assert found == Condition((2, 0, 2), 0, (0.2, 5))
+    found = condition(asked(guidance=0), model("a", "b", "c"), ["c", "a", "c"])
+    assert found == Condition((2, 0, 2), 0)
 
 
 def test_an_unknown_class_is_told_the_nearest():
@@ -184,4 +184,4 @@ def test_a_model_without_classes_has_no_condition(names):
         with pytest.raises(UsageError, match="--guidance: the model was trained without classes"):
             condition(asked(guidance=given), without)
     with pytest.raises(UsageError, match="--guidance-interval: the model was trained without"):
-        condition(asked(guidance_interval=(0, 1)), without)
+        resolve(asked(guidance_interval=(0, 1)), without)

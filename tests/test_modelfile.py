@@ -93,16 +93,20 @@ def rejected(tmp_path: Path, data: bytes) -> str:
 # -- writing --------------------------------------------------------------------------------------
 
 
+WEAK = {"weak": weights(2), "weak_step": 3}
+
+
+@pytest.mark.parametrize("weak", [{}, WEAK], ids=["", "with weak"])
 @pytest.mark.parametrize("raw", [None, weights(1)], ids=["ema", "with raw"])
-def test_a_model_is_read_as_it_was_written(tmp_path: Path, raw):
-    written = model(raw=raw)
+def test_a_model_is_read_as_it_was_written(tmp_path: Path, raw, weak):
+    written = model(raw=raw, **weak)
     save(tmp_path / "m.safetensors", written)
     read = load(tmp_path / "m.safetensors")
     for f in dataclasses.fields(Model):
-        if f.name in ("ema", "raw", "versions"):
+        if f.name in ("ema", "raw", "weak", "versions"):
             continue
         assert getattr(read, f.name) == getattr(written, f.name), f.name
-    for name in ("ema", "raw"):
+    for name in ("ema", "raw", "weak"):
         before, after = getattr(written, name), getattr(read, name)
         assert (before is None) == (after is None)
         assert (before or {}).keys() == (after or {}).keys()
@@ -200,11 +204,66 @@ def test_a_recommended_guidance_survives(tmp_path: Path):
     rejected(tmp_path, described(data, setting("sampling", "guidance", value=float("nan"))))
 
 
+def test_guidance_by_a_weak_average_is_recommended_where_there_is_one(tmp_path: Path):
+    sampling = SamplerChoice("unipc", 8, None, 1.5)
+    save(tmp_path / "m", model(sampling=sampling, **WEAK))
+    assert load(tmp_path / "m").sampling == sampling
+    save(tmp_path / "m.safetensors", model(sampling=sampling))
+    assert "there is none" in rejected(tmp_path, (tmp_path / "m.safetensors").read_bytes())
+
+
 def test_a_file_with_a_recommendation_still_holds_the_model_of_its_run(tmp_path: Path):
     save(tmp_path / "m", model(sampling=SamplerChoice("ddim", 5)))
     assert modelfile.holds(tmp_path / "m", model())
     assert not modelfile.holds(tmp_path / "m", model(step=13))
     assert not modelfile.holds(tmp_path / "m", model(training={"steps": 13}))
+
+
+# -- a weak average -------------------------------------------------------------------------------
+
+
+def test_a_weak_average_is_one_more_key_and_prefix_and_a_version_of_its_own(
+    tmp_path: Path, good: bytes
+):
+    """Other readers find the averaged weights under the same names; older ones see a number."""
+    save(tmp_path / "m", model(**WEAK))
+    (tmp_path / "plain").write_bytes(good)
+    config, plain = config_of(tmp_path / "m"), config_of(tmp_path / "plain")
+    assert (config.pop("version"), plain.pop("version")) == (3, 2)
+    assert config.pop("weak") == {"step": 3}
+    assert config == plain
+    tensors = safetensors.torch.load_file(tmp_path / "m")
+    assert tensors.keys() == {*weights(), *("weak." + name for name in weights())}
+    assert all(torch.equal(t, tensors[name]) for name, t in weights().items())
+    save(tmp_path / "again", dataclasses.replace(load(tmp_path / "m"), weak=None, weak_step=None))
+    assert (tmp_path / "again").read_bytes() == good
+
+
+def test_weak_and_raw_weights_are_not_confused(tmp_path: Path):
+    save(tmp_path / "m", model(raw=weights(1), **WEAK))
+    read, name = load(tmp_path / "m"), "conv_in.weight"
+    for kind, seed in (("ema", 0), ("raw", 1), ("weak", 2)):
+        own = read.network(kind).conv_in.weight
+        assert torch.allclose(own, weights(seed)[name])
+    with pytest.raises(ModelFileError, match="no weak weights"):
+        model().network("weak")
+
+
+@pytest.mark.parametrize("value", [None, {}, {"step": "3"}, {"step": 3.0}, 3], ids=str)
+def test_a_step_of_a_weak_average_that_is_no_number_is_rejected(tmp_path: Path, value):
+    save(tmp_path / "made", model(**WEAK))
+    change = setting("weak", value=value)
+    rejected(tmp_path, described((tmp_path / "made").read_bytes(), change))
+
+
+def test_weak_weights_and_their_step_go_together(tmp_path: Path, good: bytes):
+    save(tmp_path / "made", model(**WEAK))
+    with_step = described(good, setting("weak", value={"step": 3}))
+    assert "weak." in rejected(tmp_path, with_step)
+    without = described(
+        (tmp_path / "made").read_bytes(), lambda config: config.pop("weak") and None
+    )
+    assert "weak." in rejected(tmp_path, without)
 
 
 # -- using ----------------------------------------------------------------------------------------
@@ -349,7 +408,7 @@ def test_a_file_of_version_1_that_contradicts_itself_is_rejected(tmp_path: Path,
     assert says in rejected(tmp_path, data)
 
 
-@pytest.mark.parametrize("version", [3, 10**30])
+@pytest.mark.parametrize("version", [4, 10**30])
 def test_a_newer_version_is_refused_with_what_to_do(good: bytes, tmp_path: Path, version: int):
     def change(config: dict[str, Any]) -> None:
         config["version"], config["versions"]["diffuse"] = version, "9.9"

@@ -9,7 +9,15 @@ import torch
 from oracles import exact_denoiser, generator, process_of, sigma_process, zero_snr
 
 from diffuse_cli.core import Denoiser, Prediction
-from diffuse_cli.core.guidance import clip, guide, interval, threshold
+from diffuse_cli.core.guidance import (
+    autoguide,
+    away,
+    clip,
+    guide,
+    interval,
+    threshold,
+    unlabelled,
+)
 
 FULL = process_of("cosine", 50)
 X = 3 * torch.randn(3, 1, 2, 2, generator=generator(), dtype=torch.float64)
@@ -74,6 +82,77 @@ def test_the_variance_is_the_conditional_models():
 def test_guided_and_clipped_compose():
     wrapped = clip(guide(Denoiser(conditional, FULL, "x0"), 5.0), FULL)
     assert float(wrapped(X, 5, label=LABEL).x0.abs().max()) == 1
+
+
+# -- a weaker model -------------------------------------------------------------------------------
+
+
+def linear(slope, target="x0", variance="small"):
+    """A denoiser whose x_0 is slope · x_t, whatever its target."""
+    plain = Denoiser(lambda x, t: x, FULL, target)
+
+    def net(x, t, label=None):
+        at = int(t[0]) * FULL.num_timesteps // 1000
+        alpha, sigma = FULL.level(at, like=x)
+        a, b = plain.target_at(at, like=x)
+        return a * slope * x + b * (1 - alpha * slope) / sigma * x
+
+    return Denoiser(net, FULL, target, variance)
+
+
+def untouchable(x_t, t, /, **cond):
+    raise AssertionError("evaluated")
+
+
+@pytest.mark.parametrize("t", [0, 20, 49])
+@pytest.mark.parametrize("target", ["x0", "eps", "v"])
+def test_a_weaker_model_of_any_target_is_moved_away_from_linearly(target, t):
+    strong, weak = linear(0.5), linear(0.2, target)
+    alpha, sigma = FULL.level(t, like=X)
+    for scale in (0, 0.5, 1, 1.5, 3.0, -1.0):
+        found = autoguide(strong, weak, scale)(X, t)
+        slope = 0.2 + scale * (0.5 - 0.2)
+        assert torch.allclose(found.x0, slope * X)
+        assert torch.allclose(found.eps, (1 - alpha * slope) / sigma * X)
+        assert torch.allclose(alpha * found.x0 + sigma * found.eps, X)
+
+
+def test_scale_one_is_the_model_and_leaves_the_weaker_one_alone_and_zero_is_the_weaker_one():
+    strong, weak = linear(0.5, variance="large"), linear(0.2, "v")
+    plain, found = strong(X, 20), autoguide(strong, untouchable, 1)(X, 20)
+    for name in ("x0", "eps", "raw"):
+        assert torch.equal(getattr(found, name), getattr(plain, name))
+    found, theirs = autoguide(strong, weak, 0)(X, 20), weak(X, 20)
+    assert torch.equal(found.x0, theirs.x0)
+    assert torch.equal(found.eps, theirs.eps)
+    assert found.raw is None
+    assert found.log_var(20, 3) == plain.log_var(20, 3) != theirs.log_var(20, 3)
+
+
+def test_classes_and_a_weaker_model_push_each_on_its_own():
+    """x_0 is 2 with its class and -1 without, and 1 of the weaker model."""
+    strong = Denoiser(conditional, FULL, "x0")
+    weak = Denoiser(lambda x, t, label=None: torch.ones_like(x), FULL, "x0")
+    twos = torch.tensor([2, 2, 2])
+    for scale, weak_scale in ((1, 1), (3, 1), (1, 3), (2, 1.5), (0, 2), (2, 0)):
+        both = away(strong, (unlabelled(strong), scale), (weak, weak_scale))
+        wanted = 2 + (scale - 1) * (2 - -1) + (weak_scale - 1) * (2 - 1)
+        found = both(X, 20, label=twos)
+        assert torch.allclose(found.x0, torch.full_like(X, wanted))
+        alpha, sigma = FULL.level(20, like=X)
+        assert torch.allclose(alpha * found.x0 + sigma * found.eps, X)
+    for scale in (0, 2.5):
+        one = away(strong, (unlabelled(strong), scale), (untouchable, 1))(X, 20, label=twos)
+        assert torch.equal(one.x0, guide(strong, scale)(X, 20, label=twos).x0)
+        one = away(strong, (untouchable, 1), (weak, scale))(X, 20, label=twos)
+        assert torch.equal(one.x0, autoguide(strong, weak, scale)(X, 20, label=twos).x0)
+
+
+def test_a_weaker_model_is_told_the_class():
+    seen = []
+    weak = Denoiser(lambda x, t, **cond: seen.append(cond) or x, FULL, "x0")
+    autoguide(Denoiser(conditional, FULL, "x0"), weak, 2)(X, 3, label=LABEL)
+    assert seen == [{"label": LABEL}]
 
 
 # -- dynamic thresholding -------------------------------------------------------------------------

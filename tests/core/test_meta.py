@@ -18,7 +18,7 @@ from diffuse_cli.core import (
     Process,
     bits_per_dim,
 )
-from diffuse_cli.core.guidance import clip, guide
+from diffuse_cli.core.guidance import autoguide, away, clip, guide, unlabelled
 from diffuse_cli.core.losses import WEIGHTINGS, weights
 from diffuse_cli.core.variances import channels_out
 
@@ -52,13 +52,21 @@ def test_losses_read_nothing_back(target: str, variance: str, times: str):
             assert found.is_meta
 
 
+GUIDED = {
+    "by no class": lambda denoiser: guide(denoiser, 2.0),
+    "by a weaker model": lambda denoiser: autoguide(denoiser, made("eps")[0], 2.0),
+    "by both": lambda denoiser: away(denoiser, (unlabelled(denoiser), 2.0), (made("x0")[0], 1.5)),
+}
+
+
+@pytest.mark.parametrize("guided", GUIDED.values(), ids=list(GUIDED))
 @pytest.mark.parametrize("variance", list(VARIANCES))
 @pytest.mark.parametrize("name", list(SAMPLERS))
-def test_samplers_read_nothing_back(name: str, variance: str):
+def test_samplers_read_nothing_back(name: str, variance: str, guided: Any):
     denoiser, x, label = made(variance=variance)
 
     def denoise(x_t: torch.Tensor, t: Any, /) -> Any:
-        return clip(guide(denoiser, 2.0), PROCESS)(x_t, t, label=label)
+        return clip(guided(denoiser), PROCESS)(x_t, t, label=label)
 
     for spacing in ("trailing", "karras"):
         times = PROCESS.times(4, spacing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from diffuse_cli.sweeps.recommending import (
     first_settings,
     other_scales,
     recommend,
+    weak_scales,
+    with_weaker,
 )
 
 NAN = math.nan
@@ -102,6 +105,22 @@ def test_guidance_is_tried_beside_the_scale_of_the_samplers():
     assert other_scales(config(), always, 1.0) == ()
     assert other_scales(config(guidance=[1, 2]), always, 1.0) == (2.0,)
     assert other_scales(config(), model, None) == ()
+
+
+@pytest.mark.parametrize(
+    ("guidance", "steps", "fewer"),
+    [(None, 20, 10), (None, 5, 2), (None, 1, 1), (1.0, 10, 5), (2.0, 10, 6), (0.0, 20, 13)],
+)
+def test_a_weaker_model_is_tried_in_no_more_evaluations(guidance, steps, fewer):
+    setting = SamplerChoice("unipc", steps, guidance, 1.0)
+    assert with_weaker(setting, 1.5) == SamplerChoice("unipc", fewer, guidance, 1.5)
+    plain = 1 if guidance in (None, 1) else 2
+    assert fewer * (plain + 1) <= max(steps * plain, plain + 1)
+
+
+def test_scale_one_of_a_weaker_model_is_not_tried_again():
+    assert weak_scales(config()) == (1.25, 1.5, 2.0, 3.0)
+    assert weak_scales(config(weak_guidance="2,1,0,2")) == (2.0, 0.0)
 
 
 # -- on the command line --------------------------------------------------------------------------
@@ -197,6 +216,52 @@ def test_evaluations_are_what_the_network_is_shown(tune, model, conditional, sca
             assert r["evaluations"] in ([once] if steps == 1 else range(once * 7, once * 9 + 1))
 
 
+def test_the_own_weak_average_is_tried_counted_and_recorded(tune, diffuse, images, weak):
+    how = ("--samplers", "ddim", "--steps", "4")
+    ran = tune(*how, "-o", "new.safetensors", "--plot", "new.png", "--json", model=weak)
+    assert ran.code == 0, ran.err
+    assert "4 steps, and 4 scales of guidance by a weaker model\n" in ran.err
+    found = ran.json
+    scales = [1, 1.25, 1.5, 2, 3]
+    assert [r["setting"]["weak_guidance"] for r in found["rows"]] == scales
+    assert [r["setting"]["steps"] for r in found["rows"]] == [4, 2, 2, 2, 2]
+    assert [r["evaluations"] for r in found["rows"]] == [4, 4, 4, 4, 4]
+    assert len({r["values"]["kid"] for r in found["rows"]}) == 5
+    made = modelfile.load("new.safetensors")
+    assert made.sampling == SamplerChoice(**found["recommended"])
+    assert made.weak_step == 3
+    same = diffuse("eval", "new.safetensors", images, "-n", 6, *FP32, "--timesteps", 2, "--json")
+    [chosen] = [r for r in found["rows"] if r["setting"] == found["recommended"]]
+    assert same.json["kid"] == pytest.approx(chosen["values"]["kid"], rel=1e-6)
+    for r in found["rows"][1:3]:
+        typed = (
+            "--sampler",
+            "ddim",
+            "--steps",
+            2,
+            "--weak-guidance",
+            r["setting"]["weak_guidance"],
+        )
+        again = diffuse("eval", weak, images, "-n", 6, *FP32, "--timesteps", 2, "--json", *typed)
+        assert again.json["kid"] == pytest.approx(r["values"]["kid"], rel=1e-6)
+    text = tune(*how, "--weak-guidance", 2, model="new.safetensors").out.splitlines()
+    assert text[0].split()[:6] == ["sampler", "steps", "weak", "guidance", "evaluations", "seconds"]
+    assert [line.split()[:4] for line in text[1:3]] == [
+        ["ddim", "4", "1", "4"], ["ddim", "2", "2", "4"],
+    ]  # fmt: skip
+
+
+def test_another_weaker_model_is_tried_but_cannot_be_recorded(tune, train, model):
+    train("--steps", 60, "--stop-at", 4, "-o", "early.safetensors", "-q")
+    how = ("--samplers", "ddim", "--steps", "4", "--guide-with", "early.safetensors")
+    rows = tune(*how, "--weak-guidance", "0,2", "--json").json["rows"]
+    assert [r["setting"]["weak_guidance"] for r in rows] == [1, 0, 2]
+    assert [r["evaluations"] for r in rows] == [4, 4, 4]
+    ran = tune(*how, "-o", "x.safetensors", "-q")
+    assert ran.code == 2
+    assert "a model file cannot record --guide-with" in ran.line
+
+
 def test_all_settings_start_from_the_same_noise(tune):
     """One step of DDIM, which the first step of every solver is."""
     rows = tune("--samplers", "ddim,unipc,ipndm,dpmpp-2m,heun", "--steps", 1, "--json")
@@ -244,6 +309,7 @@ def test_the_model_itself_is_replaced_where_it_is_asked_and_a_finished_run_keeps
         (("--guidance", "nan"), "--guidance"),
         (("--guidance", "1,101"), "--guidance"),
         (("--guidance", "2"), "--guidance: the model was trained without classes"),
+        (("--weak-guidance", "2"), "--weak-guidance goes with --guide-with"),
         (("--steps", "101"), "--steps must have one from 1 to 100"),
         (("--spacing", "karras", "-o", "x.safetensors"), "a model file cannot record --spacing"),
         (("--threshold", 0.9, "-o", "x.safetensors"), "a model file cannot record --threshold"),
@@ -262,6 +328,19 @@ def test_a_folder_has_no_settings(tune, images):
 
 
 # -- the picture ----------------------------------------------------------------------------------
+
+
+def test_scales_of_a_weaker_model_are_hollow_points_with_a_sign_of_their_own(monkeypatch):
+    rows = [row("unipc", n, 1 / n, seconds=n / 100) for n in (5, 10)]
+    rows = [dataclasses.replace(r, setting=SamplerChoice("unipc", 9, None, s)) for r, s in
+            zip([*rows, *rows], (1.0, 1.0, 1.5, 3.0), strict=True)]  # fmt: skip
+    drawn = []
+    real = pictures.Sheet.axes
+    monkeypatch.setattr(
+        pictures.Sheet, "axes", lambda self, *p: drawn.append(real(self, *p)) or drawn[-1]
+    )
+    tradeoff.plot(swept(*rows), "m")
+    assert sorted(text.get_text() for text in drawn[0].texts) == ["9", "9", "÷1.5", "÷3"]
 
 
 def swept(*rows):

@@ -1,0 +1,97 @@
+"""Does guidance by a weaker model pay? KID at several scales, in equal network evaluations.
+
+The weaker models are the model's own early average, or files of the same run stopped earlier. A
+guided step takes two evaluations, so guided images are drawn in half the steps. Prints JSON.
+
+    diffuse train DATA --size 32 --steps 800 --batch-size 16 --keep-weak -o model.safetensors
+    python benchmarks/autoguidance.py model.safetensors --real TEST_IMAGES
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+from accelerate import Accelerator
+
+from diffuse_cli.config import OWN, SAMPLER
+from diffuse_cli.events import finish
+from diffuse_cli.guiding import equipped
+from diffuse_cli.resolving import DrawSettings, Guide
+from diffuse_cli.runtime import machine, resolve_precision
+from diffuse_cli.sampling import Loaded, load_denoiser
+
+
+def guides(
+    options: argparse.Namespace, loaded: Loaded, accelerator: Accelerator
+) -> Iterator[tuple[str, Guide | None]]:
+    """No guide, and then every weaker model at every scale."""
+    yield "", None
+    for path in options.weak:
+        for scale in options.scales:
+            asked = DrawSettings(guide=Guide(path, scale))
+            found = finish(equipped(asked, loaded, accelerator))
+            yield "own" if path == OWN else Path(path).stem, found.guide
+
+
+def main() -> None:
+    """Measure every scale with every weaker model."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--weak", nargs="*", default=[OWN])
+    parser.add_argument("--real", required=True)
+    parser.add_argument("-n", type=int, default=500)
+    parser.add_argument("--scales", type=float, nargs="*", default=[1.25, 1.5, 2.0, 3.0])
+    parser.add_argument("--sampler", default=SAMPLER)
+    parser.add_argument("--evaluations", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    results: list[dict[str, Any]] = []
+    with machine(resolve_precision("auto")) as accelerator:
+        loaded = finish(load_denoiser(options.model, "ema", accelerator))
+        height, width = loaded.space.size
+        real = np.ascontiguousarray(common.read(options.real, size=(height, width)).stored)
+        wanted = common.features(real, accelerator)
+        for name, guide in guides(options, loaded, accelerator):
+            steps = options.evaluations // (2 if guide else 1)
+            pixels, seconds = common.sample(
+                loaded,
+                options.n,
+                accelerator,
+                steps=steps,
+                sampler=options.sampler,
+                guide=guide,
+                seed=options.seed,
+            )
+            results.append(
+                {
+                    "weak": name,
+                    "scale": guide.scale if guide else 1.0,
+                    "steps": steps,
+                    "evaluations": steps * (2 if guide else 1),
+                    "seconds": round(seconds, 1),
+                    **common.distance(wanted, common.features(pixels, accelerator)),
+                }
+            )
+            print(json.dumps(results[-1]), file=sys.stderr, flush=True)
+    model = loaded.model
+    settings = {
+        "steps": model.step,
+        "batch_size": model.training.get("batch_size"),
+        "weak_step": model.weak_step,
+        "sampler": options.sampler,
+        "n": options.n,
+        "real": len(real),
+        "seed": options.seed,
+    }
+    print(json.dumps({**settings, "machine": common.machine(), "results": results}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

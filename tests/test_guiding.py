@@ -1,0 +1,295 @@
+"""`--guide-with`: which weaker model, how strongly, what it must fit, and what is recorded."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from nets import plan
+from PIL import Image
+
+from diffuse_cli import modelfile
+from diffuse_cli.conditioning import Condition
+from diffuse_cli.config import OWN, WEAK_GUIDANCE, DiffusionConfig, SampleConfig, SamplerChoice
+from diffuse_cli.core import SAMPLERS, Conditions, Denoiser
+from diffuse_cli.core.guidance import away, clip, interval, unlabelled
+from diffuse_cli.diffusion import make_process
+from diffuse_cli.errors import UsageError
+from diffuse_cli.guiding import check_fits
+from diffuse_cli.resolving import DrawSettings, Guide, resolve
+from diffuse_cli.sampling import draw
+
+CPU = torch.device("cpu")
+QUICK = ("-n", 2, "--steps", 3, "--sampler", "ddim", "--precision", "fp32", "--no-grid")
+
+
+def digest(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def manifest(folder="samples"):
+    return json.loads(Path(folder, "manifest.json").read_text())
+
+
+def pixels(folder):
+    return np.stack([np.asarray(Image.open(Path(folder) / name)) for name in
+                     manifest(folder)["images"]])  # fmt: skip
+
+
+# -- which, and how strongly ----------------------------------------------------------------------
+
+
+def described(recommended=None, weak=None, classes=()):
+    blueprint = SimpleNamespace(conditions=Conditions(classes=classes))
+    sampling = None
+    if recommended is not None:
+        sampling = SamplerChoice("unipc", 5, None, recommended)
+    return SimpleNamespace(
+        blueprint=blueprint, classes=classes, training={}, sampling=sampling, weak=weak
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "recommended", "wanted", "taken"),
+    [
+        ({}, None, None, False),
+        ({}, 2.5, (OWN, 2.5), True),
+        ({}, 0.0, (OWN, 0.0), True),
+        ({"guide_with": OWN}, None, (OWN, WEAK_GUIDANCE), False),
+        ({"guide_with": OWN}, 2.5, (OWN, 2.5), True),
+        ({"guide_with": "w"}, None, ("w", WEAK_GUIDANCE), False),
+        ({"guide_with": "w"}, 2.5, ("w", WEAK_GUIDANCE), False),
+        ({"guide_with": "w", "weak_guidance": 0}, 2.5, ("w", 0.0), False),
+        ({"weak_guidance": 1}, 2.5, (OWN, 1.0), False),
+        ({"weak_guidance": 3}, None, (OWN, 3.0), False),
+    ],
+    ids=str,
+)
+def test_what_is_given_comes_first_and_a_recommendation_is_for_the_own_average(
+    given, recommended, wanted, taken
+):
+    found = resolve(SampleConfig(model="m", **given), described(recommended, weak={}))
+    assert (found.guide and (found.guide.path, found.guide.scale)) == wanted
+    assert (f"weak guidance {recommended}" in found.taken.replace(" 0", " 0.0")) == taken
+
+
+def test_a_scale_without_a_weaker_model_is_refused():
+    with pytest.raises(UsageError, match="--weak-guidance goes with --guide-with"):
+        resolve(SampleConfig(model="m", weak_guidance=2), described())
+
+
+def test_an_interval_needs_guidance_of_either_kind():
+    config = SampleConfig(model="m", guidance_interval=(0.2, 5))
+    with pytest.raises(UsageError, match="--guidance-interval: the model was trained without"):
+        resolve(config, described())
+    guided = dataclasses.replace(config, guide_with="w")
+    assert resolve(guided, described()).noise_levels == (0.2, 5)
+    assert resolve(config, described(classes=("a", "b"))).noise_levels == (0.2, 5)
+
+
+# -- what is drawn --------------------------------------------------------------------------------
+
+PROCESS = make_process(DiffusionConfig(num_timesteps=50))
+SPACE = plan(4, 1).space
+
+
+def strong(x, t, label=None):
+    return 0.6 * x + (0 if label is None else 0.2)
+
+
+def feeble(x, t, label=None):
+    return 0.3 * x - 0.1
+
+
+@pytest.mark.parametrize("sampler", list(SAMPLERS))
+@pytest.mark.parametrize(
+    ("classes", "levels"), [(False, None), (False, (0.1, 2.0)), (True, None), (True, (0.1, 2.0))]
+)
+def test_every_sampler_draws_with_a_weaker_model_in_an_interval_and_with_classes(
+    sampler, classes, levels
+):
+    main, weak = Denoiser(strong, PROCESS, "x0"), Denoiser(feeble, PROCESS, "x0")
+    settings = DrawSettings(
+        sampler,
+        6,
+        condition=Condition((0,), 3.0) if classes else None,
+        guide=Guide("w", 1.5, weak),
+        noise_levels=levels,
+    )
+    *_, last = draw(main, settings, range(2), space=SPACE, device=CPU)
+    others = ((unlabelled(main), 3.0), (weak, 1.5)) if classes else ((weak, 1.5),)
+    denoise = away(main, *others)
+    if levels:
+        denoise = interval(denoise, main, PROCESS, *levels)
+    label = {"label": torch.zeros(2, dtype=torch.int64)} if classes else {}
+    expected = SAMPLERS[sampler](
+        lambda x, t: clip(denoise, PROCESS)(x, t, **label),
+        PROCESS,
+        noise_of(-1),
+        PROCESS.times(6),
+        noise=noise_of,
+    )
+    *_, wanted = expected
+    assert torch.equal(last.state.x, wanted.x)
+
+
+def noise_of(k):
+    from diffuse_cli.draws import image_noise
+
+    return image_noise(0, [0, 1], k, SPACE.shape, CPU)
+
+
+# -- what fits ------------------------------------------------------------------------------------
+
+
+def loaded(sha256="a", diffusion=None, **made):
+    blueprint = plan(**{"size": 8, "channels": 1, **made}).blueprint(diffusion or DiffusionConfig())
+    return SimpleNamespace(model=SimpleNamespace(blueprint=blueprint), sha256=sha256)
+
+
+OTHERS = {
+    "its samples are 8x8 in 3 channels of 256 levels, the model's 8x8 in 1 channel of": {
+        "channels": 3
+    },
+    "its samples are 8 high x 16 wide in 1 channel of 256 levels, the model's 8x8": {
+        "size": (8, 16)
+    },
+    "its process is linear of 1,000 timesteps, the model's cosine of 1,000": {
+        "diffusion": DiffusionConfig(schedule="linear")
+    },
+    "its process is cosine of 500 timesteps, the model's cosine of 1,000": {
+        "diffusion": DiffusionConfig(num_timesteps=500)
+    },
+    "its process is cosine at zero terminal SNR of": {
+        "diffusion": DiffusionConfig(zero_terminal_snr=True)
+    },
+    "its classes are class 0, class 1, the model's none": {"num_classes": 2},
+    "is the model itself": {"sha256": "a"},
+}
+
+
+@pytest.mark.parametrize(("text", "changes"), OTHERS.items(), ids=list(OTHERS))
+def test_what_does_not_fit_is_named(text, changes):
+    with pytest.raises(UsageError) as caught:
+        check_fits(loaded(), loaded(**{"sha256": "b", **changes}), "w.safetensors")
+    assert caught.value.exit_code == 2
+    assert str(caught.value).startswith("--guide-with w.safetensors ")
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"diffusion": DiffusionConfig(target="eps", schedule="cosine")},
+        {"diffusion": DiffusionConfig(target="x0", rescale_timesteps=True)},
+        {"width": 8, "groups": 4},
+    ],
+    ids=str,
+)
+def test_targets_and_networks_may_differ(changes):
+    check_fits(loaded(), loaded("b", **changes), "w")
+
+
+# -- on the command line --------------------------------------------------------------------------
+
+
+def test_the_own_average_guides_as_the_file_of_a_run_stopped_there_does(diffuse, train, weak):
+    train("--steps", 24, "--stop-at", 3, "-o", "early.safetensors")
+    assert diffuse("sample", weak, *QUICK, "--guide-with", "self", "-o", "a").code == 0
+    ran = diffuse("sample", weak, *QUICK, "--guide-with", "early.safetensors", "-o", "b")
+    assert ran.code == 0, ran.err
+    diffuse("sample", weak, *QUICK, "-o", "plain")
+    diffuse("sample", weak, *QUICK, "--weak-guidance", 1, "-o", "one")
+    diffuse("sample", weak, *QUICK, "--weak-guidance", 0, "-o", "zero")
+    diffuse("sample", "early.safetensors", *QUICK, "-o", "early")
+    assert (pixels("a") == pixels("b")).all()
+    assert (pixels("plain") == pixels("one")).all()
+    assert (pixels("zero") == pixels("early")).all()
+    assert (pixels("a") != pixels("plain")).any()
+    sha256 = digest(weak)
+    found = {name: manifest(name).get("guide") for name in ("a", "b", "plain")}
+    assert found == {
+        "a": {"sha256": sha256, "weights": "weak"},
+        "b": {"sha256": digest("early.safetensors"), "weights": "ema"},
+        "plain": None,
+    }
+    assert manifest("a")["weak_guidance"] == WEAK_GUIDANCE
+    assert manifest("one")["weak_guidance"] == 1
+    assert "weak_guidance" not in manifest("plain")
+
+
+def test_raw_weights_are_guided_by_the_weak_average(diffuse, weak):
+    raw = ("--weights", "raw")
+    diffuse("sample", weak, *QUICK, *raw, "-o", "raw")
+    diffuse("sample", weak, *QUICK, *raw, "--guide-with", "self", "-o", "guided")
+    diffuse("sample", weak, *QUICK, *raw, "--weak-guidance", 0, "-o", "zero")
+    diffuse("sample", weak, *QUICK, "--weak-guidance", 0, "-o", "weak")
+    assert (pixels("raw") != pixels("guided")).any()
+    assert (pixels("zero") == pixels("weak")).all()
+
+
+def test_eval_and_compare_say_what_guided(diffuse, weak, images):
+    how = ("--steps", 2, "--sampler", "ddim", "--timesteps", 2, "--precision", "fp32", "--json")
+    ran = diffuse("eval", weak, images, "-n", 4, *how, "--weak-guidance", 2)
+    settings = ran.json["settings"]
+    assert settings["weak_guidance"] == 2
+    assert settings["guide"] == {"sha256": digest(weak), "weights": "weak"}
+    plain = diffuse("eval", weak, images, "-n", 4, *how).json
+    assert "guide" not in plain["settings"]
+    assert plain["kid"] != ran.json["kid"]
+    assert plain["bits_per_dim"] == ran.json["bits_per_dim"]
+
+
+def test_a_recommendation_is_used_and_said(diffuse, weak):
+    sampling = SamplerChoice("ddim", 3, None, 2.0)
+    recommending = dataclasses.replace(modelfile.load(weak), sampling=sampling)
+    modelfile.save(Path("r.safetensors"), recommending)
+    ran = diffuse("sample", "r.safetensors", "-n", 2, "--precision", "fp32", "-o", "a")
+    assert "as the model file recommends: ddim, 3 steps, weak guidance 2\n" in ran.err
+    diffuse("sample", weak, *QUICK, "--weak-guidance", 2, "-o", "b")
+    diffuse("sample", "r.safetensors", *QUICK, "--weak-guidance", 1, "-o", "c")
+    assert (pixels("a") == pixels("b")).all()
+    assert (pixels("a") != pixels("c")).any()
+    assert "recommended  ddim, 3 steps, weak guidance 2" in diffuse("info", "r.safetensors").out
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "text"),
+    [
+        (("--guide-with", "self"), 4, "--guide-with self: the model file has no weak average"),
+        (("--guide-with", "gone.safetensors"), 4, "no such model file: gone.safetensors"),
+        (("--guide-with", "text.safetensors"), 4, "text.safetensors"),
+        (("--weak-guidance", 2), 2, "--weak-guidance goes with --guide-with"),
+        (("--guide-with", "self", "--weak-guidance", "nan"), 2, "--weak-guidance"),
+        (("--guide-with", "self", "--weak-guidance", -1), 2, "--weak-guidance"),
+    ],
+)
+def test_what_cannot_guide_is_refused(diffuse, model, options, code, text):
+    Path("text.safetensors").write_text("no model")
+    ran = diffuse("sample", model, *QUICK, *options, "-q")
+    assert ran.code == code
+    assert text in ran.line
+    assert not Path("samples/manifest.json").exists()
+
+
+def test_a_model_of_other_classes_or_the_model_itself_is_refused(diffuse, weak, conditional):
+    told = {conditional: "its classes are dark, light, the model's none"}
+    for path, text in {**told, weak: "is the model itself"}.items():
+        ran = diffuse("sample", weak, *QUICK, "--guide-with", path, "-q")
+        assert ran.code == 2
+        assert text in ran.line
+    ran = diffuse("sample", conditional, *QUICK, "--guide-with", weak, "-q")
+    assert "its classes are none, the model's dark, light" in ran.line
+
+
+def test_info_says_that_it_is_there(diffuse, weak, model):
+    ran = diffuse("info", weak)
+    assert "averaged and raw; the average of step 3, for --guide-with self" in ran.out
+    assert diffuse("info", weak, "--json").json["weak"] == 3
+    assert diffuse("info", model, "--json").json["weak"] is None
