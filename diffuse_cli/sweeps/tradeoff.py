@@ -29,7 +29,7 @@ def plot(found: Tuned, name: str) -> Image.Image:
     """KID over seconds per image, a line for each sampler.
 
     Points are labelled with their steps and have bars of a standard error; hollow ones are other
-    guidance scales, labelled with the scale: × of classes, ÷ of a weaker model. The recommended
+    guidance scales, labelled with the scale: × of classes, w of a weaker model. The recommended
     setting is ringed.
     """
     sheet = Sheet(9.2, 5.95, 150)
@@ -81,7 +81,7 @@ def _other_scales(setting: SamplerChoice, first: SamplerChoice) -> str:
     """The guidance scales that are not those of the first setting."""
     pairs = (
         (setting.guidance, first.guidance, "×"),
-        (setting.weak_guidance, first.weak_guidance, "÷"),
+        (setting.weak_guidance, first.weak_guidance, "w"),
     )
     return " ".join(f"{sign}{own:g}" for own, other, sign in pairs if own != other)
 
@@ -117,7 +117,7 @@ def _keys(sheet: Sheet, found: Tuned, samplers: Sequence[str]) -> None:
     if first.guidance is not None:
         marks.append((f"×: guidance other than {first.guidance:g}", hollow))
     if first.weak_guidance is not None:
-        marks.append(("÷: by a weaker model", hollow))
+        marks.append(("w: by a weaker model", hollow))
     for row, (words, mark) in enumerate(marks):
         y = TOP + 0.1 + row * LINE
         _key(sheet, y, markersize=6, **mark)

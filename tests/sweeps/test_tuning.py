@@ -331,16 +331,17 @@ def test_a_folder_has_no_settings(tune, images):
 
 
 def test_scales_of_a_weaker_model_are_hollow_points_with_a_sign_of_their_own(monkeypatch):
-    rows = [row("unipc", n, 1 / n, seconds=n / 100) for n in (5, 10)]
-    rows = [dataclasses.replace(r, setting=SamplerChoice("unipc", 9, None, s)) for r, s in
-            zip([*rows, *rows], (1.0, 1.0, 1.5, 3.0), strict=True)]  # fmt: skip
+    rows = [
+        dataclasses.replace(row("unipc", n, kid), setting=SamplerChoice("unipc", n, None, scale))
+        for n, kid, scale in ((8, 0.3, 1.0), (9, 0.2, 1.0), (4, 0.4, 1.5), (4, 0.1, 3.0))
+    ]
     drawn = []
     real = pictures.Sheet.axes
     monkeypatch.setattr(
         pictures.Sheet, "axes", lambda self, *p: drawn.append(real(self, *p)) or drawn[-1]
     )
     tradeoff.plot(swept(*rows), "m")
-    assert sorted(text.get_text() for text in drawn[0].texts) == ["9", "9", "÷1.5", "÷3"]
+    assert sorted(text.get_text() for text in drawn[0].texts) == ["8", "9", "w1.5", "w3"]
 
 
 def swept(*rows):
