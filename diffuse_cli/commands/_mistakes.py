@@ -20,6 +20,7 @@ SYNONYMS: dict[str, str] = {
     "--cfg": "--guidance",
     "--cfg-scale": "--guidance",
     "--guidance-scale": "--guidance",
+    "--autoguidance": "--guide-with",
     "--num-inference-steps": "--steps",
     "--num-steps": "--steps",
     "--max-steps": "--steps",

@@ -132,10 +132,11 @@ def test_room_that_a_run_has_taken_counts_as_its_own(tmp_path: Path, monkeypatch
         files.check_room(tmp_path / "deep", 101, 100)
 
 
-def test_the_estimate_covers_what_a_run_writes(train, monkeypatch):
+@pytest.mark.parametrize("more", [(), ("--keep-weak",)], ids=["plain", "with a weak average"])
+def test_the_estimate_covers_what_a_run_writes(train, monkeypatch, more):
     asked = []
     monkeypatch.setattr(files, "check_room", lambda folder, *sizes: asked.append(sizes))
-    train("--steps", 8, "--save-every", 1, "--preview-every", 2, "-q")
+    train("--steps", 8, "--save-every", 1, "--preview-every", 2, "-q", *more)
     [(total, largest)] = asked
     run = RunDirectory(MODEL)
     used = files.size_of(run.path) + files.size_of(MODEL)
