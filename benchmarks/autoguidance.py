@@ -31,10 +31,11 @@ from diffuse_cli.sampling import Loaded, load_denoiser
 def guides(
     options: argparse.Namespace, loaded: Loaded, accelerator: Accelerator
 ) -> Iterator[tuple[str, Guide | None]]:
-    """No guide, and then every weaker model at every scale."""
-    yield "", None
+    """Every weaker model at every scale; at 1 the model alone, once."""
+    if 1 in options.scales:
+        yield "", None
     for path in options.weak:
-        for scale in options.scales:
+        for scale in (scale for scale in options.scales if scale != 1):
             asked = DrawSettings(guide=Guide(path, scale))
             found = finish(equipped(asked, loaded, accelerator))
             yield "own" if path == OWN else Path(path).stem, found.guide
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("--weak", nargs="*", default=[OWN])
     parser.add_argument("--real", required=True)
     parser.add_argument("-n", type=int, default=500)
-    parser.add_argument("--scales", type=float, nargs="*", default=[1.25, 1.5, 2.0, 3.0])
+    parser.add_argument("--scales", type=float, nargs="*", default=[1.0, 1.25, 1.5, 2.0, 3.0])
     parser.add_argument("--sampler", default=SAMPLER)
     parser.add_argument("--evaluations", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
