@@ -94,8 +94,9 @@ def _samples(of: Blueprint) -> str:
 def _process(of: Blueprint) -> str:
     diffusion = of.diffusion
     betas = "custom betas" if diffusion.betas else diffusion.schedule
+    moved = f" at log-SNR {diffusion.log_snr_shift:+g}" if diffusion.log_snr_shift else ""
     zero = " at zero terminal SNR" if diffusion.zero_terminal_snr else ""
-    return f"{betas}{zero} of {of.process.num_timesteps:,} timesteps"
+    return f"{betas}{moved}{zero} of {of.process.num_timesteps:,} timesteps"
 
 
 def _classes(of: Blueprint) -> str:
