@@ -22,7 +22,7 @@ from diffuse_cli.events import Work
 from diffuse_cli.guiding import equipped
 from diffuse_cli.media import MEDIA
 from diffuse_cli.resolving import DrawSettings, resolve, tell
-from diffuse_cli.runtime import machine, rank, resolve_precision
+from diffuse_cli.runtime import machine, rank
 from diffuse_cli.sampling import Drawing, Loaded, collect, draw, load_denoiser, looks, stored
 
 if TYPE_CHECKING:
@@ -77,7 +77,9 @@ def generate(config: SampleConfig) -> Work[Generated | None]:
         _holding(folder) if rank() == 0 else contextlib.nullcontext(),
         machine(config.precision, config.device) as accelerator,
     ):
-        loaded = yield from load_denoiser(config.model, config.weights, accelerator)
+        loaded = yield from load_denoiser(
+            config.model, config.weights, accelerator, config.precision
+        )
         settings = resolve(config, loaded.model, config.classes)
         settings = yield from equipped(settings, loaded, accelerator)
         yield from tell(settings)
@@ -191,7 +193,7 @@ def _finish(
         "sampler": settings.sampler,
         "steps": settings.steps,
         **{name: getattr(config, name) for name in DESCRIBED},
-        "precision": resolve_precision(config.precision, config.device),
+        "precision": loaded.precision,
         "model": {"sha256": loaded.sha256},
         "images": [path.name for path in images],
         **_describe(settings, loaded.model.classes, config.n),

@@ -42,9 +42,11 @@ def equipped(
             raise ModelFileError(
                 f"--guide-with {OWN}: the model file has no weak average", _hint(loaded)
             )
-        denoiser, sha256 = ready(loaded.model, "weak", accelerator), loaded.sha256
+        denoiser, sha256 = ready(loaded.model, "weak", accelerator, loaded.precision), loaded.sha256
     else:
-        weaker = yield from load_denoiser(guide.path, "ema", accelerator, alone=alone)
+        weaker = yield from load_denoiser(
+            guide.path, "ema", accelerator, loaded.precision, alone=alone
+        )
         check_fits(loaded, weaker, guide.path)
         denoiser, sha256 = weaker.denoiser, weaker.sha256
     return replace(settings, guide=replace(guide, denoiser=denoiser, sha256=sha256))

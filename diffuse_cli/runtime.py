@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 WORTH_ITS_DIGITS = 1.25
 """`auto` is bf16 on a processor that is this many times faster in it."""
+
+SLOW = 0.9
+"""Whoever asks for bf16 hears of it on a processor that is less than so many times as fast."""
 
 PRECISIONS = {"auto": "", "fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 """Accelerate's name of each precision."""
@@ -57,8 +61,14 @@ def device_type(wanted: str = "auto") -> str:
     return found if wanted == "auto" else wanted
 
 
-def resolve_precision(name: str, device: str = "auto") -> str:
+def resolve_precision(
+    name: str, device: str = "auto", width: int | None = None, *, backward: bool = False
+) -> str:
     """`auto` becomes bf16 if that is faster here, else fp32; other names stay.
+
+    Args:
+        width: channels of the network, which a processor is measured at; None of a wide one.
+        backward: whether it is trained.
 
     Raises:
         UsageError: no such precision or device, or fp16 without a GPU.
@@ -69,10 +79,10 @@ def resolve_precision(name: str, device: str = "auto") -> str:
         raise UsageError("--precision fp16 needs a GPU", "Choose bf16 or fp32")
     if name != "auto":
         return name
-    return "bf16" if _gains_by_bfloat16(device) else "fp32"
+    return "bf16" if _gains_by_bfloat16(device, width, backward) else "fp32"
 
 
-def _gains_by_bfloat16(device: str) -> bool:
+def _gains_by_bfloat16(device: str, width: int | None, backward: bool) -> bool:
     import torch
 
     if device == "cuda":
@@ -80,29 +90,57 @@ def _gains_by_bfloat16(device: str) -> bool:
     if device == "cpu" and hasattr(torch.cpu, "get_capabilities"):
         has = torch.cpu.get_capabilities()
         if any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")):
-            return bfloat16_speed() > WORTH_ITS_DIGITS
+            return bfloat16_speed(width, backward=backward) > WORTH_ITS_DIGITS
     return False
 
 
-@functools.cache
-def bfloat16_speed() -> float:
+def slow_precision(name: str, device: str, width: int | None, *, backward: bool) -> Iterator[str]:
+    """What to tell someone who typed a precision that this processor is slow in, if it is."""
+    if name == "bf16" and device_type(device) == "cpu":
+        speed = bfloat16_speed(width, backward=backward)
+        if speed < SLOW:
+            yield (
+                f"--precision bf16: a convolution takes {1 / speed:.1f} times as long in bfloat16 "
+                "as in float32 on this processor: try --precision fp32"
+            )
+
+
+WIDE, ROUNDS = 128, 5
+"""Channels beyond which the ratio of precisions stays as it is, and rounds that measure it."""
+
+
+def bfloat16_speed(width: int | None = None, *, backward: bool = False) -> float:
     """How many times faster a convolution is in bfloat16 than in float32 on this processor.
 
     Capabilities do not tell: it was 9 with matrix units, and with AVX-512 alone 2.2 or 0.5 by make.
-    Measuring takes a few hundredths of a second.
+    Narrow networks gain less, and the backward pass may gain less than the forward one. Measuring
+    takes a few hundredths of a second, once for each width.
     """
+    return _bfloat16_speed(min(width or WIDE, WIDE), backward)
+
+
+@functools.cache
+def _bfloat16_speed(width: int, backward: bool) -> float:
     import torch
 
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        x = torch.ones(2, 128, 32, 32, dtype=dtype).to(memory_format=torch.channels_last)
-        weight = torch.ones(128, 128, 3, 3, dtype=dtype).to(memory_format=torch.channels_last)
-        times = []
-        for _ in range(6):
+    side = 16 if width > WIDE // 2 else 32
+    tensors = {
+        dtype: [
+            torch.ones(shape, dtype=dtype)
+            .to(memory_format=torch.channels_last)
+            .requires_grad_(backward)
+            for shape in ((1, width, side, side), (width, width, 3, 3))
+        ]
+        for dtype in (torch.float32, torch.bfloat16)
+    }
+    seconds = dict.fromkeys(tensors, math.inf)
+    for _ in range(ROUNDS):  # by turns: what else the machine does slows both
+        for dtype, (x, weight) in tensors.items():
             began = time.perf_counter()
-            torch.conv2d(x, weight, padding=1)
-            times.append(time.perf_counter() - began)
-        seconds[dtype] = min(times)
+            y = torch.conv2d(x, weight, padding=1)
+            if backward:
+                torch.autograd.grad(y, (x, weight), y.detach())
+            seconds[dtype] = min(seconds[dtype], time.perf_counter() - began)
     return seconds[torch.float32] / seconds[torch.bfloat16]
 
 
@@ -123,7 +161,7 @@ def machine(
     """The Accelerator of this run, ended on exit.
 
     Args:
-        precision: `resolve_precision` makes it exact.
+        precision: `auto` on a processor depends on the network: float32 until `settle`.
         device: one of `DEVICES`.
         accumulation: forward passes per step.
         log: a tracker, which writes under `folder`.
@@ -132,7 +170,9 @@ def machine(
         UsageError: as `resolve_precision` does; processes that a launcher started do not see each
             other; or the tracker is not installed.
     """
-    precision, device = resolve_precision(precision, device), device_type(device)
+    device = device_type(device)
+    still_open = precision == "auto" and device == "cpu"
+    precision = "fp32" if still_open else resolve_precision(precision, device)
     launched = int(os.environ.get("WORLD_SIZE", "1") or 1)
     if launched > 1 and "MASTER_ADDR" not in os.environ:
         raise UsageError(f"WORLD_SIZE is {launched}, but no launcher set MASTER_ADDR", LAUNCH)
@@ -168,6 +208,22 @@ def machine(
         yield accelerator
     finally:
         accelerator.end_training()
+
+
+def settle(accelerator: Accelerator, precision: str) -> str:
+    """Let an Accelerator that was made for `auto` compute in what its network decided.
+
+    The precision is exact. Returns the first process's: they measure apart, and might not agree.
+    """
+    if accelerator.num_processes > 1:
+        from accelerate.utils import gather_object
+
+        precision = gather_object([precision])[0]
+    if precision == "bf16" and accelerator.mixed_precision == "no":
+        # As its constructor does. Another Accelerator would need a new group of processes.
+        accelerator.state._mixed_precision = PRECISIONS[precision]
+        accelerator.native_amp = True
+    return precision
 
 
 def log_picture(accelerator: Accelerator, name: str, picture: Image, step: int) -> None:

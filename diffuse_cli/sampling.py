@@ -23,9 +23,10 @@ from diffuse_cli.core.samplers import SAMPLERS, State
 from diffuse_cli.core.space import Space
 from diffuse_cli.diffusion import kept_in_range
 from diffuse_cli.draws import image_noise
-from diffuse_cli.events import Progress, Work
+from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.media import MEDIA
 from diffuse_cli.resolving import DrawSettings
+from diffuse_cli.runtime import PRECISIONS, resolve_precision, slow_precision
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-"""Half precisions as Accelerate calls them."""
+"""Precisions that autocasts."""
 
 
 @dataclass(frozen=True)
@@ -111,11 +112,12 @@ def looks(space: Space, samples: Array) -> Array:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model file's content, its hash, and the denoiser on the device."""
+    """A model file's content, its hash, and the denoiser on the device, in its precision."""
 
     model: modelfile.Model
     denoiser: Denoiser
     sha256: str
+    precision: str
 
     @property
     def space(self) -> Space:
@@ -134,11 +136,18 @@ class Loaded:
 
 
 def load_denoiser(
-    path: str | Path, weights: str, accelerator: Accelerator, *, alone: bool = False
+    path: str | Path,
+    weights: str,
+    accelerator: Accelerator,
+    precision: str | None = None,
+    *,
+    alone: bool = False,
 ) -> Work[Loaded]:
-    """Read a model and put its network on the device, in the accelerator's precision.
+    """Read a model and put its network on the device.
 
     Args:
+        precision: one of PRECISIONS, of which `auto` is decided by the network; None is the
+            accelerator's.
         alone: the other processes do not read it.
 
     Raises:
@@ -148,21 +157,46 @@ def load_denoiser(
     # A training may save a checkpoint while these processes look for its newest one.
     while not alone and len(set(gather_object([found.sha256]))) > 1:
         found = yield from modelfile.find(path)
-    return Loaded(found.model, ready(found.model, weights, accelerator), found.sha256)
+    exact = precision_for(found.model, precision, accelerator)
+    if not alone:  # processes measure apart, and might not agree
+        exact = gather_object([exact])[0]
+    if precision is not None:
+        device, width = accelerator.device.type, width_of(found.model)
+        for line in slow_precision(precision, device, width, backward=False):
+            yield Notice(line, warning=True)
+    denoiser = ready(found.model, weights, accelerator, exact)
+    return Loaded(found.model, denoiser, found.sha256, exact)
 
 
-def ready(model: modelfile.Model, weights: str, accelerator: Accelerator) -> Denoiser:
-    """A model's network on the device, in the accelerator's precision, under its process.
+def width_of(model: modelfile.Model) -> int | None:
+    """The channels of a model's network, if it says."""
+    width: int | None = getattr(model.blueprint.config, "width", None)
+    return width
+
+
+def precision_for(model: modelfile.Model, precision: str | None, accelerator: Accelerator) -> str:
+    """The exact precision of a model's network; None is the accelerator's."""
+    if precision is None:
+        return {of: name for name, of in PRECISIONS.items()}[accelerator.mixed_precision]
+    return resolve_precision(precision, accelerator.device.type, width_of(model))
+
+
+def ready(
+    model: modelfile.Model, weights: str, accelerator: Accelerator, precision: str
+) -> Denoiser:
+    """A model's network on the device, in an exact precision, under its process.
 
     Raises:
         ModelFileError: no such weights in the model.
     """
     net = lay_out(model.network(weights).to(accelerator.device))
-    if accelerator.mixed_precision in HALVES:
-        cast_products(net, HALVES[accelerator.mixed_precision])
+    half = HALVES.get(precision)
+    if half is not None:
+        cast_products(net, half)
 
     def infer(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        with torch.inference_mode(), accelerator.autocast():
+        cast = torch.autocast(accelerator.device.type, half, enabled=half is not None)
+        with torch.inference_mode(), cast:
             return net(x, t, **cond).float()  # type: ignore[no-any-return]
 
     return model.blueprint.denoiser(infer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def test_auto_is_a_precision_the_machine_has():
 
 @pytest.mark.parametrize(("has", "chosen"), [(True, "bf16"), (False, "fp32")])
 def test_auto_follows_the_hardware(monkeypatch: pytest.MonkeyPatch, has: bool, chosen: str):
-    monkeypatch.setattr(runtime, "_gains_by_bfloat16", lambda device: has)
+    monkeypatch.setattr(runtime, "_gains_by_bfloat16", lambda *a: has)
     assert resolve_precision("auto") == chosen
 
 
@@ -38,13 +39,93 @@ def test_a_processor_must_gain_by_bfloat16(
 ):
     monkeypatch.setattr(runtime, "device_type", lambda wanted: "cpu")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": capable})
-    monkeypatch.setattr(runtime, "bfloat16_speed", lambda: speed)
+    monkeypatch.setattr(runtime, "bfloat16_speed", lambda *a, **k: speed)
     assert resolve_precision("auto") == chosen
 
 
-def test_the_speed_of_bfloat16_is_measured_once():
-    assert 0.01 < runtime.bfloat16_speed() < 100
-    assert runtime.bfloat16_speed() == runtime.bfloat16_speed()
+def test_the_speed_of_bfloat16_is_measured_once_for_a_width():
+    for width, backward in ((32, True), (32, False), (128, True)):
+        found = runtime.bfloat16_speed(width, backward=backward)
+        assert 0.01 < found < 100
+        assert runtime.bfloat16_speed(width, backward=backward) == found
+    assert runtime.bfloat16_speed(512, backward=True) == runtime.bfloat16_speed(backward=True)
+
+
+def test_bfloat16_is_measured_at_the_width_forward_and_backward(
+    monkeypatch: pytest.MonkeyPatch, no_memory
+):
+    seen: set[tuple[int, torch.dtype]] = set()
+    conv = torch.conv2d
+
+    def spy(x, weight, **options):
+        seen.add((weight.shape[1], weight.dtype))
+        y = conv(x, weight, **options)
+        if y.requires_grad:
+            y.register_hook(lambda gradient: backwards.append(gradient.dtype))
+        return y
+
+    backwards: list[torch.dtype] = []
+    monkeypatch.setattr(torch, "conv2d", spy)
+    runtime.bfloat16_speed(48)
+    assert seen == {(48, torch.float32), (48, torch.bfloat16)}
+    assert not backwards
+    runtime.bfloat16_speed(48, backward=True)
+    assert set(backwards) == {torch.float32, torch.bfloat16}
+
+
+@pytest.fixture
+def no_memory():
+    """Nothing measured before is remembered, nor afterwards."""
+    runtime._bfloat16_speed.cache_clear()
+    yield
+    runtime._bfloat16_speed.cache_clear()
+
+
+@pytest.fixture
+def narrow_loses(monkeypatch: pytest.MonkeyPatch):
+    """A processor that bfloat16 halves the speed of at 8 channels or fewer, and doubles beyond."""
+    monkeypatch.setattr(runtime, "device_type", lambda wanted="auto": "cpu")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr(
+        runtime, "_bfloat16_speed", lambda width, backward: 0.5 if width <= 8 else 2.0
+    )
+
+
+def test_precision_follows_the_width_of_the_network(narrow_loses, diffuse, train):
+    """What training decides is in the configuration, and what sampling does in its manifest."""
+    for width, chosen in ((8, "fp32"), (16, "bf16")):
+        ran = train("--width", width, "--steps", 1, "--precision", "auto", "--overwrite", "-q")
+        assert ran.code == 0, ran.err
+        assert f'precision = "{chosen}"' in Path("model.run/config.toml").read_text()
+        ran = diffuse("sample", "model.safetensors", "-n", 1, "--steps", 1, "-q", "--overwrite")
+        assert ran.code == 0, ran.err
+        manifest = json.loads(Path("samples/manifest.json").read_text())
+        assert manifest["precision"] == chosen
+
+
+def test_the_decided_precision_is_that_of_the_arithmetic(narrow_loses, monkeypatch):
+    seen = []
+    conv = torch.nn.functional.conv2d
+    with runtime.machine("auto") as accelerator:
+        assert accelerator.mixed_precision == "no"
+        assert runtime.settle(accelerator, "bf16") == "bf16"
+        net = accelerator.prepare(torch.nn.Conv2d(1, 1, 1))
+        with accelerator.autocast():
+            seen.append(conv(torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1)).dtype)
+        net.register_forward_hook(lambda m, i, y: seen.append(y.dtype))
+        assert net(torch.ones(1, 1, 1, 1)).dtype == torch.float32  # as accelerate hands it back
+    assert seen[0] == torch.bfloat16
+
+
+def test_a_run_keeps_its_precision_and_a_typed_one_that_is_slow_is_told(narrow_loses, train):
+    ran = train("--width", 8, "--steps", 2, "--stop-at", 1, "--precision", "bf16")
+    assert ran.code == 0, ran.err
+    told = "takes 2.0 times as long in bfloat16 as in float32 on this processor"
+    assert told in " ".join(ran.err.split())
+    ran = train("--steps", 2, "--resume", "--precision", "auto")
+    assert ran.code == 0, ran.err
+    assert "bfloat16" not in ran.err
+    assert "bf16 on cpu" in ran.err
 
 
 def test_fp16_needs_a_gpu(monkeypatch: pytest.MonkeyPatch):

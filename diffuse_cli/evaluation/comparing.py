@@ -108,7 +108,7 @@ def measure_both(
         return None
     described = [
         {
-            **describe(drawn, each, model.sha256),
+            **describe(drawn, each, model),
             "timesteps": each.timesteps,
         }
         for each, drawn, model in zip(own, settings, models, strict=True)

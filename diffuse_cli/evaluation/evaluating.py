@@ -32,7 +32,7 @@ from diffuse_cli.metrics import METRICS, Facts, Remark, remarks
 from diffuse_cli.options import first_given
 from diffuse_cli.outputs import asked
 from diffuse_cli.resolving import DrawSettings, resolve, tell
-from diffuse_cli.runtime import machine_or, made_with, resolve_precision
+from diffuse_cli.runtime import machine_or, made_with
 from diffuse_cli.sampling import Loaded, load_denoiser
 
 
@@ -95,10 +95,12 @@ def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work
     with machine_or(accelerator, config.precision, config.device) as accelerator:
         loaded, settings, described = None, None, {}
         if not folder:
-            loaded = yield from load_denoiser(subject, config.weights, accelerator)
+            loaded = yield from load_denoiser(
+                subject, config.weights, accelerator, config.precision
+            )
             settings = yield from equipped(settle(config, loaded), loaded, accelerator)
             yield from tell(settings)
-            described = describe(settings, config, loaded.sha256)
+            described = describe(settings, config, loaded)
             described |= {"timesteps": config.timesteps, "respaced": config.respaced}
         network = yield from find_network(config, accelerator)
         sides = yield from read_sides(config, loaded)
@@ -195,7 +197,11 @@ def load_model(
     if is_images(Path(config.subject)):
         shown = files.show(Path(config.subject))
         raise UsageError(f"{shown} is a folder of images", "Give a model file")
-    return (yield from load_denoiser(config.subject, weights, accelerator, alone=alone))
+    return (
+        yield from load_denoiser(
+            config.subject, weights, accelerator, config.precision, alone=alone
+        )
+    )
 
 
 def _by_class(evaluation: Evaluation, names: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -214,7 +220,7 @@ def _by_class(evaluation: Evaluation, names: Sequence[str]) -> dict[str, dict[st
 
 
 def describe(
-    settings: DrawSettings, config: EvalConfig | TuneConfig, sha256: str
+    settings: DrawSettings, config: EvalConfig | TuneConfig, loaded: Loaded
 ) -> dict[str, Any]:
     """How images were drawn, for comparing the numbers."""
     names = ("sampler", "steps", "spacing", "threshold", "seed")
@@ -223,8 +229,8 @@ def describe(
         **settings.options,
         **settings.described_guidance(),
         "weights": config.weights,
-        "precision": resolve_precision(config.precision, config.device),
-        "model_sha256": sha256,
+        "precision": loaded.precision,
+        "model_sha256": loaded.sha256,
     }
 
 

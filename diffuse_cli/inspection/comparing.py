@@ -136,14 +136,15 @@ def _measured(
     config: CompareConfig, sides: tuple[Subject, Subject], accelerator: Accelerator | None
 ) -> Work[BothMeasured | None]:
     from diffuse_cli.evaluation.comparing import measure_both
-    from diffuse_cli.sampling import Loaded, ready
+    from diffuse_cli.sampling import Loaded, precision_for, ready
 
     with machine_or(accelerator, config.precision, config.device) as accelerator:
-        loaded = [
-            Loaded(model, ready(model, config.weights, accelerator), str(side.sha256))
-            for side in sides
-            if (model := side.model)
-        ]
+        loaded = []
+        for side in sides:
+            if model := side.model:
+                exact = precision_for(model, config.precision, accelerator)
+                denoiser = ready(model, config.weights, accelerator, exact)
+                loaded.append(Loaded(model, denoiser, str(side.sha256), exact))
         return (yield from measure_both(config, loaded, accelerator))
 
 

@@ -100,7 +100,7 @@ def measure_lengths(config: EmaConfig) -> Work[MeasuredLengths | None]:
         models = _models(loaded.model, given, fits)
         for k, ((length, found), model) in enumerate(zip(fits.items(), models, strict=True), 1):
             yield Notice(f"length {length:.2f}, {k} of {len(fits)}")
-            values = yield from measure(ready(model, "ema", accelerator))
+            values = yield from measure(ready(model, "ema", accelerator, loaded.precision))
             rows.append(MeasuredLength(length, found.error, values))
             best = min(rows, key=lambda row: _rank(row.values[metric]))
             if best is rows[-1]:

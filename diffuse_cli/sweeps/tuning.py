@@ -91,7 +91,7 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
             setting = with_weaker(found, scale)
             rows.append((yield from _counted(measure(setting), setting, len(rows), total)))
         yield Progress("tuning", total, total)
-        described = evaluating.describe(base, config, loaded.sha256)
+        described = evaluating.describe(base, config, loaded)
         tuned = Tuned(
             rows=tuple(rows),
             recommended=recommend(rows),

@@ -195,6 +195,7 @@ def complete(
     network, settings = architecture(config, preset, space)
     if config.batch_size or config.minutes is None:
         config = batched(dataclasses.replace(config, preset=preset), config.batch_size or BATCH)
+    width = getattr(settings, "width", None)
     done = dataclasses.replace(
         config,
         preset=preset,
@@ -202,12 +203,12 @@ def complete(
         medium=space.medium,
         channels=space.channels,
         size=space.size,
-        width=getattr(settings, "width", None),
+        width=width,
         architecture=plain(settings),
         loss=loss,
         optimizer=config.optimizer or OPTIMIZER,
         weighting=config.weighting or ("none" if loss == "vlb" else "min-snr"),
-        precision=resolve_precision(config.precision, config.device),
+        precision=resolve_precision(config.precision, config.device, width, backward=True),
     )
     blueprint = Blueprint(
         space=space,

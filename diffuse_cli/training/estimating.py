@@ -15,7 +15,7 @@ from diffuse_cli.events import Work
 from diffuse_cli.options import to_toml
 from diffuse_cli.runtime import machine
 from diffuse_cli.training.memory import SLACK, cost, images_at_a_time
-from diffuse_cli.training.plan import check_batch, prepare
+from diffuse_cli.training.plan import check_batch, prepare, settled
 from diffuse_cli.training.timing import (
     cut_short,
     duration,
@@ -62,7 +62,7 @@ def estimate(config: TrainConfig) -> Work[Estimate]:
     """
     with machine(config.precision, config.device, accumulation=config.accumulation) as accelerator:
         check_batch(config, accelerator.num_processes)
-        plan = yield from prepare(config)
+        plan = settled((yield from prepare(config)), accelerator)
         room = images_at_a_time(plan, accelerator)
         if plan.config.minutes is not None:
             done, seconds = yield from fill_minutes(plan, accelerator, room)

@@ -38,6 +38,7 @@ from diffuse_cli.training.plan import (
     check_fingerprint,
     first_weights,
     prepare,
+    settled,
 )
 from diffuse_cli.training.power import rewind_snapshots, save_snapshot, snapshot_due
 from diffuse_cli.training.reports import Meter, Step, Trained
@@ -80,6 +81,7 @@ def fit(
     ):
         check_batch(config, accelerator.num_processes)
         plan = yield from until(stop, prepare(config, accelerator, run))
+        plan = settled(plan, accelerator)
         return (yield from _Run(plan, accelerator, run, stop, debug).work())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from diffuse_cli.diffusion import Blueprint, make_denoiser, make_process
 from diffuse_cli.errors import DataError, UsageError
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.media import MEDIA
+from diffuse_cli.runtime import settle, slow_precision
 from diffuse_cli.training.classes import (
     but_classes,
     check_labels,
@@ -121,6 +122,9 @@ def prepare(
     conditions = Conditions(classes=class_names(images) if config.classes else ())
     done, blueprint = complete(config, images.space, conditions)
     yield from (Notice(line) for line in images.summary.lines())
+    if not config.goes_on:  # where it could still be changed
+        for line in slow_precision(config.precision, config.device, done.width, backward=True):
+            yield Notice(line, warning=True)
     held_out = images.held_out
     if int((~held_out).sum()) < FEW:
         yield Notice(
@@ -136,6 +140,12 @@ def prepare(
     init = None if config.goes_on else (yield from first_weights(done, blueprint))
     indices = np.arange(len(images))
     return Plan(done, blueprint, images, indices[~held_out], indices[held_out], init)
+
+
+def settled(plan: Plan, accelerator: Accelerator) -> Plan:
+    """`plan` in the precision that its network decided, as is the Accelerator from now on."""
+    precision = settle(accelerator, plan.config.precision)
+    return replace(plan, config=replace(plan.config, precision=precision))
 
 
 def _read(

@@ -27,7 +27,7 @@ NAVY = (0, 0, 128)
 
 def loaded(model: modelfile.Model) -> Loaded:
     """A model whose network is not needed."""
-    return Loaded(model, cast(Any, None), "")
+    return Loaded(model, cast(Any, None), "", "fp32")
 
 
 def read(folder: Path, **options: Any) -> np.ndarray:
