@@ -169,8 +169,10 @@ class Attention(nn.Module):
         q, k, v = self._project(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = attend(q, k, v).transpose(1, 2).flatten(2)
         mixed = self.to_out[0](mixed).transpose(1, 2)
-        added: Tensor = mixed.unflatten(2, x.shape[2:]).add_(x)
-        return added
+        added: Tensor = mixed.unflatten(2, x.shape[2:])
+        if added.ndim == 4:  # channels are last here, which not every device wants
+            added = laid_out(added)
+        return added.add_(x)
 
     def _project(self, tokens: Tensor) -> Tensor:
         """Queries, keys and values side by side, in one product."""
