@@ -213,13 +213,13 @@ class Apart:
     A call is one of its steps. The script is one that ends in `serve`.
     """
 
-    def __init__(self, script: str, *arguments: str) -> None:
+    def __init__(self, script: str, *arguments: str, env: Mapping[str, str] | None = None) -> None:
         self.process = subprocess.Popen(
             [sys.executable, script, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=QUIET,
+            env={**(os.environ if env is None else env), **QUIET},
         )
 
     def __call__(self) -> None:
@@ -249,14 +249,19 @@ def serve(act: Act, before: float) -> None:
     print(json.dumps({"peak_mib": round(peak()), "over_imports_mib": round(peak() - before)}))
 
 
-QUIET = {**os.environ, "PYTHONWARNINGS": "ignore"}
+QUIET = {"PYTHONWARNINGS": "ignore"}
 
 
 def alone(script: str, *arguments: str, limit: float | None = None) -> dict[str, Any]:
     """What a script prints, in a process of its own that is stopped after `limit` seconds."""
     command = [sys.executable, script, *arguments]
     done = subprocess.run(
-        command, check=True, stdout=subprocess.PIPE, text=True, timeout=limit, env=QUIET
+        command,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=limit,
+        env={**os.environ, **QUIET},
     )
     result: dict[str, Any] = json.loads(done.stdout)
     return result

@@ -18,7 +18,7 @@ from diffuse_cli.console import Console, steady
 from diffuse_cli.core.errors import InvalidArgument
 from diffuse_cli.errors import DiffuseError, OutputError, UsageError, translated
 from diffuse_cli.memory import out_of_memory
-from diffuse_cli.runtime import rank
+from diffuse_cli.runtime import rank, wait_briefly
 from diffuse_cli.signals import raised
 
 ORDER = ("train", "sample", "noise-demo", "eval", "tune", "ema")
@@ -95,4 +95,5 @@ def _expected(console: Console, error: DiffuseError) -> int:
 
 def run() -> None:
     """The entry point `diffuse`."""
+    wait_briefly()
     sys.exit(main())

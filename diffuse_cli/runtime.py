@@ -41,6 +41,24 @@ BATCHED: dict[str, dict[str, str]] = {"tensorboard": {"dataformats": "NHWC"}, "w
 any want a single one (H, W, 3)."""
 
 
+WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "KMP_LIBRARY")
+"""Variables by which users say how threads wait for each other."""
+
+SPINS = 1000
+"""How often a waiting thread looks again before it sleeps, of GNU's OpenMP, whose own number is
+300,000 (benchmarks/README.md)."""
+
+
+def wait_briefly() -> None:
+    """Let threads that wait for each other sleep soon; to be called before torch is imported.
+
+    A thread that looks again and again, as PyTorch's do, holds up the one that it waits for where
+    another process has taken its core. A user's own setting stays.
+    """
+    if not any(name in os.environ for name in WAITING):
+        os.environ["GOMP_SPINCOUNT"] = str(SPINS)
+
+
 def rank() -> int:
     """The index of this process among those of a launcher; 0 if it is alone."""
     return int(os.environ.get("RANK", "0") or 0)
@@ -114,7 +132,7 @@ def bfloat16_speed(width: int | None = None, *, backward: bool = False) -> float
 
     Capabilities do not tell: it was 9 with matrix units, and with AVX-512 alone 2.2 or 0.5 by make.
     Narrow networks gain less, and the backward pass may gain less than the forward one. Measuring
-    takes a few hundredths of a second, once for each width.
+    takes a few hundredths of a second, once for each width, on any number of threads.
     """
     return _bfloat16_speed(min(width or WIDE, WIDE), backward)
 
@@ -123,13 +141,14 @@ def bfloat16_speed(width: int | None = None, *, backward: bool = False) -> float
 def _bfloat16_speed(width: int, backward: bool) -> float:
     import torch
 
-    side = 16 if width > WIDE // 2 else 32
+    # With an image a thread, the backward pass of two threads gained nothing; with more it did.
+    batch, side = 2 * torch.get_num_threads(), 16 if width > WIDE // 2 else 32
     tensors = {
         dtype: [
             torch.ones(shape, dtype=dtype)
             .to(memory_format=torch.channels_last)
             .requires_grad_(backward)
-            for shape in ((1, width, side, side), (width, width, 3, 3))
+            for shape in ((batch, width, side, side), (width, width, 3, 3))
         ]
         for dtype in (torch.float32, torch.bfloat16)
     }

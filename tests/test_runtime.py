@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -203,6 +206,53 @@ def test_the_device_is_no_part_of_the_model_and_may_change_on_resume(train):
     assert train("--steps", 4, "--overwrite").code == 0
     assert Path("model.safetensors").read_bytes() == resumed
     assert b"device" not in resumed
+
+
+NAMES = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS"
+
+SEEN = f"""
+import importlib.abc, os, sys
+class Watch(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "torch":
+            print([os.environ.get(n) for n in {NAMES}], file=sys.stderr)
+            sys.meta_path.remove(self)
+sys.meta_path.insert(0, Watch())
+from diffuse_cli.app import run
+run()
+"""
+
+
+@pytest.mark.parametrize(
+    ("own", "found"),
+    [
+        ({}, ["1000", None, None]),
+        ({"OMP_NUM_THREADS": "2"}, ["1000", None, "2"]),
+        ({"GOMP_SPINCOUNT": "7"}, ["7", None, None]),
+        ({"OMP_WAIT_POLICY": "active"}, [None, "active", None]),
+        ({"KMP_BLOCKTIME": "5"}, [None, None, None]),
+    ],
+)
+def test_threads_wait_briefly_from_before_torch_unless_the_user_says_how(own, found, tmp_path):
+    """As the command line alone decides it, by when torch is first looked for."""
+    before = {k: v for k, v in os.environ.items() if k not in runtime.WAITING and k not in NAMES}
+    ran = subprocess.run(
+        [sys.executable, "-c", SEEN, "sample", "no-such-model"],
+        env={**before, "PYTHONPATH": str(Path(runtime.__file__).parents[1]), **own},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.stderr.splitlines()[0] == str(found)
+
+
+def test_a_library_leaves_the_environment_alone():
+    code = (
+        "import os, diffuse_cli.core, diffuse_cli.sampling; print('GOMP_SPINCOUNT' in os.environ)"
+    )
+    env = {k: v for k, v in os.environ.items() if k not in runtime.WAITING}
+    ran = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert ran.stdout == "False\n"
 
 
 def test_processes_wait_for_one_that_works_alone(monkeypatch):
