@@ -10,6 +10,7 @@ import contextlib
 import gc
 import itertools
 import json
+import math
 import os
 import re
 import resource
@@ -149,16 +150,31 @@ def timed(act: Act) -> float:
     return time.perf_counter() - began
 
 
-def interleave(contenders: Mapping[str, Act], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender in each round, a call each, the first one moving on by one."""
-    names = list(contenders)
-    for name in names:
+def interleave(
+    contenders: Mapping[str, Act], rounds: int, until: float = math.inf, needed: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of each contender in each round, a call each, the first one moving on by one.
+
+    Args:
+        until: by the monotonic clock. No round begins that would end later; contenders that are not
+            warm after a third of the time are left out, except the first `needed` ones.
+    """
+    began, warm = time.monotonic(), dict[str, float]()
+    for i, name in enumerate(contenders):
+        if i >= needed and time.monotonic() - began > (until - began) / 3:
+            say(f"{name}: left out, for want of time")
+            continue
         for _ in range(WARM_UP):
             taken = timed(contenders[name])
+        warm[name] = taken
         say(f"{name}: warm, {taken:.3f} s")
     gc.collect()
+    names = list(warm)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for i in range(rounds):
+        each = sum(taken[-1] for taken in seconds.values() if taken)
+        if i and time.monotonic() + each > until:
+            break
         for name in names[i % len(names) :] + names[: i % len(names)]:
             seconds[name].append(timed(contenders[name]))
     return seconds

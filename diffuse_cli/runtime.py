@@ -101,14 +101,20 @@ def resolve_precision(
 
 
 def _gains_by_bfloat16(device: str, width: int | None, backward: bool) -> bool:
+    if not has_bfloat16(device):
+        return False
+    return device != "cpu" or bfloat16_speed(width, backward=backward) > WORTH_ITS_DIGITS
+
+
+def has_bfloat16(device: str) -> bool:
+    """Whether a type of device has instructions for bfloat16, as far as PyTorch knows."""
     import torch
 
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device == "cpu" and hasattr(torch.cpu, "get_capabilities"):
         has = torch.cpu.get_capabilities()
-        if any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")):
-            return bfloat16_speed(width, backward=backward) > WORTH_ITS_DIGITS
+        return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return False
 
 

@@ -131,6 +131,13 @@ def test_a_run_keeps_its_precision_and_a_typed_one_that_is_slow_is_told(narrow_l
     assert "bf16 on cpu" in ran.err
 
 
+def test_a_processor_without_instructions_is_not_measured(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False})
+    monkeypatch.setattr(runtime, "bfloat16_speed", lambda *a, **k: 1 / 0)
+    assert not runtime.has_bfloat16("cpu")
+    assert resolve_precision("auto", "cpu") == "fp32"
+
+
 def test_fp16_needs_a_gpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(runtime, "device_type", lambda wanted: "cpu")
     with pytest.raises(UsageError, match="fp16 needs a GPU"):
