@@ -216,6 +216,8 @@ def machine(
         torch.set_float32_matmul_precision("highest" if exact else "high")
         torch.backends.cudnn.allow_tf32 = not exact
         torch.backends.cudnn.deterministic = True
+        # Its backward pass has given NaN in half precision; the other fused kernels stay.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     if device == "cpu":
         keep_freed_memory()
     accelerator = Accelerator(

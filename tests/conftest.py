@@ -73,6 +73,17 @@ def write_images(folder: Path, count: int = 60, seed: int = 38, side: int = 8) -
     return folder
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked:
+        import torch
+
+        if not torch.accelerator.is_available():
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason="there is no GPU"))
+
+
 def environment(**changes: str) -> dict[str, str]:
     """The environment of a process that a test starts."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])

@@ -184,9 +184,14 @@ def test_a_machine_is_of_the_device_that_is_wanted(gpu, monkeypatch, device, on_
     monkeypatch.setattr(accelerate, "Accelerator", refuse)
     for name in ("allow_tf32", "deterministic"):
         monkeypatch.setattr(torch.backends.cudnn, name, False)
+    fused = []
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", fused.append)
     with pytest.raises(UsageError, match="no"), runtime.machine("fp32", device):
         pass
     assert asked["cpu"] is on_processor
+    assert torch.backends.cudnn.deterministic is not on_processor
+    assert not torch.backends.cudnn.allow_tf32
+    assert fused == [] if on_processor else [False]
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU")
@@ -222,8 +227,8 @@ import importlib.abc, os, sys
 class Watch(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
         if name == "torch":
-            print([os.environ.get(n) for n in {NAMES}], file=sys.stderr)
-            sys.meta_path.remove(self)
+            print([os.environ.get(n) for n in {NAMES}], file=sys.stderr, flush=True)
+            os._exit(0)
 sys.meta_path.insert(0, Watch())
 from diffuse_cli.app import run
 run()
