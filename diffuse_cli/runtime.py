@@ -44,7 +44,7 @@ any want a single one (H, W, 3)."""
 WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "KMP_LIBRARY")
 """Variables by which users say how threads wait for each other."""
 
-SPINS = 1000
+SPINS = 3000
 """How often a waiting thread looks again before it sleeps, of GNU's OpenMP, whose own number is
 300,000 (benchmarks/README.md)."""
 

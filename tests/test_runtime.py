@@ -238,8 +238,8 @@ run()
 @pytest.mark.parametrize(
     ("own", "found"),
     [
-        ({}, ["1000", None, None]),
-        ({"OMP_NUM_THREADS": "2"}, ["1000", None, "2"]),
+        ({}, [str(runtime.SPINS), None, None]),
+        ({"OMP_NUM_THREADS": "2"}, [str(runtime.SPINS), None, "2"]),
         ({"GOMP_SPINCOUNT": "7"}, ["7", None, None]),
         ({"OMP_WAIT_POLICY": "active"}, [None, "active", None]),
         ({"KMP_BLOCKTIME": "5"}, [None, None, None]),

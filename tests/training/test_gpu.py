@@ -48,7 +48,7 @@ def test_a_network_computes_what_it_does_on_the_processor(net, device):
         torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-4)
 
 
-def test_weights_and_their_gradients_are_in_the_order_of_the_device(net, device):
+def test_weights_are_in_the_order_of_the_device(net, device):
     here = lay_out(net.to(device))
     here(laid_out(torch.randn(2, 3, 16, 16, device=device)), torch.zeros(2, device=device)).mean()
     wanted = memory_format(device.type)
