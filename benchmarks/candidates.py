@@ -32,7 +32,7 @@ def edm(snr: Tensor, data: float = 0.5, mean: float = -1.2, deviation: float = 1
 WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {
     **{f"soft-{g:g}": lambda snr, g=g: soft(snr, g) for g in (0.5, 1, 2, 5, 10)},
     **{f"min-snr-{g:g}": lambda snr, g=g: min_snr(snr, g) for g in (0.5, 1, 2, 10, 20)},
-    **{f"floor-{f:g}": lambda snr, f=f: floored(snr, f) for f in (0.1, 0.2, 0.5, 1)},
+    **{f"floor-{f:g}": lambda snr, f=f: floored(snr, f) for f in (0.05, 0.1, 0.2, 0.5)},
     **{f"root-{g:g}": lambda snr, g=g: (soft(snr, g) * g).sqrt() for g in (1, 5)},
     "edm": edm,
 }

@@ -127,10 +127,14 @@ def model(images: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="session")
 def conditional(images: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of the classes dark and light, with a learned variance. Do not write here."""
+    """A model of the classes dark and light, with a learned variance. Do not write here.
+
+    With AdamW, under which so few steps already tell the classes apart.
+    """
     out = tmp_path_factory.mktemp("conditional") / "model.safetensors"
     line = ["train", images, "--config", recipe, "--classes", "--variance", "learned", "-q"]
-    assert in_process([*line, "--label-dropout", 0.3, "--steps", 60, "-o", out]) == 0
+    line += ["--label-dropout", 0.3, "--optimizer", "adamw", "--steps", 60, "-o", out]
+    assert in_process(line) == 0
     return out
 
 
