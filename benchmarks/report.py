@@ -46,6 +46,9 @@ minutes on one core, all contenders' 64×64 emoji are still blots, and their KID
 
 Sampling, growth and start-up were measured earlier, on another machine (named below each), whose
 bfloat16 is half as fast as its float32, and with a `tiny` of 1.7 M parameters.
+
+Everything here was measured before Muon became the default optimizer. What that changes is in the
+[benchmarks](../benchmarks/README.md#the-recipe).
 """
 
 # -- measuring ------------------------------------------------------------------------------------
