@@ -1,7 +1,7 @@
 """Do times learned from a model's own trajectories save evaluations? How should they be learned?
 
 For every number of steps: trailing times; the cheapest path through 40 trailing ones (`path`);
-those of a search from trailing times (`search`); and of a search from that path (`both`).
+those of a search from trailing times (`search`); and of one from the nearer of these (`both`).
 `diffuse tune` tries `path` and `both`. `error` is the root mean square between where samples and 40
 steps of `unipc` end, from noise that nothing was learned from, at levels from -1 to 1. Prints JSON.
 
@@ -48,9 +48,10 @@ def ways(learner: Learner, settings: DrawSettings, wanted: list[str]) -> Iterato
     if "path" in wanted:
         yield "path", path, took
     error = learner.error(settings, ends)
-    for way, start in (("search", trailing), ("both", path)):
+    for way in ("search", "both"):
         if way in wanted:
             began = time.monotonic()
+            start = trailing if way == "search" else learner.nearer(settings, path, ends)
             *_, times = improved(start, error, learning.ROUNDS)
             yield way, times, took + time.monotonic() - began
 

@@ -38,19 +38,25 @@ class Learner:
 
     def __call__(self, settings: DrawSettings) -> Work[list[tuple[float, ...]]]:
         """Times for the sampler, steps and guidance of `settings`, falling from the last timestep
-        of the process: the cheapest path, and what moving its times makes of it.
+        of the process: the cheapest path, and what moving times makes of it, or of trailing ones
+        if these end nearer.
 
         The second ends nearer to many steps, which is better only where a model's images in many
         steps are.
         """
         yield Progress("learning times", 0, ROUNDS)
         planned, ends = self.planned(settings)
-        times = planned
-        rounds = improved(planned, self.error(settings, ends), ROUNDS)
+        times = self.nearer(settings, planned, ends)
+        rounds = improved(times, self.error(settings, ends), ROUNDS)
         for done, better in enumerate(rounds, 1):
             times = better
             yield Progress("learning times", done, ROUNDS)
         return [tuple(planned), tuple(times)] if times != planned else [tuple(planned)]
+
+    def nearer(self, settings: DrawSettings, planned: list[float], ends: Tensor) -> list[float]:
+        """The planned times or the trailing ones, whichever end nearer."""
+        trailing = [float(t) for t in self.loaded.denoiser.process.times(settings.steps, SPACING)]
+        return min(planned, trailing, key=self.error(settings, ends))
 
     def error(self, settings: DrawSettings, ends: Tensor) -> Callable[[Sequence[float]], float]:
         """How far from `ends` samples end at given times: the root mean square."""

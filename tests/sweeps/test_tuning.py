@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -285,8 +286,6 @@ def test_learned_times_are_tried_recorded_and_drawn_with(tune, diffuse, images, 
     assert path != times
     assert set(path) <= {99, 89, 79, 69, 59, 49, 39, 29, 19, 9}  # of ten trailing times
     assert tune(*LEARNING, "--json").json["rows"][-1]["setting"] == row["setting"]
-    seeded = tune(*LEARNING, "--seed", 1, "--json").json["rows"][-1]["setting"]
-    assert seeded["times"] != times
     assert modelfile.load("new.safetensors").sampling == SamplerChoice(**row["setting"])
     same = diffuse("eval", "new.safetensors", images, "-n", 6, *FP32, "--timesteps", 2, "--json")
     assert same.json["kid"] == pytest.approx(row["values"]["kid"], rel=1e-6)
@@ -296,6 +295,16 @@ def test_learned_times_are_tried_recorded_and_drawn_with(tune, diffuse, images, 
     plain = next(r for r in others if r["setting"] == {**row["setting"], "times": None})
     assert [r["values"]["kid"] for r in again["rows"]] == pytest.approx([plain["values"]["kid"]])
     assert again["settings"]["spacing"] == found["settings"]["spacing"] == "trailing"
+
+
+@pytest.mark.parametrize(("wanted", "start"), [(50, [99, 49]), (80, [99, 82])])
+def test_the_search_starts_from_what_ends_nearer(model, monkeypatch, wanted, start):
+    process = modelfile.load(model).blueprint.process
+    loaded = SimpleNamespace(denoiser=SimpleNamespace(process=process))
+    learner = learning.Learner(loaded, 0, torch.device("cpu"))
+    away = lambda self, settings, ends: lambda times: abs(times[1] - wanted)  # noqa: E731
+    monkeypatch.setattr(learning.Learner, "error", away)
+    assert learner.nearer(DrawSettings(steps=2), [99, 82], torch.zeros(1)) == start
 
 
 def test_the_report_is_of_the_learned_times_that_it_recommends(tune, quick, monkeypatch):
