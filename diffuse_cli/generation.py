@@ -36,7 +36,7 @@ GIF_IMAGES, GIF_FRAMES, GRID_IMAGES = 16, 60, 400
 """Most images shown in the animation, most frames of it, and most images of the grid."""
 
 WRITTEN = re.compile(r"\d{5,}\.\w+|grid\.png|denoising\.gif|manifest\.json")
-DESCRIBED = ("seed", "n", "spacing", "eta", "order", "threshold", "weights")
+DESCRIBED = ("seed", "n", "eta", "order", "threshold", "weights")
 """Options that a manifest repeats; with sampler, steps and model they decide the images."""
 
 
@@ -192,6 +192,7 @@ def _finish(
         "format": MANIFEST_FORMAT,
         "sampler": settings.sampler,
         "steps": settings.steps,
+        **settings.described_times(),
         **{name: getattr(config, name) for name in DESCRIBED},
         "precision": loaded.precision,
         "model": {"sha256": loaded.sha256},

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,14 @@ def _floats(value: Any) -> tuple[float, ...]:
     if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value):
         return ()
     return tuple(float(v) for v in value)
+
+
+def parse_times(value: Any) -> tuple[float, ...]:
+    """`[999, 640.5, 80]`: the times of a sampler, falling, none below 0."""
+    times = _floats(value)
+    if not times or times[-1] < 0 or not all(t > s for t, s in pairwise(times)):
+        raise ValueError("falling numbers, none below 0, such as 999,640.5,80")
+    return times
 
 
 def parse_file(value: Any) -> str:

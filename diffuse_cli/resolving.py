@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.conditioning import Condition, condition
 from diffuse_cli.config import (
+    LEARNED,
     OWN,
     SAMPLER,
     SAMPLING_STEPS,
+    SPACING,
     WEAK_GUIDANCE,
     DrawConfig,
     SamplerChoice,
@@ -48,6 +50,7 @@ class DrawSettings:
 
     Attributes:
         spacing: a name in `SPACINGS`.
+        times: learned for these steps, instead of those of the spacing.
         options: of the sampler, for example `eta`.
         condition: classes and guidance, for a model with classes.
         guide: the weaker model to guide by.
@@ -58,7 +61,8 @@ class DrawSettings:
 
     sampler: str = SAMPLER
     steps: int = SAMPLING_STEPS
-    spacing: str = "trailing"
+    spacing: str = SPACING
+    times: tuple[float, ...] | None = None
     options: Mapping[str, float] = field(default_factory=dict)
     condition: Condition | None = None
     guide: Guide | None = None
@@ -73,7 +77,21 @@ class DrawSettings:
         """The part that `tune` chooses."""
         scale = self.condition.scale if self.condition else None
         weak = self.guide.scale if self.guide else None
-        return SamplerChoice(self.sampler, self.steps, scale, weak)
+        return SamplerChoice(self.sampler, self.steps, scale, weak, self.times)
+
+    def times_of(self, process: Process) -> Sequence[int] | Sequence[float]:
+        """The times that are visited, falling.
+
+        Raises:
+            InvalidArgument: more steps than the process has timesteps.
+        """
+        return self.times or process.times(self.steps, self.spacing)
+
+    def described_times(self) -> dict[str, Any]:
+        """What a manifest says of them."""
+        if self.times is None:
+            return {"spacing": self.spacing}
+        return {"spacing": LEARNED, "times": list(self.times)}
 
     def described_guidance(self) -> dict[str, Any]:
         """What a manifest says of it; empty where nothing is guided."""
@@ -103,7 +121,8 @@ class DrawSettings:
 def resolve(config: DrawConfig, model: Model, names: Sequence[str] = ()) -> DrawSettings:
     """The settings of a configuration for a model: `names` are the classes to draw, all if empty.
 
-    A recommended sampler is used with its recommended steps or not at all.
+    A recommended sampler is used with its recommended steps or not at all, and learned times with
+    both unless a spacing is given.
 
     Raises:
         UsageError: a class that the model does not have, or guidance that it cannot have.
@@ -116,12 +135,13 @@ def resolve(config: DrawConfig, model: Model, names: Sequence[str] = ()) -> Draw
             "Train one with --classes, or guide by a weaker one with --guide-with",
         )
     sampler, steps = config.sampler or SAMPLER, config.steps or SAMPLING_STEPS
-    taken: list[str] = []
+    times, taken = None, list[str]()
     found = model.sampling
     if found and config.sampler in (None, found.sampler) and config.steps in (None, found.steps):
         sampler, steps = found.sampler, found.steps
-        if None in (config.sampler, config.steps):
-            taken.append(str(SamplerChoice(sampler, steps)))
+        times = found.times if config.spacing is None else None
+        if times or None in (config.sampler, config.steps):
+            taken.append(str(SamplerChoice(sampler, steps, times=times)))
     if wanted and found and found.guidance is not None and config.guidance is None:
         taken.append(f"guidance {wanted.scale:g}")
     if guide and config.weak_guidance is None and _recommends(model, guide.path) is not None:
@@ -129,7 +149,8 @@ def resolve(config: DrawConfig, model: Model, names: Sequence[str] = ()) -> Draw
     return DrawSettings(
         sampler=sampler,
         steps=steps,
-        spacing=config.spacing,
+        spacing=config.spacing or SPACING,
+        times=times,
         options=sampler_options(sampler, **config.sampler_options),
         condition=wanted,
         guide=guide,

@@ -16,7 +16,7 @@ import torch
 from accelerate.utils import gather_object
 
 from diffuse_cli import modelfile
-from diffuse_cli.core.denoiser import Denoiser
+from diffuse_cli.core.denoiser import Denoise, Denoiser
 from diffuse_cli.core.kernels.layout import laid_out, lay_out
 from diffuse_cli.core.kernels.precision import cast_products
 from diffuse_cli.core.samplers import SAMPLERS, State
@@ -68,9 +68,7 @@ def draw(
         InvalidArgument: more steps than the process has timesteps.
     """
     process, condition = denoiser.process, settings.condition
-    times = process.times(settings.steps, settings.spacing)
-    denoise = settings.guided(denoiser, process)
-    denoise = kept_in_range(denoise, denoiser, settings.threshold)
+    times, denoise = settings.times_of(process), prepared(denoiser, settings)
     sample = partial(SAMPLERS[settings.sampler], **settings.options)
     for start in range(0, len(indices), settings.batch_size):
         batch = indices[start : start + settings.batch_size]
@@ -82,6 +80,12 @@ def draw(
         states = sample(bound, process, noise(-1), times, noise=noise)
         for step, state in enumerate(states, 1):
             yield Drawing(batch, step, len(times), state)
+
+
+def prepared(denoiser: Denoiser, settings: DrawSettings) -> Denoise:
+    """What a sampler calls, with guidance and in range; for a model with classes not bound yet."""
+    guided = settings.guided(denoiser, denoiser.process)
+    return kept_in_range(guided, denoiser, settings.threshold)
 
 
 def collect(

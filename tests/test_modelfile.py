@@ -212,6 +212,29 @@ def test_guidance_by_a_weak_average_is_recommended_where_there_is_one(tmp_path: 
     assert "there is none" in rejected(tmp_path, (tmp_path / "m.safetensors").read_bytes())
 
 
+def test_learned_times_are_of_version_3_and_refused_where_they_do_not_fit(
+    tmp_path: Path, good: bytes
+):
+    """Without them a file is what it was before there were any."""
+    sampling = SamplerChoice("unipc", 3, None, None, (9.0, 4.25, 0.0))
+    save(tmp_path / "m", model(sampling=sampling))
+    assert load(tmp_path / "m").sampling == sampling
+    config = config_of(tmp_path / "m")
+    assert config["version"] == 3
+    assert config["sampling"] == {"sampler": "unipc", "steps": 3, "times": [9.0, 4.25, 0.0]}
+    save(tmp_path / "plain", model(sampling=SamplerChoice("unipc", 3)))
+    assert config_of(tmp_path / "plain")["version"] == 2
+    assert "times" not in config_of(tmp_path / "plain")["sampling"]
+    data = (tmp_path / "m").read_bytes()
+    last = model().blueprint.process.num_timesteps - 1
+    for times in (
+        [9.0, 4.25], [9.0, 4.25, 4.25], [4.25, 9.0, 0.0], [9.0, 4.25, -1.0], [last + 1.0, 4, 0],
+        [float("nan"), 4.25, 0.0], [float("inf"), 4.25, 0.0], ["9", "4", "0"], "9,4,x", [], None,
+        [True, 0.5, 0.25], {"9": 1},
+    ):  # fmt: skip
+        rejected(tmp_path, described(data, setting("sampling", "times", value=times)))
+
+
 def test_a_file_with_a_recommendation_still_holds_the_model_of_its_run(tmp_path: Path):
     save(tmp_path / "m", model(sampling=SamplerChoice("ddim", 5)))
     assert modelfile.holds(tmp_path / "m", model())

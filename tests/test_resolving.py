@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from diffuse_cli import modelfile
 from diffuse_cli.config import (
@@ -18,8 +19,10 @@ from diffuse_cli.config import (
     SampleConfig,
     SamplerChoice,
 )
-from diffuse_cli.core import Conditions, InvalidArgument
+from diffuse_cli.core import SAMPLERS, Conditions, InvalidArgument
+from diffuse_cli.draws import image_noise
 from diffuse_cli.resolving import resolve
+from diffuse_cli.sampling import draw, prepared
 
 DEFAULT = SamplerChoice(SAMPLER, SAMPLING_STEPS, GUIDANCE)
 HEUN = SamplerChoice("heun", 7, 3.5)
@@ -70,6 +73,28 @@ def test_what_is_given_comes_first_and_sampler_and_steps_are_recommended_togethe
 def test_without_a_recommendation_the_rest_are_the_defaults(given, setting):
     found = resolve(config(**given), model(None))
     assert (found.choice, found.taken) == (setting, "")
+
+
+@pytest.mark.parametrize(
+    ("given", "times", "taken"),
+    [
+        ({}, (99.0, 40.5), "unipc, 2 steps at learned times"),
+        ({"steps": 2}, (99.0, 40.5), "unipc, 2 steps at learned times"),
+        ({"steps": 2, "sampler": "unipc"}, (99.0, 40.5), "unipc, 2 steps at learned times"),
+        ({"spacing": "trailing"}, None, "unipc, 2 steps"),
+        ({"spacing": "karras"}, None, "unipc, 2 steps"),
+        ({"steps": 3}, None, ""),
+        ({"sampler": "ddim"}, None, ""),
+        ({"sampler": "ddim", "steps": 2}, None, ""),
+    ],
+    ids=str,
+)
+def test_learned_times_go_with_their_sampler_and_steps_alone(given, times, taken):
+    recommending = model(SamplerChoice("unipc", 2, None, None, (99, 40.5)), classes=0)
+    found = resolve(config(**given), recommending)
+    assert (found.times, found.taken) == (times, taken)
+    assert found.spacing == given.get("spacing", "trailing")
+    assert found.choice.times == times
 
 
 def test_a_model_without_classes_has_no_guidance():
@@ -139,6 +164,43 @@ def test_the_recommendation_draws_what_typing_it_draws(diffuse, recommending, co
     ]
     assert diffuse("sample", conditional, *fp32, "-o", "c").code == 0
     assert Path("a", images[0]).read_bytes() != Path("c", images[0]).read_bytes()
+
+
+def test_learned_times_are_drawn_with_shown_and_left_for_a_spacing(diffuse, model):
+    times = (99, 71.25, 13)
+    made = dataclasses.replace(
+        modelfile.load(model), sampling=SamplerChoice("unipc", 3, None, None, times)
+    )
+    modelfile.save(Path("made.safetensors"), made)
+    fp32 = ("-n", 2, "--precision", "fp32")
+    ran = diffuse("sample", "made.safetensors", *fp32, "-o", "a")
+    assert "as the model file recommends: unipc, 3 steps at learned times\n" in ran.err
+    found = manifest("a")
+    assert (found["spacing"], found["times"]) == ("learned", [99, 71.25, 13])
+    typed = ("--spacing", "trailing")
+    assert diffuse("sample", "made.safetensors", *fp32, *typed, "-o", "b").code == 0
+    plain = ("--sampler", "unipc", "--steps", 3)
+    assert diffuse("sample", model, *fp32, *plain, "-o", "c").code == 0
+    a, b, c = (Path(folder, "00000.png").read_bytes() for folder in "abc")
+    assert a != b == c
+    assert manifest("b")["spacing"] == "trailing"
+    assert "times" not in manifest("b")
+    loaded = modelfile.load("made.safetensors")
+    *_, drawing = draw(
+        loaded.blueprint.denoiser(loaded.network()), resolve(config(), loaded), range(2),
+        space=loaded.blueprint.space, device=torch.device("cpu"),
+    )  # fmt: skip
+    *_, state = SAMPLERS["unipc"](
+        prepared(loaded.blueprint.denoiser(loaded.network()), resolve(config(), loaded)),
+        loaded.blueprint.process, image_noise(0, range(2), -1, loaded.blueprint.space.shape,
+        torch.device("cpu")), times, noise=None,
+    )  # fmt: skip
+    assert torch.equal(drawing.state.x, state.x)
+    lines = [line.split(None, 1) for line in diffuse("info", "made.safetensors").out.splitlines()]
+    assert ["recommended", "unipc, 3 steps at learned times"] in lines
+    assert ["times", "99, 71.25, 13"] in lines
+    found = diffuse("info", "made.safetensors", "--json").json["sampling"]
+    assert found == {"sampler": "unipc", "steps": 3, "times": [99, 71.25, 13]}
 
 
 def test_eval_draws_with_the_recommendation_and_says_so(diffuse, recommending, images):

@@ -18,6 +18,7 @@ from diffuse_cli.files import show
 from diffuse_cli.options import to_toml
 
 if TYPE_CHECKING:
+    from diffuse_cli.config import SamplerChoice
     from diffuse_cli.inspection.copies import Copies
     from diffuse_cli.inspection.dataset import DataReport
     from diffuse_cli.inspection.model import ModelReport
@@ -205,10 +206,18 @@ def _model_rows(found: ModelReport) -> Rows:
         ("process", _process(found)),
         ("classes", _listed(found.classes) or "none: trained without --classes"),
         ("step", brief(f"{found.step:,}")),
-        *([("recommended", show(str(found.sampling)))] if found.sampling else []),
+        *(_recommended(found.sampling) if found.sampling else []),
         *_rows("data", _settings(found.data)),
         *_rows("training", _settings(found.training)),
         *_rows("versions", _settings(found.versions)),
+    ]
+
+
+def _recommended(sampling: SamplerChoice) -> Rows:
+    listed = ", ".join(f"{time:g}" for time in sampling.times or ())
+    return [
+        ("recommended", show(str(sampling))),
+        *([("times", brief(listed))] if listed else []),
     ]
 
 

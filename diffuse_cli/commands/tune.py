@@ -1,7 +1,8 @@
 """Choose the sampler, steps and guidance for a model.
 
 Tries every sampler with several numbers of steps, then guidance scales, then guidance by a weaker
-model if there is one, and recommends the cheapest setting that is as good as the best.
+model if there is one, then times learned for a few steps, and recommends the cheapest setting that
+is as good as the best.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from diffuse_cli import files
 from diffuse_cli.commands._text import columns, number
-from diffuse_cli.config import TuneConfig
+from diffuse_cli.config import LEARNED, TuneConfig
 from diffuse_cli.console import Console, plain
 from diffuse_cli.runtime import rank
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 CONFIG = TuneConfig
 
 HEADS = (
-    "sampler", "steps", "guidance", "weak guidance", "evaluations", "seconds", "KID",
+    "sampler", "steps", "times", "guidance", "weak guidance", "evaluations", "seconds", "KID",
     "Fréchet distance",
 )  # fmt: skip
 
@@ -65,7 +66,11 @@ def to_json(found: Tuned) -> dict[str, object]:
 def lines(found: Tuned) -> list[str]:
     """A row for each setting, the recommendation, and the files written."""
     first = found.rows[0].setting
-    absent = {"guidance": first.guidance is None, "weak guidance": first.weak_guidance is None}
+    absent = {
+        "times": not any(row.setting.times for row in found.rows),
+        "guidance": first.guidance is None,
+        "weak guidance": first.weak_guidance is None,
+    }
     shown = [i for i, head in enumerate(HEADS) if not absent.get(head)]
     rows = [HEADS, *(_cells(row) for row in found.rows)]
     part = {"held-out": "held-out images", "all": "all images of DATA"}[found.part]
@@ -83,6 +88,7 @@ def _cells(row: Tried) -> tuple[str, ...]:
     return (
         setting.sampler,
         f"{setting.steps}",
+        LEARNED if setting.times else "",
         *(
             "" if scale is None else f"{scale:g}"
             for scale in (setting.guidance, setting.weak_guidance)

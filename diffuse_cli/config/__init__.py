@@ -8,9 +8,11 @@ from __future__ import annotations
 from diffuse_cli.config.converting import ConvertConfig as ConvertConfig
 from diffuse_cli.config.demo import DemoConfig as DemoConfig
 from diffuse_cli.config.drawing import GUIDANCE as GUIDANCE
+from diffuse_cli.config.drawing import LEARNED as LEARNED
 from diffuse_cli.config.drawing import OWN as OWN
 from diffuse_cli.config.drawing import SAMPLER as SAMPLER
 from diffuse_cli.config.drawing import SAMPLING_STEPS as SAMPLING_STEPS
+from diffuse_cli.config.drawing import SPACING as SPACING
 from diffuse_cli.config.drawing import WEAK_GUIDANCE as WEAK_GUIDANCE
 from diffuse_cli.config.drawing import ComputeConfig as ComputeConfig
 from diffuse_cli.config.drawing import DrawConfig as DrawConfig
@@ -20,6 +22,7 @@ from diffuse_cli.config.drawing import SamplerChoice as SamplerChoice
 from diffuse_cli.config.drawing import SamplerConfig as SamplerConfig
 from diffuse_cli.config.drawing import TrajectoryConfig as TrajectoryConfig
 from diffuse_cli.config.drawing import WeightsConfig as WeightsConfig
+from diffuse_cli.config.measuring import LEARNED_STEPS as LEARNED_STEPS
 from diffuse_cli.config.measuring import TUNED_GUIDANCE as TUNED_GUIDANCE
 from diffuse_cli.config.measuring import TUNED_STEPS as TUNED_STEPS
 from diffuse_cli.config.measuring import TUNED_WEAK as TUNED_WEAK

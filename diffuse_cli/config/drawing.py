@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from diffuse_cli.core.samplers import sampler_options
-from diffuse_cli.errors import translating
+from diffuse_cli.errors import UsageError, translating
 from diffuse_cli.options import (
     OVERWRITE,
     Config,
@@ -15,10 +15,13 @@ from diffuse_cli.options import (
     run_option,
     sampling_option,
 )
-from diffuse_cli.parsing import parse_interval, parse_names
+from diffuse_cli.parsing import parse_interval, parse_names, parse_times
 
-SAMPLER, SAMPLING_STEPS = "unipc", 20
-"""Chosen by benchmarks/samplers.py."""
+SAMPLER, SAMPLING_STEPS, SPACING = "unipc", 20, "trailing"
+"""The defaults; the first two chosen by benchmarks/samplers.py."""
+
+LEARNED = "learned"
+"""What manifests call the spacing of times that `tune` learned."""
 
 GUIDANCE = 2.0
 """The default guidance scale of a model with classes."""
@@ -35,8 +38,12 @@ MOST_STEPS, STRONGEST = 100_000, 100
 
 @dataclass(frozen=True)
 class SamplerChoice(Config):
-    """What `tune` chooses: a sampler, its steps, the guidance of a model with classes, and that by
-    the model's own weak average."""
+    """What `tune` chooses: a sampler, its steps, the guidance of a model with classes, that by the
+    model's own weak average, and times learned for all this (None: those of the spacing).
+
+    Raises:
+        UsageError: times that are not one a step, falling.
+    """
 
     sampler: str = option(help="Sampler.")
     steps: int = option(help="Steps.", low=1, high=MOST_STEPS)
@@ -44,10 +51,21 @@ class SamplerChoice(Config):
     weak_guidance: float | None = option(
         None, "Scale of guidance by a weaker model.", low=0, high=STRONGEST
     )
+    times: tuple[float, ...] | None = option(None, "Learned times.", parse=parse_times)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.times is not None and len(self.times) != self.steps:
+            raise UsageError(f"{len(self.times)} times for {self.steps} steps")
 
     def __str__(self) -> str:
         steps = f"{self.steps} {'step' if self.steps == 1 else 'steps'}"
-        return f"{self.sampler}, {steps}{self.scales}"
+        return f"{self.sampler}, {steps}{self.learned}{self.scales}"
+
+    @property
+    def learned(self) -> str:
+        """Whether its times are learned, in words."""
+        return " at learned times" if self.times else ""
 
     @property
     def scales(self) -> str:
@@ -84,8 +102,11 @@ class WeightsConfig(Config):
 class TrajectoryConfig(Config):
     """Options that go with any sampler."""
 
-    spacing: str = sampling_option(
-        "trailing", "Which timesteps the sampler visits.", table="core.spacings.SPACINGS"
+    spacing: str | None = sampling_option(
+        None,
+        "Which timesteps the sampler visits.",
+        table="core.spacings.SPACINGS",
+        shown=f"those that tune learned, or {SPACING}",
     )
     threshold: float | None = sampling_option(
         None,

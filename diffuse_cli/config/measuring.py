@@ -39,6 +39,9 @@ TUNED_STEPS, TUNED_GUIDANCE = (5, 10, 20, 50), (1.0, 1.5, 2.0, 3.0, 4.0)
 TUNED_WEAK = (1.25, 1.5, 2.0, 3.0)
 """What `tune` tries by default."""
 
+LEARNED_STEPS = 8
+"""The most steps for which `tune` learns times."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureConfig(Config):
@@ -152,6 +155,11 @@ class TuneConfig(MeasureConfig, GuideConfig, TrajectoryConfig, WeightsConfig):
         "evaluations. The weaker model is that of --guide-with, or the model's early average.",
         parse=parse_scales,
         shown=f"{','.join(f'{scale:g}' for scale in TUNED_WEAK)} where there is one",
+    )
+    learn_times: bool = option(
+        True,
+        f"Also learn times, for the numbers of steps up to {LEARNED_STEPS}, from trajectories in "
+        "many steps.",
     )
     out: str | None = option(
         None,

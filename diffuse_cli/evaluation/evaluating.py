@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +73,19 @@ class Evaluated:
     shown: Shown | None
 
 
-def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work[Evaluated | None]:
+def evaluate(
+    config: EvalConfig,
+    accelerator: Accelerator | None = None,
+    *,
+    times: tuple[float, ...] | None = None,
+) -> Work[Evaluated | None]:
     """Measure a model file, or a folder of images, against real images.
 
     Yields `Progress` and `Notice`. Returns None on all processes but the first.
 
     Args:
         accelerator: one that the caller has set up, and ends.
+        times: learned for the model's images, instead of those that its file recommends.
 
     Raises:
         DataError, ModelFileError, UsageError: the configuration cannot be used.
@@ -99,6 +105,7 @@ def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work
                 subject, config.weights, accelerator, config.precision
             )
             settings = yield from equipped(settle(config, loaded), loaded, accelerator)
+            settings = replace(settings, times=times or settings.times)
             yield from tell(settings)
             described = describe(settings, config, loaded)
             described |= {"timesteps": config.timesteps, "respaced": config.respaced}
@@ -150,7 +157,7 @@ def evaluate(config: EvalConfig, accelerator: Accelerator | None = None) -> Work
 def settle(config: EvalConfig, loaded: Loaded) -> DrawSettings:
     """How the model's images are drawn; refuses more timesteps than it has."""
     settings, process = resolve(config, loaded.model), loaded.denoiser.process
-    process.times(settings.steps, settings.spacing)
+    settings.times_of(process)
     if config.respaced is not None and config.respaced > process.num_timesteps:
         raise UsageError(f"--respaced must be 2 to {process.num_timesteps}, the model's timesteps")
     return settings
@@ -223,9 +230,12 @@ def describe(
     settings: DrawSettings, config: EvalConfig | TuneConfig, loaded: Loaded
 ) -> dict[str, Any]:
     """How images were drawn, for comparing the numbers."""
-    names = ("sampler", "steps", "spacing", "threshold", "seed")
     return {
-        **{name: getattr(settings, name) for name in names},
+        "sampler": settings.sampler,
+        "steps": settings.steps,
+        **settings.described_times(),
+        "threshold": settings.threshold,
+        "seed": settings.seed,
         **settings.options,
         **settings.described_guidance(),
         "weights": config.weights,

@@ -26,7 +26,8 @@ from diffuse_cli.presets import network_config
 
 VERSION = 3
 """Of the description. Version 1 has no number, and one table for network and data. 3 is 2 with a
-weak average, and is written for that alone: an older `diffuse` reads all other files."""
+weak average or learned times, and is written for those alone: an older `diffuse` reads all other
+files."""
 
 SAMPLING, WEAK_KEY = "sampling", "weak"
 """The keys of the recommended setting and of the weak average in `diffuse.config`."""
@@ -86,7 +87,7 @@ def describe(model: Model) -> dict[str, Any]:
     """Everything but the tensors, as plain values."""
     blueprint = model.blueprint
     return {
-        "version": VERSION if model.weak is not None else 2,
+        "version": VERSION if model.weak is not None or _learned(model) else 2,
         "space": settings.to_dict(blueprint.space),
         "network": {"name": blueprint.network, **settings.to_dict(blueprint.config)},
         "conditions": settings.to_dict(blueprint.conditions),
@@ -98,6 +99,10 @@ def describe(model: Model) -> dict[str, Any]:
         **({WEAK_KEY: {"step": model.weak_step}} if model.weak is not None else {}),
         "versions": versions(),
     }
+
+
+def _learned(model: Model) -> bool:
+    return model.sampling is not None and model.sampling.times is not None
 
 
 def described(header: tensorfile.Header) -> dict[str, Any]:
@@ -191,6 +196,8 @@ def _recommended(
     lookup(SAMPLERS, setting.sampler, "sampling")
     if setting.steps > timesteps:
         raise ValueError(f"{setting.steps} steps are recommended for {timesteps} timesteps")
+    if setting.times and setting.times[0] > timesteps - 1:
+        raise ValueError(f"time {setting.times[0]:g} is recommended for {timesteps} timesteps")
     if (setting.guidance is None) != (not conditions.classes):
         raise ValueError("guidance is recommended for a network without classes, or none with them")
     return setting

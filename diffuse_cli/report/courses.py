@@ -74,10 +74,11 @@ def sweep(swept: Tuned) -> dict[str, Any]:
 
 
 def _quality(swept: Tuned, label: str) -> Markup:
-    """A line for each sampler and guidance scale, over network evaluations."""
+    """A line for each sampler, learned times or not, and guidance scale, over evaluations."""
     groups: dict[str, list[Tried]] = {}
     for row in swept.rows:
-        groups.setdefault(row.setting.sampler + row.setting.scales, []).append(row)
+        setting = row.setting
+        groups.setdefault(setting.sampler + setting.learned + setting.scales, []).append(row)
     series = []
     for name, rows in groups.items():
         rows.sort(key=lambda row: row.evaluations)

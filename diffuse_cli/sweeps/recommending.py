@@ -1,4 +1,5 @@
-"""Which samplers, steps and guidance scales `tune` tries, and which of them it recommends."""
+"""Which samplers, steps, guidance scales and learned times `tune` tries, and which of them it
+recommends."""
 
 from __future__ import annotations
 
@@ -9,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from diffuse_cli import modelfile
-from diffuse_cli.config import TUNED_GUIDANCE, TUNED_WEAK, SamplerChoice, TuneConfig
+from diffuse_cli.config import (
+    LEARNED_STEPS,
+    TUNED_GUIDANCE,
+    TUNED_WEAK,
+    SamplerChoice,
+    TuneConfig,
+)
+from diffuse_cli.core.learned_times import draws_noise
+from diffuse_cli.core.process import Process
 from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.errors import UsageError
 from diffuse_cli.metrics import measured
@@ -125,3 +134,37 @@ def with_weaker(setting: SamplerChoice, scale: float) -> SamplerChoice:
     evaluations = 1 if setting.guidance in (None, 1) else 2
     steps = max(1, setting.steps * evaluations // (evaluations + 1))
     return replace(setting, steps=steps, weak_guidance=scale)
+
+
+def learned_steps(
+    config: TuneConfig, first: Sequence[SamplerChoice], process: Process
+) -> list[int]:
+    """The numbers of steps to learn times for: the few among the `first` settings."""
+    if not config.learn_times:
+        return []
+    steady = [setting for setting in first if not draws_noise(setting.sampler, process)]
+    return sorted({setting.steps for setting in steady if 1 < setting.steps <= LEARNED_STEPS})
+
+
+def to_learn(
+    rows: Sequence[Tried], found: SamplerChoice, n: int, process: Process
+) -> SamplerChoice:
+    """The setting to learn n times for: the sampler that did best in n steps and the fewest
+    evaluations, guided as in `found`.
+
+    Args:
+        rows: of the first settings; samplers that draw noise have no trajectory to learn from.
+    """
+    able = [
+        row
+        for row in rows
+        if row.setting.steps == n and not draws_noise(row.setting.sampler, process)
+    ]
+    least = min(row.evaluations for row in able)
+    cheap = [row for row in able if row.evaluations == least]
+    best = min(cheap, key=lambda row: _or_worst(row.values[METRIC]))
+    return replace(found, sampler=best.setting.sampler, steps=n)
+
+
+def _or_worst(value: float) -> float:
+    return value if math.isfinite(value) else math.inf

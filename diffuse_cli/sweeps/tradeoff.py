@@ -28,9 +28,9 @@ PLAIN: dict[str, Any] = {"parse_math": False}
 def plot(found: Tuned, name: str) -> Image.Image:
     """KID over seconds per image, a line for each sampler.
 
-    Points are labelled with their steps and have bars of a standard error; hollow ones are other
-    guidance scales, labelled with the scale: × of classes, w of a weaker model. The recommended
-    setting is ringed.
+    Points are labelled with their steps and have bars of a standard error; hollow ones are learned
+    times, and other guidance scales, labelled with the scale: × of classes, w of a weaker model.
+    The recommended setting is ringed.
     """
     sheet = Sheet(9.2, 5.95, 150)
     sheet.text(LEFT, 0.4, name, 8, fontsize=12, fontweight="bold", **PLAIN)
@@ -66,24 +66,25 @@ def _scale(axes: Axes, found: Tuned) -> None:
 
 
 def _sampler(axes: Axes, found: Tuned, sampler: str, i: int) -> None:
-    """A sampler's line, and its points at other guidance scales."""
+    """A sampler's line, and its points at learned times and other guidance scales."""
     first = found.rows[0].setting
     own = [row for row in found.rows if row.setting.sampler == sampler]
-    scales = {id(row): _other_scales(row.setting, first) for row in own}
-    line = [(f"{row.setting.steps}", row) for row in own if not scales[id(row)]]
+    apart = {id(row): _apart(row.setting, first) for row in own}
+    line = [(f"{row.setting.steps}", row) for row in own if not apart[id(row)]]
     line.sort(key=lambda point: point[1].setting.steps)
-    others = [(scales[id(row)], row) for row in own if scales[id(row)]]
+    others = [(apart[id(row)], row) for row in own if apart[id(row)]]
     _points(axes, line, i, (0, 7), linestyle="-")
     _points(axes, others, i, (11, -3), linestyle="", markerfacecolor="white")
 
 
-def _other_scales(setting: SamplerChoice, first: SamplerChoice) -> str:
-    """The guidance scales that are not those of the first setting."""
+def _apart(setting: SamplerChoice, first: SamplerChoice) -> str:
+    """Learned times, and the guidance scales that are not those of the first setting."""
     pairs = (
         (setting.guidance, first.guidance, "×"),
         (setting.weak_guidance, first.weak_guidance, "w"),
     )
-    return " ".join(f"{sign}{own:g}" for own, other, sign in pairs if own != other)
+    scales = [f"{sign}{own:g}" for own, other, sign in pairs if own != other]
+    return " ".join([*([f"{setting.steps} learned"] if setting.times else []), *scales])
 
 
 def _points(

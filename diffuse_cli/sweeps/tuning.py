@@ -1,8 +1,9 @@
 """`tune`: measure samplers, steps and guidance scales of a model, and recommend a setting.
 
 First every sampler with every number of steps at one guidance scale, then other scales with the
-best sampler and steps, then guidance by a weaker model in as many evaluations. Every setting draws
-from the same noise and is measured against the same real images.
+best sampler and steps, then guidance by a weaker model in as many evaluations, then times learned
+for the few steps. Every setting draws from the same noise and is measured against the same real
+images.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
 from diffuse_cli import files, modelfile, pictures
-from diffuse_cli.config import DrawConfig, EvalConfig, SamplerChoice, TuneConfig
+from diffuse_cli.config import SPACING, DrawConfig, EvalConfig, SamplerChoice, TuneConfig
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.evaluation import evaluating
 from diffuse_cli.evaluation.cache import cached, computed
@@ -36,7 +37,13 @@ from diffuse_cli.resolving import DrawSettings, resolve
 from diffuse_cli.runtime import machine_or, made_with
 from diffuse_cli.sampling import Loaded, draw, looks
 from diffuse_cli.sweeps import recommending, tradeoff
+from diffuse_cli.sweeps.learning import Learner
 from diffuse_cli.sweeps.recommending import Tried, Tuned, recommend, with_weaker
+
+T = TypeVar("T")
+
+LEARNED_WAYS = 2
+"""How many lists of times `Learner` gives, at most."""
 
 
 def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tuned]:
@@ -62,14 +69,16 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
             weak_guidance=1.0 if weaker else None,
         )
         base = yield from equipped(resolve(drawn, loaded.model), loaded, accelerator)
-        timesteps = loaded.denoiser.process.num_timesteps
+        base, process = replace(base, times=None), loaded.denoiser.process
+        timesteps = process.num_timesteps
         choice = base.choice
         first = recommending.first_settings(
             config, choice.guidance, timesteps, choice.weak_guidance
         )
         scales = recommending.other_scales(config, loaded.model, choice.guidance)
         weak_scales = recommending.weak_scales(config) if base.guide else ()
-        yield from _announce(config, first, scales, weak_scales, timesteps)
+        few = recommending.learned_steps(config, first, process)
+        yield from _announce(config, first, scales, weak_scales, few, timesteps)
         network = yield from evaluating.find_network(config, accelerator)
         sides = yield from read_sides(config, loaded)
         sides.check()
@@ -78,7 +87,7 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         real = np.asarray((yield from cached(network, shown, team, tell=True)), np.float64)
         measure = _Measure(config.n, loaded, base, network, real, team)
         measure.warm_up()
-        total = len(first) + len(scales) + len(weak_scales)
+        total = len(first) + len(scales) + len(weak_scales) + LEARNED_WAYS * len(few)
         rows: list[Tried] = []
         for setting in first:
             rows.append((yield from _counted(measure(setting), setting, len(rows), total)))
@@ -90,6 +99,12 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         for scale in weak_scales:
             setting = with_weaker(found, scale)
             rows.append((yield from _counted(measure(setting), setting, len(rows), total)))
+        found = recommend(rows)
+        for n in few:
+            setting = recommending.to_learn(rows[: len(first)], found, n, process)
+            learned = yield from _counted(measure.learn(setting), setting, len(rows), total)
+            for timed in learned:
+                rows.append((yield from _counted(measure(timed), timed, len(rows), total)))
         yield Progress("tuning", total, total)
         described = evaluating.describe(base, config, loaded)
         tuned = Tuned(
@@ -125,8 +140,15 @@ def tune_and_evaluate(
     asked(config, "report", ".html")
     with machine_or(None, config.precision, config.device) as accelerator:
         tuned = yield from tune(config, accelerator)
-        chosen = converted(config, EvalConfig, **vars(tuned.recommended), plot=None)
-        found = yield from evaluating.evaluate(chosen, accelerator)
+        setting = tuned.recommended
+        chosen = converted(
+            config,
+            EvalConfig,
+            **{name: value for name, value in vars(setting).items() if name != "times"},
+            spacing=None if setting.times else config.spacing or SPACING,
+            plot=None,
+        )
+        found = yield from evaluating.evaluate(chosen, accelerator, times=setting.times)
     return (tuned, chosen, found) if found else None
 
 
@@ -135,6 +157,7 @@ def _announce(
     first: Sequence[SamplerChoice],
     scales: Sequence[float],
     weak_scales: Sequence[float],
+    few: Sequence[int],
     timesteps: int,
 ) -> Work[None]:
     """Say how much work there is, and what is left out."""
@@ -148,7 +171,9 @@ def _announce(
     more = f", and {len(scales)} more guidance scales" if scales else ""
     if weak_scales:
         more += f", and {len(weak_scales)} scales of guidance by a weaker model"
-    count = len(first) + len(scales) + len(weak_scales)
+    if few:
+        more += f", and learned times at {', '.join(map(str, few))} steps"
+    count = len(first) + len(scales) + len(weak_scales) + LEARNED_WAYS * len(few)
     yield Notice(
         f"tune: {count} settings of {config.n:,} images, {count * config.n:,} in all: "
         f"{len(first) // len(steps)} samplers at {', '.join(map(str, steps))} steps{under}{more}"
@@ -186,22 +211,34 @@ class _Measure:
     real: Array
     team: Team
 
-    def __call__(self, setting: SamplerChoice) -> Work[Tried]:
-        wanted = self.base.condition
+    def settings(self, setting: SamplerChoice) -> DrawSettings:
+        """How images are drawn with a setting."""
+        wanted, guide = self.base.condition, self.base.guide
         if wanted is not None and setting.guidance is not None:
             wanted = replace(wanted, scale=setting.guidance)
-        guide, seen = self.base.guide, _Seen()
-        if guide is not None and guide.denoiser and setting.weak_guidance is not None:
-            weaker = seen.by(guide.denoiser)
-            guide = replace(guide, scale=setting.weak_guidance, denoiser=weaker)
-        began = time.perf_counter()
-        settings = replace(
+        if guide is not None and setting.weak_guidance is not None:
+            guide = replace(guide, scale=setting.weak_guidance)
+        return replace(
             self.base,
             sampler=setting.sampler,
             steps=setting.steps,
+            times=setting.times,
             condition=wanted,
             guide=guide,
         )
+
+    def learn(self, setting: SamplerChoice) -> Work[list[SamplerChoice]]:
+        """A setting with learned times, from other noise than images are drawn from."""
+        learner = Learner(self.loaded, self.n, self.network.device)
+        found = yield from learner(self.settings(setting))
+        return [replace(setting, times=times) for times in self.team.from_first(found)]
+
+    def __call__(self, setting: SamplerChoice) -> Work[Tried]:
+        settings, seen = self.settings(setting), _Seen()
+        if settings.guide is not None and settings.guide.denoiser is not None:
+            weaker = seen.by(settings.guide.denoiser)
+            settings = replace(settings, guide=replace(settings.guide, denoiser=weaker))
+        began = time.perf_counter()
         loaded = replace(self.loaded, denoiser=seen.by(self.loaded.denoiser))
         mine = yield from draw_share(settings, loaded, self.n, self.network.device, self.team)
         parts = self.team.gather((seen.images, time.perf_counter() - began))
@@ -229,14 +266,14 @@ class _Measure:
             pass
 
 
-def _counted(work: Work[Tried], setting: SamplerChoice, done: int, total: int) -> Work[Tried]:
+def _counted(work: Work[T], setting: SamplerChoice, done: int, total: int) -> Work[T]:
     """Run the work on a setting, with its progress as a detail of the whole."""
     while True:
         try:
             event = next(work)
         except StopIteration as stop:
-            row: Tried = stop.value
-            return row
+            result: T = stop.value
+            return result
         if isinstance(event, Progress):
             inner = f"{setting}: {event.task} {event.done:,}/{event.total:,}"
             event = Progress("tuning", done, total, inner)

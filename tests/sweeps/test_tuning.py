@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,13 +20,15 @@ from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.errors import UsageError
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.sampling import draw
-from diffuse_cli.sweeps import tradeoff
+from diffuse_cli.sweeps import learning, tradeoff, tuning
 from diffuse_cli.sweeps.recommending import (
     Tried,
     Tuned,
     first_settings,
+    learned_steps,
     other_scales,
     recommend,
+    to_learn,
     weak_scales,
     with_weaker,
 )
@@ -130,7 +133,13 @@ FP32 = ("--precision", "fp32")
 
 @pytest.fixture
 def tune(diffuse, images, model):
-    return lambda *options, model=model: diffuse("tune", model, images, "-n", 6, *FP32, *options)
+    """`tune` with options, without learned times unless they are among these."""
+
+    def run(*options, model=model):
+        given = options if "--learn-times" in options else ("--no-learn-times", *options)
+        return diffuse("tune", model, images, "-n", 6, *FP32, *given)
+
+    return run
 
 
 def test_a_table_of_settings_with_one_recommended_drawn_and_written(tune, diffuse, images, model):
@@ -251,6 +260,87 @@ def test_the_own_weak_average_is_tried_counted_and_recorded(tune, diffuse, image
     ]  # fmt: skip
 
 
+LEARNING = ("--samplers", "ddpm,ddim,unipc", "--steps", "1,3,9", "--learn-times")
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Learns from fewer samples."""
+    monkeypatch.setattr(learning, "SAMPLES", 4)
+    monkeypatch.setattr(learning, "FINE", 10)
+
+
+def test_learned_times_are_tried_recorded_and_drawn_with(tune, diffuse, images, quick, monkeypatch):
+    monkeypatch.setattr(tuning, "recommend", lambda rows: rows[-1].setting)
+    ran = tune(*LEARNING, "-o", "new.safetensors", "--plot", "new.png", "--json")
+    assert ran.code == 0, ran.err
+    assert "3 samplers at 1, 3, 9 steps, and learned times at 3 steps\n" in ran.err
+    found = ran.json
+    *others, row = found["rows"]
+    times = row["setting"]["times"]
+    assert (len(times), times[0], row["evaluations"]) == (3, 99, 3)
+    assert times != [99, 66, 32]
+    assert [r["setting"]["times"] for r in others[:9]] == [None] * 9
+    path = others[9]["setting"]["times"]
+    assert len(others) == 10
+    assert path != times
+    assert set(path) <= {99, 89, 79, 69, 59, 49, 39, 29, 19, 9}  # of ten trailing times
+    assert tune(*LEARNING, "--json").json["rows"][-1]["setting"] == row["setting"]
+    assert modelfile.load("new.safetensors").sampling == SamplerChoice(**row["setting"])
+    same = diffuse("eval", "new.safetensors", images, "-n", 6, *FP32, "--timesteps", 2, "--json")
+    assert same.json["kid"] == pytest.approx(row["values"]["kid"], rel=1e-6)
+    assert (same.json["settings"]["spacing"], same.json["settings"]["times"]) == ("learned", times)
+    again = tune("--samplers", row["setting"]["sampler"], "--steps", 3, "--json",
+                 model="new.safetensors").json  # fmt: skip
+    plain = next(r for r in others if r["setting"] == {**row["setting"], "times": None})
+    assert [r["values"]["kid"] for r in again["rows"]] == pytest.approx([plain["values"]["kid"]])
+    assert again["settings"]["spacing"] == found["settings"]["spacing"] == "trailing"
+
+
+@pytest.mark.parametrize(("wanted", "start"), [(50, [99, 49]), (80, [99, 82])])
+def test_the_search_starts_from_what_ends_nearer(model, monkeypatch, wanted, start):
+    process = modelfile.load(model).blueprint.process
+    loaded = SimpleNamespace(denoiser=SimpleNamespace(process=process))
+    learner = learning.Learner(loaded, 0, torch.device("cpu"))
+    away = lambda self, settings, ends: lambda times: abs(times[1] - wanted)  # noqa: E731
+    monkeypatch.setattr(learning.Learner, "error", away)
+    assert learner.nearer(DrawSettings(steps=2), [99, 82], torch.zeros(1)) == start
+
+
+def test_the_report_is_of_the_learned_times_that_it_recommends(tune, quick, monkeypatch):
+    monkeypatch.setattr(tuning, "recommend", lambda rows: rows[-1].setting)
+    few = ("--samplers", "unipc", "--steps", 3, "--learn-times", "--json")
+    found = tune(*few, "--report", "r.html").json
+    assert found["settings"]["times"] == found["sweep"]["rows"][-1]["setting"]["times"]
+    assert found["kid"] == pytest.approx(found["sweep"]["rows"][-1]["values"]["kid"], rel=1e-6)
+    assert "unipc, 3 steps at learned times" in Path("r.html").read_text(encoding="utf-8")
+
+
+def test_the_table_says_which_times_are_learned(tune, quick):
+    lines = tune(*LEARNING[:4], "--steps", 3, "--learn-times").out.splitlines()
+    assert lines[0].split()[:4] == ["sampler", "steps", "times", "evaluations"]
+    assert [line.split()[2] for line in lines[1:6]] == ["3", "3", "3", "learned", "learned"]
+
+
+def test_times_are_learned_where_there_is_a_trajectory(model):
+    process = modelfile.load(model).blueprint.process
+
+    def steps(**given):
+        return learned_steps(config(**given), first_settings(config(**given), None, 100), process)
+
+    assert steps() == [5]
+    assert steps(steps="8,9,2,1") == [2, 8]
+    assert steps(learn_times=False) == []
+    assert steps(samplers="ddpm,dpmpp-2m-sde") == []
+    rows = [
+        row("ddpm", 5, 0.1), row("ddim", 5, 0.3), row("unipc", 5, 0.2), row("ipndm", 5, NAN),
+        dataclasses.replace(row("heun", 5, 0.05), evaluations=8), row("ddim", 8, 0.01),
+    ]  # fmt: skip
+    found = SamplerChoice("ddpm", 20, 2.0)
+    assert to_learn(rows, found, 5, process) == SamplerChoice("unipc", 5, 2.0)
+    assert to_learn(rows[3:4], found, 5, process) == SamplerChoice("ipndm", 5, 2.0)
+
+
 def test_another_weaker_model_is_tried_but_cannot_be_recorded(tune, train, model):
     train("--steps", 60, "--stop-at", 4, "-o", "early.safetensors", "-q")
     how = ("--samplers", "ddim", "--steps", "4", "--guide-with", "early.safetensors")
@@ -275,7 +365,7 @@ def test_the_model_itself_is_replaced_where_it_is_asked_and_a_finished_run_keeps
     train, diffuse, images
 ):
     line = ("tune", "model.safetensors", images, "-n", 4, "--samplers", "ddim",
-            "--steps", 3, "-o", "model.safetensors", "-q")  # fmt: skip
+            "--steps", 3, "--no-learn-times", "-o", "model.safetensors", "-q")  # fmt: skip
     assert train("--steps", 4, "-q").code == 0
     path = Path("model.safetensors")
     plain = path.read_bytes()
@@ -342,6 +432,9 @@ def test_scales_of_a_weaker_model_are_hollow_points_with_a_sign_of_their_own(mon
     )
     tradeoff.plot(swept(*rows), "m")
     assert sorted(text.get_text() for text in drawn[0].texts) == ["8", "9", "w1.5", "w3"]
+    learned = dataclasses.replace(rows[2].setting, times=(9.0, 5.0, 3.0, 1.0))
+    tradeoff.plot(swept(rows[0], dataclasses.replace(rows[2], setting=learned)), "m")
+    assert "4 learned w1.5" in [text.get_text() for axes in drawn for text in axes.texts]
 
 
 def swept(*rows):

@@ -1,0 +1,119 @@
+"""Times for a few steps, learned from a model's own trajectories in many.
+
+First the cheapest path through the many times, by the errors of single steps (Chen et al. 2024);
+then each time is moved while samples end nearer to those of many steps from the same noise
+(the aim of Tong et al. 2024, here without gradients).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from diffuse_cli.core.denoiser import Prediction
+from diffuse_cli.core.samplers import SAMPLERS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diffuse_cli.core.process import Process
+    from diffuse_cli.core.solvers import Times
+
+REACH, DIGITS = 0.3, 2
+"""How far a time is moved at first, of the way to its neighbour; the decimals that are kept."""
+
+
+def cheapest_path(costs: Sequence[Sequence[float]], n: int) -> list[int]:
+    """The n steps from the first node to the last that cost least in all.
+
+    Args:
+        costs: `costs[i][j]` of the step from node i to node j > i; the rest is not read.
+        n: at most as many as there are nodes after the first.
+
+    Returns:
+        The n + 1 nodes, rising.
+    """
+    last = len(costs) - 1
+    rest, ways = [math.inf] * last + [0.0], list[list[int]]()
+    for _ in range(n):
+        best = [
+            min((costs[i][j] + rest[j], j) for j in range(i + 1, last + 1)) for i in range(last)
+        ]
+        rest = [cost for cost, _ in best] + [math.inf]
+        ways.append([j for _, j in best])
+    path = [0]
+    for way in reversed(ways):
+        path.append(way[path[-1]])
+    return path
+
+
+def step_costs(
+    process: Process, times: Times, xs: Sequence[Tensor], x0s: Sequence[Tensor]
+) -> list[list[float]]:
+    """By how much a DDIM step between two points of a trajectory misses it: the root mean square
+    of x_t / alpha_t, in which such steps are straight.
+
+    Args:
+        times: falling, G of them.
+        xs: the samples at the times and at the end, G + 1.
+        x0s: the estimates at the times, G.
+
+    Returns:
+        (G + 1, G + 1) for `cheapest_path`; infinite where no step goes.
+    """
+    levels = [process.alpha_bar(t) for t in (*times, -1)]
+    costs = []
+    for i, (x, x0) in enumerate(zip(xs, x0s, strict=False)):
+        eps = (x - math.sqrt(levels[i]) * x0) / math.sqrt(1 - levels[i])
+        missed = [
+            x0 + math.sqrt(1 / levels[j] - 1) * eps - xs[j] / math.sqrt(levels[j])
+            for j in range(i + 1, len(levels))
+        ]
+        row = torch.stack([off.square().mean().sqrt() for off in missed]).tolist()
+        costs.append([math.inf] * (i + 1) + row)
+    return [*costs, [math.inf] * len(levels)]
+
+
+def improved(
+    times: Sequence[float], error: Callable[[list[float]], float], rounds: int
+) -> Iterator[list[float]]:
+    """Times near these of a smaller error, after each round of moving one after the other.
+
+    Every time but the first, at which the noise is drawn, is tried part of the way toward the one
+    before and the one after. If no move of a round helps, the next round's are half as long.
+
+    Args:
+        times: falling, none below 0.
+        error: of such times; called at most 2 (n - 1) times a round, and once before.
+    """
+    best, reach = [float(t) for t in times], REACH
+    least = start = error(best)
+    for _ in range(rounds):
+        for i in range(1, len(best)):
+            after = best[i + 1] if i + 1 < len(best) else 0.0
+            for toward in (best[i - 1], after):
+                moved = round(best[i] + reach * (toward - best[i]), DIGITS)
+                tried = [*best[:i], moved, *best[i + 1 :]]
+                if (found := error(tried)) < least:
+                    best, least = tried, found
+                    break
+        reach, start = reach if least < start else reach / 2, least
+        yield best
+
+
+def draws_noise(sampler: str, process: Process) -> bool:
+    """Whether a sampler draws noise on its way, so that it follows no trajectory."""
+    drawn, x = False, torch.zeros(1, 1, 1)
+
+    def noise(k: int) -> Tensor:
+        nonlocal drawn
+        drawn = True
+        return x
+
+    few = process.times(min(3, process.num_timesteps))
+    for _ in SAMPLERS[sampler](lambda x, t: Prediction(0 * x, x), process, x, few, noise=noise):
+        pass
+    return drawn
