@@ -48,10 +48,11 @@ class Muon(torch.optim.Optimizer):
         betas: tuple[float, float],
         weight_decay: float,
     ) -> None:
+        # As groups, which may be empty: a network may have none of one kind.
         self._adamw = torch.optim.AdamW(
-            list(others), lr=lr, betas=betas, weight_decay=weight_decay, fused=True
+            [{"params": list(others)}], lr=lr, betas=betas, weight_decay=weight_decay, fused=True
         )
-        super().__init__(list(matrices), {"lr": lr})
+        super().__init__([{"params": list(matrices)}], {"lr": lr})
         self.param_groups += self._adamw.param_groups
 
     @torch.no_grad()

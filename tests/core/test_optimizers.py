@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -87,6 +88,22 @@ def test_the_rate_of_the_groups_holds(name: str):
         group["lr"] = 0.0
     optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(before, made.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+@pytest.mark.parametrize(
+    "bare", [nn.Linear(4, 4, bias=False), nn.GroupNorm(2, 4)], ids=["matrices alone", "none"]
+)
+def test_a_network_may_have_no_matrix_or_nothing_else(name: str, bare: nn.Module):
+    made = copy.deepcopy(bare)
+    optimizer = OPTIMIZERS[name](made, lr=RATE, weight_decay=0.1)
+    with_gradients(made, 0)
+    told(optimizer, 1.0, 0.0)
+    optimizer.step()
+    moved = [
+        not torch.equal(a, b) for a, b in zip(made.parameters(), bare.parameters(), strict=True)
+    ]
+    assert all(moved)
 
 
 # -- Muon -----------------------------------------------------------------------------------------
