@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import NoReturn
 
 import typer
 from typer.exceptions import TyperException
@@ -18,7 +22,7 @@ from diffuse_cli.console import Console, steady
 from diffuse_cli.core.errors import InvalidArgument
 from diffuse_cli.errors import DiffuseError, OutputError, UsageError, translated
 from diffuse_cli.memory import out_of_memory
-from diffuse_cli.runtime import rank, wait_briefly
+from diffuse_cli.runtime import launched, rank, wait_briefly
 from diffuse_cli.signals import raised
 
 ORDER = ("train", "sample", "noise-demo", "eval", "tune", "ema")
@@ -96,4 +100,20 @@ def _expected(console: Console, error: DiffuseError) -> int:
 def run() -> None:
     """The entry point `diffuse`."""
     wait_briefly()
-    sys.exit(main())
+    code = main()
+    if launched() > 1:
+        _leave(code)
+    sys.exit(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End a process of several at once, without taking the interpreter apart.
+
+    DistributedDataParallel keeps gloo's threads alive beyond `destroy_process_group`. One that
+    drops its last tensor while the interpreter is being taken apart aborts the process.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)

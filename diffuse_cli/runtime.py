@@ -64,6 +64,11 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0") or 0)
 
 
+def launched() -> int:
+    """How many processes a launcher started, this one among them; 1 if there was none."""
+    return int(os.environ.get("WORLD_SIZE", "1") or 1)
+
+
 def device_type(wanted: str = "auto") -> str:
     """`cuda`, `mps`, ... or `cpu`: the wanted one, or the GPU that PyTorch sees, if any.
 
@@ -198,9 +203,8 @@ def machine(
     device = device_type(device)
     still_open = precision == "auto" and device == "cpu"
     precision = "fp32" if still_open else resolve_precision(precision, device)
-    launched = int(os.environ.get("WORLD_SIZE", "1") or 1)
-    if launched > 1 and "MASTER_ADDR" not in os.environ:
-        raise UsageError(f"WORLD_SIZE is {launched}, but no launcher set MASTER_ADDR", LAUNCH)
+    if launched() > 1 and "MASTER_ADDR" not in os.environ:
+        raise UsageError(f"WORLD_SIZE is {launched()}, but no launcher set MASTER_ADDR", LAUNCH)
     if log is not None and importlib.util.find_spec(log) is None:
         raise UsageError(f"--log {log}: it is not installed", f"Install it: pip install {log}")
     import torch
@@ -229,8 +233,8 @@ def machine(
         log_with=log,
         project_dir=folder,
     )
-    if launched > 1 and accelerator.num_processes == 1:
-        raise UsageError(f"{launched} processes were started, but each sees only itself", LAUNCH)
+    if launched() > 1 and accelerator.num_processes == 1:
+        raise UsageError(f"{launched()} processes were started, but each sees only itself", LAUNCH)
     try:
         yield accelerator
     finally:
