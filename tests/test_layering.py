@@ -30,6 +30,7 @@ CORE = (
     "targets", "variances", "gaussian", "process", "kernels.attention", "kernels.dropout",
     "kernels.layout", "kernels.norms", "kernels.precision", "networks.__init__",
     "networks._time", "networks._blocks", "networks._unet", "networks.unet", "denoiser", "losses",
+    "windows",
     "solvers", "samplers", "learned_times", "guidance", "likelihood", "muon", "optimizers",
 )  # fmt: skip
 """The same inside core, for what is imported when a module runs; names for types may come from
