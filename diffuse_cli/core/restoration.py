@@ -17,7 +17,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.core.guidance import with_x0
 from diffuse_cli.core.registry import Registry
 
 if TYPE_CHECKING:
@@ -76,6 +75,8 @@ def ddnm(
     3.3) limits lambda by the noise of the sampler's next step and lowers that noise, which a
     wrapper cannot; on Gaussian data the weight comes nearer to the posterior than the limit alone.
     """
+
+    from diffuse_cli.core.guidance import with_x0
 
     def restored(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
         prediction = denoise(x_t, t, **cond)
@@ -145,6 +146,8 @@ def _bayes(
     is left out.
     """
     import torch
+
+    from diffuse_cli.core.guidance import with_x0
 
     def restored(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
         alpha, level = process.level(t, like=x_t)
