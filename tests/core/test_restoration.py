@@ -135,6 +135,20 @@ def test_ddnm_has_the_posterior_of_what_is_independent():
     assert torch.allclose(covariance, torch.diag(0.25 * unknown), atol=0.01)
 
 
+@pytest.mark.parametrize("method", list(RESTORATIONS))
+@pytest.mark.parametrize("form", ["noise:0.3", "mask:half+noise:0.5"])
+def test_all_are_exact_for_independent_data_of_unit_variance(form: str, method: str):
+    """That is what `ddnm` and `pigdm` assume."""
+    mean, one = torch.zeros(D, dtype=torch.float64), torch.eye(D, dtype=torch.float64)
+    a, matrix, y = degraded(form)
+    known = torch.diagonal(matrix)
+    wrapped = RESTORATIONS[method](gaussian_denoise(COSINE, mean, one), COSINE, a, y)
+    found, covariance = sampled("ddim", wrapped, COSINE, 100)
+    assert torch.allclose(found, known * y.flatten() / (1 + a.sigma**2), atol=1e-3)
+    left = 1 - known / (1 + a.sigma**2)
+    assert torch.allclose(covariance, torch.diag(left), atol=0.03)
+
+
 # -- any denoiser ---------------------------------------------------------------------------------
 
 methods = pytest.mark.parametrize("method", list(RESTORATIONS))
@@ -207,9 +221,10 @@ def test_it_reads_nothing_back(method: str, form: str):
 
 
 @methods
-def test_what_of_y_no_sample_gives_changes_nothing(method: str):
+@pytest.mark.parametrize("form", ["blur:2", "blur:2+noise:0.3"])
+def test_what_of_y_no_sample_gives_changes_nothing(method: str, form: str):
     """High frequencies in a blurred picture, as rounding to levels leaves some."""
-    a, _, y = degraded("blur:2")
+    a, _, y = degraded(form)
     noise = torch.randn(y.shape, generator=generator(8), dtype=torch.float64)
     beside = noise - a.apply(a.pinv(noise))
     assert float(beside.norm()) > 0.5
