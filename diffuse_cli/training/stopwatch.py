@@ -41,6 +41,7 @@ class Stopwatch:
     def __init__(self, plan: Plan, accelerator: Accelerator, seconds: float) -> None:
         self.plan, self.accelerator, self.budget = plan, accelerator, seconds
         self.spent, self.taken, self.total = 0.0, 0, max(1, round(seconds))
+        self._began = time.monotonic()
         self._known: list[tuple[int, float]] = []
         self._trainer: Trainer | None = None
 
@@ -55,6 +56,10 @@ class Stopwatch:
             if roughly or not self._suffices(images, parts):
                 return self._expected(images, parts)
         return (yield from self._time(plan, images, parts, WARM_UP + LEAST, SETTLED))
+
+    def elapsed(self) -> float:
+        """The seconds since it was made, on the slowest process: all must plan alike."""
+        return float(max(gather_object([time.monotonic() - self._began])))
 
     def _climb(self, plan: Plan, most: int) -> Work[None]:
         """Time a few steps of one image a process, then of more and more, but of `most` at most."""

@@ -1,0 +1,155 @@
+"""The time of a run by --minutes: how much is left, and the steps that fill it.
+
+All is arithmetic on seconds that others measured, and all of it is in a checkpoint, so that a
+resumed run decides as one in one go would.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+LOOKS, BETWEEN = 10, 100
+"""The plan is looked at after each 1/LOOKS of the time, near the end when half of what was left is
+over, but not more often than each 1/BETWEEN of the time."""
+
+TOLERANCE = 0.02
+"""A plan stays that is expected to miss the time by less than this share of it."""
+
+BLOCKS = 5
+"""The time of a step is the median of the means of so many blocks of steps, which last as long as
+from one look at the plan to the next: a pause spoils one of them, and what comes back regularly is
+in each."""
+
+MOST = 0.5
+"""The share of the time that is kept free for what the last step brings with it. If that takes
+longer, the run does so: better than a model of one step."""
+
+
+@dataclass(frozen=True)
+class Chore:
+    """What a run does after every `every` steps and after its last, which takes as long as `cost`
+    steps do."""
+
+    name: str
+    every: int
+    cost: float
+
+    def times(self, done: int, steps: int) -> int:
+        """How often it is still to be done, just after `done` of `steps` steps."""
+        return -(-steps // self.every) - max(done - 1, 0) // self.every
+
+
+Chores = Callable[[int], Iterable[Chore]]
+"""From the number of steps of a run to its chores, with guesses of what they cost."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The time that a run has, and what it knows of its speed.
+
+    Attributes:
+        minutes: all that it may take.
+        step: seconds of a step, measured before the first.
+        used: seconds so far.
+        looked: `used` when the plan was looked at last.
+        blocks: the mean seconds of a step in the last blocks.
+        steps, seconds: those of the block under way.
+        costs: of the chores that were done, in steps.
+    """
+
+    minutes: float
+    step: float
+    used: float = 0.0
+    looked: float = 0.0
+    blocks: tuple[float, ...] = ()
+    steps: int = 0
+    seconds: float = 0.0
+    costs: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Budget:
+        """The inverse of `dataclasses.asdict`, from JSON."""
+        return cls(**{**values, "blocks": tuple(values["blocks"])})
+
+    @property
+    def total(self) -> float:
+        """All of the time in seconds."""
+        return 60 * self.minutes
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left; negative if the time is over."""
+        return self.total - self.used
+
+    @property
+    def pace(self) -> float:
+        """Seconds that a step takes now."""
+        return median(self.blocks) if self.blocks else self.step
+
+    @property
+    def _interval(self) -> float:
+        """Seconds from the last look at the plan to the next."""
+        left = self.total - self.looked
+        return max(min(self.total / LOOKS, left / 2), self.total / BETWEEN)
+
+    # -- what goes by ------------------------------------------------------------------------------
+
+    def stepped(self, seconds: float, settled: bool) -> Budget:
+        """After another step; `settled` if nothing of it is still under way on the device."""
+        steps, total = self.steps + 1, self.seconds + seconds
+        blocks = self.blocks
+        if settled and total >= self._interval / BLOCKS:
+            blocks = (*blocks, total / steps)[-BLOCKS:]
+            steps, total = 0, 0.0
+        used = self.used + seconds
+        return dataclasses.replace(self, used=used, blocks=blocks, steps=steps, seconds=total)
+
+    def spent(self, seconds: float, chore: str | None = None) -> Budget:
+        """After some time without steps: a chore, or anything else.
+
+        What a chore costs is noted in steps, as a load makes both slower; half of it is what was
+        known before.
+        """
+        costs = dict(self.costs)
+        if chore is not None and self.pace > 0:
+            cost = seconds / self.pace
+            costs[chore] = (costs.get(chore, cost) + cost) / 2
+        return dataclasses.replace(self, used=self.used + seconds, costs=costs)
+
+    # -- what is to come ---------------------------------------------------------------------------
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to look at the plan."""
+        return self.used >= self.looked + self._interval
+
+    def needed(self, done: int, steps: int, chores: Chores) -> float:
+        """Seconds from `done` steps to the end of a run of `steps`."""
+        own = [dataclasses.replace(c, cost=self.costs.get(c.name, c.cost)) for c in chores(steps)]
+        between = sum((c.times(done, steps) - 1) * c.cost for c in own)
+        last = min(sum(c.cost for c in own) * self.pace, MOST * self.total)
+        return (steps - done + between) * self.pace + last
+
+    def planned(self, done: int, chores: Chores) -> int:
+        """The number of steps that fills the time that is left; at least one more."""
+        fits, beyond = done + 1, done + 2 + max(0, int(self.left / self.pace))
+        while beyond - fits > 1:
+            middle = (fits + beyond) // 2
+            # The nearest number of steps: half a step more is near enough.
+            if self.needed(done, middle, chores) <= self.left + self.pace / 2:
+                fits = middle
+            else:
+                beyond = middle
+        return fits
+
+    def look(self, done: int, steps: int, chores: Chores) -> tuple[Budget, int]:
+        """Look at the plan of a run of `steps` steps: the same number where it holds, or one that
+        does."""
+        missed = self.needed(done, steps, chores) - self.left
+        if abs(missed) > TOLERANCE * self.total:
+            steps = self.planned(done, chores)
+        return dataclasses.replace(self, looked=self.used), steps
