@@ -14,7 +14,8 @@ from typing import Any
 
 LOOKS, BETWEEN = 10, 100
 """The plan is looked at after each 1/LOOKS of the time, near the end when half of what was left is
-over, but not more often than each 1/BETWEEN of the time."""
+over, but not more often than each 1/BETWEEN of the time; and after half of the steps that were
+ahead, as these may become so quick that the end would come before the next look."""
 
 TOLERANCE = 0.02
 """A plan stays that is expected to miss the time by less than this share of it."""
@@ -55,7 +56,8 @@ class Budget:
         minutes: all that it may take.
         step: seconds of a step, measured before the first.
         used: seconds so far.
-        looked: `used` when the plan was looked at last.
+        looked, ahead: `used`, and the steps to the end, when the plan was looked at last.
+        gone: steps since then.
         blocks: the mean seconds of a step in the last blocks.
         steps, seconds: those of the block under way.
         costs: of the chores that were done, in steps.
@@ -65,6 +67,8 @@ class Budget:
     step: float
     used: float = 0.0
     looked: float = 0.0
+    ahead: int = 0
+    gone: int = 0
     blocks: tuple[float, ...] = ()
     steps: int = 0
     seconds: float = 0.0
@@ -90,11 +94,11 @@ class Budget:
         """Seconds that a step takes now."""
         return median(self.blocks) if self.blocks else self.step
 
-    @property
-    def _interval(self) -> float:
-        """Seconds from the last look at the plan to the next."""
+    def _over(self, seconds: float, steps: int) -> bool:
+        """Whether so much lies between two looks at the plan."""
         left = self.total - self.looked
-        return max(min(self.total / LOOKS, left / 2), self.total / BETWEEN)
+        interval = max(min(self.total / LOOKS, left / 2), self.total / BETWEEN)
+        return seconds >= interval or 2 * steps >= self.ahead
 
     # -- what goes by ------------------------------------------------------------------------------
 
@@ -102,11 +106,13 @@ class Budget:
         """After another step; `settled` if nothing of it is still under way on the device."""
         steps, total = self.steps + 1, self.seconds + seconds
         blocks = self.blocks
-        if settled and total >= self._interval / BLOCKS:
+        if settled and self._over(BLOCKS * total, BLOCKS * steps):
             blocks = (*blocks, total / steps)[-BLOCKS:]
             steps, total = 0, 0.0
-        used = self.used + seconds
-        return dataclasses.replace(self, used=used, blocks=blocks, steps=steps, seconds=total)
+        used, gone = self.used + seconds, self.gone + 1
+        return dataclasses.replace(
+            self, used=used, gone=gone, blocks=blocks, steps=steps, seconds=total
+        )
 
     def spent(self, seconds: float, chore: str | None = None) -> Budget:
         """After some time without steps: a chore, or anything else.
@@ -125,7 +131,7 @@ class Budget:
     @property
     def due(self) -> bool:
         """Whether it is time to look at the plan."""
-        return self.used >= self.looked + self._interval
+        return self._over(self.used - self.looked, self.gone)
 
     def needed(self, done: int, steps: int, chores: Chores) -> float:
         """Seconds from `done` steps to the end of a run of `steps`."""
@@ -134,7 +140,7 @@ class Budget:
         last = min(sum(c.cost for c in own) * self.pace, MOST * self.total)
         return (steps - done + between) * self.pace + last
 
-    def planned(self, done: int, chores: Chores) -> int:
+    def plan(self, done: int, chores: Chores) -> tuple[Budget, int]:
         """The number of steps that fills the time that is left; at least one more."""
         fits, beyond = done + 1, done + 2 + max(0, int(self.left / self.pace))
         while beyond - fits > 1:
@@ -144,12 +150,15 @@ class Budget:
                 fits = middle
             else:
                 beyond = middle
-        return fits
+        return self._looked(done, fits), fits
 
     def look(self, done: int, steps: int, chores: Chores) -> tuple[Budget, int]:
         """Look at the plan of a run of `steps` steps: the same number where it holds, or one that
         does."""
         missed = self.needed(done, steps, chores) - self.left
         if abs(missed) > TOLERANCE * self.total:
-            steps = self.planned(done, chores)
-        return dataclasses.replace(self, looked=self.used), steps
+            return self.plan(done, chores)
+        return self._looked(done, steps), steps
+
+    def _looked(self, done: int, steps: int) -> Budget:
+        return dataclasses.replace(self, looked=self.used, ahead=steps - done, gone=0)

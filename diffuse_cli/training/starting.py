@@ -94,7 +94,8 @@ def started(
     config = plan.config
     if budget and config.minutes is not None:
         budget = _changed(budget.spent(spent), config.minutes)
-        config = replace(config, steps=budget.planned(done, chores(plan)), minutes=None)
+        budget, steps = budget.plan(done, chores(plan))
+        config = replace(config, steps=steps, minutes=None)
     elif config.minutes is not None:
         measuring = fill_minutes(plan, accelerator, room, spent)
         config, budget = yield from until(stop, measuring)
@@ -130,7 +131,7 @@ def _changed(budget: Budget, minutes: float) -> Budget:
     Raises:
         UsageError: they are over.
     """
-    changed = replace(budget, minutes=minutes, looked=budget.used)
+    changed = replace(budget, minutes=minutes)
     if changed.left <= 0:
         raise UsageError(f"--minutes {minutes:g}: {budget.used / 60:.3g} minutes are over already")
     return changed

@@ -69,8 +69,8 @@ def fill_minutes(
     seconds = yield from watch.seconds(config)
     yield from watch.end()
     used = spent + watch.elapsed()
-    budget = Budget(minutes, seconds, used=used, looked=used)
-    steps = budget.planned(0, chores(dataclasses.replace(plan, config=config)))
+    budget = Budget(minutes, seconds, used=used)
+    budget, steps = budget.plan(0, chores(dataclasses.replace(plan, config=config)))
     return dataclasses.replace(config, steps=steps, minutes=None), budget
 
 
