@@ -25,6 +25,9 @@ BLOCKS = 5
 from one look at the plan to the next: a pause spoils one of them, and what comes back regularly is
 in each."""
 
+COSTS = 3
+"""What a chore costs is the median of so many times."""
+
 MOST = 0.5
 """The share of the time that is kept free for what the last step brings with it. If that takes
 longer, the run does so: better than a model of one step."""
@@ -60,7 +63,7 @@ class Budget:
         gone: steps since then.
         blocks: the mean seconds of a step in the last blocks.
         steps, seconds: those of the block under way.
-        costs: of the chores that were done, in steps.
+        costs: of the chores that were done, in steps, each time; the last few.
     """
 
     minutes: float
@@ -72,12 +75,13 @@ class Budget:
     blocks: tuple[float, ...] = ()
     steps: int = 0
     seconds: float = 0.0
-    costs: Mapping[str, float] = field(default_factory=dict)
+    costs: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Budget:
         """The inverse of `dataclasses.asdict`, from JSON."""
-        return cls(**{**values, "blocks": tuple(values["blocks"])})
+        costs = {name: tuple(found) for name, found in values["costs"].items()}
+        return cls(**{**values, "blocks": tuple(values["blocks"]), "costs": costs})
 
     @property
     def total(self) -> float:
@@ -117,13 +121,12 @@ class Budget:
     def spent(self, seconds: float, chore: str | None = None) -> Budget:
         """After some time without steps: a chore, or anything else.
 
-        What a chore costs is noted in steps, as a load makes both slower; half of it is what was
-        known before.
+        What a chore costs is noted in steps, those just before it, as a load makes both slower.
         """
         costs = dict(self.costs)
-        if chore is not None and self.pace > 0:
-            cost = seconds / self.pace
-            costs[chore] = (costs.get(chore, cost) + cost) / 2
+        if chore is not None:
+            now = self.seconds / self.steps if self.steps else [self.step, *self.blocks][-1]
+            costs[chore] = (*costs.get(chore, ()), seconds / now)[-COSTS:]
         return dataclasses.replace(self, used=self.used + seconds, costs=costs)
 
     # -- what is to come ---------------------------------------------------------------------------
@@ -135,9 +138,10 @@ class Budget:
 
     def needed(self, done: int, steps: int, chores: Chores) -> float:
         """Seconds from `done` steps to the end of a run of `steps`."""
-        own = [dataclasses.replace(c, cost=self.costs.get(c.name, c.cost)) for c in chores(steps)]
-        between = sum((c.times(done, steps) - 1) * c.cost for c in own)
-        last = min(sum(c.cost for c in own) * self.pace, MOST * self.total)
+        own = list(chores(steps))
+        costs = [median(self.costs.get(c.name, (c.cost,))) for c in own]
+        between = sum((c.times(done, steps) - 1) * x for c, x in zip(own, costs, strict=True))
+        last = min(sum(costs) * self.pace, MOST * self.total)
         return (steps - done + between) * self.pace + last
 
     def plan(self, done: int, chores: Chores) -> tuple[Budget, int]:
