@@ -54,17 +54,21 @@ def preview_spacing(plan: Plan, steps: int | None = None) -> int:
     )
 
 
-def chores(plan: Plan) -> Chores:
-    """What a run does beside its steps, by their number; what saving costs is not guessed."""
-    config, step = plan.config, passes_of_step(plan)
+def chores(plan: Plan, a_pass: float | None = None) -> Chores:
+    """What a run does beside its steps, by their number; what saving costs is not guessed.
+
+    Args:
+        a_pass: what a pass of an image costs, in steps, if that was measured.
+    """
+    config, each = plan.config, a_pass or 1 / passes_of_step(plan)
 
     def of(steps: int) -> Iterator[Chore]:
         every = config.preview_every or preview_spacing(plan, steps)
-        yield Chore(PREVIEW, every, passes_of_preview(plan) / step)
+        yield Chore(PREVIEW, every, passes_of_preview(plan) * each)
         yield Chore(SAVE, config.save_every or every, 0.0)
         if config.eval_every:
             passes = passes_of_drawing(plan, config.eval_images or IMAGES)
-            yield Chore(EVALUATION, config.eval_every, passes / step)
+            yield Chore(EVALUATION, config.eval_every, passes * each)
 
     return of
 

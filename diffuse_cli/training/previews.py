@@ -45,10 +45,15 @@ def passes_of_step(plan: Plan) -> int:
     return 3 * plan.config.batch_size
 
 
+def passes_of_denoising(plan: Plan, images: int) -> int:
+    """Passes of a step of sampling; guidance takes each twice."""
+    return images * (2 if plan.blueprint.conditions.num_classes else 1)
+
+
 def passes_of_drawing(plan: Plan, images: int) -> int:
-    """Passes that it takes to draw images; guidance takes each twice."""
+    """Passes that it takes to draw images."""
     steps = min(SAMPLING_STEPS, plan.config.num_timesteps)
-    return images * steps * (2 if plan.blueprint.conditions.num_classes else 1)
+    return steps * passes_of_denoising(plan, images)
 
 
 def passes_of_preview(plan: Plan) -> int:

@@ -67,10 +67,13 @@ def fill_minutes(
         config = batched(config, batch_for(size * minutes * 60 / seconds, least))
     config = split(config, room, processes)
     seconds = yield from watch.seconds(config)
+    plan = dataclasses.replace(plan, config=config)
+    a_pass = yield from watch.a_pass(plan, seconds)
     yield from watch.end()
-    used = spent + watch.elapsed()
-    budget = Budget(minutes, seconds, used=used)
-    budget, steps = budget.plan(0, chores(dataclasses.replace(plan, config=config)))
+    own = chores(plan, a_pass / seconds)(1) if a_pass else ()
+    costs = {chore.name: (chore.cost,) for chore in own if chore.cost}
+    budget = Budget(minutes, seconds, used=spent + watch.elapsed(), costs=costs)
+    budget, steps = budget.plan(0, chores(plan))
     return dataclasses.replace(config, steps=steps, minutes=None), budget
 
 

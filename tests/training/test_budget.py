@@ -350,3 +350,30 @@ def test_the_configuration_at_the_end_repeats_a_run_without_a_load(by_clock, clo
     again = configure({"out": str(WHOLE)}, tomllib.loads(Path("run.toml").read_text()))
     finish(fit(again, clock=lambda: clock.now))
     assert MODEL.read_bytes() == WHOLE.read_bytes()
+
+
+@pytest.mark.parametrize("killed", [13, 32, 38])
+def test_killed_anywhere_and_resumed_equals_one_go(by_clock, clock, killed):
+    clock.seconds = busy
+    by_clock(WHOLE, minutes=1, save_every=5)
+    clock.seconds = lambda step: 1 / 0 if step == killed else busy(step)
+    with pytest.raises(ZeroDivisionError):
+        by_clock(minutes=1, save_every=5)
+    clock.seconds = busy
+    by_clock(resume=True)
+    assert MODEL.read_bytes() == WHOLE.read_bytes()
+    assert config_of() == config_of("whole.run")
+
+
+def test_two_processes_end_at_the_step_that_the_first_planned(by_clock, clock, pair, images):
+    """Steps took 0.3 s, and now take far less, or there is no time left for any."""
+    clock.seconds = lambda step: 0.3
+    by_clock(minutes=0.2, stop_at=30)
+    state = RunDirectory(MODEL).load()[0].state
+    assert state["budget"]["used"] == pytest.approx(9)
+    ran = pair("train", images, "--resume", "--json")
+    assert ran.code == 0, ran.err
+    assert "steps become" in ran.err
+    assert ran.json["processes"] == 2
+    assert ran.json["step"] == ran.json["steps"] == config_of()["steps"]
+    assert modelfile.load(MODEL).step == ran.json["steps"]

@@ -297,6 +297,7 @@ def test_minutes_are_filled_with_the_batch_that_suits_them(monkeypatch, typed, b
         return config.batch_size / 128
 
     monkeypatch.setattr(Stopwatch, "seconds", seconds)
+    monkeypatch.setattr(Stopwatch, "elapsed", lambda watch: 0.0)
     accelerator = SimpleNamespace(num_processes=1, free_memory=lambda: None)
     given = {"minutes": 7.0} | ({"batch_size": typed} if typed else {})
     plan = Plan(completed(given), SimpleNamespace(conditions=Conditions()))

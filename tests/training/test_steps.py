@@ -20,9 +20,9 @@ from diffuse_cli.data import read_images
 from diffuse_cli.draws import draw_noise
 from diffuse_cli.events import finish
 from diffuse_cli.training.batches import Batches
+from diffuse_cli.training.course import Course, lr_at
 from diffuse_cli.training.power import read_snapshot
 from diffuse_cli.training.rundir import RunDirectory
-from diffuse_cli.training.course import Course, lr_at
 from diffuse_cli.training.trainer import Trainer
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")

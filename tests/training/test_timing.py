@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from seams import giving
 
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core import Conditions, Space
@@ -68,6 +69,7 @@ def machine(monkeypatch):
                 pass
 
         monkeypatch.setattr(stopwatch, "Trainer", Trainer)
+        monkeypatch.setattr(Stopwatch, "a_pass", giving(None))
         monkeypatch.setattr(stopwatch.time, "monotonic", lambda: now[0])
         monkeypatch.setattr(stopwatch, "gather_object", lambda values: values)
         device = SimpleNamespace(type="cpu")
@@ -204,6 +206,33 @@ def test_the_batch_is_chosen_by_few_steps_and_its_own_time_is_measured_by_more(m
     assert 2.8 < here.now[0] < 3.1
 
 
+def test_a_preview_is_counted_by_the_time_of_its_passes(machine, monkeypatch):
+    here = machine(fixed=0.02, each=0.005)
+    monkeypatch.setattr(Stopwatch, "a_pass", giving(0.001))
+    plan, budget = filled(here, minutes=2, batch_size=8)
+    assert plan.config.steps == pytest.approx((120 - here.now[0] - 8 * 0.32) / 0.06, abs=1)
+    assert budget.costs["preview"] == pytest.approx((0.32 / 0.06,))
+
+
+def test_a_pass_is_timed_as_a_preview_takes_it(train):
+    """On a real network: 16 images in a step of sampling, and none where no time is left."""
+    found = []
+    real = Stopwatch.a_pass
+
+    def a_pass(self, plan, step):
+        self.budget = 1e3
+        found.append((yield from real(self, plan, step)))
+        self.budget = 0
+        found.append((yield from real(self, plan, step)))
+        return found[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stopwatch, "a_pass", a_pass)
+        assert train("--minutes", 0.1, "--stop-at", 1, "-q").code == 0
+    assert 1e-6 < found[0] < 0.1
+    assert found[1] is None
+
+
 def test_the_time_of_a_step_is_a_task_that_ends(machine):
     here = machine(each=0.01)
     _, events = run(fill_minutes(plan_of(minutes=3), here.accelerator, 64))
@@ -316,10 +345,8 @@ def test_a_slow_run_says_so_while_it_trains(train, monkeypatch):
 
 
 def test_minutes_that_are_too_few_are_called_so(train, monkeypatch):
-    from seams import giving
-
     monkeypatch.setattr(Stopwatch, "seconds", giving(10.0))
     for more in ((), ("--dry-run",)):
         ran = train("--minutes", 1, "--stop-at", 1, *more)
         assert ran.code == 0
-        assert "warning: 4 steps will draw nothing: try --minutes 53\n" in ran.err
+        assert "warning: 4 steps will draw nothing: try --minutes 51\n" in ran.err
