@@ -14,8 +14,8 @@ from typing import Any
 
 LOOKS, BETWEEN = 10, 100
 """The plan is looked at after each 1/LOOKS of the time, near the end when half of what was left is
-over, but not more often than each 1/BETWEEN of the time; and after half of the steps that were
-ahead, as these may become so quick that the end would come before the next look."""
+over, but not more often than each 1/BETWEEN of the time. The same holds for the steps: where they
+are quicker than was thought, much of the way would be over before the next look by time."""
 
 TOLERANCE = 0.02
 """A plan stays that is expected to miss the time by less than this share of it."""
@@ -61,9 +61,11 @@ class Budget:
         used: seconds so far.
         looked, ahead: `used`, and the steps to the end, when the plan was looked at last.
         gone: steps since then.
+        length: the steps that were planned.
         blocks: the mean seconds of a step in the last blocks.
         steps, seconds: those of the block under way.
         costs: of the chores that were done, in steps, each time; the last few.
+        fresh: seconds of those that were done in the block under way.
     """
 
     minutes: float
@@ -72,10 +74,12 @@ class Budget:
     looked: float = 0.0
     ahead: int = 0
     gone: int = 0
+    length: int = 0
     blocks: tuple[float, ...] = ()
     steps: int = 0
     seconds: float = 0.0
     costs: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    fresh: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Budget:
@@ -102,32 +106,38 @@ class Budget:
         """Whether so much lies between two looks at the plan."""
         left = self.total - self.looked
         interval = max(min(self.total / LOOKS, left / 2), self.total / BETWEEN)
-        return seconds >= interval or 2 * steps >= self.ahead
+        return seconds >= interval or steps >= min(self.length / LOOKS, self.ahead / 2)
 
     # -- what goes by ------------------------------------------------------------------------------
 
     def stepped(self, seconds: float, settled: bool) -> Budget:
         """After another step; `settled` if nothing of it is still under way on the device."""
         steps, total = self.steps + 1, self.seconds + seconds
-        blocks = self.blocks
+        blocks, costs, fresh = self.blocks, dict(self.costs), self.fresh
         if settled and self._over(BLOCKS * total, BLOCKS * steps):
-            blocks = (*blocks, total / steps)[-BLOCKS:]
-            steps, total = 0, 0.0
+            now = total / steps
+            for name, took in fresh.items():
+                *before, last = costs[name]
+                costs[name] = (*before, min(last, took / now))
+            blocks, steps, total, fresh = (*blocks, now)[-BLOCKS:], 0, 0.0, {}
         used, gone = self.used + seconds, self.gone + 1
         return dataclasses.replace(
-            self, used=used, gone=gone, blocks=blocks, steps=steps, seconds=total
-        )
+            self, used=used, gone=gone, blocks=blocks, steps=steps, seconds=total, costs=costs,
+            fresh=fresh,
+        )  # fmt: skip
 
     def spent(self, seconds: float, chore: str | None = None) -> Budget:
         """After some time without steps: a chore, or anything else.
 
-        What a chore costs is noted in steps, those just before it, as a load makes both slower.
+        What a chore costs is noted in steps, as a load makes both slower: in those just before it,
+        or, if they are fewer, just after it, for a load that came with it.
         """
-        costs = dict(self.costs)
+        costs, fresh = dict(self.costs), dict(self.fresh)
         if chore is not None:
             now = self.seconds / self.steps if self.steps else [self.step, *self.blocks][-1]
             costs[chore] = (*costs.get(chore, ()), seconds / now)[-COSTS:]
-        return dataclasses.replace(self, used=self.used + seconds, costs=costs)
+            fresh[chore] = seconds
+        return dataclasses.replace(self, used=self.used + seconds, costs=costs, fresh=fresh)
 
     # -- what is to come ---------------------------------------------------------------------------
 
@@ -165,4 +175,4 @@ class Budget:
         return self._looked(done, steps), steps
 
     def _looked(self, done: int, steps: int) -> Budget:
-        return dataclasses.replace(self, looked=self.used, ahead=steps - done, gone=0)
+        return dataclasses.replace(self, looked=self.used, ahead=steps - done, gone=0, length=steps)

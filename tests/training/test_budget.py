@@ -174,6 +174,12 @@ def test_a_run_that_nothing_disturbs_keeps_its_first_plan():
     assert ran.total == pytest.approx(60, rel=0.001)
 
 
+def test_steps_that_are_far_quicker_than_measured_are_noticed_at_once():
+    ran = drive(lambda now: 0.01, step=0.1)
+    assert ran.total == pytest.approx(60, rel=0.02)
+    assert ran.places[int(0.02 * ran.course.steps)] < 0.15
+
+
 def test_steps_that_take_seconds_end_as_near_as_a_step_comes():
     for slow in (3.0, 7.0):
         ran = drive(lambda now, slow=slow: slow if now < 150 else 2 * slow, minutes=5, step=3.0)

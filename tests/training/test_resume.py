@@ -382,8 +382,8 @@ def test_a_stop_beyond_the_last_step_is_refused(train, stopped):
 
 
 def test_a_stop_beyond_the_steps_that_minutes_hold_is_said(train, monkeypatch):
-    monkeypatch.setattr("diffuse_cli.training.stopwatch.Stopwatch.seconds", giving(10.0))
-    ran = train("--minutes", 1, "--stop-at", 5)
+    monkeypatch.setattr("diffuse_cli.training.stopwatch.Stopwatch.seconds", giving(100.0))
+    ran = train("--minutes", 10, "--stop-at", 5)
     assert ran.code == 0
     assert "--stop-at 5 is beyond the 4 steps" in ran.err
 

@@ -345,8 +345,8 @@ def test_a_slow_run_says_so_while_it_trains(train, monkeypatch):
 
 
 def test_minutes_that_are_too_few_are_called_so(train, monkeypatch):
-    monkeypatch.setattr(Stopwatch, "seconds", giving(10.0))
+    monkeypatch.setattr(Stopwatch, "seconds", giving(100.0))
     for more in ((), ("--dry-run",)):
-        ran = train("--minutes", 1, "--stop-at", 1, *more)
+        ran = train("--minutes", 10, "--stop-at", 1, *more)
         assert ran.code == 0
-        assert "warning: 4 steps will draw nothing: try --minutes 51\n" in ran.err
+        assert "warning: 4 steps will draw nothing: try --minutes 510\n" in ran.err
