@@ -32,7 +32,7 @@ WARM_UP, LEAST, SETTLED = 3, 5, 5.0
 RATIO, TRIES = 4, 3
 """From one number of images that is tried to the next, and steps of each."""
 
-PASSES, BESIDE = 2, 5
+PASSES, BESIDE = 2, 2
 """Steps of sampling that are timed, after one that is not, if all take at most 1/BESIDE of the time
 that steps have."""
 
