@@ -15,7 +15,7 @@ from diffuse_cli.memory import out_of_memory
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.sampling import Drawing, draw, looks, stored
 from diffuse_cli.training.plan import Plan
-from diffuse_cli.training.trainer import Trainer
+from diffuse_cli.training.trainer import HELD_OUT_IMAGES, Trainer
 
 if TYPE_CHECKING:
     import torch
@@ -39,10 +39,26 @@ def draw_by_default(plan: Plan, net: Any, count: int, device: torch.device) -> I
     return draw(denoiser, settings, range(count), space=plan.blueprint.space, device=device)
 
 
-def passes_of_preview(plan: Plan) -> int:
-    """Images that a preview passes through the network; guidance takes each twice."""
+def passes_of_step(plan: Plan) -> int:
+    """Passes through the network that take as long as a step: the way back is two of them."""
+    assert plan.config.batch_size is not None
+    return 3 * plan.config.batch_size
+
+
+def passes_of_denoising(plan: Plan, images: int) -> int:
+    """Passes of a step of sampling; guidance takes each twice."""
+    return images * (2 if plan.blueprint.conditions.num_classes else 1)
+
+
+def passes_of_drawing(plan: Plan, images: int) -> int:
+    """Passes that it takes to draw images."""
     steps = min(SAMPLING_STEPS, plan.config.num_timesteps)
-    return PREVIEW_IMAGES * steps * (2 if plan.blueprint.conditions.num_classes else 1)
+    return steps * passes_of_denoising(plan, images)
+
+
+def passes_of_preview(plan: Plan) -> int:
+    """Passes that a preview takes, with the held-out loss."""
+    return passes_of_drawing(plan, PREVIEW_IMAGES) + len(plan.held_out[:HELD_OUT_IMAGES])
 
 
 def draw_preview(trainer: Trainer) -> Work[Image | None]:
