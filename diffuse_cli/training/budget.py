@@ -25,6 +25,10 @@ BLOCKS = 5
 from one look at the plan to the next: a pause spoils one of them, and what comes back regularly is
 in each."""
 
+FIRST = 10
+"""The fewest steps of a first plan: one that is looked at again before its last step. A few steps on
+a busy machine may have been many times slower than those to come."""
+
 COSTS = 3
 """What a chore costs is the median of so many times."""
 
@@ -154,9 +158,9 @@ class Budget:
         last = min(sum(costs) * self.pace, MOST * self.total)
         return (steps - done + between) * self.pace + last
 
-    def plan(self, done: int, chores: Chores) -> tuple[Budget, int]:
-        """The number of steps that fills the time that is left; at least one more."""
-        fits, beyond = done + 1, done + 2 + max(0, int(self.left / self.pace))
+    def plan(self, done: int, chores: Chores, least: int = 1) -> tuple[Budget, int]:
+        """The number of steps that fills the time that is left; at least so many more."""
+        fits, beyond = done + least, done + least + 1 + max(0, int(self.left / self.pace))
         while beyond - fits > 1:
             middle = (fits + beyond) // 2
             # The nearest number of steps: half a step more is near enough.

@@ -40,6 +40,9 @@ PREVIEWS, SHARE = 8, 5
 """Without --preview-every a run has so many previews, or fewer if they would take over 1/SHARE of
 the time of its steps."""
 
+GUESS = 0.5
+"""What a pass of a preview costs, in passes of a step, until it is measured: many images go through
+at a time, without gradients."""
 
 PREVIEW, EVALUATION, SAVE = "preview", "evaluation", "save"
 """The names of chores."""
@@ -60,7 +63,7 @@ def chores(plan: Plan, a_pass: float | None = None) -> Chores:
     Args:
         a_pass: what a pass of an image costs, in steps, if that was measured.
     """
-    config, each = plan.config, a_pass or 1 / passes_of_step(plan)
+    config, each = plan.config, a_pass or GUESS / passes_of_step(plan)
 
     def of(steps: int) -> Iterator[Chore]:
         every = config.preview_every or preview_spacing(plan, steps)

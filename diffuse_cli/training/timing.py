@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.events import Notice, Work
-from diffuse_cli.training.budget import Budget
+from diffuse_cli.training.budget import FIRST, Budget
 from diffuse_cli.training.configuring import BATCH, batched
 from diffuse_cli.training.course import warmup_of
 from diffuse_cli.training.memory import smaller_side, split
@@ -73,7 +73,7 @@ def fill_minutes(
     own = chores(plan, a_pass / seconds)(1) if a_pass else ()
     costs = {chore.name: (chore.cost,) for chore in own if chore.cost}
     budget = Budget(minutes, seconds, used=spent + watch.elapsed(), costs=costs)
-    budget, steps = budget.plan(0, chores(plan))
+    budget, steps = budget.plan(0, chores(plan), FIRST)
     return dataclasses.replace(config, steps=steps, minutes=None), budget
 
 

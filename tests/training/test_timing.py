@@ -184,7 +184,7 @@ def test_measuring_takes_at_most_a_share_of_the_minutes(machine, minutes, second
 
 @pytest.mark.parametrize("minutes", [2, 10, 100])
 def test_measuring_steps_and_what_comes_beside_them_fill_the_minutes(machine, minutes):
-    """Five previews of 320 passes, of which 24 take as long as a step of 8 images."""
+    """Eight previews of 320 passes, of which 48 are taken to last as long as a step of 8 images."""
     here = machine(fixed=0.02, each=0.005)
     plan, budget = filled(here, minutes=minutes, batch_size=8)
     assert budget.used == here.now[0] > 2.5
@@ -192,7 +192,7 @@ def test_measuring_steps_and_what_comes_beside_them_fill_the_minutes(machine, mi
     steps = plan.config.steps
     previews = -(-steps // preview_spacing(plan))
     assert previews == 8
-    expected = (minutes * 60 - here.now[0]) / 0.06 - 8 * 320 / 24
+    expected = (minutes * 60 - here.now[0]) / 0.06 - 8 * 320 / 48
     assert steps == pytest.approx(expected, abs=1)
 
 
@@ -281,7 +281,7 @@ def test_the_minutes_that_are_named_draw_something(machine):
     few, budget = filled(here, minutes=1)
     text = next(too_few(few.config, seconds_in_all(few, budget))).text
     minutes = float(text.partition("--minutes ")[2])
-    assert minutes == 15
+    assert minutes == 14
     enough, budget = filled(here, minutes=minutes)
     assert not list(too_few(enough.config, seconds_in_all(enough, budget)))
     assert timing.FEWEST <= enough.config.steps < 1.1 * timing.FEWEST
@@ -349,4 +349,4 @@ def test_minutes_that_are_too_few_are_called_so(train, monkeypatch):
     for more in ((), ("--dry-run",)):
         ran = train("--minutes", 10, "--stop-at", 1, *more)
         assert ran.code == 0
-        assert "warning: 4 steps will draw nothing: try --minutes 510\n" in ran.err
+        assert "warning: 10 steps will draw nothing: try --minutes 510\n" in ran.err
