@@ -20,8 +20,8 @@ ROOMS = (
     "core", "pictures", "errors", "events", "files", "runs", "outputs", "unusable", "media",
     "locks", "foreign", "parsing", "options", "config", "presets", "diffusion", "data",
     "tensorfile", "modelfile", "memory", "runtime", "draws", "conditioning", "resolving",
-    "sampling", "guiding", "generation", "features", "metrics", "evaluation", "training", "sweeps",
-    "demo", "inspection", "report", "interop", "console", "signals", "commands", "app", "__main__",
+    "sampling", "guiding", "generation", "tasks", "features", "metrics", "evaluation", "training",
+    "sweeps", "demo", "inspection", "report", "interop", "console", "signals", "commands", "app", "__main__",
 )  # fmt: skip
 """From the top of the house to the bottom; a room imports from itself and from those before it."""
 

@@ -213,6 +213,22 @@ def solve(matrix: Linear, wanted: Tensor, iterations: int) -> Tensor:
     return found
 
 
+def consistent(
+    x0: Tensor, degradation: Degradation, y: Tensor, *, bounded: bool = True, rounds: int = 100
+) -> Tensor:
+    """The sample near x_0 with A x_0 = y, for y without noise.
+
+    Args:
+        bounded: also keep it in [-1, 1], by projecting on both in turn (von Neumann 1950); the
+            range comes last.
+        rounds: how often.
+    """
+    for _ in range(rounds if bounded else 1):
+        x0 = x0 - degradation.pinv(degradation.apply(x0) - y)
+        x0 = x0.clamp(-1, 1) if bounded else x0
+    return x0
+
+
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """The inner product of each sample, (B, 1, ..., 1)."""
     return (a * b).sum(list(range(1, a.ndim)), keepdim=True)
