@@ -39,21 +39,20 @@ class Pictures:
         names: of their files.
         values: as stored, (N, C, *size).
         sizes: what they were before, (width, height) for images.
+        notices: what is to be said of them, once all else is known to be right.
     """
 
     names: tuple[str, ...]
     values: Array
     sizes: frozenset[Size]
+    notices: tuple[Notice, ...]
 
 
-def read(
-    path: str, loaded: Loaded, fit: str | None, shape: Sequence[int], *, told: bool = True
-) -> Work[Pictures]:
+def read(path: str, loaded: Loaded, fit: str | None, shape: Sequence[int]) -> Work[Pictures]:
     """The samples of a file, a folder or a zip file, fitted to a shape (C, *size).
 
     Args:
         fit: a name in `FITS`; None for that of the model's training.
-        told: say if they had another size.
 
     Raises:
         DataError: there is none, or it is not usable.
@@ -73,19 +72,18 @@ def read(
             fit=fit,
             medium=medium,
         )
-        yield from (Notice(line, warning=True) for line in skip_lines(found.summary.skipped))
-        made = Pictures(found.names, found.stored, frozenset(found.summary.sizes))
+        lines = list(skip_lines(found.summary.skipped))
+        names, values, sizes = found.names, found.stored, frozenset(found.summary.sizes)
     else:
         asked = Asked(tuple(size), channels, _rgb(loaded.background), fit)
         one = read_one(path, medium, asked)
-        remarks = (f"{files.show(path)}: {remark}" for remark in one.remarks)
-        yield from (Notice(remark, warning=True) for remark in remarks)
-        made = Pictures((Path(path).name,), one.values[None], frozenset([one.size]))
-    sizes = dict.fromkeys(made.sizes, 1)
-    if told and made.sizes != {tuple(size[::-1])}:
-        changed = fitting(sizes, tuple(size), fit)
-        yield Notice(f"{span(sizes)}: resized to {dimensions(size)}{changed}")
-    return made
+        lines = [f"{files.show(path)}: {remark}" for remark in one.remarks]
+        names, values, sizes = (Path(path).name,), one.values[None], frozenset([one.size])
+    notices = [Notice(line, warning=True) for line in lines]
+    if sizes != {tuple(size[::-1])}:
+        were, changed = span(dict.fromkeys(sizes, 1)), fitting(sizes, tuple(size), fit)
+        notices.append(Notice(f"{were}: resized to {dimensions(size)}{changed}"))
+    return Pictures(names, values, sizes, tuple(notices))
 
 
 def _rgb(color: str) -> tuple[int, ...]:

@@ -100,13 +100,15 @@ def interpolate(config: InterpolateConfig) -> Work[Interpolated | None]:
 
 def _ends(config: InterpolateConfig, loaded: Loaded) -> Work[tuple[list[str], list[Array]]]:
     """The names of A and B, and what is stored of them."""
-    names, ends = list[str](), []
+    names, ends, notices = list[str](), [], list[Notice]()
     for path in (config.first, config.second):
         found = yield from read(path, loaded, config.fit, loaded.space.shape)
         if len(found.names) != 1:
             raise DataError(f"{show(path)} holds {len(found.names):,} images", "Name one of them")
         names += found.names
         ends.append(np.array(found.values[0]))
+        notices += found.notices
+    yield from dict.fromkeys(notices)
     return names, ends
 
 
@@ -115,11 +117,12 @@ def _told(config: InterpolateConfig, loaded: Loaded) -> Denoise:
     if config.label is None:
         need_class(loaded)
         return loaded.denoiser
-    if not loaded.model.classes:
+    classes = loaded.model.blueprint.conditions.classes
+    if not classes:
         raise UsageError(
             "--class: the model was trained without classes", "Train one with --classes"
         )
-    known = {name: i for i, name in enumerate(loaded.model.classes)}
+    known = {name: i for i, name in enumerate(classes)}
     label = lookup(known, config.label, "--class")
 
     def told(x_t: Tensor, t: Any, /, **cond: Any) -> Any:

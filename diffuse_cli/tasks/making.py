@@ -172,11 +172,12 @@ def need_class(loaded: Loaded) -> None:
     Raises:
         UsageError
     """
-    if loaded.model.classes and loaded.model.training.get("label_dropout") == 0:
+    classes = loaded.model.blueprint.conditions.classes
+    if classes and loaded.model.training.get("label_dropout") == 0:
         raise UsageError(
             "--class is missing: the model was trained with --label-dropout 0, and knows no "
             "pictures without a class",
-            f"It knows {', '.join(map(files.brief, loaded.model.classes[:10]))}",
+            f"It knows {', '.join(map(files.brief, classes[:10]))}",
         )
 
 
@@ -215,7 +216,8 @@ def _classes(
     wanted = settings.condition
     if wanted is None:
         return {}
-    names = [loaded.model.classes[wanted.label(j)] for j in range(config.n)]
+    classes = loaded.model.blueprint.conditions.classes
+    names = [classes[wanted.label(j)] for j in range(config.n)]
     return {"classes": names * count}
 
 

@@ -67,6 +67,7 @@ def inpaint(config: InpaintConfig) -> Work[Made | None]:
     def look(loaded: Loaded) -> Work[Seen]:
         found = yield from read(config.image, loaded, config.fit, loaded.space.shape)
         mask = torch.from_numpy(read_mask(config.mask, loaded, config.fit, found.sizes))
+        yield from found.notices
         made = DEGRADATIONS["mask"](mask=mask)  # type: ignore[call-arg]
         return _degraded(config, loaded, found.names, found.values, made)
 
@@ -93,6 +94,7 @@ def restore(config: RestoreConfig) -> Work[Made | None]:
         with translating():
             made.fitted(loaded.space.shape)
         found = yield from read(config.image, loaded, config.fit, loaded.space.shape)
+        yield from found.notices
         return _degraded(config, loaded, found.names, found.values, made)
 
     return (yield from _restored(config, "restore", look))
@@ -106,6 +108,7 @@ def _observed(
         fitted = degradation.fitted(loaded.space.shape)
         shape = fitted.observed(loaded.space.shape)
     found = yield from read(config.image, loaded, config.fit, shape)
+    yield from found.notices
     y = _space_of(loaded, shape).to_model(torch.from_numpy(np.array(found.values)))
     u = _uniforms(config.seed, fitted, len(y))
     if y.shape[1:] == loaded.space.shape:  # what is unknown is grey, whatever the file has there

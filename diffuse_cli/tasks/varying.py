@@ -30,6 +30,7 @@ def vary(config: VaryConfig) -> Work[Made | None]:
 
     def planning(loaded: Loaded, settings: DrawSettings, device: torch.device) -> Work[Plan]:
         found = yield from read(config.image, loaded, config.fit, loaded.space.shape)
+        yield from found.notices
         x0 = loaded.space.to_model(torch.from_numpy(np.array(found.values)))
         process = loaded.denoiser.process
         every = settings.times_of(process)
