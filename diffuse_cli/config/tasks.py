@@ -47,9 +47,8 @@ class RestoringConfig(PictureConfig):
     """Samples that fit an observation."""
 
     method: str = option(
-        "ddnm",
-        "How samples are made to fit: ddnm needs no gradients; pigdm and mmps need them, and weigh "
-        "what is seen against what the model knows.",
+        "pigdm",
+        "How samples are made to fit: ddnm needs no gradient, pigdm one a step, mmps four.",
         table="core.restoration.RESTORATIONS",
     )
     jumps: int = option(

@@ -248,8 +248,7 @@ def consistent(
     """The sample near x_0 with A x_0 = y, for y without noise.
 
     Args:
-        bounded: also keep it in [-1, 1], by projecting on both in turn (von Neumann 1950); the
-            range comes last.
+        bounded: also keep it in [-1, 1], by projecting on both in turn; the range comes last.
         rounds: how often.
     """
     for _ in range(rounds if bounded else 1):

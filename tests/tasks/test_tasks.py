@@ -141,7 +141,7 @@ def test_the_manifest_says_how_and_verifies(diffuse, model, picture):
                   *QUICK, "--jumps", 3)  # fmt: skip
     found = manifest("inpainted")
     wanted = {
-        "task": "inpaint", "method": "ddnm", "degradation": "mask", "jumps": 3, "seed": 5, "n": 2,
+        "task": "inpaint", "method": "pigdm", "degradation": "mask", "jumps": 3, "seed": 5, "n": 2,
         "sampler": "ddim", "steps": 4, "inputs": ["a.png"], "format": "diffuse.samples",
         "precision": "fp32", "images": ["00000.png", "00001.png"],
     }  # fmt: skip
