@@ -111,15 +111,9 @@ def _observed(
     yield from found.notices
     y = _space_of(loaded, shape).to_model(torch.from_numpy(np.array(found.values)))
     u = _uniforms(config.seed, fitted, len(y))
-    if y.shape[1:] == loaded.space.shape:  # what is unknown is grey, whatever the file has there
-        y = _apart(fitted, u, y)
-    return Seen(found.names, fitted, u, y)
-
-
-def _apart(degradation: Degradation, u: Tensor, y: Tensor) -> Tensor:
-    """The part of y that a degradation can leave."""
-    drawn = degradation.drawn(u)
-    return drawn.apply(drawn.pinv(y))
+    # What is unknown is shown grey, whatever the file has there; samples do not depend on it.
+    drawn = fitted.drawn(u)
+    return Seen(found.names, fitted, u, drawn.apply(drawn.pinv(y)))
 
 
 def _space_of(loaded: Loaded, shape: Sequence[int]) -> Any:

@@ -12,9 +12,15 @@ import torch
 from conftest import write_images
 from PIL import Image
 
+from diffuse_cli.config import DrawConfig
 from diffuse_cli.core import RESTORATIONS
 from diffuse_cli.core.degradations import parse
+from diffuse_cli.events import finish
+from diffuse_cli.guiding import equipped
 from diffuse_cli.media._pixels import fitted
+from diffuse_cli.resolving import resolve
+from diffuse_cli.runtime import machine
+from diffuse_cli.sampling import load_denoiser
 from diffuse_cli.tasks.interpolating import psnr_of, slerp
 
 QUICK = ("--steps", 4, "--sampler", "ddim", "--precision", "fp32", "-q")
@@ -99,6 +105,7 @@ def test_what_is_hidden_in_a_degraded_picture_has_no_effect(diffuse, model, pict
     Image.fromarray(before).save("b.png")
     diffuse(*line, "b.png", "-o", "b")
     assert (pixels("a", 0) == pixels("b", 0)).all()
+    assert Path("a/grid.png").read_bytes() == Path("b/grid.png").read_bytes()
     assert (pixels("a", 0)[:, :4] == before[:, :4]).all()
 
 
@@ -187,6 +194,26 @@ def test_a_weak_model_guides_a_method_that_takes_gradients(diffuse, weak, pictur
     ran = diffuse(*line, "--guide-with", "self", "--weak-guidance", 2, "--method", "pigdm")
     assert ran.code == 0, ran.err
     assert manifest("restored")["weak_guidance"] == 2
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_gradients_go_through_the_network_and_its_guide(weak, guided):
+    """A network in inference mode would give wrong ones without a word: x_0 has x_t in it, too."""
+    config = DrawConfig(precision="fp32", device="cpu", guide_with="self" if guided else None)
+    with machine("fp32", "cpu") as accelerator:
+        loaded = finish(load_denoiser(weak, "ema", accelerator, "fp32", differentiable=True))
+        settings = finish(equipped(resolve(config, loaded.model), loaded, accelerator))
+    denoise = settings.guided(loaded.denoiser, loaded.denoiser.process)
+    g = torch.Generator().manual_seed(1)
+    x, way = torch.randn(2, 2, 1, 8, 8, generator=g)
+    x = x.requires_grad_()
+    x0 = denoise(x, 60).x0
+    (gradient,) = torch.autograd.grad(x0, x, way)
+    with torch.no_grad():
+        ahead, behind = (denoise(x + step * way, 60).x0 for step in (1e-2, -1e-2))
+    found, wanted = (gradient * way).sum(), ((ahead - behind) / 2e-2 * way).sum()
+    assert float(found) == pytest.approx(float(wanted), rel=1e-2)
+    assert all(not x0.requires_grad for x0 in (ahead, behind))
 
 
 def test_pictures_of_another_size_are_fitted(diffuse, model, tmp_path, picture):
