@@ -74,7 +74,7 @@ def generate(config: SampleConfig) -> Work[Generated | None]:
     if rank() == 0:
         outputs.check_samples(folder, config.overwrite, MANIFEST, WRITTEN.fullmatch)
     with (
-        _holding(folder) if rank() == 0 else contextlib.nullcontext(),
+        holding(folder) if rank() == 0 else contextlib.nullcontext(),
         machine(config.precision, config.device) as accelerator,
     ):
         loaded = yield from load_denoiser(
@@ -90,17 +90,17 @@ def generate(config: SampleConfig) -> Work[Generated | None]:
         frames: Frames = {}
         if config.gif:
             drawings = _with_frames(drawings, loaded.space, frames)
-        keep = _Folder(folder, loaded.space) if accelerator.is_main_process else {}
+        keep = Folder(folder, loaded.space) if accelerator.is_main_process else {}
         yield from collect(drawings, loaded.space, len(mine), keep)
         if accelerator.num_processes > 1:
-            _gather(keep, frames)
-        if not isinstance(keep, _Folder):
+            gather(keep, frames)
+        if not isinstance(keep, Folder):
             return None
         return _finish(config, loaded, settings, keep, frames, accelerator.num_processes)
 
 
 @contextlib.contextmanager
-def _holding(folder: Path) -> Iterator[None]:
+def holding(folder: Path) -> Iterator[None]:
     """Lock the folder of the samples; remove it again if it is new and stays empty."""
     made = not folder.exists()
     try:
@@ -113,7 +113,7 @@ def _holding(folder: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-class _Folder(dict[int, "Array"]):
+class Folder(dict[int, "Array"]):
     """Samples by index: writes each one that is added, and keeps the first ones for the grid."""
 
     def __init__(self, folder: Path, space: Space) -> None:
@@ -146,12 +146,12 @@ def _with_frames(drawings: Iterator[Drawing], space: Space, frames: Frames) -> I
         yield drawing
 
 
-def _gather(keep: dict[int, Array], frames: Frames) -> None:
+def gather(keep: dict[int, Array], frames: Frames) -> None:
     """Bring what other processes drew to the first process."""
     from accelerate.utils import gather_object
 
-    everyone = gather_object([({} if isinstance(keep, _Folder) else keep, frames)])
-    if isinstance(keep, _Folder):
+    everyone = gather_object([({} if isinstance(keep, Folder) else keep, frames)])
+    if isinstance(keep, Folder):
         for theirs, their_frames in everyone:
             for i in sorted(theirs):
                 keep[i] = theirs[i]
@@ -172,7 +172,7 @@ def _finish(
     config: SampleConfig,
     loaded: Loaded,
     settings: DrawSettings,
-    drawn: _Folder,
+    drawn: Folder,
     frames: Frames,
     processes: int,
 ) -> Generated:
