@@ -7,7 +7,7 @@ images, batch size and number of processes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +21,12 @@ from diffuse_cli.core.kernels.layout import laid_out, lay_out
 from diffuse_cli.core.kernels.precision import cast_products
 from diffuse_cli.core.samplers import SAMPLERS, State
 from diffuse_cli.core.space import Space
+from diffuse_cli.core.windows import Tiling, windowed
 from diffuse_cli.diffusion import kept_in_range
 from diffuse_cli.draws import image_noise
+from diffuse_cli.errors import translating
 from diffuse_cli.events import Notice, Progress, Work
-from diffuse_cli.media import MEDIA
+from diffuse_cli.media import MEDIA, Size
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.runtime import PRECISIONS, resolve_precision, slow_precision
 
@@ -120,6 +122,7 @@ class Loaded:
 
     Attributes:
         differentiable: whether gradients can be taken through the denoiser.
+        size: of the samples to draw, in windows of the model's; None for the model's.
     """
 
     model: modelfile.Model
@@ -127,11 +130,25 @@ class Loaded:
     sha256: str
     precision: str
     differentiable: bool = False
+    size: Size | None = None
 
     @property
     def space(self) -> Space:
         """What its samples are."""
-        return self.model.blueprint.space
+        own = self.model.blueprint.space
+        return own if self.size is None else replace(own, size=self.size)
+
+    def enlarged(self, size: Size | None) -> Loaded:
+        """The same for larger samples, if a size is given.
+
+        Raises:
+            UsageError: one that a window does not fit in.
+        """
+        if size is None:
+            return self
+        with translating(lambda _: "--size"):
+            Tiling(size, self.model.blueprint.space.size)
+        return replace(self, size=size)
 
     @property
     def background(self) -> str:
@@ -202,6 +219,8 @@ def ready(
 ) -> Denoiser:
     """A model's network on the device, in an exact precision, under its process.
 
+    It takes larger samples than the model's too, in windows.
+
     Args:
         differentiable: keep what gradients by the input need, where they are enabled; gradients by
             the weights are never taken.
@@ -220,4 +239,4 @@ def ready(
         with torch.inference_mode(not differentiable), cast:
             return net(x, t, **cond).float()  # type: ignore[no-any-return]
 
-    return model.blueprint.denoiser(infer)
+    return model.blueprint.denoiser(windowed(infer, model.blueprint.space.size))

@@ -14,7 +14,7 @@ from diffuse_cli.config.reading import FIT
 from diffuse_cli.core.degradations import DEGRADATIONS, parse
 from diffuse_cli.errors import translating
 from diffuse_cli.options import OVERWRITE, argument, option, output_option, run_option
-from diffuse_cli.parsing import parse_names
+from diffuse_cli.parsing import Size, parse_names, parse_size
 
 FORMS = ", ".join(kind.EXAMPLE for kind in DEGRADATIONS.own.values())
 MODEL = "Model file, or run directory."
@@ -34,6 +34,12 @@ class PictureConfig(DrawConfig, WeightsConfig):
         flag="--class",
         parse=parse_names,
         shown="no class",
+    )
+    size: Size | None = option(
+        None,
+        "Size of the samples: the model's, or larger ones in overlapping windows.",
+        parse=parse_size,
+        shown="the model's",
     )
     fit: str | None = option(None, FIT, table="media.FITS", shown="as in training")
     grid: bool = output_option(
@@ -73,7 +79,13 @@ class InpaintConfig(RestoringConfig):
 class UpscaleConfig(RestoringConfig):
     """A small picture made large."""
 
-    factor: int = option(4, "How many times larger, up to the model's size.", low=2, high=4096)
+    factor: int = option(4, "How many times larger.", low=2, high=4096)
+    size: Size | None = option(
+        None,
+        "Size of the samples: the model's, or larger ones in overlapping windows.",
+        parse=parse_size,
+        shown="that of a single image times --factor, or the model's if that is more",
+    )
     out: str = option("upscaled", "Folder for the samples.", flag="-o", metavar="FOLDER")
 
 

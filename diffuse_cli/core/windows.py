@@ -1,8 +1,8 @@
 """Windows: a model of small samples, used on larger ones.
 
 `windowed` cuts x_t into overlapping windows of the model's size, predicts each, and averages what
-they say where they overlap (MultiDiffusion: Bar-Tal et al. 2023, eq. 5). It is a function from
-`Denoise` to `Denoise`: samplers, guidance and restoration go with it as with the model itself.
+is said where they overlap (MultiDiffusion: Bar-Tal et al. 2023, eq. 5). It wraps the network:
+targets, guidance, restoration and samplers see one that takes larger samples.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffuse_cli.core.denoiser import Denoise, Prediction
 from diffuse_cli.core.errors import InvalidArgument
 from diffuse_cli.core.settings import dimensions
 
@@ -25,6 +24,7 @@ OVERLAP = 0.5
 """The least share of a window that the next one covers too."""
 
 Place = tuple[slice, ...]
+Network = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Tiling:
         fits = len(self.whole) == len(self.size)
         if not fits or any(w < s for w, s in zip(self.whole, self.size, strict=True)):
             raise InvalidArgument(
-                f"a sample of {dimensions(self.whole)} is smaller than the model's "
-                f"{dimensions(self.size)}"
+                f"{dimensions(self.whole)} is smaller than the model's {dimensions(self.size)}",
+                argument="size",
             )
 
     def starts(self, axis: int) -> list[int]:
@@ -88,16 +88,17 @@ class Tiling:
 
 
 def windowed(
-    denoise: Denoise, size: Sequence[int], *, overlap: float = OVERLAP, batch: int = 64
-) -> Denoise:
-    """`denoise` for samples (B, C, *whole) of any size from `size` up.
+    net: Network, size: Sequence[int], *, overlap: float = OVERLAP, batch: int = 64
+) -> Network:
+    """`net` for samples (B, C, *whole) of any size from `size` up.
 
-    A window counts most in its middle, so that predictions pass over into each other. The means of
-    x_0 and of eps have the same weights: x_t = alpha x_0 + sigma eps holds as before. A sample of
-    the model's size is predicted by the model alone.
+    A window counts most in its middle, so that predictions pass over into each other. x_0, eps and
+    a learned variance are linear in what a network puts out: their means over windows are those of
+    its mean. A sample of the model's size is predicted by `net` alone.
 
     Args:
-        size: of the samples that the model was trained on, (*size).
+        net: `net(x, t, **cond) -> (B, C', *size)`.
+        size: of the samples that it was trained on, (*size).
         overlap: in [0, 1): the least share of a window that the next one covers too.
         batch: the most windows that are predicted at a time; one of each sample at least.
 
@@ -105,59 +106,27 @@ def windowed(
         InvalidArgument: as `Tiling` does, when it is called.
     """
 
-    def predicted(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
-        tiling = Tiling(tuple(x_t.shape[2:]), tuple(size), overlap)
+    def predicted(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        tiling = Tiling(tuple(x.shape[2:]), tuple(size), overlap)
         if tiling.whole == tiling.size:
-            return denoise(x_t, t, **cond)
-        together = max(1, batch // len(x_t))
-        found: list[tuple[Prediction, int]] = []
+            return net(x, t, **cond)
+        together = max(1, batch // len(x))
+        found: list[Tensor] = []
         for start in range(0, len(tiling.places), together):
             places = tiling.places[start : start + together]
-            several = denoise(
-                torch.cat([x_t[place] for place in places]),
-                _repeated(t, len(places)),
-                **{name: _cut(value, places, tiling) for name, value in cond.items()},
-            )
-            found.append((several, len(places)))
-        return _merged(found, tiling)
+            own = {name: _cut(value, places, tiling) for name, value in cond.items()}
+            several = net(_cut(x, places, tiling), _cut(t, places, tiling), **own)
+            found += several.chunk(len(places))
+        return tiling.merge(found)
 
     return predicted
 
 
-def _merged(found: Sequence[tuple[Prediction, int]], tiling: Tiling) -> Prediction:
-    """One prediction from those of several batches of windows, with the number in each."""
-
-    def mean(of: Callable[[Prediction, int], Tensor]) -> Tensor:
-        return tiling.merge([part for p, count in found for part in of(p, count).chunk(count)])
-
-    def log_var(t: Any, s: Any = None) -> Any:
-        def own(p: Prediction, count: int) -> Any:
-            assert p.log_var is not None
-            return p.log_var(_repeated(t, count), _repeated(s, count))
-
-        (first, count), *_ = found
-        value = own(first, count)
-        if not isinstance(value, Tensor):
-            return value
-        alike = tuple(value.shape[2:]) != tiling.size  # a number for each sample
-        return value.chunk(count)[0] if alike else mean(own)
-
-    return Prediction(
-        mean(lambda p, _: p.x0),
-        mean(lambda p, _: p.eps),
-        log_var=None if found[0][0].log_var is None else log_var,
-    )
-
-
-def _repeated(value: Any, count: int) -> Any:
-    """What holds for a batch, for `count` windows of each sample, window after window."""
+def _cut(value: Any, places: Sequence[Place], tiling: Tiling) -> Any:
+    """What is said of a batch, for each of its windows, window after window: the part of an array,
+    the same of anything else."""
     if not isinstance(value, Tensor) or value.ndim == 0:
         return value
-    return value.repeat(count, *[1] * (value.ndim - 1))
-
-
-def _cut(value: Any, places: Sequence[Place], tiling: Tiling) -> Any:
-    """A condition for each window: its part of an array, the same of anything else."""
-    if isinstance(value, Tensor) and tuple(value.shape[2:]) == tiling.whole:
+    if tuple(value.shape[2:]) == tiling.whole:
         return torch.cat([value[place] for place in places])
-    return _repeated(value, len(places))
+    return value.repeat(len(places), *[1] * (value.ndim - 1))

@@ -82,8 +82,30 @@ def read(path: str, loaded: Loaded, fit: str | None, shape: Sequence[int]) -> Wo
     notices = [Notice(line, warning=True) for line in lines]
     if sizes != {tuple(size[::-1])}:
         were, changed = span(dict.fromkeys(sizes, 1)), fitting(sizes, tuple(size), fit)
-        notices.append(Notice(f"{were}: resized to {dimensions(size)}{changed}"))
+        kept = _larger(sizes, loaded, size)
+        notices.append(Notice(f"{were}: resized to {dimensions(size)}{changed}{kept}"))
     return Pictures(names, values, sizes, tuple(notices))
+
+
+def _larger(sizes: frozenset[Size], loaded: Loaded, size: Sequence[int]) -> str:
+    """How to keep the one size of pictures that are larger than what is drawn of them."""
+    if len(sizes) > 1 or tuple(size) != loaded.space.size:
+        return ""
+    (own,) = sizes
+    larger = all(side >= least for side, least in zip(own[::-1], size, strict=True))
+    return f"; --size {dimensions(own[::-1])} keeps it" if larger else ""
+
+
+def enlarged(path: str, loaded: Loaded, factor: int) -> Size | None:
+    """The size of the one picture in a file, `factor` times larger, if no side of that is less than
+    the model's."""
+    if Path(path).is_dir() or zipfile.is_zipfile(path):
+        return None
+    space = loaded.space
+    prepare(space.medium)
+    one = read_one(path, space.medium, Asked(space.size, space.channels))
+    size = tuple(factor * side for side in one.size[::-1])
+    return size if all(s >= own for s, own in zip(size, space.size, strict=True)) else None
 
 
 def _rgb(color: str) -> tuple[int, ...]:

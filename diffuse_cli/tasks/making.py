@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from diffuse_cli.core.solvers import Noise
 
     Array = npt.NDArray[Any]
+    from diffuse_cli.media import Size
+
     Bind = Callable[[Denoise], Denoise]
 
 
@@ -87,9 +89,17 @@ Planning = Callable[[Loaded, DrawSettings, "torch.device"], Work[Plan]]
 
 
 def make(
-    config: PictureConfig, task: str, planning: Planning, *, differentiable: bool = False
+    config: PictureConfig,
+    task: str,
+    planning: Planning,
+    *,
+    size: Callable[[Loaded], Size | None] = lambda loaded: None,
+    differentiable: bool = False,
 ) -> Work[Made | None]:
     """Draw `config.n` samples for each picture, and write them with a grid and a manifest.
+
+    Args:
+        size: of the samples, where none is typed; None for the model's.
 
     Returns:
         What was written, or None on every process but the first.
@@ -108,6 +118,7 @@ def make(
             config.precision,
             differentiable=differentiable,
         )
+        loaded = loaded.enlarged(config.size or size(loaded))
         settings = _settings(config, loaded)
         settings = yield from equipped(settings, loaded, accelerator)
         yield from tell(settings)

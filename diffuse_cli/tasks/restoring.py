@@ -21,7 +21,7 @@ from diffuse_cli.errors import translating
 from diffuse_cli.events import Work
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.sampling import Loaded, stored
-from diffuse_cli.tasks.inputs import read, read_mask
+from diffuse_cli.tasks.inputs import enlarged, read, read_mask
 from diffuse_cli.tasks.making import Made, Plan, make
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from diffuse_cli.core.denoiser import Denoise
     from diffuse_cli.core.solvers import Noise
+    from diffuse_cli.media import Size
     from diffuse_cli.tasks.making import Bind
 
     Array = npt.NDArray[Any]
@@ -81,7 +82,10 @@ def upscale(config: UpscaleConfig) -> Work[Made | None]:
     def look(loaded: Loaded) -> Work[Seen]:
         return (yield from _observed(config, loaded, made, "--factor"))
 
-    return (yield from _restored(config, "upscale", look))
+    def size(loaded: Loaded) -> Size | None:
+        return enlarged(config.image, loaded, config.factor)
+
+    return (yield from _restored(config, "upscale", look, size))
 
 
 def restore(config: RestoreConfig) -> Work[Made | None]:
@@ -151,7 +155,9 @@ def _uniforms(seed: int, degradation: Degradation, count: int) -> Tensor:
     return torch.from_numpy(np.stack(draws)).float()
 
 
-def _restored(config: RestoringConfig, task: str, look: Any) -> Work[Made | None]:
+def _restored(
+    config: RestoringConfig, task: str, look: Any, size: Any = lambda loaded: None
+) -> Work[Made | None]:
     method = RESTORATIONS[config.method]
 
     def planning(loaded: Loaded, settings: DrawSettings, device: torch.device) -> Work[Plan]:
@@ -179,7 +185,8 @@ def _restored(config: RestoringConfig, task: str, look: Any) -> Work[Made | None
         }
         return Plan(seen.names, steps, states, _shown(seen, loaded), described)
 
-    return (yield from make(config, task, planning, differentiable=method.differentiates))
+    differs = method.differentiates
+    return (yield from make(config, task, planning, size=size, differentiable=differs))
 
 
 def _told(

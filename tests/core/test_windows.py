@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 import torch
-from oracles import exact_denoiser, generator, process_of
+from oracles import generator, process_of
 
-from diffuse_cli.core import SAMPLERS, VARIANCES, Denoiser, Prediction
+from diffuse_cli.core import SAMPLERS, VARIANCES, Denoiser
 from diffuse_cli.core.errors import InvalidArgument
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.windows import Tiling, windowed
@@ -48,7 +48,7 @@ def test_windows_are_as_few_as_the_overlap_allows():
 @pytest.mark.parametrize("whole", [(3, 8), (8,), (4, 8, 8)], ids=str)
 def test_a_sample_that_no_window_fits_in_is_refused(whole):
     with pytest.raises(InvalidArgument, match=r"smaller than the model's 4x4"):
-        windowed(exact_denoiser(FULL, "v"), (4, 4))(large(*whole), 5)
+        windowed(mean_of_window, (4, 4))(large(*whole), torch.zeros(2))
 
 
 @pytest.mark.parametrize("t", TIMES, ids=str)
@@ -57,62 +57,70 @@ def test_a_sample_that_no_window_fits_in_is_refused(whole):
 def test_a_model_of_single_pixels_does_not_notice_windows(t, variance, batch):
     """What is said of a pixel does not depend on its place: the mean over windows is that."""
     shown = 2 if variance == "learned" else 1
-    denoiser = Denoiser(lambda x, t: (x.tanh()).repeat(1, shown, 1, 1), FULL, "v", variance)
+
+    def net(x, t):
+        return (x.tanh() + t.reshape(-1, 1, 1, 1)).repeat(1, shown, 1, 1)
+
     x = large(7, 10)
-    plain, merged = denoiser(x, t), windowed(denoiser, (4, 4), batch=batch)(x, t)
+    plain = Denoiser(net, FULL, "v", variance)(x, t)
+    merged = Denoiser(windowed(net, (4, 4), batch=batch), FULL, "v", variance)(x, t)
     for name in ("x0", "eps"):
         torch.testing.assert_close(getattr(merged, name), getattr(plain, name))
-    one = torch.as_tensor(merged.log_var(t))
-    torch.testing.assert_close(one, torch.as_tensor(plain.log_var(t)))
+    torch.testing.assert_close(*(torch.as_tensor(p.log_var(t)) for p in (merged, plain)))
 
 
-def test_a_window_as_large_as_the_sample_is_the_model_alone():
-    denoiser, x = exact_denoiser(FULL, "v", "large"), large(4, 4)
-    assert torch.equal(windowed(denoiser, (4, 4))(x, 5).x0, denoiser(x, 5).x0)
-
-
-def place_of_a_window(x, t, **cond):
-    """x_0 is the mean of the window, so that each window says something else."""
+def mean_of_window(x, t, **cond):
+    """So that each window says something else."""
     return x.mean((1, 2), keepdim=True).expand_as(x)
 
 
+def test_a_window_as_large_as_the_sample_is_the_network_alone():
+    x = large(4, 4)
+    assert windowed(lambda x, t: x, (4, 4))(x, torch.zeros(2)) is x
+
+
 def test_windows_count_most_in_their_middle():
-    denoiser, x = Denoiser(place_of_a_window, FULL, "x0"), large(6, batch=1)
+    x = large(6, batch=1)
     first, second = x[0, 0, :4].mean(), x[0, 0, 2:].mean()
-    found = windowed(denoiser, (4,))(x, 5).x0[0, 0]
+    found = windowed(mean_of_window, (4,))(x, torch.zeros(1))[0, 0]
     wanted = [first, first, (2 * first + second) / 3, (first + 2 * second) / 3, second, second]
     torch.testing.assert_close(found, torch.stack(wanted))
 
 
-@pytest.mark.parametrize("t", TIMES, ids=str)
-def test_x_t_is_kept(t):
-    x, denoiser = large(7, 10), Denoiser(lambda x, t: x.mean() * x, FULL, "v")
-    found = windowed(clip(denoiser, FULL), (4, 4))(x, t)
-    alpha, sigma = FULL.level(t, like=x)
-    torch.testing.assert_close(alpha * found.x0 + sigma * found.eps, x)
+def test_the_mean_over_windows_is_that_of_their_estimates():
+    """x_0 of each window, averaged by hand, and x_0 of the averaged network."""
+    x = large(6, batch=1)
+    denoiser = Denoiser(mean_of_window, FULL, "v")
+    parts = [denoiser(x[..., k : k + 4], 20).x0 for k in (0, 2)]
+    by_hand = Tiling((6,), (4,)).merge(parts)
+    merged = Denoiser(windowed(mean_of_window, (4,)), FULL, "v")(x, 20)
+    torch.testing.assert_close(merged.x0, by_hand)
+    alpha, sigma = FULL.level(20, like=x)
+    torch.testing.assert_close(alpha * merged.x0 + sigma * merged.eps, x)
 
 
 def test_windows_are_told_their_own_condition():
     """An array is cut like x_t, a label of each sample repeated, anything else handed on."""
 
-    def told(x_t, t, *, given, label, none):
+    def told(x, t, *, given, label, none):
         assert none is None
-        return Prediction(given + label.reshape(-1, 1, 1, 1), x_t)
+        return given + label.reshape(-1, 1, 1, 1) + t.reshape(-1, 1, 1, 1)
 
-    given, label = large(7, 10), torch.tensor([10, 20])
-    found = windowed(told, (4, 4), batch=4)(large(7, 10), 5, given=given, label=label, none=None)
-    torch.testing.assert_close(found.x0, given + label.reshape(-1, 1, 1, 1))
+    given, label, t = large(7, 10), torch.tensor([10, 20]), torch.tensor([100.0, 200.0])
+    net = windowed(told, (4, 4), batch=4)
+    found = net(large(7, 10), t, given=given, label=label, none=None)
+    torch.testing.assert_close(found, given + (label + t).reshape(-1, 1, 1, 1))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_samplers_go_with_windows(sampler):
-    denoise = windowed(exact_denoiser(FULL, "v"), (4, 4))
-    x = large(4, 6)
-    *_, last = SAMPLERS[sampler](denoise, FULL, x, FULL.times(5), noise=lambda k: large(4, 6))
+    denoise = clip(Denoiser(windowed(mean_of_window, (4,)), FULL, "v"), FULL)
+    x = large(6)
+    *_, last = SAMPLERS[sampler](denoise, FULL, x, FULL.times(5), noise=lambda k: large(6))
     assert last.x.shape == x.shape
     assert torch.isfinite(last.x).all()
 
 
 def test_windows_on_meta():
     x = torch.empty(2, 1, 7, 10, device="meta")
-    assert windowed(Denoiser(lambda x, t: x, FULL, "v"), (4, 4))(x, 5).x0.is_meta
+    assert windowed(lambda x, t: x, (4, 4))(x, torch.empty(2, device="meta")).is_meta
