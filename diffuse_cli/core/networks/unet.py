@@ -168,7 +168,7 @@ def build(
     from diffuse_cli.core.networks._unet import UNet
 
     check(config, space)
-    return UNet(config, space, conditions.num_classes, out_channels or space.channels)
+    return UNet(config, space, conditions, out_channels or space.channels)
 
 
 def describe(config: Config, space: Space) -> list[str]:
