@@ -18,17 +18,18 @@ PACKAGE = Path(diffuse_cli.__file__).parent
 
 ROOMS = (
     "core", "pictures", "errors", "events", "files", "runs", "outputs", "unusable", "media",
-    "locks", "foreign", "parsing", "options", "config", "presets", "diffusion", "data",
-    "tensorfile", "modelfile", "memory", "runtime", "draws", "conditioning", "resolving",
-    "sampling", "guiding", "generation", "features", "metrics", "evaluation", "training", "sweeps",
-    "demo", "inspection", "report", "interop", "console", "signals", "commands", "app", "__main__",
+    "locks", "foreign", "parsing", "options", "config", "presets", "diffusion", "draws",
+    "givens", "data", "tensorfile", "modelfile", "memory", "runtime", "conditioning",
+    "resolving", "sampling", "inputs", "guiding", "generation", "features", "metrics", "evaluation",
+    "training", "sweeps", "demo", "inspection", "report", "interop", "console", "signals",
+    "commands", "app", "__main__",
 )  # fmt: skip
 """From the top of the house to the bottom; a room imports from itself and from those before it."""
 
 CORE = (
-    "errors", "registry", "settings", "space", "conditions", "schedules", "spacings", "timesteps",
-    "targets", "variances", "gaussian", "process", "kernels.attention", "kernels.dropout",
-    "kernels.layout", "kernels.norms", "kernels.precision", "networks.__init__",
+    "errors", "registry", "settings", "space", "conditions", "masks", "degradations", "schedules",
+    "spacings", "timesteps", "targets", "variances", "gaussian", "process", "kernels.attention",
+    "kernels.dropout", "kernels.layout", "kernels.norms", "kernels.precision", "networks.__init__",
     "networks._time", "networks._blocks", "networks._unet", "networks.unet", "denoiser", "losses",
     "solvers", "samplers", "learned_times", "guidance", "likelihood", "muon", "optimizers",
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Wrappers from `Denoise` to `Denoise`: clipping, and guidance by nothing told or a weaker model."""
+"""Wrappers from `Denoise` to `Denoise`: clipping, and guidance by nothing or a weaker model."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from diffuse_cli.config import EvalConfig
 from diffuse_cli.core.space import Space
 from diffuse_cli.evaluation.bounds import Bound, joined, measure
 from diffuse_cli.evaluation.cache import cached, computed
-from diffuse_cli.evaluation.images import Labelled, Training
+from diffuse_cli.evaluation.images import Labelled, Training, inputs_of
 from diffuse_cli.evaluation.neighbors import search
 from diffuse_cli.evaluation.team import Team, draw_share, gathered
 from diffuse_cli.events import Work
@@ -145,6 +145,7 @@ def _bound(
         images,
         loaded.model.blueprint,
         own,
+        given=inputs_of(loaded, images, config.seed),
         timesteps=timesteps,
         seed=config.seed,
         batch_size=config.batch_size,

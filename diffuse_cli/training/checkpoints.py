@@ -114,6 +114,7 @@ def checkpoint_of(trainer: Trainer, step: int, monitor: Monitor) -> Checkpoint:
             "scaler": scaler.state_dict() if scaler is not None else None,
             "fingerprint": trainer.plan.images.fingerprint,
             "classes": trainer.plan.class_fingerprints,
+            "given": trainer.plan.given_fingerprints,
             "versions": list(trainer.plan.versions),
             "watch": monitor.state(),
         },
