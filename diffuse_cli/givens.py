@@ -69,7 +69,7 @@ class Giver:
     @property
     def masks(self) -> bool:
         """Whether it is told which part is known."""
-        return hasattr(self.degradation, "known")
+        return self.degradation is not None and self.degradation.HIDES
 
     @cached_property
     def inputs(self) -> Space:
@@ -101,8 +101,7 @@ class Giver:
         made = made or self.degradation
         if made is None:
             return self.encoded(y)
-        known = getattr(made, "known", None)
-        return self.encoded(made.pinv(y), known(y) if known else None)
+        return self.encoded(made.pinv(y), made.known(y))
 
     def encoded(self, values: Tensor, known: Tensor | None = None) -> Tensor:
         """Values (B, C, *size) with the channel that says where they are known, 1 or 0."""

@@ -97,7 +97,9 @@ def _samples(of: Blueprint) -> str:
 def _process(of: Blueprint) -> str:
     diffusion = of.diffusion
     betas = "custom betas" if diffusion.betas else diffusion.schedule
-    moved = f" at log-SNR {diffusion.log_snr_shift:+g}" if diffusion.log_snr_shift else ""
+    moved = (
+        f" with log-SNR shifted by {diffusion.log_snr_shift:+g}" if diffusion.log_snr_shift else ""
+    )
     zero = " at zero terminal SNR" if diffusion.zero_terminal_snr else ""
     return f"{betas}{moved}{zero} of {of.process.num_timesteps:,} timesteps"
 

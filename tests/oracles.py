@@ -126,6 +126,19 @@ def mixture_denoise(process: Process, components: Any = MIXTURE) -> Any:
     return denoise
 
 
+def gaussian_denoise(process: Process, mean: Tensor, covariance: Tensor) -> Any:
+    """The exact denoiser of samples whose elements, in a row, are N(mean, covariance)."""
+    one = torch.eye(len(mean), dtype=mean.dtype)
+
+    def denoise(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
+        alpha, sigma = process.level(t, like=x_t)
+        seen = torch.linalg.solve(alpha**2 * covariance + sigma**2 * one, alpha * covariance)
+        x0 = (mean + (x_t.flatten(1) - alpha * mean) @ seen).reshape(x_t.shape)
+        return Prediction(x0, (x_t - alpha * x0) / sigma)
+
+    return denoise
+
+
 def ideal_net(process: Process, images: Tensor, sharpness: float = 1.0) -> Callable[..., Tensor]:
     """The best prediction of x_0 for data that is these images, (N, C, H, W): their mean, each
     weighted by how likely x_t is from it; `sharpness` other than 1 mistakes that."""

@@ -169,7 +169,9 @@ OTHERS = {
     "its process is cosine at zero terminal SNR of": {
         "diffusion": DiffusionConfig(zero_terminal_snr=True)
     },
-    "its process is cosine at log-SNR -1 of": {"diffusion": DiffusionConfig(log_snr_shift=-1.0)},
+    "its process is cosine with log-SNR shifted by -1 of": {
+        "diffusion": DiffusionConfig(log_snr_shift=-1.0)
+    },
     "its classes are class 0, class 1, the model's none": {"num_classes": 2},
     "is the model itself": {"sha256": "a"},
 }

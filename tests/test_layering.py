@@ -27,11 +27,12 @@ ROOMS = (
 """From the top of the house to the bottom; a room imports from itself and from those before it."""
 
 CORE = (
-    "errors", "registry", "settings", "space", "conditions", "masks", "degradations", "schedules",
+    "errors", "registry", "settings", "masks", "degradations", "space", "conditions", "schedules",
     "spacings", "timesteps", "targets", "variances", "gaussian", "process", "kernels.attention",
     "kernels.dropout", "kernels.layout", "kernels.norms", "kernels.precision", "networks.__init__",
     "networks._time", "networks._blocks", "networks._unet", "networks.unet", "denoiser", "losses",
-    "solvers", "samplers", "learned_times", "guidance", "likelihood", "muon", "optimizers",
+    "windows", "solvers", "samplers", "jumps", "learned_times", "guidance", "restoration",
+    "likelihood", "muon", "optimizers",
 )  # fmt: skip
 """The same inside core, for what is imported when a module runs; names for types may come from
 anywhere there."""
@@ -146,7 +147,8 @@ assert importlib.util.find_spec("diffuse_cli.errors") is None
 for name in core.__all__:
     assert getattr(core, name) is not None
 for table in (core.SCHEDULES, core.SPACINGS, core.TIMESTEP_DRAWS, core.TARGETS, core.VARIANCES,
-              core.LOSSES, core.WEIGHTINGS, core.SAMPLERS, core.NETWORKS):
+              core.LOSSES, core.WEIGHTINGS, core.SAMPLERS, core.NETWORKS, core.DEGRADATIONS,
+              core.RESTORATIONS):
     assert all(table[name] is not None for name in table)
 unet, space = core.NETWORKS["unet"], core.Space(channels=1, size=(8,))
 net = unet.build(unet.Config(width=8, groups=4), space, core.Conditions())
@@ -223,11 +225,13 @@ def test_importing_the_app_loads_nothing_heavy():
 def test_tables_are_listed_without_torch():
     loads_nothing_heavy(
         "from diffuse_cli.core import SCHEDULES, TARGETS, VARIANCES, LOSSES, WEIGHTINGS, "
-        "SAMPLERS, SPACINGS, NETWORKS, Gaussian; from diffuse_cli.presets import PRESETS; "
+        "SAMPLERS, SPACINGS, NETWORKS, DEGRADATIONS, RESTORATIONS, Gaussian; "
+        "from diffuse_cli.presets import PRESETS; "
         "from diffuse_cli.features import FEATURES; from diffuse_cli.metrics import METRICS; "
         "from diffuse_cli.commands import COMMANDS; from diffuse_cli.interop import FORMATS; "
         "assert all(map(list, (SCHEDULES, TARGETS, VARIANCES, LOSSES, WEIGHTINGS, SAMPLERS, "
-        "SPACINGS, NETWORKS, PRESETS, FEATURES, METRICS, COMMANDS, FORMATS)))"
+        "SPACINGS, NETWORKS, DEGRADATIONS, RESTORATIONS, PRESETS, FEATURES, METRICS, COMMANDS, "
+        "FORMATS)))"
     )
 
 

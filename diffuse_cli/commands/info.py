@@ -260,7 +260,7 @@ def _given(found: ModelReport) -> str:
 def _process(found: ModelReport) -> str:
     diffusion = found.blueprint.diffusion
     betas = "custom betas" if diffusion.betas else f"schedule {show(diffusion.schedule)}"
-    moved = f", log-SNR {diffusion.log_snr_shift:+g}" if diffusion.log_snr_shift else ""
+    moved = f", log-SNR shifted by {diffusion.log_snr_shift:+g}" if diffusion.log_snr_shift else ""
     zero = " at zero terminal SNR" if diffusion.zero_terminal_snr else ""
     return (
         f"{betas}{moved}{zero}, {diffusion.num_timesteps:,} timesteps, "

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diffuse_cli.core.conditions import Conditions as Conditions
+    from diffuse_cli.core.degradations import DEGRADATIONS as DEGRADATIONS
     from diffuse_cli.core.denoiser import Denoiser as Denoiser
     from diffuse_cli.core.denoiser import Prediction as Prediction
     from diffuse_cli.core.errors import InvalidArgument as InvalidArgument
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from diffuse_cli.core.networks import NETWORKS as NETWORKS
     from diffuse_cli.core.optimizers import OPTIMIZERS as OPTIMIZERS
     from diffuse_cli.core.process import Process as Process
+    from diffuse_cli.core.restoration import RESTORATIONS as RESTORATIONS
     from diffuse_cli.core.samplers import SAMPLERS as SAMPLERS
     from diffuse_cli.core.samplers import State as State
     from diffuse_cli.core.schedules import SCHEDULES as SCHEDULES
@@ -43,11 +45,13 @@ _HOMES = {
     "Gaussian": "gaussian",
     "Process": "process",
     "NETWORKS": "networks",
+    "DEGRADATIONS": "degradations",
     "Denoiser": "denoiser",
     "Prediction": "denoiser",
     "LOSSES": "losses",
     "WEIGHTINGS": "losses",
     "OPTIMIZERS": "optimizers",
+    "RESTORATIONS": "restoration",
     "SAMPLERS": "samplers",
     "State": "samplers",
     "Bits": "likelihood",

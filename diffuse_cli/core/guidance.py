@@ -19,7 +19,7 @@ def clip(denoise: Denoise, process: Process) -> Denoise:
 
     def clipped(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
         prediction = denoise(x_t, t, **cond)
-        return _with_x0(prediction, prediction.x0.clamp(-1, 1), process, x_t, t)
+        return with_x0(prediction, prediction.x0.clamp(-1, 1), process, x_t, t)
 
     return clipped
 
@@ -38,7 +38,7 @@ def threshold(denoise: Denoise, process: Process, percentile: float) -> Denoise:
         prediction = denoise(x_t, t, **cond)
         s = spread(_percentile(prediction.x0.abs().flatten(1), percentile).clamp(min=1), x_t)
         x0 = prediction.x0.clamp(-s, s) / s
-        return _with_x0(prediction, x0, process, x_t, t)
+        return with_x0(prediction, x0, process, x_t, t)
 
     return thresholded
 
@@ -50,9 +50,10 @@ def _percentile(rows: Tensor, share: float) -> Tensor:
     return ordered[:, low].lerp(ordered[:, high], position - low)
 
 
-def _with_x0(
+def with_x0(
     prediction: Prediction, x0: Tensor, process: Process, x_t: Tensor, t: Any
 ) -> Prediction:
+    """The prediction with another x_0, and eps = (x_t - alpha x_0) / sigma."""
     alpha, sigma = process.level(t, like=x_t)
     return replace(prediction, x0=x0, eps=(x_t - alpha * x0) / sigma)
 

@@ -232,6 +232,14 @@ class Process:
         pair = self.pair(t, s, like=x_t)
         return Gaussian(pair.c1 * x0 + pair.c2 * x_t, pair.log_beta_tilde)
 
+    def transition(self, x_s: Tensor, s: Time, t: Time) -> Gaussian:
+        """q(x_t | x_s), s < t: the way back up, for samples that went too far down.
+
+        N(sqrt(alpha_bar_t / alpha_bar_s) x_s, 1 - alpha_bar_t / alpha_bar_s); s = -1 is clean data.
+        """
+        pair = self.pair(t, s, like=x_s)
+        return Gaussian(pair.alpha / pair.alpha_s * x_s, pair.log_beta)
+
     def prior(self, x0: Tensor) -> Gaussian:
         """q(x_{T-1} | x_0), which the prior N(0, 1) approximates."""
         alpha, sigma = self.level(self.num_timesteps - 1, like=x0)

@@ -1,8 +1,9 @@
 """Samplers: generators over a list of descending times.
 
 `SAMPLERS[name](denoise, process, x, times, *, noise, **options)` yields a `State` after each step.
-The last step goes to s = -1 and gives the images. `noise(k)` is the noise of the k-th step: all
-randomness comes from the caller.
+The last step goes to `end`: s = -1, which gives the images, unless the caller stops on the way
+(`core.jumps` goes up again from there). `noise(k)` is the noise of the k-th step: all randomness
+comes from the caller.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ STALLED = 5
 
 
 def ddpm(
-    denoise: Denoise, process: Process, x: Tensor, times: Times, *, noise: Noise
+    denoise: Denoise, process: Process, x: Tensor, times: Times, *, noise: Noise, end: float = -1
 ) -> Iterator[State]:
     """Ancestral sampling: x_s from N(posterior mean, reverse variance) (Ho et al. 2020, alg. 2)."""
-    for k, (t, s) in enumerate(pairwise([*times, -1])):
+    for k, (t, s) in enumerate(pairwise([*times, end])):
         prediction = denoise(x, t)
         step = process.posterior(prediction.x0, x, t, s)
         if s < 0:
@@ -47,13 +48,20 @@ def ddpm(
 
 
 def ddim(
-    denoise: Denoise, process: Process, x: Tensor, times: Times, *, noise: Noise, eta: float = 0.0
+    denoise: Denoise,
+    process: Process,
+    x: Tensor,
+    times: Times,
+    *,
+    noise: Noise,
+    end: float = -1,
+    eta: float = 0.0,
 ) -> Iterator[State]:
     """x_s = alpha_s x_0 + sqrt(sigma_s^2 - std^2) eps + std z (Song et al. 2021a, eqs. 12 and 16).
 
     `eta` scales std between 0 (deterministic) and the posterior's (1, a form of `ddpm`).
     """
-    for k, (t, s) in enumerate(pairwise([*times, -1])):
+    for k, (t, s) in enumerate(pairwise([*times, end])):
         prediction = denoise(x, t)
         pair = process.pair(t, s, like=x)
         std = 0.0 if s < 0 else eta * math.exp(pair.log_beta_tilde / 2)

@@ -67,9 +67,9 @@ class Step:
         return self.sigma_s / self.sigma * x - self.alpha_s * math.expm1(-self.h) * x0
 
 
-def steps(process: Process, times: Times) -> Iterator[Step]:
-    """The steps from each time to the next, and from the last to clean data."""
-    for t, s in pairwise([*times, -1]):
+def steps(process: Process, times: Times, end: float = -1) -> Iterator[Step]:
+    """The steps from each time to the next, and from the last to the end, clean data."""
+    for t, s in pairwise([*times, end]):
         bar, bar_s = process.alpha_bar(t), process.alpha_bar(s)
         start = process.log_snr(t) / 2
         alpha, sigma = math.sqrt(bar), math.sqrt(1 - bar)
@@ -82,14 +82,14 @@ def steps(process: Process, times: Times) -> Iterator[Step]:
 
 
 def heun(
-    denoise: Denoise, process: Process, x: Tensor, times: Times, *, noise: Noise
+    denoise: Denoise, process: Process, x: Tensor, times: Times, *, noise: Noise, end: float = -1
 ) -> Iterator[State]:
     """Heun's method, of second order (Karras et al. 2022, alg. 1): two evaluations a step.
 
     The slope is the mean of eps at both ends. With z_s = x_0 + r_s eps at the far end, correcting
     the DDIM step needs only the two x_0, which at low SNR are known better than eps.
     """
-    for step in steps(process, times):
+    for step in steps(process, times, end):
         prediction = denoise(x, step.t)
         x0, x = prediction.x0, step.ddim(prediction)
         if step.s >= 0 and not step.rough:
@@ -112,7 +112,7 @@ with few steps; on sharp data images leave the range that x_0 was clipped to."""
 
 
 def ipndm(
-    denoise: Denoise, process: Process, x: Tensor, times: Times, *, noise: Noise
+    denoise: Denoise, process: Process, x: Tensor, times: Times, *, noise: Noise, end: float = -1
 ) -> Iterator[State]:
     """Four-step Adams-Bashforth in eps with the weights of equal steps (Liu et al. 2022a, sec. 3),
     started by its lower orders instead of Runge-Kutta (Zhang & Chen 2022).
@@ -121,7 +121,7 @@ def ipndm(
     used.
     """
     past: list[Tensor] = []
-    for step in steps(process, times):
+    for step in steps(process, times, end):
         prediction = denoise(x, step.t)
         x0, eps = prediction.x0, prediction.eps
         if step.rough or (step.s < 0 and len(times) > EXTRAPOLATED):
@@ -140,11 +140,11 @@ def ipndm(
 
 
 def dpmpp_2m(
-    denoise: Denoise, process: Process, x: Tensor, times: Times, *, noise: Noise
+    denoise: Denoise, process: Process, x: Tensor, times: Times, *, noise: Noise, end: float = -1
 ) -> Iterator[State]:
     """DPM-Solver++(2M), of second order, one evaluation a step (Lu et al. 2022b, alg. 2)."""
     before = None
-    for step in steps(process, times):
+    for step in steps(process, times, end):
         x0 = denoise(x, step.t).x0
         x = step.toward(x, _halfway(step, x0, before))
         before = (step.start, x0) if step.h > 0 else before
@@ -152,14 +152,14 @@ def dpmpp_2m(
 
 
 def dpmpp_2m_sde(
-    denoise: Denoise, process: Process, x: Tensor, times: Times, *, noise: Noise
+    denoise: Denoise, process: Process, x: Tensor, times: Times, *, noise: Noise, end: float = -1
 ) -> Iterator[State]:
     """SDE-DPM-Solver++(2M), the same for the reverse stochastic equation (Lu et al. 2022b, sec. 5).
 
     With constant x_0 a step is a draw from the posterior, as in `ddpm`.
     """
     before = None
-    for k, step in enumerate(steps(process, times)):
+    for k, step in enumerate(steps(process, times, end)):
         x0 = denoise(x, step.t).x0
         kept = step.sigma_s / step.sigma * math.exp(-step.h)
         fresh = -math.expm1(-2 * step.h)
@@ -185,6 +185,7 @@ def unipc(
     times: Times,
     *,
     noise: Noise,
+    end: float = -1,
     order: int = 2,
     corrector: bool = True,
 ) -> Iterator[State]:
@@ -199,7 +200,7 @@ def unipc(
     """
     past: list[Known] = []
     taken: tuple[Step, Tensor, Tensor, list[Known]] | None = None
-    for step in steps(process, times):
+    for step in steps(process, times, end):
         here = (step.start, denoise(x, step.t).x0)
         if corrector and taken is not None:
             begun, old_x, old_x0, others = taken

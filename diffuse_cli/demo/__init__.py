@@ -117,7 +117,7 @@ def _scene(config: DemoConfig, picture: Image.Image, processes: Mapping[str, Pro
     levels = np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1)
     noise = draw_noise(config.seed, "noise-demo", shape=levels.shape)
     total = next(iter(processes.values())).num_timesteps
-    rescaled = f",  log-SNR {config.log_snr_shift:+g}" if config.log_snr_shift else ""
+    rescaled = f",  log-SNR shifted by {config.log_snr_shift:+g}" if config.log_snr_shift else ""
     rescaled += ",  zero terminal SNR" if config.zero_terminal_snr else ""
     title = f"Forward process of {_short(Path(config.image).name, 42)},  T = {total}{rescaled}"
     space = image.space(levels[None])

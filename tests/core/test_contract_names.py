@@ -34,6 +34,12 @@ CALLS: dict[str, tuple[Any, str]] = {
     **{f"sampler {n}": (f, "denoise process x times *noise") for n, f in core.SAMPLERS.items()},
     **{f"schedule {n}": (f, "num_timesteps") for n, f in core.SCHEDULES.items()},
     **{f"weighting {n}": (f, "snr") for n, f in core.WEIGHTINGS.items()},
+    **{f"degradation {n}": (d.apply, "self x0") for n, d in core.DEGRADATIONS.items()},
+    **{f"inverse {n}": (d.pinv, "self y") for n, d in core.DEGRADATIONS.items()},
+    **{
+        f"restoration {n}": (r.__call__, "denoise process degradation y")
+        for n, r in core.RESTORATIONS.items()
+    },
     **{f"network {n}": (m.build, "config space conditions") for n, m in core.NETWORKS.items()},
 }
 STARS = {inspect.Parameter.KEYWORD_ONLY: "*", inspect.Parameter.VAR_KEYWORD: "**"}
@@ -55,7 +61,7 @@ def test_the_arguments_of_the_contract_come_first_and_no_other_is_required(name:
 
 
 def test_the_tables_and_attributes_of_the_contract():
-    tables = "SCHEDULES TARGETS VARIANCES LOSSES WEIGHTINGS SAMPLERS NETWORKS"
+    tables = "SCHEDULES TARGETS VARIANCES LOSSES WEIGHTINGS SAMPLERS NETWORKS DEGRADATIONS"
     assert all(len(getattr(core, name)) for name in tables.split())
     assert "image" in MEDIA
     assert Space is core.Space

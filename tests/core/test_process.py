@@ -343,3 +343,19 @@ def test_one_timestep_is_a_process():
     x = images()
     assert torch.allclose(process.posterior(x, x * 0, 0).mean, x)
     assert process.times(1) == [0]
+
+
+@pytest.mark.parametrize("tensors", [False, True])
+@pytest.mark.parametrize(("s", "t"), [(-1, 0), (-1, 40), (3, 17), (17, 49)])
+def test_the_transition_goes_on_where_diffusing_stopped(s: int, t: int, tensors: bool):
+    """q(x_t | x_s) after q(x_s | x_0) is q(x_t | x_0)."""
+    process = process_of("cosine", 50)
+    x0 = torch.full((2, 1, 3), 0.7, dtype=torch.float64)
+    level_s = process.level(s, like=x0) if s >= 0 else (1.0, 0.0)
+    at = (torch.full((2,), s), torch.full((2,), t)) if tensors else (s, t)
+    up = process.transition(level_s[0] * x0, *at)
+    by_one = process.transition(torch.ones_like(x0), *at).mean
+    alpha, sigma = process.level(t, like=x0)
+    assert torch.allclose(up.mean, alpha * x0)
+    variance = by_one**2 * level_s[1] ** 2 + up.log_var.exp()
+    assert torch.allclose(variance, torch.full_like(x0, sigma**2))

@@ -1,0 +1,388 @@
+"""Degradations: what is observed of a sample, y = A(x_0) + sigma n, with A linear.
+
+`DEGRADATIONS[name](**options)` is a frozen object with A, a pseudo-inverse and a transpose, in the
+model's numbers, where 0 is grey. A conditional model is trained on pairs (x_0, y), an unconditional
+one is asked to undo y (`core.restoration`): one table serves both. `parse` reads the short form,
+`low-res:4`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from diffuse_cli.core.errors import InvalidArgument, suggest
+from diffuse_cli.core.masks import MASKS
+from diffuse_cli.core.registry import Registry
+from diffuse_cli.core.settings import Settings, digits, dimensions, setting, type_name
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+CUTOFF = 0.01
+"""Frequencies that a blur leaves less of than this are removed from it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Degradation(Settings):
+    """The base of degradations; its methods are pure functions of tensors (B, C, *size).
+
+    A A⁺ A = A and A⁺ A A⁺ = A⁺ hold for `apply` and `pinv`, <A x, y> = <x, Aᵀ y> for `transpose`.
+
+    Attributes:
+        sigma: standard deviation of the noise in y, in the model's numbers.
+        NAME: the name in `DEGRADATIONS`.
+        VALUE: the option that the short form gives after a colon; empty for none.
+        EXAMPLE: a short form.
+        HIDES: whether y says nothing at some positions, see `known`.
+    """
+
+    sigma: float = setting(0.0, 0, 100)
+
+    NAME: ClassVar[str]
+    VALUE: ClassVar[str] = ""
+    EXAMPLE: ClassVar[str]
+    HIDES: ClassVar[bool] = False
+
+    def apply(self, x0: Tensor) -> Tensor:
+        """A(x_0), without noise.
+
+        Raises:
+            InvalidArgument: a shape that does not fit; one that is drawn, and was not.
+        """
+        raise NotImplementedError
+
+    def pinv(self, y: Tensor) -> Tensor:
+        """A⁺(y): of all x with A x nearest to y, the smallest."""
+        raise NotImplementedError
+
+    def transpose(self, y: Tensor) -> Tensor:
+        """Aᵀ(y)."""
+        raise NotImplementedError
+
+    def known(self, like: Tensor) -> Tensor | None:
+        """1 where y is of the sample, 0 where it says nothing, broadcast against (B, C, *size);
+        None where y says something everywhere."""
+        return None
+
+    def observe(self, x0: Tensor, noise: Tensor) -> Tensor:
+        """y = A(x_0) + sigma n, with n shaped like y."""
+        return self.apply(x0) + self.sigma * noise
+
+    def fitted(self, shape: Sequence[int]) -> Degradation:
+        """The degradation of samples of a shape (C, *size).
+
+        Raises:
+            InvalidArgument: they do not suit it.
+        """
+        return self
+
+    def observed(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of y, without B, for samples of a shape (C, *size)."""
+        import torch
+
+        made = self.fitted(shape)
+        with torch.device("meta"):
+            u, x0 = torch.empty(1, made.uniforms), torch.empty(1, *shape)
+        return tuple(made.drawn(u).apply(x0).shape[1:])
+
+    @property
+    def uniforms(self) -> int:
+        """How many random numbers a sample takes, for samples it was `fitted` to; 0 if fixed."""
+        return 0
+
+    def drawn(self, u: Tensor) -> Degradation:
+        """The degradation of a batch: its random part drawn from u in [0, 1), (B, uniforms)."""
+        return self
+
+    @property
+    def text(self) -> str:
+        """The short form, which `parse` reads: `low-res:4+noise:0.1`."""
+        value = getattr(self, self.VALUE) if self.VALUE else ""
+        own = f":{digits(value) if isinstance(value, (int, float)) else value}" if value else ""
+        noisy = (
+            f"+{Noise.NAME}:{digits(self.sigma)}" if self.sigma and self.VALUE != "sigma" else ""
+        )
+        return f"{self.NAME}{own}{noisy}"
+
+    def _refuse(self, needed: str, found: str) -> InvalidArgument:
+        return InvalidArgument(f": {self.text} needs {needed}, not {found}", argument="degradation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRes(Degradation):
+    """The mean over blocks, which is a resize with antialiasing by a box.
+
+    Attributes:
+        factor: the side of a block, in every spatial dimension.
+    """
+
+    NAME, VALUE, EXAMPLE = "low-res", "factor", "low-res:4"
+    factor: int = setting(4, 2, 4096)
+
+    def fitted(self, shape: Sequence[int]) -> Degradation:
+        if any(side % self.factor for side in shape[1:]):
+            raise self._refuse(f"sides that are multiples of {self.factor}", dimensions(shape[1:]))
+        return self
+
+    def apply(self, x0: Tensor) -> Tensor:
+        self.fitted(x0.shape[1:])
+        blocks = [part for side in x0.shape[2:] for part in (side // self.factor, self.factor)]
+        y: Tensor = x0.reshape(*x0.shape[:2], *blocks).mean(list(range(3, 2 * x0.ndim - 2, 2)))
+        return y
+
+    def pinv(self, y: Tensor) -> Tensor:
+        for axis in range(2, y.ndim):
+            y = y.repeat_interleave(self.factor, axis)
+        return y
+
+    def transpose(self, y: Tensor) -> Tensor:
+        return self.pinv(y) / float(self.factor ** (y.ndim - 2))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewerChannels(Degradation):
+    """The mean over groups of neighbouring channels.
+
+    Attributes:
+        factor: channels in a group.
+    """
+
+    NAME, VALUE, EXAMPLE = "downsample-channels", "factor", "downsample-channels:2"
+    factor: int = setting(2, 2, 64)
+
+    def fitted(self, shape: Sequence[int]) -> Degradation:
+        if shape[0] % self.factor:
+            raise self._refuse(f"a multiple of {self.factor} channels", str(shape[0]))
+        return self
+
+    def apply(self, x0: Tensor) -> Tensor:
+        self.fitted(x0.shape[1:])
+        y: Tensor = x0.unflatten(1, (-1, self.factor)).mean(2)
+        return y
+
+    def pinv(self, y: Tensor) -> Tensor:
+        return y.repeat_interleave(self.factor, 1)
+
+    def transpose(self, y: Tensor) -> Tensor:
+        return self.pinv(y) / self.factor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grey(Degradation):
+    """The mean of all channels, as one.
+
+    Not a weighted luma: A⁺ of the mean is the grey picture itself, and as y is in range; that of a
+    luma is tinted, and leaves the range.
+
+    Attributes:
+        channels: of the samples.
+    """
+
+    NAME, EXAMPLE = "grey", "grey"
+    channels: int = setting(3, 1, 64)
+
+    def fitted(self, shape: Sequence[int]) -> Degradation:
+        if shape[0] == 1:
+            raise self._refuse("samples of several channels", "1")
+        return replace(self, channels=shape[0])
+
+    def apply(self, x0: Tensor) -> Tensor:
+        return x0.mean(1, keepdim=True)
+
+    def pinv(self, y: Tensor) -> Tensor:
+        return y.repeat_interleave(self.channels, 1)
+
+    def transpose(self, y: Tensor) -> Tensor:
+        return self.pinv(y) / self.channels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blur(Degradation):
+    """A Gaussian blur of a picture that is mirrored at its borders.
+
+    Diagonal in the cosine transform, with gain exp(-(width w)² / 2) at angular frequency w, so that
+    A⁺ divides by it. Where the gain is below `CUTOFF` it is set to 0: A⁺ magnifies noise at most
+    100-fold, and A A⁺ A = A stays exact.
+
+    Attributes:
+        width: standard deviation in pixels.
+    """
+
+    NAME, VALUE, EXAMPLE = "blur", "width", "blur:2"
+    width: float = setting(2.0, 0.1, 1000)
+
+    def apply(self, x0: Tensor) -> Tensor:
+        return self._scaled(x0, self._gains(x0))
+
+    def pinv(self, y: Tensor) -> Tensor:
+        gains = self._gains(y)
+        return self._scaled(y, (1 / gains).where(gains > 0, 0))
+
+    def transpose(self, y: Tensor) -> Tensor:
+        return self.apply(y)
+
+    def _gains(self, like: Tensor) -> Tensor:
+        """The gain at each frequency, shaped *size."""
+        import torch
+
+        squares = torch.zeros((), dtype=torch.float64)
+        for side in like.shape[2:]:
+            squares = squares[..., None] + (torch.arange(side) * (math.pi / side)).double() ** 2
+        gains = torch.exp(-(self.width**2) / 2 * squares)
+        return gains.where(gains >= CUTOFF, 0).to(like.dtype).to(like.device)
+
+    @staticmethod
+    def _scaled(x: Tensor, gains: Tensor) -> Tensor:
+        """x with its frequencies multiplied."""
+        bases = [cosines(side, x.dtype, x.device) for side in x.shape[2:]]
+        for axis, basis in enumerate(bases, 2):
+            x = (x.movedim(axis, -1) @ basis.mT).movedim(-1, axis)
+        x = x * gains
+        for axis, basis in enumerate(bases, 2):
+            x = (x.movedim(axis, -1) @ basis).movedim(-1, axis)
+        return x
+
+
+@functools.lru_cache(maxsize=32)
+def cosines(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The orthonormal cosine transform DCT-II of a side, a row for each frequency."""
+    import torch
+
+    with torch.inference_mode(False):  # it is kept, and may be differentiated through
+        k = torch.arange(side, dtype=torch.float64)
+        rows = torch.cos(math.pi / side * k[:, None] * (k + 0.5)) * math.sqrt(2 / side)
+        rows[0] /= math.sqrt(2)
+        return rows.to(dtype).to(device)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Mask(Degradation):
+    """Some positions are known, all channels of them; y is 0 at the others.
+
+    Attributes:
+        kind: a name in `MASKS`: which positions are known.
+        mask: 1 where known, 0 where not, broadcast against (B, C, *size); instead of `kind`.
+        size: of the samples that it is drawn for; set by `fitted`.
+    """
+
+    NAME, VALUE, EXAMPLE, HIDES = "mask", "kind", "mask:half", True
+    kind: str = setting("half")
+    mask: Tensor | None = None
+    size: tuple[int, ...] = setting(())
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kind not in MASKS:
+            problem = f"must be the name of a mask, not '{self.kind}'"
+            raise InvalidArgument(problem, suggest(self.kind, MASKS), argument="kind")
+
+    def fitted(self, shape: Sequence[int]) -> Degradation:
+        if self.mask is not None and tuple(self.mask.shape[-len(shape) + 1 :]) != tuple(shape[1:]):
+            found, needed = dimensions(self.mask.shape[-len(shape) + 1 :]), dimensions(shape[1:])
+            raise InvalidArgument(f"must be {needed}, not {found}", argument="mask")
+        return replace(self, size=tuple(shape[1:]))
+
+    @property
+    def uniforms(self) -> int:
+        return 0 if self.mask is not None else MASKS[self.kind].uniforms(self.size)
+
+    def drawn(self, u: Tensor) -> Degradation:
+        return self if self.mask is not None else replace(self, mask=MASKS[self.kind](u, self.size))
+
+    @property
+    def text(self) -> str:
+        if self.mask is None:
+            return super().text
+        return replace(self, mask=None).text.replace(f":{self.kind}", "")
+
+    def known(self, like: Tensor) -> Tensor:
+        """1 where known, (B or 1, 1 or C, *size)."""
+        if self.mask is not None:
+            return self.mask.to(like.dtype).to(like.device)
+        size = tuple(like.shape[2:])
+        if MASKS[self.kind].uniforms(size):
+            raise InvalidArgument(f"{self.text} is drawn for each sample", "Call drawn(u) first")
+        return MASKS[self.kind](like.new_empty(1, 0), size).to(like.dtype)
+
+    def apply(self, x0: Tensor) -> Tensor:
+        return x0 * self.known(x0)
+
+    def pinv(self, y: Tensor) -> Tensor:
+        return self.apply(y)
+
+    def transpose(self, y: Tensor) -> Tensor:
+        return self.apply(y)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise(Degradation):
+    """Nothing but noise."""
+
+    NAME, VALUE, EXAMPLE = "noise", "sigma", "noise:0.2"
+    sigma: float = setting(0.2, 0, 100)
+
+    def apply(self, x0: Tensor) -> Tensor:
+        return x0
+
+    def pinv(self, y: Tensor) -> Tensor:
+        return y
+
+    def transpose(self, y: Tensor) -> Tensor:
+        return y
+
+
+DEGRADATIONS: Registry[type[Degradation]] = Registry(
+    "degradations",
+    {made.NAME: made for made in (LowRes, Mask, Grey, Blur, FewerChannels, Noise)},
+)
+
+
+def parse(text: str) -> Degradation:
+    """A degradation from its short form, NAME[:VALUE][+noise:SIGMA]: `blur:2+noise:0.1`.
+
+    Raises:
+        InvalidArgument: for the argument `degradation`.
+    """
+    name, *more = text.split("+")
+    made = _parsed(name)
+    if not more:
+        return made
+    noise = _parsed("+".join(more))
+    if not isinstance(noise, Noise) or made.sigma:
+        raise _wrong(text, "only noise can be added", "Such as blur:2+noise:0.1")
+    return replace(made, sigma=noise.sigma)
+
+
+def _parsed(text: str) -> Degradation:
+    name, colon, value = text.partition(":")
+    if name not in DEGRADATIONS:
+        hint = suggest(name, DEGRADATIONS)
+        raise InvalidArgument(f": there is no '{name}'", hint, argument="degradation")
+    kind: Any = DEGRADATIONS[name]
+    if not colon:
+        return kind()  # type: ignore[no-any-return]
+    if not kind.VALUE:
+        raise _wrong(text, "takes no value", f"Write {name}")
+    try:
+        return kind(**{kind.VALUE: _value(kind, value)})  # type: ignore[no-any-return]
+    except InvalidArgument as error:
+        raise _wrong(text, error.message(error.argument), error.hint) from error
+
+
+def _value(kind: Any, text: str) -> Any:
+    """The value after the colon, as the option's type; unchanged where it is not one."""
+    (option,) = (f for f in fields(kind) if f.name == kind.VALUE)
+    number: Any = {"int": int, "float": float}.get(type_name(option), str)
+    try:
+        return number(text)
+    except ValueError:
+        return text
+
+
+def _wrong(text: str, problem: str, hint: str) -> InvalidArgument:
+    return InvalidArgument(f": '{text}': {problem}", hint, argument="degradation")

@@ -1,0 +1,270 @@
+"""Every degradation: its pseudo-inverse, its transpose, its short form."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from oracles import generator
+
+from diffuse_cli.core import DEGRADATIONS
+from diffuse_cli.core.degradations import CUTOFF, Degradation, Mask, cosines, parse
+from diffuse_cli.core.errors import InvalidArgument
+from diffuse_cli.core.masks import LARGEST, MASKS, MOST, SMALLEST
+
+FORMS = [
+    *{kind.EXAMPLE: None for kind in DEGRADATIONS.values()},
+    *(f"mask:{kind}" for kind in MASKS if kind != "half"),
+    "low-res:2", "blur:0.5", "grey+noise:0.1",
+]  # fmt: skip
+SIZES = [(8,), (8, 12), (4, 8, 4)]
+CHANNELS = 4
+
+forms = pytest.mark.parametrize("form", FORMS)
+sizes = pytest.mark.parametrize("size", SIZES, ids=str)
+
+
+def made(form: str, size: tuple[int, ...], batch: int = 3) -> Degradation:
+    """Fitted and drawn, for a batch."""
+    fitted = parse(form).fitted((CHANNELS, *size))
+    u = torch.rand(batch, fitted.uniforms, generator=generator(1), dtype=torch.float64)
+    return fitted.drawn(u)
+
+
+def samples(size: tuple[int, ...], batch: int = 3) -> torch.Tensor:
+    return torch.randn(batch, CHANNELS, *size, generator=generator(2), dtype=torch.float64)
+
+
+@forms
+@sizes
+def test_the_pseudo_inverse_is_one(form: str, size: tuple[int, ...]):
+    """Moore's and Penrose's four conditions."""
+    a, x = made(form, size), samples(size)
+    y = a.apply(x)
+    z = torch.randn(y.shape, generator=generator(3), dtype=torch.float64)
+    assert torch.allclose(a.apply(a.pinv(y)), y, atol=1e-12)
+    assert torch.allclose(a.pinv(a.apply(a.pinv(z))), a.pinv(z), rtol=1e-10, atol=1e-10)
+    other = samples(size).flip(0)
+    assert torch.allclose((a.apply(a.pinv(z)) * y).sum(), (z * a.apply(a.pinv(y))).sum())
+    seen, its = a.pinv(a.apply(x)), a.pinv(a.apply(other))
+    assert torch.allclose((seen * other).sum(), (x * its).sum())
+
+
+@forms
+@sizes
+def test_it_is_linear_with_its_transpose(form: str, size: tuple[int, ...]):
+    a, x = made(form, size), samples(size)
+    other = samples(size).flip(0)
+    assert torch.allclose(a.apply(2 * x - other), 2 * a.apply(x) - a.apply(other))
+    z = torch.randn(a.apply(x).shape, generator=generator(3), dtype=torch.float64)
+    assert torch.allclose((a.apply(x) * z).sum(), (x * a.transpose(z)).sum())
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(a.apply(x), x, z)
+    assert torch.allclose(gradient, a.transpose(z), atol=1e-12)
+
+
+@forms
+@sizes
+def test_samples_of_a_batch_are_degraded_apart(form: str, size: tuple[int, ...]):
+    a, x = made(form, size), samples(size)
+    fitted = parse(form).fitted((CHANNELS, *size))
+    u = torch.rand(3, fitted.uniforms, generator=generator(1), dtype=torch.float64)
+    for i in range(3):
+        alone = fitted.drawn(u[i : i + 1])
+        assert torch.allclose(alone.apply(x[i : i + 1]), a.apply(x)[i : i + 1])
+        assert torch.equal(alone.pinv(a.apply(x)[i : i + 1]), a.pinv(a.apply(x))[i : i + 1])
+
+
+@forms
+@sizes
+def test_grey_stays_grey_and_the_range_is_kept(form: str, size: tuple[int, ...]):
+    """A constant is degraded to itself, or to 0 where unknown."""
+    a = made(form, size)
+    flat = torch.full((3, CHANNELS, *size), 0.5, dtype=torch.float64)
+    found = a.apply(flat)
+    assert bool((((found - 0.5).abs() < 1e-12) | (found == 0)).all())
+    assert bool((a.apply(samples(size).sign()).abs() < 1.2).all())
+
+
+@forms
+def test_in_float32_it_holds_to_rounding(form: str):
+    size = (32, 32)
+    a, x = made(form, size), samples(size).clamp(-1, 1).float()
+    y = a.apply(x)
+    assert y.dtype == torch.float32
+    assert torch.allclose(a.apply(a.pinv(y)), y, atol=2e-6)
+
+
+@forms
+@sizes
+def test_the_shape_of_y_is_known_before(form: str, size: tuple[int, ...]):
+    assert (
+        parse(form).observed((CHANNELS, *size)) == made(form, size).apply(samples(size)).shape[1:]
+    )
+
+
+@forms
+def test_a_degradation_reads_nothing_back(form: str):
+    fitted = parse(form).fitted((CHANNELS, 8, 8))
+    with torch.device("meta"):
+        u, x = torch.empty(3, fitted.uniforms), torch.empty(3, CHANNELS, 8, 8)
+    a = fitted.drawn(u)
+    y = a.observe(x, a.apply(x))
+    assert y.is_meta
+    assert a.pinv(y).shape == a.transpose(y).shape == x.shape
+
+
+@forms
+def test_the_short_form_comes_back(form: str):
+    assert parse(form).text == form
+    assert parse(parse(form).text) == parse(form) or isinstance(parse(form), Mask)
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "sigma"),
+    [
+        ("low-res", 4, 0), ("low-res:8", 8, 0), ("blur:1.5", 1.5, 0), ("blur:2+noise:0.1", 2, 0.1),
+        ("mask:strokes", "strokes", 0), ("noise:0.3", 0.3, 0.3), ("mask", "half", 0),
+    ],
+)  # fmt: skip
+def test_the_short_form_is_read(text: str, value: object, sigma: float):
+    read = parse(text)
+    assert getattr(read, read.VALUE) == value
+    assert read.sigma == sigma
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("lowres:4", "there is no 'lowres'. Did you mean 'low-res'?"),
+        ("", "there is no ''. Choose from: low-res, mask"),
+        ("low-res:x", "'low-res:x': factor must be a whole number, not 'x'"),
+        ("low-res:4.5", "factor must be a whole number"),
+        ("low-res:", "factor must be a whole number"),
+        ("low-res:1", "factor must be at least 2, not 1"),
+        ("blur:nan", "width must be a finite number"),
+        ("mask:hlaf", "Did you mean 'half'?"),
+        ("grey:2", "'grey:2': takes no value. Write grey"),
+        ("blur:2+grey", "only noise can be added"),
+        ("noise:0.1+noise:0.2", "only noise can be added"),
+        ("blur+noise:-1", "sigma must be at least 0"),
+    ],
+)
+def test_a_wrong_form_is_refused_in_words(text: str, said: str):
+    with pytest.raises(InvalidArgument) as raised:
+        parse(text)
+    assert raised.value.argument == "degradation"
+    assert said in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("form", "shape", "said"),
+    [
+        ("low-res:4", (3, 30, 32), "multiples of 4, not 30 high x 32 wide"),
+        ("grey", (1, 8, 8), "several channels, not 1"),
+        ("downsample-channels:2", (3, 8), "a multiple of 2 channels, not 3"),
+    ],
+)
+def test_samples_that_do_not_suit_it_are_refused(form: str, shape: tuple[int, ...], said: str):
+    with pytest.raises(InvalidArgument, match=said):
+        parse(form).fitted(shape)
+
+
+# -- what each one is -----------------------------------------------------------------------------
+
+
+def test_low_res_is_the_mean_over_blocks():
+    x = torch.arange(8.0).reshape(1, 1, 2, 4)
+    low = DEGRADATIONS["low-res"](factor=2)
+    assert low.apply(x).tolist() == [[[[2.5, 4.5]]]]
+    assert low.pinv(low.apply(x)).tolist() == [[[[2.5, 2.5, 4.5, 4.5]] * 2]]
+
+
+def test_the_pseudo_inverse_of_grey_is_the_grey_picture():
+    x = torch.tensor([0.0, 0.3, 0.9]).reshape(1, 3, 1, 1)
+    grey = DEGRADATIONS["grey"]()
+    assert torch.allclose(grey.pinv(grey.apply(x)), torch.full((1, 3, 1, 1), 0.4))
+
+
+def test_the_cosine_transform_is_orthonormal():
+    for side in (1, 2, 7, 64):
+        rows = cosines(side, torch.float64, torch.device("cpu"))
+        assert torch.allclose(rows @ rows.mT, torch.eye(side, dtype=torch.float64), atol=1e-13)
+
+
+@pytest.mark.parametrize("width", [1.0, 2.5])
+def test_blur_is_the_gaussian_sum_over_the_mirrored_picture(width: float):
+    """Up to the frequencies that it removes."""
+    side = 16
+    x = torch.randn(1, 1, side, generator=generator(1), dtype=torch.float64)
+    around = torch.cat([x, x.flip(2)], 2).repeat(1, 1, 5)
+    at = torch.arange(around.shape[2], dtype=torch.float64)
+    weights = torch.exp(-((at[:, None] - at[None]) ** 2) / (2 * width**2))
+    wanted = (around @ (weights / weights.sum(1, keepdim=True)))[..., 4 * side : 5 * side]
+    found = DEGRADATIONS["blur"](width=width).apply(x)
+    assert float((found - wanted).abs().max()) < 2 * CUTOFF
+    assert float((found - wanted).square().mean().sqrt()) < CUTOFF / 2
+
+
+def test_a_known_mask_is_used_as_it_is():
+    mask = (torch.rand(1, 1, 4, 6, generator=generator(1)) < 0.5).float()
+    a = DEGRADATIONS["mask"](mask=mask).fitted((3, 4, 6))
+    x = torch.randn(2, 3, 4, 6, generator=generator(2))
+    assert torch.equal(a.apply(x), x * mask)
+    assert a.uniforms == 0
+    assert a.text == "mask"
+    with pytest.raises(InvalidArgument, match="mask must be 8x8, not 4 high x 6 wide"):
+        a.fitted((3, 8, 8))
+
+
+def test_a_random_mask_must_be_drawn_first():
+    with pytest.raises(InvalidArgument, match="mask:box is drawn for each sample"):
+        parse("mask:box").fitted((3, 8, 8)).apply(torch.zeros(1, 3, 8, 8))
+
+
+@sizes
+@pytest.mark.parametrize("kind", list(MASKS))
+def test_a_mask_is_zeros_and_ones_that_follow_their_numbers(kind: str, size: tuple[int, ...]):
+    draw = MASKS[kind]
+    u = torch.rand(200, draw.uniforms(size), generator=generator(4))
+    known = draw(u, size)
+    assert known.shape == (200, 1, *size)
+    assert bool(((known == 0) | (known == 1)).all())
+    assert 0.1 < float(known.mean()) < 0.95
+    assert torch.equal(known, draw(u, size))
+    if draw.uniforms(size):
+        assert len({tuple(row) for row in known.flatten(1).tolist()}) > 20
+
+
+def test_the_left_half_is_known():
+    known = MASKS["half"](torch.empty(1, 0), (2, 6))
+    assert known.tolist() == [[[[1, 1, 1, 0, 0, 0]] * 2]]
+
+
+def test_a_box_has_its_size_and_place():
+    ends = torch.tensor([[0.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 0.5]])
+    small, large = 1 - MASKS["box"](ends, (8, 8))
+    assert small[0].sum(1).tolist() == [6 if i < 8 * SMALLEST else 0 for i in range(8)]
+    assert small[0, 0].tolist() == [0, 0, *[1] * 6]
+    assert float(large.sum()) == 8 * LARGEST * 8 * SMALLEST
+
+
+def test_a_share_of_scattered_positions_is_known():
+    u = torch.rand(1, 1 + 64 * 64, generator=generator(1))
+    u[:, 0] = 1
+    assert float(MASKS["random"](u, (64, 64)).mean()) == pytest.approx(MOST, abs=0.02)
+
+
+def test_a_stroke_is_as_thick_as_it_says():
+    u = torch.zeros(1, MASKS["strokes"].uniforms((100, 100)))
+    u[:, :] = torch.tensor([0.5, 0.0, 0.5, 1.0, 1.0]).repeat(4)
+    hole = 1 - MASKS["strokes"](u, (100, 100))[0, 0]
+    assert hole.sum(0).tolist() == [20.0] * 100
+
+
+def test_noise_is_added_at_its_level():
+    x, n = samples((4, 4)), torch.randn(3, CHANNELS, 4, 4, generator=generator(5))
+    assert torch.allclose(parse("noise:0.3").observe(x, n), x + 0.3 * n)
+    assert torch.equal(parse("mask:half").observe(x, n), parse("mask:half").apply(x))
+    assert math.isclose(parse("grey+noise:0.25").sigma, 0.25)

@@ -1,0 +1,247 @@
+"""Restoration against the posterior of Gaussian data, which is known in closed form.
+
+With the exact denoiser everything is affine in the start and the draws: one batch, a sample for
+each of their elements, tells mean and covariance of what a sampler makes, without chance.
+"""
+
+from __future__ import annotations
+
+from functools import cache, partial
+from typing import Any
+
+import pytest
+import torch
+from nets import plan, randomised
+from oracles import gaussian_denoise, generator, process_of, zero_snr
+
+from diffuse_cli.core import DEGRADATIONS, RESTORATIONS, SAMPLERS, Denoiser, Process
+from diffuse_cli.core.degradations import Degradation, parse
+from diffuse_cli.core.guidance import clip
+from diffuse_cli.core.restoration import solve
+
+SHAPE, D = (2, 2, 4), 16
+COSINE = process_of("cosine", 1000)
+
+
+def data() -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean and covariance of samples, correlated over space and channels."""
+    root = torch.randn(D, D, generator=generator(1), dtype=torch.float64) / 4
+    covariance = 0.3 * root @ root.mT + 0.02 * torch.eye(D)
+    return 0.2 * torch.randn(D, generator=generator(2), dtype=torch.float64), covariance
+
+
+MEAN, COVARIANCE = data()
+
+
+def degraded(form: str) -> tuple[Degradation, torch.Tensor, torch.Tensor]:
+    """A degradation, its matrix, and what it leaves of a sample."""
+    a = parse(form).fitted(SHAPE)
+    u = torch.rand(1, a.uniforms, generator=generator(6), dtype=torch.float64)
+    a = a.drawn(u)
+    matrix = a.apply(torch.eye(D, dtype=torch.float64).reshape(D, *SHAPE)).flatten(1).mT
+    z = torch.randn(D, generator=generator(3), dtype=torch.float64)
+    x = (MEAN + torch.linalg.cholesky(COVARIANCE) @ z).reshape(1, *SHAPE)
+    noise = torch.randn(a.apply(x).shape, generator=generator(4), dtype=torch.float64)
+    return a, matrix, a.observe(x, noise)
+
+
+def posterior(matrix: torch.Tensor, y: torch.Tensor, sigma: float) -> tuple[Any, Any]:
+    """Mean and covariance of x_0 given y = A x_0 + sigma n."""
+    seen = matrix @ COVARIANCE @ matrix.mT + sigma**2 * torch.eye(len(matrix))
+    gain = COVARIANCE @ matrix.mT @ torch.linalg.pinv(seen, rtol=1e-10, hermitian=True)
+    mean = MEAN + gain @ (y.flatten() - matrix @ MEAN)
+    return mean, COVARIANCE - gain @ matrix @ COVARIANCE
+
+
+def sampled(sampler: str, denoise: Any, process: Process, n: int) -> tuple[Any, Any]:
+    """Mean and covariance of what a sampler makes."""
+    unit = torch.zeros(1 + D * (n + 1), n + 1, D, dtype=torch.float64)
+    unit[1:] = torch.eye(D * (n + 1), dtype=torch.float64).reshape(-1, n + 1, D)
+    draws = unit.reshape(len(unit), n + 1, *SHAPE)
+    *_, state = SAMPLERS[sampler](
+        denoise, process, draws[:, n], process.times(n), noise=lambda k: draws[:, k]
+    )
+    mean, *rest = state.x.flatten(1)
+    effects = torch.stack(rest) - mean
+    return mean, effects.mT @ effects
+
+
+@cache
+def errors(method: str, form: str, sampler: str, n: int, **options: Any) -> tuple[float, float]:
+    """Of the mean, by how far y moves it; of the covariance, by its own size."""
+    a, matrix, y = degraded(form)
+    exact = gaussian_denoise(COSINE, MEAN, COVARIANCE)
+    wrapped = RESTORATIONS[method](exact, COSINE, a, y, **options)
+    mean, covariance = sampled(sampler, wrapped, COSINE, n)
+    true_mean, true_covariance = posterior(matrix, y, a.sigma)
+    moved = (true_mean - MEAN).norm()
+    size = true_covariance.norm()
+    return (
+        float((mean - true_mean).norm() / moved),
+        float((covariance - true_covariance).norm() / size),
+    )
+
+
+FORMS = ["mask:half", "low-res:2", "grey", "mask:half+noise:0.2", "blur:0.7+noise:0.1",
+         "noise:0.3"]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", [*FORMS, "mask:random", "mask:box", "downsample-channels:2"])
+def test_mmps_has_the_mean_of_the_posterior_and_comes_to_its_covariance(form: str):
+    off, few = errors("mmps", form, "ddim", 20, iterations=D)
+    off_many, many = errors("mmps", form, "ddim", 80, iterations=D)
+    assert max(off, off_many) < 2e-4
+    assert many < 0.4 * few < 0.15
+
+
+@pytest.mark.parametrize("sampler", list(SAMPLERS))
+def test_any_sampler_draws_from_the_posterior(sampler: str):
+    off, spread = errors("mmps", "mask:half", sampler, 20, iterations=D)
+    assert off < 2e-4
+    assert spread < 0.35
+
+
+def test_few_iterations_of_mmps_are_near():
+    found = [errors("mmps", "low-res:2+noise:0.2", "ddim", 40, iterations=n) for n in (1, 2, 3)]
+    assert found[0][0] > found[1][0] > found[2][0]
+    assert found[2][0] < 0.02
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_bias_of_the_others_is_known(form: str):
+    """A gradient is nearer than none. Both know y, and neither what y says of the rest."""
+    (without, _), (with_one, _) = (errors(name, form, "ddim", 40) for name in ("ddnm", "pigdm"))
+    assert 0.05 < with_one < without < 1
+
+
+@pytest.mark.parametrize("sampler", list(SAMPLERS))
+@pytest.mark.parametrize("form", ["mask:half", "low-res:2", "grey", "blur:0.7", "mask:strokes"])
+def test_ddnm_without_noise_ends_at_y(form: str, sampler: str):
+    a, _, y = degraded(form)
+    denoise = RESTORATIONS["ddnm"](gaussian_denoise(COSINE, MEAN, COVARIANCE), COSINE, a, y)
+    x = torch.randn(1, *SHAPE, generator=generator(5), dtype=torch.float64)
+    *_, state = SAMPLERS[sampler](denoise, COSINE, x, COSINE.times(8), noise=lambda k: 0 * x)
+    assert torch.allclose(a.apply(state.x), y, atol=1e-9)
+
+
+def test_ddnm_has_the_posterior_of_what_is_independent():
+    """Where y says nothing of the rest: exact in the mean, and the rest as the prior has it."""
+    mean, spread = torch.zeros(D, dtype=torch.float64), 0.25 * torch.eye(D, dtype=torch.float64)
+    a, _, y = degraded("mask:half")
+    wrapped = RESTORATIONS["ddnm"](gaussian_denoise(COSINE, mean, spread), COSINE, a, y)
+    found, covariance = sampled("ddim", wrapped, COSINE, 200)
+    assert torch.allclose(found.reshape(1, *SHAPE), y, atol=1e-12)
+    unknown = 1 - a.known(y).expand(1, *SHAPE).flatten()
+    assert torch.allclose(covariance, torch.diag(0.25 * unknown), atol=0.01)
+
+
+@pytest.mark.parametrize("method", list(RESTORATIONS))
+@pytest.mark.parametrize("form", ["noise:0.3", "mask:half+noise:0.5"])
+def test_all_are_exact_for_independent_data_of_unit_variance(form: str, method: str):
+    """That is what `ddnm` and `pigdm` assume."""
+    mean, one = torch.zeros(D, dtype=torch.float64), torch.eye(D, dtype=torch.float64)
+    a, matrix, y = degraded(form)
+    known = torch.diagonal(matrix)
+    wrapped = RESTORATIONS[method](gaussian_denoise(COSINE, mean, one), COSINE, a, y)
+    found, covariance = sampled("ddim", wrapped, COSINE, 100)
+    assert torch.allclose(found, known * y.flatten() / (1 + a.sigma**2), atol=1e-3)
+    left = 1 - known / (1 + a.sigma**2)
+    assert torch.allclose(covariance, torch.diag(left), atol=0.03)
+
+
+# -- any denoiser ---------------------------------------------------------------------------------
+
+methods = pytest.mark.parametrize("method", list(RESTORATIONS))
+
+
+@methods
+@pytest.mark.parametrize("t", [0, 500, 37.5, 999, torch.tensor([0, 400])], ids=str)
+def test_the_prediction_is_consistent_and_hands_on_the_rest(method: str, t: Any):
+    asked = []
+
+    def net(x: torch.Tensor, shown: torch.Tensor, label: Any = None) -> torch.Tensor:
+        asked.append(label)
+        return torch.cat([x.sin(), x], 1)
+
+    denoiser = Denoiser(net, COSINE, "v", "learned")
+    a = parse("low-res:2")
+    x = torch.randn(2, 1, 4, 4, generator=generator(1), dtype=torch.float64)
+    y = torch.zeros(2, 1, 2, 2, dtype=torch.float64)
+    found = RESTORATIONS[method](denoiser, COSINE, a, y)(x, t, label="cat")
+    alpha, sigma = COSINE.level(t, like=x)
+    assert torch.allclose(alpha * found.x0 + sigma * found.eps, x)
+    assert asked == ["cat"]
+    assert found.x0.shape == x.shape
+    assert not found.x0.requires_grad
+    assert not x.requires_grad
+    assert not found.log_var(t, -1).requires_grad
+    assert torch.equal(found.log_var(t, -1), denoiser(x, t).log_var(t, -1))
+
+
+@methods
+def test_samples_of_a_batch_do_not_know_each_other(method: str):
+    made = plan(8, 3, width=8, groups=4, multipliers=(1, 2), blocks=1)
+    denoiser = Denoiser(randomised(made), COSINE, "v")
+    a = parse("blur:1+noise:0.05")
+    x = torch.randn(3, 3, 8, 8, generator=generator(1))
+    y = torch.rand(3, 3, 8, 8, generator=generator(2))
+    whole = RESTORATIONS[method](denoiser, COSINE, a, y)(x, 300).x0
+    for i in range(3):
+        alone = RESTORATIONS[method](denoiser, COSINE, a, y[i : i + 1])(x[i : i + 1], 300).x0
+        assert torch.allclose(alone, whole[i : i + 1], atol=1e-4)
+
+
+@methods
+@pytest.mark.parametrize("form", [kind.EXAMPLE for kind in DEGRADATIONS.values()])
+def test_it_works_where_no_gradient_is_kept_and_at_snr_0(method: str, form: str):
+    process = zero_snr()
+    weight = torch.nn.Parameter(torch.tensor(0.3))
+    denoiser = Denoiser(lambda x, t: weight * x.tanh(), process, "v")
+    a = parse(form).fitted((2, 4, 4))
+    x = torch.randn(2, 2, 4, 4, generator=generator(1))
+    y = a.apply(0.3 * x.flip(0))
+    with torch.no_grad():
+        wrapped = clip(RESTORATIONS[method](denoiser, process, a, y), process)
+        *_, state = SAMPLERS["ddpm"](wrapped, process, x, process.times(5), noise=lambda k: x)
+    assert bool(state.x.isfinite().all())
+    assert weight.grad is None
+
+
+@methods
+@pytest.mark.parametrize("form", [kind.EXAMPLE for kind in DEGRADATIONS.values()])
+def test_it_reads_nothing_back(method: str, form: str):
+    with torch.device("meta"):
+        layer = torch.nn.Conv2d(2, 2, 1)
+        x = torch.zeros(2, 2, 4, 4)
+    denoiser = Denoiser(lambda x, t: layer(x), COSINE, "v")
+    a = parse(form).fitted((2, 4, 4))
+    wrapped = RESTORATIONS[method](denoiser, COSINE, a, a.apply(x))
+    *_, state = SAMPLERS["unipc"](wrapped, COSINE, x, COSINE.times(4), noise=lambda k: x)
+    assert state.x.is_meta
+
+
+@methods
+@pytest.mark.parametrize("form", ["blur:2", "blur:2+noise:0.3"])
+def test_what_of_y_no_sample_gives_changes_nothing(method: str, form: str):
+    """High frequencies in a blurred picture, as rounding to levels leaves some."""
+    a, _, y = degraded(form)
+    noise = torch.randn(y.shape, generator=generator(8), dtype=torch.float64)
+    beside = noise - a.apply(a.pinv(noise))
+    assert float(beside.norm()) > 0.5
+    x = torch.randn(1, *SHAPE, generator=generator(9), dtype=torch.float64)
+    restored = partial(RESTORATIONS[method], gaussian_denoise(COSINE, MEAN, COVARIANCE), COSINE, a)
+    assert torch.allclose(restored(y)(x, 300).x0, restored(y + beside)(x, 300).x0, atol=1e-9)
+
+
+def test_the_solver_solves_and_its_residual_never_grows():
+    matrices = torch.randn(4, 6, 6, generator=generator(1), dtype=torch.float64)  # not symmetric
+    wanted = torch.randn(4, 6, generator=generator(2), dtype=torch.float64)
+    wanted[3] = 0
+
+    def apply(v: torch.Tensor) -> torch.Tensor:
+        return (matrices @ v[..., None]).squeeze(-1)
+
+    left = torch.stack([(wanted - apply(solve(apply, wanted, n))).norm(dim=1) for n in range(9)])
+    assert bool((left[1:] <= left[:-1] + 1e-12).all())
+    assert float(left[6].max()) < 1e-9
+    assert bool(solve(apply, wanted, 8)[3].eq(0).all())
