@@ -206,7 +206,7 @@ def _recommended(
         raise ValueError(f"time {setting.times[0]:g} is recommended for {timesteps} timesteps")
     if (setting.guidance is None) != (not conditions):
         raise ValueError(
-            "guidance is recommended for a network that is told nothing, or the reverse"
+            "guidance is recommended for a network without classes and --given, or none with one"
         )
     return setting
 
