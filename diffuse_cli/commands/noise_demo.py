@@ -1,6 +1,7 @@
 """Show how noise replaces an image under one or more schedules.
 
-Needs no model. Writes a picture of the image at several timesteps, with the schedules as curves.
+Writes a picture of the image at several timesteps, with the schedules as curves. Needs no model;
+with one it also shows what the model expects the image to be, and how the model draws one.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ def run(config: DemoConfig, console: Console) -> None:
     from diffuse_cli.demo import demonstrate
 
     paths = console.follow(demonstrate(config))
-    schedules = list(SCHEDULES if config.schedule is None else config.schedule)
-    values: dict[str, Any] = {"pictures": [str(path) for path in paths], "schedules": schedules}
+    values: dict[str, Any] = {"pictures": [str(path) for path in paths]}
+    if config.model is not None:
+        values["model"] = config.model
+    else:
+        values["schedules"] = list(SCHEDULES if config.schedule is None else config.schedule)
     if config.betas is not None:
         values["betas"] = config.betas
     console.result(paths, values)

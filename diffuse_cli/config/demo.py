@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from diffuse_cli.config.drawing import WeightsConfig
 from diffuse_cli.config.model import LOG_SNR_SHIFT, TIMESTEPS_SHOWN
 from diffuse_cli.config.reading import BACKGROUND, FIT
 from diffuse_cli.options import OVERWRITE, Config, argument, option
@@ -11,10 +12,9 @@ from diffuse_cli.parsing import Size, parse_color, parse_names, parse_size
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoConfig(Config):
-    """The forward process of one image, as a picture."""
+class ForwardConfig(Config):
+    """The processes that are shown, and the size; a model has its own."""
 
-    image: str = argument("IMAGE", "Image.")
     schedule: tuple[str, ...] | None = option(
         None,
         "Noise schedule. Repeat it to compare several.",
@@ -25,16 +25,46 @@ class DemoConfig(Config):
     betas: str | None = option(None, "Also show the betas in a file.", place=True, metavar="FILE")
     log_snr_shift: float = option(0.0, LOG_SNR_SHIFT, low=-10, high=10)
     zero_terminal_snr: bool = option(False, "Rescale the betas to end in pure noise.")
-    steps: int = option(8, "Images in each row.", low=2, high=64)
     num_timesteps: int | None = option(
         None, "Timesteps T of the process.", low=2, high=100_000, shown=TIMESTEPS_SHOWN
     )
-    seed: int = option(0, "Seed of the noise.", low=0, high=2**63 - 1)
     size: Size | None = option(
         None, "Size to show the image at.", parse=parse_size, shown="its own, at most 256"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReverseConfig(WeightsConfig):
+    """What is shown of a model."""
+
+    data: str | None = option(
+        None,
+        "With --model: also show the nearest images of this folder or zip.",
+        place=True,
+        metavar="DATA",
+    )
+    label: str | None = option(
+        None, "With --model: the class it is told.", flag="--class", metavar="NAME", shown="none"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig(ForwardConfig, ReverseConfig):
+    """The forward process of one image, as a picture; with a model also the reverse one."""
+
+    image: str = argument("IMAGE", "Image.")
+    model: str | None = option(
+        None,
+        "Also show what this model makes of the image, and how it draws one.",
+        place=True,
+        metavar="MODEL",
+    )
+    steps: int = option(8, "Images in each row.", low=2, high=64)
+    seed: int = option(0, "Seed of the noise.", low=0, high=2**63 - 1)
     background: str = option("white", BACKGROUND, parse=parse_color)
-    fit: str | None = option(None, f"With --size. {FIT}", table="media.FITS", shown="crop")
+    fit: str | None = option(
+        None, f"With --size or --model. {FIT}", table="media.FITS", shown="crop"
+    )
     out: str | None = option(
         None, "Picture to write.", flag="-o", metavar="FILE", shown="NAME.noise-demo.png"
     )

@@ -14,9 +14,11 @@ import numpy as np
 
 from diffuse_cli import files, outputs, pictures
 from diffuse_cli.config import DemoConfig, DiffusionConfig
+from diffuse_cli.config.demo import ForwardConfig, ReverseConfig
 from diffuse_cli.demo.drawing import FRAME_COLUMNS, PURE_NOISE, Scene, animate, draw
 from diffuse_cli.errors import UsageError, lookup
 from diffuse_cli.events import Notice, Progress, Work
+from diffuse_cli.options import first_given
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -35,8 +37,19 @@ def demonstrate(config: DemoConfig) -> Work[tuple[Path, ...]]:
         OutputError: an output exists or cannot be written.
         DataError: the image is missing or cannot be read.
     """
-    rows = settings(config)
     paths = _outputs(config)
+    if config.model is not None:
+        contents = yield from _of_model(config)
+    else:
+        contents = yield from _of_schedules(config)
+    for path, content in zip(paths, contents, strict=True):
+        files.write_bytes(path, content)
+    return paths
+
+
+def _of_schedules(config: DemoConfig) -> Work[list[bytes]]:
+    """The picture, and the animation if it is asked for."""
+    rows = settings(config)
 
     from PIL import ImageColor
 
@@ -60,9 +73,49 @@ def demonstrate(config: DemoConfig) -> Work[tuple[Path, ...]]:
     if config.gif:
         small = pictures.shrunk(picture, 100 if len(processes) <= FRAME_COLUMNS else 64)
         contents.append((yield from animate(_scene(config, small, processes))))
-    for path, content in zip(paths, contents, strict=True):
-        files.write_bytes(path, content)
-    return paths
+    return contents
+
+
+def _of_model(config: DemoConfig) -> Work[list[bytes]]:
+    """The same for a model: its own process, at its own size."""
+    from dataclasses import replace
+
+    from PIL import ImageColor
+
+    from diffuse_cli.data import read_images
+    from diffuse_cli.demo import reversing, showing
+    from diffuse_cli.media._decoding import read_image
+    from diffuse_cli.media._pixels import fitted
+    from diffuse_cli.media.image import MODES
+    from diffuse_cli.runtime import machine
+    from diffuse_cli.sampling import load_denoiser
+
+    assert config.model is not None
+    picture, remarks = read_image(config.image, config.background)
+    yield from (Notice(f"{files.show(config.image)}: {text}", warning=True) for text in remarks)
+    with machine("fp32") as accelerator:
+        loaded = yield from load_denoiser(config.model, config.weights, accelerator)
+        space, fit = loaded.space, config.fit or loaded.fit
+        background = ImageColor.getrgb(config.background)[:3]
+        picture = fitted(picture, space.size, fit, background).convert(MODES[space.channels])
+        journey = yield from reversing.travel(config, picture, loaded, accelerator.device)
+        if config.data is not None:
+            images = yield from read_images(
+                config.data,
+                size=space.size,
+                channels=space.channels,
+                background=loaded.background,
+                fit=fit,
+                medium=space.medium,
+            )
+            forward, reverse = yield from reversing.nearest(journey, images.stored)
+            journey = replace(journey, forward_near=forward, reverse_near=reverse)
+    yield Progress("drawing", 0, 1)
+    contents = [pictures.png(showing.draw(journey, config.steps))]
+    yield Progress("drawing", 1, 1)
+    if config.gif:
+        contents.append((yield from showing.animate(journey)))
+    return contents
 
 
 def settings(config: DemoConfig) -> dict[str, DiffusionConfig]:
@@ -103,8 +156,12 @@ def _outputs(config: DemoConfig) -> tuple[Path, ...]:
         paths.append(outputs.check(gif, ".gif", config.overwrite, read=config.image))
     if config.size is not None and max(config.size) > LARGEST_SIDE:
         raise UsageError(f"--size must be at most {LARGEST_SIDE} a side, not {max(config.size)}")
-    if config.fit is not None and config.size is None:
-        raise UsageError("--fit goes with --size", "Give both, or neither")
+    if config.model is not None and (flag := first_given(config, ForwardConfig)):
+        raise UsageError(f"{flag}: a model has its own", "Leave out --model, or this")
+    if config.model is None and (flag := first_given(config, ReverseConfig)):
+        raise UsageError(f"{flag} goes with --model", "Give both, or neither")
+    if config.fit is not None and config.size is None and config.model is None:
+        raise UsageError("--fit goes with --size or --model", "Give both, or neither")
     return tuple(paths)
 
 

@@ -10,11 +10,12 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from diffuse_cli import pictures
+from diffuse_cli.demo import page
 from diffuse_cli.events import Progress, Work
 from diffuse_cli.pictures import COLORS, FAINT, Pixels, Sheet
 
@@ -63,87 +64,21 @@ class Scene:
 
 # -- the picture ----------------------------------------------------------------------------------
 
-LEFT, RIGHT, TOP, BOTTOM = 1.1, 0.35, 0.86, 0.56  # inches, as everything below
-CONTENT, GAP, PITCH = 9.2, 0.08, 0.66  # width of a full line; between pictures; at least
-WIDEST, HIGHEST, LOWEST, PER_LINE = 2.2, 2.0, 0.45, 12
-PAGE = 12.6  # the most height of all lines, unless they would be lower than LOWEST
-HEAD, FOOT, BETWEEN = 0.22, 0.28, 0.06  # over and under a line of pictures; between schedules
-PLOT, PLOT_GAP, PLOT_HEAD, LEGEND = 2.15, 0.75, 0.34, 0.2
-DPI = 192
-
-
-@dataclass(frozen=True)
-class Lines:
-    """The layout of one process's pictures, in inches.
-
-    Attributes:
-        columns, lines: pictures per line, lines per process.
-        width, height: of a picture.
-        pitch, line: from one picture to the next, and from one line to the next.
-        zoom, dpi: dots per pixel and per inch.
-    """
-
-    columns: int
-    lines: int
-    width: float
-    height: float
-    pitch: float
-    line: float
-    zoom: int
-    dpi: float
-
-    @staticmethod
-    def of(rows: int, count: int, height: int, width: int) -> Lines:
-        """The layout of `count` pictures of a size in pixels, for `rows` processes."""
-        lines = math.ceil(count / PER_LINE)
-        columns = math.ceil(count / lines)
-        highest = min(HIGHEST, max(PAGE / (rows * lines) - HEAD - FOOT, LOWEST))
-        w = min((CONTENT + GAP) / columns - GAP, WIDEST, highest * width / height)
-        h = w * height / width
-        zoom = max(1, math.ceil(DPI * w / width))
-        pitch, line = max(PITCH, w + GAP), HEAD + h + FOOT
-        return Lines(columns, lines, w, h, pitch, line, zoom, zoom * width / w)
-
 
 def draw(scene: Scene, steps: int) -> Image.Image:
     """The picture of a scene at `steps` timesteps."""
     times = scene.times(steps)
-    lines = Lines.of(len(scene.processes), len(times), *scene.x0.shape[-2:])
-    content = max(lines.columns * lines.pitch - GAP, 6.6)
-    block = lines.lines * lines.line + BETWEEN
-    saved = HEAD - 0.04 if lines.lines == 1 else 0.0  # t stands over the first process only
-    tops = [TOP + row * (block - saved) for row in range(len(scene.processes))]
-    legend = tops[-1] + block + LEGEND
-    plots = legend + LEGEND + PLOT_HEAD
-    sheet = Sheet(LEFT + content + RIGHT, plots + PLOT + BOTTOM, lines.dpi)
-    bold: dict[str, Any] = {"fontweight": "bold", "parse_math": False}
-    sheet.text(LEFT, 0.38, scene.title, content, fontsize=13, **bold)
-    sheet.text(LEFT, 0.66, FORMULA, fontsize=9.5, color=FAINT)
-    for row, top in enumerate(tops):
-        _row(sheet, scene, row, times, lines, top)
-    _legend(sheet, scene, legend, content)
-    width = (content - PLOT_GAP) / 2
-    _log_snr(sheet.axes(LEFT, plots, width, PLOT), scene, times)
-    _variances(sheet.axes(LEFT + width + PLOT_GAP, plots, width, PLOT), scene, times)
-    return sheet.render()
+    colors = {name: pictures.color(i) for i, name in enumerate(scene.processes)}
+    rows = [
+        page.Row(name, colors[name], partial(scene.noised, name), partial(_level, process))
+        for name, process in scene.processes.items()
+    ]
+    plots = (partial(plot, scene=scene, times=times) for plot in (log_snr, _variances))
+    return page.draw(scene.title, FORMULA, rows, times, list(colors.items()), list(plots))
 
 
-def _row(sheet: Sheet, scene: Scene, row: int, times: list[int], lines: Lines, top: float) -> None:
-    """One process: its name, and its pictures with t above and alpha-bar below."""
-    name, process = list(scene.processes.items())[row]
-    middle = top + HEAD + (lines.lines - 1) * lines.line / 2 + lines.height / 2
-    style: dict[str, Any] = {"fontweight": "bold", "parse_math": False, "ha": "right"}
-    style |= {"color": pictures.color(row), "va": "center"}
-    sheet.text(LEFT - 0.16, middle, name, LEFT - 0.28, fontsize=10.5, **style)
-    for i, t in enumerate(times):
-        x = LEFT + i % lines.columns * lines.pitch + (lines.pitch - GAP - lines.width) / 2
-        y = top + i // lines.columns * lines.line + HEAD
-        center = x + lines.width / 2
-        sheet.image(x, y, scene.noised(name, t), lines.zoom)
-        if row == 0 or lines.lines > 1:
-            sheet.text(center, y - 0.06, f"$t$ = {t}", ha="center", fontsize=8)
-        level = rf"$\bar\alpha$ = {pictures.readable(process.alpha_bar(t))}"
-        sheet.text(center, y + lines.height + 0.17, level, ha="center", fontsize=7.5, color=FAINT)
+def _level(process: Process, t: int) -> str:
+    return rf"$\bar\alpha$ = {pictures.readable(process.alpha_bar(t))}"
 
 
 # -- the plots ------------------------------------------------------------------------------------
@@ -153,24 +88,30 @@ CURVE: dict[str, Any] = {"clip_on": False, "zorder": 3, "marker": "o", "markersi
                          "markeredgecolor": "white", "markeredgewidth": 0.8}  # fmt: skip
 
 
-def _legend(sheet: Sheet, scene: Scene, y: float, content: float) -> None:
-    """The legend of both plots, in one line."""
-    pitch = min(content / len(scene.processes), 1.6)
-    for i, name in enumerate(scene.processes):
-        style: dict[str, Any] = {"va": "center", "parse_math": False}
-        sheet.text(LEFT + i * pitch, y, "●", color=pictures.color(i), fontsize=9, **style)
-        sheet.text(LEFT + i * pitch + 0.15, y, name, pitch - 0.25, fontsize=9, **style)
+class Curves(Protocol):
+    """What the plots show: processes by name."""
+
+    @property
+    def processes(self) -> Mapping[str, Process]: ...
+
+    @property
+    def num_timesteps(self) -> int: ...
 
 
-def _plot(axes: Axes, scene: Scene, title: str, times: list[int], levels: Levels) -> list[Line2D]:
-    """Plot `levels` of each alpha-bar over t / T, with marks at `times`; returns the lines.
-
-    Later lines are thinner: of two that coincide both are seen.
-    """
+def over_time(axes: Axes, title: str) -> None:
+    """A plot over t / T."""
     axes.set_title(title, loc="left", fontsize=9.5, pad=9)
     axes.set_xlim(0, 1)
     axes.set_xlabel("$t\\,/\\,T$", fontsize=9)
     axes.tick_params(length=0)
+
+
+def _plot(axes: Axes, scene: Curves, title: str, times: list[int], levels: Levels) -> list[Line2D]:
+    """Plot `levels` of each alpha-bar over t / T, with marks at `times`; returns the lines.
+
+    Later lines are thinner: of two that coincide both are seen.
+    """
+    over_time(axes, title)
     x = [t / scene.num_timesteps for t in range(scene.num_timesteps)]
     drawn: list[Line2D] = []
     count = len(scene.processes)
@@ -181,7 +122,7 @@ def _plot(axes: Axes, scene: Scene, title: str, times: list[int], levels: Levels
     return drawn
 
 
-def _log_snr(axes: Axes, scene: Scene, times: list[int]) -> list[Line2D]:
+def log_snr(axes: Axes, scene: Curves, times: list[int]) -> list[Line2D]:
     """log-SNR over time, -inf at the lower edge; marks signal = noise and pure noise."""
     title = r"log-SNR,  $\log\,\bar\alpha_t\,/\,(1-\bar\alpha_t)$  in nats"
     drawn = _plot(axes, scene, title, times, lambda a: a.log() - (1 - a).log())
@@ -201,7 +142,7 @@ def _log_snr(axes: Axes, scene: Scene, times: list[int]) -> list[Line2D]:
     return drawn
 
 
-def _variances(axes: Axes, scene: Scene, times: list[int]) -> None:
+def _variances(axes: Axes, scene: Curves, times: list[int]) -> None:
     """alpha-bar over time, with 1 - alpha-bar on the right scale."""
     title = r"variance of signal $\bar\alpha_t$ (left) and noise $1-\bar\alpha_t$ (right)"
     _plot(axes, scene, title, times, lambda a: a)
@@ -230,7 +171,7 @@ def animate(scene: Scene) -> Work[bytes]:
     content = max(columns * pitch - FRAME_GAP, 3.4)
     plot = FRAME_TOP + lines * line + 0.34
     sheet = Sheet(FRAME_LEFT + content + 0.28, plot + 1.8, FRAME_DPI)
-    curves = _log_snr(sheet.axes(FRAME_LEFT, plot, content, 1.3), scene, [0])
+    curves = log_snr(sheet.axes(FRAME_LEFT, plot, content, 1.3), scene, [0])
     label = sheet.text(FRAME_LEFT + content / 2, 0.3, "", ha="center", fontsize=12)
     start = FRAME_LEFT + (content - (columns - 1) * pitch) / 2
     centers = [

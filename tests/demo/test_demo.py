@@ -17,6 +17,7 @@ from diffuse_cli import demo, pictures
 from diffuse_cli.config import DemoConfig
 from diffuse_cli.core import SCHEDULES, Process, Space
 from diffuse_cli.demo import drawing
+from diffuse_cli.demo.page import PAGE, Lines
 from diffuse_cli.draws import draw_noise
 from diffuse_cli.errors import DataError, OutputError, UsageError
 from diffuse_cli.events import Notice, Progress
@@ -74,7 +75,7 @@ def test_every_cell_is_the_forward_process(
     levels = np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1)
     space = Space(channels=len(levels), size=levels.shape[1:])
     x0 = space.to_model(torch.tensor(levels))
-    zoom = drawing.Lines.of(len(schedules), 4, *x0.shape[1:]).zoom
+    zoom = Lines.of(len(schedules), 4, *x0.shape[1:]).zoom
     noise = draw_noise(7, "noise-demo", shape=x0.shape)
     for name in schedules:
         bars = Process(SCHEDULES[name](100)).alpha_bars
@@ -192,7 +193,7 @@ def test_a_log_snr_of_minus_infinity_is_drawn_at_the_lower_edge(
 ) -> None:
     scene = shown(monkeypatch, zero_terminal_snr=True, num_timesteps=20)
     axes = pictures.Sheet(4, 3, 50).axes(1, 1, 2, 1)
-    lines = drawing._log_snr(axes, scene, [0])
+    lines = drawing.log_snr(axes, scene, [0])
     assert len(lines) == len(SCHEDULES)
     for line, process in zip(lines, scene.processes.values(), strict=True):
         *before, last = np.asarray(line.get_ydata()).tolist()
@@ -272,8 +273,8 @@ def test_eight_rows_and_one_of_betas_fit_on_a_page(
 
 @pytest.mark.parametrize("shape", [(28, 28), (36, 20), (200, 3), (3, 200)])
 def test_the_pictures_of_nine_rows_are_no_higher_than_a_page(shape: tuple[int, int]) -> None:
-    lines = drawing.Lines.of(9, 8, *shape)
-    assert 9 * lines.line <= drawing.PAGE + 1e-9
+    lines = Lines.of(9, 8, *shape)
+    assert 9 * lines.line <= PAGE + 1e-9
     assert lines.height * shape[1] == pytest.approx(lines.width * shape[0])
 
 

@@ -1,0 +1,136 @@
+"""A page of rows of pictures over timesteps, with a legend and plots under them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from diffuse_cli.pictures import FAINT, Pixels, Sheet
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from PIL import Image
+
+LEFT, RIGHT, TOP, BOTTOM = 1.1, 0.35, 0.86, 0.56  # inches, as everything below
+CONTENT, GAP, PITCH = 9.2, 0.08, 0.66  # width of a full line; between pictures; at least
+WIDEST, HIGHEST, LOWEST, PER_LINE = 2.2, 2.0, 0.45, 12
+PAGE = 12.6  # the most height of all lines, unless they would be lower than LOWEST
+HEAD, FOOT, BETWEEN = 0.22, 0.28, 0.06  # over and under a line of pictures; between schedules
+PLOT, PLOT_GAP, PLOT_HEAD, LEGEND = 2.15, 0.75, 0.34, 0.2
+DPI = 192
+
+
+@dataclass(frozen=True)
+class Lines:
+    """The layout of one process's pictures, in inches.
+
+    Attributes:
+        columns, lines: pictures per line, lines per process.
+        width, height: of a picture.
+        pitch, line: from one picture to the next, and from one line to the next.
+        zoom, dpi: dots per pixel and per inch.
+    """
+
+    columns: int
+    lines: int
+    width: float
+    height: float
+    pitch: float
+    line: float
+    zoom: int
+    dpi: float
+
+    @staticmethod
+    def of(rows: int, count: int, height: int, width: int) -> Lines:
+        """The layout of `count` pictures of a size in pixels, for `rows` processes."""
+        lines = math.ceil(count / PER_LINE)
+        columns = math.ceil(count / lines)
+        highest = min(HIGHEST, max(PAGE / (rows * lines) - HEAD - FOOT, LOWEST))
+        w = min((CONTENT + GAP) / columns - GAP, WIDEST, highest * width / height)
+        h = w * height / width
+        zoom = max(1, math.ceil(DPI * w / width))
+        pitch, line = max(PITCH, w + GAP), HEAD + h + FOOT
+        return Lines(columns, lines, w, h, pitch, line, zoom, zoom * width / w)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Pictures of one kind.
+
+    Attributes:
+        name: on the left, in `color`.
+        picture: pixels (C, H, W) at a timestep.
+        caption: under the picture of a timestep.
+    """
+
+    name: str
+    color: str
+    picture: Callable[[int], Pixels]
+    caption: Callable[[int], str]
+
+
+def draw(
+    title: str,
+    formula: str,
+    rows: Sequence[Row],
+    times: Sequence[int],
+    legend: Sequence[tuple[str, str]],
+    plots: Sequence[Callable[[Axes], object]],
+) -> Image.Image:
+    """The page.
+
+    Args:
+        formula: under the title.
+        times: of the pictures in each row.
+        legend: names and colours of what the plots show.
+        plots: what draws each, side by side.
+    """
+    height, width = rows[0].picture(times[0]).shape[-2:]
+    lines = Lines.of(len(rows), len(times), height, width)
+    content = max(lines.columns * lines.pitch - GAP, 6.6)
+    block = lines.lines * lines.line + BETWEEN
+    saved = HEAD - 0.04 if lines.lines == 1 else 0.0  # t stands over the first row only
+    tops = [TOP + row * (block - saved) for row in range(len(rows))]
+    key = tops[-1] + block + LEGEND
+    below = key + LEGEND + PLOT_HEAD
+    sheet = Sheet(LEFT + content + RIGHT, below + PLOT + BOTTOM, lines.dpi)
+    bold: dict[str, Any] = {"fontweight": "bold", "parse_math": False}
+    sheet.text(LEFT, 0.38, title, content, fontsize=13, **bold)
+    sheet.text(LEFT, 0.66, formula, content, fontsize=9.5, color=FAINT)
+    for i, (row, top) in enumerate(zip(rows, tops, strict=True)):
+        _row(sheet, row, times, lines, top, headed=i == 0 or lines.lines > 1)
+    _legend(sheet, legend, key, content)
+    side = (content - PLOT_GAP * (len(plots) - 1)) / len(plots)
+    for i, plot in enumerate(plots):
+        plot(sheet.axes(LEFT + i * (side + PLOT_GAP), below, side, PLOT))
+    return sheet.render()
+
+
+def _row(
+    sheet: Sheet, row: Row, times: Sequence[int], lines: Lines, top: float, *, headed: bool
+) -> None:
+    """A row's name and its pictures, with t above them if `headed`."""
+    middle = top + HEAD + (lines.lines - 1) * lines.line / 2 + lines.height / 2
+    style: dict[str, Any] = {"fontweight": "bold", "parse_math": False, "ha": "right"}
+    style |= {"color": row.color, "va": "center"}
+    sheet.text(LEFT - 0.16, middle, row.name, LEFT - 0.28, fontsize=10.5, **style)
+    for i, t in enumerate(times):
+        x = LEFT + i % lines.columns * lines.pitch + (lines.pitch - GAP - lines.width) / 2
+        y = top + i // lines.columns * lines.line + HEAD
+        center = x + lines.width / 2
+        sheet.image(x, y, row.picture(t), lines.zoom)
+        if headed:
+            sheet.text(center, y - 0.06, f"$t$ = {t}", ha="center", fontsize=8)
+        below = y + lines.height + 0.17
+        sheet.text(center, below, row.caption(t), ha="center", fontsize=7.5, color=FAINT)
+
+
+def _legend(sheet: Sheet, legend: Sequence[tuple[str, str]], y: float, content: float) -> None:
+    """The legend of the plots, in one line."""
+    pitch = min(content / len(legend), max(1.6, 0.075 * max(len(n) for n, _ in legend) + 0.4))
+    for i, (name, color) in enumerate(legend):
+        style: dict[str, Any] = {"va": "center", "parse_math": False}
+        sheet.text(LEFT + i * pitch, y, "●", color=color, fontsize=9, **style)
+        sheet.text(LEFT + i * pitch + 0.15, y, name, pitch - 0.25, fontsize=9, **style)

@@ -1,0 +1,104 @@
+"""The page and the animation of `noise-demo --model`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diffuse_cli import pictures
+from diffuse_cli.demo import page
+from diffuse_cli.demo.drawing import log_snr, over_time
+from diffuse_cli.demo.reversing import Journey, distance
+from diffuse_cli.events import Progress, Work
+from diffuse_cli.pictures import Sheet
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from PIL import Image
+
+FORMULA = (
+    r"forward: the image with noise $\varepsilon$;   reverse, from right to left: an image drawn "
+    r"from the same $\varepsilon$;   expected: $E[x_0|x_t]$ by the model"
+)
+
+BLUE, RED, GREEN = (pictures.color(i) for i in range(3))
+
+
+def draw(journey: Journey, steps: int) -> Image.Image:
+    """The page of a journey, with at most `steps` pictures in a row."""
+    every = journey.times
+    count = min(steps, len(every))
+    times = [every[round(i * (len(every) - 1) / (count - 1))] for i in range(count)]
+    forward, reverse, near = journey.forward, journey.reverse, journey.reverse_near
+
+    def level(t: int) -> str:
+        return rf"$\bar\alpha$ = {pictures.readable(journey.process.alpha_bar(t))}"
+
+    def off(t: int) -> str:
+        return f"off by {distance(forward.x0[t], journey.image):.0f}"
+
+    rows = [
+        page.Row("forward", BLUE, forward.x.__getitem__, level),
+        page.Row("expected", BLUE, forward.x0.__getitem__, off),
+        page.Row("reverse", RED, reverse.x.__getitem__, lambda t: ""),
+        page.Row("expected", RED, reverse.x0.__getitem__, lambda t: ""),
+    ]
+    legend = [("from the image", BLUE)]
+    if near is not None:
+        away = near.distances
+        rows.append(
+            page.Row("nearest", GREEN, near.images.__getitem__, lambda t: f"{away[t]:.0f} away")
+        )
+        legend += [("from the nearest image of DATA", GREEN), ("the same in reverse", RED)]
+    plots: list[Callable[[Axes], object]] = [
+        partial(_distances, journey=journey),
+        partial(log_snr, scene=journey, times=times),
+    ]
+    return page.draw(journey.title, FORMULA, rows, times, legend, plots)
+
+
+def _distances(axes: Axes, journey: Journey) -> None:
+    """How far the expected x_0 is from the image, and from its nearest of DATA, over t / T."""
+    times, total = journey.times, journey.num_timesteps
+    over_time(axes, "expected $x_0$: how far away it is, in levels (root mean square)")
+    x = [t / total for t in times]
+    style: dict[str, Any] = {"linewidth": 1.8, "clip_on": False, "zorder": 3}
+    missed = [distance(journey.forward.x0[t], journey.image) for t in times]
+    axes.plot(x, missed, color=BLUE, **style)
+    for near, color in ((journey.forward_near, GREEN), (journey.reverse_near, RED)):
+        if near is not None:
+            axes.plot(x, [near.distances[t] for t in times], color=color, **style)
+    axes.set_ylim(bottom=0)
+
+
+# -- the animation --------------------------------------------------------------------------------
+
+SECONDS, HOLD, DPI, WIDTH, GAP, HEAD = 4.0, 1.5, 100, 1.6, 0.14, 0.7
+NAMES = ("forward", "expected", "reverse", "expected")
+
+
+def animate(journey: Journey) -> Work[bytes]:
+    """Both ways and what is expected on them, from t = T - 1 to 0."""
+    height, width = journey.image.shape[-2:]
+    zoom = max(1, round(DPI * WIDTH / max(height, width)))
+    w, h = zoom * width / DPI, zoom * height / DPI
+    pitch = max(w, 0.9) + GAP
+    sheet = Sheet(len(NAMES) * pitch + GAP, HEAD + h + GAP, DPI)
+    label = sheet.text(len(NAMES) * pitch / 2, 0.26, "", ha="center", fontsize=11)
+    lefts = [GAP + i * pitch + (pitch - GAP - w) / 2 for i in range(len(NAMES))]
+    for name, left, color in zip(NAMES, lefts, (BLUE, BLUE, RED, RED), strict=True):
+        sheet.text(left + w / 2, HEAD - 0.08, name, ha="center", fontsize=9, color=color)
+    ways = journey.forward, journey.reverse
+    frames = []
+    for t in reversed(journey.times):
+        label.set_text(f"$t$ = {t} of {journey.num_timesteps}")
+        sheet.images.clear()
+        shown = [side[t] for way in ways for side in (way.x, way.x0)]
+        for left, pixels in zip(lefts, shown, strict=True):
+            sheet.image(left, HEAD, np.asarray(pixels, np.uint8), zoom)
+        frames.append(sheet.render())
+        yield Progress("animating", len(frames), len(journey.times))
+    return pictures.gif(frames, seconds=SECONDS, hold=HOLD)

@@ -1,0 +1,125 @@
+"""noise-demo of a model: both ways, what is expected on them, and the nearest images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffuse_cli import modelfile
+from diffuse_cli.demo import reversing, showing
+from diffuse_cli.draws import image_noise
+
+
+@pytest.fixture
+def picture(images: Path) -> Path:
+    """One of the images that the models were trained on."""
+    return sorted(images.rglob("*.png"))[0]
+
+
+@pytest.fixture
+def journey(monkeypatch: pytest.MonkeyPatch) -> list[reversing.Journey]:
+    """The journeys that are drawn."""
+    seen: list[reversing.Journey] = []
+    draw = showing.draw
+
+    def drawn(journey: reversing.Journey, steps: int) -> Image.Image:
+        seen.append(journey)
+        return draw(journey, steps)
+
+    monkeypatch.setattr(showing, "draw", drawn)
+    return seen
+
+
+def test_both_ways_are_the_models(diffuse, model, picture, journey):
+    """Forward and its estimate by hand; the reverse ends at what `sample` draws with as many
+    steps of `ddpm`."""
+    assert diffuse("noise-demo", picture, "--model", model, "--seed", 3).code == 0
+    (found,) = journey
+    loaded = modelfile.load(model)
+    denoiser = loaded.blueprint.denoiser(loaded.network("ema").eval())
+    process, space = denoiser.process, loaded.blueprint.space
+    x0 = space.to_model(torch.tensor(np.asarray(Image.open(picture).convert("L"))))[None, None]
+    noise = image_noise(3, [0], -1, space.shape, torch.device("cpu"))
+    assert found.times[0] == 0
+    assert found.times[-1] == process.num_timesteps - 1
+    for t in found.times[:: len(found.times) // 4]:
+        x_t = process.diffuse(x0, t, noise)
+        assert np.array_equal(found.forward.x[t], space.to_stored(x_t)[0].numpy())
+        with torch.no_grad():
+            expected = denoiser(x_t, t).x0.clamp(-1, 1)
+        off = found.forward.x0[t].astype(int) - space.to_stored(expected)[0].numpy().astype(int)
+        assert np.abs(off).max() <= 1
+    last = found.times[-1]
+    assert np.array_equal(found.reverse.x[last], space.to_stored(noise)[0].numpy())
+    assert list(found.reverse.x) == list(found.reverse.x0) == found.times
+
+    drawn = diffuse(
+        "sample", model, "-n", 1, "--sampler", "ddpm", "--steps", len(found.times), "--seed", 3,
+        "--spacing", "linspace", "--no-grid", "--precision", "fp32", "-o", "drawn",
+    )  # fmt: skip
+    assert drawn.code == 0, drawn.err
+    off = found.reverse.x0[0].astype(int) - np.asarray(Image.open("drawn/00000.png")).astype(int)
+    assert np.abs(off).max() <= 1
+
+
+def test_the_nearest_image_of_data_is_found(diffuse, model, images, picture, journey):
+    ran = diffuse("noise-demo", picture, "--model", model, "--data", images, "--json")
+    assert ran.code == 0, ran.err
+    (found,) = journey
+    real = [np.asarray(Image.open(p).convert("L"))[None] for p in sorted(images.rglob("*.png"))]
+    for way, near in ((found.forward, found.forward_near), (found.reverse, found.reverse_near)):
+        for t in found.times[::9]:
+            least = min(reversing.distance(way.x0[t], image) for image in real)
+            assert near.distances[t] == pytest.approx(least)
+            assert reversing.distance(near.images[t], way.x0[t]) == pytest.approx(least)
+    assert found.forward_near.distances[0] <= reversing.distance(found.forward.x0[0], found.image)
+
+
+def test_a_page_shows_rows_for_the_model_and_writes_the_animation(diffuse, model, picture, images):
+    plain = diffuse("noise-demo", picture, "--model", model, "-o", "a.png", "--gif", "--json")
+    assert plain.code == 0, plain.err
+    assert plain.json["pictures"] == ["a.png", "a.gif"]
+    assert plain.json["model"] == str(model)
+    assert (
+        diffuse("noise-demo", picture, "--model", model, "--data", images, "-o", "b.png").code == 0
+    )
+    assert Image.open("b.png").height > Image.open("a.png").height
+    with Image.open("a.gif") as moving:
+        assert moving.n_frames >= 8
+
+
+def test_a_class_is_told(diffuse, conditional, picture, journey):
+    for label in (["--class", "dark"], ["--class", "light"], []):
+        ran = diffuse("noise-demo", picture, "--model", conditional, *label, "--overwrite")
+        assert ran.code == 0, ran.err
+    dark, light, none = (found.forward.x0[found.times[-1]].mean() for found in journey)
+    assert dark < light
+    assert len({dark, light, none}) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (["--model", "none.safetensors"], 4, "no such model file: none.safetensors"),
+        (["--data", "."], 2, "--data goes with --model"),
+        (["--class", "dark"], 2, "--class goes with --model"),
+        (["--model", "MODEL", "--schedule", "cosine"], 2, "--schedule: a model has its own"),
+        (["--model", "MODEL", "--size", "16"], 2, "--size: a model has its own"),
+        (["--model", "MODEL", "--class", "dark"], 2, "trained without classes"),
+        (["--model", "MODEL", "--data", "nowhere"], 3, "nowhere"),
+        (["--model", "CLASSES", "--class", "drak"], 2, "Did you mean dark?"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused(diffuse, model, conditional, picture, options, code, said):
+    names = {"MODEL": model, "CLASSES": conditional}
+    ran = diffuse("noise-demo", picture, *(names.get(word, word) for word in options))
+    assert (ran.code, said in ran.err) == (code, True), ran.err
+    assert not list(Path().glob("*.png"))
+
+
+def test_a_journey_shows_few_steps(diffuse, model, picture):
+    assert diffuse("noise-demo", picture, "--model", model, "--steps", 2).code == 0
