@@ -65,14 +65,6 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         shown="64; chosen with --minutes",
     )
     classes: bool = option(False, "Learn classes: the names of the folders.")
-    given: str | None = option(
-        None,
-        "Learn images from another that is given: a folder or zip of images with the same names, "
-        "or what is made of the images themselves, such as low-res:4, grey or mask:random.",
-        place=True,
-        metavar="FOLDER|DEGRADATION",
-        shown="nothing is given",
-    )
     resume: bool = option(False, "Continue from the last checkpoint.", control=True)
     auto_resume: bool = run_option(
         False, "Continue a run, or start one if there is none: for requeued jobs.", control=True
@@ -87,6 +79,14 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     )
     channels: int | None = data_option(
         None, "Channels: 1 for grey, 3 for colour.", low=1, high=64, shown="from the data"
+    )
+    given: str | None = data_option(
+        None,
+        "Learn images from another that is given: a folder or zip of images with the same names, "
+        "or what is made of the images themselves, such as low-res:4, grey or mask:random.",
+        place=True,
+        metavar="FOLDER|DEGRADATION",
+        shown="nothing is given",
     )
     flip: bool = data_option(False, "Mirror half of the images.")
     background: str = data_option("white", BACKGROUND, parse=parse_color)
