@@ -111,7 +111,7 @@ def test_a_class_is_told(diffuse, conditional, picture, journey):
         (["--model", "MODEL", "--size", "16"], 2, "--size: a model has its own"),
         (["--model", "MODEL", "--class", "dark"], 2, "trained without classes"),
         (["--model", "MODEL", "--data", "nowhere"], 3, "nowhere"),
-        (["--model", "CLASSES", "--class", "drak"], 2, "Did you mean dark?"),
+        (["--model", "CLASSES", "--class", "drak"], 2, "Did you mean 'dark'?"),
     ],
 )
 def test_what_cannot_be_shown_is_refused(diffuse, model, conditional, picture, options, code, said):
