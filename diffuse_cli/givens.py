@@ -210,6 +210,28 @@ def degrading(giver: Giver, samples: Array, seed: int, purpose: str) -> Inputs:
     return Inputs(samples, make)
 
 
+def misfits(giver: Giver, samples: Array, truths: Array, seed: int, rows: Sequence[int]) -> Array:
+    """|A(x) - y| of stored samples x and what is observed of the truths in the rows of `degrading`,
+    the mean over what is known: (B,), in the model's numbers."""
+    import torch
+
+    assert giver.degradation is not None
+    draws = _by_row(giver, seed, "given", rows, torch.device("cpu"))
+    made = giver.degradation.drawn(draws.u)
+    x, x0 = (giver.space.to_model(torch.from_numpy(each)) for each in (samples, truths))
+    apart = (
+        made.apply(x) - (made.observe(x0, draws.noise) if made.sigma else made.apply(x0))
+    ).abs()
+    known = made.known(x0)
+    if known is not None:
+        apart, known = apart * known, known.expand_as(apart)
+        found = apart.flatten(1).sum(1) / known.flatten(1).sum(1).clamp(min=1)
+    else:
+        found = apart.flatten(1).mean(1)
+    numbers: Array = found.numpy()
+    return numbers
+
+
 def inputs_for(giver: Giver, samples: Array, pairs: Array | None, seed: int) -> Inputs:
     """What these stored samples are given, the same every time: what lies beside them, or what is
     made of them."""

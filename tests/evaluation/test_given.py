@@ -32,6 +32,9 @@ def test_pairs_are_told_to_the_bound_and_to_what_is_drawn(diffuse, models, image
     assert told.json["settings"]["given"] == "pairs"
     assert set(told.json["fingerprints"]) == {"data", "given"}
     assert told.json["part"] == "held-out"
+    assert told.json["psnr"] < told.json["psnr_of_given"] == 100  # each image is given itself
+    assert "inconsistency" not in told.json
+    assert "psnr" not in alone.json
 
 
 def test_a_degradation_is_made_of_the_real_images(diffuse, models, images, pair):
@@ -40,10 +43,15 @@ def test_a_degradation_is_made_of_the_real_images(diffuse, models, images, pair)
     assert one.code == 0, one.err
     assert one.json["settings"]["given"] == "low-res:4"
     assert set(one.json["classes"]) == {"dark", "light"}
+    assert one.json["inconsistency_of_real"] == 0 < one.json["inconsistency"]
+    assert {"psnr", "ssim_of_given", "diversity_standard_error"} <= set(one.json)
     two = pair(*line)
     assert two.code == 0
     assert two.json["bits_per_dim"] == one.json["bits_per_dim"]
     assert two.json["kid"] == one.json["kid"]
+    assert two.json["psnr"] == one.json["psnr"]
+    few = diffuse(*line, "-n", 6)
+    assert few.json["diversity"] == pytest.approx(one.json["diversity"], rel=0.05)
 
 
 def test_images_without_a_pair_are_not_measured(diffuse, models, images, tmp_path):
