@@ -94,7 +94,7 @@ PRESETS: Registry[Preset] = Registry(
     {
         "tiny": Preset(
             "0.4 M parameters: minutes on a laptop's processor",
-            _shape(32, (1, 1, 1), 1, ()),
+            _shape(32, (1, 1, 1), 1, (), finest=32),
             {"lr": 4e-3},
         ),
         "small": Preset(

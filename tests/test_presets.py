@@ -156,15 +156,27 @@ def test_what_goes_with_a_preset_is_a_sane_configuration(name: str):
 def test_a_size_from_the_data_always_has_a_network(name: str, size: tuple[int, int]):
     for channels in (1, 3, 4):
         config = network(train(), name, size, channels)
-        halvings = len(config.multipliers) - 1
-        assert not any(side % 2**halvings for side in size)
+        factor = config.patch * 2 ** (len(config.multipliers) - 1)
+        assert not any(side % factor for side in size)
 
 
 @pytest.mark.parametrize(
     ("size", "levels"), [((28, 28), 3), ((32, 32), 3), ((64, 64), 4), ((128, 128), 5), ((9, 9), 1)]
 )
 def test_levels_are_added_until_eight_pixels(size: tuple[int, int], levels: int):
-    assert len(network(train(), "tiny", size, 1).multipliers) == levels
+    assert len(network(train(), "small", size, 1).multipliers) == levels
+
+
+@pytest.mark.parametrize(
+    ("size", "patch"),
+    [((32, 32), 1), ((63, 64), 1), ((64, 64), 2), ((66, 65), 1), ((96, 96), 2), ((127, 128), 1),
+     ((128, 128), 4), ((64, 256), 2), ((130, 130), 2)],
+)  # fmt: skip
+def test_tiny_cuts_larger_samples_into_patches(size: tuple[int, int], patch: int):
+    """To 32 a side or more, where every side can be cut; not where the patch is given."""
+    assert network(train(), "tiny", size, 3).patch == patch
+    assert network(train(architecture={"patch": 1}), "tiny", size, 3).patch == 1
+    assert network(train(), "small", size, 3).patch == 1
 
 
 def test_a_typed_size_that_a_typed_preset_cannot_halve_is_refused():

@@ -15,7 +15,7 @@ import pytest
 from conftest import write_images
 
 from diffuse_cli import modelfile
-from diffuse_cli.training import loop
+from diffuse_cli.training import starting
 from diffuse_cli.training.rundir import RunDirectory
 from diffuse_cli.training.trainer import Trainer
 
@@ -124,7 +124,7 @@ def test_a_signal_while_the_time_of_a_step_is_measured_ends_it(train, monkeypatc
         measured.append(True)
         yield
 
-    monkeypatch.setattr(loop, "fill_minutes", slow)
+    monkeypatch.setattr(starting, "fill_minutes", slow)
     ran = train("--minutes", 1, "-q")
     assert (ran.code, measured) == (code, [])
     assert ran.err.count("\n") == 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -30,12 +31,13 @@ def run(config: TrainConfig, console: Console) -> None:
     if config.dry_run:
         _dry_run(config, console)
         return
+    began = time.monotonic()
     from diffuse_cli.training.loop import fit
 
     with deferred() as stop:
-        trained = console.follow(
-            fit(config, stop, debug=console.debug), _Describe(live=console.live)
-        )
+        spent = time.monotonic() - began
+        work = fit(config, stop, debug=console.debug, spent=spent)
+        trained = console.follow(work, _Describe(live=console.live))
     if trained is not None:
         console.say(_summary(trained))
         console.say(f"Draw images with: {shlex.join(['diffuse', 'sample', str(trained.model)])}")

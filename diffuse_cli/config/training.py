@@ -35,7 +35,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     steps: int = option(5000, "Training steps.", low=1, high=100_000_000)
     minutes: float | None = option(
         None,
-        "Train for about this long; sets the steps by measured speed.",
+        "Train for this long; the number of steps follows the speed.",
         low=0.01,
         high=1e6,
         control=True,

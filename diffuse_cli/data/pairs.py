@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from typing import Any
@@ -54,6 +54,10 @@ class Pairs:
         """
         found: Array = self.given.stored[self.rows[indices]]
         return found
+
+    def cut(self, part: Any) -> Pairs:
+        """The same pairs, of which `given.stored[part]` alone lies beside each sample."""
+        return replace(self, given=replace(self.given, stored=self.given.stored[part]))
 
     def missing(self) -> Iterator[str]:
         """A sentence for each side that has samples without another half."""

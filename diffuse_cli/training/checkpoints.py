@@ -9,6 +9,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from diffuse_cli import files, modelfile
 from diffuse_cli.events import Notice, Work
+from diffuse_cli.training.budget import Budget
 from diffuse_cli.training.configuring import for_model_file
 from diffuse_cli.training.ema import Weak
 from diffuse_cli.training.plan import Plan
@@ -87,8 +89,10 @@ def check_room(plan: Plan, run: RunDirectory) -> None:
 # -- state ----------------------------------------------------------------------------------------
 
 
-def checkpoint_of(trainer: Trainer, step: int, monitor: Monitor) -> Checkpoint:
-    """The whole state after `step` steps."""
+def checkpoint_of(
+    trainer: Trainer, step: int, monitor: Monitor, budget: Budget | None = None
+) -> Checkpoint:
+    """The whole state after `step` steps; with the plan of a run by --minutes."""
     state = trainer.optimizer.optimizer.state
     average, weak = trainer.ema.net.state_dict(), trainer.weak
     scaler = trainer.accelerator.scaler
@@ -117,6 +121,7 @@ def checkpoint_of(trainer: Trainer, step: int, monitor: Monitor) -> Checkpoint:
             "given": trainer.plan.given_fingerprints,
             "versions": list(trainer.plan.versions),
             "watch": monitor.state(),
+            **({"budget": asdict(budget), "course": asdict(trainer.course)} if budget else {}),
         },
     )
 

@@ -145,6 +145,8 @@ def _resumed(given: Layer, run: RunDirectory) -> TrainConfig:
             wanted[f.name] = given.get(f.name)
         elif value != own and (f.name, value) != ("precision", "auto"):
             raise _differs(flag_of(f), value, own)
+    if "steps" in given and "minutes" not in given:  # of a run that began by --minutes
+        wanted["minutes"] = None
     for name, value in given.network.items():
         own = stored.architecture.get(name)
         if value != own:

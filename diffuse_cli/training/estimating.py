@@ -15,6 +15,7 @@ from diffuse_cli.events import Work
 from diffuse_cli.options import to_toml
 from diffuse_cli.runtime import machine
 from diffuse_cli.training.memory import SLACK, cost, images_at_a_time
+from diffuse_cli.training.monitor import chores
 from diffuse_cli.training.plan import check_batch, prepare, settled
 from diffuse_cli.training.timing import (
     cut_short,
@@ -22,6 +23,7 @@ from diffuse_cli.training.timing import (
     fill_minutes,
     parted,
     seconds_a_step,
+    seconds_in_all,
     too_few,
     too_long,
 )
@@ -64,18 +66,23 @@ def estimate(config: TrainConfig) -> Work[Estimate]:
         check_batch(config, accelerator.num_processes)
         plan = settled((yield from prepare(config)), accelerator)
         room = images_at_a_time(plan, accelerator)
+        in_all = None
         if plan.config.minutes is not None:
-            done, seconds = yield from fill_minutes(plan, accelerator, room)
+            done, budget = yield from fill_minutes(plan, accelerator, room)
+            filled = dataclasses.replace(plan, config=done)
+            seconds, in_all = budget.step, seconds_in_all(filled, budget)
+            total = budget.used + budget.needed(0, done.steps, chores(filled))
         else:
             done = yield from parted(plan.config, room, accelerator.num_processes)
             seconds = yield from seconds_a_step(dataclasses.replace(plan, config=done), accelerator)
+            total = seconds * done.steps
         device = accelerator.device.type
     yield from cut_short(done)
-    yield from too_few(done, seconds if config.minutes else None)
+    yield from too_few(done, in_all)
     yield from too_long(done, seconds, done.steps)
     assert done.batch_size is not None
     part = -(-done.batch_size // done.accumulation)
     memory = cost(done, plan.blueprint, device).of(part, SLACK.get(device, 1.0))
     with torch.device("meta"):
         parameters = count_parameters(plan.blueprint.build())
-    return Estimate(done, parameters, memory, seconds * done.steps)
+    return Estimate(done, parameters, memory, total)

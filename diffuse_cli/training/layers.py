@@ -148,4 +148,5 @@ RULES: tuple[Rule, ...] = (
     drops("loss", "weighting"),
     drops("betas", "num_timesteps"),
     drops("schedule", "betas"),
+    drops("steps", "minutes"),
 )

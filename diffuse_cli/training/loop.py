@@ -5,19 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 
-from diffuse_cli import files, runs
+from diffuse_cli import runs
 from diffuse_cli.config import TrainConfig
-from diffuse_cli.config.training import to_file
 from diffuse_cli.core.networks import count_parameters
-from diffuse_cli.errors import DiffuseError, Interrupted, OutputError, Terminated, UsageError
+from diffuse_cli.errors import DiffuseError, Interrupted, Terminated
 from diffuse_cli.events import Notice, Stop, Work, until
-from diffuse_cli.options import options, read_toml, to_toml
 from diffuse_cli.runtime import machine, rank
 from diffuse_cli.training.checkpoints import (
     Pace,
@@ -28,27 +24,34 @@ from diffuse_cli.training.checkpoints import (
     restore,
     versions,
 )
+from diffuse_cli.training.course import lr_at
+from diffuse_cli.training.deadline import Deadline, Laps, agreed
 from diffuse_cli.training.diagnosing import PATIENCE, diverged
 from diffuse_cli.training.ema import no_weak
 from diffuse_cli.training.memory import images_at_a_time
-from diffuse_cli.training.monitor import Monitor
-from diffuse_cli.training.plan import (
-    Plan,
-    check_batch,
-    check_fingerprint,
-    first_weights,
-    prepare,
-    settled,
-)
+from diffuse_cli.training.monitor import SAVE, Monitor, chores
+from diffuse_cli.training.plan import Plan, check_batch, prepare, settled
 from diffuse_cli.training.power import rewind_snapshots, save_snapshot, snapshot_due
 from diffuse_cli.training.reports import Meter, Step, Trained
-from diffuse_cli.training.rundir import Checkpoint, RunDirectory
-from diffuse_cli.training.timing import Forecast, cut_short, fill_minutes, parted, too_few
-from diffuse_cli.training.trainer import Outcome, Trainer, lr_at
+from diffuse_cli.training.rundir import RunDirectory
+from diffuse_cli.training.starting import (
+    begin_trackers,
+    last_checkpoint,
+    started,
+    with_first_weights,
+    write_config,
+)
+from diffuse_cli.training.timing import Forecast
+from diffuse_cli.training.trainer import Outcome, Trainer
 
 
 def fit(
-    config: TrainConfig, stop: Stop | None = None, *, debug: bool = False
+    config: TrainConfig,
+    stop: Stop | None = None,
+    *,
+    debug: bool = False,
+    spent: float = 0.0,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Work[Trained | None]:
     """Train a model and write its file.
 
@@ -59,6 +62,8 @@ def fit(
         config: completed here from the data and the machine.
         stop: asked after every step; an error from it ends the run with a checkpoint.
         debug: if training diverges, find the module that was not finite.
+        spent: seconds of --minutes that are over; all but the reading of images counts.
+        clock: tells the seconds.
 
     Returns:
         `Trained`, or None on every process but the first.
@@ -69,6 +74,7 @@ def fit(
     run = RunDirectory(config.out)
     stop = stop or Stop()
     main = rank() == 0
+    laps = Laps(clock)
     with (
         _holding(run, config) if main else contextlib.nullcontext(),
         machine(
@@ -80,9 +86,11 @@ def fit(
         ) as accelerator,
     ):
         check_batch(config, accelerator.num_processes)
+        spent += laps()
         plan = yield from until(stop, prepare(config, accelerator, run))
+        laps()
         plan = settled(plan, accelerator)
-        return (yield from _Run(plan, accelerator, run, stop, debug).work())
+        return (yield from _Run(plan, accelerator, run, stop, debug, laps).work(spent))
 
 
 @contextlib.contextmanager
@@ -100,29 +108,40 @@ class _Run:
     """A run under way: when to log, measure, save and stop."""
 
     def __init__(
-        self, plan: Plan, accelerator: Accelerator, run: RunDirectory, stop: Stop, debug: bool
+        self,
+        plan: Plan,
+        accelerator: Accelerator,
+        run: RunDirectory,
+        stop: Stop,
+        debug: bool,
+        laps: Laps,
     ) -> None:
         self.plan, self.accelerator, self.run, self.stop = plan, accelerator, run, stop
-        self.debug = debug
+        self.debug, self.laps, self.deadline = debug, laps, Deadline(None, laps)
         self.main = accelerator.is_main_process
         self.loss: float | None = None
         self.room = images_at_a_time(plan, accelerator)
         self.plan = dataclasses.replace(plan, room=min(plan.room, self.room))
 
-    def work(self) -> Work[Trained | None]:
-        """Start or resume, step to the end, and write the model file."""
-        began = time.monotonic()
-        checkpoint = yield from self._checkpoint()
+    def work(self, spent: float) -> Work[Trained | None]:
+        """Start or resume, step to the end, and write the model file; `spent` as in `fit`."""
+        began = self.laps.clock()
+        checkpoint = yield from last_checkpoint(self.plan, self.run)
         if checkpoint is None and self.plan.config.goes_on:
-            init = yield from first_weights(self.plan.config, self.plan.blueprint)
-            self.plan = dataclasses.replace(self.plan, init=init)
+            self.plan = yield from with_first_weights(self.plan)
         start = checkpoint.step if checkpoint else 0
         if self.main:
             check_room(self.plan, self.run)
-        config = yield from self._fix_steps(start)
+        spent += self.laps()
+        config, course, budget = yield from started(
+            self.plan, self.accelerator, self.run, checkpoint, self.stop, self.room, spent
+        )
+        self.laps()  # what that took is in the budget
+        self.deadline = Deadline(budget, self.laps)
         made_with = yield from versions(checkpoint)
         self.plan = dataclasses.replace(self.plan, config=config, versions=made_with)
         trainer = Trainer(self.plan, self.accelerator)
+        trainer.follow(course)
         monitor = Monitor(trainer, self.run, self.stop)
         if checkpoint:
             restore(trainer, checkpoint)
@@ -130,75 +149,27 @@ class _Run:
         if self.main:
             yield from monitor.begin()
         self._begin(start)
+        last = start
         if self.main:
             monitor.settle()
-        end = min(config.steps, config.stop_at or config.steps)
-        if start < end or monitor.due(start, end):
-            self._init_trackers()
+        if start < self._end(trainer) or monitor.due(start, self._end(trainer)):
+            begin_trackers(trainer.config, self.accelerator)
             yield Notice(self._chosen(trainer))
-            yield from self._steps(trainer, monitor, start, end)
-        last = max(start, end)
+            last = yield from self._steps(trainer, monitor, start)
         if self.main:
             monitor.settle()
             raw = trainer.net.state_dict() if config.keep_raw else None
             average = trainer.ema.net.state_dict()
-            model = model_of(self.plan, last, average, raw, trainer.weak)
+            model = model_of(trainer.plan, last, average, raw, trainer.weak)
             bring_up_to_date(self.run.model, model)
+            if self.deadline.budget and last == trainer.course.steps:
+                write_config(self.run, trainer.config)
             if config.keep_weak and trainer.weak is None:
-                yield Notice(no_weak(config.steps, last))
+                yield Notice(no_weak(trainer.course.steps, last))
         self.accelerator.wait_for_everyone()
-        return self._result(trainer, monitor, last, time.monotonic() - began)
+        return self._result(trainer, monitor, last, self.laps.clock() - began)
 
     # -- before ------------------------------------------------------------------------------------
-
-    def _checkpoint(self) -> Work[Checkpoint | None]:
-        """The checkpoint to go on from, or None; tells the user which."""
-        config = self.plan.config
-        if not config.goes_on:
-            return None
-        checkpoint, passed = self.run.load()
-        for text in passed:
-            yield Notice(text, warning=True)
-        if checkpoint is None:
-            if self.run.model.exists():
-                raise OutputError(
-                    f"{files.show(self.run.model)} exists, but {files.show(self.run.path)} has no "
-                    "complete checkpoint",
-                    f"Start from its weights: --init {files.show(self.run.model)} -o "
-                    "another.safetensors",
-                )
-            yield Notice(
-                f"no complete checkpoint in {files.show(self.run.path)}: starting at step 0"
-            )
-            return None
-        yield from check_fingerprint(self.plan, checkpoint.state)
-        yield Notice(f"resuming from step {checkpoint.step:,} of {files.show(self.run.path)}")
-        if config.steps < checkpoint.step:
-            raise UsageError(f"--steps {config.steps}: step {checkpoint.step} is done already")
-        return checkpoint
-
-    def _fix_steps(self, start: int) -> Work[TrainConfig]:
-        """The configuration with its steps fixed: --minutes measures, --resume may extend."""
-        config, seconds = self.plan.config, None
-        if config.minutes is not None:
-            measuring = fill_minutes(self.plan, self.accelerator, self.room)
-            config, seconds = yield from until(self.stop, measuring)
-            config = dataclasses.replace(config, steps=start + config.steps)
-            yield Notice(
-                f"{seconds:.3g} s a step of {config.batch_size} images: {config.steps:,} steps"
-            )
-        config = yield from parted(config, self.room, self.accelerator.num_processes)
-        if start and self.run.exists():
-            before = read_toml(self.run.config).get("steps")
-            if before != config.steps:
-                yield Notice(
-                    f"{before:,} steps become {config.steps:,}: the learning rate follows the "
-                    "new schedule"
-                )
-        yield from cut_short(config)
-        if not start:
-            yield from too_few(config, seconds)
-        return config
 
     def _begin(self, start: int) -> None:
         """Prepare the run directory for the steps from `start` on."""
@@ -207,7 +178,7 @@ class _Run:
                 self.run.clear()
             self.run.rewind_metrics(start)
             rewind_snapshots(self.run.snapshots, start)
-            files.write_text(self.run.config, to_toml(to_file(self.plan.config, control=False)))
+            write_config(self.run, self.plan.config, self.deadline.budget)
         self.accelerator.wait_for_everyone()
 
     def _chosen(self, trainer: Trainer) -> str:
@@ -217,53 +188,67 @@ class _Run:
             self.accelerator.device.type,
         )
 
-    def _init_trackers(self) -> None:
-        if self.plan.config.log:
-            values = {
-                f.name: value
-                for f, _ in options(self.plan.config)
-                if isinstance(value := getattr(self.plan.config, f.name), (int, float, str))
-            }
-            self.accelerator.init_trackers("diffuse", config=values)
-
     # -- the loop ----------------------------------------------------------------------------------
 
-    def _steps(self, trainer: Trainer, monitor: Monitor, start: int, end: int) -> Work[None]:
-        config = self.plan.config
-        if monitor.due(start, end):
-            if self.main:
-                yield from monitor.work(start, end)
-                if start >= end:
-                    self.run.save(checkpoint_of(trainer, start, monitor))
-            if error := self._stopping():
-                raise self._ended(error, start, "its checkpoint is complete")
+    def _steps(self, trainer: Trainer, monitor: Monitor, start: int) -> Work[int]:
+        """Step to the end, and return what that is."""
+        config, done, end = self.plan.config, start, self._end(trainer)
+        if monitor.due(done, end):
+            yield from self._measure(monitor, done, end)
+            if self.main and done >= end:
+                self.run.save(checkpoint_of(trainer, done, monitor, self.deadline.budget))
+            if error := agreed(self.accelerator, self.stop)[0]:
+                raise self._ended(error, done, "its checkpoint is complete")
         meter, pace = Meter(trainer.batch_size), Pace(config.save_every)
-        forecast = Forecast(config, start, end)
-        for step in range(start, end):
-            outcome = yield from self._step(trainer, step, start)
-            done = step + 1
+        forecast = Forecast(config, done, end)
+        self.deadline.spend()
+        while done < end:
+            outcome = yield from self._step(trainer, done, start)
             if trainer.bad >= PATIENCE:
-                raise diverged(trainer, step, self.run.newest_step(), debug=self.debug)
+                raise diverged(trainer, done, self.run.newest_step(), debug=self.debug)
+            done += 1
+            self.deadline.stepped(settled=not trainer.unread)
             meter.add(outcome.loss)
             if done % config.log_every == 0 or done == end:
-                yield self._log(done, meter, float(outcome.grad_norm), lr_at(config, step))
+                yield self._log(trainer, done, meter, float(outcome.grad_norm))
                 monitor.logged(self.loss)
             else:
-                yield Step(done, config.steps)
+                yield Step(done, trainer.course.steps)
             yield from forecast.after(done)
             self._snapshot(trainer, done)
-            error = self._stopping()
+            steps = 0
+            if self.main:
+                steps = self.deadline.planned(trainer.course, done, chores(trainer.plan))
+            error, steps = agreed(self.accelerator, self.stop, steps)
+            if steps:
+                yield from self._replan(trainer, done, steps)
+                end = self._end(trainer)
             if error is None and monitor.due(done, end):
-                if self.main:
-                    yield from monitor.work(done, end)
+                yield from self._measure(monitor, done, end)
                 meter.pause()
-                error = self._stopping()
+                error = agreed(self.accelerator, self.stop)[0]
             if self.main and (error or pace.due(done, monitor.previewed == done) or done == end):
                 with pace.measured():
-                    self.run.save(checkpoint_of(trainer, done, monitor))
+                    self.run.save(checkpoint_of(trainer, done, monitor, self.deadline.budget))
+                self.deadline.spend(SAVE)
                 meter.pause()
             if error:
                 raise self._ended(error, done, "checkpoint saved")
+        return done
+
+    def _end(self, trainer: Trainer) -> int:
+        """The step after which it stops."""
+        steps = trainer.course.steps
+        return min(steps, trainer.config.stop_at or steps)
+
+    def _measure(self, monitor: Monitor, done: int, end: int) -> Work[None]:
+        """Measure what is due."""
+        if self.main:
+            for chore, work in monitor.work(done, end):
+                self.deadline.spend()
+                yield from work
+                cut_off = self.stop() is not None
+                self.deadline.spend(None if cut_off else chore)
 
     def _step(self, trainer: Trainer, step: int, start: int) -> Work[Outcome]:
         """A step; a signal ends the first one at once if it compiles, which takes long."""
@@ -287,33 +272,33 @@ class _Run:
 
     def _snapshot(self, trainer: Trainer, done: int) -> None:
         """Save the averages of other lengths when due."""
-        steps, count = self.plan.config.steps, self.plan.config.ema_lengths
-        if self.main and trainer.powers and count and snapshot_due(done, steps, count):
-            save_snapshot(self.run.snapshots, trainer.powers, done, steps, count)
+        course, count = trainer.course, self.plan.config.ema_lengths
+        if self.main and trainer.powers and count and snapshot_due(done, course, count):
+            save_snapshot(self.run.snapshots, trainer.powers, done, course, count)
+
+    def _replan(self, trainer: Trainer, done: int, steps: int) -> Work[None]:
+        """Go on to another last step."""
+        before = trainer.course.steps
+        trainer.follow(trainer.course.revised(done, steps))
+        if self.main:
+            write_config(self.run, trainer.config, self.deadline.budget)
+        yield Notice(f"step {done:,}: {before:,} steps become {steps:,}, to end in time")
 
     def _ended(self, error: DiffuseError, step: int, kept: str) -> DiffuseError:
         again = runs.resume_line(self.plan.config.data, self.plan.config.out)
         return type(error)(f"{error.message} at step {step:,}: {kept}", f"Go on with: {again}")
 
-    def _stopping(self) -> DiffuseError | None:
-        """The error to stop with, the same on every process: all stop after the same step."""
-        error = self.stop()
-        if self.accelerator.num_processes == 1:
-            return error
-        asked = torch.tensor(float(error is not None), device=self.accelerator.device)
-        if not float(self.accelerator.reduce(asked, "sum")):
-            return None
-        errors: list[DiffuseError | None] = gather_object([error])
-        return next(e for e in errors if e is not None)
-
-    def _log(self, done: int, meter: Meter, norm: float, lr: float) -> Step:
+    def _log(self, trainer: Trainer, done: int, meter: Meter, norm: float) -> Step:
+        lr = lr_at(trainer.config, trainer.course, done - 1)
         self.loss, speed = meter.read()
         if self.main:
             self.run.log(step=done, loss=self.loss, lr=lr, grad_norm=norm, images_per_second=speed)
         if self.plan.config.log:
             self.accelerator.log({"loss": self.loss, "lr": lr, "grad_norm": norm}, step=done)
-        left = (self.plan.config.steps - done) * meter.batch_size / speed
-        return Step(done, self.plan.config.steps, self.loss, lr, norm, speed, left)
+        steps = trainer.course.steps
+        budget = self.deadline.budget
+        left = budget.left if budget else (steps - done) * meter.batch_size / speed
+        return Step(done, steps, self.loss, lr, norm, speed, max(0.0, left))
 
     # -- after -------------------------------------------------------------------------------------
 
@@ -326,7 +311,7 @@ class _Run:
             model=self.run.model,
             run=self.run.path,
             step=step,
-            steps=self.plan.config.steps,
+            steps=trainer.course.steps,
             loss=self.loss,
             held_out_loss=monitor.held_out_loss,
             parameters=count_parameters(trainer.net),

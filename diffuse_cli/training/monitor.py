@@ -8,21 +8,28 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli import files, modelfile, pictures
+from diffuse_cli.config import TrainConfig
 from diffuse_cli.errors import Interrupted, Terminated
 from diffuse_cli.events import Notice, Stop, Work, until
 from diffuse_cli.memory import out_of_memory
 from diffuse_cli.runtime import log_picture
+from diffuse_cli.training.budget import Chore, Chores
 from diffuse_cli.training.checkpoints import bring_up_to_date, model_of
 from diffuse_cli.training.overfitting import HeldOut, Overfitting
 from diffuse_cli.training.plan import Plan
-from diffuse_cli.training.previews import draw_preview, passes_of_preview
+from diffuse_cli.training.previews import (
+    draw_preview,
+    passes_of_drawing,
+    passes_of_preview,
+    passes_of_step,
+)
 from diffuse_cli.training.reports import Previewed, Validated
 from diffuse_cli.training.rundir import Checkpoint, RunDirectory
-from diffuse_cli.training.trainer import HELD_OUT_BATCH, HELD_OUT_IMAGES, Trainer
+from diffuse_cli.training.trainer import HELD_OUT_BATCH, Trainer
 from diffuse_cli.training.validation import IMAGES, Best, Validator
 
 if TYPE_CHECKING:
@@ -33,13 +40,40 @@ PREVIEWS, SHARE = 8, 5
 """Without --preview-every a run has so many previews, or fewer if they would take over 1/SHARE of
 the time of its steps."""
 
+GUESS = 0.5
+"""What a pass of a preview costs, in passes of a step, until it is measured: many images go through
+at a time, without gradients."""
 
-def preview_spacing(plan: Plan) -> int:
-    """Steps from one preview to the next: the same whenever the run is resumed."""
-    assert plan.config.batch_size is not None
-    passes = passes_of_preview(plan) + len(plan.held_out[:HELD_OUT_IMAGES])
-    step = 3 * plan.config.batch_size  # the way back takes as long as two passes
-    return max(-(-plan.config.steps // PREVIEWS), -(-SHARE * passes // step))
+PREVIEW, EVALUATION, SAVE = "preview", "evaluation", "save"
+"""The names of chores."""
+
+
+def preview_spacing(plan: Plan, steps: int | None = None) -> int:
+    """Steps from one preview to the next: the same whenever the run is resumed. Of a run of so many
+    `steps`, by default those of the plan."""
+    passes = passes_of_preview(plan)
+    return max(
+        -(-(steps or plan.config.steps) // PREVIEWS), -(-SHARE * passes // passes_of_step(plan))
+    )
+
+
+def chores(plan: Plan, a_pass: float | None = None) -> Chores:
+    """What a run does beside its steps, by their number; what saving costs is not guessed.
+
+    Args:
+        a_pass: what a pass of an image costs, in steps, if that was measured.
+    """
+    config, each = plan.config, a_pass or GUESS / passes_of_step(plan)
+
+    def of(steps: int) -> Iterator[Chore]:
+        every = config.preview_every or preview_spacing(plan, steps)
+        yield Chore(PREVIEW, every, passes_of_preview(plan) * each)
+        yield Chore(SAVE, config.save_every or every, 0.0)
+        if config.eval_every:
+            passes = passes_of_drawing(plan, config.eval_images or IMAGES)
+            yield Chore(EVALUATION, config.eval_every, passes * each)
+
+    return of
 
 
 class Monitor:
@@ -53,9 +87,7 @@ class Monitor:
 
     def __init__(self, trainer: Trainer, run: RunDirectory, stop: Stop) -> None:
         self.trainer, self.run, self.stop = trainer, run, stop
-        self.config = trainer.config
         self.images = self.config.eval_images or IMAGES
-        self.preview_every = self.config.preview_every or preview_spacing(trainer.plan)
         self.held_out_loss: float | None = None
         self.overfitting = Overfitting()
         self.best: Best | None = None
@@ -63,6 +95,11 @@ class Monitor:
         self.validated: int | None = None
         self._loss, self._readings = 0.0, 0
         self._validator: Validator | None = None
+
+    @property
+    def config(self) -> TrainConfig:
+        """That of the trainer, whose number of steps may be planned again."""
+        return self.trainer.config
 
     # -- state -------------------------------------------------------------------------------------
 
@@ -139,7 +176,8 @@ class Monitor:
         return done > 0 and (self._preview_due(done, end) or self._validation_due(done))
 
     def _preview_due(self, done: int, end: int) -> bool:
-        return self.previewed != done and (done % self.preview_every == 0 or done == end)
+        every = self.config.preview_every or preview_spacing(self.trainer.plan)
+        return self.previewed != done and (done % every == 0 or done == end)
 
     def _validation_due(self, done: int) -> bool:
         # Not where --stop-at ends: a run in one go would not evaluate there.
@@ -149,13 +187,16 @@ class Monitor:
 
     # -- work --------------------------------------------------------------------------------------
 
-    def work(self, done: int, end: int) -> Work[None]:
-        """Measure what is due; a signal ends that at once."""
+    def work(self, done: int, end: int) -> Iterator[tuple[str, Work[None]]]:
+        """What is due, as the name of each chore and its work, which a signal ends at once."""
+        if self._preview_due(done, end):
+            yield PREVIEW, self._unless_stopped(self._preview(done))
+        if self._validation_due(done) and self.stop() is None:
+            yield EVALUATION, self._unless_stopped(self._validate(done))
+
+    def _unless_stopped(self, work: Work[None]) -> Work[None]:
         with contextlib.suppress(Interrupted, Terminated):
-            if self._preview_due(done, end):
-                yield from self._preview(done)
-            if self._validation_due(done):
-                yield from self._validate(done)
+            yield from work
 
     def _log(self, done: int, values: dict[str, float]) -> None:
         self.run.log(step=done, **values)

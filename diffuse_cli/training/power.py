@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from diffuse_cli import files, tensorfile
+from diffuse_cli.training.course import Course
 
 KEPT_LENGTHS = (0.05, 0.10)
 """The lengths that training follows."""
@@ -115,18 +116,19 @@ class Powers:
 # -- snapshots ------------------------------------------------------------------------------------
 
 
-def snapshot_due(done: int, steps: int, count: int) -> bool:
-    """Whether the averages are saved after `done` of `steps` steps: `count` times, evenly."""
-    return done % -(-steps // count) == 0 or done == steps
+def snapshot_due(done: int, course: Course, count: int) -> bool:
+    """Whether the averages are saved after `done` steps: `count` times, evenly on the way."""
+    return course.crosses(-(-course.steps // count), done) or done == course.steps
 
 
-def save_snapshot(folder: Path, powers: Powers, step: int, steps: int, count: int) -> None:
-    """Save the averages, and remove snapshots that were due for another number of steps."""
+def save_snapshot(folder: Path, powers: Powers, step: int, course: Course, count: int) -> None:
+    """Save the averages, and remove snapshots that were due for another number of steps; not where
+    the way there was planned again, from which all of them stay."""
     about = {"lengths": list(KEPT_LENGTHS), "updates": powers.updates, "step": step}
     metadata = {"diffuse.ema": json.dumps(about, sort_keys=True)}
     tensorfile.write(folder / f"step-{step:08d}.safetensors", powers.tensors(), metadata)
     for other, path in snapshots(folder):
-        if not snapshot_due(other, steps, count):
+        if not course.since and not snapshot_due(other, course, count):
             files.remove(path)
 
 

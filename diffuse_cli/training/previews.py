@@ -15,7 +15,7 @@ from diffuse_cli.memory import out_of_memory
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.sampling import Drawing, draw, looks, stored
 from diffuse_cli.training.plan import Plan, given_inputs
-from diffuse_cli.training.trainer import Trainer
+from diffuse_cli.training.trainer import HELD_OUT_IMAGES, Trainer
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -64,11 +64,27 @@ def _condition(plan: Plan, chosen: npt.NDArray[np.int64]) -> Condition | None:
     return Condition(tuple(labels), scale, given_inputs(plan, chosen))
 
 
-def passes_of_preview(plan: Plan) -> int:
-    """Images that a preview passes through the network; guidance takes each twice."""
-    steps = min(SAMPLING_STEPS, plan.config.num_timesteps)
+def passes_of_step(plan: Plan) -> int:
+    """Passes through the network that take as long as a step: the way back is two of them."""
+    assert plan.config.batch_size is not None
+    return 3 * plan.config.batch_size
+
+
+def passes_of_denoising(plan: Plan, images: int) -> int:
+    """Passes of a step of sampling; guidance takes each twice."""
     conditions = plan.blueprint.conditions
-    return PREVIEW_IMAGES * steps * (2 if conditions.num_classes and not conditions.given else 1)
+    return images * (2 if conditions.num_classes and not conditions.given else 1)
+
+
+def passes_of_drawing(plan: Plan, images: int) -> int:
+    """Passes that it takes to draw images."""
+    steps = min(SAMPLING_STEPS, plan.config.num_timesteps)
+    return steps * passes_of_denoising(plan, images)
+
+
+def passes_of_preview(plan: Plan) -> int:
+    """Passes that a preview takes, with the held-out loss."""
+    return passes_of_drawing(plan, PREVIEW_IMAGES) + len(plan.held_out[:HELD_OUT_IMAGES])
 
 
 def draw_preview(trainer: Trainer) -> Work[Image | None]:

@@ -16,6 +16,12 @@ from diffuse_cli.errors import DiffuseError
 from diffuse_cli.events import Progress, Work
 from diffuse_cli.training.memory import cost
 from diffuse_cli.training.plan import Plan
+from diffuse_cli.training.previews import (
+    PREVIEW_IMAGES,
+    draw_by_default,
+    passes_of_denoising,
+    passes_of_step,
+)
 from diffuse_cli.training.trainer import Trainer
 
 TASK = "measuring the time of a step"
@@ -25,6 +31,10 @@ WARM_UP, LEAST, SETTLED = 3, 5, 5.0
 
 RATIO, TRIES = 4, 3
 """From one number of images that is tried to the next, and steps of each."""
+
+PASSES, BESIDE = 2, 2
+"""Steps of sampling that are timed, after one that is not, if all take at most 1/BESIDE of the time
+that steps have."""
 
 LARGE, PART = 2**28, 4
 """An image that keeps so many bytes for its backward pass is first tried at 1/PART of its sides."""
@@ -41,6 +51,7 @@ class Stopwatch:
     def __init__(self, plan: Plan, accelerator: Accelerator, seconds: float) -> None:
         self.plan, self.accelerator, self.budget = plan, accelerator, seconds
         self.spent, self.taken, self.total = 0.0, 0, max(1, round(seconds))
+        self._began = time.monotonic()
         self._known: list[tuple[int, float]] = []
         self._trainer: Trainer | None = None
 
@@ -55,6 +66,28 @@ class Stopwatch:
             if roughly or not self._suffices(images, parts):
                 return self._expected(images, parts)
         return (yield from self._time(plan, images, parts, WARM_UP + LEAST, SETTLED))
+
+    def a_pass(self, plan: Plan, step: float) -> Work[float | None]:
+        """The time in which an image passes through the network for a preview, on the slowest
+        process, after steps of `step` seconds were timed; None if there is no time for it."""
+        passes, times = passes_of_denoising(plan, PREVIEW_IMAGES), list[float]()
+        guess = step * passes / passes_of_step(plan)
+        trainer = self._trainer
+        if trainer is None or (1 + PASSES) * guess > self.budget / BESIDE:
+            return None
+        drawings = draw_by_default(plan, trainer.ema_net, PREVIEW_IMAGES, trainer.device)
+        while len(times) < 1 + PASSES:
+            yield Progress(TASK, min(int(self.spent), self.total - 1), self.total)
+            began = time.monotonic()
+            if next(drawings, None) is None:
+                break
+            trainer.wait()
+            times.append(time.monotonic() - began)
+        return float(max(gather_object([median(times[1:] or times)]))) / passes
+
+    def elapsed(self) -> float:
+        """The seconds since it was made, on the slowest process: all must plan alike."""
+        return float(max(gather_object([time.monotonic() - self._began])))
 
     def _climb(self, plan: Plan, most: int) -> Work[None]:
         """Time a few steps of one image a process, then of more and more, but of `most` at most."""
@@ -83,9 +116,10 @@ class Stopwatch:
         small = tuple(side // PART for side in size)
         corner: Any = (..., *map(slice, small))
         images = dataclasses.replace(plan.images, stored=plan.images.stored[corner])
+        pairs = plan.pairs.cut(corner) if plan.pairs else None
         space = dataclasses.replace(blueprint.space, size=small)
         blueprint = dataclasses.replace(blueprint, space=space)
-        part = dataclasses.replace(plan, blueprint=blueprint, images=images, init=None)
+        part = dataclasses.replace(plan, blueprint=blueprint, images=images, init=None, pairs=pairs)
         try:
             seconds = yield from self._time(part, self.accelerator.num_processes, 1, TRIES)
         except DiffuseError:  # a size that it cannot halve

@@ -11,11 +11,13 @@ from accelerate import Accelerator
 
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.events import Notice, Work
+from diffuse_cli.training.budget import FIRST, Budget
 from diffuse_cli.training.configuring import BATCH, batched
+from diffuse_cli.training.course import warmup_of
 from diffuse_cli.training.memory import smaller_side, split
+from diffuse_cli.training.monitor import chores
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.stopwatch import Stopwatch
-from diffuse_cli.training.trainer import warmup_of
 
 SECONDS, SHARE, BRIEFLY = 20.0, 0.05, 1.0
 """Measuring takes at most so many seconds, or this share of --minutes, or, of very few minutes, so
@@ -45,9 +47,10 @@ def parted(config: TrainConfig, room: int, processes: int) -> Work[TrainConfig]:
 
 
 def fill_minutes(
-    plan: Plan, accelerator: Accelerator, room: int
-) -> Work[tuple[TrainConfig, float]]:
-    """The configuration with the steps that fill its minutes, and the seconds per step.
+    plan: Plan, accelerator: Accelerator, room: int, spent: float = 0.0
+) -> Work[tuple[TrainConfig, Budget]]:
+    """The configuration with the steps that fill its minutes, and what is left of these after
+    `spent` seconds and the measuring.
 
     An open batch size is chosen to give a short run enough steps. At most `room` images are
     computed at a time.
@@ -64,9 +67,21 @@ def fill_minutes(
         config = batched(config, batch_for(size * minutes * 60 / seconds, least))
     config = split(config, room, processes)
     seconds = yield from watch.seconds(config)
+    plan = dataclasses.replace(plan, config=config)
+    a_pass = yield from watch.a_pass(plan, seconds)
     yield from watch.end()
-    steps = max(1, round(minutes * 60 / seconds))
-    return dataclasses.replace(config, steps=steps, minutes=None), seconds
+    own = chores(plan, a_pass / seconds)(1) if a_pass else ()
+    costs = {chore.name: (chore.cost,) for chore in own if chore.cost}
+    budget = Budget(minutes, seconds, used=spent + watch.elapsed(), costs=costs)
+    budget, steps = budget.plan(0, chores(plan), FIRST)
+    return dataclasses.replace(config, steps=steps, minutes=None), budget
+
+
+def seconds_in_all(plan: Plan, budget: Budget) -> float:
+    """The seconds of a step with its share of all else, in the shortest run that draws anything."""
+    least = fewest(plan.config)
+    own = budget.needed(0, least, chores(plan))
+    return min(own / (1 - SHARE), own + SECONDS) / least
 
 
 def seconds_a_step(plan: Plan, accelerator: Accelerator) -> Work[float]:
@@ -96,7 +111,7 @@ def fewest(config: TrainConfig) -> int:
 
 def too_few(config: TrainConfig, seconds: float | None = None) -> Iterator[Notice]:
     """A warning of a run that draws nothing, with what to type instead; `seconds` is the time of a
-    step where that decided the number of steps."""
+    step, with its share of all else, where that decided the number of steps."""
     least = fewest(config)
     if config.steps >= least or config.init:
         return

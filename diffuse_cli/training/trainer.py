@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.core.kernels.layout import lay_out
 from diffuse_cli.core.networks import checkpointed
@@ -23,7 +22,8 @@ from diffuse_cli.draws import key, seed_modules, share, training_draws
 from diffuse_cli.errors import UsageError, lookup
 from diffuse_cli.memory import out_of_memory
 from diffuse_cli.training.batches import Batches, mirrored
-from diffuse_cli.training.ema import Average, Weak, due, weak_step
+from diffuse_cli.training.course import Course, lr_at
+from diffuse_cli.training.ema import EARLY, Average, Weak, due
 from diffuse_cli.training.objective import Objective, losses_of
 from diffuse_cli.training.plan import Plan, given_inputs
 from diffuse_cli.training.power import Powers
@@ -36,9 +36,6 @@ HELD_OUT_IMAGES = 512
 
 HELD_OUT_BATCH = 64
 
-RISE = 10
-"""Warm-up takes at most 1/RISE of a run."""
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -49,23 +46,11 @@ class Outcome:
     grad_norm: Tensor
 
 
-def warmup_of(config: TrainConfig) -> int:
-    """The steps over which the learning rate rises: a tenth of the run at most."""
-    return min(config.warmup, config.steps // RISE)
-
-
-def lr_at(config: TrainConfig, step: int) -> float:
-    """The learning rate of the step after `step` steps: a linear rise, and half a cosine to 0."""
-    assert config.lr is not None
-    warmup = warmup_of(config)
-    rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
-    return config.lr * rise * 0.5 * (1 + math.cos(math.pi * step / config.steps))
-
-
 class Trainer:
     """Network, optimizer and average of a run, and the images it learns from.
 
     Attributes:
+        course: how far it goes, with the learning rate on the way.
         batches: the images it learns from.
         net, ema, powers, optimizer, history: its state, with `weak`, `unread`, `bad` and
             `accumulation`.
@@ -78,6 +63,7 @@ class Trainer:
     def __init__(self, plan: Plan, accelerator: Accelerator) -> None:
         self.plan, self.config, self.accelerator = plan, plan.config, accelerator
         self.device = accelerator.device
+        self.course = Course.of(self.config.steps)
         assert self.config.batch_size is not None
         self.resize(self.config.batch_size, self.config.accumulation)
         torch.manual_seed(key(self.config.seed, "weights") & 0xFFFF_FFFF)
@@ -117,6 +103,11 @@ class Trainer:
         self.batch_size, self.accumulation = batch_size, accumulation
         self.batches = Batches(self.plan, batch_size, self.device)
 
+    def follow(self, course: Course) -> None:
+        """Go another way from here, of which the configuration has the number of steps."""
+        self.course, self.config = course, replace(self.config, steps=course.steps)
+        self.plan = replace(self.plan, config=self.config)
+
     # -- a step ------------------------------------------------------------------------------------
 
     def step(self, step: int) -> Outcome:
@@ -126,7 +117,7 @@ class Trainer:
         """
         self._prepared.train()
         for group in self.optimizer.param_groups:
-            group["lr"] = lr_at(self.config, step)
+            group["lr"] = lr_at(self.config, self.course, step)
         total, norm, seen = self._gradient(step, self.chances())
         loss = self.accelerator.reduce(total, "sum") / self.batch_size
         norm = norm + 0 * loss
@@ -134,9 +125,9 @@ class Trainer:
         if self._draw.keep and bool(norm.isfinite()):
             self._remember(seen)
         self.unread.append(norm)
-        if due(step + 1, self.config.steps):
+        if due(step + 1, self.course.steps):
             self._average()
-        if self.config.keep_weak and step + 1 == weak_step(self.config.steps):
+        if self.config.keep_weak and self.course.passes(1 / EARLY, step + 1):
             self.weak = Weak.of(self.ema, step + 1)
         return Outcome(loss, norm)
 

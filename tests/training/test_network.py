@@ -286,6 +286,8 @@ def test_minutes_are_filled_with_the_batch_that_suits_them(monkeypatch, typed, b
     @dataclass
     class Plan:
         config: TrainConfig
+        blueprint: object
+        held_out: tuple[int, ...] = ()
 
     measured = []
 
@@ -295,12 +297,15 @@ def test_minutes_are_filled_with_the_batch_that_suits_them(monkeypatch, typed, b
         return config.batch_size / 128
 
     monkeypatch.setattr(Stopwatch, "seconds", seconds)
+    monkeypatch.setattr(Stopwatch, "elapsed", lambda watch: 0.0)
     accelerator = SimpleNamespace(num_processes=1, free_memory=lambda: None)
     given = {"minutes": 7.0} | ({"batch_size": typed} if typed else {})
-    config, seconds = finish(fill_minutes(Plan(completed(given)), accelerator, 64))
+    plan = Plan(completed(given), SimpleNamespace(conditions=Conditions()))
+    config, budget = finish(fill_minutes(plan, accelerator, 64))
     assert config.batch_size == batch
-    assert config.steps == 7 * 60 * 128 // batch
+    previews = 8 * 320 / (3 * batch)
+    assert config.steps == pytest.approx(7 * 60 * 128 / batch - previews, abs=1)
     assert config.lr == pytest.approx(PRESETS["tiny"].train["lr"] * (batch / 64) ** 0.5)
     assert config.minutes is None
-    assert seconds == batch / 128
+    assert budget.step == batch / 128
     assert measured == ([16, 32] if typed is None else [4])

@@ -16,6 +16,7 @@ from torch import nn
 
 from diffuse_cli import files, tensorfile
 from diffuse_cli.training import checkpoints, power
+from diffuse_cli.training.course import Course
 from diffuse_cli.training.power import (
     KEPT_LENGTHS,
     Powers,
@@ -130,7 +131,7 @@ def test_products_of_profiles_are_their_integrals():
 
 
 def due_of(steps, count):
-    return [s for s in range(1, steps + 1) if snapshot_due(s, steps, count)]
+    return [s for s in range(1, steps + 1) if snapshot_due(s, Course.of(steps), count)]
 
 
 def profiles_of(due):
@@ -179,7 +180,7 @@ def test_a_length_made_afterwards_equals_the_one_averaged_directly(
     for step, value in enumerate(values, 1):
         net.set(value)
         powers.follow(net)
-        if snapshot_due(step, steps, count):
+        if snapshot_due(step, Course.of(steps), count):
             as_float32 = {n: t.float() for n, t in powers.tensors().items()}
             about = {"lengths": KEPT_LENGTHS, "updates": powers.updates, "step": step}
             tensorfile.write(
@@ -290,10 +291,10 @@ def test_a_snapshot_is_whole_or_not_there(tmp_path, monkeypatch):
     from diffuse_cli.errors import OutputError
 
     powers = Powers(Net().float())
-    save_snapshot(tmp_path, powers, 1, 4, 4)
+    save_snapshot(tmp_path, powers, 1, Course.of(4), 4)
     monkeypatch.setattr(files, "operation", failing("rename", FULL))
     with pytest.raises(OutputError):
-        save_snapshot(tmp_path, powers, 2, 4, 4)
+        save_snapshot(tmp_path, powers, 2, Course.of(4), 4)
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001.safetensors"]
 
 

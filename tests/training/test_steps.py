@@ -20,9 +20,10 @@ from diffuse_cli.data import read_images
 from diffuse_cli.draws import draw_noise
 from diffuse_cli.events import finish
 from diffuse_cli.training.batches import Batches
+from diffuse_cli.training.course import Course, lr_at
 from diffuse_cli.training.power import read_snapshot
 from diffuse_cli.training.rundir import RunDirectory
-from diffuse_cli.training.trainer import Trainer, lr_at
+from diffuse_cli.training.trainer import Trainer
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
 
@@ -293,10 +294,10 @@ def test_the_learning_rate_rises_and_falls_to_0(train):
 
 def test_the_rise_takes_a_tenth_of_a_short_run():
     config = TrainConfig(data="x", steps=30, warmup=100, lr=1.0)
-    rates = [lr_at(config, step) for step in range(30)]
+    rates = [lr_at(config, Course.of(30), step) for step in range(30)]
     assert rates[0] == pytest.approx(1 / 3)
     assert rates.index(max(rates)) == 2
-    assert lr_at(dataclasses.replace(config, steps=5), 0) == 1
+    assert lr_at(dataclasses.replace(config, steps=5), Course.of(5), 0) == 1
 
 
 def test_a_warmup_that_is_cut_is_said(train, monkeypatch):

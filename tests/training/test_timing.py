@@ -8,14 +8,22 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from seams import giving
 
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.events import Progress
 from diffuse_cli.training import stopwatch, timing
 from diffuse_cli.training.configuring import complete, configure
+from diffuse_cli.training.monitor import preview_spacing
 from diffuse_cli.training.stopwatch import Stopwatch
-from diffuse_cli.training.timing import Forecast, fill_minutes, too_few, too_long
+from diffuse_cli.training.timing import (
+    Forecast,
+    fill_minutes,
+    seconds_in_all,
+    too_few,
+    too_long,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +37,7 @@ class Plan:
     blueprint: object
     images: Images
     init: object = None
+    held_out: tuple[int, ...] = ()
 
 
 def plan_of(side=32, channels=1, **given):
@@ -60,6 +69,7 @@ def machine(monkeypatch):
                 pass
 
         monkeypatch.setattr(stopwatch, "Trainer", Trainer)
+        monkeypatch.setattr(Stopwatch, "a_pass", giving(None))
         monkeypatch.setattr(stopwatch.time, "monotonic", lambda: now[0])
         monkeypatch.setattr(stopwatch, "gather_object", lambda values: values)
         device = SimpleNamespace(type="cpu")
@@ -67,6 +77,13 @@ def machine(monkeypatch):
         return SimpleNamespace(accelerator=accelerator, now=now, steps=steps)
 
     return make
+
+
+def filled(here, **given):
+    """The plan with the steps that fill its minutes, and its budget."""
+    plan = plan_of(**given)
+    config, budget = run(fill_minutes(plan, here.accelerator, 64))[0]
+    return dataclasses.replace(plan, config=config), budget
 
 
 def run(work):
@@ -160,20 +177,60 @@ def test_a_network_that_compiles_is_measured_as_it_will_be(machine):
 @pytest.mark.parametrize(("minutes", "seconds"), [(0.01, 1), (3, 9), (10, 20), (600, 20)])
 def test_measuring_takes_at_most_a_share_of_the_minutes(machine, minutes, seconds):
     here = machine(each=seconds / 4)
-    config, each = run(fill_minutes(plan_of(minutes=minutes), here.accelerator, 64))[0]
+    plan, budget = filled(here, minutes=minutes)
     assert here.now[0] <= seconds * 5 / 4
-    assert each == pytest.approx(seconds / 4 * config.batch_size)
-    assert config.steps == max(1, round(minutes * 60 / each))
+    assert budget.step == pytest.approx(seconds / 4 * plan.config.batch_size)
+
+
+@pytest.mark.parametrize("minutes", [2, 10, 100])
+def test_measuring_steps_and_what_comes_beside_them_fill_the_minutes(machine, minutes):
+    """Eight previews of 320 passes, of which 48 are taken to last as long as a step of 8 images."""
+    here = machine(fixed=0.02, each=0.005)
+    plan, budget = filled(here, minutes=minutes, batch_size=8)
+    assert budget.used == here.now[0] > 2.5
+    assert budget.step == pytest.approx(0.06)
+    steps = plan.config.steps
+    previews = -(-steps // preview_spacing(plan))
+    assert previews == 8
+    expected = (minutes * 60 - here.now[0]) / 0.06 - 8 * 320 / 48
+    assert steps == pytest.approx(expected, abs=1)
 
 
 def test_the_batch_is_chosen_by_few_steps_and_its_own_time_is_measured_by_more(machine):
     here = machine(fixed=0.02, each=0.005)
-    config, each = run(fill_minutes(plan_of(minutes=1), here.accelerator, 64))[0]
-    assert config.batch_size == 8
-    assert each == pytest.approx(0.06)
+    plan, budget = filled(here, minutes=1)
+    assert plan.config.batch_size == 8
+    assert budget.step == pytest.approx(0.06)
     assert [images for images, *_ in here.steps[:9]] == [1] * 3 + [4] * 3 + [16] * 3
     assert {images for images, *_ in here.steps[9:]} == {8}
     assert 2.8 < here.now[0] < 3.1
+
+
+def test_a_preview_is_counted_by_the_time_of_its_passes(machine, monkeypatch):
+    here = machine(fixed=0.02, each=0.005)
+    monkeypatch.setattr(Stopwatch, "a_pass", giving(0.001))
+    plan, budget = filled(here, minutes=2, batch_size=8)
+    assert plan.config.steps == pytest.approx((120 - here.now[0] - 8 * 0.32) / 0.06, abs=1)
+    assert budget.costs["preview"] == pytest.approx((0.32 / 0.06,))
+
+
+def test_a_pass_is_timed_as_a_preview_takes_it(train):
+    """On a real network: 16 images in a step of sampling, and none where no time is left."""
+    found = []
+    real = Stopwatch.a_pass
+
+    def a_pass(self, plan, step):
+        self.budget = 1e3
+        found.append((yield from real(self, plan, step)))
+        self.budget = 0
+        found.append((yield from real(self, plan, step)))
+        return found[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stopwatch, "a_pass", a_pass)
+        assert train("--minutes", 0.1, "--stop-at", 1, "-q").code == 0
+    assert 1e-6 < found[0] < 0.1
+    assert found[1] is None
 
 
 def test_the_time_of_a_step_is_a_task_that_ends(machine):
@@ -221,13 +278,13 @@ def test_too_few_steps_to_draw_anything_are_called_so(given, seconds, says):
 def test_the_minutes_that_are_named_draw_something(machine):
     """Whatever is typed, as many steps follow as are needed."""
     here = machine(each=0.3)
-    few, each = run(fill_minutes(plan_of(minutes=1), here.accelerator, 64))[0]
-    text = next(too_few(few, each)).text
+    few, budget = filled(here, minutes=1)
+    text = next(too_few(few.config, seconds_in_all(few, budget))).text
     minutes = float(text.partition("--minutes ")[2])
-    assert minutes == 12
-    enough, each = run(fill_minutes(plan_of(minutes=minutes), here.accelerator, 64))[0]
-    assert not list(too_few(enough, each))
-    assert enough.steps == timing.FEWEST
+    assert minutes == 14
+    enough, budget = filled(here, minutes=minutes)
+    assert not list(too_few(enough.config, seconds_in_all(enough, budget)))
+    assert timing.FEWEST <= enough.config.steps < 1.1 * timing.FEWEST
 
 
 def test_days_are_called_so():
@@ -288,10 +345,8 @@ def test_a_slow_run_says_so_while_it_trains(train, monkeypatch):
 
 
 def test_minutes_that_are_too_few_are_called_so(train, monkeypatch):
-    from seams import giving
-
-    monkeypatch.setattr(Stopwatch, "seconds", giving(20.0))
+    monkeypatch.setattr(Stopwatch, "seconds", giving(100.0))
     for more in ((), ("--dry-run",)):
-        ran = train("--minutes", 1, *more)
+        ran = train("--minutes", 10, "--stop-at", 1, *more)
         assert ran.code == 0
-        assert "warning: 3 steps will draw nothing: try --minutes 100\n" in ran.err
+        assert "warning: 10 steps will draw nothing: try --minutes 510\n" in ran.err

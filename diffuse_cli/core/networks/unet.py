@@ -204,11 +204,12 @@ def adapt(
 ) -> Config:
     """The configuration `fields`, adapted to a space.
 
-    Levels are added until the shortest side, in patches, is at most `LOWEST` or odd. Groups and
-    heads are lowered until they divide the widths.
+    Larger samples than `finest` are cut into patches. Levels are added until the shortest side, in
+    patches, is at most `LOWEST` or odd. Groups and heads are lowered until they divide the widths.
 
     Args:
-        fields: settings to adapt.
+        fields: settings to adapt, and `finest`: the least shortest side, in patches, that patches
+            may leave of a sample. Without it there are none.
         given: settings to keep.
         published: a model of a paper: keep its levels.
         exact: refuse a size that is odd before it is small enough.
@@ -217,6 +218,9 @@ def adapt(
         InvalidArgument: the settings do not suit the space.
     """
     fields = {**fields, **given}
+    finest = fields.pop("finest", None)
+    if finest is not None and "patch" not in given:
+        fields["patch"] = _patch(space, finest)
     undivided = {"heads": None, "head_width": None, "groups": 1}
     config = from_dict(Config, {**fields, **undivided})
     if not published and "multipliers" not in given:
@@ -236,6 +240,12 @@ def adapt(
 def groups_at(width: int, published: bool) -> int:
     """The default number of groups for a base width."""
     return _largest_divisor(width, GROUPS if published else max(1, width // CHANNELS_A_GROUP))
+
+
+def _patch(space: Space, finest: int) -> int:
+    """The largest power of two that divides every side and leaves `finest` of the shortest."""
+    sizes = (2**n for n in range(5) if min(space.size) >= finest * 2**n)
+    return max((p for p in sizes if not any(side % p for side in space.size)), default=1)
 
 
 def _levels(config: Config, space: Space, exact: bool) -> tuple[int, ...]:

@@ -1,0 +1,385 @@
+"""--minutes: the plan follows the speed of the machine, and is part of the state of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from seams import giving
+
+from diffuse_cli import modelfile
+from diffuse_cli.config import TrainConfig
+from diffuse_cli.events import finish
+from diffuse_cli.training import monitor
+from diffuse_cli.training.budget import Budget, Chore
+from diffuse_cli.training.configuring import configure
+from diffuse_cli.training.course import Course, lr_at
+from diffuse_cli.training.loop import fit
+from diffuse_cli.training.rundir import RunDirectory
+from diffuse_cli.training.stopwatch import Stopwatch
+from diffuse_cli.training.trainer import Trainer
+
+MODEL, WHOLE = Path("model.safetensors"), Path("whole.safetensors")
+
+
+def alone(steps):
+    """A run without chores."""
+    return ()
+
+
+# -- the way --------------------------------------------------------------------------------------
+
+
+def test_a_fixed_length_is_gone_in_equal_parts_to_the_last_bit():
+    for steps in (1, 7, 1000, 12_345):
+        course = Course.of(steps)
+        assert [course.place(k) for k in range(steps + 1)] == [*range(steps + 1)]
+        assert [course.at(k) for k in range(steps + 1)] == [k / steps for k in range(steps + 1)]
+
+
+def test_another_length_leaves_the_way_so_far_and_shares_the_rest():
+    course = Course.of(1000).revised(400, 700)
+    assert course.at(400) == Course.of(1000).at(400) == 0.4
+    assert course.at(550) == pytest.approx(0.7)
+    assert course.at(700) == course.place(700) / 700 == 1
+    again = course.revised(550, 2050)
+    assert again.at(550) == pytest.approx(0.7)
+    assert again.at(1300) == pytest.approx(0.85)
+    assert again.fewest == 700
+
+
+def test_the_learning_rate_goes_on_where_it_was_and_ends_at_0():
+    config = TrainConfig(data="x", steps=1000, warmup=50, lr=1.0)
+    course = Course.of(1000)
+    for done, steps in ((20, 400), (200, 1500), (900, 950)):
+        before = lr_at(config, course, done)
+        course = course.revised(done, steps)
+        if done > 50:
+            assert lr_at(config, course, done) == pytest.approx(before)
+        rates = [lr_at(config, course, k) for k in range(max(done, 50), steps)]
+        assert rates == sorted(rates, reverse=True)
+    assert lr_at(config, course, 949) < 1e-3
+
+
+def test_the_rise_is_a_tenth_of_the_shortest_plan():
+    config = TrainConfig(data="x", steps=1000, warmup=100, lr=1.0)
+    short = Course.of(1000).revised(20, 400)
+    assert lr_at(config, short, 20) == pytest.approx(21 / 40, rel=0.01)
+    longer = short.revised(60, 4000)
+    assert lr_at(config, longer, 60) > 0.9
+
+
+def test_what_is_due_at_a_share_of_the_way_is_due_once():
+    course, weak, snapshots = Course.of(800), [], []
+    plans = {90: 700, 99: 805, 300: 500, 450: 2000}
+    for done in range(1, 2001):
+        if course.passes(1 / 8, done):
+            weak.append(done)
+        if course.crosses(-(-course.steps // 10), done):
+            snapshots.append(round(course.at(done), 2))
+        if done in plans:
+            course = course.revised(done, plans[done])
+    assert len(weak) == 1
+    assert snapshots == pytest.approx([k / 10 for k in range(1, 11)], abs=0.01)
+
+
+# -- the time -------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Driven:
+    """A run by a budget: its course, what became of the plan, and how long it took."""
+
+    course: Course
+    plans: list[int]
+    total: float
+    places: list[float]
+    budget: Budget
+
+
+def drive(seconds, *, minutes=1.0, step=0.05, chores=alone, costs=None, measured=2.0):
+    """Step as a run does; `seconds(now)` is the time of a step, `costs(now)` that of a chore."""
+    budget, steps = Budget(minutes, step, used=measured).plan(0, chores)
+    course = Course.of(steps)
+    plans, places, done, now = [course.steps], [0.0], 0, measured
+    while done < course.steps:
+        took = seconds(now)
+        done, now = done + 1, now + took
+        budget = budget.stepped(took, settled=done <= 64 or done % 4 == 0)
+        if budget.due and done < course.steps:
+            budget, steps = budget.look(done, course.steps, chores)
+            if steps != course.steps:
+                course = course.revised(done, steps)
+                plans.append(steps)
+        for chore in chores(course.steps):
+            if done % chore.every == 0 or done == course.steps:
+                took = costs(now)
+                now, budget = now + took, budget.spent(took, chore.name)
+        places.append(course.at(done))
+    assert budget.used == pytest.approx(now)
+    return Driven(course, plans, now, places, budget)
+
+
+def sixteenths(steps):
+    return (Chore("look", -(-steps // 8), 20.0), Chore("save", 100, 0.0))
+
+
+LOADS = {
+    "none": lambda now: 1.0,
+    "comes": lambda now: 3.0 if now > 30 else 1.0,
+    "comes early": lambda now: 3.0 if now > 4 else 1.0,
+    "comes late": lambda now: 3.0 if now > 54 else 1.0,
+    "comes very late": lambda now: 3.0 if now > 58.5 else 1.0,
+    "goes": lambda now: 1.0 if now < 30 else 1 / 3,
+    "goes late": lambda now: 1.0 if now < 54 else 0.5,
+    "comes and goes": lambda now: 3.0 if 20 < now < 40 else 1.0,
+    "is slower than measured": lambda now: 1.5,
+    "is quicker than measured": lambda now: 0.6,
+    "pauses": lambda now: 200.0 if 30 < now < 30.2 else 1.0,
+    "stumbles": lambda now: 12.0 if int(now * 20) % 29 == 0 else 1.0,
+    "goes altogether": lambda now: 1.0 if now < 40 else 0.05,
+    "swings": lambda now: 1.0 + 2.0 * (int(now / 3) % 2),
+}
+
+
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("load", LOADS)
+def test_whatever_the_load_a_run_ends_in_time_with_its_rate_at_0(load, beside):
+    slow = LOADS[load]
+    ran = drive(
+        lambda now: 0.05 * slow(now),
+        chores=sixteenths if beside else alone,
+        costs=lambda now: 0.7 * min(slow(now), 3.0),
+    )
+    assert ran.total == pytest.approx(60, rel=0.05)
+    assert ran.places == sorted(ran.places)
+    assert ran.places[-1] == pytest.approx(1)
+    config = TrainConfig(data="x", steps=ran.course.steps, lr=1.0)
+    assert lr_at(config, ran.course, ran.course.steps - 1) < 0.01
+    assert len(ran.plans) < 20
+
+
+def test_a_run_that_nothing_disturbs_keeps_its_first_plan():
+    for noise in (lambda now: 0.05, lambda now: 0.05 * (1 + 0.1 * ((now * 1e4) % 2 - 1))):
+        ran = drive(noise)
+        assert ran.plans == [round(58 / 0.05)]
+        assert ran.total == pytest.approx(60, rel=0.02)
+    chores = lambda steps: (Chore("look", -(-steps // 8), 14.0),)  # noqa: E731
+    ran = drive(lambda now: 0.05, chores=chores, costs=lambda now: 0.7)
+    assert ran.plans == [round((58 - 8 * 0.7) / 0.05)]
+    assert ran.total == pytest.approx(60, rel=0.001)
+
+
+def test_steps_that_are_far_quicker_than_measured_are_noticed_at_once():
+    ran = drive(lambda now: 0.01, step=0.1)
+    assert ran.total == pytest.approx(60, rel=0.02)
+    assert ran.places[int(0.02 * ran.course.steps)] < 0.15
+
+
+def test_steps_that_take_seconds_end_as_near_as_a_step_comes():
+    for slow in (3.0, 7.0):
+        ran = drive(lambda now, slow=slow: slow if now < 150 else 2 * slow, minutes=5, step=3.0)
+        assert abs(ran.total - 300) <= 2 * slow
+
+
+def test_hours_are_looked_at_as_often_as_minutes():
+    ran = drive(lambda now: 0.4 if now < 1800 else 1.2, minutes=60, step=0.4, measured=20)
+    assert ran.total == pytest.approx(3600, rel=0.02)
+    assert len(ran.plans) < 6
+
+
+def test_a_chore_that_takes_longer_than_the_run_leaves_half_to_its_steps():
+    chores = lambda steps: (Chore("look", steps, 1000.0),)  # noqa: E731
+    assert Budget(1, 0.5).plan(0, chores)[1] == 60
+
+
+def test_what_a_run_knows_survives_json():
+    budget = drive(lambda now: 0.07, chores=sixteenths, costs=lambda now: 0.3).budget
+    assert budget.blocks
+    assert budget.costs
+    assert Budget.read(json.loads(json.dumps(dataclasses.asdict(budget)))) == budget
+
+
+# -- a run ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(monkeypatch, tmp_path):
+    """A clock that only steps move: by the seconds that `clock.seconds` gives for each."""
+    here = SimpleNamespace(now=0.0, seconds=lambda step: 1.0, rates={}, steps=[])
+    real = Trainer.step
+
+    def step(self, number):
+        outcome = real(self, number)
+        here.now += here.seconds(number)
+        here.rates[number] = self.optimizer.param_groups[0]["lr"]
+        here.steps.append(number)
+        return outcome
+
+    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr(Stopwatch, "seconds", giving(1.0))
+    monkeypatch.setattr(Stopwatch, "elapsed", lambda self: 0.0)
+    monkeypatch.setattr(monitor, "passes_of_preview", lambda plan: 0)
+    monkeypatch.setattr("diffuse_cli.training.previews.SAMPLING_STEPS", 2)
+    monkeypatch.chdir(tmp_path)
+    return here
+
+
+@pytest.fixture
+def by_clock(clock, images, recipe):
+    """Train in a process whose clock the steps move; what it says."""
+
+    def run(out=MODEL, **given):
+        filed = tomllib.loads(recipe.read_text())
+        typed = {"data": str(images), "out": str(out), **given}
+        events, work = [], fit(configure(typed, filed), clock=lambda: clock.now)
+        while True:
+            try:
+                events.append(next(work))
+            except StopIteration as stop:
+                said = [e.text for e in events if hasattr(e, "text")]
+                return SimpleNamespace(trained=stop.value, said=said)
+
+    return run
+
+
+def config_of(run="model.run"):
+    return tomllib.loads((Path(run) / "config.toml").read_text())
+
+
+def busy(step):
+    """From the 31st of 60 steps on, three times as long."""
+    return 1.0 if step < 30 else 3.0
+
+
+def test_a_run_without_a_load_is_one_of_so_many_steps(by_clock, clock):
+    by_clock(minutes=1)
+    by_clock(WHOLE, steps=60)
+    assert MODEL.read_bytes() == WHOLE.read_bytes()
+    assert Path("model.run/config.toml").read_text() == Path("whole.run/config.toml").read_text()
+    state = Path("whole.run/checkpoints/step-00000060/state.json").read_text()
+    assert "budget" not in state
+
+
+def test_a_load_makes_it_shorter_and_its_files_say_so(by_clock, clock):
+    clock.seconds = busy
+    ran = by_clock(minutes=1, ema_lengths=4, keep_weak=True, eval_every=None)
+    steps = ran.trained.steps
+    assert ran.trained.step == steps == len(clock.steps)
+    assert clock.now == pytest.approx(60, rel=0.05)
+    assert 38 <= steps <= 42
+    assert config_of()["steps"] == steps
+    assert "minutes" not in config_of()
+    found = modelfile.load(MODEL)
+    assert (found.step, found.training["steps"], found.weak_step) == (steps, steps, 8)
+    assert any("60 steps become" in text for text in ran.said)
+    assert 3 <= len([*Path("model.run/ema").iterdir()]) <= 5
+    rates = [clock.rates[k] for k in range(6, steps)]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < 0.02 * rates[0]
+
+
+@pytest.mark.parametrize("stop", [7, 33, 37])
+def test_stopped_and_resumed_equals_one_go(by_clock, clock, stop):
+    clock.seconds = busy
+    more = {"minutes": 1, "ema_lengths": 4, "keep_weak": True, "save_every": 6}
+    whole = by_clock(WHOLE, **more).trained
+    clock.now = 0.0
+    by_clock(stop_at=stop, **more)
+    assert config_of()["minutes"] == 1
+    by_clock(resume=True)
+    assert clock.now == pytest.approx(60, rel=0.05)
+    assert MODEL.read_bytes() == WHOLE.read_bytes()
+    names = [sorted(p.name for p in Path(f"{n}.run/ema").iterdir()) for n in ("model", "whole")]
+    assert names[0] == names[1]
+    assert config_of() == config_of("whole.run")
+    assert whole.steps == config_of()["steps"]
+
+
+def test_the_same_line_goes_on_and_at_the_end_does_nothing(by_clock, clock):
+    more = {"minutes": 1, "auto_resume": True}
+    by_clock(stop_at=20, **more)
+    assert by_clock(**more).trained.step == 60
+    made, clock.steps[:] = MODEL.read_bytes(), []
+    for given in (more, {"resume": True}, {"resume": True, "minutes": 1}):
+        assert by_clock(**given).trained.step == 60
+        assert clock.steps == []
+        assert MODEL.read_bytes() == made
+        assert "minutes" not in config_of()
+
+
+def test_a_run_goes_on_with_the_seconds_it_had_left(by_clock, clock):
+    by_clock(minutes=1, stop_at=30)
+    clock.now, clock.seconds = 0.0, lambda step: 0.5
+    assert by_clock(resume=True).trained.step == pytest.approx(90, abs=4)
+    assert clock.now == pytest.approx(30, abs=2)
+
+
+def test_more_minutes_and_more_steps_extend_it(by_clock, clock):
+    by_clock(minutes=1)
+    assert by_clock(minutes=1.5, resume=True).trained.step == 90
+    assert by_clock(steps=100, resume=True).trained.step == 100
+    assert "budget" not in RunDirectory(MODEL).load()[0].state
+
+
+def test_steps_that_are_typed_end_the_counting_of_time(by_clock, clock):
+    by_clock(minutes=1, stop_at=20)
+    clock.seconds = lambda step: 9.0
+    assert by_clock(steps=30, resume=True).trained.step == 30
+    assert "minutes" not in config_of()
+
+
+def test_minutes_that_are_over_are_refused(by_clock, clock):
+    from diffuse_cli.errors import UsageError
+
+    by_clock(minutes=1, stop_at=40)
+    with pytest.raises(UsageError, match=r"--minutes 0.5: 0.667 minutes are over already"):
+        by_clock(minutes=0.5, resume=True)
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(by_clock, clock):
+    clock.seconds = lambda step: 1 / 0 if step == 5 else 1.0
+    with pytest.raises(ZeroDivisionError):
+        by_clock(minutes=1)
+    clock.seconds = lambda step: 1.0
+    assert by_clock(resume=True).trained.step == 60
+    assert "minutes" not in config_of()
+
+
+def test_the_configuration_at_the_end_repeats_a_run_without_a_load(by_clock, clock):
+    by_clock(minutes=1)
+    Path("run.toml").write_text(Path("model.run/config.toml").read_text())
+    again = configure({"out": str(WHOLE)}, tomllib.loads(Path("run.toml").read_text()))
+    finish(fit(again, clock=lambda: clock.now))
+    assert MODEL.read_bytes() == WHOLE.read_bytes()
+
+
+@pytest.mark.parametrize("killed", [13, 32, 38])
+def test_killed_anywhere_and_resumed_equals_one_go(by_clock, clock, killed):
+    clock.seconds = busy
+    by_clock(WHOLE, minutes=1, save_every=5)
+    clock.seconds = lambda step: 1 / 0 if step == killed else busy(step)
+    with pytest.raises(ZeroDivisionError):
+        by_clock(minutes=1, save_every=5)
+    clock.seconds = busy
+    by_clock(resume=True)
+    assert MODEL.read_bytes() == WHOLE.read_bytes()
+    assert config_of() == config_of("whole.run")
+
+
+def test_two_processes_end_at_the_step_that_the_first_planned(by_clock, clock, pair, images):
+    """Steps took 0.3 s, and now take far less, or there is no time left for any."""
+    clock.seconds = lambda step: 0.3
+    by_clock(minutes=0.2, stop_at=30)
+    state = RunDirectory(MODEL).load()[0].state
+    assert state["budget"]["used"] == pytest.approx(9)
+    ran = pair("train", images, "--resume", "--json")
+    assert ran.code == 0, ran.err
+    assert "steps become" in ran.err
+    assert ran.json["processes"] == 2
+    assert ran.json["step"] == ran.json["steps"] == config_of()["steps"]
+    assert modelfile.load(MODEL).step == ran.json["steps"]
