@@ -26,8 +26,8 @@ from one look at the plan to the next: a pause spoils one of them, and what come
 in each."""
 
 FIRST = 10
-"""The fewest steps of a first plan: one that is looked at again before its last step. A few steps on
-a busy machine may have been many times slower than those to come."""
+"""The fewest steps of a first plan, so that it is looked at again before its last step: on a busy
+machine the steps to come may be many times faster than those it was made from."""
 
 COSTS = 3
 """What a chore costs is the median of so many times."""

@@ -383,9 +383,9 @@ def test_a_stop_beyond_the_last_step_is_refused(train, stopped):
 
 def test_a_stop_beyond_the_steps_that_minutes_hold_is_said(train, monkeypatch):
     monkeypatch.setattr("diffuse_cli.training.stopwatch.Stopwatch.seconds", giving(100.0))
-    ran = train("--minutes", 10, "--stop-at", 5)
+    ran = train("--minutes", 10, "--stop-at", 11)
     assert ran.code == 0
-    assert "--stop-at 5 is beyond the 4 steps" in ran.err
+    assert "--stop-at 11 is beyond the 10 steps" in ran.err
 
 
 def test_other_images_are_a_warning_and_with_strict_an_error(diffuse, stopped, tmp_path):
