@@ -25,7 +25,10 @@ from diffuse_cli.memory import out_of_memory
 from diffuse_cli.runtime import launched, rank, wait_briefly
 from diffuse_cli.signals import raised
 
-ORDER = ("train", "sample", "noise-demo", "eval", "tune", "ema")
+ORDER = (
+    "train", "sample", "inpaint", "upscale", "restore", "vary", "interpolate", "noise-demo", "eval",
+    "tune", "ema",
+)  # fmt: skip
 """Commands that `--help` lists first."""
 
 

@@ -78,7 +78,7 @@ def generate(config: SampleConfig) -> Work[Generated | None]:
     if rank() == 0:
         outputs.check_samples(folder, config.overwrite, MANIFEST, WRITTEN.fullmatch)
     with (
-        _holding(folder) if rank() == 0 else contextlib.nullcontext(),
+        holding(folder) if rank() == 0 else contextlib.nullcontext(),
         machine(config.precision, config.device) as accelerator,
     ):
         stage = yield from _stage(config, config.model, accelerator)
@@ -100,13 +100,13 @@ def generate(config: SampleConfig) -> Work[Generated | None]:
         frames: Frames = {}
         if config.gif:
             drawings = _with_frames(drawings, space, frames)
-        keep = _Folder(folder, space) if accelerator.is_main_process else {}
+        keep = Folder(folder, space) if accelerator.is_main_process else {}
         yield from collect(drawings, space, len(mine), keep)
         if config.grid:
             seen = stage.inputs(mine)
         if accelerator.num_processes > 1:
-            _gather(keep, frames, seen)
-        if not isinstance(keep, _Folder):
+            gather(keep, frames, seen)
+        if not isinstance(keep, Folder):
             return None
         return _finish(config, stage, described, keep, frames, seen, accelerator.num_processes)
 
@@ -184,7 +184,7 @@ def _last_stage(config: SampleConfig, accelerator: Accelerator) -> Work[_Stage]:
 
 
 @contextlib.contextmanager
-def _holding(folder: Path) -> Iterator[None]:
+def holding(folder: Path) -> Iterator[None]:
     """Lock the folder of the samples; remove it again if it is new and stays empty."""
     made = not folder.exists()
     try:
@@ -197,7 +197,7 @@ def _holding(folder: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-class _Folder(dict[int, "Array"]):
+class Folder(dict[int, "Array"]):
     """Samples by index: writes each one that is added, and keeps the first ones for the grid."""
 
     def __init__(self, folder: Path, space: Space) -> None:
@@ -230,12 +230,12 @@ def _with_frames(drawings: Iterator[Drawing], space: Space, frames: Frames) -> I
         yield drawing
 
 
-def _gather(keep: dict[int, Array], *by_index: dict[int, Any]) -> None:
+def gather(keep: dict[int, Array], *by_index: dict[int, Any]) -> None:
     """Bring what other processes drew, and what else they have, to the first process."""
     from accelerate.utils import gather_object
 
-    everyone = gather_object([({} if isinstance(keep, _Folder) else keep, by_index)])
-    if isinstance(keep, _Folder):
+    everyone = gather_object([({} if isinstance(keep, Folder) else keep, by_index)])
+    if isinstance(keep, Folder):
         for theirs, others in everyone:
             for i in sorted(theirs):
                 keep[i] = theirs[i]
@@ -257,7 +257,7 @@ def _finish(
     config: SampleConfig,
     stage: _Stage,
     described: Mapping[str, Any],
-    drawn: _Folder,
+    drawn: Folder,
     frames: Frames,
     seen: Frames,
     processes: int,

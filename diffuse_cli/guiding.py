@@ -42,10 +42,18 @@ def equipped(
             raise ModelFileError(
                 f"--guide-with {OWN}: the model file has no weak average", _hint(loaded)
             )
-        denoiser, sha256 = ready(loaded.model, "weak", accelerator, loaded.precision), loaded.sha256
+        differentiable, sha256 = loaded.differentiable, loaded.sha256
+        denoiser = ready(
+            loaded.model, "weak", accelerator, loaded.precision, differentiable=differentiable
+        )
     else:
         weaker = yield from load_denoiser(
-            guide.path, "ema", accelerator, loaded.precision, alone=alone
+            guide.path,
+            "ema",
+            accelerator,
+            loaded.precision,
+            alone=alone,
+            differentiable=loaded.differentiable,
         )
         check_fits(loaded, weaker, guide.path)
         denoiser, sha256 = weaker.denoiser, weaker.sha256

@@ -196,8 +196,8 @@ def from_dict(kind: type[C], values: Mapping[str, Any], where: str = "configurat
     for name, f in fields.items():
         required = f.default is MISSING and f.default_factory is MISSING
         if required and name not in values:
-            spec: Option | None = f.metadata.get("option")
-            raise UsageError(f"{where}: {(spec and spec.metavar) or name.upper()} is missing")
+            called = flag_of(f) if "option" in f.metadata else name.upper()
+            raise UsageError(f"{where}: {called} is missing")
     return kind(**values)
 
 

@@ -116,12 +116,17 @@ def looks(space: Space, samples: Array) -> Array:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model file's content, its hash, and the denoiser on the device, in its precision."""
+    """A model file's content, its hash, and the denoiser on the device, in its precision.
+
+    Attributes:
+        differentiable: whether gradients can be taken through the denoiser.
+    """
 
     model: modelfile.Model
     denoiser: Denoiser
     sha256: str
     precision: str
+    differentiable: bool = False
 
     @property
     def space(self) -> Space:
@@ -146,6 +151,7 @@ def load_denoiser(
     precision: str | None = None,
     *,
     alone: bool = False,
+    differentiable: bool = False,
 ) -> Work[Loaded]:
     """Read a model and put its network on the device.
 
@@ -153,6 +159,7 @@ def load_denoiser(
         precision: one of PRECISIONS, of which `auto` is decided by the network; None is the
             accelerator's.
         alone: the other processes do not read it.
+        differentiable: allow gradients of its output by its input.
 
     Raises:
         ModelFileError: no model, as `modelfile.find` says, or no such weights in it.
@@ -168,8 +175,8 @@ def load_denoiser(
         device, width = accelerator.device.type, width_of(found.model)
         for line in slow_precision(precision, device, width, backward=False):
             yield Notice(line, warning=True)
-    denoiser = ready(found.model, weights, accelerator, exact)
-    return Loaded(found.model, denoiser, found.sha256, exact)
+    denoiser = ready(found.model, weights, accelerator, exact, differentiable=differentiable)
+    return Loaded(found.model, denoiser, found.sha256, exact, differentiable)
 
 
 def width_of(model: modelfile.Model) -> int | None:
@@ -186,21 +193,31 @@ def precision_for(model: modelfile.Model, precision: str | None, accelerator: Ac
 
 
 def ready(
-    model: modelfile.Model, weights: str, accelerator: Accelerator, precision: str
+    model: modelfile.Model,
+    weights: str,
+    accelerator: Accelerator,
+    precision: str,
+    *,
+    differentiable: bool = False,
 ) -> Denoiser:
     """A model's network on the device, in an exact precision, under its process.
+
+    Args:
+        differentiable: keep what gradients by the input need, where they are enabled; gradients by
+            the weights are never taken.
 
     Raises:
         ModelFileError: no such weights in the model.
     """
     net = lay_out(model.network(weights).to(accelerator.device))
+    net.requires_grad_(False)
     half = HALVES.get(precision)
     if half is not None:
         cast_products(net, half)
 
     def infer(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         cast = torch.autocast(accelerator.device.type, half, enabled=half is not None)
-        with torch.inference_mode(), cast:
+        with torch.inference_mode(not differentiable), cast:
             return net(x, t, **cond).float()  # type: ignore[no-any-return]
 
     return model.blueprint.denoiser(infer)

@@ -15,12 +15,16 @@ MODULE = '''\
 """A subcommand that says hello."""
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 
+from diffuse_cli.core.degradations import Degradation
 from diffuse_cli.core.losses import simple
+from diffuse_cli.core.masks import Draw
 from diffuse_cli.core.networks._blocks import ResBlock
+from diffuse_cli.core.restoration import RESTORATIONS, Restoration
 from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.core.timesteps import TimestepDraw, uniform
 from diffuse_cli.options import Config as Options
@@ -68,6 +72,26 @@ def sampler(denoise, process, x, times, *, noise):
 class Block(ResBlock):
     pass
 
+
+class Halved(Degradation):
+    NAME, EXAMPLE = "added-degradation", "added-degradation"
+
+    def apply(self, x0):
+        return x0 / 2
+
+    def pinv(self, y):
+        return 2 * y
+
+    def transpose(self, y):
+        return y / 2
+
+
+def restore(denoise, process, degradation, y, sigma):
+    return RESTORATIONS["ddnm"](denoise, process, degradation, y, sigma)
+
+
+restoration = Restoration(restore)
+mask = Draw(lambda u, size: u.reshape(-1, 1, *size) < 0.5, math.prod)
 
 preset = Preset("4 K", {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention": ()},
                 {"lr": 1e-3})
@@ -182,6 +206,9 @@ POINTS = {
     "optimizers": "added-optimizer = added:optimizer",
     "samplers": "added-sampler = added:sampler",
     "blocks": "added-block = added:Block",
+    "degradations": "added-degradation = added:Halved",
+    "restorations": "added-restoration = added:restoration",
+    "masks": "added-mask = added:mask",
     "presets": "added-preset = added:preset",
     "metrics": "added-metric = added",
     "commands": "hello = added",
@@ -240,6 +267,14 @@ def test_a_sampler_draws_and_a_metric_measures(added, images: Path, model: Path)
     ran = added("eval", model, images, "-n", 4, "--steps", 3, "--timesteps", 3, "--json", "-q")
     assert ran.code == 0, ran.err
     assert ran.json["seven"] == 7
+
+
+def test_a_degradation_a_mask_and_a_restoration_restore(added, images: Path, model: Path):
+    own = ("--method", "added-restoration", "--sampler", "added-sampler", "--steps", 3, "-q")
+    for form in ("added-degradation", "mask:added-mask"):
+        line = ("restore", model, images / "dark" / "000.png", "-n", 1, "-o", form[:4])
+        ran = added(*line, "--degradation", form, *own)
+        assert ran.code == 0, ran.err
 
 
 def test_a_feature_network_measures_and_a_format_is_read(

@@ -20,9 +20,9 @@ ROOMS = (
     "core", "pictures", "errors", "events", "files", "runs", "outputs", "unusable", "media",
     "locks", "foreign", "parsing", "options", "config", "presets", "diffusion", "draws",
     "givens", "data", "tensorfile", "modelfile", "memory", "runtime", "conditioning",
-    "resolving", "sampling", "inputs", "guiding", "generation", "features", "metrics", "evaluation",
-    "training", "sweeps", "demo", "inspection", "report", "interop", "console", "signals",
-    "commands", "app", "__main__",
+    "resolving", "sampling", "inputs", "guiding", "generation", "tasks", "features", "metrics",
+    "evaluation", "training", "sweeps", "demo", "inspection", "report", "interop", "console",
+    "signals", "commands", "app", "__main__",
 )  # fmt: skip
 """From the top of the house to the bottom; a room imports from itself and from those before it."""
 
@@ -246,6 +246,8 @@ ANSWERS: dict[str, tuple[list[str], int, str]] = {
     "version": (["--version"], 0, diffuse_cli.__version__),
     "train help": (["train", "--help"], 0, "--schedule"),
     "sample help": (["sample", "--help"], 0, "--sampler"),
+    "restore help": (["restore", "--help"], 0, "low-res:4"),
+    "interpolate help": (["interpolate", "--help"], 0, "--steps"),
     "demo help": (["noise-demo", "--help"], 0, "--gif"),
     "eval help": (["eval", "--help"], 0, "--timesteps"),
     "tune help": (["tune", "--help"], 0, "--samplers"),
@@ -265,6 +267,17 @@ ANSWERS: dict[str, tuple[list[str], int, str]] = {
     "unknown preset": (["train", "x", "--preset", "tinny"], 2, "Did you mean 'tiny'"),
     "unknown precision": (["train", "x", "--precision", "bf61"], 2, "Did you mean 'bf16'"),
     "unknown format": (["convert", "x", "--format", "openia"], 2, "Did you mean 'openai'"),
+    "unknown degradation": (
+        ["restore", "x", "y", "--degradation", "blurr:2"],
+        2,
+        "Did you mean 'blur'",
+    ),
+    "unknown method": (
+        ["inpaint", "x", "y", "--mask", "z", "--method", "pigmd"],
+        2,
+        "Did you mean 'pigdm'",
+    ),
+    "no mask": (["inpaint", "x", "y"], 2, "--mask is missing"),
     "zero steps": (["train", "x", "--steps", "0"], 2, "--steps must be at least 1"),
     "not a number": (["train", "x", "--lr", "nan"], 2, "--lr must be a finite number"),
     "not an integer": (["train", "x", "--steps", "many"], 2, "--steps"),

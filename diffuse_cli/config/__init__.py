@@ -36,4 +36,11 @@ from diffuse_cli.config.measuring import PlottedBoundConfig as PlottedBoundConfi
 from diffuse_cli.config.measuring import TuneConfig as TuneConfig
 from diffuse_cli.config.model import DiffusionConfig as DiffusionConfig
 from diffuse_cli.config.reading import InfoConfig as InfoConfig
+from diffuse_cli.config.tasks import InpaintConfig as InpaintConfig
+from diffuse_cli.config.tasks import InterpolateConfig as InterpolateConfig
+from diffuse_cli.config.tasks import PictureConfig as PictureConfig
+from diffuse_cli.config.tasks import RestoreConfig as RestoreConfig
+from diffuse_cli.config.tasks import RestoringConfig as RestoringConfig
+from diffuse_cli.config.tasks import UpscaleConfig as UpscaleConfig
+from diffuse_cli.config.tasks import VaryConfig as VaryConfig
 from diffuse_cli.config.training import TrainConfig as TrainConfig

@@ -63,7 +63,7 @@ def travel(
     A sampler of several steps begins each leg without history.
 
     Args:
-        sample: called as `sample(x, times, noise=noise, end=end)`.
+        sample: called as `sample(x, times, noise=noise)`, with `end=end` where that is not clean.
         x: at the first time of the first leg.
         noise: `noise(k)` is drawn for the k-th step or jump; none is drawn twice.
 
@@ -80,7 +80,9 @@ def travel(
         def shifted(k: int, by: int = drawn) -> Tensor:
             return noise(by + k)
 
-        for state in sample(x, leg.times, noise=shifted, end=leg.end):
+        # A sampler of another package need not know of ends where there are no jumps.
+        told = {} if leg.end < 0 else {"end": leg.end}
+        for state in sample(x, leg.times, noise=shifted, **told):
             x = state.x
             yield state
         drawn += len(leg.times)

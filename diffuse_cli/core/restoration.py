@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 Linear = Callable[["Tensor"], "Tensor"]
 
-ITERATIONS = 3
-"""Of the solver; for `mmps` each costs a gradient through the network."""
+ITERATIONS, GRADIENTS = 30, 3
+"""Of the solver; those of `mmps` each cost a gradient through the network."""
 
 
 @dataclass(frozen=True)
@@ -66,24 +66,32 @@ class Restoration:
 
 
 def ddnm(
-    denoise: Denoise, process: Process, degradation: Degradation, y: Tensor, sigma: float
+    denoise: Denoise,
+    process: Process,
+    degradation: Degradation,
+    y: Tensor,
+    sigma: float,
+    *,
+    iterations: int = ITERATIONS,
 ) -> Denoise:
-    """x_0 - lambda A⁺(A x_0 - y) (Wang et al. 2023, eqs. 13 and 17).
+    """x_0 - A⁺(A x_0 - y) (Wang et al. 2023, eq. 13).
 
-    Without noise lambda is 1 and A x_0 = y. With noise it is sigma_t^2 / (sigma_t^2 + sigma^2),
-    Bayes' weight of y for data of unit variance: at low noise the model's x_0 counts. DDNM+ (sec.
-    3.3) limits lambda by the noise of the sampler's next step and lowers that noise, which a
-    wrapper cannot; on Gaussian data the weight comes nearer to the posterior than the limit alone.
+    With noise, Bayes' weight of y for data of unit variance stands for A⁺:
+    r^2 Aᵀ (r^2 A Aᵀ + sigma^2)⁻¹, with the r of `pigdm`. DDNM+ (sec. 3.3) weighs by the noise of
+    the sampler's next step and lowers that noise, which a wrapper does not know and cannot.
+
+    Args:
+        iterations: of the solver for the inverse, with noise; 1 is exact where A Aᵀ is a multiple
+            of one on what is observed, as for all degradations but `blur`.
     """
-
     from diffuse_cli.core.guidance import with_x0
 
     def restored(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
         prediction = denoise(x_t, t, **cond)
-        missed = degradation.pinv(degradation.apply(prediction.x0) - y)
         _, level = process.level(t, like=x_t)
-        weight = level**2 / (level**2 + sigma**2)
-        return with_x0(prediction, prediction.x0 - weight * missed, process, x_t, t)
+        missed = y - degradation.apply(prediction.x0)
+        back = _alike(degradation, missed, level**2, sigma, iterations)
+        return with_x0(prediction, prediction.x0 + level**2 * back, process, x_t, t)
 
     return restored
 
@@ -103,10 +111,13 @@ def pigdm(
     r^2 = sigma_t^2 / (alpha_t^2 + sigma_t^2), that of data of unit variance.
 
     Args:
-        iterations: of the solver for (r^2 A Aᵀ + sigma^2)⁻¹; 1 is exact where A Aᵀ is a multiple of
-            one on what is observed, as for all degradations but `blur`.
+        iterations: as for `ddnm`.
     """
-    return _bayes(denoise, process, degradation, y, sigma, iterations, own=False)
+
+    def weigh(missed: Tensor, variance: Any, spread: Linear) -> Tensor:
+        return _alike(degradation, missed, variance, sigma, iterations)
+
+    return _by_gradient(denoise, process, degradation, y, weigh)
 
 
 def mmps(
@@ -116,7 +127,7 @@ def mmps(
     y: Tensor,
     sigma: float,
     *,
-    iterations: int = ITERATIONS,
+    iterations: int = GRADIENTS,
 ) -> Denoise:
     """Moment matching posterior sampling (Rozet et al. 2024, sec. 4.2).
 
@@ -126,24 +137,23 @@ def mmps(
     Args:
         iterations: of the solver for (A V Aᵀ + sigma^2)⁻¹; each costs a gradient.
     """
-    return _bayes(denoise, process, degradation, y, sigma, iterations, own=True)
+
+    def weigh(missed: Tensor, variance: Any, spread: Linear) -> Tensor:
+        return _weighed(degradation, missed, spread, sigma, iterations)
+
+    return _by_gradient(denoise, process, degradation, y, weigh)
 
 
-def _bayes(
+def _by_gradient(
     denoise: Denoise,
     process: Process,
     degradation: Degradation,
     y: Tensor,
-    sigma: float,
-    iterations: int,
-    *,
-    own: bool,
+    weigh: Callable[[Tensor, Any, Linear], Tensor],
 ) -> Denoise:
-    """x_0 + V Aᵀ (A S Aᵀ + sigma^2)⁻¹ (y - A x_0).
+    """x_0 + V `weigh`(y - A x_0, sigma_t^2, V), V = sigma_t^2 / alpha_t J (Tweedie's covariance).
 
-    V = sigma_t^2 / alpha_t J is Tweedie's covariance, S is V (`own`) or sigma_t^2. At SNR 0, where
-    x_0 does not depend on x_t, V is 1. What of y is not in the range of A says nothing of x_0, and
-    is left out.
+    At SNR 0, where x_0 does not depend on x_t, V is 1.
     """
     import torch
 
@@ -163,16 +173,35 @@ def _bayes(
             moved: Tensor = level**2 / alpha * found
             return moved
 
-        def seen(v: Tensor) -> Tensor:
-            back = degradation.transpose(v)
-            return degradation.apply(spread(back) if own else level**2 * back) + sigma**2 * v
-
-        missed = degradation.apply(degradation.pinv(y - degradation.apply(x0)))
-        weight = solve(seen, missed, iterations)
-        x0 = x0 + spread(degradation.transpose(weight))
+        x0 = x0 + spread(weigh(y - degradation.apply(x0), level**2, spread))
         return with_x0(_detached(prediction), x0, process, x_t, t)
 
     return restored
+
+
+def _weighed(
+    degradation: Degradation, missed: Tensor, spread: Linear, sigma: float, iterations: int
+) -> Tensor:
+    """Aᵀ (A S Aᵀ + sigma^2)⁻¹ of `missed`, S by `spread`.
+
+    What of y is not in the range of A says nothing of x_0, and is left out.
+    """
+
+    def seen(v: Tensor) -> Tensor:
+        return degradation.apply(spread(degradation.transpose(v))) + sigma**2 * v
+
+    wanted = degradation.apply(degradation.pinv(missed))
+    return degradation.transpose(solve(seen, wanted, iterations))
+
+
+def _alike(
+    degradation: Degradation, missed: Tensor, variance: Any, sigma: float, iterations: int
+) -> Tensor:
+    """The same where S is one variance for all; without noise by A⁺."""
+    if not sigma:
+        back: Tensor = degradation.pinv(missed) / variance
+        return back
+    return _weighed(degradation, missed, lambda v: variance * v, sigma, iterations)
 
 
 def _detached(prediction: Prediction) -> Prediction:
@@ -211,6 +240,21 @@ def solve(matrix: Linear, wanted: Tensor, iterations: int) -> Tensor:
         found, missed = found + length * step, missed - length * gain
         taken.append((step, gain))
     return found
+
+
+def consistent(
+    x0: Tensor, degradation: Degradation, y: Tensor, *, bounded: bool = True, rounds: int = 100
+) -> Tensor:
+    """The sample near x_0 with A x_0 = y, for y without noise.
+
+    Args:
+        bounded: also keep it in [-1, 1], by projecting on both in turn; the range comes last.
+        rounds: how often.
+    """
+    for _ in range(rounds if bounded else 1):
+        x0 = x0 - degradation.pinv(degradation.apply(x0) - y)
+        x0 = x0.clamp(-1, 1) if bounded else x0
+    return x0
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -1,0 +1,20 @@
+"""Draw the masked part of an image anew, with a model that was trained on whole images.
+
+What the mask leaves black is kept to the last level.
+"""
+
+from __future__ import annotations
+
+from diffuse_cli.config import InpaintConfig
+from diffuse_cli.console import Console
+
+CONFIG = InpaintConfig
+
+
+def run(config: InpaintConfig, console: Console) -> None:
+    """Inpaint, and print the paths of the pictures."""
+    from diffuse_cli.tasks.restoring import inpaint
+
+    made = console.follow(inpaint(config))
+    if made is not None:
+        console.result(made.paths, {"out": config.out, **made.values})

@@ -1,0 +1,21 @@
+"""Draw images between two, from the noise that the model makes each of.
+
+Says how near the two come back from their noise.
+"""
+
+from __future__ import annotations
+
+from diffuse_cli.config import InterpolateConfig
+from diffuse_cli.console import Console
+
+CONFIG = InterpolateConfig
+
+
+def run(config: InterpolateConfig, console: Console) -> None:
+    """Interpolate, and print the paths of the pictures."""
+    from diffuse_cli.tasks.interpolating import interpolate
+
+    found = console.follow(interpolate(config))
+    if found is not None:
+        values = {"out": config.out, **found.made.values, "psnr": found.psnr}
+        console.result(found.made.paths, values)

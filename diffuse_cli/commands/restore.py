@@ -1,0 +1,20 @@
+"""Draw what an image was before it was blurred, made grey, made small or masked.
+
+Degraded again, what is drawn gives the image again, unless it has noise.
+"""
+
+from __future__ import annotations
+
+from diffuse_cli.config import RestoreConfig
+from diffuse_cli.console import Console
+
+CONFIG = RestoreConfig
+
+
+def run(config: RestoreConfig, console: Console) -> None:
+    """Restore, and print the paths of the pictures."""
+    from diffuse_cli.tasks.restoring import restore
+
+    made = console.follow(restore(config))
+    if made is not None:
+        console.result(made.paths, {"out": config.out, **made.values})

@@ -1,0 +1,20 @@
+"""Draw an image several times larger, up to the size of a model's images.
+
+Averaged over blocks, what is drawn gives the small image again.
+"""
+
+from __future__ import annotations
+
+from diffuse_cli.config import UpscaleConfig
+from diffuse_cli.console import Console
+
+CONFIG = UpscaleConfig
+
+
+def run(config: UpscaleConfig, console: Console) -> None:
+    """Upscale, and print the paths of the pictures."""
+    from diffuse_cli.tasks.restoring import upscale
+
+    made = console.follow(upscale(config))
+    if made is not None:
+        console.result(made.paths, {"out": config.out, **made.values})

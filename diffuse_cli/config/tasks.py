@@ -1,0 +1,134 @@
+"""What people do with a model: `inpaint`, `upscale`, `restore`, `vary`, `interpolate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from diffuse_cli.config.drawing import (
+    MOST_STEPS,
+    ComputeConfig,
+    DrawConfig,
+    WeightsConfig,
+)
+from diffuse_cli.config.reading import FIT
+from diffuse_cli.core.degradations import DEGRADATIONS, parse
+from diffuse_cli.errors import translating
+from diffuse_cli.options import OVERWRITE, argument, option, output_option, run_option
+from diffuse_cli.parsing import parse_names
+
+FORMS = ", ".join(kind.EXAMPLE for kind in DEGRADATIONS.own.values())
+MODEL = "Model file, or run directory."
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureConfig(DrawConfig, WeightsConfig):
+    """Samples that begin with a picture."""
+
+    model: str = argument("MODEL", MODEL)
+    image: str = argument("IMAGE", "Image, or folder or zip of images.")
+    n: int = option(4, "Number of samples for each image.", flag="-n", low=1, high=100_000)
+    out: str = option(flag="-o", help="Folder for the samples.", metavar="FOLDER", default="made")
+    classes: tuple[str, ...] = option(
+        (),
+        "Class to draw, for a model with classes. Repeat it to draw several in turn.",
+        flag="--class",
+        parse=parse_names,
+        shown="no class",
+    )
+    fit: str | None = option(None, FIT, table="media.FITS", shown="as in training")
+    grid: bool = output_option(
+        True, "Write grid.png: a row for each image, with its samples beside it."
+    )
+    overwrite: bool = option(False, OVERWRITE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestoringConfig(PictureConfig):
+    """Samples that fit an observation."""
+
+    method: str = option(
+        "pigdm",
+        "How samples are made to fit: ddnm needs no gradient, pigdm one a step, mmps four.",
+        table="core.restoration.RESTORATIONS",
+    )
+    jumps: int = option(
+        1,
+        "Take every tenth of the way this many times, going up again in between (RePaint).",
+        low=1,
+        high=1000,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InpaintConfig(RestoringConfig):
+    """Part of a picture drawn anew."""
+
+    mask: str = option(
+        help="Image of the same size: white where to draw, black where to keep.", metavar="FILE"
+    )
+    out: str = option("inpainted", "Folder for the samples.", flag="-o", metavar="FOLDER")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpscaleConfig(RestoringConfig):
+    """A small picture made large."""
+
+    factor: int = option(4, "How many times larger, up to the model's size.", low=2, high=4096)
+    out: str = option("upscaled", "Folder for the samples.", flag="-o", metavar="FOLDER")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestoreConfig(RestoringConfig):
+    """A degraded picture made whole.
+
+    Raises:
+        UsageError: no such degradation.
+    """
+
+    degradation: str = option(
+        help=f"What was done to it, such as {FORMS}; with noise, blur:2+noise:0.05.",
+        metavar="NAME[:X]",
+    )
+    degrade: bool = option(False, "IMAGE is whole: degrade it first.")
+    out: str = option("restored", "Folder for the samples.", flag="-o", metavar="FOLDER")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        with translating():
+            parse(self.degradation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaryConfig(PictureConfig):
+    """Variations of a picture."""
+
+    strength: float = option(
+        0.6, "How far: 0 hardly changes it, 1 hardly looks at it.", low=0, high=1
+    )
+    out: str = option("varied", "Folder for the samples.", flag="-o", metavar="FOLDER")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterpolateConfig(ComputeConfig, WeightsConfig):
+    """Pictures between two."""
+
+    model: str = argument("MODEL", MODEL)
+    first: str = argument("A", "Image to begin with.")
+    second: str = argument("B", "Image to end with.")
+    n: int = option(9, "Number of images, both ends among them.", flag="-n", low=2, high=100_000)
+    steps: int = option(100, "Steps to the noise of each image, and back.", low=1, high=MOST_STEPS)
+    label: str | None = option(
+        None,
+        "Class of the images, for a model with classes.",
+        flag="--class",
+        metavar="NAME",
+        shown="no class",
+    )
+    out: str = option("interpolated", "Folder for the images.", flag="-o", metavar="FOLDER")
+    fit: str | None = option(None, FIT, table="media.FITS", shown="as in training")
+    grid: bool = output_option(True, "Write grid.png, all images in a row.")
+    overwrite: bool = option(False, OVERWRITE)
+    precision: str = run_option(
+        "fp32", "Precision of the arithmetic; others may not come back to the images.",
+        table="runtime.PRECISIONS",
+    )  # fmt: skip

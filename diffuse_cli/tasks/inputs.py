@@ -1,0 +1,148 @@
+"""The pictures that a task begins with, and masks of them."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diffuse_cli import files
+from diffuse_cli.core.settings import dimensions
+from diffuse_cli.data import read_images
+from diffuse_cli.data.summary import fitting, skip_lines, span
+from diffuse_cli.errors import DataError, UsageError, translating
+from diffuse_cli.events import Notice, Work
+from diffuse_cli.media import MEDIA, Asked, check_fit, prepare
+from diffuse_cli.sampling import Loaded
+from diffuse_cli.unusable import LARGEST_FILE, TOO_LARGE, Unusable
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from diffuse_cli.media import Read, Size
+
+    Array = npt.NDArray[Any]
+
+FAINT = 1 / 8
+"""How white a mask must be to ask for something new: what is partly covered is drawn."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Samples of one shape.
+
+    Attributes:
+        names: of their files.
+        values: as stored, (N, C, *size).
+        sizes: what they were before, (width, height) for images.
+        notices: what is to be said of them, once all else is known to be right.
+    """
+
+    names: tuple[str, ...]
+    values: Array
+    sizes: frozenset[Size]
+    notices: tuple[Notice, ...]
+
+
+def read(path: str, loaded: Loaded, fit: str | None, shape: Sequence[int]) -> Work[Pictures]:
+    """The samples of a file, a folder or a zip file, fitted to a shape (C, *size).
+
+    Args:
+        fit: a name in `FITS`; None for that of the model's training.
+
+    Raises:
+        DataError: there is none, or it is not usable.
+        UsageError: a fit that the medium does not know.
+    """
+    medium, fit = loaded.space.medium, fit or loaded.fit
+    with translating():
+        check_fit(medium, fit)
+    prepare(medium)
+    channels, *size = shape
+    if Path(path).is_dir() or zipfile.is_zipfile(path):
+        found = yield from read_images(
+            path,
+            size=tuple(size),
+            channels=channels,
+            background=loaded.background,
+            fit=fit,
+            medium=medium,
+        )
+        lines = list(skip_lines(found.summary.skipped))
+        names, values, sizes = found.names, found.stored, frozenset(found.summary.sizes)
+    else:
+        asked = Asked(tuple(size), channels, _rgb(loaded.background), fit)
+        one = read_one(path, medium, asked)
+        lines = [f"{files.show(path)}: {remark}" for remark in one.remarks]
+        names, values, sizes = (Path(path).name,), one.values[None], frozenset([one.size])
+    notices = [Notice(line, warning=True) for line in lines]
+    if sizes != {tuple(size[::-1])}:
+        were, changed = span(dict.fromkeys(sizes, 1)), fitting(sizes, tuple(size), fit)
+        notices.append(Notice(f"{were}: resized to {dimensions(size)}{changed}"))
+    return Pictures(names, values, sizes, tuple(notices))
+
+
+def _rgb(color: str) -> tuple[int, ...]:
+    from PIL import ImageColor
+
+    return ImageColor.getrgb(color)[:3]
+
+
+def read_one(path: str, medium: str, asked: Asked) -> Read:
+    """The sample of one file.
+
+    Raises:
+        DataError: there is none, or it is not usable.
+    """
+    kind, shown = MEDIA[medium], files.show(path)
+    hint = f"Give one of {', '.join(sorted(kind.EXTENSIONS))}"
+    try:
+        if not Path(path).is_file():
+            raise DataError(f"no such {kind.ONE}: {shown}", hint)
+        if Path(path).stat().st_size > LARGEST_FILE:
+            raise Unusable(TOO_LARGE)
+        return kind.read(Path(path).read_bytes(), asked)
+    except Unusable as error:
+        raise DataError(f"cannot use {shown}: {error.reason}", hint) from error
+    except OSError as error:
+        raise DataError(f"cannot read {shown}: {error.strerror}", hint) from error
+
+
+def read_mask(path: str, loaded: Loaded, fit: str | None, sizes: frozenset[Size]) -> Array:
+    """A mask as (1, 1, *size), 1 where the pictures are kept.
+
+    Args:
+        sizes: of the pictures before they were fitted; the mask is fitted as they were.
+
+    Raises:
+        DataError: not usable, of another size, or nothing is left to draw or to keep.
+    """
+    space, shown = loaded.space, f"--mask {files.show(path)}"
+    one = read_one(path, space.medium, Asked(space.size, 1, (0, 0, 0), fit or loaded.fit))
+    for size in sorted(sizes - {one.size}):
+        own, theirs = (dimensions(each[::-1]) for each in (one.size, size))
+        raise DataError(f"{shown} is {own}, the image {theirs}", "Give a mask of the image's size")
+    whole = np.iinfo(one.values.dtype).max if one.values.dtype.kind in "iu" else 1
+    known = (one.values <= whole * FAINT)[None]
+    if known.all():
+        raise DataError(f"{shown} is black: nothing is to be drawn", "Paint it white where to draw")
+    if not known.any():
+        raise DataError(f"{shown} is white: nothing is kept", "Use diffuse sample")
+    return known.astype(np.float32)
+
+
+def check_apart(folder: Path, *paths: str) -> None:
+    """Refuse an output folder that holds an input, which would be replaced.
+
+    Raises:
+        UsageError
+    """
+    for path in map(Path, paths):
+        if folder.resolve() in (path.resolve(), path.resolve().parent):
+            raise UsageError(
+                f"-o {files.show(folder)} holds {files.show(path)} itself", "Choose another -o"
+            )

@@ -1,0 +1,183 @@
+"""`diffuse interpolate`: pictures between two, by the noise that they come from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from diffuse_cli.config import InterpolateConfig
+from diffuse_cli.core.samplers import SAMPLERS, encode
+from diffuse_cli.draws import share
+from diffuse_cli.errors import DataError, UsageError, lookup
+from diffuse_cli.events import Notice, Progress, Work
+from diffuse_cli.files import show
+from diffuse_cli.generation import Folder, gather
+from diffuse_cli.media import Asked
+from diffuse_cli.sampling import Drawing, Loaded, collect, load_denoiser
+from diffuse_cli.tasks.inputs import read, read_one
+from diffuse_cli.tasks.making import Made, Plan, finish, need_class, opened
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from torch import Tensor
+
+    from diffuse_cli.core.denoiser import Denoise
+    from diffuse_cli.core.process import Process
+    from diffuse_cli.core.solvers import Times
+
+    Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Interpolated:
+    """What was written, and how near A and B come back from their noise: peak signal-to-noise
+    ratios in dB, None where they are the same to the last level."""
+
+    made: Made
+    psnr: tuple[float | None, ...]
+
+
+def interpolate(config: InterpolateConfig) -> Work[Interpolated | None]:
+    """Draw pictures from A to B.
+
+    The noise from which `ddim` makes each is found exactly (`samplers.encode`), and mixed along
+    the great circle between the two.
+
+    Returns:
+        What was written, or None on every process but the first.
+
+    Raises:
+        InvalidArgument: the noise of a picture was not found in so few steps.
+        OutputError, ModelFileError, UsageError, DataError: as `making.make`.
+    """
+    with opened(config, config.first, config.second) as accelerator:
+        loaded = yield from load_denoiser(
+            config.model, config.weights, accelerator, config.precision
+        )
+        names, ends = yield from _ends(config, loaded)
+        process, denoise = loaded.denoiser.process, _told(config, loaded)
+        times = process.times(config.steps)
+        x0 = loaded.space.to_model(torch.from_numpy(np.stack(ends))).to(accelerator.device)
+        for step, state in enumerate(encode(denoise, process, x0, times), 1):
+            yield Progress("encoding", step, len(times))
+            noise = state.x
+        mine = share(config.n, accelerator.num_processes, accelerator.process_index)
+        shares = torch.linspace(0, 1, config.n)[mine.start : mine.stop].to(x0)
+        mixed = slerp(noise[0], noise[1], shares)
+        drawings = _drawings(denoise, process, mixed, times, mine, config.batch_size)
+        folder = Folder(Path(config.out), loaded.space)
+        keep: dict[int, Array] = folder if accelerator.is_main_process else {}
+        yield from collect(drawings, loaded.space, len(mine), keep)
+        if accelerator.num_processes > 1:
+            gather(keep, {})
+        if keep is not folder:
+            return None
+        psnr = tuple(
+            psnr_of(end, _written(folder.path(k), loaded), loaded.space.levels)
+            for k, end in zip((0, config.n - 1), ends, strict=True)
+        )
+        described = {
+            "task": "interpolate",
+            "sampler": "ddim",
+            "steps": config.steps,
+            "seed": config.seed,
+            "n": config.n,
+            "weights": config.weights,
+            "class": config.label,
+            "psnr": psnr,
+        }
+        plan = Plan(names, len(times), described=described)
+        made = finish(config, loaded, plan, folder, accelerator)
+        yield said(psnr)
+        return Interpolated(made, psnr)
+
+
+def _ends(config: InterpolateConfig, loaded: Loaded) -> Work[tuple[list[str], list[Array]]]:
+    """The names of A and B, and what is stored of them."""
+    names, ends, notices = list[str](), [], list[Notice]()
+    for path in (config.first, config.second):
+        found = yield from read(path, loaded, config.fit, loaded.space.shape)
+        if len(found.names) != 1:
+            raise DataError(f"{show(path)} holds {len(found.names):,} images", "Name one of them")
+        names += found.names
+        ends.append(np.array(found.values[0]))
+        notices += found.notices
+    yield from dict.fromkeys(notices)
+    return names, ends
+
+
+def _told(config: InterpolateConfig, loaded: Loaded) -> Denoise:
+    """The denoiser, told the class. x_0 is not clipped: a clipped step has no inverse."""
+    if config.label is None:
+        need_class(loaded)
+        return loaded.denoiser
+    classes = loaded.model.blueprint.conditions.classes
+    if not classes:
+        raise UsageError(
+            "--class: the model was trained without classes", "Train one with --classes"
+        )
+    known = {name: i for i, name in enumerate(classes)}
+    label = lookup(known, config.label, "--class")
+
+    def told(x_t: Tensor, t: Any, /, **cond: Any) -> Any:
+        return loaded.denoiser(x_t, t, label=x_t.new_full((len(x_t),), label, dtype=torch.long))
+
+    return told
+
+
+def slerp(a: Tensor, b: Tensor, shares: Tensor) -> Tensor:
+    """Points between two, (N, *shape), along the great circle: Gaussian noise keeps its length.
+
+    Args:
+        shares: (N,) of b, 0 gives a.
+    """
+    cos = (a * b).sum() / (a.norm() * b.norm())
+    angle = cos.clamp(-1, 1).acos()
+    column = shares.reshape(-1, *[1] * a.ndim)
+    if float(angle.sin()) < 1e-4:  # as good as straight
+        return (1 - column) * a + column * b
+    mixed: Tensor = (((1 - column) * angle).sin() * a + (column * angle).sin() * b) / angle.sin()
+    return mixed
+
+
+def _drawings(
+    denoise: Denoise,
+    process: Process,
+    noise: Tensor,
+    times: Times,
+    mine: Sequence[int],
+    batch_size: int,
+) -> Iterator[Drawing]:
+    for start in range(0, len(mine), batch_size):
+        part = slice(start, start + batch_size)
+        states = SAMPLERS["ddim"](denoise, process, noise[part], times, noise=lambda k: noise)
+        for step, state in enumerate(states, 1):
+            yield Drawing(mine[part], step, len(times), state)
+
+
+def _written(path: Path, loaded: Loaded) -> Array:
+    """A sample that was written, as stored."""
+    space = loaded.space
+    return read_one(str(path), space.medium, Asked(space.size, space.channels)).values
+
+
+def psnr_of(a: Array, b: Array, levels: int | None) -> float | None:
+    """10 log10(range^2 / mean squared error) of stored samples; None where they are equal.
+
+    The range of floats is that of `a`.
+    """
+    wide = float(levels - 1 if levels is not None else np.ptp(a))
+    error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
+    return 10 * math.log10(wide**2 / error) if error else None
+
+
+def said(psnr: Sequence[float | None]) -> Notice:
+    """How near the ends come back."""
+    first, second = ("exactly" if p is None else f"at {p:.1f} dB" for p in psnr)
+    return Notice(f"A comes back from its noise {first}, B {second}")

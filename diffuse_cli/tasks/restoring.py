@@ -1,0 +1,208 @@
+"""`diffuse inpaint`, `upscale` and `restore`: samples that fit what is seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from diffuse_cli.config import InpaintConfig, RestoreConfig, RestoringConfig, UpscaleConfig
+from diffuse_cli.core.degradations import DEGRADATIONS, Degradation, parse
+from diffuse_cli.core.jumps import evaluations, legs, travel
+from diffuse_cli.core.restoration import RESTORATIONS, consistent
+from diffuse_cli.core.samplers import SAMPLERS, State
+from diffuse_cli.diffusion import kept_in_range
+from diffuse_cli.draws import draw_noise, philox
+from diffuse_cli.errors import translating
+from diffuse_cli.events import Work
+from diffuse_cli.resolving import DrawSettings
+from diffuse_cli.sampling import Loaded, stored
+from diffuse_cli.tasks.inputs import read, read_mask
+from diffuse_cli.tasks.making import Made, Plan, make
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from torch import Tensor
+
+    from diffuse_cli.core.denoiser import Denoise
+    from diffuse_cli.core.solvers import Noise
+    from diffuse_cli.tasks.making import Bind
+
+    Array = npt.NDArray[Any]
+
+JUMPS = 10
+"""Into how many parts --jumps divides the way."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is known of some pictures.
+
+    Attributes:
+        degradation: not drawn yet, if it is random.
+        u: its random numbers, (N, uniforms).
+        y: (N, ...), in the model's numbers.
+        whole: the pictures as stored, where they are known.
+    """
+
+    names: Sequence[str]
+    degradation: Degradation
+    u: Tensor
+    y: Tensor
+    whole: Array | None = None
+
+    def of(self, rows: Sequence[int], device: torch.device) -> tuple[Degradation, Tensor]:
+        """The degradation of some pictures, and what it left of them."""
+        chosen = list(rows)
+        return self.degradation.drawn(self.u[chosen].to(device)), self.y[chosen].to(device)
+
+
+def inpaint(config: InpaintConfig) -> Work[Made | None]:
+    """Draw the masked part of each picture anew; see `making.make`."""
+
+    def look(loaded: Loaded) -> Work[Seen]:
+        found = yield from read(config.image, loaded, config.fit, loaded.space.shape)
+        mask = torch.from_numpy(read_mask(config.mask, loaded, config.fit, found.sizes))
+        yield from found.notices
+        made = DEGRADATIONS["mask"](mask=mask)  # type: ignore[call-arg]
+        return _degraded(config, loaded, found.names, found.values, made)
+
+    return (yield from _restored(config, "inpaint", look))
+
+
+def upscale(config: UpscaleConfig) -> Work[Made | None]:
+    """Draw each picture `factor` times larger; see `making.make`."""
+    made = parse(f"low-res:{config.factor}")
+
+    def look(loaded: Loaded) -> Work[Seen]:
+        return (yield from _observed(config, loaded, made, "--factor"))
+
+    return (yield from _restored(config, "upscale", look))
+
+
+def restore(config: RestoreConfig) -> Work[Made | None]:
+    """Draw what each picture was before it was degraded; see `making.make`."""
+    made = parse(config.degradation)
+
+    def look(loaded: Loaded) -> Work[Seen]:
+        if not config.degrade:
+            return (yield from _observed(config, loaded, made, "--degradation"))
+        with translating():
+            made.fitted(loaded.space.shape)
+        found = yield from read(config.image, loaded, config.fit, loaded.space.shape)
+        yield from found.notices
+        return _degraded(config, loaded, found.names, found.values, made)
+
+    return (yield from _restored(config, "restore", look))
+
+
+def _observed(
+    config: RestoringConfig, loaded: Loaded, degradation: Degradation, flag: str
+) -> Work[Seen]:
+    """Pictures that are degraded already."""
+    with translating(lambda _: flag):
+        fitted = degradation.fitted(loaded.space.shape)
+        shape = fitted.observed(loaded.space.shape)
+    found = yield from read(config.image, loaded, config.fit, shape)
+    yield from found.notices
+    y = _space_of(loaded, shape).to_model(torch.from_numpy(np.array(found.values)))
+    u = _uniforms(config.seed, fitted, len(y))
+    # What is unknown is shown grey, whatever the file has there; samples do not depend on it.
+    drawn = fitted.drawn(u)
+    return Seen(found.names, fitted, u, drawn.apply(drawn.pinv(y)))
+
+
+def _space_of(loaded: Loaded, shape: Sequence[int]) -> Any:
+    """The space of y: stored as the model's samples are."""
+    space = loaded.space
+    if space.levels is None and shape[0] != space.channels:
+        return replace(
+            space, channels=shape[0], size=tuple(shape[1:]), mean=space.mean[: shape[0]],
+            std=space.std[: shape[0]],
+        )  # fmt: skip
+    return replace(space, channels=shape[0], size=tuple(shape[1:]))
+
+
+def _degraded(
+    config: RestoringConfig,
+    loaded: Loaded,
+    names: Sequence[str],
+    values: Array,
+    degradation: Degradation,
+) -> Seen:
+    """Whole pictures, degraded here."""
+    fitted = degradation.fitted(loaded.space.shape)
+    x0 = loaded.space.to_model(torch.from_numpy(np.array(values)))
+    u = _uniforms(config.seed, fitted, len(x0))
+    y = fitted.drawn(u).apply(x0)
+    if fitted.sigma:
+        rows = [draw_noise(config.seed, "observed", i, shape=y.shape[1:]) for i in range(len(y))]
+        y = y + fitted.sigma * torch.stack(rows)
+    return Seen(names, fitted, u, y, values)
+
+
+def _uniforms(seed: int, degradation: Degradation, count: int) -> Tensor:
+    """Random numbers for each picture, (N, uniforms)."""
+    draws = [philox(seed, "degraded", i).random(degradation.uniforms) for i in range(count)]
+    return torch.from_numpy(np.stack(draws)).float()
+
+
+def _restored(config: RestoringConfig, task: str, look: Any) -> Work[Made | None]:
+    method = RESTORATIONS[config.method]
+
+    def planning(loaded: Loaded, settings: DrawSettings, device: torch.device) -> Work[Plan]:
+        seen: Seen = yield from look(loaded)
+        times = settings.times_of(loaded.denoiser.process)
+        path = legs(times, max(1, round(len(times) / JUMPS)), config.jumps)
+        steps = evaluations(path)
+
+        def states(rows: Sequence[int], bind: Bind, noise: Noise) -> Iterator[State]:
+            degradation, y = seen.of(rows, device)
+            process = loaded.denoiser.process
+            told = _told(config, loaded, settings, bind, degradation, y)
+            sample = partial(SAMPLERS[settings.sampler], told, process, **settings.options)
+            states = travel(sample, process, noise(-1), path, noise=noise)
+            for step, state in enumerate(states, 1):
+                if step == steps and not degradation.sigma:
+                    bounded = loaded.space.levels is not None
+                    state = replace(state, x=consistent(state.x, degradation, y, bounded=bounded))
+                yield state
+
+        described = {
+            "method": config.method,
+            "degradation": seen.degradation.text,
+            "jumps": config.jumps,
+        }
+        return Plan(seen.names, steps, states, _shown(seen, loaded), described)
+
+    return (yield from make(config, task, planning, differentiable=method.differentiates))
+
+
+def _told(
+    config: RestoringConfig,
+    loaded: Loaded,
+    settings: DrawSettings,
+    bind: Bind,
+    degradation: Degradation,
+    y: Tensor,
+) -> Denoise:
+    """The denoiser that knows y. Where it is differentiated it is kept in range only after: what is
+    clamped has no gradient."""
+    method, process = RESTORATIONS[config.method], loaded.denoiser.process
+    in_range = partial(kept_in_range, denoiser=loaded.denoiser, percentile=settings.threshold)
+    guided = bind(settings.guided(loaded.denoiser, process))
+    if method.differentiates:
+        return in_range(method(guided, process, degradation, y))
+    return method(in_range(guided), process, degradation, y)
+
+
+def _shown(seen: Seen, loaded: Loaded) -> list[Array]:
+    """The pictures where they are known, and what is seen of them."""
+    drawn = seen.degradation.drawn(seen.u)
+    same = seen.y.shape[1:] == loaded.space.shape
+    left = stored(loaded.space, seen.y if same else drawn.pinv(seen.y))
+    return [left] if seen.whole is None else [seen.whole, left]

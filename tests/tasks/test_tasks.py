@@ -1,0 +1,381 @@
+"""`inpaint`, `upscale`, `restore`, `vary` and `interpolate` as a user runs them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_images
+from PIL import Image
+
+from diffuse_cli.config import DrawConfig
+from diffuse_cli.core import RESTORATIONS
+from diffuse_cli.core.degradations import parse
+from diffuse_cli.events import finish
+from diffuse_cli.guiding import equipped
+from diffuse_cli.media._pixels import fitted
+from diffuse_cli.resolving import resolve
+from diffuse_cli.runtime import machine
+from diffuse_cli.sampling import load_denoiser
+from diffuse_cli.tasks.interpolating import psnr_of, slerp
+
+QUICK = ("--steps", 4, "--sampler", "ddim", "--precision", "fp32", "-q")
+methods = pytest.mark.parametrize("method", list(RESTORATIONS))
+
+
+def pixels(folder: str, k: int) -> np.ndarray:
+    return np.asarray(Image.open(Path(folder) / f"{k:05d}.png"), int)
+
+
+def manifest(folder: str) -> dict:
+    return json.loads((Path(folder) / "manifest.json").read_text())
+
+
+@pytest.fixture
+def picture(tmp_path: Path, images: Path) -> Path:
+    """A held-out kind of picture, 8x8 and grey, as a.png here; with masks of it."""
+    Image.open(images / "light" / "001.png").save(tmp_path / "a.png")
+    hole = np.zeros((8, 8), np.uint8)
+    hole[2:6, 3:7] = 255
+    for name, values in (
+        ("hole", hole), ("black", 0 * hole), ("white", 0 * hole + 255), ("small", hole[:4, :4]),
+    ):  # fmt: skip
+        Image.fromarray(values).save(tmp_path / f"{name}.png")
+    Image.fromarray(hole[:4, :4] // 2 + 60).save(tmp_path / "tiny.png")
+    return tmp_path / "a.png"
+
+
+def model_numbers(levels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(levels).double()[None, None] / 127.5 - 1
+
+
+# -- what is seen is kept -------------------------------------------------------------------------
+
+
+@methods
+def test_known_pixels_are_kept_to_the_last_level(diffuse, model, picture, method):
+    ran = diffuse("inpaint", model, "a.png", "--mask", "hole.png", "-n", 3, "--method", method,
+                  *QUICK)  # fmt: skip
+    assert ran.code == 0, ran.err
+    before, hole = np.asarray(Image.open("a.png"), int), np.asarray(Image.open("hole.png")) > 0
+    after = [pixels("inpainted", k) for k in range(3)]
+    for image in after:
+        assert (image[~hole] == before[~hole]).all()
+        assert (image[hole] != before[hole]).mean() > 0.5
+    assert (after[0] != after[1]).any()
+
+
+@methods
+@pytest.mark.parametrize("form", ["low-res:2", "mask:half", "mask:strokes", "blur:0.8"])
+def test_the_result_degraded_again_is_what_was_seen(diffuse, model, picture, form, method):
+    line = ("restore", model, "a.png", "--degrade", "--degradation", form, "--method", method)
+    ran = diffuse(*line, "-n", 2, "--jumps", 2, "--seed", 3, *QUICK)
+    assert ran.code == 0, ran.err
+    if form == "mask:strokes":
+        assert manifest("restored")["degradation"] == form
+        return
+    a = parse(form)
+    wanted = a.apply(model_numbers(np.asarray(Image.open("a.png"), int)))
+    for k in range(2):
+        found = a.apply(model_numbers(pixels("restored", k)))
+        assert float((found - wanted).abs().max()) <= 2 / 255 + 1e-9  # levels are 2 / 255 apart
+
+
+@methods
+def test_a_small_picture_is_the_mean_of_the_large_one(diffuse, model, picture, method):
+    ran = diffuse("upscale", model, "tiny.png", "--factor", 2, "-n", 2, "--method", method, *QUICK)
+    assert ran.code == 0, ran.err
+    small = np.asarray(Image.open("tiny.png"), float)
+    for k in range(2):
+        large = pixels("upscaled", k)
+        assert large.shape == (8, 8)
+        assert np.abs(large.reshape(4, 2, 4, 2).mean((1, 3)) - small).max() <= 1
+    assert (pixels("upscaled", 0) != pixels("upscaled", 1)).any()
+
+
+def test_what_is_hidden_in_a_degraded_picture_has_no_effect(diffuse, model, picture):
+    before = np.asarray(Image.open("a.png")).copy()
+    line = ("restore", model, "--degradation", "mask:half", "-n", 1, *QUICK)
+    diffuse(*line, "a.png", "-o", "a")
+    before[:, 4:] = 7
+    Image.fromarray(before).save("b.png")
+    diffuse(*line, "b.png", "-o", "b")
+    assert (pixels("a", 0) == pixels("b", 0)).all()
+    assert Path("a/grid.png").read_bytes() == Path("b/grid.png").read_bytes()
+    assert (pixels("a", 0)[:, :4] == before[:, :4]).all()
+
+
+def test_noise_is_asked_to_be_taken_away(diffuse, model, picture):
+    line = ("restore", model, "a.png", "--degradation", "noise:0.3", "--degrade", *QUICK)
+    assert diffuse(*line, "-n", 2).code == 0
+    assert (pixels("restored", 0) != np.asarray(Image.open("a.png"), int)).mean() > 0.5
+
+
+# -- samples of pictures --------------------------------------------------------------------------
+
+
+def test_samples_do_not_depend_on_batches_or_on_other_pictures(diffuse, model, tmp_path, picture):
+    write_images(tmp_path / "several", 3)
+    line = ("restore", model, "--degradation", "low-res:2", "--degrade", *QUICK, "-n", 3)
+    diffuse(*line, "several", "-o", "a")
+    diffuse(*line, "several", "-o", "b", "--batch-size", 2)
+    files = sorted(p.name for p in Path("a").glob("0*.png"))
+    assert len(files) == 9
+    assert all((Path("a") / f).read_bytes() == (Path("b") / f).read_bytes() for f in files)
+    named = manifest("a")["inputs"]
+    assert named == ["dark/000.png", "dark/002.png", "light/001.png"]
+    diffuse(*line, Path("several") / named[1], "-o", "alone", "-n", 2)
+    for j in range(2):
+        assert (pixels("alone", j) == pixels("a", 3 + j)).all()
+
+
+def test_two_processes_draw_what_one_draws(diffuse, pair, model, tmp_path, picture):
+    write_images(tmp_path / "several", 3)
+    line = ("restore", model, "several", "--degradation", "mask:box", "-n", 2, *QUICK)
+    assert diffuse(*line, "-o", "one").code == 0
+    ran = pair(*line, "-o", "two")
+    assert ran.code == 0, ran.err
+    for k in range(6):
+        assert (pixels("one", k) == pixels("two", k)).all()
+
+
+def test_the_manifest_says_how_and_verifies(diffuse, model, picture):
+    ran = diffuse("inpaint", model, "a.png", "--mask", "hole.png", "-n", 2, "--seed", 5, "--json",
+                  *QUICK, "--jumps", 3)  # fmt: skip
+    found = manifest("inpainted")
+    wanted = {
+        "task": "inpaint", "method": "pigdm", "degradation": "mask", "jumps": 3, "seed": 5, "n": 2,
+        "sampler": "ddim", "steps": 4, "inputs": ["a.png"], "format": "diffuse.samples",
+        "precision": "fp32", "images": ["00000.png", "00001.png"],
+    }  # fmt: skip
+    assert found.items() >= wanted.items()
+    assert sorted(found["files"]) == ["00000.png", "00001.png", "grid.png"]
+    for name, digest in found["files"].items():
+        assert hashlib.sha256((Path("inpainted") / name).read_bytes()).hexdigest() == digest
+    assert ran.json["images"] == ["inpainted/00000.png", "inpainted/00001.png"]
+    assert ran.json["grid"] == "inpainted/grid.png"
+    assert found["model"]["sha256"] == hashlib.sha256(model.read_bytes()).hexdigest()
+    with Image.open("inpainted/grid.png") as grid:
+        assert grid.size == (4 * 64 + 3 * 2, 64)  # the picture, what is kept of it, two samples
+
+
+def test_jumps_take_more_steps_and_change_the_result(diffuse, model, picture):
+    line = ("inpaint", model, "a.png", "--mask", "hole.png", "-n", 1, *QUICK[:-1])
+    said = {jumps: diffuse(*line, "--jumps", jumps, "-o", jumps).err for jumps in (1, 3)}
+    assert "step 4/4" in said[1]
+    assert "step 12/12" in said[3]
+    assert (pixels("1", 0) != pixels("3", 0)).any()
+
+
+def test_a_class_is_drawn_where_one_is_named(diffuse, conditional, picture):
+    line = ("restore", conditional, "a.png", "--degradation", "mask:half", "-n", 2, *QUICK)
+    for name, more in (
+        ("free", ()),
+        ("dark", ("--class", "dark")),
+        ("both", ("--class", "dark", "--class", "light")),
+        ("mmps", ("--class", "dark", "--class", "light", "--method", "mmps")),
+    ):
+        ran = diffuse(*line, *more, "-o", name)
+        assert ran.code == 0, ran.err
+    assert "classes" not in manifest("free")
+    assert manifest("both")["classes"] == ["dark", "light"]
+    assert (pixels("dark", 0) == pixels("both", 0)).all()
+    assert (pixels("dark", 1) != pixels("both", 1)).any()
+    ran = diffuse(*line, "--guidance", 3, "-o", "none")
+    assert (ran.code, "--guidance goes with --class" in ran.line) == (2, True)
+
+
+def test_a_weak_model_guides_a_method_that_takes_gradients(diffuse, weak, picture):
+    line = ("restore", weak, "a.png", "--degradation", "mask:half", "-n", 1, *QUICK)
+    ran = diffuse(*line, "--guide-with", "self", "--weak-guidance", 2, "--method", "pigdm")
+    assert ran.code == 0, ran.err
+    assert manifest("restored")["weak_guidance"] == 2
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_gradients_go_through_the_network_and_its_guide(weak, guided):
+    """A network in inference mode would give wrong ones without a word: x_0 has x_t in it, too."""
+    config = DrawConfig(precision="fp32", device="cpu", guide_with="self" if guided else None)
+    with machine("fp32", "cpu") as accelerator:
+        loaded = finish(load_denoiser(weak, "ema", accelerator, "fp32", differentiable=True))
+        settings = finish(equipped(resolve(config, loaded.model), loaded, accelerator))
+    denoise = settings.guided(loaded.denoiser, loaded.denoiser.process)
+    g = torch.Generator().manual_seed(1)
+    x, way = torch.randn(2, 2, 1, 8, 8, generator=g)
+    x = x.requires_grad_()
+    x0 = denoise(x, 60).x0
+    (gradient,) = torch.autograd.grad(x0, x, way)
+    with torch.no_grad():
+        ahead, behind = (denoise(x + step * way, 60).x0 for step in (1e-2, -1e-2))
+    found, wanted = (gradient * way).sum(), ((ahead - behind) / 2e-2 * way).sum()
+    assert float(found) == pytest.approx(float(wanted), rel=1e-2)
+    assert all(not x0.requires_grad for x0 in (ahead, behind))
+
+
+def test_pictures_of_another_size_are_fitted(diffuse, model, tmp_path, picture):
+    large = Image.open("a.png").resize((32, 16), Image.Resampling.NEAREST)
+    large.save("large.png")
+    Image.open("hole.png").resize((32, 16), Image.Resampling.NEAREST).save("mask.png")
+    line = ("inpaint", model, "large.png", "--mask", "mask.png", "-n", 1, *QUICK[:-1])
+    for fit in ("crop", "pad", "stretch"):
+        ran = diffuse(*line, "--fit", fit, "-o", fit)
+        assert ran.code == 0, ran.err
+        assert "16 high x 32 wide: resized to 8x8" in ran.err
+    wanted = np.asarray(fitted(large, (8, 8), "stretch"), int)
+    assert (pixels("stretch", 0)[0] == wanted[0]).all()
+
+
+# -- vary -----------------------------------------------------------------------------------------
+
+
+def test_the_strength_says_how_far_variations_go(diffuse, model, picture):
+    before = np.asarray(Image.open("a.png"), int)
+    off = []
+    for strength in (0, 0.5, 1):
+        line = ("vary", model, "a.png", "--strength", strength, "-n", 8, "-o", strength)
+        assert diffuse(*line, *QUICK, "--steps", 10).code == 0
+        off.append(np.mean([np.abs(pixels(str(strength), k) - before).mean() for k in range(8)]))
+    assert off[0] < off[1] < off[2]
+    assert off[0] < 15
+    assert manifest("0.5")["strength"] == 0.5
+
+
+# -- interpolate ----------------------------------------------------------------------------------
+
+
+def test_both_ends_come_back_from_their_noise(diffuse, model, images, picture):
+    other = images / "dark" / "002.png"
+    ran = diffuse("interpolate", model, "a.png", other, "-n", 5, "--json", "-q")
+    assert ran.code == 0, ran.err
+    found = manifest("interpolated")
+    assert all(value is None or value > 40 for value in ran.json["psnr"])
+    assert (found["steps"], found["sampler"], found["task"]) == (100, "ddim", "interpolate")
+    assert found["inputs"] == ["a.png", "002.png"]
+    ends = [np.asarray(Image.open(path), int) for path in ("a.png", other)]
+    for k, end in ((0, ends[0]), (4, ends[1])):
+        assert np.abs(pixels("interpolated", k) - end).max() <= 2
+    means = [pixels("interpolated", k).mean() for k in range(5)]
+    assert means[0] > means[2] > means[4]
+    with Image.open("interpolated/grid.png") as grid:
+        assert grid.size == (5 * 64 + 4 * 2, 64)
+
+
+def test_interpolation_says_how_near_the_ends_come_back(diffuse, model, picture):
+    ran = diffuse("interpolate", model, "a.png", "a.png", "-n", 2, "--steps", 20)
+    assert ran.code == 0, ran.err
+    assert "A comes back from its noise" in ran.err
+    assert (pixels("interpolated", 0) == pixels("interpolated", 1)).all()
+
+
+def test_a_class_is_interpolated_in(diffuse, conditional, images, picture):
+    line = ("interpolate", conditional, "a.png", images / "dark" / "002.png", "-n", 2, "-q")
+    assert diffuse(*line, "--steps", 50, "--class", "light").code == 0
+    ran = diffuse(*line, "--class", "lihgt", "-o", "b")
+    assert (ran.code, "Did you mean 'light'?" in ran.line) == (2, True)
+
+
+def test_the_great_circle_keeps_the_length():
+    a = torch.randn(1, 32, 32, generator=torch.Generator().manual_seed(1))
+    b = torch.randn(1, 32, 32, generator=torch.Generator().manual_seed(2))
+    between = slerp(a, b, torch.linspace(0, 1, 5))
+    assert torch.allclose(between[0], a, atol=1e-6)
+    assert torch.allclose(between[4], b, atol=1e-5)
+    assert torch.allclose(between.flatten(1).norm(dim=1), a.norm(), rtol=0.07)  # straight: 0.7
+    assert torch.allclose(slerp(a, a, torch.tensor([0.3]))[0], a)
+
+
+def test_the_ratio_is_of_the_range_and_the_error():
+    a = np.zeros((1, 2, 2), np.uint8)
+    assert psnr_of(a, a, 256) is None
+    assert psnr_of(a, a + 1, 256) == pytest.approx(48.13, abs=0.01)
+
+
+# -- what cannot be done --------------------------------------------------------------------------
+
+REFUSED = [
+    ("inpaint MODEL a.png", 2, "--mask is missing"),
+    ("inpaint MODEL a.png --mask small.png", 3, "is 4x4, the image 8x8"),
+    ("inpaint MODEL a.png --mask black.png", 3, "nothing is to be drawn"),
+    ("inpaint MODEL a.png --mask white.png", 3, "nothing is kept"),
+    ("inpaint MODEL a.png --mask nowhere.png", 3, "no such image: nowhere.png"),
+    ("inpaint MODEL nowhere.png --mask hole.png", 3, "no such image: nowhere.png"),
+    ("inpaint MODEL text.png --mask hole.png", 3, "cannot use text.png: not an image"),
+    ("inpaint MODEL a.png --mask hole.png --method ddmn", 2, "Did you mean 'ddnm'?"),
+    ("inpaint MODEL a.png --mask hole.png -o .", 2, "-o . holds a.png itself"),
+    ("inpaint MODEL a.png --mask hole.png --jumps 0", 2, "--jumps must be at least 1"),
+    ("upscale MODEL tiny.png --factor 3", 2, "--factor: low-res:3 needs sides"),
+    ("upscale MODEL tiny.png --factor 1", 2, "--factor must be at least 2"),
+    ("restore MODEL a.png", 2, "--degradation is missing"),
+    ("restore MODEL a.png --degradation lowres:2", 2, "Did you mean 'low-res'?"),
+    ("restore MODEL a.png --degradation low-res:x", 2, "factor must be a whole number"),
+    ("restore MODEL a.png --degradation low-res:3", 2, "multiples of 3, not 8x8"),
+    ("restore MODEL a.png --degradation low-res:3 --degrade", 2, "multiples of 3, not 8x8"),
+    ("restore MODEL a.png --degradation grey", 2, "several channels, not 1"),
+    ("restore MODEL empty --degradation blur:1", 3, "empty"),
+    ("restore text.png a.png --degradation blur:1", 4, "text.png"),
+    ("vary MODEL a.png --strength 2", 2, "--strength must be at most 1"),
+    ("vary MODEL a.png --class cat", 2, "trained without classes"),
+    ("vary MODEL a.png --fit corp", 2, "Did you mean 'crop'?"),
+    ("interpolate MODEL a.png", 2, "B is missing"),
+    ("interpolate MODEL a.png several -n 3", 3, "several holds 2 images"),
+    ("interpolate MODEL a.png a.png -n 1", 2, "-n must be at least 2"),
+    ("interpolate MODEL a.png a.png --class cat", 2, "trained without classes"),
+]
+
+
+@pytest.mark.parametrize(("line", "code", "said"), REFUSED, ids=[line for line, _, _ in REFUSED])
+def test_bad_input_is_one_line_and_leaves_nothing(
+    diffuse, model, tmp_path, picture, line, code, said
+):
+    (tmp_path / "text.png").write_text("not an image")
+    (tmp_path / "empty").mkdir()
+    write_images(tmp_path / "several", 2)
+    before = sorted(tmp_path.rglob("*"))
+    ran = diffuse(*[str(model) if word == "MODEL" else word for word in line.split()])
+    assert ran.code == code, ran.err
+    lines = [each for each in ran.err.splitlines() if not each.startswith("reading")]
+    assert len(lines) == 1, ran.err
+    assert said in lines[0]
+    assert ran.out == ""
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_earlier_samples_are_kept_until_new_ones_are_there(diffuse, model, picture):
+    line = ("vary", model, "a.png", "-n", 2, *QUICK)
+    assert diffuse(*line).code == 0
+    before = pixels("varied", 0)
+    ran = diffuse(*line, "--seed", 1)
+    assert (ran.code, "--overwrite" in ran.line) == (5, True)
+    ran = diffuse("vary", model, "nowhere.png", "--overwrite", *QUICK)
+    assert ran.code == 3
+    assert (pixels("varied", 0) == before).all()
+    assert diffuse(*line, "--seed", 1, "--overwrite", "-n", 1).code == 0
+    assert (pixels("varied", 0) != before).any()
+    assert not (Path("varied") / "00001.png").exists()
+    ran = diffuse("vary", model, "varied/00000.png", "--overwrite", *QUICK)
+    assert (ran.code, "holds varied/00000.png itself" in ran.line) == (2, True)
+
+
+def test_a_model_that_knows_no_picture_without_a_class_asks_for_one(
+    diffuse, train, picture, tmp_path
+):
+    line = ("--classes", "--label-dropout", 0, "--steps", 2, "-q", "-o", "m.safetensors")
+    assert train(*line).code == 0
+    ran = diffuse("vary", "m.safetensors", "a.png", *QUICK)
+    assert (ran.code, "--class is missing" in ran.line, "dark, light" in ran.line) == (
+        2,
+        True,
+        True,
+    )
+    assert diffuse("vary", "m.safetensors", "a.png", "--class", "dark", "-n", 1, *QUICK).code == 0
+
+
+def test_a_task_runs_as_a_process(process, model, picture):
+    line = ("inpaint", model, "a.png", "--mask", "hole.png", "-n", 1, "--steps", 2, "--json")
+    ran = process(*line, "--method", "mmps", "-q")
+    assert ran.code == 0, ran.err
+    assert ran.json["images"] == ["inpainted/00000.png"]
