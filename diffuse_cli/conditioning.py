@@ -1,4 +1,4 @@
-"""The classes and guidance of the images that are drawn from a conditional model."""
+"""What images that are drawn from a conditional model are told, and their guidance."""
 
 from __future__ import annotations
 
@@ -13,62 +13,92 @@ from diffuse_cli.config import GUIDANCE, DrawConfig
 from diffuse_cli.errors import UsageError, lookup
 
 if TYPE_CHECKING:
+    from diffuse_cli.core.conditions import Conditions
     from diffuse_cli.core.denoiser import Denoise
+    from diffuse_cli.givens import Inputs
     from diffuse_cli.modelfile import Model
 
 
 @dataclass(frozen=True)
 class Condition:
-    """Classes and guidance.
+    """What images are told, and guidance.
 
     Attributes:
-        labels: of the images, in turn: image k has label k modulo their number.
+        labels: of the images, in turn; none for a model without classes.
+        turn: how many images have a label before the next has its turn: image k has label
+            k // turn, modulo their number.
         scale: 1 is the conditional model, 0 the unconditional.
+        given: what they are given, for a model that is given anything.
     """
 
-    labels: tuple[int, ...]
+    labels: tuple[int, ...] = ()
     scale: float = GUIDANCE
+    given: Inputs | None = None
+    turn: int = 1
 
     def label(self, index: int) -> int:
-        """The label of an image."""
-        return self.labels[index % len(self.labels)]
+        """The label of an image; -1 for a model without classes."""
+        return self.labels[index // self.turn % len(self.labels)] if self.labels else -1
 
     def bind(self, guided: Denoise, indices: Sequence[int], device: torch.device) -> Denoise:
-        """`guided` with the labels of a batch of images."""
-        labels = torch.tensor([self.label(i) for i in indices], device=device)
-        return partial(guided, label=labels)
+        """`guided` with what a batch of images is told."""
+        cond: dict[str, torch.Tensor] = {}
+        if self.labels:
+            cond["label"] = torch.tensor([self.label(i) for i in indices], device=device)
+        if self.given:
+            cond["given"] = self.given.at(indices, device)
+        return partial(guided, **cond)
 
 
 def condition(config: DrawConfig, model: Model, names: Sequence[str] = ()) -> Condition | None:
-    """The named classes, or all; None for a model without classes.
+    """The named classes, or all, and the guidance scale; None for a model that is told nothing.
 
-    The guidance scale is the given one, else the model file's recommendation, else the default.
+    The scale is the given one, else the model file's recommendation, else the default. What the
+    images are given is not read yet.
 
     Raises:
-        UsageError: no such class, or classes or guidance for a model without classes.
+        UsageError: no such class, or classes or guidance for a model without them.
     """
-    classes = model.blueprint.conditions.classes
-    if not classes:
-        for flag, given in (
-            ("--class", names),
-            ("--guidance", config.guidance is not None),
-        ):
-            if given:
-                raise UsageError(
-                    f"{flag}: the model was trained without classes", "Train one with --classes"
-                )
+    conditions = model.blueprint.conditions
+    classes = conditions.classes
+    if names and not classes:
+        raise UsageError(
+            "--class: the model was trained without classes", "Train one with --classes"
+        )
+    if not conditions:
+        if config.guidance is not None:
+            raise UsageError(
+                "--guidance: the model was trained without classes", "Train one with --classes"
+            )
         return None
     every = {name: i for i, name in enumerate(classes)}
     chosen = tuple(lookup(every, name, "--class") for name in names)
     scale = config.guidance
     if scale is None and model.sampling is not None:
         scale = model.sampling.guidance
+    dropout = model.training.get("label_dropout")
     if scale is None:
-        scale = default_guidance(model.training.get("label_dropout"))
+        scale = default_guidance(conditions, dropout)
+    elif scale != 1 and conditions.given and not has_unconditional(conditions, dropout):
+        raise UsageError(
+            f"--guidance {scale:g}: the model was always told what it is given, and cannot do "
+            "without",
+            "Leave it out, or train one with --given-dropout 0.1",
+        )
     return Condition(chosen or tuple(every.values()), scale)
 
 
-def default_guidance(label_dropout: Any) -> float:
-    """The default guidance scale: 1 if no label was dropped in training, so the model has no
-    unconditional prediction."""
-    return 1.0 if label_dropout == 0 else GUIDANCE
+def default_guidance(conditions: Conditions, label_dropout: Any) -> float:
+    """The default guidance scale of a model that is told anything: 1 without an unconditional
+    prediction, and 1 for a model that is given an array, which is to be followed, not exaggerated.
+    """
+    if conditions.given or not has_unconditional(conditions, label_dropout):
+        return 1.0
+    return GUIDANCE
+
+
+def has_unconditional(conditions: Conditions, label_dropout: Any) -> bool:
+    """Whether training dropped all that a model is told, so that it can be guided."""
+    shares = [label_dropout] * bool(conditions.classes)
+    shares += [conditions.given.dropout] if conditions.given else []
+    return 0 not in shares

@@ -7,7 +7,7 @@ earlier draws or the number of processes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -89,18 +89,72 @@ def training_draws(
     """
     import torch
 
+    def draw(**options: Any) -> tuple[Tensor, ...]:
+        u, flip, drop = torch.rand((3, BLOCK), **options)
+        noise = torch.randn((BLOCK, *shape), **options)
+        return u, noise, flip < 0.5, drop
+
+    return Draws(*_in_blocks(seed, step, positions, device, purpose, draw))
+
+
+@dataclass(frozen=True)
+class GivenDraws:
+    """The random numbers of what a model is given at some positions.
+
+    Attributes:
+        u: (B, uniforms) in [0, 1), decide what a degradation draws.
+        level: (B,) in [0, 1), the share of the largest noise.
+        noise: (B, *observed) of what is observed, and `more`, (B, *shape), of what is told.
+    """
+
+    u: Tensor
+    level: Tensor
+    noise: Tensor
+    more: Tensor
+
+
+def given_draws(
+    seed: int,
+    step: int,
+    positions: range,
+    *,
+    uniforms: int,
+    observed: Sequence[int],
+    shape: Sequence[int],
+    device: torch.device,
+    purpose: str,
+) -> GivenDraws:
+    """As `training_draws`, of what the model is given; a shape (0,) draws no noise."""
+    import torch
+
+    def draw(**options: Any) -> tuple[Tensor, ...]:
+        u = torch.rand((BLOCK, uniforms + 1), **options)
+        noise, more = (torch.randn((BLOCK, *of), **options) for of in (observed, shape))
+        return u[:, 1:], u[:, 0], noise, more
+
+    return GivenDraws(*_in_blocks(seed, step, positions, device, purpose, draw))
+
+
+def _in_blocks(
+    seed: int,
+    step: int,
+    positions: range,
+    device: torch.device,
+    purpose: str,
+    draw: Callable[..., tuple[Tensor, ...]],
+) -> list[Tensor]:
+    """What `draw` draws for blocks of positions, cut to these positions."""
+    import torch
+
     first, last = positions.start // BLOCK, (positions.stop - 1) // BLOCK
     blocks = []
     for block in range(first, last + 1):
         generator = torch.Generator(device).manual_seed(
             key(seed, purpose, step, block) & 0x7FFF_FFFF_FFFF_FFFF
         )
-        options: dict[str, Any] = {"generator": generator, "device": device}
-        u, flip, drop = torch.rand((3, BLOCK), **options)
-        noise = torch.randn((BLOCK, *shape), **options)
-        blocks.append((u, noise, flip < 0.5, drop))
+        blocks.append(draw(generator=generator, device=device))
     part = slice(positions.start - first * BLOCK, positions.stop - first * BLOCK)
-    return Draws(*(torch.cat(values)[part] for values in zip(*blocks, strict=True)))
+    return [torch.cat(values)[part] for values in zip(*blocks, strict=True)]
 
 
 def seed_modules(seed: int, step: int, microbatch: int, process: int) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,12 @@ from diffuse_cli.conditioning import Condition
 from diffuse_cli.config import SampleConfig
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
-from diffuse_cli.draws import share
+from diffuse_cli.draws import key, share
+from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Work
+from diffuse_cli.givens import Giver, Inputs
 from diffuse_cli.guiding import equipped
+from diffuse_cli.inputs import from_samples, offered
 from diffuse_cli.media import MEDIA
 from diffuse_cli.resolving import DrawSettings, resolve, tell
 from diffuse_cli.runtime import machine, rank
@@ -27,6 +30,7 @@ from diffuse_cli.sampling import Drawing, Loaded, collect, draw, load_denoiser, 
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+    from accelerate import Accelerator
     from PIL.Image import Image
 
     Array = npt.NDArray[Any]
@@ -77,26 +81,106 @@ def generate(config: SampleConfig) -> Work[Generated | None]:
         holding(folder) if rank() == 0 else contextlib.nullcontext(),
         machine(config.precision, config.device) as accelerator,
     ):
-        loaded = yield from load_denoiser(
-            config.model, config.weights, accelerator, config.precision
-        )
-        settings = resolve(config, loaded.model, config.classes)
-        settings = yield from equipped(settings, loaded, accelerator)
-        yield from tell(settings)
-        mine = share(config.n, accelerator.num_processes, accelerator.process_index)
-        drawings = draw(
-            loaded.denoiser, settings, mine, space=loaded.space, device=accelerator.device
-        )
+        stage = yield from _stage(config, config.model, accelerator)
+        last = (yield from _last_stage(config, accelerator)) if config.then else None
+        given = yield from offered(config, stage.settings, stage.loaded)
+        stage, described = stage.given(given.inputs), given.described
+        yield from tell(stage.settings)
+        mine = share(given.count, accelerator.num_processes, accelerator.process_index)
+        if last:
+            first: dict[int, Array] = {}
+            space = stage.loaded.space
+            yield from collect(stage.draw(mine, accelerator), space, len(mine), first)
+            described = {**described, "first": stage.described(config)}
+            drawn = [first[i] for i in mine]
+            stage = last.given(from_samples(drawn, space, last.loaded, mine.start))
+            yield from tell(stage.settings)
+        drawings, space = stage.draw(mine, accelerator), stage.loaded.space
+        seen: Frames = {}
         frames: Frames = {}
         if config.gif:
-            drawings = _with_frames(drawings, loaded.space, frames)
-        keep = Folder(folder, loaded.space) if accelerator.is_main_process else {}
-        yield from collect(drawings, loaded.space, len(mine), keep)
+            drawings = _with_frames(drawings, space, frames)
+        keep = Folder(folder, space) if accelerator.is_main_process else {}
+        yield from collect(drawings, space, len(mine), keep)
+        if config.grid:
+            seen = stage.inputs(mine)
         if accelerator.num_processes > 1:
-            gather(keep, frames)
+            gather(keep, frames, seen)
         if not isinstance(keep, Folder):
             return None
-        return _finish(config, loaded, settings, keep, frames, accelerator.num_processes)
+        return _finish(config, stage, described, keep, frames, seen, accelerator.num_processes)
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A model, and how it draws."""
+
+    loaded: Loaded
+    settings: DrawSettings
+
+    def given(self, inputs: Inputs | None) -> _Stage:
+        """The same, told what its images are given."""
+        if inputs is None or self.settings.condition is None:
+            return self
+        # Each input with every class, not the k-th with the k-th alone.
+        condition = replace(self.settings.condition, given=inputs, turn=len(inputs))
+        return replace(self, settings=replace(self.settings, condition=condition))
+
+    def draw(self, indices: range, accelerator: Accelerator) -> Iterator[Drawing]:
+        """These images."""
+        denoiser, space = self.loaded.denoiser, self.loaded.space
+        return draw(denoiser, self.settings, indices, space=space, device=accelerator.device)
+
+    def inputs(self, indices: range) -> Frames:
+        """What those of these images are given that a grid shows, by the index of the first image
+        of it; each a list of one picture, uint8 (1 or 3, H, W)."""
+        import torch
+
+        giver = Giver.of(self.loaded.model.blueprint)
+        wanted = self.settings.condition
+        if giver is None or wanted is None or wanted.given is None:
+            return {}
+        given, device = wanted.given, torch.device("cpu")
+        return {
+            i: [*looks(giver.shown, giver.look(given.at([i], device)))]
+            for i in indices
+            if i < min(GRID_IMAGES, given.first + len(given))
+        }
+
+    def described(self, config: SampleConfig) -> dict[str, Any]:
+        """What decides its images, for the manifest."""
+        return {
+            "sampler": self.settings.sampler,
+            "steps": self.settings.steps,
+            **self.settings.described_times(),
+            **{name: getattr(config, name) for name in DESCRIBED},
+            "precision": self.loaded.precision,
+            "model": {"sha256": self.loaded.sha256},
+        }
+
+
+def _stage(config: SampleConfig, path: str, accelerator: Accelerator) -> Work[_Stage]:
+    loaded = yield from load_denoiser(path, config.weights, accelerator, config.precision)
+    settings = resolve(config, loaded.model, config.classes)
+    return _Stage(loaded, (yield from equipped(settings, loaded, accelerator)))
+
+
+def _last_stage(config: SampleConfig, accelerator: Accelerator) -> Work[_Stage]:
+    """The model of --then, which draws from other noise than the first."""
+    assert config.then is not None
+    own = replace(
+        config,
+        guide_with=None,
+        weak_guidance=None,
+        seed=key(config.seed, "then") & 0x7FFF_FFFF_FFFF_FFFF,
+    )
+    stage = yield from _stage(own, config.then, accelerator)
+    if stage.loaded.model.blueprint.conditions.given is None:
+        raise UsageError(
+            f"--then {files.show(config.then)}: the model was trained without --given",
+            "Name one that draws from what the first draws, such as of --given low-res:4",
+        )
+    return stage
 
 
 @contextlib.contextmanager
@@ -146,16 +230,17 @@ def _with_frames(drawings: Iterator[Drawing], space: Space, frames: Frames) -> I
         yield drawing
 
 
-def gather(keep: dict[int, Array], frames: Frames) -> None:
-    """Bring what other processes drew to the first process."""
+def gather(keep: dict[int, Array], *by_index: dict[int, Any]) -> None:
+    """Bring what other processes drew, and what else they have, to the first process."""
     from accelerate.utils import gather_object
 
-    everyone = gather_object([({} if isinstance(keep, Folder) else keep, frames)])
+    everyone = gather_object([({} if isinstance(keep, Folder) else keep, by_index)])
     if isinstance(keep, Folder):
-        for theirs, their_frames in everyone:
+        for theirs, others in everyone:
             for i in sorted(theirs):
                 keep[i] = theirs[i]
-            frames.update(their_frames)
+            for own, other in zip(by_index, others, strict=True):
+                own.update(other)
 
 
 def _earlier(folder: Path) -> list[Path]:
@@ -170,44 +255,43 @@ def _earlier(folder: Path) -> list[Path]:
 
 def _finish(
     config: SampleConfig,
-    loaded: Loaded,
-    settings: DrawSettings,
+    stage: _Stage,
+    described: Mapping[str, Any],
     drawn: Folder,
     frames: Frames,
+    seen: Frames,
     processes: int,
 ) -> Generated:
     """Write grid and animation and, last, the manifest that names every file."""
-    wanted = settings.condition
-    images = tuple(drawn.path(i) for i in range(config.n))
+    loaded, wanted = stage.loaded, stage.settings.condition
+    images = tuple(drawn.path(i) for i in range(drawn.count))
     grid = gif = None
     if config.grid:
         grid = drawn.folder / "grid.png"
-        files.write_bytes(grid, pictures.png(arrange(drawn, loaded.space, wanted)))
+        sheet = beside(drawn, loaded.space, seen) if seen else arrange(drawn, loaded.space, wanted)
+        files.write_bytes(grid, pictures.png(sheet))
     if config.gif:
         gif = drawn.folder / "denoising.gif"
         files.write_bytes(gif, _animate(frames, loaded.space))
     manifest = drawn.folder / MANIFEST
     written = [*images, *filter(None, (grid, gif))]
-    described = {
+    whole = {
         "format": MANIFEST_FORMAT,
-        "sampler": settings.sampler,
-        "steps": settings.steps,
-        **settings.described_times(),
-        **{name: getattr(config, name) for name in DESCRIBED},
-        "precision": loaded.precision,
-        "model": {"sha256": loaded.sha256},
+        **stage.described(config),
+        **described,
         "images": [path.name for path in images],
-        **_describe(settings, loaded.model.classes, config.n),
+        **_describe(stage.settings, loaded.model.classes, len(images)),
         "files": {path.name: files.sha256(path) for path in written},
     }
-    files.write_json(manifest, described)
+    files.write_json(manifest, whole)
     return Generated(images, grid, gif, manifest, processes)
 
 
 def _describe(settings: DrawSettings, classes: Sequence[str], n: int) -> dict[str, Any]:
     """The manifest's entries on guidance, and the class of each image."""
     described = settings.described_guidance()
-    if wanted := settings.condition:
+    wanted = settings.condition
+    if wanted and wanted.labels:
         described["classes"] = [classes[wanted.label(i)] for i in range(n)]
     return described
 
@@ -217,7 +301,7 @@ def arrange(drawn: Mapping[int, Array], space: Space, wanted: Condition | None) 
     order = sorted(drawn)
     shown = dict(zip(order, looks(space, np.stack([drawn[i] for i in order])), strict=True))
     rows: dict[int, list[Array]] = {label: [] for label in (wanted.labels if wanted else ())}
-    if wanted:
+    if rows and wanted:
         for i in order:
             rows[wanted.label(i)].append(shown[i])
     columns = max(map(len, rows.values()), default=0)
@@ -226,6 +310,15 @@ def arrange(drawn: Mapping[int, Array], space: Space, wanted: Condition | None) 
     blank = np.full_like(shown[order[0]], 255)
     filled = [image for row in rows.values() for image in (*row, *[blank] * (columns - len(row)))]
     return pictures.grid(np.stack(filled), columns)
+
+
+def beside(drawn: Mapping[int, Array], space: Space, seen: Frames) -> Image:
+    """The grid of samples by index, each row after what its images are given."""
+    order = sorted(drawn)
+    shown = dict(zip(order, looks(space, np.stack([drawn[i] for i in order])), strict=True))
+    return pictures.rows(
+        [*seen[k], *(shown[i] for i in order[k :: len(seen)])] for k in sorted(seen)
+    )
 
 
 def _animate(frames: Frames, space: Space) -> bytes:

@@ -81,7 +81,8 @@ def check_fits(loaded: Loaded, weaker: Loaded, path: str) -> None:
     for what, same, said in (
         ("its samples are {}, the model's {}", own.space == theirs.space, _samples),
         ("its process is {}, the model's {}", _same_process(own, theirs), _process),
-        ("its classes are {}, the model's {}", own.conditions == theirs.conditions, _classes),
+        ("its classes are {}, the model's {}", _classes(own) == _classes(theirs), _named),
+        ("it is given {}, the model {}", _given(own) == _given(theirs), _given),
     ):
         if not same:
             raise UsageError(
@@ -111,7 +112,16 @@ def _process(of: Blueprint) -> str:
     return f"{betas}{moved}{zero} of {of.process.num_timesteps:,} timesteps"
 
 
-def _classes(of: Blueprint) -> str:
+def _classes(of: Blueprint) -> tuple[str, ...]:
+    return of.conditions.classes
+
+
+def _given(of: Blueprint) -> str:
+    given = of.conditions.given
+    return f"{given.what} of {given.channels} channels" if given else "nothing"
+
+
+def _named(of: Blueprint) -> str:
     names = of.conditions.classes
     shown = ", ".join(map(files.brief, names[:3]))
     return f"{shown}, ... ({len(names):,})" if len(names) > 3 else shown or "none"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +72,24 @@ def grid(pixels: Pixels, columns: int | None = None, padding: int = 2) -> Image.
         large = image(each).resize((width, height), Image.Resampling.NEAREST)
         sheet.paste(large, (i % columns * pitch_x, i // columns * pitch_y))
     return sheet
+
+
+def rows(groups: Iterable[Sequence[Pixels]]) -> Image.Image:
+    """A row for each group of images of one size: single ones (C, H, W) or several (N, C, H, W).
+
+    Grey ones are shown beside colour, a shorter group ends in white, and short groups share a row.
+    """
+    parts = [[own if own.ndim == 4 else own[None] for own in group] for group in groups]
+    deepest = max(own.shape[1] for group in parts for own in group)
+    every = [
+        np.concatenate([np.repeat(own, deepest // own.shape[1], axis=1) for own in group])
+        for group in parts
+    ]
+    longest = max(map(len, every))
+    blank = np.full_like(every[0][:1], 255)
+    filled = [np.concatenate([row, *[blank] * (longest - len(row))]) for row in every]
+    across = max(1, round(math.sqrt(len(every) / longest)))
+    return grid(np.concatenate(filled), longest * across)
 
 
 def png(picture: Image.Image | Pixels) -> bytes:

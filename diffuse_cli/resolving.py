@@ -17,7 +17,7 @@ from diffuse_cli.config import (
     DrawConfig,
     SamplerChoice,
 )
-from diffuse_cli.core.guidance import away, interval, unlabelled
+from diffuse_cli.core.guidance import away, interval, unconditional
 from diffuse_cli.core.samplers import sampler_options
 from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Notice, Work
@@ -108,7 +108,7 @@ class DrawSettings:
         """`denoise` with the guidance of both kinds; with classes, to be called with `label`."""
         others: list[tuple[Denoise, float]] = []
         if self.condition:
-            others.append((unlabelled(denoise), self.condition.scale))
+            others.append((unconditional(denoise), self.condition.scale))
         if self.guide:
             assert self.guide.denoiser is not None
             others.append((self.guide.denoiser, self.guide.scale))

@@ -18,7 +18,7 @@ from diffuse_cli import modelfile
 from diffuse_cli.conditioning import Condition
 from diffuse_cli.config import OWN, WEAK_GUIDANCE, DiffusionConfig, SampleConfig, SamplerChoice
 from diffuse_cli.core import SAMPLERS, Conditions, Denoiser
-from diffuse_cli.core.guidance import away, clip, interval, unlabelled
+from diffuse_cli.core.guidance import away, clip, interval, unconditional
 from diffuse_cli.diffusion import make_process
 from diffuse_cli.errors import UsageError
 from diffuse_cli.guiding import check_fits
@@ -123,7 +123,7 @@ def test_every_sampler_draws_with_a_weaker_model_in_an_interval_and_with_classes
         noise_levels=levels,
     )
     *_, last = draw(main, settings, range(2), space=SPACE, device=CPU)
-    others = ((unlabelled(main), 3.0), (weak, 1.5)) if classes else ((weak, 1.5),)
+    others = ((unconditional(main), 3.0), (weak, 1.5)) if classes else ((weak, 1.5),)
     denoise = away(main, *others)
     if levels:
         denoise = interval(denoise, main, PROCESS, *levels)

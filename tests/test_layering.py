@@ -18,11 +18,11 @@ PACKAGE = Path(diffuse_cli.__file__).parent
 
 ROOMS = (
     "core", "pictures", "errors", "events", "files", "runs", "outputs", "unusable", "media",
-    "locks", "foreign", "parsing", "options", "config", "presets", "diffusion", "data",
-    "tensorfile", "modelfile", "memory", "runtime", "draws", "conditioning", "resolving",
-    "sampling", "guiding", "generation", "tasks", "features", "metrics", "evaluation", "training",
-    "sweeps", "demo", "inspection", "report", "interop", "console", "signals", "commands", "app",
-    "__main__",
+    "locks", "foreign", "parsing", "options", "config", "presets", "diffusion", "draws",
+    "givens", "data", "tensorfile", "modelfile", "memory", "runtime", "conditioning",
+    "resolving", "sampling", "inputs", "guiding", "generation", "tasks", "features", "metrics",
+    "evaluation", "training", "sweeps", "demo", "inspection", "report", "interop", "console",
+    "signals", "commands", "app", "__main__",
 )  # fmt: skip
 """From the top of the house to the bottom; a room imports from itself and from those before it."""
 

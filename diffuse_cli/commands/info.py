@@ -205,6 +205,7 @@ def _model_rows(found: ModelReport) -> Rows:
         *_rows("network", _network(found)),
         ("process", _process(found)),
         ("classes", _listed(found.classes) or "none: trained without --classes"),
+        *([("given", _given(found))] if found.blueprint.conditions.given else []),
         ("step", brief(f"{found.step:,}")),
         *(_recommended(found.sampling) if found.sampling else []),
         *_rows("data", _settings(found.data)),
@@ -243,6 +244,17 @@ def _network(found: ModelReport) -> list[str]:
     conditional = f", conditional on {count:,} classes" if count else ""
     lines = NETWORKS[own.network].describe(own.config, space)
     return [f"{own.network}, {kind_of(space)}{conditional}", *map(show, lines)]
+
+
+def _given(found: ModelReport) -> str:
+    from diffuse_cli.givens import Giver
+    from diffuse_cli.inspection.model import kind_of
+
+    giver = Giver.of(found.blueprint)
+    assert giver is not None
+    own = giver.given
+    noise = f", with noise of up to {own.noise:g}" if own.noise else ""
+    return f"{show(own.what)}: {kind_of(giver.inputs)}; dropped from {own.dropout:.0%}{noise}"
 
 
 def _process(found: ModelReport) -> str:

@@ -198,7 +198,9 @@ class SampleConfig(DrawConfig, WeightsConfig):
     """Images from a model file."""
 
     model: str = argument("MODEL", "Model file, or run directory.")
-    n: int = option(16, "Number of images.", flag="-n", low=1, high=10_000_000)
+    n: int = option(
+        16, "Number of images; with --given, of each.", flag="-n", low=1, high=10_000_000
+    )
     out: str = option("samples", "Folder for the images.", flag="-o", metavar="FOLDER")
     classes: tuple[str, ...] = option(
         (),
@@ -207,6 +209,41 @@ class SampleConfig(DrawConfig, WeightsConfig):
         parse=parse_names,
         shown="every class in turn",
     )
+    given: str | None = option(
+        None,
+        "What the images are drawn from, for a model trained with --given: an image, or a folder "
+        "or zip of them, as the model is given them (small for low-res:4, grey for grey).",
+        metavar="PATH",
+        shown="",
+    )
+    mask: str | None = option(
+        None,
+        "What is unknown of --given, for a model trained on masks: white in an image for all, or "
+        "in a folder or zip of images of the same names.",
+        metavar="PATH",
+        shown="",
+    )
+    degrade: bool = option(
+        False, "The images of --given are whole: degrade them as in training first."
+    )
+    then: str | None = option(
+        None,
+        "Give each image to another model, such as one trained with --given low-res:4, and write "
+        "what that draws.",
+        metavar="MODEL",
+        shown="",
+    )
     gif: bool = option(False, "Also write denoising.gif, from noise to image.")
     grid: bool = output_option(True, "Write grid.png, all images in one.")
     overwrite: bool = option(False, OVERWRITE)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.given is None:
+            for flag in ("mask", "degrade"):
+                if getattr(self, flag):
+                    raise UsageError(f"--{flag} goes with --given", "Give both, or neither")
+        if self.mask and self.degrade:
+            raise UsageError(
+                "--mask and --degrade exclude each other", "--degrade draws masks of its own"
+            )

@@ -65,6 +65,12 @@ class SidesConfig(FeatureConfig, ComputeConfig, ReadingConfig):
     )
     background: str | None = data_option(None, BACKGROUND, parse=parse_color, shown="the model's")
     fit: str | None = data_option(None, FIT, table="media.FITS", shown="the model's")
+    given: str | None = data_option(
+        None,
+        "What lies beside the images of DATA, for a model trained on pairs: a folder or zip.",
+        metavar="PATH",
+        shown="",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,9 @@ from diffuse_cli.options import (
 )
 from diffuse_cli.parsing import Size, parse_color, parse_size
 
+GIVEN_DROPOUT = 0.1
+"""The default of --given-dropout."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(DiffusionConfig, ReadingConfig):
@@ -76,6 +79,14 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     )
     channels: int | None = data_option(
         None, "Channels: 1 for grey, 3 for colour.", low=1, high=64, shown="from the data"
+    )
+    given: str | None = data_option(
+        None,
+        "Learn images from another that is given: a folder or zip of images with the same names, "
+        "or what is made of the images themselves, such as low-res:4, grey or mask:random.",
+        place=True,
+        metavar="FOLDER|DEGRADATION",
+        shown="nothing is given",
     )
     flip: bool = data_option(False, "Mirror half of the images.")
     background: str = data_option("white", BACKGROUND, parse=parse_color)
@@ -132,6 +143,21 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     )
     label_dropout: float = optimiser_option(
         0.1, "Share of images whose class is hidden in training, for guidance.", low=0, high=1
+    )
+    given_dropout: float | None = optimiser_option(
+        None,
+        "Share of images trained without what is given, for guidance.",
+        low=0,
+        high=1,
+        shown=f"{GIVEN_DROPOUT:g}",
+    )
+    given_noise: float | None = optimiser_option(
+        None,
+        "Add noise to what is given in training, of a deviation up to this in [-1, 1], so that "
+        "samples of another model may be given.",
+        low=0,
+        high=10,
+        shown="0",
     )
     ema_decay: float = optimiser_option(
         0.999, "Largest decay of the weight average.", low=0, below=1

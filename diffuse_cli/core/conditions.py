@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.core.settings import Settings, setting
+from diffuse_cli.core.errors import InvalidArgument
+from diffuse_cli.core.settings import Settings, from_dict, setting
+from diffuse_cli.core.space import MOST_CHANNELS
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+PAIRS = "pairs"
+"""What is given where each sample has another array beside it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given(Settings):
+    """Another array that a model is told, at each place of the sample.
+
+    A network is told C' = `channels` + 1 channels: the array's own, and a last one that is 1 where
+    something is told and 0 where not, with zeros in all the others there. So nothing told, to drop
+    it or to be guided, is zeros everywhere, and a part of an array needs no other encoding.
+
+    Attributes:
+        channels: of the array.
+        what: `PAIRS`, or the degradation that makes it of the sample, such as `low-res:4`.
+        dropout: the share of samples that were trained without it.
+        noise: in training, noise of a deviation drawn uniformly from 0 to this was added to it
+            (Ho et al. 2022, sec. 4.2), so that samples of another model may stand in for it. The
+            network is not told how much.
+    """
+
+    channels: int = setting(low=1, high=MOST_CHANNELS)
+    what: str = setting(PAIRS)
+    dropout: float = setting(0.0, 0, 1)
+    noise: float = setting(0.0, 0, 10)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,18 +46,65 @@ class Conditions(Settings):
 
     Attributes:
         classes: names; a label is an index into them, and K = len(classes) means "no class".
+        given: another array, or None.
     """
 
     classes: tuple[str, ...] = setting(())
+    given: Given | None = setting(None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.given, Mapping):  # as plain values
+            object.__setattr__(self, "given", from_dict(Given, self.given))
+        if not isinstance(self.given, Given | None):
+            raise InvalidArgument("must be a table", argument="given")
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to tell."""
+        return bool(self.classes) or self.given is not None
 
     @property
     def num_classes(self) -> int:
         """K, 0 for a model without classes."""
         return len(self.classes)
 
-    def told(self, labels: Tensor) -> dict[str, Tensor]:
-        """Keywords for the network: labels (B,), with K for -1; none for a model without
-        classes."""
-        if not self.classes:
-            return {}
-        return {"label": labels.where(labels >= 0, self.num_classes)}
+    @property
+    def given_channels(self) -> int:
+        """C' of the keyword `given`, 0 for a model that is given nothing."""
+        return self.given.channels + 1 if self.given else 0
+
+    def told(self, labels: Tensor, given: Tensor | None = None) -> dict[str, Tensor]:
+        """Keywords for the network: `label` with K for the -1 of labels (B,), and `given`
+        (B, C', *size) where it is told; only those that the model knows."""
+        cond = {}
+        if self.classes:
+            cond["label"] = labels.where(labels >= 0, self.num_classes)
+        if self.given and given is not None:
+            cond["given"] = given
+        return cond
+
+    def dropped(
+        self, cond: Mapping[str, Tensor], u: Tensor, label_dropout: float
+    ) -> dict[str, Tensor]:
+        """The keywords of a batch as training tells them, some dropped for guidance.
+
+        One draw decides both: at equal rates a sample is told all or nothing, and nothing is what
+        guidance leads away from.
+
+        Args:
+            u: (B,) in [0, 1).
+            label_dropout: the share of samples without a label.
+        """
+        told = dict(cond)
+        if "label" in told:
+            label = told["label"]
+            told["label"] = label.where(u >= label_dropout, label.new_tensor(self.num_classes))
+        if "given" in told and self.given and self.given.dropout:
+            kept = (u >= self.given.dropout).to(told["given"])
+            told["given"] = told["given"] * kept.reshape(-1, *[1] * (told["given"].ndim - 1))
+        return told
+
+
+def untold(cond: Mapping[str, Any]) -> dict[str, None]:
+    """The keywords of a model that is told nothing: each of them None."""
+    return dict.fromkeys(cond)

@@ -38,6 +38,7 @@ class Degradation(Settings):
         NAME: the name in `DEGRADATIONS`.
         VALUE: the option that the short form gives after a colon; empty for none.
         EXAMPLE: a short form.
+        HIDES: whether y says nothing at some positions, see `known`.
     """
 
     sigma: float = setting(0.0, 0, 100)
@@ -45,6 +46,7 @@ class Degradation(Settings):
     NAME: ClassVar[str]
     VALUE: ClassVar[str] = ""
     EXAMPLE: ClassVar[str]
+    HIDES: ClassVar[bool] = False
 
     def apply(self, x0: Tensor) -> Tensor:
         """A(x_0), without noise.
@@ -61,6 +63,11 @@ class Degradation(Settings):
     def transpose(self, y: Tensor) -> Tensor:
         """Aᵀ(y)."""
         raise NotImplementedError
+
+    def known(self, like: Tensor) -> Tensor | None:
+        """1 where y is of the sample, 0 where it says nothing, broadcast against (B, C, *size);
+        None where y says something everywhere."""
+        return None
 
     def observe(self, x0: Tensor, noise: Tensor) -> Tensor:
         """y = A(x_0) + sigma n, with n shaped like y."""
@@ -263,7 +270,7 @@ class Mask(Degradation):
         size: of the samples that it is drawn for; set by `fitted`.
     """
 
-    NAME, VALUE, EXAMPLE = "mask", "kind", "mask:half"
+    NAME, VALUE, EXAMPLE, HIDES = "mask", "kind", "mask:half", True
     kind: str = setting("half")
     mask: Tensor | None = None
     size: tuple[int, ...] = setting(())

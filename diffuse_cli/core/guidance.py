@@ -1,4 +1,4 @@
-"""Wrappers from `Denoise` to `Denoise`: clipping, and guidance by no class or a weaker model."""
+"""Wrappers from `Denoise` to `Denoise`: clipping, and guidance by nothing or a weaker model."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from diffuse_cli.core.conditions import untold
 from diffuse_cli.core.denoiser import Denoise, Prediction
 from diffuse_cli.core.process import Process, spread
 
@@ -63,7 +64,7 @@ def guide(denoise: Denoise, scale: float) -> Denoise:
     Scale 1 is the conditional model, 0 the unconditional; x_0 and eps are linear in the scale. The
     variance is the conditional model's.
     """
-    return away(denoise, (unlabelled(denoise), scale))
+    return away(denoise, (unconditional(denoise), scale))
 
 
 def autoguide(denoise: Denoise, weak: Denoise, scale: float) -> Denoise:
@@ -76,11 +77,11 @@ def autoguide(denoise: Denoise, weak: Denoise, scale: float) -> Denoise:
     return away(denoise, (weak, scale))
 
 
-def unlabelled(denoise: Denoise) -> Denoise:
-    """`denoise` told no class."""
+def unconditional(denoise: Denoise) -> Denoise:
+    """`denoise` told nothing: every condition that it is called with is dropped."""
 
     def free(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
-        return denoise(x_t, t, **{**cond, "label": None})
+        return denoise(x_t, t, **untold(cond))
 
     return free
 

@@ -129,10 +129,12 @@ def from_dict(kind: type[S], values: Mapping[str, Any]) -> S:
 
 
 def to_dict(settings: object) -> dict[str, Any]:
-    """Settings as plain values: tuples become lists, None is left out."""
+    """Settings as plain values: tuples become lists, settings in them tables, None is left out."""
     values = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}  # type: ignore[arg-type]
-    return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in values.items()
-        if value is not None
-    }
+    return {name: _plain(value) for name, value in values.items() if value is not None}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Settings):
+        return to_dict(value)
+    return list(value) if isinstance(value, tuple) else value

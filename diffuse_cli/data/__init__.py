@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from diffuse_cli.data.cache import open_index, save_index
+from diffuse_cli.data.pairs import Pairs, pair
 from diffuse_cli.data.reading import read_images
 from diffuse_cli.data.samples import HELD_OUT_MINIMUM, HELD_OUT_OF, Samples, held_out_rule
-from diffuse_cli.data.sources import MANIFEST, MANIFEST_FORMAT, is_images
+from diffuse_cli.data.sources import MANIFEST, MANIFEST_FORMAT, file_hashes, is_images
 from diffuse_cli.data.summary import Summary
 
 __all__ = [
@@ -13,11 +14,14 @@ __all__ = [
     "HELD_OUT_OF",
     "MANIFEST",
     "MANIFEST_FORMAT",
+    "Pairs",
     "Samples",
     "Summary",
+    "file_hashes",
     "held_out_rule",
     "is_images",
     "open_index",
+    "pair",
     "read_images",
     "save_index",
 ]

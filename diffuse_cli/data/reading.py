@@ -91,6 +91,7 @@ def read_images(
     workers: int | None = None,
     cache: Path | None = None,
     map_over: int = 0,
+    single: bool = False,
 ) -> Work[Samples]:
     """Find, check and decode every sample of a folder or zip file.
 
@@ -109,13 +110,14 @@ def read_images(
         workers: threads; None for one per core.
         cache: a folder for a mapped file of the samples, instead of memory.
         map_over: bytes up to which samples stay in memory despite `cache`.
+        single: `source` may be a sample itself.
 
     Raises:
         DataError: the source does not exist, has no usable sample, or, with `strict`, a bad file.
         OutputError: the cache cannot be written.
         UsageError: a fit that the medium does not know.
     """
-    with contextlib.closing(open_source(Path(source))) as opened:
+    with contextlib.closing(open_source(Path(source), single=single)) as opened:
         listing = list_samples(opened, medium)
         with translating():
             check_fit(listing.medium, fit)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import stat
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
@@ -123,6 +125,13 @@ def _is_ignored_folder(name: str) -> bool:
     return name.startswith(".") or name.endswith(".run") or name == "__MACOSX"
 
 
+class OneFile(Folder):
+    """A single file."""
+
+    def entries(self) -> Iterator[Entry]:
+        yield Entry(self.path.name, self.path.stat().st_size, str(self.path))
+
+
 class Zip:
     """The members of a zip file; nothing is unpacked to disk."""
 
@@ -203,11 +212,11 @@ def mode_of(path: Path, hint: str) -> int:
         raise DataError(f"cannot read {show(path)}: {error}", hint) from None
 
 
-def open_source(path: Path) -> Source:
-    """The folder or zip file at `path`.
+def open_source(path: Path, *, single: bool = False) -> Source:
+    """The folder or zip file at `path`, or, if `single`, the file of a sample.
 
     Raises:
-        DataError: it is neither.
+        DataError: it is none of these.
     """
     hint = "DATA is a folder or a .zip file of images"
     mode = mode_of(path, hint)
@@ -224,6 +233,8 @@ def open_source(path: Path) -> Source:
         message, advice = foreign.described(kind, path, "images")
         raise DataError(message, advice or hint)
     if path.suffix.lower() in by_extension():
+        if single and stat.S_ISREG(mode):
+            return OneFile(path)
         hint = "DATA is the folder that holds the images"
     raise DataError(f"neither a folder nor a zip file: {show(path)}", hint)
 
@@ -296,3 +307,14 @@ def classes_of(names: list[str], candidates: list[str]) -> tuple[list[int], tupl
     class_names = sorted({p[0] for p in parts if len(p) > 1}, key=_in_bytes)
     index = {name: k for k, name in enumerate(class_names)}
     return [index[p[0]] if len(p) > 1 else -1 for p in parts], tuple(class_names)
+
+
+def file_hashes(path: Path, names: Iterable[str]) -> dict[str, str]:
+    """The SHA-256 of files of a source, a single file or not, by name."""
+    wanted = set(names)
+    with contextlib.closing(open_source(path, single=True)) as source:
+        return {
+            entry.name: hashlib.sha256(source.read(entry)).hexdigest()
+            for entry in source.entries()
+            if entry.name in wanted
+        }

@@ -18,6 +18,7 @@ from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.draws import draw_noise, philox
 from diffuse_cli.evaluation.images import Labelled
 from diffuse_cli.events import Progress, Work
+from diffuse_cli.givens import Inputs
 from diffuse_cli.media import Array
 
 BINS = 50
@@ -100,6 +101,7 @@ def measure(
     blueprint: Blueprint,
     indices: range,
     *,
+    given: Inputs | None = None,
     timesteps: int | str,
     seed: int,
     batch_size: int,
@@ -112,6 +114,7 @@ def measure(
     process are looked at in the same places.
 
     Args:
+        given: what each image is given, for a model that is given anything.
         timesteps: visits to each image, or `all`.
         task: the name in `Progress`.
     """
@@ -127,7 +130,8 @@ def measure(
             for values in (images.samples, images.labels)
         )
         x0 = blueprint.space.to_model(x0)
-        cond: dict[str, Any] = {**blueprint.conditions.told(own)}
+        told = given.at(batch, device) if given else None
+        cond: dict[str, Any] = {**blueprint.conditions.told(own, told)}
         draws = _draws(seed, batch, times[done : done + batch_size], x0)
         terms = []
         for term in bound_terms(denoiser, x0, draws, **cond):

@@ -11,7 +11,14 @@ from diffuse_cli import files
 from diffuse_cli.config import CompareConfig, EvalConfig
 from diffuse_cli.errors import UsageError
 from diffuse_cli.evaluation.evaluating import describe, find_network, measured, settle
-from diffuse_cli.evaluation.images import knows, read_for, sides_for, told_part
+from diffuse_cli.evaluation.images import (
+    drawn_from,
+    knows,
+    read_for,
+    read_pairs,
+    sides_for,
+    told_part,
+)
 from diffuse_cli.evaluation.parts import Evaluation
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.guiding import equipped
@@ -91,12 +98,16 @@ def measure_both(
     network = yield from find_network(own[0], accelerator)
     images = yield from read_for(own[0], models[0])
     held_out = any(knows(model, images) for model in models)
-    sides = [sides_for(own[0], images, model, held_out=held_out) for model in models]
+    sides = []
+    for model in models:
+        pairs = yield from read_pairs(own[0], images, model)
+        sides.append(sides_for(own[0], images, model, held_out=held_out, pairs=pairs))
     sides[0].check()
     yield told_part(sides[0], images)
     evaluations, values = [], []
-    for each, model, drawn, side in zip(own, models, settings, sides, strict=True):
+    for each, model, base, side in zip(own, models, settings, sides, strict=True):
         yield Notice(f"evaluating {files.show(each.subject)}")
+        drawn = drawn_from(base, model, side.real, each.seed)
         evaluations.append(
             Evaluation(
                 each, accelerator, network, model, drawn, side.real, side.more, None,

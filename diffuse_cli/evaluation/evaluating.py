@@ -19,14 +19,15 @@ from diffuse_cli.config import (
     TuneConfig,
     WeightsConfig,
 )
+from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.data import is_images
 from diffuse_cli.errors import DiffuseError, UsageError
 from diffuse_cli.evaluation import bounds, neighbors, showing
-from diffuse_cli.evaluation.images import read_sides
+from diffuse_cli.evaluation.images import drawn_from, read_sides
 from diffuse_cli.evaluation.parts import Evaluation
 from diffuse_cli.evaluation.showing import Shown
 from diffuse_cli.evaluation.team import Team
-from diffuse_cli.events import Work
+from diffuse_cli.events import Notice, Work
 from diffuse_cli.guiding import equipped
 from diffuse_cli.metrics import METRICS, Facts, Remark, remarks
 from diffuse_cli.options import first_given
@@ -94,7 +95,8 @@ def evaluate(
     began = time.monotonic()
     subject = Path(config.subject)
     folder = is_images(subject)
-    if folder and (flag := first_given(config, PlottedBoundConfig, SamplerConfig, WeightsConfig)):
+    flag = first_given(config, PlottedBoundConfig, SamplerConfig, WeightsConfig)
+    if folder and (flag := "--given" if config.given else flag):
         raise UsageError(f"{flag} needs a model, and {files.show(subject)} is a folder of images")
     plot, page = asked(config, "plot", ".png"), asked(config, "pairs", ".png")
     report = asked(config, "report", ".html")
@@ -112,6 +114,11 @@ def evaluate(
         network = yield from find_network(config, accelerator)
         sides = yield from read_sides(config, loaded)
         sides.check()
+        if loaded and settings:
+            settings = drawn_from(settings, loaded, sides.real, config.seed)
+            if given := loaded.model.blueprint.conditions.given:
+                what = "what lies beside them" if given.what == PAIRS else given.what
+                yield Notice(f"drawn from the real images in turn: {what}")
         training = sides.training if config.train_n else None
         if page and training is None:
             raise UsageError(
@@ -230,6 +237,7 @@ def describe(
     settings: DrawSettings, config: EvalConfig | TuneConfig, loaded: Loaded
 ) -> dict[str, Any]:
     """How images were drawn, for comparing the numbers."""
+    given = loaded.model.blueprint.conditions.given
     return {
         "sampler": settings.sampler,
         "steps": settings.steps,
@@ -238,6 +246,7 @@ def describe(
         "seed": settings.seed,
         **settings.options,
         **settings.described_guidance(),
+        **({"given": given.what} if given else {}),
         "weights": config.weights,
         "precision": loaded.precision,
         "model_sha256": loaded.sha256,

@@ -3,34 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
 from diffuse_cli.config import MeasureConfig
+from diffuse_cli.config.measuring import SidesConfig
+from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.core.space import Space
-from diffuse_cli.data import Samples, read_images
+from diffuse_cli.data import Pairs, Samples, pair, read_images
 from diffuse_cli.draws import permutation
 from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Notice, Work
+from diffuse_cli.givens import Giver, Inputs, inputs_for
 from diffuse_cli.media import Array
+from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.sampling import Loaded
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Stored samples (N, C, *size) and their classes, int64 (N,), -1 for none."""
+    """Stored samples (N, C, *size) and their classes, int64 (N,), -1 for none.
+
+    Attributes:
+        pairs: what lies beside each, as stored, for a model that is given it.
+    """
 
     samples: Array
     labels: Array
+    pairs: Array | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, chosen: Array | slice) -> Labelled:
         """Some of them: by index, or where a mask is true."""
-        return Labelled(np.ascontiguousarray(self.samples[chosen]), self.labels[chosen])
+        pairs = None if self.pairs is None else np.ascontiguousarray(self.pairs[chosen])
+        return Labelled(np.ascontiguousarray(self.samples[chosen]), self.labels[chosen], pairs)
 
 
 REFERENCES = 200
@@ -45,12 +55,14 @@ class Training:
         samples: all of the data, (N, C, *size), a read-only memory map if they are many.
         labels: their classes, (N,).
         order: the indices of the training images, shuffled.
+        pairs: what lies beside the images, for a model that is given it.
     """
 
     samples: Array
     labels: Array
     order: Array
     held_out: Labelled
+    pairs: Pairs | None = None
 
     @property
     def alone(self) -> int:
@@ -59,7 +71,7 @@ class Training:
 
     def first(self, n: int) -> Labelled:
         """At most n training images."""
-        return Labelled(self.samples, self.labels)[self.order[:n]]
+        return _some(self.samples, self.labels, self.pairs, self.order[:n])
 
 
 @dataclass(frozen=True)
@@ -100,7 +112,8 @@ def read_sides(config: MeasureConfig, loaded: Loaded | None) -> Work[Sides]:
     if loaded is None:
         return (yield from _of_folder(config))
     images = yield from read_for(config, loaded)
-    sides = sides_for(config, images, loaded, held_out=knows(loaded, images))
+    pairs = yield from read_pairs(config, images, loaded)
+    sides = sides_for(config, images, loaded, held_out=knows(loaded, images), pairs=pairs)
     yield told_part(sides, images)
     return sides
 
@@ -122,21 +135,84 @@ def read_for(config: MeasureConfig, loaded: Loaded) -> Work[Samples]:
     return images
 
 
+def read_pairs(config: SidesConfig, images: Samples, loaded: Loaded) -> Work[Pairs | None]:
+    """What lies beside DATA, for a model that was trained on pairs.
+
+    Raises:
+        UsageError: it is not named, or of no use to the model.
+        DataError: nothing has a pair.
+    """
+    given = loaded.model.blueprint.conditions.given
+    if given is None or given.what != PAIRS:
+        if config.given and given:
+            raise UsageError(
+                f"--given: the model was trained with --given {given.what}, which is made of DATA",
+                "Leave it out",
+            )
+        return None
+    if config.given is None:
+        raise UsageError(
+            "the model was trained on pairs", "Give --given PATH, what lies beside DATA"
+        )
+    found = yield from read_images(
+        config.given,
+        size=images.space.size,
+        channels=given.channels,
+        background=config.background or loaded.background,
+        fit=config.fit or loaded.fit,
+        medium=images.medium,
+        strict=config.strict,
+        workers=config.workers,
+    )
+    pairs = pair(images, found)
+    for line in pairs.missing():
+        yield Notice(line, warning=True)
+    return pairs
+
+
+def inputs_of(loaded: Loaded, images: Labelled, seed: int) -> Inputs | None:
+    """What a model is told that these images are given."""
+    giver = Giver.of(loaded.model.blueprint)
+    return inputs_for(giver, images.samples, images.pairs, seed) if giver else None
+
+
+def drawn_from(settings: DrawSettings, loaded: Loaded, real: Labelled, seed: int) -> DrawSettings:
+    """The settings with what the real images are given, in turn, and their classes; the same for a
+    model that is given nothing."""
+    inputs, wanted = inputs_of(loaded, real, seed), settings.condition
+    if inputs is None or wanted is None:
+        return settings
+    labels = np.where(real.labels >= 0, real.labels, len(loaded.model.blueprint.conditions.classes))
+    own = tuple(labels.tolist()) if wanted.labels else ()
+    return replace(settings, condition=replace(wanted, labels=own, given=inputs))
+
+
 def knows(loaded: Loaded, images: Samples) -> bool:
     """Whether a model was trained on all of these images but a part that was held out."""
     same = images.fingerprint == loaded.model.data.get("fingerprint")
     return bool(same and images.held_out.any())
 
 
-def sides_for(config: MeasureConfig, images: Samples, loaded: Loaded, *, held_out: bool) -> Sides:
-    """The sides for a model: the images held out, or all of them."""
+def sides_for(
+    config: MeasureConfig,
+    images: Samples,
+    loaded: Loaded,
+    *,
+    held_out: bool,
+    pairs: Pairs | None = None,
+) -> Sides:
+    """The sides for a model: the images held out, or all of them; those with pairs alone."""
     names = loaded.model.classes
-    chosen = np.flatnonzero(images.held_out) if held_out else np.arange(len(images))
-    real, more = _choose(config, images, chosen, names)
-    training = _training(config, images, names) if knows(loaded, images) else None
+    usable = np.ones(len(images), np.bool_) if pairs is None else pairs.matched
+    chosen = np.flatnonzero(images.held_out & usable if held_out else usable)
+    real, more = _choose(config, images, chosen, names, pairs)
+    known = knows(loaded, images)
+    training = _training(config, images, names, usable, pairs) if known else None
     if training is not None:
         more = training.first(len(real))
     part, prints = "held-out" if held_out else "all", {"data": images.fingerprint}
+    if pairs is not None:
+        prints["given"] = pairs.fingerprint
     return Sides(real, more, None, training, part, names, prints, loaded.space)
 
 
@@ -166,7 +242,8 @@ def _of_folder(config: MeasureConfig) -> Work[Sides]:
     names = images.class_names
     fakes, _ = _choose(config, theirs, np.arange(len(theirs)), names)
     real, more = _choose(config, images, np.arange(len(images)), names)
-    training = _training(config, images, names) if images.held_out.any() else None
+    every = np.ones(len(images), np.bool_)
+    training = _training(config, images, names, every) if images.held_out.any() else None
     prints = {"data": images.fingerprint, "subject": theirs.fingerprint}
     return Sides(real, more, fakes, training, "all", names, prints, theirs.space)
 
@@ -179,12 +256,25 @@ def _tell(*sets: Samples) -> Work[None]:
 
 
 def _choose(
-    config: MeasureConfig, images: Samples, chosen: Array, names: Sequence[str]
+    config: MeasureConfig,
+    images: Samples,
+    chosen: Array,
+    names: Sequence[str],
+    pairs: Pairs | None = None,
 ) -> tuple[Labelled, Labelled]:
     """At most n of the chosen images, shuffled, and at most n of the rest."""
-    order = chosen[permutation(config.seed, 0, len(chosen))]
-    every = Labelled(images.stored, _labels(images, names))
-    return every[order[: config.n]], every[order[config.n : 2 * config.n]]
+    order, labels = chosen[permutation(config.seed, 0, len(chosen))], _labels(images, names)
+    first, more = order[: config.n], order[config.n : 2 * config.n]
+    return (
+        _some(images.stored, labels, pairs, first),
+        _some(images.stored, labels, pairs, more),
+    )
+
+
+def _some(samples: Array, labels: Array, pairs: Pairs | None, chosen: Array) -> Labelled:
+    """Samples by index, with what lies beside them."""
+    given = pairs.beside(chosen) if pairs is not None else None
+    return Labelled(np.ascontiguousarray(samples[chosen]), labels[chosen], given)
 
 
 def _labels(images: Samples, names: Sequence[str]) -> Array:
@@ -194,9 +284,15 @@ def _labels(images: Samples, names: Sequence[str]) -> Array:
     return known[images.labels]
 
 
-def _training(config: MeasureConfig, images: Samples, names: Sequence[str]) -> Training:
+def _training(
+    config: MeasureConfig,
+    images: Samples,
+    names: Sequence[str],
+    usable: Array,
+    pairs: Pairs | None = None,
+) -> Training:
     """The training images, and at most n held-out ones."""
-    own = np.flatnonzero(~images.held_out)
+    own = np.flatnonzero(~images.held_out & usable)
     order = own[permutation(config.seed, 1, len(own))]
-    held_out, _ = _choose(config, images, np.flatnonzero(images.held_out), names)
-    return Training(images.stored, _labels(images, names), order, held_out)
+    held_out, _ = _choose(config, images, np.flatnonzero(images.held_out & usable), names, pairs)
+    return Training(images.stored, _labels(images, names), order, held_out, pairs)

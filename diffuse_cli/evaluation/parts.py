@@ -10,18 +10,23 @@ from accelerate import Accelerator
 
 from diffuse_cli.config import EvalConfig
 from diffuse_cli.core.space import Space
+from diffuse_cli.evaluation.answering import answered
 from diffuse_cli.evaluation.bounds import Bound, joined, measure
 from diffuse_cli.evaluation.cache import cached, computed
-from diffuse_cli.evaluation.images import Labelled, Training
+from diffuse_cli.evaluation.images import Labelled, Training, inputs_of
 from diffuse_cli.evaluation.neighbors import search
 from diffuse_cli.evaluation.team import Team, draw_share, gathered
 from diffuse_cli.events import Work
 from diffuse_cli.features import FeatureNetwork
 from diffuse_cli.media import Array
+from diffuse_cli.metrics.answers import Answers
 from diffuse_cli.metrics.landmarks import landmarks
 from diffuse_cli.metrics.memorization import Nearest
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.sampling import Loaded, looks
+
+ANSWERED, ANSWERED_AT_ONCE = 1000, 16
+"""Most real images whose generated ones are compared with them, and how many at a time."""
 
 
 @dataclass
@@ -48,6 +53,7 @@ class Evaluation:
     train_features: Array = field(default_factory=lambda: np.zeros((0, 0)))
     landmarks: dict[str, Array] = field(default_factory=dict)
     nearest: dict[str, Nearest] = field(default_factory=dict)
+    answers: Answers = field(default_factory=lambda: Answers({}, np.zeros(0, np.int64)))
     made: set[str] = field(default_factory=set)
 
     def look(self, samples: Array) -> Array:
@@ -76,6 +82,8 @@ class Evaluation:
         lacking = set()
         if self.loaded is None:
             lacking |= {"bits", "train_bits"}
+        if self.loaded is None or not self.loaded.model.blueprint.conditions.given:
+            lacking |= {"answers"}
         if self.training is None:
             lacking |= {"train_bits", "nearest"}
         return lacking.isdisjoint(needs)
@@ -92,6 +100,7 @@ class Evaluation:
             fake_features=self.fake_features[theirs],
             more_features=self.more_features[self.more.labels == label],
             landmarks={},  # of all images
+            answers=self.answers[ours],
         )
         if self.train is not None:
             part.train_bits = self.train_bits[self.train.labels == label]
@@ -145,6 +154,7 @@ def _bound(
         images,
         loaded.model.blueprint,
         own,
+        given=inputs_of(loaded, images, config.seed),
         timesteps=timesteps,
         seed=config.seed,
         batch_size=config.batch_size,
@@ -202,6 +212,32 @@ def _make_nearest(evaluation: Evaluation) -> Work[None]:
     )
 
 
+def _make_answers(evaluation: Evaluation) -> Work[None]:
+    """The first two images of what each real image is given, against it; the second is drawn for
+    `ANSWERED` of them, if it is not there already."""
+    yield from evaluation.make("features")
+    config, loaded, settings = evaluation.config, evaluation.loaded, evaluation.settings
+    assert loaded is not None
+    assert settings is not None
+    real, fakes, team = evaluation.real, evaluation.generated.samples, evaluation.team
+    count = min(len(real), len(fakes), ANSWERED)
+    second = fakes[len(real) : len(real) + count]
+    if len(second) < count:
+        device = evaluation.accelerator.device
+        mine = yield from draw_share(settings, loaded, count, device, team, len(real))
+        second = gathered(mine, count, team, len(real))
+    if not evaluation.accelerator.is_main_process:
+        return
+    inputs, every = inputs_of(loaded, real, config.seed), range(count)
+    assert inputs is not None
+    found = [
+        answered(loaded, real, inputs, config.seed, rows, fakes, second)
+        for rows in (every[k : k + ANSWERED_AT_ONCE] for k in range(0, count, ANSWERED_AT_ONCE))
+    ]
+    values = {key: np.concatenate([part[key] for part in found]) for key in found[0]}
+    evaluation.answers = Answers(values, np.arange(count))
+
+
 def _generate(evaluation: Evaluation) -> Work[Labelled]:
     n, loaded, settings = evaluation.config.n, evaluation.loaded, evaluation.settings
     assert loaded is not None
@@ -219,4 +255,5 @@ PARTS: dict[str, Callable[[Evaluation], Work[None]]] = {
     "features": _make_features,
     "landmarks": _make_landmarks,
     "nearest": _make_nearest,
+    "answers": _make_answers,
 }

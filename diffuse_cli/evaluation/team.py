@@ -56,17 +56,18 @@ ALONE = Team()
 
 
 def draw_share(
-    settings: DrawSettings, loaded: Loaded, n: int, device: torch.device, team: Team
+    settings: DrawSettings, loaded: Loaded, n: int, device: torch.device, team: Team, first: int = 0
 ) -> Work[dict[int, Array]]:
-    """This process's share of n stored samples (C, *size), by index."""
+    """This process's share of n stored samples (C, *size), by index from `first` on."""
     own, space = team.share(n, settings.batch_size), loaded.space
+    own = range(first + own.start, first + own.stop)
     mine: dict[int, Array] = {}
     drawings = draw(loaded.denoiser, settings, own, space=space, device=device)
     yield from collect(drawings, space, len(own), mine)
     return mine
 
 
-def gathered(mine: dict[int, Array], n: int, team: Team) -> Array:
+def gathered(mine: dict[int, Array], n: int, team: Team, first: int = 0) -> Array:
     """The samples of all processes, (n, C, *size); every process must call it."""
     pixels = {i: image for part in team.gather(mine) for i, image in part.items()}
-    return np.stack([pixels[i] for i in range(n)])
+    return np.stack([pixels[i] for i in range(first, first + n)])

@@ -67,6 +67,7 @@ class ModelReport:
             "kind": "model",
             **values,
             "space": plain(own.space),
+            **({"given": plain(own.conditions.given)} if own.conditions.given else {}),
             "network": {"name": own.network, **plain(own.config)},
             "diffusion": to_dict(own.diffusion),
             "sampling": to_dict(self.sampling) if self.sampling else None,

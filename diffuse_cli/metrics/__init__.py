@@ -37,6 +37,7 @@ from diffuse_cli.metrics._presentation import with_error as with_error
 if TYPE_CHECKING:
     import numpy as np
 
+    from diffuse_cli.metrics.answers import Answers
     from diffuse_cli.metrics.memorization import Nearest
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
@@ -53,6 +54,7 @@ class Parts(Protocol):
         bits, train_bits: bits per dimension of held-out and of training images, (N, 3) and (M, 3):
             L_T, L_1 + ... + L_T-1, L_0.
         nearest: distances to training images by the name of the space.
+        answers: of a model that is given something, how what it draws fits that.
     """
 
     real_features: Array
@@ -62,6 +64,7 @@ class Parts(Protocol):
     bits: Array
     train_bits: Array
     nearest: dict[str, Nearest]
+    answers: Answers
 
 
 class Metric(Protocol):

@@ -79,6 +79,12 @@ QUESTIONS: Mapping[str, Question] = {
         "Two separate questions: a model can draw one good image over and over, or a great variety "
         "of bad ones.",
     ),
+    "answers": Question(
+        "Does an image fit what it was drawn from?",
+        "For a model that is given something, such as a small image. Many images may fit it; the "
+        "real one is one of them. A model that draws from all of them is as far from the real one "
+        "as its images are from each other.",
+    ),
     "copies": Question(
         "Are generated images copies of training images?",
         "Each generated image was compared with its nearest training image, and so were real "

@@ -26,6 +26,7 @@ from diffuse_cli import files, foreign, runs, tensorfile
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.training import from_file
 from diffuse_cli.core import settings
+from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.errors import DiffuseError, ModelFileError
 from diffuse_cli.events import Notice, Work, finish
 from diffuse_cli.modelfile._description import (
@@ -200,6 +201,8 @@ def read_training(path: str | Path) -> dict[str, Any]:
                 raise ModelFileError("its training had another network")
         training["network"] = blueprint.network
         training["architecture"] = settings.to_dict(blueprint.config)
+        if (given := blueprint.conditions.given) and given.what != PAIRS:
+            training["given"] = given.what
         from_dict(TrainConfig, {"data": "", **training})
     return training
 

@@ -19,15 +19,16 @@ from diffuse_cli.core.space import Space
 from diffuse_cli.core.variances import channels_out
 from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.errors import ModelFileError, lookup
+from diffuse_cli.givens import Giver
 from diffuse_cli.media import FITS, check
 from diffuse_cli.options import from_dict, to_dict
 from diffuse_cli.parsing import parse_color, parse_size
 from diffuse_cli.presets import network_config
 
-VERSION = 3
+VERSION = 4
 """Of the description. Version 1 has no number, and one table for network and data. 3 is 2 with a
-weak average or learned times, and is written for those alone: an older `diffuse` reads all other
-files."""
+weak average or learned times, 4 has an array among the conditions, and each is written for those
+alone: an older `diffuse` reads all other files."""
 
 SAMPLING, WEAK_KEY = "sampling", "weak"
 """The keys of the recommended setting and of the weak average in `diffuse.config`."""
@@ -87,7 +88,7 @@ def describe(model: Model) -> dict[str, Any]:
     """Everything but the tensors, as plain values."""
     blueprint = model.blueprint
     return {
-        "version": VERSION if model.weak is not None or _learned(model) else 2,
+        "version": _version(model),
         "space": settings.to_dict(blueprint.space),
         "network": {"name": blueprint.network, **settings.to_dict(blueprint.config)},
         "conditions": settings.to_dict(blueprint.conditions),
@@ -101,8 +102,12 @@ def describe(model: Model) -> dict[str, Any]:
     }
 
 
-def _learned(model: Model) -> bool:
-    return model.sampling is not None and model.sampling.times is not None
+def _version(model: Model) -> int:
+    """The oldest version that can say what the model is."""
+    if model.blueprint.conditions.given:
+        return VERSION
+    learned = model.sampling is not None and model.sampling.times is not None
+    return 3 if learned or model.weak is not None else 2
 
 
 def described(header: tensorfile.Header) -> dict[str, Any]:
@@ -159,6 +164,7 @@ def rebuild(described: Mapping[str, Any]) -> Model:
         diffusion=from_dict(DiffusionConfig, _settled(described["diffusion"])),
     )
     check(blueprint.space)
+    Giver.of(blueprint)
     timesteps = blueprint.denoiser(None).process.num_timesteps
     step, data = described["step"], dict(described["data"])
     weak_step = described[WEAK_KEY]["step"] if WEAK_KEY in described else None
@@ -198,8 +204,10 @@ def _recommended(
         raise ValueError(f"{setting.steps} steps are recommended for {timesteps} timesteps")
     if setting.times and setting.times[0] > timesteps - 1:
         raise ValueError(f"time {setting.times[0]:g} is recommended for {timesteps} timesteps")
-    if (setting.guidance is None) != (not conditions.classes):
-        raise ValueError("guidance is recommended for a network without classes, or none with them")
+    if (setting.guidance is None) != (not conditions):
+        raise ValueError(
+            "guidance is recommended for a network without classes and --given, or none with one"
+        )
     return setting
 
 

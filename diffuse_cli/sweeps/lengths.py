@@ -17,7 +17,7 @@ from diffuse_cli.config import EmaConfig, TrainConfig
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.errors import ModelFileError, lookup
 from diffuse_cli.evaluation.evaluating import load_model
-from diffuse_cli.evaluation.images import Labelled, read_sides
+from diffuse_cli.evaluation.images import Labelled, drawn_from, inputs_of, read_sides
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.guiding import equipped
 from diffuse_cli.metrics import with_error
@@ -212,7 +212,7 @@ def _kid(
     given = config.feature_weights
     file = Path(given) if given else (yield from features.find(config.features))
     kid = KidMeasure(real.samples, loaded.space, features.load(config.features, device, file))
-    settings = resolve(config, loaded.model)
+    settings = drawn_from(resolve(config, loaded.model), loaded, real, config.seed)
     settings = yield from equipped(settings, loaded, accelerator, alone=True)
     yield from tell(settings)
 
@@ -239,6 +239,7 @@ def _loss(
             loaded.model.blueprint,
             real.samples,
             real.labels,
+            given=inputs_of(loaded, real, config.seed),
             seed=config.seed,
             batch_size=config.batch_size,
             device=accelerator.device,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diffuse_cli import modelfile
+from diffuse_cli.conditioning import has_unconditional
 from diffuse_cli.config import (
     LEARNED_STEPS,
     TUNED_GUIDANCE,
@@ -117,7 +118,8 @@ def other_scales(
     """
     scales = config.guidance
     if scales is None:
-        scales = () if model.training.get("label_dropout") == 0 else TUNED_GUIDANCE
+        conditions, dropout = model.blueprint.conditions, model.training.get("label_dropout")
+        scales = TUNED_GUIDANCE if has_unconditional(conditions, dropout) else ()
     if guidance is None:
         return ()
     return tuple(s for s in dict.fromkeys(scales) if s != guidance)

@@ -24,7 +24,7 @@ from diffuse_cli.config import SPACING, DrawConfig, EvalConfig, SamplerChoice, T
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.evaluation import evaluating
 from diffuse_cli.evaluation.cache import cached, computed
-from diffuse_cli.evaluation.images import read_sides
+from diffuse_cli.evaluation.images import drawn_from, read_sides
 from diffuse_cli.evaluation.team import Team, draw_share, gathered
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.features import FeatureNetwork
@@ -82,6 +82,7 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         network = yield from evaluating.find_network(config, accelerator)
         sides = yield from read_sides(config, loaded)
         sides.check()
+        base = drawn_from(base, loaded, sides.real, config.seed)
         team = Team.of(accelerator)
         shown = looks(sides.space, sides.real.samples)
         real = np.asarray((yield from cached(network, shown, team, tell=True)), np.float64)

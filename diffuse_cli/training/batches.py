@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from diffuse_cli.core.kernels.layout import laid_out
+from diffuse_cli.core.process import spread
 from diffuse_cli.draws import permutation
 from diffuse_cli.training.plan import Plan
 
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     Indices = npt.NDArray[np.int64]
+
+
+def mirrored(x: Tensor, flip: Tensor) -> Tensor:
+    """x (B, C, *size), mirrored where `flip` (B,) is true."""
+    return torch.where(spread(flip, x), x.flip(-1), x)
 
 
 class Batches:
@@ -47,10 +53,33 @@ class Batches:
         stored = self._moved(self.plan.images.stored[indices])
         return laid_out(self.plan.blueprint.space.to_model(stored))
 
-    def condition(self, indices: Indices) -> dict[str, Tensor]:
-        """The conditions of these samples, by keyword."""
+    def condition(
+        self, indices: Indices, x0: Tensor, flip: Tensor | None, step: int, positions: range
+    ) -> dict[str, Tensor]:
+        """The conditions of these samples, by keyword.
+
+        Args:
+            x0: the samples, mirrored already where `flip` (B,) says so.
+            step, positions: what is drawn for them.
+        """
         labels = self._moved(self.plan.images.labels[indices])
-        return self.plan.blueprint.conditions.told(labels)
+        return self.plan.blueprint.conditions.told(
+            labels, self._given(indices, x0, flip, step, positions)
+        )
+
+    def _given(
+        self, indices: Indices, x0: Tensor, flip: Tensor | None, step: int, positions: range
+    ) -> Tensor | None:
+        giver, pairs = self.plan.giver, self.plan.pairs
+        if giver is None:
+            return None
+        draws = giver.draws(self.plan.config.seed, "given", step, positions, self.device)
+        if pairs is None:
+            told = giver.degraded(x0, draws)
+        else:
+            beside = giver.inputs.to_model(self._moved(pairs.beside(indices)))
+            told = giver.observed(beside if flip is None else mirrored(beside, flip))
+        return laid_out(giver.augmented(told, draws))
 
     def _moved(self, values: npt.NDArray[Any]) -> Tensor:
         """`values` on the device, without waiting for it."""

@@ -118,6 +118,7 @@ def checkpoint_of(
             "scaler": scaler.state_dict() if scaler is not None else None,
             "fingerprint": trainer.plan.images.fingerprint,
             "classes": trainer.plan.class_fingerprints,
+            "given": trainer.plan.given_fingerprints,
             "versions": list(trainer.plan.versions),
             "watch": monitor.state(),
             **({"budget": asdict(budget), "course": asdict(trainer.course)} if budget else {}),

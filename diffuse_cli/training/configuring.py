@@ -9,13 +9,15 @@ from typing import Any
 from diffuse_cli import files
 from diffuse_cli.config import DiffusionConfig, TrainConfig
 from diffuse_cli.config.training import from_file, to_file
+from diffuse_cli.core import degradations
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.losses import OF_LEARNED
 from diffuse_cli.core.settings import to_dict as plain
 from diffuse_cli.core.space import Space
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.diffusion import Blueprint
-from diffuse_cli.errors import OutputError, UsageError, lookup, suggest
+from diffuse_cli.errors import OutputError, UsageError, flag, lookup, suggest, translating
+from diffuse_cli.givens import is_degradation
 from diffuse_cli.options import converted, flag_of, from_dict, options, read_toml, to_dict
 from diffuse_cli.presets import DEFAULT_RATE, PRESETS, architecture, choose, preset_of
 from diffuse_cli.training.layers import Layer, default_loss, merged
@@ -51,8 +53,16 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
             return _checked(_resumed(given, run))
         _check_begins(run, bool(given.get("auto_resume")))
     config = merged(given, _base(given)).config()
-    if "label_dropout" in flags and not config.classes:
-        raise UsageError("--label-dropout goes with --classes", "Give both, or neither")
+    for name, other in (
+        ("label_dropout", "classes"),
+        ("given_dropout", "given"),
+        ("given_noise", "given"),
+    ):
+        if name in flags and not getattr(config, other):
+            raise UsageError(f"{flag(name)} goes with {flag(other)}", "Give both, or neither")
+    if config.given and is_degradation(config.given):
+        with translating(lambda _: "--given"):
+            degradations.parse(config.given)
     if config.loss in OF_LEARNED and config.variance not in LEARNED:
         raise UsageError(
             f"--loss {config.loss} differs from simple by what it teaches the variance, and "
@@ -131,7 +141,7 @@ def _resumed(given: Layer, run: RunDirectory) -> TrainConfig:
         if f.name not in given:
             continue
         value, own = getattr(asked, f.name), getattr(stored, f.name)
-        if spec.control or f.name in FREE:
+        if spec.control or f.name in FREE or (f.name == "given" and _both_pairs(value, own)):
             wanted[f.name] = given.get(f.name)
         elif value != own and (f.name, value) != ("precision", "auto"):
             raise _differs(flag_of(f), value, own)
@@ -142,6 +152,11 @@ def _resumed(given: Layer, run: RunDirectory) -> TrainConfig:
         if value != own:
             raise _differs(f"[{stored.network or 'unet'}] {name}", value, own)
     return dataclasses.replace(stored, **wanted)
+
+
+def _both_pairs(value: str | None, own: str | None) -> bool:
+    """Whether both are folders of pairs, which are checked by their content."""
+    return None not in (value, own) and not any(map(is_degradation, (str(value), str(own))))
 
 
 def _differs(name: str, typed: Any, stored: Any) -> UsageError:
@@ -208,6 +223,8 @@ def complete(
         width=width,
         architecture=plain(settings),
         loss=loss,
+        given_dropout=conditions.given.dropout if conditions.given else None,
+        given_noise=conditions.given.noise if conditions.given else None,
         optimizer=config.optimizer or OPTIMIZER,
         weighting=config.weighting or ("none" if loss == "vlb" else "min-snr"),
         precision=resolve_precision(config.precision, config.device, width, backward=True),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from diffuse_cli.core.denoiser import Denoiser
     from diffuse_cli.diffusion import Blueprint
+    from diffuse_cli.givens import Inputs
 
     Array = npt.NDArray[Any]
     Labels = npt.NDArray[np.int64]
@@ -53,6 +54,7 @@ def losses_of(
     samples: Array,
     labels: Labels,
     *,
+    given: Inputs | None = None,
     seed: int,
     batch_size: int,
     device: torch.device,
@@ -64,17 +66,19 @@ def losses_of(
     Args:
         samples: as stored, (N, C, *size).
         labels: (N,), -1 for none.
+        given: what each is given, for a model that is given anything.
     """
     for start in range(0, len(samples), batch_size):
         here = range(start, min(start + batch_size, len(samples)))
         shape = samples.shape[1:]
         draws = training_draws(seed, 0, here, shape=shape, device=device, purpose="held-out")
         t = (draws.u * denoiser.process.num_timesteps).long()
-        own, given = (
+        own, classes = (
             torch.tensor(values[here.start : here.stop], device=device)
             for values in (samples, labels)
         )
         x0 = laid_out(blueprint.space.to_model(own))
-        cond = blueprint.conditions.told(given)
+        told = given.at(here, device) if given else None
+        cond = blueprint.conditions.told(classes, told)
         with torch.no_grad():
             yield objective(denoiser, x0, t, draws.noise, cond)

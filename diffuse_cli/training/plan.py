@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,11 +17,12 @@ from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.core.variances import LEARNED
-from diffuse_cli.data import Samples, held_out_rule, open_index, read_images, save_index
+from diffuse_cli.data import Pairs, Samples, held_out_rule, open_index, read_images, save_index
 from diffuse_cli.data.summary import fitting
 from diffuse_cli.diffusion import Blueprint, make_denoiser, make_process
 from diffuse_cli.errors import DataError, UsageError
 from diffuse_cli.events import Notice, Work
+from diffuse_cli.givens import Giver, Inputs, inputs_for
 from diffuse_cli.media import MEDIA
 from diffuse_cli.runtime import settle, slow_precision
 from diffuse_cli.training.classes import (
@@ -31,6 +34,14 @@ from diffuse_cli.training.classes import (
     weights_for,
 )
 from diffuse_cli.training.configuring import complete
+from diffuse_cli.training.given import (
+    check_pairs,
+    given_of,
+    grown,
+    grown_shapes,
+    paired,
+    pairs_at,
+)
 from diffuse_cli.training.layers import default_loss
 from diffuse_cli.training.rundir import RunDirectory
 
@@ -53,7 +64,8 @@ class Plan:
         config: complete.
         blueprint: what the model is.
         images: all of them.
-        train, held_out: indices into the images.
+        pairs: what lies beside them, for a model that is given it.
+        train, held_out: indices into the images, those with a pair alone.
         init: the weights to start from, or None.
         room: most images at a time outside of training.
         versions: of the programs that made the run, each with its first step.
@@ -67,11 +79,22 @@ class Plan:
     init: Mapping[str, Tensor] | None
     room: int = 64
     versions: tuple[Mapping[str, Any], ...] = ()
+    pairs: Pairs | None = None
 
     @property
     def class_fingerprints(self) -> dict[str, str]:
         """What a checkpoint keeps of the labels; nothing without --classes."""
         return self.images.class_fingerprints if self.config.classes else {}
+
+    @property
+    def given_fingerprints(self) -> dict[str, str]:
+        """What a checkpoint and a model file keep of pairs."""
+        return {"fingerprint": self.pairs.fingerprint} if self.pairs else {}
+
+    @cached_property
+    def giver(self) -> Giver | None:
+        """Makes what the model is told of what it is given, if it is given anything."""
+        return Giver.of(self.blueprint)
 
     def chosen(self, parameters: int, processes: int, device: str) -> str:
         """The choices of a complete configuration, as one line."""
@@ -98,6 +121,7 @@ class Plan:
             "held_out": {**held_out_rule(), "images": len(self.held_out)},
             "background": self.config.background,
             "fit": self.config.fit,
+            **({"given": self.given_fingerprints} if self.pairs else {}),
             **({"classes": list(names)} if names and not told and fits(names) else {}),
         }
 
@@ -116,16 +140,22 @@ def prepare(
         ModelFileError: --init is not a model file.
     """
     make_denoiser(None, config, make_process(config))
-    images = yield from _read(config, accelerator, run)
+    cache = run.cache if run else None
+    images = yield from _read(config, accelerator, cache)
+    pairs = yield from _read_pairs(config, images, accelerator, cache)
     if config.classes and config.goes_on:
         check_names(config, images)
-    conditions = Conditions(classes=class_names(images) if config.classes else ())
+    conditions = Conditions(
+        classes=class_names(images) if config.classes else (),
+        given=given_of(config, images.space, pairs),
+    )
     done, blueprint = complete(config, images.space, conditions)
     yield from (Notice(line) for line in images.summary.lines())
     if not config.goes_on:  # where it could still be changed
         for line in slow_precision(config.precision, config.device, done.width, backward=True):
             yield Notice(line, warning=True)
-    held_out = images.held_out
+    indices = np.arange(len(images)) if pairs is None else np.flatnonzero(pairs.matched)
+    held_out = images.held_out[indices]
     if int((~held_out).sum()) < FEW:
         yield Notice(
             "1 image to train on: the model can only memorise it; what it draws will be a copy",
@@ -138,8 +168,15 @@ def prepare(
             warning=True,
         )
     init = None if config.goes_on else (yield from first_weights(done, blueprint))
-    indices = np.arange(len(images))
-    return Plan(done, blueprint, images, indices[~held_out], indices[held_out], init)
+    return Plan(done, blueprint, images, indices[~held_out], indices[held_out], init, pairs=pairs)
+
+
+def given_inputs(plan: Plan, chosen: npt.NDArray[np.int64]) -> Inputs | None:
+    """What these images are given outside of training steps: the same every time."""
+    if plan.giver is None:
+        return None
+    pairs = plan.pairs.beside(chosen) if plan.pairs else None
+    return inputs_for(plan.giver, plan.images.stored[chosen], pairs, plan.config.seed)
 
 
 def settled(plan: Plan, accelerator: Accelerator) -> Plan:
@@ -148,11 +185,22 @@ def settled(plan: Plan, accelerator: Accelerator) -> Plan:
     return replace(plan, config=replace(plan.config, precision=precision))
 
 
+def _read_pairs(
+    config: TrainConfig, images: Samples, accelerator: Accelerator | None, cache: Path | None
+) -> Work[Pairs | None]:
+    """What lies beside the images, if that is what is given: at their size, fitted as they are."""
+    source = pairs_at(config)
+    if source is None:
+        return None
+    own = replace(config, data=source, size=images.space.size, channels=None, medium=images.medium)
+    found = yield from _read(own, accelerator, cache / "given" if cache else None)
+    return (yield from paired(config, images, found))
+
+
 def _read(
-    config: TrainConfig, accelerator: Accelerator | None, run: RunDirectory | None
+    config: TrainConfig, accelerator: Accelerator | None, cache: Path | None
 ) -> Work[Samples]:
     several = accelerator if accelerator and accelerator.num_processes > 1 else None
-    cache = run.cache if run else None
     if several and cache and not several.is_local_main_process:
         several.wait_for_everyone()
         images = open_index(cache)
@@ -194,8 +242,14 @@ def first_weights(config: TrainConfig, blueprint: Blueprint) -> Work[Mapping[str
             f"--init {files.show(config.init)} was trained {how} --classes",
             "Leave --classes and --no-classes out: they come from the model",
         )
+    if own.conditions.given and not blueprint.conditions.given:
+        raise UsageError(
+            f"--init {files.show(config.init)} was trained with --given, on pairs",
+            "Give --given, what lies beside these images",
+        )
     kinds = [(b.network, b.config, b.space) for b in (own, blueprint)]
-    if kinds[0] != kinds[1] or but_classes(own.shapes) != but_classes(blueprint.shapes):
+    read = grown_shapes(own, blueprint)
+    if kinds[0] != kinds[1] or but_classes(read) != but_classes(blueprint.shapes):
         raise UsageError(
             f"--init {files.show(config.init)} has another network than this configuration",
             "Leave the network's options out: they come from the model",
@@ -206,7 +260,8 @@ def first_weights(config: TrainConfig, blueprint: Blueprint) -> Work[Mapping[str
             f"{own.diffusion.target}: its output layer must be learned again",
             warning=True,
         )
-    return (yield from weights_for(blueprint.conditions.classes, model, config))
+    weights = yield from weights_for(blueprint.conditions.classes, model, config)
+    return grown(weights, own, blueprint)
 
 
 def memory() -> int:
@@ -236,11 +291,12 @@ def check_fingerprint(plan: Plan, state: Mapping[str, Any]) -> Work[None]:
 
     Raises:
         DataError: they differ, with --strict.
-        UsageError: the same images, in other classes.
+        UsageError: the same images, in other classes or with other pairs.
     """
     expected = state.get("fingerprint")
     if expected in (None, plan.images.fingerprint):
         check_labels(plan.config, plan.class_fingerprints, state.get("classes", {}))
+        check_pairs(plan.config, plan.given_fingerprints, state.get("given", {}))
         return
     text = f"the images in {plan.config.data} are not those that this run began with"
     if plan.config.strict:

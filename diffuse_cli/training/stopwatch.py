@@ -116,9 +116,10 @@ class Stopwatch:
         small = tuple(side // PART for side in size)
         corner: Any = (..., *map(slice, small))
         images = dataclasses.replace(plan.images, stored=plan.images.stored[corner])
+        pairs = plan.pairs.cut(corner) if plan.pairs else None
         space = dataclasses.replace(blueprint.space, size=small)
         blueprint = dataclasses.replace(blueprint, space=space)
-        part = dataclasses.replace(plan, blueprint=blueprint, images=images, init=None)
+        part = dataclasses.replace(plan, blueprint=blueprint, images=images, init=None, pairs=pairs)
         try:
             seconds = yield from self._time(part, self.accelerator.num_processes, 1, TRIES)
         except DiffuseError:  # a size that it cannot halve

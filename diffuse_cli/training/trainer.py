@@ -17,16 +17,15 @@ from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.core.kernels.layout import lay_out
 from diffuse_cli.core.networks import checkpointed
 from diffuse_cli.core.optimizers import OPTIMIZERS
-from diffuse_cli.core.process import spread
 from diffuse_cli.core.timesteps import TIMESTEP_DRAWS, History, choose
 from diffuse_cli.draws import key, seed_modules, share, training_draws
 from diffuse_cli.errors import UsageError, lookup
 from diffuse_cli.memory import out_of_memory
-from diffuse_cli.training.batches import Batches
+from diffuse_cli.training.batches import Batches, mirrored
 from diffuse_cli.training.course import Course, lr_at
 from diffuse_cli.training.ema import EARLY, Average, Weak, due
 from diffuse_cli.training.objective import Objective, losses_of
-from diffuse_cli.training.plan import Plan
+from diffuse_cli.training.plan import Plan, given_inputs
 from diffuse_cli.training.power import Powers
 
 Seen = list[tuple[Tensor, Tensor]]
@@ -258,13 +257,12 @@ class Trainer:
         )
         indices = self.batches.at(step, positions)
         x0 = self.batches.samples(indices)
-        if self.config.flip:
-            x0 = torch.where(spread(draws.flip, x0), x0.flip(-1), x0)
-        cond = self.batches.condition(indices)
-        if cond:
-            none = torch.full_like(cond["label"], self.plan.blueprint.conditions.num_classes)
-            dropped = draws.drop < self.config.label_dropout
-            cond = {"label": torch.where(dropped, none, cond["label"])}
+        flip = draws.flip if self.config.flip else None
+        if flip is not None:
+            x0 = mirrored(x0, flip)
+        cond = self.batches.condition(indices, x0, flip, step, positions)
+        conditions = self.plan.blueprint.conditions
+        cond = conditions.dropped(cond, draws.drop, self.config.label_dropout)
         t = choose(chances, draws.u)
         return t, self._objective(denoiser, x0, t, draws.noise, cond)
 
@@ -287,6 +285,7 @@ class Trainer:
             self.plan.blueprint,
             self.plan.images.stored[chosen],
             self.plan.images.labels[chosen],
+            given=given_inputs(self.plan, chosen),
             seed=self.config.seed,
             batch_size=min(HELD_OUT_BATCH, self.plan.room),
             device=self.device,

@@ -16,7 +16,7 @@ from diffuse_cli.core.guidance import (
     guide,
     interval,
     threshold,
-    unlabelled,
+    unconditional,
 )
 
 FULL = process_of("cosine", 50)
@@ -135,14 +135,14 @@ def test_classes_and_a_weaker_model_push_each_on_its_own():
     weak = Denoiser(lambda x, t, label=None: torch.ones_like(x), FULL, "x0")
     twos = torch.tensor([2, 2, 2])
     for scale, weak_scale in ((1, 1), (3, 1), (1, 3), (2, 1.5), (0, 2), (2, 0)):
-        both = away(strong, (unlabelled(strong), scale), (weak, weak_scale))
+        both = away(strong, (unconditional(strong), scale), (weak, weak_scale))
         wanted = 2 + (scale - 1) * (2 - -1) + (weak_scale - 1) * (2 - 1)
         found = both(X, 20, label=twos)
         assert torch.allclose(found.x0, torch.full_like(X, wanted))
         alpha, sigma = FULL.level(20, like=X)
         assert torch.allclose(alpha * found.x0 + sigma * found.eps, X)
     for scale in (0, 2.5):
-        one = away(strong, (unlabelled(strong), scale), (untouchable, 1))(X, 20, label=twos)
+        one = away(strong, (unconditional(strong), scale), (untouchable, 1))(X, 20, label=twos)
         assert torch.equal(one.x0, guide(strong, scale)(X, 20, label=twos).x0)
         one = away(strong, (untouchable, 1), (weak, scale))(X, 20, label=twos)
         assert torch.equal(one.x0, autoguide(strong, weak, scale)(X, 20, label=twos).x0)

@@ -18,7 +18,7 @@ from diffuse_cli.core import (
     Process,
     bits_per_dim,
 )
-from diffuse_cli.core.guidance import autoguide, away, clip, guide, unlabelled
+from diffuse_cli.core.guidance import autoguide, away, clip, guide, unconditional
 from diffuse_cli.core.losses import WEIGHTINGS, weights
 from diffuse_cli.core.variances import channels_out
 
@@ -55,7 +55,9 @@ def test_losses_read_nothing_back(target: str, variance: str, times: str):
 GUIDED = {
     "by no class": lambda denoiser: guide(denoiser, 2.0),
     "by a weaker model": lambda denoiser: autoguide(denoiser, made("eps")[0], 2.0),
-    "by both": lambda denoiser: away(denoiser, (unlabelled(denoiser), 2.0), (made("x0")[0], 1.5)),
+    "by both": lambda denoiser: away(
+        denoiser, (unconditional(denoiser), 2.0), (made("x0")[0], 1.5)
+    ),
 }
 
 

@@ -450,7 +450,7 @@ def test_terms_times_their_widths_are_the_bound(measure_classes, other, options)
 
 
 PLAIN = SimpleNamespace(
-    space=SimpleNamespace(to_model=lambda x: x), conditions=SimpleNamespace(told=lambda own: {})
+    space=SimpleNamespace(to_model=lambda x: x), conditions=SimpleNamespace(told=lambda *own: {})
 )
 """A blueprint of samples that are the model's numbers already, without conditions."""
 

@@ -25,7 +25,7 @@ def previews(run=RUN):
 
 def plan_of(steps, batch_size=64, held_out=96, classes=0):
     config = SimpleNamespace(steps=steps, batch_size=batch_size, num_timesteps=1000)
-    blueprint = SimpleNamespace(conditions=SimpleNamespace(num_classes=classes))
+    blueprint = SimpleNamespace(conditions=SimpleNamespace(num_classes=classes, given=None))
     return SimpleNamespace(config=config, blueprint=blueprint, held_out=range(held_out))
 
 

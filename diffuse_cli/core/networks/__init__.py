@@ -23,7 +23,9 @@ Run = Callable[..., "Tensor"]
 class Network(Protocol):
     """A module of this folder.
 
-    It may also have `adapt`, as `unet` does, to fit a preset to a space.
+    It may also have `adapt`, as `unet` does, to fit a preset to a space, and `INPUT`, the name of
+    the tensor whose second dimension is the channels of the sample and then of what is given, so
+    that a model that is given nothing can be taught to be.
 
     Attributes:
         Config: settings such as widths and heads, and nothing about the data.

@@ -15,6 +15,7 @@ from diffuse_cli.core.networks._time import TIME_EMBEDDINGS, TimeEmbedding
 from diffuse_cli.core.space import Space
 
 if TYPE_CHECKING:
+    from diffuse_cli.core.conditions import Conditions
     from diffuse_cli.core.networks.unet import Config
 
 
@@ -22,21 +23,25 @@ class UNet(nn.Module):
     """The U-Net.
 
     Attributes:
+        given_channels: of the array that it is told beside its input, which it reads together.
         run_block: how blocks are run: `plainly`, or `checkpointed` to save memory.
         ends: the modules between features and what is not: images, times, classes.
     """
 
     ends = ("conv_in", "conv_out", "time_embedding", "time_emb_proj", "class_embedding")
 
-    def __init__(self, config: Config, space: Space, num_classes: int, out_channels: int) -> None:
+    def __init__(
+        self, config: Config, space: Space, conditions: Conditions, out_channels: int
+    ) -> None:
         super().__init__()
+        num_classes, self.given_channels = conditions.num_classes, conditions.given_channels
         self.patch, self.num_classes = config.patch, num_classes
         self.run_block: Run = plainly
         parts, upward = (Parts(c, space.dims) for c in (config, config.upward))
         width, time_width = config.width, config.time_channels
         widths, attends = config.widths, config.attends(space.size)
         folded = config.patch**space.dims
-        self.conv_in = parts.conv(space.channels * folded, width)
+        self.conv_in = parts.conv((space.channels + self.given_channels) * folded, width)
         self.time_proj = lookup(TIME_EMBEDDINGS, config.time_embedding, "time_embedding")(config)
         self.time_embedding = TimeEmbedding(self.time_proj.width, time_width)
         if num_classes:
@@ -62,10 +67,13 @@ class UNet(nn.Module):
         self.conv_norm_out = parts.norm(before)
         self.conv_out = zeroed(parts.conv(before, out_channels * folded))
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, label: Tensor | None = None, given: Tensor | None = None
+    ) -> Tensor:
         """(B, C, *size) at times t (B,) in 0 ... 1000 to (B, out_channels, *size).
 
-        `label` is (B,) int64 for a network with classes; K, or None, is "no class".
+        `label` is (B,) int64 for a network with classes; K, or None, is "no class". `given` is
+        (B, C', *size) for one that is told an array, as `Given` encodes it; None is zeros.
         """
         emb = self.time_embedding(self.time_proj(t))
         if self.num_classes:
@@ -73,6 +81,10 @@ class UNet(nn.Module):
                 label = torch.full_like(t, self.num_classes, dtype=torch.long)
             emb = emb + self.class_embedding(label)
         emb = F.silu(emb)
+        if self.given_channels:
+            if given is None:
+                given = x.new_zeros(len(x), self.given_channels, *x.shape[2:])
+            x = torch.cat([x, given.to(x.dtype)], dim=1)
         h = self.conv_in(folded(x, self.patch))
         skips = [h]
         for level in self.down_blocks:

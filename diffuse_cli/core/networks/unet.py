@@ -21,6 +21,9 @@ from diffuse_cli.core.space import Space
 if TYPE_CHECKING:
     from diffuse_cli.core.networks._unet import UNet
 
+INPUT = "conv_in.weight"
+"""The tensor that reads the sample and, in the channels after it, what is given."""
+
 WIDEST = 65_536
 """The most channels of a level."""
 
@@ -168,7 +171,7 @@ def build(
     from diffuse_cli.core.networks._unet import UNet
 
     check(config, space)
-    return UNet(config, space, conditions.num_classes, out_channels or space.channels)
+    return UNet(config, space, conditions, out_channels or space.channels)
 
 
 def describe(config: Config, space: Space) -> list[str]:

@@ -1,0 +1,257 @@
+"""What a model is given: from samples, or what lies beside them, to what its network is told."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from diffuse_cli.core import degradations
+from diffuse_cli.core.conditions import PAIRS, Given
+from diffuse_cli.core.space import Space
+from diffuse_cli.draws import BLOCK, GivenDraws, given_draws
+from diffuse_cli.errors import UsageError, translating
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import torch
+    from torch import Tensor
+
+    from diffuse_cli.core.degradations import Degradation
+    from diffuse_cli.diffusion import Blueprint
+
+    Array = npt.NDArray[Any]
+
+
+def is_degradation(text: str) -> bool:
+    """Whether `--given` names a degradation, not a folder or a file."""
+    return text.partition("+")[0].partition(":")[0] in degradations.DEGRADATIONS
+
+
+@dataclass(frozen=True)
+class Giver:
+    """Makes what a model is told, (B, C', *size), as `core.conditions.Given` encodes it.
+
+    Attributes:
+        given: what the model is given.
+        space: of its samples.
+
+    Raises:
+        UsageError: a degradation that there is not, or that does not suit the samples.
+    """
+
+    given: Given
+    space: Space
+
+    @classmethod
+    def of(cls, blueprint: Blueprint) -> Giver | None:
+        """That of a model, None for one that is given nothing."""
+        given = blueprint.conditions.given
+        return cls(given, blueprint.space) if given else None
+
+    def __post_init__(self) -> None:
+        self.degradation  # noqa: B018  it is checked as it is made
+
+    @cached_property
+    def degradation(self) -> Degradation | None:
+        """What makes it of a sample; None for pairs."""
+        if self.given.what == PAIRS:
+            return None
+        if self.given.channels != self.space.channels:
+            raise UsageError(f"{self.given.what}: {self.given.channels} channels of another sample")
+        with translating(lambda _: "--given"):
+            made = degradations.parse(self.given.what).fitted(self.space.shape)
+            made.observed(self.space.shape)
+        return made
+
+    @property
+    def masks(self) -> bool:
+        """Whether it is told which part is known."""
+        return self.degradation is not None and self.degradation.HIDES
+
+    @cached_property
+    def inputs(self) -> Space:
+        """The space of what is given at sampling: the other half of a pair, or what is observed."""
+        made, shape = self.degradation, (self.given.channels, *self.space.size)
+        channels, *size = made.observed(self.space.shape) if made else shape
+        return dataclasses.replace(self.space, channels=channels, size=tuple(size))
+
+    @cached_property
+    def shown(self) -> Space:
+        """The space of the pictures that `look` makes of what is told."""
+        return dataclasses.replace(self.space, channels=self.given.channels)
+
+    # -- what is told ------------------------------------------------------------------------------
+
+    def degraded(self, x0: Tensor, draws: GivenDraws) -> Tensor:
+        """What is told of samples (B, C, *size) that are degraded."""
+        assert self.degradation is not None
+        made = self.degradation.drawn(draws.u)
+        y = made.observe(x0, draws.noise) if made.sigma else made.apply(x0)
+        return self.observed(y, made)
+
+    def observed(self, y: Tensor, made: Degradation | None = None) -> Tensor:
+        """What is told of what is observed: its pseudo-inverse, or itself for pairs.
+
+        Args:
+            made: the degradation, if it was drawn for these samples.
+        """
+        made = made or self.degradation
+        if made is None:
+            return self.encoded(y)
+        return self.encoded(made.pinv(y), made.known(y))
+
+    def encoded(self, values: Tensor, known: Tensor | None = None) -> Tensor:
+        """Values (B, C, *size) with the channel that says where they are known, 1 or 0."""
+        import torch
+
+        if known is None:
+            known = values.new_ones(len(values), 1, *values.shape[2:])
+        known = known[:, :1].expand(len(values), 1, *values.shape[2:])
+        return torch.cat([values * known, known], 1)
+
+    def augmented(self, told: Tensor, draws: GivenDraws) -> Tensor:
+        """`told` with noise of a deviation up to `given.noise`, drawn for each sample, where it is
+        known."""
+        if not self.given.noise:
+            return told
+        level = self.given.noise * draws.level.reshape(-1, *[1] * (told.ndim - 1))
+        values, known = told[:, :-1], told[:, -1:]
+        return self.encoded(values + level * draws.more, known)
+
+    def draws(
+        self, seed: int, purpose: str, step: int, positions: range, device: torch.device
+    ) -> GivenDraws:
+        """The random numbers of some positions of a step."""
+        made, none = self.degradation, (0,)
+        shape = (self.given.channels, *self.space.size)
+        return given_draws(
+            seed,
+            step,
+            positions,
+            uniforms=made.uniforms if made else 0,
+            observed=made.observed(self.space.shape) if made and made.sigma else none,
+            shape=shape if self.given.noise else none,
+            device=device,
+            purpose=purpose,
+        )
+
+    def look(self, told: Tensor) -> Array:
+        """What is told as stored numbers of `shown`; unknown places are in the middle."""
+        numbers: Array = self.shown.to_stored(told[:, :-1]).cpu().numpy()
+        return numbers
+
+
+# -- what many samples are given ------------------------------------------------------------------
+
+Make = Callable[["Tensor", "Sequence[int]"], "Tensor"]
+"""Stored numbers of some rows, and their places, to what is told of them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What samples are given, in turn: sample k gets row k modulo their number N.
+
+    Attributes:
+        stored: (N, ...), that `make` makes it of.
+        first: the index of the first sample.
+    """
+
+    stored: Array
+    make: Make
+    first: int = 0
+
+    def at(self, indices: Sequence[int], device: torch.device) -> Tensor:
+        """What these samples are told, (B, C', *size)."""
+        import numpy as np
+        import torch
+
+        from diffuse_cli.core.kernels.layout import laid_out
+
+        rows = [(i - self.first) % len(self.stored) for i in indices]
+        own = torch.from_numpy(np.ascontiguousarray(self.stored[rows])).to(device)
+        return laid_out(self.make(own, rows))
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+
+def beside(giver: Giver, stored: Array, first: int = 0) -> Inputs:
+    """Pairs, or what is observed, as stored numbers of `Giver.inputs`."""
+    return Inputs(stored, lambda own, _: giver.observed(giver.inputs.to_model(own)), first)
+
+
+def masked(giver: Giver, stored: Array, known: Array) -> Inputs:
+    """Stored samples (N, C, *size), of which the model is told where `known`, (N, 1, *size) or
+    (1, 1, *size), is true."""
+    import numpy as np
+
+    shape = (len(stored), 1, *stored.shape[2:])
+    both = np.concatenate([stored, np.broadcast_to(known, shape).astype(stored.dtype)], 1)
+
+    def make(own: Tensor, rows: Sequence[int]) -> Tensor:
+        return giver.encoded(giver.space.to_model(own[:, :-1]), own[:, -1:].float())
+
+    return Inputs(both, make)
+
+
+def degrading(giver: Giver, samples: Array, seed: int, purpose: str) -> Inputs:
+    """Stored samples that are degraded, each by draws of its own: on the CPU, so that they are the
+    same on every device."""
+    import torch
+
+    def make(own: Tensor, rows: Sequence[int]) -> Tensor:
+        draws = _by_row(giver, seed, purpose, rows, torch.device("cpu"))
+        moved = GivenDraws(*(value.to(own.device) for value in vars(draws).values()))
+        return giver.degraded(giver.space.to_model(own), moved)
+
+    return Inputs(samples, make)
+
+
+def misfits(giver: Giver, samples: Array, truths: Array, seed: int, rows: Sequence[int]) -> Array:
+    """|A(x) - y| of stored samples x and what is observed of the truths in the rows of `degrading`,
+    the mean over what is known: (B,), in the model's numbers."""
+    import torch
+
+    assert giver.degradation is not None
+    draws = _by_row(giver, seed, "given", rows, torch.device("cpu"))
+    made = giver.degradation.drawn(draws.u)
+    x, x0 = (giver.space.to_model(torch.from_numpy(each)) for each in (samples, truths))
+    apart = (
+        made.apply(x) - (made.observe(x0, draws.noise) if made.sigma else made.apply(x0))
+    ).abs()
+    known = made.known(x0)
+    if known is not None:
+        apart, known = apart * known, known.expand_as(apart)
+        found = apart.flatten(1).sum(1) / known.flatten(1).sum(1).clamp(min=1)
+    else:
+        found = apart.flatten(1).mean(1)
+    numbers: Array = found.numpy()
+    return numbers
+
+
+def inputs_for(giver: Giver, samples: Array, pairs: Array | None, seed: int) -> Inputs:
+    """What these stored samples are given, the same every time: what lies beside them, or what is
+    made of them."""
+    if pairs is not None:
+        return beside(giver, pairs)
+    return degrading(giver, samples, seed, "given")
+
+
+def _by_row(
+    giver: Giver, seed: int, purpose: str, rows: Sequence[int], device: torch.device
+) -> GivenDraws:
+    """The draws of each row, which depend on nothing but its place; a block is drawn once."""
+    import torch
+
+    blocks = {
+        k: giver.draws(seed, purpose, 0, range(k * BLOCK, (k + 1) * BLOCK), device)
+        for k in sorted({row // BLOCK for row in rows})
+    }
+    fields = [
+        [getattr(blocks[row // BLOCK], f.name)[row % BLOCK] for row in rows]
+        for f in dataclasses.fields(GivenDraws)
+    ]
+    return GivenDraws(*map(torch.stack, fields))

@@ -1,0 +1,169 @@
+"""What `sample --given` names: read as the model is given it, and named in the manifest."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diffuse_cli import files
+from diffuse_cli.config import SampleConfig
+from diffuse_cli.core.settings import dimensions
+from diffuse_cli.core.space import Space
+from diffuse_cli.data import Samples, file_hashes, pair, read_images
+from diffuse_cli.data.summary import fitting, span
+from diffuse_cli.errors import DataError, UsageError
+from diffuse_cli.events import Notice, Work
+from diffuse_cli.givens import Giver, Inputs, beside, degrading, masked
+from diffuse_cli.media import MEDIA, Asked
+from diffuse_cli.resolving import DrawSettings
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from diffuse_cli.sampling import Loaded
+
+    Array = npt.NDArray[Any]
+
+WHITE = 128
+"""From here on a grey level of a mask is white: unknown."""
+
+
+@dataclass(frozen=True)
+class Offered:
+    """What the images of a command are given.
+
+    Attributes:
+        inputs: for the model.
+        count: how many images are drawn of it.
+        described: for the manifest.
+    """
+
+    inputs: Inputs | None
+    count: int
+    described: dict[str, Any]
+
+
+def offered(config: SampleConfig, settings: DrawSettings, loaded: Loaded) -> Work[Offered]:
+    """Read what the images are given; nothing for a model that is given nothing.
+
+    Raises:
+        UsageError: it is missing, or the model is not given anything.
+        DataError: it cannot be used.
+    """
+    giver = Giver.of(loaded.model.blueprint)
+    if giver is None:
+        if config.given:
+            raise UsageError(
+                "--given: the model was trained without", "Train one with --given, or leave it out"
+            )
+        return Offered(None, config.n, {})
+    if config.given is None:
+        if settings.condition is None or settings.condition.scale != 0:
+            raise UsageError(_wanted(giver), _how(giver))
+        return Offered(None, config.n, {})
+    _check(config, giver)
+    read = partial(
+        read_images,
+        background=loaded.background,
+        fit=loaded.fit,
+        medium=giver.space.medium,
+        single=True,
+    )
+    asked = giver.space if config.degrade or config.mask else giver.inputs
+    samples = yield from read(config.given, size=asked.size, channels=asked.channels)
+    sizes = samples.summary.sizes
+    if [size[::-1] for size in sizes] != [asked.size]:
+        fitted = fitting(sizes, asked.size, loaded.fit)
+        yield Notice(f"--given of {span(sizes)}: resized to {dimensions(asked.size)}{fitted}")
+    described = _described(config.given, samples.names)
+    if config.mask:
+        masks = yield from read(config.mask, size=asked.size, channels=1)
+        known = _known(samples, masks, Path(config.mask))
+        inputs = masked(giver, samples.stored, known)
+        described["mask"] = _described(config.mask, masks.names)
+    elif config.degrade:
+        inputs = degrading(giver, samples.stored, config.seed, "given")
+        described["degraded"] = giver.given.what
+    else:
+        inputs = beside(giver, samples.stored)
+    return Offered(inputs, config.n * len(samples), {"given": described})
+
+
+def _wanted(giver: Giver) -> str:
+    channels = {1: "grey ", 3: "colour "}.get(giver.inputs.channels, "")
+    what = f" ({giver.given.what})"
+    return f"the model draws from {channels}images of {dimensions(giver.inputs.size)}{what}"
+
+
+def _how(giver: Giver) -> str:
+    free = ", or --guidance 0 to draw without any" if giver.given.dropout else ""
+    return f"Give them: --given PATH{free}"
+
+
+def _check(config: SampleConfig, giver: Giver) -> None:
+    """Refuse options that do not suit what the model is given."""
+    masks = giver.masks
+    if config.degrade and giver.degradation is None:
+        raise UsageError("--degrade: the model was trained on pairs", "Leave it out")
+    if config.mask and not masks:
+        raise UsageError(
+            f"--mask: the model was trained with --given {giver.given.what}", "Leave it out"
+        )
+    if masks and not (config.mask or config.degrade):
+        raise UsageError(
+            f"the model is told what is unknown ({giver.given.what})",
+            "Give --mask PATH, white where it is, or --degrade to mask as in training",
+        )
+
+
+def _known(samples: Samples, masks: Samples, path: Path) -> Array:
+    """Where each sample is known: one mask for all, or those of the same names."""
+    if len(masks) > 1 or path.is_dir():
+        found = pair(samples, masks)
+        if not found.matched.all():
+            line = next(found.missing())
+            raise DataError(f"--mask: {line}", "Give each its mask, or one for all")
+        chosen = masks.stored[found.rows]
+    else:
+        chosen = masks.stored
+    known: Array = chosen < WHITE
+    return known
+
+
+def _described(path: str, names: Sequence[str]) -> dict[str, Any]:
+    """For the manifest: the name and SHA-256 of each file; image k is of file k modulo their
+    number."""
+    hashes = file_hashes(Path(path), names)
+    return {"files": [{"name": files.show(name), "sha256": hashes[name]} for name in names]}
+
+
+def from_samples(drawn: Sequence[Array], space: Space, loaded: Loaded, first: int) -> Inputs:
+    """Stored samples of a model as what another is given, at its size.
+
+    Args:
+        first: the index of the first of them.
+
+    Raises:
+        UsageError: samples of other channels or levels, or a model that needs a mask.
+    """
+    giver = Giver.of(loaded.model.blueprint)
+    assert giver is not None
+    if giver.masks:
+        raise UsageError(f"--then: the model is told what is unknown ({giver.given.what})")
+    wanted = giver.inputs
+    same = dataclasses.replace(space, size=wanted.size)
+    if same != wanted:
+        raise UsageError(
+            f"--then: the model draws from {wanted.channels} channels of {wanted.levels} levels, "
+            f"not from {space.channels} of {space.levels}"
+        )
+    asked = Asked(size=wanted.size, channels=wanted.channels)
+    medium = MEDIA[space.medium]
+    fitted = [x if x.shape[1:] == wanted.size else medium.fit(x, asked) for x in drawn]
+    return beside(giver, np.stack(fitted), first)

@@ -1,0 +1,127 @@
+"""How images fit what they are drawn from: likeness to the real ones, consistency, variety."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from diffuse_cli.metrics import Number, average, with_error
+from diffuse_cli.metrics._similarity import psnr, ssim
+
+if TYPE_CHECKING:
+    from diffuse_cli.metrics import Array
+
+NEEDS = ("answers",)
+
+NUMBERS = (
+    Number(
+        "psnr",
+        "PSNR",
+        "Of a generated image against the real one, in decibels: by their mean squared error. The "
+        "reference is what is given itself, blown up or filled in without a model. An average of "
+        "all that is plausible has the best PSNR, and looks blurred.",
+        "higher",
+        "psnr_of_given",
+        "answers",
+        0,
+    ),
+    Number(
+        "ssim",
+        "SSIM",
+        "The same by structure (Wang et al. 2004), at most 1.",
+        "higher",
+        "ssim_of_given",
+        "answers",
+        1,
+    ),
+    Number(
+        "inconsistency",
+        "inconsistency",
+        "How far a generated image, degraded in the same way, is from what it was given: the mean "
+        "difference, where the range is 2. The reference is the real image, off by noise alone.",
+        "reference",
+        "inconsistency_of_real",
+        "answers",
+        2,
+    ),
+    Number(
+        "diversity",
+        "diversity",
+        "How far two images of the same input are apart: the root of their mean squared "
+        "difference, where the range is 2. As far as one of them from the real image is right.",
+        "reference",
+        "distance_to_real",
+        "answers",
+        3,
+    ),
+)
+BESIDE = (
+    "psnr_of_given", "ssim_of_given", "inconsistency_of_real", "distance_to_real",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Numbers of each real image, (M,) by key.
+
+    Attributes:
+        rows: their places among the real images.
+    """
+
+    values: Mapping[str, Array]
+    rows: Array
+
+    def __getitem__(self, chosen: Array) -> Answers:
+        """Those of some of the real images, by truth values of all of them."""
+        own = chosen[self.rows]
+        return Answers({key: value[own] for key, value in self.values.items()}, self.rows[own])
+
+
+def likeness(
+    truth: Array, first: Array, second: Array, given: Array | None, span: float
+) -> dict[str, Array]:
+    """The numbers of stored samples alone: the real images, two drawn of what each is given, and,
+    if it has a picture of their shape, that; (M, C, *size) each.
+
+    Args:
+        span: of the stored numbers.
+    """
+    import numpy as np
+
+    def apart(one: Array, other: Array) -> Array:
+        squares = np.square(one.astype(np.float64) - other).reshape(len(one), -1).mean(1)
+        distance: Array = np.sqrt(squares) * (2 / span)
+        return distance
+
+    values = {
+        "psnr": (psnr(first, truth, span) + psnr(second, truth, span)) / 2,
+        "ssim": (ssim(first, truth, span) + ssim(second, truth, span)) / 2,
+        "diversity": apart(first, second),
+        "distance_to_real": (apart(first, truth) + apart(second, truth)) / 2,
+    }
+    if given is not None:
+        values |= {
+            "psnr_of_given": psnr(given, truth, span),
+            "ssim_of_given": ssim(given, truth, span),
+        }
+    return values
+
+
+def compute(evaluation: Any) -> dict[str, float]:
+    """The mean of each number over the real images, with its standard error."""
+    found: dict[str, float] = {}
+    for key, values in evaluation.answers.values.items():
+        if len(values):
+            found |= with_error(key, *average(values))
+    return found
+
+
+def difference_errors(a: Any, b: Any) -> dict[str, float]:
+    """By the differences of each real image, where both have its number."""
+    one, other = a.answers.values, b.answers.values
+    return {
+        key: average(other[key] - values)[1]
+        for key, values in one.items()
+        if key in other and len(values) == len(other[key])
+    }

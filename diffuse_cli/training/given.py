@@ -1,0 +1,111 @@
+"""What a model is given beside its images: which pairs or degradation, and whether it stays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffuse_cli import files
+from diffuse_cli.config import TrainConfig
+from diffuse_cli.config.training import GIVEN_DROPOUT
+from diffuse_cli.core.conditions import PAIRS, Given
+from diffuse_cli.core.degradations import DEGRADATIONS
+from diffuse_cli.core.networks import NETWORKS
+from diffuse_cli.core.space import Space
+from diffuse_cli.data import Pairs, Samples, pair
+from diffuse_cli.errors import DataError, UsageError, suggest
+from diffuse_cli.events import Notice, Work
+from diffuse_cli.givens import Giver, is_degradation
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diffuse_cli.diffusion import Blueprint
+
+
+def pairs_at(config: TrainConfig) -> str | None:
+    """The folder or zip file of --given; None where nothing or a degradation is given.
+
+    Raises:
+        DataError: neither there nor a degradation.
+    """
+    if config.given is None or is_degradation(config.given):
+        return None
+    if not Path(config.given).exists():
+        raise DataError(
+            f"--given {files.show(config.given)}: no such file or folder, and no degradation",
+            suggest(config.given.partition(":")[0], DEGRADATIONS),
+        )
+    return config.given
+
+
+def paired(config: TrainConfig, images: Samples, given: Samples) -> Work[Pairs]:
+    """The images with what was read beside them; says what has no pair.
+
+    Raises:
+        DataError: nothing has a pair, or, with --strict, something has none.
+        UsageError: a pair of another kind of numbers.
+    """
+    own, theirs = images.space, given.space
+    if (own.medium, own.levels, own.size) != (theirs.medium, theirs.levels, theirs.size):
+        raise UsageError(f"--given {files.show(str(config.given))}: not samples as those of DATA")
+    found = pair(images, given)
+    for line in found.missing():
+        if config.strict:
+            raise DataError(line, "Leave --strict out to train on the pairs alone")
+        yield Notice(line, warning=True)
+    return found
+
+
+def given_of(config: TrainConfig, space: Space, pairs: Pairs | None) -> Given | None:
+    """What the model of a configuration is given.
+
+    Raises:
+        UsageError: a degradation that there is not, or that does not suit the images.
+    """
+    if config.given is None:
+        return None
+    given = Given(
+        channels=pairs.given.space.channels if pairs else space.channels,
+        what=PAIRS if pairs else config.given,
+        dropout=GIVEN_DROPOUT if config.given_dropout is None else config.given_dropout,
+        noise=config.given_noise or 0.0,
+    )
+    return Giver(given, space).given
+
+
+def grown_shapes(own: Blueprint, wanted: Blueprint) -> dict[str, tuple[int, ...]]:
+    """The shapes of a model's tensors once it can be told what another is given, if it is given
+    nothing yet: its input reads more channels."""
+    name = getattr(NETWORKS[own.network], "INPUT", None)
+    shapes = dict(own.shapes)
+    if not own.conditions.given and wanted.conditions.given and name in shapes:
+        width, _, *sides = shapes[name]
+        shapes[name] = (width, wanted.shapes.get(name, (0, 0))[1], *sides)
+    return shapes
+
+
+def grown(weights: Mapping[str, Tensor], own: Blueprint, wanted: Blueprint) -> Mapping[str, Tensor]:
+    """The weights of `grown_shapes`: 0 for the channels that are new, so that the model begins as
+    it was."""
+    done = dict(weights)
+    for name, shape in grown_shapes(own, wanted).items():
+        if shape != own.shapes[name]:
+            done[name] = weights[name].new_zeros(shape)
+            done[name][:, : own.shapes[name][1]] = weights[name]
+    return done
+
+
+def check_pairs(config: TrainConfig, now: Mapping[str, str], expected: Mapping[str, str]) -> None:
+    """Refuse other pairs than at a checkpoint.
+
+    Raises:
+        UsageError: their fingerprints differ.
+    """
+    if dict(now) != dict(expected):
+        raise UsageError(
+            f"what lies beside the images in {files.show(str(config.given))} is not what this run "
+            "began with",
+            "Put it back, under its names, or begin another run with --init",
+        )

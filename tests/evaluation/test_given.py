@@ -1,0 +1,99 @@
+"""`eval` and its kin with models that are given something."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from conftest import in_process
+
+SMALL = ("-n", 12, "--steps", 2, "--timesteps", 4, "--precision", "fp32")
+
+
+@pytest.fixture(scope="module")
+def models(images, recipe, tmp_path_factory):
+    """A model of each image itself, and one of what is four times as small, with classes."""
+    folder = tmp_path_factory.mktemp("given")
+    for name, options in (("paired", (images,)), ("upscaler", ("low-res:4", "--classes"))):
+        line = ["train", images, "--config", recipe, "--steps", 80, "--optimizer", "adamw", "-q"]
+        out = folder / f"{name}.safetensors"
+        assert in_process([*line, "--given", *options, "-o", out, "--ema-lengths", 4]) == 0
+    return folder
+
+
+def test_pairs_are_told_to_the_bound_and_to_what_is_drawn(diffuse, models, images, model):
+    told = diffuse(
+        "eval", models / "paired.safetensors", images, "--given", images, *SMALL, "--json"
+    )
+    alone = diffuse("eval", model, images, *SMALL, "--json")
+    assert told.code == alone.code == 0, told.err
+    assert told.json["bits_per_dim"] < alone.json["bits_per_dim"] - 0.5
+    assert "drawn from the real images in turn" in told.err
+    assert told.json["settings"]["given"] == "pairs"
+    assert set(told.json["fingerprints"]) == {"data", "given"}
+    assert told.json["part"] == "held-out"
+    assert told.json["psnr"] < told.json["psnr_of_given"] == 100  # each image is given itself
+    assert "inconsistency" not in told.json
+    assert "psnr" not in alone.json
+
+
+def test_a_degradation_is_made_of_the_real_images(diffuse, models, images, pair):
+    line = ("eval", models / "upscaler.safetensors", images, *SMALL, "--batch-size", 4, "--json")
+    one = diffuse(*line)
+    assert one.code == 0, one.err
+    assert one.json["settings"]["given"] == "low-res:4"
+    assert set(one.json["classes"]) == {"dark", "light"}
+    assert one.json["inconsistency_of_real"] == 0 < one.json["inconsistency"]
+    assert {"psnr", "ssim_of_given", "diversity_standard_error"} <= set(one.json)
+    two = pair(*line)
+    assert two.code == 0
+    assert two.json["bits_per_dim"] == one.json["bits_per_dim"]
+    assert two.json["kid"] == one.json["kid"]
+    assert two.json["psnr"] == one.json["psnr"]
+    few = diffuse(*line, "-n", 6)
+    assert few.json["diversity"] == pytest.approx(one.json["diversity"], rel=0.05)
+
+
+def test_images_without_a_pair_are_not_measured(diffuse, models, images, tmp_path):
+    some = shutil.copytree(images, tmp_path / "some")
+    for path in sorted((some / "dark").iterdir())[:-2]:
+        path.unlink()
+    ran = diffuse("eval", models / "paired.safetensors", images, "--given", some, *SMALL, "--json")
+    assert ran.code == 0, ran.err
+    assert "without a pair, left out" in ran.err
+    assert ran.json["n"]["real"] == 3  # of 6 that are held out
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("paired", (), "Give --given PATH"),
+        ("upscaler", ("--given", "nowhere"), "which is made of DATA"),
+    ],
+)
+def test_what_is_missing_or_of_no_use_is_said(diffuse, models, images, name, options, said):
+    ran = diffuse("eval", models / f"{name}.safetensors", images, *options, *SMALL, "-q")
+    assert ran.code == 2
+    assert said in ran.line
+
+
+def test_a_folder_is_given_nothing(diffuse, images):
+    ran = diffuse("eval", images, images, "--given", images, "-n", 8, "-q")
+    assert ran.code == 2
+    assert "--given needs a model" in ran.line
+
+
+def test_tune_ema_and_compare_tell_what_is_given(diffuse, models, images, model):
+    few = ("-n", 8, "--precision", "fp32")
+    line = ("--samplers", "ddim", "--steps", 2, "--guidance", "1,2", "--no-learn-times")
+    ran = diffuse("tune", models / "upscaler.safetensors", images, *few, *line, "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["recommended"]["guidance"] in (1, 2)
+    ran = diffuse(
+        "ema", models / "paired.safetensors", images, "--given", images, "--metric", "held-out",
+        "--precision", "fp32", "--json",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    line = ("--given", images, *few, "--steps", 2, "--timesteps", 4, "--json")
+    ran = diffuse("compare", models / "paired.safetensors", model, images, *line)
+    assert ran.code == 0, ran.err

@@ -1,0 +1,120 @@
+"""PSNR, SSIM, inconsistency and diversity of images that are drawn from something."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from diffuse_cli.core.conditions import Given
+from diffuse_cli.core.space import Space
+from diffuse_cli.givens import Giver, degrading, misfits
+from diffuse_cli.metrics import METRICS, Number, numbers
+from diffuse_cli.metrics._similarity import MOST, SPREAD, WINDOW, psnr, ssim
+from diffuse_cli.metrics.answers import Answers, compute, difference_errors, likeness
+
+DRAW = np.random.default_rng(0)
+
+
+def images(n, *size, channels=3):
+    return DRAW.integers(0, 256, (n, channels, *size), dtype=np.uint8)
+
+
+def test_psnr_is_that_of_a_known_error():
+    truth = images(4, 8, 8) // 2
+    assert psnr(truth, truth, 255).tolist() == [MOST] * 4
+    for off in (1, 10, 100):
+        found = psnr(truth + np.uint8(off), truth, 255)
+        assert np.allclose(found, 20 * math.log10(255 / off))
+    assert np.allclose(psnr(truth / 127.5 + 0.1, truth / 127.5, 2), 20 * math.log10(2 / 0.1))
+
+
+def by_the_formula(x, y, span):
+    """SSIM of two arrays (*size), place by place (Wang et al. 2004, eqs. 6, 13 to 16)."""
+    side = min(WINDOW, *x.shape)
+    line = np.exp(-((np.arange(side) - (side - 1) / 2) ** 2) / (2 * SPREAD**2))
+    w = line
+    for _ in x.shape[1:]:
+        w = np.multiply.outer(w, line)
+    w /= w.sum()
+    found = []
+    for corner in product(*(range(n - side + 1) for n in x.shape)):
+        cut = tuple(slice(c, c + side) for c in corner)
+        a, b = x[cut].astype(float), y[cut].astype(float)
+        ma, mb = (w * a).sum(), (w * b).sum()
+        va, vb = (w * (a - ma) ** 2).sum(), (w * (b - mb) ** 2).sum()
+        ab = (w * (a - ma) * (b - mb)).sum()
+        c1, c2 = (0.01 * span) ** 2, (0.03 * span) ** 2
+        found.append((2 * ma * mb + c1) * (2 * ab + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2)))
+    return float(np.mean(found))
+
+
+@pytest.mark.parametrize("size", [(16,), (13, 14), (5, 7), (12, 11, 13)])
+def test_ssim_is_the_formula_place_by_place(size):
+    x = images(2, *size, channels=2)
+    y = np.clip(x + DRAW.normal(0, 20, x.shape), 0, 255).astype(np.uint8)
+    wanted = [
+        np.mean([by_the_formula(p[c], q[c], 255) for c in range(2)])
+        for p, q in zip(x, y, strict=True)
+    ]
+    assert np.allclose(ssim(x, y, 255), wanted, atol=1e-12)
+    assert np.allclose(ssim(x, x, 255), 1)
+    assert np.allclose(ssim(x / 127.5, y / 127.5, 2), wanted, atol=1e-12)
+
+
+def test_images_of_the_right_spread_are_as_far_from_each_other_as_from_the_real_one():
+    given = DRAW.normal(128, 20, (400, 1, 8, 8))
+    truth, first, second = (given + DRAW.normal(0, 10, given.shape) for _ in range(3))
+    right = likeness(truth, first, second, given, 255)
+    assert right["diversity"].mean() == pytest.approx(right["distance_to_real"].mean(), rel=0.01)
+    assert right["diversity"].mean() == pytest.approx(10 * math.sqrt(2) * 2 / 255, rel=0.01)
+    same = likeness(truth, given, given, given, 255)
+    assert same["diversity"].max() == 0
+    assert same["psnr"].mean() > right["psnr"].mean() + 2  # the mean of what is plausible
+    assert np.allclose(same["psnr"], same["psnr_of_given"])
+    assert "psnr_of_given" not in likeness(truth, first, second, None, 255)
+
+
+@pytest.mark.parametrize("what", ["low-res:4", "grey", "mask:random", "blur:1"])
+def test_what_fits_is_consistent_and_noise_is_not(what):
+    giver = Giver(Given(channels=3, what=what), Space(channels=3, size=(8, 8)))
+    truth, rows = images(9, 8, 8), [8, 0, 1, 2, 3, 4, 5, 6, 7]
+    assert np.array_equal(misfits(giver, truth, truth, 3, rows), np.zeros(9))
+    assert (misfits(giver, images(9, 8, 8), truth, 3, rows) > 0.02).all()
+    noisy = Giver(Given(channels=3, what=f"{what}+noise:0.1"), giver.space)
+    off = misfits(noisy, truth, truth, 3, rows)
+    assert off.mean() == pytest.approx(0.1 * math.sqrt(2 / math.pi), rel=0.25)
+
+
+def test_a_mask_is_the_one_that_the_image_was_drawn_with():
+    giver = Giver(Given(channels=3, what="mask:random"), Space(channels=3, size=(8, 8)))
+    truth = images(12, 8, 8)
+    known = degrading(giver, truth, 3, "given").at(range(12), torch.device("cpu"))[:, -1:].numpy()
+    painted = np.where(known > 0, truth, 255 - truth)
+    assert np.array_equal(misfits(giver, painted, truth, 3, range(12)), np.zeros(12))
+    assert (misfits(giver, painted, truth, 4, range(12)) > 0).all()
+
+
+def test_numbers_have_errors_and_those_of_a_class_are_its_own():
+    values = {"psnr": np.array([1.0, 2.0, 6.0]), "ssim": np.array([0.5, 0.5, 0.8])}
+    answers = Answers(values, np.arange(3))
+    found = compute(SimpleNamespace(answers=answers))
+    assert found["psnr"] == 3
+    assert found["psnr_standard_error"] == pytest.approx(math.sqrt(7 / 3))
+    part = answers[np.array([True, False, True, True])]  # of four real images, three were answered
+    assert part.values["psnr"].tolist() == [1, 6]
+    other = Answers({"psnr": values["psnr"] + [1, 1, 4]}, np.arange(3))
+    apart = difference_errors(SimpleNamespace(answers=answers), SimpleNamespace(answers=other))
+    assert apart == {"psnr": pytest.approx(1.0)}
+    assert compute(SimpleNamespace(answers=Answers({}, np.zeros(0, int)))) == {}
+
+
+def test_every_number_is_shown():
+    own = {n.key for n in numbers() if n.question == "answers"} | set(METRICS["answers"].BESIDE)
+    made = likeness(*(images(2, 8, 8) for _ in range(4)), 255)
+    assert own == {*made, "inconsistency", "inconsistency_of_real"}
+    assert all(isinstance(n, Number) and n.ideal in own for n in METRICS["answers"].NUMBERS)

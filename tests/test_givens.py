@@ -1,0 +1,104 @@
+"""What a model is told of what it is given."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from diffuse_cli.core.conditions import Given
+from diffuse_cli.core.degradations import DEGRADATIONS
+from diffuse_cli.core.space import Space
+from diffuse_cli.draws import GivenDraws
+from diffuse_cli.errors import UsageError
+from diffuse_cli.givens import Giver, beside, degrading, inputs_for, is_degradation, masked
+
+CPU = torch.device("cpu")
+SPACE = Space(channels=4, size=(8, 8))
+SAMPLES = np.random.default_rng(0).integers(0, 256, (20, 4, 8, 8), dtype=np.uint8)
+
+
+def giver(what="pairs", channels=4, space=SPACE, **fields):
+    return Giver(Given(channels=channels, what=what, **fields), space)
+
+
+def draws(own, positions):
+    return own.draws(5, "given", 3, positions, CPU)
+
+
+def test_what_is_told_of_a_row_depends_on_nothing_but_its_place():
+    own = giver("mask:random+noise:0.2")
+    whole = degrading(own, SAMPLES, 5, "given").at(range(20), CPU)
+    told = degrading(own, SAMPLES, 5, "given").at([13, 2, 33], CPU)
+    assert torch.equal(told, whole[[13, 2, 13]])
+    assert not torch.equal(degrading(own, SAMPLES, 6, "given").at([0], CPU), whole[:1])
+    assert torch.equal(inputs_for(own, SAMPLES, None, 5).at(range(20), CPU), whole)
+
+
+def test_draws_belong_to_positions_of_the_batch():
+    own = giver("mask:box+noise:0.1", noise=0.5)
+    whole = draws(own, range(19))
+    for part in (range(8), range(3, 11), range(18, 19)):
+        for name, value in vars(draws(own, part)).items():
+            assert torch.equal(value, getattr(whole, name)[part.start : part.stop])
+    assert whole.u.shape == (19, 4)
+    assert whole.noise.shape == whole.more.shape == (19, 4, 8, 8)
+    assert draws(giver(), range(4)).noise.shape == (4, 0)
+
+
+@pytest.mark.parametrize("name", list(DEGRADATIONS))
+@pytest.mark.parametrize("size", [(8,), (8, 12), (4, 8, 4)])
+def test_every_degradation_is_told_at_the_size_of_the_sample(name, size):
+    what, space = DEGRADATIONS[name].EXAMPLE, Space(channels=4, size=size)
+    if name == "low-res":
+        what = "low-res:2"
+    own = giver(what, space=space)
+    x0 = torch.randn(3, 4, *size, generator=torch.Generator().manual_seed(0))
+    told = own.degraded(x0, draws(own, range(3)))
+    assert told.shape == (3, 5, *size)
+    assert set(told[:, -1].unique().tolist()) <= {0.0, 1.0}
+    assert own.inputs.size == tuple(own.degradation.observed(space.shape)[1:])
+    if not own.masks and not own.degradation.sigma:
+        y = own.degradation.apply(x0)
+        assert torch.equal(own.observed(y), told)
+    drawn = GivenDraws(*(value.to("meta") for value in vars(draws(own, range(3))).values()))
+    with torch.device("meta"):
+        assert own.augmented(own.degraded(x0.to("meta"), drawn), drawn).shape == told.shape
+
+
+def test_noise_stays_where_something_is_known():
+    own = giver("mask:half", noise=0.5)
+    x0 = torch.zeros(64, 4, 8, 8)
+    drawn = draws(own, range(64))
+    told = own.augmented(own.degraded(x0, drawn), drawn)
+    assert not told[..., 4:].any()
+    assert torch.equal(told[:, -1, :, :4], torch.ones(64, 8, 4))
+    spreads = told[:, :-1, :, :4].flatten(1).std(1)
+    assert torch.allclose(spreads, 0.5 * drawn.level, rtol=0.3)
+    plain = giver("mask:half")
+    assert plain.augmented(told, drawn) is told
+
+
+def test_what_is_told_can_be_looked_at():
+    told = beside(giver(), SAMPLES).at([3, 24], CPU)
+    assert told.shape == (2, 5, 8, 8)
+    assert np.array_equal(giver().look(told), SAMPLES[[3, 4]])
+    known = np.zeros((1, 1, 8, 8), bool)
+    known[..., :4] = True
+    part = masked(giver("mask:half"), SAMPLES, known).at([3], CPU)
+    assert torch.equal(part[:, :-1, :, :4], told[:1, :-1, :, :4])
+    assert not part[..., 4:].any()
+    assert torch.equal(part[:, -1:], torch.from_numpy(known).float())
+
+
+@pytest.mark.parametrize(
+    ("what", "channels"), [("low-res:3", 4), ("low-res:2", 3), ("gray", 4), ("mask:x", 4)]
+)
+def test_what_does_not_suit_the_samples_is_refused(what, channels):
+    with pytest.raises(UsageError):
+        giver(what, channels)
+
+
+def test_a_degradation_is_known_by_its_name():
+    assert all(map(is_degradation, ("grey", "low-res:4", "blur:2+noise:0.1", "noise")))
+    assert not any(map(is_degradation, ("./grey", "edges", "grey/", "greys", "a+b", "")))

@@ -1,0 +1,233 @@
+"""`sample --given` and `--then`: what the images are drawn from, and what is said of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import in_process, write_images
+from PIL import Image
+
+from diffuse_cli import modelfile
+from diffuse_cli.core.conditions import Given
+
+STEPS = ("--steps", 3, "--precision", "fp32", "-q")
+
+
+def trained(recipe, images, out, *options):
+    line = ["train", images, "--config", recipe, "--steps", 25, "-o", out, "-q", *options]
+    assert in_process([*line, "--optimizer", "adamw"]) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("given")
+
+
+@pytest.fixture(scope="session")
+def paired(recipe, images, folder):
+    """A model of pairs, of classes too."""
+    return trained(recipe, images, folder / "paired.safetensors", "--classes", "--given", images)
+
+
+@pytest.fixture(scope="session")
+def upscaler(recipe, images, folder):
+    """A model of what is four times as small."""
+    return trained(recipe, images, folder / "up.safetensors", "--given", "low-res:4")
+
+
+@pytest.fixture(scope="session")
+def inpainter(recipe, images, folder):
+    """A model of what is masked."""
+    options = ("--given", "mask:random", "--given-dropout", 0)
+    return trained(recipe, images, folder / "paint.safetensors", *options)
+
+
+@pytest.fixture(scope="session")
+def small(recipe, folder):
+    """A model of 2x2 images."""
+    return trained(recipe, write_images(folder / "tiny", side=2), folder / "small.safetensors")
+
+
+def pixels(folder, k):
+    return np.asarray(Image.open(Path(folder) / f"{k:05d}.png"))
+
+
+def manifest(folder):
+    return json.loads((Path(folder) / "manifest.json").read_text())
+
+
+def inputs(tmp_path, count=3, side=8, name="inputs"):
+    return write_images(tmp_path / name, count, side=side)
+
+
+# -- sample --given -------------------------------------------------------------------------------
+
+
+def test_n_images_are_drawn_of_each(diffuse, paired, tmp_path):
+    given = inputs(tmp_path)
+    ran = diffuse("sample", paired, "--given", given, "-n", 2, *STEPS, "-o", "out", "--json")
+    assert ran.code == 0, ran.err
+    assert len(ran.json["images"]) == 6
+    found = manifest("out")
+    assert [one["name"] for one in found["given"]["files"]] == [
+        "dark/000.png", "dark/002.png", "light/001.png",
+    ]  # fmt: skip
+    for one in found["given"]["files"]:
+        assert one["sha256"] == hashlib.sha256((given / one["name"]).read_bytes()).hexdigest()
+    assert found["guidance"] == 1
+    assert found["classes"] == ["dark"] * 3 + ["light"] * 3
+    grid = np.asarray(Image.open("out/grid.png"))
+    assert grid.shape == (3 * 66 - 2, 3 * 66 - 2)
+    first = np.asarray(Image.open(given / "dark/000.png"))
+    assert np.array_equal(grid[:64:8, :64:8], first)
+    assert np.array_equal(grid[:64:8, 132:196:8], pixels("out", 3))
+
+
+@pytest.mark.parametrize("options", [("-n", 3), ("-n", 2, "--batch-size", 4), ("-n", 1)])
+def test_an_image_is_the_same_for_any_number_and_batch_size(diffuse, paired, tmp_path, options):
+    given = inputs(tmp_path)
+    line = ("sample", paired, "--given", given, "--class", "light", *STEPS)
+    diffuse(*line, "-n", 2, "-o", "one")
+    assert diffuse(*line, *options, "-o", "two").code == 0
+    for k in range(3 * min(2, options[1])):
+        apart = pixels("one", k).astype(int) - pixels("two", k)
+        assert abs(apart).max() <= 1  # rounding depends on the batch
+
+
+def test_two_processes_draw_what_one_does(diffuse, pair, small, upscaler, paired, tmp_path):
+    given = inputs(tmp_path)
+    for k, line in enumerate(
+        [(paired, "--given", given, "-n", 3), (small, "--then", upscaler, "-n", 5)]
+    ):
+        options = (*line, *STEPS, "--batch-size", 1)
+        assert diffuse("sample", *options, "-o", f"one{k}").code == 0
+        assert pair("sample", *options, "-o", f"two{k}").code == 0
+        assert manifest(f"one{k}") == manifest(f"two{k}")
+
+
+def test_what_is_given_decides_the_image(diffuse, paired, tmp_path):
+    given = inputs(tmp_path, 2)
+    line = ("sample", paired, "--given", given / "dark/000.png", "-n", 1, *STEPS, "-o")
+    assert diffuse(*line, "one").code == 0
+    shutil.copy(given / "light/001.png", given / "dark/000.png")
+    assert diffuse(*line, "two").code == 0
+    assert (pixels("one", 0) != pixels("two", 0)).any()
+
+
+def test_a_model_of_a_degradation_is_given_what_is_degraded_or_degrades(
+    diffuse, upscaler, tmp_path
+):
+    whole, low = inputs(tmp_path, 2), inputs(tmp_path, 2, name="small")
+    for path in whole.rglob("*.png"):
+        values = np.asarray(Image.open(path)).reshape(2, 4, 2, 4).mean((1, 3)).round()
+        Image.fromarray(values.astype(np.uint8)).save(low / path.relative_to(whole))
+    assert diffuse("sample", upscaler, "--given", low, "-n", 1, *STEPS, "-o", "low").code == 0
+    line = ("sample", upscaler, "--given", whole, "--degrade", "-n", 1, *STEPS, "-o", "whole")
+    assert diffuse(*line).code == 0
+    assert manifest("whole")["given"]["degraded"] == "low-res:4"
+    for k in range(2):  # but for the rounding of what was saved
+        assert abs(pixels("low", k).astype(int) - pixels("whole", k)).max() <= 2
+    ran = diffuse("sample", upscaler, "--given", whole, "-n", 1, *STEPS[:-1], "-o", "resized")
+    assert "--given of 8x8: resized to 2x2" in ran.err
+
+
+def test_a_mask_says_what_is_unknown(diffuse, inpainter, tmp_path):
+    given = inputs(tmp_path, 2)
+    mask = np.zeros((8, 8), np.uint8)
+    mask[:, 4:] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    line = ("sample", inpainter, "--given", given, "-n", 1, *STEPS)
+    assert diffuse(*line, "--mask", "mask.png", "-o", "one").code == 0
+    for path in given.rglob("*.png"):  # what is unknown does not matter
+        values = np.asarray(Image.open(path)).copy()
+        values[:, 4:] = 7
+        Image.fromarray(values).save(path)
+    assert diffuse(*line, "--mask", "mask.png", "-o", "two").code == 0
+    for k in range(2):
+        assert np.array_equal(pixels("one", k), pixels("two", k))
+    masks = inputs(tmp_path, 2, name="masks")
+    assert diffuse(*line, "--mask", masks, "-o", "each").code == 0
+    (masks / "dark/000.png").unlink()
+    ran = diffuse(*line, "--mask", masks, "-o", "lacking")
+    assert ran.code == 3
+    assert "dark/000.png" in ran.err
+    assert diffuse(*line, "--degrade", "-o", "drawn").code == 0
+
+
+def test_guidance_0_draws_without(diffuse, paired):
+    assert diffuse("sample", paired, "--guidance", 0, "-n", 4, *STEPS, "-o", "out").code == 0
+    assert "given" not in manifest("out")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "code", "said"),
+    [
+        ("paired", (), 2, "Give them: --given PATH, or --guidance 0"),
+        ("upscaler", (), 2, "grey images of 2x2 (low-res:4)"),
+        ("inpainter", ("--guidance", 0), 2, "cannot do without"),
+        ("inpainter", ("--given", "inputs"), 2, "Give --mask PATH"),
+        ("paired", ("--given", "inputs", "--mask", "inputs"), 2, "--mask: the model was trained"),
+        ("paired", ("--given", "inputs", "--degrade"), 2, "trained on pairs"),
+        ("paired", ("--degrade",), 2, "--degrade goes with --given"),
+        ("paired", ("--given", "nowhere"), 3, "no such file"),
+        ("small", ("--given", "inputs"), 2, "--given: the model was trained without"),
+        ("small", ("--then", "small"), 2, "trained without --given"),
+        ("small", ("--then", "inpainter"), 2, "told what is unknown"),
+    ],
+)
+def test_what_cannot_be_given_is_refused(diffuse, request, tmp_path, name, options, code, said):
+    inputs(tmp_path)
+    models = {n: request.getfixturevalue(n) for n in ("paired", "upscaler", "inpainter", "small")}
+    line = [models.get(o, o) if options[k - 1] == "--then" else o for k, o in enumerate(options)]
+    ran = diffuse("sample", models[name], *line, *STEPS)
+    assert ran.code == code
+    assert said in ran.line
+    assert not Path("samples").exists()
+
+
+# -- sample --then --------------------------------------------------------------------------------
+
+
+def test_a_second_model_draws_from_what_the_first_drew(diffuse, small, upscaler):
+    line = ("-n", 4, "--seed", 3, *STEPS)
+    assert diffuse("sample", small, *line, "--then", upscaler, "-o", "both").code == 0
+    assert diffuse("sample", small, *line, "-o", "first").code == 0
+    found = manifest("both")
+    assert found["first"]["model"] == manifest("first")["model"]
+    assert found["model"] != found["first"]["model"]
+    grid = np.asarray(Image.open("both/grid.png"))
+    for k in range(4):
+        assert pixels("both", k).shape == (8, 8)
+        low = pixels("first", k).repeat(4, 0).repeat(4, 1)
+        row, column = divmod(2 * k, round((grid.shape[1] + 2) / 66))
+        there = grid[row * 66 : row * 66 + 64 : 8, column * 66 : column * 66 + 64 : 8]
+        assert abs(there.astype(int) - low).max() <= 1
+
+
+# -- in a model file ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('"what":"pairs"', '"what":"pears"'),
+        ('"what":"pairs"', '"what":"blur:"'),
+        ('"what":"pairs"', '"what":"low-r"'),
+        ('"channels":1,"dropout"', '"channels":9,"dropout"'),
+        ('"noise":0.0', '"noise":-.1'),
+        ('"noise":0.0', '"noise":nul'),
+    ],
+)
+def test_a_model_file_with_another_given_is_refused(paired, diffuse, before, after):
+    data = paired.read_bytes()
+    own, other = (text.replace('"', '\\"').encode() for text in (before, after))
+    assert data.count(own) == 1
+    Path("bad.safetensors").write_bytes(data.replace(own, other))
+    assert diffuse("info", "bad.safetensors", "-q").code == 4
+    assert modelfile.load(paired).blueprint.conditions.given == Given(channels=1, dropout=0.1)
