@@ -93,7 +93,7 @@ def _larger(sizes: frozenset[Size], loaded: Loaded, size: Sequence[int]) -> str:
         return ""
     (own,) = sizes
     larger = all(side >= least for side, least in zip(own[::-1], size, strict=True))
-    return f"; --size {dimensions(own[::-1])} keeps it" if larger else ""
+    return f"; --size {'x'.join(map(str, own[::-1]))} keeps it" if larger else ""
 
 
 def enlarged(path: str, loaded: Loaded, factor: int) -> Size | None:

@@ -70,6 +70,45 @@ def test_known_pixels_are_kept_to_the_last_level(diffuse, model, picture, method
 
 
 @methods
+def test_a_larger_picture_is_finished_in_windows(diffuse, model, picture, method):
+    """With --size; without it the picture is shrunk, and how to keep it is said."""
+    noise = np.random.default_rng(5).integers(0, 256, (12, 20), np.uint8)
+    Image.fromarray(noise).save("large.png")
+    hole = np.zeros((12, 20), np.uint8)
+    hole[3:9, 5:15] = 255
+    Image.fromarray(hole).save("large-hole.png")
+    line = ("inpaint", model, "large.png", "--mask", "large-hole.png", "-n", 2, *QUICK)
+    ran = diffuse(*line, "--size", "12x20", "--method", method, "--json")
+    assert ran.code == 0, ran.err
+    for k in range(2):
+        found = pixels("inpainted", k)
+        assert (found[hole == 0] == noise[hole == 0]).all()
+    ran = diffuse(*line[:-1], "-o", "small")
+    assert ran.code == 0, ran.err
+    assert "12 high x 20 wide: resized to 8x8" in ran.err
+    assert "; --size 12x20 keeps it" in ran.err
+    assert pixels("small", 0).shape == (8, 8)
+
+
+def test_upscaling_goes_beyond_the_models_size(diffuse, model, picture):
+    """4x4 becomes 16x16 with a model of 8x8, and 8x8 where that is typed."""
+    small = np.asarray(Image.open("tiny.png"), int)
+    assert diffuse("upscale", model, "tiny.png", *QUICK).code == 0
+    found = pixels("upscaled", 0)
+    assert found.shape == (16, 16)
+    assert np.abs(found.reshape(4, 4, 4, 4).mean((1, 3)) - small).max() <= 1
+    typed = ("--factor", 2, "--size", 8, "-o", "less")
+    assert diffuse("upscale", model, "tiny.png", *typed, *QUICK).code == 0
+    assert pixels("less", 0).shape == (8, 8)
+
+
+def test_variations_in_windows(diffuse, model, picture):
+    Image.open("a.png").resize((16, 8)).save("wide.png")
+    assert diffuse("vary", model, "wide.png", "--size", "8x16", "--strength", 0.5, *QUICK).code == 0
+    assert pixels("varied", 0).shape == (8, 16)
+
+
+@methods
 @pytest.mark.parametrize("form", ["low-res:2", "mask:half", "mask:strokes", "blur:0.8"])
 def test_the_result_degraded_again_is_what_was_seen(diffuse, model, picture, form, method):
     line = ("restore", model, "a.png", "--degrade", "--degradation", form, "--method", method)
@@ -307,7 +346,9 @@ REFUSED = [
     ("inpaint MODEL a.png --mask hole.png --method ddmn", 2, "Did you mean 'ddnm'?"),
     ("inpaint MODEL a.png --mask hole.png -o .", 2, "-o . holds a.png itself"),
     ("inpaint MODEL a.png --mask hole.png --jumps 0", 2, "--jumps must be at least 1"),
-    ("upscale MODEL tiny.png --factor 3", 2, "--factor: low-res:3 needs sides"),
+    ("upscale MODEL several --factor 3", 2, "--factor: low-res:3 needs sides"),
+    ("upscale MODEL tiny.png --size 18", 2, "--factor: low-res:4 needs sides"),
+    ("vary MODEL a.png --size 8x4", 2, "--size 8 high x 4 wide is smaller than the model's 8x8"),
     ("upscale MODEL tiny.png --factor 1", 2, "--factor must be at least 2"),
     ("restore MODEL a.png", 2, "--degradation is missing"),
     ("restore MODEL a.png --degradation lowres:2", 2, "Did you mean 'low-res'?"),
