@@ -240,6 +240,7 @@ SECTIONS: dict[str, tuple[str, str, Callable[[Result], Lines]]] = {
     "budget": ("Where the step's time goes", "train_step.py --budget", budget),
     "time-to-quality-fashion": ("Quality for time: clothes", "time_to_quality.py", quality),
     "time-to-quality-emoji": ("Quality for time: emoji", "time_to_quality.py", quality),
+    "time-to-quality-photos": ("Quality for time: photos", "time_to_quality.py", quality),
     "sampling": ("Sampling", "sampling.py", sampling),
     "growth": ("How cost grows", "growth.py", grown),
     "loading": ("Loading", "loading.py", anything),

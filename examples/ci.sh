@@ -52,6 +52,14 @@ diffuse tune "$model" "$data" -n 16 --samplers ddim,unipc --steps 3,6 -o tuned.s
 diffuse info tuned.safetensors --quiet | grep -q "^recommended "
 diffuse sample tuned.safetensors -n 2 -o tuned/ --quiet
 
+# Pairs: images from their edges; and half of an image drawn anew by a model of whole ones.
+rm out/grid.png
+python3 "$examples/edges.py" out edges
+diffuse train out --given edges --preset tiny --steps 4 -o pairs.safetensors --quiet
+diffuse sample pairs.safetensors --given edges/00000.png -n 2 -o drawn/ --steps 2 --quiet
+diffuse restore "$model" out/00000.png --degradation mask:half --degrade -n 2 --steps 4 -o whole/ --quiet
+test -s whole/grid.png
+
 # The forward process under every schedule, as a picture.
 diffuse noise-demo out/00000.png -o demo.png --quiet
 test -s demo.png
