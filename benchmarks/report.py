@@ -44,8 +44,8 @@ samplers; diffusers' was the best of six (`peer_solvers.py`). Its learning rate 
 batches of 64 was the best of those tried in short runs, but diverged in a long one.
 
 What a user gets on one core of such a processor: Fashion-MNIST at 32×32 has a KID × 1000 of 258
-after one minute, 130 after two and a half and 64 after ten; among emoji of 64×64 one recognises heads
-and faces after ten minutes. Thirty minutes were not measured.
+after one minute, 130 after two and a half and 64 after ten; among emoji of 64×64 one recognises
+heads and faces after ten minutes. Thirty minutes were not measured.
 
 Sampling, growth and start-up were measured earlier, on another machine (named below each), whose
 bfloat16 is half as fast as its float32, and with a `tiny` of 1.7 M parameters.
