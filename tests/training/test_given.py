@@ -16,7 +16,7 @@ from diffuse_cli import modelfile
 from diffuse_cli.core import LOSSES
 from diffuse_cli.core.conditions import Given
 from diffuse_cli.core.losses import simple
-from diffuse_cli.core.networks.unet import INPUT
+from diffuse_cli.core.networks.unet import ENDS
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
 WHOLE = Path("whole.safetensors")
@@ -175,20 +175,13 @@ def test_a_model_that_was_given_nothing_begins_as_it_was(train, model, negatives
     for given in (negatives, "low-res:2"):
         assert diffuse(*line, given, "--overwrite").code == 0
         before, after = modelfile.load(model), modelfile.load(MODEL)
-        old, new = (m.ema[INPUT] for m in (before, after))
+        old, new = (m.ema[ENDS.input] for m in (before, after))
         assert torch.equal(new[:, :1], old)
         assert not new[:, 1:].any()
-        assert all(torch.equal(after.ema[n], v) for n, v in before.ema.items() if n != INPUT)
+        assert all(torch.equal(after.ema[n], v) for n, v in before.ema.items() if n != ENDS.input)
     line = ("train", images, "--init", MODEL, "--steps", 1, "-o", "next.safetensors")
     assert diffuse(*line).code == 0
     assert modelfile.load("next.safetensors").blueprint.conditions.given.what == "low-res:2"
-
-
-def test_init_from_pairs_needs_pairs(train, negatives, images, diffuse):
-    assert train("--steps", 1, "--given", negatives).code == 0
-    ran = diffuse("train", images, "--init", MODEL, "--steps", 1, "-o", "b.safetensors", "-q")
-    assert ran.code == 2
-    assert "Give --given" in ran.line
 
 
 # -- what is refused ------------------------------------------------------------------------------
