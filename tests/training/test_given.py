@@ -141,6 +141,19 @@ def test_two_processes_are_told_what_one_is(pair, train, images, recipe, negativ
         assert logged(name) == pytest.approx(logged(name, Path("one.run")), rel=1e-3)
 
 
+def test_two_processes_stopped_and_resumed_equal_one_go(
+    pair, images, recipe, negatives, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    line = ("train", images, "--config", recipe, "--steps", 8, "--flip", "--accumulation", 2)
+    line += ("--given", negatives, "--given-noise", 0.3, "-q")
+    assert pair(*line, "-o", WHOLE).code == 0
+    assert pair(*line, "--stop-at", 3).code == 0
+    half = MODEL.read_bytes()
+    assert pair(*line, "--resume").code == 0
+    assert MODEL.read_bytes() == WHOLE.read_bytes() != half
+
+
 def test_a_preview_shows_what_is_given_its_samples_and_the_image(train, images, negatives):
     assert train("--steps", 4, "--given", negatives).code == 0
     sheet = np.asarray(Image.open(RUN / "previews/step-00000004.png"))
