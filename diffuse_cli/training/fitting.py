@@ -14,6 +14,7 @@ import torch
 
 from diffuse_cli.core.networks import NETWORKS, Ends
 from diffuse_cli.core.variances import LEARNED
+from diffuse_cli.draws import philox
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,12 +36,18 @@ def ends_of(blueprint: Blueprint) -> Ends | None:
     return ends
 
 
-def fitted(model: Model, wanted: Blueprint) -> Mapping[str, Tensor]:
-    """The averaged weights of a model for a blueprint of the same network."""
+def fitted(model: Model, wanted: Blueprint, seed: int = 0) -> Mapping[str, Tensor]:
+    """The averaged weights of a model for a blueprint of the same network.
+
+    Args:
+        seed: of how a model of grey samples first sees colours.
+    """
     own, ends, weights = model.blueprint, ends_of(model.blueprint), dict(model.ema)
     if ends is None:
         return weights
     weights[ends.input] = combined(weights[ends.input], reading(own, wanted), 1)
+    if (own.space.channels, wanted.space.channels) == (GREY, COLOUR):
+        weights[ends.input] += differences(weights[ends.input], wanted, seed)
     for name in (ends.output, ends.output_bias):
         weights[name] = combined(weights[name], writing(own, wanted), 0)
     if learns(wanted) and not learns(own):
@@ -114,6 +121,25 @@ def combined(weight: Tensor, matrix: Tensor, dim: int) -> Tensor:
     done = torch.tensordot(matrix, parts, dims=([1], [dim])).movedim(0, dim)
     fit: Tensor = done.flatten(dim, dim + 1).to(weight.dtype).contiguous()
     return fit
+
+
+def differences(weight: Tensor, wanted: Blueprint, seed: int) -> Tensor:
+    """New weights of the input, like `weight`, for how channels differ: 0 in sum, for each place.
+
+    If the input did not see the differences between channels, and the output predicted none,
+    neither had a gradient by which to learn them. As large as a new convolution's.
+    """
+    channels, every = (
+        wanted.space.channels,
+        wanted.space.channels + wanted.conditions.given_channels,
+    )
+    shape = (len(weight), channels, weight.shape[1] // every, *weight.shape[2:])
+    bound = weight[0].numel() ** -0.5
+    drawn = torch.from_numpy(philox(seed, "colours").uniform(-bound, bound, shape))
+    found = torch.zeros_like(weight)
+    centred = drawn - drawn.mean(1, keepdim=True)
+    found[:, : channels * shape[2]] = centred.flatten(1, 2).to(weight.dtype)
+    return found
 
 
 # -- classes --------------------------------------------------------------------------------------

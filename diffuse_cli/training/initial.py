@@ -58,7 +58,7 @@ def first_weights(config: TrainConfig, blueprint: Blueprint) -> Work[Mapping[str
     _check(source, model.blueprint, blueprint)
     yield from (Notice(text, warning=True) for text in _warnings(source, model, blueprint))
     yield from _told(source, list(parts(model, blueprint)), blueprint)
-    return fitted(model, blueprint)
+    return fitted(model, blueprint, config.seed)
 
 
 def _check(source: str, own: Blueprint, wanted: Blueprint) -> None:
@@ -152,9 +152,9 @@ def _channels(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iterator[Part]:
         f"{after - before} new, at 0" if after > before else f"{before - after} left out"
     )
     if (before, after) == (GREY, COLOUR):
-        text = "grey becomes colour: a third of its weights reads each colour; each is drawn as it"
+        text = "grey becomes colour: grey is read and drawn as it was; how colours differ is new"
     elif (before, after) == (COLOUR, GREY):
-        text = "colour becomes grey: read by the sum of its weights, drawn as their mean"
+        text = "colour becomes grey: grey is read as it was, and drawn as the mean of colours"
     drawn = after * (1 + (learns(own) and learns(wanted)))
     read = _count(wanted, ends.input, after)
     written = sum(_count(wanted, name, drawn) for name in (ends.output, ends.output_bias))

@@ -97,6 +97,19 @@ def test_grey_becomes_colour_and_is_itself_of_grey(patch, variance):
 
 
 @patches
+@torch.no_grad()
+def test_a_grey_model_that_becomes_one_of_colour_sees_how_they_differ(patch):
+    """Else neither its input nor its output could learn it from the other."""
+    grey, colour = trained(blueprint(1, patch=patch)), blueprint(3, patch=patch)
+    _, new = both(grey, colour)
+    x = noise(3)
+    assert not torch.allclose(new(x, T), new(x.mean(1, keepdim=True).expand(-1, 3, -1, -1), T))
+    read = [fitted(grey, colour, seed)[ENDS.input] for seed in (0, 0, 1)]
+    assert read[0].equal(read[1])
+    assert not read[0].equal(read[2])
+
+
+@patches
 @variances
 @torch.no_grad()
 def test_colour_becomes_grey_and_is_the_mean_of_what_it_was_of_grey(patch, variance):
