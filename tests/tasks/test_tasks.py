@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import write_images
+from conftest import in_process, write_images
 from PIL import Image
+from seams import killed_while
 
 from diffuse_cli.config import DrawConfig
 from diffuse_cli.core import RESTORATIONS
@@ -341,6 +343,8 @@ REFUSED = [
     ("inpaint MODEL a.png --mask black.png", 3, "nothing is to be drawn"),
     ("inpaint MODEL a.png --mask white.png", 3, "nothing is kept"),
     ("inpaint MODEL a.png --mask nowhere.png", 3, "no such image: nowhere.png"),
+    ("inpaint MODEL a.png --mask text.png", 3, "cannot use text.png: not an image"),
+    ("inpaint MODEL a.png --mask several", 3, "no such image: several"),
     ("inpaint MODEL nowhere.png --mask hole.png", 3, "no such image: nowhere.png"),
     ("inpaint MODEL text.png --mask hole.png", 3, "cannot use text.png: not an image"),
     ("inpaint MODEL a.png --mask hole.png --method ddmn", 2, "Did you mean 'ddnm'?"),
@@ -356,11 +360,14 @@ REFUSED = [
     ("restore MODEL a.png --degradation low-res:3", 2, "multiples of 3, not 8x8"),
     ("restore MODEL a.png --degradation low-res:3 --degrade", 2, "multiples of 3, not 8x8"),
     ("restore MODEL a.png --degradation grey", 2, "several channels, not 1"),
+    ("restore MODEL a.png --degradation blur:1 --method given", 2, "not trained for blur:1"),
     ("restore MODEL empty --degradation blur:1", 3, "empty"),
     ("restore text.png a.png --degradation blur:1", 4, "text.png"),
+    ("vary MODEL text.png", 3, "cannot use text.png: not an image"),
     ("vary MODEL a.png --strength 2", 2, "--strength must be at most 1"),
     ("vary MODEL a.png --class cat", 2, "trained without classes"),
     ("vary MODEL a.png --fit corp", 2, "Did you mean 'crop'?"),
+    ("interpolate MODEL a.png text.png", 3, "cannot use text.png: not an image"),
     ("interpolate MODEL a.png", 2, "B is missing"),
     ("interpolate MODEL a.png several -n 3", 3, "several holds 2 images"),
     ("interpolate MODEL a.png a.png -n 1", 2, "-n must be at least 2"),
@@ -413,6 +420,28 @@ def test_a_model_that_knows_no_picture_without_a_class_asks_for_one(
         True,
     )
     assert diffuse("vary", "m.safetensors", "a.png", "--class", "dark", "-n", 1, *QUICK).code == 0
+
+
+def test_a_task_that_is_killed_leaves_whole_files_and_can_be_repeated(
+    diffuse, model, picture, tmp_path
+):
+    line = ["inpaint", model, "a.png", "--mask", "hole.png", "-n", 2, "--steps", 1, "-q"]
+    assert diffuse(*line, "-o", "whole").code == 0
+    wanted = {path.name: path.read_bytes() for path in Path("whole").iterdir()}
+    moment, kept = 0, set[str]()
+    while killed_while(lambda: in_process([*line, "-o", "cut"]), moment):
+        found = {p.name: p.read_bytes() for p in Path("cut").glob("[!.]*")}
+        assert found.items() <= wanted.items(), moment
+        kept |= found.keys()
+        if "manifest.json" in found:
+            assert found == wanted
+        if moment % 3 == 0:
+            assert diffuse(*line, "-o", "cut", "--overwrite").code == 0
+            assert {path.name: path.read_bytes() for path in Path("cut").iterdir()} == wanted
+        shutil.rmtree("cut", ignore_errors=True)
+        moment += 5
+    assert moment > 30
+    assert kept == wanted.keys()
 
 
 def test_a_task_runs_as_a_process(process, model, picture):
