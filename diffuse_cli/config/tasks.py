@@ -83,8 +83,11 @@ class RestoringConfig(PictureConfig):
 class InpaintConfig(RestoringConfig):
     """Part of a picture drawn anew."""
 
-    mask: str = option(
-        help="Image of the same size: white where to draw, black where to keep.", metavar="FILE"
+    mask: str | None = option(
+        None,
+        "Image of the same size: white where to draw, black where to keep.",
+        metavar="FILE",
+        shown="draw what is transparent",
     )
     out: str = option("inpainted", "Folder for the samples.", flag="-o", metavar="FOLDER")
 

@@ -24,7 +24,7 @@ from diffuse_cli.events import Work
 from diffuse_cli.givens import Giver
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.sampling import Loaded, stored
-from diffuse_cli.tasks.inputs import enlarged, read, read_mask
+from diffuse_cli.tasks.inputs import enlarged, read, read_mask, read_opaque
 from diffuse_cli.tasks.making import Made, Plan, make
 from diffuse_cli.tasks.telling import remark, tells
 
@@ -79,13 +79,17 @@ class Seen:
 
 
 def inpaint(config: InpaintConfig) -> Work[Made | None]:
-    """Draw the masked part of each picture anew; see `making.make`."""
+    """Draw the masked part of each picture anew, without a mask the transparent part of one; see
+    `making.make`."""
 
     def look(loaded: Loaded) -> Work[Seen]:
+        if config.mask is None:  # soon refused, before a folder is read
+            known = read_opaque(config.image, loaded, config.fit)
         found = yield from read(config.image, loaded, config.fit, loaded.space.shape)
-        mask = torch.from_numpy(read_mask(config.mask, loaded, config.fit, found.sizes))
+        if config.mask is not None:
+            known = read_mask(config.mask, loaded, config.fit, found.sizes)
         yield from found.notices
-        made = DEGRADATIONS["mask"](mask=mask)  # type: ignore[call-arg]
+        made = DEGRADATIONS["mask"](mask=torch.from_numpy(known))  # type: ignore[call-arg]
         return _degraded(config, loaded, found.names, found.values, made)
 
     wanted = Wanted(DEGRADATIONS["mask"](), "--mask")

@@ -71,6 +71,45 @@ def test_known_pixels_are_kept_to_the_last_level(diffuse, model, picture, method
     assert (after[0] != after[1]).any()
 
 
+@pytest.mark.parametrize("kind", ["RGBA", "LA", "P"])
+def test_what_is_transparent_is_drawn_where_no_mask_is_given(diffuse, model, picture, kind):
+    """As with a mask of it; what hardly shows is drawn, too."""
+    before, hole = Image.open("a.png"), Image.open("hole.png")
+    erased = before.copy()
+    if kind == "P":
+        levels = np.asarray(before) // 2 + 1
+        Image.fromarray(levels).save("a.png")
+        levels = np.where(np.asarray(hole) > 0, 0, levels).astype(np.uint8)
+        erased = Image.fromarray(levels, "P")
+        erased.putpalette([v for v in range(256) for _ in range(3)])
+        erased.save("erased.png", transparency=0)
+    else:
+        alpha = np.where(np.asarray(hole) > 0, 60, 255).astype(np.uint8)
+        erased.putalpha(Image.fromarray(alpha))
+        erased.convert(kind).save("erased.png")
+    assert diffuse("inpaint", model, "a.png", "--mask", "hole.png", "-n", 2, *QUICK).code == 0
+    ran = diffuse("inpaint", model, "erased.png", "-n", 2, "-o", "b", *QUICK)
+    assert ran.code == 0, ran.err
+    for k in range(2):
+        assert (pixels("b", k) == pixels("inpainted", k)).all()
+
+
+def test_what_is_transparent_is_fitted_as_the_picture_is(diffuse, model, picture):
+    """Cropped alike; what pads it is kept, and so is what is hardly transparent."""
+    erased = Image.new("LA", (32, 16), (90, 250))
+    erased.paste((0, 0), (8, 0, 16, 16))
+    erased.save("wide.png")
+    for fit, left in (("crop", 0), ("pad", 2), ("stretch", 2)):
+        ran = diffuse("inpaint", model, "wide.png", "--fit", fit, "-n", 1, "-o", fit, *QUICK)
+        assert ran.code == 0, ran.err
+        found = pixels(fit, 0)
+        rows = slice(2, 6) if fit == "pad" else slice(None)
+        kept = np.ones((8, 8), bool)
+        kept[rows, max(0, left - 1) : 5] = False  # its border is drawn, too
+        assert set(found[kept]) <= {91, 92, 93, 94, 255}, fit
+        assert (np.abs(found[rows, left:4] - 92) > 8).mean() > 0.3, fit
+
+
 @methods
 def test_a_larger_picture_is_finished_in_windows(diffuse, model, picture, method):
     """With --size; without it the picture is shrunk, and how to keep it is said."""
@@ -339,6 +378,11 @@ def test_the_ratio_is_of_the_range_and_the_error():
 
 REFUSED = [
     ("inpaint MODEL a.png", 2, "--mask is missing"),
+    ("inpaint MODEL a.png", 2, "nothing of a.png is transparent"),
+    ("inpaint MODEL clear.png", 3, "clear.png is transparent: nothing is kept"),
+    ("inpaint MODEL several", 2, "--mask is missing. Only for a single image"),
+    ("inpaint MODEL text.png", 3, "cannot use text.png: not an image"),
+    ("inpaint MODEL nowhere.png", 3, "no such image: nowhere.png"),
     ("inpaint MODEL a.png --mask small.png", 3, "is 4x4, the image 8x8"),
     ("inpaint MODEL a.png --mask black.png", 3, "nothing is to be drawn"),
     ("inpaint MODEL a.png --mask white.png", 3, "nothing is kept"),
@@ -381,6 +425,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 ):
     (tmp_path / "text.png").write_text("not an image")
     (tmp_path / "empty").mkdir()
+    Image.new("LA", (8, 8), (90, 0)).save("clear.png")
     write_images(tmp_path / "several", 2)
     before = sorted(tmp_path.rglob("*"))
     ran = diffuse(*[str(model) if word == "MODEL" else word for word in line.split()])
