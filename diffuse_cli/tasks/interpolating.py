@@ -21,7 +21,8 @@ from diffuse_cli.generation import Folder, gather
 from diffuse_cli.media import Asked
 from diffuse_cli.sampling import Drawing, Loaded, collect, load_denoiser
 from diffuse_cli.tasks.inputs import read, read_one
-from diffuse_cli.tasks.making import Made, Plan, finish, need_class, opened
+from diffuse_cli.tasks.making import Made, Plan, finish, opened
+from diffuse_cli.tasks.telling import check_class, remark, tells
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -60,8 +61,11 @@ def interpolate(config: InterpolateConfig) -> Work[Interpolated | None]:
         loaded = yield from load_denoiser(
             config.model, config.weights, accelerator, config.precision
         )
-        names, ends = yield from _ends(config, loaded)
+        tells(loaded, None, "interpolate")
+        check_class(loaded, labelled=config.label is not None, told=False)
         process, denoise = loaded.denoiser.process, _told(config, loaded)
+        names, ends = yield from _ends(config, loaded)
+        yield from remark(loaded, told=False)
         times = process.times(config.steps)
         x0 = loaded.space.to_model(torch.from_numpy(np.stack(ends))).to(accelerator.device)
         for step, state in enumerate(encode(denoise, process, x0, times), 1):
@@ -115,7 +119,6 @@ def _ends(config: InterpolateConfig, loaded: Loaded) -> Work[tuple[list[str], li
 def _told(config: InterpolateConfig, loaded: Loaded) -> Denoise:
     """The denoiser, told the class. x_0 is not clipped: a clipped step has no inverse."""
     if config.label is None:
-        need_class(loaded)
         return loaded.denoiser
     classes = loaded.model.blueprint.conditions.classes
     if not classes:

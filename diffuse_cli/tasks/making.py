@@ -23,6 +23,7 @@ from diffuse_cli.resolving import DrawSettings, resolve, tell
 from diffuse_cli.runtime import machine, rank
 from diffuse_cli.sampling import Drawing, Loaded, collect, load_denoiser, looks
 from diffuse_cli.tasks.inputs import check_apart
+from diffuse_cli.tasks.telling import check_class
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -93,12 +94,14 @@ def make(
     task: str,
     planning: Planning,
     *,
+    tells: Callable[[Loaded], bool],
     size: Callable[[Loaded], Size | None] = lambda loaded: None,
     differentiable: bool = False,
 ) -> Work[Made | None]:
     """Draw `config.n` samples for each picture, and write them with a grid and a manifest.
 
     Args:
+        tells: whether the model is told what it is given.
         size: of the samples, where none is typed; None for the model's.
 
     Returns:
@@ -119,7 +122,7 @@ def make(
             differentiable=differentiable,
         )
         loaded = loaded.enlarged(config.size or size(loaded))
-        settings = _settings(config, loaded)
+        settings = _settings(config, loaded, tells(loaded))
         settings = yield from equipped(settings, loaded, accelerator)
         yield from tell(settings)
         plan = yield from planning(loaded, settings, accelerator.device)
@@ -166,30 +169,20 @@ def opened(config: Any, *inputs: str) -> Iterator[Accelerator]:
         yield accelerator
 
 
-def _settings(config: PictureConfig, loaded: Loaded) -> DrawSettings:
-    """How samples are drawn; without `--class` of no class."""
+def _settings(config: PictureConfig, loaded: Loaded, told: bool) -> DrawSettings:
+    """How samples are drawn: without `--class` of no class, and given nothing unless `told`."""
     settings = resolve(config, loaded.model, config.classes)
-    if settings.condition is None or config.classes:
+    if settings.condition is None:
         return settings
-    if config.guidance is not None:
-        raise UsageError("--guidance goes with --class", "Name the class of the picture")
-    need_class(loaded)
-    return replace(settings, condition=None)
-
-
-def need_class(loaded: Loaded) -> None:
-    """Refuse to draw samples of no class from a model that was never told none.
-
-    Raises:
-        UsageError
-    """
-    classes = loaded.model.blueprint.conditions.classes
-    if classes and loaded.model.training.get("label_dropout") == 0:
-        raise UsageError(
-            "--class is missing: the model was trained with --label-dropout 0, and knows no "
-            "pictures without a class",
-            f"It knows {', '.join(map(files.brief, classes[:10]))}",
-        )
+    if config.guidance is not None and not (config.classes or told):
+        if loaded.model.blueprint.conditions.classes:
+            raise UsageError("--guidance goes with --class", "Name the class of the picture")
+        raise UsageError("--guidance: the model is told nothing here", "Leave it out")
+    check_class(loaded, labelled=bool(config.classes), told=told)
+    if config.classes:
+        return settings
+    condition = replace(settings.condition, labels=()) if told else None
+    return replace(settings, condition=condition)
 
 
 def _drawings(
@@ -225,7 +218,7 @@ def _classes(
 ) -> dict[str, Any]:
     """The manifest's entry on the class of each sample."""
     wanted = settings.condition
-    if wanted is None:
+    if wanted is None or not wanted.labels:
         return {}
     classes = loaded.model.blueprint.conditions.classes
     names = [classes[wanted.label(j)] for j in range(config.n)]
