@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffuse_cli import files, locks, outputs, pictures
-from diffuse_cli.conditioning import Condition
+from diffuse_cli.columns import out_of_range, told_by
+from diffuse_cli.conditioning import Condition, check_columns
 from diffuse_cli.config import SampleConfig
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
 from diffuse_cli.draws import key, share
 from diffuse_cli.errors import UsageError
-from diffuse_cli.events import Work
+from diffuse_cli.events import Notice, Work
 from diffuse_cli.givens import Giver, Inputs
 from diffuse_cli.guiding import equipped
 from diffuse_cli.inputs import from_samples, offered
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from accelerate import Accelerator
     from PIL.Image import Image
+
+    from diffuse_cli.modelfile import Model
 
     Array = npt.NDArray[Any]
     Frames = dict[int, list[Array]]
@@ -161,7 +164,14 @@ class _Stage:
 
 def _stage(config: SampleConfig, path: str, accelerator: Accelerator) -> Work[_Stage]:
     loaded = yield from load_denoiser(path, config.weights, accelerator, config.precision)
-    settings = resolve(config, loaded.model, config.classes)
+    settings = resolve(config, loaded.model, config.classes, config.on)
+    wanted, table = settings.condition, loaded.model.blueprint.conditions.table
+    check_columns(loaded.model, wanted)
+    if table:
+        for line in out_of_range(table, config.on):
+            yield Notice(line, warning=True)
+    if wanted and config.guidance is None and not wanted.tells(loaded.model):
+        settings = replace(settings, condition=replace(wanted, scale=1.0))  # all scales are one
     return _Stage(loaded, (yield from equipped(settings, loaded, accelerator)))
 
 
@@ -280,30 +290,35 @@ def _finish(
         **stage.described(config),
         **described,
         "images": [path.name for path in images],
-        **_describe(stage.settings, loaded.model.classes, len(images)),
+        **_describe(stage.settings, loaded.model, len(images)),
         "files": {path.name: files.sha256(path) for path in written},
     }
     files.write_json(manifest, whole)
     return Generated(images, grid, gif, manifest, processes)
 
 
-def _describe(settings: DrawSettings, classes: Sequence[str], n: int) -> dict[str, Any]:
-    """The manifest's entries on guidance, and the class of each image."""
+def _describe(settings: DrawSettings, model: Model, n: int) -> dict[str, Any]:
+    """The manifest's entries on guidance, and the class of each image and what else it is told."""
     described = settings.described_guidance()
-    wanted = settings.condition
+    wanted, table = settings.condition, model.blueprint.conditions.table
     if wanted and wanted.labels:
-        described["classes"] = [classes[wanted.label(i)] for i in range(n)]
+        described["classes"] = [model.classes[wanted.label(i)] for i in range(n)]
+    if wanted and wanted.rows and table:
+        described["on"] = [told_by(table, wanted.row(i)) for i in range(n)]
     return described
 
 
 def arrange(drawn: Mapping[int, Array], space: Space, wanted: Condition | None) -> Image:
-    """The grid of samples by index: nearly square, or a row for each class."""
+    """The grid of samples by index: nearly square, or a row for each class and each that is told
+    otherwise."""
     order = sorted(drawn)
     shown = dict(zip(order, looks(space, np.stack([drawn[i] for i in order])), strict=True))
-    rows: dict[int, list[Array]] = {label: [] for label in (wanted.labels if wanted else ())}
-    if rows and wanted:
+    rows: dict[Any, list[Array]] = {}
+    if wanted and (wanted.labels or wanted.rows):
+        for i in range(max(len(wanted.labels), len(wanted.rows))):
+            rows[wanted.label(i), wanted.row(i)] = []
         for i in order:
-            rows[wanted.label(i)].append(shown[i])
+            rows[wanted.label(i), wanted.row(i)].append(shown[i])
     columns = max(map(len, rows.values()), default=0)
     if len(rows) < 2 or columns < 2:
         return pictures.grid(np.stack(list(shown.values())))

@@ -206,6 +206,7 @@ def _model_rows(found: ModelReport) -> Rows:
         ("process", _process(found)),
         ("classes", _listed(found.classes) or "none: trained without --classes"),
         *([("given", _given(found))] if found.blueprint.conditions.given else []),
+        *_rows("told", _told(found)),
         ("step", brief(f"{found.step:,}")),
         *(_recommended(found.sampling) if found.sampling else []),
         *_rows("data", _settings(found.data)),
@@ -255,6 +256,14 @@ def _given(found: ModelReport) -> str:
     own = giver.given
     noise = f", with noise of up to {own.noise:g}" if own.noise else ""
     return f"{show(own.what)}: {kind_of(giver.inputs)}; dropped from {own.dropout:.0%}{noise}"
+
+
+def _told(found: ModelReport) -> list[str]:
+    """The columns, for `sample --on`."""
+    from diffuse_cli.columns import described
+
+    table = found.blueprint.conditions.table
+    return [f"{brief(c.name)}: {described(c)}" for c in table.columns] if table else []
 
 
 def _process(found: ModelReport) -> str:

@@ -264,7 +264,7 @@ def list_samples(source: Source, medium: str | None = None) -> Listing:
     chosen = medium or max(found, key=lambda name: len(found[name]))
     kept = [e for e in found.get(chosen, []) if _is_listed(e.name, samples)]
     others += sum(len(entries) for name, entries in found.items() if name != chosen)
-    ordered = sorted([*kept, *unlisted], key=lambda e: _in_bytes(e.name))
+    ordered = sorted([*kept, *unlisted], key=lambda e: in_bytes(e.name))
     return Listing(chosen, tuple(ordered), others, unread)
 
 
@@ -290,7 +290,7 @@ def _read_manifest(source: Source, entry: Entry) -> frozenset[str]:
     return frozenset()
 
 
-def _in_bytes(name: str) -> bytes:
+def in_bytes(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")
 
 
@@ -304,7 +304,7 @@ def classes_of(names: list[str], candidates: list[str]) -> tuple[list[int], tupl
     levels = zip(*(folder.split("/") if folder else () for folder in folders), strict=False)
     depth = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, levels))
     parts = [name.split("/")[depth:] for name in names]
-    class_names = sorted({p[0] for p in parts if len(p) > 1}, key=_in_bytes)
+    class_names = sorted({p[0] for p in parts if len(p) > 1}, key=in_bytes)
     index = {name: k for k, name in enumerate(class_names)}
     return [index[p[0]] if len(p) > 1 else -1 for p in parts], tuple(class_names)
 

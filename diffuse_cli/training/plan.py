@@ -15,7 +15,7 @@ import numpy.typing as npt
 from diffuse_cli import files, modelfile
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.conditions import Conditions
-from diffuse_cli.core.settings import dimensions
+from diffuse_cli.core.settings import dimensions, to_dict
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.data import Pairs, Samples, held_out_rule, open_index, read_images, save_index
 from diffuse_cli.data.summary import fitting
@@ -44,6 +44,7 @@ from diffuse_cli.training.given import (
 )
 from diffuse_cli.training.layers import default_loss
 from diffuse_cli.training.rundir import RunDirectory
+from diffuse_cli.training.table import but_columns, check_rows, told_by_table, with_columns
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -91,6 +92,17 @@ class Plan:
         """What a checkpoint and a model file keep of pairs."""
         return {"fingerprint": self.pairs.fingerprint} if self.pairs else {}
 
+    @property
+    def table_fingerprints(self) -> dict[str, str]:
+        """What a checkpoint and a model file keep of what the images' table says."""
+        return {"fingerprint": self.images.rows_fingerprint} if self.images.rows is not None else {}
+
+    @property
+    def table_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the table; empty without one."""
+        table = self.blueprint.conditions.table
+        return {"told": to_dict(table), **self.table_fingerprints} if table else {}
+
     @cached_property
     def giver(self) -> Giver | None:
         """Makes what the model is told of what it is given, if it is given anything."""
@@ -122,6 +134,7 @@ class Plan:
             "background": self.config.background,
             "fit": self.config.fit,
             **({"given": self.given_fingerprints} if self.pairs else {}),
+            **({"table": self.table_fingerprints} if self.images.rows is not None else {}),
             **({"classes": list(names)} if names and not told and fits(names) else {}),
         }
 
@@ -145,17 +158,19 @@ def prepare(
     pairs = yield from _read_pairs(config, images, accelerator, cache)
     if config.classes and config.goes_on:
         check_names(config, images)
+    indices = np.arange(len(images)) if pairs is None else np.flatnonzero(pairs.matched)
+    held_out = images.held_out[indices]
+    images, table = yield from told_by_table(config, images, indices[~held_out])
     conditions = Conditions(
         classes=class_names(images) if config.classes else (),
         given=given_of(config, images.space, pairs),
+        table=table,
     )
     done, blueprint = complete(config, images.space, conditions)
     yield from (Notice(line) for line in images.summary.lines())
     if not config.goes_on:  # where it could still be changed
         for line in slow_precision(config.precision, config.device, done.width, backward=True):
             yield Notice(line, warning=True)
-    indices = np.arange(len(images)) if pairs is None else np.flatnonzero(pairs.matched)
-    held_out = images.held_out[indices]
     if int((~held_out).sum()) < FEW:
         yield Notice(
             "1 image to train on: the model can only memorise it; what it draws will be a copy",
@@ -248,8 +263,11 @@ def first_weights(config: TrainConfig, blueprint: Blueprint) -> Work[Mapping[str
             "Give --given, what lies beside these images",
         )
     kinds = [(b.network, b.config, b.space) for b in (own, blueprint)]
-    read = grown_shapes(own, blueprint)
-    if kinds[0] != kinds[1] or but_classes(read) != but_classes(blueprint.shapes):
+    read, written = (
+        but_columns(but_classes(shapes))
+        for shapes in (grown_shapes(own, blueprint), blueprint.shapes)
+    )
+    if kinds[0] != kinds[1] or read != written:
         raise UsageError(
             f"--init {files.show(config.init)} has another network than this configuration",
             "Leave the network's options out: they come from the model",
@@ -261,7 +279,8 @@ def first_weights(config: TrainConfig, blueprint: Blueprint) -> Work[Mapping[str
             warning=True,
         )
     weights = yield from weights_for(blueprint.conditions.classes, model, config)
-    return grown(weights, own, blueprint)
+    tables = own.conditions.table, blueprint.conditions.table
+    return with_columns(grown(weights, own, blueprint), *tables, blueprint.shapes)
 
 
 def memory() -> int:
@@ -291,12 +310,14 @@ def check_fingerprint(plan: Plan, state: Mapping[str, Any]) -> Work[None]:
 
     Raises:
         DataError: they differ, with --strict.
-        UsageError: the same images, in other classes or with other pairs.
+        UsageError: the same images, in other classes, with other pairs or other rows.
     """
     expected = state.get("fingerprint")
     if expected in (None, plan.images.fingerprint):
         check_labels(plan.config, plan.class_fingerprints, state.get("classes", {}))
         check_pairs(plan.config, plan.given_fingerprints, state.get("given", {}))
+        now = {**state.get("table", {}), **plan.table_fingerprints}
+        check_rows(plan.config, now, state.get("table", {}))
         return
     text = f"the images in {plan.config.data} are not those that this run began with"
     if plan.config.strict:
