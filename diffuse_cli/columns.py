@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -104,13 +105,18 @@ def _number(name: str, told: Sequence[Cell], own: Sequence[Cell], train: int) ->
     low, high = min(values, default=0.0), max(values, default=0.0)
     # Sums that do not depend on the order of samples.
     mean = math.fsum(value / len(values) for value in values)
-    square = math.fsum((value - mean) ** 2 / len(values) for value in values)
-    if low == high or not 0 < square < math.inf:
+    far = max((abs(value - mean) for value in values), default=0.0)
+    if low == high or far < sys.float_info.min:
         raise _tells_nothing(name, digits(values[0]) if values else "")
+    if math.isinf(far):
+        raise DataError(
+            f"--condition-on {brief(name)}: {low:g} to {high:g} is too far", "Leave the column out"
+        )
+    variance = math.fsum(((value - mean) / far) ** 2 / len(values) for value in values)
     return Number(
         name=name,
         mean=mean,
-        deviation=math.sqrt(square),
+        deviation=far * math.sqrt(variance),
         low=low,
         high=high,
         missing=1 - len(values) / train,
