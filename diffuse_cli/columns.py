@@ -152,6 +152,17 @@ def _tells_nothing(name: str, value: str) -> DataError:
     )
 
 
+def survey(cells: Cells, train: npt.NDArray[np.int64]) -> dict[str, str]:
+    """What each column would be in a training, in words, or why it would be refused."""
+    found = {}
+    for name in cells.columns:
+        try:
+            found[name] = described(_column(name, "", cells, train))
+        except DataError as error:
+            found[name] = error.message.removeprefix(f"--condition-on {brief(name)}: ")
+    return found
+
+
 def rows_of(table: Table, cells: Cells) -> Rows:
     """The codes of each sample, float32 (N, columns).
 

@@ -10,11 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from diffuse_cli import files, locks, outputs, pictures
+from diffuse_cli import files, locks, outputs, pictures, sheets
 from diffuse_cli.columns import out_of_range, told_by
-from diffuse_cli.conditioning import Condition, check_columns
+from diffuse_cli.conditioning import check_columns
 from diffuse_cli.config import SampleConfig
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
@@ -32,15 +30,14 @@ from diffuse_cli.sampling import Drawing, Loaded, collect, draw, load_denoiser, 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from accelerate import Accelerator
-    from PIL.Image import Image
 
     from diffuse_cli.modelfile import Model
+    from diffuse_cli.sheets import Frames
 
     Array = npt.NDArray[Any]
-    Frames = dict[int, list[Array]]
 
-GIF_IMAGES, GIF_FRAMES, GRID_IMAGES = 16, 60, 400
-"""Most images shown in the animation, most frames of it, and most images of the grid."""
+GIF_IMAGES, GRID_IMAGES = 16, 400
+"""Most images shown in the animation, and most images of the grid."""
 
 WRITTEN = re.compile(r"\d{5,}\.\w+|grid\.png|denoising\.gif|manifest\.json")
 DESCRIBED = ("seed", "n", "eta", "order", "threshold", "weights")
@@ -278,11 +275,15 @@ def _finish(
     grid = gif = None
     if config.grid:
         grid = drawn.folder / "grid.png"
-        sheet = beside(drawn, loaded.space, seen) if seen else arrange(drawn, loaded.space, wanted)
+        sheet = (
+            sheets.beside(drawn, loaded.space, seen)
+            if seen
+            else sheets.arrange(drawn, loaded.space, wanted)
+        )
         files.write_bytes(grid, pictures.png(sheet))
     if config.gif:
         gif = drawn.folder / "denoising.gif"
-        files.write_bytes(gif, _animate(frames, loaded.space))
+        files.write_bytes(gif, sheets.animate(frames, loaded.space))
     manifest = drawn.folder / MANIFEST
     written = [*images, *filter(None, (grid, gif))]
     whole = {
@@ -306,40 +307,3 @@ def _describe(settings: DrawSettings, model: Model, n: int) -> dict[str, Any]:
     if wanted and wanted.rows and table:
         described["on"] = [told_by(table, wanted.row(i)) for i in range(n)]
     return described
-
-
-def arrange(drawn: Mapping[int, Array], space: Space, wanted: Condition | None) -> Image:
-    """The grid of samples by index: nearly square, or a row for each class and each that is told
-    otherwise."""
-    order = sorted(drawn)
-    shown = dict(zip(order, looks(space, np.stack([drawn[i] for i in order])), strict=True))
-    rows: dict[Any, list[Array]] = {}
-    if wanted and (wanted.labels or wanted.rows):
-        for i in range(max(len(wanted.labels), len(wanted.rows))):
-            rows[wanted.label(i), wanted.row(i)] = []
-        for i in order:
-            rows[wanted.label(i), wanted.row(i)].append(shown[i])
-    columns = max(map(len, rows.values()), default=0)
-    if len(rows) < 2 or columns < 2:
-        return pictures.grid(np.stack(list(shown.values())))
-    blank = np.full_like(shown[order[0]], 255)
-    filled = [image for row in rows.values() for image in (*row, *[blank] * (columns - len(row)))]
-    return pictures.grid(np.stack(filled), columns)
-
-
-def beside(drawn: Mapping[int, Array], space: Space, seen: Frames) -> Image:
-    """The grid of samples by index, each row after what its images are given."""
-    order = sorted(drawn)
-    shown = dict(zip(order, looks(space, np.stack([drawn[i] for i in order])), strict=True))
-    return pictures.rows(
-        [*seen[k], *(shown[i] for i in order[k :: len(seen)])] for k in sorted(seen)
-    )
-
-
-def _animate(frames: Frames, space: Space) -> bytes:
-    """The first images from noise to picture, in at most `GIF_FRAMES` frames."""
-    order = sorted(frames)
-    last = len(frames[order[0]]) - 1
-    shown = sorted({round(last * k / (GIF_FRAMES - 1)) for k in range(GIF_FRAMES)})
-    grids = [pictures.grid(looks(space, np.stack([frames[i][k] for i in order]))) for k in shown]
-    return pictures.gif(grids, seconds=3.0, hold=2.0)

@@ -82,6 +82,7 @@ def _data_rows(found: DataReport, fit: str) -> Rows:
         ("modes", _counts(summary.modes)),
         ("train", f"at {dimensions(found.size)}{fitted}, {colour}; {kept}"),
         *_rows("classes", _classes(found)),
+        *_rows("columns", (f"{brief(name)}: {text}" for name, text in found.columns.items())),
         *_rows("pixels", _pixels(found)),
         *_rows("duplicates", _copies(found.duplicates, " = ", "none")),
         *_rows("near duplicates", _near(found)),

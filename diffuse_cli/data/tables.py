@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffuse_cli.data.sources import Entry, Source, in_bytes, open_source
+from diffuse_cli.data.sources import TABLES, Entry, Source, in_bytes, open_source
 from diffuse_cli.data.summary import NAMED, plural
 from diffuse_cli.errors import DataError
 from diffuse_cli.files import brief, show
@@ -76,10 +76,10 @@ def read_cells(
         DataError: there is no table, one is broken, or none says anything of these samples.
     """
     with contextlib.closing(open_source(Path(path))) as source:
-        found = [e for e in source.entries() if e.name.rpartition("/")[2] in FORMATS]
+        found = [e for e in source.entries() if e.name.rpartition("/")[2] in TABLES]
         if not found:
             raise DataError(
-                f"no {' or '.join(FORMATS)} in {show(path)}",
+                f"no {' or '.join(TABLES)} in {show(path)}",
                 f"Put one beside the images, with a column {FILE_NAME}",
             )
         entries = sorted(found, key=lambda e: in_bytes(e.name))
@@ -103,7 +103,7 @@ def _add(
         DataError: broken, or a sample has a row already.
     """
     table, (folder, _, base) = show(entry.name), entry.name.rpartition("/")
-    for line, values in FORMATS[base](_text(entry, source), table):
+    for line, values in FORMATS[base.rpartition(".")[2]](_text(entry, source), table):
         columns.update(dict.fromkeys(values))
         named = values.pop(FILE_NAME, None)
         if named is None:
@@ -255,7 +255,7 @@ def _cell(value: Any, table: str, line: int) -> Cell | None:
 
 
 FORMATS: Mapping[str, Callable[[str, str], Iterator[tuple[int, Row]]]] = {
-    "metadata.csv": _csv,
-    "metadata.jsonl": _jsonl,
+    "csv": _csv,
+    "jsonl": _jsonl,
 }
-"""Readers by the name of a table: (text, name for messages) -> rows with their lines."""
+"""Readers by the extension of a table: (text, name for messages) -> rows with their lines."""

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffuse_cli import files, outputs, pictures
+from diffuse_cli.columns import told_by, typed_rows
+from diffuse_cli.conditioning import check_columns
 from diffuse_cli.config import PictureConfig
 from diffuse_cli.core.kernels.layout import laid_out
 from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
@@ -168,13 +170,18 @@ def opened(config: Any, *inputs: str) -> Iterator[Accelerator]:
 
 def _settings(config: PictureConfig, loaded: Loaded) -> DrawSettings:
     """How samples are drawn; without `--class` of no class."""
-    settings = resolve(config, loaded.model, config.classes)
-    if settings.condition is None or config.classes:
+    settings = resolve(config, loaded.model, config.classes, config.on)
+    wanted, table = settings.condition, loaded.model.blueprint.conditions.table
+    check_columns(loaded.model, wanted)
+    if wanted is None or config.classes:
         return settings
-    if config.guidance is not None:
-        raise UsageError("--guidance goes with --class", "Name the class of the picture")
+    if config.guidance is not None and not config.on:
+        raise UsageError("--guidance goes with --class or --on", "Say what the picture is of")
     need_class(loaded)
-    return replace(settings, condition=None)
+    if table is None or not config.on:
+        return replace(settings, condition=None)
+    alone = replace(wanted, labels=(), rows=typed_rows(table, config.on))
+    return replace(settings, condition=alone)
 
 
 def need_class(loaded: Loaded) -> None:
@@ -223,13 +230,16 @@ def _drawings(
 def _classes(
     config: PictureConfig, settings: DrawSettings, loaded: Loaded, count: int
 ) -> dict[str, Any]:
-    """The manifest's entry on the class of each sample."""
-    wanted = settings.condition
-    if wanted is None:
-        return {}
-    classes = loaded.model.blueprint.conditions.classes
-    names = [classes[wanted.label(j)] for j in range(config.n)]
-    return {"classes": names * count}
+    """The manifest's entries on the class of each sample, and what else it is told."""
+    wanted, conditions = settings.condition, loaded.model.blueprint.conditions
+    found: dict[str, Any] = {}
+    if wanted and wanted.labels:
+        names = [conditions.classes[wanted.label(j)] for j in range(config.n)]
+        found["classes"] = names * count
+    if wanted and wanted.rows and conditions.table:
+        rows = [told_by(conditions.table, wanted.row(j)) for j in range(config.n)]
+        found["on"] = rows * count
+    return found
 
 
 def finish(

@@ -301,6 +301,47 @@ def test_a_dry_run_is_fed_back(learn, diffuse, shades):
     assert MODEL.read_bytes() == Path("back.safetensors").read_bytes()
 
 
+# -- tasks, and info of images ---------------------------------------------------------------------
+
+
+def test_tasks_tell_columns(diffuse, follower, shades):
+    picture, line = shades / "000.png", ("-n", 2, "--steps", 4, "--json")
+    varied = ("vary", follower, picture, "--strength", 1, *line, "--guidance", 1)
+    for level in (80, 200):
+        on = ("--on", f"level={level}", "--on", "side=left", "-o", f"v{level}")
+        ran = diffuse(*varied, *on)
+        assert ran.code == 0, ran.err
+    (dark, _, told), (light, _, _) = (brightness(Path(f"v{level}")) for level in (80, 200))
+    assert told == [{"level": 80, "side": "left"}] * 2
+    assert dark.mean() + 40 < light.mean()
+    ran = diffuse(*varied, "-q")
+    assert ran.code == 2
+    assert "--guidance goes with --class or --on" in ran.line
+    between = ("interpolate", follower, picture, shades / "001.png", "--steps", 20, "-n", 3)
+    assert diffuse(*between, "--on", "side=left", "--on", "level=100").code == 0
+    ran = diffuse(*between, "--on", "side=left", "--on", "side=right", "-o", "b", "-q")
+    assert ran.code == 2
+    assert "--on names a column twice" in ran.line
+
+
+def test_info_of_images_shows_columns_and_what_would_be_refused(diffuse, mine):
+    rows = [(*row, f"caption {k}", 5) for k, row in enumerate(read_table(mine))]
+    with (mine / "metadata.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("file_name", "level", "side", "caption", "same"), *rows])
+    ran = diffuse("info", mine, "--json")
+    assert ran.code == 0, ran.err
+    found = ran.json["columns"]
+    assert found["level"].startswith("6")
+    assert found["side"] == "2 labels: left, right"
+    assert found["same"] == "every image that is trained on has 5, which tells nothing"
+    assert "not named as images" not in diffuse("info", mine).out
+    (mine / "metadata.csv").write_text("broken")
+    ran = diffuse("info", mine, "--json")
+    assert ran.code == 0
+    assert "metadata.csv has no column file_name" in ran.err
+    assert "columns" not in ran.json
+
+
 # -- what is refused ------------------------------------------------------------------------------
 
 
