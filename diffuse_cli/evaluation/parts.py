@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from diffuse_cli.config import EvalConfig
 from diffuse_cli.core.space import Space
-from diffuse_cli.evaluation.answering import answered
+from diffuse_cli.evaluation.answering import answered, given_itself, nearest
 from diffuse_cli.evaluation.bounds import Bound, joined, measure
 from diffuse_cli.evaluation.cache import cached, computed
 from diffuse_cli.evaluation.images import Labelled, Training, inputs_of
@@ -19,7 +19,7 @@ from diffuse_cli.evaluation.team import Team, draw_share, gathered
 from diffuse_cli.events import Work
 from diffuse_cli.features import FeatureNetwork
 from diffuse_cli.media import Array
-from diffuse_cli.metrics.answers import Answers
+from diffuse_cli.metrics.answers import Answers, feature_distances
 from diffuse_cli.metrics.landmarks import landmarks
 from diffuse_cli.metrics.memorization import Nearest
 from diffuse_cli.resolving import DrawSettings
@@ -226,16 +226,46 @@ def _make_answers(evaluation: Evaluation) -> Work[None]:
         device = evaluation.accelerator.device
         mine = yield from draw_share(settings, loaded, count, device, team, len(real))
         second = gathered(mine, count, team, len(real))
+    others, features = yield from _instead(evaluation, count)
     if not evaluation.accelerator.is_main_process:
         return
-    inputs, every = inputs_of(loaded, real, config.seed), range(count)
-    assert inputs is not None
+    every = range(count)
     found = [
-        answered(loaded, real, inputs, config.seed, rows, fakes, second)
+        answered(
+            loaded,
+            real.samples[list(rows)],
+            [fakes[list(rows)], second[list(rows)]],
+            {name: images[list(rows)] for name, images in others.items()},
+            config.seed,
+            rows,
+        )
         for rows in (every[k : k + ANSWERED_AT_ONCE] for k in range(0, count, ANSWERED_AT_ONCE))
     ]
     values = {key: np.concatenate([part[key] for part in found]) for key in found[0]}
+    own, theirs = evaluation.fake_features[:count], evaluation.real_features[:count]
+    values |= feature_distances(theirs, own, features)
     evaluation.answers = Answers(values, np.arange(count))
+
+
+def _instead(evaluation: Evaluation, count: int) -> Work[tuple[dict[str, Array], dict[str, Array]]]:
+    """What could stand for the first real images without a model, and its features, by name: what
+    they are given, and the nearest of `train_n` training images."""
+    loaded, real, seed = evaluation.loaded, evaluation.real, evaluation.config.seed
+    assert loaded is not None
+    images: dict[str, Array] = {}
+    features: dict[str, Array] = {}
+    inputs = inputs_of(loaded, real, seed)
+    assert inputs is not None
+    if (given := given_itself(loaded, inputs, count)) is not None:
+        images["given"] = given
+        look = evaluation.look(given)
+        features["given"] = yield from computed(evaluation.network, look, evaluation.team)
+    if evaluation.training is not None and len(evaluation.train_features):
+        known = evaluation.training.first(len(evaluation.train_features))
+        places = nearest(loaded, inputs, count, known, seed)
+        images["nearest"] = known.samples[places]
+        features["nearest"] = evaluation.train_features[places]
+    return images, features
 
 
 def _generate(evaluation: Evaluation) -> Work[Labelled]:

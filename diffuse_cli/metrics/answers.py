@@ -1,4 +1,7 @@
-"""How images fit what they are drawn from: likeness to the real ones, consistency, variety."""
+"""How images fit what they are drawn from: likeness to the real ones, consistency, variety.
+
+Two things stand beside a model: what is given itself, and the nearest training image.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +30,53 @@ NUMBERS = (
         0,
     ),
     Number(
+        "psnr_of_nearest",
+        "of the nearest training image",
+        "Of the training image that is given the most similar: looked up, not drawn.",
+        "",
+        None,
+        "answers",
+        1,
+        part=True,
+    ),
+    Number(
         "ssim",
         "SSIM",
         "The same by structure (Wang et al. 2004), at most 1.",
         "higher",
         "ssim_of_given",
         "answers",
-        1,
+        2,
+    ),
+    Number(
+        "ssim_of_nearest",
+        "of the nearest training image",
+        "",
+        "",
+        None,
+        "answers",
+        3,
+        part=True,
+    ),
+    Number(
+        "feature_distance",
+        "distance in features",
+        "The root mean squared difference of a generated image and the real one in features, which "
+        "blur costs more than in decibels. The reference is what is given itself.",
+        "lower",
+        "feature_distance_of_given",
+        "answers",
+        4,
+    ),
+    Number(
+        "feature_distance_of_nearest",
+        "of the nearest training image",
+        "",
+        "",
+        None,
+        "answers",
+        5,
+        part=True,
     ),
     Number(
         "inconsistency",
@@ -43,7 +86,7 @@ NUMBERS = (
         "reference",
         "inconsistency_of_real",
         "answers",
-        2,
+        6,
     ),
     Number(
         "diversity",
@@ -53,11 +96,12 @@ NUMBERS = (
         "reference",
         "distance_to_real",
         "answers",
-        3,
+        7,
     ),
 )
 BESIDE = (
-    "psnr_of_given", "ssim_of_given", "inconsistency_of_real", "distance_to_real",
+    "psnr_of_given", "ssim_of_given", "feature_distance_of_given", "inconsistency_of_real",
+    "distance_to_real",
 )  # fmt: skip
 
 
@@ -79,10 +123,10 @@ class Answers:
 
 
 def likeness(
-    truth: Array, first: Array, second: Array, given: Array | None, span: float
+    truth: Array, first: Array, second: Array, others: Mapping[str, Array], span: float
 ) -> dict[str, Array]:
-    """The numbers of stored samples alone: the real images, two drawn of what each is given, and,
-    if it has a picture of their shape, that; (M, C, *size) each.
+    """The numbers of stored samples alone: the real images, two drawn of what each is given, and
+    what else could stand for it, by name; (M, C, *size) each.
 
     Args:
         span: of the stored numbers.
@@ -100,12 +144,22 @@ def likeness(
         "diversity": apart(first, second),
         "distance_to_real": (apart(first, truth) + apart(second, truth)) / 2,
     }
-    if given is not None:
-        values |= {
-            "psnr_of_given": psnr(given, truth, span),
-            "ssim_of_given": ssim(given, truth, span),
-        }
+    for name, other in others.items():
+        values[f"psnr_of_{name}"] = psnr(other, truth, span)
+        values[f"ssim_of_{name}"] = ssim(other, truth, span)
     return values
+
+
+def feature_distances(truth: Array, drawn: Array, others: Mapping[str, Array]) -> dict[str, Array]:
+    """The same of features, (M, d) each."""
+    import numpy as np
+
+    def apart(one: Array) -> Array:
+        distance: Array = np.sqrt(np.square(one.astype(np.float64) - truth).mean(1))
+        return distance
+
+    values = {"feature_distance": apart(drawn)}
+    return values | {f"feature_distance_of_{name}": apart(of) for name, of in others.items()}
 
 
 def compute(evaluation: Any) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""PSNR, SSIM, inconsistency and diversity of images that are drawn from something."""
+"""PSNR, SSIM, distances, inconsistency and diversity of images that are drawn from something."""
 
 from __future__ import annotations
 
@@ -10,12 +10,20 @@ import numpy as np
 import pytest
 import torch
 
-from diffuse_cli.core.conditions import Given
+from diffuse_cli.core.conditions import Conditions, Given
 from diffuse_cli.core.space import Space
-from diffuse_cli.givens import Giver, degrading, misfits
+from diffuse_cli.evaluation.answering import nearest
+from diffuse_cli.evaluation.images import Labelled
+from diffuse_cli.givens import Giver, degrading, inputs_for, misfits
 from diffuse_cli.metrics import METRICS, Number, numbers
 from diffuse_cli.metrics._similarity import MOST, SPREAD, WINDOW, psnr, ssim
-from diffuse_cli.metrics.answers import Answers, compute, difference_errors, likeness
+from diffuse_cli.metrics.answers import (
+    Answers,
+    compute,
+    difference_errors,
+    feature_distances,
+    likeness,
+)
 
 DRAW = np.random.default_rng(0)
 
@@ -69,14 +77,47 @@ def test_ssim_is_the_formula_place_by_place(size):
 def test_images_of_the_right_spread_are_as_far_from_each_other_as_from_the_real_one():
     given = DRAW.normal(128, 20, (400, 1, 8, 8))
     truth, first, second = (given + DRAW.normal(0, 10, given.shape) for _ in range(3))
-    right = likeness(truth, first, second, given, 255)
+    right = likeness(truth, first, second, {"given": given}, 255)
     assert right["diversity"].mean() == pytest.approx(right["distance_to_real"].mean(), rel=0.01)
     assert right["diversity"].mean() == pytest.approx(10 * math.sqrt(2) * 2 / 255, rel=0.01)
-    same = likeness(truth, given, given, given, 255)
+    same = likeness(truth, given, given, {"given": given, "nearest": truth}, 255)
     assert same["diversity"].max() == 0
     assert same["psnr"].mean() > right["psnr"].mean() + 2  # the mean of what is plausible
     assert np.allclose(same["psnr"], same["psnr_of_given"])
-    assert "psnr_of_given" not in likeness(truth, first, second, None, 255)
+    assert (same["psnr_of_nearest"] == MOST).all()
+    assert "psnr_of_given" not in likeness(truth, first, second, {}, 255)
+
+
+def test_the_distance_in_features_is_that_of_each_image():
+    truth = DRAW.normal(size=(5, 16)).astype(np.float32)
+    found = feature_distances(truth, truth + np.float32(0.5), {"given": truth})
+    assert np.allclose(found["feature_distance"], 0.5)
+    assert found["feature_distance_of_given"].tolist() == [0] * 5
+
+
+@pytest.mark.parametrize(
+    "what", ["low-res:4", "grey", "mask:random", "mask:half+noise:0.1", "pairs"]
+)
+def test_the_nearest_training_image_is_the_one_that_looks_alike_where_it_is_known(
+    what, monkeypatch
+):
+    monkeypatch.setattr("diffuse_cli.metrics._nearest.BLOCK", 7)
+    space, truth = Space(channels=3, size=(8, 8)), images(6, 8, 8)
+    blueprint = SimpleNamespace(
+        conditions=Conditions(given=Given(channels=3, what=what)), space=space
+    )
+    giver = Giver.of(blueprint)
+    pairs = images(20, 8, 8) if what == "pairs" else None
+    known = Labelled(images(20, 8, 8), np.full(20, -1), pairs)
+    places = np.array([3, 19, 0, 7, 12, 6])
+    inputs = inputs_for(giver, truth, None if pairs is None else pairs[places], 5)
+    # What is unknown of the right image is another's, and far off.
+    seen = inputs.at(range(6), torch.device("cpu"))[:, -1:].numpy() > 0
+    known.samples[places] = np.where(seen, truth, 255 - truth)
+    found = nearest(
+        SimpleNamespace(model=SimpleNamespace(blueprint=blueprint)), inputs, 6, known, 5
+    )
+    assert found.tolist() == places.tolist()
 
 
 @pytest.mark.parametrize("what", ["low-res:4", "grey", "mask:random", "blur:1"])
@@ -115,6 +156,9 @@ def test_numbers_have_errors_and_those_of_a_class_are_its_own():
 
 def test_every_number_is_shown():
     own = {n.key for n in numbers() if n.question == "answers"} | set(METRICS["answers"].BESIDE)
-    made = likeness(*(images(2, 8, 8) for _ in range(4)), 255)
-    assert own == {*made, "inconsistency", "inconsistency_of_real"}
-    assert all(isinstance(n, Number) and n.ideal in own for n in METRICS["answers"].NUMBERS)
+    others = {name: images(2, 8, 8) for name in ("given", "nearest")}
+    made = likeness(*(images(2, 8, 8) for _ in range(3)), others, 255)
+    apart = feature_distances(*(images(2, 8, 8) for _ in range(2)), others)
+    assert own == {*made, *apart, "inconsistency", "inconsistency_of_real"}
+    assert all(isinstance(n, Number) for n in METRICS["answers"].NUMBERS)
+    assert all(n.part or n.ideal in own for n in METRICS["answers"].NUMBERS)

@@ -205,9 +205,9 @@ def has(monkeypatch):
     ("more", "gib", "hint"),
     [
         (("--dry-run",), 2.0, "Try --gradient-checkpointing"),
-        (("--dry-run", "--gradient-checkpointing"), 1.2, "Try --size 112, or a smaller --width"),
+        (("--dry-run", "--gradient-checkpointing"), 1.2, "Try --size 80, or a smaller --width"),
         (("--minutes", 1), 0.5, "Try a smaller --size or --width, or --preset tiny"),
-        ((), 1.2, "Try a smaller --size or --width, or --preset tiny"),
+        ((), 1.0, "Try a smaller --size or --width, or --preset tiny"),
     ],
 )
 def test_a_run_that_cannot_fit_is_refused_before_anything_is_made(
@@ -217,7 +217,8 @@ def test_a_run_that_cannot_fit_is_refused_before_anything_is_made(
     monkeypatch.setattr(
         "diffuse_cli.training.trainer.Trainer.__init__", lambda *a: pytest.fail("made")
     )
-    ran = diffuse("train", images, "--preset", "base", "--size", 256, *more, "-q")
+    typed = ("--preset", "base", "--size", 256, "--precision", "fp32")
+    ran = diffuse("train", images, *typed, *more, "-q")
     assert ran.code == 2
     assert "one image of 256x256 takes" in ran.line
     assert hint in ran.line

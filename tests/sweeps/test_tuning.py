@@ -390,7 +390,7 @@ def test_the_model_itself_is_replaced_where_it_is_asked_and_a_finished_run_keeps
         (("-o", "x.pt"), "-o must end in .safetensors"),
         (("--plot", "x.jpg"), "--plot must end in .png"),
         (("--sampler", "ddim"), "there is no option --sampler. Did you mean '--samplers'?"),
-        (("--eta", 0.5), "there is no option --eta. It is an option of sample, eval, ema"),
+        (("--eta", 0.5), "there is no option --eta. It is an option of sample, inpaint, upscale"),
         (("--timesteps", 9), "there is no option --timesteps"),
         (("--samplers", "ddim,dpm"), "--samplers: there is no 'dpm'"),
         (("--samplers", "ddim,,"), "--samplers"),

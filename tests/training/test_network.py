@@ -20,6 +20,7 @@ from diffuse_cli.options import from_dict, to_toml
 from diffuse_cli.presets import PRESETS
 from diffuse_cli.training.configuring import batched, complete, configure, rate_at
 from diffuse_cli.training.memory import bytes_kept
+from diffuse_cli.training.monitor import GUESS
 from diffuse_cli.training.rundir import RunDirectory
 from diffuse_cli.training.stopwatch import Stopwatch
 from diffuse_cli.training.timing import batch_for, fill_minutes
@@ -303,7 +304,7 @@ def test_minutes_are_filled_with_the_batch_that_suits_them(monkeypatch, typed, b
     plan = Plan(completed(given), SimpleNamespace(conditions=Conditions()))
     config, budget = finish(fill_minutes(plan, accelerator, 64))
     assert config.batch_size == batch
-    previews = 8 * 320 / (3 * batch)
+    previews = 8 * GUESS * 320 / (3 * batch)
     assert config.steps == pytest.approx(7 * 60 * 128 / batch - previews, abs=1)
     assert config.lr == pytest.approx(PRESETS["tiny"].train["lr"] * (batch / 64) ** 0.5)
     assert config.minutes is None

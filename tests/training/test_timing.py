@@ -38,6 +38,7 @@ class Plan:
     images: Images
     init: object = None
     held_out: tuple[int, ...] = ()
+    pairs: object = None
 
 
 def plan_of(side=32, channels=1, **given):

@@ -33,6 +33,8 @@ def test_pairs_are_told_to_the_bound_and_to_what_is_drawn(diffuse, models, image
     assert set(told.json["fingerprints"]) == {"data", "given"}
     assert told.json["part"] == "held-out"
     assert told.json["psnr"] < told.json["psnr_of_given"] == 100  # each image is given itself
+    assert told.json["psnr_of_nearest"] < 100
+    assert told.json["feature_distance_of_given"] < 1e-4 < told.json["feature_distance"]
     assert "inconsistency" not in told.json
     assert "psnr" not in alone.json
 
@@ -44,12 +46,15 @@ def test_a_degradation_is_made_of_the_real_images(diffuse, models, images, pair)
     assert one.json["settings"]["given"] == "low-res:4"
     assert set(one.json["classes"]) == {"dark", "light"}
     assert one.json["inconsistency_of_real"] == 0 < one.json["inconsistency"]
-    assert {"psnr", "ssim_of_given", "diversity_standard_error"} <= set(one.json)
+    assert {"psnr", "ssim_of_given", "psnr_of_nearest", "diversity_standard_error"} <= set(one.json)
+    assert one.json["feature_distance"] > 0
+    assert one.json["feature_distance_of_nearest"] > 0
     two = pair(*line)
     assert two.code == 0
     assert two.json["bits_per_dim"] == one.json["bits_per_dim"]
     assert two.json["kid"] == one.json["kid"]
     assert two.json["psnr"] == one.json["psnr"]
+    assert two.json["feature_distance_of_given"] == one.json["feature_distance_of_given"]
     few = diffuse(*line, "-n", 6)
     assert few.json["diversity"] == pytest.approx(one.json["diversity"], rel=0.05)
 
