@@ -22,6 +22,7 @@ from diffuse_cli.core.tables import (
     Value,
 )
 from diffuse_cli.data import Cells
+from diffuse_cli.data.summary import NAMED, plural
 from diffuse_cli.errors import DataError, UsageError, lookup, near
 from diffuse_cli.files import brief
 
@@ -181,6 +182,23 @@ def rows_of(table: Table, cells: Cells) -> Rows:
         [[*map(_code, itertools.repeat(c), cells.columns[c.name])] for c in table.columns],
         np.float32,
     ).T.copy()
+
+
+def unknown(table: Table, cells: Cells) -> Iterator[str]:
+    """A sentence for each column with labels that are none of its values."""
+    for column in table.columns:
+        if not isinstance(column, Labels):
+            continue
+        told = (cell for cell in cells.columns.get(column.name, ()) if cell is not None)
+        lone = [cell.text for cell in told if column.code(cell.text) != column.code(cell.text)]
+        if lone:
+            listed = ", ".join(brief(text, 40) for text in sorted(set(lone))[:NAMED])
+            more = ", ..." if len(set(lone)) > NAMED else ""
+            count = plural(len(lone), "image")
+            yield (
+                f"{count} of a {brief(column.name)} that was not trained on, told nothing of it: "
+                f"{listed}{more}"
+            )
 
 
 def _code(column: Column, cell: Cell | None) -> float:

@@ -93,7 +93,8 @@ def generate(config: SampleConfig) -> Work[Generated | None]:
             yield from collect(stage.draw(mine, accelerator), space, len(mine), first)
             described = {**described, "first": stage.described(config)}
             drawn = [first[i] for i in mine]
-            stage = last.given(from_samples(drawn, space, last.loaded, mine.start))
+            turn = stage.settings.condition.turn if stage.settings.condition else 1
+            stage = last.given(from_samples(drawn, space, last.loaded, mine.start), turn)
             yield from tell(stage.settings)
         drawings, space = stage.draw(mine, accelerator), stage.loaded.space
         seen: Frames = {}
@@ -118,12 +119,16 @@ class _Stage:
     loaded: Loaded
     settings: DrawSettings
 
-    def given(self, inputs: Inputs | None) -> _Stage:
-        """The same, told what its images are given."""
+    def given(self, inputs: Inputs | None, turn: int | None = None) -> _Stage:
+        """The same, told what its images are given.
+
+        Args:
+            turn: that of the model that drew the inputs, so that both are told the same of an
+                image; None for inputs that each class is drawn of, not the k-th of the k-th alone.
+        """
         if inputs is None or self.settings.condition is None:
             return self
-        # Each input with every class, not the k-th with the k-th alone.
-        condition = replace(self.settings.condition, given=inputs, turn=len(inputs))
+        condition = replace(self.settings.condition, given=inputs, turn=turn or len(inputs))
         return replace(self, settings=replace(self.settings, condition=condition))
 
     def draw(self, indices: range, accelerator: Accelerator) -> Iterator[Drawing]:

@@ -15,6 +15,7 @@ from diffuse_cli.columns import (
     table_of,
     told_by,
     typed_rows,
+    unknown,
     untaught,
 )
 from diffuse_cli.core.tables import Labels, Number, Table
@@ -65,6 +66,9 @@ def test_other_columns_are_labels_and_one_of_held_out_images_alone_is_untold():
     found = cells(site=["b", "a", None, "b", "z"])
     table = table_of(["site"], found, np.arange(4))
     assert table.columns == (Labels(name="site", values=("a", "b"), missing=0.25),)
+    assert list(unknown(table, found)) == [
+        "1 image of a site that was not trained on, told nothing of it: z"
+    ]
     codes = rows_of(table, found)[:, 0]
     assert codes[[0, 1, 3]].tolist() == [1, 0, 1]
     assert np.isnan(codes[[2, 4]]).all()

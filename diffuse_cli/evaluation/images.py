@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from diffuse_cli.columns import rows_of
+from diffuse_cli.columns import rows_of, unknown
 from diffuse_cli.config import MeasureConfig
 from diffuse_cli.config.measuring import SidesConfig
 from diffuse_cli.core.conditions import PAIRS
@@ -154,7 +154,7 @@ def read_rows(data: str, images: Samples, loaded: Loaded) -> Work[Samples]:
     if table is None:
         return images
     cells = read_cells(data, images.names, table.names)
-    for line in cells.lines:
+    for line in (*cells.lines, *unknown(table, cells)):
         yield Notice(line, warning=True)
     return replace(images, rows=rows_of(table, cells))
 

@@ -7,12 +7,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from diffuse_cli import files, modelfile
-from diffuse_cli.columns import described, names_of, rows_of, table_of
+from diffuse_cli.columns import described, names_of, rows_of, table_of, unknown
 from diffuse_cli.config import TrainConfig
+from diffuse_cli.core.settings import to_dict
 from diffuse_cli.core.tables import Labels, Number, Table
 from diffuse_cli.data import Samples, read_cells
 from diffuse_cli.errors import DataError, UsageError
 from diffuse_cli.events import Notice, Work
+from diffuse_cli.training.classes import fits
 from diffuse_cli.training.rundir import RunDirectory
 
 if TYPE_CHECKING:
@@ -51,6 +53,12 @@ def told_by_table(
         table = table_of(config.condition_on, cells, train)
         if config.init:
             table = _scaled(table, modelfile.load(config.init).blueprint.conditions.table)
+    if not fits(to_dict(table)):
+        raise DataError(
+            "--condition-on: the labels do not fit into a model file", "Choose other columns"
+        )
+    for line in unknown(table, cells):
+        yield Notice(line, warning=True)
     for column in table.columns:
         yield Notice(f"told {files.brief(column.name)}: {described(column)}")
     return replace(images, rows=rows_of(table, cells)), table

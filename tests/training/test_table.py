@@ -377,6 +377,14 @@ def test_tables_that_are_broken_are_refused_in_a_line(learn, mine, tmp_path):
     assert "metadata.jsonl, line 2: " in ran.line
 
 
+def test_labels_that_do_not_fit_into_a_model_file_are_refused(learn, mine):
+    rows = [(*row[:2], f"{'x' * 9000}{k}") for k, row in enumerate(read_table(mine))]
+    write_table(mine, rows)
+    ran = learn("--steps", 1, "--condition-on", "side", "-q", data=mine)
+    assert ran.code == 3
+    assert "do not fit into a model file" in ran.line
+
+
 def test_images_without_rows_are_told_of_and_with_strict_refused(learn, mine):
     write_table(mine, [*read_table(mine)[:190], ("gone.png", 1, "left")])
     ran = learn("--steps", 1, *BOTH, data=mine)
