@@ -130,8 +130,8 @@ def _labels(
     if not kind and told - len(others) >= ALMOST * told:
         share = math.floor(100 * (told - len(others)) / told)
         raise DataError(
-            f"{others[0].place}: {brief(name)} is {brief(others[0].text)!r}, and {share} % of the "
-            "others are numbers",
+            f"{others[0].place}: {brief(name)} is {brief(others[0].text)!r}, and {share} % of its "
+            "cells are numbers",
             f"Leave the cell empty if it is missing, or type {brief(name)}:label",
         )
     values = sorted({cell.text for cell in own})

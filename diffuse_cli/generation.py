@@ -166,11 +166,14 @@ class _Stage:
 
 def _stage(config: SampleConfig, path: str, accelerator: Accelerator) -> Work[_Stage]:
     loaded = yield from load_denoiser(path, config.weights, accelerator, config.precision)
-    settings = resolve(config, loaded.model, config.classes, config.on)
-    wanted, table = settings.condition, loaded.model.blueprint.conditions.table
+    conditions, first = loaded.model.blueprint.conditions, path == config.model
+    classes = config.classes if conditions.classes or first else ()
+    on = config.on if conditions.table or first else ()
+    settings = resolve(config, loaded.model, classes, on)
+    wanted, table = settings.condition, conditions.table
     check_columns(loaded.model, wanted)
     if table:
-        for line in out_of_range(table, config.on):
+        for line in out_of_range(table, on):
             yield Notice(line, warning=True)
     if wanted and config.guidance is None and not wanted.tells(loaded.model):
         settings = replace(settings, condition=replace(wanted, scale=1.0))  # all scales are one

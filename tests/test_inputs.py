@@ -217,6 +217,9 @@ def test_a_second_model_is_told_the_class_of_the_first(diffuse, train):
     line = ("sample", "small.safetensors", "--then", "large.safetensors", "-n", 4, *STEPS)
     assert diffuse(*line).code == 0
     assert manifest("samples")["classes"] == ["dark", "light", "dark", "light"]
+    assert train("--steps", 1, "--given", "low-res:4", "-o", "plain.safetensors").code == 0
+    line = ("sample", "small.safetensors", "--class", "light", "--then", "plain.safetensors")
+    assert diffuse(*line, "-n", 1, *STEPS, "-o", "b").code == 0
 
 
 # -- in a model file ------------------------------------------------------------------------------
