@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from diffuse_cli.columns import typed_rows, untaught
 from diffuse_cli.config import GUIDANCE, DrawConfig
+from diffuse_cli.core.tables import Number
 from diffuse_cli.errors import UsageError, lookup
+from diffuse_cli.files import brief
 
 if TYPE_CHECKING:
     from diffuse_cli.core.conditions import Conditions
@@ -25,8 +28,9 @@ class Condition:
 
     Attributes:
         labels: of the images, in turn; none for a model without classes.
-        turn: how many images have a label before the next has its turn: image k has label
-            k // turn, modulo their number.
+        rows: codes of columns, in turn; none where no column is told.
+        turn: how many images have a label and a row before the next have their turn: image k has
+            label k // turn, modulo their number.
         scale: 1 is the conditional model, 0 the unconditional.
         given: what they are given, for a model that is given anything.
     """
@@ -35,29 +39,44 @@ class Condition:
     scale: float = GUIDANCE
     given: Inputs | None = None
     turn: int = 1
+    rows: tuple[tuple[float, ...], ...] = ()
 
     def label(self, index: int) -> int:
         """The label of an image; -1 for a model without classes."""
         return self.labels[index // self.turn % len(self.labels)] if self.labels else -1
+
+    def tells(self, model: Model) -> bool:
+        """Whether a model is told anything by it, or will be by what it is given."""
+        return bool(self.labels or self.rows or model.blueprint.conditions.given)
+
+    def row(self, index: int) -> tuple[float, ...]:
+        """The codes of an image; empty where no column is told."""
+        return self.rows[index // self.turn % len(self.rows)] if self.rows else ()
 
     def bind(self, guided: Denoise, indices: Sequence[int], device: torch.device) -> Denoise:
         """`guided` with what a batch of images is told."""
         cond: dict[str, torch.Tensor] = {}
         if self.labels:
             cond["label"] = torch.tensor([self.label(i) for i in indices], device=device)
+        if self.rows:
+            rows = [self.row(i) for i in indices]
+            cond["row"] = torch.tensor(rows, dtype=torch.float32, device=device)
         if self.given:
             cond["given"] = self.given.at(indices, device)
         return partial(guided, **cond)
 
 
-def condition(config: DrawConfig, model: Model, names: Sequence[str] = ()) -> Condition | None:
-    """The named classes, or all, and the guidance scale; None for a model that is told nothing.
+def condition(
+    config: DrawConfig, model: Model, names: Sequence[str] = (), on: Sequence[str] = ()
+) -> Condition | None:
+    """The named classes, or all, each with each of the rows that NAME=VALUE of columns say, and the
+    guidance scale; None for a model that is told nothing.
 
     The scale is the given one, else the model file's recommendation, else the default. What the
     images are given is not read yet.
 
     Raises:
-        UsageError: no such class, or classes or guidance for a model without them.
+        UsageError: no such class, column or label, or one or guidance for a model without them.
     """
     conditions = model.blueprint.conditions
     classes = conditions.classes
@@ -65,10 +84,15 @@ def condition(config: DrawConfig, model: Model, names: Sequence[str] = ()) -> Co
         raise UsageError(
             "--class: the model was trained without classes", "Train one with --classes"
         )
+    if on and not conditions.table:
+        raise UsageError(
+            "--on: the model was trained without columns", "Train one with --condition-on"
+        )
     if not conditions:
         if config.guidance is not None:
             raise UsageError(
-                "--guidance: the model was trained without classes", "Train one with --classes"
+                "--guidance: the model was trained without classes",
+                "Train one with --classes or --condition-on",
             )
         return None
     every = {name: i for i, name in enumerate(classes)}
@@ -85,20 +109,44 @@ def condition(config: DrawConfig, model: Model, names: Sequence[str] = ()) -> Co
             "without",
             "Leave it out, or train one with --given-dropout 0.1",
         )
-    return Condition(chosen or tuple(every.values()), scale)
+    labels = chosen or tuple(every.values())
+    rows = typed_rows(conditions.table, on) if conditions.table and on else ()
+    if labels and rows:  # each with each
+        labels, rows = labels * len(rows), tuple(row for row in rows for _ in labels)
+    return Condition(labels, scale, rows=rows)
 
 
 def default_guidance(conditions: Conditions, label_dropout: Any) -> float:
     """The default guidance scale of a model that is told anything: 1 without an unconditional
-    prediction, and 1 for a model that is given an array, which is to be followed, not exaggerated.
+    prediction, and 1 for a model that is given an array or told numbers, which are to be followed,
+    not exaggerated.
     """
-    if conditions.given or not has_unconditional(conditions, label_dropout):
+    numbers = conditions.table and any(isinstance(c, Number) for c in conditions.table.columns)
+    if conditions.given or numbers or not has_unconditional(conditions, label_dropout):
         return 1.0
     return GUIDANCE
 
 
 def has_unconditional(conditions: Conditions, label_dropout: Any) -> bool:
     """Whether training dropped all that a model is told, so that it can be guided."""
-    shares = [label_dropout] * bool(conditions.classes)
+    shares = [label_dropout] * bool(conditions.classes or conditions.table)
     shares += [conditions.given.dropout] if conditions.given else []
     return 0 not in shares
+
+
+def check_columns(model: Model, wanted: Condition | None) -> None:
+    """Refuse to leave out a column that the model was always told.
+
+    Raises:
+        UsageError
+    """
+    table = model.blueprint.conditions.table
+    if table is None or model.training.get("label_dropout") != 0:
+        return
+    if names := untaught(table, wanted.rows if wanted else ()):
+        listed = ", ".join(map(brief, names[:10]))
+        raise UsageError(
+            f"--on is missing for {listed}: the model was trained with --label-dropout 0, and was "
+            "always told",
+            f"Give --on {brief(names[0])}=VALUE",
+        )

@@ -5,21 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from diffuse_cli import files, locks, outputs, pictures
-from diffuse_cli.conditioning import Condition
+from diffuse_cli import files, locks, outputs, pictures, sheets
+from diffuse_cli.columns import out_of_range, told_by
+from diffuse_cli.conditioning import check_columns
 from diffuse_cli.config import SampleConfig
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
 from diffuse_cli.draws import key, share
 from diffuse_cli.errors import UsageError
-from diffuse_cli.events import Work
+from diffuse_cli.events import Notice, Work
 from diffuse_cli.givens import Giver, Inputs
 from diffuse_cli.guiding import equipped
 from diffuse_cli.inputs import from_samples, offered
@@ -31,13 +30,14 @@ from diffuse_cli.sampling import Drawing, Loaded, collect, draw, load_denoiser, 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from accelerate import Accelerator
-    from PIL.Image import Image
+
+    from diffuse_cli.modelfile import Model
+    from diffuse_cli.sheets import Frames
 
     Array = npt.NDArray[Any]
-    Frames = dict[int, list[Array]]
 
-GIF_IMAGES, GIF_FRAMES, GRID_IMAGES = 16, 60, 400
-"""Most images shown in the animation, most frames of it, and most images of the grid."""
+GIF_IMAGES, GRID_IMAGES = 16, 400
+"""Most images shown in the animation, and most images of the grid."""
 
 WRITTEN = re.compile(r"\d{5,}\.\w+|grid\.png|denoising\.gif|manifest\.json")
 DESCRIBED = ("seed", "n", "eta", "order", "threshold", "weights")
@@ -93,7 +93,8 @@ def generate(config: SampleConfig) -> Work[Generated | None]:
             yield from collect(stage.draw(mine, accelerator), space, len(mine), first)
             described = {**described, "first": stage.described(config)}
             drawn = [first[i] for i in mine]
-            stage = last.given(from_samples(drawn, space, last.loaded, mine.start))
+            turn = stage.settings.condition.turn if stage.settings.condition else 1
+            stage = last.given(from_samples(drawn, space, last.loaded, mine.start), turn)
             yield from tell(stage.settings)
         drawings, space = stage.draw(mine, accelerator), stage.loaded.space
         seen: Frames = {}
@@ -118,12 +119,16 @@ class _Stage:
     loaded: Loaded
     settings: DrawSettings
 
-    def given(self, inputs: Inputs | None) -> _Stage:
-        """The same, told what its images are given."""
+    def given(self, inputs: Inputs | None, turn: int | None = None) -> _Stage:
+        """The same, told what its images are given.
+
+        Args:
+            turn: that of the model that drew the inputs, so that both are told the same of an
+                image; None for inputs that each class is drawn of, not the k-th of the k-th alone.
+        """
         if inputs is None or self.settings.condition is None:
             return self
-        # Each input with every class, not the k-th with the k-th alone.
-        condition = replace(self.settings.condition, given=inputs, turn=len(inputs))
+        condition = replace(self.settings.condition, given=inputs, turn=turn or len(inputs))
         return replace(self, settings=replace(self.settings, condition=condition))
 
     def draw(self, indices: range, accelerator: Accelerator) -> Iterator[Drawing]:
@@ -161,7 +166,17 @@ class _Stage:
 
 def _stage(config: SampleConfig, path: str, accelerator: Accelerator) -> Work[_Stage]:
     loaded = yield from load_denoiser(path, config.weights, accelerator, config.precision)
-    settings = resolve(config, loaded.model, config.classes)
+    conditions, first = loaded.model.blueprint.conditions, path == config.model
+    classes = config.classes if conditions.classes or first else ()
+    on = config.on if conditions.table or first else ()
+    settings = resolve(config, loaded.model, classes, on)
+    wanted, table = settings.condition, conditions.table
+    check_columns(loaded.model, wanted)
+    if table:
+        for line in out_of_range(table, on):
+            yield Notice(line, warning=True)
+    if wanted and config.guidance is None and not wanted.tells(loaded.model):
+        settings = replace(settings, condition=replace(wanted, scale=1.0))  # all scales are one
     return _Stage(loaded, (yield from equipped(settings, loaded, accelerator)))
 
 
@@ -268,11 +283,15 @@ def _finish(
     grid = gif = None
     if config.grid:
         grid = drawn.folder / "grid.png"
-        sheet = beside(drawn, loaded.space, seen) if seen else arrange(drawn, loaded.space, wanted)
+        sheet = (
+            sheets.beside(drawn, loaded.space, seen)
+            if seen
+            else sheets.arrange(drawn, loaded.space, wanted)
+        )
         files.write_bytes(grid, pictures.png(sheet))
     if config.gif:
         gif = drawn.folder / "denoising.gif"
-        files.write_bytes(gif, _animate(frames, loaded.space))
+        files.write_bytes(gif, sheets.animate(frames, loaded.space))
     manifest = drawn.folder / MANIFEST
     written = [*images, *filter(None, (grid, gif))]
     whole = {
@@ -280,51 +299,19 @@ def _finish(
         **stage.described(config),
         **described,
         "images": [path.name for path in images],
-        **_describe(stage.settings, loaded.model.classes, len(images)),
+        **_describe(stage.settings, loaded.model, len(images)),
         "files": {path.name: files.sha256(path) for path in written},
     }
     files.write_json(manifest, whole)
     return Generated(images, grid, gif, manifest, processes)
 
 
-def _describe(settings: DrawSettings, classes: Sequence[str], n: int) -> dict[str, Any]:
-    """The manifest's entries on guidance, and the class of each image."""
+def _describe(settings: DrawSettings, model: Model, n: int) -> dict[str, Any]:
+    """The manifest's entries on guidance, and the class of each image and what else it is told."""
     described = settings.described_guidance()
-    wanted = settings.condition
+    wanted, table = settings.condition, model.blueprint.conditions.table
     if wanted and wanted.labels:
-        described["classes"] = [classes[wanted.label(i)] for i in range(n)]
+        described["classes"] = [model.classes[wanted.label(i)] for i in range(n)]
+    if wanted and wanted.rows and table:
+        described["on"] = [told_by(table, wanted.row(i)) for i in range(n)]
     return described
-
-
-def arrange(drawn: Mapping[int, Array], space: Space, wanted: Condition | None) -> Image:
-    """The grid of samples by index: nearly square, or a row for each class."""
-    order = sorted(drawn)
-    shown = dict(zip(order, looks(space, np.stack([drawn[i] for i in order])), strict=True))
-    rows: dict[int, list[Array]] = {label: [] for label in (wanted.labels if wanted else ())}
-    if rows and wanted:
-        for i in order:
-            rows[wanted.label(i)].append(shown[i])
-    columns = max(map(len, rows.values()), default=0)
-    if len(rows) < 2 or columns < 2:
-        return pictures.grid(np.stack(list(shown.values())))
-    blank = np.full_like(shown[order[0]], 255)
-    filled = [image for row in rows.values() for image in (*row, *[blank] * (columns - len(row)))]
-    return pictures.grid(np.stack(filled), columns)
-
-
-def beside(drawn: Mapping[int, Array], space: Space, seen: Frames) -> Image:
-    """The grid of samples by index, each row after what its images are given."""
-    order = sorted(drawn)
-    shown = dict(zip(order, looks(space, np.stack([drawn[i] for i in order])), strict=True))
-    return pictures.rows(
-        [*seen[k], *(shown[i] for i in order[k :: len(seen)])] for k in sorted(seen)
-    )
-
-
-def _animate(frames: Frames, space: Space) -> bytes:
-    """The first images from noise to picture, in at most `GIF_FRAMES` frames."""
-    order = sorted(frames)
-    last = len(frames[order[0]]) - 1
-    shown = sorted({round(last * k / (GIF_FRAMES - 1)) for k in range(GIF_FRAMES)})
-    grids = [pictures.grid(looks(space, np.stack([frames[i][k] for i in order]))) for k in shown]
-    return pictures.gif(grids, seconds=3.0, hold=2.0)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from diffuse_cli import files
+from diffuse_cli.columns import described
 from diffuse_cli.config import OWN
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.errors import ModelFileError, UsageError
@@ -18,6 +19,7 @@ from diffuse_cli.sampling import Loaded, load_denoiser, ready
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from diffuse_cli.core.tables import Table
     from diffuse_cli.diffusion import Blueprint
 
 
@@ -83,6 +85,7 @@ def check_fits(loaded: Loaded, weaker: Loaded, path: str) -> None:
         ("its process is {}, the model's {}", _same_process(own, theirs), _process),
         ("its classes are {}, the model's {}", _classes(own) == _classes(theirs), _named),
         ("it is given {}, the model {}", _given(own) == _given(theirs), _given),
+        ("it is told {}, the model {}", _table(own) == _table(theirs), _columns),
     ):
         if not same:
             raise UsageError(
@@ -119,6 +122,17 @@ def _classes(of: Blueprint) -> tuple[str, ...]:
 def _given(of: Blueprint) -> str:
     given = of.conditions.given
     return f"{given.what} of {given.channels} channels" if given else "nothing"
+
+
+def _table(of: Blueprint) -> Table | None:
+    return of.conditions.table
+
+
+def _columns(of: Blueprint) -> str:
+    table = of.conditions.table
+    if table is None:
+        return "no columns"
+    return "; ".join(f"{files.brief(c.name)}, {described(c)}" for c in table.columns[:3])
 
 
 def _named(of: Blueprint) -> str:

@@ -76,6 +76,14 @@ def parse_names(value: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
+def parse_settings(value: Any) -> tuple[str, ...]:
+    """A NAME=VALUE, or a list of them."""
+    settings = parse_names(value)
+    if not all("=" in words[1:] for words in settings):
+        raise ValueError("a name and a value, such as age=40")
+    return settings
+
+
 def parse_listed(value: Any) -> tuple[str, ...]:
     """`"a,b"`, or a list of such strings, as names without repeats."""
     names = [name.strip() for part in parse_names(value) for name in part.split(",")]

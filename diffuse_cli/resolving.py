@@ -118,8 +118,11 @@ class DrawSettings:
         return interval(whole, denoise, process, *self.noise_levels)
 
 
-def resolve(config: DrawConfig, model: Model, names: Sequence[str] = ()) -> DrawSettings:
-    """The settings of a configuration for a model: `names` are the classes to draw, all if empty.
+def resolve(
+    config: DrawConfig, model: Model, names: Sequence[str] = (), on: Sequence[str] = ()
+) -> DrawSettings:
+    """The settings of a configuration for a model: `names` are the classes to draw, all if empty,
+    and `on` NAME=VALUE of columns.
 
     A recommended sampler is used with its recommended steps or not at all, and learned times with
     both unless a spacing is given.
@@ -128,7 +131,7 @@ def resolve(config: DrawConfig, model: Model, names: Sequence[str] = ()) -> Draw
         UsageError: a class that the model does not have, or guidance that it cannot have.
         InvalidArgument: an option that the sampler does not take.
     """
-    wanted, guide = condition(config, model, names), guide_of(config, model)
+    wanted, guide = condition(config, model, names, on), guide_of(config, model)
     if config.guidance_interval and not (wanted or guide):
         raise UsageError(
             "--guidance-interval: the model was trained without classes",

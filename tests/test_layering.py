@@ -19,20 +19,21 @@ PACKAGE = Path(diffuse_cli.__file__).parent
 ROOMS = (
     "core", "pictures", "errors", "events", "files", "runs", "outputs", "unusable", "media",
     "locks", "foreign", "parsing", "options", "config", "presets", "diffusion", "draws",
-    "givens", "data", "tensorfile", "modelfile", "memory", "runtime", "conditioning",
-    "resolving", "sampling", "inputs", "guiding", "generation", "tasks", "features", "metrics",
-    "evaluation", "training", "sweeps", "demo", "inspection", "report", "interop", "console",
-    "signals", "commands", "app", "__main__",
+    "givens", "data", "columns", "tensorfile", "modelfile", "memory", "runtime", "conditioning",
+    "resolving", "sampling", "sheets", "inputs", "guiding", "generation", "tasks", "features",
+    "metrics", "evaluation", "training", "sweeps", "demo", "inspection", "report", "interop",
+    "console", "signals", "commands", "app", "__main__",
 )  # fmt: skip
 """From the top of the house to the bottom; a room imports from itself and from those before it."""
 
 CORE = (
-    "errors", "registry", "settings", "masks", "degradations", "space", "conditions", "schedules",
-    "spacings", "timesteps", "targets", "variances", "gaussian", "process", "kernels.attention",
-    "kernels.dropout", "kernels.layout", "kernels.norms", "kernels.precision", "networks.__init__",
-    "networks._time", "networks._blocks", "networks._unet", "networks.unet", "denoiser", "losses",
-    "windows", "solvers", "samplers", "jumps", "learned_times", "guidance", "restoration",
-    "likelihood", "muon", "optimizers",
+    "errors", "registry", "settings", "masks", "degradations", "space", "tables", "conditions",
+    "schedules", "spacings", "timesteps", "targets", "variances", "gaussian", "process",
+    "kernels.attention", "kernels.dropout", "kernels.layout", "kernels.norms",
+    "kernels.precision", "networks.__init__", "networks._time", "networks._rows",
+    "networks._blocks", "networks._unet", "networks.unet", "denoiser", "losses", "windows",
+    "solvers", "samplers", "jumps", "learned_times", "guidance", "restoration", "likelihood",
+    "muon", "optimizers",
 )  # fmt: skip
 """The same inside core, for what is imported when a module runs; names for types may come from
 anywhere there."""

@@ -144,6 +144,7 @@ METAVARS: dict[Any, str] = {
     parsing.parse_ints: "N,...",
     parsing.parse_names: "NAME",
     parsing.parse_listed: "NAME,...",
+    parsing.parse_settings: "NAME=VALUE",
     parsing.parse_scales: "SCALE,...",
 }
 """What stands for a value in `--help`, by its parser or the kind of its field."""

@@ -82,6 +82,7 @@ def _data_rows(found: DataReport, fit: str) -> Rows:
         ("modes", _counts(summary.modes)),
         ("train", f"at {dimensions(found.size)}{fitted}, {colour}; {kept}"),
         *_rows("classes", _classes(found)),
+        *_rows("columns", (f"{brief(name)}: {text}" for name, text in found.columns.items())),
         *_rows("pixels", _pixels(found)),
         *_rows("duplicates", _copies(found.duplicates, " = ", "none")),
         *_rows("near duplicates", _near(found)),
@@ -206,6 +207,7 @@ def _model_rows(found: ModelReport) -> Rows:
         ("process", _process(found)),
         ("classes", _listed(found.classes) or "none: trained without --classes"),
         *([("given", _given(found))] if found.blueprint.conditions.given else []),
+        *_rows("told", _told(found)),
         ("step", brief(f"{found.step:,}")),
         *(_recommended(found.sampling) if found.sampling else []),
         *_rows("data", _settings(found.data)),
@@ -255,6 +257,14 @@ def _given(found: ModelReport) -> str:
     own = giver.given
     noise = f", with noise of up to {own.noise:g}" if own.noise else ""
     return f"{show(own.what)}: {kind_of(giver.inputs)}; dropped from {own.dropout:.0%}{noise}"
+
+
+def _told(found: ModelReport) -> list[str]:
+    """The columns, for `sample --on`."""
+    from diffuse_cli.columns import described
+
+    table = found.blueprint.conditions.table
+    return [f"{brief(c.name)}: {described(c)}" for c in table.columns] if table else []
 
 
 def _process(found: ModelReport) -> str:

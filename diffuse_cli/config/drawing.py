@@ -15,7 +15,7 @@ from diffuse_cli.options import (
     run_option,
     sampling_option,
 )
-from diffuse_cli.parsing import parse_interval, parse_names, parse_times
+from diffuse_cli.parsing import parse_interval, parse_names, parse_settings, parse_times
 
 SAMPLER, SAMPLING_STEPS, SPACING = "unipc", 20, "trailing"
 """The defaults; the first two chosen by benchmarks/samplers.py."""
@@ -31,6 +31,11 @@ WEAK_GUIDANCE = 1.5
 
 OWN = "self"
 """What `--guide-with` calls the early average in the model file."""
+
+ON = (
+    "What to tell of a column, for a model trained with --condition-on: age=40. Repeat it for "
+    "other columns, and for other values of one, which are drawn in turn."
+)
 
 MOST_STEPS, STRONGEST = 100_000, 100
 """The largest number of steps and guidance scale that can be asked for."""
@@ -157,11 +162,11 @@ class SamplerConfig(GuideConfig, TrajectoryConfig):
     )
     guidance: float | None = option(
         None,
-        "Guidance scale, for a model with classes: 1 is the conditional model, 0 the "
+        "Guidance scale, for a model with classes or columns: 1 is the conditional model, 0 the "
         "unconditional.",
         low=0,
         high=STRONGEST,
-        shown=f"the model's, or {GUIDANCE:g}; 1 if trained with --label-dropout 0",
+        shown=f"the model's, or {GUIDANCE:g}; 1 if trained with --label-dropout 0, or on numbers",
     )
     weak_guidance: float | None = sampling_option(
         None,
@@ -209,6 +214,7 @@ class SampleConfig(DrawConfig, WeightsConfig):
         parse=parse_names,
         shown="every class in turn",
     )
+    on: tuple[str, ...] = option((), ON, parse=parse_settings, shown="nothing is told")
     given: str | None = option(
         None,
         "What the images are drawn from, for a model trained with --given: an image, or a folder "

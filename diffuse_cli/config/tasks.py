@@ -9,6 +9,7 @@ from typing import Any
 
 from diffuse_cli.config.drawing import (
     MOST_STEPS,
+    ON,
     ComputeConfig,
     DrawConfig,
     WeightsConfig,
@@ -18,7 +19,7 @@ from diffuse_cli.core.degradations import DEGRADATIONS, parse
 from diffuse_cli.core.restoration import RESTORATIONS
 from diffuse_cli.errors import translating
 from diffuse_cli.options import OVERWRITE, argument, option, output_option, run_option
-from diffuse_cli.parsing import Size, parse_names, parse_size
+from diffuse_cli.parsing import Size, parse_names, parse_settings, parse_size
 
 FORMS = ", ".join(kind.EXAMPLE for kind in DEGRADATIONS.own.values())
 MODEL = "Model file, or run directory."
@@ -47,6 +48,7 @@ class PictureConfig(DrawConfig, WeightsConfig):
         parse=parse_names,
         shown="no class",
     )
+    on: tuple[str, ...] = option((), ON, parse=parse_settings, shown="nothing is told")
     size: Size | None = option(
         None,
         "Size of the samples: the model's, or larger ones in overlapping windows.",
@@ -152,6 +154,13 @@ class InterpolateConfig(ComputeConfig, WeightsConfig):
         flag="--class",
         metavar="NAME",
         shown="no class",
+    )
+    on: tuple[str, ...] = option(
+        (),
+        "What to tell of a column, for a model trained with --condition-on: age=40. Repeat it for "
+        "other columns.",
+        parse=parse_settings,
+        shown="nothing is told",
     )
     out: str = option("interpolated", "Folder for the images.", flag="-o", metavar="FOLDER")
     fit: str | None = option(None, FIT, table="media.FITS", shown="as in training")

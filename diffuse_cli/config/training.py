@@ -21,7 +21,7 @@ from diffuse_cli.options import (
     run_option,
     to_dict,
 )
-from diffuse_cli.parsing import Size, parse_color, parse_given, parse_size
+from diffuse_cli.parsing import Size, parse_color, parse_given, parse_listed, parse_size
 
 GIVEN_DROPOUT = 0.1
 """The default of --given-dropout."""
@@ -90,6 +90,15 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         metavar="FOLDER|DEGRADATION",
         shown="nothing is given",
     )
+    condition_on: tuple[str, ...] | None = data_option(
+        None,
+        "Learn images by columns of metadata.csv or metadata.jsonl, a table in DATA that names "
+        "each image in its column file_name: numbers, or labels (age,site; zip:label for numbers "
+        "that are labels).",
+        parse=parse_listed,
+        metavar="COLUMN,...",
+        shown="no table is read",
+    )
     flip: bool = data_option(False, "Mirror half of the images.")
     background: str = data_option("white", BACKGROUND, parse=parse_color)
     fit: str = data_option("crop", FIT, table="media.FITS")
@@ -144,7 +153,11 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         table="core.timesteps.TIMESTEP_DRAWS",
     )
     label_dropout: float = optimiser_option(
-        0.1, "Share of images whose class is hidden in training, for guidance.", low=0, high=1
+        0.1,
+        "Share of images whose class and row of the table are hidden in training, for guidance; "
+        "from as many again, some columns are.",
+        low=0,
+        high=1,
     )
     given_dropout: float | None = optimiser_option(
         None,

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from diffuse_cli.core.schedules import SCHEDULES as SCHEDULES
     from diffuse_cli.core.space import Space as Space
     from diffuse_cli.core.spacings import SPACINGS as SPACINGS
+    from diffuse_cli.core.tables import Table as Table
     from diffuse_cli.core.targets import TARGETS as TARGETS
     from diffuse_cli.core.timesteps import TIMESTEP_DRAWS as TIMESTEP_DRAWS
     from diffuse_cli.core.variances import VARIANCES as VARIANCES
@@ -42,6 +43,7 @@ _HOMES = {
     "InvalidArgument": "errors",
     "Space": "space",
     "Conditions": "conditions",
+    "Table": "tables",
     "Gaussian": "gaussian",
     "Process": "process",
     "NETWORKS": "networks",

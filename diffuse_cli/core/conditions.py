@@ -9,12 +9,17 @@ from typing import TYPE_CHECKING, Any
 from diffuse_cli.core.errors import InvalidArgument
 from diffuse_cli.core.settings import Settings, from_dict, setting
 from diffuse_cli.core.space import MOST_CHANNELS
+from diffuse_cli.core.tables import UNTOLD, Table
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 PAIRS = "pairs"
 """What is given where each sample has another array beside it."""
+
+
+BITS = 12
+"""Columns that are left out independently of each other; more are, in groups."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,21 +52,26 @@ class Conditions(Settings):
     Attributes:
         classes: names; a label is an index into them, and K = len(classes) means "no class".
         given: another array, or None.
+        table: numbers and further labels, or None.
     """
 
     classes: tuple[str, ...] = setting(())
     given: Given | None = setting(None)
+    table: Table | None = setting(None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.given, Mapping):  # as plain values
-            object.__setattr__(self, "given", from_dict(Given, self.given))
-        if not isinstance(self.given, Given | None):
-            raise InvalidArgument("must be a table", argument="given")
+        for name, kind in (("given", Given), ("table", Table)):
+            own = getattr(self, name)
+            if isinstance(own, Mapping):  # as plain values
+                own = from_dict(kind, own)
+                object.__setattr__(self, name, own)
+            if not isinstance(own, kind | None):
+                raise InvalidArgument("must be a table", argument=name)
 
     def __bool__(self) -> bool:
         """Whether there is anything to tell."""
-        return bool(self.classes) or self.given is not None
+        return bool(self.classes) or self.given is not None or self.table is not None
 
     @property
     def num_classes(self) -> int:
@@ -73,14 +83,19 @@ class Conditions(Settings):
         """C' of the keyword `given`, 0 for a model that is given nothing."""
         return self.given.channels + 1 if self.given else 0
 
-    def told(self, labels: Tensor, given: Tensor | None = None) -> dict[str, Tensor]:
-        """Keywords for the network: `label` with K for the -1 of labels (B,), and `given`
-        (B, C', *size) where it is told; only those that the model knows."""
+    def told(
+        self, labels: Tensor, given: Tensor | None = None, row: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Keywords for the network: `label` with K for the -1 of labels (B,), and, where they are
+        told, `given` (B, C', *size) and `row`, codes (B, columns); only those that the model
+        knows."""
         cond = {}
         if self.classes:
             cond["label"] = labels.where(labels >= 0, self.num_classes)
         if self.given and given is not None:
             cond["given"] = given
+        if self.table and row is not None:
+            cond["row"] = row
         return cond
 
     def dropped(
@@ -88,12 +103,13 @@ class Conditions(Settings):
     ) -> dict[str, Tensor]:
         """The keywords of a batch as training tells them, some dropped for guidance.
 
-        One draw decides both: at equal rates a sample is told all or nothing, and nothing is what
-        guidance leads away from.
+        One draw decides all: at equal rates a sample is told all or nothing, and nothing is what
+        guidance leads away from. As many samples again are told a part of their row, each column
+        at even odds, so that a model may be told some columns alone.
 
         Args:
             u: (B,) in [0, 1).
-            label_dropout: the share of samples without a label.
+            label_dropout: the share of samples without a label and a row.
         """
         told = dict(cond)
         if "label" in told:
@@ -102,7 +118,22 @@ class Conditions(Settings):
         if "given" in told and self.given and self.given.dropout:
             kept = (u >= self.given.dropout).to(told["given"])
             told["given"] = told["given"] * kept.reshape(-1, *[1] * (told["given"].ndim - 1))
+        if "row" in told and label_dropout:
+            told["row"] = told["row"].where(self._kept(u, label_dropout), UNTOLD)
         return told
+
+    def _kept(self, u: Tensor, share: float) -> Any:
+        """Which columns are told, (B, columns), or (B, 1) where there is nothing else to tell."""
+        import torch
+
+        assert self.table
+        kept = (u >= share)[:, None]
+        if len(self.table) == 1 and not (self.classes or self.given):
+            return kept
+        within = ((u - share) / share * 2**BITS).long()  # uniform where a part is told
+        places = torch.arange(len(self.table), device=u.device) % BITS
+        left_out = ((within[:, None] >> places) & 1).bool()
+        return kept & ~(left_out & (u < 2 * share)[:, None])
 
 
 def untold(cond: Mapping[str, Any]) -> dict[str, None]:

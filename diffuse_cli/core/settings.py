@@ -137,4 +137,4 @@ def to_dict(settings: object) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, Settings):
         return to_dict(value)
-    return list(value) if isinstance(value, tuple) else value
+    return [_plain(each) for each in value] if isinstance(value, tuple) else value

@@ -8,12 +8,14 @@ from diffuse_cli.data.reading import read_images
 from diffuse_cli.data.samples import HELD_OUT_MINIMUM, HELD_OUT_OF, Samples, held_out_rule
 from diffuse_cli.data.sources import MANIFEST, MANIFEST_FORMAT, file_hashes, is_images
 from diffuse_cli.data.summary import Summary
+from diffuse_cli.data.tables import Cells, read_cells
 
 __all__ = [
     "HELD_OUT_MINIMUM",
     "HELD_OUT_OF",
     "MANIFEST",
     "MANIFEST_FORMAT",
+    "Cells",
     "Pairs",
     "Samples",
     "Summary",
@@ -22,6 +24,7 @@ __all__ = [
     "is_images",
     "open_index",
     "pair",
+    "read_cells",
     "read_images",
     "save_index",
 ]

@@ -261,6 +261,7 @@ def _samples(source: str | Path, stored: Array, listing: Listing, tally: _Tally)
         others=listing.others,
         unread=dict(listing.unread),
         remarks=tally.remarks,
+        tables=listing.tables,
     )
     return Samples(
         stored=stored,

@@ -28,6 +28,8 @@ class Samples:
         names: paths inside the source; print them with `files.show`.
         digests: uint8 (N, 16), a hash of each sample before resizing.
         medium: its name in `MEDIA`.
+        rows: what tables say of each, for a model that is told it: codes of its columns, float32
+            (N, columns).
     """
 
     stored: npt.NDArray[Any]
@@ -37,6 +39,7 @@ class Samples:
     digests: npt.NDArray[np.uint8]
     summary: Summary
     medium: str = "image"
+    rows: npt.NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -60,6 +63,14 @@ class Samples:
             name: _fingerprint(self.digests[order[bounds[k] : bounds[k + 1]]])
             for k, name in enumerate(self.class_names)
         }
+
+    @cached_property
+    def rows_fingerprint(self) -> str:
+        """SHA-256 of what is told of what, independent of names and order; empty without rows."""
+        if self.rows is None:
+            return ""
+        codes = np.ascontiguousarray(self.rows, "<f4").view(np.uint8)
+        return _fingerprint(np.concatenate([self.digests, codes], 1))
 
     @cached_property
     def held_out(self) -> npt.NDArray[np.bool_]:

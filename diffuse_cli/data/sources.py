@@ -23,6 +23,9 @@ from diffuse_cli.files import show
 from diffuse_cli.media import advice, by_extension
 from diffuse_cli.unusable import LARGEST_FILE, Unusable
 
+TABLES = ("metadata.csv", "metadata.jsonl")
+"""Names of tables that say something of the samples beside them."""
+
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = "diffuse.samples"
 
@@ -44,12 +47,14 @@ class Entry(NamedTuple):
 @dataclass(frozen=True)
 class Listing:
     """The files that a medium reads, in the byte order of their names. `others` counts the rest,
-    and `unread`, by extension, those of them that there is advice for."""
+    and `unread`, by extension, those of them that there is advice for; `tables` are the names of
+    those in `TABLES`, which are not counted."""
 
     medium: str
     candidates: tuple[Entry, ...]
     others: int
     unread: Mapping[str, int]
+    tables: tuple[str, ...] = ()
 
 
 class Folder:
@@ -248,13 +253,15 @@ def list_samples(source: Source, medium: str | None = None) -> Listing:
     found: dict[str, list[Entry]] = {"image": []}
     unlisted: list[Entry] = []
     samples: dict[str, frozenset[str]] = {}
-    others, unread = 0, Counter[str]()
+    others, unread, tables = 0, Counter[str](), list[str]()
     for entry in source.entries():
         folder, _, base = entry.name.rpartition("/")
         if not base:  # a folder that cannot be listed
             unlisted.append(entry)
         elif reader := readers.get(extension := _extension(base)):
             found.setdefault(reader, []).append(entry)
+        elif base in TABLES:
+            tables.append(entry.name)
         else:
             others += 1
             if extension in known:
@@ -264,8 +271,8 @@ def list_samples(source: Source, medium: str | None = None) -> Listing:
     chosen = medium or max(found, key=lambda name: len(found[name]))
     kept = [e for e in found.get(chosen, []) if _is_listed(e.name, samples)]
     others += sum(len(entries) for name, entries in found.items() if name != chosen)
-    ordered = sorted([*kept, *unlisted], key=lambda e: _in_bytes(e.name))
-    return Listing(chosen, tuple(ordered), others, unread)
+    ordered = sorted([*kept, *unlisted], key=lambda e: in_bytes(e.name))
+    return Listing(chosen, tuple(ordered), others, unread, tuple(sorted(tables, key=in_bytes)))
 
 
 def _extension(base: str) -> str:
@@ -290,7 +297,7 @@ def _read_manifest(source: Source, entry: Entry) -> frozenset[str]:
     return frozenset()
 
 
-def _in_bytes(name: str) -> bytes:
+def in_bytes(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")
 
 
@@ -304,7 +311,7 @@ def classes_of(names: list[str], candidates: list[str]) -> tuple[list[int], tupl
     levels = zip(*(folder.split("/") if folder else () for folder in folders), strict=False)
     depth = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, levels))
     parts = [name.split("/")[depth:] for name in names]
-    class_names = sorted({p[0] for p in parts if len(p) > 1}, key=_in_bytes)
+    class_names = sorted({p[0] for p in parts if len(p) > 1}, key=in_bytes)
     index = {name: k for k, name in enumerate(class_names)}
     return [index[p[0]] if len(p) > 1 else -1 for p in parts], tuple(class_names)
 

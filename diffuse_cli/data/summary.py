@@ -35,6 +35,7 @@ class Summary:
         others: other files.
         unread: those of them that there is advice for, by extension.
         remarks: as `skipped`, for samples that are used.
+        tables: the names of tables beside them.
     """
 
     source: str
@@ -50,6 +51,7 @@ class Summary:
     others: int = 0
     unread: Mapping[str, int] = field(default_factory=dict)
     remarks: Skips = field(default_factory=dict)
+    tables: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """The summary for people, one sentence per line."""
@@ -85,8 +87,9 @@ class Summary:
             "sizes": {"x".join(map(str, size)): count for size, count in self.sizes.items()},
             "skipped": _plain(self.skipped),
             "remarks": _plain(self.remarks),
+            "tables": list(self.tables),
         }
-        rare = ("greyed", "unread", "remarks")
+        rare = ("greyed", "unread", "remarks", "tables")
         return {name: value for name, value in values.items() if name not in rare or value}
 
 
@@ -98,7 +101,8 @@ def from_dict(values: Mapping[str, Any]) -> Summary:
         {reason: (one["count"], tuple(one["first"])) for reason, one in rest.pop(name, {}).items()}
         for name in ("skipped", "remarks")
     )
-    return Summary(sizes=sizes, skipped=skipped, remarks=remarks, **rest)
+    tables = tuple(rest.pop("tables", ()))
+    return Summary(sizes=sizes, skipped=skipped, remarks=remarks, tables=tables, **rest)
 
 
 def _plain(reasons: Skips) -> dict[str, Any]:

@@ -130,8 +130,10 @@ def measure(
             for values in (images.samples, images.labels)
         )
         x0 = blueprint.space.to_model(x0)
-        told = given.at(batch, device) if given else None
-        cond: dict[str, Any] = {**blueprint.conditions.told(own, told)}
+        told, row = given.at(batch, device) if given else None, None
+        if images.rows is not None:
+            row = torch.tensor(images.rows[batch.start : batch.stop], device=device)
+        cond: dict[str, Any] = {**blueprint.conditions.told(own, told, row)}
         draws = _draws(seed, batch, times[done : done + batch_size], x0)
         terms = []
         for term in bound_terms(denoiser, x0, draws, **cond):

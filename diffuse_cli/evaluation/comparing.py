@@ -16,6 +16,7 @@ from diffuse_cli.evaluation.images import (
     knows,
     read_for,
     read_pairs,
+    read_rows,
     sides_for,
     told_part,
 )
@@ -101,7 +102,8 @@ def measure_both(
     sides = []
     for model in models:
         pairs = yield from read_pairs(own[0], images, model)
-        sides.append(sides_for(own[0], images, model, held_out=held_out, pairs=pairs))
+        told = yield from read_rows(own[0].data, images, model)
+        sides.append(sides_for(own[0], told, model, held_out=held_out, pairs=pairs))
     sides[0].check()
     yield told_part(sides[0], images)
     evaluations, values = [], []

@@ -119,6 +119,8 @@ def evaluate(
             if given := loaded.model.blueprint.conditions.given:
                 what = "what lies beside them" if given.what == PAIRS else given.what
                 yield Notice(f"drawn from the real images in turn: {what}")
+            elif sides.real.rows is not None:
+                yield Notice("each drawn image is told the row of a real one, in turn")
         training = sides.training if config.train_n else None
         if page and training is None:
             raise UsageError(
@@ -237,7 +239,8 @@ def describe(
     settings: DrawSettings, config: EvalConfig | TuneConfig, loaded: Loaded
 ) -> dict[str, Any]:
     """How images were drawn, for comparing the numbers."""
-    given = loaded.model.blueprint.conditions.given
+    conditions = loaded.model.blueprint.conditions
+    given, table = conditions.given, conditions.table
     return {
         "sampler": settings.sampler,
         "steps": settings.steps,
@@ -247,6 +250,7 @@ def describe(
         **settings.options,
         **settings.described_guidance(),
         **({"given": given.what} if given else {}),
+        **({"columns": list(table.names)} if table else {}),
         "weights": config.weights,
         "precision": loaded.precision,
         "model_sha256": loaded.sha256,

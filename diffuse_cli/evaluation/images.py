@@ -8,11 +8,12 @@ from functools import partial
 
 import numpy as np
 
+from diffuse_cli.columns import rows_of, unknown
 from diffuse_cli.config import MeasureConfig
 from diffuse_cli.config.measuring import SidesConfig
 from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.core.space import Space
-from diffuse_cli.data import Pairs, Samples, pair, read_images
+from diffuse_cli.data import Pairs, Samples, pair, read_cells, read_images
 from diffuse_cli.draws import permutation
 from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Notice, Work
@@ -28,11 +29,13 @@ class Labelled:
 
     Attributes:
         pairs: what lies beside each, as stored, for a model that is given it.
+        rows: the codes of its columns, (N, columns), for a model that is told them.
     """
 
     samples: Array
     labels: Array
     pairs: Array | None = None
+    rows: Array | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -40,7 +43,9 @@ class Labelled:
     def __getitem__(self, chosen: Array | slice) -> Labelled:
         """Some of them: by index, or where a mask is true."""
         pairs = None if self.pairs is None else np.ascontiguousarray(self.pairs[chosen])
-        return Labelled(np.ascontiguousarray(self.samples[chosen]), self.labels[chosen], pairs)
+        rows = None if self.rows is None else self.rows[chosen]
+        samples = np.ascontiguousarray(self.samples[chosen])
+        return Labelled(samples, self.labels[chosen], pairs, rows)
 
 
 REFERENCES = 200
@@ -56,6 +61,7 @@ class Training:
         labels: their classes, (N,).
         order: the indices of the training images, shuffled.
         pairs: what lies beside the images, for a model that is given it.
+        rows: the codes of their columns, for a model that is told them.
     """
 
     samples: Array
@@ -63,6 +69,7 @@ class Training:
     order: Array
     held_out: Labelled
     pairs: Pairs | None = None
+    rows: Array | None = None
 
     @property
     def alone(self) -> int:
@@ -71,7 +78,7 @@ class Training:
 
     def first(self, n: int) -> Labelled:
         """At most n training images."""
-        return _some(self.samples, self.labels, self.pairs, self.order[:n])
+        return _some(self.samples, self.labels, self.pairs, self.rows, self.order[:n])
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,7 @@ def read_sides(config: MeasureConfig, loaded: Loaded | None) -> Work[Sides]:
     if loaded is None:
         return (yield from _of_folder(config))
     images = yield from read_for(config, loaded)
+    images = yield from read_rows(config.data, images, loaded)
     pairs = yield from read_pairs(config, images, loaded)
     sides = sides_for(config, images, loaded, held_out=knows(loaded, images), pairs=pairs)
     yield told_part(sides, images)
@@ -133,6 +141,22 @@ def read_for(config: MeasureConfig, loaded: Loaded) -> Work[Samples]:
     )
     yield from _tell(images)
     return images
+
+
+def read_rows(data: str, images: Samples, loaded: Loaded) -> Work[Samples]:
+    """DATA with the columns that a model is told; as it is for one that is told none.
+
+    Raises:
+        DataError: there is no table.
+        UsageError: a table without such a column.
+    """
+    table = loaded.model.blueprint.conditions.table
+    if table is None:
+        return images
+    cells = read_cells(data, images.names, table.names)
+    for line in (*cells.lines, *unknown(table, cells)):
+        yield Notice(line, warning=True)
+    return replace(images, rows=rows_of(table, cells))
 
 
 def read_pairs(config: SidesConfig, images: Samples, loaded: Loaded) -> Work[Pairs | None]:
@@ -177,14 +201,15 @@ def inputs_of(loaded: Loaded, images: Labelled, seed: int) -> Inputs | None:
 
 
 def drawn_from(settings: DrawSettings, loaded: Loaded, real: Labelled, seed: int) -> DrawSettings:
-    """The settings with what the real images are given, in turn, and their classes; the same for a
-    model that is given nothing."""
+    """The settings with what the real images are given and told, in turn, and their classes; the
+    same for a model that is told classes alone, or nothing."""
     inputs, wanted = inputs_of(loaded, real, seed), settings.condition
-    if inputs is None or wanted is None:
+    if wanted is None or (inputs is None and real.rows is None):
         return settings
+    rows = () if real.rows is None else tuple(map(tuple, real.rows.tolist()))
     labels = np.where(real.labels >= 0, real.labels, len(loaded.model.blueprint.conditions.classes))
     own = tuple(labels.tolist()) if wanted.labels else ()
-    return replace(settings, condition=replace(wanted, labels=own, given=inputs))
+    return replace(settings, condition=replace(wanted, labels=own, given=inputs, rows=rows))
 
 
 def knows(loaded: Loaded, images: Samples) -> bool:
@@ -213,6 +238,8 @@ def sides_for(
     part, prints = "held-out" if held_out else "all", {"data": images.fingerprint}
     if pairs is not None:
         prints["given"] = pairs.fingerprint
+    if images.rows is not None:
+        prints["table"] = images.rows_fingerprint
     return Sides(real, more, None, training, part, names, prints, loaded.space)
 
 
@@ -266,15 +293,18 @@ def _choose(
     order, labels = chosen[permutation(config.seed, 0, len(chosen))], _labels(images, names)
     first, more = order[: config.n], order[config.n : 2 * config.n]
     return (
-        _some(images.stored, labels, pairs, first),
-        _some(images.stored, labels, pairs, more),
+        _some(images.stored, labels, pairs, images.rows, first),
+        _some(images.stored, labels, pairs, images.rows, more),
     )
 
 
-def _some(samples: Array, labels: Array, pairs: Pairs | None, chosen: Array) -> Labelled:
-    """Samples by index, with what lies beside them."""
+def _some(
+    samples: Array, labels: Array, pairs: Pairs | None, rows: Array | None, chosen: Array
+) -> Labelled:
+    """Samples by index, with what lies beside them and their rows."""
     given = pairs.beside(chosen) if pairs is not None else None
-    return Labelled(np.ascontiguousarray(samples[chosen]), labels[chosen], given)
+    told = None if rows is None else rows[chosen]
+    return Labelled(np.ascontiguousarray(samples[chosen]), labels[chosen], given, told)
 
 
 def _labels(images: Samples, names: Sequence[str]) -> Array:
@@ -295,4 +325,5 @@ def _training(
     own = np.flatnonzero(~images.held_out & usable)
     order = own[permutation(config.seed, 1, len(own))]
     held_out, _ = _choose(config, images, np.flatnonzero(images.held_out & usable), names, pairs)
-    return Training(images.stored, _labels(images, names), order, held_out, pairs)
+    labels = _labels(images, names)
+    return Training(images.stored, labels, order, held_out, pairs, images.rows)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import tempfile
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from diffuse_cli import files, outputs, pictures
+from diffuse_cli.columns import survey
 from diffuse_cli.config import InfoConfig
-from diffuse_cli.data import Samples, Summary, read_images
-from diffuse_cli.errors import UsageError
-from diffuse_cli.events import Progress, Work
+from diffuse_cli.data import Samples, Summary, read_cells, read_images
+from diffuse_cli.errors import DataError, UsageError
+from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.inspection import near, sheet
 from diffuse_cli.inspection.copies import Copies, count_copies, exact_roots
 from diffuse_cli.media import Array
@@ -50,6 +52,7 @@ class DataReport:
         near_duplicates: among images that differ; None if they are too small to compare.
         blank: almost blank images, which are not compared.
         out: the contact sheet, if asked for.
+        columns: of tables beside the images, each in words.
     """
 
     path: str
@@ -62,6 +65,7 @@ class DataReport:
     blank: int
     fingerprint: str
     out: Path | None
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
@@ -79,6 +83,7 @@ class DataReport:
             "blank": self.blank,
             "fingerprint": self.fingerprint,
             "contact_sheet": str(self.out) if self.out else None,
+            **({"columns": dict(self.columns)} if self.columns else {}),
         }
 
 
@@ -97,6 +102,7 @@ def inspect_data(config: InfoConfig) -> Work[DataReport]:
             map_over=MAP_OVER,
         )
         report = yield from _report(config, images, out)
+        report = replace(report, columns=(yield from _columns(config, images)))
         if out is not None:
             page = yield from sheet.draw(images)
             files.write_bytes(out, pictures.png(page))
@@ -132,6 +138,20 @@ def _report(config: InfoConfig, images: Samples, out: Path | None) -> Work[DataR
         fingerprint=images.fingerprint,
         out=out,
     )
+
+
+def _columns(config: InfoConfig, images: Samples) -> Work[dict[str, str]]:
+    """The columns of tables beside the images, in words; a broken table is a warning."""
+    if not images.summary.tables:
+        return {}
+    try:
+        cells = read_cells(config.path, images.names)
+    except DataError as error:
+        yield Notice(str(error), warning=True)
+        return {}
+    for line in cells.lines:
+        yield Notice(line, warning=True)
+    return survey(cells, np.flatnonzero(~images.held_out))
 
 
 def _measure(images: Samples) -> Work[tuple[Spread, Array, Array]]:

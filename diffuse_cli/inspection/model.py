@@ -68,6 +68,7 @@ class ModelReport:
             **values,
             "space": plain(own.space),
             **({"given": plain(own.conditions.given)} if own.conditions.given else {}),
+            **({"columns": plain(own.conditions.table)["columns"]} if own.conditions.table else {}),
             "network": {"name": own.network, **plain(own.config)},
             "diffusion": to_dict(own.diffusion),
             "sampling": to_dict(self.sampling) if self.sampling else None,

@@ -25,10 +25,10 @@ from diffuse_cli.options import from_dict, to_dict
 from diffuse_cli.parsing import parse_color, parse_size
 from diffuse_cli.presets import network_config
 
-VERSION = 4
+VERSION = 5
 """Of the description. Version 1 has no number, and one table for network and data. 3 is 2 with a
-weak average or learned times, 4 has an array among the conditions, and each is written for those
-alone: an older `diffuse` reads all other files."""
+weak average or learned times, 4 has an array among the conditions and 5 columns of a table, and
+each is written for those alone: an older `diffuse` reads all other files."""
 
 SAMPLING, WEAK_KEY = "sampling", "weak"
 """The keys of the recommended setting and of the weak average in `diffuse.config`."""
@@ -104,8 +104,10 @@ def describe(model: Model) -> dict[str, Any]:
 
 def _version(model: Model) -> int:
     """The oldest version that can say what the model is."""
-    if model.blueprint.conditions.given:
+    if model.blueprint.conditions.table:
         return VERSION
+    if model.blueprint.conditions.given:
+        return 4
     learned = model.sampling is not None and model.sampling.times is not None
     return 3 if learned or model.weak is not None else 2
 
@@ -206,7 +208,7 @@ def _recommended(
         raise ValueError(f"time {setting.times[0]:g} is recommended for {timesteps} timesteps")
     if (setting.guidance is None) != (not conditions):
         raise ValueError(
-            "guidance is recommended for a network without classes and --given, or none with one"
+            "guidance is recommended for a network that is told nothing, or none with one"
         )
     return setting
 

@@ -240,6 +240,7 @@ def _loss(
             real.samples,
             real.labels,
             given=inputs_of(loaded, real, config.seed),
+            rows=real.rows,
             seed=config.seed,
             batch_size=config.batch_size,
             device=accelerator.device,

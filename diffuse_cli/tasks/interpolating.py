@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from diffuse_cli.config import InterpolateConfig
+from diffuse_cli.conditioning import check_columns, condition
+from diffuse_cli.config import DrawConfig, InterpolateConfig
 from diffuse_cli.core.samplers import SAMPLERS, encode
 from diffuse_cli.draws import share
-from diffuse_cli.errors import DataError, UsageError, lookup
+from diffuse_cli.errors import DataError, UsageError
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.files import show
 from diffuse_cli.generation import Folder, gather
@@ -94,6 +95,7 @@ def interpolate(config: InterpolateConfig) -> Work[Interpolated | None]:
             "n": config.n,
             "weights": config.weights,
             "class": config.label,
+            **({"on": list(config.on)} if config.on else {}),
             "psnr": psnr,
         }
         plan = Plan(names, len(times), described=described)
@@ -117,19 +119,18 @@ def _ends(config: InterpolateConfig, loaded: Loaded) -> Work[tuple[list[str], li
 
 
 def _told(config: InterpolateConfig, loaded: Loaded) -> Denoise:
-    """The denoiser, told the class. x_0 is not clipped: a clipped step has no inverse."""
-    if config.label is None:
+    """The denoiser, told class and columns. x_0 is not clipped: a clipped step has no inverse."""
+    names = () if config.label is None else (config.label,)
+    wanted = condition(DrawConfig(), loaded.model, names, config.on)
+    check_columns(loaded.model, wanted)
+    if wanted is None or not (names or config.on):
         return loaded.denoiser
-    classes = loaded.model.blueprint.conditions.classes
-    if not classes:
-        raise UsageError(
-            "--class: the model was trained without classes", "Train one with --classes"
-        )
-    known = {name: i for i, name in enumerate(classes)}
-    label = lookup(known, config.label, "--class")
+    if len(set(wanted.rows)) > 1:
+        raise UsageError("--on names a column twice", "Name it once")
+    alone = wanted if names else replace(wanted, labels=())
 
     def told(x_t: Tensor, t: Any, /, **cond: Any) -> Any:
-        return loaded.denoiser(x_t, t, label=x_t.new_full((len(x_t),), label, dtype=torch.long))
+        return alone.bind(loaded.denoiser, range(len(x_t)), x_t.device)(x_t, t)
 
     return told
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffuse_cli import files, outputs, pictures
+from diffuse_cli.columns import told_by, typed_rows
+from diffuse_cli.conditioning import check_columns
 from diffuse_cli.config import PictureConfig
 from diffuse_cli.core.kernels.layout import laid_out
 from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
@@ -171,18 +173,23 @@ def opened(config: Any, *inputs: str) -> Iterator[Accelerator]:
 
 def _settings(config: PictureConfig, loaded: Loaded, told: bool) -> DrawSettings:
     """How samples are drawn: without `--class` of no class, and given nothing unless `told`."""
-    settings = resolve(config, loaded.model, config.classes)
-    if settings.condition is None:
+    settings = resolve(config, loaded.model, config.classes, config.on)
+    wanted, conditions = settings.condition, loaded.model.blueprint.conditions
+    check_columns(loaded.model, wanted)
+    if wanted is None:
         return settings
-    if config.guidance is not None and not (config.classes or told):
-        if loaded.model.blueprint.conditions.classes:
-            raise UsageError("--guidance goes with --class", "Name the class of the picture")
+    named = bool(config.classes or config.on)
+    if config.guidance is not None and not (named or told):
+        if conditions.classes or conditions.table:
+            raise UsageError("--guidance goes with --class or --on", "Say what the picture is of")
         raise UsageError("--guidance: the model is told nothing here", "Leave it out")
     check_class(loaded, labelled=bool(config.classes), told=told)
     if config.classes:
         return settings
-    condition = replace(settings.condition, labels=()) if told else None
-    return replace(settings, condition=condition)
+    if not (config.on or told):
+        return replace(settings, condition=None)
+    rows = typed_rows(conditions.table, config.on) if conditions.table and config.on else ()
+    return replace(settings, condition=replace(wanted, labels=(), rows=rows))
 
 
 def _drawings(
@@ -216,13 +223,16 @@ def _drawings(
 def _classes(
     config: PictureConfig, settings: DrawSettings, loaded: Loaded, count: int
 ) -> dict[str, Any]:
-    """The manifest's entry on the class of each sample."""
-    wanted = settings.condition
-    if wanted is None or not wanted.labels:
-        return {}
-    classes = loaded.model.blueprint.conditions.classes
-    names = [classes[wanted.label(j)] for j in range(config.n)]
-    return {"classes": names * count}
+    """The manifest's entries on the class of each sample, and what else it is told."""
+    wanted, conditions = settings.condition, loaded.model.blueprint.conditions
+    found: dict[str, Any] = {}
+    if wanted and wanted.labels:
+        names = [conditions.classes[wanted.label(j)] for j in range(config.n)]
+        found["classes"] = names * count
+    if wanted and wanted.rows and conditions.table:
+        rows = [told_by(conditions.table, wanted.row(j)) for j in range(config.n)]
+        found["on"] = rows * count
+    return found
 
 
 def finish(

@@ -62,10 +62,11 @@ class Batches:
             x0: the samples, mirrored already where `flip` (B,) says so.
             step, positions: what is drawn for them.
         """
-        labels = self._moved(self.plan.images.labels[indices])
-        return self.plan.blueprint.conditions.told(
-            labels, self._given(indices, x0, flip, step, positions)
-        )
+        images = self.plan.images
+        labels = self._moved(images.labels[indices])
+        row = None if images.rows is None else self._moved(images.rows[indices])
+        given = self._given(indices, x0, flip, step, positions)
+        return self.plan.blueprint.conditions.told(labels, given, row)
 
     def _given(
         self, indices: Indices, x0: Tensor, flip: Tensor | None, step: int, positions: range

@@ -119,6 +119,7 @@ def checkpoint_of(
             "fingerprint": trainer.plan.images.fingerprint,
             "classes": trainer.plan.class_fingerprints,
             "given": trainer.plan.given_fingerprints,
+            **({"table": trainer.plan.table_state} if trainer.plan.table_state else {}),
             "versions": list(trainer.plan.versions),
             "watch": monitor.state(),
             **({"budget": asdict(budget), "course": asdict(trainer.course)} if budget else {}),

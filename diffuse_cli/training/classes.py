@@ -39,8 +39,8 @@ def class_names(images: Samples) -> tuple[str, ...]:
     return images.class_names
 
 
-def fits(names: tuple[str, ...]) -> bool:
-    """Whether the header of a model file has room for the names."""
+def fits(names: object) -> bool:
+    """Whether the header of a model file has room for names, as plain values."""
     return len(json.dumps(names)) <= CLASSES_BYTES
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffuse_cli import files
+from diffuse_cli.columns import names_of
 from diffuse_cli.config import DiffusionConfig, TrainConfig
 from diffuse_cli.config.training import from_file, to_file
 from diffuse_cli.core import degradations
@@ -62,13 +63,15 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
             return _checked(_resumed(given, run))
         _check_begins(run, bool(given.get("auto_resume")))
     config = merged(given, _base(given)).config()
-    for name, other in (
-        ("label_dropout", "classes"),
-        ("given_dropout", "given"),
-        ("given_noise", "given"),
+    for name, others in (
+        ("label_dropout", ("classes", "condition_on")),
+        ("given_dropout", ("given",)),
+        ("given_noise", ("given",)),
     ):
-        if name in flags and not getattr(config, other):
-            raise UsageError(f"{flag(name)} goes with {flag(other)}", "Give both, or neither")
+        if name in flags and not any(getattr(config, other) for other in others):
+            either = " or ".join(map(flag, others))
+            raise UsageError(f"{flag(name)} goes with {either}", "Give both, or neither")
+    names_of(config.condition_on or ())
     if config.given and is_degradation(config.given):
         with translating(lambda _: "--given"):
             degradations.parse(config.given)
@@ -188,6 +191,8 @@ def _differs(name: str, typed: Any, stored: Any) -> UsageError:
 def _shown(value: Any) -> str:
     if not isinstance(value, tuple):
         return str(value)
+    if all(isinstance(each, str) for each in value):
+        return ",".join(value)
     return "x".join(map(str, value)) if len(value) == 2 else f"({len(value)} numbers)"
 
 

@@ -1,5 +1,5 @@
 """The weights of a model as those of another: of other channels, given something else, or of other
-classes.
+classes or columns.
 
 What fits is taken. What is new begins such that the network computes at first what the model
 did, told nothing of what is new; where samples have other channels, it does of grey ones.
@@ -7,19 +7,22 @@ did, told nothing of what is new; where samples have other channels, it does of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 
 from diffuse_cli.core.networks import NETWORKS, Ends
+from diffuse_cli.core.tables import Labels
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.draws import philox
+from diffuse_cli.training.table import with_columns
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from diffuse_cli.core.conditions import Conditions
+    from diffuse_cli.core.tables import Table
     from diffuse_cli.diffusion import Blueprint
     from diffuse_cli.modelfile import Model
 
@@ -54,7 +57,10 @@ def fitted(model: Model, wanted: Blueprint, seed: int = 0) -> Mapping[str, Tenso
         _, variance = weights[ends.output_bias].chunk(2)
         variance.fill_(FRACTION.get(own.diffusion.variance, 0.0))
     _fit_classes(weights, ends, model, wanted.conditions)
-    return weights
+    tables = own.conditions.table, wanted.conditions.table
+    for untold in without(model, *tables):
+        weights[ends.class_bias] = weights[ends.class_bias] + untold
+    return with_columns(weights, ends.columns, *tables, wanted.shapes)
 
 
 def learns(blueprint: Blueprint) -> bool:
@@ -142,7 +148,7 @@ def differences(weight: Tensor, wanted: Blueprint, seed: int) -> Tensor:
     return found
 
 
-# -- classes --------------------------------------------------------------------------------------
+# -- classes and columns --------------------------------------------------------------------------
 
 
 def numbered(model: Model, names: tuple[str, ...]) -> bool:
@@ -158,6 +164,22 @@ def unclassed(model: Model) -> Tensor:
     assert ends is not None
     *_, nothing = rows = model.ema[ends.classes]
     return rows[:-1].mean(0) if model.training.get("label_dropout") == 0 else nothing
+
+
+def without(model: Model, own: Table | None, wanted: Table | None) -> Iterator[Tensor]:
+    """What is added for each column that is left out where it is not told, (D,); of labels their
+    mean if that was never learned."""
+    ends, names = ends_of(model.blueprint), wanted.names if wanted else {}
+    assert ends is not None
+    for k, column in enumerate(own.columns if own else ()):
+        if column.name in names:
+            continue
+        if not isinstance(column, Labels):
+            yield model.ema[f"{ends.columns}.{k}.untold"]
+            continue
+        *_, nothing = rows = model.ema[f"{ends.columns}.{k}.weight"]
+        never = model.training.get("label_dropout") == 0 and not column.missing
+        yield rows[:-1].mean(0) if never else nothing
 
 
 def _fit_classes(weights: dict[str, Tensor], ends: Ends, model: Model, wanted: Conditions) -> None:

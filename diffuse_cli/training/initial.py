@@ -87,7 +87,11 @@ def _shapes(blueprint: Blueprint) -> dict[str, tuple[int, ...]]:
     if ends is None:
         return shapes
     changed = (ends.input, ends.output, ends.output_bias, ends.classes)
-    return {name: shape for name, shape in shapes.items() if name not in changed}
+    return {
+        name: shape
+        for name, shape in shapes.items()
+        if name not in changed and not name.startswith(f"{ends.columns}.")
+    }
 
 
 def _warnings(source: str, model: Model, wanted: Blueprint) -> Iterator[str]:
@@ -142,6 +146,7 @@ def parts(model: Model, wanted: Blueprint) -> Iterator[Part]:
         yield from _variance(own, wanted, ends)
         yield from _given(own, wanted, ends)
         yield from _classes(model, wanted, ends)
+        yield from _columns(own, wanted, ends)
 
 
 def _channels(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iterator[Part]:
@@ -207,6 +212,28 @@ def _classes(model: Model, wanted: Blueprint, ends: Ends) -> Iterator[Part]:
         if new:
             text += f"; {len(new):,} new, drawn at first as without a class: {named(new)}"
     yield Part("classes", text, count, gone=not names)
+
+
+def _columns(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iterator[Part]:
+    old, new = (b.conditions.table.names if b.conditions.table else {} for b in (own, wanted))
+    if own.conditions.table == wanted.conditions.table:
+        return
+    for gone, of, names in ((False, wanted, [*new]), (True, own, [n for n in old if n not in new])):
+        if not names:
+            continue
+        table = of.conditions.table
+        assert table is not None
+        places = [[*table.names].index(name) for name in names]
+        starts = tuple(f"{ends.columns}.{k}." for k in places)
+        count = sum(math.prod(s) for name, s in of.shapes.items() if name.startswith(starts))
+        kept = [name for name in names if name in old and type(old[name]) is type(new.get(name))]
+        rest = [name for name in names if name not in kept]
+        text = f"left out: {named(rest)}; draws at first as if told none of it"
+        if not gone:
+            found = [f"taken by name: {named(kept)}"] if kept else []
+            found += [f"new, at 0: {named(rest)}"] if rest else []
+            text = "; ".join(found)
+        yield Part("columns", text, count, gone)
 
 
 def _count(of: Blueprint, name: str, channels: int) -> int:

@@ -55,6 +55,7 @@ def losses_of(
     labels: Labels,
     *,
     given: Inputs | None = None,
+    rows: Array | None = None,
     seed: int,
     batch_size: int,
     device: torch.device,
@@ -67,6 +68,7 @@ def losses_of(
         samples: as stored, (N, C, *size).
         labels: (N,), -1 for none.
         given: what each is given, for a model that is given anything.
+        rows: the codes of its columns, for a model that is told a table.
     """
     for start in range(0, len(samples), batch_size):
         here = range(start, min(start + batch_size, len(samples)))
@@ -78,7 +80,9 @@ def losses_of(
             for values in (samples, labels)
         )
         x0 = laid_out(blueprint.space.to_model(own))
-        told = given.at(here, device) if given else None
-        cond = blueprint.conditions.told(classes, told)
+        told, row = given.at(here, device) if given else None, None
+        if rows is not None:
+            row = torch.tensor(rows[here.start : here.stop], device=device)
+        cond = blueprint.conditions.told(classes, told, row)
         with torch.no_grad():
             yield objective(denoiser, x0, t, draws.noise, cond)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.conditions import Conditions
-from diffuse_cli.core.settings import dimensions
+from diffuse_cli.core.settings import dimensions, to_dict
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.data import Pairs, Samples, held_out_rule, open_index, read_images, save_index
 from diffuse_cli.data.summary import fitting
@@ -30,6 +30,7 @@ from diffuse_cli.training.given import check_pairs, given_of, paired, pairs_at
 from diffuse_cli.training.initial import first_weights
 from diffuse_cli.training.layers import default_loss
 from diffuse_cli.training.rundir import RunDirectory
+from diffuse_cli.training.table import check_rows, told_by_table
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -77,6 +78,17 @@ class Plan:
         """What a checkpoint and a model file keep of pairs."""
         return {"fingerprint": self.pairs.fingerprint} if self.pairs else {}
 
+    @property
+    def table_fingerprints(self) -> dict[str, str]:
+        """What a checkpoint and a model file keep of what the images' table says."""
+        return {"fingerprint": self.images.rows_fingerprint} if self.images.rows is not None else {}
+
+    @property
+    def table_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the table; empty without one."""
+        table = self.blueprint.conditions.table
+        return {"told": to_dict(table), **self.table_fingerprints} if table else {}
+
     @cached_property
     def giver(self) -> Giver | None:
         """Makes what the model is told of what it is given, if it is given anything."""
@@ -108,6 +120,7 @@ class Plan:
             "background": self.config.background,
             "fit": self.config.fit,
             **({"given": self.given_fingerprints} if self.pairs else {}),
+            **({"table": self.table_fingerprints} if self.images.rows is not None else {}),
             **({"classes": list(names)} if names and not told and fits(names) else {}),
         }
 
@@ -131,9 +144,13 @@ def prepare(
     pairs = yield from _read_pairs(config, images, accelerator, cache)
     if config.classes and config.goes_on:
         check_names(config, images)
+    indices = np.arange(len(images)) if pairs is None else np.flatnonzero(pairs.matched)
+    held_out = images.held_out[indices]
+    images, table = yield from told_by_table(config, images, indices[~held_out])
     conditions = Conditions(
         classes=class_names(images) if config.classes else (),
         given=given_of(config, images.space, pairs),
+        table=table,
     )
     done, blueprint = complete(config, images.space, conditions)
     yield from (Notice(line) for line in images.summary.lines())
@@ -142,8 +159,6 @@ def prepare(
     if not config.goes_on:  # where it could still be changed
         for line in slow_precision(config.precision, config.device, done.width, backward=True):
             yield Notice(line, warning=True)
-    indices = np.arange(len(images)) if pairs is None else np.flatnonzero(pairs.matched)
-    held_out = images.held_out[indices]
     if int((~held_out).sum()) < FEW:
         yield Notice(
             "1 image to train on: the model can only memorise it; what it draws will be a copy",
@@ -240,12 +255,14 @@ def check_fingerprint(plan: Plan, state: Mapping[str, Any]) -> Work[None]:
 
     Raises:
         DataError: they differ, with --strict.
-        UsageError: the same images, in other classes or with other pairs.
+        UsageError: the same images, in other classes, with other pairs or other rows.
     """
     expected = state.get("fingerprint")
     if expected in (None, plan.images.fingerprint):
         check_labels(plan.config, plan.class_fingerprints, state.get("classes", {}))
         check_pairs(plan.config, plan.given_fingerprints, state.get("given", {}))
+        now = {**state.get("table", {}), **plan.table_fingerprints}
+        check_rows(plan.config, now, state.get("table", {}))
         return
     text = f"the images in {plan.config.data} are not those that this run began with"
     if plan.config.strict:

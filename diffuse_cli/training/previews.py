@@ -33,35 +33,56 @@ def draw_by_default(
 ) -> Iterator[Drawing]:
     """Draw with a network of the plan's kind as `diffuse sample` does without options.
 
-    A model that is given an array gets the first `inputs` of those of `shown_of`, or all, in turn,
-    with their classes.
+    A model that is given an array or told columns is given and told what belongs to each of
+    `shown_of` in turn, or to so many of them, `inputs`.
     """
     denoiser = plan.blueprint.denoiser(net)
     settings = DrawSettings(
         steps=min(SAMPLING_STEPS, denoiser.process.num_timesteps),
-        condition=_condition(plan, shown_of(plan)[:inputs]),
+        condition=_condition(plan, shown_of(plan, inputs)),
         seed=plan.config.seed,
         batch_size=plan.room,
     )
     return draw(denoiser, settings, range(count), space=plan.blueprint.space, device=device)
 
 
-def shown_of(plan: Plan) -> npt.NDArray[np.int64]:
-    """The images whose given arrays are shown: those held out, or, if there are none, all."""
-    return plan.held_out if len(plan.held_out) else plan.train
+def shown_of(plan: Plan, count: int | None = None) -> npt.NDArray[np.int64]:
+    """The images whose given arrays or columns are drawn from: those held out, or, if there are
+    none, all.
+
+    Args:
+        count: so many of them: the first, or, of a model that is told columns alone, from the 10th
+            to the 90th percentile of the first column.
+    """
+    chosen = plan.held_out if len(plan.held_out) else plan.train
+    if count is None or plan.giver or plan.images.rows is None:
+        return chosen[:count]
+    codes = plan.images.rows[chosen, 0]
+    told = chosen[np.argsort(codes, kind="stable")][: int((~np.isnan(codes)).sum())]
+    if len(told) == 0:
+        return chosen[:count]
+    places = np.linspace(0.1, 0.9, count) * (len(told) - 1)
+    return told[np.unique(places.round().astype(np.int64))]
 
 
 def _condition(plan: Plan, chosen: npt.NDArray[np.int64]) -> Condition | None:
-    """What is told while training; to a model that is given an array, that of chosen images."""
+    """What is told while training: classes in turn, or all that belongs to chosen images."""
     conditions = plan.blueprint.conditions
     if not conditions:
         return None
     labels: Iterable[int] = range(conditions.num_classes)
-    if labels and conditions.given:
+    rows = plan.images.rows
+    if labels and shows_images(plan):
         own = plan.images.labels[chosen]
         labels = np.where(own >= 0, own, conditions.num_classes).tolist()
     scale = default_guidance(conditions, plan.config.label_dropout)
-    return Condition(tuple(labels), scale, given_inputs(plan, chosen))
+    told = () if rows is None else tuple(map(tuple, rows[chosen].tolist()))
+    return Condition(tuple(labels), scale, given_inputs(plan, chosen), rows=told)
+
+
+def shows_images(plan: Plan) -> bool:
+    """Whether previews are drawn for some images, each by what it is given or told."""
+    return plan.giver is not None or plan.images.rows is not None
 
 
 def passes_of_step(plan: Plan) -> int:
@@ -73,7 +94,8 @@ def passes_of_step(plan: Plan) -> int:
 def passes_of_denoising(plan: Plan, images: int) -> int:
     """Passes of a step of sampling; guidance takes each twice."""
     conditions = plan.blueprint.conditions
-    return images * (2 if conditions.num_classes and not conditions.given else 1)
+    guided = conditions and default_guidance(conditions, plan.config.label_dropout) != 1
+    return images * (2 if guided else 1)
 
 
 def passes_of_drawing(plan: Plan, images: int) -> int:
@@ -91,7 +113,7 @@ def draw_preview(trainer: Trainer) -> Work[Image | None]:
     """A grid of samples, or rows of what is given, samples, and the image; None if memory runs
     out."""
     plan, net, device = trainer.plan, trainer.ema_net, trainer.device
-    space, inputs = plan.blueprint.space, GIVEN_SHOWN if plan.giver else None
+    space, inputs = plan.blueprint.space, GIVEN_SHOWN if shows_images(plan) else None
     ended = []
     try:
         for drawing in draw_by_default(plan, net, PREVIEW_IMAGES, device, inputs):
@@ -104,18 +126,18 @@ def draw_preview(trainer: Trainer) -> Work[Image | None]:
         yield Notice("out of memory while drawing the preview: it is left out", warning=True)
         return None
     samples = looks(space, np.concatenate(ended))
-    return pictures.grid(samples) if plan.giver is None else _beside(plan, samples)
+    return _beside(plan, samples) if shows_images(plan) else pictures.grid(samples)
 
 
 def _beside(plan: Plan, samples: Array) -> Image:
-    """A row for each array that is given: it, its samples, and the image that belongs to it."""
+    """A row for each of some images: what is given of it, if anything is, samples, and itself."""
     import torch
 
-    giver, chosen = plan.giver, shown_of(plan)[:GIVEN_SHOWN]
-    given = given_inputs(plan, chosen)
-    assert giver is not None
-    assert given is not None
-    told = giver.look(given.at(range(len(chosen)), torch.device("cpu")))
-    inputs, truths = looks(giver.shown, told), plan.images.stored[chosen]
-    own = [samples[k :: len(chosen)] for k in range(len(chosen))]
-    return pictures.rows(zip(inputs, own, looks(plan.blueprint.space, truths), strict=True))
+    giver, chosen = plan.giver, shown_of(plan, GIVEN_SHOWN)
+    given, space = given_inputs(plan, chosen), plan.blueprint.space
+    truths = looks(space, plan.images.stored[chosen])
+    rows = [[*samples[k :: len(chosen)], truths[k]] for k in range(len(chosen))]
+    if giver and given:
+        told = giver.look(given.at(range(len(chosen)), torch.device("cpu")))
+        rows = [[first, *row] for first, row in zip(looks(giver.shown, told), rows, strict=True)]
+    return pictures.rows(rows)

@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli import files, locks, outputs, runs
+from diffuse_cli.core.settings import from_dict
+from diffuse_cli.core.tables import Table
 from diffuse_cli.errors import ModelFileError, OutputError, UsageError
 from diffuse_cli.options import read_toml
 
@@ -201,6 +203,20 @@ class RunDirectory:
 
         with contextlib.suppress(ModelFileError):
             return set(modelfile.load(self.model).classes)
+        return None
+
+    def table(self) -> Table | None:
+        """The columns that the run began with, from an unverified checkpoint or the model file;
+        None if neither has any."""
+        for path in runs.complete(self.checkpoints):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                state = json.loads((path / "state.json").read_text())
+                if found := state.get("table"):
+                    return from_dict(Table, found["told"])
+        from diffuse_cli import modelfile
+
+        with contextlib.suppress(ModelFileError):
+            return modelfile.load(self.model).blueprint.conditions.table
         return None
 
     def newest_step(self) -> int | None:

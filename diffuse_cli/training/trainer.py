@@ -276,16 +276,17 @@ class Trainer:
     def held_out_losses(self) -> Tensor | None:
         """The loss of the averaged weights on each held-out image, (N,), with the same draws every
         time; None if nothing is held out."""
-        chosen = self.plan.held_out[:HELD_OUT_IMAGES]
+        images, chosen = self.plan.images, self.plan.held_out[:HELD_OUT_IMAGES]
         if len(chosen) == 0:
             return None
         losses = losses_of(
             self._objective,
             self.plan.blueprint.denoiser(self.ema_net),
             self.plan.blueprint,
-            self.plan.images.stored[chosen],
-            self.plan.images.labels[chosen],
+            images.stored[chosen],
+            images.labels[chosen],
             given=given_inputs(self.plan, chosen),
+            rows=None if images.rows is None else images.rows[chosen],
             seed=self.config.seed,
             batch_size=min(HELD_OUT_BATCH, self.plan.room),
             device=self.device,

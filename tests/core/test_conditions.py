@@ -14,15 +14,22 @@ from diffuse_cli.core.errors import InvalidArgument
 from diffuse_cli.core.guidance import guide, unconditional
 from diffuse_cli.core.schedules import SCHEDULES
 from diffuse_cli.core.settings import from_dict, to_dict
+from diffuse_cli.core.tables import MOST_VALUES, UNTOLD, Labels, Number, Table
 
 BOTH = Conditions(classes=("a", "b"), given=Given(channels=3, what="low-res:4", dropout=0.25))
 
 
-@pytest.mark.parametrize("conditions", [Conditions(), Conditions(classes=("a",)), BOTH])
+AGE = Number(name="age", mean=40.0, deviation=10.0, low=18.0, high=90.0)
+SITE = Labels(name="site", values=("oslo", "paris", "rome"), missing=0.25)
+TOLD = Conditions(table=Table(columns=(AGE, SITE)))
+
+
+@pytest.mark.parametrize("conditions", [Conditions(), Conditions(classes=("a",)), BOTH, TOLD])
 def test_conditions_have_plain_values_and_come_back_from_them(conditions):
     plain = to_dict(conditions)
     assert from_dict(Conditions, plain) == conditions
     assert ("given" in plain) == (conditions.given is not None)
+    assert ("table" in plain) == (conditions.table is not None)
     assert bool(conditions) == (plain != {"classes": []})
 
 
@@ -117,3 +124,120 @@ def test_a_network_that_is_given_an_array_runs_on_the_meta_device():
         x, given = torch.zeros(2, 3, 8, 8), torch.zeros(2, 2, 8, 8)
         for told in (None, given):
             assert net(x, torch.zeros(2), given=told).shape == x.shape
+
+
+# -- a table --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        (),
+        ({"name": "a"},),
+        ({"name": "a", "values": []},),
+        ({"name": "a", "values": ["x", "x"]},),
+        ({"name": "a", "values": ["x", ""]},),
+        ({"name": "a", "values": [1]},),
+        ({"name": "a", "values": [f"{k}" for k in range(MOST_VALUES + 1)]},),
+        ({"name": "", "values": ["x"]},),
+        ({"name": "a", "values": ["x"]},) * 2,
+        ({"name": "a", "mean": 0, "deviation": 0, "low": 0, "high": 1},),
+        ({"name": "a", "mean": float("nan"), "deviation": 1, "low": 0, "high": 1},),
+        tuple({"name": f"{k}", "values": ["x"]} for k in range(65)),
+        ("a",),
+    ],
+)
+def test_a_table_that_is_none_is_refused(columns):
+    with pytest.raises(InvalidArgument):
+        Conditions(table={"columns": columns})
+
+
+def test_codes_go_there_and_back():
+    table = TOLD.table
+    row = table.row({"age": 55, "site": "rome"})
+    assert row == (1.5, 2)
+    assert table.values(row) == {"age": 55, "site": "rome"}
+    assert table.values(table.row({"site": "oslo"})) == {"site": "oslo"}
+    assert table.values(table.row({"site": "nowhere"})) == {}
+
+
+def u_and_rows(n, table=TOLD.table):
+    u = torch.rand(n, generator=torch.Generator().manual_seed(0))
+    return u, torch.zeros(n, len(table))
+
+
+def test_rows_are_dropped_with_the_label_and_as_many_again_in_part():
+    both = dataclasses.replace(TOLD, classes=("a", "b"))
+    u, row = u_and_rows(40_000)
+    cond = both.told(torch.zeros(len(u), dtype=torch.long), row=row)
+    told = both.dropped(cond, u, label_dropout=0.2)
+    hidden, none = told["row"].isnan(), told["label"] == 2
+    assert bool(hidden[none].all())
+    assert not bool(hidden[u >= 0.4].any())
+    part = hidden[(u >= 0.2) & (u < 0.4)]
+    assert part.float().mean(0).tolist() == pytest.approx([0.5, 0.5], abs=0.02)
+    either = part[:, 0] ^ part[:, 1]
+    assert float(either.float().mean()) == pytest.approx(0.5, abs=0.02)
+    assert torch.equal(both.dropped(cond, u, 0.0)["row"], row)
+
+
+def test_a_single_column_is_all_or_nothing():
+    one = Conditions(table=Table(columns=(AGE,)))
+    u, row = u_and_rows(1000, one.table)
+    hidden = one.dropped({"row": row}, u, 0.2)["row"].isnan()
+    assert torch.equal(hidden[:, 0], u < 0.2)
+
+
+def of_table(size=(8, 8), **settings):
+    made = plan(size, channels=1, width=8, multipliers=(1,), groups=4, blocks=1, **settings)
+    return dataclasses.replace(made, conditions=TOLD)
+
+
+def test_a_unet_reads_a_row_and_nothing_told_is_not_a_number():
+    net = randomised(of_table())
+    x, t = torch.randn(4, 1, 8, 8), torch.tensor([1.0, 10.0, 100.0, 900.0])
+    row = torch.tensor([[0.5, 1.0], [UNTOLD, 1.0], [0.5, UNTOLD], [UNTOLD, UNTOLD]])
+    with torch.no_grad():
+        none, told = net(x, t), net(x, t, row=row)
+        assert torch.equal(none, net(x, t, row=torch.full_like(row, UNTOLD)))
+        assert torch.equal(told[3], none[3])
+        assert all((told[k] - none[k]).abs().mean() > 1e-3 for k in range(3))
+        assert not told.isnan().any()
+        other = net(x, t, row=torch.tensor([[0.6, 1.0]] * 4))
+        assert (other[0] - told[0]).abs().mean() > 1e-4
+        alone = [net(x[k : k + 1], t[k : k + 1], row=row[k : k + 1]) for k in range(4)]
+        assert torch.allclose(torch.cat(alone), told, atol=1e-5)
+
+
+def test_every_part_of_a_row_is_learned():
+    net = randomised(of_table()).train()
+    row = torch.tensor([[0.5, 1.0], [UNTOLD, UNTOLD]])
+    net(torch.randn(2, 1, 8, 8), torch.tensor([1.0, 10.0]), row=row).square().sum().backward()
+    own = {n: p for n, p in net.named_parameters() if n.startswith("row_embedding")}
+    assert {n.split(".", 1)[1] for n in own} == {
+        "0.linear_1.weight", "0.linear_1.bias", "0.linear_2.weight", "0.linear_2.bias", "0.untold",
+        "1.weight",
+    }  # fmt: skip
+    assert all(bool(p.grad.isfinite().all()) and bool(p.grad.any()) for p in own.values())
+    assert own["row_embedding.1.weight"].grad.any(1).tolist() == [False, True, False, True]
+
+
+def test_guidance_of_a_row_leads_away_from_nothing_told():
+    net = randomised(of_table())
+    denoiser = Denoiser(net, Process(SCHEDULES["cosine"](100)), "v")
+    x, row = torch.randn(2, 1, 8, 8), torch.tensor([[1.0, 2.0], [0.0, UNTOLD]])
+    with torch.no_grad():
+        free, own = denoiser(x, 50), denoiser(x, 50, row=row)
+        assert torch.equal(unconditional(denoiser)(x, 50, row=row).x0, free.x0)
+        guided = guide(denoiser, 2.0)(x, 50, row=row)
+    assert torch.allclose(guided.x0, 2 * own.x0 - free.x0, atol=1e-5)
+
+
+def test_a_row_runs_on_the_meta_device():
+    with torch.device("meta"):
+        net = of_table().build()
+        x, t = torch.zeros(2, 1, 8, 8), torch.zeros(2)
+        u = torch.zeros(2)
+        cond = TOLD.dropped({"row": torch.zeros(2, 2)}, u, 0.1)
+        assert net(x, t, **cond).shape == x.shape
+        assert net(x, t).shape == x.shape

@@ -49,15 +49,21 @@ MEGABYTES = 100
 
 
 def write_model(path: Path) -> bytes:
-    """A small whole model with a recommendation, trained a little on `images` beside it."""
-    write_images(path.parent / "images", 4)
+    """A small whole model that is told columns, with a recommendation, trained a little on `images`
+    beside it."""
+    folder = write_images(path.parent / "images", 4)
+    rows = (
+        f"{p.relative_to(folder)},{k},{'ab'[k % 2]}" for k, p in enumerate(folder.rglob("*.png"))
+    )
+    (folder / "metadata.csv").write_text("\n".join(["file_name,level,site", *rows]))
     recipe = path.with_name("tiny.toml")
     recipe.write_text(RECIPE)
     images = str(path.with_name("images"))
     line = ["train", images, "--config", str(recipe), "--steps", "2", "-o", str(path), "-q"]
+    line += ["--condition-on", "level,site"]
     with contextlib.redirect_stdout(io.StringIO()):
         assert main(line) == 0
-    recommending = dataclasses.replace(modelfile.load(path), sampling=SamplerChoice("ddim", 2))
+    recommending = dataclasses.replace(modelfile.load(path), sampling=SamplerChoice("ddim", 2, 1.0))
     modelfile.save(path, recommending)
     return path.read_bytes()
 

@@ -33,6 +33,8 @@ class Ends:
             variance if that is learned.
         classes: a row for each class, and one for "no class".
         class_bias: a bias that a row is added to.
+        columns: the module with an embedding of each column, added to the same: tensors of column k
+            begin with its name and k.
 
     Where samples are cut into patches, each channel is followed by its other places in the patch.
     """
@@ -42,6 +44,7 @@ class Ends:
     output_bias: str
     classes: str
     class_bias: str
+    columns: str
 
 
 class Network(Protocol):

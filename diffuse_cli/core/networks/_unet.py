@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from diffuse_cli.core.errors import lookup
 from diffuse_cli.core.networks import Run, plainly
 from diffuse_cli.core.networks._blocks import Attention, Parts, doubled, halved, zeroed
+from diffuse_cli.core.networks._rows import RowEmbedding
 from diffuse_cli.core.networks._time import TIME_EMBEDDINGS, TimeEmbedding
 from diffuse_cli.core.space import Space
+from diffuse_cli.core.tables import UNTOLD
 
 if TYPE_CHECKING:
     from diffuse_cli.core.conditions import Conditions
@@ -25,10 +27,13 @@ class UNet(nn.Module):
     Attributes:
         given_channels: of the array that it is told beside its input, which it reads together.
         run_block: how blocks are run: `plainly`, or `checkpointed` to save memory.
-        ends: the modules between features and what is not: images, times, classes.
+        ends: the modules between features and what is not: images, times, classes, columns.
     """
 
-    ends = ("conv_in", "conv_out", "time_embedding", "time_emb_proj", "class_embedding")
+    ends = (
+        "conv_in", "conv_out", "time_embedding", "time_emb_proj", "class_embedding",
+        "row_embedding",
+    )  # fmt: skip
 
     def __init__(
         self, config: Config, space: Space, conditions: Conditions, out_channels: int
@@ -48,6 +53,9 @@ class UNet(nn.Module):
             # Drawn as nn.Embedding does, which on the meta device would import a compiler.
             drawn = torch.randn(num_classes + 1, time_width)
             self.class_embedding = nn.Embedding.from_pretrained(drawn, freeze=False)
+        self.columns = len(conditions.table) if conditions.table else 0
+        if conditions.table:
+            self.row_embedding = RowEmbedding(conditions.table, time_width)
 
         self.down_blocks = nn.ModuleList()
         skips, before = [width], width
@@ -68,18 +76,28 @@ class UNet(nn.Module):
         self.conv_out = zeroed(parts.conv(before, out_channels * folded))
 
     def forward(
-        self, x: Tensor, t: Tensor, label: Tensor | None = None, given: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        label: Tensor | None = None,
+        given: Tensor | None = None,
+        row: Tensor | None = None,
     ) -> Tensor:
         """(B, C, *size) at times t (B,) in 0 ... 1000 to (B, out_channels, *size).
 
         `label` is (B,) int64 for a network with classes; K, or None, is "no class". `given` is
-        (B, C', *size) for one that is told an array, as `Given` encodes it; None is zeros.
+        (B, C', *size) for one that is told an array, as `Given` encodes it; None is zeros. `row` is
+        (B, columns) for one that is told a table, in codes; NaN, or None, is not told.
         """
         emb = self.time_embedding(self.time_proj(t))
         if self.num_classes:
             if label is None:
                 label = torch.full_like(t, self.num_classes, dtype=torch.long)
             emb = emb + self.class_embedding(label)
+        if self.columns:
+            if row is None:
+                row = torch.full((len(x), self.columns), UNTOLD, device=x.device)
+            emb = emb + self.row_embedding(row)
         emb = F.silu(emb)
         if self.given_channels:
             if given is None:

@@ -28,6 +28,7 @@ ENDS = Ends(
     output_bias="conv_out.bias",
     classes="class_embedding.weight",
     class_bias="time_embedding.linear_2.bias",
+    columns="row_embedding",
 )
 
 WIDEST = 65_536

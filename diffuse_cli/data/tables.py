@@ -1,0 +1,261 @@
+"""Tables beside samples, as Hugging Face's image folders have them: `metadata.csv`, `.jsonl`."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import math
+import posixpath
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from diffuse_cli.data.sources import TABLES, Entry, Source, in_bytes, open_source
+from diffuse_cli.data.summary import NAMED, plural
+from diffuse_cli.errors import DataError
+from diffuse_cli.files import brief, show
+from diffuse_cli.unusable import Unusable
+
+FILE_NAME = "file_name"
+"""The column that says which sample a row is about, by its path from the folder of the table."""
+
+LARGEST_TABLE = 256 * 2**20
+
+
+class Cell(NamedTuple):
+    """What a table says of a sample in a column: its text, the number that it is, if it is one, and
+    where that stands."""
+
+    text: str
+    number: float | None
+    table: str
+    line: int
+
+    @property
+    def place(self) -> str:
+        """Where it stands, for a message."""
+        return f"{self.table}, line {self.line:,}"
+
+
+Row = dict[str, Cell | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """What the tables of a source say of N samples.
+
+    Attributes:
+        tables: their names, escaped.
+        columns: the cell of each sample, by column; None where there is none.
+        lines: a sentence for samples without a row, and one for rows without a sample.
+    """
+
+    tables: tuple[str, ...]
+    columns: Mapping[str, Sequence[Cell | None]]
+    lines: tuple[str, ...] = ()
+
+    @property
+    def where(self) -> str:
+        """The tables, for a message."""
+        more = f" and {len(self.tables) - 1:,} more" if len(self.tables) > 1 else ""
+        return self.tables[0] + more
+
+
+def read_cells(
+    path: str | Path, names: Sequence[str], wanted: Collection[str] | None = None
+) -> Cells:
+    """What the tables in a folder or zip file say of the samples of these names.
+
+    Args:
+        wanted: columns to keep the cells of; None for all.
+
+    Raises:
+        DataError: there is no table, one is broken, or none says anything of these samples.
+    """
+    with contextlib.closing(open_source(Path(path))) as source:
+        found = [e for e in source.entries() if e.name.rpartition("/")[2] in TABLES]
+        if not found:
+            raise DataError(
+                f"no {' or '.join(TABLES)} in {show(path)}",
+                f"Put one beside the images, with a column {FILE_NAME}",
+            )
+        entries = sorted(found, key=lambda e: in_bytes(e.name))
+        rows: dict[str, tuple[str, int, Row]] = {}
+        columns: dict[str, None] = {}
+        for entry in entries:
+            _add(entry, source, wanted, rows, columns)
+    return _matched(tuple(show(e.name) for e in entries), rows, columns, names)
+
+
+def _add(
+    entry: Entry,
+    source: Source,
+    wanted: Collection[str] | None,
+    rows: dict[str, tuple[str, int, Row]],
+    columns: dict[str, None],
+) -> None:
+    """Add the rows of a table by the names of their samples, and its columns.
+
+    Raises:
+        DataError: broken, or a sample has a row already.
+    """
+    table, (folder, _, base) = show(entry.name), entry.name.rpartition("/")
+    for line, values in FORMATS[base.rpartition(".")[2]](_text(entry, source), table):
+        columns.update(dict.fromkeys(values))
+        named = values.pop(FILE_NAME, None)
+        if named is None:
+            raise DataError(f"{table}, line {line:,}: no {FILE_NAME}")
+        name = posixpath.normpath(posixpath.join(folder, named.text))
+        if name in rows:
+            where, before, _ = rows[name]
+            there = f"line {before:,}" + (f" of {where}" if where != table else "")
+            raise DataError(
+                f"{table}, line {line:,}: {brief(name)} has a row already, in {there}",
+                "Leave one of the two",
+            )
+        kept = {k: v for k, v in values.items() if wanted is None or k in wanted}
+        rows[name] = (table, line, kept)
+    columns.pop(FILE_NAME, None)
+
+
+def _matched(
+    tables: tuple[str, ...],
+    rows: Mapping[str, tuple[str, int, Row]],
+    columns: Mapping[str, None],
+    names: Sequence[str],
+) -> Cells:
+    own = [rows[name][2] if name in rows else {} for name in names]
+    known = set(names)
+    without = [name for name in names if name not in rows]
+    lone = [name for name in rows if name not in known]
+    first, *more = tables
+    where = first + (f" and {len(more):,} more" if more else "")
+    if len(without) == len(names):
+        raise DataError(
+            f"{where}: none of its {len(rows):,} rows is about an image that was read"
+            + (f", such as {brief(lone[0])}" if lone else ""),
+            f"Give each image a row with its {FILE_NAME}, such as {brief(names[0])}",
+        )
+    lines = []
+    if without:
+        count = plural(len(without), "image")
+        lines.append(f"{count} without a row in {where}, told nothing: {_listed(without)}")
+    if lone:
+        count = plural(len(lone), "row")
+        lines.append(f"{count} of {where} without an image: {_listed(lone)}")
+    cells = {column: [row.get(column) for row in own] for column in columns}
+    return Cells(tables, cells, tuple(lines))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(brief, names[:NAMED])) + (", ..." if len(names) > NAMED else "")
+
+
+# -- the two formats ------------------------------------------------------------------------------
+
+
+def _text(entry: Entry, source: Source) -> str:
+    """The text of a table.
+
+    Raises:
+        DataError: it cannot be read, is too large or not UTF-8.
+    """
+    table = show(entry.name)
+    if entry.fault:
+        raise DataError(f"cannot use {table}: {entry.fault}")
+    if entry.size > LARGEST_TABLE:
+        raise DataError(f"cannot use {table}: over {LARGEST_TABLE // 2**20} MiB")
+    try:
+        data = source.read(entry)
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{table}, line {line:,}: not UTF-8", "Save the table as UTF-8") from None
+    except Unusable as error:
+        raise DataError(f"cannot use {table}: {error.reason}") from None
+    except OSError as error:
+        raise DataError(f"cannot read {table}: {error.strerror}") from error
+
+
+def _csv(text: str, table: str) -> Iterator[tuple[int, Row]]:
+    """The rows of a CSV file, each with the line that it ends on. Empty cells are missing."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header: list[str] | None = None
+    try:
+        for cells in reader:
+            line = reader.line_num
+            if not cells:
+                continue
+            if header is None:
+                header = [name.strip() for name in cells]
+                _check_header(header, table)
+            elif len(cells) != len(header):
+                raise DataError(
+                    f"{table}, line {line:,}: {plural(len(cells), 'cell')}, and "
+                    f"{plural(len(header), 'column')}",
+                    "Put cells with commas into quotes",
+                )
+            else:
+                stripped = zip(header, map(str.strip, cells), strict=True)
+                yield (
+                    line,
+                    {k: Cell(v, _number(v), table, line) if v else None for k, v in stripped},
+                )
+    except csv.Error as error:
+        raise DataError(f"{table}, line {reader.line_num:,}: {error}") from None
+    if header is None:
+        raise DataError(f"{table} is empty", f"Give it a line of columns, such as {FILE_NAME},age")
+
+
+def _check_header(header: Sequence[str], table: str) -> None:
+    listed = ", ".join(map(brief, header[:20]))
+    if FILE_NAME not in header:
+        raise DataError(f"{table} has no column {FILE_NAME}, but {listed}", "Separate by commas")
+    if len(set(header)) < len(header):
+        raise DataError(f"{table} has two columns of one name: {listed}")
+
+
+def _number(text: str) -> float | None:
+    """The number that a cell is; not-a-number, as some programs write what is missing, is one."""
+    try:
+        return float(text) if "_" not in text else None
+    except ValueError:
+        return None
+
+
+def _jsonl(text: str, table: str) -> Iterator[tuple[int, Row]]:
+    """The rows of a file of JSON objects, one a line. Null is missing."""
+    for line, words in enumerate(text.split("\n"), 1):
+        if not words.strip():
+            continue
+        try:
+            values = json.loads(words)
+        except (ValueError, RecursionError) as error:
+            reason = getattr(error, "msg", "not JSON")
+            raise DataError(f"{table}, line {line:,}: {reason}") from None
+        if not isinstance(values, dict):
+            raise DataError(f"{table}, line {line:,}: not an object in braces")
+        yield line, {k: _cell(v, table, line) for k, v in values.items()}
+
+
+def _cell(value: Any, table: str, line: int) -> Cell | None:
+    if value is None or value == "":
+        return None
+    if isinstance(value, str):
+        return Cell(value.strip(), None, table, line) if value.strip() else None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            return Cell(json.dumps(value), float(value), table, line)
+        except (OverflowError, ValueError):
+            return Cell("a huge number", math.inf, table, line)
+    return Cell(json.dumps(value), None, table, line)  # true, or a list: a label that is seldom one
+
+
+FORMATS: Mapping[str, Callable[[str, str], Iterator[tuple[int, Row]]]] = {
+    "csv": _csv,
+    "jsonl": _jsonl,
+}
+"""Readers by the extension of a table: (text, name for messages) -> rows with their lines."""

@@ -1,0 +1,121 @@
+"""Evaluating models that are told columns of a table."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import in_process
+from PIL import Image
+
+SMALL = (
+    "-n", 12, "--steps", 2, "--timesteps", 4, "--train-n", 8, "--precision", "fp32",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def shades(tmp_path_factory):
+    """Images whose brightness is in their table, in two class folders."""
+    folder = tmp_path_factory.mktemp("shades") / "shades"
+    draw, rows = np.random.default_rng(5), []
+    for k in range(200):
+        path, level = folder / ("a", "b")[k % 2] / f"{k:03d}.png", draw.uniform(60, 220)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = draw.normal(level, 3, (8, 8)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(path)
+        rows.append((path.relative_to(folder), f"{level:.2f}", "ab"[k % 2]))
+    with (folder / "metadata.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("file_name", "level", "letter"), *rows])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def models(shades, recipe, tmp_path_factory):
+    """A model that is told nothing, one of columns, and one of columns and classes."""
+    folder = tmp_path_factory.mktemp("told")
+    line = ["train", shades, "--config", recipe, "--steps", 200, "--optimizer", "adamw", "-q"]
+    line += ["--ema-lengths", 4, "--batch-size", 16, "--lr", 0.004]
+    for name, options in (
+        ("none", ()),
+        ("columns", ("--condition-on", "level,letter")),
+        ("both", ("--condition-on", "level", "--classes")),
+    ):
+        assert in_process([*line, *options, "-o", folder / f"{name}.safetensors"]) == 0
+    return folder
+
+
+def test_the_bound_and_what_is_drawn_are_told_the_rows_of_real_images(diffuse, models, shades):
+    told = diffuse("eval", models / "columns.safetensors", shades, *SMALL, "--json")
+    assert told.code == 0, told.err
+    alone = diffuse("eval", models / "none.safetensors", shades, *SMALL, "--json")
+    assert told.json["bits_per_dim"] < alone.json["bits_per_dim"] - 0.05
+    assert "each drawn image is told the row of a real one, in turn" in told.err
+    assert told.json["settings"]["columns"] == ["level", "letter"]
+    assert told.json["settings"]["guidance"] == 1
+    assert set(told.json["fingerprints"]) == {"data", "table"}
+    assert told.json["part"] == "held-out"
+    assert told.json["kid"] < alone.json["kid"]
+
+
+def test_other_rows_are_another_bound(diffuse, models, shades, tmp_path):
+    mixed = shutil.copytree(shades, tmp_path / "mixed")
+    with (mixed / "metadata.csv").open(newline="") as file:
+        head, *rows = csv.reader(file)
+    levels = [row[1] for row in rows]
+    mixed_rows = [(row[0], level, row[2]) for row, level in zip(rows, levels[::-1], strict=True)]
+    with (mixed / "metadata.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([head, *mixed_rows])
+    own, other = (
+        diffuse("eval", models / "columns.safetensors", data, *SMALL, "--json").json
+        for data in (shades, mixed)
+    )
+    assert own["bits_per_dim"] < other["bits_per_dim"] - 0.1
+    assert own["fingerprints"]["data"] == other["fingerprints"]["data"]
+    assert own["fingerprints"]["table"] != other["fingerprints"]["table"]
+
+
+def test_rows_and_classes_of_an_image_are_told_together(diffuse, models, shades, pair):
+    line = ("eval", models / "both.safetensors", shades, *SMALL, "--batch-size", 4, "--json")
+    one = diffuse(*line)
+    assert one.code == 0, one.err
+    assert set(one.json["classes"]) == {"a", "b"}
+    two = pair(*line)
+    assert two.code == 0, two.err
+    assert two.json["bits_per_dim"] == one.json["bits_per_dim"]
+    assert two.json["kid"] == one.json["kid"]
+
+
+def test_tune_ema_and_compare_tell_rows(diffuse, models, shades):
+    few = ("-n", 8, "--precision", "fp32")
+    line = ("--samplers", "ddim", "--steps", 2, "--guidance", "1,2", "--no-learn-times")
+    model = models / "columns.safetensors"
+    ran = diffuse("tune", model, shades, *few, *line, "-o", "tuned.safetensors", "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["recommended"]["guidance"] in (1, 2)
+    line = ("sample", "tuned.safetensors", "-n", 2, "--on", "level=100", "-q")
+    assert diffuse(*line).code == 0
+    manifest = json.loads(Path("samples/manifest.json").read_text())
+    assert manifest["on"] == [{"level": 100}] * 2
+    for metric in ("held-out", "kid"):
+        options = () if metric == "held-out" else (*few, "--steps", 2)
+        line = ("ema", model, shades, "--metric", metric, *options, "--precision", "fp32")
+        assert diffuse(*line).code == 0
+    line = (*few, "--steps", 2, "--timesteps", 4, "--json")
+    ran = diffuse("compare", model, models / "none.safetensors", shades, *line)
+    assert ran.code == 0, ran.err
+
+
+def test_data_without_the_table_is_refused(diffuse, models, images, shades, tmp_path):
+    line = (*SMALL, "-q")
+    ran = diffuse("eval", models / "columns.safetensors", images, *line)
+    assert ran.code == 3
+    assert "no metadata.csv or metadata.jsonl" in ran.line
+    mine = shutil.copytree(shades, tmp_path / "mine")
+    (mine / "metadata.csv").write_text("file_name,letter\na/000.png,a\n")
+    ran = diffuse("eval", models / "columns.safetensors", mine, *line)
+    assert ran.code == 2
+    assert "metadata.csv has no column level, which the model is told; it has letter" in ran.line

@@ -1,0 +1,158 @@
+"""Columns: their kinds, their codes, and what may be typed of them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from diffuse_cli.columns import (
+    names_of,
+    out_of_range,
+    rows_of,
+    split,
+    table_of,
+    told_by,
+    typed_rows,
+    unknown,
+    untaught,
+)
+from diffuse_cli.core.tables import Labels, Number, Table
+from diffuse_cli.data import Cells
+from diffuse_cli.data.tables import Cell
+from diffuse_cli.data.tables import _number as number_of
+from diffuse_cli.errors import DataError, UsageError
+
+TABLE = Table(
+    columns=(
+        Number(name="age", mean=40, deviation=10, low=20, high=60),
+        Labels(name="site", values=("oslo", "paris"), missing=0.1),
+    )
+)
+
+
+def cells(**columns):
+    def cell(text, line):
+        return None if text is None else Cell(text, number_of(text), "metadata.csv", line)
+
+    made = {name: [cell(t, k + 2) for k, t in enumerate(texts)] for name, texts in columns.items()}
+    return Cells(("metadata.csv",), made)
+
+
+def learned(*asked, train=None, **columns):
+    found = cells(**columns)
+    n = len(next(iter(columns.values())))
+    return table_of(asked, found, np.arange(n) if train is None else np.array(train))
+
+
+def test_numbers_are_of_the_training_images_whatever_their_order():
+    ages = [None, "1", "2", "4", "9", "1000", "nan"]
+    (age,) = learned("age", age=ages, train=[0, 1, 2, 3, 4, 6]).columns
+    own = np.array([1, 2, 4, 9])
+    assert (age.name, age.low, age.high) == ("age", 1, 9)
+    found = (age.mean, age.deviation, age.missing)
+    assert found == pytest.approx((own.mean(), own.std(), 1 / 3))
+    tenths = [str(k / 10) for k in range(100)]
+    assert learned("x", x=tenths) == learned("x", x=tenths[::-1])
+    rows = rows_of(Table(columns=(age,)), cells(age=ages))
+    assert rows.dtype == np.float32
+    assert rows.shape == (7, 1)
+    assert np.isnan(rows[[0, 6]]).all()
+    assert rows[4, 0] == pytest.approx((9 - own.mean()) / own.std())
+
+
+def test_other_columns_are_labels_and_one_of_held_out_images_alone_is_untold():
+    found = cells(site=["b", "a", None, "b", "z"])
+    table = table_of(["site"], found, np.arange(4))
+    assert table.columns == (Labels(name="site", values=("a", "b"), missing=0.25),)
+    assert list(unknown(table, found)) == [
+        "1 image of a site that was not trained on, told nothing of it: z"
+    ]
+    codes = rows_of(table, found)[:, 0]
+    assert codes[[0, 1, 3]].tolist() == [1, 0, 1]
+    assert np.isnan(codes[[2, 4]]).all()
+
+
+def test_numbers_are_labels_where_that_is_asked():
+    table = learned("zip:label", zip=["007", "7", "10"])
+    assert table.columns[0].values == ("007", "10", "7")
+    assert split("zip:label") == ("zip", "label")
+    assert split("a:b") == ("a:b", "")
+
+
+@pytest.mark.parametrize(
+    ("asked", "column", "kind", "said"),
+    [
+        ("agee", ["1", "2"], UsageError, "it has age. Did you mean 'age'?"),
+        ("age", ["1", "1"], DataError, "every image that is trained on has 1"),
+        ("age", [None, None], DataError, "no image has one"),
+        ("age", ["nan", "nan"], DataError, "no image has one"),
+        ("age", ["x", "x"], DataError, "every image that is trained on has x"),
+        ("age", ["1", "inf"], DataError, "line 3: age is inf, not finite"),
+        ("age", ["1.7e308", "-1.7e308", "-1.7e308"], DataError, "is too far"),
+        ("age", ["0", "1e-320"], DataError, "tells nothing"),
+        ("age:number", ["1", "x"], DataError, "line 3: age is 'x', no number"),
+        ("age", [*"123456789" * 2, "n/a"], DataError, "line 20: age is 'n/a', and 94 % of"),
+        ("age", [f"a{k}" for k in range(1001)], DataError, "1,001 different labels"),
+    ],
+)
+def test_a_column_that_cannot_be_told_is_refused(asked, column, kind, said):
+    with pytest.raises(kind) as caught:
+        learned(asked, age=column)
+    assert said in str(caught.value)
+
+
+def test_columns_are_named_once():
+    assert names_of(["a", "b:label"]) == ["a", "b"]
+    with pytest.raises(UsageError, match="twice"):
+        names_of(["a", "a:label"])
+    with pytest.raises(UsageError, match="at most 64"):
+        names_of([f"c{k}" for k in range(65)])
+
+
+def test_a_known_table_needs_its_columns_and_its_kinds():
+    with pytest.raises(UsageError, match="no column site, which the model is told; it has age"):
+        rows_of(TABLE, cells(age=["1"]))
+    with pytest.raises(DataError, match="line 2: age is 'x', no number"):
+        rows_of(TABLE, cells(age=["x"], site=["oslo"]))
+
+
+def test_typed_values_are_told_each_with_each():
+    nan = pytest.approx(math.nan, nan_ok=True)
+    assert typed_rows(TABLE, ["age=50"]) == ((1, nan),)
+    rows = typed_rows(TABLE, ["age=50", "site=paris", "age=35.0", "site=oslo"])
+    assert rows == ((1, 1), (1, 0), (-0.5, 1), (-0.5, 0))
+    assert told_by(TABLE, rows[2]) == {"age": 35, "site": "paris"}
+    assert told_by(TABLE, typed_rows(TABLE, ["site=oslo"])[0]) == {"site": "oslo"}
+    odd = Table(columns=(Labels(name="a=b", values=("c=d", "e")),))
+    assert typed_rows(odd, ["a=b=c=d"]) == ((0,),)
+
+
+@pytest.mark.parametrize(
+    ("on", "said"),
+    [
+        ("agee=4", "Did you mean 'age'?"),
+        ("age=old", "--on age=old: not a number. The model knows 20 to 60"),
+        ("age=inf", "not a number"),
+        ("site=pari", "Did you mean 'paris'?"),
+        ("site=", "Choose from: oslo, paris"),
+    ],
+)
+def test_what_is_not_known_is_refused(on, said):
+    with pytest.raises(UsageError) as caught:
+        typed_rows(TABLE, [on])
+    assert said in str(caught.value)
+
+
+def test_numbers_out_of_range_are_told_of():
+    lines = list(out_of_range(TABLE, ["age=20", "age=61", "site=oslo", "age=-1e9"]))
+    assert [line.partition(":")[0] for line in lines] == ["--on age=61", "--on age=-1e9"]
+    assert "outside 20 to 60" in lines[0]
+    assert typed_rows(TABLE, ["age=-1e300"])[0][0] == -1000
+
+
+def test_columns_that_every_image_had_are_untaught():
+    assert untaught(TABLE, []) == ["age"]
+    assert untaught(TABLE, typed_rows(TABLE, ["age=1"])) == []
+    assert untaught(TABLE, typed_rows(TABLE, ["site=oslo"])) == ["age"]

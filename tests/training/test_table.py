@@ -1,0 +1,443 @@
+"""Training on columns of a table: what is told, exactness, where to begin, what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import in_process
+from PIL import Image
+
+from diffuse_cli import modelfile
+from diffuse_cli.core import LOSSES
+from diffuse_cli.core.losses import simple
+from diffuse_cli.core.tables import Labels, Number
+
+MODEL, RUN = Path("model.safetensors"), Path("model.run")
+WHOLE = Path("whole.safetensors")
+BOTH = ("--condition-on", "level,side")
+
+
+def logged(name, run=RUN):
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [m[name] for m in lines if name in m]
+
+
+def write_shades(folder: Path, count: int = 200) -> Path:
+    """Images whose brightness is their level, and whose left or right half is darker by 40."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draw, rows = np.random.default_rng(3), []
+    for k in range(count):
+        level, side = draw.uniform(60, 220), ("left", "right")[k % 2]
+        pixels = draw.normal(level, 3, (8, 8))
+        pixels[:, :4] -= 40 * (side == "left")
+        pixels[:, 4:] -= 40 * (side == "right")
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{k:03d}.png")
+        rows.append((f"{k:03d}.png", "" if k % 20 == 3 else f"{level:.3f}", side))
+    write_table(folder, rows)
+    return folder
+
+
+def write_table(folder, rows):
+    with (folder / "metadata.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("file_name", "level", "side"), *rows])
+
+
+def read_table(folder):
+    with (folder / "metadata.csv").open(newline="") as file:
+        return list(csv.reader(file))[1:]
+
+
+@pytest.fixture(scope="session")
+def shades(tmp_path_factory):
+    return write_shades(tmp_path_factory.mktemp("shades") / "shades")
+
+
+@pytest.fixture
+def mine(shades, tmp_path):
+    """A copy to change."""
+    return shutil.copytree(shades, tmp_path / "mine")
+
+
+@pytest.fixture
+def learn(diffuse, shades, recipe):
+    return lambda *line, data=shades: diffuse("train", data, "--config", recipe, *line)
+
+
+@pytest.fixture(scope="session")
+def follower(shades, recipe, tmp_path_factory):
+    """A model of both columns that has learned them. Do not write here."""
+    out = tmp_path_factory.mktemp("follower") / "model.safetensors"
+    line = ["train", shades, "--config", recipe, *BOTH, "--steps", 500, "--optimizer", "adamw"]
+    line += ["--batch-size", 16, "--width", 16, "--lr", 0.004, "-o", out, "-q"]
+    assert in_process(line) == 0
+    return out
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What the loss is given while training: x0 and the conditions of a microbatch."""
+    seen = []
+
+    def loss(denoiser, x0, t, noise, weight=None, **cond):
+        value = simple(denoiser, x0, t, noise, weight, **cond)
+        if value.requires_grad:
+            seen.append((x0, cond))
+        return value
+
+    monkeypatch.setitem(LOSSES, "simple", loss)
+    return seen
+
+
+# -- what is told, and that it is followed --------------------------------------------------------
+
+
+def test_each_image_is_told_its_own_row(learn, shown):
+    assert learn("--steps", 20, *BOTH, "--label-dropout", 0).code == 0
+    level = modelfile.load(MODEL).blueprint.conditions.table.columns[0]
+    missing = 0
+    for x0, cond in shown:
+        pixels, (codes, sides) = (x0 + 1) * 127.5, cond["row"].T
+        left, right = pixels[..., :4].mean((1, 2, 3)), pixels[..., 4:].mean((1, 2, 3))
+        assert torch.equal(sides, (left > right).float())
+        told = ~codes.isnan()
+        missing += int((~told).sum())
+        numbers = level.mean + level.deviation * codes
+        assert torch.allclose(torch.maximum(left, right)[told], numbers[told], atol=4)
+    assert 0 < missing < 20
+
+
+def test_rows_and_classes_and_what_is_given_go_together(train, images, tmp_path, recipe, diffuse):
+    data = shutil.copytree(images, tmp_path / "data")
+    names = [p.relative_to(data) for p in sorted(data.rglob("*.png"))]
+    write_table(data, [(n, k, "ab"[k % 2]) for k, n in enumerate(names)])
+    line = ("train", data, "--config", recipe, "--steps", 6, "--preview-every", 3, *BOTH)
+    ran = diffuse(*line, "--classes", "--given", "low-res:2", "--strict")
+    assert ran.code == 0, ran.err
+    conditions = modelfile.load(MODEL).blueprint.conditions
+    assert conditions.classes
+    assert conditions.given
+    assert len(conditions.table) == 2
+    line = ("sample", MODEL, "--class", "dark", "--on", "level=3", "--given", data, "--degrade")
+    ran = diffuse(*line, "-n", 1, "--steps", 2, "--json")
+    assert ran.code == 0, ran.err
+    manifest = json.loads(Path("samples/manifest.json").read_text())
+    assert set(map(str, manifest["on"])) == {"{'level': 3.0}"}
+
+
+def brightness(folder):
+    """The mean of each sample's brighter half, in order, and whether that is the left one."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    pixels = np.stack([np.asarray(Image.open(folder / name)) for name in manifest["images"]])
+    left, right = pixels[..., :4].mean((1, 2)), pixels[..., 4:].mean((1, 2))
+    return np.maximum(left, right), left > right, manifest["on"]
+
+
+def test_samples_follow_what_they_are_told(diffuse, follower):
+    levels = (80, 120, 160, 200)
+    on = [word for level in levels for word in ("--on", f"level={level}")]
+    line = ("sample", follower, "-n", 32, *on, "--on", "side=left", "--on", "side=right")
+    assert diffuse(*line, "-q").code == 0
+    found, lefter, told = brightness(Path("samples"))
+    assert [t["level"] for t in told[:4]] == [80, 80, 120, 120]
+    wanted = np.array([t["level"] for t in told])
+    assert np.abs(found - wanted).mean() < 15  # 45 if they were drawn at random
+    assert np.corrcoef(found, wanted)[0, 1] > 0.95
+    assert (lefter == np.array([t["side"] == "right" for t in told])).mean() > 0.9
+    sheet = np.asarray(Image.open("samples/grid.png"))
+    assert sheet.shape == (8 * 66 - 2, 4 * 66 - 2)  # a row for each that is told otherwise
+
+
+def test_a_column_may_be_left_out(diffuse, follower):
+    line = ("sample", follower, "-n", 16, "--on", "level=80", "--on", "level=200", "-q")
+    assert diffuse(*line).code == 0
+    found, lefter, told = brightness(Path("samples"))
+    assert {*map(tuple, told)} == {("level",)}
+    assert np.abs(found - np.array([80, 200] * 8)).mean() < 20
+    assert 0 < lefter.mean() < 1
+
+
+def test_nothing_told_is_drawn_once_a_step_and_guidance_can_be_asked_for(diffuse, follower):
+    for n, line in enumerate([(), ("--guidance", 3), ("--on", "side=left", "--guidance", 3)]):
+        ran = diffuse("sample", follower, "-n", 2, "--steps", 2, *line, "-o", f"s{n}")
+        assert ran.code == 0, ran.err
+        manifest = json.loads(Path(f"s{n}/manifest.json").read_text())
+        assert manifest["guidance"] == (3 if n else 1)
+        assert ("on" in manifest) == (n == 2)
+    ran = diffuse("sample", follower, "-n", 2, "--steps", 2, "--on", "level=500", "-o", "far")
+    assert ran.code == 0
+    assert "outside 6" in ran.err
+    assert Path("far/grid.png").exists()
+
+
+def test_a_preview_has_a_row_for_quantiles_of_the_first_column(learn):
+    assert learn("--steps", 4, *BOTH).code == 0
+    sheet = np.asarray(Image.open(RUN / "previews/step-00000004.png"))
+    assert sheet.shape == (4 * 66 - 2, 5 * 66 - 2)
+    truths = [sheet[row * 66 : row * 66 + 64, 4 * 66 :].max() for row in range(4)]
+    assert truths == sorted(truths)
+    assert truths[-1] - truths[0] > 50
+
+
+# -- exactness ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options", ["--flip --accumulation 2 --given mask:half", "--gradient-checkpointing"]
+)
+def test_stopped_and_resumed_equals_one_go(learn, options):
+    line = (*BOTH, "--steps", 10, "--label-dropout", 0.3, "--preview-every", 6, *options.split())
+    assert learn(*line, "-o", WHOLE).code == 0
+    assert learn(*line, "--stop-at", 4).code == 0
+    assert learn("--resume", "--log-every", 1).code == 0
+    assert MODEL.read_bytes() == WHOLE.read_bytes()
+    last = "previews/step-00000010.png"
+    assert (RUN / last).read_bytes() == (Path("whole.run") / last).read_bytes()
+
+
+def test_two_processes_are_told_what_one_is(pair, learn, shades, recipe):
+    line = ("--steps", 8, "--log-every", 1, "--accumulation", 2, "--label-dropout", 0.3, *BOTH)
+    ran = pair("train", shades, "--config", recipe, *line, "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["processes"] == 2
+    learn(*line, "-o", "one.safetensors")
+    for name in ("loss", "grad_norm"):
+        assert logged(name) == pytest.approx(logged(name, Path("one.run")), rel=1e-3)
+
+
+def test_a_run_goes_on_with_the_columns_that_it_began_with(learn, mine):
+    assert learn("--steps", 8, "--stop-at", 3, *BOTH, data=mine).code == 0
+    rows = read_table(mine)
+    for k, row in enumerate(rows):
+        (mine / row[0]).rename(mine / f"new{k}{row[0]}")
+        row[0] = f"new{k}{row[0]}"
+    write_table(mine, rows)  # other names, the same rows
+    assert learn("--resume", "--stop-at", 4, data=mine).code == 0
+    rows[7][1] = "61"
+    write_table(mine, rows)
+    ran = learn("--resume", "-q", data=mine)
+    assert ran.code == 2
+    assert "does not say what it said" in ran.line
+    ran = learn("--resume", "--condition-on", "side", "-q", data=mine)
+    assert ran.code == 2
+    assert "--condition-on side differs from the run's level,side" in ran.line
+    (mine / rows[0][0]).unlink()  # other images: a warning, and the scale of numbers stays
+    before = modelfile.load(next((RUN / "checkpoints").iterdir())).blueprint.conditions
+    assert learn("--resume", data=mine).code == 0
+    assert modelfile.load(MODEL).blueprint.conditions == before
+
+
+# -- the model file, and where to begin -----------------------------------------------------------
+
+
+def test_a_model_file_says_what_is_told_and_only_then_is_newer(learn, diffuse):
+    assert learn("--steps", 3, *BOTH).code == 0
+    level, side = modelfile.load(MODEL).blueprint.conditions.table.columns
+    assert isinstance(level, Number)
+    assert 60 <= level.low < 70 < 210 < level.high <= 220
+    assert 0.03 < level.missing < 0.07
+    assert side == Labels(name="side", values=("left", "right"))
+    assert set(modelfile.load(MODEL).data["table"]) == {"fingerprint"}
+    assert learn("--steps", 3, "-o", "plain.safetensors").code == 0
+    told, plain = (p.read_bytes()[:9000] for p in (MODEL, Path("plain.safetensors")))
+    assert rb"\"version\":5" in told
+    assert rb"\"version\":2" in plain
+    assert b"table" not in plain
+    assert b"condition_on" not in plain
+    shown = diffuse("info", MODEL).out
+    assert "told        level: 6" in shown
+    assert "side: 2 labels: left, right" in shown
+    assert diffuse("info", MODEL, "--json").json["columns"][1]["values"] == ["left", "right"]
+
+
+def test_a_model_that_was_told_nothing_begins_as_it_was(learn, diffuse, shades):
+    assert learn("--steps", 5, "-o", "first.safetensors").code == 0
+    line = ("train", shades, "--init", "first.safetensors", "--steps", 1, "--lr", 0, *BOTH)
+    assert diffuse(*line).code == 0
+    before, after = modelfile.load("first.safetensors"), modelfile.load(MODEL)
+    assert all(torch.equal(after.ema[n], v) for n, v in before.ema.items())
+    x, t, row = torch.randn(2, 1, 8, 8), torch.tensor([3.0, 500]), torch.tensor([[1.0, 0]] * 2)
+    with torch.no_grad():
+        assert torch.equal(before.network()(x, t), after.network()(x, t, row=row))
+
+
+def test_init_takes_columns_and_labels_by_their_names(follower, diffuse, mine):
+    renamed = {"left": "north", "right": "right"}
+    rows = [(*row[:2], renamed[row[2]], k) for k, row in enumerate(read_table(mine))]
+    with (mine / "metadata.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("file_name", "level", "side", "place"), *rows[:150]])
+    line = ("train", mine, "--init", follower, "--steps", 1, "--lr", 0)
+    ran = diffuse(*line, "--condition-on", "place,side,level")
+    assert ran.code == 0, ran.err
+    assert "50 images without a row in metadata.csv, told nothing: 150.png" in ran.err
+    old, new = modelfile.load(follower), modelfile.load(MODEL)
+    theirs = old.blueprint.conditions.table.columns[0]
+    _, side, level = new.blueprint.conditions.table.columns
+    assert (level.mean, level.deviation) == (theirs.mean, theirs.deviation)
+    assert level.missing > 0.25
+    assert side.values == ("north", "right")
+    rows = [m.ema[f"row_embedding.{1}.weight"] for m in (old, new)]
+    assert torch.equal(rows[1][1:], rows[0][1:])
+    assert not rows[1][0].any()
+    name = "linear_1.weight"
+    assert torch.equal(new.ema[f"row_embedding.2.{name}"], old.ema[f"row_embedding.0.{name}"])
+    assert not new.ema["row_embedding.0.linear_2.weight"].any()
+    assert new.ema["row_embedding.0.linear_1.weight"].any()
+    assert diffuse(*line, "-o", "same.safetensors").code == 0  # its own columns, without asking
+    same = modelfile.load("same.safetensors").blueprint.conditions.table
+    assert [*same.names] == ["level", "side"]
+
+
+def test_columns_that_are_left_out_leave_what_was_drawn_without_them(follower, diffuse, shades):
+    line = ("train", shades, "--init", follower, "--steps", 1, "--lr", 0)
+    ran = diffuse(*line, "--condition-on", "level")
+    assert ran.code == 0, ran.err
+    assert "left out: side; draws at first as if told none of it" in ran.err
+    old, new = modelfile.load(follower), modelfile.load(MODEL)
+    x, t, row = torch.randn(2, 1, 8, 8), torch.tensor([3.0, 500]), torch.tensor([[0.5], [-1]])
+    untold = torch.full((2, 1), torch.nan)
+    with torch.no_grad():
+        before = old.network()(x, t, row=torch.cat([row, untold], 1))
+        after = new.network()(x, t, row=row)
+        assert torch.allclose(before, after, atol=1e-5)
+        told = torch.cat([row, torch.zeros(2, 1)], 1)
+        assert not torch.allclose(before, old.network()(x, t, row=told), atol=1e-3)
+
+
+def test_a_dry_run_is_fed_back(learn, diffuse, shades):
+    line = ("--steps", 2, "--condition-on", "level", "--condition-on", "side:label")
+    Path("back.toml").write_text(learn(*line, "--dry-run").out)
+    assert learn(*line).code == 0
+    assert diffuse("train", shades, "--config", "back.toml", "-o", "back.safetensors").code == 0
+    assert MODEL.read_bytes() == Path("back.safetensors").read_bytes()
+
+
+# -- tasks, and info of images ---------------------------------------------------------------------
+
+
+def test_tasks_tell_columns(diffuse, follower, shades):
+    picture, line = shades / "000.png", ("-n", 2, "--steps", 4, "--json")
+    varied = ("vary", follower, picture, "--strength", 1, *line, "--guidance", 1)
+    for level in (80, 200):
+        on = ("--on", f"level={level}", "--on", "side=left", "-o", f"v{level}")
+        ran = diffuse(*varied, *on)
+        assert ran.code == 0, ran.err
+    (dark, _, told), (light, _, _) = (brightness(Path(f"v{level}")) for level in (80, 200))
+    assert told == [{"level": 80, "side": "left"}] * 2
+    assert dark.mean() + 40 < light.mean()
+    ran = diffuse(*varied, "-q")
+    assert ran.code == 2
+    assert "--guidance goes with --class or --on" in ran.line
+    between = ("interpolate", follower, picture, shades / "001.png", "--steps", 20, "-n", 3)
+    assert diffuse(*between, "--on", "side=left", "--on", "level=100").code == 0
+    ran = diffuse(*between, "--on", "side=left", "--on", "side=right", "-o", "b", "-q")
+    assert ran.code == 2
+    assert "--on names a column twice" in ran.line
+
+
+def test_info_of_images_shows_columns_and_what_would_be_refused(diffuse, mine):
+    rows = [(*row, f"caption {k}", 5) for k, row in enumerate(read_table(mine))]
+    with (mine / "metadata.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("file_name", "level", "side", "caption", "same"), *rows])
+    ran = diffuse("info", mine, "--json")
+    assert ran.code == 0, ran.err
+    found = ran.json["columns"]
+    assert found["level"].startswith("6")
+    assert found["side"] == "2 labels: left, right"
+    assert found["same"] == "every image that is trained on has 5, which tells nothing"
+    assert "not named as images" not in diffuse("info", mine).out
+    (mine / "metadata.csv").write_text("broken")
+    ran = diffuse("info", mine, "--json")
+    assert ran.code == 0
+    assert "metadata.csv has no column file_name" in ran.err
+    assert "columns" not in ran.json
+
+
+# -- what is refused ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (("--condition-on", "lvel"), 2, "it has level, side. Did you mean 'level'?"),
+        (("--condition-on", "level,,side"), 2, "--condition-on"),
+        (("--condition-on", "level,level:label"), 2, "names a column twice"),
+        (("--condition-on", "side:number"), 3, "metadata.csv, line 2: side is 'left', no number"),
+        (("--label-dropout", 0.2), 2, "goes with --classes or --condition-on"),
+    ],
+)
+def test_what_cannot_be_told_is_refused(learn, options, code, said):
+    ran = learn("--steps", 1, *options, "-q")
+    assert ran.code == code
+    assert said in ran.line
+    assert not RUN.exists()
+
+
+def test_tables_that_are_broken_are_refused_in_a_line(learn, mine, tmp_path):
+    (mine / "metadata.csv").write_text("file_name,level\n000.png,1\n000.png,2\n")
+    ran = learn("--steps", 1, "--condition-on", "level", "-q", data=mine)
+    assert ran.code == 3
+    assert "metadata.csv, line 3: 000.png has a row already, in line 2" in ran.line
+    (mine / "metadata.csv").unlink()
+    ran = learn("--steps", 1, "--condition-on", "level", "-q", data=mine)
+    assert ran.code == 3
+    assert "no metadata.csv or metadata.jsonl in" in ran.line
+    (mine / "metadata.jsonl").write_text('{"file_name": "000.png", "level": 1}\n{"fil')
+    ran = learn("--steps", 1, "--condition-on", "level", "-q", data=mine)
+    assert ran.code == 3
+    assert "metadata.jsonl, line 2: " in ran.line
+
+
+def test_labels_that_do_not_fit_into_a_model_file_are_refused(learn, mine):
+    rows = [(*row[:2], f"{'x' * 9000}{k}") for k, row in enumerate(read_table(mine))]
+    write_table(mine, rows)
+    ran = learn("--steps", 1, "--condition-on", "side", "-q", data=mine)
+    assert ran.code == 3
+    assert "do not fit into a model file" in ran.line
+
+
+def test_images_without_rows_are_told_of_and_with_strict_refused(learn, mine):
+    write_table(mine, [*read_table(mine)[:190], ("gone.png", 1, "left")])
+    ran = learn("--steps", 1, *BOTH, data=mine)
+    assert ran.code == 0
+    assert "10 images without a row in metadata.csv, told nothing: 190.png" in ran.err
+    assert "1 row of metadata.csv without an image: gone.png" in ran.err
+    ran = learn("--steps", 1, *BOTH, "--strict", "-o", "b.safetensors", "-q", data=mine)
+    assert ran.code == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--on", "side"), "a name and a value, such as age=40"),
+        (("--on", "sid=left"), "Did you mean 'side'?"),
+        (("--on", "side=lefd"), "--on side=lefd: there is no 'lefd'. Did you mean 'left'?"),
+        (("--on", "level=dark"), "not a number. The model knows 6"),
+    ],
+)
+def test_what_is_not_known_is_refused_at_sampling(diffuse, follower, options, said):
+    ran = diffuse("sample", follower, "-n", 1, *options, "-q")
+    assert ran.code == 2
+    assert said in ran.line
+
+
+def test_a_model_without_columns_or_always_told_says_so(diffuse, model, learn):
+    ran = diffuse("sample", model, "-n", 1, "--on", "age=4", "-q")
+    assert ran.code == 2
+    assert "Train one with --condition-on" in ran.line
+    assert learn("--steps", 1, *BOTH, "--label-dropout", 0).code == 0
+    ran = diffuse("sample", MODEL, "-n", 1, "--on", "level=100", "-q")
+    assert ran.code == 2
+    assert "--on is missing for side: the model was trained with --label-dropout 0" in ran.line
+    ran = diffuse("sample", MODEL, "-n", 1, "--on", "side=left", "--steps", 2, "-q")
+    assert ran.code == 0  # some images had no level
+    assert learn("--steps", 1, "-o", "plain.safetensors").code == 0
+    line = ("sample", MODEL, "--on", "side=left", "-o", "b", "-n", 1, "-q")
+    ran = diffuse(*line, "--guide-with", "plain.safetensors")
+    assert ran.code == 2
+    assert "it is told no columns, the model level, 6" in ran.line
