@@ -278,7 +278,7 @@ ANSWERS: dict[str, tuple[list[str], int, str]] = {
         2,
         "Did you mean 'pigdm'",
     ),
-    "no mask": (["inpaint", "x", "y"], 2, "--mask is missing"),
+    "no image": (["inpaint", "x"], 2, "IMAGE is missing"),
     "zero steps": (["train", "x", "--steps", "0"], 2, "--steps must be at least 1"),
     "not a number": (["train", "x", "--lr", "nan"], 2, "--lr must be a finite number"),
     "not an integer": (["train", "x", "--steps", "many"], 2, "--steps"),
