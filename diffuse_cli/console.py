@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
@@ -18,7 +18,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from diffuse_cli.errors import DiffuseError, OutputError
-from diffuse_cli.events import Notice, Progress, Work
+from diffuse_cli.events import Notice, Progress, Table, Work
 from diffuse_cli.files import show
 
 if TYPE_CHECKING:
@@ -63,6 +63,21 @@ class Console:
         """Print a warning."""
         self.say(f"warning: {text}", style="yellow")
 
+    def table(self, rows: Sequence[Sequence[str]]) -> None:
+        """Print rows of cells in columns; a terminal breaks long cells within their columns."""
+        if not self.live:
+            for line in columns(rows):
+                self.say(line)
+            return
+        from rich.table import Table as Grid
+
+        grid = Grid.grid(padding=(0, 2))
+        for _ in rows[0]:
+            grid.add_column()
+        for row in rows:
+            grid.add_row(*(Text(show(cell)) for cell in row))
+        self.say(grid)
+
     def fail(self, error: DiffuseError) -> None:
         """Print an expected failure as one line, even when quiet."""
         line = " ".join(f"diffuse: {error}".split("\n"))
@@ -82,12 +97,14 @@ class Console:
                 except StopIteration as stop:
                     result: T = stop.value
                     return result
-                if describe and not isinstance(event, (Progress, Notice)):
+                if describe and not isinstance(event, (Progress, Notice, Table)):
                     event = describe(event)
                 if isinstance(event, Progress):
                     display(event)
                 elif isinstance(event, Notice):
                     (self.warn if event.warning else self.say)(event.text)
+                elif isinstance(event, Table):
+                    self.table(event.rows)
 
     @contextlib.contextmanager
     def _display(self) -> Iterator[Callable[[Progress], None]]:
@@ -143,6 +160,12 @@ class _Forgiving:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines with aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def is_terminal(stream: IO[str] | None) -> bool:

@@ -30,7 +30,14 @@ class Notice:
     warning: bool = False
 
 
-Event = Progress | Notice
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells for the user, the first of which names the columns."""
+
+    rows: tuple[tuple[str, ...], ...]
+
+
+Event = Progress | Notice | Table
 Work = Generator[Any, None, T]
 """Work that yields events and returns a `T`."""
 

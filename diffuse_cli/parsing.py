@@ -51,6 +51,13 @@ def parse_color(value: Any) -> str:
     return str(value)
 
 
+def parse_given(value: Any) -> str | None:
+    """A path or a degradation; None for `nothing`."""
+    if not isinstance(value, str):
+        raise ValueError("a folder, a zip file or a degradation")
+    return None if value == "nothing" else value
+
+
 def parse_timesteps(value: Any) -> int | str:
     """A number of timesteps, or `all`."""
     if value == "all":

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from diffuse_cli import files
 from diffuse_cli.events import Work
 
 FULL = OSError(28, "No space left on device")
@@ -35,6 +37,39 @@ def failing(stop: str, error: Exception, *, after: bool = False):
             raise error
 
     return operation
+
+
+def ends_at(moment: int):
+    """A seam that ends the process before operation k at 2k, and after it at 2k + 1."""
+    count = 0
+
+    @contextlib.contextmanager
+    def operation(name: str, path: Path) -> Iterator[None]:
+        nonlocal count
+        if count == moment:
+            os._exit(137)
+        yield
+        if count + 1 == moment:
+            os._exit(137)
+        count += 2
+
+    return operation
+
+
+def killed_while(work: Callable[[], Any], moment: int) -> bool:
+    """Do `work` in a process of its own that ends at a moment; whether it did."""
+    process = os.fork()
+    if not process:
+        code = 1
+        try:
+            files.operation = ends_at(moment)
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    assert code in (0, 137)
+    return code == 137
 
 
 def giving(value: Any) -> Callable[..., Work[Any]]:

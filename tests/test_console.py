@@ -13,7 +13,7 @@ import pytest
 from diffuse_cli import console
 from diffuse_cli.console import Console
 from diffuse_cli.errors import UsageError
-from diffuse_cli.events import Notice, Progress
+from diffuse_cli.events import Notice, Progress, Table
 
 READING = "reading"
 
@@ -105,6 +105,26 @@ def test_quiet_leaves_errors_and_results(capfd):
 def test_an_error_is_one_line_without_markup(capfd):
     Console().fail(UsageError("a [red]name[/red]\nof two lines :smile:"))
     assert capfd.readouterr().err == "diffuse: a [red]name[/red] of two lines :smile:\n"
+
+
+TABLE = (("part", "what"), ("size", "levels, patches and attention stay"))
+
+
+def test_a_table_is_lines_in_columns(capfd):
+    Console().follow(iter([Table(TABLE)]))
+    assert capfd.readouterr().err == "part  what\nsize  levels, patches and attention stay\n"
+    Console(quiet=True).follow(iter([Table(TABLE)]))
+    assert capfd.readouterr().err == ""
+
+
+def test_a_terminal_breaks_a_cell_within_its_column(monkeypatch, capfd):
+    monkeypatch.setenv("COLUMNS", "24")
+    monkeypatch.setattr(console, "is_terminal", lambda stream: True)
+    shown = Console()
+    shown.live = True
+    shown.table(TABLE)
+    lines = [line.rstrip() for line in capfd.readouterr().err.splitlines()]
+    assert lines == ["part  what", "size  levels, patches", "      and attention stay"]
 
 
 def test_a_terminal_wraps_between_words(monkeypatch, capfd):

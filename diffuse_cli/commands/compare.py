@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.commands._text import brief, columns, said
+from diffuse_cli.commands._text import brief, said
 from diffuse_cli.config import CompareConfig
-from diffuse_cli.console import Console
+from diffuse_cli.console import Console, columns
 from diffuse_cli.core.settings import digits
 from diffuse_cli.files import show
 from diffuse_cli.metrics import SIGNIFICANT, Measured

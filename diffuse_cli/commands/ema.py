@@ -10,9 +10,9 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from diffuse_cli import files
-from diffuse_cli.commands._text import columns, number
+from diffuse_cli.commands._text import number
 from diffuse_cli.config import EmaConfig
-from diffuse_cli.console import Console
+from diffuse_cli.console import Console, columns
 from diffuse_cli.metrics import label
 
 if TYPE_CHECKING:

@@ -10,9 +10,8 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from diffuse_cli import files
-from diffuse_cli.commands._text import columns
 from diffuse_cli.config import EvalConfig
-from diffuse_cli.console import Console, plain
+from diffuse_cli.console import Console, columns, plain
 from diffuse_cli.metrics import Number, Values, class_numbers, shown
 
 if TYPE_CHECKING:

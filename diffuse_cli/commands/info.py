@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.commands._text import brief, clock, columns, said
+from diffuse_cli.commands._text import brief, clock, said
 from diffuse_cli.config import InfoConfig
-from diffuse_cli.console import Console
+from diffuse_cli.console import Console, columns
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.files import show
 from diffuse_cli.options import to_toml

@@ -11,9 +11,9 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from diffuse_cli import files
-from diffuse_cli.commands._text import columns, number
+from diffuse_cli.commands._text import number
 from diffuse_cli.config import LEARNED, TuneConfig
-from diffuse_cli.console import Console, plain
+from diffuse_cli.console import Console, columns, plain
 from diffuse_cli.runtime import rank
 
 if TYPE_CHECKING:

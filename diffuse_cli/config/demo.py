@@ -46,6 +46,12 @@ class ReverseConfig(WeightsConfig):
     label: str | None = option(
         None, "With --model: the class it is told.", flag="--class", metavar="NAME", shown="none"
     )
+    given: str | None = option(
+        None,
+        "With --model, one trained on pairs: the image that it is told.",
+        place=True,
+        metavar="FILE",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from diffuse_cli.config.drawing import (
     MOST_STEPS,
@@ -13,12 +16,21 @@ from diffuse_cli.config.drawing import (
 )
 from diffuse_cli.config.reading import FIT
 from diffuse_cli.core.degradations import DEGRADATIONS, parse
+from diffuse_cli.core.restoration import RESTORATIONS
 from diffuse_cli.errors import translating
 from diffuse_cli.options import OVERWRITE, argument, option, output_option, run_option
 from diffuse_cli.parsing import Size, parse_names, parse_settings, parse_size
 
 FORMS = ", ".join(kind.EXAMPLE for kind in DEGRADATIONS.own.values())
 MODEL = "Model file, or run directory."
+
+TOLD = "given"
+"""The method of a model that was trained for a degradation: it is told what is seen."""
+
+METHOD = "pigdm"
+"""That of any other."""
+
+METHODS: Mapping[str, Any] = ChainMap(RESTORATIONS, {TOLD: None})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +66,12 @@ class PictureConfig(DrawConfig, WeightsConfig):
 class RestoringConfig(PictureConfig):
     """Samples that fit an observation."""
 
-    method: str = option(
-        "pigdm",
-        "How samples are made to fit: ddnm needs no gradient, pigdm one a step, mmps four.",
-        table="core.restoration.RESTORATIONS",
+    method: str | None = option(
+        None,
+        "How samples are made to fit: given tells the model what is seen; ddnm needs no gradient, "
+        "pigdm one a step, mmps four.",
+        table="config.tasks.METHODS",
+        shown=f"{TOLD} for a model trained for it, else {METHOD}",
     )
     jumps: int = option(
         1,
@@ -71,8 +85,11 @@ class RestoringConfig(PictureConfig):
 class InpaintConfig(RestoringConfig):
     """Part of a picture drawn anew."""
 
-    mask: str = option(
-        help="Image of the same size: white where to draw, black where to keep.", metavar="FILE"
+    mask: str | None = option(
+        None,
+        "Image of the same size: white where to draw, black where to keep.",
+        metavar="FILE",
+        shown="draw what is transparent",
     )
     out: str = option("inpainted", "Folder for the samples.", flag="-o", metavar="FOLDER")
 

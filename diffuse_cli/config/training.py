@@ -21,7 +21,7 @@ from diffuse_cli.options import (
     run_option,
     to_dict,
 )
-from diffuse_cli.parsing import Size, parse_color, parse_listed, parse_size
+from diffuse_cli.parsing import Size, parse_color, parse_given, parse_listed, parse_size
 
 GIVEN_DROPOUT = 0.1
 """The default of --given-dropout."""
@@ -83,7 +83,9 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     given: str | None = data_option(
         None,
         "Learn images from another that is given: a folder or zip of images with the same names, "
-        "or what is made of the images themselves, such as low-res:4, grey or mask:random.",
+        "or what is made of the images themselves, such as low-res:4, grey or mask:random. "
+        "--given nothing leaves out what a model of --init is given.",
+        parse=parse_given,
         place=True,
         metavar="FOLDER|DEGRADATION",
         shown="nothing is given",

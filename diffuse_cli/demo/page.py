@@ -61,13 +61,13 @@ class Row:
 
     Attributes:
         name: on the left, in `color`.
-        picture: pixels (C, H, W) at a timestep.
+        picture: pixels (C, H, W) at a timestep; None for an empty place.
         caption: under the picture of a timestep.
     """
 
     name: str
     color: str
-    picture: Callable[[int], Pixels]
+    picture: Callable[[int], Pixels | None]
     caption: Callable[[int], str]
 
 
@@ -87,7 +87,9 @@ def draw(
         legend: names and colours of what the plots show.
         plots: what draws each, side by side.
     """
-    height, width = rows[0].picture(times[0]).shape[-2:]
+    first = rows[0].picture(times[0])
+    assert first is not None
+    height, width = first.shape[-2:]
     lines = Lines.of(len(rows), len(times), height, width)
     content = max(lines.columns * lines.pitch - GAP, 6.6)
     block = lines.lines * lines.line + BETWEEN
@@ -117,10 +119,13 @@ def _row(
     style |= {"color": row.color, "va": "center"}
     sheet.text(LEFT - 0.16, middle, row.name, LEFT - 0.28, fontsize=10.5, **style)
     for i, t in enumerate(times):
+        picture = row.picture(t)
+        if picture is None:
+            continue
         x = LEFT + i % lines.columns * lines.pitch + (lines.pitch - GAP - lines.width) / 2
         y = top + i // lines.columns * lines.line + HEAD
         center = x + lines.width / 2
-        sheet.image(x, y, row.picture(t), lines.zoom)
+        sheet.image(x, y, picture, lines.zoom)
         if headed:
             sheet.text(center, y - 0.06, f"$t$ = {t}", ha="center", fontsize=8)
         below = y + lines.height + 0.17

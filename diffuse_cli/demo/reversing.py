@@ -19,12 +19,14 @@ import torch
 from diffuse_cli import files
 from diffuse_cli.config import DemoConfig
 from diffuse_cli.core.samplers import SAMPLERS
+from diffuse_cli.demo.given import Told, told
 from diffuse_cli.diffusion import kept_in_range
 from diffuse_cli.draws import image_noise
 from diffuse_cli.errors import UsageError, lookup
 from diffuse_cli.evaluation.neighbors import search
 from diffuse_cli.events import Progress, Work
 from diffuse_cli.sampling import Loaded, stored
+from diffuse_cli.tasks.telling import check_class
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -63,13 +65,18 @@ class Near:
 
 @dataclass(frozen=True)
 class Journey:
-    """What is shown. Distances are root mean squared differences, in levels."""
+    """What is shown. Distances are root mean squared differences, in levels.
+
+    Attributes:
+        told: what the model is told on both ways, if it is given anything.
+    """
 
     title: str
     image: Array
     process: Process
     forward: Way
     reverse: Way
+    told: Told | None = None
     forward_near: Near | None = None
     reverse_near: Near | None = None
 
@@ -104,7 +111,8 @@ def travel(
     """Both ways of an image of the model's size and channels.
 
     Raises:
-        UsageError: the model has no such class, or no classes.
+        UsageError: the model has no such class, or no classes; --given is missing, or of no use.
+        DataError: --given cannot be read.
     """
     process, space = loaded.denoiser.process, loaded.space
     last = process.num_timesteps - 1
@@ -112,17 +120,20 @@ def travel(
     times = sorted({round(i * last / (count - 1)) for i in range(count)})
     values = np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
     x0 = space.to_model(torch.tensor(values, device=device))[None]
-    denoise = kept_in_range(told(loaded, config.label, device), loaded.denoiser)
+    given = yield from told(config, values, loaded, device)
+    denoise = kept_in_range(_telling(loaded, config.label, given, device), loaded.denoiser)
     noise = partial(image_noise, config.seed, [0], shape=space.shape, device=device)
     forward = yield from _forward(denoise, process, x0, noise(-1), times, loaded)
     reverse = yield from _reverse(denoise, process, noise, times, loaded)
     names = (files.show(Path(path).name) for path in (config.image, config.model or ""))
     title = f"{' and '.join(names)},  T = {last + 1}"
-    return Journey(title, values, process, forward, reverse)
+    return Journey(title, values, process, forward, reverse, given)
 
 
-def told(loaded: Loaded, label: str | None, device: torch.device) -> Denoise:
-    """The model, told a class, or none if it has classes."""
+def _telling(
+    loaded: Loaded, label: str | None, given: Told | None, device: torch.device
+) -> Denoise:
+    """The model, told a class, or none if it has classes, and what it is given."""
     conditions = loaded.model.blueprint.conditions
     names = {name: i for i, name in enumerate(conditions.classes)}
     if label is not None and not names:
@@ -130,10 +141,12 @@ def told(loaded: Loaded, label: str | None, device: torch.device) -> Denoise:
             "--class: the model was trained without classes", "Train one with --classes"
         )
     index = -1 if label is None else lookup(names, label, "--class")
+    check_class(loaded, labelled=label is not None, told=given is not None)
 
     def denoise(x_t: Tensor, t: Any, /, **cond: Any) -> Any:
         labels = torch.full((len(x_t),), index, device=device)
-        return loaded.denoiser(x_t, t, **conditions.told(labels))
+        own = given.given.expand(len(x_t), -1, -1, -1) if given else None
+        return loaded.denoiser(x_t, t, **conditions.told(labels, own))
 
     return denoise
 

@@ -13,7 +13,7 @@ from diffuse_cli.demo import page
 from diffuse_cli.demo.drawing import log_snr, over_time
 from diffuse_cli.demo.reversing import Journey, distance
 from diffuse_cli.events import Progress, Work
-from diffuse_cli.pictures import Sheet
+from diffuse_cli.pictures import FAINT, Sheet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,6 +23,7 @@ FORMULA = (
     r"forward: the image with noise $\varepsilon$;   reverse, from right to left: an image drawn "
     r"from the same $\varepsilon$;   expected: $E[x_0|x_t]$ by the model"
 )
+GIVEN = ", which is told what is given"
 
 BLUE, RED, GREEN = (pictures.color(i) for i in range(3))
 
@@ -46,7 +47,11 @@ def draw(journey: Journey, steps: int) -> Image.Image:
         page.Row("reverse", RED, reverse.x.__getitem__, lambda t: ""),
         page.Row("expected", RED, reverse.x0.__getitem__, lambda t: ""),
     ]
-    legend = [("from the image", BLUE)]
+    legend, told = [("from the image", BLUE)], journey.told
+    if told is not None:
+        shown, what = told.shown, told.what
+        once: dict[int, Any] = {times[0]: shown}
+        rows.append(page.Row("given", FAINT, once.get, lambda t: what))
     if near is not None:
         away = near.distances
         rows.append(
@@ -57,7 +62,8 @@ def draw(journey: Journey, steps: int) -> Image.Image:
         partial(_distances, journey=journey),
         partial(log_snr, scene=journey, times=times),
     ]
-    return page.draw(journey.title, FORMULA, rows, times, legend, plots)
+    formula = FORMULA + (GIVEN if told else "")
+    return page.draw(journey.title, formula, rows, times, legend, plots)
 
 
 def _distances(axes: Axes, journey: Journey) -> None:

@@ -25,8 +25,9 @@ from diffuse_cli.metrics.memorization import Nearest
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.sampling import Loaded, looks
 
-ANSWERED, ANSWERED_AT_ONCE = 1000, 16
-"""Most real images whose generated ones are compared with them, and how many at a time."""
+ANSWERED, ANSWERED_AT_ONCE, ANSWERS_SHOWN = 1000, 16, 10
+"""Most real images whose generated ones are compared with them, how many at a time, and how many
+are shown."""
 
 
 @dataclass
@@ -244,7 +245,15 @@ def _make_answers(evaluation: Evaluation) -> Work[None]:
     values = {key: np.concatenate([part[key] for part in found]) for key in found[0]}
     own, theirs = evaluation.fake_features[:count], evaluation.real_features[:count]
     values |= feature_distances(theirs, own, features)
-    evaluation.answers = Answers(values, np.arange(count))
+    sides = {
+        "given": others.get("given"),
+        "drawn": fakes,
+        "drawn again": second,
+        "real": real.samples,
+        "nearest in training": others.get("nearest"),
+    }
+    first = {k: of[: min(count, ANSWERS_SHOWN)] for k, of in sides.items() if of is not None}
+    evaluation.answers = Answers(values, np.arange(count), first)
 
 
 def _instead(evaluation: Evaluation, count: int) -> Work[tuple[dict[str, Array], dict[str, Array]]]:

@@ -36,6 +36,8 @@ class Shown:
         classes: images of the first `CLASSES` classes that both sides have.
         more_classes: how many more there are.
         twins: the pairs of `twins`, if training images are known.
+        answers: for a model that is given something, the first real images, what each was given,
+            and what stands for it; by name, (K, C, H, W).
     """
 
     generated: Labelled
@@ -44,6 +46,7 @@ class Shown:
     classes: tuple[ClassImages, ...]
     more_classes: int
     twins: tuple[Twin, ...]
+    answers: dict[str, Array]
 
 
 def choose(evaluation: Evaluation, names: Sequence[str]) -> Shown:
@@ -62,6 +65,7 @@ def choose(evaluation: Evaluation, names: Sequence[str]) -> Shown:
         classes=tuple(both[:CLASSES]),
         more_classes=max(0, len(both) - CLASSES),
         twins=tuple(twins(evaluation, TWINS)) if evaluation.training else (),
+        answers={name: look(of) for name, of in evaluation.answers.first.items()},
     )
 
 

@@ -6,7 +6,7 @@ Two things stand beside a model: what is given itself, and the nearest training 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.metrics import Number, average, with_error
@@ -51,7 +51,7 @@ NUMBERS = (
     Number(
         "ssim_of_nearest",
         "of the nearest training image",
-        "",
+        "That image by structure.",
         "",
         None,
         "answers",
@@ -71,7 +71,7 @@ NUMBERS = (
     Number(
         "feature_distance_of_nearest",
         "of the nearest training image",
-        "",
+        "That image in features.",
         "",
         None,
         "answers",
@@ -111,10 +111,12 @@ class Answers:
 
     Attributes:
         rows: their places among the real images.
+        first: the first samples themselves, (K, C, *size) by what they are.
     """
 
     values: Mapping[str, Array]
     rows: Array
+    first: Mapping[str, Array] = field(default_factory=dict)
 
     def __getitem__(self, chosen: Array) -> Answers:
         """Those of some of the real images, by truth values of all of them."""

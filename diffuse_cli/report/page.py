@@ -44,6 +44,7 @@ def page(
     parts: dict[str, tuple[str, dict[str, Any]]] = {
         "samples": ("Samples", sections.samples(found, shown)),
         "numbers": ("The numbers", sections.numbers(found)),
+        **({"answers": ("What it was given", sections.answers(shown))} if shown.answers else {}),
         "classes": ("Class by class", sections.classes(found, shown)),
         "bits": ("Bits by timestep", courses.bits(found)),
         "training": ("The training", courses.training(found, Path(config.subject))),

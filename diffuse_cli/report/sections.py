@@ -105,6 +105,19 @@ def _class_images(images: Shown) -> Iterator[tuple[str, list[tuple[str, list[Pic
         yield one.name, cells
 
 
+def answers(images: Shown) -> dict[str, Any]:
+    """A row for each of the first real images: what was given of it, and what stands for it."""
+    sides = images.answers
+    size = len(sides) * min(int(next(iter(sides.values()))[0].size), LARGE**2 * 3)
+    room = max(3, DATA_BUDGET // size)
+    rows = zip(*(of[:room] for of in sides.values()), strict=True)
+    words = [[f"{name}, of image {k}" for name in sides] for k in range(room)]
+    return {
+        "names": list(sides),
+        "rows": [row_of(row, said, LARGE) for row, said in zip(rows, words, strict=False)],
+    }
+
+
 def nearest(found: Evaluated, images: Shown) -> dict[str, Any]:
     """The generated images nearest to training images, each beside that image."""
     pairs = []

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 FAINT = 1 / 8
 """How white a mask must be to ask for something new: what is partly covered is drawn."""
 
+THIN = 1 / 32
+"""How transparent an image must be for that: less of what is behind it is not seen."""
+
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
@@ -63,7 +66,7 @@ def read(path: str, loaded: Loaded, fit: str | None, shape: Sequence[int]) -> Wo
         check_fit(medium, fit)
     prepare(medium)
     channels, *size = shape
-    if Path(path).is_dir() or zipfile.is_zipfile(path):
+    if _several(path):
         found = yield from read_images(
             path,
             size=tuple(size),
@@ -99,13 +102,18 @@ def _larger(sizes: frozenset[Size], loaded: Loaded, size: Sequence[int]) -> str:
 def enlarged(path: str, loaded: Loaded, factor: int) -> Size | None:
     """The size of the one picture in a file, `factor` times larger, if no side of that is less than
     the model's."""
-    if Path(path).is_dir() or zipfile.is_zipfile(path):
+    if _several(path):
         return None
     space = loaded.space
     prepare(space.medium)
     one = read_one(path, space.medium, Asked(space.size, space.channels))
     size = tuple(factor * side for side in one.size[::-1])
     return size if all(s >= own for s, own in zip(size, space.size, strict=True)) else None
+
+
+def _several(path: str) -> bool:
+    """Whether it holds samples, and is not one."""
+    return Path(path).is_dir() or zipfile.is_zipfile(path)
 
 
 def _rgb(color: str) -> tuple[int, ...]:
@@ -148,13 +156,48 @@ def read_mask(path: str, loaded: Loaded, fit: str | None, sizes: frozenset[Size]
     for size in sorted(sizes - {one.size}):
         own, theirs = (dimensions(each[::-1]) for each in (one.size, size))
         raise DataError(f"{shown} is {own}, the image {theirs}", "Give a mask of the image's size")
-    whole = np.iinfo(one.values.dtype).max if one.values.dtype.kind in "iu" else 1
-    known = (one.values <= whole * FAINT)[None]
+    known = _below(FAINT, one.values)
     if known.all():
         raise DataError(f"{shown} is black: nothing is to be drawn", "Paint it white where to draw")
     if not known.any():
         raise DataError(f"{shown} is white: nothing is kept", "Use diffuse sample")
-    return known.astype(np.float32)
+    return known
+
+
+def read_opaque(path: str, loaded: Loaded, fit: str | None) -> Array:
+    """Where an image is not transparent, as `read_mask` has where it is kept.
+
+    What it looks like on white and on black differs by how transparent it is.
+
+    Raises:
+        DataError: not usable, or nothing of it is opaque.
+        UsageError: not one image, or nothing of it is transparent.
+    """
+    if _several(path):
+        raise UsageError("--mask is missing", "Only for a single image can its transparency be one")
+    space, shown = loaded.space, files.show(path)
+    medium = MEDIA[space.medium]
+    own = read_one(path, space.medium, Asked(space.size, 1)).size[::-1]
+    white, black = (
+        read_one(path, space.medium, Asked(own, 1, (level,) * 3)).values for level in (255, 0)
+    )
+    clear = np.where(white > black, white - black, 0).astype(white.dtype)
+    clear = medium.fit(clear, Asked(space.size, 1, (0, 0, 0), fit or loaded.fit))
+    known = _below(THIN, clear)
+    if known.all():
+        raise UsageError(
+            f"--mask is missing: nothing of {shown} is transparent",
+            "Give one, white where to draw, or erase in the image what is to be drawn",
+        )
+    if not known.any():
+        raise DataError(f"{shown} is transparent: nothing is kept", "Use diffuse sample")
+    return known
+
+
+def _below(share: float, values: Array) -> Array:
+    """(1, 1, *size), 1 where stored numbers (1, *size) are at most a share of white."""
+    whole = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1
+    return (values <= whole * share)[None].astype(np.float32)
 
 
 def check_apart(folder: Path, *paths: str) -> None:

@@ -22,7 +22,8 @@ from diffuse_cli.generation import Folder, gather
 from diffuse_cli.media import Asked
 from diffuse_cli.sampling import Drawing, Loaded, collect, load_denoiser
 from diffuse_cli.tasks.inputs import read, read_one
-from diffuse_cli.tasks.making import Made, Plan, finish, need_class, opened
+from diffuse_cli.tasks.making import Made, Plan, finish, opened
+from diffuse_cli.tasks.telling import check_class, remark, tells
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -61,8 +62,11 @@ def interpolate(config: InterpolateConfig) -> Work[Interpolated | None]:
         loaded = yield from load_denoiser(
             config.model, config.weights, accelerator, config.precision
         )
-        names, ends = yield from _ends(config, loaded)
+        tells(loaded, None, "interpolate")
+        check_class(loaded, labelled=config.label is not None, told=False)
         process, denoise = loaded.denoiser.process, _told(config, loaded)
+        names, ends = yield from _ends(config, loaded)
+        yield from remark(loaded, told=False)
         times = process.times(config.steps)
         x0 = loaded.space.to_model(torch.from_numpy(np.stack(ends))).to(accelerator.device)
         for step, state in enumerate(encode(denoise, process, x0, times), 1):
@@ -116,8 +120,6 @@ def _ends(config: InterpolateConfig, loaded: Loaded) -> Work[tuple[list[str], li
 
 def _told(config: InterpolateConfig, loaded: Loaded) -> Denoise:
     """The denoiser, told class and columns. x_0 is not clipped: a clipped step has no inverse."""
-    if config.label is None:
-        need_class(loaded)
     names = () if config.label is None else (config.label,)
     wanted = condition(DrawConfig(), loaded.model, names, config.on)
     check_columns(loaded.model, wanted)

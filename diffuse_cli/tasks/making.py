@@ -25,6 +25,7 @@ from diffuse_cli.resolving import DrawSettings, resolve, tell
 from diffuse_cli.runtime import machine, rank
 from diffuse_cli.sampling import Drawing, Loaded, collect, load_denoiser, looks
 from diffuse_cli.tasks.inputs import check_apart
+from diffuse_cli.tasks.telling import check_class
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -95,12 +96,14 @@ def make(
     task: str,
     planning: Planning,
     *,
+    tells: Callable[[Loaded], bool],
     size: Callable[[Loaded], Size | None] = lambda loaded: None,
     differentiable: bool = False,
 ) -> Work[Made | None]:
     """Draw `config.n` samples for each picture, and write them with a grid and a manifest.
 
     Args:
+        tells: whether the model is told what it is given.
         size: of the samples, where none is typed; None for the model's.
 
     Returns:
@@ -121,7 +124,7 @@ def make(
             differentiable=differentiable,
         )
         loaded = loaded.enlarged(config.size or size(loaded))
-        settings = _settings(config, loaded)
+        settings = _settings(config, loaded, tells(loaded))
         settings = yield from equipped(settings, loaded, accelerator)
         yield from tell(settings)
         plan = yield from planning(loaded, settings, accelerator.device)
@@ -168,35 +171,25 @@ def opened(config: Any, *inputs: str) -> Iterator[Accelerator]:
         yield accelerator
 
 
-def _settings(config: PictureConfig, loaded: Loaded) -> DrawSettings:
-    """How samples are drawn; without `--class` of no class."""
+def _settings(config: PictureConfig, loaded: Loaded, told: bool) -> DrawSettings:
+    """How samples are drawn: without `--class` of no class, and given nothing unless `told`."""
     settings = resolve(config, loaded.model, config.classes, config.on)
-    wanted, table = settings.condition, loaded.model.blueprint.conditions.table
+    wanted, conditions = settings.condition, loaded.model.blueprint.conditions
     check_columns(loaded.model, wanted)
-    if wanted is None or config.classes:
+    if wanted is None:
         return settings
-    if config.guidance is not None and not config.on:
-        raise UsageError("--guidance goes with --class or --on", "Say what the picture is of")
-    need_class(loaded)
-    if table is None or not config.on:
+    named = bool(config.classes or config.on)
+    if config.guidance is not None and not (named or told):
+        if conditions.classes or conditions.table:
+            raise UsageError("--guidance goes with --class or --on", "Say what the picture is of")
+        raise UsageError("--guidance: the model is told nothing here", "Leave it out")
+    check_class(loaded, labelled=bool(config.classes), told=told)
+    if config.classes:
+        return settings
+    if not (config.on or told):
         return replace(settings, condition=None)
-    alone = replace(wanted, labels=(), rows=typed_rows(table, config.on))
-    return replace(settings, condition=alone)
-
-
-def need_class(loaded: Loaded) -> None:
-    """Refuse to draw samples of no class from a model that was never told none.
-
-    Raises:
-        UsageError
-    """
-    classes = loaded.model.blueprint.conditions.classes
-    if classes and loaded.model.training.get("label_dropout") == 0:
-        raise UsageError(
-            "--class is missing: the model was trained with --label-dropout 0, and knows no "
-            "pictures without a class",
-            f"It knows {', '.join(map(files.brief, classes[:10]))}",
-        )
+    rows = typed_rows(conditions.table, config.on) if conditions.table and config.on else ()
+    return replace(settings, condition=replace(wanted, labels=(), rows=rows))
 
 
 def _drawings(

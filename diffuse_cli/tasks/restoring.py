@@ -11,18 +11,22 @@ import numpy as np
 import torch
 
 from diffuse_cli.config import InpaintConfig, RestoreConfig, RestoringConfig, UpscaleConfig
+from diffuse_cli.config.tasks import METHOD, TOLD
 from diffuse_cli.core.degradations import DEGRADATIONS, Degradation, parse
 from diffuse_cli.core.jumps import evaluations, legs, travel
+from diffuse_cli.core.kernels.layout import laid_out
 from diffuse_cli.core.restoration import RESTORATIONS, consistent
 from diffuse_cli.core.samplers import SAMPLERS, State
 from diffuse_cli.diffusion import kept_in_range
 from diffuse_cli.draws import draw_noise, philox
-from diffuse_cli.errors import translating
+from diffuse_cli.errors import UsageError, translating
 from diffuse_cli.events import Work
+from diffuse_cli.givens import Giver
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.sampling import Loaded, stored
-from diffuse_cli.tasks.inputs import enlarged, read, read_mask
+from diffuse_cli.tasks.inputs import enlarged, read, read_mask, read_opaque
 from diffuse_cli.tasks.making import Made, Plan, make
+from diffuse_cli.tasks.telling import remark, tells
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -37,6 +41,18 @@ if TYPE_CHECKING:
 
 JUMPS = 10
 """Into how many parts --jumps divides the way."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The degradation that is to be undone, and the option that says so."""
+
+    degradation: Degradation
+    flag: str
+
+    def told(self, loaded: Loaded) -> bool:
+        """Whether the model is told y; see `telling.tells`."""
+        return tells(loaded, self.degradation, self.flag)
 
 
 @dataclass(frozen=True)
@@ -63,29 +79,34 @@ class Seen:
 
 
 def inpaint(config: InpaintConfig) -> Work[Made | None]:
-    """Draw the masked part of each picture anew; see `making.make`."""
+    """Draw the masked part of each picture anew, without a mask the transparent part of one; see
+    `making.make`."""
 
     def look(loaded: Loaded) -> Work[Seen]:
+        if config.mask is None:  # soon refused, before a folder is read
+            known = read_opaque(config.image, loaded, config.fit)
         found = yield from read(config.image, loaded, config.fit, loaded.space.shape)
-        mask = torch.from_numpy(read_mask(config.mask, loaded, config.fit, found.sizes))
+        if config.mask is not None:
+            known = read_mask(config.mask, loaded, config.fit, found.sizes)
         yield from found.notices
-        made = DEGRADATIONS["mask"](mask=mask)  # type: ignore[call-arg]
+        made = DEGRADATIONS["mask"](mask=torch.from_numpy(known))  # type: ignore[call-arg]
         return _degraded(config, loaded, found.names, found.values, made)
 
-    return (yield from _restored(config, "inpaint", look))
+    wanted = Wanted(DEGRADATIONS["mask"](), "--mask")
+    return (yield from _restored(config, "inpaint", wanted, look))
 
 
 def upscale(config: UpscaleConfig) -> Work[Made | None]:
     """Draw each picture `factor` times larger; see `making.make`."""
-    made = parse(f"low-res:{config.factor}")
+    wanted = Wanted(parse(f"low-res:{config.factor}"), f"--factor {config.factor}")
 
     def look(loaded: Loaded) -> Work[Seen]:
-        return (yield from _observed(config, loaded, made, "--factor"))
+        return (yield from _observed(config, loaded, wanted.degradation, "--factor"))
 
     def size(loaded: Loaded) -> Size | None:
         return enlarged(config.image, loaded, config.factor)
 
-    return (yield from _restored(config, "upscale", look, size))
+    return (yield from _restored(config, "upscale", wanted, look, size))
 
 
 def restore(config: RestoreConfig) -> Work[Made | None]:
@@ -101,7 +122,8 @@ def restore(config: RestoreConfig) -> Work[Made | None]:
         yield from found.notices
         return _degraded(config, loaded, found.names, found.values, made)
 
-    return (yield from _restored(config, "restore", look))
+    wanted = Wanted(made, f"--degradation {made.text}")
+    return (yield from _restored(config, "restore", wanted, look))
 
 
 def _observed(
@@ -156,12 +178,13 @@ def _uniforms(seed: int, degradation: Degradation, count: int) -> Tensor:
 
 
 def _restored(
-    config: RestoringConfig, task: str, look: Any, size: Any = lambda loaded: None
+    config: RestoringConfig, task: str, wanted: Wanted, look: Any, size: Any = lambda loaded: None
 ) -> Work[Made | None]:
-    method = RESTORATIONS[config.method]
-
     def planning(loaded: Loaded, settings: DrawSettings, device: torch.device) -> Work[Plan]:
+        told = wanted.told(loaded)
+        method = _method(config, wanted, told)
         seen: Seen = yield from look(loaded)
+        yield from remark(loaded, told)
         times = settings.times_of(loaded.denoiser.process)
         path = legs(times, max(1, round(len(times) / JUMPS)), config.jumps)
         steps = evaluations(path)
@@ -169,8 +192,11 @@ def _restored(
         def states(rows: Sequence[int], bind: Bind, noise: Noise) -> Iterator[State]:
             degradation, y = seen.of(rows, device)
             process = loaded.denoiser.process
-            told = _told(config, loaded, settings, bind, degradation, y)
-            sample = partial(SAMPLERS[settings.sampler], told, process, **settings.options)
+            guided = bind(settings.guided(loaded.denoiser, process))
+            if told:
+                guided = _giving(guided, loaded, degradation, y)
+            denoise = _fitted(guided, method, loaded, settings, degradation, y)
+            sample = partial(SAMPLERS[settings.sampler], denoise, process, **settings.options)
             states = travel(sample, process, noise(-1), path, noise=noise)
             for step, state in enumerate(states, 1):
                 if step == steps and not degradation.sigma:
@@ -179,32 +205,60 @@ def _restored(
                 yield state
 
         described = {
-            "method": config.method,
+            "method": method,
             "degradation": seen.degradation.text,
             "jumps": config.jumps,
         }
         return Plan(seen.names, steps, states, _shown(seen, loaded), described)
 
-    differs = method.differentiates
-    return (yield from make(config, task, planning, size=size, differentiable=differs))
+    # Which method is the default depends on the model, which is not read yet.
+    chosen = RESTORATIONS.get(config.method or METHOD)
+    differs = chosen is not None and chosen.differentiates
+    return (
+        yield from make(
+            config, task, planning, tells=wanted.told, size=size, differentiable=differs
+        )
+    )
 
 
-def _told(
-    config: RestoringConfig,
+def _method(config: RestoringConfig, wanted: Wanted, told: bool) -> str:
+    """How samples are made to fit.
+
+    Raises:
+        UsageError: by telling a model what it was not trained for.
+    """
+    if config.method == TOLD and not told:
+        raise UsageError(
+            f"--method {TOLD}: the model was not trained for {wanted.degradation.text}",
+            f"Leave it out, or use {METHOD}",
+        )
+    return config.method or (TOLD if told else METHOD)
+
+
+def _giving(denoise: Denoise, loaded: Loaded, degradation: Degradation, y: Tensor) -> Denoise:
+    """The denoiser of a model that was trained for it, told y."""
+    giver = Giver.of(loaded.model.blueprint)
+    assert giver is not None
+    return partial(denoise, given=laid_out(giver.observed(y, degradation)))
+
+
+def _fitted(
+    guided: Denoise,
+    method: str,
     loaded: Loaded,
     settings: DrawSettings,
-    bind: Bind,
     degradation: Degradation,
     y: Tensor,
 ) -> Denoise:
-    """The denoiser that knows y. Where it is differentiated it is kept in range only after: what is
+    """The denoiser by a method. Where it is differentiated it is kept in range only after: what is
     clamped has no gradient."""
-    method, process = RESTORATIONS[config.method], loaded.denoiser.process
     in_range = partial(kept_in_range, denoiser=loaded.denoiser, percentile=settings.threshold)
-    guided = bind(settings.guided(loaded.denoiser, process))
-    if method.differentiates:
-        return in_range(method(guided, process, degradation, y))
-    return method(in_range(guided), process, degradation, y)
+    if method == TOLD:
+        return in_range(guided)
+    restoration, process = RESTORATIONS[method], loaded.denoiser.process
+    if restoration.differentiates:
+        return in_range(restoration(guided, process, degradation, y))
+    return restoration(in_range(guided), process, degradation, y)
 
 
 def _shown(seen: Seen, loaded: Loaded) -> list[Array]:

@@ -16,6 +16,7 @@ from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.sampling import Loaded, prepared
 from diffuse_cli.tasks.inputs import read
 from diffuse_cli.tasks.making import Made, Plan, make
+from diffuse_cli.tasks.telling import remark, tells
 
 if TYPE_CHECKING:
     from diffuse_cli.core.solvers import Noise
@@ -31,6 +32,7 @@ def vary(config: VaryConfig) -> Work[Made | None]:
     def planning(loaded: Loaded, settings: DrawSettings, device: torch.device) -> Work[Plan]:
         found = yield from read(config.image, loaded, config.fit, loaded.space.shape)
         yield from found.notices
+        yield from remark(loaded, told=False)
         x0 = loaded.space.to_model(torch.from_numpy(np.array(found.values)))
         process = loaded.denoiser.process
         every = settings.times_of(process)
@@ -45,4 +47,5 @@ def vary(config: VaryConfig) -> Work[Made | None]:
         described = {"strength": config.strength}
         return Plan(found.names, len(times), states, [found.values], described)
 
-    return (yield from make(config, "vary", planning))
+    untold = partial(tells, degradation=None, flag="vary")
+    return (yield from make(config, "vary", planning, tells=untold))

@@ -4,25 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from diffuse_cli import files
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.data import Samples
-from diffuse_cli.draws import philox
 from diffuse_cli.errors import DataError, UsageError
-from diffuse_cli.events import Notice, Work
 from diffuse_cli.training.rundir import RunDirectory
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from diffuse_cli.modelfile import Model
-
-EMBEDDING = "class_embedding.weight"
-"""The tensor with a row for each class, and a last one for "none"."""
 
 NAMED = 5
 """Most classes that a message names."""
@@ -92,53 +79,6 @@ def check_labels(config: TrainConfig, now: Mapping[str, str], expected: Mapping[
             f"run began: {named(moved)} changed",
             "Put them back, or begin another run with --init",
         )
-
-
-def weights_for(
-    names: tuple[str, ...], model: Model, config: TrainConfig
-) -> Work[Mapping[str, Tensor]]:
-    """The averaged weights of the model of --init, with a class embedding for these classes: its
-    own rows by name, new rows for other names.
-
-    Classes of a converted model have numbers for names: they keep their places.
-    """
-    if model.blueprint.conditions.classes in ((), names):
-        return model.ema
-    source = files.show(str(config.init))
-    if not model.data and model.classes == tuple(map(str, range(len(names)))):
-        yield Notice(
-            f"the classes of {source} have no names: they are taken in the order of the "
-            f"folders, {named(names)}",
-            warning=True,
-        )
-        return model.ema
-    new = [name for name in names if name not in model.classes]
-    kept = [name for name in names if name in model.classes]
-    text = f"{len(kept):,} of {len(names):,} classes are taken from {source} by name"
-    text += f": {named(kept)}" if kept else ""
-    yield Notice(text + (f"; {len(new):,} start from scratch: {named(new)}" if new else ""))
-    return {**model.ema, EMBEDDING: _by_name(names, model, config.seed)}
-
-
-def but_classes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """The shapes of a network's tensors without the class embedding."""
-    return {name: shape for name, shape in shapes.items() if name != EMBEDDING}
-
-
-def _by_name(names: tuple[str, ...], model: Model, seed: int) -> Tensor:
-    """The rows of the class embedding, (K + 1, D); new ones are drawn as a network draws them."""
-    import torch
-
-    rows = model.ema[EMBEDDING]
-    shape = (len(names) + 1, rows.shape[1])
-    drawn = philox(seed, "class embedding").standard_normal(shape, dtype=np.float32)
-    found = torch.from_numpy(drawn)
-    found[-1] = rows[-1]
-    places = {name: k for k, name in enumerate(model.classes)}
-    for k, name in enumerate(names):
-        if name in places:
-            found[k] = rows[places[name]]
-    return found
 
 
 def named(names: Iterable[str]) -> str:

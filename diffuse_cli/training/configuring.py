@@ -13,6 +13,7 @@ from diffuse_cli.config.training import from_file, to_file
 from diffuse_cli.core import degradations
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.losses import OF_LEARNED
+from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.core.settings import to_dict as plain
 from diffuse_cli.core.space import Space
 from diffuse_cli.core.variances import LEARNED
@@ -20,7 +21,15 @@ from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.errors import OutputError, UsageError, flag, lookup, suggest, translating
 from diffuse_cli.givens import is_degradation
 from diffuse_cli.options import converted, flag_of, from_dict, options, read_toml, to_dict
-from diffuse_cli.presets import DEFAULT_RATE, PRESETS, architecture, choose, preset_of
+from diffuse_cli.parsing import Size
+from diffuse_cli.presets import (
+    DEFAULT_RATE,
+    PRESETS,
+    architecture,
+    choose,
+    network_config,
+    preset_of,
+)
 from diffuse_cli.training.layers import Layer, default_loss, merged
 from diffuse_cli.training.rundir import RunDirectory
 
@@ -125,12 +134,22 @@ def _base(given: Layer) -> Layer:
     if given.get("init"):
         from diffuse_cli.modelfile import read_training
 
-        return Layer(read_training(given.get("init")))
+        return _sized(Layer(read_training(given.get("init"))), given.get("size"))
     if given.get("preset"):
         train = lookup(PRESETS, given.get("preset"), "--preset").train
         # The learning rate depends on the width, which `complete` knows.
         return Layer(train).without("lr")
     return Layer()
+
+
+def _sized(model: Layer, size: Size | None) -> Layer:
+    """What a model gives, with its network as it is at another size."""
+    name, own = model.get("network"), model.get("size")
+    resized = getattr(NETWORKS[name], "resized", None)
+    if size is None or own is None or resized is None:
+        return model
+    config = network_config(name, model.network)
+    return Layer({**model.given, "architecture": plain(resized(config, own, size))})
 
 
 def _resumed(given: Layer, run: RunDirectory) -> TrainConfig:

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from diffuse_cli import files
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.training import GIVEN_DROPOUT
 from diffuse_cli.core.conditions import PAIRS, Given
 from diffuse_cli.core.degradations import DEGRADATIONS
-from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import Pairs, Samples, pair
 from diffuse_cli.errors import DataError, UsageError, suggest
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.givens import Giver, is_degradation
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from diffuse_cli.diffusion import Blueprint
 
 
 def pairs_at(config: TrainConfig) -> str | None:
@@ -73,28 +66,6 @@ def given_of(config: TrainConfig, space: Space, pairs: Pairs | None) -> Given | 
         noise=config.given_noise or 0.0,
     )
     return Giver(given, space).given
-
-
-def grown_shapes(own: Blueprint, wanted: Blueprint) -> dict[str, tuple[int, ...]]:
-    """The shapes of a model's tensors once it can be told what another is given, if it is given
-    nothing yet: its input reads more channels."""
-    name = getattr(NETWORKS[own.network], "INPUT", None)
-    shapes = dict(own.shapes)
-    if not own.conditions.given and wanted.conditions.given and name in shapes:
-        width, _, *sides = shapes[name]
-        shapes[name] = (width, wanted.shapes.get(name, (0, 0))[1], *sides)
-    return shapes
-
-
-def grown(weights: Mapping[str, Tensor], own: Blueprint, wanted: Blueprint) -> Mapping[str, Tensor]:
-    """The weights of `grown_shapes`: 0 for the channels that are new, so that the model begins as
-    it was."""
-    done = dict(weights)
-    for name, shape in grown_shapes(own, wanted).items():
-        if shape != own.shapes[name]:
-            done[name] = weights[name].new_zeros(shape)
-            done[name][:, : own.shapes[name][1]] = weights[name]
-    return done
 
 
 def check_pairs(config: TrainConfig, now: Mapping[str, str], expected: Mapping[str, str]) -> None:

@@ -109,8 +109,10 @@ def loss_of_variance(above: Layer, below: Layer) -> Layer:
 
 
 def levels_of_size(above: Layer, below: Layer) -> Layer:
-    """A size has levels of its own."""
-    return below.keeping(lambda name, _: name != "multipliers") if "size" in above else below
+    """A size has levels of its own, but for a network with weights."""
+    if "size" not in above or "init" in above:
+        return below
+    return below.keeping(lambda name, _: name != "multipliers")
 
 
 def network_of_width(above: Layer, below: Layer) -> Layer:

@@ -24,20 +24,10 @@ from diffuse_cli.events import Notice, Work
 from diffuse_cli.givens import Giver, Inputs, inputs_for
 from diffuse_cli.media import MEDIA
 from diffuse_cli.runtime import settle, slow_precision
-from diffuse_cli.training.beginning import first_weights
-from diffuse_cli.training.classes import (
-    check_labels,
-    check_names,
-    class_names,
-    fits,
-)
+from diffuse_cli.training.classes import check_labels, check_names, class_names, fits
 from diffuse_cli.training.configuring import complete
-from diffuse_cli.training.given import (
-    check_pairs,
-    given_of,
-    paired,
-    pairs_at,
-)
+from diffuse_cli.training.given import check_pairs, given_of, paired, pairs_at
+from diffuse_cli.training.initial import first_weights
 from diffuse_cli.training.layers import default_loss
 from diffuse_cli.training.rundir import RunDirectory
 from diffuse_cli.training.table import check_rows, told_by_table
@@ -146,7 +136,7 @@ def prepare(
         DataError: no usable images.
         UsageError: a network that does not suit them, a target undefined under the process, or
             classes other than those of a resumed run.
-        ModelFileError: --init is not a model file.
+        ModelFileError, UsageError: as `first_weights`.
     """
     make_denoiser(None, config, make_process(config))
     cache = run.cache if run else None
@@ -164,6 +154,8 @@ def prepare(
     )
     done, blueprint = complete(config, images.space, conditions)
     yield from (Notice(line) for line in images.summary.lines())
+    if config.init and images.summary.greyed:
+        yield Notice("grey as the model of --init is; --channels 3 goes on in colour")
     if not config.goes_on:  # where it could still be changed
         for line in slow_precision(config.precision, config.device, done.width, backward=True):
             yield Notice(line, warning=True)

@@ -13,9 +13,9 @@ from diffuse_cli.config.training import to_file
 from diffuse_cli.errors import OutputError, UsageError
 from diffuse_cli.events import Notice, Stop, Work, until
 from diffuse_cli.options import options, read_toml, to_toml
-from diffuse_cli.training.beginning import first_weights
 from diffuse_cli.training.budget import Budget
 from diffuse_cli.training.course import Course
+from diffuse_cli.training.initial import first_weights
 from diffuse_cli.training.monitor import chores
 from diffuse_cli.training.plan import Plan, check_fingerprint
 from diffuse_cli.training.rundir import Checkpoint, RunDirectory

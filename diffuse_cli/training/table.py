@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-EMBEDDING = "row_embedding"
-"""The module with an embedding of each column; tensors of column k begin with its name and k."""
-
 
 def told_by_table(
     config: TrainConfig, images: Samples, train: npt.NDArray[np.int64]
@@ -75,13 +72,9 @@ def _scaled(table: Table, known: Table | None) -> Table:
     return Table(columns=tuple(columns))
 
 
-def but_columns(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """The shapes of a network's tensors without the embeddings of columns."""
-    return {name: shape for name, shape in shapes.items() if not name.startswith(f"{EMBEDDING}.")}
-
-
 def with_columns(
     weights: Mapping[str, Tensor],
+    embedding: str,
     own: Table | None,
     wanted: Table | None,
     shapes: Mapping[str, tuple[int, ...]],
@@ -90,21 +83,22 @@ def with_columns(
     labels by theirs. A new column or label begins at 0, so that the model begins as it was.
 
     Args:
+        embedding: `Ends.columns` of the network.
         shapes: of the tensors that are wanted.
     """
     import torch
 
     if own == wanted:
         return weights
-    done = {name: weights[name] for name in but_columns(dict.fromkeys(weights, ()))}
+    done = {name: of for name, of in weights.items() if not name.startswith(f"{embedding}.")}
     places = {name: k for k, name in enumerate(own.names)} if own else {}
     for k, column in enumerate(wanted.columns if wanted else ()):
         old = own.names.get(column.name) if own else None
-        for name in (n for n in shapes if n.startswith(f"{EMBEDDING}.{k}.")):
-            rest = name.removeprefix(f"{EMBEDDING}.{k}.")
+        for name in (n for n in shapes if n.startswith(f"{embedding}.{k}.")):
+            rest = name.removeprefix(f"{embedding}.{k}.")
             found = torch.zeros(shapes[name])
             if old and type(old) is type(column):
-                before = weights[f"{EMBEDDING}.{places[column.name]}.{rest}"]
+                before = weights[f"{embedding}.{places[column.name]}.{rest}"]
                 found = _by_label(before, found, old, column)
             elif rest.startswith("linear_1."):  # what reads the number; what it says is 0
                 torch.nn.init.uniform_(found, -1, 1, torch.Generator().manual_seed(k))

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import in_process
 from PIL import Image
 
 from diffuse_cli import modelfile
@@ -101,9 +102,70 @@ def test_a_class_is_told(diffuse, conditional, picture, journey):
     assert len({dark, light, none}) == 3
 
 
+@pytest.fixture(scope="module")
+def given(images: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Models that are given a small image, a masked one, and one beside it."""
+    folder, made = tmp_path_factory.mktemp("given"), {}
+    line = ["train", images, "--config", recipe, "--steps", 25, "--optimizer", "adamw", "-q"]
+    for name, what in (("UP", "low-res:2"), ("PAINT", "mask:random"), ("PAIRS", images)):
+        made[name] = folder / f"{name}.safetensors"
+        assert in_process([*line, "--given", what, "-o", made[name]]) == 0
+    return made
+
+
+@pytest.mark.parametrize("name", ["UP", "PAINT", "PAIRS"])
+def test_the_model_is_told_what_it_is_given(diffuse, given, picture, images, journey, name):
+    """The reverse way ends at what `sample` draws of the same, which is shown too."""
+    other = sorted(images.rglob("*.png"))[-1]
+    asked = ("--given", other) if name == "PAIRS" else ()
+    line = ("noise-demo", picture, "--model", given[name], "--seed", 3, *asked, "--json")
+    ran = diffuse(*line)
+    assert ran.code == 0, ran.err
+    (found,) = journey
+    told = ("--given", other) if name == "PAIRS" else ("--given", picture, "--degrade")
+    drawn = diffuse(
+        "sample", given[name], *told, "-n", 1, "--sampler", "ddpm", "--steps", len(found.times),
+        "--seed", 3, "--spacing", "linspace", "--precision", "fp32", "-o", "drawn",
+    )  # fmt: skip
+    assert drawn.code == 0, drawn.err
+    off = found.reverse.x0[0].astype(int) - np.asarray(Image.open("drawn/00000.png")).astype(int)
+    assert np.abs(off).max() <= 1
+    shown = np.asarray(Image.open("drawn/grid.png"))[:64:8, :64:8]
+    assert np.array_equal(found.told.shown[0], shown)
+    assert found.told.what == {"UP": "low-res:2", "PAINT": "mask:random", "PAIRS": "pairs"}[name]
+
+    loaded = modelfile.load(given[name])
+    denoiser = loaded.blueprint.denoiser(loaded.network("ema").eval())
+    t = found.times[-1]
+    x_t = loaded.blueprint.space.to_model(torch.tensor(np.array(found.image)))[None]
+    x_t = denoiser.process.diffuse(x_t, t, image_noise(3, [0], -1, (1, 8, 8), torch.device("cpu")))
+    with torch.no_grad():
+        expected = denoiser(x_t, t, given=found.told.given).x0.clamp(-1, 1)
+    wanted = loaded.blueprint.space.to_stored(expected)[0].numpy().astype(int)
+    assert np.abs(found.forward.x0[t] - wanted).max() <= 1
+
+
+def test_a_model_that_knows_no_image_without_a_class_asks_for_one(diffuse, train, picture):
+    line = ("--classes", "--label-dropout", 0, "--steps", 2, "-q", "-o", "m.safetensors")
+    assert train(*line).code == 0
+    ran = diffuse("noise-demo", picture, "--model", "m.safetensors", "-q")
+    assert (ran.code, "--class is missing" in ran.line) == (2, True)
+
+
+def test_the_page_has_a_row_for_what_is_given(diffuse, given, model, picture):
+    for name, of in (("a.png", model), ("b.png", given["UP"])):
+        assert diffuse("noise-demo", picture, "--model", of, "-o", name, "--gif").code == 0
+    assert Image.open("b.png").height > Image.open("a.png").height
+
+
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
+        (["--given", "a.png"], 2, "--given goes with --model"),
+        (["--model", "MODEL", "--given", "a.png"], 2, "trained without"),
+        (["--model", "UP", "--given", "a.png"], 2, "told low-res:2 of the image"),
+        (["--model", "PAIRS"], 2, "trained on pairs. Give what it is told: --given FILE"),
+        (["--model", "PAIRS", "--given", "nowhere.png"], 3, "no such image: nowhere.png"),
         (["--model", "none.safetensors"], 4, "no such model file: none.safetensors"),
         (["--data", "."], 2, "--data goes with --model"),
         (["--class", "dark"], 2, "--class goes with --model"),
@@ -114,8 +176,10 @@ def test_a_class_is_told(diffuse, conditional, picture, journey):
         (["--model", "CLASSES", "--class", "drak"], 2, "Did you mean 'dark'?"),
     ],
 )
-def test_what_cannot_be_shown_is_refused(diffuse, model, conditional, picture, options, code, said):
-    names = {"MODEL": model, "CLASSES": conditional}
+def test_what_cannot_be_shown_is_refused(
+    diffuse, model, conditional, given, picture, options, code, said
+):
+    names = {"MODEL": model, "CLASSES": conditional, **given}
     ran = diffuse("noise-demo", picture, *(names.get(word, word) for word in options))
     assert (ran.code, said in ran.err) == (code, True), ran.err
     assert not list(Path().glob("*.png"))

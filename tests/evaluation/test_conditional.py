@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from base64 import b64decode
+from io import BytesIO
+from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import in_process
+from PIL import Image
 
 SMALL = ("-n", 12, "--steps", 2, "--timesteps", 4, "--precision", "fp32")
 
@@ -57,6 +63,34 @@ def test_a_degradation_is_made_of_the_real_images(diffuse, models, images, pair)
     assert two.json["feature_distance_of_given"] == one.json["feature_distance_of_given"]
     few = diffuse(*line, "-n", 6)
     assert few.json["diversity"] == pytest.approx(one.json["diversity"], rel=0.05)
+
+
+def test_the_report_shows_what_was_given_what_was_drawn_and_the_truth(diffuse, models, images):
+    line = (
+        "eval",
+        models / "upscaler.safetensors",
+        images,
+        *SMALL,
+        "--report",
+        "page.html",
+        "--json",
+    )
+    ran = diffuse(*line)
+    assert ran.code == 0, ran.err
+    page = Path("page.html").read_text()
+    section = page.partition('<table class="answers">')[2].partition("</table>")[0]
+    names = ["given", "drawn", "drawn again", "real", "nearest in training"]
+    assert re.findall(r'<th scope="col">([^<]*)</th>', section) == names
+    shown = re.findall(r'src="data:image/png;base64,([^"]*)" alt="([^"]*)"', section)
+    assert [said for _, said in shown[:5]] == [f"{name}, of image 0" for name in names]
+    assert len(shown) == 5 * ran.json["n"]["real"]
+    cells = [Image.open(BytesIO(b64decode(data))).convert("L") for data, _ in shown]
+    truth = {Image.open(path).convert("L").tobytes() for path in images.rglob("*.png")}
+    for given, *_, real, near in zip(*[iter(cells)] * 5, strict=True):
+        assert real.tobytes() in truth
+        assert near.tobytes() in truth - {real.tobytes()}
+        small = np.asarray(real, float).reshape(2, 4, 2, 4).mean((1, 3))
+        assert np.abs(np.asarray(given)[::4, ::4] - small).max() <= 1
 
 
 def test_images_without_a_pair_are_not_measured(diffuse, models, images, tmp_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import environment
-from seams import watching
+from seams import killed_while, watching
 
 from diffuse_cli import files, tensorfile
 from diffuse_cli.training.rundir import KEPT, TENSORS, Checkpoint, RunDirectory
@@ -40,39 +40,6 @@ def equal(one: Checkpoint, other: Checkpoint) -> bool:
 
 def same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
-
-
-def ends_at(moment: int):
-    """A seam that ends the process before operation k at 2k, and after it at 2k + 1."""
-    count = 0
-
-    @contextlib.contextmanager
-    def operation(name: str, path: Path) -> Iterator[None]:
-        nonlocal count
-        if count == moment:
-            os._exit(137)
-        yield
-        if count + 1 == moment:
-            os._exit(137)
-        count += 2
-
-    return operation
-
-
-def killed_while(work, moment: int) -> bool:
-    """Do `work` in a process of its own that ends at a moment; whether it did."""
-    process = os.fork()
-    if not process:
-        code = 1
-        try:
-            files.operation = ends_at(moment)
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-    assert code in (0, 137)
-    return code == 137
 
 
 @pytest.fixture

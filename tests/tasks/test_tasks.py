@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import write_images
+from conftest import in_process, write_images
 from PIL import Image
+from seams import killed_while
 
 from diffuse_cli.config import DrawConfig
 from diffuse_cli.core import RESTORATIONS
@@ -67,6 +69,45 @@ def test_known_pixels_are_kept_to_the_last_level(diffuse, model, picture, method
         assert (image[~hole] == before[~hole]).all()
         assert (image[hole] != before[hole]).mean() > 0.5
     assert (after[0] != after[1]).any()
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "LA", "P"])
+def test_what_is_transparent_is_drawn_where_no_mask_is_given(diffuse, model, picture, kind):
+    """As with a mask of it; what hardly shows is drawn, too."""
+    before, hole = Image.open("a.png"), Image.open("hole.png")
+    erased = before.copy()
+    if kind == "P":
+        levels = np.asarray(before) // 2 + 1
+        Image.fromarray(levels).save("a.png")
+        levels = np.where(np.asarray(hole) > 0, 0, levels).astype(np.uint8)
+        erased = Image.fromarray(levels, "P")
+        erased.putpalette([v for v in range(256) for _ in range(3)])
+        erased.save("erased.png", transparency=0)
+    else:
+        alpha = np.where(np.asarray(hole) > 0, 60, 255).astype(np.uint8)
+        erased.putalpha(Image.fromarray(alpha))
+        erased.convert(kind).save("erased.png")
+    assert diffuse("inpaint", model, "a.png", "--mask", "hole.png", "-n", 2, *QUICK).code == 0
+    ran = diffuse("inpaint", model, "erased.png", "-n", 2, "-o", "b", *QUICK)
+    assert ran.code == 0, ran.err
+    for k in range(2):
+        assert (pixels("b", k) == pixels("inpainted", k)).all()
+
+
+def test_what_is_transparent_is_fitted_as_the_picture_is(diffuse, model, picture):
+    """Cropped alike; what pads it is kept, and so is what is hardly transparent."""
+    erased = Image.new("LA", (32, 16), (90, 250))
+    erased.paste((0, 0), (8, 0, 16, 16))
+    erased.save("wide.png")
+    for fit, left in (("crop", 0), ("pad", 2), ("stretch", 2)):
+        ran = diffuse("inpaint", model, "wide.png", "--fit", fit, "-n", 1, "-o", fit, *QUICK)
+        assert ran.code == 0, ran.err
+        found = pixels(fit, 0)
+        rows = slice(2, 6) if fit == "pad" else slice(None)
+        kept = np.ones((8, 8), bool)
+        kept[rows, max(0, left - 1) : 5] = False  # its border is drawn, too
+        assert set(found[kept]) <= {91, 92, 93, 94, 255}, fit
+        assert (np.abs(found[rows, left:4] - 92) > 8).mean() > 0.3, fit
 
 
 @methods
@@ -337,10 +378,17 @@ def test_the_ratio_is_of_the_range_and_the_error():
 
 REFUSED = [
     ("inpaint MODEL a.png", 2, "--mask is missing"),
+    ("inpaint MODEL a.png", 2, "nothing of a.png is transparent"),
+    ("inpaint MODEL clear.png", 3, "clear.png is transparent: nothing is kept"),
+    ("inpaint MODEL several", 2, "--mask is missing. Only for a single image"),
+    ("inpaint MODEL text.png", 3, "cannot use text.png: not an image"),
+    ("inpaint MODEL nowhere.png", 3, "no such image: nowhere.png"),
     ("inpaint MODEL a.png --mask small.png", 3, "is 4x4, the image 8x8"),
     ("inpaint MODEL a.png --mask black.png", 3, "nothing is to be drawn"),
     ("inpaint MODEL a.png --mask white.png", 3, "nothing is kept"),
     ("inpaint MODEL a.png --mask nowhere.png", 3, "no such image: nowhere.png"),
+    ("inpaint MODEL a.png --mask text.png", 3, "cannot use text.png: not an image"),
+    ("inpaint MODEL a.png --mask several", 3, "no such image: several"),
     ("inpaint MODEL nowhere.png --mask hole.png", 3, "no such image: nowhere.png"),
     ("inpaint MODEL text.png --mask hole.png", 3, "cannot use text.png: not an image"),
     ("inpaint MODEL a.png --mask hole.png --method ddmn", 2, "Did you mean 'ddnm'?"),
@@ -356,11 +404,14 @@ REFUSED = [
     ("restore MODEL a.png --degradation low-res:3", 2, "multiples of 3, not 8x8"),
     ("restore MODEL a.png --degradation low-res:3 --degrade", 2, "multiples of 3, not 8x8"),
     ("restore MODEL a.png --degradation grey", 2, "several channels, not 1"),
+    ("restore MODEL a.png --degradation blur:1 --method given", 2, "not trained for blur:1"),
     ("restore MODEL empty --degradation blur:1", 3, "empty"),
     ("restore text.png a.png --degradation blur:1", 4, "text.png"),
+    ("vary MODEL text.png", 3, "cannot use text.png: not an image"),
     ("vary MODEL a.png --strength 2", 2, "--strength must be at most 1"),
     ("vary MODEL a.png --class cat", 2, "trained without classes"),
     ("vary MODEL a.png --fit corp", 2, "Did you mean 'crop'?"),
+    ("interpolate MODEL a.png text.png", 3, "cannot use text.png: not an image"),
     ("interpolate MODEL a.png", 2, "B is missing"),
     ("interpolate MODEL a.png several -n 3", 3, "several holds 2 images"),
     ("interpolate MODEL a.png a.png -n 1", 2, "-n must be at least 2"),
@@ -374,6 +425,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 ):
     (tmp_path / "text.png").write_text("not an image")
     (tmp_path / "empty").mkdir()
+    Image.new("LA", (8, 8), (90, 0)).save("clear.png")
     write_images(tmp_path / "several", 2)
     before = sorted(tmp_path.rglob("*"))
     ran = diffuse(*[str(model) if word == "MODEL" else word for word in line.split()])
@@ -413,6 +465,28 @@ def test_a_model_that_knows_no_picture_without_a_class_asks_for_one(
         True,
     )
     assert diffuse("vary", "m.safetensors", "a.png", "--class", "dark", "-n", 1, *QUICK).code == 0
+
+
+def test_a_task_that_is_killed_leaves_whole_files_and_can_be_repeated(
+    diffuse, model, picture, tmp_path
+):
+    line = ["inpaint", model, "a.png", "--mask", "hole.png", "-n", 2, "--steps", 1, "-q"]
+    assert diffuse(*line, "-o", "whole").code == 0
+    wanted = {path.name: path.read_bytes() for path in Path("whole").iterdir()}
+    moment, kept = 0, set[str]()
+    while killed_while(lambda: in_process([*line, "-o", "cut"]), moment):
+        found = {p.name: p.read_bytes() for p in Path("cut").glob("[!.]*")}
+        assert found.items() <= wanted.items(), moment
+        kept |= found.keys()
+        if "manifest.json" in found:
+            assert found == wanted
+        if moment % 3 == 0:
+            assert diffuse(*line, "-o", "cut", "--overwrite").code == 0
+            assert {path.name: path.read_bytes() for path in Path("cut").iterdir()} == wanted
+        shutil.rmtree("cut", ignore_errors=True)
+        moment += 5
+    assert moment > 30
+    assert kept == wanted.keys()
 
 
 def test_a_task_runs_as_a_process(process, model, picture):

@@ -16,7 +16,7 @@ from diffuse_cli import modelfile
 from diffuse_cli.core import LOSSES
 from diffuse_cli.core.conditions import Given
 from diffuse_cli.core.losses import simple
-from diffuse_cli.core.networks.unet import INPUT
+from diffuse_cli.core.networks.unet import ENDS
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
 WHOLE = Path("whole.safetensors")
@@ -141,6 +141,19 @@ def test_two_processes_are_told_what_one_is(pair, train, images, recipe, negativ
         assert logged(name) == pytest.approx(logged(name, Path("one.run")), rel=1e-3)
 
 
+def test_two_processes_stopped_and_resumed_equal_one_go(
+    pair, images, recipe, negatives, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    line = ("train", images, "--config", recipe, "--steps", 8, "--flip", "--accumulation", 2)
+    line += ("--given", negatives, "--given-noise", 0.3, "-q")
+    assert pair(*line, "-o", WHOLE).code == 0
+    assert pair(*line, "--stop-at", 3).code == 0
+    half = MODEL.read_bytes()
+    assert pair(*line, "--resume").code == 0
+    assert MODEL.read_bytes() == WHOLE.read_bytes() != half
+
+
 def test_a_preview_shows_what_is_given_its_samples_and_the_image(train, images, negatives):
     assert train("--steps", 4, "--given", negatives).code == 0
     sheet = np.asarray(Image.open(RUN / "previews/step-00000004.png"))
@@ -175,20 +188,13 @@ def test_a_model_that_was_given_nothing_begins_as_it_was(train, model, negatives
     for given in (negatives, "low-res:2"):
         assert diffuse(*line, given, "--overwrite").code == 0
         before, after = modelfile.load(model), modelfile.load(MODEL)
-        old, new = (m.ema[INPUT] for m in (before, after))
+        old, new = (m.ema[ENDS.input] for m in (before, after))
         assert torch.equal(new[:, :1], old)
         assert not new[:, 1:].any()
-        assert all(torch.equal(after.ema[n], v) for n, v in before.ema.items() if n != INPUT)
+        assert all(torch.equal(after.ema[n], v) for n, v in before.ema.items() if n != ENDS.input)
     line = ("train", images, "--init", MODEL, "--steps", 1, "-o", "next.safetensors")
     assert diffuse(*line).code == 0
     assert modelfile.load("next.safetensors").blueprint.conditions.given.what == "low-res:2"
-
-
-def test_init_from_pairs_needs_pairs(train, negatives, images, diffuse):
-    assert train("--steps", 1, "--given", negatives).code == 0
-    ran = diffuse("train", images, "--init", MODEL, "--steps", 1, "-o", "b.safetensors", "-q")
-    assert ran.code == 2
-    assert "Give --given" in ran.line
 
 
 # -- what is refused ------------------------------------------------------------------------------

@@ -293,6 +293,22 @@ def test_init_takes_columns_and_labels_by_their_names(follower, diffuse, mine):
     assert [*same.names] == ["level", "side"]
 
 
+def test_columns_that_are_left_out_leave_what_was_drawn_without_them(follower, diffuse, shades):
+    line = ("train", shades, "--init", follower, "--steps", 1, "--lr", 0)
+    ran = diffuse(*line, "--condition-on", "level")
+    assert ran.code == 0, ran.err
+    assert "left out: side; draws at first as if told none of it" in ran.err
+    old, new = modelfile.load(follower), modelfile.load(MODEL)
+    x, t, row = torch.randn(2, 1, 8, 8), torch.tensor([3.0, 500]), torch.tensor([[0.5], [-1]])
+    untold = torch.full((2, 1), torch.nan)
+    with torch.no_grad():
+        before = old.network()(x, t, row=torch.cat([row, untold], 1))
+        after = new.network()(x, t, row=row)
+        assert torch.allclose(before, after, atol=1e-5)
+        told = torch.cat([row, torch.zeros(2, 1)], 1)
+        assert not torch.allclose(before, old.network()(x, t, row=told), atol=1e-3)
+
+
 def test_a_dry_run_is_fed_back(learn, diffuse, shades):
     line = ("--steps", 2, "--condition-on", "level", "--condition-on", "side:label")
     Path("back.toml").write_text(learn(*line, "--dry-run").out)

@@ -7,6 +7,7 @@ trained with gradient checkpointing. In `ends` it may name modules that Muon lea
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from diffuse_cli.core.conditions import Conditions
@@ -20,12 +21,37 @@ if TYPE_CHECKING:
 Run = Callable[..., "Tensor"]
 
 
+@dataclass(frozen=True)
+class Ends:
+    """The tensors of a network whose shapes depend on what a model is of, by name.
+
+    With them a model of some channels and conditions becomes one of others.
+
+    Attributes:
+        input: its second dimension is the channels of the sample and then of what is given.
+        output, output_bias: their first dimension is the channels of the sample, and then of its
+            variance if that is learned.
+        classes: a row for each class, and one for "no class".
+        class_bias: a bias that a row is added to.
+        columns: the module with an embedding of each column, added to the same: tensors of column k
+            begin with its name and k.
+
+    Where samples are cut into patches, each channel is followed by its other places in the patch.
+    """
+
+    input: str
+    output: str
+    output_bias: str
+    classes: str
+    class_bias: str
+    columns: str
+
+
 class Network(Protocol):
     """A module of this folder.
 
-    It may also have `adapt`, as `unet` does, to fit a preset to a space, and `INPUT`, the name of
-    the tensor whose second dimension is the channels of the sample and then of what is given, so
-    that a model that is given nothing can be taught to be.
+    It may also have `adapt`, as `unet` does, to fit a preset to a space; `ENDS`, its `Ends`; and
+    `resized(config, before, after)`, the configuration whose weights are the same at another size.
 
     Attributes:
         Config: settings such as widths and heads, and nothing about the data.

@@ -15,14 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.errors import InvalidArgument
+from diffuse_cli.core.networks import Ends
 from diffuse_cli.core.settings import Settings, dimensions, from_dict, setting
 from diffuse_cli.core.space import Space
 
 if TYPE_CHECKING:
     from diffuse_cli.core.networks._unet import UNet
 
-INPUT = "conv_in.weight"
-"""The tensor that reads the sample and, in the channels after it, what is given."""
+ENDS = Ends(
+    input="conv_in.weight",
+    output="conv_out.weight",
+    output_bias="conv_out.bias",
+    classes="class_embedding.weight",
+    class_bias="time_embedding.linear_2.bias",
+    columns="row_embedding",
+)
 
 WIDEST = 65_536
 """The most channels of a level."""
@@ -182,6 +189,14 @@ def describe(config: Config, space: Space) -> list[str]:
     if config.patch > 1:
         lines.append(f"patches of {'x'.join([str(config.patch)] * space.dims)}")
     return lines
+
+
+def resized(config: Config, before: tuple[int, ...], after: tuple[int, ...]) -> Config:
+    """The network of a size at another one, where the same levels have attention."""
+    attends, side = config.attends(before), min(after) // config.patch
+    if config.attends(after) == attends:
+        return config
+    return replace(config, attention=tuple(side >> i for i, has in enumerate(attends) if has))
 
 
 # -- from a preset to a configuration -------------------------------------------------------------

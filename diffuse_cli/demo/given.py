@@ -1,0 +1,81 @@
+"""What `noise-demo --model` tells a model that was trained with --given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import ImageColor
+
+from diffuse_cli import files
+from diffuse_cli.config import DemoConfig
+from diffuse_cli.errors import UsageError
+from diffuse_cli.events import Notice, Work
+from diffuse_cli.givens import Giver, beside, degrading
+from diffuse_cli.media._decoding import read_image
+from diffuse_cli.media._pixels import fitted, to_pixels
+from diffuse_cli.media.image import MODES
+from diffuse_cli.sampling import Loaded
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import torch
+    from torch import Tensor
+
+    Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a model is told of an image.
+
+    Attributes:
+        what: `pairs`, or the degradation that made it of the image.
+        given: the keyword of the denoiser, (1, C', H, W).
+        shown: the picture of it, (C, H, W).
+    """
+
+    what: str
+    given: Tensor
+    shown: Array
+
+
+def told(
+    config: DemoConfig, image: Array, loaded: Loaded, device: torch.device
+) -> Work[Told | None]:
+    """What the model is told of an image (C, H, W); None if it is given nothing.
+
+    Its degradation is made of the image; the other half of a pair is --given.
+
+    Raises:
+        UsageError: --given is missing, or has no use.
+        DataError: it cannot be read.
+    """
+    giver = Giver.of(loaded.model.blueprint)
+    if giver is None:
+        if config.given is not None:
+            raise UsageError("--given: the model was trained without", "Leave it out")
+        return None
+    if giver.degradation is not None:
+        if config.given is not None:
+            raise UsageError(
+                f"--given: the model is told {giver.given.what} of the image", "Leave it out"
+            )
+        inputs = degrading(giver, image[None], config.seed, "given")
+    else:
+        if config.given is None:
+            raise UsageError("the model was trained on pairs", "Give what it is told: --given FILE")
+        inputs = beside(giver, (yield from _other(config, giver, loaded))[None])
+    given = inputs.at([0], device)
+    return Told(giver.given.what, given, giver.look(given)[0])
+
+
+def _other(config: DemoConfig, giver: Giver, loaded: Loaded) -> Work[Array]:
+    """The other half of the pair, (C, H, W), fitted as the image is."""
+    assert config.given is not None
+    picture, remarks = read_image(config.given, config.background)
+    yield from (Notice(f"{files.show(config.given)}: {text}", warning=True) for text in remarks)
+    space, background = giver.inputs, ImageColor.getrgb(config.background)[:3]
+    picture = fitted(picture, space.size, config.fit or loaded.fit, background)
+    return np.array(to_pixels(picture.convert(MODES[space.channels])))

@@ -1,0 +1,200 @@
+"""The weights of a model as those of another: of other channels, given something else, or of other
+classes or columns.
+
+What fits is taken. What is new begins such that the network computes at first what the model
+did, told nothing of what is new; where samples have other channels, it does of grey ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+from diffuse_cli.core.networks import NETWORKS, Ends
+from diffuse_cli.core.tables import Labels
+from diffuse_cli.core.variances import LEARNED
+from diffuse_cli.draws import philox
+from diffuse_cli.training.table import with_columns
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diffuse_cli.core.conditions import Conditions
+    from diffuse_cli.core.tables import Table
+    from diffuse_cli.diffusion import Blueprint
+    from diffuse_cli.modelfile import Model
+
+GREY, COLOUR = 1, 3
+"""Channels of samples that are converted; of others each is taken in its place."""
+
+FRACTION = {"small": -1.0, "large": 1.0}
+"""The output of a learned variance that is this fixed one (Nichol & Dhariwal 2021, eq. 15)."""
+
+
+def ends_of(blueprint: Blueprint) -> Ends | None:
+    """The tensors that fit only one kind of samples and conditions, if the network names them."""
+    ends: Ends | None = getattr(NETWORKS[blueprint.network], "ENDS", None)
+    return ends
+
+
+def fitted(model: Model, wanted: Blueprint, seed: int = 0) -> Mapping[str, Tensor]:
+    """The averaged weights of a model for a blueprint of the same network.
+
+    Args:
+        seed: of how a model of grey samples first sees colours.
+    """
+    own, ends, weights = model.blueprint, ends_of(model.blueprint), dict(model.ema)
+    if ends is None:
+        return weights
+    weights[ends.input] = combined(weights[ends.input], reading(own, wanted), 1)
+    if (own.space.channels, wanted.space.channels) == (GREY, COLOUR):
+        weights[ends.input] += differences(weights[ends.input], wanted, seed)
+    for name in (ends.output, ends.output_bias):
+        weights[name] = combined(weights[name], writing(own, wanted), 0)
+    if learns(wanted) and not learns(own):
+        _, variance = weights[ends.output_bias].chunk(2)
+        variance.fill_(FRACTION.get(own.diffusion.variance, 0.0))
+    _fit_classes(weights, ends, model, wanted.conditions)
+    tables = own.conditions.table, wanted.conditions.table
+    for untold in without(model, *tables):
+        weights[ends.class_bias] = weights[ends.class_bias] + untold
+    return with_columns(weights, ends.columns, *tables, wanted.shapes)
+
+
+def learns(blueprint: Blueprint) -> bool:
+    """Whether the network's output has the variance after the samples."""
+    return blueprint.diffusion.variance in LEARNED
+
+
+# -- channels: matrices (after, before) -----------------------------------------------------------
+
+
+def reading(own: Blueprint, wanted: Blueprint) -> Tensor:
+    """How the channels that a network reads become those of another."""
+    sample = read(own.space.channels, wanted.space.channels)
+    return beside(sample, read_given(own.conditions, wanted.conditions))
+
+
+def writing(own: Blueprint, wanted: Blueprint) -> Tensor:
+    """How the channels that a network predicts become those of another."""
+    before, after = own.space.channels, wanted.space.channels
+    sample = written(before, after)
+    if learns(own) and learns(wanted):
+        return beside(sample, sample)
+    return beside(sample, zeros(after * learns(wanted), before * learns(own)))
+
+
+def read(before: int, after: int) -> Tensor:
+    """How samples are read: grey as the mean of its colours, colours as if all were grey."""
+    if (before, after) == (GREY, COLOUR):
+        return zeros(after, before) + 1 / COLOUR
+    if (before, after) == (COLOUR, GREY):
+        return zeros(after, before) + 1
+    return torch.eye(after, before, dtype=torch.float64)
+
+
+def written(before: int, after: int) -> Tensor:
+    """How samples are predicted: grey as each colour, colours as their mean."""
+    return read(after, before).T
+
+
+def read_given(own: Conditions, wanted: Conditions) -> Tensor:
+    """How what is given is read, whose last channel says where it is."""
+    if own.given and wanted.given:
+        return beside(read(own.given.channels, wanted.given.channels), read(1, 1))
+    return zeros(wanted.given_channels, own.given_channels)
+
+
+def zeros(after: int, before: int) -> Tensor:
+    """A matrix by which all is left out, and all is new."""
+    return torch.zeros(after, before, dtype=torch.float64)
+
+
+def beside(one: Tensor, other: Tensor) -> Tensor:
+    """A matrix for the channels of both, one after the other."""
+    both: Tensor = torch.block_diag(one, other)
+    return both
+
+
+def combined(weight: Tensor, matrix: Tensor, dim: int) -> Tensor:
+    """A tensor whose channels along `dim`, each with its places in a patch, are combined."""
+    after, before = matrix.shape
+    if after == before and bool((matrix == read(before, after)).all()):
+        return weight
+    parts = weight.double().unflatten(dim, (before, -1))
+    done = torch.tensordot(matrix, parts, dims=([1], [dim])).movedim(0, dim)
+    fit: Tensor = done.flatten(dim, dim + 1).to(weight.dtype).contiguous()
+    return fit
+
+
+def differences(weight: Tensor, wanted: Blueprint, seed: int) -> Tensor:
+    """New weights of the input, like `weight`, for how channels differ: 0 in sum, for each place.
+
+    If the input did not see the differences between channels, and the output predicted none,
+    neither had a gradient by which to learn them. As large as a new convolution's.
+    """
+    channels, every = (
+        wanted.space.channels,
+        wanted.space.channels + wanted.conditions.given_channels,
+    )
+    shape = (len(weight), channels, weight.shape[1] // every, *weight.shape[2:])
+    bound = weight[0].numel() ** -0.5
+    drawn = torch.from_numpy(philox(seed, "colours").uniform(-bound, bound, shape))
+    found = torch.zeros_like(weight)
+    centred = drawn - drawn.mean(1, keepdim=True)
+    found[:, : channels * shape[2]] = centred.flatten(1, 2).to(weight.dtype)
+    return found
+
+
+# -- classes and columns --------------------------------------------------------------------------
+
+
+def numbered(model: Model, names: tuple[str, ...]) -> bool:
+    """Whether the classes of a converted model have numbers for names, one for each of `names`."""
+    old = model.blueprint.conditions.classes
+    return not model.data and old == tuple(map(str, range(len(names)))) and old != names
+
+
+def unclassed(model: Model) -> Tensor:
+    """What is added for no class, (D,): its row, or the mean of the classes if it was never
+    learned."""
+    ends = ends_of(model.blueprint)
+    assert ends is not None
+    *_, nothing = rows = model.ema[ends.classes]
+    return rows[:-1].mean(0) if model.training.get("label_dropout") == 0 else nothing
+
+
+def without(model: Model, own: Table | None, wanted: Table | None) -> Iterator[Tensor]:
+    """What is added for each column that is left out where it is not told, (D,); of labels their
+    mean if that was never learned."""
+    ends, names = ends_of(model.blueprint), wanted.names if wanted else {}
+    assert ends is not None
+    for k, column in enumerate(own.columns if own else ()):
+        if column.name in names:
+            continue
+        if not isinstance(column, Labels):
+            yield model.ema[f"{ends.columns}.{k}.untold"]
+            continue
+        *_, nothing = rows = model.ema[f"{ends.columns}.{k}.weight"]
+        never = model.training.get("label_dropout") == 0 and not column.missing
+        yield rows[:-1].mean(0) if never else nothing
+
+
+def _fit_classes(weights: dict[str, Tensor], ends: Ends, model: Model, wanted: Conditions) -> None:
+    """Rows by name; a new class begins as no class, and a model without classes as before."""
+    old, names = model.blueprint.conditions.classes, wanted.classes
+    bias = weights[ends.class_bias]
+    if old == names or (old and numbered(model, names)):
+        return
+    if not old:
+        weights[ends.classes] = bias.new_zeros(len(names) + 1, len(bias))
+        return
+    rows, nothing = weights.pop(ends.classes), unclassed(model)
+    if not names:
+        weights[ends.class_bias] = bias + nothing
+        return
+    places = {name: k for k, name in enumerate(old)}
+    found = [rows[places[name]] if name in places else nothing for name in names]
+    weights[ends.classes] = torch.stack([*found, rows[-1]])

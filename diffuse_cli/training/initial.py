@@ -1,0 +1,246 @@
+"""The first weights of a run with --init, and what is said of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from diffuse_cli import files, modelfile
+from diffuse_cli.config import TrainConfig
+from diffuse_cli.core.conditions import PAIRS
+from diffuse_cli.core.networks import NETWORKS, Ends, count_parameters
+from diffuse_cli.core.settings import dimensions
+from diffuse_cli.diffusion import Blueprint
+from diffuse_cli.errors import UsageError
+from diffuse_cli.events import Notice, Table, Work
+from diffuse_cli.training.classes import named
+from diffuse_cli.training.fitting import COLOUR, GREY, ends_of, fitted, learns, numbered
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diffuse_cli.modelfile import Model
+
+NOISE = ("schedule", "betas", "log_snr_shift", "zero_terminal_snr", "rescale_timesteps")
+"""Settings that decide how noisy samples are at the time that a network is shown."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a model that is not simply taken.
+
+    Attributes:
+        parameters: of the new network, or those that are left out; None of what has none.
+        gone: they are left out.
+    """
+
+    name: str
+    text: str
+    parameters: int | None = None
+    gone: bool = False
+
+
+def first_weights(config: TrainConfig, blueprint: Blueprint) -> Work[Mapping[str, Tensor] | None]:
+    """The weights of --init; says what is not simply taken.
+
+    Raises:
+        ModelFileError: not a model file.
+        UsageError: a model of another network, or of samples of another kind.
+    """
+    if not config.init:
+        return None
+    model = (yield from modelfile.find(config.init)).model
+    source = files.show(config.init)
+    _check(source, model.blueprint, blueprint)
+    yield from (Notice(text, warning=True) for text in _warnings(source, model, blueprint))
+    yield from _told(source, list(parts(model, blueprint)), blueprint)
+    return fitted(model, blueprint, config.seed)
+
+
+def _check(source: str, own: Blueprint, wanted: Blueprint) -> None:
+    """Refuse what weights cannot be taken for."""
+    kinds = [(b.space.medium, b.space.levels, b.space.mean, b.space.std) for b in (own, wanted)]
+    if kinds[0] != kinds[1] or own.space.dims != wanted.space.dims:
+        raise UsageError(
+            f"--init {source} was trained on samples of another kind",
+            "Leave it out, or give data such as the model's",
+        )
+    resized = getattr(NETWORKS.get(own.network), "resized", lambda config, before, after: config)
+    networks = [
+        (own.network, resized(own.config, own.space.size, wanted.space.size), _shapes(own)),
+        (wanted.network, wanted.config, _shapes(wanted)),
+    ]
+    if networks[0] != networks[1]:
+        raise UsageError(
+            f"--init {source} has another network than this configuration",
+            "Leave the network's options out: they come from the model",
+        )
+
+
+def _shapes(blueprint: Blueprint) -> dict[str, tuple[int, ...]]:
+    """The shapes of all tensors that are taken as they are."""
+    ends, shapes = ends_of(blueprint), dict(blueprint.shapes)
+    if ends is None:
+        return shapes
+    changed = (ends.input, ends.output, ends.output_bias, ends.classes)
+    return {
+        name: shape
+        for name, shape in shapes.items()
+        if name not in changed and not name.startswith(f"{ends.columns}.")
+    }
+
+
+def _warnings(source: str, model: Model, wanted: Blueprint) -> Iterator[str]:
+    own, names = model.blueprint, wanted.conditions.classes
+    if own.diffusion.target != wanted.diffusion.target:
+        yield (
+            f"--target {wanted.diffusion.target}, and {source} predicts "
+            f"{own.diffusion.target}: its output layer must be learned again"
+        )
+    given = own.conditions.given
+    if given and given.what == PAIRS and not wanted.conditions.given:
+        yield f"{source} was trained with --given, on pairs, and this model is given nothing"
+    if names and numbered(model, names):
+        yield (
+            f"the classes of {source} have no names: they are taken in the order of the "
+            f"folders, {named(names)}"
+        )
+
+
+def _told(source: str, found: list[Part], wanted: Blueprint) -> Work[None]:
+    """One line if all is taken, or else a table."""
+    with torch.device("meta"):
+        total = count_parameters(wanted.build())
+    if not found:
+        yield Notice(f"starting from {source}: all {total:,} parameters are taken")
+        return
+    new = sum(part.parameters or 0 for part in found if not part.gone)
+    rest = Part("the rest", "taken as it is", total - new)
+    rows = [
+        (part.name, "" if part.parameters is None else f"{part.parameters:,}", part.text)
+        for part in (*found, rest)
+    ]
+    yield Notice(f"starting from {source}:")
+    yield Table((("part", "parameters", "what becomes of it"), *rows))
+
+
+# -- what is not simply taken ---------------------------------------------------------------------
+
+
+def parts(model: Model, wanted: Blueprint) -> Iterator[Part]:
+    """What is not simply taken of a model."""
+    own, ends = model.blueprint, ends_of(model.blueprint)
+    if own.space.size != wanted.space.size:
+        sizes = " becomes ".join(dimensions(b.space.size) for b in (own, wanted))
+        yield Part("size", f"{sizes}: levels, patches, attention and schedule stay")
+    changed = [n for n in NOISE if getattr(own.diffusion, n) != getattr(wanted.diffusion, n)]
+    if changed:
+        text = ", ".join(name.replace("_", "-") for name in changed)
+        yield Part("noise", f"another {text}: a time means another noise than the model learned")
+    if ends is not None:
+        yield from _channels(own, wanted, ends)
+        yield from _variance(own, wanted, ends)
+        yield from _given(own, wanted, ends)
+        yield from _classes(model, wanted, ends)
+        yield from _columns(own, wanted, ends)
+
+
+def _channels(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iterator[Part]:
+    before, after = own.space.channels, wanted.space.channels
+    if before == after:
+        return
+    text = f"{min(before, after)} taken, " + (
+        f"{after - before} new, at 0" if after > before else f"{before - after} left out"
+    )
+    if (before, after) == (GREY, COLOUR):
+        text = "grey becomes colour: grey is read and drawn as it was; how colours differ is new"
+    elif (before, after) == (COLOUR, GREY):
+        text = "colour becomes grey: grey is read as it was, and drawn as the mean of colours"
+    drawn = after * (1 + (learns(own) and learns(wanted)))
+    read = _count(wanted, ends.input, after)
+    written = sum(_count(wanted, name, drawn) for name in (ends.output, ends.output_bias))
+    yield Part("channels", text, read + written)
+
+
+def _variance(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iterator[Part]:
+    if learns(own) == learns(wanted):
+        return
+    gone = learns(own)
+    of = own if gone else wanted
+    count = sum(_count(of, name, of.space.channels) for name in (ends.output, ends.output_bias))
+    if gone:
+        text = f"left out: it is {wanted.diffusion.variance}, not learned"
+    else:
+        text = f"new: at first {own.diffusion.variance}, as it was"
+    yield Part("variance", text, count, gone)
+
+
+def _given(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iterator[Part]:
+    old, new = own.conditions.given, wanted.conditions.given
+    if old and not new:
+        never = "; it never learned without" if old.dropout == 0 else ""
+        count = _count(own, ends.input, own.conditions.given_channels)
+        text = f"left out: {old.what}; draws at first as if not given it{never}"
+        yield Part("given", text, count, gone=True)
+    elif new and (not old or (old.what, old.channels) != (new.what, new.channels)):
+        count = _count(wanted, ends.input, wanted.conditions.given_channels)
+        text = f"new, at 0: {new.what}; draws at first as before, whatever it is given"
+        if old:
+            text = f"{old.what} becomes {new.what}: taken"
+        yield Part("given", text, count)
+
+
+def _classes(model: Model, wanted: Blueprint, ends: Ends) -> Iterator[Part]:
+    old, names = model.blueprint.conditions.classes, wanted.conditions.classes
+    if old == names or (names and numbered(model, names)):
+        return
+    of = wanted if names else model.blueprint
+    count = math.prod(of.shapes[ends.classes])
+    if not old:
+        text = f"new, at 0: {named(names)}; draws at first as before, whatever the class"
+    elif not names:
+        text = "left out; draws at first as without a class"
+    else:
+        kept = [name for name in names if name in old]
+        new = [name for name in names if name not in old]
+        text = f"{len(kept):,} of {len(names):,} taken by name"
+        text += f": {named(kept)}" if kept else ""
+        if new:
+            text += f"; {len(new):,} new, drawn at first as without a class: {named(new)}"
+    yield Part("classes", text, count, gone=not names)
+
+
+def _columns(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iterator[Part]:
+    old, new = (b.conditions.table.names if b.conditions.table else {} for b in (own, wanted))
+    if own.conditions.table == wanted.conditions.table:
+        return
+    for gone, of, names in ((False, wanted, [*new]), (True, own, [n for n in old if n not in new])):
+        if not names:
+            continue
+        table = of.conditions.table
+        assert table is not None
+        places = [[*table.names].index(name) for name in names]
+        starts = tuple(f"{ends.columns}.{k}." for k in places)
+        count = sum(math.prod(s) for name, s in of.shapes.items() if name.startswith(starts))
+        kept = [name for name in names if name in old and type(old[name]) is type(new.get(name))]
+        rest = [name for name in names if name not in kept]
+        text = f"left out: {named(rest)}; draws at first as if told none of it"
+        if not gone:
+            found = [f"taken by name: {named(kept)}"] if kept else []
+            found += [f"new, at 0: {named(rest)}"] if rest else []
+            text = "; ".join(found)
+        yield Part("columns", text, count, gone)
+
+
+def _count(of: Blueprint, name: str, channels: int) -> int:
+    """The parameters of so many channels of a tensor of `Ends`."""
+    ends = ends_of(of)
+    assert ends is not None
+    every = of.space.channels + of.conditions.given_channels
+    if name != ends.input:
+        every = of.space.channels * (1 + learns(of))
+    return math.prod(of.shapes[name]) * channels // every

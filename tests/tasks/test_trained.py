@@ -1,0 +1,274 @@
+"""Tasks with models that were trained with --given: for what is asked, for something else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import in_process, write_images
+from PIL import Image
+
+from diffuse_cli import modelfile
+from diffuse_cli.core import RESTORATIONS, SAMPLERS
+from diffuse_cli.core.degradations import parse
+from diffuse_cli.core.restoration import consistent
+from diffuse_cli.diffusion import kept_in_range
+from diffuse_cli.draws import image_noise
+from diffuse_cli.givens import Giver
+
+QUICK = ("--steps", 4, "--sampler", "ddim", "--precision", "fp32")
+
+MODELS = {
+    "up": ("--given", "low-res:2"),
+    "noisy": ("--given", "low-res:2+noise:0.1"),
+    "only-up": ("--given", "low-res:2", "--given-dropout", 0),
+    "paint": ("--given", "mask:random", "--given-dropout", 0),
+    "painted": ("--given", "mask:box", "--given-dropout", 0.3),
+    "pairs": ("--given", "IMAGES", "--given-dropout", 0),
+    "free-pairs": ("--given", "IMAGES"),
+    "classes": ("--given", "low-res:2", "--classes"),
+    "label-drops": ("--given", "low-res:2", "--classes", "--label-dropout", 0.5),
+    "given-drops": ("--given", "low-res:2", "--classes", "--given-dropout", 0.5),
+}
+"""How each is trained; those of 8x8 grey images, IMAGES beside themselves."""
+
+
+@pytest.fixture(scope="module")
+def trained(images, recipe, tmp_path_factory) -> Callable[[str], Path]:
+    """A model of `MODELS`, trained when it is first asked for."""
+    folder = tmp_path_factory.mktemp("trained")
+
+    @cache
+    def make(name: str) -> Path:
+        out = folder / f"{name}.safetensors"
+        options = [images if word == "IMAGES" else word for word in MODELS[name]]
+        line = ["train", images, "--config", recipe, "--steps", 25, "--optimizer", "adamw", "-q"]
+        assert in_process([*line, *options, "-o", out]) == 0
+        return out
+
+    return make
+
+
+@pytest.fixture
+def picture(tmp_path: Path, images: Path) -> Path:
+    """a.png of 8x8, low.png of 4x4 and hole.png, a mask; here."""
+    Image.open(images / "light" / "001.png").save(tmp_path / "a.png")
+    Image.open(images / "dark" / "002.png").crop((0, 0, 4, 4)).save(tmp_path / "low.png")
+    hole = np.zeros((8, 8), np.uint8)
+    hole[2:6, 3:7] = 255
+    Image.fromarray(hole).save(tmp_path / "hole.png")
+    return tmp_path / "a.png"
+
+
+def pixels(folder: str, k: int = 0) -> np.ndarray:
+    return np.asarray(Image.open(Path(folder) / f"{k:05d}.png"), int)
+
+
+def levels(path: str) -> np.ndarray:
+    return np.asarray(Image.open(path), int)
+
+
+def manifest(folder: str) -> dict:
+    return json.loads((Path(folder) / "manifest.json").read_text())
+
+
+def by_hand(path: Path, method: str | None, a, y, *, told: bool, seed: int = 0) -> np.ndarray:
+    """What the first sample should be, from the parts: levels (8, 8)."""
+    model = modelfile.load(path)
+    denoiser = model.blueprint.denoiser(model.network("ema").eval())
+    process, space = denoiser.process, model.blueprint.space
+    given = Giver.of(model.blueprint).observed(y, a) if told else None
+    clipped = partial(kept_in_range, denoiser=denoiser)
+    asked = partial(denoiser, given=given)
+    if method is None:
+        denoise = clipped(asked)
+    elif RESTORATIONS[method].differentiates:
+        denoise = clipped(RESTORATIONS[method](asked, process, a, y))
+    else:
+        denoise = RESTORATIONS[method](clipped(asked), process, a, y)
+    noise = partial(image_noise, seed, [0], shape=space.shape, device=torch.device("cpu"))
+    with torch.no_grad():
+        times = process.times(4, "trailing")
+        *_, last = SAMPLERS["ddim"](denoise, process, noise(-1), times, noise=noise)
+    x = last.x if a.sigma else consistent(last.x, a, y)
+    return space.to_stored(x)[0, 0].numpy().astype(int)
+
+
+def observed(path: str) -> torch.Tensor:
+    return torch.from_numpy(levels(path)).float()[None, None] / 127.5 - 1
+
+
+# -- asked for what it was trained for ------------------------------------------------------------
+
+
+def test_a_model_for_noisy_pictures_draws_what_sample_draws(diffuse, trained, picture):
+    """Nothing is put right at the end where there is noise: the same bytes."""
+    line = ("low.png", "-n", 3, "--seed", 4, *QUICK)
+    ran = diffuse(
+        "restore", trained("noisy"), *line, "--degradation", "low-res:2+noise:0.1", "-o", "a"
+    )
+    assert ran.code == 0, ran.err
+    assert "trained for low-res:2+noise:0.1, and is told what is seen" in ran.err
+    assert diffuse("sample", trained("noisy"), "--given", *line, "-o", "b").code == 0
+    for k in range(3):
+        name = f"{k:05d}.png"
+        assert (Path("a") / name).read_bytes() == (Path("b") / name).read_bytes()
+    assert manifest("a")["method"] == "given"
+    assert manifest("a")["guidance"] == 1
+
+
+@pytest.mark.parametrize("method", [None, *RESTORATIONS])
+def test_a_model_for_small_pictures_is_told_them_by_any_method(diffuse, trained, picture, method):
+    options = () if method is None else ("--method", method)
+    line = ("upscale", trained("up"), "low.png", "--factor", 2, "-n", 1, *QUICK)
+    assert diffuse(*line, *options).code == 0
+    wanted = by_hand(trained("up"), method, parse("low-res:2"), observed("low.png"), told=True)
+    assert np.abs(pixels("upscaled") - wanted).max() <= 1
+    small = pixels("upscaled").reshape(4, 2, 4, 2).mean((1, 3))
+    assert np.abs(small - levels("low.png")).max() <= 1
+    assert manifest("upscaled")["method"] == (method or "given")
+    line = ("restore", trained("up"), "low.png", "--degradation", "low-res:2", "-n", 1, *QUICK)
+    assert diffuse(*line, *options).code == 0
+    assert (pixels("restored") == pixels("upscaled")).all()
+
+
+def test_a_model_for_small_pictures_goes_on_in_windows(diffuse, trained, picture):
+    assert diffuse("upscale", trained("up"), "a.png", "--factor", 2, "-n", 1, *QUICK).code == 0
+    assert pixels("upscaled").shape == (16, 16)
+    small = pixels("upscaled").reshape(8, 2, 8, 2).mean((1, 3))
+    assert np.abs(small - levels("a.png")).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["paint", "painted"])
+def test_a_model_for_masks_takes_any_mask(diffuse, trained, picture, name):
+    """What is kept is kept to the last level, the rest is what `sample` draws, and what is under
+    the mask makes no difference."""
+    line = ("a.png", "--mask", "hole.png", "-n", 2, *QUICK)
+    ran = diffuse("inpaint", trained(name), *line, "--json")
+    assert ran.code == 0, ran.err
+    assert manifest("inpainted").items() >= {"method": "given", "degradation": "mask"}.items()
+    assert diffuse("sample", trained(name), "--given", *line).code == 0
+    hole, before = levels("hole.png") > 0, levels("a.png")
+    for k in range(2):
+        assert (pixels("inpainted", k)[~hole] == before[~hole]).all()
+        assert (pixels("inpainted", k)[hole] == pixels("samples", k)[hole]).all()
+    assert (pixels("inpainted", 0) != pixels("inpainted", 1)).any()
+    Image.fromarray((before * ~hole).astype(np.uint8)).save("a.png")
+    assert diffuse("inpaint", trained(name), *line, "-o", "again").code == 0
+    assert (pixels("again") == pixels("inpainted")).all()
+
+
+def test_several_pictures_are_told_one_each(diffuse, trained, tmp_path, picture):
+    several = write_images(tmp_path / "several", 3)
+    line = ("restore", trained("up"), "--degradation", "low-res:2", "--degrade", *QUICK)
+    assert diffuse(*line, several, "-n", 2, "--batch-size", 4).code == 0
+    for k, name in enumerate(manifest("restored")["inputs"]):
+        assert diffuse(*line, several / name, "-n", 1, "-o", k).code == 0
+        assert np.abs(pixels(str(k)) - pixels("restored", 2 * k)).max() <= 1
+
+
+def test_guidance_leads_away_from_nothing_told(diffuse, trained, picture):
+    line = ("upscale", trained("up"), "low.png", "--factor", 2, "-n", 1, *QUICK)
+    for scale in (1, 3):
+        assert diffuse(*line, "--guidance", scale, "-o", scale).code == 0
+        assert manifest(str(scale))["guidance"] == scale
+    assert (pixels("1") != pixels("3")).any()
+    assert diffuse(*line, "-o", "plain").code == 0
+    assert (pixels("1") == pixels("plain")).all()
+
+
+# -- asked for something else ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "form"), [("up", "mask:half"), ("free-pairs", "low-res:2")])
+def test_what_was_sometimes_told_nothing_is_told_nothing(diffuse, trained, picture, name, form):
+    image = "a.png" if form == "mask:half" else "low.png"
+    ran = diffuse("restore", trained(name), image, "--degradation", form, "-n", 1, *QUICK)
+    assert ran.code == 0, ran.err
+    assert "and is told nothing here" in ran.err
+    a = parse(form).fitted((1, 8, 8)).drawn(torch.zeros(1, 0))
+    y = observed(image)
+    y = a.apply(y) if form == "mask:half" else y
+    assert np.abs(pixels("restored") - by_hand(trained(name), "pigdm", a, y, told=False)).max() <= 1
+    assert manifest("restored")["method"] == "pigdm"
+    assert "guidance" not in manifest("restored")
+
+
+@pytest.mark.parametrize("form", ["low-res:4", "low-res:2+noise:0.2", "blur:1"])
+def test_another_value_or_noise_is_another_degradation(diffuse, trained, picture, form):
+    line = ("restore", trained("up"), "a.png", "--degrade", "--degradation", form, "-n", 1, *QUICK)
+    assert diffuse(*line).code == 0
+    assert manifest("restored")["method"] == "pigdm"
+
+
+def test_variations_and_what_lies_between_are_told_nothing(diffuse, trained, picture):
+    for name in ("up", "free-pairs"):
+        ran = diffuse("vary", trained(name), "a.png", "-n", 1, *QUICK, "--overwrite")
+        assert ran.code == 0, ran.err
+        assert "and is told nothing here" in ran.err
+        line = ("interpolate", trained(name), "a.png", "low.png", "-n", 2, "--steps", 30)
+        ran = diffuse(*line, "--overwrite")
+        assert ran.code == 0, ran.err
+        assert "and is told nothing here" in ran.err
+        assert np.abs(pixels("interpolated") - levels("a.png")).max() <= 2
+
+
+def test_classes_are_dropped_with_what_is_given(diffuse, trained, picture):
+    """What training never left out alone is not left out here."""
+    told = ("low.png", "--degradation", "low-res:2")
+    untold = ("a.png", "--degradation", "mask:half")
+    dark = ("--class", "dark")
+    for name, options, said in (
+        ("classes", told, "--class is missing: the model was told a class with all"),
+        ("classes", (*told, *dark), ""),
+        ("classes", untold, ""),
+        ("classes", (*untold, *dark), "--class: the model was told no class without"),
+        ("label-drops", told, ""),
+        ("label-drops", (*untold, *dark), "--class: the model was told no class without"),
+        ("given-drops", told, "--class is missing"),
+        ("given-drops", (*untold, *dark), ""),
+    ):
+        line = ("restore", trained(name), *options, "-n", 1, *QUICK, "-q", "--overwrite")
+        ran = diffuse(*line)
+        assert (ran.code, said in ran.err) == (2 if said else 0, True), (name, options, ran.err)
+    assert manifest("restored")["classes"] == ["dark"]
+
+
+REFUSED = [
+    ("restore only-up a.png --degradation low-res:4", "--degradation low-res:4: the model was "
+     "trained for low-res:2, and cannot do without. Use diffuse restore MODEL IMAGE --degradation "
+     "low-res:2"),
+    ("restore only-up a.png --degradation low-res:2+noise:0.1", "trained for low-res:2"),
+    ("upscale only-up low.png --factor 4", "--factor 4: the model was trained for low-res:2"),
+    ("inpaint only-up a.png --mask hole.png", "--mask: the model was trained for low-res:2"),
+    ("restore paint low.png --degradation low-res:2", "Use diffuse inpaint MODEL IMAGE --mask"),
+    ("restore paint low.png --degradation mask:half+noise:0.1", "trained for mask:random"),
+    ("restore pairs low.png --degradation low-res:2", "trained on pairs, and cannot do without. "
+     "Use diffuse sample MODEL --given FILE"),
+    ("inpaint pairs a.png --mask hole.png", "diffuse sample MODEL --given FILE"),
+    ("vary paint a.png", "vary: the model was trained for mask:random"),
+    ("interpolate pairs a.png low.png", "interpolate: the model was trained on pairs"),
+    ("restore only-up low.png --degradation low-res:2 --guidance 2", "cannot do without"),
+    ("restore up a.png --degradation mask:half --guidance 2", "told nothing here"),
+    ("vary up a.png --guidance 2", "told nothing here"),
+    ("restore up a.png --degradation mask:half --method given", "not trained for mask:half"),
+    ("restore up a.png --degradation mask:half --method gvien", "Did you mean 'given'?"),
+    ("upscale up low.png --factor 2 --class dark", "trained without classes"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "said"), REFUSED, ids=[line for line, _ in REFUSED])
+def test_what_a_model_was_not_trained_for_is_refused(
+    diffuse, trained, tmp_path, picture, line, said
+):
+    before = sorted(tmp_path.rglob("*"))
+    ran = diffuse(*[trained(word) if word in MODELS else word for word in line.split()])
+    assert ran.code == 2, ran.err
+    assert said in ran.line
+    assert ran.out == ""
+    assert sorted(tmp_path.rglob("*")) == before

@@ -1,0 +1,244 @@
+"""--init: what the weights of a model become for other channels, conditions and sizes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from diffuse_cli.config import DiffusionConfig
+from diffuse_cli.core.conditions import Conditions, Given
+from diffuse_cli.core.networks.unet import ENDS, Config, resized
+from diffuse_cli.core.space import Space
+from diffuse_cli.diffusion import Blueprint
+from diffuse_cli.modelfile import Model
+from diffuse_cli.training.fitting import fitted
+
+SMALL = {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention": (4,), "groups": 4}
+B, K = 3, 2
+TWO = ("dark", "light")
+
+
+def blueprint(channels=1, size=8, patch=1, classes=(), given=None, variance="small"):
+    config = Config(**SMALL | {"attention": (4 // patch,)}, patch=patch)
+    return Blueprint(
+        space=Space(channels=channels, size=(size, size)),
+        network="unet",
+        config=config,
+        conditions=Conditions(classes=classes, given=given),
+        diffusion=DiffusionConfig(variance=variance, num_timesteps=20),
+    )
+
+
+def trained(own, **training):
+    """A model of which no weight is zero."""
+    torch.manual_seed(1)
+    tensors = {name: torch.randn(shape) / 4 for name, shape in own.shapes.items()}
+    return Model(blueprint=own, ema=tensors, training=training)
+
+
+def network(own, weights):
+    net = own.build().eval()
+    net.load_state_dict(dict(weights))
+    return net
+
+
+def both(model, wanted):
+    """The network of a model, and the one that it becomes."""
+    return network(model.blueprint, model.ema), network(wanted, fitted(model, wanted))
+
+
+def noise(channels, size=8, seed=2):
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn(B, channels, size, size, generator=draw)
+
+
+T = torch.tensor([0.0, 400.0, 999.0])
+
+
+def close(one, other):
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+patches = pytest.mark.parametrize("patch", [1, 2])
+variances = pytest.mark.parametrize("variance", ["small", "learned"])
+
+
+@patches
+@torch.no_grad()
+def test_something_given_that_is_new_changes_nothing(patch):
+    own = blueprint(3, patch=patch)
+    wanted = replace(own, conditions=Conditions(given=Given(channels=3, what="low-res:4")))
+    old, new = both(trained(own), wanted)
+    close(new(noise(3), T, given=noise(4)), old(noise(3), T))
+
+
+@patches
+@torch.no_grad()
+def test_without_what_it_was_given_it_is_as_told_nothing(patch):
+    own = blueprint(3, patch=patch, given=Given(channels=1))
+    old, new = both(trained(own), replace(own, conditions=Conditions()))
+    told = old(noise(3), T, given=noise(2))
+    close(new(noise(3), T), old(noise(3), T))
+    assert not torch.allclose(told, old(noise(3), T))
+
+
+@patches
+@variances
+@torch.no_grad()
+def test_grey_becomes_colour_and_is_itself_of_grey(patch, variance):
+    old, new = both(
+        trained(blueprint(1, patch=patch, variance=variance)),
+        blueprint(3, patch=patch, variance=variance),
+    )
+    grey = old(noise(1), T).repeat_interleave(3, dim=1)  # 3 of the mean, then 3 of the variance
+    close(new(noise(1).expand(-1, 3, -1, -1), T), grey)
+
+
+@patches
+@torch.no_grad()
+def test_a_grey_model_that_becomes_one_of_colour_sees_how_they_differ(patch):
+    """Else neither its input nor its output could learn it from the other."""
+    grey, colour = trained(blueprint(1, patch=patch)), blueprint(3, patch=patch)
+    _, new = both(grey, colour)
+    x = noise(3)
+    assert not torch.allclose(new(x, T), new(x.mean(1, keepdim=True).expand(-1, 3, -1, -1), T))
+    read = [fitted(grey, colour, seed)[ENDS.input] for seed in (0, 0, 1)]
+    assert read[0].equal(read[1])
+    assert not read[0].equal(read[2])
+
+
+@patches
+@variances
+@torch.no_grad()
+def test_colour_becomes_grey_and_is_the_mean_of_what_it_was_of_grey(patch, variance):
+    old, new = both(
+        trained(blueprint(3, patch=patch, variance=variance)),
+        blueprint(1, patch=patch, variance=variance),
+    )
+    colour = old(noise(1).expand(-1, 3, -1, -1), T)
+    close(new(noise(1), T), colour.unflatten(1, (-1, 3)).mean(2))
+
+
+def test_grey_there_and_back_is_what_it_was():
+    model = trained(blueprint(1, patch=2, variance="learned"))
+    colour = blueprint(3, patch=2, variance="learned")
+    back = fitted(replace(model, blueprint=colour, ema=fitted(model, colour)), model.blueprint)
+    for name, tensor in model.ema.items():
+        torch.testing.assert_close(back[name], tensor)
+
+
+@patches
+@torch.no_grad()
+def test_a_channel_more_is_not_read_and_not_drawn_and_one_fewer_is_left_out(patch):
+    three, four = (trained(blueprint(n, patch=patch)) for n in (3, 4))
+    old, new = both(three, four.blueprint)
+    drawn = new(noise(4), T)
+    close(drawn[:, :3], old(noise(4)[:, :3], T))
+    assert not drawn[:, 3].any()
+    old, new = both(four, three.blueprint)
+    x = noise(4) * torch.tensor([1.0, 1, 1, 0]).reshape(1, 4, 1, 1)
+    close(new(x[:, :3], T), old(x, T)[:, :3])
+
+
+@patches
+@torch.no_grad()
+def test_what_is_given_in_grey_may_be_given_in_colour(patch):
+    grey, colour = (blueprint(3, patch=patch, given=Given(channels=n)) for n in (1, 3))
+    old, new = both(trained(grey), colour)
+    values, known = noise(2).split(1, dim=1)
+    told = torch.cat([values.expand(-1, 3, -1, -1), known], 1)
+    close(new(noise(3), T, given=told), old(noise(3), T, given=noise(2)))
+
+
+@pytest.mark.parametrize("fixed", ["small", "large"])
+@patches
+@torch.no_grad()
+def test_a_variance_that_is_learned_begins_as_the_fixed_one(patch, fixed):
+    own = blueprint(3, patch=patch, variance=fixed)
+    wanted = blueprint(3, patch=patch, variance="learned")
+    nets = both(trained(own), wanted)
+    old, new = (b.denoiser(net)(noise(3), 7) for b, net in zip((own, wanted), nets, strict=True))
+    torch.testing.assert_close(new.x0, old.x0)
+    expected = torch.as_tensor(old.log_var(7, 6)).float()
+    torch.testing.assert_close(new.log_var(7, 6), expected.expand(noise(3).shape))
+
+
+@patches
+@torch.no_grad()
+def test_a_variance_that_is_no_longer_learned_is_left_out(patch):
+    own, wanted = (blueprint(3, patch=patch, variance=v) for v in ("learned", "small"))
+    old, new = both(trained(own), wanted)
+    close(new(noise(3), T), old(noise(3), T)[:, :3])
+
+
+@torch.no_grad()
+def test_classes_that_are_new_change_nothing():
+    old, new = both(trained(blueprint()), blueprint(classes=TWO))
+    for label in (torch.tensor([0, 1, K]), None):
+        close(new(noise(1), T, label=label), old(noise(1), T))
+
+
+@torch.no_grad()
+def test_without_its_classes_it_is_as_told_none():
+    old, new = both(trained(blueprint(classes=TWO), label_dropout=0.1), blueprint())
+    close(new(noise(1), T), old(noise(1), T))
+
+
+@pytest.mark.parametrize("dropout", [0, 0.1])
+@torch.no_grad()
+def test_a_new_class_among_others_is_as_none_or_as_their_mean(dropout):
+    model = trained(blueprint(classes=TWO), label_dropout=dropout)
+    old, new = both(model, blueprint(classes=("grey", "light")))
+    light, grey = (torch.full((B,), k) for k in (1, 0))
+    close(new(noise(1), T, label=light), old(noise(1), T, label=light))
+    rows = fitted(model, blueprint(classes=("grey", "light")))[ENDS.classes]
+    dark, bright, none = model.ema[ENDS.classes]
+    torch.testing.assert_close(rows[0], none if dropout else (dark + bright) / 2)
+    if dropout:
+        close(new(noise(1), T, label=grey), old(noise(1), T))
+
+
+@patches
+@torch.no_grad()
+def test_all_of_it_at_once(patch):
+    model = trained(blueprint(1, patch=patch, classes=TWO), label_dropout=0.1)
+    given = Given(channels=3)
+    wanted = blueprint(3, size=16, patch=patch, given=given, variance="learned")
+    wanted = replace(wanted, config=resized(model.blueprint.config, (8, 8), (16, 16)))
+    old, new = both(model, wanted)
+    grey = old(noise(1), T).expand(-1, 3, -1, -1)
+    drawn = new(noise(1).expand(-1, 3, -1, -1), T, given=noise(4))
+    close(drawn[:, :3], grey)
+    close(drawn[:, 3:], torch.full_like(grey, -1))
+
+
+# -- another size ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("patch", [1, 2, 4])
+@pytest.mark.parametrize("size", [16, 48, 64, (32, 64), 128])
+@torch.no_grad()
+def test_at_another_size_it_is_the_same_network(patch, size):
+    after = (size, size) if isinstance(size, int) else size
+    config = Config(**SMALL | {"multipliers": (1, 1, 1), "attention": (7, 8)}, patch=patch)
+    own = replace(blueprint(size=32), config=config)
+    wanted = replace(
+        own,
+        space=Space(channels=1, size=after),
+        config=resized(config, (32, 32), after),
+    )
+    assert wanted.shapes == own.shapes
+    assert wanted.config.attends(after) == config.attends((32, 32))
+    old, new = both(trained(own), wanted)
+    close(new(noise(1, 32), T), old(noise(1, 32), T))
+    assert new(torch.zeros(1, 1, *after), T[:1]).shape == (1, 1, *after)
+
+
+def test_a_list_of_attention_that_serves_both_sizes_stays():
+    config = Config(**SMALL | {"multipliers": (1, 1, 1), "attention": (7, 8)})
+    assert resized(config, (28, 28), (32, 32)) is config
+    assert resized(config, (32, 32), (64, 64)).attention == (16,)
+    plain = replace(config, attention=())
+    assert resized(plain, (32, 32), (64, 64)) is plain
