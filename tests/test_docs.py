@@ -283,7 +283,7 @@ def test_what_is_missing_is_still_missing():
     assert "formats besides PNG, JPEG, WebP, AVIF, BMP, GIF and TIFF" in page
     assert {name.upper() for name in re.findall(r"\w+", page)} >= set(FORMATS)
     assert "distill" not in COMMANDS
-    assert Conditions.__dataclass_fields__.keys() == {"classes", "given"}
+    assert Conditions.__dataclass_fields__.keys() == {"classes", "given", "table"}
 
 
 # -- the page of the wheel -------------------------------------------------------------------------

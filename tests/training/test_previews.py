@@ -12,6 +12,7 @@ from conftest import PREVIEW_STEPS
 from PIL import Image
 
 from diffuse_cli import pictures
+from diffuse_cli.core import Conditions
 from diffuse_cli.runtime import log_picture
 from diffuse_cli.training import monitor
 from diffuse_cli.training.monitor import preview_spacing
@@ -24,8 +25,11 @@ def previews(run=RUN):
 
 
 def plan_of(steps, batch_size=64, held_out=96, classes=0):
-    config = SimpleNamespace(steps=steps, batch_size=batch_size, num_timesteps=1000)
-    blueprint = SimpleNamespace(conditions=SimpleNamespace(num_classes=classes, given=None))
+    config = SimpleNamespace(
+        steps=steps, batch_size=batch_size, num_timesteps=1000, label_dropout=0.1
+    )
+    conditions = Conditions(classes=tuple(map(str, range(classes))))
+    blueprint = SimpleNamespace(conditions=conditions)
     return SimpleNamespace(config=config, blueprint=blueprint, held_out=range(held_out))
 
 
