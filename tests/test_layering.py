@@ -27,10 +27,11 @@ ROOMS = (
 """From the top of the house to the bottom; a room imports from itself and from those before it."""
 
 CORE = (
-    "errors", "registry", "settings", "masks", "degradations", "space", "conditions", "schedules",
-    "spacings", "timesteps", "targets", "variances", "gaussian", "process", "kernels.attention",
-    "kernels.dropout", "kernels.layout", "kernels.norms", "kernels.precision", "networks.__init__",
-    "networks._time", "networks._blocks", "networks._unet", "networks.unet", "denoiser", "losses",
+    "errors", "registry", "settings", "masks", "degradations", "transforms", "space",
+    "conditions", "schedules", "spacings", "timesteps", "targets", "variances",
+    "gaussian", "process", "kernels.attention", "kernels.dropout", "kernels.layout",
+    "kernels.norms", "kernels.precision", "networks.__init__", "networks._time",
+    "networks._blocks", "networks._unet", "networks.unet", "denoiser", "losses",
     "windows", "solvers", "samplers", "jumps", "learned_times", "guidance", "restoration",
     "likelihood", "muon", "optimizers",
 )  # fmt: skip

@@ -169,7 +169,7 @@ def _differs(name: str, typed: Any, stored: Any) -> UsageError:
 def _shown(value: Any) -> str:
     if not isinstance(value, tuple):
         return str(value)
-    return "x".join(map(str, value)) if len(value) == 2 else f"({len(value)} numbers)"
+    return "x".join(map(str, value)) if len(value) <= 3 else f"({len(value)} numbers)"
 
 
 def rate_at(preset: str | None, width: int | None, batch_size: int) -> float:
@@ -220,6 +220,8 @@ def complete(
         medium=space.medium,
         channels=space.channels,
         size=space.size,
+        layout=space.layout,
+        transform=space.transform,
         width=width,
         architecture=plain(settings),
         loss=loss,

@@ -20,10 +20,10 @@ from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.data import Pairs, Samples, held_out_rule, open_index, read_images, save_index
 from diffuse_cli.data.summary import fitting
 from diffuse_cli.diffusion import Blueprint, make_denoiser, make_process
-from diffuse_cli.errors import DataError, UsageError
+from diffuse_cli.errors import DataError, UsageError, translating
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.givens import Giver, Inputs, inputs_for
-from diffuse_cli.media import MEDIA
+from diffuse_cli.media import MEDIA, judged
 from diffuse_cli.runtime import settle, slow_precision
 from diffuse_cli.training.classes import (
     but_classes,
@@ -99,7 +99,7 @@ class Plan:
     def chosen(self, parameters: int, processes: int, device: str) -> str:
         """The choices of a complete configuration, as one line."""
         config, size = self.config, self.images.space.size
-        fitted = fitting(self.images.summary.sizes, size, config.fit)
+        fitted = fitting(self.images.summary.sizes, size, config.fit, self.images.medium)
         shape = dimensions(size)
         preset = f", preset {config.preset}" if config.preset else ""
         many = MEDIA[config.medium or "image"].MANY
@@ -145,12 +145,21 @@ def prepare(
     pairs = yield from _read_pairs(config, images, accelerator, cache)
     if config.classes and config.goes_on:
         check_names(config, images)
+    with translating(lambda _: "--transform"):
+        space = images.space
     conditions = Conditions(
         classes=class_names(images) if config.classes else (),
-        given=given_of(config, images.space, pairs),
+        given=given_of(config, space, pairs),
     )
-    done, blueprint = complete(config, images.space, conditions)
+    done, blueprint = complete(config, space, conditions)
     yield from (Notice(line) for line in images.summary.lines())
+    if done.eval_every and not judged(images.medium):
+        raise UsageError(
+            f"--eval-every measures KID, which says nothing of {MEDIA[images.medium].MANY}",
+            "Leave it out; the held-out loss is measured with each preview",
+        )
+    if done.flip and (how := getattr(MEDIA[images.medium], "FLIPPED", "")):
+        yield Notice(f"--flip mirrors half of the {MEDIA[images.medium].MANY} {how}")
     if not config.goes_on:  # where it could still be changed
         for line in slow_precision(config.precision, config.device, done.width, backward=True):
             yield Notice(line, warning=True)
@@ -213,6 +222,8 @@ def _read(
         background=config.background,
         fit=config.fit,
         medium=config.medium,
+        layout=config.layout,
+        transform=config.transform,
         strict=config.strict,
         workers=config.workers,
         cache=cache,
