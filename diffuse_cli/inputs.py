@@ -20,7 +20,7 @@ from diffuse_cli.data.summary import fitting, span
 from diffuse_cli.errors import DataError, UsageError
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.givens import Giver, Inputs, beside, degrading, masked
-from diffuse_cli.media import MEDIA, Asked
+from diffuse_cli.media import MEDIA, Asked, like, numbers_of
 from diffuse_cli.resolving import DrawSettings
 
 if TYPE_CHECKING:
@@ -73,13 +73,15 @@ def offered(config: SampleConfig, settings: DrawSettings, loaded: Loaded) -> Wor
         background=loaded.background,
         fit=loaded.fit,
         medium=giver.space.medium,
+        layout=giver.space.layout,
+        numbers=numbers_of(giver.space),
         single=True,
     )
     asked = giver.space if config.degrade or config.mask else giver.inputs
     samples = yield from read(config.given, size=asked.size, channels=asked.channels)
     sizes = samples.summary.sizes
     if [size[::-1] for size in sizes] != [asked.size]:
-        fitted = fitting(sizes, asked.size, loaded.fit)
+        fitted = fitting(sizes, asked.size, loaded.fit, giver.space.medium)
         yield Notice(f"--given of {span(sizes)}: resized to {dimensions(asked.size)}{fitted}")
     described = _described(config.given, samples.names)
     if config.mask:
@@ -163,7 +165,7 @@ def from_samples(drawn: Sequence[Array], space: Space, loaded: Loaded, first: in
             f"--then: the model draws from {wanted.channels} channels of {wanted.levels} levels, "
             f"not from {space.channels} of {space.levels}"
         )
-    asked = Asked(size=wanted.size, channels=wanted.channels)
+    asked = Asked(**like(wanted))
     medium = MEDIA[space.medium]
     fitted = [x if x.shape[1:] == wanted.size else medium.fit(x, asked) for x in drawn]
     return beside(giver, np.stack(fitted), first)

@@ -14,19 +14,23 @@ Size = tuple[int, ...]
 
 
 def parse_size(value: Any) -> Size:
-    """`64`, `"64"`, `"48x64"` or `[48, 64]` as (height, width)."""
-    if isinstance(value, (list, tuple)) and len(value) == 2:
-        height, width = value
+    """`64`, `"64"`, `"48x64"` or `[48, 64]` as (height, width); `8x16x16`, or a list of one to
+    three numbers, as the sides of arrays.
+
+    Of one number every side is as long: it stands for any number of dimensions.
+    """
+    if isinstance(value, (list, tuple)) and 1 <= len(value) <= 3:
+        sides = tuple(value)
     elif isinstance(value, int) and not isinstance(value, bool):
-        height = width = value
-    elif isinstance(value, str) and (match := re.fullmatch(r"(\d{1,5})(?:[xX](\d{1,5}))?", value)):
-        height = int(match[1])
-        width = int(match[2] or height)
+        sides = value, value
+    elif isinstance(value, str) and re.fullmatch(r"\d{1,5}([xX]\d{1,5}){0,2}", value):
+        sides = tuple(int(side) for side in value.lower().split("x"))
+        sides = sides * 2 if len(sides) == 1 else sides
     else:
         raise ValueError("a size is a number of pixels, or HEIGHTxWIDTH")
-    if not all(isinstance(v, int) and 1 <= v <= 4096 for v in (height, width)):
+    if not all(isinstance(v, int) and not isinstance(v, bool) and 1 <= v <= 4096 for v in sides):
         raise ValueError("a side is 1 to 4096 pixels")
-    return height, width
+    return sides
 
 
 def parse_ints(value: Any) -> tuple[int, ...]:

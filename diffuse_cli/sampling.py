@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 
@@ -108,7 +109,7 @@ def collect(
 def stored(space: Space, x: Tensor) -> Array:
     """Samples (B, C, *size) of a model as stored numbers, on the CPU."""
     numbers: Array = space.to_stored(x).cpu().numpy()
-    return numbers
+    return numbers.astype(np.uint16) if numbers.dtype == np.int32 else numbers
 
 
 def looks(space: Space, samples: Array) -> Array:

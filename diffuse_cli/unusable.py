@@ -16,6 +16,22 @@ COMPRESSION = "unsupported compression"
 TOO_LARGE = "over 512 MiB"
 MEMORY = "out of memory"
 
+NOT_AN_ARRAY = "not an array"
+OBJECTS = "Python objects, which are not read"
+COMPLEX = "complex numbers; save real and imaginary part as two channels"
+NUMBERS = "not numbers"
+MISSING = "NaN or infinite numbers"
+RANGE = "numbers beyond the range of 32-bit floats"
+OTHER_NUMBERS = "other numbers than the model's"
+AXES = "not one to four axes"
+AXES_OF_SIZE = "another number of axes than --size"
+LAYOUT = "other axes than the layout's"
+MANY_CHANNELS = "over 64 channels; --layout says which axis they are"
+SHAPE = "another shape than the first; --size cuts all to one"
+SMALL = "smaller than the size; type a smaller --size"
+CHANNELS = "another number of channels"
+MEMBERS = "a .npz of {}, not of one array"
+
 PROFILE = "broken colour profile, which is ignored"
 BLANK = "blank on the background"
 
@@ -23,7 +39,7 @@ LARGEST_FILE = 512 * 2**20
 
 
 class Unusable(Exception):
-    """A file without a usable sample; `reason` is one of the constants above."""
+    """A file without a usable sample; `reason` is one of the constants above, printable."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)

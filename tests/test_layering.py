@@ -27,8 +27,8 @@ ROOMS = (
 """From the top of the house to the bottom; a room imports from itself and from those before it."""
 
 CORE = (
-    "errors", "registry", "settings", "masks", "degradations", "space", "tables", "conditions",
-    "schedules", "spacings", "timesteps", "targets", "variances", "gaussian", "process",
+    "errors", "registry", "settings", "masks", "degradations", "transforms", "space", "tables",
+    "conditions", "schedules", "spacings", "timesteps", "targets", "variances", "gaussian", "process",
     "kernels.attention", "kernels.dropout", "kernels.layout", "kernels.norms",
     "kernels.precision", "networks.__init__", "networks._time", "networks._rows",
     "networks._blocks", "networks._unet", "networks.unet", "denoiser", "losses", "windows",

@@ -51,12 +51,12 @@ def lines(found: Evaluated) -> list[str]:
     """A table of the numbers and their references, and what they were measured on."""
     rows = [["", "measured", "reference"], *(_row(n, found.values) for n in shown(found.values))]
     part = {"held-out": "held-out images", "all": "all images of DATA"}[found.part]
-    features = found.features.get("name", "")
+    name = found.features.get("name", "")
+    features = f"; features of {name}" if name else ""
     said = [str(r) for r in found.remarks if r.warns or r.level == "note"]
     return [
         *columns(rows),
-        f"n = {found.generated:,} generated against {found.real:,} real ({part}); "
-        f"features of {features}",
+        f"n = {found.generated:,} generated against {found.real:,} real ({part}){features}",
         *said,
         *_class_lines(found),
         *(files.show(path) for path in (found.plot, found.pairs, found.report) if path),

@@ -68,22 +68,23 @@ def _data_rows(found: DataReport, fit: str) -> Rows:
     from diffuse_cli.data.summary import fitting, plural, remark_lines, skip_lines
 
     summary = found.summary
-    ignored = f"; {plural(summary.unnamed, 'file')} not named as images" if summary.unnamed else ""
-    fitted = fitting(summary.sizes, found.size, fit)
-    colour = "grey" if summary.channels == 1 else "colour"
+    many = summary.counted(2).partition(" ")[2]
+    ignored = f"; {plural(summary.unnamed, 'file')} not named as {many}" if summary.unnamed else ""
+    fitted = fitting(summary.sizes, found.size, fit, summary.medium)
+    colour = summary.kind
     kept = f"{found.held_out:,} held out" if found.held_out else "none held out"
     return [
         ("data", summary.source),
-        ("images", f"{summary.usable:,} usable of {summary.found:,}{ignored}"),
+        (many, f"{summary.usable:,} usable of {summary.found:,}{ignored}"),
         *_rows("skipped", (line.removeprefix("skipped ") for line in skip_lines(summary.skipped))),
         *_rows("ignored", (line.removeprefix("ignored ") for line in summary.ignored())),
-        *_rows("remarks", remark_lines(summary.remarks, summary.usable)),
+        *_rows("remarks", remark_lines(summary.remarks, summary.counted(summary.usable))),
         ("sizes", _sizes(summary.sizes)),
         ("modes", _counts(summary.modes)),
         ("train", f"at {dimensions(found.size)}{fitted}, {colour}; {kept}"),
         *_rows("classes", _classes(found)),
         *_rows("columns", (f"{brief(name)}: {text}" for name, text in found.columns.items())),
-        *_rows("pixels", _pixels(found)),
+        *_rows("pixels" if found.bytes else "numbers", _pixels(found)),
         *_rows("duplicates", _copies(found.duplicates, " = ", "none")),
         *_rows("near duplicates", _near(found)),
         ("fingerprint", found.fingerprint),
@@ -129,6 +130,9 @@ def _classes(found: DataReport) -> list[str]:
 
 
 def _pixels(found: DataReport) -> list[str]:
+    if not found.bytes:
+        values = (" ".join(f"{v:.4g}" for v in own) for own in vars(found.pixels).values())
+        return ["mean {}, deviation {}".format(*values)]
     scaled = found.pixels.scaled()
     return [
         f"mean {_numbers(found.pixels.mean, 2)}, deviation {_numbers(found.pixels.std, 2)} of 255",

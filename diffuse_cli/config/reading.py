@@ -9,7 +9,8 @@ from diffuse_cli.parsing import Size, parse_color, parse_size
 
 FIT = "Images of another shape: crop the centre, pad with the background, or stretch."
 BACKGROUND = "Colour behind transparent images, and around padded ones."
-"""Help of --fit and --background, which several commands have."""
+LAYOUT = "Axes of arrays in their order, C for channels, such as HWC."
+"""Help of --fit, --background and --layout, which several commands have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +29,15 @@ class ReadingConfig(Config):
 class InfoConfig(ReadingConfig):
     """A set of images, or a model file, to describe."""
 
-    path: str = argument("PATH", "Folder or zip of images, model file, or run directory.")
+    path: str = argument("PATH", "Folder or zip of images or arrays, model file, or run directory.")
     size: Size | None = data_option(
         None, "Image size, as for train.", parse=parse_size, shown="from the data"
     )
     background: str | None = data_option(None, BACKGROUND, parse=parse_color, shown="white")
     fit: str | None = data_option(None, FIT, table="media.FITS", shown="crop")
+    layout: str | None = data_option(
+        None, LAYOUT, table="media.array.LAYOUTS", shown="L, HW, CHW or CDHW, by their number"
+    )
     out: str | None = option(
         None,
         "Write a contact sheet: a sample of the images, a row for each class; with --toml, write "

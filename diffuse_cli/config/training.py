@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diffuse_cli.config.model import DiffusionConfig
-from diffuse_cli.config.reading import BACKGROUND, FIT, ReadingConfig
+from diffuse_cli.config.reading import BACKGROUND, FIT, LAYOUT, ReadingConfig
 from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.errors import UsageError
 from diffuse_cli.options import (
@@ -31,7 +31,7 @@ GIVEN_DROPOUT = 0.1
 class TrainConfig(DiffusionConfig, ReadingConfig):
     """Everything that decides the weights of a model, and how its run is kept."""
 
-    data: str = argument("DATA", "Folder or zip of images.")
+    data: str = argument("DATA", "Folder or zip of images or arrays.")
     steps: int = option(5000, "Training steps.", low=1, high=100_000_000)
     minutes: float | None = option(
         None,
@@ -80,6 +80,15 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     channels: int | None = data_option(
         None, "Channels: 1 for grey, 3 for colour.", low=1, high=64, shown="from the data"
     )
+    layout: str | None = data_option(
+        None, LAYOUT, table="media.array.LAYOUTS", shown="L, HW, CHW or CDHW, by their number"
+    )
+    transform: str | None = data_option(
+        None,
+        "Transform of the floats of arrays, before they are standardised by channel.",
+        table="core.transforms.TRANSFORMS",
+        shown="none",
+    )
     given: str | None = data_option(
         None,
         "Learn images from another that is given: a folder or zip of images with the same names, "
@@ -99,7 +108,9 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         metavar="COLUMN,...",
         shown="no table is read",
     )
-    flip: bool = data_option(False, "Mirror half of the images.")
+    flip: bool = data_option(
+        False, "Mirror half of the images, left to right; of arrays the last axis."
+    )
     background: str = data_option("white", BACKGROUND, parse=parse_color)
     fit: str = data_option("crop", FIT, table="media.FITS")
 

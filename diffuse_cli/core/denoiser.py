@@ -49,7 +49,8 @@ class Denoiser:
         target: a name in `TARGETS`.
         variance: a name in `VARIANCES`; a learned one is the second half of the output channels.
         levels: of the data; the decoder p(x_0 | x_1) is the probability of their bins. None for
-            floats, where it is a density.
+            floats, where it is a density: unless it is learned, its variance is beta at the first
+            timestep, as if p(x_0 | x_1) were in proportion to q(x_1 | x_0) (Kingma et al. 2021).
         posterior: c1 and c2 of `Process.steps`, (T,) each, of the process that the network was
             trained on; those of `process` by default.
 
@@ -120,7 +121,11 @@ class Denoiser:
         x0_y, x0_x, eps_y, eps_x = self._inverse_at(t, x_t)
 
         def log_var(t: Time, s: Time | None = None) -> Any:
-            return self._log_var(self.process.pair(t, s, like=x_t), rest)
+            pair = self.process.pair(t, s, like=x_t)
+            found = self._log_var(pair, rest)
+            if self.levels is None and self.variance not in LEARNED:
+                found = found + pair.first * (pair.log_beta - found)
+            return found
 
         return Prediction(x0_y * raw + x0_x * x_t, eps_y * raw + eps_x * x_t, raw, log_var)
 

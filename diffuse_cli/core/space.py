@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.core.errors import InvalidArgument
-from diffuse_cli.core.settings import Settings, setting
+from diffuse_cli.core.errors import InvalidArgument, lookup
+from diffuse_cli.core.settings import Settings, from_dict, setting
+from diffuse_cli.core.transforms import TRANSFORMS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,18 +20,21 @@ LONGEST_SIDE, MOST_CHANNELS = 4096, 64
 class Space(Settings):
     """Arrays of one shape, stored as levels or as floats.
 
-    The model sees levels 0 ... `levels` - 1 evenly over [-1, 1], and floats as (x - mean) / std by
-    channel, without a range.
+    The model sees levels 0 ... `levels` - 1 evenly over [-1, 1], and floats as (f(x) - mean) / std
+    by channel, without a range, where f is the transform or nothing.
 
     Attributes:
         channels: C.
         size: one to three spatial dimensions; (H, W) for an image.
         medium: a name in `MEDIA`.
         levels: their number; None for floats.
-        mean, std: one number per channel for floats; empty for levels.
+        mean, std: one number per channel for floats, of f(x); empty for levels.
+        transform: f, a name in `TRANSFORMS`, for floats; None for f(x) = x.
+        layout: the axes of a sample in its file, if the medium knows several.
 
     Raises:
-        InvalidArgument: a value out of range, or a `mean` or `std` of the wrong length.
+        InvalidArgument: a value out of range, a `mean` or `std` of the wrong length, an unknown
+            transform, or one of levels.
     """
 
     channels: int = setting(low=1, high=MOST_CHANNELS)
@@ -38,6 +43,8 @@ class Space(Settings):
     levels: int | None = setting(256, 2, 65_536)
     mean: tuple[float, ...] = setting(())
     std: tuple[float, ...] = setting((), low=1e-30)
+    transform: str | None = setting(None)
+    layout: str | None = setting(None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,6 +54,14 @@ class Space(Settings):
         for name in ("mean", "std"):
             if len(getattr(self, name)) != wanted:
                 raise InvalidArgument(f"must have {wanted} numbers", argument=name)
+        if self.transform is not None:
+            lookup(TRANSFORMS, self.transform, "transform")
+        if self.transform == "none":
+            object.__setattr__(self, "transform", None)
+        if self.transform is not None and self.levels is not None:
+            raise InvalidArgument(
+                f"is for floats, not for {self.levels:,} levels", argument="transform"
+            )
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -63,7 +78,10 @@ class Space(Settings):
         if self.levels is not None:
             return stored.float() / ((self.levels - 1) / 2) - 1
         mean, std = (self._per_channel(v, stored) for v in (self.mean, self.std))
-        return (stored.float() - mean) / std
+        x = stored.float()
+        if self.transform is not None:
+            x = TRANSFORMS[self.transform].forward(x)
+        return (x - mean) / std
 
     def to_stored(self, x: Tensor) -> Tensor:
         """The model's numbers to stored ones: levels, rounded and clamped (uint8 or int32), or
@@ -71,10 +89,33 @@ class Space(Settings):
         x = x.detach().float()
         if self.levels is None:
             mean, std = (self._per_channel(v, x) for v in (self.mean, self.std))
-            return x * std + mean
+            x = x * std + mean
+            return x if self.transform is None else TRANSFORMS[self.transform].inverse(x)
         levels = x.add(1).mul((self.levels - 1) / 2).round().clamp(0, self.levels - 1)
         return levels.byte() if self.levels <= 256 else levels.int()
+
+    def log_slope(self, stored: Tensor) -> Tensor:
+        """log |d model / d stored| of floats, elementwise, in nats.
+
+        A density of the model's numbers, times its exponential, is one of stored numbers.
+        """
+        std = self._per_channel(self.std, stored)
+        slope = -std.log().expand(stored.shape)
+        if self.transform is None:
+            return slope
+        return slope + TRANSFORMS[self.transform].log_slope(stored.float())
 
     def _per_channel(self, values: tuple[float, ...], like: Tensor) -> Tensor:
         column = like.new_tensor(values, dtype=like.float().dtype)
         return column.reshape(-1, *[1] * self.dims)
+
+
+def from_plain(values: Mapping[str, Any]) -> Space:
+    """The space of plain values, as `settings.to_dict` writes them: floats have a mean, and no
+    levels.
+
+    Raises:
+        InvalidArgument: an unknown name, a missing one, or a value that a space refuses.
+    """
+    floats = bool(values.get("mean")) and "levels" not in values
+    return from_dict(Space, {**values, "levels": None} if floats else values)

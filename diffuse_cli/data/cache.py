@@ -33,7 +33,7 @@ class Memory:
     """
 
     def __init__(self, capacity: int, shape: Shape, dtype: np.dtype[Any]) -> None:
-        self.shape = shape
+        self.shape, self.dtype = shape, dtype
         self._count = 0
         try:
             self._pixels = np.empty((capacity, *shape), dtype)
@@ -69,7 +69,8 @@ class Mapped:
         self._file = self._stack.enter_context(files.writing(self._path))
 
     def append(self, pixels: Array) -> None:
-        self._file.write(np.broadcast_to(pixels, self.shape).tobytes())
+        values = pixels.astype(self.dtype, copy=False)
+        self._file.write(np.broadcast_to(values, self.shape).tobytes())
         self._count += 1
 
     def finish(self) -> Array:
@@ -112,6 +113,8 @@ def save_index(images: Samples, folder: Path) -> None:
         "shape": images.stored.shape,
         "dtype": images.stored.dtype.str,
         "medium": images.medium,
+        "layout": images.layout,
+        "transform": images.transform,
         "class_names": images.class_names,
         "names": images.names,
         "summary": images.summary.to_dict(),
@@ -147,6 +150,8 @@ def open_index(folder: Path) -> Samples:
         return Samples(
             stored=_map(folder / PIXELS, shape, dtype),
             medium=meta.get("medium", "image"),
+            layout=meta.get("layout"),
+            transform=meta.get("transform"),
             labels=labels,
             class_names=tuple(meta["class_names"]),
             names=tuple(meta["names"]),

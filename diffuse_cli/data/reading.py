@@ -17,8 +17,9 @@ import numpy as np
 from PIL import ImageColor
 
 from diffuse_cli import unusable
+from diffuse_cli.core.settings import dimensions
 from diffuse_cli.data import cache as caches
-from diffuse_cli.data.jobs import Reading, Skipped
+from diffuse_cli.data.jobs import Decoded, Reading, Skipped
 from diffuse_cli.data.pool import decode_all
 from diffuse_cli.data.samples import Samples
 from diffuse_cli.data.sources import Entry, Listing, classes_of, list_samples, open_source
@@ -43,6 +44,8 @@ from diffuse_cli.media import (
     Size,
     advice,
     check_fit,
+    check_layout,
+    kept_side,
     prepare,
 )
 
@@ -58,6 +61,7 @@ class _Tally:
     sizes: Counter[Size] = field(default_factory=Counter)
     modes: Counter[str] = field(default_factory=Counter)
     colour: int = 0
+    layout: str | None = None
     skipped: dict[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
     remarks: dict[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
 
@@ -67,6 +71,7 @@ class _Tally:
         self.sizes[read.size] += 1
         self.modes[read.mode] += 1
         self.colour += read.channels > 1
+        self.layout = self.layout or read.layout
         for remark in read.remarks:
             _count(self.remarks, remark, entry)
 
@@ -87,6 +92,9 @@ def read_images(
     background: str = "white",
     fit: str = "crop",
     medium: str | None = None,
+    layout: str | None = None,
+    numbers: str | None = None,
+    transform: str | None = None,
     strict: bool = False,
     workers: int | None = None,
     cache: Path | None = None,
@@ -106,6 +114,8 @@ def read_images(
         background: the colour behind transparent images, and around padded ones.
         fit: a name in `FITS`, for samples of another shape than the result.
         medium: a name in `MEDIA`; None for the one of most files.
+        layout, numbers: as in `Asked`.
+        transform: of the space, a name in `TRANSFORMS`.
         strict: stop at the first bad file instead of skipping it.
         workers: threads; None for one per core.
         cache: a folder for a mapped file of the samples, instead of memory.
@@ -115,26 +125,37 @@ def read_images(
     Raises:
         DataError: the source does not exist, has no usable sample, or, with `strict`, a bad file.
         OutputError: the cache cannot be written.
-        UsageError: a fit that the medium does not know.
+        UsageError: a fit or a layout that the medium does not know.
     """
     with contextlib.closing(open_source(Path(source), single=single)) as opened:
         listing = list_samples(opened, medium)
         with translating():
             check_fit(listing.medium, fit)
+            check_layout(listing.medium, layout)
         prepare(listing.medium)
-        asked = Asked(size, channels, ImageColor.getrgb(background)[:3], fit)
+        color = ImageColor.getrgb(background)[:3]
+        asked = Asked(size, channels, color, fit, layout=layout, numbers=numbers)
         reading = Reading(opened, listing.medium, asked)
-        kind = MEDIA[listing.medium]
-        bound = len(listing.candidates) * 3 * math.prod(size or (kind.KEPT_SIDE, kind.KEPT_SIDE))
+        bound = _most_bytes(listing, size)
         folder = cache if cache is not None and bound > map_over else None
         tally = _Tally()
         stored = yield from _collect(reading, listing, tally, folder, strict, workers or _cores())
     if stored is None:
         raise _nothing(source, listing, tally)
-    if size is None and (notice := _size_notice(tally.sizes, stored.shape[2:], kind, fit)):
+    medium, sizes = listing.medium, tally.sizes
+    if size is None and (notice := _size_notice(sizes, stored.shape[2:], medium, fit)):
         yield Notice(notice)
-    yield from _warnings(tally, asked)
-    return _samples(source, stored, listing, tally)
+    yield from _warnings(tally, asked, MEDIA[medium])
+    return _samples(source, stored, listing, tally, transform)
+
+
+def _most_bytes(listing: Listing, size: Size | None) -> int:
+    """How much the samples may take: three channels of bytes, or what is in the files."""
+    usual = kept_side(listing.medium, 2)
+    bound = len(listing.candidates) * 3 * math.prod(size or (usual, usual))
+    if not getattr(MEDIA[listing.medium], "UNPACKED", False):
+        return bound
+    return max(bound, sum(entry.size for entry in listing.candidates))
 
 
 def _cores() -> int:
@@ -170,6 +191,8 @@ def _collect(
     yield Progress(task, 0, total)
     try:
         for done, result in enumerate(decode_all(reading, listing.candidates, workers), 1):
+            if isinstance(result, Decoded) and not _goes_with(store, result.read, reading):
+                result = Skipped(result.entry, unusable.SHAPE)
             if isinstance(result, Skipped):
                 if strict:
                     text = f"{show(result.entry.name)}: {result.reason}"
@@ -178,10 +201,10 @@ def _collect(
             else:
                 tally.add(result.entry, result.read)
                 values = fitted(result.read.values)
-                shape = _shape_for(store, values, reading)
-                if store is None or store.shape != shape:
+                shape, dtype = _shape_for(store, values, reading), _type_for(store, values)
+                if store is None or (store.shape, store.dtype) != (shape, dtype):
                     kept: Iterable[Array] = () if store is None else store.finish()
-                    store = new_store(shape, values.dtype)
+                    store = new_store(shape, dtype)
                     for old in kept:
                         store.append(fitted(old))
                 store.append(fitted(values))
@@ -196,13 +219,30 @@ def _collect(
     return store.finish() if store is not None else None
 
 
+def _goes_with(store: caches.Store | None, read: Read, reading: Reading) -> bool:
+    """Whether a sample can be stored with others; gives a size of equal sides its dimensions."""
+    shape, asked = read.values.shape[1:], reading.asked
+    if store is None:
+        if asked.size is not None and len(asked.size) != len(shape):
+            reading.asked = dataclasses.replace(asked, size=shape)
+        return True
+    if getattr(MEDIA[reading.medium], "MIXED", False):
+        return True
+    return store.shape == read.values.shape
+
+
+def _type_for(store: caches.Store | None, values: Array) -> np.dtype[Any]:
+    """The type that holds the numbers of a store and of a sample."""
+    return values.dtype if store is None else np.promote_types(store.dtype, values.dtype)
+
+
 def _shape_for(store: caches.Store | None, values: Array, reading: Reading) -> caches.Shape:
     """The shape that a store needs for `values`, too; where sizes differ, it decides the size."""
     channels, *size = values.shape
     if store is None:
         return channels, *size
     if reading.asked.size is None and store.shape[1:] != tuple(size):
-        side = MEDIA[reading.medium].KEPT_SIDE
+        side = kept_side(reading.medium, len(size))
         reading.asked = dataclasses.replace(reading.asked, size=(side,) * len(size))
     return max(channels, store.shape[0]), *(reading.asked.size or size)
 
@@ -221,30 +261,38 @@ def _nothing(source: str | Path, listing: Listing, tally: _Tally) -> DataError:
     return DataError(text, hint[:1].upper() + hint[1:])
 
 
-def _warnings(tally: _Tally, asked: Asked) -> Iterator[Notice]:
+def _warnings(tally: _Tally, asked: Asked, kind: Medium) -> Iterator[Notice]:
     """What is wrong with samples that are used."""
     contrast = "black" if sum(asked.background) > 3 * 127 else "white"
     for reason, found in tally.remarks.items():
-        (line,) = remark_lines({reason: found}, len(tally.names))
+        (line,) = remark_lines({reason: found}, plural(len(tally.names), kind.ONE, kind.MANY))
         todo = f"; type --background {contrast}" if reason == unusable.BLANK else ""
         yield Notice(f"{line}{todo}", warning=True)
 
 
-def _size_notice(sizes: Counter[Size], result: Size, kind: Medium, fit: str) -> str:
+def _size_notice(sizes: Counter[Size], result: Size, medium: str, fit: str) -> str:
     """Says that samples were resized without being asked to; empty if they were not."""
     if list(sizes) == [result[::-1]]:
         return ""
-    usual, side = min(sizes.most_common(1)[0][0]), kind.KEPT_SIDE
+    usual, side = min(sizes.most_common(1)[0][0]), kept_side(medium, len(result))
+    kind = MEDIA[medium]
     todo = "type --size for another"
     if usual > side:
-        todo = "type --size 128 for more detail"
+        todo = f"type --size {2 * side} for more detail"
     elif usual < side:
         todo = f"type --size {usual} to keep the usual size"
     found = f"all {kind.MANY} are" if len(sizes) == 1 else f"{kind.MANY} of"
-    return f"{found} {span(sizes)}: resized to {side}x{side}{fitting(sizes, result, fit)}; {todo}"
+    done = getattr(kind, "FITTED", "resized")
+    if done != "resized" and len(sizes) == 1:
+        own = "x".join(map(str, next(iter(sizes))[::-1]))
+        todo = f"type --size {own} to keep them whole"
+    cut = fitting(sizes, result, fit, medium)
+    return f"{found} {span(sizes)}: {done} to {dimensions(result)}{cut}; {todo}"
 
 
-def _samples(source: str | Path, stored: Array, listing: Listing, tally: _Tally) -> Samples:
+def _samples(
+    source: str | Path, stored: Array, listing: Listing, tally: _Tally, transform: str | None
+) -> Samples:
     labels, class_names = classes_of(tally.names, [e.name for e in listing.candidates])
     counts = Counter(labels)
     summary = Summary(
@@ -255,6 +303,7 @@ def _samples(source: str | Path, stored: Array, listing: Listing, tally: _Tally)
         sizes=dict(tally.sizes),
         modes=dict(tally.modes),
         greyed=tally.colour if stored.shape[1] == 1 else 0,
+        medium=listing.medium,
         classes={name: counts[k] for k, name in enumerate(class_names)},
         unlabelled=counts[-1],
         skipped=tally.skipped,
@@ -269,6 +318,8 @@ def _samples(source: str | Path, stored: Array, listing: Listing, tally: _Tally)
         class_names=class_names,
         names=tuple(tally.names),
         medium=listing.medium,
+        layout=tally.layout,
+        transform=transform,
         digests=np.frombuffer(b"".join(tally.digests), np.uint8).reshape(-1, 16),
         summary=summary,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from typing import Any
@@ -11,11 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from diffuse_cli.core.space import Space
+from diffuse_cli.data.measuring import measured, moments
 from diffuse_cli.data.summary import Summary
 from diffuse_cli.media import MEDIA
 
 HELD_OUT_OF = 20
 HELD_OUT_MINIMUM = 40
+
+FEW = 64
+"""Samples that say roughly how floats spread."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +34,8 @@ class Samples:
         medium: its name in `MEDIA`.
         rows: what tables say of each, for a model that is told it: codes of its columns, float32
             (N, columns).
+        layout: the axes of a sample in its file, if the medium knows several.
+        transform: of floats, a name in `TRANSFORMS`.
     """
 
     stored: npt.NDArray[Any]
@@ -40,14 +46,36 @@ class Samples:
     summary: Summary
     medium: str = "image"
     rows: npt.NDArray[np.float32] | None = None
+    layout: str | None = None
+    transform: str | None = None
 
     def __len__(self) -> int:
         return len(self.names)
 
     @cached_property
     def space(self) -> Space:
-        """The space of each sample."""
-        return MEDIA[self.medium].space(self.stored)
+        """The space of each sample; the mean and deviation of floats are those of the samples that
+        are trained on.
+
+        Raises:
+            DataError: floats that the transform is not defined for, or that never vary.
+            InvalidArgument: a transform of levels.
+        """
+        found = replace(self.unmeasured, transform=self.transform)
+        if found.levels is not None:
+            return found
+        return measured(found, self.stored, np.flatnonzero(~self.held_out), self.names)
+
+    @property
+    def unmeasured(self) -> Space:
+        """The space without a transform, and with no more than a guess at the mean and deviation of
+        floats: those of a few samples."""
+        found = replace(MEDIA[self.medium].space(self.stored), layout=self.layout)
+        if found.levels is not None:
+            return found
+        mean, std = moments(found, self.stored, np.arange(min(len(self), FEW)), self.names)
+        spread = np.where(std > 0, std, 1.0)
+        return replace(found, mean=tuple(mean.tolist()), std=tuple(spread.tolist()))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.files import show
-from diffuse_cli.media import FITS, advice
+from diffuse_cli.media import MEDIA, advice, fits
 
 NAMED = 5
 """Files that are named for each reason."""
@@ -36,6 +36,7 @@ class Summary:
         unread: those of them that there is advice for, by extension.
         remarks: as `skipped`, for samples that are used.
         tables: the names of tables beside them.
+        medium: its name in `MEDIA`.
     """
 
     source: str
@@ -52,22 +53,36 @@ class Summary:
     unread: Mapping[str, int] = field(default_factory=dict)
     remarks: Skips = field(default_factory=dict)
     tables: tuple[str, ...] = ()
+    medium: str = "image"
 
     def lines(self) -> list[str]:
         """The summary for people, one sentence per line."""
-        colour = "grey" if self.channels == 1 else "colour"
-        parts = [f"{plural(self.usable, 'image')} in {self.source}", colour, span(self.sizes)]
+        parts = [f"{self.counted(self.usable)} in {self.source}", self.kind, span(self.sizes)]
         if self.classes:
             parts.append(plural(len(self.classes), "class", "classes"))
         lines = [", ".join(parts)]
         if self.greyed:
-            lines.append(f"{plural(self.greyed, 'image')} in colour, read as grey")
+            lines.append(f"{self.counted(self.greyed)} in colour, read as grey")
         if self.classes and self.unlabelled:
-            lines.append(f"{plural(self.unlabelled, 'image')} outside the class folders")
+            lines.append(f"{self.counted(self.unlabelled)} outside the class folders")
         lines += [*skip_lines(self.skipped), *self.ignored()]
         if self.unnamed:
-            lines.append(f"ignored {plural(self.unnamed, 'file')} not named as images")
+            many = MEDIA[self.medium].MANY
+            lines.append(f"ignored {plural(self.unnamed, 'file')} not named as {many}")
         return lines
+
+    def counted(self, count: int) -> str:
+        """`1 image`, `2 images`, in the medium's words."""
+        return plural(count, MEDIA[self.medium].ONE, MEDIA[self.medium].MANY)
+
+    @property
+    def kind(self) -> str:
+        """What the samples are: `grey`, `colour`, `4 channels of float32`."""
+        kinds = getattr(MEDIA[self.medium], "KINDS", {})
+        if self.channels in kinds:
+            return str(kinds[self.channels])
+        numbers = " and ".join(sorted(self.modes))
+        return f"{plural(self.channels, 'channel')} of {numbers}"
 
     @property
     def unnamed(self) -> int:
@@ -89,8 +104,8 @@ class Summary:
             "remarks": _plain(self.remarks),
             "tables": list(self.tables),
         }
-        rare = ("greyed", "unread", "remarks", "tables")
-        return {name: value for name, value in values.items() if name not in rare or value}
+        rare = {"greyed": 0, "unread": {}, "remarks": {}, "tables": [], "medium": "image"}
+        return {name: value for name, value in values.items() if rare.get(name, self) != value}
 
 
 def from_dict(values: Mapping[str, Any]) -> Summary:
@@ -117,10 +132,10 @@ def skip_lines(skipped: Skips) -> Iterable[str]:
         yield f"skipped {plural(count, 'file')}, {text}"
 
 
-def remark_lines(remarks: Skips, usable: int) -> Iterable[str]:
-    """A sentence for each remark, the most frequent first."""
+def remark_lines(remarks: Skips, usable: str) -> Iterable[str]:
+    """A sentence for each remark, the most frequent first; `usable` as in `10 images`."""
     for count, text in _named(remarks):
-        yield f"{count:,} of {plural(usable, 'image')}, {text}"
+        yield f"{count:,} of {usable}, {text}"
 
 
 def _named(reasons: Skips) -> Iterable[tuple[int, str]]:
@@ -138,18 +153,24 @@ def skip_counts(skipped: Skips) -> str:
 
 def span(sizes: Mapping[tuple[int, ...], int]) -> str:
     """`28x28`, or `12 sizes from 28x28 to 1500 high x 2000 wide` by area; of (width, height)."""
-    ordered = sorted(sizes, key=lambda s: (s[0] * s[1], s))
+    ordered = sorted(sizes, key=lambda s: (math.prod(s), s))
     least, most = (dimensions(size[::-1]) for size in (ordered[0], ordered[-1]))
     return least if len(ordered) == 1 else f"{len(ordered):,} sizes from {least} to {most}"
 
 
-def fitting(sizes: Iterable[tuple[int, ...]], size: tuple[int, ...], fit: str = "crop") -> str:
+def fitting(
+    sizes: Iterable[tuple[int, ...]],
+    size: tuple[int, ...],
+    fit: str = "crop",
+    medium: str = "image",
+) -> str:
     """`, cropped at the centre by up to 44 %`: what becomes of samples of `sizes` (width, height)
     at `size` (height, width); empty if nothing."""
+    change = fits(medium)[fit]
     wanted = size[::-1]
     lost, added, bent = [0.0], [0.0], [0.0]
     for own in sizes:
-        taken, filled = FITS[fit](own, wanted)
+        taken, filled = change(own, wanted)
         scales = [b / a for a, b in zip(taken, filled, strict=True)]
         lost.append(1 - math.prod(taken) / math.prod(own))
         added.append(1 - math.prod(filled) / math.prod(wanted))

@@ -61,6 +61,8 @@ class Worker:
             "channels": reading.asked.channels,
             "background": reading.asked.background,
             "fit": reading.asked.fit,
+            "layout": reading.asked.layout,
+            "numbers": reading.asked.numbers,
         }
 
     def decode(self, reading: Reading, entries: Sequence[Entry]) -> list[Result]:
@@ -101,12 +103,13 @@ def _results(entries: Sequence[Entry], answer: IO[bytes]) -> Iterator[Result]:
         if isinstance(fields, str):
             yield Skipped(entry, fields)
             continue
-        shape, kind, digest, mode, size, channels, remarks = fields
+        shape, kind, digest, mode, size, channels, remarks, layout = fields
         dtype = np.dtype(kind)
         data = answer.read(math.prod(shape) * dtype.itemsize)
         values = np.frombuffer(data, dtype).reshape(shape)
         name = bytes.fromhex(digest)
-        yield Decoded(entry, Read(values, name, mode, tuple(size), channels, tuple(remarks)))
+        read = Read(values, name, mode, tuple(size), channels, tuple(remarks), layout)
+        yield Decoded(entry, read)
 
 
 # -- in the process -------------------------------------------------------------------------------
@@ -119,9 +122,10 @@ def main() -> None:
     if not hello:
         return
     said = json.loads(hello)
-    background = tuple(said["background"])
-    asked = Asked(None, said["channels"], background, said["fit"], shared=True)
-    reading = Reading(open_source(Path(said["source"])), said["medium"], asked)
+    said["background"] = tuple(said["background"])
+    source, medium = said.pop("source"), said.pop("medium")
+    asked = Asked(**said, shared=True)
+    reading = Reading(open_source(Path(source)), medium, asked)
     prepare(reading.medium)
     for line in stdin:
         request = json.loads(line)

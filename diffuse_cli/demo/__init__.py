@@ -10,22 +10,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from diffuse_cli import files, outputs, pictures
 from diffuse_cli.config import DemoConfig, DiffusionConfig
 from diffuse_cli.config.demo import ForwardConfig, ReverseConfig
+from diffuse_cli.demo import subjects
 from diffuse_cli.demo.drawing import FRAME_COLUMNS, PURE_NOISE, Scene, animate, draw
+from diffuse_cli.demo.subjects import Subject
 from diffuse_cli.errors import UsageError, lookup
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.options import first_given
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from diffuse_cli.core import Process
 
-OWN_SIDE, LARGEST_SIDE = 256, 512
+LARGEST_SIDE = 512
 
 
 def demonstrate(config: DemoConfig) -> Work[tuple[Path, ...]]:
@@ -51,27 +49,17 @@ def _of_schedules(config: DemoConfig) -> Work[list[bytes]]:
     """The picture, and the animation if it is asked for."""
     rows = settings(config)
 
-    from PIL import ImageColor
-
     from diffuse_cli.diffusion import make_process
-    from diffuse_cli.media._decoding import read_image
-    from diffuse_cli.media._pixels import fitted
 
     processes = {name: make_process(row) for name, row in rows.items()}
-    picture, remarks = read_image(config.image, config.background)
-    yield from (Notice(f"{files.show(config.image)}: {text}", warning=True) for text in remarks)
-    if config.size:
-        fit, background = config.fit or "crop", ImageColor.getrgb(config.background)[:3]
-        picture = fitted(picture, config.size, fit, background)
-    else:
-        picture = pictures.shrunk(picture, OWN_SIDE)
-    scene = _scene(config, picture, processes)
+    sample = yield from subjects.read(config)
+    scene = _scene(config, sample, processes)
     yield from _warning(scene)
     yield Progress("drawing", 0, 1)
     contents = [pictures.png(draw(scene, config.steps))]
     yield Progress("drawing", 1, 1)
     if config.gif:
-        small = pictures.shrunk(picture, 100 if len(processes) <= FRAME_COLUMNS else 64)
+        small = sample.shrunk(100 if len(processes) <= FRAME_COLUMNS else 64)
         contents.append((yield from animate(_scene(config, small, processes))))
     return contents
 
@@ -80,30 +68,23 @@ def _of_model(config: DemoConfig) -> Work[list[bytes]]:
     """The same for a model: its own process, at its own size."""
     from dataclasses import replace
 
-    from PIL import ImageColor
-
     from diffuse_cli.data import read_images
     from diffuse_cli.demo import reversing, showing
-    from diffuse_cli.media._decoding import read_image
-    from diffuse_cli.media._pixels import fitted
-    from diffuse_cli.media.image import MODES
+    from diffuse_cli.media import like
     from diffuse_cli.runtime import machine
     from diffuse_cli.sampling import load_denoiser
 
     assert config.model is not None
-    picture, remarks = read_image(config.image, config.background)
-    yield from (Notice(f"{files.show(config.image)}: {text}", warning=True) for text in remarks)
+    subjects.check_there(config.image)
     with machine("fp32") as accelerator:
         loaded = yield from load_denoiser(config.model, config.weights, accelerator)
         space, fit = loaded.space, config.fit or loaded.fit
-        background = ImageColor.getrgb(config.background)[:3]
-        picture = fitted(picture, space.size, fit, background).convert(MODES[space.channels])
-        journey = yield from reversing.travel(config, picture, loaded, accelerator.device)
+        sample = yield from subjects.read(config, space, fit)
+        journey = yield from reversing.travel(config, sample.values, loaded, accelerator.device)
         if config.data is not None:
             images = yield from read_images(
                 config.data,
-                size=space.size,
-                channels=space.channels,
+                **like(space),
                 background=loaded.background,
                 fit=fit,
                 medium=space.medium,
@@ -165,20 +146,18 @@ def _outputs(config: DemoConfig) -> tuple[Path, ...]:
     return tuple(paths)
 
 
-def _scene(config: DemoConfig, picture: Image.Image, processes: Mapping[str, Process]) -> Scene:
+def _scene(config: DemoConfig, sample: Subject, processes: Mapping[str, Process]) -> Scene:
     import torch
 
     from diffuse_cli.draws import draw_noise
-    from diffuse_cli.media import image
 
-    levels = np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1)
-    noise = draw_noise(config.seed, "noise-demo", shape=levels.shape)
+    space = sample.space
+    noise = draw_noise(config.seed, "noise-demo", shape=space.shape)
     total = next(iter(processes.values())).num_timesteps
     rescaled = f",  log-SNR shifted by {config.log_snr_shift:+g}" if config.log_snr_shift else ""
     rescaled += ",  zero terminal SNR" if config.zero_terminal_snr else ""
     title = f"Forward process of {_short(Path(config.image).name, 42)},  T = {total}{rescaled}"
-    space = image.space(levels[None])
-    x0 = space.to_model(torch.tensor(levels))
+    x0 = space.to_model(torch.tensor(sample.values[None]))[0]
     return Scene(title, x0, noise, space, processes, total)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from diffuse_cli import pictures
 from diffuse_cli.demo import page
 from diffuse_cli.events import Progress, Work
+from diffuse_cli.media import MEDIA
 from diffuse_cli.pictures import COLORS, FAINT, Pixels, Sheet
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ FORMULA = (
 
 @dataclass(frozen=True)
 class Scene:
-    """What is shown: the image and noise are (C, H, W), x0 in [-1, 1]."""
+    """What is shown: the sample as the model sees it and the noise, (C, *size)."""
 
     title: str
     x0: Tensor
@@ -58,7 +59,8 @@ class Scene:
     def noised(self, name: str, t: int) -> Pixels:
         """x_t as pixels (C, H, W)."""
         x_t = self.processes[name].diffuse(self.x0[None], t, self.noise[None])
-        pixels: Pixels = self.space.to_stored(x_t)[0].numpy()
+        stored = self.space.to_stored(x_t).numpy()
+        pixels: Pixels = MEDIA[self.space.medium].look(stored, self.space)[0]
         return pixels
 
 

@@ -25,15 +25,14 @@ from diffuse_cli.draws import image_noise
 from diffuse_cli.errors import UsageError, lookup
 from diffuse_cli.evaluation.neighbors import search
 from diffuse_cli.events import Progress, Work
-from diffuse_cli.sampling import Loaded, stored
+from diffuse_cli.sampling import Loaded, looks, stored
 from diffuse_cli.tasks.telling import check_class
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-    from PIL import Image
     from torch import Tensor
 
-    from diffuse_cli.core import Process
+    from diffuse_cli.core import Process, Space
     from diffuse_cli.core.denoiser import Denoise
 
     Array = npt.NDArray[Any]
@@ -65,7 +64,7 @@ class Near:
 
 @dataclass(frozen=True)
 class Journey:
-    """What is shown. Distances are root mean squared differences, in levels.
+    """What is shown. Distances are root mean squared differences, in `unit`.
 
     Attributes:
         told: what the model is told on both ways, if it is given anything.
@@ -76,6 +75,7 @@ class Journey:
     process: Process
     forward: Way
     reverse: Way
+    space: Space
     told: Told | None = None
     forward_near: Near | None = None
     reverse_near: Near | None = None
@@ -97,7 +97,28 @@ class Journey:
 
     def missed(self, t: int) -> float:
         """How far the estimate from the image's x_t is from the image."""
-        return distance(self.forward.x0[t], self.image)
+        return distance(*map(self.numbers, (self.forward.x0[t], self.image)))
+
+    @property
+    def unit(self) -> str:
+        """Of distances: levels, or a channel's deviation."""
+        return "deviations" if self.space.levels is None else "levels"
+
+    def said(self, away: float) -> str:
+        """A distance in few digits."""
+        return f"{away:.2f}" if self.space.levels is None else f"{away:.0f}"
+
+    def numbers(self, stored: Array) -> Array:
+        """Stored numbers (..., C, *size) as they are compared: floats as the model sees them."""
+        if self.space.levels is not None:
+            return stored
+        seen: Array = self.space.to_model(torch.from_numpy(np.ascontiguousarray(stored))).numpy()
+        return seen
+
+    def look(self, stored: Array) -> Array:
+        """A stored sample as a picture, uint8 (1 or 3, H, W)."""
+        seen: Array = looks(self.space, stored[None])[0]
+        return seen
 
 
 def distance(a: Array, b: Array) -> float:
@@ -106,9 +127,9 @@ def distance(a: Array, b: Array) -> float:
 
 
 def travel(
-    config: DemoConfig, image: Image.Image, loaded: Loaded, device: torch.device
+    config: DemoConfig, values: Array, loaded: Loaded, device: torch.device
 ) -> Work[Journey]:
-    """Both ways of an image of the model's size and channels.
+    """Both ways of a sample of the model's space, as stored.
 
     Raises:
         UsageError: the model has no such class, or no classes; --given is missing, or of no use.
@@ -118,8 +139,7 @@ def travel(
     last = process.num_timesteps - 1
     count = min(STEPS, last + 1)
     times = sorted({round(i * last / (count - 1)) for i in range(count)})
-    values = np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
-    x0 = space.to_model(torch.tensor(values, device=device))[None]
+    x0 = space.to_model(torch.tensor(values[None], device=device))
     given = yield from told(config, values, loaded, device)
     denoise = kept_in_range(_telling(loaded, config.label, given, device), loaded.denoiser)
     noise = partial(image_noise, config.seed, [0], shape=space.shape, device=device)
@@ -127,7 +147,7 @@ def travel(
     reverse = yield from _reverse(denoise, process, noise, times, loaded)
     names = (files.show(Path(path).name) for path in (config.image, config.model or ""))
     title = f"{' and '.join(names)},  T = {last + 1}"
-    return Journey(title, values, process, forward, reverse, given)
+    return Journey(title, values, process, forward, reverse, space, given)
 
 
 def _telling(
@@ -190,7 +210,7 @@ def nearest(journey: Journey, data: Array) -> Work[tuple[Near, Near]]:
     """The nearest of some images to the estimates on both ways."""
     ways = journey.forward, journey.reverse
     queries = np.stack([way.x0[t] for way in ways for t in journey.times])
-    found = yield from search(queries, queries[:0], data, np.arange(len(data)))
+    found = yield from search(queries, queries[:0], data, np.arange(len(data)), see=journey.numbers)
     count, near = len(journey.times), []
     for k in range(len(ways)):
         part = slice(k * count, (k + 1) * count)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from diffuse_cli import pictures
 from diffuse_cli.demo import page
 from diffuse_cli.demo.drawing import log_snr, over_time
-from diffuse_cli.demo.reversing import Journey, distance
+from diffuse_cli.demo.reversing import Journey
 from diffuse_cli.events import Progress, Work
 from diffuse_cli.pictures import FAINT, Sheet
 
@@ -39,13 +37,16 @@ def draw(journey: Journey, steps: int) -> Image.Image:
         return rf"$\bar\alpha$ = {pictures.readable(journey.process.alpha_bar(t))}"
 
     def off(t: int) -> str:
-        return f"off by {distance(forward.x0[t], journey.image):.0f}"
+        return f"off by {journey.said(journey.missed(t))}"
+
+    def seen(numbers: Mapping[int, Any]) -> Callable[[int], Any]:
+        return lambda t: journey.look(numbers[t])
 
     rows = [
-        page.Row("forward", BLUE, forward.x.__getitem__, level),
-        page.Row("expected", BLUE, forward.x0.__getitem__, off),
-        page.Row("reverse", RED, reverse.x.__getitem__, lambda t: ""),
-        page.Row("expected", RED, reverse.x0.__getitem__, lambda t: ""),
+        page.Row("forward", BLUE, seen(forward.x), level),
+        page.Row("expected", BLUE, seen(forward.x0), off),
+        page.Row("reverse", RED, seen(reverse.x), lambda t: ""),
+        page.Row("expected", RED, seen(reverse.x0), lambda t: ""),
     ]
     legend, told = [("from the image", BLUE)], journey.told
     if told is not None:
@@ -55,7 +56,7 @@ def draw(journey: Journey, steps: int) -> Image.Image:
     if near is not None:
         away = near.distances
         rows.append(
-            page.Row("nearest", GREEN, near.images.__getitem__, lambda t: f"{away[t]:.0f} away")
+            page.Row("nearest", GREEN, seen(near.images), lambda t: f"{journey.said(away[t])} away")
         )
         legend += [("from the nearest image of DATA", GREEN), ("the same in reverse", RED)]
     plots: list[Callable[[Axes], object]] = [
@@ -69,10 +70,11 @@ def draw(journey: Journey, steps: int) -> Image.Image:
 def _distances(axes: Axes, journey: Journey) -> None:
     """How far the expected x_0 is from the image, and from its nearest of DATA, over t / T."""
     times, total = journey.times, journey.num_timesteps
-    over_time(axes, "expected $x_0$: how far away it is, in levels (root mean square)")
+    title = f"expected $x_0$: how far away it is, in {journey.unit} (root mean square)"
+    over_time(axes, title)
     x = [t / total for t in times]
     style: dict[str, Any] = {"linewidth": 1.8, "clip_on": False, "zorder": 3}
-    missed = [distance(journey.forward.x0[t], journey.image) for t in times]
+    missed = [journey.missed(t) for t in times]
     axes.plot(x, missed, color=BLUE, **style)
     for near, color in ((journey.forward_near, GREEN), (journey.reverse_near, RED)):
         if near is not None:
@@ -88,7 +90,7 @@ NAMES = ("forward", "expected", "reverse", "expected")
 
 def animate(journey: Journey) -> Work[bytes]:
     """Both ways and what is expected on them, from t = T - 1 to 0."""
-    height, width = journey.image.shape[-2:]
+    height, width = journey.look(journey.image).shape[-2:]
     zoom = max(1, round(DPI * WIDTH / max(height, width)))
     w, h = zoom * width / DPI, zoom * height / DPI
     pitch = max(w, 0.9) + GAP
@@ -103,8 +105,8 @@ def animate(journey: Journey) -> Work[bytes]:
         label.set_text(f"$t$ = {t} of {journey.num_timesteps}")
         sheet.images.clear()
         shown = [side[t] for way in ways for side in (way.x, way.x0)]
-        for left, pixels in zip(lefts, shown, strict=True):
-            sheet.image(left, HEAD, np.asarray(pixels, np.uint8), zoom)
+        for left, numbers in zip(lefts, shown, strict=True):
+            sheet.image(left, HEAD, journey.look(numbers), zoom)
         frames.append(sheet.render())
         yield Progress("animating", len(frames), len(journey.times))
     return pictures.gif(frames, seconds=SECONDS, hold=HOLD)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -33,7 +34,8 @@ BLOCK = 16
 
 @dataclass(frozen=True)
 class Bound:
-    """Bits per dimension of N images, estimated from V visits to each.
+    """Bits per dimension of N images, estimated from V visits to each; of floats those of the
+    density of stored numbers, which may be negative.
 
     Attributes:
         prior: L_T, (N,).
@@ -129,7 +131,7 @@ def measure(
             torch.tensor(values[batch.start : batch.stop], device=device)
             for values in (images.samples, images.labels)
         )
-        x0 = blueprint.space.to_model(x0)
+        stored, x0 = x0, blueprint.space.to_model(x0)
         told, row = given.at(batch, device) if given else None, None
         if images.rows is not None:
             row = torch.tensor(images.rows[batch.start : batch.stop], device=device)
@@ -142,6 +144,11 @@ def measure(
             yield Progress(task, done + part, len(indices))
         # Metal has no float64.
         rows.append(torch.stack(terms, 1).cpu().double().numpy())
+        if blueprint.space.levels is None:
+            slope = blueprint.space.log_slope(stored).flatten(1).mean(1).cpu().double().numpy()
+            first = times[done : done + batch_size].numpy() == 0
+            # Of an image, the decoder's terms over their expected number sum to one decoder.
+            rows[-1] -= first * (slope / math.log(2))[:, None]
         priors.append(prior_bits(denoiser, x0).cpu().double().numpy())
     return Bound(np.concatenate(priors), expected.numpy(), times.numpy(), np.concatenate(rows))
 
@@ -182,13 +189,15 @@ def draw(bound: Bound, name: str) -> Image.Image:
     groups, last = bound.by_time(), len(bound.expected)
     title = f"{name}: {total:.3f} bits per dimension over {last} timesteps"
     sheet.text(0.9, 0.4, title, 6.0, fontsize=11, fontweight="bold", parse_math=False)
-    means = np.maximum([group["bits_per_timestep"] for group in groups], 1e-12)
+    means = np.array([group["bits_per_timestep"] for group in groups])
     edges = [group["first"] + 1 for group in groups] + [last + 1]
-    axes.stairs(means, edges, baseline=None, color=pictures.color(0), linewidth=1.8)
-    axes.plot([1.5], means[:1], "o", color=pictures.color(1), markersize=6)
+    shown = np.where(means > 0, means, np.nan)  # a density's decoder may be negative
+    axes.stairs(shown, edges, baseline=None, color=pictures.color(0), linewidth=1.8)
+    axes.plot([1.5], shown[:1], "o", color=pictures.color(1), markersize=6)
     faint: dict[str, Any] = {"fontsize": 8.5, "color": pictures.FAINT}
     decoder = f"decoder, $L_0$: {means[0]:.3f}"
-    axes.annotate(decoder, (2, means[0]), (6, -3), textcoords="offset points", **faint)
+    place = means[0] if means[0] > 0 else means[means > 0].max(initial=1e-12)
+    axes.annotate(decoder, (2, place), (6, -3), textcoords="offset points", **faint)
     axes.loglog()
     axes.set_xlim(1, last + 1)
     axes.set_xlabel("timestep $t + 1$", fontsize=9)

@@ -29,6 +29,7 @@ from diffuse_cli.evaluation.showing import Shown
 from diffuse_cli.evaluation.team import Team
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.guiding import equipped
+from diffuse_cli.media import MEDIA, judged
 from diffuse_cli.metrics import METRICS, Facts, Remark, remarks
 from diffuse_cli.options import first_given
 from diffuse_cli.outputs import asked
@@ -131,7 +132,15 @@ def evaluate(
             config, accelerator, network, loaded, settings, sides.real, sides.more, sides.fakes,
             training, space=sides.space,
         )  # fmt: skip
+        rated = judged(sides.space.medium)
+        if not rated:
+            many = MEDIA[sides.space.medium].MANY
+            yield Notice(
+                f"left out: what features of photographs say, such as KID; of {many} they "
+                "say nothing"
+            )
         values = yield from measured(evaluation)
+        yield from evaluation.make("generated")
         if not accelerator.is_main_process:
             return None
         if plot and evaluation.bound:
@@ -140,7 +149,8 @@ def evaluate(
         if page:
             twins = showing.twins(evaluation, neighbors.PAIRS)
             files.write_bytes(page, pictures.png(neighbors.draw(twins)))
-        real, (generated, dim) = len(sides.real), evaluation.fake_features.shape
+        real, generated = len(sides.real), len(evaluation.generated)
+        dim = evaluation.fake_features.shape[1]
         facts = Facts(values, real, generated, dim, loaded is not None, sides.space.levels)
         return Evaluated(
             values=values,
@@ -149,7 +159,7 @@ def evaluate(
             real=real,
             generated=generated,
             part=sides.part,
-            features=network.described(),
+            features=network.described() if rated else {},
             settings=described,
             seconds=round(time.monotonic() - began, 3),
             model=_model_facts(loaded) if loaded else {},

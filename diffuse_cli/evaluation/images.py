@@ -18,7 +18,7 @@ from diffuse_cli.draws import permutation
 from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.givens import Giver, Inputs, inputs_for
-from diffuse_cli.media import Array
+from diffuse_cli.media import Array, like
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.sampling import Loaded
 
@@ -131,8 +131,7 @@ def read_for(config: MeasureConfig, loaded: Loaded) -> Work[Samples]:
     space = loaded.space
     images = yield from read_images(
         config.data,
-        size=space.size,
-        channels=space.channels,
+        **like(space),
         background=config.background or loaded.background,
         fit=config.fit or loaded.fit,
         medium=space.medium,
@@ -180,8 +179,7 @@ def read_pairs(config: SidesConfig, images: Samples, loaded: Loaded) -> Work[Pai
         )
     found = yield from read_images(
         config.given,
-        size=images.space.size,
-        channels=given.channels,
+        **{**like(loaded.space), "channels": given.channels},
         background=config.background or loaded.background,
         fit=config.fit or loaded.fit,
         medium=images.medium,
@@ -264,7 +262,9 @@ def _of_folder(config: MeasureConfig) -> Work[Sides]:
     sizes = [size[::-1] for size in theirs.summary.sizes]
     if len(sizes) == 1 and sizes[0] != theirs.space.size:
         theirs = yield from read(config.subject, size=sizes[0])
-    images = yield from read(config.data, size=theirs.space.size, medium=theirs.medium)
+    images = yield from read(
+        config.data, size=theirs.space.size, medium=theirs.medium, layout=theirs.layout
+    )
     yield from _tell(theirs, images)
     names = images.class_names
     fakes, _ = _choose(config, theirs, np.arange(len(theirs)), names)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +30,12 @@ SAME = 1e-10
 
 
 def search(
-    samples: Array, held_out: Array, training: Array, order: Array, alone: int = 0
+    samples: Array,
+    held_out: Array,
+    training: Array,
+    order: Array,
+    alone: int = 0,
+    see: Callable[[Array], Array] = lambda rows: rows,
 ) -> Work[Nearest]:
     """The nearest of the training rows in `order` to each sample and each reference.
 
@@ -40,15 +45,18 @@ def search(
     Distances are root mean squared differences, places are indices of rows of `training`. Rows have
     any shape and type; they are compared block by block in float64, in which 8-bit pixels are
     exact. Grey images are repeated to the channels of coloured ones.
+
+    Args:
+        see: from rows to the numbers that are compared.
     """
     channels = max(x.shape[1] for x in (samples, training)) if training.ndim > 2 else None
     queries = [(side[i], -1.0) for side in (samples, held_out) for i in blocks(len(side))]
     queries += [(training[order[i]], SAME) for i in blocks(alone)]
     kept: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * len(queries)
     for j in blocks(len(order)):
-        rows = _flat(training[order[j]], channels)
+        rows = _flat(see(training[order[j]]), channels)
         for q, (side, least) in enumerate(queries):
-            found = squared(_flat(side, channels), rows)
+            found = squared(_flat(see(side), channels), rows)
             found[found <= least * rows.shape[1]] = torch.inf
             kept[q] = merge(kept[q], found, j.start, 1)
         yield Progress("nearest training images", j.stop, len(order))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 
 from diffuse_cli.config import EvalConfig
@@ -18,7 +19,7 @@ from diffuse_cli.evaluation.neighbors import search
 from diffuse_cli.evaluation.team import Team, draw_share, gathered
 from diffuse_cli.events import Work
 from diffuse_cli.features import FeatureNetwork
-from diffuse_cli.media import Array
+from diffuse_cli.media import Array, judged
 from diffuse_cli.metrics.answers import Answers, feature_distances
 from diffuse_cli.metrics.landmarks import landmarks
 from diffuse_cli.metrics.memorization import Nearest
@@ -62,6 +63,18 @@ class Evaluation:
         return looks(self.space, samples)
 
     @property
+    def floats(self) -> bool:
+        """Whether samples are floats, whose bound is a density's."""
+        return self.space.levels is None
+
+    def numbers(self, samples: Array) -> Array:
+        """Stored samples as numbers that can be compared: floats as the model sees them."""
+        if self.space.levels is not None:
+            return samples
+        seen: Array = self.space.to_model(torch.from_numpy(np.ascontiguousarray(samples))).numpy()
+        return seen
+
+    @property
     def generated(self) -> Labelled:
         """The generated images, once they are drawn."""
         assert self.fakes is not None
@@ -87,6 +100,8 @@ class Evaluation:
             lacking |= {"answers"}
         if self.training is None:
             lacking |= {"train_bits", "nearest"}
+        if not judged(self.space.medium):
+            lacking |= {"features", "landmarks"}
         return lacking.isdisjoint(needs)
 
     def of_class(self, label: int) -> Evaluation:
@@ -165,10 +180,16 @@ def _bound(
     return joined(evaluation.team.gather(bound))
 
 
-def _make_features(evaluation: Evaluation) -> Work[None]:
-    """Features of real, generated and training images; a model generates first."""
+def _make_generated(evaluation: Evaluation) -> Work[None]:
+    """The images that a model draws."""
     if evaluation.fakes is None:
         evaluation.fakes = yield from _generate(evaluation)
+
+
+def _make_features(evaluation: Evaluation) -> Work[None]:
+    """Features of real, generated and training images; a model generates first."""
+    yield from evaluation.make("generated")
+    assert evaluation.fakes is not None
     network, team, look = evaluation.network, evaluation.team, evaluation.look
     real, fakes = look(evaluation.real.samples), look(evaluation.fakes.samples)
     evaluation.real_features = yield from cached(network, real, team, tell=True)
@@ -195,9 +216,24 @@ def _make_landmarks(evaluation: Evaluation) -> Work[None]:
 
 def _make_nearest(evaluation: Evaluation) -> Work[None]:
     """Distances to the nearest training image: in pixels among all, in features among `train_n`."""
-    yield from evaluation.make("features")
-    training = evaluation.training
+    training, known = evaluation.training, evaluation.config.train_n
     assert training is not None
+    if judged(evaluation.space.medium):
+        yield from _nearest_in_features(evaluation, training)
+        known = len(evaluation.train_features)
+    yield from evaluation.make("generated")
+    evaluation.nearest["pixels"] = yield from search(
+        evaluation.generated.samples,
+        training.held_out.samples,
+        training.samples,
+        training.order,
+        min(training.alone, known),
+        evaluation.numbers,
+    )
+
+
+def _nearest_in_features(evaluation: Evaluation, training: Training) -> Work[None]:
+    yield from evaluation.make("features")
     held_out, features = training.held_out, evaluation.train_features
     theirs = evaluation.real_features
     if evaluation.loaded is None:  # a model's real images are the held-out ones
@@ -208,15 +244,12 @@ def _make_nearest(evaluation: Evaluation) -> Work[None]:
     order, alone = np.arange(len(features)), min(training.alone, len(features))
     near = yield from search(evaluation.fake_features, theirs, features, order, alone)
     evaluation.nearest["features"] = replace(near, places=training.order[near.places])
-    evaluation.nearest["pixels"] = yield from search(
-        evaluation.generated.samples, held_out.samples, training.samples, training.order, alone
-    )
 
 
 def _make_answers(evaluation: Evaluation) -> Work[None]:
     """The first two images of what each real image is given, against it; the second is drawn for
     `ANSWERED` of them, if it is not there already."""
-    yield from evaluation.make("features")
+    yield from evaluation.make("generated")
     config, loaded, settings = evaluation.config, evaluation.loaded, evaluation.settings
     assert loaded is not None
     assert settings is not None
@@ -291,6 +324,7 @@ def _generate(evaluation: Evaluation) -> Work[Labelled]:
 PARTS: dict[str, Callable[[Evaluation], Work[None]]] = {
     "bits": _make_bits,
     "train_bits": _make_train_bits,
+    "generated": _make_generated,
     "features": _make_features,
     "landmarks": _make_landmarks,
     "nearest": _make_nearest,

@@ -15,6 +15,7 @@ from diffuse_cli import files, outputs, pictures
 from diffuse_cli.columns import survey
 from diffuse_cli.config import InfoConfig
 from diffuse_cli.data import Samples, Summary, read_cells, read_images
+from diffuse_cli.data.measuring import moments
 from diffuse_cli.errors import DataError, UsageError
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.inspection import near, sheet
@@ -51,6 +52,7 @@ class DataReport:
         held_out: images that `train` would not train on.
         near_duplicates: among images that differ; None if they are too small to compare.
         blank: almost blank images, which are not compared.
+        bytes: whether values are 0 ... 255.
         out: the contact sheet, if asked for.
         columns: of tables beside the images, each in words.
     """
@@ -64,20 +66,23 @@ class DataReport:
     near_duplicates: Copies | None
     blank: int
     fingerprint: str
+    bytes: bool
     out: Path | None
     columns: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
-        height, width = self.size
+        sides = (
+            dict(zip(("height", "width"), self.size, strict=True)) if len(self.size) == 2 else {}
+        )
         return {
             "kind": "data",
             "path": self.path,
             **self.summary.to_dict(),
-            "size": {"height": height, "width": width},
+            "size": sides or list(self.size),
             "held_out": self.held_out,
             "pixels": asdict(self.pixels),
-            "pixels_scaled": asdict(self.pixels.scaled()),
+            **({"pixels_scaled": asdict(self.pixels.scaled())} if self.bytes else {}),
             "duplicates": asdict(self.duplicates),
             "near_duplicates": self.near_duplicates and asdict(self.near_duplicates),
             "blank": self.blank,
@@ -96,6 +101,7 @@ def inspect_data(config: InfoConfig) -> Work[DataReport]:
             size=config.size,
             background=config.background or "white",
             fit=config.fit or "crop",
+            layout=config.layout,
             strict=config.strict,
             workers=config.workers,
             cache=Path(folder),
@@ -119,23 +125,30 @@ def _sheet_path(config: InfoConfig) -> Path | None:
 
 
 def _report(config: InfoConfig, images: Samples, out: Path | None) -> Work[DataReport]:
-    pixels, hashed, blank = yield from _measure(images)
+    pictured = images.stored.dtype == np.uint8 and images.stored.ndim == 4
+    if pictured:
+        pixels, hashed, blank = yield from _measure(images)
+    else:
+        every = np.arange(len(images))
+        found = moments(images.unmeasured, images.stored, every, images.names)
+        pixels = Spread(*(tuple(values.tolist()) for values in found))
     roots, everything = exact_roots(images), np.arange(len(images))
     similar = None
-    if near.can_compare(images.stored):
+    if pictured and near.can_compare(images.stored):
         different = np.flatnonzero((roots == everything) & ~blank)
         alike = yield from near.groups(images.stored, hashed, different)
         similar = count_copies(images, alike, different)
     return DataReport(
         path=config.path,
         summary=images.summary,
-        size=images.space.size,
+        size=images.unmeasured.size,
         held_out=int(images.held_out.sum()),
         pixels=pixels,
         duplicates=count_copies(images, roots, everything),
         near_duplicates=similar,
-        blank=int(blank.sum()),
+        blank=int(blank.sum()) if pictured else 0,
         fingerprint=images.fingerprint,
+        bytes=images.stored.dtype == np.uint8,
         out=out,
     )
 
@@ -157,7 +170,7 @@ def _columns(config: InfoConfig, images: Samples) -> Work[dict[str, str]]:
 def _measure(images: Samples) -> Work[tuple[Spread, Array, Array]]:
     """The spread of the values, each image's hash and whether it is blank, in one pass."""
     count, axes = len(images), (0, *range(2, images.stored.ndim))
-    totals, squares = np.zeros((2, images.space.channels), np.uint64)
+    totals, squares = np.zeros((2, images.stored.shape[1]), np.uint64)
     hashed, blank = np.zeros(count, np.uint64), np.zeros(count, np.bool_)
     comparable = near.can_compare(images.stored)
     yield Progress(MEASURING, 0, count)
@@ -170,7 +183,7 @@ def _measure(images: Samples) -> Work[tuple[Spread, Array, Array]]:
         if comparable:
             hashed[block] = near.hashes(found)
         yield Progress(MEASURING, min(block.stop, count), count)
-    values = count * math.prod(images.space.size)
+    values = count * math.prod(images.stored.shape[2:])
     sums = list(zip(totals.tolist(), squares.tolist(), strict=True))  # exact, as whole numbers
     spread = Spread(
         mean=tuple(total / values for total, _ in sums),

@@ -11,6 +11,7 @@ from diffuse_cli import pictures
 from diffuse_cli.data import Samples
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.media import Array
+from diffuse_cli.sampling import looks
 
 SHOWN = 64
 """Most images on a sheet without classes."""
@@ -57,5 +58,7 @@ def _filled(images: Samples, rows: Sequence[Array]) -> Array:
 
 def _small(images: Samples, chosen: Array) -> Array:
     """Images at the size on the sheet."""
-    shrunk = (pictures.shrunk(pictures.image(images.stored[k]), SIDE) for k in chosen)
+    space = images.unmeasured
+    seen = (looks(space, images.stored[[k]])[0] for k in chosen)
+    shrunk = (pictures.shrunk(pictures.image(each), SIDE) for each in seen)
     return np.stack([np.atleast_3d(np.asarray(each)).transpose(2, 0, 1) for each in shrunk])

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from diffuse_cli.core.errors import lookup
+from diffuse_cli.core.errors import InvalidArgument, lookup
 from diffuse_cli.core.registry import Modules
 from diffuse_cli.core.space import Space as Space
 from diffuse_cli.media._fitting import FITS as FITS
+from diffuse_cli.media._fitting import Fit as Fit
+from diffuse_cli.media._fitting import crop
 
 Array = npt.NDArray[Any]
 Size = tuple[int, ...]
@@ -37,8 +39,10 @@ class Asked:
         size: None while all samples so far have one small size.
         channels: None for those of the file.
         background: RGB (0 ... 255) behind transparent pixels and around padded samples.
-        fit: a name in `FITS`, for samples of another shape than `size`.
+        fit: a name in the medium's `FITS`, for samples of another shape than `size`.
         shared: other processes read too; raise `Large` for a large sample.
+        layout: one of the medium's `LAYOUTS`; None for that of the file.
+        numbers: the name of a NumPy type that holds the numbers to be read; None for any.
     """
 
     size: Size | None = None
@@ -46,11 +50,14 @@ class Asked:
     background: tuple[int, ...] = (255, 255, 255)
     fit: str = "crop"
     shared: bool = False
+    layout: str | None = None
+    numbers: str | None = None
 
 
 class Read(NamedTuple):
-    """One sample (C, *size), a 16-byte hash of its content, the file's mode, size and channels, and
-    what is wrong with the sample: constants of `unusable`."""
+    """One sample (C, *size), a 16-byte hash of its content, the file's mode, size in reverse, as in
+    (width, height), and channels, what is wrong with the sample (constants of `unusable`), and its
+    layout, if the medium has several."""
 
     values: Array
     digest: bytes
@@ -58,29 +65,38 @@ class Read(NamedTuple):
     size: Size
     channels: int
     remarks: tuple[str, ...] = ()
+    layout: str | None = None
 
 
 class Medium(Protocol):
     """A module of this folder.
 
     It may have `prepare()`, called before a process reads, `check(space)`, which raises
-    `InvalidArgument` for a space whose samples it cannot write, `FITS`, the names of the fits that
-    it knows (`crop` alone without it), and `ADVICE`, what to do with files that it does not read,
-    by extension.
+    `InvalidArgument` for a space whose samples it cannot write, and these attributes:
+
+    - `FITS`, the fits that it knows, by name (`crop` alone without it);
+    - `ADVICE`, what to do with files that it does not read, by extension;
+    - `LAYOUTS`, the names of the orders of axes that its files can have (none without it);
+    - `MIXED`, whether a sample of one channel goes with samples of several (no without it);
+    - `KINDS`, what samples of so many channels are called;
+    - `UNPACKED`, whether samples take as much memory as their files (no without it);
+    - `FITTED`, what becomes of a sample of another size (`resized` without it);
+    - `JUDGED`, whether networks that know photographs can judge samples (yes without it);
+    - `FLIPPED`, how `--flip` mirrors samples, if that has to be said.
 
     Attributes:
         EXTENSIONS: of the files it reads, such as `.png`.
         SUFFIX: of the files it writes.
         ONE, MANY: the words for a sample and for several.
         KEPT_SIDE: samples keep their size if all have the same and no side is longer; others get
-            this size.
+            this size. A number, or one by the number of dimensions.
     """
 
     EXTENSIONS: frozenset[str]
     SUFFIX: str
     ONE: str
     MANY: str
-    KEPT_SIDE: int
+    KEPT_SIDE: int | Mapping[int, int]
 
     def read(self, data: bytes, asked: Asked) -> Read:
         """The sample in a file's bytes, with the channels and size asked for.
@@ -96,7 +112,8 @@ class Medium(Protocol):
         ...
 
     def space(self, samples: Array) -> Space:
-        """The space of stored samples (N, C, *size)."""
+        """The space of stored samples (N, C, *size); the mean and deviation of floats are measured
+        afterwards, any will do."""
         ...
 
     def encode(self, sample: Array, space: Space) -> bytes:
@@ -131,8 +148,54 @@ def check_fit(medium: str, fit: str) -> None:
     Raises:
         InvalidArgument
     """
-    kind = MEDIA[medium]
-    lookup(dict.fromkeys(getattr(kind, "FITS", ["crop"])), fit, "fit")
+    lookup(fits(medium), fit, "fit")
+
+
+def fits(medium: str) -> Mapping[str, Fit]:
+    """The fits that a medium knows, by name."""
+    own: Mapping[str, Fit] = getattr(MEDIA[medium], "FITS", {"crop": crop})
+    return own
+
+
+def check_layout(medium: str, layout: str | None) -> None:
+    """Refuse an order of axes that a medium does not know.
+
+    Raises:
+        InvalidArgument
+    """
+    known = getattr(MEDIA[medium], "LAYOUTS", ())
+    if layout is not None and not known:
+        raise InvalidArgument(f"{MEDIA[medium].MANY} have no layout", argument="layout")
+    if layout is not None:
+        lookup(dict.fromkeys(known), layout, "layout")
+
+
+def kept_side(medium: str, dims: int) -> int:
+    """The longest side of samples that keep their size, by the number of their dimensions."""
+    side = MEDIA[medium].KEPT_SIDE
+    return side if isinstance(side, int) else side[dims]
+
+
+def judged(medium: str) -> bool:
+    """Whether features of networks that were trained on photographs say something of samples."""
+    return bool(getattr(MEDIA[medium], "JUDGED", True))
+
+
+def numbers_of(space: Space) -> str:
+    """The name of the NumPy type in which samples of a space are stored."""
+    if space.levels is None:
+        return "float32"
+    return "bool" if space.levels == 2 else "uint8" if space.levels <= 256 else "uint16"
+
+
+def like(space: Space) -> dict[str, Any]:
+    """How samples are read for a space: keywords of `Asked` and of `data.read_images`."""
+    return {
+        "size": space.size,
+        "channels": space.channels,
+        "layout": space.layout,
+        "numbers": numbers_of(space),
+    }
 
 
 def by_extension() -> dict[str, str]:

@@ -23,6 +23,8 @@ SUFFIX = ".png"
 ONE, MANY = "image", "images"
 KEPT_SIDE = 64
 MODES = {1: "L", 3: "RGB"}
+KINDS = {1: "grey", 3: "colour"}
+MIXED = True
 
 
 def read(data: bytes, asked: Asked) -> Read:

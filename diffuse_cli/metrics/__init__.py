@@ -53,6 +53,7 @@ class Parts(Protocol):
         landmarks: features of images known to be bad, by their names.
         bits, train_bits: bits per dimension of held-out and of training images, (N, 3) and (M, 3):
             L_T, L_1 + ... + L_T-1, L_0.
+        floats: whether bits are those of a density of floats.
         nearest: distances to training images by the name of the space.
         answers: of a model that is given something, how what it draws fits that.
     """
@@ -63,6 +64,7 @@ class Parts(Protocol):
     landmarks: dict[str, Array]
     bits: Array
     train_bits: Array
+    floats: bool
     nearest: dict[str, Nearest]
     answers: Answers
 

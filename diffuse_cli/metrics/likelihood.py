@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from diffuse_cli.metrics import Facts, Number, Parts, Remark, average, with_error
@@ -25,6 +26,15 @@ NUMBERS = (
         axis="bits per dimension",
         by_class=True,
     ),
+    Number(
+        "nats_per_dim",
+        "nats per dimension",
+        "The same of a density, in natural logarithms: of the numbers in the files, in their "
+        "units. It may be negative.",
+        "lower",
+        question="prediction",
+        part=True,
+    ),
     *(
         Number(f"bits_{part}", label, says, "lower", IDEAL.get(part), "prediction", part=True)
         for part, (label, says) in PARTS.items()
@@ -47,11 +57,14 @@ def compute(evaluation: Parts) -> dict[str, float]:
     """The mean bound over images with its standard error, and the means of its parts.
 
     The parts are those of Ho et al. 2020, eq. 5: the prior's L_T, the sum of L_1 ... L_T-1, and
-    the decoder's L_0.
+    the decoder's L_0. Of floats also in nats.
     """
+    total = evaluation.bits.sum(1)
+    nats = average(total * math.log(2)) if evaluation.floats else None
     parts = zip(PARTS, evaluation.bits.mean(0), strict=True)
     return {
-        **with_error("bits_per_dim", *average(evaluation.bits.sum(1))),
+        **with_error("bits_per_dim", *average(total)),
+        **(with_error("nats_per_dim", *nats) if nats else {}),
         **{f"bits_{name}": float(mean) for name, mean in parts},
     }
 

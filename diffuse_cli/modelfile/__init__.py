@@ -236,7 +236,8 @@ def _rejecting(path: Path) -> Iterator[None]:
     except OSError as error:
         raise ModelFileError(f"cannot read {name}: {error.strerror}") from error
     except (DiffuseError, *tensorfile.MALFORMED) as error:
-        reason = files.brief(getattr(error, "message", error), 300)
+        said = error.message if isinstance(error, DiffuseError) else error
+        reason = files.brief(said, 300)
         raise ModelFileError(f"{name} is not a valid model file: {reason}") from error
 
 

@@ -15,20 +15,20 @@ from diffuse_cli.config.training import DATA_FACTS
 from diffuse_cli.core import settings
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.samplers import SAMPLERS
-from diffuse_cli.core.space import Space
+from diffuse_cli.core.space import from_plain
 from diffuse_cli.core.variances import channels_out
 from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.errors import ModelFileError, lookup
 from diffuse_cli.givens import Giver
-from diffuse_cli.media import FITS, check
+from diffuse_cli.media import check, check_fit
 from diffuse_cli.options import from_dict, to_dict
 from diffuse_cli.parsing import parse_color, parse_size
 from diffuse_cli.presets import network_config
 
-VERSION = 5
+VERSION = 6
 """Of the description. Version 1 has no number, and one table for network and data. 3 is 2 with a
-weak average or learned times, 4 has an array among the conditions and 5 columns of a table, and
-each is written for those alone: an older `diffuse` reads all other files."""
+weak average or learned times, 4 has an array among the conditions, 5 columns of a table, 6 a layout
+or a transform, and each is written for those alone: an older `diffuse` reads all other files."""
 
 SAMPLING, WEAK_KEY = "sampling", "weak"
 """The keys of the recommended setting and of the weak average in `diffuse.config`."""
@@ -104,8 +104,11 @@ def describe(model: Model) -> dict[str, Any]:
 
 def _version(model: Model) -> int:
     """The oldest version that can say what the model is."""
-    if model.blueprint.conditions.table:
+    space = model.blueprint.space
+    if space.layout is not None or space.transform is not None:
         return VERSION
+    if model.blueprint.conditions.table:
+        return 5
     if model.blueprint.conditions.given:
         return 4
     learned = model.sampling is not None and model.sampling.times is not None
@@ -159,7 +162,7 @@ def rebuild(described: Mapping[str, Any]) -> Model:
     network = _settled(described["network"])
     name = network.pop("name")
     blueprint = Blueprint(
-        space=settings.from_dict(Space, _settled(described["space"])),
+        space=from_plain(_settled(described["space"])),
         network=name,
         config=network_config(name, network),
         conditions=settings.from_dict(Conditions, _settled(described["conditions"])),
@@ -177,7 +180,7 @@ def rebuild(described: Mapping[str, Any]) -> Model:
     if not all(isinstance(name, str) for name in data.get("classes", ())):
         raise ValueError("class names that are not text")
     parse_color(data.get("background", "white"))
-    lookup(FITS, data.get("fit", "crop"), "fit")
+    check_fit(blueprint.space.medium, data.get("fit", "crop"))
     sampling = None
     if SAMPLING in described:
         sampling = _recommended(described[SAMPLING], blueprint.conditions, timesteps)

@@ -15,11 +15,12 @@ from accelerate import Accelerator
 from diffuse_cli import features, files, modelfile
 from diffuse_cli.config import EmaConfig, TrainConfig
 from diffuse_cli.core.denoiser import Denoiser
-from diffuse_cli.errors import ModelFileError, lookup
+from diffuse_cli.errors import ModelFileError, UsageError, lookup
 from diffuse_cli.evaluation.evaluating import load_model
 from diffuse_cli.evaluation.images import Labelled, drawn_from, inputs_of, read_sides
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.guiding import equipped
+from diffuse_cli.media import MEDIA, judged
 from diffuse_cli.metrics import with_error
 from diffuse_cli.options import from_dict
 from diffuse_cli.outputs import asked
@@ -207,6 +208,10 @@ def _models(
 def _kid(
     config: EmaConfig, loaded: Loaded, real: Labelled, accelerator: Accelerator
 ) -> Work[Measure]:
+    if not judged(loaded.space.medium):
+        raise UsageError(
+            f"KID says nothing of {MEDIA[loaded.space.medium].MANY}", "Type --metric held-out"
+        )
     device = accelerator.device
     # Not `find_network`, which waits for other processes: only the first one is here.
     given = config.feature_weights

@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from diffuse_cli import files, modelfile, pictures
 from diffuse_cli.config import SPACING, DrawConfig, EvalConfig, SamplerChoice, TuneConfig
 from diffuse_cli.core.denoiser import Denoiser
+from diffuse_cli.errors import UsageError
 from diffuse_cli.evaluation import evaluating
 from diffuse_cli.evaluation.cache import cached, computed
 from diffuse_cli.evaluation.images import drawn_from, read_sides
@@ -29,7 +30,7 @@ from diffuse_cli.evaluation.team import Team, draw_share, gathered
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.features import FeatureNetwork
 from diffuse_cli.guiding import equipped
-from diffuse_cli.media import Array
+from diffuse_cli.media import MEDIA, Array, judged
 from diffuse_cli.metrics import frechet, kid, with_error
 from diffuse_cli.options import converted
 from diffuse_cli.outputs import asked
@@ -69,6 +70,12 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
             weak_guidance=1.0 if weaker else None,
         )
         base = yield from equipped(resolve(drawn, loaded.model), loaded, accelerator)
+        if not judged(loaded.space.medium):
+            many = MEDIA[loaded.space.medium].MANY
+            raise UsageError(
+                f"tune compares by KID, which says nothing of {many}",
+                "Compare with diffuse eval: --sampler, --steps",
+            )
         base, process = replace(base, times=None), loaded.denoiser.process
         timesteps = process.num_timesteps
         choice = base.choice

@@ -16,7 +16,7 @@ from diffuse_cli.data import read_images
 from diffuse_cli.data.summary import fitting, skip_lines, span
 from diffuse_cli.errors import DataError, UsageError, translating
 from diffuse_cli.events import Notice, Work
-from diffuse_cli.media import MEDIA, Asked, check_fit, prepare
+from diffuse_cli.media import MEDIA, Asked, check_fit, like, numbers_of, prepare
 from diffuse_cli.sampling import Loaded
 from diffuse_cli.unusable import LARGEST_FILE, TOO_LARGE, Unusable
 
@@ -74,17 +74,20 @@ def read(path: str, loaded: Loaded, fit: str | None, shape: Sequence[int]) -> Wo
             background=loaded.background,
             fit=fit,
             medium=medium,
+            layout=loaded.space.layout,
+            numbers=numbers_of(loaded.space),
         )
         lines = list(skip_lines(found.summary.skipped))
         names, values, sizes = found.names, found.stored, frozenset(found.summary.sizes)
     else:
-        asked = Asked(tuple(size), channels, _rgb(loaded.background), fit)
+        own = {**like(loaded.space), "size": tuple(size), "channels": channels}
+        asked = Asked(**own, background=_rgb(loaded.background), fit=fit)
         one = read_one(path, medium, asked)
         lines = [f"{files.show(path)}: {remark}" for remark in one.remarks]
         names, values, sizes = (Path(path).name,), one.values[None], frozenset([one.size])
     notices = [Notice(line, warning=True) for line in lines]
     if sizes != {tuple(size[::-1])}:
-        were, changed = span(dict.fromkeys(sizes, 1)), fitting(sizes, tuple(size), fit)
+        were, changed = span(dict.fromkeys(sizes, 1)), fitting(sizes, tuple(size), fit, medium)
         kept = _larger(sizes, loaded, size)
         notices.append(Notice(f"{were}: resized to {dimensions(size)}{changed}{kept}"))
     return Pictures(names, values, sizes, tuple(notices))
@@ -106,7 +109,7 @@ def enlarged(path: str, loaded: Loaded, factor: int) -> Size | None:
         return None
     space = loaded.space
     prepare(space.medium)
-    one = read_one(path, space.medium, Asked(space.size, space.channels))
+    one = read_one(path, space.medium, Asked(**like(space)))
     size = tuple(factor * side for side in one.size[::-1])
     return size if all(s >= own for s, own in zip(size, space.size, strict=True)) else None
 
@@ -152,7 +155,9 @@ def read_mask(path: str, loaded: Loaded, fit: str | None, sizes: frozenset[Size]
         DataError: not usable, of another size, or nothing is left to draw or to keep.
     """
     space, shown = loaded.space, f"--mask {files.show(path)}"
-    one = read_one(path, space.medium, Asked(space.size, 1, (0, 0, 0), fit or loaded.fit))
+    alike = {**like(space), "channels": 1, "numbers": None}
+    asked = Asked(**alike, background=(0, 0, 0), fit=fit or loaded.fit)
+    one = read_one(path, space.medium, asked)
     for size in sorted(sizes - {one.size}):
         own, theirs = (dimensions(each[::-1]) for each in (one.size, size))
         raise DataError(f"{shown} is {own}, the image {theirs}", "Give a mask of the image's size")

@@ -19,7 +19,7 @@ from diffuse_cli.errors import DataError, UsageError
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.files import show
 from diffuse_cli.generation import Folder, gather
-from diffuse_cli.media import Asked
+from diffuse_cli.media import Asked, like
 from diffuse_cli.sampling import Drawing, Loaded, collect, load_denoiser
 from diffuse_cli.tasks.inputs import read, read_one
 from diffuse_cli.tasks.making import Made, Plan, finish, opened
@@ -168,7 +168,7 @@ def _drawings(
 def _written(path: Path, loaded: Loaded) -> Array:
     """A sample that was written, as stored."""
     space = loaded.space
-    return read_one(str(path), space.medium, Asked(space.size, space.channels)).values
+    return read_one(str(path), space.medium, Asked(**like(space))).values
 
 
 def psnr_of(a: Array, b: Array, levels: int | None) -> float | None:

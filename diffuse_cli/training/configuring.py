@@ -193,7 +193,7 @@ def _shown(value: Any) -> str:
         return str(value)
     if all(isinstance(each, str) for each in value):
         return ",".join(value)
-    return "x".join(map(str, value)) if len(value) == 2 else f"({len(value)} numbers)"
+    return "x".join(map(str, value)) if len(value) <= 3 else f"({len(value)} numbers)"
 
 
 def rate_at(preset: str | None, width: int | None, batch_size: int) -> float:
@@ -244,6 +244,8 @@ def complete(
         medium=space.medium,
         channels=space.channels,
         size=space.size,
+        layout=space.layout,
+        transform=space.transform,
         width=width,
         architecture=plain(settings),
         loss=loss,

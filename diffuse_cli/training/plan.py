@@ -19,10 +19,10 @@ from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.data import Pairs, Samples, held_out_rule, open_index, read_images, save_index
 from diffuse_cli.data.summary import fitting
 from diffuse_cli.diffusion import Blueprint, make_denoiser, make_process
-from diffuse_cli.errors import DataError, UsageError
+from diffuse_cli.errors import DataError, UsageError, translating
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.givens import Giver, Inputs, inputs_for
-from diffuse_cli.media import MEDIA
+from diffuse_cli.media import MEDIA, judged
 from diffuse_cli.runtime import settle, slow_precision
 from diffuse_cli.training.classes import check_labels, check_names, class_names, fits
 from diffuse_cli.training.configuring import complete
@@ -97,7 +97,7 @@ class Plan:
     def chosen(self, parameters: int, processes: int, device: str) -> str:
         """The choices of a complete configuration, as one line."""
         config, size = self.config, self.images.space.size
-        fitted = fitting(self.images.summary.sizes, size, config.fit)
+        fitted = fitting(self.images.summary.sizes, size, config.fit, self.images.medium)
         shape = dimensions(size)
         preset = f", preset {config.preset}" if config.preset else ""
         many = MEDIA[config.medium or "image"].MANY
@@ -144,18 +144,27 @@ def prepare(
     pairs = yield from _read_pairs(config, images, accelerator, cache)
     if config.classes and config.goes_on:
         check_names(config, images)
+    with translating(lambda _: "--transform"):
+        space = images.space
     indices = np.arange(len(images)) if pairs is None else np.flatnonzero(pairs.matched)
     held_out = images.held_out[indices]
     images, table = yield from told_by_table(config, images, indices[~held_out])
     conditions = Conditions(
         classes=class_names(images) if config.classes else (),
-        given=given_of(config, images.space, pairs),
+        given=given_of(config, space, pairs),
         table=table,
     )
-    done, blueprint = complete(config, images.space, conditions)
+    done, blueprint = complete(config, space, conditions)
     yield from (Notice(line) for line in images.summary.lines())
     if config.init and images.summary.greyed:
         yield Notice("grey as the model of --init is; --channels 3 goes on in colour")
+    if done.eval_every and not judged(images.medium):
+        raise UsageError(
+            f"--eval-every measures KID, which says nothing of {MEDIA[images.medium].MANY}",
+            "Leave it out; the held-out loss is measured with each preview",
+        )
+    if done.flip and (how := getattr(MEDIA[images.medium], "FLIPPED", "")):
+        yield Notice(f"--flip mirrors half of the {MEDIA[images.medium].MANY} {how}")
     if not config.goes_on:  # where it could still be changed
         for line in slow_precision(config.precision, config.device, done.width, backward=True):
             yield Notice(line, warning=True)
@@ -216,6 +225,8 @@ def _read(
         background=config.background,
         fit=config.fit,
         medium=config.medium,
+        layout=config.layout,
+        transform=config.transform,
         strict=config.strict,
         workers=config.workers,
         cache=cache,

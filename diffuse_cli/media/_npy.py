@@ -1,0 +1,112 @@
+"""The array in the bytes of a .npy or .npz file, read without pickle."""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
+
+from diffuse_cli import unusable as reasons
+from diffuse_cli.files import show
+from diffuse_cli.media import LARGE, Array, Large
+from diffuse_cli.unusable import LARGEST_FILE, Unusable
+
+ZIPPED = b"PK\3\4"
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_AT_ONCE = 2**20
+_NAMED, _LONGEST_NAME = 3, 20
+"""Arrays of a .npz that are named, and characters of a name."""
+
+_HEADERS: dict[tuple[int, int], Callable[..., tuple[Any, ...]]] = {
+    (1, 0): npy.read_array_header_1_0,
+    (2, 0): npy.read_array_header_2_0,
+}
+"""By version; 3.0 is for names of fields, of which an array here has none."""
+
+
+def array_in(data: bytes, shared: bool = False) -> Array:
+    """The one array of a file, in C order and the byte order of the machine.
+
+    Raises:
+        Unusable: with the reason.
+        Large: `shared`, and it is to be unpacked alone.
+    """
+    if not data:
+        raise Unusable(reasons.EMPTY)
+    if data.startswith((ZIPPED, b"PK\5\6")):
+        data = _member(data, shared)
+    return _parsed(data)
+
+
+def _member(data: bytes, shared: bool) -> bytes:
+    """The bytes of the one array of a .npz."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as file:
+            members = [info for info in file.infolist() if not info.is_dir()]
+            if len(members) != 1:
+                raise Unusable(reasons.MEMBERS.format(_listed(members)))
+            (info,) = members
+            if info.flag_bits & 0x1:
+                raise Unusable(reasons.ENCRYPTED)
+            if info.compress_type not in _METHODS:
+                raise Unusable(reasons.COMPRESSION)
+            if info.file_size > LARGEST_FILE:
+                raise Unusable(reasons.TOO_LARGE)
+            if shared and info.file_size > LARGE:
+                raise Large
+            with file.open(info) as opened:
+                # At once, zipfile unpacks more than the declared size.
+                return b"".join(iter(partial(opened.read, _AT_ONCE), b""))
+    except (Unusable, Large, MemoryError):
+        raise
+    except Exception:  # of damaged bytes zipfile raises many kinds
+        raise Unusable(reasons.CORRUPT) from None
+
+
+def _listed(members: list[zipfile.ZipInfo]) -> str:
+    """`2 arrays (x, y)`."""
+    names = [show(info.filename.removesuffix(".npy"), _LONGEST_NAME) for info in members]
+    more = ", ..." if len(names) > _NAMED else ""
+    named = f" ({', '.join(names[:_NAMED])}{more})" if names else ""
+    return f"{len(names)} arrays{named}"
+
+
+def _parsed(data: bytes) -> Array:
+    """The array of a .npy; its header is checked before anything is allocated."""
+    if not data.startswith(npy.MAGIC_PREFIX):
+        cut = npy.MAGIC_PREFIX.startswith(data[: len(npy.MAGIC_PREFIX)])
+        raise Unusable(reasons.CORRUPT if cut else reasons.NOT_AN_ARRAY)
+    file = io.BytesIO(data)
+    try:
+        version = npy.read_magic(file)
+        if version == (3, 0):
+            raise Unusable(reasons.NUMBERS)
+        shape, fortran, dtype = _HEADERS[version](file)
+    except Unusable:
+        raise
+    except Exception:  # the header is text of any kind
+        raise Unusable(reasons.CORRUPT) from None
+    _check_type(dtype)
+    if not all(isinstance(side, int) and side >= 0 for side in shape):
+        raise Unusable(reasons.CORRUPT)
+    if math.prod(shape) * dtype.itemsize != len(data) - file.tell():
+        raise Unusable(reasons.CORRUPT)
+    flat = np.frombuffer(data, dtype, offset=file.tell())
+    values = flat.reshape(shape, order="F" if fortran else "C")
+    return np.ascontiguousarray(values, dtype.newbyteorder("=")).reshape(shape)
+
+
+def _check_type(dtype: np.dtype[Any]) -> None:
+    """Refuse what is not real numbers."""
+    if dtype.hasobject:
+        raise Unusable(reasons.OBJECTS)
+    if dtype.kind == "c":
+        raise Unusable(reasons.COMPLEX)
+    if dtype.kind not in "biuf" or dtype.itemsize == 0:
+        raise Unusable(reasons.NUMBERS)

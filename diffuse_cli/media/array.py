@@ -1,0 +1,172 @@
+"""Arrays in .npy and .npz files: any channels, one to three dimensions, levels or floats.
+
+Whole numbers of 1, 8 and 16 bits without a sign are levels; all other numbers are floats.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import numpy.typing as npt
+from xxhash import xxh3_128
+
+from diffuse_cli import unusable as reasons
+from diffuse_cli.core.errors import InvalidArgument, lookup
+from diffuse_cli.core.space import MOST_CHANNELS, Space
+from diffuse_cli.media import Array, Asked, Read, numbers_of
+from diffuse_cli.media._drawing import drawn
+from diffuse_cli.media._fitting import Lengths, Size
+from diffuse_cli.media._npy import array_in
+from diffuse_cli.unusable import Unusable
+
+EXTENSIONS, SUFFIX = frozenset({".npy", ".npz"}), ".npy"
+ONE, MANY = "array", "arrays"
+KEPT_SIDE = {1: 4096, 2: 64, 3: 32}
+UNPACKED, JUDGED = True, False
+FITTED, FLIPPED = "cut", "along their last axis"
+
+USUAL = {1: "L", 2: "HW", 3: "CHW", 4: "CDHW"}
+"""The layout of a file without another, by the number of its axes."""
+LAYOUTS = ("L", "CL", "LC", "HW", "CHW", "HWC", "DHW", "CDHW", "DHWC")
+"""The axes in their order; C is the channels, and without it there is one."""
+
+LEVELS = {"bool": 2, "uint8": 256, "uint16": 65_536}
+"""How many levels numbers of a type have; those of other types are floats."""
+
+
+def crop(own: Size, wanted: Size) -> tuple[Lengths, Lengths]:
+    """Cut off what is beyond the result: numbers of a field are not resampled."""
+    return wanted, wanted
+
+
+FITS = {"crop": crop}
+
+
+def read(data: bytes, asked: Asked) -> Read:
+    """The array with its channels first, cut at its centre to the size asked for."""
+    whole = array_in(data, asked.shared)
+    values, layout = _channels_first(whole, asked)
+    digest = xxh3_128(f"{values.dtype.str} {values.shape}\n".encode())
+    digest.update(np.ascontiguousarray(values).data)
+    channels, *size = values.shape
+    if channels > MOST_CHANNELS:
+        raise Unusable(reasons.MANY_CHANNELS)
+    if asked.channels not in (None, channels):
+        raise Unusable(reasons.CHANNELS)
+    numbers = _numbers(values, asked.numbers)
+    kept = tuple(min(side, KEPT_SIDE[len(size)]) for side in size)
+    numbers = _cut(numbers, asked.size or kept)
+    mode = whole.dtype.name
+    return Read(numbers, digest.digest(), mode, tuple(size[::-1]), channels, (), layout)
+
+
+def _channels_first(values: Array, asked: Asked) -> tuple[Array, str]:
+    """(C, *size), and the layout."""
+    if values.ndim not in USUAL or values.size == 0:
+        raise Unusable(reasons.AXES if values.size else reasons.EMPTY)
+    layout = asked.layout or USUAL[values.ndim]
+    if values.ndim == len(layout) - 1 and "C" in layout:  # one channel, without its axis
+        return values[None], layout
+    if values.ndim != len(layout):
+        raise Unusable(reasons.LAYOUT)
+    if "C" not in layout:
+        return values[None], layout
+    return np.ascontiguousarray(np.moveaxis(values, layout.index("C"), 0)), layout
+
+
+def _numbers(values: Array, wanted: str | None) -> Array:
+    """The numbers as they are stored: levels, or float32."""
+    own = values.dtype.name if values.dtype.name in LEVELS else "float32"
+    if own == "float32":
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise Unusable(reasons.MISSING)
+        with np.errstate(over="ignore"):
+            values = values.astype(np.float32)
+        if not np.isfinite(values).all():
+            raise Unusable(reasons.RANGE)
+    if wanted is None:
+        return values
+    if not np.can_cast(values.dtype, wanted, "safe"):
+        raise Unusable(reasons.OTHER_NUMBERS)
+    return values.astype(wanted)
+
+
+def _cut(values: Array, wanted: Size) -> Array:
+    """The centre of (C, *size); a size of equal sides is one of any number of dimensions."""
+    own = values.shape[1:]
+    if len(wanted) != len(own) and len(set(wanted)) == 1:
+        wanted = wanted[:1] * len(own)
+    if len(wanted) != len(own):
+        raise Unusable(reasons.AXES_OF_SIZE)
+    if any(a < b for a, b in zip(own, wanted, strict=True)):
+        raise Unusable(reasons.SMALL)
+    starts = [(a - b) // 2 for a, b in zip(own, wanted, strict=True)]
+    parts = (slice(start, start + side) for start, side in zip(starts, wanted, strict=True))
+    return np.ascontiguousarray(values[(slice(None), *parts)])
+
+
+def fit(values: Array, asked: Asked) -> Array:
+    """As `read` fits an array."""
+    assert asked.size is not None
+    return _cut(values, asked.size)
+
+
+def space(samples: Array) -> Space:
+    """Levels by the type of the numbers, or floats."""
+    channels, *size = map(int, samples.shape[1:])
+    levels = LEVELS.get(samples.dtype.name)
+    floats = 0 if levels else channels
+    return Space(
+        channels=channels,
+        size=tuple(size),
+        medium="array",
+        levels=levels,
+        mean=(0.0,) * floats,
+        std=(1.0,) * floats,
+    )
+
+
+def check(space: Space) -> None:
+    """A layout of as many dimensions, and levels of a type."""
+    if space.layout is not None:
+        lookup(dict.fromkeys(LAYOUTS), space.layout, "layout")
+        axes = space.layout.replace("C", "")
+        if len(axes) != space.dims or (axes == space.layout and space.channels != 1):
+            raise InvalidArgument(f"an array of {space.shape} has no layout {space.layout}")
+    if space.levels not in (None, *LEVELS.values()):
+        raise InvalidArgument(f"an array has no {space.levels} levels")
+
+
+def encode(sample: Array, space: Space) -> bytes:
+    """A .npy file in the layout and of the numbers of those that were trained on."""
+    values = np.asarray(sample).astype(numbers_of(space))
+    layout = space.layout or USUAL[space.dims + 1]
+    values = np.moveaxis(values, 0, layout.index("C")) if "C" in layout else values[0]
+    file = io.BytesIO()
+    np.lib.format.write_array(file, np.ascontiguousarray(values), (1, 0), allow_pickle=False)
+    return file.getvalue()
+
+
+def look(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
+    """Each channel as a grey picture, side by side; signals as lines, volumes by three slices.
+
+    Floats are grey at their mean, and white and black three deviations from it.
+    """
+    if space.levels == 256 and samples.shape[1] == 3 and space.dims == 2:
+        colours: npt.NDArray[np.uint8] = samples.astype(np.uint8)
+        return colours
+    return drawn(_shades(samples, space))
+
+
+def _shades(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
+    """(N, C, *size) as greys."""
+    import torch
+
+    if space.levels is not None:
+        scaled = samples.astype(np.float32) * np.float32(255 / (space.levels - 1))
+    else:
+        model = space.to_model(torch.from_numpy(np.ascontiguousarray(samples))).numpy()
+        scaled = 127.5 + 127.5 / 3 * np.nan_to_num(model)
+    shades: npt.NDArray[np.uint8] = np.rint(scaled.clip(0, 255)).astype(np.uint8)
+    return shades

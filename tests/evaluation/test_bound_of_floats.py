@@ -1,0 +1,97 @@
+"""The bound of floats in their own units: standardising and transforms change nothing but it."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from diffuse_cli.core import Conditions, Denoiser, Process, Space
+from diffuse_cli.data.measuring import measured
+from diffuse_cli.evaluation.bounds import measure
+from diffuse_cli.evaluation.images import Labelled
+from diffuse_cli.events import finish
+
+BARS = torch.linspace(12, -12, 300, dtype=torch.float64).sigmoid()
+PROCESS = Process(1 - BARS / torch.cat([torch.ones(1, dtype=torch.float64), BARS[:-1]]))
+NORMAL = np.random.default_rng(5).standard_normal((400, 2, 8)).astype(np.float32)
+
+
+def net(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """E[x_0 | x_t] of standard normal data."""
+    bars = torch.from_numpy(np.interp(t.numpy(), PROCESS.timesteps.numpy(), BARS.numpy()))
+    return x * bars.sqrt().float().reshape(-1, 1, 1)
+
+
+def bits(stored: Any, transform: str | None = None, timesteps: Any = "all") -> Any:
+    """The parts of the bound of stored floats, under the exact denoiser of Gaussians."""
+    space = Space(channels=2, size=(8,), levels=None, mean=(0, 0), std=(1, 1), transform=transform)
+    rows, names = np.arange(len(stored)), [f"{k}" for k in range(len(stored))]
+    space = measured(space, stored, rows, names)
+    blueprint: Any = SimpleNamespace(space=space, conditions=Conditions())
+    work = measure(
+        Denoiser(net, PROCESS, "x0", "small", None),
+        Labelled(stored, np.full(len(stored), -1)),
+        blueprint,
+        range(len(stored)),
+        timesteps=timesteps,
+        seed=0,
+        batch_size=100,
+        device=torch.device("cpu"),
+    )
+    return finish(work).parts()
+
+
+def entropy(std: float) -> float:
+    """Bits of a Gaussian number."""
+    return math.log2(2 * math.pi * math.e) / 2 + math.log2(std)
+
+
+SNRS = BARS / (1 - BARS)
+GAP = float(
+    ((SNRS[:-1] - SNRS[1:]) * (1 - BARS[1:])).sum() / 2 / math.log(2)
+    + math.log2(float(1 - BARS[0])) / 2
+)
+"""What the bound is above the entropy: its terms are (SNR_s - SNR_t) / 2 Var(x_0 | x_t) (Kingma et
+al. 2021, eq. 13), and the decoder has the variance of the first step."""
+
+STD = np.array([3.0, 0.01])[:, None]
+
+
+def test_gaussian_numbers_cost_their_entropy_in_their_own_units():
+    exact = (entropy(3) + entropy(0.01)) / 2
+    found = bits((NORMAL * STD + [[100.0], [-1.0]]).astype(np.float32))
+    assert 0.2 < GAP < 0.4
+    assert found.sum(1).mean() == pytest.approx(exact + GAP, abs=0.02)
+    assert found[:, 0].mean() < 1e-3
+
+
+def test_a_scale_adds_its_logarithm_and_a_shift_nothing():
+    own = bits(NORMAL)
+    for scale, shift in ((1000.0, 0.0), (1e-3, 5e-3)):
+        found = bits((NORMAL * scale + shift).astype(np.float32))
+        assert (found.sum(1) - own.sum(1)) == pytest.approx(math.log2(scale), abs=2e-3)
+        assert np.allclose(found[:, :2], own[:, :2], atol=1e-3), "all of it in the decoder"
+
+
+def test_the_jacobian_of_a_transform_is_in_the_bound():
+    """x = exp(y): h(x) = h(y) + E[y] / ln 2. x = sinh(y): h(x) = h(y) + E[log2 cosh y]."""
+    y = (NORMAL * 0.5 + 1).astype(np.float64)
+    exact = entropy(0.5) + y.mean() / math.log(2)
+    assert bits(np.exp(y).astype(np.float32), "log").sum(1).mean() == pytest.approx(
+        exact + GAP, abs=0.02
+    )
+    exact = entropy(0.5) + np.log2(np.cosh(y)).mean()
+    found = bits(np.sinh(y).astype(np.float32), "asinh").sum(1).mean()
+    assert found == pytest.approx(exact + GAP, abs=0.02)
+
+
+@pytest.mark.parametrize("timesteps", [2, 12, 40])
+def test_a_few_visits_have_the_whole_jacobian(timesteps: int):
+    own = bits(NORMAL, timesteps=timesteps)
+    scaled = bits(NORMAL * np.float32(1024), timesteps=timesteps)
+    assert (scaled.sum(1) - own.sum(1)) == pytest.approx(10, abs=1e-3)
