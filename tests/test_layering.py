@@ -28,8 +28,8 @@ ROOMS = (
 
 CORE = (
     "errors", "registry", "settings", "masks", "degradations", "transforms", "space", "tables",
-    "conditions", "schedules", "spacings", "timesteps", "targets", "variances", "gaussian", "process",
-    "kernels.attention", "kernels.dropout", "kernels.layout", "kernels.norms",
+    "conditions", "schedules", "spacings", "timesteps", "targets", "variances", "gaussian",
+    "process", "kernels.attention", "kernels.dropout", "kernels.layout", "kernels.norms",
     "kernels.precision", "networks.__init__", "networks._time", "networks._rows",
     "networks._blocks", "networks._unet", "networks.unet", "denoiser", "losses", "windows",
     "solvers", "samplers", "jumps", "learned_times", "guidance", "restoration", "likelihood",

@@ -101,7 +101,7 @@ class Evaluation:
         if self.training is None:
             lacking |= {"train_bits", "nearest"}
         if not judged(self.space.medium):
-            lacking |= {"features", "landmarks"}
+            lacking |= {"features", "landmarks", "answers"}
         return lacking.isdisjoint(needs)
 
     def of_class(self, label: int) -> Evaluation:
