@@ -34,11 +34,11 @@ def test_a_model_draws_what_it_was_trained_on(
     kind: str, diffuse: Callable[..., Any], recipe: Path, tmp_path: Path
 ) -> None:
     shape, change, options, dtype = KINDS[kind]
-    save(tmp_path / "data", 50, shape, change)
+    save(tmp_path / "data", 120, shape, change)
     line = ["train", tmp_path / "data", "--config", recipe, "--steps", 3, *options]
     ran = diffuse(*line, "-o", tmp_path / "m.safetensors")
     assert ran.code == 0, ran.err
-    assert "50 arrays" in ran.err
+    assert "120 arrays" in ran.err
     assert ("along their last axis" in ran.err) == (kind == "words")
     ran = diffuse("sample", tmp_path / "m.safetensors", "-n", 2, "--steps", 3, "-o",
                   tmp_path / "out", "-q")  # fmt: skip
