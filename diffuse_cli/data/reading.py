@@ -45,6 +45,7 @@ from diffuse_cli.media import (
     advice,
     check_fit,
     check_layout,
+    check_size,
     kept_side,
     prepare,
 )
@@ -125,13 +126,14 @@ def read_images(
     Raises:
         DataError: the source does not exist, has no usable sample, or, with `strict`, a bad file.
         OutputError: the cache cannot be written.
-        UsageError: a fit or a layout that the medium does not know.
+        UsageError: a fit, a layout or a number of sides that the medium does not know.
     """
     with contextlib.closing(open_source(Path(source), single=single)) as opened:
         listing = list_samples(opened, medium)
         with translating():
             check_fit(listing.medium, fit)
             check_layout(listing.medium, layout)
+            check_size(listing.medium, size)
         prepare(listing.medium)
         color = ImageColor.getrgb(background)[:3]
         asked = Asked(size, channels, color, fit, layout=layout, numbers=numbers)

@@ -11,8 +11,9 @@ import numpy as np
 from diffuse_cli import files, pictures
 from diffuse_cli.config import DemoConfig
 from diffuse_cli.core.space import Space
+from diffuse_cli.errors import translating
 from diffuse_cli.events import Notice, Work
-from diffuse_cli.media import Array, Asked, by_extension, like
+from diffuse_cli.media import Array, Asked, by_extension, check_size, like
 
 OWN_SIDE = 256
 """Larger images are scaled down to this, without --size."""
@@ -56,8 +57,11 @@ def read(config: DemoConfig, space: Space | None = None, fit: str | None = None)
 
     Raises:
         DataError: it is missing or cannot be read.
+        UsageError: a size of another number of sides.
     """
     medium = medium_of(config.image, space)
+    with translating():
+        check_size(medium, config.size)
     if medium == "image":
         return (yield from _image(config, space, fit))
     from diffuse_cli.data.measuring import measured

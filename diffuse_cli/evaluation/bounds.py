@@ -197,7 +197,8 @@ def draw(bound: Bound, name: str) -> Image.Image:
     faint: dict[str, Any] = {"fontsize": 8.5, "color": pictures.FAINT}
     decoder = f"decoder, $L_0$: {means[0]:.3f}"
     place = means[0] if means[0] > 0 else means[means > 0].max(initial=1e-12)
-    axes.annotate(decoder, (2, place), (6, -3), textcoords="offset points", **faint)
+    above = -3 if means[0] > 0 else 7
+    axes.annotate(decoder, (2, place), (6, above), textcoords="offset points", **faint)
     axes.loglog()
     axes.set_xlim(1, last + 1)
     axes.set_xlabel("timestep $t + 1$", fontsize=9)

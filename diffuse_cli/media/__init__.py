@@ -76,6 +76,7 @@ class Medium(Protocol):
 
     - `FITS`, the fits that it knows, by name (`crop` alone without it);
     - `ADVICE`, what to do with files that it does not read, by extension;
+    - `DIMS`, the numbers of dimensions that samples can have (two without it);
     - `LAYOUTS`, the names of the orders of axes that its files can have (none without it);
     - `MIXED`, whether a sample of one channel goes with samples of several (no without it);
     - `KINDS`, what samples of so many channels are called;
@@ -168,6 +169,21 @@ def check_layout(medium: str, layout: str | None) -> None:
         raise InvalidArgument(f"{MEDIA[medium].MANY} have no layout", argument="layout")
     if layout is not None:
         lookup(dict.fromkeys(known), layout, "layout")
+
+
+def check_size(medium: str, size: Size | None) -> None:
+    """Refuse a size of more or fewer sides than samples of a medium have.
+
+    Raises:
+        InvalidArgument
+    """
+    kind = MEDIA[medium]
+    dims = getattr(kind, "DIMS", (2,))
+    if size is not None and len(size) not in dims:
+        raise InvalidArgument(
+            f"{kind.MANY} have {' or '.join(map(str, dims))} sides, not {len(size)}",
+            argument="size",
+        )
 
 
 def kept_side(medium: str, dims: int) -> int:

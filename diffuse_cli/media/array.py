@@ -23,7 +23,7 @@ from diffuse_cli.unusable import Unusable
 EXTENSIONS, SUFFIX = frozenset({".npy", ".npz"}), ".npy"
 ONE, MANY = "array", "arrays"
 KEPT_SIDE = {1: 4096, 2: 64, 3: 32}
-UNPACKED, JUDGED = True, False
+DIMS, UNPACKED, JUDGED = (1, 2, 3), True, False
 FITTED, FLIPPED = "cut", "along their last axis"
 
 USUAL = {1: "L", 2: "HW", 3: "CHW", 4: "CDHW"}

@@ -171,6 +171,7 @@ def test_timesteps_of_eval_may_be_all():
     [
         (64, (64, 64)), ("64", (64, 64)), ("48x64", (48, 64)), ("48X64", (48, 64)),
         ([48, 64], (48, 64)), ((1, 4096), (1, 4096)),
+        ("8x16x16", (8, 16, 16)), ([64], (64,)), ([8, 16, 16], (8, 16, 16)),
     ],
     ids=str,
 )  # fmt: skip
@@ -180,8 +181,8 @@ def test_a_size_is_height_and_width(typed, size):
 
 @pytest.mark.parametrize(
     "typed",
-    ["", "x", "64x", "x64", "64x64x3", "-64", "6.4", "0", "0x5", "4097", "64 x 64", 0, -1,
-     4097, 6.4, True, None, [64], [64, 64, 3], [64, 0], ["64", "64"], [6.5, 6], {}],
+    ["", "x", "64x", "x64", "64x64x3x1", "-64", "6.4", "0", "0x5", "4097", "64 x 64", 0, -1,
+     4097, 6.4, True, None, [], [64, 64, 3, 1], [64, 0], ["64", "64"], [6.5, 6], [True], {}],
     ids=repr,
 )  # fmt: skip
 def test_what_is_not_a_size_is_refused(typed):
@@ -316,7 +317,7 @@ def test_what_is_missing_is_named(kind: type):
         (TrainConfig, {"lr": "fast"}),
         (TrainConfig, {"data": 5}),
         (TrainConfig, {"preset": ["tiny"]}),
-        (TrainConfig, {"size": [1, 2, 3]}),
+        (TrainConfig, {"size": [1, 2, 3, 4]}),
         (TrainConfig, {"size": {"height": 3}}),
         (TrainConfig, {"architecture": 5}),
         (TrainConfig, {"architecture": "tiny"}),

@@ -1,0 +1,132 @@
+"""Arrays from files to a model and back, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+DRAW = np.random.default_rng(3)
+
+
+def save(folder: Path, count: int, shape: tuple[int, ...], change: Callable[..., Any]) -> Path:
+    folder.mkdir()
+    for k in range(count):
+        np.save(folder / f"{k:03d}.npy", change(DRAW.normal(size=shape)))
+    return folder
+
+
+KINDS: dict[str, tuple[tuple[int, ...], Callable[..., Any], list[Any], Any]] = {
+    "signals": ((16,), lambda x: 5 + 2 * x, [], np.float32),
+    "fields": ((3, 8, 8), lambda x: np.sinh(x), ["--transform", "asinh"], np.float32),
+    "last": ((8, 8, 2), lambda x: np.exp(x), ["--layout", "HWC", "--transform", "log"], np.float32),
+    "volumes": ((4, 4, 8), lambda x: x > 0, ["--layout", "DHW"], np.bool_),
+    "words": ((8, 8), lambda x: np.uint16(30_000 + 5000 * x), ["--flip"], np.uint16),
+}
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_model_draws_what_it_was_trained_on(
+    kind: str, diffuse: Callable[..., Any], recipe: Path, tmp_path: Path
+) -> None:
+    shape, change, options, dtype = KINDS[kind]
+    save(tmp_path / "data", 120, shape, change)
+    line = ["train", tmp_path / "data", "--config", recipe, "--steps", 3, *options]
+    ran = diffuse(*line, "-o", tmp_path / "m.safetensors")
+    assert ran.code == 0, ran.err
+    assert "120 arrays" in ran.err
+    assert ("along their last axis" in ran.err) == (kind == "words")
+    ran = diffuse("sample", tmp_path / "m.safetensors", "-n", 2, "--steps", 3, "-o",
+                  tmp_path / "out", "-q")  # fmt: skip
+    assert ran.code == 0, ran.err
+    for k in range(2):
+        drawn = np.load(tmp_path / "out" / f"{k:05d}.npy", allow_pickle=False)
+        assert (drawn.shape, drawn.dtype) == (shape, dtype)
+        assert np.isfinite(drawn).all()
+    assert (tmp_path / "out" / "grid.png").exists()
+    told = json.loads(diffuse("info", tmp_path / "m.safetensors", "--json").out)
+    space = told["space"]
+    assert len(space.get("mean", ())) == (space["channels"] if dtype == np.float32 else 0)
+    found = diffuse("eval", tmp_path / "m.safetensors", tmp_path / "data", "-n", 3, "--steps", 2,
+                    "--timesteps", 4, "--json", "--report", tmp_path / "page.html")  # fmt: skip
+    assert found.code == 0, found.err
+    assert "left out: what features of photographs say" in found.err
+    values = json.loads(found.out)
+    assert np.isfinite(values["bits_per_dim"])
+    assert ("nats_per_dim" in values) == (dtype == np.float32)
+    assert "kid" not in values
+
+
+def test_what_cannot_be_used_is_named(diffuse: Callable[..., Any], tmp_path: Path) -> None:
+    data = save(tmp_path / "data", 6, (4, 8, 8), lambda x: x)
+    np.save(data / "a-nan.npy", np.full((4, 8, 8), np.nan))
+    np.save(data / "b-complex.npy", np.zeros((4, 8, 8), complex))
+    np.save(data / "c-shape.npy", DRAW.normal(size=(4, 8, 9)))
+    np.save(data / "d-objects.npy", np.array([{}], object), allow_pickle=True)
+    (data / "e-cut.npy").write_bytes((data / "000.npy").read_bytes()[:-9])
+    ran = diffuse("info", data)
+    assert ran.code == 0, ran.err
+    for name in ("a-nan", "b-complex", "c-shape", "d-objects", "e-cut"):
+        assert f"{name}.npy" in ran.out
+    assert "6 usable of 11" in ran.out
+    ran = diffuse("train", data, "--strict", "--steps", 1, "-o", tmp_path / "m.safetensors", "-q")
+    assert (ran.code, "a-nan.npy: NaN or infinite numbers" in ran.err) == (3, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "change", "code", "says"),
+    [
+        (["--transform", "log"], lambda x: x, 3, "--transform log is for numbers above 0, and 000"),
+        (["--transform", "log"], lambda x: np.uint8(x > 0), 2, "--transform is for floats"),
+        (["--layout", "HWCC"], lambda x: x, 2, "--layout: there is no 'HWCC'"),
+        (["--eval-every", "2"], lambda x: x, 2, "--eval-every measures KID"),
+        (["--size", "4x4x4x4"], lambda x: x, 2, "--size"),
+        (["--fit", "pad"], lambda x: x, 2, "--fit: there is no 'pad'. Choose from: crop"),
+        ([], lambda x: x * [[[0.0]], [[1.0]]] + 7, 3, "channel 1 of 2 is 7 everywhere"),
+    ],
+)
+def test_what_does_not_go_with_arrays_is_one_line(
+    options: list[str],
+    change: Callable[..., Any],
+    code: int,
+    says: str,
+    diffuse: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    save(tmp_path / "data", 4, (2, 8, 8), change)
+    ran = diffuse("train", tmp_path / "data", "--steps", 4, "-o", tmp_path / "m.safetensors",
+                  *options, "-q")  # fmt: skip
+    assert ran.code == code, ran.err
+    assert says in ran.line
+
+
+def test_images_have_two_sides_and_no_layout(
+    diffuse: Callable[..., Any], images: Path, tmp_path: Path
+) -> None:
+    for options, says in (
+        (["--size", "8x8x8"], "--size images have 2 sides, not 3"),
+        (["--layout", "HW"], "--layout images have no layout"),
+        (["--transform", "asinh"], "--transform is for floats, not for 256 levels"),
+    ):
+        ran = diffuse("train", images, "--steps", 1, "-o", tmp_path / "m.safetensors", *options,
+                      "-q")  # fmt: skip
+        assert ran.code == 2, ran.err
+        assert says in ran.line
+
+
+def test_the_statistics_are_those_of_the_training_part(tmp_path: Path) -> None:
+    from diffuse_cli.data import read_images
+    from diffuse_cli.events import finish
+
+    data = save(
+        tmp_path / "data", 80, (2, 8, 8), lambda x: x * [[[1e-3]], [[50]]] + [[[300]], [[-1]]]
+    )
+    samples = finish(read_images(data, transform="asinh"))
+    assert samples.held_out.any()
+    trained = np.arcsinh(samples.stored[~samples.held_out].astype(np.float64))
+    assert np.allclose(samples.space.mean, trained.mean((0, 2, 3)), rtol=1e-12)
+    assert np.allclose(samples.space.std, trained.std((0, 2, 3)), rtol=1e-9)
