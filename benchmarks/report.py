@@ -50,9 +50,11 @@ heads and faces after ten minutes. Thirty minutes were not measured.
 Sampling, growth and start-up were measured earlier, on another machine (named below each), whose
 bfloat16 is half as fast as its float32, and with a `tiny` of 1.7 M parameters.
 
-All but the emoji and photos of 64×64 was measured before Muon became the default optimizer, and
-before `tiny` cut pictures of 64 pixels into patches. What that changes is in the
-[benchmarks](../benchmarks/README.md#the-recipe).
+The emoji of 64×64 were measured on a processor without bfloat16; diffusers' learning rate of 2e-3
+and its batches of 16 were not tuned again for ten minutes there.
+
+All but these emoji was measured before Muon became the default optimizer, and before `tiny` cut
+pictures of 64 pixels into patches. What that changes is in the [benchmarks](../benchmarks/README.md#the-recipe).
 """
 
 # -- measuring ------------------------------------------------------------------------------------
