@@ -54,7 +54,8 @@ The emoji of 64×64 were measured on a processor without bfloat16; diffusers' le
 and its batches of 16 were not tuned again for ten minutes there.
 
 All but these emoji was measured before Muon became the default optimizer, and before `tiny` cut
-pictures of 64 pixels into patches. What that changes is in the [benchmarks](../benchmarks/README.md#the-recipe).
+pictures of 64 pixels into patches. What that changes is in the
+[benchmarks](../benchmarks/README.md#the-recipe).
 """
 
 # -- measuring ------------------------------------------------------------------------------------
