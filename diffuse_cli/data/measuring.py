@@ -77,14 +77,16 @@ def _transformed(
     space: Space, stored: Array, rows: npt.NDArray[np.int64]
 ) -> Iterator[tuple[npt.NDArray[np.int64], Array]]:
     """Some rows at a time, and their numbers transformed, float64 (n, C, numbers)."""
-    import torch
-
-    forward = TRANSFORMS[space.transform or "none"].forward
     each = max(1, AT_ONCE // int(np.prod(stored.shape[1:])))
     for start in range(0, len(rows), each):
         places = rows[start : start + each]
         values = stored[places].reshape(len(places), space.channels, -1).astype(np.float64)
-        yield places, forward(torch.from_numpy(values)).numpy()
+        if space.transform is not None:
+            import torch
+
+            forward = TRANSFORMS[space.transform].forward
+            values = forward(torch.from_numpy(values)).numpy()
+        yield places, values
 
 
 def _refused(space: Space, name: str) -> DataError:

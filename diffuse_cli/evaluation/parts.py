@@ -249,7 +249,7 @@ def _nearest_in_features(evaluation: Evaluation, training: Training) -> Work[Non
 def _make_answers(evaluation: Evaluation) -> Work[None]:
     """The first two images of what each real image is given, against it; the second is drawn for
     `ANSWERED` of them, if it is not there already."""
-    yield from evaluation.make("generated")
+    yield from evaluation.make("features")
     config, loaded, settings = evaluation.config, evaluation.loaded, evaluation.settings
     assert loaded is not None
     assert settings is not None

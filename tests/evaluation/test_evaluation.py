@@ -288,6 +288,7 @@ def test_a_models_classes_are_measured_on_their_own_images(measure_classes, othe
             fake_features=evaluation.fake_features[fakes],
             more_features=evaluation.more_features[evaluation.more.labels == label],
             landmarks={},
+            floats=False,
         )
         expected = {}
         for metric in METRICS.values():
@@ -450,7 +451,8 @@ def test_terms_times_their_widths_are_the_bound(measure_classes, other, options)
 
 
 PLAIN = SimpleNamespace(
-    space=SimpleNamespace(to_model=lambda x: x), conditions=SimpleNamespace(told=lambda *own: {})
+    space=SimpleNamespace(to_model=lambda x: x, levels=256),
+    conditions=SimpleNamespace(told=lambda *own: {}),
 )
 """A blueprint of samples that are the model's numbers already, without conditions."""
 
@@ -702,7 +704,7 @@ def test_both_spaces_have_as_many_references(diffuse, images, monkeypatch):
     """One share is expected of both, which depends on how many references there are."""
     searched = []
     inner = parts.search
-    monkeypatch.setattr(parts, "search", lambda *a: searched.append(a[-1]) or inner(*a))
+    monkeypatch.setattr(parts, "search", lambda *a: searched.append(a[4]) or inner(*a))
     assert diffuse("eval", images, images, "--train-n", 20, "--json").json["memorized_expected"]
     assert searched == [20, 20]
 

@@ -563,7 +563,7 @@ def test_bits_are_compared_image_by_image():
             SimpleNamespace(**{
                 name: own + rng.normal(k, 0.1, own.shape)
                 for name, own in zip(("bits", "train_bits"), hard, strict=True)
-            })
+            }, floats=False)
             for k in range(2)
         ]  # fmt: skip
 
