@@ -10,8 +10,7 @@ from PIL import Image
 from diffuse_cli import pictures
 from diffuse_cli.data import Samples
 from diffuse_cli.events import Notice, Work
-from diffuse_cli.media import Array
-from diffuse_cli.sampling import looks
+from diffuse_cli.media import MEDIA, Array
 
 SHOWN = 64
 """Most images on a sheet without classes."""
@@ -59,6 +58,7 @@ def _filled(images: Samples, rows: Sequence[Array]) -> Array:
 def _small(images: Samples, chosen: Array) -> Array:
     """Images at the size on the sheet."""
     space = images.unmeasured
-    seen = (looks(space, images.stored[[k]])[0] for k in chosen)
+    medium = MEDIA[space.medium]
+    seen = (medium.look(images.stored[[k]], space)[0] for k in chosen)
     shrunk = (pictures.shrunk(pictures.image(each), SIDE) for each in seen)
     return np.stack([np.atleast_3d(np.asarray(each)).transpose(2, 0, 1) for each in shrunk])
