@@ -27,10 +27,10 @@ ROOMS = (
 """From the top of the house to the bottom; a room imports from itself and from those before it."""
 
 CORE = (
-    "errors", "registry", "settings", "masks", "degradations", "transforms", "space", "tables",
-    "conditions", "schedules", "spacings", "timesteps", "targets", "variances", "gaussian",
-    "process", "kernels.attention", "kernels.dropout", "kernels.layout", "kernels.norms",
-    "kernels.precision", "networks.__init__", "networks._time", "networks._rows",
+    "errors", "registry", "settings", "masks", "_degradation", "degradations", "transforms",
+    "space", "tables", "conditions", "schedules", "spacings", "timesteps", "targets", "variances",
+    "gaussian", "process", "kernels.attention", "kernels.dropout", "kernels.layout",
+    "kernels.norms", "kernels.precision", "networks.__init__", "networks._time", "networks._rows",
     "networks._blocks", "networks._unet", "networks.unet", "denoiser", "losses", "windows",
     "solvers", "samplers", "jumps", "learned_times", "guidance", "restoration", "likelihood",
     "muon", "optimizers",
