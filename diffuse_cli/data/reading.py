@@ -295,7 +295,7 @@ def _size_notice(sizes: Counter[Size], result: Size, medium: str, fit: str) -> s
 def _samples(
     source: str | Path, stored: Array, listing: Listing, tally: _Tally, transform: str | None
 ) -> Samples:
-    labels, class_names = classes_of(tally.names, [e.name for e in listing.candidates])
+    labels, class_names = classes_of(tally.names, listing.candidates)
     counts = Counter(labels)
     summary = Summary(
         source=show(source),
