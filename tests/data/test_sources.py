@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import sys
 import tarfile
 import threading
 from collections.abc import Callable, Mapping
@@ -14,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from corpus import encoded, fill, noise, zipped
 
 from diffuse_cli import unusable as reasons
 from diffuse_cli.data import Samples, is_images, pool, read_cells, read_images
-from diffuse_cli.data.sources import SOURCES, Source, kind_of, open_source, tar
+from diffuse_cli.data.sources import SOURCES, Source, _rows, kind_of, open_source, parquet, tar
 from diffuse_cli.data.sources import _tar_headers as headers
 from diffuse_cli.errors import DataError
 from diffuse_cli.events import finish
@@ -54,12 +57,59 @@ def corpus(count: int = 60) -> dict[str, bytes]:
     return {name: encoded(noise(k)) for k, name in enumerate(sorted(names))}
 
 
+def rows_of(files: Files, **columns: Any) -> pa.Table:
+    """A table as Hugging Face's image folders become one; a class is the first folder."""
+    names = sorted({name.partition("/")[0] for name in files})
+    features: dict[str, Any] = {"image": {"_type": "Image"}}
+    features["label"] = {"_type": "ClassLabel", "names": names}
+    image = [{"bytes": data, "path": name} for name, data in files.items()]
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    labels = [names.index(name.partition("/")[0]) for name in files]
+    found = {"label": pa.array(labels), "image": pa.array(image, kind), **columns}
+    said = json.dumps({"info": {"features": features}})
+    return pa.table(found).replace_schema_metadata({"huggingface": said})
+
+
+def parquet_file(path: Path, files: Files, rows: int = 25, **columns: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(rows_of(files, **columns), path, row_group_size=rows)
+    return path
+
+
+def parquet_files(folder: Path, files: Files, count: int = 3) -> Path:
+    """Shards in the order of the files."""
+    each = -(-len(files) // count)
+    for k in range(count):
+        part = dict([*files.items()][k * each : (k + 1) * each])
+        parquet_file(folder / f"train-{k:05d}-of-{count:05d}.parquet", part, 7)
+    return folder
+
+
+def arrow_file(path: Path, table: pa.Table) -> Path:
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=9)
+    return path
+
+
+def saved(folder: Path, files: Files) -> Path:
+    """As `save_to_disk` writes it."""
+    folder.mkdir()
+    names = ["data-00000-of-00001.arrow"]
+    arrow_file(folder / names[0], rows_of(files))
+    state = {"_data_files": [{"filename": name} for name in names], "_split": None}
+    fill(folder, {"state.json": json.dumps(state).encode(), "dataset_info.json": b"{}"})
+    return folder
+
+
 MAKERS: dict[str, Callable[[Path, Files], Path]] = {
     "folder": lambda path, files: fill(path / "folder", dict(files)),
     "zip": lambda path, files: zipped(path / "files.zip", dict(files)),
     "tar": lambda path, files: tarred(path / "files.tar", files),
     "shards": lambda path, files: sharded(path / "shards", files),
     "a pattern": lambda path, files: sharded(path / "some", files) / "part-{000..002}.tar",
+    "parquet": lambda path, files: parquet_file(path / "files.parquet", files),
+    "parquets": lambda path, files: parquet_files(path / "data", files),
+    "arrow": lambda path, files: saved(path / "saved", files),
 }
 """The same files, as each source has them."""
 
@@ -334,3 +384,195 @@ def test_threads_read_one_source(tmp_path: Path) -> None:
         thread.join()
     source.close()
     assert wrong == []
+
+
+# -- parquet and saved datasets -------------------------------------------------------------------
+
+
+def test_names_are_rows_and_labels_are_names(tmp_path: Path) -> None:
+    found = read(parquet_files(tmp_path / "x", corpus(6), 2))
+    assert found.names[0] == "train-00000-of-00002/00000000.png"
+    assert found.names[-1] == "train-00001-of-00002/00000002.png"
+    assert found.class_names == ("a", "b")
+
+
+def table(**columns: Any) -> pa.Table:
+    """Four plain images, without anything of Hugging Face's."""
+    return pa.table({"jpg": pa.array([encoded(noise(k), "JPEG") for k in range(4)]), **columns})
+
+
+@pytest.mark.parametrize(
+    ("label", "names", "labels"),
+    [
+        (pa.array([3, 10, None, 3]), ("10", "3"), [1, 0, -1, 1]),
+        (pa.array(["x", None, "y", "x"]), ("x", "y"), [0, -1, 1, 0]),
+        (pa.array(["x", "y", "y", "x"]).dictionary_encode(), ("x", "y"), [0, 1, 1, 0]),
+        (pa.array([0.5, 1, 2, 3]), (), [-1] * 4),
+    ],
+)
+def test_plain_columns_are_classes_too(tmp_path: Path, label: Any, names: Any, labels: Any) -> None:
+    pq.write_table(table(label=label), tmp_path / "x.parquet")
+    found = read(tmp_path / "x.parquet")
+    assert (found.class_names, found.labels.tolist()) == (names, labels)
+    assert found.names[1] == "00000001.jpg"
+
+
+def test_other_columns_are_told(tmp_path: Path) -> None:
+    files = corpus(4)
+    when = pa.array([1, 2, 3, 4], pa.timestamp("s"))
+    path = parquet_file(tmp_path / "x.parquet", files, age=[1, 2.5, None, 4], when=when,
+                        nested=[[1], [2], [3], [4]])  # fmt: skip
+    found = read(path)
+    assert found.summary.tables == ("x.parquet",)
+    cells = read_cells(path, found.names, ["age", "label"])
+    assert [*cells.columns] == ["label", "age", "when"]
+    assert [c and c.number for c in cells.columns["age"]] == [1, 2.5, None, 4]
+    assert [c and c.text for c in cells.columns["label"]] == ["a", "a", "b", "b"]
+    assert cells.columns["age"][1].place == "x.parquet, line 2"
+    assert read_cells(path, found.names).columns["when"][0].text == "1970-01-01 00:00:01"
+
+
+def test_a_group_is_decoded_once_in_any_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = corpus()
+    source = open_source(parquet_file(tmp_path / "x.parquet", files, 20))
+    monkeypatch.setattr(parquet, "MOST_ROWS", 6)
+    entries = [*source.entries()]
+    begun: list[int] = []
+    original = pq.ParquetFile.iter_batches
+
+    def counted(self: Any, *args: Any, row_groups: list[int], **options: Any) -> Any:
+        begun.extend(row_groups)
+        return original(self, *args, row_groups=row_groups, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
+    data = [*files.values()]
+    assert [source.read(entry) for entry in entries] == data
+    assert begun == [0, 1, 2]
+    for k in np.random.default_rng(0).permutation(60):
+        assert source.read(entries[k]) == data[k]
+    assert begun == [0, 1, 2]
+    monkeypatch.setattr(parquet, "KEPT_BYTES", 1)
+    source = open_source(tmp_path / "x.parquet")
+    for k in (59, 0, 30, 31, 29, 5):
+        assert source.read(entries[k]) == data[k]
+    assert len(source._blocks._kept) == 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "no footer", "empty", "text", "no column"])
+def test_a_damaged_parquet_is_named_and_the_others_are_read(tmp_path: Path, damage: str) -> None:
+    folder = parquet_files(tmp_path / "x", corpus(12))
+    path = folder / "train-00001-of-00003.parquet"
+    data = path.read_bytes()
+    made = {"cut": data[:-100], "no footer": data[:-8] + bytes(8), "empty": b"", "text": b"hello"}
+    if damage == "no column":
+        pq.write_table(pa.table({"text": ["a"]}), path)
+    else:
+        path.write_bytes(made[damage])
+    reason = {"empty": reasons.EMPTY, "no column": reasons.NO_SAMPLES}.get(damage, reasons.CORRUPT)
+    found = read(folder)
+    assert len(found) == 8
+    assert found.class_names == ("a", "b")
+    assert found.summary.skipped == {reason: (1, (f"{path.name}/",))}
+    with pytest.raises(DataError) as caught:
+        read(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_group_is_skipped_row_by_row(tmp_path: Path) -> None:
+    path = parquet_file(tmp_path / "x.parquet", corpus(), 20)
+    group = pq.ParquetFile(path).metadata.row_group(1)
+    chunk = next(group.column(k) for k in range(3) if "bytes" in group.column(k).path_in_schema)
+    data = bytearray(path.read_bytes())
+    data[chunk.data_page_offset : chunk.data_page_offset + 40] = b"\xff" * 40
+    path.write_bytes(data)
+    found = read(path)
+    assert len(found) == 40
+    assert found.summary.skipped[reasons.CORRUPT][0] == 20
+
+
+def test_a_parquet_without_images_lists_what_it_has(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a"], "n": [1]}), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match=r"no column of .* files of images: text \(string\), n"):
+        read(tmp_path / "x.parquet")
+
+
+def test_rows_without_bytes_and_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = pa.array([encoded(noise(1)), None, b"", bytes(3000), b"hello"])
+    pq.write_table(pa.table({"image": images}), tmp_path / "x.parquet")
+    monkeypatch.setattr(_rows, "LARGEST_FILE", 2000)
+    found = read(tmp_path / "x.parquet").summary.skipped
+    assert {reason: count for reason, (count, _) in found.items()} == {
+        reasons.EMPTY: 2, reasons.TOO_LARGE: 1, reasons.NOT_AN_IMAGE: 1,
+    }  # fmt: skip
+
+
+def test_a_saved_dataset_as_its_library_writes_it(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    files = corpus(10)
+    features = datasets.Features(
+        image=datasets.Image(),
+        label=datasets.ClassLabel(names=["a", "b"]),
+        age=datasets.Value("int32"),
+    )
+    rows = {
+        "image": [{"bytes": data, "path": name} for name, data in files.items()],
+        "label": [name[0] for name in files],
+        "age": [*range(10)],
+    }
+    whole = datasets.Dataset.from_dict(rows, features)
+    whole.save_to_disk(tmp_path / "one", num_shards=2)
+    datasets.DatasetDict(train=whole, test=whole.select([3])).save_to_disk(tmp_path / "both")
+    whole.to_parquet(tmp_path / "x.parquet")
+    expected = read(fill(tmp_path / "folder", files))
+    for name in ("one", "both", "both/train", "x.parquet"):
+        found = read(tmp_path / name)
+        assert (found.fingerprint, found.class_names) == (expected.fingerprint, ("a", "b"))
+        assert found.labels.tolist() == expected.labels.tolist()
+        ages = read_cells(tmp_path / name, found.names).columns["age"]
+        assert [cell and cell.number for cell in ages] == [*range(10)]
+    assert len(read(tmp_path / "both" / "test")) == 1
+
+
+@pytest.mark.parametrize("start", [0.0, 0.3, 0.9])
+def test_a_damaged_arrow_file_is_one_line(tmp_path: Path, start: float) -> None:
+    folder = saved(tmp_path / "x", corpus(12))
+    (path,) = folder.glob("*.arrow")
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * start)])
+    with pytest.raises(DataError, match=r"1 (truncated or corrupt|empty file)") as caught:
+        read(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("state.json", "[]", "is not the state.json"),
+        ("state.json", "{", "cannot read"),
+        ("state.json", '{"_data_files": 3}', "selection"),
+        ("state.json", '{"_data_files": [{"filename": "../gone.arrow"}]}', "no such file"),
+        ("dataset_dict.json", '{"splits": ["test", "dev"]}', "no split train in"),
+    ],
+)
+def test_a_broken_saved_dataset_is_one_line(
+    tmp_path: Path, name: str, text: str, said: str
+) -> None:
+    fill(tmp_path, {name: text.encode()})
+    with pytest.raises(DataError, match=said) as caught:
+        read(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_pyarrow_it_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in (parquet_file(tmp_path / "x.parquet", corpus(2)), saved(tmp_path / "s", corpus(2))):
+        with monkeypatch.context() as patch:
+            for name in ("pyarrow", "pyarrow.parquet", "pyarrow.ipc"):
+                patch.setitem(sys.modules, name, None)
+            with pytest.raises(DataError) as caught:
+                open_source(path)
+        assert caught.value.hint == "Install it: pip install 'diffuse-cli[parquet]'"
+        assert caught.value.exit_code == 3
