@@ -11,7 +11,7 @@ from typing import Protocol
 
 from diffuse_cli import foreign, runs
 from diffuse_cli.core.registry import Modules
-from diffuse_cli.data.sources._base import HINT, extension_of
+from diffuse_cli.data.sources._base import HINT, extension_of, is_folder
 from diffuse_cli.data.sources._base import Entry as Entry
 from diffuse_cli.data.sources._base import Source as Source
 from diffuse_cli.data.sources._base import Told as Told
@@ -24,12 +24,17 @@ from diffuse_cli.data.sources._listing import classes_of as classes_of
 from diffuse_cli.data.sources._listing import list_samples as list_samples
 from diffuse_cli.data.sources.folder import OneFile
 from diffuse_cli.errors import DataError
+from diffuse_cli.events import Progress, Work
 from diffuse_cli.files import show
 from diffuse_cli.media import by_extension
 
 
 class SourceKind(Protocol):
-    """A module of this folder. `folder` is asked last, the others in the order of their names."""
+    """A module of this folder. `folder` is asked last, the others in the order of their names.
+
+    It may have `fetch(path)`, which brings here what is elsewhere, and yields how many of how many
+    files are here.
+    """
 
     def recognises(self, path: Path) -> bool:
         """Whether there is a source of this kind at a path, where there may be anything, or nothing
@@ -50,13 +55,22 @@ SOURCES: Mapping[str, SourceKind] = Modules("sources", __name__, __path__)
 
 def kind_of(path: Path) -> str:
     """The name in `SOURCES` of what is at a path; empty if it is no source."""
-    with contextlib.suppress(OSError, ValueError):  # a name that cannot be one
-        if path.is_dir() and runs.run_at(path):
-            return ""
-        for name in sorted(SOURCES, key=lambda name: name == "folder"):
-            if SOURCES[name].recognises(path):
-                return name
-    return ""
+    if is_folder(path) and runs.run_at(path):
+        return ""
+    names = sorted(SOURCES, key=lambda name: name == "folder")
+    return next((name for name in names if SOURCES[name].recognises(path)), "")
+
+
+def fetching(path: Path) -> Work[None]:
+    """Bring what is elsewhere here; `open_source` alone does it without a word.
+
+    Raises:
+        DataError: it cannot be had.
+    """
+    kind = kind_of(path)
+    fetch = getattr(SOURCES[kind], "fetch", None) if kind else None
+    for done, total in fetch(path) if fetch else ():
+        yield Progress("downloading files", done, total)
 
 
 def is_images(path: Path) -> bool:

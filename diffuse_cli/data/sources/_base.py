@@ -55,11 +55,12 @@ class Source:
 
     Attributes:
         path: as `open` of its module takes it.
-        origin: where the files came from, for the model file; empty for what lies here.
+        origin: what can be typed for the same samples anywhere, for the model file; empty for what
+            lies here.
         tables: names of tables that are part of the source, once `entries` has ended.
     """
 
-    origin: Mapping[str, str] = {}
+    origin: str = ""
     tables: tuple[str, ...] = ()
 
     def __init__(self, path: Path) -> None:
@@ -107,6 +108,16 @@ def plain_name(path: str) -> str:
     return "/".join(parts) if parts and not ignored and parts[-1][0] != "." else ""
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is a file, of any path: a pattern is longer than a name can be."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder, of any path."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 def in_bytes(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")
 
@@ -131,11 +142,11 @@ def shards_at(path: Path, extension: str) -> list[Path] | None:
     None if it stands for something else. Files that are written out in braces need not exist.
     """
     text = str(path)
-    if path.is_dir():
+    if is_folder(path):
         found = _in_folder(path, extension)
     elif extension_of(path.name) != extension:
         return None
-    elif path.is_file():
+    elif is_file(path):
         return [path]
     else:
         written = list(islice(_expanded(text), MOST_SHARDS))
@@ -185,7 +196,7 @@ def check_shards(shards: Iterable[Path]) -> None:
         DataError
     """
     for shard in shards:
-        if not shard.is_file():
+        if not is_file(shard):
             raise DataError(f"no such file: {show(shard)}", "Check the numbers in braces")
 
 

@@ -23,13 +23,15 @@ MANIFEST_FORMAT = "diffuse.samples"
 class Listing:
     """The files that a medium reads, in the byte order of their names. `others` counts the rest,
     and `unread`, by extension, those of them that there is advice for; `tables` are the names of
-    those in `TABLES`, which are not counted, and of the source's own."""
+    those in `TABLES`, which are not counted, and of the
+    source's own; `origin` is the source's."""
 
     medium: str
     candidates: tuple[Entry, ...]
     others: int
     unread: Mapping[str, int]
     tables: tuple[str, ...] = ()
+    origin: str = ""
 
 
 def list_samples(source: Source, medium: str | None = None) -> Listing:
@@ -61,7 +63,7 @@ def list_samples(source: Source, medium: str | None = None) -> Listing:
     others += sum(len(entries) for name, entries in found.items() if name != chosen)
     ordered = sorted([*kept, *unlisted], key=lambda e: in_bytes(e.name))
     listed = (*sorted(tables, key=in_bytes), *source.tables)
-    return Listing(chosen, tuple(ordered), others, unread, listed)
+    return Listing(chosen, tuple(ordered), others, unread, listed, source.origin)
 
 
 def _is_listed(name: str, samples: dict[str, frozenset[str]]) -> bool:

@@ -8,7 +8,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli.data.sources._base import Source, check_shards, shards_at
+from diffuse_cli.data.sources._base import Source, check_shards, is_file, shards_at
 from diffuse_cli.data.sources._rows import Layout, Rows, needed
 from diffuse_cli.errors import DataError
 from diffuse_cli.files import brief, show
@@ -20,15 +20,15 @@ TRAIN = "train"
 
 
 def recognises(path: Path) -> bool:
-    if (path / SPLITS).is_file() or (path / STATE).is_file():
+    if is_file(path / SPLITS) or is_file(path / STATE):
         return True
     return shards_at(path, EXTENSION) is not None
 
 
 def open(path: Path) -> Source:
     needed("pyarrow.ipc", "parquet", path)
-    folder = _split(path) if (path / SPLITS).is_file() else path
-    if (folder / STATE).is_file():
+    folder = _split(path) if is_file(path / SPLITS) else path
+    if is_file(folder / STATE):
         shards = _shards(folder)
     else:
         shards = shards_at(folder, EXTENSION) or [folder]

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from diffuse_cli import unusable as reasons
-from diffuse_cli.data.sources._base import AT_ONCE, Entry, Source, is_ignored_folder
+from diffuse_cli.data.sources._base import AT_ONCE, Entry, Source, is_folder, is_ignored_folder
 from diffuse_cli.unusable import LARGEST_FILE, Unusable
 
 
 def recognises(path: Path) -> bool:
-    return path.is_dir()
+    return is_folder(path)
 
 
 def open(path: Path) -> Source:

@@ -23,6 +23,7 @@ from diffuse_cli.data.sources._base import (
     Told,
     check_shards,
     extension_of,
+    is_file,
     shards_at,
     short_names,
 )
@@ -45,7 +46,7 @@ MOST_OPEN = 64
 
 
 def recognises(path: Path) -> bool:
-    if path.is_file():
+    if is_file(path):
         kind = foreign.kind_at(path)
         return kind == foreign.TAR or (not kind and extension_of(path.name) == EXTENSION)
     return shards_at(path, EXTENSION) is not None

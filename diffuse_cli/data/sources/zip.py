@@ -16,6 +16,7 @@ from diffuse_cli.data.sources._base import (
     Entry,
     Source,
     extension_of,
+    is_file,
     plain_name,
 )
 from diffuse_cli.errors import DataError
@@ -29,7 +30,7 @@ _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 def recognises(path: Path) -> bool:
     """A zip file that is not a model of torch."""
-    kind = foreign.kind_at(path) if path.is_file() else ""
+    kind = foreign.kind_at(path) if is_file(path) else ""
     if kind != foreign.TORCH:
         return kind == foreign.ZIP
     try:
