@@ -201,7 +201,10 @@ from .core.process import Process
 
 # -- in a fresh interpreter -----------------------------------------------------------------------
 
-HEAVY = ("torch", "torchvision", "accelerate", "matplotlib", "safetensors", "diffusers")
+HEAVY = (
+    "torch", "torchvision", "accelerate", "matplotlib", "safetensors", "diffusers", "pyarrow",
+    "huggingface_hub",
+)  # fmt: skip
 
 
 def python(*arguments: str, path: Path = PACKAGE.parent) -> subprocess.CompletedProcess[str]:
@@ -229,10 +232,11 @@ def test_tables_are_listed_without_torch():
         "SAMPLERS, SPACINGS, NETWORKS, DEGRADATIONS, RESTORATIONS, Gaussian; "
         "from diffuse_cli.presets import PRESETS; "
         "from diffuse_cli.features import FEATURES; from diffuse_cli.metrics import METRICS; "
+        "from diffuse_cli.data.sources import SOURCES; "
         "from diffuse_cli.commands import COMMANDS; from diffuse_cli.interop import FORMATS; "
         "assert all(map(list, (SCHEDULES, TARGETS, VARIANCES, LOSSES, WEIGHTINGS, SAMPLERS, "
         "SPACINGS, NETWORKS, DEGRADATIONS, RESTORATIONS, PRESETS, FEATURES, METRICS, COMMANDS, "
-        "FORMATS)))"
+        "FORMATS, SOURCES)))"
     )
 
 

@@ -88,6 +88,7 @@ def _data_rows(found: DataReport, fit: str) -> Rows:
         *_rows("duplicates", _copies(found.duplicates, " = ", "none")),
         *_rows("near duplicates", _near(found)),
         ("fingerprint", found.fingerprint),
+        *_rows("origin", [summary.origin] if summary.origin else []),
         *([("contact sheet", show(found.out))] if found.out else []),
     ]
 

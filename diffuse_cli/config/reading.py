@@ -29,7 +29,9 @@ class ReadingConfig(Config):
 class InfoConfig(ReadingConfig):
     """A set of images, or a model file, to describe."""
 
-    path: str = argument("PATH", "Folder or zip of images or arrays, model file, or run directory.")
+    path: str = argument(
+        "PATH", "Images or arrays, as for train; a model file; or a run directory."
+    )
     size: Size | None = data_option(
         None, "Image size, as for train.", parse=parse_size, shown="from the data"
     )

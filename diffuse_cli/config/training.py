@@ -31,7 +31,9 @@ GIVEN_DROPOUT = 0.1
 class TrainConfig(DiffusionConfig, ReadingConfig):
     """Everything that decides the weights of a model, and how its run is kept."""
 
-    data: str = argument("DATA", "Folder or zip of images or arrays.")
+    data: str = argument(
+        "DATA", "Folder, .zip, .tar or .parquet of images or arrays, or hf://datasets/ORG/NAME."
+    )
     steps: int = option(5000, "Training steps.", low=1, high=100_000_000)
     minutes: float | None = option(
         None,

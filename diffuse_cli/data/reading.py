@@ -22,7 +22,7 @@ from diffuse_cli.data import cache as caches
 from diffuse_cli.data.jobs import Decoded, Reading, Skipped
 from diffuse_cli.data.pool import decode_all
 from diffuse_cli.data.samples import Samples
-from diffuse_cli.data.sources import Entry, Listing, classes_of, list_samples, open_source
+from diffuse_cli.data.sources import Entry, Listing, classes_of, fetching, list_samples, open_source
 from diffuse_cli.data.summary import (
     NAMED,
     Summary,
@@ -128,6 +128,7 @@ def read_images(
         OutputError: the cache cannot be written.
         UsageError: a fit, a layout or a number of sides that the medium does not know.
     """
+    yield from fetching(Path(source))
     with contextlib.closing(open_source(Path(source), single=single)) as opened:
         listing = list_samples(opened, medium)
         with translating():
@@ -295,7 +296,7 @@ def _size_notice(sizes: Counter[Size], result: Size, medium: str, fit: str) -> s
 def _samples(
     source: str | Path, stored: Array, listing: Listing, tally: _Tally, transform: str | None
 ) -> Samples:
-    labels, class_names = classes_of(tally.names, [e.name for e in listing.candidates])
+    labels, class_names = classes_of(tally.names, listing.candidates)
     counts = Counter(labels)
     summary = Summary(
         source=show(source),
@@ -313,6 +314,7 @@ def _samples(
         unread=dict(listing.unread),
         remarks=tally.remarks,
         tables=listing.tables,
+        origin=listing.origin,
     )
     return Samples(
         stored=stored,

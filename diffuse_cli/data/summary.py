@@ -37,6 +37,7 @@ class Summary:
         remarks: as `skipped`, for samples that are used.
         tables: the names of tables beside them.
         medium: its name in `MEDIA`.
+        origin: what can be typed for the same samples anywhere; empty for what lies here.
     """
 
     source: str
@@ -54,6 +55,7 @@ class Summary:
     remarks: Skips = field(default_factory=dict)
     tables: tuple[str, ...] = ()
     medium: str = "image"
+    origin: str = ""
 
     def lines(self) -> list[str]:
         """The summary for people, one sentence per line."""
@@ -104,7 +106,14 @@ class Summary:
             "remarks": _plain(self.remarks),
             "tables": list(self.tables),
         }
-        rare = {"greyed": 0, "unread": {}, "remarks": {}, "tables": [], "medium": "image"}
+        rare: dict[str, Any] = {
+            "greyed": 0,
+            "unread": {},
+            "remarks": {},
+            "tables": [],
+            "medium": "image",
+        }
+        rare |= {"origin": ""}
         return {name: value for name, value in values.items() if rare.get(name, self) != value}
 
 

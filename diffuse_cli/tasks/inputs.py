@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 
 from diffuse_cli import files
 from diffuse_cli.core.settings import dimensions
-from diffuse_cli.data import read_images
+from diffuse_cli.data import is_images, read_images
 from diffuse_cli.data.summary import fitting, skip_lines, span
 from diffuse_cli.errors import DataError, UsageError, translating
 from diffuse_cli.events import Notice, Work
@@ -116,7 +115,7 @@ def enlarged(path: str, loaded: Loaded, factor: int) -> Size | None:
 
 def _several(path: str) -> bool:
     """Whether it holds samples, and is not one."""
-    return Path(path).is_dir() or zipfile.is_zipfile(path)
+    return is_images(Path(path))
 
 
 def _rgb(color: str) -> tuple[int, ...]:

@@ -119,6 +119,7 @@ class Plan:
             "held_out": {**held_out_rule(), "images": len(self.held_out)},
             "background": self.config.background,
             "fit": self.config.fit,
+            **({"origin": self.images.summary.origin} if self.images.summary.origin else {}),
             **({"given": self.given_fingerprints} if self.pairs else {}),
             **({"table": self.table_fingerprints} if self.images.rows is not None else {}),
             **({"classes": list(names)} if names and not told and fits(names) else {}),

@@ -617,7 +617,7 @@ def test_nothing_usable_is_one_line(tmp_path, diffuse):
     (tmp_path / "broken.zip").write_bytes(b"PK\x05\x06" + b"\xff" * 16 + b"\0\0")
     for path, code, says in (
         ("empty", 3, "no images in empty"),
-        ("nowhere", 3, "folder or a .zip file of images, a model file or a run directory"),
+        ("nowhere", 3, "folder or an archive of images, a model file or a run directory"),
         ("fifo", 3, "fifo"),
         ("picture.png/x", 3, "no such"),
         ("x" * 5000, 3, "cannot read"),
