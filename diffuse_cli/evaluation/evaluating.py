@@ -20,6 +20,7 @@ from diffuse_cli.config import (
     WeightsConfig,
 )
 from diffuse_cli.core.conditions import PAIRS
+from diffuse_cli.core.space import Space
 from diffuse_cli.data import is_images
 from diffuse_cli.errors import DiffuseError, UsageError
 from diffuse_cli.evaluation import bounds, neighbors, showing
@@ -30,7 +31,7 @@ from diffuse_cli.evaluation.team import Team
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.guiding import equipped
 from diffuse_cli.media import MEDIA, judged
-from diffuse_cli.metrics import METRICS, Facts, Remark, remarks
+from diffuse_cli.metrics import METRICS, Facts, Remark, Words, remarks
 from diffuse_cli.options import first_given
 from diffuse_cli.outputs import asked
 from diffuse_cli.resolving import DrawSettings, resolve, tell
@@ -46,6 +47,7 @@ class Evaluated:
         values: the metrics' numbers by key.
         classes: the same for each class on both sides, with its counts.
         terms: the bound by timestep, of a model.
+        details: what else the metrics found, by their names.
         real, generated: how many images on each side.
         part: which of the real images: `held-out` or `all`.
         features: the feature network, see `FeatureNetwork.described`.
@@ -59,6 +61,7 @@ class Evaluated:
     values: dict[str, float]
     classes: dict[str, dict[str, float]]
     terms: list[dict[str, Any]]
+    details: dict[str, Any]
     real: int
     generated: int
     part: str
@@ -151,11 +154,16 @@ def evaluate(
             files.write_bytes(page, pictures.png(neighbors.draw(twins)))
         real, generated = len(sides.real), len(evaluation.generated)
         dim = evaluation.fake_features.shape[1]
-        facts = Facts(values, real, generated, dim, loaded is not None, sides.space.levels)
+        told = details(evaluation)
+        facts = Facts(
+            values, real, generated, dim, loaded is not None, sides.space.levels, told,
+            words_of(sides.space),
+        )  # fmt: skip
         return Evaluated(
             values=values,
             classes=_by_class(evaluation, sides.classes),
             terms=evaluation.bound.by_time() if evaluation.bound else [],
+            details=told,
             real=real,
             generated=generated,
             part=sides.part,
@@ -192,6 +200,23 @@ def measured(evaluation: Evaluation) -> Work[dict[str, float]]:
             if evaluation.accelerator.is_main_process:
                 values |= metric.compute(evaluation)
     return values
+
+
+def details(evaluation: Evaluation) -> dict[str, Any]:
+    """What else metrics tell of a finished evaluation, by their names."""
+    return {
+        name: metric.details(evaluation)
+        for name, metric in METRICS.items()
+        if hasattr(metric, "details") and evaluation.can_measure(metric.NEEDS)
+    }
+
+
+def words_of(space: Space) -> Words:
+    """What is said of samples of a space."""
+    kind = MEDIA[space.medium]
+    low, high = getattr(kind, "LOW_HIGH", ("low", "high"))
+    channels = getattr(kind, "CHANNELS", {}).get(space.channels, ())
+    return Words(kind.MANY, getattr(kind, "POINTS", "points"), low, high, channels)
 
 
 def find_network(config: MeasureConfig, accelerator: Accelerator) -> Work[features.FeatureNetwork]:
@@ -234,10 +259,13 @@ def _by_class(evaluation: Evaluation, names: Sequence[str]) -> dict[str, dict[st
     """The metrics' numbers for every class with two images or more on both sides."""
     found: dict[str, dict[str, float]] = {}
     for label, name in enumerate(names):
-        part = evaluation.of_class(label)
-        values: dict[str, float] = {"real": len(part.real), "generated": len(part.generated)}
+        values: dict[str, float] = {
+            name: int((side.labels == label).sum())
+            for name, side in (("real", evaluation.real), ("generated", evaluation.generated))
+        }
         if min(values.values()) < 2:
             continue
+        part = evaluation.of_class(label)
         for metric in METRICS.values():
             if evaluation.can_measure(metric.NEEDS):
                 values |= metric.compute(part)

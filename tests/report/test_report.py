@@ -137,9 +137,10 @@ def test_every_number_is_on_the_page_with_its_error(whole):
 def test_every_metric_has_its_words(whole):
     """A metric that is added without them is shown among other numbers, and is in the JSON."""
     found = {**read(whole).json}
-    outside = {"subject", "data", "n", "classes", "terms", "part", "features", "settings",
-               "seconds", "model", "fingerprints", "made_with", "plot", "pairs", "report",
-               "remarks"}  # fmt: skip
+    outside = {
+        "subject", "data", "n", "classes", "terms", "details", "part", "features", "settings",
+        "seconds", "model", "fingerprints", "made_with", "plot", "pairs", "report", "remarks",
+    }  # fmt: skip
     measured = {k: v for k, v in found.items() if k not in outside}
     known = [number.key for number in metrics.numbers() if number.question != "answers"]
     known.remove("nats_per_dim")  # of floats
