@@ -24,11 +24,12 @@ from diffuse_cli.core.space import Space
 from diffuse_cli.data import is_images
 from diffuse_cli.errors import DiffuseError, UsageError
 from diffuse_cli.evaluation import bounds, neighbors, showing
-from diffuse_cli.evaluation.images import drawn_from, read_sides
+from diffuse_cli.evaluation.images import Sides, drawn_from, read_sides
 from diffuse_cli.evaluation.parts import Evaluation
 from diffuse_cli.evaluation.showing import Shown
 from diffuse_cli.evaluation.team import Team
 from diffuse_cli.events import Notice, Work
+from diffuse_cli.features._random import random_network_for
 from diffuse_cli.guiding import equipped
 from diffuse_cli.media import MEDIA, judged
 from diffuse_cli.metrics import METRICS, Facts, Remark, Words, remarks
@@ -56,6 +57,7 @@ class Evaluated:
         made_with: versions and the machine.
         plot, pairs, report: paths of the plot of the terms, of the page of nearest training images
             and of the report; None if not asked for.
+        words: what is said of the samples.
     """
 
     values: dict[str, float]
@@ -75,6 +77,7 @@ class Evaluated:
     pairs: Path | None
     report: Path | None
     remarks: list[Remark]
+    words: Words
     shown: Shown | None
 
 
@@ -131,16 +134,16 @@ def evaluate(
                 "--pairs needs DATA that the model was trained on, with a held-out part",
                 "Give the model's training data, 40 images or more, without --train-n 0",
             )
+        network = seeing(network, sides, accelerator)
         evaluation = Evaluation(
             config, accelerator, network, loaded, settings, sides.real, sides.more, sides.fakes,
             training, space=sides.space,
         )  # fmt: skip
-        rated = judged(sides.space.medium)
-        if not rated:
+        if not judged(sides.space.medium):
             many = MEDIA[sides.space.medium].MANY
             yield Notice(
-                f"left out: what features of photographs say, such as KID; of {many} they "
-                "say nothing"
+                f"left out: what features of photographs say, as of {many} they say nothing; KID "
+                "is that of random features"
             )
         values = yield from measured(evaluation)
         yield from evaluation.make("generated")
@@ -155,10 +158,10 @@ def evaluate(
         real, generated = len(sides.real), len(evaluation.generated)
         dim = evaluation.fake_features.shape[1]
         told = details(evaluation)
+        words = words_of(sides.space)
         facts = Facts(
-            values, real, generated, dim, loaded is not None, sides.space.levels, told,
-            words_of(sides.space),
-        )  # fmt: skip
+            values, real, generated, dim, loaded is not None, sides.space.levels, told, words
+        )
         return Evaluated(
             values=values,
             classes=_by_class(evaluation, sides.classes),
@@ -167,7 +170,7 @@ def evaluate(
             real=real,
             generated=generated,
             part=sides.part,
-            features=network.described() if rated else {},
+            features=network.described(),
             settings=described,
             seconds=round(time.monotonic() - began, 3),
             model=_model_facts(loaded) if loaded else {},
@@ -177,6 +180,7 @@ def evaluate(
             pairs=page,
             report=report,
             remarks=remarks(facts),
+            words=words,
             shown=showing.choose(evaluation, sides.classes) if report else None,
         )
 
@@ -234,6 +238,15 @@ def find_network(config: MeasureConfig, accelerator: Accelerator) -> Work[featur
         raise reason
     file = yield from features.find(config.features)
     return features.load(config.features, accelerator.device, file)
+
+
+def seeing(
+    network: features.FeatureNetwork, sides: Sides, accelerator: Accelerator
+) -> features.FeatureNetwork:
+    """The network, or one with random weights where it cannot judge the samples."""
+    if judged(sides.space.medium):
+        return network
+    return random_network_for(sides.space, sides.real.samples, accelerator.device)
 
 
 def load_model(

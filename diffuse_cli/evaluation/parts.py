@@ -102,7 +102,9 @@ class Evaluation:
             lacking |= {"answers"}
         if self.training is None:
             lacking |= {"train_bits", "nearest"}
-        if not judged(self.space.medium):
+        if judged(self.space.medium):
+            lacking |= {"random_features"}
+        else:
             lacking |= {"features", "landmarks", "answers"}
         return lacking.isdisjoint(needs)
 
@@ -181,6 +183,17 @@ def _make_features(evaluation: Evaluation) -> Work[None]:
         evaluation.more_features = yield from cached(network, look(more.samples), team)
 
 
+def _make_random_features(evaluation: Evaluation) -> Work[None]:
+    """Features of a network with random weights, of both sides and of further real samples."""
+    yield from evaluation.make("generated")
+    network, team = evaluation.network, evaluation.team
+    real, fakes, more = evaluation.sides
+    evaluation.real_features = yield from computed(network, real, team)
+    evaluation.fake_features = yield from computed(network, fakes, team)
+    if len(more):
+        evaluation.more_features = yield from computed(network, more, team)
+
+
 def _make_landmarks(evaluation: Evaluation) -> Work[None]:
     """Features of images known to be bad."""
     made = landmarks(evaluation.look(evaluation.real.samples))
@@ -252,6 +265,7 @@ PARTS: dict[str, Callable[[Evaluation], Work[None]]] = {
     "train_bits": make_train_bits,
     "generated": _make_generated,
     "features": _make_features,
+    "random_features": _make_random_features,
     "landmarks": _make_landmarks,
     "nearest": _make_nearest,
     "answers": make_answers,

@@ -54,7 +54,8 @@ class Parts(Protocol):
     """The parts of an evaluation, of which a metric reads those that its `NEEDS` name.
 
     Attributes:
-        real_features, fake_features, more_features: `features`, float32 (N, d), (M, d) and (K, d);
+        real_features, fake_features, more_features: `features` or `random_features`, float32
+            (N, d), (M, d) and (K, d);
             the last are of further real images, if there are any.
         landmarks: features of images known to be bad, by their names.
         bits, train_bits: bits per dimension of held-out and of training images, (N, 3) and (M, 3):
