@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,10 +17,13 @@ from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.core.likelihood import bound_terms, prior_bits, strata, visited, visits
 from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.draws import draw_noise, philox
-from diffuse_cli.evaluation.images import Labelled
+from diffuse_cli.evaluation.images import Labelled, inputs_of
 from diffuse_cli.events import Progress, Work
 from diffuse_cli.givens import Inputs
 from diffuse_cli.media import Array
+
+if TYPE_CHECKING:
+    from diffuse_cli.evaluation.parts import Evaluation
 
 BINS = 50
 """Groups of timesteps whose mean terms are shown, at most (or as many as an image has visits)."""
@@ -95,6 +98,52 @@ def joined(parts: Sequence[Bound]) -> Bound:
         for name in ("prior", "times", "terms")
     )
     return Bound(priors, parts[0].expected, times, terms)
+
+
+def make_bits(evaluation: Evaluation) -> Work[None]:
+    """The bound of each real image."""
+    timesteps = evaluation.config.timesteps
+    evaluation.bound = yield from _bound(evaluation, evaluation.real, timesteps, "likelihood")
+    evaluation.bits = evaluation.bound.parts()
+
+
+def make_train_bits(evaluation: Evaluation) -> Work[None]:
+    """The bound of an equal number of training images, at half as many timesteps each.
+
+    Fewer images would save as much, and cost far more precision: images differ more than timesteps.
+    """
+    assert evaluation.training is not None
+    evaluation.train = evaluation.training.first(len(evaluation.real))
+    whole = evaluation.config.timesteps
+    timesteps = whole if isinstance(whole, str) else max(2, (whole + 1) // 2)
+    task = "likelihood of training images"
+    bound = yield from _bound(evaluation, evaluation.train, timesteps, task)
+    evaluation.train_bits = bound.parts()
+
+
+def _bound(
+    evaluation: Evaluation, images: Labelled, timesteps: int | str, task: str
+) -> Work[Bound]:
+    """The bound of each image, on the model's process or a respaced one."""
+    config, loaded = evaluation.config, evaluation.loaded
+    assert loaded is not None
+    denoiser = loaded.denoiser
+    if config.respaced is not None:
+        denoiser = denoiser.respaced(denoiser.process.times(config.respaced))
+    own = evaluation.team.share(len(images), config.batch_size)
+    bound = yield from measure(
+        denoiser,
+        images,
+        loaded.model.blueprint,
+        own,
+        given=inputs_of(loaded, images, config.seed),
+        timesteps=timesteps,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        device=evaluation.accelerator.device,
+        task=task,
+    )
+    return joined(evaluation.team.gather(bound))
 
 
 def measure(

@@ -83,7 +83,10 @@ class Medium(Protocol):
     - `UNPACKED`, whether samples take as much memory as their files (no without it);
     - `FITTED`, what becomes of a sample of another size (`resized` without it);
     - `JUDGED`, whether networks that know photographs can judge samples (yes without it);
-    - `FLIPPED`, how `--flip` mirrors samples, if that has to be said.
+    - `FLIPPED`, how `--flip` mirrors samples, if that has to be said;
+    - `CHANNELS`, the names of the channels of samples of so many (numbers without it);
+    - `LOW_HIGH`, what samples are whose numbers are too small, or too large (`low`, `high`);
+    - `POINTS`, what samples are made of (`points` without it).
 
     Attributes:
         EXTENSIONS: of the files it reads, such as `.png`.

@@ -24,6 +24,8 @@ ONE, MANY = "image", "images"
 KEPT_SIDE = 64
 MODES = {1: "L", 3: "RGB"}
 KINDS = {1: "grey", 3: "colour"}
+CHANNELS = {1: ("grey",), 3: ("red", "green", "blue")}
+LOW_HIGH, POINTS = ("dark", "bright"), "pixels"
 MIXED = True
 
 

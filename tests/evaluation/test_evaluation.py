@@ -25,7 +25,7 @@ from diffuse_cli.draws import draw_noise, permutation
 from diffuse_cli.evaluation import bounds, evaluating, neighbors, parts
 from diffuse_cli.evaluation.images import Labelled, Training
 from diffuse_cli.events import finish
-from diffuse_cli.metrics import METRICS, _nearest, kid, landmarks, memorization
+from diffuse_cli.metrics import METRICS, _nearest, _numbers, kid, landmarks, memorization
 from diffuse_cli.metrics._landmarks import LANDMARKS
 from diffuse_cli.metrics.memorization import Nearest
 
@@ -282,6 +282,10 @@ def test_a_models_classes_are_measured_on_their_own_images(measure_classes, othe
         real, fakes = (side.labels == label for side in (evaluation.real, evaluation.fakes))
         assert values["real"] == real.sum()
         assert values["generated"] == fakes.sum() == (6, 5)[label]
+        sides = (
+            side.samples[side.labels == label]
+            for side in (evaluation.real, evaluation.fakes, evaluation.more)
+        )
         part = SimpleNamespace(
             bits=evaluation.bits[real],
             real_features=evaluation.real_features[real],
@@ -289,6 +293,8 @@ def test_a_models_classes_are_measured_on_their_own_images(measure_classes, othe
             more_features=evaluation.more_features[evaluation.more.labels == label],
             landmarks={},
             floats=False,
+            marginals=_numbers.measure(*sides),
+            spectra=evaluation.spectra.of(real, fakes, evaluation.more.labels == label),
         )
         expected = {}
         for metric in METRICS.values():

@@ -59,6 +59,11 @@ def test_a_model_draws_what_it_was_trained_on(
     assert np.isfinite(values["bits_per_dim"])
     assert ("nats_per_dim" in values) == (dtype == np.float32)
     assert "kid" not in values
+    assert np.isfinite(values["kid_random"])
+    assert values["features"]["name"] == "random"
+    assert "KID, random features" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert len(values["details"]["marginals"]) == space["channels"]
+    assert np.isfinite([values[key] for key in ("wasserstein", "spectral_distance")]).all()
 
 
 def test_what_cannot_be_used_is_named(diffuse: Callable[..., Any], tmp_path: Path) -> None:
