@@ -105,16 +105,26 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 PREVIEW_STEPS = 2
-"""In how many steps a run in this process draws its previews and what it measures KID of."""
+"""In how many steps a run draws its previews and what it measures KID of."""
+
+
+def less(arguments: Sequence[Any]) -> dict[str, int]:
+    """What a command does less of, by where its number is."""
+    if arguments[:1] == ["train"]:
+        return {"diffuse_cli.training.previews.SAMPLING_STEPS": PREVIEW_STEPS}
+    if arguments[:1] == ["tune"]:
+        return {"diffuse_cli.sweeps.learning.SAMPLES": 4, "diffuse_cli.sweeps.learning.FINE": 10}
+    return {}
 
 
 def in_process(arguments: Sequence[Any]) -> int:
     from diffuse_cli.app import main
 
+    line = [str(a) for a in arguments]
     with pytest.MonkeyPatch.context() as patch:
-        if arguments and arguments[0] == "train":
-            patch.setattr("diffuse_cli.training.previews.SAMPLING_STEPS", PREVIEW_STEPS)
-        return main([str(a) for a in arguments])
+        for place, number in less(line).items():
+            patch.setattr(place, number)
+        return main(line)
 
 
 @pytest.fixture(scope="session")
@@ -189,9 +199,16 @@ def spawn(server: Server, tmp_path: Path) -> Iterator[Callable[..., Forked]]:
     """Start `diffuse` as a process of its own, that has everything imported already."""
     started: list[Forked] = []
 
-    def start(*arguments: Any, env: Mapping[str, str] = {}, **options: Any) -> Forked:
+    def start(
+        *arguments: Any, env: Mapping[str, str] = {}, before: str = "", **options: Any
+    ) -> Forked:
         line = [*map(str, arguments)]
-        started.append(Forked(server, line, tmp_path, environment(**env), **options))
+        setting = [
+            f"import {place.rpartition('.')[0]}; {place} = {number}\n"
+            for place, number in less(line).items()
+        ]
+        before = "".join([*setting, before])
+        started.append(Forked(server, line, tmp_path, environment(**env), before=before, **options))
         return started[-1]
 
     yield start
