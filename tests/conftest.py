@@ -205,6 +205,30 @@ def train(diffuse: Callable[..., Ran], images: Path, recipe: Path) -> Callable[.
     return lambda *arguments: diffuse("train", images, "--config", recipe, *arguments)
 
 
+def logged(name: str, run: Path = Path("model.run")) -> list[Any]:
+    """The values of this name in the log of a run, in order."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line[name] for line in lines if name in line]
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, Any]]]:
+    """What the loss is given while training: x0 and the conditions of a microbatch."""
+    from diffuse_cli.core import LOSSES
+    from diffuse_cli.core.losses import simple
+
+    seen = []
+
+    def loss(denoiser: Any, x0: Any, t: Any, noise: Any, weight: Any = None, **cond: Any) -> Any:
+        value = simple(denoiser, x0, t, noise, weight, **cond)
+        if value.requires_grad:
+            seen.append((x0, cond))
+        return value
+
+    monkeypatch.setitem(LOSSES, "simple", loss)
+    return seen
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """The process that those of `spawn` are forked from."""
