@@ -40,12 +40,12 @@ class Offered:
 
     Attributes:
         inputs: for the model.
-        count: how many images are drawn of it.
+        per: how many images there are of each number: one for each thing that is given.
         described: for the manifest.
     """
 
     inputs: Inputs | None
-    count: int
+    per: int
     described: dict[str, Any]
 
 
@@ -62,11 +62,11 @@ def offered(config: SampleConfig, settings: DrawSettings, loaded: Loaded) -> Wor
             raise UsageError(
                 "--given: the model was trained without", "Train one with --given, or leave it out"
             )
-        return Offered(None, config.n, {})
+        return Offered(None, 1, {})
     if config.given is None:
         if settings.condition is None or settings.condition.scale != 0:
             raise UsageError(_wanted(giver), _how(giver))
-        return Offered(None, config.n, {})
+        return Offered(None, 1, {})
     _check(config, giver)
     read = partial(
         read_images,
@@ -94,7 +94,7 @@ def offered(config: SampleConfig, settings: DrawSettings, loaded: Loaded) -> Wor
         described["degraded"] = giver.given.what
     else:
         inputs = beside(giver, samples.stored)
-    return Offered(inputs, config.n * len(samples), {"given": described})
+    return Offered(inputs, len(samples), {"given": described})
 
 
 def _wanted(giver: Giver) -> str:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from diffuse_cli import foreign, runs
 from diffuse_cli import unusable as reasons
+from diffuse_cli.data.batch import Batch, batch_at
 from diffuse_cli.errors import DataError
 from diffuse_cli.files import show
 from diffuse_cli.media import advice, by_extension
@@ -172,7 +173,7 @@ class Zip:
         self._file.close()
 
 
-Source = Folder | Zip
+Source = Folder | Zip | Batch
 """The files of a source, without hidden ones, and their contents. `read` is thread-safe."""
 
 
@@ -231,7 +232,7 @@ def open_source(path: Path, *, single: bool = False) -> Source:
         return Folder(path)
     if is_images(path):
         try:
-            return Zip(path)
+            return batch_at(path) or Zip(path)
         except Exception as error:
             raise DataError(f"cannot read the zip file {show(path)}: {error}", hint) from error
     if stat.S_ISREG(mode) and (kind := foreign.kind_at(path)):

@@ -1,0 +1,117 @@
+"""Many images in one array: a .npz file with uint8 (N, H, W, C) as `arr_0`.
+
+This is what the evaluation suite of guided-diffusion (github.com/openai/guided-diffusion,
+evaluations/README.md) reads, and its published samples and references are; `arr_1` are labels.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from diffuse_cli.media import Array
+
+if TYPE_CHECKING:
+    from diffuse_cli.data.sources import Entry
+
+IMAGES, LABELS = "arr_0.npy", "arr_1.npy"
+OTHERS = {LABELS, "manifest.json"}
+"""What else such a file may hold."""
+
+_AT_ONCE = 2**20
+
+
+class Batch:
+    """The images of such a file, as if each were a PNG file; they stay on the disk.
+
+    Raises:
+        ValueError: another array, or a file that is cut short.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with zipfile.ZipFile(path) as archive:
+            names = {*archive.namelist()}
+            if IMAGES not in names or not names <= {IMAGES, *OTHERS}:
+                raise ValueError("no such array")
+            with archive.open(IMAGES) as member:
+                shape, start = _header(member)
+            self._file = _unpacked(archive, path)
+        self.images = _mapped(self._file[0], self._file[1] + start, shape)
+
+    def entries(self) -> Iterator[Entry]:
+        """An entry for each image."""
+        from diffuse_cli.data.sources import Entry
+
+        size = self.images[0].nbytes
+        for k in range(len(self.images)):
+            yield Entry(f"{k:05d}.png", size, str(k))
+
+    def read(self, entry: Entry) -> bytes:
+        """A PNG file without compression."""
+        from PIL import Image
+
+        pixels = self.images[int(entry.key)]
+        file = io.BytesIO()
+        Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(
+            file, "PNG", compress_level=0
+        )
+        return file.getvalue()
+
+    def close(self) -> None:
+        """Close the file, once no image is used any more."""
+        self._file[0].close()
+
+
+def batch_at(path: Path) -> Batch | None:
+    """The images of a file, None if it is not one of these."""
+    try:
+        return Batch(path)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError):
+        return None
+
+
+def _header(member: IO[bytes]) -> tuple[tuple[int, ...], int]:
+    """The shape, and how many bytes come before the numbers."""
+    import numpy as np
+
+    version = np.lib.format.read_magic(member)
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if read is None:
+        raise ValueError("another version")
+    shape, by_columns, dtype = read(member)
+    if by_columns or dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3):
+        raise ValueError("another array")
+    if min(shape) < 1:
+        raise ValueError("no images")
+    return shape, member.tell()
+
+
+def _unpacked(archive: zipfile.ZipFile, path: Path) -> tuple[IO[bytes], int]:
+    """A file with the array's, and where that begins: the archive itself, unless it is packed."""
+    info = archive.getinfo(IMAGES)
+    if info.compress_type == zipfile.ZIP_STORED:
+        file = path.open("rb")
+        file.seek(info.header_offset + 26)
+        name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
+        return file, info.header_offset + 30 + name + extra
+    unpacked = tempfile.TemporaryFile()  # noqa: SIM115  it is read until the end
+    with archive.open(info) as member:
+        while data := member.read(_AT_ONCE):
+            unpacked.write(data)
+    unpacked.flush()
+    return unpacked, 0
+
+
+def _mapped(file: IO[bytes], start: int, shape: tuple[int, ...]) -> Array:
+    import numpy as np
+
+    mapped: np.memmap[Any, Any] = np.memmap(file, np.uint8, "r", start, shape)
+    return mapped
