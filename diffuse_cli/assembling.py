@@ -18,7 +18,7 @@ from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
 from diffuse_cli.errors import OutputError
 from diffuse_cli.events import Progress, Work
 from diffuse_cli.folders import GIF, GRID, GRID_IMAGES
-from diffuse_cli.inputs import Offered, from_samples, offered
+from diffuse_cli.inputs import Offered, check_follows, from_samples, offered
 from diffuse_cli.ledger import KEY, Ledger, Plan, parts_of
 from diffuse_cli.media import MEDIA, Asked, like, prepare
 from diffuse_cli.resolving import tell
@@ -68,6 +68,7 @@ def load_job(config: SampleConfig, accelerator: Accelerator) -> Work[Job]:
     stages[0] = stages[0].given(given.inputs)
     yield from tell(stages[0].settings)
     if last:
+        check_follows(stages[0].loaded.space, last.loaded)
         yield from tell(last.settings)
         stages.append(last.turning(stages[0]))
     packing.check_kind(out, stages[-1].loaded.space, config.gif)

@@ -145,11 +145,8 @@ def _described(path: str, names: Sequence[str]) -> dict[str, Any]:
     return {"files": [{"name": files.show(name), "sha256": hashes[name]} for name in names]}
 
 
-def from_samples(drawn: Sequence[Array], space: Space, loaded: Loaded, first: int) -> Inputs:
-    """Stored samples of a model as what another is given, at its size.
-
-    Args:
-        first: the index of the first of them.
+def check_follows(space: Space, loaded: Loaded) -> None:
+    """Refuse a model that cannot be given samples of a space.
 
     Raises:
         UsageError: samples of other channels or levels, or a model that needs a mask.
@@ -159,12 +156,22 @@ def from_samples(drawn: Sequence[Array], space: Space, loaded: Loaded, first: in
     if giver.masks:
         raise UsageError(f"--then: the model is told what is unknown ({giver.given.what})")
     wanted = giver.inputs
-    same = dataclasses.replace(space, size=wanted.size)
-    if same != wanted:
+    if dataclasses.replace(space, size=wanted.size) != wanted:
         raise UsageError(
             f"--then: the model draws from {wanted.channels} channels of {wanted.levels} levels, "
             f"not from {space.channels} of {space.levels}"
         )
+
+
+def from_samples(drawn: Sequence[Array], space: Space, loaded: Loaded, first: int) -> Inputs:
+    """Stored samples of a model as what another is given, at its size; `check_follows` is first.
+
+    Args:
+        first: the index of the first of them.
+    """
+    giver = Giver.of(loaded.model.blueprint)
+    assert giver is not None
+    wanted = giver.inputs
     asked = Asked(**like(wanted))
     medium = MEDIA[space.medium]
     fitted = [x if x.shape[1:] == wanted.size else medium.fit(x, asked) for x in drawn]

@@ -137,7 +137,7 @@ class Ledger:
         if overwrite:
             self._clear()
         manifest = manifest_in(self.folder)
-        if not (self.work / SETTINGS).exists() and not manifest:
+        if not manifest and not self._begun() and not self._listed({"files": {}}):
             files.remove(self.work)
             self._note({})
             return Plan([*parts])

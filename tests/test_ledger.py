@@ -147,6 +147,17 @@ def test_an_overwrite_removes_what_a_stopped_sampling_wrote_and_nothing_else(tmp
     assert sorted(tree(tmp_path)) == ["00000.bin", "00001.bin", "00005.bin", "manifest.json"]
 
 
+def test_a_sampling_that_drew_nothing_holds_nothing(tmp_path):
+    """Such as one that ran out of memory, and is tried again with smaller batches."""
+
+    def stop(part):
+        raise Terminated("terminated")
+
+    with pytest.raises(Terminated):
+        draw(tmp_path, before=stop)
+    assert draw(tmp_path, settings={**SETTINGS, "seed": 1}) == 5
+
+
 def test_a_process_that_still_writes_is_waited_for(tmp_path):
     """One of several may outlive the first."""
     (tmp_path / ledger.WORK).mkdir()

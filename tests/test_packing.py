@@ -72,7 +72,7 @@ def test_a_zip_has_the_files_of_the_folder_and_an_npz_the_arrays_of_guided_diffu
 def test_all_three_are_measured_alike(made, diffuse, images):
     found = []
     for name in ("folder", "x.zip", "x.npz"):
-        ran = diffuse("eval", name, images, "--json", "--no-report", "-q")
+        ran = diffuse("eval", name, images, "--json", "-q")
         assert ran.code == 0, ran.err
         found.append(ran.json["metrics"])
         info = diffuse("info", name, "--json").json

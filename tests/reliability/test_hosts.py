@@ -74,7 +74,7 @@ def test_a_host_is_lost_and_the_other_ends_and_goes_on_alone(hosts, train, image
     assert "process 1 of 2 is gone, and process 0 ends with it" in ours[0]
     assert "exitcode  : 76" in said
     begun = int(max(Path("model.run/checkpoints").iterdir()).name.removeprefix("step-"))
-    assert train("--resume", "--stop-at", begun + 5).code == 0
+    assert train("--resume", "--log-every", 1, "--stop-at", begun + 5).code == 0
     train(*line, "--stop-at", begun + 5, "-o", "one.safetensors")
     found, expected = losses("model.run"), losses("one.run")
     assert {*found} == {*expected} == {*range(1, begun + 6)}
