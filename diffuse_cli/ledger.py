@@ -183,10 +183,10 @@ class Ledger:
         if own == self.key:
             return
         names = (n for n in self.settings if n in there and there[n] != self.settings[n])
-        other = {"told": "told something else", "given": "given something else"}
-        name = next(names, "told")
-        said = other.get(name, f"of another {name.replace('_', ' ')}")
-        raise OutputError(f"{files.show(self.folder)} holds samples already, {said}", TAKEN)
+        name = next(names, "told").replace("_", " ")
+        raise OutputError(
+            f"{files.show(self.folder)} holds samples already, of other settings: {name}", TAKEN
+        )
 
     def _note(self, hashes: Mapping[int, str]) -> None:
         """Write the settings, and the images that are drawn already."""

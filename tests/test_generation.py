@@ -177,11 +177,11 @@ def test_raw_weights_need_keep_raw(train, recipe, diffuse, tmp_path):
 @pytest.mark.parametrize(
     ("option", "named"),
     [
-        ("--seed 1", "of another seed"),
-        ("--steps 6", "of another steps"),
-        ("--batch-size 3", "of another batch size"),
-        ("--weights raw", "of another weights"),
-        ("--eta 0.5", "of another eta"),
+        ("--seed 1", "of other settings: seed"),
+        ("--steps 6", "of other settings: steps"),
+        ("--batch-size 3", "of other settings: batch size"),
+        ("--weights raw", "of other settings: weights"),
+        ("--eta 0.5", "of other settings: eta"),
     ],
 )
 @pytest.mark.parametrize("finished", [True, False])

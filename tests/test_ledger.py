@@ -140,7 +140,7 @@ def test_an_overwrite_removes_what_a_stopped_sampling_wrote_and_nothing_else(tmp
 
     with pytest.raises(Terminated):
         draw(tmp_path, before=stop)
-    with pytest.raises(OutputError, match="holds samples already, of another seed"):
+    with pytest.raises(OutputError, match="holds samples already, of other settings: seed"):
         draw(tmp_path, settings={**SETTINGS, "seed": 1})
     other = {**SETTINGS, "seed": 1}
     assert draw(tmp_path, range(2), settings=other, overwrite=True) == 2
