@@ -23,6 +23,7 @@ from diffuse_cli.console import Console, steady
 from diffuse_cli.core.errors import InvalidArgument
 from diffuse_cli.errors import DiffuseError, OutputError, UsageError, translated
 from diffuse_cli.memory import out_of_memory
+from diffuse_cli.peers import lost
 from diffuse_cli.runtime import launched, rank, wait_briefly
 from diffuse_cli.signals import raised
 
@@ -114,12 +115,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _expected(
                 consoles[-1], UsageError("out of memory", "Try a smaller --batch-size")
             )
+        if gone := lost(error):
+            return _expected(consoles[-1], gone)
         traceback.print_exc()
         return 1
 
 
 def _expected(console: Console, error: DiffuseError) -> int:
-    if rank() == 0:
+    if rank() == 0 or not error.of_all:
         console.fail(error)
     return error.exit_code
 

@@ -40,12 +40,12 @@ class Offered:
 
     Attributes:
         inputs: for the model.
-        count: how many images are drawn of it.
+        per: how many images there are of each number: one for each thing that is given.
         described: for the manifest.
     """
 
     inputs: Inputs | None
-    count: int
+    per: int
     described: dict[str, Any]
 
 
@@ -62,11 +62,11 @@ def offered(config: SampleConfig, settings: DrawSettings, loaded: Loaded) -> Wor
             raise UsageError(
                 "--given: the model was trained without", "Train one with --given, or leave it out"
             )
-        return Offered(None, config.n, {})
+        return Offered(None, 1, {})
     if config.given is None:
         if settings.condition is None or settings.condition.scale != 0:
             raise UsageError(_wanted(giver), _how(giver))
-        return Offered(None, config.n, {})
+        return Offered(None, 1, {})
     _check(config, giver)
     read = partial(
         read_images,
@@ -94,7 +94,7 @@ def offered(config: SampleConfig, settings: DrawSettings, loaded: Loaded) -> Wor
         described["degraded"] = giver.given.what
     else:
         inputs = beside(giver, samples.stored)
-    return Offered(inputs, config.n * len(samples), {"given": described})
+    return Offered(inputs, len(samples), {"given": described})
 
 
 def _wanted(giver: Giver) -> str:
@@ -145,11 +145,8 @@ def _described(path: str, names: Sequence[str]) -> dict[str, Any]:
     return {"files": [{"name": files.show(name), "sha256": hashes[name]} for name in names]}
 
 
-def from_samples(drawn: Sequence[Array], space: Space, loaded: Loaded, first: int) -> Inputs:
-    """Stored samples of a model as what another is given, at its size.
-
-    Args:
-        first: the index of the first of them.
+def check_follows(space: Space, loaded: Loaded) -> None:
+    """Refuse a model that cannot be given samples of a space.
 
     Raises:
         UsageError: samples of other channels or levels, or a model that needs a mask.
@@ -159,12 +156,22 @@ def from_samples(drawn: Sequence[Array], space: Space, loaded: Loaded, first: in
     if giver.masks:
         raise UsageError(f"--then: the model is told what is unknown ({giver.given.what})")
     wanted = giver.inputs
-    same = dataclasses.replace(space, size=wanted.size)
-    if same != wanted:
+    if dataclasses.replace(space, size=wanted.size) != wanted:
         raise UsageError(
             f"--then: the model draws from {wanted.channels} channels of {wanted.levels} levels, "
             f"not from {space.channels} of {space.levels}"
         )
+
+
+def from_samples(drawn: Sequence[Array], space: Space, loaded: Loaded, first: int) -> Inputs:
+    """Stored samples of a model as what another is given, at its size; `check_follows` is first.
+
+    Args:
+        first: the index of the first of them.
+    """
+    giver = Giver.of(loaded.model.blueprint)
+    assert giver is not None
+    wanted = giver.inputs
     asked = Asked(**like(wanted))
     medium = MEDIA[space.medium]
     fitted = [x if x.shape[1:] == wanted.size else medium.fit(x, asked) for x in drawn]

@@ -115,6 +115,22 @@ def _floats(value: Any) -> tuple[float, ...]:
     return tuple(float(v) for v in value)
 
 
+MOST_IMAGES = 10_000_000
+
+
+def parse_range(value: Any) -> tuple[int, int]:
+    """`"1000:2000"` or `[1000, 2000]`, from the first to before the second."""
+    ends = value.split(":") if isinstance(value, str) else value
+    if not isinstance(ends, (list, tuple)) or len(ends) != 2:
+        raise ValueError("the first and the one after the last, such as 1000:2000")
+    start, stop = (as_number(end, int) if isinstance(end, str) else end for end in ends)
+    if type(start) is not int or type(stop) is not int:
+        raise ValueError("two whole numbers, such as 1000:2000")
+    if not 0 <= start < stop <= 10**12 or stop - start > MOST_IMAGES:
+        raise ValueError(f"rising numbers from 0 on, of at most {MOST_IMAGES:,} images")
+    return start, stop
+
+
 def parse_times(value: Any) -> tuple[float, ...]:
     """`[999, 640.5, 80]`: the times of a sampler, falling, none below 0."""
     times = _floats(value)

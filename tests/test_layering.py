@@ -19,10 +19,11 @@ PACKAGE = Path(diffuse_cli.__file__).parent
 ROOMS = (
     "core", "pictures", "errors", "events", "files", "runs", "outputs", "unusable", "media",
     "locks", "foreign", "parsing", "options", "config", "presets", "diffusion", "draws",
-    "givens", "data", "columns", "tensorfile", "modelfile", "memory", "runtime", "conditioning",
-    "resolving", "sampling", "sheets", "inputs", "guiding", "generation", "tasks", "features",
-    "metrics", "evaluation", "training", "sweeps", "demo", "inspection", "report", "interop",
-    "console", "signals", "commands", "app", "__main__",
+    "givens", "data", "folders", "ledger", "packing", "columns", "tensorfile", "modelfile",
+    "memory", "runtime", "peers", "conditioning", "resolving", "sampling", "sheets", "inputs",
+    "guiding", "stages", "assembling", "generation", "tasks", "features", "metrics",
+    "evaluation", "training", "sweeps", "demo", "inspection", "report", "interop", "console",
+    "signals", "commands", "app", "__main__",
 )  # fmt: skip
 """From the top of the house to the bottom; a room imports from itself and from those before it."""
 
