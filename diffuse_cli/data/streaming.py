@@ -135,11 +135,11 @@ class Stream:
         Raises:
             DataError: nothing can be read any more.
         """
-        missing = [r for r in dict.fromkeys(rows.tolist()) if not self._is_at_hand(r)]
-        got = self._decoded(missing)
+        asked = dict.fromkeys(rows.tolist())
+        found = {row: values for row in asked if (values := self._at_hand(row)) is not None}
+        found |= self._decoded([row for row in asked if row not in found])
         for row in rows.tolist():
-            found = self._at_hand(row, got)
-            yield self._successor(row) if found is None else found
+            yield found[row] if row in found else self._successor(row)
 
     def submit(self, act: Any, *values: Any) -> Future[Any]:
         """Call something in one of as many threads as there are workers, which start here."""
@@ -277,16 +277,11 @@ class Stream:
         self.remember(found)
         return found
 
-    def _is_at_hand(self, row: int) -> bool:
-        kept = row < len(self.kept) and row not in self.holes
-        return kept or row in self._ahead or row in self._recent
-
-    def _at_hand(self, row: int, got: dict[int, Array]) -> Array | None:
+    def _at_hand(self, row: int) -> Array | None:
         if row < len(self.kept) and row not in self.holes:
             return np.asarray(self.kept[row])
-        for place in (self._ahead, got):
-            if row in place:
-                return place[row]
+        if row in self._ahead:
+            return self._ahead[row]
         with self._lock:
             if row in self._recent:
                 self._recent.move_to_end(row)
@@ -303,7 +298,9 @@ class Stream:
             place = (row + step) % len(self.origin.entries)
             if self._held_out[place] != self._held_out[row]:
                 continue
-            found = self._at_hand(place, self._decoded([place]))
+            found = self._at_hand(place)
+            if found is None:
+                found = self._decoded([place]).get(place)
             if found is not None:
                 return found
             if (tried := tried + 1) == TRIES:

@@ -14,9 +14,11 @@ import numpy.typing as npt
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from diffuse_cli.data.pool import cores
 from diffuse_cli.data.streaming import TRIES, Stream, stream_of
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.files import show
+from diffuse_cli.memory import processes_here
 from diffuse_cli.training.plan import Plan
 
 Indices = npt.NDArray[np.int64]
@@ -113,6 +115,8 @@ class Feed:
         self._streams = _streams(plan)
         self._queue: deque[tuple[int, list[Future[Loaded]]]] = deque()
         self._step, self._now = -1, np.zeros(0, np.int64)
+        for stream, _ in self._streams:
+            stream.workers = stream.workers or max(1, cores() // processes_here())
         each = sum(stream.bytes_each for stream, _ in self._streams)
         self._ahead = max(1, min(STEPS_AHEAD, AHEAD // (each * max(1, len(mine)))))
         self.waited = 0.0
