@@ -35,11 +35,12 @@ class Index:
 
     Args:
         path: None to keep none.
-        about: what decides what is found: source and options, as plain values.
+        about: what decides what is found: source and options, by name.
+        goes_on: options that were open when the index was begun may be decided by now.
     """
 
-    def __init__(self, path: Path | None, about: dict[str, Any]) -> None:
-        self.path = path
+    def __init__(self, path: Path | None, about: dict[str, Any], goes_on: bool = False) -> None:
+        self.path, self._goes_on = path, goes_on
         versions = {"diffuse": diffuse_cli.__version__, "pillow": PIL.__version__}
         self._header = {"format": FORMAT, **versions, **json.loads(json.dumps(about))}
 
@@ -92,7 +93,7 @@ class Index:
         if self.path is None or not self.path.is_file():
             return
         with contextlib.suppress(OSError, ValueError), self.path.open("rb") as file:
-            if json.loads(first := file.readline()) != self._header:
+            if not self._fits(json.loads(first := file.readline())):
                 return
             place = len(first)
             for line in file:
@@ -100,6 +101,13 @@ class Index:
                 if not line.endswith(b"\n"):
                     return
                 yield json.loads(line), place
+
+    def _fits(self, header: dict[str, Any]) -> bool:
+        if not self._goes_on:
+            return header == self._header
+        own = self._header
+        same = (header[k] == own[k] or header[k] is None for k in own)
+        return header.keys() == own.keys() and all(same)
 
     @contextlib.contextmanager
     def _continued(self, end: int) -> Iterator[IO[bytes]]:

@@ -144,8 +144,8 @@ def read_images(
     """
     color = ImageColor.getrgb(background)[:3]
     asked = Asked(size, channels, color, fit, layout=layout, numbers=numbers)
-    about = {"source": str(Path(source).absolute()), "medium": medium, "asked": asdict(asked)}
-    known = Index(index, about)
+    about = {"source": str(Path(source).absolute()), "medium": medium, **asdict(asked)}
+    known = Index(index, about, goes_on)
     with contextlib.closing(open_source(Path(source), single=single)) as opened:
         listing = (known.listing() if goes_on else None) or list_samples(opened, medium)
         with translating():
