@@ -119,7 +119,7 @@ class Feed:
             stream.workers = stream.workers or max(1, cores() // processes_here())
         each = sum(stream.bytes_each for stream, _ in self._streams)
         self._ahead = max(1, min(STEPS_AHEAD, AHEAD // (each * max(1, len(mine)))))
-        self.waited = 0.0
+        self.waited, self._read = 0.0, (time.perf_counter(), 0.0)
 
     @classmethod
     def of(cls, plan: Plan, order: Callable[[int, range], Indices], mine: range) -> Feed | None:
@@ -132,6 +132,12 @@ class Feed:
             self._take(step)
         first = self._mine.start
         return self._now[positions.start - first : positions.stop - first]
+
+    def share(self) -> float:
+        """The share of the time since this was asked last in which steps waited for images."""
+        (before, waited), now = self._read, time.perf_counter()
+        self._read = now, self.waited
+        return (self.waited - waited) / max(now - before, 1e-9)
 
     def close(self) -> None:
         """Decode nothing more."""

@@ -301,7 +301,10 @@ class _Run:
         lr = lr_at(trainer.config, trainer.course, done - 1)
         self.loss, speed = meter.read()
         if self.main:
-            self.run.log(step=done, loss=self.loss, lr=lr, grad_norm=norm, images_per_second=speed)
+            values = {"loss": self.loss, "lr": lr, "grad_norm": norm, "images_per_second": speed}
+            if feed := trainer.batches.feed:
+                values["waiting"] = feed.share()
+            self.run.log(step=done, **values)
         if self.plan.config.log:
             self.accelerator.log({"loss": self.loss, "lr": lr, "grad_norm": norm}, step=done)
         steps = trainer.course.steps
