@@ -275,8 +275,12 @@ def check_room(folder: Path, total: int, largest: int) -> None:
 
 
 def free_space(folder: Path) -> int:
-    """Bytes that are free on the disk of a folder, which need not be there yet."""
-    return shutil.disk_usage(_nearest(folder)).free
+    """Bytes that are free on the disk of a folder, which need not be there yet; 0 if the system
+    does not say."""
+    try:
+        return shutil.disk_usage(_nearest(folder)).free
+    except OSError:
+        return 0
 
 
 def _nearest(folder: Path) -> Path:

@@ -17,7 +17,8 @@ from diffuse_cli import files
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.data import summary
 from diffuse_cli.data.samples import Samples
-from diffuse_cli.data.streaming import Stream, Streamed, stream_of
+from diffuse_cli.data.streamed import Streamed, stream_of
+from diffuse_cli.data.streaming import Stream
 from diffuse_cli.errors import DataError
 from diffuse_cli.media import Array
 
@@ -132,11 +133,22 @@ class Kept:
             self.store.append(values)
             self._count += 1
 
+    @property
+    def shape(self) -> Shape:
+        """That of the samples."""
+        assert self.store is not None
+        return self.store.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """That of the samples."""
+        assert self.store is not None
+        return self.store.dtype
+
     def again(self) -> Kept:
         """An empty one of the same shape."""
-        assert self.store is not None
         other = Kept(self._folder, self._total, self._keep)
-        other.renew(self.store.shape, self.store.dtype, lambda values: values)
+        other.renew(self.shape, self.dtype, lambda values: values)
         return other
 
     def finish(self) -> Array:

@@ -24,7 +24,8 @@ from diffuse_cli.data.jobs import Decoded, Reading, Skipped
 from diffuse_cli.data.pool import cores, decode_all
 from diffuse_cli.data.samples import Samples
 from diffuse_cli.data.sources import Entry, Listing, classes_of, list_samples, open_source
-from diffuse_cli.data.streaming import SECONDS_BETWEEN_EVENTS, Origin, Stream, Streamed
+from diffuse_cli.data.streamed import stored_of
+from diffuse_cli.data.streaming import SECONDS_BETWEEN_EVENTS, Origin, Stream
 from diffuse_cli.data.summary import (
     NAMED,
     Summary,
@@ -147,7 +148,8 @@ def read_images(
     about = {"source": str(Path(source).absolute()), "medium": medium, **asdict(asked)}
     known = Index(index, about, goes_on)
     with contextlib.closing(open_source(Path(source), single=single)) as opened:
-        listing = (known.listing() if goes_on else None) or list_samples(opened, medium)
+        before = known.listing() if goes_on else None
+        listing = before or list_samples(opened, medium)
         with translating():
             check_fit(listing.medium, fit)
             check_layout(listing.medium, layout)
@@ -155,7 +157,7 @@ def read_images(
         prepare(listing.medium)
         reading = Reading(opened, listing.medium, asked)
         bound = most_bytes(listing, size)
-        if keep is None or bound <= keep:
+        if before is None and (keep is None or bound <= keep):
             known.remove()
             known = Index(None, about)
         taken = bound if keep is None else min(bound, keep)
@@ -165,7 +167,22 @@ def read_images(
         yield from _collect(reading, listing, tally, kept, known, strict, workers or cores())
         stored = None
         if tally.entries:
-            stored = yield from _finished(source, reading, tally, kept, strict, workers, single)
+            stream = Stream(
+                Origin(
+                    source=str(source),
+                    medium=reading.medium,
+                    asked=reading.asked,
+                    entries=tally.entries,
+                    digests=tally.all_digests(),
+                    shape=kept.shape,
+                    dtype=kept.dtype,
+                    single=single,
+                ),
+                kept.finish(),
+                workers=workers,
+                strict=strict,
+            )
+            stored = yield from stored_of(stream, kept, workers or cores())
     if stored is None:
         raise _nothing(source, listing, tally)
     medium, sizes = listing.medium, tally.sizes
@@ -230,37 +247,6 @@ def _collect(
     except BaseException as error:
         kept.abort(error)
         raise
-
-
-def _finished(
-    source: str | Path,
-    reading: Reading,
-    tally: _Tally,
-    kept: caches.Kept,
-    strict: bool,
-    workers: int | None,
-    single: bool,
-) -> Work[Any]:
-    """What was kept, and a stream of the rest if that is not all."""
-    stored = kept.finish()
-    if len(stored) == len(tally.entries):
-        return stored
-    origin = Origin(
-        source=str(source),
-        medium=reading.medium,
-        asked=reading.asked,
-        entries=tally.entries,
-        digests=tally.all_digests(),
-        shape=stored.shape[1:],
-        dtype=stored.dtype,
-        single=single,
-    )
-    stream = Stream(origin, stored, workers=workers, strict=strict)
-    if (count := min(kept.room, len(tally.entries))) > len(stored):
-        yield from stream.filled(kept.again(), count, workers or cores())
-        if count == len(tally.entries) and not stream.holes:
-            return stream.kept
-    return Streamed(stream)
 
 
 def _goes_with(store: caches.Store | None, read: Read, reading: Reading) -> bool:

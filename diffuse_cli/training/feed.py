@@ -15,7 +15,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from diffuse_cli.data.pool import cores
-from diffuse_cli.data.streaming import TRIES, Stream, stream_of
+from diffuse_cli.data.streamed import stream_of
+from diffuse_cli.data.streaming import TRIES, Stream
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.files import show
 from diffuse_cli.memory import processes_here

@@ -14,7 +14,8 @@ from corpus import encoded, fill, noise, zipped
 
 from diffuse_cli import unusable
 from diffuse_cli.data import Samples, open_index, read_images, reading, save_index, streaming
-from diffuse_cli.data.streaming import Stream, Streamed, stream_of
+from diffuse_cli.data.streamed import Streamed, stream_of
+from diffuse_cli.data.streaming import Stream
 from diffuse_cli.errors import DataError
 from diffuse_cli.events import Notice, finish
 
