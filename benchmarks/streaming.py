@@ -1,8 +1,8 @@
 """Does training wait for images that it decodes as it goes, and does its memory grow?
 
 `tiny` at 32x32 learns 100,000 grey images (made here, or SOURCE) on two cores: one for the step,
-and one for the worker that decodes, with `--cache 0` and then, for half the time, with all images
-in memory. `waiting` is the share of the time in which steps wait for images, as metrics.jsonl has
+and one for the worker that decodes, with `--cache 0` and, with --kept, all of them in memory.
+`waiting` is the share of the time in which steps wait for images, as metrics.jsonl has
 it; memory is that of the process and its workers, every second, of which the private part counts.
 `index` is the pass that names every image by its content: on all cores, before the first step, and
 again from the index. Files are in the page cache. Prints JSON; with --plot, draws it.
@@ -124,7 +124,8 @@ def plot(found: dict[str, Any], path: str) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
-    for name, label in (("streamed", "decoded as they are used"), ("kept", "all in memory")):
+    names = {"streamed": "decoded as they are used", "kept": "all in memory"}
+    for name, label in ((n, text) for n, text in names.items() if n in found):
         took, mib = zip(*found[name]["memory_mib"], strict=True)
         axes.plot(took, mib, label=label)
     axes.set(xlabel="seconds", ylabel="memory of process and workers (MiB)", ylim=(0, None))
@@ -140,6 +141,7 @@ def main() -> None:
     parser.add_argument("source", nargs="?", metavar="SOURCE")
     parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--seconds", type=float, default=180)
+    parser.add_argument("--kept", action="store_true", help="also train from memory")
     parser.add_argument("--plot", metavar="FILE")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -151,9 +153,10 @@ def main() -> None:
             "machine": {**common.machine(), "cores": len(os.sched_getaffinity(0))},
             "index": indexing(source, folder),
             "streamed": trained(source, folder, "0", given.seconds),
-            "kept": trained(source, folder, "4GiB", given.seconds / 2),
-            "load": round(os.getloadavg()[1], 1),
         }
+        if given.kept:
+            found["kept"] = trained(source, folder, "4GiB", given.seconds)
+        found["load"] = round(os.getloadavg()[1], 1)
     print(json.dumps(found, indent=1))
     if given.plot:
         plot(found, given.plot)
