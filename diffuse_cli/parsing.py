@@ -44,6 +44,20 @@ def parse_ints(value: Any) -> tuple[int, ...]:
     return tuple(value)
 
 
+_UNITS = {"": 1, **{f"{p}b": 1000**k for k, p in enumerate("kmgt", 1)}}
+_UNITS |= {p + end: 1024**k for k, p in enumerate("kmgt", 1) for end in ("", "ib")}
+
+
+def parse_bytes(value: Any) -> int:
+    """`8GiB`, `8G` (the same), `500MB` or a number of bytes."""
+    text = str(value).strip().lower() if not isinstance(value, bool) else ""
+    found = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?)\s*([a-z]*)", text)
+    unit = _UNITS.get(found[2]) if found else None
+    if found is None or unit is None:
+        raise ValueError("a size is a number of bytes, such as 8GiB, 500MB or 0")
+    return int(float(found[1]) * unit)
+
+
 def parse_color(value: Any) -> str:
     """A colour name or `#rrggbb`, checked by Pillow."""
     from PIL import ImageColor

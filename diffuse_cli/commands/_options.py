@@ -138,6 +138,7 @@ METAVARS: dict[Any, str] = {
     "float": "X",
     parsing.parse_size: "H[xW]",
     parsing.parse_color: "COLOR",
+    parsing.parse_bytes: "SIZE",
     parsing.parse_betas: "FILE",
     parsing.parse_file: "FILE",
     parsing.parse_interval: "LOW,HIGH",

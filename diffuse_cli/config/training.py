@@ -21,7 +21,14 @@ from diffuse_cli.options import (
     run_option,
     to_dict,
 )
-from diffuse_cli.parsing import Size, parse_color, parse_given, parse_listed, parse_size
+from diffuse_cli.parsing import (
+    Size,
+    parse_bytes,
+    parse_color,
+    parse_given,
+    parse_listed,
+    parse_size,
+)
 
 GIVEN_DROPOUT = 0.1
 """The default of --given-dropout."""
@@ -115,6 +122,15 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     )
     background: str = data_option("white", BACKGROUND, parse=parse_color)
     fit: str = data_option("crop", FIT, table="media.FITS")
+
+    cache: int | None = data_option(
+        None,
+        "Keep at most this much of the decoded images, in memory or, over a quarter of it, in a "
+        "file in the run directory; decode the others as they are used (8GiB, 0).",
+        parse=parse_bytes,
+        control=True,
+        shown="a quarter of the memory, or half of what is free on the disk if that is more",
+    )
 
     width: int | None = network_option(
         None,

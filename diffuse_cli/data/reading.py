@@ -5,24 +5,27 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import os
 import time
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import ImageColor
 
 from diffuse_cli import unusable
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.data import cache as caches
+from diffuse_cli.data.index import Index
 from diffuse_cli.data.jobs import Decoded, Reading, Skipped
-from diffuse_cli.data.pool import decode_all
+from diffuse_cli.data.pool import cores, decode_all
 from diffuse_cli.data.samples import Samples
 from diffuse_cli.data.sources import Entry, Listing, classes_of, fetching, list_samples, open_source
+from diffuse_cli.data.streamed import stored_of
+from diffuse_cli.data.streaming import SECONDS_BETWEEN_EVENTS, Origin, Stream
 from diffuse_cli.data.summary import (
     NAMED,
     Summary,
@@ -50,14 +53,12 @@ from diffuse_cli.media import (
     prepare,
 )
 
-_SECONDS_BETWEEN_EVENTS = 0.1
-
 
 @dataclass
 class _Tally:
     """The counts of the summary so far."""
 
-    names: list[str] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
     sizes: Counter[Size] = field(default_factory=Counter)
     modes: Counter[str] = field(default_factory=Counter)
@@ -66,8 +67,12 @@ class _Tally:
     skipped: dict[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
     remarks: dict[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
 
+    @property
+    def names(self) -> list[str]:
+        return [entry.name for entry in self.entries]
+
     def add(self, entry: Entry, read: Read) -> None:
-        self.names.append(entry.name)
+        self.entries.append(entry)
         self.digests.append(read.digest)
         self.sizes[read.size] += 1
         self.modes[read.mode] += 1
@@ -75,6 +80,9 @@ class _Tally:
         self.layout = self.layout or read.layout
         for remark in read.remarks:
             _count(self.remarks, remark, entry)
+
+    def all_digests(self) -> npt.NDArray[np.uint8]:
+        return np.frombuffer(b"".join(self.digests), np.uint8).reshape(-1, 16)
 
     def skip(self, skip: Skipped) -> None:
         _count(self.skipped, skip.reason, skip.entry)
@@ -101,6 +109,9 @@ def read_images(
     cache: Path | None = None,
     map_over: int = 0,
     single: bool = False,
+    keep: int | None = None,
+    index: Path | None = None,
+    goes_on: bool = False,
 ) -> Work[Samples]:
     """Find, check and decode every sample of a folder or zip file.
 
@@ -122,6 +133,10 @@ def read_images(
         cache: a folder for a mapped file of the samples, instead of memory.
         map_over: bytes up to which samples stay in memory despite `cache`.
         single: `source` may be a sample itself.
+        keep: bytes of samples to keep, in memory or the cache; the others are decoded when they are
+            looked up. None keeps all.
+        index: the file of an `Index`, for a set that may be larger than `keep`.
+        goes_on: a complete index counts, whatever has become of the source.
 
     Raises:
         DataError: the source does not exist, has no usable sample, or, with `strict`, a bad file.
@@ -129,20 +144,46 @@ def read_images(
         UsageError: a fit, a layout or a number of sides that the medium does not know.
     """
     yield from fetching(Path(source))
+    color = ImageColor.getrgb(background)[:3]
+    asked = Asked(size, channels, color, fit, layout=layout, numbers=numbers)
+    about = {"source": str(Path(source).absolute()), "medium": medium, **asdict(asked)}
+    known = Index(index, about, goes_on)
     with contextlib.closing(open_source(Path(source), single=single)) as opened:
-        listing = list_samples(opened, medium)
+        before = known.listing() if goes_on else None
+        listing = before or list_samples(opened, medium)
         with translating():
             check_fit(listing.medium, fit)
             check_layout(listing.medium, layout)
             check_size(listing.medium, size)
         prepare(listing.medium)
-        color = ImageColor.getrgb(background)[:3]
-        asked = Asked(size, channels, color, fit, layout=layout, numbers=numbers)
         reading = Reading(opened, listing.medium, asked)
-        bound = _most_bytes(listing, size)
-        folder = cache if cache is not None and bound > map_over else None
+        bound = most_bytes(listing, size)
+        if before is None and (keep is None or bound <= keep):
+            known.remove()
+            known = Index(None, about)
+        taken = bound if keep is None else min(bound, keep)
+        folder = cache if cache is not None and taken > map_over else None
         tally = _Tally()
-        stored = yield from _collect(reading, listing, tally, folder, strict, workers or _cores())
+        kept = caches.Kept(folder, len(listing.candidates), keep)
+        yield from _collect(reading, listing, tally, kept, known, strict, workers or cores())
+        stored = None
+        if tally.entries:
+            stream = Stream(
+                Origin(
+                    source=str(source),
+                    medium=reading.medium,
+                    asked=reading.asked,
+                    entries=tally.entries,
+                    digests=tally.all_digests(),
+                    shape=kept.shape,
+                    dtype=kept.dtype,
+                    single=single,
+                ),
+                kept.finish(),
+                workers=workers,
+                strict=strict,
+            )
+            stored = yield from stored_of(stream, kept, workers or cores())
     if stored is None:
         raise _nothing(source, listing, tally)
     medium, sizes = listing.medium, tally.sizes
@@ -152,7 +193,7 @@ def read_images(
     return _samples(source, stored, listing, tally, transform)
 
 
-def _most_bytes(listing: Listing, size: Size | None) -> int:
+def most_bytes(listing: Listing, size: Size | None) -> int:
     """How much the samples may take: three channels of bytes, or what is in the files."""
     usual = kept_side(listing.medium, 2)
     bound = len(listing.candidates) * 3 * math.prod(size or (usual, usual))
@@ -161,40 +202,31 @@ def _most_bytes(listing: Listing, size: Size | None) -> int:
     return max(bound, sum(entry.size for entry in listing.candidates))
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _collect(
     reading: Reading,
     listing: Listing,
     tally: _Tally,
-    folder: Path | None,
+    kept: caches.Kept,
+    index: Index,
     strict: bool,
     workers: int,
-) -> Generator[Any, None, Array | None]:
-    """Decode everything into a store, which is replaced when a sample does not fit its shape."""
+) -> Work[None]:
+    """Decode everything into a store, which is replaced when a sample does not fit its shape; what
+    the index knows is not decoded."""
     total, kind = len(listing.candidates), MEDIA[reading.medium]
     task = f"reading {kind.MANY}"
-    store: caches.Store | None = None
-    if folder is not None:
-        caches.forget(folder)
 
     def fitted(values: Array) -> Array:
         size = reading.asked.size
         fits = size is None or values.shape[1:] == size
         return values if fits else kind.fit(values, reading.asked)
 
-    def new_store(shape: caches.Shape, dtype: np.dtype[Any]) -> caches.Store:
-        if folder is None:
-            return caches.Memory(total, shape, dtype)
-        return caches.Mapped(folder, shape, dtype)
-
     last = time.monotonic()
     yield Progress(task, 0, total)
+    found = index.results(listing, lambda rest: decode_all(reading, rest, workers))
     try:
-        for done, result in enumerate(decode_all(reading, listing.candidates, workers), 1):
-            if isinstance(result, Decoded) and not _goes_with(store, result.read, reading):
+        for done, (result, known) in enumerate(found, 1):
+            if isinstance(result, Decoded) and not _goes_with(kept.store, result.read, reading):
                 result = Skipped(result.entry, unusable.SHAPE)
             if isinstance(result, Skipped):
                 if strict:
@@ -203,23 +235,19 @@ def _collect(
                 tally.skip(result)
             else:
                 tally.add(result.entry, result.read)
-                values = fitted(result.read.values)
+                values = result.read.values if known else fitted(result.read.values)
+                store = kept.store
                 shape, dtype = _shape_for(store, values, reading), _type_for(store, values)
                 if store is None or (store.shape, store.dtype) != (shape, dtype):
-                    kept: Iterable[Array] = () if store is None else store.finish()
-                    store = new_store(shape, dtype)
-                    for old in kept:
-                        store.append(fitted(old))
-                store.append(fitted(values))
-            if time.monotonic() - last > _SECONDS_BETWEEN_EVENTS:
+                    kept.renew(shape, dtype, fitted)
+                kept.append(None if known or not kept.open else fitted(values))
+            if time.monotonic() - last > SECONDS_BETWEEN_EVENTS:
                 last = time.monotonic()
                 yield Progress(task, done, total)
         yield Progress(task, total, total)
     except BaseException as error:
-        if store is not None:
-            store.abort(error)
+        kept.abort(error)
         raise
-    return store.finish() if store is not None else None
 
 
 def _goes_with(store: caches.Store | None, read: Read, reading: Reading) -> bool:
@@ -268,7 +296,7 @@ def _warnings(tally: _Tally, asked: Asked, kind: Medium) -> Iterator[Notice]:
     """What is wrong with samples that are used."""
     contrast = "black" if sum(asked.background) > 3 * 127 else "white"
     for reason, found in tally.remarks.items():
-        (line,) = remark_lines({reason: found}, plural(len(tally.names), kind.ONE, kind.MANY))
+        (line,) = remark_lines({reason: found}, plural(len(tally.entries), kind.ONE, kind.MANY))
         todo = f"; type --background {contrast}" if reason == unusable.BLANK else ""
         yield Notice(f"{line}{todo}", warning=True)
 
@@ -301,7 +329,7 @@ def _samples(
     summary = Summary(
         source=show(source),
         found=len(listing.candidates),
-        usable=len(tally.names),
+        usable=len(tally.entries),
         channels=stored.shape[1],
         sizes=dict(tally.sizes),
         modes=dict(tally.modes),
@@ -324,6 +352,6 @@ def _samples(
         medium=listing.medium,
         layout=tally.layout,
         transform=transform,
-        digests=np.frombuffer(b"".join(tally.digests), np.uint8).reshape(-1, 16),
+        digests=tally.all_digests(),
         summary=summary,
     )

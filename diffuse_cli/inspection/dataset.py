@@ -106,6 +106,7 @@ def inspect_data(config: InfoConfig) -> Work[DataReport]:
             workers=config.workers,
             cache=Path(folder),
             map_over=MAP_OVER,
+            keep=kept_bytes(folder),
         )
         report = yield from _report(config, images, out)
         report = replace(report, columns=(yield from _columns(config, images)))
@@ -113,6 +114,12 @@ def inspect_data(config: InfoConfig) -> Work[DataReport]:
             page = yield from sheet.draw(images)
             files.write_bytes(out, pictures.png(page))
         return report
+
+
+def kept_bytes(folder: str) -> int:
+    """Bytes of a set that are kept, in memory or in a temporary file; others are decoded again for
+    each measurement."""
+    return max(MAP_OVER, files.free_space(Path(folder)) // 2)
 
 
 def _sheet_path(config: InfoConfig) -> Path | None:

@@ -654,6 +654,13 @@ def test_training_images_are_measured_beside_held_out_ones(measure, images, fini
     assert {*as_bytes(evaluation.more)} < train
 
 
+def test_images_that_memory_does_not_hold_give_the_same_numbers(measure, images, monkeypatch):
+    line = ("-n", 6, "--timesteps", 10, "--json")
+    kept = measure(images, *line).json
+    monkeypatch.setattr("diffuse_cli.evaluation.images.kept_bytes", lambda: 5 * 64)
+    assert {**measure(images, *line).json, "seconds": kept["seconds"]} == kept
+
+
 def test_bits_of_training_images_are_those_of_any_images(measure, images, finished, tmp_path):
     """The same images in a folder of their own cost as much."""
     line = ("-n", 6, "--timesteps", "all", "--respaced", 10, "--json")

@@ -897,3 +897,11 @@ def test_images_are_looked_at_without_torch(images, tmp_path):
     line = [sys.executable, "-c", program, "info", str(images), "-q", "-o", str(tmp_path / "s.png")]
     done = subprocess.run(line, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_images_that_the_disk_does_not_hold_are_described_the_same(diffuse, messy, monkeypatch):
+    line = ("info", messy, "--json", "-o", "sheet.png")
+    kept, sheet_of = diffuse(*line).json, Path("sheet.png").read_bytes()
+    monkeypatch.setattr(dataset, "kept_bytes", lambda folder: 0)
+    assert diffuse(*line, "--overwrite").json == kept
+    assert Path("sheet.png").read_bytes() == sheet_of
