@@ -20,7 +20,7 @@ from diffuse_cli.data.summary import fitting, span
 from diffuse_cli.errors import DataError, UsageError
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.givens import Giver, Inputs, beside, degrading, masked
-from diffuse_cli.media import MEDIA, Asked, like, numbers_of
+from diffuse_cli.media import MEDIA, Asked, like, like_mask, numbers_of
 from diffuse_cli.resolving import DrawSettings
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-WHITE = 128
-"""From here on a grey level of a mask is white: unknown."""
+WHITE = 1 / 2
+"""From this part of the highest level on, a mask is white: unknown."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def offered(config: SampleConfig, settings: DrawSettings, loaded: Loaded) -> Wor
         yield Notice(f"--given of {span(sizes)}: resized to {dimensions(asked.size)}{fitted}")
     described = _described(config.given, samples.names)
     if config.mask:
-        masks = yield from read(config.mask, size=asked.size, channels=1)
+        masks = yield from read(config.mask, **{**like_mask(giver.space), "size": asked.size})
         known = _known(samples, masks, Path(config.mask))
         inputs = masked(giver, samples.stored, known)
         described["mask"] = _described(config.mask, masks.names)
@@ -134,7 +134,8 @@ def _known(samples: Samples, masks: Samples, path: Path) -> Array:
         chosen = masks.stored[found.rows]
     else:
         chosen = masks.stored
-    known: Array = chosen < WHITE
+    whole = np.iinfo(chosen.dtype).max if chosen.dtype.kind == "u" else 1
+    known: Array = chosen < whole * WHITE
     return known
 
 

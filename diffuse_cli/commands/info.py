@@ -84,7 +84,7 @@ def _data_rows(found: DataReport, fit: str) -> Rows:
         ("train", f"at {dimensions(found.size)}{fitted}, {colour}; {kept}"),
         *_rows("classes", _classes(found)),
         *_rows("columns", (f"{brief(name)}: {text}" for name, text in found.columns.items())),
-        *_rows("pixels" if found.bytes else "numbers", _pixels(found)),
+        *_rows("pixels" if found.top else "numbers", _pixels(found)),
         *_rows("duplicates", _copies(found.duplicates, " = ", "none")),
         *_rows("near duplicates", _near(found)),
         ("fingerprint", found.fingerprint),
@@ -130,12 +130,13 @@ def _classes(found: DataReport) -> list[str]:
 
 
 def _pixels(found: DataReport) -> list[str]:
-    if not found.bytes:
+    if found.top is None:
         values = (" ".join(f"{v:.4g}" for v in own) for own in vars(found.pixels).values())
         return ["mean {}, deviation {}".format(*values)]
-    scaled = found.pixels.scaled()
+    scaled = found.pixels.scaled(found.top)
     return [
-        f"mean {_numbers(found.pixels.mean, 2)}, deviation {_numbers(found.pixels.std, 2)} of 255",
+        f"mean {_numbers(found.pixels.mean, 2)}, deviation {_numbers(found.pixels.std, 2)} "
+        f"of {found.top}",
         f"mean {_numbers(scaled.mean, 4)}, deviation {_numbers(scaled.std, 4)} in [-1, 1]",
     ]
 

@@ -80,6 +80,9 @@ class Medium(Protocol):
     - `LAYOUTS`, the names of the orders of axes that its files can have (none without it);
     - `MIXED`, whether a sample of one channel goes with samples of several (no without it);
     - `KINDS`, what samples of so many channels are called;
+    - `BITS`, the numbers of bits that a sample's levels can have, if `--bits` can choose: files of
+      fewer are scaled to more, and the other way round. Without being asked, samples have those of
+      the file with the fewest;
     - `UNPACKED`, whether samples take as much memory as their files (no without it);
     - `FITTED`, what becomes of a sample of another size (`resized` without it);
     - `JUDGED`, whether networks that know photographs can judge samples (yes without it);
@@ -168,7 +171,24 @@ def check_layout(medium: str, layout: str | None) -> None:
     if layout is not None and not known:
         raise InvalidArgument(f"{MEDIA[medium].MANY} have no layout", argument="layout")
     if layout is not None:
-        lookup(dict.fromkeys(known), layout, "layout")
+        lookup(dict.fromkeys(known), layout.partition(":")[0], "layout")
+
+
+def check_bits(medium: str, bits: int | None) -> str | None:
+    """The name of the NumPy type of levels of so many bits; None without any.
+
+    Raises:
+        InvalidArgument: bits that a medium's levels cannot have.
+    """
+    if bits is None:
+        return None
+    known = getattr(MEDIA[medium], "BITS", ())
+    if bits not in known:
+        text = f"{MEDIA[medium].MANY} have {' or '.join(map(str, known))} bits, not {bits}"
+        if not known:
+            text = f"{MEDIA[medium].MANY} keep the numbers of their files"
+        raise InvalidArgument(text, argument="bits")
+    return f"uint{bits}"
 
 
 def check_size(medium: str, size: Size | None) -> None:
@@ -212,6 +232,13 @@ def like(space: Space) -> dict[str, Any]:
         "layout": space.layout,
         "numbers": numbers_of(space),
     }
+
+
+def like_mask(space: Space) -> dict[str, Any]:
+    """How a mask of samples is read: one channel of any numbers, keywords as those of `like`."""
+    mixed = getattr(MEDIA[space.medium], "MIXED", False)
+    layout = None if mixed else space.layout
+    return {**like(space), "channels": 1, "numbers": None, "layout": layout}
 
 
 def by_extension() -> dict[str, str]:

@@ -109,7 +109,7 @@ def test_images_have_two_sides_and_no_layout(
 ) -> None:
     for options, says in (
         (["--size", "8x8x8"], "--size images have 2 sides, not 3"),
-        (["--layout", "HW"], "--layout images have no layout"),
+        (["--layout", "HW"], "--layout: there is no 'HW'. Choose from: alpha"),
         (["--transform", "asinh"], "--transform is for floats, not for 256 levels"),
     ):
         ran = diffuse("train", images, "--steps", 1, "-o", tmp_path / "m.safetensors", *options,
