@@ -22,7 +22,7 @@ from diffuse_cli.events import Notice, Work
 from diffuse_cli.givens import Giver, Inputs
 from diffuse_cli.guiding import equipped
 from diffuse_cli.inputs import from_samples, offered
-from diffuse_cli.media import MEDIA
+from diffuse_cli.media import MEDIA, suffix
 from diffuse_cli.resolving import DrawSettings, resolve, tell
 from diffuse_cli.runtime import machine, rank
 from diffuse_cli.sampling import Drawing, Loaded, collect, draw, load_denoiser, looks, stored
@@ -231,7 +231,7 @@ class Folder(dict[int, "Array"]):
 
     def path(self, index: int) -> Path:
         """The file of a sample."""
-        return self.folder / f"{index:05d}{self.medium.SUFFIX}"
+        return self.folder / f"{index:05d}{suffix(self.space)}"
 
 
 def _with_frames(drawings: Iterator[Drawing], space: Space, frames: Frames) -> Iterator[Drawing]:

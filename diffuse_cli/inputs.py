@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -160,8 +159,9 @@ def from_samples(drawn: Sequence[Array], space: Space, loaded: Loaded, first: in
     if giver.masks:
         raise UsageError(f"--then: the model is told what is unknown ({giver.given.what})")
     wanted = giver.inputs
-    same = dataclasses.replace(space, size=wanted.size)
-    if same != wanted:
+    # Floats are drawn as numbers of files, whatever the mean and deviation of either model.
+    kinds = [(s.medium, s.channels, s.levels, s.layout, s.dims) for s in (space, wanted)]
+    if kinds[0] != kinds[1]:
         raise UsageError(
             f"--then: the model draws from {wanted.channels} channels of {wanted.levels} levels, "
             f"not from {space.channels} of {space.levels}"

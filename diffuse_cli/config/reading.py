@@ -9,7 +9,10 @@ from diffuse_cli.parsing import Size, parse_color, parse_size
 
 FIT = "Images of another shape: crop the centre, pad with the background, or stretch."
 BACKGROUND = "Colour behind transparent images, and around padded ones."
-LAYOUT = "Axes of arrays in their order, C for channels, such as HWC; alpha for images as --alpha."
+LAYOUT = (
+    "Axes of arrays in their order, C for channels, such as HWC; pages for images: those of a TIFF "
+    "are its channels."
+)
 ALPHA = "Keep the transparency of images, as a channel."
 BITS = "Bits of images, 8 or 16; others are scaled."
 OWN_BITS = "16 if all images have them"

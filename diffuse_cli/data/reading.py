@@ -247,8 +247,10 @@ def _goes_with(store: caches.Store | None, read: Read, reading: Reading) -> bool
         if asked.size is not None and len(asked.size) != len(shape):
             reading.asked = dataclasses.replace(asked, size=shape)
         return True
-    if getattr(MEDIA[reading.medium], "MIXED", False):
-        return True
+    kind = MEDIA[reading.medium]
+    if getattr(kind, "MIXED", False):
+        alike = read.layout in getattr(kind, "ALIKE", ())
+        return not alike or store.shape[0] == read.values.shape[0]
     return store.shape == read.values.shape
 
 

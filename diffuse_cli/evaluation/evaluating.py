@@ -132,7 +132,7 @@ def evaluate(
             config, accelerator, network, loaded, settings, sides.real, sides.more, sides.fakes,
             training, space=sides.space,
         )  # fmt: skip
-        rated = judged(sides.space.medium)
+        rated = judged(sides.space)
         if not rated:
             many = MEDIA[sides.space.medium].MANY
             yield Notice(
@@ -144,7 +144,9 @@ def evaluate(
         if not accelerator.is_main_process:
             return None
         if plot and evaluation.bound:
-            picture = bounds.draw(evaluation.bound, files.show(subject.name))
+            picture = bounds.draw(
+                evaluation.bound, files.show(subject.name), density=evaluation.floats
+            )
             files.write_bytes(plot, pictures.png(picture))
         if page:
             twins = showing.twins(evaluation, neighbors.PAIRS)

@@ -100,7 +100,7 @@ class Evaluation:
             lacking |= {"answers"}
         if self.training is None:
             lacking |= {"train_bits", "nearest"}
-        if not judged(self.space.medium):
+        if not judged(self.space):
             lacking |= {"features", "landmarks", "answers"}
         return lacking.isdisjoint(needs)
 
@@ -218,7 +218,7 @@ def _make_nearest(evaluation: Evaluation) -> Work[None]:
     """Distances to the nearest training image: in pixels among all, in features among `train_n`."""
     training, known = evaluation.training, evaluation.config.train_n
     assert training is not None
-    if judged(evaluation.space.medium):
+    if judged(evaluation.space):
         yield from _nearest_in_features(evaluation, training)
         known = len(evaluation.train_features)
     yield from evaluation.make("generated")

@@ -85,7 +85,10 @@ class Medium(Protocol):
       the file with the fewest;
     - `UNPACKED`, whether samples take as much memory as their files (no without it);
     - `FITTED`, what becomes of a sample of another size (`resized` without it);
-    - `JUDGED`, whether networks that know photographs can judge samples (yes without it);
+    - `JUDGED`, whether networks that know photographs can judge samples (yes without it), and
+      `UNJUDGED`, layouts of which they cannot;
+    - `ALIKE`, layouts whose samples all have the same channels, whatever `MIXED` says;
+    - `SUFFIXES`, of the files it writes of a layout, instead of `SUFFIX`;
     - `FLIPPED`, how `--flip` mirrors samples, if that has to be said.
 
     Attributes:
@@ -212,9 +215,16 @@ def kept_side(medium: str, dims: int) -> int:
     return side if isinstance(side, int) else side[dims]
 
 
-def judged(medium: str) -> bool:
+def judged(space: Space) -> bool:
     """Whether features of networks that were trained on photographs say something of samples."""
-    return bool(getattr(MEDIA[medium], "JUDGED", True))
+    kind = MEDIA[space.medium]
+    return bool(getattr(kind, "JUDGED", True)) and space.layout not in getattr(kind, "UNJUDGED", ())
+
+
+def suffix(space: Space) -> str:
+    """That of the files in which samples of a space are written."""
+    kind = MEDIA[space.medium]
+    return str(getattr(kind, "SUFFIXES", {}).get(space.layout, kind.SUFFIX))
 
 
 def numbers_of(space: Space) -> str:

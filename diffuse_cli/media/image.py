@@ -23,12 +23,15 @@ from diffuse_cli.media import FITS as FITS
 from diffuse_cli.media import Array, Asked, Read, Size, numbers_of
 from diffuse_cli.media._advice import ADVICE as ADVICE
 from diffuse_cli.media._decoding import decoded
+from diffuse_cli.media._drawing import drawn
 from diffuse_cli.media._headers import EXTENSIONS as EXTENSIONS
 from diffuse_cli.media._headers import silence_pillow
+from diffuse_cli.media._pages import stack, tiff
 from diffuse_cli.media._pixels import channels_first, digest, digest_of, fitted, to_pixels
 from diffuse_cli.media._planes import TOP, lifted, png, possible, rescaled, shade, with_channels
 from diffuse_cli.media._planes import fitted as planes_fitted
 from diffuse_cli.media._whole import whole
+from diffuse_cli.unusable import CHANNELS, Unusable
 
 prepare = silence_pillow
 SUFFIX = ".png"
@@ -38,27 +41,40 @@ MODES = {1: "L", 3: "RGB"}
 KINDS = {1: "grey", 2: "grey and transparency", 3: "colour", 4: "colour and transparency"}
 MIXED, BITS = True, (8, 16)
 
-ALPHA = "alpha"
-LAYOUTS = (ALPHA,)
+ALPHA, PAGES = "alpha", "pages"
+LAYOUTS = (ALPHA, PAGES)
 """`alpha:RRGGBB` keeps transparency, and names the background on which the other channels are;
-without the colour, it is the one that is asked for."""
+without the colour, it is the one that is asked for. `pages` are the channels of a TIFF."""
+SUFFIXES, ALIKE, UNJUDGED = {PAGES: ".tif"}, (PAGES,), (PAGES,)
 
 
 def read(data: bytes, asked: Asked) -> Read:
     """The first frame, upright, in sRGB, fitted to the size asked for: opaque, or laid on the
     background with its alpha beside it."""
-    if asked.layout is not None:
+    if asked.layout == PAGES:
+        values, mode = stack(data, asked.shared)
+        if asked.channels not in (None, len(values)):
+            raise Unusable(CHANNELS)
+        return _read_planes(values, mode, asked, len(values), PAGES)
+    alpha = asked.layout is not None
+    if alpha:
         asked = replace(asked, background=_below(asked))
-    found = whole(data, asked.background, asked.shared, alpha=asked.layout is not None)
+    found = whole(data, asked.background, asked.shared, alpha=alpha)
     if found is None:
         return _read_opaque(data, asked)
-    values, alpha = found.planes, asked.layout is not None
-    name = xxh3_128(f"{found.mode} {values.shape}\n".encode())
-    name.update(values.data)
-    size, channels = values.shape[:0:-1], len(values) - alpha
-    done = fit(values, replace(asked, size=_kept(size, asked)))
     layout = f"{ALPHA}:{bytes(asked.background).hex()}" if alpha else None
-    return Read(done, name.digest(), found.mode, size, channels, found.remarks, layout)
+    channels = len(found.planes) - alpha
+    read = _read_planes(found.planes, found.mode, asked, channels, layout)
+    return read._replace(remarks=found.remarks)
+
+
+def _read_planes(values: Array, mode: str, asked: Asked, channels: int, layout: str | None) -> Read:
+    values = np.ascontiguousarray(values)
+    name = xxh3_128(f"{mode} {values.shape}\n".encode())
+    name.update(values.data)
+    size = values.shape[:0:-1]
+    done = fit(values, replace(asked, size=_kept(size, asked)))
+    return Read(done, name.digest(), mode, size, channels, (), layout)
 
 
 def _below(asked: Asked) -> Size:
@@ -105,7 +121,10 @@ def fit(values: Array, asked: Asked) -> Array:
     """As `read` fits an image."""
     assert asked.size is not None
     alpha = asked.layout is not None
-    if values.dtype == np.uint8 and not alpha:
+    if asked.layout == PAGES:
+        grey = int(with_channels(shade(asked.background, values)[0], 1, False).flat[0])
+        done = planes_fitted(values, asked.size, asked.fit, [grey] * len(values))
+    elif values.dtype == np.uint8 and not alpha:
         picture = pictures.image(values)
         done = to_pixels(fitted(picture, asked.size, asked.fit, asked.background))
     else:
@@ -130,7 +149,7 @@ def check(space: Space) -> None:
     """Two dimensions of 256 or 65,536 levels, grey or colour, and perhaps an alpha."""
     if space.dims != 2 or space.levels not in (256, 65_536):
         raise InvalidArgument("an image has height and width, and 256 or 65,536 levels")
-    if space.layout is None:
+    if space.layout in (None, PAGES):
         return
     name, _, colour = space.layout.partition(":")
     if name != ALPHA or space.channels not in (2, 4) or not re.fullmatch("[0-9a-f]{6}", colour):
@@ -138,17 +157,21 @@ def check(space: Space) -> None:
 
 
 def encode(sample: Array, space: Space) -> bytes:
-    """A PNG without metadata."""
+    """A PNG without metadata, or a TIFF of pages."""
     sample = sample.astype(numbers_of(space), copy=False)
+    if space.layout == PAGES:
+        return tiff(sample)
     if space.layout is not None:
         return png(lifted(sample, _colour_of(space)))
     return pictures.png(sample) if space.levels == 256 else png(sample)
 
 
 def look(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
-    """The images in 8 bits, transparent ones on their background; their first three channels or
-    one."""
+    """The images in 8 bits, transparent ones on their background, and pages side by side; of
+    others the first three channels or one."""
     samples = samples.astype(numbers_of(space), copy=False)
+    if space.layout == PAGES:
+        return drawn(rescaled(samples, "uint8"))
     if space.layout is not None and samples.shape[1] in (2, 4):
         background = _colour_of(space)
         samples = np.stack([possible(sample, background)[:-1] for sample in samples])

@@ -182,7 +182,7 @@ def read_opaque(path: str, loaded: Loaded, fit: str | None) -> Array:
         raise UsageError("--mask is missing", "Only for a single image can its transparency be one")
     space, shown = loaded.space, files.show(path)
     medium = MEDIA[space.medium]
-    if space.layout is not None:
+    if (space.layout or "").startswith("alpha"):
         raise UsageError(
             "--mask is missing: the model draws transparency, which cannot say what is to be drawn",
             "Give one, white where to draw",
