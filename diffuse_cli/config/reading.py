@@ -42,7 +42,7 @@ class InfoConfig(ReadingConfig):
     background: str | None = data_option(None, BACKGROUND, parse=parse_color, shown="white")
     fit: str | None = data_option(None, FIT, table="media.FITS", shown="crop")
     layout: str | None = data_option(
-        None, LAYOUT, table="media.array.LAYOUTS", shown="L, HW, CHW or CDHW, by their number"
+        None, LAYOUT, table="media._layouts.LAYOUTS", shown="L, HW, CHW or CDHW, by their number"
     )
     alpha: bool = data_option(False, ALPHA)
     bits: int | None = data_option(None, BITS, low=8, high=16, shown=OWN_BITS)

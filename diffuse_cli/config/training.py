@@ -81,7 +81,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         None, "Channels: 1 for grey, 3 for colour.", low=1, high=64, shown="from the data"
     )
     layout: str | None = data_option(
-        None, LAYOUT, table="media.array.LAYOUTS", shown="L, HW, CHW or CDHW, by their number"
+        None, LAYOUT, table="media._layouts.LAYOUTS", shown="L, HW, CHW or CDHW, by their number"
     )
     alpha: bool = data_option(False, ALPHA)
     bits: int | None = data_option(None, BITS, low=8, high=16, shown=OWN_BITS)

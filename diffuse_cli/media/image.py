@@ -26,6 +26,7 @@ from diffuse_cli.media._decoding import decoded
 from diffuse_cli.media._drawing import drawn
 from diffuse_cli.media._headers import EXTENSIONS as EXTENSIONS
 from diffuse_cli.media._headers import silence_pillow
+from diffuse_cli.media._layouts import ALPHA, OF_IMAGES, PAGES
 from diffuse_cli.media._pages import stack, tiff
 from diffuse_cli.media._pixels import channels_first, digest, digest_of, fitted, to_pixels
 from diffuse_cli.media._planes import TOP, lifted, png, possible, rescaled, shade, with_channels
@@ -41,10 +42,7 @@ MODES = {1: "L", 3: "RGB"}
 KINDS = {1: "grey", 2: "grey and transparency", 3: "colour", 4: "colour and transparency"}
 MIXED, BITS = True, (8, 16)
 
-ALPHA, PAGES = "alpha", "pages"
-LAYOUTS = (ALPHA, PAGES)
-"""`alpha:RRGGBB` keeps transparency, and names the background on which the other channels are;
-without the colour, it is the one that is asked for. `pages` are the channels of a TIFF."""
+LAYOUTS = OF_IMAGES
 SUFFIXES, ALIKE, UNJUDGED = {PAGES: ".tif"}, (PAGES,), (PAGES,)
 
 

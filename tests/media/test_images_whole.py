@@ -98,6 +98,9 @@ def test_a_model_of_transparent_images(
     data = clear.parent / "data"
     space = json.loads(diffuse("info", clear, "--json").out)["space"]
     assert (space["channels"], space["layout"]) == (4, "alpha:008080")
+    ran = diffuse("train", "--resume", "--steps", 8, "-o", clear)
+    assert ran.code == 0, ran.err
+    assert "step 8" in ran.err
     ran = diffuse("sample", clear, "-n", 2, "--steps", 2, "-o", "out", "-q")
     assert ran.code == 0, ran.err
     assert Image.open("out/00000.png").mode == "RGBA"
