@@ -234,12 +234,13 @@ def open_source(path: Path, *, single: bool = False) -> Source:
             return Zip(path)
         except Exception as error:
             raise DataError(f"cannot read the zip file {show(path)}: {error}", hint) from error
+    named = path.suffix.lower() in by_extension()
+    if single and named and stat.S_ISREG(mode):
+        return OneFile(path)
     if stat.S_ISREG(mode) and (kind := foreign.kind_at(path)):
         message, advice = foreign.described(kind, path, "images")
         raise DataError(message, advice or hint)
-    if path.suffix.lower() in by_extension():
-        if single and stat.S_ISREG(mode):
-            return OneFile(path)
+    if named:
         hint = "DATA is the folder that holds the images"
     raise DataError(f"neither a folder nor a zip file: {show(path)}", hint)
 
