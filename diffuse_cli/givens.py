@@ -84,7 +84,10 @@ class Giver:
     def shown(self) -> Space:
         """The space of the pictures that `look` makes of what is told."""
         own = {name: getattr(self.given, name) for name in ("mean", "std") if self.given.mean}
-        return dataclasses.replace(self.space, channels=self.given.channels, **own)
+        layout, channels = self.space.layout, self.given.channels
+        if layout and layout.isupper() and "C" not in layout and channels > 1:
+            layout = None  # axes such as HW have no place for channels: those of the files
+        return dataclasses.replace(self.space, channels=channels, layout=layout, **own)
 
     # -- what is told ------------------------------------------------------------------------------
 

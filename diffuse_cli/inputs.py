@@ -72,12 +72,13 @@ def offered(config: SampleConfig, settings: DrawSettings, loaded: Loaded) -> Wor
         background=loaded.background,
         fit=loaded.fit,
         medium=giver.space.medium,
-        layout=giver.space.layout,
         numbers=numbers_of(giver.space),
         single=True,
     )
     asked = giver.space if config.degrade or config.mask else giver.inputs
-    samples = yield from read(config.given, size=asked.size, channels=asked.channels)
+    samples = yield from read(
+        config.given, size=asked.size, channels=asked.channels, layout=asked.layout
+    )
     sizes = samples.summary.sizes
     if [size[::-1] for size in sizes] != [asked.size]:
         fitted = fitting(sizes, asked.size, loaded.fit, giver.space.medium)
