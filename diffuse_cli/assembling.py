@@ -20,7 +20,7 @@ from diffuse_cli.events import Progress, Work
 from diffuse_cli.folders import GIF, GRID, GRID_IMAGES
 from diffuse_cli.inputs import Offered, check_follows, from_samples, offered
 from diffuse_cli.ledger import KEY, Ledger, Plan, parts_of
-from diffuse_cli.media import MEDIA, Asked, like, prepare
+from diffuse_cli.media import MEDIA, Asked, like, prepare, suffix
 from diffuse_cli.resolving import tell
 from diffuse_cli.sampling import stored
 from diffuse_cli.stages import Stage, load_last_stage, load_stage
@@ -92,7 +92,7 @@ class Job:
         self.space = self.stages[-1].loaded.space
         self.medium = MEDIA[self.space.medium]
         prepare(self.space.medium)
-        self.ledger = Ledger(self.folder, self.settings, self.medium.SUFFIX)
+        self.ledger = Ledger(self.folder, self.settings, suffix(self.space))
         self.shown = self.wanted[:GRID_IMAGES] if config.grid and len(self.stages) > 1 else range(0)
         self.moving = self.wanted[:GIF_IMAGES] if config.gif else range(0)
 

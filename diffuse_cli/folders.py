@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from diffuse_cli import files, locks
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
-from diffuse_cli.media import MEDIA
+from diffuse_cli.media import MEDIA, suffix
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -77,7 +77,7 @@ class Folder(dict[int, "Array"]):
 
     def path(self, index: int) -> Path:
         """The file of a sample."""
-        return self.folder / name_of(index, self.medium.SUFFIX)
+        return self.folder / name_of(index, suffix(self.space))
 
 
 def name_of(index: int, suffix: str) -> str:

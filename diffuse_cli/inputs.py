@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +19,7 @@ from diffuse_cli.data.summary import fitting, span
 from diffuse_cli.errors import DataError, UsageError
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.givens import Giver, Inputs, beside, degrading, masked
-from diffuse_cli.media import MEDIA, Asked, like, numbers_of
+from diffuse_cli.media import MEDIA, Asked, like, like_mask, numbers_of
 from diffuse_cli.resolving import DrawSettings
 
 if TYPE_CHECKING:
@@ -30,8 +29,8 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-WHITE = 128
-"""From here on a grey level of a mask is white: unknown."""
+WHITE = 1 / 2
+"""From this part of the highest level on, a mask is white: unknown."""
 
 
 @dataclass(frozen=True)
@@ -73,19 +72,20 @@ def offered(config: SampleConfig, settings: DrawSettings, loaded: Loaded) -> Wor
         background=loaded.background,
         fit=loaded.fit,
         medium=giver.space.medium,
-        layout=giver.space.layout,
         numbers=numbers_of(giver.space),
         single=True,
     )
     asked = giver.space if config.degrade or config.mask else giver.inputs
-    samples = yield from read(config.given, size=asked.size, channels=asked.channels)
+    samples = yield from read(
+        config.given, size=asked.size, channels=asked.channels, layout=asked.layout
+    )
     sizes = samples.summary.sizes
     if [size[::-1] for size in sizes] != [asked.size]:
         fitted = fitting(sizes, asked.size, loaded.fit, giver.space.medium)
         yield Notice(f"--given of {span(sizes)}: resized to {dimensions(asked.size)}{fitted}")
     described = _described(config.given, samples.names)
     if config.mask:
-        masks = yield from read(config.mask, size=asked.size, channels=1)
+        masks = yield from read(config.mask, **{**like_mask(giver.space), "size": asked.size})
         known = _known(samples, masks, Path(config.mask))
         inputs = masked(giver, samples.stored, known)
         described["mask"] = _described(config.mask, masks.names)
@@ -134,7 +134,8 @@ def _known(samples: Samples, masks: Samples, path: Path) -> Array:
         chosen = masks.stored[found.rows]
     else:
         chosen = masks.stored
-    known: Array = chosen < WHITE
+    whole = np.iinfo(chosen.dtype).max if chosen.dtype.kind == "u" else 1
+    known: Array = chosen < whole * WHITE
     return known
 
 
@@ -156,7 +157,9 @@ def check_follows(space: Space, loaded: Loaded) -> None:
     if giver.masks:
         raise UsageError(f"--then: the model is told what is unknown ({giver.given.what})")
     wanted = giver.inputs
-    if dataclasses.replace(space, size=wanted.size) != wanted:
+    # Floats are drawn as numbers of files, whatever the mean and deviation of either model.
+    kinds = [(s.medium, s.channels, s.levels, s.layout, s.dims) for s in (space, wanted)]
+    if kinds[0] != kinds[1]:
         raise UsageError(
             f"--then: the model draws from {wanted.channels} channels of {wanted.levels} levels, "
             f"not from {space.channels} of {space.levels}"

@@ -32,6 +32,8 @@ SHAPE = "another shape than the first; --size cuts all to one"
 SMALL = "smaller than the size; type a smaller --size"
 CHANNELS = "another number of channels"
 NO_SAMPLES = "no column of files"
+PAGES = "pages in colour or of several sizes"
+MANY_PAGES = "over 64 pages"
 MEMBERS = "a .npz of {}, not of one array"
 
 PROFILE = "broken colour profile, which is ignored"

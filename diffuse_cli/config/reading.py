@@ -9,8 +9,14 @@ from diffuse_cli.parsing import Size, parse_color, parse_size
 
 FIT = "Images of another shape: crop the centre, pad with the background, or stretch."
 BACKGROUND = "Colour behind transparent images, and around padded ones."
-LAYOUT = "Axes of arrays in their order, C for channels, such as HWC."
-"""Help of --fit, --background and --layout, which several commands have."""
+LAYOUT = (
+    "Axes of arrays in their order, C for channels, such as HWC; pages for images: those of a TIFF "
+    "are its channels."
+)
+ALPHA = "Keep the transparency of images, as a channel."
+BITS = "Bits of images, 8 or 16; others are scaled."
+OWN_BITS = "16 if all images have them"
+"""Help of --fit and others, which several commands have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +44,10 @@ class InfoConfig(ReadingConfig):
     background: str | None = data_option(None, BACKGROUND, parse=parse_color, shown="white")
     fit: str | None = data_option(None, FIT, table="media.FITS", shown="crop")
     layout: str | None = data_option(
-        None, LAYOUT, table="media.array.LAYOUTS", shown="L, HW, CHW or CDHW, by their number"
+        None, LAYOUT, table="media._layouts.LAYOUTS", shown="L, HW, CHW or CDHW, by their number"
     )
+    alpha: bool = data_option(False, ALPHA)
+    bits: int | None = data_option(None, BITS, low=8, high=16, shown=OWN_BITS)
     out: str | None = option(
         None,
         "Write a contact sheet: a sample of the images, a row for each class; with --toml, write "

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diffuse_cli.config.model import DiffusionConfig
-from diffuse_cli.config.reading import BACKGROUND, FIT, LAYOUT, ReadingConfig
+from diffuse_cli.config.reading import ALPHA, BACKGROUND, BITS, FIT, LAYOUT, OWN_BITS, ReadingConfig
 from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.errors import UsageError
 from diffuse_cli.options import (
@@ -90,8 +90,10 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         None, "Channels: 1 for grey, 3 for colour.", low=1, high=64, shown="from the data"
     )
     layout: str | None = data_option(
-        None, LAYOUT, table="media.array.LAYOUTS", shown="L, HW, CHW or CDHW, by their number"
+        None, LAYOUT, table="media._layouts.LAYOUTS", shown="L, HW, CHW or CDHW, by their number"
     )
+    alpha: bool = data_option(False, ALPHA)
+    bits: int | None = data_option(None, BITS, low=8, high=16, shown=OWN_BITS)
     transform: str | None = data_option(
         None,
         "Transform of the floats of arrays, before they are standardised by channel.",

@@ -46,6 +46,7 @@ from diffuse_cli.media import (
     Read,
     Size,
     advice,
+    check_bits,
     check_fit,
     check_layout,
     check_size,
@@ -103,6 +104,7 @@ def read_images(
     medium: str | None = None,
     layout: str | None = None,
     numbers: str | None = None,
+    bits: int | None = None,
     transform: str | None = None,
     strict: bool = False,
     workers: int | None = None,
@@ -127,6 +129,7 @@ def read_images(
         fit: a name in `FITS`, for samples of another shape than the result.
         medium: a name in `MEDIA`; None for the one of most files.
         layout, numbers: as in `Asked`.
+        bits: of levels, instead of `numbers`, for a medium that has `BITS`.
         transform: of the space, a name in `TRANSFORMS`.
         strict: stop at the first bad file instead of skipping it.
         workers: threads; None for one per core.
@@ -146,7 +149,12 @@ def read_images(
     yield from fetching(Path(source))
     color = ImageColor.getrgb(background)[:3]
     asked = Asked(size, channels, color, fit, layout=layout, numbers=numbers)
-    about = {"source": str(Path(source).absolute()), "medium": medium, **asdict(asked)}
+    about = {
+        "source": str(Path(source).absolute()),
+        "medium": medium,
+        "bits": bits,
+        **asdict(asked),
+    }
     known = Index(index, about, goes_on)
     with contextlib.closing(open_source(Path(source), single=single)) as opened:
         before = known.listing() if goes_on else None
@@ -155,9 +163,11 @@ def read_images(
             check_fit(listing.medium, fit)
             check_layout(listing.medium, layout)
             check_size(listing.medium, size)
+            numbers = numbers or check_bits(listing.medium, bits)
+        asked = dataclasses.replace(asked, numbers=numbers)
         prepare(listing.medium)
         reading = Reading(opened, listing.medium, asked)
-        bound = most_bytes(listing, size)
+        bound = most_bytes(listing, asked)
         if before is None and (keep is None or bound <= keep):
             known.remove()
             known = Index(None, about)
@@ -189,14 +199,25 @@ def read_images(
     medium, sizes = listing.medium, tally.sizes
     if size is None and (notice := _size_notice(sizes, stored.shape[2:], medium, fit)):
         yield Notice(notice)
+    if numbers is None and stored.dtype == np.uint8 and (lost := _deeper(tally.modes)):
+        many = MEDIA[medium].MANY
+        count = f"{lost:,} of {plural(len(tally.names), MEDIA[medium].ONE, many)}"
+        yield Notice(f"{count} have 16 bits, and become 8 as the others; --bits 16 keeps them")
     yield from _warnings(tally, asked, MEDIA[medium])
     return _samples(source, stored, listing, tally, transform)
 
 
-def most_bytes(listing: Listing, size: Size | None) -> int:
-    """How much the samples may take: three channels of bytes, or what is in the files."""
-    usual = kept_side(listing.medium, 2)
-    bound = len(listing.candidates) * 3 * math.prod(size or (usual, usual))
+def _deeper(modes: Counter[str]) -> int:
+    """How many images have more than 8 bits, by Pillow's names."""
+    return sum(count for mode, count in modes.items() if mode[:1] == "I" or mode[-3:] == ";16")
+
+
+def most_bytes(listing: Listing, asked: Asked) -> int:
+    """How much the samples may take: the channels asked for, or four of bytes, or what is in the
+    files."""
+    usual, size = kept_side(listing.medium, 2), asked.size
+    each = np.dtype(asked.numbers or "uint8").itemsize * (asked.channels or 4)
+    bound = len(listing.candidates) * each * math.prod(size or (usual, usual))
     if not getattr(MEDIA[listing.medium], "UNPACKED", False):
         return bound
     return max(bound, sum(entry.size for entry in listing.candidates))
@@ -217,9 +238,12 @@ def _collect(
     task = f"reading {kind.MANY}"
 
     def fitted(values: Array) -> Array:
-        size = reading.asked.size
-        fits = size is None or values.shape[1:] == size
-        return values if fits else kind.fit(values, reading.asked)
+        asked = reading.asked
+        fits = asked.size is None or values.shape[1:] == asked.size
+        fits = fits and asked.numbers in (None, values.dtype.name)
+        fits = fits and (asked.channels is None or values.shape[0] in (1, asked.channels))
+        size = asked.size or values.shape[1:]
+        return values if fits else kind.fit(values, dataclasses.replace(asked, size=size))
 
     last = time.monotonic()
     yield Progress(task, 0, total)
@@ -235,9 +259,10 @@ def _collect(
                 tally.skip(result)
             else:
                 tally.add(result.entry, result.read)
-                values = result.read.values if known else fitted(result.read.values)
+                values = _unread(result.read, reading) if known else fitted(result.read.values)
                 store = kept.store
-                shape, dtype = _shape_for(store, values, reading), _type_for(store, values)
+                shape = _shape_for(store, values, reading)
+                dtype = _type_for(store, values, reading)
                 if store is None or (store.shape, store.dtype) != (shape, dtype):
                     kept.renew(shape, dtype, fitted)
                 kept.append(None if known or not kept.open else fitted(values))
@@ -250,6 +275,12 @@ def _collect(
         raise
 
 
+def _unread(read: Read, reading: Reading) -> Array:
+    """In the place of a known sample's numbers: their shape, and the type that they become."""
+    dtype = reading.asked.numbers or read.values.dtype
+    return np.broadcast_to(np.zeros((), dtype), read.values.shape)
+
+
 def _goes_with(store: caches.Store | None, read: Read, reading: Reading) -> bool:
     """Whether a sample can be stored with others; gives a size of equal sides its dimensions."""
     shape, asked = read.values.shape[1:], reading.asked
@@ -257,14 +288,23 @@ def _goes_with(store: caches.Store | None, read: Read, reading: Reading) -> bool
         if asked.size is not None and len(asked.size) != len(shape):
             reading.asked = dataclasses.replace(asked, size=shape)
         return True
-    if getattr(MEDIA[reading.medium], "MIXED", False):
-        return True
+    kind = MEDIA[reading.medium]
+    if getattr(kind, "MIXED", False):
+        alike = read.layout in getattr(kind, "ALIKE", ())
+        return not alike or store.shape[0] == read.values.shape[0]
     return store.shape == read.values.shape
 
 
-def _type_for(store: caches.Store | None, values: Array) -> np.dtype[Any]:
-    """The type that holds the numbers of a store and of a sample."""
-    return values.dtype if store is None else np.promote_types(store.dtype, values.dtype)
+def _type_for(store: caches.Store | None, values: Array, reading: Reading) -> np.dtype[Any]:
+    """The type of a store that takes a sample, too: that of fewest bits, where a medium has
+    several, or one that holds the numbers of both."""
+    if store is None or store.dtype == values.dtype:
+        return values.dtype
+    if not getattr(MEDIA[reading.medium], "BITS", ()):
+        return np.promote_types(store.dtype, values.dtype)
+    least = min(store.dtype, values.dtype, key=lambda own: own.itemsize)
+    reading.asked = dataclasses.replace(reading.asked, numbers=least.name)
+    return least
 
 
 def _shape_for(store: caches.Store | None, values: Array, reading: Reading) -> caches.Shape:
@@ -275,7 +315,10 @@ def _shape_for(store: caches.Store | None, values: Array, reading: Reading) -> c
     if reading.asked.size is None and store.shape[1:] != tuple(size):
         side = kept_side(reading.medium, len(size))
         reading.asked = dataclasses.replace(reading.asked, size=(side,) * len(size))
-    return max(channels, store.shape[0]), *(reading.asked.size or size)
+    most = max(channels, store.shape[0])
+    if 1 < min(channels, store.shape[0]) < most:
+        reading.asked = dataclasses.replace(reading.asked, channels=most)
+    return most, *(reading.asked.size or size)
 
 
 def _nothing(source: str | Path, listing: Listing, tally: _Tally) -> DataError:

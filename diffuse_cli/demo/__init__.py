@@ -18,6 +18,7 @@ from diffuse_cli.demo.drawing import FRAME_COLUMNS, PURE_NOISE, Scene, animate, 
 from diffuse_cli.demo.subjects import Subject
 from diffuse_cli.errors import UsageError, lookup
 from diffuse_cli.events import Notice, Progress, Work
+from diffuse_cli.media import MEDIA
 from diffuse_cli.options import first_given
 
 if TYPE_CHECKING:
@@ -171,8 +172,8 @@ def _warning(scene: Scene) -> Iterator[Notice]:
     ]
     if kept:
         yield Notice(
-            f"with T = {last + 1} part of the image is left in x_{last}: {', '.join(kept)}; "
-            f"sampling starts from pure noise, a log-SNR below {PURE_NOISE:.0f}: use "
-            "--zero-terminal-snr, another schedule or more timesteps",
+            f"with T = {last + 1} part of the {MEDIA[scene.space.medium].ONE} is left in x_{last}: "
+            f"{', '.join(kept)}; sampling starts from pure noise, a log-SNR below "
+            f"{PURE_NOISE:.0f}: use --zero-terminal-snr, another schedule or more timesteps",
             warning=True,
         )

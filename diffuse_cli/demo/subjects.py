@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -62,14 +63,17 @@ def read(config: DemoConfig, space: Space | None = None, fit: str | None = None)
     medium = medium_of(config.image, space)
     with translating():
         check_size(medium, config.size)
-    if medium == "image":
-        return (yield from _image(config, space, fit))
+    if medium == "image" and space is None:
+        return (yield from _own_image(config))
     from diffuse_cli.data.measuring import measured
     from diffuse_cli.media import MEDIA
-    from diffuse_cli.tasks.inputs import read_one
+    from diffuse_cli.tasks.inputs import read_one, rgb
 
-    asked = Asked(**like(space), fit=fit or "crop") if space else Asked(size=config.size)
+    own: Mapping[str, Any] = like(space) if space else {"size": config.size}
+    asked = Asked(**own, fit=fit or "crop", background=rgb(config.background))
     found = read_one(config.image, medium, asked)
+    shown = files.show(config.image)
+    yield from (Notice(f"{shown}: {text}", warning=True) for text in found.remarks)
     values = np.array(found.values)
     if space is None:
         space = replace(MEDIA[medium].space(values[None]), layout=found.layout)
@@ -79,25 +83,21 @@ def read(config: DemoConfig, space: Space | None = None, fit: str | None = None)
     return Subject(values, space)
 
 
-def _image(config: DemoConfig, space: Space | None, fit: str | None) -> Work[Subject]:
-    from PIL import ImageColor
-
+def _own_image(config: DemoConfig) -> Work[Subject]:
+    """An image at the size asked for, or its own, in 8 bits."""
     from diffuse_cli.media import image
     from diffuse_cli.media._decoding import read_image
     from diffuse_cli.media._pixels import fitted
+    from diffuse_cli.tasks.inputs import rgb
 
     picture, remarks = read_image(config.image, config.background)
     yield from (Notice(f"{files.show(config.image)}: {text}", warning=True) for text in remarks)
-    size, background = config.size, ImageColor.getrgb(config.background)[:3]
-    if space is not None:
-        picture = fitted(picture, space.size, fit or "crop", background)
-        picture = picture.convert(image.MODES[space.channels])
-    elif size:
-        picture = fitted(picture, size, config.fit or "crop", background)
+    if config.size:
+        picture = fitted(picture, config.size, config.fit or "crop", rgb(config.background))
     else:
         picture = pictures.shrunk(picture, OWN_SIDE)
     values = _channels_first(picture)
-    return Subject(values, space or image.space(values[None]))
+    return Subject(values, image.space(values[None]))
 
 
 def _channels_first(picture: Any) -> Array:

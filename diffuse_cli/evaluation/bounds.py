@@ -230,13 +230,18 @@ def _draws(
         yield t.to(x0.device), noise.to(x0.device)
 
 
-def draw(bound: Bound, name: str) -> Image.Image:
-    """A plot of the terms by timestep, as in Nichol & Dhariwal 2021, figure 2."""
+def draw(bound: Bound, name: str, *, density: bool = False) -> Image.Image:
+    """A plot of the terms by timestep, as in Nichol & Dhariwal 2021, figure 2.
+
+    Args:
+        density: of floats, not of levels.
+    """
     sheet = pictures.Sheet(7.2, 4.3, 150)
     axes = sheet.axes(0.9, 0.75, 6.0, 2.95)
     total = float(bound.parts().sum(1).mean())
     groups, last = bound.by_time(), len(bound.expected)
-    title = f"{name}: {total:.3f} bits per dimension over {last} timesteps"
+    of = " of the density" if density else ""
+    title = f"{name}: {total:.3f} bits per dimension{of} over {last} timesteps"
     sheet.text(0.9, 0.4, title, 6.0, fontsize=11, fontweight="bold", parse_math=False)
     means = np.array([group["bits_per_timestep"] for group in groups])
     edges = [group["first"] + 1 for group in groups] + [last + 1]
@@ -244,7 +249,7 @@ def draw(bound: Bound, name: str) -> Image.Image:
     axes.stairs(shown, edges, baseline=None, color=pictures.color(0), linewidth=1.8)
     axes.plot([1.5], shown[:1], "o", color=pictures.color(1), markersize=6)
     faint: dict[str, Any] = {"fontsize": 8.5, "color": pictures.FAINT}
-    decoder = f"decoder, $L_0$: {means[0]:.3f}"
+    decoder = f"decoder{', a density' * density}, $L_0$: {means[0]:.3f}"
     place = means[0] if means[0] > 0 else means[means > 0].max(initial=1e-12)
     above = -3 if means[0] > 0 else 7
     axes.annotate(decoder, (2, place), (6, above), textcoords="offset points", **faint)

@@ -139,7 +139,8 @@ def evaluate(
             config, accelerator, network, loaded, settings, sides.real, sides.more, sides.fakes,
             training, space=sides.space,
         )  # fmt: skip
-        if not judged(sides.space.medium):
+        rated = judged(sides.space)
+        if not rated:
             many = MEDIA[sides.space.medium].MANY
             yield Notice(
                 f"left out: what features of photographs say, as of {many} they say nothing; KID "
@@ -150,7 +151,9 @@ def evaluate(
         if not accelerator.is_main_process:
             return None
         if plot and evaluation.bound:
-            picture = bounds.draw(evaluation.bound, files.show(subject.name))
+            picture = bounds.draw(
+                evaluation.bound, files.show(subject.name), density=evaluation.floats
+            )
             files.write_bytes(plot, pictures.png(picture))
         if page:
             twins = showing.twins(evaluation, neighbors.PAIRS)
@@ -244,7 +247,7 @@ def seeing(
     network: features.FeatureNetwork, sides: Sides, accelerator: Accelerator
 ) -> features.FeatureNetwork:
     """The network, or one with random weights where it cannot judge the samples."""
-    if judged(sides.space.medium):
+    if judged(sides.space):
         return network
     return random_network_for(sides.space, sides.real.samples, accelerator.device)
 

@@ -190,7 +190,7 @@ def read_pairs(config: SidesConfig, images: Samples, loaded: Loaded) -> Work[Pai
         )
     found = yield from read_images(
         config.given,
-        **{**like(loaded.space), "channels": given.channels},
+        **like(Giver(given, loaded.space).inputs),
         background=config.background or loaded.background,
         fit=config.fit or loaded.fit,
         medium=images.medium,

@@ -102,7 +102,7 @@ class Evaluation:
             lacking |= {"answers"}
         if self.training is None:
             lacking |= {"train_bits", "nearest"}
-        if judged(self.space.medium):
+        if judged(self.space):
             lacking |= {"random_features"}
         else:
             lacking |= {"features", "landmarks", "answers"}
@@ -207,7 +207,7 @@ def _make_nearest(evaluation: Evaluation) -> Work[None]:
     """Distances to the nearest training image: in pixels among all, in features among `train_n`."""
     training, known = evaluation.training, evaluation.config.train_n
     assert training is not None
-    if judged(evaluation.space.medium):
+    if judged(evaluation.space):
         yield from _nearest_in_features(evaluation, training)
         known = len(evaluation.train_features)
     yield from evaluation.make("generated")

@@ -21,7 +21,7 @@ from diffuse_cli.outputs import asked
 
 TASK = "reading model"
 
-IMAGES_ONLY = ("size", "background", "fit", "layout", "out", "workers", "strict")
+IMAGES_ONLY = ("size", "background", "fit", "layout", "alpha", "bits", "out", "workers", "strict")
 """Options that apply to images alone."""
 
 

@@ -80,9 +80,15 @@ class Medium(Protocol):
     - `LAYOUTS`, the names of the orders of axes that its files can have (none without it);
     - `MIXED`, whether a sample of one channel goes with samples of several (no without it);
     - `KINDS`, what samples of so many channels are called;
+    - `BITS`, the numbers of bits that a sample's levels can have, if `--bits` can choose: files of
+      fewer are scaled to more, and the other way round. Without being asked, samples have those of
+      the file with the fewest;
     - `UNPACKED`, whether samples take as much memory as their files (no without it);
     - `FITTED`, what becomes of a sample of another size (`resized` without it);
-    - `JUDGED`, whether networks that know photographs can judge samples (yes without it);
+    - `JUDGED`, whether networks that know photographs can judge samples (yes without it), and
+      `UNJUDGED`, layouts of which they cannot;
+    - `ALIKE`, layouts whose samples all have the same channels, whatever `MIXED` says;
+    - `SUFFIXES`, of the files it writes of a layout, instead of `SUFFIX`;
     - `FLIPPED`, how `--flip` mirrors samples, if that has to be said;
     - `CHANNELS`, the names of the channels of samples of so many (numbers without it);
     - `LOW_HIGH`, what samples are whose numbers are too small, or too large (`low`, `high`);
@@ -171,7 +177,24 @@ def check_layout(medium: str, layout: str | None) -> None:
     if layout is not None and not known:
         raise InvalidArgument(f"{MEDIA[medium].MANY} have no layout", argument="layout")
     if layout is not None:
-        lookup(dict.fromkeys(known), layout, "layout")
+        lookup(dict.fromkeys(known), layout.partition(":")[0], "layout")
+
+
+def check_bits(medium: str, bits: int | None) -> str | None:
+    """The name of the NumPy type of levels of so many bits; None without any.
+
+    Raises:
+        InvalidArgument: bits that a medium's levels cannot have.
+    """
+    if bits is None:
+        return None
+    known = getattr(MEDIA[medium], "BITS", ())
+    if bits not in known:
+        text = f"{MEDIA[medium].MANY} have {' or '.join(map(str, known))} bits, not {bits}"
+        if not known:
+            text = f"{MEDIA[medium].MANY} keep the numbers of their files"
+        raise InvalidArgument(text, argument="bits")
+    return f"uint{bits}"
 
 
 def check_size(medium: str, size: Size | None) -> None:
@@ -195,9 +218,16 @@ def kept_side(medium: str, dims: int) -> int:
     return side if isinstance(side, int) else side[dims]
 
 
-def judged(medium: str) -> bool:
+def judged(space: Space) -> bool:
     """Whether features of networks that were trained on photographs say something of samples."""
-    return bool(getattr(MEDIA[medium], "JUDGED", True))
+    kind = MEDIA[space.medium]
+    return bool(getattr(kind, "JUDGED", True)) and space.layout not in getattr(kind, "UNJUDGED", ())
+
+
+def suffix(space: Space) -> str:
+    """That of the files in which samples of a space are written."""
+    kind = MEDIA[space.medium]
+    return str(getattr(kind, "SUFFIXES", {}).get(space.layout, kind.SUFFIX))
 
 
 def numbers_of(space: Space) -> str:
@@ -215,6 +245,13 @@ def like(space: Space) -> dict[str, Any]:
         "layout": space.layout,
         "numbers": numbers_of(space),
     }
+
+
+def like_mask(space: Space) -> dict[str, Any]:
+    """How a mask of samples is read: one channel of any numbers, keywords as those of `like`."""
+    mixed = getattr(MEDIA[space.medium], "MIXED", False)
+    layout = None if mixed else space.layout
+    return {**like(space), "channels": 1, "numbers": None, "layout": layout}
 
 
 def by_extension() -> dict[str, str]:

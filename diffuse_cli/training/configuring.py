@@ -244,7 +244,7 @@ def complete(
         medium=space.medium,
         channels=space.channels,
         size=space.size,
-        layout=space.layout,
+        layout=space.layout and space.layout.partition(":")[0],  # the background is its own option
         transform=space.transform,
         width=width,
         architecture=plain(settings),

@@ -160,14 +160,14 @@ def prepare(
     images, table = yield from told_by_table(config, images, indices[~held_out])
     conditions = Conditions(
         classes=class_names(images) if config.classes else (),
-        given=given_of(config, space, pairs),
+        given=given_of(config, space, pairs, indices[~held_out]),
         table=table,
     )
     done, blueprint = complete(config, space, conditions)
     yield from (Notice(line) for line in images.summary.lines())
     if config.init and images.summary.greyed:
         yield Notice("grey as the model of --init is; --channels 3 goes on in colour")
-    if done.eval_every and not judged(images.medium):
+    if done.eval_every and not judged(space):
         raise UsageError(
             f"--eval-every measures KID, which says nothing of {MEDIA[images.medium].MANY}",
             "Leave it out; the held-out loss is measured with each preview",
@@ -217,7 +217,11 @@ def _read_pairs(
     source = pairs_at(config)
     if source is None:
         return None
-    own = replace(config, data=source, size=images.space.size, channels=None, medium=images.medium)
+    kind, space = MEDIA[images.medium], images.unmeasured
+    bits = 8 * images.stored.dtype.itemsize if getattr(kind, "BITS", ()) else None
+    own = replace(
+        config, data=source, size=space.size, channels=None, medium=images.medium, bits=bits
+    )
     found = yield from _read(own, accelerator, cache / "given" if cache else None, index)
     return (yield from paired(config, images, found))
 
@@ -241,7 +245,8 @@ def _read(
         background=config.background,
         fit=config.fit,
         medium=config.medium,
-        layout=config.layout,
+        layout=config.layout or ("alpha" if config.alpha else None),
+        bits=config.bits,
         transform=config.transform,
         strict=config.strict,
         workers=config.workers,

@@ -103,12 +103,13 @@ def open_source(path: Path, *, single: bool = False) -> Source:
     mode, hint = mode_of(path, HINT), HINT
     if runs.run_at(path):
         raise DataError(f"{show(path)} is the run directory of a model, not images", hint)
+    named = extension_of(path.name) in by_extension()
+    if single and named and stat.S_ISREG(mode):
+        return OneFile(path)
     if stat.S_ISREG(mode) and (known := foreign.kind_at(path)):
         message, advice = foreign.described(known, path, "images")
         raise DataError(message, advice or hint)
-    if extension_of(path.name) in by_extension():
-        if single and stat.S_ISREG(mode):
-            return OneFile(path)
+    if named:
         hint = "DATA is the folder that holds the images"
     raise DataError(f"neither a folder nor a file of images: {show(path)}", hint)
 
