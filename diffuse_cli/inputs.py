@@ -74,6 +74,7 @@ def offered(config: SampleConfig, settings: DrawSettings, loaded: Loaded) -> Wor
         fit=loaded.fit,
         medium=giver.space.medium,
         layout=giver.space.layout,
+        rate=giver.space.rate,
         numbers=numbers_of(giver.space),
         single=True,
     )

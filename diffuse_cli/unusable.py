@@ -32,8 +32,17 @@ SMALL = "smaller than the size; type a smaller --size"
 CHANNELS = "another number of channels"
 MEMBERS = "a .npz of {}, not of one array"
 
+NOT_A_SOUND = "not a sound"
+SOUNDLESS = "a sound without samples"
+SPEAKERS = "over two channels"
+RATE = "a rate that is not of 1,000 to 384,000 Hz"
+LONG = "over 512 MiB when unpacked"
+LONGER = "longer than the size; --fit crop cuts it"
+
 PROFILE = "broken colour profile, which is ignored"
 BLANK = "blank on the background"
+SILENT = "silent"
+CLIPPED = "clipped: cut off at full scale"
 
 LARGEST_FILE = 512 * 2**20
 

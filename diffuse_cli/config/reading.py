@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from diffuse_cli.options import OVERWRITE, Config, argument, data_option, option
-from diffuse_cli.parsing import Size, parse_color, parse_size
+from diffuse_cli.parsing import Size, parse_color, parse_length
 
 FIT = "Images of another shape: crop the centre, pad with the background, or stretch."
 BACKGROUND = "Colour behind transparent images, and around padded ones."
 LAYOUT = "Axes of arrays in their order, C for channels, such as HWC."
-"""Help of --fit, --background and --layout, which several commands have."""
+RATE = "Rate of sounds in Hz, to which others are resampled."
+"""Help of --fit, --background, --layout and --rate, which several commands have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +30,17 @@ class ReadingConfig(Config):
 class InfoConfig(ReadingConfig):
     """A set of images, or a model file, to describe."""
 
-    path: str = argument("PATH", "Folder or zip of images or arrays, model file, or run directory.")
+    path: str = argument("PATH", "Folder or zip of images, arrays or sounds, model file or run.")
     size: Size | None = data_option(
-        None, "Image size, as for train.", parse=parse_size, shown="from the data"
+        None, "Image size, as for train.", parse=parse_length, shown="from the data"
     )
     background: str | None = data_option(None, BACKGROUND, parse=parse_color, shown="white")
     fit: str | None = data_option(None, FIT, table="media.FITS", shown="crop")
     layout: str | None = data_option(
         None, LAYOUT, table="media.array.LAYOUTS", shown="L, HW, CHW or CDHW, by their number"
+    )
+    rate: int | None = data_option(
+        None, RATE, low=1000, high=384_000, shown="the usual one in the data, at most 16000"
     )
     out: str | None = option(
         None,

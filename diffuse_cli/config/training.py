@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diffuse_cli.config.model import DiffusionConfig
-from diffuse_cli.config.reading import BACKGROUND, FIT, LAYOUT, ReadingConfig
+from diffuse_cli.config.reading import BACKGROUND, FIT, LAYOUT, RATE, ReadingConfig
 from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.errors import UsageError
 from diffuse_cli.options import (
@@ -21,7 +21,7 @@ from diffuse_cli.options import (
     run_option,
     to_dict,
 )
-from diffuse_cli.parsing import Size, parse_color, parse_given, parse_listed, parse_size
+from diffuse_cli.parsing import Size, parse_color, parse_given, parse_length, parse_listed
 
 GIVEN_DROPOUT = 0.1
 """The default of --given-dropout."""
@@ -31,7 +31,7 @@ GIVEN_DROPOUT = 0.1
 class TrainConfig(DiffusionConfig, ReadingConfig):
     """Everything that decides the weights of a model, and how its run is kept."""
 
-    data: str = argument("DATA", "Folder or zip of images or arrays.")
+    data: str = argument("DATA", "Folder or zip of images, arrays or sounds.")
     steps: int = option(5000, "Training steps.", low=1, high=100_000_000)
     minutes: float | None = option(
         None,
@@ -50,8 +50,9 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     )
     size: Size | None = option(
         None,
-        "Image size. Images of a single size up to 64 keep it; others become 64x64.",
-        parse=parse_size,
+        "Image size, or the length of sounds in samples. Images of a single size up to 64 keep it; "
+        "others become 64x64.",
+        parse=parse_length,
         shown="from the data",
     )
     preset: str | None = network_option(
@@ -78,10 +79,17 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         None, "What the samples are.", table="media.MEDIA", shown="that of most files in DATA"
     )
     channels: int | None = data_option(
-        None, "Channels: 1 for grey, 3 for colour.", low=1, high=64, shown="from the data"
+        None,
+        "Channels: 1 for grey or mono, 2 for stereo, 3 for colour.",
+        low=1,
+        high=64,
+        shown="from the data",
     )
     layout: str | None = data_option(
         None, LAYOUT, table="media.array.LAYOUTS", shown="L, HW, CHW or CDHW, by their number"
+    )
+    rate: int | None = data_option(
+        None, RATE, low=1000, high=384_000, shown="the usual one in the data, at most 16000"
     )
     transform: str | None = data_option(
         None,

@@ -22,7 +22,7 @@ from diffuse_cli.data import cache as caches
 from diffuse_cli.data.jobs import Decoded, Reading, Skipped
 from diffuse_cli.data.pool import decode_all
 from diffuse_cli.data.samples import Samples
-from diffuse_cli.data.sources import Entry, Listing, classes_of, list_samples, open_source
+from diffuse_cli.data.sources import Entry, Listing, Source, classes_of, list_samples, open_source
 from diffuse_cli.data.summary import (
     NAMED,
     Summary,
@@ -36,6 +36,7 @@ from diffuse_cli.errors import DataError, translating
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.files import show
 from diffuse_cli.media import (
+    LARGE,
     MEDIA,
     Array,
     Asked,
@@ -45,12 +46,18 @@ from diffuse_cli.media import (
     advice,
     check_fit,
     check_layout,
-    check_size,
+    check_rate,
+    checked_size,
     kept_side,
     prepare,
+    settled,
 )
+from diffuse_cli.unusable import Unusable
 
 _SECONDS_BETWEEN_EVENTS = 0.1
+
+LOOKED_AT = 256
+"""Files that decide what is open, such as the rate of sounds."""
 
 
 @dataclass
@@ -95,6 +102,7 @@ def read_images(
     medium: str | None = None,
     layout: str | None = None,
     numbers: str | None = None,
+    rate: int | None = None,
     transform: str | None = None,
     strict: bool = False,
     workers: int | None = None,
@@ -115,7 +123,7 @@ def read_images(
         background: the colour behind transparent images, and around padded ones.
         fit: a name in `FITS`, for samples of another shape than the result.
         medium: a name in `MEDIA`; None for the one of most files.
-        layout, numbers: as in `Asked`.
+        layout, numbers, rate: as in `Asked`.
         transform: of the space, a name in `TRANSFORMS`.
         strict: stop at the first bad file instead of skipping it.
         workers: threads; None for one per core.
@@ -133,22 +141,45 @@ def read_images(
         with translating():
             check_fit(listing.medium, fit)
             check_layout(listing.medium, layout)
-            check_size(listing.medium, size)
+            check_rate(listing.medium, rate)
+            size = checked_size(listing.medium, size)
         prepare(listing.medium)
         color = ImageColor.getrgb(background)[:3]
-        asked = Asked(size, channels, color, fit, layout=layout, numbers=numbers)
+        asked = Asked(size, channels, color, fit, layout=layout, numbers=numbers, rate=rate)
+        asked = yield from _settled(asked, opened, listing)
         reading = Reading(opened, listing.medium, asked)
-        bound = _most_bytes(listing, size)
+        bound = _most_bytes(listing, asked.size)
         folder = cache if cache is not None and bound > map_over else None
         tally = _Tally()
         stored = yield from _collect(reading, listing, tally, folder, strict, workers or _cores())
     if stored is None:
         raise _nothing(source, listing, tally)
     medium, sizes = listing.medium, tally.sizes
-    if size is None and (notice := _size_notice(sizes, stored.shape[2:], medium, fit)):
+    if asked.size is None and (notice := _size_notice(sizes, stored.shape[2:], medium, fit)):
         yield Notice(notice)
     yield from _warnings(tally, asked, MEDIA[medium])
-    return _samples(source, stored, listing, tally, transform)
+    return _samples(source, stored, listing, tally, transform, asked.rate)
+
+
+def _settled(asked: Asked, source: Source, listing: Listing) -> Work[Asked]:
+    """What a medium decides of what is open, from some files evenly among all."""
+    every = listing.candidates
+    chosen = every[:: -(-len(every) // LOOKED_AT) or 1]
+    contents = filter(None, (_tried(source, entry) for entry in chosen))
+    asked, notice = settled(listing.medium, asked, contents)
+    if notice and every:
+        yield Notice(notice)
+    return asked
+
+
+def _tried(source: Source, entry: Entry) -> bytes | None:
+    """The content of a small file, or None."""
+    if entry.fault or entry.size > LARGE:
+        return None
+    try:
+        return source.read(entry)
+    except (Unusable, OSError):
+        return None
 
 
 def _most_bytes(listing: Listing, size: Size | None) -> int:
@@ -293,7 +324,12 @@ def _size_notice(sizes: Counter[Size], result: Size, medium: str, fit: str) -> s
 
 
 def _samples(
-    source: str | Path, stored: Array, listing: Listing, tally: _Tally, transform: str | None
+    source: str | Path,
+    stored: Array,
+    listing: Listing,
+    tally: _Tally,
+    transform: str | None,
+    rate: int | None,
 ) -> Samples:
     labels, class_names = classes_of(tally.names, [e.name for e in listing.candidates])
     counts = Counter(labels)
@@ -322,6 +358,7 @@ def _samples(
         medium=listing.medium,
         layout=tally.layout,
         transform=transform,
+        rate=rate,
         digests=np.frombuffer(b"".join(tally.digests), np.uint8).reshape(-1, 16),
         summary=summary,
     )

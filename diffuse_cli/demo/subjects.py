@@ -13,7 +13,7 @@ from diffuse_cli.config import DemoConfig
 from diffuse_cli.core.space import Space
 from diffuse_cli.errors import translating
 from diffuse_cli.events import Notice, Work
-from diffuse_cli.media import Array, Asked, by_extension, check_size, like
+from diffuse_cli.media import Array, Asked, by_extension, checked_size, like, prepare, settled
 
 OWN_SIDE = 256
 """Larger images are scaled down to this, without --size."""
@@ -61,18 +61,21 @@ def read(config: DemoConfig, space: Space | None = None, fit: str | None = None)
     """
     medium = medium_of(config.image, space)
     with translating():
-        check_size(medium, config.size)
+        size = checked_size(medium, config.size)
     if medium == "image":
         return (yield from _image(config, space, fit))
     from diffuse_cli.data.measuring import measured
     from diffuse_cli.media import MEDIA
     from diffuse_cli.tasks.inputs import read_one
 
-    asked = Asked(**like(space), fit=fit or "crop") if space else Asked(size=config.size)
+    prepare(medium)
+    asked = Asked(**like(space), fit=fit or "crop") if space else Asked(size=size)
+    path = Path(config.image)
+    asked, _ = settled(medium, asked, (path.read_bytes() for path in [path] if path.is_file()))
     found = read_one(config.image, medium, asked)
     values = np.array(found.values)
     if space is None:
-        space = replace(MEDIA[medium].space(values[None]), layout=found.layout)
+        space = replace(MEDIA[medium].space(values[None]), layout=found.layout, rate=asked.rate)
         if space.levels is None:
             name = Path(config.image).name
             space = measured(space, values[None], np.zeros(1, np.int64), [name])

@@ -111,10 +111,10 @@ class Evaluation:
             self,
             real=self.real[ours],
             fakes=self.generated[theirs],
-            bits=self.bits[ours] if len(self.bits) else self.bits,
-            real_features=self.real_features[ours],
-            fake_features=self.fake_features[theirs],
-            more_features=self.more_features[self.more.labels == label],
+            bits=_of(self.bits, ours),
+            real_features=_of(self.real_features, ours),
+            fake_features=_of(self.fake_features, theirs),
+            more_features=_of(self.more_features, self.more.labels == label),
             landmarks={},  # of all images
             answers=self.answers[ours],
         )
@@ -132,6 +132,11 @@ class Evaluation:
                 for space, found in self.nearest.items()
             }
         return part
+
+
+def _of(values: Array, chosen: Array) -> Array:
+    """The chosen values, or none if none were made."""
+    return values[chosen] if len(values) else values
 
 
 def _make_bits(evaluation: Evaluation) -> Work[None]:

@@ -102,6 +102,7 @@ def inspect_data(config: InfoConfig) -> Work[DataReport]:
             background=config.background or "white",
             fit=config.fit or "crop",
             layout=config.layout,
+            rate=config.rate,
             strict=config.strict,
             workers=config.workers,
             cache=Path(folder),

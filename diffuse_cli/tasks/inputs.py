@@ -75,6 +75,7 @@ def read(path: str, loaded: Loaded, fit: str | None, shape: Sequence[int]) -> Wo
             fit=fit,
             medium=medium,
             layout=loaded.space.layout,
+            rate=loaded.space.rate,
             numbers=numbers_of(loaded.space),
         )
         lines = list(skip_lines(found.summary.skipped))

@@ -226,6 +226,7 @@ def _read(
         fit=config.fit,
         medium=config.medium,
         layout=config.layout,
+        rate=config.rate,
         transform=config.transform,
         strict=config.strict,
         workers=config.workers,
