@@ -90,6 +90,7 @@ class Medium(Protocol):
     - `FITTED`, what becomes of a sample of another size (`resized` without it), and `CROPPED`,
       where it is cropped (`at the centre` without it);
     - `JUDGED`, whether networks that know photographs can judge samples (yes without it);
+    - `PLAYED`, the type of its files for a browser that plays them (not played without it);
     - `FLIPPED`, how `--flip` mirrors samples, if that has to be said.
 
     Attributes:
@@ -212,7 +213,8 @@ def checked_size(medium: str, size: Size | None) -> Size | None:
         raise InvalidArgument(f"a side is 1 to {LONGEST_SIDE} long", argument="size")
     if size is not None and len(size) not in dims:
         raise InvalidArgument(
-            f"{kind.MANY} have {' or '.join(map(str, dims))} sides, not {len(size)}",
+            f"{kind.MANY} have {' or '.join(map(str, dims))} "
+            f"{'side' if dims == (1,) else 'sides'}, not {len(size)}",
             argument="size",
         )
     return size

@@ -27,6 +27,7 @@ KINDS = {1: "mono", 2: "stereo"}
 KEPT_SIDE = 16_384
 DIMS, MIXED, UNPACKED, JUDGED = (1,), True, True, False
 FITTED, CROPPED, FLIPPED = "cut or padded", "to their loudest part", "in time"
+PLAYED = "audio/wav"
 prepare = check_installed
 
 USUAL_RATE = 16_000
