@@ -36,7 +36,7 @@ NOT_A_SOUND = "not a sound"
 SOUNDLESS = "a sound without samples"
 SPEAKERS = "over two channels"
 RATE = "a rate that is not of 1,000 to 384,000 Hz"
-LONG = "over 512 MiB when unpacked"
+LONG = "over 33,554,432 numbers; cut it into parts"
 LONGER = "longer than the size; --fit crop cuts it"
 
 PROFILE = "broken colour profile, which is ignored"

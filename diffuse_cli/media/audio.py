@@ -13,11 +13,11 @@ from xxhash import xxh3_128
 from diffuse_cli import unusable as reasons
 from diffuse_cli.core.errors import InvalidArgument
 from diffuse_cli.core.space import Space
-from diffuse_cli.media import Array, Asked, Large, Read
+from diffuse_cli.media import Array, Asked, Read
 from diffuse_cli.media._fitting import Lengths, Size
 from diffuse_cli.media._resampling import loudest, resampled
 from diffuse_cli.media._sound import RATES as RATES
-from diffuse_cli.media._sound import check_installed, heard, written
+from diffuse_cli.media._sound import check_installed, heard, measured, written
 from diffuse_cli.media._spectrogram import drawn
 from diffuse_cli.unusable import Unusable
 
@@ -62,7 +62,7 @@ def settled(asked: Asked, files: Iterable[bytes]) -> tuple[Asked, str]:
     chosen: list[str] = []
     found: list[tuple[int, int]] = []
     if asked.rate is None or asked.size is None:
-        found = [each for data in files if (each := _measured(data))]
+        found = [each for data in files if (each := measured(data))]
     if asked.rate is None:
         rates = Counter(rate for rate, _ in found)
         usual = max(rates, key=lambda rate: (rates[rate], rate), default=USUAL_RATE)
@@ -76,15 +76,6 @@ def settled(asked: Asked, files: Iterable[bytes]) -> tuple[Asked, str]:
         asked = replace(asked, size=(side,))
         chosen.append(f"{side} samples each, {side / rate:.2f} s; type --size for more or fewer")
     return asked, f"sounds {'; '.join(chosen)}" if chosen else ""
-
-
-def _measured(data: bytes) -> tuple[int, int] | None:
-    """The rate and the number of samples of a file; None for a file that is of no use."""
-    try:
-        sound = heard(data)
-    except (Unusable, Large, MemoryError):
-        return None
-    return sound.rate, sound.samples.shape[1]
 
 
 def read(data: bytes, asked: Asked) -> Read:

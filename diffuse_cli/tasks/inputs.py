@@ -90,7 +90,8 @@ def read(path: str, loaded: Loaded, fit: str | None, shape: Sequence[int]) -> Wo
     if sizes != {tuple(size[::-1])}:
         were, changed = span(dict.fromkeys(sizes, 1)), fitting(sizes, tuple(size), fit, medium)
         kept = _larger(sizes, loaded, size)
-        notices.append(Notice(f"{were}: resized to {dimensions(size)}{changed}{kept}"))
+        done = getattr(MEDIA[medium], "FITTED", "resized")
+        notices.append(Notice(f"{were}: {done} to {dimensions(size)}{changed}{kept}"))
     return Pictures(names, values, sizes, tuple(notices))
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from diffuse_cli import unusable as reasons
 from diffuse_cli.core.errors import InvalidArgument
@@ -209,7 +211,7 @@ def test_a_stream_whose_length_was_not_known_is_read_to_its_end():
 def test_what_unpacks_to_too_much_is_refused_in_little_memory(monkeypatch: pytest.MonkeyPatch):
     silence = sound(np.zeros(2**20, np.int16), kind="FLAC")
     assert len(silence) < 2**14
-    monkeypatch.setattr("diffuse_cli.media._sound.LARGEST_FILE", 2**20)
+    monkeypatch.setattr("diffuse_cli.media._sound.MOST_NUMBERS", 2**19)
     assert reason(silence) == reasons.LONG
 
 
@@ -275,3 +277,31 @@ def test_pictures_of_silence_and_of_both_channels():
     half = both.shape[2] // 2
     assert np.array_equal(both[0, 0, :half], both[1, 0, :half])
     assert LOUD > QUIET
+
+
+# -- changed at random ----------------------------------------------------------------------------
+
+REASONS = {value for value in vars(reasons).values() if isinstance(value, str)}
+
+
+@settings(max_examples=120, deadline=None, derandomize=True, database=None)
+@given(
+    st.sampled_from([WHOLE, sound(LEVELS, kind="FLAC"), sound(LEVELS / 2**15, subtype="FLOAT")]),
+    st.lists(st.tuples(st.integers(0, 199), st.integers(0, 255)), min_size=1, max_size=6),
+    st.integers(0, 3000),
+)
+def test_a_changed_file_is_a_sound_or_has_a_reason(
+    data: bytes, changes: list[tuple[int, int]], kept: int
+):
+    changed = bytearray(data)
+    for place, byte in changes:
+        changed[place] = byte
+    try:
+        read = medium.read(bytes(changed[:kept]), Asked(size=(64,), rate=4000))
+    except Unusable as error:
+        found = error.reason
+    else:
+        found = reasons.EMPTY
+        assert read.values.shape == (read.channels, 64)
+        assert np.isfinite(read.values).all()
+    assert found in REASONS
