@@ -36,7 +36,7 @@ diffuse info words -o words.png --overwrite
 diffuse train words --rate 8000 --size 5120 --batch-size 16 --steps 1500 -o words.safetensors --overwrite
 
 # drawn/grid.png shows waveforms and spectrograms.
-diffuse sample words.safetensors -n 48 -o drawn/ --overwrite
+diffuse sample words.safetensors -n 48 --steps 60 -o drawn/ --overwrite
 
 # One of the words as it becomes noise, and the way back: open the page and listen.
 diffuse noise-demo words/six/en-us-m3-150-*.wav --model words.safetensors --html -o six.png --overwrite
