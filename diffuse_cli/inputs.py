@@ -72,6 +72,7 @@ def offered(config: SampleConfig, settings: DrawSettings, loaded: Loaded) -> Wor
         background=loaded.background,
         fit=loaded.fit,
         medium=giver.space.medium,
+        rate=giver.space.rate,
         numbers=numbers_of(giver.space),
         single=True,
     )

@@ -28,8 +28,23 @@ def parse_size(value: Any) -> Size:
         sides = sides * 2 if len(sides) == 1 else sides
     else:
         raise ValueError("a size is a number of pixels, or HEIGHTxWIDTH")
-    if not all(isinstance(v, int) and not isinstance(v, bool) and 1 <= v <= 4096 for v in sides):
-        raise ValueError("a side is 1 to 4096 pixels")
+    return _checked(sides, 4096, "a side is 1 to 4096 pixels")
+
+
+def parse_length(value: Any) -> Size:
+    """As `parse_size`; one number can be larger, for the length of signals and sounds."""
+    if isinstance(value, str) and re.fullmatch(r"\d{1,7}", value):
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = value, value
+    if isinstance(value, (list, tuple)) and 1 <= len(value) <= 3 and len(set(value)) == 1:
+        return _checked(tuple(value), 2**20, "a side is 1 to 4096 pixels, or up to 1048576 samples")
+    return parse_size(value)
+
+
+def _checked(sides: tuple[Any, ...], longest: int, fault: str) -> Size:
+    if not all(isinstance(v, int) and not isinstance(v, bool) and 1 <= v <= longest for v in sides):
+        raise ValueError(fault)
     return sides
 
 

@@ -36,8 +36,17 @@ PAGES = "pages in colour or of several sizes"
 MANY_PAGES = "over 64 pages"
 MEMBERS = "a .npz of {}, not of one array"
 
+NOT_A_SOUND = "not a sound"
+SOUNDLESS = "a sound without samples"
+SPEAKERS = "over two channels"
+RATE = "a rate that is not of 1,000 to 384,000 Hz"
+LONG = "over 33,554,432 numbers; cut it into parts"
+LONGER = "longer than the size; --fit crop cuts it"
+
 PROFILE = "broken colour profile, which is ignored"
 BLANK = "blank on the background"
+SILENT = "silent"
+CLIPPED = "clipped: cut off at full scale"
 
 LARGEST_FILE = 512 * 2**20
 

@@ -64,6 +64,29 @@ test -s whole/grid.png
 diffuse noise-demo out/00000.png -o demo.png --quiet
 test -s demo.png
 
+# Chirps, where the extra [audio] is installed: drawn as WAV, and a page that plays one as it becomes noise.
+if python3 -c 'import soundfile' 2> /dev/null; then
+    python3 -c '
+import wave, numpy as np
+from pathlib import Path
+Path("chirps").mkdir()
+times = np.arange(1024) / 4000
+for k in range(24):
+    chirp = 8000 * np.sin(2 * np.pi * (200 + 20 * k + 900 * times) * times)
+    with wave.open(f"chirps/{k:02d}.wav", "wb") as file:
+        file.setparams((1, 2, 4000, 0, "NONE", ""))
+        file.writeframes(chirp.astype("<i2").tobytes())
+'
+    diffuse train chirps --steps 4 --width 16 --batch-size 4 -o chirps.safetensors --quiet
+    diffuse sample chirps.safetensors -n 2 --steps 4 -o played/ --quiet
+    diffuse noise-demo chirps/00.wav --schedule cosine --html -o chirp.png --quiet
+    python3 -c '
+import wave
+assert wave.open("played/00001.wav").getparams()[:4] == (1, 2, 4000, 1024)
+'
+    grep -q "<audio " chirp.html
+fi
+
 # The core as a library, with no files of the command line.
 OMP_NUM_THREADS=1 timeout 120 python3 "$examples/library.py"
 test -s library.png

@@ -283,7 +283,7 @@ def test_what_is_missing_is_still_missing():
     page = (ROOT / "docs" / "limits.md").read_text(encoding="utf-8")
     assert list(NETWORKS.own) == ["unet"]
     assert "the only network is a U-Net" in page
-    assert list(MEDIA.own) == ["array", "image"]
+    assert list(MEDIA.own) == ["array", "audio", "image"]
     assert "anything but images" in page
     assert "formats besides PNG, JPEG, WebP, AVIF, BMP, GIF and TIFF" in page
     assert {name.upper() for name in re.findall(r"\w+", page)} >= set(FORMATS)

@@ -137,6 +137,7 @@ METAVARS: dict[Any, str] = {
     "int": "N",
     "float": "X",
     parsing.parse_size: "H[xW]",
+    parsing.parse_length: "H[xW]",
     parsing.parse_color: "COLOR",
     parsing.parse_bytes: "SIZE",
     parsing.parse_betas: "FILE",

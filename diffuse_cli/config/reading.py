@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from diffuse_cli.options import OVERWRITE, Config, argument, data_option, option
-from diffuse_cli.parsing import Size, parse_color, parse_size
+from diffuse_cli.parsing import Size, parse_color, parse_length
 
 FIT = "Images of another shape: crop the centre, pad with the background, or stretch."
 BACKGROUND = "Colour behind transparent images, and around padded ones."
@@ -16,6 +16,7 @@ LAYOUT = (
 ALPHA = "Keep the transparency of images, as a channel."
 BITS = "Bits of images, 8 or 16; others are scaled."
 OWN_BITS = "16 if all images have them"
+RATE = "Rate of sounds in Hz, to which others are resampled."
 """Help of --fit and others, which several commands have."""
 
 
@@ -36,10 +37,10 @@ class InfoConfig(ReadingConfig):
     """A set of images, or a model file, to describe."""
 
     path: str = argument(
-        "PATH", "Images or arrays, as for train; a model file; or a run directory."
+        "PATH", "Images, arrays or sounds, as for train; a model file; or a run directory."
     )
     size: Size | None = data_option(
-        None, "Image size, as for train.", parse=parse_size, shown="from the data"
+        None, "Image size, as for train.", parse=parse_length, shown="from the data"
     )
     background: str | None = data_option(None, BACKGROUND, parse=parse_color, shown="white")
     fit: str | None = data_option(None, FIT, table="media.FITS", shown="crop")
@@ -48,6 +49,9 @@ class InfoConfig(ReadingConfig):
     )
     alpha: bool = data_option(False, ALPHA)
     bits: int | None = data_option(None, BITS, low=8, high=16, shown=OWN_BITS)
+    rate: int | None = data_option(
+        None, RATE, low=1000, high=384_000, shown="the usual one in the data, at most 16000"
+    )
     out: str | None = option(
         None,
         "Write a contact sheet: a sample of the images, a row for each class; with --toml, write "

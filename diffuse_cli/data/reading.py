@@ -23,7 +23,15 @@ from diffuse_cli.data.index import Index
 from diffuse_cli.data.jobs import Decoded, Reading, Skipped
 from diffuse_cli.data.pool import cores, decode_all
 from diffuse_cli.data.samples import Samples
-from diffuse_cli.data.sources import Entry, Listing, classes_of, fetching, list_samples, open_source
+from diffuse_cli.data.sources import (
+    Entry,
+    Listing,
+    Source,
+    classes_of,
+    fetching,
+    list_samples,
+    open_source,
+)
 from diffuse_cli.data.streamed import stored_of
 from diffuse_cli.data.streaming import SECONDS_BETWEEN_EVENTS, Origin, Stream
 from diffuse_cli.data.summary import (
@@ -39,6 +47,7 @@ from diffuse_cli.errors import DataError, translating
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.files import show
 from diffuse_cli.media import (
+    LARGE,
     MEDIA,
     Array,
     Asked,
@@ -49,10 +58,16 @@ from diffuse_cli.media import (
     check_bits,
     check_fit,
     check_layout,
-    check_size,
+    check_rate,
+    checked_size,
     kept_side,
     prepare,
+    settled,
 )
+from diffuse_cli.unusable import Unusable
+
+LOOKED_AT = 256
+"""Files that decide what is open, such as the rate of sounds."""
 
 
 @dataclass
@@ -105,6 +120,7 @@ def read_images(
     layout: str | None = None,
     numbers: str | None = None,
     bits: int | None = None,
+    rate: int | None = None,
     transform: str | None = None,
     strict: bool = False,
     workers: int | None = None,
@@ -128,7 +144,7 @@ def read_images(
         background: the colour behind transparent images, and around padded ones.
         fit: a name in `FITS`, for samples of another shape than the result.
         medium: a name in `MEDIA`; None for the one of most files.
-        layout, numbers: as in `Asked`.
+        layout, numbers, rate: as in `Asked`.
         bits: of levels, instead of `numbers`, for a medium that has `BITS`.
         transform: of the space, a name in `TRANSFORMS`.
         strict: stop at the first bad file instead of skipping it.
@@ -148,7 +164,7 @@ def read_images(
     """
     yield from fetching(Path(source))
     color = ImageColor.getrgb(background)[:3]
-    asked = Asked(size, channels, color, fit, layout=layout, numbers=numbers)
+    asked = Asked(size, channels, color, fit, layout=layout, numbers=numbers, rate=rate)
     about = {
         "source": str(Path(source).absolute()),
         "medium": medium,
@@ -162,10 +178,12 @@ def read_images(
         with translating():
             check_fit(listing.medium, fit)
             check_layout(listing.medium, layout)
-            check_size(listing.medium, size)
+            check_rate(listing.medium, rate)
+            size = checked_size(listing.medium, size)
             numbers = numbers or check_bits(listing.medium, bits)
-        asked = dataclasses.replace(asked, numbers=numbers)
         prepare(listing.medium)
+        asked = dataclasses.replace(asked, size=size, numbers=numbers)
+        asked = yield from _settled(asked, opened, listing)
         reading = Reading(opened, listing.medium, asked)
         bound = most_bytes(listing, asked)
         if before is None and (keep is None or bound <= keep):
@@ -197,14 +215,35 @@ def read_images(
     if stored is None:
         raise _nothing(source, listing, tally)
     medium, sizes = listing.medium, tally.sizes
-    if size is None and (notice := _size_notice(sizes, stored.shape[2:], medium, fit)):
+    if asked.size is None and (notice := _size_notice(sizes, stored.shape[2:], medium, fit)):
         yield Notice(notice)
     if numbers is None and stored.dtype == np.uint8 and (lost := _deeper(tally.modes)):
         many = MEDIA[medium].MANY
         count = f"{lost:,} of {plural(len(tally.names), MEDIA[medium].ONE, many)}"
         yield Notice(f"{count} have 16 bits, and become 8 as the others; --bits 16 keeps them")
     yield from _warnings(tally, asked, MEDIA[medium])
-    return _samples(source, stored, listing, tally, transform)
+    return _samples(source, stored, listing, tally, transform, asked.rate)
+
+
+def _settled(asked: Asked, source: Source, listing: Listing) -> Work[Asked]:
+    """What a medium decides of what is open, from some files evenly among all."""
+    every = listing.candidates
+    chosen = every[:: -(-len(every) // LOOKED_AT) or 1]
+    contents = filter(None, (_tried(source, entry) for entry in chosen))
+    asked, notice = settled(listing.medium, asked, contents)
+    if notice and every:
+        yield Notice(notice)
+    return asked
+
+
+def _tried(source: Source, entry: Entry) -> bytes | None:
+    """The content of a small file, or None."""
+    if entry.fault or entry.size > LARGE:
+        return None
+    try:
+        return source.read(entry)
+    except (Unusable, OSError):
+        return None
 
 
 def _deeper(modes: Counter[str]) -> int:
@@ -365,7 +404,12 @@ def _size_notice(sizes: Counter[Size], result: Size, medium: str, fit: str) -> s
 
 
 def _samples(
-    source: str | Path, stored: Array, listing: Listing, tally: _Tally, transform: str | None
+    source: str | Path,
+    stored: Array,
+    listing: Listing,
+    tally: _Tally,
+    transform: str | None,
+    rate: int | None,
 ) -> Samples:
     labels, class_names = classes_of(tally.names, listing.candidates)
     counts = Counter(labels)
@@ -395,6 +439,7 @@ def _samples(
         medium=listing.medium,
         layout=tally.layout,
         transform=transform,
+        rate=rate,
         digests=tally.all_digests(),
         summary=summary,
     )

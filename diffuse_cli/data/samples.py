@@ -37,6 +37,7 @@ class Samples:
             (N, columns).
         layout: the axes of a sample in its file, if the medium knows several.
         transform: of floats, a name in `TRANSFORMS`.
+        rate: of sounds, in Hz.
     """
 
     stored: npt.NDArray[Any]
@@ -49,6 +50,7 @@ class Samples:
     rows: npt.NDArray[np.float32] | None = None
     layout: str | None = None
     transform: str | None = None
+    rate: int | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -71,7 +73,7 @@ class Samples:
     def unmeasured(self) -> Space:
         """The space without a transform, and with no more than a guess at the mean and deviation of
         floats: those of a few samples."""
-        found = replace(MEDIA[self.medium].space(self.stored), layout=self.layout)
+        found = replace(MEDIA[self.medium].space(self.stored), layout=self.layout, rate=self.rate)
         if found.levels is not None:
             return found
         mean, std = moments(found, self.stored, np.arange(min(len(self), FEW)), self.names)

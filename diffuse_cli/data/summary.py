@@ -64,7 +64,8 @@ class Summary:
             parts.append(plural(len(self.classes), "class", "classes"))
         lines = [", ".join(parts)]
         if self.greyed:
-            lines.append(f"{self.counted(self.greyed)} in colour, read as grey")
+            few, *more = getattr(MEDIA[self.medium], "KINDS", {}).values()
+            lines.append(f"{self.counted(self.greyed)} in {more[-1]}, read as {few}")
         if self.classes and self.unlabelled:
             lines.append(f"{self.counted(self.unlabelled)} outside the class folders")
         lines += [*skip_lines(self.skipped), *self.ignored()]
@@ -184,8 +185,9 @@ def fitting(
         lost.append(1 - math.prod(taken) / math.prod(own))
         added.append(1 - math.prod(filled) / math.prod(wanted))
         bent.append(max(scales) / min(scales) - 1)
+    where = getattr(MEDIA[medium], "CROPPED", "at the centre")
     said = {
-        "cropped at the centre by up to {} %": lost,
+        f"cropped {where} by up to {{}} %": lost,
         "up to {} % of it padding": added,
         "stretched by up to {} %": bent,
     }

@@ -27,11 +27,27 @@ GIVEN = ", which is told what is given"
 BLUE, RED, GREEN = (pictures.color(i) for i in range(3))
 
 
-def draw(journey: Journey, steps: int) -> Image.Image:
-    """The page of a journey, with at most `steps` pictures in a row."""
+def times_of(journey: Journey, steps: int) -> list[int]:
+    """At most `steps` timesteps of a journey, evenly spaced."""
     every = journey.times
     count = min(steps, len(every))
-    times = [every[round(i * (len(every) - 1) / (count - 1))] for i in range(count)]
+    return [every[round(i * (len(every) - 1) / (count - 1))] for i in range(count)]
+
+
+def heard(journey: Journey) -> dict[str, Mapping[int, Any]]:
+    """The stored samples of each row by timestep."""
+    forward, reverse = journey.forward, journey.reverse
+    return {
+        "forward": forward.x,
+        "forward: expected": forward.x0,
+        "reverse": reverse.x,
+        "reverse: expected": reverse.x0,
+    }
+
+
+def draw(journey: Journey, steps: int) -> Image.Image:
+    """The page of a journey, with at most `steps` pictures in a row."""
+    times = times_of(journey, steps)
     forward, reverse, near = journey.forward, journey.reverse, journey.reverse_near
 
     def level(t: int) -> str:

@@ -14,7 +14,7 @@ from diffuse_cli.config import DemoConfig
 from diffuse_cli.core.space import Space
 from diffuse_cli.errors import translating
 from diffuse_cli.events import Notice, Work
-from diffuse_cli.media import Array, Asked, by_extension, check_size, like
+from diffuse_cli.media import Array, Asked, by_extension, checked_size, like, prepare, settled
 
 OWN_SIDE = 256
 """Larger images are scaled down to this, without --size."""
@@ -62,21 +62,24 @@ def read(config: DemoConfig, space: Space | None = None, fit: str | None = None)
     """
     medium = medium_of(config.image, space)
     with translating():
-        check_size(medium, config.size)
+        size = checked_size(medium, config.size)
     if medium == "image" and space is None:
         return (yield from _own_image(config))
     from diffuse_cli.data.measuring import measured
     from diffuse_cli.media import MEDIA
     from diffuse_cli.tasks.inputs import read_one, rgb
 
-    own: Mapping[str, Any] = like(space) if space else {"size": config.size}
+    prepare(medium)
+    own: Mapping[str, Any] = like(space) if space else {"size": size}
     asked = Asked(**own, fit=fit or "crop", background=rgb(config.background))
+    path = Path(config.image)
+    asked, _ = settled(medium, asked, (path.read_bytes() for path in [path] if path.is_file()))
     found = read_one(config.image, medium, asked)
     shown = files.show(config.image)
     yield from (Notice(f"{shown}: {text}", warning=True) for text in found.remarks)
     values = np.array(found.values)
     if space is None:
-        space = replace(MEDIA[medium].space(values[None]), layout=found.layout)
+        space = replace(MEDIA[medium].space(values[None]), layout=found.layout, rate=asked.rate)
         if space.levels is None:
             name = Path(config.image).name
             space = measured(space, values[None], np.zeros(1, np.int64), [name])

@@ -276,7 +276,11 @@ def _of_folder(config: MeasureConfig) -> Work[Sides]:
     if len(sizes) == 1 and sizes[0] != theirs.space.size:
         theirs = yield from read(config.subject, size=sizes[0])
     images = yield from read(
-        config.data, size=theirs.space.size, medium=theirs.medium, layout=theirs.layout
+        config.data,
+        size=theirs.space.size,
+        medium=theirs.medium,
+        layout=theirs.layout,
+        rate=theirs.rate,
     )
     yield from _tell(theirs, images)
     names = images.class_names

@@ -104,6 +104,7 @@ def inspect_data(config: InfoConfig) -> Work[DataReport]:
             fit=config.fit or "crop",
             layout=config.layout or ("alpha" if config.alpha else None),
             bits=config.bits,
+            rate=config.rate,
             strict=config.strict,
             workers=config.workers,
             cache=Path(folder),

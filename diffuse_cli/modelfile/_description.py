@@ -25,11 +25,11 @@ from diffuse_cli.options import from_dict, to_dict
 from diffuse_cli.parsing import parse_color, parse_size
 from diffuse_cli.presets import network_config
 
-VERSION = 6
+VERSION = 7
 """Of the description. Version 1 has no number, and one table for network and data. 3 is 2 with a
 weak average or learned times, 4 has an array among the conditions, 5 columns of a table, 6 a
-layout, a transform, images of 16 bits or the scale of what is given, and each is written for those
-alone: an older `diffuse` reads all other files."""
+layout, a transform, images of 16 bits or the scale of what is given, 7 a rate, and each is written
+for those alone: an older `diffuse` reads all other files."""
 
 SAMPLING, WEAK_KEY = "sampling", "weak"
 """The keys of the recommended setting and of the weak average in `diffuse.config`."""
@@ -106,11 +106,13 @@ def describe(model: Model) -> dict[str, Any]:
 def _version(model: Model) -> int:
     """The oldest version that can say what the model is."""
     space = model.blueprint.space
+    if space.rate is not None:
+        return VERSION
     deep = space.medium == "image" and space.levels != 256
     given = model.blueprint.conditions.given
     scaled = given is not None and given.mean is not None
     if space.layout is not None or space.transform is not None or deep or scaled:
-        return VERSION
+        return 6
     if model.blueprint.conditions.table:
         return 5
     if given:

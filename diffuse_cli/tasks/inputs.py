@@ -74,6 +74,7 @@ def read(path: str, loaded: Loaded, fit: str | None, shape: Sequence[int]) -> Wo
             fit=fit,
             medium=medium,
             layout=loaded.space.layout,
+            rate=loaded.space.rate,
             numbers=numbers_of(loaded.space),
         )
         lines = list(skip_lines(found.summary.skipped))
@@ -88,7 +89,8 @@ def read(path: str, loaded: Loaded, fit: str | None, shape: Sequence[int]) -> Wo
     if sizes != {tuple(size[::-1])}:
         were, changed = span(dict.fromkeys(sizes, 1)), fitting(sizes, tuple(size), fit, medium)
         kept = _larger(sizes, loaded, size)
-        notices.append(Notice(f"{were}: resized to {dimensions(size)}{changed}{kept}"))
+        done = getattr(MEDIA[medium], "FITTED", "resized")
+        notices.append(Notice(f"{were}: {done} to {dimensions(size)}{changed}{kept}"))
     return Pictures(names, values, sizes, tuple(notices))
 
 

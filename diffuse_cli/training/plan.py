@@ -247,6 +247,7 @@ def _read(
         medium=config.medium,
         layout=config.layout or ("alpha" if config.alpha else None),
         bits=config.bits,
+        rate=config.rate,
         transform=config.transform,
         strict=config.strict,
         workers=config.workers,
