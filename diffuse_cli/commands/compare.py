@@ -14,8 +14,9 @@ from diffuse_cli.commands._text import brief, said
 from diffuse_cli.config import CompareConfig
 from diffuse_cli.console import Console, columns
 from diffuse_cli.core.settings import digits
+from diffuse_cli.features import KIDS
 from diffuse_cli.files import show
-from diffuse_cli.metrics import SIGNIFICANT, Measured
+from diffuse_cli.metrics import SIGNIFICANT, Measured, label
 
 if TYPE_CHECKING:
     from diffuse_cli.evaluation.comparing import BothMeasured, Difference
@@ -113,7 +114,7 @@ def _facts(side: Subject) -> dict[str, str]:
         "loss": NONE if side.loss is None else f"{side.loss:.4f}",
         "held-out loss": NONE if side.held_out_loss is None else f"{side.held_out_loss:.4f}",
         "  lowest": lowest,
-        "lowest KID": _lowest(side.lowest_kid),
+        **{f"lowest {label(key)}": _lowest(getattr(side, f"lowest_{key}")) for key in KIDS},
         "written by": brief(", ".join(f"{k} {said(v)}" for k, v in versions.items())) or NONE,
     }
 

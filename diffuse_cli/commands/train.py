@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import time
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli import files
@@ -16,7 +15,8 @@ from diffuse_cli.commands._text import clock
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.console import Console
 from diffuse_cli.events import Notice, Progress
-from diffuse_cli.metrics import Measured
+from diffuse_cli.features import KIDS
+from diffuse_cli.metrics import Measured, label
 from diffuse_cli.signals import deferred
 from diffuse_cli.training.configuring import configure as configure
 
@@ -65,7 +65,7 @@ class _Describe:
 
         if isinstance(event, Validated):
             best = f"  best so far: {files.show(event.best)}" if event.best else ""
-            return Notice(f"step {event.step:,}  KID {_kid(dataclasses.asdict(event))}{best}")
+            return Notice(f"step {event.step:,}  {_kid(event.key, event.kid, event.error)}{best}")
         if isinstance(event, Previewed):
             loss = event.held_out_loss
             held = f"  held-out {loss:.4f}" if loss is not None else ""
@@ -80,8 +80,8 @@ class _Describe:
         return Progress("training", event.step, event.steps, self.text) if self.live else None
 
 
-def _kid(values: Mapping[str, Any]) -> str:
-    return f"{Measured(values['kid'], values['kid_standard_error'] or 0.0):.4f}"
+def _kid(key: str, kid: float, error: float | None, between: str = "") -> str:
+    return f"{label(key)}{between} {Measured(kid, error or 0.0):.4f}"
 
 
 def _summary(trained: Trained) -> str:
@@ -94,6 +94,6 @@ def _summary(trained: Trained) -> str:
     )
     if (best := trained.best) is None:
         return text
-    return (
-        f"{text}; best by KID at step {best['step']:,}: {_kid(best)}, {files.show(best['model'])}"
-    )
+    [key] = [key for key in KIDS if key in best]
+    kid = _kid(key, best[key], best[f"{key}_standard_error"], f" at step {best['step']:,}:")
+    return f"{text}; best by {kid}, {files.show(best['model'])}"

@@ -8,12 +8,14 @@ is as good as the best.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from diffuse_cli import files
 from diffuse_cli.commands._text import number
 from diffuse_cli.config import LEARNED, TuneConfig
 from diffuse_cli.console import Console, columns, plain
+from diffuse_cli.metrics import label
 from diffuse_cli.runtime import rank
 
 if TYPE_CHECKING:
@@ -22,8 +24,7 @@ if TYPE_CHECKING:
 CONFIG = TuneConfig
 
 HEADS = (
-    "sampler", "steps", "times", "guidance", "weak guidance", "evaluations", "seconds", "KID",
-    "Fréchet distance",
+    "sampler", "steps", "times", "guidance", "weak guidance", "evaluations", "seconds",
 )  # fmt: skip
 
 
@@ -65,14 +66,16 @@ def to_json(found: Tuned) -> dict[str, object]:
 
 def lines(found: Tuned) -> list[str]:
     """A row for each setting, the recommendation, and the files written."""
-    first = found.rows[0].setting
+    first, keys = found.rows[0].setting, [found.metric]
+    keys += [key for key in ("frechet_distance",) if key in found.rows[0].values]
+    heads = (*HEADS, *map(label, keys))
     absent = {
         "times": not any(row.setting.times for row in found.rows),
         "guidance": first.guidance is None,
         "weak guidance": first.weak_guidance is None,
     }
-    shown = [i for i, head in enumerate(HEADS) if not absent.get(head)]
-    rows = [HEADS, *(_cells(row) for row in found.rows)]
+    shown = [i for i, head in enumerate(heads) if not absent.get(head)]
+    rows = [heads, *(_cells(row, keys) for row in found.rows)]
     part = {"held-out": "held-out images", "all": "all images of DATA"}[found.part]
     return [
         *columns([[row[i] for i in shown] for row in rows]),
@@ -83,7 +86,7 @@ def lines(found: Tuned) -> list[str]:
     ]
 
 
-def _cells(row: Tried) -> tuple[str, ...]:
+def _cells(row: Tried, keys: Sequence[str]) -> tuple[str, ...]:
     setting = row.setting
     return (
         setting.sampler,
@@ -95,6 +98,5 @@ def _cells(row: Tried) -> tuple[str, ...]:
         ),
         f"{row.evaluations}",
         f"{row.seconds:.3g}",
-        number(row.values, "kid"),
-        number(row.values, "frechet_distance"),
+        *(number(row.values, key) for key in keys),
     )

@@ -39,7 +39,12 @@ def computed(network: FeatureNetwork, pixels: Array, team: Team = ALONE) -> Work
 def cached(
     network: FeatureNetwork, pixels: Array, team: Team = ALONE, *, tell: bool = False
 ) -> Work[Array]:
-    """`computed`, or its earlier result for the same pixels and network, which `tell` announces."""
+    """`computed`, or its earlier result for the same pixels and network, which `tell` announces.
+
+    Random features are never kept: they are quick, and depend on more than the samples.
+    """
+    if not network.pictures:
+        return (yield from computed(network, pixels, team))
     # The first process decides for all, which may see another folder.
     folder = files.cache_folder() if team.index == 0 else None
     path = folder / f"{_key(network, pixels)}.npz" if folder else None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from diffuse_cli import files
 from diffuse_cli.config import CompareConfig, EvalConfig
 from diffuse_cli.errors import UsageError
-from diffuse_cli.evaluation.evaluating import describe, find_network, measured, seeing, settle
+from diffuse_cli.evaluation.evaluating import describe, judging, measured, settle, tell_judge
 from diffuse_cli.evaluation.images import (
     drawn_from,
     knows,
@@ -96,7 +96,7 @@ def measure_both(
     settings = []
     for each, model in zip(own, models, strict=True):
         settings.append((yield from equipped(settle(each, model), model, accelerator)))
-    network = yield from find_network(own[0], accelerator)
+    judge = yield from judging(own[0], models[0].space, accelerator)
     images = yield from read_for(own[0], models[0])
     held_out = any(knows(model, images) for model in models)
     sides = []
@@ -105,7 +105,8 @@ def measure_both(
         told = yield from read_rows(own[0].data, images, model)
         sides.append(sides_for(own[0], told, model, held_out=held_out, pairs=pairs))
     sides[0].check()
-    network = seeing(network, sides[0], accelerator)
+    network = judge.of(sides[0].space, sides[0].real.samples)
+    yield from tell_judge(network, sides[0].space)
     yield told_part(sides[0], images)
     evaluations, values = [], []
     for each, model, base, side in zip(own, models, settings, sides, strict=True):

@@ -24,14 +24,14 @@ from diffuse_cli.core.space import Space
 from diffuse_cli.data import is_images
 from diffuse_cli.errors import DiffuseError, UsageError
 from diffuse_cli.evaluation import bounds, neighbors, showing
-from diffuse_cli.evaluation.images import Sides, drawn_from, read_sides
+from diffuse_cli.evaluation.images import drawn_from, read_sides
 from diffuse_cli.evaluation.parts import Evaluation
 from diffuse_cli.evaluation.showing import Shown
 from diffuse_cli.evaluation.team import Team
 from diffuse_cli.events import Notice, Work
-from diffuse_cli.features._random import random_network_for
+from diffuse_cli.features._judging import Judge, find_judge
 from diffuse_cli.guiding import equipped
-from diffuse_cli.media import MEDIA, judged
+from diffuse_cli.media import MEDIA
 from diffuse_cli.metrics import METRICS, Facts, Remark, Words, remarks
 from diffuse_cli.options import first_given
 from diffuse_cli.outputs import asked
@@ -118,7 +118,7 @@ def evaluate(
             yield from tell(settings)
             described = describe(settings, config, loaded)
             described |= {"timesteps": config.timesteps, "respaced": config.respaced}
-        network = yield from find_network(config, accelerator)
+        judge = yield from judging(config, loaded.space if loaded else None, accelerator)
         sides = yield from read_sides(config, loaded)
         sides.check()
         if loaded and settings:
@@ -134,18 +134,12 @@ def evaluate(
                 "--pairs needs DATA that the model was trained on, with a held-out part",
                 "Give the model's training data, 40 images or more, without --train-n 0",
             )
-        network = seeing(network, sides, accelerator)
+        network = judge.of(sides.space, sides.real.samples)
         evaluation = Evaluation(
             config, accelerator, network, loaded, settings, sides.real, sides.more, sides.fakes,
             training, space=sides.space,
         )  # fmt: skip
-        rated = judged(sides.space)
-        if not rated:
-            many = MEDIA[sides.space.medium].MANY
-            yield Notice(
-                f"left out: what features of photographs say, as of {many} they say nothing; KID "
-                "is that of random features"
-            )
+        yield from tell_judge(network, sides.space)
         values = yield from measured(evaluation)
         yield from evaluation.make("generated")
         if not accelerator.is_main_process:
@@ -228,28 +222,33 @@ def words_of(space: Space) -> Words:
 
 def find_network(config: MeasureConfig, accelerator: Accelerator) -> Work[features.FeatureNetwork]:
     """The feature network; to be called before the work, as its weights may be missing or wrong."""
+    name, device = config.features, accelerator.device
     if config.feature_weights is not None:
-        file = Path(config.feature_weights)
-        return features.load(config.features, accelerator.device, file)
+        return (yield from features.ready(name, device, config.feature_weights))
     failed = None
     if accelerator.is_local_main_process:  # downloads; the others wait
         try:
-            yield from features.find(config.features)
+            yield from features.find(name)
         except DiffuseError as error:
             failed = error
     for reason in filter(None, Team.of(accelerator).gather(failed)):
         raise reason
-    file = yield from features.find(config.features)
-    return features.load(config.features, accelerator.device, file)
+    return (yield from features.ready(name, device))
 
 
-def seeing(
-    network: features.FeatureNetwork, sides: Sides, accelerator: Accelerator
-) -> features.FeatureNetwork:
-    """The network, or one with random weights where it cannot judge the samples."""
-    if judged(sides.space):
-        return network
-    return random_network_for(sides.space, sides.real.samples, accelerator.device)
+def judging(config: MeasureConfig, space: Space | None, accelerator: Accelerator) -> Work[Judge]:
+    """What chooses the feature network for samples of a space, None while it is not known."""
+    trained = find_network(config, accelerator)
+    return (yield from find_judge(space, accelerator.device, trained))
+
+
+def tell_judge(network: features.FeatureNetwork, space: Space) -> Work[None]:
+    """Say where features are not those of photographs."""
+    if not network.pictures:
+        yield Notice(
+            "left out: what features of photographs say, as of "
+            f"{MEDIA[space.medium].MANY} they say nothing; KID is that of random features"
+        )
 
 
 def load_model(

@@ -19,7 +19,7 @@ from diffuse_cli.evaluation.neighbors import search
 from diffuse_cli.evaluation.team import Team, draw_share, gathered
 from diffuse_cli.events import Work
 from diffuse_cli.features import FeatureNetwork
-from diffuse_cli.media import Array, judged
+from diffuse_cli.media import Array
 from diffuse_cli.metrics._numbers import Marginals
 from diffuse_cli.metrics._numbers import measure as measure_marginals
 from diffuse_cli.metrics._waves import Spectra
@@ -102,7 +102,7 @@ class Evaluation:
             lacking |= {"answers"}
         if self.training is None:
             lacking |= {"train_bits", "nearest"}
-        if judged(self.space):
+        if self.network.pictures:
             lacking |= {"random_features"}
         else:
             lacking |= {"features", "landmarks", "answers"}
@@ -207,7 +207,7 @@ def _make_nearest(evaluation: Evaluation) -> Work[None]:
     """Distances to the nearest training image: in pixels among all, in features among `train_n`."""
     training, known = evaluation.training, evaluation.config.train_n
     assert training is not None
-    if judged(evaluation.space):
+    if evaluation.network.pictures:
         yield from _nearest_in_features(evaluation, training)
         known = len(evaluation.train_features)
     yield from evaluation.make("generated")

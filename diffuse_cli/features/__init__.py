@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from diffuse_cli.core.space import Space
     from diffuse_cli.features._weights import Weights
+    from diffuse_cli.media import Array
+
+
+KIDS = ("kid", "kid_random")
+"""The keys of kernel distances among the metrics: of networks that see pictures, and of others.
+They are different numbers, and are not compared."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,17 @@ class FeatureNetwork:
     def described(self) -> dict[str, str]:
         """What a published number must name, as JSON."""
         return {"name": self.name, "weights_sha256": self.weights, "resize": self.resize}
+
+    @property
+    def kid(self) -> str:
+        """The key of the kernel distance of its features, one of `KIDS`."""
+        return KIDS[0 if self.pictures else 1]
+
+    def seen(self, space: Space, samples: Array) -> Array:
+        """What it sees of stored samples (N, C, *size)."""
+        from diffuse_cli.sampling import looks
+
+        return looks(space, samples) if self.pictures else samples
 
 
 class FeatureModule(Protocol):
@@ -101,6 +119,14 @@ def load(name: str, device: str | torch.device, file: Path) -> FeatureNetwork:
         return features
 
     return FeatureNetwork(name, module.DIM, module.PUBLISHED.sha256, device, forward, module.RESIZE)
+
+
+def ready(
+    name: str, device: str | torch.device, file: str | Path | None = None
+) -> Work[FeatureNetwork]:
+    """`load`, of the file that is given or else of the one that `find` finds."""
+    found = Path(file) if file is not None else (yield from find(name))
+    return load(name, device, found)
 
 
 @contextlib.contextmanager

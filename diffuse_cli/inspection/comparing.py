@@ -12,6 +12,7 @@ from diffuse_cli.config import CompareConfig, TrainConfig
 from diffuse_cli.config.training import from_file, to_file
 from diffuse_cli.errors import ModelFileError
 from diffuse_cli.events import Work
+from diffuse_cli.features import KIDS
 from diffuse_cli.inspection.model import kind_of, training_config
 from diffuse_cli.options import from_dict, options, read_toml
 from diffuse_cli.runtime import machine_or, rank
@@ -41,7 +42,8 @@ class Subject:
         model, sha256: its model, or the newest of a run, and its hash; None if it has none yet.
         step, steps: of the model or the run, and of the whole training.
         loss, held_out_loss: the last ones logged up to that step.
-        lowest_held_out_loss, lowest_kid: with their steps.
+        lowest_held_out_loss: with its step.
+        lowest_kid, lowest_kid_random: of features of either kind, with their steps.
     """
 
     path: str
@@ -55,6 +57,7 @@ class Subject:
     held_out_loss: float | None
     lowest_held_out_loss: dict[str, float] | None
     lowest_kid: dict[str, float] | None
+    lowest_kid_random: dict[str, float] | None
 
     @property
     def parameters(self) -> int | None:
@@ -201,7 +204,7 @@ def _subject(path: str) -> Work[Subject]:
         loss=runs.last(rows, "loss"),
         held_out_loss=runs.last(rows, "held_out_loss"),
         lowest_held_out_loss=_lowest(rows, "held_out_loss"),
-        lowest_kid=_lowest(rows, "kid"),
+        **{f"lowest_{key}": _lowest(rows, key) for key in KIDS},
     )
 
 

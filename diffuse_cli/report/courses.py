@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from diffuse_cli.evaluation.evaluating import Evaluated
+from diffuse_cli.features import KIDS
 from diffuse_cli.metrics import label, measured
 from diffuse_cli.report import charts
 from diffuse_cli.report.charts import Line
@@ -50,7 +51,8 @@ def training(found: Evaluated, model: Path) -> dict[str, Any]:
         "model": bool(found.model),
         "log": log,
         "loss": _loss(series, step) if series else None,
-        "kid": _kid(curves["kid"], step) if "kid" in curves else None,
+        "kid": next((_kid(curves[key], key, step) for key in KIDS if key in curves), None),
+        "kid_label": next((label(key) for key in KIDS if key in curves), ""),
     }
 
 
@@ -61,11 +63,12 @@ def _loss(series: list[Line], step: float) -> Markup:
                         log_y=positive, mark=(step, "measured"))  # fmt: skip
 
 
-def _kid(curve: Curve, step: float) -> Markup:
-    line = Line("KID", curve.steps, curve.values, curve.errors, marks=True)
+def _kid(curve: Curve, key: str, step: float) -> Markup:
+    name = label(key)
+    line = Line(name, curve.steps, curve.values, curve.errors, marks=True)
     best = min(range(len(curve.values)), key=curve.values.__getitem__)
-    said = f"KID over steps, lowest {curve.values[best]:.4f} at step {curve.steps[best]:,.0f}"
-    return charts.lines("kid", [line], said, "step", "KID", mark=(step, "measured"))
+    said = f"{name} over steps, lowest {curve.values[best]:.4f} at step {curve.steps[best]:,.0f}"
+    return charts.lines("kid", [line], said, "step", name, mark=(step, "measured"))
 
 
 def sweep(swept: Tuned) -> dict[str, Any]:

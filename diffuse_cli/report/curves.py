@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from diffuse_cli.features import KIDS
 from diffuse_cli.runs import finite, rows
 
 POINTS = 250
 """Points of a curve at most; neighbours are averaged."""
 
-KEYS = ("loss", "held_out_loss", "kid")
+KEYS = ("loss", "held_out_loss", *KIDS)
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from accelerate import Accelerator
 from diffuse_cli import features, files, modelfile
 from diffuse_cli.config import EmaConfig, TrainConfig
 from diffuse_cli.core.denoiser import Denoiser
-from diffuse_cli.errors import ModelFileError, UsageError, lookup
-from diffuse_cli.evaluation.evaluating import load_model
+from diffuse_cli.errors import ModelFileError, lookup
+from diffuse_cli.evaluation.evaluating import load_model, tell_judge
 from diffuse_cli.evaluation.images import Labelled, drawn_from, inputs_of, read_sides
 from diffuse_cli.events import Notice, Progress, Work
+from diffuse_cli.features._judging import find_judge
 from diffuse_cli.guiding import equipped
-from diffuse_cli.media import MEDIA, judged
 from diffuse_cli.metrics import with_error
 from diffuse_cli.options import from_dict
 from diffuse_cli.outputs import asked
@@ -95,8 +95,8 @@ def measure_lengths(config: EmaConfig) -> Work[MeasuredLengths | None]:
             )
         fits = yield from _fits(given)
         sides = yield from read_sides(config, loaded)
-        metric, make = lookup(EMA_METRICS, config.metric, "--metric")
-        measure = yield from make(config, loaded, sides.real, accelerator)
+        make = lookup(EMA_METRICS, config.metric, "--metric")
+        metric, measure = yield from make(config, loaded, sides.real, accelerator)
         rows: list[MeasuredLength] = []
         models = _models(loaded.model, given, fits)
         for k, ((length, found), model) in enumerate(zip(fits.items(), models, strict=True), 1):
@@ -207,30 +207,28 @@ def _models(
 
 def _kid(
     config: EmaConfig, loaded: Loaded, real: Labelled, accelerator: Accelerator
-) -> Work[Measure]:
-    if not judged(loaded.space):
-        raise UsageError(
-            f"KID says nothing of {MEDIA[loaded.space.medium].MANY}", "Type --metric held-out"
-        )
-    device = accelerator.device
+) -> Work[tuple[str, Measure]]:
+    device, space = accelerator.device, loaded.space
     # Not `find_network`, which waits for other processes: only the first one is here.
-    given = config.feature_weights
-    file = Path(given) if given else (yield from features.find(config.features))
-    kid = KidMeasure(real.samples, loaded.space, features.load(config.features, device, file))
+    trained = features.ready(config.features, device, config.feature_weights)
+    judge = yield from find_judge(space, device, trained)
+    network = judge.of(space, real.samples)
+    yield from tell_judge(network, space)
+    kid = KidMeasure(real.samples, space, network)
     settings = drawn_from(resolve(config, loaded.model), loaded, real, config.seed)
     settings = yield from equipped(settings, loaded, accelerator, alone=True)
     yield from tell(settings)
 
     def measure(denoiser: Denoiser) -> Work[dict[str, float]]:
-        drawings = draw(denoiser, settings, range(config.n), space=loaded.space, device=device)
+        drawings = draw(denoiser, settings, range(config.n), space=space, device=device)
         return (yield from kid.measure(drawings, config.n))
 
-    return measure
+    return kid.key, measure
 
 
 def _loss(
     config: EmaConfig, loaded: Loaded, real: Labelled, accelerator: Accelerator
-) -> Work[Measure]:
+) -> Work[tuple[str, Measure]]:
     """Training loss on the real images, with the same draws for every length."""
     yield from ()
     training = from_dict(TrainConfig, {"data": "", **loaded.model.training})
@@ -258,8 +256,8 @@ def _loss(
         error = float(np.std(losses, ddof=1)) / math.sqrt(len(losses))
         return with_error("held_out_loss", mean, error)
 
-    return measure
+    return "held_out_loss", measure
 
 
-EMA_METRICS = {"kid": ("kid", _kid), "held-out": ("held_out_loss", _loss)}
-"""Metrics of --metric: the key of the number, and what makes the measure."""
+EMA_METRICS = {"kid": _kid, "held-out": _loss}
+"""What makes each metric of --metric: the key of its number, and the measure."""

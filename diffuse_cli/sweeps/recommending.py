@@ -22,10 +22,8 @@ from diffuse_cli.core.learned_times import draws_noise
 from diffuse_cli.core.process import Process
 from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.errors import UsageError
+from diffuse_cli.features import KIDS
 from diffuse_cli.metrics import measured
-
-METRIC = "kid"
-"""The number that decides; lower is better."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +70,12 @@ class Tuned:
     plot: Path | None
 
 
+def deciding(rows: Sequence[Tried]) -> str:
+    """The key of the number that decides: the KID that the rows have; lower is better."""
+    [key] = [key for key in KIDS if key in rows[0].values]
+    return key
+
+
 def recommend(rows: Sequence[Tried]) -> SamplerChoice:
     """The setting of the fewest evaluations whose KID is within a standard error of the best.
 
@@ -81,13 +85,14 @@ def recommend(rows: Sequence[Tried]) -> SamplerChoice:
     Raises:
         ValueError: no row has a KID that is a number.
     """
-    known = [row for row in rows if math.isfinite(row.values[METRIC])]
+    metric = deciding(rows)
+    known = [row for row in rows if math.isfinite(row.values[metric])]
     if not known:
-        raise ValueError(f"no setting has a {METRIC} that is a number")
-    best = measured(min(known, key=lambda row: row.values[METRIC]).values, METRIC)
+        raise ValueError(f"no setting has a {metric} that is a number")
+    best = measured(min(known, key=lambda row: row.values[metric]).values, metric)
     bound = best.value + (best.error if math.isfinite(best.error) else 0.0)
-    good = [row for row in known if row.values[METRIC] <= bound]
-    return min(good, key=lambda row: (row.evaluations, row.values[METRIC])).setting
+    good = [row for row in known if row.values[metric] <= bound]
+    return min(good, key=lambda row: (row.evaluations, row.values[metric])).setting
 
 
 # -- what is tried --------------------------------------------------------------------------------
@@ -164,7 +169,8 @@ def to_learn(
     ]
     least = min(row.evaluations for row in able)
     cheap = [row for row in able if row.evaluations == least]
-    best = min(cheap, key=lambda row: _or_worst(row.values[METRIC]))
+    metric = deciding(rows)
+    best = min(cheap, key=lambda row: _or_worst(row.values[metric]))
     return replace(found, sampler=best.setting.sampler, steps=n)
 
 

@@ -9,9 +9,9 @@ from PIL import Image
 
 from diffuse_cli import pictures
 from diffuse_cli.config import SamplerChoice
-from diffuse_cli.metrics import measured
+from diffuse_cli.metrics import label, measured
 from diffuse_cli.pictures import FAINT, INK, Sheet
-from diffuse_cli.sweeps.recommending import METRIC, Tried, Tuned
+from diffuse_cli.sweeps.recommending import Tried, Tuned
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +45,7 @@ def plot(found: Tuned, name: str) -> Image.Image:
     for i, sampler in enumerate(samplers):
         _sampler(axes, found, sampler, i)
     [best] = [row for row in found.rows if row.setting == found.recommended]
-    place = best.seconds, best.values[METRIC]
+    place = best.seconds, best.values[found.metric]
     ring: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": INK}
     axes.plot(*place, "o", markersize=13, markeredgewidth=1.5, zorder=6, **ring)
     for axis in (axes.xaxis, axes.yaxis):
@@ -59,8 +59,8 @@ def _scale(axes: Axes, found: Tuned) -> None:
     """Logarithmic axes; linear for KID if one is not above 0."""
     axes.set_xscale("log")
     axes.set_xlabel(f"seconds per image, on {found.device}", fontsize=9)
-    axes.set_ylabel("KID, lower is better", fontsize=9)
-    if all(row.values[METRIC] > 0 for row in found.rows):
+    axes.set_ylabel(f"{label(found.metric)}, lower is better", fontsize=9)
+    if all(row.values[found.metric] > 0 for row in found.rows):
         axes.set_yscale("log")
     axes.tick_params(length=0, which="both")
 
@@ -73,8 +73,8 @@ def _sampler(axes: Axes, found: Tuned, sampler: str, i: int) -> None:
     line = [(f"{row.setting.steps}", row) for row in own if not apart[id(row)]]
     line.sort(key=lambda point: point[1].setting.steps)
     others = [(apart[id(row)], row) for row in own if apart[id(row)]]
-    _points(axes, line, i, (0, 7), linestyle="-")
-    _points(axes, others, i, (11, -3), linestyle="", markerfacecolor="white")
+    _points(axes, line, found.metric, i, (0, 7), linestyle="-")
+    _points(axes, others, found.metric, i, (11, -3), linestyle="", markerfacecolor="white")
 
 
 def _apart(setting: SamplerChoice, first: SamplerChoice) -> str:
@@ -88,7 +88,12 @@ def _apart(setting: SamplerChoice, first: SamplerChoice) -> str:
 
 
 def _points(
-    axes: Axes, points: Sequence[tuple[str, Tried]], i: int, offset: tuple[int, int], **style: Any
+    axes: Axes,
+    points: Sequence[tuple[str, Tried]],
+    metric: str,
+    i: int,
+    offset: tuple[int, int],
+    **style: Any,
 ) -> None:
     """Labelled points with bars, in the marker and colour of the i-th sampler."""
     from matplotlib.patheffects import withStroke
@@ -96,14 +101,14 @@ def _points(
     if not points:
         return
     style |= {"marker": MARKERS[i % len(MARKERS)], "markersize": 5.5, "markeredgewidth": 1.1}
-    values, errors = zip(*(measured(row.values, METRIC) for _, row in points), strict=True)
+    values, errors = zip(*(measured(row.values, metric) for _, row in points), strict=True)
     style |= {"color": pictures.color(i), "linewidth": 1.4, "elinewidth": 0.7, "zorder": 3}
     axes.errorbar([row.seconds for _, row in points], values, errors, **style)
-    label: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 7.5}
-    label |= {"color": pictures.color(i), "zorder": 5}
-    label["path_effects"] = [withStroke(linewidth=2, foreground="white")]
+    beside: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 7.5}
+    beside |= {"color": pictures.color(i), "zorder": 5}
+    beside["path_effects"] = [withStroke(linewidth=2, foreground="white")]
     for text, row in points:
-        axes.annotate(text, (row.seconds, row.values[METRIC]), offset, **label)
+        axes.annotate(text, (row.seconds, row.values[metric]), offset, **beside)
 
 
 def _keys(sheet: Sheet, found: Tuned, samplers: Sequence[str]) -> None:

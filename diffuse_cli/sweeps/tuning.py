@@ -22,7 +22,6 @@ from accelerate import Accelerator
 from diffuse_cli import files, modelfile, pictures
 from diffuse_cli.config import SPACING, DrawConfig, EvalConfig, SamplerChoice, TuneConfig
 from diffuse_cli.core.denoiser import Denoiser
-from diffuse_cli.errors import UsageError
 from diffuse_cli.evaluation import evaluating
 from diffuse_cli.evaluation.cache import cached, computed
 from diffuse_cli.evaluation.images import drawn_from, read_sides
@@ -30,13 +29,13 @@ from diffuse_cli.evaluation.team import Team, draw_share, gathered
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.features import FeatureNetwork
 from diffuse_cli.guiding import equipped
-from diffuse_cli.media import MEDIA, Array, judged
+from diffuse_cli.media import Array
 from diffuse_cli.metrics import frechet, kid, with_error
 from diffuse_cli.options import converted
 from diffuse_cli.outputs import asked
 from diffuse_cli.resolving import DrawSettings, resolve
 from diffuse_cli.runtime import machine_or, made_with
-from diffuse_cli.sampling import Loaded, draw, looks
+from diffuse_cli.sampling import Loaded, draw
 from diffuse_cli.sweeps import recommending, tradeoff
 from diffuse_cli.sweeps.learning import Learner
 from diffuse_cli.sweeps.recommending import Tried, Tuned, recommend, with_weaker
@@ -70,12 +69,6 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
             weak_guidance=1.0 if weaker else None,
         )
         base = yield from equipped(resolve(drawn, loaded.model), loaded, accelerator)
-        if not judged(loaded.space):
-            many = MEDIA[loaded.space.medium].MANY
-            raise UsageError(
-                f"tune compares by KID, which says nothing of {many}",
-                "Compare with diffuse eval: --sampler, --steps",
-            )
         base, process = replace(base, times=None), loaded.denoiser.process
         timesteps = process.num_timesteps
         choice = base.choice
@@ -86,12 +79,14 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         weak_scales = recommending.weak_scales(config) if base.guide else ()
         few = recommending.learned_steps(config, first, process)
         yield from _announce(config, first, scales, weak_scales, few, timesteps)
-        network = yield from evaluating.find_network(config, accelerator)
+        judge = yield from evaluating.judging(config, loaded.space, accelerator)
         sides = yield from read_sides(config, loaded)
         sides.check()
         base = drawn_from(base, loaded, sides.real, config.seed)
         team = Team.of(accelerator)
-        shown = looks(sides.space, sides.real.samples)
+        network = judge.of(sides.space, sides.real.samples)
+        yield from evaluating.tell_judge(network, sides.space)
+        shown = network.seen(sides.space, sides.real.samples)
         real = np.asarray((yield from cached(network, shown, team, tell=True)), np.float64)
         measure = _Measure(config.n, loaded, base, network, real, team)
         measure.warm_up()
@@ -118,7 +113,7 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         tuned = Tuned(
             rows=tuple(rows),
             recommended=recommend(rows),
-            metric=recommending.METRIC,
+            metric=network.kid,
             n=config.n,
             real=len(sides.real),
             part=sides.part,
@@ -250,13 +245,14 @@ class _Measure:
         loaded = replace(self.loaded, denoiser=seen.by(self.loaded.denoiser))
         mine = yield from draw_share(settings, loaded, self.n, self.network.device, self.team)
         parts = self.team.gather((seen.images, time.perf_counter() - began))
-        shown = looks(self.loaded.space, gathered(mine, self.n, self.team))
+        shown = self.network.seen(self.loaded.space, gathered(mine, self.n, self.team))
         fake = np.asarray((yield from computed(self.network, shown, self.team)), np.float64)
         values: dict[str, float] = {}
         if self.team.index == 0:
-            whole = frechet.fit(self.real, fake)
-            values = kid.estimate(self.real, fake)
-            values |= with_error("frechet_distance", whole.value, whole.error())
+            values = kid.estimate(self.real, fake, self.network.kid)
+            if self.network.pictures:
+                whole = frechet.fit(self.real, fake)
+                values |= with_error("frechet_distance", whole.value, whole.error())
         return Tried(
             setting,
             self.team.from_first(values),

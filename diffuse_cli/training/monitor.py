@@ -15,7 +15,9 @@ from diffuse_cli import files, modelfile, pictures
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.errors import Interrupted, Terminated
 from diffuse_cli.events import Notice, Stop, Work, until
+from diffuse_cli.features import KIDS
 from diffuse_cli.memory import out_of_memory
+from diffuse_cli.metrics import label
 from diffuse_cli.runtime import log_picture
 from diffuse_cli.training.budget import Chore, Chores
 from diffuse_cli.training.checkpoints import bring_up_to_date, model_of
@@ -126,7 +128,7 @@ class Monitor:
         self.overfitting.restore(state["overfitting"])
         self._loss, self._readings = state["loss"], state["readings"]
         self.previewed, self.validated = state.get("looked"), state["evaluated"]
-        self.best = Best(**state["best"], tensors=saved.best) if state["best"] else None
+        self.best = Best.restored(state["best"], saved.best) if state["best"] else None
         if self.best and self.config.eval_every and self.best.images != self.images:
             yield Notice(
                 f"the best model so far was found with {self.best.images} images an evaluation, "
@@ -211,8 +213,9 @@ class Monitor:
         self._loss, self._readings = 0.0, 0
         text = self.overfitting.see(HeldOut(done, losses, training)) if losses else None
         if text:
-            kept = f"; {files.show(self.run.best)} is the best by KID" if self.best else ""
-            yield Notice(text + kept, warning=True)
+            if best := self.best:
+                text += f"; {files.show(self.run.best)} is the best by {label(best.key)}"
+            yield Notice(text, warning=True)
 
     def _look(self, done: int) -> Work[tuple[Previewed, tuple[float, ...]]]:
         """The preview, and the loss of each held-out image."""
@@ -239,13 +242,14 @@ class Monitor:
         self.validated = done
         if not found:
             return
-        kid, error = found["kid"], found.get("kid_standard_error")
+        [key] = [key for key in KIDS if key in found]
+        kid, error = found[key], found.get(f"{key}_standard_error")
         self._log(done, found)
         better = kid < (self.best.kid if self.best else math.inf)
         if better:
-            self.best = Best(done, kid, error, self.images, self._weights())
+            self.best = Best(done, key, kid, error, self.images, self._weights())
             self.settle()
-        yield Validated(done, kid, error, self.run.best if better else None)
+        yield Validated(done, key, kid, error, self.run.best if better else None)
 
     def _measure(self) -> Work[dict[str, float]]:
         """The KID, or nothing if memory runs out."""

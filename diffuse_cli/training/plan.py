@@ -23,7 +23,7 @@ from diffuse_cli.diffusion import Blueprint, make_denoiser, make_process
 from diffuse_cli.errors import DataError, UsageError, translating
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.givens import Giver, Inputs, inputs_for
-from diffuse_cli.media import MEDIA, judged
+from diffuse_cli.media import MEDIA
 from diffuse_cli.runtime import settle, slow_precision
 from diffuse_cli.training.classes import check_labels, check_names, class_names, fits
 from diffuse_cli.training.configuring import complete
@@ -167,11 +167,6 @@ def prepare(
     yield from (Notice(line) for line in images.summary.lines())
     if config.init and images.summary.greyed:
         yield Notice("grey as the model of --init is; --channels 3 goes on in colour")
-    if done.eval_every and not judged(space):
-        raise UsageError(
-            f"--eval-every measures KID, which says nothing of {MEDIA[images.medium].MANY}",
-            "Leave it out; the held-out loss is measured with each preview",
-        )
     if done.flip and (how := getattr(MEDIA[images.medium], "FLIPPED", "")):
         yield Notice(f"--flip mirrors half of the {MEDIA[images.medium].MANY} {how}")
     if not config.goes_on:  # where it could still be changed

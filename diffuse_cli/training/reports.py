@@ -34,11 +34,12 @@ class Previewed:
 
 @dataclass(frozen=True)
 class Validated:
-    """The KID after a step, and the model file if it is the best so far."""
+    """The KID after a step by its key, its error, and the model file if it is the best so far."""
 
     step: int
+    key: str
     kid: float
-    kid_standard_error: float | None
+    error: float | None
     best: Path | None
 
 

@@ -13,9 +13,10 @@ from diffuse_cli.core.space import Space
 from diffuse_cli.draws import permutation
 from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Work, finish
-from diffuse_cli.features import FeatureNetwork, extract, find, load
+from diffuse_cli.features import KIDS, FeatureNetwork, extract, ready
+from diffuse_cli.features._judging import find_judge
 from diffuse_cli.metrics import kid
-from diffuse_cli.sampling import Drawing, collect, looks
+from diffuse_cli.sampling import Drawing, collect
 from diffuse_cli.training.feed import readable
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.previews import draw_by_default
@@ -33,7 +34,7 @@ REAL_IMAGES = 1000
 """Most real images to compare with; their features are computed once."""
 
 NETWORK = "efficientnet-lite0"
-"""The feature network, which is in the installation."""
+"""The feature network of images, which is in the installation."""
 
 LEAST = 2
 """Images on a side that an estimate of KID needs."""
@@ -44,40 +45,59 @@ class Best:
     """The averaged weights with the lowest KID so far, on the CPU.
 
     Attributes:
+        key: of the KID, one of `features.KIDS`.
+        error: its standard error; None of fewer than four samples.
         images: how many were drawn: KIDs of other numbers are not compared.
         tensors: the weights by name; raw ones, where they are kept, under `modelfile.RAW`.
     """
 
     step: int
+    key: str
     kid: float
-    kid_standard_error: float | None
+    error: float | None
     images: int
     tensors: Mapping[str, Tensor]
 
     def values(self) -> dict[str, Any]:
-        """Everything but the weights, by field."""
-        return {name: value for name, value in vars(self).items() if name != "tensors"}
+        """Everything but the weights; the KID and its error under its key."""
+        return {
+            "step": self.step,
+            self.key: self.kid,
+            f"{self.key}_standard_error": self.error,
+            "images": self.images,
+        }
+
+    @classmethod
+    def restored(cls, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Best:
+        """From what `values` gave."""
+        [key] = [key for key in KIDS if key in values]
+        error = values[f"{key}_standard_error"]
+        return cls(values["step"], key, values[key], error, values["images"], tensors)
 
 
 class KidMeasure:
-    """KID of generated samples against the same real ones, (N, C, *size) as stored."""
+    """KID of generated samples against the same real ones, (N, C, *size) as stored.
+
+    Attributes:
+        key: of the KID, that of the network's features.
+    """
 
     def __init__(self, real: Array, space: Space, network: FeatureNetwork) -> None:
-        self._real, self._space, self._network = real, space, network
+        self._real, self._space, self._network, self.key = real, space, network, network.kid
         self._real_features: Array | None = None
 
     def measure(self, drawings: Iterator[Drawing], count: int) -> Work[dict[str, float]]:
-        """`kid` and `kid_standard_error` of `count` drawn images."""
+        """The KID of `count` drawn samples and its standard error, by key."""
         if self._real_features is None:
             self._real_features = yield from self._features(self._real)
             del self._real
         fakes: dict[int, Array] = {}
         yield from collect(drawings, self._space, count, fakes)
         features = yield from self._features(np.stack([fakes[i] for i in range(count)]))
-        return kid.estimate(self._real_features, features)
+        return kid.estimate(self._real_features, features, self.key)
 
     def _features(self, samples: Array) -> Work[Array]:
-        found = yield from extract(self._network, looks(self._space, samples))
+        found = yield from extract(self._network, self._network.seen(self._space, samples))
         return np.asarray(found, np.float64)
 
 
@@ -102,11 +122,12 @@ class Validator:
                 "Leave --eval-every out, or give more images",
             )
         real = chosen[permutation(plan.config.seed, 0, len(chosen))[:REAL_IMAGES]]
-        network = load(NETWORK, device, finish(find(NETWORK)))
-        real_images = np.ascontiguousarray(plan.images.stored[readable(plan, real)])
-        self._kid = KidMeasure(real_images, plan.blueprint.space, network)
+        space = plan.blueprint.space
+        judge = finish(find_judge(space, device, ready(NETWORK, device)))
+        samples = np.ascontiguousarray(plan.images.stored[readable(plan, real)])
+        self._kid = KidMeasure(samples, space, judge.of(space, samples))
 
     def kid(self, net: Any) -> Work[dict[str, float]]:
-        """`kid` and `kid_standard_error` of a network of the plan's kind."""
+        """The KID of a network of the plan's kind and its standard error, by key."""
         drawings = draw_by_default(self.plan, net, self.images, self.device)
         return (yield from self._kid.measure(drawings, self.images))

@@ -93,7 +93,6 @@ def test_what_cannot_be_used_is_named(diffuse: Callable[..., Any], tmp_path: Pat
         (["--transform", "log"], lambda x: x, 3, "--transform log is for numbers above 0, and 000"),
         (["--transform", "log"], lambda x: np.uint8(x > 0), 2, "--transform is for floats"),
         (["--layout", "HWCC"], lambda x: x, 2, "--layout: there is no 'HWCC'"),
-        (["--eval-every", "2"], lambda x: x, 2, "--eval-every measures KID"),
         (["--size", "4x4x4x4"], lambda x: x, 2, "--size"),
         (["--fit", "pad"], lambda x: x, 2, "--fit: there is no 'pad'. Choose from: crop"),
         ([], lambda x: x * [[[0.0]], [[1.0]]] + 7, 3, "channel 1 of 2 is 7 everywhere"),

@@ -1,0 +1,143 @@
+"""What features of photographs say nothing of is compared by random features, everywhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import in_process
+
+from diffuse_cli import modelfile
+from diffuse_cli.core.space import Space
+from diffuse_cli.events import finish
+from diffuse_cli.features import KIDS, FeatureNetwork
+from diffuse_cli.features._judging import find_judge
+from diffuse_cli.metrics import label
+
+LABEL = "KID, random features"
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def signals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 signals of 16 numbers in two class folders, of which 7 are held out: 2 and 5."""
+    folder, draw = tmp_path_factory.mktemp("signals"), np.random.default_rng(15)
+    for k in range(60):
+        path = folder / ("down", "up")[k % 2] / f"{k:03d}.npy"
+        path.parent.mkdir(exist_ok=True)
+        np.save(path, np.linspace(0, 4 * (k % 2) - 2, 16) + draw.normal(size=16))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(signals: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of 6 steps, stopped and resumed on the way. Do not write here."""
+    path = tmp_path_factory.mktemp("model") / "m.safetensors"
+    line = ["--config", recipe, "--classes", "--steps", 6, "--eval-every", 2, "--eval-images", 6]
+    line += ["--ema-lengths", 6, "--warmup", 0, "-o", path, "-q"]
+    assert in_process(["train", signals, *line, "--stop-at", 3]) == 0
+    assert in_process(["train", "--resume", "-o", path, "-q"]) == 0
+    return path
+
+
+def test_training_keeps_the_best_by_them(
+    model: Path, diffuse: Callable[..., Any], tmp_path: Path
+) -> None:
+    log = (model.with_suffix(".run") / "metrics.jsonl").read_text().splitlines()
+    kids = {row["step"]: row["kid_random"] for row in map(json.loads, log) if "kid_random" in row}
+    assert set(kids) == {2, 4, 6}
+    assert not any("kid" in json.loads(line) for line in log)
+    ran = diffuse("train", "--resume", "-o", model, "--json")
+    best = ran.json["best"]
+    assert best["kid_random"] == min(kids.values()) == kids[best["step"]]
+    assert best["kid_random_standard_error"] > 0
+    assert f"best by {LABEL} at step {best['step']}: {best['kid_random']:.4f} ± " in ran.err
+    assert modelfile.load(best["model"]).step == best["step"]
+    ran = diffuse("compare", model, best["model"])
+    assert f"lowest {LABEL}" in ran.out
+    assert "lowest KID " not in ran.out
+
+
+def test_tune_decides_by_them_and_eval_finds_the_same_numbers(
+    model: Path, signals: Path, diffuse: Callable[..., Any]
+) -> None:
+    line = ("-n", 7, "--precision", "fp32")
+    how = ("--samplers", "ddim", "--steps", "2,4", "--guidance", "1", "--learn-times")
+    out = ("--plot", "t.png", "--report", "t.html", "--json")
+    ran = diffuse("tune", model, signals, *line, *how, *out)
+    assert ran.code == 0, ran.err
+    assert "KID is that of random features" in ran.err
+    found = ran.json["sweep"]
+    assert (found["metric"], found["features"]["name"]) == ("kid_random", "random")
+    assert all(set(row["values"]) == {"kid_random", "kid_random_standard_error"}
+               for row in found["rows"])  # fmt: skip
+    [chosen] = [row for row in found["rows"] if row["setting"] == found["recommended"]]
+    assert ran.json["kid_random"] == pytest.approx(chosen["values"]["kid_random"], rel=1e-6)
+    page = Path("t.html").read_text(encoding="utf-8")
+    assert f"measured by {LABEL} (lower is better)" in " ".join(page.split())
+    assert f"{LABEL} while training" in page
+    classes = ran.json["classes"]
+    assert {name: (one["real"], one["generated"]) for name, one in classes.items()} == {
+        "down": (2, 4), "up": (5, 3),
+    }  # fmt: skip
+    for one in classes.values():
+        assert np.isfinite(
+            [one[key] for key in ("kid_random", "wasserstein", "bits_per_dim")]
+        ).all()
+
+
+def test_the_tables_say_so(model: Path, signals: Path, diffuse: Callable[..., Any]) -> None:
+    line = (model, signals, "-n", 4, "--precision", "fp32")
+    ran = diffuse("tune", *line, "--samplers", "ddim", "--steps", 2, "--guidance", 1,
+                  "--no-learn-times")  # fmt: skip
+    head = ran.out.splitlines()[0]
+    assert head.split() == [
+        "sampler",
+        "steps",
+        "guidance",
+        "evaluations",
+        "seconds",
+        *LABEL.split(),
+    ]
+    ran = diffuse("ema", *line, "--steps", 2)
+    assert ran.code == 0, ran.err
+    assert ran.out.splitlines()[0].split() == ["length", *LABEL.split()]
+    assert "KID is that of random features" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [
+        ({"medium": "image"}, "kid"),
+        ({"medium": "image", "layout": "pages"}, "kid_random"),
+        ({"medium": "array"}, "kid_random"),
+        ({"medium": "audio", "size": (64,), "levels": None, "mean": (0.0,), "std": (1.0,),
+          "rate": 8000}, "kid_random"),
+    ],
+)  # fmt: skip
+def test_the_network_of_images_is_looked_for_where_it_is_needed(
+    kind: dict[str, Any], key: str
+) -> None:
+    space = Space(**{"channels": 1, "size": (8, 8), **kind})
+    found: list[str] = []
+
+    def trained() -> Any:
+        yield from ()
+        found.append("trained")
+        return FeatureNetwork("some", 3, "", CPU, lambda x: x)
+
+    real = np.random.default_rng(0).integers(0, 9, (4, *space.shape)).astype(np.uint8)
+    real = real.astype(np.float32) if space.levels is None else real
+    network = finish(find_judge(space, CPU, trained())).of(space, real)
+    assert network.kid == key in KIDS
+    assert found == (["trained"] if key == "kid" else [])
+    assert network.name == ("some" if key == "kid" else "random")
+    late = finish(find_judge(None, CPU, trained())).of(space, real)
+    assert (late.name, late.kid) == (network.name, key)
+    assert label(key) != key.replace("_", " ")  # it has a name
