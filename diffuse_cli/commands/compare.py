@@ -153,7 +153,9 @@ def _apart(found: Difference) -> tuple[str, str]:
 
 def _about(both: BothMeasured) -> list[str]:
     """What was measured, and how."""
-    part = {"held-out": "held-out images", "all": "all images of DATA"}[both.part]
+    from diffuse_cli.evaluation.words import part_of
+
+    part = part_of(both.part, both.words)
     drawn = [f"{s['sampler']}, {s['steps']} steps" for s in both.settings]
     how = drawn[0] if drawn[0] == drawn[1] else f"{drawn[0]} (A), {drawn[1]} (B)"
     return [

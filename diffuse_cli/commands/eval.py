@@ -50,7 +50,9 @@ def to_json(config: EvalConfig, found: Evaluated) -> dict[str, object]:
 def lines(found: Evaluated) -> list[str]:
     """A table of the numbers and their references, and what they were measured on."""
     rows = [["", "measured", "reference"], *(_row(n, found.values) for n in shown(found.values))]
-    part = {"held-out": "held-out images", "all": "all images of DATA"}[found.part]
+    from diffuse_cli.evaluation.words import part_of
+
+    part = part_of(found.part, found.words)
     name = found.features.get("name", "")
     features = f"; features of {name}" if name else ""
     said = [str(r) for r in found.remarks if r.warns or r.level == "note"]

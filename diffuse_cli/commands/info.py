@@ -196,10 +196,17 @@ def _run_rows(found: RunReport) -> Rows:
         ("run", show(found.path)),
         ("progress", f"step {found.step:,} of {found.steps:,}, {state}"),
         ("loss", ", ".join(losses) or "none yet"),
-        ("speed", f"{speed:,.0f} images/s" if speed is not None else "none yet"),
+        ("speed", f"{speed:,.0f} {_many(found)}/s" if speed is not None else "none yet"),
         *([("go on with", show(found.resume))] if found.resume else []),
         *(_model_rows(found.model) if found.model else []),
     ]
+
+
+def _many(found: RunReport) -> str:
+    """What its samples are called, as far as that is known."""
+    from diffuse_cli.media import MEDIA
+
+    return MEDIA[found.model.blueprint.space.medium].MANY if found.model else "samples"
 
 
 # -- a model file ---------------------------------------------------------------------------------

@@ -39,8 +39,11 @@ def run(config: TrainConfig, console: Console) -> None:
         work = fit(config, stop, debug=console.debug, spent=spent)
         trained = console.follow(work, _Describe(live=console.live))
     if trained is not None:
+        from diffuse_cli.media import MEDIA
+
         console.say(_summary(trained))
-        console.say(f"Draw images with: {shlex.join(['diffuse', 'sample', str(trained.model)])}")
+        again = shlex.join(["diffuse", "sample", str(trained.model)])
+        console.say(f"Draw {MEDIA[trained.medium].MANY} with: {again}")
         values = {f.name: getattr(trained, f.name) for f in dataclasses.fields(trained)}
         values |= {"model": str(trained.model), "run": str(trained.run)}
         console.result([trained.model], {**values, "sha256": files.sha256(trained.model)})
@@ -73,7 +76,7 @@ class _Describe:
             return Notice(f"step {event.step:,}{held}{where}")
         assert isinstance(event, Step)
         if event.loss is not None:
-            self.text = f"loss {event.loss:.4f}  {event.images_per_second:,.0f} images/s"
+            self.text = f"loss {event.loss:.4f}  {event.images_per_second:,.0f} {event.many}/s"
             if not self.live:
                 left = f"  {clock(event.seconds_left)} left" if event.seconds_left else ""
                 return Notice(f"step {event.step:,}/{event.steps:,}  {self.text}{left}")

@@ -61,6 +61,7 @@ def _with_report(config: TuneConfig, console: Console) -> None:
 def to_json(found: Tuned) -> dict[str, object]:
     """The result as plain values."""
     values = dataclasses.asdict(found)
+    del values["words"]
     return {**values, **{n: str(values[n]) if values[n] else None for n in ("out", "plot")}}
 
 
@@ -76,11 +77,13 @@ def lines(found: Tuned) -> list[str]:
     }
     shown = [i for i, head in enumerate(heads) if not absent.get(head)]
     rows = [heads, *(_cells(row, keys) for row in found.rows)]
-    part = {"held-out": "held-out images", "all": "all images of DATA"}[found.part]
+    from diffuse_cli.evaluation.words import part_of
+
+    part = part_of(found.part, found.words)
     return [
         *columns([[row[i] for i in shown] for row in rows]),
         f"n = {found.n:,} generated against {found.real:,} real ({part}) for each; features of "
-        f"{found.features['name']}; seconds per image on {found.device}",
+        f"{found.features['name']}; seconds per {found.words.one} on {found.device}",
         f"recommended: {found.recommended}",
         *(files.show(path) for path in (found.plot, found.out) if path),
     ]

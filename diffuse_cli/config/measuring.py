@@ -47,7 +47,11 @@ LEARNED_STEPS = 8
 class FeatureConfig(Config):
     """The network whose features images are compared in."""
 
-    features: str = option("efficientnet-lite0", "Feature network.", table="features.FEATURES")
+    features: str = option(
+        "efficientnet-lite0",
+        "Feature network of images. Arrays and sounds have random features.",
+        table="features.FEATURES",
+    )
     feature_weights: str | None = measuring_option(
         None,
         "Weights of the feature network.",

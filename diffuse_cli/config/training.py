@@ -264,7 +264,8 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     )
     eval_every: int | None = run_option(
         None,
-        "Steps between measurements of KID; also keeps the best model.",
+        "Steps between measurements of KID, of arrays and sounds that of random features; also "
+        "keeps the best model.",
         low=1,
         place=True,
         shown="never",

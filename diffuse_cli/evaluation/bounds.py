@@ -18,6 +18,7 @@ from diffuse_cli.core.likelihood import bound_terms, prior_bits, strata, visited
 from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.draws import draw_noise, philox
 from diffuse_cli.evaluation.images import Labelled, inputs_of
+from diffuse_cli.evaluation.words import words_of
 from diffuse_cli.events import Progress, Work
 from diffuse_cli.givens import Inputs
 from diffuse_cli.media import Array
@@ -116,7 +117,7 @@ def make_train_bits(evaluation: Evaluation) -> Work[None]:
     evaluation.train = evaluation.training.first(len(evaluation.real))
     whole = evaluation.config.timesteps
     timesteps = whole if isinstance(whole, str) else max(2, (whole + 1) // 2)
-    task = "likelihood of training images"
+    task = f"likelihood of training {words_of(evaluation.space).many}"
     bound = yield from _bound(evaluation, evaluation.train, timesteps, task)
     evaluation.train_bits = bound.parts()
 

@@ -21,9 +21,10 @@ from diffuse_cli.evaluation.images import (
     told_part,
 )
 from diffuse_cli.evaluation.parts import Evaluation
+from diffuse_cli.evaluation.words import words_of
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.guiding import equipped
-from diffuse_cli.metrics import METRICS, Measured, Number, Values, shown
+from diffuse_cli.metrics import METRICS, Measured, Number, Values, Words, shown
 from diffuse_cli.metrics import measured as number
 from diffuse_cli.options import converted
 from diffuse_cli.runtime import made_with
@@ -70,6 +71,7 @@ class BothMeasured:
     features: dict[str, str]
     settings: tuple[dict[str, Any], dict[str, Any]]
     fingerprint: str
+    words: Words
     made_with: dict[str, str]
 
 
@@ -106,7 +108,7 @@ def measure_both(
         sides.append(sides_for(own[0], told, model, held_out=held_out, pairs=pairs))
     sides[0].check()
     network = judge.of(sides[0].space, sides[0].real.samples)
-    yield from tell_judge(network, sides[0].space)
+    yield from tell_judge(own[0], network, sides[0].space)
     yield told_part(sides[0], images)
     evaluations, values = [], []
     for each, model, base, side in zip(own, models, settings, sides, strict=True):
@@ -137,6 +139,7 @@ def measure_both(
         features=network.described(),
         settings=(described[0], described[1]),
         fingerprint=images.fingerprint,
+        words=words_of(sides[0].space),
         made_with=made_with(accelerator),
     )
 

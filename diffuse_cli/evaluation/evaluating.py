@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from diffuse_cli import features, files, pictures
 from diffuse_cli.config import (
     EvalConfig,
+    FeatureConfig,
     MeasureConfig,
     PlottedBoundConfig,
     SamplerConfig,
@@ -28,10 +29,10 @@ from diffuse_cli.evaluation.images import drawn_from, read_sides
 from diffuse_cli.evaluation.parts import Evaluation
 from diffuse_cli.evaluation.showing import Shown
 from diffuse_cli.evaluation.team import Team
+from diffuse_cli.evaluation.words import words_of
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.features._judging import Judge, find_judge
 from diffuse_cli.guiding import equipped
-from diffuse_cli.media import MEDIA
 from diffuse_cli.metrics import METRICS, Facts, Remark, Words, remarks
 from diffuse_cli.options import first_given
 from diffuse_cli.outputs import asked
@@ -121,25 +122,26 @@ def evaluate(
         judge = yield from judging(config, loaded.space if loaded else None, accelerator)
         sides = yield from read_sides(config, loaded)
         sides.check()
+        words = words_of(sides.space)
         if loaded and settings:
             settings = drawn_from(settings, loaded, sides.real, config.seed)
             if given := loaded.model.blueprint.conditions.given:
                 what = "what lies beside them" if given.what == PAIRS else given.what
-                yield Notice(f"drawn from the real images in turn: {what}")
+                yield Notice(f"drawn from the real {words.many} in turn: {what}")
             elif sides.real.rows is not None:
-                yield Notice("each drawn image is told the row of a real one, in turn")
+                yield Notice(f"each drawn {words.one} is told the row of a real one, in turn")
         training = sides.training if config.train_n else None
         if page and training is None:
             raise UsageError(
                 "--pairs needs DATA that the model was trained on, with a held-out part",
-                "Give the model's training data, 40 images or more, without --train-n 0",
+                f"Give the model's training data, 40 {words.many} or more, without --train-n 0",
             )
         network = judge.of(sides.space, sides.real.samples)
         evaluation = Evaluation(
             config, accelerator, network, loaded, settings, sides.real, sides.more, sides.fakes,
             training, space=sides.space,
         )  # fmt: skip
-        yield from tell_judge(network, sides.space)
+        yield from tell_judge(config, network, sides.space)
         values = yield from measured(evaluation)
         yield from evaluation.make("generated")
         if not accelerator.is_main_process:
@@ -151,11 +153,10 @@ def evaluate(
             files.write_bytes(plot, pictures.png(picture))
         if page:
             twins = showing.twins(evaluation, neighbors.PAIRS)
-            files.write_bytes(page, pictures.png(neighbors.draw(twins)))
+            files.write_bytes(page, pictures.png(neighbors.draw(twins, words)))
         real, generated = len(sides.real), len(evaluation.generated)
         dim = evaluation.fake_features.shape[1]
         told = details(evaluation)
-        words = words_of(sides.space)
         facts = Facts(
             values, real, generated, dim, loaded is not None, sides.space.levels, told, words
         )
@@ -212,14 +213,6 @@ def details(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def words_of(space: Space) -> Words:
-    """What is said of samples of a space."""
-    kind = MEDIA[space.medium]
-    low, high = getattr(kind, "LOW_HIGH", ("low", "high"))
-    channels = getattr(kind, "CHANNELS", {}).get(space.channels, ())
-    return Words(kind.MANY, getattr(kind, "POINTS", "points"), low, high, channels)
-
-
 def find_network(config: MeasureConfig, accelerator: Accelerator) -> Work[features.FeatureNetwork]:
     """The feature network; to be called before the work, as its weights may be missing or wrong."""
     name, device = config.features, accelerator.device
@@ -242,13 +235,24 @@ def judging(config: MeasureConfig, space: Space | None, accelerator: Accelerator
     return (yield from find_judge(space, accelerator.device, trained))
 
 
-def tell_judge(network: features.FeatureNetwork, space: Space) -> Work[None]:
-    """Say where features are not those of photographs."""
-    if not network.pictures:
-        yield Notice(
-            "left out: what features of photographs say, as of "
-            f"{MEDIA[space.medium].MANY} they say nothing; KID is that of random features"
+def tell_judge(config: MeasureConfig, network: features.FeatureNetwork, space: Space) -> Work[None]:
+    """Say where features are not those of photographs.
+
+    Raises:
+        UsageError: a network of photographs was asked for.
+    """
+    if network.pictures:
+        return
+    many = words_of(space).many
+    if flag := first_given(config, FeatureConfig):
+        raise UsageError(
+            f"{flag} is of photographs, whose features say nothing of {many}",
+            "Leave it out: KID is that of random features",
         )
+    yield Notice(
+        f"left out: what features of photographs say, as of {many} they say nothing; KID is that "
+        "of random features"
+    )
 
 
 def load_model(

@@ -16,6 +16,7 @@ from diffuse_cli.core.space import Space
 from diffuse_cli.data import Pairs, Samples, pair, read_cells, read_images
 from diffuse_cli.draws import permutation
 from diffuse_cli.errors import UsageError
+from diffuse_cli.evaluation.words import words_of
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.givens import Giver, Inputs, inputs_for
 from diffuse_cli.media import Array, like
@@ -111,11 +112,12 @@ class Sides:
 
     def check(self) -> None:
         """Raise a `UsageError` if a side has fewer than two images."""
-        for name, images in (("real", self.real), ("generated", self.fakes)):
-            if images is not None and len(images) < 2:
+        many = words_of(self.space).many
+        for name, side in (("real", self.real), ("generated", self.fakes)):
+            if side is not None and len(side) < 2:
                 raise UsageError(
-                    f"two images are needed on each side, not {len(images)} {name}",
-                    "Give more images",
+                    f"two {many} are needed on each side, not {len(side)} {name}",
+                    f"Give more {many}",
                 )
 
 
@@ -258,7 +260,7 @@ def told_part(sides: Sides, images: Samples) -> Notice:
     held_out = sides.part == "held-out"
     which = "the part that was never trained on" if held_out else sides.part
     count = int(images.held_out.sum()) if held_out else len(images)
-    return Notice(f"real images: {which}, {count:,} of {len(images):,}")
+    return Notice(f"real {words_of(sides.space).many}: {which}, {count:,} of {len(images):,}")
 
 
 def _of_folder(config: MeasureConfig) -> Work[Sides]:

@@ -13,6 +13,7 @@ from PIL import Image
 from diffuse_cli import pictures
 from diffuse_cli.events import Progress, Work
 from diffuse_cli.media import Array
+from diffuse_cli.metrics import Words
 from diffuse_cli.metrics._nearest import blocks, merge, squared
 from diffuse_cli.metrics.memorization import Nearest, usable
 
@@ -22,8 +23,8 @@ PAIRS, COLUMNS = 24, 4
 SIDE, DPI = 112, 150
 """Dots per image side, and per inch."""
 
-TITLE = "Generated images (left) and their nearest training images (right)"
-UNDER = "Distance, where 1 is the usual one of images that are no copies; 0 is a copy."
+TITLE = "Generated {many} (left) and their nearest training {many} (right)"
+UNDER = "Distance, where 1 is the usual one of {many} that are no copies; 0 is a copy."
 
 SAME = 1e-10
 """Images with a mean squared difference up to this are the same; features differ by rounding."""
@@ -59,7 +60,7 @@ def search(
             found = squared(_flat(see(side), channels), rows)
             found[found <= least * rows.shape[1]] = torch.inf
             kept[q] = merge(kept[q], found, j.start, 1)
-        yield Progress("nearest training images", j.stop, len(order))
+        yield Progress("nearest in the training data", j.stop, len(order))
     nearest = torch.cat([k[0][:, 0] for k in kept if k is not None]).numpy()
     places = torch.cat([k[1][:, 0] for k in kept if k is not None]).numpy()
     n, size = len(samples), _flat(samples[:1], channels).shape[1]
@@ -76,7 +77,7 @@ def _flat(rows: Array, channels: int | None) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Pair:
-    """A generated image, a training image, and `ratio`, their distance over the median distance of
+    """A generated sample, a training one, and `ratio`, their distance over the median distance of
     references to their nearest."""
 
     sample: int
@@ -85,7 +86,7 @@ class Pair:
     ratio: float
 
     def __str__(self) -> str:
-        return f"image {self.sample}: {self.ratio:.2f} in {self.space}"
+        return f"{self.sample}: {self.ratio:.2f} in {self.space}"
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def worst(nearest: Mapping[str, Nearest], count: int) -> list[Pair]:
     return sorted(pairs.values(), key=lambda p: (p.ratio, p.sample))[:count]
 
 
-def draw(twins: Sequence[Twin]) -> Image.Image:
+def draw(twins: Sequence[Twin], words: Words) -> Image.Image:
     """A page of pairs: a generated image, and its nearest training image beside it."""
     shown = [[_sized(twin.generated), _sized(twin.training)] for twin in twins]
     side = max(max(image.shape[1:]) for pair in shown for image in pair) / DPI
@@ -117,13 +118,13 @@ def draw(twins: Sequence[Twin]) -> Image.Image:
     rows = math.ceil(len(twins) / columns)
     sheet = pictures.Sheet(max(0.6 + columns * pitch_x, 7.0), 1.25 + rows * pitch_y, DPI)
     wide = sheet.width - 0.8
-    sheet.text(0.4, 0.4, TITLE, wide, fontsize=11, fontweight="bold")
-    sheet.text(0.4, 0.65, UNDER, wide, fontsize=8.5, color=pictures.FAINT)
+    sheet.text(0.4, 0.4, TITLE.format(many=words.many), wide, fontsize=11, fontweight="bold")
+    sheet.text(0.4, 0.65, UNDER.format(many=words.many), wide, fontsize=8.5, color=pictures.FAINT)
     for k, (twin, images) in enumerate(zip(twins, shown, strict=True)):
         x, y = 0.4 + k % columns * pitch_x, 0.85 + k // columns * pitch_y
         for place, image in enumerate(images):
             sheet.image(x + place * (side + 0.05), y, image)
-        sheet.text(x, y + side + 0.15, str(twin.pair), pitch_x - 0.15, fontsize=7.5)
+        sheet.text(x, y + side + 0.15, f"{words.one} {twin.pair}", pitch_x - 0.15, fontsize=7.5)
     return sheet.render()
 
 

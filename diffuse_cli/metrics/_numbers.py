@@ -13,45 +13,15 @@ from typing import Any
 import numpy as np
 
 from diffuse_cli.metrics import Array, halves, with_error
+from diffuse_cli.metrics._bins import Bins, binned, density, places_of
 from diffuse_cli.metrics._influence import Estimate, averaged, centred
 from diffuse_cli.metrics._moments import Moments, moments, numbers_of, together
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
-BINS, NEAR = 4096, 0.01
-"""Bins of floats, and the part of a deviation up to which they have about one width."""
-
-DENSITY, TAIL = 64, 0.001
-"""Columns of the density that is shown, and the share of numbers beyond each end of it."""
-
 
 def told(key: str, estimate: Estimate) -> dict[str, float]:
     return with_error(key, *estimate.measured())
-
-
-@dataclass(frozen=True)
-class Bins:
-    """Where numbers of a channel are counted.
-
-    Attributes:
-        points: the numbers that bins stand for, ascending.
-        centre, scale, low, step: of the inverse hyperbolic sine whose equal parts the bins are;
-            a step of 0 for levels, which are their own bins.
-    """
-
-    points: Array
-    centre: float = 0.0
-    scale: float = 1.0
-    low: float = 0.0
-    step: float = 0.0
-
-    def index(self, values: Array) -> Array:
-        """The bin of each number."""
-        if not self.step:
-            return values.astype(np.intp)
-        places = (np.arcsinh((values - self.centre) / self.scale) - self.low) / self.step
-        found: Array = np.clip(places, 0, len(self.points) - 1).astype(np.intp)
-        return found
 
 
 @dataclass(frozen=True)
@@ -180,23 +150,6 @@ def _variety(ours: Moments, theirs: Moments, units: Array) -> Estimate | None:
     return Estimate(ratio, -ratio * a, ratio * b)
 
 
-def binned(ours: Moments, others: Sequence[Moments], levels: bool) -> list[Bins]:
-    """Bins of each channel that hold all numbers, as fine as the real ones ask for."""
-    least = np.min([side.least for side in (ours, *others)], axis=0)
-    most = np.max([side.most for side in (ours, *others)], axis=0)
-    if levels:
-        points = np.arange(max(2, int(most.max()) + 1), dtype=np.float64)
-        return [Bins(points)] * len(most)
-    found = []
-    for c, centre in enumerate(ours.mean):
-        scale = NEAR * (ours.deviation[c] or max(most[c] - centre, centre - least[c])) or 1.0
-        low, high = np.arcsinh((np.array([least[c], most[c]]) - centre) / scale)
-        step = max(float(high - low), 1e-9) / BINS
-        points = centre + scale * np.sinh(low + step * (np.arange(BINS) + 0.5))
-        found.append(Bins(points, float(centre), float(scale), float(low), step))
-    return found
-
-
 @dataclass(frozen=True)
 class Counted:
     """Numbers of a side in each bin of a channel (B,), and their quantiles."""
@@ -239,7 +192,7 @@ def _by_sample(
 ) -> tuple[Array, list[Counted]]:
     """The mean potential of each sample less that of all, (N, C), and the quantiles of channels
     with errors by the shares of samples."""
-    n, places = len(samples), [_places(own, QUANTILES) for own in counts]
+    n, places = len(samples), [places_of(own, QUANTILES) for own in counts]
     means = np.empty((n, len(bins)))
     shares = np.empty((n, len(bins), len(QUANTILES)))
     for where, values in numbers_of(samples):
@@ -252,20 +205,12 @@ def _by_sample(
     counted = []
     for c, own in enumerate(bins):
         ends = [
-            own.points[_places(counts[c], np.clip(np.array(QUANTILES) + sign * errors[c], 0, 1))]
+            own.points[places_of(counts[c], np.clip(np.array(QUANTILES) + sign * errors[c], 0, 1))]
             for sign in (-1, 1)
         ]
         quantiles = Quantiles(own.points[places[c]], (ends[1] - ends[0]) / 2)
         counted.append(Counted(counts[c], quantiles))
     return centred(means), counted
-
-
-def _places(counts: Array, shares: Sequence[float] | Array) -> Array:
-    """The first bin up to which at least these shares of the numbers lie."""
-    whole = np.cumsum(counts)
-    wanted = np.asarray(shares) * whole[-1]
-    found: Array = np.minimum(np.searchsorted(whole, wanted - 1e-9 * whole[-1]), len(counts) - 1)
-    return found
 
 
 def _described(side: Moments, c: int, counted: Counted) -> dict[str, Any]:
@@ -285,25 +230,3 @@ def _described(side: Moments, c: int, counted: Counted) -> dict[str, Any]:
             )
         ],
     }
-
-
-def density(bins: Bins, real: Array, fake: Array) -> dict[str, list[float]]:
-    """The share of numbers in each of `DENSITY` equal columns over the width, from all but the
-    rarest numbers of both sides."""
-    ends = [_places(counts, (TAIL, 1 - TAIL)) for counts in (real, fake)]
-    first, last = min(int(e[0]) for e in ends), max(int(e[1]) for e in ends)
-    low, high = bins.points[first], bins.points[last]
-    columns = DENSITY
-    if not bins.step:  # whole levels a column
-        each = max(1, math.ceil((high - low + 1) / DENSITY))
-        columns = max(1, math.ceil((high - low + 1) / each))
-        low, high = low - 0.5, low - 0.5 + each * columns
-    elif not high > low:
-        low, high = low - 0.5, high + 0.5
-    edges = np.linspace(low, high, columns + 1)
-    heights = [
-        np.histogram(bins.points, edges, weights=counts)[0] / counts.sum() / np.diff(edges)
-        for counts in (real, fake)
-    ]
-    names = ("edges", "real", "generated")
-    return {n: own.tolist() for n, own in zip(names, (edges, *heights), strict=True)}

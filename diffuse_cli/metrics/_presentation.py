@@ -92,15 +92,16 @@ QUESTIONS: Mapping[str, Question] = {
         "as its images are from each other.",
     ),
     "copies": Question(
-        "Are generated images copies of training images?",
-        "Each generated image was compared with its nearest training image, and so were real "
-        "images that are no copies. Generated images that are much nearer are copies; the "
-        "reference is what a model that copies nothing reaches. Pixels alone mislead (a blurred "
-        "image is near everything): trust what pixels and features agree on.",
+        "Are generated samples copies of training samples?",
+        "Each generated sample was compared with its nearest training sample, and so were real "
+        "samples that are no copies. Generated samples that are much nearer are copies; the "
+        "reference is what a model that copies nothing reaches. Pixels, and numbers of other "
+        "samples, mislead alone (a blurred image is near everything): of images, trust what pixels "
+        "and features agree on.",
     ),
     "prediction": Question(
-        "How well does the model predict images?",
-        "A model that knows what images look like can store a real one in few bits. Stored as it "
+        "How well does the model predict samples?",
+        "A model that knows what samples look like can store a real one in few bits. Stored as it "
         "is, an 8-bit image takes 8 bits per dimension (a dimension is one colour value of one "
         "pixel). The number is an upper bound, the sum of three parts. It says little about looks.",
     ),
@@ -180,6 +181,7 @@ class Words:
         points: what they are made of.
         low, high: of numbers that are too small and too large.
         channels: their names; numbers without them.
+        one: what a single one is called.
     """
 
     many: str = "samples"
@@ -187,6 +189,7 @@ class Words:
     low: str = "low"
     high: str = "high"
     channels: Sequence[str] = ()
+    one: str = "sample"
 
     def channel(self, k: int) -> str:
         """The k-th channel."""

@@ -10,7 +10,7 @@ from diffuse_cli.metrics import Facts, Number, Parts, Remark, average, with_erro
 NEEDS = ("bits",)
 
 PARTS = {
-    "prior": ("prior, L_T", "What is still visible of an image at the last timestep."),
+    "prior": ("prior, L_T", "What is still to be seen of a sample at the last timestep."),
     "middle": ("steps, L_1 ... L_T-1", "What all denoising steps but the last cost together."),
     "decoder": ("decoder, L_0", "What the last step, to exact pixel values, costs."),
 }
@@ -20,7 +20,7 @@ NUMBERS = (
     Number(
         "bits_per_dim",
         "bits per dimension",
-        "The bound for real images; the sum of the three parts.",
+        "The bound for real samples; the sum of the three parts.",
         "lower",
         question="prediction",
         axis="bits per dimension",
@@ -48,8 +48,8 @@ def remarks(facts: Facts) -> Iterator[Remark]:
         yield Remark(
             "bits per dimension",
             "poor",
-            f"{facts['bits_per_dim']} is worse than storing the pixels as they are, which takes "
-            f"{facts.stored}: the model does not predict these images",
+            f"{facts['bits_per_dim']} is worse than storing the {facts.words.points} as they are, "
+            f"which takes {facts.stored}: the model does not predict these {facts.words.many}",
         )
 
 

@@ -11,12 +11,22 @@ close to everything without being copies: trust what both spaces agree on.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from diffuse_cli.metrics import SIGNIFICANT, Array, Facts, Number, Parts, Remark, Values, with_error
+from diffuse_cli.metrics import (
+    SIGNIFICANT,
+    Array,
+    Facts,
+    Measured,
+    Number,
+    Parts,
+    Remark,
+    Values,
+    with_error,
+)
 from diffuse_cli.metrics._landmarks import lost
 from diffuse_cli.metrics._pairing import share_difference_error
 
@@ -35,11 +45,11 @@ NUMBERS = tuple(
            axis="share")
     for key, label, ideal, says in (
         ("memorized", "near", "memorized_expected",
-         "Share of the generated images that are nearer to a training image, {}, than nearly all "
-         "real images that are no copies."),
+         "Share of the generated samples that are nearer to a training sample, {}, than nearly all "
+         "real ones that are no copies."),
         ("memorized_rank", "nearer", 0.5,
-         "Chance that a generated image is nearer to its closest training image, {}, than a real "
-         "image that is no copy."),
+         "Chance that a generated sample is nearer to its closest training sample, {}, than a real "
+         "one that is no copy."),
     )
     for space, words in SPACES.items()
 )  # fmt: skip
@@ -52,18 +62,21 @@ BESIDE = (
 
 
 def remarks(facts: Facts) -> Iterator[Remark]:
-    """Copies are near in both spaces; blurred images may be near in one.
+    """Copies are near in both spaces; blurred images may be near in one. Of what features say
+    nothing of, distances in numbers alone are known, which are never more than a hint.
 
     The threshold is twice the expected share, because new images without the harder classes are
     also a little nearer to training images. Images unlike real ones are not judged.
     """
-    if any(f"memorized_{space}" not in facts for space in SPACES):
+    spaces = [space for space in SPACES if f"memorized_{space}" in facts]
+    one, many = facts.words.one, facts.words.many
+    if not spaces:
         needed = (
             "the model's own training data as DATA, with a part that was held out"
             if facts.model
-            else "DATA of 40 images or more, of which training would hold out a part"
+            else f"DATA of 40 {many} or more, of which training would hold out a part"
         )
-        words = "whether images are copies of training images was not measured. That needs "
+        words = f"whether {many} are copies of training {many} was not measured. That needs "
         yield Remark("memorisation", "fine", words + needed)
         return
     values = facts.values
@@ -71,39 +84,46 @@ def remarks(facts: Facts) -> Iterator[Remark]:
     yield Remark(
         "reference",
         "note",
-        f"for images near to training images it is the share, {expected:.3f}, of real images that "
+        f"for {many} near to training {many} it is the share, {expected:.3f}, of real {many} that "
         "are no copies but as near",
     )
-    shares = {space: facts[f"memorized_{space}"] for space in SPACES}
-    nearer = [s for s in SPACES if values[f"memorized_z_{s}"] > SIGNIFICANT]
+    shares = {space: facts[f"memorized_{space}"] for space in spaces}
+    nearer = [s for s in spaces if values[f"memorized_z_{s}"] > SIGNIFICANT]
     near = [s for s in nearer if shares[s].value > 2 * expected + SIGNIFICANT * shares[s].error]
     words = (
-        f"{shares['features'].value:.0%} of the generated images in features, and "
-        f"{shares['pixels'].value:.0%} in pixels, are as near to a training image as the nearest "
-        f"{expected:.0%} of images that are no copies"
+        f"{_how_many(shares, many)} as near to a training {one} as the nearest {expected:.0%} of "
+        f"{many} that are no copies"
     )
     if len(near) == len(SPACES):
         yield Remark("memorisation", "serious", f"{words}; --pairs FILE.png shows them")
     elif near:
-        look = "blurred images can be, too: look at them with --pairs FILE.png"
-        yield Remark("memorisation", "possible", f"{words}; {look}")
+        look = "those of little detail can be, too: look at them with"
+        yield Remark("memorisation", "possible", f"{words}; {look} --pairs FILE.png")
     elif lost(values):
-        words = "not judged, as the generated images are too unlike real ones"
+        words = f"not judged, as the generated {many} are too unlike real ones"
         yield Remark("memorisation", "fine", words)
     else:
         more = any(share.value > 2 * expected for share in shares.values())
         sign = "no clear sign" if nearer or more else "no sign"
-        doubts = "".join(_doubts(values, nearer, more))
+        doubts = "".join(_doubts(values, nearer, more, many))
         yield Remark("memorisation", "fine", f"{sign}: {words}{doubts}")
 
 
-def _doubts(values: Values, nearer: list[str], more: bool) -> Iterator[str]:
+def _how_many(shares: Mapping[str, Measured], many: str) -> str:
+    pixels = f"{shares['pixels'].value:.0%}"
+    if "features" not in shares:
+        return f"{pixels} of the generated {many} are, by their numbers alone,"
+    features = f"{shares['features'].value:.0%}"
+    return f"{features} of the generated {many} in features, and {pixels} in pixels, are"
+
+
+def _doubts(values: Values, nearer: list[str], more: bool, many: str) -> Iterator[str]:
     """What speaks for copies, or against the numbers, where there is no clear sign of copies."""
     if nearer:
         each = " and ".join(f"{values[f'memorized_rank_{s}']:.2f} in {s}" for s in nearer)
         yield (
             f". But the chance that one is nearer than a real image would be is {each}, where "
-            "0.50 is expected: images of few kinds are, too; look at the nearest ones"
+            f"0.50 is expected: {many} of few kinds are, too; look at the nearest ones"
         )
     elif more:
         yield ". More than expected, but it can be chance: look at the nearest ones"

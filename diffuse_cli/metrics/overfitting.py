@@ -19,16 +19,16 @@ _number = partial(Number, direction="reference", question="prediction", part=Tru
 NUMBERS = (
     _number(
         "bits_per_dim_train",
-        "of training images",
-        "The same bound for images the model was trained on.",
+        "of training samples",
+        "The same bound for samples the model was trained on.",
         ideal="bits_per_dim",
         axis="bits per dimension",
     ),
     _number(
         "bits_per_dim_gap",
         "held-out less training",
-        "How much more images cost that the model was not trained on. Clearly above 0: it has "
-        "memorised its training images.",
+        "How much more samples cost that the model was not trained on. Clearly above 0: it has "
+        "memorised its training samples.",
         ideal=0.0,
     ),
 )
@@ -38,10 +38,10 @@ def remarks(facts: Facts) -> Iterator[Remark]:
     """Whether held-out images cost more."""
     if "bits_per_dim_gap" not in facts:
         return
-    gap = facts["bits_per_dim_gap"]
-    words = f"held-out images cost {gap} bits per dimension more than training images do"
+    gap, many = facts["bits_per_dim_gap"], facts.words.many
+    words = f"held-out {many} cost {gap} bits per dimension more than training {many} do"
     if gap.above(Measured(0.0)):
-        words += "; train for fewer steps, or on more images"
+        words += f"; train for fewer steps, or on more {many}"
         yield Remark("overfitting", "serious", words)
     elif not (facts.stored and facts["bits_per_dim"].above(facts.stored)):  # predicts neither
         words = f"no sign: {words}, which is not clearly above 0"

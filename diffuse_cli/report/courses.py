@@ -21,7 +21,7 @@ def bits(found: Evaluated) -> dict[str, Any]:
     """The terms of the bound by timestep."""
     terms = found.terms
     if not terms:
-        return {"plot": None}
+        return {"plot": None, "words": found.words}
     edges = [term["first"] + 1 for term in terms] + [terms[-1]["last"] + 2]
     values = [term["bits_per_timestep"] for term in terms]
     density = " of the density" if "nats_per_dim" in found.values else ""
@@ -41,7 +41,7 @@ def training(found: Evaluated, model: Path) -> dict[str, Any]:
     log = run_of(model) / METRICS if found.model else None
     curves = read_curves(log) if log else {}
     step = float(found.model["step"]) if curves else 0.0
-    loss = {"loss": "training", "held_out_loss": "images held out"}
+    loss = {"loss": "training", "held_out_loss": f"{found.words.many} held out"}
     series = [
         Line(name, curves[key].steps, curves[key].values, marks=len(curves[key].steps) < 40)
         for key, name in loss.items()
@@ -49,6 +49,7 @@ def training(found: Evaluated, model: Path) -> dict[str, Any]:
     ]
     return {
         "model": bool(found.model),
+        "words": found.words,
         "log": log,
         "loss": _loss(series, step) if series else None,
         "kid": next((_kid(curves[key], key, step) for key in KIDS if key in curves), None),
@@ -89,5 +90,6 @@ def _quality(swept: Tuned, label: str) -> Markup:
         rows.sort(key=lambda row: row.evaluations)
         values, errors = zip(*(measured(row.values, swept.metric) for row in rows), strict=True)
         series.append(Line(name, [r.evaluations for r in rows], values, errors, marks=True))
-    said = f"{label} of each sampler and guidance scale over network evaluations per image"
-    return charts.lines("sweep", series, said, "network evaluations per image", label, log_x=True)
+    axis = f"network evaluations per {swept.words.one}"
+    said = f"{label} of each sampler and guidance scale over {axis}"
+    return charts.lines("sweep", series, said, axis, label, log_x=True)

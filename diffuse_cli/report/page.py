@@ -51,7 +51,7 @@ def page(
         "bits": ("Bits by timestep", courses.bits(found)),
         "training": ("The training", courses.training(found, Path(config.subject))),
         **({"sweep": ("Samplers, steps and guidance", courses.sweep(swept))} if swept else {}),
-        "nearest": ("Nearest training images", sections.nearest(found, shown)),
+        "nearest": (f"Nearest training {found.words.many}", sections.nearest(found, shown)),
         "repeat": ("Repeat this", _repeat(config, found, numbers, asked)),
     }
     whole = render(
@@ -83,21 +83,22 @@ def _repeat(
 
 def _facts(config: EvalConfig, found: Evaluated) -> dict[str, Any]:
     """Everything that the numbers depend on, by readable names."""
-    subject = {"model": config.subject} if found.model else {"generated images": config.subject}
-    names = {"data": "fingerprint of the real images",
-             "subject": "fingerprint of the generated images"}  # fmt: skip
+    many = found.words.many
+    subject = {"model": config.subject} if found.model else {f"generated {many}": config.subject}
+    names = {"data": f"fingerprint of the real {many}",
+             "subject": f"fingerprint of the generated {many}"}  # fmt: skip
     made = {f"model made with {k}": v for k, v in found.model.get("versions", {}).items()}
     return {
         **subject,
-        "real images": config.data,
+        f"real {many}": config.data,
         "which of them": {"held-out": "the held-out part", "all": "all"}[found.part],
-        "number of images": f"{found.generated:,} generated, {found.real:,} real",
+        f"number of {many}": f"{found.generated:,} generated, {found.real:,} real",
         **{names[key]: value for key, value in found.fingerprints.items()},
         **{name.replace("_", " "): value for name, value in found.settings.items()},
         **{f"feature network: {k.replace('_', ' ')}": v for k, v in found.features.items()},
         **made,
         **found.made_with,
-        "training images compared in features": f"at most {config.train_n:,}",
+        f"training {many} compared in features": f"at most {config.train_n:,}",
         "seconds": f"{found.seconds:,.1f}",
     }
 

@@ -38,7 +38,11 @@ def numbers(found: Evaluated) -> dict[str, Any]:
                 "plots": list(_plots(question, members, found.values)),
             }
         )
-    return {"groups": groups, "notes": [r for r in found.remarks if r.level == "note"]}
+    return {
+        "groups": groups,
+        "words": found.words,
+        "notes": [r for r in found.remarks if r.level == "note"],
+    }
 
 
 def _plots(question: str, there: Sequence[Number], values: Values) -> Iterator[Markup]:
@@ -63,15 +67,18 @@ def samples(found: Evaluated, images: Shown) -> dict[str, Any]:
     ):
         room = max(4, DATA_BUDGET // min(int(side.samples[0].size), SAMPLE**2 * 3))
         kept = side.samples[:room]
-        words = [_alt(title, k, side, images.names) for k in range(len(kept))]
+        words = [
+            _alt(f"{title.lower()} {found.words.one} {k}", k, side, images.names)
+            for k in range(len(kept))
+        ]
         sides.append((title, row_of(kept, words, SAMPLE), count))
     return {"sides": sides}
 
 
-def _alt(title: str, k: int, images: Labelled, names: Sequence[str]) -> str:
+def _alt(what: str, k: int, images: Labelled, names: Sequence[str]) -> str:
     label = int(images.labels[k])
     named = f" of class {names[label]}" if 0 <= label < len(names) else ""
-    return f"{title.lower()} image {k}{named}"
+    return f"{what}{named}"
 
 
 def classes(found: Evaluated, images: Shown) -> dict[str, Any]:
@@ -84,14 +91,17 @@ def classes(found: Evaluated, images: Shown) -> dict[str, Any]:
     ]
     return {
         "model": bool(found.model),
-        "grid": list(_class_images(images)),
+        "words": found.words,
+        "grid": list(_class_images(images, found.words.one)),
         "more": images.more_classes,
         "columns": columns,
         "rows": rows,
     }
 
 
-def _class_images(images: Shown) -> Iterator[tuple[str, list[tuple[str, list[Picture]]]]]:
+def _class_images(
+    images: Shown, what: str
+) -> Iterator[tuple[str, list[tuple[str, list[Picture]]]]]:
     if not images.classes:
         return
     size = 2 * min(int(images.classes[0].generated[0].size), SMALL**2 * 3)
@@ -100,7 +110,7 @@ def _class_images(images: Shown) -> Iterator[tuple[str, list[tuple[str, list[Pic
         cells = []
         for side, pixels in (("generated", one.generated), ("real", one.real)):
             kept = pixels[:room]
-            words = [f"{side} image {k} of class {one.name}" for k in range(len(kept))]
+            words = [f"{side} {what} {k} of class {one.name}" for k in range(len(kept))]
             cells.append((side, row_of(kept, words, SMALL)))
         yield one.name, cells
 
@@ -120,9 +130,9 @@ def answers(images: Shown) -> dict[str, Any]:
 
 def nearest(found: Evaluated, images: Shown) -> dict[str, Any]:
     """The generated images nearest to training images, each beside that image."""
-    pairs = []
+    pairs, one = [], found.words.one
     for twin in images.twins:
-        words = (f"generated image {twin.pair.sample}", "its nearest training image")
+        words = (f"generated {one} {twin.pair.sample}", f"its nearest training {one}")
         pairs.append((row_of((twin.generated, twin.training), words, LARGE), twin.pair))
     said = [r for r in found.remarks if r.kind == "memorisation"]
-    return {"pairs": pairs, "remarks": said}
+    return {"pairs": pairs, "remarks": said, "words": found.words}

@@ -213,7 +213,7 @@ def _kid(
     trained = features.ready(config.features, device, config.feature_weights)
     judge = yield from find_judge(space, device, trained)
     network = judge.of(space, real.samples)
-    yield from tell_judge(network, space)
+    yield from tell_judge(config, network, space)
     kid = KidMeasure(real.samples, space, network)
     settings = drawn_from(resolve(config, loaded.model), loaded, real, config.seed)
     settings = yield from equipped(settings, loaded, accelerator, alone=True)

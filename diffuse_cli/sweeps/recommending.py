@@ -23,7 +23,7 @@ from diffuse_cli.core.process import Process
 from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.errors import UsageError
 from diffuse_cli.features import KIDS
-from diffuse_cli.metrics import measured
+from diffuse_cli.metrics import Words, measured
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Tuned:
         features: name and weights hash of the feature network, and how it resizes images.
         settings: what all rows have in common.
         device: where the seconds were measured.
+        words: what is said of the samples.
         out, plot: the model file with the recommendation, and the picture, if asked for.
     """
 
@@ -68,6 +69,7 @@ class Tuned:
     device: str
     out: Path | None
     plot: Path | None
+    words: Words
 
 
 def deciding(rows: Sequence[Tried]) -> str:

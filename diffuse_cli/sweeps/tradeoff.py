@@ -35,7 +35,7 @@ def plot(found: Tuned, name: str) -> Image.Image:
     sheet = Sheet(9.2, 5.95, 150)
     sheet.text(LEFT, 0.4, name, 8, fontsize=12, fontweight="bold", **PLAIN)
     line = (
-        f"{found.n:,} generated images against {found.real:,} real ones, features of "
+        f"{found.n:,} generated {found.words.many} against {found.real:,} real ones, features of "
         f"{found.features['name']}; numbers are steps, bars standard errors"
     )
     sheet.text(LEFT, 0.66, line, 8, fontsize=9, color=FAINT, **PLAIN)
@@ -58,7 +58,7 @@ def plot(found: Tuned, name: str) -> Image.Image:
 def _scale(axes: Axes, found: Tuned) -> None:
     """Logarithmic axes; linear for KID if one is not above 0."""
     axes.set_xscale("log")
-    axes.set_xlabel(f"seconds per image, on {found.device}", fontsize=9)
+    axes.set_xlabel(f"seconds per {found.words.one}, on {found.device}", fontsize=9)
     axes.set_ylabel(f"{label(found.metric)}, lower is better", fontsize=9)
     if all(row.values[found.metric] > 0 for row in found.rows):
         axes.set_yscale("log")

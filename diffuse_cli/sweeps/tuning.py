@@ -26,6 +26,7 @@ from diffuse_cli.evaluation import evaluating
 from diffuse_cli.evaluation.cache import cached, computed
 from diffuse_cli.evaluation.images import drawn_from, read_sides
 from diffuse_cli.evaluation.team import Team, draw_share, gathered
+from diffuse_cli.evaluation.words import words_of
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.features import FeatureNetwork
 from diffuse_cli.guiding import equipped
@@ -78,14 +79,15 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         scales = recommending.other_scales(config, loaded.model, choice.guidance)
         weak_scales = recommending.weak_scales(config) if base.guide else ()
         few = recommending.learned_steps(config, first, process)
-        yield from _announce(config, first, scales, weak_scales, few, timesteps)
+        words = words_of(loaded.space)
+        yield from _announce(config, first, scales, weak_scales, few, timesteps, words.many)
         judge = yield from evaluating.judging(config, loaded.space, accelerator)
         sides = yield from read_sides(config, loaded)
         sides.check()
         base = drawn_from(base, loaded, sides.real, config.seed)
         team = Team.of(accelerator)
         network = judge.of(sides.space, sides.real.samples)
-        yield from evaluating.tell_judge(network, sides.space)
+        yield from evaluating.tell_judge(config, network, sides.space)
         shown = network.seen(sides.space, sides.real.samples)
         real = np.asarray((yield from cached(network, shown, team, tell=True)), np.float64)
         measure = _Measure(config.n, loaded, base, network, real, team)
@@ -122,6 +124,7 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
             device=made_with(accelerator)["device"],
             out=out,
             plot=plot,
+            words=words,
         )
         if not accelerator.is_main_process:
             return tuned
@@ -162,6 +165,7 @@ def _announce(
     weak_scales: Sequence[float],
     few: Sequence[int],
     timesteps: int,
+    many: str,
 ) -> Work[None]:
     """Say how much work there is, and what is left out."""
     steps = dict.fromkeys(setting.steps for setting in first)
@@ -178,7 +182,7 @@ def _announce(
         more += f", and learned times at {', '.join(map(str, few))} steps"
     count = len(first) + len(scales) + len(weak_scales) + LEARNED_WAYS * len(few)
     yield Notice(
-        f"tune: {count} settings of {config.n:,} images, {count * config.n:,} in all: "
+        f"tune: {count} settings of {config.n:,} {many}, {count * config.n:,} in all: "
         f"{len(first) // len(steps)} samplers at {', '.join(map(str, steps))} steps{under}{more}"
     )
 

@@ -14,6 +14,7 @@ from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.networks import count_parameters
 from diffuse_cli.errors import DataError, DiffuseError, Interrupted, Terminated
 from diffuse_cli.events import Notice, Stop, Work, until
+from diffuse_cli.media import MEDIA
 from diffuse_cli.runtime import machine, rank
 from diffuse_cli.training.checkpoints import (
     Pace,
@@ -310,7 +311,8 @@ class _Run:
         steps = trainer.course.steps
         budget = self.deadline.budget
         left = budget.left if budget else (steps - done) * meter.batch_size / speed
-        return Step(done, steps, self.loss, lr, norm, speed, max(0.0, left))
+        many = MEDIA[trainer.plan.images.medium].MANY
+        return Step(done, steps, self.loss, lr, norm, speed, max(0.0, left), many)
 
     # -- after -------------------------------------------------------------------------------------
 
@@ -331,4 +333,5 @@ class _Run:
             processes=self.accelerator.num_processes,
             seconds=round(seconds, 3),
             best=monitor.found(),
+            medium=self.plan.images.medium,
         )

@@ -16,6 +16,7 @@ from diffuse_cli.config import TrainConfig
 from diffuse_cli.errors import Interrupted, Terminated
 from diffuse_cli.events import Notice, Stop, Work, until
 from diffuse_cli.features import KIDS
+from diffuse_cli.media import MEDIA
 from diffuse_cli.memory import out_of_memory
 from diffuse_cli.metrics import label
 from diffuse_cli.runtime import log_picture
@@ -96,6 +97,7 @@ class Monitor:
         self.previewed: int | None = None
         self.validated: int | None = None
         self._loss, self._readings = 0.0, 0
+        self._many = MEDIA[trainer.plan.images.medium].MANY
         self._validator: Validator | None = None
 
     @property
@@ -131,8 +133,9 @@ class Monitor:
         self.best = Best.restored(state["best"], saved.best) if state["best"] else None
         if self.best and self.config.eval_every and self.best.images != self.images:
             yield Notice(
-                f"the best model so far was found with {self.best.images} images an evaluation, "
-                f"not {self.images}: the search starts again, without {files.show(self.run.best)}"
+                f"the best model so far was found with {self.best.images} {self._many} an "
+                f"evaluation, not {self.images}: the search starts again, without "
+                f"{files.show(self.run.best)}"
             )
             self.best = None
 
@@ -145,7 +148,9 @@ class Monitor:
         if self.config.eval_every:
             self._validator = Validator(self.trainer.plan, self.images, self.trainer.device)
             if not self._validator.held_out:
-                yield Notice("nothing is held out: --eval-every compares with training images")
+                yield Notice(
+                    f"nothing is held out: --eval-every compares with training {self._many}"
+                )
 
     def settle(self) -> None:
         """Make the best model's file agree with the state, whatever a killed run left."""

@@ -72,7 +72,8 @@ class Overfitting:
         return (
             f"overfitting: the held-out loss was best at step {best.step:,} and has risen from "
             f"{best.mean:.4f} to {now.mean:.4f}, while the training loss fell from "
-            f"{best.training:.4f} to {now.training:.4f}: the model is learning its images by heart"
+            f"{best.training:.4f} to {now.training:.4f}: the model is learning its "
+            "training data by heart"
         )
 
     def state(self) -> dict[str, Any]:

@@ -174,7 +174,8 @@ def prepare(
             yield Notice(line, warning=True)
     if int((~held_out).sum()) < FEW:
         yield Notice(
-            "1 image to train on: the model can only memorise it; what it draws will be a copy",
+            f"1 {MEDIA[images.medium].ONE} to train on: the model can only memorise it; what it "
+            "draws will be a copy",
             warning=True,
         )
     if done.variance in LEARNED and done.loss == "simple":

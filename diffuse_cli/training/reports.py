@@ -12,7 +12,11 @@ import torch
 
 @dataclass(frozen=True)
 class Step:
-    """A finished step; every `log_every`-th has what was measured since the one before."""
+    """A finished step; every `log_every`-th has what was measured since the one before.
+
+    Attributes:
+        many: what `images_per_second` counts.
+    """
 
     step: int
     steps: int
@@ -21,6 +25,7 @@ class Step:
     grad_norm: float | None = None
     images_per_second: float | None = None
     seconds_left: float | None = None
+    many: str = "images"
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ class Trained:
     processes: int
     seconds: float
     best: dict[str, Any] | None = None
+    medium: str = "image"
 
 
 class Meter:

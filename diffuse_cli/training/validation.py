@@ -15,6 +15,7 @@ from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Work, finish
 from diffuse_cli.features import KIDS, FeatureNetwork, extract, ready
 from diffuse_cli.features._judging import find_judge
+from diffuse_cli.media import MEDIA
 from diffuse_cli.metrics import kid
 from diffuse_cli.sampling import Drawing, collect
 from diffuse_cli.training.feed import readable
@@ -117,9 +118,10 @@ class Validator:
         self.held_out = len(plan.held_out) >= LEAST
         chosen = plan.held_out if self.held_out else plan.train
         if len(chosen) < LEAST:
+            many = MEDIA[plan.images.medium].MANY
             raise UsageError(
-                f"an evaluation needs {LEAST} real images, and the data has {len(chosen)}",
-                "Leave --eval-every out, or give more images",
+                f"an evaluation needs {LEAST} real {many}, and the data has {len(chosen)}",
+                f"Leave --eval-every out, or give more {many}",
             )
         real = chosen[permutation(plan.config.seed, 0, len(chosen))[:REAL_IMAGES]]
         space = plan.blueprint.space

@@ -109,6 +109,8 @@ def test_the_tables_say_so(model: Path, signals: Path, diffuse: Callable[..., An
     assert ran.code == 0, ran.err
     assert ran.out.splitlines()[0].split() == ["length", *LABEL.split()]
     assert "KID is that of random features" in ran.err
+    ran = diffuse("ema", *line, "--features", "inception", "-q")
+    assert (ran.code, "--features is of photographs" in ran.line) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 
-from diffuse_cli.metrics import Facts, Measured, memorization, numbers, remarks
+from diffuse_cli.metrics import Facts, Measured, Words, memorization, numbers, remarks
+
+facts = partial(Facts, words=Words("images", "pixels", one="image"))
 
 MEMORIZED = {
     "memorized_expected": 0.05, "memorized_features": 0.5, "memorized_pixels": 0.6,
@@ -41,7 +44,7 @@ GAP = {"bits_per_dim_gap": 0.4, "bits_per_dim_gap_standard_error": 0.1}
 )
 def test_what_is_significant_is_said(values, images, starts):
     found = [
-        str(r) for r in remarks(Facts(BITS | values, 2000, images, 1280, True, 256)) if r.warns
+        str(r) for r in remarks(facts(BITS | values, 2000, images, 1280, True, 256)) if r.warns
     ]
     assert len(found) == len(starts)
     assert all(line.startswith(start) for line, start in zip(found, starts, strict=True))
@@ -64,7 +67,7 @@ NO_COPIES = {
 
 def said(kind, model=True, **values):
     """The level and the sentence of the one remark of a kind."""
-    [found] = [r for r in remarks(Facts(values, 500, 500, 10, model, 256)) if r.kind == kind]
+    [found] = [r for r in remarks(facts(values, 500, 500, 10, model, 256)) if r.kind == kind]
     return found.level, found.says
 
 
@@ -101,7 +104,7 @@ def test_images_differ_where_their_error_is_known():
 def test_images_unlike_real_ones_are_not_praised():
     """Neither for plausibility nor for being no copies."""
     bad = STANDING | SHARES | NO_COPIES | {"kid": 1.0}
-    kinds = {r.kind: r for r in remarks(Facts(bad, 500, 500, 10, True, 256))}
+    kinds = {r.kind: r for r in remarks(facts(bad, 500, 500, 10, True, 256))}
     assert "plausibility and variety" not in kinds
     assert kinds["memorisation"].says == (
         "not judged, as the generated images are too unlike real ones"
@@ -135,10 +138,10 @@ def test_more_bits_than_storing_takes_are_called_so():
     assert level == "poor"
     assert words.startswith("8.90 ± 0.10 is worse than storing the pixels as they are")
     gap = {"bits_per_dim_gap": 0.0, "bits_per_dim_gap_standard_error": 0.1}
-    kinds = {r.kind for r in remarks(Facts(worse | gap, 9, 9, 10, True, 256))}
+    kinds = {r.kind for r in remarks(facts(worse | gap, 9, 9, 10, True, 256))}
     assert "overfitting" not in kinds  # of which there is "no sign", as it predicts neither
     better = {"bits_per_dim": 8.2, "bits_per_dim_standard_error": 0.1}
-    kinds = {r.kind for r in remarks(Facts(better | gap, 9, 9, 10, True, 256))}
+    kinds = {r.kind for r in remarks(facts(better | gap, 9, 9, 10, True, 256))}
     assert kinds == {"overfitting", "memorisation"}
 
 
@@ -148,7 +151,7 @@ def test_more_bits_than_storing_takes_are_called_so():
 )
 def test_what_storing_takes_is_told_by_the_levels(levels, bits, stored):
     values = {"bits_per_dim": bits, "bits_per_dim_standard_error": 0.1, "bits_per_dim_gap": 0.0}
-    found = {r.kind: r.says for r in remarks(Facts(values, 9, 9, 10, True, levels))}
+    found = {r.kind: r.says for r in remarks(facts(values, 9, 9, 10, True, levels))}
     assert ("bits per dimension" in found) == (stored is not None)
     assert ("overfitting" in found) == (stored is None)
     if stored:
@@ -177,6 +180,23 @@ def test_near_images_are_not_called_none(changed, words):
     level, found = said("memorisation", **NO_COPIES | changed)
     assert level == "fine"
     assert words in found
+
+
+def test_distances_in_numbers_alone_are_a_hint_at_most():
+    """Of sounds and arrays, features say nothing."""
+    alone = {k: v for k, v in MEMORIZED.items() if not k.endswith("features")}
+    kinds = (Words("sounds", one="sound"), Words("images", one="image"))
+    sound, image = (
+        {r.kind: r for r in remarks(Facts(alone, 500, 500, 10, True, None, words=words))}
+        for words in kinds
+    )
+    assert sound["memorisation"].level == image["memorisation"].level == "possible"
+    assert str(sound["memorisation"]) == (
+        "possible memorisation: 60% of the generated sounds are, by their numbers alone, as near "
+        "to a training sound as the nearest 5% of sounds that are no copies; those of "
+        "little detail can be, too: look at them with --pairs FILE.png"
+    )
+    assert sound["reference"].says.startswith("for sounds near to training sounds it is the share")
 
 
 @pytest.mark.parametrize(("model", "words"), [(True, "own training data"), (False, "40 images")])

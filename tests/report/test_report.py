@@ -22,7 +22,7 @@ from diffuse_cli.config import EvalConfig, SamplerChoice
 from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation import evaluating
 from diffuse_cli.evaluation.showing import OF_CLASS, SAMPLES, TWINS
-from diffuse_cli.metrics import METRICS, Measured
+from diffuse_cli.metrics import METRICS, Measured, Words
 from diffuse_cli.options import from_dict, to_arguments
 from diffuse_cli.report import charts, curves, style
 from diffuse_cli.report.courses import sweep
@@ -476,7 +476,9 @@ def row(sampler, steps, guidance, kid, error):
 def test_a_sweep_has_a_row_for_each_setting(guidance):
     rows = (row("ddim", 10, guidance, 0.3, 0.01), row("heun", 5, guidance, 0.2, 0.01),
             row("ddim", 20, guidance, 0.1, 0.02))  # fmt: skip
-    swept = Tuned(rows, rows[2].setting, "kid", 500, 400, "all", {}, {}, "cpu", None, None)
+    swept = Tuned(
+        rows, rows[2].setting, "kid", 500, 400, "all", {}, {}, "cpu", None, None, Words("images")
+    )
     page = Page(render("sweep", **sweep(swept)))
     assert page.text.count("recommended") == 2
     assert "500 images" in page.text

@@ -18,6 +18,7 @@ from diffuse_cli.conditioning import Condition
 from diffuse_cli.config import DiffusionConfig, SamplerChoice, TuneConfig
 from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.errors import UsageError
+from diffuse_cli.metrics import Words
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.sampling import draw
 from diffuse_cli.sweeps import learning, tradeoff, tuning
@@ -434,6 +435,7 @@ def swept(*rows):
     return Tuned(
         rows=rows, recommended=recommend(rows), metric="kid", n=8, real=6, part="all",
         features={"name": "some"}, settings={}, device="cpu", out=None, plot=None,
+        words=Words("images", one="image"),
     )  # fmt: skip
 
 

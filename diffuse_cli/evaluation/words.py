@@ -1,0 +1,20 @@
+"""What is said of samples of a space."""
+
+from __future__ import annotations
+
+from diffuse_cli.core.space import Space
+from diffuse_cli.media import MEDIA
+from diffuse_cli.metrics import Words
+
+
+def words_of(space: Space) -> Words:
+    """The words of a space's medium."""
+    kind = MEDIA[space.medium]
+    low, high = getattr(kind, "LOW_HIGH", ("low", "high"))
+    channels = getattr(kind, "CHANNELS", {}).get(space.channels, ())
+    return Words(kind.MANY, getattr(kind, "POINTS", "points"), low, high, channels, kind.ONE)
+
+
+def part_of(part: str, words: Words) -> str:
+    """Which of the real samples were measured, `held-out` or `all`, in words."""
+    return {"held-out": f"held-out {words.many}", "all": f"all {words.many} of DATA"}[part]
