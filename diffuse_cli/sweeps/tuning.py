@@ -80,11 +80,19 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         timesteps = process.num_timesteps
         choice = base.choice
         first = recommending.first_settings(
-            config, choice.guidance, timesteps, choice.weak_guidance
+            config,
+            choice.guidance,
+            timesteps,
+            choice.weak_guidance,
+            loaded.model.distilled is not None,
         )
         scales = recommending.other_scales(config, loaded.model, choice.guidance)
         weak_scales = recommending.weak_scales(config) if base.guide else ()
         few = recommending.learned_steps(config, first, process)
+        if (
+            loaded.model.distilled is not None
+        ):  # its guidance is in its weights, and its times fixed
+            scales, weak_scales, few = (), (), ()
         yield from _announce(config, first, scales, weak_scales, few, timesteps)
         network = yield from evaluating.find_network(config, accelerator)
         sides = yield from read_sides(config, loaded)
