@@ -161,6 +161,7 @@ class _Stage:
             **{name: getattr(config, name) for name in DESCRIBED},
             "precision": self.loaded.precision,
             "model": {"sha256": self.loaded.sha256},
+            **({"distilled": dict(of)} if (of := self.loaded.model.distilled) else {}),
         }
 
 
