@@ -7,10 +7,11 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NoReturn
 
 import typer
+import typer.main
 from typer.exceptions import TyperException
 
 from diffuse_cli import __version__
@@ -22,6 +23,7 @@ from diffuse_cli.console import Console, steady
 from diffuse_cli.core.errors import InvalidArgument
 from diffuse_cli.errors import DiffuseError, OutputError, UsageError, translated
 from diffuse_cli.memory import out_of_memory
+from diffuse_cli.peers import lost
 from diffuse_cli.runtime import launched, rank, wait_briefly
 from diffuse_cli.signals import raised
 
@@ -32,13 +34,36 @@ ORDER = (
 """Commands that `--help` lists first."""
 
 
-def build(opened: list[Console]) -> typer.Typer:
-    """The app, with a command for each entry of COMMANDS; a command appends its console."""
+class Commands(Mapping[str, Any]):
+    """The commands by name, each made when it is looked up; one appends its console to `opened`."""
+
+    def __init__(self, opened: list[Console]) -> None:
+        self._opened = opened
+        self._names = dict.fromkeys([*ORDER, *COMMANDS])
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._names:
+            raise KeyError(name)
+        app = typer.Typer(add_completion=False, rich_markup_mode=None)
+        app.command(name, cls=Command)(make_command(name, COMMANDS[name], self._opened.append))
+        return typer.main.get_command(app)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def build(opened: list[Console]) -> Any:
+    """The program, with a command for each entry of COMMANDS; a command appends its console."""
     app = typer.Typer(
         name="diffuse",
         cls=Group,
         help="Train, sample, measure and demonstrate denoising diffusion models.",
-        pretty_exceptions_enable=False,
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
@@ -55,9 +80,9 @@ def build(opened: list[Console]) -> typer.Typer:
             typer.echo(context.get_help(), err=True)
             raise typer.Exit(UsageError.exit_code)
 
-    for name in [*ORDER, *(n for n in COMMANDS if n not in ORDER)]:
-        app.command(name, cls=Command)(make_command(name, COMMANDS[name], opened.append))
-    return app
+    group: Any = typer.main.get_command(app)
+    group.commands = Commands(opened)
+    return group
 
 
 def _print_version(value: bool) -> None:
@@ -90,12 +115,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _expected(
                 consoles[-1], UsageError("out of memory", "Try a smaller --batch-size")
             )
+        if gone := lost(error):
+            return _expected(consoles[-1], gone)
         traceback.print_exc()
         return 1
 
 
 def _expected(console: Console, error: DiffuseError) -> int:
-    if rank() == 0:
+    if rank() == 0 or not error.of_all:
         console.fail(error)
     return error.exit_code
 

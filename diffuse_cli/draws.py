@@ -161,7 +161,10 @@ def seed_modules(seed: int, step: int, microbatch: int, process: int) -> None:
     """Seed what modules draw themselves, such as dropout."""
     import torch
 
-    torch.manual_seed(key(seed, "modules", step, microbatch, process) & 0xFFFF_FFFF)
+    # `torch.manual_seed` notes a stack trace for each kind of device that is not there.
+    there = torch.accelerator.is_available()
+    seed_all = torch.manual_seed if there else torch.default_generator.manual_seed
+    seed_all(key(seed, "modules", step, microbatch, process) & 0xFFFF_FFFF)
 
 
 def share(n: int, parts: int, index: int) -> range:

@@ -23,6 +23,9 @@ class DiffuseError(Exception):
 
     exit_code = 1
 
+    of_all = True
+    """Whether each process of several has it, so that the first alone says it."""
+
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.message = message
@@ -68,6 +71,13 @@ class BusyError(DiffuseError):
     """Another run holds the output."""
 
     exit_code = 75
+
+
+class LostError(DiffuseError):
+    """Another process of this run is gone."""
+
+    exit_code = 76
+    of_all = False
 
 
 class Interrupted(DiffuseError):

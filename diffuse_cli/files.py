@@ -274,6 +274,15 @@ def check_room(folder: Path, total: int, largest: int) -> None:
         )
 
 
+def free_space(folder: Path) -> int:
+    """Bytes that are free on the disk of a folder, which need not be there yet; 0 if the system
+    does not say."""
+    try:
+        return shutil.disk_usage(_nearest(folder)).free
+    except OSError:
+        return 0
+
+
 def _nearest(folder: Path) -> Path:
     """The folder, or the nearest above it that exists."""
     return next(place for place in (folder, *folder.parents) if place.exists())

@@ -21,6 +21,7 @@ from diffuse_cli.files import show
 
 SAFETENSORS, PICKLE, TORCH = "a safetensors file", "a pickle", "a pickle of torch"
 ZIP, CUT_ZIP = "a zip file", "a zip file that is cut short"
+TAR = "a tar archive"
 """Kinds of file, in words. TORCH is the zip file of `torch.save`: a pickle, then its tensors."""
 
 PICKLES = (PICKLE, TORCH)
@@ -36,7 +37,7 @@ MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x28\xb5\x2f\xfd", "a zstandard archive"),
     (0, b"7z\xbc\xaf", "a 7-Zip archive"),
     (0, b"Rar!", "a RAR archive"),
-    (257, b"ustar", "a tar archive"),
+    (257, b"ustar", TAR),
 )
 """Kinds by the bytes at an offset."""
 

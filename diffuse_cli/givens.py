@@ -74,14 +74,20 @@ class Giver:
     @cached_property
     def inputs(self) -> Space:
         """The space of what is given at sampling: the other half of a pair, or what is observed."""
-        made, shape = self.degradation, (self.given.channels, *self.space.size)
-        channels, *size = made.observed(self.space.shape) if made else shape
+        made = self.degradation
+        if made is None:
+            return self.shown
+        channels, *size = made.observed(self.space.shape)
         return dataclasses.replace(self.space, channels=channels, size=tuple(size))
 
     @cached_property
     def shown(self) -> Space:
         """The space of the pictures that `look` makes of what is told."""
-        return dataclasses.replace(self.space, channels=self.given.channels)
+        own = {name: getattr(self.given, name) for name in ("mean", "std") if self.given.mean}
+        layout, channels = self.space.layout, self.given.channels
+        if layout and layout.isupper() and "C" not in layout and channels > 1:
+            layout = None  # axes such as HW have no place for channels: those of the files
+        return dataclasses.replace(self.space, channels=channels, layout=layout, **own)
 
     # -- what is told ------------------------------------------------------------------------------
 

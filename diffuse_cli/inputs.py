@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +19,7 @@ from diffuse_cli.data.summary import fitting, span
 from diffuse_cli.errors import DataError, UsageError
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.givens import Giver, Inputs, beside, degrading, masked
-from diffuse_cli.media import MEDIA, Asked, like, numbers_of
+from diffuse_cli.media import MEDIA, Asked, like, like_mask, numbers_of
 from diffuse_cli.resolving import DrawSettings
 
 if TYPE_CHECKING:
@@ -30,8 +29,8 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-WHITE = 128
-"""From here on a grey level of a mask is white: unknown."""
+WHITE = 1 / 2
+"""From this part of the highest level on, a mask is white: unknown."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +39,12 @@ class Offered:
 
     Attributes:
         inputs: for the model.
-        count: how many images are drawn of it.
+        per: how many images there are of each number: one for each thing that is given.
         described: for the manifest.
     """
 
     inputs: Inputs | None
-    count: int
+    per: int
     described: dict[str, Any]
 
 
@@ -62,30 +61,32 @@ def offered(config: SampleConfig, settings: DrawSettings, loaded: Loaded) -> Wor
             raise UsageError(
                 "--given: the model was trained without", "Train one with --given, or leave it out"
             )
-        return Offered(None, config.n, {})
+        return Offered(None, 1, {})
     if config.given is None:
         if settings.condition is None or settings.condition.scale != 0:
             raise UsageError(_wanted(giver), _how(giver))
-        return Offered(None, config.n, {})
+        return Offered(None, 1, {})
     _check(config, giver)
     read = partial(
         read_images,
         background=loaded.background,
         fit=loaded.fit,
         medium=giver.space.medium,
-        layout=giver.space.layout,
+        rate=giver.space.rate,
         numbers=numbers_of(giver.space),
         single=True,
     )
     asked = giver.space if config.degrade or config.mask else giver.inputs
-    samples = yield from read(config.given, size=asked.size, channels=asked.channels)
+    samples = yield from read(
+        config.given, size=asked.size, channels=asked.channels, layout=asked.layout
+    )
     sizes = samples.summary.sizes
     if [size[::-1] for size in sizes] != [asked.size]:
         fitted = fitting(sizes, asked.size, loaded.fit, giver.space.medium)
         yield Notice(f"--given of {span(sizes)}: resized to {dimensions(asked.size)}{fitted}")
     described = _described(config.given, samples.names)
     if config.mask:
-        masks = yield from read(config.mask, size=asked.size, channels=1)
+        masks = yield from read(config.mask, **{**like_mask(giver.space), "size": asked.size})
         known = _known(samples, masks, Path(config.mask))
         inputs = masked(giver, samples.stored, known)
         described["mask"] = _described(config.mask, masks.names)
@@ -94,7 +95,7 @@ def offered(config: SampleConfig, settings: DrawSettings, loaded: Loaded) -> Wor
         described["degraded"] = giver.given.what
     else:
         inputs = beside(giver, samples.stored)
-    return Offered(inputs, config.n * len(samples), {"given": described})
+    return Offered(inputs, len(samples), {"given": described})
 
 
 def _wanted(giver: Giver) -> str:
@@ -134,7 +135,8 @@ def _known(samples: Samples, masks: Samples, path: Path) -> Array:
         chosen = masks.stored[found.rows]
     else:
         chosen = masks.stored
-    known: Array = chosen < WHITE
+    whole = np.iinfo(chosen.dtype).max if chosen.dtype.kind == "u" else 1
+    known: Array = chosen < whole * WHITE
     return known
 
 
@@ -145,11 +147,8 @@ def _described(path: str, names: Sequence[str]) -> dict[str, Any]:
     return {"files": [{"name": files.show(name), "sha256": hashes[name]} for name in names]}
 
 
-def from_samples(drawn: Sequence[Array], space: Space, loaded: Loaded, first: int) -> Inputs:
-    """Stored samples of a model as what another is given, at its size.
-
-    Args:
-        first: the index of the first of them.
+def check_follows(space: Space, loaded: Loaded) -> None:
+    """Refuse a model that cannot be given samples of a space.
 
     Raises:
         UsageError: samples of other channels or levels, or a model that needs a mask.
@@ -159,12 +158,24 @@ def from_samples(drawn: Sequence[Array], space: Space, loaded: Loaded, first: in
     if giver.masks:
         raise UsageError(f"--then: the model is told what is unknown ({giver.given.what})")
     wanted = giver.inputs
-    same = dataclasses.replace(space, size=wanted.size)
-    if same != wanted:
+    # Floats are drawn as numbers of files, whatever the mean and deviation of either model.
+    kinds = [(s.medium, s.channels, s.levels, s.layout, s.dims) for s in (space, wanted)]
+    if kinds[0] != kinds[1]:
         raise UsageError(
             f"--then: the model draws from {wanted.channels} channels of {wanted.levels} levels, "
             f"not from {space.channels} of {space.levels}"
         )
+
+
+def from_samples(drawn: Sequence[Array], space: Space, loaded: Loaded, first: int) -> Inputs:
+    """Stored samples of a model as what another is given, at its size; `check_follows` is first.
+
+    Args:
+        first: the index of the first of them.
+    """
+    giver = Giver.of(loaded.model.blueprint)
+    assert giver is not None
+    wanted = giver.inputs
     asked = Asked(**like(wanted))
     medium = MEDIA[space.medium]
     fitted = [x if x.shape[1:] == wanted.size else medium.fit(x, asked) for x in drawn]

@@ -28,8 +28,23 @@ def parse_size(value: Any) -> Size:
         sides = sides * 2 if len(sides) == 1 else sides
     else:
         raise ValueError("a size is a number of pixels, or HEIGHTxWIDTH")
-    if not all(isinstance(v, int) and not isinstance(v, bool) and 1 <= v <= 4096 for v in sides):
-        raise ValueError("a side is 1 to 4096 pixels")
+    return _checked(sides, 4096, "a side is 1 to 4096 pixels")
+
+
+def parse_length(value: Any) -> Size:
+    """As `parse_size`; one number can be larger, for the length of signals and sounds."""
+    if isinstance(value, str) and re.fullmatch(r"\d{1,7}", value):
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = value, value
+    if isinstance(value, (list, tuple)) and 1 <= len(value) <= 3 and len(set(value)) == 1:
+        return _checked(tuple(value), 2**20, "a side is 1 to 4096 pixels, or up to 1048576 samples")
+    return parse_size(value)
+
+
+def _checked(sides: tuple[Any, ...], longest: int, fault: str) -> Size:
+    if not all(isinstance(v, int) and not isinstance(v, bool) and 1 <= v <= longest for v in sides):
+        raise ValueError(fault)
     return sides
 
 
@@ -42,6 +57,20 @@ def parse_ints(value: Any) -> tuple[int, ...]:
     if not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in value):
         raise ValueError("a list of positive whole numbers, such as 1,2,2")
     return tuple(value)
+
+
+_UNITS = {"": 1, **{f"{p}b": 1000**k for k, p in enumerate("kmgt", 1)}}
+_UNITS |= {p + end: 1024**k for k, p in enumerate("kmgt", 1) for end in ("", "ib")}
+
+
+def parse_bytes(value: Any) -> int:
+    """`8GiB`, `8G` (the same), `500MB` or a number of bytes."""
+    text = str(value).strip().lower() if not isinstance(value, bool) else ""
+    found = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?)\s*([a-z]*)", text)
+    unit = _UNITS.get(found[2]) if found else None
+    if found is None or unit is None:
+        raise ValueError("a size is a number of bytes, such as 8GiB, 500MB or 0")
+    return int(float(found[1]) * unit)
 
 
 def parse_color(value: Any) -> str:
@@ -113,6 +142,22 @@ def _floats(value: Any) -> tuple[float, ...]:
     if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value):
         return ()
     return tuple(float(v) for v in value)
+
+
+MOST_IMAGES = 10_000_000
+
+
+def parse_range(value: Any) -> tuple[int, int]:
+    """`"1000:2000"` or `[1000, 2000]`, from the first to before the second."""
+    ends = value.split(":") if isinstance(value, str) else value
+    if not isinstance(ends, (list, tuple)) or len(ends) != 2:
+        raise ValueError("the first and the one after the last, such as 1000:2000")
+    start, stop = (as_number(end, int) if isinstance(end, str) else end for end in ends)
+    if type(start) is not int or type(stop) is not int:
+        raise ValueError("two whole numbers, such as 1000:2000")
+    if not 0 <= start < stop <= 10**12 or stop - start > MOST_IMAGES:
+        raise ValueError(f"rising numbers from 0 on, of at most {MOST_IMAGES:,} images")
+    return start, stop
 
 
 def parse_times(value: Any) -> tuple[float, ...]:

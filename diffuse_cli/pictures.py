@@ -75,21 +75,28 @@ def grid(pixels: Pixels, columns: int | None = None, padding: int = 2) -> Image.
 
 
 def rows(groups: Iterable[Sequence[Pixels]]) -> Image.Image:
-    """A row for each group of images of one size: single ones (C, H, W) or several (N, C, H, W).
+    """A row for each group of images: single ones (C, H, W) or several (N, C, H, W).
 
-    Grey ones are shown beside colour, a shorter group ends in white, and short groups share a row.
+    Grey ones are shown beside colour, smaller ones on white, a shorter group ends in white, and
+    short groups share a row.
     """
     parts = [[own if own.ndim == 4 else own[None] for own in group] for group in groups]
-    deepest = max(own.shape[1] for group in parts for own in group)
-    every = [
-        np.concatenate([np.repeat(own, deepest // own.shape[1], axis=1) for own in group])
-        for group in parts
-    ]
+    shapes = [own.shape[1:] for group in parts for own in group]
+    largest = tuple(map(max, zip(*shapes, strict=True)))
+    every = [np.concatenate([_on_white(own, largest) for own in group]) for group in parts]
     longest = max(map(len, every))
     blank = np.full_like(every[0][:1], 255)
     filled = [np.concatenate([row, *[blank] * (longest - len(row))]) for row in every]
     across = max(1, round(math.sqrt(len(every) / longest)))
     return grid(np.concatenate(filled), longest * across)
+
+
+def _on_white(images: Pixels, shape: tuple[int, ...]) -> Pixels:
+    """Images (N, c, h, w), with c = C or 1, as (N, C, H, W)."""
+    channels, height, width = shape
+    deep = np.repeat(images, channels // images.shape[1], axis=1)
+    below, beside = height - images.shape[2], width - images.shape[3]
+    return np.pad(deep, ((0, 0), (0, 0), (0, below), (0, beside)), constant_values=255)
 
 
 def png(picture: Image.Image | Pixels) -> bytes:

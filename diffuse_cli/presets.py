@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from dataclasses import fields as fields_of
 from typing import Any
 
@@ -23,6 +23,7 @@ class Preset:
     Attributes:
         help: its number of parameters (at 32x32 in colour, or as published) and its use.
         settings: of the network's `Config`; the network adapts them to the space.
+        signals: those that differ in one dimension, where a position costs a third.
         train: fields of `TrainConfig` that it sets.
         published: a model of a paper, whose number of levels is fixed. Its image size is in `train`
             if it is larger than the default one.
@@ -34,6 +35,7 @@ class Preset:
     train: Mapping[str, Any]
     published: bool = False
     network: str = "unet"
+    signals: Mapping[str, Any] = field(default_factory=dict)
 
 
 DDPM: dict[str, Any] = {
@@ -96,6 +98,7 @@ PRESETS: Registry[Preset] = Registry(
             "0.4 M parameters: minutes on a laptop's processor",
             _shape(32, (1, 1, 1), 1, (), finest=32),
             {"lr": 4e-3},
+            signals={"width": 64, "finest": 512},
         ),
         "small": Preset(
             "6.9 M: hours on a processor, minutes on a GPU",
@@ -209,7 +212,8 @@ def architecture(
                 "Leave one of them out",
             )
         given["width"] = config.width
-    module, fields = lookup(NETWORKS, name, "--network"), {**preset.settings, **given}
+    own = {**preset.settings, **(preset.signals if space.dims == 1 else {})}
+    module, fields = lookup(NETWORKS, name, "--network"), {**own, **given}
     known = {f.name for f in fields_of(module.Config)}  # type: ignore[arg-type]
     if config.width is not None and "width" not in known:
         raise UsageError(f"--width: the network '{name}' has none", "Leave it out")

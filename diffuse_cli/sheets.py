@@ -42,13 +42,18 @@ def arrange(drawn: Mapping[int, Array], space: Space, wanted: Condition | None) 
     return pictures.grid(np.stack(filled), columns)
 
 
-def beside(drawn: Mapping[int, Array], space: Space, seen: Frames) -> Image:
-    """The grid of samples by index, each row after what its images are given."""
+def beside(drawn: Mapping[int, Array], space: Space, seen: Frames, turn: int) -> Image:
+    """The grid of samples by index, each row after what its images are given.
+
+    Args:
+        seen: pictures of what image k is given, by k modulo `turn`.
+    """
     order = sorted(drawn)
     shown = dict(zip(order, looks(space, np.stack([drawn[i] for i in order])), strict=True))
-    return pictures.rows(
-        [*seen[k], *(shown[i] for i in order[k :: len(seen)])] for k in sorted(seen)
-    )
+    rows: dict[int, list[Array]] = {}
+    for i in order:
+        rows.setdefault(i % turn, [*seen[i % turn]]).append(shown[i])
+    return pictures.rows(rows[k] for k in sorted(rows))
 
 
 def animate(frames: Frames, space: Space) -> bytes:

@@ -73,8 +73,26 @@ def write_images(folder: Path, count: int = 60, seed: int = 38, side: int = 8) -
     return folder
 
 
+LONG = (
+    "commands/test_processes.py", "reliability/test_kills.py", "reliability/test_hostile_models.py",
+    "report/test_report.py", "golden/test_golden.py", "commands/test_streams.py",
+    "evaluation/test_told.py", "training/test_table.py", "training/test_resume.py",
+    "training/test_best.py", "training/test_budget.py", "training/test_init.py",
+    "tasks/test_trained.py", "tasks/test_tasks.py", "sweeps/test_tuning.py",
+    "evaluation/test_evaluation.py", "demo/test_reversing.py", "core/test_restoration.py",
+)  # fmt: skip
+"""Files that take longest. They begin first, so that no worker is left with one when others have
+ended."""
+
+
+def _turn(item: pytest.Item) -> int:
+    name = item.nodeid.partition("::")[0].removeprefix("tests/")
+    return LONG.index(name) if name in LONG else len(LONG)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none."""
+    """Long files first; skip what needs a GPU where there is none."""
+    items.sort(key=_turn)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked:
         import torch
@@ -105,16 +123,26 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 PREVIEW_STEPS = 2
-"""In how many steps a run in this process draws its previews and what it measures KID of."""
+"""In how many steps a run draws its previews and what it measures KID of."""
+
+
+def less(arguments: Sequence[Any]) -> dict[str, int]:
+    """What a command does less of, by where its number is."""
+    if arguments[:1] == ["train"]:
+        return {"diffuse_cli.training.previews.SAMPLING_STEPS": PREVIEW_STEPS}
+    if arguments[:1] == ["tune"]:
+        return {"diffuse_cli.sweeps.learning.SAMPLES": 4, "diffuse_cli.sweeps.learning.FINE": 10}
+    return {}
 
 
 def in_process(arguments: Sequence[Any]) -> int:
     from diffuse_cli.app import main
 
+    line = [str(a) for a in arguments]
     with pytest.MonkeyPatch.context() as patch:
-        if arguments and arguments[0] == "train":
-            patch.setattr("diffuse_cli.training.previews.SAMPLING_STEPS", PREVIEW_STEPS)
-        return main([str(a) for a in arguments])
+        for place, number in less(line).items():
+            patch.setattr(place, number)
+        return main(line)
 
 
 @pytest.fixture(scope="session")
@@ -177,6 +205,30 @@ def train(diffuse: Callable[..., Ran], images: Path, recipe: Path) -> Callable[.
     return lambda *arguments: diffuse("train", images, "--config", recipe, *arguments)
 
 
+def logged(name: str, run: Path = Path("model.run")) -> list[Any]:
+    """The values of this name in the log of a run, in order."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line[name] for line in lines if name in line]
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, Any]]]:
+    """What the loss is given while training: x0 and the conditions of a microbatch."""
+    from diffuse_cli.core import LOSSES
+    from diffuse_cli.core.losses import simple
+
+    seen = []
+
+    def loss(denoiser: Any, x0: Any, t: Any, noise: Any, weight: Any = None, **cond: Any) -> Any:
+        value = simple(denoiser, x0, t, noise, weight, **cond)
+        if value.requires_grad:
+            seen.append((x0, cond))
+        return value
+
+    monkeypatch.setitem(LOSSES, "simple", loss)
+    return seen
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """The process that those of `spawn` are forked from."""
@@ -189,9 +241,16 @@ def spawn(server: Server, tmp_path: Path) -> Iterator[Callable[..., Forked]]:
     """Start `diffuse` as a process of its own, that has everything imported already."""
     started: list[Forked] = []
 
-    def start(*arguments: Any, env: Mapping[str, str] = {}, **options: Any) -> Forked:
+    def start(
+        *arguments: Any, env: Mapping[str, str] = {}, before: str = "", **options: Any
+    ) -> Forked:
         line = [*map(str, arguments)]
-        started.append(Forked(server, line, tmp_path, environment(**env), **options))
+        setting = [
+            f"import {place.rpartition('.')[0]}; {place} = {number}\n"
+            for place, number in less(line).items()
+        ]
+        before = "".join([*setting, before])
+        started.append(Forked(server, line, tmp_path, environment(**env), before=before, **options))
         return started[-1]
 
     yield start

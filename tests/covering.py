@@ -18,13 +18,18 @@ def covering(*tables: Iterable[Any], strength: int = 3) -> list[Row]:
     rows = list(product(*tables))
     Random(0).shuffle(rows)
     columns = list(combinations(range(len(rows[0])), strength))
-    missing = {(at, *(row[k] for k in at)) for row in rows for at in columns}
-    taken = []
+    adds = [{(at, *(row[k] for k in at)) for at in columns} for row in rows]
+    most = [len(columns)] * len(rows)  # what a row may still add: it adds less as others are taken
+    missing, taken = set().union(*adds), []
     for least in range(len(columns), 0, -1):
-        for row in rows:
-            new = missing & {(at, *(row[k] for k in at)) for at in columns}
-            if len(new) >= least:
+        for k, row in enumerate(rows):
+            if most[k] < least:
+                continue
+            new = missing & adds[k]
+            most[k] = len(new)
+            if most[k] >= least:
                 missing -= new
+                most[k] = 0
                 taken.append(row)
     assert not missing
     return sorted(taken, key=repr)

@@ -24,6 +24,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
+# Nothing that tests write need survive a power cut: what would be synced is told by
+# `files.operation`. Disks take milliseconds for each.
+os.fsync = os.fstat
+
 # -- in the process of the test -------------------------------------------------------------------
 
 

@@ -25,6 +25,18 @@ def watching(seen: list[tuple[str, str]]):
     return operation
 
 
+def noting(into: Path):
+    """A seam that notes each operation and the name of its file as a line."""
+
+    @contextlib.contextmanager
+    def operation(name: str, path: Path) -> Iterator[None]:
+        with into.open("a") as file:
+            file.write(f"{name} {path.name}\n")
+        yield
+
+    return operation
+
+
 def failing(stop: str, error: Exception, *, after: bool = False):
     """A seam that raises before or after every operation of one name."""
 
@@ -56,13 +68,13 @@ def ends_at(moment: int):
     return operation
 
 
-def killed_while(work: Callable[[], Any], moment: int) -> bool:
-    """Do `work` in a process of its own that ends at a moment; whether it did."""
+def killed_while(work: Callable[[], Any], operation: Any) -> bool:
+    """Do `work` in a process of its own over a seam that may end it; whether it did."""
     process = os.fork()
     if not process:
         code = 1
         try:
-            files.operation = ends_at(moment)
+            files.operation = operation
             work()
             code = 0
         finally:

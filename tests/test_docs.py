@@ -181,6 +181,10 @@ def dots(tmp_path: Path, process: Callable[..., Any]) -> Callable[..., Any]:
 def test_the_code_that_adds_things_works(dots: Callable[..., Any], tmp_path: Path):
     ran = dots("train", "data", "--schedule", "ramp", "--config", "plain.toml", "--steps", 2)
     assert ran.code == 0, ran.err
+    lines = [f"data/{k}.dots {'ab'[k % 2]}" for k in range(8)]
+    (tmp_path / "some.list").write_text("\n".join(lines))
+    ran = dots("info", "some.list", "--json")
+    assert ran.json["classes"] == {"a": 4, "b": 4}, ran.err
     told = dots("info", "model.safetensors").out
     assert "two convolutions over 16 channels" in told
     assert "schedule ramp" in told
@@ -264,6 +268,7 @@ def test_every_promise_has_a_test():
         "docs/evaluation.md",
         "docs/extending.md",
         "docs/limits.md",
+        "docs/sources.md",
     ],
 )
 def test_a_page_links_to_files_that_exist(page: str):
@@ -278,7 +283,7 @@ def test_what_is_missing_is_still_missing():
     page = (ROOT / "docs" / "limits.md").read_text(encoding="utf-8")
     assert list(NETWORKS.own) == ["unet"]
     assert "the only network is a U-Net" in page
-    assert list(MEDIA.own) == ["array", "image"]
+    assert list(MEDIA.own) == ["array", "audio", "image"]
     assert "anything but images" in page
     assert "formats besides PNG, JPEG, WebP, AVIF, BMP, GIF and TIFF" in page
     assert {name.upper() for name in re.findall(r"\w+", page)} >= set(FORMATS)

@@ -216,7 +216,6 @@ ARCHIVES: dict[str, tuple[Callable[[str], Any], str]] = {
     "photos.tar.gz": (lambda p: tarred(p, "w:gz"), "a gzip archive"),
     "photos.tar.xz": (lambda p: tarred(p, "w:xz"), "an xz archive"),
     "photos.tar.bz2": (lambda p: tarred(p, "w:bz2"), "a bzip2 archive"),
-    "photos.tar": (lambda p: tarred(p, "w"), "a tar archive"),
     "photos.rar": (lambda p: Path(p).write_bytes(b"Rar!\x1a\x07\x01\0"), "a RAR archive"),
     "photos.7z": (lambda p: Path(p).write_bytes(b"7z\xbc\xaf\x27\x1c\0\4"), "a 7-Zip archive"),
 }

@@ -175,14 +175,32 @@ def test_raw_weights_need_keep_raw(train, recipe, diffuse, tmp_path):
 # -- nothing is overwritten -----------------------------------------------------------------------
 
 
-def test_a_folder_that_holds_samples_is_refused_before_any_computing(sample, monkeypatch):
-    sample("-n", 2)
-    before = {p: p.read_bytes() for p in OUT.iterdir()}
-    monkeypatch.setattr("diffuse_cli.generation.load_denoiser", lambda *a: 1 / 0)
-    ran = sample("-n", 2, "-q")
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        ("--seed 1", "of other settings: seed"),
+        ("--steps 6", "of other settings: steps"),
+        ("--batch-size 3", "of other settings: batch size"),
+        ("--weights raw", "of other settings: weights"),
+        ("--eta 0.5", "of other settings: eta"),
+    ],
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_samples_of_other_settings_are_refused_before_any_drawing(
+    sample, monkeypatch, option, named, finished
+):
+    with monkeypatch.context() as patch:
+        if not finished:
+            patch.setattr("diffuse_cli.ledger.Ledger.end", lambda *a: None)
+        sample("-n", 2)
+    before = {p: p.read_bytes() for p in OUT.rglob("*") if p.is_file()}
+    monkeypatch.setattr("diffuse_cli.stages.draw", lambda *a, **b: 1 / 0)
+    ran = sample("-n", 2, "-q", *option.split())
     assert ran.code == 5
+    assert "samples holds samples already" in ran.line
+    assert named in ran.line
     assert "--overwrite" in ran.line
-    assert {p: p.read_bytes() for p in OUT.iterdir()} == before
+    assert {p: p.read_bytes() for p in OUT.rglob("*") if p.is_file()} == before
 
 
 @pytest.mark.parametrize("kept", ["00000.png", "grid.png", "manifest.json"])

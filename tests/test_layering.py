@@ -19,10 +19,11 @@ PACKAGE = Path(diffuse_cli.__file__).parent
 ROOMS = (
     "core", "pictures", "errors", "events", "files", "runs", "outputs", "unusable", "media",
     "locks", "foreign", "parsing", "options", "config", "presets", "diffusion", "draws",
-    "givens", "data", "columns", "tensorfile", "modelfile", "memory", "runtime", "conditioning",
-    "resolving", "sampling", "sheets", "inputs", "guiding", "generation", "tasks", "features",
-    "metrics", "evaluation", "training", "sweeps", "demo", "inspection", "report", "interop",
-    "console", "signals", "commands", "app", "__main__",
+    "givens", "data", "folders", "ledger", "packing", "columns", "tensorfile", "modelfile",
+    "memory", "runtime", "peers", "conditioning", "resolving", "sampling", "sheets", "inputs",
+    "guiding", "stages", "assembling", "generation", "tasks", "features", "metrics",
+    "evaluation", "training", "sweeps", "demo", "inspection", "report", "interop", "console",
+    "signals", "commands", "app", "__main__",
 )  # fmt: skip
 """From the top of the house to the bottom; a room imports from itself and from those before it."""
 
@@ -201,7 +202,10 @@ from .core.process import Process
 
 # -- in a fresh interpreter -----------------------------------------------------------------------
 
-HEAVY = ("torch", "torchvision", "accelerate", "matplotlib", "safetensors", "diffusers")
+HEAVY = (
+    "torch", "torchvision", "accelerate", "matplotlib", "safetensors", "diffusers", "pyarrow",
+    "huggingface_hub",
+)  # fmt: skip
 
 
 def python(*arguments: str, path: Path = PACKAGE.parent) -> subprocess.CompletedProcess[str]:
@@ -229,10 +233,11 @@ def test_tables_are_listed_without_torch():
         "SAMPLERS, SPACINGS, NETWORKS, DEGRADATIONS, RESTORATIONS, Gaussian; "
         "from diffuse_cli.presets import PRESETS; "
         "from diffuse_cli.features import FEATURES; from diffuse_cli.metrics import METRICS; "
+        "from diffuse_cli.data.sources import SOURCES; "
         "from diffuse_cli.commands import COMMANDS; from diffuse_cli.interop import FORMATS; "
         "assert all(map(list, (SCHEDULES, TARGETS, VARIANCES, LOSSES, WEIGHTINGS, SAMPLERS, "
         "SPACINGS, NETWORKS, DEGRADATIONS, RESTORATIONS, PRESETS, FEATURES, METRICS, COMMANDS, "
-        "FORMATS)))"
+        "FORMATS, SOURCES)))"
     )
 
 

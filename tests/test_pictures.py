@@ -164,3 +164,12 @@ def test_nothing_heavy_is_imported() -> None:
     code = f"import sys, diffuse_cli.pictures; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_rows_put_smaller_images_on_white() -> None:
+    small, large = np.zeros((1, 2, 2), np.uint8), np.zeros((3, 2, 5), np.uint8)
+    sheet = np.asarray(pictures.rows([[small, large]]))
+    assert sheet.ndim == 3
+    zoom = sheet.shape[0] // 2
+    assert (sheet[:, : 2 * zoom] == 0).all()
+    assert (sheet[:, 2 * zoom : 5 * zoom] == 255).all()

@@ -68,8 +68,9 @@ def make_command(name: str, module: Any, set_console: Callable[[Console], None])
         module.run(configure(given, filed), console)
 
     command.__doc__ = inspect.cleandoc(module.__doc__)
-    command.__signature__ = inspect.Signature(_parameters(kind))  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in _parameters(kind)}
+    parameters = _parameters(kind)
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
     return command
 
 
@@ -136,7 +137,9 @@ METAVARS: dict[Any, str] = {
     "int": "N",
     "float": "X",
     parsing.parse_size: "H[xW]",
+    parsing.parse_length: "H[xW]",
     parsing.parse_color: "COLOR",
+    parsing.parse_bytes: "SIZE",
     parsing.parse_betas: "FILE",
     parsing.parse_file: "FILE",
     parsing.parse_interval: "LOW,HIGH",

@@ -38,7 +38,7 @@ def run(config: EvalConfig, console: Console) -> None:
 def to_json(config: EvalConfig, found: Evaluated) -> dict[str, object]:
     """The numbers, and all that is needed to compare them with others."""
     values = dataclasses.asdict(dataclasses.replace(found, shown=None, remarks=[]))
-    del values["shown"]
+    del values["shown"], values["words"]
     values["remarks"] = [str(remark) for remark in found.remarks if remark.warns]
     numbers = values.pop("values")
     counts = {"real": values.pop("real"), "generated": values.pop("generated")}

@@ -84,10 +84,11 @@ def _data_rows(found: DataReport, fit: str) -> Rows:
         ("train", f"at {dimensions(found.size)}{fitted}, {colour}; {kept}"),
         *_rows("classes", _classes(found)),
         *_rows("columns", (f"{brief(name)}: {text}" for name, text in found.columns.items())),
-        *_rows("pixels" if found.bytes else "numbers", _pixels(found)),
-        *_rows("duplicates", _copies(found.duplicates, " = ", "none")),
+        *_rows("pixels" if found.top else "numbers", _pixels(found)),
+        *_rows("duplicates", _copies(found, found.duplicates, " = ")),
         *_rows("near duplicates", _near(found)),
         ("fingerprint", found.fingerprint),
+        *_rows("origin", [summary.origin] if summary.origin else []),
         *([("contact sheet", show(found.out))] if found.out else []),
     ]
 
@@ -118,24 +119,24 @@ def _classes(found: DataReport) -> list[str]:
 
     classes = found.summary.classes
     if not classes:
-        return ["none: the images are not in class folders"]
+        return [f"none: the {found.summary.counted(2).partition(' ')[2]} are not in class folders"]
     least, most = min(classes.values()), max(classes.values())
     each = f"{most:,}" if least == most else f"{least:,} to {most:,}"
-    lines = [
-        f"{plural(len(classes), 'class', 'classes')} of {each} {'image' if most == 1 else 'images'}"
-    ]
+    noun = found.summary.counted(most).partition(" ")[2]
+    lines = [f"{plural(len(classes), 'class', 'classes')} of {each} {noun}"]
     if found.summary.unlabelled:
-        lines.append(f"{plural(found.summary.unlabelled, 'image')} outside the class folders")
+        lines.append(f"{found.summary.counted(found.summary.unlabelled)} outside the class folders")
     return [*lines, _counts(classes, MOST_CLASSES)]
 
 
 def _pixels(found: DataReport) -> list[str]:
-    if not found.bytes:
+    if found.top is None:
         values = (" ".join(f"{v:.4g}" for v in own) for own in vars(found.pixels).values())
         return ["mean {}, deviation {}".format(*values)]
-    scaled = found.pixels.scaled()
+    scaled = found.pixels.scaled(found.top)
     return [
-        f"mean {_numbers(found.pixels.mean, 2)}, deviation {_numbers(found.pixels.std, 2)} of 255",
+        f"mean {_numbers(found.pixels.mean, 2)}, deviation {_numbers(found.pixels.std, 2)} "
+        f"of {found.top}",
         f"mean {_numbers(scaled.mean, 4)}, deviation {_numbers(scaled.std, 4)} in [-1, 1]",
     ]
 
@@ -145,26 +146,30 @@ def _numbers(values: Iterable[float], digits: int) -> str:
 
 
 def _near(found: DataReport) -> list[str]:
+    many = found.summary.counted(2).partition(" ")[2]
     if found.near_duplicates is None:
-        return ["not searched: the images are too small"]
-    lines = _copies(found.near_duplicates, " ~ ", "none")
+        pictured = found.top is not None and len(found.size) == 2
+        return [f"not searched: the {many} are {'too small' if pictured else 'no pictures'}"]
+    lines = _copies(found, found.near_duplicates, " ~ ")
     if found.blank:
-        lines.append(f"not searched among {found.blank:,} almost blank images")
+        lines.append(f"not searched among {found.blank:,} almost blank {many}")
     return lines
 
 
-def _copies(copies: Copies, sign: str, none: str) -> list[str]:
+def _copies(found: DataReport, copies: Copies, sign: str) -> list[str]:
     from diffuse_cli.data.summary import plural
 
     if not copies.groups:
-        return [none]
-    lines = [f"{plural(copies.groups, 'group')}, {plural(copies.surplus, 'surplus image')}"]
+        return ["none"]
+    one, many = (found.summary.counted(count).partition(" ")[2] for count in (1, 2))
+    surplus = plural(copies.surplus, f"surplus {one}", f"surplus {many}")
+    lines = [f"{plural(copies.groups, 'group')}, {surplus}"]
     if copies.across_classes:
         lines.append(f"{plural(copies.across_classes, 'group')} in more than one class")
     if copies.across_split:
+        held_out = plural(copies.across_split, f"held-out {one}", f"held-out {many}")
         lines.append(
-            f"{plural(copies.across_split, 'held-out image')} with a copy among the training "
-            "images, which flatters held-out numbers"
+            f"{held_out} with a copy among the training {many}, which flatters held-out numbers"
         )
     for group in copies.first:
         more = f", ... ({group.count:,})" if group.count > len(group.names) else ""

@@ -22,7 +22,7 @@ def run(config: SampleConfig, console: Console) -> None:
             "images": [str(path) for path in made.images],
             "grid": str(made.grid) if made.grid else None,
             "gif": str(made.gif) if made.gif else None,
-            "manifest": str(made.manifest),
+            "manifest": str(made.manifest) if made.manifest else None,
             "processes": made.processes,
         }
         console.result(made.paths, values)

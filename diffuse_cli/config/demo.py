@@ -8,7 +8,7 @@ from diffuse_cli.config.drawing import WeightsConfig
 from diffuse_cli.config.model import LOG_SNR_SHIFT, TIMESTEPS_SHOWN
 from diffuse_cli.config.reading import BACKGROUND, FIT
 from diffuse_cli.options import OVERWRITE, Config, argument, option
-from diffuse_cli.parsing import Size, parse_color, parse_names, parse_size
+from diffuse_cli.parsing import Size, parse_color, parse_length, parse_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class ForwardConfig(Config):
         None, "Timesteps T of the process.", low=2, high=100_000, shown=TIMESTEPS_SHOWN
     )
     size: Size | None = option(
-        None, "Size to show the image at.", parse=parse_size, shown="its own, at most 256"
+        None, "Size to show the image at.", parse=parse_length, shown="its own, at most 256"
     )
 
 
@@ -58,7 +58,7 @@ class ReverseConfig(WeightsConfig):
 class DemoConfig(ForwardConfig, ReverseConfig):
     """The forward process of one image, as a picture; with a model also the reverse one."""
 
-    image: str = argument("IMAGE", "Image.")
+    image: str = argument("IMAGE", "Image, array or sound.")
     model: str | None = option(
         None,
         "Also show what this model makes of the image, and how it draws one.",
@@ -75,4 +75,5 @@ class DemoConfig(ForwardConfig, ReverseConfig):
         None, "Picture to write.", flag="-o", metavar="FILE", shown="NAME.noise-demo.png"
     )
     gif: bool = option(False, "Also write an animation.")
+    html: bool = option(False, "Also write a page on which each picture can be played, of a sound.")
     overwrite: bool = option(False, OVERWRITE)

@@ -15,7 +15,13 @@ from diffuse_cli.options import (
     run_option,
     sampling_option,
 )
-from diffuse_cli.parsing import parse_interval, parse_names, parse_settings, parse_times
+from diffuse_cli.parsing import (
+    parse_interval,
+    parse_names,
+    parse_range,
+    parse_settings,
+    parse_times,
+)
 
 SAMPLER, SAMPLING_STEPS, SPACING = "unipc", 20, "trailing"
 """The defaults; the first two chosen by benchmarks/samplers.py."""
@@ -39,6 +45,9 @@ ON = (
     "What to tell of a column, for a model trained with --condition-on: age=40. Repeat it for "
     "other columns, and for other values of one, which are drawn in turn."
 )
+
+IMAGES = 16
+"""How many images are drawn if no number is given."""
 
 MOST_STEPS, STRONGEST = 100_000, 100
 """The largest number of steps and guidance scale that can be asked for."""
@@ -206,10 +215,29 @@ class SampleConfig(DrawConfig, WeightsConfig):
     """Images from a model file."""
 
     model: str = argument("MODEL", "Model file, or run directory.")
-    n: int = option(
-        16, "Number of images; with --given, of each.", flag="-n", low=1, high=10_000_000
+    n: int | None = option(
+        None,
+        "Number of images; with --given, of each.",
+        flag="-n",
+        low=1,
+        high=10_000_000,
+        shown=str(IMAGES),
     )
-    out: str = option("samples", "Folder for the images.", flag="-o", metavar="FOLDER")
+    range: tuple[int, int] | None = option(
+        None,
+        "Draw images A to B - 1 of the seed alone, as one of several machines, or to add to a "
+        "folder.",
+        parse=parse_range,
+        metavar="A:B",
+        shown="",
+    )
+    out: str = option(
+        "samples",
+        "Folder for the images, or a file that ends in .zip, or in .npz for one array of them all. "
+        "If it holds a part of them, of the same settings, the rest is drawn.",
+        flag="-o",
+        metavar="FOLDER|FILE",
+    )
     classes: tuple[str, ...] = option(
         (),
         "Class to draw. Repeat it to draw several in turn.",
@@ -248,6 +276,8 @@ class SampleConfig(DrawConfig, WeightsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.n is not None and self.range is not None:
+            raise UsageError("-n and --range exclude each other", "Give one of them")
         if self.given is None:
             for flag in ("mask", "degrade"):
                 if getattr(self, flag):
@@ -256,3 +286,8 @@ class SampleConfig(DrawConfig, WeightsConfig):
             raise UsageError(
                 "--mask and --degrade exclude each other", "--degrade draws masks of its own"
             )
+
+    @property
+    def number(self) -> int:
+        """How many images are drawn, of each if they are given something."""
+        return IMAGES if self.n is None else self.n

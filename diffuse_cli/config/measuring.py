@@ -78,7 +78,7 @@ class MeasureConfig(SidesConfig):
     """What is measured, and the real images to compare with."""
 
     subject: str = argument("MODEL", "Model file, or run directory.")
-    data: str = argument("DATA", "Folder or zip of real images.")
+    data: str = argument("DATA", "Real images, as for train: a folder, a zip, shards.")
     overwrite: bool = option(False, OVERWRITE)
 
 

@@ -5,12 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from diffuse_cli.options import OVERWRITE, Config, argument, data_option, option
-from diffuse_cli.parsing import Size, parse_color, parse_size
+from diffuse_cli.parsing import Size, parse_color, parse_length
 
 FIT = "Images of another shape: crop the centre, pad with the background, or stretch."
 BACKGROUND = "Colour behind transparent images, and around padded ones."
-LAYOUT = "Axes of arrays in their order, C for channels, such as HWC."
-"""Help of --fit, --background and --layout, which several commands have."""
+LAYOUT = (
+    "Axes of arrays in their order, C for channels, such as HWC; pages for images: those of a TIFF "
+    "are its channels."
+)
+ALPHA = "Keep the transparency of images, as a channel."
+BITS = "Bits of images, 8 or 16; others are scaled."
+OWN_BITS = "16 if all images have them"
+RATE = "Rate of sounds in Hz, to which others are resampled."
+"""Help of --fit and others, which several commands have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +36,21 @@ class ReadingConfig(Config):
 class InfoConfig(ReadingConfig):
     """A set of images, or a model file, to describe."""
 
-    path: str = argument("PATH", "Folder or zip of images or arrays, model file, or run directory.")
+    path: str = argument(
+        "PATH", "Images, arrays or sounds, as for train; a model file; or a run directory."
+    )
     size: Size | None = data_option(
-        None, "Image size, as for train.", parse=parse_size, shown="from the data"
+        None, "Image size, as for train.", parse=parse_length, shown="from the data"
     )
     background: str | None = data_option(None, BACKGROUND, parse=parse_color, shown="white")
     fit: str | None = data_option(None, FIT, table="media.FITS", shown="crop")
     layout: str | None = data_option(
-        None, LAYOUT, table="media.array.LAYOUTS", shown="L, HW, CHW or CDHW, by their number"
+        None, LAYOUT, table="media._layouts.LAYOUTS", shown="L, HW, CHW or CDHW, by their number"
+    )
+    alpha: bool = data_option(False, ALPHA)
+    bits: int | None = data_option(None, BITS, low=8, high=16, shown=OWN_BITS)
+    rate: int | None = data_option(
+        None, RATE, low=1000, high=384_000, shown="the usual one in the data, at most 16000"
     )
     out: str | None = option(
         None,

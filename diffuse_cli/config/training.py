@@ -7,7 +7,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diffuse_cli.config.model import DiffusionConfig
-from diffuse_cli.config.reading import BACKGROUND, FIT, LAYOUT, ReadingConfig
+from diffuse_cli.config.reading import (
+    ALPHA,
+    BACKGROUND,
+    BITS,
+    FIT,
+    LAYOUT,
+    OWN_BITS,
+    RATE,
+    ReadingConfig,
+)
 from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.errors import UsageError
 from diffuse_cli.options import (
@@ -21,7 +30,14 @@ from diffuse_cli.options import (
     run_option,
     to_dict,
 )
-from diffuse_cli.parsing import Size, parse_color, parse_given, parse_listed, parse_size
+from diffuse_cli.parsing import (
+    Size,
+    parse_bytes,
+    parse_color,
+    parse_given,
+    parse_length,
+    parse_listed,
+)
 
 WEIGHTED = frozenset({"vlb", "consistency"})
 """Losses that have weights of their own."""
@@ -34,7 +50,10 @@ GIVEN_DROPOUT = 0.1
 class TrainConfig(DiffusionConfig, ReadingConfig):
     """Everything that decides the weights of a model, and how its run is kept."""
 
-    data: str = argument("DATA", "Folder or zip of images or arrays.")
+    data: str = argument(
+        "DATA",
+        "Folder, .zip, .tar or .parquet of images, arrays or sounds, or hf://datasets/ORG/NAME.",
+    )
     steps: int = option(5000, "Training steps.", low=1, high=100_000_000)
     minutes: float | None = option(
         None,
@@ -53,8 +72,9 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     )
     size: Size | None = option(
         None,
-        "Image size. Images of a single size up to 64 keep it; others become 64x64.",
-        parse=parse_size,
+        "Image size, or the length of sounds in samples. Images of a single size up to 64 keep it; "
+        "others become 64x64.",
+        parse=parse_length,
         shown="from the data",
     )
     preset: str | None = network_option(
@@ -81,10 +101,19 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         None, "What the samples are.", table="media.MEDIA", shown="that of most files in DATA"
     )
     channels: int | None = data_option(
-        None, "Channels: 1 for grey, 3 for colour.", low=1, high=64, shown="from the data"
+        None,
+        "Channels: 1 for grey or mono, 2 for stereo, 3 for colour.",
+        low=1,
+        high=64,
+        shown="from the data",
     )
     layout: str | None = data_option(
-        None, LAYOUT, table="media.array.LAYOUTS", shown="L, HW, CHW or CDHW, by their number"
+        None, LAYOUT, table="media._layouts.LAYOUTS", shown="L, HW, CHW or CDHW, by their number"
+    )
+    alpha: bool = data_option(False, ALPHA)
+    bits: int | None = data_option(None, BITS, low=8, high=16, shown=OWN_BITS)
+    rate: int | None = data_option(
+        None, RATE, low=1000, high=384_000, shown="the usual one in the data, at most 16000"
     )
     transform: str | None = data_option(
         None,
@@ -116,6 +145,15 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     )
     background: str = data_option("white", BACKGROUND, parse=parse_color)
     fit: str = data_option("crop", FIT, table="media.FITS")
+
+    cache: int | None = data_option(
+        None,
+        "Keep at most this much of the decoded images, in memory or, over a quarter of it, in a "
+        "file in the run directory; decode the others as they are used (8GiB, 0).",
+        parse=parse_bytes,
+        control=True,
+        shown="a quarter of the memory, or half of what is free on the disk if that is more",
+    )
 
     width: int | None = network_option(
         None,

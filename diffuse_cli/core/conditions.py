@@ -37,12 +37,24 @@ class Given(Settings):
         noise: in training, noise of a deviation drawn uniformly from 0 to this was added to it
             (Ho et al. 2022, sec. 4.2), so that samples of another model may stand in for it. The
             network is not told how much.
+        mean, std: of each channel of pairs of floats, as those of a `Space`; None for others, and
+            for models that were trained on the samples' own.
     """
 
     channels: int = setting(low=1, high=MOST_CHANNELS)
     what: str = setting(PAIRS)
     dropout: float = setting(0.0, 0, 1)
     noise: float = setting(0.0, 0, 10)
+    mean: tuple[float, ...] | None = setting(None)
+    std: tuple[float, ...] | None = setting(None, low=1e-30)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("mean", "std"):
+            if len(getattr(self, name) or ()) not in (0, self.channels):
+                raise InvalidArgument(f"must have {self.channels} numbers", argument=name)
+        if (self.mean is None) != (self.std is None):
+            raise InvalidArgument("needs a deviation", argument="mean")
 
 
 @dataclass(frozen=True, kw_only=True)

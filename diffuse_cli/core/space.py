@@ -13,7 +13,8 @@ from diffuse_cli.core.transforms import TRANSFORMS
 if TYPE_CHECKING:
     from torch import Tensor
 
-LONGEST_SIDE, MOST_CHANNELS = 4096, 64
+LONGEST_SIDE, LONGEST_SIGNAL, MOST_CHANNELS = 4096, 2**20, 64
+"""The longest side of two or three dimensions, and of one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,7 @@ class Space(Settings):
         mean, std: one number per channel for floats, of f(x); empty for levels.
         transform: f, a name in `TRANSFORMS`, for floats; None for f(x) = x.
         layout: the axes of a sample in its file, if the medium knows several.
+        rate: of sounds, in Hz.
 
     Raises:
         InvalidArgument: a value out of range, a `mean` or `std` of the wrong length, an unknown
@@ -38,18 +40,21 @@ class Space(Settings):
     """
 
     channels: int = setting(low=1, high=MOST_CHANNELS)
-    size: tuple[int, ...] = setting(low=1, high=LONGEST_SIDE)
+    size: tuple[int, ...] = setting(low=1, high=LONGEST_SIGNAL)
     medium: str = setting("image")
     levels: int | None = setting(256, 2, 65_536)
     mean: tuple[float, ...] = setting(())
     std: tuple[float, ...] = setting((), low=1e-30)
     transform: str | None = setting(None)
     layout: str | None = setting(None)
+    rate: int | None = setting(None, 1, 2**20)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 1 <= len(self.size) <= 3:
             raise InvalidArgument("must have one to three dimensions", argument="size")
+        if len(self.size) > 1 and max(self.size) > LONGEST_SIDE:
+            raise InvalidArgument(f"must be at most {LONGEST_SIDE} a side", argument="size")
         wanted = self.channels if self.levels is None else 0
         for name in ("mean", "std"):
             if len(getattr(self, name)) != wanted:

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import zipfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from diffuse_cli import files
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.data import summary
 from diffuse_cli.data.samples import Samples
+from diffuse_cli.data.streamed import Streamed, stream_of
+from diffuse_cli.data.streaming import Stream
 from diffuse_cli.errors import DataError
 from diffuse_cli.media import Array
 
@@ -91,7 +94,77 @@ Store = Memory | Mapped
 """Takes samples of one shape (C, *size) one by one; a single channel is repeated to fill C."""
 
 
+class Kept:
+    """The first samples of a set, as many as `keep` bytes hold: all, where it is None.
+
+    Attributes:
+        store: of the shape that all samples have so far; None before the first.
+        room: how many samples it has room for.
+        open: whether it takes another.
+    """
+
+    def __init__(self, folder: Path | None, total: int, keep: int | None) -> None:
+        self.store: Store | None = None
+        self.room = 0
+        self._folder, self._total, self._keep = folder, total, keep
+        self._count, self.open = 0, True
+        if folder is not None:
+            forget(folder)
+
+    def renew(self, shape: Shape, dtype: np.dtype[Any], fitted: Callable[[Array], Array]) -> None:
+        """Begin a store of another shape with what was kept so far."""
+        before: Iterable[Array] = () if self.store is None else self.store.finish()
+        self.room, self._count = self._total, 0
+        if self._keep is not None:
+            self.room = min(self._total, self._keep // (math.prod(shape) * dtype.itemsize))
+        if self._folder is None or self.room == 0:
+            self.store = Memory(self.room, shape, dtype)
+        else:
+            self.store = Mapped(self._folder, shape, dtype)
+        was_open, self.open = self.open, True
+        for values in before:
+            self.append(fitted(values))
+        self.open = self.open and was_open
+
+    def append(self, values: Array | None) -> None:
+        """Keep a sample, if none was left out before it; None leaves it out."""
+        self.open = self.open and values is not None and self._count < self.room
+        if self.open and self.store is not None and values is not None:
+            self.store.append(values)
+            self._count += 1
+
+    @property
+    def shape(self) -> Shape:
+        """That of the samples."""
+        assert self.store is not None
+        return self.store.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """That of the samples."""
+        assert self.store is not None
+        return self.store.dtype
+
+    def again(self) -> Kept:
+        """An empty one of the same shape."""
+        other = Kept(self._folder, self._total, self._keep)
+        other.renew(self.shape, self.dtype, lambda values: values)
+        return other
+
+    def finish(self) -> Array:
+        """(K, C, *size)."""
+        assert self.store is not None
+        return self.store.finish()
+
+    def abort(self, error: BaseException) -> None:
+        """As that of the stores."""
+        if self.store is not None:
+            self.store.abort(error)
+
+
 def _map(path: Path, shape: Shape, dtype: np.dtype[Any]) -> Array:
+    if shape[0] == 0:  # there is nothing to map
+        return np.empty(shape, dtype)
     return np.memmap(path, dtype, mode="r", shape=shape)
 
 
@@ -106,18 +179,22 @@ def save_index(images: Samples, folder: Path) -> None:
     Raises:
         OutputError: the folder cannot be written.
     """
-    if not _is_mapped_from(images.stored, folder / PIXELS):
+    stream = stream_of(images.stored)
+    kept = stream.kept if stream else images.stored
+    if not _is_mapped_from(kept, folder / PIXELS):
         forget(folder)
-        files.write_bytes(folder / PIXELS, images.stored.tobytes())
+        files.write_bytes(folder / PIXELS, kept.tobytes())
     meta = {
-        "shape": images.stored.shape,
-        "dtype": images.stored.dtype.str,
+        "shape": kept.shape,
+        "dtype": kept.dtype.str,
         "medium": images.medium,
         "layout": images.layout,
         "transform": images.transform,
+        "rate": images.rate,
         "class_names": images.class_names,
         "names": images.names,
         "summary": images.summary.to_dict(),
+        "stream": stream.to_dict() if stream else None,
     }
     buffer = io.BytesIO()
     np.savez(
@@ -147,11 +224,15 @@ def open_index(folder: Path) -> Samples:
         shape, dtype = tuple(meta["shape"]), np.dtype(meta.get("dtype", "u1"))
         if (folder / PIXELS).stat().st_size != math.prod(shape) * dtype.itemsize:
             raise ValueError("the pixels are not those of the index")
+        stored: Any = _map(folder / PIXELS, shape, dtype)
+        if meta.get("stream"):
+            stored = Streamed(Stream.from_dict(meta["stream"], digests, stored))
         return Samples(
-            stored=_map(folder / PIXELS, shape, dtype),
+            stored=stored,
             medium=meta.get("medium", "image"),
             layout=meta.get("layout"),
             transform=meta.get("transform"),
+            rate=meta.get("rate"),
             labels=labels,
             class_names=tuple(meta["class_names"]),
             names=tuple(meta["names"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +29,11 @@ MOST_PROCESSES = 16
 Decode = Callable[[Reading, Sequence[Entry]], list[Result]]
 
 
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def decode_all(reading: Reading, entries: tuple[Entry, ...], workers: int) -> Iterator[Result]:
     """The results in the order of `entries`, a bounded number of chunks ahead."""
     if workers == 1:
@@ -38,7 +44,7 @@ def decode_all(reading: Reading, entries: tuple[Entry, ...], workers: int) -> It
         decode: Decode = decode_files
         if _many_small(entries):
             workers = min(workers, MOST_PROCESSES)
-            decode = stack.enter_context(_processes(reading, workers))
+            decode = stack.enter_context(processes(reading, workers))
         pool = ThreadPoolExecutor(workers, thread_name_prefix="diffuse-images")
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)
         ahead: deque[Future[list[Result]]] = deque()
@@ -56,7 +62,7 @@ def _many_small(entries: tuple[Entry, ...]) -> bool:
 
 
 @contextlib.contextmanager
-def _processes(reading: Reading, count: int) -> Iterator[Decode]:
+def processes(reading: Reading, count: int) -> Iterator[Decode]:
     """A function that decodes in an idle process, or here if that process is gone."""
     idle: SimpleQueue[Worker] = SimpleQueue()
 

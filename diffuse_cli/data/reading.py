@@ -5,24 +5,35 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import os
 import time
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import ImageColor
 
 from diffuse_cli import unusable
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.data import cache as caches
+from diffuse_cli.data.index import Index
 from diffuse_cli.data.jobs import Decoded, Reading, Skipped
-from diffuse_cli.data.pool import decode_all
+from diffuse_cli.data.pool import cores, decode_all
 from diffuse_cli.data.samples import Samples
-from diffuse_cli.data.sources import Entry, Listing, classes_of, list_samples, open_source
+from diffuse_cli.data.sources import (
+    Entry,
+    Listing,
+    Source,
+    classes_of,
+    fetching,
+    list_samples,
+    open_source,
+)
+from diffuse_cli.data.streamed import stored_of
+from diffuse_cli.data.streaming import SECONDS_BETWEEN_EVENTS, Origin, Stream
 from diffuse_cli.data.summary import (
     NAMED,
     Summary,
@@ -36,6 +47,7 @@ from diffuse_cli.errors import DataError, translating
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.files import show
 from diffuse_cli.media import (
+    LARGE,
     MEDIA,
     Array,
     Asked,
@@ -43,21 +55,26 @@ from diffuse_cli.media import (
     Read,
     Size,
     advice,
+    check_bits,
     check_fit,
     check_layout,
-    check_size,
+    check_rate,
+    checked_size,
     kept_side,
     prepare,
+    settled,
 )
+from diffuse_cli.unusable import Unusable
 
-_SECONDS_BETWEEN_EVENTS = 0.1
+LOOKED_AT = 256
+"""Files that decide what is open, such as the rate of sounds."""
 
 
 @dataclass
 class _Tally:
     """The counts of the summary so far."""
 
-    names: list[str] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
     sizes: Counter[Size] = field(default_factory=Counter)
     modes: Counter[str] = field(default_factory=Counter)
@@ -66,8 +83,12 @@ class _Tally:
     skipped: dict[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
     remarks: dict[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
 
+    @property
+    def names(self) -> list[str]:
+        return [entry.name for entry in self.entries]
+
     def add(self, entry: Entry, read: Read) -> None:
-        self.names.append(entry.name)
+        self.entries.append(entry)
         self.digests.append(read.digest)
         self.sizes[read.size] += 1
         self.modes[read.mode] += 1
@@ -75,6 +96,9 @@ class _Tally:
         self.layout = self.layout or read.layout
         for remark in read.remarks:
             _count(self.remarks, remark, entry)
+
+    def all_digests(self) -> npt.NDArray[np.uint8]:
+        return np.frombuffer(b"".join(self.digests), np.uint8).reshape(-1, 16)
 
     def skip(self, skip: Skipped) -> None:
         _count(self.skipped, skip.reason, skip.entry)
@@ -95,12 +119,17 @@ def read_images(
     medium: str | None = None,
     layout: str | None = None,
     numbers: str | None = None,
+    bits: int | None = None,
+    rate: int | None = None,
     transform: str | None = None,
     strict: bool = False,
     workers: int | None = None,
     cache: Path | None = None,
     map_over: int = 0,
     single: bool = False,
+    keep: int | None = None,
+    index: Path | None = None,
+    goes_on: bool = False,
 ) -> Work[Samples]:
     """Find, check and decode every sample of a folder or zip file.
 
@@ -115,85 +144,152 @@ def read_images(
         background: the colour behind transparent images, and around padded ones.
         fit: a name in `FITS`, for samples of another shape than the result.
         medium: a name in `MEDIA`; None for the one of most files.
-        layout, numbers: as in `Asked`.
+        layout, numbers, rate: as in `Asked`.
+        bits: of levels, instead of `numbers`, for a medium that has `BITS`.
         transform: of the space, a name in `TRANSFORMS`.
         strict: stop at the first bad file instead of skipping it.
         workers: threads; None for one per core.
         cache: a folder for a mapped file of the samples, instead of memory.
         map_over: bytes up to which samples stay in memory despite `cache`.
         single: `source` may be a sample itself.
+        keep: bytes of samples to keep, in memory or the cache; the others are decoded when they are
+            looked up. None keeps all.
+        index: the file of an `Index`, for a set that may be larger than `keep`.
+        goes_on: a complete index counts, whatever has become of the source.
 
     Raises:
         DataError: the source does not exist, has no usable sample, or, with `strict`, a bad file.
         OutputError: the cache cannot be written.
         UsageError: a fit, a layout or a number of sides that the medium does not know.
     """
+    yield from fetching(Path(source))
+    color = ImageColor.getrgb(background)[:3]
+    asked = Asked(size, channels, color, fit, layout=layout, numbers=numbers, rate=rate)
+    about = {
+        "source": str(Path(source).absolute()),
+        "medium": medium,
+        "bits": bits,
+        **asdict(asked),
+    }
+    known = Index(index, about, goes_on)
     with contextlib.closing(open_source(Path(source), single=single)) as opened:
-        listing = list_samples(opened, medium)
+        before = known.listing() if goes_on else None
+        listing = before or list_samples(opened, medium)
         with translating():
             check_fit(listing.medium, fit)
             check_layout(listing.medium, layout)
-            check_size(listing.medium, size)
+            check_rate(listing.medium, rate)
+            size = checked_size(listing.medium, size)
+            numbers = numbers or check_bits(listing.medium, bits)
         prepare(listing.medium)
-        color = ImageColor.getrgb(background)[:3]
-        asked = Asked(size, channels, color, fit, layout=layout, numbers=numbers)
+        asked = dataclasses.replace(asked, size=size, numbers=numbers)
+        asked = yield from _settled(asked, opened, listing)
         reading = Reading(opened, listing.medium, asked)
-        bound = _most_bytes(listing, size)
-        folder = cache if cache is not None and bound > map_over else None
+        bound = most_bytes(listing, asked)
+        if before is None and (keep is None or bound <= keep):
+            known.remove()
+            known = Index(None, about)
+        taken = bound if keep is None else min(bound, keep)
+        folder = cache if cache is not None and taken > map_over else None
         tally = _Tally()
-        stored = yield from _collect(reading, listing, tally, folder, strict, workers or _cores())
+        kept = caches.Kept(folder, len(listing.candidates), keep)
+        yield from _collect(reading, listing, tally, kept, known, strict, workers or cores())
+        stored = None
+        if tally.entries:
+            stream = Stream(
+                Origin(
+                    source=str(source),
+                    medium=reading.medium,
+                    asked=reading.asked,
+                    entries=tally.entries,
+                    digests=tally.all_digests(),
+                    shape=kept.shape,
+                    dtype=kept.dtype,
+                    single=single,
+                ),
+                kept.finish(),
+                workers=workers,
+                strict=strict,
+            )
+            stored = yield from stored_of(stream, kept, workers or cores())
     if stored is None:
         raise _nothing(source, listing, tally)
     medium, sizes = listing.medium, tally.sizes
-    if size is None and (notice := _size_notice(sizes, stored.shape[2:], medium, fit)):
+    if asked.size is None and (notice := _size_notice(sizes, stored.shape[2:], medium, fit)):
         yield Notice(notice)
+    if numbers is None and stored.dtype == np.uint8 and (lost := _deeper(tally.modes)):
+        many = MEDIA[medium].MANY
+        count = f"{lost:,} of {plural(len(tally.names), MEDIA[medium].ONE, many)}"
+        yield Notice(f"{count} have 16 bits, and become 8 as the others; --bits 16 keeps them")
     yield from _warnings(tally, asked, MEDIA[medium])
-    return _samples(source, stored, listing, tally, transform)
+    return _samples(source, stored, listing, tally, transform, asked.rate)
 
 
-def _most_bytes(listing: Listing, size: Size | None) -> int:
-    """How much the samples may take: three channels of bytes, or what is in the files."""
-    usual = kept_side(listing.medium, 2)
-    bound = len(listing.candidates) * 3 * math.prod(size or (usual, usual))
+def _settled(asked: Asked, source: Source, listing: Listing) -> Work[Asked]:
+    """What a medium decides of what is open, from some files evenly among all."""
+    every = listing.candidates
+    chosen = every[:: -(-len(every) // LOOKED_AT) or 1]
+    contents = filter(None, (_tried(source, entry) for entry in chosen))
+    asked, notice = settled(listing.medium, asked, contents)
+    if notice and every:
+        yield Notice(notice)
+    return asked
+
+
+def _tried(source: Source, entry: Entry) -> bytes | None:
+    """The content of a small file, or None."""
+    if entry.fault or entry.size > LARGE:
+        return None
+    try:
+        return source.read(entry)
+    except (Unusable, OSError):
+        return None
+
+
+def _deeper(modes: Counter[str]) -> int:
+    """How many images have more than 8 bits, by Pillow's names."""
+    return sum(count for mode, count in modes.items() if mode[:1] == "I" or mode[-3:] == ";16")
+
+
+def most_bytes(listing: Listing, asked: Asked) -> int:
+    """How much the samples may take: the channels asked for, or four of bytes, or what is in the
+    files."""
+    usual, size = kept_side(listing.medium, 2), asked.size
+    each = np.dtype(asked.numbers or "uint8").itemsize * (asked.channels or 4)
+    bound = len(listing.candidates) * each * math.prod(size or (usual, usual))
     if not getattr(MEDIA[listing.medium], "UNPACKED", False):
         return bound
     return max(bound, sum(entry.size for entry in listing.candidates))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _collect(
     reading: Reading,
     listing: Listing,
     tally: _Tally,
-    folder: Path | None,
+    kept: caches.Kept,
+    index: Index,
     strict: bool,
     workers: int,
-) -> Generator[Any, None, Array | None]:
-    """Decode everything into a store, which is replaced when a sample does not fit its shape."""
+) -> Work[None]:
+    """Decode everything into a store, which is replaced when a sample does not fit its shape; what
+    the index knows is not decoded."""
     total, kind = len(listing.candidates), MEDIA[reading.medium]
     task = f"reading {kind.MANY}"
-    store: caches.Store | None = None
-    if folder is not None:
-        caches.forget(folder)
 
     def fitted(values: Array) -> Array:
-        size = reading.asked.size
-        fits = size is None or values.shape[1:] == size
-        return values if fits else kind.fit(values, reading.asked)
-
-    def new_store(shape: caches.Shape, dtype: np.dtype[Any]) -> caches.Store:
-        if folder is None:
-            return caches.Memory(total, shape, dtype)
-        return caches.Mapped(folder, shape, dtype)
+        asked = reading.asked
+        fits = asked.size is None or values.shape[1:] == asked.size
+        fits = fits and asked.numbers in (None, values.dtype.name)
+        fits = fits and (asked.channels is None or values.shape[0] in (1, asked.channels))
+        size = asked.size or values.shape[1:]
+        return values if fits else kind.fit(values, dataclasses.replace(asked, size=size))
 
     last = time.monotonic()
     yield Progress(task, 0, total)
+    found = index.results(listing, lambda rest: decode_all(reading, rest, workers))
     try:
-        for done, result in enumerate(decode_all(reading, listing.candidates, workers), 1):
-            if isinstance(result, Decoded) and not _goes_with(store, result.read, reading):
+        for done, (result, known) in enumerate(found, 1):
+            if isinstance(result, Decoded) and not _goes_with(kept.store, result.read, reading):
                 result = Skipped(result.entry, unusable.SHAPE)
             if isinstance(result, Skipped):
                 if strict:
@@ -202,23 +298,26 @@ def _collect(
                 tally.skip(result)
             else:
                 tally.add(result.entry, result.read)
-                values = fitted(result.read.values)
-                shape, dtype = _shape_for(store, values, reading), _type_for(store, values)
+                values = _unread(result.read, reading) if known else fitted(result.read.values)
+                store = kept.store
+                shape = _shape_for(store, values, reading)
+                dtype = _type_for(store, values, reading)
                 if store is None or (store.shape, store.dtype) != (shape, dtype):
-                    kept: Iterable[Array] = () if store is None else store.finish()
-                    store = new_store(shape, dtype)
-                    for old in kept:
-                        store.append(fitted(old))
-                store.append(fitted(values))
-            if time.monotonic() - last > _SECONDS_BETWEEN_EVENTS:
+                    kept.renew(shape, dtype, fitted)
+                kept.append(None if known or not kept.open else fitted(values))
+            if time.monotonic() - last > SECONDS_BETWEEN_EVENTS:
                 last = time.monotonic()
                 yield Progress(task, done, total)
         yield Progress(task, total, total)
     except BaseException as error:
-        if store is not None:
-            store.abort(error)
+        kept.abort(error)
         raise
-    return store.finish() if store is not None else None
+
+
+def _unread(read: Read, reading: Reading) -> Array:
+    """In the place of a known sample's numbers: their shape, and the type that they become."""
+    dtype = reading.asked.numbers or read.values.dtype
+    return np.broadcast_to(np.zeros((), dtype), read.values.shape)
 
 
 def _goes_with(store: caches.Store | None, read: Read, reading: Reading) -> bool:
@@ -228,14 +327,23 @@ def _goes_with(store: caches.Store | None, read: Read, reading: Reading) -> bool
         if asked.size is not None and len(asked.size) != len(shape):
             reading.asked = dataclasses.replace(asked, size=shape)
         return True
-    if getattr(MEDIA[reading.medium], "MIXED", False):
-        return True
+    kind = MEDIA[reading.medium]
+    if getattr(kind, "MIXED", False):
+        alike = read.layout in getattr(kind, "ALIKE", ())
+        return not alike or store.shape[0] == read.values.shape[0]
     return store.shape == read.values.shape
 
 
-def _type_for(store: caches.Store | None, values: Array) -> np.dtype[Any]:
-    """The type that holds the numbers of a store and of a sample."""
-    return values.dtype if store is None else np.promote_types(store.dtype, values.dtype)
+def _type_for(store: caches.Store | None, values: Array, reading: Reading) -> np.dtype[Any]:
+    """The type of a store that takes a sample, too: that of fewest bits, where a medium has
+    several, or one that holds the numbers of both."""
+    if store is None or store.dtype == values.dtype:
+        return values.dtype
+    if not getattr(MEDIA[reading.medium], "BITS", ()):
+        return np.promote_types(store.dtype, values.dtype)
+    least = min(store.dtype, values.dtype, key=lambda own: own.itemsize)
+    reading.asked = dataclasses.replace(reading.asked, numbers=least.name)
+    return least
 
 
 def _shape_for(store: caches.Store | None, values: Array, reading: Reading) -> caches.Shape:
@@ -246,7 +354,10 @@ def _shape_for(store: caches.Store | None, values: Array, reading: Reading) -> c
     if reading.asked.size is None and store.shape[1:] != tuple(size):
         side = kept_side(reading.medium, len(size))
         reading.asked = dataclasses.replace(reading.asked, size=(side,) * len(size))
-    return max(channels, store.shape[0]), *(reading.asked.size or size)
+    most = max(channels, store.shape[0])
+    if 1 < min(channels, store.shape[0]) < most:
+        reading.asked = dataclasses.replace(reading.asked, channels=most)
+    return most, *(reading.asked.size or size)
 
 
 def _nothing(source: str | Path, listing: Listing, tally: _Tally) -> DataError:
@@ -267,7 +378,7 @@ def _warnings(tally: _Tally, asked: Asked, kind: Medium) -> Iterator[Notice]:
     """What is wrong with samples that are used."""
     contrast = "black" if sum(asked.background) > 3 * 127 else "white"
     for reason, found in tally.remarks.items():
-        (line,) = remark_lines({reason: found}, plural(len(tally.names), kind.ONE, kind.MANY))
+        (line,) = remark_lines({reason: found}, plural(len(tally.entries), kind.ONE, kind.MANY))
         todo = f"; type --background {contrast}" if reason == unusable.BLANK else ""
         yield Notice(f"{line}{todo}", warning=True)
 
@@ -293,14 +404,19 @@ def _size_notice(sizes: Counter[Size], result: Size, medium: str, fit: str) -> s
 
 
 def _samples(
-    source: str | Path, stored: Array, listing: Listing, tally: _Tally, transform: str | None
+    source: str | Path,
+    stored: Array,
+    listing: Listing,
+    tally: _Tally,
+    transform: str | None,
+    rate: int | None,
 ) -> Samples:
-    labels, class_names = classes_of(tally.names, [e.name for e in listing.candidates])
+    labels, class_names = classes_of(tally.names, listing.candidates)
     counts = Counter(labels)
     summary = Summary(
         source=show(source),
         found=len(listing.candidates),
-        usable=len(tally.names),
+        usable=len(tally.entries),
         channels=stored.shape[1],
         sizes=dict(tally.sizes),
         modes=dict(tally.modes),
@@ -313,6 +429,7 @@ def _samples(
         unread=dict(listing.unread),
         remarks=tally.remarks,
         tables=listing.tables,
+        origin=listing.origin,
     )
     return Samples(
         stored=stored,
@@ -322,6 +439,7 @@ def _samples(
         medium=listing.medium,
         layout=tally.layout,
         transform=transform,
-        digests=np.frombuffer(b"".join(tally.digests), np.uint8).reshape(-1, 16),
+        rate=rate,
+        digests=tally.all_digests(),
         summary=summary,
     )

@@ -27,7 +27,8 @@ class Samples:
     """N samples, in the byte order of their names.
 
     Attributes:
-        stored: (N, C, *size); an array, or a read-only `numpy.memmap`.
+        stored: (N, C, *size); an array, a read-only `numpy.memmap`, or a `streaming.Streamed`,
+            which decodes samples as they are looked up.
         labels: int64 (N,), indices of `class_names`; -1 outside class folders.
         names: paths inside the source; print them with `files.show`.
         digests: uint8 (N, 16), a hash of each sample before resizing.
@@ -36,6 +37,7 @@ class Samples:
             (N, columns).
         layout: the axes of a sample in its file, if the medium knows several.
         transform: of floats, a name in `TRANSFORMS`.
+        rate: of sounds, in Hz.
     """
 
     stored: npt.NDArray[Any]
@@ -48,6 +50,7 @@ class Samples:
     rows: npt.NDArray[np.float32] | None = None
     layout: str | None = None
     transform: str | None = None
+    rate: int | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -70,7 +73,7 @@ class Samples:
     def unmeasured(self) -> Space:
         """The space without a transform, and with no more than a guess at the mean and deviation of
         floats: those of a few samples."""
-        found = replace(MEDIA[self.medium].space(self.stored), layout=self.layout)
+        found = replace(MEDIA[self.medium].space(self.stored), layout=self.layout, rate=self.rate)
         if found.levels is not None:
             return found
         mean, std = moments(found, self.stored, np.arange(min(len(self), FEW)), self.names)
@@ -103,12 +106,17 @@ class Samples:
     @cached_property
     def held_out(self) -> npt.NDArray[np.bool_]:
         """bool (N,): the samples that are never trained on, by `held_out_rule`."""
-        if len(self) < HELD_OUT_MINIMUM:
-            return np.zeros(len(self), dtype=np.bool_)
-        numbers = (int.from_bytes(row.tobytes(), "big") for row in self.digests)
-        chosen = np.fromiter((n % HELD_OUT_OF == 0 for n in numbers), np.bool_, len(self))
-        # Copies of one sample are all held out, or none: something must be left to train on.
-        return np.zeros_like(chosen) if chosen.all() else chosen
+        return held_out(self.digests)
+
+
+def held_out(digests: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """bool (N,): which samples of these digests, (N, 16), are never trained on."""
+    if len(digests) < HELD_OUT_MINIMUM:
+        return np.zeros(len(digests), dtype=np.bool_)
+    numbers = (int.from_bytes(row.tobytes(), "big") for row in digests)
+    chosen = np.fromiter((n % HELD_OUT_OF == 0 for n in numbers), np.bool_, len(digests))
+    # Copies of one sample are all held out, or none: something must be left to train on.
+    return np.zeros_like(chosen) if chosen.all() else chosen
 
 
 def _fingerprint(digests: npt.NDArray[np.uint8]) -> str:

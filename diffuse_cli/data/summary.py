@@ -37,6 +37,7 @@ class Summary:
         remarks: as `skipped`, for samples that are used.
         tables: the names of tables beside them.
         medium: its name in `MEDIA`.
+        origin: what can be typed for the same samples anywhere; empty for what lies here.
     """
 
     source: str
@@ -54,6 +55,7 @@ class Summary:
     remarks: Skips = field(default_factory=dict)
     tables: tuple[str, ...] = ()
     medium: str = "image"
+    origin: str = ""
 
     def lines(self) -> list[str]:
         """The summary for people, one sentence per line."""
@@ -62,7 +64,8 @@ class Summary:
             parts.append(plural(len(self.classes), "class", "classes"))
         lines = [", ".join(parts)]
         if self.greyed:
-            lines.append(f"{self.counted(self.greyed)} in colour, read as grey")
+            few, *more = getattr(MEDIA[self.medium], "KINDS", {}).values()
+            lines.append(f"{self.counted(self.greyed)} in {more[-1]}, read as {few}")
         if self.classes and self.unlabelled:
             lines.append(f"{self.counted(self.unlabelled)} outside the class folders")
         lines += [*skip_lines(self.skipped), *self.ignored()]
@@ -104,7 +107,14 @@ class Summary:
             "remarks": _plain(self.remarks),
             "tables": list(self.tables),
         }
-        rare = {"greyed": 0, "unread": {}, "remarks": {}, "tables": [], "medium": "image"}
+        rare: dict[str, Any] = {
+            "greyed": 0,
+            "unread": {},
+            "remarks": {},
+            "tables": [],
+            "medium": "image",
+        }
+        rare |= {"origin": ""}
         return {name: value for name, value in values.items() if rare.get(name, self) != value}
 
 
@@ -175,8 +185,9 @@ def fitting(
         lost.append(1 - math.prod(taken) / math.prod(own))
         added.append(1 - math.prod(filled) / math.prod(wanted))
         bent.append(max(scales) / min(scales) - 1)
+    where = getattr(MEDIA[medium], "CROPPED", "at the centre")
     said = {
-        "cropped at the centre by up to {} %": lost,
+        f"cropped {where} by up to {{}} %": lost,
         "up to {} % of it padding": added,
         "stretched by up to {} %": bent,
     }

@@ -8,7 +8,7 @@ import io
 import json
 import math
 import posixpath
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,7 +77,7 @@ def read_cells(
     """
     with contextlib.closing(open_source(Path(path))) as source:
         found = [e for e in source.entries() if e.name.rpartition("/")[2] in TABLES]
-        if not found:
+        if not found and not source.tables:
             raise DataError(
                 f"no {' or '.join(TABLES)} in {show(path)}",
                 f"Put one beside the images, with a column {FILE_NAME}",
@@ -85,40 +85,45 @@ def read_cells(
         entries = sorted(found, key=lambda e: in_bytes(e.name))
         rows: dict[str, tuple[str, int, Row]] = {}
         columns: dict[str, None] = {}
-        for entry in entries:
-            _add(entry, source, wanted, rows, columns)
-    return _matched(tuple(show(e.name) for e in entries), rows, columns, names)
+        for table, line, name, values in _told(source, entries, wanted):
+            columns.update(dict.fromkeys(values))
+            _check_first(table, line, name, rows)
+            kept = {k: v for k, v in values.items() if wanted is None or k in wanted}
+            rows[name] = (table, line, kept)
+        tables = (*(show(e.name) for e in entries), *source.tables)
+    return _matched(tables, rows, columns, names)
 
 
-def _add(
-    entry: Entry,
-    source: Source,
-    wanted: Collection[str] | None,
-    rows: dict[str, tuple[str, int, Row]],
-    columns: dict[str, None],
-) -> None:
-    """Add the rows of a table by the names of their samples, and its columns.
+def _told(
+    source: Source, entries: Iterable[Entry], wanted: Collection[str] | None
+) -> Iterator[tuple[str, int, str, Row]]:
+    """The table, the line, the sample's name and the cells of every row.
 
     Raises:
-        DataError: broken, or a sample has a row already.
+        DataError: a table is broken.
     """
-    table, (folder, _, base) = show(entry.name), entry.name.rpartition("/")
-    for line, values in FORMATS[base.rpartition(".")[2]](_text(entry, source), table):
-        columns.update(dict.fromkeys(values))
-        named = values.pop(FILE_NAME, None)
-        if named is None:
-            raise DataError(f"{table}, line {line:,}: no {FILE_NAME}")
-        name = posixpath.normpath(posixpath.join(folder, named.text))
-        if name in rows:
-            where, before, _ = rows[name]
-            there = f"line {before:,}" + (f" of {where}" if where != table else "")
-            raise DataError(
-                f"{table}, line {line:,}: {brief(name)} has a row already, in {there}",
-                "Leave one of the two",
-            )
-        kept = {k: v for k, v in values.items() if wanted is None or k in wanted}
-        rows[name] = (table, line, kept)
-    columns.pop(FILE_NAME, None)
+    for entry in entries:
+        table, (folder, _, base) = show(entry.name), entry.name.rpartition("/")
+        for line, values in FORMATS[base.rpartition(".")[2]](_text(entry, source), table):
+            named = values.pop(FILE_NAME, None)
+            if named is None:
+                raise DataError(f"{table}, line {line:,}: no {FILE_NAME}")
+            yield table, line, posixpath.normpath(posixpath.join(folder, named.text)), values
+    for table, line, name, said in source.told(wanted):
+        yield table, line, name, {k: _cell(v, table, line) for k, v in said.items()}
+
+
+def _check_first(
+    table: str, line: int, name: str, rows: Mapping[str, tuple[str, int, Row]]
+) -> None:
+    """Refuse a second row of a sample."""
+    if name in rows:
+        where, before, _ = rows[name]
+        there = f"line {before:,}" + (f" of {where}" if where != table else "")
+        raise DataError(
+            f"{table}, line {line:,}: {brief(name)} has a row already, in {there}",
+            "Leave one of the two",
+        )
 
 
 def _matched(

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from diffuse_cli import files, outputs, pictures
 from diffuse_cli.config import DemoConfig, DiffusionConfig
 from diffuse_cli.config.demo import ForwardConfig, ReverseConfig
-from diffuse_cli.demo import subjects
+from diffuse_cli.demo import listening, subjects
 from diffuse_cli.demo.drawing import FRAME_COLUMNS, PURE_NOISE, Scene, animate, draw
 from diffuse_cli.demo.subjects import Subject
-from diffuse_cli.errors import UsageError, lookup
+from diffuse_cli.errors import UsageError, lookup, translating
 from diffuse_cli.events import Notice, Progress, Work
+from diffuse_cli.media import MEDIA, checked_size
 from diffuse_cli.options import first_given
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ LARGEST_SIDE = 512
 
 
 def demonstrate(config: DemoConfig) -> Work[tuple[Path, ...]]:
-    """Draw the picture, and with `config.gif` the animation; returns the paths written.
+    """Draw the picture, and what else is asked for; returns the paths written.
 
     Raises:
         UsageError: an unknown schedule, betas that are no process, a size too large to draw, or an
@@ -46,7 +47,7 @@ def demonstrate(config: DemoConfig) -> Work[tuple[Path, ...]]:
 
 
 def _of_schedules(config: DemoConfig) -> Work[list[bytes]]:
-    """The picture, and the animation if it is asked for."""
+    """The picture, and the page and the animation if they are asked for."""
     rows = settings(config)
 
     from diffuse_cli.diffusion import make_process
@@ -58,6 +59,10 @@ def _of_schedules(config: DemoConfig) -> Work[list[bytes]]:
     yield Progress("drawing", 0, 1)
     contents = [pictures.png(draw(scene, config.steps))]
     yield Progress("drawing", 1, 1)
+    if config.html:
+        times = scene.times(config.steps)
+        noised = {name: {t: scene.stored(name, t) for t in times} for name in processes}
+        contents.append(listening.page(scene.title, noised, times, scene.space))
     if config.gif:
         small = sample.shrunk(100 if len(processes) <= FRAME_COLUMNS else 64)
         contents.append((yield from animate(_scene(config, small, processes))))
@@ -94,6 +99,9 @@ def _of_model(config: DemoConfig) -> Work[list[bytes]]:
     yield Progress("drawing", 0, 1)
     contents = [pictures.png(showing.draw(journey, config.steps))]
     yield Progress("drawing", 1, 1)
+    if config.html:
+        times = showing.times_of(journey, config.steps)
+        contents.append(listening.page(journey.title, showing.heard(journey), times, space))
     if config.gif:
         contents.append((yield from showing.animate(journey)))
     return contents
@@ -132,11 +140,17 @@ def _outputs(config: DemoConfig) -> tuple[Path, ...]:
     image = Path(config.image)
     out = Path(config.out) if config.out is not None else Path(f"{image.stem}.noise-demo.png")
     paths = [outputs.check(out, ".png", config.overwrite, read=config.image)]
+    if config.html:
+        listening.check(subjects.medium_of(config.image, None), config.image)
+        html = out.with_suffix(".html")
+        paths.append(outputs.check(html, ".html", config.overwrite, read=config.image))
     if config.gif:
         gif = out.with_suffix(".gif")
         paths.append(outputs.check(gif, ".gif", config.overwrite, read=config.image))
-    if config.size is not None and max(config.size) > LARGEST_SIDE:
-        raise UsageError(f"--size must be at most {LARGEST_SIDE} a side, not {max(config.size)}")
+    with translating():
+        size = checked_size(subjects.medium_of(config.image, None), config.size)
+    if size is not None and len(size) > 1 and max(size) > LARGEST_SIDE:
+        raise UsageError(f"--size must be at most {LARGEST_SIDE} a side, not {max(size)}")
     if config.model is not None and (flag := first_given(config, ForwardConfig)):
         raise UsageError(f"{flag}: a model has its own", "Leave out --model, or this")
     if config.model is None and (flag := first_given(config, ReverseConfig)):
@@ -171,8 +185,8 @@ def _warning(scene: Scene) -> Iterator[Notice]:
     ]
     if kept:
         yield Notice(
-            f"with T = {last + 1} part of the image is left in x_{last}: {', '.join(kept)}; "
-            f"sampling starts from pure noise, a log-SNR below {PURE_NOISE:.0f}: use "
-            "--zero-terminal-snr, another schedule or more timesteps",
+            f"with T = {last + 1} part of the {MEDIA[scene.space.medium].ONE} is left in x_{last}: "
+            f"{', '.join(kept)}; sampling starts from pure noise, a log-SNR below "
+            f"{PURE_NOISE:.0f}: use --zero-terminal-snr, another schedule or more timesteps",
             warning=True,
         )

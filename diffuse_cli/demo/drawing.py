@@ -56,10 +56,14 @@ class Scene:
         count = min(count, last + 1)
         return [round(i * last / (count - 1)) for i in range(count)]
 
+    def stored(self, name: str, t: int) -> Any:
+        """x_t as stored, (C, *size)."""
+        x_t = self.processes[name].diffuse(self.x0[None], t, self.noise[None])
+        return self.space.to_stored(x_t).numpy()[0]
+
     def noised(self, name: str, t: int) -> Pixels:
         """x_t as pixels (C, H, W)."""
-        x_t = self.processes[name].diffuse(self.x0[None], t, self.noise[None])
-        stored = self.space.to_stored(x_t).numpy()
+        stored = self.stored(name, t)[None]
         pixels: Pixels = MEDIA[self.space.medium].look(stored, self.space)[0]
         return pixels
 
@@ -164,7 +168,7 @@ NOISE = 1_800_000  # pixels times zoom of all frames; noise does not compress: 3
 def animate(scene: Scene) -> Work[bytes]:
     """The picture of each process side by side, over the log-SNR, from t = 0 to T - 1."""
     count = len(scene.processes)
-    _, height, width = scene.x0.shape
+    height, width = scene.noised(next(iter(scene.processes)), 0).shape[-2:]
     zoom = max(1, round(FRAME_DPI * FRAME_WIDTH / max(height, width)))
     w, h = zoom * width / FRAME_DPI, zoom * height / FRAME_DPI
     lines = math.ceil(count / FRAME_COLUMNS)

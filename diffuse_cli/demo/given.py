@@ -6,17 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import ImageColor
 
 from diffuse_cli import files
 from diffuse_cli.config import DemoConfig
 from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.givens import Giver, beside, degrading
-from diffuse_cli.media._decoding import read_image
-from diffuse_cli.media._pixels import fitted, to_pixels
-from diffuse_cli.media.image import MODES
+from diffuse_cli.media import Asked, like
 from diffuse_cli.sampling import Loaded
+from diffuse_cli.tasks.inputs import read_one, rgb
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -74,8 +72,9 @@ def told(
 def _other(config: DemoConfig, giver: Giver, loaded: Loaded) -> Work[Array]:
     """The other half of the pair, (C, H, W), fitted as the image is."""
     assert config.given is not None
-    picture, remarks = read_image(config.given, config.background)
-    yield from (Notice(f"{files.show(config.given)}: {text}", warning=True) for text in remarks)
-    space, background = giver.inputs, ImageColor.getrgb(config.background)[:3]
-    picture = fitted(picture, space.size, config.fit or loaded.fit, background)
-    return np.array(to_pixels(picture.convert(MODES[space.channels])))
+    own, fit = like(giver.inputs), config.fit or loaded.fit
+    asked = Asked(**own, background=rgb(config.background), fit=fit)
+    found = read_one(config.given, giver.inputs.medium, asked)
+    shown = files.show(config.given)
+    yield from (Notice(f"{shown}: {text}", warning=True) for text in found.remarks)
+    return np.array(found.values)

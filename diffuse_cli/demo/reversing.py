@@ -202,7 +202,7 @@ def _reverse(
         x0s[t] = stored(loaded.space, state.x0)[0]
         if state.t >= 0:
             xs[int(state.t)] = stored(loaded.space, state.x)[0]
-        yield Progress("drawing an image", len(x0s), len(times))
+        yield Progress("drawing", len(x0s), len(times))
     return Way(dict(sorted(xs.items())), dict(sorted(x0s.items())))
 
 

@@ -11,6 +11,7 @@ from diffuse_cli.demo import page
 from diffuse_cli.demo.drawing import log_snr, over_time
 from diffuse_cli.demo.reversing import Journey
 from diffuse_cli.events import Progress, Work
+from diffuse_cli.media import MEDIA
 from diffuse_cli.pictures import FAINT, Sheet
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FORMULA = (
-    r"forward: the image with noise $\varepsilon$;   reverse, from right to left: an image drawn "
+    r"forward: the {one} with noise $\varepsilon$;   reverse, from right to left: what is drawn "
     r"from the same $\varepsilon$;   expected: $E[x_0|x_t]$ by the model"
 )
 GIVEN = ", which is told what is given"
@@ -26,11 +27,27 @@ GIVEN = ", which is told what is given"
 BLUE, RED, GREEN = (pictures.color(i) for i in range(3))
 
 
-def draw(journey: Journey, steps: int) -> Image.Image:
-    """The page of a journey, with at most `steps` pictures in a row."""
+def times_of(journey: Journey, steps: int) -> list[int]:
+    """At most `steps` timesteps of a journey, evenly spaced."""
     every = journey.times
     count = min(steps, len(every))
-    times = [every[round(i * (len(every) - 1) / (count - 1))] for i in range(count)]
+    return [every[round(i * (len(every) - 1) / (count - 1))] for i in range(count)]
+
+
+def heard(journey: Journey) -> dict[str, Mapping[int, Any]]:
+    """The stored samples of each row by timestep."""
+    forward, reverse = journey.forward, journey.reverse
+    return {
+        "forward": forward.x,
+        "forward: expected": forward.x0,
+        "reverse": reverse.x,
+        "reverse: expected": reverse.x0,
+    }
+
+
+def draw(journey: Journey, steps: int) -> Image.Image:
+    """The page of a journey, with at most `steps` pictures in a row."""
+    times = times_of(journey, steps)
     forward, reverse, near = journey.forward, journey.reverse, journey.reverse_near
 
     def level(t: int) -> str:
@@ -48,7 +65,8 @@ def draw(journey: Journey, steps: int) -> Image.Image:
         page.Row("reverse", RED, seen(reverse.x), lambda t: ""),
         page.Row("expected", RED, seen(reverse.x0), lambda t: ""),
     ]
-    legend, told = [("from the image", BLUE)], journey.told
+    one = MEDIA[journey.space.medium].ONE
+    legend, told = [(f"from the {one}", BLUE)], journey.told
     if told is not None:
         shown, what = told.shown, told.what
         once: dict[int, Any] = {times[0]: shown}
@@ -58,12 +76,12 @@ def draw(journey: Journey, steps: int) -> Image.Image:
         rows.append(
             page.Row("nearest", GREEN, seen(near.images), lambda t: f"{journey.said(away[t])} away")
         )
-        legend += [("from the nearest image of DATA", GREEN), ("the same in reverse", RED)]
+        legend += [(f"from the nearest {one} of DATA", GREEN), ("the same in reverse", RED)]
     plots: list[Callable[[Axes], object]] = [
         partial(_distances, journey=journey),
         partial(log_snr, scene=journey, times=times),
     ]
-    formula = FORMULA + (GIVEN if told else "")
+    formula = FORMULA.replace("{one}", one) + (GIVEN if told else "")
     return page.draw(journey.title, formula, rows, times, legend, plots)
 
 

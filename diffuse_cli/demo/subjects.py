@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from diffuse_cli.config import DemoConfig
 from diffuse_cli.core.space import Space
 from diffuse_cli.errors import translating
 from diffuse_cli.events import Notice, Work
-from diffuse_cli.media import Array, Asked, by_extension, check_size, like
+from diffuse_cli.media import Array, Asked, by_extension, checked_size, like, prepare, settled
 
 OWN_SIDE = 256
 """Larger images are scaled down to this, without --size."""
@@ -61,43 +62,45 @@ def read(config: DemoConfig, space: Space | None = None, fit: str | None = None)
     """
     medium = medium_of(config.image, space)
     with translating():
-        check_size(medium, config.size)
-    if medium == "image":
-        return (yield from _image(config, space, fit))
+        size = checked_size(medium, config.size)
+    if medium == "image" and space is None:
+        return (yield from _own_image(config))
     from diffuse_cli.data.measuring import measured
     from diffuse_cli.media import MEDIA
-    from diffuse_cli.tasks.inputs import read_one
+    from diffuse_cli.tasks.inputs import read_one, rgb
 
-    asked = Asked(**like(space), fit=fit or "crop") if space else Asked(size=config.size)
+    prepare(medium)
+    own: Mapping[str, Any] = like(space) if space else {"size": size}
+    asked = Asked(**own, fit=fit or "crop", background=rgb(config.background))
+    path = Path(config.image)
+    asked, _ = settled(medium, asked, (path.read_bytes() for path in [path] if path.is_file()))
     found = read_one(config.image, medium, asked)
+    shown = files.show(config.image)
+    yield from (Notice(f"{shown}: {text}", warning=True) for text in found.remarks)
     values = np.array(found.values)
     if space is None:
-        space = replace(MEDIA[medium].space(values[None]), layout=found.layout)
+        space = replace(MEDIA[medium].space(values[None]), layout=found.layout, rate=asked.rate)
         if space.levels is None:
             name = Path(config.image).name
             space = measured(space, values[None], np.zeros(1, np.int64), [name])
     return Subject(values, space)
 
 
-def _image(config: DemoConfig, space: Space | None, fit: str | None) -> Work[Subject]:
-    from PIL import ImageColor
-
+def _own_image(config: DemoConfig) -> Work[Subject]:
+    """An image at the size asked for, or its own, in 8 bits."""
     from diffuse_cli.media import image
     from diffuse_cli.media._decoding import read_image
     from diffuse_cli.media._pixels import fitted
+    from diffuse_cli.tasks.inputs import rgb
 
     picture, remarks = read_image(config.image, config.background)
     yield from (Notice(f"{files.show(config.image)}: {text}", warning=True) for text in remarks)
-    size, background = config.size, ImageColor.getrgb(config.background)[:3]
-    if space is not None:
-        picture = fitted(picture, space.size, fit or "crop", background)
-        picture = picture.convert(image.MODES[space.channels])
-    elif size:
-        picture = fitted(picture, size, config.fit or "crop", background)
+    if config.size:
+        picture = fitted(picture, config.size, config.fit or "crop", rgb(config.background))
     else:
         picture = pictures.shrunk(picture, OWN_SIDE)
     values = _channels_first(picture)
-    return Subject(values, space or image.space(values[None]))
+    return Subject(values, image.space(values[None]))
 
 
 def _channels_first(picture: Any) -> Array:

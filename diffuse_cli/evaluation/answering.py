@@ -7,16 +7,90 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from diffuse_cli.evaluation.cache import computed
+from diffuse_cli.evaluation.images import inputs_of
+from diffuse_cli.evaluation.team import draw_share, gathered
+from diffuse_cli.events import Work
 from diffuse_cli.givens import Giver, Inputs, beside, degrading, misfits
 from diffuse_cli.metrics._nearest import blocks, merge
-from diffuse_cli.metrics.answers import likeness
+from diffuse_cli.metrics.answers import Answers, feature_distances, likeness
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from diffuse_cli.evaluation.images import Labelled
+    from diffuse_cli.evaluation.parts import Evaluation
     from diffuse_cli.media import Array
     from diffuse_cli.sampling import Loaded
+
+
+ANSWERED, ANSWERED_AT_ONCE, ANSWERS_SHOWN = 1000, 16, 10
+"""Most real images whose generated ones are compared with them, how many at a time, and how many
+are shown."""
+
+
+def make_answers(evaluation: Evaluation) -> Work[None]:
+    """The first two images of what each real image is given, against it; the second is drawn for
+    `ANSWERED` of them, if it is not there already."""
+    yield from evaluation.make("features")
+    config, loaded, settings = evaluation.config, evaluation.loaded, evaluation.settings
+    assert loaded is not None
+    assert settings is not None
+    real, fakes, team = evaluation.real, evaluation.generated.samples, evaluation.team
+    count = min(len(real), len(fakes), ANSWERED)
+    second = fakes[len(real) : len(real) + count]
+    if len(second) < count:
+        device = evaluation.accelerator.device
+        mine = yield from draw_share(settings, loaded, count, device, team, len(real))
+        second = gathered(mine, count, team, len(real))
+    others, features = yield from _instead(evaluation, count)
+    if not evaluation.accelerator.is_main_process:
+        return
+    every = range(count)
+    found = [
+        answered(
+            loaded,
+            real.samples[list(rows)],
+            [fakes[list(rows)], second[list(rows)]],
+            {name: images[list(rows)] for name, images in others.items()},
+            config.seed,
+            rows,
+        )
+        for rows in (every[k : k + ANSWERED_AT_ONCE] for k in range(0, count, ANSWERED_AT_ONCE))
+    ]
+    values = {key: np.concatenate([part[key] for part in found]) for key in found[0]}
+    own, theirs = evaluation.fake_features[:count], evaluation.real_features[:count]
+    values |= feature_distances(theirs, own, features)
+    sides = {
+        "given": others.get("given"),
+        "drawn": fakes,
+        "drawn again": second,
+        "real": real.samples,
+        "nearest in training": others.get("nearest"),
+    }
+    first = {k: of[: min(count, ANSWERS_SHOWN)] for k, of in sides.items() if of is not None}
+    evaluation.answers = Answers(values, np.arange(count), first)
+
+
+def _instead(evaluation: Evaluation, count: int) -> Work[tuple[dict[str, Array], dict[str, Array]]]:
+    """What could stand for the first real images without a model, and its features, by name: what
+    they are given, and the nearest of `train_n` training images."""
+    loaded, real, seed = evaluation.loaded, evaluation.real, evaluation.config.seed
+    assert loaded is not None
+    images: dict[str, Array] = {}
+    features: dict[str, Array] = {}
+    inputs = inputs_of(loaded, real, seed)
+    assert inputs is not None
+    if (given := given_itself(loaded, inputs, count)) is not None:
+        images["given"] = given
+        look = evaluation.look(given)
+        features["given"] = yield from computed(evaluation.network, look, evaluation.team)
+    if evaluation.training is not None and len(evaluation.train_features):
+        known = evaluation.training.first(len(evaluation.train_features))
+        places = nearest(loaded, inputs, count, known, seed)
+        images["nearest"] = known.samples[places]
+        features["nearest"] = evaluation.train_features[places]
+    return images, features
 
 
 def answered(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,10 +17,13 @@ from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.core.likelihood import bound_terms, prior_bits, strata, visited, visits
 from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.draws import draw_noise, philox
-from diffuse_cli.evaluation.images import Labelled
+from diffuse_cli.evaluation.images import Labelled, inputs_of
 from diffuse_cli.events import Progress, Work
 from diffuse_cli.givens import Inputs
 from diffuse_cli.media import Array
+
+if TYPE_CHECKING:
+    from diffuse_cli.evaluation.parts import Evaluation
 
 BINS = 50
 """Groups of timesteps whose mean terms are shown, at most (or as many as an image has visits)."""
@@ -95,6 +98,52 @@ def joined(parts: Sequence[Bound]) -> Bound:
         for name in ("prior", "times", "terms")
     )
     return Bound(priors, parts[0].expected, times, terms)
+
+
+def make_bits(evaluation: Evaluation) -> Work[None]:
+    """The bound of each real image."""
+    timesteps = evaluation.config.timesteps
+    evaluation.bound = yield from _bound(evaluation, evaluation.real, timesteps, "likelihood")
+    evaluation.bits = evaluation.bound.parts()
+
+
+def make_train_bits(evaluation: Evaluation) -> Work[None]:
+    """The bound of an equal number of training images, at half as many timesteps each.
+
+    Fewer images would save as much, and cost far more precision: images differ more than timesteps.
+    """
+    assert evaluation.training is not None
+    evaluation.train = evaluation.training.first(len(evaluation.real))
+    whole = evaluation.config.timesteps
+    timesteps = whole if isinstance(whole, str) else max(2, (whole + 1) // 2)
+    task = "likelihood of training images"
+    bound = yield from _bound(evaluation, evaluation.train, timesteps, task)
+    evaluation.train_bits = bound.parts()
+
+
+def _bound(
+    evaluation: Evaluation, images: Labelled, timesteps: int | str, task: str
+) -> Work[Bound]:
+    """The bound of each image, on the model's process or a respaced one."""
+    config, loaded = evaluation.config, evaluation.loaded
+    assert loaded is not None
+    denoiser = loaded.denoiser
+    if config.respaced is not None:
+        denoiser = denoiser.respaced(denoiser.process.times(config.respaced))
+    own = evaluation.team.share(len(images), config.batch_size)
+    bound = yield from measure(
+        denoiser,
+        images,
+        loaded.model.blueprint,
+        own,
+        given=inputs_of(loaded, images, config.seed),
+        timesteps=timesteps,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        device=evaluation.accelerator.device,
+        task=task,
+    )
+    return joined(evaluation.team.gather(bound))
 
 
 def measure(
@@ -181,13 +230,18 @@ def _draws(
         yield t.to(x0.device), noise.to(x0.device)
 
 
-def draw(bound: Bound, name: str) -> Image.Image:
-    """A plot of the terms by timestep, as in Nichol & Dhariwal 2021, figure 2."""
+def draw(bound: Bound, name: str, *, density: bool = False) -> Image.Image:
+    """A plot of the terms by timestep, as in Nichol & Dhariwal 2021, figure 2.
+
+    Args:
+        density: of floats, not of levels.
+    """
     sheet = pictures.Sheet(7.2, 4.3, 150)
     axes = sheet.axes(0.9, 0.75, 6.0, 2.95)
     total = float(bound.parts().sum(1).mean())
     groups, last = bound.by_time(), len(bound.expected)
-    title = f"{name}: {total:.3f} bits per dimension over {last} timesteps"
+    of = " of the density" if density else ""
+    title = f"{name}: {total:.3f} bits per dimension{of} over {last} timesteps"
     sheet.text(0.9, 0.4, title, 6.0, fontsize=11, fontweight="bold", parse_math=False)
     means = np.array([group["bits_per_timestep"] for group in groups])
     edges = [group["first"] + 1 for group in groups] + [last + 1]
@@ -195,7 +249,7 @@ def draw(bound: Bound, name: str) -> Image.Image:
     axes.stairs(shown, edges, baseline=None, color=pictures.color(0), linewidth=1.8)
     axes.plot([1.5], shown[:1], "o", color=pictures.color(1), markersize=6)
     faint: dict[str, Any] = {"fontsize": 8.5, "color": pictures.FAINT}
-    decoder = f"decoder, $L_0$: {means[0]:.3f}"
+    decoder = f"decoder{', a density' * density}, $L_0$: {means[0]:.3f}"
     place = means[0] if means[0] > 0 else means[means > 0].max(initial=1e-12)
     above = -3 if means[0] > 0 else 7
     axes.annotate(decoder, (2, place), (6, above), textcoords="offset points", **faint)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from diffuse_cli import files
 from diffuse_cli.config import CompareConfig, EvalConfig
 from diffuse_cli.errors import UsageError
-from diffuse_cli.evaluation.evaluating import describe, find_network, measured, settle
+from diffuse_cli.evaluation.evaluating import describe, find_network, measured, seeing, settle
 from diffuse_cli.evaluation.images import (
     drawn_from,
     knows,
@@ -105,6 +105,7 @@ def measure_both(
         told = yield from read_rows(own[0].data, images, model)
         sides.append(sides_for(own[0], told, model, held_out=held_out, pairs=pairs))
     sides[0].check()
+    network = seeing(network, sides[0], accelerator)
     yield told_part(sides[0], images)
     evaluations, values = [], []
     for each, model, base, side in zip(own, models, settings, sides, strict=True):

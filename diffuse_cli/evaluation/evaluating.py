@@ -20,17 +20,19 @@ from diffuse_cli.config import (
     WeightsConfig,
 )
 from diffuse_cli.core.conditions import PAIRS
+from diffuse_cli.core.space import Space
 from diffuse_cli.data import is_images
 from diffuse_cli.errors import DiffuseError, UsageError
 from diffuse_cli.evaluation import bounds, neighbors, showing
-from diffuse_cli.evaluation.images import drawn_from, read_sides
+from diffuse_cli.evaluation.images import Sides, drawn_from, read_sides
 from diffuse_cli.evaluation.parts import Evaluation
 from diffuse_cli.evaluation.showing import Shown
 from diffuse_cli.evaluation.team import Team
 from diffuse_cli.events import Notice, Work
+from diffuse_cli.features._random import random_network_for
 from diffuse_cli.guiding import equipped
 from diffuse_cli.media import MEDIA, judged
-from diffuse_cli.metrics import METRICS, Facts, Remark, remarks
+from diffuse_cli.metrics import METRICS, Facts, Remark, Words, remarks
 from diffuse_cli.options import first_given
 from diffuse_cli.outputs import asked
 from diffuse_cli.resolving import DrawSettings, resolve, tell
@@ -46,6 +48,7 @@ class Evaluated:
         values: the metrics' numbers by key.
         classes: the same for each class on both sides, with its counts.
         terms: the bound by timestep, of a model.
+        details: what else the metrics found, by their names.
         real, generated: how many images on each side.
         part: which of the real images: `held-out` or `all`.
         features: the feature network, see `FeatureNetwork.described`.
@@ -54,11 +57,13 @@ class Evaluated:
         made_with: versions and the machine.
         plot, pairs, report: paths of the plot of the terms, of the page of nearest training images
             and of the report; None if not asked for.
+        words: what is said of the samples.
     """
 
     values: dict[str, float]
     classes: dict[str, dict[str, float]]
     terms: list[dict[str, Any]]
+    details: dict[str, Any]
     real: int
     generated: int
     part: str
@@ -72,6 +77,7 @@ class Evaluated:
     pairs: Path | None
     report: Path | None
     remarks: list[Remark]
+    words: Words
     shown: Shown | None
 
 
@@ -128,38 +134,46 @@ def evaluate(
                 "--pairs needs DATA that the model was trained on, with a held-out part",
                 "Give the model's training data, 40 images or more, without --train-n 0",
             )
+        network = seeing(network, sides, accelerator)
         evaluation = Evaluation(
             config, accelerator, network, loaded, settings, sides.real, sides.more, sides.fakes,
             training, space=sides.space,
         )  # fmt: skip
-        rated = judged(sides.space.medium)
+        rated = judged(sides.space)
         if not rated:
             many = MEDIA[sides.space.medium].MANY
             yield Notice(
-                f"left out: what features of photographs say, such as KID; of {many} they "
-                "say nothing"
+                f"left out: what features of photographs say, as of {many} they say nothing; KID "
+                "is that of random features"
             )
         values = yield from measured(evaluation)
         yield from evaluation.make("generated")
         if not accelerator.is_main_process:
             return None
         if plot and evaluation.bound:
-            picture = bounds.draw(evaluation.bound, files.show(subject.name))
+            picture = bounds.draw(
+                evaluation.bound, files.show(subject.name), density=evaluation.floats
+            )
             files.write_bytes(plot, pictures.png(picture))
         if page:
             twins = showing.twins(evaluation, neighbors.PAIRS)
             files.write_bytes(page, pictures.png(neighbors.draw(twins)))
         real, generated = len(sides.real), len(evaluation.generated)
         dim = evaluation.fake_features.shape[1]
-        facts = Facts(values, real, generated, dim, loaded is not None, sides.space.levels)
+        told = details(evaluation)
+        words = words_of(sides.space)
+        facts = Facts(
+            values, real, generated, dim, loaded is not None, sides.space.levels, told, words
+        )
         return Evaluated(
             values=values,
             classes=_by_class(evaluation, sides.classes),
             terms=evaluation.bound.by_time() if evaluation.bound else [],
+            details=told,
             real=real,
             generated=generated,
             part=sides.part,
-            features=network.described() if rated else {},
+            features=network.described(),
             settings=described,
             seconds=round(time.monotonic() - began, 3),
             model=_model_facts(loaded) if loaded else {},
@@ -169,6 +183,7 @@ def evaluate(
             pairs=page,
             report=report,
             remarks=remarks(facts),
+            words=words,
             shown=showing.choose(evaluation, sides.classes) if report else None,
         )
 
@@ -194,6 +209,23 @@ def measured(evaluation: Evaluation) -> Work[dict[str, float]]:
     return values
 
 
+def details(evaluation: Evaluation) -> dict[str, Any]:
+    """What else metrics tell of a finished evaluation, by their names."""
+    return {
+        name: metric.details(evaluation)
+        for name, metric in METRICS.items()
+        if hasattr(metric, "details") and evaluation.can_measure(metric.NEEDS)
+    }
+
+
+def words_of(space: Space) -> Words:
+    """What is said of samples of a space."""
+    kind = MEDIA[space.medium]
+    low, high = getattr(kind, "LOW_HIGH", ("low", "high"))
+    channels = getattr(kind, "CHANNELS", {}).get(space.channels, ())
+    return Words(kind.MANY, getattr(kind, "POINTS", "points"), low, high, channels)
+
+
 def find_network(config: MeasureConfig, accelerator: Accelerator) -> Work[features.FeatureNetwork]:
     """The feature network; to be called before the work, as its weights may be missing or wrong."""
     if config.feature_weights is not None:
@@ -209,6 +241,15 @@ def find_network(config: MeasureConfig, accelerator: Accelerator) -> Work[featur
         raise reason
     file = yield from features.find(config.features)
     return features.load(config.features, accelerator.device, file)
+
+
+def seeing(
+    network: features.FeatureNetwork, sides: Sides, accelerator: Accelerator
+) -> features.FeatureNetwork:
+    """The network, or one with random weights where it cannot judge the samples."""
+    if judged(sides.space):
+        return network
+    return random_network_for(sides.space, sides.real.samples, accelerator.device)
 
 
 def load_model(
@@ -234,10 +275,13 @@ def _by_class(evaluation: Evaluation, names: Sequence[str]) -> dict[str, dict[st
     """The metrics' numbers for every class with two images or more on both sides."""
     found: dict[str, dict[str, float]] = {}
     for label, name in enumerate(names):
-        part = evaluation.of_class(label)
-        values: dict[str, float] = {"real": len(part.real), "generated": len(part.generated)}
+        values: dict[str, float] = {
+            name: int((side.labels == label).sum())
+            for name, side in (("real", evaluation.real), ("generated", evaluation.generated))
+        }
         if min(values.values()) < 2:
             continue
+        part = evaluation.of_class(label)
         for metric in METRICS.values():
             if evaluation.can_measure(metric.NEEDS):
                 values |= metric.compute(part)

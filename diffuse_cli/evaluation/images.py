@@ -19,6 +19,7 @@ from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.givens import Giver, Inputs, inputs_for
 from diffuse_cli.media import Array, like
+from diffuse_cli.memory import free_memory, processes_here
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.sampling import Loaded
 
@@ -50,6 +51,10 @@ class Labelled:
 
 REFERENCES = 200
 """If fewer images are held out, training images, each without itself, make up this number."""
+
+
+KEPT_SHARE = 2
+"""Images are kept in memory up to 1/KEPT_SHARE of what is free."""
 
 
 @dataclass(frozen=True)
@@ -137,9 +142,15 @@ def read_for(config: MeasureConfig, loaded: Loaded) -> Work[Samples]:
         medium=space.medium,
         strict=config.strict,
         workers=config.workers,
+        keep=kept_bytes(),
     )
     yield from _tell(images)
     return images
+
+
+def kept_bytes() -> int:
+    """Bytes of a set that are kept in memory; others are decoded when they are measured."""
+    return free_memory("cpu") // (KEPT_SHARE * processes_here())
 
 
 def read_rows(data: str, images: Samples, loaded: Loaded) -> Work[Samples]:
@@ -179,12 +190,13 @@ def read_pairs(config: SidesConfig, images: Samples, loaded: Loaded) -> Work[Pai
         )
     found = yield from read_images(
         config.given,
-        **{**like(loaded.space), "channels": given.channels},
+        **like(Giver(given, loaded.space).inputs),
         background=config.background or loaded.background,
         fit=config.fit or loaded.fit,
         medium=images.medium,
         strict=config.strict,
         workers=config.workers,
+        keep=kept_bytes(),
     )
     pairs = pair(images, found)
     for line in pairs.missing():
@@ -257,13 +269,18 @@ def _of_folder(config: MeasureConfig) -> Work[Sides]:
         fit=config.fit or "crop",
         strict=config.strict,
         workers=config.workers,
+        keep=kept_bytes() // 2,
     )
     theirs = yield from read(config.subject)
     sizes = [size[::-1] for size in theirs.summary.sizes]
     if len(sizes) == 1 and sizes[0] != theirs.space.size:
         theirs = yield from read(config.subject, size=sizes[0])
     images = yield from read(
-        config.data, size=theirs.space.size, medium=theirs.medium, layout=theirs.layout
+        config.data,
+        size=theirs.space.size,
+        medium=theirs.medium,
+        layout=theirs.layout,
+        rate=theirs.rate,
     )
     yield from _tell(theirs, images)
     names = images.class_names

@@ -11,24 +11,24 @@ from accelerate import Accelerator
 
 from diffuse_cli.config import EvalConfig
 from diffuse_cli.core.space import Space
-from diffuse_cli.evaluation.answering import answered, given_itself, nearest
-from diffuse_cli.evaluation.bounds import Bound, joined, measure
+from diffuse_cli.evaluation.answering import make_answers
+from diffuse_cli.evaluation.bounds import Bound, make_bits, make_train_bits
 from diffuse_cli.evaluation.cache import cached, computed
-from diffuse_cli.evaluation.images import Labelled, Training, inputs_of
+from diffuse_cli.evaluation.images import Labelled, Training
 from diffuse_cli.evaluation.neighbors import search
 from diffuse_cli.evaluation.team import Team, draw_share, gathered
 from diffuse_cli.events import Work
 from diffuse_cli.features import FeatureNetwork
 from diffuse_cli.media import Array, judged
-from diffuse_cli.metrics.answers import Answers, feature_distances
+from diffuse_cli.metrics._numbers import Marginals
+from diffuse_cli.metrics._numbers import measure as measure_marginals
+from diffuse_cli.metrics._waves import Spectra
+from diffuse_cli.metrics._waves import measure as measure_spectra
+from diffuse_cli.metrics.answers import Answers
 from diffuse_cli.metrics.landmarks import landmarks
 from diffuse_cli.metrics.memorization import Nearest
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.sampling import Loaded, looks
-
-ANSWERED, ANSWERED_AT_ONCE, ANSWERS_SHOWN = 1000, 16, 10
-"""Most real images whose generated ones are compared with them, how many at a time, and how many
-are shown."""
 
 
 @dataclass
@@ -56,6 +56,8 @@ class Evaluation:
     landmarks: dict[str, Array] = field(default_factory=dict)
     nearest: dict[str, Nearest] = field(default_factory=dict)
     answers: Answers = field(default_factory=lambda: Answers({}, np.zeros(0, np.int64)))
+    marginals: Marginals | None = None
+    spectra: Spectra | None = None
     made: set[str] = field(default_factory=set)
 
     def look(self, samples: Array) -> Array:
@@ -100,24 +102,32 @@ class Evaluation:
             lacking |= {"answers"}
         if self.training is None:
             lacking |= {"train_bits", "nearest"}
-        if not judged(self.space.medium):
+        if judged(self.space):
+            lacking |= {"random_features"}
+        else:
             lacking |= {"features", "landmarks", "answers"}
         return lacking.isdisjoint(needs)
 
     def of_class(self, label: int) -> Evaluation:
         """A finished evaluation, of one class alone."""
         ours, theirs = self.real.labels == label, self.generated.labels == label
+        others = self.more.labels == label
         part = replace(
             self,
             real=self.real[ours],
+            more=self.more[others],
             fakes=self.generated[theirs],
-            bits=self.bits[ours] if len(self.bits) else self.bits,
-            real_features=self.real_features[ours],
-            fake_features=self.fake_features[theirs],
-            more_features=self.more_features[self.more.labels == label],
+            bits=_rows(self.bits, ours),
+            real_features=_rows(self.real_features, ours),
+            fake_features=_rows(self.fake_features, theirs),
+            more_features=_rows(self.more_features, others),
             landmarks={},  # of all images
             answers=self.answers[ours],
         )
+        if self.marginals is not None:
+            part.marginals = part.measure_marginals()
+        if self.spectra is not None:
+            part.spectra = self.spectra.of(ours, theirs, others)
         if self.train is not None:
             part.train_bits = self.train_bits[self.train.labels == label]
         if training := self.training:
@@ -133,51 +143,19 @@ class Evaluation:
             }
         return part
 
+    def measure_marginals(self) -> Marginals:
+        """The marginals of its samples, once they are drawn."""
+        return measure_marginals(*self.sides)
 
-def _make_bits(evaluation: Evaluation) -> Work[None]:
-    """The bound of each real image."""
-    timesteps = evaluation.config.timesteps
-    evaluation.bound = yield from _bound(evaluation, evaluation.real, timesteps, "likelihood")
-    evaluation.bits = evaluation.bound.parts()
-
-
-def _make_train_bits(evaluation: Evaluation) -> Work[None]:
-    """The bound of an equal number of training images, at half as many timesteps each.
-
-    Fewer images would save as much, and cost far more precision: images differ more than timesteps.
-    """
-    assert evaluation.training is not None
-    evaluation.train = evaluation.training.first(len(evaluation.real))
-    whole = evaluation.config.timesteps
-    timesteps = whole if isinstance(whole, str) else max(2, (whole + 1) // 2)
-    task = "likelihood of training images"
-    bound = yield from _bound(evaluation, evaluation.train, timesteps, task)
-    evaluation.train_bits = bound.parts()
+    @property
+    def sides(self) -> tuple[Array, Array, Array]:
+        """The stored samples of real images, of generated ones and of further real ones."""
+        return self.real.samples, self.generated.samples, self.more.samples
 
 
-def _bound(
-    evaluation: Evaluation, images: Labelled, timesteps: int | str, task: str
-) -> Work[Bound]:
-    """The bound of each image, on the model's process or a respaced one."""
-    config, loaded = evaluation.config, evaluation.loaded
-    assert loaded is not None
-    denoiser = loaded.denoiser
-    if config.respaced is not None:
-        denoiser = denoiser.respaced(denoiser.process.times(config.respaced))
-    own = evaluation.team.share(len(images), config.batch_size)
-    bound = yield from measure(
-        denoiser,
-        images,
-        loaded.model.blueprint,
-        own,
-        given=inputs_of(loaded, images, config.seed),
-        timesteps=timesteps,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        device=evaluation.accelerator.device,
-        task=task,
-    )
-    return joined(evaluation.team.gather(bound))
+def _rows(values: Array, chosen: Array) -> Array:
+    """Some rows, or none where nothing was measured."""
+    return values[chosen] if len(values) else values
 
 
 def _make_generated(evaluation: Evaluation) -> Work[None]:
@@ -205,6 +183,17 @@ def _make_features(evaluation: Evaluation) -> Work[None]:
         evaluation.more_features = yield from cached(network, look(more.samples), team)
 
 
+def _make_random_features(evaluation: Evaluation) -> Work[None]:
+    """Features of a network with random weights, of both sides and of further real samples."""
+    yield from evaluation.make("generated")
+    network, team = evaluation.network, evaluation.team
+    real, fakes, more = evaluation.sides
+    evaluation.real_features = yield from computed(network, real, team)
+    evaluation.fake_features = yield from computed(network, fakes, team)
+    if len(more):
+        evaluation.more_features = yield from computed(network, more, team)
+
+
 def _make_landmarks(evaluation: Evaluation) -> Work[None]:
     """Features of images known to be bad."""
     made = landmarks(evaluation.look(evaluation.real.samples))
@@ -218,7 +207,7 @@ def _make_nearest(evaluation: Evaluation) -> Work[None]:
     """Distances to the nearest training image: in pixels among all, in features among `train_n`."""
     training, known = evaluation.training, evaluation.config.train_n
     assert training is not None
-    if judged(evaluation.space.medium):
+    if judged(evaluation.space):
         yield from _nearest_in_features(evaluation, training)
         known = len(evaluation.train_features)
     yield from evaluation.make("generated")
@@ -246,68 +235,18 @@ def _nearest_in_features(evaluation: Evaluation, training: Training) -> Work[Non
     evaluation.nearest["features"] = replace(near, places=training.order[near.places])
 
 
-def _make_answers(evaluation: Evaluation) -> Work[None]:
-    """The first two images of what each real image is given, against it; the second is drawn for
-    `ANSWERED` of them, if it is not there already."""
-    yield from evaluation.make("features")
-    config, loaded, settings = evaluation.config, evaluation.loaded, evaluation.settings
-    assert loaded is not None
-    assert settings is not None
-    real, fakes, team = evaluation.real, evaluation.generated.samples, evaluation.team
-    count = min(len(real), len(fakes), ANSWERED)
-    second = fakes[len(real) : len(real) + count]
-    if len(second) < count:
-        device = evaluation.accelerator.device
-        mine = yield from draw_share(settings, loaded, count, device, team, len(real))
-        second = gathered(mine, count, team, len(real))
-    others, features = yield from _instead(evaluation, count)
-    if not evaluation.accelerator.is_main_process:
-        return
-    every = range(count)
-    found = [
-        answered(
-            loaded,
-            real.samples[list(rows)],
-            [fakes[list(rows)], second[list(rows)]],
-            {name: images[list(rows)] for name, images in others.items()},
-            config.seed,
-            rows,
-        )
-        for rows in (every[k : k + ANSWERED_AT_ONCE] for k in range(0, count, ANSWERED_AT_ONCE))
-    ]
-    values = {key: np.concatenate([part[key] for part in found]) for key in found[0]}
-    own, theirs = evaluation.fake_features[:count], evaluation.real_features[:count]
-    values |= feature_distances(theirs, own, features)
-    sides = {
-        "given": others.get("given"),
-        "drawn": fakes,
-        "drawn again": second,
-        "real": real.samples,
-        "nearest in training": others.get("nearest"),
-    }
-    first = {k: of[: min(count, ANSWERS_SHOWN)] for k, of in sides.items() if of is not None}
-    evaluation.answers = Answers(values, np.arange(count), first)
+def _make_marginals(evaluation: Evaluation) -> Work[None]:
+    """What the numbers of both sides are, on the first process."""
+    yield from evaluation.make("generated")
+    if evaluation.accelerator.is_main_process:
+        evaluation.marginals = evaluation.measure_marginals()
 
 
-def _instead(evaluation: Evaluation, count: int) -> Work[tuple[dict[str, Array], dict[str, Array]]]:
-    """What could stand for the first real images without a model, and its features, by name: what
-    they are given, and the nearest of `train_n` training images."""
-    loaded, real, seed = evaluation.loaded, evaluation.real, evaluation.config.seed
-    assert loaded is not None
-    images: dict[str, Array] = {}
-    features: dict[str, Array] = {}
-    inputs = inputs_of(loaded, real, seed)
-    assert inputs is not None
-    if (given := given_itself(loaded, inputs, count)) is not None:
-        images["given"] = given
-        look = evaluation.look(given)
-        features["given"] = yield from computed(evaluation.network, look, evaluation.team)
-    if evaluation.training is not None and len(evaluation.train_features):
-        known = evaluation.training.first(len(evaluation.train_features))
-        places = nearest(loaded, inputs, count, known, seed)
-        images["nearest"] = known.samples[places]
-        features["nearest"] = evaluation.train_features[places]
-    return images, features
+def _make_spectra(evaluation: Evaluation) -> Work[None]:
+    """The power of both sides by frequency, on the first process."""
+    yield from evaluation.make("generated")
+    if evaluation.accelerator.is_main_process:
+        evaluation.spectra = measure_spectra(*evaluation.sides)
 
 
 def _generate(evaluation: Evaluation) -> Work[Labelled]:
@@ -322,11 +261,14 @@ def _generate(evaluation: Evaluation) -> Work[Labelled]:
 
 
 PARTS: dict[str, Callable[[Evaluation], Work[None]]] = {
-    "bits": _make_bits,
-    "train_bits": _make_train_bits,
+    "bits": make_bits,
+    "train_bits": make_train_bits,
     "generated": _make_generated,
     "features": _make_features,
+    "random_features": _make_random_features,
     "landmarks": _make_landmarks,
     "nearest": _make_nearest,
-    "answers": _make_answers,
+    "answers": make_answers,
+    "marginals": _make_marginals,
+    "spectra": _make_spectra,
 }

@@ -32,6 +32,7 @@ class FeatureNetwork:
         weights: SHA-256 of its weights file: features of equal pixels, name and hash are equal.
         forward: uint8 pixels (N, 3, H, W) on `device` -> float32 features (N, dim) there.
         resize: how it resizes the pixels first, in words.
+        pictures: whether it sees pixels; if not, stored samples of one space.
     """
 
     name: str
@@ -40,6 +41,7 @@ class FeatureNetwork:
     device: torch.device
     forward: Callable[[torch.Tensor], torch.Tensor]
     resize: str = ""
+    pictures: bool = True
 
     def described(self) -> dict[str, str]:
         """What a published number must name, as JSON."""
@@ -123,12 +125,12 @@ def usual_batch(network: FeatureNetwork) -> int:
 def extract(
     network: FeatureNetwork, pixels: np.ndarray[Any, Any], *, batch_size: int | None = None
 ) -> Work[np.ndarray[Any, Any]]:
-    """Features of images, float32 (N, network.dim), in their order.
+    """Features of samples, float32 (N, network.dim), in their order.
 
     Yields `Progress("features", done, total)`.
 
     Args:
-        pixels: uint8 (N, C, H, W), grey or RGB.
+        pixels: uint8 (N, C, H, W), grey or RGB; or what the network sees instead.
         batch_size: changes the features by rounding only; `usual_batch` if None.
 
     Raises:
@@ -137,11 +139,11 @@ def extract(
     import numpy as np
     import torch
 
-    if pixels.dtype != np.uint8 or pixels.ndim != 4:
+    if network.pictures and (pixels.dtype != np.uint8 or pixels.ndim != 4):
         raise ValueError(f"pixels must be uint8 (N, C, H, W), not {pixels.dtype} {pixels.shape}")
     size = usual_batch(network) if batch_size is None else batch_size
-    total, channels, height, width = pixels.shape
-    if channels not in (1, 3):
+    total, channels, *sides = pixels.shape
+    if network.pictures and channels not in (1, 3):
         raise UsageError(f"features need images of 1 or 3 channels, not {channels}")
     features = np.empty((total, network.dim), dtype=np.float32)
     for start in range(0, total, size):
@@ -149,7 +151,7 @@ def extract(
         batch = torch.tensor(pixels[start : start + size], device=network.device)
         # Not around the yield: the mode would reach the caller's arithmetic.
         with torch.inference_mode():
-            found = network.forward(batch.expand(-1, 3, height, width))
+            found = network.forward(batch.expand(-1, 3, *sides) if network.pictures else batch)
         features[start : start + size] = found.cpu().numpy()
         yield Progress("features", start + len(batch), total)
     return features

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from diffuse_cli.inspection.model import ModelReport
     from diffuse_cli.inspection.run import RunReport
 
-HINT = "PATH is a folder or a .zip file of images, a model file or a run directory"
+HINT = "PATH is a folder or an archive of images, a model file or a run directory"
 
 
 def inspect(config: InfoConfig) -> Work[DataReport | ModelReport | RunReport]:
@@ -32,15 +32,15 @@ def inspect(config: InfoConfig) -> Work[DataReport | ModelReport | RunReport]:
     from diffuse_cli.data.sources import mode_of
 
     path = Path(config.path)
-    mode = mode_of(path, HINT)
-    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
-        raise DataError(f"neither a folder nor a regular file: {files.show(path)}", HINT)
     if is_images(path):
         if config.toml:
             raise UsageError(f"--toml is for model files, and {files.show(path)} holds images")
         from diffuse_cli.inspection.dataset import inspect_data
 
         return (yield from inspect_data(config))
+    mode = mode_of(path, HINT)
+    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+        raise DataError(f"neither a folder nor a regular file: {files.show(path)}", HINT)
     if runs.run_at(path) == path:
         from diffuse_cli.inspection.run import inspect_run
 

@@ -33,14 +33,15 @@ BLANK = 2.0
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and standard deviation of each channel's values in 0 ... 255."""
+    """Mean and standard deviation of each channel's values."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def scaled(self) -> Spread:
-        """The same in [-1, 1], the network's range."""
-        return Spread(tuple(m / 127.5 - 1 for m in self.mean), tuple(s / 127.5 for s in self.std))
+    def scaled(self, top: int) -> Spread:
+        """The same of values in 0 ... top in [-1, 1], the network's range."""
+        half = top / 2
+        return Spread(tuple(m / half - 1 for m in self.mean), tuple(s / half for s in self.std))
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class DataReport:
         held_out: images that `train` would not train on.
         near_duplicates: among images that differ; None if they are too small to compare.
         blank: almost blank images, which are not compared.
-        bytes: whether values are 0 ... 255.
+        top: the highest level that a value can have; None for floats.
         out: the contact sheet, if asked for.
         columns: of tables beside the images, each in words.
     """
@@ -66,7 +67,7 @@ class DataReport:
     near_duplicates: Copies | None
     blank: int
     fingerprint: str
-    bytes: bool
+    top: int | None
     out: Path | None
     columns: Mapping[str, str] = field(default_factory=dict)
 
@@ -82,7 +83,7 @@ class DataReport:
             "size": sides or list(self.size),
             "held_out": self.held_out,
             "pixels": asdict(self.pixels),
-            **({"pixels_scaled": asdict(self.pixels.scaled())} if self.bytes else {}),
+            **({"pixels_scaled": asdict(self.pixels.scaled(self.top))} if self.top else {}),
             "duplicates": asdict(self.duplicates),
             "near_duplicates": self.near_duplicates and asdict(self.near_duplicates),
             "blank": self.blank,
@@ -101,11 +102,14 @@ def inspect_data(config: InfoConfig) -> Work[DataReport]:
             size=config.size,
             background=config.background or "white",
             fit=config.fit or "crop",
-            layout=config.layout,
+            layout=config.layout or ("alpha" if config.alpha else None),
+            bits=config.bits,
+            rate=config.rate,
             strict=config.strict,
             workers=config.workers,
             cache=Path(folder),
             map_over=MAP_OVER,
+            keep=kept_bytes(folder),
         )
         report = yield from _report(config, images, out)
         report = replace(report, columns=(yield from _columns(config, images)))
@@ -113,6 +117,12 @@ def inspect_data(config: InfoConfig) -> Work[DataReport]:
             page = yield from sheet.draw(images)
             files.write_bytes(out, pictures.png(page))
         return report
+
+
+def kept_bytes(folder: str) -> int:
+    """Bytes of a set that are kept, in memory or in a temporary file; others are decoded again for
+    each measurement."""
+    return max(MAP_OVER, files.free_space(Path(folder)) // 2)
 
 
 def _sheet_path(config: InfoConfig) -> Path | None:
@@ -125,7 +135,8 @@ def _sheet_path(config: InfoConfig) -> Path | None:
 
 
 def _report(config: InfoConfig, images: Samples, out: Path | None) -> Work[DataReport]:
-    pictured = images.stored.dtype == np.uint8 and images.stored.ndim == 4
+    top = {"uint8": 255, "uint16": 65_535}.get(images.stored.dtype.name)
+    pictured = top is not None and images.stored.ndim == 4
     if pictured:
         pixels, hashed, blank = yield from _measure(images)
     else:
@@ -148,7 +159,7 @@ def _report(config: InfoConfig, images: Samples, out: Path | None) -> Work[DataR
         near_duplicates=similar,
         blank=int(blank.sum()) if pictured else 0,
         fingerprint=images.fingerprint,
-        bytes=images.stored.dtype == np.uint8,
+        top=top,
         out=out,
     )
 
@@ -173,13 +184,14 @@ def _measure(images: Samples) -> Work[tuple[Spread, Array, Array]]:
     totals, squares = np.zeros((2, images.stored.shape[1]), np.uint64)
     hashed, blank = np.zeros(count, np.uint64), np.zeros(count, np.bool_)
     comparable = near.can_compare(images.stored)
+    faint = BLANK * np.iinfo(images.stored.dtype).max / 255
     yield Progress(MEASURING, 0, count)
     for block in near.blocks(images.stored):
         part = images.stored[block]
         totals += part.sum(axes, dtype=np.uint64)
-        squares += np.square(part, dtype=np.uint16).sum(axes, dtype=np.uint64)
+        squares += np.square(part, dtype=np.uint32).sum(axes, dtype=np.uint64)
         found = near.frequencies(part)
-        blank[block] = np.square(found).sum((1, 2, 3)) < BLANK**2 * math.prod(part.shape[1:])
+        blank[block] = np.square(found).sum((1, 2, 3)) < faint**2 * math.prod(part.shape[1:])
         if comparable:
             hashed[block] = near.hashes(found)
         yield Progress(MEASURING, min(block.stop, count), count)

@@ -16,12 +16,15 @@ from diffuse_cli.core.space import Space
 from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Progress, Work
+from diffuse_cli.media import MEDIA
 from diffuse_cli.options import from_dict, to_dict, to_toml
 from diffuse_cli.outputs import asked
 
 TASK = "reading model"
 
-IMAGES_ONLY = ("size", "background", "fit", "layout", "out", "workers", "strict")
+IMAGES_ONLY = (
+    "size", "background", "fit", "layout", "alpha", "bits", "rate", "out", "workers", "strict",
+)  # fmt: skip
 """Options that apply to images alone."""
 
 
@@ -134,6 +137,8 @@ def training_config(path: Path) -> dict[str, Any]:
 
 
 def kind_of(space: Space) -> str:
-    """What samples of a space are: `28x28, grey`."""
-    colour = {1: "grey", 3: "colour"}.get(space.channels, f"{space.channels} channels")
-    return f"{dimensions(space.size)}, {colour}"
+    """What samples of a space are: `28x28, grey`, or `5120 at 8,000 Hz, mono`."""
+    kinds = {1: "grey", 3: "colour", **getattr(MEDIA[space.medium], "KINDS", {})}
+    rate = f" at {space.rate:,} Hz" if space.rate else ""
+    kind = kinds.get(space.channels, f"{space.channels} channels")
+    return f"{dimensions(space.size)}{rate}, {kind}"

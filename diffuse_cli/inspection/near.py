@@ -54,10 +54,10 @@ _MASKS = [np.uint64(sum(1 << bit for bit in range(b, 64, BANDS))) for b in range
 _ONES = np.array([bin(i).count("1") for i in range(2**16)], np.uint8)
 
 
-def blocks(pixels: Array) -> Iterator[slice]:
-    """The images in batches of bounded size."""
+def blocks(pixels: Array, total: int | None = None) -> Iterator[slice]:
+    """The images, or so many such images, in batches of bounded size."""
     count = max(1, BLOCK // max(1, math.prod(pixels.shape[1:])))
-    for start in range(0, len(pixels), count):
+    for start in range(0, len(pixels) if total is None else total, count):
         yield slice(start, start + count)
 
 
@@ -145,7 +145,7 @@ def _join(roots: Array, pixels: Array, chosen: Array, pairs: Array) -> Array:
 def _alike(pixels: Array, pairs: Array) -> Array:
     """Which pairs of images correlate in their lower frequencies over all channels."""
     own, inverse = np.unique(pairs, return_inverse=True)
-    parts = [frequencies(pixels[own[block]]) for block in blocks(pixels[: len(own)])]
+    parts = [frequencies(pixels[own[block]]) for block in blocks(pixels, len(own))]
     vectors = np.concatenate(parts).reshape(len(own), -1)
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
     left, right = inverse.reshape(pairs.shape).T

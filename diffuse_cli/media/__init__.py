@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from diffuse_cli.core.errors import InvalidArgument, lookup
 from diffuse_cli.core.registry import Modules
+from diffuse_cli.core.space import LONGEST_SIDE
 from diffuse_cli.core.space import Space as Space
 from diffuse_cli.media._fitting import FITS as FITS
 from diffuse_cli.media._fitting import Fit as Fit
@@ -43,6 +44,7 @@ class Asked:
         shared: other processes read too; raise `Large` for a large sample.
         layout: one of the medium's `LAYOUTS`; None for that of the file.
         numbers: the name of a NumPy type that holds the numbers to be read; None for any.
+        rate: of sounds, in Hz; None for that of the file.
     """
 
     size: Size | None = None
@@ -52,6 +54,7 @@ class Asked:
     shared: bool = False
     layout: str | None = None
     numbers: str | None = None
+    rate: int | None = None
 
 
 class Read(NamedTuple):
@@ -72,18 +75,32 @@ class Medium(Protocol):
     """A module of this folder.
 
     It may have `prepare()`, called before a process reads, `check(space)`, which raises
-    `InvalidArgument` for a space whose samples it cannot write, and these attributes:
+    `InvalidArgument` for a space whose samples it cannot write, `settled(asked, files)`, which
+    completes what is asked for from some files and says in words what it chose, and these
+    attributes:
 
     - `FITS`, the fits that it knows, by name (`crop` alone without it);
     - `ADVICE`, what to do with files that it does not read, by extension;
     - `DIMS`, the numbers of dimensions that samples can have (two without it);
+    - `RATES`, those that its samples can have, in Hz (none without it);
     - `LAYOUTS`, the names of the orders of axes that its files can have (none without it);
     - `MIXED`, whether a sample of one channel goes with samples of several (no without it);
     - `KINDS`, what samples of so many channels are called;
+    - `BITS`, the numbers of bits that a sample's levels can have, if `--bits` can choose: files of
+      fewer are scaled to more, and the other way round. Without being asked, samples have those of
+      the file with the fewest;
     - `UNPACKED`, whether samples take as much memory as their files (no without it);
-    - `FITTED`, what becomes of a sample of another size (`resized` without it);
-    - `JUDGED`, whether networks that know photographs can judge samples (yes without it);
-    - `FLIPPED`, how `--flip` mirrors samples, if that has to be said.
+    - `FITTED`, what becomes of a sample of another size (`resized` without it), and `CROPPED`,
+      where it is cropped (`at the centre` without it);
+    - `JUDGED`, whether networks that know photographs can judge samples (yes without it), and
+      `UNJUDGED`, layouts of which they cannot;
+    - `ALIKE`, layouts whose samples all have the same channels, whatever `MIXED` says;
+    - `SUFFIXES`, of the files it writes of a layout, instead of `SUFFIX`;
+    - `PLAYED`, the type of its files for a browser that plays them (not played without it);
+    - `FLIPPED`, how `--flip` mirrors samples, if that has to be said;
+    - `CHANNELS`, the names of the channels of samples of so many (numbers without it);
+    - `LOW_HIGH`, what samples are whose numbers are too small, or too large (`low`, `high`);
+    - `POINTS`, what samples are made of (`points` without it).
 
     Attributes:
         EXTENSIONS: of the files it reads, such as `.png`.
@@ -143,6 +160,13 @@ def check(space: Space) -> None:
     getattr(lookup(MEDIA, space.medium, "medium"), "check", lambda _: None)(space)
 
 
+def settled(medium: str, asked: Asked, files: Iterable[bytes]) -> tuple[Asked, str]:
+    """What is asked for, with what a medium decides from some files, and that in words."""
+    kind = MEDIA[medium]
+    found: tuple[Asked, str] = getattr(kind, "settled", lambda asked, _: (asked, ""))(asked, files)
+    return found
+
+
 def check_fit(medium: str, fit: str) -> None:
     """Refuse a fit that a medium does not know.
 
@@ -168,22 +192,58 @@ def check_layout(medium: str, layout: str | None) -> None:
     if layout is not None and not known:
         raise InvalidArgument(f"{MEDIA[medium].MANY} have no layout", argument="layout")
     if layout is not None:
-        lookup(dict.fromkeys(known), layout, "layout")
+        lookup(dict.fromkeys(known), layout.partition(":")[0], "layout")
 
 
-def check_size(medium: str, size: Size | None) -> None:
-    """Refuse a size of more or fewer sides than samples of a medium have.
+def check_bits(medium: str, bits: int | None) -> str | None:
+    """The name of the NumPy type of levels of so many bits; None without any.
+
+    Raises:
+        InvalidArgument: bits that a medium's levels cannot have.
+    """
+    if bits is None:
+        return None
+    known = getattr(MEDIA[medium], "BITS", ())
+    if bits not in known:
+        text = f"{MEDIA[medium].MANY} have {' or '.join(map(str, known))} bits, not {bits}"
+        if not known:
+            text = f"{MEDIA[medium].MANY} keep the numbers of their files"
+        raise InvalidArgument(text, argument="bits")
+    return f"uint{bits}"
+
+
+def check_rate(medium: str, rate: int | None) -> None:
+    """Refuse a rate of a medium without one.
 
     Raises:
         InvalidArgument
     """
+    known: Sequence[int] = getattr(MEDIA[medium], "RATES", ())
+    if rate is not None and not known:
+        raise InvalidArgument(f"{MEDIA[medium].MANY} have no rate", argument="rate")
+    if rate is not None and rate not in known:
+        raise InvalidArgument(f"must be {known[0]:,} to {known[-1]:,} Hz", argument="rate")
+
+
+def checked_size(medium: str, size: Size | None) -> Size | None:
+    """A size with as many sides as samples of a medium have; equal sides stand for one.
+
+    Raises:
+        InvalidArgument: more or fewer sides, or one that is too long.
+    """
     kind = MEDIA[medium]
     dims = getattr(kind, "DIMS", (2,))
+    if size is not None and dims == (1,) and len(set(size)) == 1:
+        size = size[:1]
+    if size is not None and len(size) > 1 and max(size) > LONGEST_SIDE:
+        raise InvalidArgument(f"a side is 1 to {LONGEST_SIDE} long", argument="size")
     if size is not None and len(size) not in dims:
         raise InvalidArgument(
-            f"{kind.MANY} have {' or '.join(map(str, dims))} sides, not {len(size)}",
+            f"{kind.MANY} have {' or '.join(map(str, dims))} "
+            f"{'side' if dims == (1,) else 'sides'}, not {len(size)}",
             argument="size",
         )
+    return size
 
 
 def kept_side(medium: str, dims: int) -> int:
@@ -192,9 +252,16 @@ def kept_side(medium: str, dims: int) -> int:
     return side if isinstance(side, int) else side[dims]
 
 
-def judged(medium: str) -> bool:
+def judged(space: Space) -> bool:
     """Whether features of networks that were trained on photographs say something of samples."""
-    return bool(getattr(MEDIA[medium], "JUDGED", True))
+    kind = MEDIA[space.medium]
+    return bool(getattr(kind, "JUDGED", True)) and space.layout not in getattr(kind, "UNJUDGED", ())
+
+
+def suffix(space: Space) -> str:
+    """That of the files in which samples of a space are written."""
+    kind = MEDIA[space.medium]
+    return str(getattr(kind, "SUFFIXES", {}).get(space.layout, kind.SUFFIX))
 
 
 def numbers_of(space: Space) -> str:
@@ -211,7 +278,15 @@ def like(space: Space) -> dict[str, Any]:
         "channels": space.channels,
         "layout": space.layout,
         "numbers": numbers_of(space),
+        "rate": space.rate,
     }
+
+
+def like_mask(space: Space) -> dict[str, Any]:
+    """How a mask of samples is read: one channel of any numbers, keywords as those of `like`."""
+    mixed = getattr(MEDIA[space.medium], "MIXED", False)
+    layout = None if mixed else space.layout
+    return {**like(space), "channels": 1, "numbers": None, "layout": layout}
 
 
 def by_extension() -> dict[str, str]:

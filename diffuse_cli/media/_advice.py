@@ -11,6 +11,7 @@ _FRAMES = "take frames from them, such as with ffmpeg -i NAME{} -vf fps=1 NAME-%
 _DRAW = "draw them as PNG, such as with rsvg-convert -w 512 NAME{0} -o NAME.png"
 _PAGES = "draw their pages as PNG, such as with pdftoppm -png NAME{0} NAME"
 _UNPACK = "unpack them"
+_ALONE = "name one, or a folder of nothing else"
 
 _KINDS = {
     _CONVERT: "heic heif hif avif jxl jp2 j2k jxr tga ico icns ppm pgm pbm pnm qoi dds exr hdr",
@@ -19,7 +20,8 @@ _KINDS = {
     _FRAMES: "mp4 m4v mov avi mkv webm mpg mpeg wmv flv mts m2ts 3gp ogv",
     _DRAW: "svg svgz",
     _PAGES: "pdf",
-    _UNPACK: "zip tar gz tgz bz2 xz zst 7z rar",
+    _ALONE: "zip tar parquet arrow",
+    _UNPACK: "gz tgz bz2 xz zst 7z rar",
 }
 
 ADVICE: Mapping[str, str] = {

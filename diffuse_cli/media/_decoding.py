@@ -43,7 +43,7 @@ _VALUES_AT_ONCE = 2**20
 _FAINT = 8
 """Levels by which an image may differ from its background and still be blank."""
 
-_SRGB = object()
+SRGB = object()
 """In the place of a profile: there is none."""
 
 
@@ -96,14 +96,14 @@ def decoded(data: bytes, background: tuple[int, ...] | int, shared: bool = False
         with failing_as(reasons.CORRUPT):
             image.load()
         with failing_as(reasons.PIXELS):
-            turn, profile = _orientation(image), image.info.get("icc_profile", _SRGB)
+            turn, profile = orientation(image), image.info.get("icc_profile", SRGB)
             opaque, convert, remarks = _normalised(image, profile, background)
             if turn in _TURNS:
                 opaque = opaque.transpose(_TURNS[turn])
             return Decoded(opaque, mode, remarks, convert, profile if convert else b"")
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
     with contextlib.suppress(Exception):  # broken EXIF does not make the image unusable
         return int(image.getexif().get(_ORIENTATION, 1))
     return 1
@@ -113,14 +113,14 @@ def _normalised(
     image: Image.Image, profile: Any, background: tuple[int, ...] | int
 ) -> tuple[Image.Image, Conversion | None, tuple[str, ...]]:
     """The image as opaque L, RGB or CMYK, its conversion to sRGB, and what is wrong with it."""
-    if image.mode in ("L", "RGB") and profile is _SRGB and "transparency" not in image.info:
+    if image.mode in ("L", "RGB") and profile is SRGB and "transparency" not in image.info:
         return image, None, ()
     if image.mode.startswith("I"):
-        image = _scaled(image)
+        image = scaled(image)
     elif image.mode == "F":
         raise Unusable(reasons.PIXELS)
-    kind = "CMYK" if image.mode == "CMYK" else "L" if _is_grey(image) else "RGB"
-    convert, remarks = _conversion(profile, kind)
+    kind = "CMYK" if image.mode == "CMYK" else "L" if is_grey(image) else "RGB"
+    convert, remarks = conversion(profile, kind)
     if image.has_transparency_data:
         opaque, blank = _composited(image, convert, background)
         return opaque, None, (*remarks, reasons.BLANK) if blank else remarks
@@ -129,9 +129,9 @@ def _normalised(
     return image if image.mode == kind else image.convert(kind), convert, remarks
 
 
-def _conversion(profile: Any, kind: str) -> tuple[Conversion | None, tuple[str, ...]]:
+def conversion(profile: Any, kind: str) -> tuple[Conversion | None, tuple[str, ...]]:
     """How images of a kind become sRGB, and what is wrong with their profile."""
-    if profile is _SRGB:
+    if profile is SRGB:
         return None, ()
     try:
         return to_srgb(profile, kind), ()
@@ -139,7 +139,7 @@ def _conversion(profile: Any, kind: str) -> tuple[Conversion | None, tuple[str, 
         return None, (reasons.PROFILE,)
 
 
-def _is_grey(image: Image.Image) -> bool:
+def is_grey(image: Image.Image) -> bool:
     """Grey by its mode, or with a palette of greys, as GIF stores grey images."""
     if image.mode not in ("P", "PA"):
         return image.mode in ("1", "L", "LA", "La")
@@ -147,7 +147,7 @@ def _is_grey(image: Image.Image) -> bool:
     return palette[::3] == palette[1::3] == palette[2::3]
 
 
-def _scaled(image: Image.Image) -> Image.Image:
+def scaled(image: Image.Image) -> Image.Image:
     """Grey of up to 16 bits as L, or LA if one value is transparent, rounded to nearest."""
     bits = 16
     if tags := getattr(image, "tag_v2", None):
@@ -173,13 +173,8 @@ def _composited(
     """A transparent image on an RGB background, and whether nothing of it is left to see; grey on
     grey stays L."""
     red, green, blue = background if isinstance(background, tuple) else (background,) * 3
-    grey = _is_grey(image)
-    if image.mode == "La":
-        image = image.convert("LA")
-    if image.mode == "RGB":
-        image = _keyed(image)
-    mode = "LA" if grey else "RGBA"
-    image = image if image.mode == mode else image.convert(mode)
+    grey = is_grey(image)
+    image = straight(image)
     image = convert(image) if convert else image
     if grey and red == green == blue:
         below = Image.new("L", image.size, red)
@@ -187,6 +182,16 @@ def _composited(
         below = Image.new("RGB", image.size, (red, green, blue))
     below.paste(image, mask=image)
     return below, _varies(image.getchannel("A"), 0) and not _varies(below, _FAINT)
+
+
+def straight(image: Image.Image) -> Image.Image:
+    """An image as LA or RGBA."""
+    mode = "LA" if is_grey(image) else "RGBA"
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.mode == "RGB" and "transparency" in image.info:
+        image = _keyed(image)
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _varies(image: Image.Image, most: int) -> bool:

@@ -17,6 +17,7 @@ from diffuse_cli.core.space import MOST_CHANNELS, Space
 from diffuse_cli.media import Array, Asked, Read, numbers_of
 from diffuse_cli.media._drawing import drawn
 from diffuse_cli.media._fitting import Lengths, Size
+from diffuse_cli.media._layouts import OF_ARRAYS
 from diffuse_cli.media._npy import array_in
 from diffuse_cli.unusable import Unusable
 
@@ -28,8 +29,7 @@ FITTED, FLIPPED = "cut", "along their last axis"
 
 USUAL = {1: "L", 2: "HW", 3: "CHW", 4: "CDHW"}
 """The layout of a file without another, by the number of its axes."""
-LAYOUTS = ("L", "CL", "LC", "HW", "CHW", "HWC", "DHW", "CDHW", "DHWC")
-"""The axes in their order; C is the channels, and without it there is one."""
+LAYOUTS = OF_ARRAYS
 
 LEVELS = {"bool": 2, "uint8": 256, "uint16": 65_536}
 """How many levels numbers of a type have; those of other types are floats."""

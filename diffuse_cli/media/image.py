@@ -1,34 +1,103 @@
-"""Pictures of 8 bits per channel, grey or RGB, with transparency on a background."""
+"""Pictures of 8 or 16 bits per channel, grey or RGB, on a background or with their transparency.
+
+A transparent image is stored as it looks on its background, and its alpha as a last channel. So a
+colour counts as much as it is seen: one that nobody sees is no number to be learned, edges are as
+smooth as those of other images, and every channel can be scaled, averaged and added to noise by
+itself. A file has the straight colours that this was made of.
+"""
 
 from __future__ import annotations
+
+import re
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from xxhash import xxh3_128_digest
+from xxhash import xxh3_128, xxh3_128_digest
 
 from diffuse_cli import pictures
+from diffuse_cli import unusable as reasons
 from diffuse_cli.core.errors import InvalidArgument
 from diffuse_cli.core.space import Space
 from diffuse_cli.media import FITS as FITS
-from diffuse_cli.media import Array, Asked, Read
+from diffuse_cli.media import Array, Asked, Read, Size, numbers_of
 from diffuse_cli.media._advice import ADVICE as ADVICE
 from diffuse_cli.media._decoding import decoded
+from diffuse_cli.media._drawing import drawn
 from diffuse_cli.media._headers import EXTENSIONS as EXTENSIONS
 from diffuse_cli.media._headers import silence_pillow
+from diffuse_cli.media._layouts import ALPHA, OF_IMAGES, PAGES
+from diffuse_cli.media._pages import stack, tiff
 from diffuse_cli.media._pixels import channels_first, digest, digest_of, fitted, to_pixels
+from diffuse_cli.media._planes import TOP, lifted, png, possible, rescaled, shade, with_channels
+from diffuse_cli.media._planes import fitted as planes_fitted
+from diffuse_cli.media._whole import whole
+from diffuse_cli.unusable import Unusable
 
 prepare = silence_pillow
 SUFFIX = ".png"
 ONE, MANY = "image", "images"
 KEPT_SIDE = 64
 MODES = {1: "L", 3: "RGB"}
-KINDS = {1: "grey", 3: "colour"}
-MIXED = True
+KINDS = {1: "grey", 2: "grey and transparency", 3: "colour", 4: "colour and transparency"}
+CHANNELS = {
+    1: ("grey",),
+    2: ("grey", "transparency"),
+    3: ("red", "green", "blue"),
+    4: ("red", "green", "blue", "transparency"),
+}
+LOW_HIGH, POINTS = ("dark", "bright"), "pixels"
+MIXED, BITS = True, (8, 16)
+
+LAYOUTS = OF_IMAGES
+SUFFIXES, ALIKE, UNJUDGED = {PAGES: ".tif"}, (PAGES,), (PAGES,)
 
 
 def read(data: bytes, asked: Asked) -> Read:
-    """The first frame, upright and opaque, in sRGB, fitted to the size asked for."""
+    """The first frame, upright, in sRGB, fitted to the size asked for: opaque, or laid on the
+    background with its alpha beside it."""
+    if asked.layout == PAGES:
+        values, mode = stack(data, asked.shared)
+        if asked.channels not in (None, len(values)):
+            raise Unusable(reasons.CHANNELS)
+        return _read_planes(values, mode, asked, len(values), PAGES)
+    alpha = asked.layout is not None
+    if alpha:
+        asked = replace(asked, background=_below(asked))
+    found = whole(data, asked.background, asked.shared, alpha=alpha)
+    if found is None:
+        return _read_opaque(data, asked)
+    layout = f"{ALPHA}:{bytes(asked.background).hex()}" if alpha else None
+    channels = len(found.planes) - alpha
+    read = _read_planes(found.planes, found.mode, asked, channels, layout)
+    return read._replace(remarks=found.remarks)
+
+
+def _read_planes(values: Array, mode: str, asked: Asked, channels: int, layout: str | None) -> Read:
+    values = np.ascontiguousarray(values)
+    name = xxh3_128(f"{mode} {values.shape}\n".encode())
+    name.update(values.data)
+    size = values.shape[:0:-1]
+    done = fit(values, replace(asked, size=_kept(size, asked)))
+    return Read(done, name.digest(), mode, size, channels, (), layout)
+
+
+def _below(asked: Asked) -> Size:
+    """The RGB background that a layout names, or that was asked for."""
+    assert asked.layout is not None
+    _, named, colour = asked.layout.partition(":")
+    return tuple(bytes.fromhex(colour)) if named else asked.background
+
+
+def _kept(size: Size, asked: Asked) -> Size:
+    """The size to which an image of a size (width, height) is fitted."""
+    if asked.size is not None:
+        return asked.size
+    return (KEPT_SIDE, KEPT_SIDE) if max(size) > KEPT_SIDE else size[::-1]
+
+
+def _read_opaque(data: bytes, asked: Asked) -> Read:
     found = decoded(data, asked.background, asked.shared)
     image, to_srgb = found.image, found.to_srgb
     wanted = MODES[asked.channels] if asked.channels is not None else _mode(image, asked)
@@ -38,19 +107,14 @@ def read(data: bytes, asked: Asked) -> Read:
         return part if part.mode == wanted else part.convert(wanted)
 
     done = image if to_srgb else finished(image)
-    size = asked.size
-    if size is None and max(image.size) > KEPT_SIDE:
-        size = (KEPT_SIDE, KEPT_SIDE)
-    if size is None:
-        done = finished(done)
-    else:
-        done = fitted(done, size, asked.fit, asked.background, finished)
+    done = fitted(done, _kept(image.size, asked), asked.fit, asked.background, finished)
     values = np.asarray(done)
     name = digest(values) if done is image else digest_of(image)
     if to_srgb:  # equal numbers are other colours under another profile
         name = xxh3_128_digest(name + found.profile)
     channels = len(image.getbands())
-    return Read(channels_first(values), name, found.mode, image.size, channels, found.remarks)
+    levels = rescaled(channels_first(values), asked.numbers or "uint8")
+    return Read(levels, name, found.mode, image.size, channels, found.remarks)
 
 
 def _mode(image: Image.Image, asked: Asked) -> str:
@@ -62,27 +126,66 @@ def _mode(image: Image.Image, asked: Asked) -> str:
 def fit(values: Array, asked: Asked) -> Array:
     """As `read` fits an image."""
     assert asked.size is not None
-    return to_pixels(fitted(pictures.image(values), asked.size, asked.fit, asked.background))
+    alpha = asked.layout is not None
+    if asked.layout == PAGES:
+        grey = int(with_channels(shade(asked.background, values)[0], 1, False).flat[0])
+        done = planes_fitted(values, asked.size, asked.fit, [grey] * len(values))
+    elif values.dtype == np.uint8 and not alpha:
+        picture = pictures.image(values)
+        done = to_pixels(fitted(picture, asked.size, asked.fit, asked.background))
+    else:
+        background = _below(asked) if alpha else asked.background
+        below, plain = shade(background, values)
+        grey = len(values) - alpha == 1 and (plain or asked.fit != "pad")
+        channels = asked.channels or (1 if grey else 3) + alpha
+        values = with_channels(values, channels, alpha)
+        fill = [*below.flat[: channels - alpha], *[0] * alpha]
+        done = planes_fitted(values, asked.size, asked.fit, fill)
+    return rescaled(done, asked.numbers or done.dtype.name)
 
 
 def space(samples: Array) -> Space:
-    """256 levels."""
-    channels, *size = samples.shape[1:]
-    return Space(channels=int(channels), size=tuple(map(int, size)), medium="image")
+    """256 or 65,536 levels."""
+    channels, *size = map(int, samples.shape[1:])
+    levels = TOP[samples.dtype.name] + 1
+    return Space(channels=channels, size=tuple(size), medium="image", levels=levels)
 
 
 def check(space: Space) -> None:
-    """Two dimensions of 256 levels."""
-    if space.dims != 2 or space.levels != 256:
-        raise InvalidArgument("an image has height and width, and 256 levels")
+    """Two dimensions of 256 or 65,536 levels, grey or colour, and perhaps an alpha."""
+    if space.dims != 2 or space.levels not in (256, 65_536):
+        raise InvalidArgument("an image has height and width, and 256 or 65,536 levels")
+    if space.layout in (None, PAGES):
+        return
+    name, _, colour = space.layout.partition(":")
+    if name != ALPHA or space.channels not in (2, 4) or not re.fullmatch("[0-9a-f]{6}", colour):
+        raise InvalidArgument(f"an image of {space.channels} channels has no layout {space.layout}")
 
 
 def encode(sample: Array, space: Space) -> bytes:
-    """A PNG without metadata."""
-    return pictures.png(sample)
+    """A PNG without metadata, or a TIFF of pages."""
+    sample = sample.astype(numbers_of(space), copy=False)
+    if space.layout == PAGES:
+        return tiff(sample)
+    if space.layout is not None:
+        return png(lifted(sample, _colour_of(space)))
+    return pictures.png(sample) if space.levels == 256 else png(sample)
 
 
 def look(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
-    """The images, or their first three channels or one."""
+    """The images in 8 bits, transparent ones on their background, and pages side by side; of
+    others the first three channels or one."""
+    samples = samples.astype(numbers_of(space), copy=False)
+    if space.layout == PAGES:
+        return drawn(rescaled(samples, "uint8"))
+    if space.layout is not None and samples.shape[1] in (2, 4):
+        background = _colour_of(space)
+        samples = np.stack([possible(sample, background)[:-1] for sample in samples])
+    samples = rescaled(samples, "uint8")
     channels = samples.shape[1]
     return samples if channels in MODES else samples[:, : 3 if channels > 3 else 1]
+
+
+def _colour_of(space: Space) -> tuple[int, ...]:
+    assert space.layout is not None
+    return tuple(bytes.fromhex(space.layout.partition(":")[2]))

@@ -9,7 +9,9 @@
 - `remarks(facts)`, sentences on what its numbers mean;
 - `difference_errors(a, b)`, by key the standard error of the difference of two evaluations on the
   same real images, whose k-th generated images began with the same noise; where it is missing, the
-  errors of both are combined as independent. These last four are optional.
+  errors of both are combined as independent;
+- `details(evaluation)`, what else it found, for the JSON and the report. These last five are
+  optional.
 
 The order of images does not matter.
 """
@@ -31,12 +33,16 @@ from diffuse_cli.metrics._presentation import Number as Number
 from diffuse_cli.metrics._presentation import Question as Question
 from diffuse_cli.metrics._presentation import Remark as Remark
 from diffuse_cli.metrics._presentation import Values as Values
+from diffuse_cli.metrics._presentation import Words as Words
+from diffuse_cli.metrics._presentation import listed as listed
 from diffuse_cli.metrics._presentation import measured as measured
 from diffuse_cli.metrics._presentation import with_error as with_error
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from diffuse_cli.metrics._numbers import Marginals
+    from diffuse_cli.metrics._waves import Spectra
     from diffuse_cli.metrics.answers import Answers
     from diffuse_cli.metrics.memorization import Nearest
 
@@ -48,7 +54,8 @@ class Parts(Protocol):
     """The parts of an evaluation, of which a metric reads those that its `NEEDS` name.
 
     Attributes:
-        real_features, fake_features, more_features: `features`, float32 (N, d), (M, d) and (K, d);
+        real_features, fake_features, more_features: `features` or `random_features`, float32
+            (N, d), (M, d) and (K, d);
             the last are of further real images, if there are any.
         landmarks: features of images known to be bad, by their names.
         bits, train_bits: bits per dimension of held-out and of training images, (N, 3) and (M, 3):
@@ -56,6 +63,8 @@ class Parts(Protocol):
         floats: whether bits are those of a density of floats.
         nearest: distances to training images by the name of the space.
         answers: of a model that is given something, how what it draws fits that.
+        marginals: of the numbers of real and generated samples, by channel.
+        spectra: the power of real and generated samples by frequency.
     """
 
     real_features: Array
@@ -67,6 +76,8 @@ class Parts(Protocol):
     floats: bool
     nearest: dict[str, Nearest]
     answers: Answers
+    marginals: Marginals
+    spectra: Spectra
 
 
 class Metric(Protocol):
@@ -135,17 +146,22 @@ def both(evaluation: Parts, metric: str) -> tuple[Array, Array]:
 
 
 def floor(evaluation: Parts) -> tuple[Array, Array] | None:
-    """Two disjoint, equally large sets of real features in float64, to measure against each other.
+    """The `halves` of real features, in float64."""
+    found = halves(evaluation.real_features, evaluation.more_features)
+    return None if found is None else (found[0].astype("float64"), found[1].astype("float64"))
 
-    The real images against further ones, or two halves of the real images if these are larger; None
-    if they would have fewer than two images.
+
+def halves(real: Array, more: Array) -> tuple[Array, Array] | None:
+    """Two disjoint, equally large sets of real rows, to measure against each other.
+
+    The real ones against further ones, or two halves of the real ones if these are larger; None if
+    they would have fewer than two rows.
     """
-    real, more = evaluation.real_features, evaluation.more_features
     a, b = real, more
     if min(len(real), len(more)) < len(real) // 2:
         a, b = real[::2], real[1::2]
     n = min(len(a), len(b))
-    return (a[:n].astype("float64"), b[:n].astype("float64")) if n > 1 else None
+    return (a[:n], b[:n]) if n > 1 else None
 
 
 def average(values: Array) -> tuple[float, float]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 Values = Mapping[str, float]
 
@@ -73,6 +73,12 @@ QUESTIONS: Mapping[str, Question] = {
         "and the real images are then two clouds of points, and these numbers are distances "
         "between the clouds. Real images against other real ones show what a perfect model would "
         "reach.",
+    ),
+    "numbers": Question(
+        "Do their numbers agree?",
+        "Measured on the numbers of samples themselves (of an image its brightness, colours and "
+        "detail), without a network, so that it says what is wrong in plain units and holds for "
+        "any kind of data. Samples can agree in all of this and look nothing alike.",
     ),
     "variety": Question(
         "Is each image plausible, and is there enough variety?",
@@ -166,6 +172,33 @@ class Number:
 
 
 @dataclass(frozen=True)
+class Words:
+    """What is said of samples of a kind.
+
+    Attributes:
+        many: what they are called.
+        points: what they are made of.
+        low, high: of numbers that are too small and too large.
+        channels: their names; numbers without them.
+    """
+
+    many: str = "samples"
+    points: str = "points"
+    low: str = "low"
+    high: str = "high"
+    channels: Sequence[str] = ()
+
+    def channel(self, k: int) -> str:
+        """The k-th channel."""
+        return self.channels[k] if k < len(self.channels) else f"channel {k}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+
+
+@dataclass(frozen=True)
 class Facts:
     """What remarks are about.
 
@@ -175,6 +208,8 @@ class Facts:
         dim: features per image.
         model: whether a model was measured, not a folder of images.
         levels: of each number of a sample; None for floats.
+        details: those of the metrics, by name.
+        words: what is said of the samples.
     """
 
     values: Values
@@ -183,6 +218,8 @@ class Facts:
     dim: int
     model: bool
     levels: int | None
+    details: Mapping[str, Any] = field(default_factory=dict)
+    words: Words = field(default_factory=Words)
 
     @property
     def stored(self) -> Measured | None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -20,6 +19,7 @@ import torch
 
 from diffuse_cli.draws import permutation
 from diffuse_cli.metrics import Array, Facts, Number, Parts, Remark, both, floor, with_error
+from diffuse_cli.metrics._influence import Estimate
 
 NEEDS = ("features",)
 
@@ -105,33 +105,7 @@ def difference_errors(a: Parts, b: Parts) -> dict[str, float]:
     return result
 
 
-@dataclass(frozen=True)
-class Fit:
-    """The distance of two samples, and the influence of each image at first order.
-
-    Attributes:
-        a, b: the influences, (N,) and (M,), of mean 0.
-    """
-
-    value: float
-    a: Array
-    b: Array
-
-    def error(self) -> float:
-        """The standard error over draws of both samples.
-
-        The infinitesimal jackknife. For equal distributions the influence is of second order,
-        which a jackknife counts twice, so the error is rather too large.
-        """
-        variance = sum(np.square(x).sum() / (len(x) * max(len(x) - 1, 1)) for x in (self.a, self.b))
-        return math.sqrt(float(variance))
-
-    def less(self, other: Fit) -> Fit:
-        """The difference of two distances whose images correspond."""
-        return Fit(self.value - other.value, self.a - other.a, self.b - other.b)
-
-
-def fit(a: Array, b: Array) -> Fit:
+def fit(a: Array, b: Array) -> Estimate:
     """The squared Fréchet distance of float64 features (N, d) and (M, d), with the influences."""
     centred_a, centred_b = a - a.mean(0), b - b.mean(0)
     (basis_a, root_a), (basis_b, root_b) = _factors(centred_a), _factors(centred_b)
@@ -140,14 +114,14 @@ def fit(a: Array, b: Array) -> Fit:
     # S = R^T R on both sides, so S_a S_b has the non-zero eigenvalues of (R_a R_b^T)(R_a R_b^T)^T:
     # the trace of its root is a sum of singular values, and nothing ill-conditioned is rooted.
     spread = root_a.square().sum() + root_b.square().sum() - 2 * shared.sum()
-    return Fit(
+    return Estimate(
         float(np.square(gap).sum() + spread.item()),
         _influence(centred_a, gap, basis_a, left, shared),
         _influence(centred_b, -gap, basis_b, right.T, shared),
     )
 
 
-def infinity(a: Array, b: Array, whole: Fit) -> tuple[Fit, float]:
+def infinity(a: Array, b: Array, whole: Estimate) -> tuple[Estimate, float]:
     """The distance at 1/n = 0, `whole` being the fit of all images, and what a parabola adds to it.
 
     The error has both parts: that of sampling, and the gap between the line and the parabola, which
@@ -156,10 +130,10 @@ def infinity(a: Array, b: Array, whole: Fit) -> tuple[Fit, float]:
     order_a, order_b = permutation(0, 0, len(a)), permutation(0, 1, len(b))
     divided = [_divided(a[order_a], b[order_b], parts) for parts in PARTS[1:]]
     back_a, back_b = order_a.argsort(), order_b.argsort()
-    levels = [whole, *(Fit(f.value, f.a[back_a], f.b[back_b]) for f in divided)]
+    levels = [whole, *(Estimate(f.value, f.a[back_a], f.b[back_b]) for f in divided)]
     line, curve = _intercept(PARTS, 1), _intercept(PARTS, 2)
     values = np.array([level.value for level in levels])
-    sampled = Fit(
+    sampled = Estimate(
         float(line @ values),
         sum(w * level.a for w, level in zip(line, levels, strict=True)),
         sum(w * level.b for w, level in zip(line, levels, strict=True)),
@@ -167,11 +141,11 @@ def infinity(a: Array, b: Array, whole: Fit) -> tuple[Fit, float]:
     return sampled, float((curve - line) @ values)
 
 
-def _divided(a: Array, b: Array, parts: int) -> Fit:
+def _divided(a: Array, b: Array, parts: int) -> Estimate:
     """The mean distance of a part of one side from a part of the other."""
     pairs = zip(np.array_split(a, parts), np.array_split(b, parts), strict=True)
     fits = [fit(*pair) for pair in pairs]
-    return Fit(
+    return Estimate(
         float(np.mean([f.value for f in fits])),
         np.concatenate([f.a for f in fits]),
         np.concatenate([f.b for f in fits]),

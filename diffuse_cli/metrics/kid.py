@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffuse_cli.metrics import Array, Facts, Number, Parts, Remark, both, floor, with_error
+from diffuse_cli.metrics import Array, Facts, Number, Parts, Remark, both, floor, listed, with_error
 from diffuse_cli.metrics._landmarks import LANDMARKS, standing
 from diffuse_cli.metrics._nearest import blocks
 
@@ -45,7 +45,7 @@ def remarks(facts: Facts) -> Iterator[Remark]:
         return
     kid = facts["kid"]
     farther, level, nearer = (
-        _listed([f"{LANDMARKS[name]} ({facts[f'kid_of_{name}']})" for name in names])
+        listed([f"{LANDMARKS[name]} ({facts[f'kid_of_{name}']})" for name in names])
         for names in standing(facts.values)
     )
     if farther or level:
@@ -73,11 +73,6 @@ def remarks(facts: Facts) -> Iterator[Remark]:
                 "differences"
             )
     yield Remark("likeness", "finding", words)
-
-
-def _listed(names: list[str]) -> str:
-    """`a, b and c`."""
-    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
 def compute(evaluation: Parts) -> dict[str, float]:

@@ -27,9 +27,9 @@ from diffuse_cli.presets import network_config
 
 VERSION = 7
 """Of the description. Version 1 has no number, and one table for network and data. 3 is 2 with a
-weak average or learned times, 4 has an array among the conditions, 5 columns of a table, 6 a layout
-or a transform, 7 is distilled, and each is written for those alone: an older `diffuse` reads all
-other files."""
+weak average or learned times, 4 has an array among the conditions, 5 columns of a table, 6 a
+layout, a transform, images of 16 bits or the scale of what is given, 7 a rate or a
+teacher, and each is written for those alone: an older `diffuse` reads all other files."""
 
 SAMPLING, WEAK_KEY, DISTILLED = "sampling", "weak", "distilled"
 """The keys of the recommended setting, of the weak average and of the teacher in
@@ -111,13 +111,16 @@ def describe(model: Model) -> dict[str, Any]:
 def _version(model: Model) -> int:
     """The oldest version that can say what the model is."""
     space = model.blueprint.space
-    if model.distilled is not None:
+    if space.rate is not None or model.distilled is not None:
         return VERSION
-    if space.layout is not None or space.transform is not None:
+    deep = space.medium == "image" and space.levels != 256
+    given = model.blueprint.conditions.given
+    scaled = given is not None and given.mean is not None
+    if space.layout is not None or space.transform is not None or deep or scaled:
         return 6
     if model.blueprint.conditions.table:
         return 5
-    if model.blueprint.conditions.given:
+    if given:
         return 4
     learned = model.sampling is not None and model.sampling.times is not None
     return 3 if learned or model.weak is not None else 2

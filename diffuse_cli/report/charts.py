@@ -76,13 +76,14 @@ class Dot(NamedTuple):
 
 @dataclass(frozen=True)
 class Line:
-    """A series of a plot; `errors` are standard errors."""
+    """A series of a plot; `errors` are standard errors, drawn as bars or as a `band`."""
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
     errors: Sequence[float] | None = None
     marks: bool = False
+    band: bool = False
 
 
 class Plot:
@@ -158,8 +159,11 @@ def lines(
         axes = plot.axes
         for i, line in enumerate(series):
             color, dash, point = look(i)
+            errors = None if line.band else line.errors
+            if line.band and line.errors is not None:
+                _band(axes, line, INKS[color])
             axes.errorbar(
-                line.x, line.y, yerr=line.errors, fmt=dash, color=INKS[color], label=line.label,
+                line.x, line.y, yerr=errors, fmt=dash, color=INKS[color], label=line.label,
                 linewidth=1.5, elinewidth=1, capsize=2, marker=point if line.marks else "",
                 markersize=4.5,
             )  # fmt: skip
@@ -174,6 +178,40 @@ def lines(
         axes.set_ylabel(ylabel)
         if len(series) > 1:
             axes.legend(ncols=min(len(series), COLUMNS), bbox_to_anchor=(1, 1))
+        return plot.svg(label)
+
+
+def _band(axes: Axes, line: Line, color: str) -> None:
+    """One standard error to each side; below 0 it ends at a thousandth of the value."""
+    pairs = list(zip(line.y, line.errors or (), strict=True))
+    low = [y - error if y - error > 0 else y / 1000 for y, error in pairs]
+    high = [y + error for y, error in pairs]
+    axes.fill_between(line.x, low, high, color=color, alpha=0.25, linewidth=0)
+
+
+def outlines(
+    name: str,
+    edges: Sequence[float],
+    series: Mapping[str, Sequence[float]],
+    label: str,
+    xlabel: str,
+) -> Markup:
+    """Densities of several series over the same ranges of x, as outlines."""
+    with pictures.styled(_STYLE):
+        plot = Plot(name, 1.95, top=0.28, left=0.3)
+        axes = plot.axes
+        for i, (own, heights) in enumerate(series.items()):
+            color, dash, _ = look(i)
+            axes.stairs(
+                heights, edges, baseline=None, color=INKS[color], linestyle=dash, linewidth=1.5,
+                label=own,
+            )  # fmt: skip
+        pictures.number_axis(axes.xaxis, ",.10g")
+        axes.set_xlim(edges[0], edges[-1])
+        axes.set_ylim(0, None)
+        axes.set_yticks([])
+        axes.set_xlabel(xlabel)
+        axes.legend(ncols=COLUMNS, bbox_to_anchor=(1, 1))
         return plot.svg(label)
 
 

@@ -23,11 +23,13 @@ def bits(found: Evaluated) -> dict[str, Any]:
         return {"plot": None}
     edges = [term["first"] + 1 for term in terms] + [terms[-1]["last"] + 2]
     values = [term["bits_per_timestep"] for term in terms]
+    density = " of the density" if "nats_per_dim" in found.values else ""
     said = (
-        f"Bits per dimension that each timestep costs, from {values[0]:.3g} at the first to "
-        f"{values[-1]:.3g} at the last"
+        f"Bits per dimension{density} that each timestep costs, from {values[0]:.3g} at the first "
+        f"to {values[-1]:.3g} at the last"
     )
-    plot = charts.stairs("bits", values, edges, said, "timestep + 1", "bits per dimension, each")
+    axis = f"bits per dimension{density}, each"
+    plot = charts.stairs("bits", values, edges, said, "timestep + 1", axis)
     keys = {"total": "bits_per_dim", "first": "bits_decoder", "others": "bits_middle",
             "left": "bits_prior"}  # fmt: skip
     return {"plot": plot, **{name: measured(found.values, key) for name, key in keys.items()}}

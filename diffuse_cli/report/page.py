@@ -16,6 +16,7 @@ from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation.evaluating import Evaluated
 from diffuse_cli.options import to_arguments
 from diffuse_cli.report import courses, sections, style
+from diffuse_cli.report.distributions import distributions
 from diffuse_cli.report.templating import render
 from diffuse_cli.sweeps.recommending import Tuned
 
@@ -44,6 +45,7 @@ def page(
     parts: dict[str, tuple[str, dict[str, Any]]] = {
         "samples": ("Samples", sections.samples(found, shown)),
         "numbers": ("The numbers", sections.numbers(found)),
+        "distributions": ("Channels and frequencies", distributions(found)),
         **({"answers": ("What it was given", sections.answers(shown))} if shown.answers else {}),
         "classes": ("Class by class", sections.classes(found, shown)),
         "bits": ("Bits by timestep", courses.bits(found)),

@@ -208,7 +208,7 @@ def _models(
 def _kid(
     config: EmaConfig, loaded: Loaded, real: Labelled, accelerator: Accelerator
 ) -> Work[Measure]:
-    if not judged(loaded.space.medium):
+    if not judged(loaded.space):
         raise UsageError(
             f"KID says nothing of {MEDIA[loaded.space.medium].MANY}", "Type --metric held-out"
         )

@@ -70,7 +70,7 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
             weak_guidance=1.0 if weaker else None,
         )
         base = yield from equipped(resolve(drawn, loaded.model), loaded, accelerator)
-        if not judged(loaded.space.medium):
+        if not judged(loaded.space):
             many = MEDIA[loaded.space.medium].MANY
             raise UsageError(
                 f"tune compares by KID, which says nothing of {many}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,11 @@ import numpy as np
 
 from diffuse_cli import files
 from diffuse_cli.core.settings import dimensions
-from diffuse_cli.data import read_images
+from diffuse_cli.data import is_images, read_images
 from diffuse_cli.data.summary import fitting, skip_lines, span
 from diffuse_cli.errors import DataError, UsageError, translating
 from diffuse_cli.events import Notice, Work
-from diffuse_cli.media import MEDIA, Asked, check_fit, like, numbers_of, prepare
+from diffuse_cli.media import MEDIA, Asked, check_fit, like, like_mask, numbers_of, prepare
 from diffuse_cli.sampling import Loaded
 from diffuse_cli.unusable import LARGEST_FILE, TOO_LARGE, Unusable
 
@@ -75,13 +74,14 @@ def read(path: str, loaded: Loaded, fit: str | None, shape: Sequence[int]) -> Wo
             fit=fit,
             medium=medium,
             layout=loaded.space.layout,
+            rate=loaded.space.rate,
             numbers=numbers_of(loaded.space),
         )
         lines = list(skip_lines(found.summary.skipped))
         names, values, sizes = found.names, found.stored, frozenset(found.summary.sizes)
     else:
         own = {**like(loaded.space), "size": tuple(size), "channels": channels}
-        asked = Asked(**own, background=_rgb(loaded.background), fit=fit)
+        asked = Asked(**own, background=rgb(loaded.background), fit=fit)
         one = read_one(path, medium, asked)
         lines = [f"{files.show(path)}: {remark}" for remark in one.remarks]
         names, values, sizes = (Path(path).name,), one.values[None], frozenset([one.size])
@@ -89,7 +89,8 @@ def read(path: str, loaded: Loaded, fit: str | None, shape: Sequence[int]) -> Wo
     if sizes != {tuple(size[::-1])}:
         were, changed = span(dict.fromkeys(sizes, 1)), fitting(sizes, tuple(size), fit, medium)
         kept = _larger(sizes, loaded, size)
-        notices.append(Notice(f"{were}: resized to {dimensions(size)}{changed}{kept}"))
+        done = getattr(MEDIA[medium], "FITTED", "resized")
+        notices.append(Notice(f"{were}: {done} to {dimensions(size)}{changed}{kept}"))
     return Pictures(names, values, sizes, tuple(notices))
 
 
@@ -116,10 +117,11 @@ def enlarged(path: str, loaded: Loaded, factor: int) -> Size | None:
 
 def _several(path: str) -> bool:
     """Whether it holds samples, and is not one."""
-    return Path(path).is_dir() or zipfile.is_zipfile(path)
+    return is_images(Path(path))
 
 
-def _rgb(color: str) -> tuple[int, ...]:
+def rgb(color: str) -> tuple[int, ...]:
+    """A colour's red, green and blue, 0 ... 255."""
     from PIL import ImageColor
 
     return ImageColor.getrgb(color)[:3]
@@ -155,8 +157,7 @@ def read_mask(path: str, loaded: Loaded, fit: str | None, sizes: frozenset[Size]
         DataError: not usable, of another size, or nothing is left to draw or to keep.
     """
     space, shown = loaded.space, f"--mask {files.show(path)}"
-    alike = {**like(space), "channels": 1, "numbers": None}
-    asked = Asked(**alike, background=(0, 0, 0), fit=fit or loaded.fit)
+    asked = Asked(**like_mask(space), background=(0, 0, 0), fit=fit or loaded.fit)
     one = read_one(path, space.medium, asked)
     for size in sorted(sizes - {one.size}):
         own, theirs = (dimensions(each[::-1]) for each in (one.size, size))
@@ -182,6 +183,11 @@ def read_opaque(path: str, loaded: Loaded, fit: str | None) -> Array:
         raise UsageError("--mask is missing", "Only for a single image can its transparency be one")
     space, shown = loaded.space, files.show(path)
     medium = MEDIA[space.medium]
+    if (space.layout or "").startswith("alpha"):
+        raise UsageError(
+            "--mask is missing: the model draws transparency, which cannot say what is to be drawn",
+            "Give one, white where to draw",
+        )
     own = read_one(path, space.medium, Asked(space.size, 1)).size[::-1]
     white, black = (
         read_one(path, space.medium, Asked(own, 1, (level,) * 3)).values for level in (255, 0)

@@ -18,7 +18,7 @@ from diffuse_cli.draws import share
 from diffuse_cli.errors import DataError, UsageError
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.files import show
-from diffuse_cli.generation import Folder, gather
+from diffuse_cli.folders import Folder, gather
 from diffuse_cli.media import Asked, like
 from diffuse_cli.sampling import Drawing, Loaded, collect, load_denoiser
 from diffuse_cli.tasks.inputs import read, read_one
@@ -80,7 +80,7 @@ def interpolate(config: InterpolateConfig) -> Work[Interpolated | None]:
         keep: dict[int, Array] = folder if accelerator.is_main_process else {}
         yield from collect(drawings, loaded.space, len(mine), keep)
         if accelerator.num_processes > 1:
-            gather(keep, {})
+            gather(keep)
         if keep is not folder:
             return None
         psnr = tuple(

@@ -19,11 +19,12 @@ from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
 from diffuse_cli.draws import image_noise, share
 from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Work
-from diffuse_cli.generation import DESCRIBED, GRID_IMAGES, WRITTEN, Folder, gather, holding
+from diffuse_cli.folders import GRID_IMAGES, WRITTEN, Folder, gather, holding
 from diffuse_cli.guiding import equipped
 from diffuse_cli.resolving import DrawSettings, resolve, tell
 from diffuse_cli.runtime import machine, rank
 from diffuse_cli.sampling import Drawing, Loaded, collect, load_denoiser, looks
+from diffuse_cli.stages import DESCRIBED
 from diffuse_cli.tasks.inputs import check_apart
 from diffuse_cli.tasks.telling import check_class
 
@@ -136,7 +137,7 @@ def make(
         keep = folder if accelerator.is_main_process else {}
         yield from collect(drawings, loaded.space, len(mine), keep)
         if accelerator.num_processes > 1:
-            gather(keep, {})
+            gather(keep)
         if keep is not folder:
             return None
         described = {
@@ -144,7 +145,7 @@ def make(
             "sampler": settings.sampler,
             "steps": settings.steps,
             **settings.described_times(),
-            **{name: getattr(config, name) for name in DESCRIBED},
+            **{name: getattr(config, name) for name in (*DESCRIBED, "n")},
             **settings.described_guidance(),
             **_classes(config, settings, loaded, len(plan.names)),
         }

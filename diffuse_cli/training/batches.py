@@ -10,6 +10,7 @@ import torch
 from diffuse_cli.core.kernels.layout import laid_out
 from diffuse_cli.core.process import spread
 from diffuse_cli.draws import permutation
+from diffuse_cli.training.feed import Feed
 from diffuse_cli.training.plan import Plan
 
 if TYPE_CHECKING:
@@ -27,12 +28,26 @@ def mirrored(x: Tensor, flip: Tensor) -> Tensor:
 class Batches:
     """Epochs of the training images, shuffled, one after another."""
 
-    def __init__(self, plan: Plan, batch_size: int, device: torch.device) -> None:
+    def __init__(
+        self, plan: Plan, batch_size: int, device: torch.device, mine: range | None = None
+    ) -> None:
+        """`mine` are this process's positions of the batch; None for all."""
         self.plan, self.batch_size, self.device = plan, batch_size, device
         self._orders: dict[int, Indices] = {}
+        self.feed = Feed.of(plan, self._ordered, range(batch_size) if mine is None else mine)
 
     def at(self, step: int, positions: range) -> Indices:
         """The images at positions of the batch after `step` steps, as indices into all."""
+        if self.feed is not None:
+            return self.feed.at(step, positions)
+        return self._ordered(step, positions)
+
+    def close(self) -> None:
+        """Read nothing more ahead."""
+        if self.feed is not None:
+            self.feed.close()
+
+    def _ordered(self, step: int, positions: range) -> Indices:
         n = len(self.plan.train)
         places = np.arange(positions.start, positions.stop) + step * self.batch_size
         epochs, offsets = places // n, places % n

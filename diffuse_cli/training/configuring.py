@@ -15,7 +15,7 @@ from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.losses import OF_LEARNED, PAIRED
 from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.core.settings import to_dict as plain
-from diffuse_cli.core.space import Space
+from diffuse_cli.core.space import LONGEST_SIDE, Space
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.errors import OutputError, UsageError, flag, lookup, suggest, translating
@@ -88,7 +88,7 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
         )
     if config.teacher_guidance is not None and config.loss not in PAIRED:
         raise UsageError("--teacher-guidance goes with --loss consistency", "Leave it out")
-    if config.size and config.preset:
+    if config.size and config.preset and max(config.size) <= LONGEST_SIDE:
         architecture(config, config.preset, Space(channels=config.channels or 3, size=config.size))
     return _checked(config)
 
@@ -251,7 +251,8 @@ def complete(
         medium=space.medium,
         channels=space.channels,
         size=space.size,
-        layout=space.layout,
+        layout=space.layout and space.layout.partition(":")[0],  # the background is its own option
+        rate=space.rate,
         transform=space.transform,
         width=width,
         architecture=plain(settings),

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from diffuse_cli import files
 from diffuse_cli.config import TrainConfig
@@ -12,6 +16,7 @@ from diffuse_cli.core.conditions import PAIRS, Given
 from diffuse_cli.core.degradations import DEGRADATIONS
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import Pairs, Samples, pair
+from diffuse_cli.data.measuring import NOISE, moments
 from diffuse_cli.errors import DataError, UsageError, suggest
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.givens import Giver, is_degradation
@@ -40,7 +45,7 @@ def paired(config: TrainConfig, images: Samples, given: Samples) -> Work[Pairs]:
         DataError: nothing has a pair, or, with --strict, something has none.
         UsageError: a pair of another kind of numbers.
     """
-    own, theirs = images.space, given.space
+    own, theirs = images.unmeasured, given.unmeasured
     if (own.medium, own.levels, own.size) != (theirs.medium, theirs.levels, theirs.size):
         raise UsageError(f"--given {files.show(str(config.given))}: not samples as those of DATA")
     found = pair(images, given)
@@ -51,19 +56,35 @@ def paired(config: TrainConfig, images: Samples, given: Samples) -> Work[Pairs]:
     return found
 
 
-def given_of(config: TrainConfig, space: Space, pairs: Pairs | None) -> Given | None:
+def given_of(
+    config: TrainConfig, space: Space, pairs: Pairs | None, trained: npt.NDArray[np.int64]
+) -> Given | None:
     """What the model of a configuration is given.
+
+    Args:
+        trained: the samples that are trained on; what lies beside them has the mean and deviation
+            that floats are standardised by.
 
     Raises:
         UsageError: a degradation that there is not, or that does not suit the images.
+        DataError: numbers beside them that --transform is not defined for.
     """
     if config.given is None:
         return None
+    scale = {}
+    if pairs and space.levels is None:
+        theirs = pairs.given
+        own = replace(theirs.unmeasured, transform=space.transform)
+        mean, std = moments(own, theirs.stored, pairs.rows[trained], theirs.names)
+        # A channel that never varies says nothing, and does no harm.
+        varies = std > NOISE * np.abs(mean)
+        scale = {"mean": tuple(mean.tolist()), "std": tuple(np.where(varies, std, 1.0).tolist())}
     given = Given(
-        channels=pairs.given.space.channels if pairs else space.channels,
+        channels=pairs.given.unmeasured.channels if pairs else space.channels,
         what=PAIRS if pairs else config.given,
         dropout=GIVEN_DROPOUT if config.given_dropout is None else config.given_dropout,
         noise=config.given_noise or 0.0,
+        **scale,
     )
     return Giver(given, space).given
 

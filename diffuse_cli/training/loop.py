@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from diffuse_cli import runs
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.networks import count_parameters
-from diffuse_cli.errors import DiffuseError, Interrupted, Terminated
+from diffuse_cli.errors import DataError, DiffuseError, Interrupted, Terminated
 from diffuse_cli.events import Notice, Stop, Work, until
 from diffuse_cli.runtime import machine, rank
 from diffuse_cli.training.checkpoints import (
@@ -28,6 +28,7 @@ from diffuse_cli.training.course import lr_at
 from diffuse_cli.training.deadline import Deadline, Laps, agreed
 from diffuse_cli.training.diagnosing import PATIENCE, diverged
 from diffuse_cli.training.ema import no_weak
+from diffuse_cli.training.feed import Faults, feeding
 from diffuse_cli.training.memory import images_at_a_time
 from diffuse_cli.training.monitor import SAVE, Monitor, chores
 from diffuse_cli.training.plan import Plan, check_batch, prepare, settled
@@ -91,7 +92,8 @@ def fit(
         plan = yield from until(stop, prepare(config, accelerator, run))
         laps()
         plan = settled(plan, accelerator)
-        return (yield from _Run(plan, accelerator, run, stop, debug, laps).work(spent))
+        with feeding(plan):
+            return (yield from _Run(plan, accelerator, run, stop, debug, laps).work(spent))
 
 
 @contextlib.contextmanager
@@ -121,6 +123,7 @@ class _Run:
         self.debug, self.laps, self.deadline = debug, laps, Deadline(None, laps)
         self.main = accelerator.is_main_process
         self.loss: float | None = None
+        self.faults = Faults(plan, accelerator)
         self.room = images_at_a_time(plan, accelerator)
         self.plan = dataclasses.replace(plan, room=min(plan.room, self.room))
 
@@ -206,7 +209,12 @@ class _Run:
         forecast = Forecast(config, done, end)
         self.deadline.spend()
         while done < end:
-            outcome = yield from self._step(trainer, done, start)
+            try:
+                outcome = yield from self._step(trainer, done, start)
+            except DataError as gone:  # nothing is left to train on
+                if self.main:
+                    self.run.save(checkpoint_of(trainer, done, monitor, self.deadline.budget))
+                raise self._ended(gone, done, "checkpoint saved") from gone
             if trainer.bad >= PATIENCE:
                 raise diverged(trainer, done, self.run.newest_step(), debug=self.debug)
             done += 1
@@ -215,6 +223,7 @@ class _Run:
             if done % config.log_every == 0 or done == end:
                 yield self._log(trainer, done, meter, float(outcome.grad_norm))
                 monitor.logged(self.loss)
+                yield from self.faults.tell()
             else:
                 yield Step(done, trainer.course.steps)
             yield from forecast.after(done)
@@ -295,7 +304,10 @@ class _Run:
         lr = lr_at(trainer.config, trainer.course, done - 1)
         self.loss, speed = meter.read()
         if self.main:
-            self.run.log(step=done, loss=self.loss, lr=lr, grad_norm=norm, images_per_second=speed)
+            values = {"loss": self.loss, "lr": lr, "grad_norm": norm, "images_per_second": speed}
+            if feed := trainer.batches.feed:
+                values["waiting"] = feed.share()
+            self.run.log(step=done, **values)
         if self.plan.config.log:
             self.accelerator.log({"loss": self.loss, "lr": lr, "grad_norm": norm}, step=done)
         steps = trainer.course.steps

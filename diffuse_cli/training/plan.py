@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from diffuse_cli import files
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.settings import dimensions, to_dict
@@ -42,6 +43,9 @@ FEW = 2
 
 MAPPED_SHARE = 4
 """Pixels over 1/MAPPED_SHARE of the memory are mapped from a file."""
+
+DISK_SHARE = 2
+"""Pixels over 1/DISK_SHARE of the free disk are decoded as they are used."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,7 @@ class Plan:
             "held_out": {**held_out_rule(), "images": len(self.held_out)},
             "background": self.config.background,
             "fit": self.config.fit,
+            **({"origin": self.images.summary.origin} if self.images.summary.origin else {}),
             **({"given": self.given_fingerprints} if self.pairs else {}),
             **({"table": self.table_fingerprints} if self.images.rows is not None else {}),
             **({"classes": list(names)} if names and not told and fits(names) else {}),
@@ -143,8 +148,12 @@ def prepare(
     """
     check_distilled(config, make_denoiser(None, config, make_process(config)))
     cache = run.cache if run else None
-    images = yield from _read(config, accelerator, cache)
-    pairs = yield from _read_pairs(config, images, accelerator, cache)
+    index = run.index if run else None
+    if run and index and config.overwrite and run.exists():
+        files.remove(index)
+    images = yield from _read(config, accelerator, cache, index and index / "images.jsonl")
+    beside = index and index / "given.jsonl"
+    pairs = yield from _read_pairs(config, images, accelerator, cache, beside)
     if config.classes and config.goes_on:
         check_names(config, images)
     with translating(lambda _: "--transform"):
@@ -154,14 +163,14 @@ def prepare(
     images, table = yield from told_by_table(config, images, indices[~held_out])
     conditions = Conditions(
         classes=class_names(images) if config.classes else (),
-        given=given_of(config, space, pairs),
+        given=given_of(config, space, pairs, indices[~held_out]),
         table=table,
     )
     done, blueprint = complete(config, space, conditions)
     yield from (Notice(line) for line in images.summary.lines())
     if config.init and images.summary.greyed:
         yield Notice("grey as the model of --init is; --channels 3 goes on in colour")
-    if done.eval_every and not judged(images.medium):
+    if done.eval_every and not judged(space):
         raise UsageError(
             f"--eval-every measures KID, which says nothing of {MEDIA[images.medium].MANY}",
             "Leave it out; the held-out loss is measured with each preview",
@@ -201,19 +210,30 @@ def settled(plan: Plan, accelerator: Accelerator) -> Plan:
 
 
 def _read_pairs(
-    config: TrainConfig, images: Samples, accelerator: Accelerator | None, cache: Path | None
+    config: TrainConfig,
+    images: Samples,
+    accelerator: Accelerator | None,
+    cache: Path | None,
+    index: Path | None,
 ) -> Work[Pairs | None]:
     """What lies beside the images, if that is what is given: at their size, fitted as they are."""
     source = pairs_at(config)
     if source is None:
         return None
-    own = replace(config, data=source, size=images.space.size, channels=None, medium=images.medium)
-    found = yield from _read(own, accelerator, cache / "given" if cache else None)
+    kind, space = MEDIA[images.medium], images.unmeasured
+    bits = 8 * images.stored.dtype.itemsize if getattr(kind, "BITS", ()) else None
+    own = replace(
+        config, data=source, size=space.size, channels=None, medium=images.medium, bits=bits
+    )
+    found = yield from _read(own, accelerator, cache / "given" if cache else None, index)
     return (yield from paired(config, images, found))
 
 
 def _read(
-    config: TrainConfig, accelerator: Accelerator | None, cache: Path | None
+    config: TrainConfig,
+    accelerator: Accelerator | None,
+    cache: Path | None,
+    index: Path | None,
 ) -> Work[Samples]:
     several = accelerator if accelerator and accelerator.num_processes > 1 else None
     if several and cache and not several.is_local_main_process:
@@ -228,18 +248,32 @@ def _read(
         background=config.background,
         fit=config.fit,
         medium=config.medium,
-        layout=config.layout,
+        layout=config.layout or ("alpha" if config.alpha else None),
+        bits=config.bits,
+        rate=config.rate,
         transform=config.transform,
         strict=config.strict,
         workers=config.workers,
         cache=cache,
         map_over=0 if several else memory() // MAPPED_SHARE,
+        keep=_kept(config, cache),
+        index=index if several is None or several.is_main_process else None,
+        goes_on=config.goes_on,
     )
     if several and cache:
         save_index(images, cache)
         several.wait_for_everyone()
         several.wait_for_everyone()
     return images
+
+
+def _kept(config: TrainConfig, cache: Path | None) -> int:
+    """Bytes of decoded images that are kept: --cache, or a share of the memory, or of what is free
+    on the disk of the run directory, whichever is more."""
+    if config.cache is not None:
+        return config.cache
+    disk = files.free_space(cache) // DISK_SHARE if cache else 0
+    return max(memory() // MAPPED_SHARE, disk)
 
 
 def memory() -> int:

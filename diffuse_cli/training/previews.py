@@ -14,6 +14,7 @@ from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.memory import out_of_memory
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.sampling import Drawing, draw, looks, stored
+from diffuse_cli.training.feed import readable
 from diffuse_cli.training.plan import Plan, given_inputs
 from diffuse_cli.training.trainer import HELD_OUT_IMAGES, Trainer
 
@@ -41,7 +42,7 @@ def draw_by_default(
     settings = DrawSettings(
         sampler=choice.sampler if choice else SAMPLER,
         steps=min(choice.steps if choice else SAMPLING_STEPS, denoiser.process.num_timesteps),
-        condition=_condition(plan, shown_of(plan, inputs)),
+        condition=_condition(plan, readable(plan, shown_of(plan, inputs)[:count])),
         seed=plan.config.seed,
         batch_size=plan.room,
     )
@@ -137,7 +138,7 @@ def _beside(plan: Plan, samples: Array) -> Image:
     """A row for each of some images: what is given of it, if anything is, samples, and itself."""
     import torch
 
-    giver, chosen = plan.giver, shown_of(plan, GIVEN_SHOWN)
+    giver, chosen = plan.giver, readable(plan, shown_of(plan, GIVEN_SHOWN))
     given, space = given_inputs(plan, chosen), plan.blueprint.space
     truths = looks(space, plan.images.stored[chosen])
     rows = [[*samples[k :: len(chosen)], truths[k]] for k in range(len(chosen))]

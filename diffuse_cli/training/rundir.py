@@ -9,6 +9,7 @@ model.run/
   ema/step-00001000.safetensors   with --ema-lengths: snapshots of the averages of other lengths
   previews/                   a grid of samples every --preview-every steps
   cache/                      the decoded images, while a run is under way
+  index/                      what each file was found to be, of a set that the cache does not hold
   lock                        held by the process of the run
 """
 
@@ -73,6 +74,7 @@ class RunDirectory:
         self.metrics = self.path / runs.METRICS
         self.previews = self.path / "previews"
         self.cache = self.path / "cache"
+        self.index = self.path / "index"
         self.logs = self.path / "logs"
         self.checkpoints = self.path / runs.CHECKPOINTS
         self.snapshots = self.path / "ema"

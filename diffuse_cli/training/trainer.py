@@ -24,6 +24,7 @@ from diffuse_cli.memory import out_of_memory
 from diffuse_cli.training.batches import Batches, mirrored
 from diffuse_cli.training.course import Course, lr_at
 from diffuse_cli.training.ema import EARLY, Average, Weak, due
+from diffuse_cli.training.feed import readable
 from diffuse_cli.training.objective import Objective, losses_of
 from diffuse_cli.training.plan import Plan, given_inputs
 from diffuse_cli.training.power import Powers
@@ -65,7 +66,7 @@ class Trainer:
         self.device = accelerator.device
         self.course = Course.of(self.config.steps)
         assert self.config.batch_size is not None
-        self.resize(self.config.batch_size, self.config.accumulation)
+        self._begin(self.config.batch_size, self.config.accumulation)
         torch.manual_seed(key(self.config.seed, "weights") & 0xFFFF_FFFF)
         net = plan.blueprint.build()
         if plan.init is not None:
@@ -103,8 +104,12 @@ class Trainer:
 
     def resize(self, batch_size: int, accumulation: int) -> None:
         """Take steps of so many images, in so many parts."""
+        self.batches.close()
+        self._begin(batch_size, accumulation)
+
+    def _begin(self, batch_size: int, accumulation: int) -> None:
         self.batch_size, self.accumulation = batch_size, accumulation
-        self.batches = Batches(self.plan, batch_size, self.device)
+        self.batches = Batches(self.plan, batch_size, self.device, self.mine)
 
     def follow(self, course: Course) -> None:
         """Go another way from here, of which the configuration has the number of steps."""
@@ -195,11 +200,17 @@ class Trainer:
         """This process's positions of the global batch, a forward pass at a time; what modules draw
         in each is seeded."""
         index = self.accelerator.process_index
-        mine = share(self.batch_size, self.accelerator.num_processes, index)
+        mine = self.mine
         for micro in range(self.accumulation):
             part = share(len(mine), self.accumulation, micro)
             seed_modules(self.config.seed, step, micro, index)
             yield range(mine.start + part.start, mine.start + part.stop)
+
+    @property
+    def mine(self) -> range:
+        """This process's positions of the global batch."""
+        accelerator = self.accelerator
+        return share(self.batch_size, accelerator.num_processes, accelerator.process_index)
 
     def chances(self) -> Tensor:
         """The probability of each timestep in the next step, (T,)."""
@@ -283,6 +294,7 @@ class Trainer:
         images, chosen = self.plan.images, self.plan.held_out[:HELD_OUT_IMAGES]
         if len(chosen) == 0:
             return None
+        chosen = readable(self.plan, chosen)
         losses = losses_of(
             self._measured,
             self.plan.blueprint.denoiser(self.ema_net),

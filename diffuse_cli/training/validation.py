@@ -16,6 +16,7 @@ from diffuse_cli.events import Work, finish
 from diffuse_cli.features import FeatureNetwork, extract, find, load
 from diffuse_cli.metrics import kid
 from diffuse_cli.sampling import Drawing, collect, looks
+from diffuse_cli.training.feed import readable
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.previews import draw_by_default
 
@@ -102,7 +103,7 @@ class Validator:
             )
         real = chosen[permutation(plan.config.seed, 0, len(chosen))[:REAL_IMAGES]]
         network = load(NETWORK, device, finish(find(NETWORK)))
-        real_images = np.ascontiguousarray(plan.images.stored[real])
+        real_images = np.ascontiguousarray(plan.images.stored[readable(plan, real)])
         self._kid = KidMeasure(real_images, plan.blueprint.space, network)
 
     def kid(self, net: Any) -> Work[dict[str, float]]:

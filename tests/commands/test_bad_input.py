@@ -12,6 +12,8 @@ import pytest
 import torch
 from conftest import environment
 
+from diffuse_cli import app
+
 DATA = "DATA"
 """Stands for the folder of images in a command line."""
 
@@ -168,6 +170,15 @@ def test_usage_errors_do_not_import_torch():
         [sys.executable, "-c", program], env=environment(), capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
+
+
+def test_only_the_command_that_is_run_is_made(diffuse, monkeypatch):
+    made, make = [], app.make_command
+    monkeypatch.setattr(app, "make_command", lambda *given: made.append(given[0]) or make(*given))
+    for line, names in ((["--version"], []), (["trian"], []), (["info", "nowhere"], ["info"])):
+        made.clear()
+        diffuse(*line)
+        assert made == names
 
 
 def test_debug_adds_the_traceback_to_an_expected_error(diffuse):

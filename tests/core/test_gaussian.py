@@ -108,3 +108,21 @@ def test_the_bins_of_any_number_of_levels_share_one(levels: int):
         model = Gaussian(torch.full((1,), mean, dtype=torch.float64), 2 * math.log(std))
         found = (-model.discrete_nll(x, exact_cdf, levels)).exp()
         assert float(found.sum()) == pytest.approx(1, abs=levels * 1.1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bins_of_65536_levels_are_exact_in_both_tails(dtype: torch.dtype):
+    import mpmath as mp
+
+    std = 0.01
+    half = mp.mpf(1) / 65_535
+    with mp.workdps(50):
+        for level in (0, 30_000, 65_535):
+            for away in (-5, -4, -2, -0.3, 0, 1, 3, 5):
+                x = torch.tensor(level / 32_767.5 - 1, dtype=torch.float64).to(dtype)
+                mean = x - away * std
+                found = Gaussian(mean, 2 * math.log(std)).discrete_nll(x, exact_cdf, 65_536)
+                centre = mp.mpf(float(x - mean))
+                above = mp.ncdf((centre + half) / std) if level < 65_535 else mp.mpf(1)
+                below = mp.ncdf((centre - half) / std) if level > 0 else mp.mpf(0)
+                assert float(found) == pytest.approx(float(-mp.log(above - below)), abs=3e-3)

@@ -60,14 +60,22 @@ def posterior(
 
 def sampled(sampler: str, denoise: Any, process: Process, n: int) -> tuple[Any, Any]:
     """Mean and covariance of what a sampler makes."""
-    unit = torch.zeros(1 + D * (n + 1), n + 1, D, dtype=torch.float64)
-    unit[1:] = torch.eye(D * (n + 1), dtype=torch.float64).reshape(-1, n + 1, D)
-    draws = unit.reshape(len(unit), n + 1, *SHAPE)
-    *_, state = SAMPLERS[sampler](
-        denoise, process, draws[:, n], process.times(n), noise=lambda k: draws[:, k]
-    )
-    mean, *rest = state.x.flatten(1)
-    effects = torch.stack(rest) - mean
+
+    def run(draws: torch.Tensor, used: set[int]) -> torch.Tensor:
+        def noise(k: int) -> torch.Tensor:
+            used.add(k)
+            return draws[:, k]
+
+        make = SAMPLERS[sampler]
+        *_, state = make(denoise, process, draws[:, n], process.times(n), noise=noise)
+        return state.x.flatten(1)
+
+    used = {n}
+    [mean] = run(torch.zeros(1, n + 1, *SHAPE, dtype=torch.float64), used)
+    unit = torch.zeros(len(used), D, n + 1, D, dtype=torch.float64)
+    for own, k in zip(unit, used, strict=True):
+        own[:, k] = torch.eye(D)
+    effects = run(unit.reshape(-1, n + 1, *SHAPE), set()) - mean
     return mean, effects.mT @ effects
 
 

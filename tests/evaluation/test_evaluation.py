@@ -25,7 +25,7 @@ from diffuse_cli.draws import draw_noise, permutation
 from diffuse_cli.evaluation import bounds, evaluating, neighbors, parts
 from diffuse_cli.evaluation.images import Labelled, Training
 from diffuse_cli.events import finish
-from diffuse_cli.metrics import METRICS, _nearest, kid, landmarks, memorization
+from diffuse_cli.metrics import METRICS, _nearest, _numbers, kid, landmarks, memorization
 from diffuse_cli.metrics._landmarks import LANDMARKS
 from diffuse_cli.metrics.memorization import Nearest
 
@@ -282,6 +282,10 @@ def test_a_models_classes_are_measured_on_their_own_images(measure_classes, othe
         real, fakes = (side.labels == label for side in (evaluation.real, evaluation.fakes))
         assert values["real"] == real.sum()
         assert values["generated"] == fakes.sum() == (6, 5)[label]
+        sides = (
+            side.samples[side.labels == label]
+            for side in (evaluation.real, evaluation.fakes, evaluation.more)
+        )
         part = SimpleNamespace(
             bits=evaluation.bits[real],
             real_features=evaluation.real_features[real],
@@ -289,6 +293,8 @@ def test_a_models_classes_are_measured_on_their_own_images(measure_classes, othe
             more_features=evaluation.more_features[evaluation.more.labels == label],
             landmarks={},
             floats=False,
+            marginals=_numbers.measure(*sides),
+            spectra=evaluation.spectra.of(real, fakes, evaluation.more.labels == label),
         )
         expected = {}
         for metric in METRICS.values():
@@ -646,6 +652,13 @@ def test_training_images_are_measured_beside_held_out_ones(measure, images, fini
     assert len(evaluation.train) == len(evaluation.real)
     assert len(evaluation.train_features) == len(train) == 54
     assert {*as_bytes(evaluation.more)} < train
+
+
+def test_images_that_memory_does_not_hold_give_the_same_numbers(measure, images, monkeypatch):
+    line = ("-n", 6, "--timesteps", 10, "--json")
+    kept = measure(images, *line).json
+    monkeypatch.setattr("diffuse_cli.evaluation.images.kept_bytes", lambda: 5 * 64)
+    assert {**measure(images, *line).json, "seconds": kept["seconds"]} == kept
 
 
 def test_bits_of_training_images_are_those_of_any_images(measure, images, finished, tmp_path):

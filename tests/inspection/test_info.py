@@ -617,7 +617,7 @@ def test_nothing_usable_is_one_line(tmp_path, diffuse):
     (tmp_path / "broken.zip").write_bytes(b"PK\x05\x06" + b"\xff" * 16 + b"\0\0")
     for path, code, says in (
         ("empty", 3, "no images in empty"),
-        ("nowhere", 3, "folder or a .zip file of images, a model file or a run directory"),
+        ("nowhere", 3, "folder or an archive of images, a model file or a run directory"),
         ("fifo", 3, "fifo"),
         ("picture.png/x", 3, "no such"),
         ("x" * 5000, 3, "cannot read"),
@@ -897,3 +897,11 @@ def test_images_are_looked_at_without_torch(images, tmp_path):
     line = [sys.executable, "-c", program, "info", str(images), "-q", "-o", str(tmp_path / "s.png")]
     done = subprocess.run(line, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_images_that_the_disk_does_not_hold_are_described_the_same(diffuse, messy, monkeypatch):
+    line = ("info", messy, "--json", "-o", "sheet.png")
+    kept, sheet_of = diffuse(*line).json, Path("sheet.png").read_bytes()
+    monkeypatch.setattr(dataset, "kept_bytes", lambda folder: 0)
+    assert diffuse(*line, "--overwrite").json == kept
+    assert Path("sheet.png").read_bytes() == sheet_of

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 DRAW = np.random.default_rng(3)
 
@@ -39,6 +40,10 @@ def test_a_model_draws_what_it_was_trained_on(
     ran = diffuse(*line, "-o", tmp_path / "m.safetensors")
     assert ran.code == 0, ran.err
     assert "120 arrays" in ran.err
+    if kind in ("volumes", "words"):
+        ran = diffuse("train", "--resume", "--steps", 4, "-o", tmp_path / "m.safetensors")
+        assert ran.code == 0, ran.err
+        assert "step 4" in ran.err
     assert ("along their last axis" in ran.err) == (kind == "words")
     ran = diffuse("sample", tmp_path / "m.safetensors", "-n", 2, "--steps", 3, "-o",
                   tmp_path / "out", "-q")  # fmt: skip
@@ -59,6 +64,11 @@ def test_a_model_draws_what_it_was_trained_on(
     assert np.isfinite(values["bits_per_dim"])
     assert ("nats_per_dim" in values) == (dtype == np.float32)
     assert "kid" not in values
+    assert np.isfinite(values["kid_random"])
+    assert values["features"]["name"] == "random"
+    assert "KID, random features" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert len(values["details"]["marginals"]) == space["channels"]
+    assert np.isfinite([values[key] for key in ("wasserstein", "spectral_distance")]).all()
 
 
 def test_what_cannot_be_used_is_named(diffuse: Callable[..., Any], tmp_path: Path) -> None:
@@ -109,7 +119,7 @@ def test_images_have_two_sides_and_no_layout(
 ) -> None:
     for options, says in (
         (["--size", "8x8x8"], "--size images have 2 sides, not 3"),
-        (["--layout", "HW"], "--layout images have no layout"),
+        (["--layout", "HW"], "--layout: there is no 'HW'. Choose from: alpha, pages"),
         (["--transform", "asinh"], "--transform is for floats, not for 256 levels"),
     ):
         ran = diffuse("train", images, "--steps", 1, "-o", tmp_path / "m.safetensors", *options,
@@ -130,3 +140,43 @@ def test_the_statistics_are_those_of_the_training_part(tmp_path: Path) -> None:
     trained = np.arcsinh(samples.stored[~samples.held_out].astype(np.float64))
     assert np.allclose(samples.space.mean, trained.mean((0, 2, 3)), rtol=1e-12)
     assert np.allclose(samples.space.std, trained.std((0, 2, 3)), rtol=1e-9)
+
+
+def test_what_is_given_has_a_scale_of_its_own(
+    diffuse: Callable[..., Any], recipe: Path, tmp_path: Path
+) -> None:
+    from diffuse_cli import modelfile
+    from diffuse_cli.data import pair, read_images
+    from diffuse_cli.events import finish
+    from diffuse_cli.givens import Giver
+
+    data = save(tmp_path / "data", 60, (8, 8), lambda x: 1000 + 50 * x)
+    given = save(tmp_path / "given", 61, (2, 8, 8), lambda x: x * [[[1e-3]], [[0.0]]] + 3)
+    model = tmp_path / "m.safetensors"
+    ran = diffuse("train", data, "--given", given, "--config", recipe, "--steps", 3, "-o", model)
+    assert ran.code == 0, ran.err
+    found = modelfile.load(model).blueprint
+    samples, beside = (finish(read_images(folder)) for folder in (data, given))
+    rows = pair(samples, beside).rows[~samples.held_out]
+    own = beside.stored[rows].astype(np.float64)
+    assert samples.held_out.any()
+    assert np.allclose(found.conditions.given.mean, own.mean((0, 2, 3)), rtol=1e-12)
+    assert np.allclose(found.conditions.given.std, [own[:, 0].std(), 1], rtol=1e-9)
+    told = Giver.of(found).inputs.to_model(torch.from_numpy(beside.stored[rows])).double()
+    assert float(told[:, 0].std(correction=0)) == pytest.approx(1, abs=1e-4)
+    assert np.allclose(found.space.mean, samples.space.mean)
+    ran = diffuse("sample", model, "--given", given / "000.npy", "-n", 1, "--steps", 2, "-o", "out",
+                  "-q")  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert abs(np.load("out/00000.npy").mean() - 1000) < 500
+    ran = diffuse("eval", model, data, "--given", given, "-n", 3, "--steps", 2, "--timesteps", 4,
+                  "--json", "--plot", "bound.png")  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert np.isfinite(json.loads(ran.out)["bits_per_dim"])
+
+
+def test_words_for_arrays_are_theirs(diffuse: Callable[..., Any], tmp_path: Path) -> None:
+    data = save(tmp_path / "data", 3, (2, 8, 8), lambda x: x)
+    ran = diffuse("info", data)
+    assert "not searched: the arrays are no pictures" in ran.out
+    assert "image" not in ran.out

@@ -35,18 +35,19 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import accelerate
 import torch._dynamo  # what a run imports on its way is here for all of them
-from conftest import RECIPE, write_images
+from conftest import RECIPE, in_process, write_images
+from seams import ends_at, noting
 
+import diffuse_cli.app
 import diffuse_cli.training.loop
 from diffuse_cli import files
-from diffuse_cli.app import main
 from diffuse_cli.training.rundir import RunDirectory
 
 MODEL = "model.safetensors"
 MADE = ("model*.safetensors", "model.run/ema/*")
 """What a run leaves for whoever uses it."""
 
-IMPORTED = accelerate, torch, diffuse_cli.training.loop
+IMPORTED = accelerate, torch, diffuse_cli.app, diffuse_cli.training.loop
 
 RUN = [
     "--steps", "9", "--save-every", "3", "--preview-every", "5", "--log-every", "2", "--flip",
@@ -86,7 +87,7 @@ class World:
         code = 1
         try:
             before()
-            code = main(["train", "images", "--config", "tiny.toml", *options])
+            code = in_process(["train", "images", "--config", "tiny.toml", *options])
         finally:
             os._exit(code)
 
@@ -129,40 +130,9 @@ def world() -> Iterator[World]:
         yield World(Path(folder))
 
 
-def counting(into: Path) -> Callable[[], None]:
-    """Lets a process note its operations: a line for each."""
-
-    def begin() -> None:
-        @contextlib.contextmanager
-        def operation(name: str, path: Path) -> Iterator[None]:
-            with into.open("a") as file:
-                file.write(f"{name} {path.name}\n")
-            yield
-
-        files.operation = operation
-
-    return begin
-
-
-def dying(moment: int) -> Callable[[], None]:
-    """Ends a process without any tidying: before operation k at moment 2k, after it at 2k + 1."""
-
-    def begin() -> None:
-        count = 0
-
-        @contextlib.contextmanager
-        def operation(name: str, path: Path) -> Iterator[None]:
-            nonlocal count
-            if count == moment:
-                os._exit(137)
-            yield
-            if count + 1 == moment:
-                os._exit(137)
-            count += 2
-
-        files.operation = operation
-
-    return begin
+def over(operation: Any) -> Callable[[], None]:
+    """Puts a process over a seam."""
+    return lambda: setattr(files, "operation", operation)
 
 
 def moments(lines: list[str], every: bool) -> list[int]:
@@ -185,13 +155,13 @@ def operations(every: bool, part: tuple[int, int]) -> dict[str, Any]:
         assert len(expected) == 5, expected
         here.clear()
         noted = here.folder / "operations.txt"
-        here.run(RUN, counting(noted))
+        here.run(RUN, over(noting(noted)))
         lines = noted.read_text().splitlines()
         chosen = moments(lines, every)[part[0] :: part[1]]
         failed = {}
         for moment in chosen:
             here.clear()
-            code = here.run(RUN, dying(moment))
+            code = here.run(RUN, over(ends_at(moment)))
             faults = [f"it ended with {code}"] if code != 137 else []
             faults += here.faults(RUN, expected)
             if faults:

@@ -6,6 +6,7 @@ import json
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -59,25 +60,29 @@ def listed(item: bytes, count: int, brackets: bytes = b"{}") -> bytes:
 
 MOST = tensorfile.LARGEST_HEADER - 100
 
-HEADERS = {
-    "lists": b"[" + b"[]," * (MOST // 3) + b"[]]",
-    "objects": b'{"a":[' + b"{}," * (MOST // 3 - 10) + b"{}]}",
-    "nested": b"[" * MOST,
-    "deep": b'{"a":' * (MOST // 5),
-    "numbers": b"[" + b"0," * (MOST // 2 - 10) + b"0]",
-    "fractions": b"[" + b"1e1," * (MOST // 4 - 10) + b"0]",
-    "keys": listed(b'"%06x":0', MOST // 11),
-    "tensors": listed(b'"%06x":{}', MOST // 12),
-    "metadata": b'{"__metadata__":' + listed(b'"%06x":"ab"', MOST // 16) + b"}",
-    "texts": listed(b'"%06x"', MOST // 10, b"[]"),
-    "wide text": b'{"a":"' + "\U0001f600".encode() * (MOST // 4 - 10) + b'"}',
-    "a wide letter": '{"a":"\U0001f600'.encode() + b"a" * (MOST - 20) + b'"}',
-    "escapes": b'{"a":"' + rb"\ud83d\ude00" * (MOST // 12 - 10) + b'"}',
-    "quotes without an end": b'{"' + rb"\"" * (MOST // 2 - 10),
-    "a huge number": b'{"a":' + b"9" * (MOST - 10) + b"}",
-    "keys under the limit": listed(b'"%06x":0', 199_000),
-    "metadata under the limit": b'{"__metadata__":' + listed(b'"%06x":"%%d"', 190_000) + b"}",
-    "lists under the limit": b'{"\\ud83d\\ude00":[' + b"[]," * 99_000 + b"[]]}" + b" " * 10**6,
+HEADERS: dict[str, Callable[[], bytes]] = {
+    "lists": lambda: b"[" + b"[]," * (MOST // 3) + b"[]]",
+    "objects": lambda: b'{"a":[' + b"{}," * (MOST // 3 - 10) + b"{}]}",
+    "nested": lambda: b"[" * MOST,
+    "deep": lambda: b'{"a":' * (MOST // 5),
+    "numbers": lambda: b"[" + b"0," * (MOST // 2 - 10) + b"0]",
+    "fractions": lambda: b"[" + b"1e1," * (MOST // 4 - 10) + b"0]",
+    "keys": lambda: listed(b'"%06x":0', MOST // 11),
+    "tensors": lambda: listed(b'"%06x":{}', MOST // 12),
+    "metadata": lambda: b'{"__metadata__":' + listed(b'"%06x":"ab"', MOST // 16) + b"}",
+    "texts": lambda: listed(b'"%06x"', MOST // 10, b"[]"),
+    "wide text": lambda: b'{"a":"' + "\U0001f600".encode() * (MOST // 4 - 10) + b'"}',
+    "a wide letter": lambda: '{"a":"\U0001f600'.encode() + b"a" * (MOST - 20) + b'"}',
+    "escapes": lambda: b'{"a":"' + rb"\ud83d\ude00" * (MOST // 12 - 10) + b'"}',
+    "quotes without an end": lambda: b'{"' + rb"\"" * (MOST // 2 - 10),
+    "a huge number": lambda: b'{"a":' + b"9" * (MOST - 10) + b"}",
+    "keys under the limit": lambda: listed(b'"%06x":0', 199_000),
+    "metadata under the limit": lambda: (
+        b'{"__metadata__":' + listed(b'"%06x":"%%d"', 190_000) + b"}"
+    ),
+    "lists under the limit": lambda: (
+        b'{"\\ud83d\\ude00":[' + b"[]," * 99_000 + b"[]]}" + b" " * 10**6
+    ),
 }
 
 
@@ -97,7 +102,8 @@ def memory(model: Path, *paths: Path) -> dict[str, tuple[str, int]]:
 def grown(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, int]]:
     """What reading each of the headers takes, as a header and as a description in one."""
     folder = tmp_path_factory.mktemp("headers")
-    for name, text in HEADERS.items():
+    for name, make in HEADERS.items():
+        text = make()
         (folder / f"{name}.header".replace(" ", "-")).write_bytes(file_of(text))
         cut = text[: MOST // 2 - 100].decode(errors="ignore").encode()
         (folder / f"{name}.description".replace(" ", "-")).write_bytes(described(cut))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import environment
-from seams import killed_while, watching
+from seams import ends_at, killed_while, watching
 
 from diffuse_cli import files, tensorfile
 from diffuse_cli.training.rundir import KEPT, TENSORS, Checkpoint, RunDirectory
@@ -60,7 +60,7 @@ def begin(run: RunDirectory) -> None:
 def test_a_save_that_is_killed_at_any_operation_leaves_the_old_or_the_new(run: RunDirectory):
     new = KEPT + 1
     for moment in range(10_000):
-        killed = killed_while(lambda: run.save(checkpoint(new)), moment)
+        killed = killed_while(lambda: run.save(checkpoint(new)), ends_at(moment))
         found, passed = run.load()
         assert found is not None, moment
         assert passed == [], moment
@@ -83,7 +83,7 @@ def test_a_save_over_a_damaged_checkpoint_that_is_killed_leaves_the_one_before(r
         path = run.checkpoints / f"step-{KEPT:08d}" / "model.safetensors"
         if path.exists():
             path.write_bytes(b"damaged")
-        killed = killed_while(lambda: run.save(checkpoint(KEPT)), moment)
+        killed = killed_while(lambda: run.save(checkpoint(KEPT)), ends_at(moment))
         found, _ = run.load()
         assert found is not None, moment
         assert found.step in (KEPT - 1, KEPT), moment
@@ -98,7 +98,7 @@ def test_a_model_file_that_is_killed_at_any_operation_is_the_old_or_the_new(tmp_
     old, new = ({"a": torch.full((5,), value)} for value in (1.0, 2.0))
     for moment in range(1000):
         tensorfile.write(path, old)
-        killed = killed_while(lambda: tensorfile.write(path, new), moment)
+        killed = killed_while(lambda: tensorfile.write(path, new), ends_at(moment))
         found = tensorfile.read(path)
         assert same(found, old) or same(found, new)
         if not killed:
@@ -161,25 +161,10 @@ class Disk:
         os._exit(137)
 
 
-def cut_while(work, moment: int) -> bool:
-    process = os.fork()
-    if not process:
-        code = 1
-        try:
-            files.operation = Disk(moment).operation
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-    assert code in (0, 137)
-    return code == 137
-
-
 def test_a_power_cut_at_any_operation_of_a_save_leaves_the_old_or_the_new(run: RunDirectory):
     new = KEPT + 1
     for moment in range(10_000):
-        cut = cut_while(lambda: run.save(checkpoint(new)), moment)
+        cut = killed_while(lambda: run.save(checkpoint(new)), Disk(moment).operation)
         found, passed = run.load()
         assert found is not None, moment
         assert passed == [], moment
@@ -200,7 +185,7 @@ def test_a_power_cut_while_a_model_file_is_replaced_leaves_the_old_or_the_new(tm
         for stray in tmp_path.iterdir():
             stray.unlink()
         tensorfile.write(path, old)
-        cut = cut_while(lambda: tensorfile.write(path, new), moment)
+        cut = killed_while(lambda: tensorfile.write(path, new), Disk(moment).operation)
         found = tensorfile.read(path)
         assert same(found, old) or same(found, new), moment
         if not cut:

@@ -34,7 +34,9 @@ QUICK = ("--steps", 4, "--precision", "fp32", "--timesteps", 5)
 HOSTILE = '<script>alert(1)</script> & "x"'.replace("/", "∕")
 """A class name; a folder's name has no slash, so a character that looks like it."""
 
-SECTIONS = ["samples", "numbers", "classes", "bits", "training", "nearest", "repeat"]
+SECTIONS = [
+    "samples", "numbers", "distributions", "classes", "bits", "training", "nearest", "repeat",
+]  # fmt: skip
 
 VOID = frozenset({"br", "col", "hr", "img", "link", "meta"})
 """Elements without an end tag."""
@@ -122,8 +124,8 @@ def test_every_number_is_on_the_page_with_its_error(whole):
     assert len(named) > 10
     known = {number.key: number for number in metrics.numbers()}
     given = {n.key for n in known.values() if n.question == "answers"}  # of a model that is given
-    # 8 images have no estimate of the one, and nats are of floats.
-    assert {*known} - {*found} == {*given, "frechet_infinity", "nats_per_dim"}
+    # 8 images have no estimate of the one, nats are of floats, random features of other media.
+    assert {*known} - {*found} == {*given, "frechet_infinity", "nats_per_dim", "kid_random"}
     for key in {*known} & {*found}:
         assert f"{known[key].label} {known[key].says} " in page.text
         quoted = Measured(found[key], found.get(f"{key}_standard_error", 0))
@@ -137,12 +139,14 @@ def test_every_number_is_on_the_page_with_its_error(whole):
 def test_every_metric_has_its_words(whole):
     """A metric that is added without them is shown among other numbers, and is in the JSON."""
     found = {**read(whole).json}
-    outside = {"subject", "data", "n", "classes", "terms", "part", "features", "settings",
-               "seconds", "model", "fingerprints", "made_with", "plot", "pairs", "report",
-               "remarks"}  # fmt: skip
+    outside = {
+        "subject", "data", "n", "classes", "terms", "details", "part", "features", "settings",
+        "seconds", "model", "fingerprints", "made_with", "plot", "pairs", "report", "remarks",
+    }  # fmt: skip
     measured = {k: v for k, v in found.items() if k not in outside}
     known = [number.key for number in metrics.numbers() if number.question != "answers"]
     known.remove("nats_per_dim")  # of floats
+    known.remove("kid_random")  # of what features of photographs say nothing of
     assert [number.key for number in metrics.shown({**measured, "frechet_infinity": 0})] == known
     assert len(METRICS) > 5
     assert len(known) == len({*known})

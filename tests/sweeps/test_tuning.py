@@ -266,14 +266,7 @@ def test_the_own_weak_average_is_tried_counted_and_recorded(tune, diffuse, image
 LEARNING = ("--samplers", "ddpm,ddim,unipc", "--steps", "1,3,9", "--learn-times")
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    """Learns from fewer samples."""
-    monkeypatch.setattr(learning, "SAMPLES", 4)
-    monkeypatch.setattr(learning, "FINE", 10)
-
-
-def test_learned_times_are_tried_recorded_and_drawn_with(tune, diffuse, images, quick, monkeypatch):
+def test_learned_times_are_tried_recorded_and_drawn_with(tune, diffuse, images, monkeypatch):
     monkeypatch.setattr(tuning, "recommend", lambda rows: rows[-1].setting)
     ran = tune(*LEARNING, "-o", "new.safetensors", "--plot", "new.png", "--json")
     assert ran.code == 0, ran.err
@@ -310,7 +303,7 @@ def test_the_search_starts_from_what_ends_nearer(model, monkeypatch, wanted, sta
     assert learner.nearer(DrawSettings(steps=2), [99, 82], torch.zeros(1)) == start
 
 
-def test_the_report_is_of_the_learned_times_that_it_recommends(tune, quick, monkeypatch):
+def test_the_report_is_of_the_learned_times_that_it_recommends(tune, monkeypatch):
     monkeypatch.setattr(tuning, "recommend", lambda rows: rows[-1].setting)
     few = ("--samplers", "unipc", "--steps", 3, "--learn-times", "--json")
     found = tune(*few, "--report", "r.html").json
@@ -319,7 +312,7 @@ def test_the_report_is_of_the_learned_times_that_it_recommends(tune, quick, monk
     assert "unipc, 3 steps at learned times" in Path("r.html").read_text(encoding="utf-8")
 
 
-def test_the_table_says_which_times_are_learned(tune, quick):
+def test_the_table_says_which_times_are_learned(tune):
     lines = tune(*LEARNING[:4], "--steps", 3, "--learn-times").out.splitlines()
     assert lines[0].split()[:4] == ["sampler", "steps", "times", "evaluations"]
     assert [line.split()[2] for line in lines[1:6]] == ["3", "3", "3", "learned", "learned"]

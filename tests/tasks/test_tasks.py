@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import in_process, write_images
 from PIL import Image
-from seams import killed_while
+from seams import ends_at, killed_while
 
 from diffuse_cli.config import DrawConfig
 from diffuse_cli.core import RESTORATIONS
@@ -474,7 +474,7 @@ def test_a_task_that_is_killed_leaves_whole_files_and_can_be_repeated(
     assert diffuse(*line, "-o", "whole").code == 0
     wanted = {path.name: path.read_bytes() for path in Path("whole").iterdir()}
     moment, kept = 0, set[str]()
-    while killed_while(lambda: in_process([*line, "-o", "cut"]), moment):
+    while killed_while(lambda: in_process([*line, "-o", "cut"]), ends_at(moment)):
         found = {p.name: p.read_bytes() for p in Path("cut").glob("[!.]*")}
         assert found.items() <= wanted.items(), moment
         kept |= found.keys()

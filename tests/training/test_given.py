@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import in_process
+from conftest import in_process, logged
 from PIL import Image, ImageOps
 
 from diffuse_cli import modelfile
-from diffuse_cli.core import LOSSES
 from diffuse_cli.core.conditions import Given
-from diffuse_cli.core.losses import simple
 from diffuse_cli.core.networks.unet import ENDS
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
 WHOLE = Path("whole.safetensors")
-
-
-def logged(name, run=RUN):
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [m[name] for m in lines if name in m]
 
 
 @pytest.fixture(scope="session")
@@ -36,21 +28,6 @@ def negatives(images, tmp_path_factory):
         there.parent.mkdir(parents=True, exist_ok=True)
         ImageOps.invert(Image.open(path)).save(there)
     return folder
-
-
-@pytest.fixture
-def shown(monkeypatch):
-    """What the loss is given while training: x0 and the conditions of a microbatch."""
-    seen = []
-
-    def loss(denoiser, x0, t, noise, weight=None, **cond):
-        value = simple(denoiser, x0, t, noise, weight, **cond)
-        if value.requires_grad:
-            seen.append((x0, cond))
-        return value
-
-    monkeypatch.setitem(LOSSES, "simple", loss)
-    return seen
 
 
 # -- what is told ---------------------------------------------------------------------------------

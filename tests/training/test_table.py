@@ -10,22 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import in_process
+from conftest import in_process, logged
 from PIL import Image
 
 from diffuse_cli import modelfile
-from diffuse_cli.core import LOSSES
-from diffuse_cli.core.losses import simple
 from diffuse_cli.core.tables import Labels, Number
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
 WHOLE = Path("whole.safetensors")
 BOTH = ("--condition-on", "level,side")
-
-
-def logged(name, run=RUN):
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [m[name] for m in lines if name in m]
 
 
 def write_shades(folder: Path, count: int = 200) -> Path:
@@ -77,21 +70,6 @@ def follower(shades, recipe, tmp_path_factory):
     line += ["--batch-size", 16, "--width", 16, "--lr", 0.004, "-o", out, "-q"]
     assert in_process(line) == 0
     return out
-
-
-@pytest.fixture
-def shown(monkeypatch):
-    """What the loss is given while training: x0 and the conditions of a microbatch."""
-    seen = []
-
-    def loss(denoiser, x0, t, noise, weight=None, **cond):
-        value = simple(denoiser, x0, t, noise, weight, **cond)
-        if value.requires_grad:
-            seen.append((x0, cond))
-        return value
-
-    monkeypatch.setitem(LOSSES, "simple", loss)
-    return seen
 
 
 # -- what is told, and that it is followed --------------------------------------------------------

@@ -1,0 +1,158 @@
+"""What was found of each file of a source, on disk: a pass over a large set is made once.
+
+A line of JSON for a header, one for each file in the order of the listing, and one for the listing
+itself when all of them are read. A pass that was cut off goes on where it ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import PIL
+
+import diffuse_cli
+from diffuse_cli import files
+from diffuse_cli.data.jobs import Decoded, Result, Skipped
+from diffuse_cli.data.sources import Entry, Listing
+from diffuse_cli.media import Read
+
+FORMAT = 1
+
+SECONDS = 1.0
+"""Lines are written this often: so much is read again after a kill."""
+
+
+class Index:
+    """The index of a source in the file at `path`; a damaged one, or one of another source, of
+    other options or of another version, counts as none.
+
+    Args:
+        path: None to keep none.
+        about: what decides what is found: source and options, by name.
+        goes_on: options that were open when the index was begun may be decided by now.
+    """
+
+    def __init__(self, path: Path | None, about: dict[str, Any], goes_on: bool = False) -> None:
+        self.path, self._goes_on = path, goes_on
+        versions = {"diffuse": diffuse_cli.__version__, "pillow": PIL.__version__}
+        self._header = {"format": FORMAT, **versions, **json.loads(json.dumps(about))}
+
+    def listing(self) -> Listing | None:
+        """The listing of a complete index."""
+        entries = list[Entry]()
+        for line, _ in self._lines():
+            if isinstance(line, dict):
+                tables = tuple(line["tables"])
+                return Listing(**{**line, "candidates": tuple(entries), "tables": tables})
+            entries.append(Entry(*line[0]))
+        return None
+
+    def results(
+        self, listing: Listing, decode: Callable[[tuple[Entry, ...]], Iterator[Result]]
+    ) -> Iterator[tuple[Result, bool]]:
+        """What is found of each file, in order, and whether that was known: of such samples the
+        shape and type are right, and the values are not.
+
+        Args:
+            decode: decodes the files that are not known.
+
+        Raises:
+            OutputError: the index cannot be written.
+        """
+        done, end, complete = 0, 0, False
+        for line, place in self._lines():
+            if isinstance(line, dict):
+                complete = done == len(listing.candidates)
+                break
+            if done == len(listing.candidates) or Entry(*line[0]) != listing.candidates[done]:
+                break
+            yield _result(line), True
+            done, end = done + 1, place
+        rest = decode(listing.candidates[done:])
+        if complete or self.path is None:
+            yield from ((result, False) for result in rest)
+            return
+        with files.reported(self.path), self._continued(end) as file:
+            yield from ((result, False) for result in _noted(file, rest))
+            _write(file, [asdict(replace(listing, candidates=(), unread=dict(listing.unread)))])
+
+    def remove(self) -> None:
+        """Forget all."""
+        if self.path is not None:
+            files.remove(self.path)
+
+    def _lines(self) -> Iterator[tuple[Any, int]]:
+        """The lines after the header that are whole, and where each ends in the file."""
+        if self.path is None or not self.path.is_file():
+            return
+        with contextlib.suppress(OSError, ValueError), self.path.open("rb") as file:
+            if not self._fits(json.loads(first := file.readline())):
+                return
+            place = len(first)
+            for line in file:
+                place += len(line)
+                if not line.endswith(b"\n"):
+                    return
+                yield json.loads(line), place
+
+    def _fits(self, header: dict[str, Any]) -> bool:
+        if not self._goes_on:
+            return header == self._header
+        own = self._header
+        same = (header[k] == own[k] or header[k] is None for k in own)
+        return header.keys() == own.keys() and all(same)
+
+    @contextlib.contextmanager
+    def _continued(self, end: int) -> Iterator[IO[bytes]]:
+        """The file, open at `end` without what was behind it; at 0 with a header."""
+        assert self.path is not None
+        files.make_folder(self.path.parent)
+        with self.path.open("r+b" if end else "wb") as file:
+            file.truncate(end)
+            file.seek(end)
+            if not end:
+                _write(file, [self._header])
+            yield file
+
+
+def _noted(file: IO[bytes], results: Iterator[Result]) -> Iterator[Result]:
+    """The results, once they are written or soon will be."""
+    lines, last = list[Any](), time.monotonic()
+    for result in results:
+        lines.append(_line(result))
+        if time.monotonic() - last > SECONDS:
+            _write(file, lines)
+            lines, last = [], time.monotonic()
+        yield result
+    _write(file, lines)
+
+
+def _write(file: IO[bytes], values: Sequence[Any]) -> None:
+    with files.operation("append", Path(file.name)):
+        file.write("".join(json.dumps(value) + "\n" for value in values).encode())
+        file.flush()
+
+
+def _line(result: Result) -> list[Any]:
+    if isinstance(result, Skipped):
+        return [result.entry, result.reason]
+    values, digest, *rest = result.read
+    return [result.entry, digest.hex(), values.shape, values.dtype.str, *rest]
+
+
+def _result(line: Sequence[Any]) -> Result:
+    entry, found = Entry(*line[0]), line[1:]
+    if len(found) == 1:
+        return Skipped(entry, found[0])
+    digest, shape, dtype, mode, size, channels, remarks, layout = found
+    values = np.broadcast_to(np.zeros((), dtype), shape)
+    name = bytes.fromhex(digest)
+    read = Read(values, name, mode, tuple(size), channels, tuple(remarks), layout)
+    return Decoded(entry, read)

@@ -1,0 +1,125 @@
+"""Sources of samples, one a file here, as `SourceKind` describes."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import stat
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from diffuse_cli import foreign, runs
+from diffuse_cli.core.registry import Modules
+from diffuse_cli.data.sources._base import HINT, extension_of, is_folder
+from diffuse_cli.data.sources._base import Entry as Entry
+from diffuse_cli.data.sources._base import Source as Source
+from diffuse_cli.data.sources._base import Told as Told
+from diffuse_cli.data.sources._base import in_bytes as in_bytes
+from diffuse_cli.data.sources._listing import MANIFEST as MANIFEST
+from diffuse_cli.data.sources._listing import MANIFEST_FORMAT as MANIFEST_FORMAT
+from diffuse_cli.data.sources._listing import TABLES as TABLES
+from diffuse_cli.data.sources._listing import Listing as Listing
+from diffuse_cli.data.sources._listing import classes_of as classes_of
+from diffuse_cli.data.sources._listing import list_samples as list_samples
+from diffuse_cli.data.sources.folder import OneFile
+from diffuse_cli.errors import DataError
+from diffuse_cli.events import Progress, Work
+from diffuse_cli.files import show
+from diffuse_cli.media import by_extension
+
+
+class SourceKind(Protocol):
+    """A module of this folder. `folder` is asked last, the others in the order of their names.
+
+    It may have `fetch(path)`, which brings here what is elsewhere, and yields how many of how many
+    files are here.
+    """
+
+    def recognises(self, path: Path) -> bool:
+        """Whether there is a source of this kind at a path, where there may be anything, or nothing
+        yet; cheaply, and without what `open` may need to import."""
+        ...
+
+    def open(self, path: Path) -> Source:
+        """The source, not yet listed.
+
+        Raises:
+            DataError: it cannot be read, or needs a package that is not installed.
+        """
+        ...
+
+
+SOURCES: Mapping[str, SourceKind] = Modules("sources", __name__, __path__)
+
+
+def kind_of(path: Path) -> str:
+    """The name in `SOURCES` of what is at a path; empty if it is no source."""
+    if is_folder(path) and runs.run_at(path):
+        return ""
+    names = sorted(SOURCES, key=lambda name: name == "folder")
+    return next((name for name in names if SOURCES[name].recognises(path)), "")
+
+
+def fetching(path: Path) -> Work[None]:
+    """Bring what is elsewhere here; `open_source` alone does it without a word.
+
+    Raises:
+        DataError: it cannot be had.
+    """
+    kind = kind_of(path)
+    fetch = getattr(SOURCES[kind], "fetch", None) if kind else None
+    for done, total in fetch(path) if fetch else ():
+        yield Progress("downloading files", done, total)
+
+
+def is_images(path: Path) -> bool:
+    """Whether `path` is a source of samples, not a model file or a run."""
+    return kind_of(path) != ""
+
+
+def mode_of(path: Path, hint: str) -> int:
+    """The `st_mode` of a path.
+
+    Raises:
+        DataError: there is nothing, or it cannot be read.
+    """
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"no such file or folder: {show(path)}", hint) from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {show(path)}: {error}", hint) from None
+
+
+def open_source(path: Path, *, single: bool = False) -> Source:
+    """The source at `path`, or, if `single`, the file of a sample.
+
+    Raises:
+        DataError: it is none of these.
+    """
+    if kind := kind_of(path):
+        return SOURCES[kind].open(path)
+    mode, hint = mode_of(path, HINT), HINT
+    if runs.run_at(path):
+        raise DataError(f"{show(path)} is the run directory of a model, not images", hint)
+    named = extension_of(path.name) in by_extension()
+    if single and named and stat.S_ISREG(mode):
+        return OneFile(path)
+    if stat.S_ISREG(mode) and (known := foreign.kind_at(path)):
+        message, advice = foreign.described(known, path, "images")
+        raise DataError(message, advice or hint)
+    if named:
+        hint = "DATA is the folder that holds the images"
+    raise DataError(f"neither a folder nor a file of images: {show(path)}", hint)
+
+
+def file_hashes(path: Path, names: Iterable[str]) -> dict[str, str]:
+    """The SHA-256 of files of a source, a single file or not, by name."""
+    wanted = set(names)
+    with contextlib.closing(open_source(path, single=True)) as source:
+        return {
+            entry.name: hashlib.sha256(source.read(entry)).hexdigest()
+            for entry in source.entries()
+            if entry.name in wanted
+        }

@@ -1,0 +1,298 @@
+"""Rows of Arrow tables with a column of files, as Hugging Face's datasets have them.
+
+A sample is named after its shard and row, so that the order of names is that of the rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from diffuse_cli import unusable as reasons
+from diffuse_cli.data.sources._base import Entry, Source, Told, extension_of, short_names
+from diffuse_cli.errors import DataError
+from diffuse_cli.files import brief, show
+from diffuse_cli.media import by_extension
+from diffuse_cli.unusable import LARGEST_FILE, Unusable
+
+SAMPLE, LABEL = ("image", "img", "audio", "array"), ("label", "labels", "class")
+"""Names of the column of samples and of that of classes, the first that is there."""
+
+MOST_OPEN = 64
+"""Shards that stay open."""
+
+STARTS = {
+    b"\x89PNG": ".png", b"\xff\xd8": ".jpg", b"GIF8": ".gif", b"BM": ".bmp", b"II*": ".tif",
+    b"MM\0*": ".tif", b"\x93NUMPY": ".npy", b"PK": ".npz", b"fLaC": ".flac",
+}  # fmt: skip
+"""The extension of a sample without a name, by its first bytes."""
+
+
+def needed(package: str, extra: str, path: Path) -> Any:
+    """A package of one of our extras.
+
+    Raises:
+        DataError: it is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        raise DataError(
+            f"{package.partition('.')[0]} is needed to read {show(path)}",
+            f"Install it: pip install 'diffuse-cli[{extra}]'",
+        ) from None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the columns of a table hold.
+
+    Attributes:
+        sample: the column of files.
+        nested: whether it is a structure of `bytes` and `path`.
+        label: the column of classes, if there is one.
+        plain: columns of numbers and texts, that of classes among them.
+        names: the names of the classes that whole numbers stand for, by column.
+    """
+
+    sample: str
+    nested: bool
+    label: str | None
+    plain: tuple[str, ...]
+    names: Mapping[str, Sequence[str]]
+
+
+class Shard(Protocol):
+    """One file of rows.
+
+    Attributes:
+        schema: of pyarrow.
+        count: of rows.
+    """
+
+    schema: Any
+    count: int
+
+    def columns(self, names: Sequence[str]) -> Any:
+        """A table of some columns; `a.b` is a field of `a`."""
+        ...
+
+    def sizes(self, layout: Layout) -> Iterator[int]:
+        """About how many bytes the sample of each row has."""
+        ...
+
+    def sample(self, row: int, layout: Layout) -> bytes | None:
+        """The bytes of a sample."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Rows(Source):
+    """The rows of shards; `shard` opens one."""
+
+    def __init__(self, path: Path, shards: Sequence[Path]) -> None:
+        super().__init__(path)
+        self._names = short_names(shards)
+        self._open: OrderedDict[str, tuple[Shard, Layout]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def shard(self, path: str) -> Shard:
+        """Open a shard; it may raise anything."""
+        raise NotImplementedError
+
+    def entries(self) -> Iterator[Entry]:
+        tables, bare = [], DataError("")
+        for path, name in self._names.items():
+            try:
+                with self._lock:
+                    shard, layout = self._opened(str(path))
+                    found = [*self._listed(shard, layout, str(path))]
+            except DataError as error:
+                fault, bare = reasons.NO_SAMPLES, error
+            except Exception as error:
+                fault = _reason(error, path)
+            else:
+                if layout.plain:
+                    tables.append(name)
+                yield from found
+                continue
+            if len(self._names) == 1 and fault == reasons.NO_SAMPLES:
+                raise bare
+            yield Entry(f"{name}/", 0, str(path), fault, label="")
+        self.tables = tuple(tables)
+
+    def read(self, entry: Entry) -> bytes:
+        row, _, path = entry.key.partition(":")
+        with self._lock:
+            try:
+                shard, layout = self._opened(path)
+                data = shard.sample(int(row), layout)
+            except (Unusable, MemoryError):
+                raise
+            except Exception as error:
+                raise Unusable(_reason(error, Path(path))) from None
+        if data is not None and len(data) > LARGEST_FILE:
+            raise Unusable(reasons.TOO_LARGE)
+        return data or b""
+
+    def told(self, wanted: Collection[str] | None) -> Iterator[Told]:
+        for path, name in self._names.items():
+            try:
+                with self._lock:
+                    shard, layout = self._opened(str(path))
+                    kept = [c for c in layout.plain if wanted is None or c in wanted]
+                    values = {c: _values(shard, layout, c) for c in kept}
+                    entries = [*self._listed(shard, layout, str(path))]
+            except DataError:  # a shard without samples, which `entries` names
+                continue
+            except Exception as error:
+                raise DataError(f"cannot read the columns of {name}: {brief(error)}") from error
+            for row, entry in enumerate(entries):
+                cells = {c: values[c][row] if c in values else None for c in layout.plain}
+                yield Told(show(name), row + 1, entry.name, cells)
+
+    def close(self) -> None:
+        with self._lock:
+            while self._open:
+                self._open.popitem()[1][0].close()
+
+    def _opened(self, path: str) -> tuple[Shard, Layout]:
+        """A shard, and what it holds."""
+        if path not in self._open:
+            shard = self.shard(path)
+            self._open[path] = shard, layout_of(shard.schema, path)
+            if len(self._open) > MOST_OPEN:
+                self._open.popitem(last=False)[1][0].close()
+        self._open.move_to_end(path)
+        return self._open[path]
+
+    def _listed(self, shard: Shard, layout: Layout, path: str) -> Iterator[Entry]:
+        """The entries of a shard."""
+        readers, usual = by_extension(), ""
+        names: Sequence[str | None] = [None] * shard.count
+        if layout.nested and "path" in _fields(shard.schema.field(layout.sample).type):
+            column = shard.columns([f"{layout.sample}.path"]).column(layout.sample)
+            names = [value and value["path"] for value in column.to_pylist()]
+        labels = _values(shard, layout, layout.label) if layout.label else [None] * shard.count
+        start = Path(self._names[Path(path)]).stem + "/" if len(self._names) > 1 else ""
+        for row, (own, label, size) in enumerate(
+            zip(names, labels, shard.sizes(layout), strict=True)
+        ):
+            extension = extension_of(own.rpartition("/")[2]) if own else ""
+            if extension not in readers:
+                extension = usual = usual or _extension(shard, layout)
+            said = "" if label is None else str(label)
+            yield Entry(f"{start}{row:08d}{extension}", size, f"{row}:{path}", label=said)
+
+
+def _reason(error: Exception, path: Path) -> str:
+    """Why a shard, or a row, cannot be read."""
+    with contextlib.suppress(OSError):
+        if isinstance(error, FileNotFoundError) or not path.exists():
+            return reasons.VANISHED
+        if not path.stat().st_size:
+            return reasons.EMPTY
+    return reasons.UNREADABLE if isinstance(error, PermissionError) else reasons.CORRUPT
+
+
+def _extension(shard: Shard, layout: Layout) -> str:
+    """That of the first sample, by its bytes."""
+    data = (shard.sample(0, layout) or b"") if shard.count else b""
+    if data[:4] == b"RIFF":
+        return ".wav" if data[8:12] == b"WAVE" else ".webp"
+    return next((e for start, e in STARTS.items() if data.startswith(start)), ".png")
+
+
+def _values(shard: Shard, layout: Layout, column: str) -> list[Any]:
+    """The values of a plain column, with the names of classes."""
+    names = layout.names.get(column)
+    found = shard.columns([column]).column(column).to_pylist()
+    if names is None:
+        return [_plain(value) for value in found]
+    return [names[v] if v is not None and 0 <= v < len(names) else None for v in found]
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it."""
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    with contextlib.suppress(TypeError, ValueError):
+        return float(value)
+    return str(value)
+
+
+# -- columns --------------------------------------------------------------------------------------
+
+
+def layout_of(schema: Any, path: str) -> Layout:
+    """What the columns of a schema hold, by its features for Hugging Face's library, if it has any.
+
+    Raises:
+        DataError: none holds files.
+    """
+    features = _features(schema.metadata or {})
+    kinds = {field.name: field.type for field in schema}
+    marked = [n for n in kinds if features.get(n, {}).get("_type") in ("Image", "Audio")]
+    able = [n for n, kind in kinds.items() if "bytes" in _fields(kind)]
+    able = [n for n in marked if n in able] or able or [n for n in kinds if _is_binary(kinds[n])]
+    if not able:
+        listed = ", ".join(f"{brief(n, 40)} ({brief(kind, 40)})" for n, kind in kinds.items())
+        raise DataError(
+            f"no column of {show(path)} holds files of images: {listed[:300]}",
+            "They are bytes, or a structure of bytes and path",
+        )
+    sample = next((n for n in SAMPLE if n in able), able[0])
+    names = {
+        n: [*map(str, feature["names"])]
+        for n, feature in features.items()
+        if feature.get("_type") == "ClassLabel" and isinstance(feature.get("names"), list)
+    }
+    plain = tuple(n for n, kind in kinds.items() if _is_plain(kind))
+    classes = [n for n in plain if n in names] + [n for n in plain if n in LABEL]
+    labels = [n for n in classes if _is_label(kinds[n])]
+    label = next((n for n in LABEL if n in labels), labels[0] if labels else None)
+    return Layout(sample, bool(_fields(kinds[sample])), label, plain, names)
+
+
+def _features(metadata: Mapping[bytes, bytes]) -> dict[str, dict[str, Any]]:
+    """The features that the schema of a dataset says it has, by column."""
+    try:
+        found = json.loads(metadata[b"huggingface"])["info"]["features"]
+        return {name: feature for name, feature in found.items() if isinstance(feature, dict)}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def _fields(kind: Any) -> list[str]:
+    """The names of the fields of a structure."""
+    from pyarrow import types
+
+    return [field.name for field in kind] if types.is_struct(kind) else []
+
+
+def _is_binary(kind: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
+
+
+def _is_label(kind: Any) -> bool:
+    from pyarrow import types
+
+    value = kind.value_type if types.is_dictionary(kind) else kind
+    return bool(types.is_integer(value) or types.is_string(value) or types.is_large_string(value))
+
+
+def _is_plain(kind: Any) -> bool:
+    from pyarrow import types
+
+    other = types.is_nested(kind) or types.is_null(kind) or _is_binary(kind)
+    return not (other or types.is_fixed_size_binary(kind))

@@ -1,0 +1,110 @@
+"""Datasets that Hugging Face's library has saved, mapped from disk; needs pyarrow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+from diffuse_cli.data.sources._base import Source, check_shards, is_file, shards_at
+from diffuse_cli.data.sources._rows import Layout, Rows, needed
+from diffuse_cli.errors import DataError
+from diffuse_cli.files import brief, show
+
+EXTENSION = ".arrow"
+STATE, SPLITS = "state.json", "dataset_dict.json"
+"""What a folder of a saved dataset has, and one of its splits."""
+TRAIN = "train"
+
+
+def recognises(path: Path) -> bool:
+    if is_file(path / SPLITS) or is_file(path / STATE):
+        return True
+    return shards_at(path, EXTENSION) is not None
+
+
+def open(path: Path) -> Source:
+    needed("pyarrow.ipc", "parquet", path)
+    folder = _split(path) if is_file(path / SPLITS) else path
+    if is_file(folder / STATE):
+        shards = _shards(folder)
+    else:
+        shards = shards_at(folder, EXTENSION) or [folder]
+    check_shards(shards)
+    return Saved(path, shards)
+
+
+def _split(path: Path) -> Path:
+    """The folder of the training split of a saved `DatasetDict`."""
+    splits = [name for name in _json(path / SPLITS).get("splits", ()) if isinstance(name, str)]
+    if TRAIN in splits:
+        return path / TRAIN
+    there = [brief(name, 40) for name in splits]
+    example = show(path / there[0]) if there else "one"
+    raise DataError(f"no split {TRAIN} in {show(path)}: {', '.join(there)}", f"Name {example}")
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The files of a saved dataset, in its order."""
+    state = _json(folder / STATE)
+    files = state.get("_data_files")
+    if state.get("_indices_data_files") or not isinstance(files, list):
+        raise DataError(
+            f"{show(folder)} is a selection of a dataset, or of no known version",
+            "Save it again after flatten_indices()",
+        )
+    names = [file.get("filename") if isinstance(file, dict) else None for file in files]
+    return [folder / Path(str(name)).name for name in names]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"cannot read {show(path)}: {brief(error)}") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{show(path)} is not the {path.name} of a saved dataset")
+    return found
+
+
+class Saved(Rows):
+    """The rows of Arrow files."""
+
+    def shard(self, path: str) -> ArrowShard:
+        return ArrowShard(path)
+
+
+class ArrowShard:
+    """An Arrow file or stream; memory holds what is read of it."""
+
+    def __init__(self, path: str) -> None:
+        import pyarrow as pa
+
+        self._map = pa.memory_map(path)
+        try:
+            self._table = pa.ipc.open_stream(self._map).read_all()
+        except pa.ArrowInvalid:
+            self._map.seek(0)
+            self._table = pa.ipc.open_file(self._map).read_all()
+        # Offsets of a damaged file may lead anywhere.
+        self._table.validate(full=True)
+        self.schema, self.count = self._table.schema, self._table.num_rows
+
+    def columns(self, names: Sequence[str]) -> Any:
+        return self._table.select([name.partition(".")[0] for name in names])
+
+    def sizes(self, layout: Layout) -> Iterator[int]:
+        total = self._table.column(layout.sample).nbytes
+        return repeat(total // max(1, self.count), self.count)
+
+    def sample(self, row: int, layout: Layout) -> bytes | None:
+        value = self._table.column(layout.sample)[row]
+        if layout.nested:
+            value = value["bytes"]
+        found: bytes | None = value.as_py()
+        return found
+
+    def close(self) -> None:
+        del self._table

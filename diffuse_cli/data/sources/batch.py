@@ -1,0 +1,133 @@
+"""Many images in one array: a .npz file with uint8 (N, H, W, C) as `arr_0`.
+
+This is what the evaluation suite of guided-diffusion (github.com/openai/guided-diffusion,
+evaluations/README.md) reads, and its published samples and references are; `arr_1` are labels.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from diffuse_cli import foreign
+from diffuse_cli.data.sources._base import AT_ONCE, HINT, Entry, Source, is_file
+from diffuse_cli.errors import DataError
+from diffuse_cli.files import show
+from diffuse_cli.media import Array
+
+IMAGES, LABELS = "arr_0.npy", "arr_1.npy"
+OTHERS = {LABELS, "manifest.json"}
+"""What else such a file may hold."""
+
+_NOT_ONE = (ValueError, OSError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError)
+"""What reading another file may raise."""
+
+
+def recognises(path: Path) -> bool:
+    """A zip file with nothing but such an array, and what may lie beside it."""
+    if not is_file(path) or foreign.kind_at(path) != foreign.ZIP:
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _array_in(archive)
+    except _NOT_ONE:
+        return False
+    return True
+
+
+def open(path: Path) -> Source:
+    try:
+        return Batch(path)
+    except _NOT_ONE as error:
+        raise DataError(f"cannot read the images in {show(path)}: {error}", HINT) from error
+
+
+class Batch(Source):
+    """The images of such a file, as if each were a PNG file; they stay on the disk.
+
+    Raises:
+        ValueError: another array, or a file that is cut short.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        with zipfile.ZipFile(path) as archive:
+            shape, start = _array_in(archive)
+            self._file = _unpacked(archive, path)
+        self.images = _mapped(self._file[0], self._file[1] + start, shape)
+
+    def entries(self) -> Iterator[Entry]:
+        """An entry for each image."""
+        size = self.images[0].nbytes
+        for k in range(len(self.images)):
+            yield Entry(f"{k:05d}.png", size, str(k))
+
+    def read(self, entry: Entry) -> bytes:
+        """A PNG file without compression."""
+        from PIL import Image
+
+        pixels = self.images[int(entry.key)]
+        file = io.BytesIO()
+        Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(
+            file, "PNG", compress_level=0
+        )
+        return file.getvalue()
+
+    def close(self) -> None:
+        """Close the file, once no image is used any more."""
+        self._file[0].close()
+
+
+def _array_in(archive: zipfile.ZipFile) -> tuple[tuple[int, ...], int]:
+    """The shape of the array of images, and where its numbers begin."""
+    names = {*archive.namelist()}
+    if IMAGES not in names or not names <= {IMAGES, *OTHERS}:
+        raise ValueError("no such array")
+    with archive.open(IMAGES) as member:
+        return _header(member)
+
+
+def _header(member: IO[bytes]) -> tuple[tuple[int, ...], int]:
+    """The shape, and how many bytes come before the numbers."""
+    import numpy as np
+
+    version = np.lib.format.read_magic(member)
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if read is None:
+        raise ValueError("another version")
+    shape, by_columns, dtype = read(member)
+    if by_columns or dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3):
+        raise ValueError("another array")
+    if min(shape) < 1:
+        raise ValueError("no images")
+    return shape, member.tell()
+
+
+def _unpacked(archive: zipfile.ZipFile, path: Path) -> tuple[IO[bytes], int]:
+    """A file with the array's, and where that begins: the archive itself, unless it is packed."""
+    info = archive.getinfo(IMAGES)
+    if info.compress_type == zipfile.ZIP_STORED:
+        file = path.open("rb")
+        file.seek(info.header_offset + 26)
+        name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
+        return file, info.header_offset + 30 + name + extra
+    unpacked = tempfile.TemporaryFile()  # noqa: SIM115  it is read until the end
+    with archive.open(info) as member:
+        while data := member.read(AT_ONCE):
+            unpacked.write(data)
+    unpacked.flush()
+    return unpacked, 0
+
+
+def _mapped(file: IO[bytes], start: int, shape: tuple[int, ...]) -> Array:
+    import numpy as np
+
+    mapped: np.memmap[Any, Any] = np.memmap(file, np.uint8, "r", start, shape)
+    return mapped

@@ -1,0 +1,90 @@
+"""A folder, searched to any depth, or the file of a single sample."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from diffuse_cli import unusable as reasons
+from diffuse_cli.data.sources._base import AT_ONCE, Entry, Source, is_folder, is_ignored_folder
+from diffuse_cli.unusable import LARGEST_FILE, Unusable
+
+
+def recognises(path: Path) -> bool:
+    return is_folder(path)
+
+
+def open(path: Path) -> Source:
+    return Folder(path)
+
+
+class Folder(Source):
+    """All files below a folder. Links are followed; each folder is visited once."""
+
+    def entries(self) -> Iterator[Entry]:
+        seen: set[tuple[int, int]] = set()
+        real: list[tuple[str, str]] = [("", str(self.path))]
+        # Links come last: a folder is listed by its real name if it has one here.
+        links: list[tuple[str, str]] = []
+        while real or links:
+            name, path = real.pop() if real else links.pop(0)
+            try:
+                with os.scandir(path) as found:
+                    info = Path(path).stat()
+                    if (info.st_dev, info.st_ino) in seen:
+                        continue
+                    seen.add((info.st_dev, info.st_ino))
+                    children = sorted(found, key=lambda e: os.fsencode(e.name))
+            except OSError:
+                yield Entry(f"{name or '.'}/", 0, path, reasons.UNREADABLE)
+                continue
+            for child in children:
+                relative = f"{name}/{child.name}" if name else child.name
+                if _is_folder(child):
+                    if not is_ignored_folder(child.name):
+                        (links if child.is_symlink() else real).append((relative, child.path))
+                elif not child.name.startswith("."):
+                    yield _file_entry(relative, child)
+
+    def read(self, entry: Entry) -> bytes:
+        # It may have become a FIFO since it was listed.
+        descriptor = os.open(entry.key, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            info = os.fstat(descriptor)
+            if not stat.S_ISREG(info.st_mode):
+                raise Unusable(reasons.IRREGULAR)
+            if info.st_size > LARGEST_FILE:
+                raise Unusable(reasons.TOO_LARGE)
+            data = os.read(descriptor, info.st_size)
+            while len(data) < info.st_size and (more := os.read(descriptor, AT_ONCE)):
+                data += more
+            return data
+        finally:
+            os.close(descriptor)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _file_entry(name: str, child: os.DirEntry[str]) -> Entry:
+    try:
+        info = child.stat()
+    except FileNotFoundError:
+        return Entry(name, 0, child.path, reasons.VANISHED)
+    except OSError:
+        return Entry(name, 0, child.path, reasons.UNREADABLE)
+    fault = "" if stat.S_ISREG(info.st_mode) else reasons.IRREGULAR
+    return Entry(name, info.st_size, child.path, fault)
+
+
+class OneFile(Folder):
+    """A single file."""
+
+    def entries(self) -> Iterator[Entry]:
+        yield Entry(self.path.name, self.path.stat().st_size, str(self.path))

@@ -1,0 +1,199 @@
+"""Data sets of Hugging Face's hub, `hf://datasets/ORG/NAME[@REVISION][/PATH]`, through its cache.
+
+What is downloaded is opened as what it is: parquet, Arrow or tar shards, a folder or a zip. Without
+a path it is the training split. Needs huggingface_hub.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import os
+import posixpath
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from diffuse_cli import files
+from diffuse_cli.data.sources._base import Source, extension_of, is_ignored_folder
+from diffuse_cli.data.sources._hub_cache import File, Listing, downloaded, listed
+from diffuse_cli.data.sources._listing import TABLES
+from diffuse_cli.errors import DataError
+from diffuse_cli.media import by_extension
+
+SHARDS, ZIP = (".parquet", ".arrow", ".tar"), ".zip"
+"""Kinds of files that are data, those that are preferred first."""
+TRAIN = re.compile(r"(^|[-_./])train(ing)?($|[-_./0-9])")
+DATA, DEFAULT = "data", "default"
+"""The folder of shards that names no configuration, and the configuration that is taken unasked."""
+ALIASES = {"~parquet": "refs/convert/parquet"}
+"""The branch with what the hub has converted."""
+AT_ONCE = 8
+"""Files that are downloaded at a time."""
+
+_FORM = re.compile(
+    r"hf:/+datasets/(?P<name>[^/@]+/[^/@]+)"
+    r"(@(?P<revision>refs/(convert|pr)/[^/]+|[^/]+))?(/(?P<path>.*))?"
+)
+
+
+def recognises(path: Path) -> bool:
+    return path.parts[:1] == ("hf:",)
+
+
+def open(path: Path) -> Source:
+    from diffuse_cli.data.sources import open_source
+
+    for _ in fetch(path):
+        pass
+    wanted = _wanted(str(path))
+    source = open_source(wanted.local())
+    source.origin = wanted.name
+    return source
+
+
+def fetch(path: Path) -> Iterator[tuple[int, int]]:
+    """Download what is not in the cache; the files that are there so far, and all.
+
+    Raises:
+        DataError: there is no such data, it cannot be had, or it is not what the hub says.
+    """
+    wanted = _wanted(str(path))
+    missing = [file for file in wanted.files if not wanted.listing.path(file).is_file()]
+    total, done = len(wanted.files), len(wanted.files) - len(missing)
+    if not missing:
+        return
+    yield done, total
+    wanted.listing.check_online(len(missing), total)
+    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="diffuse-hub") as pool:
+        try:
+            for _ in pool.map(functools.partial(downloaded, wanted.listing), missing):
+                done += 1
+                yield done, total
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+# -- what is wanted -------------------------------------------------------------------------------
+
+
+class Wanted(NamedTuple):
+    """Files of a data set at a commit.
+
+    Attributes:
+        listing: all of the data set.
+        files: those that are wanted.
+        folder: what they are below, if they are no shards.
+        name: what can be typed for the same again.
+    """
+
+    listing: Listing
+    files: Sequence[File]
+    folder: str | None
+    name: str
+
+    def local(self) -> Path:
+        """The path of a source of these files."""
+        root = self.listing.snapshot
+        if self.folder is not None:
+            return root / self.folder
+        names = [file.name for file in self.files]
+        if len(names) == 1:
+            return root / names[0]
+        extension = extension_of(posixpath.basename(names[0]))
+        return root / ("{" + ",".join(n.removesuffix(extension) for n in names) + "}" + extension)
+
+
+@functools.lru_cache(maxsize=16)
+def _wanted(text: str) -> Wanted:
+    """What a typed name stands for: the same as long as this process runs.
+
+    Raises:
+        DataError: it stands for nothing.
+    """
+    form = _FORM.fullmatch(text.replace(os.sep, "/"))
+    if form is None:
+        raise DataError(f"not a data set: {_shown(text)}", "Type hf://datasets/ORG/NAME")
+    revision = unquote(form["revision"] or "main")
+    listing = listed(form["name"], ALIASES.get(revision, revision))
+    path = (form["path"] or "").strip("/")
+    found, folder = _chosen(listing, path)
+    ending = f"/{path}" if path else ""
+    return Wanted(listing, found, folder, f"{listing.title}@{listing.commit}{ending}")
+
+
+def _shown(text: str) -> str:
+    return files.show(re.sub(r"^hf:/+", "hf://", text))
+
+
+def _chosen(listing: Listing, path: str) -> tuple[list[File], str | None]:
+    """The files at a path, a folder or a pattern, and the folder that they are below, if they are
+    no shards.
+
+    Raises:
+        DataError: there are none, or they are several sets.
+    """
+    exact = [f for f in listing.files if f.name == path or fnmatch.fnmatchcase(f.name, path)]
+    below = [f for f in listing.files if not path or f.name.startswith(f"{path}/")]
+    there = exact or [f for f in below if not _is_hidden(f.name.removeprefix(path))]
+    if not there:
+        raise DataError(f"nothing at {path or 'all'} in {listing.title}", _contents(listing))
+    for extension in SHARDS:
+        if shards := [f for f in there if extension_of(f.name) == extension]:
+            return (shards if exact else _of_training(listing, shards)), None
+    media, tables = by_extension(), []
+    samples = [f for f in there if extension_of(posixpath.basename(f.name)) in media]
+    if samples and not exact:
+        training = [f for f in samples if TRAIN.search(posixpath.dirname(f.name))]
+        samples = training or samples
+        folder = posixpath.commonpath([posixpath.dirname(f.name) for f in samples])
+        tables = [f for f in there if posixpath.basename(f.name) in TABLES]
+        within = f"{folder}/" if folder else ""
+        return [*samples, *(f for f in tables if f.name.startswith(within))], folder
+    zips = [f for f in there if extension_of(f.name) == ZIP]
+    if len(zips) > 1:
+        zips = [f for f in zips if TRAIN.search(f.name)] or zips
+    if len(zips) == 1:
+        return zips, None
+    if zips:
+        raise DataError(f"{len(zips)} zip files in {listing.title}", _such_as(listing, zips))
+    raise DataError(
+        f"no parquet, Arrow, tar, zip or image files in {listing.title}",
+        f"Try what the hub has converted: {listing.title}@~parquet",
+    )
+
+
+def _of_training(listing: Listing, shards: list[File]) -> list[File]:
+    """The shards of the training split, if any is named so, and of one configuration."""
+    shards = [f for f in shards if TRAIN.search(f.name)] or shards
+    by_folder: dict[str, list[File]] = {}
+    for file in shards:
+        parts = posixpath.dirname(file.name).split("/")
+        kept = [part for part in parts if part not in ("", DATA) and not TRAIN.search(part)]
+        by_folder.setdefault("/".join(kept), []).append(file)
+    if len(by_folder) == 1:
+        return shards
+    if DEFAULT in by_folder:
+        return by_folder[DEFAULT]
+    names = ", ".join(files.brief(name, 40) for name in [*by_folder][:8])
+    first = next(name for name in by_folder if name)
+    raise DataError(
+        f"{listing.title} has several configurations: {names}",
+        f"Name the folder of one, such as {listing.title}/{first}",
+    )
+
+
+def _is_hidden(name: str) -> bool:
+    *folders, base = name.strip("/").split("/")
+    return base.startswith(".") or any(map(is_ignored_folder, folders))
+
+
+def _contents(listing: Listing) -> str:
+    return _such_as(listing, listing.files) if listing.files else "It is empty"
+
+
+def _such_as(listing: Listing, found: Sequence[File]) -> str:
+    return f"Name one, such as {listing.title}/{files.brief(found[0].name)}"

@@ -1,0 +1,142 @@
+"""Parquet files, or folders of them, as Hugging Face's hub has them; needs pyarrow."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from diffuse_cli import unusable as reasons
+from diffuse_cli.data.sources._base import Source, check_shards, shards_at
+from diffuse_cli.data.sources._rows import Layout, Rows, needed
+from diffuse_cli.unusable import Unusable
+
+EXTENSION = ".parquet"
+
+BLOCK_BYTES, MOST_ROWS = 2**24, 1024
+"""Rows are decoded in blocks of about so many bytes, and at most so many rows."""
+KEPT_BYTES = 2**28
+"""Decoded blocks that are kept, those last read."""
+
+
+def recognises(path: Path) -> bool:
+    return shards_at(path, EXTENSION) is not None
+
+
+def open(path: Path) -> Source:
+    shards = shards_at(path, EXTENSION) or [path]
+    check_shards(shards)
+    needed("pyarrow.parquet", "parquet", path)
+    return Parquet(path, shards)
+
+
+class Parquet(Rows):
+    """The rows of parquet files."""
+
+    def __init__(self, path: Path, shards: Sequence[Path]) -> None:
+        super().__init__(path, shards)
+        self._blocks = Blocks()
+
+    def shard(self, path: str) -> ParquetShard:
+        return ParquetShard(path, self._blocks)
+
+
+class Blocks:
+    """Decoded blocks, within `KEPT_BYTES`, by their place."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[Any, Any] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, place: Any) -> Any:
+        if place in self._kept:
+            self._kept.move_to_end(place)
+        return self._kept.get(place)
+
+    def add(self, place: Any, block: Any) -> None:
+        self._kept[place] = block
+        self._bytes += block.nbytes
+        while self._bytes > KEPT_BYTES and len(self._kept) > 1:
+            self._bytes -= self._kept.popitem(last=False)[1].nbytes
+
+
+class ParquetShard:
+    """A parquet file.
+
+    A row can only be had by decoding its group from the start. The decoder waits where it was last
+    asked, and goes on from there if it can: groups are decoded once, in order and, if they fit into
+    what is kept, in any order.
+    """
+
+    def __init__(self, path: str, blocks: Blocks) -> None:
+        from pyarrow import parquet
+
+        # Without pre_buffer, a column is read as it is decoded: a group may be larger than memory.
+        self._file = parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20)
+        self._path, self._blocks = path, blocks
+        metadata = self._file.metadata
+        self.schema, self.count = self._file.schema_arrow, metadata.num_rows
+        self._groups = [metadata.row_group(k) for k in range(metadata.num_row_groups)]
+        self._ends = [*accumulate(group.num_rows for group in self._groups)]
+        self._decoder: Iterator[tuple[int, Any]] = iter(())
+        self._waits = (-1, 0)
+        self._damaged: set[int] = set()
+
+    def columns(self, names: Sequence[str]) -> Any:
+        return self._file.read(columns=[*names], use_threads=False)
+
+    def sizes(self, layout: Layout) -> Iterator[int]:
+        for k, group in enumerate(self._groups):
+            for _ in range(group.num_rows):
+                yield self._size(k, layout)
+
+    def sample(self, row: int, layout: Layout) -> bytes | None:
+        group = bisect_right(self._ends, row)
+        if group in self._damaged:
+            raise Unusable(reasons.CORRUPT)
+        each = max(1, min(MOST_ROWS, BLOCK_BYTES // max(1, self._size(group, layout))))
+        number, place = divmod(row - (self._ends[group] - self._groups[group].num_rows), each)
+        block = self._blocks.get((self._path, group, number))
+        if block is None:
+            try:
+                block = self._decoded(group, number, each, layout)
+            except MemoryError:
+                raise
+            except Exception:
+                self._damaged.add(group)
+                self._waits = (-1, 0)
+                raise
+        found: bytes | None = block[place].as_py()
+        return found
+
+    def close(self) -> None:
+        self._decoder = iter(())
+        self._file.close()
+
+    def _size(self, group: int, layout: Layout) -> int:
+        """The bytes of a sample of a group, on average."""
+        metadata = self._groups[group]
+        names = {layout.sample, f"{layout.sample}.bytes"}
+        chunks = map(metadata.column, range(metadata.num_columns))
+        total = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema in names)
+        return max(0, int(total // max(1, metadata.num_rows)))
+
+    def _decoded(self, group: int, number: int, each: int, layout: Layout) -> Any:
+        """A block of a group; it and those before it, from where the decoder waits, are kept."""
+        if self._waits[0] != group or self._waits[1] > number:
+            wanted = f"{layout.sample}.bytes" if layout.nested else layout.sample
+            batches = self._file.iter_batches(
+                batch_size=each, row_groups=[group], columns=[wanted], use_threads=False
+            )
+            self._decoder = enumerate(batches)
+        for found, batch in self._decoder:
+            self._waits = group, found + 1
+            column = batch.column(0)
+            block = column.field("bytes") if layout.nested else column
+            self._blocks.add((self._path, group, found), block)
+            if found == number:
+                return block
+        raise Unusable(reasons.CORRUPT)

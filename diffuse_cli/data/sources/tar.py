@@ -1,0 +1,212 @@
+"""A tar file, or shards of one as WebDataset has them; nothing is unpacked to disk.
+
+Headers are read once. Then a member is read by its place, by any thread or process. Files that
+share a name up to its first dot are a sample of WebDataset: `.cls` holds its class, `.json` its
+columns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Collection, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from diffuse_cli import foreign
+from diffuse_cli.data.sources._base import (
+    Entry,
+    Source,
+    Told,
+    check_shards,
+    extension_of,
+    is_file,
+    shards_at,
+    short_names,
+)
+from diffuse_cli.data.sources._listing import folder_classes
+from diffuse_cli.data.sources._tar_headers import Member, bytes_at, collect
+from diffuse_cli.errors import DataError
+from diffuse_cli.files import brief, show
+from diffuse_cli.media import by_extension
+from diffuse_cli.unusable import Unusable
+
+EXTENSION = ".tar"
+CLASS, COLUMNS = ".cls", ".json"
+LABEL = "label"
+"""The column of a `.json` that is the class, where there is no `.cls`."""
+
+LARGEST_NOTE = 2**20
+"""Longest `.cls` or `.json`."""
+MOST_OPEN = 64
+"""Shards that stay open; more are opened for each member."""
+
+
+def recognises(path: Path) -> bool:
+    if is_file(path):
+        kind = foreign.kind_at(path)
+        return kind == foreign.TAR or (not kind and extension_of(path.name) == EXTENSION)
+    return shards_at(path, EXTENSION) is not None
+
+
+def open(path: Path) -> Source:
+    shards = shards_at(path, EXTENSION) or [path]
+    check_shards(shards)
+    return Tar(path, shards)
+
+
+class Index(NamedTuple):
+    """What is in the shards.
+
+    Attributes:
+        media: files that a medium reads.
+        others: the rest, and shards that are damaged.
+        classes, columns: files that say something of these samples, by their common name.
+        prefixed: whether names begin with their shard's.
+    """
+
+    media: dict[str, list[Entry]]
+    others: list[Entry]
+    classes: dict[str, Entry]
+    columns: dict[str, Entry]
+    prefixed: bool
+
+
+class Tar(Source):
+    """The members of shards.
+
+    Their names are their paths, as if all were unpacked into one folder; where two shards have a
+    member of one name, all names begin with their shard's.
+    """
+
+    def __init__(self, path: Path, shards: list[Path]) -> None:
+        super().__init__(path)
+        self._shards = short_names(shards)
+        self._open: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def entries(self) -> Iterator[Entry]:
+        yield from self._index.others
+        samples = [e for stem in self._index.media for e in self._samples(stem)]
+        labels = {stem: self._label(stem) for stem in self._index.media if self._is_noted(stem)}
+        if any(labels.values()):
+            own = [labels.get(_split(e.name)[0], "") for e in samples]
+        else:
+            own = folder_classes([self._path_of(e) for e in samples])
+        for entry, label in zip(samples, own, strict=True):
+            yield entry._replace(label=label)
+
+    def read(self, entry: Entry) -> bytes:
+        start, size, shard = entry.key.split(":", 2)
+        with self._file(shard) as file:
+            return bytes_at(file, int(start), int(size))
+
+    def told(self, wanted: Collection[str] | None) -> Iterator[Told]:
+        for stem, entry in self._index.columns.items():
+            table = show(entry.name)
+            if entry.size > LARGEST_NOTE:
+                raise DataError(f"cannot use {table}: over {LARGEST_NOTE // 2**20} MiB")
+            try:
+                values = json.loads(self.read(entry))
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{table}: {brief(getattr(error, 'msg', 'not JSON'))}") from None
+            except Unusable as error:
+                raise DataError(f"cannot use {table}: {error.reason}") from None
+            except OSError as error:
+                raise DataError(f"cannot read {table}: {error.strerror}") from error
+            if not isinstance(values, dict):
+                raise DataError(f"{table}: not an object in braces")
+            for sample in self._samples(stem):
+                yield Told(table, 1, sample.name, values)
+
+    def close(self) -> None:
+        with self._lock:
+            while self._open:
+                os.close(self._open.popitem()[1])
+
+    @contextlib.contextmanager
+    def _file(self, shard: str) -> Iterator[int]:
+        """A shard's descriptor; it stays open, if there are not too many."""
+        with self._lock:
+            kept = self._open.get(shard)
+            if kept is None and len(self._open) < MOST_OPEN:
+                kept = self._open[shard] = os.open(shard, os.O_RDONLY)
+        if kept is not None:
+            yield kept
+            return
+        file = os.open(shard, os.O_RDONLY)
+        try:
+            yield file
+        finally:
+            os.close(file)
+
+    @cached_property
+    def _index(self) -> Index:
+        """What `entries` and `told` say."""
+        members: dict[Path, dict[str, Member]] = {shard: {} for shard in self._shards}
+        others: list[Entry] = []
+        for shard, short in self._shards.items():
+            if fault := collect(shard, members[shard]):
+                others.append(Entry(f"{short}/", 0, str(shard), fault, label=""))
+        distinct = {name for found in members.values() for name in found}
+        several = len(distinct) < sum(map(len, members.values()))
+        readers = by_extension()
+        index = Index({}, others, {}, {}, several)
+        notes: list[tuple[dict[str, Entry], str, Entry]] = []
+        for shard, found in members.items():
+            prefix = self._shards[shard].removesuffix(EXTENSION) + "/" if several else ""
+            for name, (_, start, size, fault) in found.items():
+                entry = Entry(prefix + name, size, f"{start}:{size}:{shard}", fault)
+                stem, extension = _split(entry.name)
+                if extension_of(name) in readers:
+                    index.media.setdefault(stem, []).append(entry)
+                elif extension in (CLASS, COLUMNS):
+                    table = index.classes if extension == CLASS else index.columns
+                    notes.append((table, stem, entry))
+                else:
+                    others.append(entry)
+        for table, stem, entry in notes:
+            if stem in index.media:
+                table[stem] = entry
+            else:
+                others.append(entry)
+        self.tables = ("*.json",) if index.columns else ()
+        return index
+
+    def _path_of(self, entry: Entry) -> str:
+        """The path of an entry in its shard."""
+        return entry.name.partition("/")[2] if self._index.prefixed else entry.name
+
+    def _is_noted(self, stem: str) -> bool:
+        return stem in self._index.classes or stem in self._index.columns
+
+    def _samples(self, stem: str) -> list[Entry]:
+        """The samples of one name: of `a.cls`, `a.jpg` and `a.mask.png`, the second alone."""
+        found = self._index.media[stem]
+        bare = [e for e in found if _split(e.name)[1].count(".") == 1]
+        return bare if bare and self._is_noted(stem) else found
+
+    def _label(self, stem: str) -> str:
+        """The class that a sample's notes say; empty for none."""
+        entry = self._index.classes.get(stem)
+        note = entry or self._index.columns[stem]
+        if note.fault or note.size > LARGEST_NOTE:
+            return ""
+        try:
+            data = self.read(note)
+            if entry:
+                return data.decode("utf-8", "replace").strip()
+            value = json.loads(data)[LABEL]
+        except (Unusable, OSError, ValueError, LookupError, TypeError, RecursionError):
+            return ""
+        return str(value) if isinstance(value, str | int) and value is not True else ""
+
+
+def _split(name: str) -> tuple[str, str]:
+    """`a/b` and `.mask.png` of `a/b.mask.PNG`."""
+    folder, slash, base = name.rpartition("/")
+    stem, dot, rest = base.partition(".")
+    return folder + slash + stem, dot + rest.lower()

@@ -1,0 +1,93 @@
+"""A zip file; nothing is unpacked to disk."""
+
+from __future__ import annotations
+
+import stat
+import zipfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from diffuse_cli import foreign
+from diffuse_cli import unusable as reasons
+from diffuse_cli.data.sources._base import (
+    AT_ONCE,
+    HINT,
+    Entry,
+    Source,
+    extension_of,
+    is_file,
+    plain_name,
+)
+from diffuse_cli.errors import DataError
+from diffuse_cli.files import show
+from diffuse_cli.media import by_extension
+from diffuse_cli.unusable import LARGEST_FILE, Unusable
+
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""With other methods zipfile unpacks a whole member, however little is asked for."""
+
+
+def recognises(path: Path) -> bool:
+    """A zip file that is not a model of torch."""
+    kind = foreign.kind_at(path) if is_file(path) else ""
+    if kind != foreign.TORCH:
+        return kind == foreign.ZIP
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except Exception:  # damaged, but it begins as a model
+        return False
+    readers = by_extension()
+    return any(extension_of(name.rpartition("/")[2]) in readers for name in names)
+
+
+def open(path: Path) -> Source:
+    try:
+        return Zip(path)
+    except Exception as error:
+        raise DataError(f"cannot read the zip file {show(path)}: {error}", HINT) from error
+
+
+class Zip(Source):
+    """The members of a zip file."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._file = zipfile.ZipFile(path)
+
+    def entries(self) -> Iterator[Entry]:
+        members: dict[str, zipfile.ZipInfo] = {}
+        for info in self._file.infolist():
+            if not info.is_dir() and (name := plain_name(info.filename)):
+                members[name] = info  # the last of a name, like unzip
+        for name, info in members.items():
+            yield Entry(name, info.file_size, info.filename, _member_fault(info))
+
+    def read(self, entry: Entry) -> bytes:
+        try:
+            with self._file.open(entry.key) as file:
+                # At once, zipfile unpacks more than the member's declared size.
+                return b"".join(iter(partial(file.read, AT_ONCE), b""))
+        except RuntimeError:
+            raise Unusable(reasons.UNREADABLE) from None
+        except OSError as error:
+            raise Unusable(reasons.UNREADABLE if error.errno else reasons.CORRUPT) from None
+        except MemoryError:
+            raise
+        except Exception:
+            raise Unusable(reasons.CORRUPT) from None
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _member_fault(info: zipfile.ZipInfo) -> str:
+    kind = stat.S_IFMT(info.external_attr >> 16)
+    if info.flag_bits & 0x1:
+        return reasons.ENCRYPTED
+    if info.file_size > LARGEST_FILE:
+        return reasons.TOO_LARGE
+    if info.compress_type not in _METHODS:
+        return reasons.COMPRESSION
+    return reasons.IRREGULAR if kind not in (0, stat.S_IFREG) else ""

@@ -1,0 +1,308 @@
+"""Samples that are decoded as they are looked up: for sets that neither memory nor disk hold."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from diffuse_cli import unusable
+from diffuse_cli.data.jobs import Decoded, Reading, Result, decode_files
+from diffuse_cli.data.pool import MOST_PROCESSES, Decode, cores, decode_all, processes
+from diffuse_cli.data.samples import held_out
+from diffuse_cli.data.sources import Entry, open_source
+from diffuse_cli.errors import DataError
+from diffuse_cli.events import Progress, Work
+from diffuse_cli.files import show
+from diffuse_cli.media import MEDIA, Array, Asked, prepare
+
+if TYPE_CHECKING:
+    from diffuse_cli.data.cache import Kept
+
+Indices = npt.NDArray[np.int64]
+
+REMEMBERED = 2**26
+"""Bytes of samples that were looked up last, to be looked up again."""
+
+SECONDS_BETWEEN_EVENTS = 0.1
+
+TRIES = 1000
+"""After so many samples in a row that cannot be read, the source itself is gone."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where N samples lie and how they are read.
+
+    Attributes:
+        source: the path of a folder, a zip file or another source.
+        single: it may be a sample itself.
+        entries: their N places in it.
+        digests: uint8 (N, 16), of what they were when they were listed.
+        shape, dtype: of each as stored, (C, *size).
+    """
+
+    source: str
+    medium: str
+    asked: Asked
+    entries: Sequence[Entry]
+    digests: npt.NDArray[np.uint8]
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    single: bool = False
+
+
+class Stream:
+    """The samples of an origin, the first of which may be kept; thread-safe.
+
+    A sample that has changed since it was listed, or cannot be read any more, is a fault: it is
+    noted the first time, and never returned.
+
+    Args:
+        kept: (K, C, *size), the first K samples.
+        holes: those of them that could not be read.
+        workers: processes that decode ahead; None for one per core, shared with other processes.
+    """
+
+    def __init__(
+        self,
+        origin: Origin,
+        kept: Array,
+        holes: Iterable[int] = (),
+        workers: int | None = None,
+        strict: bool = False,
+    ) -> None:
+        self.origin, self.kept, self.workers, self.strict = origin, kept, workers, strict
+        self.holes = frozenset(holes)
+        self._recent: OrderedDict[int, Array] = OrderedDict()
+        self._ahead: dict[int, Array] = {}
+        self._lock = threading.Lock()
+        self._known: set[int] = set()
+        self._faults: list[tuple[int, str]] = []
+        self._last = 0, unusable.VANISHED
+        self._stack = contextlib.ExitStack()
+        self._pool: ThreadPoolExecutor | None = None
+        self._decode: Decode = decode_files
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    def fetch(self, rows: Iterable[int]) -> dict[int, Array]:
+        """The samples in these rows, but for faults; decoded by a worker where there is one."""
+        found, entries, wanted = dict[int, Array](), list[Entry](), list[int]()
+        for row in dict.fromkeys(map(int, rows)):
+            if row < len(self.kept) and row not in self.holes:
+                found[row] = np.asarray(self.kept[row])
+            else:
+                wanted.append(row)
+                entries.append(self.origin.entries[row])
+        if wanted:
+            found |= self._checked(wanted, self._decode(self._reading, entries))
+        return found
+
+    @property
+    def bytes_each(self) -> int:
+        """Bytes of a sample as stored."""
+        return math.prod(self.origin.shape) * self.origin.dtype.itemsize
+
+    def remember(self, samples: Mapping[int, Array]) -> None:
+        """Have these samples at hand for a while."""
+        most = REMEMBERED // max(1, self.bytes_each)
+        with self._lock:
+            for row in list(samples)[-most:] if most else ():
+                self._recent[row] = samples[row]
+            while len(self._recent) > most:
+                self._recent.popitem(last=False)
+
+    def hold(self, samples: dict[int, Array]) -> None:
+        """Have these samples, and no others, ready to be looked up."""
+        self._ahead = samples
+
+    def look_up(self, rows: Indices) -> Iterator[Array]:
+        """The samples in these rows, in their order; in place of a fault its successor: the next
+        good one that is held out if it is, and trained on if it is.
+
+        Raises:
+            DataError: nothing can be read any more.
+        """
+        asked = dict.fromkeys(rows.tolist())
+        found = {row: values for row in asked if (values := self._at_hand(row)) is not None}
+        found |= self._decoded([row for row in asked if row not in found])
+        for row in rows.tolist():
+            yield found[row] if row in found else self._successor(row)
+
+    def submit(self, act: Any, *values: Any) -> Future[Any]:
+        """Call something in one of as many threads as there are workers, which start here."""
+        if self._pool is None:
+            count = min(self.workers or cores(), MOST_PROCESSES)
+            self._decode = self._stack.enter_context(processes(self._reading, count))
+            self._pool = ThreadPoolExecutor(count, thread_name_prefix="diffuse-stream")
+            self._stack.callback(self._pool.shutdown, wait=True, cancel_futures=True)
+        return self._pool.submit(act, *values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but what is kept, and the digests, as plain values."""
+        origin = self.origin
+        return {
+            "source": str(Path(origin.source).absolute()),
+            "medium": origin.medium,
+            "asked": dataclasses.asdict(origin.asked),
+            "entries": [list(entry) for entry in origin.entries],
+            "shape": origin.shape,
+            "dtype": origin.dtype.str,
+            "single": origin.single,
+            "holes": sorted(self.holes),
+            "workers": self.workers,
+            "strict": self.strict,
+        }
+
+    @classmethod
+    def from_dict(
+        cls, values: dict[str, Any], digests: npt.NDArray[np.uint8], kept: Array
+    ) -> Stream:
+        """What `to_dict` described."""
+        asked = values["asked"].items()
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in asked}
+        origin = Origin(
+            source=values["source"],
+            medium=values["medium"],
+            asked=Asked(**fields),
+            entries=[Entry(*entry) for entry in values["entries"]],
+            digests=digests,
+            shape=tuple(values["shape"]),
+            dtype=np.dtype(values["dtype"]),
+            single=values["single"],
+        )
+        return cls(origin, kept, values["holes"], values["workers"], values["strict"])
+
+    def close(self) -> None:
+        """End the workers."""
+        self._stack.close()
+        self._pool, self._decode = None, decode_files
+
+    # -- faults ------------------------------------------------------------------------------------
+
+    def faults(self) -> list[tuple[str, str]]:
+        """The names of samples found missing or changed since this was asked last, and why."""
+        with self._lock:
+            found, self._faults = self._faults, []
+        return [(self.origin.entries[row].name, reason) for row, reason in found]
+
+    def all_gone(self) -> DataError:
+        """Says that nothing can be read any more."""
+        row, reason = self._last
+        name = show(self.origin.entries[row].name)
+        kind = MEDIA[self.origin.medium]
+        text = f"{show(self.origin.source)} no longer holds its {kind.MANY}: {name}: {reason}"
+        return DataError(text, "Put them back as they were")
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    @cached_property
+    def _reading(self) -> Reading:
+        prepare(self.origin.medium)
+        source = open_source(Path(self.origin.source), single=self.origin.single)
+        asked = dataclasses.replace(self.origin.asked, size=self.origin.shape[1:])
+        return Reading(source, self.origin.medium, asked)
+
+    def filled(self, store: Kept, count: int, workers: int) -> Work[Stream]:
+        """The stream with its first `count` samples kept in a store."""
+        task, holes, origin = f"keeping {MEDIA[self.origin.medium].MANY}", list[int](), self.origin
+        entries, blank = tuple(origin.entries[:count]), np.zeros(origin.shape, origin.dtype)
+        last = time.monotonic()
+        yield Progress(task, 0, count)
+        try:
+            for row, result in enumerate(decode_all(self._reading, entries, workers)):
+                found = self._checked([row], [result])
+                store.append(found.get(row, blank))
+                if not found:
+                    holes.append(row)
+                if time.monotonic() - last > SECONDS_BETWEEN_EVENTS:
+                    last = time.monotonic()
+                    yield Progress(task, row, count)
+        except BaseException as error:
+            store.abort(error)
+            raise
+        yield Progress(task, count, count)
+        self.kept, self.holes = store.finish(), frozenset(holes)
+        return self
+
+    def _checked(self, rows: Sequence[int], results: Iterable[Result]) -> dict[int, Array]:
+        found = {}
+        for row, result in zip(rows, results, strict=True):
+            if isinstance(result, Decoded):
+                values, fault = self._as_stored(row, result)
+            else:
+                values, fault = None, result.reason
+            if values is not None:
+                found[row] = values
+                continue
+            if self.strict:
+                text = f"{show(result.entry.name)}: {fault}"
+                raise DataError(text, "Put it back, or leave --strict out to go on without it")
+            with self._lock:
+                if row not in self._known:
+                    self._known.add(row)
+                    self._faults.append((row, fault))
+                self._last = row, fault
+        return found
+
+    def _as_stored(self, row: int, result: Decoded) -> tuple[Array | None, str]:
+        """The sample with the channels of all, or what is wrong with it."""
+        if result.read.digest != self.origin.digests[row].tobytes():
+            return None, unusable.CHANGED
+        values = result.read.values
+        asked = self._reading.asked
+        if values.shape[1:] != asked.size:
+            values = MEDIA[self.origin.medium].fit(values, asked)
+        values = values.astype(self.origin.dtype, copy=False)
+        return np.ascontiguousarray(np.broadcast_to(values, self.origin.shape)), ""
+
+    def _decoded(self, rows: Sequence[int]) -> dict[int, Array]:
+        """Samples that are not at hand, decoded in threads and remembered."""
+        if not rows:
+            return {}
+        entries = tuple(self.origin.entries[row] for row in rows)
+        found = self._checked(rows, decode_all(self._reading, entries, self.workers or cores()))
+        self.remember(found)
+        return found
+
+    def _at_hand(self, row: int) -> Array | None:
+        if row < len(self.kept) and row not in self.holes:
+            return np.asarray(self.kept[row])
+        if row in self._ahead:
+            return self._ahead[row]
+        with self._lock:
+            if row in self._recent:
+                self._recent.move_to_end(row)
+                return self._recent[row]
+        return None
+
+    @cached_property
+    def _held_out(self) -> npt.NDArray[np.bool_]:
+        return held_out(self.origin.digests)
+
+    def _successor(self, row: int) -> Array:
+        tried = 0
+        for step in range(1, len(self.origin.entries)):
+            place = (row + step) % len(self.origin.entries)
+            if self._held_out[place] != self._held_out[row]:
+                continue
+            found = self._at_hand(place)
+            if found is None:
+                found = self._decoded([place]).get(place)
+            if found is not None:
+                return found
+            if (tried := tried + 1) == TRIES:
+                break
+        raise self.all_gone()

@@ -1,0 +1,96 @@
+"""Folders of samples: which files are theirs, and one process at a time that writes them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffuse_cli import files, locks
+from diffuse_cli.core.space import Space
+from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
+from diffuse_cli.media import MEDIA, suffix
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Array = npt.NDArray[Any]
+
+GRID, GIF = "grid.png", "denoising.gif"
+
+GRID_IMAGES = 400
+"""Most images of the grid."""
+
+WRITTEN = re.compile(r"\d{5,}\.\w+|grid\.png|denoising\.gif|manifest\.json")
+
+
+@contextlib.contextmanager
+def holding(folder: Path) -> Iterator[None]:
+    """Lock the folder of the samples; remove it again if it is new and stays empty."""
+    made = not folder.exists()
+    try:
+        with locks.held(folder / ".lock"):
+            files.sweep(folder)
+            yield
+    finally:
+        if made:
+            with contextlib.suppress(OSError):  # it holds samples
+                folder.rmdir()
+
+
+def manifest_in(folder: Path) -> dict[str, Any]:
+    """The manifest of the samples in a folder; empty if there is none."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["format"] == MANIFEST_FORMAT and all(map(str, manifest["files"])):
+            return dict(manifest)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    return {}
+
+
+def named_in(manifest: dict[str, Any]) -> list[str]:
+    """The files of samples that a manifest lists, and itself; only these are ever replaced."""
+    names = [MANIFEST, *map(str, manifest["files"])] if manifest else []
+    return [name for name in names if WRITTEN.fullmatch(name)]
+
+
+class Folder(dict[int, "Array"]):
+    """Samples by index: writes each one that is added, and keeps the first ones for the grid."""
+
+    def __init__(self, folder: Path, space: Space) -> None:
+        super().__init__()
+        self.folder, self.space, self.medium = folder, space, MEDIA[space.medium]
+        self.count = 0
+
+    def __setitem__(self, index: int, sample: Array) -> None:
+        if self.count == 0:
+            for name in named_in(manifest_in(self.folder)):
+                files.remove(self.folder / name)
+        files.write_bytes(self.path(index), self.medium.encode(sample, self.space))
+        self.count += 1
+        if index < GRID_IMAGES:
+            super().__setitem__(index, sample)
+
+    def path(self, index: int) -> Path:
+        """The file of a sample."""
+        return self.folder / name_of(index, suffix(self.space))
+
+
+def name_of(index: int, suffix: str) -> str:
+    """The name of a sample's file."""
+    return f"{index:05d}{suffix}"
+
+
+def gather(keep: dict[int, Array]) -> None:
+    """Bring what other processes drew to the first one, which writes it."""
+    from accelerate.utils import gather_object
+
+    everyone = gather_object([{} if isinstance(keep, Folder) else keep])
+    if isinstance(keep, Folder):
+        for theirs in everyone:
+            for i in sorted(theirs):
+                keep[i] = theirs[i]

@@ -1,0 +1,290 @@
+"""What is drawn of a sampling, so that one that was stopped goes on.
+
+A sampling is a set of images of the same settings, drawn in parts: batches by index, so that an
+image is drawn with the same others however often the sampling is stopped. While it is unfinished,
+its folder has a hidden one, `.sampling`, with the settings and, for each process that drew, a log:
+a line for each part, with the SHA-256 of its files, once they are on the disk. A file that no line
+speaks of, or that does not match its hash, is drawn again. At the end the manifest takes the place
+of the hidden folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffuse_cli import files, locks
+from diffuse_cli.data import MANIFEST
+from diffuse_cli.errors import OutputError
+from diffuse_cli.folders import GIF, GRID, WRITTEN, manifest_in, name_of, named_in
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Arrays = Mapping[str, npt.NDArray[Any]]
+
+WORK = ".sampling"
+SETTINGS = "settings.json"
+KEY = "settings"
+"""The manifest's entry by which equal settings are recognised."""
+
+TAKEN = "Choose another -o, or --overwrite"
+
+
+def parts_of(wanted: range, size: int) -> list[range]:
+    """The batches of some images: they end at multiples of `size`, and at the end."""
+    first, last = wanted.start // size, (wanted.stop - 1) // size
+    return [
+        range(max(k * size, wanted.start), min((k + 1) * size, wanted.stop))
+        for k in range(first, last + 1)
+    ]
+
+
+def key_of(settings: Mapping[str, Any]) -> str:
+    """A hash of all that decides the bytes of images."""
+    text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def earlier(folder: Path) -> dict[str, Any]:
+    """What the samples in a folder say of their settings; empty if there are none."""
+    try:
+        return dict(json.loads((folder / WORK / SETTINGS).read_text())[KEY])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return manifest_in(folder)
+
+
+def check(folder: Path, overwrite: bool) -> None:
+    """Refuse, before any computing, a folder that cannot be written, or whose samples say nothing
+    of their settings.
+
+    Raises:
+        OutputError
+    """
+    files.check_writable(folder / MANIFEST)
+    if overwrite or not folder.is_dir() or (folder / WORK / SETTINGS).exists():
+        return
+    if KEY in manifest_in(folder):
+        return
+    with files.reported(folder):
+        if any(WRITTEN.fullmatch(path.name) for path in folder.iterdir()):
+            raise OutputError(f"{files.show(folder)} holds samples already", TAKEN)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is left to draw; `finished` if a manifest lists all that is asked for."""
+
+    parts: list[range]
+    finished: bool = False
+
+
+@dataclass
+class Ledger:
+    """The record of a sampling.
+
+    Attributes:
+        folder: of the images.
+        settings: all that decides their bytes.
+        suffix: of their files.
+        hashes: the SHA-256 of each image that is drawn, by its index.
+        sides: where the arrays that go with an image are, by its index.
+    """
+
+    folder: Path
+    settings: Mapping[str, Any]
+    suffix: str
+    hashes: dict[int, str] = field(default_factory=dict)
+    sides: dict[int, Path] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.settings = json.loads(json.dumps(self.settings))
+        self.key = key_of(self.settings)
+        self.work = self.folder / WORK
+
+    def path(self, index: int) -> Path:
+        """The file of an image."""
+        return self.folder / name_of(index, self.suffix)
+
+    # -- by the first process ----------------------------------------------------------------------
+
+    def begin(
+        self,
+        parts: Sequence[range],
+        *,
+        overwrite: bool,
+        pictures: Collection[str],
+        sides: Collection[int],
+    ) -> Plan:
+        """Begin, or go on with what the folder holds.
+
+        Args:
+            parts: the images that are wanted.
+            pictures: names of the files that are made of all images.
+            sides: images whose arrays are needed for these.
+
+        Raises:
+            OutputError: the folder holds samples of other settings, and not `overwrite`.
+            BusyError: a process of an earlier sampling still writes there.
+        """
+        self._wait_for_none()
+        if overwrite:
+            self._clear()
+        manifest = manifest_in(self.folder)
+        if not manifest and not self._begun() and not self._listed({"files": {}}):
+            files.remove(self.work)
+            self._note({})
+            return Plan([*parts])
+        self._check_same()
+        found = self._verified(self._listed(manifest))
+        unfinished = (self.work / SETTINGS).exists()
+        whole = all(i in found for part in parts for i in part)
+        if whole and not unfinished and self._have(pictures, manifest):
+            self.hashes = found
+            return Plan([], finished=True)
+        if not unfinished:
+            self._note(found)
+        for name in (MANIFEST, GRID, GIF):
+            files.remove(self.folder / name)
+        files.sweep(self.work)
+        lacking = {*sides} - {*self.sides}
+        return Plan([p for p in parts if any(i not in found or i in lacking for i in p)])
+
+    def _have(self, pictures: Collection[str], manifest: Mapping[str, Any]) -> bool:
+        return all(n in manifest["files"] and (self.folder / n).is_file() for n in pictures)
+
+    def _wait_for_none(self) -> None:
+        for path in sorted(self.work.glob("*.lock")):
+            with locks.held(path):
+                pass
+
+    def _clear(self) -> None:
+        """Remove what an earlier sampling recorded, and nothing else."""
+        names = named_in(manifest_in(self.folder))
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            names += json.loads((self.work / SETTINGS).read_text())["files"]
+        names += [self.path(i).name for i in self._begun()]
+        for name in filter(WRITTEN.fullmatch, names):
+            files.remove(self.folder / name)
+        if (self.work / SETTINGS).exists():
+            for name in (GRID, GIF):
+                files.remove(self.folder / name)
+        files.remove(self.work)
+
+    def _check_same(self) -> None:
+        there = earlier(self.folder)
+        own = there[KEY] if isinstance(there.get(KEY), str) else key_of(there)
+        if own == self.key:
+            return
+        names = (n for n in self.settings if n in there and there[n] != self.settings[n])
+        name = next(names, "told").replace("_", " ")
+        raise OutputError(
+            f"{files.show(self.folder)} holds samples already, of other settings: {name}", TAKEN
+        )
+
+    def _note(self, hashes: Mapping[int, str]) -> None:
+        """Write the settings, and the images that are drawn already."""
+        listed = {self.path(i).name: hashes[i] for i in sorted(hashes)}
+        files.make_folder(self.work)
+        files.write_json(self.work / SETTINGS, {KEY: self.settings, "files": listed})
+
+    def _listed(self, manifest: Mapping[str, Any]) -> dict[str, set[str]]:
+        """The hashes of each file that are on record: several of one that was drawn again."""
+        try:
+            first = json.loads((self.work / SETTINGS).read_text())["files"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            first = manifest["files"]
+        found = {name: {value} for name, value in first.items()}
+        for line in self._lines():
+            for name, value in line.get("files", {}).items():
+                found.setdefault(name, set()).add(value)
+            self._take_side(line)
+        return found
+
+    def _begun(self) -> set[int]:
+        """The images whose files may have been written."""
+        return {i for line in self._lines() for i in range(line["start"], line["stop"])}
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        """The lines of all logs; one that a kill has cut is left out."""
+        for log in sorted(self.work.glob("*.jsonl")):
+            with log.open(encoding="utf-8", errors="replace") as lines:
+                for text in lines:
+                    with contextlib.suppress(ValueError, RecursionError):
+                        line = json.loads(text)
+                        if isinstance(line, dict) and {"start", "stop"} <= {*line}:
+                            yield line
+
+    def _take_side(self, line: Mapping[str, Any]) -> None:
+        path = self.work / f"{line['start']}.npz"
+        if "side" in line and path.is_file() and files.sha256(path) == line["side"]:
+            self.sides.update(dict.fromkeys(range(line["start"], line["stop"]), path))
+
+    def _verified(self, listed: Mapping[str, Collection[str]]) -> dict[int, str]:
+        """The images whose files are there and match a hash."""
+        found = {}
+        for name, hashes in listed.items():
+            stem, dot, suffix = name.partition(".")
+            path = self.folder / name
+            if not stem.isdecimal() or dot + suffix != self.suffix or not path.is_file():
+                continue
+            with files.reported(path):
+                own = files.sha256(path)
+            if own in hashes:
+                found[int(stem)] = own
+        return found
+
+    def collect(self) -> None:
+        """Read the hashes of all images that are on record, each drawn by whatever process."""
+        self.sides = {}
+        listed = self._listed({"files": {}})
+        certain = {n: next(iter(hashes)) for n, hashes in listed.items() if len(hashes) == 1}
+        again = {n: hashes for n, hashes in listed.items() if len(hashes) > 1}
+        self.hashes = {int(n.partition(".")[0]): value for n, value in certain.items()}
+        self.hashes |= self._verified(again)
+
+    def end(self, manifest: Mapping[str, Any]) -> None:
+        """Write the manifest, which takes the place of the record, and remove files of parts that
+        nobody asks for any more."""
+        for i in self._begun() - {*self.hashes}:
+            files.remove(self.path(i))
+        files.write_json(self.folder / MANIFEST, manifest)
+        files.remove(self.work)
+
+    # -- by each process ---------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def writing(self, rank: int) -> Iterator[None]:
+        """Hold the lock of a process."""
+        with locks.held(self.work / f"{rank}.lock"):
+            yield
+
+    def add(self, rank: int, part: range, data: Iterator[bytes], side: Arrays) -> None:
+        """Write the files of a part, and then its line.
+
+        Args:
+            data: the bytes of each file.
+            side: arrays that are kept with it until the end.
+        """
+        import numpy as np
+
+        log = self.work / f"{rank}.jsonl"
+        line: dict[str, Any] = {"start": part.start, "stop": part.stop}
+        # What a kill has cut stays a line of its own.
+        files.append_line(log, "\n" * log.exists() + json.dumps(line))
+        line["files"] = {}
+        for i, content in zip(part, data, strict=True):
+            files.write_bytes(self.path(i), content)
+            line["files"][self.path(i).name] = hashlib.sha256(content).hexdigest()
+        if side:
+            file = io.BytesIO()
+            np.savez(file, allow_pickle=False, **side)
+            files.write_bytes(self.work / f"{part.start}.npz", file.getvalue())
+            line["side"] = hashlib.sha256(file.getvalue()).hexdigest()
+        files.append_line(log, json.dumps(line, separators=(",", ":")))

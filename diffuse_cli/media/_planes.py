@@ -1,0 +1,173 @@
+"""Images as planes (C, H, W) of 8 or 16 bits: laid on a background, scaled, and written as PNG.
+
+Pillow has no colour of 16 bits, so planes are scaled one by one, as floats.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from diffuse_cli.media._fitting import FITS
+from diffuse_cli.media._pixels import REDUCING_GAP
+
+Planes = npt.NDArray[Any]
+Size = tuple[int, ...]
+
+TOP = {"uint8": 255, "uint16": 65_535}
+"""The highest level of numbers of a type."""
+
+_LUMA = np.array([0.299, 0.587, 0.114])
+
+_COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
+"""Of PNG, by the number of planes."""
+
+_TURNED: Mapping[int, Callable[[Planes], Planes]] = {
+    2: lambda v: v[:, :, ::-1],
+    3: lambda v: v[:, ::-1, ::-1],
+    4: lambda v: v[:, ::-1],
+    5: lambda v: v.swapaxes(1, 2),
+    6: lambda v: v.swapaxes(1, 2)[:, :, ::-1],
+    7: lambda v: v.swapaxes(1, 2)[:, ::-1, ::-1],
+    8: lambda v: v.swapaxes(1, 2)[:, ::-1],
+}
+
+
+def upright(values: Planes, orientation: int) -> Planes:
+    """Planes turned as an EXIF orientation says."""
+    turned = _TURNED.get(orientation)
+    return turned(values) if turned else values
+
+
+def rescaled(values: Planes, numbers: str) -> Planes:
+    """Levels of 8 or 16 bits as those of another type, rounded to nearest."""
+    own, top = TOP[values.dtype.name], TOP[numbers]
+    if own == top:
+        return values
+    if own < top:
+        return values.astype(np.uint16) * np.uint16(257)
+    return ((values.astype(np.uint32) * top + own // 2) // own).astype(np.uint8)
+
+
+def with_channels(values: Planes, channels: int, alpha: bool) -> Planes:
+    """Planes of so many channels: grey thrice, or the luma of colour, as Pillow has it; `alpha` is
+    the last one of both."""
+    colours, rest = (values[:-1], values[-1:]) if alpha else (values, values[:0])
+    if len(values) == channels:
+        return values
+    if channels - alpha == 3:
+        colours = np.repeat(colours, 3, 0)
+    else:
+        luma = np.tensordot(_LUMA, colours.astype(np.float64), 1)
+        colours = np.rint(luma)[None].astype(values.dtype)
+    return np.concatenate([colours, rest])
+
+
+# -- transparency ----------------------------------------------------------------------------------
+
+
+def shade(background: Size, values: Planes) -> tuple[Planes, bool]:
+    """An RGB background in the levels of planes, float64 (3, 1, 1), and whether it is grey."""
+    top = TOP[values.dtype.name]
+    colour = np.array(background, np.float64).reshape(3, 1, 1) * (top / 255)
+    return colour, len(set(background)) == 1
+
+
+def laid(values: Planes, background: Size) -> Planes:
+    """Planes with a straight alpha last, on an RGB background: grey on grey stays grey.
+
+    The alpha comes after them, as it was.
+    """
+    below, grey = shade(background, values)
+    colours, alpha = values[:-1].astype(np.float64), values[-1:]
+    share = alpha / TOP[values.dtype.name]
+    below = below[:1] if grey and len(colours) == 1 else below
+    done = np.floor(colours * share + below * (1 - share) + 0.5).astype(values.dtype)
+    return np.concatenate([done, alpha])
+
+
+def possible(values: Planes, background: Size) -> Planes:
+    """Planes as `laid` makes them: colours that no colour on this background gives are moved to the
+    nearest that one does."""
+    below, _ = shade(background, values)
+    top = TOP[values.dtype.name]
+    colours, alpha = values[:-1].astype(np.float64), values[-1:].astype(np.float64)
+    least = below[: len(colours)] * (1 - alpha / top)
+    kept = np.clip(colours, np.floor(least + 0.5), np.floor(least + alpha + 0.5))
+    return np.concatenate([kept.astype(values.dtype), values[-1:]])
+
+
+def lifted(values: Planes, background: Size) -> Planes:
+    """The planes with a straight alpha that `laid` gives these; transparent pixels have the
+    background's colour."""
+    below, _ = shade(background, values)
+    below = below[: len(values) - 1]
+    top = TOP[values.dtype.name]
+    colours, alpha = values[:-1].astype(np.float64), values[-1:].astype(np.float64)
+    share = alpha / top
+    straight = (colours - below * (1 - share)) / np.where(alpha > 0, share, 1)
+    straight = np.where(alpha > 0, straight, below)
+    done = np.rint(straight.clip(0, top)).astype(values.dtype)
+    return np.concatenate([done, values[-1:]])
+
+
+# -- scaling and writing ---------------------------------------------------------------------------
+
+
+def fitted(values: Planes, size: Size, fit: str, fill: Sequence[float]) -> Planes:
+    """Planes scaled to `size` (height, width) as `FITS[fit]` says, on one level for each plane."""
+    own, wanted = values.shape[:0:-1], size[::-1]
+    if own == wanted:
+        return values
+    taken, filled = FITS[fit](own, wanted)
+    left, top = (max(0.0, (a - b) / 2) for a, b in zip(own, taken, strict=True))
+    width, height = (max(1, round(side)) for side in filled)
+    scaled = np.stack([
+        np.asarray(
+            Image.fromarray(np.ascontiguousarray(plane, np.float32)).resize(
+                (width, height),
+                Image.Resampling.BICUBIC,
+                box=(left, top, own[0] - left, own[1] - top),
+                reducing_gap=REDUCING_GAP,
+            )
+        )
+        for plane in values
+    ])  # fmt: skip
+    done: Planes = np.rint(scaled.clip(0, TOP[values.dtype.name])).astype(values.dtype)
+    if done.shape[1:] == size:
+        return done
+    page = np.empty((len(values), *size), values.dtype)
+    page[:] = np.rint(np.reshape(fill, (-1, 1, 1)))
+    x, y = (wanted[0] - width) // 2, (wanted[1] - height) // 2
+    page[:, y : y + height, x : x + width] = done
+    return page
+
+
+def png(values: Planes) -> bytes:
+    """One to four planes of 8 or 16 bits as a PNG without metadata: grey, or RGB, and alpha."""
+    count, height, width = values.shape
+    depth = 8 * values.dtype.itemsize
+    lines = np.ascontiguousarray(values.transpose(1, 2, 0)).astype(f">u{depth // 8}")
+    own = lines.view(np.uint8).reshape(height, -1)
+    step = count * depth // 8
+    apart = own.copy()
+    apart[:, step:] -= own[:, :-step]
+    filtered = np.concatenate([np.ones((height, 1), np.uint8), apart], 1)  # 1: Sub
+    kind = _COLOUR_TYPES[count]
+    header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(filtered.tobytes())), (b"IEND", b""))
+    return SIGNATURE + b"".join(chunk(name, data) for name, data in parts)
+
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG."""
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))

@@ -1,0 +1,169 @@
+"""Sounds in WAV and FLAC files: mono or stereo, floats at one rate and of one length."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+from xxhash import xxh3_128
+
+from diffuse_cli import unusable as reasons
+from diffuse_cli.core.errors import InvalidArgument
+from diffuse_cli.core.space import Space
+from diffuse_cli.media import Array, Asked, Read
+from diffuse_cli.media._fitting import Lengths, Size
+from diffuse_cli.media._resampling import loudest, resampled
+from diffuse_cli.media._sound import RATES as RATES
+from diffuse_cli.media._sound import check_installed, heard, measured, written
+from diffuse_cli.media._spectrogram import drawn
+from diffuse_cli.unusable import Unusable
+
+EXTENSIONS, SUFFIX = frozenset({".wav", ".flac"}), ".wav"
+ONE, MANY = "sound", "sounds"
+KINDS = {1: "mono", 2: "stereo"}
+KEPT_SIDE = 16_384
+DIMS, MIXED, UNPACKED, JUDGED = (1,), True, True, False
+FITTED, CROPPED, FLIPPED = "cut or padded", "to their loudest part", "in time"
+PLAYED = "audio/wav"
+prepare = check_installed
+
+USUAL_RATE = 16_000
+"""The most that a rate is without being asked for: speech is whole at it."""
+MULTIPLE = 256
+"""A length that is chosen is a multiple of this, which a network can halve."""
+
+_CONVERT = "convert them to WAV or FLAC, such as with ffmpeg -i NAME{0} NAME.wav"
+_OTHERS = "mp3 ogg oga opus m4a aac wma aif aiff aifc au caf mka amr"
+ADVICE: Mapping[str, str] = {f".{name}": _CONVERT.format(f".{name}") for name in _OTHERS.split()}
+
+CLIPPED_RUN, FULL_SCALE = 3, 32_766 / 32_768
+"""So many samples in a row at full scale are taken for a cut-off peak."""
+
+
+def crop(own: Size, wanted: Size) -> tuple[Lengths, Lengths]:
+    """Cut a longer sound to its loudest part, and put silence after a shorter one."""
+    kept = (min(own[0], wanted[0]),)
+    return kept, kept
+
+
+def pad(own: Size, wanted: Size) -> tuple[Lengths, Lengths]:
+    """Put silence after a shorter sound; longer ones are left out."""
+    return crop(own, wanted)
+
+
+FITS = {"crop": crop, "pad": pad}
+
+
+def settled(asked: Asked, files: Iterable[bytes]) -> tuple[Asked, str]:
+    """`asked` with the rate and the length that suit some files, and what was chosen, in words."""
+    chosen: list[str] = []
+    found: list[tuple[int, int]] = []
+    if asked.rate is None or asked.size is None:
+        found = [each for data in files if (each := measured(data))]
+    if asked.rate is None:
+        rates = Counter(rate for rate, _ in found)
+        usual = max(rates, key=lambda rate: (rates[rate], rate), default=USUAL_RATE)
+        asked = replace(asked, rate=min(usual, USUAL_RATE))
+        chosen.append(f"at {asked.rate:,} Hz; type --rate for another")
+    assert asked.rate is not None
+    if asked.size is None:
+        rate = asked.rate
+        longest = max((-(-count * rate // own) for own, count in found), default=KEPT_SIDE)
+        side = min(-(-longest // MULTIPLE) * MULTIPLE, KEPT_SIDE)
+        asked = replace(asked, size=(side,))
+        chosen.append(f"{side} samples each, {side / rate:.2f} s; type --size for more or fewer")
+    return asked, f"sounds {'; '.join(chosen)}" if chosen else ""
+
+
+def read(data: bytes, asked: Asked) -> Read:
+    """The sound at the rate asked for: its loudest part, or all of it and silence after it."""
+    sound = heard(data, asked.shared)
+    samples = sound.samples
+    if not np.isfinite(samples).all():
+        raise Unusable(reasons.MISSING)
+    digest = xxh3_128(f"{sound.rate} {samples.shape}\n".encode())
+    digest.update(samples.data)
+    channels, length = samples.shape
+    remarks = _remarks(samples)
+    rate = asked.rate or sound.rate
+    whole = max(1, round(length * rate / sound.rate))
+    wanted = asked.size[0] if asked.size else min(whole, KEPT_SIDE)
+    if asked.fit == "pad" and whole > wanted:
+        raise Unusable(reasons.LONGER)
+    samples = _channels(samples, asked.channels)
+    # What is beside the part that is kept need not be resampled.
+    samples = samples[:, loudest(samples, -(-wanted * sound.rate // rate))]
+    values = _fitted(resampled(samples, sound.rate, rate), wanted)
+    mode = f"{sound.stored} at {sound.rate:,} Hz"
+    return Read(values, digest.digest(), mode, (whole,), channels, remarks)
+
+
+def _remarks(samples: Array) -> tuple[str, ...]:
+    """What is wrong with a sound that can be used."""
+    if not samples.any():
+        return (reasons.SILENT,)
+    full = np.abs(samples) >= FULL_SCALE
+    run = full[:, : 1 - CLIPPED_RUN] & full[:, 1 : 2 - CLIPPED_RUN] & full[:, CLIPPED_RUN - 1 :]
+    return (reasons.CLIPPED,) if run.any() else ()
+
+
+def _channels(samples: Array, wanted: int | None) -> Array:
+    """Stereo as its mean, or mono in both channels."""
+    own = len(samples)
+    if wanted in (None, own):
+        return samples
+    if wanted == 1:
+        return np.asarray(samples.mean(0, keepdims=True))
+    if wanted == 2:
+        return np.repeat(samples, 2, 0)
+    raise Unusable(reasons.CHANNELS)
+
+
+def _fitted(samples: Array, length: int) -> Array:
+    """(C, length), float32."""
+    kept = samples[:, loudest(samples, length)]
+    fitted = np.zeros((len(samples), length), np.float32)
+    fitted[:, : kept.shape[1]] = kept
+    return fitted
+
+
+def fit(values: Array, asked: Asked) -> Array:
+    """As `read` fits a sound."""
+    assert asked.size is not None
+    return _fitted(values, asked.size[0])
+
+
+def space(samples: Array) -> Space:
+    """Floats, at the usual rate until another is known."""
+    channels, length = map(int, samples.shape[1:])
+    return Space(
+        channels=channels,
+        size=(length,),
+        medium="audio",
+        levels=None,
+        mean=(0.0,) * channels,
+        std=(1.0,) * channels,
+        rate=USUAL_RATE,
+    )
+
+
+def check(space: Space) -> None:
+    """One or two channels of floats, at a rate."""
+    if space.dims != 1 or space.channels > 2 or space.levels is not None:
+        raise InvalidArgument("a sound has one or two channels of floats, in one dimension")
+    if space.rate not in RATES:
+        raise InvalidArgument(f"a sound has a rate of {RATES[0]:,} to {RATES[-1]:,} Hz")
+
+
+def encode(sample: Array, space: Space) -> bytes:
+    """A WAV of 16 bits at the rate of those that were trained on."""
+    return written(sample, space.rate or USUAL_RATE)
+
+
+def look(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
+    """The waveform of each channel over its spectrogram."""
+    scale = max(space.std, default=1.0)
+    return drawn(samples / np.float32(scale), space.rate or USUAL_RATE)

@@ -1,0 +1,309 @@
+"""The numbers in two sets of samples: moments, quantiles and Wasserstein distances by channel.
+
+See `marginals`. Samples are read some at a time; what is kept of each is a few numbers a channel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from diffuse_cli.metrics import Array, halves, with_error
+from diffuse_cli.metrics._influence import Estimate, averaged, centred
+from diffuse_cli.metrics._moments import Moments, moments, numbers_of, together
+
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+
+BINS, NEAR = 4096, 0.01
+"""Bins of floats, and the part of a deviation up to which they have about one width."""
+
+DENSITY, TAIL = 64, 0.001
+"""Columns of the density that is shown, and the share of numbers beyond each end of it."""
+
+
+def told(key: str, estimate: Estimate) -> dict[str, float]:
+    return with_error(key, *estimate.measured())
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Where numbers of a channel are counted.
+
+    Attributes:
+        points: the numbers that bins stand for, ascending.
+        centre, scale, low, step: of the inverse hyperbolic sine whose equal parts the bins are;
+            a step of 0 for levels, which are their own bins.
+    """
+
+    points: Array
+    centre: float = 0.0
+    scale: float = 1.0
+    low: float = 0.0
+    step: float = 0.0
+
+    def index(self, values: Array) -> Array:
+        """The bin of each number."""
+        if not self.step:
+            return values.astype(np.intp)
+        places = (np.arcsinh((values - self.centre) / self.scale) - self.low) / self.step
+        found: Array = np.clip(places, 0, len(self.points) - 1).astype(np.intp)
+        return found
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """Quantiles of a channel, and their standard errors (Woodruff 1952): half of how far they move
+    where the share is off by an error of its own."""
+
+    values: Array
+    errors: Array
+
+
+@dataclass(frozen=True)
+class Channel:
+    """A channel of both sides, in the units of stored numbers."""
+
+    sides: tuple[dict[str, Any], dict[str, Any]]
+    shift: Estimate
+    contrast: Estimate
+    distance: Estimate
+    density: dict[str, list[float]]
+
+    def described(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "real": self.sides[0],
+            "generated": self.sides[1],
+            **told("shift", self.shift),
+            **told("contrast", self.contrast),
+            **told("wasserstein", self.distance),
+            "density": self.density,
+        }
+
+
+@dataclass(frozen=True)
+class Marginals:
+    """What was measured of two sets of samples.
+
+    Attributes:
+        whole: the distance, mean over channels; in levels, or in deviations.
+        floor: the same of real samples against other real ones; None if there are too few.
+        shifts: of the mean, by channel, in the same units.
+        variety: the deviation of samples' means over that of real ones; None if these are equal.
+    """
+
+    channels: tuple[Channel, ...]
+    whole: Estimate
+    floor: Estimate | None
+    shifts: tuple[Estimate, ...]
+    variety: Estimate | None
+
+    @property
+    def farthest(self) -> int:
+        """The channel with the largest shift."""
+        return max(range(len(self.shifts)), key=lambda k: abs(self.shifts[k].value))
+
+
+def measure(real: Array, fake: Array, more: Array) -> Marginals:
+    """The marginals of stored samples (N, C, *size) and (M, C, *size).
+
+    Samples are read twice, some at a time. Grey ones are repeated to the channels of others.
+
+    Args:
+        more: further real samples, for the floor.
+    """
+    real, fake, more = together(real, fake, more)
+    channels = real.shape[1]
+    ours, theirs = moments(real), moments(fake)
+    others = moments(more) if len(more) else ours
+    bins = binned(ours, (theirs, others), all(s.dtype.kind in "bu" for s in (real, fake, more)))
+    apart, sides = distances(real, fake, bins)
+    levels = not bins[0].step
+    units = np.ones(channels) if levels else np.where(ours.deviation > 0, ours.deviation, 1.0)
+    floor = None
+    if (parts := halves(real, more)) is not None:
+        floor = averaged(_scaled(distances(*parts, bins)[0], units))
+    shifts = [
+        Estimate(
+            float(theirs.mean[c] - ours.mean[c]), -ours.of_mean()[:, c], theirs.of_mean()[:, c]
+        )
+        for c in range(channels)
+    ]
+    stretched = _ratios(ours, theirs)
+    return Marginals(
+        channels=tuple(
+            Channel(
+                (_described(ours, c, sides[0][c]), _described(theirs, c, sides[1][c])),
+                shifts[c],
+                stretched[c],
+                apart[c],
+                density(bins[c], sides[0][c].counts, sides[1][c].counts),
+            )
+            for c in range(channels)
+        ),
+        whole=averaged(_scaled(apart, units)),
+        floor=floor,
+        shifts=tuple(_scaled(shifts, units)),
+        variety=_variety(ours, theirs, units),
+    )
+
+
+def _scaled(estimates: Sequence[Estimate], units: Array) -> list[Estimate]:
+    return [
+        Estimate(float(e.value / u), e.a / u, e.b / u)
+        for e, u in zip(estimates, units, strict=True)
+    ]
+
+
+def _ratios(ours: Moments, theirs: Moments) -> list[Estimate]:
+    """The deviation of generated numbers over that of real ones, by channel."""
+    ratios = theirs.deviation / np.where(ours.deviation > 0, ours.deviation, 1.0)
+    a, b = ours.of_log_deviation(), theirs.of_log_deviation()
+    return [Estimate(float(r), -r * a[:, c], r * b[:, c]) for c, r in enumerate(ratios)]
+
+
+def _variety(ours: Moments, theirs: Moments, units: Array) -> Estimate | None:
+    """The root of the ratio of the variances of samples' means, over all channels."""
+    totals, influences = [], []
+    for side in (ours, theirs):
+        squares = np.square(centred(side.means) / units).sum(1)
+        totals.append(squares.sum() / (len(squares) - 1))
+        influences.append(centred(squares))
+    if not totals[0] > 1e-24:
+        return None
+    ratio = math.sqrt(totals[1] / totals[0])
+    a, b = (own / (2 * max(total, 1e-300)) for own, total in zip(influences, totals, strict=True))
+    return Estimate(ratio, -ratio * a, ratio * b)
+
+
+def binned(ours: Moments, others: Sequence[Moments], levels: bool) -> list[Bins]:
+    """Bins of each channel that hold all numbers, as fine as the real ones ask for."""
+    least = np.min([side.least for side in (ours, *others)], axis=0)
+    most = np.max([side.most for side in (ours, *others)], axis=0)
+    if levels:
+        points = np.arange(max(2, int(most.max()) + 1), dtype=np.float64)
+        return [Bins(points)] * len(most)
+    found = []
+    for c, centre in enumerate(ours.mean):
+        scale = NEAR * (ours.deviation[c] or max(most[c] - centre, centre - least[c])) or 1.0
+        low, high = np.arcsinh((np.array([least[c], most[c]]) - centre) / scale)
+        step = max(float(high - low), 1e-9) / BINS
+        points = centre + scale * np.sinh(low + step * (np.arange(BINS) + 0.5))
+        found.append(Bins(points, float(centre), float(scale), float(low), step))
+    return found
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Numbers of a side in each bin of a channel (B,), and their quantiles."""
+
+    counts: Array
+    quantiles: Quantiles
+
+
+def distances(
+    a: Array, b: Array, bins: Sequence[Bins]
+) -> tuple[list[Estimate], tuple[list[Counted], list[Counted]]]:
+    """The Wasserstein distance of two sets of samples by channel, and what was counted."""
+    counts = [_counts(side, bins) for side in (a, b)]
+    gaps = [np.cumsum(x) / x.sum() - np.cumsum(y) / y.sum() for x, y in zip(*counts, strict=True)]
+    widths = [np.append(np.diff(own.points), 0.0) for own in bins]
+    signed = [np.sign(gap) * width for gap, width in zip(gaps, widths, strict=True)]
+    # phi of a bin is the signed width of all bins from it on.
+    potentials = [np.cumsum(own[::-1])[::-1] for own in signed]
+    (phi_a, of_a), (phi_b, of_b) = (
+        _by_sample(side, bins, potentials, own) for side, own in zip((a, b), counts, strict=True)
+    )
+    found = [
+        Estimate(float(own @ gap), phi_a[:, c], -phi_b[:, c])
+        for c, (own, gap) in enumerate(zip(signed, gaps, strict=True))
+    ]
+    return found, (of_a, of_b)
+
+
+def _counts(samples: Array, bins: Sequence[Bins]) -> list[Array]:
+    """How many numbers fall in each bin of each channel."""
+    counts = [np.zeros(len(own.points)) for own in bins]
+    for _, values in numbers_of(samples):
+        for c, own in enumerate(bins):
+            counts[c] += np.bincount(own.index(values[:, c]).ravel(), minlength=len(counts[c]))
+    return counts
+
+
+def _by_sample(
+    samples: Array, bins: Sequence[Bins], potentials: Sequence[Array], counts: Sequence[Array]
+) -> tuple[Array, list[Counted]]:
+    """The mean potential of each sample less that of all, (N, C), and the quantiles of channels
+    with errors by the shares of samples."""
+    n, places = len(samples), [_places(own, QUANTILES) for own in counts]
+    means = np.empty((n, len(bins)))
+    shares = np.empty((n, len(bins), len(QUANTILES)))
+    for where, values in numbers_of(samples):
+        for c, own in enumerate(bins):
+            index = own.index(values[:, c])
+            means[where, c] = potentials[c][index].mean(1)
+            for k, place in enumerate(places[c]):
+                shares[where, c, k] = np.count_nonzero(index <= place, axis=1) / index.shape[1]
+    errors = centred(shares).std(0, ddof=1) / math.sqrt(n) if n > 1 else shares[0] * 0
+    counted = []
+    for c, own in enumerate(bins):
+        ends = [
+            own.points[_places(counts[c], np.clip(np.array(QUANTILES) + sign * errors[c], 0, 1))]
+            for sign in (-1, 1)
+        ]
+        quantiles = Quantiles(own.points[places[c]], (ends[1] - ends[0]) / 2)
+        counted.append(Counted(counts[c], quantiles))
+    return centred(means), counted
+
+
+def _places(counts: Array, shares: Sequence[float] | Array) -> Array:
+    """The first bin up to which at least these shares of the numbers lie."""
+    whole = np.cumsum(counts)
+    wanted = np.asarray(shares) * whole[-1]
+    found: Array = np.minimum(np.searchsorted(whole, wanted - 1e-9 * whole[-1]), len(counts) - 1)
+    return found
+
+
+def _described(side: Moments, c: int, counted: Counted) -> dict[str, Any]:
+    """A channel of one side, as JSON."""
+    n, deviation = len(side.means), float(side.deviation[c])
+    nothing = np.zeros(1)
+    of_deviation = deviation * side.of_log_deviation()[:, c]
+    mean = Estimate(float(side.mean[c]), side.of_mean()[:, c], nothing)
+    return {
+        **told("mean", mean),
+        **told("deviation", Estimate(deviation, of_deviation, nothing)),
+        "deviation_of_means": float(side.means[:, c].std(ddof=1)) if n > 1 else 0.0,
+        "quantiles": [
+            {"share": share, "value": float(value), "standard_error": float(error)}
+            for share, value, error in zip(
+                QUANTILES, counted.quantiles.values, counted.quantiles.errors, strict=True
+            )
+        ],
+    }
+
+
+def density(bins: Bins, real: Array, fake: Array) -> dict[str, list[float]]:
+    """The share of numbers in each of `DENSITY` equal columns over the width, from all but the
+    rarest numbers of both sides."""
+    ends = [_places(counts, (TAIL, 1 - TAIL)) for counts in (real, fake)]
+    first, last = min(int(e[0]) for e in ends), max(int(e[1]) for e in ends)
+    low, high = bins.points[first], bins.points[last]
+    columns = DENSITY
+    if not bins.step:  # whole levels a column
+        each = max(1, math.ceil((high - low + 1) / DENSITY))
+        columns = max(1, math.ceil((high - low + 1) / each))
+        low, high = low - 0.5, low - 0.5 + each * columns
+    elif not high > low:
+        low, high = low - 0.5, high + 0.5
+    edges = np.linspace(low, high, columns + 1)
+    heights = [
+        np.histogram(bins.points, edges, weights=counts)[0] / counts.sum() / np.diff(edges)
+        for counts in (real, fake)
+    ]
+    names = ("edges", "real", "generated")
+    return {n: own.tolist() for n, own in zip(names, (edges, *heights), strict=True)}

@@ -1,0 +1,165 @@
+"""The power of samples by frequency, without a network: blur, noise and grids that eyes miss.
+
+Generators often have too little or too much power at high frequencies (Durall et al. 2020). Each
+sample's periodogram is averaged over shells of frequencies of one wavelength, whatever their
+direction, and over channels. There is no window: what differs at opposite edges of a sample shows
+as power at all frequencies, on both sides alike. The distance is the log-spectral one (Gray &
+Markel 1976), the root mean square over shells of the difference in decibels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from diffuse_cli.metrics import (
+    Array,
+    Facts,
+    Measured,
+    Number,
+    Parts,
+    Remark,
+    halves,
+    with_error,
+)
+from diffuse_cli.metrics._influence import Estimate, centred
+
+NEEDS = ("spectra",)
+
+_number = partial(Number, question="numbers")
+
+NUMBERS = (
+    _number(
+        "spectral_distance",
+        "distance of the spectra",
+        "How far the power of generated samples is from that of real ones at each wavelength, "
+        "root mean square in decibels.",
+        "lower",
+        "spectral_distance_floor",
+        place=3,
+    ),
+    _number(
+        "fine_detail",
+        "fine detail",
+        "The power of waves shorter than four points (of an image: pixels) over that of real "
+        "samples, in decibels: negative for blurred samples, positive for noisy ones.",
+        "reference",
+        0.0,
+        place=4,
+    ),
+)
+
+BESIDE = ("spectral_distance_floor",)
+
+FINE = 0.25
+"""Waves per point from which detail is called fine."""
+
+NOTABLE = 1.0
+"""Decibels, a fifth of the power, beyond which fine detail is called poor."""
+
+LEAST = 1e-10
+"""The least power, where real samples have 1 on average: what is below is rounding."""
+
+DECIBELS = 10 / math.log(10)
+
+
+def compute(evaluation: Parts) -> dict[str, float]:
+    """`spectral_distance` and its floor, and `fine_detail`, with standard errors; nothing of
+    samples of one point, or that never vary."""
+    found = evaluation.spectra
+    if not len(found.shells.counts) or not found.real.any():
+        return {}
+    result = with_error("spectral_distance", *distance(found.real, found.fake).measured())
+    if (parts := halves(found.real, found.more)) is not None:
+        result |= with_error("spectral_distance_floor", *distance(*parts).measured())
+    if (band := fine(evaluation)) is not None:
+        result |= with_error("fine_detail", *band.measured())
+    return result
+
+
+def difference_errors(a: Parts, b: Parts) -> dict[str, float]:
+    """Those of both numbers, by the differences of influences."""
+    one, other = a.spectra, b.spectra
+    if not len(one.shells.counts) or not one.real.any():
+        return {}
+    whole = distance(other.real, other.fake).less(distance(one.real, one.fake))
+    result = {"spectral_distance": whole.error()}
+    bands = fine(a), fine(b)
+    if bands[0] is not None and bands[1] is not None:
+        result["fine_detail"] = bands[1].less(bands[0]).error()
+    return result
+
+
+def details(evaluation: Parts) -> dict[str, Any]:
+    """The power of both sides by frequency, in waves per point."""
+    found = evaluation.spectra
+    sides = {"real": found.real, "generated": found.fake}
+    return {
+        "frequencies": found.shells.frequencies.tolist(),
+        **{name: own.mean(0).tolist() for name, own in sides.items()},
+        **{f"{name}_standard_error": _errors(own).tolist() for name, own in sides.items()},
+    }
+
+
+def _errors(rows: Array) -> Array:
+    """The standard errors of column means."""
+    if len(rows) < 2:
+        return np.zeros(rows.shape[1])
+    found: Array = rows.std(0, ddof=1) / math.sqrt(len(rows))
+    return found
+
+
+def remarks(facts: Facts) -> Iterator[Remark]:
+    """Whether fine detail is too weak or too strong, by more than its error."""
+    if "fine_detail" not in facts:
+        return
+    band, many = facts["fine_detail"], facts.words.many
+    nothing = Measured(0.0)
+    waves = f"waves shorter than four {facts.words.points}"
+    if not band.above(nothing) and not nothing.above(band):
+        says = f"{waves} are as strong in generated {many} as in real ones, within the error"
+        yield Remark("fine detail", "fine", says)
+        return
+    weak = band.value < 0
+    size = Measured(abs(band.value), band.error)
+    share = 10 ** (band.value / 10)
+    told = f"{share:.0%} of the power" if share < 2 else f"{share:.1f} times the power"
+    how = "weak, as in blurred ones" if weak else "strong, as in noisy ones"
+    yield Remark(
+        "fine detail",
+        "poor" if abs(band.value) > NOTABLE else "finding",
+        f"{waves} are too {how}: generated {many} have {told} that real ones have there ({size} "
+        f"dB {'less' if weak else 'more'})",
+    )
+
+
+def distance(real: Array, fake: Array) -> Estimate:
+    """The log-spectral distance of powers (N, S) and (M, S), in decibels."""
+    levels = [np.maximum(side.mean(0), LEAST) for side in (real, fake)]
+    gaps = DECIBELS * np.log(levels[1] / levels[0])
+    value = math.sqrt(np.square(gaps).mean())
+    slopes = gaps / (len(gaps) * value) if value else gaps
+    a, b = (
+        DECIBELS * (centred(side) / level) @ slopes
+        for side, level in zip((real, fake), levels, strict=True)
+    )
+    return Estimate(value, -a, b)
+
+
+def fine(evaluation: Parts) -> Estimate | None:
+    """The power from `FINE` on, generated over real, in decibels; None if there is none."""
+    found = evaluation.spectra
+    counts = np.where(found.shells.frequencies >= FINE, found.shells.counts, 0)
+    real, fake = found.real @ counts, found.fake @ counts
+    least = LEAST * max(1.0, counts.sum())
+    if not counts.any() or real.mean() < least:
+        return None
+    levels = [max(float(side.mean()), least) for side in (real, fake)]
+    a, b = (
+        DECIBELS * centred(side) / level for side, level in zip((real, fake), levels, strict=True)
+    )
+    return Estimate(DECIBELS * math.log(levels[1] / levels[0]), -a, b)

@@ -1,0 +1,260 @@
+"""Data sets of the hub: a server of the tests' own answers, in processes that ask it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+from test_sources import corpus, parquet_file, parquet_files, sharded
+
+from diffuse_cli.data.sources import hub
+from diffuse_cli.data.sources._hub_cache import File, Listing
+from diffuse_cli.errors import DataError
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+NAME = "hf://datasets/some/set"
+
+
+class Hub(ThreadingHTTPServer):
+    """Data sets, each of files by their paths, as the hub serves them.
+
+    Attributes:
+        sets: by ORG/NAME; `gated` answers 403.
+        broken: paths that are cut, or other than their hash says, when they are downloaded.
+        status: answered to everything, if it is not 0.
+        got: the files that were downloaded.
+    """
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answers)
+        self.sets: dict[str, dict[str, bytes]] = {}
+        self.broken: set[str] = set()
+        self.status = 0
+        self.got: list[str] = []
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Answers(BaseHTTPRequestHandler):
+    server: Hub
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = unquote(self.path.partition("?")[0])
+        if self.server.status:
+            self.answer(self.server.status)
+        elif path.startswith("/api/datasets/"):
+            org, name, *rest = path.removeprefix("/api/datasets/").split("/")
+            self.listing(f"{org}/{name}", "/".join(rest[1:]))
+        else:
+            name, _, rest = path.removeprefix("/datasets/").partition("/resolve/")
+            self.file(name, rest.partition("/")[2])
+
+    def listing(self, name: str, revision: str) -> None:
+        if name not in self.server.sets:
+            self.answer(404, headers={"X-Error-Code": "RepoNotFound"})
+        elif revision not in ("main", COMMIT, "refs/convert/parquet"):
+            self.answer(404, headers={"X-Error-Code": "RevisionNotFound"})
+        else:
+            files = [
+                {"rfilename": path, "size": len(data), "blobId": "0" * 40,
+                 "lfs": {"sha256": sha(data), "size": len(data), "pointerSize": 1}}
+                for path, data in self.server.sets[name].items()
+            ]  # fmt: skip
+            body = {"id": name, "sha": COMMIT, "siblings": files}
+            self.answer(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
+
+    def file(self, name: str, path: str) -> None:
+        if name == "some/gated":
+            return self.answer(403, headers={"X-Error-Code": "GatedRepo"})
+        if path not in self.server.sets.get(name, ()):
+            return self.answer(404, headers={"X-Error-Code": "EntryNotFound"})
+        data = self.server.sets[name][path]
+        head = {"ETag": f'"{sha(data)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        if path in self.server.broken:
+            data = data[:-9] + bytes(9)
+        if self.command == "GET":
+            self.server.got.append(path)
+        return self.answer(200, data, head)
+
+    def answer(self, status: int, body: bytes = b"", headers: Mapping[str, str] = {}) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+
+def sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def contents(folder: Path, under: str = "") -> dict[str, bytes]:
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {under + path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """A data set in three shards, with a test split."""
+    folder = tmp_path_factory.mktemp("hub")
+    parquet_files(folder / "data", corpus(12))
+    parquet_file(folder / "data" / "test-00000-of-00001.parquet", corpus(4))
+    return {**contents(folder), "README.md": b"# a set", ".gitattributes": b""}
+
+
+@pytest.fixture
+def served() -> Iterator[Hub]:
+    with Hub() as server:
+        thread = threading.Thread(target=server.serve_forever, args=[0.01])
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def info(process: Callable[..., Any], served: Hub, tmp_path: Path) -> Callable[..., Any]:
+    """Run `diffuse info`, or another command, with the server as the hub."""
+
+    def run(*arguments: Any, offline: bool = False) -> Any:
+        env = {
+            "HF_ENDPOINT": served.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_CACHE": "",
+            "HF_HUB_OFFLINE": "1" if offline else "0", "HF_HUB_DISABLE_XET": "1",
+            "DIFFUSE_CACHE": str(tmp_path / "cache"), "HF_HUB_DOWNLOAD_TIMEOUT": "5",
+        }  # fmt: skip
+        del env["HF_HUB_CACHE"]
+        return process(*arguments, env=env)
+
+    return run
+
+
+def test_the_training_split_is_downloaded_once_and_serves_without_a_network(
+    info: Callable[..., Any], served: Hub, parts: dict[str, bytes]
+) -> None:
+    served.sets["some/set"] = parts
+    first = info("info", NAME, "--json", "-q")
+    assert first.code == 0, first.err
+    assert first.json["origin"] == f"{NAME}@{COMMIT}"
+    assert (first.json["usable"], first.json["classes"]) == (12, {"a": 6, "b": 6})
+    train = [name for name in parts if "train" in name]
+    assert sorted(served.got) == sorted(train)
+    for offline in (False, True):
+        served.status = 503 if not offline else 0
+        again = info("info", f"{NAME}@main", "--json", "-q", offline=offline)
+        assert (again.code, again.json["fingerprint"]) == (0, first.json["fingerprint"])
+    assert len(served.got) == 3
+    part = info("info", f"{NAME}@{COMMIT}/data/test-*.parquet", "-q", offline=True)
+    assert (part.code, part.out) == (3, "")
+    assert "not in the cache, and HF_HUB_OFFLINE is set" in part.line
+    line = ("train", NAME, "--preset", "tiny", "--steps", 1, "--batch-size", 2, "-q")
+    assert info(*line, offline=True).code == 0
+    told = info("info", "model.safetensors", "--json").json
+    assert told["data"]["origin"] == f"{NAME}@{COMMIT}"
+
+
+@pytest.mark.parametrize(
+    ("name", "offline", "said"),
+    [
+        ("hf://datasets/some/none", False, "there is no data set hf://datasets/some/none"),
+        ("hf://datasets/some/set@old", False, "has no revision old"),
+        ("hf://datasets/some/gated", False, "is gated. Accept its terms at http"),
+        ("hf://datasets/some/text", False, "@~parquet"),
+        ("hf://datasets/some/set/val", False, "nothing at val in"),
+        ("hf://datasets/some/set", True, "not in the cache, and HF_HUB_OFFLINE is set"),
+        ("hf://datasets/so me/set", False, "not a name of a data set"),
+        ("hf://models/some/set", False, "not a data set"),
+    ],
+)
+def test_what_cannot_be_had_is_one_line(
+    info: Callable[..., Any], served: Hub, parts: dict[str, bytes], name: str, offline: bool,
+    said: str
+) -> None:  # fmt: skip
+    served.sets = {"some/set": parts, "some/gated": parts, "some/text": {"a.csv": b"x"}}
+    ran = info("info", name, "-q", offline=offline)
+    assert (ran.code, ran.out) == (3, "")
+    assert said in ran.line
+
+
+def test_a_hub_that_does_not_answer_is_one_line(info: Callable[..., Any], served: Hub) -> None:
+    served.status = 500
+    ran = info("info", NAME, "-q")
+    assert (ran.code, f"{served.url} answers 500" in ran.line) == (3, True)
+
+
+def test_what_is_not_what_the_hub_says_is_not_kept(
+    info: Callable[..., Any], served: Hub, parts: dict[str, bytes]
+) -> None:
+    served.sets["some/set"] = parts
+    served.broken = {"data/train-00001-of-00003.parquet"}
+    ran = info("info", NAME, "-q")
+    assert (ran.code, ran.out) == (3, "")
+    assert "train-00001-of-00003.parquet" in ran.line
+    assert "is not what the hub says it is" in ran.line
+    served.broken = set()
+    again = info("info", NAME, "--json", "-q")
+    assert (again.code, again.json["usable"]) == (0, 12)
+    assert len(served.got) == 4
+
+
+# -- which files ----------------------------------------------------------------------------------
+
+
+def chosen(names: list[str], path: str = "") -> tuple[list[str], str | None]:
+    listing = Listing("some/set", COMMIT, tuple(File(name, 1, None) for name in names))
+    found, folder = hub._chosen(listing, path)
+    return [file.name for file in found], folder
+
+
+def test_which_files_are_meant() -> None:
+    names = ["README.md", "data/test.parquet", "data/train.parquet", "x/a.png"]
+    assert chosen(names) == (["data/train.parquet"], None)
+    assert chosen(names, "data/test.parquet") == (["data/test.parquet"], None)
+    assert chosen(names, "data/*.parquet")[0] == names[1:3]
+    assert chosen(names, "x") == (["x/a.png"], "x")
+    assert chosen(["a/train/0.parquet", "default/train/0.parquet"])[0][0].startswith("default")
+    assert chosen(["a.parquet", "b.parquet"])[0] == ["a.parquet", "b.parquet"]
+    assert chosen(["s-0.tar", "s-1.tar", "metadata.csv"])[0] == ["s-0.tar", "s-1.tar"]
+    images = [
+        "metadata.csv",
+        "test/a/1.png",
+        "train/a/1.png",
+        "train/b/2.png",
+        "train/metadata.csv",
+    ]
+    assert chosen(images) == (images[2:], "train")
+    assert chosen(["photos.zip", "notes.txt"]) == (["photos.zip"], None)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["a/train.parquet", "b/train.parquet"], "has several configurations: a, b"),
+        (["a.zip", "b.zip"], "2 zip files"),
+        ([], "nothing at all"),
+        ([".git/a.png"], "nothing at all"),
+    ],
+)
+def test_what_is_not_clear_is_asked_for(names: list[str], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        chosen(names)
+
+
+def test_tar_shards_of_the_hub(info: Callable[..., Any], served: Hub, tmp_path: Path) -> None:
+    served.sets["some/set"] = contents(sharded(tmp_path / "x", corpus(12)))
+    ran = info("info", NAME, "--json", "-q")
+    assert (ran.code, ran.json["usable"]) == (0, 12)

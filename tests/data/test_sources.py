@@ -1,0 +1,578 @@
+"""Every source gives the same samples of the same files, and names what it cannot give."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import sys
+import tarfile
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from corpus import encoded, fill, noise, zipped
+
+from diffuse_cli import unusable as reasons
+from diffuse_cli.data import Samples, is_images, pool, read_cells, read_images
+from diffuse_cli.data.sources import SOURCES, Source, _rows, kind_of, open_source, parquet, tar
+from diffuse_cli.data.sources import _tar_headers as headers
+from diffuse_cli.errors import DataError
+from diffuse_cli.events import finish
+
+Files = Mapping[str, bytes]
+
+
+def read(source: Path | str, **options: Any) -> Samples:
+    return finish(read_images(source, **options))
+
+
+def tarred(path: Path, files: Files, form: int = tarfile.PAX_FORMAT) -> Path:
+    with tarfile.open(path, "w", format=form) as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def sharded(folder: Path, files: Files, count: int = 3) -> Path:
+    """Shards that the files are dealt to in turn."""
+    folder.mkdir(parents=True)
+    for k in range(count):
+        part = dict(list(files.items())[k::count])
+        tarred(folder / f"part-{k:03d}.tar", part)
+    return folder
+
+
+def corpus(count: int = 60) -> dict[str, bytes]:
+    names = [f"{'ab'[k % 2]}/{k:03d}.png" for k in range(count)]
+    return {name: encoded(noise(k)) for k, name in enumerate(sorted(names))}
+
+
+def rows_of(files: Files, **columns: Any) -> pa.Table:
+    """A table as Hugging Face's image folders become one; a class is the first folder."""
+    names = sorted({name.partition("/")[0] for name in files})
+    features: dict[str, Any] = {"image": {"_type": "Image"}}
+    features["label"] = {"_type": "ClassLabel", "names": names}
+    image = [{"bytes": data, "path": name} for name, data in files.items()]
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    labels = [names.index(name.partition("/")[0]) for name in files]
+    found = {"label": pa.array(labels), "image": pa.array(image, kind), **columns}
+    said = json.dumps({"info": {"features": features}})
+    return pa.table(found).replace_schema_metadata({"huggingface": said})
+
+
+def parquet_file(path: Path, files: Files, rows: int = 25, **columns: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(rows_of(files, **columns), path, row_group_size=rows)
+    return path
+
+
+def parquet_files(folder: Path, files: Files, count: int = 3) -> Path:
+    """Shards in the order of the files."""
+    each = -(-len(files) // count)
+    for k in range(count):
+        part = dict([*files.items()][k * each : (k + 1) * each])
+        parquet_file(folder / f"train-{k:05d}-of-{count:05d}.parquet", part, 7)
+    return folder
+
+
+def arrow_file(path: Path, table: pa.Table) -> Path:
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=9)
+    return path
+
+
+def saved(folder: Path, files: Files) -> Path:
+    """As `save_to_disk` writes it."""
+    folder.mkdir()
+    names = ["data-00000-of-00001.arrow"]
+    arrow_file(folder / names[0], rows_of(files))
+    state = {"_data_files": [{"filename": name} for name in names], "_split": None}
+    fill(folder, {"state.json": json.dumps(state).encode(), "dataset_info.json": b"{}"})
+    return folder
+
+
+MAKERS: dict[str, Callable[[Path, Files], Path]] = {
+    "folder": lambda path, files: fill(path / "folder", dict(files)),
+    "zip": lambda path, files: zipped(path / "files.zip", dict(files)),
+    "tar": lambda path, files: tarred(path / "files.tar", files),
+    "shards": lambda path, files: sharded(path / "shards", files),
+    "a pattern": lambda path, files: sharded(path / "some", files) / "part-{000..002}.tar",
+    "parquet": lambda path, files: parquet_file(path / "files.parquet", files),
+    "parquets": lambda path, files: parquet_files(path / "data", files),
+    "arrow": lambda path, files: saved(path / "saved", files),
+}
+"""The same files, as each source has them."""
+
+
+@pytest.mark.parametrize("name", [name for name in MAKERS if name != "folder"])
+def test_every_source_gives_what_a_folder_gives(tmp_path: Path, name: str) -> None:
+    files = corpus()
+    expected, found = (read(MAKERS[kind](tmp_path, files)) for kind in ("folder", name))
+    assert found.fingerprint == expected.fingerprint
+    assert found.class_names == expected.class_names == ("a", "b")
+    assert found.class_fingerprints == expected.class_fingerprints
+    for each in ("stored", "labels", "digests", "held_out"):
+        assert np.array_equal(getattr(found, each), getattr(expected, each)), each
+    assert found.summary.skipped == {}
+
+
+def test_every_source_is_made_here() -> None:
+    """A new one has to be among `MAKERS`; the hub is served in test_hub.py."""
+    assert {*SOURCES} - {"hub"} <= {*MAKERS}
+
+
+@pytest.mark.parametrize("name", list(MAKERS))
+def test_processes_and_threads_read_the_same(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = MAKERS[name](tmp_path, {**corpus(), "a/bad.png": b"no"})
+    one = read(path, workers=1)
+    assert {reason: count for reason, (count, _) in one.summary.skipped.items()} == {
+        reasons.NOT_AN_IMAGE: 1
+    }
+    many = read(path, workers=3)
+    monkeypatch.setattr(pool, "MANY_FILES", 1)
+    monkeypatch.setattr(pool, "_FILES_A_CHUNK", 8)
+    apart = read(path, workers=2)
+    for found in (many, apart):
+        assert np.array_equal(found.stored, one.stored)
+        assert (found.names, found.summary) == (one.names, one.summary)
+
+
+def test_nothing_there_is_said_in_one_line(tmp_path: Path) -> None:
+    for text in ("none.tar", "none/", "{0..9}.tar", "x.parquet"):
+        with pytest.raises(DataError) as caught:
+            open_source(tmp_path / text)
+        assert "no such file" in caught.value.message
+        assert "\n" not in str(caught.value)
+
+
+# -- tar ------------------------------------------------------------------------------------------
+
+FORMS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_headers_are_read_as_tarfile_reads_them(tmp_path: Path, form: int) -> None:
+    long = "deep/" * 30 + "é" * 40 + ".png"
+    names = ["a.png", "b/c.png", "../up.png", "/root.png", "empty.png"]
+    files = {name: os.urandom(k * 300) for k, name in enumerate(reversed(names))}
+    if form != tarfile.USTAR_FORMAT:
+        files |= {long: b"12345", "x" * 300 + ".png": b"1", "caf\udce9.png": b"raw"}
+    path = tarred(tmp_path / "x.tar", files, form)
+    with path.open("rb") as file, tarfile.open(path) as archive:
+        found = [(m.path, m.start, m.size) for m in headers.members_of(file.fileno())]
+        assert found == [(m.name, m.offset_data, m.size) for m in archive]
+    with contextlib.closing(open_source(path)) as source:
+        found = {e.name: source.read(e) for e in source.entries()}
+    assert found == {headers.plain_name(name): data for name, data in files.items()}
+
+
+def test_the_last_of_a_name_counts_and_hidden_members_do_not(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for k, name in enumerate(["a.png", ".a.png", "__MACOSX/b.png", "m.run/c.png", "./a.png"]):
+            info = tarfile.TarInfo(name)
+            info.size = len(data := encoded(noise(k)))
+            archive.addfile(info, io.BytesIO(data))
+    found = read(tmp_path / "x.tar")
+    assert found.names == ("a.png",)
+    assert found.stored[0, 0].tolist() == np.asarray(noise(4)).tolist()
+
+
+def test_members_that_are_no_files_are_named(tmp_path: Path) -> None:
+    kinds = {"link": tarfile.SYMTYPE, "hard": tarfile.LNKTYPE, "fifo": tarfile.FIFOTYPE}
+    kinds |= {"device": tarfile.CHRTYPE, "sparse": tarfile.GNUTYPE_SPARSE}
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.GNU_FORMAT) as archive:
+        for name, kind in kinds.items():
+            info = tarfile.TarInfo(f"{name}.png")
+            info.type, info.linkname = kind, "/etc/passwd"
+            archive.addfile(info)
+        info = tarfile.TarInfo("good.png")
+        info.size = len(data := encoded(noise(1)))
+        archive.addfile(info, io.BytesIO(data))
+    found = read(tmp_path / "x.tar")
+    assert found.names == ("good.png",)
+    names = tuple(sorted(f"{name}.png" for name in kinds))
+    assert found.summary.skipped == {reasons.IRREGULAR: (5, names)}
+
+
+def changed(size: bytes) -> Callable[[bytearray], object]:
+    """A header that claims another size, with the right checksum."""
+
+    def change(data: bytearray) -> None:
+        data[124:136] = size
+        data[148:156] = b" " * 8
+        data[148:156] = b"%06o\0 " % sum(data[:512])
+
+    return change
+
+
+def long_name(data: bytearray) -> None:
+    data[156:157] = b"L"
+    changed(b"77777777777\0")(data)
+
+
+DAMAGE: dict[str, Callable[[bytearray], object]] = {
+    "cut in a member": lambda data: data.__delitem__(slice(600, None)),
+    "cut in a header": lambda data: data.__delitem__(slice(300, None)),
+    "a wrong checksum": lambda data: data.__setitem__(slice(5, 6), b"?"),
+    "a negative size": changed(b"\xff" * 12),
+    "a huge size": changed(b"\x80" + b"\x7f" * 11),
+    "a size that is no number": changed(b"size size si"),
+    "a name of 8 GiB": long_name,
+    "no tar at all": lambda data: data.__setitem__(slice(0, None), os.urandom(2000)),
+}
+
+
+@pytest.mark.parametrize("name", list(DAMAGE))
+def test_a_damaged_shard_is_named_and_the_others_are_read(tmp_path: Path, name: str) -> None:
+    folder = sharded(tmp_path / "x", corpus(12))
+    data = bytearray((folder / "part-001.tar").read_bytes())
+    DAMAGE[name](data)
+    (folder / "part-001.tar").write_bytes(data)
+    found = read(folder)
+    assert len(found) == 8
+    assert found.class_names == ("a", "b")
+    assert found.summary.skipped == {reasons.CORRUPT: (1, ("part-001.tar/",))}
+    with pytest.raises(DataError, match=r"part-001\.tar/: truncated or corrupt"):
+        read(folder, strict=True)
+
+
+def test_an_empty_shard_and_one_that_is_lost(tmp_path: Path) -> None:
+    folder = sharded(tmp_path / "x", corpus(12))
+    (folder / "part-001.tar").write_bytes(b"")
+    assert read(folder).summary.skipped == {reasons.EMPTY: (1, ("part-001.tar/",))}
+    work = read_images(folder, workers=1)
+    next(work)  # listed
+    (folder / "part-000.tar").unlink()
+    data = (folder / "part-002.tar").read_bytes()
+    (folder / "part-002.tar").write_bytes(data[:800])
+    skipped = {reason: count for reason, (count, _) in finish(work).summary.skipped.items()}
+    assert skipped == {reasons.VANISHED: 4, reasons.CORRUPT: 3, reasons.EMPTY: 1}
+
+
+def test_a_shard_that_is_written_out_must_be_there(tmp_path: Path) -> None:
+    sharded(tmp_path / "x", corpus(6), 2)
+    assert len(read(tmp_path / "x" / "part-00*.tar")) == 6
+    assert len(read(tmp_path / "x" / "part-{000,001}.tar")) == 6
+    with pytest.raises(DataError, match=r"no such file: .*part-002\.tar"):
+        read(tmp_path / "x" / "part-{000..002}.tar")
+
+
+def test_a_large_member_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(headers, "LARGEST_FILE", 1000)
+    path = tarred(tmp_path / "x.tar", {"a.png": encoded(noise(1)), "b.png": bytes(2000)})
+    assert read(path).summary.skipped == {reasons.TOO_LARGE: (1, ("b.png",))}
+
+
+def test_shards_with_equal_names_are_told_apart(tmp_path: Path) -> None:
+    for k in range(2):
+        files = {f"{c}/0.png": encoded(noise(10 * k + ord(c))) for c in "ab"}
+        (tmp_path / "x").mkdir(exist_ok=True)
+        tarred(tmp_path / "x" / f"s{k}.tar", files)
+    found = read(tmp_path / "x")
+    assert found.names == ("s0/a/0.png", "s0/b/0.png", "s1/a/0.png", "s1/b/0.png")
+    assert found.class_names == ("a", "b")
+    assert found.labels.tolist() == [0, 1, 0, 1]
+
+
+def test_more_shards_than_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tar, "MOST_OPEN", 2)
+    before = len([*Path("/proc/self/fd").iterdir()])
+    assert len(read(sharded(tmp_path / "x", corpus(), 7), workers=3)) == 60
+    assert len([*Path("/proc/self/fd").iterdir()]) == before
+
+
+@pytest.mark.parametrize("other", ["a.png", "more/b.tar", "c.NPY"])
+def test_a_folder_of_other_things_is_no_folder_of_shards(tmp_path: Path, other: str) -> None:
+    sharded(tmp_path / "x", corpus(6))
+    fill(tmp_path / "x", {"readme.md": b"", ".hidden/a.png": b""})
+    assert kind_of(tmp_path / "x") == "tar"
+    fill(tmp_path / "x", {other: b""})
+    assert kind_of(tmp_path / "x") == "folder"
+
+
+def web(columns: bool = True) -> dict[str, bytes]:
+    """Samples as WebDataset has them."""
+    files = {}
+    for k in range(6):
+        files[f"d/{k}.jpg"] = encoded(noise(k), "JPEG")
+        files[f"d/{k}.mask.png"] = encoded(noise(90 + k))
+        files[f"d/{k}.cls"] = b"%d\n" % (k % 3)
+        if columns:
+            files[f"d/{k}.json"] = json.dumps({"age": k / 2, "site": "xy"[k % 2]}).encode()
+    return files
+
+
+def test_a_class_and_columns_beside_a_sample(tmp_path: Path) -> None:
+    folder = sharded(tmp_path / "x", web(), 2)
+    found = read(folder)
+    assert found.names == tuple(f"d/{k}.jpg" for k in range(6))
+    assert (found.class_names, found.labels.tolist()) == (("0", "1", "2"), [0, 1, 2] * 2)
+    assert (found.summary.others, found.summary.tables) == (0, ("*.json",))
+    cells = read_cells(folder, found.names)
+    assert [cell and cell.number for cell in cells.columns["age"]] == [k / 2 for k in range(6)]
+    assert [cell and cell.text for cell in cells.columns["site"]] == list("xyxyxy")
+    bare = tarred(tmp_path / "bare.tar", web(columns=False))
+    with pytest.raises(DataError, match=r"no metadata\.csv"):
+        read_cells(bare, read(bare).names)
+
+
+def test_a_label_in_json_is_the_class(tmp_path: Path) -> None:
+    labels = ["cat", 3, None, True, ["x"], "dog"]
+    files = {f"{k}.png": encoded(noise(k)) for k in range(8)}
+    files |= {f"{k}.json": json.dumps({"label": label}).encode() for k, label in enumerate(labels)}
+    found = read(tarred(tmp_path / "x.tar", files | {"6.json": b"{", "alone.json": b"{}"}))
+    assert found.class_names == ("3", "cat", "dog")
+    assert found.labels.tolist() == [1, 0, -1, -1, -1, 2, -1, -1]
+    assert found.summary.others == 1
+
+
+@pytest.mark.parametrize("data", [b"{", b"[1]", b"\xff", b"[" * 100_000, bytes(2**20 + 1)])
+def test_broken_columns_are_one_line_with_their_place(tmp_path: Path, data: bytes) -> None:
+    path = tarred(tmp_path / "x.tar", {"a.png": encoded(noise(1)), "a.json": data})
+    with pytest.raises(DataError, match=r"a\.json") as caught:
+        read_cells(path, ["a.png"])
+    assert "\n" not in str(caught.value)
+    assert read(path).class_names == ()
+
+
+def test_a_table_in_a_tar(tmp_path: Path) -> None:
+    files = {**corpus(4), "a/metadata.csv": b"file_name,age\n000.png,7\n"}
+    path = tarred(tmp_path / "x.tar", files)
+    found = read(path)
+    assert found.summary.tables == ("a/metadata.csv",)
+    assert [c and c.number for c in read_cells(path, found.names).columns["age"]][:2] == [7, None]
+
+
+def test_a_compressed_tar_says_what_to_do(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("a.png"))
+    assert not is_images(tmp_path / "x.tar.gz")
+    with pytest.raises(DataError, match=r"is a gzip archive, not images\. Unpack it"):
+        open_source(tmp_path / "x.tar.gz")
+    shutil.copy(tmp_path / "x.tar.gz", tmp_path / "y.tar")
+    with pytest.raises(DataError, match=r"y\.tar is a gzip archive"):
+        open_source(tmp_path / "y.tar")
+
+
+def test_threads_read_one_source(tmp_path: Path) -> None:
+    files = corpus(40)
+    source = open_source(tarred(tmp_path / "x.tar", files))
+    entries = [*source.entries()]
+    wrong: list[str] = []
+
+    def check(source: Source) -> None:
+        for entry in entries:
+            if source.read(entry) != files[entry.name]:
+                wrong.append(entry.name)
+
+    threads = [threading.Thread(target=check, args=[source]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    source.close()
+    assert wrong == []
+
+
+# -- parquet and saved datasets -------------------------------------------------------------------
+
+
+def test_names_are_rows_and_labels_are_names(tmp_path: Path) -> None:
+    found = read(parquet_files(tmp_path / "x", corpus(6), 2))
+    assert found.names[0] == "train-00000-of-00002/00000000.png"
+    assert found.names[-1] == "train-00001-of-00002/00000002.png"
+    assert found.class_names == ("a", "b")
+
+
+def table(**columns: Any) -> pa.Table:
+    """Four plain images, without anything of Hugging Face's."""
+    return pa.table({"jpg": pa.array([encoded(noise(k), "JPEG") for k in range(4)]), **columns})
+
+
+@pytest.mark.parametrize(
+    ("label", "names", "labels"),
+    [
+        (pa.array([3, 10, None, 3]), ("10", "3"), [1, 0, -1, 1]),
+        (pa.array(["x", None, "y", "x"]), ("x", "y"), [0, -1, 1, 0]),
+        (pa.array(["x", "y", "y", "x"]).dictionary_encode(), ("x", "y"), [0, 1, 1, 0]),
+        (pa.array([0.5, 1, 2, 3]), (), [-1] * 4),
+    ],
+)
+def test_plain_columns_are_classes_too(tmp_path: Path, label: Any, names: Any, labels: Any) -> None:
+    pq.write_table(table(label=label), tmp_path / "x.parquet")
+    found = read(tmp_path / "x.parquet")
+    assert (found.class_names, found.labels.tolist()) == (names, labels)
+    assert found.names[1] == "00000001.jpg"
+
+
+def test_other_columns_are_told(tmp_path: Path) -> None:
+    files = corpus(4)
+    when = pa.array([1, 2, 3, 4], pa.timestamp("s"))
+    path = parquet_file(tmp_path / "x.parquet", files, age=[1, 2.5, None, 4], when=when,
+                        nested=[[1], [2], [3], [4]])  # fmt: skip
+    found = read(path)
+    assert found.summary.tables == ("x.parquet",)
+    cells = read_cells(path, found.names, ["age", "label"])
+    assert [*cells.columns] == ["label", "age", "when"]
+    assert [c and c.number for c in cells.columns["age"]] == [1, 2.5, None, 4]
+    assert [c and c.text for c in cells.columns["label"]] == ["a", "a", "b", "b"]
+    assert cells.columns["age"][1].place == "x.parquet, line 2"
+    assert read_cells(path, found.names).columns["when"][0].text == "1970-01-01 00:00:01"
+
+
+def test_a_group_is_decoded_once_in_any_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = corpus()
+    source = open_source(parquet_file(tmp_path / "x.parquet", files, 20))
+    monkeypatch.setattr(parquet, "MOST_ROWS", 6)
+    entries = [*source.entries()]
+    begun: list[int] = []
+    original = pq.ParquetFile.iter_batches
+
+    def counted(self: Any, *args: Any, row_groups: list[int], **options: Any) -> Any:
+        begun.extend(row_groups)
+        return original(self, *args, row_groups=row_groups, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
+    data = [*files.values()]
+    assert [source.read(entry) for entry in entries] == data
+    assert begun == [0, 1, 2]
+    for k in np.random.default_rng(0).permutation(60):
+        assert source.read(entries[k]) == data[k]
+    assert begun == [0, 1, 2]
+    monkeypatch.setattr(parquet, "KEPT_BYTES", 1)
+    source = open_source(tmp_path / "x.parquet")
+    for k in (59, 0, 30, 31, 29, 5):
+        assert source.read(entries[k]) == data[k]
+    assert len(source._blocks._kept) == 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "no footer", "empty", "text", "no column"])
+def test_a_damaged_parquet_is_named_and_the_others_are_read(tmp_path: Path, damage: str) -> None:
+    folder = parquet_files(tmp_path / "x", corpus(12))
+    path = folder / "train-00001-of-00003.parquet"
+    data = path.read_bytes()
+    made = {"cut": data[:-100], "no footer": data[:-8] + bytes(8), "empty": b"", "text": b"hello"}
+    if damage == "no column":
+        pq.write_table(pa.table({"text": ["a"]}), path)
+    else:
+        path.write_bytes(made[damage])
+    reason = {"empty": reasons.EMPTY, "no column": reasons.NO_SAMPLES}.get(damage, reasons.CORRUPT)
+    found = read(folder)
+    assert len(found) == 8
+    assert found.class_names == ("a", "b")
+    assert found.summary.skipped == {reason: (1, (f"{path.name}/",))}
+    with pytest.raises(DataError) as caught:
+        read(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_group_is_skipped_row_by_row(tmp_path: Path) -> None:
+    path = parquet_file(tmp_path / "x.parquet", corpus(), 20)
+    group = pq.ParquetFile(path).metadata.row_group(1)
+    chunk = next(group.column(k) for k in range(3) if "bytes" in group.column(k).path_in_schema)
+    data = bytearray(path.read_bytes())
+    data[chunk.data_page_offset : chunk.data_page_offset + 40] = b"\xff" * 40
+    path.write_bytes(data)
+    found = read(path)
+    assert len(found) == 40
+    assert found.summary.skipped[reasons.CORRUPT][0] == 20
+
+
+def test_a_parquet_without_images_lists_what_it_has(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a"], "n": [1]}), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match=r"no column of .* files of images: text \(string\), n"):
+        read(tmp_path / "x.parquet")
+
+
+def test_rows_without_bytes_and_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = pa.array([encoded(noise(1)), None, b"", bytes(3000), b"hello"])
+    pq.write_table(pa.table({"image": images}), tmp_path / "x.parquet")
+    monkeypatch.setattr(_rows, "LARGEST_FILE", 2000)
+    found = read(tmp_path / "x.parquet").summary.skipped
+    assert {reason: count for reason, (count, _) in found.items()} == {
+        reasons.EMPTY: 2, reasons.TOO_LARGE: 1, reasons.NOT_AN_IMAGE: 1,
+    }  # fmt: skip
+
+
+def test_a_saved_dataset_as_its_library_writes_it(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    files = corpus(10)
+    features = datasets.Features(
+        image=datasets.Image(),
+        label=datasets.ClassLabel(names=["a", "b"]),
+        age=datasets.Value("int32"),
+    )
+    rows = {
+        "image": [{"bytes": data, "path": name} for name, data in files.items()],
+        "label": [name[0] for name in files],
+        "age": [*range(10)],
+    }
+    whole = datasets.Dataset.from_dict(rows, features)
+    whole.save_to_disk(tmp_path / "one", num_shards=2)
+    datasets.DatasetDict(train=whole, test=whole.select([3])).save_to_disk(tmp_path / "both")
+    whole.to_parquet(tmp_path / "x.parquet")
+    expected = read(fill(tmp_path / "folder", files))
+    for name in ("one", "both", "both/train", "x.parquet"):
+        found = read(tmp_path / name)
+        assert (found.fingerprint, found.class_names) == (expected.fingerprint, ("a", "b"))
+        assert found.labels.tolist() == expected.labels.tolist()
+        ages = read_cells(tmp_path / name, found.names).columns["age"]
+        assert [cell and cell.number for cell in ages] == [*range(10)]
+    assert len(read(tmp_path / "both" / "test")) == 1
+
+
+@pytest.mark.parametrize("start", [0.0, 0.3, 0.9])
+def test_a_damaged_arrow_file_is_one_line(tmp_path: Path, start: float) -> None:
+    folder = saved(tmp_path / "x", corpus(12))
+    (path,) = folder.glob("*.arrow")
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * start)])
+    with pytest.raises(DataError, match=r"1 (truncated or corrupt|empty file)") as caught:
+        read(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("state.json", "[]", "is not the state.json"),
+        ("state.json", "{", "cannot read"),
+        ("state.json", '{"_data_files": 3}', "selection"),
+        ("state.json", '{"_data_files": [{"filename": "../gone.arrow"}]}', "no such file"),
+        ("dataset_dict.json", '{"splits": ["test", "dev"]}', "no split train in"),
+    ],
+)
+def test_a_broken_saved_dataset_is_one_line(
+    tmp_path: Path, name: str, text: str, said: str
+) -> None:
+    fill(tmp_path, {name: text.encode()})
+    with pytest.raises(DataError, match=said) as caught:
+        read(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_pyarrow_it_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in (parquet_file(tmp_path / "x.parquet", corpus(2)), saved(tmp_path / "s", corpus(2))):
+        with monkeypatch.context() as patch:
+            for name in ("pyarrow", "pyarrow.parquet", "pyarrow.ipc"):
+                patch.setitem(sys.modules, name, None)
+            with pytest.raises(DataError) as caught:
+                open_source(path)
+        assert caught.value.hint == "Install it: pip install 'diffuse-cli[parquet]'"
+        assert caught.value.exit_code == 3

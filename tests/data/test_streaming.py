@@ -1,0 +1,286 @@
+"""Samples that are decoded as they are looked up are those that memory would hold."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from corpus import encoded, fill, noise, zipped
+
+from diffuse_cli import unusable
+from diffuse_cli.data import Samples, open_index, read_images, reading, save_index, streaming
+from diffuse_cli.data.streamed import Streamed, stream_of
+from diffuse_cli.data.streaming import Stream
+from diffuse_cli.errors import DataError
+from diffuse_cli.events import Notice, finish
+
+
+def read(source: Path, **options: Any) -> Samples:
+    return finish(read_images(source, workers=2, **options))
+
+
+def streamed(source: Path, keep: int = 0, **options: Any) -> tuple[Samples, Stream]:
+    images = read(source, keep=keep, **options)
+    stream = stream_of(images.stored)
+    assert stream is not None
+    return images, stream
+
+
+def corpus() -> dict[str, bytes]:
+    """Every kind of result: sizes, modes and faults, with samples enough to hold some out."""
+    data = {f"{'ab'[k % 2]}/{k:02d}.png": encoded(noise(k)) for k in range(60)}
+    data |= {"a/cut.png": encoded(noise(1))[:-30], "b/empty.png": b""}
+    data |= {
+        "a/10.png": encoded(noise(7, (12, 9), "RGB")),
+        "b/wide.png": encoded(noise(8, (90, 30))),
+    }
+    return data | {
+        "a/clear.png": encoded(noise(7, mode="RGBA")),
+        "b/jpeg.jpg": encoded(noise(9), "JPEG"),
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that no test changes."""
+    return fill(tmp_path_factory.mktemp("streaming"), corpus())
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """60 images of one size, to be changed."""
+    files = {f"{k:02d}.png": encoded(noise(k)) for k in range(60)}
+    return fill(tmp_path / "own", files)
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that are decoded as a set is read."""
+    names: list[str] = []
+    original = reading.decode_all
+
+    def decode_all(plan: Any, entries: Any, workers: int) -> Any:
+        for result in original(plan, entries, workers):
+            names.append(result.entry.name)
+            yield result
+
+    monkeypatch.setattr(reading, "decode_all", decode_all)
+    return names
+
+
+def same(one: Samples, two: Samples) -> bool:
+    every = np.arange(len(one))
+    facts = ("names", "class_names", "medium", "fingerprint", "class_fingerprints", "space")
+    return (
+        all(getattr(one, name) == getattr(two, name) for name in facts)
+        and one.summary == two.summary
+        and np.array_equal(one.labels, two.labels)
+        and np.array_equal(one.held_out, two.held_out)
+        and one.stored.shape == two.stored.shape
+        and one.stored.dtype == two.stored.dtype
+        and np.array_equal(one.stored[every], two.stored[every])
+    )
+
+
+# -- the same samples -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("keep", [0, 5 * 3 * 64 * 64])
+def test_a_streamed_set_is_the_set(folder: Path, tmp_path: Path, keep: int, mapped: bool):
+    cache = {"cache": tmp_path, "map_over": 0} if mapped else {}
+    images, stream = streamed(folder, keep, **cache)
+    assert same(images, read(folder))
+    assert len(stream.kept) == (5 if keep else 0)
+    assert isinstance(stream.kept, np.memmap) == bool(keep and mapped)
+    assert set(images.held_out) == {False, True}
+
+
+@pytest.mark.parametrize("options", [{"size": (16, 24)}, {"channels": 1}, {"fit": "pad"}])
+def test_it_is_with_other_options(folder: Path, options: dict[str, Any]):
+    assert same(streamed(folder, **options)[0], read(folder, **options))
+
+
+def test_a_zip_and_floats(folder: Path, tmp_path: Path):
+    packed = zipped(tmp_path / "set.zip", corpus())
+    images, _ = streamed(packed)
+    assert np.array_equal(images.stored[:], read(packed).stored)
+    draw, fields = np.random.default_rng(0), tmp_path / "fields"
+    fields.mkdir()
+    for k in range(50):
+        np.save(fields / f"{k}.npy", draw.normal(3, 2, (2, 6, 6)).astype(np.float32))
+    one, two = streamed(fields, transform="asinh")[0], read(fields, transform="asinh")
+    assert same(one, two)
+    assert one.space.mean
+
+
+def test_it_is_indexed_as_an_array_is(folder: Path):
+    images, _ = streamed(folder)
+    whole, part = read(folder).stored, images.stored
+    mask = np.arange(len(whole)) % 3 == 0
+    for key in (3, -1, slice(2, 9, 3), slice(None), [5, 1, 1], np.array([-1, 4]), mask):
+        assert np.array_equal(part[key], whole[key])
+    corner = (..., slice(5), slice(3))
+    cut: Any = part[corner]
+    assert isinstance(cut, Streamed)
+    assert (cut.shape, len(cut), cut.ndim) == (whole[corner].shape, len(whole), 4)
+    assert np.array_equal(cut[[0, 7]], whole[corner][[0, 7]])
+    with pytest.raises(IndexError):
+        part[99]
+    with pytest.raises(TypeError, match="too large"):
+        np.asarray(part)
+
+
+def test_another_process_opens_it_with_what_is_kept(folder: Path, tmp_path: Path):
+    images, _ = streamed(folder, 5 * 3 * 64 * 64, cache=tmp_path, map_over=0)
+    save_index(images, tmp_path)
+    other = open_index(tmp_path)
+    assert same(other, images)
+    assert isinstance(other.stored.stream.kept, np.memmap)
+    alone = streamed(folder)[0]
+    save_index(alone, tmp_path / "none")
+    assert same(open_index(tmp_path / "none"), alone)
+
+
+def test_what_was_looked_up_is_remembered_within_its_bound(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+):
+    images, stream = streamed(own)
+    monkeypatch.setattr(streaming, "REMEMBERED", 10 * 64)
+    seen: list[int] = []
+    original = stream._decoded
+    monkeypatch.setattr(stream, "_decoded", lambda rows: seen.extend(rows) or original(rows))
+    for rows in ([1, 2, 3], [2, 3], range(60), [59, 50], [49]):
+        assert np.array_equal(images.stored[list(rows)], read(own).stored[list(rows)])
+        assert len(stream._recent) <= 10
+    assert seen == [1, 2, 3, *(k for k in range(60) if k not in (1, 2, 3)), 49]
+
+
+# -- samples that go or change --------------------------------------------------------------------
+
+
+def gone(path: Path) -> None:
+    path.unlink()
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, 40)
+
+
+def another(path: Path) -> None:
+    path.write_bytes(encoded(noise(1000)))
+
+
+SPOILT = {gone: unusable.VANISHED, cut: unusable.CORRUPT, another: unusable.CHANGED}
+
+
+@pytest.mark.parametrize("spoil", SPOILT, ids=lambda spoil: spoil.__name__)
+def test_a_successor_of_its_part_takes_the_place_of_a_sample(
+    own: Path, spoil: Callable[[Path], None]
+):
+    images, stream = streamed(own)
+    before = images.stored[:]
+    for part in (images.held_out, ~images.held_out):
+        lost, heir = np.flatnonzero(part)[[0, 1]]
+        stream._recent.clear()
+        spoil(own / images.names[lost])
+        assert np.array_equal(images.stored[[lost, heir, lost]], before[[heir, heir, heir]])
+        assert stream.faults() == [(images.names[lost], SPOILT[spoil])]
+        assert stream.faults() == []
+    assert np.array_equal(images.stored[[lost]], before[[heir]])
+    assert stream.faults() == []  # named once
+
+
+def test_with_strict_it_is_an_error_and_so_is_a_set_that_is_gone(own: Path):
+    images, _ = streamed(own, strict=True)
+    (own / "07.png").unlink()
+    with pytest.raises(DataError, match=r"07\.png: vanished"):
+        images.stored[[7]]
+    images, _ = streamed(own)
+    for path in own.iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match="no longer holds its images"):
+        images.stored[[7]]
+
+
+# -- the index ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["header", "middle", "torn", "last", "garbage"])
+def test_a_pass_that_was_cut_off_goes_on(
+    folder: Path, tmp_path: Path, decoded: list[str], end: str
+):
+    index = tmp_path / "index.jsonl"
+    whole = streamed(folder, index=index)[0]
+    total, lines = len(decoded), index.read_bytes().splitlines(keepends=True)
+    assert len(lines) == total + 2
+    kept = {"header": 1, "middle": 20, "torn": 20, "last": len(lines) - 1, "garbage": 20}[end]
+    rest = {"torn": lines[20][:9], "garbage": b"\xff{]\n"}.get(end, b"")
+    index.write_bytes(b"".join(lines[:kept]) + rest)
+    decoded.clear()
+    assert same(streamed(folder, index=index)[0], whole)
+    assert len(decoded) == total - (kept - 1)
+    again = index.read_bytes().splitlines()
+    found = [[json.loads(line)[:2] for line in each[1:-1]] for each in (lines, again)]
+    assert found[0] == found[1]  # name and hash of each
+    assert (again[0], again[-1]) == (lines[0].strip(), lines[-1].strip())
+    decoded.clear()
+    assert same(streamed(folder, index=index)[0], whole)
+    assert decoded == []
+
+
+def test_an_index_of_something_else_does_not_count(own: Path, tmp_path: Path, decoded: list[str]):
+    index = tmp_path / "index.jsonl"
+    streamed(own, index=index)
+    decoded.clear()
+    streamed(own, index=index, size=(4, 4))
+    assert len(decoded) == 60
+    decoded.clear()
+    (own / "30.png").unlink()
+    images, _ = streamed(own, index=index, size=(4, 4))
+    assert len(images) == 59
+    assert len(decoded) == 29  # the files after it
+    read(own, keep=10**9, index=index)
+    assert not index.exists()
+
+
+def test_a_run_that_goes_on_has_the_set_of_its_index(own: Path, tmp_path: Path, decoded: list[str]):
+    index = tmp_path / "index.jsonl"
+    whole = streamed(own, index=index)[0]
+    (own / "30.png").unlink()
+    (own / "new.png").write_bytes(encoded(noise(77)))
+    decoded.clear()
+    for keep in (0, 40 * 64):
+        images, stream = streamed(own, keep, index=index, goes_on=True)
+        assert images.names == whole.names
+        assert images.fingerprint == whole.fingerprint
+        heir = images.stored[[31 if not images.held_out[31] else 32]]
+        assert np.array_equal(images.stored[[30]], heir)
+        assert len(stream.kept) == keep // 64
+    assert decoded == []  # but for those that are kept
+
+
+def test_lines_are_in_the_order_of_names_and_say_what_was_found(folder: Path, tmp_path: Path):
+    index = tmp_path / "index.jsonl"
+    images, _ = streamed(folder, index=index)
+    header, *lines, last = map(json.loads, index.read_text().splitlines())
+    assert header["source"] == str(folder)
+    assert [line[0][0] for line in lines if len(line) > 2] == list(images.names)
+    assert {line[0][0]: line[1] for line in lines if len(line) == 2} == {
+        "a/cut.png": unusable.CORRUPT, "b/empty.png": unusable.EMPTY,
+    }  # fmt: skip
+    assert last["medium"] == "image"
+
+
+def test_what_is_wrong_is_said_again_of_an_index(folder: Path, tmp_path: Path):
+    said = []
+    for _ in range(2):
+        events = list(read_images(folder, keep=0, index=tmp_path / "i.jsonl"))
+        said.append([event.text for event in events if isinstance(event, Notice)])
+    assert said[0] == said[1]
+    assert said[0]

@@ -1,0 +1,119 @@
+"""Images of 16 bits and with transparency from files to a model and back, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import in_process
+from PIL import Image
+
+from diffuse_cli.data import read_images
+from diffuse_cli.events import finish
+from diffuse_cli.media import Asked, image
+from diffuse_cli.media._planes import png
+
+COUNT = 48
+
+
+def blobs(channels: int, top: int) -> np.ndarray:
+    """Soft spots, (COUNT, channels, 8, 8)."""
+    draw = np.random.default_rng(8)
+    y, x = np.mgrid[:8, :8]
+    places = draw.uniform(2, 6, (2, COUNT, channels, 1, 1))
+    spots = np.exp(-((x - places[0]) ** 2 + (y - places[1]) ** 2) / 6)
+    dtype = np.uint8 if top == 255 else np.uint16
+    return (top * spots * draw.uniform(0.4, 1, (COUNT, channels, 1, 1))).astype(dtype)
+
+
+def trained(folder: Path, values: np.ndarray, recipe: Path, *options: Any) -> Path:
+    (folder / "data").mkdir()
+    for k, sample in enumerate(values):
+        (folder / "data" / f"{k:03d}.png").write_bytes(png(sample))
+    line = ["train", folder / "data", "--config", recipe, "--steps", 6, *options]
+    assert in_process([*line, "-o", folder / "m.safetensors", "-q"]) == 0
+    return folder / "m.safetensors"
+
+
+def drawn(path: Path, layout: str | None = None) -> np.ndarray:
+    return image.read(path.read_bytes(), Asked(layout=layout)).values
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> Path:
+    """A model of grey images of 16 bits."""
+    return trained(tmp_path_factory.mktemp("deep"), blobs(1, 65_535), recipe)
+
+
+def test_a_model_of_sixteen_bits(deep: Path, diffuse: Callable[..., Any], tmp_path: Path) -> None:
+    data = deep.parent / "data"
+    stored = finish(read_images(data)).stored
+    assert np.array_equal(stored, blobs(1, 65_535))
+    space = json.loads(diffuse("info", deep, "--json").out)["space"]
+    assert (space["levels"], space["channels"]) == (65_536, 1)
+    ran = diffuse("sample", deep, "-n", 3, "--steps", 2, "-o", tmp_path / "out", "-q")
+    assert ran.code == 0, ran.err
+    found = drawn(tmp_path / "out" / "00001.png")
+    assert found.dtype == np.uint16
+    assert len(np.unique(found % 257)) > 8  # not 8 bits, widened
+    ran = diffuse("eval", deep, data, "-n", 3, "--steps", 2, "--timesteps", 4, "--json",
+                  "--report", tmp_path / "page.html")  # fmt: skip
+    assert ran.code == 0, ran.err
+    values = json.loads(ran.out)
+    assert 8 < values["bits_per_dim"] < 40
+
+
+def test_tasks_keep_sixteen_bits(deep: Path, diffuse: Callable[..., Any], tmp_path: Path) -> None:
+    first = deep.parent / "data" / "000.png"
+    mask = np.zeros((1, 8, 8), np.uint16)
+    mask[:, :, 4:] = 65_535
+    Path("mask.png").write_bytes(png(mask))
+    ran = diffuse("inpaint", deep, first, "--mask", "mask.png", "--steps", 2, "-o", "in", "-q")
+    assert ran.code == 0, ran.err
+    written = [path for path in Path("in").glob("*.png") if path.name != "grid.png"]
+    assert written
+    for path in written:
+        found = drawn(path)
+        assert np.array_equal(found[:, :, :4], blobs(1, 65_535)[0][:, :, :4])
+    ran = diffuse("vary", deep, first, "--steps", 2, "--strength", 0.1, "-o", "va", "-q")
+    assert ran.code == 0, ran.err
+    ran = diffuse("noise-demo", first, "--model", deep, "-o", "demo.png", "-q")
+    assert ran.code == 0, ran.err
+
+
+@pytest.fixture(scope="module")
+def clear(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> Path:
+    """A model of coloured images with transparency, on teal."""
+    folder = tmp_path_factory.mktemp("clear")
+    return trained(folder, blobs(4, 255), recipe, "--alpha", "--background", "#008080")
+
+
+def test_a_model_of_transparent_images(
+    clear: Path, diffuse: Callable[..., Any], tmp_path: Path
+) -> None:
+    data = clear.parent / "data"
+    space = json.loads(diffuse("info", clear, "--json").out)["space"]
+    assert (space["channels"], space["layout"]) == (4, "alpha:008080")
+    ran = diffuse("train", "--resume", "--steps", 8, "-o", clear)
+    assert ran.code == 0, ran.err
+    assert "step 8" in ran.err
+    ran = diffuse("sample", clear, "-n", 2, "--steps", 2, "-o", "out", "-q")
+    assert ran.code == 0, ran.err
+    assert Image.open("out/00000.png").mode == "RGBA"
+    assert Image.open("out/grid.png").mode == "RGB"
+    ran = diffuse("eval", clear, data, "-n", 3, "--steps", 2, "--timesteps", 4, "--json")
+    assert ran.code == 0, ran.err
+    assert "kid" in json.loads(ran.out)
+    ran = diffuse("inpaint", clear, data / "000.png", "--steps", 2, "-o", "in", "-q")
+    assert ran.code == 2
+    assert "--mask is missing: the model draws transparency" in ran.line
+    ran = diffuse("upscale", clear, data / "001.png", "--factor", 2, "--steps", 2, "-o", "up", "-q")
+    assert ran.code == 0, ran.err
+    assert Image.open("up/grid.png").mode == "RGB"
+    ran = diffuse("info", data, "--alpha", "-o", "sheet.png")
+    assert ran.code == 0, ran.err
+    assert "colour and transparency" in ran.out

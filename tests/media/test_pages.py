@@ -1,0 +1,93 @@
+"""TIFF stacks: pages as channels, of 8 and 16 bits."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import in_process
+from PIL import Image
+
+from diffuse_cli import unusable as reasons
+from diffuse_cli.core.space import Space
+from diffuse_cli.data import read_images
+from diffuse_cli.events import finish
+from diffuse_cli.media import Asked, image
+from diffuse_cli.media._pages import tiff
+from diffuse_cli.unusable import Unusable
+
+DRAW = np.random.default_rng(4)
+STACK = Asked(layout="pages")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("pages", [1, 2, 3, 5, 64])
+def test_what_is_written_is_read(pages: int, dtype: Any) -> None:
+    values = DRAW.integers(0, np.iinfo(dtype).max + 1, (pages, 6, 9)).astype(dtype)
+    levels = int(np.iinfo(dtype).max) + 1
+    space = Space(channels=pages, size=(6, 9), levels=levels, layout="pages")
+    image.check(space)
+    found = image.read(image.encode(values, space), STACK)
+    assert (found.values.dtype, found.layout, found.channels) == (dtype, "pages", pages)
+    assert np.array_equal(found.values, values)
+    seen = image.look(values[None], space)
+    assert (seen.dtype, seen.shape[:2]) == (np.uint8, (1, 1))
+
+
+def test_pages_of_eight_and_sixteen_bits_have_sixteen() -> None:
+    small, large = np.full((4, 4), 3, np.uint8), np.full((4, 4), 5000, np.uint16)
+    file = io.BytesIO()
+    pages = [Image.fromarray(page) for page in (small, large)]
+    pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:])
+    found = image.read(file.getvalue(), STACK).values
+    assert found[:, 0, 0].tolist() == [3 * 257, 5000]
+
+
+@pytest.mark.parametrize(
+    ("pages", "reason"),
+    [
+        ([Image.new("L", (4, 4)), Image.new("L", (5, 4))], reasons.PAGES),
+        ([Image.new("RGB", (4, 4))], reasons.PAGES),
+        ([Image.new("L", (2, 2))] * 65, reasons.MANY_PAGES),
+    ],
+)
+def test_what_is_no_stack_is_named(pages: list[Image.Image], reason: str) -> None:
+    file = io.BytesIO()
+    pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:])
+    with pytest.raises(Unusable) as caught:
+        image.read(file.getvalue(), STACK)
+    assert caught.value.reason == reason
+
+
+def test_stacks_of_a_set_have_as_many_pages(tmp_path: Path) -> None:
+    for k, pages in enumerate((3, 3, 4, 1)):
+        values = DRAW.integers(0, 256, (pages, 80, 72)).astype(np.uint8)
+        (tmp_path / f"{k}.tif").write_bytes(tiff(values))
+    found = finish(read_images(tmp_path, layout="pages"))
+    assert found.stored.shape == (2, 3, 64, 64)
+    assert found.summary.skipped[reasons.SHAPE][0] == 2
+
+
+def test_a_model_of_stacks(diffuse: Callable[..., Any], recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    y, x = np.mgrid[:8, :8]
+    for k in range(48):
+        page = 60_000 * np.exp(-((x - 4) ** 2 + (y - k % 8) ** 2) / 9)
+        values = np.stack([page, page[::-1], page.T, page / 2, page / 3]).astype(np.uint16)
+        (tmp_path / "data" / f"{k:02d}.tif").write_bytes(tiff(values + np.uint16(k)))
+    model = tmp_path / "m.safetensors"
+    line = ["train", tmp_path / "data", "--layout", "pages", "--config", recipe, "--steps", 3]
+    assert in_process([*line, "-o", model, "-q"]) == 0
+    ran = diffuse("sample", model, "-n", 2, "--steps", 2, "-o", "out", "-q")
+    assert ran.code == 0, ran.err
+    drawn = image.read(Path("out/00001.tif").read_bytes(), STACK).values
+    assert (drawn.shape, drawn.dtype) == ((5, 8, 8), np.uint16)
+    assert Image.open("out/grid.png").mode == "L"
+    ran = diffuse("eval", model, tmp_path / "data", "-n", 2, "--steps", 2, "--timesteps", 4,
+                  "--json")  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert "left out: what features of photographs say" in ran.err

@@ -1,0 +1,237 @@
+"""The numbers of samples: exact distances, errors over repeated draws, plain words."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from diffuse_cli.metrics import METRICS, Facts, Words, _moments, _numbers, marginals, remarks
+
+RNG = np.random.default_rng(4)
+
+
+def exact(a: np.ndarray, b: np.ndarray) -> float:
+    """Wasserstein's distance by the gaps between the sorted numbers of both."""
+    a, b = (np.sort(side.astype(np.float64).ravel()) for side in (a, b))
+    points = np.sort(np.concatenate([a, b]))
+    shares = (np.searchsorted(side, points[:-1], "right") / len(side) for side in (a, b))
+    apart = next(shares) - next(shares)
+    return float((np.abs(apart) * np.diff(points)).sum())
+
+
+def levels(seed: int, n: int, shape=(2, 6, 5), low: int = 0, high: int = 256, dtype=np.uint8):
+    return np.random.default_rng(seed).integers(low, high, (n, *shape)).astype(dtype)
+
+
+def pictures(seed: int, n: int, shift: float = 0.0, spread: float = 30.0) -> np.ndarray:
+    """Samples of one brightness each, and noise: numbers in one are far from independent."""
+    rng = np.random.default_rng(seed)
+    bright = rng.normal(120 + shift, spread, (n, 1, 1, 1))
+    return (bright + rng.normal(0, 20, (n, 2, 5, 4))).clip(0, 255).astype(np.uint8)
+
+
+def found(real: np.ndarray, fake: np.ndarray, more: np.ndarray | None = None):
+    side = SimpleNamespace(
+        marginals=_numbers.measure(real, fake, real[:0] if more is None else more)
+    )
+    return marginals.compute(side), marginals.details(side)
+
+
+@pytest.mark.parametrize(
+    ("real", "fake"),
+    [
+        (levels(0, 7), levels(1, 9, low=30, high=200)),
+        (levels(0, 7, high=60_000, dtype=np.uint16), levels(1, 4, high=900, dtype=np.uint16)),
+        (levels(0, 7, high=2, dtype=np.bool_), levels(1, 5, high=2, dtype=np.bool_)),
+        (levels(0, 6, (3, 11)), levels(1, 6, (3, 11))),
+        (levels(0, 6, (1, 3, 4, 2)), levels(1, 6, (1, 3, 4, 2), high=100)),
+    ],
+)
+def test_the_distance_of_levels_is_exact(real, fake):
+    values, channels = found(real, fake)
+    expected = [exact(real[:, c], fake[:, c]) for c in range(real.shape[1])]
+    assert [c["wasserstein"] for c in channels] == pytest.approx(expected, rel=1e-12)
+    assert values["wasserstein"] == pytest.approx(np.mean(expected), rel=1e-12)
+    assert all(type(v) is float and np.isfinite(v) for v in values.values())
+    json.dumps(channels)
+    for c, channel in enumerate(channels):
+        for name, side in (("real", real), ("generated", fake)):
+            own = side[:, c].astype(np.float64)
+            assert channel[name]["mean"] == pytest.approx(own.mean(), rel=1e-12)
+            assert channel[name]["deviation"] == pytest.approx(own.std(), rel=1e-12)
+            for q in channel[name]["quantiles"]:
+                wanted = np.quantile(own, q["share"], method="inverted_cdf")
+                assert q["value"] == wanted
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e9])
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_floats_are_as_good_as_exact_whatever_their_units_and_tails(scale, offset):
+    rng = np.random.default_rng(2)
+    real = (scale * (rng.standard_t(3, (90, 2, 40)) + offset)).astype(np.float32)
+    fake = (scale * (1.2 * rng.standard_t(3, (80, 2, 40)) + offset + 0.3)).astype(np.float32)
+    _, channels = found(real, fake)
+    for c, channel in enumerate(channels):
+        expected = exact(real[:, c], fake[:, c])
+        assert channel["wasserstein"] == pytest.approx(expected, rel=5e-3)
+        deviation = real[:, c].std(dtype=np.float64)
+        for q in channel["real"]["quantiles"]:
+            wanted = np.quantile(real[:, c], q["share"], method="inverted_cdf")
+            assert q["value"] == pytest.approx(wanted, abs=0.02 * deviation + 1e-3 * abs(wanted))
+
+
+def test_a_shift_is_the_shift_and_its_distance():
+    real = levels(0, 30, low=50, high=200)
+    values, channels = found(real, real - 11)
+    assert [c["shift"] for c in channels] == pytest.approx([-11, -11], rel=1e-12)
+    assert values["wasserstein"] == pytest.approx(11, rel=1e-12)
+    assert values["mean_variety"] == pytest.approx(1, rel=1e-9)
+    floats = real.astype(np.float32) * 7
+    values, _ = found(floats, floats - 70)
+    deviations = 7 * real.std((0, 2, 3), dtype=np.float64)
+    assert values["mean_shift"] == pytest.approx(-max(70 / deviations), rel=1e-6)  # in deviations
+
+
+def test_the_potential_gives_the_distance_again():
+    """Kantorovich: W is a difference of means of one function, of which errors are made."""
+    real, fake = levels(0, 12), levels(1, 9, low=20)
+    bins = [_numbers.Bins(np.arange(256.0))] * 2
+    (one, _), _ = _numbers.distances(real, fake, bins)
+    changed = real.copy()
+    changed[3] = np.clip(changed[3].astype(int) + 1, 0, 255)  # moves few numbers past the other's
+    (other, _), _ = _numbers.distances(changed, fake, bins)
+    assert abs(other.value - one.value) <= 1 / len(real)
+    assert one.a.mean() == pytest.approx(0, abs=1e-12)
+    assert one.b.mean() == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("shift", "spread", "low", "high"),
+    [(0, 30, 0.85, 2.2), (25, 30, 0.8, 1.25), (10, 15, 0.8, 1.7)],
+)
+def test_errors_cover_repeated_draws_of_samples(shift, spread, low, high):
+    """Near equality never too small; an error over numbers would be twenty times too small."""
+    runs = [
+        found(pictures(2 * i, 40), pictures(2 * i + 1, 50, shift, spread))[0] for i in range(60)
+    ]
+    for key in ("wasserstein", "mean_shift", "mean_variety"):
+        values = np.array([r[key] for r in runs])
+        errors = np.array([r[f"{key}_standard_error"] for r in runs])
+        ratio = np.sqrt(np.square(errors).mean()) / values.std(ddof=1)
+        most = high if key == "wasserstein" else 1.4  # the largest of two shifts wanders less
+        assert low < ratio < most, (key, ratio)
+
+
+def test_quantiles_have_errors_over_samples():
+    runs = [found(pictures(i, 60), pictures(0, 4))[1][0]["real"] for i in range(40)]
+    for key in ("mean", "deviation"):
+        values = np.array([r[key] for r in runs])
+        errors = np.array([r[f"{key}_standard_error"] for r in runs])
+        assert 0.75 < errors.mean() / values.std() < 1.3, key
+    values, errors = (
+        np.array([[q[name] for q in r["quantiles"]] for r in runs])
+        for name in ("value", "standard_error")
+    )
+    ratios = np.sqrt(np.square(errors).mean(0)) / values.std(0)
+    assert (ratios > 0.6).all()
+    assert (ratios < 1.6).all()
+
+
+def test_the_order_and_the_block_change_nothing(monkeypatch):
+    real, fake = pictures(0, 40), pictures(1, 30, 5)
+    more = pictures(2, 40)
+    whole, channels = found(real, fake, more)
+    monkeypatch.setattr(_moments, "AT_ONCE", 90)
+    mixed, again = found(real[::-1], RNG.permutation(fake), RNG.permutation(more))
+    assert mixed == pytest.approx(whole, rel=1e-9)
+    assert again[1]["real"]["quantiles"] == channels[1]["real"]["quantiles"]
+
+
+def test_inputs_are_left_alone_and_odd_ones_measured():
+    real = pictures(0, 6)
+    real.flags.writeable = False
+    found(real, real)
+    grey, coloured = pictures(0, 8)[:, :1], np.repeat(pictures(0, 8)[:, :1], 3, 1)
+    assert found(grey, coloured)[0]["wasserstein"] == 0
+    flat = np.zeros((4, 1, 3, 3), np.float32)
+    values, _ = found(flat, flat + 2)
+    assert values["wasserstein"] == pytest.approx(2, rel=1e-3)
+    assert "mean_variety" not in values
+    broken = np.array([[[np.nan, np.inf, 1.0]], [[0.0, 1.0, 2.0]]], np.float32)
+    assert all(np.isfinite(v) for v in found(flat[:, :, 0], broken)[0].values())
+
+
+def test_the_floor_is_real_samples_against_others():
+    real, fake, more = pictures(0, 40), pictures(1, 40), pictures(2, 30)
+    values, _ = found(real, fake, more)
+    bare, _ = found(real[:30], more)
+    assert values["wasserstein_floor"] == pytest.approx(bare["wasserstein"], rel=1e-9)
+    halved, _ = found(real, fake)
+    bare, _ = found(real[::2], real[1::2])
+    assert halved["wasserstein_floor"] == pytest.approx(bare["wasserstein"], rel=1e-9)
+    assert "wasserstein_floor" not in found(real[:3], fake)[0]
+
+
+def test_a_difference_of_two_models_is_more_precise_than_each():
+    """The same real samples, and generated ones that correspond."""
+    real, one = pictures(0, 60), pictures(1, 60)
+    other = (one.astype(int) - 3).clip(0, 255).astype(np.uint8)
+    sides = [
+        SimpleNamespace(marginals=_numbers.measure(real, fake, real[:0])) for fake in (one, other)
+    ]
+    errors = METRICS["marginals"].difference_errors(*sides)
+    alone = marginals.compute(sides[0])
+    assert errors["mean_shift"] < alone["mean_shift_standard_error"] / 20
+
+
+# -- words ----------------------------------------------------------------------------------------
+
+IMAGE = Words("images", "pixels", "dark", "bright", ("red", "green"))
+
+
+def said(real, fake, words=IMAGE, of=256):
+    values, channels = found(real, fake)
+    facts = Facts(values, len(real), len(fake), 0, True, of, {"marginals": channels}, words)
+    return {r.kind: (r.level, r.says) for r in remarks(facts)}
+
+
+def test_a_shift_is_called_what_it_is():
+    real = pictures(0, 400)
+    darker = (real.astype(int) - np.array([11, 0])[:, None, None]).clip(0, 255).astype(np.uint8)
+    level, words = said(real, darker)["mean"]
+    assert level == "poor"
+    assert words == "generated images are too dark by 11.0 ± 2.1 levels in red"
+    level, words = said(darker, real)["mean"]
+    assert words == "generated images are too bright by 11.0 ± 2.1 levels in red"
+    level, _ = said(real, pictures(1, 400))["mean"]
+    assert level == "fine"
+    floats = said(real.astype(np.float32), darker.astype(np.float32), Words("arrays"), None)
+    assert floats["mean"][1] == "generated arrays are too low by 11.0 ± 2.1 in channel 0"
+
+
+def test_too_little_contrast_and_variety_are_named():
+    real = pictures(0, 400)
+    flat = (120 + (real.astype(int) - 120) // 2).astype(np.uint8)
+    found = said(real, flat)
+    assert found["contrast"][0] == "poor"
+    assert found["contrast"][1].startswith("numbers of generated images vary too little in ")
+    assert "vary too little: 0.5" in found["variety of means"][1]
+    assert not {"contrast", "variety of means"} & {*said(real, pictures(1, 400))}
+
+
+def test_one_of_many_channels_is_not_off_by_chance():
+    """The largest of 64 shifts is beyond three errors in one of six sets of channels."""
+    rng, wrong = np.random.default_rng(0), 0
+    side = {"deviation": 1.0, "deviation_standard_error": 0.1}
+    for _ in range(200):
+        channels = [
+            {"real": side, "generated": side, "shift": shift, "shift_standard_error": 1.0,
+             "contrast": 1.0, "contrast_standard_error": 0.1}
+            for shift in rng.normal(size=64)
+        ]  # fmt: skip
+        facts = Facts({}, 9, 9, 0, True, None, {"marginals": channels})
+        wrong += [r.level for r in remarks(facts) if r.kind == "mean"] != ["fine"]
+    assert wrong <= 3

@@ -1,0 +1,120 @@
+"""`sample -o FILE`: a zip, or the array that other programs evaluate, read back as a folder is."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffuse_cli.errors import Terminated
+from diffuse_cli.ledger import Ledger
+
+QUICK = ("--steps", 2, "--precision", "fp32", "--sampler", "ddim", "--batch-size", 4, "-n", 6)
+
+
+@pytest.fixture
+def sample(diffuse, conditional):
+    return lambda *arguments: diffuse("sample", conditional, *QUICK, *arguments)
+
+
+def stopping(self, rank, part, *arguments, add=Ledger.add):
+    if part.start:
+        raise Terminated("terminated")
+    add(self, rank, part, *arguments)
+
+
+@pytest.fixture
+def made(sample, monkeypatch):
+    """The same images in a folder and in both files, each of which was stopped once."""
+    assert sample("-o", "folder").code == 0
+    for name in ("x.zip", "x.npz"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Ledger, "add", stopping)
+            assert sample("-o", name).code == 143
+        assert not Path(name).exists()
+        ran = sample("-o", name)
+        assert "4 images are drawn already" in ran.err
+        assert ran.out.split() == [name]
+    assert sorted(p.name for p in Path().iterdir()) == ["folder", "x.npz", "x.zip"]
+
+
+def test_a_zip_has_the_files_of_the_folder_and_an_npz_the_arrays_of_guided_diffusion(made, sample):
+    folder = {p.name: p.read_bytes() for p in Path("folder").iterdir()}
+    with zipfile.ZipFile("x.zip") as archive:
+        assert {name: archive.read(name) for name in archive.namelist()} == folder
+    with np.load("x.npz") as arrays:
+        assert arrays["arr_0"].dtype == np.uint8
+        assert arrays["arr_0"].shape == (6, 8, 8, 1)
+        for k, image in enumerate(arrays["arr_0"]):
+            assert np.array_equal(image[..., 0], np.asarray(Image.open(f"folder/{k:05d}.png")))
+        assert arrays["arr_1"].tolist() == [0, 1, 0, 1, 0, 1]
+        manifest = json.loads(arrays["manifest.json"])
+    assert manifest["settings"] == json.loads(folder["manifest.json"])["settings"]
+    for name in ("x.zip", "x.npz"):
+        before = Path(name).read_bytes()
+        assert "is finished" in sample("-o", name).err
+        assert sample("-o", name, "--overwrite").code == 0
+        assert Path(name).read_bytes() == before
+        ran = sample("-o", name, "--seed", 1, "-q")
+        assert ran.code == 5
+        assert f"{name} exists already, of other settings" in ran.line
+        ran = sample("-o", name, "-n", 7, "-q")
+        assert ran.code == 5
+        assert "with 6 images" in ran.line
+        assert Path(name).read_bytes() == before
+
+
+def test_all_three_are_measured_alike(made, diffuse, images):
+    found = []
+    for name in ("folder", "x.zip", "x.npz"):
+        ran = diffuse("eval", name, images, "--json", "-q")
+        assert ran.code == 0, ran.err
+        numbers = {k: v for k, v in ran.json.items() if isinstance(v, float) and k != "seconds"}
+        assert "kid" in numbers
+        found.append({**numbers, "hash": ran.json.get("fingerprints")})
+    assert found[0] == found[1] == found[2]
+
+
+def test_arrays_of_others_are_read_too(diffuse, tmp_path):
+    """Compressed, in colour, with or without labels; a volume of levels is none of these."""
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 6, 7, 3), np.uint8)
+    np.savez_compressed("packed.npz", pixels, np.arange(5))
+    np.savez("bare.npz", pixels)
+    from diffuse_cli.data import read_images
+
+    for name in ("packed.npz", "bare.npz"):
+        work = read_images(name)
+        try:
+            while True:
+                next(work)
+        except StopIteration as end:
+            samples = end.value
+        assert samples.medium == "image"
+        assert np.array_equal(samples.stored, np.moveaxis(pixels, 3, 1))
+    for name, arrays in {
+        "other.npz": {"x": pixels}, "floats.npz": {"arr_0": pixels / 255},
+        "more.npz": {"arr_0": pixels, "arr_2": pixels},
+    }.items():  # fmt: skip
+        np.savez(name, **arrays)
+        info = diffuse("info", name, "--json").json
+        assert info["medium"] == "array", name
+    half = Path("bare.npz").read_bytes()[:400]
+    (tmp_path / "cut.npz").write_bytes(half)
+    assert diffuse("info", "cut.npz", "-q").code == 4
+
+
+def test_what_an_npz_cannot_hold_is_refused(sample):
+    ran = sample("-o", "x.npz", "--gif", "-q")
+    assert ran.code == 2
+    assert "--gif goes with a folder or a .zip" in ran.line
+    file = io.BytesIO(b"mine")
+    Path("x.npz").write_bytes(file.getvalue())
+    ran = sample("-o", "x.npz", "-q")
+    assert ran.code == 5
+    assert "x.npz exists already" in ran.line
+    assert Path("x.npz").read_bytes() == b"mine"

@@ -1,0 +1,298 @@
+"""Images that are decoded as training uses them: the weights, and what becomes of lost images."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+import tracemalloc
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import in_process, write_images
+from PIL import Image, ImageOps
+
+from diffuse_cli.data import pair, pool, read_images, streaming
+from diffuse_cli.events import finish
+from diffuse_cli.training import feed
+from diffuse_cli.training.batches import Batches
+from diffuse_cli.training.plan import Plan
+from diffuse_cli.training.trainer import Trainer
+
+MODEL, RUN = Path("model.safetensors"), Path("model.run")
+LINE = ("--classes", "--flip", "--steps", 12, "--preview-every", 6, "--log-every", 4)
+
+
+@pytest.fixture
+def folder(images, tmp_path):
+    """The images, to be changed."""
+    return shutil.copytree(images, tmp_path / "own")
+
+
+@pytest.fixture
+def run(diffuse, recipe, folder):
+    """Train on the folder with the tiny network."""
+    return lambda *arguments: diffuse("train", folder, "--config", recipe, *LINE, *arguments)
+
+
+@pytest.fixture(scope="module")
+def in_memory(images, recipe, tmp_path_factory):
+    """The model file of such a run that keeps its images."""
+    out = tmp_path_factory.mktemp("whole") / "model.safetensors"
+    assert in_process(["train", images, "--config", recipe, *LINE, "-o", out, "-q"]) == 0
+    assert not (out.with_suffix(".run") / "index").exists()
+    return out
+
+
+def logged(name, run=RUN):
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [m[name] for m in lines if name in m]
+
+
+# -- the weights ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cache", ["0", "1KiB"])
+def test_a_streamed_run_equals_one_from_memory(run, in_memory, cache):
+    ran = run("--cache", cache)
+    assert ran.code == 0, ran.err
+    assert MODEL.read_bytes() == in_memory.read_bytes()
+    before = in_memory.with_suffix(".run")
+    assert logged("loss") == logged("loss", before)
+    assert logged("held_out_loss") == logged("held_out_loss", before)
+    last = "previews/step-00000012.png"
+    assert (RUN / last).read_bytes() == (before / last).read_bytes()
+    assert (RUN / "index/images.jsonl").exists()
+    assert not (RUN / "cache").exists()
+
+
+def test_it_is_resumed_with_another_cache(run, folder, in_memory, monkeypatch):
+    read = []
+    original = pool.decode_files
+    monkeypatch.setattr(pool, "decode_files", lambda plan, e: read.extend(e) or original(plan, e))
+    assert run("--cache", 0, "--stop-at", 5).code == 0
+    (folder / "dark/new.png").write_bytes((folder / "dark/000.png").read_bytes())
+    read.clear()
+    assert run("--resume", "--cache", "1KiB", "--stop-at", 8).code == 0
+    assert 16 <= len(read) < 60  # what is kept, and what is looked up, but not the set again
+    assert run("--resume", "--cache", "1GiB").code == 0
+    assert MODEL.read_bytes() == in_memory.read_bytes()
+
+
+def test_parts_of_a_batch_are_those_of_a_run_from_memory(run):
+    line = ("--accumulation", 3, "--eval-every", 12, "--eval-images", 4)
+    assert run(*line, "-o", "whole.safetensors").code == 0
+    assert run(*line, "--cache", 0).code == 0
+    assert MODEL.read_bytes() == Path("whole.safetensors").read_bytes()
+    assert logged("kid") == logged("kid", Path("whole.run"))
+
+
+def test_two_processes_each_decode_their_own(pair, folder, recipe, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    line = ("train", folder, "--config", recipe, *LINE, "-q")
+    assert pair(*line, "-o", "whole.safetensors").code == 0
+    assert pair(*line, "--cache", 0, "--stop-at", 5).code == 0
+    (folder / "dark/new.png").write_bytes((folder / "dark/000.png").read_bytes())
+    assert pair(*line, "--cache", 0, "--resume").code == 0
+    assert MODEL.read_bytes() == Path("whole.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def negatives(images, tmp_path_factory):
+    """The negative of each image, under its name."""
+    folder = tmp_path_factory.mktemp("negatives") / "negatives"
+    for path in images.rglob("*.png"):
+        there = folder / path.relative_to(images)
+        there.parent.mkdir(parents=True, exist_ok=True)
+        ImageOps.invert(Image.open(path)).save(there)
+    return folder
+
+
+def test_pairs_are_streamed_as_they_are_kept(diffuse, images, recipe, negatives):
+    line = ("train", images, "--config", recipe, "--steps", 6, "--given", negatives, "--flip")
+    assert diffuse(*line, "-o", "whole.safetensors").code == 0
+    assert diffuse(*line, "--cache", 0).code == 0
+    assert MODEL.read_bytes() == Path("whole.safetensors").read_bytes()
+    last = "previews/step-00000006.png"
+    assert (RUN / last).read_bytes() == (Path("whole.run") / last).read_bytes()
+
+
+def test_minutes_and_dry_runs(train):
+    ran = train("--cache", 0, "--minutes", 0.02)
+    assert ran.code == 0, ran.err
+    ran = train("--cache", "1KiB", "--dry-run", "-o", "other.safetensors")
+    assert ran.code == 0, ran.err
+    assert "cache" not in ran.out
+    assert not Path("other.run").exists()
+
+
+# -- lost images ----------------------------------------------------------------------------------
+
+
+def spoil(folder):
+    """Lose an image of each part, change one and cut one."""
+    (folder / "dark/000.png").unlink()
+    (folder / "light/003.png").write_bytes((folder / "light/005.png").read_bytes())
+    os.truncate(folder / "dark/004.png", 60)
+
+
+def test_a_lost_image_is_replaced_and_named_also_after_resume(run, folder, monkeypatch):
+    original = Trainer.step
+
+    def step(self, k):
+        if k == 0 and (folder / "dark/000.png").exists():
+            spoil(folder)
+        return original(self, k)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr(feed, "STEPS_AHEAD", 1)
+    line = ("--cache", 0, "--steps", 24, "--log-every", 1)
+    ran = run(*line, "-o", "whole.safetensors")
+    assert ran.code == 0, ran.err
+    for name, reason in (
+        ("dark/000.png", "vanished"),
+        ("light/003.png", "changed since it was listed"),
+        ("dark/004.png", "truncated or corrupt"),
+    ):
+        assert ran.err.count(f"{name}: {reason}: the next image") == 1
+    shutil.rmtree(folder)
+    write_images(folder)
+    assert run(*line, "--stop-at", 2).code == 0
+    again = run(*line, "--resume")
+    assert again.code == 0
+    assert again.err.count("dark/000.png: vanished: the next image") == 1
+    assert "not those that this run began with" not in again.err
+    assert MODEL.read_bytes() == Path("whole.safetensors").read_bytes()
+
+
+def test_without_any_the_run_ends_with_a_checkpoint(run, folder, monkeypatch):
+    original = Trainer.step
+
+    def step(self, k):
+        if k == 3 and folder.exists():
+            folder.rename(folder.with_name("away"))
+        return original(self, k)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr(feed, "STEPS_AHEAD", 1)
+    ran = run("--cache", 0, "--stop-at", 8)
+    assert ran.code == 3, ran.err
+    assert "own no longer holds its images" in ran.err
+    assert "checkpoint saved" in ran.err
+    folder.with_name("away").rename(folder)
+    monkeypatch.setattr(Trainer, "step", original)
+    assert run("--resume", "--cache", 0).code == 0
+
+
+# -- the queue ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plan(images, negatives):
+    """A plan of streamed pairs."""
+    own, beside = (finish(read_images(str(f), keep=0)) for f in (images, negatives))
+    every, held_out = np.arange(60), own.held_out
+    pairs = pair(own, beside)
+    config = SimpleNamespace(seed=0)
+    made = Plan(config, None, own, every[~held_out], every[held_out], None, pairs=pairs)
+    with feed.feeding(made):
+        yield made
+
+
+def test_a_pair_is_replaced_as_a_whole(plan, tmp_path, negatives, monkeypatch):
+    own = shutil.copytree(negatives, tmp_path / "negatives")
+    plan.pairs.given.stored.stream.origin.__dict__["source"] = str(own)
+    entries = plan.pairs.given.stored.stream.origin.entries
+    moved = [e._replace(key=e.key.replace(str(negatives), str(own))) for e in entries]
+    plan.pairs.given.stored.stream.origin.__dict__["entries"] = moved
+    first, second = plan.train[:2]
+    (own / plan.images.names[first]).unlink()
+    assert feed.readable(plan, np.array([second, first])).tolist() == [second, second]
+    last = plan.held_out[-1]
+    (own / plan.images.names[last]).unlink()
+    assert feed.readable(plan, np.array([last])).tolist() == [plan.held_out[0]]
+
+
+def test_it_takes_images_in_their_order_and_is_bounded(plan, monkeypatch):
+    asked = []
+    original = feed.load
+    monkeypatch.setattr(feed, "load", lambda p, k: asked.append(len(k)) or original(p, k))
+    monkeypatch.setattr(feed, "STEPS_AHEAD", 3)
+    batches = Batches(plan, 8, None, range(2, 6))
+    plain = {k: batches._ordered(k, range(2, 6)) for k in range(40)}
+    for k in (0, 1, 2, 3, 7, 8, 2):  # also back and forth
+        assert batches.at(k, range(2, 6)).tolist() == plain[k].tolist()
+        assert batches.at(k, range(4, 5)).tolist() == plain[k][2:3].tolist()
+        assert set(plan.images.stored.stream._ahead) == set(plain[k].tolist())
+        assert len(batches.feed._queue) == 3
+    assert sum(asked) <= 4 * (4 + 3 + 1 + 3 + 4 + 4)
+    monkeypatch.setattr(feed, "AHEAD", 0)
+    small = Batches(plan, 8, None)
+    small.at(0, range(8))
+    assert len(small.feed._queue) == 1
+    batches.close()
+    assert not batches.feed._queue
+
+
+def test_memory_does_not_grow(plan, monkeypatch):
+    monkeypatch.setattr(streaming, "REMEMBERED", 2**12)
+    batches = Batches(plan, 8, None)
+    sizes = []
+    tracemalloc.start()
+    for k in range(120):
+        batches.at(k, range(8))
+        plan.images.stored[plan.held_out]
+        if k in (40, 119):
+            sizes.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    assert sizes[1] - sizes[0] < 2**15
+
+
+# -- the workers ----------------------------------------------------------------------------------
+
+
+def workers_of(process):
+    """The processes that another has started, by their id."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = path.read_text().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue
+        if int(parent) == process and state != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+def test_workers_end_with_a_run_that_is_killed(spawn, images, recipe, tmp_path):
+    line = ("train", images, "--config", recipe, "--cache", 0, "--workers", 2)
+    running = spawn(*line, "--steps", 100_000, "--log-every", 1)
+    end = time.monotonic() + 60
+    while not (tmp_path / "model.run/metrics.jsonl").exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    workers = workers_of(running.pid)
+    assert len(workers) == 2
+    os.kill(running.pid, signal.SIGKILL)
+    end = time.monotonic() + 20
+    while any(Path(f"/proc/{k}/exe").exists() for k in workers):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_workers_end_with_the_run(run, monkeypatch):
+    started = []
+
+    class Kept(pool.Worker):
+        def __init__(self, reading):
+            super().__init__(reading)
+            started.append(self)
+
+    monkeypatch.setattr(pool, "Worker", Kept)
+    assert run("--cache", 0).code == 0
+    assert started
+    assert all(worker._process.returncode is not None for worker in started)
