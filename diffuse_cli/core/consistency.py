@@ -1,7 +1,7 @@
 """Consistency: a denoiser whose estimate of x_0 is the same all along a path.
 
 Samples move along the probability flow from noise to data. A consistency function gives the end of
-the path from any x_t on it, so one evaluation draws a sample (Song et al. 2023). It is x at
+the path from any x_t on it, so one evaluation draws a sample (Song et al. 2023b). It is x at
 sigma = 0; the estimate of x_0 of a `Denoiser` is so for every target that determines x_0, under v
 as alpha x - sigma v. So a trained denoiser is where its training starts, with no other network.
 
@@ -31,11 +31,11 @@ STAGES = 8
 
 STEEP, NEAR = 8.0, 1.0
 """k and b of n(r) = 1 + k sigmoid(-b r), which keeps s further from t where there is little noise
-(Geng et al. 2025, eq. 14)."""
+(Geng et al. 2025, sec. 3)."""
 
 SOFT = 0.00054
 """c of the pseudo-Huber distance sqrt(|x|^2 + c^2 D) - c sqrt(D) of D dimensions (Song & Dhariwal
-2024, eq. 7); here over sqrt(D), as a mean."""
+2024, sec. 3.3); here over sqrt(D), as a mean."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Pairing:
 
 def pairing(process: Process, stage: int) -> Pairing:
     """The times of a stage, 0 to `STAGES` - 1: r_s = r_t (1 - n(r_t) / 2^(stage + 1)), at least 0,
-    with r = sigma / alpha (Geng et al. 2025, eq. 13), rounded down to a timestep before t."""
+    with r = sigma / alpha (Geng et al. 2025, sec. 3), rounded down to a timestep before t."""
     import torch
 
     r = torch.exp(-process.log_snr(torch.arange(process.num_timesteps)) / 2)
@@ -81,7 +81,7 @@ def loss(
 ) -> Tensor:
     """The distance of the estimates of x_0 at t and at an earlier time, times `weight`. Shape (B,).
 
-    x_s is the same sample under the same noise (Song et al. 2023, alg. 3), or where a step of
+    x_s is the same sample under the same noise (Song et al. 2023b, alg. 3), or where a step of
     `ddim` by a teacher leads (their alg. 2). No gradient goes through the estimate at s.
 
     Args:
@@ -115,7 +115,7 @@ def _spread(values: Tensor, like: Tensor) -> Tensor:
 def sample(
     denoise: Denoise, process: Process, x: Tensor, times: Times, *, noise: Noise, end: float = -1
 ) -> Iterator[State]:
-    """Each step goes to x_0, and back up to the next time with fresh noise (Song et al. 2023, alg.
+    """Each step goes to x_0, and back up to the next time with fresh noise (Song et al. 2023b, alg.
     1). Exact at any number of steps for a consistency function, and for nothing else."""
     for k, (t, s) in enumerate(pairwise([*times, end])):
         x0 = denoise(x, t).x0
