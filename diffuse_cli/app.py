@@ -29,7 +29,7 @@ from diffuse_cli.signals import raised
 
 ORDER = (
     "train", "sample", "inpaint", "upscale", "restore", "vary", "interpolate", "noise-demo", "eval",
-    "tune", "ema",
+    "tune", "ema", "distill",
 )  # fmt: skip
 """Commands that `--help` lists first."""
 

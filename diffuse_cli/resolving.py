@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.conditioning import Condition, condition
 from diffuse_cli.config import (
+    DISTILLED_STEPS,
     LEARNED,
     OWN,
     SAMPLER,
@@ -18,7 +19,7 @@ from diffuse_cli.config import (
     SamplerChoice,
 )
 from diffuse_cli.core.guidance import away, interval, unconditional
-from diffuse_cli.core.samplers import sampler_options
+from diffuse_cli.core.samplers import OF_DISTILLED, sampler_options
 from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Notice, Work
 
@@ -140,6 +141,13 @@ def resolve(
     sampler, steps = config.sampler or SAMPLER, config.steps or SAMPLING_STEPS
     times, taken = None, list[str]()
     found = model.sampling
+    if model.distilled is not None:
+        sampler, steps = config.sampler or "consistency", config.steps or DISTILLED_STEPS
+    elif sampler in OF_DISTILLED:
+        raise UsageError(
+            f"--sampler {sampler} draws from a distilled model, and this is none",
+            "Make one: diffuse distill MODEL DATA -o fast.safetensors",
+        )
     if found and config.sampler in (None, found.sampler) and config.steps in (None, found.steps):
         sampler, steps = found.sampler, found.steps
         times = found.times if config.spacing is None else None

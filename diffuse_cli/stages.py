@@ -80,6 +80,7 @@ class Stage:
             **{name: getattr(config, name) for name in DESCRIBED},
             "precision": self.loaded.precision,
             "model": {"sha256": self.loaded.sha256},
+            **({"distilled": dict(of)} if (of := self.loaded.model.distilled) else {}),
         }
 
 

@@ -32,9 +32,9 @@ CORE = (
     "space", "tables", "conditions", "schedules", "spacings", "timesteps", "targets", "variances",
     "gaussian", "process", "kernels.attention", "kernels.dropout", "kernels.layout",
     "kernels.norms", "kernels.precision", "networks.__init__", "networks._time", "networks._rows",
-    "networks._blocks", "networks._unet", "networks.unet", "denoiser", "losses", "windows",
-    "solvers", "samplers", "jumps", "learned_times", "guidance", "restoration", "likelihood",
-    "muon", "optimizers",
+    "networks._blocks", "networks._unet", "networks.unet", "denoiser", "solvers", "consistency",
+    "losses", "windows", "samplers", "jumps", "learned_times", "guidance", "restoration",
+    "likelihood", "muon", "optimizers",
 )  # fmt: skip
 """The same inside core, for what is imported when a module runs; names for types may come from
 anywhere there."""

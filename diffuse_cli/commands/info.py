@@ -225,11 +225,18 @@ def _model_rows(found: ModelReport) -> Rows:
         *([("given", _given(found))] if found.blueprint.conditions.given else []),
         *_rows("told", _told(found)),
         ("step", brief(f"{found.step:,}")),
+        *([("distilled", _distilled(found.distilled))] if found.distilled else []),
         *(_recommended(found.sampling) if found.sampling else []),
         *_rows("data", _settings(found.data)),
         *_rows("training", _settings(found.training)),
         *_rows("versions", _settings(found.versions)),
     ]
+
+
+def _distilled(of: Mapping[str, Any]) -> str:
+    """What it was made from, and what it follows."""
+    guided = f", guided at {of['guidance']:g}" if "guidance" in of else ""
+    return brief(f"from the model of SHA-256 {of['teacher']}{guided}")
 
 
 def _recommended(sampling: SamplerChoice) -> Rows:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from diffuse_cli.config.converting import ConvertConfig as ConvertConfig
 from diffuse_cli.config.demo import DemoConfig as DemoConfig
+from diffuse_cli.config.distilling import DistillConfig as DistillConfig
+from diffuse_cli.config.drawing import DISTILLED_STEPS as DISTILLED_STEPS
 from diffuse_cli.config.drawing import GUIDANCE as GUIDANCE
 from diffuse_cli.config.drawing import LEARNED as LEARNED
 from diffuse_cli.config.drawing import OWN as OWN

@@ -29,6 +29,9 @@ SAMPLER, SAMPLING_STEPS, SPACING = "unipc", 20, "trailing"
 LEARNED = "learned"
 """What manifests call the spacing of times that `tune` learned."""
 
+DISTILLED_STEPS = 2
+"""Steps of a distilled model."""
+
 GUIDANCE = 2.0
 """The default guidance scale of a model with classes."""
 

@@ -39,6 +39,9 @@ from diffuse_cli.parsing import (
     parse_listed,
 )
 
+WEIGHTED = frozenset({"vlb", "consistency"})
+"""Losses that have weights of their own."""
+
 GIVEN_DROPOUT = 0.1
 """The default of --given-dropout."""
 
@@ -201,6 +204,14 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         "Draw timesteps uniformly, or more where the loss, or its weight, is large.",
         table="core.timesteps.TIMESTEP_DRAWS",
     )
+    teacher_guidance: float | None = optimiser_option(
+        None,
+        "With --loss consistency: follow the model of --init, guided at this scale, instead of "
+        "the images alone.",
+        low=0,
+        high=100,
+        shown="no teacher",
+    )
     label_dropout: float = optimiser_option(
         0.1,
         "Share of images whose class and row of the table are hidden in training, for guidance; "
@@ -297,8 +308,10 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         if self.goes_on and self.overwrite:
             flag = "--resume" if self.resume else "--auto-resume"
             raise UsageError(f"{flag} and --overwrite exclude each other")
-        if self.loss == "vlb" and self.weighting not in (None, "none"):
-            raise UsageError("--weighting does not go with --loss vlb, which has its own weights")
+        if self.loss in WEIGHTED and self.weighting not in (None, "none"):
+            raise UsageError(
+                f"--weighting does not go with --loss {self.loss}, which has its own weights"
+            )
 
     @property
     def goes_on(self) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from diffuse_cli.core import consistency
 from diffuse_cli.core.errors import lookup
 from diffuse_cli.core.gaussian import Gaussian
 from diffuse_cli.core.registry import Registry
@@ -108,7 +109,13 @@ def _decoded(model: Gaussian, x0: Tensor, levels: int | None) -> Tensor:
     return model.nll(x0) if levels is None else model.discrete_nll(x0, levels=levels)
 
 
-LOSSES: Registry[Loss] = Registry("losses", {"simple": simple, "vlb": vlb, "hybrid": hybrid})
+LOSSES: Registry[Loss] = Registry(
+    "losses",
+    {"simple": simple, "vlb": vlb, "hybrid": hybrid, "consistency": consistency.loss},
+)
+
+PAIRED = frozenset({"consistency"})
+"""Losses that compare t with an `earlier` time, of `core.consistency.pairing`, by its weights."""
 
 OF_LEARNED = frozenset({"hybrid"})
 """Losses whose bound trains the variance only: with a fixed one their gradient is `simple`'s."""

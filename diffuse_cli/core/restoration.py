@@ -105,7 +105,7 @@ def pigdm(
     *,
     iterations: int = ITERATIONS,
 ) -> Denoise:
-    """Pseudoinverse guidance (Song et al. 2023, eqs. 7 and 8).
+    """Pseudoinverse guidance (Song et al. 2023a, eqs. 7 and 8).
 
     The gradient of log p(y | x_t) where x_0 given x_t is Gaussian with variance
     r^2 = sigma_t^2 / (alpha_t^2 + sigma_t^2), that of data of unit variance.

@@ -5,23 +5,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import ImageColor
 
 from diffuse_cli import unusable
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.data import cache as caches
+from diffuse_cli.data.collecting import Tally, collect
 from diffuse_cli.data.index import Index
-from diffuse_cli.data.jobs import Decoded, Reading, Skipped
-from diffuse_cli.data.pool import cores, decode_all
+from diffuse_cli.data.jobs import Reading
+from diffuse_cli.data.pool import cores
 from diffuse_cli.data.samples import Samples
 from diffuse_cli.data.sources import (
     Entry,
@@ -33,9 +31,8 @@ from diffuse_cli.data.sources import (
     open_source,
 )
 from diffuse_cli.data.streamed import stored_of
-from diffuse_cli.data.streaming import SECONDS_BETWEEN_EVENTS, Origin, Stream
+from diffuse_cli.data.streaming import Origin, Stream
 from diffuse_cli.data.summary import (
-    NAMED,
     Summary,
     fitting,
     plural,
@@ -44,7 +41,7 @@ from diffuse_cli.data.summary import (
     span,
 )
 from diffuse_cli.errors import DataError, translating
-from diffuse_cli.events import Notice, Progress, Work
+from diffuse_cli.events import Notice, Work
 from diffuse_cli.files import show
 from diffuse_cli.media import (
     LARGE,
@@ -52,7 +49,6 @@ from diffuse_cli.media import (
     Array,
     Asked,
     Medium,
-    Read,
     Size,
     advice,
     check_bits,
@@ -68,45 +64,6 @@ from diffuse_cli.unusable import Unusable
 
 LOOKED_AT = 256
 """Files that decide what is open, such as the rate of sounds."""
-
-
-@dataclass
-class _Tally:
-    """The counts of the summary so far."""
-
-    entries: list[Entry] = field(default_factory=list)
-    digests: list[bytes] = field(default_factory=list)
-    sizes: Counter[Size] = field(default_factory=Counter)
-    modes: Counter[str] = field(default_factory=Counter)
-    colour: int = 0
-    layout: str | None = None
-    skipped: dict[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
-    remarks: dict[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
-
-    @property
-    def names(self) -> list[str]:
-        return [entry.name for entry in self.entries]
-
-    def add(self, entry: Entry, read: Read) -> None:
-        self.entries.append(entry)
-        self.digests.append(read.digest)
-        self.sizes[read.size] += 1
-        self.modes[read.mode] += 1
-        self.colour += read.channels > 1
-        self.layout = self.layout or read.layout
-        for remark in read.remarks:
-            _count(self.remarks, remark, entry)
-
-    def all_digests(self) -> npt.NDArray[np.uint8]:
-        return np.frombuffer(b"".join(self.digests), np.uint8).reshape(-1, 16)
-
-    def skip(self, skip: Skipped) -> None:
-        _count(self.skipped, skip.reason, skip.entry)
-
-
-def _count(reasons: dict[str, tuple[int, tuple[str, ...]]], reason: str, entry: Entry) -> None:
-    count, names = reasons.get(reason, (0, ()))
-    reasons[reason] = count + 1, (*names, entry.name) if count < NAMED else names
 
 
 def read_images(
@@ -191,9 +148,9 @@ def read_images(
             known = Index(None, about)
         taken = bound if keep is None else min(bound, keep)
         folder = cache if cache is not None and taken > map_over else None
-        tally = _Tally()
+        tally = Tally()
         kept = caches.Kept(folder, len(listing.candidates), keep)
-        yield from _collect(reading, listing, tally, kept, known, strict, workers or cores())
+        yield from collect(reading, listing, tally, kept, known, strict, workers or cores())
         stored = None
         if tally.entries:
             stream = Stream(
@@ -262,105 +219,7 @@ def most_bytes(listing: Listing, asked: Asked) -> int:
     return max(bound, sum(entry.size for entry in listing.candidates))
 
 
-def _collect(
-    reading: Reading,
-    listing: Listing,
-    tally: _Tally,
-    kept: caches.Kept,
-    index: Index,
-    strict: bool,
-    workers: int,
-) -> Work[None]:
-    """Decode everything into a store, which is replaced when a sample does not fit its shape; what
-    the index knows is not decoded."""
-    total, kind = len(listing.candidates), MEDIA[reading.medium]
-    task = f"reading {kind.MANY}"
-
-    def fitted(values: Array) -> Array:
-        asked = reading.asked
-        fits = asked.size is None or values.shape[1:] == asked.size
-        fits = fits and asked.numbers in (None, values.dtype.name)
-        fits = fits and (asked.channels is None or values.shape[0] in (1, asked.channels))
-        size = asked.size or values.shape[1:]
-        return values if fits else kind.fit(values, dataclasses.replace(asked, size=size))
-
-    last = time.monotonic()
-    yield Progress(task, 0, total)
-    found = index.results(listing, lambda rest: decode_all(reading, rest, workers))
-    try:
-        for done, (result, known) in enumerate(found, 1):
-            if isinstance(result, Decoded) and not _goes_with(kept.store, result.read, reading):
-                result = Skipped(result.entry, unusable.SHAPE)
-            if isinstance(result, Skipped):
-                if strict:
-                    text = f"{show(result.entry.name)}: {result.reason}"
-                    raise DataError(text, "Remove it, or leave --strict out to skip such files")
-                tally.skip(result)
-            else:
-                tally.add(result.entry, result.read)
-                values = _unread(result.read, reading) if known else fitted(result.read.values)
-                store = kept.store
-                shape = _shape_for(store, values, reading)
-                dtype = _type_for(store, values, reading)
-                if store is None or (store.shape, store.dtype) != (shape, dtype):
-                    kept.renew(shape, dtype, fitted)
-                kept.append(None if known or not kept.open else fitted(values))
-            if time.monotonic() - last > SECONDS_BETWEEN_EVENTS:
-                last = time.monotonic()
-                yield Progress(task, done, total)
-        yield Progress(task, total, total)
-    except BaseException as error:
-        kept.abort(error)
-        raise
-
-
-def _unread(read: Read, reading: Reading) -> Array:
-    """In the place of a known sample's numbers: their shape, and the type that they become."""
-    dtype = reading.asked.numbers or read.values.dtype
-    return np.broadcast_to(np.zeros((), dtype), read.values.shape)
-
-
-def _goes_with(store: caches.Store | None, read: Read, reading: Reading) -> bool:
-    """Whether a sample can be stored with others; gives a size of equal sides its dimensions."""
-    shape, asked = read.values.shape[1:], reading.asked
-    if store is None:
-        if asked.size is not None and len(asked.size) != len(shape):
-            reading.asked = dataclasses.replace(asked, size=shape)
-        return True
-    kind = MEDIA[reading.medium]
-    if getattr(kind, "MIXED", False):
-        alike = read.layout in getattr(kind, "ALIKE", ())
-        return not alike or store.shape[0] == read.values.shape[0]
-    return store.shape == read.values.shape
-
-
-def _type_for(store: caches.Store | None, values: Array, reading: Reading) -> np.dtype[Any]:
-    """The type of a store that takes a sample, too: that of fewest bits, where a medium has
-    several, or one that holds the numbers of both."""
-    if store is None or store.dtype == values.dtype:
-        return values.dtype
-    if not getattr(MEDIA[reading.medium], "BITS", ()):
-        return np.promote_types(store.dtype, values.dtype)
-    least = min(store.dtype, values.dtype, key=lambda own: own.itemsize)
-    reading.asked = dataclasses.replace(reading.asked, numbers=least.name)
-    return least
-
-
-def _shape_for(store: caches.Store | None, values: Array, reading: Reading) -> caches.Shape:
-    """The shape that a store needs for `values`, too; where sizes differ, it decides the size."""
-    channels, *size = values.shape
-    if store is None:
-        return channels, *size
-    if reading.asked.size is None and store.shape[1:] != tuple(size):
-        side = kept_side(reading.medium, len(size))
-        reading.asked = dataclasses.replace(reading.asked, size=(side,) * len(size))
-    most = max(channels, store.shape[0])
-    if 1 < min(channels, store.shape[0]) < most:
-        reading.asked = dataclasses.replace(reading.asked, channels=most)
-    return most, *(reading.asked.size or size)
-
-
-def _nothing(source: str | Path, listing: Listing, tally: _Tally) -> DataError:
+def _nothing(source: str | Path, listing: Listing, tally: Tally) -> DataError:
     """Says what is there instead, and what to do with most of that."""
     many = MEDIA[listing.medium].MANY
     unread = sorted(listing.unread.items(), key=lambda item: -item[1])
@@ -374,7 +233,7 @@ def _nothing(source: str | Path, listing: Listing, tally: _Tally) -> DataError:
     return DataError(text, hint[:1].upper() + hint[1:])
 
 
-def _warnings(tally: _Tally, asked: Asked, kind: Medium) -> Iterator[Notice]:
+def _warnings(tally: Tally, asked: Asked, kind: Medium) -> Iterator[Notice]:
     """What is wrong with samples that are used."""
     contrast = "black" if sum(asked.background) > 3 * 127 else "white"
     for reason, found in tally.remarks.items():
@@ -407,7 +266,7 @@ def _samples(
     source: str | Path,
     stored: Array,
     listing: Listing,
-    tally: _Tally,
+    tally: Tally,
     transform: str | None,
     rate: int | None,
 ) -> Samples:

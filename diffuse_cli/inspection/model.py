@@ -57,6 +57,7 @@ class ModelReport:
     data: Mapping[str, Any]
     training: Mapping[str, Any]
     sampling: SamplerChoice | None
+    distilled: Mapping[str, Any] | None
     versions: Mapping[str, Any]
     config: dict[str, Any] | None = None
     out: Path | None = None
@@ -116,6 +117,7 @@ def inspect_model(config: InfoConfig) -> Work[ModelReport]:
         data=model.data,
         training=model.training,
         sampling=model.sampling,
+        distilled=model.distilled,
         versions=model.versions,
         config=training,
         out=out,

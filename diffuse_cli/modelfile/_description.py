@@ -28,11 +28,12 @@ from diffuse_cli.presets import network_config
 VERSION = 7
 """Of the description. Version 1 has no number, and one table for network and data. 3 is 2 with a
 weak average or learned times, 4 has an array among the conditions, 5 columns of a table, 6 a
-layout, a transform, images of 16 bits or the scale of what is given, 7 a rate, and each is written
-for those alone: an older `diffuse` reads all other files."""
+layout, a transform, images of 16 bits or the scale of what is given, 7 a rate or a
+teacher, and each is written for those alone: an older `diffuse` reads all other files."""
 
-SAMPLING, WEAK_KEY = "sampling", "weak"
-"""The keys of the recommended setting and of the weak average in `diffuse.config`."""
+SAMPLING, WEAK_KEY, DISTILLED = "sampling", "weak", "distilled"
+"""The keys of the recommended setting, of the weak average and of the teacher in
+`diffuse.config`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,8 @@ class Model:
             names if the model is unconditional.
         training: the configuration of the training.
         sampling: the setting that `tune` recommends.
+        distilled: of a model whose estimate of x_0 is the end of its path: the hash of the model
+            that it was made from, and the scale of guidance that it follows, if it has one.
         versions: of the `diffuse` and torch that wrote a file; set by reading only.
     """
 
@@ -60,6 +63,7 @@ class Model:
     data: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     sampling: SamplerChoice | None = None
+    distilled: Mapping[str, Any] | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -99,6 +103,7 @@ def describe(model: Model) -> dict[str, Any]:
         "training": dict(model.training),
         **({SAMPLING: to_dict(model.sampling)} if model.sampling else {}),
         **({WEAK_KEY: {"step": model.weak_step}} if model.weak is not None else {}),
+        **({DISTILLED: dict(model.distilled)} if model.distilled is not None else {}),
         "versions": versions(),
     }
 
@@ -106,7 +111,7 @@ def describe(model: Model) -> dict[str, Any]:
 def _version(model: Model) -> int:
     """The oldest version that can say what the model is."""
     space = model.blueprint.space
-    if space.rate is not None:
+    if space.rate is not None or model.distilled is not None:
         return VERSION
     deep = space.medium == "image" and space.levels != 256
     given = model.blueprint.conditions.given
@@ -201,8 +206,20 @@ def rebuild(described: Mapping[str, Any]) -> Model:
         data=data,
         training=_settled(described["training"]),
         sampling=sampling,
+        distilled=_distilled(described.get(DISTILLED)),
         versions=dict(described["versions"]),
     )
+
+
+def _distilled(values: Any) -> dict[str, Any] | None:
+    """What a description says of the teacher, checked."""
+    if values is None:
+        return None
+    found = dict(values)
+    guidance = found.get("guidance")
+    if not isinstance(found.get("teacher"), str) or not isinstance(guidance, int | float | None):
+        raise ValueError("the teacher of the distilled model is of the wrong type")
+    return found
 
 
 def _recommended(

@@ -14,16 +14,20 @@ from diffuse_cli.conditioning import has_unconditional
 from diffuse_cli.config import (
     LEARNED_STEPS,
     TUNED_GUIDANCE,
+    TUNED_STEPS,
     TUNED_WEAK,
     SamplerChoice,
     TuneConfig,
 )
 from diffuse_cli.core.learned_times import draws_noise
 from diffuse_cli.core.process import Process
-from diffuse_cli.core.samplers import SAMPLERS
+from diffuse_cli.core.samplers import OF_DISTILLED, SAMPLERS
 from diffuse_cli.errors import UsageError
 from diffuse_cli.features import KIDS
 from diffuse_cli.metrics import Words, measured
+
+FEW_STEPS = (1, 2, 4, 8)
+"""The default steps of a distilled model."""
 
 
 @dataclass(frozen=True)
@@ -105,12 +109,17 @@ def first_settings(
     guidance: float | None,
     timesteps: int,
     weak_guidance: float | None = None,
+    distilled: bool = False,
 ) -> list[SamplerChoice]:
-    """Every sampler with every number of steps up to `timesteps`; a `UsageError` for none."""
-    steps = [n for n in dict.fromkeys(config.steps) if n <= timesteps]
+    """Every sampler with every number of steps up to `timesteps`; a `UsageError` for none.
+
+    A distilled model has samplers and default steps of its own.
+    """
+    asked = FEW_STEPS if distilled and config.steps == TUNED_STEPS else config.steps
+    steps = [n for n in dict.fromkeys(asked) if n <= timesteps]
     if not steps:
         raise UsageError(f"--steps must have one from 1 to {timesteps}, the model's timesteps")
-    samplers = config.samplers or tuple(SAMPLERS)
+    samplers = config.samplers or tuple(s for s in SAMPLERS if (s in OF_DISTILLED) == distilled)
     return [
         SamplerChoice(sampler, n, guidance, weak_guidance) for sampler in samplers for n in steps
     ]

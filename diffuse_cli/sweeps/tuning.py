@@ -73,12 +73,19 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         base, process = replace(base, times=None), loaded.denoiser.process
         timesteps = process.num_timesteps
         choice = base.choice
+        distilled = loaded.model.distilled is not None
         first = recommending.first_settings(
-            config, choice.guidance, timesteps, choice.weak_guidance
+            config,
+            choice.guidance,
+            timesteps,
+            choice.weak_guidance,
+            distilled,
         )
         scales = recommending.other_scales(config, loaded.model, choice.guidance)
         weak_scales = recommending.weak_scales(config) if base.guide else ()
         few = recommending.learned_steps(config, first, process)
+        if distilled:  # its guidance is in its weights, and its times are set
+            scales, few = (), []
         words = words_of(loaded.space)
         yield from _announce(config, first, scales, weak_scales, few, timesteps, words.many)
         judge = yield from evaluating.judging(config, loaded.space, accelerator)

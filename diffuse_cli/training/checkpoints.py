@@ -120,6 +120,7 @@ def checkpoint_of(
             "classes": trainer.plan.class_fingerprints,
             "given": trainer.plan.given_fingerprints,
             **({"table": trainer.plan.table_state} if trainer.plan.table_state else {}),
+            **({"distilled": trainer.plan.teacher.described} if trainer.plan.teacher else {}),
             "versions": list(trainer.plan.versions),
             "watch": monitor.state(),
             **({"budget": asdict(budget), "course": asdict(trainer.course)} if budget else {}),
@@ -195,6 +196,8 @@ def model_of(
         weak_step=weak.step if weak else None,
         data=plan.data(),
         training=for_model_file(plan.config),
+        sampling=plan.teacher.sampling(plan.blueprint) if plan.teacher else None,
+        distilled=plan.teacher.described if plan.teacher else None,
     )
 
 

@@ -9,10 +9,10 @@ from typing import Any
 from diffuse_cli import files
 from diffuse_cli.columns import names_of
 from diffuse_cli.config import DiffusionConfig, TrainConfig
-from diffuse_cli.config.training import from_file, to_file
+from diffuse_cli.config.training import WEIGHTED, from_file, to_file
 from diffuse_cli.core import degradations
 from diffuse_cli.core.conditions import Conditions
-from diffuse_cli.core.losses import OF_LEARNED
+from diffuse_cli.core.losses import OF_LEARNED, PAIRED
 from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.core.settings import to_dict as plain
 from diffuse_cli.core.space import LONGEST_SIDE, Space
@@ -81,6 +81,13 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
             f"--variance {config.variance} is fixed",
             "Give --variance learned, or --loss simple",
         )
+    if config.loss in PAIRED and not config.init:
+        raise UsageError(
+            f"--loss {config.loss} goes on from a trained model",
+            "Give it with --init, or type diffuse distill MODEL DATA",
+        )
+    if config.teacher_guidance is not None and config.loss not in PAIRED:
+        raise UsageError("--teacher-guidance goes with --loss consistency", "Leave it out")
     if config.size and config.preset and max(config.size) <= LONGEST_SIDE:
         architecture(config, config.preset, Space(channels=config.channels or 3, size=config.size))
     return _checked(config)
@@ -253,7 +260,7 @@ def complete(
         given_dropout=conditions.given.dropout if conditions.given else None,
         given_noise=conditions.given.noise if conditions.given else None,
         optimizer=config.optimizer or OPTIMIZER,
-        weighting=config.weighting or ("none" if loss == "vlb" else "min-snr"),
+        weighting=config.weighting or ("none" if loss in WEIGHTED else "min-snr"),
         precision=resolve_precision(config.precision, config.device, width, backward=True),
     )
     blueprint = Blueprint(

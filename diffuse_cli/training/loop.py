@@ -43,6 +43,7 @@ from diffuse_cli.training.starting import (
     with_first_weights,
     write_config,
 )
+from diffuse_cli.training.teaching import taught_by
 from diffuse_cli.training.timing import Forecast
 from diffuse_cli.training.trainer import Outcome, Trainer
 
@@ -133,6 +134,8 @@ class _Run:
         checkpoint = yield from last_checkpoint(self.plan, self.run)
         if checkpoint is None and self.plan.config.goes_on:
             self.plan = yield from with_first_weights(self.plan)
+        teacher = yield from taught_by(self.plan.config, checkpoint)
+        self.plan = dataclasses.replace(self.plan, teacher=teacher)
         start = checkpoint.step if checkpoint else 0
         if self.main:
             check_room(self.plan, self.run)

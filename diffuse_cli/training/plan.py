@@ -32,6 +32,7 @@ from diffuse_cli.training.initial import first_weights
 from diffuse_cli.training.layers import default_loss
 from diffuse_cli.training.rundir import RunDirectory
 from diffuse_cli.training.table import check_rows, told_by_table
+from diffuse_cli.training.teaching import Teacher, check_distilled
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -60,6 +61,7 @@ class Plan:
         init: the weights to start from, or None.
         room: most images at a time outside of training.
         versions: of the programs that made the run, each with its first step.
+        teacher: the model that is distilled, if one is.
     """
 
     config: TrainConfig
@@ -71,6 +73,7 @@ class Plan:
     room: int = 64
     versions: tuple[Mapping[str, Any], ...] = ()
     pairs: Pairs | None = None
+    teacher: Teacher | None = None
 
     @property
     def class_fingerprints(self) -> dict[str, str]:
@@ -139,11 +142,11 @@ def prepare(
 
     Raises:
         DataError: no usable images.
-        UsageError: a network that does not suit them, a target undefined under the process, or
-            classes other than those of a resumed run.
+        UsageError: a network that does not suit them, a target undefined under the process or not
+            for distilling, or classes other than those of a resumed run.
         ModelFileError, UsageError: as `first_weights`.
     """
-    make_denoiser(None, config, make_process(config))
+    check_distilled(config, make_denoiser(None, config, make_process(config)))
     cache = run.cache if run else None
     index = run.index if run else None
     if run and index and config.overwrite and run.exists():

@@ -9,7 +9,7 @@ import numpy as np
 
 from diffuse_cli import pictures
 from diffuse_cli.conditioning import Condition, default_guidance
-from diffuse_cli.config import SAMPLING_STEPS
+from diffuse_cli.config import SAMPLER, SAMPLING_STEPS
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.memory import out_of_memory
 from diffuse_cli.resolving import DrawSettings
@@ -38,8 +38,10 @@ def draw_by_default(
     `shown_of` in turn, or to so many of them, `inputs`.
     """
     denoiser = plan.blueprint.denoiser(net)
+    choice = plan.teacher.sampling(plan.blueprint) if plan.teacher else None
     settings = DrawSettings(
-        steps=min(SAMPLING_STEPS, denoiser.process.num_timesteps),
+        sampler=choice.sampler if choice else SAMPLER,
+        steps=min(choice.steps if choice else SAMPLING_STEPS, denoiser.process.num_timesteps),
         condition=_condition(plan, readable(plan, shown_of(plan, inputs)[:count])),
         seed=plan.config.seed,
         batch_size=plan.room,
@@ -77,6 +79,8 @@ def _condition(plan: Plan, chosen: npt.NDArray[np.int64]) -> Condition | None:
         own = plan.images.labels[chosen]
         labels = np.where(own >= 0, own, conditions.num_classes).tolist()
     scale = default_guidance(conditions, plan.config.label_dropout)
+    if plan.teacher:
+        scale = 1.0  # it is in the weights
     told = () if rows is None else tuple(map(tuple, rows[chosen].tolist()))
     return Condition(tuple(labels), scale, given_inputs(plan, chosen), rows=told)
 

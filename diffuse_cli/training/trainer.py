@@ -95,7 +95,10 @@ class Trainer:
             and self.device.type != "mps"
         )
         self.denoiser = plan.blueprint.denoiser(self._prepared)
-        self._objective = Objective(self.config, self.denoiser, self.device)
+        teacher = plan.teacher.denoise(accelerator) if plan.teacher else None
+        self._objective = Objective(self.config, self.denoiser, self.device, teacher)
+        # Measured by the last stage all along, so that the numbers can be compared.
+        self._measured = Objective(self.config, self.denoiser, self.device, teacher)
         self._draw = lookup(TIMESTEP_DRAWS, self.config.timestep_draw, "--timestep-draw")
         self.history = History(self.config.num_timesteps, self._draw.keep)
 
@@ -123,6 +126,7 @@ class Trainer:
         self._prepared.train()
         for group in self.optimizer.param_groups:
             group["lr"] = lr_at(self.config, self.course, step)
+        self._objective.follow(self.course.at(step))
         total, norm, seen = self._gradient(step, self.chances())
         loss = self.accelerator.reduce(total, "sum") / self.batch_size
         norm = norm + 0 * loss
@@ -292,7 +296,7 @@ class Trainer:
             return None
         chosen = readable(self.plan, chosen)
         losses = losses_of(
-            self._objective,
+            self._measured,
             self.plan.blueprint.denoiser(self.ema_net),
             self.plan.blueprint,
             images.stored[chosen],

@@ -16,7 +16,7 @@ from PIL import Image
 from diffuse_cli import modelfile, pictures
 from diffuse_cli.conditioning import Condition
 from diffuse_cli.config import DiffusionConfig, SamplerChoice, TuneConfig
-from diffuse_cli.core.samplers import SAMPLERS
+from diffuse_cli.core.samplers import OF_DISTILLED, SAMPLERS
 from diffuse_cli.errors import UsageError
 from diffuse_cli.metrics import Words
 from diffuse_cli.resolving import DrawSettings
@@ -84,13 +84,16 @@ def test_nothing_is_recommended_where_nothing_was_measured():
 # -- what is tried --------------------------------------------------------------------------------
 
 
+PLAIN = [name for name in SAMPLERS if name not in OF_DISTILLED]
+
+
 def config(**given):
     return TuneConfig(subject="m", data="d", **given)
 
 
 def test_all_samplers_with_all_steps_that_the_model_can_take():
     found = first_settings(config(), 2.0, 20)
-    assert found == [SamplerChoice(s, n, 2.0) for s in SAMPLERS for n in (5, 10, 20)]
+    assert found == [SamplerChoice(s, n, 2.0) for s in PLAIN for n in (5, 10, 20)]
     found = first_settings(config(samplers="ddim,heun,ddim", steps="9,3,9"), None, 9)
     assert found == [SamplerChoice(s, n) for s in ("ddim", "heun") for n in (9, 3)]
     with pytest.raises(UsageError, match="--steps must have one from 1 to 4"):
@@ -201,7 +204,7 @@ def test_evaluations_are_what_the_network_is_shown(tune, model, conditional, sca
     guided = () if scale is None else ("--guidance", scale)
     few = ("-n", 3, "--batch-size", 2, "--steps", "1,5")
     rows = tune(*few, *guided, "--json", model=path).json["rows"]
-    assert [r["setting"]["sampler"] for r in rows] == [s for s in SAMPLERS for _ in (1, 5)]
+    assert [r["setting"]["sampler"] for r in rows] == [s for s in PLAIN for _ in (1, 5)]
     loaded = modelfile.load(path)
     network = loaded.network()
     for r in rows:
@@ -444,7 +447,7 @@ def test_the_picture_has_a_line_for_each_sampler_and_a_ring(monkeypatch, least):
     """What is on the axes, and that they are logarithmic where no KID is below 0."""
     rows = [
         row(s, n, least + 0.1 * i + 1 / n, seconds=n / 100, guidance=2.0)
-        for i, s in enumerate(SAMPLERS) for n in (20, 5, 50)
+        for i, s in enumerate(PLAIN) for n in (20, 5, 50)
     ]  # fmt: skip
     rows.append(row("unipc", 51, least, seconds=0.5, guidance=1.0))
     drawn = []
@@ -462,8 +465,8 @@ def test_the_picture_has_a_line_for_each_sampler_and_a_ring(monkeypatch, least):
     lines = [container[0] for container in plot.containers]
     xs = [line.get_xdata().tolist() for line in lines]
     assert xs == [*[[0.05, 0.2, 0.5]] * 6, [0.5], [0.05, 0.2, 0.5]]
-    assert len({line.get_color() for line in lines}) == len(SAMPLERS)
-    assert len({line.get_marker() for line in lines}) == len(SAMPLERS)
+    assert len({line.get_color() for line in lines}) == len(PLAIN)
+    assert len({line.get_marker() for line in lines}) == len(PLAIN)
     [ring] = [line for line in plot.lines if line.get_markersize() == 13]
     chosen = next(r for r in rows if r.setting == found.recommended)
     assert (ring.get_xdata()[0], ring.get_ydata()[0]) == (chosen.seconds, chosen.values["kid"])

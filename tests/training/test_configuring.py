@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffuse_cli.config.training import to_file
+from diffuse_cli.config.training import WEIGHTED, to_file
 from diffuse_cli.core import LOSSES, VARIANCES, WEIGHTINGS, Conditions, Space
-from diffuse_cli.core.losses import OF_LEARNED
+from diffuse_cli.core.losses import OF_LEARNED, PAIRED
 from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.core.settings import Settings, setting
 from diffuse_cli.core.variances import LEARNED
@@ -44,9 +44,13 @@ def without(values):
 @pytest.mark.parametrize(("loss", "weighting"), [*product((None, *LOSSES), (None, *WEIGHTINGS))])
 def test_loss_and_weighting_follow_from_the_variance(variance, loss, weighting):
     typed = without({"variance": variance, "loss": loss, "weighting": weighting})
-    if loss == "vlb" and weighting not in (None, "none"):
-        with pytest.raises(UsageError, match="--weighting does not go with --loss vlb"):
+    if loss in WEIGHTED and weighting not in (None, "none"):
+        with pytest.raises(UsageError, match=f"--weighting does not go with --loss {loss}"):
             made(typed)
+        return
+    if loss in PAIRED:
+        with pytest.raises(UsageError, match="goes on from a trained model"):
+            planned(typed)
         return
     if loss in OF_LEARNED and variance not in LEARNED:
         with pytest.raises(UsageError, match="Give --variance learned, or --loss simple"):

@@ -14,7 +14,7 @@ from conftest import write_images
 from PIL import Image
 
 import diffuse_cli
-from diffuse_cli.data import reading
+from diffuse_cli.data import collecting
 from diffuse_cli.training import plan
 from diffuse_cli.training.trainer import Trainer
 
@@ -86,7 +86,7 @@ SPOILT = {
 @pytest.fixture
 def while_reading(monkeypatch):
     """Have something done when the files are listed and none is read yet, and wait for no FIFO."""
-    original = reading.decode_all
+    original = collecting.decode_all
 
     def wait(number, frame):
         raise TimeoutError
@@ -98,7 +98,7 @@ def while_reading(monkeypatch):
             yield from original(plan, entries, 1)  # in this thread, where the alarm is heard
             signal.alarm(0)
 
-        monkeypatch.setattr(reading, "decode_all", decode_all)
+        monkeypatch.setattr(collecting, "decode_all", decode_all)
 
     before = signal.signal(signal.SIGALRM, wait)
     yield arrange

@@ -1,0 +1,75 @@
+"""A trained model, to be made one that draws in a few steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from diffuse_cli.options import (
+    OVERWRITE,
+    Config,
+    argument,
+    optimiser_option,
+    option,
+    output_option,
+    run_option,
+)
+
+STEPS = 2000
+"""Default steps of distilling."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(Config):
+    """What a distillation does not take from the model; it is a training like any other."""
+
+    model: str = argument("MODEL", "Model file, or run directory.")
+    data: str = argument("DATA", "Folder or zip of samples such as it was trained on.")
+    steps: int | None = option(None, "Training steps.", low=1, high=100_000_000, shown=f"{STEPS}")
+    minutes: float | None = option(
+        None,
+        "Distil for this long; the number of steps follows the speed.",
+        low=0.01,
+        high=1e6,
+        control=True,
+    )
+    out: str = option(
+        "distilled.safetensors",
+        "Model file; its run directory lies beside it.",
+        flag="-o",
+        control=True,
+        metavar="FILE",
+    )
+    guidance: float | None = option(
+        None,
+        "Follow the model guided at this scale, of a model with conditions; no other guidance can "
+        "be asked for later.",
+        low=0,
+        high=100,
+        shown="the model's default",
+    )
+    resume: bool = option(False, "Continue from the last checkpoint.", control=True)
+    overwrite: bool = option(False, OVERWRITE, control=True)
+    batch_size: int | None = optimiser_option(
+        None, "Images per step, over all processes.", low=1, high=1_000_000, shown="the model's"
+    )
+    lr: float | None = optimiser_option(
+        None, "Peak learning rate.", low=0, high=10, shown="the model's"
+    )
+    workers: int | None = run_option(
+        None, "Threads that read images.", low=1, high=1024, control=True, shown="one per core"
+    )
+    seed: int = run_option(0, "Seed of all random draws.", low=0, high=2**63 - 1)
+    precision: str = run_option("auto", "Precision of the arithmetic.", table="runtime.PRECISIONS")
+    device: str = run_option(
+        "auto", "Device; auto is a GPU where PyTorch sees one.", table="runtime.DEVICES"
+    )
+    stop_at: int | None = run_option(
+        None, "Stop after this step; --resume continues.", low=1, control=True
+    )
+    preview_every: int | None = run_option(
+        None, "Steps between preview pictures.", low=1, shown="an eighth of the steps"
+    )
+    save_every: int | None = run_option(
+        None, "Steps between checkpoints.", low=1, control=True, shown="500"
+    )
+    log_every: int = output_option(50, "Steps between lines of metrics.jsonl.", low=1, control=True)

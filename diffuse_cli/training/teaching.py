@@ -1,0 +1,115 @@
+"""The model that a run distils: where it starts, and what it may follow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from diffuse_cli import files, modelfile
+from diffuse_cli.config import DISTILLED_STEPS, SamplerChoice, TrainConfig
+from diffuse_cli.core.guidance import guide
+from diffuse_cli.core.kernels.layout import lay_out
+from diffuse_cli.core.losses import PAIRED
+from diffuse_cli.diffusion import Blueprint, kept_in_range
+from diffuse_cli.errors import UsageError
+from diffuse_cli.events import Work
+from diffuse_cli.training.rundir import Checkpoint
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import Tensor
+
+    from diffuse_cli.core.denoiser import Denoise, Denoiser
+    from diffuse_cli.modelfile import Model
+
+AMPLIFIED = 2.0
+"""By how much an error in the target may grow in x_0: v, x0 and flow have 1 at most."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The model that is distilled.
+
+    Attributes:
+        sha256: of its file.
+        guidance: its scale, if it is followed.
+        model: None if it is not followed, but only where the weights started.
+    """
+
+    sha256: str
+    guidance: float | None = None
+    model: Model | None = None
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What a checkpoint and a model file keep of it."""
+        guidance = {} if self.guidance is None else {"guidance": self.guidance}
+        return {"teacher": self.sha256, **guidance}
+
+    def sampling(self, blueprint: Blueprint) -> SamplerChoice:
+        """How to draw from what it becomes; guidance is in its weights."""
+        steps = min(DISTILLED_STEPS, blueprint.diffusion.num_timesteps)
+        return SamplerChoice("consistency", steps, 1.0 if blueprint.conditions else None)
+
+    def denoise(self, accelerator: Accelerator) -> Denoise | None:
+        """The guided model on the device, without gradients, in range; None if not followed."""
+        if self.model is None or self.guidance is None:
+            return None
+        net = lay_out(self.model.network().to(accelerator.device))
+
+        def infer(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+            with torch.no_grad(), accelerator.autocast():
+                return net(x, t, **cond).float()  # type: ignore[no-any-return]
+
+        denoiser = self.model.blueprint.denoiser(infer)
+        return kept_in_range(guide(denoiser, self.guidance), denoiser)
+
+
+def check_distilled(config: TrainConfig, denoiser: Denoiser) -> None:
+    """Refuse to distil a model whose target says too little of x_0 where there is much noise.
+
+    Raises:
+        UsageError
+    """
+    if config.loss not in PAIRED:
+        return
+    a, b = denoiser.coefficients
+    bars = denoiser.process.alpha_bars
+    factor = 1 / (a - b * (bars / (1 - bars)).sqrt()).abs()
+    if float(factor.max()) > AMPLIFIED:
+        raise UsageError(
+            f"a model of target {config.target} cannot be distilled: an error of its network is "
+            f"up to {float(factor.max()):,.0f} times as large in the image",
+            "Go on with another target first: diffuse train DATA --init MODEL --target v",
+        )
+
+
+def taught_by(config: TrainConfig, checkpoint: Checkpoint | None) -> Work[Teacher | None]:
+    """The model that a run distils, or None. Where a run goes on it is read only if it is followed.
+
+    Raises:
+        ModelFileError: it is missing or damaged.
+        UsageError: it is another than the run began with.
+    """
+    if config.loss not in PAIRED:
+        return None
+    began = checkpoint.state.get("distilled") if checkpoint else None
+    if began and config.teacher_guidance is None:
+        return Teacher(began["teacher"])
+    assert config.init is not None
+    found = yield from modelfile.find(config.init)
+    if began and began["teacher"] != found.sha256:
+        raise UsageError(
+            f"{files.show(config.init)} is not the model that this run began to distil",
+            "Put that one back, or start again with --overwrite",
+        )
+    followed = found.model if config.teacher_guidance is not None else None
+    if followed and not followed.blueprint.conditions and config.teacher_guidance != 1:
+        raise UsageError(
+            f"--teacher-guidance {config.teacher_guidance:g}: the model is told nothing that it "
+            "could be guided by",
+            "Leave it out",
+        )
+    return Teacher(found.sha256, config.teacher_guidance, followed)

@@ -1,0 +1,172 @@
+"""`diffuse distill`: a training with another loss, and what its model says and draws."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffuse_cli import files, modelfile
+from diffuse_cli.config import DrawConfig, TrainConfig
+from diffuse_cli.core.losses import PAIRED
+from diffuse_cli.errors import UsageError
+from diffuse_cli.resolving import resolve
+from diffuse_cli.training import teaching
+from diffuse_cli.training.objective import Objective
+
+FAST = Path("fast.safetensors")
+
+
+@pytest.fixture
+def distill(diffuse, images):
+    return lambda model, *more: diffuse("distill", model, images, "-o", FAST, *more)
+
+
+@pytest.fixture(scope="module")
+def fast(tmp_path_factory, images, model):
+    """A distilled model of a few steps. Do not write here."""
+    from conftest import in_process
+
+    out = tmp_path_factory.mktemp("fast") / "fast.safetensors"
+    assert in_process(["distill", model, images, "--steps", 20, "-o", out, "-q"]) == 0
+    return out
+
+
+def test_a_distilled_model_says_what_it_is(diffuse, fast, model):
+    found = modelfile.load(fast)
+    assert found.distilled == {"teacher": files.sha256(model)}
+    assert str(found.sampling) == "consistency, 2 steps"
+    ran = diffuse("info", fast)
+    assert f"from the model of SHA-256 {files.sha256(model)}" in ran.out
+    told = diffuse("info", fast, "--json").json
+    assert told["distilled"]["teacher"] == files.sha256(model)
+    ran = diffuse("sample", fast, "-n", 2, "-o", "drawn")
+    assert (ran.code, "consistency, 2 steps" in ran.err) == (0, True)
+    manifest = json.loads(Path("drawn/manifest.json").read_text())
+    assert (manifest["sampler"], manifest["steps"]) == ("consistency", 2)
+    assert manifest["distilled"] == {"teacher": files.sha256(model)}
+
+
+def test_only_a_distilled_model_is_drawn_from_by_consistency(diffuse, model, fast):
+    ran = diffuse("sample", model, "--sampler", "consistency", "-o", "drawn")
+    assert ran.code == UsageError.exit_code
+    assert "diffuse distill" in ran.err
+    found = modelfile.load(fast)
+    assert resolve(DrawConfig(), found).steps == 2
+    assert resolve(DrawConfig(steps=4), found).sampler == "consistency"
+    assert resolve(DrawConfig(sampler="ddim"), found).sampler == "ddim"
+
+
+def test_stopped_and_resumed_equals_one_go(distill, model, fast):
+    assert distill(model, "--steps", 20, "--stop-at", 7, "-q").code == 0
+    assert distill(model, "--resume", "-q").code == 0
+    assert FAST.read_bytes() == fast.read_bytes()
+
+
+def test_the_weights_begin_as_the_model_and_the_loss_falls(distill, model):
+    ran = distill(model, "--steps", 60, "--log-every", 1, "--json")
+    assert ran.code == 0, ran.err
+    losses = [
+        json.loads(line)["loss"]
+        for line in Path("fast.run/metrics.jsonl").read_text().splitlines()
+        if "loss" in line and "grad_norm" in line
+    ]
+    assert len(losses) == 60
+    assert all(value > 0 for value in losses)
+
+
+def test_a_guided_model_is_followed_at_its_scale(distill, conditional, diffuse):
+    assert distill(conditional, "--steps", 10, "--guidance", 1.5, "-q").code == 0
+    found = modelfile.load(FAST)
+    assert found.distilled == {"teacher": files.sha256(conditional), "guidance": 1.5}
+    assert found.sampling.guidance == 1.0
+    ran = diffuse("sample", FAST, "-n", 2, "--class", "dark", "-o", "drawn", "-q")
+    assert ran.code == 0
+    assert "guided at 1.5" in diffuse("info", FAST).out
+    other = modelfile.load(conditional)
+    assert not torch.equal(next(iter(found.ema.values())), next(iter(other.ema.values())))
+
+
+def test_the_default_scale_is_the_one_of_the_model(distill, conditional):
+    assert distill(conditional, "--steps", 2, "-q").code == 0
+    assert modelfile.load(FAST).distilled["guidance"] == 2.0
+
+
+def test_guidance_needs_something_that_the_model_is_told(distill, model):
+    ran = distill(model, "--steps", 2, "--guidance", 3)
+    assert ran.code == UsageError.exit_code
+    assert "told nothing" in ran.err
+
+
+def test_a_target_that_says_little_of_the_image_is_refused(train, distill):
+    assert train("--steps", 2, "--target", "eps", "-q").code == 0
+    ran = distill("model.safetensors", "--steps", 2)
+    assert ran.code == UsageError.exit_code
+    assert "target eps cannot be distilled" in ran.err
+    assert "--target v" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--loss consistency", "goes on from a trained model"),
+        ("--teacher-guidance 2", "goes with --loss consistency"),
+        ("--loss consistency --weighting p2", "which has its own weights"),
+    ],
+)
+def test_train_refuses_what_does_not_go_together(train, options, said):
+    ran = train(*options.split(), "--steps", 2)
+    assert ran.code == UsageError.exit_code
+    assert said in ran.err
+
+
+def test_another_teacher_is_refused_on_resume(distill, model, conditional, tmp_path):
+    teacher = tmp_path / "teacher.safetensors"
+    teacher.write_bytes(conditional.read_bytes())
+    assert distill(teacher, "--steps", 6, "--stop-at", 2, "-q").code == 0
+    found = modelfile.load(conditional)
+    modelfile.save(teacher, found.__class__(**{**vars(found), "step": 59}))
+    ran = distill(teacher, "--resume")
+    assert ran.code == UsageError.exit_code
+    assert "not the model that this run began to distil" in ran.err
+
+
+def test_a_model_without_its_teacher_goes_on(distill, model, tmp_path, fast):
+    """What is not followed is not needed any more."""
+    teacher = tmp_path / "teacher.safetensors"
+    teacher.write_bytes(model.read_bytes())
+    assert distill(teacher, "--steps", 20, "--stop-at", 7, "-q").code == 0
+    teacher.unlink()
+    assert distill(teacher, "--resume", "-q").code == 0
+    assert FAST.read_bytes() == fast.read_bytes()
+
+
+def test_the_pairs_of_the_objective_come_nearer_along_the_way(model):
+    found = modelfile.load(model)
+    denoiser = found.blueprint.denoiser(found.network())
+    config = TrainConfig(data="", loss="consistency", init="model")
+    objective = Objective(config, denoiser, torch.device("cpu"))
+    assert config.loss in PAIRED
+    weights = []
+    for way in (0.0, 0.3, 0.6, 0.99):
+        objective.follow(way)
+        weights.append(float(objective.weight.sum()))
+    assert weights == sorted(weights)
+    assert weights[0] < weights[-1]
+
+
+def test_flow_and_x0_can_be_distilled():
+    from oracles import process_of
+
+    from diffuse_cli.core import Denoiser
+
+    for target, good in [("v", True), ("x0", True), ("flow", True), ("eps", False), ("mu", False)]:
+        denoiser = Denoiser(lambda x, t: x, process_of("cosine", 100), target)
+        config = TrainConfig(data="", loss="consistency", init="model", target=target)
+        if good:
+            teaching.check_distilled(config, denoiser)
+        else:
+            with pytest.raises(UsageError):
+                teaching.check_distilled(config, denoiser)
