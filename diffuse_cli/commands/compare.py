@@ -153,13 +153,13 @@ def _apart(found: Difference) -> tuple[str, str]:
 
 def _about(both: BothMeasured) -> list[str]:
     """What was measured, and how."""
-    from diffuse_cli.evaluation.words import part_of
+    from diffuse_cli.evaluation.words import network_of, part_of
 
     part = part_of(both.part, both.words)
     drawn = [f"{s['sampler']}, {s['steps']} steps" for s in both.settings]
     how = drawn[0] if drawn[0] == drawn[1] else f"{drawn[0]} (A), {drawn[1]} (B)"
     return [
         f"n = {both.generated:,} generated against {both.real:,} real ({part}); drawn with {how}; "
-        f"features of {both.features.get('name', '')}",
+        f"{network_of(both.features)}",
         f"better: where the difference is more than {SIGNIFICANT} errors",
     ]

@@ -50,11 +50,10 @@ def to_json(config: EvalConfig, found: Evaluated) -> dict[str, object]:
 def lines(found: Evaluated) -> list[str]:
     """A table of the numbers and their references, and what they were measured on."""
     rows = [["", "measured", "reference"], *(_row(n, found.values) for n in shown(found.values))]
-    from diffuse_cli.evaluation.words import part_of
+    from diffuse_cli.evaluation.words import network_of, part_of
 
     part = part_of(found.part, found.words)
-    name = found.features.get("name", "")
-    features = f"; features of {name}" if name else ""
+    features = f"; {network_of(found.features)}" if found.features.get("name") else ""
     said = [str(r) for r in found.remarks if r.warns or r.level == "note"]
     return [
         *columns(rows),

@@ -77,13 +77,13 @@ def lines(found: Tuned) -> list[str]:
     }
     shown = [i for i, head in enumerate(heads) if not absent.get(head)]
     rows = [heads, *(_cells(row, keys) for row in found.rows)]
-    from diffuse_cli.evaluation.words import part_of
+    from diffuse_cli.evaluation.words import network_of, part_of
 
     part = part_of(found.part, found.words)
     return [
         *columns([[row[i] for i in shown] for row in rows]),
-        f"n = {found.n:,} generated against {found.real:,} real ({part}) for each; features of "
-        f"{found.features['name']}; seconds per {found.words.one} on {found.device}",
+        f"n = {found.n:,} generated against {found.real:,} real ({part}) for each; "
+        f"{network_of(found.features)}; seconds per {found.words.one} on {found.device}",
         f"recommended: {found.recommended}",
         *(files.show(path) for path in (found.plot, found.out) if path),
     ]

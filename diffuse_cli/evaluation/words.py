@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from diffuse_cli.core.space import Space
+from diffuse_cli.features import RANDOM
 from diffuse_cli.media import MEDIA
 from diffuse_cli.metrics import Words
 
@@ -13,6 +16,12 @@ def words_of(space: Space) -> Words:
     low, high = getattr(kind, "LOW_HIGH", ("low", "high"))
     channels = getattr(kind, "CHANNELS", {}).get(space.channels, ())
     return Words(kind.MANY, getattr(kind, "POINTS", "points"), low, high, channels, kind.ONE)
+
+
+def network_of(features: Mapping[str, str]) -> str:
+    """The feature network, as `FeatureNetwork.described` has it, in words."""
+    name = features.get("name", "")
+    return "random features" if name == RANDOM else f"features of {name}"
 
 
 def part_of(part: str, words: Words) -> str:

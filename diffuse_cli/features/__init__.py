@@ -29,6 +29,10 @@ KIDS = ("kid", "kid_random")
 They are different numbers, and are not compared."""
 
 
+RANDOM = "random"
+"""The name of the network with random weights."""
+
+
 @dataclass(frozen=True)
 class FeatureNetwork:
     """A feature network, ready on a device.

@@ -18,13 +18,11 @@ import torch
 import torch.nn.functional as F
 
 from diffuse_cli.draws import philox
-from diffuse_cli.features import FeatureNetwork, exact
+from diffuse_cli.features import RANDOM, FeatureNetwork, exact
 
 if TYPE_CHECKING:
     from diffuse_cli.core.space import Space
     from diffuse_cli.media import Array
-
-NAME = "random"
 
 WIDTHS = (32, 64, 128, 128)
 """Channels after each convolution of stride 2; samples of a few points have fewer of them."""
@@ -78,7 +76,7 @@ def random_network(
         return torch.cat(found, 1)
 
     dim = 2 * sum(size[0] for size in sizes)
-    return FeatureNetwork(NAME, dim, digest, device, forward, pictures=False)
+    return FeatureNetwork(RANDOM, dim, digest, device, forward, pictures=False)
 
 
 def random_network_for(space: Space, real: Array, device: torch.device) -> FeatureNetwork:

@@ -62,7 +62,7 @@ def page(
         style=Markup(style.css()),
         config=config,
         found=found,
-        colour=COLOURS,
+        colour=COLOURS if found.words.one == "image" else {},
         plural=plural,
         verdict=[remark for remark in found.remarks if remark.level != "note"],
         sections=[(name, title, render(name, **data)) for name, (title, data) in parts.items()],

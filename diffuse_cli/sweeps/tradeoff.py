@@ -9,6 +9,7 @@ from PIL import Image
 
 from diffuse_cli import pictures
 from diffuse_cli.config import SamplerChoice
+from diffuse_cli.evaluation.words import network_of
 from diffuse_cli.metrics import label, measured
 from diffuse_cli.pictures import FAINT, INK, Sheet
 from diffuse_cli.sweeps.recommending import Tried, Tuned
@@ -35,8 +36,8 @@ def plot(found: Tuned, name: str) -> Image.Image:
     sheet = Sheet(9.2, 5.95, 150)
     sheet.text(LEFT, 0.4, name, 8, fontsize=12, fontweight="bold", **PLAIN)
     line = (
-        f"{found.n:,} generated {found.words.many} against {found.real:,} real ones, features of "
-        f"{found.features['name']}; numbers are steps, bars standard errors"
+        f"{found.n:,} generated {found.words.many} against {found.real:,} real ones, "
+        f"{network_of(found.features)}; numbers are steps, bars standard errors"
     )
     sheet.text(LEFT, 0.66, line, 8, fontsize=9, color=FAINT, **PLAIN)
     axes = sheet.axes(LEFT, TOP, WIDTH, HEIGHT)

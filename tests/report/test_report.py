@@ -283,13 +283,14 @@ def test_the_same_evaluation_gives_the_same_bytes(diffuse, conditional, images, 
     [
         ([1, 8, 16], "grey images of 8 pixels high and 16 wide of 2 classes"),
         ([2, 8, 8], "2-channel images of 8 × 8 pixels of 2 classes"),
-        ([2, 64], "samples of 2 × 64 numbers of 2 classes"),
+        ([2, 64], "images of 2 × 64 numbers of 2 classes"),
     ],
 )
 def test_what_the_model_draws_is_named_by_its_shape(shape, words):
     model = {"shape": shape, "step": 9, "parameters": 9, "classes": ["a", "b"]}
     settings = {"sampler": "ddim", "steps": 9, "seed": 0}
-    found = SimpleNamespace(model=model, settings=settings, generated=9, real=9, part="all")
+    found = SimpleNamespace(model=model, settings=settings, generated=9, real=9, part="all",
+                            words=Words("images", "pixels"))  # fmt: skip
     page = render(
         "page", title="", version="", policy="", style="", found=found,
         config=EvalConfig(subject="m", data="d"),
