@@ -546,7 +546,7 @@ def test_training_images_are_visited_half_as_often(
 ):
     seen, real = {}, bounds.measure
     monkeypatch.setattr(
-        parts, "measure", lambda *a, **k: seen.update({k["task"]: k}) or real(*a, **k)
+        bounds, "measure", lambda *a, **k: seen.update({k["task"]: k}) or real(*a, **k)
     )
     assert measure(images, "-n", 4, "--timesteps", asked, "--respaced", 20, "--json").code == 0
     assert [k["timesteps"] for k in seen.values()] == [asked, of_training]
