@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -59,7 +59,9 @@ def load_job(config: SampleConfig, accelerator: Accelerator) -> Work[Job]:
     """Read the models, and what the images are given."""
     out = Path(config.out)
     folder = packing.folder_of(out)
-    before = ledger.earlier(folder) or (packing.manifest_of(out) if out.is_file() else {})
+    before: Mapping[str, Any] = {}
+    if not config.overwrite:
+        before = ledger.earlier(folder) or (packing.manifest_of(out) if out.is_file() else {})
     first = before.get("first") if config.then else before
     first = first if isinstance(first, dict) else {}
     stages = [(yield from load_stage(config, config.model, accelerator, first))]

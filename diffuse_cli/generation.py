@@ -58,8 +58,11 @@ def generate(config: SampleConfig) -> Work[Generated | None]:
         try:
             with job.ledger.writing(accelerator.process_index):
                 yield from job.draw(mine, accelerator)
-        except OutputError as error:
-            error.of_all = False
+        except BaseException as error:
+            if accelerator.num_processes == 1:
+                job.ledger.abandon()
+            if isinstance(error, OutputError):
+                error.of_all = False
             raise
         meet(accelerator)
         if not accelerator.is_main_process:

@@ -257,6 +257,16 @@ class Ledger:
         files.write_json(self.folder / MANIFEST, manifest)
         files.remove(self.work)
 
+    def abandon(self) -> None:
+        """Leave nothing of a sampling that was stopped before its first part was drawn."""
+        lines = [*self._lines()]
+        noted = json.loads((self.work / SETTINGS).read_text())["files"]
+        if noted or any("files" in line for line in lines):
+            return
+        for i in self._begun():
+            files.remove(self.path(i))
+        files.remove(self.work)
+
     # -- by each process ---------------------------------------------------------------------------
 
     @contextlib.contextmanager

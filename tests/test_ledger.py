@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import free_port
-from seams import killed_while
+from seams import ends_at, killed_while
 
 from diffuse_cli import files, ledger, locks
 from diffuse_cli.errors import OutputError, Terminated
@@ -82,9 +82,9 @@ def test_a_sampling_that_is_killed_at_any_operation_goes_on(tmp_path):
     for moment in range(10_000):
         folder = tmp_path / "stopped"
         shutil.rmtree(folder, ignore_errors=True)
-        killed = killed_while(lambda folder=folder: draw(folder), moment)
+        killed = killed_while(lambda folder=folder: draw(folder), ends_at(moment))
         if killed and moment % 3 == 0:
-            killed_while(lambda folder=folder: draw(folder), moment // 2)
+            killed_while(lambda folder=folder: draw(folder), ends_at(moment // 2))
         drawn.add(draw(folder))
         assert tree(folder) == expected, moment
         assert not [p for p in folder.iterdir() if p.name.startswith(".")], moment

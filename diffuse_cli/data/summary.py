@@ -64,8 +64,8 @@ class Summary:
             parts.append(plural(len(self.classes), "class", "classes"))
         lines = [", ".join(parts)]
         if self.greyed:
-            few, *more = getattr(MEDIA[self.medium], "KINDS", {}).values()
-            lines.append(f"{self.counted(self.greyed)} in {more[-1]}, read as {few}")
+            kinds = getattr(MEDIA[self.medium], "KINDS", {})
+            lines.append(f"{self.counted(self.greyed)} in {kinds[3]}, read as {kinds[1]}")
         if self.classes and self.unlabelled:
             lines.append(f"{self.counted(self.unlabelled)} outside the class folders")
         lines += [*skip_lines(self.skipped), *self.ignored()]

@@ -127,8 +127,9 @@ def test_every_source_gives_what_a_folder_gives(tmp_path: Path, name: str) -> No
 
 
 def test_every_source_is_made_here() -> None:
-    """A new one has to be among `MAKERS`; the hub is served in test_hub.py."""
-    assert {*SOURCES} - {"hub"} <= {*MAKERS}
+    """A new one has to be among `MAKERS`; the hub is served in test_hub.py, and batches are written
+    in test_packing.py."""
+    assert {*SOURCES} - {"hub", "batch"} <= {*MAKERS}
 
 
 @pytest.mark.parametrize("name", list(MAKERS))
