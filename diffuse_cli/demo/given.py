@@ -12,7 +12,7 @@ from diffuse_cli.config import DemoConfig
 from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.givens import Giver, beside, degrading
-from diffuse_cli.media import Asked, like
+from diffuse_cli.media import MEDIA, Asked, like
 from diffuse_cli.sampling import Loaded
 from diffuse_cli.tasks.inputs import read_one, rgb
 
@@ -58,7 +58,9 @@ def told(
     if giver.degradation is not None:
         if config.given is not None:
             raise UsageError(
-                f"--given: the model is told {giver.given.what} of the image", "Leave it out"
+                f"--given: the model is told {giver.given.what} of the "
+                f"{MEDIA[loaded.space.medium].ONE}",
+                "Leave it out",
             )
         inputs = degrading(giver, image[None], config.seed, "given")
     else:
