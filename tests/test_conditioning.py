@@ -146,7 +146,9 @@ def test_an_interval_of_all_levels_is_plain_guidance_and_of_none_is_scale_1():
 
 def model(*classes: str, conditional: bool = True, **training):
     blueprint = SimpleNamespace(conditions=Conditions(classes=classes if conditional else ()))
-    return SimpleNamespace(blueprint=blueprint, classes=classes, training=training, sampling=None)
+    return SimpleNamespace(
+        blueprint=blueprint, classes=classes, training=training, sampling=None, distilled=None
+    )
 
 
 def asked(**options):

@@ -51,7 +51,12 @@ def described(recommended=None, weak=None, classes=()):
     if recommended is not None:
         sampling = SamplerChoice("unipc", 5, None, recommended)
     return SimpleNamespace(
-        blueprint=blueprint, classes=classes, training={}, sampling=sampling, weak=weak
+        blueprint=blueprint,
+        classes=classes,
+        training={},
+        sampling=sampling,
+        weak=weak,
+        distilled=None,
     )
 
 

@@ -31,7 +31,9 @@ HEUN = SamplerChoice("heun", 7, 3.5)
 def model(sampling: SamplerChoice | None, classes: int = 2):
     names = ("a", "b")[:classes]
     blueprint = SimpleNamespace(conditions=Conditions(classes=names))
-    return SimpleNamespace(blueprint=blueprint, classes=names, training={}, sampling=sampling)
+    return SimpleNamespace(
+        blueprint=blueprint, classes=names, training={}, sampling=sampling, distilled=None
+    )
 
 
 def config(**given):

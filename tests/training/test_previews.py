@@ -30,7 +30,9 @@ def plan_of(steps, batch_size=64, held_out=96, classes=0):
     )
     conditions = Conditions(classes=tuple(map(str, range(classes))))
     blueprint = SimpleNamespace(conditions=conditions)
-    return SimpleNamespace(config=config, blueprint=blueprint, held_out=range(held_out))
+    return SimpleNamespace(
+        config=config, blueprint=blueprint, held_out=range(held_out), teacher=None
+    )
 
 
 @pytest.mark.parametrize(
