@@ -1,14 +1,21 @@
-"""Two hosts, each a launcher with one process: one is lost, and the run goes on without it."""
+"""Two hosts, each a launcher with one process: one is lost, and the run goes on without it.
+
+Each is a network namespace with an address of its own, where these may be made; else both are on
+the loopback of this machine.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -22,20 +29,62 @@ def losses(run):
     return {row["step"]: row["loss"] for row in rows if "loss" in row}
 
 
+@dataclass(frozen=True)
+class Network:
+    """Two hosts: what runs a command on each, the address of the first, and their device."""
+
+    on: tuple[list[str], list[str]]
+    address: str
+    device: str
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+
 @pytest.fixture
-def hosts(tmp_path):
+def network() -> Iterator[Network]:
+    """Two network namespaces on one cable, or the loopback."""
+    names = [f"diffuse-{os.getpid()}-{k}" for k in "ab"]
+    try:
+        if shutil.which("ip") is None:
+            raise OSError
+        for name in names:
+            ip("netns", "add", name)
+        ends = ("eth0", "netns", names[0], "type", "veth", "peer", "eth0", "netns", names[1])
+        ip("link", "add", *ends)
+        for k, name in enumerate(names, 1):
+            ip("-n", name, "addr", "add", f"10.77.0.{k}/24", "dev", "eth0")
+            for device in ("eth0", "lo"):
+                ip("-n", name, "link", "set", device, "up")
+        yield Network(
+            (["ip", "netns", "exec", names[0]], ["ip", "netns", "exec", names[1]]),
+            "10.77.0.1",
+            "eth0",
+        )
+    except (OSError, subprocess.CalledProcessError):
+        yield Network(([], []), "127.0.0.1", "lo")
+    finally:
+        for name in names:
+            with contextlib.suppress(OSError, subprocess.CalledProcessError):
+                ip("netns", "del", name)
+
+
+@pytest.fixture
+def hosts(tmp_path, network):
     """Start both; each is a group of processes of its own."""
     started: list[subprocess.Popen[str]] = []
 
     def start(*arguments):
-        join = ["--master_addr", "127.0.0.1", "--master_port", str(free_port()), "--node_rank"]
+        join = ["--master_addr", network.address, "--master_port", str(free_port())]
         for k in range(2):
-            command = [*LAUNCHER, *join, str(k), "-m", "diffuse_cli", *map(str, arguments)]
+            command = [*network.on[k], *LAUNCHER, *join, "--node_rank", str(k)]
+            command += ["-m", "diffuse_cli", *map(str, arguments)]
             started.append(
                 subprocess.Popen(
                     command,
                     cwd=tmp_path,
-                    env=environment(),
+                    env=environment(GLOO_SOCKET_IFNAME=network.device),
                     text=True,
                     stderr=subprocess.PIPE,
                     process_group=0,
