@@ -1,8 +1,10 @@
-"""What does a training take of memory, by preset? Counted with fake tensors: no GPU is needed.
+"""What does a training take of memory and time, by preset? Counted with fake tensors: no GPU is
+needed.
 
 `fixed` are weights, gradients, the moments and the average, with the gradients on their way to
 other processes; `image` is what one image of the batch adds. The step holds more than what is kept
-for the backward pass: on processors 1.2 to 2.1 times as much was measured. Prints JSON.
+for the backward pass: on processors 1.2 to 2.1 times as much was measured. `gflop` are the
+operations of one image in a step, forward and backward. Prints JSON.
 
     python benchmarks/costs.py > benchmarks/results/costs.json
 """
@@ -11,6 +13,9 @@ from __future__ import annotations
 
 import json
 import math
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core import Conditions, Space
@@ -35,6 +40,11 @@ def measured(preset: str) -> dict[str, object]:
         row["parameters"] = sum(map(math.prod, blueprint.shapes.values()))
         row["fixed"] = round(found.fixed / 2**20)
         row[f"image_{precision}"] = round(found.image / 2**20, 1)
+    with torch.device("meta"):
+        net, x = blueprint.build(), torch.zeros(1, *space.shape)
+        with FlopCounterMode(display=False) as counter:
+            net(x, torch.zeros(1)).sum().backward()
+    row["gflop"] = round(counter.get_total_flops() / 1e9, 2)
     return row
 
 
