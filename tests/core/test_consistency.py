@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from oracles import SPREAD, generator, last, process_of, zero_snr
+from oracles import SPREAD, exact_denoiser, generator, last, process_of, zero_snr
 
 from diffuse_cli.core import SAMPLERS, SCHEDULES, Denoiser, Prediction, Process
 from diffuse_cli.core.consistency import STAGES, loss, pairing
@@ -177,3 +177,14 @@ def test_its_sampler_is_exact_at_any_number_of_steps(steps: int):
     made = run(x, lambda k: unit[k].reshape(-1, 1, 1, 1)) - base
     assert float(made.norm()) == pytest.approx(SPREAD, rel=1e-4)
     assert torch.allclose(base, torch.full_like(base, MEAN), atol=1e-4)
+
+
+@pytest.mark.parametrize("target", ["v", "x0", "flow"])
+def test_its_loss_in_float32_is_that_in_float64(target: str):
+    """But for rounding: near times differ by little."""
+    t = torch.arange(1000)
+    x0, noise = drawn(len(t))
+    denoiser = exact_denoiser(COSINE, target)
+    found = loss(denoiser, x0.float(), t, noise.float())
+    assert found.dtype == torch.float32
+    assert torch.allclose(found.double(), loss(denoiser, x0, t, noise), atol=1e-4)

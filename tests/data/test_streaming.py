@@ -13,7 +13,7 @@ import pytest
 from corpus import encoded, fill, noise, zipped
 
 from diffuse_cli import unusable
-from diffuse_cli.data import Samples, open_index, read_images, reading, save_index, streaming
+from diffuse_cli.data import Samples, collecting, open_index, read_images, save_index, streaming
 from diffuse_cli.data.streamed import Streamed, stream_of
 from diffuse_cli.data.streaming import Stream
 from diffuse_cli.errors import DataError
@@ -62,14 +62,14 @@ def own(tmp_path: Path) -> Path:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that are decoded as a set is read."""
     names: list[str] = []
-    original = reading.decode_all
+    original = collecting.decode_all
 
     def decode_all(plan: Any, entries: Any, workers: int) -> Any:
         for result in original(plan, entries, workers):
             names.append(result.entry.name)
             yield result
 
-    monkeypatch.setattr(reading, "decode_all", decode_all)
+    monkeypatch.setattr(collecting, "decode_all", decode_all)
     return names
 
 
