@@ -23,8 +23,7 @@ MANIFEST_FORMAT = "diffuse.samples"
 class Listing:
     """The files that a medium reads, in the byte order of their names. `others` counts the rest,
     and `unread`, by extension, those of them that there is advice for; `tables` are the names of
-    those in `TABLES`, which are not counted, and of the
-    source's own; `origin` is the source's."""
+    those in `TABLES`, which are not counted, and of the source's own; `origin` is the source's."""
 
     medium: str
     candidates: tuple[Entry, ...]
