@@ -203,11 +203,10 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     )
     teacher_guidance: float | None = optimiser_option(
         None,
-        "With --loss consistency: follow the model of --init, guided at this scale, instead of "
-        "the images alone.",
+        "With --loss consistency: follow the model of --init guided at this scale.",
         low=0,
         high=100,
-        shown="no teacher",
+        shown="unguided",
     )
     label_dropout: float = optimiser_option(
         0.1,

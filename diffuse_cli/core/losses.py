@@ -114,8 +114,8 @@ LOSSES: Registry[Loss] = Registry(
     {"simple": simple, "vlb": vlb, "hybrid": hybrid, "consistency": consistency.loss},
 )
 
-PAIRED = frozenset({"consistency"})
-"""Losses that compare t with an `earlier` time, of `core.consistency.pairing`, by its weights."""
+TAUGHT = frozenset({"consistency"})
+"""Losses that follow a `teacher`, and each sample at `consistency.POINTS` times at once."""
 
 OF_LEARNED = frozenset({"hybrid"})
 """Losses whose bound trains the variance only: with a fixed one their gradient is `simple`'s."""

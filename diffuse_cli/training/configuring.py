@@ -12,7 +12,7 @@ from diffuse_cli.config import DiffusionConfig, TrainConfig
 from diffuse_cli.config.training import WEIGHTED, from_file, to_file
 from diffuse_cli.core import degradations
 from diffuse_cli.core.conditions import Conditions
-from diffuse_cli.core.losses import OF_LEARNED, PAIRED
+from diffuse_cli.core.losses import OF_LEARNED, TAUGHT
 from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.core.settings import to_dict as plain
 from diffuse_cli.core.space import LONGEST_SIDE, Space
@@ -81,12 +81,12 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
             f"--variance {config.variance} is fixed",
             "Give --variance learned, or --loss simple",
         )
-    if config.loss in PAIRED and not config.init:
+    if config.loss in TAUGHT and not config.init:
         raise UsageError(
             f"--loss {config.loss} goes on from a trained model",
             "Give it with --init, or type diffuse distill MODEL DATA",
         )
-    if config.teacher_guidance is not None and config.loss not in PAIRED:
+    if config.teacher_guidance is not None and config.loss not in TAUGHT:
         raise UsageError("--teacher-guidance goes with --loss consistency", "Leave it out")
     if config.size and config.preset and max(config.size) <= LONGEST_SIDE:
         architecture(config, config.preset, Space(channels=config.channels or 3, size=config.size))

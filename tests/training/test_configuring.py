@@ -12,7 +12,7 @@ import torch
 
 from diffuse_cli.config.training import WEIGHTED, to_file
 from diffuse_cli.core import LOSSES, VARIANCES, WEIGHTINGS, Conditions, Space
-from diffuse_cli.core.losses import OF_LEARNED, PAIRED
+from diffuse_cli.core.losses import OF_LEARNED, TAUGHT
 from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.core.settings import Settings, setting
 from diffuse_cli.core.variances import LEARNED
@@ -48,7 +48,7 @@ def test_loss_and_weighting_follow_from_the_variance(variance, loss, weighting):
         with pytest.raises(UsageError, match=f"--weighting does not go with --loss {loss}"):
             made(typed)
         return
-    if loss in PAIRED:
+    if loss in TAUGHT:
         with pytest.raises(UsageError, match="goes on from a trained model"):
             planned(typed)
         return
