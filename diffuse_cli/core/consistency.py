@@ -6,9 +6,9 @@ sigma = 0; the estimate of x_0 of a `Denoiser` is so for every target that deter
 as alpha x - sigma v. So a trained denoiser is where its training starts, with no other network.
 
 A denoiser knows its own paths: a solver finds one in a few steps. `loss` asks for the end of the
-path at all of its points (Luhman & Luhman 2021, who ask at the first). Song et al. compare the
-estimates at neighbouring points instead, which needs no path to its end, and learns the function
-from its end on, point by point; in minutes it did not get far (benchmarks/distilling.py).
+path at all of its points (Luhman & Luhman 2021, who ask at the first). Consistency training (Song
+et al. 2023b) compares the estimates at neighbouring points instead. It needs no path, and learns
+the function from its end on, point by point; in minutes that did not get far.
 """
 
 from __future__ import annotations
