@@ -7,6 +7,8 @@ import importlib
 import importlib.util
 import os
 import re
+import shutil
+import subprocess
 import tomllib
 import traceback
 from collections.abc import Callable
@@ -51,6 +53,18 @@ def rendered() -> str:
 def test_cli_page_is_the_programs_own_help():
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     assert page == rendered(), "run: python docs/render_cli.py"
+
+
+def test_the_man_page_is_the_programs_own_help_and_is_well_formed():
+    page = ROOT / "docs" / "diffuse.1"
+    assert page.read_text(encoding="utf-8") == script("render_cli").manual(), (
+        "run: python docs/render_cli.py"
+    )
+    for checker in (["mandoc", "-Tlint"], ["man", "-l", "--warnings", "-E", "UTF-8"]):
+        if shutil.which(checker[0]):
+            ran = subprocess.run([*checker, page], capture_output=True, text=True, check=False)
+            assert (ran.returncode, ran.stderr) == (0, "")
+            assert checker[0] == "man" or ran.stdout == ""
 
 
 def test_tables_of_numbers_are_what_metrics_say():
