@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from diffuse_cli.commands import COMMANDS
 from diffuse_cli.core import NETWORKS, Conditions
 from diffuse_cli.media import MEDIA
 from diffuse_cli.media._headers import FORMATS
@@ -212,7 +213,7 @@ BIBLIOGRAPHY = ROOT / "docs" / "bibliography.md"
 KEYS = re.findall(r"^\| ([^|\n]+ \d{4}[a-z]?) \|", BIBLIOGRAPHY.read_text("utf-8"), re.MULTILINE)
 CITING = [
     *(ROOT / "diffuse_cli").rglob("*.py"),
-    *({*(ROOT / "docs").glob("*.md")} - {BIBLIOGRAPHY}),
+    *({*(ROOT / "docs").rglob("*.md")} - {BIBLIOGRAPHY}),
     ROOT / "README.md",
 ]
 NAME = r"[^\W\d_a-z][\w'-]+"
@@ -272,23 +273,35 @@ def test_every_promise_has_a_test():
     assert all("](../tests/" in row for row in rows)
 
 
-@pytest.mark.parametrize(
-    "page",
-    [
-        "README.md",
-        "SECURITY.md",
-        "docs/reliability.md",
-        "docs/evaluation.md",
-        "docs/extending.md",
-        "docs/limits.md",
-        "docs/sources.md",
-    ],
-)
-def test_a_page_links_to_files_that_exist(page: str):
-    path = ROOT / page
-    prose = BLOCK.sub("", path.read_text(encoding="utf-8"))
-    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", prose)
-    assert [t for t in targets if not (path.parent / t).exists()] == []
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks" / "README.md"]
+
+
+@cache
+def anchors(path: Path) -> set[str]:
+    """The anchors that GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", without_code(path.read_text("utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(path.relative_to(ROOT)) for path in PAGES])
+def test_a_page_links_to_files_and_headings_that_exist(page: Path):
+    prose = without_code(page.read_text(encoding="utf-8"))
+    for target in re.findall(
+        r"(?:\]\(|src=\")(?!https?:)([^)\s\"]+)", re.sub(r"`[^`]*`", "", prose)
+    ):
+        path, _, anchor = target.partition("#")
+        there = page.parent / path if path else page
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there), target
+
+
+def test_every_command_has_a_page_that_ends_with_its_options():
+    pages = {path.stem: path for path in (ROOT / "docs" / "commands").glob("*.md")}
+    assert pages.keys() == {*COMMANDS}
+    for name, path in pages.items():
+        text = path.read_text(encoding="utf-8")
+        assert text.startswith(f"# diffuse {name}\n\n```\ndiffuse ")
+        assert text.endswith(f"\n[All options](../cli.md#diffuse-{name})\n")
 
 
 def test_what_is_missing_is_still_missing():
