@@ -210,7 +210,7 @@ class Page:
     def prose(self, text: str) -> str:
         """Text without fenced code."""
         text = DISPLAY.sub(lambda found: f"\n\n<div>{mathml(found[1], True)}</div>\n\n", text)
-        text = INLINE.sub(lambda found: found[1] or mathml(found[2], False), text)
+        text = INLINE.sub(lambda found: found[1] or f"<span>{mathml(found[2], False)}</span>", text)
         text = LINK.sub(self.link, text)
         image = lambda found: f'<img src="{self.to(self.target(found[1]).removeprefix("docs/"))}"'  # noqa: E731
         return IMAGE.sub(image, text)
