@@ -209,7 +209,7 @@ class Page:
 
     def prose(self, text: str) -> str:
         """Text without fenced code."""
-        text = DISPLAY.sub(lambda found: f"\n\n<div>{mathml(found[1], True)}</div>\n\n", text)
+        text = DISPLAY.sub(lambda found: f"\n\n{equation(found[1])}\n\n", text)
         text = INLINE.sub(lambda found: found[1] or f"<span>{mathml(found[2], False)}</span>", text)
         text = LINK.sub(self.link, text)
         image = lambda found: f'<img src="{self.to(self.target(found[1]).removeprefix("docs/"))}"'  # noqa: E731
@@ -231,6 +231,13 @@ def options(found: re.Match[str]) -> str:
     section = re.compile(rf"^## diffuse {found[1]}\n\n(```\n.*?^```)$", re.DOTALL | re.MULTILINE)
     (block,) = section.findall(text)
     return f"## Options\n\n{block}"
+
+
+def equation(latex: str) -> str:
+    """A formula on a line of its own, with its number if it has one."""
+    latex, *numbers = re.split(r"\\tag\{([^}]*)\}", latex)
+    number = "".join(f"<span>({part})</span>" for part in numbers if part.strip())
+    return f'<div class="equation"><div>{mathml(latex, True)}</div>{number}</div>'
 
 
 def mathml(latex: str, display: bool) -> str:

@@ -77,6 +77,8 @@ def test_formulas_become_mathml_and_code_and_dollars_do_not(site: Any):
     assert "`$x$`" in made
     assert made.endswith("at $5 or $6.")
     assert not set("|*_`$") & {*made[made.index("<math") : made.index("</math>")]}
+    numbered = page.prose("$$\\alpha \\tag{3}$$").strip()
+    assert numbered.endswith("</math></div><span>(3)</span></div>")
     with pytest.raises(Exception, match="nocommand"):
         page.prose("$\\nocommand$")
 
