@@ -156,6 +156,11 @@ def test_the_python_of_the_theory_holds():
             pytest.fail(f"docs/theory.md:{line.lineno}: {line.line}\n{error!r}", pytrace=False)
 
 
+def test_the_readme_is_short():
+    """What a command does in detail is on its page, in docs/commands/."""
+    assert len((ROOT / "README.md").read_bytes()) < 15_000
+
+
 def test_the_python_of_the_readme_runs():
     (block,) = BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8"))
     names: dict[str, Any] = {"__name__": "readme"}
