@@ -5,11 +5,13 @@
 
 FROM python:3.13-slim AS build
 COPY . /src
+# hadolint ignore=DL3013
 RUN pip install --no-cache-dir build && python -m build --wheel --outdir /wheels /src
 
 FROM python:3.13-slim
 # A folder of https://download.pytorch.org/whl/: cpu, or that of a version of CUDA.
 ARG TORCH=cpu
+# hadolint ignore=DL3013
 RUN pip install --no-cache-dir torch torchvision --index-url "https://download.pytorch.org/whl/${TORCH}"
 COPY --from=build /wheels /wheels
 RUN pip install --no-cache-dir /wheels/*.whl \
@@ -18,7 +20,7 @@ RUN pip install --no-cache-dir /wheels/*.whl \
     && install -d -o diffuse -g diffuse /work
 # A writable home for caches, also under --user.
 ENV HOME=/tmp PYTHONUNBUFFERED=1
-USER diffuse
+USER 1000
 WORKDIR /work
 ENTRYPOINT ["diffuse"]
 CMD ["--help"]

@@ -42,9 +42,9 @@ START = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "SECURITY.md":
          "CONTRIBUTING.md": "contributing.md", "benchmarks/README.md": "benchmarks.md",
          "examples/README.md": "examples.md"}  # fmt: skip
 """Pages beside docs/, and their place on the site."""
-GUIDES = ("media", "sources", "tasks", "evaluation", "scaling", "reliability", "performance")
+GUIDES = ["conditions", "media", "sources", "tasks", "evaluation", "scaling", "reliability",
+          "performance"]  # fmt: skip
 """Pages of docs/ that come first, in this order; others follow by name."""
-LAST = ("bibliography", "limits")
 
 
 def places() -> dict[str, str]:
@@ -56,32 +56,25 @@ def places() -> dict[str, str]:
 def title(page: Path) -> str:
     """The first heading, as text."""
     found = re.search(r"^# (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
-    assert found, f"{page} has no heading"
-    return re.sub(r"[`*$]|\\(?=\W)", "", found[1])
+    return re.sub(r"[`*$]|\\(?=\W)", "", found[1]) if found else page.stem
 
 
 def navigation(reference: Nav) -> Nav:
     """The table of contents: what is there, in the order above."""
     docs = ROOT / "docs"
-    listed = re.findall(r"^## diffuse (\S+)$", (docs / "cli.md").read_text("utf-8"), re.MULTILINE)
-    rank = {name: k for k, name in enumerate(order()) if name in listed}
-    commands = sorted(rank, key=lambda name: rank[name])
     course: Nav = [{title(path): f"course/{path.name}"}
                    for path in sorted((docs / "course").glob("[0-9][0-9]-*.md"))]  # fmt: skip
     if (docs / "course" / "index.md").exists():
         course.insert(0, {"Overview": "course/index.md"})
     found = [path.stem for path in sorted(docs.glob("*.md"))]
-    special = {*GUIDES, *LAST, "cli", "theory", "python", "extending"}
+    special = {*GUIDES, "cli", "theory", "python", "extending", "bibliography", "limits"}
     guides = [*(g for g in GUIDES if g in found), *(stem for stem in found if stem not in special)]
-    topics = sorted((docs / "topics").glob("*.md"))
-    python: Nav = [{title(docs / f"{s}.md"): f"{s}.md"} for s in ("python", "extending")
-                   if s in found]  # fmt: skip
+    python = [{title(docs / f"{s}.md"): f"{s}.md"} for s in ("python", "extending") if s in found]
     nav: Nav = [
         {"Start": "index.md"},
-        {"Commands": [*({name: f"commands/{name}.md"} for name in commands),
+        {"Commands": [*({name: f"commands/{name}.md"} for name in order()),
                       {"All options": "cli.md"}]},
-        {"Guides": [*({title(path): f"topics/{path.name}"} for path in topics),
-                    *({title(docs / f"{stem}.md"): f"{stem}.md"} for stem in guides)]},
+        {"Guides": [{title(docs / f"{stem}.md"): f"{stem}.md"} for stem in guides]},
         {"Theory": [{"Module by module": "theory.md"}, {"Bibliography": "bibliography.md"}]},
         {"Course": course},
         {"Python": [*python, *reference]},
@@ -226,11 +219,30 @@ class Page:
 
 
 def options(found: re.Match[str]) -> str:
-    """The help of a command, as docs/cli.md has it, in place of the link to it."""
-    text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
-    section = re.compile(rf"^## diffuse {found[1]}\n\n(```\n.*?^```)$", re.DOTALL | re.MULTILINE)
-    (block,) = section.findall(text)
-    return f"## Options\n\n{block}"
+    """The help of a command, as docs/cli.md has it, as lists in place of the link to it."""
+    block = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    block = block.split(f"\n## diffuse {found[1]}\n\n```\n")[1].split("\n```")[0]
+    usage, rows = block.split("\n\n")[0], block[block.index("\nArguments:\n") :]
+    parts = [f"## Options\n\n`{usage.removeprefix('Usage: ')}`"]
+    for part in rows.strip().split("\n\n"):
+        head, *lines = part.splitlines()
+        listed = [[""] * 2]
+        for line in lines:
+            row = [line[2:30].strip(), line[32:].strip()]
+            if row[0] and not listed[-1][0].endswith("/"):
+                listed.append(row)
+            else:
+                listed[-1] = [
+                    " ".join(words).strip() for words in zip(listed[-1], row, strict=True)
+                ]
+        parts.append(f"### {head.rstrip(':')}")
+        parts += [f"`{left}`\n:   {escaped(right)}" for left, right in listed[1:]]
+    return "\n\n".join(parts)
+
+
+def escaped(text: str) -> str:
+    """Text that Markdown leaves alone."""
+    return re.sub(r"[|*_`\\$\[\]<>~]", lambda found: f"&#{ord(found[0])};", text)
 
 
 def equation(latex: str) -> str:

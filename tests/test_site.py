@@ -85,7 +85,11 @@ def test_formulas_become_mathml_and_code_and_dollars_do_not(site: Any):
 
 def test_options_stand_where_their_page_is_linked(site: Any):
     text = site.Page("docs/commands/sample.md", site.places()).text()
-    assert "\n## Options\n\n```\nUsage: diffuse sample [OPTIONS] MODEL\n" in text
+    assert (
+        "\n## Options\n\n`diffuse sample [OPTIONS] MODEL`\n\n### Arguments\n\n`MODEL`\n:   " in text
+    )
+    assert "`-n N`\n:   Number of images; with --given, of each. &#91;default: 16&#93;\n\n" in text
+    assert "`--grid / --no-grid`\n:   Write grid.png" in text
     assert "[All options]" not in text
 
 
