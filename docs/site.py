@@ -126,7 +126,9 @@ def reference(out: Path) -> Nav:
     names = exported(ROOT / "diffuse_cli" / "__init__.py")
     if names:
         lines = ["# diffuse_cli", "", "`import diffuse_cli as diffuse`", ""]
-        lines += [f"::: {module}.{name}\n" for name, module in sorted(names)]
+        short = "    options:\n      show_root_full_path: false\n"
+        names.sort(key=lambda entry: (entry[0][0].isupper(), entry))  # functions first
+        lines += [f"::: {module}.{name}\n{short}" for name, module in names]
         (out / "diffuse_cli.md").write_text("\n".join(lines), encoding="utf-8")
         nav.append({"diffuse_cli": "reference/diffuse_cli.md"})
     core = sorted(exported(ROOT / "diffuse_cli" / "core" / "__init__.py"))
