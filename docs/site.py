@@ -95,13 +95,7 @@ def order() -> list[str]:
 # -- the reference ---------------------------------------------------------------------------------
 
 
-CORE = """\
-# diffuse_cli.core
-
-`from diffuse_cli.core import ...`: diffusion as a library, of torch and numpy alone.
-
-| name | is in |
-|---|---|"""
+CORE = "# diffuse_cli.core\n\nDiffusion as a library.\n\n| name | is in |\n|---|---|"
 
 
 def exported(file: Path) -> list[tuple[str, str]]:
