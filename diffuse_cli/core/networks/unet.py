@@ -150,7 +150,7 @@ def check(config: Config, space: Space) -> None:
     """Refuse a space that the levels cannot halve, or heads that do not divide a level.
 
     Raises:
-        InvalidArgument
+        InvalidArgument: they do not; the message says what would.
     """
     levels = len(config.multipliers)
     factor = config.patch * 2 ** (levels - 1)
