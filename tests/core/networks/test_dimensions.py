@@ -11,7 +11,7 @@ from oracles import generator
 from diffuse_cli.core import LOSSES, SAMPLERS, SCHEDULES, Denoiser, Process
 from diffuse_cli.core.kernels.layout import laid_out, lay_out
 from diffuse_cli.core.networks._blocks import Parts, Upsample
-from diffuse_cli.core.networks._unet import folded, unfolded
+from diffuse_cli.core.networks._patches import folded, unfolded
 
 SIZES = {1: (16,), 2: (8, 4), 3: (8, 4, 4)}
 dimensions = pytest.mark.parametrize("dims", list(SIZES))
