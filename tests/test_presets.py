@@ -275,7 +275,7 @@ def test_a_network_stands_for_its_first_preset():
     assert choose(train(network="vit", preset="vit-b"), space, "cpu") == "vit-b"
     with pytest.raises(UsageError, match="--preset vit-s is a 'vit', not a 'unet'"):
         network(train(network="unet"), "vit-s", (64, 64), 3)
-    with pytest.raises(UsageError, match=r"\[vit\] a width of 40 cannot be cut into heads of 64"):
+    with pytest.raises(UsageError, match="a width of 40 cannot be cut into heads of 64"):
         network(train(width=40, architecture={"head_width": 64}), "vit-s", (64, 64), 3)
 
 

@@ -54,7 +54,7 @@ def test_the_uniform_loss_of_the_velocity_is_the_weighting_flow():
 def test_logit_normal_is_the_density_of_its_times(name: str, mean: float, std: float):
     found = weights(name, Denoiser(None, FLOW, "flow"))[:-1]
     u = U[:-1]
-    normal = torch.distributions.Normal(mean, std)
+    normal = torch.distributions.Normal(*torch.tensor([mean, std], dtype=torch.float64))
     density = normal.log_prob(u.logit()).exp() / (u * (1 - u))
     assert torch.allclose(found, density, rtol=1e-9)
 
