@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from diffuse_cli import outputs
-from diffuse_cli.config import NETWORK, ConvertConfig
+from diffuse_cli.config import ConvertConfig
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.networks import unet as unets
 from diffuse_cli.core.registry import Modules
@@ -138,7 +138,7 @@ def convert(config: ConvertConfig) -> Work[Converted]:
 
 def _check_options(config: ConvertConfig, name: str) -> None:
     """Raise a `UsageError` for options of other formats, or a preset of another network."""
-    if config.preset and (own := preset_of(config.preset).network) != NETWORK:
+    if config.preset and (own := preset_of(config.preset).network) != "unet":
         raise UsageError(
             f"--preset {config.preset} is a '{own}', and models of {name} are U-Nets",
             "Leave it out, or name a published U-Net",
