@@ -312,8 +312,8 @@ def test_every_command_has_a_page_that_ends_with_its_options():
 def test_what_is_missing_is_still_missing():
     """A page that says so must change with it."""
     page = (ROOT / "docs" / "limits.md").read_text(encoding="utf-8")
-    assert list(NETWORKS.own) == ["unet"]
-    assert "the only network is a U-Net" in page
+    assert list(NETWORKS.own) == ["unet", "vit"]
+    assert "networks besides a U-Net and a plain transformer" in page
     assert list(MEDIA.own) == ["array", "audio", "image"]
     assert "anything but [images]" in page
     assert "formats besides PNG, JPEG, WebP, AVIF, BMP, GIF and TIFF" in page

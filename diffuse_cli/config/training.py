@@ -42,6 +42,9 @@ from diffuse_cli.parsing import (
 WEIGHTED = frozenset({"vlb", "consistency"})
 """Losses that have weights of their own."""
 
+NETWORK = "unet"
+"""The network where neither it nor a preset is named."""
+
 GIVEN_DROPOUT = 0.1
 """The default of --given-dropout."""
 
@@ -299,7 +302,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         if self.batch_size is not None and self.batch_size < self.accumulation:
             raise UsageError("--accumulation must not exceed --batch-size")
         if not isinstance(self.architecture, Mapping):
-            name = self.network or "unet"
+            name = self.network or NETWORK
             raise UsageError(f"[{name}] must be a table, not {self.architecture!r}")
         if self.goes_on and self.overwrite:
             flag = "--resume" if self.resume else "--auto-resume"
@@ -345,4 +348,4 @@ def to_file(config: TrainConfig, **kinds: bool) -> dict[str, Any]:
     """The inverse of `from_file`; `kinds` are keywords of `options.to_dict`."""
     fields = to_dict(config, **kinds)
     settings = fields.pop("architecture")
-    return {**fields, config.network or "unet": settings} if settings else fields
+    return {**fields, config.network or NETWORK: settings} if settings else fields

@@ -8,7 +8,7 @@ from typing import Any
 
 from diffuse_cli import files
 from diffuse_cli.columns import names_of
-from diffuse_cli.config import DiffusionConfig, TrainConfig
+from diffuse_cli.config import NETWORK, DiffusionConfig, TrainConfig
 from diffuse_cli.config.training import WEIGHTED, from_file, to_file
 from diffuse_cli.core import degradations
 from diffuse_cli.core.conditions import Conditions
@@ -27,6 +27,7 @@ from diffuse_cli.presets import (
     PRESETS,
     architecture,
     choose,
+    first_of,
     network_config,
     preset_of,
 )
@@ -142,8 +143,8 @@ def _base(given: Layer) -> Layer:
         from diffuse_cli.modelfile import read_training
 
         return _sized(Layer(read_training(given.get("init"))), given.get("size"))
-    if given.get("preset"):
-        train = lookup(PRESETS, given.get("preset"), "--preset").train
+    if name := given.get("preset") or first_of(given.get("network")):
+        train = lookup(PRESETS, name, "--preset").train
         # The learning rate depends on the width, which `complete` knows.
         return Layer(train).without("lr")
     return Layer()
@@ -179,7 +180,7 @@ def _resumed(given: Layer, run: RunDirectory) -> TrainConfig:
     for name, value in given.network.items():
         own = stored.architecture.get(name)
         if value != own:
-            raise _differs(f"[{stored.network or 'unet'}] {name}", value, own)
+            raise _differs(f"[{stored.network or NETWORK}] {name}", value, own)
     return dataclasses.replace(stored, **wanted)
 
 
