@@ -22,7 +22,8 @@ ROOMS = (
     "givens", "data", "folders", "ledger", "packing", "columns", "tensorfile", "modelfile",
     "memory", "runtime", "peers", "conditioning", "resolving", "sampling", "sheets", "inputs",
     "guiding", "stages", "assembling", "generation", "tasks", "features", "metrics",
-    "evaluation", "training", "sweeps", "demo", "inspection", "report", "interop", "console",
+    "evaluation", "training", "sweeps", "demo", "inspection", "report", "interop",
+    "exports", "console",
     "signals", "commands", "app", "__main__",
 )  # fmt: skip
 """From the top of the house to the bottom; a room imports from itself and from those before it."""
