@@ -1,7 +1,8 @@
 """Convert another program's model to a model file, or a model for another program.
 
 Reads pipelines of diffusers, and checkpoints of OpenAI's improved-diffusion and guided-diffusion.
-No code in a file is executed. With --to it goes the other way.
+No code in a file is executed. With --to, or an -o that ends in .onnx or .pt2, it goes the other
+way.
 """
 
 from __future__ import annotations

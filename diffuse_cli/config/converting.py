@@ -32,7 +32,7 @@ class ConvertConfig(Config):
         "Model file to write, or what --to makes of one.",
         flag="-o",
         metavar="FILE|FOLDER",
-        shown="model.safetensors, or with --to diffusers the folder diffusers",
+        shown="model.safetensors, or diffusers, model.onnx or model.pt2 with --to",
     )
     to: str | None = option(
         None,

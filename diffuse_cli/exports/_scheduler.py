@@ -15,7 +15,6 @@ from typing import Any
 from diffuse_cli.config import DiffusionConfig
 from diffuse_cli.config.drawing import SPACING
 from diffuse_cli.diffusion import make_process
-from diffuse_cli.interop._scheduler import BETAS, TARGETS, VARIANCES
 
 CLIPPED = {"clip_sample": True, "clip_sample_range": 1.0, "thresholding": False}
 THRESHOLDED = {"thresholding": True, "sample_max_value": 1.0}
@@ -74,6 +73,8 @@ EXACT = 1e-12
 
 def fields(scheduler: Scheduler, diffusion: DiffusionConfig) -> dict[str, Any]:
     """The fields of the scheduler for a process."""
+    from diffuse_cli.interop._scheduler import TARGETS, VARIANCES
+
     said = {name: word for word, name in reversed(TARGETS.items())}
     variance = next(word for word, name in VARIANCES.items() if name == diffusion.variance)
     noisy = scheduler.variance and diffusion.variance != "small"
@@ -92,6 +93,8 @@ def fields(scheduler: Scheduler, diffusion: DiffusionConfig) -> dict[str, Any]:
 def _betas(diffusion: DiffusionConfig) -> dict[str, Any]:
     """The betas before they are rescaled to zero terminal SNR, by a name or each; and whether they
     are, or end without signal themselves, which solvers of diffusers must know."""
+    from diffuse_cli.interop._scheduler import BETAS
+
     betas = make_process(replace(diffusion, zero_terminal_snr=False)).betas.tolist()
     ends = {"rescale_betas_zero_snr": diffusion.zero_terminal_snr or betas[-1] == 1}
     for kind in ("linear", "scaled_linear", "squaredcos_cap_v2"):

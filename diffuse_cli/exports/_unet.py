@@ -8,7 +8,7 @@ from typing import Any
 from diffuse_cli.core.networks.unet import Config
 from diffuse_cli.diffusion import Blueprint
 
-PLAIN = "Train with --preset small or base, whose networks diffusers knows"
+PLAIN = "Train with --preset small or base"
 PICTURES = "It draws pictures of 8 bits, grey or in colour"
 
 Lack = tuple[str, object, str]
@@ -43,7 +43,7 @@ def lacks(blueprint: Blueprint) -> Iterator[Lack]:
 
 def _of_network(config: Config, size: tuple[int, ...]) -> Iterator[Lack]:
     if config.patch != 1:
-        yield "patch", config.patch, PLAIN
+        yield "patch", config.patch, f"{PLAIN}, or [unet] patch = 1 in --config"
     if config.multipliers[0] != 1:
         yield "multipliers", list(config.multipliers), "Its first level is as wide as width says"
     if config.block != "resnet":

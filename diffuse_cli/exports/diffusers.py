@@ -30,7 +30,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 DEFAULT = "ddpm"
 """The sampler of a model that recommends none, or one that no pipeline runs."""
 
-LOOP = "{} is run by no pipeline for pictures without text: README.md there has the loop"
+LOOP = "no pipeline of diffusers {}: README.md there has a loop that does"
 
 
 def check(config: ConvertConfig) -> None:
@@ -58,6 +58,8 @@ def write(path: Path, found: Found, config: ConvertConfig) -> Work[Mapping[str, 
     tensors = model.tensors(weights)
     name, notices = _sampler(model, config)
     yield from notices
+    if model.blueprint.conditions.classes:
+        yield Notice(LOOP.format("tells a U-Net its class"))
     scheduler = SCHEDULERS[name]
     unet = _unet.fields(model.blueprint)
     process = _scheduler.fields(scheduler, model.blueprint.diffusion)
@@ -76,6 +78,7 @@ def write(path: Path, found: Found, config: ConvertConfig) -> Work[Mapping[str, 
         files.write_json(folder / "scheduler" / "scheduler_config.json", process)
         files.write_text(folder / "README.md", _card.card(path.name, found, weights, name))
 
+    files.sweep(path.parent, path.name)  # what a killed process left
     files.write_folder(path, fill)
     return {
         "pipeline": index["_class_name"],
@@ -95,8 +98,8 @@ def _sampler(model: Model, config: ConvertConfig) -> tuple[str, list[Notice]]:
                 f"--sampler {config.sampler}: {chosen.name} takes no learned variance",
                 f"Give --sampler {DEFAULT}, or leave it out",
             )
-        alone = chosen.pipeline is None and not model.blueprint.conditions
-        return config.sampler, [Notice(LOOP.format(chosen.name))] if alone else []
+        alone = [Notice(LOOP.format(f"runs {chosen.name}"))] if chosen.pipeline is None else []
+        return config.sampler, alone
     wanted = model.sampling.sampler if model.sampling else DEFAULT
     if _runs(SCHEDULERS.get(wanted), learned):
         return wanted, []

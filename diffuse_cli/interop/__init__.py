@@ -134,7 +134,7 @@ def convert(config: ConvertConfig) -> Work[Converted]:
     if source.is_own:
         raise UsageError(
             f"{source.name} is a diffuse model already",
-            "Use it as it is, or give --to diffusers",
+            "Use it as it is, or give --to diffusers or --to onnx",
         )
     name = config.format or next((n for n, f in FORMATS.items() if f.recognises(source)), None)
     if name is None:

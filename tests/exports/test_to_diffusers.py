@@ -12,12 +12,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import randomised
+from leaving import PICTURES, SMALL, UNTOLD, model_of
 from safetensors.torch import load_file
 from torch import Tensor
 
 from diffuse_cli import modelfile
-from diffuse_cli.config import ConvertConfig, DiffusionConfig, SamplerChoice
+from diffuse_cli.config import ConvertConfig, DiffusionConfig, SamplerChoice, TrainConfig
 from diffuse_cli.core import SAMPLERS, Conditions, Space
 from diffuse_cli.core.conditions import Given
 from diffuse_cli.core.guidance import clip
@@ -29,14 +29,13 @@ from diffuse_cli.errors import DiffuseError
 from diffuse_cli.events import finish
 from diffuse_cli.exports import TARGETS, export
 from diffuse_cli.exports._scheduler import SCHEDULERS
+from diffuse_cli.exports._unet import lacks
 from diffuse_cli.exports.diffusers import PARTS, WEIGHTS
 from diffuse_cli.interop import convert
+from diffuse_cli.options import options
+from diffuse_cli.presets import PRESETS, architecture
 
 theirs = pytest.importorskip("diffusers")
-
-SMALL = Config(width=8, multipliers=(1, 2), blocks=1, attention=(4,), groups=4)
-UNTOLD = Conditions()
-PICTURES = Space(channels=3, size=(8, 8))
 
 
 @pytest.fixture(autouse=True)
@@ -44,26 +43,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     theirs.utils.logging.disable_progress_bar()
     return tmp_path
-
-
-def model_of(
-    config: Config = SMALL,
-    space: Space = PICTURES,
-    conditions: Conditions = UNTOLD,
-    diffusion: DiffusionConfig | None = None,
-    network: str = "unet",
-    **more: Any,
-) -> modelfile.Model:
-    """A model whose weights are nowhere zero."""
-    own = Blueprint(
-        space=space,
-        network=network,
-        config=config,
-        conditions=conditions,
-        diffusion=diffusion or DiffusionConfig(),
-    )
-    ema = randomised(own).state_dict()
-    return modelfile.Model(blueprint=own, ema=ema, **more)
 
 
 def leave(model: modelfile.Model, out: str = "out", **options: Any) -> Path:
@@ -331,6 +310,15 @@ def test_a_sampler_that_no_pipeline_runs_is_said(diffuse, sampler: str):
     assert read(Path("diffusers"), "model_index.json")["scheduler"][1] == "DDPMScheduler"
 
 
+def test_what_no_pipeline_does_is_said(diffuse):
+    line = ("convert", "model.safetensors", "--to", "diffusers", "--overwrite")
+    modelfile.save(Path("model.safetensors"), model_of())
+    assert "no pipeline" not in diffuse(*line).err
+    assert "runs UniPCMultistepScheduler" in diffuse(*line, "--sampler", "unipc").err
+    modelfile.save(Path("model.safetensors"), model_of(conditions=Conditions(classes=("a", "b"))))
+    assert "tells a U-Net its class: README.md there has a loop" in diffuse(*line).err
+
+
 def test_a_learned_variance_is_for_schedulers_that_take_one(diffuse):
     learned = {"diffusion": DiffusionConfig(variance="learned")}
     folder = leave(recommending("dpmpp-2m", **learned))
@@ -434,6 +422,27 @@ def test_what_diffusers_cannot_say_is_refused_by_its_name(diffuse, name: str):
     assert f"model.safetensors: diffusers cannot say {says}" in ran.line
     assert ran.line.count(". ") == 1  # a hint
     assert [p.name for p in Path().iterdir()] == ["model.safetensors"]
+
+
+def test_the_presets_that_can_go_are_those_of_the_page():
+    page = (Path(__file__).parents[2] / "docs" / "ecosystem.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"`([^`]+)`", page[page.index("Of the [presets]") :].partition(".")[0]))
+    listed |= {"tiny"} if "`tiny` where" in page else set()
+    process = {f.name for f, _ in options(DiffusionConfig)}
+    able = set()
+    for name, preset in PRESETS.items():
+        side = preset.train.get("size", 64 if name == "iddpm-imagenet64" else 32)
+        space = Space(channels=3, size=(side, side))
+        network, config = architecture(TrainConfig(data=""), name, space)
+        own = Blueprint(
+            space=space,
+            network=network,
+            config=config,
+            conditions=UNTOLD,
+            diffusion=DiffusionConfig(**{n: v for n, v in preset.train.items() if n in process}),
+        )
+        able |= set() if list(lacks(own)) else {name}
+    assert able == listed
 
 
 # -- the command ----------------------------------------------------------------------------------

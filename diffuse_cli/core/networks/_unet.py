@@ -96,12 +96,12 @@ class UNet(nn.Module):
             emb = emb + self.class_embedding(label)
         if self.columns:
             if row is None:
-                row = torch.full((len(x), self.columns), UNTOLD, device=x.device)
+                row = torch.full((x.shape[0], self.columns), UNTOLD, device=x.device)
             emb = emb + self.row_embedding(row)
         emb = F.silu(emb)
         if self.given_channels:
             if given is None:
-                given = x.new_zeros(len(x), self.given_channels, *x.shape[2:])
+                given = x.new_zeros(x.shape[0], self.given_channels, *x.shape[2:])
             x = torch.cat([x, given.to(x.dtype)], dim=1)
         h = self.conv_in(folded(x, self.patch))
         skips = [h]
@@ -136,7 +136,7 @@ def unfolded(x: Tensor, patch: int) -> Tensor:
     cut = x.unflatten(1, (-1, *[patch] * dims))
     order = [n for i in range(dims) for n in (2 + dims + i, 2 + i)]
     sizes = [side * patch for side in x.shape[2:]]
-    whole: Tensor = cut.permute(0, 1, *order).reshape(len(x), -1, *sizes)
+    whole: Tensor = cut.permute(0, 1, *order).reshape(x.shape[0], -1, *sizes)
     return whole
 
 
