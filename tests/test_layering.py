@@ -22,7 +22,8 @@ ROOMS = (
     "givens", "data", "folders", "ledger", "packing", "columns", "tensorfile", "modelfile",
     "memory", "runtime", "peers", "conditioning", "resolving", "sampling", "sheets", "inputs",
     "guiding", "stages", "assembling", "generation", "tasks", "features", "metrics",
-    "evaluation", "training", "sweeps", "demo", "inspection", "report", "interop", "console",
+    "evaluation", "training", "sweeps", "demo", "inspection", "report", "interop",
+    "exports", "console",
     "signals", "commands", "app", "__main__",
 )  # fmt: skip
 """From the top of the house to the bottom; a room imports from itself and from those before it."""
@@ -237,9 +238,10 @@ def test_tables_are_listed_without_torch():
         "from diffuse_cli.features import FEATURES; from diffuse_cli.metrics import METRICS; "
         "from diffuse_cli.data.sources import SOURCES; "
         "from diffuse_cli.commands import COMMANDS; from diffuse_cli.interop import FORMATS; "
+        "from diffuse_cli.exports import TARGETS as PROGRAMS; "
         "assert all(map(list, (SCHEDULES, TARGETS, VARIANCES, LOSSES, WEIGHTINGS, SAMPLERS, "
         "SPACINGS, NETWORKS, DEGRADATIONS, RESTORATIONS, PRESETS, FEATURES, METRICS, COMMANDS, "
-        "FORMATS, SOURCES)))"
+        "FORMATS, SOURCES, PROGRAMS)))"
     )
 
 
@@ -275,6 +277,12 @@ ANSWERS: dict[str, tuple[list[str], int, str]] = {
     "unknown preset": (["train", "x", "--preset", "tinny"], 2, "Did you mean 'tiny'"),
     "unknown precision": (["train", "x", "--precision", "bf61"], 2, "Did you mean 'bf16'"),
     "unknown format": (["convert", "x", "--format", "openia"], 2, "Did you mean 'openai'"),
+    "unknown target": (["convert", "x", "--to", "difusers"], 2, "Did you mean 'diffusers'"),
+    "no such scheduler": (
+        ["convert", "x", "--to", "diffusers", "--sampler", "heun"],
+        2,
+        "no scheduler in diffusers",
+    ),
     "unknown degradation": (
         ["restore", "x", "y", "--degradation", "blurr:2"],
         2,

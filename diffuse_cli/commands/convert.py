@@ -1,7 +1,8 @@
-"""Convert another program's model to a model file.
+"""Convert another program's model to a model file, or a model for another program.
 
 Reads pipelines of diffusers, and checkpoints of OpenAI's improved-diffusion and guided-diffusion.
-No code in a file is executed.
+No code in a file is executed. With --to, or an -o that ends in .onnx or .pt2, it goes the other
+way.
 """
 
 from __future__ import annotations
@@ -13,7 +14,19 @@ CONFIG = ConvertConfig
 
 
 def run(config: ConvertConfig, console: Console) -> None:
-    """Convert, and print the path of the model file."""
+    """Convert, and print the path of what was written."""
+    from diffuse_cli.exports import export, target_of
+
+    if target_of(config) is None:
+        _bring(config, console)
+        return
+    exported = console.follow(export(config))
+    values = {"out": str(exported.path), "to": exported.target, **exported.values}
+    console.result([exported.path], values)
+
+
+def _bring(config: ConvertConfig, console: Console) -> None:
+    """Convert to a model file."""
     from diffuse_cli.core.settings import dimensions
     from diffuse_cli.core.settings import to_dict as plain
     from diffuse_cli.files import sha256

@@ -1,4 +1,4 @@
-"""A model of another program, and what its files do not say about it."""
+"""A model of another program and what its files do not say about it, or a model for one."""
 
 from __future__ import annotations
 
@@ -19,13 +19,27 @@ from diffuse_cli.parsing import Size, parse_betas, parse_size
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertConfig(Config):
-    """A model of another program, to be written as a model file.
+    """A model of another program, to be written as a model file, or the other way round.
 
     None stands for what the source or the preset says.
     """
 
-    source: str = argument("SOURCE", "Folder or file that another program saved.")
-    out: str = option("model.safetensors", "Model file to write.", flag="-o", metavar="FILE")
+    source: str = argument(
+        "SOURCE", "Folder or file that another program saved, or with --to a model of diffuse."
+    )
+    out: str | None = option(
+        None,
+        "Model file to write, or what --to makes of one.",
+        flag="-o",
+        metavar="FILE|FOLDER",
+        shown="model.safetensors, or diffusers, model.onnx or model.pt2 with --to",
+    )
+    to: str | None = option(
+        None,
+        "Program to write SOURCE for, a model file or run directory of diffuse.",
+        table="exports.TARGETS",
+        shown="by the suffix of -o, else a model file",
+    )
     format: str | None = option(
         None,
         "Program that saved SOURCE.",
@@ -38,6 +52,15 @@ class ConvertConfig(Config):
         table="presets.PRESETS",
     )
     overwrite: bool = option(False, OVERWRITE)
+    weights: str | None = option(
+        None, "With --to: the averaged weights, or the raw ones.", table=("ema", "raw"), shown="ema"
+    )
+    sampler: str | None = option(
+        None,
+        "With --to diffusers: the sampler whose scheduler is written.",
+        table="core.samplers.SAMPLERS",
+        shown="the model's, if pipelines of diffusers run it, else ddpm",
+    )
 
     size: Size | None = data_option(
         None, "Image size.", parse=parse_size, shown="from SOURCE or preset"

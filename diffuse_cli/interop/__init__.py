@@ -60,8 +60,9 @@ class Foreign:
     Attributes:
         unet: the network.
         diffusion: fields of `DiffusionConfig`; a preset or the user gives the others.
-        tensors: by the names of `UNet`; the label embedding lacks the row for "none". Tensors that
-            do not belong to the network keep their names.
+        tensors: by the names of `UNet`; the label embedding lacks the row for "none", unless
+            `classes` are there. Tensors that do not belong to the network keep their names.
+        classes: the names of classes, and the label embedding has a row for "none"; or empty.
         theirs: names in the file by names of `UNet`, where they differ; for messages.
         notices: what to tell the user.
     """
@@ -69,6 +70,7 @@ class Foreign:
     unet: Net
     diffusion: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
+    classes: tuple[str, ...] = ()
     theirs: Mapping[str, str] = field(default_factory=dict)
     notices: tuple[Notice, ...] = ()
 
@@ -99,6 +101,11 @@ class Format(Protocol):
 FORMATS: Mapping[str, Format] = Modules("formats", __name__, __path__)
 
 
+OUT = "model.safetensors"
+OF_EXPORTS = ("weights", "sampler")
+"""Options of `ConvertConfig` for models that leave."""
+
+
 @dataclass(frozen=True)
 class Converted:
     """The model file, the format of its source, and the model."""
@@ -116,14 +123,20 @@ def convert(config: ConvertConfig) -> Work[Converted]:
         ModelFileError: the source is missing, damaged, or of no known format.
         OutputError: the model file exists, or cannot be written.
     """
-    path = outputs.check(config.out, ".safetensors", config.overwrite, read=config.source)
+    for option in OF_EXPORTS:
+        if getattr(config, option) is not None:
+            raise UsageError(f"{flag(option)} goes with --to", "Give both, or neither")
+    path = outputs.check(config.out or OUT, ".safetensors", config.overwrite, read=config.source)
     from diffuse_cli import modelfile
     from diffuse_cli.interop._assembling import assemble
     from diffuse_cli.interop._source import Source
 
     source = Source(config.source)
     if source.is_own:
-        raise UsageError(f"{source.name} is a diffuse model already", "Use it as it is")
+        raise UsageError(
+            f"{source.name} is a diffuse model already",
+            "Use it as it is, or give --to diffusers or --to onnx",
+        )
     name = config.format or next((n for n, f in FORMATS.items() if f.recognises(source)), None)
     if name is None:
         raise ModelFileError(f"{source.name} is no model of a known format: {', '.join(FORMATS)}")

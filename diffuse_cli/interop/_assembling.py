@@ -57,7 +57,7 @@ def assemble(foreign: Foreign, source: Source, config: ConvertConfig) -> Model:
             space=unet.space,
             network="unet",
             config=unet.config,
-            conditions=Conditions(classes=class_names(config, unet.num_classes)),
+            conditions=Conditions(classes=class_names(config, unet.num_classes, foreign.classes)),
             diffusion=diffusion,
         ),
         ema=fitted(foreign, source),
@@ -183,11 +183,11 @@ def fitted(foreign: Foreign, source: Source) -> dict[str, Tensor]:
     """The tensors in float32, none missing or too many, each of its shape and finite.
 
     The label embedding gains a row of zeros for "none", which other programs do not have: it gives
-    the network without a label.
+    the network without a label. A model that left here has one already.
     """
     tensors, unet = dict(foreign.tensors), foreign.unet
     name = "class_embedding.weight"
-    if unet.num_classes and name in tensors and tensors[name].ndim == 2:
+    if unet.num_classes and not foreign.classes and name in tensors and tensors[name].ndim == 2:
         rows = tensors[name].to(torch.float32)
         tensors[name] = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
 
@@ -208,10 +208,10 @@ def fitted(foreign: Foreign, source: Source) -> dict[str, Tensor]:
 # -- class names and training ---------------------------------------------------------------------
 
 
-def class_names(config: ConvertConfig, count: int) -> tuple[str, ...]:
-    """The names of the classes: those in a file, one a line, or their numbers."""
+def class_names(config: ConvertConfig, count: int, said: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The names of the classes: those in a file, one a line, or those said, or their numbers."""
     if config.class_names is None:
-        return tuple(map(str, range(count)))
+        return said or tuple(map(str, range(count)))
     flag = f"--class-names {show(config.class_names)}"
     try:
         with Path(config.class_names).open("rb") as file:

@@ -93,7 +93,7 @@ def read_process(folder: Path, unet: Net) -> tuple[dict[str, Any], tuple[Notice,
         **betas,
         "target": TARGETS[target],
         "variance": VARIANCES[variance],
-        "zero_terminal_snr": bool(said.get("rescale_betas_zero_snr")),
+        "zero_terminal_snr": bool(said.get("rescale_betas_zero_snr")) and not _ends(betas),
     }
     return found, _notices(folder, path, said)
 
@@ -125,10 +125,16 @@ def _betas(path: Path, said: Mapping[str, Any]) -> dict[str, Any]:
     return {"betas": tuple(betas)}
 
 
+def _ends(said: Mapping[str, Any]) -> bool:
+    """Whether betas end without signal, so that there is nothing to rescale."""
+    betas = said.get("betas") or SCHEDULES[said["schedule"]](said["num_timesteps"])
+    return bool(betas[-1] == 1)
+
+
 def _notices(folder: Path, path: Path, said: Mapping[str, Any]) -> tuple[Notice, ...]:
     """The files that were read, and settings of sampling that a model file does not keep."""
     read = Notice(f"network from {show(folder / 'config.json')}, process from {show(path)}")
-    if said.get("thresholding"):
+    if said.get("thresholding") and said.get("sample_max_value", 1.0) != 1:
         ratio = brief(said.get("dynamic_thresholding_ratio", 0.995))
         text = f"uses thresholding: sample with --threshold {ratio}"
     elif not said.get("clip_sample", True) or said.get("clip_sample_range", 1.0) != 1:

@@ -1,7 +1,8 @@
 """`UNet2DModel` of diffusers with its scheduler: a pipeline's folder, its `unet/`, or a file there.
 
 Tensors have the names of `UNet`, except old attention layers. `config.json` has the network,
-`scheduler_config.json` the process.
+`scheduler_config.json` the process. A folder that `diffuse_cli.exports` wrote also names the
+classes, and has a row for "no class" in the label embedding.
 """
 
 from __future__ import annotations
@@ -69,6 +70,10 @@ OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_o
 """Attention layers by their names before diffusers 0.15."""
 
 
+OWN = "_diffuse"
+"""The field of `config.json` that says what diffusers cannot; it keeps and ignores such names."""
+
+
 def recognises(source: Source) -> bool:
     """A folder with `config.json`, there or in `unet/`, or a file with tensors of these names."""
     if source.path.is_dir():
@@ -82,10 +87,18 @@ def read(source: Source, config: ConvertConfig) -> Foreign:
     _check_pipeline(folder)
     described = folder / "config.json"
     with rejecting(described):
-        fields = _fields(described)
-        unet = _network(source, config, fields)
+        said = read_json(described)
+        fields = _fields(described, said)
+        classes = _classes(described, said)
+        unet = _network(source, config, fields, len(classes))
     process, notices = read_process(folder, unet)
-    return Foreign(unet=unet, diffusion=process, tensors=_tensors(source, folder), notices=notices)
+    return Foreign(
+        unet=unet,
+        diffusion=process,
+        tensors=_tensors(source, folder),
+        classes=classes,
+        notices=notices,
+    )
 
 
 # -- files ----------------------------------------------------------------------------------------
@@ -139,9 +152,22 @@ def _tensors(source: Source, folder: Path) -> dict[str, Any]:
 # -- the network ----------------------------------------------------------------------------------
 
 
-def _fields(path: Path) -> dict[str, Any]:
+def _classes(path: Path, said: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the classes where the label embedding has a row for none, in `OWN`."""
+    own = said.get(OWN)
+    if own is None:
+        return ()
+    classes = own.get("classes") if isinstance(own, dict) else None
+    usable = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    if not usable or not classes or len(set(classes)) < len(classes):
+        raise _lacking(path, OWN, own)
+    if said.get("num_class_embeds") != len(classes) + 1:
+        raise _lacking(path, "num_class_embeds", said.get("num_class_embeds"))
+    return tuple(classes)
+
+
+def _fields(path: Path, said: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a `UNet2DModel`, checked to be supported."""
-    said = read_json(path)
     kind = said.get("_class_name", "UNet2DModel")
     if kind != "UNet2DModel":
         raise ModelFileError(f"{show(path)} is of a {brief(kind)}, not a UNet2DModel")
@@ -169,8 +195,8 @@ def _lacking(path: Path, name: str, value: Any) -> ModelFileError:
     return ModelFileError(f"{show(path)}: {brief(name)} = {brief(repr(value))} is not supported")
 
 
-def _network(source: Source, config: ConvertConfig, fields: Mapping[str, Any]) -> Net:
-    """The network that the fields describe."""
+def _network(source: Source, config: ConvertConfig, fields: Mapping[str, Any], classes: int) -> Net:
+    """The network that the fields describe, with so many classes if they are named."""
     where = _folder(source) / "config.json"
     widths = list(fields["block_out_channels"])
     if not all(isinstance(w, int) and w > 0 and w % widths[0] == 0 for w in widths):
@@ -192,7 +218,7 @@ def _network(source: Source, config: ConvertConfig, fields: Mapping[str, Any]) -
         "scale_shift": fields["resnet_time_scale_shift"] == "scale_shift",
         "dropout": fields["dropout"],
         "groups": fields["norm_num_groups"],
-        "num_classes": fields["num_class_embeds"] or 0,
+        "num_classes": classes or fields["num_class_embeds"] or 0,
         "norm_eps": fields["norm_eps"],
         "downsample_padding": fields["downsample_padding"],
         "freq_shift": fields["freq_shift"],

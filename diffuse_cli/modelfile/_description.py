@@ -71,13 +71,18 @@ class Model:
         """Class names of the training data."""
         return self.blueprint.conditions.classes or tuple(self.data.get("classes", ()))
 
-    def network(self, weights: str = "ema") -> nn.Module:
-        """The network with its averaged, raw or weak weights; a `ModelFileError` without them."""
+    def tensors(self, weights: str = "ema") -> Mapping[str, Tensor]:
+        """The averaged, raw or weak weights by name; a `ModelFileError` without them."""
         every = {"ema": self.ema, "raw": self.raw, "weak": self.weak}
         tensors = lookup(every, weights, "--weights")
         if tensors is None:
             hint = f"Train with --keep-{weights} to have them"
             raise ModelFileError(f"the model file has no {weights} weights", hint)
+        return tensors
+
+    def network(self, weights: str = "ema") -> nn.Module:
+        """The network with its averaged, raw or weak weights; a `ModelFileError` without them."""
+        tensors = self.tensors(weights)
         with torch.device("meta"):
             net = self.blueprint.build()
         net.load_state_dict(dict(tensors), assign=True)

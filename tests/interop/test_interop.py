@@ -488,10 +488,13 @@ def test_channels_that_do_not_suit_the_variance_are_refused(diffuse, channels: i
 def test_settings_of_sampling_that_are_not_kept_are_said(diffuse):
     plain = diffuse("convert", pipeline())
     assert "warning" not in plain.err
+    # at most 1: that is clipping
+    clipping = pipeline(scheduler=theirs.DDPMScheduler(thresholding=True, sample_max_value=1.0))
+    assert "warning" not in diffuse("convert", clipping, "--overwrite").err
     for scheduler, text in (
         (theirs.DDPMScheduler(clip_sample=False), "does not clip"),
         (theirs.DDPMScheduler(clip_sample_range=2.0), "does not clip"),
-        (theirs.DDPMScheduler(thresholding=True), "--threshold 0.995"),
+        (theirs.DDPMScheduler(thresholding=True, sample_max_value=2.0), "--threshold 0.995"),
     ):
         ran = diffuse("convert", pipeline(scheduler=scheduler), "--overwrite")
         assert ran.code == 0

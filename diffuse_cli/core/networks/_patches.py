@@ -23,5 +23,5 @@ def unfolded(x: Tensor, patch: int) -> Tensor:
     cut = x.unflatten(1, (-1, *[patch] * dims))
     order = [n for i in range(dims) for n in (2 + dims + i, 2 + i)]
     sizes = [side * patch for side in x.shape[2:]]
-    whole: Tensor = cut.permute(0, 1, *order).reshape(len(x), -1, *sizes)
+    whole: Tensor = cut.permute(0, 1, *order).reshape(x.shape[0], -1, *sizes)
     return whole

@@ -51,7 +51,7 @@ class Told(nn.Module):
             emb = emb + self.class_embedding(label)
         if self.columns:
             if row is None:
-                row = torch.full((len(time), self.columns), UNTOLD, device=time.device)
+                row = torch.full((time.shape[0], self.columns), UNTOLD, device=time.device)
             emb = emb + self.row_embedding(row)
         return emb
 
@@ -60,5 +60,5 @@ class Told(nn.Module):
         if not self.given_channels:
             return x
         if given is None:
-            given = x.new_zeros(len(x), self.given_channels, *x.shape[2:])
+            given = x.new_zeros(x.shape[0], self.given_channels, *x.shape[2:])
         return torch.cat([x, given.to(x.dtype)], dim=1)

@@ -1,0 +1,135 @@
+"""Models for other programs, one program a file of this folder (see `Target`)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from diffuse_cli import files, outputs
+from diffuse_cli.config import ConvertConfig
+from diffuse_cli.core.registry import Modules
+from diffuse_cli.errors import ModelFileError, OutputError, UsageError, lookup
+from diffuse_cli.events import Work
+from diffuse_cli.options import flag_of, options
+
+if TYPE_CHECKING:
+    from diffuse_cli.modelfile import Found
+
+
+class Target(Protocol):
+    """A module of this folder.
+
+    Attributes:
+        OUT: what is written if no name is given. Every name has its suffix; a folder has none.
+        PARTS: what a folder that it wrote holds; such a folder may be replaced.
+        OPTIONS: the options of `ConvertConfig` that it takes, besides those of every target.
+    """
+
+    OUT: str
+    PARTS: Collection[str]
+    OPTIONS: Collection[str]
+
+    def check(self, config: ConvertConfig) -> None:
+        """Refuse, before the model is read, what cannot be done here.
+
+        Raises:
+            UsageError
+        """
+        ...
+
+    def write(self, path: Path, found: Found, config: ConvertConfig) -> Work[Mapping[str, Any]]:
+        """Write a model, whole or not at all; returns what `--json` tells of it.
+
+        Raises:
+            ModelFileError: the other program has no word for something in the model.
+            UsageError: an option does not suit the model.
+            OutputError: it cannot be written.
+        """
+        ...
+
+
+TARGETS: Mapping[str, Target] = Modules("targets", __name__, __path__)
+
+OF_ALL = ("source", "out", "overwrite", "to", "weights")
+"""The options that every target takes."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, for which program, and what it says of itself."""
+
+    path: Path
+    target: str
+    values: Mapping[str, Any]
+
+
+def target_of(config: ConvertConfig) -> str | None:
+    """The program to write for: as typed, or by the suffix of `-o`; None for a model file."""
+    if config.to is not None or config.out is None:
+        return config.to
+    suffix = Path(config.out).suffix.lower()
+    return next((name for name, t in TARGETS.items() if suffix and suffix == _suffix(t)), None)
+
+
+def export(config: ConvertConfig) -> Work[Exported]:
+    """Write a model of `diffuse` for another program.
+
+    Raises:
+        UsageError: options that are for reading other programs' models, or do not suit the model.
+        ModelFileError: SOURCE is no model of `diffuse`, or one that the program cannot run.
+        OutputError: the output exists, or cannot be written.
+    """
+    name = target_of(config)
+    assert name is not None
+    target = lookup(TARGETS, name, "--to")
+    allowed = (*OF_ALL, *target.OPTIONS)
+    for f, _ in options(config):
+        if f.name not in allowed and getattr(config, f.name) != f.default:
+            raise UsageError(f"{flag_of(f)} does not go with --to {name}", "Leave it out")
+    path = _checked_path(target, name, config)
+    target.check(config)
+    from diffuse_cli import modelfile
+
+    found = yield from modelfile.find(config.source)
+    values = yield from target.write(path, found, config)
+    return Exported(path, name, values)
+
+
+def lacking(
+    found: Found, program: str, field: str, value: object, hint: str = ""
+) -> ModelFileError:
+    """The error for a setting of a model that another program has no word for."""
+    said = files.brief(f"{field} = {value}")
+    return ModelFileError(f"{files.show(found.path)}: {program} cannot say {said}", hint)
+
+
+def _suffix(target: Target) -> str:
+    return Path(target.OUT).suffix
+
+
+def _checked_path(target: Target, name: str, config: ConvertConfig) -> Path:
+    """Where to write, which is free, or may be replaced."""
+    given = config.out or target.OUT
+    if suffix := _suffix(target):
+        return outputs.check(given, suffix, config.overwrite, read=config.source)
+    path = Path(given)
+    known = (".safetensors", *filter(None, map(_suffix, TARGETS.values())))
+    if path.suffix.lower() in known:
+        raise UsageError(
+            f"--to {name} writes a folder, not {files.show(path)}", "Choose another -o"
+        )
+    files.check_writable(path / "config.json")
+    if not path.exists():
+        return path
+    with files.reported(path):
+        there = {entry.name for entry in path.iterdir()}
+    if others := sorted(there.difference(target.PARTS)):
+        raise OutputError(
+            f"{files.show(path)} holds {files.show(others[0])}, which is not part of a model",
+            "Choose another -o",
+        )
+    if there and not config.overwrite:
+        raise OutputError(f"{files.show(path)} exists already", "Choose another -o, or --overwrite")
+    return path

@@ -1,0 +1,95 @@
+"""A network as a graph of operations, for runtimes without Python, and what a sampler must know."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.exc import UserError
+
+from diffuse_cli import modelfile
+from diffuse_cli.core.settings import to_dict
+from diffuse_cli.core.tables import UNTOLD
+from diffuse_cli.diffusion import Blueprint
+from diffuse_cli.errors import ModelFileError
+from diffuse_cli.files import brief
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from diffuse_cli.modelfile import Model
+
+BATCH = "batch"
+"""The name of the dimension that may have any length."""
+
+
+def inputs(own: Blueprint, n: int, seed: int = 0) -> dict[str, Tensor]:
+    """Random inputs of a network, by name: `x` (n, C, *size) and `t` (n,); `label` (n,), `given`
+    (n, C', *size) and `row` (n, columns) for one that is told such."""
+    draw, conditions = torch.Generator().manual_seed(seed), own.conditions
+    last = float(own.process.timesteps[-1])
+    made = {
+        "x": torch.randn(n, *own.space.shape, generator=draw),
+        "t": torch.rand(n, generator=draw) * last,
+    }
+    if count := conditions.num_classes:
+        made["label"] = torch.randint(0, count + 1, (n,), generator=draw)
+    if channels := conditions.given_channels:
+        made["given"] = torch.randn(n, channels, *own.space.size, generator=draw)
+    if conditions.table:
+        made["row"] = torch.zeros(n, len(conditions.table))
+        made["row"][0] = UNTOLD
+    return made
+
+
+def traced(net: nn.Module, own: Blueprint) -> Any:
+    """The network as a `torch.export.ExportedProgram` of any batch size, without the paths of the
+    files that its code was traced in.
+
+    Raises:
+        ModelFileError: torch cannot trace it, such as one that takes `len` of its input.
+    """
+    example = inputs(own, 2)
+    x, t = example.pop("x"), example.pop("t")
+    batch = torch.export.Dim(BATCH)
+    shapes = {name: {0: batch} for name in ("x", "t", *example)}
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.export.export(net, (x, t), example, dynamic_shapes=shapes, strict=False)
+        except UserError as error:
+            reason = brief(str(error).partition("\n")[0])
+            raise ModelFileError(
+                f"torch cannot trace the network {own.network}: {reason}"
+            ) from error
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    return program
+
+
+def metadata(model: Model) -> Mapping[str, str]:
+    """What a sampler must know, as JSON by name.
+
+    `diffuse.timesteps` is what the network is shown as `t` at each timestep, `diffuse.alpha_bars`
+    the share of signal there. `diffuse.config` is the description in the model file.
+    """
+    own = model.blueprint
+    process = own.process
+    known: dict[str, Any] = {
+        "timesteps": process.timesteps.tolist(),
+        "alpha_bars": process.alpha_bars.tolist(),
+        "target": own.diffusion.target,
+        "variance": own.diffusion.variance,
+        "space": to_dict(own.space),
+        "classes": list(own.conditions.classes),
+    }
+    if own.conditions.table:
+        known["columns"] = to_dict(own.conditions.table)["columns"]
+    described = {name: json.dumps(value) for name, value in known.items()}
+    return {
+        **{n: text for n, text in modelfile.metadata(model).items() if n != "format"},
+        **{f"diffuse.{name}": text for name, text in described.items()},
+    }

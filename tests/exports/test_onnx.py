@@ -1,0 +1,197 @@
+"""Networks that leave as graphs: the same answers without this program's code."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from leaving import model_of
+
+from diffuse_cli import modelfile
+from diffuse_cli.app import main
+from diffuse_cli.config import DiffusionConfig
+from diffuse_cli.core import SAMPLERS, Conditions, Space
+from diffuse_cli.core.conditions import Given
+from diffuse_cli.core.guidance import clip
+from diffuse_cli.core.networks.unet import Config
+from diffuse_cli.core.tables import Labels, Number, Table
+from diffuse_cli.exports import onnx
+from diffuse_cli.exports._traced import inputs
+
+runtime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+PAGE = Path(__file__).parents[2] / "docs" / "ecosystem.md"
+AGE = Number(name="age", mean=1.0, deviation=1.0, low=0.0, high=9.0)
+SITE = Labels(name="site", values=("a", "b"))
+
+MODELS: dict[str, dict[str, Any]] = {
+    "classes": {
+        "conditions": Conditions(classes=("a", "b")),
+        "diffusion": DiffusionConfig(variance="learned", num_timesteps=50),
+    },
+    "everything told": {
+        "config": Config(
+            width=8, multipliers=(1, 2), blocks=1, groups=4, patch=2, block="convnext",
+            time_embedding="fourier", resblock_updown=True,
+        ),
+        "space": Space(
+            channels=2, size=(16,), medium="array", levels=None, mean=(0.0, 1.0), std=(1.0, 2.0)
+        ),
+        "conditions": Conditions(given=Given(channels=2), table=Table(columns=(AGE, SITE))),
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with each model, the one with classes as ONNX, which takes ten seconds, and the
+    other as a program of torch."""
+    folder = tmp_path_factory.mktemp("traced")
+    for name, suffix in (("classes", ".onnx"), ("everything told", ".pt2")):
+        path = folder / f"{name}.safetensors"
+        modelfile.save(path, model_of(**MODELS[name]))
+        assert main(["convert", str(path), "-o", str(path.with_suffix(suffix)), "-q"]) == 0
+    return folder
+
+
+def session(path: Path) -> Any:
+    return runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+@torch.no_grad()
+def test_a_network_answers_as_it_does_here(written: Path):
+    model = modelfile.load(written / "classes.safetensors")
+    run, net = session(written / "classes.onnx"), model.network()
+    for n in (1, 2, 5):
+        fed = inputs(model.blueprint, n, seed=10 + n)
+        assert [i.name for i in run.get_inputs()] == list(fed)
+        (found,) = run.run(None, {key: tensor.numpy() for key, tensor in fed.items()})
+        expected = net(**fed)
+        assert float(expected.std()) > 0.1
+        assert torch.allclose(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-4)
+    fed["label"] = (fed["label"] + 1) % 3
+    (other,) = run.run(None, {key: tensor.numpy() for key, tensor in fed.items()})
+    assert not np.allclose(other, found, atol=1e-3)
+
+
+def test_a_file_says_what_a_sampler_must_know(written: Path):
+    model = modelfile.load(written / "classes.safetensors")
+    said = session(written / "classes.onnx").get_modelmeta().custom_metadata_map
+    own = model.blueprint
+
+    def known(key: str) -> Any:
+        return json.loads(said[f"diffuse.{key}"])
+
+    assert known("timesteps") == own.process.timesteps.tolist()
+    assert known("alpha_bars") == own.process.alpha_bars.tolist()
+    assert (known("target"), known("variance")) == (own.diffusion.target, own.diffusion.variance)
+    assert (known("space")["size"], known("classes")) == (
+        list(own.space.size), list(own.conditions.classes),
+    )  # fmt: skip
+    assert known("config") == json.loads(modelfile.metadata(model)["diffuse.config"])
+
+
+def test_a_file_has_no_paths_of_this_machine(written: Path):
+    data = (written / "classes.onnx").read_bytes()
+    root = str(Path(modelfile.__file__).parents[2]).encode()
+    for path in (root, b"site-packages", b".py"):
+        assert path not in data
+
+
+@torch.no_grad()
+def test_the_sampler_of_the_page_draws_what_ddim_draws(
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("model.onnx").write_bytes((written / "classes.onnx").read_bytes())
+    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    (block,) = (text for text in blocks if "onnxruntime" in text)
+    assert not re.findall(r"^(?:import|from) (?!json|numpy|onnxruntime)", block, re.MULTILINE)
+    # as the page says of models with classes
+    block = block.replace('"x": x', '"label": np.full(len(x), 1), "x": x')
+    names: dict[str, Any] = {}
+    exec(compile(block, PAGE.name, "exec"), names)
+
+    own = (model := modelfile.load(written / "classes.safetensors")).blueprint
+    net, label = model.network(), torch.ones(16, dtype=torch.long)
+    denoiser = own.denoiser(lambda x, t: net(x, t, label=label))
+    x = np.random.default_rng(0).standard_normal((16, *own.space.shape))
+    times = denoiser.process.times(20)
+    *_, last = SAMPLERS["ddim"](
+        clip(denoiser, denoiser.process), denoiser.process, torch.from_numpy(x).float(), times,
+        noise=None,
+    )  # fmt: skip
+    expected = own.space.to_stored(last.x).numpy().astype(int)
+    assert names["pictures"].shape == expected.shape
+    assert expected.std() > 10
+    assert np.abs(names["pictures"].astype(int) - expected).max() <= 1
+
+
+@torch.no_grad()
+def test_a_program_of_torch_answers_and_says_the_same(written: Path):
+    """Of a network with all other parts, which is told all else."""
+    model = modelfile.load(written / "everything told.safetensors")
+    said = {"diffuse.timesteps": "", "diffuse.space": "", "diffuse.columns": ""}
+    program = torch.export.load(written / "everything told.pt2", extra_files=said)
+    assert json.loads(said["diffuse.timesteps"]) == model.blueprint.process.timesteps.tolist()
+    assert json.loads(said["diffuse.space"])["mean"] == [0.0, 1.0]
+    assert [column["name"] for column in json.loads(said["diffuse.columns"])] == ["age", "site"]
+    for n in (1, 4):
+        fed = inputs(model.blueprint, n)
+        expected = model.network()(**fed)
+        found = program.module()(fed.pop("x"), fed.pop("t"), **fed)
+        assert float(expected.std()) > 0.1
+        assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+# -- the command ----------------------------------------------------------------------------------
+
+
+def test_a_missing_package_is_named_with_its_extra(diffuse, monkeypatch: pytest.MonkeyPatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "onnxscript" else found(name)
+    )
+    ran = diffuse("convert", "nowhere", "--to", "onnx", "-q")
+    assert (ran.code, "needs onnxscript" in ran.line) == (2, True)
+    assert "pip install 'diffuse-cli[onnx]'" in ran.line
+
+
+def test_a_file_is_written_only_if_it_computes_the_same(
+    diffuse, written: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(onnx, "_graph", lambda *_: (written / "classes.onnx").read_bytes())
+    model = model_of(**MODELS["classes"])
+    model.ema["conv_in.bias"].add_(1)
+    modelfile.save(Path("model.safetensors"), model)
+    ran = diffuse("convert", "model.safetensors", "--to", "onnx", "-q")
+    assert (ran.code, "onnxruntime computes something else" in ran.line) == (4, True)
+    assert not Path("model.onnx").exists()
+    monkeypatch.setattr(onnx, "MOST_BYTES", 10_000)
+    ran = diffuse("convert", "model.safetensors", "--to", "onnx", "-q")
+    assert (ran.code, "ONNX cannot say parameters = " in ran.line) == (4, True)
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "says"),
+    [
+        ("nowhere -o a.onnx", 4, "no such model file: nowhere"),
+        ("nowhere --to onnx -o a.safetensors", 2, "-o must end in .onnx"),
+        ("nowhere --to onnx --sampler ddim", 2, "--sampler does not go with --to onnx"),
+        ("nowhere -o a.onnx --size 8", 2, "--size does not go with --to onnx"),
+        ("nowhere -o there.onnx", 5, "there.onnx exists already"),
+        ("nowhere --to onx", 2, "Did you mean 'onnx'?"),
+    ],
+)
+def test_bad_input_is_one_line_with_its_exit_code(diffuse, line: str, code: int, says: str):
+    Path("there.onnx").write_text("mine")
+    ran = diffuse("convert", *line.split(), "-q")
+    assert (ran.code, says in ran.line) == (code, True), ran.err
+    assert [p.name for p in Path().iterdir()] == ["there.onnx"]

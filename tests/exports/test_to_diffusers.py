@@ -1,0 +1,512 @@
+"""Models that leave for diffusers: the same weights, answers and pictures there, and back again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from leaving import PICTURES, SMALL, UNTOLD, model_of
+from safetensors.torch import load_file
+from torch import Tensor
+
+from diffuse_cli import modelfile
+from diffuse_cli.config import ConvertConfig, DiffusionConfig, SamplerChoice, TrainConfig
+from diffuse_cli.core import SAMPLERS, Conditions, Space
+from diffuse_cli.core.conditions import Given
+from diffuse_cli.core.guidance import clip
+from diffuse_cli.core.networks.unet import Config
+from diffuse_cli.core.schedules import SCHEDULES
+from diffuse_cli.core.tables import Number, Table
+from diffuse_cli.diffusion import Blueprint, make_process
+from diffuse_cli.errors import DiffuseError
+from diffuse_cli.events import finish
+from diffuse_cli.exports import TARGETS, export
+from diffuse_cli.exports._scheduler import SCHEDULERS
+from diffuse_cli.exports._unet import lacks
+from diffuse_cli.exports.diffusers import PARTS, WEIGHTS
+from diffuse_cli.interop import convert
+from diffuse_cli.options import options
+from diffuse_cli.presets import PRESETS, architecture
+
+theirs = pytest.importorskip("diffusers")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    theirs.utils.logging.disable_progress_bar()
+    return tmp_path
+
+
+def leave(model: modelfile.Model, out: str = "out", **options: Any) -> Path:
+    """The folder of a model."""
+    modelfile.save(Path("model.safetensors"), model)
+    line = {"source": "model.safetensors", "out": out, "to": "diffusers", "overwrite": True}
+    return finish(export(ConvertConfig(**{**line, **options}))).path
+
+
+def back(folder: Path) -> modelfile.Model:
+    finish(convert(ConvertConfig(source=str(folder), out="again.safetensors", overwrite=True)))
+    return modelfile.load("again.safetensors")
+
+
+def read(folder: Path, part: str) -> dict[str, Any]:
+    return json.loads((folder / part).read_text())
+
+
+# -- the network ----------------------------------------------------------------------------------
+
+
+@st.composite
+def drawn(draw: Any) -> dict[str, Any]:
+    """What `model_of` makes a model of that diffusers can say."""
+    multipliers = (1, *draw(st.lists(st.sampled_from((1, 2)), max_size=2)))
+    heads = draw(st.sampled_from(({}, {"head_width": 4}, {"head_width": 8}, {"heads": 1})))
+    size = draw(st.sampled_from(((8, 8), (8, 12), (4, 8))))
+    config = Config(
+        width=8,
+        multipliers=multipliers,
+        blocks=draw(st.integers(1, 2)),
+        attention=tuple(draw(st.sets(st.sampled_from((2, 4, 8))))),
+        resblock_updown=draw(st.booleans()),
+        scale_shift=draw(st.booleans()),
+        groups=draw(st.sampled_from((2, 4))),
+        norm_eps=draw(st.sampled_from((1e-5, 1e-3))),
+        downsample_padding=draw(st.integers(0, 1)),
+        freq_shift=draw(st.integers(0, 1)),
+        flip_sin_to_cos=draw(st.booleans()),
+        dropout=draw(st.sampled_from((0.0, 0.1))),
+        **heads,
+    )
+    classes = draw(st.sampled_from(((), ("a cat", "dog"))))
+    return {
+        "config": config,
+        "space": Space(channels=draw(st.sampled_from((1, 3))), size=size),
+        "conditions": Conditions(classes=classes),
+        "diffusion": DiffusionConfig(variance=draw(st.sampled_from(("small", "large", "learned")))),
+    }
+
+
+@settings(max_examples=25, deadline=None)
+@given(drawn())
+@torch.no_grad()
+def test_a_network_answers_as_it_does_here_and_comes_back(parts: dict[str, Any]):
+    model = model_of(**parts)
+    own = model.blueprint
+    folder = leave(model)
+    net = theirs.UNet2DModel.from_pretrained(folder / "unet").eval()
+    weights = load_file(folder / "unet" / WEIGHTS)
+    assert {n: t.shape for n, t in net.state_dict().items()} == {
+        n: t.shape for n, t in weights.items()
+    }
+    x = torch.randn(3, *own.space.shape, generator=torch.Generator().manual_seed(2))
+    t, label = torch.tensor([0, 3, 977]), torch.tensor([0, 1, 2]) if own.conditions else None
+    expected = model.network()(x, t.float(), label=label)
+    assert torch.allclose(net(x, t, class_labels=label).sample, expected, rtol=1e-5, atol=1e-5)
+
+    again = back(folder)
+    assert again.ema.keys() == model.ema.keys()
+    assert all(torch.equal(again.ema[name], tensor) for name, tensor in model.ema.items())
+    assert again.blueprint.space == own.space
+    assert again.blueprint.conditions == own.conditions
+    assert said(again.blueprint.config, own.space) == said(own.config, own.space)
+    there = dataclasses.replace(again.blueprint.diffusion, rescale_timesteps=True)
+    assert there == own.diffusion
+
+
+def said(config: Config, space: Space) -> tuple[Any, ...]:
+    """A configuration without two ways to say one thing."""
+    attends = config.attends(space.size)
+    heads = [config.heads_at(w) for w, a in zip(config.widths, attends, strict=True) if a]
+    none: dict[str, Any] = {"attention": (), "heads": None, "head_width": None}
+    if len(attends) == 1:  # nothing resamples
+        none["resblock_updown"] = False
+    middle = config.heads_at(config.widths[-1])
+    return dataclasses.replace(config, **none), attends, heads, middle
+
+
+def test_heads_of_a_number_are_said_where_they_are_equally_wide():
+    model = model_of(dataclasses.replace(SMALL, multipliers=(1, 1), attention=(8, 4), heads=2))
+    folder = leave(model)
+    assert read(folder, "unet/config.json")["attention_head_dim"] == 4
+    assert back(folder).blueprint.config.heads_at(8) == 2
+
+
+def test_raw_weights_are_written_where_they_are_asked_for(diffuse):
+    model = model_of()
+    raw = {name: tensor + 1 for name, tensor in model.ema.items()}
+    folder = leave(dataclasses.replace(model, raw=raw), weights="raw")
+    found = load_file(folder / "unet" / WEIGHTS)
+    assert all(torch.equal(found[name], tensor) for name, tensor in raw.items())
+    modelfile.save(Path("model.safetensors"), model)
+    ran = diffuse("convert", "model.safetensors", "--to", "diffusers", "--weights", "raw", "-q")
+    assert (ran.code, "has no raw weights" in ran.line) == (4, True)
+    assert not Path("diffusers").exists()
+
+
+def test_classes_outlive_a_fine_tuning_in_diffusers():
+    """diffusers keeps the field that names them when it saves what it has loaded."""
+    folder = leave(model_of(conditions=Conditions(classes=("a", "b"))))
+    pipe = theirs.DiffusionPipeline.from_pretrained(folder)
+    pipe.unet.conv_in.bias.data += 1
+    pipe.save_pretrained("tuned")
+    assert back(Path("tuned")).classes == ("a", "b")
+    pipe.unet.register_to_config(num_class_embeds=9)
+    pipe.save_pretrained("other")
+    with pytest.raises(DiffuseError, match="num_class_embeds = 9 is not supported"):
+        back(Path("other"))
+
+
+# -- the process ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", SCHEDULERS)
+@pytest.mark.parametrize("name", [n for n in SCHEDULES if n != "sqrt"])
+def test_betas_are_those_of_the_process(name: str, sampler: str):
+    diffusion = DiffusionConfig(schedule=name)
+    folder = leave(model_of(diffusion=diffusion), sampler=sampler)
+    scheduler = getattr(theirs, SCHEDULERS[sampler].name).from_pretrained(folder / "scheduler")
+    expected = make_process(diffusion).alpha_bars.float()
+    assert torch.allclose(scheduler.alphas_cumprod, expected, rtol=1e-3, atol=1e-6)
+    assert back(folder).blueprint.diffusion.schedule == name
+    assert not back(folder).blueprint.diffusion.zero_terminal_snr
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"zero_terminal_snr": True, "schedule": "linear"},
+        {"log_snr_shift": -1.4},
+        {"log_snr_shift": -1.4, "zero_terminal_snr": True},
+        {"betas": (0.1, 0.2, 0.5), "rescale_timesteps": False},
+        {"num_timesteps": 40, "rescale_timesteps": False, "schedule": "linear"},
+        {"target": "eps"},
+        {"target": "x0"},
+    ],
+    ids=str,
+)
+def test_a_process_comes_back(changes: dict[str, Any]):
+    diffusion = DiffusionConfig(**changes)
+    folder = leave(model_of(diffusion=diffusion))
+    found = back(folder).blueprint
+    expected = make_process(diffusion)
+    assert torch.allclose(found.process.alpha_bars, expected.alpha_bars, rtol=1e-9, atol=1e-12)
+    assert found.process.timesteps.tolist() == expected.timesteps.tolist()
+    assert (found.diffusion.target, found.diffusion.variance) == (
+        diffusion.target, diffusion.variance,
+    )  # fmt: skip
+    scheduler = theirs.DDPMScheduler.from_pretrained(folder / "scheduler")
+    bars = expected.alpha_bars.float()
+    assert torch.allclose(scheduler.alphas_cumprod, bars, rtol=1e-3, atol=1e-6)
+
+
+# -- pictures -------------------------------------------------------------------------------------
+
+
+class Same:
+    """The noise that a pipeline draws with a generator of this seed."""
+
+    def __init__(self, seed: int, shape: tuple[int, ...]) -> None:
+        self.draw, self.shape = torch.Generator().manual_seed(seed), shape
+
+    def __call__(self, k: int = 0) -> Tensor:
+        return torch.randn(self.shape, generator=self.draw)
+
+
+def ours(
+    model: modelfile.Model, sampler: str, steps: int, seed: int, spacing: str = "trailing"
+) -> Tensor:
+    """The levels of two pictures, from the noise of a seed."""
+    own = model.blueprint
+    denoiser = own.denoiser(model.network())
+    noise = Same(seed, (2, *own.space.shape))
+    times = denoiser.process.times(steps, spacing)
+    clipped = clip(denoiser, denoiser.process)
+    *_, last = SAMPLERS[sampler](clipped, denoiser.process, noise(), times, noise=noise)
+    return own.space.to_stored(last.x).int()
+
+
+def pictures(pipe: Any, steps: int, seed: int, **options: Any) -> Tensor:
+    pipe.set_progress_bar_config(disable=True)
+    draw = torch.Generator().manual_seed(seed)
+    found = pipe(2, draw, num_inference_steps=steps, output_type="np", **options).images
+    return torch.from_numpy(found).permute(0, 3, 1, 2).mul(255).round().int()
+
+
+@pytest.fixture(scope="module")
+def trained(images: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of grey images, over 1,000 timesteps."""
+    from diffuse_cli.app import main
+
+    path = tmp_path_factory.mktemp("trained") / "model.safetensors"
+    line = ("train", images, "--config", recipe, "--num-timesteps", 1000, "--steps", 60, "-q")
+    assert main([*map(str, (*line, "-o", path))]) == 0
+    return path
+
+
+@pytest.mark.parametrize(
+    ("sampler", "pipeline", "options"),
+    [
+        ("ddpm", "DDPMPipeline", {}),
+        ("ddim", "DDIMPipeline", {"use_clipped_model_output": True}),
+        ("dpmpp-2m", "DDPMPipeline", {}),
+    ],
+)
+@torch.no_grad()
+def test_a_trained_model_draws_the_same_picture_there(
+    diffuse, trained: Path, sampler: str, pipeline: str, options: dict[str, Any]
+):
+    ran = diffuse("convert", trained, "--to", "diffusers", "--sampler", sampler, "-o", "out", "-q")
+    assert (ran.code, ran.out) == (0, "out\n"), ran.err
+    pipe = getattr(theirs, pipeline).from_pretrained("out")
+    found, expected = (
+        pictures(pipe, 20, 1, **options),
+        ours(modelfile.load(trained), sampler, 20, 1),
+    )
+    assert float(expected.float().std()) > 10
+    assert int((found - expected).abs().max()) <= 2
+    assert pictures(pipe, 20, 2, **options).ne(expected).any()
+
+
+@pytest.mark.parametrize("variance", ["small", "large", "learned"])
+@torch.no_grad()
+def test_every_variance_draws_the_same_picture_there(variance: str):
+    """Also with fewer steps than timesteps, and no noise in the last one."""
+    model = model_of(diffusion=DiffusionConfig(variance=variance, target="x0"))
+    pipe = theirs.DDPMPipeline.from_pretrained(leave(model))
+    spacing = "trailing" if variance == "small" else "linspace"
+    found, expected = pictures(pipe, 8, 1), ours(model, "ddpm", 8, 1, spacing)
+    assert int((found - expected).abs().max()) <= 2
+
+
+# -- schedulers -----------------------------------------------------------------------------------
+
+
+def recommending(sampler: str, **more: Any) -> modelfile.Model:
+    return model_of(sampling=SamplerChoice(sampler=sampler, steps=5), **more)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp-2m", "dpmpp-2m-sde"])
+def test_the_scheduler_is_that_of_the_recommended_sampler(sampler: str):
+    index = read(leave(recommending(sampler)), "model_index.json")
+    assert index["scheduler"] == ["diffusers", SCHEDULERS[sampler].name]
+    assert index["_class_name"] == SCHEDULERS[sampler].pipeline
+    assert "num_inference_steps=5" in Path("out/README.md").read_text()
+
+
+@pytest.mark.parametrize("sampler", ["unipc", "heun", "ipndm"])
+def test_a_sampler_that_no_pipeline_runs_is_said(diffuse, sampler: str):
+    modelfile.save(Path("model.safetensors"), recommending(sampler))
+    ran = diffuse("convert", "model.safetensors", "--to", "diffusers")
+    assert ran.code == 0
+    assert f"no pipeline of diffusers runs {sampler}" in ran.err
+    assert read(Path("diffusers"), "model_index.json")["scheduler"][1] == "DDPMScheduler"
+
+
+def test_what_no_pipeline_does_is_said(diffuse):
+    line = ("convert", "model.safetensors", "--to", "diffusers", "--overwrite")
+    modelfile.save(Path("model.safetensors"), model_of())
+    assert "no pipeline" not in diffuse(*line).err
+    assert "runs UniPCMultistepScheduler" in diffuse(*line, "--sampler", "unipc").err
+    modelfile.save(Path("model.safetensors"), model_of(conditions=Conditions(classes=("a", "b"))))
+    assert "tells a U-Net its class: README.md there has a loop" in diffuse(*line).err
+
+
+def test_a_learned_variance_is_for_schedulers_that_take_one(diffuse):
+    learned = {"diffusion": DiffusionConfig(variance="learned")}
+    folder = leave(recommending("dpmpp-2m", **learned))
+    assert read(folder, "model_index.json")["scheduler"][1] == "DDPMScheduler"
+    assert read(folder, "scheduler/scheduler_config.json")["variance_type"] == "learned_range"
+    for sampler in ("ddim", "unipc", "dpmpp-2m"):
+        ran = diffuse(
+            "convert", "model.safetensors", "--to", "diffusers", "--sampler", sampler, "-q",
+        )  # fmt: skip
+        assert (ran.code, "takes no learned variance" in ran.line) == (2, True)
+
+
+# -- the card -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sampler", "classes", "variance"),
+    [
+        ("ddpm", (), "small"),
+        ("ddim", (), "small"),
+        ("unipc", (), "small"),
+        ("dpmpp-2m", ("a", "b```"), "small"),
+        ("ddpm", ("a", "b"), "learned"),
+    ],
+)
+def test_the_python_of_the_card_draws(sampler: str, classes: tuple[str, ...], variance: str):
+    own = {
+        "conditions": Conditions(classes=classes),
+        "diffusion": DiffusionConfig(variance=variance),
+    }
+    text = (leave(model_of(**own), sampler=sampler) / "README.md").read_text()
+    (block,) = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    block = re.sub(r"(steps=|set_timesteps\()\d+", r"\g<1>4", block)
+    names: dict[str, Any] = {}
+    exec(compile(block, "README.md", "exec"), names)
+    assert len(names["pictures"]) == 4
+    if classes:
+        assert "Label 2 stands for no class" in text
+        assert f"1: {classes[1]}\n" in text
+
+
+def test_the_card_says_what_the_model_file_knows():
+    data = {"fingerprint": "f" * 64, "images": 1234}
+    choice = SamplerChoice(sampler="ddim", steps=7)
+    path = leave(model_of(step=5000, data=data, sampling=choice)) / "README.md"
+    text = path.read_text()
+    for fact in ("5,000", "1,234", "f" * 64, "ddim, 7 steps", "cosine, 1,000 timesteps",
+                 finish(modelfile.find("model.safetensors")).sha256):  # fmt: skip
+        assert fact in text
+    assert "license" not in text
+
+
+# -- what diffusers cannot say --------------------------------------------------------------------
+
+AGE = Number(name="age", mean=1.0, deviation=1.0, low=0.0, high=9.0)
+SOUND = Space(
+    channels=1, size=(64,), medium="audio", levels=None, mean=(0.0,), std=(1.0,), rate=8000
+)
+FLOATS = {"levels": None, "mean": (0.0,) * 3, "std": (1.0,) * 3}
+
+
+def of_unet(**changes: Any) -> dict[str, Any]:
+    return {"config": dataclasses.replace(SMALL, **changes)}
+
+
+def of_process(**changes: Any) -> dict[str, Any]:
+    return {"diffusion": DiffusionConfig(**changes)}
+
+
+def of_space(**changes: Any) -> dict[str, Any]:
+    return {"space": dataclasses.replace(PICTURES, **changes)}
+
+
+REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
+    "patches": ("patch = 2", of_unet(patch=2)),
+    "a wide first level": ("multipliers = [2, 2]", of_unet(multipliers=(2, 2))),
+    "blocks": ("block = convnext", of_unet(block="convnext")),
+    "time": ("time_embedding = fourier", of_unet(time_embedding="fourier")),
+    "time's width": ("time_width = 16", of_unet(time_width=16)),
+    "heads": ("heads = 2", of_unet(heads=2, attention=(8, 4))),
+    "heads on the way up": ("heads_up = 2", of_unet(heads=4, heads_up=2)),
+    "mu": ("target = mu", of_process(target="mu")),
+    "flow": ("target = flow", of_process(target="flow")),
+    "timesteps": ("rescale_timesteps = true over 100", of_process(num_timesteps=100)),
+    "array": ("medium = array", of_space(medium="array", **FLOATS)),
+    "sound": ("medium = audio", {"space": SOUND}),
+    "16 bits": ("levels = 65536", of_space(levels=65_536)),
+    "transparency": ("layout = alpha", of_space(channels=4, layout="alpha:ffffff")),
+    "given": ("given = grey", {"conditions": Conditions(given=Given(channels=3, what="grey"))}),
+    "columns": ("condition-on = age", {"conditions": Conditions(table=Table(columns=(AGE,)))}),
+    "distilled": ("distilled = ", {"distilled": {"teacher": "0" * 64}}),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_diffusers_cannot_say_is_refused_by_its_name(diffuse, name: str):
+    says, parts = REFUSED[name]
+    modelfile.save(Path("model.safetensors"), model_of(**parts))
+    ran = diffuse("convert", "model.safetensors", "--to", "diffusers", "-q")
+    assert ran.code == 4, ran.err
+    assert f"model.safetensors: diffusers cannot say {says}" in ran.line
+    assert ran.line.count(". ") == 1  # a hint
+    assert [p.name for p in Path().iterdir()] == ["model.safetensors"]
+
+
+def test_the_presets_that_can_go_are_those_of_the_page():
+    page = (Path(__file__).parents[2] / "docs" / "ecosystem.md").read_text(encoding="utf-8")
+    listed = set(
+        re.findall(r"`([^`]+)`", page[page.index("Of the [presets]") :].partition(" can go")[0])
+    )
+    listed |= {"tiny"} if "`tiny` where" in page else set()
+    process = {f.name for f, _ in options(DiffusionConfig)}
+    able = set()
+    for name, preset in PRESETS.items():
+        side = preset.train.get("size", 64 if name == "iddpm-imagenet64" else 32)
+        space = Space(channels=3, size=(side, side))
+        network, config = architecture(TrainConfig(data=""), name, space)
+        own = Blueprint(
+            space=space,
+            network=network,
+            config=config,
+            conditions=UNTOLD,
+            diffusion=DiffusionConfig(**{n: v for n, v in preset.train.items() if n in process}),
+        )
+        able |= set() if list(lacks(own)) else {name}
+    assert able == listed
+
+
+# -- the command ----------------------------------------------------------------------------------
+
+
+def test_a_folder_is_replaced_only_where_asked_and_if_it_is_one(diffuse, here: Path):
+    modelfile.save(Path("model.safetensors"), model_of())
+    line = ("convert", "model.safetensors", "--to", "diffusers", "-o", "out", "-q")
+    assert diffuse(*line).code == 0
+    first = (here / "out" / "README.md").stat().st_mtime_ns
+    ran = diffuse(*line)
+    assert (ran.code, "out exists already" in ran.line) == (5, True)
+    assert (here / "out" / "README.md").stat().st_mtime_ns == first
+    assert diffuse(*line, "--overwrite").code == 0
+    assert sorted(p.name for p in (here / "out").iterdir()) == sorted(PARTS)
+    (here / "out" / "thesis.tex").write_text("mine")
+    ran = diffuse(*line, "--overwrite")
+    assert (ran.code, "out holds thesis.tex, which is not part" in ran.line) == (5, True)
+    assert (here / "out" / "thesis.tex").read_text() == "mine"
+    assert [p.name for p in here.iterdir() if p.suffix == ".tmp"] == []
+
+
+def test_equal_models_are_equal_folders(diffuse):
+    leave(model_of(), "out")
+    first = {p: p.read_bytes() for p in sorted(Path("out").rglob("*")) if p.is_file()}
+    leave(model_of(), "out")
+    assert {p: p.read_bytes() for p in sorted(Path("out").rglob("*")) if p.is_file()} == first
+    assert len(first) == 5
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "says"),
+    [
+        ("nowhere --to diffusers", 4, "no such model file: nowhere"),
+        ("model.safetensors --to difusers", 2, "Did you mean 'diffusers'?"),
+        ("model.safetensors --to diffusers --sampler ddmp", 2, "Did you mean 'ddpm'?"),
+        ("model.safetensors --to diffusers --sampler heun", 2, "no scheduler in diffusers"),
+        ("model.safetensors --to diffusers --schedule linear", 2, "--schedule does not go with"),
+        ("model.safetensors --to diffusers --preset tiny", 2, "--preset does not go with"),
+        ("model.safetensors --to diffusers -o a.safetensors", 2, "writes a folder, not"),
+        ("model.safetensors --to diffusers -o model.safetensors/x", 5, "not a folder"),
+        ("model.safetensors --sampler ddpm", 2, "--sampler goes with --to"),
+        ("model.safetensors --weights raw", 2, "--weights goes with --to"),
+        ("model.safetensors -o b.safetensors", 2, "or give --to diffusers"),
+        ("out --to diffusers -o b", 4, "is a folder, not a model file"),
+    ],
+)
+def test_bad_input_is_one_line_with_its_exit_code(diffuse, line: str, code: int, says: str):
+    leave(model_of())
+    ran = diffuse("convert", *line.split(), "-q")
+    assert (ran.code, says in ran.line) == (code, True), ran.err
+    assert sorted(p.name for p in Path().iterdir()) == ["model.safetensors", "out"]
+
+
+def test_json_says_what_was_written(diffuse):
+    modelfile.save(Path("model.safetensors"), model_of())
+    found = diffuse("convert", "model.safetensors", "--to", "diffusers", "--json", "-q").json
+    assert (found["out"], found["to"]) == ("diffusers", "diffusers")
+    assert (found["pipeline"], found["scheduler"]) == ("DDPMPipeline", "DDPMScheduler")
+
+
+def test_targets_are_the_files_of_the_folder():
+    assert "diffusers" in TARGETS
+    fields = {f.name for f in dataclasses.fields(ConvertConfig)}
+    assert all(set(target.OPTIONS) <= fields for target in TARGETS.values())

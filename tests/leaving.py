@@ -1,0 +1,37 @@
+"""Models for tests of what leaves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nets import randomised
+
+from diffuse_cli import modelfile
+from diffuse_cli.config import DiffusionConfig
+from diffuse_cli.core import Conditions, Space
+from diffuse_cli.core.networks.unet import Config
+from diffuse_cli.diffusion import Blueprint
+
+SMALL = Config(width=8, multipliers=(1, 2), blocks=1, attention=(4,), groups=4)
+UNTOLD = Conditions()
+PICTURES = Space(channels=3, size=(8, 8))
+
+
+def model_of(
+    config: Config = SMALL,
+    space: Space = PICTURES,
+    conditions: Conditions = UNTOLD,
+    diffusion: DiffusionConfig | None = None,
+    network: str = "unet",
+    **more: Any,
+) -> modelfile.Model:
+    """A model whose weights are nowhere zero."""
+    own = Blueprint(
+        space=space,
+        network=network,
+        config=config,
+        conditions=conditions,
+        diffusion=diffusion or DiffusionConfig(),
+    )
+    ema = randomised(own).state_dict()
+    return modelfile.Model(blueprint=own, ema=ema, **more)
