@@ -121,6 +121,13 @@ class EvalConfig(MeasureConfig, PlottedBoundConfig, DrawConfig, WeightsConfig):
     subject: str = argument(
         "MODEL_OR_FOLDER", "Model file, run directory, or folder of generated images."
     )
+    metrics: tuple[str, ...] | None = option(
+        None,
+        "Measure these alone, and draw images only if one of them needs some.",
+        table="metrics.METRICS",
+        parse=parse_listed,
+        shown="all that suit the data",
+    )
     report: str | None = option(
         None,
         "Write a page with samples, every number and plot, and how to reproduce them.",
@@ -140,6 +147,15 @@ class EvalConfig(MeasureConfig, PlottedBoundConfig, DrawConfig, WeightsConfig):
         metavar="FILE.png",
         shown="",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("report", "pairs", "plot"):
+            if self.metrics is not None and getattr(self, name):
+                raise UsageError(
+                    f"--{name} and --metrics exclude each other: it shows what all of them found",
+                    "Leave one of them out",
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
