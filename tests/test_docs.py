@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import json
 import os
 import re
 import tomllib
@@ -148,6 +149,36 @@ def test_the_python_of_the_readme_runs():
     assert names["images"].shape == (4, 1, 28, 28)
 
 
+# -- from Python -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def beside_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder with the examples in it, where trainings draw quick previews."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("diffuse_cli.training.previews.SAMPLING_STEPS", 2)
+    monkeypatch.setattr(NETWORKS, "own", dict(NETWORKS.own))
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    return tmp_path
+
+
+def test_the_python_of_the_python_page_runs(beside_examples: Path):
+    names: dict[str, Any] = {"__name__": "python"}
+    for block in BLOCK.findall((ROOT / "docs" / "python.md").read_text(encoding="utf-8")):
+        exec(compile(block, "docs/python.md", "exec"), names)
+    assert (beside_examples / "plain.safetensors").exists()
+
+
+def test_the_notebook_runs(beside_examples: Path):
+    """Its cells, one after the other, without a kernel."""
+    notebook = json.loads((ROOT / "examples" / "notebook.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
+    names: dict[str, Any] = {"__name__": "notebook"}
+    for cell in cells:
+        exec(compile(cell, "examples/notebook.ipynb", "exec"), names)
+    assert not any(cell.get("outputs") for cell in notebook["cells"])
+
+
 # -- adding things ---------------------------------------------------------------------------------
 
 EXTENDING = ROOT / "docs" / "extending.md"
@@ -267,6 +298,7 @@ def test_every_promise_has_a_test():
         "docs/evaluation.md",
         "docs/extending.md",
         "docs/limits.md",
+        "docs/python.md",
         "docs/sources.md",
     ],
 )
