@@ -165,7 +165,7 @@ def beside_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_python_of_the_python_page_runs(beside_examples: Path):
     names: dict[str, Any] = {"__name__": "python"}
     for block in BLOCK.findall((ROOT / "docs" / "python.md").read_text(encoding="utf-8")):
-        exec(compile(block, "docs/python.md", "exec"), names)
+        exec(compile(block, "docs/python.md", "exec", dont_inherit=True), names)
     assert (beside_examples / "plain.safetensors").exists()
 
 
@@ -175,7 +175,7 @@ def test_the_notebook_runs(beside_examples: Path):
     cells = ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
     names: dict[str, Any] = {"__name__": "notebook"}
     for cell in cells:
-        exec(compile(cell, "examples/notebook.ipynb", "exec"), names)
+        exec(compile(cell, "examples/notebook.ipynb", "exec", dont_inherit=True), names)
     assert not any(cell.get("outputs") for cell in notebook["cells"])
 
 
@@ -297,6 +297,7 @@ def test_every_promise_has_a_test():
         "docs/reliability.md",
         "docs/evaluation.md",
         "docs/extending.md",
+        "docs/hub.md",
         "docs/limits.md",
         "docs/python.md",
         "docs/sources.md",

@@ -17,13 +17,13 @@ import diffuse_cli
 PACKAGE = Path(diffuse_cli.__file__).parent
 
 ROOMS = (
-    "core", "pictures", "errors", "events", "files", "runs", "outputs", "unusable", "media",
+    "core", "pictures", "errors", "events", "files", "hub", "runs", "outputs", "unusable", "media",
     "locks", "foreign", "parsing", "options", "config", "presets", "diffusion", "draws",
     "givens", "data", "folders", "ledger", "packing", "columns", "tensorfile", "modelfile",
     "memory", "runtime", "peers", "conditioning", "resolving", "sampling", "sheets", "inputs",
     "guiding", "stages", "assembling", "generation", "tasks", "features", "metrics",
-    "evaluation", "training", "sweeps", "demo", "inspection", "report", "interop", "console",
-    "signals", "api", "commands", "app", "__main__",
+    "evaluation", "training", "sweeps", "demo", "inspection", "report", "interop", "publishing",
+    "console", "signals", "api", "commands", "app", "__main__",
 )  # fmt: skip
 """From the top of the house to the bottom; a room imports from itself and from those before it."""
 

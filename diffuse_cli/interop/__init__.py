@@ -19,6 +19,7 @@ from diffuse_cli.core.registry import Modules
 from diffuse_cli.core.space import Space
 from diffuse_cli.errors import ModelFileError, UsageError, flag, lookup
 from diffuse_cli.events import Notice, Work
+from diffuse_cli.hub.models import local_source
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -120,7 +121,7 @@ def convert(config: ConvertConfig) -> Work[Converted]:
     from diffuse_cli.interop._assembling import assemble
     from diffuse_cli.interop._source import Source
 
-    source = Source(config.source)
+    source = Source((yield from local_source(config.source)))
     if source.is_own:
         raise UsageError(f"{source.name} is a diffuse model already", "Use it as it is")
     name = config.format or next((n for n, f in FORMATS.items() if f.recognises(source)), None)

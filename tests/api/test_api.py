@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import diffuse_cli as diffuse
 from diffuse_cli.core import SAMPLERS
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.draws import image_noise
+from diffuse_cli.training.trainer import Trainer
 
 Run = Callable[..., Any]
 load, evaluate = diffuse.load, diffuse.evaluate  # where the fixture has the package's name
@@ -98,6 +100,24 @@ def test_images_in_memory_train_to_the_bytes_of_the_command_also_after_a_break(
     assert sorted(p.name for p in (tmp_path / "model.run/checkpoints").iterdir()) == [
         "step-00000007", "step-00000040",
     ]  # fmt: skip
+
+
+def test_ctrl_c_within_a_step_saves_a_checkpoint(
+    images: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    step = Trainer.step
+
+    def interrupted(self: Trainer, done: int) -> Any:
+        if done == 2:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, done)
+
+    monkeypatch.setattr(Trainer, "step", interrupted)
+    out = tmp_path / "model.safetensors"
+    with pytest.raises(KeyboardInterrupt, match="interrupted at step 3: checkpoint saved"):
+        list(diffuse.train(images, steps=9, out=out, config=recipe))
+    assert (tmp_path / "model.run/checkpoints/step-00000003").is_dir()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_what_can_be_refused_is_refused_at_once_with_the_packages_errors(

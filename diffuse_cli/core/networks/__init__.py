@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.registry import Modules
-from diffuse_cli.core.settings import Settings
 from diffuse_cli.core.space import Space
 
 if TYPE_CHECKING:
@@ -54,10 +53,10 @@ class Network(Protocol):
     `resized(config, before, after)`, the configuration whose weights are the same at another size.
 
     Attributes:
-        Config: settings such as widths and heads, and nothing about the data.
+        Config: `Settings` such as widths and heads, and nothing about the data.
     """
 
-    Config: type[Settings]
+    Config: type[Any]
 
     def build(
         self, config: Any, space: Space, conditions: Conditions, out_channels: int | None = None
