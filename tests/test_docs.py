@@ -157,6 +157,7 @@ def beside_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder with the examples in it, where trainings draw quick previews."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("diffuse_cli.training.previews.SAMPLING_STEPS", 2)
+    monkeypatch.setattr("diffuse_cli.runtime.bfloat16_speed", lambda *width, backward: 1.0)
     monkeypatch.setattr(NETWORKS, "own", dict(NETWORKS.own))
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     return tmp_path

@@ -6,8 +6,10 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any, TypeAlias, TypeVar
+
+from PIL.Image import Image
 
 from diffuse_cli.core.errors import InvalidArgument
 from diffuse_cli.data import held
@@ -23,23 +25,29 @@ LOG = logging.getLogger("diffuse")
 LOG.addHandler(logging.NullHandler())
 
 
-def plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Keywords as options: None stands for what is not given, a path for its text."""
-    return {
-        name: str(value) if isinstance(value, PurePath) else value
-        for name, value in options.items()
-        if value is not None
-    }
-
-
 @contextlib.contextmanager
 def named(data: Data) -> Iterator[str]:
     """The path of data, or the name under which samples can be opened inside the block."""
     if isinstance(data, (str, os.PathLike)):
-        yield str(Path(data)) if isinstance(data, PurePath) else os.fspath(data)
+        yield os.fspath(data)
         return
-    with held(data) as name:
+    with held([data] if isinstance(data, Image) else data) as name:
         yield name
+
+
+HELD = ("given", "mask")
+"""Options that may be samples in memory."""
+
+
+def placed(options: Mapping[str, Any], stack: contextlib.ExitStack) -> dict[str, Any]:
+    """Keywords as options: None stands for what is not given, a path for its text, and samples for
+    the name under which they can be opened as long as the stack is open."""
+    given = {name: value for name, value in options.items() if value is not None}
+    named_ones = {name: stack.enter_context(named(given[name])) for name in HELD if name in given}
+    return {
+        **{name: str(v) if isinstance(v, PurePath) else v for name, v in given.items()},
+        **named_ones,
+    }
 
 
 @contextlib.contextmanager

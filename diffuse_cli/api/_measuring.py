@@ -11,7 +11,7 @@ from typing import Any
 
 from accelerate.utils import gather_object
 
-from diffuse_cli.api._calling import Data, done, named, plain
+from diffuse_cli.api._calling import Data, done, named, placed
 from diffuse_cli.api._models import Model, Samples
 from diffuse_cli.config import EvalConfig
 from diffuse_cli.console import plain as without_nan
@@ -80,10 +80,10 @@ def evaluate(
     """
     if "report" in options:
         raise UsageError("report: only the command writes pages", "Leave it out")
-    typed = plain({**options, "n": n, "metrics": None if metrics is None else tuple(metrics)})
-    for name in typed.get("metrics", ()):
+    for name in metrics or ():
         lookup(METRICS, name, "metrics")
     with contextlib.ExitStack() as stack:
+        typed = placed({**options, "n": n, "metrics": metrics and tuple(metrics)}, stack)
         typed["subject"] = _subject(model, stack)
         typed["data"] = stack.enter_context(named(data))
         config = from_dict(EvalConfig, typed, "evaluate")

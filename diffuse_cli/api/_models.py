@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from diffuse_cli import files, modelfile, pictures
-from diffuse_cli.api._calling import done, plain
+from diffuse_cli.api._calling import done, placed
 from diffuse_cli.config import SampleConfig
 from diffuse_cli.console import plain as without_nan
 from diffuse_cli.core.space import Space
@@ -81,7 +82,7 @@ class Model:
 
     def sample(
         self,
-        n: int = 16,
+        n: int | None = None,
         *,
         seed: int = 0,
         label: str | Sequence[str] | None = None,
@@ -94,13 +95,15 @@ class Model:
         """Draw samples, the same as `diffuse sample` with these options writes.
 
         Args:
-            n: how many; of each thing that is given, for a model trained with `given`.
+            n: how many, by default 16, or those of `range=(a, b)`; of each thing that is given, for
+                a model trained with `given`.
             seed: sample k of a seed is the same for any n.
             label: classes to draw in turn; all by default.
             on: what to tell of columns, such as `{"age": 40}`; several values are told in turn.
             steps, sampler: by default what the model file recommends, else the usual ones.
             progress: is told how far it is.
-            options: others of `diffuse sample`, such as `guidance=2` or `batch_size=32`.
+            options: others of `diffuse sample`, such as `guidance=2` or `batch_size=32`;
+                `given` and `mask` may be an image of Pillow, or samples in memory.
 
         Raises:
             UsageError: options that do not suit the model or each other.
@@ -109,7 +112,9 @@ class Model:
         told = [f"{name}={value}" for name, own in (on or {}).items() for value in _each(own)]
         typed = {**options, "n": n, "seed": seed, "steps": steps, "sampler": sampler}
         typed |= {"classes": label, "on": tuple(told) or None, "model": str(self.path)}
-        return done(self._drawn(from_dict(SampleConfig, plain(typed), "sample")), progress)
+        with contextlib.ExitStack() as stack:
+            config = from_dict(SampleConfig, placed(typed, stack), "sample")
+            return done(self._drawn(config), progress)
 
     def _drawn(self, config: SampleConfig) -> Work[Samples]:
         with machine(config.precision, config.device) as accelerator:

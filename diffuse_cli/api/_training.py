@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from diffuse_cli.api._calling import Data, named, plain, translating
+from diffuse_cli.api._calling import Data, named, placed, translating
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.training import from_file
 from diffuse_cli.errors import Interrupted, Terminated
@@ -46,7 +46,8 @@ def train(
         out: the model file to write; its run directory lies beside it.
         config: the options of a file, or its path.
         options: those of `diffuse train`, such as `steps=1000`, `classes=True` or
-            `unet={"width": 32}`; they win over `config`.
+            `unet={"width": 32}`; they win over `config`. `given` may be samples in memory, the k-th
+            for the k-th of such data.
 
     Raises:
         UsageError: an option that is unknown, or does not suit the others; at once.
@@ -54,18 +55,19 @@ def train(
         KeyboardInterrupt: on Ctrl-C, once the checkpoint is saved.
     """
     filed = read_toml(config) if isinstance(config, (str, Path)) else config
-    typed = from_file(plain({**options, "out": os.fspath(out)}))
+    typed = {**options, "out": os.fspath(out)}
     typed |= {name: True for name, on in (("resume", resume), ("overwrite", overwrite)) if on}
-    with translating():
-        configure({"data": "", **typed}, filed)  # what can be refused now is
+    with contextlib.ExitStack() as stack, translating():  # what can be refused now is
+        configure({"data": "", **from_file(placed(typed, stack))}, filed)
     return _events(data, typed, filed)
 
 
 def _events(
     data: Data, typed: Mapping[str, Any], filed: Mapping[str, Any] | None
 ) -> Iterator[TrainingEvent]:
-    with named(data) as name, translating():
-        yield from _run(configure({**typed, "data": name}, filed))
+    with contextlib.ExitStack() as stack, translating():
+        own = {**from_file(placed(typed, stack)), "data": stack.enter_context(named(data))}
+        yield from _run(configure(own, filed))
 
 
 def _run(config: TrainConfig) -> Iterator[TrainingEvent]:

@@ -17,8 +17,8 @@ from diffuse_cli.metrics import measured, shown
 if TYPE_CHECKING:
     from diffuse_cli.inspection.model import ModelReport
 
-LEFT_OUT = ("model", "file", "title")
-"""Rows of `info` that are of the file here, not of the model."""
+LEFT_OUT = ("model", "file", "title", "data")
+"""Rows of `info` that are of the file here, or have a section of their own."""
 
 
 def card(
@@ -75,7 +75,7 @@ def _said(found: ModelReport) -> str:
     return (
         f"A diffusion model of {MEDIA[space.medium].MANY} ({kind_of(space)}){_text(what)}: "
         f"{found.parameters:,} parameters, trained for {found.step:,} steps with "
-        "[diffuse](https://pypi.org/project/diffuse-cli/)."
+        "`diffuse`."
     )
 
 

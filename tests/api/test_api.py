@@ -55,7 +55,7 @@ def test_a_class_is_drawn_as_the_command_draws_it(diffuse: Run, conditional: Pat
     assert diffuse("sample", conditional, *line, "-o", "out").code == 0
     found = load(conditional)
     assert found.classes == ("dark", "light")
-    drawn = found.sample(n=None, label="light", guidance=1.5, range=(2, 4), steps=2)
+    drawn = found.sample(label="light", guidance=1.5, range=(2, 4), steps=2)
     assert (drawn.start, len(drawn)) == (2, 2)
     files = [file.data for file in drawn.files()]
     assert files == [Path(f"out/0000{k}.png").read_bytes() for k in (2, 3)]
@@ -100,6 +100,19 @@ def test_images_in_memory_train_to_the_bytes_of_the_command_also_after_a_break(
     assert sorted(p.name for p in (tmp_path / "model.run/checkpoints").iterdir()) == [
         "step-00000007", "step-00000040",
     ]  # fmt: skip
+
+
+def test_pairs_and_what_is_drawn_from_may_be_in_memory(images: Path, recipe: Path, tmp_path: Path):
+    whole = [image for image, _ in pictures(images)]
+    given = [image.point(lambda level: 255 - level) for image in whole]
+    out = tmp_path / "model.safetensors"
+    *_, trained = diffuse.train(whole, given=given, steps=2, out=out, config=recipe)
+    assert isinstance(trained, diffuse.Trained)
+    model = load(trained.model)
+    assert model.info["given"]["what"] == "pairs"
+    one, two = model.sample(2, given=given[0], steps=2), model.sample(1, given=given[:3], steps=2)
+    assert (len(one), len(two)) == (2, 3)
+    assert np.array_equal(one.arrays[0], two.arrays[0])
 
 
 def test_ctrl_c_within_a_step_saves_a_checkpoint(

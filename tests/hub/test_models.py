@@ -11,6 +11,8 @@ import pytest
 from hubs import COMMIT, Hub, serving
 
 from diffuse_cli.errors import ModelFileError
+from diffuse_cli.events import finish
+from diffuse_cli.hub import MODEL, File, Listing, models
 from diffuse_cli.hub.models import model_name
 
 NAME = "hf://some/model"
@@ -101,6 +103,31 @@ def test_a_model_is_no_data(asking: Callable[..., Any]) -> None:
         3,
         True,
     )
+
+
+def test_of_diffusers_the_network_and_the_scheduler_are_downloaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = (
+        "config.json", "model_index.json", "scheduler/scheduler_config.json", "unet/config.json",
+        "unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.safetensors",
+        "vae/config.json", "vae/diffusion_pytorch_model.safetensors", "a.pt",
+    )  # fmt: skip
+    listing = Listing("a/b", COMMIT, tuple(File(name, 1, None) for name in names), "", MODEL)
+    got: list[str] = []
+    monkeypatch.setattr(models, "KNOWN", {})
+    monkeypatch.setattr(models, "listed", lambda *name: listing)
+    monkeypatch.setattr(models, "downloaded", lambda listing, file: got.append(file.name))
+    assert finish(models.local_source("hf://a/b")) == listing.snapshot
+    assert got == [
+        "config.json", "model_index.json", "scheduler/scheduler_config.json", "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+    ]  # fmt: skip
+    got.clear()
+    assert finish(models.local_source("hf://a/b/a.pt")) == listing.snapshot / "a.pt"
+    assert got == ["a.pt"]
+    with pytest.raises(ModelFileError, match="Convert it: diffuse convert hf://a/b"):
+        finish(models.local_model("hf://a/b"))
 
 
 def test_names_are_taken_apart() -> None:
