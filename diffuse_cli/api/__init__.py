@@ -11,8 +11,8 @@ from __future__ import annotations
 from diffuse_cli.api._measuring import Evaluation as Evaluation
 from diffuse_cli.api._measuring import evaluate as evaluate
 from diffuse_cli.api._models import Model as Model
-from diffuse_cli.api._models import Samples as Samples
 from diffuse_cli.api._models import load as load
+from diffuse_cli.api._samples import Samples as Samples
 from diffuse_cli.api._training import TrainingEvent as TrainingEvent
 from diffuse_cli.api._training import train as train
 from diffuse_cli.core.denoiser import Denoiser as Denoiser

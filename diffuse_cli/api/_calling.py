@@ -11,6 +11,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from PIL.Image import Image
 
+from diffuse_cli.api._samples import Samples
 from diffuse_cli.core.errors import InvalidArgument
 from diffuse_cli.data import held
 from diffuse_cli.errors import translated
@@ -19,7 +20,8 @@ from diffuse_cli.events import Notice, Progress, Work
 T = TypeVar("T")
 
 Data: TypeAlias = "str | os.PathLike[str] | Iterable[Any]"
-"""DATA as the command line takes it, or samples: `data.sources.memory.held` says which."""
+"""DATA as the command line takes it, or samples: those that were drawn, or what
+`data.sources.memory.held` takes."""
 
 LOG = logging.getLogger("diffuse")
 LOG.addHandler(logging.NullHandler())
@@ -31,7 +33,8 @@ def named(data: Data) -> Iterator[str]:
     if isinstance(data, (str, os.PathLike)):
         yield os.fspath(data)
         return
-    with held([data] if isinstance(data, Image) else data) as name:
+    samples = [data] if isinstance(data, Image) else data
+    with held([*samples.files()] if isinstance(samples, Samples) else samples) as name:
         yield name
 
 

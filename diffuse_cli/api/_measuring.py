@@ -12,7 +12,8 @@ from typing import Any
 from accelerate.utils import gather_object
 
 from diffuse_cli.api._calling import Data, done, named, placed
-from diffuse_cli.api._models import Model, Samples
+from diffuse_cli.api._models import Model
+from diffuse_cli.api._samples import Samples
 from diffuse_cli.config import EvalConfig
 from diffuse_cli.console import plain as without_nan
 from diffuse_cli.errors import UsageError, lookup
@@ -84,7 +85,8 @@ def evaluate(
         lookup(METRICS, name, "metrics")
     with contextlib.ExitStack() as stack:
         typed = placed({**options, "n": n, "metrics": metrics and tuple(metrics)}, stack)
-        typed["subject"] = _subject(model, stack)
+        subject = model.path if isinstance(model, Model) else model
+        typed["subject"] = stack.enter_context(named(subject))
         typed["data"] = stack.enter_context(named(data))
         config = from_dict(EvalConfig, typed, "evaluate")
         accelerator = stack.enter_context(machine(config.precision, config.device))
@@ -106,11 +108,3 @@ def _typed(config: EvalConfig, found: Evaluated) -> Evaluation:
         remarks=tuple(facts["remarks"]),
         json=facts,
     )
-
-
-def _subject(model: Model | Samples | str | os.PathLike[str], stack: contextlib.ExitStack) -> str:
-    if isinstance(model, Model):
-        return str(model.path)
-    if isinstance(model, Samples):
-        return stack.enter_context(named(list(model.files())))
-    return os.fspath(model)

@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffuse_cli import files, modelfile, pictures
+from diffuse_cli import files, modelfile
 from diffuse_cli.api._calling import done, placed
+from diffuse_cli.api._samples import Samples
 from diffuse_cli.config import SampleConfig
 from diffuse_cli.console import plain as without_nan
 from diffuse_cli.core.space import Space
-from diffuse_cli.data import File
 from diffuse_cli.events import Progress, Work
-from diffuse_cli.folders import name_of
 from diffuse_cli.inspection.model import report_on
 from diffuse_cli.ledger import parts_of
-from diffuse_cli.media import MEDIA, prepare, suffix
+from diffuse_cli.media import prepare
 from diffuse_cli.options import from_dict
 from diffuse_cli.runtime import machine
-from diffuse_cli.sampling import looks, precision_for, ready
+from diffuse_cli.sampling import precision_for, ready
 from diffuse_cli.stages import load_chain
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-    from PIL.Image import Image
     from torch import nn
 
     from diffuse_cli.core.denoiser import Denoiser
@@ -153,70 +148,3 @@ class Model:
 
 def _each(value: Any) -> Iterable[Any]:
     return value if isinstance(value, (list, tuple)) else (value,)
-
-
-@dataclass(frozen=True, eq=False)
-class Samples(Sequence["Image"]):
-    """Samples that a model drew; as a sequence, pictures of them.
-
-    Attributes:
-        arrays: (N, C, *size), numbers as files have them: uint8 of images with 8 bits.
-        space: what each of them is.
-        start: the index of the first one, of its seed.
-    """
-
-    arrays: Array
-    space: Space
-    start: int = 0
-
-    def __len__(self) -> int:
-        return len(self.arrays)
-
-    @overload
-    def __getitem__(self, index: int) -> Image: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Image]: ...
-
-    def __getitem__(self, index: int | slice) -> Image | list[Image]:
-        chosen = range(len(self))[index]
-        if isinstance(chosen, int):
-            return self._picture(chosen)
-        return [self._picture(k) for k in chosen]
-
-    def _picture(self, index: int) -> Image:
-        return pictures.image(looks(self.space, self.arrays[index : index + 1])[0])
-
-    def images(self) -> list[Image]:
-        """A picture of each, of 8 bits, grey or in colour: of an image itself, of an array its
-        channels, of a sound its waveform over its spectrogram."""
-        return self[:]
-
-    def grid(self) -> Image:
-        """All of them in one picture."""
-        return pictures.grid(looks(self.space, self.arrays))
-
-    def files(self) -> Iterator[File]:
-        """The bytes of the file of each, and its extension, as `diffuse sample` writes it."""
-        for sample in self.arrays:
-            yield File(MEDIA[self.space.medium].encode(sample, self.space), suffix(self.space))
-
-    def save(self, folder: str | os.PathLike[str]) -> list[Path]:
-        """Write a file of each into a folder, named after its index; those of that name are
-        replaced.
-
-        Raises:
-            OutputError: the folder cannot be written.
-        """
-        files.make_folder(Path(folder))
-        written = []
-        for k, file in enumerate(self.files(), self.start):
-            written.append(Path(folder) / name_of(k, file.suffix))
-            files.write_bytes(written[-1], file.data)
-        return written
-
-    def _repr_png_(self) -> bytes:
-        """The grid, for notebooks."""
-        buffer = io.BytesIO()
-        self.grid().save(buffer, "png")
-        return buffer.getvalue()

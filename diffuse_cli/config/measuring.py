@@ -17,6 +17,7 @@ from diffuse_cli.config.drawing import (
 from diffuse_cli.config.reading import BACKGROUND, FIT, ReadingConfig
 from diffuse_cli.errors import UsageError
 from diffuse_cli.options import (
+    MODEL,
     OVERWRITE,
     Config,
     argument,
@@ -81,7 +82,7 @@ class SidesConfig(FeatureConfig, ComputeConfig, ReadingConfig):
 class MeasureConfig(SidesConfig):
     """What is measured, and the real images to compare with."""
 
-    subject: str = argument("MODEL", "Model file, or run directory.")
+    subject: str = argument("MODEL", MODEL)
     data: str = argument("DATA", "Real images, as for train: a folder, a zip, shards.")
     overwrite: bool = option(False, OVERWRITE)
 
@@ -243,8 +244,8 @@ class EmaConfig(MeasureConfig, DrawConfig):
 class CompareConfig(SidesConfig, BoundConfig, DrawConfig, WeightsConfig):
     """Two runs or models, side by side."""
 
-    a: str = argument("A", "Model file, or run directory.")
-    b: str = argument("B", "Model file, or run directory.")
+    a: str = argument("A", MODEL)
+    b: str = argument("B", MODEL)
     data: str | None = option(
         None,
         "Folder or zip of real images. Both are then also evaluated, from the same noise and "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from diffuse_cli.errors import UsageError
-from diffuse_cli.options import OVERWRITE, Config, argument, option
+from diffuse_cli.options import MODEL, OVERWRITE, Config, argument, option
 from diffuse_cli.parsing import parse_file, parse_license
 
 
@@ -17,7 +17,7 @@ class PushConfig(Config):
         UsageError: no licence.
     """
 
-    model: str = argument("MODEL", "Model file, or run directory.")
+    model: str = argument("MODEL", MODEL)
     target: str = argument("TARGET", "The model's name on the hub, hf://ORG/NAME.")
     license: str | None = option(
         None,
