@@ -82,7 +82,6 @@ def test_the_training_split_is_downloaded_once_and_serves_without_a_network(
         ("hf://datasets/some/set/val", False, "nothing at val in"),
         ("hf://datasets/some/set", True, "not in the cache, and HF_HUB_OFFLINE is set"),
         ("hf://datasets/so me/set", False, "not a name of a data set"),
-        ("hf://models/some/set", False, "not a data set"),
     ],
 )
 def test_what_cannot_be_had_is_one_line(

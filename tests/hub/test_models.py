@@ -78,6 +78,7 @@ def test_a_file_of_it_can_be_named(asking: Callable[..., Any], served: Hub) -> N
         ("hf://some/theirs", False, "Convert it: diffuse convert hf://some/theirs -o"),
         ("hf://some/model", True, "is not in the cache, and HF_HUB_OFFLINE is set"),
         ("hf://some", False, "not a model: hf://some. Type hf://ORG/NAME"),
+        ("hf://models/some/set", False, "not a model: hf://models/some/set"),
         ("hf://datasets/some/set", False, "not a model: hf://datasets/some/set"),
     ],
 )
