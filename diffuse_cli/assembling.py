@@ -18,12 +18,10 @@ from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
 from diffuse_cli.errors import OutputError
 from diffuse_cli.events import Progress, Work
 from diffuse_cli.folders import GIF, GRID, GRID_IMAGES
-from diffuse_cli.inputs import Offered, check_follows, from_samples, offered
 from diffuse_cli.ledger import KEY, Ledger, Plan, parts_of
 from diffuse_cli.media import MEDIA, Asked, like, prepare, suffix
-from diffuse_cli.resolving import tell
 from diffuse_cli.sampling import stored
-from diffuse_cli.stages import Stage, load_last_stage, load_stage
+from diffuse_cli.stages import Chain, load_chain
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -62,19 +60,9 @@ def load_job(config: SampleConfig, accelerator: Accelerator) -> Work[Job]:
     before: Mapping[str, Any] = {}
     if not config.overwrite:
         before = ledger.earlier(folder) or (packing.manifest_of(out) if out.is_file() else {})
-    first = before.get("first") if config.then else before
-    first = first if isinstance(first, dict) else {}
-    stages = [(yield from load_stage(config, config.model, accelerator, first))]
-    last = (yield from load_last_stage(config, accelerator, before)) if config.then else None
-    given = yield from offered(config, stages[0].settings, stages[0].loaded)
-    stages[0] = stages[0].given(given.inputs)
-    yield from tell(stages[0].settings)
-    if last:
-        check_follows(stages[0].loaded.space, last.loaded)
-        yield from tell(last.settings)
-        stages.append(last.turning(stages[0]))
-    packing.check_kind(out, stages[-1].loaded.space, config.gif)
-    return Job(config, out, folder, stages, given)
+    chain = yield from load_chain(config, accelerator, before)
+    packing.check_kind(out, chain.space, config.gif)
+    return Job(config, out, folder, chain)
 
 
 @dataclass
@@ -84,14 +72,12 @@ class Job:
     config: SampleConfig
     out: Path
     folder: Path
-    stages: Sequence[Stage]
-    offered: Offered
+    chain: Chain
 
     def __post_init__(self) -> None:
-        config, per = self.config, self.offered.per
-        self.wanted = range(*config.range) if config.range else range(config.number * per)
+        config, self.wanted = self.config, self.chain.wanted(self.config)
         self.parts = parts_of(self.wanted, config.batch_size)
-        self.space = self.stages[-1].loaded.space
+        self.stages, self.space = self.chain.stages, self.chain.space
         self.medium = MEDIA[self.space.medium]
         prepare(self.space.medium)
         self.ledger = Ledger(self.folder, self.settings, suffix(self.space))
@@ -126,33 +112,24 @@ class Job:
     ) -> Work[tuple[Array, dict[str, Array]]]:
         """The images of a part, as stored, and what is kept of them for grid and animation."""
         side: dict[str, Array] = {}
-        samples: Array | None = None
-        for k in range(len(self.stages)):
+        frames: list[Array] = []
+        moving = sum(i in self.moving for i in part)
+        for moment in self.chain.draw(part, accelerator):
+            stage, k, drawing, samples = moment
             final = k + 1 == len(self.stages)
-            frames: list[Array] = []
-            stage = self.stages[0] if samples is None else self._from(samples, part)
-            shown = [i for i in part if i in self.shown and k > 0]
-            if seen := stage.inputs(shown):
-                side["seen"] = np.stack([seen[i][0] for i in shown])
-            moving = sum(i in self.moving for i in part) if final else 0
-            for drawing in stage.draw(part, accelerator):
-                if moving:
-                    frames.append(stored(self.space, drawing.state.x[:moving]))
-                share = (k + drawing.step / drawing.steps) / len(self.stages)
-                at = done + int(len(part) * share)
-                yield Progress("sampling", at, total, f"step {drawing.step}/{drawing.steps}")
-            samples = stored(stage.loaded.space, drawing.state.x)
-            if frames:
-                side["frames"] = np.stack(frames, 1)
+            if final and moving:
+                frames.append(stored(self.space, drawing.state.x[:moving]))
+            if k > 0 and drawing.done:
+                shown = [i for i in part if i in self.shown]
+                if seen := stage.inputs(shown):
+                    side["seen"] = np.stack([seen[i][0] for i in shown])
+            share = (k + drawing.step / drawing.steps) / len(self.stages)
+            at = done + int(len(part) * share)
+            yield Progress("sampling", at, total, f"step {drawing.step}/{drawing.steps}")
+        if frames:
+            side["frames"] = np.stack(frames, 1)
         assert samples is not None
         return samples, side
-
-    def _from(self, drawn: Array, part: range) -> Stage:
-        """The last model, given what the first drew; both are told the same of an image."""
-        first, last = self.stages
-        inputs = from_samples([*drawn], first.loaded.space, last.loaded, part.start)
-        wanted = first.settings.condition
-        return last.given(inputs, wanted.turn if wanted else 1)
 
     # -- what is made of all images ----------------------------------------------------------------
 
@@ -248,15 +225,15 @@ class Job:
             **last.described(self.config),
             "batch_size": self.config.batch_size,
             **last.settings.described_guidance(),
-            **self.offered.described,
+            **self.chain.offered.described,
             **({"first": first.described(self.config)} if first is not last else {}),
             "told": {**told, "turn": wanted.turn if wanted else 1},
         }
 
     def _counted(self, indices: Sequence[int]) -> dict[str, Any]:
         """The smallest number that has these images, and which they are if some are left out."""
-        whole = -(-(indices[-1] + 1) // self.offered.per)
-        if len(indices) == whole * self.offered.per:
+        whole = -(-(indices[-1] + 1) // self.chain.offered.per)
+        if len(indices) == whole * self.chain.offered.per:
             return {"n": whole}
         starts = [indices[0], *(b for a, b in pairwise(indices) if b != a + 1)]
         stops = [*(a + 1 for a, b in pairwise(indices) if b != a + 1), indices[-1] + 1]

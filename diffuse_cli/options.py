@@ -21,6 +21,9 @@ from diffuse_cli.parsing import as_number, brief
 OVERWRITE = "Replace existing output."
 """Help of --overwrite, which every command that writes has."""
 
+MODEL = "Model file, run directory, or hf://ORG/NAME."
+"""Help of MODEL."""
+
 GROUPS = (
     "Options",
     "Data",

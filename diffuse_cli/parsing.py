@@ -178,6 +178,13 @@ def parse_file(value: Any) -> str:
     return str(value)
 
 
+def parse_license(value: Any) -> str:
+    """The name of a licence, as in the hub's list."""
+    if not isinstance(value, str) or not re.fullmatch(r"[a-z0-9][a-z0-9.+-]{1,40}", value):
+        raise ValueError("a licence is a name in small letters, such as mit or cc-by-4.0")
+    return value
+
+
 MOST_BETAS = 100_000
 BETAS_BYTES = 10_000_000
 """The largest file of betas."""

@@ -247,7 +247,7 @@ def architecture(
         given["width"] = config.width
     own = {**preset.settings, **(preset.signals if space.dims == 1 else {})}
     module, fields = lookup(NETWORKS, name, "--network"), {**own, **given}
-    known = {f.name for f in fields_of(module.Config)}  # type: ignore[arg-type]
+    known = {f.name for f in fields_of(module.Config)}
     if config.width is not None and "width" not in known:
         raise UsageError(f"--width: the network '{name}' has none", "Leave it out")
     adapt = getattr(module, "adapt", None)
@@ -267,7 +267,8 @@ def network_config(name: str, values: Mapping[str, Any]) -> Settings:
     """
     module = lookup(NETWORKS, name, "--network")
     with naming(name):
-        return from_dict(module.Config, values)
+        settings: Settings = from_dict(module.Config, values)
+    return settings
 
 
 def naming(network: str) -> contextlib.AbstractContextManager[None]:

@@ -22,6 +22,9 @@ MANIFEST, AVERAGE = "manifest.json", "ema.safetensors"
 BEST = ".best.safetensors"
 """Suffix of the best model's file."""
 
+MEMORY = "memory:"
+"""How the name of data begins that a program holds."""
+
 
 def run_at(path: Path) -> Path | None:
     """The run directory that a path is, or in which it is a checkpoint; None for anything else."""
@@ -72,7 +75,9 @@ def fault(checkpoint: Path, *names: str) -> str:
 
 
 def resume_line(data: str, model: str) -> str:
-    """The command that goes on with a run."""
+    """What goes on with a run: a command, or the call of a program that holds the data."""
+    if data.startswith(MEMORY):
+        return f"diffuse.train(data, out={model!r}, resume=True)"
     return shlex.join(["diffuse", "train", data, "--resume", "-o", model])
 
 

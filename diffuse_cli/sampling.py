@@ -163,7 +163,7 @@ class Loaded:
 
 
 def load_denoiser(
-    path: str | Path,
+    path: str | Path | modelfile.Found,
     weights: str,
     accelerator: Accelerator,
     precision: str | None = None,
@@ -174,6 +174,7 @@ def load_denoiser(
     """Read a model and put its network on the device.
 
     Args:
+        path: of the model, or what was read there.
         precision: one of PRECISIONS, of which `auto` is decided by the network; None is the
             accelerator's.
         alone: the other processes do not read it.
@@ -182,10 +183,7 @@ def load_denoiser(
     Raises:
         ModelFileError: no model, as `modelfile.find` says, or no such weights in it.
     """
-    found = yield from modelfile.find(path)
-    # A training may save a checkpoint while these processes look for its newest one.
-    while not alone and len(set(gather_object([found.sha256]))) > 1:
-        found = yield from modelfile.find(path)
+    found = path if isinstance(path, modelfile.Found) else (yield from _found(path, alone))
     exact = precision_for(found.model, precision, accelerator)
     if not alone:  # processes measure apart, and might not agree
         exact = gather_object([exact])[0]
@@ -195,6 +193,15 @@ def load_denoiser(
             yield Notice(line, warning=True)
     denoiser = ready(found.model, weights, accelerator, exact, differentiable=differentiable)
     return Loaded(found.model, denoiser, found.sha256, exact, differentiable)
+
+
+def _found(path: str | Path, alone: bool) -> Work[modelfile.Found]:
+    """The model at a path, the same on all processes."""
+    found = yield from modelfile.find(path)
+    # A training may save a checkpoint while these processes look for its newest one.
+    while not alone and len(set(gather_object([found.sha256]))) > 1:
+        found = yield from modelfile.find(path)
+    return found
 
 
 def width_of(model: modelfile.Model) -> int | None:

@@ -79,6 +79,22 @@ class Pending(Stop):
 
 
 @contextlib.contextmanager
+def noting(pending: Pending) -> Iterator[None]:
+    """Inside the block Ctrl-C is noted as in `deferred`, unless the program does something else
+    about it; SIGTERM is left to the program."""
+    own = signal.default_int_handler
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not own:
+        yield
+        return
+    signal.signal(signal.SIGINT, pending.handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, own)
+
+
+@contextlib.contextmanager
 def deferred() -> Iterator[Pending]:
     """Inside the block a first signal is only noted; a second one raises."""
     pending = Pending()

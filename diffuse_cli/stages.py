@@ -1,10 +1,10 @@
-"""A model of `diffuse sample`, and how it draws: the one that is named, or that of `--then`."""
+"""The models of `diffuse sample` and how they draw: the one that is named, and that of `--then`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diffuse_cli import files
 from diffuse_cli.columns import out_of_range
@@ -15,13 +15,19 @@ from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.givens import Giver, Inputs
 from diffuse_cli.guiding import equipped
-from diffuse_cli.resolving import DrawSettings, resolve
-from diffuse_cli.sampling import Drawing, Loaded, draw, load_denoiser, looks
+from diffuse_cli.inputs import Offered, check_follows, from_samples, offered
+from diffuse_cli.resolving import DrawSettings, resolve, tell
+from diffuse_cli.sampling import Drawing, Loaded, draw, load_denoiser, looks, stored
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from accelerate import Accelerator
 
+    from diffuse_cli.core.space import Space
+    from diffuse_cli.modelfile import Found
     from diffuse_cli.sheets import Frames
+
+    Array = npt.NDArray[Any]
 
 DESCRIBED = ("seed", "eta", "order", "threshold", "weights")
 """Options that a manifest repeats; with sampler, steps and model they decide the images."""
@@ -84,14 +90,112 @@ class Stage:
         }
 
 
+class Moment(NamedTuple):
+    """A state of a sampler on the way to some samples.
+
+    Attributes:
+        stage: the model that draws, told what it is given.
+        place: of the stage in its chain.
+        drawn: the samples as stored, (B, C, *size), once the stage is done.
+    """
+
+    stage: Stage
+    place: int
+    drawing: Drawing
+    drawn: Array | None
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Models, each of which but the first draws from what the one before it drew.
+
+    Attributes:
+        offered: what the first one is given.
+    """
+
+    stages: tuple[Stage, ...]
+    offered: Offered
+
+    @property
+    def last(self) -> Stage:
+        """The model whose samples are wanted."""
+        return self.stages[-1]
+
+    @property
+    def space(self) -> Space:
+        """That of the samples."""
+        return self.last.loaded.space
+
+    def draw(self, part: range, accelerator: Accelerator) -> Iterator[Moment]:
+        """Draw the samples with these indices, in one batch."""
+        drawn: Array | None = None
+        for place, own in enumerate(self.stages):
+            stage = own if drawn is None else self._from(drawn, part)
+            for drawing in stage.draw(part, accelerator):
+                drawn = stored(stage.loaded.space, drawing.state.x) if drawing.done else None
+                yield Moment(stage, place, drawing, drawn)
+
+    def drawn(self, part: range, accelerator: Accelerator) -> Array:
+        """The samples with these indices as stored, drawn in one batch."""
+        *_, last = self.draw(part, accelerator)
+        assert last.drawn is not None
+        return last.drawn
+
+    def wanted(self, config: SampleConfig) -> range:
+        """The indices of the samples that a command asks for."""
+        return range(*config.range) if config.range else range(config.number * self.offered.per)
+
+    def _from(self, drawn: Array, part: range) -> Stage:
+        """The last model, given what the first drew; both are told the same of a sample."""
+        first, last = self.stages
+        inputs = from_samples([*drawn], first.loaded.space, last.loaded, part.start)
+        wanted = first.settings.condition
+        return last.given(inputs, wanted.turn if wanted else 1)
+
+
+def load_chain(
+    config: SampleConfig,
+    accelerator: Accelerator,
+    before: Mapping[str, Any] = {},
+    found: Found | None = None,
+) -> Work[Chain]:
+    """Read the models, and what the samples are given.
+
+    Args:
+        before: the manifest of earlier samples that are added to.
+        found: the first model, if it is read already.
+
+    Raises:
+        ModelFileError: not a model file.
+        UsageError: options that do not go together.
+        DataError: what is given cannot be used.
+    """
+    first = before.get("first") if config.then else before
+    first = first if isinstance(first, dict) else {}
+    stage = yield from load_stage(config, config.model, accelerator, first, found)
+    last = (yield from load_last_stage(config, accelerator, before)) if config.then else None
+    given = yield from offered(config, stage.settings, stage.loaded)
+    stage = stage.given(given.inputs)
+    yield from tell(stage.settings)
+    if last is None:
+        return Chain((stage,), given)
+    check_follows(stage.loaded.space, last.loaded)
+    yield from tell(last.settings)
+    return Chain((stage, last.turning(stage)), given)
+
+
 def load_stage(
-    config: SampleConfig, path: str, accelerator: Accelerator, earlier: Mapping[str, Any]
+    config: SampleConfig,
+    path: str,
+    accelerator: Accelerator,
+    earlier: Mapping[str, Any],
+    found: Found | None = None,
 ) -> Work[Stage]:
     """A model, in the precision in which earlier samples were drawn, if it is `auto`."""
     precision = config.precision
     if precision == "auto" and earlier.get("precision") in ("fp32", "bf16"):
         precision = earlier["precision"]
-    loaded = yield from load_denoiser(path, config.weights, accelerator, precision)
+    loaded = yield from load_denoiser(found or path, config.weights, accelerator, precision)
     conditions, first = loaded.model.blueprint.conditions, path == config.model
     classes = config.classes if conditions.classes or first else ()
     on = config.on if conditions.table or first else ()

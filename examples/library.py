@@ -11,9 +11,10 @@ from PIL import Image
 from diffuse_cli import core
 
 with zipfile.ZipFile(Path(__file__).with_name("fashion-mnist.zip")) as archive:
-    images = [Image.open(io.BytesIO(archive.read(name))) for name in archive.namelist()]
+    opened = [Image.open(io.BytesIO(archive.read(name))) for name in archive.namelist()]
+    images = np.stack([np.asarray(image) for image in opened])
 space, unet = core.Space(channels=1, size=(28, 28)), core.NETWORKS["unet"]
-data = space.to_model(torch.from_numpy(np.stack(images))[:, None])
+data = space.to_model(torch.from_numpy(images)[:, None])
 
 torch.manual_seed(0)
 config = unet.Config(width=16, multipliers=(1, 2), blocks=1, attention=(), groups=4)
@@ -30,7 +31,8 @@ print(f"loss {loss.item():.3f}")
 
 process, noise = denoiser.process, torch.randn(8, *space.shape)
 with torch.no_grad():
-    *_, end = core.SAMPLERS["unipc"](
+    states = core.SAMPLERS["unipc"](
         denoiser, process, noise, process.times(10), noise=lambda k: noise
     )
-Image.fromarray(np.hstack(space.to_stored(end.x)[:, 0])).save("library.png")
+    last = list(states)[-1]
+Image.fromarray(np.hstack([*space.to_stored(last.x)[:, 0].numpy()])).save("library.png")

@@ -48,7 +48,8 @@ def main(real: Path, drawn: Path, out: Path) -> None:
     """Print the numbers, and draw real sounds above drawn ones."""
     first = next(iter(sorted(drawn.glob("*.wav")))).read_bytes()
     asked, _ = audio.settled(Asked(channels=1), [first])
-    asked = Asked(channels=1, rate=asked.rate, size=(audio.read(first, asked).size[0],))
+    size = (audio.read(first, asked).size[0],)
+    asked = Asked(channels=1, rate=asked.rate, size=size)
     ours, theirs = read(real, asked), read(drawn, asked)
     order = np.random.default_rng(0).permutation(len(ours))
     half = len(ours) // 2
@@ -58,7 +59,7 @@ def main(real: Path, drawn: Path, out: Path) -> None:
     }.items():
         print(name, {what: round(value, 3) for what, value in compare(a, b).items()})
     space = Space(
-        channels=1, size=asked.size, medium="audio", levels=None, mean=(0.0,),
+        channels=1, size=size, medium="audio", levels=None, mean=(0.0,),
         std=(float(ours.std()),), rate=asked.rate,
     )  # fmt: skip
     grids = [

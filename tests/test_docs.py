@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -166,6 +167,37 @@ def test_the_python_of_the_readme_runs():
     names: dict[str, Any] = {"__name__": "readme"}
     exec(compile(block, "README.md", "exec"), names)
     assert names["images"].shape == (4, 1, 28, 28)
+
+
+# -- from Python -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def beside_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder with the examples in it, where trainings draw quick previews."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("diffuse_cli.training.previews.SAMPLING_STEPS", 2)
+    monkeypatch.setattr("diffuse_cli.runtime.bfloat16_speed", lambda *width, backward: 1.0)
+    monkeypatch.setattr(NETWORKS, "own", dict(NETWORKS.own))
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    return tmp_path
+
+
+def test_the_python_of_the_python_page_runs(beside_examples: Path):
+    names: dict[str, Any] = {"__name__": "python"}
+    for block in BLOCK.findall((ROOT / "docs" / "python.md").read_text(encoding="utf-8")):
+        exec(compile(block, "docs/python.md", "exec", dont_inherit=True), names)
+    assert (beside_examples / "plain.safetensors").exists()
+
+
+def test_the_notebook_runs(beside_examples: Path):
+    """Its cells, one after the other, without a kernel."""
+    notebook = json.loads((ROOT / "examples" / "notebook.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
+    names: dict[str, Any] = {"__name__": "notebook"}
+    for cell in cells:
+        exec(compile(cell, "examples/notebook.ipynb", "exec", dont_inherit=True), names)
+    assert not any(cell.get("outputs") for cell in notebook["cells"])
 
 
 # -- adding things ---------------------------------------------------------------------------------

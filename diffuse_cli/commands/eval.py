@@ -6,7 +6,6 @@ ones. Given the training data, it also measures overfitting and looks for copies
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING
 
 from diffuse_cli import files
@@ -27,24 +26,12 @@ def run(config: EvalConfig, console: Console) -> None:
     found = console.follow(evaluate(config))
     if found is None:
         return
-    values = to_json(config, found)
+    values = found.to_json(config)
     if found.report:
         from diffuse_cli.report.page import page
 
         files.write_text(found.report, page(config, found, plain(values)))
     console.show(values, lines(found))
-
-
-def to_json(config: EvalConfig, found: Evaluated) -> dict[str, object]:
-    """The numbers, and all that is needed to compare them with others."""
-    values = dataclasses.asdict(dataclasses.replace(found, shown=None, remarks=[]))
-    del values["shown"], values["words"]
-    values["remarks"] = [str(remark) for remark in found.remarks if remark.warns]
-    numbers = values.pop("values")
-    counts = {"real": values.pop("real"), "generated": values.pop("generated")}
-    for name in ("plot", "pairs", "report"):
-        values[name] = str(values[name]) if values[name] else None
-    return {"subject": config.subject, "data": config.data, "n": counts, **numbers, **values}
 
 
 def lines(found: Evaluated) -> list[str]:

@@ -7,18 +7,18 @@ may be under way: how far it is, its losses, and its newest model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
-from diffuse_cli.commands._text import brief, clock, said
+from diffuse_cli.commands._text import brief, clock
 from diffuse_cli.config import InfoConfig
 from diffuse_cli.console import Console, columns
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.files import show
+from diffuse_cli.inspection.words import Rows, labelled, model_rows, more
 from diffuse_cli.options import to_toml
 
 if TYPE_CHECKING:
-    from diffuse_cli.config import SamplerChoice
     from diffuse_cli.inspection.copies import Copies
     from diffuse_cli.inspection.dataset import DataReport
     from diffuse_cli.inspection.model import ModelReport
@@ -30,11 +30,6 @@ MOST = 5
 """The most sizes, and names in a group of copies, to list."""
 
 MOST_CLASSES = 20
-
-MOST_LISTED = 100
-"""The most settings in a table of a model file to print."""
-
-Rows = list[tuple[str, str]]
 
 
 def run(config: InfoConfig, console: Console) -> None:
@@ -50,15 +45,10 @@ def run(config: InfoConfig, console: Console) -> None:
     elif isinstance(found, RunReport):
         lines = columns(_run_rows(found))
     elif isinstance(found, ModelReport):
-        lines = columns(_model_rows(found))
+        lines = columns(model_rows(found))
     else:
         lines = columns(_data_rows(found, config.fit or "crop"))
     console.show(found.to_dict(), lines)
-
-
-def _rows(label: str, texts: Iterable[str]) -> Rows:
-    """Lines under one label, which is on the first."""
-    return [("" if i else label, text) for i, text in enumerate(texts)]
 
 
 # -- images ---------------------------------------------------------------------------------------
@@ -72,23 +62,24 @@ def _data_rows(found: DataReport, fit: str) -> Rows:
     ignored = f"; {plural(summary.unnamed, 'file')} not named as {many}" if summary.unnamed else ""
     fitted = fitting(summary.sizes, found.size, fit, summary.medium)
     colour = summary.kind
+    skipped = (line.removeprefix("skipped ") for line in skip_lines(summary.skipped))
     kept = f"{found.held_out:,} held out" if found.held_out else "none held out"
     return [
         ("data", summary.source),
         (many, f"{summary.usable:,} usable of {summary.found:,}{ignored}"),
-        *_rows("skipped", (line.removeprefix("skipped ") for line in skip_lines(summary.skipped))),
-        *_rows("ignored", (line.removeprefix("ignored ") for line in summary.ignored())),
-        *_rows("remarks", remark_lines(summary.remarks, summary.counted(summary.usable))),
+        *labelled("skipped", skipped),
+        *labelled("ignored", (line.removeprefix("ignored ") for line in summary.ignored())),
+        *labelled("remarks", remark_lines(summary.remarks, summary.counted(summary.usable))),
         ("sizes", _sizes(summary.sizes)),
         ("modes", _counts(summary.modes)),
         ("train", f"at {dimensions(found.size)}{fitted}, {colour}; {kept}"),
-        *_rows("classes", _classes(found)),
-        *_rows("columns", (f"{brief(name)}: {text}" for name, text in found.columns.items())),
-        *_rows("pixels" if found.top else "numbers", _pixels(found)),
-        *_rows("duplicates", _copies(found, found.duplicates, " = ")),
-        *_rows("near duplicates", _near(found)),
+        *labelled("classes", _classes(found)),
+        *labelled("columns", (f"{brief(name)}: {text}" for name, text in found.columns.items())),
+        *labelled("pixels" if found.top else "numbers", _pixels(found)),
+        *labelled("duplicates", _copies(found, found.duplicates, " = ")),
+        *labelled("near duplicates", _near(found)),
         ("fingerprint", found.fingerprint),
-        *_rows("origin", [summary.origin] if summary.origin else []),
+        *labelled("origin", [summary.origin] if summary.origin else []),
         *([("contact sheet", show(found.out))] if found.out else []),
     ]
 
@@ -100,18 +91,14 @@ def _sizes(sizes: Mapping[tuple[int, ...], int]) -> str:
         return span(sizes)
     ranked = sorted(sizes.items(), key=lambda item: -item[1])
     listed = [f"{count:,} of {dimensions(size[::-1])}" for size, count in ranked[:MOST]]
-    return f"{span(sizes)}; {', '.join(listed)}{_more(len(ranked) - MOST)}"
+    return f"{span(sizes)}; {', '.join(listed)}{more(len(ranked) - MOST)}"
 
 
 def _counts(counts: Mapping[str, int], most: int = MOST) -> str:
     """`L 12, RGB 3`: the most frequent first."""
     ranked = sorted(counts.items(), key=lambda item: -item[1])
     listed = ", ".join(f"{show(name)} {count:,}" for name, count in ranked[:most])
-    return listed + _more(len(ranked) - most)
-
-
-def _more(count: int) -> str:
-    return f" and {count:,} more" if count > 0 else ""
+    return listed + more(len(ranked) - most)
 
 
 def _classes(found: DataReport) -> list[str]:
@@ -198,7 +185,7 @@ def _run_rows(found: RunReport) -> Rows:
         ("loss", ", ".join(losses) or "none yet"),
         ("speed", f"{speed:,.0f} {_many(found)}/s" if speed is not None else "none yet"),
         *([("go on with", show(found.resume))] if found.resume else []),
-        *(_model_rows(found.model) if found.model else []),
+        *(model_rows(found.model) if found.model else []),
     ]
 
 
@@ -209,108 +196,7 @@ def _many(found: RunReport) -> str:
     return MEDIA[found.model.blueprint.space.medium].MANY if found.model else "samples"
 
 
-# -- a model file ---------------------------------------------------------------------------------
-
-
-def _model_rows(found: ModelReport) -> Rows:
-    return [
-        ("model", show(found.path)),
-        ("title", brief(found.title) or "none"),
-        ("file", f"{found.size_bytes:,} bytes, SHA-256 {found.sha256}"),
-        ("weights", _weights(found)),
-        ("parameters", f"{found.parameters:,}"),
-        *_rows("network", _network(found)),
-        ("process", _process(found)),
-        ("classes", _listed(found.classes) or "none: trained without --classes"),
-        *([("given", _given(found))] if found.blueprint.conditions.given else []),
-        *_rows("told", _told(found)),
-        ("step", brief(f"{found.step:,}")),
-        *([("distilled", _distilled(found.distilled))] if found.distilled else []),
-        *(_recommended(found.sampling) if found.sampling else []),
-        *_rows("data", _settings(found.data)),
-        *_rows("training", _settings(found.training)),
-        *_rows("versions", _settings(found.versions)),
-    ]
-
-
-def _distilled(of: Mapping[str, Any]) -> str:
-    """What it was made from, and what it follows."""
-    guided = f", guided at {of['guidance']:g}" if "guidance" in of else ""
-    return brief(f"from the model of SHA-256 {of['teacher']}{guided}")
-
-
-def _recommended(sampling: SamplerChoice) -> Rows:
-    listed = ", ".join(f"{time:g}" for time in sampling.times or ())
-    return [
-        ("recommended", show(str(sampling))),
-        *([("times", brief(listed))] if listed else []),
-    ]
-
-
-def _weights(found: ModelReport) -> str:
-    kinds = "averaged and raw" if found.raw else "averaged"
-    if found.weak is None:
-        return kinds
-    return f"{kinds}; the average of step {found.weak:,}, for --guide-with self"
-
-
 def _toml(found: ModelReport) -> list[str]:
     """The path of the TOML, or its lines."""
     text = str(found.out) if found.out else to_toml(found.config or {})
     return [show(line) for line in text.splitlines()]
-
-
-def _network(found: ModelReport) -> list[str]:
-    from diffuse_cli.core.networks import NETWORKS
-    from diffuse_cli.inspection.model import kind_of
-
-    own, space = found.blueprint, found.blueprint.space
-    count = own.conditions.num_classes
-    conditional = f", conditional on {count:,} classes" if count else ""
-    lines = NETWORKS[own.network].describe(own.config, space)
-    return [f"{own.network}, {kind_of(space)}{conditional}", *map(show, lines)]
-
-
-def _given(found: ModelReport) -> str:
-    from diffuse_cli.givens import Giver
-    from diffuse_cli.inspection.model import kind_of
-
-    giver = Giver.of(found.blueprint)
-    assert giver is not None
-    own = giver.given
-    noise = f", with noise of up to {own.noise:g}" if own.noise else ""
-    return f"{show(own.what)}: {kind_of(giver.inputs)}; dropped from {own.dropout:.0%}{noise}"
-
-
-def _told(found: ModelReport) -> list[str]:
-    """The columns, for `sample --on`."""
-    from diffuse_cli.columns import described
-
-    table = found.blueprint.conditions.table
-    return [f"{brief(c.name)}: {described(c)}" for c in table.columns] if table else []
-
-
-def _process(found: ModelReport) -> str:
-    diffusion = found.blueprint.diffusion
-    betas = "custom betas" if diffusion.betas else f"schedule {show(diffusion.schedule)}"
-    moved = f", log-SNR shifted by {diffusion.log_snr_shift:+g}" if diffusion.log_snr_shift else ""
-    zero = " at zero terminal SNR" if diffusion.zero_terminal_snr else ""
-    return (
-        f"{betas}{moved}{zero}, {diffusion.num_timesteps:,} timesteps, "
-        f"target {show(diffusion.target)}, variance {show(diffusion.variance)}"
-    )
-
-
-def _settings(values: Mapping[str, Any], before: str = "") -> list[str]:
-    """A line for the settings, and one for each table in them."""
-    tables = {name: value for name, value in values.items() if isinstance(value, Mapping)}
-    single = [f"{brief(k)}={brief(said(v))}" for k, v in values.items() if k not in tables]
-    lines = [f"{before}{_listed(single)}"] if single else []
-    for name, table in tables.items():
-        lines += _settings(table, f"{before}{brief(name)}: ")
-    return lines if len(lines) <= MOST_LISTED else [*lines[:MOST_LISTED], "..."]
-
-
-def _listed(words: Sequence[str]) -> str:
-    """The first of the words, and how many more there are."""
-    return ", ".join(map(brief, words[:MOST_LISTED])) + _more(len(words) - MOST_LISTED)

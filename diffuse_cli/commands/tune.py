@@ -52,7 +52,7 @@ def _with_report(config: TuneConfig, console: Console) -> None:
     from diffuse_cli.report.page import page
 
     tuned, chosen, found = both
-    values = {**evaluation.to_json(chosen, found), "sweep": to_json(tuned)}
+    values = {**found.to_json(chosen), "sweep": to_json(tuned)}
     assert found.report is not None
     files.write_text(found.report, page(chosen, found, plain(values), tuned, config))
     console.show(values, [*lines(tuned), "", *evaluation.lines(found)])

@@ -37,6 +37,7 @@ from diffuse_cli.config.measuring import MeasureConfig as MeasureConfig
 from diffuse_cli.config.measuring import PlottedBoundConfig as PlottedBoundConfig
 from diffuse_cli.config.measuring import TuneConfig as TuneConfig
 from diffuse_cli.config.model import DiffusionConfig as DiffusionConfig
+from diffuse_cli.config.pushing import PushConfig as PushConfig
 from diffuse_cli.config.reading import InfoConfig as InfoConfig
 from diffuse_cli.config.tasks import InpaintConfig as InpaintConfig
 from diffuse_cli.config.tasks import InterpolateConfig as InterpolateConfig

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from diffuse_cli.options import (
+    MODEL,
     OVERWRITE,
     Config,
     argument,
@@ -22,7 +23,7 @@ STEPS = 1000
 class DistillConfig(Config):
     """What a distillation does not take from the model; it is a training like any other."""
 
-    model: str = argument("MODEL", "Model file, or run directory.")
+    model: str = argument("MODEL", MODEL)
     data: str = argument("DATA", "Folder or zip of samples such as it was trained on.")
     steps: int | None = option(None, "Training steps.", low=1, high=100_000_000, shown=f"{STEPS}")
     minutes: float | None = option(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from diffuse_cli.core.samplers import sampler_options
 from diffuse_cli.errors import UsageError, translating
 from diffuse_cli.options import (
+    MODEL,
     OVERWRITE,
     Config,
     argument,
@@ -214,7 +215,7 @@ class DrawConfig(SamplerConfig, ComputeConfig):
 class SampleConfig(DrawConfig, WeightsConfig):
     """Images from a model file."""
 
-    model: str = argument("MODEL", "Model file, or run directory.")
+    model: str = argument("MODEL", MODEL)
     n: int | None = option(
         None,
         "Number of images; with --given, of each.",

@@ -17,6 +17,7 @@ from diffuse_cli.config.drawing import (
 from diffuse_cli.config.reading import BACKGROUND, FIT, ReadingConfig
 from diffuse_cli.errors import UsageError
 from diffuse_cli.options import (
+    MODEL,
     OVERWRITE,
     Config,
     argument,
@@ -81,7 +82,7 @@ class SidesConfig(FeatureConfig, ComputeConfig, ReadingConfig):
 class MeasureConfig(SidesConfig):
     """What is measured, and the real images to compare with."""
 
-    subject: str = argument("MODEL", "Model file, or run directory.")
+    subject: str = argument("MODEL", MODEL)
     data: str = argument("DATA", "Real images, as for train: a folder, a zip, shards.")
     overwrite: bool = option(False, OVERWRITE)
 
@@ -121,6 +122,13 @@ class EvalConfig(MeasureConfig, PlottedBoundConfig, DrawConfig, WeightsConfig):
     subject: str = argument(
         "MODEL_OR_FOLDER", "Model file, run directory, or folder of generated images."
     )
+    metrics: tuple[str, ...] | None = option(
+        None,
+        "Measure these alone, and draw images only if one of them needs some.",
+        table="metrics.METRICS",
+        parse=parse_listed,
+        shown="all that suit the data",
+    )
     report: str | None = option(
         None,
         "Write a page with samples, every number and plot, and how to reproduce them.",
@@ -140,6 +148,15 @@ class EvalConfig(MeasureConfig, PlottedBoundConfig, DrawConfig, WeightsConfig):
         metavar="FILE.png",
         shown="",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("report", "pairs", "plot"):
+            if self.metrics is not None and getattr(self, name):
+                raise UsageError(
+                    f"--{name} and --metrics exclude each other: it shows what all of them found",
+                    "Leave one of them out",
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,8 +244,8 @@ class EmaConfig(MeasureConfig, DrawConfig):
 class CompareConfig(SidesConfig, BoundConfig, DrawConfig, WeightsConfig):
     """Two runs or models, side by side."""
 
-    a: str = argument("A", "Model file, or run directory.")
-    b: str = argument("B", "Model file, or run directory.")
+    a: str = argument("A", MODEL)
+    b: str = argument("B", MODEL)
     data: str | None = option(
         None,
         "Folder or zip of real images. Both are then also evaluated, from the same noise and "

@@ -18,11 +18,10 @@ from diffuse_cli.config.reading import FIT
 from diffuse_cli.core.degradations import DEGRADATIONS, parse
 from diffuse_cli.core.restoration import RESTORATIONS
 from diffuse_cli.errors import translating
-from diffuse_cli.options import OVERWRITE, argument, option, output_option, run_option
+from diffuse_cli.options import MODEL, OVERWRITE, argument, option, output_option, run_option
 from diffuse_cli.parsing import Size, parse_names, parse_settings, parse_size
 
 FORMS = ", ".join(kind.EXAMPLE for kind in DEGRADATIONS.own.values())
-MODEL = "Model file, or run directory."
 
 TOLD = "given"
 """The method of a model that was trained for a degradation: it is told what is seen."""

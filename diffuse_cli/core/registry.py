@@ -73,6 +73,6 @@ class Modules(Registry[Entry]):
         super().__init__(group, {f.replace("_", "-"): f"{package}.{f}" for f in sorted(files)})
 
     def __getitem__(self, name: str) -> Entry:
-        if name in self.own:
-            return cast(Entry, importlib.import_module(self.own[name]))
+        if isinstance(module := self.own.get(name), str):
+            return cast(Entry, importlib.import_module(module))
         return super().__getitem__(name)

@@ -7,6 +7,7 @@ from diffuse_cli.data.pairs import Pairs, pair
 from diffuse_cli.data.reading import read_images
 from diffuse_cli.data.samples import HELD_OUT_MINIMUM, HELD_OUT_OF, Samples, held_out_rule
 from diffuse_cli.data.sources import MANIFEST, MANIFEST_FORMAT, file_hashes, is_images
+from diffuse_cli.data.sources.memory import File, held
 from diffuse_cli.data.summary import Summary
 from diffuse_cli.data.tables import Cells, read_cells
 
@@ -16,10 +17,12 @@ __all__ = [
     "MANIFEST",
     "MANIFEST_FORMAT",
     "Cells",
+    "File",
     "Pairs",
     "Samples",
     "Summary",
     "file_hashes",
+    "held",
     "held_out_rule",
     "is_images",
     "open_index",

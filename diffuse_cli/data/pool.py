@@ -63,7 +63,11 @@ def _many_small(entries: tuple[Entry, ...]) -> bool:
 
 @contextlib.contextmanager
 def processes(reading: Reading, count: int) -> Iterator[Decode]:
-    """A function that decodes in an idle process, or here if that process is gone."""
+    """A function that decodes in an idle process, or here if that process is gone, or could not
+    open the source."""
+    if not reading.source.portable:
+        yield decode_files
+        return
     idle: SimpleQueue[Worker] = SimpleQueue()
 
     def decode(reading: Reading, entries: Sequence[Entry]) -> list[Result]:

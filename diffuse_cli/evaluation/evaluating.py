@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,59 +27,18 @@ from diffuse_cli.errors import DiffuseError, UsageError
 from diffuse_cli.evaluation import bounds, neighbors, showing
 from diffuse_cli.evaluation.images import drawn_from, read_sides
 from diffuse_cli.evaluation.parts import Evaluation
-from diffuse_cli.evaluation.showing import Shown
+from diffuse_cli.evaluation.results import Evaluated as Evaluated
 from diffuse_cli.evaluation.team import Team
 from diffuse_cli.evaluation.words import words_of
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.features._judging import Judge, find_judge
 from diffuse_cli.guiding import equipped
-from diffuse_cli.metrics import METRICS, Facts, Remark, Words, remarks
+from diffuse_cli.metrics import Facts, remarks
 from diffuse_cli.options import first_given
 from diffuse_cli.outputs import asked
 from diffuse_cli.resolving import DrawSettings, resolve, tell
 from diffuse_cli.runtime import machine_or, made_with
 from diffuse_cli.sampling import Loaded, load_denoiser
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """The numbers of an evaluation, and what is needed to compare them with others.
-
-    Attributes:
-        values: the metrics' numbers by key.
-        classes: the same for each class on both sides, with its counts.
-        terms: the bound by timestep, of a model.
-        details: what else the metrics found, by their names.
-        real, generated: how many images on each side.
-        part: which of the real images: `held-out` or `all`.
-        features: the feature network, see `FeatureNetwork.described`.
-        settings: how a model's images were drawn and its bound was taken.
-        fingerprints: of DATA, and of a folder that is measured.
-        made_with: versions and the machine.
-        plot, pairs, report: paths of the plot of the terms, of the page of nearest training images
-            and of the report; None if not asked for.
-        words: what is said of the samples.
-    """
-
-    values: dict[str, float]
-    classes: dict[str, dict[str, float]]
-    terms: list[dict[str, Any]]
-    details: dict[str, Any]
-    real: int
-    generated: int
-    part: str
-    features: dict[str, str]
-    settings: dict[str, Any]
-    seconds: float
-    model: dict[str, Any]
-    fingerprints: dict[str, str]
-    made_with: dict[str, str]
-    plot: Path | None
-    pairs: Path | None
-    report: Path | None
-    remarks: list[Remark]
-    words: Words
-    shown: Shown | None
 
 
 def evaluate(
@@ -143,7 +102,8 @@ def evaluate(
         )  # fmt: skip
         yield from tell_judge(config, network, sides.space)
         values = yield from measured(evaluation)
-        yield from evaluation.make("generated")
+        if config.metrics is None:
+            yield from evaluation.make("generated")
         if not accelerator.is_main_process:
             return None
         if plot and evaluation.bound:
@@ -154,7 +114,8 @@ def evaluate(
         if page:
             twins = showing.twins(evaluation, neighbors.PAIRS)
             files.write_bytes(page, pictures.png(neighbors.draw(twins, words)))
-        real, generated = len(sides.real), len(evaluation.generated)
+        real = len(sides.real)
+        generated = 0 if evaluation.fakes is None else len(evaluation.fakes)
         dim = evaluation.fake_features.shape[1]
         told = details(evaluation)
         facts = Facts(
@@ -195,12 +156,11 @@ def settle(config: EvalConfig, loaded: Loaded) -> DrawSettings:
 def measured(evaluation: Evaluation) -> Work[dict[str, float]]:
     """The numbers of every metric whose parts can be made; only the first process has them."""
     values: dict[str, float] = {}
-    for metric in METRICS.values():
-        if evaluation.can_measure(metric.NEEDS):
-            for need in metric.NEEDS:
-                yield from evaluation.make(need)
-            if evaluation.accelerator.is_main_process:
-                values |= metric.compute(evaluation)
+    for metric in evaluation.metrics.values():
+        for need in metric.NEEDS:
+            yield from evaluation.make(need)
+        if evaluation.accelerator.is_main_process:
+            values |= metric.compute(evaluation)
     return values
 
 
@@ -208,8 +168,8 @@ def details(evaluation: Evaluation) -> dict[str, Any]:
     """What else metrics tell of a finished evaluation, by their names."""
     return {
         name: metric.details(evaluation)
-        for name, metric in METRICS.items()
-        if hasattr(metric, "details") and evaluation.can_measure(metric.NEEDS)
+        for name, metric in evaluation.metrics.items()
+        if hasattr(metric, "details")
     }
 
 
@@ -277,7 +237,7 @@ def load_model(
 def _by_class(evaluation: Evaluation, names: Sequence[str]) -> dict[str, dict[str, float]]:
     """The metrics' numbers for every class with two images or more on both sides."""
     found: dict[str, dict[str, float]] = {}
-    for label, name in enumerate(names):
+    for label, name in enumerate(names if evaluation.fakes is not None else ()):
         values: dict[str, float] = {
             name: int((side.labels == label).sum())
             for name, side in (("real", evaluation.real), ("generated", evaluation.generated))
@@ -285,9 +245,8 @@ def _by_class(evaluation: Evaluation, names: Sequence[str]) -> dict[str, dict[st
         if min(values.values()) < 2:
             continue
         part = evaluation.of_class(label)
-        for metric in METRICS.values():
-            if evaluation.can_measure(metric.NEEDS):
-                values |= metric.compute(part)
+        for metric in evaluation.metrics.values():
+            values |= metric.compute(part)
         found[name] = values
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,6 +20,7 @@ from diffuse_cli.evaluation.team import Team, draw_share, gathered
 from diffuse_cli.events import Work
 from diffuse_cli.features import FeatureNetwork
 from diffuse_cli.media import Array
+from diffuse_cli.metrics import METRICS, Metric
 from diffuse_cli.metrics._numbers import Marginals
 from diffuse_cli.metrics._numbers import measure as measure_marginals
 from diffuse_cli.metrics._waves import Spectra
@@ -107,6 +108,13 @@ class Evaluation:
         else:
             lacking |= {"features", "landmarks", "answers"}
         return lacking.isdisjoint(needs)
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """The metrics that are wanted and can be measured, by name."""
+        wanted = METRICS if self.config.metrics is None else self.config.metrics
+        found = ((name, METRICS[name]) for name in METRICS if name in wanted)
+        return {name: metric for name, metric in found if self.can_measure(metric.NEEDS)}
 
     def of_class(self, label: int) -> Evaluation:
         """A finished evaluation, of one class alone."""

@@ -10,6 +10,7 @@ from diffuse_cli import files, runs
 from diffuse_cli.config import InfoConfig
 from diffuse_cli.errors import DataError, UsageError
 from diffuse_cli.events import Work
+from diffuse_cli.hub.models import is_name
 
 if TYPE_CHECKING:
     from diffuse_cli.inspection.dataset import DataReport
@@ -38,6 +39,10 @@ def inspect(config: InfoConfig) -> Work[DataReport | ModelReport | RunReport]:
         from diffuse_cli.inspection.dataset import inspect_data
 
         return (yield from inspect_data(config))
+    if is_name(path):
+        from diffuse_cli.inspection.model import inspect_model
+
+        return (yield from inspect_model(config))
     mode = mode_of(path, HINT)
     if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
         raise DataError(f"neither a folder nor a regular file: {files.show(path)}", HINT)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffuse_cli import files
 from diffuse_cli.config import InfoConfig, SamplerChoice, TrainConfig
@@ -19,6 +19,9 @@ from diffuse_cli.events import Progress, Work
 from diffuse_cli.media import MEDIA
 from diffuse_cli.options import from_dict, to_dict, to_toml
 from diffuse_cli.outputs import asked
+
+if TYPE_CHECKING:
+    from diffuse_cli.modelfile import Found
 
 TASK = "reading model"
 
@@ -102,6 +105,11 @@ def inspect_model(config: InfoConfig) -> Work[ModelReport]:
     if out and training:
         files.write_text(out, to_toml(training))
     yield Progress(TASK, 1, 1)
+    return replace(report_on(found), config=training, out=out)
+
+
+def report_on(found: Found) -> ModelReport:
+    """What is in a model file that was read."""
     model = found.model
     return ModelReport(
         path=str(found.path),
@@ -119,8 +127,6 @@ def inspect_model(config: InfoConfig) -> Work[ModelReport]:
         sampling=model.sampling,
         distilled=model.distilled,
         versions=model.versions,
-        config=training,
-        out=out,
     )
 
 

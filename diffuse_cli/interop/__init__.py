@@ -19,6 +19,7 @@ from diffuse_cli.core.registry import Modules
 from diffuse_cli.core.space import Space
 from diffuse_cli.errors import ModelFileError, UsageError, flag, lookup
 from diffuse_cli.events import Notice, Work
+from diffuse_cli.hub.models import local_source
 from diffuse_cli.presets import preset_of
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def convert(config: ConvertConfig) -> Work[Converted]:
     from diffuse_cli.interop._assembling import assemble
     from diffuse_cli.interop._source import Source
 
-    source = Source(config.source)
+    source = Source((yield from local_source(config.source)))
     if source.is_own:
         raise UsageError(
             f"{source.name} is a diffuse model already",

@@ -29,6 +29,7 @@ from diffuse_cli.core import settings
 from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.errors import DiffuseError, ModelFileError
 from diffuse_cli.events import Notice, Work, finish
+from diffuse_cli.hub.models import local_model
 from diffuse_cli.modelfile._description import (
     SAMPLING,
     Model,
@@ -104,13 +105,13 @@ class Found:
 
 
 def find(path: str | Path) -> Work[Found]:
-    """Read and check the model at a path: of a model file, of a checkpoint, or the newest of a run
-    directory, which may be under way. Says which one that is.
+    """Read and check the model at a path: of a model file, of one on the hub, of a checkpoint, or
+    the newest of a run directory, which may be under way. Says which one that is.
 
     Raises:
         ModelFileError: it is missing, damaged, or not a model of `diffuse`.
     """
-    given, tried = Path(path), set[Path]()
+    given, tried = (yield from local_model(path)), set[Path]()
     failed: ModelFileError | None = None
     run = runs.run_at(given)
     if run is None:

@@ -15,7 +15,7 @@ from diffuse_cli.config.training import GIVEN_DROPOUT
 from diffuse_cli.core.conditions import PAIRS, Given
 from diffuse_cli.core.degradations import DEGRADATIONS
 from diffuse_cli.core.space import Space
-from diffuse_cli.data import Pairs, Samples, pair
+from diffuse_cli.data import Pairs, Samples, is_images, pair
 from diffuse_cli.data.measuring import NOISE, moments
 from diffuse_cli.errors import DataError, UsageError, suggest
 from diffuse_cli.events import Notice, Work
@@ -30,7 +30,7 @@ def pairs_at(config: TrainConfig) -> str | None:
     """
     if config.given is None or is_degradation(config.given):
         return None
-    if not Path(config.given).exists():
+    if not (is_images(path := Path(config.given)) or path.exists()):
         raise DataError(
             f"--given {files.show(config.given)}: no such file or folder, and no degradation",
             suggest(config.given.partition(":")[0], DEGRADATIONS),

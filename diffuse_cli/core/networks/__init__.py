@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.registry import Modules
-from diffuse_cli.core.settings import Settings
 from diffuse_cli.core.space import Space
 
 if TYPE_CHECKING:
@@ -56,10 +55,10 @@ class Network(Protocol):
     `at_width(settings, width, published)`, those of a table of settings that suit another width.
 
     Attributes:
-        Config: settings such as widths and heads, and nothing about the data.
+        Config: `Settings` such as widths and heads, and nothing about the data.
     """
 
-    Config: type[Settings]
+    Config: type[Any]
 
     def build(
         self, config: Any, space: Space, conditions: Conditions, out_channels: int | None = None

@@ -26,6 +26,7 @@ from diffuse_cli.data.sources.folder import OneFile
 from diffuse_cli.errors import DataError
 from diffuse_cli.events import Progress, Work
 from diffuse_cli.files import show
+from diffuse_cli.hub.models import is_name
 from diffuse_cli.media import by_extension
 
 
@@ -100,6 +101,9 @@ def open_source(path: Path, *, single: bool = False) -> Source:
     """
     if kind := kind_of(path):
         return SOURCES[kind].open(path)
+    if is_name(path):
+        name = str(path).removeprefix("hf:").lstrip("/")
+        raise DataError(f"not a data set: hf://{show(name)}", "Type hf://datasets/ORG/NAME")
     mode, hint = mode_of(path, HINT), HINT
     if runs.run_at(path):
         raise DataError(f"{show(path)} is the run directory of a model, not images", hint)

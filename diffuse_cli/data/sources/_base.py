@@ -58,10 +58,12 @@ class Source:
         origin: what can be typed for the same samples anywhere, for the model file; empty for what
             lies here.
         tables: names of tables that are part of the source, once `entries` has ended.
+        portable: whether another process can open it.
     """
 
     origin: str = ""
     tables: tuple[str, ...] = ()
+    portable: bool = True
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -19,9 +19,9 @@ from urllib.parse import unquote
 
 from diffuse_cli import files
 from diffuse_cli.data.sources._base import Source, extension_of, is_ignored_folder
-from diffuse_cli.data.sources._hub_cache import File, Listing, downloaded, listed
 from diffuse_cli.data.sources._listing import TABLES
 from diffuse_cli.errors import DataError
+from diffuse_cli.hub import File, Listing, downloaded, listed
 from diffuse_cli.media import by_extension
 
 SHARDS, ZIP = (".parquet", ".arrow", ".tar"), ".zip"
@@ -41,7 +41,7 @@ _FORM = re.compile(
 
 
 def recognises(path: Path) -> bool:
-    return path.parts[:1] == ("hf:",)
+    return path.parts[:2] == ("hf:", "datasets")
 
 
 def open(path: Path) -> Source:

@@ -1,19 +1,20 @@
-"""What the hub says of a data set, and its files in the hub's own cache, also without a network."""
+"""Hugging Face's hub: what it says of a data set or a model, and its files in the hub's own cache,
+also without a network."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from diffuse_cli import files
-from diffuse_cli.data.sources._rows import needed
-from diffuse_cli.errors import DataError, OutputError
+from diffuse_cli.errors import DataError, DiffuseError, ModelFileError, OutputError
 from diffuse_cli.files import brief
 
 OFFLINE = "HF_HUB_OFFLINE"
@@ -23,8 +24,32 @@ _PART = re.compile(r"-\d+-of-(\d+)(?=\.)")
 """What is in the name of a shard: which it is, of how many."""
 
 
+class Kind(NamedTuple):
+    """What a repository of the hub holds.
+
+    Attributes:
+        one: the word for it.
+        prefix: of its name, as it is typed.
+        repo_type: the hub's name of the kind.
+        error: what is raised where it cannot be had.
+    """
+
+    one: str
+    prefix: str
+    repo_type: str
+    error: type[DiffuseError]
+
+    def title(self, repo: str) -> str:
+        """What is typed for a repository."""
+        return f"hf://{self.prefix}{repo}"
+
+
+DATASET = Kind("data set", "datasets/", "dataset", DataError)
+MODEL = Kind("model", "", "model", ModelFileError)
+
+
 class File(NamedTuple):
-    """A file of a data set: its path there, its bytes, and its SHA-256 if the hub says it."""
+    """A file of a repository: its path there, its bytes, and its SHA-256 if the hub says it."""
 
     name: str
     size: int | None
@@ -33,29 +58,31 @@ class File(NamedTuple):
 
 @dataclass(frozen=True)
 class Listing:
-    """A data set at a commit.
+    """A repository at a commit.
 
     Attributes:
         repo: ORG/NAME.
         commit: the hash of the revision.
         files: in the byte order of their names.
         why: why the hub was not asked; empty if it was.
+        kind: what it holds.
     """
 
     repo: str
     commit: str
     files: tuple[File, ...]
     why: str = ""
+    kind: Kind = DATASET
 
     @property
     def title(self) -> str:
         """What is typed for it."""
-        return f"hf://datasets/{self.repo}"
+        return self.kind.title(self.repo)
 
     @property
     def snapshot(self) -> Path:
         """The folder of its files at the commit."""
-        return _folder(self.repo) / "snapshots" / self.commit
+        return _folder(self.kind, self.repo) / "snapshots" / self.commit
 
     def path(self, file: File) -> Path:
         """Where a file is once it is downloaded."""
@@ -65,43 +92,61 @@ class Listing:
         """Refuse to download without a hub.
 
         Raises:
-            DataError
+            DataError, ModelFileError: by the kind.
         """
         if self.why:
-            raise DataError(
+            raise self.kind.error(
                 f"{missing:,} of {total:,} files of {self.title} are not in the cache, and "
                 f"{self.why}",
                 "Type the command again with a network",
             )
 
 
-def listed(repo: str, revision: str) -> Listing:
-    """A data set as the hub has it, else as it was when the hub was last asked, else what is in
+def package(kind: Kind, repo: str) -> Any:
+    """huggingface_hub, which prints nothing.
+
+    Raises:
+        DataError, ModelFileError: it is not installed.
+    """
+    try:
+        hub = importlib.import_module("huggingface_hub")
+    except ImportError:
+        raise kind.error(
+            f"huggingface_hub is needed to read {brief(kind.title(repo))}",
+            "Install it: pip install 'diffuse-cli[hub]'",
+        ) from None
+    hub.logging.set_verbosity_error()
+    hub.utils.disable_progress_bars()
+    return hub
+
+
+def listed(repo: str, revision: str, kind: Kind = DATASET) -> Listing:
+    """A repository as the hub has it, else as it was when the hub was last asked, else what is in
     the cache.
 
     Raises:
-        DataError: there is none, or no way to know.
+        DataError, ModelFileError: there is none, or no way to know.
     """
-    hub = needed("huggingface_hub", "hub", Path(f"hf:/datasets/{repo}"))
-    hub.logging.set_verbosity_error()
-    hub.utils.disable_progress_bars()
+    hub = package(kind, repo)
     try:
-        found = hub.HfApi().dataset_info(repo, revision=revision, files_metadata=True)
+        found = hub.HfApi().repo_info(
+            repo, repo_type=kind.repo_type, revision=revision, files_metadata=True
+        )
     except Exception as error:
-        why = _reason(error, repo, revision)
-        listing = _recorded(repo, revision, why) or _in_cache(repo, revision, why)
+        why = reason(error, kind, repo, revision)
+        listing = _recorded(kind, repo, revision, why) or _in_cache(kind, repo, revision, why)
         if listing is None:
-            raise DataError(
-                f"hf://datasets/{repo} is not in the cache, and {why}",
+            raise kind.error(
+                f"{kind.title(repo)} is not in the cache, and {why}",
                 "Type the command again with a network",
             ) from error
         return listing
     entries = [
         File(s.rfilename, s.size, s.lfs.sha256 if s.lfs else None) for s in found.siblings or ()
     ]
-    listing = _made(repo, found.sha, entries, "")
-    for record in map(_record, (repo, repo), (revision, found.sha)):
-        if record is not None:
+    listing = _made(kind, repo, found.sha, entries, "")
+    for name in dict.fromkeys((revision, found.sha)):
+        if record := _record(kind, repo, name):
             with contextlib.suppress(OutputError):
                 files.write_json(record, {"commit": found.sha, "files": entries})
     return listing
@@ -111,19 +156,22 @@ def downloaded(listing: Listing, file: File) -> None:
     """Bring a file into the cache, whole or not at all.
 
     Raises:
-        DataError: it cannot be had, or it is not what the hub says.
+        DataError, ModelFileError: it cannot be had, or it is not what the hub says.
     """
     import huggingface_hub as hub
 
     try:
         path = Path(
             hub.hf_hub_download(
-                listing.repo, file.name, repo_type="dataset", revision=listing.commit
+                listing.repo,
+                file.name,
+                repo_type=listing.kind.repo_type,
+                revision=listing.commit,
             )
         )
     except Exception as error:
-        why = _reason(error, listing.repo, listing.commit)
-        raise DataError(
+        why = reason(error, listing.kind, listing.repo, listing.commit)
+        raise listing.kind.error(
             f"cannot download {brief(file.name)} of {listing.title}: {why}",
             "Type the command again: what is whole is kept",
         ) from error
@@ -133,39 +181,39 @@ def downloaded(listing: Listing, file: File) -> None:
     ):
         path.resolve().unlink(missing_ok=True)
         path.unlink(missing_ok=True)
-        raise DataError(
+        raise listing.kind.error(
             f"{brief(file.name)} of {listing.title} is not what the hub says it is, and was not "
             "kept",
             "Type the command again",
         )
 
 
-def _made(repo: str, commit: str, entries: list[File], why: str) -> Listing:
+def _made(kind: Kind, repo: str, commit: str, entries: list[File], why: str) -> Listing:
     safe = [f for f in entries if not {"..", ""} & {*f.name.split("/")} and "\0" not in f.name]
     ordered = sorted(safe, key=lambda f: f.name.encode("utf-8", "surrogateescape"))
-    return Listing(repo, commit, tuple(ordered), why)
+    return Listing(repo, commit, tuple(ordered), why, kind)
 
 
-def _reason(error: Exception, repo: str, revision: str) -> str:
+def reason(error: Exception, kind: Kind, repo: str, revision: str = "main") -> str:
     """Why the hub did not answer.
 
     Raises:
-        DataError: it did, and there is no such data.
+        DataError, ModelFileError: it did, and there is no such repository, or it is closed.
     """
     from huggingface_hub import constants, errors
 
-    name = f"hf://datasets/{repo}"
+    name = kind.title(repo)
     if isinstance(error, errors.GatedRepoError):
-        page = f"{constants.ENDPOINT}/datasets/{repo}"
-        raise DataError(f"{name} is gated", f"Accept its terms at {page}, and {LOGIN}") from error
+        page = f"{constants.ENDPOINT}/{kind.prefix}{repo}"
+        raise kind.error(f"{name} is gated", f"Accept its terms at {page}, and {LOGIN}") from error
     if isinstance(error, errors.RevisionNotFoundError):
-        raise DataError(f"{name} has no revision {brief(revision)}") from error
+        raise kind.error(f"{name} has no revision {brief(revision)}") from error
     if isinstance(error, errors.RepositoryNotFoundError):
-        raise DataError(
-            f"there is no data set {name}, or it is private", f"Check its name, or {LOGIN}"
+        raise kind.error(
+            f"there is no {kind.one} {name}, or it is private", f"Check its name, or {LOGIN}"
         ) from error
     if isinstance(error, errors.HFValidationError):
-        raise DataError(f"not a name of a data set: {name}", "It is ORG/NAME") from error
+        raise kind.error(f"not a name of a {kind.one}: {name}", "It is ORG/NAME") from error
     if isinstance(error, errors.OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
         return f"{OFFLINE} is set"
     if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
@@ -176,37 +224,39 @@ def _reason(error: Exception, repo: str, revision: str) -> str:
 # -- without a network ----------------------------------------------------------------------------
 
 
-def _folder(repo: str) -> Path:
-    """The hub's cache of a data set."""
+def _folder(kind: Kind, repo: str) -> Path:
+    """The hub's cache of a repository."""
     from huggingface_hub import constants
 
-    return Path(constants.HF_HUB_CACHE) / f"datasets--{repo.replace('/', '--')}"
+    return Path(constants.HF_HUB_CACHE) / f"{kind.repo_type}s--{repo.replace('/', '--')}"
 
 
-def _record(repo: str, revision: str) -> Path | None:
+def _record(kind: Kind, repo: str, revision: str) -> Path | None:
     """The file that says what a revision was when the hub was last asked."""
     cache = files.cache_folder()
-    return cache / "hub" / f"{quote(f'{repo}@{revision}', safe='@')}.json" if cache else None
+    own = repo if kind is DATASET else f"{kind.repo_type}s/{repo}"
+    return cache / "hub" / f"{quote(f'{own}@{revision}', safe='@')}.json" if cache else None
 
 
-def _recorded(repo: str, revision: str, why: str) -> Listing | None:
-    record = _record(repo, revision)
+def _recorded(kind: Kind, repo: str, revision: str, why: str) -> Listing | None:
+    record = _record(kind, repo, revision)
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         said = json.loads(record.read_bytes()) if record else {}
-        return _made(repo, str(said["commit"]), [File(*entry) for entry in said["files"]], why)
+        entries = [File(*entry) for entry in said["files"]]
+        return _made(kind, repo, str(said["commit"]), entries, why)
     return None
 
 
-def _in_cache(repo: str, revision: str, why: str) -> Listing | None:
+def _in_cache(kind: Kind, repo: str, revision: str, why: str) -> Listing | None:
     """What another program has downloaded of a revision."""
-    folder, commit = _folder(repo), revision
+    folder, commit = _folder(kind, repo), revision
     with contextlib.suppress(OSError, ValueError):
         commit = (folder / "refs" / revision).read_text().strip()
     root = folder / "snapshots" / commit
     names = [p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()]
     if not names or "/" in commit:
         return None
-    listing = _made(repo, commit, [File(name, None, None) for name in names], why)
+    listing = _made(kind, repo, commit, [File(name, None, None) for name in names], why)
     shards = Counter((_PART.sub("", n), int(m[1])) for n in names if (m := _PART.search(n)))
     for (_, count), there in shards.items():
         if there < count:

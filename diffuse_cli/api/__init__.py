@@ -1,0 +1,33 @@
+"""The commands as functions: what `import diffuse_cli as diffuse` offers, without a command line.
+
+`load`, `train` and `evaluate` take the options of their commands as keywords, under the names that
+configuration files use. What is wrong raises a `DiffuseError`; nothing is printed, and nothing ends
+the program. What a command would say on stderr goes to the logger `diffuse`, or, of `train`, comes
+as an event.
+"""
+
+from __future__ import annotations
+
+from diffuse_cli.api._measuring import Evaluation as Evaluation
+from diffuse_cli.api._measuring import evaluate as evaluate
+from diffuse_cli.api._models import Model as Model
+from diffuse_cli.api._models import load as load
+from diffuse_cli.api._samples import Samples as Samples
+from diffuse_cli.api._training import TrainingEvent as TrainingEvent
+from diffuse_cli.api._training import train as train
+from diffuse_cli.core.denoiser import Denoiser as Denoiser
+from diffuse_cli.core.space import Space as Space
+from diffuse_cli.errors import BusyError as BusyError
+from diffuse_cli.errors import DataError as DataError
+from diffuse_cli.errors import DiffuseError as DiffuseError
+from diffuse_cli.errors import DivergedError as DivergedError
+from diffuse_cli.errors import ModelFileError as ModelFileError
+from diffuse_cli.errors import OutputError as OutputError
+from diffuse_cli.errors import UsageError as UsageError
+from diffuse_cli.events import Notice as Notice
+from diffuse_cli.events import Progress as Progress
+from diffuse_cli.events import Table as Table
+from diffuse_cli.training.reports import Previewed as Previewed
+from diffuse_cli.training.reports import Step as Step
+from diffuse_cli.training.reports import Trained as Trained
+from diffuse_cli.training.reports import Validated as Validated

@@ -1,0 +1,110 @@
+"""`evaluate`: a model, or drawn samples, against real ones, as numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate.utils import gather_object
+
+from diffuse_cli.api._calling import Data, done, named, placed
+from diffuse_cli.api._models import Model
+from diffuse_cli.api._samples import Samples
+from diffuse_cli.config import EvalConfig
+from diffuse_cli.console import plain as without_nan
+from diffuse_cli.errors import UsageError, lookup
+from diffuse_cli.evaluation.evaluating import evaluate as measure
+from diffuse_cli.evaluation.results import Evaluated
+from diffuse_cli.events import Progress
+from diffuse_cli.metrics import METRICS, Measured, measured
+from diffuse_cli.options import from_dict
+from diffuse_cli.runtime import machine
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation(Mapping[str, Measured]):
+    """The numbers of an evaluation: a mapping from the keys of the command's JSON, such as `kid`,
+    to the value and its standard error (0 where there is none).
+
+    Attributes:
+        numbers: the same as plain numbers; the error of `key` is `key_standard_error`.
+        classes: the numbers of each class.
+        real, generated: how many samples on each side.
+        part: which of the data the real ones are: `held-out` or `all`.
+        remarks: what should be read before the numbers are used.
+        json: what `diffuse eval --json` prints.
+    """
+
+    numbers: Mapping[str, float]
+    classes: Mapping[str, Mapping[str, float]]
+    real: int
+    generated: int
+    part: str
+    remarks: tuple[str, ...]
+    json: Mapping[str, Any]
+
+    def __getitem__(self, key: str) -> Measured:
+        return measured(self.numbers, key)
+
+    def __iter__(self) -> Iterator[str]:
+        return (key for key in self.numbers if not key.endswith("_standard_error"))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def evaluate(
+    model: Model | Samples | str | os.PathLike[str],
+    data: Data,
+    *,
+    n: int = 1000,
+    metrics: Sequence[str] | None = None,
+    progress: Callable[[Progress], object] | None = None,
+    **options: Any,
+) -> Evaluation:
+    """Measure a model, or samples, against real ones, as `diffuse eval` does.
+
+    Args:
+        model: a model or its path, samples that were drawn, or a folder of them.
+        data: a path, or samples in memory, as for `train`.
+        n: most samples on each side.
+        metrics: which to measure, such as `["kid", "likelihood"]`; all that suit by default.
+        progress: is told how far it is.
+        options: others of `diffuse eval`, such as `steps=10` or `timesteps=4`.
+
+    Raises:
+        DataError, ModelFileError, UsageError: as the command.
+    """
+    if "report" in options:
+        raise UsageError("report: only the command writes pages", "Leave it out")
+    for name in metrics or ():
+        lookup(METRICS, name, "metrics")
+    with contextlib.ExitStack() as stack:
+        typed = placed({**options, "n": n, "metrics": metrics and tuple(metrics)}, stack)
+        subject = model.path if isinstance(model, Model) else model
+        typed["subject"] = stack.enter_context(named(subject))
+        typed["data"] = stack.enter_context(named(data))
+        config = from_dict(EvalConfig, typed, "evaluate")
+        accelerator = stack.enter_context(machine(config.precision, config.device))
+        found = done(measure(config, accelerator), progress)
+        every: list[Evaluation | None] = gather_object([found and _typed(config, found)])
+    first = every[0]
+    assert first is not None
+    return first
+
+
+def _typed(config: EvalConfig, found: Evaluated) -> Evaluation:
+    facts = json.loads(json.dumps(without_nan(found.to_json(config))))
+    return Evaluation(
+        numbers=found.values,
+        classes=found.classes,
+        real=found.real,
+        generated=found.generated,
+        part=found.part,
+        remarks=tuple(facts["remarks"]),
+        json=facts,
+    )

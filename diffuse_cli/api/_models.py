@@ -1,0 +1,150 @@
+"""`load`: a model file as an object that draws."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diffuse_cli import files, modelfile
+from diffuse_cli.api._calling import done, placed
+from diffuse_cli.api._samples import Samples
+from diffuse_cli.config import SampleConfig
+from diffuse_cli.console import plain as without_nan
+from diffuse_cli.core.space import Space
+from diffuse_cli.events import Progress, Work
+from diffuse_cli.inspection.model import report_on
+from diffuse_cli.ledger import parts_of
+from diffuse_cli.media import prepare
+from diffuse_cli.options import from_dict
+from diffuse_cli.runtime import machine
+from diffuse_cli.sampling import precision_for, ready
+from diffuse_cli.stages import load_chain
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from torch import nn
+
+    from diffuse_cli.core.denoiser import Denoiser
+
+    Array = npt.NDArray[Any]
+
+
+def load(path: str | os.PathLike[str]) -> Model:
+    """Read and check a model.
+
+    Args:
+        path: of a model file, a run directory or a checkpoint, or `hf://ORG/NAME` of the hub.
+
+    Raises:
+        ModelFileError: it is missing, damaged, or not a model of `diffuse`.
+    """
+    return Model(done(modelfile.find(os.fspath(path))))
+
+
+class Model:
+    """A model that was read from a file, which is not read again.
+
+    Attributes:
+        path: of the file.
+        sha256: of its bytes.
+        step: how many steps it was trained for.
+        classes: the names that `sample(label=...)` takes; empty without classes.
+        space: what one of its samples is: medium, channels, size and levels.
+    """
+
+    def __init__(self, found: modelfile.Found) -> None:
+        self._found = found
+        self.path, self.sha256, self.step = found.path, found.sha256, found.model.step
+        self.classes: tuple[str, ...] = found.model.blueprint.conditions.classes
+        self.space: Space = found.model.blueprint.space
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.space.shape))
+        return f"<Model {files.show(self.path)}: {shape} {self.space.medium}, step {self.step:,}>"
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What `diffuse info MODEL --json` prints."""
+        facts: dict[str, Any] = json.loads(
+            json.dumps(without_nan(report_on(self._found).to_dict()))
+        )
+        return facts
+
+    def sample(
+        self,
+        n: int | None = None,
+        *,
+        seed: int = 0,
+        label: str | Sequence[str] | None = None,
+        on: Mapping[str, Any] | None = None,
+        steps: int | None = None,
+        sampler: str | None = None,
+        progress: Callable[[Progress], object] | None = None,
+        **options: Any,
+    ) -> Samples:
+        """Draw samples, the same as `diffuse sample` with these options writes.
+
+        Args:
+            n: how many, by default 16, or those of `range=(a, b)`; of each thing that is given, for
+                a model trained with `given`.
+            seed: sample k of a seed is the same for any n.
+            label: classes to draw in turn; all by default.
+            on: what to tell of columns, such as `{"age": 40}`; several values are told in turn.
+            steps, sampler: by default what the model file recommends, else the usual ones.
+            progress: is told how far it is.
+            options: others of `diffuse sample`, such as `guidance=2` or `batch_size=32`;
+                `given` and `mask` may be an image of Pillow, or samples in memory.
+
+        Raises:
+            UsageError: options that do not suit the model or each other.
+            DataError: what is given cannot be used.
+        """
+        told = [f"{name}={value}" for name, own in (on or {}).items() for value in _each(own)]
+        typed = {**options, "n": n, "seed": seed, "steps": steps, "sampler": sampler}
+        typed |= {"classes": label, "on": tuple(told) or None, "model": str(self.path)}
+        with contextlib.ExitStack() as stack:
+            config = from_dict(SampleConfig, placed(typed, stack), "sample")
+            return done(self._drawn(config), progress)
+
+    def _drawn(self, config: SampleConfig) -> Work[Samples]:
+        with machine(config.precision, config.device) as accelerator:
+            chain = yield from load_chain(config, accelerator, found=self._found)
+            wanted = chain.wanted(config)
+            drawn: list[Array] = []
+            for part in parts_of(wanted, config.batch_size):
+                yield Progress("sampling", part.start - wanted.start, len(wanted))
+                drawn.append(chain.drawn(part, accelerator))
+            yield Progress("sampling", len(wanted), len(wanted))
+        prepare(chain.space.medium)
+        return Samples(np.concatenate(drawn), chain.space, wanted.start)
+
+    def denoiser(
+        self, *, weights: str = "ema", precision: str = "fp32", device: str = "auto"
+    ) -> Denoiser:
+        """The denoiser that samplers of `diffuse_cli.core` call: x_t (B, *shape) and t (B,) to a
+        prediction of x_0 and eps, without gradients.
+
+        Args:
+            weights: `ema`, or `raw` and `weak` if the file has them.
+
+        Raises:
+            ModelFileError: there are no such weights.
+        """
+        with machine(precision, device) as accelerator:
+            exact = precision_for(self._found.model, precision, accelerator)
+            return ready(self._found.model, weights, accelerator, exact)
+
+    def network(self, weights: str = "ema") -> nn.Module:
+        """The network alone, on the processor, whose parameters can be trained; weights as in
+        `denoiser`."""
+        net: nn.Module = self._found.model.network(weights)
+        return net
+
+
+def _each(value: Any) -> Iterable[Any]:
+    return value if isinstance(value, (list, tuple)) else (value,)

@@ -1,0 +1,90 @@
+"""Samples that were drawn: their numbers, pictures of them, and their files."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from diffuse_cli import files, pictures
+from diffuse_cli.core.space import Space
+from diffuse_cli.data import File
+from diffuse_cli.folders import name_of
+from diffuse_cli.media import MEDIA, suffix
+from diffuse_cli.sampling import looks
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from PIL.Image import Image
+
+    Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Samples(Sequence["Image"]):
+    """Samples that a model drew; as a sequence, pictures of them.
+
+    Attributes:
+        arrays: (N, C, *size), numbers as files have them: uint8 of images with 8 bits.
+        space: what each of them is.
+        start: the index of the first one, of its seed.
+    """
+
+    arrays: Array
+    space: Space
+    start: int = 0
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    @overload
+    def __getitem__(self, index: int) -> Image: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Image]: ...
+
+    def __getitem__(self, index: int | slice) -> Image | list[Image]:
+        chosen = range(len(self))[index]
+        if isinstance(chosen, int):
+            return self._picture(chosen)
+        return [self._picture(k) for k in chosen]
+
+    def _picture(self, index: int) -> Image:
+        return pictures.image(looks(self.space, self.arrays[index : index + 1])[0])
+
+    def images(self) -> list[Image]:
+        """A picture of each, of 8 bits, grey or in colour: of an image itself, of an array its
+        channels, of a sound its waveform over its spectrogram."""
+        return self[:]
+
+    def grid(self) -> Image:
+        """All of them in one picture."""
+        return pictures.grid(looks(self.space, self.arrays))
+
+    def files(self) -> Iterator[File]:
+        """The bytes of the file of each, and its extension, as `diffuse sample` writes it."""
+        for sample in self.arrays:
+            yield File(MEDIA[self.space.medium].encode(sample, self.space), suffix(self.space))
+
+    def save(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Write a file of each into a folder, named after its index; those of that name are
+        replaced.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        files.make_folder(Path(folder))
+        written = []
+        for k, file in enumerate(self.files(), self.start):
+            written.append(Path(folder) / name_of(k, file.suffix))
+            files.write_bytes(written[-1], file.data)
+        return written
+
+    def _repr_png_(self) -> bytes:
+        """The grid, for notebooks."""
+        buffer = io.BytesIO()
+        self.grid().save(buffer, "png")
+        return buffer.getvalue()

@@ -1,0 +1,93 @@
+"""`train`: a training as an iterator of its events."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from diffuse_cli.api._calling import Data, named, placed, translating
+from diffuse_cli.config import TrainConfig
+from diffuse_cli.config.training import from_file
+from diffuse_cli.errors import Interrupted, Terminated
+from diffuse_cli.events import Notice, Progress, Table, finish
+from diffuse_cli.options import read_toml
+from diffuse_cli.signals import Pending, noting
+from diffuse_cli.training.configuring import configure
+from diffuse_cli.training.loop import fit
+from diffuse_cli.training.reports import Previewed, Step, Trained, Validated
+
+TrainingEvent: TypeAlias = Progress | Notice | Table | Step | Previewed | Validated | Trained
+"""What a training yields; `Trained` is the last one."""
+
+
+def train(
+    data: Data,
+    *,
+    out: str | os.PathLike[str] = "model.safetensors",
+    resume: bool = False,
+    overwrite: bool = False,
+    config: str | Path | Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Iterator[TrainingEvent]:
+    """Train a model, as `diffuse train` does, to the same bytes. Nothing happens until the result
+    is iterated; `*_, trained = train(...)` runs to the end.
+
+    `Step` comes after every step, and has the loss after each `log_every`-th. If the iteration is
+    given up (`break`, an error, Ctrl-C, `close()`), the run saves a checkpoint as after a signal,
+    and `resume=True` goes on from there, to the model file of a run that nothing stopped.
+
+    Args:
+        data: a path, or samples in memory: a sequence of images, arrays, paths, or pairs of one and
+            its class. It is asked for its samples again as they are used, by one thread at a time.
+        out: the model file to write; its run directory lies beside it.
+        config: the options of a file, or its path.
+        options: those of `diffuse train`, such as `steps=1000`, `classes=True` or
+            `unet={"width": 32}`; they win over `config`. `given` may be samples in memory, the k-th
+            for the k-th of such data.
+
+    Raises:
+        UsageError: an option that is unknown, or does not suit the others; at once.
+        DiffuseError: while it is iterated, all that would end the command.
+        KeyboardInterrupt: on Ctrl-C, once the checkpoint is saved.
+    """
+    filed = read_toml(config) if isinstance(config, (str, Path)) else config
+    typed = {**options, "out": os.fspath(out)}
+    typed |= {name: True for name, on in (("resume", resume), ("overwrite", overwrite)) if on}
+    with contextlib.ExitStack() as stack, translating():  # what can be refused now is
+        configure({"data": "", **from_file(placed(typed, stack))}, filed)
+    return _events(data, typed, filed)
+
+
+def _events(
+    data: Data, typed: Mapping[str, Any], filed: Mapping[str, Any] | None
+) -> Iterator[TrainingEvent]:
+    with contextlib.ExitStack() as stack, translating():
+        own = {**from_file(placed(typed, stack)), "data": stack.enter_context(named(data))}
+        yield from _run(configure(own, filed))
+
+
+def _run(config: TrainConfig) -> Iterator[TrainingEvent]:
+    """The events of a training; when it is closed between two, it ends with a checkpoint."""
+    stop = Pending()
+    work = fit(config, stop)
+    while True:
+        try:
+            with noting(stop):
+                event = next(work)
+        except StopIteration as end:
+            if end.value is not None:  # on the first of several processes
+                yield end.value
+            return
+        except Interrupted as error:
+            raise KeyboardInterrupt(str(error)) from error
+        try:
+            yield event
+        except GeneratorExit:
+            stop.handle(signal.SIGTERM, None)
+            with contextlib.suppress(Terminated):
+                finish(work)
+            raise

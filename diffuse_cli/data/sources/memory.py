@@ -1,0 +1,188 @@
+"""Samples that a program holds, under a name such as `memory:1` in the place of a path.
+
+Each becomes the bytes of a file that has the same numbers, and is then read as one: the same images
+in a folder have the same fingerprint, held-out part, classes and weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import os
+import threading
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from diffuse_cli.data.sources._base import Entry, Source, Told
+from diffuse_cli.errors import DataError
+from diffuse_cli.media import MEDIA, Array
+from diffuse_cli.runs import MEMORY
+
+CLASS = "label"
+"""What is told of a sample under this name is its class."""
+
+PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
+"""Pillow's modes that a PNG keeps; other images become TIFFs."""
+
+
+class File(NamedTuple):
+    """A sample as the bytes of a file, whose extension says what reads it."""
+
+    data: bytes
+    suffix: str
+
+
+class _Held:
+    """Samples, asked for by one thread at a time: not every sequence can be shared."""
+
+    def __init__(self, samples: Sequence[Any]) -> None:
+        self.samples, self.lock = samples, threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def file(self, index: int) -> File:
+        with self.lock:
+            return encoded(_parted(self.samples[index])[0])
+
+    def known(self, index: int) -> tuple[File, Any]:
+        """A sample, and what is told of it."""
+        with self.lock:
+            sample, told = _parted(self.samples[index])
+            return encoded(sample), told
+
+
+_HELD: dict[str, _Held] = {}
+_NUMBERS = itertools.count(1)
+
+
+@contextlib.contextmanager
+def held(samples: Iterable[Any]) -> Iterator[str]:
+    """The name of these samples, which can be opened inside the block, by this process.
+
+    Args:
+        samples: a sequence, whose samples are asked for as they are used, or another iterable,
+            which is kept whole. Each is an image of Pillow; an array, uint8 or uint16 (H, W),
+            (H, W, C) or (C, H, W) for an image, any other as a .npy file holds it; the path of a
+            file; or a pair of such and its class, or of such and a mapping of columns.
+    """
+    indexed = hasattr(samples, "__getitem__") and hasattr(samples, "__len__")
+    name = f"{MEMORY}{next(_NUMBERS)}"
+    _HELD[name] = _Held(samples if indexed else list(samples))  # type: ignore[arg-type]
+    try:
+        yield name
+    finally:
+        del _HELD[name]
+
+
+def recognises(path: Path) -> bool:
+    return path.name in _HELD
+
+
+def open(path: Path) -> Source:
+    return Memory(path)
+
+
+class Memory(Source):
+    """Samples that are held, named after their places, so that their order stays."""
+
+    portable = False
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._held, self._told = _HELD[path.name], dict[int, Mapping[str, Any]]()
+
+    def entries(self) -> Iterator[Entry]:
+        found = []
+        for k in range(len(self._held)):
+            try:
+                file, told = self._held.known(k)
+            except (TypeError, ValueError, OSError) as error:
+                raise DataError(f"sample {k} of {len(self._held):,}: {error}") from error
+            if isinstance(told, Mapping):
+                self._told[k] = {str(name): value for name, value in told.items()}
+                told = told.get(CLASS)
+            label = None if told is None else str(told)
+            found.append(Entry(f"{k:09d}{file.suffix}", len(file.data), str(k), label=label))
+        if self._told:
+            self.tables = (self.path.name,)
+        if any(entry.label is not None for entry in found):  # those without have none
+            found = [entry._replace(label=entry.label or "") for entry in found]
+        yield from found
+
+    def read(self, entry: Entry) -> bytes:
+        try:
+            return self._held.file(int(entry.key)).data
+        except LookupError:  # there are fewer than there were
+            raise FileNotFoundError(entry.key) from None
+
+    def told(self, wanted: Collection[str] | None) -> Iterator[Told]:
+        names = [entry.name for entry in self.entries()]
+        for k, values in self._told.items():
+            yield Told(self.path.name, k + 1, names[k], values)
+
+
+def _parted(given: Any) -> tuple[Any, Any]:
+    """A sample, and its class or columns, if any."""
+    pair = isinstance(given, (tuple, list)) and len(given) == 2
+    return (given[0], given[1]) if pair and not isinstance(given, File) else (given, None)
+
+
+def encoded(sample: Any) -> File:
+    """A sample as a file.
+
+    Raises:
+        TypeError: it is nothing that can be one.
+        OSError: the file that it names cannot be read.
+    """
+    if isinstance(sample, File):
+        return sample
+    if isinstance(sample, (str, os.PathLike)):
+        path = Path(sample)
+        return File(path.read_bytes(), path.suffix.lower())
+    if isinstance(sample, Image.Image):
+        return _of_image(sample)
+    if hasattr(sample, "__array__"):
+        return _of_array(np.asarray(sample))
+    raise TypeError(f"a {type(sample).__name__} is no image of Pillow, no array and no path")
+
+
+def _of_image(image: Image.Image) -> File:
+    buffer = io.BytesIO()
+    if image.mode in PNG_MODES:
+        image.save(buffer, "png", compress_level=1, exif=image.getexif())
+        return File(buffer.getvalue(), ".png")
+    image.save(buffer, "tiff", icc_profile=image.info.get("icc_profile"))
+    return File(buffer.getvalue(), ".tif")
+
+
+def _of_array(values: Array) -> File:
+    if (picture := _picture(values)) is not None:
+        return picture
+    buffer = io.BytesIO()
+    np.save(buffer, values, allow_pickle=False)
+    return File(buffer.getvalue(), ".npy")
+
+
+def _picture(values: Array) -> File | None:
+    """An array of levels as an image, where its shape is that of one."""
+    if values.dtype not in (np.uint8, np.uint16) or values.ndim not in (2, 3) or 0 in values.shape:
+        return None
+    if values.ndim == 2:
+        values = values[..., None]
+    if values.shape[-1] > 4 and values.shape[0] <= 4:
+        values = np.moveaxis(values, 0, -1)
+    channels = values.shape[-1]
+    if channels > 4:
+        return None
+    if values.dtype == np.uint8:
+        return _of_image(Image.fromarray(np.squeeze(values, -1) if channels == 1 else values))
+    if channels in (2, 4):
+        return None  # Pillow writes no such PNG
+    medium, planes = MEDIA["image"], np.ascontiguousarray(np.moveaxis(values, -1, 0))
+    return File(medium.encode(planes, medium.space(planes[None])), ".png")

@@ -1,0 +1,142 @@
+"""Models on the hub: where `hf://ORG/NAME[@REVISION][/FILE]` becomes the path of a file."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from diffuse_cli import files
+from diffuse_cli.errors import ModelFileError
+from diffuse_cli.events import Notice, Progress, Work
+from diffuse_cli.files import brief
+from diffuse_cli.hub import MODEL, Listing, downloaded, listed
+
+MODEL_FILE = "model.safetensors"
+"""The file of a model in its repository."""
+
+FORM = re.compile(
+    r"hf:/+(?!datasets/|spaces/|models/)(?P<name>[^/@]+/[^/@]+)"
+    r"(@(?P<revision>refs/pr/[^/]+|[^/]+))?(/(?P<path>.+))?"
+)
+
+_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+"""Files of weights in a folder of diffusers, the first that is there."""
+
+
+class Name(NamedTuple):
+    """What `hf://ORG/NAME[@REVISION][/FILE]` says."""
+
+    repo: str
+    revision: str
+    file: str
+
+
+def is_name(path: str | Path) -> bool:
+    """Whether something is to be had from the hub; a `Path` has lost a slash."""
+    return Path(path).parts[:1] == ("hf:",)
+
+
+def model_name(path: str | Path) -> Name:
+    """The parts of a model's name.
+
+    Raises:
+        ModelFileError: it is not one.
+    """
+    text = str(path).replace(os.sep, "/").rstrip("/")
+    form = FORM.fullmatch(text)
+    if form is None:
+        shown = files.show(re.sub(r"^hf:/+", "hf://", text))
+        raise ModelFileError(f"not a model: {shown}", "Type hf://ORG/NAME")
+    return Name(form["name"], unquote(form["revision"] or "main"), form["path"] or "")
+
+
+def local_model(path: str | Path) -> Work[Path]:
+    """A path as it is; the name of a model on the hub as the path of its file in the cache.
+
+    Raises:
+        ModelFileError: there is no such model, it cannot be had, or it has no such file.
+    """
+    if not is_name(path):
+        return Path(path)
+    name = model_name(path)
+    listing = _listing(name)
+    return (yield from _local(listing, [_model_file(listing, name.file)]))
+
+
+def local_source(path: str | Path) -> Work[Path]:
+    """As `local_model`, of what another program saved: a file that is named, or the folder with the
+    network and the scheduler that diffusers saved.
+
+    Raises:
+        ModelFileError: as `local_model`.
+    """
+    if not is_name(path):
+        return Path(path)
+    name = model_name(path)
+    listing = _listing(name)
+    names = {file.name for file in listing.files}
+    if name.file in names:
+        return (yield from _local(listing, [name.file]))
+    wanted = []
+    for folder in (name.file, posixpath.join(name.file, "unet")):
+        weights = [posixpath.join(folder, own) for own in _WEIGHTS]
+        wanted += [each for each in weights if each in names][:1]
+    if not wanted:
+        raise ModelFileError(
+            f"no weights of diffusers in {listing.title}", _such_as(listing, (".pt", ".pth"))
+        )
+    folders = {name.file, *(posixpath.join(name.file, own) for own in ("unet", "scheduler"))}
+    wanted += [n for n in names if n.endswith(".json") and posixpath.dirname(n) in folders]
+    yield from _local(listing, wanted)
+    return listing.snapshot / name.file
+
+
+KNOWN: dict[Name, Listing] = {}
+"""What the hub has said: a name stands for the same as long as this process runs."""
+
+
+def _listing(name: Name) -> Listing:
+    own = name._replace(file="")
+    if own not in KNOWN:
+        KNOWN[own] = listed(name.repo, name.revision, MODEL)
+    return KNOWN[own]
+
+
+def _model_file(listing: Listing, wanted: str) -> str:
+    names = {file.name for file in listing.files}
+    if (wanted or MODEL_FILE) in names:
+        return wanted or MODEL_FILE
+    if not wanted and names & {*_WEIGHTS, *(f"unet/{own}" for own in _WEIGHTS)}:
+        raise ModelFileError(
+            f"{listing.title} is a model of diffusers",
+            f"Convert it: diffuse convert {listing.title} -o model.safetensors",
+        )
+    raise ModelFileError(
+        f"no {brief(wanted or MODEL_FILE)} in {listing.title}", _such_as(listing, (".safetensors",))
+    )
+
+
+def _such_as(listing: Listing, extensions: tuple[str, ...]) -> str:
+    found = [file.name for file in listing.files if file.name.endswith(extensions)]
+    return f"Name one of its files, such as {listing.title}/{brief(found[0])}" if found else ""
+
+
+def _local(listing: Listing, names: Sequence[str]) -> Work[Path]:
+    """Bring files into the cache; the path of the first."""
+    wanted = [file for file in listing.files if file.name in {*names}]
+    missing = [file for file in wanted if not listing.path(file).is_file()]
+    if missing:
+        listing.check_online(len(missing), len(wanted))
+    elif listing.why:
+        yield Notice(f"{listing.title} is taken from the cache, as {listing.why}", warning=True)
+    for k, file in enumerate(missing):
+        yield Progress("downloading files", k, len(missing))
+        downloaded(listing, file)
+    if missing:
+        yield Progress("downloading files", len(missing), len(missing))
+    return listing.snapshot / names[0]

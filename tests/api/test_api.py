@@ -1,0 +1,215 @@
+"""The Python interface does what the commands do, to the same bytes, and prints nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import diffuse_cli as diffuse
+from diffuse_cli.core import SAMPLERS
+from diffuse_cli.core.guidance import clip
+from diffuse_cli.draws import image_noise
+from diffuse_cli.training.trainer import Trainer
+
+Run = Callable[..., Any]
+load, evaluate = diffuse.load, diffuse.evaluate  # where the fixture has the package's name
+
+
+def sha(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def pictures(folder: Path) -> list[tuple[Image.Image, str]]:
+    """Images of class folders with their classes, in the order in which a folder is read."""
+    paths = sorted(folder.rglob("*.png"), key=lambda p: p.relative_to(folder).as_posix())
+    return [(Image.open(path), path.parent.name) for path in paths]
+
+
+# -- drawing --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": 2, "sampler": "ddpm", "seed": 3}])
+def test_a_model_draws_what_the_command_writes(diffuse: Run, model: Path, options: dict[str, Any]):
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    assert diffuse("sample", model, "-n", 5, "--steps", 3, "-o", "out", *flags).code == 0
+    drawn = load(model).sample(5, steps=3, **options)
+    written = drawn.save("own")
+    assert [p.name for p in written] == [f"{k:05d}.png" for k in range(5)]
+    assert [sha(p) for p in written] == [sha(Path("out") / p.name) for p in written]
+    assert [sha(Path("out/grid.png"))] == [hashlib.sha256(drawn._repr_png_()).hexdigest()]
+    for image, array in zip(drawn, drawn.arrays, strict=True):
+        assert np.array_equal(np.asarray(image), array[0])
+
+
+def test_a_class_is_drawn_as_the_command_draws_it(diffuse: Run, conditional: Path):
+    line = ["--class", "light", "--guidance", 1.5, "--range", "2:4", "--steps", 2]
+    assert diffuse("sample", conditional, *line, "-o", "out").code == 0
+    found = load(conditional)
+    assert found.classes == ("dark", "light")
+    drawn = found.sample(label="light", guidance=1.5, range=(2, 4), steps=2)
+    assert (drawn.start, len(drawn)) == (2, 2)
+    files = [file.data for file in drawn.files()]
+    assert files == [Path(f"out/0000{k}.png").read_bytes() for k in (2, 3)]
+
+
+def test_what_is_known_of_a_model_is_what_info_says(diffuse: Run, model: Path):
+    found = load(model)
+    assert found.info == diffuse("info", model, "--json").json
+    assert (found.sha256, found.step, found.classes) == (sha(model), 60, ())
+    assert str(found.space.shape) in "(1, 8, 8)"
+    assert "1x8x8 image, step 60" in repr(found)
+
+
+def test_the_denoiser_goes_with_the_samplers_of_the_core(model: Path):
+    found = load(model)
+    denoiser, drawn = found.denoiser(), found.sample(2, steps=3, sampler="ddim", precision="fp32")
+    device = next(iter(found.network().parameters())).device
+    noise = image_noise(0, [0, 1], -1, found.space.shape, device)
+    process = denoiser.process
+
+    kept = clip(denoiser, process)
+    *_, end = SAMPLERS["ddim"](kept, process, noise, process.times(3), noise=lambda k: noise)
+    assert np.array_equal(found.space.to_stored(end.x).numpy(), drawn.arrays)
+
+
+# -- training -------------------------------------------------------------------------------------
+
+
+def test_images_in_memory_train_to_the_bytes_of_the_command_also_after_a_break(
+    images: Path, recipe: Path, whole: bytes, tmp_path: Path
+):
+    out, data = tmp_path / "model.safetensors", pictures(images)
+    events = diffuse.train(data, steps=40, out=out, config=recipe)
+    step = next(e for e in events if isinstance(e, diffuse.Step) and e.step == 7)
+    assert step.steps == 40
+    events.close()  # type: ignore[attr-defined]
+    assert not out.exists()
+    *_, trained = diffuse.train(data, out=out, resume=True)
+    assert isinstance(trained, diffuse.Trained)
+    assert trained.model == out
+    assert out.read_bytes() == whole
+    assert sorted(p.name for p in (tmp_path / "model.run/checkpoints").iterdir()) == [
+        "step-00000007", "step-00000040",
+    ]  # fmt: skip
+
+
+def test_pairs_and_what_is_drawn_from_may_be_in_memory(images: Path, recipe: Path, tmp_path: Path):
+    whole = [image for image, _ in pictures(images)]
+    given = [image.point(lambda level: 255 - level) for image in whole]
+    out = tmp_path / "model.safetensors"
+    *_, trained = diffuse.train(whole, given=given, steps=2, out=out, config=recipe)
+    assert isinstance(trained, diffuse.Trained)
+    model = load(trained.model)
+    assert model.info["given"]["what"] == "pairs"
+    one, two = model.sample(2, given=given[0], steps=2), model.sample(1, given=given[:3], steps=2)
+    assert (len(one), len(two)) == (2, 3)
+    assert np.array_equal(one.arrays[0], two.arrays[0])
+
+
+def test_ctrl_c_within_a_step_saves_a_checkpoint(
+    images: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    step = Trainer.step
+
+    def interrupted(self: Trainer, done: int) -> Any:
+        if done == 2:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, done)
+
+    monkeypatch.setattr(Trainer, "step", interrupted)
+    out = tmp_path / "model.safetensors"
+    with pytest.raises(KeyboardInterrupt, match="interrupted at step 3: checkpoint saved"):
+        list(diffuse.train(images, steps=9, out=out, config=recipe))
+    assert (tmp_path / "model.run/checkpoints/step-00000003").is_dir()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_what_can_be_refused_is_refused_at_once_with_the_packages_errors(
+    images: Path, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "model.safetensors"
+    for options, said in (
+        ({"stepz": 3}, "Did you mean 'steps'"),
+        ({"steps": 0}, "--steps must be at least 1"),
+        ({"resume": True}, "there is no run"),
+        ({"steps": 3, "minutes": 1}, "exclude each other"),
+    ):
+        with pytest.raises(diffuse.DiffuseError, match=said):
+            diffuse.train(images, out=out, **options)
+    with pytest.raises(diffuse.UsageError, match="no 'cosin'"):
+        list(diffuse.train(images, out=out, schedule="cosin"))
+    with pytest.raises(diffuse.DataError, match="sample 0 of 2: a int is no image"):
+        list(diffuse.train([1, 2], out=out))
+    with pytest.raises(diffuse.ModelFileError, match="no such model file"):
+        diffuse.load(tmp_path / "none.safetensors")
+    with pytest.raises(diffuse.UsageError, match=r"no 'unipk'\."):
+        diffuse.load(model).sample(1, sampler="unipk")
+    with pytest.raises(diffuse.UsageError, match="--steps"):
+        diffuse.load(model).sample(1, steps=1000)
+    with pytest.raises(diffuse.UsageError, match="Did you mean 'kid'"):
+        diffuse.evaluate(model, images, metrics=["kidd"])
+    assert not out.exists()
+    assert capfd.readouterr() == ("", "")
+
+
+# -- measuring ------------------------------------------------------------------------------------
+
+
+def test_an_evaluation_has_the_numbers_of_the_command(diffuse: Run, model: Path, images: Path):
+    ran = diffuse("eval", model, images, "-n", 6, "--steps", 2, "--timesteps", 3, "--json")
+    found = evaluate(load(model), images, n=6, steps=2, timesteps=3)
+    assert {**found.json, "seconds": 0} == {**ran.json, "seconds": 0}
+    assert found["kid"] == (ran.json["kid"], ran.json["kid_standard_error"])
+    assert (found.part, found.real, found.generated) == ("held-out", 6, 6)
+    assert len(found) < len(found.numbers)
+
+
+def test_metrics_are_chosen_and_draw_nothing_that_none_needs(
+    diffuse: Run, model: Path, images: Path
+):
+    line = ("eval", model, images, "-n", 6, "--timesteps", 3)
+    ran = diffuse(*line, "--metrics", "likelihood", "--json")
+    assert ran.code == 0, ran.err
+    assert (ran.json["n"], "kid" in ran.json) == ({"real": 6, "generated": 0}, False)
+    assert ran.json["bits_per_dim"] > 0
+    ran = diffuse(*line, "--metrics", "kidd")
+    assert (ran.code, "Did you mean 'kid'" in ran.line) == (2, True)
+    ran = diffuse(*line, "--metrics", "kid", "--report", "page.html")
+    assert (ran.code, "--report and --metrics exclude each other" in ran.line) == (2, True)
+
+
+def test_drawn_samples_are_measured_against_samples_in_memory(model: Path, images: Path):
+    drawn, seen = load(model).sample(4, steps=2), []
+    found = evaluate(
+        drawn, [image for image, _ in pictures(images)], metrics=["marginals"], progress=seen.append
+    )
+    assert (found.real, found.generated) == (60, 4)
+    assert {n.partition("_")[0] for n in found} & {"marginal", "mean", "shift", "distance"}
+    assert seen
+
+
+def test_what_a_command_says_is_logged(model: Path, images: Path, caplog: Any):
+    with caplog.at_level(logging.INFO, "diffuse"):
+        evaluate(load(model), images, n=6, metrics=["likelihood"], timesteps=2)
+    assert any("never trained on" in record.message for record in caplog.records)
+
+
+def test_json_of_an_evaluation_is_plain(model: Path, images: Path):
+    found = evaluate(model, images, n=6, metrics=["likelihood"], timesteps=2)
+    assert json.loads(json.dumps(found.json)) == found.json
+
+
+def test_every_name_is_there_and_no_other():
+    assert {name for name in diffuse.__all__ if getattr(diffuse, name) is None} == set()
+    assert set(diffuse.__all__) <= set(dir(diffuse))
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        diffuse.trian  # noqa: B018

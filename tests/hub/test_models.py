@@ -1,0 +1,140 @@
+"""`hf://ORG/NAME` stands for a model: from a server of the tests' own, in processes that ask it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hubs import COMMIT, Hub, serving
+
+from diffuse_cli.errors import ModelFileError
+from diffuse_cli.events import finish
+from diffuse_cli.hub import MODEL, File, Listing, models
+from diffuse_cli.hub.models import model_name
+
+NAME = "hf://some/model"
+
+
+@pytest.fixture
+def served(model: Path) -> Iterator[Hub]:
+    with serving() as server:
+        server.models = {
+            "some/model": {"model.safetensors": model.read_bytes(), "README.md": b"# a model"},
+            "some/other": {"best.safetensors": model.read_bytes(), "x/y.safetensors": b"y"},
+            "some/gated": {"model.safetensors": b""},
+            "some/theirs": {"unet/diffusion_pytorch_model.safetensors": b"", "a.pt": b""},
+        }
+        server.sets = {"some/set": {"data/train.parquet": b""}}
+        yield server
+
+
+@pytest.fixture
+def asking(process: Callable[..., Any], served: Hub, tmp_path: Path) -> Callable[..., Any]:
+    """Run a command with the server as the hub."""
+
+    def run(*arguments: Any, offline: bool = False) -> Any:
+        return process(*arguments, env=served.environment(tmp_path, offline))
+
+    return run
+
+
+def test_a_name_stands_for_the_model_wherever_one_is_asked_for(
+    asking: Callable[..., Any], served: Hub, model: Path, images: Path
+) -> None:
+    told = asking("info", NAME, "--json", "-q")
+    assert told.code == 0, told.err
+    assert told.json["sha256"] == hashlib.sha256(model.read_bytes()).hexdigest()
+    assert served.got == ["model.safetensors"]
+    ran = asking("sample", f"{NAME}@main", "-n", 2, "--steps", 2, "-o", "out")
+    assert (ran.code, "cache" in ran.err) == (0, False), ran.err
+    ran = asking("sample", model, "-n", 2, "--steps", 2, "-o", "own")
+    served.status = 503
+    few = ("-n", 4, "--steps", 2, "--metrics", "marginals", "--json")
+    ran = asking("eval", NAME, images, *few)
+    assert (ran.code, ran.json["subject"]) == (0, NAME), ran.err
+    assert f"warning: {NAME} is taken from the cache, as {served.url} answers 503" in ran.err
+    line = ("train", images, "--init", NAME, "--steps", 1, "--preview-every", 9, "-q")
+    ran = asking(*line, offline=True)
+    assert ran.code == 0, ran.err
+    assert served.got == ["model.safetensors"]
+
+
+def test_a_file_of_it_can_be_named(asking: Callable[..., Any], served: Hub) -> None:
+    ran = asking("info", f"hf://some/other@{COMMIT}/best.safetensors", "-q")
+    assert (ran.code, served.got) == (0, ["best.safetensors"]), ran.err
+
+
+@pytest.mark.parametrize(
+    ("name", "offline", "said"),
+    [
+        ("hf://some/none", False, "there is no model hf://some/none, or it is private"),
+        ("hf://some/model@old", False, "hf://some/model has no revision old"),
+        ("hf://some/gated", False, "is gated. Accept its terms at http"),
+        ("hf://some/other", False, "no model.safetensors in hf://some/other. Name one of its"),
+        ("hf://some/model/best.safetensors", False, "no best.safetensors in hf://some/model"),
+        ("hf://some/theirs", False, "Convert it: diffuse convert hf://some/theirs -o"),
+        ("hf://some/model", True, "is not in the cache, and HF_HUB_OFFLINE is set"),
+        ("hf://some", False, "not a model: hf://some. Type hf://ORG/NAME"),
+        ("hf://models/some/set", False, "not a model: hf://models/some/set"),
+        ("hf://datasets/some/set", False, "not a model: hf://datasets/some/set"),
+    ],
+)
+def test_what_cannot_be_had_is_one_line(
+    asking: Callable[..., Any], name: str, offline: bool, said: str
+) -> None:
+    ran = asking("sample", name, "-q", offline=offline)
+    assert (ran.code, ran.out) == (4, "")
+    assert said in ran.line
+
+
+def test_what_is_not_what_the_hub_says_is_not_kept(asking: Callable[..., Any], served: Hub) -> None:
+    served.broken = {"model.safetensors"}
+    ran = asking("sample", NAME, "-q")
+    assert (ran.code, "is not what the hub says it is" in ran.line) == (4, True)
+    served.broken = set()
+    assert asking("info", NAME, "-q").code == 0
+
+
+def test_a_model_is_no_data(asking: Callable[..., Any]) -> None:
+    ran = asking("train", NAME, "-q")
+    assert (ran.code, "not a data set: hf://some/model. Type hf://datasets" in ran.line) == (
+        3,
+        True,
+    )
+
+
+def test_of_diffusers_the_network_and_the_scheduler_are_downloaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = (
+        "config.json", "model_index.json", "scheduler/scheduler_config.json", "unet/config.json",
+        "unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.safetensors",
+        "vae/config.json", "vae/diffusion_pytorch_model.safetensors", "a.pt",
+    )  # fmt: skip
+    listing = Listing("a/b", COMMIT, tuple(File(name, 1, None) for name in names), "", MODEL)
+    got: list[str] = []
+    monkeypatch.setattr(models, "KNOWN", {})
+    monkeypatch.setattr(models, "listed", lambda *name: listing)
+    monkeypatch.setattr(models, "downloaded", lambda listing, file: got.append(file.name))
+    assert finish(models.local_source("hf://a/b")) == listing.snapshot
+    assert got == [
+        "config.json", "model_index.json", "scheduler/scheduler_config.json", "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+    ]  # fmt: skip
+    got.clear()
+    assert finish(models.local_source("hf://a/b/a.pt")) == listing.snapshot / "a.pt"
+    assert got == ["a.pt"]
+    with pytest.raises(ModelFileError, match="Convert it: diffuse convert hf://a/b"):
+        finish(models.local_model("hf://a/b"))
+
+
+def test_names_are_taken_apart() -> None:
+    assert model_name("hf://a/b") == ("a/b", "main", "")
+    assert model_name(Path("hf://a/b@v1/x/y.safetensors")) == ("a/b", "v1", "x/y.safetensors")
+    assert model_name("hf://a/b@refs/pr/3") == ("a/b", "refs/pr/3", "")
+    for text in ("hf://a", "hf://datasets/a/b", "hf://a/b@", "model.safetensors"):
+        with pytest.raises(ModelFileError, match="not a model"):
+            model_name(text)

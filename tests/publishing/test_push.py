@@ -1,0 +1,121 @@
+"""`diffuse push`: a folder with a card of facts, and one commit of it on a server of our own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hubs import COMMIT, serving
+from PIL import Image
+
+from diffuse_cli.publishing.card import _text
+
+Run = Callable[..., Any]
+TARGET = "hf://some/garments"
+
+
+def sha(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def head(card: str) -> dict[str, Any]:
+    lines = card.split("---\n")[1].splitlines()
+    return {key: json.loads(value) for key, _, value in (line.partition(": ") for line in lines)}
+
+
+def test_a_folder_has_the_model_a_picture_and_a_card_of_facts(
+    diffuse: Run, conditional: Path, images: Path
+):
+    line = ("-n", 6, "--steps", 2, "--metrics", "marginals", "--json")
+    Path("eval.json").write_text(diffuse("eval", conditional, images, *line).out)
+    ran = diffuse(
+        "push", conditional, TARGET, "--license", "mit", "--eval", "eval.json", "-o", "out"
+    )
+    assert (ran.code, ran.out) == (0, "out\n"), ran.err
+    assert sha(Path("out/model.safetensors")) == sha(conditional)
+    card = Path("out/README.md").read_text()
+    assert head(card)["license"] == "mit"
+    assert head(card)["pipeline_tag"] == "unconditional-image-generation"
+    told = diffuse("info", conditional, "--json").json
+    for fact in (
+        "# garments\n", "60 steps", f"{told['parameters']:,} parameters", "![Samples of the model]",
+        "Not chosen: the first ones of unipc, 20 steps, guidance 2, seed 0.", told["sha256"],
+        told["data"]["fingerprint"], "| samples | 60, 6 of them held out |", "dark, light",
+        "diffuse sample hf://some/garments -n 16", 'load("hf://some/garments")',
+        "6 generated against 6 real (held-out)", "[eval.json](eval.json)",
+    ):  # fmt: skip
+        assert fact in card, fact
+    assert "±" in card
+    assert diffuse("sample", conditional, "-n", 16, "-o", "drawn").code == 0
+    assert sha(Path("drawn/grid.png")) == sha(Path("out/samples.png"))
+
+
+def test_a_picture_may_be_given_and_nothing_measured_is_said(diffuse: Run, model: Path):
+    Image.new("L", (4, 4)).save("grid.png")
+    line = ("push", model, TARGET, "--license", "cc-by-4.0", "--samples", "grid.png", "-o", "out")
+    assert diffuse(*line, "--json").json["files"] == [
+        "README.md", "model.safetensors", "samples.png",
+    ]  # fmt: skip
+    card = Path("out/README.md").read_text()
+    assert ("Nothing was measured" in card, "Not chosen" in card) == (True, False)
+    assert sha(Path("out/samples.png")) == sha(Path("grid.png"))
+    again = diffuse(*line)
+    assert (again.code, "out exists already" in again.line) == (5, True)
+    assert diffuse(*line, "--overwrite", "-q").code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ((TARGET,), 2, "--license is missing"),
+        ((TARGET, "--license", "My Own"), 2, "a licence is a name in small letters"),
+        (("some/garments", "--license", "mit"), 2, "not a model on the hub: some/garments"),
+        ((TARGET + "@v1", "--license", "mit"), 2, "Type hf://ORG/NAME"),
+        ((TARGET, "--license", "mit", "--eval", "other.json"), 2, "is of another model"),
+        ((TARGET, "--license", "mit", "--eval", "empty.json"), 2, "is not what eval prints"),
+        ((TARGET, "--license", "mit", "--samples", "other.json"), 2, "must end in .png"),
+    ],
+)
+def test_what_cannot_be_pushed_is_one_line(
+    diffuse: Run, model: Path, arguments: tuple[str, ...], code: int, said: str
+):
+    settings = {"model_sha256": "0" * 64}
+    facts = {"settings": settings, "n": {"real": 2}, "features": {}, "remarks": []}
+    Path("other.json").write_text(json.dumps(facts))
+    Path("empty.json").write_text("{}")
+    ran = diffuse("push", model, *arguments, "-o", "out")
+    assert (ran.code, ran.out) == (code, "")
+    assert said in ran.line
+    assert not Path("out").exists()
+
+
+def test_a_model_is_pushed_in_one_commit_and_drawn_from_elsewhere(
+    process: Run, model: Path, tmp_path: Path
+):
+    Image.new("L", (4, 4)).save(tmp_path / "grid.png")
+    line = ("push", model, TARGET, "--license", "mit", "--samples", "grid.png")
+    with serving() as hub:
+        here = {**hub.environment(tmp_path), "HF_TOKEN": "hf_writes"}
+        ran = process(*line, env={**here, "HF_TOKEN": "hf_reads"})
+        assert (ran.code, "does not let you write to hf://some/garments" in ran.err) == (5, True)
+        assert hub.models == {}
+        ran = process(*line, "--private", env=here)
+        assert ran.code == 0, ran.err
+        assert ran.out == f"{hub.url}/some/garments/commit/{COMMIT}\n"
+        assert "private" in json.dumps(hub.made["some/garments"])
+        files = hub.models["some/garments"]
+        assert sorted(files) == ["README.md", "model.safetensors", "samples.png"]
+        assert files["model.safetensors"] == model.read_bytes()
+        ran = process(*line, env=here)
+        assert (ran.code, "holds a model already. Type --overwrite" in ran.err) == (5, True)
+        assert process(*line, "--overwrite", env=here).code == 0
+        told = process("info", TARGET, "--json", "-q", env=here)
+        assert told.json["sha256"] == sha(model)
+
+
+def test_texts_of_a_file_are_not_markdown():
+    assert _text("<b>|`*_[x]") == r"&lt;b&gt;\|\`\*\_\[x\]"
