@@ -50,11 +50,11 @@ def best(process: Process) -> Callable[[Any, Any], Any]:
 def posterior(axes: Any) -> None:
     """Chapter 2: two bells multiplied."""
     process = Process(SCHEDULES["linear"](1000))
-    pair, x = process.pair(500, 350, like=PIXEL), np.linspace(-2, 2.5, 400)
+    pair, x = process.pair(300, 200, like=PIXEL), np.linspace(-2, 2.5, 400)
     shrunk, added = pair.alpha / pair.alpha_s, math.exp(pair.log_beta / 2)
-    mean, spread = pair.c1 + pair.c2 * 0.2, math.exp(pair.log_beta_tilde / 2)
+    mean, spread = pair.c1 - pair.c2 * 0.3, math.exp(pair.log_beta_tilde / 2)
     axes.plot(x, bell(x, pair.alpha_s, pair.sigma_s), color=BLUE, label="from $x_0 = 1$")
-    axes.plot(x, bell(x, 0.2 / shrunk, added / shrunk), color=RED, label="from $x_t = 0.2$")
+    axes.plot(x, bell(x, -0.3 / shrunk, added / shrunk), color=RED, label="from $x_t = -0.3$")
     axes.fill_between(x, bell(x, mean, spread), color=GREEN, alpha=0.3)
     axes.plot(x, bell(x, mean, spread), color=GREEN, label="from both: the posterior")
     axes.set(xlabel="$x_s$", yticks=[])
@@ -63,11 +63,11 @@ def posterior(axes: Any) -> None:
 
 def bound(left: Any, right: Any) -> None:
     """Chapter 3: the terms by timestep."""
-    pixels = PIXEL.repeat(500).reshape(-1, 1)
+    pixels = PIXEL.repeat(2000).reshape(-1, 1)
     for axes, count in ((left, 10), (right, 100)):
         process = Process(SCHEDULES["cosine"](count))
         denoiser = Denoiser(best(process), process, "x0", levels=2)
-        terms = bits_per_dim(denoiser, pixels, noise=lambda t: noise(1000, 1, seed=t)).terms.mean(0)
+        terms = bits_per_dim(denoiser, pixels, noise=lambda t: noise(4000, 1, seed=t)).terms.mean(0)
         axes.bar(np.arange(count), terms, color=BLUE, width=0.85)
         axes.set(xlabel="$t$", ylabel="bits", title=f"{count} steps: {float(terms.sum()):.2f} bits")
 
@@ -78,7 +78,7 @@ def weighted(axes: Any) -> None:
     log_snr = process.log_snr(torch.arange(1000))
     level = log_snr.exp()
     denoiser = Denoiser(lambda x, t: x, process, "x0")
-    axes.plot(log_snr, level, color=BLUE, label="eps")
+    axes.plot(log_snr, level, color=BLUE, lw=4, alpha=0.4, label="eps")
     axes.plot(log_snr, level + 1, color=RED, label="v (the default's target)")
     axes.plot(log_snr, level**0, color=GREY, label="x0")
     axes.plot(log_snr, weights("min-snr", denoiser), color=GREEN, label="min-snr (the default's)")
@@ -144,7 +144,7 @@ def ranks(*axes: Any) -> None:
     """Chapter 8: draws of the data and of two models of it, 16 pixels each."""
     names = "the data", "A: few bits, wrong brightness", "B: right brightness, more bits"
     for plot, name, parts in zip(
-        axes, names, ((0.5, 0.02), (0.25, 0.02), (0.5, 0.016)), strict=True
+        axes, names, ((0.5, 0.05), (0.25, 0.05), (0.5, 0.03)), strict=True
     ):
         brightness, detail = parts
         drawn = brightness * noise(24, 1, 1) + detail * noise(24, 4, 4, seed=1)
@@ -235,7 +235,7 @@ def straight(left: Any, right: Any) -> None:
 def restored(axes: Any) -> None:
     """Chapter 12: what is known of the second of two numbers, before and after the first."""
     x, y = np.mgrid[-2.5:2.5:200j, -2.5:2.5:200j]
-    axes.contour(x, y, -(x**2 + y**2 - 1.6 * x * y) / 0.72, levels=4, colors=GREY, linestyles="-")
+    axes.contour(x, y, (x**2 + y**2 - 1.6 * x * y) / 0.36, levels=(0.5, 2, 4.5), colors=GREY)
     axes.axvline(0.7, color=RED, label="seen: the first is 0.7")
     second = np.linspace(-2.5, 2.5, 300)
     axes.plot(
