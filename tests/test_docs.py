@@ -198,7 +198,7 @@ BIBLIOGRAPHY = ROOT / "docs" / "bibliography.md"
 KEYS = re.findall(r"^\| ([^|\n]+ \d{4}[a-z]?) \|", BIBLIOGRAPHY.read_text("utf-8"), re.MULTILINE)
 CITING = [
     *(ROOT / "diffuse_cli").rglob("*.py"),
-    *({*(ROOT / "docs").glob("*.md")} - {BIBLIOGRAPHY}),
+    *({*(ROOT / "docs").rglob("*.md")} - {BIBLIOGRAPHY}),
     ROOT / "README.md",
 ]
 NAME = r"[^\W\d_a-z][\w'-]+"
