@@ -23,8 +23,8 @@ from diffuse_cli.presets import PRESETS
 from diffuse_cli.training.configuring import complete
 from diffuse_cli.training.memory import cost
 
-SIDES = {"ddpm-cifar10": 32, "iddpm-cifar10": 32, "ddpm-celebahq-256": 256, "adm-128": 128,
-         "adm-256": 256}  # fmt: skip
+SIDES = {"ddpm-cifar10": 32, "iddpm-cifar10": 32, "vit-b": 256, "ddpm-celebahq-256": 256,
+         "adm-128": 128, "adm-256": 256}  # fmt: skip
 """Of those presets that are not for 64 pixels."""
 
 

@@ -218,6 +218,24 @@ def few(found: Mapping[str, Any]) -> Lines:
     })  # fmt: skip
 
 
+def distilled(result: Result) -> Lines:
+    """KID of one to eight evaluations of models and of what they were distilled to."""
+    yield (
+        "A model of ten minutes, and what five minutes of `diffuse distill` make of it, on a core: "
+        "KID × 1000 of as many images against held-out ones, from the same noise.\n"
+    )
+    for name in dict.fromkeys(row["name"] for row in result):
+        rows = []
+        for run in (row for row in result if row["name"] == name):
+            for found in run["results"]:
+                rows.append({"": f"{run['row']}, `{found['sampler']}`", **found})
+        yield f"**{name}**, {result[0]['n']:,} images\n"
+        yield from table(rows, {
+            "": "", "evaluations": "evaluations", "kid": "KID × 1000", "kid_standard_error": "±",
+            "recall": "recall", "ms_an_image": "ms an image",
+        })  # fmt: skip
+
+
 def grown(result: Result) -> Lines:
     yield "Training steps of the `tiny` network; one thing varies at a time.\n"
     yield from picture("growth", plots.growth(result["series"]), "Speed and memory over size")
@@ -242,6 +260,7 @@ SECTIONS: dict[str, tuple[str, str, Callable[[Result], Lines]]] = {
     "time-to-quality-emoji": ("Quality for time: emoji", "time_to_quality.py", quality),
     "time-to-quality-photos": ("Quality for time: photos", "time_to_quality.py", quality),
     "sampling": ("Sampling", "sampling.py", sampling),
+    "distilling": ("One to eight evaluations", "distilling.py", distilled),
     "growth": ("How cost grows", "growth.py", grown),
     "loading": ("Loading", "loading.py", anything),
     "startup": ("Start-up", "startup.py", anything),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from dataclasses import fields as fields_of
 from typing import Any
 
-from diffuse_cli.config import TrainConfig
+from diffuse_cli.config import NETWORK, TrainConfig
 from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.core.registry import Registry
 from diffuse_cli.core.settings import Settings, from_dict
@@ -34,7 +34,7 @@ class Preset:
     settings: Mapping[str, Any]
     train: Mapping[str, Any]
     published: bool = False
-    network: str = "unet"
+    network: str = NETWORK
     signals: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -79,6 +79,12 @@ OPENAI_TRAINING: dict[str, Any] = {
 """Nichol & Dhariwal 2021, appendix A, and the READMEs of improved- and guided-diffusion. They do
 not clip the gradient, and their learning rate is constant; here it falls to 0."""
 
+JIT: dict[str, Any] = {"head_width": 64, "bottleneck": 128, "context": 32, "positions": 256}
+"""What the transformers of Li & He 2025 share; at most as many patches as theirs at 256 pixels."""
+
+JIT_TRAINING: dict[str, Any] = {"schedule": "flow", "target": "x0", "weighting": "jit"}
+"""Of Li & He 2025: x_0 is predicted, and the error of the velocity counts."""
+
 IDDPM_TRAINING = {**OPENAI_TRAINING, "schedule": "cosine", "num_timesteps": 4000}
 ADM_TRAINING = {**OPENAI_TRAINING, "schedule": "linear", "batch_size": 256, "flip": True}
 
@@ -114,6 +120,18 @@ PRESETS: Registry[Preset] = Registry(
             "86 M: several GPUs",
             _shape(192, (1, 2, 2, 2), 3, (7, 8, 14, 16), head_width=64),
             {"lr": 2e-4},
+        ),
+        "vit-s": Preset(
+            "32.5 M: a transformer, for a GPU and 64 to 256 pixels",
+            {"width": 384, "depth": 12, **JIT},
+            {**JIT_TRAINING, "lr": 4e-4},
+            network="vit",
+        ),
+        "vit-b": Preset(
+            "130 M: the same of the width of JiT-B (Li & He 2025)",
+            {"width": 768, "depth": 12, **JIT},
+            {**JIT_TRAINING, "lr": 2e-4},
+            network="vit",
         ),
         "ddpm-cifar10": Preset(
             "35.7 M: the CIFAR-10 network of Ho et al. 2020",
@@ -164,6 +182,21 @@ DEFAULT_RATE = 1e-3
 """The learning rate of a network without presets."""
 
 
+def network_of(name: str | None, preset: object) -> str:
+    """The network that is named, or else that of a preset, if there is such a one."""
+    if name is None and isinstance(preset, str) and preset in PRESETS:
+        return PRESETS[preset].network
+    return name or NETWORK
+
+
+def first_of(network: str | None) -> str | None:
+    """The preset that a network stands for where no other is named: its first. None for the network
+    that has one for every device, and for one without presets."""
+    if network in (None, NETWORK):
+        return None
+    return next((name for name, p in PRESETS.items() if p.network == network), None)
+
+
 def preset_of(name: str | None) -> Preset:
     """A preset by name; None stands for the network's defaults.
 
@@ -180,8 +213,8 @@ def choose(config: TrainConfig, space: Space, device: str) -> str | None:
     without presets."""
     if config.preset is not None:
         return config.preset
-    if config.network not in (None, "unet"):
-        return None
+    if config.network not in (None, NETWORK):
+        return first_of(config.network)
     if device == "cpu":
         return "tiny"
     return "small" if min(space.size) <= 32 else "base"

@@ -41,6 +41,16 @@ attention = [8]
 groups = 4
 """
 
+TRANSFORMER = """\
+[vit]
+patch = 4
+width = 16
+depth = 3
+head_width = 8
+context = 2
+dropout = 0.3
+"""
+
 
 @dataclass(frozen=True)
 class Ran:
@@ -119,6 +129,14 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A TOML file with a network that trains in a second."""
     path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
     path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="session")
+def transformer(recipe: Path) -> Path:
+    """The same with a transformer."""
+    path = recipe.with_name("transformer.toml")
+    path.write_text(RECIPE.partition("[unet]")[0] + TRANSFORMER)
     return path
 
 

@@ -1,4 +1,4 @@
-"""U-Nets for tests: what a network is made of in one call, and its weights and input."""
+"""Networks for tests: what one is made of in one call, and its weights and input."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from oracles import generator
 from torch import nn
 
 from diffuse_cli.config import DiffusionConfig
-from diffuse_cli.core import Conditions, Space
-from diffuse_cli.core.networks.unet import Config, build
+from diffuse_cli.core import NETWORKS, Conditions, Space
 from diffuse_cli.diffusion import Blueprint
 
 
@@ -19,14 +18,16 @@ from diffuse_cli.diffusion import Blueprint
 class Plan:
     """What `build` is given."""
 
-    config: Config
+    config: Any
     space: Space
     conditions: Conditions
     out_channels: int
+    network: str = "unet"
 
     @property
     def attends(self) -> list[bool]:
-        return self.config.attends(self.space.size)
+        attends: list[bool] = self.config.attends(self.space.size)
+        return attends
 
     @property
     def num_classes(self) -> int:
@@ -36,14 +37,15 @@ class Plan:
         """With a process, what a model file describes: the output follows from the variance."""
         return Blueprint(
             space=self.space,
-            network="unet",
+            network=self.network,
             config=self.config,
             conditions=self.conditions,
             diffusion=diffusion,
         )
 
     def build(self) -> Any:
-        return build(self.config, self.space, self.conditions, self.out_channels)
+        module = NETWORKS[self.network]
+        return module.build(self.config, self.space, self.conditions, self.out_channels)
 
 
 def plan(
@@ -51,14 +53,16 @@ def plan(
     channels: int = 3,
     out_channels: int | None = None,
     num_classes: int = 0,
+    network: str = "unet",
     **settings: Any,
 ) -> Plan:
-    """A U-Net of these settings; one number is the side of a square."""
+    """A network of these settings; one number is the side of a square."""
     return Plan(
-        Config(**settings),
+        NETWORKS[network].Config(**settings),
         Space(channels=channels, size=(size, size) if isinstance(size, int) else size),
         Conditions(classes=tuple(f"class {k}" for k in range(num_classes))),
         out_channels or channels,
+        network,
     )
 
 

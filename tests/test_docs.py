@@ -7,6 +7,8 @@ import importlib
 import importlib.util
 import os
 import re
+import shutil
+import subprocess
 import tomllib
 import traceback
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from diffuse_cli.commands import COMMANDS
 from diffuse_cli.core import NETWORKS, Conditions
 from diffuse_cli.media import MEDIA
 from diffuse_cli.media._headers import FORMATS
@@ -51,6 +54,18 @@ def rendered() -> str:
 def test_cli_page_is_the_programs_own_help():
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     assert page == rendered(), "run: python docs/render_cli.py"
+
+
+def test_the_man_page_is_the_programs_own_help_and_is_well_formed():
+    page = ROOT / "docs" / "diffuse.1"
+    assert page.read_text(encoding="utf-8") == script("render_cli").manual(), (
+        "run: python docs/render_cli.py"
+    )
+    for checker in (["mandoc", "-Tlint"], ["man", "-l", "--warnings", "-E", "UTF-8"]):
+        if shutil.which(checker[0]):
+            ran = subprocess.run([*checker, page], capture_output=True, text=True, check=False)
+            assert (ran.returncode, ran.stderr) == (0, "")
+            assert checker[0] == "man" or ran.stdout == ""
 
 
 def test_tables_of_numbers_are_what_metrics_say():
@@ -139,6 +154,11 @@ def test_the_python_of_the_theory_holds():
         except Exception as error:
             line = traceback.extract_tb(error.__traceback__)[1]
             pytest.fail(f"docs/theory.md:{line.lineno}: {line.line}\n{error!r}", pytrace=False)
+
+
+def test_the_readme_is_short():
+    """What a command does in detail is on its page, in docs/commands/."""
+    assert len((ROOT / "README.md").read_bytes()) < 15_000
 
 
 def test_the_python_of_the_readme_runs():
@@ -258,30 +278,42 @@ def test_every_promise_has_a_test():
     assert all("](../tests/" in row for row in rows)
 
 
-@pytest.mark.parametrize(
-    "page",
-    [
-        "README.md",
-        "SECURITY.md",
-        "docs/reliability.md",
-        "docs/evaluation.md",
-        "docs/extending.md",
-        "docs/limits.md",
-        "docs/sources.md",
-    ],
-)
-def test_a_page_links_to_files_that_exist(page: str):
-    path = ROOT / page
-    prose = BLOCK.sub("", path.read_text(encoding="utf-8"))
-    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", prose)
-    assert [t for t in targets if not (path.parent / t).exists()] == []
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks" / "README.md"]
+
+
+@cache
+def anchors(path: Path) -> set[str]:
+    """The anchors that GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", without_code(path.read_text("utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(path.relative_to(ROOT)) for path in PAGES])
+def test_a_page_links_to_files_and_headings_that_exist(page: Path):
+    prose = without_code(page.read_text(encoding="utf-8"))
+    for target in re.findall(
+        r"(?:\]\(|src=\")(?!https?:)([^)\s\"]+)", re.sub(r"`[^`]*`", "", prose)
+    ):
+        path, _, anchor = target.partition("#")
+        there = page.parent / path if path else page
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there), target
+
+
+def test_every_command_has_a_page_that_ends_with_its_options():
+    pages = {path.stem: path for path in (ROOT / "docs" / "commands").glob("*.md")}
+    assert pages.keys() == {*COMMANDS}
+    for name, path in pages.items():
+        text = path.read_text(encoding="utf-8")
+        assert text.startswith(f"# diffuse {name}\n\n```\ndiffuse ")
+        assert text.endswith(f"\n[All options](../cli.md#diffuse-{name})\n")
 
 
 def test_what_is_missing_is_still_missing():
     """A page that says so must change with it."""
     page = (ROOT / "docs" / "limits.md").read_text(encoding="utf-8")
-    assert list(NETWORKS.own) == ["unet"]
-    assert "the only network is a U-Net" in page
+    assert list(NETWORKS.own) == ["unet", "vit"]
+    assert "networks besides a U-Net and a plain transformer" in page
     assert list(MEDIA.own) == ["array", "audio", "image"]
     assert "anything but [images]" in page
     assert "formats besides PNG, JPEG, WebP, AVIF, BMP, GIF and TIFF" in page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from nets import Plan
 
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core import LOSSES, SCHEDULES, TARGETS, VARIANCES, WEIGHTINGS, Conditions, Space
-from diffuse_cli.core.networks import count_parameters
+from diffuse_cli.core.networks import count_parameters, vit
 from diffuse_cli.core.networks.unet import Config, check
 from diffuse_cli.core.variances import channels_out
 from diffuse_cli.errors import UsageError
@@ -22,19 +23,18 @@ def train(**options) -> TrainConfig:
     return TrainConfig(data="images", **options)
 
 
-def network(config: TrainConfig, name: str, size: tuple[int, int], channels: int) -> Config:
-    """The U-Net of a preset for images, which it can be built for."""
+def network(config: TrainConfig, name: str, size: tuple[int, int], channels: int) -> Any:
+    """The network of a preset for images, which it can be built for."""
     space = Space(channels=channels, size=size)
     found, settings = architecture(config, name, space)
-    assert found == "unet"
-    assert isinstance(settings, Config)
-    with naming("unet"):
-        check(settings, space)
+    assert found == PRESETS[name].network
+    with naming(found):
+        (check if found == "unet" else vit.check)(settings, space)
     return settings
 
 
 def parameters(
-    config: Config,
+    config: Any,
     size: tuple[int, int] = (32, 32),
     out_channels: int | None = None,
     num_classes: int = 0,
@@ -44,6 +44,7 @@ def parameters(
         Space(channels=3, size=size),
         Conditions(classes=tuple(map(str, range(num_classes)))),
         out_channels or 3,
+        "unet" if isinstance(config, Config) else "vit",
     )
     with torch.device("meta"):
         return count_parameters(made.build())
@@ -59,7 +60,7 @@ def side(name: str) -> int:
     return SIDES.get(name, 32)
 
 
-def own(name: str) -> Config:
+def own(name: str) -> Any:
     """A preset's network at its own size."""
     return network(train(), name, (side(name), side(name)), 3)
 
@@ -156,8 +157,8 @@ def test_what_goes_with_a_preset_is_a_sane_configuration(name: str):
 def test_a_size_from_the_data_always_has_a_network(name: str, size: tuple[int, int]):
     for channels in (1, 3, 4):
         config = network(train(), name, size, channels)
-        factor = config.patch * 2 ** (len(config.multipliers) - 1)
-        assert not any(side % factor for side in size)
+        levels = len(config.multipliers) if isinstance(config, Config) else 1
+        assert not any(side % (config.patch * 2 ** (levels - 1)) for side in size)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +211,7 @@ def test_a_size_that_a_published_network_cannot_halve_is_refused(name: str, mult
     ("width", "groups"), [(2, 1), (7, 1), (16, 1), (32, 2), (37, 1), (40, 2), (48, 3), (176, 11)]
 )
 @pytest.mark.parametrize("name", ["tiny", "base"])
-def test_any_width_has_a_network(name: str, width: int, groups: int):
+def test_any_width_has_a_u_net(name: str, width: int, groups: int):
     config = network(train(width=width), name, (32, 32), 3)
     assert (config.width, config.groups) == (width, groups)
     assert parameters(config) > 0
@@ -265,6 +266,25 @@ def test_the_machine_chooses_where_nothing_is_named():
         assert choose(train(), space, "cuda") in PRESETS
         assert choose(train(), space, "mps") in PRESETS
         assert choose(train(preset="large"), space, "cpu") == "large"
+
+
+def test_a_network_stands_for_its_first_preset():
+    space = Space(channels=3, size=(64, 64))
+    assert {choose(train(network="vit"), space, device) for device in ("cpu", "cuda")} == {"vit-s"}
+    assert choose(train(network="unet"), space, "cpu") == "tiny"
+    assert choose(train(network="vit", preset="vit-b"), space, "cpu") == "vit-b"
+    with pytest.raises(UsageError, match="--preset vit-s is a 'vit', not a 'unet'"):
+        network(train(network="unet"), "vit-s", (64, 64), 3)
+    with pytest.raises(UsageError, match="a width of 40 cannot be cut into heads of 64"):
+        network(train(width=40, architecture={"head_width": 64}), "vit-s", (64, 64), 3)
+
+
+@pytest.mark.parametrize(("name", "heads"), [("vit-s", 6), ("vit-b", 12)])
+def test_transformers_have_256_patches_and_heads_of_64(name: str, heads: int):
+    for size in (32, 64, 128, 256):
+        config = network(train(), name, (size, size), 3)
+        assert (config.patch, config.heads, config.depth) == (size // 16, heads, 12)
+        assert config.bottleneck == (128 if size >= 128 else None)
 
 
 def test_an_unknown_preset_is_a_usage_error():

@@ -28,7 +28,7 @@ class Command(TyperCommand):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the page."""
-        formatter.write(_page(ctx, "", self.help or "", _sections(self.get_params(ctx))))
+        formatter.write(_page(ctx, "", self.help or "", grouped(self.get_params(ctx))))
 
 
 class Group(TyperGroup):
@@ -37,7 +37,7 @@ class Group(TyperGroup):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the page."""
         rows = [(name, (self.commands[name].help or "").split("\n\n")[0]) for name in self.commands]
-        sections = {"Commands": rows, **_sections(self.get_params(ctx))}
+        sections = {"Commands": rows, **grouped(self.get_params(ctx))}
         formatter.write(_page(ctx, "COMMAND [ARGS]...", self.help or "", sections))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -51,7 +51,7 @@ class Group(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
-def _sections(parameters: Iterable[Any]) -> dict[str, Rows]:
+def grouped(parameters: Iterable[Any]) -> dict[str, Rows]:
     """Rows of flags and help by the title of their section, in the order of `GROUPS`."""
     found: dict[str, Rows] = {name: [] for name in ("Arguments", *GROUPS)}
     for parameter in parameters:

@@ -1,18 +1,21 @@
 """Make a model that draws in one to four steps from a trained one.
 
-Trains its weights on until the estimate of x_0 is the same all along a path from noise to data
-(easy consistency tuning). The run is one of train: it has previews, and resumes.
+Trains its weights on until the estimate of x_0 from any time is where the model's own path from
+noise to data ends (consistency). The run is one of train: it has previews, and resumes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.commands.train import run as run
 from diffuse_cli.config import DistillConfig
 from diffuse_cli.config.distilling import STEPS
 from diffuse_cli.options import from_dict, to_dict
+
+if TYPE_CHECKING:
+    from diffuse_cli.modelfile import Model
 
 CONFIG = DistillConfig
 
@@ -23,6 +26,9 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     Raises:
         UsageError, ModelFileError: as `train` with these options.
     """
+    from diffuse_cli.core.consistency import POINTS
+    from diffuse_cli.modelfile import load
+    from diffuse_cli.training.configuring import BATCH
     from diffuse_cli.training.configuring import configure as complete
 
     given = {**(filed or {}), **typed}
@@ -32,8 +38,12 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     if config.resume:
         return complete(values)
     values |= {"init": model, "loss": "consistency", "keep_weak": False}
+    found = load(model)
+    values.setdefault("batch_size", max(1, found.training.get("batch_size", BATCH) // POINTS))
+    if "lr" in found.training:
+        values.setdefault("lr", found.training["lr"])
     if guidance is None:
-        guidance = guidance_of(model)
+        guidance = guidance_of(found)
     if guidance is not None:
         values["teacher_guidance"] = guidance
     if config.steps is None and config.minutes is None:
@@ -41,12 +51,10 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     return complete(values)
 
 
-def guidance_of(model: str) -> float | None:
+def guidance_of(found: Model) -> float | None:
     """The scale at which a model with conditions is drawn from by default; None for others."""
     from diffuse_cli.conditioning import default_guidance
-    from diffuse_cli.modelfile import load
 
-    found = load(model)
     conditions = found.blueprint.conditions
     if not conditions:
         return None

@@ -45,4 +45,5 @@ from diffuse_cli.config.tasks import RestoreConfig as RestoreConfig
 from diffuse_cli.config.tasks import RestoringConfig as RestoringConfig
 from diffuse_cli.config.tasks import UpscaleConfig as UpscaleConfig
 from diffuse_cli.config.tasks import VaryConfig as VaryConfig
+from diffuse_cli.config.training import NETWORK as NETWORK
 from diffuse_cli.config.training import TrainConfig as TrainConfig

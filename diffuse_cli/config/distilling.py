@@ -14,7 +14,7 @@ from diffuse_cli.options import (
     run_option,
 )
 
-STEPS = 2000
+STEPS = 1000
 """Default steps of distilling."""
 
 
@@ -41,8 +41,8 @@ class DistillConfig(Config):
     )
     guidance: float | None = option(
         None,
-        "Follow the model guided at this scale, of a model with conditions; no other guidance can "
-        "be asked for later.",
+        "Of a model with conditions: follow it guided at this scale; no other guidance can be "
+        "asked for later.",
         low=0,
         high=100,
         shown="the model's default",
@@ -50,7 +50,11 @@ class DistillConfig(Config):
     resume: bool = option(False, "Continue from the last checkpoint.", control=True)
     overwrite: bool = option(False, OVERWRITE, control=True)
     batch_size: int | None = optimiser_option(
-        None, "Images per step, over all processes.", low=1, high=1_000_000, shown="the model's"
+        None,
+        "Paths per step, over all processes; each is learned at 8 times.",
+        low=1,
+        high=1_000_000,
+        shown="an eighth of the model's",
     )
     lr: float | None = optimiser_option(
         None, "Peak learning rate.", low=0, high=10, shown="the model's"

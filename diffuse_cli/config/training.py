@@ -42,6 +42,9 @@ from diffuse_cli.parsing import (
 WEIGHTED = frozenset({"vlb", "consistency"})
 """Losses that have weights of their own."""
 
+NETWORK = "unet"
+"""The network where neither it nor a preset is named."""
+
 GIVEN_DROPOUT = 0.1
 """The default of --given-dropout."""
 
@@ -203,11 +206,10 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     )
     teacher_guidance: float | None = optimiser_option(
         None,
-        "With --loss consistency: follow the model of --init, guided at this scale, instead of "
-        "the images alone.",
+        "With --loss consistency: follow the model of --init guided at this scale.",
         low=0,
         high=100,
-        shown="no teacher",
+        shown="unguided",
     )
     label_dropout: float = optimiser_option(
         0.1,
@@ -300,7 +302,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         if self.batch_size is not None and self.batch_size < self.accumulation:
             raise UsageError("--accumulation must not exceed --batch-size")
         if not isinstance(self.architecture, Mapping):
-            name = self.network or "unet"
+            name = self.network or NETWORK
             raise UsageError(f"[{name}] must be a table, not {self.architecture!r}")
         if self.goes_on and self.overwrite:
             flag = "--resume" if self.resume else "--auto-resume"
@@ -346,4 +348,4 @@ def to_file(config: TrainConfig, **kinds: bool) -> dict[str, Any]:
     """The inverse of `from_file`; `kinds` are keywords of `options.to_dict`."""
     fields = to_dict(config, **kinds)
     settings = fields.pop("architecture")
-    return {**fields, config.network or "unet": settings} if settings else fields
+    return {**fields, config.network or NETWORK: settings} if settings else fields

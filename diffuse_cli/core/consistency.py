@@ -1,71 +1,79 @@
-"""Consistency: a denoiser whose estimate of x_0 is the same all along a path.
+"""Consistency: a denoiser whose estimate of x_0 is where the path of x_t ends.
 
 Samples move along the probability flow from noise to data. A consistency function gives the end of
 the path from any x_t on it, so one evaluation draws a sample (Song et al. 2023b). It is x at
 sigma = 0; the estimate of x_0 of a `Denoiser` is so for every target that determines x_0, under v
 as alpha x - sigma v. So a trained denoiser is where its training starts, with no other network.
 
-`loss` asks that the estimates at two times agree, t and an earlier one s: first clean data, which
-is the loss of a denoiser, and closer to t from stage to stage (Geng et al. 2025).
+A denoiser knows its own paths: a solver finds one in a few steps. `loss` asks for the end of the
+path at all of its points (Luhman & Luhman 2021, who ask at the first). Consistency training (Song
+et al. 2023b) compares the estimates at neighbouring points instead. It needs no path, and learns
+the function from its end on, point by point; in minutes that did not get far.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.core.solvers import State, Times
+from diffuse_cli.core.solvers import State, Times, unipc
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diffuse_cli.core.denoiser import Denoise, Denoiser
+    from diffuse_cli.core.denoiser import Denoise, Denoiser, Prediction
     from diffuse_cli.core.process import Process
     from diffuse_cli.core.solvers import Noise
 
-STAGES = 8
-"""How often the distance of the two times is halved."""
+POINTS = 8
+"""Points of a path: the times of 8 evaluations, and so those of 4, 2 and 1."""
 
-STEEP, NEAR = 8.0, 1.0
-"""k and b of n(r) = 1 + k sigmoid(-b r), which keeps s further from t where there is little noise
-(Geng et al. 2025, sec. 3)."""
+FINE = 2
+"""Steps of the solver from one point to the next."""
 
-SOFT = 0.00054
-"""c of the pseudo-Huber distance sqrt(|x|^2 + c^2 D) - c sqrt(D) of D dimensions (Song & Dhariwal
-2024, sec. 3.3); here over sqrt(D), as a mean."""
+SOFT = 0.001
+"""c of the pseudo-Huber distance sqrt(d^2 + c^2) - c of a root mean square d (Song & Dhariwal 2024,
+sec. 3.3)."""
 
 
 @dataclass(frozen=True)
-class Pairing:
-    """With which time s < t each timestep t is compared.
+class Path:
+    """Samples on their way from noise.
 
     Attributes:
-        earlier: s, int64 (T,) on the CPU; -1 is clean data.
-        weight: of the distance at t, one over the angle from s to t, float64 (T,); the angle is
-            atan(sigma / alpha), pi / 2 from clean data to pure noise.
+        x: at each of the times, (K, B, C, *size).
+        times: K timesteps, descending.
+        end: clean, (B, C, *size).
     """
 
-    earlier: Tensor
-    weight: Tensor
+    x: Tensor
+    times: tuple[int | float, ...]
+    end: Tensor
 
 
-def pairing(process: Process, stage: int) -> Pairing:
-    """The times of a stage, 0 to `STAGES` - 1: r_s = r_t (1 - n(r_t) / 2^(stage + 1)), at least 0,
-    with r = sigma / alpha (Geng et al. 2025, sec. 3), rounded down to a timestep before t."""
+def path(
+    denoise: Denoise, process: Process, noise: Tensor, points: int = POINTS, fine: int = FINE
+) -> Path:
+    """The path from `noise` by `fine` steps of `unipc` per point, without gradients."""
     import torch
 
-    r = torch.exp(-process.log_snr(torch.arange(process.num_timesteps)) / 2)
-    bent = 1 + STEEP * torch.sigmoid(-NEAR * r)
-    wanted = r * (1 - bent / 2 ** (stage + 1))
-    wanted = wanted.nan_to_num(nan=math.inf)  # r is infinite at SNR 0
-    before = torch.arange(process.num_timesteps) - 1
-    earlier = torch.minimum(torch.searchsorted(r, wanted.contiguous(), right=True) - 1, before)
-    angle = torch.atan(r)
-    at_s = torch.where(earlier < 0, 0.0, angle[earlier.clamp(min=0)])
-    return Pairing(earlier, 1 / (angle - at_s))
+    times = process.times(min(points * fine, process.num_timesteps))
+    with torch.no_grad():
+        states = unipc(denoise, process, noise, times, noise=partial(_none_of, noise))
+        passed = [noise, *(state.x for state in states)]
+    return Path(torch.stack(passed[:-1:fine]), tuple(times[::fine]), passed[-1])
+
+
+def _told(denoise: Denoise, cond: Mapping[str, Any], x: Tensor, t: Any, /, **_: Any) -> Prediction:
+    return denoise(x, t, **cond)
+
+
+def _none_of(like: Tensor, k: int) -> Tensor:
+    """A solver of the flow draws no noise."""
+    raise AssertionError(f"draw {k} of a solver that has none")
 
 
 def loss(
@@ -75,41 +83,30 @@ def loss(
     noise: Tensor,
     weight: Tensor | None = None,
     *,
-    earlier: Tensor | None = None,
     teacher: Denoise | None = None,
     **cond: Any,
 ) -> Tensor:
-    """The distance of the estimates of x_0 at t and at an earlier time, times `weight`. Shape (B,).
+    """How far the estimate of x_0 is from the end of the path, a mean over its points. Shape (B,).
 
-    x_s is the same sample under the same noise (Song et al. 2023b, alg. 3), or where a step of
-    `ddim` by a teacher leads (their alg. 2). No gradient goes through the estimate at s.
+    The path starts at `noise`, so x0 and t are not used. Distances are over sigma: an error in v.
 
     Args:
-        earlier: s, (B,), each before its t; -1 is clean data. By default the timestep before t.
-        teacher: another denoiser of the process, such as a guided one. Without it there is none.
+        teacher: whose path it is, such as a guided denoiser of the same process; `denoiser` itself
+            by default.
     """
     import torch
 
-    process = denoiser.process
-    s = (t - 1 if earlier is None else earlier).to(x0.device)
-    x_t = process.diffuse(x0, t, noise)
-    predicted = denoiser(x_t, t, **cond).x0
-    clean, inside = _spread(s < 0, x0), s.clamp(min=0)
-    with torch.no_grad():
-        ends = (x0, noise)
-        if teacher is not None:
-            step = teacher(x_t, t, **cond)
-            ends = (step.x0, step.eps)
-        x_s = process.diffuse(ends[0], inside, ends[1])
-        wanted = torch.where(clean, ends[0], denoiser(x_s, inside, **cond).x0)
-    distance = ((predicted - wanted).square().flatten(1).mean(1) + SOFT**2).sqrt() - SOFT
-    return distance if weight is None else distance * weight
-
-
-def _spread(values: Tensor, like: Tensor) -> Tensor:
-    from diffuse_cli.core.process import spread  # which imports torch
-
-    return spread(values, like)
+    process, count = denoiser.process, len(noise)
+    found = path(partial(_told, teacher or denoiser, cond), process, noise)
+    points = len(found.times)
+    times = torch.tensor(found.times, device=noise.device).repeat_interleave(count)
+    told = {key: value.repeat(points, *[1] * (value.ndim - 1)) for key, value in cond.items()}
+    estimate = denoiser(found.x.flatten(0, 1), times, **told).x0
+    _, sigma = process.level(times, like=estimate)
+    error = (estimate - found.end.repeat(points, *[1] * (noise.ndim - 1))) / sigma
+    distance = (error.square().flatten(1).mean(1) + SOFT**2).sqrt() - SOFT
+    mean: Tensor = distance.unflatten(0, (points, count)).mean(0)
+    return mean if weight is None else mean * weight
 
 
 def sample(

@@ -259,7 +259,7 @@ DEGRADATIONS: Registry[type[Degradation]] = Registry(
 
 
 def parse(text: str) -> Degradation:
-    """A degradation from its short form, NAME[:VALUE][+noise:SIGMA]: `blur:2+noise:0.1`.
+    """A degradation from its short form, `NAME[:VALUE][+noise:SIGMA]`: `blur:2+noise:0.1`.
 
     Raises:
         InvalidArgument: for the argument `degradation`.

@@ -114,8 +114,8 @@ LOSSES: Registry[Loss] = Registry(
     {"simple": simple, "vlb": vlb, "hybrid": hybrid, "consistency": consistency.loss},
 )
 
-PAIRED = frozenset({"consistency"})
-"""Losses that compare t with an `earlier` time, of `core.consistency.pairing`, by its weights."""
+TAUGHT = frozenset({"consistency"})
+"""Losses that follow a `teacher`, and each sample at `consistency.POINTS` times at once."""
 
 OF_LEARNED = frozenset({"hybrid"})
 """Losses whose bound trains the variance only: with a fixed one their gradient is `simple`'s."""
@@ -141,20 +141,32 @@ def flow(snr: Tensor) -> Tensor:
     return (1 + snr.sqrt()) ** 2
 
 
-def logit_normal(snr: Tensor) -> Tensor:
-    """`flow` times the density of u = 1 / (1 + sqrt(snr)) where logit(u) is N(0, 1).
+def logit_normal(snr: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    """`flow` times the density of u = 1 / (1 + sqrt(snr)) where logit(u) is N(mean, std^2).
 
     In expectation, drawing u so under `flow`'s schedule (Esser et al. 2024, eq. 19).
     """
     logit = -snr.log() / 2
-    u = logit.sigmoid()
-    density = (-(logit**2) / 2).exp() / (math.sqrt(2 * math.pi) * u * (1 - u))
+    u, z = logit.sigmoid(), (logit - mean) / std
+    density = (-(z**2) / 2).exp() / (math.sqrt(2 * math.pi) * std * u * (1 - u))
     return flow(snr) * density.nan_to_num(0.0)  # its limit at SNR 0
+
+
+def jit(snr: Tensor) -> Tensor:
+    """`logit_normal` about the noisier times of Li & He 2025, whose t is 1 - u."""
+    return logit_normal(snr, mean=0.8, std=0.8)
 
 
 WEIGHTINGS: Registry[Callable[[Tensor], Tensor | None]] = Registry(
     "weightings",
-    {"none": _none, "min-snr": min_snr, "p2": p2, "flow": flow, "logit-normal": logit_normal},
+    {
+        "none": _none,
+        "min-snr": min_snr,
+        "p2": p2,
+        "flow": flow,
+        "logit-normal": logit_normal,
+        "jit": jit,
+    },
 )
 
 

@@ -34,7 +34,8 @@ class Muon(torch.optim.Optimizer):
         matrices: parameters of two or more dimensions.
         others: parameters of AdamW.
         lr: the root mean square of an update is about 0.2 of it, as Adam's.
-        betas, weight_decay: AdamW's; matrices have no decay.
+        betas: AdamW's.
+        weight_decay: AdamW's; matrices have none.
     """
 
     _step_supports_amp_scaling = True  # what a gradient scaler asks for

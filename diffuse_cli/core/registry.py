@@ -64,7 +64,8 @@ class Modules(Registry[Entry]):
 
     Args:
         group: the table's name in entry points.
-        package, path: `__name__` and `__path__` of the package.
+        package: `__name__` of the package.
+        path: its `__path__`.
     """
 
     def __init__(self, group: str, package: str, path: list[str]) -> None:

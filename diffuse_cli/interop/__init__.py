@@ -19,6 +19,7 @@ from diffuse_cli.core.registry import Modules
 from diffuse_cli.core.space import Space
 from diffuse_cli.errors import ModelFileError, UsageError, flag, lookup
 from diffuse_cli.events import Notice, Work
+from diffuse_cli.presets import preset_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -136,7 +137,12 @@ def convert(config: ConvertConfig) -> Work[Converted]:
 
 
 def _check_options(config: ConvertConfig, name: str) -> None:
-    """Raise a `UsageError` for options of other formats."""
+    """Raise a `UsageError` for options of other formats, or a preset of another network."""
+    if config.preset and (own := preset_of(config.preset).network) != "unet":
+        raise UsageError(
+            f"--preset {config.preset} is a '{own}', and models of {name} are U-Nets",
+            "Leave it out, or name a published U-Net",
+        )
     special = {option for format in FORMATS.values() for option in format.OPTIONS}
     for option in sorted(special.difference(FORMATS[name].OPTIONS)):
         if getattr(config, option) is not None:

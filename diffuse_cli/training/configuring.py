@@ -8,11 +8,11 @@ from typing import Any
 
 from diffuse_cli import files
 from diffuse_cli.columns import names_of
-from diffuse_cli.config import DiffusionConfig, TrainConfig
+from diffuse_cli.config import NETWORK, DiffusionConfig, TrainConfig
 from diffuse_cli.config.training import WEIGHTED, from_file, to_file
 from diffuse_cli.core import degradations
 from diffuse_cli.core.conditions import Conditions
-from diffuse_cli.core.losses import OF_LEARNED, PAIRED
+from diffuse_cli.core.losses import OF_LEARNED, TAUGHT
 from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.core.settings import to_dict as plain
 from diffuse_cli.core.space import LONGEST_SIDE, Space
@@ -27,6 +27,7 @@ from diffuse_cli.presets import (
     PRESETS,
     architecture,
     choose,
+    first_of,
     network_config,
     preset_of,
 )
@@ -81,12 +82,12 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
             f"--variance {config.variance} is fixed",
             "Give --variance learned, or --loss simple",
         )
-    if config.loss in PAIRED and not config.init:
+    if config.loss in TAUGHT and not config.init:
         raise UsageError(
             f"--loss {config.loss} goes on from a trained model",
             "Give it with --init, or type diffuse distill MODEL DATA",
         )
-    if config.teacher_guidance is not None and config.loss not in PAIRED:
+    if config.teacher_guidance is not None and config.loss not in TAUGHT:
         raise UsageError("--teacher-guidance goes with --loss consistency", "Leave it out")
     if config.size and config.preset and max(config.size) <= LONGEST_SIDE:
         architecture(config, config.preset, Space(channels=config.channels or 3, size=config.size))
@@ -142,8 +143,8 @@ def _base(given: Layer) -> Layer:
         from diffuse_cli.modelfile import read_training
 
         return _sized(Layer(read_training(given.get("init"))), given.get("size"))
-    if given.get("preset"):
-        train = lookup(PRESETS, given.get("preset"), "--preset").train
+    if name := given.get("preset") or first_of(given.get("network")):
+        train = lookup(PRESETS, name, "--preset").train
         # The learning rate depends on the width, which `complete` knows.
         return Layer(train).without("lr")
     return Layer()
@@ -179,7 +180,7 @@ def _resumed(given: Layer, run: RunDirectory) -> TrainConfig:
     for name, value in given.network.items():
         own = stored.architecture.get(name)
         if value != own:
-            raise _differs(f"[{stored.network or 'unet'}] {name}", value, own)
+            raise _differs(f"[{stored.network or NETWORK}] {name}", value, own)
     return dataclasses.replace(stored, **wanted)
 
 

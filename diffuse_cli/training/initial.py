@@ -136,7 +136,7 @@ def parts(model: Model, wanted: Blueprint) -> Iterator[Part]:
     own, ends = model.blueprint, ends_of(model.blueprint)
     if own.space.size != wanted.space.size:
         sizes = " becomes ".join(dimensions(b.space.size) for b in (own, wanted))
-        yield Part("size", f"{sizes}: levels, patches, attention and schedule stay")
+        yield Part("size", f"{sizes}: the network and its schedule stay")
     changed = [n for n in NOISE if getattr(own.diffusion, n) != getattr(wanted.diffusion, n)]
     if changed:
         text = ", ".join(name.replace("_", "-") for name in changed)

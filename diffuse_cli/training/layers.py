@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diffuse_cli.config import TrainConfig
-from diffuse_cli.core.networks.unet import groups_at
+from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.options import from_dict, parsed
-from diffuse_cli.presets import PRESETS
+from diffuse_cli.presets import PRESETS, network_of
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,14 @@ class Layer:
         settings = self.get("architecture")
         return settings if isinstance(settings, Mapping) else {}
 
-    def keeping(self, stays: Callable[[str, Any], bool]) -> Layer:
-        """The layer with those settings of its network that stay."""
-        if not self.network:
-            return self
-        kept = {name: value for name, value in self.network.items() if stays(name, value)}
-        return Layer({**self.given, "architecture": kept})
+    def trait(self, name: str, default: Any) -> Any:
+        """What the module of its network has by this name."""
+        network = network_of(self.get("network"), self.get("preset"))
+        return getattr(NETWORKS.get(network), name, default)
+
+    def keeping(self, settings: Mapping[str, Any]) -> Layer:
+        """The layer with these settings of its network, if it has any."""
+        return Layer({**self.given, "architecture": settings}) if self.network else self
 
     def config(self) -> TrainConfig:
         """The configuration of the layer over the defaults.
@@ -108,44 +110,34 @@ def loss_of_variance(above: Layer, below: Layer) -> Layer:
     return below
 
 
-def levels_of_size(above: Layer, below: Layer) -> Layer:
-    """A size has levels of its own, but for a network with weights."""
+def network_of_size(above: Layer, below: Layer) -> Layer:
+    """A size has levels or patches of its own, but for a network with weights."""
     if "size" not in above or "init" in above:
         return below
-    return below.keeping(lambda name, _: name != "multipliers")
+    followed = below.trait("OF_SIZE", frozenset())
+    return below.keeping({k: v for k, v in below.network.items() if k not in followed})
 
 
 def network_of_width(above: Layer, below: Layer) -> Layer:
-    """With another width, drop settings that do not divide it, and groups that followed from the
-    old one."""
+    """With another width, drop settings of the network that do not suit it."""
     if "width" not in above:
         return below
-    width, followed = above.get("width"), _groups_followed(below)
-
-    def stays(name: str, value: Any) -> bool:
-        if name == "groups" and followed:
-            return False
-        if name in ("groups", "heads", "head_width", "heads_up"):
-            return not (isinstance(value, int) and value and width % value)
-        return name != "width"
-
-    return below.keeping(stays)
-
-
-def _groups_followed(layer: Layer) -> bool:
-    """Whether the groups of a network are what its preset makes of its width."""
-    width, preset = layer.network.get("width"), layer.get("preset")
-    if not isinstance(width, int) or width < 1:
-        return False  # a width of another kind is refused when the network is built
+    preset = below.get("preset")
     published = isinstance(preset, str) and preset in PRESETS and PRESETS[preset].published
-    return bool(layer.network.get("groups") == groups_at(width, published))
+    at_width = below.trait("at_width", other_width)
+    return below.keeping(at_width(below.network, above.get("width"), published))
+
+
+def other_width(settings: Mapping[str, Any], width: int, published: bool) -> dict[str, Any]:
+    """The settings of a network that says nothing of them, at another width."""
+    return {name: value for name, value in settings.items() if name != "width"}
 
 
 RULES: tuple[Rule, ...] = (
     drops_network("preset", "network"),
     drops_network("network", "preset"),
     network_of_width,
-    levels_of_size,
+    network_of_size,
     loss_of_variance,
     drops("loss", "weighting"),
     drops("betas", "num_timesteps"),

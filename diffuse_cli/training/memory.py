@@ -14,7 +14,9 @@ from accelerate.utils import gather_object
 
 from diffuse_cli import memory
 from diffuse_cli.config import TrainConfig
+from diffuse_cli.core.consistency import POINTS
 from diffuse_cli.core.kernels.layout import laid_out
+from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.core.networks import Run
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.diffusion import Blueprint
@@ -47,7 +49,8 @@ def cost(config: TrainConfig, blueprint: Blueprint, device: str, processes: int 
     """What a complete configuration costs on a device."""
     parameters = sum(map(math.prod, blueprint.shapes.values()))
     half, again = config.precision != "fp32", config.gradient_checkpointing
-    one, two = (bytes_kept(blueprint, n, half, again, device) for n in (1, 2))
+    points = POINTS if config.loss in TAUGHT else 1
+    one, two = (bytes_kept(blueprint, n * points, half, again, device) for n in (1, 2))
     copies = COPIES + (len(KEPT_LENGTHS) if config.ema_lengths else 0)
     copies += processes > 1  # the gradients on their way to the others
     return Cost(copies * 4 * parameters + one - (two - one), two - one)

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 
 from diffuse_cli.config import TrainConfig
-from diffuse_cli.core.consistency import STAGES, pairing
 from diffuse_cli.core.kernels.layout import laid_out
-from diffuse_cli.core.losses import LOSSES, PAIRED, weights
+from diffuse_cli.core.losses import LOSSES, weights
 from diffuse_cli.draws import training_draws
 from diffuse_cli.errors import lookup
 from diffuse_cli.training.layers import default_loss
@@ -31,10 +30,8 @@ if TYPE_CHECKING:
 class Objective:
     """The loss of a configuration, weighted by timestep of a denoiser's process.
 
-    A loss of pairs of times is that of the last stage until `follow` says another.
-
     Args:
-        teacher: of a loss of pairs, or None.
+        teacher: of a loss that follows one, or None.
 
     Attributes:
         weight: of each timestep's loss, (T,) on the CPU in float64; None for 1.
@@ -49,27 +46,16 @@ class Objective:
     ) -> None:
         name = config.loss or default_loss(config.variance)
         self._loss = lookup(LOSSES, name, "--loss")
-        self._paired, self._process, self._device = name in PAIRED, denoiser.process, device
-        self._stage: int | None = None
         self._more: dict[str, Any] = {} if teacher is None else {"teacher": teacher}
         self.weight = weights(config.weighting or "none", denoiser)
-        self.follow(1.0)
-
-    def follow(self, way: float) -> None:
-        """Take the stage of a part of the way, from 0 to 1 at the end of the run."""
-        stage = min(int(way * STAGES), STAGES - 1)
-        if self._paired and stage != self._stage:
-            self._stage, found = stage, pairing(self._process, stage)
-            self.weight, self._earlier = found.weight, found.earlier.to(self._device)
-        self._weights = None if self.weight is None else self.weight.float().to(self._device)
+        self._weights = None if self.weight is None else self.weight.float().to(device)
 
     def __call__(
         self, denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, cond: Mapping[str, Tensor]
     ) -> Tensor:
         """The loss of each image, (B,)."""
         weight = None if self._weights is None else self._weights[t]
-        more = {**self._more, "earlier": self._earlier[t]} if self._paired else {}
-        return self._loss(denoiser, x0, t, noise, weight, **more, **cond)
+        return self._loss(denoiser, x0, t, noise, weight, **self._more, **cond)
 
 
 def losses_of(

@@ -1,4 +1,4 @@
-"""The model that a run distils: where it starts, and what it may follow."""
+"""The model that a run distils: where it starts, and what it follows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from diffuse_cli import files, modelfile
 from diffuse_cli.config import DISTILLED_STEPS, SamplerChoice, TrainConfig
 from diffuse_cli.core.guidance import guide
 from diffuse_cli.core.kernels.layout import lay_out
-from diffuse_cli.core.losses import PAIRED
+from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.diffusion import Blueprint, kept_in_range
 from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Work
@@ -34,13 +34,12 @@ class Teacher:
 
     Attributes:
         sha256: of its file.
-        guidance: its scale, if it is followed.
-        model: None if it is not followed, but only where the weights started.
+        guidance: its scale; None for a model without conditions.
     """
 
     sha256: str
+    model: Model
     guidance: float | None = None
-    model: Model | None = None
 
     @property
     def described(self) -> dict[str, Any]:
@@ -53,10 +52,8 @@ class Teacher:
         steps = min(DISTILLED_STEPS, blueprint.diffusion.num_timesteps)
         return SamplerChoice("consistency", steps, 1.0 if blueprint.conditions else None)
 
-    def denoise(self, accelerator: Accelerator) -> Denoise | None:
-        """The guided model on the device, without gradients, in range; None if not followed."""
-        if self.model is None or self.guidance is None:
-            return None
+    def denoise(self, accelerator: Accelerator) -> Denoise:
+        """The model on the device, guided and in range, without gradients."""
         net = lay_out(self.model.network().to(accelerator.device))
 
         def infer(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
@@ -64,7 +61,8 @@ class Teacher:
                 return net(x, t, **cond).float()  # type: ignore[no-any-return]
 
         denoiser = self.model.blueprint.denoiser(infer)
-        return kept_in_range(guide(denoiser, self.guidance), denoiser)
+        guided = denoiser if self.guidance is None else guide(denoiser, self.guidance)
+        return kept_in_range(guided, denoiser)
 
 
 def check_distilled(config: TrainConfig, denoiser: Denoiser) -> None:
@@ -73,7 +71,7 @@ def check_distilled(config: TrainConfig, denoiser: Denoiser) -> None:
     Raises:
         UsageError
     """
-    if config.loss not in PAIRED:
+    if config.loss not in TAUGHT:
         return
     a, b = denoiser.coefficients
     bars = denoiser.process.alpha_bars
@@ -87,17 +85,15 @@ def check_distilled(config: TrainConfig, denoiser: Denoiser) -> None:
 
 
 def taught_by(config: TrainConfig, checkpoint: Checkpoint | None) -> Work[Teacher | None]:
-    """The model that a run distils, or None. Where a run goes on it is read only if it is followed.
+    """The model that a run distils, or None.
 
     Raises:
         ModelFileError: it is missing or damaged.
         UsageError: it is another than the run began with.
     """
-    if config.loss not in PAIRED:
+    if config.loss not in TAUGHT:
         return None
     began = checkpoint.state.get("distilled") if checkpoint else None
-    if began and config.teacher_guidance is None:
-        return Teacher(began["teacher"])
     assert config.init is not None
     found = yield from modelfile.find(config.init)
     if began and began["teacher"] != found.sha256:
@@ -105,11 +101,10 @@ def taught_by(config: TrainConfig, checkpoint: Checkpoint | None) -> Work[Teache
             f"{files.show(config.init)} is not the model that this run began to distil",
             "Put that one back, or start again with --overwrite",
         )
-    followed = found.model if config.teacher_guidance is not None else None
-    if followed and not followed.blueprint.conditions and config.teacher_guidance != 1:
+    scale = config.teacher_guidance
+    if scale not in (None, 1) and not found.model.blueprint.conditions:
         raise UsageError(
-            f"--teacher-guidance {config.teacher_guidance:g}: the model is told nothing that it "
-            "could be guided by",
+            f"--teacher-guidance {scale:g}: the model is told nothing that it could be guided by",
             "Leave it out",
         )
-    return Teacher(found.sha256, config.teacher_guidance, followed)
+    return Teacher(found.sha256, found.model, scale)

@@ -134,7 +134,7 @@ def _ways(config: TrainConfig, seconds: float, ratio: float) -> str:
     """What to type for steps that take at most `ratio` of their time, or the least --minutes that
     draw anything, if there is nothing else or they are less than a day; in two digits."""
     ways = []
-    if config.network == "unet" and config.preset != "tiny":
+    if config.preset not in (None, "tiny"):
         ways.append("--preset tiny")
     elif config.size and (side := smaller_side(config.size, ratio)):
         ways.append(f"--size {side}")

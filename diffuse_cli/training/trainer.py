@@ -97,8 +97,6 @@ class Trainer:
         self.denoiser = plan.blueprint.denoiser(self._prepared)
         teacher = plan.teacher.denoise(accelerator) if plan.teacher else None
         self._objective = Objective(self.config, self.denoiser, self.device, teacher)
-        # Measured by the last stage all along, so that the numbers can be compared.
-        self._measured = Objective(self.config, self.denoiser, self.device, teacher)
         self._draw = lookup(TIMESTEP_DRAWS, self.config.timestep_draw, "--timestep-draw")
         self.history = History(self.config.num_timesteps, self._draw.keep)
 
@@ -126,7 +124,6 @@ class Trainer:
         self._prepared.train()
         for group in self.optimizer.param_groups:
             group["lr"] = lr_at(self.config, self.course, step)
-        self._objective.follow(self.course.at(step))
         total, norm, seen = self._gradient(step, self.chances())
         loss = self.accelerator.reduce(total, "sum") / self.batch_size
         norm = norm + 0 * loss
@@ -296,7 +293,7 @@ class Trainer:
             return None
         chosen = readable(self.plan, chosen)
         losses = losses_of(
-            self._measured,
+            self._objective,
             self.plan.blueprint.denoiser(self.ema_net),
             self.plan.blueprint,
             images.stored[chosen],

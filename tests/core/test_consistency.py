@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from oracles import SPREAD, exact_denoiser, generator, last, process_of, zero_snr
+from oracles import SPREAD, exact_denoiser, generator, last, process_of
 
-from diffuse_cli.core import SAMPLERS, SCHEDULES, Denoiser, Prediction, Process
-from diffuse_cli.core.consistency import STAGES, loss, pairing
+from diffuse_cli.core import SAMPLERS, Denoiser, Prediction, Process, consistency
+from diffuse_cli.core.consistency import FINE, POINTS, Path, loss, path
 
 COSINE = process_of("cosine", 1000)
 MEAN = 0.3
@@ -34,6 +34,29 @@ def consistent(process: Process):
     return denoise
 
 
+def expecting(process: Process):
+    """E[x_0 | x_t] of the same data."""
+
+    def denoise(x_t, t, /, **cond):
+        alpha, sigma = process.level(t, like=x_t)
+        gain = alpha * SPREAD**2 / (alpha**2 * SPREAD**2 + sigma**2)
+        x0 = MEAN + gain * (x_t - alpha * MEAN)
+        return Prediction(x0, (x_t - alpha * x0) / sigma)
+
+    return denoise
+
+
+class Known(Denoiser):
+    """A denoiser that is a known function of x_t and t."""
+
+    def __init__(self, function) -> None:
+        super().__init__(lambda x, t: x, COSINE, "v")
+        self._function = function(COSINE)
+
+    def __call__(self, x_t, t, /, **cond):
+        return self._function(x_t, t)
+
+
 def flow_from(process: Process, x_t: torch.Tensor, t: torch.Tensor, s: torch.Tensor):
     """Where the probability flow of the same data leads from x_t."""
     moved = []
@@ -49,116 +72,123 @@ def drawn(n: int) -> tuple[torch.Tensor, torch.Tensor]:
     return x0, torch.randn(x0.shape, generator=generator(2), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("stage", range(STAGES))
-@pytest.mark.parametrize("schedule", [*SCHEDULES, "zero SNR"])
-def test_the_earlier_time_comes_nearer_with_each_stage(schedule: str, stage: int):
-    process = zero_snr() if schedule == "zero SNR" else process_of(schedule, 1000)
-    found, times = pairing(process, stage), torch.arange(1000)
-    assert bool((found.earlier < times).all())
-    assert bool((found.earlier >= -1).all())
-    assert bool(found.weight.isfinite().all())
-    assert bool((found.weight > 0).all())
-    if stage:
-        assert bool((found.earlier >= pairing(process, stage - 1).earlier).all())
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "flow"])
+def test_the_path_ends_where_the_flow_does(schedule: str):
+    """By the exact denoiser, to the solver's error, which falls with the points."""
+    process = process_of(schedule, 1000)
+    _, noise = drawn(64)
+    for fine, within in [(1, 0.5), (2, 0.15), (8, 0.01), (16, 0.003)]:
+        found = path(expecting(process), process, noise, fine=fine)
+        assert found.x.shape == (POINTS, *noise.shape)
+        assert found.times == tuple(process.times(POINTS))
+        ends = consistent(process)(noise, found.times[0]).x0
+        assert float((found.end - ends).abs().max()) < within
 
 
-def test_the_first_stage_compares_with_clean_data_where_there_is_little_noise():
-    """1 - n(r) / 2 < 0 where sigmoid(-r) > 1/8, so r < log 7."""
-    found = pairing(COSINE, 0)
-    r = torch.exp(-COSINE.log_snr(torch.arange(1000)) / 2)
-    assert bool((found.earlier[r < math.log(7)] < 0).all())
-    assert bool((found.earlier[r > 1.02 * math.log(7)] >= 0).all())
+def test_a_consistency_function_has_no_loss():
+    """At any point of any path, but for the solver; a denoiser has."""
+    x0, noise = drawn(32)
+    t = torch.zeros(32, dtype=torch.long)
+    teacher = expecting(COSINE)
+    known = loss(Known(consistent), x0, t, noise, teacher=teacher)
+    assert float(known.max()) < 0.02
+    assert float(loss(Known(expecting), x0, t, noise, teacher=teacher).min()) > 0.1
 
 
-def test_the_weight_is_one_over_the_angle():
-    """Under cosine the angle is the time: pi / 2 over 1.008 T of them."""
-    found, times = pairing(COSINE, 5), torch.arange(1000)
-    inside = (found.earlier >= 100) & (times < 999)
-    angle = math.pi / 2 / (1.008 * 1000) * (times - found.earlier)
-    assert torch.allclose(found.weight[inside], 1 / angle[inside].double(), rtol=5e-3)
+def test_without_a_solvers_error_the_loss_is_zero(monkeypatch):
+    """Along paths in closed form, for every pair of a point and an end."""
+    x0, noise = drawn(16)
+    t = torch.zeros(16, dtype=torch.long)
+    times = COSINE.times(POINTS)
+    start = torch.full((16,), times[0])
+    at = [flow_from(COSINE, noise, start, torch.full((16,), s)) for s in times]
+    end = consistent(COSINE)(noise, times[0]).x0
+    exact = Path(torch.stack(at), tuple(times), end)
+    monkeypatch.setattr(consistency, "path", lambda *_: exact)
+    assert float(loss(Known(consistent), x0, t, noise).abs().max()) < 1e-8
 
 
-def test_a_consistency_function_has_no_loss_along_a_path():
-    """By a teacher whose step is the flow's own, for every pair of times."""
-    t = torch.tensor([999, 999, 800, 500, 500, 120, 7, 1])
-    s = torch.tensor([998, 0, 300, 499, 20, 119, 3, 0])
-    x0, noise = drawn(len(t))
-    exact = consistent(COSINE)
-
-    def teacher(x_t, times, /, **cond):
-        x_s = flow_from(COSINE, x_t, t, s)
-        bars = torch.tensor([COSINE.alpha_bar(k) for k in s.tolist()], dtype=torch.float64)
-        alpha, sigma = (v.reshape(-1, 1, 1, 1) for v in (bars.sqrt(), (1 - bars).sqrt()))
-        return Prediction(x_s / alpha, torch.zeros_like(x_s) * sigma)
-
-    class Exact(Denoiser):
-        def __call__(self, x_t, t, /, **cond):
-            return exact(x_t, t)
-
-    denoiser = Exact(lambda x, t: x, COSINE, "v")
-    found = loss(denoiser, x0, t, noise, earlier=s, teacher=teacher)
-    assert float(found.abs().max()) < 1e-8
-    off = loss(denoiser, x0, t, noise, earlier=s)
-    assert float(off.min()) > 1e-5  # one noise for both times is no path, except on average
-
-
-def test_clean_data_is_what_a_pair_without_an_earlier_time_is_compared_with():
+def test_the_loss_is_the_distance_over_sigma():
     t = torch.tensor([5, 400, 900])
     x0, noise = drawn(3)
-    wrong = torch.randn(x0.shape, generator=generator(3), dtype=torch.float64)
-    denoiser = Denoiser(lambda x, shown: wrong, COSINE, "x0")
-    found = loss(denoiser, x0, t, noise, earlier=torch.full((3,), -1))
-    size = (wrong - x0).square().flatten(1).mean(1).sqrt()
-    assert torch.allclose(found, size, atol=1e-3)
+    wrong = torch.randn(1, *x0.shape[1:], generator=generator(3), dtype=torch.float64)
+    denoiser = Denoiser(lambda x, shown: wrong.expand_as(x), COSINE, "x0")
+    teacher = expecting(COSINE)
+    found = loss(denoiser, x0, t, noise, teacher=teacher)
+    known = path(teacher, COSINE, noise)
+    away = (known.end - wrong).square().flatten(1).mean(1).sqrt()
+    over = sum((1 - COSINE.alpha_bar(s)) ** -0.5 for s in known.times) / POINTS
+    assert torch.allclose(found, away * over, atol=2e-3)
+    assert torch.allclose(
+        loss(denoiser, x0, t, noise, torch.full((3,), 2.0), teacher=teacher), 2 * found
+    )
 
 
-def test_no_gradient_goes_through_the_earlier_time():
+def test_no_gradient_goes_through_the_path():
     scale = torch.ones((), dtype=torch.float64, requires_grad=True)
-    x0, noise = drawn(1)
+    x0, noise = drawn(2)
     seen = []
 
     def net(x, shown):
-        seen.append(torch.is_grad_enabled())
+        seen.append((torch.is_grad_enabled(), len(x)))
         return scale * x
 
-    loss(Denoiser(net, COSINE, "v"), x0, torch.tensor([500]), noise).backward()
-    assert seen == [True, False]
+    loss(Denoiser(net, COSINE, "v"), x0, torch.tensor([500, 2]), noise).sum().backward()
+    assert seen == [(False, 2)] * POINTS * FINE + [(True, 2 * POINTS)]
     assert scale.grad is not None
 
 
-@pytest.mark.parametrize("num_timesteps", [20, 80])
-def test_training_a_linear_network_finds_the_function(num_timesteps: int):
-    """f_t(x) = mean + k_t (x - alpha mean), by least squares from one time to the next, noise to
-    noise: k_t = k_s (alpha alpha_s spread^2 + sigma sigma_s) / Var x_t, which tends to
-    spread / sqrt(Var x_t) as times come closer."""
-    process = process_of("cosine", num_timesteps)
-    gains = torch.zeros(num_timesteps, dtype=torch.float64, requires_grad=True)
-    x0, noise = drawn(4096)
-    x0 = x0 - MEAN
-    known, before, bar_s = [], 1.0, 1.0
-    for t in range(num_timesteps):
-        bar = process.alpha_bar(t)
-        shared = math.sqrt(bar * bar_s) * SPREAD**2 + math.sqrt((1 - bar) * (1 - bar_s))
-        before = before * shared / spread_at(process, t) ** 2
-        known.append(before)
-        bar_s = bar
+def test_each_sample_is_told_its_own_at_every_point():
+    seen = []
+
+    def net(x, shown, label):
+        seen.append(label.tolist())
+        return x
+
+    x0, noise = drawn(2)
+    labels = torch.tensor([3, 1])
+    loss(Denoiser(net, COSINE, "v"), x0, torch.tensor([1, 1]), noise, label=labels)
+    assert seen == [[3, 1]] * POINTS * FINE + [[3, 1] * POINTS]
+
+
+def test_a_process_of_fewer_times_has_fewer_points():
+    process = process_of("cosine", 3)
+    x0, noise = drawn(2)
+    assert path(expecting(process), process, noise).times == (2, 0)
+    denoiser = Denoiser(lambda x, shown: x, process, "v")
+    assert loss(denoiser, x0, torch.tensor([1, 1]), noise).shape == (2,)
+
+
+def test_training_a_linear_network_finds_the_function():
+    """f(x_t) = mean + spread (x_t - alpha mean) / deviation of x_t, by least squares over paths of
+    the exact denoiser."""
+    process = process_of("cosine", 1000)
+    gains = torch.zeros(1001, dtype=torch.float64, requires_grad=True)
+    shifts = torch.zeros(1001, dtype=torch.float64, requires_grad=True)
 
     def net(x, shown):
-        return gains[(shown * num_timesteps / 1000).round().long()].reshape(-1, 1, 1, 1) * x
+        k = shown.round().long()
+        return gains[k].reshape(-1, 1, 1, 1) * x + shifts[k].reshape(-1, 1, 1, 1)
 
     denoiser = Denoiser(net, process, "x0")
-    for t in range(num_timesteps):  # each is learned from the one before, by Newton's steps
-        for _ in range(4):
-            value = loss(denoiser, x0, torch.full((len(x0),), t), noise).square().mean()
-            (slope,) = torch.autograd.grad(value, gains, create_graph=True)
-            (bend,) = torch.autograd.grad(slope[t], gains)
-            with torch.no_grad():
-                gains[t] -= slope[t] / bend[t]
-    found = gains.detach()
-    assert torch.allclose(found, torch.tensor(known, dtype=torch.float64), atol=0.02)
-    limit = torch.tensor([SPREAD / spread_at(process, t) for t in range(num_timesteps)])
-    worst = float((torch.tensor(known) - limit).abs().max())
-    assert worst < 4 / num_timesteps
+    teacher = expecting(process)
+    optimizer = torch.optim.LBFGS([gains, shifts], max_iter=60, line_search_fn="strong_wolfe")
+    x0, noise = drawn(128)
+    t = torch.zeros(len(x0), dtype=torch.long)
+
+    def value():
+        optimizer.zero_grad()
+        found = loss(denoiser, x0, t, noise, teacher=teacher).square().mean()
+        found.backward()
+        return found
+
+    optimizer.step(value)
+    for s in process.times(POINTS):
+        k = round(float(process.timesteps[s]))
+        gain = SPREAD / spread_at(process, s)
+        assert gains[k].item() == pytest.approx(gain, abs=0.02)
+        shift = MEAN * (1 - gain * math.sqrt(process.alpha_bar(s)))
+        assert shifts[k].item() == pytest.approx(shift, abs=0.02)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
@@ -181,9 +211,9 @@ def test_its_sampler_is_exact_at_any_number_of_steps(steps: int):
 
 @pytest.mark.parametrize("target", ["v", "x0", "flow"])
 def test_its_loss_in_float32_is_that_in_float64(target: str):
-    """But for rounding: near times differ by little."""
-    t = torch.arange(1000)
-    x0, noise = drawn(len(t))
+    """But for rounding."""
+    x0, noise = drawn(50)
+    t = torch.zeros(50, dtype=torch.long)
     denoiser = exact_denoiser(COSINE, target)
     found = loss(denoiser, x0.float(), t, noise.float())
     assert found.dtype == torch.float32

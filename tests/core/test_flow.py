@@ -50,12 +50,20 @@ def test_the_uniform_loss_of_the_velocity_is_the_weighting_flow():
     assert weights("flow", Denoiser(None, FLOW, "flow")).tolist() == pytest.approx([1.0] * T)
 
 
-def test_logit_normal_is_the_density_of_its_times():
-    found = weights("logit-normal", Denoiser(None, FLOW, "flow"))[:-1]
+@pytest.mark.parametrize(("name", "mean", "std"), [("logit-normal", 0.0, 1.0), ("jit", 0.8, 0.8)])
+def test_logit_normal_is_the_density_of_its_times(name: str, mean: float, std: float):
+    found = weights(name, Denoiser(None, FLOW, "flow"))[:-1]
     u = U[:-1]
-    normal = torch.distributions.Normal(0.0, 1.0)
+    normal = torch.distributions.Normal(*torch.tensor([mean, std], dtype=torch.float64))
     density = normal.log_prob(u.logit()).exp() / (u * (1 - u))
     assert torch.allclose(found, density, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["flow", "logit-normal", "jit"])
+def test_the_error_of_x0_over_u_squared_is_that_of_the_velocity(name: str):
+    """Li & He 2025 predict x_0, and compare (x_0 - x_u) / u with the velocity."""
+    velocity, clean = (weights(name, Denoiser(None, FLOW, target)) for target in ("flow", "x0"))
+    assert torch.allclose(clean[:-1], velocity[:-1] / U[:-1] ** 2, rtol=1e-9)
 
 
 def test_the_velocity_is_the_plain_difference():

@@ -21,7 +21,7 @@ from torch.distributions import Normal, kl_divergence
 
 from diffuse_cli.core import LOSSES, TARGETS, VARIANCES, WEIGHTINGS, Denoiser, losses
 from diffuse_cli.core.errors import InvalidArgument
-from diffuse_cli.core.losses import PAIRED, weights
+from diffuse_cli.core.losses import TAUGHT, weights
 
 FULL = process_of("cosine", 50)
 RESPACED = sorted(FULL.times(10))
@@ -129,7 +129,7 @@ def test_vlb_is_not_clipped():
     assert torch.allclose(far, 4 * near)
 
 
-@pytest.mark.parametrize("loss", list(LOSSES))
+@pytest.mark.parametrize("loss", sorted(set(LOSSES) - TAUGHT))
 def test_conditions_reach_the_network_and_the_loss_can_be_trained(loss: str):
     slope = torch.tensor(0.5, requires_grad=True)
     seen = []
@@ -142,7 +142,7 @@ def test_conditions_reach_the_network_and_the_loss_can_be_trained(loss: str):
     denoiser = Denoiser(net, FULL, "v")
     value = LOSSES[loss](denoiser, levels(3), torch.tensor([0, 4, 49]), batch(3), label=label)
     value.mean().backward()
-    assert seen == [{"label": label}] * (2 if loss in PAIRED else 1)
+    assert seen == [{"label": label}]
     assert math.isfinite(float(slope.grad))
     assert float(slope.grad) != 0
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.core.muon import COEFFICIENTS, LIKE_ADAM, MOMENTUM, Muon, orthogonal
-from diffuse_cli.core.networks import unet
+from diffuse_cli.core.networks import unet, vit
 from diffuse_cli.core.optimizers import OPTIMIZERS, hidden
 
 RATE = 0.03
@@ -172,6 +172,13 @@ def test_the_ends_of_a_network_are_left_to_adamw():
     assert {name.split(".")[-2] for name in outside} == {
         "conv_in", "conv_out", "linear_1", "linear_2", "class_embedding", "time_emb_proj",
     }  # fmt: skip
+
+
+def test_the_ends_of_a_transformer_are_left_to_adamw():
+    shape = vit.Config(patch=2, width=8, depth=2, head_width=4, bottleneck=3, context=2)
+    made = vit.build(shape, Space(channels=1, size=(8, 8)), Conditions(classes=("a", "b")))
+    kinds = {name.split(".")[-2] for name, _ in hidden(made)}
+    assert kinds == {"to_q", "to_k", "to_v", "to_out", "gate", "value", "out"}
 
 
 def test_depthwise_convolutions_are_no_matrices():

@@ -864,11 +864,11 @@ def test_the_toml_of_a_hostile_model_file_is_escaped_or_refused(conditional, dif
         assert not set("\x9b\u202e") & {*ran.out}
 
 
-# -- the README ----------------------------------------------------------------------------------
+# -- its page ----------------------------------------------------------------------------------
 
 
-def test_the_readme_shows_what_is_said(diffuse):
-    page = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_its_page_shows_what_is_said(diffuse):
+    page = (ROOT / "docs" / "commands" / "info.md").read_text(encoding="utf-8")
     shown = page.split("diffuse info examples/fashion-mnist.zip -o sheet.png\n```\n\n```\n")[1]
     said = diffuse("info", ROOT / "examples" / "fashion-mnist.zip", "-o", "sheet.png").out
     assert shown.split("```")[0] == said.replace(f"{ROOT}/", "")

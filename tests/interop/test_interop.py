@@ -1044,6 +1044,7 @@ def test_a_model_file_is_one_already(diffuse, model: Path):
         ("pipeline --class-names nowhere.txt", 2, "--class-names nowhere.txt"),
         ("pipeline --class-names b.txt", 2, "1 names for 0 classes"),
         ("pipeline --preset ddpm-cifar10", 2, "--preset ddpm-cifar10 is not the network"),
+        ("pipeline --preset vit-s", 2, "is a 'vit', and models of diffusers are U-Nets"),
         ("pipeline -o model.bin", 2, ".safetensors"),
         ("pipeline -o b.txt/model.safetensors", 5, "b.txt"),
         ("nowhere -o b.txt/model.safetensors", 5, "b.txt"),

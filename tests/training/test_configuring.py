@@ -12,7 +12,7 @@ import torch
 
 from diffuse_cli.config.training import WEIGHTED, to_file
 from diffuse_cli.core import LOSSES, VARIANCES, WEIGHTINGS, Conditions, Space
-from diffuse_cli.core.losses import OF_LEARNED, PAIRED
+from diffuse_cli.core.losses import OF_LEARNED, TAUGHT
 from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.core.settings import Settings, setting
 from diffuse_cli.core.variances import LEARNED
@@ -48,7 +48,7 @@ def test_loss_and_weighting_follow_from_the_variance(variance, loss, weighting):
         with pytest.raises(UsageError, match=f"--weighting does not go with --loss {loss}"):
             made(typed)
         return
-    if loss in PAIRED:
+    if loss in TAUGHT:
         with pytest.raises(UsageError, match="goes on from a trained model"):
             planned(typed)
         return
@@ -149,6 +149,26 @@ def test_a_typed_variance_or_classes_bring_their_channels_over_a_file():
     assert planned({"classes": True}, filed, 4)[1].shapes["class_embedding.weight"][0] == 5
     classes = to_file(made({"classes": True}, {}, num_classes=4))
     assert "class_embedding.weight" not in planned({"classes": False}, classes)[1].shapes
+
+
+@pytest.mark.parametrize("given", [{"preset": "vit-s"}, {"network": "vit"}])
+def test_a_transformer_is_trained_as_its_preset_says(given):
+    config, blueprint = planned(given, {}, 0)
+    assert (config.preset, config.network, blueprint.network) == ("vit-s", "vit", "vit")
+    assert (config.schedule, config.target, config.weighting) == ("flow", "x0", "jit")
+    assert config.lr == PRESETS["vit-s"].train["lr"]
+    assert planned({**given, "target": "v"}, {}, 0)[0].target == "v"
+
+
+def test_what_a_transformer_is_follows_its_size_and_width():
+    at_64, at_128 = (Space(channels=3, size=(side, side)) for side in (64, 128))
+    filed = to_file(planned({"preset": "vit-s", "size": 64}, space=at_64)[0])
+    assert filed["vit"]["patch"] == 4
+    assert planned({}, filed, space=at_64)[1].config.patch == 4
+    larger = planned({"size": 128}, filed, space=at_128)[1].config
+    assert (larger.patch, larger.bottleneck) == (8, 128)
+    narrow = planned({"width": 96}, filed, space=at_64)[1].config
+    assert (narrow.width, narrow.head_width, narrow.patch) == (96, 48, 4)
 
 
 @dataclass(frozen=True, kw_only=True)

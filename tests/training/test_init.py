@@ -9,22 +9,28 @@ import torch
 
 from diffuse_cli.config import DiffusionConfig
 from diffuse_cli.core.conditions import Conditions, Given
+from diffuse_cli.core.networks import vit
 from diffuse_cli.core.networks.unet import ENDS, Config, resized
 from diffuse_cli.core.space import Space
 from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.modelfile import Model
-from diffuse_cli.training.fitting import fitted
+from diffuse_cli.training.fitting import ends_of, fitted
 
 SMALL = {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention": (4,), "groups": 4}
 B, K = 3, 2
 TWO = ("dark", "light")
 
 
+TRANSFORMER = vit.Config(patch=2, width=8, depth=3, head_width=4, bottleneck=6, context=2)
+
+
 def blueprint(channels=1, size=8, patch=1, classes=(), given=None, variance="small"):
-    config = Config(**SMALL | {"attention": (4 // patch,)}, patch=patch)
+    config = TRANSFORMER
+    if patch != "vit":
+        config = Config(**SMALL | {"attention": (4 // patch,)}, patch=patch)
     return Blueprint(
         space=Space(channels=channels, size=(size, size)),
-        network="unet",
+        network="vit" if patch == "vit" else "unet",
         config=config,
         conditions=Conditions(classes=classes, given=given),
         diffusion=DiffusionConfig(variance=variance, num_timesteps=20),
@@ -61,7 +67,9 @@ def close(one, other):
     torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
-patches = pytest.mark.parametrize("patch", [1, 2])
+patches = pytest.mark.parametrize("patch", [1, 2, "vit"])
+"""Of a U-Net; or a transformer, whose ends are others."""
+
 variances = pytest.mark.parametrize("variance", ["small", "learned"])
 
 
@@ -104,7 +112,8 @@ def test_a_grey_model_that_becomes_one_of_colour_sees_how_they_differ(patch):
     _, new = both(grey, colour)
     x = noise(3)
     assert not torch.allclose(new(x, T), new(x.mean(1, keepdim=True).expand(-1, 3, -1, -1), T))
-    read = [fitted(grey, colour, seed)[ENDS.input] for seed in (0, 0, 1)]
+    name = ends_of(colour).input
+    read = [fitted(grey, colour, seed)[name] for seed in (0, 0, 1)]
     assert read[0].equal(read[1])
     assert not read[0].equal(read[2])
 
@@ -173,16 +182,19 @@ def test_a_variance_that_is_no_longer_learned_is_left_out(patch):
     close(new(noise(3), T), old(noise(3), T)[:, :3])
 
 
+@patches
 @torch.no_grad()
-def test_classes_that_are_new_change_nothing():
-    old, new = both(trained(blueprint()), blueprint(classes=TWO))
+def test_classes_that_are_new_change_nothing(patch):
+    old, new = both(trained(blueprint(patch=patch)), blueprint(patch=patch, classes=TWO))
     for label in (torch.tensor([0, 1, K]), None):
         close(new(noise(1), T, label=label), old(noise(1), T))
 
 
+@patches
 @torch.no_grad()
-def test_without_its_classes_it_is_as_told_none():
-    old, new = both(trained(blueprint(classes=TWO), label_dropout=0.1), blueprint())
+def test_without_its_classes_it_is_as_told_none(patch):
+    own = blueprint(patch=patch, classes=TWO)
+    old, new = both(trained(own, label_dropout=0.1), blueprint(patch=patch))
     close(new(noise(1), T), old(noise(1), T))
 
 
@@ -206,7 +218,8 @@ def test_all_of_it_at_once(patch):
     model = trained(blueprint(1, patch=patch, classes=TWO), label_dropout=0.1)
     given = Given(channels=3)
     wanted = blueprint(3, size=16, patch=patch, given=given, variance="learned")
-    wanted = replace(wanted, config=resized(model.blueprint.config, (8, 8), (16, 16)))
+    if patch != "vit":  # whose configuration is the same at every size
+        wanted = replace(wanted, config=resized(model.blueprint.config, (8, 8), (16, 16)))
     old, new = both(model, wanted)
     grey = old(noise(1), T).expand(-1, 3, -1, -1)
     drawn = new(noise(1).expand(-1, 3, -1, -1), T, given=noise(4))

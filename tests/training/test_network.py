@@ -201,6 +201,12 @@ def test_gradient_checkpointing_does_not_change_the_model(train, recipe, tmp_pat
     assert "gradient_checkpointing" not in RunDirectory(MODEL).config.read_text()
 
 
+def test_gradient_checkpointing_does_not_change_a_transformer(train, transformer):
+    train("--config", transformer, "--steps", 3, "-o", "plain.safetensors")
+    assert train("--config", transformer, "--steps", 3, "--gradient-checkpointing").code == 0
+    assert MODEL.read_bytes() == Path("plain.safetensors").read_bytes()
+
+
 def test_a_trainer_checkpoints_where_it_is_asked(train, monkeypatch):
     from diffuse_cli.core.networks import checkpointed, plainly
     from diffuse_cli.training.trainer import Trainer
@@ -230,9 +236,12 @@ def total(tensors):
     return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
 
 
-def drawn_up(**given):
+SMALL_VIT = {"width": 32, "depth": 3, "head_width": 16, "context": 2}
+
+
+def drawn_up(network="unet", preset="tiny", **given):
     """The smallest preset for colour images of 16x16, as a training has it."""
-    config = configure({"data": "x", "preset": "tiny"}, {"unet": given})
+    config = configure({"data": "x", "preset": preset}, {network: given})
     return complete(config, Space(channels=3, size=(16, 16)), Conditions())[1]
 
 
@@ -242,9 +251,13 @@ def laid_out(blueprint, batch):
     return blueprint.build().to(memory_format=torch.channels_last), x, torch.zeros(batch)
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-def test_the_estimate_counts_what_autograd_keeps(batch):
-    blueprint = drawn_up()
+@pytest.mark.parametrize(
+    ("batch", "network"),
+    [(1, {}), (3, {}), (2, {"network": "vit", "preset": "vit-s", **SMALL_VIT})],
+    ids=["1", "3", "vit"],
+)
+def test_the_estimate_counts_what_autograd_keeps(batch, network):
+    blueprint = drawn_up(**network)
     net, x, t = laid_out(blueprint, batch)
     expected = bytes_saved(net, lambda: net(x, t))
     assert bytes_kept(blueprint, batch, half=False, checkpointing=False) == expected

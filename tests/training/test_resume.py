@@ -62,9 +62,11 @@ def refuse(self, step):
         ("--steps 12 --precision bf16 --gradient-checkpointing --config dropout.toml", 5),
         ("--steps 12 --ema-decay 0.5 --batch-size 54 --lr 0.01 --optimizer muon", 5),
         ("--steps 16 --batch-size 7 --log-every 9 --timestep-draw weight", 11),
+        ("--steps 8 --classes --variance learned --config {transformer}", 3),
     ],
 )
-def test_stopped_and_resumed_equals_one_go(train, recipe, options, stop):
+def test_stopped_and_resumed_equals_one_go(train, recipe, transformer, options, stop):
+    options = options.format(transformer=transformer)
     Path("dropout.toml").write_text(recipe.read_text() + "dropout = 0.3\n")
     train(*options.split(), "-o", WHOLE)
     ran = train(*options.split(), "--stop-at", stop, "--json", "--log-every", 1)

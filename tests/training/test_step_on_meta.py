@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from diffuse_cli.core import LOSSES, TIMESTEP_DRAWS, WEIGHTINGS, Conditions
-from diffuse_cli.core.losses import PAIRED
+from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.data import Samples
 from diffuse_cli.data.summary import Summary
 from diffuse_cli.draws import training_draws
@@ -22,7 +22,7 @@ from diffuse_cli.training.trainer import Trainer
 
 META = torch.device("meta")
 
-PLAIN = sorted(set(LOSSES) - PAIRED)
+PLAIN = sorted(set(LOSSES) - TAUGHT)
 """Losses of a training from the start."""
 
 

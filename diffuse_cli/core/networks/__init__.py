@@ -50,8 +50,10 @@ class Ends:
 class Network(Protocol):
     """A module of this folder.
 
-    It may also have `adapt`, as `unet` does, to fit a preset to a space; `ENDS`, its `Ends`; and
-    `resized(config, before, after)`, the configuration whose weights are the same at another size.
+    It may also have, as `unet` does: `adapt`, to fit a preset to a space; `ENDS`, its `Ends`;
+    `resized(config, before, after)`, the configuration whose weights are the same at another size,
+    if it is not the same itself; `OF_SIZE`, the settings that follow from a size; and
+    `at_width(settings, width, published)`, those of a table of settings that suit another width.
 
     Attributes:
         Config: settings such as widths and heads, and nothing about the data.

@@ -19,6 +19,7 @@ from diffuse_cli.core.kernels.attention import attend
 from diffuse_cli.core.kernels.dropout import Dropout
 from diffuse_cli.core.kernels.layout import laid_out
 from diffuse_cli.core.kernels.norms import GroupNorm, over_size
+from diffuse_cli.core.networks._start import zeroed
 from diffuse_cli.core.registry import Registry
 
 if TYPE_CHECKING:
@@ -225,10 +226,3 @@ class Upsample(nn.Module):
             one = [0] * (2 * last)
             kernel = F.pad(kernel, [*one, 0, 1]) + F.pad(kernel, [*one, 1, 0])
         return laid_out(kernel)
-
-
-def zeroed(module: Any) -> Any:
-    """Set a layer's parameters to zero."""
-    for parameter in module.parameters():
-        nn.init.zeros_(parameter)
-    return module

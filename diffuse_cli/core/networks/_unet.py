@@ -10,22 +10,22 @@ from torch import Tensor, nn
 
 from diffuse_cli.core.errors import lookup
 from diffuse_cli.core.networks import Run, plainly
-from diffuse_cli.core.networks._blocks import Attention, Parts, doubled, halved, zeroed
-from diffuse_cli.core.networks._rows import RowEmbedding
-from diffuse_cli.core.networks._time import TIME_EMBEDDINGS, TimeEmbedding
+from diffuse_cli.core.networks._blocks import Attention, Parts, doubled, halved
+from diffuse_cli.core.networks._patches import folded, unfolded
+from diffuse_cli.core.networks._start import zeroed
+from diffuse_cli.core.networks._time import TIME_EMBEDDINGS
+from diffuse_cli.core.networks._told import Told
 from diffuse_cli.core.space import Space
-from diffuse_cli.core.tables import UNTOLD
 
 if TYPE_CHECKING:
     from diffuse_cli.core.conditions import Conditions
     from diffuse_cli.core.networks.unet import Config
 
 
-class UNet(nn.Module):
+class UNet(Told):
     """The U-Net.
 
     Attributes:
-        given_channels: of the array that it is told beside its input, which it reads together.
         run_block: how blocks are run: `plainly`, or `checkpointed` to save memory.
         ends: the modules between features and what is not: images, times, classes, columns.
     """
@@ -38,9 +38,8 @@ class UNet(nn.Module):
     def __init__(
         self, config: Config, space: Space, conditions: Conditions, out_channels: int
     ) -> None:
-        super().__init__()
-        num_classes, self.given_channels = conditions.num_classes, conditions.given_channels
-        self.patch, self.num_classes = config.patch, num_classes
+        super().__init__(conditions)
+        self.patch = config.patch
         self.run_block: Run = plainly
         parts, upward = (Parts(c, space.dims) for c in (config, config.upward))
         width, time_width = config.width, config.time_channels
@@ -48,14 +47,7 @@ class UNet(nn.Module):
         folded = config.patch**space.dims
         self.conv_in = parts.conv((space.channels + self.given_channels) * folded, width)
         self.time_proj = lookup(TIME_EMBEDDINGS, config.time_embedding, "time_embedding")(config)
-        self.time_embedding = TimeEmbedding(self.time_proj.width, time_width)
-        if num_classes:
-            # Drawn as nn.Embedding does, which on the meta device would import a compiler.
-            drawn = torch.randn(num_classes + 1, time_width)
-            self.class_embedding = nn.Embedding.from_pretrained(drawn, freeze=False)
-        self.columns = len(conditions.table) if conditions.table else 0
-        if conditions.table:
-            self.row_embedding = RowEmbedding(conditions.table, time_width)
+        self._embed(conditions, self.time_proj.width, time_width)
 
         self.down_blocks = nn.ModuleList()
         skips, before = [width], width
@@ -89,21 +81,8 @@ class UNet(nn.Module):
         (B, C', *size) for one that is told an array, as `Given` encodes it; None is zeros. `row` is
         (B, columns) for one that is told a table, in codes; NaN, or None, is not told.
         """
-        emb = self.time_embedding(self.time_proj(t))
-        if self.num_classes:
-            if label is None:
-                label = torch.full_like(t, self.num_classes, dtype=torch.long)
-            emb = emb + self.class_embedding(label)
-        if self.columns:
-            if row is None:
-                row = torch.full((len(x), self.columns), UNTOLD, device=x.device)
-            emb = emb + self.row_embedding(row)
-        emb = F.silu(emb)
-        if self.given_channels:
-            if given is None:
-                given = x.new_zeros(len(x), self.given_channels, *x.shape[2:])
-            x = torch.cat([x, given.to(x.dtype)], dim=1)
-        h = self.conv_in(folded(x, self.patch))
+        emb = F.silu(self.embedded(self.time_proj(t), label, row))
+        h = self.conv_in(folded(self.beside(x, given), self.patch))
         skips = [h]
         for level in self.down_blocks:
             h, states = level(h, emb, self.run_block)
@@ -116,28 +95,6 @@ class UNet(nn.Module):
 
     def _read_out(self, h: Tensor) -> Tensor:
         return self.conv_out(self.conv_norm_out(h, silu=True))  # type: ignore[no-any-return]
-
-
-def folded(x: Tensor, patch: int) -> Tensor:
-    """(B, C, *size) to (B, C p^dims, *size / p): the positions of a patch become channels."""
-    if patch == 1:
-        return x
-    dims = x.ndim - 2
-    cut = x.reshape(*x.shape[:2], *(n for side in x.shape[2:] for n in (side // patch, patch)))
-    places = [2 + 2 * i for i in range(dims)]
-    return cut.permute(0, 1, *(i + 1 for i in places), *places).flatten(1, 1 + dims)
-
-
-def unfolded(x: Tensor, patch: int) -> Tensor:
-    """The inverse of `folded`."""
-    if patch == 1:
-        return x
-    dims = x.ndim - 2
-    cut = x.unflatten(1, (-1, *[patch] * dims))
-    order = [n for i in range(dims) for n in (2 + dims + i, 2 + i)]
-    sizes = [side * patch for side in x.shape[2:]]
-    whole: Tensor = cut.permute(0, 1, *order).reshape(len(x), -1, *sizes)
-    return whole
 
 
 class Level(nn.Module):

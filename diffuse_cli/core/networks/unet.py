@@ -31,6 +31,8 @@ ENDS = Ends(
     columns="row_embedding",
 )
 
+OF_SIZE = frozenset({"multipliers"})
+
 WIDEST = 65_536
 """The most channels of a level."""
 
@@ -150,7 +152,7 @@ def check(config: Config, space: Space) -> None:
     """Refuse a space that the levels cannot halve, or heads that do not divide a level.
 
     Raises:
-        InvalidArgument
+        InvalidArgument: they do not; the message says what would.
     """
     levels = len(config.multipliers)
     factor = config.patch * 2 ** (levels - 1)
@@ -208,6 +210,9 @@ GROUPS, CHANNELS_A_GROUP = 32, 16
 """Groups of published networks, and channels per group of ours: the best of Wu & He 2018 (table 3),
 and as many as fill a processor's register in half precision. Lowered to divide the width."""
 
+DIVISORS = frozenset({"groups", "heads", "head_width", "heads_up"})
+"""Settings that divide the width."""
+
 
 def adapt(
     fields: Mapping[str, Any],
@@ -255,6 +260,22 @@ def adapt(
 def groups_at(width: int, published: bool) -> int:
     """The default number of groups for a base width."""
     return _largest_divisor(width, GROUPS if published else max(1, width // CHANNELS_A_GROUP))
+
+
+def at_width(settings: Mapping[str, Any], width: int, published: bool) -> dict[str, Any]:
+    """Those of a table of settings that suit another width: not those that do not divide it, nor
+    groups that followed from the old one."""
+    own = settings.get("width")
+    # A width of another kind is refused when the network is built.
+    followed = isinstance(own, int) and own > 0
+    followed = followed and settings.get("groups") == groups_at(own, published)  # type: ignore[arg-type]
+    return {
+        name: value
+        for name, value in settings.items()
+        if name != "width"
+        and not (name == "groups" and followed)
+        and not (name in DIVISORS and isinstance(value, int) and value and width % value)
+    }
 
 
 def _patch(space: Space, finest: int) -> int:

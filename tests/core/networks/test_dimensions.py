@@ -1,4 +1,4 @@
-"""The U-Net in one, two and three dimensions."""
+"""Networks in one, two and three dimensions."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ from oracles import generator
 from diffuse_cli.core import LOSSES, SAMPLERS, SCHEDULES, Denoiser, Process
 from diffuse_cli.core.kernels.layout import laid_out, lay_out
 from diffuse_cli.core.networks._blocks import Parts, Upsample
-from diffuse_cli.core.networks._unet import folded, unfolded
+from diffuse_cli.core.networks._patches import folded, unfolded
 
 SIZES = {1: (16,), 2: (8, 4), 3: (8, 4, 4)}
 dimensions = pytest.mark.parametrize("dims", list(SIZES))
 
 
-@pytest.mark.parametrize("settings", [{}, {"patch": 2, "block": "convnext"}], ids=str)
+UNET = {"width": 8, "groups": 4, "multipliers": (1, 2), "blocks": 1, "attention": (2,)}
+VIT = {"network": "vit", "width": 24, "depth": 2, "head_width": 12, "patch": 2}
+
+
+@pytest.mark.parametrize(
+    "settings", [UNET, {**UNET, "patch": 2, "block": "convnext"}, VIT], ids=["unet", "cut", "vit"]
+)
 @dimensions
 def test_a_network_learns_and_draws(dims: int, settings: dict):
     torch.manual_seed(0)
-    made = plan(
-        SIZES[dims], 2, 2, width=8, groups=4, multipliers=(1, 2), blocks=1,
-        attention=(2,), **settings,
-    )  # fmt: skip
+    made = plan(SIZES[dims], 2, 2, **settings)
     net, process = made.build(), Process(SCHEDULES["cosine"](100))
     denoiser = Denoiser(net, process, "x0")
     place = torch.linspace(-1, 1, SIZES[dims][0]).reshape(-1, *[1] * (dims - 1))

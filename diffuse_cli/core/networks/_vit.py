@@ -1,0 +1,224 @@
+"""The `nn.Module` of `vit`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffuse_cli.core.kernels.attention import attend
+from diffuse_cli.core.kernels.dropout import Dropout
+from diffuse_cli.core.kernels.layout import laid_out
+from diffuse_cli.core.networks import Run, plainly
+from diffuse_cli.core.networks._patches import folded, unfolded
+from diffuse_cli.core.networks._start import balanced, zeroed
+from diffuse_cli.core.networks._time import sinusoids
+from diffuse_cli.core.networks._told import Told
+from diffuse_cli.core.space import Space
+
+if TYPE_CHECKING:
+    from diffuse_cli.core.conditions import Conditions
+    from diffuse_cli.core.networks.vit import Config
+
+TIME_FEATURES = 256
+"""Cosines and sines of t, as in the code of Peebles & Xie 2023."""
+
+THETA = 10_000.0
+"""Positions turn by angles from 1 to almost 1 / `THETA` of a radian a patch (Su et al. 2024)."""
+
+SIDE = 16.0
+"""How long a side is for `places`, whatever its patches: as many as one has at 256 pixels in Li &
+He 2025."""
+
+EPS = 1e-6
+
+
+class Transformer(Told):
+    """The transformer over patches.
+
+    Attributes:
+        run_block: how blocks are run: `plainly`, or `checkpointed` to save memory.
+        ends: the modules between features and what is not: patches, times, classes, columns.
+    """
+
+    ends = (
+        "patch_in", "widen", "patch_out", "time_embedding", "class_embedding", "row_embedding",
+        "modulation", "context",
+    )  # fmt: skip
+
+    def __init__(
+        self, config: Config, space: Space, conditions: Conditions, out_channels: int
+    ) -> None:
+        super().__init__(conditions)
+        self.patch, self.entry, self.pairs = config.patch, config.entry, config.head_width // 2
+        self.run_block: Run = plainly
+        width, places = config.width, config.patch**space.dims
+        numbers = (space.channels + self.given_channels) * places
+        if config.bottleneck is None:
+            self.patch_in, self.widen = balanced(nn.Linear(numbers, width)), nn.Identity()
+        else:
+            self.patch_in = balanced(nn.Linear(numbers, config.bottleneck, bias=False))
+            self.widen = balanced(nn.Linear(config.bottleneck, width))
+        self._embed(conditions, TIME_FEATURES, width)
+        if config.context:
+            self.context = nn.Parameter(0.02 * torch.randn(config.context, width))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm_out = RMSNorm(width, weighted=False)
+        self.modulation = zeroed(nn.Linear(width, 2 * width))
+        self.patch_out = zeroed(nn.Linear(width, out_channels * places))
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        label: Tensor | None = None,
+        given: Tensor | None = None,
+        row: Tensor | None = None,
+    ) -> Tensor:
+        """As `UNet`, at any size that the patches divide."""
+        told = self.embedded(sinusoids(t, TIME_FEATURES), label, row)
+        emb = F.silu(told)
+        cut = folded(self.beside(x, given), self.patch)
+        grid = cut.shape[2:]
+        h = self.widen(self.patch_in(cut.flatten(2).transpose(1, 2)))
+        h = h + places(grid, h.shape[2], x.device)
+        cos, sin = turns(grid, self.pairs, x.device)
+        context = getattr(self, "context", None)
+        for i, block in enumerate(self.blocks):
+            if context is not None and i == self.entry:
+                h = torch.cat([told[:, None] + context, h], dim=1)
+                cos, sin = (
+                    F.pad(cos, (0, 0, len(context), 0), value=1.0),
+                    F.pad(sin, (0, 0, len(context), 0)),
+                )
+            h = self.run_block(block, h, emb, cos, sin)
+        y = self.run_block(self._read_out, h[:, h.shape[1] - grid.numel() :], emb)
+        return laid_out(unfolded(y.transpose(1, 2).unflatten(2, grid), self.patch))
+
+    def _read_out(self, h: Tensor, emb: Tensor) -> Tensor:
+        shift, scale = self.modulation(emb)[:, None].chunk(2, dim=2)
+        return self.patch_out(modulated(self.norm_out(h), shift, scale))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Attention and an MLP, each between a shift, a scale and a gate that follow from what is told
+    and start at zero, such that a block starts as the identity (adaLN-zero: Peebles & Xie 2023,
+    section 3.2)."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.modulation = zeroed(nn.Linear(config.width, 6 * config.width))
+        self.norm1 = RMSNorm(config.width, weighted=False)
+        self.attention = Attention(config)
+        self.norm2 = RMSNorm(config.width, weighted=False)
+        self.mlp = SwiGLU(config)
+
+    def forward(self, h: Tensor, emb: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """(B, N, width) to the same; `emb` is (B, width), cosines and sines are (N, pairs)."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(emb)[:, None].chunk(6, dim=2)
+        h = h + gate1 * self.attention(modulated(self.norm1(h), shift1, scale1), cos, sin)
+        return h + gate2 * self.mlp(modulated(self.norm2(h), shift2, scale2))  # type: ignore[no-any-return]
+
+
+def modulated(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """h (B, N, D) times 1 + scale, plus shift, (B, 1, D)."""
+    return torch.addcmul(shift, h, 1 + scale)
+
+
+class Attention(nn.Module):
+    """Self-attention whose queries and keys are normalised (Henry et al. 2020; Dehghani et al.
+    2023, section 2) and turned by their positions (Su et al. 2024)."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.head_width = config.head_width
+        self.to_q, self.to_k, self.to_v, self.to_out = (
+            balanced(nn.Linear(config.width, config.width)) for _ in range(4)
+        )
+        self.norm_q, self.norm_k = RMSNorm(config.head_width), RMSNorm(config.head_width)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, h: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Shape-preserving, (B, N, width)."""
+        q, k, v = (self._heads(part(h)) for part in (self.to_q, self.to_k, self.to_v))
+        q, k = (turned(x, cos, sin).to(v.dtype) for x in (self.norm_q(q), self.norm_k(k)))
+        return self.dropout(self.to_out(attend(q, k, v).transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(B, N, width) to (B, heads, N, head_width)."""
+        return x.reshape(*x.shape[:2], -1, self.head_width).transpose(1, 2)
+
+
+class SwiGLU(nn.Module):
+    """W_3 (SiLU(W_1 h) * W_2 h) (Shazeer 2020, eq. 6), with biases."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.gate, self.value = (balanced(nn.Linear(config.width, config.hidden)) for _ in range(2))
+        self.dropout = Dropout(config.dropout)
+        self.out = balanced(nn.Linear(config.hidden, config.width))
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Shape-preserving."""
+        return self.out(self.dropout(F.silu(self.gate(h)) * self.value(h)))  # type: ignore[no-any-return]
+
+
+class RMSNorm(nn.Module):
+    """x over the root of its mean square (Zhang & Sennrich 2019), times weights if it has some.
+
+    In float32 or better, whatever the precision of x.
+    """
+
+    def __init__(self, width: int, *, weighted: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width)) if weighted else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape-preserving, over the last dimension."""
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        return F.rms_norm(x, x.shape[-1:], self.weight, EPS)
+
+
+# -- positions -------------------------------------------------------------------------------------
+
+
+def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x (..., N, 2 pairs), whose halves are turned into each other by the angles of each position.
+
+    A product of turned queries and keys depends on the difference of their positions alone (Su et
+    al. 2024, eq. 16).
+    """
+    one, other = x.chunk(2, dim=-1)
+    return torch.cat([one * cos - other * sin, other * cos + one * sin], dim=-1)
+
+
+def turns(grid: Sequence[int], pairs: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin of the angles of each position of a grid, (N, pairs): an equal share of the pairs
+    follows each axis, and those left over stay."""
+    each = pairs // len(grid)
+    index = torch.arange(each, dtype=torch.float32, device=device)
+    frequencies = THETA ** (-index / each)
+    angles = [at[:, None] * frequencies for at in _coordinates(grid, device)]
+    together = F.pad(torch.cat(angles, dim=1), (0, pairs - each * len(grid)))
+    return together.cos(), together.sin()
+
+
+def places(grid: Sequence[int], width: int, device: torch.device) -> Tensor:
+    """cos and sin of where each position of a grid lies between the ends of each axis, (N, width).
+
+    Turns tell how far positions are apart, and not where they are: attention over equal values
+    gives that value everywhere. As parts of the side, they are the same at every size.
+    """
+    each = width // len(grid)
+    sides = zip(_coordinates(grid, device), grid, strict=True)
+    found = [sinusoids((at + 0.5) * (SIDE / count), each) for at, count in sides]
+    return F.pad(torch.cat(found, dim=1), (0, width - each * len(grid)))
+
+
+def _coordinates(grid: Sequence[int], device: torch.device) -> list[Tensor]:
+    """The index of each position along each axis, (N,) of float32."""
+    axes = [torch.arange(count, dtype=torch.float32, device=device) for count in grid]
+    return [axis.flatten() for axis in torch.meshgrid(*axes, indexing="ij")]

@@ -1,0 +1,360 @@
+"""The transformer over patches: its formulas, its shapes, and the papers' numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+from nets import Plan, batch, plan, randomised
+from oracles import generator
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffuse_cli.core import NETWORKS, Conditions, Space
+from diffuse_cli.core.conditions import Given
+from diffuse_cli.core.errors import InvalidArgument
+from diffuse_cli.core.kernels.layout import laid_out, lay_out
+from diffuse_cli.core.kernels.precision import cast_products
+from diffuse_cli.core.networks import _vit, checkpointed, count_parameters
+from diffuse_cli.core.networks.vit import Config, adapt, describe
+from diffuse_cli.core.tables import UNTOLD, Labels, Number, Table
+
+SMALL: dict[str, Any] = {
+    "network": "vit", "patch": 2, "width": 24, "depth": 3, "head_width": 12,
+}  # fmt: skip
+SIZES = {1: (16,), 2: (8, 4), 3: (4, 2, 6)}
+AGE = Number(name="age", mean=40.0, deviation=10.0, low=18.0, high=90.0)
+TABLE = Table(columns=(AGE, Labels(name="site", values=("a", "b"))))
+
+SHAPES: dict[str, Plan] = {
+    "plain": plan(8, **SMALL),
+    "bottleneck": plan(8, **SMALL, bottleneck=3),
+    "context": plan(8, **SMALL, context=2),
+    **{
+        f"{dims}-d, all it can be told": dataclasses.replace(
+            plan(size, 2, 4, **SMALL, context=2, bottleneck=5),
+            conditions=Conditions(classes=("x", "y"), given=Given(channels=1), table=TABLE),
+        )
+        for dims, size in SIZES.items()
+    },
+}
+
+shapes = pytest.mark.parametrize("made", SHAPES.values(), ids=list(SHAPES))
+dimensions = pytest.mark.parametrize("dims", list(SIZES))
+
+
+def told(made: Plan) -> dict[str, Tensor]:
+    """What a network is told of a batch of two."""
+    cond: dict[str, Tensor] = {}
+    if made.conditions.classes:
+        cond["label"] = torch.tensor([0, 2])
+    if made.conditions.given:
+        cond["given"] = torch.randn(2, 2, *made.space.size, generator=generator(5))
+    if made.conditions.table:
+        cond["row"] = torch.tensor([[0.5, 1.0], [UNTOLD, UNTOLD]])
+    return cond
+
+
+# -- its formulas ---------------------------------------------------------------------------------
+
+
+def by_hand(block: Any, h: Tensor, emb: Tensor, at: list[tuple[int, ...]], heads: int) -> Tensor:
+    """A block, one position and head at a time, with turns as products of complex numbers."""
+
+    def norm(x: Tensor) -> Tensor:
+        return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+
+    shift1, scale1, gate1, shift2, scale2, gate2 = block.modulation(emb).chunk(6)
+    own = block.attention
+    x = norm(h) * (1 + scale1) + shift1
+    width = h.shape[1] // heads
+    pairs, axes = width // 2, len(at[0])
+    each = pairs // axes
+    angles = [
+        [place[k // each] * 10_000 ** (-(k % each) / each) if k < each * axes else 0.0
+         for k in range(pairs)]
+        for place in at
+    ]  # fmt: skip
+    turns = torch.polar(torch.ones(len(at), pairs), torch.tensor(angles))
+    mixed = []
+    for head in range(heads):
+        part = slice(head * width, (head + 1) * width)
+        q, k, v = (project(x)[:, part] for project in (own.to_q, own.to_k, own.to_v))
+        q, k = norm(q) * own.norm_q.weight, norm(k) * own.norm_k.weight
+        q, k = (torch.complex(z[:, :pairs], z[:, pairs:]) * turns for z in (q, k))
+        scores = (q @ k.conj().T).real / math.sqrt(width)
+        mixed.append(scores.softmax(1) @ v)
+    h = h + gate1 * own.to_out(torch.cat(mixed, 1))
+    x = norm(h) * (1 + scale2) + shift2
+    gate = block.mlp.gate(x)
+    return h + gate2 * block.mlp.out(gate * gate.sigmoid() * block.mlp.value(x))
+
+
+@dimensions
+@torch.no_grad()
+def test_a_block_is_its_formula(dims: int):
+    block = randomised(plan(SIZES[dims], **SMALL)).blocks[0]
+    grid = tuple(side // 2 for side in SIZES[dims])
+    at = list(torch.cartesian_prod(*(torch.arange(n) for n in grid)).reshape(-1, dims).tolist())
+    h = torch.randn(2, len(at), 24, generator=generator(3))
+    emb = torch.randn(2, 24, generator=generator(4))
+    found = block(h, emb, *_vit.turns(grid, 6, h.device))
+    for own, one, expected in zip(h, emb, found, strict=True):
+        assert torch.allclose(by_hand(block, own, one, at, heads=2), expected, atol=1e-4)
+
+
+@dimensions
+def test_turns_tell_differences_of_positions_alone(dims: int):
+    grid = (5, 4, 3)[:dims]
+    cos, sin = _vit.turns(grid, 8, torch.device("cpu"))
+    q, k = torch.randn(2, 16, generator=generator(1))
+    scores = (_vit.turned(q.expand(len(cos), -1), cos, sin)
+              @ _vit.turned(k.expand(len(cos), -1), cos, sin).T)  # fmt: skip
+    places = torch.cartesian_prod(*(torch.arange(n) for n in grid)).reshape(-1, dims)
+    seen: dict[tuple[int, ...], float] = {}
+    for i, one in enumerate(places):
+        for j, other in enumerate(places):
+            apart = tuple((one - other).tolist())
+            assert float(scores[i, j]) == pytest.approx(seen.setdefault(apart, float(scores[i, j])),
+                                                        abs=1e-4)  # fmt: skip
+    assert len({round(score, 3) for score in seen.values()}) > len(seen) // 2
+
+
+@dimensions
+@torch.no_grad()
+def test_places_tell_where_a_patch_is_in_what_is_the_same_everywhere(
+    dims: int, monkeypatch: pytest.MonkeyPatch
+):
+    net = randomised(plan(SIZES[dims], **SMALL))
+    x, t = torch.ones(1, 3, *SIZES[dims]), torch.tensor([300.0])
+
+    def corners() -> Tensor:
+        found: Tensor = net(x, t)[(slice(None), slice(None), *[slice(None, None, 2)] * dims)]
+        return found.flatten(2)
+
+    assert bool((corners().std(2) > 0.01).all())
+    monkeypatch.setattr(_vit, "places", lambda *_: torch.zeros(()))
+    assert bool((corners().std(2) < 1e-4).all())
+
+
+def test_places_are_parts_of_the_side():
+    once, twice = (_vit.places((n,), 32, torch.device("cpu")) for n in (8, 16))
+    assert torch.allclose(twice.unflatten(0, (8, 2)).mean(1), once, atol=0.2)
+    assert once.shape == (8, 32)
+    assert len(once.unique(dim=0)) == 8
+
+
+# -- every shape ----------------------------------------------------------------------------------
+
+
+@shapes
+def test_it_predicts_in_the_shape_of_its_output_and_trains_every_weight(made: Plan):
+    net = randomised(made)
+    x, t = batch(made)
+    y = net(x, t, **told(made))
+    assert y.shape == (2, made.out_channels, *made.space.size)
+    y.square().sum().backward()
+    for name, p in net.named_parameters():
+        assert p.grad is not None, name
+        assert bool(p.grad.isfinite().all()), name
+        assert float(p.grad.abs().max()) > 0, name
+
+
+@shapes
+@torch.no_grad()
+def test_a_new_network_predicts_zero_and_its_blocks_are_the_identity(made: Plan):
+    net = made.build()
+    x, t = batch(made)
+    assert not net(x, t, **told(made)).any()
+    h, grid = torch.randn(2, 4, 24, generator=generator(3)), (4, *[1] * (made.space.dims - 1))
+    turns = _vit.turns(grid, 6, h.device)
+    assert torch.equal(net.blocks[0](h, torch.ones(2, 24), *turns), h)
+
+
+@shapes
+@torch.no_grad()
+def test_nothing_told_is_the_label_after_the_last_zeros_and_not_a_number(made: Plan):
+    net = randomised(made)
+    x, t = batch(made)
+    nothing = {"label": torch.tensor([2, 2]), "given": torch.zeros(2, 2, *made.space.size),
+               "row": torch.full((2, 2), UNTOLD)}  # fmt: skip
+    none = net(x, t)
+    assert torch.equal(none, net(x, t, **{name: nothing[name] for name in told(made)}))
+    for name, value in told(made).items():
+        assert not torch.allclose(none[0], net(x, t, **{name: value})[0], atol=1e-3), name
+    assert not torch.allclose(none, net(x, t + 5), atol=1e-3)
+
+
+@shapes
+def test_blocks_that_run_again_for_the_gradient_give_the_same(made: Plan):
+    found = []
+    for run in (None, checkpointed):
+        net = randomised(made)
+        net.run_block = run or net.run_block
+        x, t = batch(made)
+        y = net(x, t, **told(made))
+        y.square().sum().backward()
+        found.append([y, *(p.grad for p in net.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@shapes
+@torch.no_grad()
+def test_it_is_itself_again_from_its_tensors_alone(made: Plan):
+    net = randomised(made)
+    x, t = batch(made)
+    with torch.device("meta"):
+        again = made.build()
+        assert again(x.to("meta"), t.to("meta")).shape == (2, made.out_channels, *made.space.size)
+    again.load_state_dict({n: v.clone() for n, v in net.state_dict().items()}, assign=True)
+    assert torch.equal(again.eval()(x, t), net(x, t))
+
+
+@shapes
+@torch.no_grad()
+def test_precision_memory_order_and_batch_do_not_change_it(made: Plan):
+    net = randomised(made)
+    x, t = batch(made)
+    exact = net(x, t)
+    assert torch.allclose(lay_out(net)(laid_out(x), t), exact, atol=1e-5)
+    assert torch.allclose(net(x[1:], t[1:]), exact[1:], atol=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = net(x, t).float()
+        cast_products(net, torch.bfloat16)
+        assert torch.equal(net(x, t).float(), rough)
+    assert float((rough - exact).norm() / exact.norm()) < 0.05
+
+
+@torch.no_grad()
+def test_dropout_acts_in_training_alone():
+    net = randomised(plan(8, **SMALL, dropout=0.5))
+    x, t = batch(SHAPES["plain"])
+    assert torch.equal(net(x, t), net(x, t))
+    net.train()
+    assert not torch.allclose(net(x, t), net(x, t), atol=1e-3)
+
+
+@torch.no_grad()
+def test_the_same_weights_are_a_network_at_another_size():
+    small, large = (plan(size, **SMALL, context=1) for size in (8, (16, 12)))
+    net, other = randomised(small), large.build().eval()
+    other.load_state_dict(net.state_dict())
+    x, t = batch(large)
+    assert torch.equal(net(x, t), other(x, t))
+
+
+# -- the papers' numbers --------------------------------------------------------------------------
+
+
+def counted(config: Config, side: int, channels: int, out_channels: int) -> tuple[int, float]:
+    """Parameters, and billions of products of one evaluation, which the papers call GFLOPs."""
+    space = Space(channels=channels, size=(side, side))
+    conditions = Conditions(classes=tuple(map(str, range(1000))))
+    with torch.device("meta"):
+        net = NETWORKS["vit"].build(config, space, conditions, out_channels)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            net(torch.zeros(1, *space.shape), torch.zeros(1))
+    return count_parameters(net), counter.get_total_flops() / 2e9
+
+
+def test_jit_b_has_its_parameters_and_operations():
+    """131 M and 25 GFLOPs (Li & He 2025): without the weights that JiT's norms have beside the
+    scale that follows from the time."""
+    config = Config(patch=16, width=768, bottleneck=128, context=32)
+    parameters, products = counted(config, 256, 3, 3)
+    assert parameters + (2 * 12 + 1) * 768 == 131_123_712
+    assert products == pytest.approx(25.2, abs=0.05)
+
+
+DIT = {(384, 2): (33, 6.06), (384, 8): (33, 0.36), (768, 4): (130, 5.56)}
+"""Millions of parameters, and GFLOPs, of DiT-S and DiT-B by width and patch (Peebles & Xie 2023,
+table 4)."""
+
+
+@pytest.mark.parametrize(("width", "patch"), list(DIT))
+def test_dit_has_its_parameters_and_operations(width: int, patch: int):
+    """Of latents of 4 channels, 32x32, with learned variance. The gated MLP has the weights of one
+    of four times the width and 4/3 of its biases; norms of queries and keys have weights; and DiT's
+    count has its table of positions."""
+    millions, gflops = DIT[width, patch]
+    parameters, products = counted(Config(patch=patch, width=width), 32, 4, 8)
+    gated, norms, places = width * 4 // 3, 2 * 64, (32 // patch) ** 2 * width
+    theirs = parameters - 12 * (gated + norms) + places
+    assert round(theirs / 1e6) == millions
+    blocks = 12 * (18 * width**2 + 15 * width)
+    ends = 12 * patch**2 * width + width + 8 * patch**2 + 3 * width**2 + 4 * width + 256 * width
+    assert theirs == blocks + ends + 1001 * width + places
+    assert products == pytest.approx(gflops, rel=0.01)
+
+
+# -- what is refused, and what a preset becomes ----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"size": 9}, "patches of 2 do not divide 9x9. Choose a size that is a multiple of 2"),
+        ({"size": (8, 7)}, "8 high x 7 wide"),
+        ({"size": 512, "patch": 1}, "attention over 262,144 patches of 512x512 is too much"),
+        ({"width": 25}, "a width of 25 cannot be cut into heads of 12"),
+        ({"head_width": 3}, "head_width must be even, not 3"),
+        ({"head_width": 4, "size": (4, 4, 4)}, "head_width must be 6 or more in 3 dimensions"),
+        ({"depth": 0}, "depth"),
+        ({"bottleneck": 0}, "bottleneck"),
+        ({"patch": "two"}, "patch"),
+    ],
+    ids=str,
+)
+def test_a_network_that_cannot_be_is_refused(wrong: dict[str, Any], message: str):
+    with pytest.raises(InvalidArgument, match=message):
+        plan(**{"size": 8, **SMALL, **wrong}).build()
+
+
+PRESET = {"width": 48, "depth": 2, "head_width": 16, "bottleneck": 128, "positions": 256}
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "bottleneck"),
+    [
+        ((64, 64), 4, None), ((128, 128), 8, 128), ((256, 256), 16, 128), ((32, 32), 2, None),
+        ((28, 28), 2, None), ((2, 2), 1, None), ((48, 64), 4, None), ((31, 33), 1, None),
+        ((8192,), 32, None), ((32, 32, 32), 8, 128),
+    ],
+)  # fmt: skip
+def test_a_preset_has_the_smallest_patches_that_are_few_enough(size, patch, bottleneck):
+    space = Space(channels=3, size=size)
+    config = adapt(PRESET, {}, space)
+    assert (config.patch, config.bottleneck) == (patch, bottleneck)
+    assert adapt(PRESET, {"patch": 1, "bottleneck": 7}, space).patch == 1
+    assert NETWORKS["vit"].build(config, space, Conditions()).patch == patch
+
+
+def test_a_typed_size_that_no_patches_divide_is_refused():
+    space = Space(channels=1, size=(97, 97))
+    with pytest.raises(InvalidArgument, match="97x97 cannot be cut into 256 patches or fewer") as e:
+        adapt(PRESET, {}, space, exact=True)
+    assert (e.value.argument, "multiple of 7" in str(e.value)) == ("size", True)
+    assert adapt(PRESET, {}, space).patch == 1
+
+
+@pytest.mark.parametrize(
+    ("width", "head_width"), [(48, 16), (40, 10), (64, 16), (36, 12), (26, 2), (22, 2)]
+)
+def test_heads_become_narrower_until_they_divide_the_width(width: int, head_width: int):
+    space = Space(channels=3, size=(8, 8))
+    assert adapt(PRESET, {"width": width}, space).head_width == head_width
+    with pytest.raises(InvalidArgument):
+        adapt(PRESET, {"width": 40, "head_width": 16}, space)
+    with pytest.raises(InvalidArgument, match="width"):
+        adapt(PRESET, {"width": 37}, space)
+
+
+def test_it_describes_itself():
+    config = Config(patch=2, width=24, head_width=12, depth=3, bottleneck=3, context=2)
+    assert describe(config, Space(channels=3, size=(8, 4))) == [
+        "blocks: 3 of 24 channels in 2 heads",
+        "8 patches of 2x2 through 3 numbers, and 2 vectors of context from block 2 on",
+    ]

@@ -1,0 +1,107 @@
+"""The site is made of the pages that one reads in the repository; `.ci/run` builds all of it."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """docs/site.py as a module, without an address of the repository."""
+    spec = importlib.util.spec_from_file_location("docs_site", ROOT / "docs" / "site.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "docs_site", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "SOURCE", "")
+    return module
+
+
+@pytest.mark.parametrize(
+    ("text", "made"),
+    [
+        ("[x](tasks.md#methods)", "[x](tasks.md#methods)"),
+        ("[x](../README.md)", "[x](index.md)"),
+        ("[x](../CHANGELOG.md#unreleased)", "[x](changelog.md#unreleased)"),
+        ("[x](#here) [x](https://example.org)", "[x](#here) [x](https://example.org)"),
+        ("![x](images/a.png)", "![x](images/a.png)"),
+        ("[`t.test_x`](../tests/t.py)", "`t.test_x`"),
+        (
+            "[`process.Process.rewind`](../diffuse_cli/core/process.py)",
+            "[`process.Process.rewind`][diffuse_cli.core.process.Process.rewind]",
+        ),
+        (
+            "[schedules.py](../diffuse_cli/core/schedules.py)",
+            "[schedules.py](reference/schedules.md)",
+        ),
+        ("[x](commands/train.md)", "[x](commands/train.md)"),
+    ],
+)
+def test_links_lead_to_their_place_on_the_site(site: Any, text: str, made: str):
+    assert site.Page("docs/theory.md", site.places()).prose(text) == made
+
+
+def test_links_from_the_readme_and_from_folders(site: Any):
+    readme = site.Page("README.md", site.places())
+    assert readme.prose('<img src="docs/images/a.png" width="4">') == (
+        '<img src="images/a.png" width="4">'
+    )
+    assert readme.prose("[x](docs/tasks.md)") == "[x](tasks.md)"
+    page = site.Page("docs/commands/train.md", site.places())
+    assert page.prose("![x](../images/a.png)") == "![x](../images/a.png)"
+    assert page.prose("[x](../../benchmarks/README.md#y)") == "[x](../benchmarks.md#y)"
+
+
+def test_with_an_address_files_that_are_no_pages_are_linked(
+    site: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(site, "SOURCE", "https://example.org/d")
+    made = site.Page("docs/theory.md", site.places()).prose("[x](../tests/test_docs.py)")
+    assert made == "[x](https://example.org/d/blob/HEAD/tests/test_docs.py)"
+
+
+def test_formulas_become_mathml_and_code_and_dollars_do_not(site: Any):
+    pytest.importorskip("math_core")
+    page = site.Page("docs/theory.md", site.places())
+    made = page.prose("A $x_0 \\mid y$, `$x$` and\n\n$$\\frac{a}{b}$$\n\nat $5 or $6.")
+    assert made.count("<math") == 2
+    assert made.count('display="block"') == 1
+    assert "`$x$`" in made
+    assert made.endswith("at $5 or $6.")
+    assert not set("|*_`$") & {*made[made.index("<math") : made.index("</math>")]}
+    numbered = page.prose("$$\\alpha \\tag{3}$$").strip()
+    assert numbered.endswith("</math></div><span>(3)</span></div>")
+    with pytest.raises(Exception, match="nocommand"):
+        page.prose("$\\nocommand$")
+
+
+def test_options_stand_where_their_page_is_linked(site: Any):
+    text = site.Page("docs/commands/sample.md", site.places()).text()
+    assert (
+        "\n## Options\n\n`diffuse sample [OPTIONS] MODEL`\n\n### Arguments\n\n`MODEL`\n:   " in text
+    )
+    assert "`-n N`\n:   Number of images; with --given, of each. &#91;default: 16&#93;\n\n" in text
+    assert "`--grid / --no-grid`\n:   Write grid.png" in text
+    assert "[All options]" not in text
+
+
+def test_every_page_is_in_the_table_of_contents(site: Any, tmp_path: Path):
+    def leaves(nav: Any) -> list[str]:
+        if isinstance(nav, str):
+            return [nav]
+        return [leaf for part in nav for value in part.values() for leaf in leaves(value)]
+
+    found = leaves(site.navigation(site.reference(tmp_path / "reference")))
+    assert len(found) == len({*found})
+    assert {*site.places().values()} <= {*found}
+    written = {path.stem for path in (tmp_path / "reference").glob("*.md")}
+    assert {Path(leaf).stem for leaf in found if leaf.startswith("reference/")} <= written
+    assert "networks.unet" in written
