@@ -15,9 +15,9 @@ CONFIG = DemoConfig
 
 
 def run(config: DemoConfig, console: Console) -> None:
-    """Draw the picture, and print its path."""
+    """Draw the picture, print its path, and open it if asked to."""
     from diffuse_cli.core.schedules import SCHEDULES
-    from diffuse_cli.demo import demonstrate
+    from diffuse_cli.demo import demonstrate, opening
 
     paths = console.follow(demonstrate(config))
     values: dict[str, Any] = {"pictures": [str(path) for path in paths]}
@@ -28,3 +28,5 @@ def run(config: DemoConfig, console: Console) -> None:
     if config.betas is not None:
         values["betas"] = config.betas
     console.result(paths, values)
+    if config.open and (why := opening.opened(opening.best(paths))):
+        console.warn(why)

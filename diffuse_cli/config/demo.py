@@ -76,4 +76,7 @@ class DemoConfig(ForwardConfig, ReverseConfig):
     )
     gif: bool = option(False, "Also write an animation.")
     html: bool = option(False, "Also write a page on which each picture can be played, of a sound.")
+    open: bool = option(
+        False, "Open what was written: the page of a sound, else the animation, else the picture."
+    )
     overwrite: bool = option(False, OVERWRITE)

@@ -1,0 +1,72 @@
+"""`noise-demo --open`: a stand-in for the viewer is given the file, and its lack is no error."""
+
+from __future__ import annotations
+
+import webbrowser
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from diffuse_cli.demo import opening
+
+LINE = ("noise-demo", "grey.png", "--schedule", "cosine", "--steps", 2, "--num-timesteps", 4)
+SILENT = {"DISPLAY": "", "WAYLAND_DISPLAY": "", "BROWSER": ""}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Image.new("L", (8, 8), 90).save("grey.png")
+    return tmp_path
+
+
+def test_the_viewer_is_given_the_file_after_it_is_written(
+    process: Callable[..., Any], folder: Path
+) -> None:
+    viewer = folder / "viewer"
+    viewer.write_text('#!/bin/sh\ncp "${1#file://}" seen\necho "$1" > address\n')
+    viewer.chmod(0o755)
+    ran = process(*LINE, "--gif", "--open", env={**SILENT, "BROWSER": f"{viewer} %s"})
+    assert (ran.code, ran.err.count("warning")) == (0, 0), ran.err
+    moving = folder / "grey.noise-demo.gif"
+    assert (folder / "address").read_text().strip() == moving.as_uri()
+    assert (folder / "seen").read_bytes() == moving.read_bytes()
+
+
+def test_without_a_display_it_is_said_and_all_is_well(
+    process: Callable[..., Any], folder: Path
+) -> None:
+    ran = process(*LINE, "--open", env=SILENT)
+    assert ran.code == 0, ran.err
+    assert ran.out == "grey.noise-demo.png\n"
+    assert "warning: --open: there is no display" in ran.err
+
+
+@pytest.mark.parametrize("answer", [False, OSError("no such program"), webbrowser.Error("none")])
+def test_a_viewer_that_does_not_start_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, answer: bool | Exception
+) -> None:
+    def stand_in(address: str) -> bool:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(webbrowser, "open", stand_in)
+    assert opening.opened(Path("grey.png")) == "--open: the system has no viewer for grey.png"
+
+
+def test_nothing_is_opened_unless_asked_for(process: Callable[..., Any]) -> None:
+    ran = process(*LINE, env=SILENT)
+    assert ran.code == 0
+    assert "--open" not in ran.err
+
+
+def test_of_several_files_the_one_that_shows_most_is_opened() -> None:
+    png, html, gif = (Path(f"a.{kind}") for kind in ("png", "html", "gif"))
+    assert opening.best([png]) == png
+    assert opening.best([png, gif]) == gif
+    assert opening.best([png, html, gif]) == html
