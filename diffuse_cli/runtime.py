@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import importlib.util
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -33,13 +35,17 @@ DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 
 LAUNCH = "Start them with torchrun, or with accelerate launch --multi_gpu"
 
-TRACKERS = ("tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "dvclive")
+TRACKERS = (
+    "tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab", "trackio",
+)  # fmt: skip
 """Accelerate's trackers, named as their packages."""
 
 BATCHED: dict[str, dict[str, str]] = {"tensorboard": {"dataformats": "NHWC"}, "wandb": {}}
 """Trackers that take pictures as a batch (N, H, W, 3), with these arguments; the others that take
 any want a single one (H, W, 3)."""
 
+AS_VALUES = {"trackio": "Image"}
+"""Trackers that log pictures as values, and the class of such a value in their package."""
 
 WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "KMP_LIBRARY")
 """Variables by which users say how threads wait for each other."""
@@ -238,7 +244,8 @@ def machine(
     try:
         yield accelerator
     finally:
-        accelerator.end_training()
+        with aside():
+            accelerator.end_training()
 
 
 def settle(accelerator: Accelerator, precision: str) -> str:
@@ -257,6 +264,11 @@ def settle(accelerator: Accelerator, precision: str) -> str:
     return precision
 
 
+def aside() -> contextlib.AbstractContextManager[object]:
+    """Has what trackers print go to stderr: stdout is for results."""
+    return contextlib.redirect_stdout(sys.stderr)
+
+
 def log_picture(accelerator: Accelerator, name: str, picture: Image, step: int) -> None:
     """Show a picture in those of the Accelerator's trackers that take pictures."""
     import numpy as np
@@ -266,6 +278,9 @@ def log_picture(accelerator: Accelerator, name: str, picture: Image, step: int) 
         if hasattr(tracker, "log_images"):
             shown = pixels[None] if tracker.name in BATCHED else pixels
             tracker.log_images({name: shown}, step=step, **BATCHED.get(tracker.name, {}))
+        elif tracker.name in AS_VALUES:
+            value = getattr(importlib.import_module(tracker.name), AS_VALUES[tracker.name])
+            tracker.log({name: value(pixels)}, step=step)
 
 
 @contextlib.contextmanager

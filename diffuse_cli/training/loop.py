@@ -304,13 +304,14 @@ class _Run:
     def _log(self, trainer: Trainer, done: int, meter: Meter, norm: float) -> Step:
         lr = lr_at(trainer.config, trainer.course, done - 1)
         self.loss, speed = meter.read()
+        told = {"loss": self.loss, "lr": lr, "grad_norm": norm, "images_per_second": speed}
         if self.main:
-            values = {"loss": self.loss, "lr": lr, "grad_norm": norm, "images_per_second": speed}
+            values = {**told}
             if feed := trainer.batches.feed:
                 values["waiting"] = feed.share()
             self.run.log(step=done, **values)
         if self.plan.config.log:
-            self.accelerator.log({"loss": self.loss, "lr": lr, "grad_norm": norm}, step=done)
+            self.accelerator.log(told, step=done)
         steps = trainer.course.steps
         budget = self.deadline.budget
         left = budget.left if budget else (steps - done) * meter.batch_size / speed

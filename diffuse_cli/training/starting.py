@@ -13,6 +13,7 @@ from diffuse_cli.config.training import to_file
 from diffuse_cli.errors import OutputError, UsageError
 from diffuse_cli.events import Notice, Stop, Work, until
 from diffuse_cli.options import options, read_toml, to_toml
+from diffuse_cli.runtime import aside
 from diffuse_cli.training.budget import Budget
 from diffuse_cli.training.course import Course
 from diffuse_cli.training.initial import first_weights
@@ -154,4 +155,5 @@ def begin_trackers(config: TrainConfig, accelerator: Accelerator) -> None:
             for f, _ in options(config)
             if isinstance(value := getattr(config, f.name), (int, float, str))
         }
-        accelerator.init_trackers("diffuse", config=values)
+        with aside():
+            accelerator.init_trackers("diffuse", config=values)
