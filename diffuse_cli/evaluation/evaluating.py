@@ -270,7 +270,15 @@ def describe(
         "weights": config.weights,
         "precision": loaded.precision,
         "model_sha256": loaded.sha256,
+        **_taught(loaded),
     }
+
+
+def _taught(loaded: Loaded) -> dict[str, Any]:
+    """From which model it was distilled, and at which guidance, if it was."""
+    found = loaded.model.distilled or {}
+    names = {"teacher": "teacher_sha256", "guidance": "teacher_guidance"}
+    return {names[key]: value for key, value in found.items()}
 
 
 def _model_facts(loaded: Loaded) -> dict[str, Any]:

@@ -49,6 +49,15 @@ def test_a_distilled_model_says_what_it_is(diffuse, fast, model):
     assert manifest["distilled"] == {"teacher": files.sha256(model)}
 
 
+def test_an_evaluation_says_from_which_model_it_was_distilled(diffuse, fast, model, images):
+    line = ("eval", fast, images, "-n", 6, "--metrics", "spectrum")
+    ran = diffuse(*line, "--json")
+    assert ran.code == 0, ran.err
+    found = ran.json["settings"]
+    assert (found["sampler"], found["steps"]) == ("consistency", 2)
+    assert found["teacher_sha256"] == files.sha256(model)
+
+
 def test_only_a_distilled_model_is_drawn_from_by_consistency(diffuse, model, fast):
     ran = diffuse("sample", model, "--sampler", "consistency", "-o", "drawn")
     assert ran.code == UsageError.exit_code
