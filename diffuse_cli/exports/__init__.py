@@ -50,7 +50,7 @@ class Target(Protocol):
         ...
 
 
-TARGETS: Mapping[str, Target] = Modules("targets", __name__, __path__)
+TARGETS: Mapping[str, Target] = Modules("exports", __name__, __path__)
 
 OF_ALL = ("source", "out", "overwrite", "to", "weights")
 """The options that every target takes."""

@@ -252,7 +252,7 @@ def test_the_table_says_which_is_better_and_what_the_error_is_of(
             return {"light": mean, "light_standard_error": 1e-6, "real": 1.0, "unknown": mean}
 
     monkeypatch.setattr(comparing, "METRICS", {"size": Size(), "likelihood": METRICS["likelihood"]})
-    monkeypatch.setattr("diffuse_cli.evaluation.evaluating.METRICS", comparing.METRICS)
+    monkeypatch.setattr("diffuse_cli.evaluation.parts.METRICS", comparing.METRICS)
     monkeypatch.setattr("diffuse_cli.metrics.METRICS", comparing.METRICS)
     ran = diffuse("compare", runs("a.run"), runs("b.run"), images, *QUICK)
     found = rows(ran)

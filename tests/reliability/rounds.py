@@ -3,7 +3,7 @@
     python tests/reliability/rounds.py operations [--every] [--part K/N]
     python tests/reliability/rounds.py signals --count 100 --seed 0
 
-`operations` ends a run before and after operations on the disk: at five of them, or with --every at
+`operations` ends a run before and after operations on the disk: at three of them, or with --every at
 each one (of the writes into one file, at the first and the last).
 `signals` sends SIGKILL at random moments of runs that save after every second step. Each killed
 run is resumed, and its model file, its best model and its averages of other lengths must have the
@@ -63,7 +63,7 @@ LONG = [
     "--eval-every", "20", "--eval-images", "4", "--ema-lengths", "6", "-q",
 ]  # fmt: skip
 
-FEW = 5
+FEW = 3
 """Operations at which a run is ended where not at every one."""
 
 
@@ -214,7 +214,7 @@ def _main() -> int:
     parser.add_argument("kind", choices=("operations", "signals"))
     parser.add_argument("--every", action="store_true")
     parser.add_argument("--part", type=_part, default=(0, 1), metavar="K/N")
-    parser.add_argument("--count", type=int, default=10)
+    parser.add_argument("--count", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     if given.kind == "operations":

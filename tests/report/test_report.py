@@ -20,7 +20,7 @@ from PIL import Image
 from diffuse_cli import metrics
 from diffuse_cli.config import EvalConfig, SamplerChoice
 from diffuse_cli.data.summary import plural
-from diffuse_cli.evaluation import evaluating
+from diffuse_cli.evaluation import evaluating, parts
 from diffuse_cli.evaluation.showing import OF_CLASS, SAMPLES, TWINS
 from diffuse_cli.metrics import METRICS, Measured, Words
 from diffuse_cli.options import from_dict, to_arguments
@@ -189,7 +189,7 @@ def test_a_metric_is_one_file(diffuse, conditional, images, tmp_path, monkeypatc
 
 def test_a_number_without_words_is_shown_too(diffuse, model, images, monkeypatch):
     metric = SimpleNamespace(NEEDS=(), compute=lambda evaluation: {"sheen_of_images": 41.25})
-    monkeypatch.setattr(evaluating, "METRICS", {**METRICS, "sheen": metric})
+    monkeypatch.setattr(parts, "METRICS", {**METRICS, "sheen": metric})
     assert diffuse("eval", model, images, "-n", 4, *QUICK, "--report", "page.html").code == 0
     page = read()
     assert "Other numbers" in page.text
