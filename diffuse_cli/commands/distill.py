@@ -41,7 +41,7 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     found = load(model)
     values.setdefault("batch_size", max(1, found.training.get("batch_size", BATCH) // POINTS))
     if "lr" in found.training:
-        values.setdefault("lr", found.training["lr"])
+        values.setdefault("lr", found.training["lr"] / 2)
     if guidance is None:
         guidance = guidance_of(found)
     if guidance is not None:

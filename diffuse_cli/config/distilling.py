@@ -58,7 +58,7 @@ class DistillConfig(Config):
         shown="an eighth of the model's",
     )
     lr: float | None = optimiser_option(
-        None, "Peak learning rate.", low=0, high=10, shown="the model's"
+        None, "Peak learning rate.", low=0, high=10, shown="half of the model's"
     )
     workers: int | None = run_option(
         None, "Threads that read images.", low=1, high=1024, control=True, shown="one per core"

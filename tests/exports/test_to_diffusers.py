@@ -139,6 +139,16 @@ def test_heads_of_a_number_are_said_where_they_are_equally_wide():
     assert back(folder).blueprint.config.heads_at(8) == 2
 
 
+def test_where_to_write_may_be_an_argument(diffuse):
+    modelfile.save(Path("model.safetensors"), model_of())
+    ran = diffuse("convert", "model.safetensors", "there", "--to", "diffusers", "-q")
+    assert (ran.code, ran.out) == (0, "there\n")
+    ran = diffuse("convert", "there", "back.safetensors", "-q")
+    assert (ran.code, ran.out) == (0, "back.safetensors\n")
+    ran = diffuse("convert", "there", "again.safetensors", "-o", "other.safetensors")
+    assert (ran.code, "OUT and -o are the same" in ran.line) == (2, True)
+
+
 def test_raw_weights_are_written_where_they_are_asked_for(diffuse):
     model = model_of()
     raw = {name: tensor + 1 for name, tensor in model.ema.items()}

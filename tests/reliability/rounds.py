@@ -3,7 +3,7 @@
     python tests/reliability/rounds.py operations [--every] [--part K/N]
     python tests/reliability/rounds.py signals --count 100 --seed 0
 
-`operations` ends a run before and after operations on the disk: at three of them, or with --every at
+`operations` ends a run before and after operations on the disk: at three, or with --every at
 each one (of the writes into one file, at the first and the last).
 `signals` sends SIGKILL at random moments of runs that save after every second step. Each killed
 run is resumed, and its model file, its best model and its averages of other lengths must have the

@@ -198,7 +198,7 @@ def test_a_power_cut_while_a_model_file_is_replaced_leaves_the_old_or_the_new(tm
 
 @pytest.mark.parametrize("kind", ["operations", "signals"])
 def test_killed_and_resumed_equals_a_run_that_nothing_stopped(kind: str):
-    """Three operations, five signals; `rounds.py` does every operation, and any number of signals."""
+    """Three operations, five signals; `rounds.py` does every one, and any number of signals."""
     ran = subprocess.run(
         [sys.executable, ROUNDS, kind], env=environment(), capture_output=True, text=True
     )

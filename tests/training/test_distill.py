@@ -159,7 +159,7 @@ def test_a_step_takes_an_eighth_of_the_models_batch(distill, model):
     assert distill(model, "--steps", 1, "-q").code == 0
     before, after = (modelfile.load(each).training for each in (model, FAST))
     assert (before["batch_size"], after["batch_size"]) == (8, 1)
-    assert after["lr"] == before["lr"]
+    assert after["lr"] == before["lr"] / 2
 
 
 def test_flow_and_x0_can_be_distilled():
