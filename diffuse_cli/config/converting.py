@@ -27,7 +27,7 @@ class ConvertConfig(Config):
     source: str = argument(
         "SOURCE", "Folder or file that another program saved, or with --to a model of diffuse."
     )
-    output: str | None = option(
+    where: str | None = option(
         None,
         "Where to write, as with -o.",
         metavar="[OUT]",
@@ -130,11 +130,11 @@ class ConvertConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.output is not None:
+        if self.where is not None:
             if self.out is not None:
                 raise UsageError("OUT and -o are the same", "Give one of them")
-            object.__setattr__(self, "out", self.output)
-            object.__setattr__(self, "output", None)
+            object.__setattr__(self, "out", self.where)
+            object.__setattr__(self, "where", None)
         pairs = (("schedule", "betas"), ("heads", "head_width"), ("heads_upsample", "head_width"))
         for one, other in pairs:
             if None not in (getattr(self, one), getattr(self, other)):

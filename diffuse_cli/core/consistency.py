@@ -34,6 +34,9 @@ POINTS = 8
 FINE = 2
 """Steps of the solver from one point to the next."""
 
+EVALUATIONS = POINTS * (FINE + 1)
+"""Evaluations of a network for the loss of a sample."""
+
 
 @dataclass(frozen=True)
 class Path:

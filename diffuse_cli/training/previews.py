@@ -16,7 +16,7 @@ from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.sampling import Drawing, draw, looks, stored
 from diffuse_cli.training.feed import readable
 from diffuse_cli.training.plan import Plan, given_inputs
-from diffuse_cli.training.trainer import HELD_OUT_IMAGES, Trainer
+from diffuse_cli.training.trainer import Trainer, evaluations, held_out_images
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -111,7 +111,8 @@ def passes_of_drawing(plan: Plan, images: int) -> int:
 
 def passes_of_preview(plan: Plan) -> int:
     """Passes that a preview takes, with the held-out loss."""
-    return passes_of_drawing(plan, PREVIEW_IMAGES) + len(plan.held_out[:HELD_OUT_IMAGES])
+    measured = len(plan.held_out[: held_out_images(plan.config)])
+    return passes_of_drawing(plan, PREVIEW_IMAGES) + measured * evaluations(plan.config)
 
 
 def draw_preview(trainer: Trainer) -> Work[Image | None]:

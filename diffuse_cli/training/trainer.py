@@ -13,8 +13,11 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
+from diffuse_cli.config import TrainConfig
+from diffuse_cli.core.consistency import EVALUATIONS
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.core.kernels.layout import lay_out
+from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.core.networks import checkpointed
 from diffuse_cli.core.optimizers import OPTIMIZERS
 from diffuse_cli.core.timesteps import TIMESTEP_DRAWS, History, choose
@@ -33,7 +36,7 @@ Seen = list[tuple[Tensor, Tensor]]
 """Timesteps and their losses, of each forward pass."""
 
 HELD_OUT_IMAGES = 512
-"""Most held-out images to measure while training."""
+"""Most held-out images to measure while training, by a loss of one evaluation an image."""
 
 HELD_OUT_BATCH = 64
 
@@ -45,6 +48,16 @@ class Outcome:
 
     loss: Tensor
     grad_norm: Tensor
+
+
+def evaluations(config: TrainConfig) -> int:
+    """Evaluations of a network for the loss of an image."""
+    return EVALUATIONS if config.loss in TAUGHT else 1
+
+
+def held_out_images(config: TrainConfig) -> int:
+    """How many held-out images to measure at most; about as many evaluations with every loss."""
+    return HELD_OUT_IMAGES // evaluations(config)
 
 
 class Trainer:
@@ -288,7 +301,7 @@ class Trainer:
     def held_out_losses(self) -> Tensor | None:
         """The loss of the averaged weights on each held-out image, (N,), with the same draws every
         time; None if nothing is held out."""
-        images, chosen = self.plan.images, self.plan.held_out[:HELD_OUT_IMAGES]
+        images, chosen = self.plan.images, self.plan.held_out[: held_out_images(self.config)]
         if len(chosen) == 0:
             return None
         chosen = readable(self.plan, chosen)
