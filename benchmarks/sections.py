@@ -221,7 +221,7 @@ def few(found: Mapping[str, Any]) -> Lines:
 def distilled(result: Result) -> Lines:
     """KID of one to eight evaluations of models and of what they were distilled to."""
     yield (
-        "2,000 steps (ten minutes of a core), and what five more of `diffuse distill` make of them: "
+        "2,000 steps (ten minutes of a core), and what five of `diffuse distill` make of them: "
         "KID × 1000 of as many images against held-out ones, from the same noise. Of photos it "
         "likes the grey fog of two evaluations of `unipc` best "
         "([pictures](commands/distill.md)), which recall does not.\n"
