@@ -13,9 +13,8 @@ the function from its end on, point by point; in minutes that did not get far.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -61,18 +60,13 @@ def path(
 
     times = process.times(min(points * fine, process.num_timesteps))
     with torch.no_grad():
-        states = unipc(denoise, process, noise, times, noise=partial(_none_of, noise))
+        states = unipc(denoise, process, noise, times, noise=_no_noise)
         passed = [noise, *(state.x for state in states)]
     return Path(torch.stack(passed[:-1:fine]), tuple(times[::fine]), passed[-1])
 
 
-def _told(denoise: Denoise, cond: Mapping[str, Any], x: Tensor, t: Any, /, **_: Any) -> Prediction:
-    return denoise(x, t, **cond)
-
-
-def _none_of(like: Tensor, k: int) -> Tensor:
-    """A solver of the flow draws no noise."""
-    raise AssertionError(f"draw {k} of a solver that has none")
+def _no_noise(k: int) -> Tensor:
+    raise AssertionError("a solver of the flow draws no noise")
 
 
 def loss(
@@ -97,7 +91,12 @@ def loss(
     import torch
 
     process, count = denoiser.process, len(noise)
-    found = path(partial(_told, teacher or denoiser, cond), process, noise)
+    leads = teacher or denoiser
+
+    def told_the_same(x_t: Tensor, t: Any, /, **_: Any) -> Prediction:
+        return leads(x_t, t, **cond)
+
+    found = path(told_the_same, process, noise)
     points = len(found.times)
     times = torch.tensor(found.times, device=noise.device).repeat_interleave(count)
     told = {key: value.repeat(points, *[1] * (value.ndim - 1)) for key, value in cond.items()}
