@@ -111,8 +111,9 @@ def loss_of_variance(above: Layer, below: Layer) -> Layer:
 
 
 def network_of_size(above: Layer, below: Layer) -> Layer:
-    """A size has levels or patches of its own, but for a network with weights."""
-    if "size" not in above or "init" in above:
+    """Another size has levels or patches of its own, but for a network with weights."""
+    sizes = above.get("size"), below.get("size")
+    if "init" in above or None in sizes or sizes[0] == sizes[1]:
         return below
     followed = below.trait("OF_SIZE", frozenset())
     return below.keeping({k: v for k, v in below.network.items() if k not in followed})
