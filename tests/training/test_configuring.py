@@ -175,7 +175,7 @@ def test_a_file_without_a_size_keeps_its_patches_and_levels_at_any():
     at_64 = Space(channels=3, size=(64, 64))
     cut = {"preset": "vit-s", "vit": {"patch": 8}}
     assert planned({"size": 64}, cut, space=at_64)[1].config.patch == 8
-    levels: dict[str, Any] = {"unet": {"multipliers": [1, 3]}}
+    levels: dict[str, object] = {"unet": {"multipliers": [1, 3]}}
     assert planned({"size": 64}, levels, space=at_64)[1].config.multipliers == (1, 3)
     levels["size"] = 64
     assert planned({"size": 64}, levels, space=at_64)[1].config.multipliers == (1, 3)
