@@ -1,0 +1,63 @@
+"""A transformer where a U-Net stands in the other tests: processes, seeds, what leaves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import logged
+from PIL import Image
+
+from diffuse_cli import modelfile
+from diffuse_cli.core.networks import vit
+from diffuse_cli.exports._traced import inputs
+
+STEPS = ("--steps", 4, "--log-every", 1, "-q")
+
+
+@pytest.fixture(scope="module")
+def trained(images, transformer, tmp_path_factory) -> Path:
+    """A transformer of 4 steps, told classes. Do not write here."""
+    from conftest import in_process
+
+    out = tmp_path_factory.mktemp("transformer") / "model.safetensors"
+    line = ["train", images, "--config", transformer, "--classes", *STEPS, "-o", out]
+    assert in_process(line) == 0
+    return out
+
+
+def test_two_processes_train_one_as_one_does(pair, diffuse, images, transformer):
+    line = ("train", images, "--config", transformer, *STEPS)
+    assert pair(*line).code == 0
+    assert diffuse(*line, "-o", "one.safetensors").code == 0
+    for name in ("loss", "grad_norm"):
+        two, one = logged(name), logged(name, Path("one.run"))
+        assert len(two) == 4
+        assert two == pytest.approx(one, abs=1e-4)
+
+
+def test_an_image_is_the_same_in_any_batch(diffuse, trained):
+    line = ("sample", trained, "-n", 3, "--steps", 3, "--seed", 5, "-q")
+    assert diffuse(*line, "-o", "one", "--batch-size", 1).code == 0
+    assert diffuse(*line, "-o", "all", "--batch-size", 3).code == 0
+    names = json.loads(Path("all/manifest.json").read_text())["images"]
+    assert len(names) == 3
+    for name in names:
+        one, all_ = (np.asarray(Image.open(f"{at}/{name}"), int) for at in ("one", "all"))
+        assert np.abs(one - all_).max() <= 1
+
+
+@torch.no_grad()
+def test_it_leaves_as_a_program_of_torch(diffuse, trained):
+    assert diffuse("convert", trained, "out.pt2", "-q").code == 0
+    model = modelfile.load(trained)
+    assert isinstance(model.blueprint.config, vit.Config)
+    program, net = torch.export.load("out.pt2").module(), model.network()
+    for n in (1, 3):
+        fed = inputs(model.blueprint, n, seed=n)
+        expected = net(**fed)
+        found = program(fed.pop("x"), fed.pop("t"), **fed)
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
