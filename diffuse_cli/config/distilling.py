@@ -55,7 +55,7 @@ class DistillConfig(Config):
         "Paths per step, over all processes; each is learned at 8 times.",
         low=1,
         high=1_000_000,
-        shown="an eighth of the model's",
+        shown="a quarter of the model's",
     )
     lr: float | None = optimiser_option(
         None, "Peak learning rate.", low=0, high=10, shown="half of the model's"

@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from diffuse_cli.core.process import Process
     from diffuse_cli.core.solvers import Noise
 
-POINTS = 8
-"""Points of a path: the times of 8 evaluations, and so those of 4, 2 and 1."""
+POINTS = 4
+"""Points of a path: the times of 4 evaluations, and so those of 2 and 1. Twice as many, on half as
+many paths, take as long and draw worse in all of these (benchmarks/README.md)."""
 
-FINE = 2
+FINE = 4
 """Steps of the solver from one point to the next."""
 
 EVALUATIONS = POINTS * (FINE + 1)

@@ -154,11 +154,11 @@ def test_without_its_teacher_it_does_not_go_on(distill, model, tmp_path):
     assert "teacher.safetensors" in ran.line
 
 
-def test_a_step_takes_an_eighth_of_the_models_batch(distill, model):
-    """Each path counts at eight times."""
+def test_a_step_takes_a_quarter_of_the_models_batch(distill, model):
+    """Each path counts at four times."""
     assert distill(model, "--steps", 1, "-q").code == 0
     before, after = (modelfile.load(each).training for each in (model, FAST))
-    assert (before["batch_size"], after["batch_size"]) == (8, 1)
+    assert (before["batch_size"], after["batch_size"]) == (8, 2)
     assert after["lr"] == before["lr"] / 2
 
 
