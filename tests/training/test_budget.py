@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import json
+import shutil
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +26,8 @@ from diffuse_cli.training.rundir import RunDirectory
 from diffuse_cli.training.stopwatch import Stopwatch
 from diffuse_cli.training.trainer import Trainer
 
-MODEL, WHOLE = Path("model.safetensors"), Path("whole.safetensors")
+MODEL = Path("model.safetensors")
+QUICK = tomllib.loads(Path(__file__).with_name("quick.toml").read_text())
 
 
 def alone(steps):
@@ -207,8 +211,8 @@ def test_what_a_run_knows_survives_json():
 # -- a run ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def clock(monkeypatch, tmp_path):
+@contextlib.contextmanager
+def ticking():
     """A clock that only steps move: by the seconds that `clock.seconds` gives for each."""
     here = SimpleNamespace(now=0.0, seconds=lambda step: 1.0, rates={}, steps=[])
     real = Trainer.step
@@ -220,35 +224,37 @@ def clock(monkeypatch, tmp_path):
         here.steps.append(number)
         return outcome
 
-    monkeypatch.setattr(Trainer, "step", step)
-    monkeypatch.setattr(Stopwatch, "seconds", giving(1.0))
-    monkeypatch.setattr(Stopwatch, "elapsed", lambda self: 0.0)
-    monkeypatch.setattr(monitor, "passes_of_preview", lambda plan: 0)
-    monkeypatch.setattr("diffuse_cli.training.previews.SAMPLING_STEPS", 2)
-    monkeypatch.chdir(tmp_path)
-    return here
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "step", step)
+        patch.setattr(Stopwatch, "seconds", giving(1.0))
+        patch.setattr(Stopwatch, "elapsed", lambda self: 0.0)
+        patch.setattr(monitor, "passes_of_preview", lambda plan: 0)
+        patch.setattr("diffuse_cli.training.previews.SAMPLING_STEPS", 2)
+        yield here
 
 
 @pytest.fixture
-def by_clock(clock, images, recipe):
+def clock(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with ticking() as clock:
+        yield clock
+
+
+def run_by(clock, images, out=MODEL, **given):
     """Train in a process whose clock the steps move; what it says."""
-
-    def run(out=MODEL, **given):
-        filed = tomllib.loads(recipe.read_text())
-        typed = {"data": str(images), "out": str(out), **given}
-        events, work = [], fit(configure(typed, filed), clock=lambda: clock.now)
-        while True:
-            try:
-                events.append(next(work))
-            except StopIteration as stop:
-                said = [e.text for e in events if hasattr(e, "text")]
-                return SimpleNamespace(trained=stop.value, said=said)
-
-    return run
+    typed = {"data": str(images), "out": str(out), **given}
+    events, work = [], fit(configure(typed, QUICK), clock=lambda: clock.now)
+    while True:
+        try:
+            events.append(next(work))
+        except StopIteration as stop:
+            said = [e.text for e in events if hasattr(e, "text")]
+            return SimpleNamespace(trained=stop.value, said=said)
 
 
-def config_of(run="model.run"):
-    return tomllib.loads((Path(run) / "config.toml").read_text())
+@pytest.fixture
+def by_clock(clock, images):
+    return functools.partial(run_by, clock, images)
 
 
 def busy(step):
@@ -256,48 +262,75 @@ def busy(step):
     return 1.0 if step < 30 else 3.0
 
 
-def test_a_run_without_a_load_is_one_of_so_many_steps(by_clock, clock):
-    by_clock(minutes=1)
-    by_clock(WHOLE, steps=60)
-    assert MODEL.read_bytes() == WHOLE.read_bytes()
-    assert Path("model.run/config.toml").read_text() == Path("whole.run/config.toml").read_text()
-    state = Path("whole.run/checkpoints/step-00000060/state.json").read_text()
+MORE = {"minutes": 1, "ema_lengths": 4, "keep_weak": True, "save_every": 6}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(images, tmp_path_factory):
+    """The folder of a run of a minute that nothing disturbs. Do not write here."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with ticking() as clock:
+        run_by(clock, images, folder / MODEL, minutes=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(images, tmp_path_factory):
+    """A run of a minute under a load: its folder, its clock and what it said."""
+    folder = tmp_path_factory.mktemp("loaded")
+    with ticking() as clock:
+        clock.seconds = busy
+        ran = run_by(clock, images, folder / MODEL, **MORE)
+    return SimpleNamespace(folder=folder, clock=clock, **vars(ran))
+
+
+def config_of(run="model.run"):
+    return tomllib.loads((Path(run) / "config.toml").read_text())
+
+
+def test_a_run_without_a_load_is_one_of_so_many_steps(by_clock, undisturbed):
+    by_clock(steps=60)
+    assert MODEL.read_bytes() == (undisturbed / MODEL).read_bytes()
+    written = [path / "model.run/config.toml" for path in (Path(), undisturbed)]
+    assert written[0].read_text() == written[1].read_text()
+    state = Path("model.run/checkpoints/step-00000060/state.json").read_text()
     assert "budget" not in state
 
 
-def test_a_load_makes_it_shorter_and_its_files_say_so(by_clock, clock):
-    clock.seconds = busy
-    ran = by_clock(minutes=1, ema_lengths=4, keep_weak=True, eval_every=None)
-    steps = ran.trained.steps
-    assert ran.trained.step == steps == len(clock.steps)
+def test_a_load_makes_it_shorter_and_its_files_say_so(loaded):
+    run, clock, steps = loaded.folder / "model.run", loaded.clock, loaded.trained.steps
+    assert loaded.trained.step == steps == len(clock.steps)
     assert clock.now == pytest.approx(60, rel=0.05)
     assert 38 <= steps <= 42
-    assert config_of()["steps"] == steps
-    assert "minutes" not in config_of()
-    found = modelfile.load(MODEL)
+    assert config_of(run)["steps"] == steps
+    assert "minutes" not in config_of(run)
+    found = modelfile.load(loaded.folder / MODEL)
     assert (found.step, found.training["steps"], found.weak_step) == (steps, steps, 8)
-    assert any("60 steps become" in text for text in ran.said)
-    assert 3 <= len([*Path("model.run/ema").iterdir()]) <= 5
+    assert any("60 steps become" in text for text in loaded.said)
+    assert 3 <= len([*(run / "ema").iterdir()]) <= 5
     rates = [clock.rates[k] for k in range(6, steps)]
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] < 0.02 * rates[0]
 
 
+def assert_same(loaded):
+    """The run in this folder ended as the one that nothing stopped."""
+    assert MODEL.read_bytes() == (loaded.folder / MODEL).read_bytes()
+    runs = [folder / "model.run" for folder in (Path(), loaded.folder)]
+    names = [sorted(path.name for path in (run / "ema").iterdir()) for run in runs]
+    assert names[0] == names[1]
+    assert config_of() == config_of(runs[1])
+    assert loaded.trained.steps == config_of()["steps"]
+
+
 @pytest.mark.parametrize("stop", [7, 33, 37])
-def test_stopped_and_resumed_equals_one_go(by_clock, clock, stop):
+def test_stopped_and_resumed_equals_one_go(by_clock, clock, loaded, stop):
     clock.seconds = busy
-    more = {"minutes": 1, "ema_lengths": 4, "keep_weak": True, "save_every": 6}
-    whole = by_clock(WHOLE, **more).trained
-    clock.now = 0.0
-    by_clock(stop_at=stop, **more)
+    by_clock(stop_at=stop, **MORE)
     assert config_of()["minutes"] == 1
     by_clock(resume=True)
     assert clock.now == pytest.approx(60, rel=0.05)
-    assert MODEL.read_bytes() == WHOLE.read_bytes()
-    names = [sorted(p.name for p in Path(f"{n}.run/ema").iterdir()) for n in ("model", "whole")]
-    assert names[0] == names[1]
-    assert config_of() == config_of("whole.run")
-    assert whole.steps == config_of()["steps"]
+    assert_same(loaded)
 
 
 def test_the_same_line_goes_on_and_at_the_end_does_nothing(by_clock, clock):
@@ -319,8 +352,8 @@ def test_a_run_goes_on_with_the_seconds_it_had_left(by_clock, clock):
     assert clock.now == pytest.approx(30, abs=2)
 
 
-def test_more_minutes_and_more_steps_extend_it(by_clock, clock):
-    by_clock(minutes=1)
+def test_more_minutes_and_more_steps_extend_it(by_clock, undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
     assert by_clock(minutes=1.5, resume=True).trained.step == 90
     assert by_clock(steps=100, resume=True).trained.step == 100
     assert "budget" not in RunDirectory(MODEL).load()[0].state
@@ -350,25 +383,21 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(by_clock
     assert "minutes" not in config_of()
 
 
-def test_the_configuration_at_the_end_repeats_a_run_without_a_load(by_clock, clock):
-    by_clock(minutes=1)
-    Path("run.toml").write_text(Path("model.run/config.toml").read_text())
-    again = configure({"out": str(WHOLE)}, tomllib.loads(Path("run.toml").read_text()))
+def test_the_configuration_at_the_end_repeats_a_run_without_a_load(clock, undisturbed):
+    filed = (undisturbed / "model.run/config.toml").read_text()
+    again = configure({"out": str(MODEL)}, tomllib.loads(filed))
     finish(fit(again, clock=lambda: clock.now))
-    assert MODEL.read_bytes() == WHOLE.read_bytes()
+    assert MODEL.read_bytes() == (undisturbed / MODEL).read_bytes()
 
 
 @pytest.mark.parametrize("killed", [13, 32, 38])
-def test_killed_anywhere_and_resumed_equals_one_go(by_clock, clock, killed):
-    clock.seconds = busy
-    by_clock(WHOLE, minutes=1, save_every=5)
+def test_killed_anywhere_and_resumed_equals_one_go(by_clock, clock, loaded, killed):
     clock.seconds = lambda step: 1 / 0 if step == killed else busy(step)
     with pytest.raises(ZeroDivisionError):
-        by_clock(minutes=1, save_every=5)
+        by_clock(**MORE)
     clock.seconds = busy
     by_clock(resume=True)
-    assert MODEL.read_bytes() == WHOLE.read_bytes()
-    assert config_of() == config_of("whole.run")
+    assert_same(loaded)
 
 
 def test_two_processes_end_at_the_step_that_the_first_planned(by_clock, clock, pair, images):

@@ -16,6 +16,7 @@ from diffuse_cli.core import Conditions
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
 EMBEDDING = "class_embedding.weight"
+QUICK = Path(__file__).with_name("quick.toml")
 STILL = ("--steps", 1, "--lr", 0, "--weight-decay", 0)
 
 
@@ -25,9 +26,9 @@ def data(tmp_path):
 
 
 @pytest.fixture
-def run(diffuse, recipe, data):
+def run(diffuse, data):
     """Train on the test's own images."""
-    return lambda *options: diffuse("train", data, "--config", recipe, *options)
+    return lambda *options: diffuse("train", data, "--config", QUICK, *options)
 
 
 @pytest.fixture
@@ -204,7 +205,7 @@ def test_another_target_than_that_of_init_is_a_warning(diffuse, data, model):
     assert said not in diffuse("train", data, "--init", model, *STILL, "-o", "b.safetensors").err
 
 
-def test_colour_images_that_become_grey_are_counted(diffuse, data, model):
+def test_colour_images_that_become_grey_are_counted(diffuse, run, data, model):
     from PIL import Image
 
     for path in sorted(data.rglob("*.png"))[:7]:
@@ -213,5 +214,5 @@ def test_colour_images_that_become_grey_are_counted(diffuse, data, model):
     assert ran.code == 0
     assert "7 images in colour, read as grey" in ran.err
     assert tomllib.loads((RUN / "config.toml").read_text())["channels"] == 1
-    ran = diffuse("train", data, "--steps", 1, "-o", "colour.safetensors")
+    ran = run("--steps", 1, "-o", "colour.safetensors")
     assert "read as grey" not in ran.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.trainer import Trainer
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
+QUICK = Path(__file__).with_name("quick.toml")
 LINE = ("--classes", "--flip", "--steps", 12, "--preview-every", 6, "--log-every", 4)
 
 
@@ -34,16 +36,16 @@ def folder(images, tmp_path):
 
 
 @pytest.fixture
-def run(diffuse, recipe, folder):
+def run(diffuse, folder):
     """Train on the folder with the tiny network."""
-    return lambda *arguments: diffuse("train", folder, "--config", recipe, *LINE, *arguments)
+    return lambda *arguments: diffuse("train", folder, "--config", QUICK, *LINE, *arguments)
 
 
 @pytest.fixture(scope="module")
-def in_memory(images, recipe, tmp_path_factory):
+def in_memory(images, tmp_path_factory):
     """The model file of such a run that keeps its images."""
     out = tmp_path_factory.mktemp("whole") / "model.safetensors"
-    assert in_process(["train", images, "--config", recipe, *LINE, "-o", out, "-q"]) == 0
+    assert in_process(["train", images, "--config", QUICK, *LINE, "-o", out, "-q"]) == 0
     assert not (out.with_suffix(".run") / "index").exists()
     return out
 
@@ -91,9 +93,9 @@ def test_parts_of_a_batch_are_those_of_a_run_from_memory(run):
     assert logged("kid") == logged("kid", Path("whole.run"))
 
 
-def test_two_processes_each_decode_their_own(pair, folder, recipe, monkeypatch, tmp_path):
+def test_two_processes_each_decode_their_own(pair, folder, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    line = ("train", folder, "--config", recipe, *LINE, "-q")
+    line = ("train", folder, "--config", QUICK, *LINE, "-q")
     assert pair(*line, "-o", "whole.safetensors").code == 0
     assert pair(*line, "--cache", 0, "--stop-at", 5).code == 0
     (folder / "dark/new.png").write_bytes((folder / "dark/000.png").read_bytes())
@@ -112,8 +114,8 @@ def negatives(images, tmp_path_factory):
     return folder
 
 
-def test_pairs_are_streamed_as_they_are_kept(diffuse, images, recipe, negatives):
-    line = ("train", images, "--config", recipe, "--steps", 6, "--given", negatives, "--flip")
+def test_pairs_are_streamed_as_they_are_kept(diffuse, images, negatives):
+    line = ("train", images, "--config", QUICK, "--steps", 6, "--given", negatives, "--flip")
     assert diffuse(*line, "-o", "whole.safetensors").code == 0
     assert diffuse(*line, "--cache", 0).code == 0
     assert MODEL.read_bytes() == Path("whole.safetensors").read_bytes()
@@ -121,7 +123,8 @@ def test_pairs_are_streamed_as_they_are_kept(diffuse, images, recipe, negatives)
     assert (RUN / last).read_bytes() == (Path("whole.run") / last).read_bytes()
 
 
-def test_minutes_and_dry_runs(train):
+def test_minutes_and_dry_runs(diffuse, images):
+    train = functools.partial(diffuse, "train", images, "--config", QUICK)
     ran = train("--cache", 0, "--minutes", 0.02)
     assert ran.code == 0, ran.err
     ran = train("--cache", "1KiB", "--dry-run", "-o", "other.safetensors")
@@ -268,8 +271,8 @@ def workers_of(process):
     return found
 
 
-def test_workers_end_with_a_run_that_is_killed(spawn, images, recipe, tmp_path):
-    line = ("train", images, "--config", recipe, "--cache", 0, "--workers", 2)
+def test_workers_end_with_a_run_that_is_killed(spawn, images, tmp_path):
+    line = ("train", images, "--config", QUICK, "--cache", 0, "--workers", 2)
     running = spawn(*line, "--steps", 100_000, "--log-every", 1)
     end = time.monotonic() + 60
     while not (tmp_path / "model.run/metrics.jsonl").exists():

@@ -17,6 +17,13 @@ from diffuse_cli.core.networks.unet import ENDS
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
 WHOLE = Path("whole.safetensors")
+QUICK = Path(__file__).with_name("quick.toml")
+
+
+@pytest.fixture
+def train(diffuse, images):
+    """Train the quickest network: nothing here depends on which."""
+    return lambda *arguments: diffuse("train", images, "--config", QUICK, *arguments)
 
 
 @pytest.fixture(scope="session")
@@ -107,10 +114,10 @@ def test_stopped_and_resumed_equals_one_go(train, negatives, given, options):
     assert (RUN / last).read_bytes() == (Path("whole.run") / last).read_bytes()
 
 
-def test_two_processes_are_told_what_one_is(pair, train, images, recipe, negatives):
+def test_two_processes_are_told_what_one_is(pair, train, images, negatives):
     line = ("--steps", 8, "--log-every", 1, "--flip", "--accumulation", 2, "--given-noise", 0.3)
     line += ("--given", negatives)
-    ran = pair("train", images, "--config", recipe, *line, "--json")
+    ran = pair("train", images, "--config", QUICK, *line, "--json")
     assert ran.code == 0, ran.err
     assert ran.json["processes"] == 2
     train(*line, "-o", "one.safetensors")
@@ -236,7 +243,8 @@ def test_no_pair_at_all_is_refused(train, tmp_path):
     assert "has its pair in others" in ran.line
 
 
-def test_a_dry_run_is_fed_back(train, negatives, images, diffuse):
+def test_a_dry_run_is_fed_back(train, negatives, images, diffuse, monkeypatch):
+    monkeypatch.setattr("diffuse_cli.training.timing.SECONDS", 0.0)
     line = ("--steps", 2, "--given", negatives, "--given-noise", 0.1)
     text = train(*line, "--dry-run").out
     Path("back.toml").write_text(text)

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import write_images
+from conftest import in_process, write_images
 from PIL import Image
 
 import diffuse_cli
@@ -19,6 +19,7 @@ from diffuse_cli.training import plan
 from diffuse_cli.training.trainer import Trainer
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
+QUICK = Path(__file__).with_name("quick.toml")
 FIRST, SECOND = Path("dark/000.png"), Path("dark/002.png")
 
 
@@ -29,9 +30,17 @@ def folder(images, tmp_path):
 
 
 @pytest.fixture
-def run(diffuse, recipe, folder):
+def run(diffuse, folder):
     """Train on the folder with the tiny network."""
-    return lambda *arguments: diffuse("train", folder, "--config", recipe, *arguments)
+    return lambda *arguments: diffuse("train", folder, "--config", QUICK, *arguments)
+
+
+@pytest.fixture(scope="module")
+def whole(images, tmp_path_factory):
+    """The model file of a run of 8 steps that nothing disturbed."""
+    out = tmp_path_factory.mktemp("whole") / MODEL
+    assert in_process(["train", images, "--config", QUICK, "--steps", 8, "-o", out, "-q"]) == 0
+    return out.read_bytes()
 
 
 def gone(path):
@@ -151,7 +160,7 @@ def test_a_run_goes_on_without_its_images(run, folder, whole, monkeypatch, mappe
     monkeypatch.setattr(Trainer, "step", step)
     if mapped:
         monkeypatch.setattr(plan, "memory", lambda: 0)
-    ran = run("--steps", 40, "--preview-every", 20)
+    ran = run("--steps", 8, "--preview-every", 4)
     assert ran.code == 0, ran.err
     assert seen == [mapped]
     assert MODEL.read_bytes() == whole
@@ -207,11 +216,11 @@ def jumping(monkeypatch):
 
 
 def test_a_clock_that_jumps_changes_neither_times_nor_weights(run, jumping, whole):
-    ran = run("--steps", 40, "--log-every", 1, "--json")
+    ran = run("--steps", 8, "--log-every", 1, "--json")
     assert ran.code == 0, ran.err
     assert 0 < ran.json["seconds"] < 100
     speeds = re.findall(r"(\S+) images/s", ran.err)
-    assert len(speeds) == 40
+    assert len(speeds) == 8
     assert all(1 < int(speed.replace(",", "")) < 1e6 for speed in speeds)
     assert all(re.fullmatch(r"\d:\d\d", left) for left in re.findall(r"(\S+) left", ran.err))
     assert MODEL.read_bytes() == whole
@@ -237,8 +246,8 @@ def test_resume_takes_the_newest_step_whatever_its_date(run):
     assert "resuming from step 4" in run("--resume").err
 
 
-def test_images_from_the_future_are_images(diffuse, recipe, tmp_path):
+def test_images_from_the_future_are_images(diffuse, tmp_path):
     few = write_images(tmp_path / "few", 3)
     for path in few.rglob("*.png"):
         os.utime(path, (4e9, 4e9))
-    assert diffuse("train", few, "--config", recipe, "--steps", 1).code == 0
+    assert diffuse("train", few, "--config", QUICK, "--steps", 1).code == 0

@@ -137,7 +137,7 @@ def test_a_model_goes_on_at_another_size(diffuse, recipe, tmp_path, first, then)
         pixels = draw.integers(0, 255, (64, 64), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{k}.png")
     quick = ("--steps", 1, "--batch-size", 2, "--preview-every", 10, "--precision", "fp32")
-    line = ("train", folder, "--size", first, *quick, "-o", "old.safetensors")
+    line = ("train", folder, "--size", first, "--width", 8, *quick, "-o", "old.safetensors")
     assert diffuse(*line).code == 0
     line = ("train", folder, "--init", "old.safetensors", "--size", then, *STILL)
     ran = diffuse(*line)

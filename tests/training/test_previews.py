@@ -18,7 +18,14 @@ from diffuse_cli.runtime import log_picture
 from diffuse_cli.training import monitor
 from diffuse_cli.training.monitor import preview_spacing
 
+QUICK = Path(__file__).with_name("quick.toml")
 RUN = Path("model.run")
+
+
+@pytest.fixture
+def train(diffuse, images):
+    """Train the quickest network: nothing here depends on which."""
+    return lambda *arguments: diffuse("train", images, "--config", QUICK, *arguments)
 
 
 def previews(run=RUN):
@@ -52,9 +59,9 @@ def test_a_run_has_about_eight_previews_or_as_many_as_are_cheap(plan, every):
     assert preview_spacing(plan) == every
 
 
-def test_a_resumed_run_has_the_previews_of_one_in_one_go(diffuse, images, recipe, monkeypatch):
+def test_a_resumed_run_has_the_previews_of_one_in_one_go(diffuse, images, monkeypatch):
     monkeypatch.setattr(monitor, "SHARE", 0)
-    lines = [x for x in recipe.read_text().splitlines(True) if "preview_every" not in x]
+    lines = [x for x in QUICK.read_text().splitlines(True) if "preview_every" not in x]
     Path("plain.toml").write_text("".join(lines))
     line = ("train", images, "--config", "plain.toml", "--steps", 22, "-q")
     assert diffuse(*line, "-o", "whole.safetensors").code == 0

@@ -18,6 +18,7 @@ from diffuse_cli.core.tables import Labels, Number
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
 WHOLE = Path("whole.safetensors")
+QUICK = Path(__file__).with_name("quick.toml")
 BOTH = ("--condition-on", "level,side")
 
 
@@ -58,8 +59,8 @@ def mine(shades, tmp_path):
 
 
 @pytest.fixture
-def learn(diffuse, shades, recipe):
-    return lambda *line, data=shades: diffuse("train", data, "--config", recipe, *line)
+def learn(diffuse, shades):
+    return lambda *line, data=shades: diffuse("train", data, "--config", QUICK, *line)
 
 
 @pytest.fixture(scope="session")
@@ -90,11 +91,11 @@ def test_each_image_is_told_its_own_row(learn, shown):
     assert 0 < missing < 20
 
 
-def test_rows_and_classes_and_what_is_given_go_together(train, images, tmp_path, recipe, diffuse):
+def test_rows_and_classes_and_what_is_given_go_together(train, images, tmp_path, diffuse):
     data = shutil.copytree(images, tmp_path / "data")
     names = [p.relative_to(data) for p in sorted(data.rglob("*.png"))]
     write_table(data, [(n, k, "ab"[k % 2]) for k, n in enumerate(names)])
-    line = ("train", data, "--config", recipe, "--steps", 6, "--preview-every", 3, *BOTH)
+    line = ("train", data, "--config", QUICK, "--steps", 6, "--preview-every", 3, *BOTH)
     ran = diffuse(*line, "--classes", "--given", "low-res:2", "--strict")
     assert ran.code == 0, ran.err
     conditions = modelfile.load(MODEL).blueprint.conditions
@@ -178,9 +179,9 @@ def test_stopped_and_resumed_equals_one_go(learn, options):
     assert (RUN / last).read_bytes() == (Path("whole.run") / last).read_bytes()
 
 
-def test_two_processes_are_told_what_one_is(pair, learn, shades, recipe):
+def test_two_processes_are_told_what_one_is(pair, learn, shades):
     line = ("--steps", 8, "--log-every", 1, "--accumulation", 2, "--label-dropout", 0.3, *BOTH)
-    ran = pair("train", shades, "--config", recipe, *line, "--json")
+    ran = pair("train", shades, "--config", QUICK, *line, "--json")
     assert ran.code == 0, ran.err
     assert ran.json["processes"] == 2
     learn(*line, "-o", "one.safetensors")
@@ -287,7 +288,8 @@ def test_columns_that_are_left_out_leave_what_was_drawn_without_them(follower, d
         assert not torch.allclose(before, old.network()(x, t, row=told), atol=1e-3)
 
 
-def test_a_dry_run_is_fed_back(learn, diffuse, shades):
+def test_a_dry_run_is_fed_back(learn, diffuse, shades, monkeypatch):
+    monkeypatch.setattr("diffuse_cli.training.timing.SECONDS", 0.0)
     line = ("--steps", 2, "--condition-on", "level", "--condition-on", "side:label")
     Path("back.toml").write_text(learn(*line, "--dry-run").out)
     assert learn(*line).code == 0

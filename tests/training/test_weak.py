@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import in_process
 
 from diffuse_cli import modelfile
 from diffuse_cli.training import monitor
@@ -14,7 +15,23 @@ from diffuse_cli.training.ema import weak_step
 from diffuse_cli.training.rundir import RunDirectory
 
 MODEL, OTHER = Path("model.safetensors"), Path("other.safetensors")
+QUICK = Path(__file__).with_name("quick.toml")
 RUN = ("--steps", 24)
+
+
+@pytest.fixture
+def train(diffuse, images):
+    """Train the quickest network: nothing here depends on which."""
+    return lambda *arguments: diffuse("train", images, "--config", QUICK, *arguments)
+
+
+@pytest.fixture(scope="module")
+def weak(images, tmp_path_factory):
+    """A model of 24 steps with its average after 3. Do not write here."""
+    out = tmp_path_factory.mktemp("weak") / MODEL
+    line = ["train", images, "--config", QUICK, *RUN, "--keep-weak", "-o", out, "-q"]
+    assert in_process(line) == 0
+    return out
 
 
 def same(a, b):
