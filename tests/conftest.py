@@ -272,6 +272,18 @@ def server() -> Iterator[Server]:
         yield server
 
 
+def begin(
+    server: Server, arguments: Sequence[Any], *where: Any, before: str = "", **options: Any
+) -> Forked:
+    """Start `diffuse` as a process of its own, that does less; more arguments as of `Forked`."""
+    line = [*map(str, arguments)]
+    setting = [
+        f"import {place.rpartition('.')[0]}; {place} = {number}\n"
+        for place, number in less(line).items()
+    ]
+    return Forked(server, line, *where, before="".join([*setting, before]), **options)
+
+
 @pytest.fixture
 def spawn(server: Server, tmp_path: Path) -> Iterator[Callable[..., Forked]]:
     """Start `diffuse` as a process of its own, that has everything imported already."""
@@ -280,13 +292,9 @@ def spawn(server: Server, tmp_path: Path) -> Iterator[Callable[..., Forked]]:
     def start(
         *arguments: Any, env: Mapping[str, str] = {}, before: str = "", **options: Any
     ) -> Forked:
-        line = [*map(str, arguments)]
-        setting = [
-            f"import {place.rpartition('.')[0]}; {place} = {number}\n"
-            for place, number in less(line).items()
-        ]
-        before = "".join([*setting, before])
-        started.append(Forked(server, line, tmp_path, environment(**env), before=before, **options))
+        started.append(
+            begin(server, arguments, tmp_path, environment(**env), before=before, **options)
+        )
         return started[-1]
 
     yield start

@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import termios
 import threading
 import traceback
@@ -137,12 +138,6 @@ class Forked:
 
 # -- in the server --------------------------------------------------------------------------------
 
-IMPORTED = (
-    "torch._dynamo", "pydantic", "diffuse_cli.app", "diffuse_cli.evaluation.evaluating",
-    "diffuse_cli.features.efficientnet_lite0", "diffuse_cli.media.image",
-    "diffuse_cli.training.loop",
-)  # fmt: skip
-
 
 def serve(requests: socket.socket) -> None:
     """Fork a process for each request, until there are no more."""
@@ -168,16 +163,30 @@ def reap(how: int) -> None:
 
 
 def prepare() -> None:
-    """Import what commands import on their way, and count the memory of a network once."""
-    for name in IMPORTED:
-        importlib.import_module(name)
-    from nets import plan
+    """Train, evaluate and sample once: what that imports, counts and looks up is there for all."""
+    from conftest import RECIPE, in_process, write_images
 
-    from diffuse_cli.config import DiffusionConfig
-    from diffuse_cli.training.memory import bytes_kept
+    with tempfile.TemporaryDirectory() as name, Path(os.devnull).open("w") as nowhere:
+        folder = Path(name)  # no path is relative: what is kept of one would be another's
+        images, recipe = write_images(folder / "i", 16), folder / "r"
+        model = folder / "m.safetensors"
+        recipe.write_text(RECIPE)
+        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            for line in (
+                ["train", images, "--config", recipe, "--steps", 2, "-o", model],
+                ["eval", model, images, "-n", 2, "--steps", 2, "--timesteps", 2],
+                ["sample", model, "-n", 1, "--steps", 2, "-o", folder / "s"],
+            ):
+                assert in_process(line) == 0, line
+    forget()
 
-    unet = plan(size=8, channels=1, width=8, multipliers=(1, 2), blocks=1, groups=4)
-    bytes_kept(unet.blueprint(DiffusionConfig()), 1, False, False)
+
+def forget() -> None:
+    """Leave nothing of the device and of the other processes that a command has found."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert len([*Path("/proc/self/task").iterdir()]) == 1, "processes would lack the other threads"
 
 
 def watch(request: dict[str, Any], status: int, *streams: int) -> NoReturn:
@@ -208,7 +217,10 @@ def begin(request: dict[str, Any], streams: Sequence[int]) -> NoReturn:
         os.environ.update(request["env"])
         os.chdir(request["cwd"])
         sys.argv = ["diffuse", *request["arguments"]]
-        sys.path[:0] = request["env"].get("PYTHONPATH", "").split(os.pathsep)
+        paths = request["env"].get("PYTHONPATH", "").split(os.pathsep)
+        if not {*paths} <= {*sys.path}:
+            sys.path[:0] = paths
+            importlib.import_module("diffuse_cli.core.registry").added.cache_clear()
         sys.stdout = os.fdopen(1, "w", 1 if os.isatty(1) else -1, "utf-8", closefd=False)
         sys.stderr = os.fdopen(2, "w", 1, "utf-8", "backslashreplace", closefd=False)
         code = run(request["before"])
@@ -221,9 +233,9 @@ def begin(request: dict[str, Any], streams: Sequence[int]) -> NoReturn:
 
 def run(before: str) -> int:
     """`python -m diffuse_cli`; its exit code."""
-    from diffuse_cli.core.registry import added
+    from conftest import JUDGE, builder
 
-    added.cache_clear()
+    importlib.import_module(JUDGE).build = builder()
     try:
         exec(before, {})
         runpy.run_module("diffuse_cli", run_name="__main__", alter_sys=True)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import JUDGE, builder
 from PIL import Image
 
 from diffuse_cli.commands import COMMANDS
@@ -177,6 +178,8 @@ def beside_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder with the examples in it, where trainings draw quick previews."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("diffuse_cli.training.previews.SAMPLING_STEPS", 2)
+    monkeypatch.setattr(f"{JUDGE}.SIZE", 32)
+    monkeypatch.setattr(f"{JUDGE}.build", builder())
     monkeypatch.setattr("diffuse_cli.runtime.bfloat16_speed", lambda *width, backward: 1.0)
     monkeypatch.setattr(NETWORKS, "own", dict(NETWORKS.own))
     (tmp_path / "examples").symlink_to(ROOT / "examples")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import shutil
 import subprocess
@@ -212,10 +213,12 @@ HEAVY = (
 )  # fmt: skip
 
 
-def python(*arguments: str, path: Path = PACKAGE.parent) -> subprocess.CompletedProcess[str]:
+def python(
+    *arguments: str, path: Path = PACKAGE.parent, said: str = ""
+) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(path), "COLUMNS": "100"}
     return subprocess.run(
-        [sys.executable, *arguments],
+        [sys.executable, *arguments], input=said,
         capture_output=True, text=True, env=environment, check=False, cwd=path,
     )  # fmt: skip
 
@@ -318,20 +321,52 @@ def test_tests_lie_where_their_room_lies():
     assert odd == []
 
 
+ASK = """
+import json, os, sys, tempfile, traceback
+from diffuse_cli.app import main
+heavy, lines = json.load(sys.stdin)
+for line in lines:
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                os.dup2(out.fileno(), 1)
+                os.dup2(err.fileno(), 2)
+                code = main(line)
+                sys.stdout.flush()
+                loaded = set(sys.modules) & set(heavy)
+                assert not loaded, loaded
+            except BaseException:
+                traceback.print_exc()
+                code = 1
+            finally:
+                os._exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        said = [file.seek(0) or file.read().decode() for file in (out, err)]
+        print(json.dumps([code, *said]), flush=True)
+"""
+"""Gives each line to a process forked from one that has only imported the app."""
+
+
+@pytest.fixture(scope="module")
+def answers() -> dict[str, tuple[int, str, str]]:
+    """The exit code and the streams of each of the cases."""
+    asked = json.dumps([HEAVY, [arguments for arguments, *_ in ANSWERS.values()]])
+    done = python("-c", ASK, said=asked)
+    assert done.returncode == 0, done.stderr
+    return dict(zip(ANSWERS, map(json.loads, done.stdout.splitlines()), strict=True))
+
+
 @pytest.mark.parametrize("case", list(ANSWERS))
-def test_help_and_usage_errors_answer_without_torch(case: str):
-    arguments, code, text = ANSWERS[case]
-    done = python(
-        "-c",
-        "import sys; from diffuse_cli.app import main; code = main(sys.argv[1:]); "
-        f"heavy = set(sys.modules) & set({HEAVY!r}); assert not heavy, heavy; sys.exit(code)",
-        *arguments,
-    )
-    assert done.returncode == code, done.stderr
-    assert text in (done.stdout if code == 0 else done.stderr)
+def test_help_and_usage_errors_answer_without_torch(answers, case: str):
+    _, code, text = ANSWERS[case]
+    found, out, err = answers[case]
+    assert found == code, err
+    assert text in (out if code == 0 else err)
     if code:
-        assert done.stdout == ""
-        assert done.stderr.count("\n") == 1, done.stderr
+        assert out == ""
+        assert err.count("\n") == 1, err
 
 
 def test_the_module_runs_without_torch():

@@ -199,7 +199,7 @@ def test_init_starts_from_a_run(stopped, train):
 
 
 def test_ema_finds_the_snapshots_of_a_run(train, diffuse, images):
-    assert train("--steps", 60, "--ema-lengths", 12, "-q").code == 0
+    assert train("--steps", 12, "--ema-lengths", 6, "-q").code == 0
     more = ("-n", 6, "--metric", "held-out", "--json")
     one, other = (diffuse("ema", path, images, *more) for path in (RUN, MODEL))
     assert one.code == 0, one.err

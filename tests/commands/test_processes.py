@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import fcntl
 import json
-import subprocess
-import sys
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import environment, free_port, write_images
+from conftest import free_port, write_images
 from PIL import Image
 
 from diffuse_cli import locks
 from diffuse_cli.training.rundir import RunDirectory
 
-STEPS = ("--steps", 8, "--log-every", 1)
+STEPS = ("--steps", 4, "--log-every", 1, "--num-timesteps", 8)
 
 
 @pytest.fixture
@@ -50,9 +49,9 @@ def test_two_processes_train_one_model_as_one_does(launch, train, images, recipe
     assert ran.code == 0, ran.err
     assert ran.json["processes"] == 2
     assert [str(p) for p in Path().glob("*.safetensors")] == ["model.safetensors"]
-    assert ran.err.count("step 8/8") == 1
+    assert ran.err.count("step 4/4") == 1
     train(*STEPS, "-o", "one.safetensors")
-    assert len(logged("model.run", "loss")) == 8
+    assert len(logged("model.run", "loss")) == 4
     for name in ("loss", "grad_norm"):  # Adam takes no notice of the gradient's scale
         assert logged("model.run", name) == pytest.approx(logged("one.run", name), abs=1e-4)
 
@@ -60,7 +59,7 @@ def test_two_processes_train_one_model_as_one_does(launch, train, images, recipe
 def test_two_processes_draw_the_timesteps_and_labels_of_one(pair, train, images, recipe):
     """The losses that decide the timesteps are noted in the order of the batch, by each alike."""
     options = (
-        "--steps", 14, "--log-every", 1, "--timestep-draw", "importance", "--num-timesteps", 3,
+        "--steps", 8, "--log-every", 1, "--timestep-draw", "importance", "--num-timesteps", 3,
         "--classes", "--label-dropout", 0.5, "--variance", "learned", "--flip", "--accumulation", 2,
     )  # fmt: skip
     ran = pair("train", images, "--config", recipe, *options, "--json")
@@ -80,13 +79,13 @@ def test_two_processes_stopped_and_resumed_equal_one_go(
 ):
     monkeypatch.chdir(tmp_path)
     line = (
-        "train", images, "--config", recipe, "--steps", 14, "--timestep-draw", "importance",
+        "train", images, "--config", recipe, "--steps", 8, "--timestep-draw", "importance",
         "--num-timesteps", 3, "--classes", "--label-dropout", 0.5, "--variance", "learned",
-        "--flip", "--accumulation", 2, "--eval-every", 3, "--eval-images", 4, "--ema-lengths", 4,
+        "--flip", "--accumulation", 2, "--eval-every", 4, "--eval-images", 4, "--ema-lengths", 4,
         "-q",
     )  # fmt: skip
     assert pair(*line, "-o", "whole.safetensors").code == 0
-    assert pair(*line, "--stop-at", 9).code == 0
+    assert pair(*line, "--stop-at", 5).code == 0
     half = Path("model.safetensors").read_bytes()
     assert pair(*line, "--resume").code == 0
     assert Path("model.safetensors").read_bytes() == Path("whole.safetensors").read_bytes() != half
@@ -233,16 +232,28 @@ with run.held():
 
 
 @pytest.fixture
-def holder(tmp_path):
+def script(spawn):
+    """Run Python in a process of its own; that, and a file to write to its stdin."""
+    files = []
+
+    def start(program):
+        reading, writing = os.pipe()
+        files.append(os.fdopen(writing, "w"))
+        child = spawn(before=f"{program}\nsys.exit(0)", stdin=reading)
+        os.close(reading)
+        return child, files[-1]
+
+    yield start
+    for file in files:
+        file.close()
+
+
+@pytest.fixture
+def holder(script):
     """Another process that holds the run directory."""
-    child = subprocess.Popen(
-        [sys.executable, "-c", HOLDER],
-        cwd=tmp_path, env=environment(), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    )  # fmt: skip
+    child, _ = script(HOLDER)
     assert child.stdout.readline() == "held\n"
-    yield child
-    child.kill()
-    child.communicate()
+    return child
 
 
 @pytest.mark.parametrize("option", ["--resume", "--overwrite", "--seed=0"])
@@ -272,28 +283,22 @@ except BusyError as error:
 """
 
 
-def test_of_many_processes_one_holds_an_output_and_is_named(tmp_path):
+def test_of_many_processes_one_holds_an_output_and_is_named(script, tmp_path):
     """All at once, and again and again: each time the holder removes the file of the lock."""
     for _ in range(3):
-        children = [
-            subprocess.Popen(
-                [sys.executable, "-c", RACE],
-                cwd=tmp_path, env=environment(), text=True,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            )
-            for _ in range(6)
-        ]  # fmt: skip
-        for child in children:
-            child.stdin.write("go\n")
-            child.stdin.flush()
-        said = [child.stdout.readline() for child in children]
-        [holder] = [c for c, line in zip(children, said, strict=True) if line == "held\n"]
+        children = [script(RACE) for _ in range(6)]
+        for _, stdin in children:
+            stdin.write("go\n")
+            stdin.flush()
+        said = [child.stdout.readline() for child, _ in children]
+        [holder] = [c for (c, _), line in zip(children, said, strict=True) if line == "held\n"]
         others = [line for line in said if line != "held\n"]
         assert all("is writing to out" in line for line in others)
         named = {line.split()[1] for line in others}
         assert named <= {str(holder.pid), "another"}
-        for child in children:
-            child.communicate("\n", timeout=30)
+        for child, stdin in children:
+            stdin.close()
+            assert child.wait(30) == 0
         assert not (tmp_path / "out" / "lock").exists()
 
 
@@ -313,20 +318,16 @@ def test_a_lock_file_that_its_holder_removed_meanwhile_is_no_lock(tmp_path, monk
         assert len(tries) == 2
 
 
-def test_a_forked_child_does_not_keep_the_lock(tmp_path, monkeypatch):
+def test_a_forked_child_does_not_keep_the_lock(script, tmp_path, monkeypatch):
     """A loader's worker may outlive the process that was killed."""
     program = HOLDER.replace(
         "sys.stdin.read()", "import os; os.fork() and os._exit(9)\n    sys.stdin.read()"
     )
-    child = subprocess.Popen(
-        [sys.executable, "-c", program],
-        cwd=tmp_path, env=environment(), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    )  # fmt: skip
+    child, _ = script(program)
     assert child.wait(30) == 9
     monkeypatch.chdir(tmp_path)
     with RunDirectory("model.safetensors").held():
         pass
-    child.communicate()
 
 
 def test_the_second_sampling_into_a_folder_names_the_first(process, diffuse, model):

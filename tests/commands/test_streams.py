@@ -14,7 +14,7 @@ import sys
 import pytest
 from conftest import environment, write_images
 
-SHORT = ("--steps", 3, "--log-every", 1)
+SHORT = ("--steps", 3, "--log-every", 1, "--num-timesteps", 8)
 ESCAPE = "\x1b"
 
 
@@ -28,7 +28,8 @@ def closed():
 
 
 def test_stdout_is_the_model_path_alone(fresh, images, recipe, tmp_path):
-    ran = fresh("train", images, "--config", recipe, *SHORT)
+    more = ("--flip", "--accumulation", 2)
+    ran = fresh("train", images, "--config", recipe, *SHORT, *more)
     assert ran.code == 0
     assert ran.out == "model.safetensors\n"
     assert (tmp_path / "model.safetensors").exists()

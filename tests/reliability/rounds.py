@@ -1,4 +1,4 @@
-"""Train, die, resume, compare: whole rounds, each in a process forked from this one.
+"""Train, die, resume, compare: whole rounds, each in a process of its own.
 
     python tests/reliability/rounds.py operations [--every] [--part K/N]
     python tests/reliability/rounds.py signals --count 100 --seed 0
@@ -19,7 +19,6 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch: equal bytes need equal thre
 os.environ["DIFFUSE_CACHE"] = ""
 
 import argparse
-import contextlib
 import json
 import random
 import shutil
@@ -27,27 +26,20 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import accelerate
-import torch._dynamo  # what a run imports on its way is here for all of them
-from conftest import RECIPE, in_process, write_images
-from seams import ends_at, noting
+from conftest import RECIPE, begin, environment, write_images
+from forks import Forked, Server
 
-import diffuse_cli.app
-import diffuse_cli.training.loop
 from diffuse_cli import files
 from diffuse_cli.training.rundir import RunDirectory
 
 MODEL = "model.safetensors"
 MADE = ("model*.safetensors", "model.run/ema/*")
 """What a run leaves for whoever uses it."""
-
-IMPORTED = accelerate, torch, diffuse_cli.app, diffuse_cli.training.loop
 
 RUN = [
     "--steps", "9", "--save-every", "3", "--preview-every", "5", "--log-every", "2", "--flip",
@@ -59,8 +51,8 @@ RUN = [
 timesteps, evaluations of which a model is the best, and averages of other lengths."""
 
 LONG = [
-    "--steps", "60", "--save-every", "2", "--preview-every", "25", "--log-every", "1", "--flip",
-    "--eval-every", "20", "--eval-images", "4", "--ema-lengths", "6", "-q",
+    "--steps", "24", "--save-every", "2", "--preview-every", "10", "--log-every", "1", "--flip",
+    "--eval-every", "8", "--eval-images", "4", "--ema-lengths", "6", "-q",
 ]  # fmt: skip
 
 FEW = 3
@@ -70,30 +62,25 @@ FEW = 3
 class World:
     """A folder with images and a recipe, where runs are made."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, server: Server, folder: Path) -> None:
+        self.server, self.folder = server, folder
         write_images(folder / "images")
         (folder / "tiny.toml").write_text(RECIPE + "dropout = 0.2\n")
 
-    def start(self, options: list[str], before: Callable[[], None] = lambda: None) -> int:
-        """A process that trains in `folder`, as its id; `before` runs in it first."""
-        process = os.fork()
-        if process:
-            return process
-        os.chdir(self.folder)
-        log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        code = 1
-        try:
-            before()
-            code = in_process(["train", "images", "--config", "tiny.toml", *options])
-        finally:
-            os._exit(code)
+    def start(self, options: list[str], seam: str = "") -> Forked:
+        """A process that trains in `folder`, over one of `seams`."""
+        line = ["train", "images", "--config", "tiny.toml", *options]
+        before = f"import seams; from diffuse_cli import files; files.operation = seams.{seam}"
+        with (self.folder / "log.txt").open("a") as log:
+            said = log.fileno()
+            return begin(
+                self.server, line, self.folder, environment(),
+                before=before if seam else "", stdout=said, stderr=said,
+            )  # fmt: skip
 
-    def run(self, options: list[str], before: Callable[[], None] = lambda: None) -> int:
+    def run(self, options: list[str], seam: str = "") -> int | None:
         """`start`, until it has ended: its exit code, or minus the signal that ended it."""
-        return os.waitstatus_to_exitcode(os.waitpid(self.start(options, before), 0)[1])
+        return self.start(options, seam).wait()
 
     def clear(self) -> None:
         """Remove what a run left."""
@@ -101,10 +88,10 @@ class World:
             path.unlink()
         shutil.rmtree(self.folder / "model.run", ignore_errors=True)
 
-    def whole(self, options: list[str]) -> dict[str, str]:
+    def whole(self, options: list[str], seam: str = "") -> dict[str, str]:
         """What a run makes that nothing stops."""
         self.clear()
-        assert self.run(options) == 0, (self.folder / "log.txt").read_text()
+        assert self.run(options, seam) == 0, (self.folder / "log.txt").read_text()
         return self.made()
 
     def made(self) -> dict[str, str]:
@@ -123,18 +110,6 @@ class World:
         return found + [f"{name} is left" for name in left]
 
 
-@contextlib.contextmanager
-def world() -> Iterator[World]:
-    """A world in a temporary folder."""
-    with tempfile.TemporaryDirectory() as folder:
-        yield World(Path(folder))
-
-
-def over(operation: Any) -> Callable[[], None]:
-    """Puts a process over a seam."""
-    return lambda: setattr(files, "operation", operation)
-
-
 def moments(lines: list[str], every: bool) -> list[int]:
     """The moments of rounds, from the operations of a run."""
     if not every:
@@ -148,60 +123,53 @@ def moments(lines: list[str], every: bool) -> list[int]:
     return [2 * k + after for k in range(len(lines)) if k not in inner for after in (0, 1)]
 
 
-def operations(every: bool, part: tuple[int, int]) -> dict[str, Any]:
+def operations(here: World, every: bool = False, part: tuple[int, int] = (0, 1)) -> dict[str, Any]:
     """Rounds ended at operations on the disk."""
-    with world() as here:
-        expected = here.whole(RUN)
-        assert len(expected) == 5, expected
+    noted = here.folder / "operations.txt"
+    expected = here.whole(RUN, f"noting(files.Path({str(noted)!r}))")
+    assert len(expected) == 5, expected
+    lines = noted.read_text().splitlines()
+    chosen = moments(lines, every)[part[0] :: part[1]]
+    failed = {}
+    for moment in chosen:
         here.clear()
-        noted = here.folder / "operations.txt"
-        here.run(RUN, over(noting(noted)))
-        lines = noted.read_text().splitlines()
-        chosen = moments(lines, every)[part[0] :: part[1]]
-        failed = {}
-        for moment in chosen:
-            here.clear()
-            code = here.run(RUN, over(ends_at(moment)))
-            faults = [f"it ended with {code}"] if code != 137 else []
-            faults += here.faults(RUN, expected)
-            if faults:
-                failed[moment] = faults
-        return {
-            "files": len(expected),
-            "operations": len(lines),
-            "rounds": len(chosen),
-            "failed": failed,
-        }
+        code = here.run(RUN, f"ends_at({moment})")
+        faults = [f"it ended with {code}"] if code != 137 else []
+        faults += here.faults(RUN, expected)
+        if faults:
+            failed[moment] = faults
+    return {
+        "files": len(expected),
+        "operations": len(lines),
+        "rounds": len(chosen),
+        "failed": failed,
+    }
 
 
-def signals(count: int, seed: int) -> dict[str, Any]:
+def signals(here: World, count: int = 5, seed: int = 0) -> dict[str, Any]:
     """Rounds ended by SIGKILL, until there were `count` of them; a killed run may be killed again
     when it has been resumed."""
     draw = random.Random(seed)
-    with world() as here:
-        expected = here.whole(LONG)
-        began = time.monotonic()
-        here.whole(LONG)
-        takes = time.monotonic() - began
-        killed = runs = 0
-        moments, failed = [], []
+    began = time.monotonic()
+    expected = here.whole(LONG)
+    takes = time.monotonic() - began
+    killed = runs = 0
+    moments, failed = [], []
+    while killed < count:
+        here.clear()
+        runs, options = runs + 1, LONG
         while killed < count:
-            here.clear()
-            runs, options = runs + 1, LONG
-            while killed < count:
-                process = here.start(options)
-                time.sleep(draw.uniform(0, 0.7 * takes))
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)
-                ended = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-                if ended != -signal.SIGKILL:
-                    break
-                killed += 1
-                moments.append(RunDirectory(here.folder / MODEL).newest_step() or 0)
-                options = [*LONG, "--auto-resume"]
-            if faults := here.faults(LONG, expected):
-                failed.append(faults)
-        return {"killed": killed, "runs": runs, "newest_steps": moments, "failed": failed}
+            process = here.start(options)
+            time.sleep(draw.uniform(0, 0.7 * takes))
+            process.kill()
+            if process.wait() != -signal.SIGKILL:
+                break
+            killed += 1
+            moments.append(RunDirectory(here.folder / MODEL).newest_step() or 0)
+            options = [*LONG, "--auto-resume"]
+        if faults := here.faults(LONG, expected):
+            failed.append(faults)
+    return {"killed": killed, "runs": runs, "newest_steps": moments, "failed": failed}
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -217,10 +185,12 @@ def _main() -> int:
     parser.add_argument("--count", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    if given.kind == "operations":
-        found = operations(given.every, given.part)
-    else:
-        found = signals(given.count, given.seed)
+    with tempfile.TemporaryDirectory() as folder, Server(environment()) as server:
+        here = World(server, Path(folder))
+        if given.kind == "operations":
+            found = operations(here, given.every, given.part)
+        else:
+            found = signals(here, given.count, given.seed)
     print(json.dumps(found))
     return 1 if found["failed"] else 0
 

@@ -14,7 +14,7 @@ from conftest import ROOT, environment
 
 from diffuse_cli import tensorfile
 
-FUZZ = ROOT / "tests" / "fuzz" / "mutate_models.py"
+FUZZ = ROOT / "tests" / "fuzz"
 
 READ = """
 import os, sys
@@ -98,16 +98,50 @@ def memory(model: Path, *paths: Path) -> dict[str, tuple[str, int]]:
     return {name: (outcome, int(grown)) for name, outcome, grown in rows}
 
 
+def write_large(path: Path) -> None:
+    """A file of 200 MB of weights that are all there."""
+    from nets import plan
+
+    from diffuse_cli import modelfile
+    from diffuse_cli.config import DiffusionConfig
+
+    unet = plan(size=8, width=256, multipliers=(1, 2), blocks=2)
+    large = modelfile.Model(
+        blueprint=unet.blueprint(DiffusionConfig()), ema=unet.build().state_dict(), step=1
+    )
+    modelfile.save(path, large)
+
+
+def write_giant(model: Path, path: Path) -> None:
+    """A file of 100 kB whose description asks for a network of 100 GB."""
+    data = model.read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + length])
+    config = json.loads(header["__metadata__"]["diffuse.config"])
+    config["network"] |= {"width": 4096, "multipliers": [8, 16], "blocks": 16, "groups": 32}
+    config["network"].pop("heads", None)
+    header["__metadata__"]["diffuse.config"] = json.dumps(config)
+    path.write_bytes(file_of(json.dumps(header).encode()) + data[8 + length :])
+
+
 @pytest.fixture(scope="module")
-def grown(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, int]]:
-    """What reading each of the headers takes, as a header and as a description in one."""
+def files(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with each of the headers, as a header and as a description in one, and others."""
     folder = tmp_path_factory.mktemp("headers")
     for name, make in HEADERS.items():
         text = make()
         (folder / f"{name}.header".replace(" ", "-")).write_bytes(file_of(text))
         cut = text[: MOST // 2 - 100].decode(errors="ignore").encode()
         (folder / f"{name}.description".replace(" ", "-")).write_bytes(described(cut))
-    return memory(model, *sorted(folder.iterdir()))
+    write_large(folder / "large")
+    write_giant(model, folder / "giant")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def grown(model: Path, files: Path) -> dict[str, tuple[str, int]]:
+    """What reading each of the files takes."""
+    return memory(model, *sorted(files.iterdir()))
 
 
 @pytest.mark.parametrize("name", HEADERS)
@@ -118,51 +152,28 @@ def test_a_header_unfolds_to_no_more_than_its_bound(grown, name: str, place: str
     assert size < 2_000_000 + MEGABYTES  # less than the smallest of the files and the bound
 
 
-def test_a_large_file_takes_its_size(model: Path, tmp_path: Path):
+def test_a_large_file_takes_its_size(grown, files: Path):
     """Weights of a network that are all there: no mask and no copy of them is made."""
-    from nets import plan
-
-    from diffuse_cli import modelfile
-    from diffuse_cli.config import DiffusionConfig
-
-    unet = plan(size=8, width=256, multipliers=(1, 2), blocks=2)
-    large = modelfile.Model(
-        blueprint=unet.blueprint(DiffusionConfig()), ema=unet.build().state_dict(), step=1
-    )
-    path = tmp_path / "large.safetensors"
-    modelfile.save(path, large)
-    size = path.stat().st_size
+    size = (files / "large").stat().st_size
     assert size > 200_000_000
-    outcome, grown = memory(model, path)[path.name]
+    outcome, taken = grown["large"]
     assert outcome == "accepted"
-    assert size * 0.9 < grown < size + MEGABYTES
+    assert size * 0.9 < taken < size + MEGABYTES
 
 
-def test_shapes_of_a_giant_network_are_compared_before_anything_is_allocated(
-    model: Path, tmp_path: Path
-):
-    """What the description asks for is a network of 100 GB, in a file of 100 kB."""
-    data = model.read_bytes()
-    length = struct.unpack("<Q", data[:8])[0]
-    header = json.loads(data[8 : 8 + length])
-    config = json.loads(header["__metadata__"]["diffuse.config"])
-    config["network"] |= {"width": 4096, "multipliers": [8, 16], "blocks": 16, "groups": 32}
-    config["network"].pop("heads", None)
-    header["__metadata__"]["diffuse.config"] = json.dumps(config)
-    path = tmp_path / "giant.safetensors"
-    path.write_bytes(file_of(json.dumps(header).encode()) + data[8 + length :])
-    outcome, grown = memory(model, path)[path.name]
+def test_shapes_of_a_giant_network_are_compared_before_anything_is_allocated(grown, files: Path):
+    outcome, taken = grown["giant"]
     assert outcome == "rejected"
-    assert grown < len(data) + MEGABYTES
+    assert taken < (files / "giant").stat().st_size + MEGABYTES
 
 
-def test_mutated_files_are_accepted_or_rejected_and_nothing_else():
+def test_mutated_files_are_accepted_or_rejected_and_nothing_else(spawn):
     """A hundred here; `mutate_models.py` does any number, with a seed."""
-    ran = subprocess.run(
-        [sys.executable, FUZZ, "--count", "100", "--processes", "2"],
-        env=environment(), capture_output=True, text=True,
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    found = json.loads(ran.stdout)
+    program = f"import json, sys; sys.path.insert(0, {str(FUZZ)!r}); import mutate_models\n"
+    program += "print(json.dumps(mutate_models.run(100, seed=0, processes=1))); sys.exit(0)"
+    out, err = spawn(before=program).communicate(timeout=300)
+    found = json.loads(out)
+    assert found["failed"] == [], err
     assert found["outcomes"]["accepted"] > 5
     assert found["outcomes"]["rejected"] > 50
+    assert found["outcomes"]["processes"] == 1

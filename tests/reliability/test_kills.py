@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+import rounds
 import torch
-from conftest import environment
 from seams import ends_at, killed_while, watching
 
 from diffuse_cli import files, tensorfile
 from diffuse_cli.training.rundir import KEPT, TENSORS, Checkpoint, RunDirectory
-
-ROUNDS = Path(__file__).with_name("rounds.py")
 
 
 def checkpoint(step: int) -> Checkpoint:
@@ -197,13 +192,10 @@ def test_a_power_cut_while_a_model_file_is_replaced_leaves_the_old_or_the_new(tm
 
 
 @pytest.mark.parametrize("kind", ["operations", "signals"])
-def test_killed_and_resumed_equals_a_run_that_nothing_stopped(kind: str):
+def test_killed_and_resumed_equals_a_run_that_nothing_stopped(server, tmp_path: Path, kind: str):
     """Three operations, five signals; `rounds.py` does every one, and any number of signals."""
-    ran = subprocess.run(
-        [sys.executable, ROUNDS, kind], env=environment(), capture_output=True, text=True
-    )
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    found = json.loads(ran.stdout)
+    here = rounds.World(server, tmp_path)
+    found = rounds.operations(here) if kind == "operations" else rounds.signals(here)
     assert found["failed"] in ({}, [])
     assert found.get("rounds", 3) == 3
     assert found.get("killed", 5) == 5
