@@ -144,10 +144,11 @@ def ideal_net(process: Process, images: Tensor, sharpness: float = 1.0) -> Calla
     weighted by how likely x_t is from it; `sharpness` other than 1 mistakes that."""
 
     def net(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        times = t.tolist()
         known = {
-            shown: process.alpha_bar(shown * process.num_timesteps / 1000) for shown in t.tolist()
+            shown: process.alpha_bar(shown * process.num_timesteps / 1000) for shown in set(times)
         }
-        bars = torch.tensor([known[shown] for shown in t.tolist()], dtype=torch.float64)[:, None]
+        bars = torch.tensor([known[shown] for shown in times], dtype=torch.float64)[:, None]
         off = x.flatten(1)[:, None] - bars[..., None].sqrt() * images.flatten(1)
         logits = -off.square().sum(2) / (2 * (1 - bars)) * sharpness
         return (logits.softmax(1) @ images.flatten(1)).reshape(x.shape)

@@ -1,4 +1,7 @@
-"""On the meta device, which has no numbers: what reads one back, or mixes devices, fails."""
+"""On the meta device, which has no numbers: what reads one back, or mixes devices, fails.
+
+Any two entries of different tables meet.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from covering import covering
 from nets import plan
 
 from diffuse_cli.core import (
@@ -37,19 +41,20 @@ def made(target: str = "v", variance: str = "small") -> Any:
     return Denoiser(net, PROCESS, target, variance), x, label
 
 
-@pytest.mark.parametrize("times", ["meta", "cpu"])
-@pytest.mark.parametrize("variance", list(VARIANCES))
-@pytest.mark.parametrize("target", list(TARGETS))
-def test_losses_read_nothing_back(target: str, variance: str, times: str):
+@pytest.mark.parametrize(
+    ("loss", "target", "variance", "weighting", "times"),
+    covering(LOSSES, TARGETS, VARIANCES, WEIGHTINGS, ("meta", "cpu"), strength=2),
+)
+def test_losses_read_nothing_back(
+    loss: str, target: str, variance: str, weighting: str, times: str
+):
     denoiser, x, label = made(target, variance)
     t = torch.tensor([0, 9]).to(times)
-    for weighting in WEIGHTINGS:
-        table = weights(weighting, denoiser)
-        weight = None if table is None else table.float().to("meta")[t.to("meta")]
-        for loss in LOSSES.values():
-            found = loss(denoiser, x, t, x, weight, label=label)
-            assert found.shape == (2,)
-            assert found.is_meta
+    table = weights(weighting, denoiser)
+    weight = None if table is None else table.float().to("meta")[t.to("meta")]
+    found = LOSSES[loss](denoiser, x, t, x, weight, label=label)
+    assert found.shape == (2,)
+    assert found.is_meta
 
 
 GUIDED = {
@@ -61,20 +66,20 @@ GUIDED = {
 }
 
 
-@pytest.mark.parametrize("guided", GUIDED.values(), ids=list(GUIDED))
-@pytest.mark.parametrize("variance", list(VARIANCES))
-@pytest.mark.parametrize("name", list(SAMPLERS))
-def test_samplers_read_nothing_back(name: str, variance: str, guided: Any):
+@pytest.mark.parametrize(
+    ("name", "variance", "guided", "spacing"),
+    covering(SAMPLERS, VARIANCES, GUIDED, ("trailing", "karras"), strength=2),
+)
+def test_samplers_read_nothing_back(name: str, variance: str, guided: str, spacing: str):
     denoiser, x, label = made(variance=variance)
 
     def denoise(x_t: torch.Tensor, t: Any, /) -> Any:
-        return clip(guided(denoiser), PROCESS)(x_t, t, label=label)
+        return clip(GUIDED[guided](denoiser), PROCESS)(x_t, t, label=label)
 
-    for spacing in ("trailing", "karras"):
-        times = PROCESS.times(4, spacing)
-        *_, last = SAMPLERS[name](denoise, PROCESS, x, times, noise=lambda k: x)
-        assert last.x.is_meta
-        assert last.x.shape == x.shape
+    times = PROCESS.times(4, spacing)
+    *_, last = SAMPLERS[name](denoise, PROCESS, x, times, noise=lambda k: x)
+    assert last.x.is_meta
+    assert last.x.shape == x.shape
 
 
 @pytest.mark.parametrize("size", [(8,), (8, 8), (8, 8, 8)], ids=str)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,19 @@ def run(image: str = "grey.png", **options: Any) -> tuple[tuple[Path, ...], list
             events.append(next(work))
         except StopIteration as stop:
             return stop.value, events
+
+
+@pytest.fixture
+def scenes(monkeypatch: pytest.MonkeyPatch) -> list[drawing.Scene]:
+    """The scenes that are drawn, without drawing them."""
+    kept: list[drawing.Scene] = []
+
+    def draw(scene: drawing.Scene, steps: int) -> Image.Image:
+        kept.append(scene)
+        return Image.new("RGB", (1, 1))
+
+    monkeypatch.setattr(demo, "draw", draw)
+    return kept
 
 
 def warnings_of(events: list[Any]) -> list[str]:
@@ -135,11 +149,13 @@ def test_a_transparent_image_shows_the_background() -> None:
     assert blue.mean() > 0.02
 
 
+@pytest.mark.usefixtures("scenes")
 @pytest.mark.parametrize(("name", "num_timesteps"), [("linear", 1000), ("cosine", 1000)])
 def test_no_warning_where_noise_is_pure(name: str, num_timesteps: int) -> None:
     assert not warnings_of(run(schedule=(name,), steps=2, num_timesteps=num_timesteps)[1])
 
 
+@pytest.mark.usefixtures("scenes")
 def test_warning_where_the_image_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     weak = [0.03] * 100
     monkeypatch.setitem(SCHEDULES, "weak", lambda num_timesteps: weak[:num_timesteps])
@@ -150,6 +166,7 @@ def test_warning_where_the_image_is_left(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "--zero-terminal-snr" in warning
 
 
+@pytest.mark.usefixtures("scenes")
 def test_one_warning_names_all_that_end_too_early() -> None:
     (warning,) = warnings_of(run(num_timesteps=2, steps=2)[1])
     assert all(f"{name} " in warning for name in ("linear", "cosine", "laplace"))
@@ -160,38 +177,37 @@ def test_one_warning_names_all_that_end_too_early() -> None:
 # -- what is shown --------------------------------------------------------------------------------
 
 
-def shown(monkeypatch: pytest.MonkeyPatch, **options: Any) -> drawing.Scene:
-    """The scene that is drawn, without drawing it."""
-    scenes: list[drawing.Scene] = []
-
-    def draw(scene: drawing.Scene, steps: int) -> Image.Image:
-        scenes.append(scene)
-        return Image.new("RGB", (1, 1))
-
-    monkeypatch.setattr(demo, "draw", draw)
-    run(overwrite=True, **options)
-    return scenes[0]
+Shown = Callable[..., drawing.Scene]
 
 
-def test_without_a_schedule_all_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    scene = shown(monkeypatch)
+@pytest.fixture
+def shown(scenes: list[drawing.Scene]) -> Shown:
+    """What options show."""
+
+    def show(**options: Any) -> drawing.Scene:
+        run(overwrite=True, **options)
+        return scenes.pop()
+
+    return show
+
+
+def test_without_a_schedule_all_are_shown(shown: Shown) -> None:
+    scene = shown()
     assert list(scene.processes) == list(SCHEDULES)
     for name, make in SCHEDULES.items():
         assert scene.processes[name].betas.tolist() == make(1000)
-    assert list(shown(monkeypatch, schedule=("sqrt", "linear")).processes) == ["sqrt", "linear"]
+    assert list(shown(schedule=("sqrt", "linear")).processes) == ["sqrt", "linear"]
 
 
-def test_the_rescale_applies_to_every_row(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+def test_the_rescale_applies_to_every_row(shown: Shown, folder: Path) -> None:
     (folder / "own.txt").write_text("0.1 0.2 0.3")
-    scene = shown(monkeypatch, zero_terminal_snr=True, betas="own.txt")
+    scene = shown(zero_terminal_snr=True, betas="own.txt")
     assert all(float(p.alpha_bars[-1]) == 0 for p in scene.processes.values())
     assert scene.title.endswith("T = 3,  zero terminal SNR")
 
 
-def test_a_log_snr_of_minus_infinity_is_drawn_at_the_lower_edge(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    scene = shown(monkeypatch, zero_terminal_snr=True, num_timesteps=20)
+def test_a_log_snr_of_minus_infinity_is_drawn_at_the_lower_edge(shown: Shown) -> None:
+    scene = shown(zero_terminal_snr=True, num_timesteps=20)
     axes = pictures.Sheet(4, 3, 50).axes(1, 1, 2, 1)
     lines = drawing.log_snr(axes, scene, [0])
     assert len(lines) == len(SCHEDULES)
@@ -201,8 +217,8 @@ def test_a_log_snr_of_minus_infinity_is_drawn_at_the_lower_edge(
         assert last == axes.get_ylim()[0] < min(before)
 
 
-def test_the_right_plot_reads_both_variances(monkeypatch: pytest.MonkeyPatch) -> None:
-    scene = shown(monkeypatch, num_timesteps=20)
+def test_the_right_plot_reads_both_variances(shown: Shown) -> None:
+    scene = shown(num_timesteps=20)
     sheet = pictures.Sheet(4, 3, 50)
     axes = sheet.axes(1, 1, 2, 1)
     drawing._variances(axes, scene, [0])
@@ -214,40 +230,40 @@ def test_the_right_plot_reads_both_variances(monkeypatch: pytest.MonkeyPatch) ->
     assert right.transData.transform((0, 0.7))[1] == pytest.approx(height)
 
 
-def test_the_picture_is_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
-    scene = shown(monkeypatch, image="color.png", size=(36, 36), fit="pad", background="navy")
+def test_the_picture_is_fitted(shown: Shown) -> None:
+    scene = shown(image="color.png", size=(36, 36), fit="pad", background="navy")
     levels = scene.space.to_stored(scene.x0[None])[0]
     assert levels[:, 0, 0].tolist() == [0, 0, 128]
     own = np.asarray(Image.open("color.png")).transpose(2, 0, 1)
     assert levels[:, 8:28].numpy().tolist() == own.tolist()
 
 
+@pytest.mark.usefixtures("scenes")
 def test_what_is_wrong_with_the_picture_is_a_warning() -> None:
     Image.open("color.png").save("odd.png", icc_profile=b"x" * 200)
     _, events = run("odd.png", schedule=("cosine",))
     assert warnings_of(events) == ["odd.png: broken colour profile, which is ignored"]
 
 
-def test_a_file_of_betas_is_a_row_of_its_name(
-    monkeypatch: pytest.MonkeyPatch, folder: Path
-) -> None:
+def test_a_file_of_betas_is_a_row_of_its_name(shown: Shown, folder: Path) -> None:
     (folder / "own.txt").write_text("0.1\n0.2\n0.3\n")
-    scene = shown(monkeypatch, schedule=("linear",), betas="own.txt", num_timesteps=3)
+    scene = shown(schedule=("linear",), betas="own.txt", num_timesteps=3)
     assert list(scene.processes) == ["linear", "own.txt"]
     assert scene.processes["own.txt"].betas.tolist() == [0.1, 0.2, 0.3]
     assert scene.num_timesteps == 3
     (folder / "linear").write_text("0.1 0.2")
-    scene = shown(monkeypatch, schedule=("linear",), betas="linear")
+    scene = shown(schedule=("linear",), betas="linear")
     assert list(scene.processes) == ["linear", "linear (file)"]
 
 
 def test_the_curves_are_the_same_whatever_the_matplotlibrc_says() -> None:
     import matplotlib
 
-    (path,), _ = run()
+    few = {"schedule": ("linear", "cosine"), "steps": 2}
+    (path,), _ = run(**few)
     before = path.read_bytes()
     with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9, "axes.facecolor": "red"}):
-        run(overwrite=True)
+        run(overwrite=True, **few)
     assert path.read_bytes() == before
 
 

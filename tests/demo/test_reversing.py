@@ -23,16 +23,21 @@ def picture(images: Path) -> Path:
 
 @pytest.fixture
 def journey(monkeypatch: pytest.MonkeyPatch) -> list[reversing.Journey]:
-    """The journeys that are drawn."""
+    """The journeys that are drawn, without drawing them."""
     seen: list[reversing.Journey] = []
-    draw = showing.draw
 
     def drawn(journey: reversing.Journey, steps: int) -> Image.Image:
         seen.append(journey)
-        return draw(journey, steps)
+        return Image.new("RGB", (1, 1))
 
     monkeypatch.setattr(showing, "draw", drawn)
     return seen
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Journeys of 12 times, for what does not depend on how many there are."""
+    monkeypatch.setattr(reversing, "STEPS", 12)
 
 
 def test_both_ways_are_the_models(diffuse, model, picture, journey):
@@ -80,19 +85,20 @@ def test_the_nearest_image_of_data_is_found(diffuse, model, images, picture, jou
     assert found.forward_near.distances[0] <= reversing.distance(found.forward.x0[0], found.image)
 
 
+@pytest.mark.usefixtures("short")
 def test_a_page_shows_rows_for_the_model_and_writes_the_animation(diffuse, model, picture, images):
-    plain = diffuse("noise-demo", picture, "--model", model, "-o", "a.png", "--gif", "--json")
+    line = ("noise-demo", picture, "--model", model, "--steps", 3)
+    plain = diffuse(*line, "-o", "a.png", "--gif", "--json")
     assert plain.code == 0, plain.err
     assert plain.json["pictures"] == ["a.png", "a.gif"]
     assert plain.json["model"] == str(model)
-    assert (
-        diffuse("noise-demo", picture, "--model", model, "--data", images, "-o", "b.png").code == 0
-    )
+    assert diffuse(*line, "--data", images, "-o", "b.png").code == 0
     assert Image.open("b.png").height > Image.open("a.png").height
     with Image.open("a.gif") as moving:
         assert moving.n_frames >= 8
 
 
+@pytest.mark.usefixtures("short")
 def test_a_class_is_told(diffuse, conditional, picture, journey):
     for label in (["--class", "dark"], ["--class", "light"], []):
         ran = diffuse("noise-demo", picture, "--model", conditional, *label, "--overwrite")
@@ -152,9 +158,11 @@ def test_a_model_that_knows_no_image_without_a_class_asks_for_one(diffuse, train
     assert (ran.code, "--class is missing" in ran.line) == (2, True)
 
 
+@pytest.mark.usefixtures("short")
 def test_the_page_has_a_row_for_what_is_given(diffuse, given, model, picture):
-    for name, of in (("a.png", model), ("b.png", given["UP"])):
-        assert diffuse("noise-demo", picture, "--model", of, "-o", name, "--gif").code == 0
+    for name, of, more in (("a.png", model, ()), ("b.png", given["UP"], ("--gif",))):
+        line = ("noise-demo", picture, "--model", of, "--steps", 3, "-o", name, *more)
+        assert diffuse(*line).code == 0
     assert Image.open("b.png").height > Image.open("a.png").height
 
 
@@ -185,5 +193,7 @@ def test_what_cannot_be_shown_is_refused(
     assert not list(Path().glob("*.png"))
 
 
-def test_a_journey_shows_few_steps(diffuse, model, picture):
-    assert diffuse("noise-demo", picture, "--model", model, "--steps", 2).code == 0
+@pytest.mark.usefixtures("short")
+def test_a_journey_of_a_class_shows_few_steps(diffuse, conditional, picture):
+    line = ("noise-demo", picture, "--model", conditional, "--class", "dark")
+    assert diffuse(*line, "--steps", 2).code == 0

@@ -39,13 +39,55 @@ def measure(diffuse, model):
 
 
 @pytest.fixture(scope="module")
+def known():
+    """What commands that tests share said, by their words."""
+    return {}
+
+
+@pytest.fixture
+def once(diffuse, known, finished):
+    """Run a command, or read what it said when an earlier test ran it; and its evaluation."""
+
+    def run(*line):
+        if line not in known:
+            ran = diffuse(*line)
+            assert ran.code == 0, ran.err
+            known[line] = ran, finished.pop()
+        return known[line]
+
+    return run
+
+
+OF_IMAGES = ("-n", 6, "--timesteps", 10, "--json")
+OF_OTHER = ("-n", 14, "--timesteps", 20, "--json")
+
+
+@pytest.fixture
+def of_images(once, model, images):
+    """The model measured on its training data, and the evaluation. Change nothing."""
+    return once("eval", model, images, *QUICK, *OF_IMAGES)
+
+
+@pytest.fixture
+def of_other(once, model, other):
+    """The same on other images."""
+    return once("eval", model, other, *QUICK, *OF_OTHER)
+
+
+@pytest.fixture
+def of_folders(once, images, other):
+    """A folder measured against another."""
+    return once("eval", other, images, "--json")
+
+
+@pytest.fixture(scope="module")
 def other(tmp_path_factory):
     """Images of the same kind that the model was not trained on."""
     return write_images(tmp_path_factory.mktemp("other") / "images", 14, seed=9)
 
 
-def test_the_json_says_everything_one_needs_to_compare(measure, images, model):
-    found = measure(images, "-n", 6, "--timesteps", 10, "--json").json
+def test_the_json_says_everything_one_needs_to_compare(of_images, model):
+    found = of_images[0].json
     assert found["n"] == {"real": 6, "generated": 6}
     assert found["features"]["name"].startswith("efficientnet-lite0")
     assert len(found["features"]["weights_sha256"]) == 64
@@ -79,34 +121,33 @@ class Metal(torch.Tensor):
         return self.as_subclass(torch.Tensor)
 
 
-def test_the_bound_needs_no_float64_of_the_device(measure, images, monkeypatch):
+def test_the_bound_needs_no_float64_of_the_device(measure, images, monkeypatch, of_images):
     terms, prior = bounds.bound_terms, bounds.prior_bits
-    line = (images, "-n", 4, "--timesteps", 2, "--json")
     with monkeypatch.context() as patch:
         patch.setattr(
             bounds, "bound_terms", lambda *a, **k: (t.as_subclass(Metal) for t in terms(*a, **k))
         )
         patch.setattr(bounds, "prior_bits", lambda *a: prior(*a).as_subclass(Metal))
-        found = measure(*line).json
-    assert found["bits_per_dim"] == measure(*line).json["bits_per_dim"]
+        found = measure(images, *OF_IMAGES).json
+    assert found["bits_per_dim"] == of_images[0].json["bits_per_dim"]
 
 
-def test_bits_per_dimension_are_the_sum_of_three_parts(measure, images):
-    found = measure(images, "-n", 4, "--timesteps", 10, "--json").json
+def test_bits_per_dimension_are_the_sum_of_three_parts(of_images):
+    found = of_images[0].json
     parts = [found[f"bits_{name}"] for name in ("prior", "middle", "decoder")]
     assert found["bits_per_dim"] == pytest.approx(sum(parts), rel=1e-6)
     assert min(parts) >= 0
     assert 1 < found["bits_per_dim"] < 20
 
 
-def test_the_held_out_part_is_used_where_data_is_the_training_data(measure, images):
-    ran = measure(images, "-n", 4, "--timesteps", 2, "--json")
+def test_the_held_out_part_is_used_where_data_is_the_training_data(of_images):
+    ran = of_images[0]
     assert ran.json["part"] == "held-out"
     assert "never trained on, 6 of 60" in ran.err
 
 
-def test_all_of_other_data_is_used(measure, other):
-    ran = measure(other, "-n", 4, "--timesteps", 2, "--json")
+def test_all_of_other_data_is_used(of_other):
+    ran = of_other[0]
     assert ran.json["part"] == "all"
     assert "all, 14 of 14" in ran.err
 
@@ -127,49 +168,42 @@ def test_fewer_real_images_than_n_are_all_used_and_both_counts_printed(measure, 
     assert "±" in ran.out
 
 
-def test_the_same_command_gives_the_same_numbers(measure, images):
-    one, two = (measure(images, "-n", 4, "--timesteps", 5, "--json").json for _ in range(2))
+def test_the_same_command_gives_the_same_numbers(measure, images, of_images):
+    one, two = of_images[0].json, measure(images, *OF_IMAGES).json
     assert {**one, "seconds": 0} == {**two, "seconds": 0}
 
 
-def test_another_seed_gives_other_numbers(measure, images):
-    one, two = (
-        measure(images, "-n", 4, "--timesteps", 5, "--seed", seed, "--json").json for seed in (0, 1)
-    )
+def test_another_seed_gives_other_numbers(measure, images, of_images):
+    one, two = of_images[0].json, measure(images, *OF_IMAGES, "--seed", 1).json
     assert one["bits_per_dim"] != two["bits_per_dim"]
     assert one["kid"] != two["kid"]
 
 
-def test_the_batch_size_does_not_change_the_numbers(measure, images):
-    one, two = (
-        measure(images, "-n", 5, "--timesteps", 5, "--batch-size", size, "--json").json
-        for size in (64, 2)
-    )
+def test_the_batch_size_does_not_change_the_numbers(measure, images, of_images):
+    one, two = of_images[0].json, measure(images, *OF_IMAGES, "--batch-size", 4).json
     assert one["bits_per_dim"] == pytest.approx(two["bits_per_dim"], rel=1e-4)
     assert one["kid"] == pytest.approx(two["kid"], rel=0.05, abs=0.01)
 
 
-def test_a_few_timesteps_estimate_the_sum_over_all(measure, other):
+def test_a_few_timesteps_estimate_the_sum_over_all(measure, other, of_other):
     every = measure(other, "-n", 14, "--timesteps", "all", "--json").json
-    few = measure(other, "-n", 14, "--timesteps", 20, "--json").json
+    few = of_other[0].json
     for name in ("bits_prior", "bits_decoder"):
         assert few[name] == pytest.approx(every[name], rel=0.3)
     error = math.hypot(few["bits_per_dim_standard_error"], every["bits_per_dim_standard_error"])
     assert abs(few["bits_per_dim"] - every["bits_per_dim"]) < 5 * error
 
 
-def test_a_trained_model_is_measured_better_than_one_that_is_not(measure, train, diffuse, other):
+def test_a_trained_model_is_measured_better_than_one_that_is_not(train, diffuse, other, of_other):
     train("--steps", 1, "--lr", 0)
-    line = ("-n", 14, "--timesteps", 20, "--json")
-    start = diffuse("eval", "model.safetensors", other, *QUICK, *line).json
-    found = measure(other, *line).json
+    start = diffuse("eval", "model.safetensors", other, *QUICK, *OF_OTHER).json
+    found = of_other[0].json
     assert found["bits_per_dim"] < start["bits_per_dim"] - 0.5
     assert found["kid"] < start["kid"]
 
 
-def test_raw_weights_are_measured_too(measure, other):
-    line = ("-n", 4, "--timesteps", 5, "--json")
-    raw, ema = (measure(other, *line, "--weights", w).json for w in ("raw", "ema"))
+def test_raw_weights_are_measured_too(measure, other, of_other):
+    raw, ema = measure(other, *OF_OTHER, "--weights", "raw").json, of_other[0].json
     assert raw["bits_per_dim"] != ema["bits_per_dim"]
 
 
@@ -198,10 +232,10 @@ def test_a_folder_of_samples_counts_its_images_without_the_grid(diffuse, model, 
     assert found["n"] == {"real": 14, "generated": 5}
 
 
-def test_samples_in_a_folder_measure_as_the_model_does(diffuse, measure, model, other):
-    diffuse("sample", model, "-n", 8, *QUICK)
-    theirs = diffuse("eval", "samples", other, "-n", 8, "--json").json
-    ours = measure(other, "-n", 8, "--timesteps", 2, "--json").json
+def test_samples_in_a_folder_measure_as_the_model_does(diffuse, model, other, of_other):
+    diffuse("sample", model, "-n", 14, *QUICK)
+    theirs = diffuse("eval", "samples", other, "-n", 14, "--json").json
+    ours = of_other[0].json
     assert theirs["kid"] == pytest.approx(ours["kid"], abs=1e-3)
     assert theirs["frechet_distance"] == pytest.approx(ours["frechet_distance"], rel=1e-2)
 
@@ -257,9 +291,9 @@ def shown_as(part, images, names):
     return [names.index(name) if name in names else -1 for name in found]
 
 
-def test_each_class_is_measured_as_it_would_be_alone(diffuse, images, other):
+def test_each_class_is_measured_as_it_would_be_alone(diffuse, images, other, of_folders):
     """Two folders of two classes, against the same command on the folders of each class."""
-    found = diffuse("eval", other, images, "--json").json
+    found = of_folders[0].json
     assert {*found["classes"]} == {"dark", "light"}
     for name, values in found["classes"].items():
         alone = diffuse("eval", other / name, images / name, "--json").json
@@ -332,8 +366,8 @@ def test_the_text_has_a_row_for_each_class(measure_classes, measure, other):
     assert "class" not in plain.out
 
 
-def test_a_model_without_classes_has_none_measured(measure, other):
-    assert measure(other, "-n", 6, "--timesteps", 2, "--json").json["classes"] == {}
+def test_a_model_without_classes_has_none_measured(of_other):
+    assert of_other[0].json["classes"] == {}
 
 
 def test_classes_are_matched_by_name(measure_classes, other, tmp_path, finished):
@@ -347,9 +381,11 @@ def test_classes_are_matched_by_name(measure_classes, other, tmp_path, finished)
     assert sorted(real.labels.tolist()) == [-1] * 7 + [1] * 7
 
 
-def test_swapped_folders_are_measured_as_what_they_are_called(diffuse, images, other, tmp_path):
+def test_swapped_folders_are_measured_as_what_they_are_called(
+    diffuse, images, other, tmp_path, of_folders
+):
     """Together they are as near as before; dark images that are called light are far from them."""
-    right = diffuse("eval", other, images, "--json").json
+    right = of_folders[0].json
     swapped = renamed(other, tmp_path / "swapped", dark="light", light="dark")
     wrong = diffuse("eval", swapped, images, "--json").json
     assert wrong["kid"] == pytest.approx(right["kid"], rel=1e-3)
@@ -383,20 +419,18 @@ def bound_of(path, data, *, known, respaced=None, seed=0):
     if respaced:
         denoiser = denoiser.respaced(denoiser.process.times(respaced))
     files = sorted(data.rglob("*.png"))
-    found = {"total": [], "prior": [], "terms": []}
-    for place, k in enumerate(permutation(seed, 0, len(files)).tolist()):
-        x0 = torch.from_numpy(np.array(Image.open(files[k]))).float()[None, None] / 127.5 - 1
-        cond = {}
-        if loaded.blueprint.conditions.num_classes:
-            cond["label"] = torch.tensor([known.get(files[k].parent.name, 2)])
+    files = [files[k] for k in permutation(seed, 0, len(files)).tolist()]
+    x0 = torch.from_numpy(np.stack([Image.open(path) for path in files])).float()[:, None]
+    cond = {}
+    if loaded.blueprint.conditions.num_classes:
+        cond["label"] = torch.tensor([known.get(path.parent.name, 2) for path in files])
 
-        def noise(t, place=place):
-            return draw_noise(seed, "bits", place, t, shape=(1, 8, 8))[None]
+    def noise(t):
+        own = [draw_noise(seed, "bits", place, t, shape=(1, 8, 8)) for place in range(len(files))]
+        return torch.stack(own)
 
-        bits = bits_per_dim(denoiser, x0, noise=noise, **cond)
-        for name, values in found.items():
-            values.append(getattr(bits, name)[0].double())
-    return {name: torch.stack(values) for name, values in found.items()}
+    bits = bits_per_dim(denoiser, x0 / 127.5 - 1, noise=noise, **cond)
+    return {name: getattr(bits, name).double() for name in ("total", "prior", "terms")}
 
 
 KNOWN = {"dark": 0, "light": 1}
@@ -636,8 +670,9 @@ def as_bytes(part):
     return [np.ascontiguousarray(p).tobytes() for p in part.samples]
 
 
-def test_training_images_are_measured_beside_held_out_ones(measure, images, finished):
-    found = measure(images, "-n", 6, "--timesteps", 10, "--json").json
+def test_training_images_are_measured_beside_held_out_ones(images, of_images):
+    ran, evaluation = of_images
+    found = ran.json
     assert {*found} >= OF_TRAINING
     assert found["bits_per_dim_gap"] == pytest.approx(
         found["bits_per_dim"] - found["bits_per_dim_train"]
@@ -645,7 +680,6 @@ def test_training_images_are_measured_beside_held_out_ones(measure, images, fini
     # Six are held out: all 54 training images, each without itself, are references, too.
     assert found["memorized_references"] == 60
     assert found["memorized_expected"] == pytest.approx(3 / 61)
-    (evaluation,) = finished
     train, held_out = ({*rows} for rows in divided(images))
     assert {*as_bytes(evaluation.real)} == {*as_bytes(evaluation.training.held_out)} == held_out
     assert {*as_bytes(evaluation.train)} < train
@@ -654,11 +688,12 @@ def test_training_images_are_measured_beside_held_out_ones(measure, images, fini
     assert {*as_bytes(evaluation.more)} < train
 
 
-def test_images_that_memory_does_not_hold_give_the_same_numbers(measure, images, monkeypatch):
-    line = ("-n", 6, "--timesteps", 10, "--json")
-    kept = measure(images, *line).json
+def test_images_that_memory_does_not_hold_give_the_same_numbers(
+    measure, images, monkeypatch, of_images
+):
+    kept = of_images[0].json
     monkeypatch.setattr("diffuse_cli.evaluation.images.kept_bytes", lambda: 5 * 64)
-    assert {**measure(images, *line).json, "seconds": kept["seconds"]} == kept
+    assert {**measure(images, *OF_IMAGES).json, "seconds": kept["seconds"]} == kept
 
 
 def test_bits_of_training_images_are_those_of_any_images(measure, images, finished, tmp_path):
@@ -677,18 +712,18 @@ def test_bits_of_training_images_are_those_of_any_images(measure, images, finish
     assert found["bits_per_dim_train"] != pytest.approx(found["bits_per_dim"], rel=1e-4)
 
 
-def test_other_data_is_not_compared_with_training_images(measure, images, other):
+def test_other_data_is_not_compared_with_training_images(measure, images, of_other):
     line = ("-n", 4, "--timesteps", 2, "--json")
-    assert not {*measure(other, *line).json} & OF_TRAINING
+    assert not {*of_other[0].json} & OF_TRAINING
     assert not {*measure(images, *line, "--train-n", 0).json} & OF_TRAINING
 
 
-def test_the_floor_is_of_further_real_images(measure, images, other):
+def test_the_floor_is_of_further_real_images(measure, other, of_images, of_other):
     """Of DATA where it is not the training data; training images where it is; else halves."""
     line = ("-n", 5, "--timesteps", 2, "--json")
     assert measure(other, *line).json["floor_images"] == 5
-    assert measure(images, *line).json["floor_images"] == 5
-    found = measure(other, "-n", 14, "--timesteps", 2, "--json").json
+    assert of_images[0].json["floor_images"] == 6
+    found = of_other[0].json
     assert found["floor_images"] == 7
     assert {"kid_floor", "frechet_floor"} <= {*found}
 
@@ -840,9 +875,9 @@ def test_landmarks_are_made_of_pictures_not_of_stored_numbers(monkeypatch):
     assert [len(x) for x in evaluation.landmarks.values()] == [60, 4, 60]
 
 
-def test_landmarks_are_measured_as_generated_images_are(measure, other, finished):
-    found = measure(other, "-n", 14, "--timesteps", 2, "--json").json
-    (evaluation,) = finished
+def test_landmarks_are_measured_as_generated_images_are(of_other):
+    ran, evaluation = of_other
+    found = ran.json
     assert {*evaluation.landmarks} == {*LANDMARKS} == {"blurred", "mean", "noise"}
     for name, features in evaluation.landmarks.items():
         expected = kid.estimate(

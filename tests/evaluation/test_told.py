@@ -38,10 +38,10 @@ def models(shades, recipe, tmp_path_factory):
     """Models that are told nothing, columns, and (hardly trained) columns and classes."""
     folder = tmp_path_factory.mktemp("told")
     line = ["train", shades, "--config", recipe, "--optimizer", "adamw", "-q"]
-    line += ["--ema-lengths", 4, "--batch-size", 16, "--lr", 0.004]
+    line += ["--batch-size", 16, "--lr", 0.004]
     for name, steps, options in (
         ("none", 200, ()),
-        ("columns", 200, ("--condition-on", "level,letter")),
+        ("columns", 200, ("--condition-on", "level,letter", "--ema-lengths", 20)),
         ("both", 8, ("--condition-on", "level", "--classes")),
     ):
         out = folder / f"{name}.safetensors"

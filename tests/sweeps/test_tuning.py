@@ -197,14 +197,19 @@ def test_the_table_in_text(tune, conditional):
     assert "guidance" not in tune("--samplers", "ddim", "--steps", 3).out
 
 
-@pytest.mark.parametrize("scale", [None, 0.0, 1.0, 2.5])
-def test_evaluations_are_what_the_network_is_shown(tune, model, conditional, scale):
+@pytest.mark.parametrize(
+    ("scale", "samplers"),
+    [(None, PLAIN), (0.0, PLAIN[1::2]), (1.0, ["ddim", "heun"]), (2.5, PLAIN[::2])],
+    ids=["plain", "0", "1", "2.5"],
+)
+def test_evaluations_are_what_the_network_is_shown(tune, model, conditional, scale, samplers):
     """Counted once more around the network itself, and by what is known of all but heun."""
     path = model if scale is None else conditional
     guided = () if scale is None else ("--guidance", scale)
+    named = () if samplers is PLAIN else ("--samplers", ",".join(samplers))  # all are the default
     few = ("-n", 3, "--batch-size", 2, "--steps", "1,5")
-    rows = tune(*few, *guided, "--json", model=path).json["rows"]
-    assert [r["setting"]["sampler"] for r in rows] == [s for s in PLAIN for _ in (1, 5)]
+    rows = tune(*few, *guided, *named, "--json", model=path).json["rows"]
+    assert [r["setting"]["sampler"] for r in rows] == [s for s in samplers for _ in (1, 5)]
     loaded = modelfile.load(path)
     network = loaded.network()
     for r in rows:

@@ -1,13 +1,13 @@
-"""The parts of the U-Net, and every way to put them together."""
+"""The parts of the U-Net, and the ways to put them together."""
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from covering import covering
 from nets import Plan, batch, plan, randomised
 from oracles import generator
 from torch import nn
@@ -40,16 +40,16 @@ PRODUCT = {
         time_embedding=time,
         **HEADS[heads],
     )
-    for block, scale_shift, updown, time, heads in itertools.product(
+    for block, scale_shift, updown, time, heads in covering(
         BLOCKS, (False, True), (False, True), TIME_EMBEDDINGS, HEADS
     )
 }
-"""Every combination of the network's ingredients."""
+"""Combinations in which any three of the network's ingredients meet."""
 
 combined = pytest.mark.parametrize("config", PRODUCT.values(), ids=list(PRODUCT))
 
 
-# -- every combination ----------------------------------------------------------------------------
+# -- combinations ---------------------------------------------------------------------------------
 
 
 @combined
