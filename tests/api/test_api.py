@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import JUDGE
 from PIL import Image
 
 import diffuse_cli as diffuse
@@ -32,6 +33,12 @@ def pictures(folder: Path) -> list[tuple[Image.Image, str]]:
     """Images of class folders with their classes, in the order in which a folder is read."""
     paths = sorted(folder.rglob("*.png"), key=lambda p: p.relative_to(folder).as_posix())
     return [(Image.open(path), path.parent.name) for path in paths]
+
+
+@pytest.fixture(autouse=True)
+def as_commands_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the size at which commands that run in process do."""
+    monkeypatch.setattr(f"{JUDGE}.SIZE", 32)
 
 
 # -- drawing --------------------------------------------------------------------------------------

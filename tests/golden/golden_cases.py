@@ -26,6 +26,13 @@ blocks = 1
 attention = [4]
 groups = 4
 """,
+    "any-size.toml": """
+[unet]
+width = 8
+blocks = 1
+attention = [4]
+groups = 4
+""",
     "wide.toml": """
 [unet]
 width = 16
@@ -112,7 +119,7 @@ CASES: dict[str, tuple[str, ...]] = {
         sample("--sampler heun --steps 4"),
     ),
     "emoji": (
-        train("--size 16 --background black --classes", data="emoji"),
+        train("--size 16 --background black --classes", data="emoji", network="any-size"),
         sample("--steps 4 --guidance 1"),
     ),
     "convnext": (
