@@ -163,22 +163,41 @@ def reap(how: int) -> None:
 
 
 def prepare() -> None:
-    """Train, evaluate and sample once: what that imports, counts and looks up is there for all."""
+    """Evaluate and sample once: what that imports, counts and looks up is there for all. A training
+    comes before, in another process: with PyTorch for GPUs its backward pass starts threads, which
+    forked processes would lack."""
     from conftest import RECIPE, in_process, write_images
 
     with tempfile.TemporaryDirectory() as name, Path(os.devnull).open("w") as nowhere:
         folder = Path(name)  # no path is relative: what is kept of one would be another's
         images, recipe = write_images(folder / "i", 16), folder / "r"
-        model = folder / "m.safetensors"
+        model, imported = folder / "m.safetensors", folder / "imported"
         recipe.write_text(RECIPE)
         with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            line = ["train", images, "--config", recipe, "--steps", 2, "-o", model]
+            if (trains := os.fork()) == 0:
+                code = in_process(line)
+                imported.write_text("\n".join(sys.modules))
+                os._exit(code)
+            assert os.waitpid(trains, 0)[1] == 0, line
+            count_memory(model, imported.read_text().split())
             for line in (
-                ["train", images, "--config", recipe, "--steps", 2, "-o", model],
                 ["eval", model, images, "-n", 2, "--steps", 2, "--timesteps", 2],
                 ["sample", model, "-n", 1, "--steps", 2, "-o", folder / "s"],
             ):
                 assert in_process(line) == 0, line
     forget()
+
+
+def count_memory(model: Path, imported: Sequence[str]) -> None:
+    """Import what a training does, and count the memory of its network."""
+    for name in imported:
+        with contextlib.suppress(Exception):  # made by other modules as they are imported
+            importlib.import_module(name)
+    from diffuse_cli import modelfile
+    from diffuse_cli.training.memory import bytes_kept
+
+    bytes_kept(modelfile.load(model).blueprint, 1, False, False)
 
 
 def forget() -> None:
