@@ -287,7 +287,7 @@ ANSWERS: dict[str, tuple[list[str], int, str]] = {
     "unknown format": (["convert", "x", "--format", "openia"], 2, "Did you mean 'openai'"),
     "unknown target": (["convert", "x", "--to", "difusers"], 2, "Did you mean 'diffusers'"),
     "no such scheduler": (
-        ["convert", "x", "--to", "diffusers", "--sampler", "heun"],
+        ["convert", "x", "y", "--to", "diffusers", "--sampler", "heun"],
         2,
         "no scheduler in diffusers",
     ),

@@ -330,7 +330,7 @@ def test_read_image_says_what_is_wrong(tmp_path: Path) -> None:
         loop: "symbolic links",
         huge: "over 512 MiB",
         tmp_path / ("long" * 100): "File name too long",
-        tmp_path / "a\0b.png": r"a\\x00b\.png: embedded null byte",
+        tmp_path / "a\0b.png": r"a\\x00b\.png: .*embedded null",
     }
     for path, words in cases.items():
         with pytest.raises(DataError, match=words) as caught:
