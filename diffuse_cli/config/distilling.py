@@ -52,7 +52,7 @@ class DistillConfig(Config):
     overwrite: bool = option(False, OVERWRITE, control=True)
     batch_size: int | None = optimiser_option(
         None,
-        "Paths per step, over all processes; each is learned at 8 times.",
+        "Paths per step, over all processes; each is learned at 4 times.",
         low=1,
         high=1_000_000,
         shown="a quarter of the model's",

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from diffuse_cli import files, modelfile
-from diffuse_cli.config import DrawConfig, TrainConfig
-from diffuse_cli.core.consistency import path
+from diffuse_cli.config import DistillConfig, DrawConfig, TrainConfig
+from diffuse_cli.core.consistency import POINTS, path
 from diffuse_cli.diffusion import kept_in_range
 from diffuse_cli.errors import ModelFileError, UsageError
+from diffuse_cli.options import options
 from diffuse_cli.resolving import resolve
 from diffuse_cli.training import teaching
 
@@ -159,6 +160,8 @@ def test_a_step_takes_a_quarter_of_the_models_batch(distill, model):
     assert distill(model, "--steps", 1, "-q").code == 0
     before, after = (modelfile.load(each).training for each in (model, FAST))
     assert (before["batch_size"], after["batch_size"]) == (8, 2)
+    [spec] = [spec for f, spec in options(DistillConfig) if f.name == "batch_size"]
+    assert f"learned at {POINTS} times" in spec.help
     assert after["lr"] == before["lr"] / 2
 
 
