@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffuse_cli import files, modelfile
+from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.training.budget import Budget
 from diffuse_cli.training.configuring import for_model_file
@@ -27,6 +28,7 @@ from diffuse_cli.training.rundir import KEPT, Checkpoint, RunDirectory
 from diffuse_cli.training.trainer import Trainer
 
 if TYPE_CHECKING:
+    from diffuse_cli.training.matching import Matching
     from diffuse_cli.training.monitor import Monitor
 
 EVERY = 500
@@ -34,6 +36,9 @@ EVERY = 500
 
 SHARE = 100
 """By default saving takes at most 1/SHARE of the time."""
+
+WEIGHTS, MOMENTS = "net.", "optimizer."
+"""How names begin in the file of a critic."""
 
 SPARE = 2**23
 """Bytes for metrics, previews, headers and the losses that timesteps are drawn by."""
@@ -77,7 +82,8 @@ def check_room(plan: Plan, run: RunDirectory) -> None:
     best = model if plan.config.eval_every else 0
     powers = len(KEPT_LENGTHS) * weights if plan.config.ema_lengths else 0
     snapshots = powers * ((plan.config.ema_lengths or 0) + 2)
-    checkpoints = (KEPT + 1) * (2 * weights + weak + moments + best + powers)
+    critic = weights + moments if plan.config.loss in TAUGHT else 0
+    checkpoints = (KEPT + 1) * (2 * weights + weak + moments + best + powers + critic)
     taken = (run.checkpoints, run.model, run.snapshots)
     there = sum(map(files.size_of, taken))
     if best:
@@ -93,7 +99,6 @@ def checkpoint_of(
     trainer: Trainer, step: int, monitor: Monitor, budget: Budget | None = None
 ) -> Checkpoint:
     """The whole state after `step` steps; with the plan of a run by --minutes."""
-    state = trainer.optimizer.optimizer.state
     average, weak = trainer.ema.net.state_dict(), trainer.weak
     scaler = trainer.accelerator.scaler
     return Checkpoint(
@@ -101,14 +106,11 @@ def checkpoint_of(
         model=trainer.net.state_dict(),
         ema=modelfile.together(average, weak=weak.weights if weak else None),
         about=modelfile.metadata(model_of(trainer.plan, step, average, None, weak)),
-        optimizer={
-            f"{name}.{k}": value
-            for name, weight in trainer.net.named_parameters()
-            for k, value in state.get(weight, {}).items()
-        },
+        optimizer=_moments(trainer.net, trainer.optimizer.optimizer),
         history=trainer.history.tensors(),
         best=monitor.tensors(),
         powers=trainer.powers.tensors() if trainer.powers else {},
+        critic=_critic(trainer.matching) if trainer.matching else {},
         state={
             "ema_updates": trainer.ema.updates,
             **({"weak_step": weak.step} if weak else {}),
@@ -126,6 +128,24 @@ def checkpoint_of(
             **({"budget": asdict(budget), "course": asdict(trainer.course)} if budget else {}),
         },
     )
+
+
+def _moments(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state of an optimizer, by the names of the weights."""
+    return {
+        f"{name}.{k}": value
+        for name, weight in net.named_parameters()
+        for k, value in optimizer.state.get(weight, {}).items()
+    }
+
+
+def _critic(matching: Matching) -> dict[str, Tensor]:
+    """The state of a critic: its weights, and its optimizer's."""
+    moments = _moments(matching.net, matching.optimizer.optimizer)
+    return {
+        **{f"{WEIGHTS}{name}": value for name, value in matching.net.state_dict().items()},
+        **{f"{MOMENTS}{name}": value for name, value in moments.items()},
+    }
 
 
 def versions(checkpoint: Checkpoint | None) -> Work[tuple[dict[str, Any], ...]]:
@@ -162,14 +182,34 @@ def restore(trainer: Trainer, saved: Checkpoint) -> None:
     trainer.bad = saved.state.get("bad", 0)
     trainer.accumulation = max(saved.state.get("accumulation", 0), trainer.accumulation)
     trainer.history.restore(saved.history)
-    weights = dict(trainer.net.named_parameters())
-    for name, value in saved.optimizer.items():
-        weight, k = name.rpartition(".")[::2]
-        # The fused AdamW walks through memory: moments must lie as their weight does.
-        own = _laid_out_as(weights[weight], value).to(trainer.device)
-        trainer.optimizer.optimizer.state[weights[weight]][k] = own
+    _restore_moments(trainer.net, trainer.optimizer.optimizer, saved.optimizer)
+    if trainer.matching and saved.critic:
+        critic = trainer.matching
+        critic.net.load_state_dict(_named(saved.critic, WEIGHTS))
+        _restore_moments(critic.net, critic.optimizer.optimizer, _named(saved.critic, MOMENTS))
     if trainer.accelerator.scaler is not None and saved.state["scaler"]:
         trainer.accelerator.scaler.load_state_dict(saved.state["scaler"])
+
+
+def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those whose names begin so, without it."""
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def _restore_moments(
+    net: nn.Module, optimizer: torch.optim.Optimizer, saved: Mapping[str, Tensor]
+) -> None:
+    """Give an optimizer the state that `_moments` took."""
+    weights = dict(net.named_parameters())
+    for name, value in saved.items():
+        weight, k = name.rpartition(".")[::2]
+        # The fused AdamW walks through memory: moments must lie as their weight does.
+        own = _laid_out_as(weights[weight], value).to(weights[weight].device)
+        optimizer.state[weights[weight]][k] = own
 
 
 def _laid_out_as(like: Tensor, value: Tensor) -> Tensor:

@@ -25,7 +25,6 @@ from diffuse_cli.training.checkpoints import (
     restore,
     versions,
 )
-from diffuse_cli.training.course import lr_at
 from diffuse_cli.training.deadline import Deadline, Laps, agreed
 from diffuse_cli.training.diagnosing import PATIENCE, diverged
 from diffuse_cli.training.ema import no_weak
@@ -302,7 +301,7 @@ class _Run:
         return type(error)(f"{error.message} at step {step:,}: {kept}", f"Go on with: {again}")
 
     def _log(self, trainer: Trainer, done: int, meter: Meter, norm: float) -> Step:
-        lr = lr_at(trainer.config, trainer.course, done - 1)
+        lr = trainer.lr_at(done - 1)
         self.loss, speed = meter.read()
         told = {"loss": self.loss, "lr": lr, "grad_norm": norm, "images_per_second": speed}
         if self.main:

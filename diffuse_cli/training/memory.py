@@ -27,6 +27,10 @@ from diffuse_cli.training.power import KEPT_LENGTHS
 COPIES = 5
 """Weights, gradients, two moments and the average, in float32; --ema-lengths keeps more."""
 
+CRITICS = 5
+"""More of them where a model is distilled: the teacher's weights, and a critic's with its gradients
+and moments."""
+
 SLACK = {"cpu": 2.2}
 """Peak memory of a step over what is kept for the backward pass: 1.2 to 2.1 measured on processors,
 where a system that runs out kills the process. Elsewhere running out is an error, and the part is
@@ -53,6 +57,8 @@ def cost(config: TrainConfig, blueprint: Blueprint, device: str, processes: int 
     one, two = (bytes_kept(blueprint, n * points, half, again, device) for n in (1, 2))
     copies = COPIES + (len(KEPT_LENGTHS) if config.ema_lengths else 0)
     copies += processes > 1  # the gradients on their way to the others
+    if config.loss in TAUGHT:
+        copies += CRITICS
     return Cost(copies * 4 * parameters + one - (two - one), two - one)
 
 

@@ -223,7 +223,8 @@ class Monitor:
             yield Notice(text, warning=True)
 
     def _look(self, done: int) -> Work[tuple[Previewed, tuple[float, ...]]]:
-        """The preview, and the loss of each held-out image."""
+        """The preview, and the loss of each held-out image where a rise says something: what is
+        distilled learns from noise and no images by heart."""
         losses, mean = self.trainer.held_out_losses(), None
         if losses is not None:
             mean = sum(float(part.sum()) for part in losses.split(HELD_OUT_BATCH)) / len(losses)
@@ -235,7 +236,9 @@ class Monitor:
             log_picture(self.trainer.accelerator, "preview", picture, done)
         previewed = Previewed(done, mean, path)
         yield previewed
-        return previewed, () if losses is None else tuple(losses.tolist())
+        if losses is None or self.trainer.matching:
+            return previewed, ()
+        return previewed, tuple(losses.tolist())
 
     def _validate(self, done: int) -> Work[None]:
         """Measure the KID of the averaged weights, and keep them if they are the best so far.

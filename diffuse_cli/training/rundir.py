@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 KEPT = 2
 """Checkpoints to keep, the newest included."""
 
-TENSORS = ("model", "ema", "optimizer", "history", "best", "powers")
+TENSORS = ("model", "ema", "optimizer", "history", "best", "powers", "critic")
 """The files of tensors of a checkpoint."""
 
-OPTIONAL = ("best", "powers")
+OPTIONAL = ("best", "powers", "critic")
 """Those without a file if they are empty."""
 
 
@@ -47,8 +47,9 @@ class Checkpoint:
     """The whole state of a run after `step` steps; all else is drawn from the seed.
 
     `history` has the losses that the draw of timesteps looks back on, `best` the weights with the
-    lowest KID so far, `powers` the averages of other lengths, and `about` the metadata that makes
-    the file of the average a model file.
+    lowest KID so far, `powers` the averages of other lengths, `critic` the weights and the
+    optimizer of a distillation's critic, and `about` the metadata that makes the file of the
+    average a model file.
     """
 
     step: int
@@ -59,6 +60,7 @@ class Checkpoint:
     state: Mapping[str, Any]
     best: Mapping[str, Tensor] = field(default_factory=dict)
     powers: Mapping[str, Tensor] = field(default_factory=dict)
+    critic: Mapping[str, Tensor] = field(default_factory=dict)
     about: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -12,7 +12,7 @@ from diffuse_cli.config import DISTILLED_STEPS, SamplerChoice, TrainConfig
 from diffuse_cli.core.guidance import guide
 from diffuse_cli.core.kernels.layout import lay_out
 from diffuse_cli.core.losses import TAUGHT
-from diffuse_cli.diffusion import Blueprint, kept_in_range
+from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Work
 from diffuse_cli.training.rundir import Checkpoint
@@ -53,7 +53,7 @@ class Teacher:
         return SamplerChoice("consistency", steps, 1.0 if blueprint.conditions else None)
 
     def denoise(self, accelerator: Accelerator) -> Denoise:
-        """The model on the device, guided and in range, without gradients."""
+        """The model on the device, guided, without gradients."""
         net = lay_out(self.model.network().to(accelerator.device))
 
         def infer(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
@@ -61,8 +61,7 @@ class Teacher:
                 return net(x, t, **cond).float()  # type: ignore[no-any-return]
 
         denoiser = self.model.blueprint.denoiser(infer)
-        guided = denoiser if self.guidance is None else guide(denoiser, self.guidance)
-        return kept_in_range(guided, denoiser)
+        return denoiser if self.guidance is None else guide(denoiser, self.guidance)
 
 
 def check_distilled(config: TrainConfig, denoiser: Denoiser) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from diffuse_cli.config import TrainConfig
@@ -21,6 +21,7 @@ from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.core.networks import checkpointed
 from diffuse_cli.core.optimizers import OPTIMIZERS
 from diffuse_cli.core.timesteps import TIMESTEP_DRAWS, History, choose
+from diffuse_cli.diffusion import kept_in_range
 from diffuse_cli.draws import key, seed_modules, share, training_draws
 from diffuse_cli.errors import UsageError, lookup
 from diffuse_cli.memory import out_of_memory
@@ -28,6 +29,7 @@ from diffuse_cli.training.batches import Batches, mirrored
 from diffuse_cli.training.course import Course, lr_at
 from diffuse_cli.training.ema import EARLY, Average, Weak, due
 from diffuse_cli.training.feed import readable
+from diffuse_cli.training.matching import PATHS, SLOWER, Matching
 from diffuse_cli.training.objective import Objective, losses_of
 from diffuse_cli.training.plan import Plan, given_inputs
 from diffuse_cli.training.power import Powers
@@ -66,8 +68,9 @@ class Trainer:
     Attributes:
         course: how far it goes, with the learning rate on the way.
         batches: the images it learns from.
-        net, ema, powers, optimizer, history: its state, with `weak`, `unread`, `bad` and
-            `accumulation`.
+        net, ema, powers, optimizer, history: its state, with `matching`, `weak`, `unread`, `bad`
+            and `accumulation`.
+        matching: of a run that distils, its second part.
         weak: the early average, once it is taken, with --keep-weak.
         unread: the gradients' norms of the steps since the average last moved.
         bad: how many of the last steps, of those read, had a gradient that is not finite.
@@ -81,17 +84,7 @@ class Trainer:
         assert self.config.batch_size is not None
         self._begin(self.config.batch_size, self.config.accumulation)
         torch.manual_seed(key(self.config.seed, "weights") & 0xFFFF_FFFF)
-        net = plan.blueprint.build()
-        if plan.init is not None:
-            net.load_state_dict(plan.init)
-        if self.config.gradient_checkpointing:
-            if not hasattr(net, "run_block"):
-                raise UsageError(
-                    f"--gradient-checkpointing: the network '{plan.blueprint.network}' has none",
-                    "Leave it out",
-                )
-            net.run_block = checkpointed  # type: ignore[assignment]
-        self.net = lay_out(net.to(self.device))
+        self.net = self._network()
         self.ema = Average(self.net, self.config.ema_decay)
         self.powers = Powers(self.net) if self.config.ema_lengths else None
         self.weak: Weak | None = None
@@ -109,9 +102,29 @@ class Trainer:
         )
         self.denoiser = plan.blueprint.denoiser(self._prepared)
         teacher = plan.teacher.denoise(accelerator) if plan.teacher else None
-        self._objective = Objective(self.config, self.denoiser, self.device, teacher)
+        # Paths are those that samples take; the critic, which knows no range, is compared as it is.
+        leads = teacher and kept_in_range(teacher, self.denoiser)
+        self._objective = Objective(self.config, self.denoiser, self.device, leads)
+        self.matching = teacher and Matching(
+            self.config, plan.blueprint, self._network(), teacher, accelerator
+        )
         self._draw = lookup(TIMESTEP_DRAWS, self.config.timestep_draw, "--timestep-draw")
         self.history = History(self.config.num_timesteps, self._draw.keep)
+
+    def _network(self) -> nn.Module:
+        """A network with the weights that the run starts from."""
+        blueprint = self.plan.blueprint
+        net = blueprint.build()
+        if self.plan.init is not None:
+            net.load_state_dict(self.plan.init)
+        if self.config.gradient_checkpointing:
+            if not hasattr(net, "run_block"):
+                raise UsageError(
+                    f"--gradient-checkpointing: the network '{blueprint.network}' has none",
+                    "Leave it out",
+                )
+            net.run_block = checkpointed  # type: ignore[assignment]
+        return lay_out(net.to(self.device))
 
     def resize(self, batch_size: int, accumulation: int) -> None:
         """Take steps of so many images, in so many parts."""
@@ -136,11 +149,13 @@ class Trainer:
         """
         self._prepared.train()
         for group in self.optimizer.param_groups:
-            group["lr"] = lr_at(self.config, self.course, step)
+            group["lr"] = self.lr_at(step)
         total, norm, seen = self._gradient(step, self.chances())
         loss = self.accelerator.reduce(total, "sum") / self.batch_size
         norm = norm + 0 * loss
         self._update(norm)
+        if self.matching:
+            self.matching.follow(step, self.batch_size)
         if self._draw.keep and bool(norm.isfinite()):
             self._remember(seen)
         self.unread.append(norm)
@@ -192,6 +207,8 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         norm = torch.zeros((), device=self.device)
         seen: Seen = []
+        if self.matching:
+            self.matching.begin()
         for positions in self.parts(step):
             with accelerator.accumulate(self._prepared):
                 t, plain = self.losses(self.denoiser, step, positions, chances)
@@ -225,6 +242,14 @@ class Trainer:
     def chances(self) -> Tensor:
         """The probability of each timestep in the next step, (T,)."""
         return self._draw.probabilities(self.history, self._objective.weight)
+
+    def matches(self, step: int) -> bool:
+        """Whether the step after `step` steps is of the second part of a distillation."""
+        return self.matching is not None and self.course.at(step) >= PATHS
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of the step after `step` steps."""
+        return lr_at(self.config, self.course, step) * (SLOWER if self.matches(step) else 1.0)
 
     def wait(self) -> None:
         """Wait for the device."""
@@ -289,6 +314,8 @@ class Trainer:
         conditions = self.plan.blueprint.conditions
         cond = conditions.dropped(cond, draws.drop, self.config.label_dropout)
         t = choose(chances, draws.u)
+        if self.matching and self.matches(step):
+            return t, self.matching.losses(denoiser, step, positions, draws.noise, cond)
         return t, self._objective(denoiser, x0, t, draws.noise, cond)
 
     # -- the average -------------------------------------------------------------------------------

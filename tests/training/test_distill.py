@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import logged
 
 from diffuse_cli import files, modelfile
 from diffuse_cli.config import DistillConfig, DrawConfig, TrainConfig
@@ -69,10 +71,60 @@ def test_only_a_distilled_model_is_drawn_from_by_consistency(diffuse, model, fas
     assert resolve(DrawConfig(sampler="ddim"), found).sampler == "ddim"
 
 
-def test_stopped_and_resumed_equals_one_go(distill, model, fast):
-    assert distill(model, "--steps", 20, "--stop-at", 7, "-q").code == 0
+@pytest.mark.parametrize("stop", [7, 15], ids=["on paths", "with a critic"])
+def test_stopped_and_resumed_equals_one_go(distill, model, fast, stop):
+    assert distill(model, "--steps", 20, "--stop-at", stop, "-q").code == 0
     assert distill(model, "--resume", "-q").code == 0
     assert FAST.read_bytes() == fast.read_bytes()
+
+
+def test_two_processes_distil_as_one_does(distill, conditional, pair, images):
+    """But for the order of sums, also where each has the critic learn its part."""
+    line = ("--steps", 6, "--batch-size", 4, "-q")
+    assert distill(conditional, *line).code == 0
+    whole = modelfile.load(FAST)
+    ran = pair("distill", conditional, images, "-o", "two.safetensors", *line)
+    assert ran.code == 0, ran.err
+    other = modelfile.load(Path("two.safetensors"))
+    for name, weights in whole.ema.items():
+        assert torch.allclose(weights, other.ema[name], atol=2e-5), name
+
+
+def test_a_critic_learns_what_is_drawn_in_the_second_part_alone(distill, model, monkeypatch):
+    """Twice a step of the last four of ten, from the model's own weights on; the student's rate is
+    lower there."""
+    from diffuse_cli.training import matching
+
+    learned, begun = [], []
+
+    def simple(critic, x0, t, noise, **cond):
+        if not learned:
+            begun.extend(w.detach().clone() for w in critics[0].net.parameters())
+        learned.append((len(x0), x0.requires_grad))
+        return known(critic, x0, t, noise, **cond)
+
+    critics, known = [], matching.simple
+    made = matching.Matching.__init__
+    monkeypatch.setattr(
+        matching.Matching, "__init__", lambda self, *a: (made(self, *a), critics.append(self))[0]
+    )
+    monkeypatch.setattr(matching, "simple", simple)
+    ran = distill(model, "--steps", 10, "--batch-size", 3, "--log-every", 1)
+    assert ran.code == 0, ran.err
+    assert learned == [(6, False)] * 4 * matching.UPDATES
+    teacher = modelfile.load(model).network()
+    assert all(map(torch.equal, begun, teacher.parameters()))
+    assert not all(map(torch.equal, critics[0].net.parameters(), teacher.parameters()))
+    rates = logged("lr", Path("fast.run"))
+    share = [r / rates[0] * 2 / (1 + math.cos(math.pi * k / 10)) for k, r in enumerate(rates)]
+    assert share == pytest.approx([1.0] * 6 + [matching.SLOWER] * 4)
+
+
+def test_what_is_distilled_is_not_called_overfitted(distill, model):
+    """The loss of the second part is another one; it falls below that of paths, which rises."""
+    ran = distill(model, "--steps", 10, "--preview-every", 1)
+    assert ran.code == 0
+    assert "overfitting" not in ran.err
 
 
 def test_one_step_draws_what_the_model_draws_in_many(distill, model):

@@ -1,0 +1,146 @@
+"""The second part of distilling: what the student draws is moved to the teacher's distribution.
+
+The ends of paths make samples that are blurred where noise alike leads to different ends. So the
+last part of the way goes by another loss, `core.matching`, that asks for no path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from diffuse_cli.config import TrainConfig
+from diffuse_cli.core import matching
+from diffuse_cli.core.kernels.layout import laid_out
+from diffuse_cli.core.losses import simple
+from diffuse_cli.core.optimizers import OPTIMIZERS
+from diffuse_cli.draws import Draws, training_draws
+from diffuse_cli.errors import lookup
+
+if TYPE_CHECKING:
+    from diffuse_cli.core.denoiser import Denoise, Denoiser
+    from diffuse_cli.diffusion import Blueprint
+
+PATHS = 0.6
+"""The part of the way that is done by paths."""
+
+SLOWER = 0.1
+"""The student's learning rate from there on, as a share of what it would be."""
+
+FASTER = 2.0
+"""The critic's learning rate, constant, over the run's."""
+
+UPDATES = 2
+"""Of the critic, in each step: it must know the samples of now. With one, the student runs away
+from it (benchmarks/README.md)."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What the student has drawn at positions of the batch, once by one evaluation and once by two,
+    and what it was told."""
+
+    positions: range
+    x0: Tensor
+    cond: Mapping[str, Tensor]
+
+
+class Matching:
+    """A critic, which is a denoiser of what the student draws, and the loss that it gives.
+
+    Args:
+        net: for the critic, with the teacher's weights, on its device.
+
+    Attributes:
+        net, optimizer: the critic's state.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        blueprint: Blueprint,
+        net: nn.Module,
+        teacher: Denoise,
+        accelerator: Accelerator,
+    ) -> None:
+        self.config, self.accelerator, self.net, self._teacher = config, accelerator, net, teacher
+        self._shape = blueprint.space.shape
+        make = lookup(OPTIMIZERS, config.optimizer or "adamw", "--optimizer")
+        optimizer = make(net, lr=FASTER * (config.lr or 0.0), weight_decay=0.0)
+        self._prepared, self.optimizer = accelerator.prepare(net, optimizer)
+        self._critic = blueprint.denoiser(self._prepared)
+        self._drawn: list[Drawn] = []
+
+    def begin(self) -> None:
+        """Forget what was drawn in a step that did not come to its end."""
+        self._drawn = []
+
+    def losses(
+        self,
+        student: Denoiser,
+        step: int,
+        positions: range,
+        noise: Tensor,
+        cond: Mapping[str, Tensor],
+    ) -> Tensor:
+        """The loss of each position, (B,): the mean of its two samples."""
+        draws = [self._draws(step, positions, f"matching {k}") for k in range(2)]
+        x0 = matching.draw(student, laid_out(noise), draws[0].noise, **cond)
+        self._drawn.append(Drawn(positions, x0.detach(), cond))
+        levels = [self._draws(step, positions, f"matching level {k}") for k in range(2)]
+        t = matching.level(student.process, torch.cat([d.u for d in levels]))
+        self._prepared.eval()
+        value = matching.loss(
+            x0,
+            t,
+            torch.cat([d.noise for d in levels]),
+            process=student.process,
+            teacher=self._teacher,
+            critic=self._critic,
+            **twice(cond),
+        )
+        mean: Tensor = value.unflatten(0, (2, len(noise))).mean(0)
+        return mean
+
+    def follow(self, step: int, batch_size: int) -> None:
+        """Train the critic on what was drawn in this step, if anything was."""
+        self._prepared.train()
+        for update in range(UPDATES if self._drawn else 0):
+            for drawn in self._drawn:
+                self._learn(step, update, drawn, batch_size)
+            norm = self.accelerator.clip_grad_norm_(self.net.parameters(), self.config.grad_clip)
+            if norm is None or bool(norm.isfinite()):
+                self.optimizer.step()
+            self.optimizer.zero_grad()
+        self._drawn = []
+
+    def _learn(self, step: int, update: int, drawn: Drawn, batch_size: int) -> None:
+        """Add the gradient of the critic's loss on a part of the batch."""
+        draws = [self._draws(step, drawn.positions, f"critic {update} {k}") for k in range(2)]
+        t = (torch.cat([d.u for d in draws]) * self._critic.process.num_timesteps).long()
+        noise = torch.cat([d.noise for d in draws])
+        losses = simple(self._critic, drawn.x0, t, noise, **twice(drawn.cond))
+        # Accelerate divides by the accumulation, and processes are averaged.
+        accelerator = self.accelerator
+        parts = accelerator.gradient_accumulation_steps * accelerator.num_processes
+        accelerator.backward(losses.sum() * (parts / (2 * batch_size)))
+
+    def _draws(self, step: int, positions: range, purpose: str) -> Draws:
+        return training_draws(
+            self.config.seed,
+            step,
+            positions,
+            shape=self._shape,
+            device=self.accelerator.device,
+            purpose=purpose,
+        )
+
+
+def twice(cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What positions are told, for what each draws by one evaluation and by two."""
+    return {key: torch.cat([value, value]) for key, value in cond.items()}

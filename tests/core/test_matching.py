@@ -1,0 +1,151 @@
+"""Distribution matching: for Gaussian data and a linear student all of it is known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from oracles import SPREAD, generator, process_of
+
+from diffuse_cli.core import Denoiser, Prediction, Process, matching
+
+COSINE = process_of("cosine", 1000)
+MEAN = 0.3
+
+
+def gaussian(process: Process, mean: float, spread: float):
+    """E[x_0 | x_t] for data of N(mean, spread^2)."""
+
+    def denoise(x_t, t, /, **cond):
+        alpha, sigma = process.level(t, like=x_t)
+        gain = alpha * spread**2 / (alpha**2 * spread**2 + sigma**2)
+        x0 = mean + gain * (x_t - alpha * mean)
+        return Prediction(x0, (x_t - alpha * x0) / sigma)
+
+    return denoise
+
+
+def normal(n: int, seed: int) -> torch.Tensor:
+    return torch.randn(n, 1, 2, 2, generator=generator(seed), dtype=torch.float64)
+
+
+def times(n: int, process: Process = COSINE) -> torch.Tensor:
+    return matching.level(process, torch.arange(n, dtype=torch.float64) / n)
+
+
+TEACHER = gaussian(COSINE, MEAN, SPREAD)
+
+
+def test_samples_of_the_right_distribution_stay():
+    """Critic and teacher agree on them, whatever each sample is."""
+    x0 = (MEAN + SPREAD * normal(32, 1)).requires_grad_()
+    found = matching.loss(x0, times(32), normal(32, 2), process=COSINE, teacher=TEACHER,
+                          critic=gaussian(COSINE, MEAN, SPREAD))  # fmt: skip
+    found.sum().backward()
+    assert float(found.abs().max()) == 0 == float(x0.grad.abs().max())
+
+
+def test_the_gradient_is_that_of_the_divergence():
+    """KL(N(a, b^2 at t) || N(teacher at t)) has a gradient with respect to each sample, which is
+    the difference of two scores; ours is along it, for each sample and time."""
+    n, a, b = 64, 1.0, 0.7
+    x0, noise, t = (a + b * normal(n, 3)).requires_grad_(), normal(n, 4), times(n)
+    critic = gaussian(COSINE, a, b)
+    value = matching.loss(x0, t, noise, process=COSINE, teacher=TEACHER, critic=critic)
+    value.sum().backward()
+
+    alpha, sigma = COSINE.level(t, like=x0)
+    x_t = alpha * x0.detach() + sigma * noise
+
+    def score(mean, spread):
+        return -(x_t - alpha * mean) / (alpha**2 * spread**2 + sigma**2)
+
+    divergence = score(a, b) - score(MEAN, SPREAD)
+    scale = (x0.detach() - TEACHER(x_t, t).x0).abs().flatten(1).mean(1).reshape(-1, 1, 1, 1)
+    expected = sigma**2 / alpha * divergence / scale / 4  # a mean over 4 dimensions
+    assert torch.allclose(x0.grad, expected, rtol=1e-9, atol=1e-12)
+    way = (4 * expected).flatten(1)
+    assert torch.allclose(value, way.square().mean(1) / 2)
+
+
+def test_no_gradient_goes_to_teacher_or_critic():
+    weight = torch.ones((), dtype=torch.float64, requires_grad=True)
+
+    def net(x_t, t, /, **cond):
+        assert not torch.is_grad_enabled()
+        return Prediction(weight * x_t, x_t)
+
+    x0 = normal(3, 1).requires_grad_()
+    matching.loss(
+        x0, times(3), normal(3, 2), process=COSINE, teacher=net, critic=net
+    ).sum().backward()
+    assert (weight.grad, x0.grad is None) == (None, False)
+
+
+def test_two_evaluations_draw_from_what_one_has_drawn():
+    seen = []
+
+    def net(x, shown, label):
+        seen.append((torch.is_grad_enabled(), x.detach().clone(), shown.tolist(), label.tolist()))
+        return 0.5 * x
+
+    noise, again, labels = normal(2, 5), normal(2, 6), torch.tensor([3, 1])
+    denoiser = Denoiser(net, COSINE, "x0")
+    x0 = matching.draw(denoiser, noise, again, label=labels)
+    first, second = COSINE.times(2)
+    alone, both = seen
+    assert (alone[0], alone[3]) == (False, [3, 1])
+    assert (both[0], both[3]) == (True, [3, 1, 3, 1])
+    shown = [float(COSINE.timesteps[k]) for k in (first, second)]
+    assert alone[2] == pytest.approx([shown[0]] * 2)
+    assert both[2] == pytest.approx([shown[0]] * 2 + [shown[1]] * 2)
+    x_t = COSINE.diffuse(0.5 * noise, second, again)
+    assert torch.allclose(both[1], torch.cat([noise, x_t]))
+    assert torch.allclose(x0, 0.5 * torch.cat([noise, x_t]))
+
+
+@pytest.mark.parametrize("count", [1, 2, 1000])
+def test_times_to_compare_at_are_of_the_process(count: int):
+    """Between 2 % and 98 % of them; all that there are, where they are few."""
+    process = process_of("cosine", count)
+    found = matching.level(process, torch.linspace(0, 1 - 1e-7, 10_000))
+    low, high = (0, count - 1) if count < 10 else (20, 979)
+    assert (int(found.min()), int(found.max())) == (low, high)
+    noise = normal(2, 7)
+    drawn = matching.draw(Denoiser(lambda x, t: x, process, "v"), noise, noise)
+    assert drawn.shape == (4, 1, 2, 2)
+
+
+def test_a_linear_student_finds_mean_and_deviation():
+    """x_0 = shift + gain z, with a critic that knows it exactly: one evaluation and two
+    come from another distribution to the data's."""
+    shifts = torch.zeros(1001, dtype=torch.float64, requires_grad=True)
+    gains = torch.ones(1001, dtype=torch.float64, requires_grad=True)
+
+    def net(x, shown):
+        k = shown.round().long()
+        return shifts[k].reshape(-1, 1, 1, 1) + gains[k].reshape(-1, 1, 1, 1) * x
+
+    student = Denoiser(net, COSINE, "x0")
+    optimizer = torch.optim.Adam([shifts, gains], lr=0.03)
+    at = [round(float(COSINE.timesteps[s])) for s in COSINE.times(2)]
+    alpha, sigma = (float(part) for part in COSINE.level(COSINE.times(2)[1], like=torch.zeros(1)))
+    for k in range(300):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.03 * (1 - k / 300)
+        noise = [normal(64, 10 * k + j) for j in range(4)]
+        x0 = matching.draw(student, noise[0], noise[1])
+        # One evaluation draws N(m, g^2); two N(m', g'^2), with x_t of alpha N(m, g^2) + sigma eps.
+        (m, g), (m2, g2) = ((float(shifts[i]), float(gains[i])) for i in at)
+        twice = (m2 + g2 * alpha * m, abs(g2) * math.hypot(alpha * g, sigma))
+        losses = [
+            matching.loss(part, times(64), e, process=COSINE, teacher=TEACHER,
+                          critic=gaussian(COSINE, *of))
+            for part, e, of in zip(x0.chunk(2), noise[2:], [(m, abs(g)), twice], strict=True)
+        ]  # fmt: skip
+        optimizer.zero_grad()
+        torch.cat(losses).mean().backward()
+        optimizer.step()
+    assert (m, abs(g)) == (pytest.approx(MEAN, abs=0.02), pytest.approx(SPREAD, abs=0.02))
+    assert twice == (pytest.approx(MEAN, abs=0.02), pytest.approx(SPREAD, abs=0.02))
