@@ -29,7 +29,9 @@ def net(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
 
 def bits(stored: Any, transform: str | None = None, timesteps: Any = "all") -> Any:
     """The parts of the bound of stored floats, under the exact denoiser of Gaussians."""
-    space = Space(channels=2, size=(400,), levels=None, mean=(0, 0), std=(1, 1), transform=transform)
+    space = Space(
+        channels=2, size=(400,), levels=None, mean=(0, 0), std=(1, 1), transform=transform
+    )
     rows, names = np.arange(len(stored)), [f"{k}" for k in range(len(stored))]
     space = measured(space, stored, rows, names)
     blueprint: Any = SimpleNamespace(space=space, conditions=Conditions())
