@@ -49,7 +49,7 @@ from diffuse_cli.core.schedules import zero_terminal_snr
 from diffuse_cli.core.targets import STEPWISE
 from diffuse_cli.core.variances import channels_out
 
-T, N = 50, 10
+T, N = 30, 6
 SHAPE = (2, 2, 3)
 
 
@@ -77,7 +77,6 @@ def covers(strength: int = 3, **tables: Iterable[str]) -> pytest.MarkDecorator:
 
 
 losses = pytest.mark.parametrize("loss", sorted(set(LOSSES) - TAUGHT))
-samplers = pytest.mark.parametrize("sampler", list(SAMPLERS))
 
 
 # -- losses ---------------------------------------------------------------------------------------
@@ -264,9 +263,9 @@ def test_the_variance_follows_its_recursion(schedule, target, variance, respaced
     assert float(made.square().sum()) == pytest.approx(spread, rel=1e-3)
 
 
-@samplers
-@pytest.mark.parametrize("spacing", list(SPACINGS))
-@pytest.mark.parametrize("target", list(TARGETS))
+@pytest.mark.parametrize(
+    ("sampler", "spacing", "target"), covering(SAMPLERS, SPACINGS, TARGETS, strength=2)
+)
 def test_a_sampler_takes_the_times_of_every_spacing(sampler: str, spacing: str, target: str):
     process = process_of("cosine", T)
     x, draws = start()

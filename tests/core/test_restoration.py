@@ -131,7 +131,7 @@ def test_any_sampler_draws_from_the_posterior(sampler: str):
 
 
 def test_few_iterations_of_mmps_are_near():
-    found = [errors("mmps", "low-res:2+noise:0.2", "ddim", 40, iterations=n) for n in (1, 2, 3)]
+    found = [errors("mmps", "low-res:2+noise:0.2", "ddim", 16, iterations=n) for n in (1, 2, 3)]
     assert found[0][0] > found[1][0] > found[2][0]
     assert found[2][0] < 0.02
 
@@ -139,7 +139,7 @@ def test_few_iterations_of_mmps_are_near():
 @pytest.mark.parametrize("form", FORMS)
 def test_the_bias_of_the_others_is_known(form: str):
     """A gradient is nearer than none. Both know y, and neither what y says of the rest."""
-    (without, _), (with_one, _) = (errors(name, form, "ddim", 40) for name in ("ddnm", "pigdm"))
+    (without, _), (with_one, _) = (errors(name, form, "ddim", 16) for name in ("ddnm", "pigdm"))
     assert 0.05 < with_one < without < 1
 
 
@@ -176,7 +176,7 @@ def test_all_are_exact_for_independent_data_of_unit_variance(form: str, method: 
     alike = gaussian_denoise(COSINE, mean, one)
     # The two channels are degraded alike: there are no more than D / 2 different singular values.
     wrapped = RESTORATIONS[method](alike, COSINE, a, y, iterations=D // 2)
-    found, covariance = sampled("ddim", wrapped, COSINE, 100)
+    found, covariance = sampled("unipc", wrapped, COSINE, 20)
     true_mean, true_covariance = posterior(matrix, y, a.sigma, mean, one)
     assert torch.allclose(found, true_mean, atol=2e-3)
     assert torch.allclose(covariance, true_covariance, atol=0.03)

@@ -18,7 +18,7 @@ from diffuse_cli.events import finish
 
 BARS = torch.linspace(12, -12, 300, dtype=torch.float64).sigmoid()
 PROCESS = Process(1 - BARS / torch.cat([torch.ones(1, dtype=torch.float64), BARS[:-1]]))
-NORMAL = np.random.default_rng(5).standard_normal((40, 2, 80)).astype(np.float32)
+NORMAL = np.random.default_rng(5).standard_normal((8, 2, 400)).astype(np.float32)
 
 
 def net(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -29,7 +29,9 @@ def net(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
 
 def bits(stored: Any, transform: str | None = None, timesteps: Any = "all") -> Any:
     """The parts of the bound of stored floats, under the exact denoiser of Gaussians."""
-    space = Space(channels=2, size=(80,), levels=None, mean=(0, 0), std=(1, 1), transform=transform)
+    space = Space(
+        channels=2, size=(400,), levels=None, mean=(0, 0), std=(1, 1), transform=transform
+    )
     rows, names = np.arange(len(stored)), [f"{k}" for k in range(len(stored))]
     space = measured(space, stored, rows, names)
     blueprint: Any = SimpleNamespace(space=space, conditions=Conditions())

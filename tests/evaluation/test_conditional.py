@@ -12,18 +12,25 @@ import numpy as np
 import pytest
 from conftest import in_process
 from PIL import Image
+from undrawn import undraw
+
+from diffuse_cli.sweeps import lengths
 
 SMALL = ("-n", 12, "--steps", 2, "--timesteps", 4, "--precision", "fp32")
 
 
 @pytest.fixture(scope="module")
 def models(images, recipe, tmp_path_factory):
-    """A model of each image itself, and one of what is four times as small, with classes."""
+    """A model of each image itself, and one (hardly trained) of what is four times as small, with
+    classes."""
     folder = tmp_path_factory.mktemp("given")
-    for name, options in (("paired", (images,)), ("upscaler", ("low-res:4", "--classes"))):
-        line = ["train", images, "--config", recipe, "--steps", 80, "--optimizer", "adamw", "-q"]
+    for name, steps, options in (
+        ("paired", 50, (images, "--ema-lengths", 4)),
+        ("upscaler", 6, ("low-res:4", "--classes")),
+    ):
+        line = ["train", images, "--config", recipe, "--steps", steps, "--optimizer", "adamw"]
         out = folder / f"{name}.safetensors"
-        assert in_process([*line, "--given", *options, "-o", out, "--ema-lengths", 4]) == 0
+        assert in_process([*line, "--given", *options, "-o", out, "-q"]) == 0
     return folder
 
 
@@ -65,7 +72,10 @@ def test_a_degradation_is_made_of_the_real_images(diffuse, models, images, pair)
     assert few.json["diversity"] == pytest.approx(one.json["diversity"], rel=0.05)
 
 
-def test_the_report_shows_what_was_given_what_was_drawn_and_the_truth(diffuse, models, images):
+def test_the_report_shows_what_was_given_what_was_drawn_and_the_truth(
+    diffuse, models, images, monkeypatch
+):
+    undraw(monkeypatch)
     line = (
         "eval",
         models / "upscaler.safetensors",
@@ -122,7 +132,8 @@ def test_a_folder_is_given_nothing(diffuse, images):
     assert "--given needs a model" in ran.line
 
 
-def test_tune_ema_and_compare_tell_what_is_given(diffuse, models, images, model):
+def test_tune_ema_and_compare_tell_what_is_given(diffuse, models, images, model, monkeypatch):
+    monkeypatch.setattr(lengths, "LENGTHS", (0.08,))
     few = ("-n", 8, "--precision", "fp32")
     line = ("--samplers", "ddim", "--steps", 2, "--guidance", "1,2", "--no-learn-times")
     ran = diffuse("tune", models / "upscaler.safetensors", images, *few, *line, "--json")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import in_process
+from undrawn import undraw
 
 from diffuse_cli import modelfile
 from diffuse_cli.core.space import Space
@@ -18,6 +19,7 @@ from diffuse_cli.events import finish
 from diffuse_cli.features import KIDS, FeatureNetwork
 from diffuse_cli.features._judging import find_judge
 from diffuse_cli.metrics import label
+from diffuse_cli.sweeps import lengths
 
 LABEL = "KID, random features"
 
@@ -65,8 +67,9 @@ def test_training_keeps_the_best_by_them(
 
 
 def test_tune_decides_by_them_and_eval_finds_the_same_numbers(
-    model: Path, signals: Path, diffuse: Callable[..., Any]
+    model: Path, signals: Path, diffuse: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    undraw(monkeypatch)
     line = ("-n", 7, "--precision", "fp32")
     how = ("--samplers", "ddim", "--steps", "2,4", "--guidance", "1", "--learn-times")
     out = ("--plot", "t.png", "--report", "t.html", "--json")
@@ -92,7 +95,10 @@ def test_tune_decides_by_them_and_eval_finds_the_same_numbers(
         ).all()
 
 
-def test_the_tables_say_so(model: Path, signals: Path, diffuse: Callable[..., Any]) -> None:
+def test_the_tables_say_so(
+    model: Path, signals: Path, diffuse: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lengths, "LENGTHS", (0.08,))
     line = (model, signals, "-n", 4, "--precision", "fp32")
     ran = diffuse("tune", *line, "--samplers", "ddim", "--steps", 2, "--guidance", 1,
                   "--no-learn-times")  # fmt: skip

@@ -27,10 +27,10 @@ def runs(
     from conftest import in_process
 
     folder = tmp_path_factory.mktemp("runs")
-    line = ["train", images, "--config", recipe, "--preview-every", 4, "--log-every", 2, "-q"]
+    line = ["train", images, "--config", recipe, "--preview-every", 2, "--log-every", 2, "-q"]
     for name, more in (
-        ("a", ["--steps", 12]),
-        ("b", ["--steps", 16, "--lr", 0.004, "--width", 16, "--ema-lengths", 4]),
+        ("a", ["--steps", 4]),
+        ("b", ["--steps", 6, "--lr", 0.004, "--width", 16, "--ema-lengths", 4]),
         ("large", ["--steps", 2, "--size", 16]),
     ):
         assert in_process([*line, *more, "-o", folder / f"{name}.safetensors"]) == 0
@@ -55,7 +55,7 @@ def logged(run: Path, name: str) -> list[tuple[float, int]]:
 def test_the_settings_that_differ_and_the_losses(runs, diffuse):
     ran = diffuse("compare", runs("a.run"), runs("b.safetensors"))
     assert ran.code == 0
-    assert ran.err == f"the model of step 12: {runs('a.safetensors')}\n"
+    assert ran.err == f"the model of step 4: {runs('a.safetensors')}\n"
     found = rows(ran)
     assert [k for k in found if k not in ("A", "B")] == [
         "steps", "width", "lr", "unet.width", "ema_lengths",
@@ -63,7 +63,7 @@ def test_the_settings_that_differ_and_the_losses(runs, diffuse):
     ]  # fmt: skip
     assert found["lr"] == ["0.002", "0.004"]
     assert found["ema_lengths"] == ["–", "4"]
-    assert found["step"] == ["12 of 12", "16 of 16"]
+    assert found["step"] == ["4 of 4", "6 of 6"]
     assert found["training images"] == ["60, 6 held out"] * 2
     for k, name in enumerate("ab"):
         run = runs(f"{name}.run")
@@ -138,7 +138,7 @@ def test_a_run_that_has_not_written_its_model(runs, diffuse, images):
     shutil.copytree(runs("a.run"), "a.run")
     found = rows(diffuse("compare", "a.run", runs("b.run")))
     assert found["parameters"][0] == rows(diffuse("compare", *[runs("a.run")] * 2))["parameters"][0]
-    assert found["step"] == ["12 of 12", "16 of 16"]
+    assert found["step"] == ["4 of 4", "6 of 6"]
 
 
 def test_a_run_without_a_checkpoint(runs, diffuse, images):
@@ -146,7 +146,7 @@ def test_a_run_without_a_checkpoint(runs, diffuse, images):
     ran = diffuse("compare", "a.run", runs("b.run"))
     found = rows(ran)
     assert found["parameters"][0] == "–"
-    assert found["step"] == ["12 of 12", "16 of 16"]
+    assert found["step"] == ["4 of 4", "6 of 6"]
     assert found["lr"] == ["0.002", "0.004"]
     ran = diffuse("compare", "a.run", runs("b.run"), images, "-q")
     assert (ran.code, ran.out) == (4, "")
@@ -154,16 +154,16 @@ def test_a_run_without_a_checkpoint(runs, diffuse, images):
 
 
 def test_an_older_model_has_the_losses_up_to_its_step(train, diffuse):
-    line = ("--steps", 12, "--eval-every", 4, "--eval-images", 4, "--log-every", 1)
-    assert train(*line, "--stop-at", 6).code == 0
+    line = ("--steps", 6, "--eval-every", 2, "--eval-images", 4, "--log-every", 1)
+    assert train(*line, "--stop-at", 3).code == 0
     shutil.copy("model.safetensors", "older.safetensors")
     assert train(*line, "--resume").code == 0
     shutil.copy("older.safetensors", "model.safetensors")
     found = diffuse("compare", "model.safetensors", "model.best.safetensors", "--json").json
     best = modelfile.load("model.best.safetensors").step
     losses, kids = (logged(Path("model.run"), name) for name in ("loss", "kid"))
-    assert len(losses) == 12
-    for side, step in (("a", 6), ("b", best)):
+    assert len(losses) == 6
+    for side, step in (("a", 3), ("b", best)):
         assert found[side]["step"] == step
         assert found[side]["loss"] == losses[step - 1][0]
         kid, at = min(row for row in kids if row[1] <= step)

@@ -820,11 +820,11 @@ def test_numbers_have_four_digits_for_people_and_all_in_json(conditional, diffus
 def test_the_toml_of_a_model_trains_it_again(train, diffuse, images, options):
     Path("betas.txt").write_text(" ".join(str(k / 50) for k in range(1, 21)))
     options = [*options, *(["--num-timesteps", 20] if "--betas" in options else [])]
-    assert train("--steps", 6, "--stop-at", 4, "-o", "a.safetensors", *options).code == 0
+    assert train("--steps", 3, "--stop-at", 2, "-o", "a.safetensors", *options).code == 0
     ran = diffuse("info", "a.safetensors", "--toml", "-o", "a.toml", "-q")
     assert (ran.code, ran.out, ran.err) == (0, "a.toml\n", "")
     Path("betas.txt").unlink()
-    line = ["train", images, "--config", "a.toml", "--stop-at", 4, "-o", "b.safetensors"]
+    line = ["train", images, "--config", "a.toml", "--stop-at", 2, "-o", "b.safetensors"]
     assert diffuse(*line).code == 0
     assert Path("b.safetensors").read_bytes() == Path("a.safetensors").read_bytes()
     of_run = tomllib.loads(Path("a.run/config.toml").read_text())
@@ -884,7 +884,6 @@ def test_the_command_as_a_process(images, fresh, tmp_path):
     assert "60 usable of 60" in ran.out
     assert "reading images 60/60" in ran.err
     assert (tmp_path / "sheet.png").exists()
-    assert fresh("info", "nowhere").code == 3
 
 
 def test_images_are_looked_at_without_torch(images, tmp_path):

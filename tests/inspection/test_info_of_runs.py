@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import in_process
 
 from diffuse_cli.locks import holder
 
@@ -23,10 +24,20 @@ def shown(ran):
     )
 
 
+@pytest.fixture(scope="module")
+def halted(images, recipe, tmp_path_factory):
+    """The folder of a run that was stopped at step 3 of 4."""
+    folder = tmp_path_factory.mktemp("stopped")
+    options = ["--steps", 4, "--log-every", 1, "--preview-every", 2, "--save-every", 2]
+    line = ["train", images, "--config", recipe, *options, "--stop-at", 3, "-q"]
+    assert in_process([*line, "-o", folder / MODEL]) == 0
+    return folder
+
+
 @pytest.fixture
-def stopped(train):
-    options = ("--steps", 8, "--log-every", 2, "--preview-every", 4, "--save-every", 4)
-    assert train(*options, "--stop-at", 6, "-q").code == 0
+def stopped(halted, diffuse):
+    """A copy of it here."""
+    shutil.copytree(halted, Path(), dirs_exist_ok=True)
     return RUN
 
 
@@ -34,23 +45,23 @@ def test_a_stopped_run_says_how_to_go_on(stopped, diffuse, images):
     ran = diffuse("info", "model.run")
     assert ran.code == 0, ran.err
     found = shown(ran)
-    assert found["progress"] == "step 6 of 8, stopped"
+    assert found["progress"] == "step 3 of 4, stopped"
     assert re.fullmatch(r"\d\.\d{4}, held-out \d\.\d{4}", found["loss"])
     assert re.fullmatch(r"[\d,]+ images/s", found["speed"])
-    assert found["step"] == "6"
+    assert found["step"] == "3"
     assert found["parameters"] == "12,825"
     line = shlex.split(found["go on with"])
     assert line == ["diffuse", "train", str(images), "--resume", "-o", "model.safetensors"]
     assert diffuse(*line[1:]).code == 0
     found = shown(diffuse("info", "model.run"))
-    assert found["progress"] == "step 8 of 8, finished"
+    assert found["progress"] == "step 4 of 4, finished"
     assert found["model"] == "model.safetensors"
     assert "go on with" not in found
 
 
 def test_json_has_the_run_and_its_model(stopped, diffuse):
     found = diffuse("info", "model.run", "--json").json
-    assert (found["kind"], found["step"], found["steps"]) == ("run", 6, 8)
+    assert (found["kind"], found["step"], found["steps"]) == ("run", 3, 4)
     assert found["process"] is found["seconds_left"] is None
     assert found["loss"] > 0 < found["held_out_loss"]
     assert found["model"]["kind"] == "model"
@@ -59,9 +70,27 @@ def test_json_has_the_run_and_its_model(stopped, diffuse):
     assert diffuse("info", next(RUN.glob("checkpoints/*")), "--json").json["kind"] == "model"
 
 
-def test_a_run_under_way_is_looked_at_and_goes_on(spawn, diffuse, images, recipe, whole):
+HELD = """
+import time
+from pathlib import Path
+from diffuse_cli.training.trainer import Trainer
+step = Trainer.step
+
+def held(self, number):
+    while number > 3 and not Path("looked").exists():
+        time.sleep(0.01)
+    return step(self, number)
+
+Trainer.step = held
+"""
+"""Waits with three steps done until somebody has looked."""
+
+
+def test_a_run_under_way_is_looked_at_and_goes_on(spawn, train, diffuse, images, recipe):
     """Nothing is locked, and the model file is that of a run at which nobody looked."""
-    child = spawn("train", images, "--config", recipe, "--steps", 40, "--save-every", 2, "-q")
+    assert train("--steps", 16, "-o", "alone.safetensors", "-q").code == 0
+    line = ("train", images, "--config", recipe, "--steps", 16, "--save-every", 2, "-q")
+    child = spawn(*line, before=HELD)
     while not list(RUN.glob("checkpoints/*/manifest.json")):
         assert child.poll() is None, child.communicate()
         time.sleep(0.01)
@@ -72,9 +101,10 @@ def test_a_run_under_way_is_looked_at_and_goes_on(spawn, diffuse, images, recipe
         under_way = found.json["process"] == child.pid
         looked += under_way
         assert found.json["resume"] is None or not under_way
+        Path("looked").touch()
     assert looked > 0
     assert child.wait() == 0
-    assert MODEL.read_bytes() == whole
+    assert MODEL.read_bytes() == Path("alone.safetensors").read_bytes()
 
 
 def test_a_run_without_a_model_is_described_as_far_as_it_is(stopped, diffuse):
@@ -86,11 +116,11 @@ def test_a_run_without_a_model_is_described_as_far_as_it_is(stopped, diffuse):
     assert set(shown(ran)) == {"run", "progress", "loss", "speed", "go on with"}
     (RUN / "metrics.jsonl").unlink()
     found = shown(diffuse("info", "model.run"))
-    assert (found["progress"], found["loss"]) == ("step 0 of 8, stopped", "none yet")
+    assert (found["progress"], found["loss"]) == ("step 0 of 4, stopped", "none yet")
 
 
 @pytest.mark.parametrize(
-    ("before", "after"), [("steps = 8", "steps = 'x'"), ("batch_size = 8", "")]
+    ("before", "after"), [("steps = 4", "steps = 'x'"), ("batch_size = 8", "")]
 )
 def test_a_configuration_that_is_none_is_an_error(stopped, diffuse, before, after):
     path = RUN / "config.toml"

@@ -85,6 +85,22 @@ def package(tmp_path: Path) -> Path:
     return site
 
 
+SEVERAL = """
+import contextlib, io, json
+from pathlib import Path
+from diffuse_cli.app import main
+
+def ran(line):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        with contextlib.redirect_stderr(io.StringIO()) as err:
+            code = main(line)
+    return {"code": code, "out": out.getvalue(), "err": err.getvalue()}
+
+Path("said.json").write_text(json.dumps([ran(line) for line in LINES]))
+"""
+"""Runs commands before that of the process, and writes what they said."""
+
+
 def test_they_train_resume_sample_and_evaluate(
     package: Path, tmp_path: Path, process: Callable[..., Any]
 ) -> None:
@@ -96,40 +112,42 @@ def test_they_train_resume_sample_and_evaluate(
         path.write_bytes(bytes([8, 8, *dots.tolist()]))
     (tmp_path / "data" / "torn.dots").write_bytes(b"\x08\x08\x01")
     paths = os.pathsep.join([str(package), str(Path(__file__).parents[2])])
-
-    def diffuse(*arguments: Any, code: int = 0) -> Any:
-        # Noise has its edges at full size alone.
-        judged = f"import {JUDGE}; {JUDGE}.SIZE = 128\n"
-        ran = process(*arguments, env={"PYTHONPATH": paths}, before=judged)
-        assert ran.code == code, ran.err
-        return ran
-
-    options = ["--network", "plain", "--steps", 8, "--batch-size", 8, "--num-timesteps", 50]
-    whole = diffuse("train", "data", *options, "-o", "whole.safetensors")
+    train = "train data --network plain --steps 8 --batch-size 8 --num-timesteps 50 "
+    lines = [
+        train + "--gradient-checkpointing -q",
+        train + "--fit pad -q",
+        train + "--stop-at 3 -o halves.safetensors",
+        "train data --resume -o halves.safetensors",
+        "info halves.safetensors --json",
+        "sample halves.safetensors -n 4 --steps 5 -o out",
+        "eval halves.safetensors data -n 6 --steps 5 --timesteps all --json --report page.html",
+    ]
+    # Noise has its edges at full size alone.
+    judged = f"import {JUDGE}; {JUDGE}.SIZE = 128\nLINES = {[x.split() for x in lines]!r}\n"
+    line = (*train.split(), "-o", "whole.safetensors")
+    whole = process(*line, env={"PYTHONPATH": paths}, before=judged + SEVERAL)
+    assert whole.code == 0, whole.err
     assert "skipped 1 file, truncated or corrupt: torn.dots" in whole.err
-    ran = diffuse("train", "data", *options, "--gradient-checkpointing", "-q", code=2)
-    assert "the network 'plain' has none" in ran.line
-    ran = diffuse("train", "data", *options, "--fit", "pad", "-q", code=2)
-    assert "--fit: there is no 'pad'. Choose from: crop" in ran.line
-    diffuse("train", "data", *options, "--stop-at", 3, "-o", "halves.safetensors")
-    diffuse("train", "data", "--resume", "-o", "halves.safetensors")
+    said = json.loads((tmp_path / "said.json").read_text())
+    assert [ran["code"] for ran in said] == [2, 2, 0, 0, 0, 0, 0], said
+    refused, unfit, *_, info, _, measured = said
+    assert "the network 'plain' has none" in refused["err"]
+    assert "--fit: there is no 'pad'. Choose from: crop" in unfit["err"]
     one, two = (tmp_path / f"{name}.safetensors" for name in ("whole", "halves"))
     assert one.read_bytes() == two.read_bytes()
 
-    told = json.loads(diffuse("info", "whole.safetensors", "--json").out)
+    told = json.loads(info["out"])
     assert told["network"] == {"name": "plain", "hidden": 8}
     assert told["space"] == {
         "channels": 1, "size": [8, 8], "medium": "dots", "levels": 16, "mean": [], "std": [],
     }  # fmt: skip
-    diffuse("sample", "whole.safetensors", "-n", 4, "--steps", 5, "-o", "out")
     written = sorted(path.name for path in (tmp_path / "out").iterdir() if path.name[0] != ".")
     assert written == [*(f"0000{k}.dots" for k in range(4)), "grid.png", "manifest.json"]
     sample = (tmp_path / "out" / "00000.dots").read_bytes()
     assert sample[:2] == b"\x08\x08"
     assert max(sample[2:]) <= 15
 
-    line = ["whole.safetensors", "data", "-n", 6, "--steps", 5, "--timesteps", "all", "--json"]
-    found = json.loads(diffuse("eval", *line, "--report", "page.html").out)
+    found = json.loads(measured["out"])
     assert 4 < found["bits_per_dim"] < 20
     assert any("which takes 4: " in remark for remark in found["remarks"])
     assert found["kid_of_mean"] > 0.2 > abs(found["kid_of_noise"])  # the data are noise

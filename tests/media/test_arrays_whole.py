@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from undrawn import undraw
 
 DRAW = np.random.default_rng(3)
 
@@ -32,8 +33,13 @@ KINDS: dict[str, tuple[tuple[int, ...], Callable[..., Any], list[Any], Any]] = {
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_a_model_draws_what_it_was_trained_on(
-    kind: str, diffuse: Callable[..., Any], recipe: Path, tmp_path: Path
+    kind: str,
+    diffuse: Callable[..., Any],
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    undraw(monkeypatch)
     shape, change, options, dtype = KINDS[kind]
     save(tmp_path / "data", 120, shape, change)
     line = ["train", tmp_path / "data", "--config", recipe, "--steps", 3, *options]

@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import in_process
+from undrawn import undraw
+
+from diffuse_cli.demo import drawing
 
 pytest.importorskip("soundfile", reason="of the extra [audio]")
 
@@ -60,8 +63,13 @@ def test_what_becomes_of_sounds_is_said(
 
 
 def test_a_model_draws_wav_files_at_its_rate(
-    model: Path, sounds: Path, diffuse: Callable[..., Any], tmp_path: Path
+    model: Path,
+    sounds: Path,
+    diffuse: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    undraw(monkeypatch)
     line = ["sample", model, "-n", 2, "--steps", 2, "-q", "-o"]
     for name in ("one", "two"):
         assert diffuse(*line, tmp_path / name).code == 0
@@ -89,6 +97,13 @@ def test_drawn_sounds_are_data_at_their_rate(
     assert "PCM_16 at 4,000 Hz 3" in ran.out
 
 
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Animations of few frames."""
+    monkeypatch.setattr(drawing, "FRAMES", 8)
+
+
+@pytest.mark.usefixtures("brief")
 def test_the_forward_process_can_be_heard(
     model: Path, sounds: Path, diffuse: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -111,6 +126,7 @@ def test_a_page_is_for_sounds(images: Path, diffuse: Callable[..., Any], tmp_pat
         assert (ran.code, "--html plays sounds, and" in ran.line) == (2, True)
 
 
+@pytest.mark.usefixtures("brief")
 def test_an_array_of_one_dimension_moves(diffuse: Callable[..., Any], tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.sin(np.arange(40.0)))
     ran = diffuse("noise-demo", tmp_path / "x.npy", "--schedule", "cosine", "--steps", 2, "--gif",

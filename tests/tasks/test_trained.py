@@ -47,7 +47,7 @@ def trained(images, recipe, tmp_path_factory) -> Callable[[str], Path]:
     def make(name: str) -> Path:
         out = folder / f"{name}.safetensors"
         options = [images if word == "IMAGES" else word for word in MODELS[name]]
-        line = ["train", images, "--config", recipe, "--steps", 25, "--optimizer", "adamw", "-q"]
+        line = ["train", images, "--config", recipe, "--steps", 6, "--optimizer", "adamw", "-q"]
         assert in_process([*line, *options, "-o", out]) == 0
         return out
 
