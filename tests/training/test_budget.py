@@ -25,9 +25,10 @@ from diffuse_cli.training.loop import fit
 from diffuse_cli.training.rundir import RunDirectory
 from diffuse_cli.training.stopwatch import Stopwatch
 from diffuse_cli.training.trainer import Trainer
+from training.conftest import QUICK
 
 MODEL = Path("model.safetensors")
-QUICK = tomllib.loads(Path(__file__).with_name("quick.toml").read_text())
+FILED = tomllib.loads(QUICK.read_text())
 
 
 def alone(steps):
@@ -243,7 +244,7 @@ def clock(monkeypatch, tmp_path):
 def run_by(clock, images, out=MODEL, **given):
     """Train in a process whose clock the steps move; what it says."""
     typed = {"data": str(images), "out": str(out), **given}
-    events, work = [], fit(configure(typed, QUICK), clock=lambda: clock.now)
+    events, work = [], fit(configure(typed, FILED), clock=lambda: clock.now)
     while True:
         try:
             events.append(next(work))

@@ -13,10 +13,10 @@ from conftest import write_images
 
 from diffuse_cli import files, modelfile
 from diffuse_cli.core import Conditions
+from training.conftest import QUICK
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
 EMBEDDING = "class_embedding.weight"
-QUICK = Path(__file__).with_name("quick.toml")
 STILL = ("--steps", 1, "--lr", 0, "--weight-decay", 0)
 
 

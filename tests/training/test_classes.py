@@ -28,13 +28,6 @@ from diffuse_cli.training.trainer import Trainer
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
 EMBEDDING = "class_embedding.weight"
-QUICK = Path(__file__).with_name("quick.toml")
-
-
-@pytest.fixture
-def quickly(diffuse, images):
-    """Train the quickest network: nothing here depends on which."""
-    return lambda *arguments: diffuse("train", images, "--config", QUICK, *arguments)
 
 
 def logged(run=RUN, name="loss"):
@@ -111,8 +104,8 @@ def test_every_image_is_shown_with_its_own_class(train, diffuse, recipe, loose, 
 
 
 @pytest.mark.parametrize("flags", ["", "--flip --accumulation 3"])
-def test_classes_are_left_out_by_the_draw_of_the_position(quickly, shown, images, flags):
-    quickly("--classes", "--label-dropout", 0.5, "--steps", 25, *flags.split())
+def test_classes_are_left_out_by_the_draw_of_the_position(quick, shown, images, flags):
+    quick("--classes", "--label-dropout", 0.5, "--steps", 25, *flags.split())
     found = torch.cat([label for _, _, label in shown])
     drops = [
         training_draws(0, step, range(8), shape=(1, 8, 8), device=torch.device("cpu")).drop
@@ -126,32 +119,32 @@ def test_classes_are_left_out_by_the_draw_of_the_position(quickly, shown, images
 
 
 @pytest.mark.parametrize(("share", "moved"), [(0, [True, True, False]), (1, [False, False, True])])
-def test_label_dropout_decides_which_rows_of_the_embedding_learn(quickly, share, moved):
+def test_label_dropout_decides_which_rows_of_the_embedding_learn(quick, share, moved):
     line = ("--classes", "--label-dropout", share, "--weight-decay", 0)
-    quickly(*line, "--steps", 1, "--lr", 0, "-o", "start.safetensors")
-    quickly(*line, "--steps", 6)
+    quick(*line, "--steps", 1, "--lr", 0, "-o", "start.safetensors")
+    quick(*line, "--steps", 6)
     before, after = raw("start.safetensors")[EMBEDDING], raw()[EMBEDDING]
     assert before.shape[0] == 3
     assert (before != after).any(1).tolist() == moved
 
 
-def test_without_classes_no_label_is_shown(quickly, shown):
-    quickly("--steps", 2)
+def test_without_classes_no_label_is_shown(quick, shown):
+    quick("--steps", 2)
     assert [label for _, _, label in shown] == [None, None]
     assert EMBEDDING not in raw()
 
 
-def test_classes_are_no_more_than_a_condition(quickly, images, shown):
+def test_classes_are_no_more_than_a_condition(quick, images, shown):
     """The images, timesteps and flips of a run are the same with and without classes."""
-    quickly("--steps", 4, "--flip", "-o", "plain.safetensors")
-    quickly("--steps", 4, "--flip", "--classes")
+    quick("--steps", 4, "--flip", "-o", "plain.safetensors")
+    quick("--steps", 4, "--flip", "--classes")
     for (x0, t, _), (other, times, _) in zip(shown[:4], shown[4:], strict=True):
         assert torch.equal(x0, other)
         assert torch.equal(t, times)
 
 
-def test_the_model_file_names_its_classes(quickly):
-    quickly("--classes", "--steps", 2)
+def test_the_model_file_names_its_classes(quick):
+    quick("--classes", "--steps", 2)
     model = modelfile.load(MODEL)
     assert model.classes == ("dark", "light")
     assert model.blueprint.conditions.num_classes == 2
@@ -326,11 +319,11 @@ def known_loss(monkeypatch):
 
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_timesteps_follow_the_losses_and_losses_are_divided_by_their_chance(
-    quickly, known_loss, trainers, accumulation
+    quick, known_loss, trainers, accumulation
 ):
     """A replay from the draws alone: timesteps, the loss that is logged, and the history."""
     steps = 20
-    quickly(*ADAPTED, "--steps", steps, "--log-every", 1, "--accumulation", accumulation)
+    quick(*ADAPTED, "--steps", steps, "--log-every", 1, "--accumulation", accumulation)
     draw, history = TIMESTEP_DRAWS["importance"], History(4, 10)
     losses, adapted = [], 0
     for step in range(steps):
@@ -351,7 +344,7 @@ def test_timesteps_follow_the_losses_and_losses_are_divided_by_their_chance(
     assert float((late == 3).double().mean()) > 0.35
 
 
-def test_the_gradient_is_that_of_the_mean_over_all_timesteps(quickly, monkeypatch, trainers):
+def test_the_gradient_is_that_of_the_mean_over_all_timesteps(quick, monkeypatch, trainers):
     """With a loss that is linear in one number, the gradient is known: its scale is 1 / (T p_t)."""
     pulls = []
 
@@ -362,7 +355,7 @@ def test_the_gradient_is_that_of_the_mean_over_all_timesteps(quickly, monkeypatc
         return (t + 1) ** 2 + 0 * y + y
 
     monkeypatch.setitem(LOSSES, "simple", loss)
-    quickly(*ADAPTED, "--steps", 20, "--accumulation", 2, "--lr", 0)
+    quick(*ADAPTED, "--steps", 20, "--accumulation", 2, "--lr", 0)
     draw, history = TIMESTEP_DRAWS["importance"], History(4, 10)
     for step in range(20):
         chances = draw.probabilities(history, None)
@@ -374,7 +367,7 @@ def test_the_gradient_is_that_of_the_mean_over_all_timesteps(quickly, monkeypatc
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_bad_step_does_not_enter_the_history(quickly, monkeypatch, trainers, accumulation):
+def test_a_bad_step_does_not_enter_the_history(quick, monkeypatch, trainers, accumulation):
     calls = iter(range(10**6))
 
     def loss(denoiser, *arguments, **cond):
@@ -384,14 +377,14 @@ def test_a_bad_step_does_not_enter_the_history(quickly, monkeypatch, trainers, a
 
     monkeypatch.setitem(LOSSES, "simple", loss)
     line = ("--steps", 12, "--log-every", 1, "--accumulation", accumulation)
-    assert quickly(*ADAPTED, *line).code == 0
+    assert quick(*ADAPTED, *line).code == 0
     history = trainers[0].history
     assert int(history.counts.sum()) == 11 * 8
     assert history.losses.isfinite().all()
     assert [loss is None for loss in logged()] == [step == 2 for step in range(12)]
 
 
-def test_a_uniform_draw_keeps_no_history(quickly, trainers):
-    quickly("--num-timesteps", 4, "--steps", 4)
+def test_a_uniform_draw_keeps_no_history(quick, trainers):
+    quick("--num-timesteps", 4, "--steps", 4)
     assert int(trainers[0].history.counts.sum()) == 0
     assert RunDirectory(MODEL).load()[0].history == {}

@@ -23,9 +23,9 @@ from diffuse_cli.training import feed
 from diffuse_cli.training.batches import Batches
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.trainer import Trainer
+from training.conftest import QUICK
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
-QUICK = Path(__file__).with_name("quick.toml")
 LINE = ("--classes", "--flip", "--steps", 12, "--preview-every", 6, "--log-every", 4)
 
 

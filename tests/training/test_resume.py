@@ -16,16 +16,10 @@ from seams import giving, watching
 from diffuse_cli import files, modelfile
 from diffuse_cli.training.rundir import Checkpoint, RunDirectory
 from diffuse_cli.training.trainer import Trainer
+from training.conftest import QUICK
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
 WHOLE = Path("whole.safetensors")
-QUICK = Path(__file__).with_name("quick.toml")
-
-
-@pytest.fixture
-def quickly(diffuse, images):
-    """Train the quickest network: nothing here depends on which."""
-    return lambda *arguments: diffuse("train", images, "--config", QUICK, *arguments)
 
 
 def steps_of(run=RUN, name="loss"):
@@ -88,15 +82,15 @@ def test_stopped_and_resumed_equals_one_go(train, recipe, transformer, options, 
     assert steps_of() == list(range(1, last + 1))
 
 
-def test_a_run_of_when_there_was_one_optimizer_goes_on_with_it(quickly):
+def test_a_run_of_when_there_was_one_optimizer_goes_on_with_it(quick):
     options = ("--steps", 6, "--optimizer", "adamw")
-    quickly(*options, "-o", WHOLE)
-    quickly(*options, "--stop-at", 3)
+    quick(*options, "-o", WHOLE)
+    quick(*options, "--stop-at", 3)
     config = RUN / "config.toml"
     text = config.read_text()
     config.write_text(text.replace('optimizer = "adamw"\n', ""))
     assert config.read_text() != text
-    assert quickly("--steps", 6, "--resume").code == 0
+    assert quick("--steps", 6, "--resume").code == 0
     assert MODEL.read_bytes() == WHOLE.read_bytes()
 
 
@@ -108,20 +102,20 @@ def test_a_run_of_when_there_was_one_optimizer_goes_on_with_it(quickly):
         ("--log tensorboard", "--log-every 1"),
     ],
 )
-def test_what_cannot_change_the_weights_may_change_at_a_resume(quickly, first, then, model_at_8):
-    quickly("--steps", 12, "--stop-at", 4, *first.split())
-    assert quickly("--steps", 12, "--resume", *then.split()).code == 0
+def test_what_cannot_change_the_weights_may_change_at_a_resume(quick, first, then, model_at_8):
+    quick("--steps", 12, "--stop-at", 4, *first.split())
+    assert quick("--steps", 12, "--resume", *then.split()).code == 0
     assert MODEL.read_bytes() == (model_at_8 / WHOLE).read_bytes()
 
 
-def test_processes_that_decode_do_not_change_a_resumed_run(quickly, model_at_8, monkeypatch):
+def test_processes_that_decode_do_not_change_a_resumed_run(quick, model_at_8, monkeypatch):
     """Many small files are read by processes, from where a resume reads by threads."""
     from diffuse_cli.data import pool
 
     with monkeypatch.context() as patch:
         patch.setattr(pool, "MANY_FILES", 1)
-        quickly("--steps", 12, "--stop-at", 4, "--workers", 2)
-    quickly("--steps", 12, "--resume")
+        quick("--steps", 12, "--stop-at", 4, "--workers", 2)
+    quick("--steps", 12, "--resume")
     assert MODEL.read_bytes() == (model_at_8 / WHOLE).read_bytes()
 
 
@@ -176,13 +170,13 @@ def model_at_8(images, tmp_path_factory):
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "optimizer.safetensors", "history.safetensors", "manifest.json"]
 )
-def test_a_damaged_checkpoint_falls_back_and_says_so(quickly, tmp_path, model_at_8, name):
+def test_a_damaged_checkpoint_falls_back_and_says_so(quick, tmp_path, model_at_8, name):
     shutil.copytree(model_at_8, tmp_path, dirs_exist_ok=True)
     assert checkpoints() == ["step-00000006", "step-00000008"]
     damage(8, name) if name != "manifest.json" else (
         RUN / "checkpoints/step-00000008/manifest.json"
     ).write_text("{")
-    ran = quickly(*OFTEN, "--resume")
+    ran = quick(*OFTEN, "--resume")
     assert ran.code == 0
     assert "step-00000008 is damaged" in ran.err
     assert "resuming from step 6" in ran.err
@@ -190,12 +184,12 @@ def test_a_damaged_checkpoint_falls_back_and_says_so(quickly, tmp_path, model_at
     assert steps_of() == list(range(1, 13))
 
 
-def test_checkpoints_after_a_fall_back_are_kept(quickly):
-    quickly("--steps", 12, "--save-every", 4)
+def test_checkpoints_after_a_fall_back_are_kept(quick):
+    quick("--steps", 12, "--save-every", 4)
     damage(8)
     damage(12)
     MODEL.unlink()
-    ran = quickly("--steps", 12, "--resume", "--stop-at", 3, "--save-every", 2)
+    ran = quick("--steps", 12, "--resume", "--stop-at", 3, "--save-every", 2)
     assert "starting at step 0" in ran.err
     assert checkpoints() == ["step-00000002", "step-00000003"]
     assert RunDirectory(MODEL).load()[0].step == 3
@@ -276,43 +270,43 @@ def test_an_unknown_key_is_refused_on_resume_too(diffuse, stopped):
     assert "Did you mean 'steps'?" in diffuse("train", "--resume", "--config", "odd.toml").err
 
 
-def test_more_steps_extend_the_run_and_say_so(quickly):
-    quickly("--steps", 4)
-    ran = quickly("--steps", 6, "--resume", "--json")
+def test_more_steps_extend_the_run_and_say_so(quick):
+    quick("--steps", 4)
+    ran = quick("--steps", 6, "--resume", "--json")
     assert ran.code == 0
     assert "4 steps become 6" in ran.err
     assert ran.json["step"] == 6
     assert tomllib.loads((RUN / "config.toml").read_text())["steps"] == 6
 
 
-def test_fewer_steps_than_are_done_are_refused(quickly):
-    quickly("--steps", 4)
+def test_fewer_steps_than_are_done_are_refused(quick):
+    quick("--steps", 4)
     before = (RUN / "config.toml").read_text()
-    ran = quickly("--steps", 3, "--resume", "-q")
+    ran = quick("--steps", 3, "--resume", "-q")
     assert ran.code == 2
     assert "step 4 is done" in ran.line
     assert (RUN / "config.toml").read_text() == before
 
 
-def test_a_finished_run_is_left_alone(quickly, monkeypatch):
-    quickly("--steps", 4)
+def test_a_finished_run_is_left_alone(quick, monkeypatch):
+    quick("--steps", 4)
     kept = [MODEL, *RUN.rglob("*.safetensors"), RUN / "metrics.jsonl"]
     before = [(p.read_bytes(), p.stat().st_mtime_ns) for p in kept[:-1]]
     lines = kept[-1].read_text()
     monkeypatch.setattr(Trainer, "step", refuse)
-    ran = quickly("--steps", 4, "--resume")
+    ran = quick("--steps", 4, "--resume")
     assert ran.code == 0
     assert ran.out == "model.safetensors\n"
     assert [(p.read_bytes(), p.stat().st_mtime_ns) for p in kept[:-1]] == before
     assert kept[-1].read_text() == lines
 
 
-def test_a_finished_run_writes_a_missing_model_again(quickly, monkeypatch):
-    quickly("--steps", 4)
+def test_a_finished_run_writes_a_missing_model_again(quick, monkeypatch):
+    quick("--steps", 4)
     before = MODEL.read_bytes()
     MODEL.unlink()
     monkeypatch.setattr(Trainer, "step", refuse)
-    assert quickly("--resume").code == 0
+    assert quick("--resume").code == 0
     assert MODEL.read_bytes() == before
 
 
@@ -324,8 +318,8 @@ def test_a_model_without_a_run_directory_cannot_be_resumed(train, model):
 
 
 @pytest.mark.parametrize("lost", ["removed", "damaged"])
-def test_a_model_that_no_checkpoint_leads_to_is_not_replaced(quickly, lost):
-    quickly("--steps", 4, "--save-every", 2, "--eval-every", 2, "--eval-images", 4)
+def test_a_model_that_no_checkpoint_leads_to_is_not_replaced(quick, lost):
+    quick("--steps", 4, "--save-every", 2, "--eval-every", 2, "--eval-images", 4)
     if lost == "removed":
         shutil.rmtree(RUN / "checkpoints")
     else:
@@ -334,13 +328,13 @@ def test_a_model_that_no_checkpoint_leads_to_is_not_replaced(quickly, lost):
     kept = [MODEL, Path("model.best.safetensors"), RUN / "config.toml", RUN / "metrics.jsonl"]
     before = [path.read_bytes() for path in kept]
     for flag in ("--resume", "--auto-resume"):
-        ran = quickly("--steps", 4, flag)
+        ran = quick("--steps", 4, flag)
         assert ran.code == 5
         assert "model.safetensors exists, but model.run has no complete checkpoint" in ran.err
         assert "--init model.safetensors" in ran.err
         assert [path.read_bytes() for path in kept] == before
     MODEL.unlink()
-    ran = quickly("--resume")
+    ran = quick("--resume")
     assert ran.code == 0
     assert "starting at step 0" in ran.err
     assert MODEL.read_bytes() == before[0]
@@ -358,20 +352,20 @@ def test_no_run_to_resume_is_refused_with_those_that_are_there(train, stopped):
     assert sorted(Path().iterdir()) == before
 
 
-def test_auto_resume_begins_where_there_is_nothing_and_goes_on_where_there_is(quickly):
+def test_auto_resume_begins_where_there_is_nothing_and_goes_on_where_there_is(quick):
     """The loop of a job that is queued again until it is done: the same line each time."""
     line = ("--steps", 7, "--auto-resume")
-    ran = quickly(*line, "--stop-at", 3)
+    ran = quick(*line, "--stop-at", 3)
     assert ran.code == 0
     assert "starting at step 0" in ran.err
-    ran = quickly(*line)
+    ran = quick(*line)
     assert ran.code == 0
     assert "resuming from step 3" in ran.err
-    quickly("--steps", 7, "-o", WHOLE)
+    quick("--steps", 7, "-o", WHOLE)
     assert MODEL.read_bytes() == WHOLE.read_bytes()
-    assert quickly(*line).code == 0
-    assert quickly(*line, "--seed", 7).code == 2
-    assert quickly(*line, "--overwrite", "-q").code == 2
+    assert quick(*line).code == 0
+    assert quick(*line, "--seed", 7).code == 2
+    assert quick(*line, "--overwrite", "-q").code == 2
     assert MODEL.read_bytes() == WHOLE.read_bytes()
 
 
@@ -390,9 +384,9 @@ def test_a_stop_beyond_the_last_step_is_refused(train, stopped):
     assert train("--resume", "--stop-at", 4).code == 0
 
 
-def test_a_stop_beyond_the_steps_that_minutes_hold_is_said(quickly, monkeypatch):
+def test_a_stop_beyond_the_steps_that_minutes_hold_is_said(quick, monkeypatch):
     monkeypatch.setattr("diffuse_cli.training.stopwatch.Stopwatch.seconds", giving(100.0))
-    ran = quickly("--minutes", 10, "--stop-at", 11)
+    ran = quick("--minutes", 10, "--stop-at", 11)
     assert ran.code == 0
     assert "--stop-at 11 is beyond the 10 steps" in ran.err
 
@@ -417,19 +411,19 @@ def test_a_run_from_init_resumes_without_that_model(diffuse, images, model):
     assert MODEL.read_bytes() == WHOLE.read_bytes()
 
 
-def test_another_version_is_said_and_kept_in_the_run(quickly, monkeypatch):
-    quickly("--steps", 12, "-o", WHOLE)
+def test_another_version_is_said_and_kept_in_the_run(quick, monkeypatch):
+    quick("--steps", 12, "-o", WHOLE)
     here = modelfile.versions()
     older = {"diffuse": here["diffuse"], "torch": "2.5.0"}
     with monkeypatch.context() as patch:
         patch.setattr(modelfile, "versions", lambda: older)
-        assert quickly("--steps", 12, "--stop-at", 3).code == 0
-    ran = quickly("--resume", "--stop-at", 6)
+        assert quick("--steps", 12, "--stop-at", 3).code == 0
+    ran = quick("--resume", "--stop-at", 6)
     assert (
         f"warning: the checkpoint was written by torch 2.5.0, and this is torch {here['torch']}: "
         "results may differ" in ran.err
     )
-    assert "written by" not in quickly("--resume").err
+    assert "written by" not in quick("--resume").err
     kept = RunDirectory(MODEL).load()[0].state["versions"]
     assert kept == [{**older, "step": 0}, {**here, "step": 3}]
     assert MODEL.read_bytes() == WHOLE.read_bytes()

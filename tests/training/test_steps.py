@@ -26,13 +26,6 @@ from diffuse_cli.training.rundir import RunDirectory
 from diffuse_cli.training.trainer import Trainer
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
-QUICK = Path(__file__).with_name("quick.toml")
-
-
-@pytest.fixture
-def quickly(diffuse, images):
-    """Train the quickest network: nothing here depends on which."""
-    return lambda *arguments: diffuse("train", images, "--config", QUICK, *arguments)
 
 
 def logged(run=RUN, name="loss"):
@@ -144,36 +137,36 @@ def test_the_optimizer_clips_as_pytorch_does(train, watched, clip, request):
         assert torch.allclose(moment, clipped[name], rtol=1e-4, atol=1e-12), name
 
 
-def test_numbers_that_are_not_finite_are_null_in_metrics(quickly, spoil):
+def test_numbers_that_are_not_finite_are_null_in_metrics(quick, spoil):
     spoil(lambda call: call == 1)
-    quickly("--steps", 3, "--log-every", 1)
+    quick("--steps", 3, "--log-every", 1)
     text = (RUN / "metrics.jsonl").read_text()
     assert "NaN" not in text
     assert [loss is None for loss in logged()] == [False, True, False]
 
 
-def test_bad_steps_are_counted_on_after_a_resume(quickly, spoil):
+def test_bad_steps_are_counted_on_after_a_resume(quick, spoil):
     spoil(lambda call: call >= 7)
-    assert quickly("--steps", 40, "--stop-at", 12).code == 0
-    ran = quickly("--steps", 40, "--resume", "-q")
+    assert quick("--steps", 40, "--stop-at", 12).code == 0
+    ran = quick("--steps", 40, "--resume", "-q")
     assert ran.code == 6
     assert "up to 17 " in ran.err
 
 
-def test_a_resume_between_two_moves_of_the_average_is_exact(quickly, spoil, monkeypatch):
+def test_a_resume_between_two_moves_of_the_average_is_exact(quick, spoil, monkeypatch):
     """The steps since the last move, one of them bad, are part of the state."""
     monkeypatch.setattr("diffuse_cli.training.ema.EAGER", 0)
     spoil(lambda call: call in (5, 15))
-    quickly("--steps", 10, "-o", "whole.safetensors")
-    quickly("--steps", 10, "--stop-at", 6)
-    quickly("--steps", 10, "--resume")
+    quick("--steps", 10, "-o", "whole.safetensors")
+    quick("--steps", 10, "--stop-at", 6)
+    quick("--steps", 10, "--resume")
     whole, resumed = (modelfile.load(path).ema for path in ("whole.safetensors", MODEL))
     assert all(whole[name].equal(resumed[name]) for name in whole)
 
 
-def test_ten_bad_steps_in_a_row_end_the_run_and_name_the_last_good_checkpoint(quickly, spoil):
+def test_ten_bad_steps_in_a_row_end_the_run_and_name_the_last_good_checkpoint(quick, spoil):
     spoil(lambda call: call >= 7)
-    ran = quickly("--steps", 40, "--save-every", 3, "-q")
+    ran = quick("--steps", 40, "--save-every", 3, "-q")
     assert ran.code == 6
     assert "checkpoint is step 15." in ran.line
     assert "--lr" in ran.line
@@ -184,12 +177,12 @@ def test_ten_bad_steps_in_a_row_end_the_run_and_name_the_last_good_checkpoint(qu
     assert all(t.isfinite().all() for t in checkpoint.model.values())
 
 
-def test_bad_steps_that_are_not_in_a_row_do_not_end_the_run(quickly, spoil):
+def test_bad_steps_that_are_not_in_a_row_do_not_end_the_run(quick, spoil):
     spoil(lambda call: call % 10 != 0)
-    assert quickly("--steps", 25).code == 0
+    assert quick("--steps", 25).code == 0
 
 
-def test_a_step_whose_loss_alone_is_infinite_changes_nothing(quickly, watched, monkeypatch):
+def test_a_step_whose_loss_alone_is_infinite_changes_nothing(quick, watched, monkeypatch):
     """A constant has no gradient, so that the gradient of such a loss is finite."""
     calls = iter(range(10**6))
 
@@ -198,7 +191,7 @@ def test_a_step_whose_loss_alone_is_infinite_changes_nothing(quickly, watched, m
         return value + (math.inf if value.requires_grad and next(calls) == 2 else 0)
 
     monkeypatch.setitem(LOSSES, "simple", loss)
-    assert quickly("--steps", 5, "--log-every", 1).code == 0
+    assert quick("--steps", 5, "--log-every", 1).code == 0
     same = [all(a.equal(b) for a, b in zip(*seen[:2], strict=True)) for seen in watched]
     assert same == [False, False, True, False, False]
 
@@ -252,21 +245,21 @@ def test_debug_names_the_first_module_that_was_not_finite(train, broken, name, o
     assert f"; {name} was the first module whose output was not finite. Lower --lr" in line
 
 
-def test_debug_says_where_no_module_was(quickly, spoil):
+def test_debug_says_where_no_module_was(quick, spoil):
     spoil(lambda call: call >= 2)
-    ran = quickly("--steps", 40, "-q", "--debug")
+    ran = quick("--steps", 40, "-q", "--debug")
     assert ran.code == 6
     assert "every module's output was finite, the gradient was not" in ran.err.splitlines()[0]
 
 
-def test_a_run_that_diverges_at_once_says_there_is_no_checkpoint(quickly, spoil):
+def test_a_run_that_diverges_at_once_says_there_is_no_checkpoint(quick, spoil):
     spoil(lambda call: True)
-    ran = quickly("--steps", 20, "-q")
+    ran = quick("--steps", 20, "-q")
     assert ran.code == 6
     assert "no checkpoint" in ran.line
 
 
-def test_flip_mirrors_about_half_of_the_images(quickly, monkeypatch):
+def test_flip_mirrors_about_half_of_the_images(quick, monkeypatch):
     plain, shown = [], []
     samples = Batches.samples
     monkeypatch.setattr(
@@ -275,7 +268,7 @@ def test_flip_mirrors_about_half_of_the_images(quickly, monkeypatch):
     monkeypatch.setitem(
         LOSSES, "simple", lambda denoiser, x0, *a: shown.append(x0) or simple(denoiser, x0, *a)
     )
-    quickly("--steps", 10, "--flip")
+    quick("--steps", 10, "--flip")
     before, after = torch.cat(plain[:10]), torch.cat(shown[:10])
     kept = (after == before).flatten(1).all(1)
     mirrored = (after == before.flip(3)).flatten(1).all(1)
@@ -290,14 +283,14 @@ def test_accumulation_does_not_change_the_losses(train, parts):
     assert_same_course(RUN, Path("one.run"))
 
 
-def test_a_share_that_is_not_even_weighs_every_image_alike(quickly):
-    quickly("--steps", 6, "--log-every", 1, "-o", "one.safetensors")
-    quickly("--steps", 6, "--log-every", 1, "--accumulation", 3)
+def test_a_share_that_is_not_even_weighs_every_image_alike(quick):
+    quick("--steps", 6, "--log-every", 1, "-o", "one.safetensors")
+    quick("--steps", 6, "--log-every", 1, "--accumulation", 3)
     assert_same_course(RUN, Path("one.run"))
 
 
-def test_the_learning_rate_rises_and_falls_to_0(quickly):
-    quickly("--steps", 40, "--log-every", 1, "--warmup", 4, "--lr", 0.001)
+def test_the_learning_rate_rises_and_falls_to_0(quick):
+    quick("--steps", 40, "--log-every", 1, "--warmup", 4, "--lr", 0.001)
     rates = logged(name="lr")
     assert rates[0] == pytest.approx(0.00025)
     assert max(rates) == rates[3] < 0.001
@@ -313,14 +306,14 @@ def test_the_rise_takes_a_tenth_of_a_short_run():
     assert lr_at(dataclasses.replace(config, steps=5), Course.of(5), 0) == 1
 
 
-def test_a_warmup_that_is_cut_is_said(quickly, monkeypatch):
+def test_a_warmup_that_is_cut_is_said(quick, monkeypatch):
     said = "is more than a tenth of 20 steps: the learning rate rises over 2"
-    assert f"--warmup 3 {said}" in quickly("--steps", 20, "--warmup", 3, "--stop-at", 1).err
+    assert f"--warmup 3 {said}" in quick("--steps", 20, "--warmup", 3, "--stop-at", 1).err
     monkeypatch.setattr("diffuse_cli.training.timing.SECONDS", 0.0)
     options = ("--steps", 20, "--dry-run", "--warmup")
-    assert f"--warmup 3 {said}" in quickly(*options, 3).err
-    assert "--warmup" not in quickly(*options, 2).err
-    assert "--warmup" not in quickly(*options, 100).err  # the default
+    assert f"--warmup 3 {said}" in quick(*options, 3).err
+    assert "--warmup" not in quick(*options, 2).err
+    assert "--warmup" not in quick(*options, 100).err  # the default
 
 
 def test_a_short_run_samples_from_sensible_averaged_weights(images, recipe, tmp_path):

@@ -15,10 +15,10 @@ from PIL import Image
 
 from diffuse_cli import modelfile
 from diffuse_cli.core.tables import Labels, Number
+from training.conftest import QUICK
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
 WHOLE = Path("whole.safetensors")
-QUICK = Path(__file__).with_name("quick.toml")
 BOTH = ("--condition-on", "level,side")
 
 
