@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from diffuse_cli.training import monitor
 
 QUICK = Path(__file__).with_name("quick.toml")
 
@@ -15,3 +17,13 @@ QUICK = Path(__file__).with_name("quick.toml")
 def quick(diffuse: Callable[..., Any], images: Path) -> Callable[..., Any]:
     """Train the quickest network on the images: where nothing depends on which."""
     return lambda *arguments: diffuse("train", images, "--config", QUICK, *arguments)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks without a picture."""
+
+    def draw(trainer: Any) -> Iterator[None]:
+        yield from ()
+
+    monkeypatch.setattr(monitor, "draw_preview", draw)
