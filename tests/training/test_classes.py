@@ -7,24 +7,25 @@ import shutil
 import tomllib
 from pathlib import Path
 
-import conftest
 import numpy as np
 import pytest
 import torch
-from conftest import write_images
+from conftest import PREVIEW_STEPS, write_images
 from PIL import Image
 from safetensors.torch import load_file
+from seams import giving
 
 from diffuse_cli import modelfile
-from diffuse_cli.config import SAMPLING_STEPS
 from diffuse_cli.core import LOSSES
 from diffuse_cli.core.losses import simple
 from diffuse_cli.core.timesteps import TIMESTEP_DRAWS, History, choose
 from diffuse_cli.data import read_images
 from diffuse_cli.draws import training_draws
 from diffuse_cli.events import finish
+from diffuse_cli.training import estimating
 from diffuse_cli.training.rundir import RunDirectory
 from diffuse_cli.training.trainer import Trainer
+from training.conftest import QUICK
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
 EMBEDDING = "class_embedding.weight"
@@ -95,8 +96,8 @@ def labels_shown(shown, known):
     return pairs
 
 
-def test_every_image_is_shown_with_its_own_class(train, diffuse, recipe, loose, shown):
-    line = ("train", loose, "--config", recipe, "--classes", "--label-dropout", 0, "--steps", 9)
+def test_every_image_is_shown_with_its_own_class(diffuse, loose, shown):
+    line = ("train", loose, "--config", QUICK, "--classes", "--label-dropout", 0, "--steps", 9)
     assert diffuse(*line).code == 0
     pairs = labels_shown(shown, label_by_pixels(loose))
     assert {*pairs} == {(0, 0), (1, 1), (-1, 2)}
@@ -193,20 +194,19 @@ def test_the_held_out_loss_is_measured_with_the_labels(train, monkeypatch):
         return found
 
     monkeypatch.setattr(Trainer, "held_out_losses", measured)
-    train("--classes", "--label-dropout", 0, "--steps", 30, "--lr", 0.01)
+    train("--classes", "--label-dropout", 0, "--steps", 15, "--lr", 0.01)
     found, (right, wrong, none) = seen[-1]
     assert found == pytest.approx(right, rel=1e-5)
     assert abs(right - wrong) > 1e-3 * right
     assert abs(right - none) > 1e-3 * right
 
 
-def test_a_preview_shows_the_classes_in_turn(train, diffuse, monkeypatch):
-    monkeypatch.setattr(conftest, "PREVIEW_STEPS", SAMPLING_STEPS)
-    train("--classes", "--steps", 30, "--lr", 0.01)
-    line = ("-n", 16, "--steps", SAMPLING_STEPS, "--precision", "fp32", "--no-grid")
-    assert diffuse("sample", MODEL, *line).code == 0
-    assert diffuse("sample", MODEL, *line, "--guidance", 0, "-o", "free").code == 0
-    preview = np.asarray(Image.open(RUN / "previews/step-00000030.png"), int)
+def test_a_preview_shows_the_classes_in_turn(diffuse, conditional):
+    line = ("-n", 16, "--steps", PREVIEW_STEPS, "--precision", "fp32", "--no-grid")
+    assert diffuse("sample", conditional, *line).code == 0
+    assert diffuse("sample", conditional, *line, "--guidance", 0, "-o", "free").code == 0
+    run = conditional.with_suffix(".run")
+    preview = np.asarray(Image.open(run / "previews/step-00000060.png"), int)
     for k in range(16):
         y, x = 66 * (k // 4), 66 * (k % 4)
         shown = preview[y : y + 64 : 8, x : x + 64 : 8]
@@ -223,9 +223,9 @@ def test_a_preview_shows_the_classes_in_turn(train, diffuse, monkeypatch):
 def test_dry_run_of_a_conditional_model_fed_back_gives_the_same_model(
     train, diffuse, images, monkeypatch
 ):
-    monkeypatch.setattr("diffuse_cli.training.timing.SECONDS", 0.0)
+    monkeypatch.setattr(estimating, "seconds_a_step", giving(1.0))
     options = (
-        "--steps 5 --classes --label-dropout 0.3 --variance learned --timestep-draw importance"
+        "--steps 3 --classes --label-dropout 0.3 --variance learned --timestep-draw importance"
     )
     text = train(*options.split(), "--dry-run").out
     config = tomllib.loads(text)
@@ -273,7 +273,7 @@ def test_init_of_a_conditional_model_on_more_classes_keeps_the_old_ones(
 
 def test_a_learned_variance_learns_from_hybrid_and_from_vlb(train):
     for k, loss in enumerate(([], ["--loss", "vlb"])):
-        ran = train("--variance", "learned", *loss, "--steps", 8, "-o", f"{k}.safetensors")
+        ran = train("--variance", "learned", *loss, "--steps", 3, "-o", f"{k}.safetensors")
         assert ran.code == 0
         assert "trains no variance" not in ran.err
         mean, spread = raw(f"{k}.safetensors")["conv_out.weight"].chunk(2)
@@ -283,7 +283,7 @@ def test_a_learned_variance_learns_from_hybrid_and_from_vlb(train):
 
 
 def test_simple_trains_no_variance_and_says_so(train):
-    ran = train("--variance", "learned", "--loss", "simple", "--steps", 8)
+    ran = train("--variance", "learned", "--loss", "simple", "--steps", 3)
     assert "warning: --loss simple trains no variance" in ran.err
     assert "--loss hybrid" in ran.err
     mean, spread = raw()["conv_out.weight"].chunk(2)
