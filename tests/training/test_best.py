@@ -170,18 +170,26 @@ def test_the_best_model_is_that_of_its_step(quick, course):
     assert Path("other.safetensors").read_bytes() == BEST.read_bytes()
 
 
-@pytest.fixture(scope="module")
-def whole_course(images, tmp_path_factory):
-    """The folder of a run through all of the course."""
-    folder = tmp_path_factory.mktemp("course")
-    line = ["train", images, "--config", QUICK, "--steps", 16, *EVAL, "-q"]
+def run_through(steps, images, folder):
+    """The folder of a run through so much of the course."""
+    line = ["train", images, "--config", QUICK, "--steps", steps, *EVAL, "-q"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(monitor.Monitor, "_measure", measuring([]))
         assert conftest.in_process([*line, "-o", folder / MODEL]) == 0
     return folder
 
 
-@pytest.mark.parametrize("stop", [3, 4, 5, 10, 15])
+@pytest.fixture(scope="module")
+def whole_course(images, tmp_path_factory):
+    return run_through(16, images, tmp_path_factory.mktemp("course"))
+
+
+@pytest.fixture(scope="module")
+def short_course(images, tmp_path_factory):
+    return run_through(6, images, tmp_path_factory.mktemp("short"))
+
+
+@pytest.mark.parametrize("stop", [3, 4, 15])
 def test_stopped_and_resumed_keeps_the_same_best_file(quick, course, whole_course, stop):
     quick("--steps", 16, *EVAL, "--stop-at", stop)
     assert quick("--resume").code == 0
@@ -242,9 +250,10 @@ def test_a_finished_run_writes_a_missing_best_model_again(quick, course, monkeyp
 
 
 @pytest.mark.parametrize("at", [4, 6])
-def test_a_signal_abandons_an_evaluation_which_is_made_up_for(quick, course, monkeypatch, at):
+def test_a_signal_abandons_an_evaluation_which_is_made_up_for(
+    quick, course, short_course, monkeypatch, at
+):
     """At the last step, too, where nothing else is left to do."""
-    quick("--steps", 6, *EVAL, "-o", "whole.safetensors")
     real, finished = monitor.Monitor._measure, []
 
     def interrupted(self):
@@ -264,9 +273,9 @@ def test_a_signal_abandons_an_evaluation_which_is_made_up_for(quick, course, mon
         assert ran.code == 143
         assert f"at step {at}: its checkpoint is complete" in ran.line
     assert quick("--resume").code == 0
-    assert BEST.read_bytes() == Path("whole.best.safetensors").read_bytes()
-    assert MODEL.read_bytes() == Path("whole.safetensors").read_bytes()
-    assert kids() == kids(Path("whole.run"))
+    assert BEST.read_bytes() == (short_course / BEST).read_bytes()
+    assert MODEL.read_bytes() == (short_course / MODEL).read_bytes()
+    assert kids() == kids(short_course / RUN)
     course.clear()
     assert quick("--resume").code == 0
     assert course == []
