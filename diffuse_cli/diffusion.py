@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.config import DiffusionConfig
@@ -51,9 +52,7 @@ class Blueprint:
         Raises:
             UsageError: it does not suit the space.
         """
-        module = lookup(NETWORKS, self.network, "--network")
-        with naming(self.network):
-            return module.build(self.config, self.space, self.conditions, self.out_channels)
+        return build(self.network, self.config, self.space, self.conditions, self.out_channels)
 
     @cached_property
     def process(self) -> Process:
@@ -64,13 +63,10 @@ class Blueprint:
         """
         return make_process(self.diffusion)
 
-    @cached_property
+    @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """The shape of each tensor of the network by name; allocates nothing."""
-        import torch
-
-        with torch.device("meta"):
-            return {name: tuple(t.shape) for name, t in self.build().state_dict().items()}
+        return shapes(self.network, self.config, self.space, self.conditions, self.out_channels)
 
     def denoiser(self, net: Any) -> Denoiser:
         """A network with the model's process, target and variance.
@@ -79,6 +75,35 @@ class Blueprint:
             UsageError: as `make_denoiser`.
         """
         return make_denoiser(net, self.diffusion, self.process, self.space.levels)
+
+
+def build(
+    network: str, config: Settings, space: Space, conditions: Conditions, out_channels: int
+) -> nn.Module:
+    """A network with random weights.
+
+    Raises:
+        UsageError: there is none of this name, or it does not suit the space.
+    """
+    module = lookup(NETWORKS, network, "--network")
+    with naming(network):
+        return module.build(config, space, conditions, out_channels)
+
+
+@lru_cache(maxsize=32)
+def shapes(
+    network: str, config: Settings, space: Space, conditions: Conditions, out_channels: int
+) -> Mapping[str, tuple[int, ...]]:
+    """The shape of each tensor of a network by name; allocates nothing.
+
+    Building takes longer where nothing is allocated than where something is, and a command asks
+    several times for the same network: of the configuration, the model file and the checkpoint.
+    """
+    import torch
+
+    with torch.device("meta"):
+        net = build(network, config, space, conditions, out_channels)
+    return MappingProxyType({name: tuple(t.shape) for name, t in net.state_dict().items()})
 
 
 def make_process(diffusion: DiffusionConfig) -> Process:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -235,21 +236,17 @@ def added(tmp_path: Path, process: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize(
-    "options",
-    [
-        ("--schedule", "added-schedule"),
-        ("--target", "added-target"),
-        ("--variance", "added-variance"),
-        ("--loss", "added-loss"),
-        ("--weighting", "added-weighting"),
-        ("--timestep-draw", "added-draw"),
-        ("--optimizer", "added-optimizer"),
-    ],
-    ids=lambda options: options[1],
+    "names",
+    [("schedule", "target", "variance"), ("loss", "weighting", "timestep-draw", "optimizer")],
+    ids=" ".join,
 )
-def test_an_entry_trains(added, images: Path, recipe: Path, options: tuple[str, str]):
+def test_entries_train(added, images: Path, recipe: Path, tmp_path: Path, names: tuple[str, ...]):
+    entries = {name: f"added-{name.removeprefix('timestep-')}" for name in names}
+    options = [word for name, entry in entries.items() for word in (f"--{name}", entry)]
     ran = added("train", images, "--config", recipe, "--steps", 2, "-q", *options)
     assert ran.code == 0, ran.err
+    config = tomllib.loads((tmp_path / "model.run" / "config.toml").read_text())
+    assert {name: config[name.replace("-", "_")] for name in names} == entries
 
 
 def test_a_preset_and_a_block_train(added, images: Path, tmp_path: Path):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +16,7 @@ from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.networks import unet as unets
 from diffuse_cli.core.registry import Modules
 from diffuse_cli.core.space import Space
+from diffuse_cli.diffusion import shapes
 from diffuse_cli.errors import ModelFileError, UsageError, flag, lookup
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.hub.models import local_source
@@ -43,15 +43,11 @@ class Net:
         """Which levels have attention."""
         return self.config.attends(self.space.size)
 
-    @cached_property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """The shape of each tensor by its name here."""
-        import torch
-
         conditions = Conditions(classes=tuple(map(str, range(self.num_classes))))
-        with torch.device("meta"):
-            net = unets.build(self.config, self.space, conditions, self.out_channels)
-        return {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+        return shapes("unet", self.config, self.space, conditions, self.out_channels)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from nets import plan
+from seams import giving
 
 from diffuse_cli import modelfile
 from diffuse_cli.config import DiffusionConfig, TrainConfig
@@ -23,6 +24,7 @@ from diffuse_cli.errors import ModelFileError, UsageError
 from diffuse_cli.modelfile import Model
 from diffuse_cli.options import from_dict, to_dict, to_toml
 from diffuse_cli.parsing import parse_betas
+from diffuse_cli.training import estimating
 from diffuse_cli.training.configuring import configure
 from diffuse_cli.training.plan import prepare
 from diffuse_cli.training.rundir import RunDirectory
@@ -268,7 +270,8 @@ def test_eps_at_zero_snr_is_refused_before_images_are_read():
         next(prepare(TrainConfig(data="absent", betas=(1.0, 0.5))))
 
 
-def test_diffuse_trains_on_betas_of_a_file(train):
+def test_diffuse_trains_on_betas_of_a_file(train, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(estimating, "seconds_a_step", giving(1.0))
     (Path("b.txt")).write_text("".join(f"{beta!r}\n" for beta in BETAS))
     ran = train("--steps", 2, "--target", "eps", "--zero-terminal-snr")
     assert (ran.code, "target 'eps' is undefined" in ran.line) == (2, True)

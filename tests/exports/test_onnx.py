@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from leaving import model_of
+from leaving import SMALL, model_of
 
 from diffuse_cli import modelfile
 from diffuse_cli.app import main
@@ -33,6 +34,7 @@ SITE = Labels(name="site", values=("a", "b"))
 
 MODELS: dict[str, dict[str, Any]] = {
     "classes": {
+        "config": replace(SMALL, attention=()),  # there is some in the middle
         "conditions": Conditions(classes=("a", "b")),
         "diffusion": DiffusionConfig(variance="learned", num_timesteps=50),
     },

@@ -10,6 +10,7 @@ import json
 
 import goldens
 import pytest
+from conftest import JUDGE, builder
 
 RECORD = json.loads(goldens.GOLDEN.read_text())
 
@@ -23,6 +24,7 @@ def same():
 @pytest.mark.parametrize("name", goldens.CASES)
 def test_results_are_as_recorded(name, same, tmp_path, monkeypatch, pair):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(f"{JUDGE}.build", builder())  # at its full size, but once for all
     goldens.furnish(tmp_path)
     found = json.loads(json.dumps(goldens.measure(name, lambda *line: pair(*line).out)))
     assert goldens.differences(RECORD["cases"][name], found, same) == []

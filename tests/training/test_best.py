@@ -19,19 +19,13 @@ from diffuse_cli.metrics import kid
 from diffuse_cli.training import loop, monitor, validation
 from diffuse_cli.training.rundir import RunDirectory
 from diffuse_cli.training.trainer import Trainer
+from training.conftest import QUICK
 
 MODEL, BEST, RUN = Path("model.safetensors"), Path("model.best.safetensors"), Path("model.run")
-QUICK = Path(__file__).with_name("quick.toml")
 EVAL = ("--eval-every", 2, "--eval-images", 6)
 
 KIDS = {2: 0.9, 4: 0.4, 6: 0.6, 8: 0.5, 10: 0.3, 12: 0.7, 14: 0.2, 16: 0.8}
 """A course of the metric: the best is at 4, then at 10, then at 14."""
-
-
-@pytest.fixture
-def train(diffuse, images):
-    """Train the quickest network: nothing here depends on which."""
-    return lambda *arguments: diffuse("train", images, "--config", QUICK, *arguments)
 
 
 def measuring(asked):
@@ -66,9 +60,9 @@ def step_of(path):
 # -- what is measured -----------------------------------------------------------------------------
 
 
-def test_an_evaluation_touches_nothing(train):
-    train("--steps", 8, "-o", "plain.safetensors")
-    ran = train("--steps", 8, "--eval-every", 4, "--eval-images", 6, "--json")
+def test_an_evaluation_touches_nothing(quick):
+    quick("--steps", 8, "-o", "plain.safetensors")
+    ran = quick("--steps", 8, "--eval-every", 4, "--eval-images", 6, "--json")
     assert ran.code == 0
     assert MODEL.read_bytes() == Path("plain.safetensors").read_bytes()
     assert set(kids()) == {4, 8}
@@ -80,7 +74,7 @@ def test_an_evaluation_touches_nothing(train):
     assert f"KID {best['kid']:.4f} ± " in ran.err
 
 
-def test_the_kid_is_that_of_drawn_images_against_held_out_ones(diffuse, train, images, monkeypatch):
+def test_the_kid_is_that_of_drawn_images_against_held_out_ones(diffuse, quick, images, monkeypatch):
     """The same number from images that `sample` draws from the model file, and from features."""
     seen = {}
     real = validation.extract
@@ -92,7 +86,7 @@ def test_the_kid_is_that_of_drawn_images_against_held_out_ones(diffuse, train, i
     monkeypatch.setattr(validation, "extract", noting)
     monkeypatch.setattr(conftest, "PREVIEW_STEPS", SAMPLING_STEPS)
     monkeypatch.setattr(f"{conftest.JUDGE}.SIZE", conftest.less([])[f"{conftest.JUDGE}.SIZE"])
-    train("--steps", 10, "--eval-every", 10, "--eval-images", 9)
+    quick("--steps", 10, "--eval-every", 10, "--eval-images", 9)
     assert diffuse("sample", BEST, "-n", 9, "-o", "drawn").code == 0
     from PIL import Image
 
@@ -108,13 +102,13 @@ def test_the_kid_is_that_of_drawn_images_against_held_out_ones(diffuse, train, i
     assert kids()[10] == pytest.approx(expected, rel=1e-9)
 
 
-def test_real_features_are_computed_once(train, monkeypatch):
+def test_real_features_are_computed_once(quick, monkeypatch):
     computed = []
     real = validation.extract
     monkeypatch.setattr(
         validation, "extract", lambda n, pixels: computed.append(len(pixels)) or real(n, pixels)
     )
-    train("--steps", 6, "--eval-every", 2, "--eval-images", 5)
+    quick("--steps", 6, "--eval-every", 2, "--eval-images", 5)
     assert computed == [6, 5, 5, 5]
 
 
@@ -131,9 +125,9 @@ def test_without_held_out_images_those_of_the_training_are_taken_and_it_is_said(
     assert not Path("b.safetensors").exists()
 
 
-def test_a_run_that_cannot_be_evaluated_replaces_nothing(train, tmp_path, diffuse):
+def test_a_run_that_cannot_be_evaluated_replaces_nothing(quick, tmp_path, diffuse):
     """Not for want of images, nor of the feature network, with --overwrite either."""
-    train("--steps", 2)
+    quick("--steps", 2)
     before = MODEL.read_bytes()
     one = write_images(tmp_path / "one", 1)
     ran = diffuse("train", one, "--config", QUICK, "--steps", 2, *EVAL, "--overwrite", "-q")
@@ -143,13 +137,13 @@ def test_a_run_that_cannot_be_evaluated_replaces_nothing(train, tmp_path, diffus
     assert "eval_every" not in (RUN / "config.toml").read_text()
 
 
-def test_out_of_memory_leaves_an_evaluation_out(train, monkeypatch):
+def test_out_of_memory_leaves_an_evaluation_out(quick, monkeypatch):
     def full(self, net):
         yield from ()
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(validation.Validator, "kid", full)
-    ran = train("--steps", 2, *EVAL)
+    ran = quick("--steps", 2, *EVAL)
     assert ran.code == 0
     assert "out of memory while evaluating: it is left out" in ran.err
     assert not BEST.exists()
@@ -158,8 +152,8 @@ def test_out_of_memory_leaves_an_evaluation_out(train, monkeypatch):
 # -- the best model -------------------------------------------------------------------------------
 
 
-def test_the_best_model_is_that_of_its_step(train, course):
-    ran = train("--steps", 16, *EVAL, "--json")
+def test_the_best_model_is_that_of_its_step(quick, course):
+    ran = quick("--steps", 16, *EVAL, "--json")
     assert ran.json["best"] == {
         "model": str(BEST), "step": 14, "kid": 0.2, "kid_standard_error": 0.01, "images": 6,
     }  # fmt: skip
@@ -167,7 +161,7 @@ def test_the_best_model_is_that_of_its_step(train, course):
     assert kids() == KIDS
     best = modelfile.load(BEST)
     assert best.step == 14
-    train("--steps", 16, "--stop-at", 14, "-o", "other.safetensors")
+    quick("--steps", 16, "--stop-at", 14, "-o", "other.safetensors")
     stopped = modelfile.load("other.safetensors")
     for name, tensor in stopped.ema.items():
         assert tensor.equal(best.ema[name])
@@ -176,42 +170,50 @@ def test_the_best_model_is_that_of_its_step(train, course):
     assert Path("other.safetensors").read_bytes() == BEST.read_bytes()
 
 
-@pytest.fixture(scope="module")
-def whole_course(images, tmp_path_factory):
-    """The folder of a run through all of the course."""
-    folder = tmp_path_factory.mktemp("course")
-    line = ["train", images, "--config", QUICK, "--steps", 16, *EVAL, "-q"]
+def run_through(steps, images, folder):
+    """The folder of a run through so much of the course."""
+    line = ["train", images, "--config", QUICK, "--steps", steps, *EVAL, "-q"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(monitor.Monitor, "_measure", measuring([]))
         assert conftest.in_process([*line, "-o", folder / MODEL]) == 0
     return folder
 
 
-@pytest.mark.parametrize("stop", [3, 4, 5, 10, 15])
-def test_stopped_and_resumed_keeps_the_same_best_file(train, course, whole_course, stop):
-    train("--steps", 16, *EVAL, "--stop-at", stop)
-    assert train("--resume").code == 0
+@pytest.fixture(scope="module")
+def whole_course(images, tmp_path_factory):
+    return run_through(16, images, tmp_path_factory.mktemp("course"))
+
+
+@pytest.fixture(scope="module")
+def short_course(images, tmp_path_factory):
+    return run_through(6, images, tmp_path_factory.mktemp("short"))
+
+
+@pytest.mark.parametrize("stop", [3, 4, 15])
+def test_stopped_and_resumed_keeps_the_same_best_file(quick, course, whole_course, stop):
+    quick("--steps", 16, *EVAL, "--stop-at", stop)
+    assert quick("--resume").code == 0
     assert BEST.read_bytes() == (whole_course / BEST).read_bytes()
     assert MODEL.read_bytes() == (whole_course / MODEL).read_bytes()
     assert kids() == kids(whole_course / RUN) == KIDS
     assert course == [*KIDS]
 
 
-def test_a_stop_is_no_evaluation_and_the_end_is(train, course):
-    train("--steps", 5, *EVAL, "--stop-at", 3)
+def test_a_stop_is_no_evaluation_and_the_end_is(quick, course):
+    quick("--steps", 5, *EVAL, "--stop-at", 3)
     assert course == [2]
-    train("--resume")
+    quick("--resume")
     assert course == [2, 4, 5]
 
 
 @pytest.mark.parametrize("left", ["later", "none", "damaged", "nothing"])
-def test_what_a_killed_run_left_heals(train, course, left):
+def test_what_a_killed_run_left_heals(quick, course, left):
     """The checkpoint knows of step 4; the file is of a step after it, or is not there."""
-    train("--steps", 16, *EVAL, "--stop-at", 5)
+    quick("--steps", 16, *EVAL, "--stop-at", 5)
     expected = BEST.read_bytes()
     shutil.copytree(RUN, "kept")
     if left == "later":
-        train("--resume", "--stop-at", 11)
+        quick("--resume", "--stop-at", 11)
         assert step_of(BEST) == 10
     elif left == "none":
         BEST.unlink()
@@ -219,27 +221,27 @@ def test_what_a_killed_run_left_heals(train, course, left):
         BEST.write_bytes(expected[:1000])
     shutil.rmtree(RUN)
     shutil.move("kept", RUN)
-    train("--resume", "--stop-at", 7)
+    quick("--resume", "--stop-at", 7)
     assert BEST.read_bytes() == expected
 
 
-def test_a_best_model_of_a_course_that_was_left_goes(train, course):
-    train("--steps", 16, *EVAL, "--stop-at", 5)
+def test_a_best_model_of_a_course_that_was_left_goes(quick, course):
+    quick("--steps", 16, *EVAL, "--stop-at", 5)
     shutil.rmtree(RUN / "checkpoints")
     MODEL.unlink()
-    ran = train("--resume", "--stop-at", 1)
+    ran = quick("--resume", "--stop-at", 1)
     assert "starting at step 0" in ran.err
     assert not BEST.exists()
-    train("--resume")
+    quick("--resume")
     assert step_of(BEST) == 14
 
 
-def test_a_finished_run_writes_a_missing_best_model_again(train, course, monkeypatch):
-    train("--steps", 6, *EVAL)
+def test_a_finished_run_writes_a_missing_best_model_again(quick, course, monkeypatch):
+    quick("--steps", 6, *EVAL)
     before = BEST.read_bytes()
     BEST.unlink()
     monkeypatch.setattr(Trainer, "step", lambda *a: pytest.fail("computed"))
-    assert train("--resume").code == 0
+    assert quick("--resume").code == 0
     assert BEST.read_bytes() == before
     assert course == [2, 4, 6]
 
@@ -248,9 +250,10 @@ def test_a_finished_run_writes_a_missing_best_model_again(train, course, monkeyp
 
 
 @pytest.mark.parametrize("at", [4, 6])
-def test_a_signal_abandons_an_evaluation_which_is_made_up_for(train, course, monkeypatch, at):
+def test_a_signal_abandons_an_evaluation_which_is_made_up_for(
+    quick, course, short_course, monkeypatch, at
+):
     """At the last step, too, where nothing else is left to do."""
-    train("--steps", 6, *EVAL, "-o", "whole.safetensors")
     real, finished = monitor.Monitor._measure, []
 
     def interrupted(self):
@@ -261,82 +264,82 @@ def test_a_signal_abandons_an_evaluation_which_is_made_up_for(train, course, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(monitor.Monitor, "_measure", interrupted)
-        ran = train("--steps", 6, *EVAL, "-q")
+        ran = quick("--steps", 6, *EVAL, "-q")
         assert ran.code == 143
         assert f"at step {at}: checkpoint saved" in ran.line
         assert finished == []
         assert at not in kids()
-        ran = train("--resume", "-q")
+        ran = quick("--resume", "-q")
         assert ran.code == 143
         assert f"at step {at}: its checkpoint is complete" in ran.line
-    assert train("--resume").code == 0
-    assert BEST.read_bytes() == Path("whole.best.safetensors").read_bytes()
-    assert MODEL.read_bytes() == Path("whole.safetensors").read_bytes()
-    assert kids() == kids(Path("whole.run"))
+    assert quick("--resume").code == 0
+    assert BEST.read_bytes() == (short_course / BEST).read_bytes()
+    assert MODEL.read_bytes() == (short_course / MODEL).read_bytes()
+    assert kids() == kids(short_course / RUN)
     course.clear()
-    assert train("--resume").code == 0
+    assert quick("--resume").code == 0
     assert course == []
 
 
 # -- what is not its own --------------------------------------------------------------------------
 
 
-def test_a_file_in_the_place_of_the_best_model_is_not_replaced(train, course):
+def test_a_file_in_the_place_of_the_best_model_is_not_replaced(quick, course):
     BEST.write_text("mine")
-    ran = train("--steps", 2, *EVAL, "-q")
+    ran = quick("--steps", 2, *EVAL, "-q")
     assert ran.code == 5
     assert "model.best.safetensors exists already" in ran.line
-    train("--steps", 2)
-    assert train("--resume", *EVAL, "--steps", 4, "-q").code == 5
-    assert train("--steps", 2, "--overwrite").code == 0
+    quick("--steps", 2)
+    assert quick("--resume", *EVAL, "--steps", 4, "-q").code == 5
+    assert quick("--steps", 2, "--overwrite").code == 0
     assert BEST.read_text() == "mine"
-    assert train("--steps", 2, *EVAL, "--overwrite").code == 0
+    assert quick("--steps", 2, *EVAL, "--overwrite").code == 0
     assert step_of(BEST) == 2
-    assert train("--steps", 1, "--overwrite").code == 0
+    assert quick("--steps", 1, "--overwrite").code == 0
     assert not BEST.exists()
 
 
-def test_the_model_of_another_run_is_never_the_place(train, course):
-    train("--steps", 2, "-o", BEST)
+def test_the_model_of_another_run_is_never_the_place(quick, course):
+    quick("--steps", 2, "-o", BEST)
     for options in ((), ("--overwrite",)):
-        ran = train("--steps", 4, *EVAL, "-q", *options)
+        ran = quick("--steps", 4, *EVAL, "-q", *options)
         assert ran.code == 5
         assert "belongs to another run" in ran.line
     assert step_of(BEST) == 2
 
 
-def test_another_number_of_images_begins_anew(train, course):
-    train("--steps", 16, *EVAL, "--stop-at", 5)
-    ran = train("--resume", "--eval-images", 8, "--stop-at", 7)
+def test_another_number_of_images_begins_anew(quick, course):
+    quick("--steps", 16, *EVAL, "--stop-at", 5)
+    ran = quick("--resume", "--eval-images", 8, "--stop-at", 7)
     assert "found with 6 images an evaluation, not 8" in ran.err
     assert "the search starts again, without model.best.safetensors" in ran.err
     assert step_of(BEST) == 6
 
 
-def test_a_number_of_images_needs_evaluations(train):
+def test_a_number_of_images_needs_evaluations(quick):
     for resume in ((), ("--resume",)):
-        ran = train("--steps", 4, "--eval-images", 8, "-q", *resume)
+        ran = quick("--steps", 4, "--eval-images", 8, "-q", *resume)
         assert ran.code == 2
         assert "--eval-images goes with --eval-every" in ran.line
-        train("--steps", 4, "--stop-at", 2)
+        quick("--steps", 4, "--stop-at", 2)
 
 
-def test_a_run_without_evaluations_keeps_nothing_of_them(train, monkeypatch):
+def test_a_run_without_evaluations_keeps_nothing_of_them(quick, monkeypatch):
     monkeypatch.setattr(validation.Validator, "__init__", lambda *a: pytest.fail("made"))
-    assert train("--steps", 4, "--json").json["best"] is None
+    assert quick("--steps", 4, "--json").json["best"] is None
     assert "eval" not in (RUN / "config.toml").read_text()
     [newest] = (RUN / "checkpoints").iterdir()
     assert not (newest / "best.safetensors").exists()
     assert not BEST.exists()
 
 
-def test_the_estimate_of_disk_covers_best_models(train, course, monkeypatch):
+def test_the_estimate_of_disk_covers_best_models(quick, course, monkeypatch):
     from diffuse_cli import files
     from diffuse_cli.training import checkpoints
 
     asked = []
     monkeypatch.setattr(files, "check_room", lambda folder, *sizes: asked.append(sizes))
-    train("--steps", 6, *EVAL, "--save-every", 1, "-q")
+    quick("--steps", 6, *EVAL, "--save-every", 1, "-q")
     [(total, _)] = asked
     run = RunDirectory(MODEL)
     used = files.size_of(run.path) + files.size_of(MODEL) + files.size_of(BEST)
@@ -349,7 +352,7 @@ def test_the_estimate_of_disk_covers_best_models(train, course, monkeypatch):
     assert total - checkpoints.SPARE < 2 * (used + of_one)
 
 
-def test_what_is_logged_goes_to_trackers_too(train, course, monkeypatch):
+def test_what_is_logged_goes_to_trackers_too(quick, course, monkeypatch):
     from accelerate import Accelerator
 
     seen = []
@@ -358,5 +361,5 @@ def test_what_is_logged_goes_to_trackers_too(train, course, monkeypatch):
         Accelerator, "log", lambda self, values, **k: seen.append(values) or real(self, values, **k)
     )
     monkeypatch.setattr(loop, "begin_trackers", lambda *arguments: None)
-    assert train("--steps", 2, *EVAL, "--log", "tensorboard").code == 0
+    assert quick("--steps", 2, *EVAL, "--log", "tensorboard").code == 0
     assert {"kid": 0.9, "kid_standard_error": 0.01} in seen

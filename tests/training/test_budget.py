@@ -25,9 +25,10 @@ from diffuse_cli.training.loop import fit
 from diffuse_cli.training.rundir import RunDirectory
 from diffuse_cli.training.stopwatch import Stopwatch
 from diffuse_cli.training.trainer import Trainer
+from training.conftest import QUICK
 
 MODEL = Path("model.safetensors")
-QUICK = tomllib.loads(Path(__file__).with_name("quick.toml").read_text())
+FILED = tomllib.loads(QUICK.read_text())
 
 
 def alone(steps):
@@ -211,10 +212,14 @@ def test_what_a_run_knows_survives_json():
 # -- a run ----------------------------------------------------------------------------------------
 
 
+STEP = 2.0
+"""Seconds of a step: 30 are a minute."""
+
+
 @contextlib.contextmanager
 def ticking():
     """A clock that only steps move: by the seconds that `clock.seconds` gives for each."""
-    here = SimpleNamespace(now=0.0, seconds=lambda step: 1.0, rates={}, steps=[])
+    here = SimpleNamespace(now=0.0, seconds=lambda step: STEP, rates={}, steps=[])
     real = Trainer.step
 
     def step(self, number):
@@ -226,7 +231,7 @@ def ticking():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "step", step)
-        patch.setattr(Stopwatch, "seconds", giving(1.0))
+        patch.setattr(Stopwatch, "seconds", giving(STEP))
         patch.setattr(Stopwatch, "elapsed", lambda self: 0.0)
         patch.setattr(monitor, "passes_of_preview", lambda plan: 0)
         patch.setattr("diffuse_cli.training.previews.SAMPLING_STEPS", 2)
@@ -243,7 +248,7 @@ def clock(monkeypatch, tmp_path):
 def run_by(clock, images, out=MODEL, **given):
     """Train in a process whose clock the steps move; what it says."""
     typed = {"data": str(images), "out": str(out), **given}
-    events, work = [], fit(configure(typed, QUICK), clock=lambda: clock.now)
+    events, work = [], fit(configure(typed, FILED), clock=lambda: clock.now)
     while True:
         try:
             events.append(next(work))
@@ -258,8 +263,8 @@ def by_clock(clock, images):
 
 
 def busy(step):
-    """From the 31st of 60 steps on, three times as long."""
-    return 1.0 if step < 30 else 3.0
+    """From the 16th of 30 steps on, three times as long."""
+    return STEP if step < 15 else 3 * STEP
 
 
 MORE = {"minutes": 1, "ema_lengths": 4, "keep_weak": True, "save_every": 6}
@@ -289,11 +294,11 @@ def config_of(run="model.run"):
 
 
 def test_a_run_without_a_load_is_one_of_so_many_steps(by_clock, undisturbed):
-    by_clock(steps=60)
+    by_clock(steps=30)
     assert MODEL.read_bytes() == (undisturbed / MODEL).read_bytes()
     written = [path / "model.run/config.toml" for path in (Path(), undisturbed)]
     assert written[0].read_text() == written[1].read_text()
-    state = Path("model.run/checkpoints/step-00000060/state.json").read_text()
+    state = Path("model.run/checkpoints/step-00000030/state.json").read_text()
     assert "budget" not in state
 
 
@@ -301,16 +306,19 @@ def test_a_load_makes_it_shorter_and_its_files_say_so(loaded):
     run, clock, steps = loaded.folder / "model.run", loaded.clock, loaded.trained.steps
     assert loaded.trained.step == steps == len(clock.steps)
     assert clock.now == pytest.approx(60, rel=0.05)
-    assert 38 <= steps <= 42
+    assert 19 <= steps <= 21
     assert config_of(run)["steps"] == steps
     assert "minutes" not in config_of(run)
     found = modelfile.load(loaded.folder / MODEL)
-    assert (found.step, found.training["steps"], found.weak_step) == (steps, steps, 8)
-    assert any("60 steps become" in text for text in loaded.said)
+    assert (found.step, found.training["steps"], found.weak_step) == (steps, steps, 4)
+    assert any("30 steps become" in text for text in loaded.said)
     assert 3 <= len([*(run / "ema").iterdir()]) <= 5
-    rates = [clock.rates[k] for k in range(6, steps)]
+    rates = [clock.rates[k] for k in range(3, steps)]
     assert rates == sorted(rates, reverse=True)
-    assert rates[-1] < 0.02 * rates[0]
+    course = Course(**RunDirectory(loaded.folder / MODEL).load()[0].state["course"])
+    assert (course.steps, course.at(steps)) == (steps, pytest.approx(1))  # where the rate is 0
+    config = configure({"data": "x", "steps": steps}, FILED)
+    assert rates[-1] == pytest.approx(lr_at(config, course, steps - 1))
 
 
 def assert_same(loaded):
@@ -323,7 +331,7 @@ def assert_same(loaded):
     assert loaded.trained.steps == config_of()["steps"]
 
 
-@pytest.mark.parametrize("stop", [7, 33, 37])
+@pytest.mark.parametrize("stop", [4, 16, 18])
 def test_stopped_and_resumed_equals_one_go(by_clock, clock, loaded, stop):
     clock.seconds = busy
     by_clock(stop_at=stop, **MORE)
@@ -335,51 +343,51 @@ def test_stopped_and_resumed_equals_one_go(by_clock, clock, loaded, stop):
 
 def test_the_same_line_goes_on_and_at_the_end_does_nothing(by_clock, clock):
     more = {"minutes": 1, "auto_resume": True}
-    by_clock(stop_at=20, **more)
-    assert by_clock(**more).trained.step == 60
+    by_clock(stop_at=10, **more)
+    assert by_clock(**more).trained.step == 30
     made, clock.steps[:] = MODEL.read_bytes(), []
     for given in (more, {"resume": True}, {"resume": True, "minutes": 1}):
-        assert by_clock(**given).trained.step == 60
+        assert by_clock(**given).trained.step == 30
         assert clock.steps == []
         assert MODEL.read_bytes() == made
         assert "minutes" not in config_of()
 
 
 def test_a_run_goes_on_with_the_seconds_it_had_left(by_clock, clock):
-    by_clock(minutes=1, stop_at=30)
-    clock.now, clock.seconds = 0.0, lambda step: 0.5
-    assert by_clock(resume=True).trained.step == pytest.approx(90, abs=4)
+    by_clock(minutes=1, stop_at=15)
+    clock.now, clock.seconds = 0.0, lambda step: STEP / 2
+    assert by_clock(resume=True).trained.step == pytest.approx(45, abs=2)
     assert clock.now == pytest.approx(30, abs=2)
 
 
 def test_more_minutes_and_more_steps_extend_it(by_clock, undisturbed, tmp_path):
     shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
-    assert by_clock(minutes=1.5, resume=True).trained.step == 90
-    assert by_clock(steps=100, resume=True).trained.step == 100
+    assert by_clock(minutes=1.5, resume=True).trained.step == 45
+    assert by_clock(steps=50, resume=True).trained.step == 50
     assert "budget" not in RunDirectory(MODEL).load()[0].state
 
 
 def test_steps_that_are_typed_end_the_counting_of_time(by_clock, clock):
-    by_clock(minutes=1, stop_at=20)
+    by_clock(minutes=1, stop_at=10)
     clock.seconds = lambda step: 9.0
-    assert by_clock(steps=30, resume=True).trained.step == 30
+    assert by_clock(steps=15, resume=True).trained.step == 15
     assert "minutes" not in config_of()
 
 
 def test_minutes_that_are_over_are_refused(by_clock, clock):
     from diffuse_cli.errors import UsageError
 
-    by_clock(minutes=1, stop_at=40)
+    by_clock(minutes=1, stop_at=20)
     with pytest.raises(UsageError, match=r"--minutes 0.5: 0.667 minutes are over already"):
         by_clock(minutes=0.5, resume=True)
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(by_clock, clock):
-    clock.seconds = lambda step: 1 / 0 if step == 5 else 1.0
+    clock.seconds = lambda step: 1 / 0 if step == 3 else STEP
     with pytest.raises(ZeroDivisionError):
         by_clock(minutes=1)
-    clock.seconds = lambda step: 1.0
-    assert by_clock(resume=True).trained.step == 60
+    clock.seconds = lambda step: STEP
+    assert by_clock(resume=True).trained.step == 30
     assert "minutes" not in config_of()
 
 
@@ -390,7 +398,7 @@ def test_the_configuration_at_the_end_repeats_a_run_without_a_load(clock, undist
     assert MODEL.read_bytes() == (undisturbed / MODEL).read_bytes()
 
 
-@pytest.mark.parametrize("killed", [13, 32, 38])
+@pytest.mark.parametrize("killed", [7, 16, 19])
 def test_killed_anywhere_and_resumed_equals_one_go(by_clock, clock, loaded, killed):
     clock.seconds = lambda step: 1 / 0 if step == killed else busy(step)
     with pytest.raises(ZeroDivisionError):
@@ -403,9 +411,9 @@ def test_killed_anywhere_and_resumed_equals_one_go(by_clock, clock, loaded, kill
 def test_two_processes_end_at_the_step_that_the_first_planned(by_clock, clock, pair, images):
     """Steps took 0.3 s, and now take far less, or there is no time left for any."""
     clock.seconds = lambda step: 0.3
-    by_clock(minutes=0.2, stop_at=30)
+    by_clock(minutes=0.2, stop_at=35)
     state = RunDirectory(MODEL).load()[0].state
-    assert state["budget"]["used"] == pytest.approx(9)
+    assert state["budget"]["used"] == pytest.approx(10.5)
     ran = pair("train", images, "--resume", "--json")
     assert ran.code == 0, ran.err
     assert "steps become" in ran.err

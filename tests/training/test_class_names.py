@@ -9,14 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import write_images
+from conftest import in_process, write_images
 
 from diffuse_cli import files, modelfile
 from diffuse_cli.core import Conditions
+from training.conftest import QUICK
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
 EMBEDDING = "class_embedding.weight"
-QUICK = Path(__file__).with_name("quick.toml")
 STILL = ("--steps", 1, "--lr", 0, "--weight-decay", 0)
 
 
@@ -31,10 +31,18 @@ def run(diffuse, data):
     return lambda *options: diffuse("train", data, "--config", QUICK, *options)
 
 
+@pytest.fixture(scope="module")
+def stopped_once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stopped")
+    line = ["train", write_images(folder / "data"), "--config", QUICK, "--classes", "--steps", 4]
+    assert in_process([*line, "--stop-at", 2, "-o", folder / "run" / MODEL, "-q"]) == 0
+    return folder / "run"
+
+
 @pytest.fixture
-def stopped(run):
-    """A run on classes that stopped after 2 of 4 steps."""
-    assert run("--classes", "--steps", 4, "--stop-at", 2).code == 0
+def stopped(stopped_once, tmp_path):
+    """A run on classes, of equal images elsewhere, that stopped after 2 of 4 steps."""
+    shutil.copytree(stopped_once, tmp_path, dirs_exist_ok=True)
 
 
 def state_of():

@@ -7,34 +7,28 @@ import shutil
 import tomllib
 from pathlib import Path
 
-import conftest
 import numpy as np
 import pytest
 import torch
-from conftest import write_images
+from conftest import PREVIEW_STEPS, write_images
 from PIL import Image
 from safetensors.torch import load_file
+from seams import giving
 
 from diffuse_cli import modelfile
-from diffuse_cli.config import SAMPLING_STEPS
 from diffuse_cli.core import LOSSES
 from diffuse_cli.core.losses import simple
 from diffuse_cli.core.timesteps import TIMESTEP_DRAWS, History, choose
 from diffuse_cli.data import read_images
 from diffuse_cli.draws import training_draws
 from diffuse_cli.events import finish
+from diffuse_cli.training import estimating
 from diffuse_cli.training.rundir import RunDirectory
 from diffuse_cli.training.trainer import Trainer
+from training.conftest import QUICK
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
 EMBEDDING = "class_embedding.weight"
-QUICK = Path(__file__).with_name("quick.toml")
-
-
-@pytest.fixture
-def quickly(diffuse, images):
-    """Train the quickest network: nothing here depends on which."""
-    return lambda *arguments: diffuse("train", images, "--config", QUICK, *arguments)
 
 
 def logged(run=RUN, name="loss"):
@@ -102,8 +96,8 @@ def labels_shown(shown, known):
     return pairs
 
 
-def test_every_image_is_shown_with_its_own_class(train, diffuse, recipe, loose, shown):
-    line = ("train", loose, "--config", recipe, "--classes", "--label-dropout", 0, "--steps", 9)
+def test_every_image_is_shown_with_its_own_class(diffuse, loose, shown):
+    line = ("train", loose, "--config", QUICK, "--classes", "--label-dropout", 0, "--steps", 9)
     assert diffuse(*line).code == 0
     pairs = labels_shown(shown, label_by_pixels(loose))
     assert {*pairs} == {(0, 0), (1, 1), (-1, 2)}
@@ -111,8 +105,8 @@ def test_every_image_is_shown_with_its_own_class(train, diffuse, recipe, loose, 
 
 
 @pytest.mark.parametrize("flags", ["", "--flip --accumulation 3"])
-def test_classes_are_left_out_by_the_draw_of_the_position(quickly, shown, images, flags):
-    quickly("--classes", "--label-dropout", 0.5, "--steps", 25, *flags.split())
+def test_classes_are_left_out_by_the_draw_of_the_position(quick, shown, images, flags):
+    quick("--classes", "--label-dropout", 0.5, "--steps", 25, *flags.split())
     found = torch.cat([label for _, _, label in shown])
     drops = [
         training_draws(0, step, range(8), shape=(1, 8, 8), device=torch.device("cpu")).drop
@@ -126,32 +120,32 @@ def test_classes_are_left_out_by_the_draw_of_the_position(quickly, shown, images
 
 
 @pytest.mark.parametrize(("share", "moved"), [(0, [True, True, False]), (1, [False, False, True])])
-def test_label_dropout_decides_which_rows_of_the_embedding_learn(quickly, share, moved):
+def test_label_dropout_decides_which_rows_of_the_embedding_learn(quick, share, moved):
     line = ("--classes", "--label-dropout", share, "--weight-decay", 0)
-    quickly(*line, "--steps", 1, "--lr", 0, "-o", "start.safetensors")
-    quickly(*line, "--steps", 6)
+    quick(*line, "--steps", 1, "--lr", 0, "-o", "start.safetensors")
+    quick(*line, "--steps", 6)
     before, after = raw("start.safetensors")[EMBEDDING], raw()[EMBEDDING]
     assert before.shape[0] == 3
     assert (before != after).any(1).tolist() == moved
 
 
-def test_without_classes_no_label_is_shown(quickly, shown):
-    quickly("--steps", 2)
+def test_without_classes_no_label_is_shown(quick, shown):
+    quick("--steps", 2)
     assert [label for _, _, label in shown] == [None, None]
     assert EMBEDDING not in raw()
 
 
-def test_classes_are_no_more_than_a_condition(quickly, images, shown):
+def test_classes_are_no_more_than_a_condition(quick, images, shown):
     """The images, timesteps and flips of a run are the same with and without classes."""
-    quickly("--steps", 4, "--flip", "-o", "plain.safetensors")
-    quickly("--steps", 4, "--flip", "--classes")
+    quick("--steps", 4, "--flip", "-o", "plain.safetensors")
+    quick("--steps", 4, "--flip", "--classes")
     for (x0, t, _), (other, times, _) in zip(shown[:4], shown[4:], strict=True):
         assert torch.equal(x0, other)
         assert torch.equal(t, times)
 
 
-def test_the_model_file_names_its_classes(quickly):
-    quickly("--classes", "--steps", 2)
+def test_the_model_file_names_its_classes(quick):
+    quick("--classes", "--steps", 2)
     model = modelfile.load(MODEL)
     assert model.classes == ("dark", "light")
     assert model.blueprint.conditions.num_classes == 2
@@ -200,20 +194,19 @@ def test_the_held_out_loss_is_measured_with_the_labels(train, monkeypatch):
         return found
 
     monkeypatch.setattr(Trainer, "held_out_losses", measured)
-    train("--classes", "--label-dropout", 0, "--steps", 30, "--lr", 0.01)
+    train("--classes", "--label-dropout", 0, "--steps", 15, "--lr", 0.01)
     found, (right, wrong, none) = seen[-1]
     assert found == pytest.approx(right, rel=1e-5)
     assert abs(right - wrong) > 1e-3 * right
     assert abs(right - none) > 1e-3 * right
 
 
-def test_a_preview_shows_the_classes_in_turn(train, diffuse, monkeypatch):
-    monkeypatch.setattr(conftest, "PREVIEW_STEPS", SAMPLING_STEPS)
-    train("--classes", "--steps", 30, "--lr", 0.01)
-    line = ("-n", 16, "--steps", SAMPLING_STEPS, "--precision", "fp32", "--no-grid")
-    assert diffuse("sample", MODEL, *line).code == 0
-    assert diffuse("sample", MODEL, *line, "--guidance", 0, "-o", "free").code == 0
-    preview = np.asarray(Image.open(RUN / "previews/step-00000030.png"), int)
+def test_a_preview_shows_the_classes_in_turn(diffuse, conditional):
+    line = ("-n", 16, "--steps", PREVIEW_STEPS, "--precision", "fp32", "--no-grid")
+    assert diffuse("sample", conditional, *line).code == 0
+    assert diffuse("sample", conditional, *line, "--guidance", 0, "-o", "free").code == 0
+    run = conditional.with_suffix(".run")
+    preview = np.asarray(Image.open(run / "previews/step-00000060.png"), int)
     for k in range(16):
         y, x = 66 * (k // 4), 66 * (k % 4)
         shown = preview[y : y + 64 : 8, x : x + 64 : 8]
@@ -230,9 +223,9 @@ def test_a_preview_shows_the_classes_in_turn(train, diffuse, monkeypatch):
 def test_dry_run_of_a_conditional_model_fed_back_gives_the_same_model(
     train, diffuse, images, monkeypatch
 ):
-    monkeypatch.setattr("diffuse_cli.training.timing.SECONDS", 0.0)
+    monkeypatch.setattr(estimating, "seconds_a_step", giving(1.0))
     options = (
-        "--steps 5 --classes --label-dropout 0.3 --variance learned --timestep-draw importance"
+        "--steps 3 --classes --label-dropout 0.3 --variance learned --timestep-draw importance"
     )
     text = train(*options.split(), "--dry-run").out
     config = tomllib.loads(text)
@@ -280,7 +273,7 @@ def test_init_of_a_conditional_model_on_more_classes_keeps_the_old_ones(
 
 def test_a_learned_variance_learns_from_hybrid_and_from_vlb(train):
     for k, loss in enumerate(([], ["--loss", "vlb"])):
-        ran = train("--variance", "learned", *loss, "--steps", 8, "-o", f"{k}.safetensors")
+        ran = train("--variance", "learned", *loss, "--steps", 3, "-o", f"{k}.safetensors")
         assert ran.code == 0
         assert "trains no variance" not in ran.err
         mean, spread = raw(f"{k}.safetensors")["conv_out.weight"].chunk(2)
@@ -290,7 +283,7 @@ def test_a_learned_variance_learns_from_hybrid_and_from_vlb(train):
 
 
 def test_simple_trains_no_variance_and_says_so(train):
-    ran = train("--variance", "learned", "--loss", "simple", "--steps", 8)
+    ran = train("--variance", "learned", "--loss", "simple", "--steps", 3)
     assert "warning: --loss simple trains no variance" in ran.err
     assert "--loss hybrid" in ran.err
     mean, spread = raw()["conv_out.weight"].chunk(2)
@@ -326,11 +319,11 @@ def known_loss(monkeypatch):
 
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_timesteps_follow_the_losses_and_losses_are_divided_by_their_chance(
-    quickly, known_loss, trainers, accumulation
+    quick, known_loss, trainers, accumulation
 ):
     """A replay from the draws alone: timesteps, the loss that is logged, and the history."""
     steps = 20
-    quickly(*ADAPTED, "--steps", steps, "--log-every", 1, "--accumulation", accumulation)
+    quick(*ADAPTED, "--steps", steps, "--log-every", 1, "--accumulation", accumulation)
     draw, history = TIMESTEP_DRAWS["importance"], History(4, 10)
     losses, adapted = [], 0
     for step in range(steps):
@@ -351,7 +344,7 @@ def test_timesteps_follow_the_losses_and_losses_are_divided_by_their_chance(
     assert float((late == 3).double().mean()) > 0.35
 
 
-def test_the_gradient_is_that_of_the_mean_over_all_timesteps(quickly, monkeypatch, trainers):
+def test_the_gradient_is_that_of_the_mean_over_all_timesteps(quick, monkeypatch, trainers):
     """With a loss that is linear in one number, the gradient is known: its scale is 1 / (T p_t)."""
     pulls = []
 
@@ -362,7 +355,7 @@ def test_the_gradient_is_that_of_the_mean_over_all_timesteps(quickly, monkeypatc
         return (t + 1) ** 2 + 0 * y + y
 
     monkeypatch.setitem(LOSSES, "simple", loss)
-    quickly(*ADAPTED, "--steps", 20, "--accumulation", 2, "--lr", 0)
+    quick(*ADAPTED, "--steps", 20, "--accumulation", 2, "--lr", 0)
     draw, history = TIMESTEP_DRAWS["importance"], History(4, 10)
     for step in range(20):
         chances = draw.probabilities(history, None)
@@ -374,7 +367,7 @@ def test_the_gradient_is_that_of_the_mean_over_all_timesteps(quickly, monkeypatc
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_bad_step_does_not_enter_the_history(quickly, monkeypatch, trainers, accumulation):
+def test_a_bad_step_does_not_enter_the_history(quick, monkeypatch, trainers, accumulation):
     calls = iter(range(10**6))
 
     def loss(denoiser, *arguments, **cond):
@@ -384,14 +377,14 @@ def test_a_bad_step_does_not_enter_the_history(quickly, monkeypatch, trainers, a
 
     monkeypatch.setitem(LOSSES, "simple", loss)
     line = ("--steps", 12, "--log-every", 1, "--accumulation", accumulation)
-    assert quickly(*ADAPTED, *line).code == 0
+    assert quick(*ADAPTED, *line).code == 0
     history = trainers[0].history
     assert int(history.counts.sum()) == 11 * 8
     assert history.losses.isfinite().all()
     assert [loss is None for loss in logged()] == [step == 2 for step in range(12)]
 
 
-def test_a_uniform_draw_keeps_no_history(quickly, trainers):
-    quickly("--num-timesteps", 4, "--steps", 4)
+def test_a_uniform_draw_keeps_no_history(quick, trainers):
+    quick("--num-timesteps", 4, "--steps", 4)
     assert int(trainers[0].history.counts.sum()) == 0
     assert RunDirectory(MODEL).load()[0].history == {}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import logged
+from conftest import in_process, logged
 
 from diffuse_cli import files, modelfile
 from diffuse_cli.config import DistillConfig, DrawConfig, TrainConfig
@@ -18,6 +19,7 @@ from diffuse_cli.errors import ModelFileError, UsageError
 from diffuse_cli.options import options
 from diffuse_cli.resolving import resolve
 from diffuse_cli.training import teaching
+from training.conftest import QUICK
 
 FAST = Path("fast.safetensors")
 
@@ -28,41 +30,56 @@ def distill(diffuse, images):
 
 
 @pytest.fixture(scope="module")
-def fast(tmp_path_factory, images, model):
-    """A distilled model of a few steps. Do not write here."""
-    from conftest import in_process
-
-    out = tmp_path_factory.mktemp("fast") / "fast.safetensors"
-    assert in_process(["distill", model, images, "--steps", 20, "-o", out, "-q"]) == 0
+def teacher(tmp_path_factory, images):
+    """A model of the quickest network, where it does not matter how it draws. Do not write here."""
+    out = tmp_path_factory.mktemp("teacher") / "model.safetensors"
+    assert in_process(["train", images, "--config", QUICK, "--steps", 6, "-o", out, "-q"]) == 0
     return out
 
 
-def test_a_distilled_model_says_what_it_is(diffuse, fast, model):
+@pytest.fixture(scope="module")
+def guided(tmp_path_factory, images):
+    """The same of classes. Do not write here."""
+    out = tmp_path_factory.mktemp("guided") / "model.safetensors"
+    line = ["train", images, "--config", QUICK, "--steps", 6, "--classes", "-o", out, "-q"]
+    assert in_process(line) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def fast(tmp_path_factory, images, teacher):
+    """A distilled model of a few steps. Do not write here."""
+    out = tmp_path_factory.mktemp("fast") / "fast.safetensors"
+    assert in_process(["distill", teacher, images, "--steps", 6, "-o", out, "-q"]) == 0
+    return out
+
+
+def test_a_distilled_model_says_what_it_is(diffuse, fast, teacher):
     found = modelfile.load(fast)
-    assert found.distilled == {"teacher": files.sha256(model)}
+    assert found.distilled == {"teacher": files.sha256(teacher)}
     assert str(found.sampling) == "consistency, 2 steps"
     ran = diffuse("info", fast)
-    assert f"from the model of SHA-256 {files.sha256(model)}" in ran.out
+    assert f"from the model of SHA-256 {files.sha256(teacher)}" in ran.out
     told = diffuse("info", fast, "--json").json
-    assert told["distilled"]["teacher"] == files.sha256(model)
+    assert told["distilled"]["teacher"] == files.sha256(teacher)
     ran = diffuse("sample", fast, "-n", 2, "-o", "drawn")
     assert (ran.code, "consistency, 2 steps" in ran.err) == (0, True)
     manifest = json.loads(Path("drawn/manifest.json").read_text())
     assert (manifest["sampler"], manifest["steps"]) == ("consistency", 2)
-    assert manifest["distilled"] == {"teacher": files.sha256(model)}
+    assert manifest["distilled"] == {"teacher": files.sha256(teacher)}
 
 
-def test_an_evaluation_says_from_which_model_it_was_distilled(diffuse, fast, model, images):
+def test_an_evaluation_says_from_which_model_it_was_distilled(diffuse, fast, teacher, images):
     line = ("eval", fast, images, "-n", 6, "--metrics", "spectrum")
     ran = diffuse(*line, "--json")
     assert ran.code == 0, ran.err
     found = ran.json["settings"]
     assert (found["sampler"], found["steps"]) == ("consistency", 2)
-    assert found["teacher_sha256"] == files.sha256(model)
+    assert found["teacher_sha256"] == files.sha256(teacher)
 
 
-def test_only_a_distilled_model_is_drawn_from_by_consistency(diffuse, model, fast):
-    ran = diffuse("sample", model, "--sampler", "consistency", "-o", "drawn")
+def test_only_a_distilled_model_is_drawn_from_by_consistency(diffuse, teacher, fast):
+    ran = diffuse("sample", teacher, "--sampler", "consistency", "-o", "drawn")
     assert ran.code == UsageError.exit_code
     assert "diffuse distill" in ran.err
     found = modelfile.load(fast)
@@ -71,26 +88,26 @@ def test_only_a_distilled_model_is_drawn_from_by_consistency(diffuse, model, fas
     assert resolve(DrawConfig(sampler="ddim"), found).sampler == "ddim"
 
 
-@pytest.mark.parametrize("stop", [7, 15], ids=["on paths", "with a critic"])
-def test_stopped_and_resumed_equals_one_go(distill, model, fast, stop):
-    assert distill(model, "--steps", 20, "--stop-at", stop, "-q").code == 0
-    assert distill(model, "--resume", "-q").code == 0
+@pytest.mark.parametrize("stop", [2, 5], ids=["on paths", "with a critic"])
+def test_stopped_and_resumed_equals_one_go(distill, teacher, fast, stop):
+    assert distill(teacher, "--steps", 6, "--stop-at", stop, "-q").code == 0
+    assert distill(teacher, "--resume", "-q").code == 0
     assert FAST.read_bytes() == fast.read_bytes()
 
 
-def test_two_processes_distil_as_one_does(distill, conditional, pair, images):
+def test_two_processes_distil_as_one_does(distill, guided, pair, images):
     """But for the order of sums, also where each has the critic learn its part."""
     line = ("--steps", 6, "--batch-size", 4, "-q")
-    assert distill(conditional, *line).code == 0
+    assert distill(guided, *line).code == 0
     whole = modelfile.load(FAST)
-    ran = pair("distill", conditional, images, "-o", "two.safetensors", *line)
+    ran = pair("distill", guided, images, "-o", "two.safetensors", *line)
     assert ran.code == 0, ran.err
     other = modelfile.load(Path("two.safetensors"))
     for name, weights in whole.ema.items():
         assert torch.allclose(weights, other.ema[name], atol=2e-5), name
 
 
-def test_a_critic_learns_what_is_drawn_in_the_second_part_alone(distill, model, monkeypatch):
+def test_a_critic_learns_what_is_drawn_in_the_second_part_alone(distill, teacher, monkeypatch):
     """Twice a step of the last four of ten, from the model's own weights on; the student's rate is
     lower there."""
     from diffuse_cli.training import matching
@@ -109,20 +126,20 @@ def test_a_critic_learns_what_is_drawn_in_the_second_part_alone(distill, model, 
         matching.Matching, "__init__", lambda self, *a: (made(self, *a), critics.append(self))[0]
     )
     monkeypatch.setattr(matching, "simple", simple)
-    ran = distill(model, "--steps", 10, "--batch-size", 3, "--log-every", 1)
+    ran = distill(teacher, "--steps", 10, "--batch-size", 3, "--log-every", 1)
     assert ran.code == 0, ran.err
     assert learned == [(6, False)] * 4 * matching.UPDATES
-    teacher = modelfile.load(model).network()
-    assert all(map(torch.equal, begun, teacher.parameters()))
-    assert not all(map(torch.equal, critics[0].net.parameters(), teacher.parameters()))
+    first = [*modelfile.load(teacher).network().parameters()]
+    assert all(map(torch.equal, begun, first))
+    assert not all(map(torch.equal, critics[0].net.parameters(), first))
     rates = logged("lr", Path("fast.run"))
     share = [r / rates[0] * 2 / (1 + math.cos(math.pi * k / 10)) for k, r in enumerate(rates)]
     assert share == pytest.approx([1.0] * 6 + [matching.SLOWER] * 4)
 
 
-def test_what_is_distilled_is_not_called_overfitted(distill, model):
+def test_what_is_distilled_is_not_called_overfitted(distill, teacher):
     """The loss of the second part is another one; it falls below that of paths, which rises."""
-    ran = distill(model, "--steps", 10, "--preview-every", 1)
+    ran = distill(teacher, "--steps", 10, "--preview-every", 1)
     assert ran.code == 0
     assert "overfitting" not in ran.err
 
@@ -130,7 +147,8 @@ def test_what_is_distilled_is_not_called_overfitted(distill, model):
 def test_one_step_draws_what_the_model_draws_in_many(distill, model):
     """From pure noise a denoiser expects the mean of all images, and what it is distilled to comes
     near to the end of the path."""
-    assert distill(model, "--steps", 40, "--batch-size", 4, "-q").code == 0
+    line = ("--steps", 20, "--batch-size", 4, "--lr", 0.004, "-q")
+    assert distill(model, *line).code == 0
     noise = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     teacher, student = (
         found.blueprint.denoiser(found.network()) for found in map(modelfile.load, (model, FAST))
@@ -141,31 +159,31 @@ def test_one_step_draws_what_the_model_draws_in_many(distill, model):
     assert off[1] < 0.75 * off[0]
 
 
-def test_a_guided_model_is_followed_at_its_scale(distill, conditional, diffuse):
-    assert distill(conditional, "--steps", 10, "--guidance", 1.5, "-q").code == 0
+def test_a_guided_model_is_followed_at_its_scale(distill, guided, diffuse):
+    assert distill(guided, "--steps", 2, "--guidance", 1.5, "-q").code == 0
     found = modelfile.load(FAST)
-    assert found.distilled == {"teacher": files.sha256(conditional), "guidance": 1.5}
+    assert found.distilled == {"teacher": files.sha256(guided), "guidance": 1.5}
     assert found.sampling.guidance == 1.0
     ran = diffuse("sample", FAST, "-n", 2, "--class", "dark", "-o", "drawn", "-q")
     assert ran.code == 0
     assert "guided at 1.5" in diffuse("info", FAST).out
-    other = modelfile.load(conditional)
+    other = modelfile.load(guided)
     assert not torch.equal(next(iter(found.ema.values())), next(iter(other.ema.values())))
 
 
-def test_the_default_scale_is_the_one_of_the_model(distill, conditional):
-    assert distill(conditional, "--steps", 2, "-q").code == 0
+def test_the_default_scale_is_the_one_of_the_model(distill, guided):
+    assert distill(guided, "--steps", 1, "-q").code == 0
     assert modelfile.load(FAST).distilled["guidance"] == 2.0
 
 
-def test_guidance_needs_something_that_the_model_is_told(distill, model):
-    ran = distill(model, "--steps", 2, "--guidance", 3)
+def test_guidance_needs_something_that_the_model_is_told(distill, teacher):
+    ran = distill(teacher, "--steps", 2, "--guidance", 3)
     assert ran.code == UsageError.exit_code
     assert "told nothing" in ran.err
 
 
-def test_a_target_that_says_little_of_the_image_is_refused(train, distill):
-    assert train("--steps", 2, "--target", "eps", "-q").code == 0
+def test_a_target_that_says_little_of_the_image_is_refused(quick, distill):
+    assert quick("--steps", 1, "--target", "eps", "--schedule", "cosine", "-q").code == 0
     ran = distill("model.safetensors", "--steps", 2)
     assert ran.code == UsageError.exit_code
     assert "target eps cannot be distilled" in ran.err
@@ -180,37 +198,35 @@ def test_a_target_that_says_little_of_the_image_is_refused(train, distill):
         ("--loss consistency --weighting p2", "which has its own weights"),
     ],
 )
-def test_train_refuses_what_does_not_go_together(train, options, said):
-    ran = train(*options.split(), "--steps", 2)
+def test_train_refuses_what_does_not_go_together(quick, options, said):
+    ran = quick(*options.split(), "--steps", 2)
     assert ran.code == UsageError.exit_code
     assert said in ran.err
 
 
-def test_another_teacher_is_refused_on_resume(distill, model, conditional, tmp_path):
-    teacher = tmp_path / "teacher.safetensors"
-    teacher.write_bytes(conditional.read_bytes())
-    assert distill(teacher, "--steps", 6, "--stop-at", 2, "-q").code == 0
-    found = modelfile.load(conditional)
-    modelfile.save(teacher, found.__class__(**{**vars(found), "step": 59}))
-    ran = distill(teacher, "--resume")
+def test_another_teacher_is_refused_on_resume(distill, teacher, tmp_path):
+    own = tmp_path / "teacher.safetensors"
+    own.write_bytes(teacher.read_bytes())
+    assert distill(own, "--steps", 2, "--stop-at", 1, "-q").code == 0
+    modelfile.save(own, replace(modelfile.load(teacher), step=5))
+    ran = distill(own, "--resume")
     assert ran.code == UsageError.exit_code
     assert "not the model that this run began to distil" in ran.err
 
 
-def test_without_its_teacher_it_does_not_go_on(distill, model, tmp_path):
-    teacher = tmp_path / "teacher.safetensors"
-    teacher.write_bytes(model.read_bytes())
-    assert distill(teacher, "--steps", 4, "--stop-at", 2, "-q").code == 0
-    teacher.unlink()
-    ran = distill(teacher, "--resume", "-q")
+def test_without_its_teacher_it_does_not_go_on(distill, teacher, tmp_path):
+    own = tmp_path / "teacher.safetensors"
+    own.write_bytes(teacher.read_bytes())
+    assert distill(own, "--steps", 2, "--stop-at", 1, "-q").code == 0
+    own.unlink()
+    ran = distill(own, "--resume", "-q")
     assert ran.code == ModelFileError.exit_code
     assert "teacher.safetensors" in ran.line
 
 
-def test_a_step_takes_a_quarter_of_the_models_batch(distill, model):
+def test_a_step_takes_a_quarter_of_the_models_batch(teacher, fast):
     """Each path counts at four times."""
-    assert distill(model, "--steps", 1, "-q").code == 0
-    before, after = (modelfile.load(each).training for each in (model, FAST))
+    before, after = (modelfile.load(each).training for each in (teacher, fast))
     assert (before["batch_size"], after["batch_size"]) == (8, 2)
     [spec] = [spec for f, spec in options(DistillConfig) if f.name == "batch_size"]
     assert f"learned at {POINTS} times" in spec.help

@@ -19,14 +19,14 @@ from PIL import Image, ImageOps
 
 from diffuse_cli.data import pair, pool, read_images, streaming
 from diffuse_cli.events import finish
-from diffuse_cli.training import feed
+from diffuse_cli.training import feed, timing
 from diffuse_cli.training.batches import Batches
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.trainer import Trainer
+from training.conftest import QUICK
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
-QUICK = Path(__file__).with_name("quick.toml")
-LINE = ("--classes", "--flip", "--steps", 12, "--preview-every", 6, "--log-every", 4)
+LINE = ("--classes", "--flip", "--steps", 8, "--preview-every", 4, "--log-every", 3)
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_a_streamed_run_equals_one_from_memory(run, in_memory, cache):
     before = in_memory.with_suffix(".run")
     assert logged("loss") == logged("loss", before)
     assert logged("held_out_loss") == logged("held_out_loss", before)
-    last = "previews/step-00000012.png"
+    last = "previews/step-00000008.png"
     assert (RUN / last).read_bytes() == (before / last).read_bytes()
     assert (RUN / "index/images.jsonl").exists()
     assert not (RUN / "cache").exists()
@@ -76,17 +76,17 @@ def test_it_is_resumed_with_another_cache(run, folder, in_memory, monkeypatch):
     read = []
     original = pool.decode_files
     monkeypatch.setattr(pool, "decode_files", lambda plan, e: read.extend(e) or original(plan, e))
-    assert run("--cache", 0, "--stop-at", 5).code == 0
+    assert run("--cache", 0, "--stop-at", 3).code == 0
     (folder / "dark/new.png").write_bytes((folder / "dark/000.png").read_bytes())
     read.clear()
-    assert run("--resume", "--cache", "1KiB", "--stop-at", 8).code == 0
+    assert run("--resume", "--cache", "1KiB", "--stop-at", 5).code == 0
     assert 16 <= len(read) < 60  # what is kept, and what is looked up, but not the set again
     assert run("--resume", "--cache", "1GiB").code == 0
     assert MODEL.read_bytes() == in_memory.read_bytes()
 
 
 def test_parts_of_a_batch_are_those_of_a_run_from_memory(run):
-    line = ("--accumulation", 3, "--eval-every", 12, "--eval-images", 4)
+    line = ("--accumulation", 3, "--eval-every", 8, "--eval-images", 4)
     assert run(*line, "-o", "whole.safetensors").code == 0
     assert run(*line, "--cache", 0).code == 0
     assert MODEL.read_bytes() == Path("whole.safetensors").read_bytes()
@@ -95,9 +95,9 @@ def test_parts_of_a_batch_are_those_of_a_run_from_memory(run):
 
 def test_two_processes_each_decode_their_own(pair, folder, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    line = ("train", folder, "--config", QUICK, *LINE, "-q")
+    line = ("train", folder, "--config", QUICK, *LINE, "--steps", 4, "-q")
     assert pair(*line, "-o", "whole.safetensors").code == 0
-    assert pair(*line, "--cache", 0, "--stop-at", 5).code == 0
+    assert pair(*line, "--cache", 0, "--stop-at", 2).code == 0
     (folder / "dark/new.png").write_bytes((folder / "dark/000.png").read_bytes())
     assert pair(*line, "--cache", 0, "--resume").code == 0
     assert MODEL.read_bytes() == Path("whole.safetensors").read_bytes()
@@ -115,15 +115,17 @@ def negatives(images, tmp_path_factory):
 
 
 def test_pairs_are_streamed_as_they_are_kept(diffuse, images, negatives):
-    line = ("train", images, "--config", QUICK, "--steps", 6, "--given", negatives, "--flip")
+    line = ("train", images, "--config", QUICK, "--steps", 4, "--given", negatives, "--flip")
     assert diffuse(*line, "-o", "whole.safetensors").code == 0
     assert diffuse(*line, "--cache", 0).code == 0
     assert MODEL.read_bytes() == Path("whole.safetensors").read_bytes()
-    last = "previews/step-00000006.png"
+    last = "previews/step-00000004.png"
     assert (RUN / last).read_bytes() == (Path("whole.run") / last).read_bytes()
 
 
-def test_minutes_and_dry_runs(diffuse, images):
+def test_minutes_and_dry_runs(diffuse, images, monkeypatch):
+    monkeypatch.setattr(timing, "SECONDS", 0.0)
+    monkeypatch.setattr(timing, "BRIEFLY", 0.0)
     train = functools.partial(diffuse, "train", images, "--config", QUICK)
     ran = train("--cache", 0, "--minutes", 0.02)
     assert ran.code == 0, ran.err
@@ -153,7 +155,7 @@ def test_a_lost_image_is_replaced_and_named_also_after_resume(run, folder, monke
 
     monkeypatch.setattr(Trainer, "step", step)
     monkeypatch.setattr(feed, "STEPS_AHEAD", 1)
-    line = ("--cache", 0, "--steps", 24, "--log-every", 1)
+    line = ("--cache", 0, "--steps", 15, "--log-every", 1)
     ran = run(*line, "-o", "whole.safetensors")
     assert ran.code == 0, ran.err
     for name, reason in (
@@ -182,7 +184,7 @@ def test_without_any_the_run_ends_with_a_checkpoint(run, folder, monkeypatch):
 
     monkeypatch.setattr(Trainer, "step", step)
     monkeypatch.setattr(feed, "STEPS_AHEAD", 1)
-    ran = run("--cache", 0, "--stop-at", 8)
+    ran = run("--cache", 0, "--preview-every", 100)
     assert ran.code == 3, ran.err
     assert "own no longer holds its images" in ran.err
     assert "checkpoint saved" in ran.err

@@ -14,16 +14,10 @@ from PIL import Image, ImageOps
 from diffuse_cli import modelfile
 from diffuse_cli.core.conditions import Given
 from diffuse_cli.core.networks.unet import ENDS
+from training.conftest import QUICK
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
 WHOLE = Path("whole.safetensors")
-QUICK = Path(__file__).with_name("quick.toml")
-
-
-@pytest.fixture
-def train(diffuse, images):
-    """Train the quickest network: nothing here depends on which."""
-    return lambda *arguments: diffuse("train", images, "--config", QUICK, *arguments)
 
 
 @pytest.fixture(scope="session")
@@ -40,8 +34,8 @@ def negatives(images, tmp_path_factory):
 # -- what is told ---------------------------------------------------------------------------------
 
 
-def test_a_pair_is_mirrored_together_and_told_everywhere(train, negatives, shown):
-    assert train("--steps", 6, "--given", negatives, "--given-dropout", 0, "--flip").code == 0
+def test_a_pair_is_mirrored_together_and_told_everywhere(quick, negatives, shown):
+    assert quick("--steps", 6, "--given", negatives, "--given-dropout", 0, "--flip").code == 0
     mirrored = 0
     for x0, cond in shown:
         values, known = cond["given"][:, :-1], cond["given"][:, -1:]
@@ -51,8 +45,8 @@ def test_a_pair_is_mirrored_together_and_told_everywhere(train, negatives, shown
     assert mirrored
 
 
-def test_a_degradation_is_made_of_the_mirrored_image_and_drawn_for_each(train, shown):
-    assert train("--steps", 8, "--given", "mask:random", "--given-dropout", 0, "--flip").code == 0
+def test_a_degradation_is_made_of_the_mirrored_image_and_drawn_for_each(quick, shown):
+    assert quick("--steps", 8, "--given", "mask:random", "--given-dropout", 0, "--flip").code == 0
     masks = []
     for x0, cond in shown:
         values, known = cond["given"][:, :-1], cond["given"][:, -1:]
@@ -62,9 +56,9 @@ def test_a_degradation_is_made_of_the_mirrored_image_and_drawn_for_each(train, s
     assert 0.3 < np.mean(masks) < 0.7
 
 
-def test_noise_is_added_to_what_is_known_at_a_level_of_each_sample(train, shown):
+def test_noise_is_added_to_what_is_known_at_a_level_of_each_sample(quick, shown):
     options = ("--given", "mask:half", "--given-dropout", 0, "--given-noise", 0.5)
-    assert train("--steps", 16, *options).code == 0
+    assert quick("--steps", 10, *options).code == 0
     levels = []
     for x0, cond in shown:
         values, known = cond["given"][:, :-1], cond["given"][:, -1:]
@@ -74,9 +68,9 @@ def test_noise_is_added_to_what_is_known_at_a_level_of_each_sample(train, shown)
     assert 0.4 < max(levels) < 0.8
 
 
-def test_label_and_given_are_dropped_by_one_draw(train, negatives, shown):
+def test_label_and_given_are_dropped_by_one_draw(quick, negatives, shown):
     line = ("--classes", "--label-dropout", 0.3, "--given", negatives, "--given-dropout", 0.6)
-    assert train("--steps", 30, *line).code == 0
+    assert quick("--steps", 16, *line).code == 0
     given = torch.cat([cond["given"][:, -1].flatten(1).mean(1) for _, cond in shown])
     label = torch.cat([cond["label"] for _, cond in shown])
     assert set(given.tolist()) == {0.0, 1.0}
@@ -85,10 +79,10 @@ def test_label_and_given_are_dropped_by_one_draw(train, negatives, shown):
     assert bool(((label != 2) | (given == 0)).all())
 
 
-def test_it_learns_what_is_given(train, images):
+def test_it_learns_what_is_given(quick, images):
     options = ("--steps", 120, "--optimizer", "adamw")
-    train(*options, "--given", images)
-    train(*options, "-o", "alone.safetensors")
+    quick(*options, "--given", images)
+    quick(*options, "-o", "alone.safetensors")
     told, alone = (logged("held_out_loss", Path(f"{n}.run"))[-1] for n in ("model", "alone"))
     assert told < 0.6 * alone
 
@@ -103,43 +97,37 @@ def test_it_learns_what_is_given(train, images):
         ("mask:random+noise:0.1", "--classes --given-dropout 0.4"),
     ],
 )
-def test_stopped_and_resumed_equals_one_go(train, negatives, given, options):
-    line = ("--given", negatives if given == "negatives" else given, "--steps", 10)
-    line += (*options.split(), "--preview-every", 6)
-    assert train(*line, "-o", WHOLE).code == 0
-    assert train(*line, "--stop-at", 4).code == 0
-    assert train("--resume", "--log-every", 1).code == 0
+def test_stopped_and_resumed_equals_one_go(quick, negatives, given, options):
+    line = ("--given", negatives if given == "negatives" else given, "--steps", 4)
+    line += (*options.split(), "--preview-every", 3)
+    assert quick(*line, "-o", WHOLE).code == 0
+    assert quick(*line, "--stop-at", 2).code == 0
+    assert quick("--resume", "--log-every", 1).code == 0
     assert MODEL.read_bytes() == WHOLE.read_bytes()
-    last = "previews/step-00000010.png"
+    last = "previews/step-00000004.png"
     assert (RUN / last).read_bytes() == (Path("whole.run") / last).read_bytes()
 
 
-def test_two_processes_are_told_what_one_is(pair, train, images, negatives):
-    line = ("--steps", 8, "--log-every", 1, "--flip", "--accumulation", 2, "--given-noise", 0.3)
-    line += ("--given", negatives)
-    ran = pair("train", images, "--config", QUICK, *line, "--json")
+def test_two_processes_are_told_what_one_is_and_resume_exactly(pair, quick, images, negatives):
+    options = ("--steps", 4, "--log-every", 1, "--flip", "--accumulation", 2)
+    options += ("--given", negatives, "--given-noise", 0.3)
+    line = ("train", images, "--config", QUICK, *options)
+    ran = pair(*line, "-o", WHOLE, "--json")
     assert ran.code == 0, ran.err
     assert ran.json["processes"] == 2
-    train(*line, "-o", "one.safetensors")
+    quick(*options, "-o", "one.safetensors")
     for name in ("loss", "grad_norm"):
-        assert logged(name) == pytest.approx(logged(name, Path("one.run")), rel=1e-3)
-
-
-def test_two_processes_stopped_and_resumed_equal_one_go(
-    pair, images, recipe, negatives, tmp_path, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    line = ("train", images, "--config", recipe, "--steps", 8, "--flip", "--accumulation", 2)
-    line += ("--given", negatives, "--given-noise", 0.3, "-q")
-    assert pair(*line, "-o", WHOLE).code == 0
-    assert pair(*line, "--stop-at", 3).code == 0
+        two, one = logged(name, Path("whole.run")), logged(name, Path("one.run"))
+        assert len(two) == 4
+        assert two == pytest.approx(one, rel=1e-3)
+    assert pair(*line, "--stop-at", 2).code == 0
     half = MODEL.read_bytes()
     assert pair(*line, "--resume").code == 0
     assert MODEL.read_bytes() == WHOLE.read_bytes() != half
 
 
-def test_a_preview_shows_what_is_given_its_samples_and_the_image(train, images, negatives):
-    assert train("--steps", 4, "--given", negatives).code == 0
+def test_a_preview_shows_what_is_given_its_samples_and_the_image(quick, images, negatives):
+    assert quick("--steps", 4, "--given", negatives).code == 0
     sheet = np.asarray(Image.open(RUN / "previews/step-00000004.png"))
     assert sheet.shape == (4 * 66 - 2, 6 * 66 - 2)
     for row in range(4):
@@ -150,14 +138,14 @@ def test_a_preview_shows_what_is_given_its_samples_and_the_image(train, images, 
 # -- the model file, and where to begin -----------------------------------------------------------
 
 
-def test_a_model_file_says_what_is_given_and_only_then_is_newer(train, negatives, diffuse):
-    assert train("--steps", 3, "--given", negatives, "--given-noise", 0.25).code == 0
+def test_a_model_file_says_what_is_given_and_only_then_is_newer(quick, negatives, diffuse):
+    assert quick("--steps", 3, "--given", negatives, "--given-noise", 0.25).code == 0
     model = modelfile.load(MODEL)
     assert model.blueprint.conditions.given == Given(channels=1, dropout=0.1, noise=0.25)
     assert model.network()(torch.zeros(1, 1, 8, 8), torch.zeros(1)).shape == (1, 1, 8, 8)
     assert str(negatives) not in MODEL.read_bytes().decode("latin1")
     assert set(model.data["given"]) == {"fingerprint"}
-    assert train("--steps", 3, "-o", "plain.safetensors").code == 0
+    assert quick("--steps", 3, "-o", "plain.safetensors").code == 0
     given, plain = (p.read_bytes()[:9000] for p in (MODEL, Path("plain.safetensors")))
     assert rb"\"version\":4" in given
     assert rb"\"version\":2" in plain
@@ -167,7 +155,7 @@ def test_a_model_file_says_what_is_given_and_only_then_is_newer(train, negatives
     assert diffuse("info", MODEL, "--json").json["given"]["noise"] == 0.25
 
 
-def test_a_model_that_was_given_nothing_begins_as_it_was(train, model, negatives, images, diffuse):
+def test_a_model_that_was_given_nothing_begins_as_it_was(quick, model, negatives, images, diffuse):
     line = ("train", images, "--init", model, "--steps", 1, "--lr", 0, "--given")
     for given in (negatives, "low-res:2"):
         assert diffuse(*line, given, "--overwrite").code == 0
@@ -184,35 +172,35 @@ def test_a_model_that_was_given_nothing_begins_as_it_was(train, model, negatives
 # -- what is refused ------------------------------------------------------------------------------
 
 
-def test_other_pairs_are_refused_on_resume(train, negatives, tmp_path):
+def test_other_pairs_are_refused_on_resume(quick, negatives, tmp_path):
     mine = shutil.copytree(negatives, tmp_path / "mine")
-    assert train("--steps", 8, "--stop-at", 3, "--given", mine).code == 0
+    assert quick("--steps", 8, "--stop-at", 3, "--given", mine).code == 0
     moved = shutil.move(mine, tmp_path / "moved")
-    assert train("--resume", "--given", moved, "--stop-at", 5).code == 0
+    assert quick("--resume", "--given", moved, "--stop-at", 5).code == 0
     one, other = sorted((moved / "dark").iterdir())[:2]
     data = one.read_bytes()
     one.write_bytes(other.read_bytes())
     other.write_bytes(data)
-    ran = train("--resume", "--given", moved, "-q")
+    ran = quick("--resume", "--given", moved, "-q")
     assert ran.code == 2
     assert "not what this run began with" in ran.line
-    ran = train("--resume", "--given", "low-res:2", "-q")
+    ran = quick("--resume", "--given", "low-res:2", "-q")
     assert ran.code == 2
     assert "low-res:2 differs from the run's" in ran.line
 
 
-def test_images_without_a_pair_are_left_out_and_named(train, negatives, tmp_path, shown):
+def test_images_without_a_pair_are_left_out_and_named(quick, negatives, tmp_path, shown):
     some = shutil.copytree(negatives, tmp_path / "some")
     for path in sorted((some / "dark").iterdir())[:12]:
         path.unlink()
-    ran = train("--steps", 12, "--given", some)
+    ran = quick("--steps", 12, "--given", some)
     assert ran.code == 0
     assert "12 images of" in ran.err
     assert "left out: dark/000.png" in ran.err
     for x0, cond in shown:
         values, known = cond["given"][:, :-1], cond["given"][:, -1:]
         assert torch.allclose(values, -x0 * known, atol=1e-6)
-    ran = train("--steps", 1, "--given", some, "--strict", "-o", "b.safetensors", "-q")
+    ran = quick("--steps", 1, "--given", some, "--strict", "-o", "b.safetensors", "-q")
     assert ran.code == 3
 
 
@@ -228,27 +216,27 @@ def test_images_without_a_pair_are_left_out_and_named(train, negatives, tmp_path
         (("--given-noise", 0.2), 2, "--given-noise goes with --given"),
     ],
 )
-def test_what_cannot_be_given_is_refused(train, options, code, said):
-    ran = train("--steps", 1, *options, "-q")
+def test_what_cannot_be_given_is_refused(quick, options, code, said):
+    ran = quick("--steps", 1, *options, "-q")
     assert ran.code == code
     assert said in ran.line
     assert not RUN.exists()
 
 
-def test_no_pair_at_all_is_refused(train, tmp_path):
+def test_no_pair_at_all_is_refused(quick, tmp_path):
     (tmp_path / "others").mkdir()
     Image.new("L", (8, 8)).save(tmp_path / "others/x.png")
-    ran = train("--steps", 1, "--given", "others", "-q")
+    ran = quick("--steps", 1, "--given", "others", "-q")
     assert ran.code == 3
     assert "has its pair in others" in ran.line
 
 
-def test_a_dry_run_is_fed_back(train, negatives, images, diffuse, monkeypatch):
+def test_a_dry_run_is_fed_back(quick, negatives, images, diffuse, monkeypatch):
     monkeypatch.setattr("diffuse_cli.training.timing.SECONDS", 0.0)
     line = ("--steps", 2, "--given", negatives, "--given-noise", 0.1)
-    text = train(*line, "--dry-run").out
+    text = quick(*line, "--dry-run").out
     Path("back.toml").write_text(text)
-    assert train(*line).code == 0
+    assert quick(*line).code == 0
     assert diffuse("train", images, "--config", "back.toml", "-o", "back.safetensors").code == 0
     assert MODEL.read_bytes() == Path("back.safetensors").read_bytes()
     assert in_process(["info", "back.safetensors"]) == 0

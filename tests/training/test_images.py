@@ -17,9 +17,9 @@ import diffuse_cli
 from diffuse_cli.data import collecting
 from diffuse_cli.training import plan
 from diffuse_cli.training.trainer import Trainer
+from training.conftest import QUICK
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
-QUICK = Path(__file__).with_name("quick.toml")
 FIRST, SECOND = Path("dark/000.png"), Path("dark/002.png")
 
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from seams import giving
 
 from diffuse_cli import modelfile
 from diffuse_cli.config import TrainConfig
@@ -18,6 +19,7 @@ from diffuse_cli.errors import UsageError
 from diffuse_cli.events import finish
 from diffuse_cli.options import from_dict, to_toml
 from diffuse_cli.presets import PRESETS
+from diffuse_cli.training import estimating
 from diffuse_cli.training.configuring import batched, complete, configure, rate_at
 from diffuse_cli.training.memory import bytes_kept
 from diffuse_cli.training.monitor import GUESS
@@ -141,7 +143,7 @@ def test_two_widths_in_a_file_that_differ_are_refused():
 
 
 def test_a_run_goes_on_with_its_own_width_alone(train, diffuse, images):
-    assert train("--steps", 2, "--width", 12).code == 0
+    assert train("--steps", 1, "--width", 12).code == 0
     assert modelfile.load(MODEL).blueprint.config.width == 12
     assert modelfile.load(MODEL).blueprint.config.groups == 4
     assert diffuse("train", images, "--resume", "--width", 12).code == 0
@@ -151,7 +153,7 @@ def test_a_run_goes_on_with_its_own_width_alone(train, diffuse, images):
 
 
 def test_a_model_to_start_from_has_its_own_width(train, diffuse, images):
-    assert train("--steps", 2, "--width", 12).code == 0
+    assert train("--steps", 1, "--width", 12).code == 0
     start = ["train", images, "--init", MODEL, "--steps", 1, "-q", "-o"]
     assert diffuse(*start, "same.safetensors", "--width", 12).code == 0
     assert diffuse(*start, "none.safetensors").code == 0
@@ -171,7 +173,7 @@ def test_fourier_frequencies_are_drawn_by_the_seed_and_kept(train, recipe, tmp_p
     """They come with the model, averaged or not, and a resumed run has them again."""
     path = tmp_path / "fourier.toml"
     path.write_text(f'{recipe.read_text()}time_embedding = "fourier"\n')
-    train("--config", path, "--steps", 4)
+    train("--config", path, "--steps", 2)
     model = modelfile.load(MODEL)
     assert model.blueprint.config.time_embedding == "fourier"
     weight = model.ema["time_proj.weight"]
@@ -179,7 +181,7 @@ def test_fourier_frequencies_are_drawn_by_the_seed_and_kept(train, recipe, tmp_p
     assert model.network().time_proj.weight.equal(weight)
     assert not model.network().time_proj.weight.is_meta
 
-    train("--config", path, "--steps", 4, "--stop-at", 2, "-o", "halves.safetensors")
+    train("--config", path, "--steps", 2, "--stop-at", 1, "-o", "halves.safetensors")
     train("--config", path, "--resume", "-o", "halves.safetensors")
     assert Path("halves.safetensors").read_bytes() == MODEL.read_bytes()
 
@@ -194,20 +196,20 @@ def test_fourier_frequencies_are_drawn_by_the_seed_and_kept(train, recipe, tmp_p
 def test_gradient_checkpointing_does_not_change_the_model(train, recipe, tmp_path, block):
     path = tmp_path / "dropout.toml"
     path.write_text(f'{recipe.read_text()}dropout = 0.3\nblock = "{block}"\n')
-    train("--config", path, "--steps", 4, "-o", "plain.safetensors")
-    ran = train("--config", path, "--steps", 4, "--gradient-checkpointing")
+    train("--config", path, "--steps", 2, "-o", "plain.safetensors")
+    ran = train("--config", path, "--steps", 2, "--gradient-checkpointing")
     assert ran.code == 0
     assert MODEL.read_bytes() == Path("plain.safetensors").read_bytes()
     assert "gradient_checkpointing" not in RunDirectory(MODEL).config.read_text()
 
 
 def test_gradient_checkpointing_does_not_change_a_transformer(train, transformer):
-    train("--config", transformer, "--steps", 3, "-o", "plain.safetensors")
-    assert train("--config", transformer, "--steps", 3, "--gradient-checkpointing").code == 0
+    train("--config", transformer, "--steps", 2, "-o", "plain.safetensors")
+    assert train("--config", transformer, "--steps", 2, "--gradient-checkpointing").code == 0
     assert MODEL.read_bytes() == Path("plain.safetensors").read_bytes()
 
 
-def test_a_trainer_checkpoints_where_it_is_asked(train, monkeypatch):
+def test_a_trainer_checkpoints_where_it_is_asked(quick, monkeypatch):
     from diffuse_cli.core.networks import checkpointed, plainly
     from diffuse_cli.training.trainer import Trainer
 
@@ -216,8 +218,8 @@ def test_a_trainer_checkpoints_where_it_is_asked(train, monkeypatch):
     monkeypatch.setattr(
         Trainer, "step", lambda self, n: seen.append(self.net.run_block) or real(self, n)
     )
-    train("--steps", 1, "--gradient-checkpointing")
-    train("--steps", 1, "-o", "plain.safetensors")
+    quick("--steps", 1, "--gradient-checkpointing")
+    quick("--steps", 1, "-o", "plain.safetensors")
     assert seen == [checkpointed, plainly]
 
 
@@ -283,7 +285,7 @@ def test_the_estimate_with_checkpointing_is_inputs_and_the_largest_block(resbloc
 
 
 def test_dry_run_prints_less_memory_with_checkpointing(train, monkeypatch):
-    monkeypatch.setattr("diffuse_cli.training.timing.SECONDS", 0.0)
+    monkeypatch.setattr(estimating, "seconds_a_step", giving(1.0))
     plain = train("--dry-run", "--json").json
     checkpointed = train("--dry-run", "--json", "--gradient-checkpointing").json
     assert checkpointed["memory_bytes"] < plain["memory_bytes"]

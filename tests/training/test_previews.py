@@ -17,15 +17,9 @@ from diffuse_cli.core import Conditions
 from diffuse_cli.runtime import log_picture
 from diffuse_cli.training import monitor
 from diffuse_cli.training.monitor import preview_spacing
+from training.conftest import QUICK
 
-QUICK = Path(__file__).with_name("quick.toml")
 RUN = Path("model.run")
-
-
-@pytest.fixture
-def train(diffuse, images):
-    """Train the quickest network: nothing here depends on which."""
-    return lambda *arguments: diffuse("train", images, "--config", QUICK, *arguments)
 
 
 def previews(run=RUN):
@@ -71,18 +65,18 @@ def test_a_resumed_run_has_the_previews_of_one_in_one_go(diffuse, images, monkey
     assert previews() == previews(Path("whole.run"))
 
 
-def test_a_typed_number_stays_with_the_run_and_may_change(train):
+def test_a_typed_number_stays_with_the_run_and_may_change(quick):
     options = ("--steps", 12, "--preview-every", 4, "-q")
-    assert train(*options, "--stop-at", 4).code == 0
+    assert quick(*options, "--stop-at", 4).code == 0
     assert tomllib.loads((RUN / "config.toml").read_text())["preview_every"] == 4
-    assert train("--resume", "--stop-at", 8, "--preview-every", 4).code == 0
+    assert quick("--resume", "--stop-at", 8, "--preview-every", 4).code == 0
     assert list(previews()) == [4, 8]
-    assert train("--resume", "--preview-every", 3).code == 0
+    assert quick("--resume", "--preview-every", 3).code == 0
     assert list(previews()) == [4, 8, 9, 12]
 
 
-def test_a_checkpoint_is_saved_with_a_preview_for_others_to_see_the_same(train, diffuse):
-    assert train("--steps", 10, "--preview-every", 4, "--stop-at", 5, "-q").code == 0
+def test_a_checkpoint_is_saved_with_a_preview_for_others_to_see_the_same(quick, diffuse):
+    assert quick("--steps", 10, "--preview-every", 4, "--stop-at", 5, "-q").code == 0
     assert [p.name for p in sorted((RUN / "checkpoints").iterdir())] == [
         "step-00000004", "step-00000005",
     ]  # fmt: skip
@@ -93,10 +87,10 @@ def test_a_checkpoint_is_saved_with_a_preview_for_others_to_see_the_same(train, 
     assert np.abs(drawn - shown).max() <= 1
 
 
-def test_tensorboard_gets_the_previews(train):
+def test_tensorboard_gets_the_previews(quick):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    assert train("--steps", 6, "--preview-every", 3, "--log", "tensorboard", "-q").code == 0
+    assert quick("--steps", 6, "--preview-every", 3, "--log", "tensorboard", "-q").code == 0
     logged = []
     for path in (RUN / "logs").rglob("events.out.tfevents*"):
         log = EventAccumulator(str(path), size_guidance={"images": 0})

@@ -16,16 +16,10 @@ from seams import giving, watching
 from diffuse_cli import files, modelfile
 from diffuse_cli.training.rundir import Checkpoint, RunDirectory
 from diffuse_cli.training.trainer import Trainer
+from training.conftest import QUICK
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
 WHOLE = Path("whole.safetensors")
-QUICK = Path(__file__).with_name("quick.toml")
-
-
-@pytest.fixture
-def quickly(diffuse, images):
-    """Train the quickest network: nothing here depends on which."""
-    return lambda *arguments: diffuse("train", images, "--config", QUICK, *arguments)
 
 
 def steps_of(run=RUN, name="loss"):
@@ -55,32 +49,33 @@ def refuse(self, step):
     ("options", "stop"),
     [
         (
-            "--steps 12 --accumulation 2 --flip --weighting min-snr --target eps --schedule linear",
-            5,
+            "--steps 4 --accumulation 2 --flip --weighting min-snr --target eps --schedule linear",
+            2,
         ),
-        ("--steps 12 --save-every 5 --weighting none --loss vlb --config dropout.toml", 7),
-        ("--steps 12 --warmup 10 --target x0 --variance large", 1),
+        ("--steps 5 --save-every 2 --weighting none --loss vlb --config dropout.toml", 3),
+        ("--steps 4 --warmup 10 --target x0 --variance large", 1),
         ("--steps 14 --timestep-draw importance --num-timesteps 3", 2),
         (
             "--steps 14 --timestep-draw importance --num-timesteps 3 --classes --variance learned "
-            "--label-dropout 0.5 --flip --accumulation 2 --config dropout.toml",
+            "--label-dropout 0.5 --flip --accumulation 2",
             9,
         ),
-        ("--steps 12 --precision bf16 --gradient-checkpointing --config dropout.toml", 5),
-        ("--steps 12 --ema-decay 0.5 --batch-size 54 --lr 0.01 --optimizer muon", 5),
+        ("--steps 4 --precision bf16 --gradient-checkpointing --config dropout.toml", 2),
+        ("--steps 4 --ema-decay 0.5 --batch-size 54 --lr 0.01 --optimizer muon", 2),
         ("--steps 16 --batch-size 7 --log-every 9 --timestep-draw weight", 11),
-        ("--steps 8 --classes --variance learned --config {transformer}", 3),
+        ("--steps 4 --classes --variance learned --config {transformer}", 2),
     ],
 )
-def test_stopped_and_resumed_equals_one_go(train, recipe, transformer, options, stop):
+def test_stopped_and_resumed_equals_one_go(quick, recipe, transformer, options, stop):
+    """Of the U-Net where it drops out, of the transformer that does too, else of the quickest."""
     options = options.format(transformer=transformer)
     Path("dropout.toml").write_text(recipe.read_text() + "dropout = 0.3\n")
-    train(*options.split(), "-o", WHOLE)
-    ran = train(*options.split(), "--stop-at", stop, "--json", "--log-every", 1)
+    quick(*options.split(), "-o", WHOLE)
+    ran = quick(*options.split(), "--stop-at", stop, "--json", "--log-every", 1)
     assert ran.code == 0
     assert ran.json["step"] == stop
     half = MODEL.read_bytes()
-    ran = train(*options.split(), "--resume", "--log-every", 1)
+    ran = quick(*options.split(), "--resume", "--log-every", 1)
     assert ran.code == 0
     assert f"resuming from step {stop}" in ran.err
     assert MODEL.read_bytes() == WHOLE.read_bytes() != half
@@ -88,41 +83,41 @@ def test_stopped_and_resumed_equals_one_go(train, recipe, transformer, options, 
     assert steps_of() == list(range(1, last + 1))
 
 
-def test_a_run_of_when_there_was_one_optimizer_goes_on_with_it(quickly):
-    options = ("--steps", 6, "--optimizer", "adamw")
-    quickly(*options, "-o", WHOLE)
-    quickly(*options, "--stop-at", 3)
+def test_a_run_of_when_there_was_one_optimizer_goes_on_with_it(quick):
+    options = ("--steps", 4, "--optimizer", "adamw")
+    quick(*options, "-o", WHOLE)
+    quick(*options, "--stop-at", 2)
     config = RUN / "config.toml"
     text = config.read_text()
     config.write_text(text.replace('optimizer = "adamw"\n', ""))
     assert config.read_text() != text
-    assert quickly("--steps", 6, "--resume").code == 0
+    assert quick("--steps", 4, "--resume").code == 0
     assert MODEL.read_bytes() == WHOLE.read_bytes()
 
 
 @pytest.mark.parametrize(
     ("first", "then"),
     [
-        ("--preview-every 3 --workers 1", "--preview-every 100 --workers 4"),
-        ("--preview-every 100 --save-every 3", "--preview-every 5 --save-every 100"),
+        ("--preview-every 2 --workers 1", "--preview-every 100 --workers 4"),
+        ("--preview-every 100 --save-every 1", "--preview-every 3 --save-every 100"),
         ("--log tensorboard", "--log-every 1"),
     ],
 )
-def test_what_cannot_change_the_weights_may_change_at_a_resume(quickly, first, then, model_at_8):
-    quickly("--steps", 12, "--stop-at", 4, *first.split())
-    assert quickly("--steps", 12, "--resume", *then.split()).code == 0
-    assert MODEL.read_bytes() == (model_at_8 / WHOLE).read_bytes()
+def test_what_cannot_change_the_weights_may_change_at_a_resume(quick, first, then, model_at_5):
+    quick("--steps", 6, "--stop-at", 2, *first.split())
+    assert quick("--steps", 6, "--resume", *then.split()).code == 0
+    assert MODEL.read_bytes() == (model_at_5 / WHOLE).read_bytes()
 
 
-def test_processes_that_decode_do_not_change_a_resumed_run(quickly, model_at_8, monkeypatch):
+def test_processes_that_decode_do_not_change_a_resumed_run(quick, model_at_5, monkeypatch):
     """Many small files are read by processes, from where a resume reads by threads."""
     from diffuse_cli.data import pool
 
     with monkeypatch.context() as patch:
         patch.setattr(pool, "MANY_FILES", 1)
-        quickly("--steps", 12, "--stop-at", 4, "--workers", 2)
-    quickly("--steps", 12, "--resume")
-    assert MODEL.read_bytes() == (model_at_8 / WHOLE).read_bytes()
+        quick("--steps", 6, "--stop-at", 2, "--workers", 2)
+    quick("--steps", 6, "--resume")
+    assert MODEL.read_bytes() == (model_at_5 / WHOLE).read_bytes()
 
 
 def test_dropout_is_in_effect(train, recipe):
@@ -133,69 +128,81 @@ def test_dropout_is_in_effect(train, recipe):
     assert not plain["conv_out.weight"].equal(dropped["conv_out.weight"])
 
 
-def test_the_history_of_losses_decides_the_timesteps_after_a_while(train):
+def test_the_history_of_losses_decides_the_timesteps_after_a_while(quick):
     """What the runs above resume is in effect: after 9 steps the draw is no longer uniform."""
     options = ("--steps", 14, "--num-timesteps", 3, "--stop-at", 9)
-    train(*options, "--timestep-draw", "importance")
+    quick(*options, "--timestep-draw", "importance")
     saved = RunDirectory(MODEL).load()[0]
     assert int(saved.history["counts"].sum()) == 9 * 8
     assert int(saved.history["counts"].min()) >= 10
     assert saved.history["losses"].shape == (3, 10)
-    train(*options, "-o", WHOLE)
+    quick(*options, "-o", WHOLE)
     assert RunDirectory(WHOLE).load()[0].history == {}
     assert MODEL.read_bytes() != WHOLE.read_bytes()
 
 
-def test_a_killed_run_resumes_to_the_same_bytes(spawn, train, images, recipe, whole):
-    options = ("--steps", 40, "--save-every", 5)
-    child = spawn("train", images, "--config", recipe, *options, "-q")
+HANGS = """
+from time import sleep
+
+from diffuse_cli.training.trainer import Trainer
+
+real = Trainer.step
+Trainer.step = lambda self, step: (sleep(100 if step == 7 else 0), real(self, step))[1]
+"""
+
+
+def test_a_killed_run_resumes_to_the_same_bytes(spawn, quick, images):
+    """It does not come to its end before it is killed, however slow this process is."""
+    options = ("--steps", 10, "--save-every", 3)
+    quick(*options, "-o", WHOLE)
+    child = spawn("train", images, "--config", QUICK, *options, "-q", before=HANGS)
     while not list(RUN.glob("checkpoints/step-*/manifest.json")):
         assert child.poll() is None, child.communicate()
         time.sleep(0.005)
     child.kill()
     assert child.wait() == -9
     assert not MODEL.exists()
-    assert train(*options, "--resume").code == 0
-    assert MODEL.read_bytes() == whole
-    assert steps_of() == [40]
+    assert quick(*options, "--resume").code == 0
+    assert MODEL.read_bytes() == WHOLE.read_bytes()
+    assert steps_of() == [10]
 
 
-OFTEN = ("--steps", 12, "--save-every", 3, "--log-every", 1)
+OFTEN = ("--steps", 6, "--save-every", 2, "--log-every", 1)
 
 
 @pytest.fixture(scope="module")
-def model_at_8(images, tmp_path_factory):
-    """A run of 12 steps that stopped after 8, and the same in one go."""
+def model_at_5(images, tmp_path_factory):
+    """A run of 6 steps that stopped after 5, and the same in one go."""
     folder = tmp_path_factory.mktemp("often")
     line = ["train", images, "--config", QUICK, *OFTEN, "-q"]
     assert in_process([*line, "-o", folder / WHOLE]) == 0
-    assert in_process([*line, "--stop-at", 8, "-o", folder / MODEL]) == 0
+    assert in_process([*line, "--stop-at", 5, "-o", folder / MODEL]) == 0
     return folder
 
 
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "optimizer.safetensors", "history.safetensors", "manifest.json"]
 )
-def test_a_damaged_checkpoint_falls_back_and_says_so(quickly, tmp_path, model_at_8, name):
-    shutil.copytree(model_at_8, tmp_path, dirs_exist_ok=True)
-    assert checkpoints() == ["step-00000006", "step-00000008"]
-    damage(8, name) if name != "manifest.json" else (
-        RUN / "checkpoints/step-00000008/manifest.json"
+def test_a_damaged_checkpoint_falls_back_and_says_so(quick, tmp_path, model_at_5, name):
+    shutil.copytree(model_at_5, tmp_path, dirs_exist_ok=True)
+    assert checkpoints() == ["step-00000004", "step-00000005"]
+    damage(5, name) if name != "manifest.json" else (
+        RUN / "checkpoints/step-00000005/manifest.json"
     ).write_text("{")
-    ran = quickly(*OFTEN, "--resume")
+    ran = quick(*OFTEN, "--resume")
     assert ran.code == 0
-    assert "step-00000008 is damaged" in ran.err
-    assert "resuming from step 6" in ran.err
+    assert "step-00000005 is damaged" in ran.err
+    assert "resuming from step 4" in ran.err
     assert MODEL.read_bytes() == WHOLE.read_bytes()
-    assert steps_of() == list(range(1, 13))
+    assert steps_of() == list(range(1, 7))
 
 
-def test_checkpoints_after_a_fall_back_are_kept(quickly):
-    quickly("--steps", 12, "--save-every", 4)
-    damage(8)
-    damage(12)
+def test_checkpoints_after_a_fall_back_are_kept(quick):
+    quick("--steps", 6, "--save-every", 2)
+    damage(4)
+    damage(6)
     MODEL.unlink()
-    ran = quickly("--steps", 12, "--resume", "--stop-at", 3, "--save-every", 2)
+    ran = quick("--steps", 6, "--resume", "--stop-at", 3, "--save-every", 2)
     assert "starting at step 0" in ran.err
     assert checkpoints() == ["step-00000002", "step-00000003"]
     assert RunDirectory(MODEL).load()[0].step == 3
@@ -276,43 +283,43 @@ def test_an_unknown_key_is_refused_on_resume_too(diffuse, stopped):
     assert "Did you mean 'steps'?" in diffuse("train", "--resume", "--config", "odd.toml").err
 
 
-def test_more_steps_extend_the_run_and_say_so(quickly):
-    quickly("--steps", 4)
-    ran = quickly("--steps", 6, "--resume", "--json")
+def test_more_steps_extend_the_run_and_say_so(quick):
+    quick("--steps", 4)
+    ran = quick("--steps", 6, "--resume", "--json")
     assert ran.code == 0
     assert "4 steps become 6" in ran.err
     assert ran.json["step"] == 6
     assert tomllib.loads((RUN / "config.toml").read_text())["steps"] == 6
 
 
-def test_fewer_steps_than_are_done_are_refused(quickly):
-    quickly("--steps", 4)
+def test_fewer_steps_than_are_done_are_refused(quick):
+    quick("--steps", 4)
     before = (RUN / "config.toml").read_text()
-    ran = quickly("--steps", 3, "--resume", "-q")
+    ran = quick("--steps", 3, "--resume", "-q")
     assert ran.code == 2
     assert "step 4 is done" in ran.line
     assert (RUN / "config.toml").read_text() == before
 
 
-def test_a_finished_run_is_left_alone(quickly, monkeypatch):
-    quickly("--steps", 4)
+def test_a_finished_run_is_left_alone(quick, monkeypatch):
+    quick("--steps", 4)
     kept = [MODEL, *RUN.rglob("*.safetensors"), RUN / "metrics.jsonl"]
     before = [(p.read_bytes(), p.stat().st_mtime_ns) for p in kept[:-1]]
     lines = kept[-1].read_text()
     monkeypatch.setattr(Trainer, "step", refuse)
-    ran = quickly("--steps", 4, "--resume")
+    ran = quick("--steps", 4, "--resume")
     assert ran.code == 0
     assert ran.out == "model.safetensors\n"
     assert [(p.read_bytes(), p.stat().st_mtime_ns) for p in kept[:-1]] == before
     assert kept[-1].read_text() == lines
 
 
-def test_a_finished_run_writes_a_missing_model_again(quickly, monkeypatch):
-    quickly("--steps", 4)
+def test_a_finished_run_writes_a_missing_model_again(quick, monkeypatch):
+    quick("--steps", 4)
     before = MODEL.read_bytes()
     MODEL.unlink()
     monkeypatch.setattr(Trainer, "step", refuse)
-    assert quickly("--resume").code == 0
+    assert quick("--resume").code == 0
     assert MODEL.read_bytes() == before
 
 
@@ -324,8 +331,8 @@ def test_a_model_without_a_run_directory_cannot_be_resumed(train, model):
 
 
 @pytest.mark.parametrize("lost", ["removed", "damaged"])
-def test_a_model_that_no_checkpoint_leads_to_is_not_replaced(quickly, lost):
-    quickly("--steps", 4, "--save-every", 2, "--eval-every", 2, "--eval-images", 4)
+def test_a_model_that_no_checkpoint_leads_to_is_not_replaced(quick, lost):
+    quick("--steps", 4, "--save-every", 2, "--eval-every", 2, "--eval-images", 4)
     if lost == "removed":
         shutil.rmtree(RUN / "checkpoints")
     else:
@@ -334,13 +341,13 @@ def test_a_model_that_no_checkpoint_leads_to_is_not_replaced(quickly, lost):
     kept = [MODEL, Path("model.best.safetensors"), RUN / "config.toml", RUN / "metrics.jsonl"]
     before = [path.read_bytes() for path in kept]
     for flag in ("--resume", "--auto-resume"):
-        ran = quickly("--steps", 4, flag)
+        ran = quick("--steps", 4, flag)
         assert ran.code == 5
         assert "model.safetensors exists, but model.run has no complete checkpoint" in ran.err
         assert "--init model.safetensors" in ran.err
         assert [path.read_bytes() for path in kept] == before
     MODEL.unlink()
-    ran = quickly("--resume")
+    ran = quick("--resume")
     assert ran.code == 0
     assert "starting at step 0" in ran.err
     assert MODEL.read_bytes() == before[0]
@@ -358,21 +365,21 @@ def test_no_run_to_resume_is_refused_with_those_that_are_there(train, stopped):
     assert sorted(Path().iterdir()) == before
 
 
-def test_auto_resume_begins_where_there_is_nothing_and_goes_on_where_there_is(quickly):
+def test_auto_resume_begins_where_there_is_nothing_and_goes_on_where_there_is(quick, model_at_5):
     """The loop of a job that is queued again until it is done: the same line each time."""
-    line = ("--steps", 7, "--auto-resume")
-    ran = quickly(*line, "--stop-at", 3)
+    line = ("--steps", 6, "--auto-resume")
+    ran = quick(*line, "--stop-at", 3)
     assert ran.code == 0
     assert "starting at step 0" in ran.err
-    ran = quickly(*line)
+    ran = quick(*line)
     assert ran.code == 0
     assert "resuming from step 3" in ran.err
-    quickly("--steps", 7, "-o", WHOLE)
-    assert MODEL.read_bytes() == WHOLE.read_bytes()
-    assert quickly(*line).code == 0
-    assert quickly(*line, "--seed", 7).code == 2
-    assert quickly(*line, "--overwrite", "-q").code == 2
-    assert MODEL.read_bytes() == WHOLE.read_bytes()
+    whole = (model_at_5 / WHOLE).read_bytes()
+    assert MODEL.read_bytes() == whole
+    assert quick(*line).code == 0
+    assert quick(*line, "--seed", 7).code == 2
+    assert quick(*line, "--overwrite", "-q").code == 2
+    assert MODEL.read_bytes() == whole
 
 
 def test_auto_resume_does_not_begin_in_the_place_of_a_model(train, model):
@@ -390,9 +397,9 @@ def test_a_stop_beyond_the_last_step_is_refused(train, stopped):
     assert train("--resume", "--stop-at", 4).code == 0
 
 
-def test_a_stop_beyond_the_steps_that_minutes_hold_is_said(quickly, monkeypatch):
+def test_a_stop_beyond_the_steps_that_minutes_hold_is_said(quick, monkeypatch):
     monkeypatch.setattr("diffuse_cli.training.stopwatch.Stopwatch.seconds", giving(100.0))
-    ran = quickly("--minutes", 10, "--stop-at", 11)
+    ran = quick("--minutes", 10, "--stop-at", 11)
     assert ran.code == 0
     assert "--stop-at 11 is beyond the 10 steps" in ran.err
 
@@ -406,33 +413,32 @@ def test_other_images_are_a_warning_and_with_strict_an_error(diffuse, stopped, t
     assert "warning: the images in" in ran.err
 
 
-def test_a_run_from_init_resumes_without_that_model(diffuse, images, model):
-    shutil.copy(model, "old.safetensors")
-    line = ("train", images, "--init", "old.safetensors", "--steps", 6)
+def test_a_run_from_init_resumes_without_that_model(diffuse, images, model_at_5):
+    shutil.copy(model_at_5 / WHOLE, "old.safetensors")
+    line = ("train", images, "--init", "old.safetensors", "--steps", 4)
     diffuse(*line, "-o", WHOLE)
-    diffuse(*line, "--stop-at", 3)
+    diffuse(*line, "--stop-at", 2)
     Path("old.safetensors").unlink()
     ran = diffuse("train", "--resume")
     assert ran.code == 0, ran.err
     assert MODEL.read_bytes() == WHOLE.read_bytes()
 
 
-def test_another_version_is_said_and_kept_in_the_run(quickly, monkeypatch):
-    quickly("--steps", 12, "-o", WHOLE)
+def test_another_version_is_said_and_kept_in_the_run(quick, model_at_5, monkeypatch):
     here = modelfile.versions()
     older = {"diffuse": here["diffuse"], "torch": "2.5.0"}
     with monkeypatch.context() as patch:
         patch.setattr(modelfile, "versions", lambda: older)
-        assert quickly("--steps", 12, "--stop-at", 3).code == 0
-    ran = quickly("--resume", "--stop-at", 6)
+        assert quick("--steps", 6, "--stop-at", 2).code == 0
+    ran = quick("--resume", "--stop-at", 4)
     assert (
         f"warning: the checkpoint was written by torch 2.5.0, and this is torch {here['torch']}: "
         "results may differ" in ran.err
     )
-    assert "written by" not in quickly("--resume").err
+    assert "written by" not in quick("--resume").err
     kept = RunDirectory(MODEL).load()[0].state["versions"]
-    assert kept == [{**older, "step": 0}, {**here, "step": 3}]
-    assert MODEL.read_bytes() == WHOLE.read_bytes()
+    assert kept == [{**older, "step": 0}, {**here, "step": 2}]
+    assert MODEL.read_bytes() == (model_at_5 / WHOLE).read_bytes()
 
 
 def test_a_checkpoint_of_an_unknown_version_is_gone_on_with(train, stopped):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tomllib
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,11 +20,16 @@ from diffuse_cli.training import trainer as module
 from diffuse_cli.training.configuring import complete, configure
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.trainer import Trainer
+from training.conftest import QUICK
 
 META = torch.device("meta")
 
 PLAIN = sorted(set(LOSSES) - TAUGHT)
 """Losses of a training from the start."""
+
+VIT = tomllib.loads(QUICK.read_text())["vit"]
+"""On the meta device a step takes as long as it has operations. Those of the U-Net are asked in
+tests/core/test_meta.py."""
 
 
 class Bare:
@@ -91,9 +97,10 @@ def trainer_of(**options: Any) -> Trainer:
         digests=np.zeros((32, 16), np.uint8),
         summary=Summary("none", 32, 32, 3),
     )
-    typed = {"data": "", "preset": "tiny", "batch_size": 8, "precision": "fp32", **options}
+    typed = {"data": "", "network": "vit", "batch_size": 8, "precision": "fp32"}
+    typed |= {"target": "v", "schedule": "cosine", "optimizer": "adamw", **options}
     conditions = Conditions(classes=images.class_names)
-    config, blueprint = complete(configure(typed), images.space, conditions)
+    config, blueprint = complete(configure(typed, {"vit": VIT}), images.space, conditions)
     return Trainer(Plan(config, blueprint, images, np.arange(32), np.arange(0), None), Bare())
 
 

@@ -13,7 +13,7 @@ from seams import giving
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.events import Progress
-from diffuse_cli.training import stopwatch, timing
+from diffuse_cli.training import estimating, stopwatch, timing
 from diffuse_cli.training.configuring import complete, configure
 from diffuse_cli.training.monitor import preview_spacing
 from diffuse_cli.training.stopwatch import Stopwatch
@@ -215,7 +215,7 @@ def test_a_preview_is_counted_by_the_time_of_its_passes(machine, monkeypatch):
     assert budget.costs["preview"] == pytest.approx((0.32 / 0.06,))
 
 
-def test_a_pass_is_timed_as_a_preview_takes_it(train):
+def test_a_pass_is_timed_as_a_preview_takes_it(quick):
     """On a real network: 16 images in a step of sampling, and none where no time is left."""
     found = []
     real = Stopwatch.a_pass
@@ -229,7 +229,8 @@ def test_a_pass_is_timed_as_a_preview_takes_it(train):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Stopwatch, "a_pass", a_pass)
-        assert train("--minutes", 0.1, "--stop-at", 1, "-q").code == 0
+        patch.setattr(timing, "BRIEFLY", 0.0)
+        assert quick("--minutes", 0.01, "--stop-at", 1, "-q").code == 0
     assert 1e-6 < found[0] < 0.1
     assert found[1] is None
 
@@ -322,24 +323,24 @@ def test_a_slow_run_says_early_how_long_it_will_take(monkeypatch):
     assert list(said(60.0, 5000, compile=True)) == [2]
 
 
-def test_train_and_dry_run_warn_and_go_on(train, monkeypatch):
-    monkeypatch.setattr(timing, "SECONDS", 0.0)
+def test_train_and_dry_run_warn_and_go_on(quick, monkeypatch):
+    monkeypatch.setattr(estimating, "seconds_a_step", giving(0.01))
     warning = "warning: 4 steps will draw nothing: try --steps 300\n"
-    ran = train("--steps", 4)
+    ran = quick("--steps", 4)
     assert ran.code == 0
     assert warning in ran.err
-    ran = train("--steps", 4, "--dry-run")
+    ran = quick("--steps", 4, "--dry-run")
     assert ran.code == 0
     assert warning in ran.err
-    assert "will draw" not in train("--steps", 5, "--resume").err
-    assert "will draw" not in train("--steps", 4, "--init", "model.safetensors", "--dry-run").err
+    assert "will draw" not in quick("--steps", 5, "--resume").err
+    assert "will draw" not in quick("--steps", 4, "--init", "model.safetensors", "--dry-run").err
 
 
-def test_a_slow_run_says_so_while_it_trains(train, monkeypatch):
+def test_a_slow_run_says_so_while_it_trains(quick, monkeypatch):
     monkeypatch.setattr(timing, "SLOW", -1)
     monkeypatch.setattr(timing, "MINUTE", 0)
     monkeypatch.setattr(timing, "DAY", 0)
-    ran = train("--steps", 4)
+    ran = quick("--steps", 4)
     assert ran.code == 0
     assert ran.err.count("s a step: 0.0 minutes to go\n") == 1
     assert ran.err.count("warning: 3 steps of 0.") == 1

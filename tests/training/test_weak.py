@@ -13,21 +13,15 @@ from diffuse_cli import modelfile
 from diffuse_cli.training import monitor
 from diffuse_cli.training.ema import weak_step
 from diffuse_cli.training.rundir import RunDirectory
+from training.conftest import QUICK
 
 MODEL, OTHER = Path("model.safetensors"), Path("other.safetensors")
-QUICK = Path(__file__).with_name("quick.toml")
-RUN = ("--steps", 24)
-
-
-@pytest.fixture
-def train(diffuse, images):
-    """Train the quickest network: nothing here depends on which."""
-    return lambda *arguments: diffuse("train", images, "--config", QUICK, *arguments)
+RUN = ("--steps", 17)
 
 
 @pytest.fixture(scope="module")
 def weak(images, tmp_path_factory):
-    """A model of 24 steps with its average after 3. Do not write here."""
+    """A model of 17 steps with its average after 3. Do not write here."""
     out = tmp_path_factory.mktemp("weak") / MODEL
     line = ["train", images, "--config", QUICK, *RUN, "--keep-weak", "-o", out, "-q"]
     assert in_process(line) == 0
@@ -43,12 +37,12 @@ def test_it_is_taken_after_an_eighth_of_the_steps(steps, taken):
     assert weak_step(steps) == taken
 
 
-def test_it_is_the_average_of_a_run_that_stopped_there_and_changes_nothing_else(train, weak):
+def test_it_is_the_average_of_a_run_that_stopped_there_and_changes_nothing_else(quick, weak):
     found = modelfile.load(weak)
     assert found.weak_step == 3
-    train(*RUN, "--stop-at", 3)
+    quick(*RUN, "--stop-at", 3)
     assert same(found.weak, modelfile.load(MODEL).ema)
-    train(*RUN, "--resume")
+    quick(*RUN, "--resume")
     plain = modelfile.load(MODEL)
     assert same(found.ema, plain.ema)
     assert same(found.raw, plain.raw)
@@ -56,19 +50,19 @@ def test_it_is_the_average_of_a_run_that_stopped_there_and_changes_nothing_else(
 
 
 @pytest.mark.parametrize("stop", [2, 3, 10])
-def test_stopped_and_resumed_equals_one_go(train, weak, stop):
-    ran = train(*RUN, "--keep-weak", "--stop-at", stop)
+def test_stopped_and_resumed_equals_one_go(quick, weak, stop):
+    ran = quick(*RUN, "--keep-weak", "--stop-at", stop)
     said = "no weak average yet: --keep-weak takes it after step 3\n"
     assert (said in ran.err) == (stop == 2)
     assert modelfile.load(MODEL).weak_step == (None if stop == 2 else 3)
-    ran = train("--resume")
+    ran = quick("--resume")
     assert ran.code == 0
     assert "no weak average" not in ran.err
     assert MODEL.read_bytes() == weak.read_bytes()
 
 
-def test_checkpoints_carry_it_and_are_models_with_it(train, weak):
-    train(*RUN, "--keep-weak", "--save-every", 2, "--stop-at", 4)
+def test_checkpoints_carry_it_and_are_models_with_it(quick, weak):
+    quick(*RUN, "--keep-weak", "--save-every", 2, "--stop-at", 4)
     saved = RunDirectory(MODEL).load()[0]
     assert saved.state["weak_step"] == 3
     averages = {step: modelfile.load(f"model.run/checkpoints/step-{step:08d}") for step in (2, 4)}
@@ -77,24 +71,24 @@ def test_checkpoints_carry_it_and_are_models_with_it(train, weak):
     assert tomllib.loads(Path("model.run/config.toml").read_text())["keep_weak"] is True
 
 
-def test_a_longer_run_keeps_what_it_has(train):
-    train(*RUN, "--keep-weak")
+def test_a_longer_run_keeps_what_it_has(quick):
+    quick(*RUN, "--keep-weak")
     before = modelfile.load(MODEL).weak
-    ran = train("--steps", 40, "--resume")
+    ran = quick("--steps", 24, "--resume")
     assert ran.code == 0
     found = modelfile.load(MODEL)
-    assert (found.step, found.weak_step) == (40, 3)
+    assert (found.step, found.weak_step) == (24, 3)
     assert same(found.weak, before)
 
 
-def test_a_run_cannot_turn_it_on_afterwards(train):
-    train(*RUN, "--stop-at", 1)
-    ran = train("--resume", "--keep-weak", "-q")
+def test_a_run_cannot_turn_it_on_afterwards(quick):
+    quick(*RUN, "--stop-at", 1)
+    ran = quick("--resume", "--keep-weak", "-q")
     assert ran.code == 2
     assert "--keep-weak" in ran.line
 
 
-def test_the_best_model_has_it_from_its_step_on(train, monkeypatch):
+def test_the_best_model_has_it_from_its_step_on(quick, monkeypatch):
     kids = {2: 0.9, 4: 0.5, 6: 0.7}
 
     def measure(self):
@@ -104,13 +98,13 @@ def test_the_best_model_has_it_from_its_step_on(train, monkeypatch):
     monkeypatch.setattr(monitor.Monitor, "_measure", measure)
     best = Path("model.best.safetensors")
     line = (*RUN, "--keep-weak", "--eval-every", 2, "--eval-images", 6)
-    train(*line, "--stop-at", 2)
+    quick(*line, "--stop-at", 2)
     assert modelfile.load(best).weak is None
-    train(*line, "--resume", "--stop-at", 6)
+    quick(*line, "--resume", "--stop-at", 6)
     found, own = modelfile.load(best), modelfile.load(MODEL)
     assert (found.step, found.weak_step) == (4, 3)
     assert same(found.weak, own.weak)
     bytes_of = best.read_bytes()
     best.unlink()
-    train(*line, "--resume", "--stop-at", 6)
+    quick(*line, "--resume", "--stop-at", 6)
     assert best.read_bytes() == bytes_of
