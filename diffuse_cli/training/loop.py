@@ -200,7 +200,7 @@ class _Run:
         """Step to the end, and return what that is."""
         config, done, end = self.plan.config, start, self._end(trainer)
         if monitor.due(done, end):
-            yield from self._measure(monitor, done, end)
+            yield from self._measure(trainer, monitor, done, end)
             if self.main and done >= end:
                 self.run.save(checkpoint_of(trainer, done, monitor, self.deadline.budget))
             if error := agreed(self.accelerator, self.stop)[0]:
@@ -211,10 +211,8 @@ class _Run:
         while done < end:
             try:
                 outcome = yield from self._step(trainer, done, start)
-            except DataError as gone:  # nothing is left to train on
-                if self.main:
-                    self.run.save(checkpoint_of(trainer, done, monitor, self.deadline.budget))
-                raise self._ended(gone, done, "checkpoint saved") from gone
+            except DataError as gone:
+                raise self._gone(gone, trainer, monitor, done) from gone
             if trainer.bad >= PATIENCE:
                 raise diverged(trainer, done, self.run.newest_step(), debug=self.debug)
             done += 1
@@ -236,7 +234,7 @@ class _Run:
                 yield from self._replan(trainer, done, steps)
                 end = self._end(trainer)
             if error is None and monitor.due(done, end):
-                yield from self._measure(monitor, done, end)
+                yield from self._measure(trainer, monitor, done, end)
                 meter.pause()
                 error = agreed(self.accelerator, self.stop)[0]
             if self.main and (error or pace.due(done, monitor.previewed == done) or done == end):
@@ -253,12 +251,15 @@ class _Run:
         steps = trainer.course.steps
         return min(steps, trainer.config.stop_at or steps)
 
-    def _measure(self, monitor: Monitor, done: int, end: int) -> Work[None]:
+    def _measure(self, trainer: Trainer, monitor: Monitor, done: int, end: int) -> Work[None]:
         """Measure what is due."""
         if self.main:
             for chore, work in monitor.work(done, end):
                 self.deadline.spend()
-                yield from work
+                try:
+                    yield from work
+                except DataError as gone:
+                    raise self._gone(gone, trainer, monitor, done) from gone
                 cut_off = self.stop() is not None
                 self.deadline.spend(None if cut_off else chore)
 
@@ -295,6 +296,14 @@ class _Run:
         if self.main:
             write_config(self.run, trainer.config, self.deadline.budget)
         yield Notice(f"step {done:,}: {before:,} steps become {steps:,}, to end in time")
+
+    def _gone(
+        self, error: DataError, trainer: Trainer, monitor: Monitor, step: int
+    ) -> DiffuseError:
+        """Save where nothing is left to read; what to say."""
+        if self.main:
+            self.run.save(checkpoint_of(trainer, step, monitor, self.deadline.budget))
+        return self._ended(error, step, "checkpoint saved")
 
     def _ended(self, error: DiffuseError, step: int, kept: str) -> DiffuseError:
         again = runs.resume_line(self.plan.config.data, self.plan.config.out)

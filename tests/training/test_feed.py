@@ -184,7 +184,7 @@ def test_without_any_the_run_ends_with_a_checkpoint(run, folder, monkeypatch):
 
     monkeypatch.setattr(Trainer, "step", step)
     monkeypatch.setattr(feed, "STEPS_AHEAD", 1)
-    ran = run("--cache", 0, "--preview-every", 100)
+    ran = run("--cache", 0)
     assert ran.code == 3, ran.err
     assert "own no longer holds its images" in ran.err
     assert "checkpoint saved" in ran.err
