@@ -19,7 +19,7 @@ STEPS = ("--steps", 3, "--precision", "fp32", "-q")
 
 
 def trained(recipe, images, out, *options):
-    line = ["train", images, "--config", recipe, "--steps", 25, "-o", out, "-q", *options]
+    line = ["train", images, "--config", recipe, "--steps", 8, "-o", out, "-q", *options]
     assert in_process([*line, "--optimizer", "adamw"]) == 0
     return out
 
