@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,33 @@ def killed_while(work: Callable[[], Any], operation: Any) -> bool:
     code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     assert code in (0, 137)
     return code == 137
+
+
+class Copies:
+    """A seam that keeps what a kill leaves, which changes nothing on the disk: copies of `folder`
+    before and after each operation, the moments of `ends_at`."""
+
+    def __init__(self, folder: Path, into: Path) -> None:
+        self.folder, self.into, self.count = folder, into, 0
+
+    @contextlib.contextmanager
+    def operation(self, name: str, path: Path) -> Iterator[None]:
+        self.keep()
+        yield
+        self.keep()
+
+    def keep(self) -> Path:
+        """Make a copy."""
+        copy = self.into / f"{self.count:05d}"
+        shutil.copytree(self.folder, copy, copy_function=shutil.copyfile)
+        self.count += 1
+        return copy
+
+
+def killed_at_each(work: Callable[[], Any], copies: Copies) -> list[Path]:
+    """Do `work` once, in a process of its own; what a kill at each moment leaves, and its end."""
+    assert not killed_while(lambda: [work(), copies.keep()], copies.operation)
+    return sorted(copies.into.iterdir())
 
 
 def giving(value: Any) -> Callable[..., Work[Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
 import importlib.util
 import json
@@ -12,6 +13,7 @@ import shutil
 import subprocess
 import tomllib
 import traceback
+import zipfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -25,6 +27,7 @@ from diffuse_cli.commands import COMMANDS
 from diffuse_cli.core import NETWORKS, Conditions
 from diffuse_cli.media import MEDIA
 from diffuse_cli.media._headers import FORMATS
+from diffuse_cli.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
 THEORY = ROOT / "docs" / "theory.md"
@@ -78,13 +81,18 @@ def test_tables_of_numbers_are_what_metrics_say():
 # -- the theory -----------------------------------------------------------------------------------
 
 
+@cache
+def defined(path: Path) -> set[str]:
+    """The functions and classes of a module."""
+    return {n.name for n in ast.parse(path.read_text()).body if hasattr(n, "name")}
+
+
 def find(name: str, path: Path) -> Any:
     """What `module.name` of a file is; of a test, that it is defined there."""
     stem, *parts = name.split(".")
     assert stem == path.stem, f"{name} is not in {path.name}"
     if path.is_relative_to(ROOT / "tests"):
-        defined = {n.name for n in ast.parse(path.read_text()).body if hasattr(n, "name")}
-        assert parts[0] in defined, f"{path.name} has no {parts[0]}"
+        assert parts[0] in defined(path), f"{path.name} has no {parts[0]}"
         return None
     module = path.relative_to(ROOT).with_suffix("")
     found: Any = importlib.import_module(".".join(module.parts))
@@ -173,16 +181,34 @@ def test_the_python_of_the_readme_runs():
 # -- from Python -----------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of examples with 200 images of the 2,000."""
+    folder = tmp_path_factory.mktemp("root") / "examples"
+    folder.mkdir()
+    with (
+        zipfile.ZipFile(ROOT / "examples" / "fashion-mnist.zip") as all_,
+        zipfile.ZipFile(folder / "fashion-mnist.zip", "w") as some,
+    ):
+        for name in sorted(name for name in all_.namelist() if name.endswith(".png"))[::10]:
+            some.writestr(name, all_.read(name))
+    return folder
+
+
 @pytest.fixture
-def beside_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder with the examples in it, where trainings draw quick previews."""
+def beside_examples(tmp_path: Path, few: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder with the examples in it, where trainings draw quick previews and the preset
+    tiny is tinier."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("diffuse_cli.training.previews.SAMPLING_STEPS", 2)
     monkeypatch.setattr(f"{JUDGE}.SIZE", 32)
     monkeypatch.setattr(f"{JUDGE}.build", builder())
     monkeypatch.setattr("diffuse_cli.runtime.bfloat16_speed", lambda *width, backward: 1.0)
     monkeypatch.setattr(NETWORKS, "own", dict(NETWORKS.own))
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    settings = {"width": 8, "multipliers": (1,), "blocks": 1, "attention": ()}
+    small = dataclasses.replace(PRESETS["tiny"], settings=settings)
+    monkeypatch.setitem(PRESETS.own, "tiny", small)
+    (tmp_path / "examples").symlink_to(few)
     return tmp_path
 
 

@@ -322,36 +322,22 @@ def test_tests_lie_where_their_room_lies():
 
 
 ASK = """
-import json, os, sys, tempfile, traceback
+import contextlib, io, json, sys
 from diffuse_cli.app import main
 heavy, lines = json.load(sys.stdin)
 for line in lines:
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                os.dup2(out.fileno(), 1)
-                os.dup2(err.fileno(), 2)
-                code = main(line)
-                sys.stdout.flush()
-                loaded = set(sys.modules) & set(heavy)
-                assert not loaded, loaded
-            except BaseException:
-                traceback.print_exc()
-                code = 1
-            finally:
-                os._exit(code)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        said = [file.seek(0) or file.read().decode() for file in (out, err)]
-        print(json.dumps([code, *said]), flush=True)
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(line)
+    loaded = sorted(set(sys.modules) & set(heavy))
+    print(json.dumps([code, out.getvalue(), err.getvalue(), loaded]), flush=True)
 """
-"""Gives each line to a process forked from one that has only imported the app."""
+"""Gives one line after the other to a process that has only imported the app."""
 
 
 @pytest.fixture(scope="module")
-def answers() -> dict[str, tuple[int, str, str]]:
-    """The exit code and the streams of each of the cases."""
+def answers() -> dict[str, tuple[int, str, str, list[str]]]:
+    """The exit code and the streams of each of the cases, and what is loaded after it."""
     asked = json.dumps([HEAVY, [arguments for arguments, *_ in ANSWERS.values()]])
     done = python("-c", ASK, said=asked)
     assert done.returncode == 0, done.stderr
@@ -361,8 +347,9 @@ def answers() -> dict[str, tuple[int, str, str]]:
 @pytest.mark.parametrize("case", list(ANSWERS))
 def test_help_and_usage_errors_answer_without_torch(answers, case: str):
     _, code, text = ANSWERS[case]
-    found, out, err = answers[case]
+    found, out, err, loaded = answers[case]
     assert found == code, err
+    assert loaded == []
     assert text in (out if code == 0 else err)
     if code:
         assert out == ""

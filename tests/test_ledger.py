@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import free_port
-from seams import ends_at, killed_while
+from seams import Copies, ends_at, killed_at_each, killed_while
 
 from diffuse_cli import files, ledger, locks
 from diffuse_cli.errors import OutputError, Terminated
@@ -79,18 +78,17 @@ def test_a_sampling_that_is_killed_at_any_operation_goes_on(tmp_path):
     """Twice, as a repeated one may be killed too."""
     assert draw(tmp_path / "whole") == 5
     expected, drawn = tree(tmp_path / "whole"), set[int | None]()
-    for moment in range(10_000):
-        folder = tmp_path / "stopped"
-        shutil.rmtree(folder, ignore_errors=True)
-        killed = killed_while(lambda folder=folder: draw(folder), ends_at(moment))
-        if killed and moment % 3 == 0:
+    (tmp_path / "live").mkdir()
+    copies = Copies(tmp_path / "live", tmp_path / "killed")
+    made = killed_at_each(lambda: draw(tmp_path / "live" / "samples"), copies)
+    assert len(made) > 80
+    for moment, copy in enumerate(made):
+        folder = copy / "samples"
+        if moment % 3 == 0:
             killed_while(lambda folder=folder: draw(folder), ends_at(moment // 2))
         drawn.add(draw(folder))
         assert tree(folder) == expected, moment
         assert not [p for p in folder.iterdir() if p.name.startswith(".")], moment
-        if not killed:
-            break
-    assert moment > 80
     assert drawn >= {5, 3, 1, 0, None}
 
 

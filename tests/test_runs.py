@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from conftest import in_process
 
 from diffuse_cli import files, modelfile, runs, sampling, tensorfile
 from diffuse_cli.errors import ModelFileError
@@ -19,16 +20,26 @@ def checkpoint(step: int, run: Path = RUN) -> Path:
     return run / f"checkpoints/step-{step:08d}"
 
 
-@pytest.fixture
-def stopped(train):
+@pytest.fixture(scope="module")
+def made(images, recipe, tmp_path_factory):
     """A run of 8 steps, stopped after 6, with checkpoints at 4 and 6 and no model file; that of
     each step lies at 4.safetensors and 6.safetensors."""
-    options = ("--steps", 8, "--save-every", 2, "-q")
+    folder = tmp_path_factory.mktemp("stopped")
+    options = ("--steps", 8, "--save-every", 2, "-q", "-o", folder / MODEL)
     for step in (4, 6):
         more = ("--resume",) if step == 6 else ()
-        assert train(*options, "--stop-at", step, *more).code == 0
-        shutil.copy(MODEL, f"{step}.safetensors")
-    MODEL.unlink()
+        line = ["train", images, "--config", recipe, *options, "--stop-at", step, *more]
+        assert in_process(line) == 0
+        shutil.copy(folder / MODEL, folder / f"{step}.safetensors")
+    (folder / MODEL).unlink()
+    return folder
+
+
+@pytest.fixture
+def stopped(made, tmp_path, monkeypatch):
+    """A copy of it here."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
     return RUN
 
 
@@ -199,7 +210,7 @@ def test_init_starts_from_a_run(stopped, train):
 
 
 def test_ema_finds_the_snapshots_of_a_run(train, diffuse, images):
-    assert train("--steps", 12, "--ema-lengths", 6, "-q").code == 0
+    assert train("--steps", 4, "--ema-lengths", 4, "-q").code == 0
     more = ("-n", 6, "--metric", "held-out", "--json")
     one, other = (diffuse("ema", path, images, *more) for path in (RUN, MODEL))
     assert one.code == 0, one.err

@@ -222,49 +222,61 @@ def test_the_device_is_no_part_of_the_model_and_may_change_on_resume(train):
 
 NAMES = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS"
 
-SEEN = f"""
-import importlib.abc, os, sys
+WATCH = f"""
+import importlib.abc, json, os, sys
 class Watch(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
         if name == "torch":
-            print([os.environ.get(n) for n in {NAMES}], file=sys.stderr, flush=True)
+            print([os.environ.get(n) for n in {NAMES}], flush=True)
             os._exit(0)
 sys.meta_path.insert(0, Watch())
-from diffuse_cli.app import run
-run()
 """
+"""Says what the environment is when torch is first looked for."""
+
+ASK = """
+from diffuse_cli.app import run
+for own in json.load(sys.stdin):
+    if os.fork() == 0:
+        os.environ |= own
+        run()
+    os.wait()
+"""
+"""Runs the command line of this process in each of the environments."""
+
+WAYS = {
+    "nothing": ({}, [str(runtime.SPINS), None, None]),
+    "threads": ({"OMP_NUM_THREADS": "2"}, [str(runtime.SPINS), None, "2"]),
+    "spins": ({"GOMP_SPINCOUNT": "7"}, ["7", None, None]),
+    "policy": ({"OMP_WAIT_POLICY": "active"}, [None, "active", None]),
+    "another library": ({"KMP_BLOCKTIME": "5"}, [None, None, None]),
+}
 
 
-@pytest.mark.parametrize(
-    ("own", "found"),
-    [
-        ({}, [str(runtime.SPINS), None, None]),
-        ({"OMP_NUM_THREADS": "2"}, [str(runtime.SPINS), None, "2"]),
-        ({"GOMP_SPINCOUNT": "7"}, ["7", None, None]),
-        ({"OMP_WAIT_POLICY": "active"}, [None, "active", None]),
-        ({"KMP_BLOCKTIME": "5"}, [None, None, None]),
-    ],
-)
-def test_threads_wait_briefly_from_before_torch_unless_the_user_says_how(own, found, tmp_path):
+def seen(code: str, said: str = "") -> list[str]:
+    """What is printed by a process in whose environment is nothing of how threads wait."""
+    env = {k: v for k, v in os.environ.items() if k not in runtime.WAITING and k not in NAMES}
+    env["PYTHONPATH"] = str(Path(runtime.__file__).parents[1])
+    line = [sys.executable, "-c", WATCH + code, "sample", "no-such-model"]
+    return subprocess.run(
+        line, env=env, input=said, capture_output=True, text=True
+    ).stdout.splitlines()
+
+
+@pytest.fixture(scope="module")
+def found_in() -> dict[str, str]:
+    lines = seen(ASK, json.dumps([own for own, _ in WAYS.values()]))
+    return dict(zip(WAYS, lines, strict=True))
+
+
+@pytest.mark.parametrize("own", WAYS)
+def test_threads_wait_briefly_from_before_torch_unless_the_user_says_how(found_in, own):
     """As the command line alone decides it, by when torch is first looked for."""
-    before = {k: v for k, v in os.environ.items() if k not in runtime.WAITING and k not in NAMES}
-    ran = subprocess.run(
-        [sys.executable, "-c", SEEN, "sample", "no-such-model"],
-        env={**before, "PYTHONPATH": str(Path(runtime.__file__).parents[1]), **own},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert ran.stderr.splitlines()[0] == str(found)
+    assert found_in[own] == str(WAYS[own][1])
 
 
 def test_a_library_leaves_the_environment_alone():
-    code = (
-        "import os, diffuse_cli.core, diffuse_cli.sampling; print('GOMP_SPINCOUNT' in os.environ)"
-    )
-    env = {k: v for k, v in os.environ.items() if k not in runtime.WAITING}
-    ran = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert ran.stdout == "False\n"
+    """Up to when torch is first looked for: afterwards it would be too late."""
+    assert seen("import diffuse_cli.app, diffuse_cli.sampling") == ["[None, None, None]"]
 
 
 def test_processes_wait_for_one_that_works_alone(monkeypatch):

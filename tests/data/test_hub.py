@@ -49,7 +49,7 @@ def info(process: Callable[..., Any], served: Hub, tmp_path: Path) -> Callable[.
 
 
 def test_the_training_split_is_downloaded_once_and_serves_without_a_network(
-    info: Callable[..., Any], served: Hub, parts: dict[str, bytes]
+    info: Callable[..., Any], served: Hub, parts: dict[str, bytes], recipe: Path
 ) -> None:
     served.sets["some/set"] = parts
     first = info("info", NAME, "--json", "-q")
@@ -66,7 +66,7 @@ def test_the_training_split_is_downloaded_once_and_serves_without_a_network(
     part = info("info", f"{NAME}@{COMMIT}/data/test-*.parquet", "-q", offline=True)
     assert (part.code, part.out) == (3, "")
     assert "not in the cache, and HF_HUB_OFFLINE is set" in part.line
-    line = ("train", NAME, "--preset", "tiny", "--steps", 1, "--batch-size", 2, "-q")
+    line = ("train", NAME, "--config", recipe, "--steps", 1, "--batch-size", 2, "-q")
     assert info(*line, offline=True).code == 0
     told = info("info", "model.safetensors", "--json").json
     assert told["data"]["origin"] == f"{NAME}@{COMMIT}"

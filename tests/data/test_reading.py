@@ -514,7 +514,7 @@ def lying(path: Path, method: int, size: int, claim: int) -> Path:
     ],
 )
 def test_a_member_unpacks_to_no_more_than_it_says(tmp_path: Path, method: int, reason: str) -> None:
-    path = lying(tmp_path / "x.zip", method, 2**26, claim=100)
+    path = lying(tmp_path / "x.zip", method, 2**25, claim=100)
     tracemalloc.start()
     images = read(path, workers=1)
     _, peak = tracemalloc.get_traced_memory()

@@ -73,8 +73,7 @@ SETS: dict[str, tuple[dict[str, bytes], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("name", list(SETS))
+@pytest.mark.parametrize(("name", "packed"), [(name, k % 2 == 1) for k, name in enumerate(SETS)])
 def test_processes_give_what_threads_give(
     tmp_path: Path, started: list[worker.Worker], name: str, packed: bool
 ) -> None:
@@ -82,8 +81,8 @@ def test_processes_give_what_threads_give(
     source = zipped(tmp_path / "x.zip", data) if packed else fill(tmp_path / "x", data)
     threads = read(source, workers=1, **options)
     assert not started
-    processes = read(source, workers=3, **options)
-    assert len(started) == 3
+    processes = read(source, workers=2, **options)
+    assert len(started) == 2
     assert ended(started)
     assert same(threads, processes)
 
@@ -122,9 +121,10 @@ def test_a_process_that_speaks_something_else_is_done_without(
     tmp_path: Path, started: list[worker.Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = fill(tmp_path / "in", corpus())
+    expected = read(folder, workers=1)
     for code in ("print('hello')", "import sys; sys.exit(3)", "print('[]')", "print('[1]')"):
         monkeypatch.setattr(worker, "_CODE", code)
-        assert same(read(folder, workers=2), read(folder, workers=1))
+        assert same(read(folder, workers=2), expected)
     assert ended(started)
 
 

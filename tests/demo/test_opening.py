@@ -36,10 +36,15 @@ def test_the_viewer_is_given_the_file_after_it_is_written(
     assert (folder / "seen").read_bytes() == moving.read_bytes()
 
 
-def test_without_a_display_it_is_said_and_all_is_well(
-    process: Callable[..., Any], folder: Path
-) -> None:
-    ran = process(*LINE, "--open", env=SILENT)
+@pytest.fixture
+def silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SILENT.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("silent")
+def test_without_a_display_it_is_said_and_all_is_well(diffuse: Callable[..., Any]) -> None:
+    ran = diffuse(*LINE, "--open")
     assert ran.code == 0, ran.err
     assert ran.out == "grey.noise-demo.png\n"
     assert "warning: --open: there is no display" in ran.err
@@ -59,8 +64,9 @@ def test_a_viewer_that_does_not_start_is_no_error(
     assert opening.opened(Path("grey.png")) == "--open: the system has no viewer for grey.png"
 
 
-def test_nothing_is_opened_unless_asked_for(process: Callable[..., Any]) -> None:
-    ran = process(*LINE, env=SILENT)
+@pytest.mark.usefixtures("silent")
+def test_nothing_is_opened_unless_asked_for(diffuse: Callable[..., Any]) -> None:
+    ran = diffuse(*LINE)
     assert ran.code == 0
     assert "--open" not in ran.err
 

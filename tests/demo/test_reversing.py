@@ -86,16 +86,22 @@ def test_the_nearest_image_of_data_is_found(diffuse, model, images, picture, jou
 
 
 @pytest.mark.usefixtures("short")
-def test_a_page_shows_rows_for_the_model_and_writes_the_animation(diffuse, model, picture, images):
-    line = ("noise-demo", picture, "--model", model, "--steps", 3)
-    plain = diffuse(*line, "-o", "a.png", "--gif", "--json")
+def test_a_page_shows_rows_for_the_model_and_writes_the_animation(
+    diffuse, model, given, picture, images
+):
+    """More of them for the nearest image, and for what is given."""
+    line = ("noise-demo", picture, "--steps", 2, "--model")
+    plain = diffuse(*line, model, "-o", "a.png", "--gif", "--json")
     assert plain.code == 0, plain.err
     assert plain.json["pictures"] == ["a.png", "a.gif"]
     assert plain.json["model"] == str(model)
-    assert diffuse(*line, "--data", images, "-o", "b.png").code == 0
-    assert Image.open("b.png").height > Image.open("a.png").height
-    with Image.open("a.gif") as moving:
-        assert moving.n_frames >= 8
+    assert diffuse(*line, model, "--data", images, "-o", "b.png").code == 0
+    assert diffuse(*line, given["UP"], "-o", "c.png", "--gif").code == 0
+    for more in ("b.png", "c.png"):
+        assert Image.open(more).height > Image.open("a.png").height
+    for name in ("a.gif", "c.gif"):
+        with Image.open(name) as moving:
+            assert moving.n_frames >= 8
 
 
 @pytest.mark.usefixtures("short")
@@ -112,13 +118,14 @@ def test_a_class_is_told(diffuse, conditional, picture, journey):
 def given(images: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Models that are given a small image, a masked one, and one beside it."""
     folder, made = tmp_path_factory.mktemp("given"), {}
-    line = ["train", images, "--config", recipe, "--steps", 25, "--optimizer", "adamw", "-q"]
+    line = ["train", images, "--config", recipe, "--steps", 4, "--optimizer", "adamw", "-q"]
     for name, what in (("UP", "low-res:2"), ("PAINT", "mask:random"), ("PAIRS", images)):
         made[name] = folder / f"{name}.safetensors"
         assert in_process([*line, "--given", what, "-o", made[name]]) == 0
     return made
 
 
+@pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("name", ["UP", "PAINT", "PAIRS"])
 def test_the_model_is_told_what_it_is_given(diffuse, given, picture, images, journey, name):
     """The reverse way ends at what `sample` draws of the same, which is shown too."""
@@ -156,14 +163,6 @@ def test_a_model_that_knows_no_image_without_a_class_asks_for_one(diffuse, train
     assert train(*line).code == 0
     ran = diffuse("noise-demo", picture, "--model", "m.safetensors", "-q")
     assert (ran.code, "--class is missing" in ran.line) == (2, True)
-
-
-@pytest.mark.usefixtures("short")
-def test_the_page_has_a_row_for_what_is_given(diffuse, given, model, picture):
-    for name, of, more in (("a.png", model, ()), ("b.png", given["UP"], ("--gif",))):
-        line = ("noise-demo", picture, "--model", of, "--steps", 3, "-o", name, *more)
-        assert diffuse(*line).code == 0
-    assert Image.open("b.png").height > Image.open("a.png").height
 
 
 @pytest.mark.parametrize(

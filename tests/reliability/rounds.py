@@ -3,7 +3,7 @@
     python tests/reliability/rounds.py operations [--every] [--part K/N]
     python tests/reliability/rounds.py signals --count 100 --seed 0
 
-`operations` ends a run before and after operations on the disk: at three, or with --every at
+`operations` ends a run before and after operations on the disk: at two, or with --every at
 each one (of the writes into one file, at the first and the last).
 `signals` sends SIGKILL at random moments of runs that save after every second step. Each killed
 run is resumed, and its model file, its best model and its averages of other lengths must have the
@@ -42,7 +42,7 @@ MADE = ("model*.safetensors", "model.run/ema/*")
 """What a run leaves for whoever uses it."""
 
 RUN = [
-    "--steps", "9", "--save-every", "3", "--preview-every", "5", "--log-every", "2", "--flip",
+    "--steps", "6", "--save-every", "2", "--preview-every", "4", "--log-every", "2", "--flip",
     "--accumulation", "2", "--classes", "--label-dropout", "0.3", "--variance", "learned",
     "--timestep-draw", "importance", "--num-timesteps", "3", "--eval-every", "2", "--eval-images",
     "4", "--ema-lengths", "4", "-q",
@@ -51,11 +51,11 @@ RUN = [
 timesteps, evaluations of which a model is the best, and averages of other lengths."""
 
 LONG = [
-    "--steps", "24", "--save-every", "2", "--preview-every", "10", "--log-every", "1", "--flip",
-    "--eval-every", "8", "--eval-images", "4", "--ema-lengths", "6", "-q",
+    "--steps", "16", "--save-every", "2", "--preview-every", "6", "--log-every", "1", "--flip",
+    "--eval-every", "6", "--eval-images", "4", "--ema-lengths", "4", "-q",
 ]  # fmt: skip
 
-FEW = 3
+FEW = 2
 """Operations at which a run is ended where not at every one."""
 
 
@@ -146,7 +146,7 @@ def operations(here: World, every: bool = False, part: tuple[int, int] = (0, 1))
     }
 
 
-def signals(here: World, count: int = 5, seed: int = 0) -> dict[str, Any]:
+def signals(here: World, count: int = 3, seed: int = 0) -> dict[str, Any]:
     """Rounds ended by SIGKILL, until there were `count` of them; a killed run may be killed again
     when it has been resumed."""
     draw = random.Random(seed)
@@ -182,7 +182,7 @@ def _main() -> int:
     parser.add_argument("kind", choices=("operations", "signals"))
     parser.add_argument("--every", action="store_true")
     parser.add_argument("--part", type=_part, default=(0, 1), metavar="K/N")
-    parser.add_argument("--count", type=int, default=5)
+    parser.add_argument("--count", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, Server(environment()) as server:

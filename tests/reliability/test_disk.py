@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import in_process
 
 from diffuse_cli import files
 from diffuse_cli.errors import OutputError
@@ -41,6 +42,14 @@ def fill_up(place: Path, spare: int) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def whole_of_3(images, recipe, tmp_path_factory) -> bytes:
+    """The model file of a run of 3 steps that nothing stopped."""
+    out = tmp_path_factory.mktemp("three") / MODEL
+    assert in_process(["train", images, "--config", recipe, "--steps", 3, "-o", out, "-q"]) == 0
+    return out.read_bytes()
+
+
 LIMIT = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
 
 
@@ -57,7 +66,7 @@ def test_a_disk_that_is_too_small_is_refused_before_any_step(
 
 
 def test_a_disk_that_fills_up_keeps_the_last_checkpoint(
-    train, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+    train, small_disk: Path, monkeypatch: pytest.MonkeyPatch, whole_of_3: bytes
 ):
     """The estimate is left out; the disk fills between the first save and the second."""
     monkeypatch.setattr(checkpoints, "SPARE", -(2**30))
@@ -67,20 +76,19 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint(
     filled: list[Path] = []
 
     def save_once(self: RunDirectory, checkpoint) -> Path:
-        if checkpoint.step == 4 and not filled:
+        if checkpoint.step == 2 and not filled:
             filled.append(fill_up(small_disk, 50_000))
         return save(self, checkpoint)
 
     monkeypatch.setattr(RunDirectory, "save", save_once)
-    ran = train("--steps", 6, "--save-every", 2, "-o", out, "-q")
+    ran = train("--steps", 3, "--save-every", 1, "-o", out, "-q")
     assert ran.code == 5
     assert "No space left on device" in ran.line
     assert left(small_disk) == []
-    assert run.load()[0].step == 2
+    assert run.load()[0].step == 1
     filled[0].unlink()
-    assert train("--steps", 6, "-o", out, "--resume", "-q").code == 0
-    train("--steps", 6, "-o", "whole.safetensors", "-q")
-    assert out.read_bytes() == Path("whole.safetensors").read_bytes()
+    assert train("--steps", 3, "-o", out, "--resume", "-q").code == 0
+    assert out.read_bytes() == whole_of_3
 
 
 def test_a_full_disk_while_sampling_leaves_no_half_made_file(diffuse, model, small_disk: Path):
@@ -101,15 +109,15 @@ def test_a_limit_on_the_size_of_files_is_refused_before_any_step(process, images
 
 
 def test_a_limit_that_is_met_while_saving_keeps_the_last_checkpoint(
-    process, images, recipe, tmp_path, train
+    process, images, recipe, tmp_path, train, whole_of_3: bytes
 ):
-    options = ("train", images, "--config", recipe, "--steps", 6, "--save-every", 2, "-q")
+    options = ("train", images, "--config", recipe, "--steps", 3, "--save-every", 1, "-q")
     before = f"""
 from diffuse_cli import files
 from diffuse_cli.training.rundir import RunDirectory
 save, files._file_size_limit = RunDirectory.save, lambda: None
 def limited(self, checkpoint):
-    if checkpoint.step > 2:
+    if checkpoint.step > 1:
         {LIMIT}
     return save(self, checkpoint)
 RunDirectory.save = limited
@@ -118,10 +126,9 @@ RunDirectory.save = limited
     assert ran.code == 5, ran.err
     assert "File too large" in ran.line
     assert left(tmp_path) == []
-    assert RunDirectory(tmp_path / MODEL).load()[0].step == 2
-    assert train("--steps", 6, "--resume", "-q").code == 0
-    train("--steps", 6, "-q", "-o", "whole.safetensors")
-    assert MODEL.read_bytes() == Path("whole.safetensors").read_bytes()
+    assert RunDirectory(tmp_path / MODEL).load()[0].step == 1
+    assert train("--steps", 3, "--resume", "-q").code == 0
+    assert MODEL.read_bytes() == whole_of_3
 
 
 def test_room_that_a_run_has_taken_counts_as_its_own(tmp_path: Path, monkeypatch):
@@ -136,11 +143,11 @@ def test_room_that_a_run_has_taken_counts_as_its_own(tmp_path: Path, monkeypatch
 def test_the_estimate_covers_what_a_run_writes(train, monkeypatch, more):
     asked = []
     monkeypatch.setattr(files, "check_room", lambda folder, *sizes: asked.append(sizes))
-    train("--steps", 8, "--save-every", 1, "--preview-every", 2, "-q", *more)
+    train("--steps", 5, "--save-every", 1, "--preview-every", 2, "-q", *more)
     [(total, largest)] = asked
     run = RunDirectory(MODEL)
     used = files.size_of(run.path) + files.size_of(MODEL)
-    of_one = files.size_of(run.checkpoints / "step-00000008")
+    of_one = files.size_of(run.checkpoints / "step-00000005")
     assert used + of_one + files.size_of(MODEL) <= total
     sizes = [p.stat().st_size for p in run.path.rglob("*.safetensors")]
     assert max(sizes) <= largest + 65_536  # a header

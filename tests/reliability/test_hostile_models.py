@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, environment
 
 from diffuse_cli import tensorfile
@@ -105,11 +106,9 @@ def write_large(path: Path) -> None:
     from diffuse_cli import modelfile
     from diffuse_cli.config import DiffusionConfig
 
-    unet = plan(size=8, width=256, multipliers=(1, 2), blocks=2)
-    large = modelfile.Model(
-        blueprint=unet.blueprint(DiffusionConfig()), ema=unet.build().state_dict(), step=1
-    )
-    modelfile.save(path, large)
+    blueprint = plan(size=8, width=256, multipliers=(1, 2), blocks=2).blueprint(DiffusionConfig())
+    ema = {name: torch.zeros(shape) for name, shape in blueprint.shapes.items()}
+    modelfile.save(path, modelfile.Model(blueprint=blueprint, ema=ema, step=1))
 
 
 def write_giant(model: Path, path: Path) -> None:
@@ -168,12 +167,11 @@ def test_shapes_of_a_giant_network_are_compared_before_anything_is_allocated(gro
 
 
 def test_mutated_files_are_accepted_or_rejected_and_nothing_else(spawn):
-    """A hundred here; `mutate_models.py` does any number, with a seed."""
+    """Sixty here; `mutate_models.py` does any number, with a seed."""
     program = f"import json, sys; sys.path.insert(0, {str(FUZZ)!r}); import mutate_models\n"
-    program += "print(json.dumps(mutate_models.run(100, seed=0, processes=1))); sys.exit(0)"
+    program += "print(json.dumps(mutate_models.run(60, seed=0, processes=0))); sys.exit(0)"
     out, err = spawn(before=program).communicate(timeout=300)
     found = json.loads(out)
     assert found["failed"] == [], err
-    assert found["outcomes"]["accepted"] > 5
-    assert found["outcomes"]["rejected"] > 50
-    assert found["outcomes"]["processes"] == 1
+    assert found["outcomes"]["accepted"] > 3
+    assert found["outcomes"]["rejected"] > 30
