@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from diffuse_cli import files, modelfile, pictures
 from diffuse_cli.config import SPACING, DrawConfig, EvalConfig, SamplerChoice, TuneConfig
 from diffuse_cli.core.denoiser import Denoiser
+from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation import evaluating
 from diffuse_cli.evaluation.cache import cached, computed
 from diffuse_cli.evaluation.images import drawn_from, read_sides
@@ -182,15 +183,16 @@ def _announce(
         yield Notice(f"left out, as the model has {timesteps} timesteps: {listed} steps")
     guidance = first[0].guidance
     under = "" if guidance is None else f" at guidance {guidance:g}"
-    more = f", and {len(scales)} more guidance scales" if scales else ""
+    more = f", and {plural(len(scales), 'more guidance scale')}" if scales else ""
     if weak_scales:
-        more += f", and {len(weak_scales)} scales of guidance by a weaker model"
+        more += f", and {plural(len(weak_scales), 'scale')} of guidance by a weaker model"
     if few:
         more += f", and learned times at {', '.join(map(str, few))} steps"
     count = len(first) + len(scales) + len(weak_scales) + LEARNED_WAYS * len(few)
     yield Notice(
-        f"tune: {count} settings of {config.n:,} {many}, {count * config.n:,} in all: "
-        f"{len(first) // len(steps)} samplers at {', '.join(map(str, steps))} steps{under}{more}"
+        f"tune: {plural(count, 'setting')} of {config.n:,} {many}, {count * config.n:,} in all: "
+        f"{plural(len(first) // len(steps), 'sampler')} at {', '.join(map(str, steps))} steps"
+        f"{under}{more}"
     )
 
 

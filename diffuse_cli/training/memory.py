@@ -132,8 +132,8 @@ def images_at_a_time(plan: Plan, accelerator: Accelerator) -> int:
     images = int(min(gather_object([images])))
     if images == 0:
         raise UsageError(
-            f"one image of {dimensions(blueprint.space.size)} takes {_gib(needs.of(1))} of "
-            f"memory in training, and {_gib(free)} are free",
+            f"one image of {dimensions(blueprint.space.size)} takes {_bytes(needs.of(1))} of "
+            f"memory in training, and {_bytes(free)} are free",
             f"Try {_smaller(plan, device, free)}",
         )
     return images
@@ -167,5 +167,5 @@ def smaller_side(size: Sequence[int], ratio: float) -> int:
     return side if 16 <= side < min(size) else 0
 
 
-def _gib(count: int) -> str:
-    return f"{count / 2**30:,.2f} GiB"
+def _bytes(count: int) -> str:
+    return f"{count / 2**30:,.2f} GiB" if count >= 2**30 / 50 else f"{count / 2**20:,.1f} MiB"
