@@ -1,7 +1,9 @@
 """Make a model that draws in one to four steps from a trained one.
 
 Trains its weights on until the estimate of x_0 from any time is where the model's own path from
-noise to data ends (consistency). The run is one of train: it has previews, and resumes.
+noise to data ends (consistency). The last part of the run moves what it draws in one and two steps
+to the model's distribution, with a critic beside it. The run is one of train: it has previews, and
+resumes.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.commands.train import run as run
 from diffuse_cli.config import DistillConfig
-from diffuse_cli.config.distilling import STEPS
+from diffuse_cli.config.distilling import SHARE, STEPS
 from diffuse_cli.options import from_dict, to_dict
 
 if TYPE_CHECKING:
@@ -26,7 +28,6 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     Raises:
         UsageError, ModelFileError: as `train` with these options.
     """
-    from diffuse_cli.core.consistency import POINTS
     from diffuse_cli.modelfile import load
     from diffuse_cli.training.configuring import BATCH
     from diffuse_cli.training.configuring import configure as complete
@@ -39,7 +40,7 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
         return complete(values)
     values |= {"init": model, "loss": "consistency", "keep_weak": False}
     found = load(model)
-    values.setdefault("batch_size", max(1, found.training.get("batch_size", BATCH) // POINTS))
+    values.setdefault("batch_size", max(1, found.training.get("batch_size", BATCH) // SHARE))
     if "lr" in found.training:
         values.setdefault("lr", found.training["lr"] / 2)
     if guidance is None:

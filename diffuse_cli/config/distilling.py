@@ -18,6 +18,9 @@ from diffuse_cli.options import (
 STEPS = 1000
 """Default steps of distilling."""
 
+SHARE = 3
+"""A step takes 1/SHARE of the model's batch: each of its samples costs as much as several."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(Config):
@@ -52,10 +55,11 @@ class DistillConfig(Config):
     overwrite: bool = option(False, OVERWRITE, control=True)
     batch_size: int | None = optimiser_option(
         None,
-        "Paths per step, over all processes; each is learned at 4 times.",
+        "Paths per step, over all processes; each is learned at 4 times. In the last part, noises "
+        "from which to draw in one step and in two.",
         low=1,
         high=1_000_000,
-        shown="a quarter of the model's",
+        shown="a third of the model's",
     )
     lr: float | None = optimiser_option(
         None, "Peak learning rate.", low=0, high=10, shown="half of the model's"

@@ -31,8 +31,12 @@ POINTS = 4
 """Points of a path: the times of 4 evaluations, and so those of 2 and 1. Twice as many, on half as
 many paths, take as long and draw worse in all of these (benchmarks/README.md)."""
 
-FINE = 4
-"""Steps of the solver from one point to the next."""
+FINE = 2
+"""Steps of the solver from one point to the next. Twice as many lead nearer to the model's ends, on
+fewer paths."""
+
+FIRST = 2.0
+"""The weight of a path's first point, from which one evaluation draws; the others have 1."""
 
 EVALUATIONS = POINTS * (FINE + 1)
 """Evaluations of a network for the loss of a sample."""
@@ -80,7 +84,8 @@ def loss(
     teacher: Denoise | None = None,
     **cond: Any,
 ) -> Tensor:
-    """How far the estimate of x_0 is from the end of the path, a mean over its points. Shape (B,).
+    """How far the estimate of x_0 is from the end of the path, a mean over its points, the first of
+    which counts `FIRST` times. Shape (B,).
 
     The path starts at `noise`, so x0 and t are not used. Distances are means of absolute
     differences, over sigma: an error in v. Squares draw worse images (benchmarks/README.md).
@@ -105,7 +110,8 @@ def loss(
     _, sigma = process.level(times, like=estimate)
     error = (estimate - found.end.repeat(points, *[1] * (noise.ndim - 1))) / sigma
     distance = error.abs().flatten(1).mean(1)
-    mean: Tensor = distance.unflatten(0, (points, count)).mean(0)
+    by_point = distance.unflatten(0, (points, count))
+    mean: Tensor = (by_point.sum(0) + (FIRST - 1) * by_point[0]) / (points + FIRST - 1)
     return mean if weight is None else mean * weight
 
 

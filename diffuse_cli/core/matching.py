@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from diffuse_cli.core.denoiser import Denoise, Denoiser
     from diffuse_cli.core.process import Process
 
-LEAST, MOST = 0.02, 0.98
-"""The times at which samples are compared, as parts of T (Yin et al. 2024a)."""
+LEAST, MOST = 0.02, 0.7
+"""The times at which samples are compared, as parts of T; 0.98 in the paper. Where there is more
+noise, a critic that is behind moves whole shapes, and samples swell (benchmarks/README.md)."""
 
 FLOOR = 1e-3
 """The least distance by which a direction is divided."""

@@ -113,6 +113,7 @@ def checkpoint_of(
         critic=_critic(trainer.matching) if trainer.matching else {},
         state={
             "ema_updates": trainer.ema.updates,
+            "ema_forgotten": trainer.ema.forgotten,
             **({"weak_step": weak.step} if weak else {}),
             "unread": [bool(norm.isfinite()) for norm in trainer.unread],
             "bad": trainer.bad,
@@ -173,6 +174,7 @@ def restore(trainer: Trainer, saved: Checkpoint) -> None:
     if weak:
         trainer.weak = Weak(saved.state["weak_step"], weak)
     trainer.ema.updates = saved.state["ema_updates"]
+    trainer.ema.forgotten = saved.state.get("ema_forgotten", 0)
     if trainer.powers:
         trainer.powers.restore(saved.powers, trainer.ema.updates)
     trainer.unread = [

@@ -7,9 +7,13 @@ the part of the way that is behind it. The length may be planned again as the ru
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffuse_cli.config import TrainConfig
+
+WHOLE = ((1.0, 1.0),)
+"""A way of one part."""
 
 RISE = 10
 """Warm-up takes at most 1/RISE of a run."""
@@ -68,10 +72,23 @@ def warmup_of(config: TrainConfig, fewest: int | None = None) -> int:
     return min(config.warmup, (fewest or config.steps) // RISE)
 
 
-def lr_at(config: TrainConfig, course: Course, step: int) -> float:
+def lr_at(
+    config: TrainConfig, course: Course, step: int, parts: Sequence[tuple[float, float]] = WHOLE
+) -> float:
     """The learning rate of the step after `step` steps: a linear rise, and half a cosine to 0 over
-    the way."""
+    the way.
+
+    Args:
+        parts: of the way, each with a cosine of its own: where it ends, and the share of the rate.
+    """
     assert config.lr is not None
     warmup = warmup_of(config, course.fewest)
     rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
-    return config.lr * rise * 0.5 * (1 + math.cos(math.pi * course.place(step) / course.steps))
+    place, begins = course.place(step), 0.0
+    for share_of_way, share in parts:
+        ends = share_of_way * course.steps
+        if place < ends:
+            angle = math.pi * (place - begins) / (ends - begins)
+            return config.lr * share * rise * 0.5 * (1 + math.cos(angle))
+        begins = ends
+    return 0.0

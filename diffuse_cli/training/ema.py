@@ -66,12 +66,17 @@ class Average:
     Attributes:
         net: the copy, without gradients.
         updates: how many updates of the weights it has followed.
+        forgotten: of these, those before it began anew.
     """
 
     def __init__(self, net: nn.Module, largest: float) -> None:
         self.net = copy.deepcopy(net).requires_grad_(False).eval()
         self.largest = largest
-        self.updates = 0
+        self.updates = self.forgotten = 0
+
+    def restart(self) -> None:
+        """Begin anew: the next update forgets all before."""
+        self.forgotten = self.updates
 
     def follow(self, net: nn.Module, updates: int = 1) -> None:
         """Move towards `net` after `updates` updates of its weights.
@@ -80,7 +85,8 @@ class Average:
         """
         if updates == 0:
             return
-        decays = [decay_at(self.updates + n, self.largest) for n in range(updates)]
+        known = self.updates - self.forgotten
+        decays = [decay_at(known + n, self.largest) for n in range(updates)]
         with torch.no_grad():
             torch._foreach_lerp_(
                 list(self.net.parameters()), list(net.parameters()), 1 - math.prod(decays)

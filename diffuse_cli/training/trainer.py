@@ -26,10 +26,10 @@ from diffuse_cli.draws import key, seed_modules, share, training_draws
 from diffuse_cli.errors import UsageError, lookup
 from diffuse_cli.memory import out_of_memory
 from diffuse_cli.training.batches import Batches, mirrored
-from diffuse_cli.training.course import Course, lr_at
+from diffuse_cli.training.course import WHOLE, Course, lr_at
 from diffuse_cli.training.ema import EARLY, Average, Weak, due
 from diffuse_cli.training.feed import readable
-from diffuse_cli.training.matching import PATHS, SLOWER, Matching
+from diffuse_cli.training.matching import PARTS, PATHS, Matching
 from diffuse_cli.training.objective import Objective, losses_of
 from diffuse_cli.training.plan import Plan, given_inputs
 from diffuse_cli.training.power import Powers
@@ -148,6 +148,8 @@ class Trainer:
         The norm of such a step is not finite either.
         """
         self._prepared.train()
+        if step and self.matches(step) and not self.matches(step - 1):
+            self.ema.restart()
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr_at(step)
         total, norm, seen = self._gradient(step, self.chances())
@@ -245,11 +247,11 @@ class Trainer:
 
     def matches(self, step: int) -> bool:
         """Whether the step after `step` steps is of the second part of a distillation."""
-        return self.matching is not None and self.course.at(step) >= PATHS
+        return self.matching is not None and self.course.place(step) >= PATHS * self.course.steps
 
     def lr_at(self, step: int) -> float:
         """The learning rate of the step after `step` steps."""
-        return lr_at(self.config, self.course, step) * (SLOWER if self.matches(step) else 1.0)
+        return lr_at(self.config, self.course, step, PARTS if self.matching else WHOLE)
 
     def wait(self) -> None:
         """Wait for the device."""

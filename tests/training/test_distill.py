@@ -12,6 +12,7 @@ import torch
 from conftest import in_process, logged
 
 from diffuse_cli import files, modelfile
+from diffuse_cli.commands.distill import configure
 from diffuse_cli.config import DistillConfig, DrawConfig, TrainConfig
 from diffuse_cli.core.consistency import POINTS, path
 from diffuse_cli.diffusion import kept_in_range
@@ -224,10 +225,13 @@ def test_without_its_teacher_it_does_not_go_on(distill, teacher, tmp_path):
     assert "teacher.safetensors" in ran.line
 
 
-def test_a_step_takes_a_quarter_of_the_models_batch(teacher, fast):
+def test_a_step_takes_a_third_of_the_models_batch(teacher, fast, images, tmp_path):
     """Each path counts at four times."""
     before, after = (modelfile.load(each).training for each in (teacher, fast))
     assert (before["batch_size"], after["batch_size"]) == (8, 2)
+    larger, found = tmp_path / "larger.safetensors", modelfile.load(teacher)
+    modelfile.save(larger, replace(found, training={**found.training, "batch_size": 16}))
+    assert configure({"model": str(larger), "data": str(images)}).batch_size == 5
     [spec] = [spec for f, spec in options(DistillConfig) if f.name == "batch_size"]
     assert f"learned at {POINTS} times" in spec.help
     assert after["lr"] == before["lr"] / 2
