@@ -18,7 +18,7 @@ from diffuse_cli.options import (
 STEPS = 1000
 """Default steps of distilling."""
 
-SHARE = 3
+SHARE = 4
 """A step takes 1/SHARE of the model's batch: each of its samples costs as much as several."""
 
 
@@ -59,7 +59,7 @@ class DistillConfig(Config):
         "from which to draw in one step and in two.",
         low=1,
         high=1_000_000,
-        shown="a third of the model's",
+        shown="a quarter of the model's",
     )
     lr: float | None = optimiser_option(
         None, "Peak learning rate.", low=0, high=10, shown="half of the model's"

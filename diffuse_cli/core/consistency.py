@@ -31,9 +31,9 @@ POINTS = 4
 """Points of a path: the times of 4 evaluations, and so those of 2 and 1. Twice as many, on half as
 many paths, take as long and draw worse in all of these (benchmarks/README.md)."""
 
-FINE = 2
-"""Steps of the solver from one point to the next. Twice as many lead nearer to the model's ends, on
-fewer paths."""
+FINE = 4
+"""Steps of the solver from one point to the next. Half as many leave time for more paths, of worse
+ends: one evaluation gains, and four lose (benchmarks/README.md)."""
 
 FIRST = 2.0
 """The weight of a path's first point, from which one evaluation draws; the others have 1."""

@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 PATHS = 0.8
 """The part of the way that is done by paths."""
 
-SLOWER = 0.04
+SLOWER = 0.05
 """The student's learning rate in the other part, as a share of the run's. Where it is faster, the
 critic falls behind, and samples become alike (benchmarks/README.md)."""
 
 PARTS = ((PATHS, 1.0), (1.0, SLOWER))
 """Where each part ends, and its learning rate."""
 
-FASTER = 3.0
+FASTER = 2.0
 """The critic's learning rate, constant, over the run's."""
 
 UPDATES = 2
@@ -117,7 +117,8 @@ class Matching:
             for drawn in self._drawn:
                 self._learn(step, update, drawn, batch_size)
             norm = self.accelerator.clip_grad_norm_(self.net.parameters(), self.config.grad_clip)
-            if norm is None or bool(norm.isfinite()):
+            # A scaler decides by itself, and must see what it scaled too much.
+            if self.accelerator.scaler is not None or norm is None or bool(norm.isfinite()):
                 self.optimizer.step()
             self.optimizer.zero_grad()
         self._drawn = []

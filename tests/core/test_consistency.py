@@ -162,7 +162,7 @@ def test_each_sample_is_told_its_own_at_every_point():
 def test_a_process_of_fewer_times_has_fewer_points():
     process = process_of("cosine", 6)
     x0, noise = drawn(2)
-    assert path(expecting(process), process, noise).times == (5, 3, 1)
+    assert path(expecting(process), process, noise).times == (5, 1)
     denoiser = Denoiser(lambda x, shown: x, process, "v")
     assert loss(denoiser, x0, torch.tensor([1, 1]), noise).shape == (2,)
 

@@ -107,10 +107,10 @@ def test_two_evaluations_draw_from_what_one_has_drawn():
 
 @pytest.mark.parametrize("count", [1, 2, 1000])
 def test_times_to_compare_at_are_of_the_process(count: int):
-    """Between 2 % and 98 % of them; all that there are, where they are few."""
+    """Between 2 % and 70 % of them; all that there may be, where they are few."""
     process = process_of("cosine", count)
     found = matching.level(process, torch.linspace(0, 1 - 1e-7, 10_000))
-    low, high = (0, count - 1) if count < 10 else (20, 979)
+    low, high = (0, count - 1) if count < 10 else (20, 699)
     assert (int(found.min()), int(found.max())) == (low, high)
     noise = normal(2, 7)
     drawn = matching.draw(Denoiser(lambda x, t: x, process, "v"), noise, noise)

@@ -51,7 +51,7 @@ def guided(tmp_path_factory, images):
 def fast(tmp_path_factory, images, teacher):
     """A distilled model of a few steps. Do not write here."""
     out = tmp_path_factory.mktemp("fast") / "fast.safetensors"
-    assert in_process(["distill", teacher, images, "--steps", 6, "-o", out, "-q"]) == 0
+    assert in_process(["distill", teacher, images, "--steps", 10, "-o", out, "-q"]) == 0
     return out
 
 
@@ -89,16 +89,16 @@ def test_only_a_distilled_model_is_drawn_from_by_consistency(diffuse, teacher, f
     assert resolve(DrawConfig(sampler="ddim"), found).sampler == "ddim"
 
 
-@pytest.mark.parametrize("stop", [2, 5], ids=["on paths", "with a critic"])
+@pytest.mark.parametrize("stop", [3, 9], ids=["on paths", "with a critic"])
 def test_stopped_and_resumed_equals_one_go(distill, teacher, fast, stop):
-    assert distill(teacher, "--steps", 6, "--stop-at", stop, "-q").code == 0
+    assert distill(teacher, "--steps", 10, "--stop-at", stop, "-q").code == 0
     assert distill(teacher, "--resume", "-q").code == 0
     assert FAST.read_bytes() == fast.read_bytes()
 
 
 def test_two_processes_distil_as_one_does(distill, guided, pair, images):
     """But for the order of sums, also where each has the critic learn its part."""
-    line = ("--steps", 6, "--batch-size", 4, "-q")
+    line = ("--steps", 10, "--batch-size", 4, "-q")
     assert distill(guided, *line).code == 0
     whole = modelfile.load(FAST)
     ran = pair("distill", guided, images, "-o", "two.safetensors", *line)
@@ -109,7 +109,7 @@ def test_two_processes_distil_as_one_does(distill, guided, pair, images):
 
 
 def test_a_critic_learns_what_is_drawn_in_the_second_part_alone(distill, teacher, monkeypatch):
-    """Twice a step of the last four of ten, from the model's own weights on; the student's rate is
+    """Twice a step of the last two of ten, from the model's own weights on; the student's rate is
     lower there."""
     from diffuse_cli.training import matching
 
@@ -129,13 +129,14 @@ def test_a_critic_learns_what_is_drawn_in_the_second_part_alone(distill, teacher
     monkeypatch.setattr(matching, "simple", simple)
     ran = distill(teacher, "--steps", 10, "--batch-size", 3, "--log-every", 1)
     assert ran.code == 0, ran.err
-    assert learned == [(6, False)] * 4 * matching.UPDATES
+    assert learned == [(6, False)] * 2 * matching.UPDATES
     first = [*modelfile.load(teacher).network().parameters()]
     assert all(map(torch.equal, begun, first))
     assert not all(map(torch.equal, critics[0].net.parameters(), first))
     rates = logged("lr", Path("fast.run"))
-    share = [r / rates[0] * 2 / (1 + math.cos(math.pi * k / 10)) for k, r in enumerate(rates)]
-    assert share == pytest.approx([1.0] * 6 + [matching.SLOWER] * 4)
+    cosines = [0.5 * (1 + math.cos(math.pi * k / n)) for n in (8, 2) for k in range(n)]
+    shares = [r / rates[0] / c for r, c in zip(rates, cosines, strict=True)]
+    assert shares == pytest.approx([1.0] * 8 + [matching.SLOWER] * 2)
 
 
 def test_what_is_distilled_is_not_called_overfitted(distill, teacher):
@@ -225,13 +226,13 @@ def test_without_its_teacher_it_does_not_go_on(distill, teacher, tmp_path):
     assert "teacher.safetensors" in ran.line
 
 
-def test_a_step_takes_a_third_of_the_models_batch(teacher, fast, images, tmp_path):
+def test_a_step_takes_a_quarter_of_the_models_batch(teacher, fast, images, tmp_path):
     """Each path counts at four times."""
     before, after = (modelfile.load(each).training for each in (teacher, fast))
     assert (before["batch_size"], after["batch_size"]) == (8, 2)
     larger, found = tmp_path / "larger.safetensors", modelfile.load(teacher)
     modelfile.save(larger, replace(found, training={**found.training, "batch_size": 16}))
-    assert configure({"model": str(larger), "data": str(images)}).batch_size == 5
+    assert configure({"model": str(larger), "data": str(images)}).batch_size == 4
     [spec] = [spec for f, spec in options(DistillConfig) if f.name == "batch_size"]
     assert f"learned at {POINTS} times" in spec.help
     assert after["lr"] == before["lr"] / 2
