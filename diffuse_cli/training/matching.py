@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from diffuse_cli.core.denoiser import Denoise, Denoiser
     from diffuse_cli.diffusion import Blueprint
 
-PATHS = 0.8
+PATHS = 0.85
 """The part of the way that is done by paths."""
 
 SLOWER = 0.05
@@ -38,6 +38,9 @@ PARTS = ((PATHS, 1.0), (1.0, SLOWER))
 
 FASTER = 2.0
 """The critic's learning rate, constant, over the run's."""
+
+NOISES = 2
+"""Noises to draw from at each position: directions from few samples are mostly noise."""
 
 UPDATES = 2
 """Of the critic, in each step: it must know the samples of now."""
@@ -88,10 +91,13 @@ class Matching:
         student: Denoiser,
         step: int,
         positions: range,
-        noise: Tensor,
         cond: Mapping[str, Tensor],
     ) -> Tensor:
-        """The loss of each position, (B,): the mean of its two samples."""
+        """The loss of each position, (B,): the mean over its samples."""
+        count = len(positions)
+        positions = range(NOISES * positions.start, NOISES * positions.stop)
+        cond = {key: value.repeat_interleave(NOISES, 0) for key, value in cond.items()}
+        noise = self._draws(step, positions, "matching noise").noise
         draws = [self._draws(step, positions, f"matching {k}") for k in range(2)]
         x0 = matching.draw(student, laid_out(noise), draws[0].noise, **cond)
         self._drawn.append(Drawn(positions, x0.detach(), cond))
@@ -107,7 +113,7 @@ class Matching:
             critic=self._critic,
             **twice(cond),
         )
-        mean: Tensor = value.unflatten(0, (2, len(noise))).mean(0)
+        mean: Tensor = value.unflatten(0, (2, count, NOISES)).mean((0, 2))
         return mean
 
     def follow(self, step: int, batch_size: int) -> None:
@@ -132,7 +138,7 @@ class Matching:
         # Accelerate divides by the accumulation, and processes are averaged.
         accelerator = self.accelerator
         parts = accelerator.gradient_accumulation_steps * accelerator.num_processes
-        accelerator.backward(losses.sum() * (parts / (2 * batch_size)))
+        accelerator.backward(losses.sum() * (parts / (2 * NOISES * batch_size)))
 
     def _draws(self, step: int, positions: range, purpose: str) -> Draws:
         return training_draws(

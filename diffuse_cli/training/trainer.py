@@ -317,7 +317,7 @@ class Trainer:
         cond = conditions.dropped(cond, draws.drop, self.config.label_dropout)
         t = choose(chances, draws.u)
         if self.matching and self.matches(step):
-            return t, self.matching.losses(denoiser, step, positions, draws.noise, cond)
+            return t, self.matching.losses(denoiser, step, positions, cond)
         return t, self._objective(denoiser, x0, t, draws.noise, cond)
 
     # -- the average -------------------------------------------------------------------------------

@@ -137,7 +137,7 @@ def test_a_linear_student_finds_mean_and_deviation():
         noise = [normal(64, 10 * k + j) for j in range(4)]
         x0 = matching.draw(student, noise[0], noise[1])
         # One evaluation draws N(m, g^2); two N(m', g'^2), with x_t of alpha N(m, g^2) + sigma eps.
-        (m, g), (m2, g2) = ((float(shifts[i]), float(gains[i])) for i in at)
+        (m, g), (m2, g2) = ((shifts[i].item(), gains[i].item()) for i in at)
         twice = (m2 + g2 * alpha * m, abs(g2) * math.hypot(alpha * g, sigma))
         losses = [
             matching.loss(part, times(64), e, process=COSINE, teacher=TEACHER,
