@@ -105,9 +105,11 @@ class Trainer:
         # Paths are those that samples take; the critic, which knows no range, is compared as it is.
         leads = teacher and kept_in_range(teacher, self.denoiser)
         self._objective = Objective(self.config, self.denoiser, self.device, leads)
-        self.matching = teacher and Matching(
-            self.config, plan.blueprint, self._network(), teacher, accelerator
-        )
+        self.matching: Matching | None = None
+        if plan.teacher and teacher:
+            critic = self._network()
+            critic.load_state_dict(dict(plan.teacher.model.ema))
+            self.matching = Matching(self.config, plan.blueprint, critic, teacher, accelerator)
         self._draw = lookup(TIMESTEP_DRAWS, self.config.timestep_draw, "--timestep-draw")
         self.history = History(self.config.num_timesteps, self._draw.keep)
 
