@@ -126,6 +126,17 @@ def mixture_denoise(process: Process, components: Any = MIXTURE) -> Any:
     return denoise
 
 
+def around(process: Process, mean: float, spread: float = SPREAD) -> Any:
+    """E[x_0 | x_t] of data of N(mean, spread^2)."""
+
+    def denoise(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
+        alpha, sigma = process.level(t, like=x_t)
+        x0 = mean + gain(alpha, sigma, spread) * (x_t - alpha * mean)
+        return Prediction(x0, (x_t - alpha * x0) / sigma)
+
+    return denoise
+
+
 def gaussian_denoise(process: Process, mean: Tensor, covariance: Tensor) -> Any:
     """The exact denoiser of samples whose elements, in a row, are N(mean, covariance)."""
     one = torch.eye(len(mean), dtype=mean.dtype)

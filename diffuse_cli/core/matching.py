@@ -15,6 +15,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from diffuse_cli.core.denoiser import Denoise, Denoiser
@@ -49,8 +51,14 @@ def draw(denoiser: Denoiser, noise: Tensor, again: Tensor, **cond: Any) -> Tenso
     with torch.no_grad():
         x_t = process.diffuse(denoiser(noise, first, **cond).x0, second, again)
     times = torch.tensor([first, second], device=noise.device).repeat_interleave(len(noise))
-    both = {key: torch.cat([value, value]) for key, value in cond.items()}
-    return denoiser(torch.cat([noise, x_t]), times, **both).x0
+    return denoiser(torch.cat([noise, x_t]), times, **twice(cond)).x0
+
+
+def twice(cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What samples are told, for both that `draw` makes of each noise."""
+    import torch
+
+    return {key: torch.cat([value, value]) for key, value in cond.items()}
 
 
 def loss(

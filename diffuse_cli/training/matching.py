@@ -111,7 +111,7 @@ class Matching:
             process=student.process,
             teacher=self._teacher,
             critic=self._critic,
-            **twice(cond),
+            **matching.twice(cond),
         )
         mean: Tensor = value.unflatten(0, (2, count, NOISES)).mean((0, 2))
         return mean
@@ -134,7 +134,7 @@ class Matching:
         draws = [self._draws(step, drawn.positions, f"critic {update} {k}") for k in range(2)]
         t = (torch.cat([d.u for d in draws]) * self._critic.process.num_timesteps).long()
         noise = torch.cat([d.noise for d in draws])
-        losses = simple(self._critic, drawn.x0, t, noise, **twice(drawn.cond))
+        losses = simple(self._critic, drawn.x0, t, noise, **matching.twice(drawn.cond))
         # Accelerate divides by the accumulation, and processes are averaged.
         accelerator = self.accelerator
         parts = accelerator.gradient_accumulation_steps * accelerator.num_processes
@@ -149,8 +149,3 @@ class Matching:
             device=self.accelerator.device,
             purpose=purpose,
         )
-
-
-def twice(cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What positions are told, for what each draws by one evaluation and by two."""
-    return {key: torch.cat([value, value]) for key, value in cond.items()}

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from oracles import SPREAD, exact_denoiser, generator, last, process_of
+from oracles import SPREAD, around, exact_denoiser, generator, last, process_of
 
 from diffuse_cli.core import SAMPLERS, Denoiser, Prediction, Process, consistency
 from diffuse_cli.core.consistency import FINE, FIRST, POINTS, Path, loss, path
@@ -37,14 +37,7 @@ def consistent(process: Process):
 
 def expecting(process: Process):
     """E[x_0 | x_t] of the same data."""
-
-    def denoise(x_t, t, /, **cond):
-        alpha, sigma = process.level(t, like=x_t)
-        gain = alpha * SPREAD**2 / (alpha**2 * SPREAD**2 + sigma**2)
-        x0 = MEAN + gain * (x_t - alpha * MEAN)
-        return Prediction(x0, (x_t - alpha * x0) / sigma)
-
-    return denoise
+    return around(process, MEAN)
 
 
 class Known(Denoiser):

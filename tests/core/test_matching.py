@@ -6,24 +6,12 @@ import math
 
 import pytest
 import torch
-from oracles import SPREAD, generator, process_of
+from oracles import SPREAD, around, generator, process_of
 
 from diffuse_cli.core import Denoiser, Prediction, Process, matching
 
 COSINE = process_of("cosine", 1000)
 MEAN = 0.3
-
-
-def gaussian(process: Process, mean: float, spread: float):
-    """E[x_0 | x_t] for data of N(mean, spread^2)."""
-
-    def denoise(x_t, t, /, **cond):
-        alpha, sigma = process.level(t, like=x_t)
-        gain = alpha * spread**2 / (alpha**2 * spread**2 + sigma**2)
-        x0 = mean + gain * (x_t - alpha * mean)
-        return Prediction(x0, (x_t - alpha * x0) / sigma)
-
-    return denoise
 
 
 def normal(n: int, seed: int) -> torch.Tensor:
@@ -34,14 +22,14 @@ def times(n: int, process: Process = COSINE) -> torch.Tensor:
     return matching.level(process, torch.arange(n, dtype=torch.float64) / n)
 
 
-TEACHER = gaussian(COSINE, MEAN, SPREAD)
+TEACHER = around(COSINE, MEAN, SPREAD)
 
 
 def test_samples_of_the_right_distribution_stay():
     """Critic and teacher agree on them, whatever each sample is."""
     x0 = (MEAN + SPREAD * normal(32, 1)).requires_grad_()
     found = matching.loss(x0, times(32), normal(32, 2), process=COSINE, teacher=TEACHER,
-                          critic=gaussian(COSINE, MEAN, SPREAD))  # fmt: skip
+                          critic=around(COSINE, MEAN, SPREAD))  # fmt: skip
     found.sum().backward()
     assert float(found.detach().abs().max()) == 0 == float(x0.grad.abs().max())
 
@@ -51,7 +39,7 @@ def test_the_gradient_is_that_of_the_divergence():
     the difference of two scores; ours is along it, for each sample and time."""
     n, a, b = 64, 1.0, 0.7
     x0, noise, t = (a + b * normal(n, 3)).requires_grad_(), normal(n, 4), times(n)
-    critic = gaussian(COSINE, a, b)
+    critic = around(COSINE, a, b)
     value = matching.loss(x0, t, noise, process=COSINE, teacher=TEACHER, critic=critic)
     value.sum().backward()
 
@@ -141,7 +129,7 @@ def test_a_linear_student_finds_mean_and_deviation():
         twice = (m2 + g2 * alpha * m, abs(g2) * math.hypot(alpha * g, sigma))
         losses = [
             matching.loss(part, times(64), e, process=COSINE, teacher=TEACHER,
-                          critic=gaussian(COSINE, *of))
+                          critic=around(COSINE, *of))
             for part, e, of in zip(x0.chunk(2), noise[2:], [(m, abs(g)), twice], strict=True)
         ]  # fmt: skip
         optimizer.zero_grad()
