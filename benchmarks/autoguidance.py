@@ -1,4 +1,4 @@
-"""Does guidance by a weaker model pay? KID at several scales, in equal network evaluations.
+"""Does guidance by a weaker model pay? KID and recall at several scales, in equal evaluations.
 
 The weaker models are the model's own early average, or files of the same run stopped earlier. A
 guided step takes two evaluations, so guided images are drawn in half the steps. Prints JSON.
@@ -23,6 +23,7 @@ from accelerate import Accelerator
 from diffuse_cli.config import OWN, SAMPLER
 from diffuse_cli.events import finish
 from diffuse_cli.guiding import equipped
+from diffuse_cli.metrics import manifold
 from diffuse_cli.resolving import DrawSettings, Guide
 from diffuse_cli.runtime import machine, resolve_precision
 from diffuse_cli.sampling import Loaded, load_denoiser
@@ -70,6 +71,8 @@ def main() -> None:
                 guide=guide,
                 seed=options.seed,
             )
+            fake = common.features(pixels, accelerator)
+            shares = {key: each.value() for key, each in manifold.counted(wanted, fake).items()}
             results.append(
                 {
                     "weak": name,
@@ -77,7 +80,8 @@ def main() -> None:
                     "steps": steps,
                     "evaluations": steps * (2 if guide else 1),
                     "seconds": round(seconds, 1),
-                    **common.distance(wanted, common.features(pixels, accelerator)),
+                    **common.distance(wanted, fake),
+                    **shares,
                 }
             )
             print(json.dumps(results[-1]), file=sys.stderr, flush=True)

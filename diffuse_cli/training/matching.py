@@ -18,9 +18,8 @@ from diffuse_cli.config import TrainConfig
 from diffuse_cli.core import matching
 from diffuse_cli.core.kernels.layout import laid_out
 from diffuse_cli.core.losses import simple
-from diffuse_cli.core.optimizers import OPTIMIZERS
 from diffuse_cli.draws import Draws, training_draws
-from diffuse_cli.errors import lookup
+from diffuse_cli.training.updating import Updater
 
 if TYPE_CHECKING:
     from diffuse_cli.core.denoiser import Denoise, Denoiser
@@ -76,10 +75,11 @@ class Matching:
     ) -> None:
         self.config, self.accelerator, self.net, self._teacher = config, accelerator, net, teacher
         self._shape = blueprint.space.shape
-        make = lookup(OPTIMIZERS, config.optimizer or "adamw", "--optimizer")
-        optimizer = make(net, lr=FASTER * (config.lr or 0.0), weight_decay=0.0)
-        self._prepared, self.optimizer = accelerator.prepare(net, optimizer)
-        self._critic = blueprint.denoiser(self._prepared)
+        self._updater = Updater(
+            config, net, accelerator, lr=FASTER * (config.lr or 0.0), weight_decay=0.0
+        )
+        self.optimizer = self._updater.optimizer
+        self._critic = blueprint.denoiser(self._updater.prepared)
         self._drawn: list[Drawn] = []
 
     def begin(self) -> None:
@@ -103,7 +103,7 @@ class Matching:
         self._drawn.append(Drawn(positions, x0.detach(), cond))
         levels = [self._draws(step, positions, f"matching level {k}") for k in range(2)]
         t = matching.level(student.process, torch.cat([d.u for d in levels]))
-        self._prepared.eval()
+        self._updater.prepared.eval()
         value = matching.loss(
             x0,
             t,
@@ -118,15 +118,11 @@ class Matching:
 
     def follow(self, step: int, batch_size: int) -> None:
         """Train the critic on what was drawn in this step, if anything was."""
-        self._prepared.train()
+        self._updater.prepared.train()
         for update in range(UPDATES if self._drawn else 0):
             for drawn in self._drawn:
                 self._learn(step, update, drawn, batch_size)
-            norm = self.accelerator.clip_grad_norm_(self.net.parameters(), self.config.grad_clip)
-            # A scaler decides by itself, and must see what it scaled too much.
-            if self.accelerator.scaler is not None or norm is None or bool(norm.isfinite()):
-                self.optimizer.step()
-            self.optimizer.zero_grad()
+            self._updater.move(self._updater.norm())
         self._drawn = []
 
     def _learn(self, step: int, update: int, drawn: Drawn, batch_size: int) -> None:

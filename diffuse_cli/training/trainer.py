@@ -11,7 +11,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.consistency import EVALUATIONS
@@ -19,7 +18,6 @@ from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.core.kernels.layout import lay_out
 from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.core.networks import checkpointed
-from diffuse_cli.core.optimizers import OPTIMIZERS
 from diffuse_cli.core.timesteps import TIMESTEP_DRAWS, History, choose
 from diffuse_cli.diffusion import kept_in_range
 from diffuse_cli.draws import key, seed_modules, share, training_draws
@@ -33,6 +31,7 @@ from diffuse_cli.training.matching import PARTS, PATHS, Matching
 from diffuse_cli.training.objective import Objective, losses_of
 from diffuse_cli.training.plan import Plan, given_inputs
 from diffuse_cli.training.power import Powers
+from diffuse_cli.training.updating import Updater
 
 Seen = list[tuple[Tensor, Tensor]]
 """Timesteps and their losses, of each forward pass."""
@@ -90,17 +89,16 @@ class Trainer:
         self.weak: Weak | None = None
         self.unread: list[Tensor] = []
         self.bad = 0
-        make = lookup(OPTIMIZERS, self.config.optimizer or "adamw", "--optimizer")
-        optimizer = make(self.net, lr=self.config.lr or 0.0, weight_decay=self.config.weight_decay)
-        body: Any = torch.compile(self.net) if self.config.compile else self.net
-        self._prepared, self.optimizer = accelerator.prepare(body, optimizer)
-        # Without a gradient scaler of its own; Metal's kernel reads neither scale nor verdict.
-        self._obeys = (
-            getattr(optimizer, "_step_supports_amp_scaling", False)
-            and accelerator.scaler is None
-            and self.device.type != "mps"
+        self._updater = Updater(
+            self.config,
+            self.net,
+            accelerator,
+            lr=self.config.lr or 0.0,
+            weight_decay=self.config.weight_decay,
+            compiled=self.config.compile,
         )
-        self.denoiser = plan.blueprint.denoiser(self._prepared)
+        self.optimizer = self._updater.optimizer
+        self.denoiser = plan.blueprint.denoiser(self._updater.prepared)
         teacher = plan.teacher.denoise(accelerator) if plan.teacher else None
         # Paths are those that samples take; the critic, which knows no range, is compared as it is.
         leads = teacher and kept_in_range(teacher, self.denoiser)
@@ -149,7 +147,7 @@ class Trainer:
 
         The norm of such a step is not finite either.
         """
-        self._prepared.train()
+        self._updater.prepared.train()
         if step and self.matches(step) and not self.matches(step - 1):
             self.ema.restart()
         for group in self.optimizer.param_groups:
@@ -157,7 +155,7 @@ class Trainer:
         total, norm, seen = self._gradient(step, self.chances())
         loss = self.accelerator.reduce(total, "sum") / self.batch_size
         norm = norm + 0 * loss
-        self._update(norm)
+        self._updater.move(norm)
         if self.matching:
             self.matching.follow(step, self.batch_size)
         if self._draw.keep and bool(norm.isfinite()):
@@ -214,7 +212,7 @@ class Trainer:
         if self.matching:
             self.matching.begin()
         for positions in self.parts(step):
-            with accelerator.accumulate(self._prepared):
+            with accelerator.accumulate(self._updater.prepared):
                 t, plain = self.losses(self.denoiser, step, positions, chances)
                 # Each timestep counts the same, however often it is drawn.
                 losses = plain / (len(chances) * chances).to(plain).take(t)
@@ -224,7 +222,7 @@ class Trainer:
                 scale = self.accumulation * accelerator.num_processes / self.batch_size
                 accelerator.backward(losses.sum() * scale)
                 if accelerator.sync_gradients:
-                    norm = self._norm()
+                    norm = self._updater.norm()
         return total, norm, seen
 
     def parts(self, step: int) -> Iterator[range]:
@@ -265,27 +263,6 @@ class Trainer:
         own = [(t.tolist(), losses.tolist()) for t, losses in seen]
         for times, losses in gather_object(own):
             self.history.add(times, losses)
-
-    def _norm(self) -> Tensor:
-        """The norm of the gradient; clips it here if the optimizer will not."""
-        weights = list(self.net.parameters())
-        if self._obeys:
-            return get_total_norm([w.grad for w in weights if w.grad is not None])
-        norm = self.accelerator.clip_grad_norm_(weights, self.config.grad_clip)
-        return torch.zeros((), device=self.device) if norm is None else norm.detach()
-
-    def _update(self, norm: Tensor) -> None:
-        """Move the weights by the clipped gradient, unless it is not finite.
-
-        An optimizer that obeys takes divisor and verdict as from a gradient scaler: both stay on
-        the device, and clipping needs no extra pass over the gradient.
-        """
-        if self._obeys:
-            self.optimizer.optimizer.found_inf = (~norm.isfinite()).float()
-            self.optimizer.optimizer.grad_scale = (norm / self.config.grad_clip).clamp(min=1)
-        if self._obeys or self.accelerator.scaler is not None or bool(norm.isfinite()):
-            self.optimizer.step()
-        self.optimizer.zero_grad()
 
     def _average(self) -> None:
         """Read the steps since the last time, and let the averages follow those that counted."""

@@ -26,6 +26,7 @@ from diffuse_cli.training.course import Course, lr_at
 from diffuse_cli.training.power import read_snapshot
 from diffuse_cli.training.rundir import RunDirectory
 from diffuse_cli.training.trainer import Trainer
+from diffuse_cli.training.updating import Updater
 from training.conftest import QUICK
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
@@ -101,14 +102,14 @@ def test_a_step_that_is_not_finite_changes_neither_weights_nor_average(
 @pytest.fixture
 def deaf(monkeypatch):
     """An optimizer that is told neither what to divide by nor whether to go, as Metal's is."""
-    real = Trainer.__init__
+    real = Updater.__init__
 
-    def init(self, *arguments):
-        real(self, *arguments)
-        assert self._obeys
-        self._obeys = False
+    def init(self, *arguments, **options):
+        real(self, *arguments, **options)
+        assert self.obeys
+        self.obeys = False
 
-    monkeypatch.setattr(Trainer, "__init__", init)
+    monkeypatch.setattr(Updater, "__init__", init)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
