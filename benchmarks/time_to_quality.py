@@ -65,7 +65,7 @@ class Job:
 # -- contenders -----------------------------------------------------------------------------------
 
 
-def run_ours(job: Job) -> dict[str, Any]:
+def run_ours(job: Job, train: Sequence[str] = (), sample: Sequence[str] = ()) -> dict[str, Any]:
     """The commands a user types."""
     import common
 
@@ -74,10 +74,12 @@ def run_ours(job: Job) -> dict[str, Any]:
     typed += ["--batch-size", str(job.batch)] if job.batch else []
     trained, wall = _diffuse(
         "train", job.data, "-o", str(model), "--overwrite", "--size", str(job.size),
-        "--minutes", str(job.minutes), *typed,
+        "--minutes", str(job.minutes), *typed, *train,
     )  # fmt: skip
     peak = _peak(resource.RUSAGE_CHILDREN)
-    made, seconds = _diffuse("sample", str(model), "-o", str(out), "--overwrite", "-n", str(job.n))
+    made, seconds = _diffuse(
+        "sample", str(model), "-o", str(out), "--overwrite", "-n", str(job.n), *sample
+    )
     import numpy as np
 
     np.save(job.folder / "samples.npy", common.pictures(made["images"]))
@@ -87,7 +89,11 @@ def run_ours(job: Job) -> dict[str, Any]:
     log = Path(trained["run"]) / "metrics.jsonl"
     rates = [m["images_per_second"] for m in map(json.loads, log.open()) if "loss" in m]
     return {
-        "settings": {"command": "diffuse train DATA --size S --minutes M", **config["training"]},
+        "settings": {
+            "command": " ".join(["diffuse train DATA --size S --minutes M", *train]),
+            "drawn_by": " ".join(["diffuse sample MODEL", *sample]),
+            **config["training"],
+        },
         "parameters": trained["parameters"],
         "batch_size": batch,
         "steps": trained["step"],
@@ -97,10 +103,15 @@ def run_ours(job: Job) -> dict[str, Any]:
         "training_command_seconds": round(wall, 1),
         "training_peak_mb": peak,
         "sampler": manifest["sampler"],
-        "evaluations": manifest["steps"],
+        "evaluations": manifest["steps"] * (2 if "--guide-with" in sample else 1),
         "sampling_seconds": round(seconds, 1),
         "peak_mb": _peak(resource.RUSAGE_CHILDREN),
     }
+
+
+def run_guided(job: Job) -> dict[str, Any]:
+    """The same, guided by its early average in half the steps: as many evaluations."""
+    return run_ours(job, ["--keep-weak"], ["--guide-with", "self", "--steps", "10"])
 
 
 def run_peer(job: Job) -> dict[str, Any]:
@@ -153,6 +164,7 @@ class Contender:
 
 CONTENDERS = {
     "diffuse": Contender("diffuse_cli", run_ours, (1.0, 2.5, 10.0)),
+    "diffuse-guided": Contender("diffuse_cli", run_guided),
     "diffusers": Contender("diffusers", run_peer),
     "diffusers-tuned": Contender("diffusers", run_peer, tuned=True),
     "ddpm-pytorch": Contender("denoising_diffusion_pytorch", run_peer),

@@ -46,6 +46,24 @@ def karras(n: int, log_snrs: Sequence[float], rho: float = 7.0) -> list[float]:
     return [_time_of(-2 * rho * math.log(root), log_snrs) for root in ramp]
 
 
+def early(n: int, log_snrs: Sequence[float], rho: float = 0.6) -> list[int]:
+    """Most steps at much noise: the angle atan(sigma / alpha) falls as (1 - i/n)^rho, from T-1 on,
+    to the nearest timesteps, each at most once.
+
+    Under `cosine` the angle is proportional to t, and rho = 1 is trailing. Few steps of a solver
+    err most where there is much noise (benchmarks/README.md, "Spacings").
+    """
+    angles = [math.atan(math.exp(-value / 2)) for value in log_snrs]
+    times: list[int] = []
+    for i in range(n):
+        wanted = angles[-1] * (1 - i / n) ** rho
+        above = bisect_left(angles, wanted)
+        nearest = min((above - 1, above), key=lambda t: abs(angles[max(t, 0)] - wanted))
+        highest = times[-1] - 1 if times else len(angles) - 1
+        times.append(min(max(nearest, n - 1 - i), highest))
+    return times
+
+
 def _time_of(log_snr: float, log_snrs: Sequence[float]) -> float:
     """The real time at which the falling `log_snrs` pass `log_snr`."""
     rising = [-value for value in log_snrs]
@@ -58,5 +76,11 @@ def _time_of(log_snr: float, log_snrs: Sequence[float]) -> float:
 
 SPACINGS: Registry[Spacing] = Registry(
     "spacings",
-    {"trailing": trailing, "leading": leading, "linspace": linspace, "karras": karras},
+    {
+        "trailing": trailing,
+        "leading": leading,
+        "linspace": linspace,
+        "karras": karras,
+        "early": early,
+    },
 )

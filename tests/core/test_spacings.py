@@ -60,6 +60,25 @@ def test_karras_spaces_the_seventh_root_of_sigma_evenly():
     assert times[-1] == pytest.approx(0)
 
 
+@pytest.mark.parametrize("n", [5, 8, 20])
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_early_spaces_a_power_of_the_angle_evenly(schedule: str, n: int):
+    process = process_of(schedule, 1000)
+
+    def angle(t: int) -> float:
+        return math.atan(math.exp(-process.log_snr(t) / 2))
+
+    times = process.times(n, "early")
+    assert times[0] == 999
+    for k, t in enumerate(times):
+        wanted = angle(999) * (1 - k / n) ** 0.6
+        assert all(
+            abs(angle(t) - wanted) <= abs(angle(s) - wanted)
+            for s in (t - 1, t + 1)
+            if 0 <= s < 1000
+        )
+
+
 def test_karras_starts_at_pure_noise_where_the_last_snr_is_zero():
     process = zero_snr(100)
     times = process.times(10, "karras")
