@@ -13,13 +13,12 @@ from diffuse_cli.config import (
     OWN,
     SAMPLER,
     SAMPLING_STEPS,
-    SPACING,
     WEAK_GUIDANCE,
     DrawConfig,
     SamplerChoice,
 )
 from diffuse_cli.core.guidance import away, interval, unconditional
-from diffuse_cli.core.samplers import OF_DISTILLED, sampler_options
+from diffuse_cli.core.samplers import OF_DISTILLED, sampler_options, spacing_of
 from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Notice, Work
 
@@ -50,7 +49,7 @@ class DrawSettings:
     """How images are drawn.
 
     Attributes:
-        spacing: a name in `SPACINGS`.
+        spacing: a name in `SPACINGS`; None for the one that goes with the sampler.
         times: learned for these steps, instead of those of the spacing.
         options: of the sampler, for example `eta`.
         condition: classes and guidance, for a model with classes.
@@ -62,7 +61,7 @@ class DrawSettings:
 
     sampler: str = SAMPLER
     steps: int = SAMPLING_STEPS
-    spacing: str = SPACING
+    spacing: str | None = None
     times: tuple[float, ...] | None = None
     options: Mapping[str, float] = field(default_factory=dict)
     condition: Condition | None = None
@@ -80,18 +79,23 @@ class DrawSettings:
         weak = self.guide.scale if self.guide else None
         return SamplerChoice(self.sampler, self.steps, scale, weak, self.times)
 
+    @property
+    def spaced(self) -> str:
+        """The spacing of times that are not learned."""
+        return self.spacing or spacing_of(self.sampler)
+
     def times_of(self, process: Process) -> Sequence[int] | Sequence[float]:
         """The times that are visited, falling.
 
         Raises:
             InvalidArgument: more steps than the process has timesteps.
         """
-        return self.times or process.times(self.steps, self.spacing)
+        return self.times or process.times(self.steps, self.spaced)
 
     def described_times(self) -> dict[str, Any]:
         """What a manifest says of them."""
         if self.times is None:
-            return {"spacing": self.spacing}
+            return {"spacing": self.spaced}
         return {"spacing": LEARNED, "times": list(self.times)}
 
     def described_guidance(self) -> dict[str, Any]:
@@ -160,7 +164,7 @@ def resolve(
     return DrawSettings(
         sampler=sampler,
         steps=steps,
-        spacing=config.spacing or SPACING,
+        spacing=config.spacing,
         times=times,
         options=sampler_options(sampler, **config.sampler_options),
         condition=wanted,

@@ -19,6 +19,7 @@ from diffuse_cli.conditioning import Condition
 from diffuse_cli.config import OWN, WEAK_GUIDANCE, DiffusionConfig, SampleConfig, SamplerChoice
 from diffuse_cli.core import SAMPLERS, Conditions, Denoiser
 from diffuse_cli.core.guidance import away, clip, interval, unconditional
+from diffuse_cli.core.samplers import spacing_of
 from diffuse_cli.diffusion import make_process
 from diffuse_cli.errors import UsageError
 from diffuse_cli.guiding import check_fits
@@ -137,7 +138,7 @@ def test_every_sampler_draws_with_a_weaker_model_in_an_interval_and_with_classes
         lambda x, t: clip(denoise, PROCESS)(x, t, **label),
         PROCESS,
         noise_of(-1),
-        PROCESS.times(6),
+        PROCESS.times(6, spacing_of(sampler)),
         noise=noise_of,
     )
     *_, wanted = expected

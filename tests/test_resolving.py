@@ -95,7 +95,8 @@ def test_learned_times_go_with_their_sampler_and_steps_alone(given, times, taken
     recommending = model(SamplerChoice("unipc", 2, None, None, (99, 40.5)), classes=0)
     found = resolve(config(**given), recommending)
     assert (found.times, found.taken) == (times, taken)
-    assert found.spacing == given.get("spacing", "trailing")
+    own = "early" if found.sampler == "unipc" else "trailing"
+    assert found.spaced == given.get("spacing", own)
     assert found.choice.times == times
 
 
@@ -179,13 +180,13 @@ def test_learned_times_are_drawn_with_shown_and_left_for_a_spacing(diffuse, mode
     assert "as the model file recommends: unipc, 3 steps at learned times\n" in ran.err
     found = manifest("a")
     assert (found["spacing"], found["times"]) == ("learned", [99, 71.25, 13])
-    typed = ("--spacing", "trailing")
+    typed = ("--spacing", "early")
     assert diffuse("sample", "made.safetensors", *fp32, *typed, "-o", "b").code == 0
     plain = ("--sampler", "unipc", "--steps", 3)
     assert diffuse("sample", model, *fp32, *plain, "-o", "c").code == 0
     a, b, c = (Path(folder, "00000.png").read_bytes() for folder in "abc")
     assert a != b == c
-    assert manifest("b")["spacing"] == "trailing"
+    assert manifest("b")["spacing"] == manifest("c")["spacing"] == "early"
     assert "times" not in manifest("b")
     loaded = modelfile.load("made.safetensors")
     *_, drawing = draw(

@@ -14,7 +14,6 @@ from diffuse_cli.config.drawing import LEARNED as LEARNED
 from diffuse_cli.config.drawing import OWN as OWN
 from diffuse_cli.config.drawing import SAMPLER as SAMPLER
 from diffuse_cli.config.drawing import SAMPLING_STEPS as SAMPLING_STEPS
-from diffuse_cli.config.drawing import SPACING as SPACING
 from diffuse_cli.config.drawing import WEAK_GUIDANCE as WEAK_GUIDANCE
 from diffuse_cli.config.drawing import ComputeConfig as ComputeConfig
 from diffuse_cli.config.drawing import DrawConfig as DrawConfig

@@ -24,7 +24,7 @@ from diffuse_cli.parsing import (
     parse_times,
 )
 
-SAMPLER, SAMPLING_STEPS, SPACING = "unipc", 20, "trailing"
+SAMPLER, SAMPLING_STEPS = "unipc", 20
 """The defaults; the first two chosen by benchmarks/samplers.py."""
 
 LEARNED = "learned"
@@ -124,7 +124,7 @@ class TrajectoryConfig(Config):
         None,
         "Which timesteps the sampler visits.",
         table="core.spacings.SPACINGS",
-        shown=f"those that tune learned, or {SPACING}",
+        shown="those that tune learned, or early with unipc and trailing with others",
     )
     threshold: float | None = sampling_option(
         None,

@@ -187,5 +187,14 @@ SAMPLERS: Registry[Callable[..., Iterator[State]]] = Registry(
     },
 )
 
+SPACED = {"unipc": "early"}
+"""The spacings that go with samplers; with the others `trailing` (benchmarks/README.md)."""
+
+
+def spacing_of(sampler: str) -> str:
+    """The spacing to use with a sampler where none is asked for."""
+    return SPACED.get(sampler, "trailing")
+
+
 OF_DISTILLED = frozenset({"consistency"})
 """Samplers that need a consistency function: other denoisers draw blurred samples with them."""

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from diffuse_cli.config import DiffusionConfig
-from diffuse_cli.config.drawing import SPACING
 from diffuse_cli.diffusion import make_process
 
 CLIPPED = {"clip_sample": True, "clip_sample_range": 1.0, "thresholding": False}
@@ -84,7 +83,7 @@ def fields(scheduler: Scheduler, diffusion: DiffusionConfig) -> dict[str, Any]:
         **_betas(diffusion),
         "prediction_type": said[diffusion.target],
         **({"variance_type": variance} if scheduler.variance else {}),
-        "timestep_spacing": UNTIL_ZERO if noisy else SPACING,
+        "timestep_spacing": UNTIL_ZERO if noisy else "trailing",
         "steps_offset": 0,
         **scheduler.fields,
     }

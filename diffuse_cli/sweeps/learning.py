@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from diffuse_cli.config import SAMPLER, SPACING
+from diffuse_cli.config import SAMPLER
 from diffuse_cli.core.learned_times import cheapest_path, improved, step_costs
 from diffuse_cli.draws import image_noise
 from diffuse_cli.events import Progress, Work
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 SAMPLES, FINE, ROUNDS = 32, 40, 8
 """How many trajectories are followed, in how many steps, and how often each time is moved: see
 benchmarks/times.py."""
+
+GRID = "trailing"
+"""How the many steps are spaced, of which few are chosen."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,8 @@ class Learner:
 
     def __call__(self, settings: DrawSettings) -> Work[list[tuple[float, ...]]]:
         """Times for the sampler, steps and guidance of `settings`, falling from the last timestep
-        of the process: the cheapest path, and what moving times makes of it, or of trailing ones
-        if these end nearer.
+        of the process: the cheapest path, and what moving times makes of it, or of those that the
+        sampler visits by default if these end nearer.
 
         The second ends nearer to many steps, which is better only where a model's images in many
         steps are.
@@ -54,9 +57,9 @@ class Learner:
         return [tuple(planned), tuple(times)] if times != planned else [tuple(planned)]
 
     def nearer(self, settings: DrawSettings, planned: list[float], ends: Tensor) -> list[float]:
-        """The planned times or the trailing ones, whichever end nearer."""
-        trailing = [float(t) for t in self.loaded.denoiser.process.times(settings.steps, SPACING)]
-        return min(planned, trailing, key=self.error(settings, ends))
+        """The planned times or the default ones, whichever end nearer."""
+        spaced = replace(settings, times=None).times_of(self.loaded.denoiser.process)
+        return min(planned, [float(t) for t in spaced], key=self.error(settings, ends))
 
     def error(self, settings: DrawSettings, ends: Tensor) -> Callable[[Sequence[float]], float]:
         """How far from `ends` samples end at given times: the root mean square."""
@@ -71,9 +74,9 @@ class Learner:
         """The cheapest of the times of many steps, and where these end."""
         process = self.loaded.denoiser.process
         many = min(FINE, process.num_timesteps)
-        fine = replace(settings, sampler=SAMPLER, steps=many, spacing=SPACING, options={})
+        fine = replace(settings, sampler=SAMPLER, steps=many, spacing=GRID, options={})
         states = self.follow(replace(fine, times=None))
-        grid, xs = process.times(many, SPACING), [x for x, _ in states]
+        grid, xs = process.times(many, GRID), [x for x, _ in states]
         costs = step_costs(process, grid, xs, [x0 for _, x0 in states[1:]])
         path = cheapest_path(costs, settings.steps)
         return [float(grid[node]) for node in path[:-1]], xs[-1]

@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 
 from diffuse_cli import files, modelfile, pictures
-from diffuse_cli.config import SPACING, DrawConfig, EvalConfig, SamplerChoice, TuneConfig
+from diffuse_cli.config import DrawConfig, EvalConfig, SamplerChoice, TuneConfig
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation import evaluating
@@ -159,7 +159,7 @@ def tune_and_evaluate(
             config,
             EvalConfig,
             **{name: value for name, value in vars(setting).items() if name != "times"},
-            spacing=None if setting.times else config.spacing or SPACING,
+            spacing=None if setting.times else config.spacing,
             plot=None,
         )
         found = yield from evaluating.evaluate(chosen, accelerator, times=setting.times)
