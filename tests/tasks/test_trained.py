@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from altering import altered
 from conftest import in_process, write_images
 from PIL import Image
 
@@ -57,23 +57,13 @@ def trained(images, recipe, tmp_path_factory) -> Callable[[str], Path]:
         out = folder / f"{name}.safetensors"
         if name in ALTERED:
             like, given, training = ALTERED[name]
-            modelfile.save(out, altered(modelfile.load(make(like)), given, training))
-            return out
+            return altered(make(like), out, given, training)
         options = [images if word == "IMAGES" else word for word in TRAINED[name]]
         line = ["train", images, "--config", recipe, "--steps", 6, "--optimizer", "adamw", "-q"]
         assert in_process([*line, *options, "-o", out]) == 0
         return out
 
     return make
-
-
-def altered(
-    model: modelfile.Model, given: dict[str, Any], training: dict[str, Any]
-) -> modelfile.Model:
-    own = model.blueprint
-    conditions = replace(own.conditions, given=replace(own.conditions.given, **given))
-    blueprint = replace(own, conditions=conditions)
-    return replace(model, blueprint=blueprint, training={**model.training, **training})
 
 
 @pytest.fixture
