@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.pictures import FAINT, Pixels, Sheet
+from diffuse_cli.pictures import FAINT, Pixels, Sheet, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -99,11 +99,12 @@ def draw(
     below = key + LEGEND + PLOT_HEAD
     sheet = Sheet(LEFT + content + RIGHT, below + PLOT + BOTTOM, lines.dpi)
     bold: dict[str, Any] = {"fontweight": "bold", "parse_math": False}
-    sheet.text(LEFT, 0.38, title, content, fontsize=13, **bold)
-    sheet.text(LEFT, 0.66, formula, content, fontsize=9.5, color=FAINT)
-    for i, (row, top) in enumerate(zip(rows, tops, strict=True)):
-        _row(sheet, row, times, lines, top, headed=i == 0 or lines.lines > 1)
-    _legend(sheet, legend, key, content)
+    with styled():
+        sheet.text(LEFT, 0.38, title, content, fontsize=13, **bold)
+        sheet.text(LEFT, 0.66, formula, content, fontsize=9.5, color=FAINT)
+        for i, (row, top) in enumerate(zip(rows, tops, strict=True)):
+            _row(sheet, row, times, lines, top, headed=i == 0 or lines.lines > 1)
+        _legend(sheet, legend, key, content)
     side = (content - PLOT_GAP * (len(plots) - 1)) / len(plots)
     for i, plot in enumerate(plots):
         plot(sheet.axes(LEFT + i * (side + PLOT_GAP), below, side, PLOT))

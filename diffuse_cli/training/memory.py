@@ -7,22 +7,32 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import nn
 
 from diffuse_cli import memory
 from diffuse_cli.config import TrainConfig
+from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.consistency import POINTS
-from diffuse_cli.core.kernels.layout import laid_out
+from diffuse_cli.core.kernels.layout import laid_out, memory_format
 from diffuse_cli.core.losses import TAUGHT
-from diffuse_cli.core.networks import Run
-from diffuse_cli.core.settings import dimensions
-from diffuse_cli.diffusion import Blueprint
+from diffuse_cli.core.networks import Run, plainly
+from diffuse_cli.core.settings import Settings, dimensions
+from diffuse_cli.core.space import Space
+from diffuse_cli.diffusion import Blueprint, build
 from diffuse_cli.errors import UsageError
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.power import KEPT_LENGTHS
+
+if TYPE_CHECKING:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+_Built = tuple[str, Settings, Space, Conditions, int]
+"""What a network is built of."""
 
 COPIES = 5
 """Weights, gradients, two moments and the average, in float32; --ema-lengths keeps more."""
@@ -62,7 +72,6 @@ def cost(config: TrainConfig, blueprint: Blueprint, device: str, processes: int 
     return Cost(copies * 4 * parameters + one - (two - one), two - one)
 
 
-@functools.cache
 def bytes_kept(
     blueprint: Blueprint, batch: int, half: bool, checkpointing: bool, device: str = "cpu"
 ) -> int:
@@ -71,47 +80,67 @@ def bytes_kept(
     With `checkpointing`: the inputs of its blocks, and what the largest block keeps while it runs
     again. Counted with fake tensors, which take no memory.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode
+    of = blueprint
+    network = of.network, of.config, of.space, of.conditions, of.out_channels
+    return _bytes_kept(network, batch, half, checkpointing, device)
 
+
+@functools.cache
+def _bytes_kept(network: _Built, batch: int, half: bool, checkpointing: bool, device: str) -> int:
+    _, _, space, conditions, _ = network
+    mode, net = _without_memory(network, device)
+    own = {p.untyped_storage()._cdata for p in net.parameters()}
     kept: dict[int, int] = {}
     alive: list[torch.Tensor] = []
     largest = 0
 
-    with FakeTensorMode(), torch.device(device):
-        net = blueprint.build()
-        for module in net.modules():  # as `lay_out` does it, which cannot with such tensors
-            for name, weight in module.named_parameters(recurse=False):
-                setattr(module, name, torch.nn.Parameter(laid_out(weight.detach())))
-        own = {p.untyped_storage()._cdata for p in net.parameters()}
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage.nbytes()
+            alive.append(tensor)  # so that no other storage takes its place
+        return tensor
 
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in own:
-                kept[storage._cdata] = storage.nbytes()
-                alive.append(tensor)  # so that no other storage takes its place
-            return tensor
+    def keep_inputs(block: Run, *inputs: object) -> torch.Tensor:
+        nonlocal largest
+        for tensor in inputs:
+            if isinstance(tensor, torch.Tensor):
+                keep(tensor)
+        before = dict(kept)
+        h = block(*inputs)
+        largest = max(largest, sum(kept.values()) - sum(before.values()))
+        kept.clear()
+        kept.update(before)
+        return h
 
-        def keep_inputs(block: Run, *inputs: object) -> torch.Tensor:
-            nonlocal largest
-            for tensor in inputs:
-                if isinstance(tensor, torch.Tensor):
-                    keep(tensor)
-            before = dict(kept)
-            h = block(*inputs)
-            largest = max(largest, sum(kept.values()) - sum(before.values()))
-            kept.clear()
-            kept.update(before)
-            return h
-
-        if checkpointing:
-            net.run_block = keep_inputs  # type: ignore[assignment]
-        with (
-            torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
-            torch.autocast(device, torch.bfloat16, enabled=half),
-        ):
-            cond = blueprint.conditions.told(torch.zeros(batch, dtype=torch.long))
-            net(laid_out(torch.zeros(batch, *blueprint.space.shape)), torch.zeros(batch), **cond)
+    net.run_block = keep_inputs if checkpointing else plainly  # type: ignore[assignment]
+    with (
+        mode,
+        torch.device(device),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
+        torch.autocast(device, torch.bfloat16, enabled=half),
+    ):
+        cond = conditions.told(torch.zeros(batch, dtype=torch.long))
+        net(laid_out(torch.zeros(batch, *space.shape)), torch.zeros(batch), **cond)
     return sum(kept.values()) + largest
+
+
+@functools.lru_cache(maxsize=1)
+def _without_memory(network: _Built, device: str) -> tuple[FakeTensorMode, nn.Module]:
+    """A network of fake tensors on a device, laid out as for training, and their mode."""
+    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+    with torch.device("meta"):  # in the mode, building takes four times as long
+        net = build(*network)
+    mode, target = FakeTensorMode(), torch.device(device)
+    for module in net.modules():
+        for held in (module._parameters, module._buffers):
+            for name, t in held.items():
+                if t is not None:  # as `lay_out` does it, which cannot with such tensors
+                    meta = t.detach().to(memory_format=memory_format(device, t.ndim))
+                    fake = FakeTensor(mode, meta, target).requires_grad_(t.requires_grad)
+                    held[name] = fake  # type: ignore[assignment]
+    return mode, net
 
 
 def images_at_a_time(plan: Plan, accelerator: Accelerator) -> int:

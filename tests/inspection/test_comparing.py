@@ -105,20 +105,16 @@ def test_a_run_is_compared_with_itself(runs, diffuse):
     assert {**found["a"], "path": ""} == {**found["b"], "path": ""}
 
 
-def test_losses_of_different_things_are_not_compared(train, diffuse, tmp_path):
+def test_losses_of_different_things_are_not_compared(runs, train, diffuse, tmp_path):
     write_images(tmp_path / "other", seed=1)
-    assert (
-        train("--steps", 2, "--target", "eps", "--weighting", "none", "-o", "a.safetensors").code
-        == 0
-    )
-    assert train("--steps", 2, "-o", "b.safetensors").code == 0
-    shutil.copytree("b.run", "c.run")
+    line = ("--steps", 2, "--target", "eps", "--weighting", "none", "-o", "a.safetensors")
+    assert train(*line).code == 0
     line = "the losses cannot be compared, as these differ: target, weighting"
-    assert line in diffuse("compare", "a.run", "b.run").out
+    assert line in diffuse("compare", "a.run", runs("a.run")).out
     config = Path("recipe.toml")
-    config.write_text(diffuse("info", "b.safetensors", "--toml").out)
+    config.write_text(diffuse("info", runs("a.safetensors"), "--toml").out)
     assert diffuse("train", "other", "--config", config, "-o", "d.safetensors").code == 0
-    found = diffuse("compare", "b.run", "d.run")
+    found = diffuse("compare", runs("a.run"), "d.run")
     assert "the losses cannot be compared, as these differ: training images\n" in found.out
     assert rows(found)["data"][1] == "other"
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from corpus import encoded, fill, noise
 from PIL import Image
+from seams import giving
 
 from diffuse_cli import modelfile
 from diffuse_cli.config import EvalConfig
@@ -21,6 +22,7 @@ from diffuse_cli.events import Notice, finish
 from diffuse_cli.media import FITS, check_fit, image
 from diffuse_cli.media._pixels import fitted
 from diffuse_cli.sampling import Loaded
+from diffuse_cli.training import estimating
 
 NAVY = (0, 0, 128)
 
@@ -214,7 +216,10 @@ def test_files_from_before_were_cropped(tmp_path: Path, wide: Path, model: Path)
     assert {p.tobytes() for p in real} == {p.tobytes() for p in read(wide, size=(8, 8))}
 
 
-def test_init_begins_with_the_fit_of_the_model(diffuse: Any, recipe: Path, wide: Path) -> None:
+def test_init_begins_with_the_fit_of_the_model(
+    diffuse: Any, recipe: Path, wide: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimating, "seconds_a_step", giving(1.0))
     diffuse("train", wide, "--config", recipe, "--size", 8, "--fit", "pad", "--steps", 1)
     ran = diffuse("train", wide, "--init", "model.safetensors", "-o", "b.safetensors", "--dry-run")
     assert 'fit = "pad"' in ran.out

@@ -21,7 +21,7 @@ from diffuse_cli.training.trainer import Trainer
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
 QUICK = ("-n", 6, "--precision", "fp32")
-PLAIN = ("-n", 6, "--steps", 3, "--precision", "fp32")
+PLAIN = ("-n", 6, "--steps", 3, "--precision", "fp32", "--metrics", "kid")
 
 
 @pytest.fixture(scope="module")

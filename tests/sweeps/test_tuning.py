@@ -134,6 +134,7 @@ def test_scale_one_of_a_weaker_model_is_not_tried_again():
 # -- on the command line --------------------------------------------------------------------------
 
 FP32 = ("--precision", "fp32")
+MEASURES = ("--metrics", "kid,frechet")
 
 
 @pytest.fixture
@@ -172,13 +173,13 @@ def test_a_table_of_settings_with_one_recommended_drawn_and_written(tune, diffus
     with Image.open("new.png") as picture:
         assert picture.format == "PNG"
         assert np.asarray(picture).std() > 5
-    same = diffuse("eval", "new.safetensors", images, "-n", 6, *FP32, "--timesteps", 2, "--json")
+    same = diffuse("eval", "new.safetensors", images, "-n", 6, *FP32, *MEASURES, "--json")
     chosen = next(r for r in rows if r.setting == made.sampling)
     for name in ("kid", "kid_standard_error", "frechet_distance"):
         assert same.json[name] == pytest.approx(chosen.values[name], rel=1e-6)
     other = next(r for r in rows if r.setting != made.sampling)
     typed = ("--sampler", other.setting.sampler, "--steps", other.setting.steps)
-    same = diffuse("eval", model, images, "-n", 6, *FP32, "--timesteps", 2, "--json", *typed)
+    same = diffuse("eval", model, images, "-n", 6, *FP32, *MEASURES, "--json", *typed)
     assert same.json["kid"] == pytest.approx(other.values["kid"], rel=1e-6)
     assert not [name for name in found["settings"] if name in ("sampler", "steps", "guidance")]
 
@@ -249,11 +250,11 @@ def test_the_own_weak_average_is_tried_counted_and_recorded(tune, diffuse, image
     made = modelfile.load("new.safetensors")
     assert made.sampling == SamplerChoice(**found["recommended"])
     assert made.weak_step == 3
-    same = diffuse("eval", "new.safetensors", images, "-n", 6, *FP32, "--timesteps", 2, "--json")
+    same = diffuse("eval", "new.safetensors", images, "-n", 6, *FP32, *MEASURES, "--json")
     [chosen] = [r for r in found["rows"] if r["setting"] == found["recommended"]]
     assert same.json["kid"] == pytest.approx(chosen["values"]["kid"], rel=1e-6)
     typed = ("--sampler", "ddim", "--steps", 2, "--weak-guidance", 1.25)
-    again = diffuse("eval", weak, images, "-n", 6, *FP32, "--timesteps", 2, "--json", *typed)
+    again = diffuse("eval", weak, images, "-n", 6, *FP32, *MEASURES, "--json", *typed)
     assert again.json["kid"] == pytest.approx(found["rows"][1]["values"]["kid"], rel=1e-6)
     text = tune(*how, "--weak-guidance", 2, model="new.safetensors").out.splitlines()
     assert text[0].split()[:6] == ["sampler", "steps", "weak", "guidance", "evaluations", "seconds"]
@@ -287,7 +288,7 @@ def test_learned_times_are_tried_recorded_and_drawn_with(tune, diffuse, images, 
     assert ran.json["kid"] == pytest.approx(row["values"]["kid"], rel=1e-6)
     sampler = row["setting"]["sampler"]
     assert f"{sampler}, 3 steps at learned times" in Path("r.html").read_text(encoding="utf-8")
-    same = diffuse("eval", "new.safetensors", images, "-n", 6, *FP32, "--timesteps", 2, "--json")
+    same = diffuse("eval", "new.safetensors", images, "-n", 6, *FP32, *MEASURES, "--json")
     assert same.json["kid"] == pytest.approx(row["values"]["kid"], rel=1e-6)
     assert (same.json["settings"]["spacing"], same.json["settings"]["times"]) == ("learned", times)
     again = tune("--samplers", sampler, "--steps", 3, "--json", model="new.safetensors").json

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from altering import altered
 from conftest import in_process, write_images
 from covering import covering
 from PIL import Image
@@ -459,11 +460,8 @@ def test_earlier_samples_are_kept_until_new_ones_are_there(diffuse, model, pictu
     assert (ran.code, "holds varied/00000.png itself" in ran.line) == (2, True)
 
 
-def test_a_model_that_knows_no_picture_without_a_class_asks_for_one(
-    diffuse, train, picture, tmp_path
-):
-    line = ("--classes", "--label-dropout", 0, "--steps", 2, "-q", "-o", "m.safetensors")
-    assert train(*line).code == 0
+def test_a_model_that_knows_no_picture_without_a_class_asks_for_one(diffuse, conditional, picture):
+    altered(conditional, Path("m.safetensors"), training={"label_dropout": 0.0})
     ran = diffuse("vary", "m.safetensors", "a.png", *QUICK)
     assert (ran.code, "--class is missing" in ran.line, "dark, light" in ran.line) == (
         2,

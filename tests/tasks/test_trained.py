@@ -6,10 +6,12 @@ import json
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from altering import altered
 from conftest import in_process, write_images
 from PIL import Image
 
@@ -23,30 +25,40 @@ from diffuse_cli.givens import Giver
 
 QUICK = ("--steps", 4, "--sampler", "ddim", "--precision", "fp32")
 
-MODELS = {
+TRAINED = {
     "up": ("--given", "low-res:2"),
-    "noisy": ("--given", "low-res:2+noise:0.1"),
-    "only-up": ("--given", "low-res:2", "--given-dropout", 0),
     "paint": ("--given", "mask:random", "--given-dropout", 0),
-    "painted": ("--given", "mask:box", "--given-dropout", 0.3),
     "pairs": ("--given", "IMAGES", "--given-dropout", 0),
-    "free-pairs": ("--given", "IMAGES"),
     "classes": ("--given", "low-res:2", "--classes"),
-    "label-drops": ("--given", "low-res:2", "--classes", "--label-dropout", 0.5),
-    "given-drops": ("--given", "low-res:2", "--classes", "--given-dropout", 0.5),
 }
-"""How each is trained; those of 8x8 grey images, IMAGES beside themselves."""
+"""How some are trained; those of 8x8 grey images, IMAGES beside themselves."""
+
+ALTERED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "noisy": ("up", {"what": "low-res:2+noise:0.1"}, {}),
+    "only-up": ("up", {"dropout": 0.0}, {}),
+    "painted": ("paint", {"what": "mask:box", "dropout": 0.3}, {}),
+    "free-pairs": ("pairs", {"dropout": 0.1}, {}),
+    "label-drops": ("classes", {}, {"label_dropout": 0.5}),
+    "given-drops": ("classes", {"dropout": 0.5}, {}),
+}
+"""Others, with the weights of one of those: what their files say otherwise of what is given, and of
+the training."""
+
+MODELS = (*TRAINED, *ALTERED)
 
 
 @pytest.fixture(scope="module")
 def trained(images, recipe, tmp_path_factory) -> Callable[[str], Path]:
-    """A model of `MODELS`, trained when it is first asked for."""
+    """A model of `MODELS`, made when it is first asked for."""
     folder = tmp_path_factory.mktemp("trained")
 
     @cache
     def make(name: str) -> Path:
         out = folder / f"{name}.safetensors"
-        options = [images if word == "IMAGES" else word for word in MODELS[name]]
+        if name in ALTERED:
+            like, given, training = ALTERED[name]
+            return altered(make(like), out, given, training)
+        options = [images if word == "IMAGES" else word for word in TRAINED[name]]
         line = ["train", images, "--config", recipe, "--steps", 6, "--optimizer", "adamw", "-q"]
         assert in_process([*line, *options, "-o", out]) == 0
         return out

@@ -1,0 +1,25 @@
+"""Model files with the weights of another, for tests of what a file says of its training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from diffuse_cli import modelfile
+
+
+def altered(
+    source: Path, out: Path, given: Mapping[str, Any] = {}, training: Mapping[str, Any] = {}
+) -> Path:
+    """Write `out`: the model of `source`, with other fields of what it is given (`Given`), and of
+    its training."""
+    model = modelfile.load(source)
+    conditions = model.blueprint.conditions
+    if conditions.given:
+        conditions = replace(conditions, given=replace(conditions.given, **given))
+    blueprint = replace(model.blueprint, conditions=conditions)
+    made = replace(model, blueprint=blueprint, training={**model.training, **training})
+    modelfile.save(out, made)
+    return out
