@@ -84,8 +84,8 @@ CASES: dict[str, tuple[str, ...]] = {
     ),
     "v-large-wide": (
         train("--target v --variance large --flip", network="wide"),
-        sample("--sampler unipc --order 3 --steps 6"),
-        evaluate("--timesteps 3 --respaced 10"),
+        sample("--sampler unipc --order 3 --spacing trailing --steps 6"),
+        evaluate("--spacing trailing --timesteps 3 --respaced 10"),
     ),
     "x0-p2": (
         train("--target x0 --variance small --schedule sigmoid --weighting p2 --accumulation 2"),
@@ -120,7 +120,7 @@ CASES: dict[str, tuple[str, ...]] = {
     ),
     "emoji": (
         train("--size 16 --background black --classes", data="emoji", network="any-size"),
-        sample("--steps 4 --guidance 1"),
+        sample("--spacing trailing --steps 4 --guidance 1"),
     ),
     "convnext": (
         train("--gradient-checkpointing", network="convnext"),
@@ -132,20 +132,23 @@ CASES: dict[str, tuple[str, ...]] = {
     ),
     "init": (
         train("--init plain.safetensors --seed 5", network="init", steps=4),
-        sample("--steps 4"),
+        sample("--spacing trailing --steps 4"),
     ),
     "two-processes": (
         f"twice {train('--classes --flip')}",
-        sample("--steps 3 --seed 2"),
+        sample("--spacing trailing --steps 3 --seed 2"),
     ),
     "convert": (
         "convert diffusers -o m.safetensors",
-        sample("--steps 4", count=2),
-        evaluate("--timesteps 3", data="emoji"),
+        sample("--spacing trailing --steps 4", count=2),
+        evaluate("--spacing trailing --timesteps 3", data="emoji"),
     ),
     "folders": ("eval grey held --json -n 8",),
     # Files that the code wrote when these results were first recorded.
-    "fixture-plain": ("info plain.safetensors --json", sample("--steps 4", "plain")),
+    "fixture-plain": (
+        "info plain.safetensors --json",
+        sample("--spacing trailing --steps 4", "plain"),
+    ),
     # With the sampler, steps and guidance that the file recommends.
     "fixture-classes": ("info classes.safetensors --json", sample("", "classes")),
     "fixture-learned": (
