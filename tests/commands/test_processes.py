@@ -5,13 +5,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import Ran, free_port, write_images
+from launching import StandIns
 from PIL import Image
 
 from diffuse_cli import locks
@@ -20,34 +20,11 @@ from diffuse_cli.training.rundir import RunDirectory
 STEPS = ("--steps", 4, "--log-every", 1, "--num-timesteps", 8)
 
 
-STAND_IN = """
-import json, os, sys, time
-from pathlib import Path
-mine = Path(__file__).parents[1] / os.environ["RANK"]
-mine.with_suffix(".tmp").write_text(json.dumps([sys.argv[1:], dict(os.environ)]))
-mine.with_suffix(".tmp").rename(mine.with_suffix(".asked"))
-told = mine.with_suffix(".code")
-while not (told.exists() and told.read_text()):
-    time.sleep(0.01)
-sys.exit(int(told.read_text()))
-"""
-"""What a launcher runs as `-m diffuse_cli`: it says what it was given, and ends as it is told."""
-
-
 @pytest.fixture
 def launch(spawn, tmp_path):
     """Run `diffuse` in two processes by torchrun or by accelerate: those it starts stand in for
     two that have everything imported already, with the arguments and the environment it gives."""
-    place = tmp_path / "launched"
-    (place / "diffuse_cli").mkdir(parents=True)
-    (place / "diffuse_cli" / "__init__.py").touch()
-    (place / "diffuse_cli" / "__main__.py").write_text(STAND_IN)
-
-    def given(rank, launcher):
-        while not (asked := place / f"{rank}.asked").exists():
-            assert launcher.poll() is None, launcher.communicate()
-            time.sleep(0.01)
-        return json.loads(asked.read_text())
+    stand_ins = StandIns(tmp_path / "launched")
 
     def run(launcher, *arguments):
         torchrun = ("--nproc_per_node", 2, "--master_port", free_port())
@@ -58,15 +35,12 @@ def launch(spawn, tmp_path):
         }[launcher]
         line = [module, *map(str, (*options, "-m", "diffuse_cli", *arguments))]
         before = f"import sys; sys.argv = {line}; from {module} import main; main(); sys.exit(0)"
-        started = spawn(before=before, env={"PYTHONPATH": str(place)})
-        ranks = []
-        for rank in range(2):
-            arguments, env = given(rank, started)
-            del env["PYTHONPATH"]
-            ranks.append(spawn(*arguments, env=env))
+        started = spawn(before=before, env={"PYTHONPATH": str(stand_ins.folder)})
+        asked = [stand_ins.asked(rank, started) for rank in range(2)]
+        ranks = [spawn(*arguments, env=env) for arguments, env in asked]
         said = [rank.communicate(timeout=120) for rank in ranks]
         for k, rank in enumerate(ranks):
-            (place / f"{k}.code").write_text(str(rank.wait()))
+            stand_ins.tell(k, rank.wait())
         err = started.communicate(timeout=60)[1]
         return Ran(started.wait(), *map("".join, zip(*said, ("", err), strict=True)))
 
