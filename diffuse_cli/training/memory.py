@@ -21,7 +21,7 @@ from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.core.networks import Run
 from diffuse_cli.core.settings import Settings, dimensions
 from diffuse_cli.core.space import Space
-from diffuse_cli.diffusion import Blueprint, build
+from diffuse_cli.diffusion import Blueprint, skeleton
 from diffuse_cli.errors import UsageError
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.power import KEPT_LENGTHS
@@ -104,8 +104,7 @@ def _kept(
     alive: list[torch.Tensor] = []
     largest = Cost(0, 0)
 
-    with torch.device("meta"):  # where it is built in a fifth of the time
-        net = build(network, config, space, conditions, out_channels)
+    net = skeleton(network, config, space, conditions, out_channels)  # quickly built
     with FakeTensorMode(), torch.device(device):
         for module in net.modules():  # as `to_empty` and `lay_out`, which cannot with such tensors
             for name, weight in module.named_parameters(recurse=False):

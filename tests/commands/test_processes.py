@@ -13,6 +13,7 @@ import torch
 from conftest import Ran, free_port, write_images
 from launching import StandIns
 from PIL import Image
+from training.conftest import QUICK
 
 from diffuse_cli import locks
 from diffuse_cli.training.rundir import RunDirectory
@@ -65,17 +66,18 @@ def test_two_processes_train_one_model_as_one_does(launch, train, images, recipe
         assert logged("model.run", name) == pytest.approx(logged("one.run", name), abs=1e-4)
 
 
-def test_two_processes_draw_the_timesteps_and_labels_of_one(pair, train, images, recipe):
+def test_two_processes_draw_the_timesteps_and_labels_of_one(pair, diffuse, images):
     """The losses that decide the timesteps are noted in the order of the batch, by each alike."""
     options = (
         "--steps", 4, "--batch-size", 20, "--log-every", 1, "--timestep-draw", "importance",
         "--num-timesteps", 3, "--classes", "--label-dropout", 0.5, "--variance", "learned",
         "--flip", "--accumulation", 2,
     )  # fmt: skip
-    ran = pair("train", images, "--config", recipe, *options, "--json")
+    line = ("train", images, "--config", QUICK, *options)
+    ran = pair(*line, "--json")
     assert ran.code == 0, ran.err
     assert ran.json["processes"] == 2
-    train(*options, "-o", "one.safetensors")
+    diffuse(*line, "-o", "one.safetensors")
     for name in ("loss", "grad_norm"):
         assert logged("model.run", name) == pytest.approx(logged("one.run", name), rel=1e-3)
     two, one = (RunDirectory(f"{name}.safetensors").load()[0].history for name in ("model", "one"))
@@ -84,12 +86,10 @@ def test_two_processes_draw_the_timesteps_and_labels_of_one(pair, train, images,
     assert torch.allclose(two["losses"], one["losses"], rtol=1e-3)
 
 
-def test_two_processes_stopped_and_resumed_equal_one_go(
-    pair, images, recipe, tmp_path, monkeypatch
-):
+def test_two_processes_stopped_and_resumed_equal_one_go(pair, images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     line = (
-        "train", images, "--config", recipe, "--steps", 4, "--timestep-draw", "importance",
+        "train", images, "--config", QUICK, "--steps", 4, "--timestep-draw", "importance",
         "--batch-size", 20, "--num-timesteps", 3, "--classes", "--label-dropout", 0.5,
         "--variance", "learned", "--flip", "--accumulation", 2, "--eval-every", 2,
         "--eval-images", 4, "--ema-lengths", 4, "-q",
