@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import os
 import sys
 import traceback
@@ -34,32 +35,34 @@ ORDER = (
 """Commands that `--help` lists first."""
 
 
-class Commands(Mapping[str, Any]):
-    """The commands by name, each made when it is looked up; one appends its console to `opened`."""
+@functools.cache
+def _made(name: str) -> Any:
+    """The command of this name, made once: a process may run many command lines."""
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app.command(name, cls=Command)(make_command(COMMANDS[name]))
+    return typer.main.get_command(app)
 
-    def __init__(self, opened: list[Console]) -> None:
-        self._opened = opened
-        self._names = dict.fromkeys([*ORDER, *COMMANDS])
+
+class Commands(Mapping[str, Any]):
+    """The commands by name, each made when it is looked up."""
 
     def __getitem__(self, name: str) -> Any:
-        if name not in self._names:
-            raise KeyError(name)
-        app = typer.Typer(add_completion=False, rich_markup_mode=None)
-        app.command(name, cls=Command)(make_command(name, COMMANDS[name], self._opened.append))
-        return typer.main.get_command(app)
+        return _made(name)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._names
+        return name in COMMANDS
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(dict.fromkeys([*ORDER, *COMMANDS]))
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(COMMANDS)
 
 
-def build(opened: list[Console]) -> Any:
-    """The program, with a command for each entry of COMMANDS; a command appends its console."""
+@functools.cache
+def build() -> Any:
+    """The program, with a command for each entry of COMMANDS, which appends its console to the
+    `obj` of its context."""
     app = typer.Typer(
         name="diffuse",
         cls=Group,
@@ -81,7 +84,7 @@ def build(opened: list[Console]) -> Any:
             raise typer.Exit(UsageError.exit_code)
 
     group: Any = typer.main.get_command(app)
-    group.commands = Commands(opened)
+    group.commands = Commands()
     return group
 
 
@@ -98,7 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     consoles = [Console()]
     try:
         with raised():
-            code = build(consoles)(args=arguments, prog_name="diffuse", standalone_mode=False)
+            program, name = build(), "diffuse"
+            code = program(arguments, prog_name=name, standalone_mode=False, obj=consoles)
         return int(code or 0)
     except DiffuseError as error:
         return _expected(consoles[-1], error)

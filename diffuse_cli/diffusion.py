@@ -54,6 +54,10 @@ class Blueprint:
         """
         return build(self.network, self.config, self.space, self.conditions, self.out_channels)
 
+    def skeleton(self) -> nn.Module:
+        """The network without weights, on the meta device; raises as `build`."""
+        return skeleton(self.network, self.config, self.space, self.conditions, self.out_channels)
+
     @cached_property
     def process(self) -> Process:
         """The forward process.
@@ -90,19 +94,28 @@ def build(
         return module.build(config, space, conditions, out_channels)
 
 
+def skeleton(
+    network: str, config: Settings, space: Space, conditions: Conditions, out_channels: int
+) -> nn.Module:
+    """A network without weights, on the meta device; raises as `build`."""
+    import torch
+
+    from diffuse_cli.core.networks._start import Undrawn
+
+    with torch.device("meta"), Undrawn():
+        return build(network, config, space, conditions, out_channels)
+
+
 @lru_cache(maxsize=32)
 def shapes(
     network: str, config: Settings, space: Space, conditions: Conditions, out_channels: int
 ) -> Mapping[str, tuple[int, ...]]:
     """The shape of each tensor of a network by name; allocates nothing.
 
-    Building takes longer where nothing is allocated than where something is, and a command asks
-    several times for the same network: of the configuration, the model file and the checkpoint.
+    A command asks several times for the same network: of the configuration, the model file and the
+    checkpoint.
     """
-    import torch
-
-    with torch.device("meta"):
-        net = build(network, config, space, conditions, out_channels)
+    net = skeleton(network, config, space, conditions, out_channels)
     return MappingProxyType({name: tuple(t.shape) for name, t in net.state_dict().items()})
 
 

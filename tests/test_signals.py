@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import in_process, write_images
+from training.conftest import QUICK
 
 from diffuse_cli import modelfile
 from diffuse_cli.training import starting
@@ -20,6 +21,12 @@ from diffuse_cli.training.rundir import RunDirectory
 from diffuse_cli.training.trainer import Trainer
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
+
+
+@pytest.fixture
+def train(diffuse, images):
+    """Train the quickest network on the images."""
+    return lambda *arguments: diffuse("train", images, "--config", QUICK, *arguments)
 
 
 def newest():
@@ -217,10 +224,10 @@ def test_compiling_is_abandoned(train, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def of_4(images, recipe, tmp_path_factory):
+def of_4(images, tmp_path_factory):
     """The model file of a run of 4 steps that nothing stopped."""
     out = tmp_path_factory.mktemp("four") / MODEL
-    assert in_process(["train", images, "--config", recipe, "--steps", 4, "-o", out, "-q"]) == 0
+    assert in_process(["train", images, "--config", QUICK, "--steps", 4, "-o", out, "-q"]) == 0
     return out.read_bytes()
 
 
@@ -310,10 +317,10 @@ def test_ctrl_c_twice_on_a_terminal_stops_at_once(tmp_path, terminal, diffuse, m
     assert not list(Path().rglob("*.tmp"))
 
 
-def test_the_line_that_goes_on_survives_a_space_in_a_name(diffuse, recipe, tmp_path, at_step):
+def test_the_line_that_goes_on_survives_a_space_in_a_name(diffuse, tmp_path, at_step):
     data = write_images(tmp_path / "my images", 8)
     at_step(1, signal.SIGINT)
-    line = diffuse("train", data, "--config", recipe, "--steps", 3, "-o", "a b.safetensors").err
+    line = diffuse("train", data, "--config", QUICK, "--steps", 3, "-o", "a b.safetensors").err
     command = shlex.split(line.strip().splitlines()[-1].split("Go on with: ")[1])
     assert diffuse(*command[1:]).code == 0
 

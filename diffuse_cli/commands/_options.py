@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -30,6 +30,8 @@ from diffuse_cli.options import (
 )
 from diffuse_cli.runtime import rank
 
+KEYWORD = inspect.Parameter.KEYWORD_ONLY
+
 
 @dataclass(frozen=True, kw_only=True)
 class Universal(Config):
@@ -45,18 +47,19 @@ class Universal(Config):
     debug: bool = output_option(False, "Print the traceback of an error.", control=True)
 
 
-def make_command(name: str, module: Any, set_console: Callable[[Console], None]) -> Any:
-    """The function that Typer calls for a command; its parameters are the options."""
+def make_command(module: Any) -> Any:
+    """The function that Typer calls for a command; its parameters are the options. It appends its
+    console to the `obj` of the context."""
     kind = module.CONFIG
     configure = getattr(module, "configure", lambda typed, file: from_dict(kind, {**file, **typed}))
 
-    def command(**typed: Any) -> None:
+    def command(context: typer.Context, **typed: Any) -> None:
         console = Console(
             quiet=bool(typed["quiet"]) or rank() > 0,
             as_json=bool(typed["json"]),
             debug=bool(typed["debug"]),
         )
-        set_console(console)
+        context.obj.append(console)
         path = typed["config_file"]
         given = {
             f.name: from_text(f, value) if isinstance(value, str) else value
@@ -68,7 +71,8 @@ def make_command(name: str, module: Any, set_console: Callable[[Console], None])
         module.run(configure(given, filed), console)
 
     command.__doc__ = inspect.cleandoc(module.__doc__)
-    parameters = _parameters(kind)
+    parameters = [inspect.Parameter("context", KEYWORD, annotation=typer.Context)]
+    parameters += _parameters(kind)
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     return command
@@ -128,9 +132,7 @@ def _parameter(f: dataclasses.Field[Any], spec: Option) -> inspect.Parameter:
             rich_help_panel=spec.group,
             autocompletion=(lambda: names) if names else None,
         )
-    return inspect.Parameter(
-        f.name, inspect.Parameter.KEYWORD_ONLY, default=info, annotation=annotation
-    )
+    return inspect.Parameter(f.name, KEYWORD, default=info, annotation=annotation)
 
 
 METAVARS: dict[Any, str] = {

@@ -22,9 +22,17 @@ Entry = TypeVar("Entry")
 
 
 @functools.cache
-def added(group: str) -> Mapping[str, EntryPoint]:
-    """The entry points of the group `diffuse.GROUP`, by name."""
-    return {point.name: point for point in entry_points(group=f"diffuse.{group}")}
+def added() -> Mapping[str, Mapping[str, EntryPoint]]:
+    """The entry points of the groups `diffuse.GROUP`, by GROUP and name.
+
+    All at once: what every installed package declares is read for any.
+    """
+    points = entry_points()
+    return {
+        group.removeprefix("diffuse."): {point.name: point for point in points.select(group=group)}
+        for group in points.groups
+        if group.startswith("diffuse.")
+    }
 
 
 class Registry(MutableMapping[str, Entry]):
@@ -39,7 +47,12 @@ class Registry(MutableMapping[str, Entry]):
         self.group, self.own = group, dict(own)
 
     def __getitem__(self, name: str) -> Entry:
-        return cast(Entry, self.own[name] if name in self.own else added(self.group)[name].load())
+        return cast(Entry, self.own[name] if name in self.own else self._added[name].load())
+
+    @property
+    def _added(self) -> Mapping[str, EntryPoint]:
+        """The entries of other packages."""
+        return added().get(self.group, {})
 
     def __setitem__(self, name: str, entry: Entry) -> None:
         self.own[name] = entry
@@ -48,13 +61,13 @@ class Registry(MutableMapping[str, Entry]):
         del self.own[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self.own or name in added(self.group)
+        return name in self.own or name in self._added
 
     def __iter__(self) -> Iterator[str]:
-        return iter({**self.own, **added(self.group)})
+        return iter({**self.own, **self._added})
 
     def __len__(self) -> int:
-        return len({**self.own, **added(self.group)})
+        return len({**self.own, **self._added})
 
 
 class Modules(Registry[Entry]):

@@ -83,8 +83,7 @@ class Model:
     def network(self, weights: str = "ema") -> nn.Module:
         """The network with its averaged, raw or weak weights; a `ModelFileError` without them."""
         tensors = self.tensors(weights)
-        with torch.device("meta"):
-            net = self.blueprint.build()
+        net = self.blueprint.skeleton()
         net.load_state_dict(dict(tensors), assign=True)
         return net.eval().requires_grad_(False)
 

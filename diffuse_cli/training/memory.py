@@ -5,34 +5,26 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import nn
 
 from diffuse_cli import memory
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.consistency import POINTS
-from diffuse_cli.core.kernels.layout import laid_out, memory_format
+from diffuse_cli.core.kernels.layout import laid_out
 from diffuse_cli.core.losses import TAUGHT
-from diffuse_cli.core.networks import Run, plainly
+from diffuse_cli.core.networks import Run
 from diffuse_cli.core.settings import Settings, dimensions
 from diffuse_cli.core.space import Space
-from diffuse_cli.diffusion import Blueprint, build
+from diffuse_cli.diffusion import Blueprint, skeleton
 from diffuse_cli.errors import UsageError
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.power import KEPT_LENGTHS
-
-if TYPE_CHECKING:
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-_Built = tuple[str, Settings, Space, Conditions, int]
-"""What a network is built of."""
 
 COPIES = 5
 """Weights, gradients, two moments and the average, in float32; --ema-lengths keeps more."""
@@ -63,13 +55,13 @@ def cost(config: TrainConfig, blueprint: Blueprint, device: str, processes: int 
     """What a complete configuration costs on a device."""
     parameters = sum(map(math.prod, blueprint.shapes.values()))
     half, again = config.precision != "fp32", config.gradient_checkpointing
-    points = POINTS if config.loss in TAUGHT else 1
-    one, two = (bytes_kept(blueprint, n * points, half, again, device) for n in (1, 2))
+    kept = _kept(*_network(blueprint), half, again, device)
     copies = COPIES + (len(KEPT_LENGTHS) if config.ema_lengths else 0)
     copies += processes > 1  # the gradients on their way to the others
     if config.loss in TAUGHT:
         copies += CRITICS
-    return Cost(copies * 4 * parameters + one - (two - one), two - one)
+    points = POINTS if config.loss in TAUGHT else 1
+    return Cost(copies * 4 * parameters + kept.fixed, points * kept.image)
 
 
 def bytes_kept(
@@ -80,67 +72,84 @@ def bytes_kept(
     With `checkpointing`: the inputs of its blocks, and what the largest block keeps while it runs
     again. Counted with fake tensors, which take no memory.
     """
-    of = blueprint
-    network = of.network, of.config, of.space, of.conditions, of.out_channels
-    return _bytes_kept(network, batch, half, checkpointing, device)
+    return _kept(*_network(blueprint), half, checkpointing, device).of(batch)
 
 
-@functools.cache
-def _bytes_kept(network: _Built, batch: int, half: bool, checkpointing: bool, device: str) -> int:
-    _, _, space, conditions, _ = network
-    mode, net = _without_memory(network, device)
-    own = {p.untyped_storage()._cdata for p in net.parameters()}
+def _network(blueprint: Blueprint) -> tuple[str, Settings, Space, Conditions, int]:
+    """What the network depends on: the process does not matter."""
+    own = blueprint
+    return own.network, own.config, own.space, own.conditions, own.out_channels
+
+
+BATCH = 1009
+"""Images of the batch that is counted. As it is a prime, and larger than what else is counted, what
+takes a multiple of it is what is kept for each image."""
+
+
+@functools.lru_cache(maxsize=256)
+def _kept(
+    network: str,
+    config: Settings,
+    space: Space,
+    conditions: Conditions,
+    out_channels: int,
+    half: bool,
+    checkpointing: bool,
+    device: str,
+) -> Cost:
+    """What `bytes_kept` counts, by one pass."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
     kept: dict[int, int] = {}
     alive: list[torch.Tensor] = []
-    largest = 0
+    largest = Cost(0, 0)
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            kept[storage._cdata] = storage.nbytes()
-            alive.append(tensor)  # so that no other storage takes its place
-        return tensor
+    net = skeleton(network, config, space, conditions, out_channels)  # quickly built
+    with FakeTensorMode(), torch.device(device):
+        for module in net.modules():  # as `to_empty` and `lay_out`, which cannot with such tensors
+            for name, weight in module.named_parameters(recurse=False):
+                fake = torch.empty(weight.shape, dtype=weight.dtype)
+                setattr(module, name, torch.nn.Parameter(laid_out(fake)))
+            for name, values in module.named_buffers(recurse=False):
+                setattr(module, name, torch.empty(values.shape, dtype=values.dtype))
+        own = {p.untyped_storage()._cdata for p in net.parameters()}
 
-    def keep_inputs(block: Run, *inputs: object) -> torch.Tensor:
-        nonlocal largest
-        for tensor in inputs:
-            if isinstance(tensor, torch.Tensor):
-                keep(tensor)
-        before = dict(kept)
-        h = block(*inputs)
-        largest = max(largest, sum(kept.values()) - sum(before.values()))
-        kept.clear()
-        kept.update(before)
-        return h
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in own:
+                kept[storage._cdata] = storage.nbytes()
+                alive.append(tensor)  # so that no other storage takes its place
+            return tensor
 
-    net.run_block = keep_inputs if checkpointing else plainly  # type: ignore[assignment]
-    with (
-        mode,
-        torch.device(device),
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
-        torch.autocast(device, torch.bfloat16, enabled=half),
-    ):
-        cond = conditions.told(torch.zeros(batch, dtype=torch.long))
-        net(laid_out(torch.zeros(batch, *space.shape)), torch.zeros(batch), **cond)
-    return sum(kept.values()) + largest
+        def keep_inputs(block: Run, *inputs: object) -> torch.Tensor:
+            nonlocal largest
+            for tensor in inputs:
+                if isinstance(tensor, torch.Tensor):
+                    keep(tensor)
+            before = dict(kept)
+            h = block(*inputs)
+            within = _shared([kept[key] for key in kept.keys() - before.keys()])
+            largest = max(largest, within, key=lambda cost: cost.of(BATCH))
+            kept.clear()
+            kept.update(before)
+            return h
+
+        if checkpointing:
+            net.run_block = keep_inputs  # type: ignore[assignment]
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
+            torch.autocast(device, torch.bfloat16, enabled=half),
+        ):
+            cond = conditions.told(torch.zeros(BATCH, dtype=torch.long))
+            net(laid_out(torch.zeros(BATCH, *space.shape)), torch.zeros(BATCH), **cond)
+    found = _shared(kept.values())
+    return Cost(found.fixed + largest.fixed, found.image + largest.image)
 
 
-@functools.lru_cache(maxsize=1)
-def _without_memory(network: _Built, device: str) -> tuple[FakeTensorMode, nn.Module]:
-    """A network of fake tensors on a device, laid out as for training, and their mode."""
-    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-
-    with torch.device("meta"):  # in the mode, building takes four times as long
-        net = build(*network)
-    mode, target = FakeTensorMode(), torch.device(device)
-    for module in net.modules():
-        for held in (module._parameters, module._buffers):
-            for name, t in held.items():
-                if t is not None:  # as `lay_out` does it, which cannot with such tensors
-                    meta = t.detach().to(memory_format=memory_format(device, t.ndim))
-                    fake = FakeTensor(mode, meta, target).requires_grad_(t.requires_grad)
-                    held[name] = fake  # type: ignore[assignment]
-    return mode, net
+def _shared(sizes: Collection[int]) -> Cost:
+    """The sizes of storages of `BATCH` images, as what is there once and for each image."""
+    images = sum(size for size in sizes if size % BATCH == 0)
+    return Cost(sum(sizes) - images, images // BATCH)
 
 
 def images_at_a_time(plan: Plan, accelerator: Accelerator) -> int:

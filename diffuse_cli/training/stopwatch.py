@@ -102,9 +102,10 @@ class Stopwatch:
             size *= RATIO
 
     def end(self) -> Work[None]:
-        """Free the memory."""
-        self._trainer = None
-        self.accelerator.free_memory()
+        """Free the memory, if anything was measured."""
+        if self._trainer is not None:
+            self._trainer = None
+            self.accelerator.free_memory()
         yield Progress(TASK, self.total, self.total)
 
     def _by_a_part(self, plan: Plan) -> Work[float]:

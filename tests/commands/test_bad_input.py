@@ -173,8 +173,8 @@ def test_usage_errors_do_not_import_torch():
 
 
 def test_only_the_command_that_is_run_is_made(diffuse, monkeypatch):
-    made, make = [], app.make_command
-    monkeypatch.setattr(app, "make_command", lambda *given: made.append(given[0]) or make(*given))
+    made, make = [], app._made
+    monkeypatch.setattr(app, "_made", lambda name: made.append(name) or make(name))
     for line, names in ((["--version"], []), (["trian"], []), (["info", "nowhere"], ["info"])):
         made.clear()
         diffuse(*line)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import Ran, free_port, write_images
+from launching import StandIns
 from PIL import Image
+from training.conftest import QUICK
 
 from diffuse_cli import locks
 from diffuse_cli.training.rundir import RunDirectory
@@ -20,34 +21,11 @@ from diffuse_cli.training.rundir import RunDirectory
 STEPS = ("--steps", 4, "--log-every", 1, "--num-timesteps", 8)
 
 
-STAND_IN = """
-import json, os, sys, time
-from pathlib import Path
-mine = Path(__file__).parents[1] / os.environ["RANK"]
-mine.with_suffix(".tmp").write_text(json.dumps([sys.argv[1:], dict(os.environ)]))
-mine.with_suffix(".tmp").rename(mine.with_suffix(".asked"))
-told = mine.with_suffix(".code")
-while not (told.exists() and told.read_text()):
-    time.sleep(0.01)
-sys.exit(int(told.read_text()))
-"""
-"""What a launcher runs as `-m diffuse_cli`: it says what it was given, and ends as it is told."""
-
-
 @pytest.fixture
 def launch(spawn, tmp_path):
     """Run `diffuse` in two processes by torchrun or by accelerate: those it starts stand in for
     two that have everything imported already, with the arguments and the environment it gives."""
-    place = tmp_path / "launched"
-    (place / "diffuse_cli").mkdir(parents=True)
-    (place / "diffuse_cli" / "__init__.py").touch()
-    (place / "diffuse_cli" / "__main__.py").write_text(STAND_IN)
-
-    def given(rank, launcher):
-        while not (asked := place / f"{rank}.asked").exists():
-            assert launcher.poll() is None, launcher.communicate()
-            time.sleep(0.01)
-        return json.loads(asked.read_text())
+    stand_ins = StandIns(tmp_path / "launched")
 
     def run(launcher, *arguments):
         torchrun = ("--nproc_per_node", 2, "--master_port", free_port())
@@ -58,15 +36,12 @@ def launch(spawn, tmp_path):
         }[launcher]
         line = [module, *map(str, (*options, "-m", "diffuse_cli", *arguments))]
         before = f"import sys; sys.argv = {line}; from {module} import main; main(); sys.exit(0)"
-        started = spawn(before=before, env={"PYTHONPATH": str(place)})
-        ranks = []
-        for rank in range(2):
-            arguments, env = given(rank, started)
-            del env["PYTHONPATH"]
-            ranks.append(spawn(*arguments, env=env))
+        started = spawn(before=before, env={"PYTHONPATH": str(stand_ins.folder)})
+        asked = [stand_ins.asked(rank, started) for rank in range(2)]
+        ranks = [spawn(*arguments, env=env) for arguments, env in asked]
         said = [rank.communicate(timeout=120) for rank in ranks]
         for k, rank in enumerate(ranks):
-            (place / f"{k}.code").write_text(str(rank.wait()))
+            stand_ins.tell(k, rank.wait())
         err = started.communicate(timeout=60)[1]
         return Ran(started.wait(), *map("".join, zip(*said, ("", err), strict=True)))
 
@@ -91,17 +66,18 @@ def test_two_processes_train_one_model_as_one_does(launch, train, images, recipe
         assert logged("model.run", name) == pytest.approx(logged("one.run", name), abs=1e-4)
 
 
-def test_two_processes_draw_the_timesteps_and_labels_of_one(pair, train, images, recipe):
+def test_two_processes_draw_the_timesteps_and_labels_of_one(pair, diffuse, images):
     """The losses that decide the timesteps are noted in the order of the batch, by each alike."""
     options = (
         "--steps", 4, "--batch-size", 20, "--log-every", 1, "--timestep-draw", "importance",
         "--num-timesteps", 3, "--classes", "--label-dropout", 0.5, "--variance", "learned",
         "--flip", "--accumulation", 2,
     )  # fmt: skip
-    ran = pair("train", images, "--config", recipe, *options, "--json")
+    line = ("train", images, "--config", QUICK, *options)
+    ran = pair(*line, "--json")
     assert ran.code == 0, ran.err
     assert ran.json["processes"] == 2
-    train(*options, "-o", "one.safetensors")
+    diffuse(*line, "-o", "one.safetensors")
     for name in ("loss", "grad_norm"):
         assert logged("model.run", name) == pytest.approx(logged("one.run", name), rel=1e-3)
     two, one = (RunDirectory(f"{name}.safetensors").load()[0].history for name in ("model", "one"))
@@ -110,12 +86,10 @@ def test_two_processes_draw_the_timesteps_and_labels_of_one(pair, train, images,
     assert torch.allclose(two["losses"], one["losses"], rtol=1e-3)
 
 
-def test_two_processes_stopped_and_resumed_equal_one_go(
-    pair, images, recipe, tmp_path, monkeypatch
-):
+def test_two_processes_stopped_and_resumed_equal_one_go(pair, images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     line = (
-        "train", images, "--config", recipe, "--steps", 4, "--timestep-draw", "importance",
+        "train", images, "--config", QUICK, "--steps", 4, "--timestep-draw", "importance",
         "--batch-size", 20, "--num-timesteps", 3, "--classes", "--label-dropout", 0.5,
         "--variance", "learned", "--flip", "--accumulation", 2, "--eval-every", 2,
         "--eval-images", 4, "--ema-lengths", 4, "-q",

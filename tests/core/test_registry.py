@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
 
+from diffuse_cli.app import _made, main
 from diffuse_cli.core import registry
 from diffuse_cli.core.registry import Modules, Registry
+
+GROUPS = (
+    "things", "formats", "metrics", "media", "fits", "features", "sources", "optimizers", "presets",
+    "variances", "networks", "degradations", "spacings", "masks", "restorations", "targets",
+    "samplers", "schedules", "losses", "weightings",
+)  # fmt: skip
+"""All but the commands: `--help` lists what their modules say."""
 
 
 @pytest.fixture
@@ -20,15 +28,21 @@ def loaded(monkeypatch) -> list[str]:
             names.append(self.group)
             return max
 
-    def points(group: str) -> list[EntryPoint]:
-        if group == "diffuse.commands":  # `--help` lists what their modules say
-            return []
-        return [Point("added", "somewhere:entry", group), Point("own", "somewhere:other", group)]
-
-    monkeypatch.setattr(registry, "entry_points", points)
-    registry.added.cache_clear()
+    points = [
+        Point(name, f"somewhere:{name}", f"diffuse.{group}")
+        for group in GROUPS
+        for name in ("added", "own")
+    ]
+    monkeypatch.setattr(registry, "entry_points", lambda: EntryPoints(points))
+    forget()
     yield names
+    forget()
+
+
+def forget() -> None:
+    """What has been found, and the commands whose help names it."""
     registry.added.cache_clear()
+    _made.cache_clear()
 
 
 @pytest.fixture(params=["registry", "modules"])
@@ -63,8 +77,6 @@ def test_our_own_entry_wins(loaded: list[str]):
 
 @pytest.mark.parametrize("command", ["train", "sample", "eval", "noise-demo", "convert"])
 def test_help_names_entries_without_an_import(command: str, loaded: list[str], capsys):
-    from diffuse_cli.app import main
-
     assert main([command, "--help"]) == 0
     assert "added" in capsys.readouterr().out
     assert loaded == []

@@ -15,6 +15,7 @@ import pytest
 from conftest import ROOT, Ran, environment, write_images
 from corpus import chunk, encoded, fill, noise, png
 from rubbish import odd, place, rubbish, zeros
+from training.conftest import QUICK
 
 from diffuse_cli.data import read_images
 from diffuse_cli.events import finish
@@ -25,27 +26,28 @@ from diffuse_cli.unusable import Unusable
 MIB = 2**20
 FOUND = """if True:
     import json, sys
-    sys.path.insert(0, sys.argv[3])
+    sys.path.insert(0, sys.argv[1])
     from memory import forget, peak
     from diffuse_cli.data import read_images
     from diffuse_cli.media._decoding import decode
     from diffuse_cli.events import finish
-    decode(open(sys.argv[1], "rb").read())  # what is allocated once
-    forget()
-    before = peak()
-    summary = finish(read_images(sys.argv[2], workers=2)).summary
-    print(json.dumps([peak() - before, summary.to_dict()]))
+    small, *folders = sys.argv[2:]
+    decode(open(small, "rb").read())  # what is allocated once
+    for folder in folders:
+        forget()
+        before = peak()
+        summary = finish(read_images(folder, workers=2)).summary
+        print(json.dumps([peak() - before, summary.to_dict()]))
 """
 
 
-def measured(tmp_path: Path, folder: Path) -> tuple[int, dict[str, Any]]:
-    """Bytes by which a process grows as it reads `folder`, and what it finds there."""
+def measured(tmp_path: Path, *folders: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Bytes by which a process grows as it reads each of the folders, and what it finds there."""
     small = fill(tmp_path / "small", {"a.png": encoded(noise(1))}) / "a.png"
-    line = [sys.executable, "-c", FOUND, str(small), str(folder), str(ROOT / "tests")]
+    line = [sys.executable, "-c", FOUND, ROOT / "tests", small, *folders]
     ran = subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=60)
     assert (ran.returncode, ran.stderr) == (0, "")
-    growth, summary = json.loads(ran.stdout)
-    return growth, summary
+    return [tuple(json.loads(row)) for row in ran.stdout.splitlines()]
 
 
 def outcome(data: bytes) -> str:
@@ -65,7 +67,7 @@ def test_every_file_has_its_outcome() -> None:
 
 def test_reading_rubbish_takes_little_memory_and_says_nothing(tmp_path: Path) -> None:
     expected = place(tmp_path / "in")
-    growth, summary = measured(tmp_path, tmp_path / "in")
+    [(growth, summary)] = measured(tmp_path, tmp_path / "in")
     assert growth < 48 * MIB
     assert summary["usable"] == len(odd()) + 1
     assert summary["found"] == len(odd()) + 1 + len(expected)
@@ -81,16 +83,16 @@ LARGE = {"colour": (6, 8, 4), "grey": (4, 8, 2), "wide": (0, 16, 2)}
 """Colour type, depth and bytes a pixel of PNGs that are over `LARGE`, but no bombs."""
 
 
-@pytest.mark.parametrize("kind", LARGE)
-def test_a_large_image_takes_few_bytes_a_pixel(tmp_path: Path, kind: str) -> None:
-    colour, depth, size = LARGE[kind]
-    whole = png(ROWS, ROWS, depth, colour, b"")
-    at = whole.index(b"IDAT") - 4
-    data = zeros(ROWS * (ROWS * size + 1))
-    folder = fill(tmp_path / "in", {f"{k}.png": whole[:at] + chunk(b"IDAT", data) for k in "ab"})
-    growth, summary = measured(tmp_path, folder)
-    assert summary["usable"] == 2
-    assert growth < 10 * ROWS**2 + 16 * MIB
+def test_a_large_image_takes_few_bytes_a_pixel(tmp_path: Path) -> None:
+    folders = []
+    for kind, (colour, depth, size) in LARGE.items():
+        whole = png(ROWS, ROWS, depth, colour, b"")
+        at = whole.index(b"IDAT") - 4
+        image = whole[:at] + chunk(b"IDAT", zeros(ROWS * (ROWS * size + 1)))
+        folders.append(fill(tmp_path / kind, {f"{k}.png": image for k in "ab"}))
+    for kind, (growth, summary) in zip(LARGE, measured(tmp_path, *folders), strict=True):
+        assert summary["usable"] == 2, kind
+        assert growth < 10 * ROWS**2 + 16 * MIB, kind
 
 
 @pytest.mark.parametrize("what", ["pixels", "bytes", "frames", "neither"])
@@ -134,10 +136,10 @@ def mixed(tmp_path: Path) -> tuple[Path, dict[str, str]]:
 
 
 def test_training_goes_to_its_end_and_says_what_it_skipped(
-    diffuse: Diffuse, recipe: Path, mixed: tuple[Path, dict[str, str]]
+    diffuse: Diffuse, mixed: tuple[Path, dict[str, str]]
 ) -> None:
     folder, expected = mixed
-    ran = diffuse("train", folder, "--config", recipe, "--size", 8, "--steps", 2, "--json")
+    ran = diffuse("train", folder, "--config", QUICK, "--size", 8, "--steps", 2, "--json")
     assert ran.code == 0, ran.err
     assert ran.json["step"] == 2
     assert ran.json["images"] == 30 + len(odd()) + 1

@@ -65,8 +65,7 @@ def same(one: Samples, two: Samples) -> bool:
 
 SETS: dict[str, tuple[dict[str, bytes], dict[str, Any]]] = {
     "every kind": (corpus(), {}),
-    "a background": (corpus(), {"background": "navy"}),
-    "grey": (corpus(), {"channels": 1}),
+    "grey over a background": (corpus(), {"channels": 1, "background": "navy"}),
     "a size": ({**corpus(), "c.png": encoded(noise(9, (90, 70)))}, {"size": (5, 7)}),
     "a large one at last": ({**corpus(), "zz.png": encoded(noise(9, (90, 70)))}, {}),
     "another size at first": ({**corpus(), "0.png": encoded(noise(9, (9, 7)))}, {}),

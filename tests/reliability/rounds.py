@@ -31,8 +31,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from conftest import RECIPE, begin, environment, write_images
+from conftest import begin, environment, write_images
 from forks import Forked, Server
+from training.conftest import QUICK
 
 from diffuse_cli import files
 from diffuse_cli.training.rundir import RunDirectory
@@ -65,7 +66,7 @@ class World:
     def __init__(self, server: Server, folder: Path) -> None:
         self.server, self.folder = server, folder
         write_images(folder / "images")
-        (folder / "tiny.toml").write_text(RECIPE + "dropout = 0.2\n")
+        (folder / "tiny.toml").write_text(QUICK.read_text() + "dropout = 0.2\n")
 
     def start(self, options: list[str], seam: str = "") -> Forked:
         """A process that trains in `folder`, over one of `seams`."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import struct
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, environment
+from conftest import ROOT, begin, environment
+from forks import Server
 
 from diffuse_cli import tensorfile
 
@@ -20,12 +19,12 @@ FUZZ = ROOT / "tests" / "fuzz"
 READ = """
 import os, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
 from memory import forget, peak
 from diffuse_cli import modelfile
 from diffuse_cli.errors import ModelFileError
-modelfile.load(sys.argv[2])
-for path in sys.argv[3:]:
+good, *others = sys.argv[1:]
+modelfile.load(good)
+for path in others:
     sys.stdout.flush()
     if os.fork() == 0:
         forget()
@@ -38,6 +37,7 @@ for path in sys.argv[3:]:
         print(Path(path).name, outcome, peak() - start, flush=True)
         os._exit(0)
     os.wait()
+sys.exit(0)
 """
 """Reads a good file, so that everything is imported, and then others, each in a process forked
 from there: what memory that took."""
@@ -50,7 +50,7 @@ def file_of(header: bytes, size: int = 0) -> bytes:
 
 
 def described(config: bytes) -> bytes:
-    text = json.dumps(config.decode()).encode()
+    text = json.dumps(config.decode(), ensure_ascii=False).encode()
     return file_of(b'{"__metadata__":{"diffuse.config":' + text + b"}}")
 
 
@@ -86,16 +86,27 @@ HEADERS: dict[str, Callable[[], bytes]] = {
     ),
 }
 
+DESCRIPTIONS = [
+    "lists", "deep", "texts", "wide text", "a wide letter", "escapes", "quotes without an end",
+    "a huge number", "keys under the limit", "metadata under the limit", "lists under the limit",
+]  # fmt: skip
+"""Those that are tried as a description too, which the same function parses: one that meets each
+limit, and all that it decodes."""
 
-def memory(model: Path, *paths: Path) -> dict[str, tuple[str, int]]:
+FILES = [(name, "header") for name in HEADERS] + [(name, "description") for name in DESCRIPTIONS]
+
+
+def named(name: str, place: str) -> str:
+    return f"{name}.{place}".replace(" ", "-")
+
+
+def memory(server: Server, model: Path, *paths: Path) -> dict[str, tuple[str, int]]:
     """For each file, by its name, whether it is accepted and the bytes that reading it takes."""
-    ran = subprocess.run(
-        [sys.executable, "-c", READ, ROOT / "tests", model, *paths],
-        env=environment(), capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr
-    rows = [line.split() for line in ran.stdout.splitlines()]
-    assert [row[0] for row in rows] == [path.name for path in paths], ran.stderr
+    reading = begin(server, [model, *paths], model.parent, environment(), before=READ)
+    out, err = reading.communicate(timeout=300)
+    assert reading.wait() == 0, err
+    rows = [line.split() for line in out.splitlines()]
+    assert [row[0] for row in rows] == [path.name for path in paths], err
     return {name: (outcome, int(grown)) for name, outcome, grown in rows}
 
 
@@ -125,28 +136,29 @@ def write_giant(model: Path, path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def files(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with each of the headers, as a header and as a description in one, and others."""
+    """A folder with each of the headers, some also as a description in one, and others."""
     folder = tmp_path_factory.mktemp("headers")
-    for name, make in HEADERS.items():
-        text = make()
-        (folder / f"{name}.header".replace(" ", "-")).write_bytes(file_of(text))
-        cut = text[: MOST // 2 - 100].decode(errors="ignore").encode()
-        (folder / f"{name}.description".replace(" ", "-")).write_bytes(described(cut))
+    for name, place in FILES:
+        text = HEADERS[name]()
+        if place == "header":
+            data = file_of(text)
+        else:
+            data = described(text[: MOST // 2 - 100].decode(errors="ignore").encode())
+        (folder / named(name, place)).write_bytes(data)
     write_large(folder / "large")
     write_giant(model, folder / "giant")
     return folder
 
 
 @pytest.fixture(scope="module")
-def grown(model: Path, files: Path) -> dict[str, tuple[str, int]]:
+def grown(server: Server, model: Path, files: Path) -> dict[str, tuple[str, int]]:
     """What reading each of the files takes."""
-    return memory(model, *sorted(files.iterdir()))
+    return memory(server, model, *sorted(files.iterdir()))
 
 
-@pytest.mark.parametrize("name", HEADERS)
-@pytest.mark.parametrize("place", ["header", "description"])
+@pytest.mark.parametrize(("name", "place"), FILES)
 def test_a_header_unfolds_to_no_more_than_its_bound(grown, name: str, place: str):
-    outcome, size = grown[f"{name}.{place}".replace(" ", "-")]
+    outcome, size = grown[named(name, place)]
     assert outcome == "rejected"
     assert size < 2_000_000 + MEGABYTES  # less than the smallest of the files and the bound
 

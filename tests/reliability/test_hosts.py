@@ -20,13 +20,16 @@ from pathlib import Path
 import pytest
 from conftest import free_port
 from forks import Forked
+from launching import StandIns
 
-LAUNCH = """
+HOST = """
 import ctypes, os, sys
 if {name!r}:  # the namespace of this host
     libc = ctypes.CDLL(None, use_errno=True)
     with open("/run/netns/{name}") as place:
         assert libc.setns(place.fileno(), 0x40000000) == 0, os.strerror(ctypes.get_errno())
+"""
+LAUNCH = """
 os.setpgid(0, 0)
 sys.argv = {line}
 from torch.distributed.run import main
@@ -79,31 +82,39 @@ def network() -> Iterator[Network]:
 
 
 @pytest.fixture
-def hosts(spawn, network):
-    """Start both; each is a group of processes of its own."""
+def hosts(spawn, network, tmp_path):
+    """Start both; each is a group of processes of its own. The one that is lost is forked, and what
+    its launcher starts stands in for it; the other begins as `diffuse` does."""
     started: list[Forked] = []
+    stand_ins = StandIns(tmp_path.with_name(f"{tmp_path.name}-stand-ins"))
 
     def start(*arguments):
         line = ["torchrun", "--nnodes", "2", "--nproc_per_node", "1"]
         line += ["--master_addr", network.address, "--master_port", str(free_port())]
         for k, name in enumerate(network.names):
             command = ["--node_rank", str(k), "-m", "diffuse_cli", *map(str, arguments)]
-            before = LAUNCH.format(name=name, line=line + command)
-            started.append(spawn(before=before, env={"GLOO_SOCKET_IFNAME": network.device}))
-        return started
+            before = (HOST + LAUNCH).format(name=name, line=line + command)
+            env = {"GLOO_SOCKET_IFNAME": network.device}
+            env |= {"PYTHONPATH": str(stand_ins.folder)} if k else {}
+            started.append(spawn(before=before, env=env))
+        first, launcher = started
+        given, env = stand_ins.asked(1, launcher)
+        started.append(spawn(*given, env=env, before=HOST.format(name=network.names[1])))
+        return first, started[1:]
 
     yield start
-    for host in started:
-        lose(host)
+    lose(*started)
 
 
-def lose(host: Forked) -> None:
-    """Kill a launcher, and its process, which has a session of its own."""
-    children = Path(f"/proc/{host.pid}/task/{host.pid}/children")
-    groups = [host.pid, *map(int, children.read_text().split() if children.exists() else [])]
-    for group in groups:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(group, signal.SIGKILL)
+def lose(*hosts: Forked) -> None:
+    """Kill launchers with their processes, which have sessions of their own."""
+    for host in hosts:
+        children = Path(f"/proc/{host.pid}/task/{host.pid}/children")
+        groups = [host.pid, *map(int, children.read_text().split() if children.exists() else [])]
+        host.kill()
+        for group in groups:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
 
 
 def test_a_host_is_lost_and_the_other_ends_and_goes_on_alone(hosts, train, images, recipe):
@@ -112,7 +123,7 @@ def test_a_host_is_lost_and_the_other_ends_and_goes_on_alone(hosts, train, image
     while not [*Path("model.run/checkpoints").glob("step-*")]:
         assert first.poll() is None, first.communicate()
         time.sleep(0.05)
-    lose(second)
+    lose(*second)
     lost = time.monotonic()
     _, said = first.communicate(timeout=60)
     assert time.monotonic() - lost < 60

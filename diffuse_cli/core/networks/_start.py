@@ -4,7 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+FILLING = {
+    *(getattr(Tensor, name) for name in ("uniform_", "normal_", "fill_", "zero_")),
+    *(getattr(nn.init, name) for name in vars(nn.init) if name.endswith("_") and name[0] != "_"),
+}
+"""What draws weights, or sets them."""
+
+
+class Undrawn(TorchFunctionMode):
+    """Layers are built without values for their weights, for the meta device, where there are none:
+    pretending to draw them takes longer than drawing them."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call `func`, unless it would fill a tensor."""
+        kwargs = kwargs or {}
+        if func in FILLING:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def zeroed(module: Any) -> Any:
