@@ -114,7 +114,7 @@ def codes() -> list[tuple[str, str]]:
 
 def manual() -> str:
     """The man page."""
-    group = build([])
+    group = build()
     names = {"help_option_names": ["-h", "--help"]}
     root = typer.Context(group, info_name="diffuse", **names)  # type: ignore[arg-type]
     commands = [(name, group.commands[name]) for name in group.commands]

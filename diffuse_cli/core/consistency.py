@@ -13,7 +13,7 @@ the function from its end on, point by point; in minutes that did not get far.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
     from diffuse_cli.core.process import Process
     from diffuse_cli.core.solvers import Noise
 
-POINTS = 4
+FINE = (4, 2, 1, 1)
+"""Steps of the solver from each point of a path to the next. Few steps err most at much noise:
+these eight end as near to the data as sixteen alike (benchmarks/README.md)."""
+
+POINTS = len(FINE)
 """Points of a path: the times of 4 evaluations, and so those of 2 and 1. Twice as many, on half as
 many paths, take as long and draw worse in all of these (benchmarks/README.md)."""
-
-FINE = 4
-"""Steps of the solver from one point to the next. Half as many leave time for more paths, of worse
-ends: one evaluation gains, and four lose (benchmarks/README.md)."""
 
 FIRST = 2.0
 """The weight of a path's first point, from which one evaluation draws; the others have 1."""
 
-EVALUATIONS = POINTS * (FINE + 1)
+EVALUATIONS = sum(FINE) + POINTS
 """Evaluations of a network for the loss of a sample."""
 
 
@@ -57,17 +57,25 @@ class Path:
     end: Tensor
 
 
-def path(
-    denoise: Denoise, process: Process, noise: Tensor, points: int = POINTS, fine: int = FINE
-) -> Path:
-    """The path from `noise` by `fine` steps of `unipc` per point, without gradients."""
+def path(denoise: Denoise, process: Process, noise: Tensor, fine: Sequence[int] = FINE) -> Path:
+    """The path from `noise` by steps of `unipc`, without gradients.
+
+    Args:
+        fine: how many from each point to the next, and from the last to the end.
+    """
     import torch
 
-    times = process.times(min(points * fine, process.num_timesteps))
+    points = process.times(min(len(fine), process.num_timesteps))
+    times: list[int] = []
+    places: list[int] = []
+    for (t, s), steps in zip(pairwise([*points, -1]), fine, strict=False):
+        steps = min(steps, int(t - s))
+        places.append(len(times))
+        times += [round(t - (t - s) * k / steps) for k in range(steps)]
     with torch.no_grad():
         states = unipc(denoise, process, noise, times, noise=_no_noise)
         passed = [noise, *(state.x for state in states)]
-    return Path(torch.stack(passed[:-1:fine]), tuple(times[::fine]), passed[-1])
+    return Path(torch.stack([passed[k] for k in places]), tuple(points), passed[-1])
 
 
 def _no_noise(k: int) -> Tensor:

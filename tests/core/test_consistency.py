@@ -68,11 +68,11 @@ def drawn(n: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "flow"])
 def test_the_path_ends_where_the_flow_does(schedule: str):
-    """By the exact denoiser, to the solver's error, which falls with the points."""
+    """By the exact denoiser, to the solver's error, which falls with the steps."""
     process = process_of(schedule, 1000)
     _, noise = drawn(64)
     for fine, within in [(2, 0.5), (4, 0.15), (16, 0.01), (32, 0.003)]:
-        found = path(expecting(process), process, noise, fine=fine)
+        found = path(expecting(process), process, noise, fine=[fine] * POINTS)
         assert found.x.shape == (POINTS, *noise.shape)
         assert found.times == tuple(process.times(POINTS))
         ends = consistent(process)(noise, found.times[0]).x0
@@ -82,7 +82,7 @@ def test_the_path_ends_where_the_flow_does(schedule: str):
 @pytest.fixture
 def exact(monkeypatch):
     """Paths of many more steps, nearly free of the solver's error."""
-    monkeypatch.setattr(consistency, "path", partial(path, fine=16))
+    monkeypatch.setattr(consistency, "path", partial(path, fine=[16] * POINTS))
 
 
 def test_a_consistency_function_has_no_loss(exact):
@@ -135,7 +135,7 @@ def test_no_gradient_goes_through_the_path():
         return scale * x
 
     loss(Denoiser(net, COSINE, "v"), x0, torch.tensor([500, 2]), noise).sum().backward()
-    assert seen == [(False, 2)] * POINTS * FINE + [(True, 2 * POINTS)]
+    assert seen == [(False, 2)] * sum(FINE) + [(True, 2 * POINTS)]
     assert scale.grad is not None
 
 
@@ -149,13 +149,15 @@ def test_each_sample_is_told_its_own_at_every_point():
     x0, noise = drawn(2)
     labels = torch.tensor([3, 1])
     loss(Denoiser(net, COSINE, "v"), x0, torch.tensor([1, 1]), noise, label=labels)
-    assert seen == [[3, 1]] * POINTS * FINE + [[3, 1] * POINTS]
+    assert seen == [[3, 1]] * sum(FINE) + [[3, 1] * POINTS]
 
 
 def test_a_process_of_fewer_times_has_fewer_points():
     process = process_of("cosine", 6)
     x0, noise = drawn(2)
-    assert path(expecting(process), process, noise).times == (5, 1)
+    assert path(expecting(process), process, noise).times == tuple(process.times(POINTS))
+    process = process_of("cosine", 3)
+    assert path(expecting(process), process, noise).times == (2, 1, 0)
     denoiser = Denoiser(lambda x, shown: x, process, "v")
     assert loss(denoiser, x0, torch.tensor([1, 1]), noise).shape == (2,)
 
