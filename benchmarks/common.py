@@ -80,7 +80,7 @@ def sample(
     *,
     steps: int,
     sampler: str = "ddim",
-    spacing: str = "trailing",
+    spacing: str | None = None,
     times: tuple[float, ...] | None = None,
     condition: Condition | None = None,
     guide: Guide | None = None,

@@ -17,12 +17,15 @@ import common
 
 from diffuse_cli.core import SAMPLERS
 from diffuse_cli.core.denoiser import Prediction
+from diffuse_cli.core.samplers import spacing_of
 from diffuse_cli.events import finish
 from diffuse_cli.runtime import machine, resolve_precision
 from diffuse_cli.sampling import Loaded, load_denoiser
 
 
-def evaluations(loaded: Loaded, accelerator: Any, sampler: str, steps: int, spacing: str) -> int:
+def evaluations(
+    loaded: Loaded, accelerator: Any, sampler: str, steps: int, spacing: str | None
+) -> int:
     """Network evaluations of one sample, counted."""
     calls = 0
 
@@ -35,7 +38,7 @@ def evaluations(loaded: Loaded, accelerator: Any, sampler: str, steps: int, spac
     import torch
 
     x = torch.zeros(1, 1, 1, 1)
-    times = process.times(steps, spacing)
+    times = process.times(steps, spacing or spacing_of(sampler))
     for _ in SAMPLERS[sampler](denoise, process, x, times, noise=lambda k: x):
         pass
     return calls
@@ -49,7 +52,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=250)
     parser.add_argument("--steps", default="5,10,20,50")
     parser.add_argument("--samplers", default=",".join(SAMPLERS))
-    parser.add_argument("--spacing", default="trailing")
+    parser.add_argument("--spacing", help="in place of the samplers' own")
     options = parser.parse_args()
     images = common.read(options.data)
     results: list[dict[str, Any]] = []

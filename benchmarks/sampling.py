@@ -223,7 +223,7 @@ def main() -> None:
     parser.add_argument("--real", type=int, default=1000, help="held-out images")
     parser.add_argument("--steps", type=numbers, default="5,8,10,12,15,20")
     parser.add_argument("--samplers", type=lambda text: text.split(","), default="unipc,dpmpp-2m")
-    parser.add_argument("--spacing", default="trailing")
+    parser.add_argument("--spacing", help="in place of the samplers' own")
     parser.add_argument("--networks", type=lambda text: text.split(","), default=[*NETWORKS])
     parser.add_argument("--batches", type=numbers, default=list(BATCHES))
     parser.add_argument("--rounds", type=int, default=9)
