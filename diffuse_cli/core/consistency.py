@@ -27,15 +27,16 @@ if TYPE_CHECKING:
     from diffuse_cli.core.process import Process
     from diffuse_cli.core.solvers import Noise
 
-FINE = (4, 2, 1, 1)
+FINE = (4, 2, 1, 2)
 """Steps of the solver from each point of a path to the next. Few steps err most at much noise:
-these eight end as near to the data as sixteen alike (benchmarks/README.md)."""
+these nine end as near to the data as sixteen alike. With one step from the last point on, samples
+of four evaluations are blurred (benchmarks/README.md)."""
 
 POINTS = len(FINE)
 """Points of a path: the times of 4 evaluations, and so those of 2 and 1. Twice as many, on half as
 many paths, take as long and draw worse in all of these (benchmarks/README.md)."""
 
-FIRST = 2.0
+FIRST = 3.0
 """The weight of a path's first point, from which one evaluation draws; the others have 1."""
 
 EVALUATIONS = sum(FINE) + POINTS

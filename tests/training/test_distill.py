@@ -110,8 +110,8 @@ def test_two_processes_distil_as_one_does(distill, guided, pair, images):
 
 
 def test_a_critic_learns_what_is_drawn_in_the_second_part_alone(distill, teacher, monkeypatch):
-    """Twice a step of the last three of twenty, from the model's own weights on; the student's rate
-    is lower there."""
+    """Twice a step of the last of twenty, from the model's own weights on; the student's rate is lower
+    there."""
     from diffuse_cli.training import matching
 
     learned, begun = [], []
@@ -130,14 +130,15 @@ def test_a_critic_learns_what_is_drawn_in_the_second_part_alone(distill, teacher
     monkeypatch.setattr(matching, "simple", simple)
     ran = distill(teacher, "--steps", 20, "--batch-size", 3, "--log-every", 1)
     assert ran.code == 0, ran.err
-    assert learned == [(6 * matching.NOISES, False)] * 3 * matching.UPDATES
+    paths = round(matching.PATHS * 20)
+    assert learned == [(6 * matching.NOISES, False)] * (20 - paths) * matching.UPDATES
     first = [*modelfile.load(teacher).network().parameters()]
     assert all(map(torch.equal, begun, first))
     assert not all(map(torch.equal, critics[0].net.parameters(), first))
     rates = logged("lr", Path("fast.run"))
-    cosines = [0.5 * (1 + math.cos(math.pi * k / n)) for n in (17, 3) for k in range(n)]
+    cosines = [0.5 * (1 + math.cos(math.pi * k / n)) for n in (paths, 20 - paths) for k in range(n)]
     [_, peak, *shares] = [r / c for r, c in zip(rates, cosines, strict=True)]  # warmed up in two
-    assert shares == pytest.approx([peak] * 15 + [peak * matching.SLOWER] * 3)
+    assert shares == pytest.approx([peak] * (paths - 2) + [peak * matching.SLOWER] * (20 - paths))
 
 
 def test_what_is_distilled_is_not_called_overfitted(distill, teacher):
