@@ -611,7 +611,7 @@ def test_respacing_to_more_timesteps_than_there_are_is_refused(measure, other, m
 
 
 def test_a_plot_is_written_and_named(measure, other):
-    line = ("-n", 4, "--timesteps", 2, *BITS, "--plot", "deep/bound.png")
+    line = ("-n", 4, "--timesteps", 2, "--steps", 2, "--plot", "deep/bound.png")
     ran = measure(other, *line)
     assert ran.code == 0
     assert ran.out.splitlines()[-1] == "deep/bound.png"
