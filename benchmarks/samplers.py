@@ -38,7 +38,7 @@ def evaluations(
     import torch
 
     x = torch.zeros(1, 1, 1, 1)
-    times = process.times(steps, spacing or spacing_of(sampler))
+    times = process.times(steps, spacing or spacing_of(sampler, steps))
     for _ in SAMPLERS[sampler](denoise, process, x, times, noise=lambda k: x):
         pass
     return calls

@@ -49,7 +49,7 @@ class DrawSettings:
     """How images are drawn.
 
     Attributes:
-        spacing: a name in `SPACINGS`; None for the one that goes with the sampler.
+        spacing: a name in `SPACINGS`; None for the one that goes with sampler and steps.
         times: learned for these steps, instead of those of the spacing.
         options: of the sampler, for example `eta`.
         condition: classes and guidance, for a model with classes.
@@ -82,7 +82,7 @@ class DrawSettings:
     @property
     def spaced(self) -> str:
         """The spacing of times that are not learned."""
-        return self.spacing or spacing_of(self.sampler)
+        return self.spacing or spacing_of(self.sampler, self.steps)
 
     def times_of(self, process: Process) -> Sequence[int] | Sequence[float]:
         """The times that are visited, falling.

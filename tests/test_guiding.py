@@ -138,7 +138,7 @@ def test_every_sampler_draws_with_a_weaker_model_in_an_interval_and_with_classes
         lambda x, t: clip(denoise, PROCESS)(x, t, **label),
         PROCESS,
         noise_of(-1),
-        PROCESS.times(6, spacing_of(sampler)),
+        PROCESS.times(6, spacing_of(sampler, 6)),
         noise=noise_of,
     )
     *_, wanted = expected

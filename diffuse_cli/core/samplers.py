@@ -188,12 +188,14 @@ SAMPLERS: Registry[Callable[..., Iterator[State]]] = Registry(
 )
 
 SPACED = {"unipc": "early"}
-"""The spacings that go with samplers; with the others `trailing` (benchmarks/README.md)."""
+FEW = 10
+"""The spacings that go with samplers in at most so many steps; else `trailing`. In 20 steps nothing
+is gained, and what is fine is lost in the last, which is longer (benchmarks/README.md)."""
 
 
-def spacing_of(sampler: str) -> str:
+def spacing_of(sampler: str, steps: int) -> str:
     """The spacing to use with a sampler where none is asked for."""
-    return SPACED.get(sampler, "trailing")
+    return SPACED.get(sampler, "trailing") if steps <= FEW else "trailing"
 
 
 OF_DISTILLED = frozenset({"consistency"})

@@ -294,7 +294,7 @@ def test_learned_times_are_tried_recorded_and_drawn_with(tune, diffuse, images, 
     again = tune("--samplers", sampler, "--steps", 3, "--json", model="new.safetensors").json
     plain = next(r for r in others if r["setting"] == {**row["setting"], "times": None})
     assert [r["values"]["kid"] for r in again["rows"]] == pytest.approx([plain["values"]["kid"]])
-    assert again["settings"]["spacing"] == spacing_of(sampler)
+    assert again["settings"]["spacing"] == spacing_of(sampler, 3)
     # The same are learned once more, and the table says which they are.
     lines = tune(*LEARNING, "--steps", 3, "-o", "again.safetensors").out.splitlines()
     assert modelfile.load("again.safetensors").sampling == SamplerChoice(**row["setting"])
