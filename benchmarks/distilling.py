@@ -6,7 +6,7 @@ same noise; beside them the model itself with `unipc`. KID x 1000 is of Efficien
 features. What is done is in --out and not repeated.
 
     python benchmarks/distilling.py MODEL TRAIN --real TEST --name fashion --out F \\
-        --row "five minutes=--minutes,5" --row slow=--lr,0.0005 --row exact=FINE=4
+        --row "five minutes=--minutes,5" --row slow=--lr,0.0005 --row first=FIRST=4
     python benchmarks/distilling.py --show F
 """
 
