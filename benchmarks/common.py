@@ -15,6 +15,7 @@ from PIL import Image
 
 from diffuse_cli.conditioning import Condition
 from diffuse_cli.core import Space
+from diffuse_cli.core.low_frequencies import LowFrequencies
 from diffuse_cli.core.samplers import sampler_options
 from diffuse_cli.data import Samples, read_images
 from diffuse_cli.draws import permutation
@@ -84,6 +85,7 @@ def sample(
     times: tuple[float, ...] | None = None,
     condition: Condition | None = None,
     guide: Guide | None = None,
+    start: LowFrequencies | None = None,
     seed: int = 0,
     **options: float | None,
 ) -> tuple[Pixels, float]:
@@ -98,6 +100,7 @@ def sample(
         options=sampler_options(sampler, **options),
         condition=condition,
         guide=guide,
+        start=start,
         seed=seed,
     )
     space, device = loaded.space, accelerator.device

@@ -65,7 +65,7 @@ class Job:
 # -- contenders -----------------------------------------------------------------------------------
 
 
-def run_ours(job: Job, train: Sequence[str] = (), sample: Sequence[str] = ()) -> dict[str, Any]:
+def run_ours(job: Job, train: Sequence[str] = (), *, tuned: bool = False) -> dict[str, Any]:
     """The commands a user types."""
     import common
 
@@ -77,9 +77,16 @@ def run_ours(job: Job, train: Sequence[str] = (), sample: Sequence[str] = ()) ->
         "--minutes", str(job.minutes), *typed, *train,
     )  # fmt: skip
     peak = _peak(resource.RUSAGE_CHILDREN)
-    made, seconds = _diffuse(
-        "sample", str(model), "-o", str(out), "--overwrite", "-n", str(job.n), *sample
-    )
+    found: dict[str, Any] = {}
+    if tuned:
+        better = str(job.folder / "tuned.safetensors")
+        found, wall_tuning = _diffuse(
+            "tune", str(model), job.data, "-o", better, "--overwrite", "--samplers", "unipc",
+            "--steps", "10,20", "-n", "200", "--no-learn-times",
+        )  # fmt: skip
+        found = {"tuning_seconds": round(wall_tuning, 1), "recommended": found["recommended"]}
+        model = Path(better)
+    made, seconds = _diffuse("sample", str(model), "-o", str(out), "--overwrite", "-n", str(job.n))
     import numpy as np
 
     np.save(job.folder / "samples.npy", common.pictures(made["images"]))
@@ -91,7 +98,6 @@ def run_ours(job: Job, train: Sequence[str] = (), sample: Sequence[str] = ()) ->
     return {
         "settings": {
             "command": " ".join(["diffuse train DATA --size S --minutes M", *train]),
-            "drawn_by": " ".join(["diffuse sample MODEL", *sample]),
             **config["training"],
         },
         "parameters": trained["parameters"],
@@ -103,15 +109,17 @@ def run_ours(job: Job, train: Sequence[str] = (), sample: Sequence[str] = ()) ->
         "training_command_seconds": round(wall, 1),
         "training_peak_mb": peak,
         "sampler": manifest["sampler"],
-        "evaluations": manifest["steps"] * (2 if "--guide-with" in sample else 1),
+        "evaluations": manifest["steps"] * (2 if manifest.get("weak_guidance", 1) != 1 else 1),
+        **found,
         "sampling_seconds": round(seconds, 1),
         "peak_mb": _peak(resource.RUSAGE_CHILDREN),
     }
 
 
-def run_guided(job: Job) -> dict[str, Any]:
-    """The same, guided by its early average in half the steps: as many evaluations."""
-    return run_ours(job, ["--keep-weak"], ["--guide-with", "self", "--steps", "10"])
+def run_tuned(job: Job) -> dict[str, Any]:
+    """The same, drawn as `diffuse tune` recommends for images that were held out of training:
+    guided by an early average or not, from noise or not, in at most 20 evaluations."""
+    return run_ours(job, ["--keep-weak"], tuned=True)
 
 
 def run_peer(job: Job) -> dict[str, Any]:
@@ -164,7 +172,7 @@ class Contender:
 
 CONTENDERS = {
     "diffuse": Contender("diffuse_cli", run_ours, (1.0, 2.5, 10.0)),
-    "diffuse-guided": Contender("diffuse_cli", run_guided),
+    "diffuse-tuned": Contender("diffuse_cli", run_tuned),
     "diffusers": Contender("diffusers", run_peer),
     "diffusers-tuned": Contender("diffusers", run_peer, tuned=True),
     "ddpm-pytorch": Contender("denoising_diffusion_pytorch", run_peer),

@@ -9,21 +9,28 @@ from typing import TYPE_CHECKING, Any
 from diffuse_cli.conditioning import Condition, condition
 from diffuse_cli.config import (
     DISTILLED_STEPS,
+    GAUSSIAN,
     LEARNED,
+    NOISE,
     OWN,
     SAMPLER,
     SAMPLING_STEPS,
+    STARTS,
     WEAK_GUIDANCE,
     DrawConfig,
     SamplerChoice,
+    StartConfig,
 )
 from diffuse_cli.core.guidance import away, interval, unconditional
 from diffuse_cli.core.samplers import OF_DISTILLED, sampler_options, spacing_of
-from diffuse_cli.errors import UsageError
+from diffuse_cli.errors import UsageError, lookup
 from diffuse_cli.events import Notice, Work
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from diffuse_cli.core.denoiser import Denoise, Denoiser
+    from diffuse_cli.core.low_frequencies import LowFrequencies
     from diffuse_cli.core.process import Process
     from diffuse_cli.modelfile import Model
 
@@ -51,6 +58,7 @@ class DrawSettings:
     Attributes:
         spacing: a name in `SPACINGS`; None for the one that goes with sampler and steps.
         times: learned for these steps, instead of those of the spacing.
+        start: of the data, to begin from instead of pure noise.
         options: of the sampler, for example `eta`.
         condition: classes and guidance, for a model with classes.
         guide: the weaker model to guide by.
@@ -63,6 +71,7 @@ class DrawSettings:
     steps: int = SAMPLING_STEPS
     spacing: str | None = None
     times: tuple[float, ...] | None = None
+    start: LowFrequencies | None = None
     options: Mapping[str, float] = field(default_factory=dict)
     condition: Condition | None = None
     guide: Guide | None = None
@@ -77,7 +86,8 @@ class DrawSettings:
         """The part that `tune` chooses."""
         scale = self.condition.scale if self.condition else None
         weak = self.guide.scale if self.guide else None
-        return SamplerChoice(self.sampler, self.steps, scale, weak, self.times)
+        start = GAUSSIAN if self.start else None
+        return SamplerChoice(self.sampler, self.steps, scale, weak, self.times, start)
 
     @property
     def spaced(self) -> str:
@@ -90,12 +100,21 @@ class DrawSettings:
         Raises:
             InvalidArgument: more steps than the process has timesteps.
         """
+        if self.start:
+            return process.times(self.steps, self.spaced, log_snr=self.start.log_snr)
         return self.times or process.times(self.steps, self.spaced)
+
+    def begun(self, noise: Tensor, process: Process, time: int | float) -> Tensor:
+        """x_t at the first of the times, from noise of the same shape."""
+        if self.start is None:
+            return noise
+        alpha, sigma = process.level(time, like=noise)
+        return self.start.begun(noise, float(alpha), float(sigma))
 
     def described_times(self) -> dict[str, Any]:
         """What a manifest says of them."""
         if self.times is None:
-            return {"spacing": self.spaced}
+            return {"spacing": self.spaced, **({"start": GAUSSIAN} if self.start else {})}
         return {"spacing": LEARNED, "times": list(self.times)}
 
     def described_guidance(self) -> dict[str, Any]:
@@ -129,11 +148,12 @@ def resolve(
     """The settings of a configuration for a model: `names` are the classes to draw, all if empty,
     and `on` NAME=VALUE of columns.
 
-    A recommended sampler is used with its recommended steps or not at all, and learned times with
-    both unless a spacing is given.
+    A recommended sampler is used with its recommended steps or not at all, and learned times and
+    a recommended start with both unless a spacing or a start is given.
 
     Raises:
-        UsageError: a class that the model does not have, or guidance that it cannot have.
+        UsageError: a class that the model does not have, or guidance or a start that it cannot
+            have.
         InvalidArgument: an option that the sampler does not take.
     """
     wanted, guide = condition(config, model, names, on), guide_of(config, model)
@@ -144,6 +164,9 @@ def resolve(
         )
     sampler, steps = config.sampler or SAMPLER, config.steps or SAMPLING_STEPS
     times, taken = None, list[str]()
+    asked = config.start if isinstance(config, StartConfig) else NOISE
+    if asked is not None:
+        lookup(dict.fromkeys(STARTS), asked, "--start")
     found = model.sampling
     if model.distilled is not None:
         sampler, steps = config.sampler or "consistency", config.steps or DISTILLED_STEPS
@@ -154,9 +177,10 @@ def resolve(
         )
     if found and config.sampler in (None, found.sampler) and config.steps in (None, found.steps):
         sampler, steps = found.sampler, found.steps
-        times = found.times if config.spacing is None else None
-        if times or None in (config.sampler, config.steps):
-            taken.append(str(SamplerChoice(sampler, steps, times=times)))
+        times = found.times if config.spacing is None and asked != GAUSSIAN else None
+        begun, asked = found.start if asked is None else None, asked or found.start
+        if times or begun or None in (config.sampler, config.steps):
+            taken.append(str(SamplerChoice(sampler, steps, times=times, start=begun)))
     if wanted and found and found.guidance is not None and config.guidance is None:
         taken.append(f"guidance {wanted.scale:g}")
     if guide and config.weak_guidance is None and _recommends(model, guide.path) is not None:
@@ -166,6 +190,7 @@ def resolve(
         steps=steps,
         spacing=config.spacing,
         times=times,
+        start=start_of(model, sampler) if asked == GAUSSIAN else None,
         options=sampler_options(sampler, **config.sampler_options),
         condition=wanted,
         guide=guide,
@@ -175,6 +200,25 @@ def resolve(
         batch_size=config.batch_size,
         taken=", ".join(taken),
     )
+
+
+def start_of(model: Model, sampler: str) -> LowFrequencies:
+    """The model's low frequencies, to begin from.
+
+    Raises:
+        UsageError: they are unknown, or not those of what is drawn.
+    """
+    hint = "Leave out --start, or choose --start noise"
+    if model.blueprint.conditions:
+        raise UsageError("--start gaussian is for a model that is told nothing", hint)
+    if sampler in OF_DISTILLED:
+        raise UsageError(f"--start gaussian does not go with --sampler {sampler}", hint)
+    if model.low_frequencies is None:
+        raise UsageError(
+            "--start gaussian needs the low frequencies of the data, which the model file lacks",
+            "An older diffuse wrote it; train again, or leave out --start",
+        )
+    return model.low_frequencies
 
 
 def guide_of(config: DrawConfig, model: Model) -> Guide | None:

@@ -80,7 +80,8 @@ def draw(
             return laid_out(image_noise(settings.seed, batch, k, space.shape, device))
 
         bound = condition.bind(denoise, batch, device) if condition else denoise
-        states = sample(bound, process, noise(-1), times, noise=noise)
+        begun = settings.begun(noise(-1), process, times[0])
+        states = sample(bound, process, begun, times, noise=noise)
         for step, state in enumerate(states, 1):
             yield Drawing(batch, step, len(times), state)
 

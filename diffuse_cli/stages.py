@@ -219,6 +219,7 @@ def load_last_stage(
         config,
         guide_with=None,
         weak_guidance=None,
+        start=None,
         seed=key(config.seed, "then") & 0x7FFF_FFFF_FFFF_FFFF,
     )
     stage = yield from load_stage(own, config.then, accelerator, earlier)

@@ -35,8 +35,8 @@ CORE = (
     "kernels.norms", "kernels.precision", "networks.__init__", "networks._time", "networks._rows",
     "networks._told", "networks._start", "networks._patches", "networks._blocks",
     "networks._unet", "networks.unet", "networks._vit", "networks.vit", "denoiser", "solvers",
-    "consistency", "matching", "losses", "windows", "samplers", "jumps", "learned_times",
-    "guidance", "restoration", "likelihood", "muon", "optimizers",
+    "consistency", "matching", "losses", "windows", "low_frequencies", "samplers", "jumps",
+    "learned_times", "guidance", "restoration", "likelihood", "muon", "optimizers",
 )  # fmt: skip
 """The same inside core, for what is imported when a module runs; names for types may come from
 anywhere there."""

@@ -235,6 +235,39 @@ def test_learned_times_are_of_version_3_and_refused_where_they_do_not_fit(
         rejected(tmp_path, described(data, setting("sampling", "times", value=times)))
 
 
+LOW = {
+    "colors": [[1.0]],
+    "mean": [[[-9.5] + [0.0] * 7] + [[0.0] * 8] * 3],
+    "variance": [[[40.0] + [0.25] * 7] + [[0.25] * 8] * 3],
+}
+"""Low frequencies of a grey data set."""
+
+
+def test_a_recommended_start_is_of_version_8_and_needs_low_frequencies(tmp_path: Path):
+    own = model(data={"low_frequencies": LOW})
+    assert own.low_frequencies is not None
+    assert own.low_frequencies.variance[0][0][0] == 40
+    assert model().low_frequencies is None
+    save(tmp_path / "plain", own)
+    assert config_of(tmp_path / "plain")["version"] == 2
+    sampling = SamplerChoice("unipc", 3, start="gaussian")
+    path = tmp_path / "m.safetensors"
+    save(path, dataclasses.replace(own, sampling=sampling))
+    found = load(path)
+    assert (found.sampling, found.low_frequencies) == (sampling, own.low_frequencies)
+    assert config_of(path)["version"] == 8
+    data = path.read_bytes()
+    said = rejected(tmp_path, described(data, setting("data", value={})))
+    assert "a start is recommended that the model does not have" in said
+    for wrong in ("noise", "nothing", 3, None):
+        rejected(tmp_path, described(data, setting("sampling", "start", value=wrong)))
+    rejected(tmp_path, described(data, setting("sampling", "times", value=[9.0, 4.0, 0.0])))
+    for name, value in (("mean", [[0.0]]), ("variance", "1"), ("colors", [[float("nan")]])):
+        changed = {**LOW, name: value}
+        rejected(tmp_path, described(data, setting("data", "low_frequencies", value=changed)))
+    rejected(tmp_path, described(data, setting("data", "low_frequencies", value=[1])))
+
+
 def test_a_file_with_a_recommendation_still_holds_the_model_of_its_run(tmp_path: Path):
     save(tmp_path / "m", model(sampling=SamplerChoice("ddim", 5)))
     assert modelfile.holds(tmp_path / "m", model())
@@ -431,7 +464,7 @@ def test_a_file_of_version_1_that_contradicts_itself_is_rejected(tmp_path: Path,
     assert says in rejected(tmp_path, data)
 
 
-@pytest.mark.parametrize("version", [8, 10**30])
+@pytest.mark.parametrize("version", [9, 10**30])
 def test_a_newer_version_is_refused_with_what_to_do(good: bytes, tmp_path: Path, version: int):
     def change(config: dict[str, Any]) -> None:
         config["version"], config["versions"]["diffuse"] = version, "9.9"

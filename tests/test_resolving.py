@@ -18,9 +18,14 @@ from diffuse_cli.config import (
     EvalConfig,
     SampleConfig,
     SamplerChoice,
+    VaryConfig,
 )
 from diffuse_cli.core import SAMPLERS, Conditions, InvalidArgument
+from diffuse_cli.core.low_frequencies import LowFrequencies
+from diffuse_cli.data import read_images
 from diffuse_cli.draws import image_noise
+from diffuse_cli.errors import UsageError
+from diffuse_cli.events import finish
 from diffuse_cli.resolving import resolve
 from diffuse_cli.sampling import draw, prepared
 
@@ -100,6 +105,71 @@ def test_learned_times_go_with_their_sampler_and_steps_alone(given, times, taken
     own = "early" if found.sampler == "unipc" and found.steps <= 10 else "trailing"
     assert found.spaced == given.get("spacing", own)
     assert found.choice.times == times
+
+
+LOW = LowFrequencies((4,), ((1.0,),), ((0.0,) * 4,), ((9.0,) * 4,))
+
+
+def starting(sampling: SamplerChoice | None = None, low: LowFrequencies | None = LOW, classes=0):
+    found = model(sampling, classes=classes)
+    found.low_frequencies = low
+    return found
+
+
+@pytest.mark.parametrize(
+    ("given", "start", "taken"),
+    [
+        ({}, LOW, "unipc, 8 steps from a Gaussian start"),
+        ({"steps": 8}, LOW, "unipc, 8 steps from a Gaussian start"),
+        ({"sampler": "unipc", "steps": 8}, LOW, "unipc, 8 steps from a Gaussian start"),
+        ({"start": "gaussian"}, LOW, "unipc, 8 steps"),
+        ({"start": "noise"}, None, "unipc, 8 steps"),
+        ({"steps": 9}, None, ""),
+        ({"steps": 9, "start": "gaussian"}, LOW, ""),
+        ({"sampler": "ddim"}, None, ""),
+    ],
+    ids=str,
+)
+def test_a_recommended_start_goes_with_its_sampler_and_steps_unless_another_is_given(
+    given, start, taken
+):
+    recommending = starting(SamplerChoice("unipc", 8, start="gaussian"))
+    found = resolve(config(**given), recommending)
+    assert (found.start, found.taken) == (start, taken)
+    assert found.choice.start == ("gaussian" if start else None)
+    assert found.described_times().get("start") == found.choice.start
+
+
+def test_learned_times_are_left_for_a_gaussian_start():
+    recommending = starting(SamplerChoice("unipc", 2, None, None, (99, 40.5)))
+    found = resolve(config(start="gaussian"), recommending)
+    assert (found.times, found.start) == (None, LOW)
+    assert resolve(config(start="noise"), recommending).times == (99, 40.5)
+
+
+def test_a_task_that_begins_elsewhere_begins_in_noise():
+    recommending = starting(SamplerChoice("unipc", 8, start="gaussian"))
+    found = resolve(VaryConfig(model="m", image="i"), recommending)
+    assert (found.start, found.steps, found.taken) == (None, 8, "unipc, 8 steps")
+
+
+@pytest.mark.parametrize(
+    ("of", "given", "said"),
+    [
+        (starting(low=None), {}, "needs the low frequencies"),
+        (starting(classes=2), {}, "for a model that is told nothing"),
+    ],
+    ids=str,
+)
+def test_a_start_that_there_is_not_is_refused(of, given, said):
+    with pytest.raises(UsageError, match=said):
+        resolve(config(start="gaussian", **given), of)
+    distilled = starting()
+    distilled.distilled = {"teacher": "t"}
+    with pytest.raises(UsageError, match="does not go with --sampler consistency"):
+        resolve(config(start="gaussian"), distilled)
+    with pytest.raises(UsageError, match="--start"):
+        resolve(config(start="zero"), starting())
 
 
 def test_a_model_without_classes_has_no_guidance():
@@ -229,3 +299,39 @@ def test_an_option_that_the_recommended_sampler_has_not_is_refused(diffuse, reco
     ran = diffuse("sample", recommending, "-n", 1, "--eta", 0.5, "-q")
     assert ran.code == 2
     assert "--eta: the sampler 'ipndm' has none" in ran.line
+
+
+def test_a_gaussian_start_is_drawn_told_and_the_same_in_any_batch(diffuse, model):
+    typed = ("-n", 3, "--precision", "fp32", "--steps", 3, "--start", "gaussian")
+    assert diffuse("sample", model, *typed, "-o", "a").code == 0
+    assert diffuse("sample", model, *typed, "-o", "b", "--batch-size", 1).code == 0
+    assert diffuse("sample", model, *typed[:-1], "noise", "-o", "c").code == 0
+    a, b, c = ([Path(x, i).read_bytes() for i in manifest("a")["images"]] for x in "abc")
+    assert a == b
+    assert not set(a) & set(c)
+    assert manifest("a")["start"] == "gaussian"
+    assert "start" not in manifest("c")
+    assert diffuse("sample", model, *typed, "-o", "a").code == 0  # what is there is kept
+    ran = diffuse("sample", model, *typed[:-1], "noise", "-o", "a")
+    assert ran.code == 5, ran.err
+    ran = diffuse("sample", model, "--start", "gaussian", "--steps", 99)
+    assert ran.code == 2
+    assert "those from the start on" in ran.line
+
+
+def test_a_run_measures_what_it_trains_on(model, images):
+    """The mean brightness of samples and its variance, by their first cosine."""
+    found = modelfile.load(model)
+    low, space = found.low_frequencies, found.blueprint.space
+    stored = read_images(images, size=space.size)
+    samples = finish(stored)
+    x = space.to_model(torch.from_numpy(samples.stored[~samples.held_out]))
+    whole = x.mean((2, 3)).double() * space.size[0]
+    across = torch.tensor(low.colors, dtype=torch.float64)
+    firsts = whole @ across.T
+    assert torch.allclose(
+        torch.tensor(low.mean)[:, 0, 0].double(), firsts.mean(0), rtol=1e-4, atol=1e-4
+    )
+    assert torch.allclose(
+        torch.tensor(low.variance)[:, 0, 0].double(), firsts.var(0, correction=0), rtol=1e-4
+    )

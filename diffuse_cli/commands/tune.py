@@ -1,8 +1,8 @@
 """Choose the sampler, steps and guidance for a model.
 
 Tries every sampler with several numbers of steps, then guidance scales, then guidance by a weaker
-model if there is one, then times learned for a few steps, and recommends the cheapest setting that
-is as good as the best.
+model if there is one, then another start, then times learned for a few steps, and recommends the
+cheapest setting that is as good as the best.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 CONFIG = TuneConfig
 
 HEADS = (
-    "sampler", "steps", "times", "guidance", "weak guidance", "evaluations", "seconds",
+    "sampler", "steps", "start", "times", "guidance", "weak guidance", "evaluations", "seconds",
 )  # fmt: skip
 
 
@@ -71,6 +71,7 @@ def lines(found: Tuned) -> list[str]:
     keys += [key for key in ("frechet_distance",) if key in found.rows[0].values]
     heads = (*HEADS, *map(label, keys))
     absent = {
+        "start": not any(row.setting.start for row in found.rows),
         "times": not any(row.setting.times for row in found.rows),
         "guidance": first.guidance is None,
         "weak guidance": first.weak_guidance is None,
@@ -94,6 +95,7 @@ def _cells(row: Tried, keys: Sequence[str]) -> tuple[str, ...]:
     return (
         setting.sampler,
         f"{setting.steps}",
+        setting.start or "",
         LEARNED if setting.times else "",
         *(
             "" if scale is None else f"{scale:g}"

@@ -9,11 +9,14 @@ from diffuse_cli.config.converting import ConvertConfig as ConvertConfig
 from diffuse_cli.config.demo import DemoConfig as DemoConfig
 from diffuse_cli.config.distilling import DistillConfig as DistillConfig
 from diffuse_cli.config.drawing import DISTILLED_STEPS as DISTILLED_STEPS
+from diffuse_cli.config.drawing import GAUSSIAN as GAUSSIAN
 from diffuse_cli.config.drawing import GUIDANCE as GUIDANCE
 from diffuse_cli.config.drawing import LEARNED as LEARNED
+from diffuse_cli.config.drawing import NOISE as NOISE
 from diffuse_cli.config.drawing import OWN as OWN
 from diffuse_cli.config.drawing import SAMPLER as SAMPLER
 from diffuse_cli.config.drawing import SAMPLING_STEPS as SAMPLING_STEPS
+from diffuse_cli.config.drawing import STARTS as STARTS
 from diffuse_cli.config.drawing import WEAK_GUIDANCE as WEAK_GUIDANCE
 from diffuse_cli.config.drawing import ComputeConfig as ComputeConfig
 from diffuse_cli.config.drawing import DrawConfig as DrawConfig
@@ -21,6 +24,7 @@ from diffuse_cli.config.drawing import GuideConfig as GuideConfig
 from diffuse_cli.config.drawing import SampleConfig as SampleConfig
 from diffuse_cli.config.drawing import SamplerChoice as SamplerChoice
 from diffuse_cli.config.drawing import SamplerConfig as SamplerConfig
+from diffuse_cli.config.drawing import StartConfig as StartConfig
 from diffuse_cli.config.drawing import TrajectoryConfig as TrajectoryConfig
 from diffuse_cli.config.drawing import WeightsConfig as WeightsConfig
 from diffuse_cli.config.measuring import LEARNED_STEPS as LEARNED_STEPS

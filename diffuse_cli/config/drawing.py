@@ -27,6 +27,9 @@ from diffuse_cli.parsing import (
 SAMPLER, SAMPLING_STEPS = "unipc", 20
 """The defaults; the first two chosen by benchmarks/samplers.py."""
 
+NOISE, GAUSSIAN = STARTS = ("noise", "gaussian")
+"""Where sampling begins: in pure noise, or in noise with the data's lowest frequencies."""
+
 LEARNED = "learned"
 """What manifests call the spacing of times that `tune` learned."""
 
@@ -57,10 +60,11 @@ MOST_STEPS, STRONGEST = 100_000, 100
 @dataclass(frozen=True)
 class SamplerChoice(Config):
     """What `tune` chooses: a sampler, its steps, the guidance of a model with classes, that by the
-    model's own weak average, and times learned for all this (None: those of the spacing).
+    model's own weak average, times learned for all this (None: those of the spacing), and where it
+    starts (None: in pure noise).
 
     Raises:
-        UsageError: times that are not one a step, falling.
+        UsageError: times that are not one a step, falling, or that go with another start.
     """
 
     sampler: str = option(help="Sampler.")
@@ -70,15 +74,23 @@ class SamplerChoice(Config):
         None, "Scale of guidance by a weaker model.", low=0, high=STRONGEST
     )
     times: tuple[float, ...] | None = option(None, "Learned times.", parse=parse_times)
+    start: str | None = option(None, "Where it starts.", table=STARTS)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.times is not None and len(self.times) != self.steps:
             raise UsageError(f"{len(self.times)} times for {self.steps} steps")
+        if self.times is not None and self.start == GAUSSIAN:
+            raise UsageError("learned times begin in pure noise")
 
     def __str__(self) -> str:
         steps = f"{self.steps} {'step' if self.steps == 1 else 'steps'}"
-        return f"{self.sampler}, {steps}{self.learned}{self.scales}"
+        return f"{self.sampler}, {steps}{self.begun}{self.learned}{self.scales}"
+
+    @property
+    def begun(self) -> str:
+        """Where it starts, in words."""
+        return " from a Gaussian start" if self.start == GAUSSIAN else ""
 
     @property
     def learned(self) -> str:
@@ -212,7 +224,20 @@ class DrawConfig(SamplerConfig, ComputeConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig(DrawConfig, WeightsConfig):
+class StartConfig(Config):
+    """Where sampling begins."""
+
+    start: str | None = sampling_option(
+        None,
+        "Where sampling begins: in pure noise, or where the data is nearly Gaussian, in noise with "
+        "its brightness and layout. For a model that is told nothing.",
+        table=STARTS,
+        shown=f"the model's, or {NOISE}",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig(StartConfig, DrawConfig, WeightsConfig):
     """Images from a model file."""
 
     model: str = argument("MODEL", MODEL)

@@ -11,6 +11,7 @@ from diffuse_cli.config.drawing import (
     DrawConfig,
     GuideConfig,
     SamplerConfig,
+    StartConfig,
     TrajectoryConfig,
     WeightsConfig,
 )
@@ -116,7 +117,7 @@ class PlottedBoundConfig(BoundConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(MeasureConfig, PlottedBoundConfig, DrawConfig, WeightsConfig):
+class EvalConfig(MeasureConfig, PlottedBoundConfig, StartConfig, DrawConfig, WeightsConfig):
     """A model, or a folder of images, measured against real images."""
 
     subject: str = argument(
@@ -188,6 +189,9 @@ class TuneConfig(MeasureConfig, GuideConfig, TrajectoryConfig, WeightsConfig):
         f"Also learn times, for the numbers of steps up to {LEARNED_STEPS}, from trajectories in "
         "many steps.",
     )
+    try_starts: bool = option(
+        True, "Also try --start gaussian with the sampler that is best without, if the model can."
+    )
     out: str | None = option(
         None,
         "Write the model with the recommended setting, which sample and eval then use.",
@@ -218,7 +222,7 @@ class TuneConfig(MeasureConfig, GuideConfig, TrajectoryConfig, WeightsConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmaConfig(MeasureConfig, DrawConfig):
+class EmaConfig(MeasureConfig, StartConfig, DrawConfig):
     """Averages of many lengths of one training run, compared."""
 
     metric: str = option(
@@ -241,7 +245,7 @@ class EmaConfig(MeasureConfig, DrawConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig(SidesConfig, BoundConfig, DrawConfig, WeightsConfig):
+class CompareConfig(SidesConfig, BoundConfig, StartConfig, DrawConfig, WeightsConfig):
     """Two runs or models, side by side."""
 
     a: str = argument("A", MODEL)

@@ -247,18 +247,29 @@ class Process:
 
     # -- times -------------------------------------------------------------------------------------
 
-    def times(self, n: int, spacing: str = "trailing") -> list[int] | list[float]:
+    def times(
+        self, n: int, spacing: str = "trailing", *, log_snr: float = -math.inf
+    ) -> list[int] | list[float]:
         """The n times that a sampler visits, descending.
+
+        Args:
+            log_snr: the first is the one with this log-SNR or the next lower one, T-1 if none has.
 
         Raises:
             InvalidArgument: no such spacing, or more times than timesteps.
         """
         choose = lookup(SPACINGS, spacing, "spacing")
-        if not 1 <= n <= self.num_timesteps:
-            raise InvalidArgument(
-                f"must be 1 to {self.num_timesteps}, the model's timesteps", argument="steps"
-            )
-        return choose(n, self._log_snrs.tolist())
+        levels: list[float] = self._log_snrs.tolist()
+        visited = levels[: self.from_log_snr(log_snr)]
+        if not 1 <= n <= len(visited):
+            which = "the model's timesteps" if visited == levels else "those from the start on"
+            raise InvalidArgument(f"must be 1 to {len(visited)}, {which}", argument="steps")
+        return choose(n, visited)
+
+    def from_log_snr(self, log_snr: float) -> int:
+        """How many timesteps there are from the first one of this log-SNR, or less, on down."""
+        above = int((self._log_snrs > log_snr).sum())
+        return min(above + 1, self.num_timesteps)
 
     def respaced(self, times: Iterable[int | float]) -> Process:
         """The process over these times only; the network is shown the same times as before."""

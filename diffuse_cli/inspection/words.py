@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from diffuse_cli.core.low_frequencies import NAME as LOW_FREQUENCIES
 from diffuse_cli.files import show
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def model_rows(found: ModelReport) -> Rows:
         ("step", brief(f"{found.step:,}")),
         *([("distilled", _distilled(found.distilled))] if found.distilled else []),
         *(_recommended(found.sampling) if found.sampling else []),
-        *labelled("data", _settings(found.data)),
+        *labelled("data", _settings(_without_numbers(found.data))),
         *labelled("training", _settings(found.training)),
         *labelled("versions", _settings(found.versions)),
     ]
@@ -131,6 +132,11 @@ def _settings(values: Mapping[str, Any], before: str = "") -> list[str]:
     for name, table in tables.items():
         lines += _settings(table, f"{before}{brief(name)}: ")
     return lines if len(lines) <= MOST_LISTED else [*lines[:MOST_LISTED], "..."]
+
+
+def _without_numbers(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of the data, without the tables of its low frequencies."""
+    return {k: "measured" if k == LOW_FREQUENCIES else v for k, v in data.items()}
 
 
 def listed(words: Sequence[str]) -> str:

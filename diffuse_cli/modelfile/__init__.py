@@ -42,8 +42,8 @@ from diffuse_cli.options import from_dict
 from diffuse_cli.presets import network_config
 
 __all__ = [
-    "RAW", "WEAK", "Found", "Model", "apart", "find", "holds", "load", "metadata", "read_training",
-    "save", "together", "versions",
+    "RAW", "WEAK", "Found", "Model", "apart", "find", "holds", "load",
+    "metadata", "read_training", "save", "together", "versions",
 ]  # fmt: skip
 
 RAW, WEAK = "raw.", "weak."

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from diffuse_cli import __version__, files, tensorfile
-from diffuse_cli.config import DiffusionConfig, SamplerChoice
+from diffuse_cli.config import GAUSSIAN, DiffusionConfig, SamplerChoice
 from diffuse_cli.config.training import DATA_FACTS
 from diffuse_cli.core import settings
 from diffuse_cli.core.conditions import Conditions
+from diffuse_cli.core.low_frequencies import NAME as LOW_FREQUENCIES
+from diffuse_cli.core.low_frequencies import LowFrequencies, read
 from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.core.space import from_plain
 from diffuse_cli.core.variances import channels_out
@@ -25,11 +27,11 @@ from diffuse_cli.options import from_dict, to_dict
 from diffuse_cli.parsing import parse_color, parse_size
 from diffuse_cli.presets import network_config
 
-VERSION = 7
+VERSION = 8
 """Of the description. Version 1 has no number, and one table for network and data. 3 is 2 with a
 weak average or learned times, 4 has an array among the conditions, 5 columns of a table, 6 a
-layout, a transform, images of 16 bits or the scale of what is given, 7 a rate or a
-teacher, and each is written for those alone: an older `diffuse` reads all other files."""
+layout, a transform, images of 16 bits or the scale of what is given, 7 a rate or a teacher, 8 a
+recommended start, and each is written for those alone: an older `diffuse` reads all other files."""
 
 SAMPLING, WEAK_KEY, DISTILLED = "sampling", "weak", "distilled"
 """The keys of the recommended setting, of the weak average and of the teacher in
@@ -70,6 +72,12 @@ class Model:
     def classes(self) -> tuple[str, ...]:
         """Class names of the training data."""
         return self.blueprint.conditions.classes or tuple(self.data.get("classes", ()))
+
+    @property
+    def low_frequencies(self) -> LowFrequencies | None:
+        """Those of the training data, if they were measured."""
+        found, space = self.data.get(LOW_FREQUENCIES), self.blueprint.space
+        return None if found is None else read(found, space.channels, space.size)
 
     def tensors(self, weights: str = "ema") -> Mapping[str, Tensor]:
         """The averaged, raw or weak weights by name; a `ModelFileError` without them."""
@@ -115,8 +123,10 @@ def describe(model: Model) -> dict[str, Any]:
 def _version(model: Model) -> int:
     """The oldest version that can say what the model is."""
     space = model.blueprint.space
-    if space.rate is not None or model.distilled is not None:
+    if model.sampling is not None and model.sampling.start is not None:
         return VERSION
+    if space.rate is not None or model.distilled is not None:
+        return 7
     deep = space.medium == "image" and space.levels != 256
     given = model.blueprint.conditions.given
     scaled = given is not None and given.mean is not None
@@ -201,7 +211,7 @@ def rebuild(described: Mapping[str, Any]) -> Model:
         sampling = _recommended(described[SAMPLING], blueprint.conditions, timesteps)
         if sampling.weak_guidance is not None and weak_step is None:
             raise ValueError("guidance by a weak average is recommended, and there is none")
-    return Model(
+    model = Model(
         blueprint=blueprint,
         ema={},
         weak=None if weak_step is None else {},
@@ -213,6 +223,10 @@ def rebuild(described: Mapping[str, Any]) -> Model:
         distilled=_distilled(described.get(DISTILLED)),
         versions=dict(described["versions"]),
     )
+    unstarted = model.low_frequencies is None or bool(blueprint.conditions)
+    if sampling and sampling.start == GAUSSIAN and unstarted:
+        raise ValueError("a start is recommended that the model does not have")
+    return model
 
 
 def _distilled(values: Any) -> dict[str, Any] | None:
@@ -236,6 +250,8 @@ def _recommended(
         raise ValueError(f"{setting.steps} steps are recommended for {timesteps} timesteps")
     if setting.times and setting.times[0] > timesteps - 1:
         raise ValueError(f"time {setting.times[0]:g} is recommended for {timesteps} timesteps")
+    if setting.start not in (None, GAUSSIAN):
+        raise ValueError("a start is recommended that there is not")
     if (setting.guidance is None) != (not conditions):
         raise ValueError(
             "guidance is recommended for a network that is told nothing, or none with one"

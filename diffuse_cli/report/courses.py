@@ -80,11 +80,13 @@ def sweep(swept: Tuned) -> dict[str, Any]:
 
 
 def _quality(swept: Tuned, label: str) -> Markup:
-    """A line for each sampler, learned times or not, and guidance scale, over evaluations."""
+    """A line for each sampler, start, learned times or not, and guidance scale, over
+    evaluations."""
     groups: dict[str, list[Tried]] = {}
     for row in swept.rows:
         setting = row.setting
-        groups.setdefault(setting.sampler + setting.learned + setting.scales, []).append(row)
+        name = setting.sampler + setting.begun + setting.learned + setting.scales
+        groups.setdefault(name, []).append(row)
     series = []
     for name, rows in groups.items():
         rows.sort(key=lambda row: row.evaluations)

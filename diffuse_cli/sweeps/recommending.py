@@ -1,5 +1,5 @@
-"""Which samplers, steps, guidance scales and learned times `tune` tries, and which of them it
-recommends."""
+"""Which samplers, steps, guidance scales, starts and learned times `tune` tries, and which of them
+it recommends."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 from diffuse_cli import modelfile
 from diffuse_cli.conditioning import has_unconditional
 from diffuse_cli.config import (
+    GAUSSIAN,
     LEARNED_STEPS,
     TUNED_GUIDANCE,
     TUNED_STEPS,
@@ -152,6 +153,25 @@ def with_weaker(setting: SamplerChoice, scale: float) -> SamplerChoice:
     evaluations = 1 if setting.guidance in (None, 1) else 2
     steps = max(1, setting.steps * evaluations // (evaluations + 1))
     return replace(setting, steps=steps, weak_guidance=scale)
+
+
+def starts(config: TuneConfig, model: modelfile.Model, first: Sequence[SamplerChoice]) -> list[int]:
+    """The numbers of steps to try from a Gaussian start; none for a model that has no such start,
+    which one that is told something has not, nor one that is distilled."""
+    told = bool(model.blueprint.conditions) or model.distilled is not None
+    if not config.try_starts or told or model.low_frequencies is None:
+        return []
+    process = model.blueprint.process
+    most = process.from_log_snr(model.low_frequencies.log_snr)
+    return sorted({setting.steps for setting in first if setting.steps <= most})
+
+
+def started(found: SamplerChoice, steps: Sequence[int]) -> list[SamplerChoice]:
+    """A setting from a Gaussian start, in several numbers of steps; in fewer where a weaker model
+    guides it, for as many evaluations."""
+    begun = [replace(found, steps=n, start=GAUSSIAN) for n in steps]
+    scale = found.weak_guidance
+    return begun if scale in (None, 1) else [with_weaker(own, scale) for own in begun]
 
 
 def learned_steps(

@@ -79,13 +79,15 @@ def _sampler(axes: Axes, found: Tuned, sampler: str, i: int) -> None:
 
 
 def _apart(setting: SamplerChoice, first: SamplerChoice) -> str:
-    """Learned times, and the guidance scales that are not those of the first setting."""
+    """Learned times, another start, and the guidance scales that the first setting has not."""
     pairs = (
         (setting.guidance, first.guidance, "×"),
         (setting.weak_guidance, first.weak_guidance, "w"),
     )
     scales = [f"{sign}{own:g}" for own, other, sign in pairs if own != other]
-    return " ".join([*([f"{setting.steps} learned"] if setting.times else []), *scales])
+    ways = [f"{setting.steps} learned"] if setting.times else []
+    ways += [f"{setting.steps} Gaussian"] if setting.start else []
+    return " ".join([*ways, *scales])
 
 
 def _points(

@@ -1,16 +1,16 @@
 """`tune`: measure samplers, steps and guidance scales of a model, and recommend a setting.
 
 First every sampler with every number of steps at one guidance scale, then other scales with the
-best sampler and steps, then guidance by a weaker model in as many evaluations, then times learned
-for the few steps. Every setting draws from the same noise and is measured against the same real
-images.
+best sampler and steps, then guidance by a weaker model in as many evaluations, then another
+start, then times learned for the few steps. Every setting draws from the same noise and is measured
+against the same real images.
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 
 from diffuse_cli import files, modelfile, pictures
-from diffuse_cli.config import DrawConfig, EvalConfig, SamplerChoice, TuneConfig
+from diffuse_cli.config import GAUSSIAN, DrawConfig, EvalConfig, SamplerChoice, TuneConfig
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation import evaluating
@@ -71,7 +71,7 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
             weak_guidance=1.0 if weaker else None,
         )
         base = yield from equipped(resolve(drawn, loaded.model), loaded, accelerator)
-        base, process = replace(base, times=None), loaded.denoiser.process
+        base, process = replace(base, times=None, start=None), loaded.denoiser.process
         timesteps = process.num_timesteps
         choice = base.choice
         distilled = loaded.model.distilled is not None
@@ -87,8 +87,10 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         few = recommending.learned_steps(config, first, process)
         if distilled:  # its guidance is in its weights, and its times are set
             scales, few = (), []
+        starts = recommending.starts(config, loaded.model, first)
         words = words_of(loaded.space)
-        yield from _announce(config, first, scales, weak_scales, few, timesteps, words.many)
+        more = _more(scales, weak_scales, starts, few)
+        yield from _announce(config, first, more, timesteps, words.many)
         judge = yield from evaluating.judging(config, loaded.space, accelerator)
         sides = yield from read_sides(config, loaded)
         sides.check()
@@ -100,7 +102,7 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         real = np.asarray((yield from cached(network, shown, team, tell=True)), np.float64)
         measure = _Measure(config.n, loaded, base, network, real, team)
         measure.warm_up()
-        total = len(first) + len(scales) + len(weak_scales) + LEARNED_WAYS * len(few)
+        total = len(first) + sum(more.values())
         rows: list[Tried] = []
         for setting in first:
             rows.append((yield from _counted(measure(setting), setting, len(rows), total)))
@@ -113,6 +115,9 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
             setting = with_weaker(found, scale)
             rows.append((yield from _counted(measure(setting), setting, len(rows), total)))
         found = recommend(rows)
+        for setting in recommending.started(found, starts):
+            rows.append((yield from _counted(measure(setting), setting, len(rows), total)))
+        found = replace(recommend(rows), start=None)
         for n in few:
             setting = recommending.to_learn(rows[: len(first)], found, n, process)
             learned = yield from _counted(measure.learn(setting), setting, len(rows), total)
@@ -166,12 +171,23 @@ def tune_and_evaluate(
     return (tuned, chosen, found) if found else None
 
 
+def _more(
+    scales: Sequence[float], weak_scales: Sequence[float], starts: Sequence[int], few: Sequence[int]
+) -> dict[str, int]:
+    """How many settings are tried beside the first, by what they try."""
+    listed = ", ".join(map(str, few))
+    return {
+        plural(len(scales), "more guidance scale"): len(scales),
+        f"{plural(len(weak_scales), 'scale')} of guidance by a weaker model": len(weak_scales),
+        "another start": len(starts),
+        f"learned times at {listed} steps": LEARNED_WAYS * len(few),
+    }
+
+
 def _announce(
     config: TuneConfig,
     first: Sequence[SamplerChoice],
-    scales: Sequence[float],
-    weak_scales: Sequence[float],
-    few: Sequence[int],
+    more: Mapping[str, int],
     timesteps: int,
     many: str,
 ) -> Work[None]:
@@ -183,16 +199,12 @@ def _announce(
         yield Notice(f"left out, as the model has {timesteps} timesteps: {listed} steps")
     guidance = first[0].guidance
     under = "" if guidance is None else f" at guidance {guidance:g}"
-    more = f", and {plural(len(scales), 'more guidance scale')}" if scales else ""
-    if weak_scales:
-        more += f", and {plural(len(weak_scales), 'scale')} of guidance by a weaker model"
-    if few:
-        more += f", and learned times at {', '.join(map(str, few))} steps"
-    count = len(first) + len(scales) + len(weak_scales) + LEARNED_WAYS * len(few)
+    also = "".join(f", and {words}" for words, count in more.items() if count)
+    count = len(first) + sum(more.values())
     yield Notice(
         f"tune: {plural(count, 'setting')} of {config.n:,} {many}, {count * config.n:,} in all: "
         f"{plural(len(first) // len(steps), 'sampler')} at {', '.join(map(str, steps))} steps"
-        f"{under}{more}"
+        f"{under}{also}"
     )
 
 
@@ -239,6 +251,7 @@ class _Measure:
             sampler=setting.sampler,
             steps=setting.steps,
             times=setting.times,
+            start=self.loaded.model.low_frequencies if setting.start == GAUSSIAN else None,
             condition=wanted,
             guide=guide,
         )

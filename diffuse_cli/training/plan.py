@@ -15,6 +15,8 @@ import numpy.typing as npt
 from diffuse_cli import files
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.conditions import Conditions
+from diffuse_cli.core.low_frequencies import NAME as LOW_FREQUENCIES
+from diffuse_cli.core.low_frequencies import LowFrequencies
 from diffuse_cli.core.settings import dimensions, to_dict
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.data import Pairs, Samples, held_out_rule, open_index, read_images, save_index
@@ -62,6 +64,7 @@ class Plan:
         room: most images at a time outside of training.
         versions: of the programs that made the run, each with its first step.
         teacher: the model that is distilled, if one is.
+        low_frequencies: of what is trained on, once they are measured.
     """
 
     config: TrainConfig
@@ -74,6 +77,7 @@ class Plan:
     versions: tuple[Mapping[str, Any], ...] = ()
     pairs: Pairs | None = None
     teacher: Teacher | None = None
+    low_frequencies: LowFrequencies | None = None
 
     @property
     def class_fingerprints(self) -> dict[str, str]:
@@ -127,6 +131,7 @@ class Plan:
             "background": self.config.background,
             "fit": self.config.fit,
             **({"origin": self.images.summary.origin} if self.images.summary.origin else {}),
+            **({LOW_FREQUENCIES: self.low_frequencies.plain} if self.low_frequencies else {}),
             **({"given": self.given_fingerprints} if self.pairs else {}),
             **({"table": self.table_fingerprints} if self.images.rows is not None else {}),
             **({"classes": list(names)} if names and not told and fits(names) else {}),

@@ -24,6 +24,7 @@ from diffuse_cli.training.deadline import Deadline, Laps, agreed
 from diffuse_cli.training.diagnosing import PATIENCE, diverged
 from diffuse_cli.training.ema import no_weak
 from diffuse_cli.training.feed import Faults
+from diffuse_cli.training.low_frequencies import low_frequencies
 from diffuse_cli.training.memory import images_at_a_time
 from diffuse_cli.training.monitor import SAVE, Monitor, chores
 from diffuse_cli.training.plan import Plan
@@ -70,6 +71,9 @@ class Run:
             self.plan = yield from with_first_weights(self.plan)
         teacher = yield from taught_by(self.plan.config, checkpoint)
         self.plan = dataclasses.replace(self.plan, teacher=teacher)
+        if self.accelerator.is_main_process:
+            low = low_frequencies(self.plan)
+            self.plan = dataclasses.replace(self.plan, low_frequencies=low)
         start = checkpoint.step if checkpoint else 0
         if self.main:
             check_room(self.plan, self.run)

@@ -30,6 +30,7 @@ from diffuse_cli.sweeps.recommending import (
     learned_steps,
     other_scales,
     recommend,
+    started,
     to_learn,
     weak_scales,
     with_weaker,
@@ -139,11 +140,11 @@ MEASURES = ("--metrics", "kid,frechet")
 
 @pytest.fixture
 def tune(diffuse, images, model):
-    """`tune` with options, without learned times unless they are among these."""
+    """`tune` with options, without learned times and starts unless they are among these."""
 
     def run(*options, model=model):
-        given = options if "--learn-times" in options else ("--no-learn-times", *options)
-        return diffuse("tune", model, images, "-n", 6, *FP32, *given)
+        left = [f"--no-{way}" for way in ("learn-times", "try-starts") if f"--{way}" not in options]
+        return diffuse("tune", model, images, "-n", 6, *FP32, *left, *options)
 
     return run
 
@@ -331,6 +332,55 @@ def test_times_are_learned_where_there_is_a_trajectory(model):
     assert to_learn(rows[3:4], found, 5, process) == SamplerChoice("ipndm", 5, 2.0)
 
 
+def test_a_gaussian_start_is_tried_with_the_best_sampler_recorded_and_drawn_with(
+    tune, diffuse, images, monkeypatch
+):
+    undraw(monkeypatch)
+    how = ("--samplers", "ddim,unipc", "--steps", "2,4,90", "--try-starts")
+    monkeypatch.setattr(tuning, "recommend", lambda rows: rows[-1].setting)
+    out = ("-o", "new.safetensors", "--plot", "new.png", "--report", "r.html")
+    ran = tune(*how, *out, "--json")
+    assert ran.code == 0, ran.err
+    assert "2 samplers at 2, 4, 90 steps, and another start\n" in ran.err
+    settings = [SamplerChoice(**r["setting"]) for r in ran.json["sweep"]["rows"]]
+    assert [s.start for s in settings] == [None] * 6 + ["gaussian"] * 2  # 90 steps: too late for it
+    assert [(s.sampler, s.steps) for s in settings[6:]] == [("unipc", 2), ("unipc", 4)]
+    kids = [r["values"]["kid"] for r in ran.json["sweep"]["rows"]]
+    assert len(set(kids)) == 8
+    assert modelfile.load("new.safetensors").sampling == settings[-1]
+    assert (ran.json["settings"]["start"], ran.json["kid"]) == ("gaussian", pytest.approx(kids[-1]))
+    assert "unipc, 4 steps from a Gaussian start" in Path("r.html").read_text(encoding="utf-8")
+    same = diffuse("eval", "new.safetensors", images, "-n", 6, *FP32, *MEASURES, "--json")
+    assert same.json["kid"] == pytest.approx(kids[-1], rel=1e-6)
+    typed = ("--steps", 4, "--start", "noise")
+    other = diffuse("eval", "new.safetensors", images, "-n", 6, *FP32, *MEASURES, "--json", *typed)
+    assert other.json["kid"] == pytest.approx(kids[4], rel=1e-6)
+    text = tune("--samplers", "ddim", "--steps", 2, "--try-starts", model="new.safetensors").out
+    assert [line.split()[:3] for line in text.splitlines()[:3]] == [
+        ["sampler", "steps", "start"], ["ddim", "2", "2"], ["ddim", "2", "gaussian"],
+    ]  # fmt: skip
+
+
+def test_a_start_guided_by_a_weaker_model_takes_as_many_evaluations_as_one_alone():
+    found = SamplerChoice("unipc", 7, None, 1.0)
+    assert [s.steps for s in started(found, (4, 9))] == [4, 9]
+    guided = started(dataclasses.replace(found, weak_guidance=2.0), (4, 9))
+    assert [(s.steps, s.weak_guidance, s.start) for s in guided] == [
+        (2, 2.0, "gaussian"), (4, 2.0, "gaussian"),
+    ]  # fmt: skip
+
+
+def test_a_start_is_not_tried_where_there_is_none(tune, conditional, model):
+    line = ("--samplers", "ddim", "--steps", 2, "--try-starts", "--json")
+    told = tune(*line, model=conditional)
+    assert {r["setting"]["start"] for r in told.json["rows"]} == {None}
+    found = modelfile.load(model)
+    old = {k: v for k, v in found.data.items() if k != "low_frequencies"}
+    modelfile.save(Path("old.safetensors"), dataclasses.replace(found, data=old))
+    ran = tune(*line, model="old.safetensors")
+    assert [r["setting"]["start"] for r in ran.json["rows"]] == [None]
+
+
 def test_another_weaker_model_is_tried_but_cannot_be_recorded(tune, train, model):
     train("--steps", 60, "--stop-at", 4, "-o", "early.safetensors", "-q")
     how = ("--samplers", "ddim", "--steps", "4", "--guide-with", "early.safetensors")
@@ -355,7 +405,8 @@ def test_the_model_itself_is_replaced_where_it_is_asked_and_a_finished_run_keeps
     train, diffuse, images
 ):
     line = ("tune", "model.safetensors", images, "-n", 4, "--samplers", "ddim",
-            "--steps", 3, "--no-learn-times", "-o", "model.safetensors", "-q")  # fmt: skip
+            "--steps", 3, "--no-learn-times", "--no-try-starts", "-o", "model.safetensors",
+            "-q")  # fmt: skip
     assert train("--steps", 4, "-q").code == 0
     path = Path("model.safetensors")
     plain = path.read_bytes()

@@ -1,0 +1,148 @@
+"""The lowest frequencies of a data set, and a start of sampling that has their variance.
+
+Where there is much noise, q(x_t) is nearly the Gaussian with the data's mean and covariance (Wang &
+Vastola 2024), and a network that trained for minutes predicts less well than that Gaussian does.
+Little of it shows in so much noise: brightness and layout, the lowest frequencies, whose variance
+is hundreds of times that of a pixel. A long first step from pure noise loses much of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from diffuse_cli.core.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NAME = "low_frequencies"
+"""What descriptions call them."""
+
+LOWEST = {1: 8, 2: 8, 3: 4}
+"""Frequencies that are kept along each dimension, by the number of dimensions."""
+
+LOG_SNR, VALUES = -4.0, 32 * 32
+"""log(alpha^2 / sigma^2) at the start, for samples of so many positions. With m times as many it is
+log(m) lower: by so much more the mean over all of them tells (Hoogeboom et al. 2023, eq. 3)."""
+
+
+@dataclass(frozen=True)
+class LowFrequencies:
+    """Mean and variance of the cosine transform of a data set, in uncorrelated channels.
+
+    Attributes:
+        size: of the samples.
+        colors: (C, C), orthogonal: each row makes one of the channels that are uncorrelated over
+            all frequencies.
+        mean, variance: (C, *lowest) in these channels, as nested tuples.
+    """
+
+    size: tuple[int, ...]
+    colors: tuple[Any, ...]
+    mean: tuple[Any, ...]
+    variance: tuple[Any, ...]
+
+    @property
+    def log_snr(self) -> float:
+        """log(alpha^2 / sigma^2) where sampling begins."""
+        return LOG_SNR - math.log(math.prod(self.size) / VALUES)
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """What `read` reads."""
+        return {"colors": self.colors, "mean": self.mean, "variance": self.variance}
+
+    def begun(self, noise: Tensor, alpha: float, sigma: float) -> Tensor:
+        """x_t from N(0, 1) noise (B, C, *size): alpha mean + sqrt(alpha^2 variance + sigma^2) noise
+        in the lowest frequencies, sigma noise in all others."""
+        import torch
+
+        colors, mean, variance = (
+            torch.tensor(own, dtype=noise.dtype, device=noise.device)
+            for own in (self.colors, self.mean, self.variance)
+        )
+        lowest = mean.shape[1:]
+        low = _mixed(colors, _through(noise, _bases(noise, lowest)))
+        more = (alpha**2 * variance + sigma**2).sqrt() - sigma
+        added = _mixed(colors.T, alpha * mean + more * low)
+        return sigma * noise + _through(added, [basis.T for basis in _bases(noise, lowest)])
+
+
+def measure(samples: Tensor) -> LowFrequencies:
+    """Those of samples (N, C, *size), as the model sees them, to six digits."""
+    import torch
+
+    size = tuple(samples.shape[2:])
+    lowest = lowest_of(size)
+    centred = (samples - samples.mean(0)).movedim(1, 0).flatten(1).double()
+    _, vectors = torch.linalg.eigh(centred @ centred.T / centred.shape[1])
+    colors = vectors.T * torch.where(vectors.T.sum(1, keepdim=True) < 0, -1.0, 1.0)
+    low = _mixed(colors, _through(samples.double(), _bases(samples.double(), lowest)))
+    mean, variance = low.mean(0), low.var(0, correction=0)
+    return LowFrequencies(size, *(_nested(own.tolist()) for own in (colors, mean, variance)))
+
+
+def read(values: Mapping[str, Any], channels: int, size: Sequence[int]) -> LowFrequencies:
+    """The inverse of `plain`, from JSON, for samples of that shape.
+
+    Raises:
+        InvalidArgument: other shapes, numbers that are not finite, or a negative variance.
+    """
+    import torch
+
+    shape = (channels, *lowest_of(size))
+    wanted = {"colors": (channels, channels), "mean": shape, "variance": shape}
+    found = {}
+    for name, fits in wanted.items():
+        try:
+            tensor = torch.tensor(values[name], dtype=torch.float64)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise InvalidArgument("are no table of numbers", argument=name) from error
+        if tuple(tensor.shape) != fits or not bool(tensor.isfinite().all()):
+            raise InvalidArgument(f"must be finite numbers of shape {fits}", argument=name)
+        found[name] = tensor
+    if bool((found["variance"] < 0).any()):
+        raise InvalidArgument("must not be negative", argument="variance")
+    own = {name: _nested(tensor.tolist()) for name, tensor in found.items()}
+    return LowFrequencies(size=tuple(size), **own)
+
+
+def lowest_of(size: Sequence[int]) -> tuple[int, ...]:
+    """How many frequencies are kept along each dimension."""
+    return tuple(min(side, LOWEST[len(size)]) for side in size)
+
+
+def _bases(like: Tensor, lowest: Sequence[int]) -> list[Tensor]:
+    """The first rows of the orthonormal cosine transform (DCT-II) of each dimension, (k, side)."""
+    import torch
+
+    bases = []
+    for side, count in zip(like.shape[2:], lowest, strict=True):
+        places = torch.arange(side, dtype=torch.float64) + 0.5
+        waves = torch.cos(math.pi / side * torch.arange(count)[:, None] * places)
+        waves *= math.sqrt(2 / side)
+        waves[0] /= math.sqrt(2)
+        bases.append(waves.to(like))
+    return bases
+
+
+def _through(x: Tensor, bases: Sequence[Tensor]) -> Tensor:
+    """Each spatial dimension of x (B, C, *size) times the matrix that belongs to it."""
+    for dim, basis in enumerate(bases, 2):
+        x = (x.movedim(dim, -1) @ basis.T).movedim(-1, dim)
+    return x
+
+
+def _mixed(colors: Tensor, x: Tensor) -> Tensor:
+    """The channels of x (B, C, *size) times a matrix."""
+    return (x.movedim(1, -1) @ colors.T).movedim(-1, 1)
+
+
+def _nested(values: Any) -> Any:
+    """Tuples for lists, and numbers of six digits: they differ by less between machines."""
+    if isinstance(values, list | tuple):
+        return tuple(_nested(value) for value in values)
+    return float(f"{values:.6g}")
