@@ -335,3 +335,20 @@ def test_a_run_measures_what_it_trains_on(model, images):
     assert torch.allclose(
         torch.tensor(low.variance)[:, 0, 0].double(), firsts.var(0, correction=0), rtol=1e-4
     )
+
+
+def test_drawing_begins_where_the_start_says(model):
+    loaded = modelfile.load(model)
+    settings = resolve(config(start="gaussian", steps=3), loaded)
+    process, space = loaded.blueprint.process, loaded.blueprint.space
+    denoiser = loaded.blueprint.denoiser(loaded.network())
+    *_, drawing = draw(denoiser, settings, range(2), space=space, device=torch.device("cpu"))
+    low = loaded.low_frequencies
+    times = process.times(3, "early", log_snr=low.log_snr)
+    noise = image_noise(0, range(2), -1, space.shape, torch.device("cpu"))
+    x = low.begun(noise, *process.level(times[0], like=noise))
+    *_, state = SAMPLERS["unipc"](
+        prepared(denoiser, settings), process, x, times, noise=lambda k: None
+    )
+    assert times[0] < process.num_timesteps - 1
+    assert torch.equal(drawing.state.x, state.x)
