@@ -70,6 +70,7 @@ class Budget:
         steps, seconds: those of the block under way.
         costs: of the chores that were done, in steps, each time; the last few.
         fresh: seconds of those that were done in the block under way.
+        threads: that the run computes with, if they are fewer than there are.
     """
 
     minutes: float
@@ -84,6 +85,7 @@ class Budget:
     seconds: float = 0.0
     costs: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     fresh: Mapping[str, float] = field(default_factory=dict)
+    threads: int | None = None
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Budget:

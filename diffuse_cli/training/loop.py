@@ -15,6 +15,7 @@ from diffuse_cli.training.plan import check_batch, prepare, settled
 from diffuse_cli.training.reports import Trained
 from diffuse_cli.training.rundir import RunDirectory
 from diffuse_cli.training.running import Run
+from diffuse_cli.training.threads import kept
 
 
 def fit(
@@ -62,7 +63,7 @@ def fit(
         plan = yield from until(stop, prepare(config, accelerator, run))
         laps()
         plan = settled(plan, accelerator)
-        with feeding(plan):
+        with feeding(plan), kept():
             return (yield from Run(plan, accelerator, run, stop, debug, laps).work(spent))
 
 

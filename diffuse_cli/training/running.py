@@ -39,6 +39,7 @@ from diffuse_cli.training.starting import (
     write_config,
 )
 from diffuse_cli.training.teaching import taught_by
+from diffuse_cli.training.threads import Stops, open_to_choice
 from diffuse_cli.training.timing import Forecast
 from diffuse_cli.training.trainer import Outcome, Trainer
 
@@ -145,7 +146,8 @@ class Run:
             if error := agreed(self.accelerator, self.stop)[0]:
                 raise self._ended(error, done, "its checkpoint is complete")
         meter, pace = Meter(trainer.batch_size), Pace(config.save_every)
-        forecast = Forecast(config, done, end)
+        steady = self.deadline.budget is None and open_to_choice(self.accelerator)
+        forecast = Forecast(config, done, end, Stops() if steady else None)
         self.deadline.spend()
         while done < end:
             try:

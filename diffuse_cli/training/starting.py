@@ -20,6 +20,7 @@ from diffuse_cli.training.initial import first_weights
 from diffuse_cli.training.monitor import chores
 from diffuse_cli.training.plan import Plan, check_fingerprint
 from diffuse_cli.training.rundir import Checkpoint, RunDirectory
+from diffuse_cli.training.threads import go_on_with
 from diffuse_cli.training.timing import cut_short, fill_minutes, parted, seconds_in_all, too_few
 
 
@@ -88,6 +89,8 @@ def started(
     """
     done = checkpoint.step if checkpoint else 0
     seconds, budget = None, _saved_budget(plan.config, checkpoint)
+    if budget:
+        go_on_with(budget.threads, accelerator)
     if checkpoint and budget and plan.config.minutes == budget.minutes:
         course = Course(**checkpoint.state["course"])
         config = replace(plan.config, steps=course.steps, minutes=None)

@@ -67,6 +67,18 @@ class Stopwatch:
                 return self._expected(images, parts)
         return (yield from self._time(plan, images, parts, WARM_UP + LEAST, SETTLED))
 
+    def a_few(self, config: TrainConfig) -> Work[float]:
+        """The time of a step now, by a few of them."""
+        assert config.batch_size is not None
+        plan = dataclasses.replace(self.plan, config=config)
+        return (yield from self._time(plan, config.batch_size, config.accumulation, TRIES))
+
+    def relearn(self, config: TrainConfig, seconds: float) -> None:
+        """Forget what was measured, but that a step of `config` takes `seconds`."""
+        assert config.batch_size is not None
+        parts = config.accumulation
+        self._known = [(math.ceil(config.batch_size / parts), seconds / parts)]
+
     def a_pass(self, plan: Plan, step: float) -> Work[float | None]:
         """The time in which an image passes through the network for a preview, on the slowest
         process, after steps of `step` seconds were timed; None if there is no time for it."""

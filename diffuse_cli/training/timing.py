@@ -18,6 +18,7 @@ from diffuse_cli.training.memory import smaller_side, split
 from diffuse_cli.training.monitor import chores
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.stopwatch import Stopwatch
+from diffuse_cli.training.threads import OFTEN, Stops, fastest
 
 SECONDS, SHARE, BRIEFLY = 20.0, 0.05, 1.0
 """Measuring takes at most so many seconds, or this share of --minutes, or, of very few minutes, so
@@ -59,20 +60,26 @@ def fill_minutes(
     config, minutes = plan.config, plan.config.minutes
     assert minutes is not None
     watch = Stopwatch(plan, accelerator, max(BRIEFLY, min(SECONDS, SHARE * minutes * 60)))
-    if config.batch_size is None:
-        least = processes * config.accumulation
-        size = max(TRIAL, least)
-        trial = split(batched(config, size), room, processes)
-        seconds = yield from watch.seconds(trial, roughly=True)
-        config = batched(config, batch_for(size * minutes * 60 / seconds, least))
-    config = split(config, room, processes)
-    seconds = yield from watch.seconds(config)
+    chosen, least = config.batch_size is not None, processes * config.accumulation
+    trial = config if chosen else batched(config, max(TRIAL, least))
+    trial, stops = split(trial, room, processes), Stops()
+    seconds = yield from watch.seconds(trial, roughly=not chosen)
+    threads = yield from fastest(watch, trial, stops, accelerator)
+    if threads is not None:
+        seconds = yield from watch.seconds(trial, roughly=not chosen)
+    if chosen:
+        config = trial
+    else:
+        assert trial.batch_size is not None
+        config = batched(config, batch_for(trial.batch_size * minutes * 60 / seconds, least))
+        config = split(config, room, processes)
+        seconds = yield from watch.seconds(config)
     plan = dataclasses.replace(plan, config=config)
     a_pass = yield from watch.a_pass(plan, seconds)
     yield from watch.end()
     own = chores(plan, a_pass / seconds)(1) if a_pass else ()
     costs = {chore.name: (chore.cost,) for chore in own if chore.cost}
-    budget = Budget(minutes, seconds, used=spent + watch.elapsed(), costs=costs)
+    budget = Budget(minutes, seconds, spent + watch.elapsed(), costs=costs, threads=threads)
     budget, steps = budget.plan(0, chores(plan), FIRST)
     return dataclasses.replace(config, steps=steps, minutes=None), budget
 
@@ -146,10 +153,17 @@ def _ways(config: TrainConfig, seconds: float, ratio: float) -> str:
 
 
 class Forecast:
-    """Says once, after `SLOW` seconds of steps, what the others will take."""
+    """Says once, after `SLOW` seconds of steps, what the others will take, and whether fewer
+    threads may be faster.
 
-    def __init__(self, config: TrainConfig, start: int, end: int) -> None:
-        self.config, self.end = config, end
+    Args:
+        stops: of a run that could compute with fewer threads.
+    """
+
+    def __init__(
+        self, config: TrainConfig, start: int, end: int, stops: Stops | None = None
+    ) -> None:
+        self.config, self.end, self.stops = config, end, stops
         self._first, self._began, self._told = start + 1, time.monotonic(), False
         self._from = start
 
@@ -164,6 +178,10 @@ class Forecast:
             if done < self.config.log_every and left * seconds > MINUTE:
                 yield Notice(f"{seconds:.3g} s a step: {duration(left * seconds)} to go")
             yield from too_long(self.config, seconds, left)
+            if self.stops and self.stops.a_second() >= OFTEN:
+                yield Notice(
+                    "other programs keep this machine busy: OMP_NUM_THREADS=1 may be faster"
+                )
         elif done == self._first:
             self._from, self._began = done, now
 

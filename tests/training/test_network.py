@@ -314,7 +314,8 @@ def test_minutes_are_filled_with_the_batch_that_suits_them(monkeypatch, typed, b
 
     monkeypatch.setattr(Stopwatch, "seconds", seconds)
     monkeypatch.setattr(Stopwatch, "elapsed", lambda watch: 0.0)
-    accelerator = SimpleNamespace(num_processes=1, free_memory=lambda: None)
+    device = SimpleNamespace(type="cpu")
+    accelerator = SimpleNamespace(num_processes=1, device=device, free_memory=lambda: None)
     given = {"minutes": 7.0} | ({"batch_size": typed} if typed else {})
     plan = Plan(completed(given), SimpleNamespace(conditions=Conditions()))
     config, budget = finish(fill_minutes(plan, accelerator, 64))
