@@ -323,6 +323,20 @@ def test_a_slow_run_says_early_how_long_it_will_take(monkeypatch):
     assert list(said(60.0, 5000, compile=True)) == [2]
 
 
+@pytest.mark.parametrize(("stops", "told"), [(None, 0), (39.0, 0), (40.0, 1)])
+def test_a_run_beside_others_says_once_that_fewer_threads_may_be_faster(monkeypatch, stops, told):
+    now = [0.0]
+    monkeypatch.setattr(timing.time, "monotonic", lambda: now[0])
+    counted = None if stops is None else SimpleNamespace(a_second=lambda: stops)
+    forecast, found = Forecast(config_of(side=32), 0, 40, counted), []
+    for step in range(1, 41):
+        now[0] += 1.0
+        found += [notice.text for notice in forecast.after(step)]
+    assert (
+        found == ["other programs keep this machine busy: OMP_NUM_THREADS=1 may be faster"] * told
+    )
+
+
 def test_train_and_dry_run_warn_and_go_on(quick, monkeypatch):
     monkeypatch.setattr(estimating, "seconds_a_step", giving(0.01))
     warning = "warning: 4 steps will draw nothing: try --steps 300\n"
