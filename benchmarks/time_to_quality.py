@@ -82,7 +82,7 @@ def run_ours(job: Job, train: Sequence[str] = (), *, tuned: bool = False) -> dic
         better = str(job.folder / "tuned.safetensors")
         found, wall_tuning = _diffuse(
             "tune", str(model), job.data, "-o", better, "--overwrite", "--samplers", "unipc",
-            "--steps", "10,20", "-n", "200", "--no-learn-times",
+            "--steps", "20", "-n", "200", "--no-learn-times",
         )  # fmt: skip
         found = {"tuning_seconds": round(wall_tuning, 1), "recommended": found["recommended"]}
         model = Path(better)
@@ -118,7 +118,7 @@ def run_ours(job: Job, train: Sequence[str] = (), *, tuned: bool = False) -> dic
 
 def run_tuned(job: Job) -> dict[str, Any]:
     """The same, drawn as `diffuse tune` recommends for images that were held out of training:
-    guided by an early average or not, from noise or not, in at most 20 evaluations."""
+    guided by an early average or not, from noise or not, in 20 evaluations."""
     return run_ours(job, ["--keep-weak"], tuned=True)
 
 
