@@ -59,7 +59,7 @@ def low_frequencies(loaded: Loaded, train: str | None) -> LowFrequencies:
     height, width = loaded.space.size
     stored = common.read(train, (height, width)).stored
     places = np.linspace(0, len(stored) - 1, MEASURED).round().astype(np.int64)
-    return measure(loaded.space.to_model(torch.from_numpy(stored[places])))
+    return measure([loaded.space.to_model(torch.from_numpy(stored[places]))])
 
 
 def seen(pixels: np.ndarray[Any, Any]) -> tuple[float, float, float]:

@@ -9,7 +9,7 @@ is hundreds of times that of a pixel. A long first step from pure noise loses mu
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -71,18 +71,32 @@ class LowFrequencies:
         return sigma * noise + _through(added, [basis.T for basis in _bases(noise, lowest)])
 
 
-def measure(samples: Tensor) -> LowFrequencies:
-    """Those of samples (N, C, *size), as the model sees them, to six digits."""
+def measure(batches: Iterable[Tensor]) -> LowFrequencies:
+    """Those of samples (N, C, *size) in batches, as the model sees them, to six digits.
+
+    Raises:
+        ValueError: there are none.
+    """
     import torch
 
-    size = tuple(samples.shape[2:])
-    lowest = lowest_of(size)
-    centred = (samples - samples.mean(0)).movedim(1, 0).flatten(1).double()
-    _, vectors = torch.linalg.eigh(centred @ centred.T / centred.shape[1])
+    lows: list[Tensor] = []
+    total = products = torch.zeros(())
+    for batch in batches:
+        x = batch.double()
+        lows.append(_through(x, _bases(x, lowest_of(x.shape[2:]))))
+        total = total + x.sum(0)
+        flat = x.movedim(1, 0).flatten(1)
+        products = products + flat @ flat.T
+    if not lows:
+        raise ValueError("no samples to measure")
+    low, (channels, *size) = torch.cat(lows), total.shape
+    own = total.reshape(channels, -1)
+    _, vectors = torch.linalg.eigh((products - own @ own.T / len(low)) / len(low) / own.shape[1])
     colors = vectors.T * torch.where(vectors.T.sum(1, keepdim=True) < 0, -1.0, 1.0)
-    low = _mixed(colors, _through(samples.double(), _bases(samples.double(), lowest)))
+    low = _mixed(colors, low)
     mean, variance = low.mean(0), low.var(0, correction=0)
-    return LowFrequencies(size, *(_nested(own.tolist()) for own in (colors, mean, variance)))
+    tables = (_nested(table.tolist()) for table in (colors, mean, variance))
+    return LowFrequencies(tuple(size), *tables)
 
 
 def read(values: Mapping[str, Any], channels: int, size: Sequence[int]) -> LowFrequencies:

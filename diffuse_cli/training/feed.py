@@ -61,6 +61,11 @@ def feeding(plan: Plan) -> Iterator[None]:
             stream.close()
 
 
+def streamed(plan: Plan) -> bool:
+    """Whether images are read as they are used."""
+    return bool(_streams(plan))
+
+
 def readable(plan: Plan, indices: Indices) -> Indices:
     """The images in whose place each can be used now: itself, or its successor."""
     streams = _streams(plan)

@@ -34,7 +34,7 @@ def matrix(found: LowFrequencies, shape: tuple[int, ...]) -> tuple[torch.Tensor,
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_all_that_is_kept_is_there_at_the_start_and_nothing_else_changes(shape):
     x = samples(shape)
-    found = measure(x)
+    found = measure([x])
     made, offset = matrix(found, shape)
     flat = x.flatten(1)
     covariance = torch.cov(flat.T, correction=0)
@@ -69,7 +69,7 @@ def cosines(shape: tuple[int, ...]) -> torch.Tensor:
 
 def test_channels_are_uncorrelated():
     x = samples((3, 9, 10))
-    colors = torch.tensor(measure(x).colors, dtype=torch.float64)
+    colors = torch.tensor(measure([x]).colors, dtype=torch.float64)
     apart = torch.einsum("ec,ncp->nep", colors, (x - x.mean(0)).flatten(2))
     covariance = torch.einsum("nep,nfp->ef", apart, apart) / len(x)
     assert torch.allclose(colors @ colors.T, torch.eye(3, dtype=torch.float64), atol=1e-5)
@@ -139,7 +139,7 @@ def test_all_times_are_there_where_no_noise_is_so_strong():
 
 
 def test_it_is_the_same_after_json():
-    found = measure(samples((2, 9, 10)))
+    found = measure([samples((2, 9, 10))])
     again = read(json.loads(json.dumps(found.plain)), 2, (9, 10))
     assert again == found
 
@@ -156,13 +156,22 @@ def test_it_is_the_same_after_json():
     ],
 )
 def test_other_tables_are_refused(name: str, value: object, said: str):
-    plain = {**measure(samples((2, 4))).plain, name: value}
+    plain = {**measure([samples((2, 4))]).plain, name: value}
     with pytest.raises(InvalidArgument) as caught:
         read(plain, 2, (4,))
     assert said in f"{caught.value.argument} {caught.value}"
 
 
 def test_a_constant_data_set_has_no_variance():
-    found = measure(torch.full((3, 2, 5, 5), 0.5))
+    found = measure([torch.full((3, 2, 5, 5), 0.5)])
     begun = found.begun(torch.zeros(1, 2, 5, 5), 1.0, 0.0)
     assert torch.allclose(begun, torch.full((1, 2, 5, 5), 0.5), atol=1e-5)
+
+
+def test_batches_are_measured_as_one():
+    x = samples((3, 9, 10))
+    whole, parts = measure([x]), measure(iter(x.split(7)))
+    for one, other in zip(vars(whole).values(), vars(parts).values(), strict=True):
+        assert torch.allclose(torch.tensor(one), torch.tensor(other), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="no samples"):
+        measure([])
