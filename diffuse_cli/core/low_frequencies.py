@@ -139,7 +139,7 @@ def _bases(like: Tensor, lowest: Sequence[int]) -> list[Tensor]:
         waves = torch.cos(math.pi / side * torch.arange(count)[:, None] * places)
         waves *= math.sqrt(2 / side)
         waves[0] /= math.sqrt(2)
-        bases.append(waves.to(like))
+        bases.append(waves.to(like.dtype).to(like.device))  # not every device has float64
     return bases
 
 

@@ -24,6 +24,7 @@ from diffuse_cli.core import (
 )
 from diffuse_cli.core.guidance import autoguide, away, clip, guide, unconditional
 from diffuse_cli.core.losses import WEIGHTINGS, weights
+from diffuse_cli.core.low_frequencies import LowFrequencies
 from diffuse_cli.core.variances import channels_out
 
 PROCESS = Process(SCHEDULES["cosine"](10))
@@ -92,3 +93,11 @@ def test_the_network_its_gradient_and_the_bound_read_nothing_back(size: tuple[in
     assert net.conv_in.weight.grad.is_meta
     bits = bits_per_dim(denoiser.respaced([0, 9]), x, noise=lambda t: x)
     assert bits.terms.shape == (2, 2)
+
+
+def test_a_start_reads_nothing_back():
+    _, x, _ = made()
+    table = ((((0.5,) * 4,) * 4),)
+    found = LowFrequencies((4, 4), ((1.0,),), table, table).begun(x, 0.3, 0.9)
+    assert found.is_meta
+    assert found.shape == x.shape
