@@ -23,9 +23,10 @@ from diffuse_cli.training.stopwatch import Stopwatch
 OWN = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """Variables by which users say how many threads there are."""
 
-OFTEN = 40.0
-"""Stops a second, of all threads, from which on a machine is called busy. Alone on a machine there
-are a few; one other program on each core makes it over a hundred (benchmarks/README.md)."""
+OFTEN = 20.0
+"""Stops a second, for each thread and one more, from which on a machine is called busy. A thread
+that has its core is stopped some 16 times by the system itself; another program on one of two cores
+adds a hundred (benchmarks/README.md)."""
 
 FASTER = 0.9
 """Fewer threads are taken if a step takes at most this share of its time with all."""
@@ -41,6 +42,11 @@ class Stops:
         """Since it was made; 0 where the system does not say."""
         seconds = time.monotonic() - self._since
         return (_stopped() - self._count) / seconds if seconds > 0 else 0.0
+
+    @property
+    def busy(self) -> bool:
+        """Whether other programs keep cores busy."""
+        return self.a_second() >= OFTEN * (torch.get_num_threads() + 1)
 
 
 def _stopped() -> int:
@@ -72,7 +78,7 @@ def fastest(
     Args:
         stops: counted while the watch timed steps: where nothing else runs, nothing is tried.
     """
-    if not open_to_choice(accelerator) or stops.a_second() < OFTEN:
+    if not (open_to_choice(accelerator) and stops.busy):
         return None
     every = torch.get_num_threads()
     best, least = every, FASTER * (yield from watch.a_few(config))

@@ -18,7 +18,7 @@ from diffuse_cli.training.memory import smaller_side, split
 from diffuse_cli.training.monitor import chores
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.stopwatch import Stopwatch
-from diffuse_cli.training.threads import OFTEN, Stops, fastest
+from diffuse_cli.training.threads import Stops, fastest
 
 SECONDS, SHARE, BRIEFLY = 20.0, 0.05, 1.0
 """Measuring takes at most so many seconds, or this share of --minutes, or, of very few minutes, so
@@ -178,7 +178,7 @@ class Forecast:
             if done < self.config.log_every and left * seconds > MINUTE:
                 yield Notice(f"{seconds:.3g} s a step: {duration(left * seconds)} to go")
             yield from too_long(self.config, seconds, left)
-            if self.stops and self.stops.a_second() >= OFTEN:
+            if self.stops and self.stops.busy:
                 yield Notice(
                     "other programs keep this machine busy: OMP_NUM_THREADS=1 may be faster"
                 )

@@ -17,7 +17,7 @@ from diffuse_cli.training.budget import Budget
 def computer(monkeypatch):
     """A machine of so many threads, on which a step takes as long as said for each number."""
 
-    def make(every, seconds, stops=500.0, own=None, processes=1, device="cpu"):
+    def make(every, seconds, stops=True, own=None, processes=1, device="cpu"):
         now = [every]
         for name in threads.OWN:
             monkeypatch.delenv(name, raising=False)
@@ -34,7 +34,7 @@ def computer(monkeypatch):
 
         watch = SimpleNamespace(a_few=a_few, relearn=lambda config, s: learned.append(s))
         accelerator = SimpleNamespace(num_processes=processes, device=SimpleNamespace(type=device))
-        found = threads.fastest(watch, None, SimpleNamespace(a_second=lambda: stops), accelerator)
+        found = threads.fastest(watch, None, SimpleNamespace(busy=stops), accelerator)
         said = []
         while True:
             try:
@@ -71,7 +71,7 @@ def test_of_many_threads_the_fastest_number_is_taken(computer):
 @pytest.mark.parametrize(
     "how",
     [
-        {"stops": 5.0},
+        {"stops": False},
         {"own": "OMP_NUM_THREADS"},
         {"own": "MKL_NUM_THREADS"},
         {"processes": 2},
@@ -128,6 +128,10 @@ def test_stops_are_counted_by_the_second(monkeypatch):
     assert stops.a_second() == 0
     counts[0], clock[0] = 160, 2.0
     assert stops.a_second() == 30
+    monkeypatch.setattr(threads.torch, "get_num_threads", lambda: 2)
+    assert not stops.busy
+    counts[0] = 220
+    assert stops.busy
     monkeypatch.undo()
     assert finish(iter(())) is None
     assert threads.Stops().a_second() >= 0

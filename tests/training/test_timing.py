@@ -323,11 +323,11 @@ def test_a_slow_run_says_early_how_long_it_will_take(monkeypatch):
     assert list(said(60.0, 5000, compile=True)) == [2]
 
 
-@pytest.mark.parametrize(("stops", "told"), [(None, 0), (39.0, 0), (40.0, 1)])
+@pytest.mark.parametrize(("stops", "told"), [(None, 0), (False, 0), (True, 1)])
 def test_a_run_beside_others_says_once_that_fewer_threads_may_be_faster(monkeypatch, stops, told):
     now = [0.0]
     monkeypatch.setattr(timing.time, "monotonic", lambda: now[0])
-    counted = None if stops is None else SimpleNamespace(a_second=lambda: stops)
+    counted = None if stops is None else SimpleNamespace(busy=stops)
     forecast, found = Forecast(config_of(side=32), 0, 40, counted), []
     for step in range(1, 41):
         now[0] += 1.0
