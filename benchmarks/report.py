@@ -53,14 +53,14 @@ bfloat16 is half as fast as its float32, and with a `tiny` of 1.7 M parameters.
 The emoji and photos of 64×64 were measured on a processor without bfloat16. For emoji, diffusers'
 learning rate of 2e-3 and its batches of 16 were not tuned again for ten minutes there, and
 denoising-diffusion-pytorch was not run; of it for photos, one rate was tried. `diffuse-tuned` was
-trained on another day than the emoji's peer, at 68 images a second where the plain run had 55. It is drawn as
-`diffuse tune` recommends for held-out images: guided by its early average at 3, from noise for
-emoji and from a Gaussian start for photos. The emoji are faces and people then. The photos, crops of
-desktop backgrounds, are nearly flat and saturated: KID likes them, as it likes tiles of noise (the
-0.39 of a peer of two minutes), better than clouds with edges.
+trained on another day than the emoji's peer, at 68 images a second where the plain run had 55. It
+is drawn as `diffuse tune` recommends for held-out images: guided by its early average at 3, from
+noise for emoji and from a Gaussian start for photos. The emoji are faces and people then. The
+photos, crops of desktop backgrounds, are nearly flat and saturated: KID likes them better than
+clouds with edges, as it does tiles of noise (386, from a peer of two minutes).
 
-All but these and the distilled models was measured before Muon became the default optimizer, and before `tiny` cut
-pictures of 64 pixels into patches. What that changes is in the
+All but these and the distilled models were measured before Muon became the default optimizer, and
+before `tiny` cut pictures of 64 pixels into patches. What that changes is in the
 [benchmarks](../benchmarks/README.md#the-recipe).
 """
 
