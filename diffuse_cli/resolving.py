@@ -58,7 +58,7 @@ class DrawSettings:
     Attributes:
         spacing: a name in `SPACINGS`; None for the one that goes with sampler and steps.
         times: learned for these steps, instead of those of the spacing.
-        start: of the data, to begin from instead of pure noise.
+        start: the low frequencies of the data, to begin with; None for pure noise.
         options: of the sampler, for example `eta`.
         condition: classes and guidance, for a model with classes.
         guide: the weaker model to guide by.
@@ -148,8 +148,9 @@ def resolve(
     """The settings of a configuration for a model: `names` are the classes to draw, all if empty,
     and `on` NAME=VALUE of columns.
 
-    A recommended sampler is used with its recommended steps or not at all, and learned times and
-    a recommended start with both unless a spacing or a start is given.
+    A recommended sampler is used with its recommended steps or not at all; with both go a
+    recommended start, unless one is given, and learned times, unless a spacing or a Gaussian start
+    is.
 
     Raises:
         UsageError: a class that the model does not have, or guidance or a start that it cannot

@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 
 from diffuse_cli import files, modelfile, pictures
-from diffuse_cli.config import GAUSSIAN, DrawConfig, EvalConfig, SamplerChoice, TuneConfig
+from diffuse_cli.config import GAUSSIAN, NOISE, DrawConfig, EvalConfig, SamplerChoice, TuneConfig
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation import evaluating
@@ -163,7 +163,8 @@ def tune_and_evaluate(
         chosen = converted(
             config,
             EvalConfig,
-            **{name: value for name, value in vars(setting).items() if name != "times"},
+            **{k: v for k, v in vars(setting).items() if k not in ("times", "start")},
+            start=setting.start or NOISE,  # not what the model recommended before
             spacing=None if setting.times else config.spacing,
             plot=None,
         )

@@ -352,6 +352,10 @@ def test_a_gaussian_start_is_tried_with_the_best_sampler_recorded_and_drawn_with
     assert "unipc, 4 steps from a Gaussian start" in Path("r.html").read_text(encoding="utf-8")
     same = diffuse("eval", "new.safetensors", images, "-n", 6, *FP32, *MEASURES, "--json")
     assert same.json["kid"] == pytest.approx(kids[-1], rel=1e-6)
+    monkeypatch.setattr(tuning, "recommend", lambda rows: rows[0].setting)
+    again = tune("--samplers", "unipc", "--steps", 4, "--report", "s.html", "--json",
+                 model="new.safetensors").json  # fmt: skip
+    assert again["kid"] == pytest.approx(kids[4], rel=1e-6), "not from the start of before"
     typed = ("--steps", 4, "--start", "noise")
     other = diffuse("eval", "new.safetensors", images, "-n", 6, *FP32, *MEASURES, "--json", *typed)
     assert other.json["kid"] == pytest.approx(kids[4], rel=1e-6)

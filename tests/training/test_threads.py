@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffuse_cli.events import Notice, finish
+from diffuse_cli.events import Notice
 from diffuse_cli.training import threads
 from diffuse_cli.training.budget import Budget
 
@@ -133,7 +133,6 @@ def test_stops_are_counted_by_the_second(monkeypatch):
     counts[0] = 220
     assert stops.busy
     monkeypatch.undo()
-    assert finish(iter(())) is None
     assert threads.Stops().a_second() >= 0
 
 
