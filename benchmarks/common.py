@@ -21,7 +21,7 @@ from diffuse_cli.data import Samples, read_images
 from diffuse_cli.draws import permutation
 from diffuse_cli.events import finish
 from diffuse_cli.features import extract, find, load
-from diffuse_cli.metrics import kid
+from diffuse_cli.metrics import kid, manifold
 from diffuse_cli.resolving import DrawSettings, Guide
 from diffuse_cli.sampling import Loaded, collect, draw
 
@@ -118,6 +118,28 @@ def to_uint8(x: torch.Tensor) -> Pixels:
 def distance(real: np.ndarray[Any, Any], fake: np.ndarray[Any, Any]) -> dict[str, float]:
     """KID of two arrays of features, with its standard error."""
     return {name: round(value, 5) for name, value in kid.estimate(real, fake).items()}
+
+
+def shares(real: np.ndarray[Any, Any], fake: np.ndarray[Any, Any]) -> dict[str, float]:
+    """Precision and recall of two arrays of features."""
+    found = manifold.counted(real, fake)
+    return {name: round(found[name].value(), 4) for name in ("precision", "recall")}
+
+
+def looks(real: Pixels, fake: Pixels) -> dict[str, float]:
+    """What the eye sees first: the deviation of the images' mean levels and the mean deviation
+    within them, as shares of the real ones, and the mean level less the real one."""
+
+    def seen(pixels: Pixels) -> tuple[float, float, float]:
+        flat = pixels.reshape(len(pixels), -1).astype(np.float64)
+        return float(flat.mean(1).std()), float(flat.std(1).mean()), float(flat.mean())
+
+    (means, within, mean), own = seen(fake), seen(real)
+    return {
+        "means": round(means / own[0], 4),
+        "within": round(within / own[1], 4),
+        "brightness": round(mean - own[2], 2),
+    }
 
 
 def names(paths: Sequence[str]) -> dict[str, Path]:

@@ -25,7 +25,6 @@ import common
 import numpy as np
 
 from diffuse_cli.events import finish
-from diffuse_cli.metrics import manifold
 from diffuse_cli.runtime import machine
 from diffuse_cli.sampling import load_denoiser
 
@@ -63,13 +62,12 @@ def measure(path: str, sampler: str, o: argparse.Namespace) -> Iterator[dict[str
                 loaded, o.n, accelerator, steps=steps, sampler=sampler, seed=o.seed
             )
             fake = common.features(pixels, accelerator)
-            shares = manifold.counted(real, fake)
             kid = {key: round(1000 * v, 1) for key, v in common.distance(real, fake).items()}
             yield {
                 "sampler": sampler,
                 "evaluations": steps,
                 **kid,
-                "recall": round(shares["recall"].value(), 3),
+                "recall": round(common.shares(real, fake)["recall"], 3),
                 "seconds": round(seconds, 2),
                 "ms_an_image": round(1000 * seconds / o.n, 2),
             }

@@ -79,9 +79,8 @@ def run(row: list[str], seed: int, o: argparse.Namespace, folder: Path) -> dict[
 def measure(paths: list[str], o: argparse.Namespace) -> dict[str, float]:
     """Distances of drawn images to real ones, and what the eye sees first."""
     import common
-    import numpy as np
 
-    from diffuse_cli.metrics import frechet, manifold
+    from diffuse_cli.metrics import frechet
     from diffuse_cli.runtime import machine
 
     fake = common.pictures(paths)
@@ -89,22 +88,12 @@ def measure(paths: list[str], o: argparse.Namespace) -> dict[str, float]:
     with machine("fp32", "cpu") as accelerator:
         a, b = common.features(real, accelerator), common.features(fake, accelerator)
     kid = common.distance(a, b)
-    shares = {name: share.value() for name, share in manifold.counted(a, b).items()}
-
-    def seen(x: Any) -> tuple[float, float, float]:
-        flat = x.reshape(len(x), -1).astype(np.float64)
-        return float(flat.mean(1).std()), float(flat.std(1).mean()), float(flat.mean())
-
-    (means, within, mean), own = seen(fake), seen(real)
     return {
         "kid_x1000": round(1000 * kid["kid"], 2),
         "kid_x1000_standard_error": round(1000 * kid["kid_standard_error"], 2),
         "frechet": round(frechet.fit(a, b).value, 2),
-        "precision": round(shares["precision"], 4),
-        "recall": round(shares["recall"], 4),
-        "means": round(means / own[0], 4),
-        "within": round(within / own[1], 4),
-        "brightness": round(mean - own[2], 2),
+        **common.shares(a, b),
+        **common.looks(real, fake),
     }
 
 

@@ -142,6 +142,9 @@ def budget(result: Result) -> Lines:
     })  # fmt: skip
 
 
+MEANS = "Means: the deviation of the images' mean levels as a share of the real ones'."
+
+
 def quality(result: Result) -> Lines:
     most = max(run["n"] for run in result)
     final = [run for run in result if 2 * run["n"] >= most]  # trials draw fewer
@@ -153,7 +156,8 @@ def quality(result: Result) -> Lines:
     yield (
         f"{first['dataset']}, {first['size']}×{first['size']}, {first['images']:,} images; KID × "
         f"1000 of {most:,} samples against {first['real']:,} real ones ({first['real_are']}), "
-        "lower is better, after a budget of wall-clock minutes.\n"
+        "lower is better, after a budget of wall-clock minutes."
+        + (f" {MEANS}\n" if any("means" in run for run in final) else "\n")
     )
     drawn = plots.lines(
         "Quality for time", f"{first['dataset']}, KID × 1000 with its standard error; log x",
@@ -165,6 +169,7 @@ def quality(result: Result) -> Lines:
         "steps": "steps", **({"n": "samples"} if any(run["n"] != most for run in final) else {}),
         "images_per_second": "images/s", "kid_x1000": "KID × 1000",
         "kid_x1000_standard_error": "±", "frechet_distance": "Fréchet",
+        "recall": "recall", "means": "means",
         "evaluations": "evaluations", "sampling_seconds": "s to sample", "peak_mb": "peak MB",
     })  # fmt: skip
     tried = [{**run, "lr": run["settings"].get("lr")} for run in result if run not in final]

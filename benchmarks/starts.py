@@ -27,7 +27,7 @@ from diffuse_cli.core.low_frequencies import LowFrequencies, measure
 from diffuse_cli.core.samplers import spacing_of
 from diffuse_cli.events import finish
 from diffuse_cli.guiding import equipped
-from diffuse_cli.metrics import frechet, manifold
+from diffuse_cli.metrics import frechet
 from diffuse_cli.resolving import DrawSettings, Guide
 from diffuse_cli.runtime import machine, resolve_precision
 from diffuse_cli.sampling import Loaded, load_denoiser
@@ -62,12 +62,6 @@ def low_frequencies(loaded: Loaded, train: str | None) -> LowFrequencies:
     return measure([loaded.space.to_model(torch.from_numpy(stored[places]))])
 
 
-def seen(pixels: np.ndarray[Any, Any]) -> tuple[float, float, float]:
-    """The deviation of the images' means, the mean deviation within them, and the mean."""
-    flat = pixels.reshape(len(pixels), -1).astype(np.float64)
-    return float(flat.mean(1).std()), float(flat.std(1).mean()), float(flat.mean())
-
-
 def drawn(
     row: Row, start: LowFrequencies | None, loaded: Loaded, accelerator: Accelerator, n: int
 ) -> common.Pixels:
@@ -96,14 +90,13 @@ def main() -> None:
         loaded = finish(load_denoiser(options.model, "ema", accelerator))
         height, width = loaded.space.size
         pixels = np.ascontiguousarray(common.read(options.real, (height, width)).stored[:1000])
-        real, own = common.features(pixels, accelerator), seen(pixels)
+        real = common.features(pixels, accelerator)
         low = low_frequencies(loaded, options.train)
         for row in rows(options, loaded):
             for start in STARTS:
                 given = low if start == GAUSSIAN else None
                 made = drawn(row, given, loaded, accelerator, options.n)
-                fake, (means, within, mean) = common.features(made, accelerator), seen(made)
-                shares = {k: round(v.value(), 4) for k, v in manifold.counted(real, fake).items()}
+                fake = common.features(made, accelerator)
                 results.append(
                     {
                         "start": start,
@@ -112,11 +105,8 @@ def main() -> None:
                         "scale": row.scale,
                         **common.distance(real, fake),
                         "frechet": round(frechet.fit(real, fake).value, 2),
-                        "precision": shares["precision"],
-                        "recall": shares["recall"],
-                        "means": round(means / own[0], 4),
-                        "within": round(within / own[1], 4),
-                        "brightness": round(mean - own[2], 2),
+                        **common.shares(real, fake),
+                        **common.looks(pixels, made),
                     }
                 )
                 print(json.dumps(results[-1]), file=sys.stderr, flush=True)

@@ -213,7 +213,7 @@ def prepare(data: str, real: str | None, size: int, reference: int, folder: Path
 
 
 def measure(folder: Path, keep: Path | None) -> dict[str, float]:
-    """KID x 1000 with its error, and the Fréchet distance, of `samples.npy` and `real.npy`."""
+    """Distances of `samples.npy` to `real.npy`, and what the eye sees first; KID x 1000."""
     import common
     import numpy as np
 
@@ -221,10 +221,11 @@ def measure(folder: Path, keep: Path | None) -> dict[str, float]:
     from diffuse_cli.pictures import grid
     from diffuse_cli.runtime import machine
 
-    samples, features = np.load(folder / "samples.npy"), folder / "real-features.npy"
+    samples, pixels = np.load(folder / "samples.npy"), np.load(folder / "real.npy")
+    features = folder / "real-features.npy"
     with machine("fp32") as accelerator:
         if not features.exists():
-            np.save(features, common.features(np.load(folder / "real.npy"), accelerator))
+            np.save(features, common.features(pixels, accelerator))
         real, fake = np.load(features), common.features(samples, accelerator)
     if keep:
         keep.mkdir(parents=True, exist_ok=True)
@@ -235,6 +236,8 @@ def measure(folder: Path, keep: Path | None) -> dict[str, float]:
         "kid_x1000": round(1000 * found["kid"], 1),
         "kid_x1000_standard_error": round(1000 * found["kid_standard_error"], 1),
         "frechet_distance": round(frechet.fit(real, fake).value, 1),
+        **common.shares(real, fake),
+        **common.looks(pixels, samples),
     }
 
 
@@ -301,14 +304,15 @@ class Bench:
 def table(runs: Sequence[dict[str, Any]]) -> str:
     """The runs as lines of text."""
     head = f"{'contender':20}{'minutes':>8}{'lr':>8}{'batch':>6}{'parameters':>12}"
-    head += f"{'images/s':>10}{'n':>6}{'KID x 1000':>18}{'Frechet':>9}{'peak MB':>9}"
+    head += f"{'images/s':>10}{'n':>6}{'KID x 1000':>18}{'Frechet':>9}"
+    head += f"{'recall':>8}{'means':>7}{'peak MB':>9}"
     lines = [head]
     for r in runs:
         kid = f"{r['kid_x1000']:.1f} +- {r['kid_x1000_standard_error']:.1f}"
         lines.append(
             f"{r['contender']:20}{r['minutes']:8g}{r['settings'].get('lr') or 0:8g}"
             f"{r['batch_size']:6}{r['parameters']:12,}{r['images_per_second']:10}{r['n']:6}{kid:>18}"
-            f"{r['frechet_distance']:9}{r['peak_mb']:9}"
+            f"{r['frechet_distance']:9}{r['recall']:8.3f}{r['means']:7.2f}{r['peak_mb']:9}"
         )
     return "\n".join(lines)
 
