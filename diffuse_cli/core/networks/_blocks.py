@@ -221,7 +221,7 @@ class Upsample(nn.Module):
         """(in, out, 4, ...): the sum of the flipped kernel at all offsets 0 and 1."""
         kernel: Tensor = self.conv.weight.transpose(0, 1)  # type: ignore[operator]
         dims = kernel.ndim - 2
-        kernel = kernel.flip(*range(2, kernel.ndim))
+        kernel = kernel.flip(tuple(range(2, kernel.ndim)))  # a star here fails in torch.compile
         for last in reversed(range(dims)):  # F.pad counts dimensions from the last one
             one = [0] * (2 * last)
             kernel = F.pad(kernel, [*one, 0, 1]) + F.pad(kernel, [*one, 1, 0])
