@@ -58,6 +58,10 @@ class Commands(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(COMMANDS)
 
+    def about(self, name: str) -> str:
+        """What a command does, in a sentence, for which it need not be made."""
+        return COMMANDS.about(name)
+
 
 @functools.cache
 def build() -> Any:

@@ -6,7 +6,6 @@ is the help. A command configured by more than flags and a file also has `config
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 from diffuse_cli.console import Console
@@ -23,4 +22,4 @@ class Command(Protocol):
         ...
 
 
-COMMANDS: Mapping[str, Command] = Modules("commands", __name__, __path__)
+COMMANDS: Modules[Command] = Modules("commands", __name__, __path__)

@@ -34,9 +34,11 @@ class Command(TyperCommand):
 class Group(TyperGroup):
     """The program, whose help lists its commands."""
 
+    commands: Any
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the page."""
-        rows = [(name, (self.commands[name].help or "").split("\n\n")[0]) for name in self.commands]
+        rows = [(name, self.commands.about(name)) for name in self.commands]
         sections = {"Commands": rows, **grouped(self.get_params(ctx))}
         formatter.write(_page(ctx, "COMMAND [ARGS]...", self.help or "", sections))
 

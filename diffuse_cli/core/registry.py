@@ -11,10 +11,14 @@ listed.
 
 from __future__ import annotations
 
+import ast
 import functools
 import importlib
+import importlib.util
+import inspect
 import pkgutil
 from collections.abc import Iterator, Mapping, MutableMapping
+from importlib.abc import InspectLoader
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar, cast
 
@@ -89,3 +93,20 @@ class Modules(Registry[Entry]):
         if isinstance(module := self.own.get(name), str):
             return cast(Entry, importlib.import_module(module))
         return super().__getitem__(name)
+
+    def about(self, name: str) -> str:
+        """The first paragraph of an entry's docstring; that of a module of ours, which may import
+        much, is read from its source."""
+        module = self.own.get(name)
+        if isinstance(module, str) and (source := _source(module)) is not None:
+            text = ast.get_docstring(ast.parse(source))
+        else:
+            text = inspect.getdoc(self[name])
+        return (text or "").split("\n\n")[0]
+
+
+def _source(module: str) -> str | None:
+    """The text of a module that need not be imported for it, if there is one."""
+    spec = importlib.util.find_spec(module)
+    loader = spec.loader if spec else None
+    return loader.get_source(module) if isinstance(loader, InspectLoader) else None
