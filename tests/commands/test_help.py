@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import subprocess
 import sys
 
 import pytest
 
+from diffuse_cli.app import build
 from diffuse_cli.commands import COMMANDS, _help
 from diffuse_cli.commands._mistakes import SYNONYMS
 from diffuse_cli.options import GROUPS, options
@@ -138,3 +140,16 @@ def test_a_mistake_is_answered_in_words(diffuse, line, said):
     ran = diffuse(*line)
     assert ran.code == 2
     assert said in ran.line
+
+
+def test_the_list_of_commands_says_what_each_says_and_imports_none():
+    for name, command in build().commands.items():
+        assert build().commands.about(name) == command.help.split("\n\n")[0]
+    program = (
+        "import sys; from diffuse_cli.app import main; main(['--help']); "
+        "print(sorted({'numpy', 'diffuse_cli.commands.train'} & set(sys.modules)))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.splitlines()[-1] == "[]"
