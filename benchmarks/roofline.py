@@ -19,7 +19,7 @@ import common
 import torch
 from steps import Act, say, show, significant, timed
 
-from diffuse_cli.runtime import device_type, resolve_precision
+from diffuse_cli.runtime import device_type, has_bfloat16, resolve_precision
 
 SHAPES = ((128, 32), (256, 32), (256, 16), (256, 8), (256, 4))
 """Channels and side of the feature maps."""
@@ -111,9 +111,12 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--precision", choices=DTYPES, action="append", help="all by default")
+    parser.add_argument(
+        "--precision", choices=DTYPES, action="append", help="all that there are instructions for"
+    )
     options = parser.parse_args()
-    precisions = tuple(options.precision or DTYPES)
+    usable = DTYPES if has_bfloat16(device_type()) else ("fp32",)
+    precisions = tuple(options.precision or usable)
     found = measure(options.batch_size, precisions, device_type())
     for rows in (value for value in found.values() if isinstance(value, list)):
         show(rows)
