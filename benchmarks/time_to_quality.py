@@ -17,6 +17,7 @@ import importlib.util
 import json
 import multiprocessing
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -231,6 +232,8 @@ def measure(folder: Path, keep: Path | None) -> dict[str, float]:
         keep.mkdir(parents=True, exist_ok=True)
         grid(samples[:64]).save(keep / "grid.png")
         np.save(keep / "samples.npy", samples)
+        for model in folder.glob("*.safetensors"):
+            shutil.move(model, keep / model.name)
     found = common.distance(real, fake)
     return {
         "kid_x1000": round(1000 * found["kid"], 1),
@@ -337,7 +340,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=1000)
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--keep", type=Path, help="a folder for each run's samples and grid")
+    parser.add_argument("--keep", type=Path, help="a folder for each run's samples, grid and model")
     options = parser.parse_args()
     if options.precision == "auto":
         options.precision = apart(_precision)
