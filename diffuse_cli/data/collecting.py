@@ -80,8 +80,9 @@ def collect(
 
     def fitted(values: Array) -> Array:
         asked = reading.asked
+        numbers = asked.numbers
         fits = asked.size is None or values.shape[1:] == asked.size
-        fits = fits and asked.numbers in (None, values.dtype.name)
+        fits = fits and (not numbers or values.dtype == numbers or values.dtype.name == numbers)
         fits = fits and (asked.channels is None or values.shape[0] in (1, asked.channels))
         size = asked.size or values.shape[1:]
         return values if fits else kind.fit(values, dataclasses.replace(asked, size=size))

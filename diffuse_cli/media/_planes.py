@@ -47,6 +47,8 @@ def upright(values: Planes, orientation: int) -> Planes:
 
 def rescaled(values: Planes, numbers: str) -> Planes:
     """Levels of 8 or 16 bits as those of another type, rounded to nearest."""
+    if values.dtype == numbers:  # its name takes longer than all else here
+        return values
     own, top = TOP[values.dtype.name], TOP[numbers]
     if own == top:
         return values
