@@ -68,7 +68,7 @@ def to_json(found: Tuned) -> dict[str, object]:
 def lines(found: Tuned) -> list[str]:
     """A row for each setting, the recommendation, and the files written."""
     first, keys = found.rows[0].setting, [found.metric]
-    keys += [key for key in ("frechet_distance",) if key in found.rows[0].values]
+    keys += [key for key in ("frechet_distance", "recall") if key in found.rows[0].values]
     heads = (*HEADS, *map(label, keys))
     absent = {
         "start": not any(row.setting.start for row in found.rows),

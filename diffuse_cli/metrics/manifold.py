@@ -131,6 +131,17 @@ def counted(real: Array, fake: Array) -> dict[str, Share | Density]:
     return result
 
 
+def recall(real: Array, fake: Array) -> Share | None:
+    """The recall of two arrays of features alone, where there are neighbours enough: distances
+    among the real images, which may be many, are not needed."""
+    balls, points = centred(real, fake)
+    found = Inside(points, K_PRECISION, len(balls))
+    for i in blocks(len(points)):
+        for j in blocks(len(balls)):
+            found.add(squared(points[i], balls[j]), i, j)
+    return Share(found.by_point, found.only_ball, len(points)) if found.usable else None
+
+
 class Inside:
     """Which of m points are in which of the balls around the rows of x (n, d), counted.
 

@@ -25,7 +25,7 @@ from diffuse_cli.core.process import Process
 from diffuse_cli.core.samplers import OF_DISTILLED, SAMPLERS
 from diffuse_cli.errors import UsageError
 from diffuse_cli.features import KIDS
-from diffuse_cli.metrics import Words, measured
+from diffuse_cli.metrics import Measured, Words, measured
 
 FEW_STEPS = (1, 2, 4, 8)
 """The default steps of a distilled model."""
@@ -100,6 +100,17 @@ def recommend(rows: Sequence[Tried]) -> SamplerChoice:
     bound = best.value + (best.error if math.isfinite(best.error) else 0.0)
     good = [row for row in known if row.values[metric] <= bound]
     return min(good, key=lambda row: (row.evaluations, row.values[metric])).setting
+
+
+def more_varied(rows: Sequence[Tried], chosen: Tried) -> Tried | None:
+    """The row of the highest recall, where the chosen one has significantly less than half of it:
+    images that are nearly alike can have a low KID."""
+    if not all("recall" in row.values for row in rows):
+        return None
+    most = max(rows, key=lambda row: row.values["recall"])
+    there = measured(most.values, "recall")
+    half = Measured(there.value / 2, there.error / 2)
+    return most if half.above(measured(chosen.values, "recall")) else None
 
 
 # -- what is tried --------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.features import FeatureNetwork
 from diffuse_cli.guiding import equipped
 from diffuse_cli.media import Array
-from diffuse_cli.metrics import frechet, kid, with_error
+from diffuse_cli.metrics import frechet, kid, manifold, measured, with_error
 from diffuse_cli.options import converted
 from diffuse_cli.outputs import asked
 from diffuse_cli.resolving import DrawSettings, resolve
@@ -124,10 +124,12 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
             for timed in learned:
                 rows.append((yield from _counted(measure(timed), timed, len(rows), total)))
         yield Progress("tuning", total, total)
+        found = recommend(rows)
+        yield from _tell_variety(rows, found, words.many)
         described = evaluating.describe(base, config, loaded)
         tuned = Tuned(
             rows=tuple(rows),
-            recommended=recommend(rows),
+            recommended=found,
             metric=network.kid,
             n=config.n,
             real=len(sides.real),
@@ -209,6 +211,19 @@ def _announce(
     )
 
 
+def _tell_variety(rows: Sequence[Tried], found: SamplerChoice, many: str) -> Work[None]:
+    """Say so if the recommended setting draws samples that are much more alike than others'."""
+    own = next(row for row in rows if row.setting == found)
+    if (most := recommending.more_varied(rows, own)) is None:
+        return
+    here, there = (f"{measured(row.values, 'recall'):.3f}" for row in (own, most))
+    yield Notice(
+        f"the recommended setting draws {many} that are more alike: recall {here}, where "
+        f"{most.setting} has {there}; look at them before you keep it",
+        warning=True,
+    )
+
+
 # -- what it gives --------------------------------------------------------------------------------
 
 
@@ -280,6 +295,8 @@ class _Measure:
             if self.network.pictures:
                 whole = frechet.fit(self.real, fake)
                 values |= with_error("frechet_distance", whole.value, whole.error())
+            if varied := manifold.recall(self.real, fake):
+                values |= with_error("recall", varied.value(), varied.error())
         return Tried(
             setting,
             self.team.from_first(values),

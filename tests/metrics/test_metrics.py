@@ -13,7 +13,7 @@ from diffuse_cli.errors import UsageError, lookup
 from diffuse_cli.evaluation.neighbors import search
 from diffuse_cli.events import finish
 from diffuse_cli.features import extract, find, load
-from diffuse_cli.metrics import METRICS, _nearest, frechet, kid, memorization
+from diffuse_cli.metrics import METRICS, _nearest, frechet, kid, manifold, memorization
 
 RELATIVE = 1e-5
 
@@ -415,6 +415,17 @@ def test_errors_of_the_four_cover_repeated_draws(n, m, shift):
     for key in values:
         ratio = np.sqrt(np.square(errors[key]).mean()) / values[key].std(ddof=1)
         assert 0.85 < ratio < 2.5, key
+
+
+@pytest.mark.parametrize(("real", "fake"), [(40, 30), (7, 60), (60, 9)])
+def test_the_recall_alone_is_that_among_all(real: int, fake: int):
+    draw = np.random.default_rng(0)
+    a, b = draw.normal(size=(real, 5)), draw.normal(size=(fake, 5))
+    alone, among = manifold.recall(a, b), manifold.counted(a, b)["recall"]
+    assert alone is not None
+    assert (alone.value(), alone.error()) == (among.value(), among.error())
+    assert 0 < alone.value() < 1
+    assert manifold.recall(a, b[:3]) is None
 
 
 # -- memorisation and overfitting -----------------------------------------------------------------

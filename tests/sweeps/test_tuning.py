@@ -28,6 +28,7 @@ from diffuse_cli.sweeps.recommending import (
     Tuned,
     first_settings,
     learned_steps,
+    more_varied,
     other_scales,
     recommend,
     started,
@@ -76,6 +77,25 @@ def test_the_cheapest_that_is_within_the_error_of_the_best_is_recommended(rows, 
 
 def test_a_kid_at_the_bound_is_as_good():
     assert recommend([row("a", 1, 0.75, error=0.1), row("b", 2, 0.5, error=0.25)]).sampler == "a"
+
+
+@pytest.mark.parametrize(
+    ("recalls", "more"),
+    [
+        ([0.30, 0.13], 0),
+        ([0.30, 0.16], None),
+        ([0.30, 0.138], None),  # within three errors of the half
+        ([0.02, 0.30], None),
+        ([0.30, None], None),
+    ],
+)
+def test_what_is_recommended_may_draw_more_alike_than_others(recalls, more):
+    rows = [row("a", 10, 0.3), row("b", 10, 0.1)]
+    for each, recall in zip(rows, recalls, strict=True):
+        if recall is not None:
+            each.values.update(recall=recall, recall_standard_error=0.0041)
+    assert recommend(rows) == rows[1].setting
+    assert more_varied(rows, rows[1]) == (None if more is None else rows[more])
 
 
 def test_nothing_is_recommended_where_nothing_was_measured():
@@ -135,7 +155,7 @@ def test_scale_one_of_a_weaker_model_is_not_tried_again():
 # -- on the command line --------------------------------------------------------------------------
 
 FP32 = ("--precision", "fp32")
-MEASURES = ("--metrics", "kid,frechet")
+MEASURES = ("--metrics", "kid,frechet,manifold")
 
 
 @pytest.fixture
@@ -176,7 +196,7 @@ def test_a_table_of_settings_with_one_recommended_drawn_and_written(tune, diffus
         assert np.asarray(picture).std() > 5
     same = diffuse("eval", "new.safetensors", images, "-n", 6, *FP32, *MEASURES, "--json")
     chosen = next(r for r in rows if r.setting == made.sampling)
-    for name in ("kid", "kid_standard_error", "frechet_distance"):
+    for name in ("kid", "kid_standard_error", "frechet_distance", "recall"):
         assert same.json[name] == pytest.approx(chosen.values[name], rel=1e-6)
     other = next(r for r in rows if r.setting != made.sampling)
     typed = ("--sampler", other.setting.sampler, "--steps", other.setting.steps)
@@ -188,7 +208,7 @@ def test_a_table_of_settings_with_one_recommended_drawn_and_written(tune, diffus
 def test_the_table_in_text(tune, conditional):
     ran = tune("--samplers", "ddim", "--steps", 3, "--guidance", "2,1,4", model=conditional)
     lines = ran.out.splitlines()
-    heads = "sampler steps guidance evaluations seconds KID Fréchet distance"
+    heads = "sampler steps guidance evaluations seconds KID Fréchet distance recall"
     assert lines[0].split() == heads.split()
     assert [line.split()[:4] for line in lines[1:4]] == [
         ["ddim", "3", "2", "6"], ["ddim", "3", "1", "3"], ["ddim", "3", "4", "6"],
