@@ -37,6 +37,10 @@ class Preset:
     network: str = NETWORK
     signals: Mapping[str, Any] = field(default_factory=dict)
 
+    def at(self, dims: int) -> Mapping[str, Any]:
+        """The settings for samples of so many dimensions."""
+        return {**self.settings, **self.signals} if dims == 1 else self.settings
+
 
 DDPM: dict[str, Any] = {
     "scale_shift": False,
@@ -245,8 +249,7 @@ def architecture(
                 "Leave one of them out",
             )
         given["width"] = config.width
-    own = {**preset.settings, **(preset.signals if space.dims == 1 else {})}
-    module, fields = lookup(NETWORKS, name, "--network"), {**own, **given}
+    module, fields = lookup(NETWORKS, name, "--network"), {**preset.at(space.dims), **given}
     known = {f.name for f in fields_of(module.Config)}
     if config.width is not None and "width" not in known:
         raise UsageError(f"--width: the network '{name}' has none", "Leave it out")

@@ -204,8 +204,9 @@ def _shown(value: Any) -> str:
     return "x".join(map(str, value)) if len(value) <= 3 else f"({len(value)} numbers)"
 
 
-def rate_at(preset: str | None, width: int | None, batch_size: int) -> float:
-    """The learning rate of a preset at another width and batch size.
+def rate_at(preset: str | None, width: int | None, batch_size: int, dims: int = 2) -> float:
+    """The learning rate of a preset at another width and batch size, for samples of so many
+    dimensions.
 
     Over width: an output is a sum over `width` inputs, and Adam moves each weight by about the
     learning rate whatever its gradient, so a rate of 1 / width moves outputs equally at any width.
@@ -218,14 +219,15 @@ def rate_at(preset: str | None, width: int | None, batch_size: int) -> float:
     own = preset_of(preset)
     rate: float = own.train.get("lr", DEFAULT_RATE)
     rate *= (batch_size / own.train.get("batch_size", BATCH)) ** 0.5
-    return rate if width is None else rate * own.settings.get("width", width) / width
+    return rate if width is None else rate * own.at(dims).get("width", width) / width
 
 
-def batched(config: TrainConfig, batch_size: int) -> TrainConfig:
-    """`config`, whose preset is known, with a batch size and, where none is given, its rate."""
+def batched(config: TrainConfig, batch_size: int, dims: int) -> TrainConfig:
+    """`config`, whose preset is known, with a batch size and, where none is given, its rate for
+    samples of so many dimensions."""
     lr = config.lr
     if lr is None:
-        lr = rate_at(config.preset, config.width, batch_size)
+        lr = rate_at(config.preset, config.width, batch_size, dims)
     return dataclasses.replace(config, batch_size=batch_size, lr=lr)
 
 
@@ -243,7 +245,8 @@ def complete(
     loss = config.loss or default_loss(config.variance)
     network, settings = architecture(config, preset, space)
     if config.batch_size or config.minutes is None:
-        config = batched(dataclasses.replace(config, preset=preset), config.batch_size or BATCH)
+        config = dataclasses.replace(config, preset=preset)
+        config = batched(config, config.batch_size or BATCH, space.dims)
     width = getattr(settings, "width", None)
     done = dataclasses.replace(
         config,

@@ -77,8 +77,20 @@ def test_minutes_leave_the_batch_open_and_a_typed_one_does_not():
     assert typed.batch_size == 16
     assert typed.lr == pytest.approx(PRESETS["tiny"].train["lr"] / 2)
     assert completed({"steps": 5}).batch_size == 64
-    assert batched(plain, 16).lr == typed.lr
-    assert batched(completed({"minutes": 1.0, "lr": 0.5}), 16).lr == 0.5
+    assert batched(plain, 16, dims=2).lr == typed.lr
+    assert batched(completed({"minutes": 1.0, "lr": 0.5}), 16, dims=2).lr == 0.5
+
+
+@pytest.mark.parametrize("size", [(64,), (32, 32), (16, 16, 16)])
+def test_minutes_and_steps_have_the_same_rate(size: tuple[int, ...]):
+    space = Space(channels=1, size=size, medium="array")
+    given = {"data": "x", "preset": "tiny", "medium": "array"}
+    steps, minutes, typed = (
+        complete(configure({**given, **more}), space, Conditions())[0]
+        for more in ({"steps": 5}, {"minutes": 1.0}, {"minutes": 1.0, "width": 40})
+    )
+    assert batched(minutes, 64, len(size)).lr == steps.lr == PRESETS["tiny"].train["lr"]
+    assert batched(typed, 64, len(size)).lr == pytest.approx(steps.lr * steps.width / 40)
 
 
 def test_the_width_is_the_one_dial():
