@@ -14,6 +14,7 @@ from diffuse_cli.core import degradations
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.losses import OF_LEARNED, TAUGHT
 from diffuse_cli.core.networks import NETWORKS
+from diffuse_cli.core.settings import Settings
 from diffuse_cli.core.settings import to_dict as plain
 from diffuse_cli.core.space import LONGEST_SIDE, Space
 from diffuse_cli.core.variances import LEARNED
@@ -29,6 +30,7 @@ from diffuse_cli.presets import (
     choose,
     first_of,
     network_config,
+    patch_of,
     preset_of,
 )
 from diffuse_cli.training.layers import Layer, default_loss, merged
@@ -204,9 +206,11 @@ def _shown(value: Any) -> str:
     return "x".join(map(str, value)) if len(value) <= 3 else f"({len(value)} numbers)"
 
 
-def rate_at(preset: str | None, width: int | None, batch_size: int, dims: int = 2) -> float:
-    """The learning rate of a preset at another width and batch size, for samples of so many
-    dimensions.
+def rate_at(
+    preset: str | None, width: int | None, batch_size: int, dims: int = 2, patch: int = 1
+) -> float:
+    """The learning rate of a preset at another width than its own and another batch size, for
+    samples of so many dimensions, cut into such patches.
 
     Over width: an output is a sum over `width` inputs, and Adam moves each weight by about the
     learning rate whatever its gradient, so a rate of 1 / width moves outputs equally at any width.
@@ -219,15 +223,16 @@ def rate_at(preset: str | None, width: int | None, batch_size: int, dims: int = 
     own = preset_of(preset)
     rate: float = own.train.get("lr", DEFAULT_RATE)
     rate *= (batch_size / own.train.get("batch_size", BATCH)) ** 0.5
-    return rate if width is None else rate * own.at(dims).get("width", width) / width
+    return rate if width is None else rate * own.at(dims, patch).get("width", width) / width
 
 
-def batched(config: TrainConfig, batch_size: int, dims: int) -> TrainConfig:
-    """`config`, whose preset is known, with a batch size and, where none is given, its rate for
-    samples of so many dimensions."""
+def batched(config: TrainConfig, batch_size: int, space: Space, settings: Settings) -> TrainConfig:
+    """`config`, whose preset is known, with a batch size and, where none is given, the rate of its
+    network, which has these settings for this space."""
     lr = config.lr
     if lr is None:
-        lr = rate_at(config.preset, config.width, batch_size, dims)
+        width = getattr(settings, "width", None)
+        lr = rate_at(config.preset, width, batch_size, space.dims, patch_of(settings))
     return dataclasses.replace(config, batch_size=batch_size, lr=lr)
 
 
@@ -246,7 +251,7 @@ def complete(
     network, settings = architecture(config, preset, space)
     if config.batch_size or config.minutes is None:
         config = dataclasses.replace(config, preset=preset)
-        config = batched(config, config.batch_size or BATCH, space.dims)
+        config = batched(config, config.batch_size or BATCH, space, settings)
     width = getattr(settings, "width", None)
     done = dataclasses.replace(
         config,

@@ -61,8 +61,8 @@ def fill_minutes(
     assert minutes is not None
     watch = Stopwatch(plan, accelerator, max(BRIEFLY, min(SECONDS, SHARE * minutes * 60)))
     chosen, least = config.batch_size is not None, processes * config.accumulation
-    dims = plan.blueprint.space.dims
-    trial = config if chosen else batched(config, max(TRIAL, least), dims)
+    network = plan.blueprint.space, plan.blueprint.config
+    trial = config if chosen else batched(config, max(TRIAL, least), *network)
     trial, stops = split(trial, room, processes), Stops()
     seconds = yield from watch.seconds(trial, roughly=not chosen)
     threads = yield from fastest(watch, trial, stops, accelerator)
@@ -73,7 +73,7 @@ def fill_minutes(
     else:
         assert trial.batch_size is not None
         images = trial.batch_size * minutes * 60 / seconds
-        config = batched(config, batch_for(images, least), dims)
+        config = batched(config, batch_for(images, least), *network)
         config = split(config, room, processes)
         seconds = yield from watch.seconds(config)
     plan = dataclasses.replace(plan, config=config)

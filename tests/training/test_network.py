@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from diffuse_cli.core import Conditions, Space
 from diffuse_cli.errors import UsageError
 from diffuse_cli.events import finish
 from diffuse_cli.options import from_dict, to_toml
-from diffuse_cli.presets import PRESETS
+from diffuse_cli.presets import PRESETS, network_config
 from diffuse_cli.training import estimating
 from diffuse_cli.training.configuring import batched, complete, configure, rate_at
 from diffuse_cli.training.memory import bytes_kept
@@ -30,10 +31,18 @@ from diffuse_cli.training.timing import batch_for, fill_minutes
 MODEL = Path("model.safetensors")
 
 
+IMAGES = Space(channels=1, size=(32, 32))
+
+
 def completed(typed, filed=None, channels=1):
     """What `diffuse train` makes of a command line and a file, for images of 32x32."""
     config = configure({"data": "images", **typed}, filed)
-    return complete(config, Space(channels=channels, size=(32, 32)), Conditions())[0]
+    return complete(config, replace(IMAGES, channels=channels), Conditions())[0]
+
+
+def at_batch(config, batch_size, space=IMAGES):
+    """A configuration with a batch size, and the rate of its network."""
+    return batched(config, batch_size, space, network_config("unet", config.architecture))
 
 
 def as_file(config):
@@ -77,26 +86,33 @@ def test_minutes_leave_the_batch_open_and_a_typed_one_does_not():
     assert typed.batch_size == 16
     assert typed.lr == pytest.approx(PRESETS["tiny"].train["lr"] / 2)
     assert completed({"steps": 5}).batch_size == 64
-    assert batched(plain, 16, dims=2).lr == typed.lr
-    assert batched(completed({"minutes": 1.0, "lr": 0.5}), 16, dims=2).lr == 0.5
+    assert at_batch(plain, 16).lr == typed.lr
+    assert at_batch(completed({"minutes": 1.0, "lr": 0.5}), 16).lr == 0.5
 
 
-@pytest.mark.parametrize("size", [(64,), (32, 32), (16, 16, 16)])
+@pytest.mark.parametrize("size", [(64,), (32, 32), (64, 64), (16, 16, 16)])
 def test_minutes_and_steps_have_the_same_rate(size: tuple[int, ...]):
     space = Space(channels=1, size=size, medium="array")
     given = {"data": "x", "preset": "tiny", "medium": "array"}
-    steps, minutes, typed = (
-        complete(configure({**given, **more}), space, Conditions())[0]
-        for more in ({"steps": 5}, {"minutes": 1.0}, {"minutes": 1.0, "width": 40})
-    )
-    assert batched(minutes, 64, len(size)).lr == steps.lr == PRESETS["tiny"].train["lr"]
-    assert batched(typed, 64, len(size)).lr == pytest.approx(steps.lr * steps.width / 40)
+    kinds = {"own": {}, "typed": {"width": 40}, "filed": {"architecture": {"width": 40}}}
+    rates = {}
+    for kind, more in kinds.items():
+        steps, minutes = (
+            complete(configure({**given, **more, **time}), space, Conditions())[0]
+            for time in ({"steps": 5}, {"minutes": 1.0})
+        )
+        assert at_batch(minutes, 64, space).lr == steps.lr
+        rates[kind] = steps.lr, steps.width
+    assert rates["own"][0] == PRESETS["tiny"].train["lr"]
+    assert rates["typed"] == rates["filed"] == (pytest.approx(math.prod(rates["own"]) / 40), 40)
 
 
 def test_the_width_is_the_one_dial():
     config = completed({"preset": "tiny", "width": 40})
     assert config.width == config.architecture["width"] == 40
-    assert config.lr == pytest.approx(PRESETS["tiny"].train["lr"] * 32 / 40)
+    assert config.lr == pytest.approx(
+        PRESETS["tiny"].train["lr"] * PRESETS["tiny"].settings["width"] / 40
+    )
     assert config.architecture["groups"] == 2
     assert completed({"preset": "tiny", "width": 40, "lr": 0.5}).lr == 0.5
 
@@ -329,7 +345,7 @@ def test_minutes_are_filled_with_the_batch_that_suits_them(monkeypatch, typed, b
     device = SimpleNamespace(type="cpu")
     accelerator = SimpleNamespace(num_processes=1, device=device, free_memory=lambda: None)
     given = {"minutes": 7.0} | ({"batch_size": typed} if typed else {})
-    plan = Plan(completed(given), SimpleNamespace(conditions=Conditions()))
+    plan = Plan(*complete(configure({"data": "images", **given}), IMAGES, Conditions()))
     config, budget = finish(fill_minutes(plan, accelerator, 64))
     assert config.batch_size == batch
     previews = 8 * GUESS * 320 / (3 * batch)
