@@ -33,34 +33,33 @@ run on one machine. This page is written by `python benchmarks/report.py` from
 `benchmarks/results/`; under each result is the name of the script that made it, whose first lines
 explain it.
 
-The machine is a processor without matrix units; its convolutions are about twice as fast in
-bfloat16 as in float32 (see [the roof](#the-roof)). They take two thirds of a training step for
-every contender and so limit its speed: a step of convolutions alone would be 1.6 times as fast as
-the best peer. With matrix units, or on a GPU, they take a third or less.
+The machine is named below each result. The training step, its parts, the cost of growth, loading,
+start-up, the roof, the distilled models and the pictures of 64×64 were measured on two cores of a
+processor that has AVX2 alone, so that everything there computes in float32; the quality for time
+of clothes on one that has bfloat16, and sampling on an older one, whose bfloat16 is half as fast
+as its float32, with a `tiny` of 1.7 M parameters. Where there is bfloat16, the step is 1.25 times
+as fast as diffusers' best and 2.2 times as fast as its default.
 
 Each contender runs in its own process with its own settings. In the comparisons of quality for
 time, peers have networks of the same shape and sample with 25 evaluations of one of their fast
 samplers; diffusers' was the best of six (`peer_solvers.py`). Its learning rate of 8e-3 with
 batches of 64 was the best of those tried in short runs, but diverged in a long one.
 
-What a user gets on one core of such a processor: Fashion-MNIST at 32×32 has a KID × 1000 of 258
-after one minute, 130 after two and a half and 64 after ten; among emoji of 64×64 one recognises
-heads and faces after ten minutes. Thirty minutes were not measured.
+What a user gets on one core: with bfloat16, Fashion-MNIST at 32×32 has a KID × 1000 of 258 after one
+minute, 130 after two and a half and 64 after ten; with AVX2 alone 138 after ten, or with
+`--width 16` 212 after four and 120 after ten ([narrower](../benchmarks/README.md#narrower)); among
+emoji of 64×64 one recognises heads and faces after ten minutes. Thirty minutes were not measured.
 
-Sampling, growth and start-up were measured earlier, on another machine (named below each), whose
-bfloat16 is half as fast as its float32, and with a `tiny` of 1.7 M parameters.
+For emoji, diffusers' learning rate of 2e-3 and its batches of 16 were not tuned again for ten
+minutes there, and denoising-diffusion-pytorch was not run; of it for photos, one rate was tried.
+`diffuse-tuned` was trained on another day than the emoji's peer, at 68 images a second where the
+plain run had 55. It is drawn as `diffuse tune` recommends for held-out images: guided by its early
+average at 3, from noise for emoji and from a Gaussian start for photos. The emoji are faces and
+people then. The photos, crops of desktop backgrounds, are nearly flat and saturated: KID likes them
+better than clouds with edges, as it does tiles of noise (386, from a peer of two minutes).
 
-The emoji and photos of 64×64 were measured on a processor without bfloat16. For emoji, diffusers'
-learning rate of 2e-3 and its batches of 16 were not tuned again for ten minutes there, and
-denoising-diffusion-pytorch was not run; of it for photos, one rate was tried. `diffuse-tuned` was
-trained on another day than the emoji's peer, at 68 images a second where the plain run had 55. It
-is drawn as `diffuse tune` recommends for held-out images: guided by its early average at 3, from
-noise for emoji and from a Gaussian start for photos. The emoji are faces and people then. The
-photos, crops of desktop backgrounds, are nearly flat and saturated: KID likes them better than
-clouds with edges, as it does tiles of noise (386, from a peer of two minutes).
-
-All but these and the distilled models were measured before Muon became the default optimizer, and
-before `tiny` cut pictures of 64 pixels into patches. What that changes is in the
+Clothes and sampling were measured before Muon became the default optimizer, and sampling before
+`tiny` cut pictures of 64 pixels into patches. What that changes is in the
 [benchmarks](../benchmarks/README.md#the-recipe).
 """
 

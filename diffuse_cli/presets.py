@@ -24,7 +24,6 @@ class Preset:
         help: its number of parameters (at 32x32 in colour, or as published) and its use.
         settings: of the network's `Config`; the network adapts them to the space.
         signals: those that differ in one dimension, where a position costs a third.
-        cut: those that differ where samples are cut into patches, whose positions hold more.
         train: fields of `TrainConfig` that it sets.
         published: a model of a paper, whose number of levels is fixed. Its image size is in `train`
             if it is larger than the default one.
@@ -37,14 +36,10 @@ class Preset:
     published: bool = False
     network: str = NETWORK
     signals: Mapping[str, Any] = field(default_factory=dict)
-    cut: Mapping[str, Any] = field(default_factory=dict)
 
-    def at(self, dims: int, patch: int = 1) -> Mapping[str, Any]:
-        """The settings for samples of so many dimensions, cut into patches of so many positions a
-        side."""
-        if dims == 1:
-            return {**self.settings, **self.signals}
-        return {**self.settings, **self.cut} if patch > 1 else self.settings
+    def at(self, dims: int) -> Mapping[str, Any]:
+        """The settings for samples of so many dimensions."""
+        return {**self.settings, **self.signals} if dims == 1 else self.settings
 
 
 DDPM: dict[str, Any] = {
@@ -110,11 +105,10 @@ PRESETS: Registry[Preset] = Registry(
     "presets",
     {
         "tiny": Preset(
-            "0.1 M parameters, 0.4 M from 64 pixels on: minutes on a laptop's processor",
-            _shape(16, (1, 1, 1), 1, (), finest=32),
+            "0.4 M parameters: minutes on a laptop's processor",
+            _shape(32, (1, 1, 1), 1, (), finest=32),
             {"lr": 4e-3},
             signals={"width": 64, "finest": 512},
-            cut={"width": 32},
         ),
         "small": Preset(
             "6.9 M: hours on a processor, minutes on a GPU",
@@ -265,16 +259,7 @@ def architecture(
     exact = config.size is not None and config.preset is not None
     with naming(name):
         settings: Settings = adapt(fields, given, space, published=preset.published, exact=exact)
-        own = preset.at(space.dims, patch_of(settings))
-        if own != preset.at(space.dims):
-            fields = {**own, **given}
-            settings = adapt(fields, given, space, published=preset.published, exact=exact)
     return name, settings
-
-
-def patch_of(settings: Settings) -> int:
-    """Positions of a patch along a side; 1 of a network without patches."""
-    return int(getattr(settings, "patch", 1))
 
 
 def network_config(name: str, values: Mapping[str, Any]) -> Settings:

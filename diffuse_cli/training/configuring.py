@@ -30,7 +30,6 @@ from diffuse_cli.presets import (
     choose,
     first_of,
     network_config,
-    patch_of,
     preset_of,
 )
 from diffuse_cli.training.layers import Layer, default_loss, merged
@@ -206,11 +205,9 @@ def _shown(value: Any) -> str:
     return "x".join(map(str, value)) if len(value) <= 3 else f"({len(value)} numbers)"
 
 
-def rate_at(
-    preset: str | None, width: int | None, batch_size: int, dims: int = 2, patch: int = 1
-) -> float:
+def rate_at(preset: str | None, width: int | None, batch_size: int, dims: int = 2) -> float:
     """The learning rate of a preset at another width than its own and another batch size, for
-    samples of so many dimensions, cut into such patches.
+    samples of so many dimensions.
 
     Over width: an output is a sum over `width` inputs, and Adam moves each weight by about the
     learning rate whatever its gradient, so a rate of 1 / width moves outputs equally at any width.
@@ -223,7 +220,7 @@ def rate_at(
     own = preset_of(preset)
     rate: float = own.train.get("lr", DEFAULT_RATE)
     rate *= (batch_size / own.train.get("batch_size", BATCH)) ** 0.5
-    return rate if width is None else rate * own.at(dims, patch).get("width", width) / width
+    return rate if width is None else rate * own.at(dims).get("width", width) / width
 
 
 def batched(config: TrainConfig, batch_size: int, space: Space, settings: Settings) -> TrainConfig:
@@ -232,7 +229,7 @@ def batched(config: TrainConfig, batch_size: int, space: Space, settings: Settin
     lr = config.lr
     if lr is None:
         width = getattr(settings, "width", None)
-        lr = rate_at(config.preset, width, batch_size, space.dims, patch_of(settings))
+        lr = rate_at(config.preset, width, batch_size, space.dims)
     return dataclasses.replace(config, batch_size=batch_size, lr=lr)
 
 
