@@ -45,8 +45,8 @@ time, peers have networks of the same shape and sample with 25 evaluations of on
 samplers; diffusers' was the best of six (`peer_solvers.py`). Its learning rate of 8e-3 with
 batches of 64 was the best of those tried in short runs, but diverged in a long one.
 
-What a user gets on one core: with bfloat16, Fashion-MNIST at 32×32 has a KID × 1000 of 258 after one
-minute, 130 after two and a half and 64 after ten; with AVX2 alone 138 after ten, or with
+What a user gets on one core: with bfloat16, Fashion-MNIST at 32×32 has a KID × 1000 of 258 after
+one minute, 130 after two and a half and 64 after ten; with AVX2 alone 138 after ten, or with
 `--width 16` 212 after four and 120 after ten ([narrower](../benchmarks/README.md#narrower)); among
 emoji of 64×64 one recognises heads and faces after ten minutes. Thirty minutes were not measured.
 
