@@ -117,8 +117,8 @@ def training_step(result: Result) -> Lines:
         f"A step of {result['batch_size']} images, 32×32, of the DDPM CIFAR-10 network (35.7 M), "
         "with clipping and optimizer; ours draws its own noise and keeps an average of the weights "
         "besides. Every contender takes a step in turn; medians. GFLOP/s counts the FLOP of the "
-        "architecture as published, forward and backward; denoising-diffusion-pytorch's network has a "
-        "quarter fewer.\n"
+        "architecture as published, forward and backward; denoising-diffusion-pytorch's network "
+        "has a quarter fewer.\n"
     )
     yield ratios(result, "Our images a second")
     names = ("images_per_s", "seconds", "gflop_per_s", "peak_mib", "over_imports_mib")
