@@ -45,8 +45,8 @@ ALLOWED = {"torch", "numpy", "diffuse_cli"} | set(sys.stdlib_module_names)
 """What core may import beside itself."""
 
 TESTS = Path(__file__).parent
-OF_NO_ROOM = {"fuzz", "golden", "reliability", "test_course", "test_docs", "test_entry_points",
-              "test_layering", "test_packaging", "test_site"}  # fmt: skip
+OF_NO_ROOM = {"fuzz", "golden", "reliability", "test_benchmarks", "test_course", "test_docs",
+              "test_entry_points", "test_layering", "test_packaging", "test_site"}  # fmt: skip
 """Folders and files of tests that concern the whole program."""
 
 

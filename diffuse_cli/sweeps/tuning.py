@@ -295,8 +295,8 @@ class _Measure:
             if self.network.pictures:
                 whole = frechet.fit(self.real, fake)
                 values |= with_error("frechet_distance", whole.value, whole.error())
-            if varied := manifold.recall(self.real, fake):
-                values |= with_error("recall", varied.value(), varied.error())
+                if varied := manifold.recall(self.real, fake):
+                    values |= with_error("recall", varied.value(), varied.error())
         return Tried(
             setting,
             self.team.from_first(values),
