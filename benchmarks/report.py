@@ -34,7 +34,7 @@ run on one machine. This page is written by `python benchmarks/report.py` from
 explain it.
 
 The machine is named below each result. The training step, its parts, the cost of growth, loading,
-start-up, the roof, the distilled models and the pictures of 64×64 were measured on two cores of a
+start-up, the roof, the distilled models and the pictures of 64×64 were measured on a
 processor that has AVX2 alone, so that everything there computes in float32; the quality for time
 of clothes on one that has bfloat16, and sampling on an older one, whose bfloat16 is half as fast
 as its float32, with a `tiny` of 1.7 M parameters. Where there is bfloat16, the step is 1.25 times
@@ -46,8 +46,8 @@ samplers; diffusers' was the best of six (`peer_solvers.py`). Its learning rate 
 batches of 64 was the best of those tried in short runs, but diverged in a long one.
 
 What a user gets on one core: with bfloat16, Fashion-MNIST at 32×32 has a KID × 1000 of 258 after
-one minute, 130 after two and a half and 64 after ten; with AVX2 alone 138 after ten, or with
-`--width 16` 212 after four and 120 after ten ([narrower](../benchmarks/README.md#narrower)); among
+one minute, 130 after two and a half and 64 after ten; with AVX2 alone 138 after about ten, or
+16 wide 212 after four and 120 after about ten ([narrower](../benchmarks/README.md#narrower)); among
 emoji of 64×64 one recognises heads and faces after ten minutes. Thirty minutes were not measured.
 
 For emoji, diffusers' learning rate of 2e-3 and its batches of 16 were not tuned again for ten
