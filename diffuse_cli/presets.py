@@ -24,6 +24,7 @@ class Preset:
         help: its number of parameters (at 32x32 in colour, or as published) and its use.
         settings: of the network's `Config`; the network adapts them to the space.
         signals: those that differ in one dimension, where a position costs a third.
+        brief: those that differ for images in a run by --minutes that sees few of them.
         train: fields of `TrainConfig` that it sets.
         published: a model of a paper, whose number of levels is fixed. Its image size is in `train`
             if it is larger than the default one.
@@ -36,6 +37,7 @@ class Preset:
     published: bool = False
     network: str = NETWORK
     signals: Mapping[str, Any] = field(default_factory=dict)
+    brief: Mapping[str, Any] = field(default_factory=dict)
 
     def at(self, dims: int) -> Mapping[str, Any]:
         """The settings for samples of so many dimensions."""
@@ -109,6 +111,7 @@ PRESETS: Registry[Preset] = Registry(
             _shape(32, (1, 1, 1), 1, (), finest=32),
             {"lr": 4e-3},
             signals={"width": 64, "finest": 512},
+            brief={"width": 16},
         ),
         "small": Preset(
             "6.9 M: hours on a processor, minutes on a GPU",

@@ -280,6 +280,22 @@ def complete(
     return done, blueprint
 
 
+def asked_for_brief(config: TrainConfig, done: TrainConfig) -> TrainConfig | None:
+    """What to complete in place of `config`, whose completion is `done`, if the run sees few
+    images; None where the user named a network, or where a narrower one does not suit the data.
+
+    Images that are cut into patches have more numbers at a position than few channels hold
+    (benchmarks/README.md).
+    """
+    named = config.preset or config.network or config.width or config.architecture or config.init
+    brief = preset_of(done.preset).brief
+    if named or config.minutes is None or not brief or len(done.size or ()) != 2:
+        return None
+    if done.architecture.get("patch", 1) > 1:
+        return None
+    return dataclasses.replace(config, precision=done.precision, **brief)
+
+
 def for_model_file(config: TrainConfig) -> dict[str, Any]:
     """The part that a model file keeps: no paths, nothing of how it was run."""
     kept = dataclasses.replace(config, architecture={})

@@ -332,6 +332,7 @@ def test_minutes_are_filled_with_the_batch_that_suits_them(monkeypatch, typed, b
         config: TrainConfig
         blueprint: object
         held_out: tuple[int, ...] = ()
+        brief: None = None
 
     measured = []
 
@@ -346,7 +347,8 @@ def test_minutes_are_filled_with_the_batch_that_suits_them(monkeypatch, typed, b
     accelerator = SimpleNamespace(num_processes=1, device=device, free_memory=lambda: None)
     given = {"minutes": 7.0} | ({"batch_size": typed} if typed else {})
     plan = Plan(*complete(configure({"data": "images", **given}), IMAGES, Conditions()))
-    config, budget = finish(fill_minutes(plan, accelerator, 64))
+    plan, budget = finish(fill_minutes(plan, accelerator, 64))
+    config = plan.config
     assert config.batch_size == batch
     previews = 8 * GUESS * 320 / (3 * batch)
     assert config.steps == pytest.approx(7 * 60 * 128 / batch - previews, abs=1)
