@@ -5,7 +5,7 @@ measures first, which takes hours with the benchmarks of time to quality and und
 Those and the quality of few evaluations need images: DATA is Fashion-MNIST's training part.
 
     python benchmarks/report.py
-    python benchmarks/report.py --run DATA --real TEST --emoji EMOJI --photos PHOTOS
+    python benchmarks/report.py --run DATA --real TEST --emoji EMOJI --photos PHOTOS --photos-32 SMALL
     python benchmarks/report.py --run DATA --skip time-to-quality-fashion,time-to-quality-emoji
 """
 
@@ -81,9 +81,13 @@ def commands(options: argparse.Namespace, model: Path) -> dict[str, list[str]]:
         "sampling": ["sampling.py", data, str(model)],
         "time-to-quality-fashion": [*quality, data, *real, "--size", "32", "--name", "fashion"],
     }
-    for name, images in (("emoji", options.emoji), ("photos", options.photos)):
+    for name, size, images in (
+        ("photos-32", 32, options.photos_32),
+        ("emoji", 64, options.emoji),
+        ("photos", 64, options.photos),
+    ):
         if images:
-            typed = [*quality, images, "--size", "64", "--name", name]
+            typed = [*quality, images, "--size", str(size), "--name", name]
             found[f"time-to-quality-{name}"] = typed
     return found
 
@@ -145,6 +149,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="of DATA; otherwise one is trained")
     parser.add_argument("--minutes", type=float, default=10.0, help="to train it")
     parser.add_argument("--real", help="images that time to quality measures DATA against")
+    parser.add_argument("--photos-32", help="images for time to quality at 32x32, in colour")
     parser.add_argument("--emoji", help="images for time to quality at 64x64")
     parser.add_argument("--photos", help="the same")
     parser.add_argument("--skip", default="", metavar="NAME,...", help=", ".join(SECTIONS))

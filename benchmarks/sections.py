@@ -265,13 +265,18 @@ SECTIONS: dict[str, tuple[str, str, Callable[[Result], Lines]]] = {
     "train_step": ("The training step", "train_step.py", training_step),
     "budget": ("Where the step's time goes", "train_step.py --budget", budget),
     "time-to-quality-fashion": ("Quality for time: clothes", "time_to_quality.py", quality),
+    "time-to-quality-photos-32": (
+        "Quality for time: photos of 32×32", "time_to_quality.py", quality,
+    ),
     "time-to-quality-emoji": ("Quality for time: emoji", "time_to_quality.py", quality),
-    "time-to-quality-photos": ("Quality for time: photos", "time_to_quality.py", quality),
+    "time-to-quality-photos": (
+        "Quality for time: photos of 64×64", "time_to_quality.py", quality,
+    ),
     "sampling": ("Sampling", "sampling.py", sampling),
     "distilling": ("One to eight evaluations", "distilling.py", distilled),
     "growth": ("How cost grows", "growth.py", grown),
     "loading": ("Loading", "loading.py", anything),
     "startup": ("Start-up", "startup.py", anything),
     "roofline": ("The roof", "roofline.py", roof),
-}
+}  # fmt: skip
 """Title, script and text of each result."""

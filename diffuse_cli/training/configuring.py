@@ -282,18 +282,19 @@ def complete(
 
 def asked_for_brief(config: TrainConfig, done: TrainConfig) -> TrainConfig | None:
     """What to complete in place of `config`, whose completion is `done`, if the run sees few
-    images; None where the user named a network, or where a narrower one does not suit the data.
+    images; None where the user named a network, where a narrower one does not suit the data, and
+    where both would have to be compiled.
 
     Images that are cut into patches have more numbers at a position than few channels hold
     (benchmarks/README.md).
     """
     named = config.preset or config.network or config.width or config.architecture or config.init
     brief = preset_of(done.preset).brief
-    if named or config.minutes is None or not brief or len(done.size or ()) != 2:
+    if named or config.compile or config.minutes is None or not brief or len(done.size or ()) != 2:
         return None
     if done.architecture.get("patch", 1) > 1:
         return None
-    return dataclasses.replace(config, precision=done.precision, **brief)
+    return dataclasses.replace(config, **brief)
 
 
 def for_model_file(config: TrainConfig) -> dict[str, Any]:

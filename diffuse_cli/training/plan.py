@@ -105,7 +105,8 @@ class Plan:
     def narrowed(self) -> Plan:
         """The plan with the network of a run that sees few images."""
         assert self.brief is not None
-        config, blueprint = complete(self.brief, self.blueprint.space, self.blueprint.conditions)
+        asked = replace(self.brief, precision=self.config.precision)  # the processes agreed on it
+        config, blueprint = complete(asked, self.blueprint.space, self.blueprint.conditions)
         return replace(self, config=config, blueprint=blueprint, brief=None)
 
     @cached_property

@@ -275,6 +275,7 @@ def test_more_images_keep_the_width(machine):
         {"network": "unet"},
         {"architecture": {"blocks": 2}},
         {"steps": 5},
+        {"compile": True},
         {"minutes": 1, "side": 64},
         {"minutes": 1, "dims": 1},
         {"minutes": 1, "dims": 3, "side": 8},
