@@ -68,9 +68,13 @@ def ddpm_pytorch_unet(
     return net
 
 
-def levels(size: int) -> int:
-    """How many levels the preset `tiny` has for images of this side: it halves down to 8."""
-    return max(3, 1 + math.ceil(math.log2(size / 8)))
+WIDTH = 16
+
+
+def multipliers(size: int) -> list[int]:
+    """Those of the preset `tiny` for images of this side, which it halves down to 8, uncut."""
+    levels = max(3, 1 + math.ceil(math.log2(size / 8)))
+    return [1] + [2] * (levels - 1)
 
 
 # -- what each peer is ----------------------------------------------------------------------------
@@ -97,7 +101,8 @@ class Peer:
 
 def build_diffusers(channels: int, size: int) -> nn.Module:
     """A network in the shape of the preset `tiny`."""
-    return diffusers_unet(32, [1] * levels(size), 1, (), channels, size)
+    shape = multipliers(size)
+    return diffusers_unet(WIDTH, shape, 1, (), channels, size, norm_num_groups=WIDTH)
 
 
 def diffusers_loss(net: Any, x0: Tensor) -> Tensor:
@@ -147,7 +152,7 @@ def build_ddpm_pytorch(channels: int, size: int) -> nn.Module:
     """Its objective (v) and schedule (sigmoid) are its defaults."""
     from denoising_diffusion_pytorch import GaussianDiffusion
 
-    net = ddpm_pytorch_unet(32, [1] * levels(size), channels)
+    net = ddpm_pytorch_unet(WIDTH, multipliers(size), channels)
     process: nn.Module = GaussianDiffusion(net, image_size=size, sampling_timesteps=EVALUATIONS)
     return process
 

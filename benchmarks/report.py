@@ -5,7 +5,7 @@ measures first, which takes hours with the benchmarks of time to quality and und
 Those and the quality of few evaluations need images: DATA is Fashion-MNIST's training part.
 
     python benchmarks/report.py
-    python benchmarks/report.py --run DATA --real TEST --emoji EMOJI --photos PHOTOS --photos-32 SMALL
+    python benchmarks/report.py --run DATA --real TEST --emoji E --photos P --photos-32 Q
     python benchmarks/report.py --run DATA --skip time-to-quality-fashion,time-to-quality-emoji
 """
 

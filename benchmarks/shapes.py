@@ -24,10 +24,11 @@ from diffuse_cli.draws import permutation
 from diffuse_cli.runtime import machine
 
 FLAT = {"blocks": 1, "multipliers": [1, 1, 1], "attention": []}
-"""As many channels at every level, one block a level, and attention in the middle alone."""
+"""As many channels at every level, one block a level, and attention in the middle alone: `tiny` as
+it then became, 32 wide."""
 
 BEFORE = {"multipliers": [1, 2, 2], "blocks": 2, "attention": [8], "groups": 2}
-"""What `tiny` was, with groups of 16 channels."""
+"""What `tiny` was first, with groups of 16 channels."""
 
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "before, 32 groups": (BEFORE | {"groups": 32}, {}),
@@ -48,8 +49,10 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "flat, batch 8": (FLAT, {"batch-size": "8"}),
     "flat, batch 32": (FLAT, {"batch-size": "32"}),
     "flat, twice the learning rate": (FLAT, {"batch-size": "16", "lr": "4e-3"}),
+    "flat, 16 channels": (FLAT, {"batch-size": "32", "width": "16"}),
+    "16 channels, then 32": ({}, {"batch-size": "32", "width": "16"}),
 }  # fmt: skip
-"""Fields of the network over those of `tiny`, and flags of `diffuse train`."""
+"""Fields of the network over those of `tiny`, and flags of `diffuse train`; 32 channels wide."""
 
 
 def measure(name: str, options: argparse.Namespace, real: Any, folder: Path) -> dict[str, Any]:
@@ -57,6 +60,7 @@ def measure(name: str, options: argparse.Namespace, real: Any, folder: Path) -> 
     unet, flags = VARIANTS[name]
     config, model, out = folder / "config.toml", folder / "model.safetensors", folder / "samples"
     config.write_text(tomli_w.dumps({"preset": "tiny", "unet": unet}))
+    flags = {"width": "32", **flags}
     typed = [part for flag, value in flags.items() for part in (f"--{flag}", value)]
     trained = diffuse(
         "train", options.data, "-o", str(model), "--overwrite", "--config", str(config),

@@ -180,6 +180,15 @@ def test_tiny_cuts_larger_samples_into_patches(size: tuple[int, int], patch: int
     assert network(train(), "small", size, 3).patch == 1
 
 
+@pytest.mark.parametrize(
+    ("given", "widths"),
+    [({}, [16, 32, 32]), ({"patch": 2}, [32, 32]), ({"patch": 2, "width": 24}, [24, 24])],
+)
+def test_tiny_is_wider_where_it_cuts(given: dict[str, int], widths: list[int]):
+    assert network(train(architecture=given), "tiny", (32, 32), 3).widths == widths
+    assert network(train(), "tiny", (64, 64), 3).widths == [32, 32, 32]
+
+
 def test_a_typed_size_that_a_typed_preset_cannot_halve_is_refused():
     with pytest.raises(UsageError, match="--size 30x30 cannot be halved 2 times"):
         network(train(preset="tiny", size=30), "tiny", (30, 30), 1)

@@ -160,7 +160,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         "Base width of the network; scales the learning rate.",
         low=2,
         high=4096,
-        shown="from the preset; 16 with few --minutes",
+        shown="from the preset",
     )
     init: str | None = network_option(
         None, "Start from the weights and network of a model.", place=True, metavar="MODEL"

@@ -217,10 +217,10 @@ def rate_at(preset: str | None, width: int | None, batch_size: int, dims: int = 
     By the root of the batch size: the noise of a gradient falls with that root, while the size of
     a step of Adam stays (Malladi et al. 2022).
     """
-    own = preset_of(preset)
+    own = preset_of(preset).at(dims)
     rate: float = own.train.get("lr", DEFAULT_RATE)
     rate *= (batch_size / own.train.get("batch_size", BATCH)) ** 0.5
-    return rate if width is None else rate * own.at(dims).get("width", width) / width
+    return rate if width is None else rate * own.settings.get("width", width) / width
 
 
 def batched(config: TrainConfig, batch_size: int, space: Space, settings: Settings) -> TrainConfig:
@@ -278,23 +278,6 @@ def complete(
     )
     blueprint.shapes  # noqa: B018  a network that cannot be built is refused here
     return done, blueprint
-
-
-def asked_for_brief(config: TrainConfig, done: TrainConfig) -> TrainConfig | None:
-    """What to complete in place of `config`, whose completion is `done`, if the run sees few
-    images; None where the user named a network, where a narrower one does not suit the data, and
-    where both would have to be compiled.
-
-    Images that are cut into patches have more numbers at a position than few channels hold
-    (benchmarks/README.md).
-    """
-    named = config.preset or config.network or config.width or config.architecture or config.init
-    brief = preset_of(done.preset).brief
-    if named or config.compile or config.minutes is None or not brief or len(done.size or ()) != 2:
-        return None
-    if done.architecture.get("patch", 1) > 1:
-        return None
-    return dataclasses.replace(config, **brief)
 
 
 def for_model_file(config: TrainConfig) -> dict[str, Any]:

@@ -68,10 +68,10 @@ def estimate(config: TrainConfig) -> Work[Estimate]:
         room = images_at_a_time(plan, accelerator)
         in_all = None
         if plan.config.minutes is not None:
-            plan, budget = yield from fill_minutes(plan, accelerator, room)
-            done = plan.config
-            seconds, in_all = budget.step, seconds_in_all(plan, budget)
-            total = budget.used + budget.needed(0, done.steps, chores(plan))
+            done, budget = yield from fill_minutes(plan, accelerator, room)
+            filled = dataclasses.replace(plan, config=done)
+            seconds, in_all = budget.step, seconds_in_all(filled, budget)
+            total = budget.used + budget.needed(0, done.steps, chores(filled))
         else:
             done = yield from parted(plan.config, room, accelerator.num_processes)
             seconds = yield from seconds_a_step(dataclasses.replace(plan, config=done), accelerator)

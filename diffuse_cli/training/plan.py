@@ -28,7 +28,7 @@ from diffuse_cli.givens import Giver, Inputs, inputs_for
 from diffuse_cli.media import MEDIA
 from diffuse_cli.runtime import settle, slow_precision
 from diffuse_cli.training.classes import check_labels, check_names, class_names, fits
-from diffuse_cli.training.configuring import asked_for_brief, complete
+from diffuse_cli.training.configuring import complete
 from diffuse_cli.training.given import check_pairs, given_of, paired, pairs_at
 from diffuse_cli.training.initial import first_weights
 from diffuse_cli.training.layers import default_loss
@@ -65,7 +65,6 @@ class Plan:
         versions: of the programs that made the run, each with its first step.
         teacher: the model that is distilled, if one is.
         low_frequencies: of what is trained on, once they are measured.
-        brief: the configuration to complete in place of this one if the run sees few images.
     """
 
     config: TrainConfig
@@ -79,7 +78,6 @@ class Plan:
     pairs: Pairs | None = None
     teacher: Teacher | None = None
     low_frequencies: LowFrequencies | None = None
-    brief: TrainConfig | None = None
 
     @property
     def class_fingerprints(self) -> dict[str, str]:
@@ -101,13 +99,6 @@ class Plan:
         """What a checkpoint keeps of the table; empty without one."""
         table = self.blueprint.conditions.table
         return {"told": to_dict(table), **self.table_fingerprints} if table else {}
-
-    def narrowed(self) -> Plan:
-        """The plan with the network of a run that sees few images."""
-        assert self.brief is not None
-        asked = replace(self.brief, precision=self.config.precision)  # the processes agreed on it
-        config, blueprint = complete(asked, self.blueprint.space, self.blueprint.conditions)
-        return replace(self, config=config, blueprint=blueprint, brief=None)
 
     @cached_property
     def giver(self) -> Giver | None:
@@ -202,10 +193,7 @@ def prepare(
             warning=True,
         )
     init = None if config.goes_on else (yield from first_weights(done, blueprint))
-    return Plan(
-        done, blueprint, images, indices[~held_out], indices[held_out], init, pairs=pairs,
-        brief=asked_for_brief(config, done),
-    )  # fmt: skip
+    return Plan(done, blueprint, images, indices[~held_out], indices[held_out], init, pairs=pairs)
 
 
 def given_inputs(plan: Plan, chosen: npt.NDArray[np.int64]) -> Inputs | None:

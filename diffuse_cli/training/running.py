@@ -79,13 +79,13 @@ class Run:
         if self.main:
             check_room(self.plan, self.run)
         spent += self.laps()
-        self.plan, course, budget = yield from started(
+        config, course, budget = yield from started(
             self.plan, self.accelerator, self.run, checkpoint, self.stop, self.room, spent
         )
         self.laps()  # what that took is in the budget
         self.deadline = Deadline(budget, self.laps)
         made_with = yield from versions(checkpoint)
-        self.plan = dataclasses.replace(self.plan, versions=made_with)
+        self.plan = dataclasses.replace(self.plan, config=config, versions=made_with)
         trainer = Trainer(self.plan, self.accelerator)
         trainer.follow(course)
         monitor = Monitor(trainer, self.run, self.stop)
@@ -104,13 +104,13 @@ class Run:
             last = yield from self._steps(trainer, monitor, start)
         if self.main:
             monitor.settle()
-            raw = trainer.net.state_dict() if trainer.config.keep_raw else None
+            raw = trainer.net.state_dict() if config.keep_raw else None
             average = trainer.ema.net.state_dict()
             model = model_of(trainer.plan, last, average, raw, trainer.weak)
             bring_up_to_date(self.run.model, model)
             if self.deadline.budget and last == trainer.course.steps:
                 write_config(self.run, trainer.config)
-            if trainer.config.keep_weak and trainer.weak is None:
+            if config.keep_weak and trainer.weak is None:
                 yield Notice(no_weak(trainer.course.steps, last))
         self.accelerator.wait_for_everyone()
         return self._result(trainer, monitor, last, self.laps.clock() - began)

@@ -28,12 +28,12 @@ class Start(NamedTuple):
     """How a run begins, or goes on.
 
     Attributes:
-        plan: with the number of steps.
+        config: with the number of steps.
         course: the way to the last of them.
         budget: the time that it may take, of a run by --minutes.
     """
 
-    plan: Plan
+    config: TrainConfig
     course: Course
     budget: Budget | None = None
 
@@ -81,7 +81,7 @@ def started(
     room: int,
     spent: float,
 ) -> Work[Start]:
-    """The steps of a run: those of its configuration, or those that fill its minutes.
+    """The steps of a run: those of the configuration, or those that fill its minutes.
 
     Args:
         room: most images at a time.
@@ -95,7 +95,7 @@ def started(
         course = Course(**checkpoint.state["course"])
         config = replace(plan.config, steps=course.steps, minutes=None)
         config = yield from parted(config, room, accelerator.num_processes)
-        return Start(replace(plan, config=config), course, budget.spent(spent))
+        return Start(config, course, budget.spent(spent))
     config = plan.config
     if budget and config.minutes is not None:
         budget = _changed(budget.spent(spent), config.minutes)
@@ -103,9 +103,9 @@ def started(
         config = replace(config, steps=steps, minutes=None)
     elif config.minutes is not None:
         measuring = fill_minutes(plan, accelerator, room, spent)
-        plan, budget = yield from until(stop, measuring)
-        seconds = seconds_in_all(plan, budget)
-        config = replace(plan.config, steps=done + plan.config.steps)
+        config, budget = yield from until(stop, measuring)
+        seconds = seconds_in_all(replace(plan, config=config), budget)
+        config = replace(config, steps=done + config.steps)
         yield Notice(
             f"{budget.step:.3g} s a step of {config.batch_size} images: {config.steps:,} steps"
         )
@@ -120,7 +120,7 @@ def started(
     yield from cut_short(config)
     if not done:
         yield from too_few(config, seconds)
-    return Start(replace(plan, config=config), Course.of(config.steps), budget)
+    return Start(config, Course.of(config.steps), budget)
 
 
 def _saved_budget(config: TrainConfig, checkpoint: Checkpoint | None) -> Budget | None:

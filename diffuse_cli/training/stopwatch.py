@@ -67,10 +67,6 @@ class Stopwatch:
                 return self._expected(images, parts)
         return (yield from self._time(plan, images, parts, WARM_UP + LEAST, SETTLED))
 
-    def turn_to(self, plan: Plan) -> None:
-        """Measure another network from now on, in the seconds that are left."""
-        self.plan, self._known, self._trainer = plan, [], None
-
     def a_few(self, config: TrainConfig) -> Work[float]:
         """The time of a step now, by a few of them."""
         assert config.batch_size is not None

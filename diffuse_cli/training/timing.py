@@ -1,5 +1,4 @@
-"""What follows from the seconds that a step takes: width, batch, steps, and whether they are worth
-it."""
+"""What follows from the seconds that a step takes: batch, steps, and whether they are worth it."""
 
 from __future__ import annotations
 
@@ -24,9 +23,6 @@ from diffuse_cli.training.threads import Stops, fastest
 SECONDS, SHARE, BRIEFLY = 20.0, 0.05, 1.0
 """Measuring takes at most so many seconds, or this share of --minutes, or, of very few minutes, so
 many seconds."""
-
-FEW_IMAGES = 40_000
-"""Images of which a narrower network learns more if a run sees no more (benchmarks/README.md)."""
 
 ENOUGH, SMALLEST, TRIAL = 1536, 8, 16
 """Steps that a run has before its batch grows, the smallest batch, and that of the trial."""
@@ -53,32 +49,32 @@ def parted(config: TrainConfig, room: int, processes: int) -> Work[TrainConfig]:
 
 def fill_minutes(
     plan: Plan, accelerator: Accelerator, room: int, spent: float = 0.0
-) -> Work[tuple[Plan, Budget]]:
-    """The plan with the steps that fill its minutes, and what is left of these after `spent`
-    seconds and the measuring.
+) -> Work[tuple[TrainConfig, Budget]]:
+    """The configuration with the steps that fill its minutes, and what is left of these after
+    `spent` seconds and the measuring.
 
-    An open width or batch size is chosen to give a short run enough steps. At most `room` images
-    are computed at a time.
+    An open batch size is chosen to give a short run enough steps. At most `room` images are
+    computed at a time.
     """
-    processes, minutes = accelerator.num_processes, plan.config.minutes
+    processes = accelerator.num_processes
+    config, minutes = plan.config, plan.config.minutes
     assert minutes is not None
     watch = Stopwatch(plan, accelerator, max(BRIEFLY, min(SECONDS, SHARE * minutes * 60)))
-    chosen, least = plan.config.batch_size is not None, processes * plan.config.accumulation
-    trial, stops = _trial(plan, room, processes), Stops()
+    chosen, least = config.batch_size is not None, processes * config.accumulation
+    network = plan.blueprint.space, plan.blueprint.config
+    trial = config if chosen else batched(config, max(TRIAL, least), *network)
+    trial, stops = split(trial, room, processes), Stops()
     seconds = yield from watch.seconds(trial, roughly=not chosen)
-    if plan.brief and _seen(trial, seconds, minutes) < FEW_IMAGES:
-        wide, plan = plan.config.width, plan.narrowed()
-        yield Notice(f"few images in this time: width {plan.config.width} (--width {wide} is more)")
-        watch.turn_to(plan)
-        trial = _trial(plan, room, processes)
-        seconds = yield from watch.seconds(trial, roughly=not chosen)
     threads = yield from fastest(watch, trial, stops, accelerator)
     if threads is not None:
         seconds = yield from watch.seconds(trial, roughly=not chosen)
-    config = trial
-    if not chosen:
-        batch_size = batch_for(_seen(trial, seconds, minutes), least)
-        config = _with_batch(plan, batch_size, room, processes)
+    if chosen:
+        config = trial
+    else:
+        assert trial.batch_size is not None
+        images = trial.batch_size * minutes * 60 / seconds
+        config = batched(config, batch_for(images, least), *network)
+        config = split(config, room, processes)
         seconds = yield from watch.seconds(config)
     plan = dataclasses.replace(plan, config=config)
     a_pass = yield from watch.a_pass(plan, seconds)
@@ -87,27 +83,7 @@ def fill_minutes(
     costs = {chore.name: (chore.cost,) for chore in own if chore.cost}
     budget = Budget(minutes, seconds, spent + watch.elapsed(), costs=costs, threads=threads)
     budget, steps = budget.plan(0, chores(plan), FIRST)
-    config = dataclasses.replace(config, steps=steps, minutes=None)
-    return dataclasses.replace(plan, config=config), budget
-
-
-def _trial(plan: Plan, room: int, processes: int) -> TrainConfig:
-    """What is measured first."""
-    if plan.config.batch_size is not None:
-        return split(plan.config, room, processes)
-    least = processes * plan.config.accumulation
-    return _with_batch(plan, max(TRIAL, least), room, processes)
-
-
-def _with_batch(plan: Plan, batch_size: int, room: int, processes: int) -> TrainConfig:
-    config = batched(plan.config, batch_size, plan.blueprint.space, plan.blueprint.config)
-    return split(config, room, processes)
-
-
-def _seen(config: TrainConfig, seconds: float, minutes: float) -> float:
-    """Images in steps of so many seconds that fill so many minutes."""
-    assert config.batch_size is not None
-    return config.batch_size * minutes * 60 / seconds
+    return dataclasses.replace(config, steps=steps, minutes=None), budget
 
 
 def seconds_in_all(plan: Plan, budget: Budget) -> float:

@@ -103,7 +103,8 @@ def test_minutes_and_steps_have_the_same_rate(size: tuple[int, ...]):
         )
         assert at_batch(minutes, 64, space).lr == steps.lr
         rates[kind] = steps.lr, steps.width
-    assert rates["own"][0] == PRESETS["tiny"].train["lr"]
+    own = PRESETS["tiny"].at(len(size))
+    assert math.prod(rates["own"]) == own.train["lr"] * own.settings["width"]
     assert rates["typed"] == rates["filed"] == (pytest.approx(math.prod(rates["own"]) / 40), 40)
 
 
@@ -332,7 +333,6 @@ def test_minutes_are_filled_with_the_batch_that_suits_them(monkeypatch, typed, b
         config: TrainConfig
         blueprint: object
         held_out: tuple[int, ...] = ()
-        brief: None = None
 
     measured = []
 
@@ -347,8 +347,7 @@ def test_minutes_are_filled_with_the_batch_that_suits_them(monkeypatch, typed, b
     accelerator = SimpleNamespace(num_processes=1, device=device, free_memory=lambda: None)
     given = {"minutes": 7.0} | ({"batch_size": typed} if typed else {})
     plan = Plan(*complete(configure({"data": "images", **given}), IMAGES, Conditions()))
-    plan, budget = finish(fill_minutes(plan, accelerator, 64))
-    config = plan.config
+    config, budget = finish(fill_minutes(plan, accelerator, 64))
     assert config.batch_size == batch
     previews = 8 * GUESS * 320 / (3 * batch)
     assert config.steps == pytest.approx(7 * 60 * 128 / batch - previews, abs=1)

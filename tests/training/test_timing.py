@@ -10,14 +10,12 @@ import numpy as np
 import pytest
 from seams import giving
 
-from diffuse_cli import modelfile
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core import Conditions, Space
-from diffuse_cli.events import Notice, Progress
+from diffuse_cli.events import Progress
 from diffuse_cli.training import estimating, stopwatch, timing
-from diffuse_cli.training.configuring import asked_for_brief, complete, configure, rate_at
+from diffuse_cli.training.configuring import complete, configure
 from diffuse_cli.training.monitor import preview_spacing
-from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.stopwatch import Stopwatch
 from diffuse_cli.training.timing import (
     Forecast,
@@ -33,37 +31,39 @@ class Images:
     stored: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    config: TrainConfig
+    blueprint: object
+    images: Images
+    init: object = None
+    held_out: tuple[int, ...] = ()
+    pairs: object = None
+
+
 def plan_of(side=32, channels=1, **given):
-    return open_plan(side, channels, **{"preset": "tiny", **given})
-
-
-def open_plan(side=32, channels=1, dims=2, **given):
-    """A plan whose network is left to the minutes, unless something names it."""
-    asked = configure({"data": "x", "device": "cpu", **given})
-    space = Space(channels=channels, size=(side,) * dims)
-    done, blueprint = complete(asked, space, Conditions())
-    images, none = Images(np.zeros((4, channels, *space.size), np.uint8)), np.arange(0)
-    return Plan(done, blueprint, images, none, none, None, brief=asked_for_brief(asked, done))
+    config = configure({"data": "x", "preset": "tiny", **given})
+    space = Space(channels=channels, size=(side, side))
+    config, blueprint = complete(config, space, Conditions())
+    return Plan(config, blueprint, Images(np.zeros((4, channels, side, side), np.uint8)))
 
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Steps take `fixed` seconds and `each` for every image of 32x32 in 32 channels or more; the
-    first one is `cold`."""
+    """Steps take `fixed` seconds and `each` for every image of 32x32; the first one is `cold`."""
     now, steps = [0.0], []
 
     def make(fixed=0.0, each=0.01, cold=0.0):
         class Trainer:
             def __init__(self, plan, accelerator):
                 self.pixels = math.prod(plan.blueprint.space.size) / 32**2
-                self.each = each * self.pixels * min(1, plan.blueprint.config.width / 32)
 
             def resize(self, images, parts):
                 self.images, self.parts = images, parts
 
             def step(self, number):
                 first = cold if not steps else 0
-                now[0] += fixed * self.parts + self.each * self.images + first
+                now[0] += fixed * self.parts + each * self.images * self.pixels + first
                 steps.append((self.images, self.parts, self.pixels))
 
             def wait(self):
@@ -83,7 +83,8 @@ def machine(monkeypatch):
 def filled(here, **given):
     """The plan with the steps that fill its minutes, and its budget."""
     plan = plan_of(**given)
-    return run(fill_minutes(plan, here.accelerator, 64))[0]
+    config, budget = run(fill_minutes(plan, here.accelerator, 64))[0]
+    return dataclasses.replace(plan, config=config), budget
 
 
 def run(work):
@@ -239,72 +240,6 @@ def test_the_time_of_a_step_is_a_task_that_ends(machine):
     _, events = run(fill_minutes(plan_of(minutes=3), here.accelerator, 64))
     assert events[-1] == Progress(stopwatch.TASK, 9, 9)
     assert all(e.done < 9 for e in events[:-1])
-
-
-# -- the width of few images ----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("typed", [{}, {"batch_size": 24}])
-def test_few_images_are_learned_by_a_narrower_network(machine, typed):
-    """At 100 images a second of 32 channels, 6 minutes see 36,000; 16 take half of the time."""
-    here = machine(each=0.01)
-    before = open_plan(minutes=6, **typed)
-    (plan, budget), events = run(fill_minutes(before, here.accelerator, 64))
-    assert (before.config.width, plan.config.width) == (32, 16)
-    assert plan.blueprint.config.width == plan.config.architecture["width"] == 16
-    batch = typed.get("batch_size", 32)
-    assert plan.config.batch_size == batch
-    assert plan.config.lr == rate_at("tiny", 16, batch)
-    assert budget.step == pytest.approx(0.005 * batch)
-    said = [event.text for event in events if isinstance(event, Notice)]
-    assert said == ["few images in this time: width 16 (--width 32 is more)"]
-
-
-def test_more_images_keep_the_width(machine):
-    here = machine(each=0.01)
-    (plan, _), events = run(fill_minutes(open_plan(minutes=7), here.accelerator, 64))
-    assert plan.config.width == 32
-    assert not any(isinstance(event, Notice) for event in events)
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"width": 32},
-        {"preset": "tiny"},
-        {"network": "unet"},
-        {"architecture": {"blocks": 2}},
-        {"steps": 5},
-        {"compile": True},
-        {"minutes": 1, "side": 64},
-        {"minutes": 1, "dims": 1},
-        {"minutes": 1, "dims": 3, "side": 8},
-    ],
-    ids=str,
-)
-def test_what_is_named_or_not_measured_keeps_its_width(given):
-    timed = {} if "steps" in given else {"minutes": 1}
-    assert open_plan(**{**timed, **given}).brief is None
-
-
-def test_a_run_of_seconds_is_narrow_and_goes_on_as_it_is(diffuse, images):
-    line = ("train", images, "--minutes", 0.02, "--size", 8)
-    dry = diffuse(*line, "--dry-run", "--json")
-    assert dry.json["config"]["width"] == 16
-    assert dry.json["parameters"] < 150_000
-    ran = diffuse(*line, "--stop-at", 2)
-    assert "few images in this time: width 16 (--width 32 is more)" in ran.err
-    assert diffuse(*line, "--resume").code == 0
-    assert modelfile.load("model.safetensors").blueprint.config.width == 16
-    assert diffuse("sample", "model.safetensors", "-n", 1, "--steps", 1).code == 0
-    assert "few images" not in diffuse(*line, "--width", 32, "--dry-run").err
-
-
-def test_the_network_of_a_model_that_is_trained_further_keeps_its_width():
-    done = open_plan(minutes=1).config
-    asked = TrainConfig(data="x", minutes=1)
-    assert asked_for_brief(asked, done) is not None
-    assert asked_for_brief(dataclasses.replace(asked, init="m.safetensors"), done) is None
 
 
 # -- what is hopeless -----------------------------------------------------------------------------

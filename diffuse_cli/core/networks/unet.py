@@ -229,7 +229,8 @@ def adapt(
 
     Args:
         fields: settings to adapt, and `finest`: the least shortest side, in patches, that patches
-            may leave of a sample. Without it there are none.
+            may leave of a sample. Without it there are none. And `cut`: settings that differ where
+            there are, since a position then holds more numbers.
         given: settings to keep.
         published: a model of a paper: keep its levels.
         exact: refuse a size that is odd before it is small enough.
@@ -238,9 +239,11 @@ def adapt(
         InvalidArgument: the settings do not suit the space.
     """
     fields = {**fields, **given}
-    finest = fields.pop("finest", None)
+    finest, cut = fields.pop("finest", None), fields.pop("cut", {})
     if finest is not None and "patch" not in given:
         fields["patch"] = _patch(space, finest)
+    if fields.get("patch", 1) > 1:
+        fields = {**fields, **cut, **given}
     undivided = {"heads": None, "head_width": None, "groups": 1}
     config = from_dict(Config, {**fields, **undivided})
     if not published and "multipliers" not in given:
