@@ -249,7 +249,10 @@ def architecture(
                 "Leave one of them out",
             )
         given["width"] = config.width
-    module, fields = lookup(NETWORKS, name, "--network"), {**preset.at(space.dims).settings, **given}
+    module, fields = (
+        lookup(NETWORKS, name, "--network"),
+        {**preset.at(space.dims).settings, **given},
+    )
     known = {f.name for f in fields_of(module.Config)}
     if config.width is not None and "width" not in known:
         raise UsageError(f"--width: the network '{name}' has none", "Leave it out")

@@ -11,7 +11,14 @@ from oracles import generator
 from torch import Tensor, nn
 
 from diffuse_cli.core import Conditions, Space
-from diffuse_cli.core.muon import COEFFICIENTS, LIKE_ADAM, MOMENTUM, Muon, orthogonal
+from diffuse_cli.core.muon import (
+    COEFFICIENTS,
+    LIKE_ADAM,
+    MOMENTUM,
+    Muon,
+    _iterated,
+    orthogonal,
+)
 from diffuse_cli.core.networks import unet, vit
 from diffuse_cli.core.optimizers import OPTIMIZERS, hidden
 
@@ -121,11 +128,28 @@ def by_singular_values(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("shape", [(3, 6, 20), (2, 20, 6), (1, 7, 7)])
 def test_orthogonal_brings_singular_values_near_1(shape: tuple[int, ...]):
     x = torch.randn(shape, generator=generator(), dtype=torch.float64)
-    found = orthogonal(x)
+    found = orthogonal([x])[0]
     assert torch.allclose(found, by_singular_values(x), rtol=1e-9, atol=1e-9)
     s = torch.linalg.svdvals(found)
     assert 0.3 < float(s.min()) < float(s.max()) < 1.3
-    assert torch.equal(orthogonal(torch.zeros(shape)), torch.zeros(shape))
+    assert torch.equal(orthogonal([torch.zeros(shape)])[0], torch.zeros(shape))
+
+
+def test_stacks_of_any_sides_are_made_orthogonal_together():
+    """In their own order, those of one side, lying or standing, in one go."""
+    shapes = [(2, 4, 9), (1, 9, 4), (3, 5, 5), (1, 4, 4), (2, 6, 5)]
+    stacks = [torch.randn(s, generator=generator(k)).double() for k, s in enumerate(shapes)]
+    for x, found in zip(stacks, orthogonal(stacks), strict=True):
+        assert torch.allclose(found, by_singular_values(x), rtol=1e-9, atol=1e-9)
+
+
+def test_float32_suffices_for_singular_values_of_a_ten_thousandth():
+    """Their squares, in the products of a matrix with itself, are about its rounding errors."""
+    u, _, v = torch.linalg.svd(torch.randn(3, 32, 288, generator=generator()), full_matrices=False)
+    x = u @ torch.diag_embed(torch.logspace(0, -4, 32).expand(3, 32)) @ v
+    found, exact = orthogonal([x])[0], by_singular_values(x.double())
+    assert float((found - exact).abs().max()) < 1e-3
+    assert torch.allclose(_iterated(x), found, atol=1e-3)  # what GPUs do
 
 
 def test_matrices_follow_the_momentum_made_orthogonal_and_others_adamw():
