@@ -22,13 +22,13 @@ from steps import WARM_UP, alone, gflop, ours, peak, plan, say, show, significan
 
 from diffuse_cli.runtime import machine, resolve_precision
 
-POINT = {"batch_size": 32, "size": 32, "width": 16}
+POINT = {"batch_size": 32, "size": 32, "width": 32}
 """Around which one thing is varied at a time."""
 
 SERIES: dict[str, tuple[int, ...]] = {
     "batch_size": (8, 16, 32, 64, 128, 256),
     "size": (32, 64, 128),
-    "width": (16, 32, 64, 128),
+    "width": (32, 64, 96, 128),
 }
 LEAST, MOST = 3, 20
 """Steps that are timed."""

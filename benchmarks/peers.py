@@ -68,13 +68,10 @@ def ddpm_pytorch_unet(
     return net
 
 
-WIDTH = 16
-
-
-def multipliers(size: int) -> list[int]:
-    """Those of the preset `tiny` for images of this side, which it halves down to 8, uncut."""
+def shape(channels: int, size: int) -> tuple[int, list[int]]:
+    """Width and multipliers of the preset `tiny`, which halves down to 8, without its patches."""
     levels = max(3, 1 + math.ceil(math.log2(size / 8)))
-    return [1] + [2] * (levels - 1)
+    return (32, [1] * levels) if channels > 2 else (16, [1] + [2] * (levels - 1))
 
 
 # -- what each peer is ----------------------------------------------------------------------------
@@ -101,8 +98,8 @@ class Peer:
 
 def build_diffusers(channels: int, size: int) -> nn.Module:
     """A network in the shape of the preset `tiny`."""
-    shape = multipliers(size)
-    return diffusers_unet(WIDTH, shape, 1, (), channels, size, norm_num_groups=WIDTH)
+    width, multipliers = shape(channels, size)
+    return diffusers_unet(width, multipliers, 1, (), channels, size, norm_num_groups=width)
 
 
 def diffusers_loss(net: Any, x0: Tensor) -> Tensor:
@@ -152,7 +149,7 @@ def build_ddpm_pytorch(channels: int, size: int) -> nn.Module:
     """Its objective (v) and schedule (sigmoid) are its defaults."""
     from denoising_diffusion_pytorch import GaussianDiffusion
 
-    net = ddpm_pytorch_unet(WIDTH, multipliers(size), channels)
+    net = ddpm_pytorch_unet(*shape(channels, size), channels)
     process: nn.Module = GaussianDiffusion(net, image_size=size, sampling_timesteps=EVALUATIONS)
     return process
 

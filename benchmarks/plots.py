@@ -114,8 +114,8 @@ def growth(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
     """Speed with what FLOP alone would give, and memory, over each series, log-log; PNG."""
     sheet = headed(
         9.4, 5.6, "How the cost of a training step grows",
-        "`tiny`, batch 32, 32×32, its own width where not said otherwise; log-log; dashed: the "
-        "first point's GFLOP/s kept",
+        "`tiny`, batch 32, 32×32, width 32 where not said otherwise; log-log; dashed: the first "
+        "point's GFLOP/s kept",
     )  # fmt: skip
     for i, (name, points) in enumerate(found.items()):
         x = [row[name] for row in points]

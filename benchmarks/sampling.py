@@ -53,8 +53,8 @@ SIZE, TIMED = train_step.SIZE, 64
 
 NETWORKS: dict[str, Callable[[], torch.nn.Module]] = {
     "tiny": partial(
-        peers.diffusers_unet, 16, (1, 2, 2), 1, (), 3, SIZE,
-        resnet_time_scale_shift="scale_shift", attention_head_dim=None, norm_num_groups=1,
+        peers.diffusers_unet, 32, (1, 1, 1), 1, (), 3, SIZE,
+        resnet_time_scale_shift="scale_shift", attention_head_dim=None, norm_num_groups=2,
     ),
     "ddpm-cifar10": train_step.NETWORKS[train_step.DIFFUSERS],
 }  # fmt: skip

@@ -50,7 +50,9 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "flat, batch 32": (FLAT, {"batch-size": "32"}),
     "flat, twice the learning rate": (FLAT, {"batch-size": "16", "lr": "4e-3"}),
     "flat, 16 channels": (FLAT, {"batch-size": "32", "width": "16"}),
-    "16 channels, then 32": ({}, {"batch-size": "32", "width": "16"}),
+    "16 channels, then 32": (
+        FLAT | {"multipliers": [1, 2, 2]}, {"batch-size": "32", "width": "16"},
+    ),
 }  # fmt: skip
 """Fields of the network over those of `tiny`, and flags of `diffuse train`; 32 channels wide."""
 

@@ -181,12 +181,21 @@ def test_tiny_cuts_larger_samples_into_patches(size: tuple[int, int], patch: int
 
 
 @pytest.mark.parametrize(
-    ("given", "widths"),
-    [({}, [16, 32, 32]), ({"patch": 2}, [32, 32]), ({"patch": 2, "width": 24}, [24, 24])],
+    ("channels", "given", "widths"),
+    [
+        (1, {}, [16, 32, 32]),
+        (2, {}, [16, 32, 32]),
+        (3, {}, [32, 32, 32]),
+        (1, {"patch": 2}, [32, 32]),
+        (1, {"width": 32}, [32, 32, 32]),
+        (1, {"multipliers": [1, 1]}, [32, 32]),
+    ],
 )
-def test_tiny_is_wider_where_it_cuts(given: dict[str, int], widths: list[int]):
-    assert network(train(architecture=given), "tiny", (32, 32), 3).widths == widths
-    assert network(train(), "tiny", (64, 64), 3).widths == [32, 32, 32]
+def test_tiny_is_narrow_at_full_size_where_a_position_holds_one_number_or_two(
+    channels: int, given: dict[str, Any], widths: list[int]
+):
+    assert network(train(architecture=given), "tiny", (32, 32), channels).widths == widths
+    assert network(train(), "tiny", (64, 64), channels).widths == [32, 32, 32]
 
 
 def test_a_typed_size_that_a_typed_preset_cannot_halve_is_refused():

@@ -217,10 +217,10 @@ def rate_at(preset: str | None, width: int | None, batch_size: int, dims: int = 
     By the root of the batch size: the noise of a gradient falls with that root, while the size of
     a step of Adam stays (Malladi et al. 2022).
     """
-    own = preset_of(preset).at(dims)
+    own = preset_of(preset)
     rate: float = own.train.get("lr", DEFAULT_RATE)
     rate *= (batch_size / own.train.get("batch_size", BATCH)) ** 0.5
-    return rate if width is None else rate * own.settings.get("width", width) / width
+    return rate if width is None else rate * own.at(dims).get("width", width) / width
 
 
 def batched(config: TrainConfig, batch_size: int, space: Space, settings: Settings) -> TrainConfig:
