@@ -20,6 +20,7 @@ from diffuse_cli import modelfile
 from diffuse_cli.core.denoiser import Denoise, Denoiser
 from diffuse_cli.core.kernels.layout import laid_out, lay_out
 from diffuse_cli.core.kernels.precision import cast_products
+from diffuse_cli.core.networks import widest
 from diffuse_cli.core.samplers import SAMPLERS, State
 from diffuse_cli.core.space import Space
 from diffuse_cli.core.windows import Tiling, windowed
@@ -189,7 +190,7 @@ def load_denoiser(
     if not alone:  # processes measure apart, and might not agree
         exact = gather_object([exact])[0]
     if precision is not None:
-        device, width = accelerator.device.type, width_of(found.model)
+        device, width = accelerator.device.type, widest(found.model.blueprint.config)
         for line in slow_precision(precision, device, width, backward=False):
             yield Notice(line, warning=True)
     denoiser = ready(found.model, weights, accelerator, exact, differentiable=differentiable)
@@ -205,17 +206,11 @@ def _found(path: str | Path, alone: bool) -> Work[modelfile.Found]:
     return found
 
 
-def width_of(model: modelfile.Model) -> int | None:
-    """The channels of a model's network, if it says."""
-    width: int | None = getattr(model.blueprint.config, "width", None)
-    return width
-
-
 def precision_for(model: modelfile.Model, precision: str | None, accelerator: Accelerator) -> str:
     """The exact precision of a model's network; None is the accelerator's."""
     if precision is None:
         return {of: name for name, of in PRECISIONS.items()}[accelerator.mixed_precision]
-    return resolve_precision(precision, accelerator.device.type, width_of(model))
+    return resolve_precision(precision, accelerator.device.type, widest(model.blueprint.config))
 
 
 def ready(

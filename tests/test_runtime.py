@@ -13,8 +13,11 @@ import pytest
 import torch
 
 from diffuse_cli import runtime
+from diffuse_cli.config import TrainConfig
+from diffuse_cli.core import Conditions, Space
 from diffuse_cli.errors import UsageError
 from diffuse_cli.runtime import PRECISIONS, resolve_precision
+from diffuse_cli.training.configuring import complete
 
 
 def test_precisions_are_those_of_the_command_line():
@@ -104,6 +107,13 @@ def test_precision_follows_the_width_of_the_network(narrow_loses, diffuse, train
         assert ran.code == 0, ran.err
         manifest = json.loads(Path("samples/manifest.json").read_text())
         assert manifest["precision"] == chosen
+
+
+def test_precision_follows_the_widest_level(narrow_loses):
+    for multipliers, chosen in (((1, 1), "fp32"), ((1, 2), "bf16")):
+        asked = TrainConfig(data="x", architecture={"width": 8, "multipliers": multipliers})
+        done, _ = complete(asked, Space(channels=1, size=(32, 32)), Conditions())
+        assert done.precision == chosen
 
 
 def test_the_decided_precision_is_that_of_the_arithmetic(narrow_loses, monkeypatch):

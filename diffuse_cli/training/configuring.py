@@ -13,7 +13,7 @@ from diffuse_cli.config.training import WEIGHTED, from_file, to_file
 from diffuse_cli.core import degradations
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.losses import OF_LEARNED, TAUGHT
-from diffuse_cli.core.networks import NETWORKS
+from diffuse_cli.core.networks import NETWORKS, widest
 from diffuse_cli.core.settings import Settings
 from diffuse_cli.core.settings import to_dict as plain
 from diffuse_cli.core.space import LONGEST_SIDE, Space
@@ -267,7 +267,9 @@ def complete(
         given_noise=conditions.given.noise if conditions.given else None,
         optimizer=config.optimizer or OPTIMIZER,
         weighting=config.weighting or ("none" if loss in WEIGHTED else "min-snr"),
-        precision=resolve_precision(config.precision, config.device, width, backward=True),
+        precision=resolve_precision(
+            config.precision, config.device, widest(settings), backward=True
+        ),
     )
     blueprint = Blueprint(
         space=space,

@@ -17,6 +17,7 @@ from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.low_frequencies import NAME as LOW_FREQUENCIES
 from diffuse_cli.core.low_frequencies import LowFrequencies
+from diffuse_cli.core.networks import widest
 from diffuse_cli.core.settings import dimensions, to_dict
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.data import Pairs, Samples, held_out_rule, open_index, read_images, save_index
@@ -178,7 +179,8 @@ def prepare(
     if done.flip and (how := getattr(MEDIA[images.medium], "FLIPPED", "")):
         yield Notice(f"--flip mirrors half of the {MEDIA[images.medium].MANY} {how}")
     if not config.goes_on:  # where it could still be changed
-        for line in slow_precision(config.precision, config.device, done.width, backward=True):
+        width = widest(blueprint.config)
+        for line in slow_precision(config.precision, config.device, width, backward=True):
             yield Notice(line, warning=True)
     if int((~held_out).sum()) < FEW:
         yield Notice(

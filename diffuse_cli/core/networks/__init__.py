@@ -99,3 +99,8 @@ def checkpointed(block: Run, *inputs: object) -> Tensor:
 def count_parameters(module: nn.Module) -> int:
     """The number of parameters of a network."""
     return sum(p.numel() for p in module.parameters())
+
+
+def widest(config: Any) -> int | None:
+    """The most channels of a configuration's feature maps, if it says."""
+    return max(getattr(config, "widths", None) or [getattr(config, "width", 0)]) or None
