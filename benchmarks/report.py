@@ -45,18 +45,17 @@ time, peers have networks of the same shape and sample with 25 evaluations of on
 samplers; diffusers' was the best of six (`peer_solvers.py`). Its learning rate of 8e-3 with
 batches of 64 was the best of those tried in short runs, but diverged in a long one.
 
-What a user gets on one core: with bfloat16, Fashion-MNIST at 32×32 has a KID × 1000 of 258 after
-one minute, 130 after two and a half and 64 after ten; with AVX2 alone 138 after about ten, or
-16 wide 212 after four and 120 after about ten ([narrower](../benchmarks/README.md#narrower)); among
-emoji of 64×64 one recognises heads and faces after ten minutes. Thirty minutes were not measured.
+What a user gets on one core with bfloat16: of Fashion-MNIST at 32×32 a KID × 1000 of 258 after one
+minute, 67 after four (three runs: 61, 72, 68; [how](../benchmarks/README.md#narrow-at-full-size)),
+where AdamW and 32 channels took ten; with AVX2 alone 138 after about ten, or `--width 16` 212 after
+four and 120 after about ten. @PHOTOS@Among emoji of 64×64 one recognises heads and faces after ten
+minutes. Thirty minutes were not measured.
 
 For emoji, diffusers' learning rate of 2e-3 and its batches of 16 were not tuned again for ten
 minutes there, and denoising-diffusion-pytorch was not run; of it for photos, one rate was tried.
 `diffuse-tuned` was trained on another day than the emoji's peer, at 68 images a second where the
-plain run had 55. It is drawn as `diffuse tune` recommends for held-out images: guided by its early
-average at 3, from noise for emoji and from a Gaussian start for photos. The emoji are faces and
-people then. The photos, crops of desktop backgrounds, are nearly flat and saturated: KID likes them
-better than clouds with edges, as it does tiles of noise (386, from a peer of two minutes).
+plain run had 55. It is drawn as `diffuse tune` recommends for held-out images. The emoji, guided by
+the early average at 3, are faces and people then.
 
 Clothes and sampling were measured before Muon became the default optimizer, and sampling before
 `tiny` cut pictures of 64 pixels into patches. What that changes is in the
