@@ -10,7 +10,7 @@ import torch
 from oracles import generator
 from torch import Tensor, nn
 
-from diffuse_cli.core import Conditions, Space
+from diffuse_cli.core import Conditions, Space, muon
 from diffuse_cli.core.muon import (
     COEFFICIENTS,
     LIKE_ADAM,
@@ -141,6 +141,22 @@ def test_stacks_of_any_sides_are_made_orthogonal_together():
     stacks = [torch.randn(s, generator=generator(k)).double() for k, s in enumerate(shapes)]
     for x, found in zip(stacks, orthogonal(stacks), strict=True):
         assert torch.allclose(found, by_singular_values(x), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("at_once", [1, 500, 2**22])
+def test_weights_move_alike_however_many_move_together(
+    monkeypatch: pytest.MonkeyPatch, at_once: int
+):
+    results = []
+    for most in (at_once, 2**22):
+        monkeypatch.setattr(muon, "AT_ONCE", most)
+        made = net()
+        optimizer = OPTIMIZERS["muon"](made, lr=RATE, weight_decay=0.1)
+        with_gradients(made, 0)
+        optimizer.step()
+        results.append(state_of(made, optimizer))
+    for one, other in zip(*results, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
 def test_float32_suffices_for_singular_values_of_a_ten_thousandth():
