@@ -68,10 +68,9 @@ def ddpm_pytorch_unet(
     return net
 
 
-def shape(channels: int, size: int) -> tuple[int, list[int]]:
-    """Width and multipliers of the preset `tiny`, which halves down to 8, without its patches."""
-    levels = max(3, 1 + math.ceil(math.log2(size / 8)))
-    return (32, [1] * levels) if channels > 2 else (16, [1] + [2] * (levels - 1))
+def levels(size: int) -> int:
+    """How many levels the preset `tiny` has for images of this side: it halves down to 8."""
+    return max(3, 1 + math.ceil(math.log2(size / 8)))
 
 
 # -- what each peer is ----------------------------------------------------------------------------
@@ -98,8 +97,7 @@ class Peer:
 
 def build_diffusers(channels: int, size: int) -> nn.Module:
     """A network in the shape of the preset `tiny`."""
-    width, multipliers = shape(channels, size)
-    return diffusers_unet(width, multipliers, 1, (), channels, size, norm_num_groups=width)
+    return diffusers_unet(32, [1] * levels(size), 1, (), channels, size)
 
 
 def diffusers_loss(net: Any, x0: Tensor) -> Tensor:
@@ -149,7 +147,7 @@ def build_ddpm_pytorch(channels: int, size: int) -> nn.Module:
     """Its objective (v) and schedule (sigmoid) are its defaults."""
     from denoising_diffusion_pytorch import GaussianDiffusion
 
-    net = ddpm_pytorch_unet(*shape(channels, size), channels)
+    net = ddpm_pytorch_unet(32, [1] * levels(size), channels)
     process: nn.Module = GaussianDiffusion(net, image_size=size, sampling_timesteps=EVALUATIONS)
     return process
 

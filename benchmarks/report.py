@@ -46,11 +46,11 @@ samplers; diffusers' was the best of six (`peer_solvers.py`). Its learning rate 
 batches of 64 was the best of those tried in short runs, but diverged in a long one.
 
 What a user gets on one core with bfloat16: of Fashion-MNIST at 32×32 a KID × 1000 of 258 after one
-minute, 67 after four (three runs: 61, 72, 68; [how](../benchmarks/README.md#narrow-at-full-size)),
-where AdamW and 32 channels took ten; of CIFAR-10, after ten, animals and vehicles in their
-surroundings, a recall of 0.13, and means that vary as much as real ones. With AVX2 alone clothes
-have 138 after about ten minutes, or 16 wide 212 after four and 120 after about ten; among emoji of
-64×64 one recognises heads and faces after ten. Thirty minutes were not measured.
+minute, 85 after four, and with `--preset slim` 67, for which AdamW took ten (three runs each;
+[how](../benchmarks/README.md#narrow-at-full-size)); of CIFAR-10, after ten, animals and vehicles in
+their surroundings, a recall of 0.13, and means that vary as much as real ones. With AVX2 alone
+clothes have 138 after about ten minutes, or 16 wide 212 after four and 120 after about ten; among
+emoji of 64×64 one recognises heads and faces after ten. Thirty minutes were not measured.
 
 For emoji, diffusers' learning rate of 2e-3 and its batches of 16 were not tuned again for ten
 minutes there, and denoising-diffusion-pytorch was not run; of it for photos of 64×64, and of both

@@ -180,24 +180,6 @@ def test_tiny_cuts_larger_samples_into_patches(size: tuple[int, int], patch: int
     assert network(train(), "small", size, 3).patch == 1
 
 
-@pytest.mark.parametrize(
-    ("channels", "given", "widths"),
-    [
-        (1, {}, [16, 32, 32]),
-        (2, {}, [16, 32, 32]),
-        (3, {}, [32, 32, 32]),
-        (1, {"patch": 2}, [32, 32]),
-        (1, {"width": 32}, [32, 32, 32]),
-        (1, {"multipliers": [1, 1]}, [32, 32]),
-    ],
-)
-def test_tiny_is_narrow_at_full_size_where_a_position_holds_one_number_or_two(
-    channels: int, given: dict[str, Any], widths: list[int]
-):
-    assert network(train(architecture=given), "tiny", (32, 32), channels).widths == widths
-    assert network(train(), "tiny", (64, 64), channels).widths == [32, 32, 32]
-
-
 def test_a_typed_size_that_a_typed_preset_cannot_halve_is_refused():
     with pytest.raises(UsageError, match="--size 30x30 cannot be halved 2 times"):
         network(train(preset="tiny", size=30), "tiny", (30, 30), 1)

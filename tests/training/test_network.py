@@ -31,10 +31,10 @@ from diffuse_cli.training.timing import batch_for, fill_minutes
 MODEL = Path("model.safetensors")
 
 
-IMAGES = Space(channels=3, size=(32, 32))
+IMAGES = Space(channels=1, size=(32, 32))
 
 
-def completed(typed, filed=None, channels=3):
+def completed(typed, filed=None, channels=1):
     """What `diffuse train` makes of a command line and a file, for images of 32x32."""
     config = configure({"data": "images", **typed}, filed)
     return complete(config, replace(IMAGES, channels=channels), Conditions())[0]
@@ -92,7 +92,7 @@ def test_minutes_leave_the_batch_open_and_a_typed_one_does_not():
 
 @pytest.mark.parametrize("size", [(64,), (32, 32), (64, 64), (16, 16, 16)])
 def test_minutes_and_steps_have_the_same_rate(size: tuple[int, ...]):
-    space = Space(channels=3, size=size, medium="array")
+    space = Space(channels=1, size=size, medium="array")
     given = {"data": "x", "preset": "tiny", "medium": "array"}
     kinds = {"own": {}, "typed": {"width": 40}, "filed": {"architecture": {"width": 40}}}
     rates = {}

@@ -203,10 +203,6 @@ def resized(config: Config, before: tuple[int, ...], after: tuple[int, ...]) -> 
 
 # -- from a preset to a configuration -------------------------------------------------------------
 
-RICH = 3
-"""Numbers at a position, channels times pixels of a patch, that half of the channels hold badly
-(benchmarks/README.md)."""
-
 LOWEST = 8
 """Levels are added until the shortest side is at most this long."""
 
@@ -233,8 +229,7 @@ def adapt(
 
     Args:
         fields: settings to adapt, and `finest`: the least shortest side, in patches, that patches
-            may leave of a sample. Without it there are none. And `plain`: widths for images with
-            fewer than `RICH` numbers at a position, unless one is given.
+            may leave of a sample. Without it there are none.
         given: settings to keep.
         published: a model of a paper: keep its levels.
         exact: refuse a size that is odd before it is small enough.
@@ -243,12 +238,9 @@ def adapt(
         InvalidArgument: the settings do not suit the space.
     """
     fields = {**fields, **given}
-    finest, plain = fields.pop("finest", None), fields.pop("plain", {})
+    finest = fields.pop("finest", None)
     if finest is not None and "patch" not in given:
         fields["patch"] = _patch(space, finest)
-    numbers = space.channels * fields.get("patch", 1) ** space.dims
-    if space.dims == 2 and numbers < RICH and given.keys().isdisjoint(plain):
-        fields = {**fields, **plain}
     undivided = {"heads": None, "head_width": None, "groups": 1}
     config = from_dict(Config, {**fields, **undivided})
     if not published and "multipliers" not in given:
