@@ -445,7 +445,7 @@ def test_the_presets_that_can_go_are_those_of_the_page():
     listed = set(
         re.findall(r"`([^`]+)`", page[page.index("Of the [presets]") :].partition(" can go")[0])
     )
-    listed |= {"tiny"} if "`tiny` where" in page else set()
+    listed |= {"tiny", "slim"} if "`tiny` and `slim` where" in page else set()
     process = {f.name for f, _ in options(DiffusionConfig)}
     able = set()
     for name, preset in PRESETS.items():
