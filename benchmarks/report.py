@@ -38,7 +38,8 @@ start-up, the roof, the distilled models and the pictures of 64×64 were measure
 processor that has AVX2 alone, so that everything there computes in float32; the quality for time
 of clothes and of photos of 32×32 on one that has bfloat16, and sampling on an older one, whose
 bfloat16 is half as fast as its float32, with a `tiny` of 1.7 M parameters. Where there is
-bfloat16, the step is 1.25 times as fast as diffusers' best and 2.2 times as fast as its default.
+bfloat16, the step is 1.24 times as fast as diffusers' best and 2.1 times as fast as its default
+(`train_step-bf16.json` there).
 
 Each contender runs in its own process with its own settings. In the comparisons of quality for
 time, peers have networks of the same shape and sample with 25 evaluations of one of their fast
