@@ -47,7 +47,7 @@ samplers; diffusers' was the best of six (`peer_solvers.py`). Its learning rate 
 batches of 64 was the best of those tried in short runs, but diverged in a long one.
 
 What a user gets on one core with bfloat16: of Fashion-MNIST at 32×32 a KID × 1000 of 258 after one
-minute, 85 after four, and with `--preset slim` 67, for which AdamW took ten (three runs each;
+minute, 85 after four and with `--preset slim` 67 (means of three runs; AdamW took ten for 70;
 [how](../benchmarks/README.md#narrow-at-full-size)); of CIFAR-10, after ten, animals and vehicles in
 their surroundings, a recall of 0.13, and means that vary as much as real ones. With AVX2 alone
 clothes have 138 after about ten minutes, or 16 wide 212 after four and 120 after about ten; among

@@ -143,7 +143,7 @@ def test_stacks_of_any_sides_are_made_orthogonal_together():
         assert torch.allclose(found, by_singular_values(x), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("at_once", [1, 500, 2**22])
+@pytest.mark.parametrize("at_once", [1, 500])
 def test_weights_move_alike_however_many_move_together(
     monkeypatch: pytest.MonkeyPatch, at_once: int
 ):
