@@ -116,17 +116,17 @@ PRESETS: Registry[Preset] = Registry(
             {"lr": 8e-3},
         ),
         "small": Preset(
-            "6.9 M: hours on a processor, minutes on a GPU",
+            "6.9 M at 32x32: hours on a processor, minutes on a GPU",
             _shape(64, (1, 2, 2), 2, (7, 8)),
             {"lr": 1e-3},
         ),
         "base": Preset(
-            "29 M: one GPU",
+            "29 M at 32x32: one GPU",
             _shape(128, (1, 2, 2, 2), 2, (7, 8, 14, 16), head_width=64),
             {"lr": 4e-4},
         ),
         "large": Preset(
-            "86 M: several GPUs",
+            "86 M at 32x32: several GPUs",
             _shape(192, (1, 2, 2, 2), 3, (7, 8, 14, 16), head_width=64),
             {"lr": 2e-4},
         ),

@@ -111,7 +111,7 @@ class ComputeConfig(Config):
 
     seed: int = option(0, "Seed of the noise.", low=0, high=2**63 - 1)
     batch_size: int = run_option(
-        64, "Batch size; does not affect the results.", low=1, high=100_000
+        64, "Batch size; changes results by rounding alone.", low=1, high=100_000
     )
     precision: str = run_option("auto", "Precision of the arithmetic.", table="runtime.PRECISIONS")
     device: str = run_option(
