@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from diffuse_cli import files
+from diffuse_cli.descriptors import open_to_read
 from diffuse_cli.files import brief, show
 
 DTYPES = {
@@ -126,7 +127,7 @@ def read(path: Path) -> dict[str, Tensor]:
 def opened(path: Path) -> BufferedReader:
     """A regular file, open for reading; a `ValueError` for any other, without waiting for what
     writes to a FIFO."""
-    file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb")
+    file = os.fdopen(open_to_read(path), "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise ValueError("it is not a regular file")

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from diffuse_cli import unusable as reasons
 from diffuse_cli.data.sources._base import plain_name
+from diffuse_cli.descriptors import open_to_read, read_at
 from diffuse_cli.unusable import LARGEST_FILE, Unusable
 
 LONGEST = 2**20
@@ -38,7 +39,7 @@ def collect(shard: Path, found: dict[str, Member]) -> str:
     """Add the members of a shard by their names, the last of a name, and say what is wrong with it:
     those before the damage are found."""
     try:
-        file = os.open(shard, os.O_RDONLY)
+        file = open_to_read(shard)
     except FileNotFoundError:
         return reasons.VANISHED
     except OSError:
@@ -69,7 +70,7 @@ def members_of(file: int) -> Iterator[Member]:
     while at < end:
         try:
             # One header, without reading on: tarfile itself would take any length that one claims.
-            info = tarfile.TarInfo.frombuf(os.pread(file, _BLOCK, at), "utf-8", "surrogateescape")
+            info = tarfile.TarInfo.frombuf(read_at(file, _BLOCK, at), "utf-8", "surrogateescape")
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             return
         except (tarfile.TarError, ValueError) as error:
@@ -110,7 +111,7 @@ def _fault(plain: bool, size: int) -> str:
 
 def _more_blocks(file: int, at: int) -> int:
     """How many blocks of a sparse member's map follow its header."""
-    count, block = 0, os.pread(file, _BLOCK, at - _BLOCK)
+    count, block = 0, read_at(file, _BLOCK, at - _BLOCK)
     extended = len(block) == _BLOCK and block[482]
     while extended:
         block = _whole(file, at + count * _BLOCK, _BLOCK)
@@ -156,9 +157,9 @@ def bytes_at(file: int, start: int, size: int) -> bytes:
     Raises:
         Unusable: it ends before.
     """
-    data = os.pread(file, size, start)
+    data = read_at(file, size, start)
     while len(data) < size:
-        more = os.pread(file, size - len(data), start + len(data))
+        more = read_at(file, size - len(data), start + len(data))
         if not more:
             raise Unusable(reasons.CORRUPT)
         data += more

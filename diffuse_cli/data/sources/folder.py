@@ -9,6 +9,7 @@ from pathlib import Path
 
 from diffuse_cli import unusable as reasons
 from diffuse_cli.data.sources._base import AT_ONCE, Entry, Source, is_folder, is_ignored_folder
+from diffuse_cli.descriptors import open_to_read
 from diffuse_cli.unusable import LARGEST_FILE, Unusable
 
 
@@ -50,7 +51,7 @@ class Folder(Source):
 
     def read(self, entry: Entry) -> bytes:
         # It may have become a FIFO since it was listed.
-        descriptor = os.open(entry.key, os.O_RDONLY | os.O_NONBLOCK)
+        descriptor = open_to_read(entry.key)
         try:
             info = os.fstat(descriptor)
             if not stat.S_ISREG(info.st_mode):

@@ -29,6 +29,7 @@ from diffuse_cli.data.sources._base import (
 )
 from diffuse_cli.data.sources._listing import folder_classes
 from diffuse_cli.data.sources._tar_headers import Member, bytes_at, collect
+from diffuse_cli.descriptors import open_to_read
 from diffuse_cli.errors import DataError
 from diffuse_cli.files import brief, show
 from diffuse_cli.media import by_extension
@@ -133,11 +134,11 @@ class Tar(Source):
         with self._lock:
             kept = self._open.get(shard)
             if kept is None and len(self._open) < MOST_OPEN:
-                kept = self._open[shard] = os.open(shard, os.O_RDONLY)
+                kept = self._open[shard] = open_to_read(shard)
         if kept is not None:
             yield kept
             return
-        file = os.open(shard, os.O_RDONLY)
+        file = open_to_read(shard)
         try:
             yield file
         finally:
