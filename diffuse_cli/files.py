@@ -82,12 +82,18 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+_BEFORE = ".before"
+
+_TEMPORARY = re.compile(rf"\.(.+)\.\d+(\.old|{re.escape(_BEFORE)})?\.tmp")
+"""The names of what is being written, being removed, or about to be replaced."""
+
+
 def _temporary(path: Path, kind: str = "") -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}{kind}.tmp")
 
 
 def _is_temporary(path: Path) -> bool:
-    return path.name.startswith(".") and path.suffix == ".tmp"
+    return _TEMPORARY.fullmatch(path.name) is not None
 
 
 class _Writer(io.BufferedWriter):
@@ -203,21 +209,43 @@ def make_folder(path: Path) -> None:
 
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Replace the folder `path`, whole or not at all, by what `fill` writes into the given one."""
-    temporary = _temporary(path)
+    """Replace the folder `path`, whole or not at all, by what `fill` writes into the given one.
+
+    What was there before goes last. Between the two renames it has another name, under which
+    `sweep` finds it.
+    """
+    temporary, before = _temporary(path), _temporary(path, _BEFORE)
     with reported(path):
         try:
             remove(temporary)
             make_folder(temporary)
             fill(temporary)
             sync_folder(temporary)
-            remove(path)
+            if _is_there(path):
+                with operation("rename", path):
+                    path.rename(before)
             with operation("rename", path):
                 temporary.rename(path)
             sync_folder(path.parent)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                _restore(before, path)
             raise
+        remove(before)
+
+
+def _is_there(path: Path) -> bool:
+    return path.is_symlink() or path.exists()
+
+
+def _restore(before: Path, path: Path) -> bool:
+    """Put back what was about to be replaced by `path`, if nothing has replaced it."""
+    if before.name.endswith(f"{_BEFORE}.tmp") and _is_there(before) and not _is_there(path):
+        with operation("rename", path):
+            before.rename(path)
+        return True
+    return False
 
 
 def remove(path: Path) -> None:
@@ -228,9 +256,8 @@ def remove(path: Path) -> None:
                 with operation("remove", path):
                     path.unlink(missing_ok=True)
             return
-        doomed = path
-        if not _is_temporary(path):
-            doomed = _temporary(path, ".old")
+        doomed = _doomed(path)
+        if doomed != path:
             shutil.rmtree(doomed, ignore_errors=True)
             with operation("rename", path):
                 path.rename(doomed)
@@ -238,12 +265,20 @@ def remove(path: Path) -> None:
             shutil.rmtree(doomed)
 
 
-def sweep(folder: Path, name: str = "") -> None:
-    """Remove the temporary files in `folder`: all of them, or those of `name`."""
-    start = f".{name}." if name else "."
+def _doomed(path: Path) -> Path:
+    """The name of a folder while its files are removed."""
+    if not _is_temporary(path):
+        return _temporary(path, ".old")
+    return path.with_name(path.name.replace(f"{_BEFORE}.tmp", ".old.tmp"))
+
+
+def sweep(folder: Path, owned: str = ".+") -> None:
+    """Remove what killed processes left in `folder` of files and folders whose names `owned`, a
+    regular expression, matches; put back those that were about to be replaced."""
     with reported(folder):
         for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-            if _is_temporary(path) and path.name.startswith(start):
+            parts = _TEMPORARY.fullmatch(path.name)
+            if parts and re.fullmatch(owned, parts[1]) and not _restore(path, folder / parts[1]):
                 remove(path)
 
 

@@ -33,7 +33,7 @@ def holding(folder: Path) -> Iterator[None]:
     made = not folder.exists()
     try:
         with locks.held(folder / ".lock"):
-            files.sweep(folder)
+            files.sweep(folder, WRITTEN.pattern)
             yield
     finally:
         if made:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import environment
-from seams import FULL, failing, watching
+from seams import FULL, ends_at, failing, killed_while, watching
 
 from diffuse_cli import files
 from diffuse_cli.errors import OutputError
@@ -245,6 +245,30 @@ def test_an_error_leaves_the_old_folder(tmp_path: Path):
     with pytest.raises(Stop):
         files.write_folder(path, broken)
     assert everything(tmp_path) == ["folder", "folder/a"]
+
+
+def test_a_folder_that_is_killed_at_any_operation_is_the_old_or_the_new_one(tmp_path: Path):
+    path, other, seen = tmp_path / "folder", ".other.5.tmp", set()
+    (tmp_path / other).touch()
+    for moment in range(100):
+        files.write_folder(path, fill("a"))
+        if not killed_while(lambda: files.write_folder(path, fill("b")), ends_at(moment)):
+            break
+        seen.add(path.exists())
+        files.sweep(tmp_path, "folder")
+        assert everything(tmp_path)[:2] == [other, "folder"]
+        assert everything(tmp_path)[2:] in (["folder/a"], ["folder/b"])
+    assert everything(tmp_path) == [other, "folder", "folder/b"]
+    assert seen == {True, False}, "it was never stopped between the renames"
+
+
+def test_sweeping_takes_what_was_left_of_the_names_that_are_owned(tmp_path: Path):
+    taken = [".00001.png.5.tmp", ".grid.png.66.old.tmp", ".grid.png.66.before.tmp"]
+    stay = [".model.safetensors.5.tmp", ".grid.png.tmp", ".00001.png.x.tmp", "00001.png.5.tmp"]
+    for name in (*taken, *stay, "grid.png"):
+        (tmp_path / name).touch()
+    files.sweep(tmp_path, r"\d+\.png|grid\.png")
+    assert everything(tmp_path) == sorted([*stay, "grid.png"])
 
 
 def test_a_folder_appears_when_it_is_full(tmp_path: Path):

@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import os
 import pickle
+import re
 import urllib.error
 import urllib.request
 import zipfile
@@ -100,7 +101,7 @@ def download(published: Published, path: Path) -> Work[None]:
     where = f"from {published.url} to {show(path)}"
     yield Notice(f"downloading the weights of {published.network} {where}")
     with locks.held(path.with_name(f".{path.name}.lock"), "Wait for it"):
-        files.sweep(path.parent, path.name)
+        files.sweep(path.parent, re.escape(path.name))
         with _reported(published):
             request = urllib.request.Request(published.url, headers={"User-Agent": "diffuse"})
             response = urllib.request.urlopen(request, timeout=PATIENCE)

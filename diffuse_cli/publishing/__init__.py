@@ -70,8 +70,8 @@ def push(config: PushConfig) -> Work[Pushed]:
     with tempfile.TemporaryDirectory(prefix="diffuse-push-") as temporary:
         folder = out or Path(temporary)
         files.make_folder(folder)
-        with files.reported(folder):
-            shutil.copyfile(found.path, folder / MODEL_FILE)
+        with files.writing(folder / MODEL_FILE) as copy, found.path.open("rb") as own:
+            shutil.copyfileobj(own, copy)
         if files.sha256(folder / MODEL_FILE) != found.sha256:
             raise ModelFileError(f"{files.show(found.path)} has changed", "Type the command again")
         if picture:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,9 +138,9 @@ class RunDirectory:
         """Remove what a killed process was writing."""
         for folder in (self.path, self.checkpoints, self.previews, self.snapshots):
             files.sweep(folder)
-        files.sweep(self.model.parent, self.model.name)
+        files.sweep(self.model.parent, re.escape(self.model.name))
         if self._has_best():
-            files.sweep(self.model.parent, self.best.name)
+            files.sweep(self.model.parent, re.escape(self.best.name))
 
     def clear(self) -> None:
         """Remove an earlier run and its models, but not this run's lock and cache."""

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from hubs import COMMIT, serving
 from PIL import Image
+from seams import FULL, failing
 
+from diffuse_cli import files
 from diffuse_cli.publishing.card import _text
 
 Run = Callable[..., Any]
@@ -52,6 +54,16 @@ def test_a_folder_has_the_model_a_picture_and_a_card_of_facts(
     assert "±" in card
     assert diffuse("sample", conditional, "-n", 16, "-o", "drawn").code == 0
     assert sha(Path("drawn/grid.png")) == sha(Path("out/samples.png"))
+
+
+def test_a_full_disk_leaves_the_model_that_was_there(diffuse: Run, model: Path, monkeypatch):
+    line = ("push", model, TARGET, "--license", "mit", "-o", "out", "--samples", "grid.png")
+    Image.new("L", (4, 4)).save("grid.png")
+    Path("out").mkdir()
+    Path("out/model.safetensors").write_bytes(b"old")
+    monkeypatch.setattr(files, "operation", failing("sync", FULL))
+    assert diffuse(*line, "--overwrite").code == 5
+    assert Path("out/model.safetensors").read_bytes() == b"old"
 
 
 def test_a_picture_may_be_given_and_nothing_measured_is_said(diffuse: Run, model: Path):
