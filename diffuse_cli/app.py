@@ -120,9 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _expected(consoles[-1], OutputError(str(error)))
     except Exception as error:
         if out_of_memory(error):
-            return _expected(
-                consoles[-1], UsageError("out of memory", "Try a smaller --batch-size")
-            )
+            fault = UsageError("out of memory", "Try a smaller --batch-size").of_one()
+            return _expected(consoles[-1], fault)
         if gone := lost(error):
             return _expected(consoles[-1], gone)
         traceback.print_exc()

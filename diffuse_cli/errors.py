@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from diffuse_cli.core.errors import InvalidArgument
 from diffuse_cli.core.errors import lookup as known
@@ -30,6 +30,11 @@ class DiffuseError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def of_one(self) -> Self:
+        """This error, which another process may not have, and so each of them says."""
+        self.of_all = False
+        return self
 
     def __str__(self) -> str:
         if not self.hint:

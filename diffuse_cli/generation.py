@@ -62,7 +62,7 @@ def generate(config: SampleConfig) -> Work[Generated | None]:
             if accelerator.num_processes == 1:
                 job.ledger.abandon()
             if isinstance(error, OutputError):
-                error.of_all = False
+                error.of_one()
             raise
         meet(accelerator)
         if not accelerator.is_main_process:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -124,6 +124,16 @@ def flag_of(f: dataclasses.Field[Any]) -> str:
     if spec.flag.startswith("--"):
         return spec.flag
     return f"-{f.name}" if len(f.name) == 1 else "--" + f.name.replace("_", "-")
+
+
+def words_of(config: object, names: Collection[str]) -> list[str]:
+    """The options with these names that differ from their defaults, as they are typed."""
+    words: list[str] = []
+    for f, _ in options(config):
+        value = getattr(config, f.name)
+        if f.name in names and value != f.default:
+            words += [flag_of(f)] if value is True else [flag_of(f), str(value)]
+    return words
 
 
 class Config:

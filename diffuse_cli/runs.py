@@ -74,11 +74,12 @@ def fault(checkpoint: Path, *names: str) -> str:
     return ""
 
 
-def resume_line(data: str, model: str) -> str:
-    """What goes on with a run: a command, or the call of a program that holds the data."""
+def resume_line(data: str, model: str, options: Sequence[str] = ()) -> str:
+    """What goes on with a run: a command with these options, or the call of a program that holds
+    the data."""
     if data.startswith(MEMORY):
         return f"diffuse.train(data, out={model!r}, resume=True)"
-    return shlex.join(["diffuse", "train", data, "--resume", "-o", model])
+    return shlex.join(["diffuse", "train", data, "--resume", *options, "-o", model])
 
 
 def rows(log: Path) -> Iterator[dict[str, Any]]:

@@ -17,6 +17,7 @@ from diffuse_cli.console import Console
 from diffuse_cli.events import Notice, Progress
 from diffuse_cli.features import KIDS
 from diffuse_cli.metrics import Measured, label
+from diffuse_cli.runtime import rank
 from diffuse_cli.signals import deferred
 from diffuse_cli.training.configuring import configure as configure
 
@@ -53,7 +54,8 @@ def _dry_run(config: TrainConfig, console: Console) -> None:
     from diffuse_cli.training.estimating import estimate
 
     found = console.follow(estimate(config))
-    console.show(found.to_dict(), [found.to_toml().rstrip("\n")])
+    if rank() == 0:
+        console.show(found.to_dict(), [found.to_toml().rstrip("\n")])
 
 
 class _Describe:

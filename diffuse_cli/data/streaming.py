@@ -151,10 +151,11 @@ class Stream:
         return self._pool.submit(act, *values)
 
     def to_dict(self) -> dict[str, Any]:
-        """All but what is kept, and the digests, as plain values."""
+        """All but what is kept, and the digests, as plain values; the source by where it lies here,
+        as what a name of the hub stands for may change."""
         origin = self.origin
         return {
-            "source": str(Path(origin.source).absolute()),
+            "source": str(self._reading.source.path.absolute()),
             "medium": origin.medium,
             "asked": dataclasses.asdict(origin.asked),
             "entries": [list(entry) for entry in origin.entries],

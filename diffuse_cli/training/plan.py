@@ -26,7 +26,7 @@ from diffuse_cli.diffusion import Blueprint, make_denoiser, make_process
 from diffuse_cli.errors import DataError, UsageError, translating
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.givens import Giver, Inputs, inputs_for
-from diffuse_cli.media import MEDIA
+from diffuse_cli.media import MEDIA, asked_for
 from diffuse_cli.runtime import settle, slow_precision
 from diffuse_cli.training.classes import check_labels, check_names, class_names, fits
 from diffuse_cli.training.configuring import complete
@@ -155,7 +155,8 @@ def prepare(
     check_distilled(config, make_denoiser(None, config, make_process(config)))
     cache = run.cache if run else None
     index = run.index if run else None
-    if run and index and config.overwrite and run.exists():
+    first = accelerator is None or accelerator.is_main_process
+    if run and index and config.overwrite and first and run.exists():
         files.remove(index)
     images = yield from _read(config, accelerator, cache, index and index / "images.jsonl")
     beside = index and index / "given.jsonl"
@@ -244,6 +245,8 @@ def _read(
         images = open_index(cache)
         several.wait_for_everyone()
         return images
+    with translating():
+        layout = asked_for(config.layout, config.alpha)
     images = yield from read_images(
         config.data,
         size=config.size,
@@ -251,7 +254,7 @@ def _read(
         background=config.background,
         fit=config.fit,
         medium=config.medium,
-        layout=config.layout or ("alpha" if config.alpha else None),
+        layout=layout,
         bits=config.bits,
         rate=config.rate,
         transform=config.transform,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from diffuse_cli import runs
 from diffuse_cli.core.networks import count_parameters
 from diffuse_cli.errors import DataError, DiffuseError, Interrupted, Terminated
 from diffuse_cli.events import Notice, Stop, Work
 from diffuse_cli.media import MEDIA
+from diffuse_cli.options import words_of
 from diffuse_cli.training.checkpoints import (
     Pace,
     bring_up_to_date,
@@ -42,6 +44,11 @@ from diffuse_cli.training.teaching import taught_by
 from diffuse_cli.training.threads import Stops, open_to_choice
 from diffuse_cli.training.timing import Forecast
 from diffuse_cli.training.trainer import Outcome, Trainer
+
+TYPED_AGAIN = (
+    "gradient_checkpointing", "strict", "cache", "workers", "save_every", "log", "log_every",
+)  # fmt: skip
+"""Options that a run directory does not keep, and without which it would go on otherwise."""
 
 
 class Run:
@@ -78,7 +85,8 @@ class Run:
         start = checkpoint.step if checkpoint else 0
         if self.main:
             check_room(self.plan, self.run)
-        spent += self.laps()
+        # Plans that differ by a step would leave the processes waiting for each other.
+        spent = float(max(gather_object([spent + self.laps()])))
         config, course, budget = yield from started(
             self.plan, self.accelerator, self.run, checkpoint, self.stop, self.room, spent
         )
@@ -244,10 +252,11 @@ class Run:
         """Save where nothing is left to read; what to say."""
         if self.main:
             self.run.save(checkpoint_of(trainer, step, monitor, self.deadline.budget))
-        return self._ended(error, step, "checkpoint saved")
+        return self._ended(error, step, "checkpoint saved").of_one()
 
     def _ended(self, error: DiffuseError, step: int, kept: str) -> DiffuseError:
-        again = runs.resume_line(self.plan.config.data, self.plan.config.out)
+        config = self.plan.config
+        again = runs.resume_line(config.data, config.out, words_of(config, TYPED_AGAIN))
         return type(error)(f"{error.message} at step {step:,}: {kept}", f"Go on with: {again}")
 
     def _log(self, trainer: Trainer, done: int, meter: Meter, norm: float) -> Step:

@@ -148,7 +148,7 @@ class Trainer:
         The norm of such a step is not finite either.
         """
         self._updater.prepared.train()
-        if step and self.matches(step) and not self.matches(step - 1):
+        if step and self.matches(step) and not self.ema.forgotten:
             self.ema.restart()
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr_at(step)
@@ -192,12 +192,12 @@ class Trainer:
             raise UsageError(
                 "out of memory: a single image does not fit",
                 "Try --gradient-checkpointing, a smaller --width or a smaller --size",
-            )
+            ).of_one()
         if self.accelerator.num_processes > 1:  # the others are in the middle of their step
             raise UsageError(
                 f"out of memory: {-(-most // self.accumulation)} images at a time do not fit",
                 f"Try --accumulation {2 * self.accumulation}",
-            )
+            ).of_one()
         self.accumulation = min(2 * self.accumulation, most)
         self.optimizer.optimizer.zero_grad()
         if self.device.type != "cpu":

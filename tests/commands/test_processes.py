@@ -15,7 +15,8 @@ from launching import StandIns
 from PIL import Image
 from training.conftest import QUICK
 
-from diffuse_cli import locks
+from diffuse_cli import app, locks
+from diffuse_cli.errors import DataError
 from diffuse_cli.training.rundir import RunDirectory
 
 STEPS = ("--steps", 4, "--log-every", 1, "--num-timesteps", 8)
@@ -271,7 +272,8 @@ def test_the_second_run_is_told_of_the_first_though_a_model_stands_there(train, 
 
 RACE = """
 import sys
-from diffuse_cli import locks
+from diffuse_cli import app, locks
+from diffuse_cli.errors import DataError
 from diffuse_cli.errors import BusyError
 sys.stdin.readline()
 try:
@@ -343,3 +345,23 @@ def test_a_killed_process_holds_nothing(train, holder):
     holder.kill()
     holder.wait()
     assert train("--steps", 2).code == 0
+
+
+def test_a_dry_run_of_two_processes_is_said_once(pair, images, recipe):
+    ran = pair("train", images, "--config", recipe, *STEPS, "--dry-run", "--json", "-q")
+    assert (ran.code, ran.json["config"]["steps"]) == (0, 4), ran.err
+
+
+def test_an_error_that_another_process_may_not_have_is_said_by_each(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    for error, said in ((DataError("gone"), ""), (DataError("gone").of_one(), "diffuse: gone\n")):
+        monkeypatch.setattr(app, "build", lambda error=error: raising(error))
+        assert app.main([]) == 3
+        assert capsys.readouterr().err == said
+
+
+def raising(error):
+    def program(*arguments, **options):
+        raise error
+
+    return program

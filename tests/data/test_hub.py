@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ from hubs import COMMIT, Hub, serving
 from test_sources import corpus, parquet_file, parquet_files, sharded
 
 from diffuse_cli import modelfile
+from diffuse_cli.data import open_index, read_images, save_index
 from diffuse_cli.data.sources import hub
 from diffuse_cli.errors import DataError
+from diffuse_cli.events import finish
 from diffuse_cli.hub import File, Listing
 
 NAME = "hf://datasets/some/set"
@@ -163,3 +166,17 @@ def test_tar_shards_of_the_hub(info: Callable[..., Any], served: Hub, tmp_path: 
     served.sets["some/set"] = contents(sharded(tmp_path / "x", corpus(12)))
     ran = info("info", NAME, "--json", "-q")
     assert (ran.code, ran.json["usable"]) == (0, 12)
+
+
+def test_what_other_processes_decode_lies_where_the_first_opened_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parquet_files(tmp_path / "data", corpus(12))
+    here = SimpleNamespace(files=(), name=NAME, local=lambda: tmp_path / "data")
+    monkeypatch.setattr(hub, "_wanted", lambda text: here)
+    images = finish(read_images(NAME, keep=0, cache=tmp_path / "cache", workers=1))
+    save_index(images, tmp_path / "cache")
+    monkeypatch.undo()
+    again = open_index(tmp_path / "cache")
+    assert len(again) == 12
+    assert (again.stored[:3] == images.stored[:3]).all()

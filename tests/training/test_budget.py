@@ -17,7 +17,7 @@ from seams import giving
 from diffuse_cli import modelfile
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.events import finish
-from diffuse_cli.training import monitor
+from diffuse_cli.training import monitor, running
 from diffuse_cli.training.budget import Budget, Chore
 from diffuse_cli.training.configuring import configure
 from diffuse_cli.training.course import Course, lr_at
@@ -406,6 +406,16 @@ def test_killed_anywhere_and_resumed_equals_one_go(by_clock, clock, loaded, kill
     clock.seconds = busy
     by_clock(resume=True)
     assert_same(loaded)
+
+
+def test_processes_plan_from_the_time_that_the_slowest_has_spent(by_clock, monkeypatch):
+    def used(**options):
+        by_clock(minutes=1, stop_at=1, **options)
+        return RunDirectory(MODEL).load()[0].state["budget"]["used"]
+
+    alone = used()
+    monkeypatch.setattr(running, "gather_object", lambda told: [*told, told[0] + 7])
+    assert used(overwrite=True) == pytest.approx(alone + 7)
 
 
 def test_two_processes_end_at_the_step_that_the_first_planned(by_clock, clock, pair, images):
