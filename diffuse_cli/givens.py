@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.core import degradations
 from diffuse_cli.core.conditions import PAIRS, Given
+from diffuse_cli.core.errors import InvalidArgument
 from diffuse_cli.core.space import Space
 from diffuse_cli.draws import BLOCK, GivenDraws, given_draws
 from diffuse_cli.errors import UsageError, translating
@@ -25,9 +26,44 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
 
 
+SAME = 1e-6
+"""Squares of deviations that differ by less are taken for equal."""
+
+
 def is_degradation(text: str) -> bool:
     """Whether `--given` names a degradation, not a folder or a file."""
     return text.partition("+")[0].partition(":")[0] in degradations.DEGRADATIONS
+
+
+def observed_space(space: Space, made: Degradation) -> Space:
+    """The space of what is observed of samples, as it is stored.
+
+    Floats of averaged channels have the mean of their means, and their deviation.
+
+    Raises:
+        InvalidArgument: they differ in it, so that the average of stored channels is not that of
+            the channels as the model sees them; or the samples do not suit `made`.
+    """
+    channels, *size = made.observed(space.shape)
+    own: dict[str, Any] = {}
+    if space.levels is None and channels != space.channels:
+        own = {name: _averaged(getattr(space, name), space, made) for name in ("mean", "std")}
+        squares = _averaged([d**2 for d in space.std], space, made)
+        if any(s > (1 + SAME) * d**2 for s, d in zip(squares, own["std"], strict=True)):
+            raise InvalidArgument(
+                f"{made.text} averages channels, and theirs have different deviations",
+                "Scale the channels alike first",
+            )
+    return dataclasses.replace(space, channels=channels, size=tuple(size), **own)
+
+
+def _averaged(values: Sequence[float], space: Space, made: Degradation) -> tuple[float, ...]:
+    """What becomes of channels that are constant."""
+    import torch
+
+    column = torch.tensor(values, dtype=torch.float64).reshape(1, -1, *[1] * space.dims)
+    y = made.fitted(space.shape).apply(column.expand(1, -1, *space.size))
+    return tuple(y.flatten(2)[0, :, 0].tolist())
 
 
 @dataclass(frozen=True)
@@ -63,7 +99,7 @@ class Giver:
             raise UsageError(f"{self.given.what}: {self.given.channels} channels of another sample")
         with translating(lambda _: "--given"):
             made = degradations.parse(self.given.what).fitted(self.space.shape)
-            made.observed(self.space.shape)
+            observed_space(self.space, made)
         return made
 
     @property
@@ -77,8 +113,8 @@ class Giver:
         made = self.degradation
         if made is None:
             return self.shown
-        channels, *size = made.observed(self.space.shape)
-        return dataclasses.replace(self.space, channels=channels, size=tuple(size))
+        with translating(lambda _: "--given"):
+            return observed_space(self.space, made)
 
     @cached_property
     def shown(self) -> Space:

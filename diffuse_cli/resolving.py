@@ -153,8 +153,8 @@ def resolve(
     is.
 
     Raises:
-        UsageError: a class that the model does not have, or guidance or a start that it cannot
-            have.
+        UsageError: a class that the model does not have, or guidance, a start or a threshold that
+            it cannot have.
         InvalidArgument: an option that the sampler does not take.
     """
     wanted, guide = condition(config, model, names, on), guide_of(config, model)
@@ -163,14 +163,20 @@ def resolve(
             "--guidance-interval: the model was trained without classes",
             "Train one with --classes, or guide by a weaker one with --guide-with",
         )
-    sampler, steps = config.sampler or SAMPLER, config.steps or SAMPLING_STEPS
+    if config.threshold is not None and model.blueprint.space.levels is None:
+        raise UsageError(
+            "--threshold keeps x_0 in the range of levels, and the model draws floats",
+            "Leave it out",
+        )
+    most = model.blueprint.diffusion.num_timesteps
+    sampler, steps = config.sampler or SAMPLER, config.steps or min(SAMPLING_STEPS, most)
     times, taken = None, list[str]()
     asked = config.start if isinstance(config, StartConfig) else NOISE
     if asked is not None:
         lookup(dict.fromkeys(STARTS), asked, "--start")
     found = model.sampling
     if model.distilled is not None:
-        sampler, steps = config.sampler or "consistency", config.steps or DISTILLED_STEPS
+        sampler, steps = config.sampler or "consistency", config.steps or min(DISTILLED_STEPS, most)
     elif sampler in OF_DISTILLED:
         raise UsageError(
             f"--sampler {sampler} draws from a distilled model, and this is none",

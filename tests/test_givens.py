@@ -99,6 +99,34 @@ def test_what_does_not_suit_the_samples_is_refused(what, channels):
         giver(what, channels)
 
 
+def floats(mean, std, size=(8,)):
+    return Space(channels=len(mean), size=size, levels=None, mean=mean, std=std)
+
+
+@pytest.mark.parametrize(
+    ("what", "mean", "std"),
+    [("grey", (2.5,), (3.0,)), ("downsample-channels:2", (1.5, 3.5), (3.0, 3.0))],
+)
+def test_averaged_floats_are_what_their_file_says(what, mean, std):
+    space = floats((1.0, 2.0, 3.0, 4.0), (3.0,) * 4)
+    own = giver(what, space=space)
+    assert (own.inputs.mean, own.inputs.std) == (mean, std)
+    stored = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0))
+    seen = own.degradation.apply(stored)
+    known = own.degradation.apply(space.to_model(stored))
+    assert torch.allclose(own.inputs.to_model(seen), known, atol=1e-6)
+    told = beside(own, seen.numpy()).at([0, 1], CPU)
+    assert torch.allclose(told, own.degraded(space.to_model(stored), draws(own, range(2))))
+
+
+def test_averages_of_floats_with_other_deviations_are_refused():
+    space = floats((0.0,) * 4, (1.0, 1.0, 2.0, 2.0))
+    assert giver("downsample-channels:2", space=space).inputs.std == (1.0, 2.0)
+    assert giver("low-res:2", space=space).inputs.std == space.std
+    with pytest.raises(UsageError, match="grey averages channels, and theirs have different"):
+        giver("grey", space=space)
+
+
 def test_a_degradation_is_known_by_its_name():
     assert all(map(is_degradation, ("grey", "low-res:4", "blur:2+noise:0.1", "noise")))
     assert not any(map(is_degradation, ("./grey", "edges", "grey/", "greys", "a+b", "")))

@@ -20,7 +20,7 @@ from diffuse_cli.config import (
     SamplerChoice,
     VaryConfig,
 )
-from diffuse_cli.core import SAMPLERS, Conditions, InvalidArgument
+from diffuse_cli.core import SAMPLERS, Conditions, InvalidArgument, Space
 from diffuse_cli.core.low_frequencies import LowFrequencies
 from diffuse_cli.data import read_images
 from diffuse_cli.draws import image_noise
@@ -31,13 +31,19 @@ from diffuse_cli.sampling import draw, prepared
 
 DEFAULT = SamplerChoice(SAMPLER, SAMPLING_STEPS, GUIDANCE)
 HEUN = SamplerChoice("heun", 7, 3.5)
+GREY = Space(channels=1, size=(8, 8))
 
 
-def model(sampling: SamplerChoice | None, classes: int = 2):
+def model(
+    sampling: SamplerChoice | None, classes: int = 2, timesteps=1000, distilled=None, space=GREY
+):
     names = ("a", "b")[:classes]
-    blueprint = SimpleNamespace(conditions=Conditions(classes=names))
+    diffusion = SimpleNamespace(num_timesteps=timesteps)
+    blueprint = SimpleNamespace(
+        conditions=Conditions(classes=names), diffusion=diffusion, space=space
+    )
     return SimpleNamespace(
-        blueprint=blueprint, classes=names, training={}, sampling=sampling, distilled=None
+        blueprint=blueprint, classes=names, training={}, sampling=sampling, distilled=distilled
     )
 
 
@@ -170,6 +176,19 @@ def test_a_start_that_there_is_not_is_refused(of, given, said):
         resolve(config(start="gaussian"), distilled)
     with pytest.raises(UsageError, match="--start"):
         resolve(config(start="zero"), starting())
+
+
+def test_the_default_steps_are_no_more_than_there_are():
+    assert resolve(config(), model(None, timesteps=12)).steps == 12
+    assert resolve(config(), model(None, 0, timesteps=1, distilled={"teacher": "x"})).steps == 1
+    assert resolve(config(steps=20), model(None, timesteps=12)).steps == 20  # refused later
+
+
+def test_floats_have_no_range_for_a_threshold():
+    floats = Space(channels=1, size=(8, 8), levels=None, mean=(0.0,), std=(1.0,))
+    assert resolve(config(threshold=0.9), model(None)).threshold == 0.9
+    with pytest.raises(UsageError, match="--threshold keeps x_0 in the range of levels"):
+        resolve(config(threshold=0.9), model(None, space=floats))
 
 
 def test_a_model_without_classes_has_no_guidance():

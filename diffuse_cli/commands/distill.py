@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from diffuse_cli.commands.train import run as run
 from diffuse_cli.config import DistillConfig
 from diffuse_cli.config.distilling import SHARE, STEPS
+from diffuse_cli.errors import UsageError
 from diffuse_cli.options import from_dict, to_dict
 
 if TYPE_CHECKING:
@@ -37,14 +38,26 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     values = {k: v for k, v in to_dict(config).items() if k in given or k == "out"}
     model, guidance = values.pop("model"), values.pop("guidance", None)
     if config.resume:
-        return complete(values)
+        resumed = complete({**values, "init": model})
+        if guidance not in (None, resumed.teacher_guidance):
+            raise UsageError(
+                f"--guidance {guidance:g} differs from the run's {resumed.teacher_guidance or 1:g}",
+                "Leave it out to go on, or start again with --overwrite",
+            )
+        return resumed
     values |= {"init": model, "loss": "consistency", "keep_weak": False}
+    values["timestep_draw"] = "uniform"  # a path has times of its own
     found = load(model)
     values.setdefault("batch_size", max(1, found.training.get("batch_size", BATCH) // SHARE))
     if "lr" in found.training:
         values.setdefault("lr", found.training["lr"] / 2)
     if guidance is None:
         guidance = guidance_of(found)
+    elif guidance != 1 and not found.blueprint.conditions:
+        raise UsageError(
+            f"--guidance {guidance:g}: the model is told nothing that it could be guided by",
+            "Leave it out",
+        )
     if guidance is not None:
         values["teacher_guidance"] = guidance
     if config.steps is None and config.minutes is None:

@@ -165,7 +165,11 @@ class TuneConfig(MeasureConfig, GuideConfig, TrajectoryConfig, WeightsConfig):
     """Samplers, steps and guidance scales of a model, compared."""
 
     samplers: tuple[str, ...] | None = option(
-        None, "Samplers to try.", table="core.samplers.SAMPLERS", parse=parse_listed, shown="all that suit the model"
+        None,
+        "Samplers to try.",
+        table="core.samplers.SAMPLERS",
+        parse=parse_listed,
+        shown="all that suit the model",
     )
     steps: tuple[int, ...] = option(
         TUNED_STEPS, "Numbers of steps to try with each sampler.", parse=parse_ints

@@ -29,6 +29,9 @@ TOLD = "given"
 METHOD = "pigdm"
 """That of any other."""
 
+ENCODING_STEPS = 100
+"""Steps of `interpolate`, or as many as the process has."""
+
 METHODS: Mapping[str, Any] = ChainMap(RESTORATIONS, {TOLD: None})
 
 
@@ -146,7 +149,13 @@ class InterpolateConfig(ComputeConfig, WeightsConfig):
     first: str = argument("A", "Image to begin with.")
     second: str = argument("B", "Image to end with.")
     n: int = option(9, "Number of images, both ends among them.", flag="-n", low=2, high=100_000)
-    steps: int = option(100, "Steps to the noise of each image, and back.", low=1, high=MOST_STEPS)
+    steps: int | None = option(
+        None,
+        "Steps to the noise of each image, and back.",
+        low=1,
+        high=MOST_STEPS,
+        shown=f"{ENCODING_STEPS}",
+    )
     label: str | None = option(
         None,
         "Class of the images, for a model with classes.",

@@ -149,7 +149,7 @@ def logit_normal(snr: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
     logit = -snr.log() / 2
     u, z = logit.sigmoid(), (logit - mean) / std
     density = (-(z**2) / 2).exp() / (math.sqrt(2 * math.pi) * std * u * (1 - u))
-    return flow(snr) * density.nan_to_num(0.0)  # its limit at SNR 0
+    return flow(snr) * density.nan_to_num(0.0, posinf=0.0)  # its limit at SNR 0
 
 
 def jit(snr: Tensor) -> Tensor:

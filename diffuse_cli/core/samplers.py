@@ -149,9 +149,10 @@ def _accelerated(tried: list[tuple[Tensor, Tensor]]) -> Tensor:
     gains = stack([missed - other for _, other in tried[:-1]], 2)
     sizes = gains.norm(dim=1, keepdim=True).clamp(min=1e-30)
     moves, gains = moves / sizes, gains / sizes
-    normal = (gains.mT @ gains).double().cpu(), (gains.mT @ missed[:, :, None]).double().cpu()
+    products = gains.mT @ gains, gains.mT @ missed[:, :, None]
+    normal = [each.cpu().double() for each in products]  # Metal has no float64
     mix = normal[0].pinverse(1e-10) @ normal[1]
-    mixed: Tensor = newest - (moves @ mix.to(moves)).squeeze(2)
+    mixed: Tensor = newest - (moves @ mix.to(moves.dtype).to(moves.device)).squeeze(2)
     return mixed
 
 

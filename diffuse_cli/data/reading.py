@@ -52,6 +52,7 @@ from diffuse_cli.media import (
     Size,
     advice,
     check_bits,
+    check_channels,
     check_fit,
     check_layout,
     check_rate,
@@ -135,6 +136,7 @@ def read_images(
         with translating():
             check_fit(listing.medium, fit)
             check_layout(listing.medium, layout)
+            check_channels(listing.medium, channels, layout)
             check_rate(listing.medium, rate)
             size = checked_size(listing.medium, size)
             numbers = numbers or check_bits(listing.medium, bits)

@@ -13,7 +13,7 @@ from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.givens import Giver, beside, degrading
 from diffuse_cli.media import MEDIA, Asked, like
-from diffuse_cli.sampling import Loaded
+from diffuse_cli.sampling import Loaded, looks
 from diffuse_cli.tasks.inputs import read_one, rgb
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ class Told:
 
     Attributes:
         what: `pairs`, or the degradation that made it of the image.
-        given: the keyword of the denoiser, (1, C', H, W).
-        shown: the picture of it, (C, H, W).
+        given: the keyword of the denoiser, (1, C', *size).
+        shown: a picture of it, uint8 (1 or 3, H, W).
     """
 
     what: str
@@ -68,7 +68,7 @@ def told(
             raise UsageError("the model was trained on pairs", "Give what it is told: --given FILE")
         inputs = beside(giver, (yield from _other(config, giver, loaded))[None])
     given = inputs.at([0], device)
-    return Told(giver.given.what, given, giver.look(given)[0])
+    return Told(giver.given.what, given, looks(giver.shown, giver.look(given))[0])
 
 
 def _other(config: DemoConfig, giver: Giver, loaded: Loaded) -> Work[Array]:

@@ -165,7 +165,7 @@ def _telling(
 
     def denoise(x_t: Tensor, t: Any, /, **cond: Any) -> Any:
         labels = torch.full((len(x_t),), index, device=device)
-        own = given.given.expand(len(x_t), -1, -1, -1) if given else None
+        own = given.given.expand(len(x_t), *given.given.shape[1:]) if given else None
         return loaded.denoiser(x_t, t, **conditions.told(labels, own))
 
     return denoise

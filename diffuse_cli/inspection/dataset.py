@@ -16,11 +16,11 @@ from diffuse_cli.columns import survey
 from diffuse_cli.config import InfoConfig
 from diffuse_cli.data import Samples, Summary, read_cells, read_images
 from diffuse_cli.data.measuring import moments
-from diffuse_cli.errors import DataError, UsageError
+from diffuse_cli.errors import DataError, UsageError, translating
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.inspection import near, sheet
 from diffuse_cli.inspection.copies import Copies, count_copies, exact_roots
-from diffuse_cli.media import Array
+from diffuse_cli.media import Array, asked_for
 
 MAP_OVER = 2**30
 """Bytes beyond which pixels are mapped from a temporary file."""
@@ -96,13 +96,15 @@ class DataReport:
 def inspect_data(config: InfoConfig) -> Work[DataReport]:
     """Read the images once and describe them; see `inspect`."""
     out = _sheet_path(config)
+    with translating():
+        layout = asked_for(config.layout, config.alpha)
     with tempfile.TemporaryDirectory(prefix="diffuse-info-") as folder:
         images = yield from read_images(
             config.path,
             size=config.size,
             background=config.background or "white",
             fit=config.fit or "crop",
-            layout=config.layout or ("alpha" if config.alpha else None),
+            layout=layout,
             bits=config.bits,
             rate=config.rate,
             strict=config.strict,

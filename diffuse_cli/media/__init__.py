@@ -18,6 +18,8 @@ from diffuse_cli.core.space import Space as Space
 from diffuse_cli.media._fitting import FITS as FITS
 from diffuse_cli.media._fitting import Fit as Fit
 from diffuse_cli.media._fitting import crop
+from diffuse_cli.media._layouts import ALPHA, named
+from diffuse_cli.media._layouts import asked_for as asked_for
 
 Array = npt.NDArray[Any]
 Size = tuple[int, ...]
@@ -86,6 +88,8 @@ class Medium(Protocol):
     - `LAYOUTS`, the names of the orders of axes that its files can have (none without it);
     - `MIXED`, whether a sample of one channel goes with samples of several (no without it);
     - `KINDS`, what samples of so many channels are called;
+    - `BROUGHT`, the numbers of channels that its samples can be brought to, by layout (any without
+      it);
     - `BITS`, the numbers of bits that a sample's levels can have, if `--bits` can choose: files of
       fewer are scaled to more, and the other way round. Without being asked, samples have those of
       the file with the fewest;
@@ -189,10 +193,28 @@ def check_layout(medium: str, layout: str | None) -> None:
         InvalidArgument
     """
     known = getattr(MEDIA[medium], "LAYOUTS", ())
+    if named(layout) == ALPHA and ALPHA not in known:
+        raise InvalidArgument(f": {MEDIA[medium].MANY} have no transparency", argument="alpha")
     if layout is not None and not known:
         raise InvalidArgument(f"{MEDIA[medium].MANY} have no layout", argument="layout")
     if layout is not None:
-        lookup(dict.fromkeys(known), layout.partition(":")[0], "layout")
+        lookup(dict.fromkeys(known), str(named(layout)), "layout")
+
+
+def check_channels(medium: str, channels: int | None, layout: str | None) -> None:
+    """Refuse channels that samples of a medium and a layout cannot be brought to.
+
+    Raises:
+        InvalidArgument
+    """
+    kind = MEDIA[medium]
+    brought: Mapping[str | None, Sequence[int]] = getattr(kind, "BROUGHT", {})
+    known = brought.get(named(layout))
+    if channels is not None and known and channels not in known:
+        what = f"{kind.MANY} with transparency" if named(layout) == ALPHA else kind.MANY
+        hint = "--alpha keeps transparency" if channels in brought.get(ALPHA, ()) else ""
+        text = f": {what} have {' or '.join(map(str, known))}, not {channels}"
+        raise InvalidArgument(text, hint, argument="channels")
 
 
 def check_bits(medium: str, bits: int | None) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from diffuse_cli.core.errors import InvalidArgument
+
 OF_ARRAYS = ("L", "CL", "LC", "HW", "CHW", "HWC", "DHW", "CDHW", "DHWC")
 """The axes in their order; C is the channels, and without it there is one."""
 
@@ -11,3 +13,19 @@ OF_IMAGES = (ALPHA, PAGES)
 without the colour, it is the one that is asked for. `pages` are the channels of a TIFF."""
 
 LAYOUTS = (*OF_ARRAYS, *OF_IMAGES)
+
+
+def named(layout: str | None) -> str | None:
+    """A layout without the colour of its background."""
+    return layout and layout.partition(":")[0]
+
+
+def asked_for(layout: str | None, alpha: bool) -> str | None:
+    """The layout that --layout names or --alpha stands for.
+
+    Raises:
+        InvalidArgument: both are given, and differ.
+    """
+    if alpha and named(layout) not in (None, ALPHA):
+        raise InvalidArgument(f"is not for --layout {layout}", argument="alpha")
+    return layout or (ALPHA if alpha else None)

@@ -24,6 +24,7 @@ from diffuse_cli.unusable import Unusable
 EXTENSIONS, SUFFIX = frozenset({".wav", ".flac"}), ".wav"
 ONE, MANY = "sound", "sounds"
 KINDS = {1: "mono", 2: "stereo"}
+BROUGHT = {None: (1, 2)}
 KEPT_SIDE = 16_384
 DIMS, MIXED, UNPACKED, JUDGED = (1,), True, True, False
 FITTED, CROPPED, FLIPPED = "cut or padded", "to their loudest part", "in time"

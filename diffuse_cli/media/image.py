@@ -49,6 +49,7 @@ CHANNELS = {
 }
 LOW_HIGH, POINTS = ("dark", "bright"), "pixels"
 MIXED, BITS = True, (8, 16)
+BROUGHT = {None: (1, 3), ALPHA: (2, 4)}
 
 LAYOUTS = OF_IMAGES
 SUFFIXES, ALIKE, UNJUDGED = {PAGES: ".tif"}, (PAGES,), (PAGES,)

@@ -65,6 +65,9 @@ class Learner:
         """How far from `ends` samples end at given times: the root mean square."""
 
         def missed(times: Sequence[float]) -> float:
+            # No solver steps from one time of SNR 0 to another.
+            if len(times) > 1 and self.loaded.denoiser.process.alpha_bar(times[1]) == 0:
+                return math.inf
             found, _ = self.follow(replace(settings, times=tuple(times)))[-1]
             return math.sqrt(float((found - ends).square().mean()))
 

@@ -13,6 +13,7 @@ import torch
 
 from diffuse_cli.conditioning import check_columns, condition
 from diffuse_cli.config import DrawConfig, InterpolateConfig
+from diffuse_cli.config.tasks import ENCODING_STEPS
 from diffuse_cli.core.samplers import SAMPLERS, encode
 from diffuse_cli.draws import share
 from diffuse_cli.errors import DataError, UsageError
@@ -67,7 +68,7 @@ def interpolate(config: InterpolateConfig) -> Work[Interpolated | None]:
         process, denoise = loaded.denoiser.process, _told(config, loaded)
         names, ends = yield from _ends(config, loaded)
         yield from remark(loaded, told=False)
-        times = process.times(config.steps)
+        times = process.times(config.steps or min(ENCODING_STEPS, process.num_timesteps))
         x0 = loaded.space.to_model(torch.from_numpy(np.stack(ends))).to(accelerator.device)
         for step, state in enumerate(encode(denoise, process, x0, times), 1):
             yield Progress("encoding", step, len(times))
@@ -90,7 +91,7 @@ def interpolate(config: InterpolateConfig) -> Work[Interpolated | None]:
         described = {
             "task": "interpolate",
             "sampler": "ddim",
-            "steps": config.steps,
+            "steps": len(times),
             "seed": config.seed,
             "n": config.n,
             "weights": config.weights,

@@ -21,7 +21,7 @@ from diffuse_cli.diffusion import kept_in_range
 from diffuse_cli.draws import draw_noise, philox
 from diffuse_cli.errors import UsageError, translating
 from diffuse_cli.events import Work
-from diffuse_cli.givens import Giver
+from diffuse_cli.givens import Giver, observed_space
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.sampling import Loaded, stored
 from diffuse_cli.tasks.inputs import enlarged, read, read_mask, read_opaque
@@ -132,25 +132,14 @@ def _observed(
     """Pictures that are degraded already."""
     with translating(lambda _: flag):
         fitted = degradation.fitted(loaded.space.shape)
-        shape = fitted.observed(loaded.space.shape)
-    found = yield from read(config.image, loaded, config.fit, shape)
+        space = observed_space(loaded.space, fitted)
+    found = yield from read(config.image, loaded, config.fit, space.shape)
     yield from found.notices
-    y = _space_of(loaded, shape).to_model(torch.from_numpy(np.array(found.values)))
+    y = space.to_model(torch.from_numpy(np.array(found.values)))
     u = _uniforms(config.seed, fitted, len(y))
     # What is unknown is shown grey, whatever the file has there; samples do not depend on it.
     drawn = fitted.drawn(u)
     return Seen(found.names, fitted, u, drawn.apply(drawn.pinv(y)))
-
-
-def _space_of(loaded: Loaded, shape: Sequence[int]) -> Any:
-    """The space of y: stored as the model's samples are."""
-    space = loaded.space
-    if space.levels is None and shape[0] != space.channels:
-        return replace(
-            space, channels=shape[0], size=tuple(shape[1:]), mean=space.mean[: shape[0]],
-            std=space.std[: shape[0]],
-        )  # fmt: skip
-    return replace(space, channels=shape[0], size=tuple(shape[1:]))
 
 
 def _degraded(

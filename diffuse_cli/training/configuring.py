@@ -32,6 +32,7 @@ from diffuse_cli.presets import (
     network_config,
     preset_of,
 )
+from diffuse_cli.runtime import rank
 from diffuse_cli.training.layers import Layer, default_loss, merged
 from diffuse_cli.training.rundir import RunDirectory
 
@@ -88,6 +89,17 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
             f"--loss {config.loss} goes on from a trained model",
             "Give it with --init, or type diffuse distill MODEL DATA",
         )
+    if config.loss in TAUGHT and config.timestep_draw != "uniform":
+        raise UsageError(
+            f"--timestep-draw {config.timestep_draw} does not go with --loss {config.loss}, whose "
+            "paths have times of their own",
+            "Give --timestep-draw uniform",
+        )
+    if config.timestep_draw == "weight" and (config.weighting == "none" or config.loss in WEIGHTED):
+        raise UsageError(
+            "--timestep-draw weight draws by the weights of --weighting, and there are none",
+            "Leave it out, or give a --weighting",
+        )
     if config.teacher_guidance is not None and config.loss not in TAUGHT:
         raise UsageError("--teacher-guidance goes with --loss consistency", "Leave it out")
     if config.size and config.preset and max(config.size) <= LONGEST_SIDE:
@@ -114,7 +126,7 @@ def _check_begins(run: RunDirectory, auto: bool) -> None:
         BusyError: another process has just begun it.
         OutputError: there is none to go on with.
     """
-    if run.path.exists():
+    if run.path.exists() and rank() == 0:  # which may have made and locked it just now
         with run.held():
             pass
     if run.model.exists():
@@ -172,7 +184,7 @@ def _resumed(given: Layer, run: RunDirectory) -> TrainConfig:
         if f.name not in given:
             continue
         value, own = getattr(asked, f.name), getattr(stored, f.name)
-        if spec.control or f.name in FREE or (f.name == "given" and _both_pairs(value, own)):
+        if spec.control or f.name in FREE or _checked_later(f.name, value, stored):
             wanted[f.name] = given.get(f.name)
         elif value != own and (f.name, value) != ("precision", "auto"):
             raise _differs(flag_of(f), value, own)
@@ -183,6 +195,13 @@ def _resumed(given: Layer, run: RunDirectory) -> TrainConfig:
         if value != own:
             raise _differs(f"[{stored.network or NETWORK}] {name}", value, own)
     return dataclasses.replace(stored, **wanted)
+
+
+def _checked_later(name: str, value: Any, stored: TrainConfig) -> bool:
+    """Whether it names files, which are compared by their content."""
+    if name == "init":
+        return stored.loss in TAUGHT
+    return name == "given" and _both_pairs(value, stored.given)
 
 
 def _both_pairs(value: str | None, own: str | None) -> bool:

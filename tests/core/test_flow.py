@@ -10,7 +10,7 @@ import torch
 from oracles import exact_denoise, exact_denoiser, generator, last, process_of
 
 from diffuse_cli.core import SAMPLERS, Denoiser
-from diffuse_cli.core.losses import weights
+from diffuse_cli.core.losses import WEIGHTINGS, weights
 
 T = 100
 FLOW = process_of("flow", T)
@@ -57,6 +57,14 @@ def test_logit_normal_is_the_density_of_its_times(name: str, mean: float, std: f
     normal = torch.distributions.Normal(*torch.tensor([mean, std], dtype=torch.float64))
     density = normal.log_prob(u.logit()).exp() / (u * (1 - u))
     assert torch.allclose(found, density, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["logit-normal", "jit"])
+def test_the_weight_is_finite_at_any_snr(name: str):
+    snr = torch.logspace(-40, 40, 801, dtype=torch.float64)
+    found = WEIGHTINGS[name](torch.cat([torch.zeros(1), snr])).float()
+    assert found.isfinite().all()
+    assert (found >= 0).all()
 
 
 @pytest.mark.parametrize("name", ["flow", "logit-normal", "jit"])

@@ -164,6 +164,21 @@ def test_the_model_is_told_what_it_is_given(diffuse, given, picture, images, jou
     assert np.abs(found.forward.x0[t] - wanted).max() <= 1
 
 
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("size", [(16,), (4, 8, 4)])
+def test_samples_of_any_dimensions_are_told(diffuse, recipe, journey, tmp_path, size):
+    (tmp_path / "data").mkdir()
+    draw = np.random.default_rng(0)
+    for k in range(12):
+        np.save(tmp_path / "data" / f"{k}.npy", draw.normal(size=size).astype(np.float32))
+    line = ["train", tmp_path / "data", "--config", recipe, "--steps", 2, "--given", "low-res:2"]
+    assert in_process([*line, "-o", tmp_path / "m.safetensors", "-q"]) == 0
+    ran = diffuse("noise-demo", "data/3.npy", "--model", "m.safetensors")
+    assert ran.code == 0, ran.err
+    (found,) = journey
+    assert (found.told.shown.dtype, found.told.shown.ndim) == (np.uint8, 3)
+
+
 def test_a_model_that_knows_no_image_without_a_class_asks_for_one(diffuse, conditional, picture):
     altered(conditional, Path("m.safetensors"), training={"label_dropout": 0.0})
     ran = diffuse("noise-demo", picture, "--model", "m.safetensors", "-q")

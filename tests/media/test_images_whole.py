@@ -121,3 +121,26 @@ def test_a_model_of_transparent_images(
     ran = diffuse("info", data, "--alpha", "-o", "sheet.png")
     assert ran.code == 0, ran.err
     assert "colour and transparency" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--channels 4", "--channels: images have 1 or 3, not 4. --alpha keeps transparency"),
+        ("--channels 5", "--channels: images have 1 or 3, not 5"),
+        ("--alpha --channels 3", "--channels: images with transparency have 2 or 4, not 3"),
+        ("--alpha --layout pages", "--alpha is not for --layout pages"),
+    ],
+)
+def test_channels_that_images_do_not_have_are_refused(
+    diffuse: Callable[..., Any], tmp_path: Path, options: str, said: str
+) -> None:
+    (tmp_path / "a.png").write_bytes(png(blobs(3, 255)[0]))
+    ran = diffuse("train", tmp_path, *options.split(), "--steps", 1)
+    assert (ran.code, ran.line) == (2, f"diffuse: {said}\n")
+
+
+def test_other_media_have_no_transparency(diffuse: Callable[..., Any], tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((8, 8), np.float32))
+    ran = diffuse("train", tmp_path, "--alpha", "--steps", 1)
+    assert (ran.code, ran.line) == (2, "diffuse: --alpha: arrays have no transparency\n")

@@ -17,6 +17,7 @@ from undrawn import undraw
 from diffuse_cli import modelfile, pictures
 from diffuse_cli.conditioning import Condition
 from diffuse_cli.config import DiffusionConfig, SamplerChoice, TuneConfig
+from diffuse_cli.core import SCHEDULES, Process
 from diffuse_cli.core.samplers import OF_DISTILLED, SAMPLERS, spacing_of
 from diffuse_cli.errors import UsageError
 from diffuse_cli.metrics import Words
@@ -331,6 +332,15 @@ def test_the_search_starts_from_what_ends_nearer(model, monkeypatch, wanted, sta
     away = lambda self, settings, ends: lambda times: abs(times[1] - wanted)  # noqa: E731
     monkeypatch.setattr(learning.Learner, "error", away)
     assert learner.nearer(DrawSettings(steps=2), [99, 82], torch.zeros(1)) == start
+
+
+def test_no_time_but_the_first_is_of_snr_0():
+    process = Process(SCHEDULES["flow"](8))
+    loaded = SimpleNamespace(denoiser=SimpleNamespace(process=process))
+    learner = learning.Learner(loaded, 0, torch.device("cpu"))
+    error = learner.error(DrawSettings(steps=3), torch.zeros(1))
+    assert process.alpha_bar(6.3) == 0 < process.alpha_bar(6)
+    assert error([7.0, 6.3, 2.0]) == math.inf
 
 
 def test_times_are_learned_where_there_is_a_trajectory(model):

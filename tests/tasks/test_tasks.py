@@ -351,6 +351,14 @@ def test_both_ends_come_back_from_their_noise(diffuse, model, images, picture):
         assert grid.size == (5 * 64 + 4 * 2, 64)
 
 
+def test_interpolation_takes_the_steps_that_there_are(diffuse, tmp_path, images, recipe, picture):
+    short = ["train", images, "--config", recipe, "--num-timesteps", 8, "--steps", 1, "-q"]
+    assert in_process([*short, "-o", tmp_path / "short.safetensors"]) == 0
+    ran = diffuse("interpolate", "short.safetensors", "a.png", "a.png", "-n", 2)
+    assert ran.code == 0, ran.err
+    assert manifest("interpolated")["steps"] == 8
+
+
 def test_interpolation_says_how_near_the_ends_come_back(diffuse, model, picture):
     ran = diffuse("interpolate", model, "a.png", "a.png", "-n", 2, "--steps", 9)
     assert ran.code == 0, ran.err

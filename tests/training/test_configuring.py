@@ -40,6 +40,19 @@ def without(values):
     return {name: value for name, value in values.items() if value is not None}
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ({"weighting": "none"}, "by the weights of --weighting"),
+        ({"loss": "vlb", "variance": "learned"}, "by the weights of --weighting"),
+    ],
+)
+def test_times_are_drawn_by_weight_where_there_are_weights(typed, said):
+    assert made({"timestep_draw": "weight"}).timestep_draw == "weight"
+    with pytest.raises(UsageError, match=said):
+        made({"timestep_draw": "weight", **typed})
+
+
 @pytest.mark.parametrize("variance", list(VARIANCES))
 @pytest.mark.parametrize(("loss", "weighting"), [*product((None, *LOSSES), (None, *WEIGHTINGS))])
 def test_loss_and_weighting_follow_from_the_variance(variance, loss, weighting):

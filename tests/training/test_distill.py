@@ -183,7 +183,7 @@ def test_the_default_scale_is_the_one_of_the_model(distill, guided):
 def test_guidance_needs_something_that_the_model_is_told(distill, teacher):
     ran = distill(teacher, "--steps", 2, "--guidance", 3)
     assert ran.code == UsageError.exit_code
-    assert "told nothing" in ran.err
+    assert ran.line.startswith("diffuse: --guidance 3: the model is told nothing")
 
 
 def test_a_target_that_says_little_of_the_image_is_refused(quick, distill):
@@ -208,6 +208,19 @@ def test_train_refuses_what_does_not_go_together(quick, options, said):
     assert said in ran.err
 
 
+def test_times_that_no_path_looks_at_are_refused_and_not_taken_from_the_model(
+    quick, distill, teacher, tmp_path
+):
+    more = ("--loss", "consistency", "--init", teacher, "--timestep-draw", "importance")
+    ran = quick(*more, "--steps", 2)
+    assert (ran.code, "paths have times of their own" in ran.err) == (UsageError.exit_code, True)
+    own = tmp_path / "own.safetensors"
+    training = {**modelfile.load(teacher).training, "timestep_draw": "importance"}
+    modelfile.save(own, replace(modelfile.load(teacher), training=training))
+    assert distill(own, "--steps", 1, "-q").code == 0
+    assert modelfile.load(FAST).training["timestep_draw"] == "uniform"
+
+
 def test_another_teacher_is_refused_on_resume(distill, teacher, tmp_path):
     own = tmp_path / "teacher.safetensors"
     own.write_bytes(teacher.read_bytes())
@@ -216,6 +229,23 @@ def test_another_teacher_is_refused_on_resume(distill, teacher, tmp_path):
     ran = distill(own, "--resume")
     assert ran.code == UsageError.exit_code
     assert "not the model that this run began to distil" in ran.err
+
+
+def test_the_same_teacher_elsewhere_goes_on(distill, teacher, fast, tmp_path):
+    own = tmp_path / "teacher.safetensors"
+    own.write_bytes(teacher.read_bytes())
+    assert distill(own, "--steps", 14, "--stop-at", 4, "-q").code == 0
+    own.unlink()
+    assert distill(teacher, "--resume", "-q").code == 0
+    assert FAST.read_bytes() == fast.read_bytes()
+
+
+def test_another_scale_is_refused_on_resume(distill, guided):
+    assert distill(guided, "--steps", 2, "--stop-at", 1, "--guidance", 1.5, "-q").code == 0
+    ran = distill(guided, "--resume", "--guidance", 3)
+    assert ran.code == UsageError.exit_code
+    assert ran.line.startswith("diffuse: --guidance 3 differs from the run's 1.5")
+    assert distill(guided, "--resume", "--guidance", 1.5, "-q").code == 0
 
 
 def test_without_its_teacher_it_does_not_go_on(distill, teacher, tmp_path):
