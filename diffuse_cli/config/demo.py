@@ -67,7 +67,9 @@ class DemoConfig(ForwardConfig, ReverseConfig):
     )
     steps: int = option(8, "Images in each row.", low=2, high=64)
     seed: int = option(0, "Seed of the noise.", low=0, high=2**63 - 1)
-    background: str = option("white", BACKGROUND, parse=parse_color)
+    background: str | None = option(
+        None, BACKGROUND, parse=parse_color, shown="the model's, or white"
+    )
     fit: str | None = option(
         None, f"With --size or --model. {FIT}", table="media.FITS", shown="crop"
     )

@@ -241,7 +241,7 @@ class EmaConfig(MeasureConfig, StartConfig, DrawConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        flag = first_given(self, SamplerConfig, FeatureConfig)
+        flag = first_given(self, SamplerConfig, StartConfig, FeatureConfig)
         if self.metric == "held-out" and flag:
             raise UsageError(
                 f"{flag} has no effect: --metric held-out draws no images", f"Leave out {flag}"
@@ -265,6 +265,6 @@ class CompareConfig(SidesConfig, BoundConfig, StartConfig, DrawConfig, WeightsCo
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        flag = first_given(self, SidesConfig, BoundConfig, DrawConfig, WeightsConfig)
+        flag = first_given(self, SidesConfig, BoundConfig, StartConfig, DrawConfig, WeightsConfig)
         if self.data is None and flag:
             raise UsageError(f"{flag} needs DATA, images to evaluate both on")

@@ -84,13 +84,14 @@ def _of_model(config: DemoConfig) -> Work[list[bytes]]:
     with machine("fp32") as accelerator:
         loaded = yield from load_denoiser(config.model, config.weights, accelerator)
         space, fit = loaded.space, config.fit or loaded.fit
+        config = replace(config, background=config.background or loaded.background)
         sample = yield from subjects.read(config, space, fit)
         journey = yield from reversing.travel(config, sample.values, loaded, accelerator.device)
         if config.data is not None:
             images = yield from read_images(
                 config.data,
                 **like(space),
-                background=loaded.background,
+                background=str(config.background),
                 fit=fit,
                 medium=space.medium,
             )

@@ -75,7 +75,7 @@ def _other(config: DemoConfig, giver: Giver, loaded: Loaded) -> Work[Array]:
     """The other half of the pair, (C, H, W), fitted as the image is."""
     assert config.given is not None
     own, fit = like(giver.inputs), config.fit or loaded.fit
-    asked = Asked(**own, background=rgb(config.background), fit=fit)
+    asked = Asked(**own, background=rgb(str(config.background)), fit=fit)
     found = read_one(config.given, giver.inputs.medium, asked)
     shown = files.show(config.given)
     yield from (Notice(f"{shown}: {text}", warning=True) for text in found.remarks)

@@ -16,6 +16,9 @@ from diffuse_cli.errors import translating
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.media import Array, Asked, by_extension, checked_size, like, prepare, settled
 
+WHITE = "white"
+"""The background where none is asked for."""
+
 OWN_SIDE = 256
 """Larger images are scaled down to this, without --size."""
 
@@ -71,7 +74,7 @@ def read(config: DemoConfig, space: Space | None = None, fit: str | None = None)
 
     prepare(medium)
     own: Mapping[str, Any] = like(space) if space else {"size": size}
-    asked = Asked(**own, fit=fit or "crop", background=rgb(config.background))
+    asked = Asked(**own, fit=fit or "crop", background=rgb(config.background or WHITE))
     path = Path(config.image)
     asked, _ = settled(medium, asked, (path.read_bytes() for path in [path] if path.is_file()))
     found = read_one(config.image, medium, asked)
@@ -93,10 +96,11 @@ def _own_image(config: DemoConfig) -> Work[Subject]:
     from diffuse_cli.media._pixels import fitted
     from diffuse_cli.tasks.inputs import rgb
 
-    picture, remarks = read_image(config.image, config.background)
+    background = config.background or WHITE
+    picture, remarks = read_image(config.image, background)
     yield from (Notice(f"{files.show(config.image)}: {text}", warning=True) for text in remarks)
     if config.size:
-        picture = fitted(picture, config.size, config.fit or "crop", rgb(config.background))
+        picture = fitted(picture, config.size, config.fit or "crop", rgb(background))
     else:
         picture = pictures.shrunk(picture, OWN_SIDE)
     values = _channels_first(picture)

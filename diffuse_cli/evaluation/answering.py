@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -139,18 +140,21 @@ def nearest(loaded: Loaded, inputs: Inputs, count: int, training: Labelled, seed
 
     giver = Giver.of(loaded.model.blueprint)
     assert giver is not None
-    told = inputs.at(range(count), torch.device("cpu")).double()
-    values, known = told[:, :-1], told[:, -1:]
-    known = known.expand_as(values).flatten(1)
-    kept = None
-    for part in blocks(len(training)):
-        theirs = _known_whole(giver, training[part], seed).double().flatten(1)
-        # |k (x - y)|^2 less |k y|^2, which is the same for all x.
-        found = known @ theirs.square().T - 2 * values.flatten(1) @ theirs.T
-        kept = merge(kept, found, part.start, 1)
-    assert kept is not None
-    places: Array = kept[1][:, 0].numpy()
-    return places
+    width = giver.given.channels * math.prod(giver.space.size)
+    places: list[Array] = []
+    for mine in blocks(count, width):
+        told = inputs.at(range(mine.start, mine.stop), torch.device("cpu")).double()
+        values, known = told[:, :-1], told[:, -1:]
+        known = known.expand_as(values).flatten(1)
+        kept = None
+        for part in blocks(len(training), width):
+            theirs = _known_whole(giver, training[part], seed).double().flatten(1)
+            # |k (x - y)|^2 less |k y|^2, which is the same for all x.
+            found = known @ theirs.square().T - 2 * values.flatten(1) @ theirs.T
+            kept = merge(kept, found, part.start, 1)
+        assert kept is not None
+        places.append(kept[1][:, 0].numpy())
+    return np.concatenate(places)
 
 
 def _known_whole(giver: Giver, images: Labelled, seed: int) -> Tensor:

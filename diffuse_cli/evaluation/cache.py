@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,9 @@ from diffuse_cli.evaluation.team import ALONE, Team
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.features import FeatureNetwork, extract, usual_batch
 from diffuse_cli.media import Array
+
+NAMED = re.compile("[0-9a-f]{64}")
+"""The stems of its files; others in the folder are not its own."""
 
 LARGEST = 2**30
 """Bytes to keep; the least recently used files go first."""
@@ -97,7 +101,8 @@ def _write(path: Path, features: Array) -> None:
 
 def _shrink(folder: Path) -> None:
     """Remove the least recently used features beyond `LARGEST` bytes."""
-    kept = [(path.stat(), path) for path in folder.glob("*.npz")]
+    own = (path for path in folder.glob("*.npz") if NAMED.fullmatch(path.stem))
+    kept = [(path.stat(), path) for path in own]
     total = 0
     for info, path in sorted(kept, key=lambda item: -item[0].st_mtime):
         total += info.st_size

@@ -19,6 +19,7 @@ from diffuse_cli.evaluation.images import (
     read_rows,
     sides_for,
     told_part,
+    with_pairs,
 )
 from diffuse_cli.evaluation.parts import Evaluation
 from diffuse_cli.evaluation.words import words_of
@@ -101,11 +102,13 @@ def measure_both(
     judge = yield from judging(own[0], models[0].space, accelerator)
     images = yield from read_for(own[0], models[0])
     held_out = any(knows(model, images) for model in models)
-    sides = []
+    pairs, sides = [], []
     for model in models:
-        pairs = yield from read_pairs(own[0], images, model)
+        pairs.append((yield from read_pairs(own[0], images, model)))
+    usable = with_pairs(images, pairs)
+    for model, beside in zip(models, pairs, strict=True):
         told = yield from read_rows(own[0].data, images, model)
-        sides.append(sides_for(own[0], told, model, held_out=held_out, pairs=pairs))
+        sides.append(sides_for(own[0], told, model, held_out=held_out, pairs=beside, usable=usable))
     sides[0].check()
     network = judge.of(sides[0].space, sides[0].real.samples)
     yield from tell_judge(own[0], network, sides[0].space)

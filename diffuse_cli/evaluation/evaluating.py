@@ -17,6 +17,7 @@ from diffuse_cli.config import (
     MeasureConfig,
     PlottedBoundConfig,
     SamplerConfig,
+    StartConfig,
     TuneConfig,
     WeightsConfig,
 )
@@ -62,7 +63,7 @@ def evaluate(
     began = time.monotonic()
     subject = Path(config.subject)
     folder = is_images(subject)
-    flag = first_given(config, PlottedBoundConfig, SamplerConfig, WeightsConfig)
+    flag = first_given(config, PlottedBoundConfig, StartConfig, SamplerConfig, WeightsConfig)
     if folder and (flag := "--given" if config.given else flag):
         raise UsageError(f"{flag} needs a model, and {files.show(subject)} is a folder of images")
     plot, page = asked(config, "plot", ".png"), asked(config, "pairs", ".png")
@@ -101,6 +102,7 @@ def evaluate(
             training, space=sides.space,
         )  # fmt: skip
         yield from tell_judge(config, network, sides.space)
+        yield from evaluation.unmeasured()
         values = yield from measured(evaluation)
         if config.metrics is None:
             yield from evaluation.make("generated")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from diffuse_cli.errors import UsageError
 from diffuse_cli.evaluation.words import words_of
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.givens import Giver, Inputs, inputs_for
-from diffuse_cli.media import Array, like
+from diffuse_cli.media import MEDIA, Array, judged, like
 from diffuse_cli.memory import free_memory, processes_here
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.sampling import Loaded
@@ -237,10 +238,16 @@ def sides_for(
     *,
     held_out: bool,
     pairs: Pairs | None = None,
+    usable: Array | None = None,
 ) -> Sides:
-    """The sides for a model: the images held out, or all of them; those with pairs alone."""
+    """The sides for a model: the images held out, or all of them; those with pairs alone.
+
+    Args:
+        usable: which images count, instead of those with pairs.
+    """
     names = loaded.model.classes
-    usable = np.ones(len(images), np.bool_) if pairs is None else pairs.matched
+    if usable is None:
+        usable = with_pairs(images, [pairs])
     chosen = np.flatnonzero(images.held_out & usable if held_out else usable)
     real, more = _choose(config, images, chosen, names, pairs)
     known = knows(loaded, images)
@@ -253,6 +260,13 @@ def sides_for(
     if images.rows is not None:
         prints["table"] = images.rows_fingerprint
     return Sides(real, more, None, training, part, names, prints, loaded.space)
+
+
+def with_pairs(images: Samples, several: Sequence[Pairs | None]) -> Array:
+    """Which images have a pair in each of several sets."""
+    matched = [pairs.matched for pairs in several if pairs is not None]
+    usable: Array = np.logical_and.reduce([np.ones(len(images), np.bool_), *matched])
+    return usable
 
 
 def told_part(sides: Sides, images: Samples) -> Notice:
@@ -274,16 +288,23 @@ def _of_folder(config: MeasureConfig) -> Work[Sides]:
         keep=kept_bytes() // 2,
     )
     theirs = yield from read(config.subject)
+    own: dict[str, Any] = {}
     sizes = [size[::-1] for size in theirs.summary.sizes]
-    if len(sizes) == 1 and sizes[0] != theirs.space.size:
-        theirs = yield from read(config.subject, size=sizes[0])
-    images = yield from read(
-        config.data,
-        size=theirs.space.size,
-        medium=theirs.medium,
-        layout=theirs.layout,
-        rate=theirs.rate,
-    )
+    if len(sizes) == 1 and sizes[0] != theirs.stored.shape[2:]:
+        own["size"] = sizes[0]
+        theirs = yield from read(config.subject, **own)
+    asked: dict[str, Any] = {
+        "size": theirs.stored.shape[2:],
+        "medium": theirs.medium,
+        "layout": theirs.layout,
+        "rate": theirs.rate,
+    }
+    if not judged(theirs.unmeasured):  # grey photos are shown in colour where the others are
+        asked["channels"] = theirs.stored.shape[1]
+    images = yield from read(config.data, **asked)
+    if images.stored.dtype != theirs.stored.dtype and hasattr(MEDIA[theirs.medium], "BITS"):
+        theirs = yield from read(config.subject, **own, bits=8)
+        images = yield from read(config.data, **asked, bits=8)
     yield from _tell(theirs, images)
     names = images.class_names
     fakes, _ = _choose(config, theirs, np.arange(len(theirs)), names)
@@ -291,7 +312,9 @@ def _of_folder(config: MeasureConfig) -> Work[Sides]:
     every = np.ones(len(images), np.bool_)
     training = _training(config, images, names, every) if images.held_out.any() else None
     prints = {"data": images.fingerprint, "subject": theirs.fingerprint}
-    return Sides(real, more, fakes, training, "all", names, prints, theirs.space)
+    # The deviations of floats are those of the real ones: what is generated may have none.
+    space = theirs.unmeasured if theirs.unmeasured.levels is not None else images.space
+    return Sides(real, more, fakes, training, "all", names, prints, space)
 
 
 def _tell(*sets: Samples) -> Work[None]:

@@ -51,10 +51,11 @@ def search(
         see: from rows to the numbers that are compared.
     """
     channels = max(x.shape[1] for x in (samples, training)) if training.ndim > 2 else None
-    queries = [(side[i], -1.0) for side in (samples, held_out) for i in blocks(len(side))]
-    queries += [(training[order[i]], SAME) for i in blocks(alone)]
+    width = _flat(see(training[order[:1]]), channels).shape[1]
+    queries = [(side[i], -1.0) for side in (samples, held_out) for i in blocks(len(side), width)]
+    queries += [(training[order[i]], SAME) for i in blocks(alone, width)]
     kept: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * len(queries)
-    for j in blocks(len(order)):
+    for j in blocks(len(order), width):
         rows = _flat(see(training[order[j]]), channels)
         for q, (side, least) in enumerate(queries):
             found = squared(_flat(see(side), channels), rows)

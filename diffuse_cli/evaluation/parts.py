@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -11,13 +11,14 @@ from accelerate import Accelerator
 
 from diffuse_cli.config import EvalConfig
 from diffuse_cli.core.space import Space
+from diffuse_cli.errors import UsageError
 from diffuse_cli.evaluation.answering import make_answers
 from diffuse_cli.evaluation.bounds import Bound, make_bits, make_train_bits
 from diffuse_cli.evaluation.cache import cached, computed
 from diffuse_cli.evaluation.images import Labelled, Training
 from diffuse_cli.evaluation.neighbors import search
 from diffuse_cli.evaluation.team import Team, draw_share, gathered
-from diffuse_cli.events import Work
+from diffuse_cli.events import Notice, Work
 from diffuse_cli.features import FeatureNetwork
 from diffuse_cli.media import Array
 from diffuse_cli.metrics import METRICS, Metric
@@ -30,6 +31,19 @@ from diffuse_cli.metrics.landmarks import landmarks
 from diffuse_cli.metrics.memorization import Nearest
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.sampling import Loaded, looks
+
+OF_TRAINING = "DATA that a model was trained on, with a held-out part"
+
+WANTED = {
+    "bits": "a model",
+    "train_bits": OF_TRAINING,
+    "nearest": OF_TRAINING,
+    "answers": "a model of images that is given something",
+    "features": "images",
+    "landmarks": "images",
+    "random_features": "arrays, sounds or stacks",
+}
+"""What parts need that cannot always be made."""
 
 
 @dataclass
@@ -96,6 +110,11 @@ class Evaluation:
 
     def can_measure(self, needs: tuple[str, ...]) -> bool:
         """Whether these parts can be made."""
+        return self.lacking.isdisjoint(needs)
+
+    @property
+    def lacking(self) -> set[str]:
+        """The parts that cannot be made."""
         lacking = set()
         if self.loaded is None:
             lacking |= {"bits", "train_bits"}
@@ -107,7 +126,21 @@ class Evaluation:
             lacking |= {"random_features"}
         else:
             lacking |= {"features", "landmarks", "answers"}
-        return lacking.isdisjoint(needs)
+        return lacking
+
+    def unmeasured(self) -> Iterator[Notice]:
+        """What was asked for and cannot be measured, and why.
+
+        Raises:
+            UsageError: it is all that was asked for.
+        """
+        asked = self.config.metrics or ()
+        for name in (name for name in asked if name not in self.metrics):
+            lacks = next(need for need in METRICS[name].NEEDS if need in self.lacking)
+            said = f"--metrics {name} needs {WANTED[lacks]}"
+            if not self.metrics:
+                raise UsageError(said, "Leave it out")
+            yield Notice(f"{said}: it is left out", warning=True)
 
     @property
     def metrics(self) -> Mapping[str, Metric]:

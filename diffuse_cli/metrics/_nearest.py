@@ -12,10 +12,14 @@ from diffuse_cli.media import Array
 BLOCK = 1000
 """Rows and columns of distances in memory at a time."""
 
+NUMBERS = 2**26
+"""Numbers of the rows that are compared at a time."""
 
-def blocks(n: int) -> Iterator[slice]:
-    """0 ... n - 1 in slices of at most `BLOCK`."""
-    return (slice(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK))
+
+def blocks(n: int, width: int = 1) -> Iterator[slice]:
+    """0 ... n - 1 in slices of at most `BLOCK` rows, and of at most `NUMBERS` of so many a row."""
+    rows = max(1, min(BLOCK, NUMBERS // width))
+    return (slice(start, min(start + rows, n)) for start in range(0, n, rows))
 
 
 def squared(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -182,7 +182,9 @@ def started(found: SamplerChoice, steps: Sequence[int]) -> list[SamplerChoice]:
     guides it, for as many evaluations."""
     begun = [replace(found, steps=n, start=GAUSSIAN) for n in steps]
     scale = found.weak_guidance
-    return begun if scale in (None, 1) else [with_weaker(own, scale) for own in begun]
+    if scale in (None, 1):
+        return begun
+    return list(dict.fromkeys(with_weaker(own, scale) for own in begun))
 
 
 def learned_steps(

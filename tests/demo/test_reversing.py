@@ -165,6 +165,18 @@ def test_the_model_is_told_what_it_is_given(diffuse, given, picture, images, jou
 
 
 @pytest.mark.usefixtures("short")
+def test_an_image_is_laid_on_the_background_of_the_model(
+    diffuse, images, recipe, journey, tmp_path
+):
+    line = ["train", images, "--config", recipe, "--steps", 1, "--background", "black", "-q"]
+    assert in_process([*line, "-o", tmp_path / "m.safetensors"]) == 0
+    Image.new("LA", (8, 8), (255, 0)).save("clear.png")
+    for more in ([], ["--background", "white", "--overwrite"]):
+        assert diffuse("noise-demo", "clear.png", "--model", "m.safetensors", *more).code == 0
+    assert [found.image.max() for found in journey] == [0, 255]
+
+
+@pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("size", [(16,), (4, 8, 4)])
 def test_samples_of_any_dimensions_are_told(diffuse, recipe, journey, tmp_path, size):
     (tmp_path / "data").mkdir()

@@ -249,6 +249,45 @@ def test_samples_in_a_folder_measure_as_the_model_does(diffuse, model, other, of
     assert theirs["frechet_distance"] == pytest.approx(ours["frechet_distance"], rel=1e-2)
 
 
+def test_folders_of_8_and_of_16_bits_are_compared_in_8(diffuse, images, other, tmp_path):
+    deep = tmp_path / "deep"
+    for path in images.rglob("*.png"):
+        levels = np.asarray(Image.open(path)).astype(np.uint16) * 257
+        there = deep / path.relative_to(images)
+        there.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(levels).save(there)
+    line = ("-n", 14, "--metrics", "kid,marginals", "--json")
+    wanted = diffuse("eval", other, images, *line).json
+    for sides in ((other, deep),):
+        found = diffuse("eval", *sides, *line).json
+        assert found["kid"] == pytest.approx(wanted["kid"])
+        assert found["wasserstein"] == pytest.approx(wanted["wasserstein"])
+    assert diffuse("eval", deep, other, *line).json["n"] == {"real": 14, "generated": 14}
+
+
+def test_a_folder_of_floats_that_never_vary_is_compared_and_others_are_refused(diffuse, tmp_path):
+    draw = np.random.default_rng(0)
+    for name, of in (("real", 1.0), ("flat", 0.0)):
+        (tmp_path / name).mkdir()
+        for k in range(12):
+            np.save(tmp_path / name / f"{k}.npy", (of * draw.normal(size=16)).astype(np.float32))
+    (tmp_path / "two").mkdir()
+    for k in range(12):
+        np.save(tmp_path / "two" / f"{k}.npy", draw.normal(size=(2, 16)).astype(np.float32))
+    ran = diffuse("eval", "flat", "real", "--json")
+    assert ran.code == 0, ran.err
+    assert diffuse("eval", "two", "real").code == 3
+
+
+def test_what_cannot_be_measured_is_said(diffuse, images, other):
+    ran = diffuse("eval", other, images, "--metrics", "kid,likelihood", "--json")
+    assert (ran.code, "bits_per_dim" in ran.json) == (0, False)
+    assert "--metrics likelihood needs a model: it is left out" in ran.err
+    ran = diffuse("eval", other, images, "--metrics", "likelihood", "-q")
+    assert (ran.code, ran.out) == (2, "")
+    assert "--metrics likelihood needs a model" in ran.line
+
+
 def test_one_image_is_too_few_to_compare(diffuse, model, tmp_path):
     one = write_images(tmp_path / "one", 1)
     ran = diffuse("eval", model, one, "-n", 2, *QUICK)
@@ -646,7 +685,7 @@ def test_a_plot_is_a_png(measure, other, name):
     "option",
     ["--plot bound.png", "--respaced 5", "--guidance 2", "--sampler ddim --eta 1", "--order 3",
      "--threshold 0.9", "--guidance-interval 0,1", "--weights raw",
-     "--spacing karras", "--timesteps all"],
+     "--spacing karras", "--timesteps all", "--start gaussian"],
 )  # fmt: skip
 def test_what_needs_a_model_is_refused_for_a_folder(diffuse, images, other, option):
     ran = diffuse("eval", other, images, *option.split(), "-q")
@@ -782,9 +821,10 @@ def test_a_page_of_pairs_needs_training_images(measure, diffuse, images, other):
     assert not Path("pairs.png").exists()
 
 
-@pytest.mark.parametrize("block", [7, 1000])
-def test_the_nearest_is_the_nearest_of_all(block, monkeypatch):
+@pytest.mark.parametrize(("block", "numbers"), [(7, 2**26), (1000, 2**26), (1000, 300)])
+def test_the_nearest_is_the_nearest_of_all(block, numbers, monkeypatch):
     monkeypatch.setattr(_nearest, "BLOCK", block)
+    monkeypatch.setattr(_nearest, "NUMBERS", numbers)
     draw = np.random.default_rng(0)
     training = draw.integers(0, 256, (40, 1, 4, 4), np.uint8)
     samples = draw.integers(0, 256, (23, 3, 4, 4), np.uint8)

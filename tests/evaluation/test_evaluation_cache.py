@@ -50,6 +50,16 @@ def kept(folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
+def test_files_of_others_stay(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "LARGEST", 1000)
+    folder.mkdir()
+    (folder / "samples.npz").write_bytes(bytes(2000))
+    for seed in range(8):
+        Counting()(noise(seed))
+    assert (folder / "samples.npz").exists()
+    assert len(kept(folder)) < 8
+
+
 def test_what_was_computed_once_is_not_computed_again(folder: Path) -> None:
     measure = Counting()
     first, again = measure(noise()), measure(noise())

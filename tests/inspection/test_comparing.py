@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Ran, write_images
+from conftest import Ran, in_process, write_images
 
 from diffuse_cli import modelfile
 from diffuse_cli.evaluation import comparing
@@ -332,3 +332,27 @@ def test_more_timesteps_than_one_has_are_refused(runs, images, diffuse):
     ran = diffuse("compare", runs("a.run"), runs("b.run"), images, "--respaced", 101, "-q")
     assert ran.code == 2
     assert "--respaced" in ran.line
+
+
+def test_with_and_without_pairs_are_compared_on_the_images_that_have_one(
+    diffuse, images, recipe, tmp_path, monkeypatch
+):
+    seen = []
+    monkeypatch.setattr(
+        comparing,
+        "Evaluation",
+        lambda *a, real=comparing.Evaluation, **k: seen.append(real(*a, **k)) or seen[-1],
+    )
+    beside = tmp_path / "beside"
+    shutil.copytree(images, beside)
+    next(iter(sorted(beside.rglob("*.png")))).unlink()
+    line = ["train", images, "--config", recipe, "--steps", 1, "-q"]
+    for name, more in (("pairs", ["--given", beside]), ("plain", [])):
+        assert in_process([*line, *more, "-o", tmp_path / f"{name}.safetensors"]) == 0
+    both = ("pairs.safetensors", "plain.safetensors", images, "--given", beside)
+    how = ("-n", 5, "--steps", 2, "--timesteps", 2, "--json", "--precision", "fp32")
+    ran = diffuse("compare", *both, *how)
+    assert ran.code == 0, ran.err
+    a, b = seen
+    np.testing.assert_array_equal(a.real.samples, b.real.samples)
+    assert len(a.training.labels) == len(b.training.labels)

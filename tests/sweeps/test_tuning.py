@@ -334,6 +334,12 @@ def test_the_search_starts_from_what_ends_nearer(model, monkeypatch, wanted, sta
     assert learner.nearer(DrawSettings(steps=2), [99, 82], torch.zeros(1)) == start
 
 
+def test_a_gaussian_start_is_tried_once_in_as_many_steps():
+    found = SamplerChoice("unipc", 2, None, 3.0)
+    assert [s.steps for s in started(found, [4, 5, 8])] == [2, 4]
+    assert [s.steps for s in started(SamplerChoice("unipc", 4), [4, 5])] == [4, 5]
+
+
 def test_no_time_but_the_first_is_of_snr_0():
     process = Process(SCHEDULES["flow"](8))
     loaded = SimpleNamespace(denoiser=SimpleNamespace(process=process))
