@@ -17,6 +17,23 @@ ERRORS = {
 }
 
 
+class _Struck(BaseException):
+    """What a signal raises wherever the program is, past every `except Exception`: the image that
+    is being decoded is not damaged, nor is the server silent that is being asked."""
+
+    def __init__(self, error: DiffuseError) -> None:
+        self.error = error
+
+
+@contextlib.contextmanager
+def _as_error() -> Iterator[None]:
+    """Raise the `DiffuseError` of a signal that struck inside the block."""
+    try:
+        yield
+    except _Struck as struck:
+        raise struck.error from None
+
+
 def _error(number: int) -> DiffuseError:
     kind, words = ERRORS[signal.Signals(number)]
     return kind(words)
@@ -40,9 +57,9 @@ def raised() -> Iterator[None]:
     """Inside the block SIGINT and SIGTERM raise their `DiffuseError`."""
 
     def handler(number: int, frame: FrameType | None) -> None:
-        raise _error(number)
+        raise _Struck(_error(number))
 
-    with _handling(handler):
+    with _as_error(), _handling(handler):
         yield
 
 
@@ -64,7 +81,8 @@ class Pending(Stop):
         try:
             if self._noted:
                 raise self._noted
-            yield
+            with _as_error():
+                yield
         finally:
             self._urgent = False
 
@@ -75,7 +93,7 @@ class Pending(Stop):
             self._noted = error
         if self._urgent or not first:
             self._urgent = False
-            raise error
+            raise _Struck(error)
 
 
 @contextlib.contextmanager
@@ -89,7 +107,8 @@ def noting(pending: Pending) -> Iterator[None]:
         return
     signal.signal(signal.SIGINT, pending.handle)
     try:
-        yield
+        with _as_error():
+            yield
     finally:
         signal.signal(signal.SIGINT, own)
 
@@ -98,5 +117,5 @@ def noting(pending: Pending) -> Iterator[None]:
 def deferred() -> Iterator[Pending]:
     """Inside the block a first signal is only noted; a second one raises."""
     pending = Pending()
-    with _handling(pending.handle):
+    with _as_error(), _handling(pending.handle):
         yield pending

@@ -336,6 +336,14 @@ def test_the_line_that_goes_on_has_the_options_that_a_run_does_not_keep(diffuse,
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_is_not_taken_for_a_damaged_image(diffuse, images, monkeypatch, number, code):
+    """What reads images of strangers catches whatever they make libraries raise."""
+    monkeypatch.setattr("diffuse_cli.media.image.read", lambda *a: signal.raise_signal(number))
+    ran = diffuse("info", images, "--workers", 1, "-q")
+    assert (ran.code, ran.out) == (code, "")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_while_sampling_ends_it_without_a_traceback(
     diffuse, model, monkeypatch, number, code
 ):

@@ -87,7 +87,8 @@ def _run(config: TrainConfig) -> Iterator[TrainingEvent]:
         try:
             yield event
         except GeneratorExit:
-            stop.handle(signal.SIGTERM, None)
-            with contextlib.suppress(Terminated):
+            if stop() is None:  # Ctrl-C may have come in the last step
+                stop.handle(signal.SIGTERM, None)
+            with contextlib.suppress(Interrupted, Terminated):
                 finish(work)
             raise

@@ -165,9 +165,7 @@ def test_the_model_is_told_what_it_is_given(diffuse, given, picture, images, jou
 
 
 @pytest.mark.usefixtures("short")
-def test_an_image_is_laid_on_the_background_of_the_model(
-    diffuse, images, recipe, journey, tmp_path
-):
+def test_an_image_is_laid_on_the_models_background(diffuse, images, recipe, journey, tmp_path):
     line = ["train", images, "--config", recipe, "--steps", 1, "--background", "black", "-q"]
     assert in_process([*line, "-o", tmp_path / "m.safetensors"]) == 0
     Image.new("LA", (8, 8), (255, 0)).save("clear.png")
