@@ -105,6 +105,8 @@ class Answers(BaseHTTPRequestHandler):
             paths = [file["path"] for file in json.loads(body)["files"]]
             return self.json({"files": [{"path": path, **plain} for path in paths]})
         for line in map(json.loads, body.decode().splitlines()):
+            if line["key"] == "deletedFile":
+                del self.server.models[f"{org}/{model}"][line["value"]["path"]]
             if line["key"] == "file":
                 data = base64.b64decode(line["value"]["content"])
                 self.server.models[f"{org}/{model}"][line["value"]["path"]] = data

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Callable
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import diffuse_cli
+from diffuse_cli.core import registry
 
 MODULE = '''\
 """A subcommand that says hello."""
@@ -313,3 +315,16 @@ def test_a_network_trains_resumes_samples_is_measured_and_described(
 def test_a_network_of_a_package_that_is_not_there_is_refused(process, images: Path):
     ran = process("train", images, "--network", "toy", "-q")
     assert (ran.code, "--network: there is no 'toy'" in ran.line) == (2, True)
+
+
+def test_an_extension_that_is_broken_breaks_nothing_else(diffuse, model, monkeypatch):
+    broken = EntryPoint("broken", "no_such_package", "diffuse.commands")
+    monkeypatch.setattr(registry, "added", lambda: {"commands": {"broken": broken}})
+    ran = diffuse("--help")
+    assert ran.code == 0
+    assert "cannot be loaded: ModuleNotFoundError" in " ".join(ran.out.split())
+    ran = diffuse("sample", model, "--bogus")
+    assert (ran.code, "there is no option --bogus" in ran.line) == (2, True)
+    ran = diffuse("broken")
+    assert ran.code == 2
+    assert "the extension no_such_package cannot be loaded" in ran.line

@@ -90,7 +90,8 @@ def evaluate(
         typed["data"] = stack.enter_context(named(data))
         config = from_dict(EvalConfig, typed, "evaluate")
         accelerator = stack.enter_context(machine(config.precision, config.device))
-        found = done(measure(config, accelerator), progress)
+        own = model._found if isinstance(model, Model) else None
+        found = done(measure(config, accelerator, found=own), progress)
         every: list[Evaluation | None] = gather_object([found and _typed(config, found)])
     first = every[0]
     assert first is not None

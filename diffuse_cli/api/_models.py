@@ -16,6 +16,7 @@ from diffuse_cli.api._samples import Samples
 from diffuse_cli.config import SampleConfig
 from diffuse_cli.console import plain as without_nan
 from diffuse_cli.core.space import Space
+from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Progress, Work
 from diffuse_cli.inspection.model import report_on
 from diffuse_cli.ledger import parts_of
@@ -44,6 +45,10 @@ def load(path: str | os.PathLike[str]) -> Model:
         ModelFileError: it is missing, damaged, or not a model of `diffuse`.
     """
     return Model(done(modelfile.find(os.fspath(path))))
+
+
+OF_FILES = {"out", "gif", "grid", "overwrite"}
+"""Options of `diffuse sample` that say what is written."""
 
 
 class Model:
@@ -104,6 +109,8 @@ class Model:
             UsageError: options that do not suit the model or each other.
             DataError: what is given cannot be used.
         """
+        if of_files := sorted(OF_FILES & options.keys()):
+            raise UsageError(f"{of_files[0]}: only the command writes files", "Leave it out")
         told = [f"{name}={value}" for name, own in (on or {}).items() for value in _each(own)]
         typed = {**options, "n": n, "seed": seed, "steps": steps, "sampler": sampler}
         typed |= {"classes": label, "on": tuple(told) or None, "model": str(self.path)}

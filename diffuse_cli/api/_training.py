@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from diffuse_cli.api._calling import Data, named, placed, translating
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.training import from_file
-from diffuse_cli.errors import Interrupted, Terminated
+from diffuse_cli.errors import Interrupted, Terminated, UsageError
 from diffuse_cli.events import Notice, Progress, Table, finish
 from diffuse_cli.options import read_toml
 from diffuse_cli.signals import Pending, noting
@@ -55,6 +55,8 @@ def train(
         KeyboardInterrupt: on Ctrl-C, once the checkpoint is saved.
     """
     filed = read_toml(config) if isinstance(config, (str, Path)) else config
+    if options.get("dry_run") or (filed or {}).get("dry_run"):
+        raise UsageError("dry_run: only the command prints a plan", "Leave it out")
     typed = {**options, "out": os.fspath(out)}
     typed |= {name: True for name, on in (("resume", resume), ("overwrite", overwrite)) if on}
     with contextlib.ExitStack() as stack, translating():  # what can be refused now is
@@ -76,7 +78,7 @@ def _run(config: TrainConfig) -> Iterator[TrainingEvent]:
     work = fit(config, stop)
     while True:
         try:
-            with noting(stop):
+            with noting(stop), _own_draws():
                 event = next(work)
         except StopIteration as end:
             if end.value is not None:  # on the first of several processes
@@ -89,6 +91,15 @@ def _run(config: TrainConfig) -> Iterator[TrainingEvent]:
         except GeneratorExit:
             if stop() is None:  # Ctrl-C may have come in the last step
                 stop.handle(signal.SIGTERM, None)
-            with contextlib.suppress(Interrupted, Terminated):
+            with contextlib.suppress(Interrupted, Terminated), _own_draws():
                 finish(work)
             raise
+
+
+def _own_draws() -> contextlib.AbstractContextManager[None]:
+    """Inside the block PyTorch's generators are the training's, which seeds them for each step;
+    after it they are as the program had them."""
+    import torch
+
+    there = torch.cuda.is_available() and torch.cuda.is_initialized()
+    return torch.random.fork_rng([torch.cuda.current_device()] if there else [])

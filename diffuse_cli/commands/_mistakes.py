@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import Any
 
 from typer.exceptions import TyperException
 
+from diffuse_cli.core.errors import InvalidArgument
 from diffuse_cli.errors import UsageError, near, suggest
 
 SYNONYMS: dict[str, str] = {
@@ -90,9 +92,16 @@ def _meant(typed: str, context: Any) -> str:
     if close := near(typed, own, cutoff=0.75):
         return f"Did you mean '{close}'?"
     every = context.parent.command.commands if context.parent else {}
-    if others := [name for name, command in every.items() if typed in _flags(command)]:
+    if others := [name for name in every if typed in _flags_of(every, name)]:
         return f"It is an option of {', '.join(others)}"
     return f"See {context.command_path} --help"
+
+
+def _flags_of(commands: Any, name: str) -> list[str]:
+    """Those of a command; none of an extension that is broken."""
+    with contextlib.suppress(InvalidArgument):
+        return _flags(commands[name])
+    return []
 
 
 def _flags(command: Any) -> list[str]:

@@ -12,6 +12,7 @@ listed.
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -21,6 +22,8 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from importlib.abc import InspectLoader
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar, cast
+
+from diffuse_cli.core.errors import InvalidArgument
 
 Entry = TypeVar("Entry")
 
@@ -39,6 +42,22 @@ def added() -> Mapping[str, Mapping[str, EntryPoint]]:
     }
 
 
+def _loaded(point: EntryPoint) -> Any:
+    """What an entry point names.
+
+    Raises:
+        InvalidArgument: its package is broken.
+    """
+    try:
+        return point.load()
+    except Exception as error:  # it may be anything
+        package = point.dist.name if point.dist else point.value
+        raise InvalidArgument(
+            f"the extension {package} cannot be loaded: {type(error).__name__}: {error}",
+            "Update it, or uninstall it",
+        ) from error
+
+
 class Registry(MutableMapping[str, Entry]):
     """Entries by name: our own, then those of other packages under names that we do not use.
 
@@ -51,7 +70,7 @@ class Registry(MutableMapping[str, Entry]):
         self.group, self.own = group, dict(own)
 
     def __getitem__(self, name: str) -> Entry:
-        return cast(Entry, self.own[name] if name in self.own else self._added[name].load())
+        return cast(Entry, self.own[name] if name in self.own else _loaded(self._added[name]))
 
     @property
     def _added(self) -> Mapping[str, EntryPoint]:
@@ -95,18 +114,23 @@ class Modules(Registry[Entry]):
         return super().__getitem__(name)
 
     def about(self, name: str) -> str:
-        """The first paragraph of an entry's docstring; that of a module of ours, which may import
-        much, is read from its source."""
-        module = self.own.get(name)
-        if isinstance(module, str) and (source := _source(module)) is not None:
-            text = ast.get_docstring(ast.parse(source))
-        else:
-            text = inspect.getdoc(self[name])
+        """The first paragraph of an entry's docstring; that of a module, which may import much, is
+        read from its source. An extension that is broken says so."""
+        module = self.own[name] if name in self.own else self._added[name].value
+        try:
+            if isinstance(module, str) and (source := _source(module)) is not None:
+                text = ast.get_docstring(ast.parse(source))
+            else:
+                text = inspect.getdoc(self[name])
+        except InvalidArgument as error:
+            text = str(error)
         return (text or "").split("\n\n")[0]
 
 
 def _source(module: str) -> str | None:
     """The text of a module that need not be imported for it, if there is one."""
-    spec = importlib.util.find_spec(module)
-    loader = spec.loader if spec else None
-    return loader.get_source(module) if isinstance(loader, InspectLoader) else None
+    with contextlib.suppress(Exception):  # a package around it that is broken, or no module's name
+        spec = importlib.util.find_spec(module)
+        loader = spec.loader if spec else None
+        return loader.get_source(module) if isinstance(loader, InspectLoader) else None
+    return None

@@ -35,6 +35,7 @@ from diffuse_cli.events import Notice, Work
 from diffuse_cli.features._judging import Judge, find_judge
 from diffuse_cli.guiding import equipped
 from diffuse_cli.metrics import Facts, remarks
+from diffuse_cli.modelfile import Found
 from diffuse_cli.options import first_given
 from diffuse_cli.outputs import asked
 from diffuse_cli.resolving import DrawSettings, resolve, tell
@@ -47,6 +48,7 @@ def evaluate(
     accelerator: Accelerator | None = None,
     *,
     times: tuple[float, ...] | None = None,
+    found: Found | None = None,
 ) -> Work[Evaluated | None]:
     """Measure a model file, or a folder of images, against real images.
 
@@ -55,6 +57,7 @@ def evaluate(
     Args:
         accelerator: one that the caller has set up, and ends.
         times: learned for the model's images, instead of those that its file recommends.
+        found: the model, if it has been read.
 
     Raises:
         DataError, ModelFileError, UsageError: the configuration cannot be used.
@@ -62,7 +65,7 @@ def evaluate(
     """
     began = time.monotonic()
     subject = Path(config.subject)
-    folder = is_images(subject)
+    folder = found is None and is_images(subject)
     flag = first_given(config, PlottedBoundConfig, StartConfig, SamplerConfig, WeightsConfig)
     if folder and (flag := "--given" if config.given else flag):
         raise UsageError(f"{flag} needs a model, and {files.show(subject)} is a folder of images")
@@ -72,7 +75,7 @@ def evaluate(
         loaded, settings, described = None, None, {}
         if not folder:
             loaded = yield from load_denoiser(
-                subject, config.weights, accelerator, config.precision
+                found or subject, config.weights, accelerator, config.precision
             )
             settings = yield from equipped(settle(config, loaded), loaded, accelerator)
             settings = replace(settings, times=times or settings.times)

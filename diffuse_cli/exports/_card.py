@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffuse_cli.config.drawing import GUIDANCE, SAMPLING_STEPS
+from diffuse_cli.conditioning import default_guidance
+from diffuse_cli.config.drawing import SAMPLING_STEPS
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.exports._scheduler import SCHEDULERS
 from diffuse_cli.files import brief, show
@@ -107,7 +108,9 @@ def draw(name: str, model: Model, sampler: str) -> str:
         return text + (CLIPPING if options else "")
     setting, answer = "", "        y = unet(x, t).sample"
     if count := own.conditions.num_classes:
-        scale = recommended.guidance if recommended and recommended.guidance else GUIDANCE
+        scale = model.sampling.guidance if model.sampling else None
+        if scale is None:
+            scale = default_guidance(own.conditions, model.training.get("label_dropout", 0.1))
         setting = LABELS.format(scale=scale, none=count)
         answer = GUIDED_LEARNED if own.out_channels > own.space.channels else GUIDED
     shape = ", ".join(map(str, own.space.shape))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from diffuse_cli import files
@@ -32,8 +33,13 @@ def check_free(target: str) -> None:
         )
 
 
-def upload(folder: Path, target: str, *, private: bool, message: str) -> str:
+def upload(
+    folder: Path, target: str, *, private: bool, message: str, owned: Collection[str] = ()
+) -> str:
     """Make all files of a folder one commit of a repository, which is made if there is none.
+
+    Args:
+        owned: files that go if the folder has none of their names.
 
     Returns:
         The address of the commit.
@@ -51,6 +57,9 @@ def upload(folder: Path, target: str, *, private: bool, message: str) -> str:
     ]
     try:
         hub.HfApi().create_repo(name, private=private or None, exist_ok=True)
+        there = {file.rfilename for file in hub.HfApi().repo_info(name).siblings or ()}
+        gone = there & set(owned) - {operation.path_in_repo for operation in operations}
+        operations += [hub.CommitOperationDelete(path) for path in sorted(gone)]
         made = hub.HfApi().create_commit(name, operations, commit_message=message)
     except Exception as error:
         raise _refused(error, name) from error

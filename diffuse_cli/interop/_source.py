@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import pickletools
 import re
 import warnings
 import zipfile
@@ -26,6 +27,12 @@ from diffuse_cli.files import brief
 
 MOST_BYTES = 2**34
 """The largest pickle that is read: four times the largest published network of this kind."""
+
+NAMES = ("GLOBAL", "INST")
+"""Instructions of a pickle that name what it calls; torch knows no others."""
+
+OF_THE_OLD_FORMAT = 5
+"""Pickles in a file of torch before 1.6."""
 
 JSON_BYTES = 10_000_000
 
@@ -92,6 +99,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def _unpickle(path: Path, zipped: bool) -> Any:
     """The content of a pickle of tensors."""
     _check_sizes(path, zipped)
+    _check_calls(path, zipped)
     name = files.show(path)
     try:
         with warnings.catch_warnings():
@@ -107,6 +115,27 @@ def _unpickle(path: Path, zipped: bool) -> Any:
             reason = f"{name} cannot be read as a checkpoint of tensors"
             hint = "Nothing in it was run"
         raise ModelFileError(reason, hint) from error
+
+
+def _check_calls(path: Path, zipped: bool) -> None:
+    """Refuse a pickle that asks for memory that is not in the file: of what torch lets a pickle
+    call, `bytearray(n)` alone fills so many bytes."""
+    with contextlib.ExitStack() as stack:
+        if zipped:
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            inside = [name for name in archive.namelist() if name.endswith(".pkl")]
+            pickles = [stack.enter_context(archive.open(name)) for name in inside]
+        else:  # of the old format: a magic number, two headers, the tensors, and their storages
+            pickles = [stack.enter_context(path.open("rb"))] * OF_THE_OLD_FORMAT
+        for file in pickles:
+            with contextlib.suppress(ValueError, EOFError):  # torch says what is wrong with it
+                called = (value for op, value, _ in pickletools.genops(file) if op.name in NAMES)
+                if any(str(value).endswith(" bytearray") for value in called):
+                    raise ModelFileError(
+                        f"{files.show(path)} is a pickle that asks for a bytearray, which is not a "
+                        "tensor",
+                        "Of a pickle only tensors are read; nothing in it was run",
+                    )
 
 
 def _check_sizes(path: Path, zipped: bool) -> None:

@@ -25,6 +25,8 @@ from diffuse_cli.runtime import machine
 from diffuse_cli.stages import load_chain
 
 CARD, SAMPLES, NUMBERS = "README.md", "samples.png", "eval.json"
+OWNED = (SAMPLES, NUMBERS)
+"""Files that say something of one model, and go with it."""
 """Names of the files beside the model."""
 
 DRAWN = 16
@@ -70,6 +72,8 @@ def push(config: PushConfig) -> Work[Pushed]:
     with tempfile.TemporaryDirectory(prefix="diffuse-push-") as temporary:
         folder = out or Path(temporary)
         files.make_folder(folder)
+        for name in OWNED:  # of another model, which was here
+            files.remove(folder / name)
         with files.writing(folder / MODEL_FILE) as copy, found.path.open("rb") as own:
             shutil.copyfileobj(own, copy)
         if files.sha256(folder / MODEL_FILE) != found.sha256:
@@ -92,7 +96,9 @@ def push(config: PushConfig) -> Work[Pushed]:
             return Pushed(out, None, names, found.sha256)
         yield Progress("pushing files", 0, len(names))
         message = f"A model of diffuse, step {found.model.step:,}"
-        address = upload(folder, config.target, private=config.private, message=message)
+        address = upload(
+            folder, config.target, private=config.private, message=message, owned=OWNED
+        )
         yield Progress("pushing files", len(names), len(names))
     return Pushed(None, address, names, found.sha256)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import JUDGE, in_process
 from PIL import Image
 
@@ -98,6 +99,8 @@ def test_images_in_memory_train_to_the_bytes_of_the_command_also_after_a_break(
     line = ["train", images, "--config", recipe, "--steps", 6, "-o", whole, "-q"]
     assert in_process(line) == 0
     data = pictures(images)
+    torch.manual_seed(5)
+    own = torch.get_rng_state()
     events = diffuse.train(data, steps=6, out=out, config=recipe)
     step = next(e for e in events if isinstance(e, diffuse.Step) and e.step == 3)
     assert step.steps == 6
@@ -107,6 +110,7 @@ def test_images_in_memory_train_to_the_bytes_of_the_command_also_after_a_break(
     assert isinstance(trained, diffuse.Trained)
     assert trained.model == out
     assert out.read_bytes() == whole.read_bytes()
+    assert torch.equal(torch.get_rng_state(), own)
     assert sorted(p.name for p in (tmp_path / "model.run/checkpoints").iterdir()) == [
         "step-00000003", "step-00000006",
     ]  # fmt: skip
@@ -153,6 +157,7 @@ def test_what_can_be_refused_is_refused_at_once_with_the_packages_errors(
         ({"steps": 0}, "--steps must be at least 1"),
         ({"resume": True}, "there is no run"),
         ({"steps": 3, "minutes": 1}, "exclude each other"),
+        ({"dry_run": True}, "dry_run: only the command"),
     ):
         with pytest.raises(diffuse.DiffuseError, match=said):
             diffuse.train(images, out=out, **options)
@@ -166,6 +171,8 @@ def test_what_can_be_refused_is_refused_at_once_with_the_packages_errors(
         diffuse.load(model).sample(1, sampler="unipk")
     with pytest.raises(diffuse.UsageError, match="--steps"):
         diffuse.load(model).sample(1, steps=1000)
+    with pytest.raises(diffuse.UsageError, match="out: only the command writes files"):
+        diffuse.load(model).sample(1, out="drawn")
     with pytest.raises(diffuse.UsageError, match="Did you mean 'kid'"):
         diffuse.evaluate(model, images, metrics=["kidd"])
     assert not out.exists()
@@ -182,6 +189,19 @@ def test_an_evaluation_has_the_numbers_of_the_command(diffuse: Run, model: Path,
     assert found["kid"] == (ran.json["kid"], ran.json["kid_standard_error"])
     assert (found.part, found.real, found.generated) == ("held-out", 6, 6)
     assert len(found) < len(found.numbers)
+
+
+def test_what_was_loaded_is_measured_whatever_has_become_of_its_file(
+    model: Path, images: Path, tmp_path: Path
+):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(model.read_bytes())
+    found, loaded = load(path), load(path)
+    wanted = evaluate(found, images, n=4, timesteps=2, metrics=["likelihood"])
+    path.unlink()
+    again = evaluate(loaded, images, n=4, timesteps=2, metrics=["likelihood"])
+    assert again.numbers == wanted.numbers
+    assert again.json["settings"] == wanted.json["settings"]
 
 
 def test_metrics_are_chosen_and_draw_nothing_that_none_needs(

@@ -27,7 +27,7 @@ from diffuse_cli.core.tables import Number, Table
 from diffuse_cli.diffusion import Blueprint, make_process
 from diffuse_cli.errors import DiffuseError
 from diffuse_cli.events import finish
-from diffuse_cli.exports import TARGETS, _scheduler, export
+from diffuse_cli.exports import TARGETS, _card, _scheduler, export
 from diffuse_cli.exports._scheduler import SCHEDULERS
 from diffuse_cli.exports._unet import lacks
 from diffuse_cli.exports.diffusers import PARTS, WEIGHTS
@@ -526,3 +526,22 @@ def test_targets_are_the_files_of_the_folder():
     assert "diffusers" in TARGETS
     fields = {f.name for f in dataclasses.fields(ConvertConfig)}
     assert all(set(target.OPTIONS) <= fields for target in TARGETS.values())
+
+
+@pytest.mark.parametrize(
+    ("sampling", "dropout", "scale"),
+    [
+        (None, 0.1, "2"),
+        (None, 0.0, "1"),  # the row of no class is untrained
+        (SamplerChoice("unipc", 7, 3.5), 0.1, "3.5"),  # though the folder draws with another
+        (SamplerChoice("ddim", 7, 0.0), 0.1, "0"),
+    ],
+)
+def test_the_cards_loop_guides_as_sample_does(
+    sampling: SamplerChoice | None, dropout: float, scale: str
+):
+    made = model_of(conditions=Conditions(classes=("a", "b")))
+    training = {**made.training, "label_dropout": dropout}
+    model = dataclasses.replace(made, sampling=sampling, training=training)
+    card = _card.draw("name", model, "ddpm")
+    assert f"label, scale = torch.tensor([0, 0, 0, 0]), {scale}\n" in card

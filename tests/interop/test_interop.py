@@ -878,6 +878,24 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(diffuse, suffix, zi
     assert Path("harmed").exists()  # so it would have been
 
 
+class Filling:
+    """Takes memory that is not in the file, as torch lets a pickle."""
+
+    def __reduce__(self) -> Any:
+        return bytearray, (2**20,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_that_would_fill_the_memory_is_refused(diffuse, monkeypatch, zipped):
+    torch.save({**checkpoint(), "x": Filling()}, "m.pt", _use_new_zipfile_serialization=zipped)
+    assert len(torch.load("m.pt", weights_only=True)["x"]) == 2**20
+    monkeypatch.setattr(torch, "load", lambda *a, **k: pytest.fail("it was read"))
+    ran = diffuse("convert", "m.pt", *TYPED, "-q")
+    assert (ran.code, "asks for a bytearray" in ran.line) == (4, True)
+    Path("m.pt").write_bytes(pickle.dumps(Filling(), protocol=2))
+    assert diffuse("convert", "m.pt", *TYPED, "-q").code == 4
+
+
 def test_a_plain_pickle_is_refused(diffuse):
     for protocol in range(6):
         Path("m.pt").write_bytes(pickle.dumps(Evil(), protocol=protocol))

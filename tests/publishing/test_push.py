@@ -124,7 +124,9 @@ def test_a_model_is_pushed_in_one_commit_and_drawn_from_elsewhere(
         assert files["model.safetensors"] == model.read_bytes()
         ran = process(*line, env=here)
         assert (ran.code, "holds a model already. Type --overwrite" in ran.err) == (5, True)
+        files["eval.json"] = b"{}"
         assert process(*line, "--overwrite", env=here).code == 0
+        assert sorted(files) == ["README.md", "model.safetensors", "samples.png"]
         told = process("info", TARGET, "--json", "-q", env=here)
         assert told.json["sha256"] == sha(model)
 
