@@ -143,12 +143,20 @@ def budget(result: Result) -> Lines:
     })  # fmt: skip
 
 
+PEERS = ("diffusers-tuned", "ddpm-pytorch-tuned")
+"""Contenders whose shorter runs are trials of learning rates."""
+
 MEANS = "Means: the deviation of the images' mean levels as a share of the real ones'."
 
 
 def quality(result: Result) -> Lines:
     most = max(run["n"] for run in result)
-    final = [run for run in result if 2 * run["n"] >= most]  # trials draw fewer
+    longest: dict[str, float] = {}
+    for run in result:
+        longest[run["contender"]] = max(longest.get(run["contender"], 0), run["minutes"])
+    runs = [{**run, "lr": run["settings"].get("lr")} for run in result]
+    tried = [r for r in runs if r["contender"] in PEERS and r["minutes"] < longest[r["contender"]]]
+    final = [run for run in runs if run not in tried]
     series: dict[str, list[tuple[float, float, float]]] = {}
     for run_ in final:
         point = (run_["minutes"], run_["kid_x1000"], run_["kid_x1000_standard_error"])
@@ -167,13 +175,13 @@ def quality(result: Result) -> Lines:
     yield from picture(f"time-to-quality-{first['dataset']}", drawn, "KID over minutes of training")
     yield from table(final, {
         "contender": "", "minutes": "minutes", "parameters": "parameters", "batch_size": "batch",
+        "lr": "rate",
         "steps": "steps", **({"n": "samples"} if any(run["n"] != most for run in final) else {}),
         "images_per_second": "images/s", "kid_x1000": "KID × 1000",
         "kid_x1000_standard_error": "±", "frechet_distance": "Fréchet",
         "recall": "recall", "means": "means",
         "evaluations": "evaluations", "sampling_seconds": "s to sample", "peak_mb": "peak MB",
     })  # fmt: skip
-    tried = [{**run, "lr": run["settings"].get("lr")} for run in result if run not in final]
     if tried:
         yield "Learning rates that were tried for the tuned peers, each for a short run:\n"
         yield from table(tried, {
@@ -227,10 +235,8 @@ def few(found: Mapping[str, Any]) -> Lines:
 def distilled(result: Result) -> Lines:
     """KID of one to eight evaluations of models and of what they were distilled to."""
     yield (
-        "2,000 steps (ten minutes of a core), and what five of `diffuse distill` make of them: "
-        "KID × 1000 of as many images against held-out ones, from the same noise. Of photos it "
-        "likes the grey fog of two evaluations of `unipc` best "
-        "([pictures](commands/distill.md)), which recall does not.\n"
+        "Ten minutes of a core, and what five of `diffuse distill` make of the model: KID × 1000 "
+        "of as many images against held-out ones, from the same noise.\n"
     )
     for name in dict.fromkeys(row["name"] for row in result):
         rows = []
