@@ -68,6 +68,11 @@ def held_out(images: Samples, n: int) -> Pixels:
     return np.ascontiguousarray(images.stored[own[permutation(0, 0, len(own))[:n]]])
 
 
+def some(images: Samples, n: int) -> Pixels:
+    """n of all images, of every class."""
+    return np.ascontiguousarray(images.stored[permutation(0, 0, len(images))[:n]])
+
+
 def features(pixels: Pixels, accelerator: Accelerator) -> np.ndarray[Any, Any]:
     """Features of EfficientNet-Lite0, (N, 1280)."""
     network = load("efficientnet-lite0", accelerator.device, finish(find("efficientnet-lite0")))

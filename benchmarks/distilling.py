@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import common
-import numpy as np
 
 from diffuse_cli.events import finish
 from diffuse_cli.runtime import machine
@@ -56,7 +55,7 @@ def measure(path: str, sampler: str, o: argparse.Namespace) -> Iterator[dict[str
     with machine("fp32", "cpu") as accelerator:
         loaded = finish(load_denoiser(path, "ema", accelerator))
         images = common.read(o.real, loaded.space.size)
-        real = common.features(np.ascontiguousarray(images.stored[: o.reference]), accelerator)
+        real = common.features(common.some(images, o.reference), accelerator)
         for steps in o.draw if sampler == "consistency" else [*o.draw, 20]:
             pixels, seconds = common.sample(
                 loaded, o.n, accelerator, steps=steps, sampler=sampler, seed=o.seed

@@ -84,7 +84,7 @@ def measure(paths: list[str], o: argparse.Namespace) -> dict[str, float]:
     from diffuse_cli.runtime import machine
 
     fake = common.pictures(paths)
-    real = common.read(o.real or o.data, (o.size, o.size)).stored[: o.reference]
+    real = common.some(common.read(o.real or o.data, (o.size, o.size)), o.reference)
     with machine("fp32", "cpu") as accelerator:
         a, b = common.features(real, accelerator), common.features(fake, accelerator)
     kid = common.distance(a, b)

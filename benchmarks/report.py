@@ -33,38 +33,42 @@ run on one machine. This page is written by `python benchmarks/report.py` from
 `benchmarks/results/`; under each result is the name of the script that made it, whose first lines
 explain it.
 
-The machine is named below each result. The training step, its parts, the cost of growth, loading,
-start-up, the roof, the distilled models and the pictures of 64×64 were measured on a
-processor that has AVX2 alone, so that everything there computes in float32; the quality for time
-of clothes and of photos of 32×32 on one that has bfloat16, and sampling on an older one, whose
-bfloat16 is half as fast as its float32, with a `tiny` of 1.7 M parameters. Where there is
-bfloat16, the step is 1.24 times as fast as diffusers' best and 2.1 times as fast as its default
-(`train_step-bf16.json` there).
+All of it is from two cores of an AMD EPYC with AVX-512 and bfloat16, which `auto` chooses there.
+Quality for time is of one core, with another contender on the other. With AVX2 alone, in float32, a
+step takes nearly five times as long, and is 1.12 times as fast as diffusers' best
+(`train_step-avx2.json`).
 
-Each contender runs in its own process with its own settings. In the comparisons of quality for
-time, peers have networks of the same shape and sample with 25 evaluations of one of their fast
-samplers; diffusers' was the best of six (`peer_solvers.py`). Its learning rate of 8e-3 with
-batches of 64 was the best of those tried in short runs, but diverged in a long one.
+## What a user gets
 
-What a user gets on one core with bfloat16: of Fashion-MNIST at 32×32 a KID × 1000 of 258 after one
-minute, 85 after four and with `--preset slim` 67 (means of three runs; AdamW took ten for 70;
-[how](../benchmarks/README.md#narrow-at-full-size)); of CIFAR-10, after ten, animals and vehicles in
-their surroundings, a recall of 0.13, and means that vary as much as real ones. With AVX2 alone
-clothes have 138 after about ten minutes, or 16 wide 212 after four and 120 after about ten; among
-emoji of 64×64 one recognises heads and faces after ten. Thirty minutes were not measured.
+One core, every default, KID × 1000 of 1,000 samples (500 at 64×64):
 
-For emoji, diffusers' learning rate of 2e-3 and its batches of 16 were not tuned again for ten
-minutes there, and denoising-diffusion-pytorch was not run; of it for photos of 64×64, and of both
-peers for those of 32×32, one rate was tried. `diffuse-tuned` is drawn as `diffuse tune` recommends
-for held-out images: photos of 32×32 as by default; emoji, and photos of 64×64 from a Gaussian
-start, guided by its early average at 3. Of emoji it was trained on another day than the peer, at 68
-images a second where the plain run had 55; they are faces and people then. The photos of 64×64,
-crops of desktop backgrounds, are nearly flat and saturated: KID likes them better than clouds with
-edges, as it does tiles of noise (386, from a peer of two minutes).
+| | 1 minute | 5 | 10 | 30 |
+|---|---|---|---|---|
+| Fashion-MNIST, 32×32 | 226: garments with holes | 78: most are whole | 58 | 37 |
+| CIFAR-10, 32×32 | | | 158: animals and vehicles in their surroundings | |
+| emoji, 64×64, drawn as `tune` says | | | 446: faces, people, flags | |
+| Tiny ImageNet, 64×64, drawn as `tune` says | | | 392: scenes without objects | |
 
-Clothes and sampling were measured before Muon became the default optimizer, and sampling before
-`tiny` cut pictures of 64 pixels into patches. What that changes is in the
-[benchmarks](../benchmarks/README.md#the-recipe).
+`--preset slim` has 67 on Fashion-MNIST after four minutes (mean of three runs;
+[how](../benchmarks/README.md#narrow-at-full-size)), which took AdamW, the default before Muon, ten.
+
+## How it was compared
+
+Each contender runs in its own process with its own settings. Peers have networks of the same shape
+and sample with 25 evaluations of one of their fast samplers; diffusers' was the best of six
+(`peer_solvers.py`). Their rates were tried in short runs where the tables say so, at 64×64 anew;
+for photos of 32×32, and of denoising-diffusion-pytorch beyond clothes, one was. The rows of peers
+as they come, and the trials on clothes, are of an earlier day on such a machine, those of photos of
+32×32 and of denoising-diffusion-pytorch at 64×64 of the day before. 8e-3 was the best rate for
+clothes, too, in short runs, but diverged in a long one.
+
+`diffuse-tuned` is drawn as `diffuse tune` recommends for held-out images, with 20 evaluations:
+photos of 32×32 as by default; emoji and photos of 64×64 from a Gaussian start, guided by the early
+average at 3. On Tiny ImageNet KID prefers what people do not: guided, scenes become flat shapes of
+strong contrast. From a Gaussian start alone they are painterly and in natural colours at 556 ± 15.
+The best peer has 536 with coloured noise and blots; the Fréchet distance says 624 to 740. On
+another set, crops of desktop backgrounds, the ratio of KID to that of the best ten-minute peer was
+0.53 (`time-to-quality-crops.json`, AVX2 alone); here it is 0.73, and on emoji 0.58.
 """
 
 # -- measuring ------------------------------------------------------------------------------------

@@ -33,8 +33,8 @@ def rows(path: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The results of a model, by steps and spacing."""
     with machine(resolve_precision("auto")) as accelerator:
         loaded = finish(load_denoiser(path, "ema", accelerator))
-        images = common.read(options.real, size=loaded.space.size).stored[: options.reference]
-        real = common.features(np.ascontiguousarray(images), accelerator)
+        images = common.read(options.real, size=loaded.space.size)
+        real = common.features(common.some(images, options.reference), accelerator)
 
         def drawn(n: int, steps: int, spacing: str) -> Any:
             return common.sample(

@@ -89,7 +89,7 @@ def main() -> None:
     with machine(resolve_precision("auto")) as accelerator:
         loaded = finish(load_denoiser(options.model, "ema", accelerator))
         height, width = loaded.space.size
-        pixels = np.ascontiguousarray(common.read(options.real, (height, width)).stored[:1000])
+        pixels = common.some(common.read(options.real, (height, width)), 1000)
         real = common.features(pixels, accelerator)
         low = low_frequencies(loaded, options.train)
         for row in rows(options, loaded):
