@@ -24,6 +24,9 @@ GRID, GIF = "grid.png", "denoising.gif"
 GRID_IMAGES = 400
 """Most images of the grid."""
 
+WORK = ".sampling"
+"""The folder, in that of the samples, of what is recorded until they are finished."""
+
 WRITTEN = re.compile(r"\d{5,}\.\w+|grid\.png|denoising\.gif|manifest\.json")
 
 
@@ -33,7 +36,7 @@ def holding(folder: Path) -> Iterator[None]:
     made = not folder.exists()
     try:
         with locks.held(folder / ".lock"):
-            files.sweep(folder, WRITTEN.pattern)
+            files.sweep(folder, f"{WRITTEN.pattern}|{re.escape(WORK)}")
             yield
     finally:
         if made:

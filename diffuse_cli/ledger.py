@@ -22,14 +22,13 @@ from typing import TYPE_CHECKING, Any
 from diffuse_cli import files, locks
 from diffuse_cli.data import MANIFEST
 from diffuse_cli.errors import OutputError
-from diffuse_cli.folders import GIF, GRID, WRITTEN, manifest_in, name_of, named_in
+from diffuse_cli.folders import GIF, GRID, WORK, WRITTEN, manifest_in, name_of, named_in
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     Arrays = Mapping[str, npt.NDArray[Any]]
 
-WORK = ".sampling"
 SETTINGS = "settings.json"
 KEY = "settings"
 """The manifest's entry by which equal settings are recognised."""

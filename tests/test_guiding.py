@@ -47,7 +47,9 @@ def pixels(folder):
 
 
 def described(recommended=None, weak=None, classes=()):
-    blueprint = SimpleNamespace(conditions=Conditions(classes=classes))
+    blueprint = SimpleNamespace(
+        conditions=Conditions(classes=classes), diffusion=SimpleNamespace(num_timesteps=1000)
+    )
     sampling = None
     if recommended is not None:
         sampling = SamplerChoice("unipc", 5, None, recommended)

@@ -14,9 +14,9 @@ import pytest
 from conftest import free_port
 from seams import Copies, ends_at, killed_at_each, killed_while
 
-from diffuse_cli import files, ledger, locks
+from diffuse_cli import files, locks
 from diffuse_cli.errors import OutputError, Terminated
-from diffuse_cli.folders import holding, manifest_in
+from diffuse_cli.folders import WORK, holding, manifest_in
 from diffuse_cli.ledger import Ledger, parts_of
 
 OUT = Path("samples")
@@ -117,7 +117,7 @@ def test_a_line_that_a_kill_has_cut_is_no_line(tmp_path):
 
     with pytest.raises(Terminated):
         draw(tmp_path, before=stop)
-    log = tmp_path / ledger.WORK / "0.jsonl"
+    log = tmp_path / WORK / "0.jsonl"
     log.write_text(log.read_text()[:-20])
     assert draw(tmp_path) == 3
     assert sorted(manifest_in(tmp_path)["files"]) == [f"0000{i}.bin" for i in range(5)]
@@ -158,10 +158,10 @@ def test_a_sampling_that_drew_nothing_holds_nothing(tmp_path):
 
 def test_a_process_that_still_writes_is_waited_for(tmp_path):
     """One of several may outlive the first."""
-    (tmp_path / ledger.WORK).mkdir()
+    (tmp_path / WORK).mkdir()
     child = os.fork()
     if not child:
-        with locks.held(tmp_path / ledger.WORK / "1.lock"):
+        with locks.held(tmp_path / WORK / "1.lock"):
             (tmp_path / "held").touch()
             signal.pause()
     try:
