@@ -28,10 +28,9 @@ RESULTS, DOCS = HERE / "results", HERE.parent / "docs"
 
 HEAD = """# Performance
 
-The speed and memory of `diffuse` compared with its alternatives. Each ratio was measured in one
-run on one machine. This page is written by `python benchmarks/report.py` from
-`benchmarks/results/`; under each result is the name of the script that made it, whose first lines
-explain it.
+The speed and memory of `diffuse` compared with its alternatives, on one machine. This page is
+written by `python benchmarks/report.py` from `benchmarks/results/`; under each result is the name
+of the script that made it, whose first lines explain it.
 
 All of it is from two cores of an AMD EPYC with AVX-512 and bfloat16, which `auto` chooses there.
 Quality for time is of one core, with another contender on the other. With AVX2 alone, in float32, a
@@ -56,11 +55,12 @@ One core, every default, KID × 1000 of 1,000 samples (500 at 64×64):
 
 Each contender runs in its own process with its own settings. Peers have networks of the same shape
 and sample with 25 evaluations of one of their fast samplers; diffusers' was the best of six
-(`peer_solvers.py`). Their rates were tried in short runs where the tables say so, at 64×64 anew;
-for photos of 32×32, and of denoising-diffusion-pytorch beyond clothes, one was. The rows of peers
-as they come, and the trials on clothes, are of an earlier day on such a machine, those of photos of
-32×32 and of denoising-diffusion-pytorch at 64×64 of the day before. 8e-3 was the best rate for
-clothes, too, in short runs, but diverged in a long one.
+(`peer_solvers.py`). Where a table lists learning rates, they were tried in short runs, and the best
+was taken, except on clothes: 8e-3 diverged there in a long run. Elsewhere peers have 2e-3.
+
+Three things were measured on other days, on such a machine: photos of 32×32 and
+denoising-diffusion-pytorch at 64×64 the day before; peers with their own settings, and the trials
+on clothes, earlier.
 
 `diffuse-tuned` is drawn as `diffuse tune` recommends for held-out images, with 20 evaluations:
 photos of 32×32 as by default; emoji and photos of 64×64 from a Gaussian start, guided by the early

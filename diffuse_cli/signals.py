@@ -54,7 +54,7 @@ def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None
 
 @contextlib.contextmanager
 def raised() -> Iterator[None]:
-    """Inside the block SIGINT and SIGTERM raise their `DiffuseError`."""
+    """SIGINT and SIGTERM end the block with their `DiffuseError`."""
 
     def handler(number: int, frame: FrameType | None) -> None:
         raise _Struck(_error(number))

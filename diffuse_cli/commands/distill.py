@@ -39,9 +39,10 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     model, guidance = values.pop("model"), values.pop("guidance", None)
     if config.resume:
         resumed = complete({**values, "init": model})
-        if guidance not in (None, resumed.teacher_guidance):
+        own = 1.0 if resumed.teacher_guidance is None else resumed.teacher_guidance
+        if guidance not in (None, own):
             raise UsageError(
-                f"--guidance {guidance:g} differs from the run's {resumed.teacher_guidance or 1:g}",
+                f"--guidance {guidance:g} differs from the run's {own:g}",
                 "Leave it out to go on, or start again with --overwrite",
             )
         return resumed

@@ -64,8 +64,7 @@ def search(
         yield Progress("nearest in the training data", j.stop, len(order))
     nearest = torch.cat([k[0][:, 0] for k in kept if k is not None]).numpy()
     places = torch.cat([k[1][:, 0] for k in kept if k is not None]).numpy()
-    n, size = len(samples), _flat(samples[:1], channels).shape[1]
-    distances = np.sqrt(nearest / size)
+    n, distances = len(samples), np.sqrt(nearest / width)
     return Nearest(distances[:n], distances[n:], order[places[:n]])
 
 

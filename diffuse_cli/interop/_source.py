@@ -28,6 +28,8 @@ from diffuse_cli.files import brief
 MOST_BYTES = 2**34
 """The largest pickle that is read: four times the largest published network of this kind."""
 
+NOTHING_RUN = "Of a pickle only tensors are read; nothing in it was run"
+
 NAMES = ("GLOBAL", "INST")
 """Instructions of a pickle that name what it calls; torch knows no others."""
 
@@ -110,7 +112,7 @@ def _unpickle(path: Path, zipped: bool) -> Any:
     except Exception as error:  # a hostile file may raise anything
         if asked := re.search(r"GLOBAL ([\w.]+)", str(error)):
             reason = f"{name} is a pickle that asks for {asked[1][:100]}, which is not a tensor"
-            hint = "Of a pickle only tensors are read; nothing in it was run"
+            hint = NOTHING_RUN
         else:
             reason = f"{name} cannot be read as a checkpoint of tensors"
             hint = "Nothing in it was run"
@@ -123,8 +125,9 @@ def _check_calls(path: Path, zipped: bool) -> None:
     with contextlib.ExitStack() as stack:
         if zipped:
             archive = stack.enter_context(zipfile.ZipFile(path))
-            inside = [name for name in archive.namelist() if name.endswith(".pkl")]
-            pickles = [stack.enter_context(archive.open(name)) for name in inside]
+            # All of them: torch may take another of two of one name, and looks away from case.
+            inside = [e for e in archive.infolist() if e.filename.lower().endswith(".pkl")]
+            pickles = [stack.enter_context(archive.open(entry)) for entry in inside]
         else:  # of the old format: a magic number, two headers, the tensors, and their storages
             pickles = [stack.enter_context(path.open("rb"))] * OF_THE_OLD_FORMAT
         for file in pickles:
@@ -134,7 +137,7 @@ def _check_calls(path: Path, zipped: bool) -> None:
                     raise ModelFileError(
                         f"{files.show(path)} is a pickle that asks for a bytearray, which is not a "
                         "tensor",
-                        "Of a pickle only tensors are read; nothing in it was run",
+                        NOTHING_RUN,
                     )
 
 

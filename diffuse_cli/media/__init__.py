@@ -18,8 +18,9 @@ from diffuse_cli.core.space import Space as Space
 from diffuse_cli.media._fitting import FITS as FITS
 from diffuse_cli.media._fitting import Fit as Fit
 from diffuse_cli.media._fitting import crop
-from diffuse_cli.media._layouts import ALPHA, named
+from diffuse_cli.media._layouts import ALPHA as ALPHA
 from diffuse_cli.media._layouts import asked_for as asked_for
+from diffuse_cli.media._layouts import named as named
 
 Array = npt.NDArray[Any]
 Size = tuple[int, ...]

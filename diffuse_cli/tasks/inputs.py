@@ -15,7 +15,17 @@ from diffuse_cli.data import is_images, read_images
 from diffuse_cli.data.summary import fitting, skip_lines, span
 from diffuse_cli.errors import DataError, UsageError, translating
 from diffuse_cli.events import Notice, Work
-from diffuse_cli.media import MEDIA, Asked, check_fit, like, like_mask, numbers_of, prepare
+from diffuse_cli.media import (
+    ALPHA,
+    MEDIA,
+    Asked,
+    check_fit,
+    like,
+    like_mask,
+    named,
+    numbers_of,
+    prepare,
+)
 from diffuse_cli.sampling import Loaded
 from diffuse_cli.unusable import LARGEST_FILE, TOO_LARGE, Unusable
 
@@ -183,7 +193,7 @@ def read_opaque(path: str, loaded: Loaded, fit: str | None) -> Array:
         raise UsageError("--mask is missing", "Only for a single image can its transparency be one")
     space, shown = loaded.space, files.show(path)
     medium = MEDIA[space.medium]
-    if (space.layout or "").startswith("alpha"):
+    if named(space.layout) == ALPHA:
         raise UsageError(
             "--mask is missing: the model draws transparency, which cannot say what is to be drawn",
             "Give one, white where to draw",

@@ -21,6 +21,7 @@ from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.errors import OutputError, UsageError, flag, lookup, suggest, translating
 from diffuse_cli.givens import is_degradation
+from diffuse_cli.media import named
 from diffuse_cli.options import converted, flag_of, from_dict, options, read_toml, to_dict
 from diffuse_cli.parsing import Size
 from diffuse_cli.presets import (
@@ -276,7 +277,7 @@ def complete(
         medium=space.medium,
         channels=space.channels,
         size=space.size,
-        layout=space.layout and space.layout.partition(":")[0],  # the background is its own option
+        layout=named(space.layout),  # the background is its own option
         rate=space.rate,
         transform=space.transform,
         width=width,

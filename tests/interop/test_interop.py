@@ -896,6 +896,18 @@ def test_a_pickle_that_would_fill_the_memory_is_refused(diffuse, monkeypatch, zi
     assert diffuse("convert", "m.pt", *TYPED, "-q").code == 4
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("name", ["m/data.pkl", "m/DATA.PKL"])
+def test_a_second_pickle_in_a_file_is_looked_at_too(diffuse, name):
+    torch.save(checkpoint(), "m.pt")
+    with zipfile.ZipFile("m.pt") as archive, zipfile.ZipFile("two.pt", "w") as two:
+        for entry in archive.infolist():
+            two.writestr(entry.filename, archive.read(entry))
+        two.writestr(name, pickle.dumps(Filling(), protocol=2))
+    ran = diffuse("convert", "two.pt", *TYPED, "-q")
+    assert (ran.code, "asks for a bytearray" in ran.line) == (4, True)
+
+
 def test_a_plain_pickle_is_refused(diffuse):
     for protocol in range(6):
         Path("m.pt").write_bytes(pickle.dumps(Evil(), protocol=protocol))

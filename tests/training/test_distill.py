@@ -248,6 +248,13 @@ def test_another_scale_is_refused_on_resume(distill, guided):
     assert distill(guided, "--resume", "--guidance", 1.5, "-q").code == 0
 
 
+def test_a_model_that_is_told_nothing_goes_on_at_scale_1_alone(distill, teacher):
+    assert distill(teacher, "--steps", 2, "--stop-at", 1, "-q").code == 0
+    ran = distill(teacher, "--resume", "--guidance", 0)
+    assert ran.line.startswith("diffuse: --guidance 0 differs from the run's 1.")
+    assert distill(teacher, "--resume", "--guidance", 1, "-q").code == 0
+
+
 def test_without_its_teacher_it_does_not_go_on(distill, teacher, tmp_path):
     own = tmp_path / "teacher.safetensors"
     own.write_bytes(teacher.read_bytes())
