@@ -26,7 +26,7 @@ from diffuse_cli.core.space import Space
 from diffuse_cli.data import is_images
 from diffuse_cli.errors import DiffuseError, UsageError
 from diffuse_cli.evaluation import bounds, neighbors, showing
-from diffuse_cli.evaluation.images import drawn_from, read_sides
+from diffuse_cli.evaluation.images import classes_told, drawn_from, read_sides
 from diffuse_cli.evaluation.parts import Evaluation
 from diffuse_cli.evaluation.results import Evaluated as Evaluated
 from diffuse_cli.evaluation.team import Team
@@ -93,6 +93,8 @@ def evaluate(
                 yield Notice(f"drawn from the real {words.many} in turn: {what}")
             elif sides.real.rows is not None:
                 yield Notice(f"each drawn {words.one} is told the row of a real one, in turn")
+            elif settings.condition:
+                yield classes_told(sides.real, words)
         training = sides.training if config.train_n else None
         if page and training is None:
             raise UsageError(

@@ -17,7 +17,7 @@ from diffuse_cli.core.space import Space
 from diffuse_cli.data import Pairs, Samples, pair, read_cells, read_images
 from diffuse_cli.draws import permutation
 from diffuse_cli.errors import UsageError
-from diffuse_cli.evaluation.words import words_of
+from diffuse_cli.evaluation.words import Words, words_of
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.givens import Giver, Inputs, inputs_for
 from diffuse_cli.media import MEDIA, Array, judged, like
@@ -214,15 +214,30 @@ def inputs_of(loaded: Loaded, images: Labelled, seed: int) -> Inputs | None:
 
 
 def drawn_from(settings: DrawSettings, loaded: Loaded, real: Labelled, seed: int) -> DrawSettings:
-    """The settings with what the real images are given and told, in turn, and their classes; the
-    same for a model that is told classes alone, or nothing."""
+    """The settings with what the real images are given and told, in turn, and their classes.
+
+    So the classes have the shares that they have in DATA. Where it has none of the model's, and the
+    model is told nothing else, all are drawn evenly.
+    """
     inputs, wanted = inputs_of(loaded, real, seed), settings.condition
-    if wanted is None or (inputs is None and real.rows is None):
+    if wanted is None:
         return settings
     rows = () if real.rows is None else tuple(map(tuple, real.rows.tolist()))
-    labels = np.where(real.labels >= 0, real.labels, len(loaded.model.blueprint.conditions.classes))
-    own = tuple(labels.tolist()) if wanted.labels else ()
+    if inputs is None and not rows:
+        labels = real.labels[real.labels >= 0]
+        own = tuple(labels.tolist()) or wanted.labels
+    else:  # an image of no class is still given and told its own
+        untold = len(loaded.model.blueprint.conditions.classes)
+        own = tuple(np.where(real.labels >= 0, real.labels, untold).tolist())
+    own = own if wanted.labels else ()
     return replace(settings, condition=replace(wanted, labels=own, given=inputs, rows=rows))
+
+
+def classes_told(real: Labelled, words: Words) -> Notice:
+    """Which classes a model draws that is told nothing else."""
+    if (real.labels >= 0).any():
+        return Notice(f"each drawn {words.one} is of the class of a real one, in turn")
+    return Notice("DATA has none of the model's classes: all are drawn, evenly")
 
 
 def knows(loaded: Loaded, images: Samples) -> bool:

@@ -357,7 +357,8 @@ def test_a_models_classes_are_measured_on_their_own_images(measure_classes, othe
     found = measure_classes(other, "-n", 11, "--timesteps", 5, "--json").json
     (evaluation,) = finished
     assert evaluation.real.labels.tolist() == shown_as(evaluation.real, other, ["dark", "light"])
-    assert evaluation.fakes.labels.tolist() == [0, 1] * 5 + [0]
+    assert evaluation.fakes.labels.tolist() == evaluation.real.labels.tolist()
+    assert sorted(evaluation.real.labels.tolist()) == [0] * 6 + [1] * 5
     for label, name in enumerate(("dark", "light")):
         values = found["classes"][name]
         assert {*values} >= CLASS_KEYS
@@ -393,13 +394,34 @@ def test_a_classs_generated_images_are_those_that_sample_draws(
     found = measure_classes(other, *line, "--metrics", "kid", "--json").json
     assert found["settings"]["guidance"] == 4
     assert found["settings"]["guidance_interval"] == [0.1, 9]
-    diffuse("sample", conditional, *QUICK, *line)
-    for k, (pixels, label) in enumerate(
-        zip(finished[0].fakes.samples, finished[0].fakes.labels, strict=True)
-    ):
+    fakes = finished[0].fakes
+    named = [o for label in fakes.labels for o in ("--class", ("dark", "light")[label])]
+    assert len({*named}) == 3
+    diffuse("sample", conditional, *QUICK, *line, *named)
+    for k, pixels in enumerate(fakes.samples):
         drawn = np.asarray(Image.open(f"samples/{k:05d}.png"), int)
         assert np.abs(pixels[0].astype(int) - drawn).max() <= 2
-        assert label == k % 2
+
+
+def test_classes_have_the_shares_that_they_have_in_data(measure_classes, other, tmp_path, finished):
+    """A model that drew them evenly would be further from uneven data than it is."""
+    data = renamed(other, tmp_path / "data", dark="dark", light="light")
+    for path in sorted((data / "dark").iterdir())[2:]:
+        path.unlink()
+    ran = measure_classes(data, "-n", 27, "--metrics", "kid", "--json")
+    assert ran.json["classes"]["dark"]["generated"] == 3 * 2
+    assert ran.json["classes"]["light"]["generated"] == 3 * 7
+    assert finished[0].fakes.labels.tolist() == finished[0].real.labels.tolist() * 3
+    assert "each drawn image is of the class of a real one, in turn" in ran.err
+
+
+def test_classes_are_drawn_evenly_where_data_has_none_of_them(
+    measure_classes, other, tmp_path, finished
+):
+    data = renamed(other, tmp_path / "data", dark="aardvark", light="zebra")
+    ran = measure_classes(data, "-n", 5, "--metrics", "kid", "--json")
+    assert finished[0].fakes.labels.tolist() == [0, 1, 0, 1, 0]
+    assert "none of the model's classes" in ran.err
 
 
 def test_the_text_has_a_row_for_each_class(measure_classes, measure, other):
@@ -408,7 +430,7 @@ def test_the_text_has_a_row_for_each_class(measure_classes, measure, other):
     assert rows[0].split()[:3] == ["class", "generated", "real"]
     assert "bits per dimension" in rows[0]
     assert "KID" in rows[0]
-    assert [row.split()[:2] for row in rows[1:]] == [["dark", "3"], ["light", "3"]]
+    assert [row.split()[:2] for row in rows[1:]] == [["dark", "4"], ["light", "2"]]
     assert "Fréchet" not in rows[0]
     plain = measure(other, "-n", 6, "--timesteps", 2)
     assert "class" not in plain.out
@@ -423,7 +445,8 @@ def test_classes_are_matched_by_name(measure_classes, other, tmp_path, finished)
     data = renamed(other, tmp_path / "data", light="light", dark="zebra")
     found = measure_classes(data, "-n", 14, "--metrics", "kid", "--json").json
     assert {*found["classes"]} == {"light"}
-    assert found["classes"]["light"]["real"] == found["classes"]["light"]["generated"] == 7
+    assert found["classes"]["light"]["real"] == 7
+    assert found["classes"]["light"]["generated"] == 14
     real = finished[0].real
     assert real.labels.tolist() == shown_as(real, data, ["dark", "light"])
     assert sorted(real.labels.tolist()) == [-1] * 7 + [1] * 7
