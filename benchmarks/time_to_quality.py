@@ -50,6 +50,7 @@ class Job:
         batch: a batch size in its place.
         precision: for what is tuned; our command decides by itself.
         folder: of `train.npy`, and where `samples.npy` goes.
+        more: further options of our training.
     """
 
     contender: str
@@ -61,6 +62,7 @@ class Job:
     batch: int | None
     precision: str
     folder: Path
+    more: tuple[str, ...] = ()
 
 
 # -- contenders -----------------------------------------------------------------------------------
@@ -73,6 +75,7 @@ def run_ours(job: Job, train: Sequence[str] = (), *, tuned: bool = False) -> dic
     model, out = job.folder / "model.safetensors", job.folder / "samples"
     typed = ["--lr", str(job.lr)] if job.lr else []
     typed += ["--batch-size", str(job.batch)] if job.batch else []
+    typed += job.more
     trained, wall = _diffuse(
         "train", job.data, "-o", str(model), "--overwrite", "--size", str(job.size),
         "--minutes", str(job.minutes), *typed, *train,
@@ -98,7 +101,7 @@ def run_ours(job: Job, train: Sequence[str] = (), *, tuned: bool = False) -> dic
     rates = [m["images_per_second"] for m in map(json.loads, log.open()) if "loss" in m]
     return {
         "settings": {
-            "command": " ".join(["diffuse train DATA --size S --minutes M", *train]),
+            "command": " ".join(["diffuse train DATA --size S --minutes M", *typed, *train]),
             **config["training"],
         },
         "parameters": trained["parameters"],
@@ -270,7 +273,8 @@ class Bench:
     ) -> dict[str, Any]:
         """Run one job and write down what came out."""
         o = self.options
-        job = Job(contender, o.data, o.size, minutes, n, lr, batch, o.precision, self.folder)
+        more = tuple(o.more.split())
+        job = Job(contender, o.data, o.size, minutes, n, lr, batch, o.precision, self.folder, more)
         print(f"{contender}, {minutes:g} minutes, {lr=}, {batch=}", file=sys.stderr)
         done = apart(run, job)
         typed = "".join(f"-{value:g}" for value in (minutes, lr, batch) if value)
@@ -332,6 +336,7 @@ def main() -> None:
     parser.add_argument("--minutes", nargs="+", type=float, help="budgets in place of the own")
     parser.add_argument("--lr", type=float, help="in place of the contender's own")
     parser.add_argument("--batch-size", type=int, help="in place of the contender's own")
+    parser.add_argument("--more", default="", help="further options of our training")
     parser.add_argument(
         "--tune", action="store_true", help="choose the settings of tuned peers first"
     )

@@ -38,7 +38,7 @@ from diffuse_cli.parsing import (
 )
 
 TUNED_STEPS, TUNED_GUIDANCE = (5, 10, 20, 50), (1.0, 1.5, 2.0, 3.0, 4.0)
-TUNED_WEAK = (1.25, 1.5, 2.0, 3.0)
+TUNED_WEAK = (1.25, 1.5, 2.0, 3.0, 4.0)
 """What `tune` tries by default."""
 
 LEARNED_STEPS = 8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,9 +14,6 @@ from torch import Tensor, nn
 POWER = 0.75
 EAGER, EVERY = 64, 4
 """The average moves after each of the first `EAGER` steps, then after every fourth."""
-
-EARLY = 8
-"""The weak average is that after 1/EARLY of the steps."""
 
 
 def decay_at(update: int, largest: float) -> float:
@@ -33,14 +31,14 @@ def due(done: int, steps: int) -> bool:
     return done <= EAGER or done % EVERY == 0 or done == steps
 
 
-def weak_step(steps: int) -> int:
-    """After how many of `steps` steps the weak average is taken."""
-    return -(-steps // EARLY)
+def weak_step(steps: int, share: float) -> int:
+    """After how many of `steps` steps the weak average is taken: the first that are the share."""
+    return next(n for n in itertools.count(int(steps * share)) if n / steps >= share)
 
 
-def no_weak(steps: int, done: int) -> str:
+def no_weak(steps: int, done: int, share: float) -> str:
     """Why a run that keeps its weak average has none after `done` of `steps` steps."""
-    taken = weak_step(steps)
+    taken = weak_step(steps, share)
     if done < taken:
         return f"no weak average yet: --keep-weak takes it after step {taken:,}"
     return f"no weak average: step {taken:,}, after which it is taken, was done before"

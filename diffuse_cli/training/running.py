@@ -119,7 +119,7 @@ class Run:
             if self.deadline.budget and last == trainer.course.steps:
                 write_config(self.run, trainer.config)
             if config.keep_weak and trainer.weak is None:
-                yield Notice(no_weak(trainer.course.steps, last))
+                yield Notice(no_weak(trainer.course.steps, last, config.weak_after))
         self.accelerator.wait_for_everyone()
         return self._result(trainer, monitor, last, self.laps.clock() - began)
 

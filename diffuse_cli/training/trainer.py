@@ -25,7 +25,7 @@ from diffuse_cli.errors import UsageError, lookup
 from diffuse_cli.memory import out_of_memory
 from diffuse_cli.training.batches import Batches, mirrored
 from diffuse_cli.training.course import WHOLE, Course, lr_at
-from diffuse_cli.training.ema import EARLY, Average, Weak, due
+from diffuse_cli.training.ema import Average, Weak, due
 from diffuse_cli.training.feed import readable
 from diffuse_cli.training.matching import PARTS, PATHS, Matching
 from diffuse_cli.training.objective import Objective, losses_of
@@ -163,7 +163,7 @@ class Trainer:
         self.unread.append(norm)
         if due(step + 1, self.course.steps):
             self._average()
-        if self.config.keep_weak and self.course.passes(1 / EARLY, step + 1):
+        if self.config.keep_weak and self.course.passes(self.config.weak_after, step + 1):
             self.weak = Weak.of(self.ema, step + 1)
         return Outcome(loss, norm)
 

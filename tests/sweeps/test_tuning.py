@@ -149,7 +149,7 @@ def test_a_weaker_model_is_tried_in_no_more_evaluations(guidance, steps, fewer):
 
 
 def test_scale_one_of_a_weaker_model_is_not_tried_again():
-    assert weak_scales(config()) == (1.25, 1.5, 2.0, 3.0)
+    assert weak_scales(config()) == (1.25, 1.5, 2.0, 3.0, 4.0)
     assert weak_scales(config(weak_guidance="2,1,0,2")) == (2.0, 0.0)
 
 
@@ -264,7 +264,7 @@ def test_the_own_weak_average_is_tried_counted_and_recorded(tune, diffuse, image
     assert ran.code == 0, ran.err
     assert "4 steps, and 4 scales of guidance by a weaker model\n" in ran.err
     found = ran.json
-    scales = [1, 1.25, 1.5, 2, 3]
+    scales = [1, 1.25, 1.5, 2, 3, 4]
     assert [r["setting"]["weak_guidance"] for r in found["rows"]] == scales
     assert [r["setting"]["steps"] for r in found["rows"]] == [4, 2, 2, 2, 2]
     assert [r["evaluations"] for r in found["rows"]] == [4, 4, 4, 4, 4]

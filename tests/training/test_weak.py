@@ -11,6 +11,7 @@ from conftest import in_process
 
 from diffuse_cli import modelfile
 from diffuse_cli.training import monitor
+from diffuse_cli.training.course import Course
 from diffuse_cli.training.ema import weak_step
 from diffuse_cli.training.rundir import RunDirectory
 from training.conftest import QUICK
@@ -32,9 +33,41 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize(("steps", "taken"), [(1, 1), (8, 1), (9, 2), (24, 3), (800, 100)])
-def test_it_is_taken_after_an_eighth_of_the_steps(steps, taken):
-    assert weak_step(steps) == taken
+@pytest.mark.parametrize(
+    ("share", "steps", "taken"),
+    [
+        (0.125, 1, 1),
+        (0.125, 8, 1),
+        (0.125, 9, 2),
+        (0.125, 24, 3),
+        (0.125, 800, 100),
+        (0.25, 17, 5),
+        (0.1, 30, 3),
+        (0.07, 100, 7),
+        (0.999, 10, 10),
+    ],
+)
+def test_it_is_taken_after_a_share_of_the_steps(share, steps, taken):
+    assert weak_step(steps, share) == taken
+    course = Course.of(steps)
+    assert [done for done in range(1, steps + 1) if course.passes(share, done)] == [taken]
+
+
+def test_the_share_is_an_option(quick):
+    """The average after 5 of 17 steps, which a run that stops there has."""
+    quick(*RUN, "--keep-weak", "--weak-after", 0.25)
+    found = modelfile.load(MODEL)
+    assert (found.weak_step, found.training["weak_after"]) == (5, 0.25)
+    ran = quick(*RUN, "--overwrite", "--keep-weak", "--weak-after", 0.25, "--stop-at", 4)
+    assert "no weak average yet: --keep-weak takes it after step 5\n" in ran.err
+    quick("--resume", "--stop-at", 5)
+    assert same(found.weak, modelfile.load(MODEL).ema)
+
+
+def test_a_share_of_nothing_is_refused(quick):
+    ran = quick(*RUN, "--weak-after", 0.25, "-q")
+    assert ran.code == 2
+    assert "--weak-after needs --keep-weak" in ran.line
 
 
 def test_it_is_the_average_of_a_run_that_stopped_there_and_changes_nothing_else(quick, weak):
