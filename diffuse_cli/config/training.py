@@ -289,7 +289,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     )
     keep_weak: bool = output_option(
         False,
-        "Also keep the average after --weak-after of the steps in the model file, for sample "
+        "Also keep an early average (--weak-after) in the model file, for sample "
         "--guide-with self.",
     )
     weak_after: float = output_option(
@@ -310,8 +310,6 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         if self.goes_on and self.overwrite:
             flag = "--resume" if self.resume else "--auto-resume"
             raise UsageError(f"{flag} and --overwrite exclude each other")
-        if self.weak_after != TrainConfig.weak_after and not self.keep_weak:
-            raise UsageError("--weak-after needs --keep-weak")
         if self.loss in WEIGHTED and self.weighting not in (None, "none"):
             raise UsageError(
                 f"--weighting does not go with --loss {self.loss}, which has its own weights"

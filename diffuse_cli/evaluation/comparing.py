@@ -116,7 +116,7 @@ def measure_both(
     evaluations, values = [], []
     for each, model, base, side in zip(own, models, settings, sides, strict=True):
         yield Notice(f"evaluating {files.show(each.subject)}")
-        drawn = drawn_from(base, model, side.real, each.seed)
+        drawn = drawn_from(base, model, side, each.seed)
         evaluations.append(
             Evaluation(
                 each, accelerator, network, model, drawn, side.real, side.more, None,

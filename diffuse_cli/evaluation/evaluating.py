@@ -87,14 +87,14 @@ def evaluate(
         sides.check()
         words = words_of(sides.space)
         if loaded and settings:
-            settings = drawn_from(settings, loaded, sides.real, config.seed)
+            settings = drawn_from(settings, loaded, sides, config.seed)
             if given := loaded.model.blueprint.conditions.given:
                 what = "what lies beside them" if given.what == PAIRS else given.what
                 yield Notice(f"drawn from the real {words.many} in turn: {what}")
             elif sides.real.rows is not None:
                 yield Notice(f"each drawn {words.one} is told the row of a real one, in turn")
             elif settings.condition:
-                yield classes_told(sides.real, words)
+                yield classes_told(sides, words)
         training = sides.training if config.train_n else None
         if page and training is None:
             raise UsageError(

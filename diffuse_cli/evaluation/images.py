@@ -17,11 +17,12 @@ from diffuse_cli.core.space import Space
 from diffuse_cli.data import Pairs, Samples, pair, read_cells, read_images
 from diffuse_cli.draws import permutation
 from diffuse_cli.errors import UsageError
-from diffuse_cli.evaluation.words import Words, words_of
+from diffuse_cli.evaluation.words import words_of
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.givens import Giver, Inputs, inputs_for
 from diffuse_cli.media import MEDIA, Array, judged, like
 from diffuse_cli.memory import free_memory, processes_here
+from diffuse_cli.metrics import Words
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.sampling import Loaded
 
@@ -213,19 +214,26 @@ def inputs_of(loaded: Loaded, images: Labelled, seed: int) -> Inputs | None:
     return inputs_for(giver, images.samples, images.pairs, seed) if giver else None
 
 
-def drawn_from(settings: DrawSettings, loaded: Loaded, real: Labelled, seed: int) -> DrawSettings:
+def classes_told(sides: Sides, words: Words) -> Notice:
+    """Which classes a model draws that is told nothing else."""
+    if _classes_of(sides):
+        return Notice(f"each drawn {words.one} is of the class of one in DATA, in turn")
+    return Notice("DATA has none of the model's classes: all are drawn evenly")
+
+
+def drawn_from(settings: DrawSettings, loaded: Loaded, sides: Sides, seed: int) -> DrawSettings:
     """The settings with what the real images are given and told, in turn, and their classes.
 
-    So the classes have the shares that they have in DATA. Where it has none of the model's, and the
-    model is told nothing else, all are drawn evenly.
+    A model that is told classes alone draws those of further real images, in their shares; all
+    evenly where DATA has none of them.
     """
-    inputs, wanted = inputs_of(loaded, real, seed), settings.condition
+    real, wanted = sides.real, settings.condition
     if wanted is None:
         return settings
+    inputs = inputs_of(loaded, real, seed)
     rows = () if real.rows is None else tuple(map(tuple, real.rows.tolist()))
     if inputs is None and not rows:
-        labels = real.labels[real.labels >= 0]
-        own = tuple(labels.tolist()) or wanted.labels
+        own = _classes_of(sides) or wanted.labels
     else:  # an image of no class is still given and told its own
         untold = len(loaded.model.blueprint.conditions.classes)
         own = tuple(np.where(real.labels >= 0, real.labels, untold).tolist())
@@ -233,11 +241,11 @@ def drawn_from(settings: DrawSettings, loaded: Loaded, real: Labelled, seed: int
     return replace(settings, condition=replace(wanted, labels=own, given=inputs, rows=rows))
 
 
-def classes_told(real: Labelled, words: Words) -> Notice:
-    """Which classes a model draws that is told nothing else."""
-    if (real.labels >= 0).any():
-        return Notice(f"each drawn {words.one} is of the class of a real one, in turn")
-    return Notice("DATA has none of the model's classes: all are drawn, evenly")
+def _classes_of(sides: Sides) -> tuple[int, ...]:
+    """Classes in the shares of DATA, first those of further real images: with as many of each on
+    both sides, the KID of a perfect model would be below 0."""
+    labels = np.concatenate([sides.more.labels, sides.real.labels])
+    return tuple(labels[labels >= 0].tolist())
 
 
 def knows(loaded: Loaded, images: Samples) -> bool:

@@ -17,7 +17,7 @@ from diffuse_cli.config import EmaConfig, TrainConfig
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.errors import ModelFileError, lookup
 from diffuse_cli.evaluation.evaluating import load_model, tell_judge
-from diffuse_cli.evaluation.images import Labelled, drawn_from, inputs_of, read_sides
+from diffuse_cli.evaluation.images import Sides, drawn_from, inputs_of, read_sides
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.features._judging import find_judge
 from diffuse_cli.guiding import equipped
@@ -96,7 +96,7 @@ def measure_lengths(config: EmaConfig) -> Work[MeasuredLengths | None]:
         fits = yield from _fits(given)
         sides = yield from read_sides(config, loaded)
         make = lookup(EMA_METRICS, config.metric, "--metric")
-        metric, measure = yield from make(config, loaded, sides.real, accelerator)
+        metric, measure = yield from make(config, loaded, sides, accelerator)
         rows: list[MeasuredLength] = []
         models = _models(loaded.model, given, fits)
         for k, ((length, found), model) in enumerate(zip(fits.items(), models, strict=True), 1):
@@ -206,16 +206,17 @@ def _models(
 
 
 def _kid(
-    config: EmaConfig, loaded: Loaded, real: Labelled, accelerator: Accelerator
+    config: EmaConfig, loaded: Loaded, sides: Sides, accelerator: Accelerator
 ) -> Work[tuple[str, Measure]]:
     device, space = accelerator.device, loaded.space
     # Not `find_network`, which waits for other processes: only the first one is here.
     trained = features.ready(config.features, device, config.feature_weights)
     judge = yield from find_judge(space, device, trained)
-    network = judge.of(space, real.samples)
+    real = sides.real.samples
+    network = judge.of(space, real)
     yield from tell_judge(config, network, space)
-    kid = KidMeasure(real.samples, space, network)
-    settings = drawn_from(resolve(config, loaded.model), loaded, real, config.seed)
+    kid = KidMeasure(real, space, network)
+    settings = drawn_from(resolve(config, loaded.model), loaded, sides, config.seed)
     settings = yield from equipped(settings, loaded, accelerator, alone=True)
     yield from tell(settings)
 
@@ -227,10 +228,11 @@ def _kid(
 
 
 def _loss(
-    config: EmaConfig, loaded: Loaded, real: Labelled, accelerator: Accelerator
+    config: EmaConfig, loaded: Loaded, sides: Sides, accelerator: Accelerator
 ) -> Work[tuple[str, Measure]]:
     """Training loss on the real images, with the same draws for every length."""
     yield from ()
+    real = sides.real
     training = from_dict(TrainConfig, {"data": "", **loaded.model.training})
     objective = Objective(training, loaded.denoiser, accelerator.device)
 

@@ -94,7 +94,7 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         judge = yield from evaluating.judging(config, loaded.space, accelerator)
         sides = yield from read_sides(config, loaded)
         sides.check()
-        base = drawn_from(base, loaded, sides.real, config.seed)
+        base = drawn_from(base, loaded, sides, config.seed)
         team = Team.of(accelerator)
         network = judge.of(sides.space, sides.real.samples)
         yield from evaluating.tell_judge(config, network, sides.space)

@@ -71,6 +71,7 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
         ("label_dropout", ("classes", "condition_on")),
         ("given_dropout", ("given",)),
         ("given_noise", ("given",)),
+        ("weak_after", ("keep_weak",)),
     ):
         if name in flags and not any(getattr(config, other) for other in others):
             either = " or ".join(map(flag, others))

@@ -32,7 +32,8 @@ def due(done: int, steps: int) -> bool:
 
 
 def weak_step(steps: int, share: float) -> int:
-    """After how many of `steps` steps the weak average is taken: the first that are the share."""
+    """After how many of `steps` steps the weak average is taken: the first that are at least the
+    share."""
     return next(n for n in itertools.count(int(steps * share)) if n / steps >= share)
 
 

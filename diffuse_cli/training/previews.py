@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,19 +30,27 @@ PREVIEW_IMAGES, GIVEN_SHOWN = 16, 4
 
 
 def draw_by_default(
-    plan: Plan, net: Any, count: int, device: torch.device, inputs: int | None = None
+    plan: Plan,
+    net: Any,
+    count: int,
+    device: torch.device,
+    inputs: int | None = None,
+    classes: Sequence[int] = (),
 ) -> Iterator[Drawing]:
     """Draw with a network of the plan's kind as `diffuse sample` does without options.
 
     A model that is given an array or told columns is given and told what belongs to each of
     `shown_of` in turn, or to so many of them, `inputs`.
+
+    Args:
+        classes: those of a model that is told nothing else, in turn, if not every one.
     """
     denoiser = plan.blueprint.denoiser(net)
     choice = plan.teacher.sampling(plan.blueprint) if plan.teacher else None
     settings = DrawSettings(
         sampler=choice.sampler if choice else SAMPLER,
         steps=min(choice.steps if choice else SAMPLING_STEPS, denoiser.process.num_timesteps),
-        condition=_condition(plan, readable(plan, shown_of(plan, inputs)[:count])),
+        condition=_condition(plan, readable(plan, shown_of(plan, inputs)[:count]), classes),
         seed=plan.config.seed,
         batch_size=plan.room,
     )
@@ -68,12 +76,14 @@ def shown_of(plan: Plan, count: int | None = None) -> npt.NDArray[np.int64]:
     return told[np.unique(places.round().astype(np.int64))]
 
 
-def _condition(plan: Plan, chosen: npt.NDArray[np.int64]) -> Condition | None:
+def _condition(
+    plan: Plan, chosen: npt.NDArray[np.int64], classes: Sequence[int]
+) -> Condition | None:
     """What is told while training: classes in turn, or all that belongs to chosen images."""
     conditions = plan.blueprint.conditions
     if not conditions:
         return None
-    labels: Iterable[int] = range(conditions.num_classes)
+    labels: Iterable[int] = classes or range(conditions.num_classes)
     rows = plan.images.rows
     if labels and shows_images(plan):
         own = plan.images.labels[chosen]

@@ -24,7 +24,7 @@ SECONDS, SHARE, BRIEFLY = 20.0, 0.05, 1.0
 """Measuring takes at most so many seconds, or this share of --minutes, or, of very few minutes, so
 many seconds."""
 
-ENOUGH, SMALLEST, TRIAL = 2560, 8, 16
+ENOUGH, SMALLEST, TRIAL = 3072, 8, 16
 """Steps that a run has before its batch grows, the smallest batch, and that of the trial."""
 
 FEWEST = 300

@@ -128,8 +128,18 @@ class Validator:
         judge = finish(find_judge(space, device, ready(NETWORK, device)))
         samples = np.ascontiguousarray(plan.images.stored[readable(plan, real)])
         self._kid = KidMeasure(samples, space, judge.of(space, samples))
+        self._classes = classes_of(plan, images)
 
     def kid(self, net: Any) -> Work[dict[str, float]]:
         """The KID of a network of the plan's kind and its standard error, by key."""
-        drawings = draw_by_default(self.plan, net, self.images, self.device)
+        drawings = draw_by_default(self.plan, net, self.images, self.device, classes=self._classes)
         return (yield from self._kid.measure(drawings, self.images))
+
+
+def classes_of(plan: Plan, count: int) -> list[int]:
+    """At most `count` classes in their shares of the training images; none without classes."""
+    if not plan.blueprint.conditions.num_classes:
+        return []
+    order = permutation(plan.config.seed, 1, len(plan.train))[:count]
+    labels = plan.images.labels[plan.train[order]]
+    return [int(label) for label in labels if label >= 0]

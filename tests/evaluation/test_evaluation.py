@@ -357,14 +357,15 @@ def test_a_models_classes_are_measured_on_their_own_images(measure_classes, othe
     found = measure_classes(other, "-n", 11, "--timesteps", 5, "--json").json
     (evaluation,) = finished
     assert evaluation.real.labels.tolist() == shown_as(evaluation.real, other, ["dark", "light"])
-    assert evaluation.fakes.labels.tolist() == evaluation.real.labels.tolist()
-    assert sorted(evaluation.real.labels.tolist()) == [0] * 6 + [1] * 5
+    drawn = [*evaluation.more.labels, *evaluation.real.labels][:11]
+    assert evaluation.fakes.labels.tolist() == drawn
+    assert (len(evaluation.more), sorted(evaluation.real.labels)) == (3, [0] * 6 + [1] * 5)
     for label, name in enumerate(("dark", "light")):
         values = found["classes"][name]
         assert {*values} >= CLASS_KEYS
         real, fakes = (side.labels == label for side in (evaluation.real, evaluation.fakes))
         assert values["real"] == real.sum()
-        assert values["generated"] == fakes.sum() == (6, 5)[label]
+        assert values["generated"] == fakes.sum() == drawn.count(label)
         sides = (
             side.samples[side.labels == label]
             for side in (evaluation.real, evaluation.fakes, evaluation.more)
@@ -404,15 +405,25 @@ def test_a_classs_generated_images_are_those_that_sample_draws(
 
 
 def test_classes_have_the_shares_that_they_have_in_data(measure_classes, other, tmp_path, finished):
-    """A model that drew them evenly would be further from uneven data than it is."""
     data = renamed(other, tmp_path / "data", dark="dark", light="light")
     for path in sorted((data / "dark").iterdir())[2:]:
         path.unlink()
     ran = measure_classes(data, "-n", 27, "--metrics", "kid", "--json")
     assert ran.json["classes"]["dark"]["generated"] == 3 * 2
     assert ran.json["classes"]["light"]["generated"] == 3 * 7
-    assert finished[0].fakes.labels.tolist() == finished[0].real.labels.tolist() * 3
-    assert "each drawn image is of the class of a real one, in turn" in ran.err
+    assert "each drawn image is of the class of one in DATA, in turn" in ran.err
+
+
+def test_tune_and_compare_draw_the_same_classes(
+    measure_classes, diffuse, conditional, other, model
+):
+    line = ("-n", 6, "--seed", 3)
+    own = measure_classes(other, *line, "--guidance", 2, "--metrics", "kid", "--json").json["kid"]
+    how = ("--samplers", "unipc", *QUICK, "--guidance", 2, "--no-learn-times", "--json")
+    tried = diffuse("tune", conditional, other, *line, *how).json["rows"]
+    assert [r["values"]["kid"] for r in tried] == [pytest.approx(own, rel=1e-6)]
+    ran = diffuse("compare", conditional, model, other, *line, *QUICK, "--metrics", "kid", "--json")
+    assert ran.json["evaluation"]["values"]["a"]["kid"] == pytest.approx(own, rel=1e-6)
 
 
 def test_classes_are_drawn_evenly_where_data_has_none_of_them(

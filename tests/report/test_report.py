@@ -224,11 +224,13 @@ def test_the_images_are_those_that_were_measured(whole, conditional, images, dif
     assert "generated image 3 of class light" in named
     assert sum(alt.startswith("real image") and "class dark" in alt for alt in named) > 1
     assert sum("nearest training image" in alt for alt in named) == 8
-    diffuse("sample", conditional, "-n", 8, *QUICK[:4])
+    labels = dict(re.findall(r"^generated image (\d+) of class (\w+)$", "\n".join(named), re.M))
+    assert {*labels.values()} == {"dark", "light"}
+    asked = [option for k in range(8) for option in ("--class", labels[str(k)])]
+    diffuse("sample", conditional, "-n", 8, *QUICK[:4], *asked)
     for k in range(8):
         drawn = np.asarray(Image.open(f"samples/{k:05d}.png"), int)
-        label = ("dark", "light")[k % 2]
-        image = shown[named.index(f"generated image {k} of class {label}")]
+        image = shown[named.index(f"generated image {k} of class {labels[str(k)]}")]
         assert np.abs(pixels(image) - drawn).max() <= 2
     known = {np.asarray(Image.open(p)).tobytes() for p in images.rglob("*.png")}
     nearest = [i for i in shown if "nearest training image" in i["alt"]]

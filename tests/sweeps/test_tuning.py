@@ -262,13 +262,13 @@ def test_the_own_weak_average_is_tried_counted_and_recorded(tune, diffuse, image
     how = ("--samplers", "ddim", "--steps", "4")
     ran = tune(*how, "-o", "new.safetensors", "--plot", "new.png", "--json", model=weak)
     assert ran.code == 0, ran.err
-    assert "4 steps, and 4 scales of guidance by a weaker model\n" in ran.err
+    assert "4 steps, and 5 scales of guidance by a weaker model\n" in ran.err
     found = ran.json
     scales = [1, 1.25, 1.5, 2, 3, 4]
     assert [r["setting"]["weak_guidance"] for r in found["rows"]] == scales
-    assert [r["setting"]["steps"] for r in found["rows"]] == [4, 2, 2, 2, 2]
-    assert [r["evaluations"] for r in found["rows"]] == [4, 4, 4, 4, 4]
-    assert len({r["values"]["kid"] for r in found["rows"]}) == 5
+    assert [r["setting"]["steps"] for r in found["rows"]] == [4, 2, 2, 2, 2, 2]
+    assert [r["evaluations"] for r in found["rows"]] == [4] * 6
+    assert len({r["values"]["kid"] for r in found["rows"]}) == 6
     made = modelfile.load("new.safetensors")
     assert made.sampling == SamplerChoice(**found["recommended"])
     assert made.weak_step == 3

@@ -60,6 +60,28 @@ def step_of(path):
 # -- what is measured -----------------------------------------------------------------------------
 
 
+def test_classes_are_drawn_in_the_shares_of_the_data(quick, diffuse, images, tmp_path, monkeypatch):
+    """2 of the data's 32 images are dark: few of those that are drawn."""
+    data, drawn, real = tmp_path / "data", [], validation.draw_by_default
+    shutil.copytree(images / "light", data / "light")
+    (data / "dark").mkdir()
+    for path in sorted((images / "dark").iterdir())[:2]:
+        shutil.copy(path, data / "dark")
+
+    def watched(*arguments, classes):
+        drawn.append(classes)
+        return real(*arguments, classes=classes)
+
+    monkeypatch.setattr(validation, "draw_by_default", watched)
+    line = ("--config", QUICK, "--steps", 2, "--eval-every", 2, "--eval-images", 9)
+    assert diffuse("train", data, *line, "--classes").code == 0
+    assert diffuse("train", data, *line, "--overwrite").code == 0
+    told, untold = drawn
+    assert (len(told), untold) == (9, [])
+    assert told.count(0) <= 2  # of dark
+    assert told.count(1) >= 7
+
+
 def test_an_evaluation_touches_nothing(quick):
     quick("--steps", 8, "-o", "plain.safetensors")
     ran = quick("--steps", 8, "--eval-every", 4, "--eval-images", 6, "--json")
