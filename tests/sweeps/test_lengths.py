@@ -123,9 +123,9 @@ def test_the_held_out_loss_decides_where_it_is_asked_to(ema, monkeypatch):
     seen = []
     real = lengths.EMA_METRICS["held-out"]
 
-    def make(config, loaded, images, accelerator):
-        seen.append((loaded, images))
-        return real(config, loaded, images, accelerator)
+    def make(config, loaded, sides, accelerator):
+        seen.append((loaded, sides.real))
+        return real(config, loaded, sides, accelerator)
 
     monkeypatch.setattr(lengths, "EMA_METRICS", {"held-out": make})
     ran = ema("--metric", "held-out", "--json")

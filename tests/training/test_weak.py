@@ -141,3 +141,13 @@ def test_the_best_model_has_it_from_its_step_on(quick, monkeypatch):
     best.unlink()
     quick(*line, "--resume", "--stop-at", 6)
     assert best.read_bytes() == bytes_of
+
+
+def test_a_model_with_a_share_of_its_own_is_distilled_and_begun_from(quick, diffuse, images):
+    """Neither keeps an average, and the share that they inherit asks for none."""
+    quick(*RUN, "--keep-weak", "--weak-after", 0.25)
+    ran = diffuse("distill", MODEL, images, "--steps", 1, "--batch-size", 2, "-o", OTHER)
+    assert ran.code == 0, ran.err
+    ran = quick("--steps", 2, "--init", MODEL, "--no-keep-weak", "-o", "next.safetensors")
+    assert ran.code == 0, ran.err
+    assert modelfile.load("next.safetensors").weak is None
