@@ -43,7 +43,7 @@ One core, every default, KID × 1000 of 1,000 samples (500 at 64×64):
 
 | | 1 minute | 5 | 10 | 30 |
 |---|---|---|---|---|
-| Fashion-MNIST, 32×32 | 226: garments with holes | 69: most are whole | 50 | 37 |
+| Fashion-MNIST, 32×32 | 226: garments with holes | 78: most are whole | 50 | 37 |
 | CIFAR-10, 32×32 | | | 149: animals and vehicles in their surroundings | |
 | emoji, 64×64, drawn as `tune` says | | | 421: faces, people, flags on white | |
 | Tiny ImageNet, 64×64, the same [*](#how-it-was-compared) | | | 289: skies, shores, rooms | |
@@ -58,8 +58,8 @@ and sample with 25 evaluations of one of their fast samplers; diffusers' was the
 (`peer_solvers.py`). Where a table lists learning rates, they were tried in short runs, and the best
 was taken, except on clothes: 8e-3 diverged there in a long run. Elsewhere peers have 2e-3.
 
-Ours of 5 and 10 minutes were measured some hours after the peers, when `--minutes` had come to
-choose smaller batches. On other days, on such a machine: the peers on photos of 32×32, and
+Ours of 10 minutes were measured some hours after the peers, when `--minutes` had come to
+choose batches of 32 for them. On other days, on such a machine: the peers on photos of 32×32, and
 denoising-diffusion-pytorch at 64×64, the day before; peers with their own settings, and the trials
 on clothes, earlier.
 
@@ -68,11 +68,11 @@ photos of 32×32 as by default; emoji guided by the early average at 2; photos o
 from a Gaussian start. There the average is that after a quarter of the run (`--weak-after 0.25`),
 which paired runs chose ([how](../benchmarks/README.md#guidance-by-a-weaker-model)).
 
-So KID is 0.55 of the best tuned peer's on emoji, and 0.54 on photos of 64×64; there another seed
-has SEEDONE, and two more, in 4,100 steps, 333 and 326. Guided pictures have too strong contrast;
-from a Gaussian start alone they are painterly and in natural colours, at 506 to 512. The peer's are
-coloured textures. On another set, crops of desktop backgrounds, the ratio to the best ten-minute
-peer was 0.53 (`time-to-quality-crops.json`, AVX2 alone).
+So KID is 0.55 of the best tuned peer's on emoji, and 0.54 on photos of 64×64; there seeds 1 and 2
+have 327 and 309, so 0.58 in the mean. Guided pictures have too strong contrast; from a Gaussian
+start alone they are painterly and in natural colours, at 506 to 512. The peer's are coloured
+textures. On another set, crops of desktop backgrounds, the ratio to the best ten-minute peer was
+0.53 (`time-to-quality-crops.json`, AVX2 alone).
 """
 
 # -- measuring ------------------------------------------------------------------------------------

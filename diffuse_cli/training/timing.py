@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.training.budget import FIRST, Budget
-from diffuse_cli.training.configuring import BATCH, batched
+from diffuse_cli.training.configuring import batched
 from diffuse_cli.training.course import warmup_of
 from diffuse_cli.training.memory import smaller_side, split
 from diffuse_cli.training.monitor import chores
@@ -24,8 +24,12 @@ SECONDS, SHARE, BRIEFLY = 20.0, 0.05, 1.0
 """Measuring takes at most so many seconds, or this share of --minutes, or, of very few minutes, so
 many seconds."""
 
-ENOUGH, SMALLEST, TRIAL = 3072, 8, 16
-"""Steps that a run has before its batch grows, the smallest batch, and that of the trial."""
+ENOUGH = {16: 1536, 32: 1536, 64: 3072}
+"""Steps that a run has before it takes batches of so many images. Those of 32 take little more than
+half of the time of 64, so that halving gains steps; those of 16 do not (benchmarks/README.md)."""
+
+SMALLEST, TRIAL = 8, 16
+"""The smallest batch, and that of the trial."""
 
 FEWEST = 300
 """Steps of `SMALLEST` images after which samples are as good as blurred images by KID; after half
@@ -197,12 +201,11 @@ def duration(seconds: float) -> str:
 
 
 def batch_for(images: float, least: int = 1) -> int:
-    """The batch size of a run that sees `images` images: the largest power of two that leaves it
-    `ENOUGH` steps, from `SMALLEST` to `BATCH`.
+    """The batch size of a run that sees `images` images: the largest that leaves it `ENOUGH` steps.
 
     A short run learns by the number of its steps, a long one by their quality: after ten minutes
-    batches of 32 were ahead of 64 on four data sets, at some 4,500 and 2,500 steps
-    (benchmarks/README.md).
+    batches of 32 were ahead of 64 on three data sets and level on one, at some 4,500 and 2,500
+    steps (benchmarks/README.md).
     """
-    fitting = [2**k for k in range(20) if SMALLEST <= 2**k <= min(BATCH, images / ENOUGH)]
-    return max(fitting[-1] if fitting else SMALLEST, least)
+    fitting = (batch for batch, steps in ENOUGH.items() if images >= batch * steps)
+    return max(SMALLEST, least, *fitting)

@@ -67,9 +67,12 @@ def test_the_learning_rate_follows_the_width_and_the_batch(name):
     [
         (10, 1, 8),
         (2600, 1, 8),
-        (3 * 2**14 - 1, 1, 8),
-        (3 * 2**14, 1, 16),
-        (3 * 2**15 - 1, 1, 16),
+        (3 * 2**13 - 1, 1, 8),
+        (3 * 2**13, 1, 16),
+        (3 * 2**14 - 1, 1, 16),
+        (3 * 2**14, 1, 32),
+        (3 * 2**16 - 1, 1, 32),
+        (3 * 2**16, 1, 64),
         (1e9, 1, 64),
         (10, 12, 12),
     ],
@@ -325,7 +328,7 @@ def test_dry_run_prints_less_memory_with_checkpointing(train, monkeypatch):
 
 @pytest.mark.parametrize(("typed", "batch"), [(None, 32), (4, 4)])
 def test_minutes_are_filled_with_the_batch_that_suits_them(monkeypatch, typed, batch):
-    """At 128 images a second, 14 minutes are 107,520 images."""
+    """At 128 images a second, seven minutes are 53,760 images."""
 
     @dataclass
     class Plan:
@@ -344,12 +347,12 @@ def test_minutes_are_filled_with_the_batch_that_suits_them(monkeypatch, typed, b
     monkeypatch.setattr(Stopwatch, "elapsed", lambda watch: 0.0)
     device = SimpleNamespace(type="cpu")
     accelerator = SimpleNamespace(num_processes=1, device=device, free_memory=lambda: None)
-    given = {"minutes": 14.0} | ({"batch_size": typed} if typed else {})
+    given = {"minutes": 7.0} | ({"batch_size": typed} if typed else {})
     plan = Plan(*complete(configure({"data": "images", **given}), IMAGES, Conditions()))
     config, budget = finish(fill_minutes(plan, accelerator, 64))
     assert config.batch_size == batch
     previews = 8 * GUESS * 320 / (3 * batch)
-    assert config.steps == pytest.approx(14 * 60 * 128 / batch - previews, abs=1)
+    assert config.steps == pytest.approx(7 * 60 * 128 / batch - previews, abs=1)
     assert config.lr == pytest.approx(PRESETS["tiny"].train["lr"] * (batch / 64) ** 0.5)
     assert config.minutes is None
     assert budget.step == batch / 128
