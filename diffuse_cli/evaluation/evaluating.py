@@ -94,7 +94,7 @@ def evaluate(
             elif sides.real.rows is not None:
                 yield Notice(f"each drawn {words.one} is told the row of a real one, in turn")
             elif settings.condition:
-                yield classes_told(sides, words)
+                yield classes_told(sides)
         training = sides.training if config.train_n else None
         if page and training is None:
             raise UsageError(

@@ -22,7 +22,6 @@ from diffuse_cli.events import Notice, Work
 from diffuse_cli.givens import Giver, Inputs, inputs_for
 from diffuse_cli.media import MEDIA, Array, judged, like
 from diffuse_cli.memory import free_memory, processes_here
-from diffuse_cli.metrics import Words
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.sampling import Loaded
 
@@ -214,10 +213,10 @@ def inputs_of(loaded: Loaded, images: Labelled, seed: int) -> Inputs | None:
     return inputs_for(giver, images.samples, images.pairs, seed) if giver else None
 
 
-def classes_told(sides: Sides, words: Words) -> Notice:
+def classes_told(sides: Sides) -> Notice:
     """Which classes a model draws that is told nothing else."""
     if _classes_of(sides):
-        return Notice(f"each drawn {words.one} is of the class of one in DATA, in turn")
+        return Notice("classes are drawn in the shares that they have in DATA")
     return Notice("DATA has none of the model's classes: all are drawn evenly")
 
 

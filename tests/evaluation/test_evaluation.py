@@ -411,7 +411,7 @@ def test_classes_have_the_shares_that_they_have_in_data(measure_classes, other, 
     ran = measure_classes(data, "-n", 27, "--metrics", "kid", "--json")
     assert ran.json["classes"]["dark"]["generated"] == 3 * 2
     assert ran.json["classes"]["light"]["generated"] == 3 * 7
-    assert "each drawn image is of the class of one in DATA, in turn" in ran.err
+    assert "classes are drawn in the shares that they have in DATA" in ran.err
 
 
 def test_tune_and_compare_draw_the_same_classes(
