@@ -39,14 +39,14 @@ step takes nearly five times as long, and is 1.12 times as fast as diffusers' be
 
 ## What a user gets
 
-One core, every default, KID × 1000 of 1,000 samples (500 at 64×64):
+One core, every default unless a row says otherwise, KID × 1000 of 1,000 samples (500 at 64×64):
 
 | | 1 minute | 5 | 10 | 30 |
 |---|---|---|---|---|
 | Fashion-MNIST, 32×32 | 226: garments with holes | 78: most are whole | 50 | 37 |
 | CIFAR-10, 32×32 | | | 149: animals and vehicles in their surroundings | |
 | emoji, 64×64, drawn as `tune` says | | | 421: faces, people, flags on white | |
-| Tiny ImageNet, 64×64, the same [*](#how-it-was-compared) | | | 289: skies, shores, rooms | |
+| Tiny ImageNet, 64×64, the same, `--weak-after 0.25` | | | 289: skies, shores, rooms | |
 
 `--preset slim` has 67 on Fashion-MNIST after four minutes (mean of three runs;
 [how](../benchmarks/README.md#narrow-at-full-size)), which took AdamW, the default before Muon, ten.

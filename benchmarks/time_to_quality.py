@@ -278,6 +278,7 @@ class Bench:
         print(f"{contender}, {minutes:g} minutes, {lr=}, {batch=}", file=sys.stderr)
         done = apart(run, job)
         typed = "".join(f"-{value:g}" for value in (minutes, lr, batch) if value)
+        typed += "".join(more)
         keep = o.keep / f"{contender}{typed}" if o.keep else None
         found = apart(measure, self.folder, keep)
         head = {"contender": contender, "dataset": self.name, "size": o.size, "minutes": minutes}
@@ -336,7 +337,9 @@ def main() -> None:
     parser.add_argument("--minutes", nargs="+", type=float, help="budgets in place of the own")
     parser.add_argument("--lr", type=float, help="in place of the contender's own")
     parser.add_argument("--batch-size", type=int, help="in place of the contender's own")
-    parser.add_argument("--more", default="", help="further options of our training")
+    parser.add_argument(
+        "--more", default="", help="further options of our training: --more='--width 16'"
+    )
     parser.add_argument(
         "--tune", action="store_true", help="choose the settings of tuned peers first"
     )

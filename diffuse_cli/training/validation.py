@@ -128,7 +128,7 @@ class Validator:
         judge = finish(find_judge(space, device, ready(NETWORK, device)))
         samples = np.ascontiguousarray(plan.images.stored[readable(plan, real)])
         self._kid = KidMeasure(samples, space, judge.of(space, samples))
-        self._classes = classes_of(plan, images)
+        self._classes = _classes_of(plan, images)
 
     def kid(self, net: Any) -> Work[dict[str, float]]:
         """The KID of a network of the plan's kind and its standard error, by key."""
@@ -136,7 +136,7 @@ class Validator:
         return (yield from self._kid.measure(drawings, self.images))
 
 
-def classes_of(plan: Plan, count: int) -> list[int]:
+def _classes_of(plan: Plan, count: int) -> list[int]:
     """At most `count` classes in their shares of the training images; none without classes."""
     if not plan.blueprint.conditions.num_classes:
         return []
