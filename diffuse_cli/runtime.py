@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
 import importlib.util
-import math
 import os
 import sys
-import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.errors import UsageError, lookup
 from diffuse_cli.memory import keep_freed_memory
@@ -22,11 +19,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from PIL.Image import Image
 
-WORTH_ITS_DIGITS = 1.25
-"""`auto` is bf16 on a processor that is this many times faster in it."""
-
-SLOW = 0.9
-"""Whoever asks for bf16 hears of it on a processor that is less than so many times as fast."""
+GAINING_WIDTHS = {("amx_bf16", ""): 32, ("avx512_bf16", "AMD"): 16}
+"""The channels from which on `auto` is bf16, by instruction and maker of the processor; the first
+row that fits counts (benchmarks/README.md)."""
 
 PRECISIONS = {"auto": "", "fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 """Accelerate's name of each precision."""
@@ -91,13 +86,14 @@ def device_type(wanted: str = "auto") -> str:
 
 
 def resolve_precision(
-    name: str, device: str = "auto", width: int | None = None, *, backward: bool = False
+    name: str, device: str = "auto", width: int | None = None, *, own: object = None
 ) -> str:
-    """`auto` becomes bf16 if that is faster here, else fp32; other names stay.
+    """`auto` becomes a model's own precision, else bf16 where a table says that the device gains by
+    it, else fp32; other names stay. No clock is asked: equal machines choose alike.
 
     Args:
-        width: channels of the network, which a processor is measured at; None of a wide one.
-        backward: whether it is trained.
+        width: channels of the network, which a processor's gain depends on; None of a wide one.
+        own: the precision that a model was trained in; another is chosen where the device lacks it.
 
     Raises:
         UsageError: no such precision or device, or fp16 without a GPU.
@@ -108,13 +104,12 @@ def resolve_precision(
         raise UsageError("--precision fp16 needs a GPU", "Choose bf16 or fp32")
     if name != "auto":
         return name
-    return "bf16" if _gains_by_bfloat16(device, width, backward) else "fp32"
-
-
-def _gains_by_bfloat16(device: str, width: int | None, backward: bool) -> bool:
-    if not has_bfloat16(device):
-        return False
-    return device != "cpu" or bfloat16_speed(width, backward=backward) > WORTH_ITS_DIGITS
+    has = {"fp32": True, "bf16": has_bfloat16(device), "fp16": device != "cpu"}
+    for possible in has:
+        if own == possible and has[possible]:
+            return possible
+    least = gaining_width(device)
+    return "bf16" if least is not None and (width is None or width >= least) else "fp32"
 
 
 def has_bfloat16(device: str) -> bool:
@@ -123,61 +118,31 @@ def has_bfloat16(device: str) -> bool:
 
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device == "cpu" and hasattr(torch.cpu, "get_capabilities"):
-        has = torch.cpu.get_capabilities()
-        return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    return False
+    return device == "cpu" and any(map(_capabilities().get, ("avx512_bf16", "amx_bf16", "bf16")))
 
 
-def slow_precision(name: str, device: str, width: int | None, *, backward: bool) -> Iterator[str]:
-    """What to tell someone who typed a precision that this processor is slow in, if it is."""
-    if name == "bf16" and device_type(device) == "cpu":
-        speed = bfloat16_speed(width, backward=backward)
-        if speed < SLOW:
-            yield (
-                f"--precision bf16: a convolution takes {1 / speed:.1f} times as long in bfloat16 "
-                "as in float32 on this processor: try --precision fp32"
-            )
+def gaining_width(device: str) -> int | None:
+    """The least channels of a network that is faster in bfloat16 on a type of device; None if none
+    is known to be."""
+    if device != "cpu":
+        return 1 if has_bfloat16(device) else None
+    has = _capabilities()
+    make = str(has.get("cpu_name", ""))
+    fitting = (w for (name, of), w in GAINING_WIDTHS.items() if has.get(name) and of in make)
+    return next(fitting, None)
 
 
-WIDE, ROUNDS = 128, 5
-"""Channels beyond which the ratio of precisions stays as it is, and rounds that measure it."""
-
-
-def bfloat16_speed(width: int | None = None, *, backward: bool = False) -> float:
-    """How many times faster a convolution is in bfloat16 than in float32 on this processor.
-
-    Capabilities do not tell: it was 9 with matrix units, and with AVX-512 alone 2.2 or 0.5 by make.
-    Narrow networks gain less, and the backward pass may gain less than the forward one. Measuring
-    takes a few hundredths of a second, once for each width, on any number of threads.
-    """
-    return _bfloat16_speed(min(width or WIDE, WIDE), backward)
-
-
-@functools.cache
-def _bfloat16_speed(width: int, backward: bool) -> float:
+def _capabilities() -> dict[str, Any]:
+    """The processor's instructions, as far as this version of PyTorch tells."""
     import torch
 
-    # With an image a thread, the backward pass of two threads gained nothing; with more it did.
-    batch, side = 2 * torch.get_num_threads(), 16 if width > WIDE // 2 else 32
-    tensors = {
-        dtype: [
-            torch.ones(shape, dtype=dtype)
-            .to(memory_format=torch.channels_last)
-            .requires_grad_(backward)
-            for shape in ((batch, width, side, side), (width, width, 3, 3))
-        ]
-        for dtype in (torch.float32, torch.bfloat16)
-    }
-    seconds = dict.fromkeys(tensors, math.inf)
-    for _ in range(ROUNDS):  # by turns: what else the machine does slows both
-        for dtype, (x, weight) in tensors.items():
-            began = time.perf_counter()
-            y = torch.conv2d(x, weight, padding=1)
-            if backward:
-                torch.autograd.grad(y, (x, weight), y.detach())
-            seconds[dtype] = min(seconds[dtype], time.perf_counter() - began)
-    return seconds[torch.float32] / seconds[torch.bfloat16]
+    return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+
+
+def slow_precision(name: str, device: str) -> Iterator[str]:
+    """What to tell someone who typed a precision that this processor is slow in, if it is."""
+    if name == "bf16" and device_type(device) == "cpu" and gaining_width("cpu") is None:
+        yield "--precision bf16: this processor is not known to gain by it. Try --precision fp32"
 
 
 WAIT = timedelta(days=1)
@@ -197,7 +162,7 @@ def machine(
     """The Accelerator of this run, ended on exit.
 
     Args:
-        precision: `auto` on a processor depends on the network: float32 until `settle`.
+        precision: `auto` depends on the network: float32 until `settle`.
         device: one of `DEVICES`.
         accumulation: forward passes per step.
         log: a tracker, which writes under `folder`.
@@ -207,8 +172,7 @@ def machine(
             other; or the tracker is not installed.
     """
     device = device_type(device)
-    still_open = precision == "auto" and device == "cpu"
-    precision = "fp32" if still_open else resolve_precision(precision, device)
+    precision = "fp32" if precision == "auto" else resolve_precision(precision, device)
     if launched() > 1 and "MASTER_ADDR" not in os.environ:
         raise UsageError(f"WORLD_SIZE is {launched()}, but no launcher set MASTER_ADDR", LAUNCH)
     if log is not None and importlib.util.find_spec(log) is None:
@@ -221,11 +185,9 @@ def machine(
     AcceleratorState._reset_state()
     GradientState._reset_state()
     if device == "cuda":
-        # fp32 means float32 throughout; with other precisions TF32 is good enough.
-        exact = precision == "fp32"
-        torch.set_float32_matmul_precision("highest" if exact else "high")
-        torch.backends.cudnn.allow_tf32 = not exact
+        _set_products(precision)
         torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False  # which chooses kernels by their time
         # Its backward pass has given NaN in half precision; the other fused kernels stay.
         torch.backends.cuda.enable_cudnn_sdp(False)
     if device == "cpu":
@@ -248,10 +210,19 @@ def machine(
             accelerator.end_training()
 
 
+def _set_products(precision: str) -> None:
+    """fp32 means float32 throughout; with other precisions TF32 is good enough for a GPU's rest."""
+    import torch
+
+    exact = precision == "fp32"
+    torch.set_float32_matmul_precision("highest" if exact else "high")
+    torch.backends.cudnn.allow_tf32 = not exact
+
+
 def settle(accelerator: Accelerator, precision: str) -> str:
     """Let an Accelerator that was made for `auto` compute in what its network decided.
 
-    The precision is exact. Returns the first process's: they measure apart, and might not agree.
+    The precision is exact. Returns the first process's: they may be on different machines.
     """
     if accelerator.num_processes > 1:
         from accelerate.utils import gather_object
@@ -261,6 +232,8 @@ def settle(accelerator: Accelerator, precision: str) -> str:
         # As its constructor does. Another Accelerator would need a new group of processes.
         accelerator.state._mixed_precision = PRECISIONS[precision]
         accelerator.native_amp = True
+        if accelerator.device.type == "cuda":
+            _set_products(precision)
     return precision
 
 

@@ -177,7 +177,7 @@ def load_denoiser(
 
     Args:
         path: of the model, or what was read there.
-        precision: one of PRECISIONS, of which `auto` is decided by the network; None is the
+        precision: one of PRECISIONS, of which `auto` is decided by the model; None is the
             accelerator's.
         alone: the other processes do not read it.
         differentiable: allow gradients of its output by its input.
@@ -187,11 +187,10 @@ def load_denoiser(
     """
     found = path if isinstance(path, modelfile.Found) else (yield from _found(path, alone))
     exact = precision_for(found.model, precision, accelerator)
-    if not alone:  # processes measure apart, and might not agree
+    if not alone:  # processes may be on different machines
         exact = gather_object([exact])[0]
     if precision is not None:
-        device, width = accelerator.device.type, widest(found.model.blueprint.config)
-        for line in slow_precision(precision, device, width, backward=False):
+        for line in slow_precision(precision, accelerator.device.type):
             yield Notice(line, warning=True)
     denoiser = ready(found.model, weights, accelerator, exact, differentiable=differentiable)
     return Loaded(found.model, denoiser, found.sha256, exact, differentiable)
@@ -207,10 +206,12 @@ def _found(path: str | Path, alone: bool) -> Work[modelfile.Found]:
 
 
 def precision_for(model: modelfile.Model, precision: str | None, accelerator: Accelerator) -> str:
-    """The exact precision of a model's network; None is the accelerator's."""
+    """The exact precision of a model's network: of `auto`, what it was trained in if the device has
+    that; of None, the accelerator's."""
     if precision is None:
         return {of: name for name, of in PRECISIONS.items()}[accelerator.mixed_precision]
-    return resolve_precision(precision, accelerator.device.type, widest(model.blueprint.config))
+    device, width = accelerator.device.type, widest(model.blueprint.config)
+    return resolve_precision(precision, device, width, own=model.training.get("precision"))
 
 
 def ready(

@@ -203,7 +203,6 @@ def beside_examples(tmp_path: Path, few: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("diffuse_cli.training.previews.SAMPLING_STEPS", 2)
     monkeypatch.setattr(f"{JUDGE}.SIZE", 32)
     monkeypatch.setattr(f"{JUDGE}.build", builder())
-    monkeypatch.setattr("diffuse_cli.runtime.bfloat16_speed", lambda *width, backward: 1.0)
     monkeypatch.setattr(NETWORKS, "own", dict(NETWORKS.own))
     settings = {"width": 8, "multipliers": (1,), "blocks": 1, "attention": ()}
     small = dataclasses.replace(PRESETS["tiny"], settings=settings)

@@ -201,7 +201,7 @@ def previews(run):
 
 def test_compiling_is_abandoned(train, monkeypatch):
     """The first step of a run that compiles may take minutes, and nothing is lost with it."""
-    monkeypatch.setattr("torch.compile", lambda net: net)
+    monkeypatch.setattr("torch.compile", lambda net, options: net)
     finished = []
 
     def step(self, number):

@@ -113,7 +113,11 @@ class ComputeConfig(Config):
     batch_size: int = run_option(
         64, "Batch size; changes results by rounding alone.", low=1, high=100_000
     )
-    precision: str = run_option("auto", "Precision of the arithmetic.", table="runtime.PRECISIONS")
+    precision: str = run_option(
+        "auto",
+        "Precision of the arithmetic; auto is the model's own where the device has it.",
+        table="runtime.PRECISIONS",
+    )
     device: str = run_option(
         "auto", "Device; auto is a GPU where PyTorch sees one.", table="runtime.DEVICES"
     )

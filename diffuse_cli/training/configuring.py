@@ -288,9 +288,7 @@ def complete(
         given_noise=conditions.given.noise if conditions.given else None,
         optimizer=config.optimizer or OPTIMIZER,
         weighting=config.weighting or ("none" if loss in WEIGHTED else "min-snr"),
-        precision=resolve_precision(
-            config.precision, config.device, widest(settings), backward=True
-        ),
+        precision=resolve_precision(config.precision, config.device, widest(settings)),
     )
     blueprint = Blueprint(
         space=space,

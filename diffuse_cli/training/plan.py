@@ -17,7 +17,6 @@ from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.low_frequencies import NAME as LOW_FREQUENCIES
 from diffuse_cli.core.low_frequencies import LowFrequencies
-from diffuse_cli.core.networks import widest
 from diffuse_cli.core.settings import dimensions, to_dict
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.data import Pairs, Samples, held_out_rule, open_index, read_images, save_index
@@ -180,8 +179,7 @@ def prepare(
     if done.flip and (how := getattr(MEDIA[images.medium], "FLIPPED", "")):
         yield Notice(f"--flip mirrors half of the {MEDIA[images.medium].MANY} {how}")
     if not config.goes_on:  # where it could still be changed
-        width = widest(blueprint.config)
-        for line in slow_precision(config.precision, config.device, width, backward=True):
+        for line in slow_precision(config.precision, config.device):
             yield Notice(line, warning=True)
     if int((~held_out).sum()) < FEW:
         yield Notice(

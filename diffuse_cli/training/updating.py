@@ -39,7 +39,7 @@ class Updater:
         self.net, self._accelerator, self._most = net, accelerator, config.grad_clip
         make = lookup(OPTIMIZERS, config.optimizer or "adamw", "--optimizer")
         optimizer = make(net, lr=lr, weight_decay=weight_decay)
-        body: Any = torch.compile(net) if compiled else net
+        body: Any = _compiled(net) if compiled else net
         self.prepared, self.optimizer = accelerator.prepare(body, optimizer)
         # Without a gradient scaler of its own; Metal's kernel reads neither scale nor verdict.
         self.obeys = (
@@ -65,3 +65,11 @@ class Updater:
         if self.obeys or self._accelerator.scaler is not None or bool(norm.isfinite()):
             self.optimizer.step()
         self.optimizer.zero_grad()
+
+
+def _compiled(net: nn.Module) -> Any:
+    """`net` compiled, with kernels that are not chosen by their time, which would change bytes."""
+    import torch._inductor.config as inductor
+
+    exact = {"deterministic": True} if hasattr(inductor, "deterministic") else None
+    return torch.compile(net, options=exact)
