@@ -2,9 +2,9 @@
 
 Every file appears whole or not at all: it is written to a temporary file beside it, synced and
 renamed; then the folder is synced, for the rename to survive a power cut. A folder is renamed
-before its files are removed. A killed process leaves `.NAME.PID.tmp`, which the next write of NAME
-removes: a living writer holds a lock on it. Tests stop the process in `operation`, which is around
-each operation on the disk.
+before its files are removed. A killed process leaves `.NAME.RANDOM.tmp`, which the next write of
+NAME removes: a living writer holds a lock on it until it is renamed. Tests stop the process in
+`operation`, which is around each operation on the disk.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import io
 import json
 import os
 import re
+import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -84,12 +86,16 @@ def sync_folder(folder: Path) -> None:
 
 _BEFORE = ".before"
 
-_TEMPORARY = re.compile(rf"\.(.+)\.\d+(\.old|{re.escape(_BEFORE)})?\.tmp")
+_TEMPORARY = re.compile(rf"\.(.+)\.[0-9a-f]+(\.old|{re.escape(_BEFORE)})?\.tmp")
 """The names of what is being written, being removed, or about to be replaced."""
+
+_OWN: set[Path] = set()
+"""What this process is writing: it would not notice its own locks."""
 
 
 def _temporary(path: Path, kind: str = "") -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}{kind}.tmp")
+    """A name that nobody else has: process numbers repeat in containers and on other machines."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{kind}.tmp")
 
 
 def _is_temporary(path: Path) -> bool:
@@ -97,20 +103,36 @@ def _is_temporary(path: Path) -> bool:
 
 
 class _Writer(io.BufferedWriter):
-    """A file that is locked while it is open."""
+    """A new file, which is removed again unless it is renamed."""
 
     def __init__(self, path: Path) -> None:
-        while True:
-            super().__init__(io.FileIO(path, "w"))
-            # Another process may remove it before it is locked.
-            if _lock(self.fileno()) is not False and _is_at(path, self.fileno()):
-                break
-            self.close()
-        self._path = path
+        super().__init__(io.FileIO(path, "x"))
+        self.path = path
+        _OWN.add(path)
 
     def write(self, data: Any) -> int:
-        with operation("write", self._path):
+        with operation("write", self.path):
             return super().write(data)
+
+    def discard(self) -> None:
+        """Close it, and remove what is left under its name."""
+        for act in (self.close, self.path.unlink):
+            with contextlib.suppress(OSError):
+                act()
+        _OWN.discard(self.path)
+
+
+def _begun(target: Path, stack: contextlib.ExitStack) -> _Writer:
+    """A file beside `target` that nobody else has, locked while it is open; discarded at the end of
+    the stack."""
+    while True:
+        path = _temporary(target).absolute()
+        with contextlib.suppress(FileExistsError), operation("open", path):
+            file = _Writer(path)
+            stack.callback(file.discard)
+            # Another process may remove it before it is locked.
+            if _lock(file.fileno()) is not False and _is_at(path, file.fileno()):
+                return file
 
 
 @contextlib.contextmanager
@@ -120,29 +142,23 @@ def writing(path: Path) -> Iterator[io.BufferedWriter]:
     Raises:
         OutputError: the folder cannot be made or the file cannot be written.
     """
-    temporary = _temporary(path)
-    with reported(path):
+    with reported(path), contextlib.ExitStack() as stack:
         if not path.parent.is_dir():
             make_folder(path.parent)
-        pattern = re.compile(rf"\.{re.escape(path.name)}\.\d+\.tmp")
         for other in _leftovers(path.parent.absolute()):
-            if pattern.fullmatch(other.name) and other != temporary and _is_abandoned(other):
-                remove(other)
-        try:
-            with operation("open", temporary):
-                file = _Writer(temporary)
-            with file:
-                yield file
-                with operation("sync", temporary):
-                    file.flush()
-                    os.fsync(file.fileno())
-            with operation("rename", path):
-                temporary.replace(path)
-            sync_folder(path.parent)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+            name = _TEMPORARY.fullmatch(other.name)
+            if name and name[1] == path.name and not name[2]:
+                _remove_abandoned(other)
+        file = _begun(path, stack)
+        yield file
+        with operation("sync", file.path):
+            file.flush()
+            os.fsync(file.fileno())
+        if os.name != "posix":  # an open file cannot be renamed there, nor is it locked
+            file.close()
+        with operation("rename", path):
+            file.path.replace(path)
+        sync_folder(path.parent)
 
 
 @functools.cache
@@ -154,11 +170,12 @@ def _leftovers(folder: Path) -> tuple[Path, ...]:
     return ()
 
 
-def _is_abandoned(path: Path) -> bool:
-    """Whether the process that wrote a file is gone, here or on another machine."""
-    with contextlib.suppress(OSError), path.open("r+b") as file:
-        return _lock(file.fileno()) is True
-    return False
+def _remove_abandoned(path: Path) -> None:
+    """Remove a file if the process that wrote it is gone, here or on another machine."""
+    if path.absolute() not in _OWN:
+        with contextlib.suppress(OSError), path.open("r+b") as file:
+            if _lock(file.fileno()):
+                remove(path)
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
@@ -212,12 +229,11 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     """Replace the folder `path`, whole or not at all, by what `fill` writes into the given one.
 
     What was there before goes last. Between the two renames it has another name, under which
-    `sweep` finds it.
+    `sweep` finds it. Whoever calls this holds a lock: folders have none of their own.
     """
     temporary, before = _temporary(path), _temporary(path, _BEFORE)
     with reported(path):
         try:
-            remove(temporary)
             make_folder(temporary)
             fill(temporary)
             sync_folder(temporary)
@@ -274,12 +290,18 @@ def _doomed(path: Path) -> Path:
 
 def sweep(folder: Path, owned: str = ".+") -> None:
     """Remove what killed processes left in `folder` of files and folders whose names `owned`, a
-    regular expression, matches; put back those that were about to be replaced."""
+    regular expression, matches; put back those that were about to be replaced.
+
+    Whoever calls this holds the lock of what it owns: folders under another name have no writer.
+    """
     with reported(folder):
         for path in sorted(folder.iterdir()) if folder.is_dir() else []:
             parts = _TEMPORARY.fullmatch(path.name)
-            if parts and re.fullmatch(owned, parts[1]) and not _restore(path, folder / parts[1]):
-                remove(path)
+            if not parts or not re.fullmatch(owned, parts[1]):
+                continue
+            if _restore(path, folder / parts[1]):
+                continue
+            (remove if path.is_symlink() or path.is_dir() else _remove_abandoned)(path)
 
 
 def check_room(folder: Path, total: int, largest: int) -> None:
@@ -347,10 +369,8 @@ def check_writable(path: Path) -> None:
         raise OutputError(f"cannot write {show(path)}: {show(folder)} is not a folder")
     if path.is_dir():
         raise OutputError(f"cannot write {show(path)}: it is a folder")
-    probe = folder / f".diffuse-{os.getpid()}.tmp"
-    with reported(path):
-        probe.touch()
-        probe.unlink()
+    with reported(path), tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def size_of(path: Path) -> int:

@@ -149,6 +149,7 @@ def test_a_line_is_added_to_a_log(tmp_path: Path):
 
 WRITES = (
     "import os, signal, sys; from pathlib import Path; from diffuse_cli import files\n"
+    "os.getpid = lambda: 1\n"
     "with files.writing(Path(sys.argv[1])) as file:\n"
     "    file.write(b'half'); file.flush(); print('there', flush=True); sys.stdin.read()\n"
 )
@@ -170,23 +171,82 @@ def writer_of(path: Path):
 def test_what_a_killed_process_left_of_a_file_goes_when_it_is_written_next(tmp_path: Path):
     with writer_of(tmp_path / "file") as process:
         pass
-    left = f".file.{process.pid}.tmp"
+    [left] = everything(tmp_path)
+    assert files._TEMPORARY.fullmatch(left)[1] == "file"
     mine = [".file.x.tmp", ".other.5.tmp", ".file.5.tmp.png", "file.5.tmp"]
     for name in mine:
         (tmp_path / name).touch()
-    assert everything(tmp_path) == sorted([left, *mine])
     files.write_bytes(tmp_path / "file", b"new")
     assert everything(tmp_path) == sorted(["file", *mine])
 
 
 def test_what_another_process_is_writing_stays(tmp_path: Path):
     with writer_of(tmp_path / "file") as process:
+        [theirs] = everything(tmp_path)
         files.write_bytes(tmp_path / "file", b"new")
-        assert everything(tmp_path) == [f".file.{process.pid}.tmp", "file"]
+        files.sweep(tmp_path)
+        assert everything(tmp_path) == [theirs, "file"]
         process.communicate("")
         assert process.returncode == 0
     assert (tmp_path / "file").read_bytes() == b"half"
     assert everything(tmp_path) == ["file"]
+
+
+def test_writers_of_equal_process_numbers_do_not_meet(tmp_path: Path, monkeypatch):
+    """As in two containers that share a folder: neither's bytes get under the other's name."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    path = tmp_path / "file"
+    with writer_of(path) as theirs:
+        assert len(everything(tmp_path)) == 1
+        with files.writing(path) as mine:
+            mine.write(b"mine, and long")
+            mine.flush()
+            theirs.communicate("")
+            assert theirs.returncode == 0
+            assert path.read_bytes() == b"half"
+        assert path.read_bytes() == b"mine, and long"
+    assert everything(tmp_path) == ["file"]
+
+
+def test_a_name_that_is_taken_is_not_written_to(tmp_path: Path, monkeypatch):
+    names = iter(["aa", "aa", "bb"])
+    monkeypatch.setattr(files.secrets, "token_hex", lambda n: next(names))
+    with files.writing(tmp_path / "file") as first:
+        first.write(b"first")
+        files.write_bytes(tmp_path / "file", b"second")
+    assert (tmp_path / "file").read_bytes() == b"first"
+
+
+def test_a_file_is_locked_until_it_has_its_name(tmp_path: Path, monkeypatch):
+    """Else another process could take it for abandoned, between the last byte and the rename."""
+    tried = []
+
+    @contextlib.contextmanager
+    def operation(name: str, path: Path):
+        if name == "rename":
+            tried.append(killed_while(lambda: os._exit(137 * sweeps()), watching([])))
+        yield
+
+    def sweeps() -> bool:
+        files._OWN.clear()
+        before = everything(tmp_path)
+        files.sweep(tmp_path)
+        return everything(tmp_path) != before
+
+    monkeypatch.setattr(files, "operation", operation)
+    files.write_bytes(tmp_path / "file", b"new")
+    assert tried == [False]
+
+
+def test_threads_of_one_process_do_not_sweep_each_other(tmp_path: Path):
+    """A process does not notice its own locks."""
+    with files.writing(tmp_path / "file") as first:
+        first.write(b"first")
+        files._leftovers.cache_clear()
+        files.write_bytes(tmp_path / "file", b"second")
+        files.sweep(tmp_path)
+        assert len(everything(tmp_path)) == 2
+    assert (tmp_path / "file").read_bytes() == b"first"
 
 
 def test_without_locks_nothing_is_taken_for_abandoned(tmp_path: Path, monkeypatch):
