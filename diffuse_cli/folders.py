@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -30,18 +31,63 @@ WORK = ".sampling"
 WRITTEN = re.compile(r"\d{5,}\.\w+|grid\.png|denoising\.gif|manifest\.json")
 
 
+LOCK = ".lock"
+
+
 @contextlib.contextmanager
-def holding(folder: Path) -> Iterator[None]:
-    """Lock the folder of the samples; remove it again if it is new and stays empty."""
-    made = not folder.exists()
-    try:
-        with locks.held(folder / ".lock"):
-            files.sweep(folder, f"{WRITTEN.pattern}|{re.escape(WORK)}")
-            yield
-    finally:
-        if made:
-            with contextlib.suppress(OSError):  # it holds samples
-                folder.rmdir()
+def holding(folder: Path, owned: str = f"{WRITTEN.pattern}|{re.escape(WORK)}") -> Iterator[None]:
+    """Lock a folder whose files have names that `owned` matches, by default the samples'; remove it
+    again if it is new and stays empty."""
+    with locks.held(folder / LOCK):
+        files.sweep(folder, owned)
+        yield
+
+
+class Unfinished:
+    """The record of what a command has written into a folder, kept until all of it is there.
+
+    A stopped command leaves it: its files can be told from others, and it can be given again.
+    """
+
+    NAME = ".unfinished"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.path = folder, folder / self.NAME
+
+    def add(self, name: str, sha256: str) -> None:
+        """Note a file that will be written now."""
+        files.append_line(self.path, f"{sha256} {name}")
+
+    def write(self, name: str, data: bytes) -> Path:
+        """Note a file, and write it."""
+        self.add(name, hashlib.sha256(data).hexdigest())
+        files.write_bytes(self.folder / name, data)
+        return self.folder / name
+
+    def names(self) -> set[str]:
+        """The files that are there as they were noted."""
+        try:
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            return set()
+        noted = {(sha256, name) for sha256, _, name in (line.partition(" ") for line in lines)}
+        return {
+            name
+            for sha256, name in noted
+            if Path(name).name == name
+            and (self.folder / name).is_file()
+            and files.sha256(self.folder / name) == sha256
+        }
+
+    def clear(self) -> None:
+        """Remove what an earlier command left unfinished."""
+        for name in self.names():
+            files.remove(self.folder / name)
+        self.end()
+
+    def end(self) -> None:
+        """All of it is there."""
+        files.remove(self.path)
 
 
 def manifest_in(folder: Path) -> dict[str, Any]:
@@ -67,13 +113,14 @@ class Folder(dict[int, "Array"]):
     def __init__(self, folder: Path, space: Space) -> None:
         super().__init__()
         self.folder, self.space, self.medium = folder, space, MEDIA[space.medium]
-        self.count = 0
+        self.count, self.unfinished = 0, Unfinished(folder)
 
     def __setitem__(self, index: int, sample: Array) -> None:
         if self.count == 0:
             for name in named_in(manifest_in(self.folder)):
                 files.remove(self.folder / name)
-        files.write_bytes(self.path(index), self.medium.encode(sample, self.space))
+            self.unfinished.clear()
+        self.unfinished.write(self.path(index).name, self.medium.encode(sample, self.space))
         self.count += 1
         if index < GRID_IMAGES:
             super().__setitem__(index, sample)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from diffuse_cli import files
@@ -17,11 +17,14 @@ PATIENCE = 0.2
 
 
 @contextlib.contextmanager
-def held(path: Path, hint: str = WAIT) -> Iterator[None]:
-    """Hold the lock file `path`, and remove it at the end.
+def held(path: Path, hint: str = WAIT, *, of: Path | None = None) -> Iterator[None]:
+    """Hold the lock file `path`, and remove it at the end, with folders that are new and empty.
 
     The system releases the lock however the process ends. A forked child does not keep it:
     filelock 4 closes the child's copy of the file.
+
+    Args:
+        of: what is locked, for the error; by default the folder of the file.
 
     Raises:
         BusyError: another process holds it.
@@ -29,14 +32,16 @@ def held(path: Path, hint: str = WAIT) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    files.make_folder(path.parent)
+    new = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     lock = FileLock(path, timeout=PATIENCE, fallback_to_soft=False)
     with contextlib.ExitStack() as stack:
+        stack.callback(_remove_empty, new)
+        files.make_folder(path.parent)
         with files.reported(path):
             try:
                 stack.enter_context(lock)
             except Timeout:
-                where = files.show(path.parent)
+                where = files.show(of or path.parent)
                 raise BusyError(
                     f"process {_written(path) or 'another'} is writing to {where}", hint
                 ) from None
@@ -45,6 +50,13 @@ def held(path: Path, hint: str = WAIT) -> Iterator[None]:
                 stack.callback(files.remove, path)
                 path.write_text(f"{os.getpid()}\n")
         yield
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders, the inner ones first, as far as they are empty."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def holder(path: Path) -> int | None:

@@ -1,31 +1,40 @@
-"""Checks, before any computing, that an output may be written."""
+"""Outputs of commands: checked before any computing, and written by one process at a time."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli import files
+from diffuse_cli import files, locks
 from diffuse_cli.errors import OutputError, UsageError
+from diffuse_cli.runtime import rank
 
 
-def asked(config: Any, name: str, suffix: str) -> Path | None:
-    """The checked path of a configuration's option `name`; None if it was not given.
+@contextlib.contextmanager
+def asked(config: Any, name: str, suffix: str) -> Iterator[Path | None]:
+    """The path of a configuration's option `name`, `claimed`; None if it was not given.
 
     Raises:
-        UsageError, OutputError: as in `check`.
+        UsageError, OutputError, BusyError: as in `claimed`.
     """
     given = getattr(config, name)
+    if given is None:
+        yield None
+        return
     flag = "-o" if name == "out" else f"--{name}"
-    return None if given is None else check(given, suffix, config.overwrite, flag=flag)
+    with claimed(given, suffix, config.overwrite, flag=flag) as path:
+        yield path
 
 
-def check(
+@contextlib.contextmanager
+def claimed(
     given: str | Path, suffix: str, overwrite: bool, *, flag: str = "-o", read: str | None = None
-) -> Path:
-    """The path of a file that a command will write.
+) -> Iterator[Path]:
+    """The path of a file that a command will write, which no other command writes inside the block.
 
     Args:
         suffix: of its name.
@@ -35,13 +44,36 @@ def check(
     Raises:
         UsageError: another suffix, or it is the input.
         OutputError: it exists and `overwrite` is false, or it cannot be written.
+        BusyError: another process holds it.
     """
     path = Path(given)
     check_suffix(path, suffix, flag)
     if read is not None and os.path.realpath(path) == os.path.realpath(read):
         raise UsageError(f"{flag} {files.show(path)} is the input itself", f"Choose another {flag}")
-    check_free(path, overwrite, hint=f"Choose another {flag}, or --overwrite")
-    return path
+    files.check_writable(path)
+    with held(path, flag):
+        check_free(path, overwrite, hint=f"Choose another {flag}, or --overwrite")
+        yield path
+
+
+@contextlib.contextmanager
+def held(path: Path, flag: str = "-o") -> Iterator[None]:
+    """Hold a file or a folder that is written beside itself and renamed: one process at a time.
+    What killed processes left of it goes.
+
+    Of several processes of one command the first holds it.
+
+    Raises:
+        BusyError: another process holds it.
+        OutputError: nothing can be written beside it.
+    """
+    if rank() > 0:
+        yield
+        return
+    lock = path.with_name(f".{path.name}.lock")
+    with locks.held(lock, f"Wait for it, or choose another {flag}", of=path):
+        files.sweep(path.parent, re.escape(path.name))
+        yield
 
 
 def check_suffix(path: Path, suffix: str, flag: str = "-o") -> None:

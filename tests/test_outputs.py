@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from diffuse_cli.outputs import check
+from diffuse_cli.outputs import claimed
 
 COMMANDS = {
     "train": ("train broken", "-o", ".safetensors"),
@@ -100,4 +100,5 @@ def test_the_input_is_no_output(diffuse, source):
 
 
 def test_a_suffix_in_capitals_will_do():
-    assert check("X.PNG", ".png", overwrite=False) == Path("X.PNG")
+    with claimed("X.PNG", ".png", overwrite=False) as path:
+        assert path == Path("X.PNG")

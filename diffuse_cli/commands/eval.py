@@ -12,6 +12,7 @@ from diffuse_cli import files
 from diffuse_cli.config import EvalConfig
 from diffuse_cli.console import Console, columns, plain
 from diffuse_cli.metrics import Number, Values, class_numbers, shown
+from diffuse_cli.outputs import asked
 
 if TYPE_CHECKING:
     from diffuse_cli.evaluation.evaluating import Evaluated
@@ -23,14 +24,15 @@ def run(config: EvalConfig, console: Console) -> None:
     """Evaluate, and print the numbers."""
     from diffuse_cli.evaluation.evaluating import evaluate
 
-    found = console.follow(evaluate(config))
-    if found is None:
-        return
-    values = found.to_json(config)
-    if found.report:
-        from diffuse_cli.report.page import page
+    with asked(config, "report", ".html") as report:
+        found = console.follow(evaluate(config))
+        if found is None:
+            return
+        values = found.to_json(config)
+        if report:
+            from diffuse_cli.report.page import page
 
-        files.write_text(found.report, page(config, found, plain(values)))
+            files.write_text(report, page(config, found, plain(values)))
     console.show(values, lines(found))
 
 

@@ -16,6 +16,7 @@ from diffuse_cli.commands._text import number
 from diffuse_cli.config import LEARNED, TuneConfig
 from diffuse_cli.console import Console, columns, plain
 from diffuse_cli.metrics import label
+from diffuse_cli.outputs import asked
 from diffuse_cli.runtime import rank
 
 if TYPE_CHECKING:
@@ -46,15 +47,16 @@ def _with_report(config: TuneConfig, console: Console) -> None:
     from diffuse_cli.commands import eval as evaluation
     from diffuse_cli.sweeps.tuning import tune_and_evaluate
 
-    both = console.follow(tune_and_evaluate(config))
-    if both is None:
-        return
-    from diffuse_cli.report.page import page
+    with asked(config, "report", ".html") as report:
+        both = console.follow(tune_and_evaluate(config))
+        if both is None:
+            return
+        from diffuse_cli.report.page import page
 
-    tuned, chosen, found = both
-    values = {**found.to_json(chosen), "sweep": to_json(tuned)}
-    assert found.report is not None
-    files.write_text(found.report, page(chosen, found, plain(values), tuned, config))
+        tuned, chosen, found = both
+        values = {**found.to_json(chosen), "sweep": to_json(tuned)}
+        assert report is not None
+        files.write_text(report, page(chosen, found, plain(values), tuned, config))
     console.show(values, [*lines(tuned), "", *evaluation.lines(found)])
 
 

@@ -5,6 +5,7 @@ Options are checked before anything heavy is imported.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -36,13 +37,14 @@ def demonstrate(config: DemoConfig) -> Work[tuple[Path, ...]]:
         OutputError: an output exists or cannot be written.
         DataError: the image is missing or cannot be read.
     """
-    paths = _outputs(config)
-    if config.model is not None:
-        contents = yield from _of_model(config)
-    else:
-        contents = yield from _of_schedules(config)
-    for path, content in zip(paths, contents, strict=True):
-        files.write_bytes(path, content)
+    with contextlib.ExitStack() as stack:
+        paths = _outputs(config, stack)
+        if config.model is not None:
+            contents = yield from _of_model(config)
+        else:
+            contents = yield from _of_schedules(config)
+        for path, content in zip(paths, contents, strict=True):
+            files.write_bytes(path, content)
     return paths
 
 
@@ -136,18 +138,18 @@ def _short(name: str, most: int) -> str:
     return name if len(name) <= most else f"{name[: most * 2 // 3]} … {name[-most // 3 :]}"
 
 
-def _outputs(config: DemoConfig) -> tuple[Path, ...]:
-    """The paths to write; checks them and `--size`."""
+def _outputs(config: DemoConfig, stack: contextlib.ExitStack) -> tuple[Path, ...]:
+    """The paths to write, claimed until the stack ends; checks them and `--size`."""
     image = Path(config.image)
     out = Path(config.out) if config.out is not None else Path(f"{image.stem}.noise-demo.png")
-    paths = [outputs.check(out, ".png", config.overwrite, read=config.image)]
     if config.html:
         listening.check(subjects.medium_of(config.image, None), config.image)
-        html = out.with_suffix(".html")
-        paths.append(outputs.check(html, ".html", config.overwrite, read=config.image))
-    if config.gif:
-        gif = out.with_suffix(".gif")
-        paths.append(outputs.check(gif, ".gif", config.overwrite, read=config.image))
+    wanted = {".html": config.html, ".gif": config.gif}
+    named = {".png": out, **{end: out.with_suffix(end) for end, on in wanted.items() if on}}
+    paths = [
+        stack.enter_context(outputs.claimed(path, end, config.overwrite, read=config.image))
+        for end, path in named.items()
+    ]
     with translating():
         size = checked_size(subjects.medium_of(config.image, None), config.size)
     if size is not None and len(size) > 1 and max(size) > LARGEST_SIDE:

@@ -69,9 +69,11 @@ def evaluate(
     flag = first_given(config, PlottedBoundConfig, StartConfig, SamplerConfig, WeightsConfig)
     if folder and (flag := "--given" if config.given else flag):
         raise UsageError(f"{flag} needs a model, and {files.show(subject)} is a folder of images")
-    plot, page = asked(config, "plot", ".png"), asked(config, "pairs", ".png")
-    report = asked(config, "report", ".html")
-    with machine_or(accelerator, config.precision, config.device) as accelerator:
+    with (
+        asked(config, "plot", ".png") as plot,
+        asked(config, "pairs", ".png") as page,
+        machine_or(accelerator, config.precision, config.device) as accelerator,
+    ):
         loaded, settings, described = None, None, {}
         if not folder:
             loaded = yield from load_denoiser(
@@ -144,10 +146,10 @@ def evaluate(
             made_with=made_with(accelerator),
             plot=plot,
             pairs=page,
-            report=report,
+            report=Path(config.report) if config.report else None,
             remarks=remarks(facts),
             words=words,
-            shown=showing.choose(evaluation, sides.classes) if report else None,
+            shown=showing.choose(evaluation, sides.classes) if config.report else None,
         )
 
 

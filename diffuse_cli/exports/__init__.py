@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import contextlib
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -88,12 +89,12 @@ def export(config: ConvertConfig) -> Work[Exported]:
     for f, _ in options(config):
         if f.name not in allowed and getattr(config, f.name) != f.default:
             raise UsageError(f"{flag_of(f)} does not go with --to {name}", "Leave it out")
-    path = _checked_path(target, name, config)
-    target.check(config)
-    from diffuse_cli import modelfile
+    with _claimed(target, name, config) as path:
+        target.check(config)
+        from diffuse_cli import modelfile
 
-    found = yield from modelfile.find(config.source)
-    values = yield from target.write(path, found, config)
+        found = yield from modelfile.find(config.source)
+        values = yield from target.write(path, found, config)
     return Exported(path, name, values)
 
 
@@ -109,11 +110,14 @@ def _suffix(target: Target) -> str:
     return Path(target.OUT).suffix
 
 
-def _checked_path(target: Target, name: str, config: ConvertConfig) -> Path:
-    """Where to write, which is free, or may be replaced."""
+@contextlib.contextmanager
+def _claimed(target: Target, name: str, config: ConvertConfig) -> Iterator[Path]:
+    """Where to write, which is free, or may be replaced; nobody else writes there meanwhile."""
     given = config.out or target.OUT
     if suffix := _suffix(target):
-        return outputs.check(given, suffix, config.overwrite, read=config.source)
+        with outputs.claimed(given, suffix, config.overwrite, read=config.source) as path:
+            yield path
+        return
     path = Path(given)
     known = (".safetensors", *filter(None, map(_suffix, TARGETS.values())))
     if path.suffix.lower() in known:
@@ -121,8 +125,15 @@ def _checked_path(target: Target, name: str, config: ConvertConfig) -> Path:
             f"--to {name} writes a folder, not {files.show(path)}", "Choose another -o"
         )
     files.check_writable(path / "config.json")
+    with outputs.held(path):
+        _check_folder(path, target, config.overwrite)
+        yield path
+
+
+def _check_folder(path: Path, target: Target, overwrite: bool) -> None:
+    """Raise an `OutputError` for a folder that must not be replaced."""
     if not path.exists():
-        return path
+        return
     with files.reported(path):
         there = {entry.name for entry in path.iterdir()}
     if others := sorted(there.difference(target.PARTS)):
@@ -130,6 +141,5 @@ def _checked_path(target: Target, name: str, config: ConvertConfig) -> Path:
             f"{files.show(path)} holds {files.show(others[0])}, which is not part of a model",
             "Choose another -o",
         )
-    if there and not config.overwrite:
+    if there and not overwrite:
         raise OutputError(f"{files.show(path)} exists already", "Choose another -o, or --overwrite")
-    return path

@@ -5,7 +5,6 @@ Tensors have their names already. What diffusers has no word for is refused by t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,7 +78,6 @@ def write(path: Path, found: Found, config: ConvertConfig) -> Work[Mapping[str, 
         files.write_json(folder / "scheduler" / "scheduler_config.json", process)
         files.write_text(folder / "README.md", _card.card(path.name, found, weights, name))
 
-    files.sweep(path.parent, re.escape(path.name))  # what a killed process left
     files.write_folder(path, fill)
     return {
         "pipeline": index["_class_name"],

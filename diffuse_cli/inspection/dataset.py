@@ -95,10 +95,13 @@ class DataReport:
 
 def inspect_data(config: InfoConfig) -> Work[DataReport]:
     """Read the images once and describe them; see `inspect`."""
-    out = _sheet_path(config)
+    _check_apart(config)
     with translating():
         layout = asked_for(config.layout, config.alpha)
-    with tempfile.TemporaryDirectory(prefix="diffuse-info-") as folder:
+    with (
+        outputs.asked(config, "out", ".png") as out,
+        tempfile.TemporaryDirectory(prefix="diffuse-info-") as folder,
+    ):
         images = yield from read_images(
             config.path,
             size=config.size,
@@ -127,13 +130,12 @@ def kept_bytes(folder: str) -> int:
     return max(MAP_OVER, files.free_space(Path(folder)) // 2)
 
 
-def _sheet_path(config: InfoConfig) -> Path | None:
-    """The path of the contact sheet, which must not become one of the images."""
+def _check_apart(config: InfoConfig) -> None:
+    """Refuse a contact sheet that would become one of the images."""
     target, data = Path(config.out or "").resolve(), Path(config.path).resolve()
     if config.out is not None and data in (target, *target.parents):
         where = f"-o {files.show(config.out)} is in {files.show(config.path)}"
         raise UsageError(f"{where}, where it would be one of the images", "Write it elsewhere")
-    return outputs.asked(config, "out", ".png")
 
 
 def _report(config: InfoConfig, images: Samples, out: Path | None) -> Work[DataReport]:

@@ -98,12 +98,12 @@ def inspect_model(config: InfoConfig) -> Work[ModelReport]:
             raise UsageError(f"{flag} is for images, and {shown} is a model")
     from diffuse_cli import modelfile
 
-    out = asked(config, "out", ".toml")
-    yield Progress(TASK, 0, 1)
-    found = yield from modelfile.find(config.path)
-    training = training_config(found.path) if config.toml else None
-    if out and training:
-        files.write_text(out, to_toml(training))
+    with asked(config, "out", ".toml") as out:
+        yield Progress(TASK, 0, 1)
+        found = yield from modelfile.find(config.path)
+        training = training_config(found.path) if config.toml else None
+        if out and training:
+            files.write_text(out, to_toml(training))
     yield Progress(TASK, 1, 1)
     return replace(report_on(found), config=training, out=out)
 

@@ -123,27 +123,31 @@ def convert(config: ConvertConfig) -> Work[Converted]:
     for option in OF_EXPORTS:
         if getattr(config, option) is not None:
             raise UsageError(f"{flag(option)} goes with --to", "Give both, or neither")
-    path = outputs.check(config.out or OUT, ".safetensors", config.overwrite, read=config.source)
-    from diffuse_cli import modelfile
-    from diffuse_cli.interop._assembling import assemble
-    from diffuse_cli.interop._source import Source
+    with outputs.claimed(
+        config.out or OUT, ".safetensors", config.overwrite, read=config.source
+    ) as path:
+        from diffuse_cli import modelfile
+        from diffuse_cli.interop._assembling import assemble
+        from diffuse_cli.interop._source import Source
 
-    source = Source((yield from local_source(config.source)))
-    if source.is_own:
-        raise UsageError(
-            f"{source.name} is a diffuse model already",
-            "Use it as it is, or give --to diffusers or --to onnx",
-        )
-    name = config.format or next((n for n, f in FORMATS.items() if f.recognises(source)), None)
-    if name is None:
-        raise ModelFileError(f"{source.name} is no model of a known format: {', '.join(FORMATS)}")
-    format = lookup(FORMATS, name, "--format")
-    _check_options(config, name)
-    foreign = format.read(source, config)
-    model = assemble(foreign, source, config)
-    yield from foreign.notices
-    modelfile.save(path, model)
-    return Converted(path, name, model)
+        source = Source((yield from local_source(config.source)))
+        if source.is_own:
+            raise UsageError(
+                f"{source.name} is a diffuse model already",
+                "Use it as it is, or give --to diffusers or --to onnx",
+            )
+        name = config.format or next((n for n, f in FORMATS.items() if f.recognises(source)), None)
+        if name is None:
+            raise ModelFileError(
+                f"{source.name} is no model of a known format: {', '.join(FORMATS)}"
+            )
+        format = lookup(FORMATS, name, "--format")
+        _check_options(config, name)
+        foreign = format.read(source, config)
+        model = assemble(foreign, source, config)
+        yield from foreign.notices
+        modelfile.save(path, model)
+        return Converted(path, name, model)
 
 
 def _check_options(config: ConvertConfig, name: str) -> None:

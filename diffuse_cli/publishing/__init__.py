@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from diffuse_cli import files, modelfile, pictures, sheets
 from diffuse_cli.config import PushConfig, SampleConfig
 from diffuse_cli.errors import ModelFileError, OutputError, UsageError
 from diffuse_cli.events import Notice, Progress, Work
+from diffuse_cli.folders import LOCK, Unfinished, holding
 from diffuse_cli.givens import Giver
 from diffuse_cli.hub.models import MODEL_FILE
 from diffuse_cli.hub.pushing import check_free, pushed, upload
@@ -61,27 +64,25 @@ def push(config: PushConfig) -> Work[Pushed]:
     pushed(config.target)
     if config.samples:
         check_suffix(Path(config.samples), ".png", "--samples")
-    out = None if config.out is None else Path(config.out)
-    if out is not None:
-        _check_empty(out, config.overwrite)
-    elif not config.overwrite:
+    if config.out is None and not config.overwrite:
         check_free(config.target)
-    found = yield from modelfile.find(config.model)
-    numbers = _numbers(config, found) if config.eval else None
-    picture, drawn = yield from _picture(config, found)
-    with tempfile.TemporaryDirectory(prefix="diffuse-push-") as temporary:
-        folder = out or Path(temporary)
-        files.make_folder(folder)
+    with _place(config) as folder:
+        found = yield from modelfile.find(config.model)
+        numbers = _numbers(config, found) if config.eval else None
+        picture, drawn = yield from _picture(config, found)
+        begun = Unfinished(folder)
+        begun.clear()
         for name in OWNED:  # of another model, which was here
             files.remove(folder / name)
+        begun.add(MODEL_FILE, found.sha256)
         with files.writing(folder / MODEL_FILE) as copy, found.path.open("rb") as own:
             shutil.copyfileobj(own, copy)
         if files.sha256(folder / MODEL_FILE) != found.sha256:
             raise ModelFileError(f"{files.show(found.path)} has changed", "Type the command again")
         if picture:
-            files.write_bytes(folder / SAMPLES, picture)
+            begun.write(SAMPLES, picture)
         if numbers:
-            files.write_text(folder / NUMBERS, json.dumps(numbers, indent=1) + "\n")
+            begun.write(NUMBERS, (json.dumps(numbers, indent=1) + "\n").encode())
         text = card(
             report_on(found),
             pushed(config.target),
@@ -90,10 +91,11 @@ def push(config: PushConfig) -> Work[Pushed]:
             samples=SAMPLES if picture else "",
             drawn=drawn,
         )
-        files.write_text(folder / CARD, text)
-        names = tuple(sorted(path.name for path in folder.iterdir()))
-        if out is not None:
-            return Pushed(out, None, names, found.sha256)
+        begun.write(CARD, text.encode())
+        begun.end()
+        names = tuple(sorted({path.name for path in folder.iterdir()} - {LOCK}))
+        if config.out is not None:
+            return Pushed(folder, None, names, found.sha256)
         yield Progress("pushing files", 0, len(names))
         message = f"A model of diffuse, step {found.model.step:,}"
         address = upload(
@@ -103,12 +105,28 @@ def push(config: PushConfig) -> Work[Pushed]:
     return Pushed(None, address, names, found.sha256)
 
 
-def _check_empty(out: Path, overwrite: bool) -> None:
-    with files.reported(out):
-        if out.exists() and not overwrite and (not out.is_dir() or any(out.iterdir())):
+@contextlib.contextmanager
+def _place(config: PushConfig) -> Iterator[Path]:
+    """The folder to write: that of -o, locked, or one that goes at the end.
+
+    Raises:
+        OutputError: it cannot be written, or holds what no stopped push left there.
+    """
+    if config.out is None:
+        with tempfile.TemporaryDirectory(prefix="diffuse-push-") as temporary:
+            yield Path(temporary)
+        return
+    out = Path(config.out)
+    files.check_writable(out / CARD)
+    with holding(out, "|".join(map(re.escape, (MODEL_FILE, CARD, *OWNED)))):
+        begun = Unfinished(out)
+        with files.reported(out):
+            others = {path.name for path in out.iterdir()} - {LOCK, begun.NAME} - begun.names()
+        if others and not config.overwrite:
             raise OutputError(
                 f"{files.show(out)} exists already", "Choose another -o, or --overwrite"
             )
+        yield out
 
 
 def _numbers(config: PushConfig, found: Found) -> Mapping[str, Any]:

@@ -82,8 +82,10 @@ def measure_lengths(config: EmaConfig) -> Work[MeasuredLengths | None]:
         DataError, UsageError: what was named cannot be used.
         OutputError: the output exists already, or cannot be written.
     """
-    out = asked(config, "out", ".safetensors")
-    with machine(config.precision, config.device) as accelerator:
+    with (
+        asked(config, "out", ".safetensors") as out,
+        machine(config.precision, config.device) as accelerator,
+    ):
         if not accelerator.is_main_process:
             return None
         loaded = yield from load_model(config, "ema", accelerator, alone=True)
@@ -108,9 +110,9 @@ def measure_lengths(config: EmaConfig) -> Work[MeasuredLengths | None]:
                 chosen = model
         yield Notice("the model file's own average")
         file = yield from measure(loaded.denoiser)
-    yield from _tell(best, rows, _rank(file[metric]) < _rank(best.values[metric]))
-    if out:
-        modelfile.save(out, chosen)
+        yield from _tell(best, rows, _rank(file[metric]) < _rank(best.values[metric]))
+        if out:
+            modelfile.save(out, chosen)
     return MeasuredLengths(
         metric=metric,
         rows=tuple(rows),

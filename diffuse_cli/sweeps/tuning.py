@@ -58,8 +58,11 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         DataError, ModelFileError, UsageError: an input cannot be used.
         OutputError: the plot or the model file exists already, or cannot be written.
     """
-    out, plot = asked(config, "out", ".safetensors"), asked(config, "plot", ".png")
-    with machine_or(accelerator, config.precision, config.device) as accelerator:
+    with (
+        asked(config, "out", ".safetensors") as out,
+        asked(config, "plot", ".png") as plot,
+        machine_or(accelerator, config.precision, config.device) as accelerator,
+    ):
         loaded = yield from evaluating.load_model(config, config.weights, accelerator)
         first_scale = config.guidance[0] if config.guidance else None
         weaker = config.guide_with or config.weak_guidance or loaded.model.weak
@@ -143,12 +146,12 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         )
         if not accelerator.is_main_process:
             return tuned
-    if plot:
-        picture = tradeoff.plot(tuned, files.show(Path(config.subject).name))
-        files.write_bytes(plot, pictures.png(picture))
-    if out:
-        modelfile.save(out, replace(loaded.model, sampling=tuned.recommended))
-    return tuned
+        if plot:
+            picture = tradeoff.plot(tuned, files.show(Path(config.subject).name))
+            files.write_bytes(plot, pictures.png(picture))
+        if out:
+            modelfile.save(out, replace(loaded.model, sampling=tuned.recommended))
+        return tuned
 
 
 def tune_and_evaluate(
@@ -158,7 +161,6 @@ def tune_and_evaluate(
 
     Returns what was tried, the evaluation and its result; None on every process but the first.
     """
-    asked(config, "report", ".html")
     with machine_or(None, config.precision, config.device) as accelerator:
         tuned = yield from tune(config, accelerator)
         setting = tuned.recommended

@@ -19,7 +19,7 @@ from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
 from diffuse_cli.draws import image_noise, share
 from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Work
-from diffuse_cli.folders import GRID_IMAGES, WRITTEN, Folder, gather, holding
+from diffuse_cli.folders import GRID, GRID_IMAGES, WRITTEN, Folder, Unfinished, gather, holding
 from diffuse_cli.guiding import equipped
 from diffuse_cli.resolving import DrawSettings, resolve, tell
 from diffuse_cli.runtime import machine, rank
@@ -164,12 +164,23 @@ def opened(config: Any, *inputs: str) -> Iterator[Accelerator]:
     folder = Path(config.out)
     if rank() == 0:
         check_apart(folder, *inputs)
-        outputs.check_samples(folder, config.overwrite, MANIFEST, WRITTEN.fullmatch)
+        files.check_writable(folder / MANIFEST)
     with (
-        holding(folder) if rank() == 0 else contextlib.nullcontext(),
+        _held(folder, config.overwrite) if rank() == 0 else contextlib.nullcontext(),
         machine(config.precision, config.device) as accelerator,
     ):
         yield accelerator
+
+
+@contextlib.contextmanager
+def _held(folder: Path, overwrite: bool) -> Iterator[None]:
+    """Lock a folder, and refuse it if it holds samples but what a stopped task left of its own."""
+    with holding(folder):
+        own = Unfinished(folder).names()
+        outputs.check_samples(
+            folder, overwrite, MANIFEST, lambda name: name not in own and WRITTEN.fullmatch(name)
+        )
+        yield
 
 
 def _settings(config: PictureConfig, loaded: Loaded, told: bool) -> DrawSettings:
@@ -243,8 +254,7 @@ def finish(
     images = tuple(drawn.path(k) for k in range(drawn.count))
     grid = None
     if config.grid:
-        grid = drawn.folder / "grid.png"
-        files.write_bytes(grid, pictures.png(_grid(plan, drawn, loaded)))
+        grid = drawn.unfinished.write(GRID, pictures.png(_grid(plan, drawn, loaded)))
     written = [*images, *filter(None, [grid])]
     manifest = drawn.folder / MANIFEST
     described = {
@@ -256,7 +266,8 @@ def finish(
         "images": [path.name for path in images],
         "files": {path.name: files.sha256(path) for path in written},
     }
-    files.write_json(manifest, described)
+    drawn.unfinished.write(MANIFEST, files.as_json(described).encode())
+    drawn.unfinished.end()
     return Made(images, grid, manifest, accelerator.num_processes)
 
 

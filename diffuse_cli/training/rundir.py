@@ -123,7 +123,7 @@ class RunDirectory:
             BusyError: another process holds it.
         """
         try:
-            with locks.held(self.path / runs.LOCK):
+            with locks.held(self.path / runs.LOCK), outputs.held(self.model):
                 try:
                     self._sweep()
                     yield
@@ -138,7 +138,6 @@ class RunDirectory:
         """Remove what a killed process was writing."""
         for folder in (self.path, self.checkpoints, self.previews, self.snapshots):
             files.sweep(folder)
-        files.sweep(self.model.parent, re.escape(self.model.name))
         if self._has_best():
             files.sweep(self.model.parent, re.escape(self.best.name))
 
