@@ -26,7 +26,7 @@ from diffuse_cli.errors import DiffuseError, OutputError, UsageError, translated
 from diffuse_cli.memory import out_of_memory
 from diffuse_cli.peers import lost
 from diffuse_cli.runtime import launched, rank, wait_briefly
-from diffuse_cli.signals import raised
+from diffuse_cli.signals import leave_quietly, raised
 
 ORDER = (
     "train", "sample", "inpaint", "upscale", "restore", "vary", "interpolate", "noise-demo", "eval",
@@ -136,6 +136,7 @@ def _expected(console: Console, error: DiffuseError) -> int:
 
 def run() -> None:
     """The entry point `diffuse`."""
+    leave_quietly()
     wait_briefly()
     code = main()
     if launched() > 1:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import NoReturn
 
 from diffuse_cli.errors import DiffuseError, Interrupted, Terminated
 from diffuse_cli.events import Stop
@@ -39,6 +42,33 @@ def _error(number: int) -> DiffuseError:
     return kind(words)
 
 
+_quietly = False
+
+
+def leave_quietly() -> None:
+    """From now on a signal that nothing handles ends the process at once, without a word; so does
+    one that comes while the error of an earlier one is on its way out."""
+    global _quietly
+    _quietly = True
+    for number in ERRORS:
+        signal.signal(number, _leave)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    with contextlib.suppress(Exception):  # it may be what the signal has stopped
+        sys.stdout.flush()
+    if os.isatty(2):
+        os.write(2, b"\x1b[?25h")  # a progress bar hides the cursor
+    os._exit(128 + number)
+
+
+def _strike(error: DiffuseError) -> NoReturn:
+    """Raise what a signal stands for, wherever the program is."""
+    if _quietly:
+        leave_quietly()
+    raise _Struck(error)
+
+
 @contextlib.contextmanager
 def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
@@ -49,7 +79,8 @@ def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None
         yield
     finally:
         for number, old in before.items():
-            signal.signal(number, old)
+            if signal.getsignal(number) is handler:
+                signal.signal(number, old)
 
 
 @contextlib.contextmanager
@@ -57,7 +88,7 @@ def raised() -> Iterator[None]:
     """SIGINT and SIGTERM end the block with their `DiffuseError`."""
 
     def handler(number: int, frame: FrameType | None) -> None:
-        raise _Struck(_error(number))
+        _strike(_error(number))
 
     with _as_error(), _handling(handler):
         yield
@@ -93,7 +124,7 @@ class Pending(Stop):
             self._noted = error
         if self._urgent or not first:
             self._urgent = False
-            raise _Struck(error)
+            _strike(error)
 
 
 @contextlib.contextmanager
