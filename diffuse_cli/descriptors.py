@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import stat
 import threading
+from io import BufferedReader
 from pathlib import Path
 
 _FLAGS = ("O_RDONLY", "O_NONBLOCK", "O_BINARY")
@@ -18,6 +20,25 @@ def open_to_read(path: str | Path) -> int:
     for name in _FLAGS:
         flags |= getattr(os, name, 0)
     return os.open(path, flags)
+
+
+def opened(path: str | Path) -> BufferedReader:
+    """A regular file, open for reading; a `ValueError` for any other, without waiting for what
+    writes to a FIFO."""
+    file = os.fdopen(open_to_read(path), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise ValueError("it is not a regular file")
+    return file
+
+
+def read_bounded(path: str | Path, most: int) -> bytes:
+    """The bytes of a regular file; a `ValueError` if there are more than `most`."""
+    with opened(path) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"more than {most:,} bytes")
+    return data
 
 
 def read_at(descriptor: int, size: int, start: int) -> bytes:

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli.errors import OutputError
+from diffuse_cli.errors import OutputError, UsageError
 
 CACHE = "DIFFUSE_CACHE"
 """The variable that names the cache folder; empty, nothing is kept."""
@@ -226,6 +226,7 @@ def append_line(path: Path, line: str) -> None:
 
 def make_folder(path: Path) -> None:
     """Make `path` and its parents."""
+    check_local(path)
     with reported(path), operation("mkdir", path):
         path.mkdir(parents=True, exist_ok=True)
 
@@ -363,12 +364,21 @@ def _file_size_limit() -> int | None:
     return None if limit == resource.RLIM_INFINITY else limit
 
 
+def check_local(path: Path) -> None:
+    """Raise a `UsageError` for a name on the hub, which is no place to write to."""
+    if path.parts[:1] == ("hf:",):
+        where = re.sub("^hf:/+", "hf://", show(path))
+        raise UsageError(f"cannot write {where}: it is on the hub", "diffuse push publishes there")
+
+
 def check_writable(path: Path) -> None:
     """Refuse a file that cannot be written.
 
     Raises:
         OutputError: it is a folder, a parent is a file, or the nearest folder refuses new files.
+        UsageError: as `check_local`.
     """
+    check_local(path)
     folder = _nearest(path.parent)
     if not folder.is_dir():
         raise OutputError(f"cannot write {show(path)}: {show(folder)} is not a folder")

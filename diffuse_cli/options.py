@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from diffuse_cli.core import settings
+from diffuse_cli.descriptors import read_bounded
 from diffuse_cli.errors import UsageError, suggest, translating
 from diffuse_cli.parsing import as_number, brief
 
@@ -256,18 +257,23 @@ def to_toml(values: Mapping[str, Any]) -> str:
     return tomli_w.dumps(values)
 
 
+MOST_TOML = 10_000_000
+"""The largest configuration file, in bytes; one may list betas."""
+
+
 def read_toml(path: str | Path) -> dict[str, Any]:
     """The table in a TOML file, with any line ends, with or without a byte order mark.
 
     Raises:
-        UsageError: the file cannot be read or is not TOML.
+        UsageError: the file cannot be read, is not a regular one, or is not TOML.
     """
     from diffuse_cli.files import show
 
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
-        return tomllib.loads(text.replace("\r\n", "\n"))
-    except OSError as error:
-        raise UsageError(f"--config {show(path)}: {error.strerror}") from error
+        data = read_bounded(path, MOST_TOML)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--config {show(path)}: {getattr(error, 'strerror', error)}") from error
+    try:
+        return tomllib.loads(data.decode("utf-8-sig").replace("\r\n", "\n"))
     except (ValueError, RecursionError) as error:
         raise UsageError(f"--config {show(path)} is not TOML: {error}") from error

@@ -10,6 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from diffuse_cli.descriptors import read_bounded
+
 Size = tuple[int, ...]
 
 
@@ -217,12 +219,9 @@ def parse_betas(value: Any) -> tuple[float, ...]:
 def _numbers_in(path: str) -> list[tuple[str, Any]]:
     """The entries of a file of betas, each with its line or index."""
     try:
-        with Path(path).open("rb") as file:
-            data = file.read(BETAS_BYTES + 1)
+        data = read_bounded(path, BETAS_BYTES)
     except OSError as error:
         raise ValueError(error.strerror) from error
-    if len(data) > BETAS_BYTES:
-        raise ValueError(f"more than {BETAS_BYTES:,} bytes")
     try:
         text = data.decode("utf-8-sig")
         if text.lstrip().startswith("["):

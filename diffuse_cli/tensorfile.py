@@ -16,7 +16,6 @@ import json
 import math
 import os
 import re
-import stat
 import struct
 import zipfile
 from collections.abc import Callable, Collection, Mapping
@@ -29,7 +28,7 @@ import torch
 from torch import Tensor
 
 from diffuse_cli import files
-from diffuse_cli.descriptors import open_to_read
+from diffuse_cli.descriptors import opened as opened
 from diffuse_cli.files import brief, show
 
 DTYPES = {
@@ -122,16 +121,6 @@ def read(path: Path) -> dict[str, Tensor]:
     """The tensors of a file by name; raises as the three functions below do."""
     with opened(path) as file:
         return read_tensors(file, read_header(file))
-
-
-def opened(path: Path) -> BufferedReader:
-    """A regular file, open for reading; a `ValueError` for any other, without waiting for what
-    writes to a FIFO."""
-    file = os.fdopen(open_to_read(path), "rb")
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise ValueError("it is not a regular file")
-    return file
 
 
 def read_header(file: IO[bytes]) -> Header:

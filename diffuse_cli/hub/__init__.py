@@ -11,10 +11,10 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from diffuse_cli import files
-from diffuse_cli.errors import DataError, DiffuseError, ModelFileError, OutputError
+from diffuse_cli.errors import DataError, DiffuseError, ModelFileError, OutputError, UsageError
 from diffuse_cli.files import brief
 
 OFFLINE = "HF_HUB_OFFLINE"
@@ -46,6 +46,19 @@ class Kind(NamedTuple):
 
 DATASET = Kind("data set", "datasets/", "dataset", DataError)
 MODEL = Kind("model", "", "model", ModelFileError)
+
+
+def check_within(typed: str, *parts: str | None) -> None:
+    """Refuse parts of a name that lead out of their repository, as they are or percent-encoded.
+
+    Raises:
+        UsageError
+    """
+    for part in filter(None, parts):
+        for text in (part, unquote(part)):
+            steps = re.split(r"[/\\]", text)
+            if steps[0] == "" or {".", ".."} & {*steps}:
+                raise UsageError(f"{files.show(typed)}: {brief(part)} leads out of a repository")
 
 
 class File(NamedTuple):

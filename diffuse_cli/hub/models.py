@@ -14,7 +14,7 @@ from diffuse_cli import files
 from diffuse_cli.errors import ModelFileError
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.files import brief
-from diffuse_cli.hub import MODEL, Listing, downloaded, listed
+from diffuse_cli.hub import MODEL, Listing, check_within, downloaded, listed
 
 MODEL_FILE = "model.safetensors"
 """The file of a model in its repository."""
@@ -46,12 +46,13 @@ def model_name(path: str | Path) -> Name:
 
     Raises:
         ModelFileError: it is not one.
+        UsageError: it leads out of a repository.
     """
     text = str(path).replace(os.sep, "/").rstrip("/")
-    form = FORM.fullmatch(text)
+    form, shown = FORM.fullmatch(text), re.sub(r"^hf:/+", "hf://", text)
     if form is None:
-        shown = files.show(re.sub(r"^hf:/+", "hf://", text))
-        raise ModelFileError(f"not a model: {shown}", "Type hf://ORG/NAME")
+        raise ModelFileError(f"not a model: {files.show(shown)}", "Type hf://ORG/NAME")
+    check_within(shown, *form.group("name", "revision", "path"))
     return Name(form["name"], unquote(form["revision"] or "main"), form["path"] or "")
 
 

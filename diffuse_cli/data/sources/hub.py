@@ -21,7 +21,7 @@ from diffuse_cli import files
 from diffuse_cli.data.sources._base import Source, extension_of, is_ignored_folder
 from diffuse_cli.data.sources._listing import TABLES
 from diffuse_cli.errors import DataError
-from diffuse_cli.hub import File, Listing, downloaded, listed
+from diffuse_cli.hub import File, Listing, check_within, downloaded, listed
 from diffuse_cli.media import by_extension
 
 SHARDS, ZIP = (".parquet", ".arrow", ".tar"), ".zip"
@@ -113,10 +113,12 @@ def _wanted(text: str) -> Wanted:
 
     Raises:
         DataError: it stands for nothing.
+        UsageError: it leads out of a repository.
     """
     form = _FORM.fullmatch(text.replace(os.sep, "/"))
     if form is None:
         raise DataError(f"not a data set: {_shown(text)}", "Type hf://datasets/ORG/NAME")
+    check_within(text, *form.group("name", "revision", "path"))
     revision = unquote(form["revision"] or "main")
     listing = listed(form["name"], ALIASES.get(revision, revision))
     path = (form["path"] or "").strip("/")
