@@ -7,7 +7,8 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,6 +146,43 @@ def slow_precision(name: str, device: str) -> Iterator[str]:
         yield "--precision bf16: this processor is not known to gain by it. Try --precision fp32"
 
 
+ALONE = threading.RLock()
+"""Held by a thread while it changes what belongs to the whole process."""
+
+
+class Turns:
+    """The turns in which a training goes on, if others are under way in this process: inside one
+    the generators of PyTorch and the state of Accelerate are its own. Other threads wait."""
+
+    def __init__(self) -> None:
+        self._own: list[dict[str, Any]] = []
+
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[None]:
+        """A turn, after which all is as the program had it."""
+        import torch
+        from accelerate.state import AcceleratorState, GradientState
+
+        shared = AcceleratorState._shared_state, GradientState._shared_state
+        there = torch.cuda.is_available() and torch.cuda.is_initialized()
+        with ALONE, torch.random.fork_rng([torch.cuda.current_device()] if there else []):
+            theirs = [dict(state) for state in shared]
+            _set_states(shared, self._own)
+            try:
+                yield
+            finally:
+                self._own = [dict(state) for state in shared]
+                _set_states(shared, theirs)
+
+
+def _set_states(states: Iterable[dict[str, Any]], to: Iterable[dict[str, Any]]) -> None:
+    """Give each state these values, without a moment in which it has none."""
+    for state, values in zip(states, to, strict=False):
+        state.update(values)
+        for name in state.keys() - values.keys():
+            del state[name]
+
+
 WAIT = timedelta(days=1)
 """How long processes wait for one that works alone; torch's defaults of 10 minutes on GPUs and 30
 elsewhere are too short. Launchers notice at once if one dies."""
@@ -182,25 +220,26 @@ def machine(
     from accelerate.state import AcceleratorState, GradientState
     from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
-    AcceleratorState._reset_state()
-    GradientState._reset_state()
-    if device == "cuda":
-        _set_products(precision)
-        torch.backends.cudnn.deterministic = True
-        torch.backends.cudnn.benchmark = False  # which chooses kernels by their time
-        # Its backward pass has given NaN in half precision; the other fused kernels stay.
-        torch.backends.cuda.enable_cudnn_sdp(False)
-    if device == "cpu":
-        keep_freed_memory()
-    accelerator = Accelerator(
-        mixed_precision=PRECISIONS[precision],
-        cpu=device == "cpu",
-        # A plugin: an environment variable overrides the plain argument.
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulation),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)],
-        log_with=log,
-        project_dir=folder,
-    )
+    with ALONE:
+        AcceleratorState._reset_state()
+        GradientState._reset_state()
+        if device == "cuda":
+            _set_products(precision)
+            torch.backends.cudnn.deterministic = True
+            torch.backends.cudnn.benchmark = False  # which chooses kernels by their time
+            # Its backward pass has given NaN in half precision; the other fused kernels stay.
+            torch.backends.cuda.enable_cudnn_sdp(False)
+        if device == "cpu":
+            keep_freed_memory()
+        accelerator = Accelerator(
+            mixed_precision=PRECISIONS[precision],
+            cpu=device == "cpu",
+            # A plugin: an environment variable overrides the plain argument.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulation),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)],
+            log_with=log,
+            project_dir=folder,
+        )
     if launched() > 1 and accelerator.num_processes == 1:
         raise UsageError(f"{launched()} processes were started, but each sees only itself", LAUNCH)
     try:

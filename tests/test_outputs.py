@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from diffuse_cli.outputs import claimed
+from diffuse_cli.outputs import claimed, held
 
 COMMANDS = {
     "train": ("train broken", "-o", ".safetensors"),
@@ -71,6 +72,48 @@ def test_what_may_be_written_is_not_refused(diffuse, start, flag, suffix):
     ran = diffuse(*start.split(), flag, path, "--overwrite", "-q")
     assert ran.code in (3, 4)
     assert path.read_text() == "mine"
+
+
+@all_commands
+def test_what_another_process_writes_is_left_to_it(diffuse, start, flag, suffix):
+    path = Path("x" + suffix)
+    for overwrite in ([], ["--overwrite"]):
+        with held(path):
+            ran = diffuse(*start.split(), flag, path, "-q", *overwrite)
+        assert ran.code == 75
+        assert f"process {os.getpid()} is writing to {path}." in ran.line
+        assert f"choose another {flag}" in ran.line
+        assert not path.exists()
+    assert not list(Path().glob(".*"))
+
+
+@pytest.mark.parametrize("target", ["diffusers", "onnx", "pt2"])
+def test_what_another_process_exports_is_left_to_it(diffuse, target):
+    path = Path("x" if target == "diffusers" else f"x.{target}")
+    with held(path):
+        ran = diffuse("convert", "broken", "--to", target, "-o", path, "--overwrite", "-q")
+    assert ran.code == 75
+    assert f"process {os.getpid()} is writing to {path}." in ran.line
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(f"{start} {flag} hf://a/b{suffix}" for start, flag, suffix in COMMANDS.values()),
+        "convert broken --to diffusers -o hf://a/b",
+        "sample broken -o hf://a",
+        "sample broken -o hf://a/b.zip",
+        "inpaint broken broken --mask broken -o hf://a",
+        "interpolate broken broken broken -o hf://a",
+        "push broken hf://a/b --license mit -o hf://a/b",
+    ],
+)
+def test_the_hub_is_no_place_to_write_to(diffuse, line):
+    before = sorted(Path().rglob("*"))
+    ran = diffuse(*line.split(), "-q")
+    assert ran.code == 2
+    assert "it is on the hub. diffuse push publishes there" in ran.line
+    assert sorted(Path().rglob("*")) == before
 
 
 def test_samples_are_kept(diffuse):

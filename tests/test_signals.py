@@ -352,3 +352,45 @@ def test_a_signal_while_sampling_ends_it_without_a_traceback(
     assert ran.code == code
     assert ran.err.count("\n") == 1
     assert not Path("samples").exists()
+
+
+MOMENTS = {
+    "unwinding": "diffuse_cli.ledger.Ledger.abandon",
+    "saying": "diffuse_cli.console.Console.fail",
+    "leaving": "diffuse_cli.app.launched",
+}
+"""What is called after a first signal, in this order."""
+
+AGAIN = """
+import os, signal
+from importlib import import_module
+def patch(name, make):
+    place, _, name = name.rpartition(".")
+    owner = import_module(place) if place.islower() else getattr(
+        import_module(place.rpartition(".")[0]), place.rpartition(".")[2]
+    )
+    setattr(owner, name, make(getattr(owner, name)))
+def again(real):
+    def called(*arguments):
+        if {before}:
+            os.kill(os.getpid(), {number})
+        found = real(*arguments)
+        os.kill(os.getpid(), {number})
+        return found
+    return called
+patch("diffuse_cli.sampling.image_noise", lambda real: lambda *a: os.kill(os.getpid(), {number}))
+patch("{moment}", again)
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("before", [True, False])
+def test_a_second_signal_ends_quietly_whenever_it_comes(
+    process, model, moment, number, code, before
+):
+    values = {"number": int(number), "moment": MOMENTS[moment], "before": before}
+    ran = process("sample", model, "-q", before=AGAIN.format(**values))
+    assert (ran.code, ran.out) == (code, "")
+    assert "Traceback" not in ran.err
+    assert ran.err.count("\n") == (moment != "unwinding" and (moment, before) != ("saying", True))

@@ -15,6 +15,7 @@ from diffuse_cli.config.training import from_file
 from diffuse_cli.errors import Interrupted, Terminated, UsageError
 from diffuse_cli.events import Notice, Progress, Table, finish
 from diffuse_cli.options import read_toml
+from diffuse_cli.runtime import Turns
 from diffuse_cli.signals import Pending, noting
 from diffuse_cli.training.configuring import configure
 from diffuse_cli.training.loop import fit
@@ -34,7 +35,8 @@ def train(
     **options: Any,
 ) -> Iterator[TrainingEvent]:
     """Train a model, as `diffuse train` does, to the same bytes. Nothing happens until the result
-    is iterated; `*_, trained = train(...)` runs to the end.
+    is iterated; `*_, trained = train(...)` runs to the end. Several may be iterated in turn, or by
+    threads, which take turns: it does not change a model.
 
     `Step` comes after every step, and has the loss after each `log_every`-th. If the iteration is
     given up (`break`, an error, Ctrl-C, `close()`), the run saves a checkpoint as after a signal,
@@ -74,11 +76,11 @@ def _events(
 
 def _run(config: TrainConfig) -> Iterator[TrainingEvent]:
     """The events of a training; when it is closed between two, it ends with a checkpoint."""
-    stop = Pending()
+    stop, turns = Pending(), Turns()
     work = fit(config, stop)
     while True:
         try:
-            with noting(stop), _own_draws():
+            with noting(stop), turns.taken():
                 event = next(work)
         except StopIteration as end:
             if end.value is not None:  # on the first of several processes
@@ -91,15 +93,6 @@ def _run(config: TrainConfig) -> Iterator[TrainingEvent]:
         except GeneratorExit:
             if stop() is None:  # Ctrl-C may have come in the last step
                 stop.handle(signal.SIGTERM, None)
-            with contextlib.suppress(Interrupted, Terminated), _own_draws():
+            with contextlib.suppress(Interrupted, Terminated), turns.taken():
                 finish(work)
             raise
-
-
-def _own_draws() -> contextlib.AbstractContextManager[None]:
-    """Inside the block PyTorch's generators are the training's, which seeds them for each step;
-    after it they are as the program had them."""
-    import torch
-
-    there = torch.cuda.is_available() and torch.cuda.is_initialized()
-    return torch.random.fork_rng([torch.cuda.current_device()] if there else [])

@@ -6,7 +6,8 @@ import hashlib
 import json
 import logging
 import signal
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,56 @@ def test_images_in_memory_train_to_the_bytes_of_the_command_also_after_a_break(
     assert sorted(p.name for p in (tmp_path / "model.run/checkpoints").iterdir()) == [
         "step-00000003", "step-00000006",
     ]  # fmt: skip
+
+
+def in_turn(trainings: Sequence[Iterator[Any]]) -> None:
+    live = list(trainings)
+    while live:
+        live = [each for each in live if next(each, None) is not None]
+
+
+def in_threads(trainings: Sequence[Iterator[Any]]) -> None:
+    ready, ended = threading.Barrier(len(trainings)), []
+
+    def run(training: Iterator[Any]) -> None:
+        ready.wait()
+        ended.append([*training][-1])
+
+    threads = [threading.Thread(target=run, args=(each,)) for each in trainings]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(ended) == len(trainings)
+
+
+def test_trainings_of_one_process_do_not_change_each_other(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Neither by PyTorch's generators nor by Accelerate's state, which are the whole process's."""
+    has = {"cpu_name": "AMD", "avx512_bf16": True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    small = {"width": 16, "multipliers": [1], "blocks": 1, "attention": [], "groups": 4}
+    shared = {"steps": 3, "batch_size": 8, "num_timesteps": 50, "unet": {**small, "dropout": 0.5}}
+    ways = [{"accumulation": 2}, {"precision": "fp32", "seed": 1}, {"seed": 2}]
+
+    def trainings(name: str) -> list[Iterator[Any]]:
+        data = pictures(images)
+        places = [tmp_path / f"{name}{k}.safetensors" for k in range(len(ways))]
+        return [
+            diffuse.train(data, out=out, **{**shared, **way})
+            for out, way in zip(places, ways, strict=True)
+        ]
+
+    def made(name: str) -> list[str]:
+        return [sha(tmp_path / f"{name}{k}.safetensors") for k in range(len(ways))]
+
+    for training in trainings("alone"):
+        assert isinstance([*training][-1], diffuse.Trained)
+    in_turn(trainings("turn"))
+    assert made("turn") == made("alone")
+    in_threads(trainings("threads"))
+    assert made("threads") == made("alone")
 
 
 def test_pairs_and_what_is_drawn_from_may_be_in_memory(images: Path, recipe: Path, tmp_path: Path):

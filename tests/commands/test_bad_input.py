@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import torch
 from conftest import environment
 
 from diffuse_cli import app
+from diffuse_cli.options import MOST_TOML
 
 DATA = "DATA"
 """Stands for the folder of images in a command line."""
@@ -204,3 +206,21 @@ def test_options_of_a_config_with_crlf_and_a_byte_order_mark_count(train, tmp_pa
     path = tmp_path / "windows.toml"
     path.write_bytes(b"\xef\xbb\xbfsteps = 0\r\n")
     assert "--steps must be at least 1" in train("--config", path).line
+
+
+@pytest.mark.parametrize(
+    "line", ["train DATA --config", "train DATA --betas", "noise-demo x --betas"]
+)
+def test_what_is_no_regular_file_is_not_read(diffuse, line):
+    """A FIFO would be waited for, and a device has no end."""
+    os.mkfifo("fifo")
+    for path in ("fifo", "/dev/full", "/dev/zero"):
+        ran = diffuse(*line.split(), path, "-q")
+        assert (ran.code, "it is not a regular file" in ran.line) == (2, True), path
+
+
+def test_a_configuration_has_a_limit(diffuse):
+    with Path("large.toml").open("wb") as file:
+        file.truncate(MOST_TOML + 1)
+    ran = diffuse("train", "DATA", "--config", "large.toml", "-q")
+    assert (ran.code, "more than 10,000,000 bytes" in ran.line) == (2, True)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import in_process
 from hubs import COMMIT, serving
 from PIL import Image
-from seams import FULL, failing
+from seams import FULL, ends_at, failing, killed_while
 
 from diffuse_cli import files
+from diffuse_cli.folders import holding
 from diffuse_cli.publishing.card import _text
 
 Run = Callable[..., Any]
@@ -129,6 +132,44 @@ def test_a_model_is_pushed_in_one_commit_and_drawn_from_elsewhere(
         assert sorted(files) == ["README.md", "model.safetensors", "samples.png"]
         told = process("info", TARGET, "--json", "-q", env=here)
         assert told.json["sha256"] == sha(model)
+
+
+def test_a_push_that_is_killed_can_be_repeated(diffuse: Run, model: Path):
+    Image.new("L", (4, 4)).save("grid.png")
+    line = ["push", model, TARGET, "--license", "mit", "--samples", "grid.png", "-q", "-o"]
+    assert diffuse(*line, "whole").code == 0
+    wanted = {path.name: path.read_bytes() for path in Path("whole").iterdir()}
+    moment, seen = 0, set[int]()
+    while killed_while(lambda: in_process([*line, "cut"]), ends_at(moment)):
+        ended = {path.name for path in Path("cut").iterdir()} - {".lock"} == {*wanted}
+        seen.add(code := 5 if ended else 0)
+        assert diffuse(*line, "cut").code == code, moment
+        assert {path.name: path.read_bytes() for path in Path("cut").glob("[!.]*")} == wanted
+        shutil.rmtree("cut")
+        moment += 3
+    assert moment > 30
+    Path("cut/mine.txt").write_text("mine")
+    Path("cut/.unfinished").write_text("mine\n")
+    assert diffuse(*line, "cut").code == 5
+
+
+def test_a_place_that_refuses_files_is_refused_before_anything_is_drawn(
+    diffuse: Run, model: Path, monkeypatch
+):
+    monkeypatch.setattr("diffuse_cli.publishing._picture", lambda *a: 1 / 0)
+    Path("file").touch()
+    ran = diffuse("push", model, TARGET, "--license", "mit", "-o", "file/out")
+    assert (ran.code, "cannot write file/out" in ran.line) == (5, True)
+    monkeypatch.setattr("tempfile.tempdir", "file")
+    ran = diffuse("push", model, TARGET, "--license", "mit", "--overwrite")
+    assert ran.code == 5
+
+
+def test_two_pushes_into_one_folder_do_not_mix(diffuse: Run, model: Path):
+    with holding(Path("out")):
+        ran = diffuse("push", model, TARGET, "--license", "mit", "-o", "out", "--overwrite")
+    assert (ran.code, "is writing to out" in ran.line) == (75, True)
+    assert not Path("out").exists()
 
 
 def test_texts_of_a_file_are_not_markdown():

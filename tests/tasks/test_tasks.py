@@ -14,8 +14,9 @@ from altering import altered
 from conftest import in_process, write_images
 from covering import covering
 from PIL import Image
-from seams import ends_at, killed_while
+from seams import FULL, ends_at, killed_while
 
+from diffuse_cli import files
 from diffuse_cli.config import DrawConfig
 from diffuse_cli.core import RESTORATIONS
 from diffuse_cli.core.degradations import parse
@@ -494,12 +495,53 @@ def test_a_task_that_is_killed_leaves_whole_files_and_can_be_repeated(
         if "manifest.json" in found:
             assert found == wanted
         if moment % 3 == 0:
-            assert diffuse(*line, "-o", "cut", "--overwrite").code == 0
-            assert {path.name: path.read_bytes() for path in Path("cut").iterdir()} == wanted
+            ended = found == wanted and not Path("cut/.unfinished").exists()
+            assert diffuse(*line, "-o", "cut").code == (5 if ended else 0), moment
+            there = {path.name: path.read_bytes() for path in Path("cut").iterdir()}
+            assert {k: v for k, v in there.items() if k != ".lock"} == wanted
         shutil.rmtree("cut", ignore_errors=True)
         moment += 7
     assert moment > 30
     assert kept == wanted.keys()
+
+
+def test_a_full_disk_leaves_a_task_that_can_be_repeated(diffuse, model, picture, monkeypatch):
+    line = ("vary", model, "a.png", "-n", 2, *QUICK)
+    assert diffuse(*line, "-o", "whole").code == 0
+    wanted = {path.name: path.read_bytes() for path in Path("whole").iterdir()}
+    real, written = files.write_bytes, []
+
+    def once(path, data):
+        if written:
+            with files.reported(path):
+                raise FULL
+        written.append(path)
+        real(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_bytes", once)
+        assert diffuse(*line).code == 5
+    assert {p.name for p in Path("varied").iterdir()} == {"00000.png", ".unfinished"}
+    assert diffuse(*line).code == 0
+    assert {path.name: path.read_bytes() for path in Path("varied").iterdir()} == wanted
+
+
+def test_only_what_a_stopped_task_wrote_is_taken_for_its_own(diffuse, model, picture):
+    line = ("vary", model, "a.png", "-n", 1, *QUICK)
+    own = hashlib.sha256(b"own").hexdigest()
+    Path("varied").mkdir()
+    Path("varied/00000.png").write_bytes(b"own")
+    Path("varied/.unfinished").write_text(f"{own} 00000.png\n{own} ../a.png\n")
+    for name in ("00000.png", "00001.png"):
+        Path("varied", name).write_bytes(b"somebody's")
+        ran = diffuse(*line)
+        assert (ran.code, "holds samples already" in ran.line) == (5, True)
+        assert Path("varied", name).read_bytes() == b"somebody's"
+        Path("varied", name).unlink()
+        Path("varied/00000.png").write_bytes(b"own")
+    assert diffuse(*line).code == 0
+    assert Path("varied/00000.png").read_bytes() != b"own"
+    assert not Path("varied/.unfinished").exists()
 
 
 def test_a_task_runs_as_a_process(process, model, picture):
