@@ -169,7 +169,7 @@ def writer_of(path: Path):
 
 
 def test_what_a_killed_process_left_of_a_file_goes_when_it_is_written_next(tmp_path: Path):
-    with writer_of(tmp_path / "file") as process:
+    with writer_of(tmp_path / "file"):
         pass
     [left] = everything(tmp_path)
     assert files._TEMPORARY.fullmatch(left)[1] == "file"
