@@ -7,7 +7,7 @@ from pathlib import Path
 
 from diffuse_cli import files
 from diffuse_cli.errors import DiffuseError, OutputError, UsageError
-from diffuse_cli.hub import LOGIN, MODEL, package, reason
+from diffuse_cli.hub import LOGIN, MODEL, check_within, package, reason
 from diffuse_cli.hub.models import FORM, KNOWN, MODEL_FILE
 
 
@@ -77,6 +77,7 @@ def pushed(target: str) -> str:
     form = FORM.fullmatch(target)
     if form is None or form["revision"] or form["path"]:
         raise UsageError(f"not a model on the hub: {files.show(target)}", "Type hf://ORG/NAME")
+    check_within(target, form["name"])
     return str(form["name"])
 
 

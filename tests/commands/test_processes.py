@@ -332,29 +332,6 @@ def test_a_forked_child_does_not_keep_the_lock(script, tmp_path, monkeypatch):
         pass
 
 
-def test_of_several_that_export_to_one_folder_each_ends_well_or_busy(spawn, tmp_path, model):
-    """All at once: nobody sweeps what another is writing, and the folder is always whole."""
-    line = ("convert", model, "--to", "diffusers", "-o", "out", "--overwrite", "-q")
-    for _ in range(3):
-        reading, writing = os.pipe()
-        children = [
-            spawn(*line, before="import sys; sys.stdin.read()", stdin=reading) for _ in range(4)
-        ]
-        os.close(reading)
-        os.close(writing)  # now they begin
-        said = [child.communicate(60)[1] for child in children]
-        codes = sorted(child.returncode for child in children)
-        assert codes[0] == 0, said
-        assert {*codes} <= {0, 75}, said
-        for child, text in zip(children, said, strict=True):
-            assert (child.returncode == 75) == ("is writing to out" in text), text
-        assert {path.name for path in (tmp_path / "out").rglob("*.*")} == {
-            "model_index.json", "README.md", "config.json",
-            "diffusion_pytorch_model.safetensors", "scheduler_config.json",
-        }  # fmt: skip
-        assert {path.name for path in tmp_path.iterdir()} == {"out"}
-
-
 def test_the_second_sampling_into_a_folder_names_the_first(process, diffuse, model):
     with locks.held(Path("samples/.lock")):
         ran = process("sample", model, "-n", 1, "--steps", 2, "-q")

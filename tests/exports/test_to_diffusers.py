@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -545,3 +546,28 @@ def test_the_cards_loop_guides_as_sample_does(
     model = dataclasses.replace(made, sampling=sampling, training=training)
     card = _card.draw("name", model, "ddpm")
     assert f"label, scale = torch.tensor([0, 0, 0, 0]), {scale}\n" in card
+
+
+def test_of_several_that_export_to_one_folder_each_ends_well_or_busy(
+    spawn: Any, tmp_path: Path, trained: Path
+):
+    """All at once: nobody sweeps what another is writing, and the folder is always whole."""
+    line = ("convert", trained, "--to", "diffusers", "-o", "out", "--overwrite", "-q")
+    for _ in range(3):
+        reading, writing = os.pipe()
+        children = [
+            spawn(*line, before="import sys; sys.stdin.read()", stdin=reading) for _ in range(4)
+        ]
+        os.close(reading)
+        os.close(writing)  # now they begin
+        said = [child.communicate(60)[1] for child in children]
+        codes = sorted(child.returncode for child in children)
+        assert codes[0] == 0, said
+        assert {*codes} <= {0, 75}, said
+        for child, text in zip(children, said, strict=True):
+            assert (child.returncode == 75) == ("is writing to out" in text), text
+        assert {path.name for path in (tmp_path / "out").rglob("*.*")} == {
+            "model_index.json", "README.md", "config.json",
+            "diffusion_pytorch_model.safetensors", "scheduler_config.json",
+        }  # fmt: skip
+        assert {path.name for path in tmp_path.iterdir()} == {"out"}
