@@ -116,9 +116,10 @@ class _Writer(io.BufferedWriter):
 
     def discard(self) -> None:
         """Close it, and remove what is left under its name."""
-        for act in (self.close, self.path.unlink):
-            with contextlib.suppress(OSError):
-                act()
+        with contextlib.suppress(OSError):
+            self.close()
+        with contextlib.suppress(OSError):
+            self.path.unlink()
         _OWN.discard(self.path)
 
 

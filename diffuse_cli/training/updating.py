@@ -71,5 +71,5 @@ def _compiled(net: nn.Module) -> Any:
     """`net` compiled, with kernels that are not chosen by their time, which would change bytes."""
     import torch._inductor.config as inductor
 
-    exact = {"deterministic": True} if hasattr(inductor, "deterministic") else None
+    exact: dict[str, Any] = {"deterministic": True} if hasattr(inductor, "deterministic") else {}
     return torch.compile(net, options=exact)
