@@ -134,7 +134,7 @@ def test_of_diffusers_the_network_and_the_scheduler_are_downloaded(
 @pytest.mark.parametrize(
     "name",
     ["a/b@../x", "a/b@..%2F..", "a/b@%2e%2e", "a/b@%2Fetc", "a/b@x%2F..%2F..", "a/b@..%5Cx",
-     "a/b/../x", "a/b/x/%2E%2E/y", "a/b@v1//x", "../b", "a/..", "a/b@."],
+     "a/b/../x", "a/b/x/%2E%2E/y", "../b", "a/..", "a/b@."],
 )  # fmt: skip
 def test_a_name_does_not_lead_out_of_its_repository(diffuse: Callable[..., Any], name: str) -> None:
     for line in (("info", f"hf://{name}"), ("info", f"hf://datasets/{name}")):
