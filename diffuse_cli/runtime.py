@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from PIL.Image import Image
 
-GAINING_WIDTHS = {("amx_bf16", ""): 32, ("avx512_bf16", "AMD"): 16}
+GAINING_WIDTHS = {("amx_bf16", ""): 32, ("avx512_bf16", "AMD"): 24}
 """The channels from which on `auto` is bf16, by instruction and maker of the processor; the first
 row that fits counts (benchmarks/README.md)."""
 

@@ -32,8 +32,8 @@ AMD, INTEL = {"cpu_name": "AMD EPYC", "avx512_bf16": True}, {"cpu_name": "Intel 
     ("has", "width", "chosen"),
     [
         (AMD, None, "bf16"),
-        (AMD, 16, "bf16"),
-        (AMD, 15, "fp32"),
+        (AMD, 24, "bf16"),
+        (AMD, 23, "fp32"),
         ({**AMD, "avx512_bf16": False}, None, "fp32"),
         ({**INTEL, "avx512_bf16": True}, None, "fp32"),
         ({**INTEL, "avx512_bf16": True, "amx_bf16": True}, 32, "bf16"),
@@ -51,7 +51,7 @@ def test_precision_follows_the_instructions_of_the_processor(
 def test_no_clock_is_asked_for_the_precision(monkeypatch: pytest.MonkeyPatch, few_instructions):
     for clock in ("time", "perf_counter", "monotonic", "process_time"):
         monkeypatch.setattr(time, clock, lambda: 1 / 0)
-    assert resolve_precision("auto", "cpu", 16) == "bf16"
+    assert resolve_precision("auto", "cpu", 24) == "bf16"
 
 
 @pytest.mark.parametrize(
@@ -80,14 +80,14 @@ def test_a_model_is_computed_in_its_own_precision(
 
 @pytest.fixture
 def few_instructions(monkeypatch: pytest.MonkeyPatch):
-    """A processor that gains by bfloat16 from 16 channels on."""
+    """A processor that gains by bfloat16 from 24 channels on."""
     monkeypatch.setattr(runtime, "device_type", lambda wanted="auto": "cpu")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: AMD)
 
 
 def test_precision_follows_the_width_of_the_network(few_instructions, diffuse, train):
     """What training decides is in the configuration, and what sampling does in its manifest."""
-    for width, chosen in ((8, "fp32"), (16, "bf16")):
+    for width, chosen in ((8, "fp32"), (24, "bf16")):
         ran = train("--width", width, "--steps", 1, "--precision", "auto", "--overwrite", "-q")
         assert ran.code == 0, ran.err
         assert f'precision = "{chosen}"' in Path("model.run/config.toml").read_text()
@@ -102,7 +102,7 @@ def test_samples_are_in_the_precision_that_their_model_was_trained_in(
 ):
     """Not in the one that the processor gains by."""
     for own in ("fp32", "bf16"):
-        width = {"fp32": 16, "bf16": 8}[own]
+        width = {"fp32": 24, "bf16": 8}[own]
         assert train("--width", width, "--steps", 1, "--precision", own, "--overwrite").code == 0
         ran = diffuse("sample", "model.safetensors", "-n", 1, "--steps", 1, "-q", "--overwrite")
         assert ran.code == 0, ran.err
@@ -110,7 +110,7 @@ def test_samples_are_in_the_precision_that_their_model_was_trained_in(
 
 
 def test_precision_follows_the_widest_level(few_instructions):
-    for multipliers, chosen in (((1, 1), "fp32"), ((1, 2), "bf16")):
+    for multipliers, chosen in (((1, 2), "fp32"), ((1, 3), "bf16")):
         asked = TrainConfig(data="x", architecture={"width": 8, "multipliers": multipliers})
         done, _ = complete(asked, Space(channels=1, size=(32, 32)), Conditions())
         assert done.precision == chosen

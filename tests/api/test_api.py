@@ -144,7 +144,7 @@ def test_trainings_of_one_process_do_not_change_each_other(
     """Neither by PyTorch's generators nor by Accelerate's state, which are the whole process's."""
     has = {"cpu_name": "AMD", "avx512_bf16": True}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
-    small = {"width": 16, "multipliers": [1], "blocks": 1, "attention": [], "groups": 4}
+    small = {"width": 24, "multipliers": [1], "blocks": 1, "attention": [], "groups": 4}
     shared = {"steps": 3, "batch_size": 8, "num_timesteps": 50, "unet": {**small, "dropout": 0.5}}
     ways = [{"accumulation": 2}, {"precision": "fp32", "seed": 1}, {"seed": 2}]
 
