@@ -12,9 +12,10 @@ from typing import Any
 import typer
 
 from diffuse_cli import parsing
+from diffuse_cli.commands._mistakes import meant_value
 from diffuse_cli.console import Console
 from diffuse_cli.core.settings import digits
-from diffuse_cli.errors import lookup
+from diffuse_cli.errors import UsageError, lookup
 from diffuse_cli.options import (
     Config,
     Option,
@@ -88,8 +89,11 @@ def check_names(kind: type[Any], given: Mapping[str, Any]) -> None:
         value = given.get(f.name)
         if spec.table and value is not None:
             value = parsed(kind, {f.name: value})[f.name]
-            for name in value if isinstance(value, (list, tuple)) else [value]:
-                lookup(_table(spec.table), str(name), flag_of(f))
+            table, flag = _table(spec.table), flag_of(f)
+            for name in map(str, value if isinstance(value, (list, tuple)) else [value]):
+                if name not in table and (hint := meant_value(flag, name)):
+                    raise UsageError(f"{flag}: there is no '{name}'", hint)
+                lookup(table, name, flag)
 
 
 def _table(table: str | tuple[str, ...]) -> Mapping[str, Any]:

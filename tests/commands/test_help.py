@@ -9,11 +9,13 @@ import subprocess
 import sys
 
 import pytest
+from conftest import environment
 
 from diffuse_cli.app import build
 from diffuse_cli.commands import COMMANDS, _help
-from diffuse_cli.commands._mistakes import SYNONYMS
-from diffuse_cli.options import GROUPS, options
+from diffuse_cli.commands._mistakes import ADVICE, SYNONYMS, VALUES
+from diffuse_cli.commands._options import check_names
+from diffuse_cli.options import GROUPS, flag_of, options
 
 SCREEN = 30
 """Lines of a small terminal."""
@@ -90,10 +92,14 @@ def test_a_terminal_has_boxes_and_the_colours_it_wants(fresh, changes, boxes, co
 
 def flags_of(command):
     for f, spec in options(COMMANDS[command].CONFIG):
-        yield from (
-            spec.flag,
-            "-" + f.name if len(f.name) == 1 else "--" + f.name.replace("_", "-"),
-        )
+        if not spec.argument:
+            yield from (flag_of(f), spec.flag)
+
+
+def first_with(flag):
+    """The first command that has a flag, with as many arguments as it takes."""
+    name = next(name for name in COMMANDS if flag in flags_of(name))
+    return [name, *("x" for _, spec in options(COMMANDS[name].CONFIG) if spec.argument)]
 
 
 @pytest.mark.parametrize("typed", list(SYNONYMS))
@@ -108,17 +114,61 @@ def test_a_synonym_is_no_option_and_what_it_stands_for_is_one(diffuse, typed):
         _, command, _, _, *flag = meant.split()
         assert set(flag) <= set(flags_of(command))
     else:
-        command = next(name for name in COMMANDS if meant.split()[0] in flags_of(name))
-        ran = diffuse(command, "x", typed)
+        ran = diffuse(*first_with(meant.split()[0]), typed)
     assert ran.code == 2
     assert meant in ran.line
     assert not any(typed in flags_of(name) for name in COMMANDS)
+
+
+@pytest.mark.parametrize(("command", "typed"), list(ADVICE))
+def test_advice_is_given_for_no_option_and_names_options_that_exist(diffuse, command, typed):
+    for flag in (typed, "--" + typed[2:].replace("-", "_")):
+        ran = diffuse(command, "x", flag, 1)
+        assert ran.code == 2
+        assert f"there is no option {flag}. {ADVICE[command, typed]}" in ran.line
+    assert typed not in flags_of(command)
+    every = {flag for name in COMMANDS for flag in flags_of(name)}
+    assert {*re.findall(r"--[a-z][a-z-]*", ADVICE[command, typed])} <= every
+
+
+@pytest.mark.parametrize(("flag", "value"), [(f, v) for f in VALUES for v in VALUES[f]])
+def test_a_value_of_another_program_is_answered_with_what_can_be_typed(diffuse, flag, value):
+    meant = VALUES[flag][value]
+    line = first_with(flag)
+    for typed in (value, value.upper().replace("-", "_")):
+        ran = diffuse(*line, flag, typed)
+        assert ran.code == 2
+        assert f"{flag}: there is no '{typed}'. Did you mean '{flag} {meant}'?" in ran.line
+    config = COMMANDS[line[0]].CONFIG
+    fields = {flag_of(f): f.name for f, _ in options(config)}
+    words = [flag, *meant.split()]
+    check_names(config, {fields[f]: v for f, v in zip(words[::2], words[1::2], strict=True)})
+
+
+def test_what_was_meant_is_said_before_torch_is_imported(fresh, tmp_path):
+    lines = [(command, "x", typed, "1") for command, typed in ADVICE]
+    lines += [(*first_with(f), f, v) for f in VALUES for v in VALUES[f]]
+    lines += [("train", "x", typed, "1") for typed in SYNONYMS if typed[0] == "-"]
+    (tmp_path / "lines.py").write_text(
+        "import sys; from diffuse_cli.app import main\n"
+        f"assert all(main(line) == 2 for line in {lines})\n"
+        "print('torch' in sys.modules)\n"
+    )
+    ran = fresh(
+        module="lines",
+        env={"PYTHONPATH": os.pathsep.join([str(tmp_path), environment()["PYTHONPATH"]])},
+    )
+    assert ran.out == "False\n", ran.err
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
         (("train", "x", "--stepz", 3), "there is no option --stepz. Did you mean '--steps'?"),
+        (("train", "x", "--num_epochs", 3), "Set --steps: N epochs are N x images / batch size"),
+        (("train", "x", "--learning_rate", 1), "Did you mean '--lr'?"),
+        (("train", "x", "--batch_size", 1), "Did you mean '--batch-size'?"),
+        (("tune", "x", "y", "--samplers", "ddim,dpm++"), "mean '--samplers dpmpp-2m'?"),
         (("sample", "x", "--schedule", "linear"), "It is an option of train, noise-demo, convert"),
         (("info", "x", "--learning-rate", 1), "there is no option --learning-rate. See diffuse"),
         (("train", "x", "--foobarbaz"), "See diffuse train --help"),
