@@ -26,3 +26,5 @@ def run(config: SampleConfig, console: Console) -> None:
             "processes": made.processes,
         }
         console.result(made.paths, values)
+        if made.grid:
+            console.say(f"See them all in one image: {made.grid}")

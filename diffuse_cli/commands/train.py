@@ -6,7 +6,6 @@ Writes the model file and, beside it, a run directory with checkpoints, previews
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -43,9 +42,9 @@ def run(config: TrainConfig, console: Console) -> None:
         from diffuse_cli.media import MEDIA
 
         console.say(_summary(trained))
-        again = shlex.join(["diffuse", "sample", str(trained.model)])
-        console.say(f"Draw {MEDIA[trained.medium].MANY} with: {again}")
+        console.say(f"Draw {MEDIA[trained.medium].MANY} with: {trained.sample_line}")
         values = {f.name: getattr(trained, f.name) for f in dataclasses.fields(trained)}
+        del values["sample_line"]
         values |= {"model": str(trained.model), "run": str(trained.run)}
         console.result([trained.model], {**values, "sha256": files.sha256(trained.model)})
 

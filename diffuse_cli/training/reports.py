@@ -52,7 +52,8 @@ class Validated:
 class Trained:
     """How a run ended.
 
-    `best` has the model file with the lowest KID, its step and numbers, with --eval-every.
+    `best` has the model file with the lowest KID, its step and numbers, with --eval-every;
+    `sample_line` is a command that samples, empty if a program holds the data.
     """
 
     model: Path
@@ -67,6 +68,7 @@ class Trained:
     seconds: float
     best: dict[str, Any] | None = None
     medium: str = "image"
+    sample_line: str = ""
 
 
 class Meter:

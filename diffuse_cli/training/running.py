@@ -33,6 +33,7 @@ from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.power import rewind_snapshots, save_snapshot, snapshot_due
 from diffuse_cli.training.reports import Meter, Step, Trained
 from diffuse_cli.training.rundir import RunDirectory
+from diffuse_cli.training.sample_line import sample_line
 from diffuse_cli.training.starting import (
     begin_trackers,
     last_checkpoint,
@@ -107,7 +108,7 @@ class Run:
         if self.main:
             monitor.settle()
         if start < self._end(trainer) or monitor.due(start, self._end(trainer)):
-            begin_trackers(trainer.config, self.accelerator)
+            yield from begin_trackers(trainer.config, self.accelerator, self.run)
             yield Notice(self._chosen(trainer))
             last = yield from self._steps(trainer, monitor, start)
         if self.main:
@@ -296,4 +297,5 @@ class Run:
             seconds=round(seconds, 3),
             best=monitor.found(),
             medium=self.plan.images.medium,
+            sample_line=sample_line(self.plan, self.run.model),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -95,13 +96,17 @@ def started(
         course = Course(**checkpoint.state["course"])
         config = replace(plan.config, steps=course.steps, minutes=None)
         config = yield from parted(config, room, accelerator.num_processes)
-        return Start(config, course, budget.spent(spent))
+        yield _clock(budget := budget.spent(spent), done < course.steps)
+        return Start(config, course, budget)
     config = plan.config
     if budget and config.minutes is not None:
         budget = _changed(budget.spent(spent), config.minutes)
+        yield _clock(budget)
         budget, steps = budget.plan(done, chores(plan))
         config = replace(config, steps=steps, minutes=None)
     elif config.minutes is not None:
+        if done:
+            yield Notice(f"--minutes {config.minutes:g} starts now: the run began with --steps")
         measuring = fill_minutes(plan, accelerator, room, spent)
         config, budget = yield from until(stop, measuring)
         seconds = seconds_in_all(replace(plan, config=config), budget)
@@ -130,6 +135,16 @@ def _saved_budget(config: TrainConfig, checkpoint: Checkpoint | None) -> Budget 
     return Budget.read(values) if values else None
 
 
+def _clock(budget: Budget, goes_on: bool = True) -> Notice:
+    """The minutes of a resumed run: they are those of the whole run."""
+    total = f"--minutes {budget.minutes:g} is the total of the run"
+    if not goes_on:
+        more = f"resume with --minutes {2 * budget.minutes:g}"
+        return Notice(f"{total}, which is finished. For {budget.minutes:g} more, {more}")
+    left = max(0.0, budget.left / 60)
+    return Notice(f"{total}: {budget.used / 60:.3g} are used, {left:.3g} are left")
+
+
 def _changed(budget: Budget, minutes: float) -> Budget:
     """A budget of other minutes in all.
 
@@ -138,7 +153,11 @@ def _changed(budget: Budget, minutes: float) -> Budget:
     """
     changed = replace(budget, minutes=minutes)
     if changed.left <= 0:
-        raise UsageError(f"--minutes {minutes:g}: {budget.used / 60:.3g} minutes are over already")
+        used = budget.used / 60
+        raise UsageError(
+            f"--minutes {minutes:g} is the total of the run, and {used:.3g} are used already",
+            f"For {minutes:g} more, set --minutes {used + minutes:.3g}",
+        )
     return changed
 
 
@@ -150,8 +169,8 @@ def write_config(run: RunDirectory, config: TrainConfig, budget: Budget | None =
     files.write_text(run.config, to_toml(values))
 
 
-def begin_trackers(config: TrainConfig, accelerator: Accelerator) -> None:
-    """Tell the trackers of --log the configuration."""
+def begin_trackers(config: TrainConfig, accelerator: Accelerator, run: RunDirectory) -> Work[None]:
+    """Tell the trackers of --log the configuration, and the user how to look."""
     if config.log:
         values = {
             f.name: value
@@ -160,3 +179,6 @@ def begin_trackers(config: TrainConfig, accelerator: Accelerator) -> None:
         }
         with aside():
             accelerator.init_trackers("diffuse", config=values)
+    if config.log == "tensorboard":
+        look = shlex.join(["tensorboard", "--logdir", files.show(run.logs)])
+        yield Notice(f"See the run in a browser: {look}")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-import time
 import tomllib
 from pathlib import Path
 
@@ -164,14 +164,12 @@ def test_dry_run_fed_back_gives_the_same_model(quick, diffuse, images, untimed):
 
 
 def test_minutes_fix_the_steps_and_end(quick, untimed):
-    began = time.monotonic()
     ran = quick("--minutes", 0.01, "--json")
     assert ran.code == 0
     assert ran.json["step"] == ran.json["steps"]
     config = tomllib.loads((RUN / "config.toml").read_text())
     assert config["steps"] == ran.json["steps"]
     assert "minutes" not in config
-    assert time.monotonic() - began < 30
 
 
 def test_a_config_with_crlf_and_a_byte_order_mark_is_the_same_config(quick):
@@ -212,8 +210,11 @@ def model_of_4(images, tmp_path_factory):
 
 
 def test_a_tracker_writes_into_the_run_directory(quick):
-    assert quick("--steps", 2, "--log", "tensorboard").code == 0
-    assert list((RUN / "logs").rglob("events.out.tfevents*"))
+    ran = quick("--steps", 2, "--log", "tensorboard")
+    assert ran.code == 0
+    (look,) = re.findall(r"tensorboard --logdir (\S+)$", ran.err, re.MULTILINE)
+    assert list(Path(look).rglob("events.out.tfevents*"))
+    assert Path(look) == RUN / "logs"
 
 
 # -- --init ---------------------------------------------------------------------------------------

@@ -347,7 +347,10 @@ def test_the_same_line_goes_on_and_at_the_end_does_nothing(by_clock, clock):
     assert by_clock(**more).trained.step == 30
     made, clock.steps[:] = MODEL.read_bytes(), []
     for given in (more, {"resume": True}, {"resume": True, "minutes": 1}):
-        assert by_clock(**given).trained.step == 30
+        ran = by_clock(**given)
+        assert ran.trained.step == 30
+        longer = "--minutes 1 is the total of the run, which is finished. For 1 more, resume with "
+        assert ((longer + "--minutes 2") in ran.said) == ("minutes" in given)
         assert clock.steps == []
         assert MODEL.read_bytes() == made
         assert "minutes" not in config_of()
@@ -356,15 +359,26 @@ def test_the_same_line_goes_on_and_at_the_end_does_nothing(by_clock, clock):
 def test_a_run_goes_on_with_the_seconds_it_had_left(by_clock, clock):
     by_clock(minutes=1, stop_at=15)
     clock.now, clock.seconds = 0.0, lambda step: STEP / 2
-    assert by_clock(resume=True).trained.step == pytest.approx(45, abs=2)
+    ran = by_clock(resume=True)
+    assert "--minutes 1 is the total of the run: 0.5 are used, 0.5 are left" in ran.said
+    assert ran.trained.step == pytest.approx(45, abs=2)
     assert clock.now == pytest.approx(30, abs=2)
 
 
 def test_more_minutes_and_more_steps_extend_it(by_clock, undisturbed, tmp_path):
     shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
-    assert by_clock(minutes=1.5, resume=True).trained.step == 45
+    ran = by_clock(minutes=1.5, resume=True)
+    assert ran.trained.step == 45
+    assert "--minutes 1.5 is the total of the run: 1 are used, 0.5 are left" in ran.said
     assert by_clock(steps=50, resume=True).trained.step == 50
     assert "budget" not in RunDirectory(MODEL).load()[0].state
+
+
+def test_minutes_after_steps_start_when_they_are_typed(by_clock, clock):
+    by_clock(steps=10)
+    ran = by_clock(minutes=0.5, resume=True)
+    assert "--minutes 0.5 starts now: the run began with --steps" in ran.said
+    assert ran.trained.step == 25
 
 
 def test_steps_that_are_typed_end_the_counting_of_time(by_clock, clock):
@@ -378,7 +392,8 @@ def test_minutes_that_are_over_are_refused(by_clock, clock):
     from diffuse_cli.errors import UsageError
 
     by_clock(minutes=1, stop_at=20)
-    with pytest.raises(UsageError, match=r"--minutes 0.5: 0.667 minutes are over already"):
+    said = r"--minutes 0.5 is the total .* 0.667 are used already.* set --minutes 1.17$"
+    with pytest.raises(UsageError, match=said):
         by_clock(minutes=0.5, resume=True)
 
 
