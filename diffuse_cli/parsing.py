@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -236,6 +236,15 @@ def _numbers_in(path: str) -> list[tuple[str, Any]]:
         for word in line.replace(",", " ").split()
     )
     return [(where, as_number(word, float)) for where, word in words]
+
+
+def plain(value: Any) -> Any:
+    """Values of NumPy and PyTorch, alone and in sequences and mappings, as Python's own."""
+    if isinstance(value, Mapping):
+        return {name: plain(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def as_number(word: str, kind: Callable[[str], float]) -> float | str:

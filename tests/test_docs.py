@@ -78,6 +78,12 @@ def test_tables_of_numbers_are_what_metrics_say():
     assert page == script("render_numbers").render(page), "run: python docs/render_numbers.py"
 
 
+def test_types_of_the_python_interface_are_the_options_of_the_commands():
+    module = ROOT / "diffuse_cli" / "api" / "_options.py"
+    text = script("render_options").render()
+    assert module.read_text(encoding="utf-8") == text, "run: python docs/render_options.py"
+
+
 # -- the theory -----------------------------------------------------------------------------------
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import PurePath
 from typing import Any, TypeAlias, TypeVar
@@ -12,10 +14,13 @@ from typing import Any, TypeAlias, TypeVar
 from PIL.Image import Image
 
 from diffuse_cli.api._samples import Samples
+from diffuse_cli.config import EvalConfig, SampleConfig, TrainConfig
 from diffuse_cli.core.errors import InvalidArgument
 from diffuse_cli.data import held
-from diffuse_cli.errors import translated
+from diffuse_cli.errors import DiffuseError, UsageError, translated
 from diffuse_cli.events import Notice, Progress, Work
+from diffuse_cli.options import flag_of, options
+from diffuse_cli.parsing import brief, plain
 
 T = TypeVar("T")
 
@@ -27,51 +32,119 @@ LOG = logging.getLogger("diffuse")
 LOG.addHandler(logging.NullHandler())
 
 
+def path_of(name: str, path: Any) -> str:
+    """The text of a path.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise UsageError(f"{name}: {brief(path)} is not a path")
+    return os.fspath(path)
+
+
+def check_data(name: str, data: Any) -> None:
+    """Refuse what is neither a path nor samples.
+
+    Raises:
+        UsageError: it is neither; `name` is that of the argument.
+    """
+    kinds = (str, os.PathLike, Image, Iterable)
+    if not isinstance(data, kinds) and not hasattr(data, "__getitem__"):
+        raise UsageError(f"{name}: {brief(data)} is not a path, and not samples")
+
+
 @contextlib.contextmanager
-def named(data: Data) -> Iterator[str]:
-    """The path of data, or the name under which samples can be opened inside the block."""
+def named(data: Data, name: str = "data") -> Iterator[str]:
+    """The path of data, or the name under which samples can be opened inside the block; `name` is
+    that of the argument."""
+    check_data(name, data)
     if isinstance(data, (str, os.PathLike)):
         yield os.fspath(data)
         return
     samples = [data] if isinstance(data, Image) else data
-    with held([*samples.files()] if isinstance(samples, Samples) else samples) as name:
-        yield name
+    with held([*samples.files()] if isinstance(samples, Samples) else samples) as known:
+        yield known
 
 
 HELD = ("given", "mask")
 """Options that may be samples in memory."""
 
 
-def placed(options: Mapping[str, Any], stack: contextlib.ExitStack) -> dict[str, Any]:
-    """Keywords as options: None stands for what is not given, a path for its text, and samples for
-    the name under which they can be opened as long as the stack is open."""
-    given = {name: value for name, value in options.items() if value is not None}
-    named_ones = {name: stack.enter_context(named(given[name])) for name in HELD if name in given}
+def placed(keywords: Mapping[str, Any], stack: contextlib.ExitStack) -> dict[str, Any]:
+    """Keywords as options: None stands for what is not given, a path for its text, values of NumPy
+    and PyTorch for Python's, and samples for the name under which they can be opened as long as the
+    stack is open."""
+    given = {name: value for name, value in keywords.items() if value is not None}
+    named_ones = {n: stack.enter_context(named(given[n], n)) for n in HELD if n in given}
     return {
-        **{name: str(v) if isinstance(v, PurePath) else v for name, v in given.items()},
+        **{n: str(v) if isinstance(v, PurePath) else plain(v) for n, v in given.items()
+           if n not in HELD},
         **named_ones,
-    }
+    }  # fmt: skip
 
 
 @contextlib.contextmanager
 def translating() -> Iterator[None]:
-    """Inside the block an error of the core is raised as a `UsageError`, as commands say it."""
+    """Inside the block an error is raised as a `DiffuseError`, and names keywords, not flags."""
     try:
         yield
     except InvalidArgument as error:
-        raise translated(error) from error
+        raise _spelled(translated(error)) from error
+    except DiffuseError as error:
+        _spelled(error)
+        raise
+
+
+@functools.cache
+def _keywords() -> Mapping[str, str]:
+    """The keyword of each flag."""
+    kinds = (EvalConfig, SampleConfig, TrainConfig)
+    found = {flag_of(f): f.name for kind in kinds for f, spec in options(kind) if not spec.argument}
+    return {**found, "-o": "out", "--class": "label"}
+
+
+_WRITTEN = re.compile(r"diffuse (?:train|sample|eval|distill|convert) .*|(?<![\w-])--?[a-z][a-z-]*")
+"""A command, which stays to the end of the text, or a flag."""
+
+
+def in_python(text: str) -> str:
+    """What a command says, with keywords where it has flags."""
+    return _WRITTEN.sub(lambda found: _keywords().get(found[0], found[0]), text)
+
+
+def _spelled(error: DiffuseError) -> DiffuseError:
+    """The same error in the words of Python."""
+    error.message, error.hint = in_python(error.message), in_python(error.hint)
+    error.args = (error.message,)
+    return error
+
+
+@contextlib.contextmanager
+def as_usual() -> Iterator[None]:
+    """Inside the block PyTorch computes as in a program that has set nothing: with gradients, and
+    in float32. After it all is as the program had it."""
+    import torch
+
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 def done(work: Work[T], progress: Callable[[Progress], object] | None = None) -> T:
     """The result of work, whose notices are logged; `progress` is told how far it is."""
-    with translating():
-        while True:
-            try:
+    while True:
+        try:
+            with translating(), as_usual():
                 event = next(work)
-            except StopIteration as end:
-                result: T = end.value
-                return result
-            if progress is not None and isinstance(event, Progress):
-                progress(event)
-            if isinstance(event, Notice):
-                LOG.log(logging.WARNING if event.warning else logging.INFO, event.text)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        if progress is not None and isinstance(event, Progress):
+            progress(event)
+        if isinstance(event, Notice):
+            LOG.log(logging.WARNING if event.warning else logging.INFO, in_python(event.text))

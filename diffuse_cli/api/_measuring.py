@@ -7,12 +7,13 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 from accelerate.utils import gather_object
 
-from diffuse_cli.api._calling import Data, done, named, placed
+from diffuse_cli.api._calling import Data, done, named, placed, translating
 from diffuse_cli.api._models import Model
+from diffuse_cli.api._options import EvalOptions
 from diffuse_cli.api._samples import Samples
 from diffuse_cli.config import EvalConfig
 from diffuse_cli.console import plain as without_nan
@@ -64,7 +65,7 @@ def evaluate(
     n: int = 1000,
     metrics: Sequence[str] | None = None,
     progress: Callable[[Progress], object] | None = None,
-    **options: Any,
+    **options: Unpack[EvalOptions],
 ) -> Evaluation:
     """Measure a model, or samples, against real ones, as `diffuse eval` does.
 
@@ -83,10 +84,10 @@ def evaluate(
         raise UsageError("report: only the command writes pages", "Leave it out")
     for name in metrics or ():
         lookup(METRICS, name, "metrics")
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack, translating():
         typed = placed({**options, "n": n, "metrics": metrics and tuple(metrics)}, stack)
         subject = model.path if isinstance(model, Model) else model
-        typed["subject"] = stack.enter_context(named(subject))
+        typed["subject"] = stack.enter_context(named(subject, "model"))
         typed["data"] = stack.enter_context(named(data))
         config = from_dict(EvalConfig, typed, "evaluate")
         accelerator = stack.enter_context(machine(config.precision, config.device))

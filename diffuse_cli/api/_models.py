@@ -6,12 +6,13 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
 from diffuse_cli import files, modelfile
-from diffuse_cli.api._calling import done, placed
+from diffuse_cli.api._calling import as_usual, done, path_of, placed, translating
+from diffuse_cli.api._options import Int, SampleOptions
 from diffuse_cli.api._samples import Samples
 from diffuse_cli.config import SampleConfig
 from diffuse_cli.console import plain as without_nan
@@ -22,6 +23,7 @@ from diffuse_cli.inspection.model import report_on
 from diffuse_cli.ledger import parts_of
 from diffuse_cli.media import prepare
 from diffuse_cli.options import from_dict
+from diffuse_cli.parsing import plain
 from diffuse_cli.runtime import machine
 from diffuse_cli.sampling import precision_for, ready
 from diffuse_cli.stages import load_chain
@@ -44,7 +46,7 @@ def load(path: str | os.PathLike[str]) -> Model:
     Raises:
         ModelFileError: it is missing, damaged, or not a model of `diffuse`.
     """
-    return Model(done(modelfile.find(os.fspath(path))))
+    return Model(done(modelfile.find(path_of("path", path))))
 
 
 OF_FILES = {"out", "gif", "grid", "overwrite"}
@@ -82,15 +84,15 @@ class Model:
 
     def sample(
         self,
-        n: int | None = None,
+        n: Int | None = None,
         *,
-        seed: int = 0,
-        label: str | Sequence[str] | None = None,
+        seed: Int = 0,
+        label: str | Int | Sequence[str | Int] | None = None,
         on: Mapping[str, Any] | None = None,
-        steps: int | None = None,
+        steps: Int | None = None,
         sampler: str | None = None,
         progress: Callable[[Progress], object] | None = None,
-        **options: Any,
+        **options: Unpack[SampleOptions],
     ) -> Samples:
         """Draw samples, the same as `diffuse sample` with these options writes.
 
@@ -111,10 +113,14 @@ class Model:
         """
         if of_files := sorted(OF_FILES & options.keys()):
             raise UsageError(f"{of_files[0]}: only the command writes files", "Leave it out")
-        told = [f"{name}={value}" for name, own in (on or {}).items() for value in _each(own)]
-        typed = {**options, "n": n, "seed": seed, "steps": steps, "sampler": sampler}
-        typed |= {"classes": label, "on": tuple(told) or None, "model": str(self.path)}
-        with contextlib.ExitStack() as stack:
+        columns = [(name, value) for name, own in (on or {}).items() for value in _each(own)]
+        if missing := [name for name, value in columns if value is None]:
+            raise UsageError(f"on: {missing[0]} is None", "Leave out a column that is not told")
+        told = [f"{name}={value}" for name, value in columns]
+        typed: dict[str, Any] = {**options, "n": n, "seed": seed, "steps": steps}
+        typed |= {"sampler": sampler, "on": tuple(told) or None, "model": str(self.path)}
+        typed |= {"classes": label if label is None else [str(name) for name in _each(label)]}
+        with contextlib.ExitStack() as stack, translating():
             config = from_dict(SampleConfig, placed(typed, stack), "sample")
             return done(self._drawn(config), progress)
 
@@ -142,16 +148,18 @@ class Model:
         Raises:
             ModelFileError: there are no such weights.
         """
-        with machine(precision, device) as accelerator:
+        with as_usual(), translating(), machine(precision, device) as accelerator:
             exact = precision_for(self._found.model, precision, accelerator)
             return ready(self._found.model, weights, accelerator, exact)
 
     def network(self, weights: str = "ema") -> nn.Module:
         """The network alone, on the processor, whose parameters can be trained; weights as in
         `denoiser`."""
-        net: nn.Module = self._found.model.network(weights)
+        with as_usual(), translating():
+            net: nn.Module = self._found.model.network(weights)
         return net
 
 
 def _each(value: Any) -> Iterable[Any]:
+    value = plain(value)
     return value if isinstance(value, (list, tuple)) else (value,)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Samples(Sequence["Image"]):
     """Samples that a model drew; as a sequence, pictures of them.
 
@@ -36,6 +36,12 @@ class Samples(Sequence["Image"]):
     arrays: Array
     space: Space
     start: int = 0
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.space.shape))
+        return (
+            f"<Samples {self.start} to {self.start + len(self) - 1}: {shape} {self.space.medium}>"
+        )
 
     def __len__(self) -> int:
         return len(self.arrays)

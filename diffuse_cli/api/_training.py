@@ -6,15 +6,27 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, Unpack
 
-from diffuse_cli.api._calling import Data, named, placed, translating
+from diffuse_cli.api._calling import (
+    Data,
+    as_usual,
+    check_data,
+    in_python,
+    named,
+    path_of,
+    placed,
+    translating,
+)
+from diffuse_cli.api._options import TrainOptions
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.training import from_file
 from diffuse_cli.errors import Interrupted, Terminated, UsageError
 from diffuse_cli.events import Notice, Progress, Table, finish
 from diffuse_cli.options import read_toml
+from diffuse_cli.parsing import plain
 from diffuse_cli.runtime import Turns
 from diffuse_cli.signals import Pending, noting
 from diffuse_cli.training.configuring import configure
@@ -32,7 +44,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     config: str | Path | Mapping[str, Any] | None = None,
-    **options: Any,
+    **options: Unpack[TrainOptions],
 ) -> Iterator[TrainingEvent]:
     """Train a model, as `diffuse train` does, to the same bytes. Nothing happens until the result
     is iterated; `*_, trained = train(...)` runs to the end. Several may be iterated in turn, or by
@@ -43,8 +55,9 @@ def train(
     and `resume=True` goes on from there, to the model file of a run that nothing stopped.
 
     Args:
-        data: a path, or samples in memory: a sequence of images, arrays, paths, or pairs of one and
-            its class. It is asked for its samples again as they are used, by one thread at a time.
+        data: a path, or samples in memory: a sequence of images, arrays, tensors, paths, or pairs
+            of one and its class, such as a `TensorDataset`. It is asked for its samples again as
+            they are used, by one thread at a time.
         out: the model file to write; its run directory lies beside it.
         config: the options of a file, or its path.
         options: those of `diffuse train`, such as `steps=1000`, `classes=True` or
@@ -56,12 +69,13 @@ def train(
         DiffuseError: while it is iterated, all that would end the command.
         KeyboardInterrupt: on Ctrl-C, once the checkpoint is saved.
     """
-    filed = read_toml(config) if isinstance(config, (str, Path)) else config
-    if options.get("dry_run") or (filed or {}).get("dry_run"):
-        raise UsageError("dry_run: only the command prints a plan", "Leave it out")
-    typed = {**options, "out": os.fspath(out)}
+    typed: dict[str, Any] = {**options, "out": path_of("out", out)}
     typed |= {name: True for name, on in (("resume", resume), ("overwrite", overwrite)) if on}
-    with contextlib.ExitStack() as stack, translating():  # what can be refused now is
+    with contextlib.ExitStack() as stack, translating(), as_usual():  # what can be refused now is
+        filed = read_toml(config) if isinstance(config, (str, Path)) else plain(config)
+        if typed.get("dry_run") or (filed or {}).get("dry_run"):
+            raise UsageError("dry_run: only the command prints a plan", "Leave it out")
+        check_data("data", data)
         configure({"data": "", **from_file(placed(typed, stack))}, filed)
     return _events(data, typed, filed)
 
@@ -71,7 +85,9 @@ def _events(
 ) -> Iterator[TrainingEvent]:
     with contextlib.ExitStack() as stack, translating():
         own = {**from_file(placed(typed, stack)), "data": stack.enter_context(named(data))}
-        yield from _run(configure(own, filed))
+        with as_usual():
+            config = configure(own, filed)
+        yield from _run(config)
 
 
 def _run(config: TrainConfig) -> Iterator[TrainingEvent]:
@@ -80,7 +96,7 @@ def _run(config: TrainConfig) -> Iterator[TrainingEvent]:
     work = fit(config, stop)
     while True:
         try:
-            with noting(stop), turns.taken():
+            with noting(stop), turns.taken(), as_usual():
                 event = next(work)
         except StopIteration as end:
             if end.value is not None:  # on the first of several processes
@@ -88,11 +104,13 @@ def _run(config: TrainConfig) -> Iterator[TrainingEvent]:
             return
         except Interrupted as error:
             raise KeyboardInterrupt(str(error)) from error
+        if isinstance(event, Notice):
+            event = replace(event, text=in_python(event.text))
         try:
             yield event
         except GeneratorExit:
             if stop() is None:  # Ctrl-C may have come in the last step
                 stop.handle(signal.SIGTERM, None)
-            with contextlib.suppress(Interrupted, Terminated), turns.taken():
+            with contextlib.suppress(Interrupted, Terminated), turns.taken(), as_usual():
                 finish(work)
             raise

@@ -21,6 +21,7 @@ from PIL import Image
 from diffuse_cli.data.sources._base import Entry, Source, Told
 from diffuse_cli.errors import DataError
 from diffuse_cli.media import MEDIA, Array
+from diffuse_cli.parsing import plain
 from diffuse_cli.runs import MEMORY
 
 CLASS = "label"
@@ -69,7 +70,8 @@ def held(samples: Iterable[Any]) -> Iterator[str]:
         samples: a sequence, whose samples are asked for as they are used, or another iterable,
             which is kept whole. Each is an image of Pillow; an array, uint8 or uint16 (H, W),
             (H, W, C) or (C, H, W) for an image, any other as a .npy file holds it; the path of a
-            file; or a pair of such and its class, or of such and a mapping of columns.
+            file; or a tuple of such, as a `TensorDataset` has them: alone, or with its class, or
+            with a mapping of columns.
     """
     indexed = hasattr(samples, "__getitem__") and hasattr(samples, "__len__")
     name = f"{MEMORY}{next(_NUMBERS)}"
@@ -102,11 +104,14 @@ class Memory(Source):
         for k in range(len(self._held)):
             try:
                 file, told = self._held.known(k)
+                told = plain(told)
+                if isinstance(told, Mapping):
+                    self._told[k] = {str(name): value for name, value in told.items()}
+                    told = told.get(CLASS)
+                if isinstance(told, (list, tuple)):
+                    raise TypeError(f"its class is {len(told)} values, not a name or a number")
             except (TypeError, ValueError, OSError) as error:
                 raise DataError(f"sample {k} of {len(self._held):,}: {error}") from error
-            if isinstance(told, Mapping):
-                self._told[k] = {str(name): value for name, value in told.items()}
-                told = told.get(CLASS)
             label = None if told is None else str(told)
             found.append(Entry(f"{k:09d}{file.suffix}", len(file.data), str(k), label=label))
         if self._told:
@@ -129,8 +134,9 @@ class Memory(Source):
 
 def _parted(given: Any) -> tuple[Any, Any]:
     """A sample, and its class or columns, if any."""
-    pair = isinstance(given, (tuple, list)) and len(given) == 2
-    return (given[0], given[1]) if pair and not isinstance(given, File) else (given, None)
+    if not isinstance(given, (tuple, list)) or isinstance(given, File) or len(given) not in (1, 2):
+        return given, None
+    return given[0], given[1] if len(given) == 2 else None
 
 
 def encoded(sample: Any) -> File:
@@ -147,9 +153,12 @@ def encoded(sample: Any) -> File:
         return File(path.read_bytes(), path.suffix.lower())
     if isinstance(sample, Image.Image):
         return _of_image(sample)
+    if hasattr(sample, "detach"):  # a tensor of PyTorch
+        sample = sample.detach().cpu()
     if hasattr(sample, "__array__"):
         return _of_array(np.asarray(sample))
-    raise TypeError(f"a {type(sample).__name__} is no image of Pillow, no array and no path")
+    what = "None" if sample is None else f"a {type(sample).__name__}"
+    raise TypeError(f"{what} is no image of Pillow, no array and no path")
 
 
 def _of_image(image: Image.Image) -> File:

@@ -1,0 +1,97 @@
+"""Render the options of commands as types of the Python interface; a test compares the two.
+
+python docs/render_options.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from diffuse_cli import parsing
+from diffuse_cli.api._calling import HELD
+from diffuse_cli.config import EvalConfig, SampleConfig, TrainConfig
+from diffuse_cli.core.networks import NETWORKS
+from diffuse_cli.options import kind_of, options
+
+MODULE = Path(__file__).parents[1] / "diffuse_cli" / "api" / "_options.py"
+
+HEAD = '''\
+"""Options of commands as keywords of `train`, `Model.sample` and `evaluate`.
+
+Written by docs/render_options.py.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, SupportsFloat, SupportsIndex, TypeAlias, TypedDict
+
+if TYPE_CHECKING:
+    from diffuse_cli.api._calling import Data
+
+Int: TypeAlias = SupportsIndex
+Float: TypeAlias = SupportsFloat | SupportsIndex
+Path: TypeAlias = str | os.PathLike[str]
+'''
+
+OWN = {
+    "TrainOptions": ("train", TrainConfig, {"data", "out", "resume", "overwrite", "dry_run"}),
+    "SampleOptions": (
+        "Model.sample",
+        SampleConfig,
+        {"model", "n", "seed", "classes", "on", "steps", "sampler", "out", "gif", "grid",
+         "overwrite"},
+    ),
+    "EvalOptions": (
+        "evaluate",
+        EvalConfig,
+        {"subject", "data", "n", "metrics", "report", "overwrite"},
+    ),
+}  # fmt: skip
+"""Each type with its function, its configuration, and the options that are parameters of the
+function, or are not taken."""
+
+PARSED = {
+    parsing.parse_length: "Int | str | Sequence[Int]",
+    parsing.parse_betas: "Path | Sequence[Float]",
+    parsing.parse_listed: "str | Sequence[str]",
+    parsing.parse_color: "str",
+    parsing.parse_bytes: "Int | str",
+    parsing.parse_file: "Path",
+    parsing.parse_interval: "str | Sequence[Float]",
+    parsing.parse_range: "str | Sequence[Int]",
+    parsing.parse_timesteps: "Int | str",
+}
+"""What parsers take."""
+
+PLACES = ("FILE", "MODEL", "PATH", "FOLDER")
+"""Metavars of paths begin so."""
+
+KINDS = {"int": "Int", "float": "Float", "bool": "bool", "str": "str"}
+
+
+def render() -> str:
+    """The module."""
+    parts = [HEAD]
+    for name, (function, config, left_out) in OWN.items():
+        lines = []
+        for f, spec in options(config):
+            if f.name in left_out:
+                continue
+            if f.name in HELD:
+                kind = "Data"
+            elif spec.parse:
+                kind = PARSED[spec.parse]
+            else:
+                kind = "Path" if spec.metavar.startswith(PLACES) else KINDS[kind_of(f)]
+            lines.append(f"    {f.name}: {kind} | None\n")
+        if config is TrainConfig:
+            lines += [f"    {network}: Mapping[str, Any] | None\n" for network in NETWORKS.own]
+        doc = f'    """Options of `{function}` beside its parameters."""\n\n'
+        parts.append(f"\n\nclass {name}(TypedDict, total=False):\n{doc}{''.join(lines)}")
+    return "".join(parts)
+
+
+if __name__ == "__main__":
+    MODULE.write_text(render(), encoding="utf-8")

@@ -1,0 +1,276 @@
+"""The Python interface takes what Python programs have, in whatever state they left PyTorch, and
+says what is wrong in their words."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import JUDGE
+from PIL import Image
+from torch.utils.data import TensorDataset
+from training.conftest import QUICK
+
+import diffuse_cli as diffuse
+from diffuse_cli.api import _options
+from diffuse_cli.api._calling import in_python
+from diffuse_cli.config import EvalConfig, SampleConfig, TrainConfig
+from diffuse_cli.core.networks import NETWORKS
+
+
+@pytest.fixture(autouse=True)
+def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an empty folder, with images judged as commands that run in process do."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(f"{JUDGE}.SIZE", 32)
+
+
+def train(data: Any, name: str, **options: Any) -> bytes:
+    """The model file of a quick training."""
+    options = {"steps": 2, "config": QUICK, **options}
+    *_, trained = diffuse.train(data, out=f"{name}.safetensors", **options)
+    assert isinstance(trained, diffuse.Trained)
+    return trained.model.read_bytes()
+
+
+DRAW = np.random.default_rng(5)
+LEVELS = DRAW.integers(0, 255, (44, 3, 8, 8), np.uint8)
+
+
+def pictures() -> Iterator[Image.Image]:
+    for levels in LEVELS:
+        yield Image.fromarray(np.moveaxis(levels, 0, -1))
+
+
+# -- data -----------------------------------------------------------------------------------------
+
+
+def test_tensors_and_their_labels_are_images_and_their_classes():
+    labels = torch.arange(44) % 3
+    whole = train([(p, str(k % 3)) for k, p in enumerate(pictures())], "whole", classes=True)
+    tensors = torch.from_numpy(LEVELS)
+    assert train(TensorDataset(tensors, labels), "set", classes=True) == whole
+    pairs = [(t, np.int64(k % 3)) for k, t in enumerate(tensors)]
+    assert train(pairs, "pairs", classes=True) == whole
+    drawn = diffuse.load("set.safetensors").sample(3, label=torch.tensor([2, 0]), steps=2)
+    same = diffuse.load("whole.safetensors").sample(3, label=["2", "0"], steps=2)
+    assert np.array_equal(drawn.arrays, same.arrays)
+    assert np.array_equal(
+        diffuse.load("set.safetensors").sample(1, label=1, steps=2).arrays,
+        diffuse.load("set.safetensors").sample(1, label="1", steps=2).arrays,
+    )
+
+
+def test_a_dataset_of_tensors_alone_trains_also_with_gradients():
+    whole = train(pictures(), "whole")
+    assert train(TensorDataset(torch.from_numpy(LEVELS)), "set") == whole
+    floats = torch.from_numpy(LEVELS / np.float32(255))
+    assert train(floats.requires_grad_(), "floats") == train(floats.detach().numpy(), "arrays")
+
+
+def test_columns_may_be_values_of_numpy_and_torch():
+    ages = [20 + k / 4 for k in range(44)]
+    told: list[Callable[[float], Any]] = [float, np.float32, torch.tensor]
+    made = [
+        train([(p, {"age": kind(age), "site": kind(age) > 25})
+               for p, age in zip(pictures(), ages, strict=True)],
+              kind.__name__, condition_on=["age", "site:label"])
+        for kind in told
+    ]  # fmt: skip
+    assert made[0] == made[1] == made[2]
+    model = diffuse.load("float.safetensors")
+    ways: list[Any] = [[21.5, 30.25], np.array([21.5, 30.25]), torch.tensor([21.5, 30.25])]
+    drawn = [model.sample(2, on={"age": ages}, steps=2).arrays for ages in ways]
+    assert np.array_equal(drawn[0], drawn[1])
+    assert np.array_equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize(
+    ("item", "said"),
+    [
+        (None, "sample 1 of 3: None is no image of Pillow, no array and no path"),
+        ((None, 3), "sample 1 of 3: None is no image"),
+        ((LEVELS[0], np.eye(3)[0]), "sample 1 of 3: its class is 3 values, not a name or a number"),
+    ],
+)
+def test_a_sample_that_is_none_is_named(item: Any, said: str):
+    with pytest.raises(diffuse.DataError, match=said):
+        list(diffuse.train([LEVELS[0], item, LEVELS[1]], classes=True))
+
+
+# -- options --------------------------------------------------------------------------------------
+
+
+def test_options_may_be_values_of_numpy_and_torch(images: Path):
+    whole = train(images, "whole", size=(4, 8), lr=0.5, seed=3, flip=True)
+    options: dict[str, Any] = {"steps": np.int64(2), "size": torch.tensor([4, 8])}
+    options |= {"lr": np.float32(0.5), "seed": torch.tensor(3), "flip": np.True_}
+    assert train(images, "other", **options) == whole
+    assert train(images, "mapped", config={"batch_size": np.int64(8)}, preset="tiny", width=16) \
+        == train(images, "typed", config=None, batch_size=8, preset="tiny", width=16)  # fmt: skip
+    model = diffuse.load("whole.safetensors")
+    drawn = model.sample(np.int64(3), seed=torch.tensor(1), steps=np.int32(2), range=None)
+    assert np.array_equal(drawn.arrays, model.sample(3, seed=1, steps=2).arrays)
+    part = model.sample(range=np.array([1, 3]), seed=1, steps=2)
+    assert np.array_equal(part.arrays, drawn.arrays[1:])
+    found = diffuse.evaluate(model, images, n=np.int64(4), metrics=["likelihood"],
+                             timesteps=np.int64(2))  # fmt: skip
+    assert found["bits_per_dim"].value > 0
+
+
+TYPES: list[tuple[Any, Any, Any, set[str], set[str]]] = [
+    (diffuse.train, _options.TrainOptions, TrainConfig, {"dry_run", "architecture"}, set()),
+    (
+        diffuse.Model.sample,
+        _options.SampleOptions,
+        SampleConfig,
+        {"model", "classes", "out", "gif", "grid", "overwrite"},
+        {"label", "progress"},
+    ),
+    (
+        diffuse.evaluate,
+        _options.EvalOptions,
+        EvalConfig,
+        {"subject", "report", "overwrite"},
+        {"model", "progress"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("function", "kind", "config", "refused", "own"), TYPES)
+def test_every_option_is_a_parameter_or_a_typed_keyword(
+    function: Any, kind: Any, config: Any, refused: set[str], own: set[str]
+):
+    parameters = {*inspect.signature(function).parameters} - {"self", "options", "config"}
+    typed = {*kind.__annotations__} - {*NETWORKS.own}
+    assert not parameters & typed
+    assert (parameters | typed) - own == {f.name for f in dataclasses.fields(config)} - refused
+
+
+# -- words ----------------------------------------------------------------------------------------
+
+
+def test_errors_name_keywords(images: Path, model: Path, conditional: Path):
+    found, classes = diffuse.load(model), diffuse.load(conditional)
+    for call, said in (
+        (lambda: found.sample(1, label="dark"), "label: the model was trained without classes. "
+                                                "Train one with classes"),
+        (lambda: classes.sample(1, label="lihgt"), "label: there is no 'lihgt'"),
+        (lambda: found.sample(0), "n must be at least 1, not 0"),
+        (lambda: found.sample(1, on={"age": 3}), "on: the model was trained without columns. "
+                                                 "Train one with condition_on"),
+        (lambda: found.sample(1, batch_size=0), "batch_size must be at least 1"),
+        (lambda: found.sample(1, guidance=2), "guidance: the model was trained without classes"),
+        (lambda: found.sample(1, sampler="consistency"), "Make one: diffuse distill MODEL DATA -o"),
+        (lambda: diffuse.train(images, resume=True, overwrite=True), "resume and overwrite"),
+        (lambda: diffuse.train(images, out="model.bin"), "out"),
+        (lambda: diffuse.evaluate(model, images, n=1), "n must be at least 2, not 1"),
+    ):  # fmt: skip
+        with pytest.raises(diffuse.DiffuseError) as caught:
+            call()
+        assert said in str(caught.value)
+        assert "--" not in str(caught.value)
+
+
+def test_notices_name_keywords(images: Path):
+    events = diffuse.train(images, steps=2, out="m.safetensors", config=QUICK)
+    texts = [event.text for event in events if isinstance(event, diffuse.Notice)]
+    assert any("try steps" in text for text in texts)
+    assert not any("--" in text for text in texts)
+
+
+def test_commands_keep_their_flags():
+    assert in_python("Give --lr, or type diffuse distill MODEL --lr 3") == (
+        "Give lr, or type diffuse distill MODEL --lr 3"
+    )
+    assert in_python("-o and --class of an older diffuse: see --num-timesteps") == (
+        "out and label of an older diffuse: see num_timesteps"
+    )
+
+
+def test_none_and_what_is_no_data_are_refused_at_once(images: Path, model: Path):
+    for call, said in (
+        (lambda: diffuse.train(None), "data: None is not a path, and not samples"),
+        (lambda: diffuse.train(3), "data: 3 is not a path, and not samples"),
+        (lambda: diffuse.train(images, out=None), "out: None is not a path"),
+        (lambda: diffuse.load(None), "path: None is not a path"),
+        (lambda: diffuse.evaluate(None, images), "model: None is not a path, and not samples"),
+        (lambda: diffuse.evaluate(model, None), "data: None is not a path, and not samples"),
+        (lambda: diffuse.load(model).sample(1, given=3), "given: 3 is not a path, and not samples"),
+        (lambda: diffuse.load(model).sample(1, on={"age": None}), "on: age is None. Leave out"),
+    ):  # fmt: skip
+        with pytest.raises(diffuse.UsageError) as caught:
+            call()
+        assert said in str(caught.value)
+
+
+# -- the state of PyTorch -------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["no_grad", "inference_mode", "float64"])
+def other_state(request: Any) -> Iterator[None]:
+    """PyTorch as a program may have left it; still so at the end."""
+    if request.param != "float64":
+        with getattr(torch, request.param)():
+            yield
+            assert not torch.is_grad_enabled()
+            assert torch.is_inference_mode_enabled() == (request.param == "inference_mode")
+        return
+    torch.set_default_dtype(torch.float64)
+    yield
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    assert dtype == torch.float64
+
+
+@pytest.fixture(scope="module")
+def usual(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
+    """A model file, samples of it and its numbers, in the usual state."""
+    folder = tmp_path_factory.mktemp("usual")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"{JUDGE}.SIZE", 32)
+        patch.chdir(folder)
+        return everything(images)
+
+
+def everything(images: Path) -> tuple[Any, ...]:
+    """The bytes of a model file, samples of it, its numbers and a prediction."""
+    made = train(images, "model")
+    model = diffuse.load("model.safetensors")
+    drawn = model.sample(2, steps=2, sampler="heun").arrays
+    numbers = diffuse.evaluate(model, images, n=4, steps=2, timesteps=2).numbers
+    x, t = torch.ones(1, *model.space.shape, dtype=torch.float32), torch.tensor([50])
+    predicted = model.denoiser()(x, t).x0
+    assert {p.dtype for p in model.network().parameters()} == {torch.float32}
+    assert not any(p.is_inference() for p in model.network().parameters())
+    return made, drawn, numbers, predicted.clone()
+
+
+def test_whatever_the_state_of_pytorch_all_is_the_same(
+    images: Path, usual: tuple[Any, ...], other_state: None
+):
+    made, drawn, numbers, predicted = everything(images)
+    assert made == usual[0]
+    assert np.array_equal(drawn, usual[1])
+    assert numbers == usual[2]
+    assert torch.equal(predicted, usual[3])
+
+
+def test_a_loop_over_events_keeps_its_own_state(images: Path):
+    with torch.no_grad():
+        for _ in diffuse.train(images, steps=2, out="m.safetensors", config=QUICK):
+            assert not torch.is_grad_enabled()
+
+
+# -- samples --------------------------------------------------------------------------------------
+
+
+def test_samples_have_a_short_repr(model: Path):
+    drawn = diffuse.load(model).sample(range=(3, 5), steps=2)
+    assert repr(drawn) == "<Samples 3 to 4: 1x8x8 image>"
