@@ -39,3 +39,11 @@ def test_ci_runs_the_versions_that_are_promised():
     classified = re.findall(r":: (3\.\d+)$", "\n".join(PROJECT["classifiers"]), re.MULTILINE)
     assert tested == classified
     assert PROJECT["requires-python"] == f">={tested[0]}"
+
+
+def test_ci_runs_the_systems_that_are_promised():
+    workflow = (ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8")
+    names = {"ubuntu": "Linux", "macos": "MacOS", "windows": "Windows"}
+    tested = {names[name] for name in re.findall(r"runs-on: (\w+)-", workflow)}
+    systems = [c for c in PROJECT["classifiers"] if c.startswith("Operating System :: ")]
+    assert tested == {system.split(" :: ")[-1] for system in systems}

@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 
 from diffuse_cli.api._calling import Data, done, named, placed, translating
 from diffuse_cli.api._models import Model
-from diffuse_cli.api._options import EvalOptions
+from diffuse_cli.api._options import EvalOptions, Int
 from diffuse_cli.api._samples import Samples
 from diffuse_cli.config import EvalConfig
 from diffuse_cli.console import plain as without_nan
@@ -62,7 +62,7 @@ def evaluate(
     model: Model | Samples | str | os.PathLike[str],
     data: Data,
     *,
-    n: int = 1000,
+    n: Int = 1000,
     metrics: Sequence[str] | None = None,
     progress: Callable[[Progress], object] | None = None,
     **options: Unpack[EvalOptions],

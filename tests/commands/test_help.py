@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pty
 import re
 import subprocess
 import sys
@@ -67,13 +68,10 @@ def test_the_first_screen_of_train_is_what_everyone_needs(help_of):
     assert 8 <= len(first) <= 12
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
 @pytest.mark.parametrize(("changes", "boxes", "colours"), [
     ({}, True, True), ({"NO_COLOR": "1"}, True, False), ({"TERM": "dumb"}, False, False),
 ])  # fmt: skip
 def test_a_terminal_has_boxes_and_the_colours_it_wants(fresh, changes, boxes, colours):
-    import pty
-
     ours, theirs = pty.openpty()
     ran = fresh("info", "--help", stdout=theirs, env={"TERM": "xterm-256color", **changes})
     assert ran.code == 0
