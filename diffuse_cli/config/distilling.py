@@ -31,7 +31,7 @@ class DistillConfig(Config):
     steps: int | None = option(None, "Training steps.", low=1, high=100_000_000, shown=f"{STEPS}")
     minutes: float | None = option(
         None,
-        "Distil for this long; the number of steps follows the speed.",
+        "Distil for X minutes in total, over all resumes; it sets the steps.",
         low=0.01,
         high=1e6,
         control=True,

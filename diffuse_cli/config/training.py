@@ -57,7 +57,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     steps: int = option(5000, "Training steps.", low=1, high=100_000_000)
     minutes: float | None = option(
         None,
-        "Train for this long in total, resumes included; the number of steps follows the speed.",
+        "Train for X minutes in total, over all resumes; it sets the steps.",
         low=0.01,
         high=1e6,
         control=True,
