@@ -40,6 +40,11 @@ ALMOST = 0.9
 """From this share of numbers on, a column is likely to be meant as one."""
 
 
+def example(column: Column) -> tuple[str, float | str]:
+    """The name of a column, and a value that it has in the training data."""
+    return column.name, column.low if isinstance(column, Number) else column.values[0]
+
+
 # -- of tables ------------------------------------------------------------------------------------
 
 

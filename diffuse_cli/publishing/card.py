@@ -5,13 +5,16 @@ from __future__ import annotations
 import html
 import json
 import math
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli import files
+from diffuse_cli.columns import example
+from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.inspection.model import kind_of
 from diffuse_cli.inspection.words import model_rows
-from diffuse_cli.media import MEDIA, judged
+from diffuse_cli.media import MEDIA, judged, suffix
 from diffuse_cli.metrics import measured, shown
 
 if TYPE_CHECKING:
@@ -44,7 +47,7 @@ def card(
         _said(found),
         f"![Samples of the model]({samples})" if samples else "",
         f"Not chosen: the first ones of {_text(drawn)}." if drawn else "",
-        _use(name),
+        _use(name, found),
         "## The model\n\n" + _table(("", ""), _rows(found)),
         _data(found.data),
         _measured(numbers),
@@ -79,18 +82,32 @@ def _said(found: ModelReport) -> str:
     )
 
 
-def _use(name: str) -> str:
+def _use(name: str, found: ModelReport) -> str:
+    """Lines that sample from it, with an input of the reader's and a value of each column."""
+    conditions, told = found.blueprint.conditions, dict[str, Any]()
+    if conditions.table:
+        told["on"] = dict(map(example, conditions.table.columns))
+    if conditions.given:
+        told["given"] = f"input{suffix(found.blueprint.space)}"
+        if conditions.given.what != PAIRS:
+            told["degrade"] = True
+    flags = [word for column, value in told.get("on", {}).items()
+             for word in ("--on", f"{column}={value}")]  # fmt: skip
+    flags += ["--given", told["given"]] if "given" in told else []
+    flags += ["--degrade"] if "degrade" in told else []
+    line = shlex.join(["diffuse", "sample", name, *flags, "-n", "16", "-o", "samples/"])
+    keywords = "".join(f", {key}={value!r}" for key, value in told.items())
     return f"""## Use
 
 ```
 pip install 'diffuse-cli[hub]'
-diffuse sample {name} -n 16 -o samples/
+{files.show(line)}
 ```
 
 ```python
 import diffuse_cli as diffuse
 
-samples = diffuse.load("{name}").sample(16, seed=0)
+samples = diffuse.load("{name}").sample(16, seed=0{keywords})
 samples.images()
 ```"""
 

@@ -7,10 +7,9 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+from diffuse_cli.columns import example
 from diffuse_cli.config import SampleConfig
 from diffuse_cli.core.conditions import PAIRS
-from diffuse_cli.core.settings import digits
-from diffuse_cli.core.tables import Number
 from diffuse_cli.data import Samples
 from diffuse_cli.runs import MEMORY
 from diffuse_cli.training.plan import Plan
@@ -32,8 +31,8 @@ def _told(plan: Plan) -> Iterator[str]:
     """The options of what a model is conditioned on."""
     conditions = plan.blueprint.conditions
     for column in conditions.table.columns if conditions.table else ():
-        value = digits(column.low) if isinstance(column, Number) else column.values[0]
-        yield from ("--on", f"{column.name}={value}")
+        name, value = example(column)
+        yield from ("--on", f"{name}={value}")
     if conditions.given is None:
         return
     unseen = int([*plan.held_out, *plan.train][0])

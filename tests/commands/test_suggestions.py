@@ -130,6 +130,30 @@ def test_a_distilled_and_a_second_model_have_folders_of_their_own(diffuse: Run, 
     assert len([*Path("samples-2").glob("0*.png")]) == 16
 
 
+@pytest.mark.parametrize(
+    "kind", ["plain", "table", "small images", "masks", "pairs", "small arrays"]
+)
+def test_the_lines_of_a_card_run(diffuse: Run, images: Path, negatives: Path, kind: str):
+    data, line = KINDS[kind]
+    source = data(images)
+    assert diffuse("train", source, "--config", QUICK, "--steps", 2, *line).code == 0
+    Image.new("L", (4, 4)).save("grid.png")
+    line = ["--license", "mit", "--samples", "grid.png", "-o", "card"]
+    ran = diffuse("push", "model.safetensors", "hf://some/name", *line)
+    assert ran.code == 0, ran.err
+    card = Path("card/README.md").read_text().replace("hf://some/name", "model.safetensors")
+    inputs = negatives if kind == "pairs" else source
+    one = next(path for path in sorted(inputs.rglob("*")) if path.suffix in (".png", ".npy"))
+    shutil.copy(one, f"input{one.suffix}")
+    (command,) = re.findall(r"^diffuse (sample .*)$", card, re.MULTILINE)
+    ran = diffuse(*shlex.split(command))
+    assert ran.code == 0, ran.err
+    (program,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(program, names)
+    assert len(names["samples"]) == 16
+
+
 def test_json_and_quiet_leave_suggestions_out(diffuse: Run, images: Path):
     line = ("train", images, "--config", QUICK, "--steps", 2, "-q")
     assert diffuse(*line).err == ""
