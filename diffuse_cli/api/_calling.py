@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import PurePath
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from PIL.Image import Image
 
@@ -24,7 +24,16 @@ from diffuse_cli.parsing import brief, plain
 
 T = TypeVar("T")
 
-Data: TypeAlias = "str | os.PathLike[str] | Iterable[Any]"
+
+class Indexed(Protocol):
+    """Samples by their number, such as a data set of PyTorch."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+Data: TypeAlias = "str | os.PathLike[str] | Iterable[Any] | Indexed"
 """DATA as the command line takes it, or samples: those that were drawn, or what
 `data.sources.memory.held` takes."""
 
@@ -62,7 +71,7 @@ def named(data: Data, name: str = "data") -> Iterator[str]:
     if isinstance(data, (str, os.PathLike)):
         yield os.fspath(data)
         return
-    samples = [data] if isinstance(data, Image) else data
+    samples: Any = [data] if isinstance(data, Image) else data
     with held([*samples.files()] if isinstance(samples, Samples) else samples) as known:
         yield known
 
