@@ -220,7 +220,6 @@ VALUES: dict[str, dict[str, str]] = {
         "inceptionv3": "inception",
         "inception-v3": "inception",
         "dino": "dinov2",
-        "efficientnet": "efficientnet-lite0",
     },
     "--schedule": {
         "squaredcos-cap-v2": "cosine",

@@ -382,6 +382,6 @@ def test_what_is_logged_goes_to_trackers_too(quick, course, monkeypatch):
     monkeypatch.setattr(
         Accelerator, "log", lambda self, values, **k: seen.append(values) or real(self, values, **k)
     )
-    monkeypatch.setattr(running, "begin_trackers", lambda *arguments: None)
+    monkeypatch.setattr(running, "begin_trackers", lambda *arguments: ())
     assert quick("--steps", 2, *EVAL, "--log", "tensorboard").code == 0
     assert {"kid": 0.9, "kid_standard_error": 0.01} in seen
