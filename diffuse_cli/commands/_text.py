@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from diffuse_cli.inspection.words import brief as brief
 from diffuse_cli.inspection.words import said as said
-from diffuse_cli.metrics import measured
-
-
-def number(values: Mapping[str, float], name: str) -> str:
-    """A value with its standard error, or a dash if it was not measured."""
-    return f"{measured(values, name):.4f}" if name in values else "-"
 
 
 def clock(seconds: float) -> str:

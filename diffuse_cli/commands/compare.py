@@ -111,8 +111,8 @@ def _facts(side: Subject) -> dict[str, str]:
         "parameters": NONE if parameters is None else f"{parameters:,}",
         "training images": _images(side.data),
         "step": brief(f"{side.step:,} of {side.steps:,}"),
-        "loss": NONE if side.loss is None else f"{side.loss:.4f}",
-        "held-out loss": NONE if side.held_out_loss is None else f"{side.held_out_loss:.4f}",
+        "loss": NONE if side.loss is None else str(Measured(side.loss)),
+        "held-out loss": NONE if side.held_out_loss is None else str(Measured(side.held_out_loss)),
         "  lowest": lowest,
         **{f"lowest {label(key)}": _lowest(getattr(side, f"lowest_{key}")) for key in KIDS},
         "written by": brief(", ".join(f"{k} {said(v)}" for k, v in versions.items())) or NONE,
@@ -131,7 +131,7 @@ def _lowest(found: Mapping[str, float] | None) -> str:
     if found is None:
         return NONE
     number = Measured(found["value"], found.get("standard_error", 0.0))
-    return f"{number:.4f} at step {found['step']:,.0f}"
+    return f"{number} at step {found['step']:,.0f}"
 
 
 def _measured(both: BothMeasured) -> Iterator[list[str]]:
@@ -140,15 +140,14 @@ def _measured(both: BothMeasured) -> Iterator[list[str]]:
     for d in both.differences:
         yield [
             "  " * d.number.part + d.number.label,
-            *(d.number.text(values, ".4f") for values in both.values),
+            *(d.number.text(values) for values in both.values),
             *(_apart(d) if all(map(d.number.quoted, both.values)) else ("", "")),
             d.better,
         ]
 
 
 def _apart(found: Difference) -> tuple[str, str]:
-    error = f" ± {found.apart.error:.4f}" if found.apart.error > 0 else ""
-    return f"{found.apart.value:+.4f}{error}", "paired" if found.paired else "independent"
+    return f"{found.apart:+}", "paired" if found.paired else "independent"
 
 
 def _about(both: BothMeasured) -> list[str]:

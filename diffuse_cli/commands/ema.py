@@ -10,10 +10,9 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from diffuse_cli import files
-from diffuse_cli.commands._text import number
 from diffuse_cli.config import EmaConfig
 from diffuse_cli.console import Console, columns
-from diffuse_cli.metrics import label
+from diffuse_cli.metrics import as_text, label
 
 if TYPE_CHECKING:
     from diffuse_cli.sweeps.lengths import MeasuredLengths
@@ -35,8 +34,8 @@ def run(config: EmaConfig, console: Console) -> None:
 def lines(found: MeasuredLengths) -> list[str]:
     """A row for each length, the best of them, and the file that was written."""
     rows = [["length", label(found.metric)]]
-    rows += [[f"{row.length:.2f}", number(row.values, found.metric)] for row in found.rows]
-    rows.append(["in the file", number(found.file, found.metric)])
+    rows += [[f"{row.length:.2f}", as_text(row.values, found.metric)] for row in found.rows]
+    rows.append(["in the file", as_text(found.file, found.metric)])
     return [
         *columns(rows),
         f"best: {found.best:.2f} of the {found.updates:,} updates at step {found.step:,}",

@@ -57,8 +57,8 @@ def _row(number: Number, values: Values) -> list[str]:
     reference = number.reference(values)
     return [
         "  " * number.part + number.label,
-        number.text(values, ".4f"),
-        "" if reference is None else f"{reference:.4f}",
+        number.text(values),
+        "" if reference is None else str(reference),
     ]
 
 
@@ -70,6 +70,6 @@ def _class_lines(found: Evaluated) -> list[str]:
     rows = [["class", "generated", "real", *(number.label for number in numbers)]]
     for name, values in found.classes.items():
         counts = [f"{values['generated']:,}", f"{values['real']:,}"]
-        cells = [n.text(values, ".4f") if n.quoted(values) else "-" for n in numbers]
+        cells = [n.text(values) if n.quoted(values) else "-" for n in numbers]
         rows.append([files.show(name), *counts, *cells])
     return ["", *columns(rows)]

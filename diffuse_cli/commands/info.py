@@ -16,6 +16,7 @@ from diffuse_cli.console import Console, columns
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.files import show
 from diffuse_cli.inspection.words import Rows, labelled, model_rows, more
+from diffuse_cli.metrics import Measured
 from diffuse_cli.options import to_toml
 
 if TYPE_CHECKING:
@@ -177,8 +178,8 @@ def _run_rows(found: RunReport) -> Rows:
     else:
         state = "finished" if found.step >= found.steps else "stopped"
     held, speed = found.held_out_loss, found.images_per_second
-    losses = [f"{found.loss:.4f}"] if found.loss is not None else []
-    losses += [f"held-out {held:.4f}"] if held is not None else []
+    losses = [str(Measured(found.loss))] if found.loss is not None else []
+    losses += [f"held-out {Measured(held)}"] if held is not None else []
     return [
         ("run", show(found.path)),
         ("progress", f"step {found.step:,} of {found.steps:,}, {state}"),

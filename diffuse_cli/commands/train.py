@@ -72,12 +72,14 @@ class _Describe:
             return Notice(f"step {event.step:,}  {_kid(event.key, event.kid, event.error)}{best}")
         if isinstance(event, Previewed):
             loss = event.held_out_loss
-            held = f"  held-out {loss:.4f}" if loss is not None else ""
+            held = f"  held-out {Measured(loss)}" if loss is not None else ""
             where = f"  {event.preview}" if event.preview else ""
             return Notice(f"step {event.step:,}{held}{where}")
         assert isinstance(event, Step)
         if event.loss is not None:
-            self.text = f"loss {event.loss:.4f}  {event.images_per_second:,.0f} {event.many}/s"
+            self.text = (
+                f"loss {Measured(event.loss)}  {event.images_per_second:,.0f} {event.many}/s"
+            )
             if not self.live:
                 left = f"  {clock(event.seconds_left)} left" if event.seconds_left else ""
                 return Notice(f"step {event.step:,}/{event.steps:,}  {self.text}{left}")
@@ -85,13 +87,15 @@ class _Describe:
 
 
 def _kid(key: str, kid: float, error: float | None, between: str = "") -> str:
-    return f"{label(key)}{between} {Measured(kid, error or 0.0):.4f}"
+    return f"{label(key)}{between} {Measured(kid, error or 0.0)}"
 
 
 def _summary(trained: Trained) -> str:
     minutes, seconds = divmod(round(trained.seconds), 60)
-    held = f", held-out {trained.held_out_loss:.4f}" if trained.held_out_loss is not None else ""
-    loss = f", loss {trained.loss:.4f}{held}" if trained.loss is not None else ""
+    held = (
+        f", held-out {Measured(trained.held_out_loss)}" if trained.held_out_loss is not None else ""
+    )
+    loss = f", loss {Measured(trained.loss)}{held}" if trained.loss is not None else ""
     text = (
         f"{trained.parameters:,} parameters, step {trained.step:,} of "
         f"{trained.steps:,}{loss}, {minutes} min {seconds} s"

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from diffuse_cli import files
-from diffuse_cli.commands._text import number
 from diffuse_cli.config import LEARNED, TuneConfig
 from diffuse_cli.console import Console, columns, plain
-from diffuse_cli.metrics import label
+from diffuse_cli.metrics import as_text, label
 from diffuse_cli.outputs import asked
 from diffuse_cli.runtime import rank
 
@@ -105,5 +104,5 @@ def _cells(row: Tried, keys: Sequence[str]) -> tuple[str, ...]:
         ),
         f"{row.evaluations}",
         f"{row.seconds:.3g}",
-        *(number(row.values, key) for key in keys),
+        *(as_text(row.values, key) for key in keys),
     )

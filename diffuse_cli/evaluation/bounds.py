@@ -22,6 +22,7 @@ from diffuse_cli.evaluation.words import words_of
 from diffuse_cli.events import Progress, Work
 from diffuse_cli.givens import Inputs
 from diffuse_cli.media import Array
+from diffuse_cli.metrics import Measured
 
 if TYPE_CHECKING:
     from diffuse_cli.evaluation.parts import Evaluation
@@ -242,7 +243,7 @@ def draw(bound: Bound, name: str, *, density: bool = False) -> Image.Image:
     total = float(bound.parts().sum(1).mean())
     groups, last = bound.by_time(), len(bound.expected)
     of = " of the density" if density else ""
-    title = f"{name}: {total:.3f} bits per dimension{of} over {last} timesteps"
+    title = f"{name}: {Measured(total)} bits per dimension{of} over {last} timesteps"
     sheet.text(0.9, 0.4, title, 6.0, fontsize=11, fontweight="bold", parse_math=False)
     means = np.array([group["bits_per_timestep"] for group in groups])
     edges = [group["first"] + 1 for group in groups] + [last + 1]
@@ -250,7 +251,7 @@ def draw(bound: Bound, name: str, *, density: bool = False) -> Image.Image:
     axes.stairs(shown, edges, baseline=None, color=pictures.color(0), linewidth=1.8)
     axes.plot([1.5], shown[:1], "o", color=pictures.color(1), markersize=6)
     faint: dict[str, Any] = {"fontsize": 8.5, "color": pictures.FAINT}
-    decoder = f"decoder{', a density' * density}, $L_0$: {means[0]:.3f}"
+    decoder = f"decoder{', a density' * density}, $L_0$: {Measured(means[0])}"
     place = means[0] if means[0] > 0 else means[means > 0].max(initial=1e-12)
     above = -3 if means[0] > 0 else 7
     axes.annotate(decoder, (2, place), (6, above), textcoords="offset points", **faint)
@@ -260,5 +261,7 @@ def draw(bound: Bound, name: str, *, density: bool = False) -> Image.Image:
     axes.set_ylabel("$L_t$, bits per dimension", fontsize=9)
     axes.tick_params(length=0)
     prior, middle, _ = bound.parts().mean(0)
-    axes.set_title(f"sum of the steps {middle:.3f},  prior {prior:.2g}", loc="right", **faint)
+    axes.set_title(
+        f"sum of the steps {Measured(middle)},  prior {Measured(prior)}", loc="right", **faint
+    )
     return sheet.render()

@@ -34,6 +34,7 @@ from diffuse_cli.metrics._presentation import Question as Question
 from diffuse_cli.metrics._presentation import Remark as Remark
 from diffuse_cli.metrics._presentation import Values as Values
 from diffuse_cli.metrics._presentation import Words as Words
+from diffuse_cli.metrics._presentation import as_text as as_text
 from diffuse_cli.metrics._presentation import listed as listed
 from diffuse_cli.metrics._presentation import measured as measured
 from diffuse_cli.metrics._presentation import with_error as with_error

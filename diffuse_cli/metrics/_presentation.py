@@ -13,28 +13,61 @@ SIGNIFICANT = 3
 """Differences of more standard errors than this are called significant."""
 
 
-class Measured(NamedTuple):
-    """A value with its standard error, 0 or NaN if there is none.
+FULL, LEAST, SMALL, LARGE = 1e-9, 1e-300, 1e-6, 1e15
+"""An error below `FULL` of the value is beyond its digits. Numbers below `LEAST` are 0; those that
+are not from `SMALL` to `LARGE` have a power of ten."""
 
-    As text it is rounded to two digits of the error, unless a format says otherwise.
+
+def significant(value: float, error: float = 0.0, sign: str = "") -> str:
+    """Return a number with two digits of its standard error, or with four of its own if it has
+    none.
+
+    Args:
+        error: 0, infinite or NaN if it is not known.
+        sign: `+` to mark positive numbers too.
     """
+    if not math.isfinite(value):
+        return "not known"
+    value = value if abs(value) > LEAST else 0.0
+    known = LEAST < error < math.inf
+    within = known and error > FULL * abs(value)
+    least, digits = (error, 2) if within else (abs(value), 4)
+    largest = max(abs(value), error if within else 0.0)
+    power = 0 if largest == 0 or SMALL <= largest < LARGE else _exponent(largest, digits)
+    places = digits - 1 - _exponent(least, digits) + power
+    if not within:
+        places = max(0, places)
+    texts = [_decimals(value / 10.0**power, places, sign)]
+    if within:
+        texts.append(_decimals(error / 10.0**power, places))
+    elif "." in texts[0]:
+        texts = [texts[0].rstrip("0").rstrip(".")]
+    words = " ± ".join(texts)
+    if power:
+        words = f"({words})e{power}" if within else f"{words}e{power}"
+    if known and not within:
+        words += f" ± {error:.1e}"
+    return words.replace("-", "−")
+
+
+def _exponent(value: float, digits: int) -> int:
+    """The power of ten of the first digit, once a number is rounded to some digits."""
+    return int(f"{value:.{digits - 1}e}".partition("e")[2])
+
+
+def _decimals(value: float, places: int, sign: str = "") -> str:
+    """A number rounded to so many decimals, or, below 0, to a power of ten."""
+    return f"{round(value, places) + 0.0:{sign},.{max(0, places)}f}"
+
+
+class Measured(NamedTuple):
+    """A value with its standard error, 0 or NaN if there is none; as text, `significant`."""
 
     value: float
     error: float = 0.0
 
     def __format__(self, spec: str) -> str:
-        value, error = self
-        if not math.isfinite(value):
-            return "not known"
-        known = error > 0
-        if spec:
-            return f"{value:{spec}}" + (f" ± {error:{spec}}" if known else "")
-        if known:
-            digits = max(0, min(6, 1 - math.floor(math.log10(error))))
-            words = f"{value:,.{digits}f} ± {error:,.{digits}f}"
-        else:
-            words = f"{round(value, 4) + 0:,.4f}".rstrip("0").rstrip(".")
-        return words.replace("-", "−")
+        return significant(self.value, self.error, spec)
 
     def __str__(self) -> str:
         return format(self)
@@ -48,6 +81,11 @@ class Measured(NamedTuple):
 def measured(values: Values, key: str) -> Measured:
     """A number with its error."""
     return Measured(values[key], values.get(f"{key}_standard_error", 0.0))
+
+
+def as_text(values: Values, key: str) -> str:
+    """Return a number with its error, or a dash if it was not measured."""
+    return str(measured(values, key)) if key in values else "–"
 
 
 def with_error(key: str, value: float, error: float) -> dict[str, float]:
@@ -158,11 +196,10 @@ class Number:
             return measured(values, self.ideal) if self.ideal in values else None
         return None if self.ideal is None else Measured(self.ideal)
 
-    def text(self, values: Values, spec: str = "") -> str:
+    def text(self, values: Values) -> str:
         """The number with its error, or why it is not shown; a dash if not measured."""
-        if self.key not in values:
-            return "–"
-        return self.unquoted(values) or format(measured(values, self.key), spec)
+        reason = self.unquoted(values) if self.key in values else ""
+        return reason or as_text(values, self.key)
 
     def quoted(self, values: Values) -> bool:
         """Whether it was measured and may be shown."""

@@ -84,8 +84,8 @@ def remarks(facts: Facts) -> Iterator[Remark]:
     yield Remark(
         "reference",
         "note",
-        f"for {many} near to training {many} it is the share, {expected:.3f}, of real {many} that "
-        "are no copies but as near",
+        f"for {many} near to training {many} it is the share, {Measured(expected)}, of real {many} "
+        "that are no copies but as near",
     )
     shares = {space: facts[f"memorized_{space}"] for space in spaces}
     nearer = [s for s in spaces if values[f"memorized_z_{s}"] > SIGNIFICANT]

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from diffuse_cli.evaluation.evaluating import Evaluated
 from diffuse_cli.features import KIDS
-from diffuse_cli.metrics import label, measured
+from diffuse_cli.metrics import Measured, label, measured
 from diffuse_cli.report import charts
 from diffuse_cli.report.charts import Line
 from diffuse_cli.report.curves import Curve, read_curves
@@ -26,8 +26,8 @@ def bits(found: Evaluated) -> dict[str, Any]:
     values = [term["bits_per_timestep"] for term in terms]
     density = " of the density" if "nats_per_dim" in found.values else ""
     said = (
-        f"Bits per dimension{density} that each timestep costs, from {values[0]:.3g} at the first "
-        f"to {values[-1]:.3g} at the last"
+        f"Bits per dimension{density} that each timestep costs, from {Measured(values[0])} at the "
+        f"first to {Measured(values[-1])} at the last"
     )
     axis = f"bits per dimension{density}, each"
     plot = charts.stairs("bits", values, edges, said, "timestep + 1", axis)
@@ -58,7 +58,7 @@ def training(found: Evaluated, model: Path) -> dict[str, Any]:
 
 
 def _loss(series: list[Line], step: float) -> Markup:
-    said = "; ".join(f"loss of {line.label}: last {line.y[-1]:.4g}" for line in series)
+    said = "; ".join(f"loss of {line.label}: last {Measured(line.y[-1])}" for line in series)
     positive = all(value > 0 for line in series for value in line.y)
     return charts.lines("loss", series, f"Loss over steps: {said}", "step", "loss",
                         log_y=positive, mark=(step, "measured"))  # fmt: skip
@@ -68,7 +68,8 @@ def _kid(curve: Curve, key: str, step: float) -> Markup:
     name = label(key)
     line = Line(name, curve.steps, curve.values, curve.errors, marks=True)
     best = min(range(len(curve.values)), key=curve.values.__getitem__)
-    said = f"{name} over steps, lowest {curve.values[best]:.4f} at step {curve.steps[best]:,.0f}"
+    lowest = Measured(curve.values[best], curve.errors[best])
+    said = f"{name} over steps, lowest {lowest} at step {curve.steps[best]:,.0f}"
     return charts.lines("kid", [line], said, "step", name, mark=(step, "measured"))
 
 

@@ -32,7 +32,7 @@ from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.features import FeatureNetwork
 from diffuse_cli.guiding import equipped
 from diffuse_cli.media import Array
-from diffuse_cli.metrics import frechet, kid, manifold, measured, with_error
+from diffuse_cli.metrics import as_text, frechet, kid, manifold, with_error
 from diffuse_cli.options import converted
 from diffuse_cli.outputs import asked
 from diffuse_cli.resolving import DrawSettings, resolve
@@ -218,7 +218,7 @@ def _tell_variety(rows: Sequence[Tried], found: SamplerChoice, many: str) -> Wor
     own = next(row for row in rows if row.setting == found)
     if (most := recommending.more_varied(rows, own)) is None:
         return
-    here, there = (f"{measured(row.values, 'recall'):.3f}" for row in (own, most))
+    here, there = (as_text(row.values, "recall") for row in (own, most))
     yield Notice(
         f"the recommended setting draws {many} that are more alike: recall {here}, where "
         f"{most.setting} has {there}; look at them before you keep it",

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from diffuse_cli.metrics import Measured
+
 ERRORS = 3.0
 """Standard errors of a rise that counts."""
 
@@ -69,10 +71,12 @@ class Overfitting:
         if self.said or self.above < ROW:
             return None
         self.said = True
+        assert best.training is not None
+        assert now.training is not None
         return (
             f"overfitting: the held-out loss was best at step {best.step:,} and has risen from "
-            f"{best.mean:.4f} to {now.mean:.4f}, while the training loss fell from "
-            f"{best.training:.4f} to {now.training:.4f}: the model is learning its "
+            f"{Measured(best.mean)} to {Measured(now.mean)}, while the training loss fell from "
+            f"{Measured(best.training)} to {Measured(now.training)}: the model is learning its "
             "training data by heart"
         )
 

@@ -18,7 +18,7 @@ from diffuse_cli.core.space import Space
 from diffuse_cli.events import finish
 from diffuse_cli.features import KIDS, FeatureNetwork
 from diffuse_cli.features._judging import find_judge
-from diffuse_cli.metrics import label
+from diffuse_cli.metrics import Measured, label
 from diffuse_cli.sweeps import lengths
 
 LABEL = "KID, random features"
@@ -59,7 +59,8 @@ def test_training_keeps_the_best_by_them(
     best = ran.json["best"]
     assert best["kid_random"] == min(kids.values()) == kids[best["step"]]
     assert best["kid_random_standard_error"] > 0
-    assert f"best by {LABEL} at step {best['step']}: {best['kid_random']:.4f} ± " in ran.err
+    kid = Measured(best["kid_random"], best["kid_random_standard_error"])
+    assert f"best by {LABEL} at step {best['step']}: {kid}" in ran.err
     assert modelfile.load(best["model"]).step == best["step"]
     ran = diffuse("compare", model, best["model"])
     assert f"lowest {LABEL}" in ran.out

@@ -14,7 +14,7 @@ from conftest import Ran, in_process, write_images
 
 from diffuse_cli import modelfile
 from diffuse_cli.evaluation import comparing
-from diffuse_cli.metrics import METRICS, Number
+from diffuse_cli.metrics import METRICS, Measured, Number
 
 QUICK = ("-n", 6, "--steps", 2, "--timesteps", 5, "--precision", "fp32")
 
@@ -67,10 +67,10 @@ def test_the_settings_that_differ_and_the_losses(runs, diffuse):
     assert found["training images"] == ["60, 6 held out"] * 2
     for k, name in enumerate("ab"):
         run = runs(f"{name}.run")
-        assert found["loss"][k] == f"{logged(run, 'loss')[-1][0]:.4f}"
-        assert found["held-out loss"][k] == f"{logged(run, 'held_out_loss')[-1][0]:.4f}"
+        assert found["loss"][k] == str(Measured(logged(run, "loss")[-1][0]))
+        assert found["held-out loss"][k] == str(Measured(logged(run, "held_out_loss")[-1][0]))
         lowest, step = min(logged(run, "held_out_loss"))
-        assert found["lowest"][k] == f"{lowest:.4f} at step {step}"
+        assert found["lowest"][k] == f"{Measured(lowest)} at step {step}"
     assert "cannot be compared" not in ran.out
 
 
@@ -257,7 +257,7 @@ def test_the_table_says_which_is_better_and_what_the_error_is_of(
         "A" if float(found["light"][0].split()[0]) > float(found["light"][1].split()[0]) else "B"
     )
     assert found["light"][3:] == ["independent", lighter]
-    assert found["light"][2].endswith("± 0.0000")
+    assert found["light"][2].endswith("± 0.0000014")
     assert "of real ones" not in found
     assert found["unknown"][3:] == ["independent"]
     assert "n = 6 generated against 6 real (held-out images)" in ran.out

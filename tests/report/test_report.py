@@ -200,7 +200,7 @@ def test_a_metric_is_one_file(diffuse, conditional, images, tmp_path, monkeypatc
     monkeypatch.setitem(METRICS.own, "sheen", "diffuse_cli.metrics.sheen")
     line = ("eval", conditional, images, "-n", 4, *QUICK, "--report", "page.html")
     table = [re.split(r"\s\s+", row) for row in diffuse(*line).out.splitlines()]
-    assert ["sheen <b>", "41.2500 ± 0.5000", "50.0000"] in table
+    assert ["sheen <b>", "41.25 ± 0.50", "50"] in table
     assert sum("sheen <b>" in cell for row in table for cell in row) == 2  # and of each class
     page = read()
     assert "sheen <b> How they shine. Higher is better. 41.25 ± 0.50 50" in page.text
@@ -538,12 +538,17 @@ def test_strings_are_text_unless_they_were_made_here():
 @pytest.mark.parametrize(
     ("value", "error", "shown"),
     [(0.22704, 0.01021, "0.227 ± 0.010"), (353.4598, 8.1574, "353.5 ± 8.2"),
-     (353.4, 52.9, "353 ± 53"), (1234567.0, 123.0, "1,234,567 ± 123"), (3e-9, 0, "0"),
-     (-3e-9, 0, "0"), (0.96875, 0, "0.9688"), (8.0, 0, "8"), (float("nan"), 0, "not known"),
-     (0.5, float("nan"), "0.5"), (0.1, 1e-12, "0.100000 ± 0.000000")],
+     (353.4, 52.9, "353 ± 53"), (1234567.0, 123.0, "1,234,570 ± 120"), (3e-9, 0, "3e−9"),
+     (-3e-9, 0, "−3e−9"), (0.96875, 0, "0.9688"), (8.0, 0, "8"), (float("nan"), 0, "not known"),
+     (0.5, float("nan"), "0.5"), (0.5, float("inf"), "0.5"), (0.1, 1e-12, "0.1 ± 1.0e−12"),
+     (0.000025, 0.0000012, "0.0000250 ± 0.0000012"), (2.5e-9, 1.2e-10, "(2.50 ± 0.12)e−9"),
+     (58576649.0, 16773824.0, "59,000,000 ± 17,000,000"), (0.5, 0.0996, "0.50 ± 0.10"),
+     (-0.00001, 0.1, "0.00 ± 0.10"), (0.0, 0.0, "0"), (1e20, 1e18, "(1.000 ± 0.010)e20"),
+     (0.0000251, 0, "0.0000251"), (1234567.0, 0, "1,234,567"), (5e-324, 5e-324, "0")],
 )  # fmt: skip
 def test_a_number_has_two_digits_of_its_error(value, error, shown):
     assert str(Measured(value, error)) == shown
+    assert f"{Measured(-value, error):+}".startswith(("+", "−", "(+", "(−", "not"))
 
 
 def test_a_plot_is_words_and_the_pages_colours():

@@ -15,7 +15,7 @@ from conftest import write_images
 
 from diffuse_cli import modelfile
 from diffuse_cli.config import SAMPLING_STEPS
-from diffuse_cli.metrics import kid
+from diffuse_cli.metrics import Measured, kid
 from diffuse_cli.training import monitor, running, validation
 from diffuse_cli.training.rundir import RunDirectory
 from diffuse_cli.training.trainer import Trainer
@@ -93,7 +93,7 @@ def test_an_evaluation_touches_nothing(quick):
     assert best["kid_standard_error"] > 0
     assert step_of(BEST) == best["step"]
     assert "against" not in ran.err
-    assert f"KID {best['kid']:.4f} ± " in ran.err
+    assert f"KID {Measured(best['kid'], best['kid_standard_error'])}" in ran.err
 
 
 def test_the_kid_is_that_of_drawn_images_against_held_out_ones(diffuse, quick, images, monkeypatch):
@@ -179,7 +179,7 @@ def test_the_best_model_is_that_of_its_step(quick, course):
     assert ran.json["best"] == {
         "model": str(BEST), "step": 14, "kid": 0.2, "kid_standard_error": 0.01, "images": 6,
     }  # fmt: skip
-    assert "best by KID at step 14: 0.2000 ± 0.0100, model.best.safetensors" in ran.err
+    assert "best by KID at step 14: 0.200 ± 0.010, model.best.safetensors" in ran.err
     assert kids() == KIDS
     best = modelfile.load(BEST)
     assert best.step == 14

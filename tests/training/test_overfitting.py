@@ -57,7 +57,7 @@ def test_it_is_said_once_at_the_second_look_with_the_step_of_the_best():
     assert told(looks)[:3] == [None] * 3
     assert others == []
     assert "best at step 10 and has risen from" in first
-    assert "the training loss fell from 1.0000 to 0.8000" in first
+    assert "the training loss fell from 1 to 0.8" in first
 
 
 def test_one_look_that_rises_is_an_accident():
