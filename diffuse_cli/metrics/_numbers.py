@@ -15,7 +15,7 @@ import numpy as np
 from diffuse_cli.metrics import Array, halves, with_error
 from diffuse_cli.metrics._bins import Bins, binned, density, places_of
 from diffuse_cli.metrics._influence import Estimate, averaged, centred
-from diffuse_cli.metrics._moments import Moments, moments, numbers_of, together
+from diffuse_cli.metrics._moments import ROUNDING, Moments, moments, numbers_of, together
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
@@ -39,17 +39,20 @@ class Channel:
 
     sides: tuple[dict[str, Any], dict[str, Any]]
     shift: Estimate
-    contrast: Estimate
+    contrast: Estimate | None
     distance: Estimate
     density: dict[str, list[float]]
 
     def described(self) -> dict[str, Any]:
         """As JSON."""
+        contrast: dict[str, Any] = {"contrast": None, "contrast_standard_error": None}
+        if self.contrast is not None:
+            contrast = told("contrast", self.contrast)
         return {
             "real": self.sides[0],
             "generated": self.sides[1],
             **told("shift", self.shift),
-            **told("contrast", self.contrast),
+            **contrast,
             **told("wasserstein", self.distance),
             "density": self.density,
         }
@@ -63,7 +66,8 @@ class Marginals:
         whole: the distance, mean over channels; in levels, or in deviations.
         floor: the same of real samples against other real ones; None if there are too few.
         shifts: of the mean, by channel, in the same units.
-        variety: the deviation of samples' means over that of real ones; None if these are equal.
+        variety: the deviation of samples' means over that of real ones; None if these are equal,
+            but for rounding.
     """
 
     channels: tuple[Channel, ...]
@@ -92,8 +96,7 @@ def measure(real: Array, fake: Array, more: Array) -> Marginals:
     others = moments(more) if len(more) else ours
     bins = binned(ours, (theirs, others), all(s.dtype.kind in "bu" for s in (real, fake, more)))
     apart, sides = distances(real, fake, bins)
-    levels = not bins[0].step
-    units = np.ones(channels) if levels else np.where(ours.deviation > 0, ours.deviation, 1.0)
+    units = _units(ours, bins)
     floor = None
     if (parts := halves(real, more)) is not None:
         floor = averaged(_scaled(distances(*parts, bins)[0], units))
@@ -118,7 +121,7 @@ def measure(real: Array, fake: Array, more: Array) -> Marginals:
         whole=averaged(_scaled(apart, units)),
         floor=floor,
         shifts=tuple(_scaled(shifts, units)),
-        variety=_variety(ours, theirs, units),
+        variety=_variety(ours, theirs, units, bool(bins[0].step), math.prod(real.shape[2:])),
     )
 
 
@@ -129,21 +132,41 @@ def _scaled(estimates: Sequence[Estimate], units: Array) -> list[Estimate]:
     ]
 
 
-def _ratios(ours: Moments, theirs: Moments) -> list[Estimate]:
-    """The deviation of generated numbers over that of real ones, by channel."""
-    ratios = theirs.deviation / np.where(ours.deviation > 0, ours.deviation, 1.0)
+def _ratios(ours: Moments, theirs: Moments) -> list[Estimate | None]:
+    """The deviation of generated numbers over that of real ones, by channel; None if these are
+    equal."""
+    varied = _varied(ours)
+    ratios = theirs.deviation / np.where(varied, ours.deviation, 1.0)
     a, b = ours.of_log_deviation(), theirs.of_log_deviation()
-    return [Estimate(float(r), -r * a[:, c], r * b[:, c]) for c, r in enumerate(ratios)]
+    found = [Estimate(float(r), -r * a[:, c], r * b[:, c]) for c, r in enumerate(ratios)]
+    return [own if known else None for own, known in zip(found, varied, strict=True)]
 
 
-def _variety(ours: Moments, theirs: Moments, units: Array) -> Estimate | None:
-    """The root of the ratio of the variances of samples' means, over all channels."""
+def _rounding(side: Moments, floats: bool, points: int) -> Array:
+    """Return the variance of means by channel that rounding alone may give equal means, (C,).
+
+    Of levels it is up to a third over the points, as rounding to whole ones leaves a twelfth; of
+    floats, a millionth of what independent numbers would give.
+    """
+    variance = np.square(side.deviation)
+    if not floats:
+        levels: Array = np.minimum(variance, 1.0) / (3 * points)
+        return levels
+    whole = ROUNDING * (np.square(side.mean) + variance)
+    return np.maximum(whole, 1e-6 * variance / points)
+
+
+def _variety(
+    ours: Moments, theirs: Moments, units: Array, floats: bool, points: int
+) -> Estimate | None:
+    """The root of the ratio of the variances of samples' means, over all channels; None if those
+    of real samples are equal."""
     totals, influences = [], []
     for side in (ours, theirs):
         squares = np.square(centred(side.means) / units).sum(1)
         totals.append(squares.sum() / (len(squares) - 1))
         influences.append(centred(squares))
-    if not totals[0] > 1e-24:
+    if not totals[0] > (_rounding(ours, floats, points) / np.square(units)).sum():
         return None
     ratio = math.sqrt(totals[1] / totals[0])
     a, b = (own / (2 * max(total, 1e-300)) for own, total in zip(influences, totals, strict=True))
@@ -176,6 +199,16 @@ def distances(
         for c, (own, gap) in enumerate(zip(signed, gaps, strict=True))
     ]
     return found, (of_a, of_b)
+
+
+def _units(ours: Moments, bins: Sequence[Bins]) -> Array:
+    """What distances are measured in by channel: levels, or deviations of real numbers."""
+    return np.where(_varied(ours), ours.deviation, 1.0) if bins[0].step else np.ones(len(bins))
+
+
+def _varied(side: Moments) -> Array:
+    """Whether numbers differ, by more than rounding, by channel, (C,)."""
+    return np.asarray(np.square(side.deviation) > ROUNDING * np.square(side.mean))
 
 
 def _counts(samples: Array, bins: Sequence[Bins]) -> list[Array]:

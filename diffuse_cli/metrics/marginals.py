@@ -110,8 +110,10 @@ def remarks(facts: Facts) -> Iterator[Remark]:
         apart = Measured(channel["shift"], channel["shift_standard_error"])
         if abs(apart.value) > many * apart.error:
             shifts.append((abs(apart.value) / unit, facts.words.channel(k), apart))
+        if channel["contrast"] is None:
+            continue
         ratio = Measured(channel["contrast"], channel["contrast_standard_error"])
-        if real["deviation"] and abs(ratio.value - 1) > many * ratio.error:
+        if abs(ratio.value - 1) > many * ratio.error:
             spreads.append((abs(ratio.value - 1), facts.words.channel(k), ratio, real, fake))
     if shifts:
         yield _shifted(facts, sorted(shifts, key=lambda s: -s[0]))
@@ -124,6 +126,9 @@ def remarks(facts: Facts) -> Iterator[Remark]:
         if Measured(1.0).above(variety):
             words = f"the means of generated {facts.words.many} vary too little: {variety} of the"
             yield Remark("variety of means", "finding", f"{words} deviation between real ones")
+    elif channels and min(facts.real, facts.generated) > 1:
+        words = f"not measured, as the means of real {facts.words.many} do not vary"
+        yield Remark("variety of means", "caution", words)
 
 
 def _shifted(facts: Facts, shifts: Sequence[tuple[float, str, Measured]]) -> Remark:

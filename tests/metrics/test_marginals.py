@@ -164,6 +164,54 @@ def test_inputs_are_left_alone_and_odd_ones_measured():
     assert all(np.isfinite(v) for v in found(flat[:, :, 0], broken)[0].values())
 
 
+def normalised(seed: int, n: int, dtype: type, offset: float = 0.0) -> np.ndarray:
+    """Fields of one mean each, but for rounding to a type."""
+    fields = np.random.default_rng(seed).normal(0, 20, (n, 2, 12, 12))
+    fields = fields - fields.mean((2, 3), keepdims=True) + offset
+    return (np.rint(fields) if np.issubdtype(dtype, np.integer) else fields).astype(dtype)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "offset"),
+    [(np.float64, 0.0), (np.float32, 0.0), (np.float32, 3000.0), (np.float16, 0.0),
+     (np.uint8, 128.0), (np.uint16, 30_000.0)],
+)  # fmt: skip
+def test_the_variety_of_means_that_are_equal_is_not_measured(dtype, offset):
+    real = normalised(0, 40, dtype, offset)
+    fake = normalised(1, 40, dtype, offset) + np.arange(40).astype(dtype)[:, None, None, None]
+    values, _ = found(real, fake)
+    assert not {"mean_variety", "mean_variety_standard_error"} & {*values}
+    level, words = said(real, fake)["variety of means"]
+    assert level == "caution"
+    assert words == "not measured, as the means of real images do not vary"
+    values, _ = found(fake, real)
+    assert 0 <= values["mean_variety"] < 1e-2
+    assert "variety of means" in said(fake, real)
+
+
+@pytest.mark.parametrize("dtype", [np.bool_, np.uint8, np.float32])
+def test_means_that_vary_little_are_measured(dtype):
+    """White noise, and samples of few points that are not 0."""
+    rng = np.random.default_rng(0)
+    for share in (0.5, 0.002):
+        real, fake = ((rng.random((60, 1, 32, 32)) < share).astype(dtype) for _ in range(2))
+        values, _ = found(real, fake)
+        assert abs(values["mean_variety"] - 1) < 4 * values["mean_variety_standard_error"] < 1
+
+
+def test_the_contrast_of_a_channel_that_never_varies_is_not_measured():
+    real, fake = pictures(0, 20).astype(np.float32), pictures(1, 20).astype(np.float32)
+    real[:, 0] = 0.1
+    values, channels = found(real, fake)
+    assert channels[0]["contrast"] is channels[0]["contrast_standard_error"] is None
+    assert channels[1]["contrast"] == pytest.approx(1, abs=0.3)
+    json.dumps(channels, allow_nan=False)
+    assert "contrast" not in said(real, fake)
+    real[0, 0, 0, 0] = np.nextafter(np.float32(0.1), np.float32(1))  # rounding
+    assert found(real, fake)[0]["wasserstein"] == pytest.approx(values["wasserstein"], rel=1e-3)
+    assert found(real, fake)[1][0]["contrast"] is None
+
+
 def test_the_floor_is_real_samples_against_others():
     real, fake, more = pictures(0, 40), pictures(1, 40), pictures(2, 30)
     values, _ = found(real, fake, more)
