@@ -2,7 +2,8 @@
 
 Prints the settings that differ, and the losses of the two runs. Given DATA, it also evaluates both
 on the same real images and from the same noise: the error of a difference is then that of pairs of
-images, which is smaller than that of two independent evaluations.
+images, which is smaller than that of two independent evaluations. A side that is better is the
+better one of these two models: other seeds of their recipes can turn it round.
 """
 
 from __future__ import annotations
@@ -160,5 +161,6 @@ def _about(both: BothMeasured) -> list[str]:
     return [
         f"n = {both.generated:,} generated against {both.real:,} real ({part}); drawn with {how}; "
         f"{network_of(both.features)}",
-        f"better: where the difference is more than {SIGNIFICANT} errors",
+        f"better: where the difference is more than {SIGNIFICANT} standard errors. It is said of "
+        "these two models, not of their recipes: two seeds of one recipe differed by 4.7",
     ]

@@ -66,6 +66,7 @@ class Parts(Protocol):
         answers: of a model that is given something, how what it draws fits that.
         marginals: of the numbers of real and generated samples, by channel.
         spectra: the power of real and generated samples by frequency.
+        sides: the stored samples: real, generated and further real ones, (N, C, *size).
     """
 
     real_features: Array
@@ -79,6 +80,9 @@ class Parts(Protocol):
     answers: Answers
     marginals: Marginals
     spectra: Spectra
+
+    @property
+    def sides(self) -> tuple[Array, Array, Array]: ...
 
 
 class Metric(Protocol):

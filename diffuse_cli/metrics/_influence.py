@@ -37,6 +37,24 @@ class Estimate:
         """The difference of two estimates whose samples correspond."""
         return Estimate(self.value - other.value, self.a - other.a, self.b - other.b)
 
+    def distance_error(self, other: Estimate) -> float:
+        """Return the standard error of the difference of two distances, by that of their squares.
+
+        A distance has a kink at 0, where its influence jumps: two models on opposite sides of the
+        real samples look certainly different by the influences of either. The square is smooth,
+        and y - x = (y^2 - x^2) / (y + x). Where one distance is far below the other the error is
+        up to twice that of the larger: so much may the real samples be off before both are alike.
+        """
+        total = self.value + other.value
+        if not total > 0:
+            return 0.0
+        scales = 2 * self.value / total, 2 * other.value / total
+        a, b = (
+            scales[0] * own - scales[1] * theirs
+            for own, theirs in ((self.a, other.a), (self.b, other.b))
+        )
+        return Estimate(0.0, a, b).error()
+
     def measured(self) -> Measured:
         """The value with its error."""
         return Measured(self.value, self.error())

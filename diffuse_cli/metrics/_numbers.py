@@ -201,6 +201,39 @@ def distances(
     return found, (of_a, of_b)
 
 
+def difference_error(real: Array, one: Array, other: Array) -> float:
+    """Return the standard error of how much farther other samples are from real ones than one's.
+
+    The k-th samples of both correspond. |y| - |x| has kinks, where one side's share crosses the
+    real one; with (y^2 - x^2) / (|x| + |y|) for it in each bin, and the sum of the two fixed, what
+    is left is smooth. See `Estimate.distance_error`.
+
+    Args:
+        real, one, other: stored samples (N, C, *size), (M, C, *size) and (M, C, *size).
+    """
+    sides = together(real, one, other)
+    ours, *theirs = map(moments, sides)
+    bins = binned(ours, theirs, all(side.dtype.kind in "bu" for side in sides))
+    counts = [_counts(side, bins) for side in sides]
+    potentials: list[list[Array]] = [[], [], []]
+    for own, *each in zip(bins, *counts, strict=True):
+        shares = [np.cumsum(side) / side.sum() for side in each]
+        gaps = [shares[0] - side for side in shares[1:]]
+        total = sum(map(np.abs, gaps))
+        scale = 2 * np.append(np.diff(own.points), 0.0) / np.where(total > 0, total, 1.0)
+        x, y = (scale * gap for gap in gaps)
+        for kept, slopes in zip(potentials, (y - x, x, -y), strict=True):
+            kept.append(np.cumsum(slopes[::-1])[::-1])
+    found = [
+        _by_sample(side, bins, own, each)[0]
+        for side, own, each in zip(sides, potentials, counts, strict=True)
+    ]
+    apart = [
+        Estimate(0.0, found[0][:, c], found[1][:, c] + found[2][:, c]) for c in range(len(bins))
+    ]
+    return averaged(_scaled(apart, _units(ours, bins))).error()
+
+
 def _units(ours: Moments, bins: Sequence[Bins]) -> Array:
     """What distances are measured in by channel: levels, or deviations of real numbers."""
     return np.where(_varied(ours), ours.deviation, 1.0) if bins[0].step else np.ones(len(bins))

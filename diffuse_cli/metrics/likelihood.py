@@ -74,4 +74,7 @@ def difference_errors(a: Parts, b: Parts) -> dict[str, float]:
     apart = b.bits - a.bits
     names = ("bits_per_dim", *(f"bits_{name}" for name in PARTS))
     columns = (apart.sum(1), *apart.T)
-    return {name: average(own)[1] for name, own in zip(names, columns, strict=True)}
+    errors = {name: average(own)[1] for name, own in zip(names, columns, strict=True)}
+    if a.floats:
+        errors["nats_per_dim"] = errors["bits_per_dim"] * math.log(2)
+    return errors

@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 
 from diffuse_cli.metrics import Facts, Measured, Number, Parts, Remark, listed
-from diffuse_cli.metrics._numbers import told
+from diffuse_cli.metrics._numbers import difference_error, told
 from diffuse_cli.metrics._presentation import SIGNIFICANT
 
 NEEDS = ("marginals",)
@@ -81,7 +81,7 @@ def compute(evaluation: Parts) -> dict[str, float]:
 def difference_errors(a: Parts, b: Parts) -> dict[str, float]:
     """Those of the distance, of the shift of one channel, and of the variety of means."""
     one, other = a.marginals, b.marginals
-    result = {"wasserstein": other.whole.less(one.whole).error()}
+    result = {"wasserstein": difference_error(a.sides[0], a.sides[1], b.sides[1])}
     if (k := one.farthest) == other.farthest:
         result["mean_shift"] = other.shifts[k].less(one.shifts[k]).error()
     if one.variety is not None and other.variety is not None:

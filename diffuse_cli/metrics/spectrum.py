@@ -82,12 +82,12 @@ def compute(evaluation: Parts) -> dict[str, float]:
 
 
 def difference_errors(a: Parts, b: Parts) -> dict[str, float]:
-    """Those of both numbers, by the differences of influences."""
+    """Those of the distance, by its square, and of fine detail, by differences of influences."""
     one, other = a.spectra, b.spectra
     if not len(one.shells.counts) or not one.real.any():
         return {}
-    whole = distance(other.real, other.fake).less(distance(one.real, one.fake))
-    result = {"spectral_distance": whole.error()}
+    apart = distance(other.real, other.fake).distance_error(distance(one.real, one.fake))
+    result = {"spectral_distance": apart}
     bands = fine(a), fine(b)
     if bands[0] is not None and bands[1] is not None:
         result["fine_detail"] = bands[1].less(bands[0]).error()

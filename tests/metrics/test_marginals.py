@@ -228,7 +228,10 @@ def test_a_difference_of_two_models_is_more_precise_than_each():
     real, one = pictures(0, 60), pictures(1, 60)
     other = (one.astype(int) - 3).clip(0, 255).astype(np.uint8)
     sides = [
-        SimpleNamespace(marginals=_numbers.measure(real, fake, real[:0])) for fake in (one, other)
+        SimpleNamespace(
+            marginals=_numbers.measure(real, fake, real[:0]), sides=(real, fake, real[:0])
+        )
+        for fake in (one, other)
     ]
     errors = METRICS["marginals"].difference_errors(*sides)
     alone = marginals.compute(sides[0])
