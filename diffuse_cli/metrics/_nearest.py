@@ -47,9 +47,11 @@ def merge(
     return values.gather(1, order), columns.gather(1, order)
 
 
-def radii(x: torch.Tensor, k: int) -> torch.Tensor:
-    """Squared distances of each row (n, d) to its 1st ... k-th nearest other, (n, k); n > k."""
-    result = x.new_empty(len(x), k)
+def neighbors(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the squared distances of each row (n, d) to its 1st ... k-th nearest other, and their
+    places, (n, k) each; n > k."""
+    distances = x.new_empty(len(x), k)
+    places = torch.empty(len(x), k, dtype=torch.int64)
     for i in blocks(len(x)):
         kept = None
         for j in blocks(len(x)):
@@ -58,5 +60,5 @@ def radii(x: torch.Tensor, k: int) -> torch.Tensor:
                 found.fill_diagonal_(torch.inf)
             kept = merge(kept, found, j.start, k)
         assert kept is not None
-        result[i] = kept[0]
-    return result
+        distances[i], places[i] = kept
+    return distances, places

@@ -18,7 +18,18 @@ import numpy as np
 import torch
 
 from diffuse_cli.draws import permutation
-from diffuse_cli.metrics import Array, Facts, Number, Parts, Remark, both, floor, with_error
+from diffuse_cli.metrics import (
+    SIGNIFICANT,
+    Array,
+    Facts,
+    Measured,
+    Number,
+    Parts,
+    Remark,
+    both,
+    floor,
+    with_error,
+)
 from diffuse_cli.metrics._influence import Estimate
 
 NEEDS = ("features",)
@@ -37,13 +48,14 @@ NUMBERS = (
     _number(
         "frechet_infinity",
         "at infinite n",
-        "An estimate of its value for infinitely many images.",
+        "An estimate of its value for infinitely many images, by a line. Its error is that of "
+        "sampling: a remark says how far off the line may be.",
         ideal=0.0,
         part=True,
     ),
 )
 
-BESIDE = ("frechet_floor", "floor_images")
+BESIDE = ("frechet_floor", "floor_images", "frechet_infinity_bend")
 
 
 def remarks(facts: Facts) -> Iterator[Remark]:
@@ -64,6 +76,15 @@ def remarks(facts: Facts) -> Iterator[Remark]:
             f"n = {least:,} is not above the {facts.dim:,} features, so that most of it is bias; "
             "compare it at equal n only, or compare KID",
         )
+    if "frechet_infinity_bend" in facts:
+        line, bend = facts["frechet_infinity"], facts["frechet_infinity_bend"].value
+        if abs(bend) > SIGNIFICANT * line.error:
+            yield Remark(
+                "Fréchet distance at infinite n",
+                "caution",
+                f"a line gives {line}, and a parabola through the same points "
+                f"{Measured(line.value + bend)}: the number may be off by as much as they differ",
+            )
 
 
 NAME = "the Fréchet distance"
@@ -79,14 +100,16 @@ def compute(evaluation: Parts) -> dict[str, float]:
     """`frechet_distance`, `frechet_floor` and `frechet_infinity`, with their standard errors.
 
     The floor is the distance of real images from other real ones, `floor_images` on each side;
-    `frechet_infinity` needs 16 images. Covariances are over n - 1, and exact for n below d too.
+    `frechet_infinity` needs 16 images, and `frechet_infinity_bend` is what a parabola adds to it.
+    Covariances are over n - 1, and exact for n below d too.
     """
     real, fake = both(evaluation, NAME)
     whole = fit(real, fake)
     result = with_error("frechet_distance", whole.value, whole.error())
     if min(len(real), len(fake)) >= SMALLEST * max(PARTS):
         line, bend = infinity(real, fake, whole)
-        result |= with_error("frechet_infinity", line.value, math.hypot(line.error(), bend))
+        result |= with_error("frechet_infinity", line.value, line.error())
+        result["frechet_infinity_bend"] = bend
     if halves := floor(evaluation):
         bare = fit(*halves)
         result |= with_error("frechet_floor", bare.value, bare.error())
@@ -124,8 +147,8 @@ def fit(a: Array, b: Array) -> Estimate:
 def infinity(a: Array, b: Array, whole: Estimate) -> tuple[Estimate, float]:
     """The distance at 1/n = 0, `whole` being the fit of all images, and what a parabola adds to it.
 
-    The error has both parts: that of sampling, and the gap between the line and the parabola, which
-    is large if n is below the number of features.
+    The error is that of sampling, of points that come from the same images. The gap between the
+    line and the parabola is large if n is below the number of features.
     """
     order_a, order_b = permutation(0, 0, len(a)), permutation(0, 1, len(b))
     divided = [_divided(a[order_a], b[order_b], parts) for parts in PARTS[1:]]

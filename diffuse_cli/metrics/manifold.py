@@ -31,7 +31,7 @@ from diffuse_cli.metrics import (
     with_error,
 )
 from diffuse_cli.metrics._landmarks import lost
-from diffuse_cli.metrics._nearest import blocks, centred, radii, squared
+from diffuse_cli.metrics._nearest import blocks, centred, neighbors, squared
 from diffuse_cli.metrics._pairing import share_difference_error
 
 NEEDS = ("features",)
@@ -147,13 +147,17 @@ class Inside:
 
     Attributes:
         usable: whether there are neighbours enough.
+        near: the places of the k nearest rows of each row (n, k).
         by_ball, by_point: points in each ball (n,), balls around each point (m,).
         only_point, only_ball: the place of the point or ball where there is only one.
     """
 
     def __init__(self, x: torch.Tensor, k: int, m: int) -> None:
         self.usable = len(x) > k
-        self.radii = radii(x, k)[:, -1:] if self.usable else x.new_zeros(0)
+        self.radii, self.near = x.new_zeros(0), torch.zeros(0, dtype=torch.int64)
+        if self.usable:
+            distances, self.near = neighbors(x, k)
+            self.radii = distances[:, -1:]
         self.by_ball, self.by_point = x.new_zeros(len(x)), x.new_zeros(m)
         self.only_point, self.only_ball = x.new_zeros(len(x)), x.new_zeros(m)
 
@@ -188,9 +192,9 @@ class Share:
         return (self.counts > 0).double()
 
     def lost(self) -> torch.Tensor:
-        """How much of the share each image of the other side alone is worth, (M,), of mean 0."""
-        found = torch.bincount(self.only[self.counts == 1].long(), minlength=self.others).double()
-        return (found - found.mean()) / len(self.counts)
+        """How many images each one of the other side alone reaches, (M,)."""
+        alone = self.only[self.counts == 1].long()
+        return torch.bincount(alone, minlength=self.others).double()
 
     def value(self) -> float:
         """The share."""
@@ -201,22 +205,50 @@ class Share:
 
         The images counted give a binomial error. An image of the other side matters to those that
         it alone reaches: leaving it out would lose them, and the squares of such losses are the
-        jackknife's variance (Efron & Stein 1981). That balls nearby would grow is neglected: the
-        error is rather too large.
+        jackknife's variance (Efron & Stein 1981), see `_spread`. That balls nearby would grow is
+        neglected.
         """
         n = len(self.counts)
         adjusted = (self.value() * n + 1) / (n + 2)  # 0 or 1 is not known without error either
-        return math.sqrt(adjusted * (1 - adjusted) / n + float(self.lost().square().sum()))
+        alone = (self.counts == 1).double()
+        return math.sqrt(adjusted * (1 - adjusted) / n + _spread(self.lost(), alone, alone))
 
     def error_less(self, one: Share) -> float:
         """That of this share less another, where the images of both correspond."""
-        own = share_difference_error(one.reached.numpy(), self.reached.numpy())
-        return math.hypot(own, float((self.lost() - one.lost()).square().sum()) ** 0.5)
+        binomial = share_difference_error(one.reached.numpy(), self.reached.numpy())
+        mine, theirs = self.counts == 1, one.counts == 1
+        same = mine & theirs & (self.only == one.only)
+        squares = mine.double() + theirs.double() - 2 * same.double()
+        other = _spread(self.lost() - one.lost(), squares, mine.double() - theirs.double())
+        return math.hypot(binomial, math.sqrt(other))
+
+
+def _spread(lost: torch.Tensor, squares: torch.Tensor, sums: torch.Tensor) -> float:
+    """Return the variance of a share by the images of the other side.
+
+    The sum of the squares of what each of them is worth, less their mean, of products of two
+    different images counted: an image with itself would count the binomial error once more.
+
+    Args:
+        lost: what each of the other side is worth, in images (M,).
+        squares, sums: of what each image counted adds to `lost`, (N,).
+    """
+    n = len(squares)
+    pairs = lost.square().sum() - squares.sum()
+    mean = (lost.sum().square() - sums.square().sum()) / len(lost)
+    return max(float(pairs - mean), 0.0) / (n * (n - 1))
 
 
 @dataclass(frozen=True)
 class Density:
-    """Balls around a point over k: of each point (M,), and by each ball (N,), of the same mean."""
+    """Balls around a point over k.
+
+    Attributes:
+        points: those around each point, (M,).
+        balls: how much each image that a ball is around is worth, (N,): the points in its ball,
+            less what the balls of others would grow without it. A ball that lost one of its k
+            neighbours would gain a k-th of its points.
+    """
 
     points: torch.Tensor
     balls: torch.Tensor
@@ -225,7 +257,9 @@ class Density:
     def of(cls, inside: Inside) -> Density:
         """From the counts."""
         n, m = len(inside.by_ball), len(inside.by_point)
-        return cls(inside.by_point / K_DENSITY, inside.by_ball * n / (m * K_DENSITY))
+        grown = (inside.by_ball / K_DENSITY).repeat_interleave(K_DENSITY)
+        worth = inside.by_ball.index_add(0, inside.near.flatten(), grown, alpha=-1)
+        return cls(inside.by_point / K_DENSITY, worth * n / (m * K_DENSITY))
 
     def value(self) -> float:
         """The density."""
