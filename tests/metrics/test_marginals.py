@@ -212,6 +212,27 @@ def test_the_contrast_of_a_channel_that_never_varies_is_not_measured():
     assert found(real, fake)[1][0]["contrast"] is None
 
 
+def test_errors_of_means_are_those_of_independent_samples():
+    """Of few samples: the deviation over n - 1, not n."""
+    real, fake = pictures(0, 5)[:, :1], pictures(1, 3)[:, :1]
+    values, channels = found(real, fake)
+    apart = [side.mean((1, 2, 3)) for side in (real, fake)]
+    errors = [own.std(ddof=1) / len(own) ** 0.5 for own in apart]
+    assert values["mean_shift_standard_error"] == pytest.approx(np.hypot(*errors), rel=1e-12)
+    ratio = apart[1].std(ddof=1) / apart[0].std(ddof=1)
+    assert values["mean_variety"] == pytest.approx(ratio, rel=1e-12)
+    for name, own, error in zip(("real", "generated"), apart, errors, strict=True):
+        assert channels[0][name]["mean_standard_error"] == pytest.approx(error, rel=1e-12)
+        assert channels[0][name]["deviation_of_means"] == pytest.approx(own.std(ddof=1), rel=1e-12)
+
+
+def test_errors_of_quantiles_are_those_of_the_shares_of_samples():
+    """Half of four samples are at the median or below: their share is off by 1 / sqrt(12)."""
+    real = np.repeat(np.array([10, 20, 30, 40], np.uint8), 6).reshape(4, 1, 2, 3)
+    [median] = [q for q in found(real, real)[1][0]["real"]["quantiles"] if q["share"] == 0.5]
+    assert (median["value"], median["standard_error"]) == (20, 15)
+
+
 def test_the_floor_is_real_samples_against_others():
     real, fake, more = pictures(0, 40), pictures(1, 40), pictures(2, 30)
     values, _ = found(real, fake, more)

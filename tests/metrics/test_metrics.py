@@ -325,6 +325,26 @@ def test_the_floor_is_real_images_against_others():
     assert measured("frechet", real, fake)["floor_images"] == 30
 
 
+@pytest.mark.parametrize(("n", "m"), [(5, 3), (4, 9)])
+def test_errors_of_the_frechet_distance_of_one_feature_have_a_closed_form(n, m):
+    """(mean - mean)^2 + (deviation - deviation)^2, both over n - 1: derivatives by hand."""
+    rng = np.random.default_rng(0)
+    sides = rng.normal(0, 1, (n, 1)), rng.normal(2, 3, (m, 1))
+    found = frechet.fit(*sides)
+    means, spreads = [s.mean() for s in sides], [s.std(ddof=1) for s in sides]
+    assert found.value == pytest.approx(
+        (means[0] - means[1]) ** 2 + (spreads[0] - spreads[1]) ** 2, rel=1e-12
+    )
+    variance = 0.0
+    for k, side in enumerate(sides):
+        apart, others = side[:, 0] - means[k], 1 - k
+        slopes = 2 * (means[k] - means[others]) * apart
+        # A deviation moves by (x^2 n / (n - 1) - its square) / (2 deviation).
+        slopes += (1 - spreads[others] / spreads[k]) * len(side) / (len(side) - 1) * apart**2
+        variance += slopes.var(ddof=1) / len(side)
+    assert found.error() == pytest.approx(variance**0.5, rel=1e-12)
+
+
 def test_frechet_of_few_samples_is_exact():
     """Two samples each: rank one covariances, for which the trace has a closed form."""
     a = np.array([[1.0, 0, 0, 0], [-1, 0, 0, 0]])
