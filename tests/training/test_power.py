@@ -15,6 +15,7 @@ from seams import giving
 from torch import nn
 
 from diffuse_cli import files, tensorfile
+from diffuse_cli.sweeps.lengths import LENGTHS
 from diffuse_cli.training import checkpoints, power
 from diffuse_cli.training.course import Course
 from diffuse_cli.training.power import (
@@ -140,7 +141,8 @@ def profiles_of(due):
 
 
 def test_the_fit_is_the_least_squares_of_profiles_on_a_grid():
-    """An oracle that knows nothing of the closed form: columns of numbers, and NumPy."""
+    """An oracle that knows nothing of the closed form: columns of numbers, and NumPy. The reference
+    code of Karras et al. divides by the sum, too."""
     n, due = 200_000, due_of(100, 5)
     x = (np.arange(n) + 0.5) / n * 100
     columns = [
@@ -151,7 +153,7 @@ def test_the_fit_is_the_least_squares_of_profiles_on_a_grid():
     aim = (wanted.gamma + 1) * (x / 100) ** wanted.gamma / 100
     expected, *_ = np.linalg.lstsq(np.stack(columns, 1), aim, rcond=None)
     found = nearest(profiles_of(due), wanted)
-    assert found.coefficients == pytest.approx(expected, abs=2e-3)
+    assert found.coefficients == pytest.approx(expected / expected.sum(), abs=2e-3)
     left = aim - np.stack(columns, 1) @ found.coefficients
     error = np.linalg.norm(left) / np.linalg.norm(aim)
     assert found.error == pytest.approx(error, rel=1e-2)
@@ -165,6 +167,23 @@ def test_a_length_that_was_kept_is_itself(length):
     expected[-2 + KEPT_LENGTHS.index(length)] = 1
     assert found.coefficients == pytest.approx(expected, abs=1e-6)
     assert found.error < 1e-6
+
+
+@pytest.mark.parametrize("count", [2, 3, 24])
+def test_coefficients_sum_to_one_and_constant_weights_come_back(tmp_path, count):
+    net = Net()
+    net.set(0.7)
+    powers, due = Powers(net), due_of(1000, count)
+    for step in range(1, 1001):
+        powers.follow(net)
+        if step in due:
+            save_snapshot(tmp_path, powers, step, Course.of(1000), count)
+    given = [read_snapshot(path) for _, path in snapshots(tmp_path)]
+    profiles = [p for s in given for p in s.profiles.values()]
+    found = [nearest(profiles, Profile(gamma_of(length), 1000)) for length in LENGTHS]
+    for each, made in zip(found, combine(given, found), strict=True):
+        assert each.coefficients.sum() == pytest.approx(1, abs=1e-12)
+        assert made["value"].item() == pytest.approx(0.7, rel=1e-6)
 
 
 @pytest.mark.parametrize(("count", "tolerance"), [(8, 3e-2), (24, 3e-3), (64, 5e-4)])
