@@ -153,23 +153,24 @@ def _by_gradient(
 ) -> Denoise:
     """x_0 + V `weigh`(y - A x_0, sigma_t^2, V), V = sigma_t^2 / alpha_t J (Tweedie's covariance).
 
-    At SNR 0, where x_0 does not depend on x_t, V is 1.
+    At SNR 0, where J is 0 and V the data's own covariance, V and sigma_t are those of the noisiest
+    timestep whose SNR is not 0.
     """
     import torch
 
     from diffuse_cli.core.guidance import with_x0
 
     def restored(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
-        alpha, level = process.level(t, like=x_t)
+        near = _above_zero(process, t)
+        alpha, level = process.level(near, like=x_t)
         with torch.enable_grad():
             x = x_t.detach().requires_grad_()
-            prediction = denoise(x, t, **cond)
+            followed = denoise(x, near, **cond)
+        prediction = followed if near is t else denoise(x_t, t, **cond)
         x0 = prediction.x0.detach()
 
         def spread(v: Tensor) -> Tensor:
-            if not hasattr(alpha, "where") and alpha == 0:
-                return v
-            (found,) = torch.autograd.grad(prediction.x0, x, v, retain_graph=True)
+            (found,) = torch.autograd.grad(followed.x0, x, v, retain_graph=True)
             moved: Tensor = level**2 / alpha * found
             return moved
 
@@ -177,6 +178,14 @@ def _by_gradient(
         return with_x0(_detached(prediction), x0, process, x_t, t)
 
     return restored
+
+
+def _above_zero(process: Process, t: Any) -> Any:
+    """Return t, or the noisiest timestep whose SNR is not 0 where that of t is."""
+    last = int((process.alpha_bars > 0).sum()) - 1
+    if last == process.num_timesteps - 1:
+        return t
+    return t.clamp(max=last) if hasattr(t, "clamp") else min(t, last)
 
 
 def _weighed(

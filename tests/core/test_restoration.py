@@ -20,8 +20,9 @@ from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.restoration import solve
 from diffuse_cli.core.samplers import OF_DISTILLED
 
+methods = pytest.mark.parametrize("method", list(RESTORATIONS))
 SHAPE, D = (2, 2, 4), 16
-COSINE = process_of("cosine", 1000)
+COSINE, FLOW = process_of("cosine", 1000), process_of("flow", 1000)
 
 
 def data() -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,7 +91,12 @@ def sampled(sampler: str, denoise: Any, process: Process, n: int) -> tuple[Any, 
 
 @cache
 def errors(
-    method: str, form: str, sampler: str, n: int, iterations: int | None = None
+    method: str,
+    form: str,
+    sampler: str,
+    n: int,
+    iterations: int | None = None,
+    process: Process = COSINE,
 ) -> tuple[float, float]:
     """Of the mean, by how far y moves it; of the covariance, by its own size.
 
@@ -98,10 +104,10 @@ def errors(
         iterations: as many as solve it exactly by default, one for each number that is observed.
     """
     a, matrix, y = degraded(form)
-    exact = gaussian_denoise(COSINE, MEAN, COVARIANCE)
+    exact = gaussian_denoise(process, MEAN, COVARIANCE)
     iterations = iterations or int(torch.linalg.matrix_rank(matrix))
-    wrapped = RESTORATIONS[method](exact, COSINE, a, y, iterations=iterations)
-    mean, covariance = sampled(sampler, wrapped, COSINE, n)
+    wrapped = RESTORATIONS[method](exact, process, a, y, iterations=iterations)
+    mean, covariance = sampled(sampler, wrapped, process, n)
     true_mean, true_covariance = posterior(matrix, y, a.sigma)
     moved = (true_mean - MEAN).norm()
     size = true_covariance.norm()
@@ -121,6 +127,24 @@ def test_mmps_has_the_mean_of_the_posterior_and_comes_to_its_covariance(form: st
     off_many, many = errors("mmps", form, "ddim", 48)
     assert max(off, off_many) < 2e-4
     assert many < 0.4 * few < 0.15
+
+
+@pytest.mark.parametrize("process", [FLOW, zero_snr()], ids=["flow", "zero-snr"])
+@pytest.mark.parametrize("form", FORMS)
+def test_mmps_has_the_mean_of_the_posterior_from_snr_0_on(form: str, process: Process):
+    off, few = errors("mmps", form, "ddim", 12, process=process)
+    off_many, many = errors("mmps", form, "ddim", 48, process=process)
+    assert max(off, off_many) < 1e-5
+    assert many < 0.4 * few
+
+
+@methods
+def test_the_first_timestep_of_a_flow_may_be_one_of_many(method: str):
+    a, _, y = degraded("low-res:2+noise:0.2")
+    restored = RESTORATIONS[method](gaussian_denoise(FLOW, MEAN, COVARIANCE), FLOW, a, y)
+    x = torch.randn(1, *SHAPE, generator=generator(9), dtype=torch.float64)
+    for t in (999, 400):
+        assert torch.allclose(restored(x, torch.tensor([t])).x0, restored(x, t).x0, atol=1e-6)
 
 
 @pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - OF_DISTILLED))
@@ -183,8 +207,6 @@ def test_all_are_exact_for_independent_data_of_unit_variance(form: str, method: 
 
 
 # -- any denoiser ---------------------------------------------------------------------------------
-
-methods = pytest.mark.parametrize("method", list(RESTORATIONS))
 
 
 @methods
