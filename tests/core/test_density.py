@@ -69,6 +69,36 @@ def test_the_variance_of_normal_data_gives_the_entropy_at_any_number_of_timestep
     assert bound(process, "small") > ENTROPY + 0.1
 
 
+@pytest.mark.parametrize(
+    ("schedule", "limit"),
+    [("linear", 1), ("quadratic", 1), ("constant", 1), ("cosine", 1), ("sigmoid", 1), ("flow", 2)],
+)
+def test_first_steps_shrink_to_log_2(schedule: str, limit: int):
+    """In log-SNR, for any number of timesteps; of `flow`, whose noise grows as t squared, twice."""
+    processes = [process_of(schedule, count) for count in (100, 1000, 10_000)]
+    steps = [float(process.log_snr(0) - process.log_snr(1)) for process in processes]
+    assert steps[0] > steps[1] > steps[2] > limit * math.log(2)
+    assert steps[2] == pytest.approx(limit * math.log(2), rel=0.02)
+
+
+@pytest.mark.parametrize(("timesteps", "gap"), [(100, 0.0089), (1000, 0.0009)])
+def test_large_is_above_the_entropy_of_data_of_another_variance(timesteps: int, gap: float):
+    """Independent N(0, 4) data; the terms are known in closed form."""
+    process, v = process_of("cosine", timesteps), 4.0
+    unit = torch.ones(1, dtype=torch.float64)
+    found = process.prior(math.sqrt(v) * unit).kl(Gaussian(0 * unit, 0.0)).item()
+    for t in range(timesteps):
+        alpha, sigma = process.level(t, like=unit)
+        known = v * sigma**2 / (alpha**2 * v + sigma**2)
+        pair = process.pair(t, like=unit)
+        if t == 0:
+            found += 0.5 * (math.log(2 * math.pi) + pair.log_beta + known / math.exp(pair.log_beta))
+            continue
+        needed = (math.exp(pair.log_beta_tilde) + pair.c1**2 * known) / math.exp(pair.log_beta)
+        found += 0.5 * (pair.log_beta - pair.log_beta_tilde + needed - 1)
+    assert found / math.log(2) - ENTROPY - 0.5 * math.log2(v) == pytest.approx(gap, abs=1e-4)
+
+
 def test_the_decoder_has_the_variance_of_the_first_step():
     for name in SCHEDULES:
         process = process_of(name, 100)

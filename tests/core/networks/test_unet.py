@@ -180,6 +180,26 @@ def test_dropout_acts_in_training_alone():
     assert not torch.allclose(net(x, t), net(x, t), atol=1e-3)
 
 
+def test_gradients_reach_a_new_network_in_three_steps():
+    """`conv_out`; the last layers of the blocks and what leads past them; the rest."""
+    net = plan(8, 1, width=8, groups=4, multipliers=(1, 2), blocks=1, attention=(4,)).build()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    x = torch.randn(2, 1, 8, 8, generator=generator(1))
+    reached: list[set[str]] = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        (net(x, torch.tensor([500.0, 500.0])) - x).square().mean().backward()
+        reached.append({name for name, p in net.named_parameters() if p.grad.any()})
+        optimizer.step()
+    first, second, third = reached
+    assert {name.split(".")[0] for name in first} == {"conv_out"}
+    inside = ("conv1", "norm1", "norm2", "time_emb", "group_norm", "to_q", "to_k", "to_v")
+    past = {name for name in third if not any(part in name for part in inside)}
+    assert second == past
+    blind = {name for name in third if name.endswith("to_k.bias")}  # softmax takes no notice of it
+    assert third - blind == {n for n, _ in net.named_parameters() if not n.endswith("to_k.bias")}
+
+
 def test_a_new_network_predicts_zero_and_its_blocks_are_the_identity():
     config = plan(**SMALL)
     net = config.build()
