@@ -108,7 +108,7 @@ def test_learned_times_go_with_their_sampler_and_steps_alone(given, times, taken
     recommending = model(SamplerChoice("unipc", 2, None, None, (99, 40.5)), classes=0)
     found = resolve(config(**given), recommending)
     assert (found.times, found.taken) == (times, taken)
-    own = "early" if found.sampler == "unipc" and found.steps <= 10 else "trailing"
+    own = "wide" if found.sampler == "unipc" and found.steps <= 10 else "trailing"
     assert found.spaced == given.get("spacing", own)
     assert found.choice.times == times
 
@@ -271,13 +271,13 @@ def test_learned_times_are_drawn_with_shown_and_left_for_a_spacing(diffuse, mode
     assert "as the model file recommends: unipc, 3 steps at learned times\n" in ran.err
     found = manifest("a")
     assert (found["spacing"], found["times"]) == ("learned", [99, 71.25, 13])
-    typed = ("--spacing", "early")
+    typed = ("--spacing", "wide")
     assert diffuse("sample", "made.safetensors", *fp32, *typed, "-o", "b").code == 0
     plain = ("--sampler", "unipc", "--steps", 3)
     assert diffuse("sample", model, *fp32, *plain, "-o", "c").code == 0
     a, b, c = (Path(folder, "00000.png").read_bytes() for folder in "abc")
     assert a != b == c
-    assert manifest("b")["spacing"] == manifest("c")["spacing"] == "early"
+    assert manifest("b")["spacing"] == manifest("c")["spacing"] == "wide"
     assert "times" not in manifest("b")
     loaded = modelfile.load("made.safetensors")
     *_, drawing = draw(
@@ -363,7 +363,7 @@ def test_drawing_begins_where_the_start_says(model):
     denoiser = loaded.blueprint.denoiser(loaded.network())
     *_, drawing = draw(denoiser, settings, range(2), space=space, device=torch.device("cpu"))
     low = loaded.low_frequencies
-    times = process.times(3, "early", log_snr=low.log_snr)
+    times = process.times(3, "wide", log_snr=low.log_snr)
     noise = image_noise(0, range(2), -1, space.shape, torch.device("cpu"))
     x = low.begun(noise, *process.level(times[0], like=noise))
     *_, state = SAMPLERS["unipc"](

@@ -140,7 +140,7 @@ class TrajectoryConfig(Config):
         None,
         "Which timesteps the sampler visits.",
         table="core.spacings.SPACINGS",
-        shown="those that tune learned, or early with unipc in at most 10 steps, else trailing",
+        shown="those that tune learned, or wide with unipc in at most 10 steps, else trailing",
     )
     threshold: float | None = sampling_option(
         None,

@@ -188,10 +188,10 @@ SAMPLERS: Registry[Callable[..., Iterator[State]]] = Registry(
     },
 )
 
-SPACED = {"unipc": "early"}
+SPACED = {"unipc": "wide"}
 FEW = 10
-"""The spacings that go with samplers in at most so many steps; else `trailing`. In 20 steps nothing
-is gained, and what is fine is lost in the last, which is longer (benchmarks/README.md)."""
+"""The spacings that go with samplers in at most so many steps; else `trailing`. Only `unipc` in few
+steps was measured (benchmarks/README.md)."""
 
 
 def spacing_of(sampler: str, steps: int) -> str:

@@ -50,17 +50,37 @@ def early(n: int, log_snrs: Sequence[float], rho: float = 0.6) -> list[int]:
     """Most steps at much noise: the angle atan(sigma / alpha) falls as (1 - i/n)^rho, from T-1 on,
     to the nearest timesteps, each at most once.
 
-    Under `cosine` the angle is proportional to t, and rho = 1 is trailing. Few steps of a solver
-    err most where there is much noise (benchmarks/README.md, "Spacings").
+    Under `cosine` the angle is proportional to t, and rho = 1 is trailing. Components narrower than
+    a pixel come out too weak (benchmarks/README.md, "Spacings").
     """
-    angles = [math.atan(math.exp(-value / 2)) for value in log_snrs]
+    return _falling(n, [math.atan(math.exp(-value / 2)) for value in log_snrs], -1, rho)
+
+
+def wide(
+    n: int, log_snrs: Sequence[float], end: int = -1, *, width: float = 2.0, center: float = -1.0
+) -> list[int]:
+    """Trailing times of `cosine` with its log-SNR `width` times as wide, around `center`.
+
+    More steps than trailing has at much noise, where structures wider than a pixel take shape, and
+    at little noise, where details do. Nearest timesteps, each at most once.
+
+    Args:
+        end: the timestep that the last step leads to; -1 is clean data.
+    """
+    angles = [math.atan(math.exp((center - value) / 2 / width)) for value in log_snrs]
+    return _falling(n, angles, end)
+
+
+def _falling(n: int, angles: Sequence[float], end: int, rho: float = 1.0) -> list[int]:
+    """Timesteps from the last one on whose angles fall as (1 - i/n)^rho to that of `end`."""
+    lowest = angles[end] if end >= 0 else 0.0
     times: list[int] = []
     for i in range(n):
-        wanted = angles[-1] * (1 - i / n) ** rho
+        wanted = lowest + (angles[-1] - lowest) * (1 - i / n) ** rho
         above = bisect_left(angles, wanted)
         nearest = min((above - 1, above), key=lambda t: abs(angles[max(t, 0)] - wanted))
         highest = times[-1] - 1 if times else len(angles) - 1
-        times.append(min(max(nearest, n - 1 - i), highest))
+        times.append(min(max(nearest, end + n - i), highest))
     return times
 
 
@@ -82,5 +102,6 @@ SPACINGS: Registry[Spacing] = Registry(
         "linspace": linspace,
         "karras": karras,
         "early": early,
+        "wide": wide,
     },
 )

@@ -124,7 +124,7 @@ def test_where_it_begins_follows_from_the_size():
         found = LowFrequencies(size, (), (), ()).log_snr
         assert found == pytest.approx(wanted)
         process = process_of("cosine", 1000)
-        for spacing in ("trailing", "early", "linspace", "karras"):
+        for spacing in ("trailing", "early", "wide", "linspace", "karras"):
             first, *_, last = process.times(6, spacing, log_snr=found)
             assert process.log_snr(first) <= found < process.log_snr(first - 1), spacing
             assert last < first
