@@ -72,7 +72,7 @@ def path(denoise: Denoise, process: Process, noise: Tensor, fine: Sequence[int] 
     places: list[int] = []
     for (t, s), steps in zip(pairwise([*points, -1]), fine, strict=False):
         places.append(len(times))
-        times += wide(min(steps, t - s), levels[: t + 1], s)
+        times += wide(min(steps, t - s), levels[: t + 1], s, whole=sum(fine))
     with torch.no_grad():
         states = unipc(denoise, process, noise, times, noise=_no_noise)
         passed = [noise, *(state.x for state in states)]

@@ -57,17 +57,19 @@ def early(n: int, log_snrs: Sequence[float], rho: float = 0.6) -> list[int]:
 
 
 def wide(
-    n: int, log_snrs: Sequence[float], end: int = -1, *, width: float = 2.0, center: float = -1.0
+    n: int, log_snrs: Sequence[float], end: int = -1, *, whole: int | None = None
 ) -> list[int]:
-    """Trailing times of `cosine` with its log-SNR `width` times as wide, around `center`.
+    """Trailing times of `cosine` with its log-SNR 1 + 5/n times as wide, around -1.
 
     More steps than trailing has at much noise, where structures wider than a pixel take shape, and
     at little noise, where details do. Nearest timesteps, each at most once.
 
     Args:
         end: the timestep that the last step leads to; -1 is clean data.
+        whole: the steps of all parts, where these n are one of several.
     """
-    angles = [math.atan(math.exp((center - value) / 2 / width)) for value in log_snrs]
+    width = 1 + 5 / (whole or n)
+    angles = [math.atan(math.exp(-(value + 1) / 2 / width)) for value in log_snrs]
     return _falling(n, angles, end)
 
 
