@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--data", help="the name of the models' data set")
     parser.add_argument("--reference", type=int, default=500)
     parser.add_argument("-n", type=int, default=200)
-    parser.add_argument("--steps", type=int, nargs="+", default=[5, 10])
+    parser.add_argument("--steps", type=int, nargs="+", default=[5, 8, 10])
     parser.add_argument("--spacings", nargs="+", default=["trailing", "early", "wide"])
     parser.add_argument("--sampler", default="unipc")
     o = parser.parse_args()

@@ -19,7 +19,6 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.core.solvers import State, Times, unipc
-from diffuse_cli.core.spacings import wide
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,9 +27,9 @@ if TYPE_CHECKING:
     from diffuse_cli.core.process import Process
     from diffuse_cli.core.solvers import Noise
 
-FINE = (4, 1, 2, 2)
-"""Steps of the solver from each point of a path to the next, spaced as by `wide`. With one step
-from the last point on, samples of four evaluations are blurred (benchmarks/README.md)."""
+FINE = (4, 1, 1, 3)
+"""Steps of the solver from each point of a path to the next: at much noise, where structures wider
+than a pixel take shape, and from the last point on, where details do (benchmarks/README.md)."""
 
 POINTS = len(FINE)
 """Points of a path: the times of 4 evaluations, and so those of 2 and 1. Twice as many, on half as
@@ -66,13 +65,13 @@ def path(denoise: Denoise, process: Process, noise: Tensor, fine: Sequence[int] 
     """
     import torch
 
-    points = [int(t) for t in process.times(min(len(fine), process.num_timesteps))]
-    levels = process.log_snr(torch.arange(process.num_timesteps)).tolist()
+    points = process.times(min(len(fine), process.num_timesteps))
     times: list[int] = []
     places: list[int] = []
     for (t, s), steps in zip(pairwise([*points, -1]), fine, strict=False):
+        steps = min(steps, int(t - s))
         places.append(len(times))
-        times += wide(min(steps, t - s), levels[: t + 1], s, whole=sum(fine))
+        times += [round(t - (t - s) * k / steps) for k in range(steps)]
     with torch.no_grad():
         states = unipc(denoise, process, noise, times, noise=_no_noise)
         passed = [noise, *(state.x for state in states)]

@@ -53,36 +53,28 @@ def early(n: int, log_snrs: Sequence[float], rho: float = 0.6) -> list[int]:
     Under `cosine` the angle is proportional to t, and rho = 1 is trailing. Components narrower than
     a pixel come out too weak (benchmarks/README.md, "Spacings").
     """
-    return _falling(n, [math.atan(math.exp(-value / 2)) for value in log_snrs], -1, rho)
+    return _falling(n, [math.atan(math.exp(-value / 2)) for value in log_snrs], rho)
 
 
-def wide(
-    n: int, log_snrs: Sequence[float], end: int = -1, *, whole: int | None = None
-) -> list[int]:
-    """Trailing times of `cosine` with its log-SNR 1 + 5/n times as wide, around -1.
+def wide(n: int, log_snrs: Sequence[float]) -> list[int]:
+    """Return trailing times of a `cosine` whose log-SNR is 1 + 5/n times as wide, around -1.
 
     More steps than trailing has at much noise, where structures wider than a pixel take shape, and
     at little noise, where details do. Nearest timesteps, each at most once.
-
-    Args:
-        end: the timestep that the last step leads to; -1 is clean data.
-        whole: the steps of all parts, where these n are one of several.
     """
-    width = 1 + 5 / (whole or n)
-    angles = [math.atan(math.exp(-(value + 1) / 2 / width)) for value in log_snrs]
-    return _falling(n, angles, end)
+    width = 1 + 5 / n
+    return _falling(n, [math.atan(math.exp(-(value + 1) / 2 / width)) for value in log_snrs])
 
 
-def _falling(n: int, angles: Sequence[float], end: int, rho: float = 1.0) -> list[int]:
-    """Timesteps from the last one on whose angles fall as (1 - i/n)^rho to that of `end`."""
-    lowest = angles[end] if end >= 0 else 0.0
+def _falling(n: int, angles: Sequence[float], rho: float = 1.0) -> list[int]:
+    """Return timesteps from the last one on, whose angles fall as (1 - i/n)^rho."""
     times: list[int] = []
     for i in range(n):
-        wanted = lowest + (angles[-1] - lowest) * (1 - i / n) ** rho
+        wanted = angles[-1] * (1 - i / n) ** rho
         above = bisect_left(angles, wanted)
         nearest = min((above - 1, above), key=lambda t: abs(angles[max(t, 0)] - wanted))
         highest = times[-1] - 1 if times else len(angles) - 1
-        times.append(min(max(nearest, end + n - i), highest))
+        times.append(min(max(nearest, n - 1 - i), highest))
     return times
 
 
