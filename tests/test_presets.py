@@ -11,8 +11,9 @@ from nets import Plan
 
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core import LOSSES, SCHEDULES, TARGETS, VARIANCES, WEIGHTINGS, Conditions, Space
-from diffuse_cli.core.networks import count_parameters, vit
+from diffuse_cli.core.networks import NETWORKS, count_parameters, vit
 from diffuse_cli.core.networks.unet import Config, check
+from diffuse_cli.core.targets import has_noise
 from diffuse_cli.core.variances import channels_out
 from diffuse_cli.errors import UsageError
 from diffuse_cli.options import from_dict
@@ -171,13 +172,56 @@ def test_levels_are_added_until_eight_pixels(size: tuple[int, int], levels: int)
 @pytest.mark.parametrize(
     ("size", "patch"),
     [((32, 32), 1), ((63, 64), 1), ((64, 64), 2), ((66, 65), 1), ((96, 96), 2), ((127, 128), 1),
-     ((128, 128), 4), ((64, 256), 2), ((130, 130), 2)],
+     ((128, 128), 2), ((512, 256), 2), ((64, 256), 2), ((130, 130), 2)],
 )  # fmt: skip
 def test_tiny_cuts_larger_samples_into_patches(size: tuple[int, int], patch: int):
-    """To 32 a side or more, where every side can be cut; not where the patch is given."""
+    """To 32 a side or more, where every side can be cut and the width holds a patch; not where the
+    patch is given."""
     assert network(train(), "tiny", size, 3).patch == patch
+    assert network(train(width=8), "tiny", size, 3).patch == 1
     assert network(train(architecture={"patch": 1}), "tiny", size, 3).patch == 1
     assert network(train(), "small", size, 3).patch == 1
+
+
+SHAPES = [
+    *((side,) for side in (8, 100, 512, 4096, 8192, 2**17)),
+    *((side, side) for side in (2, 9, 28, 32, 63, 64, 96, 100, 128, 192, 256, 384, 500, 512)),
+    *((64, 512), (512, 128), (33, 512)),
+    *((side,) * 3 for side in (8, 16, 32, 48, 64, 128)),
+]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 8, 9, 16, 17, 24, 32, 33, 48, 64])
+@pytest.mark.parametrize("name", [n for n, p in PRESETS.items() if not p.published])
+def test_no_default_is_narrower_than_its_patches(name: str, channels: int):
+    """The last layer can write noise of every dimension, and of x_0, which fills fewer, half."""
+    target = PRESETS[name].train.get("target", "v")
+    for size in SHAPES:
+        space = Space(channels=channels, size=size)
+        found, config = architecture(train(), name, space)
+        values = channels * config.patch ** len(size)
+        if has_noise(target):
+            assert NETWORKS[found].full_rank(config, space) == config
+            assert config.width >= values
+        elif values > 2 * config.width:  # only where attention would be over too many
+            sides = [n for n in range(1, config.patch) if not any(side % n for side in size)]
+            held = [n for n in sides if channels * n ** len(size) <= 2 * config.width]
+            assert not held or vit.positions(held[-1], space) > vit.POSITIONS
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "channels", "patch", "width"),
+    [
+        ("tiny", (64, 64), 8, 2, 32), ("tiny", (64, 64), 9, 1, 32), ("tiny", (64, 64), 33, 1, 64),
+        ("slim", (64, 64), 4, 2, 16), ("slim", (64, 64), 5, 1, 16), ("slim", (64, 64), 40, 1, 48),
+        ("tiny", (8192,), 4, 16, 64), ("tiny", (8192,), 5, 8, 64), ("tiny", (64,) * 3, 4, 2, 32),
+        ("vit-s", (256, 256), 3, 16, 384), ("vit-s", (512, 512), 3, 16, 384),
+        ("vit-s", (256, 256), 4, 8, 384), ("vit-b", (512, 512), 1, 32, 768),
+    ],
+)  # fmt: skip
+def test_channels_make_patches_smaller_and_then_networks_wider(name, size, channels, patch, width):
+    _, config = architecture(train(), name, Space(channels=channels, size=size))
+    assert (config.patch, config.width) == (patch, width)
 
 
 def test_a_typed_size_that_a_typed_preset_cannot_halve_is_refused():

@@ -50,6 +50,11 @@ def flow(alpha: Number, sigma: Number, c1: Number, c2: Number) -> tuple[float, f
     return -1.0, 1.0
 
 
+def has_noise(target: str) -> bool:
+    """Whether a network for this target predicts noise."""
+    return bool(TARGETS[target](0.6, 0.8, 0.1, 0.2)[1])
+
+
 STEPWISE = frozenset({"mu"})
 """Targets that are defined at whole timesteps only, by the timestep before."""
 

@@ -51,8 +51,10 @@ class Network(Protocol):
 
     It may also have, as `unet` does: `adapt`, to fit a preset to a space; `ENDS`, its `Ends`;
     `resized(config, before, after)`, the configuration whose weights are the same at another size,
-    if it is not the same itself; `OF_SIZE`, the settings that follow from a size; and
-    `at_width(settings, width, published)`, those of a table of settings that suit another width.
+    if it is not the same itself; `OF_SIZE`, the settings that follow from a size;
+    `at_width(settings, width, published)`, those of a table of settings that suit another width;
+    and `full_rank(config, space)`, the nearest configuration whose output can hold noise in every
+    dimension, which is the same one if it can itself.
 
     Attributes:
         Config: `Settings` such as widths and heads, and nothing about the data.

@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diffuse_cli.core.space import Space
+
+
+def fitting(patch: int, features: int, space: Space) -> int | None:
+    """Return the largest divisor of `patch` whose patches have at most `features` values, if any.
+
+    A position of `features` numbers becomes a patch by a linear map, so patches with more values
+    cannot hold noise in every dimension.
+    """
+    sides = (p for p in range(patch, 0, -1) if patch % p == 0)
+    return next((p for p in sides if space.channels * p**space.dims <= features), None)
 
 
 def folded(x: Tensor, patch: int) -> Tensor:

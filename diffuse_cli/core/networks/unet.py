@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.errors import InvalidArgument
 from diffuse_cli.core.networks import Ends
+from diffuse_cli.core.networks._patches import fitting
 from diffuse_cli.core.settings import Settings, dimensions, from_dict, setting
 from diffuse_cli.core.space import Space
 
@@ -201,6 +202,15 @@ def resized(config: Config, before: tuple[int, ...], after: tuple[int, ...]) -> 
     return replace(config, attention=tuple(side >> i for i, has in enumerate(attends) if has))
 
 
+def full_rank(config: Config, space: Space) -> Config:
+    """Return the configuration with patches, or else a width, that can hold noise in every
+    dimension."""
+    patch = fitting(config.patch, config.width, space)
+    if patch is not None:
+        return replace(config, patch=patch)
+    return replace(config, patch=1, width=config.width * -(-space.channels // config.width))
+
+
 # -- from a preset to a configuration -------------------------------------------------------------
 
 LOWEST = 8
@@ -224,8 +234,10 @@ def adapt(
 ) -> Config:
     """The configuration `fields`, adapted to a space.
 
-    Larger samples than `finest` are cut into patches. Levels are added until the shortest side, in
-    patches, is at most `LOWEST` or odd. Groups and heads are lowered until they divide the widths.
+    Larger samples than `finest` are cut into patches, which have at most as many values as the
+    width. If the samples have more channels than that, the width is raised. Levels are added until
+    the shortest side, in patches, is at most `LOWEST` or odd. Groups and heads are lowered until
+    they divide the widths.
 
     Args:
         fields: settings to adapt, and `finest`: the least shortest side, in patches, that patches
@@ -243,6 +255,10 @@ def adapt(
         fields["patch"] = _patch(space, finest)
     undivided = {"heads": None, "head_width": None, "groups": 1}
     config = from_dict(Config, {**fields, **undivided})
+    held = full_rank(config, space)
+    config = replace(
+        config, **{name: getattr(held, name) for name in ("patch", "width") if name not in given}
+    )
     if not published and "multipliers" not in given:
         config = replace(config, multipliers=_levels(config, space, exact))
     heads = {name: fields.get(name) for name in ("heads", "head_width")}

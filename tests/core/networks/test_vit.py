@@ -313,7 +313,7 @@ def test_a_network_that_cannot_be_is_refused(wrong: dict[str, Any], message: str
         plan(**{"size": 8, **SMALL, **wrong}).build()
 
 
-PRESET = {"width": 48, "depth": 2, "head_width": 16, "bottleneck": 128, "positions": 256}
+PRESET = {"width": 384, "depth": 2, "head_width": 16, "bottleneck": 128, "positions": 256}
 
 
 @pytest.mark.parametrize(
@@ -321,10 +321,11 @@ PRESET = {"width": 48, "depth": 2, "head_width": 16, "bottleneck": 128, "positio
     [
         ((64, 64), 4, None), ((128, 128), 8, 128), ((256, 256), 16, 128), ((32, 32), 2, None),
         ((28, 28), 2, None), ((2, 2), 1, None), ((48, 64), 4, None), ((31, 33), 1, None),
-        ((8192,), 32, None), ((32, 32, 32), 8, 128),
+        ((8192,), 32, None), ((32, 32, 32), 4, 128), ((512, 512), 16, 128), ((1024, 512), 16, 128),
     ],
 )  # fmt: skip
 def test_a_preset_has_the_smallest_patches_that_are_few_enough(size, patch, bottleneck):
+    """But none of more values than twice the width."""
     space = Space(channels=3, size=size)
     config = adapt(PRESET, {}, space)
     assert (config.patch, config.bottleneck) == (patch, bottleneck)
