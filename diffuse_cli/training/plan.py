@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,9 @@ from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.low_frequencies import NAME as LOW_FREQUENCIES
 from diffuse_cli.core.low_frequencies import LowFrequencies
+from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.core.settings import dimensions, to_dict
+from diffuse_cli.core.targets import has_noise
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.data import Pairs, Samples, held_out_rule, open_index, read_images, save_index
 from diffuse_cli.data.summary import fitting
@@ -181,6 +183,7 @@ def prepare(
     if not config.goes_on:  # where it could still be changed
         for line in slow_precision(config.precision, config.device):
             yield Notice(line, warning=True)
+        yield from too_narrow(config, blueprint)
     if int((~held_out).sum()) < FEW:
         yield Notice(
             f"1 {MEDIA[images.medium].ONE} to train on: the model can only memorise it; what it "
@@ -195,6 +198,28 @@ def prepare(
         )
     init = None if config.goes_on else (yield from first_weights(done, blueprint))
     return Plan(done, blueprint, images, indices[~held_out], indices[held_out], init, pairs=pairs)
+
+
+def too_narrow(config: TrainConfig, blueprint: Blueprint) -> Iterator[Notice]:
+    """Warn of a network that cannot predict noise in every dimension, with settings that can."""
+    name = blueprint.network
+    full_rank = getattr(NETWORKS[name], "full_rank", None)
+    if full_rank is None or not has_noise(blueprint.diffusion.target):
+        return
+    own, able = to_dict(blueprint.config), to_dict(full_rank(blueprint.config, blueprint.space))
+    changed = {key: value for key, value in able.items() if value != own.get(key)}
+    ways = " and ".join(
+        f"--width {value}"
+        if (key, config.width) == ("width", own.get("width"))
+        else f"[{name}] {key} = {value}{'' if config.init else ' in --config'}"
+        for key, value in changed.items()
+    )
+    if ways:
+        yield Notice(
+            "the network is too narrow to remove all noise: samples will be covered in static. "
+            f"{'Use a model trained with' if config.init else 'Set'} {ways}",
+            warning=True,
+        )
 
 
 def given_inputs(plan: Plan, chosen: npt.NDArray[np.int64]) -> Inputs | None:

@@ -24,6 +24,7 @@ from diffuse_cli.training import estimating
 from diffuse_cli.training.configuring import batched, complete, configure, rate_at
 from diffuse_cli.training.memory import bytes_kept
 from diffuse_cli.training.monitor import GUESS
+from diffuse_cli.training.plan import too_narrow
 from diffuse_cli.training.rundir import RunDirectory
 from diffuse_cli.training.stopwatch import Stopwatch
 from diffuse_cli.training.timing import batch_for, fill_minutes
@@ -124,6 +125,60 @@ def test_the_width_of_a_preset_is_said_where_none_was_typed():
     config = completed({"preset": "small"})
     assert config.width == 64
     assert config.lr == PRESETS["small"].train["lr"]
+
+
+def narrow(typed, filed=None, channels=3):
+    """The warnings of a network that is too narrow for noise in every dimension."""
+    config = configure({"data": "images", **typed}, filed)
+    _, blueprint = complete(config, replace(IMAGES, channels=channels), Conditions())
+    return [notice.text for notice in too_narrow(config, blueprint)]
+
+
+@pytest.mark.parametrize(
+    ("typed", "filed", "channels", "way", "then"),
+    [
+        ({}, {"unet": {"patch": 4}}, 3, "Set [unet] patch = 2 in --config",
+         ({}, {"unet": {"patch": 2}})),
+        ({"width": 8}, None, 16, "Set --width 16", ({"width": 16}, None)),
+        ({}, {"unet": {"width": 8}}, 12, "Set [unet] width = 16 in --config",
+         ({}, {"unet": {"width": 16}})),
+        ({}, {"unet": {"width": 8, "patch": 2}}, 9,
+         "Set [unet] patch = 1 in --config and [unet] width = 16 in --config",
+         ({}, {"unet": {"width": 16, "patch": 1}})),
+        ({"preset": "vit-s", "target": "eps"}, {"vit": {"patch": 16}}, 3,
+         "Set [vit] patch = 4 in --config",
+         ({"preset": "vit-s", "target": "eps"}, {"vit": {"patch": 4}})),
+        ({"preset": "vit-s", "target": "v"}, {"vit": {"patch": 1, "bottleneck": 5}}, 12,
+         "Set [vit] bottleneck = 12 in --config",
+         ({"preset": "vit-s", "target": "v"}, {"vit": {"patch": 1, "bottleneck": 12}})),
+    ],
+)  # fmt: skip
+def test_a_network_that_cannot_predict_all_noise_is_warned_of(typed, filed, channels, way, then):
+    (text,) = narrow(typed, filed, channels)
+    assert text.endswith(f"samples will be covered in static. {way}")
+    assert not narrow(*then, channels)
+
+
+def test_a_network_of_x_0_need_not_predict_noise():
+    assert not narrow({"target": "x0"}, {"unet": {"patch": 4}})
+    assert not narrow({"preset": "vit-s"}, {"vit": {"patch": 16}})
+
+
+def test_train_warns_of_a_narrow_network_once_and_not_when_it_goes_on(
+    diffuse, images, recipe, tmp_path
+):
+    path = tmp_path / "patches.toml"
+    path.write_text(f"{recipe.read_text()}patch = 4\n")
+    line = ("train", images, "--config", path, "-o", "old.safetensors")
+    ran = diffuse(*line, "--steps", 1)
+    assert ran.code == 0
+    assert ran.err.count("warning: the network is too narrow") == 1
+    assert "Set [unet] patch = 2 in --config" in ran.err
+    assert "narrow" not in diffuse(*line[:2], "--resume", "--steps", 2, *line[-2:]).err
+    again = ("train", images, "--init", "old.safetensors", "--steps", 1)
+    assert "Use a model trained with [unet] patch = 2" in diffuse(*again).err
+    path.write_text(path.read_text().replace("patch = 4", "patch = 2"))
+    assert "narrow" not in diffuse(*line, "--steps", 1, "--overwrite").err
 
 
 @pytest.mark.parametrize("width", [24, 32, 40])
