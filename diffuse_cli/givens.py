@@ -35,6 +35,23 @@ def is_degradation(text: str) -> bool:
     return text.partition("+")[0].partition(":")[0] in degradations.DEGRADATIONS
 
 
+def check_pairs_option(path: str | None, *models: Given | None) -> None:
+    """Check --given of a command that reads DATA: models of pairs need it, others have no use.
+
+    Raises:
+        UsageError
+    """
+    paired = any(given is not None and given.what == PAIRS for given in models)
+    if paired and path is None:
+        raise UsageError(
+            "the model was trained on pairs", "Give --given PATH, what lies beside DATA"
+        )
+    if path is not None and not paired:
+        made = [f"with --given {of.what}, which is made of DATA" for of in models if of]
+        said = next(iter(made), "without")
+        raise UsageError(f"--given: the model was trained {said}", "Leave it out")
+
+
 def observed_space(space: Space, made: Degradation) -> Space:
     """The space of what is observed of samples, as it is stored.
 

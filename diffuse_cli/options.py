@@ -22,6 +22,9 @@ from diffuse_cli.parsing import as_number, brief
 OVERWRITE = "Replace existing output."
 """Help of --overwrite, which every command that writes has."""
 
+BESIDE = "What lies beside the images of DATA, for a model trained on pairs: a folder or zip."
+"""Help of --given where a model's data is read again."""
+
 MODEL = "Model file, run directory, or hf://ORG/NAME."
 """Help of MODEL."""
 

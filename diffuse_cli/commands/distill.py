@@ -27,8 +27,10 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     """The training that it is.
 
     Raises:
-        UsageError, ModelFileError: as `train` with these options.
+        UsageError, ModelFileError: as `train` with these options; or --given is missing or of no
+            use to the model.
     """
+    from diffuse_cli.givens import check_pairs_option
     from diffuse_cli.modelfile import load
     from diffuse_cli.training.configuring import BATCH
     from diffuse_cli.training.configuring import configure as complete
@@ -49,6 +51,7 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     values |= {"init": model, "loss": "consistency", "keep_weak": False}
     values["timestep_draw"] = "uniform"  # a path has times of its own
     found = load(model)
+    check_pairs_option(config.given, found.blueprint.conditions.given)
     values.setdefault("batch_size", max(1, found.training.get("batch_size", BATCH) // SHARE))
     if "lr" in found.training:
         values.setdefault("lr", found.training["lr"] / 2)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from diffuse_cli.options import (
+    BESIDE,
     MODEL,
     OVERWRITE,
     Config,
     argument,
+    data_option,
     optimiser_option,
     option,
     output_option,
@@ -53,6 +55,7 @@ class DistillConfig(Config):
     )
     resume: bool = option(False, "Continue from the last checkpoint.", control=True)
     overwrite: bool = option(False, OVERWRITE, control=True)
+    given: str | None = data_option(None, BESIDE, metavar="PATH", place=True, shown="")
     batch_size: int | None = optimiser_option(
         None,
         "Paths per step, over all processes; each is learned at 4 times. In the last part, noises "

@@ -18,6 +18,7 @@ from diffuse_cli.config.drawing import (
 from diffuse_cli.config.reading import BACKGROUND, FIT, ReadingConfig
 from diffuse_cli.errors import UsageError
 from diffuse_cli.options import (
+    BESIDE,
     MODEL,
     OVERWRITE,
     Config,
@@ -71,12 +72,7 @@ class SidesConfig(FeatureConfig, ComputeConfig, ReadingConfig):
     )
     background: str | None = data_option(None, BACKGROUND, parse=parse_color, shown="the model's")
     fit: str | None = data_option(None, FIT, table="media.FITS", shown="the model's")
-    given: str | None = data_option(
-        None,
-        "What lies beside the images of DATA, for a model trained on pairs: a folder or zip.",
-        metavar="PATH",
-        shown="",
-    )
+    given: str | None = data_option(None, BESIDE, metavar="PATH", shown="")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ from diffuse_cli.evaluation.images import (
 from diffuse_cli.evaluation.parts import Evaluation
 from diffuse_cli.evaluation.words import words_of
 from diffuse_cli.events import Notice, Work
+from diffuse_cli.givens import check_pairs_option
 from diffuse_cli.guiding import equipped
 from diffuse_cli.metrics import METRICS, Measured, Number, Values, Words, shown
 from diffuse_cli.metrics import measured as number
@@ -96,6 +97,7 @@ def measure_both(
                 f"the two were trained with --{name} {theirs[0]} and {theirs[1]}",
                 f"Give --{name}, for both",
             )
+    check_pairs_option(config.given, *(m.model.blueprint.conditions.given for m in models))
     settings = []
     for each, model in zip(own, models, strict=True):
         settings.append((yield from equipped(settle(each, model), model, accelerator)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from diffuse_cli.draws import permutation
 from diffuse_cli.errors import UsageError
 from diffuse_cli.evaluation.words import words_of
 from diffuse_cli.events import Notice, Work
-from diffuse_cli.givens import Giver, Inputs, inputs_for
+from diffuse_cli.givens import Giver, Inputs, check_pairs_option, inputs_for
 from diffuse_cli.media import MEDIA, Array, judged, like
 from diffuse_cli.memory import free_memory, processes_here
 from diffuse_cli.resolving import DrawSettings
@@ -88,6 +88,15 @@ class Training:
         return _some(self.samples, self.labels, self.pairs, self.rows, self.order[:n])
 
 
+FINGERPRINTS: Mapping[str, str] = {
+    "data": "the real {many}",
+    "subject": "the generated {many}",
+    "given": "the conditioning {many}",
+    "table": "the metadata columns",
+}
+"""The names that people read of what has a fingerprint, by its key."""
+
+
 @dataclass(frozen=True)
 class Sides:
     """Real images and, where a folder is measured, the images in it.
@@ -98,7 +107,7 @@ class Sides:
             training would, if it is large enough.
         part: which of DATA `real` is: `held-out` or `all`.
         classes: the name of each label.
-        fingerprints: of DATA, and of the folder that is measured.
+        fingerprints: of DATA, and of what else was read, by the keys of `FINGERPRINTS`.
         space: that of the samples on all sides.
     """
 
@@ -126,6 +135,7 @@ def read_sides(config: MeasureConfig, loaded: Loaded | None) -> Work[Sides]:
     """Read the real images and, without a model, those to compare with them."""
     if loaded is None:
         return (yield from _of_folder(config))
+    check_pairs_option(config.given, loaded.model.blueprint.conditions.given)
     images = yield from read_for(config, loaded)
     images = yield from read_rows(config.data, images, loaded)
     pairs = yield from read_pairs(config, images, loaded)
@@ -176,21 +186,12 @@ def read_pairs(config: SidesConfig, images: Samples, loaded: Loaded) -> Work[Pai
     """What lies beside DATA, for a model that was trained on pairs.
 
     Raises:
-        UsageError: it is not named, or of no use to the model.
         DataError: nothing has a pair.
     """
     given = loaded.model.blueprint.conditions.given
     if given is None or given.what != PAIRS:
-        if config.given and given:
-            raise UsageError(
-                f"--given: the model was trained with --given {given.what}, which is made of DATA",
-                "Leave it out",
-            )
         return None
-    if config.given is None:
-        raise UsageError(
-            "the model was trained on pairs", "Give --given PATH, what lies beside DATA"
-        )
+    assert config.given is not None  # as `check_pairs_option` says
     found = yield from read_images(
         config.given,
         **like(Giver(given, loaded.space).inputs),

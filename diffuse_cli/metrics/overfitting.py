@@ -38,12 +38,12 @@ def remarks(facts: Facts) -> Iterator[Remark]:
     """Whether held-out images cost more."""
     if "bits_per_dim_gap" not in facts:
         return
-    gap, many = facts["bits_per_dim_gap"], facts.words.many
+    gap, own, many = facts["bits_per_dim_gap"], facts["bits_per_dim_train"], facts.words.many
     words = f"held-out {many} cost {gap} bits per dimension more than training {many} do"
     if gap.above(Measured(0.0)):
         words += f"; train for fewer steps, or on more {many}"
         yield Remark("overfitting", "serious", words)
-    elif not (facts.stored and facts["bits_per_dim"].above(facts.stored)):  # predicts neither
+    elif not (facts.stored and own.above(facts.stored)):  # it predicts neither
         words = f"no sign: {words}, which is not clearly above 0"
         yield Remark("overfitting", "fine", words)
 

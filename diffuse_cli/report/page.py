@@ -14,6 +14,7 @@ from diffuse_cli import __version__
 from diffuse_cli.config import EvalConfig, TuneConfig
 from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation.evaluating import Evaluated
+from diffuse_cli.evaluation.images import FINGERPRINTS
 from diffuse_cli.options import to_arguments
 from diffuse_cli.report import courses, sections, style
 from diffuse_cli.report.distributions import distributions
@@ -85,8 +86,7 @@ def _facts(config: EvalConfig, found: Evaluated) -> dict[str, Any]:
     """Everything that the numbers depend on, by readable names."""
     many = found.words.many
     subject = {"model": config.subject} if found.model else {f"generated {many}": config.subject}
-    names = {"data": f"fingerprint of the real {many}",
-             "subject": f"fingerprint of the generated {many}"}  # fmt: skip
+    names = {key: f"fingerprint of {of.format(many=many)}" for key, of in FINGERPRINTS.items()}
     made = {f"model made with {k}": v for k, v in found.model.get("versions", {}).items()}
     return {
         **subject,

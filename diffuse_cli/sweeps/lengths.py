@@ -210,6 +210,7 @@ def _models(
 def _kid(
     config: EmaConfig, loaded: Loaded, sides: Sides, accelerator: Accelerator
 ) -> Work[tuple[str, Measure]]:
+    sides.check()
     device, space = accelerator.device, loaded.space
     # Not `find_network`, which waits for other processes: only the first one is here.
     trained = features.ready(config.features, device, config.feature_weights)

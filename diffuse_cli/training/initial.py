@@ -11,9 +11,11 @@ import torch
 
 from diffuse_cli import files, modelfile
 from diffuse_cli.config import TrainConfig
-from diffuse_cli.core.conditions import PAIRS
+from diffuse_cli.core.conditions import PAIRS, Given
+from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.core.networks import NETWORKS, Ends, count_parameters
 from diffuse_cli.core.settings import dimensions
+from diffuse_cli.core.tables import Labels, Number, Table
 from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Notice, Table, Work
@@ -49,13 +51,16 @@ def first_weights(config: TrainConfig, blueprint: Blueprint) -> Work[Mapping[str
 
     Raises:
         ModelFileError: not a model file.
-        UsageError: a model of another network, or of samples of another kind.
+        UsageError: a model of another network, or of samples of another kind; or one to be
+            distilled that is told something else.
     """
     if not config.init:
         return None
     model = (yield from modelfile.find(config.init)).model
     source = files.show(config.init)
     _check(source, model.blueprint, blueprint)
+    if config.loss in TAUGHT:
+        _check_student(source, model, blueprint)
     yield from (Notice(text, warning=True) for text in _warnings(source, model, blueprint))
     yield from _told(source, list(parts(model, blueprint)), blueprint)
     return fitted(model, blueprint, config.seed)
@@ -79,6 +84,37 @@ def _check(source: str, own: Blueprint, wanted: Blueprint) -> None:
             f"--init {source} has another network than this configuration",
             "Leave the network's options out: they come from the model",
         )
+
+
+def _check_student(source: str, teacher: Model, wanted: Blueprint) -> None:
+    """Refuse to distil into a network that reads, is told or draws something else."""
+    own = teacher.blueprint
+    for name, words in (("given", "given"), ("classes", "classes"), ("table", "metadata columns")):
+        theirs, ours = (getattr(b.conditions, name) for b in (own, wanted))
+        same = _encoded(theirs) == _encoded(ours)
+        if not same and not (name == "classes" and numbered(teacher, wanted.conditions.classes)):
+            raise UsageError(
+                f"what is distilled is told what {source} is, and its {words} are others here",
+                "Give the data that it was trained on",
+            )
+    if dict(own.shapes) != dict(wanted.shapes):
+        raise UsageError(
+            f"what is distilled has the network of {source}",
+            "Leave out --channels, --size and --variance: they come from the model",
+        )
+
+
+def _encoded(told: object) -> object:
+    """What decides how a condition is told, without facts of the samples it was trained with."""
+    if isinstance(told, Table):
+        return tuple(map(_encoded, told.columns))
+    if isinstance(told, Number):
+        return told.name, told.mean, told.deviation
+    if isinstance(told, Labels):
+        return told.name, told.values
+    if isinstance(told, Given):
+        return told.what, told.channels, told.mean, told.std
+    return told
 
 
 def _shapes(blueprint: Blueprint) -> dict[str, tuple[int, ...]]:
