@@ -24,6 +24,7 @@ from diffuse_cli.console import Console, steady
 from diffuse_cli.core.errors import InvalidArgument
 from diffuse_cli.errors import DiffuseError, OutputError, UsageError, translated
 from diffuse_cli.memory import out_of_memory
+from diffuse_cli.options import options
 from diffuse_cli.peers import lost
 from diffuse_cli.runtime import launched, rank, wait_briefly
 from diffuse_cli.signals import leave_quietly, raised
@@ -116,16 +117,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _expected(consoles[-1], explain(error))
     except (typer.Abort, KeyboardInterrupt):
         return 130
-    except OSError as error:
-        return _expected(consoles[-1], OutputError(str(error)))
     except Exception as error:
         if out_of_memory(error):
-            fault = UsageError("out of memory", "Try a smaller --batch-size").of_one()
-            return _expected(consoles[-1], fault)
+            words = sys.argv[1:] if arguments is None else arguments
+            return _expected(consoles[-1], UsageError("out of memory", _less(words)).of_one())
+        if isinstance(error, OSError):
+            return _expected(consoles[-1], OutputError(str(error)))
         if gone := lost(error):
             return _expected(consoles[-1], gone)
         traceback.print_exc()
         return 1
+
+
+def _less(words: Sequence[str]) -> str:
+    """A hint how a command takes less memory."""
+    config = next((COMMANDS[word].CONFIG for word in words if word in COMMANDS), None)
+    names = {f.name for f, _ in options(config)} if config else set()
+    if "batch_size" in names:
+        return f"Try a smaller --batch-size{' or --size' if 'size' in names else ''}"
+    return "End other programs, or use a machine with more memory"
 
 
 def _expected(console: Console, error: DiffuseError) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 
@@ -80,9 +81,22 @@ def _free_of_limit() -> int:
     return UNLIMITED
 
 
+def raise_if_full(error: BaseException) -> None:
+    """Raise `MemoryError` if an error means that memory ran out: no file is to blame for it.
+
+    To be called first where any error of reading a file is taken for a fault of that file.
+    """
+    if out_of_memory(error):
+        raise MemoryError from error
+
+
 def out_of_memory(error: BaseException) -> bool:
-    """Whether `error` means that the device or the machine ran out of memory."""
+    """Whether `error`, or what caused it, means that the device or the machine ran out of memory."""
+    if error.__cause__ is not None and out_of_memory(error.__cause__):
+        return True
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return True
     text = str(error)
     if _NO_PRIMITIVE in text and not _may_write_code():
@@ -104,10 +118,11 @@ _NO_MEMORY: dict[type[Exception], tuple[str, ...]] = {
         "std::bad_alloc",
         _NO_PRIMITIVE,
     ),
+    ImportError: ("failed to map segment from shared object",),
     SystemError: ("error return without exception set", "without setting an exception"),
 }
-"""Errors that mean it in PyTorch on Metal and processors, and in Python without memory to build the
-proper error."""
+"""Errors that mean it in PyTorch on Metal and processors, in the loader of libraries, and in Python
+without memory to build the proper error."""
 
 
 def _may_write_code() -> bool:

@@ -18,11 +18,10 @@ import diffuse_cli
 PACKAGE = Path(diffuse_cli.__file__).parent
 
 ROOMS = (
-    "core", "pictures", "errors", "events", "descriptors", "files", "hub", "runs",
+    "core", "pictures", "errors", "events", "descriptors", "memory", "files", "hub", "runs",
     "unusable", "media", "locks", "foreign", "parsing", "options", "config", "presets", "diffusion",
     "draws", "givens", "data", "folders", "ledger", "packing", "columns", "tensorfile", "modelfile",
-    "memory", "runtime", "outputs",
-    "peers", "conditioning", "resolving", "sampling", "sheets", "inputs",
+    "runtime", "outputs", "peers", "conditioning", "resolving", "sampling", "sheets", "inputs",
     "guiding", "stages", "assembling", "generation", "tasks", "features", "metrics",
     "evaluation", "training", "sweeps", "demo", "inspection", "report", "interop", "exports",
     "publishing", "console", "signals", "api", "commands", "app", "__main__",

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from diffuse_cli import unusable
 from diffuse_cli.data.sources import Entry, Source
 from diffuse_cli.media import LARGE, MEDIA, Asked, Large, Read, freely, one_large
+from diffuse_cli.memory import out_of_memory
 from diffuse_cli.unusable import Unusable
 
 LATER = "large"
@@ -62,7 +63,5 @@ def _decode_file(reading: Reading, entry: Entry) -> Result:
         return Skipped(entry, LATER)
     except FileNotFoundError:
         return Skipped(entry, unusable.VANISHED)
-    except MemoryError:
-        return Skipped(entry, unusable.MEMORY)
-    except Exception:
-        return Skipped(entry, unusable.UNREADABLE)
+    except Exception as error:
+        return Skipped(entry, unusable.MEMORY if out_of_memory(error) else unusable.UNREADABLE)

@@ -23,6 +23,7 @@ from diffuse_cli import files, locks
 from diffuse_cli.errors import ModelFileError
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.files import show
+from diffuse_cli.memory import raise_if_full
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -182,6 +183,7 @@ def built(make: Callable[[], Network], path: Path, published: Weights, unused: s
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
     except (pickle.UnpicklingError, RuntimeError) as error:
+        raise_if_full(error)
         message = f"{show(path)} holds more than tensors"
         raise ModelFileError(message, published.ways) from error
     state = {key: value for key, value in state.items() if not key.startswith(unused)}
@@ -191,6 +193,7 @@ def built(make: Callable[[], Network], path: Path, published: Weights, unused: s
     try:
         network.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
+        raise_if_full(error)
         reason = str(error).splitlines()[-1].strip()
         raise ModelFileError(f"{show(path)}: {reason[:200]}", published.ways) from error
     network.eval().requires_grad_(False)

@@ -16,6 +16,7 @@ from urllib.parse import quote, unquote
 from diffuse_cli import files
 from diffuse_cli.errors import DataError, DiffuseError, ModelFileError, OutputError, UsageError
 from diffuse_cli.files import brief
+from diffuse_cli.memory import raise_if_full
 
 OFFLINE = "HF_HUB_OFFLINE"
 LOGIN = "log in with `hf auth login`"
@@ -146,6 +147,7 @@ def listed(repo: str, revision: str, kind: Kind = DATASET) -> Listing:
             repo, repo_type=kind.repo_type, revision=revision, files_metadata=True
         )
     except Exception as error:
+        raise_if_full(error)
         why = reason(error, kind, repo, revision)
         listing = _recorded(kind, repo, revision, why) or _in_cache(kind, repo, revision, why)
         if listing is None:
@@ -183,6 +185,7 @@ def downloaded(listing: Listing, file: File) -> None:
             )
         )
     except Exception as error:
+        raise_if_full(error)
         why = reason(error, listing.kind, listing.repo, listing.commit)
         raise listing.kind.error(
             f"cannot download {brief(file.name)} of {listing.title}: {why}",

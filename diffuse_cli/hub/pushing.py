@@ -9,6 +9,7 @@ from diffuse_cli import files
 from diffuse_cli.errors import DiffuseError, OutputError, UsageError
 from diffuse_cli.hub import LOGIN, MODEL, check_within, package, reason
 from diffuse_cli.hub.models import FORM, KNOWN, MODEL_FILE
+from diffuse_cli.memory import raise_if_full
 
 
 def check_free(target: str) -> None:
@@ -25,6 +26,7 @@ def check_free(target: str) -> None:
     except hub.errors.RepositoryNotFoundError:
         return
     except Exception as error:
+        raise_if_full(error)
         raise _refused(error, name) from error
     if any(file.rfilename == MODEL_FILE for file in found.siblings or ()):
         raise OutputError(
@@ -62,6 +64,7 @@ def upload(
         operations += [hub.CommitOperationDelete(path) for path in sorted(gone)]
         made = hub.HfApi().create_commit(name, operations, commit_message=message)
     except Exception as error:
+        raise_if_full(error)
         raise _refused(error, name) from error
     for known in [own for own in KNOWN if own.repo == name]:
         del KNOWN[known]

@@ -24,6 +24,7 @@ from torch import Tensor
 from diffuse_cli import files, foreign, runs, tensorfile
 from diffuse_cli.errors import DiffuseError, ModelFileError
 from diffuse_cli.files import brief
+from diffuse_cli.memory import raise_if_full
 
 MOST_BYTES = 2**34
 """The largest pickle that is read: four times the largest published network of this kind."""
@@ -110,6 +111,7 @@ def _unpickle(path: Path, zipped: bool) -> Any:
     except (DiffuseError, OSError):
         raise
     except Exception as error:  # a hostile file may raise anything
+        raise_if_full(error)
         if asked := re.search(r"GLOBAL ([\w.]+)", str(error)):
             reason = f"{name} is a pickle that asks for {asked[1][:100]}, which is not a tensor"
             hint = NOTHING_RUN

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
+from diffuse_cli.memory import raise_if_full
+
 LARGEST = 2**22
 """Bytes of a profile. Those of printers have two million at most."""
 KEPT = 16
@@ -69,6 +71,7 @@ def _conversion(profile: bytes, mode: str) -> Conversion | None:
         colours = _cube(mode)
         return _unless_near(colours, transform.apply(colours), transform.apply)
     except Exception as error:
+        raise_if_full(error)
         raise BadProfile from error
 
 

@@ -229,6 +229,8 @@ def read_image(path: Path | str, background: str = "white") -> tuple[Image.Image
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"no such image: {show(path)}", hint) from None
     except Unusable as error:
+        if error.reason == reasons.MEMORY:
+            raise MemoryError from error
         raise DataError(f"cannot use {show(path)}: {error.reason}", hint) from error
     except OSError as error:
         raise DataError(f"cannot read {show(path)}: {error.strerror}", hint) from error

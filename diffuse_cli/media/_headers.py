@@ -28,6 +28,7 @@ from PIL import (
 )
 
 from diffuse_cli import unusable as reasons
+from diffuse_cli.memory import out_of_memory
 from diffuse_cli.unusable import CORRUPT, NOT_AN_IMAGE, OTHER_FORMAT, Unusable
 
 AVIF = ("AVIF",) if features.check("avif") else ()
@@ -131,10 +132,8 @@ def failing_as(reason: str) -> Iterator[None]:
         yield
     except Unusable:
         raise
-    except MemoryError:
-        raise Unusable(reasons.MEMORY) from None
-    except Exception:
-        raise Unusable(reason) from None
+    except Exception as error:
+        raise Unusable(reasons.MEMORY if out_of_memory(error) else reason) from None
 
 
 def _is_bomb(image: ImageFile.ImageFile, data: bytes) -> bool:

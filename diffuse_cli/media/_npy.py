@@ -15,6 +15,7 @@ from numpy.lib import format as npy
 from diffuse_cli import unusable as reasons
 from diffuse_cli.files import show
 from diffuse_cli.media import LARGE, Array, Large
+from diffuse_cli.memory import raise_if_full
 from diffuse_cli.unusable import LARGEST_FILE, Unusable
 
 ZIPPED = b"PK\3\4"
@@ -63,9 +64,10 @@ def _member(data: bytes, shared: bool) -> bytes:
             with file.open(info) as opened:
                 # At once, zipfile unpacks more than the declared size.
                 return b"".join(iter(partial(opened.read, _AT_ONCE), b""))
-    except (Unusable, Large, MemoryError):
+    except (Unusable, Large):
         raise
-    except Exception:  # of damaged bytes zipfile raises many kinds
+    except Exception as error:  # of damaged bytes zipfile raises many kinds
+        raise_if_full(error)
         raise Unusable(reasons.CORRUPT) from None
 
 
@@ -90,7 +92,8 @@ def _parsed(data: bytes) -> Array:
         shape, fortran, dtype = _HEADERS[version](file)
     except Unusable:
         raise
-    except Exception:  # the header is text of any kind
+    except Exception as error:  # the header is text of any kind
+        raise_if_full(error)
         raise Unusable(reasons.CORRUPT) from None
     _check_type(dtype)
     if not all(isinstance(side, int) and side >= 0 for side in shape):

@@ -12,6 +12,7 @@ import numpy as np
 from diffuse_cli import unusable as reasons
 from diffuse_cli.errors import DataError
 from diffuse_cli.media import LARGE, Array, Large
+from diffuse_cli.memory import raise_if_full
 from diffuse_cli.unusable import Unusable
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ def heard(data: bytes, shared: bool = False) -> Sound:
             _check(file, data, shared)
             samples = _unpacked(file)
             return Sound(samples, file.samplerate, file.subtype)
-    except (soundfile.LibsndfileError, RuntimeError, ValueError):
+    except (soundfile.LibsndfileError, RuntimeError, ValueError) as error:
+        raise_if_full(error)
         raise Unusable(reasons.CORRUPT) from None
 
 

@@ -27,7 +27,7 @@ from diffuse_cli.media import (
     prepare,
 )
 from diffuse_cli.sampling import Loaded
-from diffuse_cli.unusable import LARGEST_FILE, TOO_LARGE, Unusable
+from diffuse_cli.unusable import LARGEST_FILE, MEMORY, TOO_LARGE, Unusable
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -152,6 +152,8 @@ def read_one(path: str, medium: str, asked: Asked) -> Read:
             raise Unusable(TOO_LARGE)
         return kind.read(Path(path).read_bytes(), asked)
     except Unusable as error:
+        if error.reason == MEMORY:
+            raise MemoryError from error
         raise DataError(f"cannot use {shown}: {error.reason}", hint) from error
     except OSError as error:
         raise DataError(f"cannot read {shown}: {error.strerror}", hint) from error

@@ -20,6 +20,7 @@ from diffuse_cli.data.sources._base import Entry, Source, Told, extension_of, sh
 from diffuse_cli.errors import DataError
 from diffuse_cli.files import brief, show
 from diffuse_cli.media import by_extension
+from diffuse_cli.memory import raise_if_full
 from diffuse_cli.unusable import LARGEST_FILE, Unusable
 
 SAMPLE, LABEL = ("image", "img", "audio", "array"), ("label", "labels", "class")
@@ -118,6 +119,7 @@ class Rows(Source):
             except DataError as error:
                 fault, bare = reasons.NO_SAMPLES, error
             except Exception as error:
+                raise_if_full(error)
                 fault = _reason(error, path)
             else:
                 if layout.plain:
@@ -135,9 +137,10 @@ class Rows(Source):
             try:
                 shard, layout = self._opened(path)
                 data = shard.sample(int(row), layout)
-            except (Unusable, MemoryError):
+            except Unusable:
                 raise
             except Exception as error:
+                raise_if_full(error)
                 raise Unusable(_reason(error, Path(path))) from None
         if data is not None and len(data) > LARGEST_FILE:
             raise Unusable(reasons.TOO_LARGE)
@@ -154,6 +157,7 @@ class Rows(Source):
             except DataError:  # a shard without samples, which `entries` names
                 continue
             except Exception as error:
+                raise_if_full(error)
                 raise DataError(f"cannot read the columns of {name}: {brief(error)}") from error
             for row, entry in enumerate(entries):
                 cells = {c: values[c][row] if c in values else None for c in layout.plain}

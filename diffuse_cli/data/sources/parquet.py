@@ -12,6 +12,7 @@ from typing import Any
 from diffuse_cli import unusable as reasons
 from diffuse_cli.data.sources._base import Source, check_shards, shards_at
 from diffuse_cli.data.sources._rows import Layout, Rows, needed
+from diffuse_cli.memory import raise_if_full
 from diffuse_cli.unusable import Unusable
 
 EXTENSION = ".parquet"
@@ -103,9 +104,8 @@ class ParquetShard:
         if block is None:
             try:
                 block = self._decoded(group, number, each, layout)
-            except MemoryError:
-                raise
-            except Exception:
+            except Exception as error:
+                raise_if_full(error)
                 self._damaged.add(group)
                 self._waits = (-1, 0)
                 raise

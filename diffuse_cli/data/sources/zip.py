@@ -22,6 +22,7 @@ from diffuse_cli.data.sources._base import (
 from diffuse_cli.errors import DataError
 from diffuse_cli.files import show
 from diffuse_cli.media import by_extension
+from diffuse_cli.memory import raise_if_full
 from diffuse_cli.unusable import LARGEST_FILE, Unusable
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -36,7 +37,8 @@ def recognises(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except Exception:  # damaged, but it begins as a model
+    except Exception as error:  # damaged, but it begins as a model
+        raise_if_full(error)
         return False
     readers = by_extension()
     return any(extension_of(name.rpartition("/")[2]) in readers for name in names)
@@ -46,6 +48,7 @@ def open(path: Path) -> Source:
     try:
         return Zip(path)
     except Exception as error:
+        raise_if_full(error)
         raise DataError(f"cannot read the zip file {show(path)}: {error}", HINT) from error
 
 
@@ -69,13 +72,13 @@ class Zip(Source):
             with self._file.open(entry.key) as file:
                 # At once, zipfile unpacks more than the member's declared size.
                 return b"".join(iter(partial(file.read, AT_ONCE), b""))
-        except RuntimeError:
+        except RuntimeError as error:
+            raise_if_full(error)
             raise Unusable(reasons.UNREADABLE) from None
         except OSError as error:
             raise Unusable(reasons.UNREADABLE if error.errno else reasons.CORRUPT) from None
-        except MemoryError:
-            raise
-        except Exception:
+        except Exception as error:
+            raise_if_full(error)
             raise Unusable(reasons.CORRUPT) from None
 
     def close(self) -> None:
