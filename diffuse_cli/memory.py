@@ -91,7 +91,7 @@ def raise_if_full(error: BaseException) -> None:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether `error`, or what caused it, means that the device or the machine ran out of memory."""
+    """Whether `error`, or its cause, means that the device or the machine ran out of memory."""
     if error.__cause__ is not None and out_of_memory(error.__cause__):
         return True
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":

@@ -307,6 +307,26 @@ def test_an_error_leaves_the_old_folder(tmp_path: Path):
     assert everything(tmp_path) == ["folder", "folder/a"]
 
 
+def test_an_error_between_the_renames_puts_the_old_folder_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path, real, seen = tmp_path / "folder", Path.rename, []
+    files.write_folder(path, fill("a"))
+
+    def rename(self: Path, target: Path) -> Path:
+        seen.append(path.exists())
+        if len(seen) == 2:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename)
+        with pytest.raises(OutputError, match="Input/output error"):
+            files.write_folder(path, fill("b"))
+    assert seen[:2] == [True, False]
+    assert everything(tmp_path) == ["folder", "folder/a"]
+
+
 def test_a_folder_that_is_killed_at_any_operation_is_the_old_or_the_new_one(tmp_path: Path):
     path, other, seen = tmp_path / "folder", ".other.5.tmp", set()
     (tmp_path / other).touch()

@@ -91,6 +91,20 @@ def test_a_second_signal_stops_at_once_and_the_last_checkpoint_stands(train, at_
     assert not list(RUN.rglob("*.tmp"))
 
 
+def test_an_interrupt_of_another_making_ends_as_one(diffuse, monkeypatch):
+    """Such as Python raises where no handler of ours is set."""
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("diffuse_cli.commands.info.run", interrupted)
+    ran = diffuse("info", "model.safetensors")
+    assert (ran.code, ran.out, ran.err.strip()) == (130, "", "")
+    monkeypatch.setattr("diffuse_cli.app.build", interrupted)
+    ran = diffuse("info", "model.safetensors")
+    assert (ran.code, ran.out, ran.err.strip()) == (130, "", "")
+
+
 def test_a_signal_while_images_are_read_leaves_nothing_behind(train, monkeypatch, tmp_path):
     from diffuse_cli.training import plan
 

@@ -27,7 +27,7 @@ from diffuse_cli.data import is_images
 from diffuse_cli.errors import DiffuseError, UsageError
 from diffuse_cli.evaluation import bounds, neighbors, showing
 from diffuse_cli.evaluation.images import classes_told, drawn_from, read_sides
-from diffuse_cli.evaluation.parts import Evaluation
+from diffuse_cli.evaluation.parts import Evaluation, lacking, unmeasured
 from diffuse_cli.evaluation.results import Evaluated as Evaluated
 from diffuse_cli.evaluation.team import Team
 from diffuse_cli.evaluation.words import words_of
@@ -84,6 +84,9 @@ def evaluate(
             yield from tell(settings)
             described = describe(settings, config, loaded)
             described |= {"timesteps": config.timesteps, "respaced": config.respaced}
+            lacks = lacking(loaded.space, loaded, training=True)
+            for _ in unmeasured(config.metrics or (), lacks):
+                pass  # said when DATA is read, which may not be what the model was trained on
         judge = yield from judging(config, loaded.space if loaded else None, accelerator)
         sides = yield from read_sides(config, loaded)
         sides.check()
@@ -109,7 +112,7 @@ def evaluate(
             training, space=sides.space,
         )  # fmt: skip
         yield from tell_judge(config, network, sides.space)
-        yield from evaluation.unmeasured()
+        yield from unmeasured(config.metrics or (), evaluation.lacking)
         values = yield from measured(evaluation)
         if config.metrics is None:
             yield from evaluation.make("generated")

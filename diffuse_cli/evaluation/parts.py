@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,7 +20,7 @@ from diffuse_cli.evaluation.neighbors import search
 from diffuse_cli.evaluation.team import Team, draw_share, gathered
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.features import FeatureNetwork
-from diffuse_cli.media import Array
+from diffuse_cli.media import Array, judged
 from diffuse_cli.metrics import METRICS, Metric
 from diffuse_cli.metrics._numbers import Marginals
 from diffuse_cli.metrics._numbers import measure as measure_marginals
@@ -44,6 +44,38 @@ WANTED = {
     "random_features": "arrays, sounds or stacks",
 }
 """What parts need that cannot always be made."""
+
+
+def lacking(space: Space, loaded: Loaded | None, *, training: bool) -> set[str]:
+    """Return the parts that cannot be made for samples of a space.
+
+    Args:
+        loaded: the model; None for a folder of samples.
+        training: whether training samples are known.
+    """
+    found = set()
+    if loaded is None:
+        found |= {"bits", "train_bits"}
+    if loaded is None or not loaded.model.blueprint.conditions.given:
+        found |= {"answers"}
+    if not training:
+        found |= {"train_bits", "nearest"}
+    return found | ({"random_features"} if judged(space) else {"features", "landmarks", "answers"})
+
+
+def unmeasured(asked: Sequence[str], lacks: Set[str]) -> Iterator[Notice]:
+    """Yield the metrics that need parts which cannot be made, and why.
+
+    Raises:
+        UsageError: it is all that was asked for.
+    """
+    left_out = [name for name in asked if not lacks.isdisjoint(METRICS[name].NEEDS)]
+    for name in left_out:
+        need = next(need for need in METRICS[name].NEEDS if need in lacks)
+        said = f"--metrics {name} needs {WANTED[need]}"
+        if len(left_out) == len(asked):
+            raise UsageError(said, "Leave it out")
+        yield Notice(f"{said}: it is left out", warning=True)
 
 
 @dataclass
@@ -115,32 +147,7 @@ class Evaluation:
     @property
     def lacking(self) -> set[str]:
         """The parts that cannot be made."""
-        lacking = set()
-        if self.loaded is None:
-            lacking |= {"bits", "train_bits"}
-        if self.loaded is None or not self.loaded.model.blueprint.conditions.given:
-            lacking |= {"answers"}
-        if self.training is None:
-            lacking |= {"train_bits", "nearest"}
-        if self.network.pictures:
-            lacking |= {"random_features"}
-        else:
-            lacking |= {"features", "landmarks", "answers"}
-        return lacking
-
-    def unmeasured(self) -> Iterator[Notice]:
-        """What was asked for and cannot be measured, and why.
-
-        Raises:
-            UsageError: it is all that was asked for.
-        """
-        asked = self.config.metrics or ()
-        for name in (name for name in asked if name not in self.metrics):
-            lacks = next(need for need in METRICS[name].NEEDS if need in self.lacking)
-            said = f"--metrics {name} needs {WANTED[lacks]}"
-            if not self.metrics:
-                raise UsageError(said, "Leave it out")
-            yield Notice(f"{said}: it is left out", warning=True)
+        return lacking(self.space, self.loaded, training=self.training is not None)
 
     @property
     def metrics(self) -> Mapping[str, Metric]:

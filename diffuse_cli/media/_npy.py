@@ -92,8 +92,7 @@ def _parsed(data: bytes) -> Array:
         shape, fortran, dtype = _HEADERS[version](file)
     except Unusable:
         raise
-    except Exception as error:  # the header is text of any kind
-        raise_if_full(error)
+    except Exception:  # the header is text of any kind
         raise Unusable(reasons.CORRUPT) from None
     _check_type(dtype)
     if not all(isinstance(side, int) and side >= 0 for side in shape):

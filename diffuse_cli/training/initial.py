@@ -11,11 +11,11 @@ import torch
 
 from diffuse_cli import files, modelfile
 from diffuse_cli.config import TrainConfig
+from diffuse_cli.core import tables
 from diffuse_cli.core.conditions import PAIRS, Given
 from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.core.networks import NETWORKS, Ends, count_parameters
 from diffuse_cli.core.settings import dimensions
-from diffuse_cli.core.tables import Labels, Number, Table
 from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Notice, Table, Work
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 NOISE = ("schedule", "betas", "log_snr_shift", "zero_terminal_snr", "rescale_timesteps")
 """Settings that decide how noisy samples are at the time that a network is shown."""
+
+
+CONDITIONS = {"given": "conditioning images", "classes": "classes", "table": "metadata columns"}
+"""The names that people read of each field of `Conditions`."""
 
 
 @dataclass(frozen=True)
@@ -87,30 +91,30 @@ def _check(source: str, own: Blueprint, wanted: Blueprint) -> None:
 
 
 def _check_student(source: str, teacher: Model, wanted: Blueprint) -> None:
-    """Refuse to distil into a network that reads, is told or draws something else."""
+    """Refuse to distil into a network of other conditions or other shapes."""
     own = teacher.blueprint
-    for name, words in (("given", "given"), ("classes", "classes"), ("table", "metadata columns")):
+    for name, words in CONDITIONS.items():
         theirs, ours = (getattr(b.conditions, name) for b in (own, wanted))
         same = _encoded(theirs) == _encoded(ours)
         if not same and not (name == "classes" and numbered(teacher, wanted.conditions.classes)):
             raise UsageError(
-                f"what is distilled is told what {source} is, and its {words} are others here",
+                f"{source} was trained with other {words}, which a distilled model must keep",
                 "Give the data that it was trained on",
             )
     if dict(own.shapes) != dict(wanted.shapes):
         raise UsageError(
-            f"what is distilled has the network of {source}",
+            f"{source} has another network, which a distilled model must keep",
             "Leave out --channels, --size and --variance: they come from the model",
         )
 
 
 def _encoded(told: object) -> object:
-    """What decides how a condition is told, without facts of the samples it was trained with."""
-    if isinstance(told, Table):
+    """Return the part of a condition that decides its encoding, without statistics of samples."""
+    if isinstance(told, tables.Table):
         return tuple(map(_encoded, told.columns))
-    if isinstance(told, Number):
+    if isinstance(told, tables.Number):
         return told.name, told.mean, told.deviation
-    if isinstance(told, Labels):
+    if isinstance(told, tables.Labels):
         return told.name, told.values
     if isinstance(told, Given):
         return told.what, told.channels, told.mean, told.std

@@ -18,9 +18,11 @@ from conftest import JUDGE, in_process
 from PIL import Image
 
 import diffuse_cli as diffuse
+from diffuse_cli.api._calling import done
 from diffuse_cli.core import SAMPLERS
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.draws import image_noise
+from diffuse_cli.events import Notice
 from diffuse_cli.training.trainer import Trainer
 
 Run = Callable[..., Any]
@@ -57,6 +59,9 @@ def test_a_model_draws_what_the_command_writes(diffuse: Run, model: Path, option
     assert [sha(Path("out/grid.png"))] == [hashlib.sha256(drawn._repr_png_()).hexdigest()]
     for image, array in zip(drawn, drawn.arrays, strict=True):
         assert np.array_equal(np.asarray(image), array[0])
+    part = load(model).sample(range=(3, 5), steps=3, **options).save("part")
+    assert [p.name for p in part] == ["00003.png", "00004.png"]
+    assert [sha(p) for p in part] == [sha(p) for p in written[3:]]
 
 
 def test_a_class_is_drawn_as_the_command_draws_it(diffuse: Run, conditional: Path):
@@ -283,6 +288,17 @@ def test_what_a_command_says_is_logged(model: Path, images: Path, caplog: Any):
     with caplog.at_level(logging.INFO, "diffuse"):
         evaluate(load(model), images, n=6, metrics=["likelihood"], timesteps=2)
     assert any("never trained on" in record.message for record in caplog.records)
+
+
+def test_warnings_are_logged_as_such(caplog: Any):
+    def work() -> Iterator[Notice]:
+        yield Notice("as it should be")
+        yield Notice("as it should not be", warning=True)
+
+    with caplog.at_level(logging.INFO, "diffuse"):
+        done(work())
+    said = [(record.levelname, record.message) for record in caplog.records]
+    assert said == [("INFO", "as it should be"), ("WARNING", "as it should not be")]
 
 
 def test_json_of_an_evaluation_is_plain(model: Path, images: Path):

@@ -191,6 +191,13 @@ def test_a_time_beyond_the_last_is_an_index_error(t):
         FULL.diffuse(images(), t, images())
 
 
+def test_the_step_from_between_two_timesteps_ends_at_the_lower_one():
+    x = images()
+    assert FULL.pair(7.5, like=x) == FULL.pair(7.5, 7, like=x)
+    assert FULL.pair(7.0, like=x) == FULL.pair(7, 6, like=x)
+    assert FULL.pair(7.5, 7, like=x) != FULL.pair(7.5, 6, like=x)
+
+
 # -- dtypes ---------------------------------------------------------------------------------------
 
 

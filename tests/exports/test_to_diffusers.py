@@ -430,6 +430,27 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.parametrize("name", ["dpmpp-2m", "dpmpp-2m-sde", "unipc"])
+@pytest.mark.parametrize(
+    ("process", "flagged"),
+    [({"schedule": "flow"}, True), ({"zero_terminal_snr": True}, True), ({}, False)],
+)
+def test_a_solver_knows_of_a_process_that_ends_without_signal(
+    name: str, process: dict[str, Any], flagged: bool
+):
+    """It takes the logarithm of the SNR, of which a flag there keeps it from being infinite."""
+    found = _scheduler.fields(SCHEDULERS[name], DiffusionConfig(target="v", **process))
+    kind = getattr(theirs, found.pop("_class_name"))
+    assert found["rescale_betas_zero_snr"] is flagged
+    solver = kind.from_config(found)
+    solver.set_timesteps(5)
+    assert solver.sigmas.isfinite().all()
+    if flagged:
+        unflagged = kind.from_config({**found, "rescale_betas_zero_snr": False})
+        unflagged.set_timesteps(5)
+        assert not unflagged.sigmas.isfinite().all()
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_diffusers_cannot_say_is_refused_by_its_name(diffuse, name: str):
     says, parts = REFUSED[name]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from errno import ENOMEM
 from pathlib import Path
 
+import conftest
 import pytest
 import torch
 from conftest import in_process
@@ -15,6 +17,7 @@ from diffuse_cli import memory as machine_memory
 from diffuse_cli import modelfile
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.training import from_file
+from diffuse_cli.features import efficientnet_lite0
 from diffuse_cli.memory import out_of_memory
 from diffuse_cli.options import from_dict, read_toml
 from diffuse_cli.training.memory import SLACK, cost
@@ -166,6 +169,62 @@ def test_sampling_that_does_not_fit_names_the_option(diffuse, model, monkeypatch
     assert "out of memory" in ran.line
     assert "--batch-size" in ran.line
     assert not Path("samples").exists()
+
+
+# -- nothing else is to blame ---------------------------------------------------------------------
+
+
+def raising(error):
+    def full(*arguments, **options):
+        raise error
+
+    return full
+
+
+blamed = pytest.mark.parametrize("error", [ERRORS[2], MemoryError()], ids=["torch", "python"])
+
+
+@blamed
+def test_weights_of_features_are_not_called_malicious(diffuse, model, images, monkeypatch, error):
+    monkeypatch.setattr(conftest, "builder", lambda: efficientnet_lite0.build)
+    monkeypatch.setattr("torch.load", raising(error))
+    line = ("eval", model, images, "-n", 4, "--steps", 2, "--metrics", "kid", "-q")
+    ran = diffuse(*line)
+    assert (ran.code, ran.line) == (2, "diffuse: out of memory. Try a smaller --batch-size\n")
+
+
+@blamed
+def test_a_picture_is_not_called_unreadable(diffuse, model, images, monkeypatch, error):
+    monkeypatch.setattr("PIL.Image.Image.convert", raising(error))
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", raising(error))
+    ran = diffuse("upscale", model, images / "dark/000.png", "--steps", 2, "-q")
+    said = "diffuse: out of memory. Try a smaller --batch-size or --size\n"
+    assert (ran.code, ran.line) == (2, said)
+    assert not Path("upscaled").exists()
+
+
+@blamed
+def test_a_network_that_cannot_be_traced_is_no_bug(diffuse, model, monkeypatch, error):
+    """torch.onnx raises an error of its own, with the reason as its cause."""
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+
+    def full(*arguments, **options):
+        raise torch.onnx.OnnxExporterError("Failed to export the model") from error
+
+    monkeypatch.setattr("torch.onnx.export", full)
+    ran = diffuse("convert", model, "--to", "onnx", "-q")
+    said = "out of memory. End other programs, or use a machine with more memory\n"
+    assert (ran.code, ran.line) == (2, f"diffuse: {said}")
+    assert not Path("model.onnx").exists()
+
+
+def test_a_library_that_does_not_fit_is_no_bug(diffuse, model, monkeypatch):
+    words = "libgomp.so: failed to map segment from shared object"
+    monkeypatch.setattr("diffuse_cli.sampling.image_noise", raising(ImportError(words)))
+    assert "out of memory" in diffuse("sample", model, "-q").line
+    monkeypatch.setattr("diffuse_cli.sampling.image_noise", raising(OSError(ENOMEM, "")))
+    assert "out of memory" in diffuse("sample", model, "-q").line
 
 
 def test_other_errors_are_none_of_memory():

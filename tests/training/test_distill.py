@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -290,3 +291,43 @@ def test_flow_and_x0_can_be_distilled():
         else:
             with pytest.raises(UsageError):
                 teaching.check_distilled(config, denoiser)
+
+
+def test_what_is_distilled_is_told_what_its_teacher_is(diffuse, guided, teacher, images, tmp_path):
+    """Else a class or a column would be another one's for the teacher, or not there at all."""
+    other = tmp_path / "other"
+    for name in ("dark", "light"):
+        shutil.copytree(images / name, other / f"very {name}")
+    ran = diffuse("distill", guided, other, "--steps", 2, "-q")
+    assert ran.code == 2
+    assert "was trained with other classes" in ran.line
+    assert "Give the data that it was trained on" in ran.line
+    line = ("train", images, "--init", teacher, "--loss", "consistency", "--steps", 2, "-q")
+    assert "was trained with other classes" in diffuse(*line, "--classes").line
+    ran = diffuse(*line, "--channels", 3)
+    assert ran.code == 2
+    assert "Leave out --channels, --size and --variance" in ran.line
+    assert {path.name for path in tmp_path.iterdir()} == {"other"}
+
+
+def test_pairs_are_named_or_refused(diffuse, teacher, images):
+    out = Path("pairs.safetensors")
+    line = ("train", images, "--config", QUICK, "--given", images, "--steps", 2, "-q")
+    assert diffuse(*line, "-o", out).code == 0
+    for name in ("distill", "eval", "tune"):
+        ran = diffuse(name, out, images, "-q")
+        said = "the model was trained on pairs. Give --given PATH, what lies beside DATA"
+        assert (ran.code, ran.line) == (2, f"diffuse: {said}\n")
+        ran = diffuse(name, teacher, images, "--given", images, "-q")
+        said = "--given: the model was trained without. Leave it out"
+        assert (ran.code, ran.line) == (2, f"diffuse: {said}\n")
+    ran = diffuse("compare", teacher, teacher, images, "--given", images, "-q")
+    assert "--given: the model was trained without" in ran.line
+    ran = diffuse("compare", teacher, out, images, "-q")
+    assert "the model was trained on pairs" in ran.line
+    line = ("distill", out, images, "--given", images, "--steps", 2, "-q")
+    assert diffuse(*line, "--stop-at", 1, "-o", FAST).code == 0
+    assert diffuse("distill", out, images, "--resume", "-o", FAST, "-q").code == 0
+    found = modelfile.load(FAST)
+    assert found.blueprint.conditions.given == modelfile.load(out).blueprint.conditions.given
+    assert found.step == 2

@@ -294,6 +294,23 @@ def test_accumulation_does_not_change_the_losses(quick, at_once, parts):
     assert_same_course(RUN, at_once)
 
 
+def test_each_part_of_a_batch_has_dropout_of_its_own(quick):
+    """Part by part, the trainer seeds what modules draw: by the step, the part and the process."""
+    seen = {}
+
+    class Watched(Trainer):
+        def parts(self, step):
+            for part in super().parts(step):
+                seen[step, part.start] = torch.rand(8).tolist()
+                yield part
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diffuse_cli.training.running.Trainer", Watched)
+        assert quick("--steps", 2, "--accumulation", 4).code == 0
+    assert seen.keys() == {(step, first) for step in range(2) for first in (0, 2, 4, 6)}
+    assert len(set(map(tuple, seen.values()))) == 8
+
+
 def test_the_learning_rate_rises_and_falls_to_0(quick):
     quick("--steps", 40, "--log-every", 1, "--warmup", 4, "--lr", 0.001)
     rates = logged(name="lr")
