@@ -1,0 +1,382 @@
+"""Every kind of model with every command that takes one, and with every metric alone.
+
+What is not in `REFUSED` works; what is there is refused in a line, before anything is written. A
+change from one to the other is a change of these tables.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from kinds import KINDS, Workshop
+from PIL import Image
+from undrawn import undraw
+
+from diffuse_cli import modelfile
+from diffuse_cli.commands import COMMANDS as EVERY
+from diffuse_cli.exports._traced import inputs
+from diffuse_cli.media import MEDIA, Asked, like
+from diffuse_cli.metrics import METRICS
+
+TWO = ("--steps", 2)
+SMALL = ("-n", 4, *TWO, "--precision", "fp32")
+IN_TWO = ("--timesteps", 2)
+SEED = ("--seed", 3)
+
+
+class Bench:
+    """A kind of model, and what commands are given with it.
+
+    Attributes:
+        model, data: paths of the model file and of what it was trained on.
+        first, second: two samples of that.
+    """
+
+    def __init__(self, shop: Workshop, name: str) -> None:
+        self.shop, self.name, self.kind = shop, name, KINDS[name]
+        self.model, self.data = shop.model(name), shop.data(self.kind.data)
+        self.first, self.second = (shop.sample(self.kind.data, k) for k in range(2))
+        self.beside = shop.beside(self.kind)
+
+    @property
+    def loaded(self) -> modelfile.Model:
+        """The model in the file."""
+        return modelfile.load(self.model)
+
+    @property
+    def told(self) -> tuple[Any, ...]:
+        """What `sample` is told that has no default."""
+        if self.kind.beside:
+            return ("--given", self.shop.sample(self.kind.beside))
+        return ("--given", self.first, "--degrade") if "--given" in self.kind.options else ()
+
+    @property
+    def other_half(self) -> tuple[Any, ...]:
+        """What `noise-demo` is told of a pair."""
+        return ("--given", self.shop.sample(self.kind.beside)) if self.kind.beside else ()
+
+    def mask(self) -> Path:
+        """Half of a sample is to be drawn."""
+        medium, size = self.loaded.blueprint.space.medium, self.loaded.blueprint.space.size
+        hole = np.zeros(size, np.uint8)
+        hole[..., : size[-1] // 2] = 255
+        path = Path("mask")
+        if medium == "array":
+            np.save(path := path.with_suffix(".npy"), hole > 0)
+        elif medium == "audio":
+            path = path.with_suffix(".wav")
+            kind = MEDIA["audio"]
+            sound = np.where(hole > 0, 0.5, 0.0)[None].astype(np.float32)
+            path.write_bytes(kind.encode(sound, self.loaded.blueprint.space))
+        else:
+            Image.fromarray(hole).save(path := path.with_suffix(".png"))
+        return path
+
+
+# -- what is typed, and what must come of it ------------------------------------------------------
+
+
+def samples(bench: Bench, folder: str) -> np.ndarray:
+    """What a manifest lists, read as the model's samples are, (N, C, *size)."""
+    space = bench.loaded.blueprint.space
+    names = json.loads((Path(folder) / "manifest.json").read_text())["images"]
+    read, asked = MEDIA[space.medium].read, Asked(**like(space))
+    found = np.stack([read((Path(folder) / name).read_bytes(), asked).values for name in names])
+    assert found.shape[1:] == space.shape
+    assert np.isfinite(found).all()
+    assert (Path(folder) / "grid.png").exists()
+    return found
+
+
+def drawn(folder: str, count: int) -> Callable[[Bench, Any], None]:
+    """So many samples, no two of which are equal."""
+
+    def check(bench: Bench, ran: Any) -> None:
+        found = samples(bench, folder)
+        assert len(found) == count
+        assert len(np.unique(found.reshape(count, -1), axis=0)) == count
+
+    return check
+
+
+def numbers(values: dict[str, Any]) -> dict[str, float]:
+    """The numbers in an object of `eval --json`, without how long it took."""
+    found = {key: value for key, value in values.items() if isinstance(value, float)}
+    del found["seconds"]
+    return found
+
+
+def evaluated(bench: Bench, ran: Any) -> None:
+    """A page has every number that was printed, and a section for what the model is told."""
+    page = Path("page.html").read_text()
+    assert page.rstrip().endswith("</html>")
+    found = numbers(ran.json)
+    assert {"fine_detail", "mean_variety"} <= found.keys()
+    assert "bits_per_dim" in found
+    assert ("nats_per_dim" in found) == (bench.loaded.blueprint.space.levels is None)
+    assert ("What it was given" in page) == bool(bench.loaded.blueprint.conditions.given)
+    for key in ran.json["fingerprints"]:
+        assert ran.json["fingerprints"][key] in page
+
+
+def tuned(bench: Bench, ran: Any) -> None:
+    """The recommendation is in the new file and on the page."""
+    found = modelfile.load("tuned.safetensors")
+    assert found.sampling is not None
+    assert found.sampling.steps in (1, 2)
+    assert all(torch.equal(found.ema[name], own) for name, own in bench.loaded.ema.items())
+    assert f"{found.sampling}" in Path("page.html").read_text()
+    assert ran.json["sweep"]["rows"]
+
+
+def averaged(bench: Bench, ran: Any) -> None:
+    """The new file has the best average."""
+    found = modelfile.load("averaged.safetensors")
+    assert found.data["ema_length"] == ran.json["best"]
+    assert found.blueprint == bench.loaded.blueprint
+
+
+def alike(bench: Bench, ran: Any) -> None:
+    """A model does not differ from itself."""
+    found = ran.json["evaluation"]["differences"]
+    assert {"fine_detail", "mean_variety"} <= found.keys()
+    assert all(each["difference"] == 0 for each in found.values())
+
+
+def described(bench: Bench, ran: Any) -> None:
+    """What the model is."""
+    assert ran.json["space"]["medium"] == bench.loaded.blueprint.space.medium
+    assert ran.json["step"] == 4
+
+
+def back(bench: Bench, ran: Any) -> None:
+    """Tensors and process come back from diffusers."""
+    from diffuse_cli.app import main
+
+    assert main(["convert", "out", "-o", "back.safetensors", "-q"]) == 0
+    found, own = modelfile.load("back.safetensors"), bench.loaded
+    assert all(torch.equal(found.ema[name], tensor) for name, tensor in own.ema.items())
+    bars, own_bars = (m.blueprint.process.alpha_bars for m in (found, own))
+    assert torch.allclose(bars, own_bars)
+
+
+@torch.no_grad()
+def runs(bench: Bench, ran: Any) -> None:
+    """The graph answers as the network does."""
+    program, own = torch.export.load("out.pt2"), bench.loaded
+    fed = inputs(own.blueprint, 3)
+    expected = own.network()(**fed)
+    found = program.module()(fed.pop("x"), fed.pop("t"), **fed)
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def published(bench: Bench, ran: Any) -> None:
+    """The folder has the model itself, and a card."""
+    assert Path("out/model.safetensors").read_bytes() == bench.model.read_bytes()
+    assert 'license: "mit"' in Path("out/README.md").read_text()
+
+
+def trained(bench: Bench, ran: Any) -> None:
+    """A model of the same samples that is told the same."""
+    found, own = (m.blueprint for m in (modelfile.load("out.safetensors"), bench.loaded))
+    assert (found.space, found.network) == (own.space, own.network)
+    for name in ("classes", "given", "table"):
+        assert getattr(found.conditions, name) == getattr(own.conditions, name)
+
+
+def distilled(bench: Bench, ran: Any) -> None:
+    """A model of the same that draws in a few steps."""
+    trained(bench, ran)
+    found = modelfile.load("out.safetensors")
+    assert found.distilled is not None
+    assert found.sampling is not None
+    assert found.sampling.sampler == "consistency"
+
+
+def shown(bench: Bench, ran: Any) -> None:
+    """A picture."""
+    assert min(Image.open("out.png").size) > 50
+
+
+def kept(bench: Bench, ran: Any) -> None:
+    """What the mask leaves is as it was."""
+    found = samples(bench, "out")
+    space = bench.loaded.blueprint.space
+    read = MEDIA[space.medium].read(bench.first.read_bytes(), Asked(**like(space)))
+    half = space.size[-1] // 2
+    apart = np.abs(found[..., half:] - read.values[..., half:].astype(np.float64))
+    assert apart.max() <= 1e-3 * max(1.0, float(np.abs(read.values.astype(float)).max()))
+
+
+Line = Callable[[Bench], tuple[Any, ...]]
+Check = Callable[[Bench, Any], None]
+
+COMMANDS: dict[str, tuple[Line, Check]] = {
+    "sample": (
+        lambda b: ("sample", b.model, "-n", 3, *TWO, *b.told, "-o", "out"),
+        drawn("out", 3),
+    ),
+    "tune": (
+        lambda b: (
+            "tune", b.model, b.data, *SMALL, "--samplers", "ddim", *b.beside, "--json",
+            "-o", "tuned.safetensors", "--report", "page.html",
+        ),
+        tuned,
+    ),
+    "ema": (
+        lambda b: ("ema", b.model, b.data, *SMALL, *b.beside, "-o", "averaged.safetensors",
+                   "--json"),
+        averaged,
+    ),
+    "ema by loss": (
+        lambda b: ("ema", b.model, b.data, "-n", 4, "--metric", "held-out", *b.beside,
+                   "-o", "averaged.safetensors", "--json"),
+        averaged,
+    ),
+    "compare": (
+        lambda b: ("compare", b.model, b.model, b.data, *SMALL, *IN_TWO, *b.beside, "--json"),
+        alike,
+    ),
+    "info": (lambda b: ("info", b.model, "--json"), described),
+    "convert to diffusers": (lambda b: ("convert", b.model, "out", "--to", "diffusers"), back),
+    "convert to torch": (lambda b: ("convert", b.model, "out.pt2"), runs),
+    "push": (lambda b: ("push", b.model, "hf://a/b", "--license", "mit", "-o", "out"), published),
+    "distill": (
+        lambda b: ("distill", b.model, b.data, *TWO, "--batch-size", 2, "--precision", "fp32",
+                   *b.beside, "-o", "out.safetensors"),
+        distilled,
+    ),
+    "train": (
+        lambda b: ("train", b.data, "--init", b.model, *TWO, "--batch-size", 4, "--precision",
+                   "fp32", *b.beside, "-o", "out.safetensors"),
+        trained,
+    ),
+    "inpaint": (
+        lambda b: ("inpaint", b.model, b.first, "--mask", b.mask(), "-n", 2, *TWO, "-o", "out"),
+        kept,
+    ),
+    "upscale": (
+        lambda b: ("upscale", b.model, b.first, "--factor", 2, "-n", 2, *TWO, "-o", "out"),
+        drawn("out", 2),
+    ),
+    "restore": (
+        lambda b: ("restore", b.model, b.first, "--degradation", "blur:1", "--degrade", "-n", 2,
+                   *TWO, "-o", "out"),
+        drawn("out", 2),
+    ),
+    "vary": (lambda b: ("vary", b.model, b.first, "-n", 2, *TWO, "-o", "out"), drawn("out", 2)),
+    "interpolate": (
+        lambda b: ("interpolate", b.model, b.first, b.second, "-n", 3, "--steps", 20, "-o", "out"),
+        drawn("out", 3),
+    ),
+    "noise-demo": (
+        lambda b: ("noise-demo", b.first, "--model", b.model, *TWO, *b.other_half, "-o", "out.png"),
+        shown,
+    ),
+}  # fmt: skip
+"""What is typed, and what must come of it; `eval` has tests of its own below."""
+
+DIFFUSERS = "diffusers cannot say "
+
+REFUSED: dict[tuple[str, str], tuple[int, str]] = {
+    ("table", "convert to diffusers"): (4, DIFFUSERS + "condition-on"),
+    ("pairs", "convert to diffusers"): (4, DIFFUSERS + "given = pairs"),
+    ("degraded", "convert to diffusers"): (4, DIFFUSERS + "given = low-res:2"),
+    ("distilled", "convert to diffusers"): (4, DIFFUSERS + "distilled"),
+    ("flow", "convert to diffusers"): (4, DIFFUSERS + "target = flow"),
+    ("alpha", "convert to diffusers"): (4, DIFFUSERS + "layout = alpha"),
+    ("16 bits", "convert to diffusers"): (4, DIFFUSERS + "levels = 65536"),
+    ("array", "convert to diffusers"): (4, DIFFUSERS + "medium = array"),
+    ("sound", "convert to diffusers"): (4, DIFFUSERS + "medium = audio"),
+    ("stack", "convert to diffusers"): (4, DIFFUSERS + "layout = pages"),
+    ("vit", "convert to diffusers"): (4, DIFFUSERS + "network = vit"),
+    ("distilled", "ema"): (4, "no averages of other lengths"),
+    ("distilled", "ema by loss"): (4, "no averages of other lengths"),
+}
+"""What does not go together: the exit code, and words of the line."""
+
+UNGIVEN = {"answers": "needs a model of images that is given something"}
+IMAGES = {"random_kid": "needs arrays, sounds or stacks"}
+OTHERS = dict.fromkeys(("frechet", "kid", "landmarks", "manifold"), "needs images")
+
+ALONE: dict[str, dict[str, str]] = {
+    **dict.fromkeys(KINDS, IMAGES | UNGIVEN),
+    **dict.fromkeys(("pairs", "degraded"), IMAGES),
+    **dict.fromkeys(("array", "sound", "stack"), OTHERS | UNGIVEN),
+}
+"""Metrics that a kind does not have, with words of the line."""
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """Where models and data are made. Do not write there."""
+    return Workshop(tmp_path_factory.mktemp("shop"))
+
+
+@pytest.fixture(autouse=True)
+def cache(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features of real samples are computed once."""
+    monkeypatch.setenv("DIFFUSE_CACHE", str(shop.folder / "cache"))
+
+
+def run(diffuse: Any, line: tuple[Any, ...], refused: tuple[int, str] | None) -> Any:
+    """Run a command that works, or one that is refused in a line and writes nothing."""
+    before = {*Path().rglob("*")}
+    ran = diffuse(*line, *(["-q"] if refused else []))
+    if refused is None:
+        assert ran.code == 0, ran.err
+        return ran
+    code, words = refused
+    assert ran.code == code, ran.err
+    assert words in ran.line
+    assert not ran.out
+    assert {*Path().rglob("*")} == before
+    return None
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("name", KINDS)
+def test_a_command(
+    diffuse: Any, shop: Workshop, name: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undraw(monkeypatch)
+    bench = Bench(shop, name)
+    line, check = COMMANDS[command]
+    ran = run(diffuse, line(bench), REFUSED.get((name, command)))
+    if ran is not None:
+        check(bench, ran)
+
+
+def evaluation(bench: Bench) -> tuple[Any, ...]:
+    return ("eval", bench.model, bench.data, *SMALL, *IN_TWO, *bench.beside, "--json")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_all_metrics_and_each_alone(diffuse: Any, shop: Workshop, name: str) -> None:
+    bench = Bench(shop, name)
+    ran = run(diffuse, (*evaluation(bench), "--report", "page.html"), None)
+    evaluated(bench, ran)
+    whole, seen = numbers(ran.json), set()
+    for metric in METRICS:
+        refused = ALONE[name].get(metric)
+        line = (*evaluation(bench), "--metrics", metric)
+        ran = run(diffuse, line, (2, refused) if refused else None)
+        if ran is None:
+            continue
+        found = numbers(ran.json)
+        assert found, metric
+        for key, value in found.items():
+            assert value == pytest.approx(whole[key], nan_ok=True), (metric, key)
+        seen |= found.keys()
+    assert seen == whole.keys()
+
+
+def test_every_command_that_takes_a_model_is_here() -> None:
+    asked = {"eval", *(line.split()[0] for line in COMMANDS)}
+    assert asked == {*EVERY}
