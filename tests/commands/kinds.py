@@ -19,6 +19,7 @@ COUNT = 80
 RECIPE = """\
 batch_size = 4
 precision = "fp32"
+lr = 0.001
 warmup = 0
 num_timesteps = 1000
 preview_every = 100000
@@ -104,7 +105,7 @@ def write_fields(folder: Path) -> None:
 
 
 def write_sounds(folder: Path) -> None:
-    """Sounds of 256 samples, the shortest that models keep."""
+    """Sounds of 256 samples: those of models are a multiple of that."""
     folder.mkdir()
     for k, sound in enumerate(soft(1, 2**15, 256)):
         with wave.open(str(folder / f"{k:02d}.wav"), "wb") as file:
@@ -158,7 +159,7 @@ KINDS: dict[str, Kind] = {
     "array": Kind(data="fields"),
     "sound": Kind(data="sounds"),
     "stack": Kind(("--layout", "pages"), "pages"),
-    "vit": Kind(network=VIT),
+    "vit": Kind(("--target", "v"), network=VIT),
     "keep-weak": Kind(("--keep-weak", "--weak-after", 0.5)),
 }
 

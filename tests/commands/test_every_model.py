@@ -302,7 +302,7 @@ REFUSED: dict[tuple[str, str], tuple[int, str]] = {
 """What does not go together: the exit code, and words of the line."""
 
 UNGIVEN = {"answers": "needs a model of images that is given something"}
-IMAGES = {"random_kid": "needs arrays, sounds or stacks"}
+IMAGES = {"random-kid": "needs arrays, sounds or stacks"}
 OTHERS = dict.fromkeys(("frechet", "kid", "landmarks", "manifold"), "needs images")
 
 ALONE: dict[str, dict[str, str]] = {
