@@ -233,11 +233,22 @@ def to_dict(config: object, *, control: bool = True, places: bool = True) -> dic
     }
 
 
-def to_arguments(config: object) -> list[str]:
-    """The command line that makes this configuration; defaults are left out."""
+def place_name(place: str) -> str:
+    """A place on this machine by its last part; one on the hub whole."""
+    return place if place.startswith("hf:") else Path(place).name or place
+
+
+def to_arguments(config: object, *, places: bool = True) -> list[str]:
+    """The command line that makes this configuration; defaults are left out.
+
+    Args:
+        places: as they were typed, or else their names alone, for a page that others may read.
+    """
     positional, flags = [], []
     for f, spec in options(config):
         value = getattr(config, f.name)
+        if spec.place and not places and isinstance(value, str):
+            value = place_name(value)
         if spec.argument:
             positional.append(str(value))
         elif value == f.default:

@@ -166,6 +166,7 @@ class GuideConfig(Config):
         None,
         "Guide by a weaker model of the same data, a file or run directory; 'self' is the early "
         "average in a model trained with --keep-weak. A step then takes one more evaluation.",
+        place=True,
         metavar="MODEL|self",
         shown="the model's, if tune recommends it",
     )

@@ -59,6 +59,7 @@ class FeatureConfig(Config):
         None,
         "Weights of the feature network.",
         parse=parse_file,
+        place=True,
         shown="found in the folder DIFFUSE_WEIGHTS, else downloaded",
     )
 
@@ -72,7 +73,7 @@ class SidesConfig(FeatureConfig, ComputeConfig, ReadingConfig):
     )
     background: str | None = data_option(None, BACKGROUND, parse=parse_color, shown="the model's")
     fit: str | None = data_option(None, FIT, table="media.FITS", shown="the model's")
-    given: str | None = data_option(None, BESIDE, metavar="PATH", shown="")
+    given: str | None = data_option(None, BESIDE, place=True, metavar="PATH", shown="")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +109,7 @@ class PlottedBoundConfig(BoundConfig):
     """The bound, and a plot of it."""
 
     plot: str | None = output_option(
-        None, "Plot the bound by timestep.", metavar="FILE.png", shown=""
+        None, "Plot the bound by timestep.", place=True, metavar="FILE.png", shown=""
     )
 
 
@@ -129,6 +130,7 @@ class EvalConfig(MeasureConfig, PlottedBoundConfig, StartConfig, DrawConfig, Wei
     report: str | None = option(
         None,
         "Write a page with samples, every number and plot, and how to reproduce them.",
+        place=True,
         metavar="FILE.html",
         shown="",
     )
@@ -142,6 +144,7 @@ class EvalConfig(MeasureConfig, PlottedBoundConfig, StartConfig, DrawConfig, Wei
     pairs: str | None = output_option(
         None,
         "Show the generated images nearest to training images, side by side.",
+        place=True,
         metavar="FILE.png",
         shown="",
     )
@@ -196,15 +199,17 @@ class TuneConfig(MeasureConfig, GuideConfig, TrajectoryConfig, WeightsConfig):
         None,
         "Write the model with the recommended setting, which sample and eval then use.",
         flag="-o",
+        place=True,
         metavar="FILE",
         shown="",
     )
     plot: str | None = option(
-        None, "Plot KID against seconds per image.", metavar="FILE.png", shown=""
+        None, "Plot KID against seconds per image.", place=True, metavar="FILE.png", shown=""
     )
     report: str | None = option(
         None,
         "Evaluate the recommended setting, and write a page with that and everything tried.",
+        place=True,
         metavar="FILE.html",
         shown="",
     )

@@ -68,6 +68,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         "Model file; its run directory lies beside it.",
         flag="-o",
         control=True,
+        place=True,
         metavar="FILE",
     )
     size: Size | None = option(

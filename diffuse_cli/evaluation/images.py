@@ -268,7 +268,7 @@ def sides_for(
     Args:
         usable: which images count, instead of those with pairs.
     """
-    names = loaded.model.classes
+    names = loaded.model.blueprint.conditions.classes
     if usable is None:
         usable = with_pairs(images, [pairs])
     chosen = np.flatnonzero(images.held_out & usable if held_out else usable)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,17 @@ from typing import Any
 from diffuse_cli.config import EvalConfig
 from diffuse_cli.evaluation.showing import Shown
 from diffuse_cli.metrics import Remark, Words
+from diffuse_cli.options import place_name
+
+PLACES = ("subject", "data", "plot", "pairs", "report", "out")
+"""Entries of the numbers of `eval` and `tune` that are paths of this machine."""
+
+
+def published(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """The object that `--json` prints as others may read it: places by their names alone."""
+    named = {k: place_name(v) for k, v in numbers.items() if k in PLACES and isinstance(v, str)}
+    swept = {k: published(v) for k, v in numbers.items() if k == "sweep"}
+    return {**numbers, **named, **swept}
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,7 @@ class Model:
         ema, raw: the averaged weights by name, and those before averaging or None.
         weak: the averaged weights early in the training, to guide by, or None.
         step, weak_step: optimizer steps, and those behind `weak`.
-        data: fingerprint, number of samples and held-out rule of the training data, and its class
-            names if the model is unconditional.
+        data: fingerprint, number of samples and held-out rule of the training data.
         training: the configuration of the training.
         sampling: the setting that `tune` recommends.
         distilled: of a model whose estimate of x_0 is the end of its path: the hash of the model
@@ -67,11 +66,6 @@ class Model:
     sampling: SamplerChoice | None = None
     distilled: Mapping[str, Any] | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names of the training data."""
-        return self.blueprint.conditions.classes or tuple(self.data.get("classes", ()))
 
     @property
     def low_frequencies(self) -> LowFrequencies | None:
@@ -162,7 +156,7 @@ def _upgraded(old: Mapping[str, Any]) -> dict[str, Any]:
     """A version 1 description, in which the network held size, channels and classes."""
     unet = _settled(old["unet"])
     network = {k: v for k, v in unet.items() if k not in DATA_FACTS}
-    classes, data = list(old["classes"]), dict(old["data"])
+    classes = list(old["classes"])
     conditional = unet.get("num_classes", 0)
     if conditional not in (0, len(classes)):
         raise ValueError(f"a network of {conditional} classes with {len(classes)} names")
@@ -170,15 +164,13 @@ def _upgraded(old: Mapping[str, Any]) -> dict[str, Any]:
     needed = channels_out(old["diffusion"]["variance"], unet["channels"])
     if out != needed:
         raise ValueError(f"{out} channels out, not {needed}")
-    if classes and not conditional:
-        data["classes"] = classes
     return {
         **{k: v for k, v in old.items() if k not in ("unet", "classes")},
         "version": 2,
         "space": {"channels": unet["channels"], "size": list(parse_size(unet["size"]))},
         "network": {"name": "unet", **network},
         "conditions": {"classes": classes if conditional else []},
-        "data": data,
+        "data": dict(old["data"]),
     }
 
 
@@ -197,13 +189,12 @@ def rebuild(described: Mapping[str, Any]) -> Model:
     Giver.of(blueprint)
     timesteps = blueprint.denoiser(None).process.num_timesteps
     step, data = described["step"], dict(described["data"])
+    data.pop("classes", None)  # names of folders, which older files of unconditional models have
     weak_step = described[WEAK_KEY]["step"] if WEAK_KEY in described else None
     if not isinstance(step, int) or not isinstance(name, str):
         raise ValueError("step or network are of the wrong type")
     if not isinstance(weak_step, int | None):
         raise ValueError("the step of the weak average is of the wrong type")
-    if not all(isinstance(name, str) for name in data.get("classes", ())):
-        raise ValueError("class names that are not text")
     parse_color(data.get("background", "white"))
     check_fit(blueprint.space.medium, data.get("fit", "crop"))
     sampling = None

@@ -15,6 +15,7 @@ from typing import Any
 from diffuse_cli import files, modelfile, pictures, sheets
 from diffuse_cli.config import PushConfig, SampleConfig
 from diffuse_cli.errors import ModelFileError, OutputError, UsageError
+from diffuse_cli.evaluation.results import published
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.folders import LOCK, Unfinished, holding
 from diffuse_cli.givens import Giver
@@ -150,7 +151,7 @@ def _numbers(config: PushConfig, found: Found) -> Mapping[str, Any]:
             f"{name} is of another model, of SHA-256 {files.show(str(measured[0]), 64)}",
             "Measure this one: diffuse eval MODEL DATA --json > eval.json",
         )
-    return dict(values)
+    return published(values)
 
 
 def _picture(config: PushConfig, found: Found) -> Work[tuple[bytes, str]]:

@@ -50,7 +50,7 @@ def training(found: Evaluated, model: Path) -> dict[str, Any]:
     return {
         "model": bool(found.model),
         "words": found.words,
-        "log": log,
+        "log": log and f"{log.parent.name}/{log.name}",
         "loss": _loss(series, step) if series else None,
         "kid": next((_kid(curves[key], key, step) for key in KIDS if key in curves), None),
         "kid_label": next((label(key) for key in KIDS if key in curves), ""),

@@ -15,7 +15,8 @@ from diffuse_cli.config import EvalConfig, TuneConfig
 from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation.evaluating import Evaluated
 from diffuse_cli.evaluation.images import FINGERPRINTS
-from diffuse_cli.options import to_arguments
+from diffuse_cli.evaluation.results import published
+from diffuse_cli.options import place_name, to_arguments
 from diffuse_cli.report import courses, sections, style
 from diffuse_cli.report.distributions import distributions
 from diffuse_cli.report.templating import render
@@ -61,7 +62,8 @@ def page(
         version=__version__,
         policy=POLICY,
         style=Markup(style.css()),
-        config=config,
+        subject=place_name(config.subject),
+        data=place_name(config.data),
         found=found,
         colour=COLOURS if found.words.one == "image" else {},
         plural=plural,
@@ -74,23 +76,24 @@ def page(
 def _repeat(
     config: EvalConfig, found: Evaluated, numbers: Mapping[str, Any], asked: TuneConfig | None
 ) -> dict[str, Any]:
-    typed = ["tune", *to_arguments(asked)] if asked else ["eval", *to_arguments(config)]
+    name = "tune" if asked else "eval"
+    typed = [name, *to_arguments(asked or config, places=False)]
     return {
         "command": shlex.join(["diffuse", *typed]),
         "facts": {name: _plain(value) for name, value in _facts(config, found).items()},
-        "json": json.dumps(numbers, indent=2),
+        "json": json.dumps(published(numbers), indent=2),
     }
 
 
 def _facts(config: EvalConfig, found: Evaluated) -> dict[str, Any]:
     """Everything that the numbers depend on, by readable names."""
     many = found.words.many
-    subject = {"model": config.subject} if found.model else {f"generated {many}": config.subject}
+    subject = {"model" if found.model else f"generated {many}": place_name(config.subject)}
     names = {key: f"fingerprint of {of.format(many=many)}" for key, of in FINGERPRINTS.items()}
     made = {f"model made with {k}": v for k, v in found.model.get("versions", {}).items()}
     return {
         **subject,
-        f"real {many}": config.data,
+        f"real {many}": place_name(config.data),
         "which of them": {"held-out": "the held-out part", "all": "all"}[found.part],
         f"number of {many}": f"{found.generated:,} generated, {found.real:,} real",
         **{names[key]: value for key, value in found.fingerprints.items()},

@@ -29,7 +29,7 @@ from diffuse_cli.events import Notice, Work
 from diffuse_cli.givens import Giver, Inputs, inputs_for
 from diffuse_cli.media import MEDIA, asked_for
 from diffuse_cli.runtime import settle, slow_precision
-from diffuse_cli.training.classes import check_labels, check_names, class_names, fits
+from diffuse_cli.training.classes import check_labels, check_names, class_names
 from diffuse_cli.training.configuring import complete
 from diffuse_cli.training.given import check_pairs, given_of, paired, pairs_at
 from diffuse_cli.training.initial import first_weights
@@ -123,9 +123,7 @@ class Plan:
         )
 
     def data(self) -> dict[str, Any]:
-        """What a model file says of its data; with class names, for its evaluation, unless they are
-        the model's conditions."""
-        names, told = self.images.class_names, self.blueprint.conditions.classes
+        """What a model file says of its data, without the names of its files and folders."""
         return {
             "fingerprint": self.images.fingerprint,
             "images": len(self.images),
@@ -136,7 +134,6 @@ class Plan:
             **({LOW_FREQUENCIES: self.low_frequencies.plain} if self.low_frequencies else {}),
             **({"given": self.given_fingerprints} if self.pairs else {}),
             **({"table": self.table_fingerprints} if self.images.rows is not None else {}),
-            **({"classes": list(names)} if names and not told and fits(names) else {}),
         }
 
 

@@ -13,7 +13,7 @@ from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.training import to_file
 from diffuse_cli.errors import OutputError, UsageError
 from diffuse_cli.events import Notice, Stop, Work, until
-from diffuse_cli.options import options, read_toml, to_toml
+from diffuse_cli.options import options, place_name, read_toml, to_toml
 from diffuse_cli.runtime import aside
 from diffuse_cli.training.budget import Budget
 from diffuse_cli.training.course import Course
@@ -170,11 +170,12 @@ def write_config(run: RunDirectory, config: TrainConfig, budget: Budget | None =
 
 
 def begin_trackers(config: TrainConfig, accelerator: Accelerator, run: RunDirectory) -> Work[None]:
-    """Tell the trackers of --log the configuration, and the user how to look."""
+    """Tell the trackers of --log the configuration, with the names of places alone, and the user how
+    to look."""
     if config.log:
         values = {
-            f.name: value
-            for f, _ in options(config)
+            f.name: place_name(value) if spec.place and isinstance(value, str) else value
+            for f, spec in options(config)
             if isinstance(value := getattr(config, f.name), (int, float, str))
         }
         with aside():

@@ -173,5 +173,55 @@ def test_two_pushes_into_one_folder_do_not_mix(diffuse: Run, model: Path):
     assert not Path("out").exists()
 
 
+MARK = "Zugspitze"
+"""In the name of every folder and file here, and of nothing else."""
+
+
+def marked(data: bytes) -> bool:
+    return MARK.lower().encode() in data.lower()
+
+
+def test_no_name_of_a_folder_or_file_leaves_the_machine(
+    diffuse: Run, images: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    here = tmp_path / MARK
+    for k, path in enumerate(sorted(images.rglob("*.png"))):
+        copy = here / f"images of {MARK}" / f"{MARK} {path.parent.name}" / f"{MARK}{k}.png"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    data = here / "data"
+    (here / f"images of {MARK}").rename(data)
+    monkeypatch.chdir(here)
+    model, tuned = here / "model.safetensors", here / "tuned.safetensors"
+    weaker, line = here / "weaker.safetensors", ("train", data, "--config", recipe, "-q")
+    assert diffuse(*line, "--num-timesteps", 1000, "--steps", 6, "-o", weaker).code == 0
+    line = (*line, "--num-timesteps", 1000, "--steps", 12, "--init", weaker, "-o", model)
+    assert diffuse(*line, "--log", "tensorboard").code == 0
+    few = ("-n", 4, "--timesteps", 2, "--steps", 2, "--guide-with", weaker)
+    parts = ("--report", here / "eval.html", "--plot", "bits.png", "--pairs", here / "pairs.png")
+    ran = diffuse("eval", model, data, *few, *parts, "--json")
+    assert ran.code == 0, ran.err
+    assert marked(ran.out.encode()), "what is printed here may be typed again"
+    (here / "eval.json").write_text(ran.out)
+    line = ("-n", 4, "--steps", 2, "--samplers", "ddim", "--no-learn-times", "--no-try-starts")
+    outs = ("--report", here / "tune.html", "-o", tuned, "--plot", here / "tune.png")
+    assert diffuse("tune", model, data, *line, *outs, "-q").code == 0
+    line = ("--license", "mit", "--eval", here / "eval.json", "-o", here / "out", "-q")
+    assert diffuse("push", model, TARGET, *line).code == 0
+    assert diffuse("convert", model, "--to", "diffusers", "-o", here / "folder", "-q").code == 0
+    pages = [here / "eval.html", here / "tune.html"]
+    for page in pages:
+        assert "model.safetensors" in page.read_text()
+    logged = [path for path in (here / "model.run").rglob("events.out*")]
+    numbers = json.loads((here / "out/eval.json").read_text())
+    assert (numbers["subject"], numbers["data"]) == ("model.safetensors", "data")
+    leaving = [
+        *pages, *logged, model, tuned, *here.glob("*.png"),
+        *(path for name in ("out", "folder") for path in (here / name).rglob("*.*")),
+    ]  # fmt: skip
+    assert len(leaving) >= 13
+    assert [path.name for path in leaving if marked(path.read_bytes())] == []
+
+
 def test_texts_of_a_file_are_not_markdown():
     assert _text("<b>|`*_[x]") == r"&lt;b&gt;\|\`\*\_\[x\]"
