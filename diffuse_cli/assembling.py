@@ -241,11 +241,10 @@ class Job:
 
     def _told(self, indices: Sequence[int]) -> dict[str, Any]:
         """The class of each image, and what else it is told."""
-        wanted, told = self.stages[-1].settings.condition, dict[str, Any]()
-        conditions = self.stages[-1].loaded.model.blueprint.conditions
-        table = conditions.table
+        model, wanted = self.stages[-1].loaded.model, self.stages[-1].settings.condition
+        table, told = model.blueprint.conditions.table, dict[str, Any]()
         if wanted and wanted.labels:
-            told["classes"] = [conditions.classes[wanted.label(i)] for i in indices]
+            told["classes"] = [model.classes[wanted.label(i)] for i in indices]
         if wanted and wanted.rows and table:
             told["on"] = [told_by(table, wanted.row(i)) for i in indices]
         return told

@@ -78,7 +78,7 @@ class Blueprint:
         Raises:
             UsageError: as `make_denoiser`.
         """
-        return make_denoiser(net, self.diffusion, self.process, self.space.levels)
+        return make_denoiser(net, self.diffusion, self.process, self.space.bins)
 
 
 def build(

@@ -106,6 +106,7 @@ class Giver:
 
     def __post_init__(self) -> None:
         self.degradation  # noqa: B018  it is checked as it is made
+        self.shown  # noqa: B018  and the limits of pairs
 
     @cached_property
     def degradation(self) -> Degradation | None:
@@ -137,6 +138,8 @@ class Giver:
     def shown(self) -> Space:
         """The space of the pictures that `look` makes of what is told."""
         own = {name: getattr(self.given, name) for name in ("mean", "std") if self.given.mean}
+        if self.given.what == PAIRS:
+            own["limits"] = self.given.limits
         layout, channels = self.space.layout, self.given.channels
         if layout and layout.isupper() and "C" not in layout and channels > 1:
             layout = None  # axes such as HW have no place for channels: those of the files

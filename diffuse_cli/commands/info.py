@@ -121,11 +121,14 @@ def _pixels(found: DataReport) -> list[str]:
     if found.top is None:
         values = (" ".join(f"{v:.4g}" for v in own) for own in vars(found.pixels).values())
         return ["mean {}, deviation {}".format(*values)]
-    scaled = found.pixels.scaled(found.top)
+    assert found.ends is not None
+    scaled, part = found.pixels.scaled(*found.ends), found.ends != (0, found.top)
+    limits = ", which is {:,} to {:,}: samples use no other levels".format(*found.ends)
     return [
         f"mean {_numbers(found.pixels.mean, 2)}, deviation {_numbers(found.pixels.std, 2)} "
         f"of {found.top}",
-        f"mean {_numbers(scaled.mean, 4)}, deviation {_numbers(scaled.std, 4)} in [-1, 1]",
+        f"mean {_numbers(scaled.mean, 4)}, deviation {_numbers(scaled.std, 4)} in [-1, 1]"
+        f"{limits if part else ''}",
     ]
 
 

@@ -39,6 +39,7 @@ class Given(Settings):
             network is not told how much.
         mean, std: of each channel of pairs of floats, as those of a `Space`; None for others, and
             for models that were trained on the samples' own.
+        limits: of pairs of levels, as those of a `Space`.
     """
 
     channels: int = setting(low=1, high=MOST_CHANNELS)
@@ -47,6 +48,7 @@ class Given(Settings):
     noise: float = setting(0.0, 0, 10)
     mean: tuple[float, ...] | None = setting(None)
     std: tuple[float, ...] | None = setting(None, low=1e-30)
+    limits: tuple[int, ...] | None = setting(None)
 
     def __post_init__(self) -> None:
         super().__post_init__()

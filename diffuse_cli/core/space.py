@@ -21,28 +21,31 @@ LONGEST_SIDE, LONGEST_SIGNAL, MOST_CHANNELS = 4096, 2**20, 64
 class Space(Settings):
     """Arrays of one shape, stored as levels or as floats.
 
-    The model sees levels 0 ... `levels` - 1 evenly over [-1, 1], and floats as (f(x) - mean) / std
-    by channel, without a range, where f is the transform or nothing.
+    The model sees levels evenly, with those of `limits`, or else 0 and `levels` - 1, at -1 and 1.
+    It sees floats as (f(x) - mean) / std by channel, without a range, where f is the transform or
+    nothing.
 
     Attributes:
         channels: C.
         size: one to three spatial dimensions; (H, W) for an image.
         medium: a name in `MEDIA`.
         levels: their number; None for floats.
+        limits: the lowest and highest level that samples have, if they use a part of all levels.
         mean, std: one number per channel for floats, of f(x); empty for levels.
         transform: f, a name in `TRANSFORMS`, for floats; None for f(x) = x.
         layout: the axes of a sample in its file, if the medium knows several.
         rate: of sounds, in Hz.
 
     Raises:
-        InvalidArgument: a value out of range, a `mean` or `std` of the wrong length, an unknown
-            transform, or one of levels.
+        InvalidArgument: a value out of range, a `mean` or `std` of the wrong length, limits that
+            are not two levels in order, an unknown transform, or one of levels.
     """
 
     channels: int = setting(low=1, high=MOST_CHANNELS)
     size: tuple[int, ...] = setting(low=1, high=LONGEST_SIGNAL)
     medium: str = setting("image")
     levels: int | None = setting(256, 2, 65_536)
+    limits: tuple[int, ...] | None = setting(None)
     mean: tuple[float, ...] = setting(())
     std: tuple[float, ...] = setting((), low=1e-30)
     transform: str | None = setting(None)
@@ -59,6 +62,10 @@ class Space(Settings):
         for name in ("mean", "std"):
             if len(getattr(self, name)) != wanted:
                 raise InvalidArgument(f"must have {wanted} numbers", argument=name)
+        if self.limits is not None:
+            top = 0 if self.levels is None else self.levels - 1
+            if len(self.limits) != 2 or not 0 <= self.limits[0] < self.limits[1] <= top:
+                raise InvalidArgument("must be two levels in order", argument="limits")
         if self.transform is not None:
             lookup(TRANSFORMS, self.transform, "transform")
         if self.transform == "none":
@@ -78,10 +85,24 @@ class Space(Settings):
         """The number of spatial dimensions."""
         return len(self.size)
 
+    @property
+    def ends(self) -> tuple[int, int] | None:
+        """The levels at -1 and 1; None for floats."""
+        if self.levels is None:
+            return None
+        low, high = self.limits or (0, self.levels - 1)
+        return low, high
+
+    @property
+    def bins(self) -> int | None:
+        """The number of levels from -1 to 1; None for floats."""
+        return None if self.ends is None else self.ends[1] - self.ends[0] + 1
+
     def to_model(self, stored: Tensor) -> Tensor:
         """Stored (B, C, *size) to the model's numbers, float32."""
-        if self.levels is not None:
-            return stored.float() / ((self.levels - 1) / 2) - 1
+        if self.ends is not None:
+            low, high = self.ends
+            return (stored.float() - low) / ((high - low) / 2) - 1
         mean, std = (self._per_channel(v, stored) for v in (self.mean, self.std))
         x = stored.float()
         if self.transform is not None:
@@ -92,11 +113,12 @@ class Space(Settings):
         """The model's numbers to stored ones: levels, rounded and clamped (uint8 or int32), or
         float32."""
         x = x.detach().float()
-        if self.levels is None:
+        if self.levels is None or self.ends is None:
             mean, std = (self._per_channel(v, x) for v in (self.mean, self.std))
             x = x * std + mean
             return x if self.transform is None else TRANSFORMS[self.transform].inverse(x)
-        levels = x.add(1).mul((self.levels - 1) / 2).round().clamp(0, self.levels - 1)
+        low, high = self.ends
+        levels = x.add(1).mul((high - low) / 2).round().add(low).clamp(low, high)
         return levels.byte() if self.levels <= 256 else levels.int()
 
     def log_slope(self, stored: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The mean and deviation of stored floats by channel, exactly, in one pass over them."""
+"""The scale of stored samples, exactly: the mean and deviation of floats, the limits of levels."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ Array = npt.NDArray[Any]
 
 AT_ONCE = 2**22
 """Numbers that are measured at a time."""
+
+DEEP = 65_536
+"""Levels of which few samples use all. Those of 8 bits are too few to be left out."""
 
 NOISE = 2.0**-26
 """A deviation of less than this part of the mean is rounding, of 32-bit floats."""
@@ -71,6 +74,26 @@ def measured(
                 "Leave it out of the files",
             )
     return replace(space, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+
+
+def limited(space: Space, stored: Array) -> Space:
+    """A space of 65,536 levels with the limits of some samples, if they use less than half of them,
+    as the 12 bits of a camera do; any other space as it is.
+
+    Args:
+        stored: the samples, (N, C, *size); those that are held out count, so that none is beyond.
+    """
+    if space.levels != DEEP:
+        return space
+    each = max(1, AT_ONCE // int(np.prod(stored.shape[1:])))
+    ends = set[int]()
+    for start in range(0, len(stored), each):
+        part = stored[np.arange(start, min(start + each, len(stored)))]
+        ends |= {int(part.min()), int(part.max())}
+    low, high = min(ends), max(ends)
+    if low == high or high - low + 1 >= DEEP // 2:
+        return space
+    return replace(space, limits=(low, high))
 
 
 def _transformed(

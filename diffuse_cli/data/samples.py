@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffuse_cli.core.space import Space
-from diffuse_cli.data.measuring import measured, moments
+from diffuse_cli.data.measuring import limited, measured, moments
 from diffuse_cli.data.summary import Summary
 from diffuse_cli.media import MEDIA
 
@@ -58,7 +58,7 @@ class Samples:
     @cached_property
     def space(self) -> Space:
         """The space of each sample; the mean and deviation of floats are those of the samples that
-        are trained on.
+        are trained on, the limits of levels those of all.
 
         Raises:
             DataError: floats that the transform is not defined for, or that never vary.
@@ -66,13 +66,13 @@ class Samples:
         """
         found = replace(self.unmeasured, transform=self.transform)
         if found.levels is not None:
-            return found
+            return limited(found, self.stored)
         return measured(found, self.stored, np.flatnonzero(~self.held_out), self.names)
 
     @property
     def unmeasured(self) -> Space:
-        """The space without a transform, and with no more than a guess at the mean and deviation of
-        floats: those of a few samples."""
+        """The space without a transform and limits, and with no more than a guess at the mean and
+        deviation of floats: those of a few samples."""
         found = replace(MEDIA[self.medium].space(self.stored), layout=self.layout, rate=self.rate)
         if found.levels is not None:
             return found

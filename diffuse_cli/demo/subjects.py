@@ -68,7 +68,7 @@ def read(config: DemoConfig, space: Space | None = None, fit: str | None = None)
         size = checked_size(medium, config.size)
     if medium == "image" and space is None:
         return (yield from _own_image(config))
-    from diffuse_cli.data.measuring import measured
+    from diffuse_cli.data.measuring import limited, measured
     from diffuse_cli.media import MEDIA
     from diffuse_cli.tasks.inputs import read_one, rgb
 
@@ -83,9 +83,10 @@ def read(config: DemoConfig, space: Space | None = None, fit: str | None = None)
     values = np.array(found.values)
     if space is None:
         space = replace(MEDIA[medium].space(values[None]), layout=found.layout, rate=asked.rate)
+        name, own = Path(config.image).name, values[None]
         if space.levels is None:
-            name = Path(config.image).name
-            space = measured(space, values[None], np.zeros(1, np.int64), [name])
+            space = measured(space, own, np.zeros(1, np.int64), [name])
+        space = limited(space, own)
     return Subject(values, space)
 
 

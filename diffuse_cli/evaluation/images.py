@@ -268,7 +268,7 @@ def sides_for(
     Args:
         usable: which images count, instead of those with pairs.
     """
-    names = loaded.model.blueprint.conditions.classes
+    names = loaded.model.classes
     if usable is None:
         usable = with_pairs(images, [pairs])
     chosen = np.flatnonzero(images.held_out & usable if held_out else usable)
@@ -336,7 +336,9 @@ def _of_folder(config: MeasureConfig) -> Work[Sides]:
     training = _training(config, images, names, every) if images.held_out.any() else None
     prints = {"data": images.fingerprint, "subject": theirs.fingerprint}
     # The deviations of floats are those of the real ones: what is generated may have none.
-    space = theirs.unmeasured if theirs.unmeasured.levels is not None else images.space
+    space = images.space
+    if space.levels is not None:
+        space = replace(theirs.unmeasured, limits=space.limits)
     return Sides(real, more, fakes, training, "all", names, prints, space)
 
 

@@ -14,8 +14,8 @@ import numpy as np
 from diffuse_cli import files, outputs, pictures
 from diffuse_cli.columns import survey
 from diffuse_cli.config import InfoConfig
-from diffuse_cli.data import Samples, Summary, read_cells, read_images
-from diffuse_cli.data.measuring import moments
+from diffuse_cli.data import Samples, Summary, is_images, read_cells, read_images
+from diffuse_cli.data.measuring import limited, moments
 from diffuse_cli.errors import DataError, UsageError, translating
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.inspection import near, sheet
@@ -38,10 +38,12 @@ class Spread:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def scaled(self, top: int) -> Spread:
-        """The same of values in 0 ... top in [-1, 1], the network's range."""
-        half = top / 2
-        return Spread(tuple(m / half - 1 for m in self.mean), tuple(s / half for s in self.std))
+    def scaled(self, low: int, high: int) -> Spread:
+        """The same of values in low ... high in [-1, 1], the network's range."""
+        half = (high - low) / 2
+        return Spread(
+            tuple((m - low) / half - 1 for m in self.mean), tuple(s / half for s in self.std)
+        )
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class DataReport:
         held_out: images that `train` would not train on.
         near_duplicates: among images that differ; None if they are too small to compare.
         blank: almost blank images, which are not compared.
+        ends: the levels that are -1 and 1 to the network; None for floats.
         top: the highest level that a value can have; None for floats.
         out: the contact sheet, if asked for.
         columns: of tables beside the images, each in words.
@@ -67,6 +70,7 @@ class DataReport:
     near_duplicates: Copies | None
     blank: int
     fingerprint: str
+    ends: tuple[int, int] | None
     top: int | None
     out: Path | None
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -83,7 +87,8 @@ class DataReport:
             "size": sides or list(self.size),
             "held_out": self.held_out,
             "pixels": asdict(self.pixels),
-            **({"pixels_scaled": asdict(self.pixels.scaled(self.top))} if self.top else {}),
+            **({"range": list(self.ends)} if self.ends not in (None, (0, self.top)) else {}),
+            **({"pixels_scaled": asdict(self.pixels.scaled(*self.ends))} if self.ends else {}),
             "duplicates": asdict(self.duplicates),
             "near_duplicates": self.near_duplicates and asdict(self.near_duplicates),
             "blank": self.blank,
@@ -114,6 +119,7 @@ def inspect_data(config: InfoConfig) -> Work[DataReport]:
             workers=config.workers,
             cache=Path(folder),
             map_over=MAP_OVER,
+            single=not is_images(Path(config.path)),
             keep=kept_bytes(folder),
         )
         report = yield from _report(config, images, out)
@@ -141,8 +147,9 @@ def _check_apart(config: InfoConfig) -> None:
 def _report(config: InfoConfig, images: Samples, out: Path | None) -> Work[DataReport]:
     top = {"uint8": 255, "uint16": 65_535}.get(images.stored.dtype.name)
     pictured = top is not None and images.stored.ndim == 4
-    if pictured:
-        pixels, hashed, blank = yield from _measure(images)
+    ends = limited(images.unmeasured, images.stored).ends if top is not None else None
+    if pictured and ends is not None:
+        pixels, hashed, blank = yield from _measure(images, ends)
     else:
         every = np.arange(len(images))
         found = moments(images.unmeasured, images.stored, every, images.names)
@@ -163,6 +170,7 @@ def _report(config: InfoConfig, images: Samples, out: Path | None) -> Work[DataR
         near_duplicates=similar,
         blank=int(blank.sum()) if pictured else 0,
         fingerprint=images.fingerprint,
+        ends=ends,
         top=top,
         out=out,
     )
@@ -182,13 +190,13 @@ def _columns(config: InfoConfig, images: Samples) -> Work[dict[str, str]]:
     return survey(cells, np.flatnonzero(~images.held_out))
 
 
-def _measure(images: Samples) -> Work[tuple[Spread, Array, Array]]:
+def _measure(images: Samples, ends: tuple[int, int]) -> Work[tuple[Spread, Array, Array]]:
     """The spread of the values, each image's hash and whether it is blank, in one pass."""
     count, axes = len(images), (0, *range(2, images.stored.ndim))
     totals, squares = np.zeros((2, images.stored.shape[1]), np.uint64)
     hashed, blank = np.zeros(count, np.uint64), np.zeros(count, np.bool_)
     comparable = near.can_compare(images.stored)
-    faint = BLANK * np.iinfo(images.stored.dtype).max / 255
+    faint = BLANK * (ends[1] - ends[0]) / 255
     yield Progress(MEASURING, 0, count)
     for block in near.blocks(images.stored):
         part = images.stored[block]

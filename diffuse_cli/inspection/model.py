@@ -147,4 +147,5 @@ def kind_of(space: Space) -> str:
     kinds = {1: "grey", 3: "colour", **getattr(MEDIA[space.medium], "KINDS", {})}
     rate = f" at {space.rate:,} Hz" if space.rate else ""
     kind = kinds.get(space.channels, f"{space.channels} channels")
-    return f"{dimensions(space.size)}{rate}, {kind}"
+    limits = ", levels {:,} to {:,}".format(*space.limits) if space.limits else ""
+    return f"{dimensions(space.size)}{rate}, {kind}{limits}"

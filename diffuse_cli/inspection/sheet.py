@@ -8,7 +8,9 @@ import numpy as np
 from PIL import Image
 
 from diffuse_cli import pictures
+from diffuse_cli.core.space import Space
 from diffuse_cli.data import Samples
+from diffuse_cli.data.measuring import limited
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.media import MEDIA, Array
 
@@ -27,8 +29,9 @@ def draw(images: Samples) -> Work[Image.Image]:
 
     Yields a `Notice` if there are more classes than rows.
     """
+    space = limited(images.unmeasured, images.stored)
     if not images.class_names:
-        return pictures.grid(_small(images, _spread(np.arange(len(images)), SHOWN)))
+        return pictures.grid(_small(images, space, _spread(np.arange(len(images)), SHOWN)))
     labels = list(range(len(images.class_names)))
     if (images.labels == -1).any():
         labels.append(-1)
@@ -36,7 +39,7 @@ def draw(images: Samples) -> Work[Image.Image]:
         yield Notice(f"the contact sheet shows {ROWS} of {len(labels):,} classes")
     chosen = [labels[i] for i in _spread(np.arange(len(labels)), ROWS)]
     rows = [_spread(np.flatnonzero(images.labels == label), COLUMNS) for label in chosen]
-    return pictures.grid(_filled(images, rows), columns=max(map(len, rows)))
+    return pictures.grid(_filled(images, space, rows), columns=max(map(len, rows)))
 
 
 def _spread(indices: Array, most: int) -> Array:
@@ -46,18 +49,17 @@ def _spread(indices: Array, most: int) -> Array:
     return indices[np.linspace(0, len(indices) - 1, most).round().astype(np.int64)]
 
 
-def _filled(images: Samples, rows: Sequence[Array]) -> Array:
+def _filled(images: Samples, space: Space, rows: Sequence[Array]) -> Array:
     """The images of each row, with short rows filled up with white."""
-    small = [_small(images, row) for row in rows]
+    small = [_small(images, space, row) for row in rows]
     page = np.full((len(rows), max(map(len, rows)), *small[0].shape[1:]), 255, np.uint8)
     for i, row in enumerate(small):
         page[i, : len(row)] = row
     return page.reshape(-1, *page.shape[2:])
 
 
-def _small(images: Samples, chosen: Array) -> Array:
+def _small(images: Samples, space: Space, chosen: Array) -> Array:
     """Images at the size on the sheet."""
-    space = images.unmeasured
     medium = MEDIA[space.medium]
     seen = (medium.look(images.stored[[k]], space)[0] for k in chosen)
     shrunk = (pictures.shrunk(pictures.image(each), SIDE) for each in seen)

@@ -174,9 +174,13 @@ def encode(sample: Array, space: Space) -> bytes:
 
 
 def look(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
-    """The images in 8 bits, transparent ones on their background, and pages side by side; of
-    others the first three channels or one."""
+    """The images in 8 bits, black and white at the limits of their levels, transparent ones on
+    their background, and pages side by side; of others the first three channels or one."""
     samples = samples.astype(numbers_of(space), copy=False)
+    if space.limits is not None:
+        low, high = space.limits
+        shades = (samples.clip(low, high).astype(np.float32) - low) * (255 / (high - low))
+        samples = np.rint(shades).astype(np.uint8)
     if space.layout == PAGES:
         return drawn(rescaled(samples, "uint8"))
     if space.layout is not None and samples.shape[1] in (2, 4):

@@ -27,11 +27,12 @@ from diffuse_cli.options import from_dict, to_dict
 from diffuse_cli.parsing import parse_color, parse_size
 from diffuse_cli.presets import network_config
 
-VERSION = 8
+VERSION = 9
 """Of the description. Version 1 has no number, and one table for network and data. 3 is 2 with a
 weak average or learned times, 4 has an array among the conditions, 5 columns of a table, 6 a
 layout, a transform, images of 16 bits or the scale of what is given, 7 a rate or a teacher, 8 a
-recommended start, and each is written for those alone: an older `diffuse` reads all other files."""
+recommended start, 9 limits of levels, and each is written for those alone: an older `diffuse` reads
+all other files."""
 
 SAMPLING, WEAK_KEY, DISTILLED = "sampling", "weak", "distilled"
 """The keys of the recommended setting, of the weak average and of the teacher in
@@ -66,6 +67,11 @@ class Model:
     sampling: SamplerChoice | None = None
     distilled: Mapping[str, Any] | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes that it is told."""
+        return self.blueprint.conditions.classes
 
     @property
     def low_frequencies(self) -> LowFrequencies | None:
@@ -116,13 +122,14 @@ def describe(model: Model) -> dict[str, Any]:
 
 def _version(model: Model) -> int:
     """The oldest version that can say what the model is."""
-    space = model.blueprint.space
-    if model.sampling is not None and model.sampling.start is not None:
+    space, given = model.blueprint.space, model.blueprint.conditions.given
+    if space.limits is not None or (given is not None and given.limits is not None):
         return VERSION
+    if model.sampling is not None and model.sampling.start is not None:
+        return 8
     if space.rate is not None or model.distilled is not None:
         return 7
     deep = space.medium == "image" and space.levels != 256
-    given = model.blueprint.conditions.given
     scaled = given is not None and given.mean is not None
     if space.layout is not None or space.transform is not None or deep or scaled:
         return 6

@@ -16,7 +16,7 @@ from diffuse_cli.core.conditions import PAIRS, Given
 from diffuse_cli.core.degradations import DEGRADATIONS
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import Pairs, Samples, is_images, pair
-from diffuse_cli.data.measuring import NOISE, moments
+from diffuse_cli.data.measuring import NOISE, limited, moments
 from diffuse_cli.errors import DataError, UsageError, suggest
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.givens import Giver, is_degradation
@@ -79,6 +79,8 @@ def given_of(
         # A channel that never varies says nothing, and does no harm.
         varies = std > NOISE * np.abs(mean)
         scale = {"mean": tuple(mean.tolist()), "std": tuple(np.where(varies, std, 1.0).tolist())}
+    elif pairs:
+        scale = {"limits": limited(pairs.given.unmeasured, pairs.given.stored).limits}
     given = Given(
         channels=pairs.given.unmeasured.channels if pairs else space.channels,
         what=PAIRS if pairs else config.given,

@@ -206,7 +206,7 @@ class RunDirectory:
         from diffuse_cli import modelfile
 
         with contextlib.suppress(ModelFileError):
-            return set(modelfile.load(self.model).blueprint.conditions.classes)
+            return set(modelfile.load(self.model).classes)
         return None
 
     def table(self) -> Table | None:

@@ -35,6 +35,29 @@ def test_levels_are_rounded_not_truncated():
         assert torch.equal(space.to_stored(values), stored.byte())
 
 
+@pytest.mark.parametrize("limits", [(120, 2600), (0, 1), (5, 40_000), (65_534, 65_535)])
+def test_every_level_between_limits_comes_back(limits: tuple[int, int]):
+    space, (low, high) = Space(channels=1, size=(1,), levels=65_536, limits=limits), limits
+    stored = torch.arange(low, high + 1).reshape(-1, 1, 1)
+    x = space.to_model(stored)
+    assert (float(x.min()), float(x.max())) == (-1, 1)
+    assert torch.equal(space.to_stored(x).long(), stored)
+    assert space.to_stored(torch.tensor([-9.0, 9.0])).tolist() == [low, high]
+    assert space.bins == high - low + 1
+    # The bins of the decoder are those levels.
+    apart = x[1:].double() - x[:-1].double()
+    assert torch.allclose(apart, torch.full_like(apart, 2 / (space.bins - 1)), rtol=0.05)
+
+
+def test_all_levels_as_limits_are_as_none():
+    stored = torch.arange(65_536).reshape(-1, 1, 1)
+    every, none = (
+        Space(channels=1, size=(1,), levels=65_536, limits=limits) for limits in ((0, 65_535), None)
+    )
+    assert torch.equal(every.to_model(stored), none.to_model(stored))
+    assert torch.equal(none.to_model(stored), stored.float() / 32_767.5 - 1)
+
+
 def test_floats_are_standardised_channel_by_channel():
     space = Space(channels=2, size=(2, 3, 4), levels=None, mean=(1, -2.5), std=(2, 0.5))
     assert (space.shape, space.dims) == ((2, 2, 3, 4), 3)
@@ -58,6 +81,11 @@ def test_floats_are_standardised_channel_by_channel():
         ({"levels": 1}, "levels"),
         ({"levels": 65_537}, "levels"),
         ({"mean": (0.0,)}, "mean"),
+        ({"limits": (3,)}, "limits"),
+        ({"limits": (3, 3)}, "limits"),
+        ({"limits": (0, 256)}, "limits"),
+        ({"limits": (-1, 2)}, "limits"),
+        ({"levels": None, "mean": (0.0,), "std": (1.0,), "limits": (0, 1)}, "limits"),
         ({"levels": None}, "mean"),
         ({"levels": None, "mean": (0.0,), "std": (0.0,)}, "std"),
         ({"levels": None, "mean": (0.0,), "std": (1.0, 1.0)}, "std"),

@@ -17,10 +17,12 @@ from rubbish import tiff as made
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import Samples, read_images
 from diffuse_cli.events import Notice, finish
+from diffuse_cli.givens import Giver
 from diffuse_cli.media import Asked, image
 from diffuse_cli.media._decoding import decode
 from diffuse_cli.media._pixels import to_pixels
 from diffuse_cli.media._planes import SIGNATURE, chunk, fitted, png, rescaled
+from diffuse_cli.modelfile import load
 
 STRIP = (273, 4, [-1])
 
@@ -85,6 +87,18 @@ def test_one_transparent_colour_is_laid_on_the_background() -> None:
     found = read(tagged(values, b"tRNS", values[:, 0, 0].astype(">u2").tobytes()))
     assert found[:, 0, 0].tolist() == [65_535] * 3
     assert np.array_equal(found[:, 1], values[:, 1])
+
+
+def test_a_colour_that_shares_a_channel_with_the_transparent_one_is_opaque() -> None:
+    values = levels(3, 2, 2)
+    values[:, 0, 0] = (300, 2, 65_000)
+    values[:, 0, 1] = (300, 2, 64_999)
+    values[:, 1, 0] = (300, 9, 8)
+    values[:, 1, 1] = (7, 2, 65_000)
+    found = read(tagged(values, b"tRNS", values[:, 0, 0].astype(">u2").tobytes()))
+    assert found[:, 0, 0].tolist() == [65_535] * 3
+    opaque = np.array([[False, True], [True, True]])
+    assert np.array_equal(found[:, opaque], values[:, opaque])
 
 
 def test_eight_bits_and_sixteen() -> None:
@@ -197,3 +211,78 @@ def test_pictures_of_sixteen_bits_are_those_of_eight() -> None:
     space = image.space(values)
     assert np.array_equal(image.look(values, space), np.rint(values / 257).astype(np.uint8))
     assert np.array_equal(image.look(values.astype(np.int32), space), image.look(values, space))
+
+
+# -- twelve bits of sixteen ------------------------------------------------------------------------
+
+
+def camera(folder: Path, count: int = 60) -> Path:
+    """TIFFs of 16x16 whose levels are 120 to 2,600: soft spots, as a camera of 12 bits has them."""
+    folder.mkdir()
+    y, x = np.mgrid[:16, :16]
+    for k in range(count):
+        spot = np.exp(-((x - 4 - k % 8) ** 2 + (y - 4 - k // 8) ** 2) / 18)
+        spot = (spot - spot.min()) / (spot.max() - spot.min())
+        values = np.rint(120 + 2480 * spot).astype(np.uint16)
+        (folder / f"{k:02d}.tif").write_bytes(tiff(values))
+    return folder
+
+
+def test_the_limits_are_those_of_the_samples(tmp_path: Path) -> None:
+    found = finish(read_images(camera(tmp_path / "data")))
+    assert (found.space.levels, found.space.limits) == (65_536, (120, 2600))
+    assert found.unmeasured.limits is None
+    streamed = finish(read_images(tmp_path / "data", keep=0, index=tmp_path / "index"))
+    assert streamed.space == found.space
+    shown = image.look(found.stored, found.space)
+    assert (shown.min(), shown.max()) == (0, 255)
+
+
+@pytest.mark.parametrize("values", [(0, 65_535), (9, 32_776), (7, 7)])
+def test_levels_that_are_all_used_or_all_one_have_no_limits(
+    values: tuple[int, int], tmp_path: Path
+) -> None:
+    for k, value in enumerate(values):
+        (tmp_path / f"{k}.tif").write_bytes(tiff(np.full((4, 4), value, np.uint16)))
+    assert finish(read_images(tmp_path)).space.limits is None
+
+
+def test_eight_bits_have_no_limits(tmp_path: Path) -> None:
+    Image.new("L", (4, 4), 3).save(tmp_path / "0.png")
+    Image.new("L", (4, 4), 9).save(tmp_path / "1.png")
+    assert finish(read_images(tmp_path)).space.limits is None
+
+
+def test_a_model_of_them_draws_their_levels(diffuse: Any, recipe: Path, tmp_path: Path) -> None:
+    data = camera(tmp_path / "data")
+    steps = ("--steps", 200, "--size", 16, "-o", "m.safetensors", "-q")
+    assert diffuse("train", data, "--config", recipe, *steps).code == 0
+    found = load("m.safetensors").blueprint
+    assert found.space.limits == (120, 2600)
+    assert found.denoiser(None).levels == 2481
+    assert diffuse("sample", "m.safetensors", "-n", 8, "--steps", 10, "-o", "out").code == 0
+    real = np.stack([np.asarray(Image.open(path)) for path in sorted(data.iterdir())]).astype(float)
+    drawn = np.stack([np.asarray(Image.open(f"out/{k:05d}.png")) for k in range(8)]).astype(float)
+    assert (drawn.min() >= 120, drawn.max() <= 2600) == (True, True)
+    assert abs(drawn.mean() - real.mean()) < real.std()
+    assert real.std() / 2 < drawn.std() < real.std() * 2
+    grid = np.asarray(Image.open("out/grid.png").convert("L"))
+    assert grid.std() > 30, "it is not black"
+    assert ", levels 120 to 2,600" in diffuse("info", "m.safetensors").out
+    told = diffuse("info", data)
+    assert "in [-1, 1], which is 120 to 2,600: samples use no other levels" in told.out
+    assert "blank" not in told.out
+    bits = diffuse("eval", "m.safetensors", data, "-n", 4, "--metrics", "likelihood", "--json")
+    assert 0 < bits.json["bits_per_dim"] < 16
+
+
+def test_pairs_have_limits_of_their_own(diffuse: Any, recipe: Path, tmp_path: Path) -> None:
+    data, beside = camera(tmp_path / "data", 8), tmp_path / "beside"
+    beside.mkdir()
+    for path in data.iterdir():
+        values = np.asarray(Image.open(path))
+        (beside / path.name).write_bytes(tiff((values // 10 + 9000).astype(np.uint16)))
+    line = ("train", data, "--config", recipe, "--given", beside, "--steps", 2, "-q")
+    assert diffuse(*line).code == 0
+    giver = Giver.of(load("model.safetensors").blueprint)
+    assert (giver.space.limits, giver.inputs.limits) == ((120, 2600), (9012, 9260))
