@@ -50,8 +50,9 @@ class Denoiser:
         variance: a name in `VARIANCES`; a learned one is the second half of the output channels.
         levels: of the data from -1 to 1; the decoder p(x_0 | x_1) is the probability of their
             bins. None for floats, where it is a density: unless it is learned, its variance is beta
-            at the first timestep, that of independent N(0, 1) data. For p(x_0 | x_1) in proportion to q(x_1 |
-            x_0) (Kingma et al. 2021) it would be beta / (1 - beta), and the mean x_1 / alpha.
+            at the first timestep, that of independent N(0, 1) data. For p(x_0 | x_1) in proportion
+            to q(x_1 | x_0) (Kingma et al. 2021) it would be beta / (1 - beta), and the mean
+            x_1 / alpha.
         posterior: c1 and c2 of `Process.steps`, (T,) each, of the process that the network was
             trained on; those of `process` by default.
 

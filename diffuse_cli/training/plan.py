@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 FEW = 2
 """Fewest images from which a model can do more than memorise."""
 
+HANDFUL = 100
+"""Fewer images than this are looked at by hand."""
+
 MAPPED_SHARE = 4
 """Pixels over 1/MAPPED_SHARE of the memory are mapped from a file."""
 
@@ -187,6 +190,7 @@ def prepare(
             "draws will be a copy",
             warning=True,
         )
+    yield from _mixed(config, images)
     if done.variance in LEARNED and done.loss == "simple":
         yield Notice(
             "--loss simple trains no variance, which stays where it began; use "
@@ -215,6 +219,19 @@ def too_narrow(config: TrainConfig, blueprint: Blueprint) -> Iterator[Notice]:
         yield Notice(
             "the network is too narrow to remove all noise: samples will be covered in static. "
             f"{'Use a model trained with' if config.init else 'Set'} {ways}",
+            warning=True,
+        )
+
+
+def _mixed(config: TrainConfig, images: Samples) -> Work[None]:
+    """Warn of a handful of images of nearly as many sizes, as lie about among other things."""
+    count, sizes = len(images), len(images.summary.sizes)
+    if FEW < count < HANDFUL and sizes > 2 and sizes * 2 >= count:
+        data = files.show(config.data)
+        yield Notice(
+            f"only {images.summary.counted(count)} of {sizes:,} sizes in {data}: if they are not "
+            f"of one kind, samples will be nothing but copies and mixtures of them. Look at them: "
+            f"diffuse info {data} -o sheet.png",
             warning=True,
         )
 

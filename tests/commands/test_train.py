@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import write_images
+from PIL import Image
 from safetensors.torch import load_file
 from training.conftest import QUICK
 
@@ -251,6 +252,26 @@ def test_init_with_another_network_is_refused(train, model):
 
 
 # -- odd data -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes", "said"), [(12, 9, True), (12, 3, False), (3, 3, True), (2, 2, False)]
+)
+def test_a_handful_of_images_of_all_sizes_is_said_before_training(
+    diffuse, tmp_path, count, sizes, said
+):
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    for k in range(count):
+        Image.new("L", (8 + k % sizes, 8), k).save(folder / f"{k}.png")
+    ran = diffuse("train", "docs", "--config", QUICK, "--size", 8, "--steps", 1)
+    assert ran.code == 0
+    line = f"only {count} images of {sizes} sizes in docs: if they are not of one kind"
+    assert (line in ran.err) == said
+    if said:
+        assert ran.err.index(line) < ran.err.index("1 steps")
+        todo = ran.err[ran.err.index("diffuse info docs") :].split("\n")[0].split()
+        assert diffuse(*todo[1:], "-q").code == 0
 
 
 @pytest.mark.parametrize("count", [1, 3])
