@@ -25,6 +25,7 @@ from diffuse_cli import unusable as reasons
 from diffuse_cli.data import Samples, cache, open_index, read_images, save_index
 from diffuse_cli.data.cache import Mapped
 from diffuse_cli.data.samples import HELD_OUT_MINIMUM
+from diffuse_cli.data.sources import Entry, classes_of
 from diffuse_cli.data.summary import fitting
 from diffuse_cli.errors import DataError, OutputError
 from diffuse_cli.events import Notice, Progress, finish
@@ -75,6 +76,19 @@ def test_a_class_without_usable_images_is_none(tmp_path: Path) -> None:
     images = read(fill(tmp_path, data))
     assert images.class_names == ("a", "c")
     assert images.labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_classes_are_in_the_order_of_their_bytes(labelled: bool) -> None:
+    names = ("apple", "Bee", "ant", "Zebra", "été")
+    files = [f"{name}/{k}.png" for k, name in enumerate(names)]
+    entries = [
+        Entry(file, 1, file, label=name if labelled else None)
+        for file, name in zip(files, names, strict=True)
+    ]
+    labels, classes = classes_of(files, entries)
+    assert classes == ("Bee", "Zebra", "ant", "apple", "été")
+    assert labels == [3, 0, 2, 1, 4]
 
 
 def test_every_reason_is_counted_and_five_are_named(tmp_path: Path) -> None:

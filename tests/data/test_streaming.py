@@ -249,6 +249,28 @@ def test_an_index_of_something_else_does_not_count(own: Path, tmp_path: Path, de
     assert not index.exists()
 
 
+@pytest.mark.parametrize("place", ["PIL.__version__", "diffuse_cli.__version__"])
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_an_index_of_another_version_does_not_count(
+    own: Path,
+    tmp_path: Path,
+    decoded: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    goes_on: bool,
+):
+    index = tmp_path / "index.jsonl"
+    with monkeypatch.context() as patch:
+        patch.setattr(place, "0.0.1")
+        streamed(own, index=index)
+    decoded.clear()
+    streamed(own, index=index, goes_on=goes_on)
+    assert len(decoded) == 60
+    decoded.clear()
+    streamed(own, index=index, goes_on=goes_on)
+    assert decoded == []
+
+
 def test_a_run_that_goes_on_has_the_set_of_its_index(own: Path, tmp_path: Path, decoded: list[str]):
     index = tmp_path / "index.jsonl"
     whole = streamed(own, index=index)[0]
