@@ -58,10 +58,14 @@ from diffuse_cli.media import (
     check_rate,
     checked_size,
     kept_side,
+    layout_of,
     prepare,
     settled,
 )
 from diffuse_cli.unusable import Unusable
+
+ARRAY = "array"
+"""The medium of samples whose axes are in an order that their shapes may show."""
 
 LOOKED_AT = 256
 """Files that decide what is open, such as the rate of sounds."""
@@ -140,8 +144,10 @@ def read_images(
             check_rate(listing.medium, rate)
             size = checked_size(listing.medium, size)
             numbers = numbers or check_bits(listing.medium, bits)
+            if listing.medium == ARRAY and layout is None:
+                layout = layout_of(opened.shapes())
         prepare(listing.medium)
-        asked = dataclasses.replace(asked, size=size, numbers=numbers)
+        asked = dataclasses.replace(asked, size=size, numbers=numbers, layout=layout)
         asked = yield from _settled(asked, opened, listing)
         reading = Reading(opened, listing.medium, asked)
         bound = most_bytes(listing, asked)

@@ -30,10 +30,10 @@ def inspect(config: InfoConfig) -> Work[DataReport | ModelReport | RunReport]:
         OutputError: the contact sheet cannot be written.
     """
     from diffuse_cli.data import is_images
-    from diffuse_cli.data.sources import mode_of
+    from diffuse_cli.data.sources import is_sample, mode_of
 
     path = Path(config.path)
-    if is_images(path):
+    if is_images(path) or is_sample(path):
         if config.toml:
             raise UsageError(f"--toml is for model files, and {files.show(path)} holds images")
         from diffuse_cli.inspection.dataset import inspect_data

@@ -20,6 +20,7 @@ from diffuse_cli.media._fitting import Fit as Fit
 from diffuse_cli.media._fitting import crop
 from diffuse_cli.media._layouts import ALPHA as ALPHA
 from diffuse_cli.media._layouts import asked_for as asked_for
+from diffuse_cli.media._layouts import layout_of as layout_of
 from diffuse_cli.media._layouts import named as named
 
 Array = npt.NDArray[Any]
@@ -94,6 +95,8 @@ class Medium(Protocol):
     - `BITS`, the numbers of bits that a sample's levels can have, if `--bits` can choose: files of
       fewer are scaled to more, and the other way round. Without being asked, samples have those of
       the file with the fewest;
+    - `CLAIMED`, extensions of another medium's files that it reads instead if its `claims(data)` is
+      true of their bytes (none without it);
     - `UNPACKED`, whether samples take as much memory as their files (no without it);
     - `FITTED`, what becomes of a sample of another size (`resized` without it), and `CROPPED`,
       where it is cropped (`at the centre` without it);
@@ -316,6 +319,11 @@ def by_extension() -> dict[str, str]:
     """The medium of each file extension; `image` wins, then the first one listed."""
     names = sorted(MEDIA, key=lambda name: name != "image")
     return {e: name for name in reversed(names) for e in MEDIA[name].EXTENSIONS}
+
+
+def claiming() -> dict[str, Medium]:
+    """The media that read files of another one's extensions, by name."""
+    return {name: kind for name, kind in MEDIA.items() if getattr(kind, "CLAIMED", ())}
 
 
 def advice() -> dict[str, str]:

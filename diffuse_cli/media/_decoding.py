@@ -118,7 +118,7 @@ def _normalised(
     if image.mode.startswith("I"):
         image = scaled(image)
     elif image.mode == "F":
-        raise Unusable(reasons.PIXELS)
+        raise Unusable(reasons.FLOATS)
     kind = "CMYK" if image.mode == "CMYK" else "L" if is_grey(image) else "RGB"
     convert, remarks = conversion(profile, kind)
     if image.has_transparency_data:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from diffuse_cli.core.errors import InvalidArgument
 
 OF_ARRAYS = ("L", "CL", "LC", "HW", "CHW", "HWC", "DHW", "CDHW", "DHWC")
 """The axes in their order; C is the channels, and without it there is one."""
+
+FEW = 4
+"""An axis that is no longer may be the channels of a picture."""
 
 ALPHA, PAGES = "alpha", "pages"
 OF_IMAGES = (ALPHA, PAGES)
@@ -13,6 +18,29 @@ OF_IMAGES = (ALPHA, PAGES)
 without the colour, it is the one that is asked for. `pages` are the channels of a TIFF."""
 
 LAYOUTS = (*OF_ARRAYS, *OF_IMAGES)
+
+LAST = {3: "HWC", 4: "DHWC"}
+"""The layout of arrays of so many axes with their channels last."""
+
+
+def layout_of(shapes: Collection[tuple[int, ...]]) -> str | None:
+    """The layout of arrays that do not say theirs: with their channels last where the last axis is
+    one of up to four and no other is; None for the usual one.
+
+    Raises:
+        InvalidArgument: the last axis is one of up to four, and another is, or it is in some alone.
+    """
+    found = set[str | None]()
+    for shape in (shape for shape in shapes if len(shape) in LAST):
+        last, usual = shape[-1] <= FEW, min(shape[:-1]) <= FEW
+        found |= {LAST[len(shape)]} if last else {None}
+        found |= {None} if usual else set()
+        if len(found) > 1:
+            sides = " x ".join(map(str, shape))
+            text = f": the channels of an array of {sides} may be its first axis or its last"
+            hint = "Choose --layout CHW or HWC, in Python layout='CHW' or 'HWC'"
+            raise InvalidArgument(text, hint, argument="layout")
+    return found.pop() if found else None
 
 
 def named(layout: str | None) -> str | None:

@@ -84,7 +84,7 @@ def _with_alpha(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
     if image.mode.startswith("I"):
         image = scaled(image)
     elif image.mode == "F":
-        raise Unusable(reasons.PIXELS)
+        raise Unusable(reasons.FLOATS)
     kind = "CMYK" if image.mode == "CMYK" else "L" if is_grey(image) else "RGB"
     convert, remarks = conversion(profile, kind)
     if kind == "CMYK":

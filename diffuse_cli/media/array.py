@@ -1,6 +1,7 @@
 """Arrays in .npy and .npz files: any channels, one to three dimensions, levels or floats.
 
-Whole numbers of 1, 8 and 16 bits without a sign are levels; all other numbers are floats.
+TIFFs of 32-bit floats are arrays, too, whose channels are pages. Whole numbers of 1, 8 and 16 bits
+without a sign are levels; all other numbers are floats.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from diffuse_cli.core.space import MOST_CHANNELS, Space
 from diffuse_cli.media import Array, Asked, Read, numbers_of
 from diffuse_cli.media._drawing import drawn
 from diffuse_cli.media._fitting import Lengths, Size
+from diffuse_cli.media._floats import floats_in, is_float
 from diffuse_cli.media._layouts import OF_ARRAYS
 from diffuse_cli.media._npy import array_in
 from diffuse_cli.unusable import Unusable
 
 EXTENSIONS, SUFFIX = frozenset({".npy", ".npz"}), ".npy"
+CLAIMED, claims = frozenset({".tif", ".tiff"}), is_float
 ONE, MANY = "array", "arrays"
 KEPT_SIDE = {1: 4096, 2: 64, 3: 32}
 DIMS, UNPACKED, JUDGED = (1, 2, 3), True, False
@@ -45,7 +48,7 @@ FITS = {"crop": crop}
 
 def read(data: bytes, asked: Asked) -> Read:
     """The array with its channels first, cut at its centre to the size asked for."""
-    whole = array_in(data, asked.shared)
+    whole = floats_in(data) if is_float(data) else array_in(data, asked.shared)
     values, layout = _channels_first(whole, asked)
     digest = xxh3_128(f"{values.dtype.str} {values.shape}\n".encode())
     digest.update(np.ascontiguousarray(values).data)
@@ -163,8 +166,9 @@ def _shades(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
     """(N, C, *size) as greys."""
     import torch
 
-    if space.levels is not None:
-        scaled = samples.astype(np.float32) * np.float32(255 / (space.levels - 1))
+    if space.ends is not None:
+        low, high = space.ends
+        scaled = (samples.astype(np.float32) - low) * np.float32(255 / (high - low))
     else:
         model = space.to_model(torch.from_numpy(np.ascontiguousarray(samples))).numpy()
         scaled = 127.5 + 127.5 / 3 * np.nan_to_num(model)

@@ -127,7 +127,7 @@ def enlarged(path: str, loaded: Loaded, factor: int) -> Size | None:
 
 def _several(path: str) -> bool:
     """Whether it holds samples, and is not one."""
-    return is_images(Path(path))
+    return is_images(Path(path), single=True)
 
 
 def rgb(color: str) -> tuple[int, ...]:

@@ -123,6 +123,27 @@ def test_what_is_wrong_with_images_that_are_used_is_a_warning(tmp_path: Path) ->
     assert len(read(folder, strict=True)) == 11
 
 
+def test_floats_among_images_are_left_out_and_arrays_by_themselves(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(4, 5, 6)).astype(np.float32)
+    for k, each in enumerate(values):
+        Image.fromarray(each).save(tmp_path / f"{k}.tif")
+    first, *rest = map(Image.fromarray, values)
+    pages = tmp_path / "pages"
+    pages.mkdir()
+    first.save(pages / "all.tiff", save_all=True, append_images=rest)
+    found = finish(read_images(pages))
+    assert np.array_equal(found.stored, values[None])
+    (pages / "all.tiff").unlink()
+    found = finish(read_images(tmp_path))
+    assert (found.medium, found.stored.dtype) == ("array", np.float32)
+    assert np.array_equal(found.stored[:, 0], values)
+    Image.new("L", (6, 5)).save(tmp_path / "z.tif")
+    found = finish(read_images(tmp_path))
+    assert (found.medium, found.names) == ("image", ("z.tif",))
+    assert found.summary.skipped == {reasons.FLOATS: (4, ("0.tif", "1.tif", "2.tif", "3.tif"))}
+    assert finish(read_images(tmp_path, medium="image")).names == ("z.tif",)
+
+
 def test_ordinary_images_have_none(tmp_path: Path) -> None:
     folder = fill(tmp_path, {"a.png": encoded(noise(1)), "b.png": encoded(noise(2, mode="RGBA"))})
     assert warnings(folder) == []

@@ -11,8 +11,9 @@ from PIL import Image
 
 from diffuse_cli.data import Samples, held, read_cells, read_images
 from diffuse_cli.data.sources import open_source
-from diffuse_cli.errors import DataError
+from diffuse_cli.errors import DataError, UsageError
 from diffuse_cli.events import finish
+from diffuse_cli.unusable import Unusable
 
 DRAW = np.random.default_rng(3)
 COLOUR = [DRAW.integers(0, 256, (6, 5, 3), np.uint8) for _ in range(44)]
@@ -105,6 +106,116 @@ def test_other_arrays_are_arrays():
     assert (found.medium, found.stored.shape, found.stored.dtype) == (
         "array", (44, 3, 6, 5), np.float32,
     )  # fmt: skip
+
+
+FLOATS = DRAW.normal(size=(44, 16, 20, 3)).astype(np.float32)
+"""With their channels last."""
+
+FIRST = FLOATS.transpose(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64", "uint8"])
+def test_channels_are_where_the_only_short_axis_is(kind: str):
+    last, first = ((values * 40 + 128).astype(kind) for values in (FLOATS, FIRST))
+    assert np.array_equal(read(last).stored, first.astype(read(last).stored.dtype))
+    assert np.array_equal(read(first).stored, read(last).stored)
+    assert read(last[..., :1]).stored.shape == (44, 1, 16, 20)
+    many = read(np.repeat(first, 3, 1)[:, :7])
+    assert (many.medium, many.stored.shape) == ("array", (44, 7, 16, 20))
+
+
+@pytest.mark.parametrize("kind", ["float32", "uint8", "uint16"])
+@pytest.mark.parametrize("shape", [(3, 16, 4), (16, 4, 3), (3, 3, 3), (1, 9, 1)])
+def test_arrays_whose_channels_may_be_first_or_last_are_refused(kind: str, shape: tuple[int, ...]):
+    values = DRAW.integers(0, 200, (5, *shape)).astype(kind)
+    with pytest.raises(UsageError, match=f"{shape[0]} x {shape[1]} x {shape[2]} .*layout='CHW'"):
+        read(values)
+    for layout, axis in (("CHW", 1), ("HWC", 3)):
+        found = read(values, layout=layout)
+        assert np.array_equal(found.stored, np.moveaxis(values, axis, 1))
+
+
+def test_volumes_have_their_channels_last_too():
+    values = DRAW.normal(size=(4, 5, 6, 7, 2)).astype(np.float32)
+    assert np.array_equal(read(values).stored, np.moveaxis(values, -1, 1))
+    assert read(np.moveaxis(values, -1, 1)).stored.shape == (4, 2, 5, 6, 7)
+
+
+# -- a .npy file -----------------------------------------------------------------------------------
+
+STACKS: dict[str, Any] = {
+    "N x C x H x W": FIRST,
+    "N x H x W x C": FLOATS,
+    "N x H x W": FLOATS[..., 0],
+    "N x L": FLOATS[:, :, 0, 0],
+    "pictures": (FLOATS * 40 + 128).clip(0, 255).astype(np.uint8),
+    "pictures of 16 bits": (FIRST * 4000 + 32_768).clip(0, 65_535).astype(np.uint16),
+    "columns first": np.asfortranarray(FLOATS),
+}
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_a_npy_file_is_what_its_array_is(name: str, tmp_path: Path):
+    np.save(tmp_path / "all.npy", STACKS[name])
+    found, wanted = finish(read_images(tmp_path / "all.npy", workers=2)), read(STACKS[name])
+    assert (found.medium, found.layout) == (wanted.medium, wanted.layout)
+    assert np.array_equal(found.stored, wanted.stored)
+    assert found.fingerprint == wanted.fingerprint
+
+
+def test_a_npy_file_is_mapped(tmp_path: Path):
+    np.save(tmp_path / "all.npy", FLOATS)
+    source = open_source(tmp_path / "all.npy")
+    assert isinstance(source._values, np.memmap)
+    first, *_ = source.entries()
+    with (tmp_path / "all.npy").open("r+b") as file:
+        file.truncate(4096)
+    with pytest.raises(Unusable, match="changed"):
+        source.read(first)
+
+
+def test_a_npy_file_alone_is_a_set_but_where_one_sample_is_asked_for(tmp_path: Path):
+    np.save(tmp_path / "one.npy", FIRST[0])
+    assert len(finish(read_images(tmp_path / "one.npy", layout="HW"))) == 3
+    one = finish(read_images(tmp_path / "one.npy", single=True))
+    assert one.stored.shape == (1, 3, 16, 20)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (np.zeros(5), "an array of 5, not of samples"),
+        (np.zeros((0, 4, 4)), "an array of 0 x 4 x 4, not of samples"),
+        (np.zeros(()), "an array of one number"),
+        (np.array([{}], object), "Python objects in dtype"),
+    ],
+)
+def test_a_npy_file_without_samples_is_refused(values: Any, said: str, tmp_path: Path):
+    np.save(tmp_path / "all.npy", values)
+    with pytest.raises(DataError, match=said):
+        finish(read_images(tmp_path / "all.npy"))
+
+
+@pytest.mark.parametrize("size", [0, 5, 100, 500])
+def test_a_npy_file_that_is_cut_is_refused(size: int, tmp_path: Path):
+    np.save(tmp_path / "all.npy", FLOATS)
+    (tmp_path / "all.npy").write_bytes((tmp_path / "all.npy").read_bytes()[:size])
+    with pytest.raises(DataError, match=r"cannot read .*all\.npy"):
+        finish(read_images(tmp_path / "all.npy"))
+
+
+def test_a_model_is_trained_on_a_npy_file(diffuse: Any, recipe: Path):
+    np.save("all.npy", FIRST[:, :, :8, :8])
+    line = ("--config", recipe, "--steps", 2, "-q")
+    assert diffuse("train", "all.npy", *line).code == 0
+    assert diffuse("sample", "model.safetensors", "-n", 1, "--steps", 2, "-q").code == 0
+    assert np.load("samples/00000.npy").shape == (3, 8, 8)
+    told = diffuse("info", "all.npy", "--json").json
+    assert (told["usable"], told["medium"], told["size"]) == (
+        44,
+        "array",
+        {"height": 8, "width": 8},
+    )
 
 
 @pytest.mark.parametrize(

@@ -237,6 +237,26 @@ def test_one_image(tmp_path, diffuse):
     assert shown[::32, ::32].tolist() == [[0, 255]]
 
 
+@pytest.mark.parametrize(("kind", "mode"), [(np.uint8, "L"), (np.uint16, "I;16")])
+def test_the_file_of_one_image_is_described(tmp_path, diffuse, kind, mode):
+    values = np.arange(12, dtype=kind).reshape(3, 4) * 20
+    Image.fromarray(values).save(tmp_path / "one.png")
+    ran = diffuse("info", "one.png", "--json")
+    assert ran.code == 0, ran.err
+    assert (ran.json["kind"], ran.json["usable"]) == ("data", 1)
+    assert (ran.json["sizes"], ran.json["modes"]) == ({"4x3": 1}, {mode: 1})
+    assert f"of {np.iinfo(kind).max}" in diffuse("info", "one.png").out
+
+
+def test_the_file_of_one_array_of_floats_is_described(tmp_path, diffuse):
+    values = np.linspace(0, 3, 12, dtype=np.float32).reshape(3, 4)
+    Image.fromarray(values).save(tmp_path / "one.tif")
+    told = diffuse("info", "one.tif", "--json").json
+    assert (told["medium"], told["modes"], told["sizes"]) == (
+        "array", {"float32": 1}, {"4x3": 1},
+    )  # fmt: skip
+
+
 def test_transparency_is_laid_on_the_background(tmp_path, diffuse):
     buffer = io.BytesIO()
     Image.new("LA", (9, 9), (100, 0)).save(buffer, "PNG")
@@ -613,7 +633,7 @@ def test_a_sheet_is_replaced_when_asked_and_always_the_same(images, diffuse):
 def test_nothing_usable_is_one_line(tmp_path, diffuse):
     (tmp_path / "empty").mkdir()
     os.mkfifo(tmp_path / "fifo")
-    (tmp_path / "picture.png").write_bytes(png(noise(1)))
+    (tmp_path / "picture.png").write_bytes(png(noise(1))[:20])
     (tmp_path / "broken.zip").write_bytes(b"PK\x05\x06" + b"\xff" * 16 + b"\0\0")
     for path, code, says in (
         ("empty", 3, "no images in empty"),
@@ -622,7 +642,7 @@ def test_nothing_usable_is_one_line(tmp_path, diffuse):
         ("picture.png/x", 3, "no such"),
         ("x" * 5000, 3, "cannot read"),
         ("broken.zip", 3, "broken.zip"),
-        ("picture.png", 4, "not a model file"),
+        ("picture.png", 3, "no usable images in picture.png: 1 truncated or corrupt"),
     ):
         ran = diffuse("info", path, "-q")
         assert (ran.code, ran.out) == (code, ""), path

@@ -212,7 +212,7 @@ def test_no_name_of_a_folder_or_file_leaves_the_machine(
     pages = [here / "eval.html", here / "tune.html"]
     for page in pages:
         assert "model.safetensors" in page.read_text()
-    logged = [path for path in (here / "model.run").rglob("events.out*")]
+    logged = list((here / "model.run").rglob("events.out*"))
     numbers = json.loads((here / "out/eval.json").read_text())
     assert (numbers["subject"], numbers["data"]) == ("model.safetensors", "data")
     leaving = [

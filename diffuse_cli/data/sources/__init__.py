@@ -11,7 +11,7 @@ from typing import Protocol
 
 from diffuse_cli import foreign, runs
 from diffuse_cli.core.registry import Modules
-from diffuse_cli.data.sources._base import HINT, extension_of, is_folder
+from diffuse_cli.data.sources._base import HINT, extension_of, is_file, is_folder
 from diffuse_cli.data.sources._base import Entry as Entry
 from diffuse_cli.data.sources._base import Source as Source
 from diffuse_cli.data.sources._base import Told as Told
@@ -34,7 +34,7 @@ class SourceKind(Protocol):
     """A module of this folder. `folder` is asked last, the others in the order of their names.
 
     It may have `fetch(path)`, which brings here what is elsewhere, and yields how many of how many
-    files are here.
+    files are here, and `SAMPLE`, whether its file is one sample where that is asked for.
     """
 
     def recognises(self, path: Path) -> bool:
@@ -54,12 +54,14 @@ class SourceKind(Protocol):
 SOURCES: Mapping[str, SourceKind] = Modules("sources", __name__, __path__)
 
 
-def kind_of(path: Path) -> str:
-    """The name in `SOURCES` of what is at a path; empty if it is no source."""
+def kind_of(path: Path, *, single: bool = False) -> str:
+    """The name in `SOURCES` of what is at a path; empty if it is no source, or, if `single`, a file
+    that is one sample."""
     if is_folder(path) and runs.run_at(path):
         return ""
     names = sorted(SOURCES, key=lambda name: name == "folder")
-    return next((name for name in names if SOURCES[name].recognises(path)), "")
+    found = next((name for name in names if SOURCES[name].recognises(path)), "")
+    return "" if single and found and getattr(SOURCES[found], "SAMPLE", False) else found
 
 
 def fetching(path: Path) -> Work[None]:
@@ -74,9 +76,15 @@ def fetching(path: Path) -> Work[None]:
         yield Progress("downloading files", done, total)
 
 
-def is_images(path: Path) -> bool:
-    """Whether `path` is a source of samples, not a model file or a run."""
-    return kind_of(path) != ""
+def is_images(path: Path, *, single: bool = False) -> bool:
+    """Whether `path` is a source of samples, not a model file or a run; if `single`, nor a file
+    that is one sample."""
+    return kind_of(path, single=single) != ""
+
+
+def is_sample(path: Path) -> bool:
+    """Whether a path is a file that a medium reads, by its extension."""
+    return extension_of(path.name) in by_extension() and is_file(path)
 
 
 def mode_of(path: Path, hint: str) -> int:
@@ -99,7 +107,7 @@ def open_source(path: Path, *, single: bool = False) -> Source:
     Raises:
         DataError: it is none of these.
     """
-    if kind := kind_of(path):
+    if kind := kind_of(path, single=single):
         return SOURCES[kind].open(path)
     if is_name(path):
         name = str(path).removeprefix("hf:").lstrip("/")
@@ -107,13 +115,12 @@ def open_source(path: Path, *, single: bool = False) -> Source:
     mode, hint = mode_of(path, HINT), HINT
     if runs.run_at(path):
         raise DataError(f"{show(path)} is the run directory of a model, not images", hint)
-    named = extension_of(path.name) in by_extension()
-    if single and named and stat.S_ISREG(mode):
+    if single and is_sample(path):
         return OneFile(path)
     if stat.S_ISREG(mode) and (known := foreign.kind_at(path)):
         message, advice = foreign.described(known, path, "images")
         raise DataError(message, advice or hint)
-    if named:
+    if extension_of(path.name) in by_extension():
         hint = "DATA is the folder that holds the images"
     raise DataError(f"neither a folder nor a file of images: {show(path)}", hint)
 

@@ -15,7 +15,7 @@ from diffuse_cli.errors import DataError
 from diffuse_cli.files import show
 from diffuse_cli.media import by_extension
 
-HINT = "DATA is a folder, or a .zip, .tar or .parquet file, of images"
+HINT = "DATA is a folder, or a .zip, .tar, .parquet or .npy file, of images"
 
 AT_ONCE = 2**20
 
@@ -93,6 +93,10 @@ class Source:
             DataError: a table is broken.
         """
         yield from ()
+
+    def shapes(self) -> Collection[tuple[int, ...]]:
+        """The shapes of arrays whose layout nothing says; those of files have the usual one."""
+        return ()
 
     def close(self) -> None:
         """Close what `open` and `read` have opened."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,11 +10,14 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from diffuse_cli.data.sources._base import Entry, Source, extension_of, in_bytes
-from diffuse_cli.media import advice, by_extension
+from diffuse_cli.media import Medium, advice, by_extension, claiming
 from diffuse_cli.unusable import Unusable
 
 TABLES = ("metadata.csv", "metadata.jsonl")
 """Names of tables that say something of the samples beside them."""
+
+LOOKED_AT = 8
+"""Files that say whether another medium claims those of their extension."""
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = "diffuse.samples"
@@ -57,12 +61,26 @@ def list_samples(source: Source, medium: str | None = None) -> Listing:
                 unread[extension] += 1
             if base == MANIFEST and not entry.fault and (names := _read_manifest(source, entry)):
                 samples[folder] = names
+    for name, kind in claiming().items():
+        theirs = [e for e in found["image"] if extension_of(e.name) in kind.CLAIMED]
+        if theirs and _claimed(source, theirs, kind):
+            found["image"] = [e for e in found["image"] if e not in set(theirs)]
+            found.setdefault(name, []).extend(theirs)
     chosen = medium or max(found, key=lambda name: len(found[name]))
     kept = [e for e in found.get(chosen, []) if _is_listed(e.name, samples)]
     others += sum(len(entries) for name, entries in found.items() if name != chosen)
     ordered = sorted([*kept, *unlisted], key=lambda e: in_bytes(e.name))
     listed = (*sorted(tables, key=in_bytes), *source.tables)
     return Listing(chosen, tuple(ordered), others, unread, listed, source.origin)
+
+
+def _claimed(source: Source, entries: Sequence[Entry], kind: Medium) -> bool:
+    """Whether a medium claims all of a few files, evenly among all, that can be read."""
+    said = list[bool]()
+    for entry in entries[:: -(-len(entries) // LOOKED_AT)]:
+        with contextlib.suppress(Unusable, OSError):
+            said += [] if entry.fault else [kind.claims(source.read(entry))]
+    return bool(said) and all(said)
 
 
 def _is_listed(name: str, samples: dict[str, frozenset[str]]) -> bool:

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from diffuse_cli.core.errors import InvalidArgument
 from diffuse_cli.data.sources._base import Entry, Source, Told
 from diffuse_cli.errors import DataError
-from diffuse_cli.media import MEDIA, Array
+from diffuse_cli.media import MEDIA, Array, layout_of
 from diffuse_cli.parsing import plain
 from diffuse_cli.runs import MEMORY
 
@@ -32,10 +33,12 @@ PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 
 
 class File(NamedTuple):
-    """A sample as the bytes of a file, whose extension says what reads it."""
+    """A sample as the bytes of a file, whose extension says what reads it, and the shape of an
+    array that is not an image."""
 
     data: bytes
     suffix: str
+    shape: tuple[int, ...] | None = None
 
 
 class _Held:
@@ -69,9 +72,10 @@ def held(samples: Iterable[Any]) -> Iterator[str]:
     Args:
         samples: a sequence, whose samples are asked for as they are used, or another iterable,
             which is kept whole. Each is an image of Pillow; an array, uint8 or uint16 (H, W),
-            (H, W, C) or (C, H, W) for an image, any other as a .npy file holds it; the path of a
-            file; or a tuple of such, as a `TensorDataset` has them: alone, or with its class, or
-            with a mapping of columns.
+            (H, W, C) or (C, H, W) for an image, any other as a .npy file holds it, with channels
+            last where only the last axis is one of up to four; the path of a file; or a tuple of
+            such, as a `TensorDataset` has them: alone, or with its class, or with a mapping of
+            columns.
     """
     indexed = hasattr(samples, "__getitem__") and hasattr(samples, "__len__")
     name = f"{MEMORY}{next(_NUMBERS)}"
@@ -98,9 +102,10 @@ class Memory(Source):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._held, self._told = _HELD[path.name], dict[int, Mapping[str, Any]]()
+        self._shapes: set[tuple[int, ...]] | None = None
 
     def entries(self) -> Iterator[Entry]:
-        found = []
+        found, self._shapes = [], set()
         for k in range(len(self._held)):
             try:
                 file, told = self._held.known(k)
@@ -112,6 +117,8 @@ class Memory(Source):
                     raise TypeError(f"its class is {len(told)} values, not a name or a number")
             except (TypeError, ValueError, OSError) as error:
                 raise DataError(f"sample {k} of {len(self._held):,}: {error}") from error
+            if file.shape is not None:
+                self._shapes.add(file.shape)
             label = None if told is None else str(told)
             found.append(Entry(f"{k:09d}{file.suffix}", len(file.data), str(k), label=label))
         if self._told:
@@ -125,6 +132,11 @@ class Memory(Source):
             return self._held.file(int(entry.key)).data
         except LookupError:  # there are fewer than there were
             raise FileNotFoundError(entry.key) from None
+
+    def shapes(self) -> Collection[tuple[int, ...]]:
+        if self._shapes is None:
+            list(self.entries())
+        return self._shapes or ()
 
     def told(self, wanted: Collection[str] | None) -> Iterator[Told]:
         names = [entry.name for entry in self.entries()]
@@ -175,7 +187,7 @@ def _of_array(values: Array) -> File:
         return picture
     buffer = io.BytesIO()
     np.save(buffer, values, allow_pickle=False)
-    return File(buffer.getvalue(), ".npy")
+    return File(buffer.getvalue(), ".npy", values.shape)
 
 
 def _picture(values: Array) -> File | None:
@@ -184,8 +196,12 @@ def _picture(values: Array) -> File | None:
         return None
     if values.ndim == 2:
         values = values[..., None]
-    if values.shape[-1] > 4 and values.shape[0] <= 4:
-        values = np.moveaxis(values, 0, -1)
+    else:
+        try:
+            layout = layout_of([values.shape])
+        except InvalidArgument:
+            return None
+        values = values if layout else np.moveaxis(values, 0, -1)
     channels = values.shape[-1]
     if channels > 4:
         return None

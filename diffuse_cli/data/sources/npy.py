@@ -1,0 +1,71 @@
+"""A .npy file as a set: each row of its first axis is a sample, as `memory` takes an array.
+
+The file is mapped, so that a set may be larger than the memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from diffuse_cli import unusable as reasons
+from diffuse_cli.data.sources._base import Entry, Source, extension_of, is_file
+from diffuse_cli.data.sources.memory import encoded
+from diffuse_cli.errors import DataError
+from diffuse_cli.files import brief, show
+from diffuse_cli.media import Array
+from diffuse_cli.unusable import Unusable
+
+SAMPLE = True
+
+
+def recognises(path: Path) -> bool:
+    return extension_of(path.name) == ".npy" and is_file(path)
+
+
+def open(path: Path) -> Source:
+    return Rows(path)
+
+
+class Rows(Source):
+    """The rows of an array, named after their places."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._values = _mapped(path)
+        self._bytes = path.stat().st_size
+
+    def entries(self) -> Iterator[Entry]:
+        first = encoded(self._values[0])
+        for k in range(len(self._values)):
+            yield Entry(f"{k:09d}{first.suffix}", len(first.data), str(k))
+
+    def read(self, entry: Entry) -> bytes:
+        if self.path.stat().st_size < self._bytes:  # to look at what is gone would end the process
+            raise Unusable(reasons.CHANGED)
+        return encoded(self._values[int(entry.key)]).data
+
+    def shapes(self) -> Collection[tuple[int, ...]]:
+        return [self._values.shape[1:]]
+
+
+def _mapped(path: Path) -> Array:
+    """The array of a file.
+
+    Raises:
+        DataError: there is none, or it has no rows that can be samples.
+    """
+    try:
+        values: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError) as error:
+        reason = getattr(error, "strerror", None) or brief(error)
+        raise DataError(f"cannot read {show(path)}: {reason}") from error
+    shape = " x ".join(map(str, values.shape))
+    if values.ndim < 2 or values.size == 0:
+        raise DataError(
+            f"{show(path)} is an array of {shape or 'one number'}, not of samples",
+            "Its first axis counts samples: N x H x W, N x C x H x W or N x H x W x C",
+        )
+    return values
