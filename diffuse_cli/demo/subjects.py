@@ -83,10 +83,10 @@ def read(config: DemoConfig, space: Space | None = None, fit: str | None = None)
     values = np.array(found.values)
     if space is None:
         space = replace(MEDIA[medium].space(values[None]), layout=found.layout, rate=asked.rate)
-        name, own = Path(config.image).name, values[None]
         if space.levels is None:
-            space = measured(space, own, np.zeros(1, np.int64), [name])
-        space = limited(space, own)
+            name = Path(config.image).name
+            space = measured(space, values[None], np.zeros(1, np.int64), [name])
+        space = limited(space, values[None])
     return Subject(values, space)
 
 

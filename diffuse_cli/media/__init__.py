@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -321,9 +321,10 @@ def by_extension() -> dict[str, str]:
     return {e: name for name in reversed(names) for e in MEDIA[name].EXTENSIONS}
 
 
-def claiming() -> dict[str, Medium]:
-    """The media that read files of another one's extensions, by name."""
-    return {name: kind for name, kind in MEDIA.items() if getattr(kind, "CLAIMED", ())}
+def claiming() -> dict[str, tuple[frozenset[str], Callable[[bytes], bool]]]:
+    """`CLAIMED` and `claims` of the media that have them, by name."""
+    kinds: dict[str, Any] = {name: kind for name, kind in MEDIA.items() if hasattr(kind, "CLAIMED")}
+    return {name: (kind.CLAIMED, kind.claims) for name, kind in kinds.items()}
 
 
 def advice() -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -71,7 +72,7 @@ def given_of(
     """
     if config.given is None:
         return None
-    scale = {}
+    scale: dict[str, tuple[Any, ...] | None] = {}
     if pairs and space.levels is None:
         theirs = pairs.given
         own = replace(theirs.unmeasured, transform=space.transform)

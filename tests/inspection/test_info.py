@@ -281,7 +281,9 @@ def test_large_sets_are_mapped_and_nothing_is_left(tmp_path, monkeypatch, messy,
     mapped = []
     measure = dataset._measure
     monkeypatch.setattr(
-        dataset, "_measure", lambda found: mapped.append(found.stored.filename) or measure(found)
+        dataset,
+        "_measure",
+        lambda found, *rest: mapped.append(found.stored.filename) or measure(found, *rest),
     )
     assert look(messy, workers=workers) == expected
     assert mapped[0].is_relative_to(temporary)

@@ -260,6 +260,7 @@ def test_a_model_of_them_draws_their_levels(diffuse: Any, recipe: Path, tmp_path
     found = load("m.safetensors").blueprint
     assert found.space.limits == (120, 2600)
     assert found.denoiser(None).levels == 2481
+    assert b'\\"version\\":9' in Path("m.safetensors").read_bytes()
     assert diffuse("sample", "m.safetensors", "-n", 8, "--steps", 10, "-o", "out").code == 0
     real = np.stack([np.asarray(Image.open(path)) for path in sorted(data.iterdir())]).astype(float)
     drawn = np.stack([np.asarray(Image.open(f"out/{k:05d}.png")) for k in range(8)]).astype(float)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
 from diffuse_cli.data.sources._base import Entry, Source, extension_of, in_bytes
-from diffuse_cli.media import Medium, advice, by_extension, claiming
+from diffuse_cli.media import advice, by_extension, claiming
 from diffuse_cli.unusable import Unusable
 
 TABLES = ("metadata.csv", "metadata.jsonl")
@@ -61,9 +61,9 @@ def list_samples(source: Source, medium: str | None = None) -> Listing:
                 unread[extension] += 1
             if base == MANIFEST and not entry.fault and (names := _read_manifest(source, entry)):
                 samples[folder] = names
-    for name, kind in claiming().items():
-        theirs = [e for e in found["image"] if extension_of(e.name) in kind.CLAIMED]
-        if theirs and _claimed(source, theirs, kind):
+    for name, (extensions, claims) in claiming().items():
+        theirs = [e for e in found["image"] if extension_of(e.name) in extensions]
+        if theirs and _claimed(source, theirs, claims):
             found["image"] = [e for e in found["image"] if e not in set(theirs)]
             found.setdefault(name, []).extend(theirs)
     chosen = medium or max(found, key=lambda name: len(found[name]))
@@ -74,12 +74,12 @@ def list_samples(source: Source, medium: str | None = None) -> Listing:
     return Listing(chosen, tuple(ordered), others, unread, listed, source.origin)
 
 
-def _claimed(source: Source, entries: Sequence[Entry], kind: Medium) -> bool:
+def _claimed(source: Source, entries: Sequence[Entry], claims: Callable[[bytes], bool]) -> bool:
     """Whether a medium claims all of a few files, evenly among all, that can be read."""
     said = list[bool]()
     for entry in entries[:: -(-len(entries) // LOOKED_AT)]:
         with contextlib.suppress(Unusable, OSError):
-            said += [] if entry.fault else [kind.claims(source.read(entry))]
+            said += [] if entry.fault else [claims(source.read(entry))]
     return bool(said) and all(said)
 
 
