@@ -53,7 +53,7 @@ GIVEN_DROPOUT = 0.1
 class TrainConfig(DiffusionConfig, ReadingConfig):
     """Everything that decides the weights of a model, and how its run is kept."""
 
-    data: str = argument("DATA", "Folder, zip, tar, parquet, npy or hf:// of samples.")
+    data: str = argument("DATA", "Folder, zip, tar, parquet, npy or hf:// name.")
     steps: int = option(5000, "Training steps.", low=1, high=100_000_000)
     minutes: float | None = option(
         None,
