@@ -170,8 +170,8 @@ def write_config(run: RunDirectory, config: TrainConfig, budget: Budget | None =
 
 
 def begin_trackers(config: TrainConfig, accelerator: Accelerator, run: RunDirectory) -> Work[None]:
-    """Tell the trackers of --log the configuration, with the names of places alone, and the user how
-    to look."""
+    """Give the trackers of --log the configuration, with only the names of places; say how to
+    look."""
     if config.log:
         values = {
             f.name: place_name(value) if spec.place and isinstance(value, str) else value
