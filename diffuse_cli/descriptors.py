@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import threading
 from io import BufferedReader
@@ -33,8 +34,11 @@ def opened(path: str | Path) -> BufferedReader:
 
 
 def read_bounded(path: str | Path, most: int) -> bytes:
-    """The bytes of a regular file; a `ValueError` if there are more than `most`."""
-    with opened(path) as file:
+    """The bytes of a regular file, or of the pipe of `<(command)`, whose writer is there; a
+    `ValueError` if there are more than `most`."""
+    ours = re.fullmatch(r"/(dev|proc/self)/fd/\d+", str(path))
+    piped = ours and stat.S_ISFIFO(os.stat(path).st_mode)
+    with Path(path).open("rb") if piped else opened(path) as file:
         data = file.read(most + 1)
     if len(data) > most:
         raise ValueError(f"more than {most:,} bytes")

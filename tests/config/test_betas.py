@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 import tomllib
 from pathlib import Path
@@ -22,7 +23,7 @@ from diffuse_cli.core.schedules import zero_terminal_snr
 from diffuse_cli.diffusion import make_denoiser, make_process
 from diffuse_cli.errors import ModelFileError, UsageError
 from diffuse_cli.modelfile import Model
-from diffuse_cli.options import from_dict, to_dict, to_toml
+from diffuse_cli.options import from_dict, read_toml, to_dict, to_toml
 from diffuse_cli.parsing import parse_betas
 from diffuse_cli.training import estimating
 from diffuse_cli.training.configuring import configure
@@ -176,13 +177,21 @@ def test_a_configuration_with_betas_is_the_same_after_toml(folder: Path):
     assert again.betas == BETAS
 
 
-def test_the_file_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    """As `--betas <(command)` needs."""
-    opened = []
-    read = Path.open
-    monkeypatch.setattr(Path, "open", lambda self, *a: opened.append(self.name) or read(self, *a))
-    configure({"data": "x", "betas": "b.txt"})
-    assert opened == ["b.txt"]
+READS = {
+    b"0.1 0.2": lambda path: configure({"data": "x", "betas": path}).betas,
+    b"betas = [0.1, 0.2]": lambda path: tuple(read_toml(path)["betas"]),
+}
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="the system names no open files")
+@pytest.mark.parametrize("text", READS)
+def test_a_pipe_of_the_shell_is_read_once(folder: Path, text: bytes):
+    """As `--betas <(command)` and `--config <(command)` need."""
+    reading, writing = os.pipe()
+    os.write(writing, text)
+    os.close(writing)
+    assert READS[text](f"/dev/fd/{reading}") == (0.1, 0.2)
+    os.close(reading)
 
 
 def test_resume_takes_the_betas_of_the_run(folder: Path):
