@@ -142,6 +142,17 @@ def show(results: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def lines(told: dict[str, Any]) -> str:
+    """Return JSON with a row of each table on a line."""
+    entries = []
+    for key, value in told.items():
+        text = json.dumps(value)
+        if key in ("oracle", "results"):
+            text = "[\n" + ",\n".join(map(json.dumps, value)) + "\n]"
+        entries.append(f"{json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(entries) + "\n}\n"
+
+
 def main() -> None:
     """Measure the oracle or models, or show what was measured."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -168,8 +179,8 @@ def main() -> None:
         done = {(r["model"], r["steps"], r["spacing"]) for r in told["results"]}
         for row in rows(path, o, done):
             told["results"].append(row)
-            o.out.write_text(json.dumps(told, indent=1))
-    o.out.write_text(json.dumps(told, indent=1))
+            o.out.write_text(lines(told))
+    o.out.write_text(lines(told))
 
 
 if __name__ == "__main__":
