@@ -85,6 +85,7 @@ def write_images(folder: Path, count: int = 60, seed: int = 38, side: int = 8) -
 
 
 LONG = (
+    "commands/test_every_model.py",
     "commands/test_processes.py", "reliability/test_kills.py", "reliability/test_hostile_models.py",
     "report/test_report.py", "golden/test_golden.py", "commands/test_streams.py",
     "evaluation/test_told.py", "training/test_table.py", "training/test_resume.py",

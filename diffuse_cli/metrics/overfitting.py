@@ -38,14 +38,23 @@ def remarks(facts: Facts) -> Iterator[Remark]:
     """Whether held-out images cost more."""
     if "bits_per_dim_gap" not in facts:
         return
-    gap, own, many = facts["bits_per_dim_gap"], facts["bits_per_dim_train"], facts.words.many
+    gap, many = facts["bits_per_dim_gap"], facts.words.many
     words = f"held-out {many} cost {gap} bits per dimension more than training {many} do"
     if gap.above(Measured(0.0)):
         words += f"; train for fewer steps, or on more {many}"
         yield Remark("overfitting", "serious", words)
-    elif not (facts.stored and own.above(facts.stored)):  # it predicts neither
+    elif _predicts(facts):
         words = f"no sign: {words}, which is not clearly above 0"
         yield Remark("overfitting", "fine", words)
+
+
+def _predicts(facts: Facts) -> bool:
+    """Whether samples take no more bits than stored as they are: of held-out ones if another metric
+    measured those, else of training ones."""
+    bound = next(
+        (facts[key] for key in ("bits_per_dim", "bits_per_dim_train") if key in facts), None
+    )
+    return not (facts.stored and bound and bound.above(facts.stored))
 
 
 def compute(evaluation: Parts) -> dict[str, float]:
