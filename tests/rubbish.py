@@ -213,7 +213,7 @@ def rubbish() -> dict[str, tuple[bytes, str]]:
     files |= {name: (data, reasons.NOT_AN_IMAGE) for name, data in texts.items()}
     return files | {
         "empty.png": (b"", reasons.EMPTY),
-        "float.tif": (encoded(Image.new("F", (2, 2), 0.5), "TIFF"), reasons.PIXELS),
+        "float.tif": (encoded(Image.new("F", (2, 2), 0.5), "TIFF"), reasons.FLOATS),
     }
 
 

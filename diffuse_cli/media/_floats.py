@@ -14,10 +14,11 @@ _TIFFS = (b"II*\0", b"MM\0*")
 
 def is_float(data: bytes) -> bool:
     """Whether a file is a TIFF of floats."""
-    from diffuse_cli.media._headers import open_header
+    from diffuse_cli.media._headers import open_header, silence_pillow
 
     if not data.startswith(_TIFFS):
         return False
+    silence_pillow()
     try:
         return open_header(data).mode == "F"
     except Unusable:
