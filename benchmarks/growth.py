@@ -27,7 +27,7 @@ POINT = {"batch_size": 32, "size": 32, "width": 32}
 
 SERIES: dict[str, tuple[int, ...]] = {
     "batch_size": (8, 16, 32, 64, 128, 256),
-    "size": (32, 64, 128),
+    "size": (32, 64),
     "width": (32, 64, 96, 128),
 }
 LEAST, MOST = 3, 20

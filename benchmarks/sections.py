@@ -143,53 +143,6 @@ def budget(result: Result) -> Lines:
     })  # fmt: skip
 
 
-PEERS = ("diffusers-tuned", "ddpm-pytorch-tuned")
-"""Contenders whose shorter runs are trials of learning rates."""
-
-MEANS = "Means: the deviation of the images' mean levels as a share of the real ones'."
-
-
-def quality(result: Result) -> Lines:
-    most = max(run["n"] for run in result)
-    longest: dict[str, float] = {}
-    for run in result:
-        longest[run["contender"]] = max(longest.get(run["contender"], 0), run["minutes"])
-    runs = [{**run, "lr": run["settings"].get("lr")} for run in result]
-    tried = [r for r in runs if r["contender"] in PEERS and r["minutes"] < longest[r["contender"]]]
-    final = [run for run in runs if run not in tried]
-    series: dict[str, list[tuple[float, float, float]]] = {}
-    for run_ in final:
-        point = (run_["minutes"], run_["kid_x1000"], run_["kid_x1000_standard_error"])
-        series.setdefault(run_["contender"], []).append(point)
-    first = final[0]
-    yield (
-        f"{first['dataset']}, {first['size']}×{first['size']}, {first['images']:,} images; KID × "
-        f"1000 of {most:,} samples against {first['real']:,} real ones ({first['real_are']}), "
-        "lower is better, after a budget of wall-clock minutes."
-        + (f" {MEANS}\n" if any("means" in run for run in final) else "\n")
-    )
-    drawn = plots.lines(
-        "Quality for time", f"{first['dataset']}, KID × 1000 with its standard error; log x",
-        series, ("minutes of training", "KID × 1000"),
-    )  # fmt: skip
-    yield from picture(f"time-to-quality-{first['dataset']}", drawn, "KID over minutes of training")
-    yield from table(final, {
-        "contender": "", "minutes": "minutes", "parameters": "parameters", "batch_size": "batch",
-        "lr": "rate",
-        "steps": "steps", **({"n": "samples"} if any(run["n"] != most for run in final) else {}),
-        "images_per_second": "images/s", "kid_x1000": "KID × 1000",
-        "kid_x1000_standard_error": "±", "frechet_distance": "Fréchet",
-        "recall": "recall", "means": "means",
-        "evaluations": "evaluations", "sampling_seconds": "s to sample", "peak_mb": "peak MB",
-    })  # fmt: skip
-    if tried:
-        yield "Learning rates that were tried for the tuned peers, each for a short run:\n"
-        yield from table(tried, {
-            "contender": "", "lr": "learning rate", "batch_size": "batch", "minutes": "minutes",
-            "kid_x1000": "KID × 1000", "kid_x1000_standard_error": "±",
-        })  # fmt: skip
-
-
 def sampling(result: Result) -> Lines:
     yield (
         "One evaluation of the network as sampling runs it, against diffusers' network of the same "
@@ -270,14 +223,6 @@ def roof(result: Result) -> Lines:
 SECTIONS: dict[str, tuple[str, str, Callable[[Result], Lines]]] = {
     "train_step": ("The training step", "train_step.py", training_step),
     "budget": ("Where the step's time goes", "train_step.py --budget", budget),
-    "time-to-quality-fashion": ("Quality for time: clothes", "time_to_quality.py", quality),
-    "time-to-quality-photos-32": (
-        "Quality for time: photos of 32×32", "time_to_quality.py", quality,
-    ),
-    "time-to-quality-emoji": ("Quality for time: emoji", "time_to_quality.py", quality),
-    "time-to-quality-photos": (
-        "Quality for time: photos of 64×64", "time_to_quality.py", quality,
-    ),
     "sampling": ("Sampling", "sampling.py", sampling),
     "distilling": ("One to eight evaluations", "distilling.py", distilled),
     "growth": ("How cost grows", "growth.py", grown),
