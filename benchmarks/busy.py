@@ -70,7 +70,7 @@ def step(who: str) -> Act:
             )
     else:
         torch.manual_seed(0)
-        net = peers.diffusers_unet(32, (1, 1, 1), 1, (), 3, SIZE, norm_num_groups=2)
+        net = peers.diffusers_unet(peers.blueprint("tiny", 3, SIZE))
         best = Setting(channels_last=True, fused=True)
         one = their_step(net, best, BATCH, SIZE, torch.device("cpu"))
     return lambda: [one() for _ in range(STEPS)]

@@ -21,6 +21,7 @@ from diffuse_cli.data import Samples, read_images
 from diffuse_cli.draws import permutation
 from diffuse_cli.events import finish
 from diffuse_cli.features import extract, find, load
+from diffuse_cli.features._random import random_network_for
 from diffuse_cli.metrics import kid, manifold
 from diffuse_cli.resolving import DrawSettings, Guide
 from diffuse_cli.sampling import Loaded, collect, draw
@@ -79,6 +80,13 @@ def features(pixels: Pixels, accelerator: Accelerator) -> np.ndarray[Any, Any]:
     return np.asarray(finish(extract(network, pixels)), np.float64)
 
 
+def random_features(real: Pixels, pixels: Pixels, accelerator: Accelerator) -> np.ndarray[Any, Any]:
+    """Return features of a network with random weights, which `real` scales."""
+    space = Space(channels=real.shape[1], size=real.shape[2:])
+    network = random_network_for(space, real, accelerator.device)
+    return np.asarray(finish(extract(network, pixels)), np.float64)
+
+
 def sample(
     loaded: Loaded,
     n: int,
@@ -132,18 +140,26 @@ def shares(real: np.ndarray[Any, Any], fake: np.ndarray[Any, Any]) -> dict[str, 
 
 
 def looks(real: Pixels, fake: Pixels) -> dict[str, float]:
-    """What the eye sees first: the deviation of the images' mean levels and the mean deviation
-    within them, as shares of the real ones, and the mean level less the real one."""
+    """Return what the eye sees first, against real images.
 
-    def seen(pixels: Pixels) -> tuple[float, float, float]:
-        flat = pixels.reshape(len(pixels), -1).astype(np.float64)
-        return float(flat.mean(1).std()), float(flat.std(1).mean()), float(flat.mean())
+    As fractions of theirs: the standard deviation of the images' mean levels, the mean standard
+    deviation within images, and the fine detail, which is the mean absolute Laplacian. And the mean
+    level less theirs.
+    """
 
-    (means, within, mean), own = seen(fake), seen(real)
+    def seen(pixels: Pixels) -> tuple[float, float, float, float]:
+        x = pixels.astype(np.float64)
+        flat = x.reshape(len(x), -1)
+        around = x[..., :-2, 1:-1] + x[..., 2:, 1:-1] + x[..., 1:-1, :-2] + x[..., 1:-1, 2:]
+        detail = np.abs(around - 4 * x[..., 1:-1, 1:-1]).mean()
+        return float(flat.mean(1).std()), float(flat.std(1).mean()), float(detail), float(x.mean())
+
+    (means, within, detail, mean), own = seen(fake), seen(real)
     return {
         "means": round(means / own[0], 4),
         "within": round(within / own[1], 4),
-        "brightness": round(mean - own[2], 2),
+        "detail": round(detail / own[2], 4),
+        "brightness": round(mean - own[3], 2),
     }
 
 

@@ -112,19 +112,10 @@ def step(options: argparse.Namespace, device: str) -> list[dict[str, Any]]:
         if setting.precision == "bf16" and not has_bfloat16(device):
             continue
         torch.manual_seed(0)
-        net = _peer(options.preset)
+        net = peers.diffusers_unet(peers.blueprint(options.preset, 3, SIZE))
         act = theirs(net, setting, options.batch_size, SIZE, torch.device(device))
         rows.append(_timed(f"diffusers, {setting}", act, options))
     return rows
-
-
-def _peer(preset: str) -> torch.nn.Module:
-    """diffusers' network beside a preset: the same for `ddpm-cifar10`, else of its width."""
-    if preset == "ddpm-cifar10":
-        return peers.diffusers_unet(
-            128, (1, 2, 2, 2), 2, (1,), 3, SIZE, dropout=0.1, attention_head_dim=None
-        )
-    return peers.diffusers_unet(32, (1, 1, 1), 1, (), 3, SIZE, norm_num_groups=2)
 
 
 def _timed(name: str, act: Act, options: argparse.Namespace, every: int = 1) -> dict[str, Any]:

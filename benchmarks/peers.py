@@ -1,7 +1,8 @@
 """The peers: what people would use instead of this package, and how each is trained and sampled.
 
 diffusers (`UNet2DModel`) and denoising-diffusion-pytorch (`Unet`, `GaussianDiffusion`), each
-imported when asked for. `RECIPES` has each at the settings of its own training script, and tuned.
+imported when asked for. A `Recipe` has the options of their libraries that `time_to_quality.py`
+searches through.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 import copy
 import functools
 import math
-import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,368 +22,450 @@ import torch.nn.functional as F
 from common import to_uint8
 from torch import Tensor, nn
 
+from diffuse_cli.config import SAMPLING_STEPS
+from diffuse_cli.core import Conditions, Space
+from diffuse_cli.core.optimizers import BETAS
+from diffuse_cli.diffusion import Blueprint
+from diffuse_cli.exports import _unet
 from diffuse_cli.runtime import device_type
+from diffuse_cli.training.configuring import complete, configure
 
-EVALUATIONS = 25
-"""Evaluations of the network a sample: each peer's fast sampler, not its 1000 ancestral steps."""
+EVALUATIONS = SAMPLING_STEPS
+"""Evaluations of the network per sample: as many as ours takes by default."""
+
+EMA_DECAY = 0.999
+"""The largest decay of every average, ours too."""
 
 # -- networks -------------------------------------------------------------------------------------
 
 
-def diffusers_unet(
-    width: int,
-    multipliers: Sequence[int],
-    blocks: int,
-    attention_levels: Collection[int],
-    channels: int,
-    size: int,
-    **options: Any,
-) -> nn.Module:
-    """`UNet2DModel` with self-attention at the levels of these indices, 0 the highest resolution.
+def blueprint(preset: str, channels: int, size: int) -> Blueprint:
+    """Return our network of a preset, which those of the peers are held to."""
+    chosen = configure({"data": "", "preset": preset, "precision": "fp32"})
+    return complete(chosen, Space(channels=channels, size=(size, size)), Conditions())[1]
 
-    `options` are further arguments of `UNet2DModel`. Its output is an object with `.sample`.
+
+def diffusers_unet(like: Blueprint) -> nn.Module:
+    """Build the `UNet2DModel` that is our network: same layers, groups and parameters.
+
+    Its output is an object with `.sample`.
+
+    Raises:
+        ValueError: `UNet2DModel` has no option for a part of our network, such as patches.
     """
     from diffusers import UNet2DModel
 
-    attends = [level in attention_levels for level in range(len(multipliers))]
-    net: nn.Module = UNet2DModel(
-        sample_size=size,
-        in_channels=channels,
-        out_channels=channels,
-        layers_per_block=blocks,
-        block_out_channels=tuple(width * m for m in multipliers),
-        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
-        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in attends[::-1]),
+    if missing := [f"{name} = {value}" for name, value, _ in _unet.lacks(like) if name in UNABLE]:
+        raise ValueError(f"UNet2DModel has no option for {', '.join(missing)}")
+    options = {k: v for k, v in _unet.fields(like).items() if not k.startswith("_")}
+    net: nn.Module = UNet2DModel(**options)
+    return net
+
+
+UNABLE = ("network", "patch", "block", "multipliers", "time_embedding", "time_width", "heads")
+"""What `_unet.lacks` says of the network itself."""
+
+
+def ddpm_pytorch_unet(like: Blueprint, **options: Any) -> nn.Module:
+    """Build the `Unet` of denoising-diffusion-pytorch that is as wide and deep as our network.
+
+    Its blocks (two per level), norms (RMSNorm) and linear attention at each level are not options.
+    """
+    from denoising_diffusion_pytorch import Unet
+
+    config: Any = like.config
+    net: nn.Module = Unet(
+        dim=config.width,
+        dim_mults=tuple(config.multipliers),
+        channels=like.space.channels,
+        dropout=config.dropout,
         **options,
     )
     return net
 
 
-def ddpm_pytorch_unet(
-    dim: int, dim_mults: Sequence[int], channels: int, **options: Any
-) -> nn.Module:
-    """`Unet` of denoising-diffusion-pytorch; `options` are further arguments of it."""
-    from denoising_diffusion_pytorch import Unet
-
-    net: nn.Module = Unet(dim=dim, dim_mults=tuple(dim_mults), channels=channels, **options)
-    return net
-
-
-def levels(size: int) -> int:
-    """How many levels the preset `tiny` has for images of this side: it halves down to 8."""
-    return max(3, 1 + math.ceil(math.log2(size / 8)))
-
-
-# -- what each peer is ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Peer:
-    """A library.
-
-    Attributes:
-        package: what is imported.
-        build: the channels and the side of the images -> what is trained.
-        loss: that and images in [-1, 1] -> its loss.
-        draw: that and a number of images -> so many images in [-1, 1].
-        sampler: what `draw` uses, in words.
-    """
-
-    package: str
-    build: Callable[[int, int], nn.Module]
-    loss: Callable[[nn.Module, Tensor], Tensor]
-    draw: Callable[[nn.Module, int], Tensor]
-    sampler: str
-
-
-def build_diffusers(channels: int, size: int) -> nn.Module:
-    """A network in the shape of the preset `tiny`."""
-    return diffusers_unet(32, [1] * levels(size), 1, (), channels, size)
-
-
-def diffusers_loss(net: Any, x0: Tensor) -> Tensor:
-    """As `train_unconditional.py`: eps under the linear schedule, every timestep as likely."""
-    from diffusers import DDPMScheduler
-
-    scheduler = _once(DDPMScheduler, num_train_timesteps=1000)
-    noise = torch.randn_like(x0)
-    t = torch.randint(0, 1000, (len(x0),), device=x0.device)
-    return F.mse_loss(net(scheduler.add_noise(x0, noise, t), t).sample.float(), noise)
-
-
-CLIPPED = {"timestep_spacing": "trailing", "thresholding": True, "sample_max_value": 1.0}
-"""Trailing times, and x_0 clipped to [-1, 1]: their thresholding, whose largest value is 1."""
-
-SOLVERS: Mapping[str, tuple[str, dict[str, Any]]] = {
-    "DPM-Solver++ 2M, as it comes": ("DPMSolverMultistepScheduler", {}),
-    "DPM-Solver++ 2M": ("DPMSolverMultistepScheduler", CLIPPED),
-    "DPM-Solver++ 2M SDE": (
-        "DPMSolverMultistepScheduler", CLIPPED | {"algorithm_type": "sde-dpmsolver++"},
-    ),
-    "UniPC": ("UniPCMultistepScheduler", CLIPPED),
-    "DDIM": ("DDIMScheduler", {"timestep_spacing": "trailing"}),
-    "DDPM": ("DDPMScheduler", {"timestep_spacing": "trailing"}),
-}  # fmt: skip
-"""Solvers of diffusers: a class, and what differs from the scheduler of the training."""
-
-SOLVER = "DPM-Solver++ 2M"
-
-
-def diffusers_draw(net: Any, n: int, solver: str = SOLVER) -> Tensor:
-    """Images from one of `SOLVERS`."""
-    import diffusers
-
-    name, options = SOLVERS[solver]
-    trained = diffusers.DDPMScheduler(num_train_timesteps=1000)
-    scheduler = getattr(diffusers, name).from_config(trained.config, **options)
-    scheduler.set_timesteps(EVALUATIONS)
-    side, channels = net.config.sample_size, net.config.in_channels
-    x = torch.randn(n, channels, side, side).to(next(net.parameters()).device)
-    for t in scheduler.timesteps:
-        x = scheduler.step(net(x, t).sample.float(), t, x).prev_sample
-    return x
-
-
-def build_ddpm_pytorch(channels: int, size: int) -> nn.Module:
-    """Its objective (v) and schedule (sigmoid) are its defaults."""
-    from denoising_diffusion_pytorch import GaussianDiffusion
-
-    net = ddpm_pytorch_unet(32, [1] * levels(size), channels)
-    process: nn.Module = GaussianDiffusion(net, image_size=size, sampling_timesteps=EVALUATIONS)
-    return process
-
-
-def ddpm_pytorch_loss(process: nn.Module, x0: Tensor) -> Tensor:
-    """As its Trainer: the process is given images in [0, 1] and does the rest."""
-    loss: Tensor = process((x0 + 1) / 2)
-    return loss
-
-
-def ddpm_pytorch_draw(process: Any, n: int) -> Tensor:
-    """Its own DDIM sampler."""
-    drawn: Tensor = process.sample(batch_size=n)
-    return drawn * 2 - 1
-
-
-PEERS = {
-    "diffusers": Peer("diffusers", build_diffusers, diffusers_loss, diffusers_draw, SOLVER),
-    "ddpm-pytorch": Peer(
-        "denoising_diffusion_pytorch",
-        build_ddpm_pytorch,
-        ddpm_pytorch_loss,
-        ddpm_pytorch_draw,
-        "DDIM, eta 0",
-    ),
-}
-
-# -- how each is trained --------------------------------------------------------------------------
-
-
-class Average:
-    """An average of the weights, every step, with a decay that grows to `largest`."""
-
-    def __init__(self, net: nn.Module, largest: float) -> None:
-        self.ema_model = copy.deepcopy(net).requires_grad_(False)
-        self.pairs = list(self.ema_model.parameters()), list(net.parameters())
-        self.largest, self.updates = largest, 0
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Move the average towards the weights."""
-        decay = min(self.largest, 1 - (self.updates + 1) ** -0.75)
-        torch._foreach_lerp_(*self.pairs, 1 - decay)
-        self.updates += 1
-
-
-def package_average(process: nn.Module) -> Any:
-    """The EMA of denoising-diffusion-pytorch's Trainer."""
-    from ema_pytorch import EMA
-
-    return EMA(process, beta=0.995, update_every=10)
+# -- recipes --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of a training.
+    """Settings of a peer, each an option of its library or of torch.
 
     Attributes:
         peer: an entry of `PEERS`.
-        batch: images a step.
-        lr: the largest learning rate.
-        optimizer: parameters and learning rate -> optimizer.
-        warmup: steps until the learning rate is there; where tuned, a tenth of the time at most.
-        decay: epochs over which it falls to 0 on a cosine; 0 is the time there is; None is never.
-        average: what is trained -> the average that is sampled from; None samples what is trained.
-        tuned: the faster order of memory, and autocast to the precision that is chosen; else as its
-            script has it, float32.
-        flip: mirror every other image.
-        words: the rest, for the reader.
+        target: what the network predicts: v, eps or x0.
+        schedule: an entry of the peer's schedules.
+        min_snr: gamma of the min-SNR weighting; None for no weighting.
+        optimizer: an entry of `OPTIMIZERS`.
+        lr: the largest learning rate, after a warm-up, before a cosine decay to 0.
+        batch: images per step.
+        attention: heads and their width, in the network of denoising-diffusion-pytorch.
+        solver: an entry of the peer's solvers.
     """
 
     peer: str
-    batch: int
-    lr: float
-    optimizer: Callable[..., torch.optim.Optimizer]
-    warmup: int
-    decay: int | None
-    average: Callable[[nn.Module], Any] | None
-    tuned: bool
-    flip: bool
-    words: str
+    target: str = "v"
+    schedule: str = "cosine"
+    min_snr: float | None = 5.0
+    optimizer: str = "adamw"
+    lr: float = 2e-3
+    batch: int = 16
+    attention: tuple[int, int] = (4, 32)
+    solver: str = "2M"
 
 
-DEFAULT_ADAMW = functools.partial(torch.optim.AdamW, betas=(0.95, 0.999), weight_decay=1e-6)
-TUNED_ADAMW = functools.partial(torch.optim.AdamW, betas=(0.9, 0.999), weight_decay=0, fused=True)
-DEFAULT_ADAM = functools.partial(torch.optim.Adam, betas=(0.9, 0.99))
-TUNED_AVERAGE = functools.partial(Average, largest=0.999)
+WARM_UP, RISE = 100, 0.1
+"""Steps of warm-up, which takes at most this fraction of the time, as ours does."""
 
-# The batch sizes and rates of what is tuned follow the trials in
-# results/time-to-quality-fashion.json.
-RECIPES: Mapping[str, Recipe] = {
-    "diffusers": Recipe(
-        "diffusers", 16, 1e-4, DEFAULT_ADAMW, 500, 100, None, False, False,
-        "train_unconditional.py: eps, linear schedule, AdamW (0.95, 0.999), weight decay 1e-6, "
-        "cosine decay over 100 epochs, so constant here, no EMA, float32",
-    ),
-    "diffusers-tuned": Recipe(
-        "diffusers", 64, 2e-3, TUNED_ADAMW, 100, 0, TUNED_AVERAGE, True, False,
-        "eps, linear schedule, fused AdamW (0.9, 0.999), cosine decay over the budget, EMA 0.999 "
-        "with warm-up, the faster of NCHW and channels-last",
-    ),
-    "ddpm-pytorch": Recipe(
-        "ddpm-pytorch", 16, 1e-4, DEFAULT_ADAM, 0, None, package_average, False, True,
-        "Trainer: v, sigmoid schedule, Adam (0.9, 0.99), constant, EMA 0.995 every 10, mirrored "
-        "images, float32; its pieces in a loop with a clock",
-    ),
-    "ddpm-pytorch-tuned": Recipe(
-        "ddpm-pytorch", 16, 2e-3, TUNED_ADAMW, 100, 0, TUNED_AVERAGE, True, False,
-        "v, sigmoid schedule, fused AdamW (0.9, 0.999), cosine decay over the budget, EMA 0.999 "
-        "with warm-up, the faster of NCHW and channels-last",
-    ),
-}  # fmt: skip
+
+def adamw(net: nn.Module, lr: float) -> torch.optim.Optimizer:
+    """Return AdamW for all weights."""
+    return torch.optim.AdamW(net.parameters(), lr=lr, betas=BETAS, weight_decay=0.01, fused=True)
+
+
+class Muon:
+    """`torch.optim.Muon` for the matrices between a network's ends, AdamW for the rest.
+
+    A convolution is a matrix (out, kernel * in): torch takes only matrices, so it is handed views.
+    """
+
+    def __init__(self, net: nn.Module, lr: float) -> None:
+        self.weights = [
+            layer.weight
+            for name, layer in net.named_modules()
+            if isinstance(layer, (nn.Conv2d, nn.Linear)) and not any(e in name for e in ENDS)
+        ]
+        known = set(map(id, self.weights))
+        others = [p for p in net.parameters() if id(p) not in known]
+        self.matrices = [nn.Parameter(self.matrix(w, w.detach())) for w in self.weights]
+        self.optimizers = (
+            torch.optim.Muon(
+                self.matrices, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
+            ),
+            torch.optim.AdamW(others, lr=lr, betas=BETAS, weight_decay=0.01, fused=True),
+        )
+        self.param_groups = [g for o in self.optimizers for g in o.param_groups]
+
+    @staticmethod
+    def matrix(weight: Tensor, values: Tensor) -> Tensor:
+        """View values of the shape of a weight as a matrix, in its order of memory."""
+        last = weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last)
+        return (values.permute(0, 2, 3, 1) if last else values).flatten(1)
+
+    def step(self) -> None:
+        """Move all weights."""
+        for matrix, weight in zip(self.matrices, self.weights, strict=True):
+            assert weight.grad is not None
+            matrix.grad = self.matrix(weight, weight.grad)
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for weight in self.weights:
+            weight.grad = None
+        self.optimizers[1].zero_grad()
+
+
+ENDS = ("conv_in", "conv_out", "time_embedding", "init_conv", "final_conv", "time_mlp")
+"""Modules that read images and times, or write the output: AdamW moves them, as in ours."""
+
+OPTIMIZERS: Mapping[str, Callable[[nn.Module, float], Any]] = {"adamw": adamw, "muon": Muon}
+
+
+# -- peers ----------------------------------------------------------------------------------------
+
+
+class Diffusers:
+    """`UNet2DModel` in a loop as `train_unconditional.py` has it, with the options of its library.
+
+    Attributes:
+        differs: what differs from ours and is no option, by what differs.
+        net: what is trained.
+        average: what is sampled from.
+    """
+
+    package = "diffusers"
+    differs: Mapping[str, str] = {}
+    schedules: Mapping[str, Mapping[str, Any]] = {
+        "cosine": {"beta_schedule": "squaredcos_cap_v2"},
+        "linear": {"beta_schedule": "linear"},
+        "linear, zero terminal SNR": {"beta_schedule": "linear", "rescale_betas_zero_snr": True},
+        "sigmoid": {"beta_schedule": "sigmoid"},
+    }
+    solvers: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+        "2M": ("DPMSolverMultistepScheduler", {}),
+        "2M Karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+        "2M SDE": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+        "2M leading": ("DPMSolverMultistepScheduler", {"timestep_spacing": "leading"}),
+        "UniPC": ("UniPCMultistepScheduler", {}),
+        "UniPC 3": ("UniPCMultistepScheduler", {"solver_order": 3}),
+        "DDIM": ("DDIMScheduler", {}),
+        "DDPM": ("DDPMScheduler", {}),
+    }
+    targets: Mapping[str, str] = {"v": "v_prediction", "eps": "epsilon", "x0": "sample"}
+
+    def __init__(self, recipe: Recipe, like: Blueprint) -> None:
+        from diffusers import DDPMScheduler
+        from diffusers.training_utils import EMAModel, compute_snr
+
+        self.recipe, self.size = recipe, like.space
+        self.net = diffusers_unet(like)
+        chosen = self.schedules[recipe.schedule]
+        self.scheduler = DDPMScheduler(1000, prediction_type=self.targets[recipe.target], **chosen)
+        self.snr = compute_snr(self.scheduler, torch.arange(1000)).to(device_type())
+        self.make = functools.partial(
+            EMAModel, decay=EMA_DECAY, use_ema_warmup=True, power=0.75, foreach=True
+        )
+        self.ema: Any = None
+
+    def loss(self, x0: Tensor) -> Tensor:
+        """Return the loss of images in [-1, 1]."""
+        noise = torch.randn_like(x0)
+        t = torch.randint(0, 1000, (len(x0),), device=x0.device)
+        out = self.net(self.scheduler.add_noise(x0, noise, t), t).sample.float()
+        target = {"eps": lambda: noise, "x0": lambda: x0}.get(
+            self.recipe.target, lambda: self.scheduler.get_velocity(x0, noise, t)
+        )()
+        loss = F.mse_loss(out, target, reduction="none").mean((1, 2, 3))
+        if self.recipe.min_snr is not None:
+            snr = self.snr[t]
+            clipped = snr.clamp(max=self.recipe.min_snr)
+            loss = loss * {"eps": clipped / snr, "v": clipped / (snr + 1)}.get(
+                self.recipe.target, clipped
+            )
+        return loss.mean()
+
+    def follow(self) -> None:
+        """Move the average."""
+        self.ema = self.ema or self.make(self.net.parameters())
+        self.ema.step(self.net.parameters())
+
+    def finish(self) -> nn.Module:
+        """Return the network with the average of its weights."""
+        net = copy.deepcopy(self.net).eval()
+        self.ema.copy_to(net.parameters())
+        return net
+
+    def draw(self, net: nn.Module, n: int) -> Tensor:
+        """Return n images in [-1, 1]."""
+        import diffusers
+
+        name, options = self.solvers[self.recipe.solver]
+        made = getattr(diffusers, name)
+        chosen = {"timestep_spacing": "trailing", "clip_sample": True, **CLIPPED, **options}
+        scheduler = made.from_config(self.scheduler.config, **chosen)
+        scheduler.set_timesteps(EVALUATIONS)
+        x = torch.randn(n, *self.size.shape, device=device_type())
+        for t in scheduler.timesteps:
+            x = scheduler.step(net(x, t).sample.float(), t, x).prev_sample
+        return x
+
+
+CLIPPED = {"thresholding": True, "sample_max_value": 1.0, "lambda_min_clipped": -5.1}
+"""x_0 clipped to [-1, 1]: their thresholding, whose largest value is 1; and the first log-SNR that
+diffusers' documentation advises for the cosine schedule."""
+
+
+class DDPMPytorch:
+    """`GaussianDiffusion` in a loop as its Trainer has it, with the options of its library.
+
+    Attributes as those of `Diffusers`.
+    """
+
+    package = "denoising_diffusion_pytorch"
+    differs: Mapping[str, str] = {
+        "groups": "RMSNorm over all channels, which is no option",
+        "parameters": "two blocks and linear attention at each level, which are no options",
+    }
+    schedules: Mapping[str, Mapping[str, Any]] = {
+        name: {"beta_schedule": name} for name in ("cosine", "linear", "sigmoid")
+    }
+    solvers: Mapping[str, float] = {"DDIM": 0.0, "DDIM, eta 0.5": 0.5, "DDIM, eta 1": 1.0}
+    targets: Mapping[str, str] = {"v": "pred_v", "eps": "pred_noise", "x0": "pred_x0"}
+
+    def __init__(self, recipe: Recipe, like: Blueprint) -> None:
+        from denoising_diffusion_pytorch import GaussianDiffusion
+        from ema_pytorch import EMA
+
+        heads, width = recipe.attention
+        self.recipe = recipe
+        self.net: Any = GaussianDiffusion(
+            ddpm_pytorch_unet(like, attn_heads=heads, attn_dim_head=width),
+            image_size=like.space.size[0],
+            objective=self.targets[recipe.target],
+            min_snr_loss_weight=recipe.min_snr is not None,
+            min_snr_gamma=recipe.min_snr or 5,
+            sampling_timesteps=EVALUATIONS,
+            **self.schedules[recipe.schedule],
+        )
+        self.make = functools.partial(
+            EMA, beta=EMA_DECAY, power=0.75, update_every=1, update_after_step=0,
+            include_online_model=False, use_foreach=True,
+        )  # fmt: skip
+        self.ema: Any = None
+
+    def loss(self, x0: Tensor) -> Tensor:
+        """Return the loss of images in [-1, 1]; the process is given them in [0, 1]."""
+        loss: Tensor = self.net((x0 + 1) / 2)
+        return loss
+
+    def follow(self) -> None:
+        """Move the average."""
+        self.ema = self.ema or self.make(self.net)
+        self.ema.update()
+
+    def finish(self) -> nn.Module:
+        """Return the process with the average of its weights."""
+        found: nn.Module = self.ema.ema_model.eval()
+        return found
+
+    def draw(self, net: Any, n: int) -> Tensor:
+        """Return n images in [-1, 1]."""
+        net.ddim_sampling_eta = self.solvers[self.recipe.solver]
+        drawn: Tensor = net.sample(batch_size=n)
+        return drawn * 2 - 1
+
+
+PEERS: Mapping[str, type[Diffusers] | type[DDPMPytorch]] = {
+    "diffusers": Diffusers,
+    "ddpm-pytorch": DDPMPytorch,
+}
+
+# -- training and sampling ------------------------------------------------------------------------
 
 
 def train(
-    recipe: Recipe, pixels: np.ndarray[Any, Any], seconds: float, precision: str
-) -> tuple[nn.Module, dict[str, Any]]:
-    """Train on uint8 (N, C, H, W) in memory until the time is over.
+    recipe: Recipe, pixels: np.ndarray[Any, Any], seconds: float, seed: int = 0
+) -> tuple[Diffusers | DDPMPytorch, nn.Module, dict[str, Any]]:
+    """Train on uint8 (N, C, H, W) in memory for so many seconds of this process.
 
     Returns:
-        What is sampled from, and what was done. The clock starts when all is built.
+        The peer, what is sampled from, and what was done. The clock starts when all is built.
     """
-    device = torch.device(device_type())
-    layout = faster_order(recipe, pixels, precision)
-    net, optimizer = built(recipe, pixels, layout)
-    average = recipe.average(net) if recipe.average else None
+    device = device_type()
+    like = blueprint("tiny", *pixels.shape[1:3])
+    torch.manual_seed(seed)
+    peer, optimizer, layout = fastest(recipe, like, pixels)
     images = torch.from_numpy(pixels).to(device)
-    parameters = sum(p.numel() for p in net.parameters())
-    began, used, step, loss = time.monotonic(), time.process_time(), 0, torch.zeros(())
-    while (spent := time.monotonic() - began) < seconds:
+    began, wall, step = time.process_time(), time.monotonic(), 0
+    while (spent := time.process_time() - began) < seconds:
         place = step % (len(images) // recipe.batch)
         if place == 0:
             order = torch.randperm(len(images), device=device).split(recipe.batch)
         for group in optimizer.param_groups:
-            group["lr"] = recipe.lr * pace(recipe, step, len(images), spent / seconds)
-        loss = take(recipe, net, optimizer, images[order[place]], layout, precision)
-        if average:
-            average.update()
+            group["lr"] = recipe.lr * pace(step, spent / seconds)
+        take(peer, optimizer, images[order[place]], layout)
+        peer.follow()
         step += 1
-        if step % 50 == 0:
-            print(f"{spent:.0f} s, step {step}, loss {loss.item():.4f}", file=sys.stderr)
-    loss.item()  # waits for the device
-    spent = time.monotonic() - began
-    return average.ema_model if average else net, {
-        "parameters": parameters,
+    spent = time.process_time() - began
+    return peer, peer.finish(), {
+        "parameters": sum(p.numel() for p in peer.net.parameters()),
         "channels_last": layout == torch.channels_last,
-        "batch_size": recipe.batch,
         "steps": step,
-        "images_seen": step * recipe.batch,
         "images_per_second": round(step * recipe.batch / spent, 1),
-        "training_seconds": round(spent, 1),
-        "training_cpu_seconds": round(time.process_time() - used, 1),
-    }
+        "training_cpu_seconds": round(spent, 1),
+        "training_seconds": round(time.monotonic() - wall, 1),
+    }  # fmt: skip
 
 
 def built(
-    recipe: Recipe, pixels: np.ndarray[Any, Any], layout: torch.memory_format
-) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """What is trained on such images, and its optimizer."""
-    net = PEERS[recipe.peer].build(pixels.shape[1], pixels.shape[2]).to(device_type())
-    net = net.to(memory_format=layout)  # type: ignore[call-overload]
-    return net, recipe.optimizer(net.parameters(), lr=recipe.lr)
+    recipe: Recipe, like: Blueprint, layout: torch.memory_format
+) -> tuple[Diffusers | DDPMPytorch, Any]:
+    """Return a peer and its optimizer."""
+    peer = PEERS[recipe.peer](recipe, like)
+    peer.net = peer.net.to(device_type()).to(memory_format=layout)  # type: ignore[call-overload]
+    return peer, OPTIMIZERS[recipe.optimizer](peer.net, recipe.lr)
 
 
 def take(
-    recipe: Recipe,
-    net: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    images: Tensor,
-    layout: torch.memory_format,
-    precision: str,
-) -> Tensor:
-    """A step on uint8 images; its loss."""
-    x0 = images.float() / 127.5 - 1
-    if recipe.flip:
-        x0 = torch.where(torch.rand(len(x0), 1, 1, 1, device=x0.device) < 0.5, x0, x0.flip(-1))
-    with autocast(recipe, precision):
-        loss = PEERS[recipe.peer].loss(net, x0.contiguous(memory_format=layout))
+    peer: Diffusers | DDPMPytorch, optimizer: Any, images: Tensor, layout: torch.memory_format
+) -> float:
+    """Take a step on uint8 images, and return its loss."""
+    x0 = (images.float() / 127.5 - 1).contiguous(memory_format=layout)
+    with autocast():
+        loss = peer.loss(x0)
     loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+    nn.utils.clip_grad_norm_(peer.net.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()
-    return loss.detach()
+    return loss.item()
 
 
-def faster_order(
-    recipe: Recipe, pixels: np.ndarray[Any, Any], precision: str
-) -> torch.memory_format:
-    """The order of memory in which a tuned peer is faster; that of its script where it is not."""
-    orders = (torch.contiguous_format, torch.channels_last)
-    if not recipe.tuned:
-        return orders[0]
+def fastest(
+    recipe: Recipe, like: Blueprint, pixels: np.ndarray[Any, Any]
+) -> tuple[Diffusers | DDPMPytorch, Any, torch.memory_format]:
+    """Return a new peer, its optimizer, and the order of memory in which its steps are faster."""
     seconds = {}
-    for layout in orders:
-        net, optimizer = built(recipe, pixels, layout)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        peer, optimizer = built(recipe, like, layout)
         images = torch.from_numpy(pixels[: recipe.batch]).to(device_type())
         times = []
         for _ in range(5):
-            began = time.monotonic()
-            take(recipe, net, optimizer, images, layout, precision).item()
-            times.append(time.monotonic() - began)
+            began = time.process_time()
+            take(peer, optimizer, images, layout)
+            times.append(time.process_time() - began)
         seconds[layout] = min(times)
-    return min(orders, key=seconds.__getitem__)
+    layout = min(seconds, key=seconds.__getitem__)
+    return *built(recipe, like, layout), layout
 
 
-def pace(recipe: Recipe, step: int, images: int, share: float) -> float:
-    """The learning rate of a step over the largest; `share` of the time is over."""
-    rise = (step + 1) / max(1, recipe.warmup)
-    if recipe.tuned:
-        rise = max(rise, share / 0.1)
-    if recipe.decay:
-        share = min(1, step * recipe.batch / (recipe.decay * images))
-    fall = 1 if recipe.decay is None else (1 + math.cos(math.pi * share)) / 2
-    return min(1, rise) * fall
+def pace(step: int, share: float) -> float:
+    """Return the learning rate of a step over the largest; `share` of the time is over."""
+    rise = max((step + 1) / WARM_UP, share / RISE)
+    return min(1, rise) * (1 + math.cos(math.pi * min(1, share))) / 2
+
+
+BATCH = 50
+"""Images that are drawn at a time."""
 
 
 @torch.no_grad()
 def sample(
-    recipe: Recipe, net: nn.Module, n: int, precision: str, batch: int = 50
+    peer: Diffusers | DDPMPytorch, net: nn.Module, n: int, seed: int = 0
 ) -> np.ndarray[Any, Any]:
-    """n images, uint8 (n, C, H, W)."""
-    draw, parts = PEERS[recipe.peer].draw, []
-    net.eval()
-    for first in range(0, n, batch):
-        with autocast(recipe, precision):
-            parts.append(to_uint8(draw(net, min(batch, n - first))))
-        print(f"{first + len(parts[-1])} of {n} images", file=sys.stderr)
-    return np.concatenate(parts)
-
-
-def autocast(recipe: Recipe, precision: str) -> torch.autocast:
-    """The faster precision where a peer is tuned."""
-    return torch.autocast(device_type(), torch.bfloat16, recipe.tuned and precision == "bf16")
+    """Return n images, uint8 (n, C, H, W)."""
+    torch.manual_seed(1000 + seed)
+    with autocast():
+        parts = [to_uint8(peer.draw(net, BATCH).float()) for _ in range(0, n, BATCH)]
+    return np.concatenate(parts)[:n]
 
 
 @functools.cache
-def _once(make: Callable[..., Any], **options: Any) -> Any:
-    return make(**options)
+def precision() -> str:
+    """Return the precision that ours chooses on this machine."""
+    space = Space(channels=1, size=(32, 32))
+    with torch.enable_grad():
+        return str(complete(configure({"data": ""}), space, Conditions())[0].precision)
+
+
+def autocast() -> torch.autocast:
+    """Return a context of that precision."""
+    return torch.autocast(device_type(), torch.bfloat16, precision() == "bf16")
+
+
+# -- what is equal --------------------------------------------------------------------------------
+
+
+def facts(net: nn.Module, evaluations: int, precision: str) -> dict[str, Any]:
+    """Return what must be equal among contenders, of a network and how it is sampled."""
+    norms = [m for m in net.modules() if isinstance(m, nn.GroupNorm)]
+    return {
+        "groups": sorted({m.num_groups for m in norms}) or None,
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "evaluations": evaluations,
+        "precision": precision,
+    }
+
+
+@contextmanager
+def counting(net: nn.Module) -> Iterator[list[str]]:
+    """Collect the precision of the first convolution of each evaluation of a network."""
+    first = next(m for m in net.modules() if isinstance(m, nn.Conv2d))
+    seen: list[str] = []
+    names = {torch.bfloat16: "bf16", torch.float32: "fp32"}
+    handle = first.register_forward_hook(lambda _module, _args, out: seen.append(names[out.dtype]))
+    try:
+        yield seen
+    finally:
+        handle.remove()

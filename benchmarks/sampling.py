@@ -17,7 +17,6 @@ import argparse
 import json
 import math
 import tempfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -51,14 +50,8 @@ from diffuse_cli.sampling import load_denoiser
 
 SIZE, TIMED = train_step.SIZE, 64
 
-NETWORKS: dict[str, Callable[[], torch.nn.Module]] = {
-    "tiny": partial(
-        peers.diffusers_unet, 32, (1, 1, 1), 1, (), 3, SIZE,
-        resnet_time_scale_shift="scale_shift", attention_head_dim=None, norm_num_groups=2,
-    ),
-    "ddpm-cifar10": train_step.NETWORKS[train_step.DIFFUSERS],
-}  # fmt: skip
-"""Our presets with diffusers' network of the same shape."""
+PRESETS = ("tiny", "ddpm-cifar10")
+"""Presets, whose networks diffusers has too."""
 
 DEFAULT = Setting()
 SETTINGS = tuple(
@@ -145,7 +138,8 @@ def ours(path: Path, batch: int, accelerator: Accelerator) -> Act:
 def theirs(preset: str, batch: int, setting: Setting, device: torch.device) -> Act:
     """An evaluation of diffusers' network; in bfloat16 its weights are that too."""
     dtype = torch.bfloat16 if setting.precision == "bf16" else torch.float32
-    net = torch.nn.Module.to(NETWORKS[preset]().eval(), dtype)  # diffusers' own `to` warns
+    net = peers.diffusers_unet(peers.blueprint(preset, 3, SIZE)).eval()
+    net = torch.nn.Module.to(net, dtype)  # diffusers' own `to` warns
     net = setting.place(net, device)
     x, t = inputs(batch, device)
     x = setting.place(x.to(dtype), device)
@@ -201,8 +195,8 @@ def hold(options: argparse.Namespace) -> None:
             serve(ours(Path(path), batch, accelerator), before)
         return
     preset = Path(path).stem
-    with torch.device("meta"):
-        NETWORKS[preset]()  # so that its imports are not counted as the network's
+    with torch.device("meta"):  # so that its imports are not counted as the network's
+        peers.diffusers_unet(peers.blueprint(preset, 3, SIZE))
     before = peak()
     serve(theirs(preset, batch, setting, torch.device(device_type())), before)
 
@@ -224,7 +218,7 @@ def main() -> None:
     parser.add_argument("--steps", type=numbers, default="5,8,10,12,15,20")
     parser.add_argument("--samplers", type=lambda text: text.split(","), default="unipc,dpmpp-2m")
     parser.add_argument("--spacing", help="in place of the samplers' own")
-    parser.add_argument("--networks", type=lambda text: text.split(","), default=[*NETWORKS])
+    parser.add_argument("--networks", type=lambda text: text.split(","), default=PRESETS)
     parser.add_argument("--batches", type=numbers, default=list(BATCHES))
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--precision", default="auto", help="ours")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import plots
 
-IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
+HERE = Path(__file__).resolve().parent
+IMAGES, RESULTS = HERE.parent / "docs" / "images", HERE / "results"
 
 Lines = Iterator[str]
 Result = Any
@@ -143,6 +146,95 @@ def budget(result: Result) -> Lines:
     })  # fmt: skip
 
 
+SEEN = {
+    "kid_x1000": ("KID × 1000", 1), "kid_random_x1000": ("random KID × 1000", 1),
+    "frechet_distance": ("Fréchet", 0), "precision": ("precision", 3), "recall": ("recall", 3),
+    "means": ("means", 3), "within": ("within", 3), "detail": ("detail", 3),
+    "brightness": ("brightness", 1),
+}  # fmt: skip
+"""What finals are judged by: heading, and digits."""
+
+
+def quality(result: Result) -> Lines:
+    """Render the finals of a data set: means over seeds with standard errors, and settings."""
+    first, path = result[0], RESULTS / f"search-{result[0]['dataset']}.json"
+    yield (
+        f"{first['dataset']}, {first['size']}×{first['size']}: {first['minutes']:g} minutes of CPU "
+        f"time of one core, {first['n']:,} samples against as many test images. Mean and standard "
+        "error over seeds. KID uses EfficientNet-Lite0, random KID a network with random weights. "
+        "As fractions of the test set's: the standard deviation of the images' means, the standard "
+        "deviation within images, and the mean absolute Laplacian (detail). Brightness: levels "
+        "above its mean.\n"
+    )
+    groups: dict[str, list[Any]] = {}
+    for row in result:
+        groups.setdefault(row["contender"], []).append(row)
+    yield from table(
+        [
+            {"": contender, "seeds": len(rows), **{k: spread(rows, k) for k in SEEN}}
+            for contender, rows in groups.items()
+        ],
+        {"": "", "seeds": "seeds", **{key: words for key, (words, _) in SEEN.items()}},
+    )
+    yield "How each was trained and sampled:\n"
+    yield from table(
+        [{"": name, **{k: per_seed(rows, k) for k in TRAINED}} for name, rows in groups.items()],
+        {"": "", **TRAINED},
+    )
+    for contender, rows in groups.items():
+        found = [f"{what}: {words}" for what, words in rows[0]["differs"].items()]
+        if found:
+            yield f"`{contender}` differs from ours without an option for it. {'. '.join(found)}.\n"
+    yield from searches(json.loads(path.read_text()) if path.exists() else [])
+
+
+def searches(rows: Sequence[Mapping[str, Any]]) -> Lines:
+    """Render how the recipes of peers were found."""
+    trials: dict[str, list[Any]] = {}
+    for row in rows:
+        trials.setdefault(row["recipe"]["peer"], []).append(row)
+    for peer, own in trials.items():
+        minutes = sum(row.get("cpu_seconds", 0) for row in own) / 60
+        yield (
+            f"The recipe of `{peer}` comes from a search of {minutes:.0f} minutes of CPU time. Its "
+            "long trials, judged by held-out images:\n"
+        )
+        most = max(row.get("minutes", 0) for row in own)
+        yield from table(
+            [{**row["recipe"], **row} for row in own if row.get("minutes") == most],
+            {
+                **{key: TRAINED[key] for key in CHOSEN},
+                "minutes": "minutes", "kid_x1000": "KID × 1000", "kid_x1000_standard_error": "±",
+            },
+        )  # fmt: skip
+
+
+CHOSEN = ("optimizer", "lr", "batch", "target", "schedule", "min_snr")
+
+TRAINED = {
+    "parameters": "parameters", "groups": "groups", "precision": "precision",
+    "optimizer": "optimizer", "lr": "rate", "batch": "batch", "target": "target",
+    "schedule": "schedule", "min_snr": "min-SNR", "steps": "steps",
+    "training_cpu_seconds": "CPU s", "training_seconds": "wall s", "sampler": "sampler",
+    "evaluations": "evaluations",
+}  # fmt: skip
+"""Settings of a final, and their headings."""
+
+
+def spread(rows: Sequence[Mapping[str, Any]], key: str) -> str:
+    """Return the mean over seeds and its standard error; of one seed, that of the samples."""
+    values, digits = [row[key] for row in rows], SEEN[key][1]
+    error = f"{key}_standard_error"
+    beside = stdev(values) / len(values) ** 0.5 if len(values) > 1 else rows[0].get(error)
+    return f"{mean(values):.{digits}f}" + (f" ± {beside:.{digits}f}" if beside is not None else "")
+
+
+def per_seed(rows: Sequence[Mapping[str, Any]], key: str) -> Any:
+    """Return what all seeds have, or the value of each."""
+    values = [shown(row.get(key)) for row in rows]
+    return values[0] if len(set(values)) == 1 else ", ".join(values)
+
+
 def sampling(result: Result) -> Lines:
     yield (
         "One evaluation of the network as sampling runs it, against diffusers' network of the same "
@@ -223,6 +315,10 @@ def roof(result: Result) -> Lines:
 SECTIONS: dict[str, tuple[str, str, Callable[[Result], Lines]]] = {
     "train_step": ("The training step", "train_step.py", training_step),
     "budget": ("Where the step's time goes", "train_step.py --budget", budget),
+    "quality-fashion-mnist": (
+        "Quality for time: Fashion-MNIST", "time_to_quality.py final", quality,
+    ),
+    "quality-cifar-10": ("Quality for time: CIFAR-10", "time_to_quality.py final", quality),
     "sampling": ("Sampling", "sampling.py", sampling),
     "distilling": ("One to eight evaluations", "distilling.py", distilled),
     "growth": ("How cost grows", "growth.py", grown),

@@ -1,401 +1,441 @@
-"""How good are samples after a fixed time of training, ours and the peers'?
+"""How good are samples after equal time of training, ours and the peers'?
 
-Every contender trains for a budget of wall-clock minutes, from a clock that starts when everything
-is imported and the images are in memory; ours is the command, and its own `--minutes`. Then samples
-are drawn, and KID and the Fréchet distance are measured against real images that nobody trained on.
-Peers get their images as tensors in memory, which their own scripts do not: it favours them. Each
-run is a process of its own, and is written to `--out` at once. Prints JSON, and a table on stderr.
+Time is that of the process, user and system, so that a busy machine is fair. A `search` chooses a
+recipe for a peer among the options of its library: short trials of one option at a time, then
+longer ones around the best, until the learning rate and its half and double were tried. Its judge
+is KID against held-out images, which nobody trains on and no final is judged by. A `final` trains
+ours, as a user types it, or a peer with its recipe, and judges 1,000 samples against a test set by
+two networks. Every trial and final is written down at once, and left out when a command is
+repeated. Peers get their images as tensors in memory, and our setting of the memory allocator.
 
-    python benchmarks/time_to_quality.py FASHION_MNIST --real FASHION_MNIST_TEST --size 32 \\
-        --out benchmarks/results/time-to-quality-fashion.json
+    python benchmarks/time_to_quality.py search TRAIN --real TEST --name fashion-mnist --work W
+    python benchmarks/time_to_quality.py final TRAIN --real TEST --name fashion-mnist --work W
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
-import multiprocessing
 import resource
-import shutil
-import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-RATES = (1e-3, 2e-3, 4e-3)
-"""Learning rates that are tried for tuned peers; the next one as well, where an end is best."""
+import common
+import numpy as np
+import peers
+from peers import Recipe
+from steps import say
 
-SMALL, LARGE = 16, 64
-"""Batch sizes: the rates are tried with the first, the best of them with the second too."""
+from diffuse_cli.draws import permutation
+from diffuse_cli.memory import keep_freed_memory
+from diffuse_cli.metrics import frechet
+from diffuse_cli.pictures import grid
+from diffuse_cli.runtime import machine
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+# -- images and judges ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Job:
-    """One run.
+class Data:
+    """Images of a data set, uint8 (N, C, H, W), and where to keep what is made of them.
 
     Attributes:
-        contender: an entry of `CONTENDERS`.
-        data: a folder of images.
+        source: the folder of images that ours reads.
+        name: the name of the data set in the results.
         size: the side they are brought to.
-        minutes: the budget.
-        n: how many samples.
-        lr: a learning rate in place of the contender's own.
-        batch: a batch size in its place.
-        precision: for what is tuned; our command decides by itself.
-        folder: of `train.npy`, and where `samples.npy` goes.
-        more: further options of our training.
+        folder: the folder of the samples and models.
+        train: images to train on.
+        held_out: images that search trials are judged by.
+        real: images that finals are judged by.
     """
 
-    contender: str
-    data: str
+    source: str
+    name: str
     size: int
-    minutes: float
-    n: int
-    lr: float | None
-    batch: int | None
-    precision: str
     folder: Path
-    more: tuple[str, ...] = ()
+    train: common.Pixels
+    held_out: common.Pixels
+    real: common.Pixels
 
 
-# -- contenders -----------------------------------------------------------------------------------
+def read(options: argparse.Namespace) -> Data:
+    """Read the images, once."""
+    folder = options.work / options.name
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = [folder / f"{part}.npy" for part in ("train", "held-out", "real")]
+    if not all(path.exists() for path in kept):
+        size = (options.size, options.size)
+        images, test = common.read(options.data, size), common.read(options.real, size).stored
+        np.save(kept[0], images.stored[~images.held_out])
+        np.save(kept[1], common.held_out(images, options.reference))
+        np.save(kept[2], test[permutation(0, 0, len(test))[: options.reference]])
+    return Data(options.data, options.name, options.size, folder, *map(np.load, kept))
 
 
-def run_ours(job: Job, train: Sequence[str] = (), *, tuned: bool = False) -> dict[str, Any]:
-    """The commands a user types."""
-    import common
+def judge(real: common.Pixels, samples: common.Pixels) -> dict[str, float]:
+    """Return distances of samples to real images by two networks, and what the eye sees first.
 
-    model, out = job.folder / "model.safetensors", job.folder / "samples"
-    typed = ["--lr", str(job.lr)] if job.lr else []
-    typed += ["--batch-size", str(job.batch)] if job.batch else []
-    typed += job.more
-    trained, wall = _diffuse(
-        "train", job.data, "-o", str(model), "--overwrite", "--size", str(job.size),
-        "--minutes", str(job.minutes), *typed, *train,
-    )  # fmt: skip
-    peak = _peak(resource.RUSAGE_CHILDREN)
-    found: dict[str, Any] = {}
-    if tuned:
-        better = str(job.folder / "tuned.safetensors")
-        found, wall_tuning = _diffuse(
-            "tune", str(model), job.data, "-o", better, "--overwrite", "--samplers", "unipc",
-            "--steps", "20", "-n", "200", "--no-learn-times",
-        )  # fmt: skip
-        found = {"tuning_seconds": round(wall_tuning, 1), "recommended": found["recommended"]}
-        model = Path(better)
-    made, seconds = _diffuse("sample", str(model), "-o", str(out), "--overwrite", "-n", str(job.n))
-    import numpy as np
-
-    np.save(job.folder / "samples.npy", common.pictures(made["images"]))
-    manifest = json.loads(Path(made["manifest"]).read_text())
-    config = _config(model)
-    batch = config["training"]["batch_size"]
-    log = Path(trained["run"]) / "metrics.jsonl"
-    rates = [m["images_per_second"] for m in map(json.loads, log.open()) if "loss" in m]
-    return {
-        "settings": {
-            "command": " ".join(["diffuse train DATA --size S --minutes M", *typed, *train]),
-            **config["training"],
-        },
-        "parameters": trained["parameters"],
-        "batch_size": batch,
-        "steps": trained["step"],
-        "images_seen": trained["step"] * batch,
-        "images_per_second": round(statistics.median(rates), 1),
-        "training_seconds": round(trained["seconds"], 1),
-        "training_command_seconds": round(wall, 1),
-        "training_peak_mb": peak,
-        "sampler": manifest["sampler"],
-        "evaluations": manifest["steps"] * (2 if manifest.get("weak_guidance", 1) != 1 else 1),
-        **found,
-        "sampling_seconds": round(seconds, 1),
-        "peak_mb": _peak(resource.RUSAGE_CHILDREN),
-    }
-
-
-def run_tuned(job: Job) -> dict[str, Any]:
-    """The same, drawn as `diffuse tune` recommends for images that were held out of training:
-    guided by an early average or not, from noise or not, in 20 evaluations."""
-    return run_ours(job, ["--keep-weak"], tuned=True)
-
-
-def run_peer(job: Job) -> dict[str, Any]:
-    """A recipe of `peers.py`."""
-    import numpy as np
-    import peers
-    import torch
-
-    recipe = peers.RECIPES[job.contender]
-    recipe = replace(recipe, lr=job.lr or recipe.lr, batch=job.batch or recipe.batch)
-    torch.manual_seed(0)
-    pixels = np.load(job.folder / "train.npy")
-    net, done = peers.train(recipe, pixels, 60 * job.minutes, job.precision)
-    peak, began = _peak(resource.RUSAGE_SELF), time.monotonic()
-    samples = peers.sample(recipe, net, job.n, job.precision)
-    seconds = time.monotonic() - began
-    np.save(job.folder / "samples.npy", samples)
-    return {
-        "settings": {
-            "words": recipe.words,
-            "lr": recipe.lr,
-            "warmup": recipe.warmup,
-            "precision": job.precision if recipe.tuned else "fp32",
-        },
-        **done,
-        "training_peak_mb": peak,
-        "sampler": peers.PEERS[recipe.peer].sampler,
-        "evaluations": peers.EVALUATIONS,
-        "sampling_seconds": round(seconds, 1),
-        "peak_mb": _peak(resource.RUSAGE_SELF),
-    }
-
-
-@dataclass(frozen=True)
-class Contender:
-    """Who takes part.
-
-    Attributes:
-        package: what must be installed.
-        run: trains and samples.
-        budgets: minutes.
-        tuned: its learning rate is chosen with `--tune`.
+    KID is that of EfficientNet-Lite0, which `tune` uses too, `kid_random` that of a network with
+    random weights.
     """
-
-    package: str
-    run: Callable[[Job], dict[str, Any]]
-    budgets: tuple[float, ...] = (10.0,)
-    tuned: bool = False
-
-
-CONTENDERS = {
-    "diffuse": Contender("diffuse_cli", run_ours, (1.0, 2.5, 10.0)),
-    "diffuse-tuned": Contender("diffuse_cli", run_tuned),
-    "diffusers": Contender("diffusers", run_peer),
-    "diffusers-tuned": Contender("diffusers", run_peer, tuned=True),
-    "ddpm-pytorch": Contender("denoising_diffusion_pytorch", run_peer),
-    "ddpm-pytorch-tuned": Contender("denoising_diffusion_pytorch", run_peer, tuned=True),
-}
-
-
-def run(job: Job) -> dict[str, Any]:
-    """Run one job."""
-    return CONTENDERS[job.contender].run(job)
-
-
-# -- what is measured -----------------------------------------------------------------------------
-
-
-def prepare(data: str, real: str | None, size: int, reference: int, folder: Path) -> dict[str, Any]:
-    """Write the images that peers train on, and the real ones nobody does; say what they are."""
-    import common
-    import numpy as np
-
-    from diffuse_cli.draws import permutation
-
-    images = common.read(data, (size, size))
-    np.save(folder / "train.npy", images.stored[~images.held_out])
-    if real is None:
-        kept = common.held_out(images, reference)
-    else:
-        other = common.read(real, (size, size)).stored
-        kept = other[permutation(0, 0, len(other))[:reference]]
-    np.save(folder / "real.npy", kept)
-    return {
-        "images": int((~images.held_out).sum()),
-        "shape": list(images.stored.shape[1:]),
-        "real": len(kept),
-        "real_are": "the held-out part" if real is None else "a test set",
-        "machine": common.machine(),
-    }
-
-
-def measure(folder: Path, keep: Path | None) -> dict[str, float]:
-    """Distances of `samples.npy` to `real.npy`, and what the eye sees first; KID x 1000."""
-    import common
-    import numpy as np
-
-    from diffuse_cli.metrics import frechet
-    from diffuse_cli.pictures import grid
-    from diffuse_cli.runtime import machine
-
-    samples, pixels = np.load(folder / "samples.npy"), np.load(folder / "real.npy")
-    features = folder / "real-features.npy"
     with machine("fp32") as accelerator:
-        if not features.exists():
-            np.save(features, common.features(pixels, accelerator))
-        real, fake = np.load(features), common.features(samples, accelerator)
-    if keep:
-        keep.mkdir(parents=True, exist_ok=True)
-        grid(samples[:64]).save(keep / "grid.png")
-        np.save(keep / "samples.npy", samples)
-        for model in folder.glob("*.safetensors"):
-            shutil.move(model, keep / model.name)
-    found = common.distance(real, fake)
+        own = common.features(real, accelerator), common.random_features(real, real, accelerator)
+        fake = (
+            common.features(samples, accelerator),
+            common.random_features(real, samples, accelerator),
+        )
+    seen = common.distance(own[0], fake[0])
+    plain = common.distance(own[1], fake[1])
     return {
-        "kid_x1000": round(1000 * found["kid"], 1),
-        "kid_x1000_standard_error": round(1000 * found["kid_standard_error"], 1),
-        "frechet_distance": round(frechet.fit(real, fake).value, 1),
-        **common.shares(real, fake),
-        **common.looks(pixels, samples),
+        "kid_x1000": round(1000 * seen["kid"], 1),
+        "kid_x1000_standard_error": round(1000 * seen["kid_standard_error"], 1),
+        "kid_random_x1000": round(1000 * plain["kid"], 2),
+        "kid_random_x1000_standard_error": round(1000 * plain["kid_standard_error"], 2),
+        "frechet_distance": round(frechet.fit(own[0], fake[0]).value, 1),
+        **common.shares(own[0], fake[0]),
+        **common.looks(real, samples),
+        "n": len(samples),
     }
 
 
-def apart(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The result of a function in a process of its own: its peak of memory is its own, too."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        return pool.submit(function, *arguments).result()
+class Log:
+    """A list of results in a JSON file, written after each."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Append a result. Others may have written since."""
+        self.rows = [*Log(self.path).rows, dict(row)]
+        lines = ",\n".join(json.dumps(row) for row in self.rows)
+        self.path.write_text(f"[\n{lines}\n]\n")
+        say(json.dumps(row))
+
+
+# -- search ---------------------------------------------------------------------------------------
+
+START: Mapping[str, Recipe] = {
+    "diffusers": Recipe("diffusers"),
+    "ddpm-pytorch": Recipe("ddpm-pytorch", solver="DDIM"),
+}
+"""Recipes that a search begins with: our target, schedule and weighting."""
+
+FACTORS: Mapping[str, Mapping[str, Sequence[Any]]] = {
+    "diffusers": {
+        "optimizer": ("muon",),
+        "lr": (1e-3, 4e-3),
+        "batch": (32,),
+        "target": ("eps", "x0"),
+        "min_snr": (None,),
+        "schedule": ("linear", "linear, zero terminal SNR", "sigmoid"),
+    },
+    "ddpm-pytorch": {
+        "optimizer": ("muon",),
+        "attention": ((1, 32),),
+        "lr": (1e-3, 4e-3),
+        "batch": (8, 32),
+        "target": ("eps", "x0"),
+        "min_snr": (None,),
+        "schedule": ("sigmoid", "linear"),
+    },
+}
+"""Options that are tried one at a time, and their other values. In 32×32 images our network has no
+patches, and `groups` and `ema` of the peers are ours."""
+
+SHORT, LONG, LEAST = 1.0, 4.0, 40.0
+"""Minutes of a short trial, of a long one, and of a whole search at least."""
+
+BATCHES = 8, 64
+"""The least and the largest batch."""
+
+
+def as_json(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe as it is read from a file."""
+    found: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
+    return found
+
+
+def from_json(found: Mapping[str, Any]) -> Recipe:
+    """Return a recipe that was read from a file."""
+    return Recipe(**{**found, "attention": tuple(found["attention"])})
+
+
+def beside(recipe: Recipe) -> Iterator[Recipe]:
+    """Return the recipes one step away: other rates first, which are always tried."""
+    for factor in (2, 0.5):
+        yield replace(recipe, lr=recipe.lr * factor)
+    for batch in (recipe.batch * 2, recipe.batch // 2):
+        if BATCHES[0] <= batch <= BATCHES[1]:
+            yield replace(recipe, batch=batch)
+    start, factors = START[recipe.peer], FACTORS[recipe.peer]
+    for option in sorted(factors.keys() - {"lr", "batch"}):
+        for value in (getattr(start, option), *factors[option]):
+            if value != getattr(recipe, option):
+                yield replace(recipe, **{option: value})
+
+
+class Search:
+    """The search for the recipe of a peer, from where its log ends."""
+
+    def __init__(self, data: Data, peer: str, log: Log) -> None:
+        self.data, self.peer, self.log = data, peer, log
+
+    def run(self) -> Recipe:
+        """Search, and return the best recipe."""
+        best = self.climb(self.screen())
+        self.solvers(best)
+        return chosen(self.log.rows, self.peer)
+
+    def spent(self) -> float:
+        """Return the minutes of all trials of this peer, with sampling and judging."""
+        return sum(row["cpu_seconds"] for row in trials(self.log.rows, self.peer)) / 60
+
+    def kid(self, recipe: Recipe, minutes: float) -> float:
+        """Return the KID of a recipe after so many minutes, from the log if it is there."""
+        for row in trials(self.log.rows, self.peer, minutes):
+            if row["recipe"] == as_json(recipe):
+                return float(row["kid_x1000"])
+        began = time.process_time()
+        peer, net, done = peers.train(recipe, self.data.train, 60 * minutes)
+        samples = peers.sample(peer, net, 300 if minutes < LONG else 500)
+        found = judge(self.data.held_out, samples)
+        spent = round(time.process_time() - began, 1)
+        row = {"recipe": as_json(recipe), "minutes": minutes, **done, **found}
+        self.log.add({**row, "cpu_seconds": spent, "machine": common.machine()})
+        name = f"{self.peer}-{minutes:g}-{found['kid_x1000']:g}.png"
+        grid(samples[:64]).save(self.data.folder / name)
+        return found["kid_x1000"]
+
+    def screen(self) -> Recipe:
+        """Try one option at a time in short trials, keep what is better, and return the best."""
+        best = START[self.peer]
+        for option, values in FACTORS[self.peer].items():
+            for value in values:
+                tried = replace(best, **{option: value})
+                if self.kid(tried, SHORT) < self.kid(best, SHORT):
+                    best = tried
+        return best
+
+    def climb(self, best: Recipe) -> Recipe:
+        """Go on from a recipe in long trials while one beside it is better.
+
+        It stops when the search has had its minutes and half and double of the best rate are worse.
+        """
+        moved = True
+        while moved:
+            moved = False
+            for tried in beside(best):
+                if tried.lr == best.lr and self.spent() > LEAST:
+                    break
+                if self.kid(tried, LONG) < self.kid(best, LONG):
+                    best, moved = tried, True
+                    break
+        return best
+
+    def solvers(self, best: Recipe) -> None:
+        """Sample with every solver from the best recipe, trained once more."""
+        known = {row["recipe"]["solver"] for row in of_solvers(self.log.rows, best)}
+        left = [name for name in peers.PEERS[self.peer].solvers if name not in known]
+        if not left:
+            return
+        peer, net, done = peers.train(best, self.data.train, 60 * LONG, seed=1)
+        for name in left:
+            peer.recipe = replace(best, solver=name)
+            found = judge(self.data.held_out, peers.sample(peer, net, 500))
+            row = {"recipe": as_json(peer.recipe), "solvers_of": as_json(best), **done, **found}
+            self.log.add({**row, "machine": common.machine()})
+
+
+def trials(
+    rows: Sequence[Mapping[str, Any]], peer: str, minutes: float | None = None
+) -> list[Mapping[str, Any]]:
+    """Return the trials of a peer in a log, of one length."""
+    own = [row for row in rows if row["recipe"]["peer"] == peer and "solvers_of" not in row]
+    return [row for row in own if minutes in (None, row["minutes"])]
+
+
+def of_solvers(rows: Sequence[Mapping[str, Any]], recipe: Recipe) -> list[Mapping[str, Any]]:
+    """Return the rows of a log that compare solvers on a recipe."""
+    return [row for row in rows if row.get("solvers_of") == as_json(recipe)]
+
+
+def chosen(rows: Sequence[Mapping[str, Any]], peer: str) -> Recipe:
+    """Return the best recipe of a peer in a log, with the best solver.
+
+    Raises:
+        ValueError: half or double of its rate was not tried, so that a search has to go on.
+    """
+    tried = trials(rows, peer, LONG)
+    best = min(tried, key=lambda row: row["kid_x1000"], default=None)
+    if best is None:
+        raise ValueError(f"{peer}: no long trial")
+    recipe = from_json(best["recipe"])
+    for factor in (0.5, 2):
+        other = as_json(replace(recipe, lr=factor * recipe.lr))
+        if other not in [row["recipe"] for row in tried]:
+            raise ValueError(f"{peer}: the rate {other['lr']:g} was not tried")
+    solvers = of_solvers(rows, recipe)
+    if not solvers:
+        raise ValueError(f"{peer}: no solver was compared")
+    return from_json(min(solvers, key=lambda row: row["kid_x1000"])["recipe"])
+
+
+# -- finals ---------------------------------------------------------------------------------------
+
+OURS, GUIDED = "diffuse", "diffuse, guided"
+"""Ours with every default; and as `tune` recommends, within the same time, which counts it."""
+
+TUNING = 2.5
+"""Minutes of the budget that are left for `tune`."""
+
+
+def diffuse(*arguments: str) -> tuple[Any, dict[str, float]]:
+    """Run a command; return what it prints, and its seconds."""
+    command = [sys.executable, "-m", "diffuse_cli", *arguments, "--json", "--quiet"]
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    text = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    wall, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return json.loads(text), {"cpu_seconds": round(used, 1), "seconds": round(wall, 1)}
+
+
+def trained(data: Data, seed: int, minutes: float, guided: bool) -> tuple[Path, dict[str, Any]]:
+    """Train ours, or find what was trained; return the model and the seconds it took."""
+    model = data.folder / f"diffuse-{'guided-' * guided}{seed}.safetensors"
+    kept = model.with_suffix(".json")
+    if not kept.exists():
+        typed = ["--minutes", f"{minutes - TUNING * guided:g}", *["--keep-weak"] * guided]
+        _, spent = diffuse(
+            "train", data.source, "-o", str(model), "--overwrite", "--size", str(data.size),
+            *typed, "--seed", str(seed),
+        )  # fmt: skip
+        if guided:
+            _, tuning = diffuse(
+                "tune", str(model), data.source, "-o", str(model), "--overwrite", "--samplers",
+                "unipc", "--steps", str(peers.EVALUATIONS), "-n", "200", "--no-learn-times",
+            )  # fmt: skip
+            spent = {key: spent[key] + tuning[key] for key in spent}
+        kept.write_text(json.dumps(spent))
+    found: dict[str, Any] = json.loads(kept.read_text())
+    return model, found
+
+
+def final_of_ours(
+    data: Data, seed: int, minutes: float, guided: bool
+) -> tuple[dict[str, Any], common.Pixels]:
+    """Train and sample ours, by the commands a user types."""
+    model, spent = trained(data, seed, minutes, guided)
+    drawn, n = data.folder / model.stem, str(len(data.real))
+    made, _ = diffuse(
+        "sample", str(model), "-o", str(drawn), "--overwrite", "-n", n, "--seed", str(seed)
+    )
+    manifest = json.loads(Path(made["manifest"]).read_text())
+    config, metrics = header(model)["training"], model.with_suffix(".run") / "metrics.jsonl"
+    diffusion = header(model)["diffusion"]
+    steps = max(json.loads(line).get("step", 0) for line in metrics.open())
+    like = peers.blueprint("tiny", data.train.shape[1], data.size)
+    evaluations = manifest["steps"] * (2 if manifest.get("weak_guidance", 1) != 1 else 1)
+    row = {
+        **peers.facts(like.build(), evaluations, config["precision"]),
+        "steps": steps,
+        "batch": config["batch_size"],
+        "lr": config["lr"],
+        "optimizer": config["optimizer"],
+        "target": diffusion["target"],
+        "schedule": diffusion["schedule"],
+        "min_snr": 5.0 if config["weighting"] == "min-snr" else None,
+        "differs": {},
+        "sampler": manifest["sampler"],
+        "training_cpu_seconds": spent["cpu_seconds"],
+        "training_seconds": spent["seconds"],
+    }
+    return row, common.pictures(made["images"])
+
+
+def header(model: Path) -> Any:
+    """Return the configuration in the header of a model file."""
+    with model.open("rb") as file:
+        found = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return json.loads(found["__metadata__"]["diffuse.config"])
+
+
+def final_of_peer(
+    data: Data, recipe: Recipe, seed: int, seconds: float
+) -> tuple[dict[str, Any], common.Pixels]:
+    """Train and sample a peer."""
+    peer, net, done = peers.train(recipe, data.train, seconds, seed)
+    with peers.counting(net) as seen:
+        samples = peers.sample(peer, net, len(data.real), seed)
+    evaluations = len(seen) * peers.BATCH // len(samples)
+    facts = peers.facts(net, evaluations, seen[0])
+    settings = {**as_json(recipe), "sampler": recipe.solver, "differs": dict(peer.differs)}
+    return {**done, **facts, **settings}, samples
+
+
+def final(options: argparse.Namespace, data: Data) -> None:
+    """Run the finals that are not in the log: ours first, whose time is the peers' at least."""
+    log = Log(RESULTS / f"quality-{options.name}.json")
+    for seed in options.seeds:
+        for contender in options.only or (OURS, *peers.PEERS):
+            done = [(row["contender"], row["seed"], row["minutes"]) for row in Log(log.path).rows]
+            if (contender, seed, options.minutes) in done:
+                continue
+            if contender in peers.PEERS:
+                own = [row for row in Log(log.path).rows if row["contender"] == OURS]
+                used = [row["training_cpu_seconds"] for row in own]
+                recipe = from_json(json.loads(RECIPES.read_text())[options.name][contender])
+                seconds = max(60 * options.minutes, *used)
+                row, samples = final_of_peer(data, recipe, seed, seconds)
+            else:
+                row, samples = final_of_ours(data, seed, options.minutes, contender == GUIDED)
+            np.save(data.folder / f"{contender}-{seed}.npy", samples)
+            grid(samples[:64]).save(data.folder / f"{contender}-{seed}.png")
+            head = {"contender": contender, "dataset": data.name, "size": data.size}
+            head |= {"seed": seed, "minutes": options.minutes}
+            found = judge(data.real, samples)
+            log.add({**head, **row, **found, "machine": common.machine()})
 
 
 # -- all of it ------------------------------------------------------------------------------------
 
-
-class Bench:
-    """Runs jobs and keeps their results in a file."""
-
-    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
-        self.options, self.folder = options, folder
-        self.name = options.name or Path(options.data).name
-        self.data = apart(
-            prepare, options.data, options.real, options.size, options.reference, folder
-        )
-        self.runs: list[dict[str, Any]] = []
-
-    def add(
-        self, contender: str, minutes: float, n: int, lr: float | None, batch: int | None
-    ) -> dict[str, Any]:
-        """Run one job and write down what came out."""
-        o = self.options
-        more = tuple(o.more.split())
-        job = Job(contender, o.data, o.size, minutes, n, lr, batch, o.precision, self.folder, more)
-        print(f"{contender}, {minutes:g} minutes, {lr=}, {batch=}", file=sys.stderr)
-        done = apart(run, job)
-        typed = "".join(f"-{value:g}" for value in (minutes, lr, batch) if value)
-        typed += "".join(more)
-        keep = o.keep / f"{contender}{typed}" if o.keep else None
-        found = apart(measure, self.folder, keep)
-        head = {"contender": contender, "dataset": self.name, "size": o.size, "minutes": minutes}
-        self.runs.append({**head, **done, "n": n, **found, **self.data})
-        if o.out:
-            before = json.loads(o.out.read_text()) if o.out.exists() else []
-            o.out.write_text(json.dumps([*before, self.runs[-1]], indent=1) + "\n")
-        print(json.dumps(self.runs[-1]), file=sys.stderr, flush=True)
-        return self.runs[-1]
-
-    def tune(self, contender: str) -> tuple[float, int]:
-        """The learning rate and the batch size with the lowest KID after a short run."""
-        kids: dict[tuple[float, int], float] = {}
-
-        def attempt(rate: float, batch: int = SMALL) -> None:
-            n, minutes = self.options.tuning_n, self.options.tuning_minutes
-            kids[rate, batch] = self.add(contender, minutes, n, rate, batch)["kid_x1000"]
-
-        for rate in RATES:
-            attempt(rate)
-        beyond = {RATES[0]: RATES[0] / 2, RATES[-1]: RATES[-1] * 2}
-        best = min(kids, key=kids.__getitem__)[0]
-        if best in beyond:
-            attempt(beyond[best])
-        # Not at a higher rate, though a larger batch has less noise: 8e-3 with 64 was the best of
-        # diffusers' short runs, and diverged after five minutes of a long one.
-        attempt(min(kids, key=kids.__getitem__)[0], LARGE)
-        return min(kids, key=kids.__getitem__)
+RECIPES = RESULTS / "peer-recipes.json"
 
 
-def table(runs: Sequence[dict[str, Any]]) -> str:
-    """The runs as lines of text."""
-    head = f"{'contender':20}{'minutes':>8}{'lr':>8}{'batch':>6}{'parameters':>12}"
-    head += f"{'images/s':>10}{'n':>6}{'KID x 1000':>18}{'Frechet':>9}"
-    head += f"{'recall':>8}{'means':>7}{'peak MB':>9}"
-    lines = [head]
-    for r in runs:
-        kid = f"{r['kid_x1000']:.1f} +- {r['kid_x1000_standard_error']:.1f}"
-        lines.append(
-            f"{r['contender']:20}{r['minutes']:8g}{r['settings'].get('lr') or 0:8g}"
-            f"{r['batch_size']:6}{r['parameters']:12,}{r['images_per_second']:10}{r['n']:6}{kid:>18}"
-            f"{r['frechet_distance']:9}{r['recall']:8.3f}{r['means']:7.2f}{r['peak_mb']:9}"
-        )
-    return "\n".join(lines)
+def search(options: argparse.Namespace, data: Data) -> None:
+    """Search for the recipes of peers, and write them down."""
+    for name in options.only or peers.PEERS:
+        recipe = Search(data, name, Log(RESULTS / f"search-{options.name}.json")).run()
+        found = json.loads(RECIPES.read_text()) if RECIPES.exists() else {}
+        found.setdefault(options.name, {})[name] = as_json(recipe)
+        RECIPES.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def main() -> None:
-    """Run what was asked for."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data")
-    parser.add_argument("--real", help="images to measure against; else the held-out part of DATA")
-    parser.add_argument("--reference", type=int, default=1000, help="how many of them")
-    parser.add_argument("--name", help="of the data, in the results")
+    """Search or run finals, as asked."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("act", choices=("search", "final"))
+    parser.add_argument("data", help="images to train on, a held-out part of them excepted")
+    parser.add_argument("--real", required=True, help="images that finals are judged by")
+    parser.add_argument("--reference", type=int, default=1000, help="how many of each")
+    parser.add_argument("--name", required=True, help="name of the data in the results")
     parser.add_argument("--size", type=int, default=32)
-    parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
-    parser.add_argument("--minutes", nargs="+", type=float, help="budgets in place of the own")
-    parser.add_argument("--lr", type=float, help="in place of the contender's own")
-    parser.add_argument("--batch-size", type=int, help="in place of the contender's own")
-    parser.add_argument(
-        "--more", default="", help="further options of our training: --more='--width 16'"
-    )
-    parser.add_argument(
-        "--tune", action="store_true", help="choose the settings of tuned peers first"
-    )
-    parser.add_argument("--tuning-minutes", type=float, default=2.0)
-    parser.add_argument("--tuning-n", type=int, default=300)
-    parser.add_argument("-n", type=int, default=1000)
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--keep", type=Path, help="a folder for each run's samples, grid and model")
+    parser.add_argument("--only", nargs="+", choices=(OURS, GUIDED, *peers.PEERS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--work", type=Path, required=True, help="folder of models and samples")
     options = parser.parse_args()
-    if options.precision == "auto":
-        options.precision = apart(_precision)
-    with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(options, Path(folder))
-        for name in options.only:
-            contender = CONTENDERS[name]
-            if importlib.util.find_spec(contender.package) is None:
-                print(f"{name}: {contender.package} is not installed, skipped", file=sys.stderr)
-                continue
-            lr, batch = options.lr, options.batch_size
-            if options.tune and contender.tuned:
-                lr, batch = bench.tune(name)
-            for minutes in options.minutes or contender.budgets:
-                bench.add(name, minutes, options.n, lr, batch)
-    print(table(bench.runs), file=sys.stderr)
-    print(json.dumps(bench.runs, indent=1))
-
-
-# -- small things ---------------------------------------------------------------------------------
-
-
-def _diffuse(*arguments: str) -> tuple[Any, float]:
-    """The result of a command, and its seconds."""
-    command = [sys.executable, "-m", "diffuse_cli", *arguments, "--json", "--quiet"]
-    began = time.monotonic()
-    text = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return json.loads(text), time.monotonic() - began
-
-
-def _config(model: Path) -> Any:
-    """The configuration in the header of a model file."""
-    with model.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return json.loads(header["__metadata__"]["diffuse.config"])
-
-
-def _precision() -> str:
-    from diffuse_cli.runtime import resolve_precision
-
-    return resolve_precision("auto")
-
-
-def _peak(who: int) -> int:
-    """The most memory that this process, or any it waited for, ever held, in MB."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return round(resource.getrusage(who).ru_maxrss * unit / 1e6)
+    keep_freed_memory()
+    {"search": search, "final": final}[options.act](options, read(options))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import common
@@ -59,14 +58,7 @@ LIMIT = 210
 
 OURS, DIFFUSERS, DDPM_PYTORCH = "diffuse", "diffusers", "denoising-diffusion-pytorch"
 
-NETWORKS: dict[str, Any] = {
-    DIFFUSERS: partial(
-        peers.diffusers_unet, 128, (1, 2, 2, 2), 2, (1,), 3, SIZE,
-        dropout=0.1, downsample_padding=0, flip_sin_to_cos=False, freq_shift=1, norm_eps=1e-6,
-        attention_head_dim=None,
-    ),
-    DDPM_PYTORCH: partial(peers.ddpm_pytorch_unet, 128, (1, 2, 2, 2), 3, dropout=0.1),
-}  # fmt: skip
+NETWORKS = {DIFFUSERS: peers.diffusers_unet, DDPM_PYTORCH: peers.ddpm_pytorch_unet}
 """The peers' networks; each is imported when it is made."""
 
 MODULES = {DIFFUSERS: "diffusers", DDPM_PYTORCH: "denoising_diffusion_pytorch"}
@@ -83,8 +75,7 @@ def installed() -> list[str]:
 def network(peer: str) -> torch.nn.Module:
     """A peer's network, from the same weights each time."""
     torch.manual_seed(0)
-    net: torch.nn.Module = NETWORKS[peer]()
-    return net
+    return NETWORKS[peer](peers.blueprint("ddpm-cifar10", 3, SIZE))
 
 
 def our_step(options: argparse.Namespace, accelerator: Accelerator, compiled: bool = False) -> Act:

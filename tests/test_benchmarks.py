@@ -1,15 +1,23 @@
-"""The benchmarks, which no other test runs, find in the package what they import from it."""
+"""The benchmarks find what they import, and their comparison with other libraries is fair."""
 
 from __future__ import annotations
 
 import ast
+import json
+import sys
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
+RESULTS = FOLDER / "results"
+FINALS = sorted(path.name for path in RESULTS.glob("quality-*.json"))
+EQUAL = ("groups", "precision", "evaluations")
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in FOLDER.glob("*.py")))
@@ -22,3 +30,90 @@ def test_a_benchmark_finds_what_it_imports(script: str):
         for name in (alias.name for alias in node.names):
             found = hasattr(module, name) or (inner and find_spec(f"{node.module}.{name}"))
             assert found, f"line {node.lineno}: {node.module} has no {name}"
+
+
+def benchmark(name: str) -> Any:
+    """Import a benchmark, which finds others beside it."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        return import_module(name)
+    finally:
+        sys.path.remove(str(FOLDER))
+
+
+@pytest.mark.parametrize("name", ["diffusers", "ddpm-pytorch"])
+def test_a_peer_has_what_ours_has_or_says_what_differs(name: str):
+    peers, bench = benchmark("peers"), benchmark("time_to_quality")
+    pytest.importorskip(peers.PEERS[name].package)
+    like = peers.blueprint("tiny", 1, 16)
+    peer = peers.PEERS[name](bench.START[name], like)
+    with torch.no_grad(), peers.autocast(), peers.counting(peer.net) as seen:
+        peer.draw(peer.net, 1)
+    assert len({*seen}) == 1
+    own = peers.facts(like.build(), peers.EVALUATIONS, peers.precision())
+    assert own["groups"] == [2]
+    found = peers.facts(peer.net, len(seen), seen[0])
+    assert {fact for fact in own if found[fact] != own[fact]} == {*peer.differs}
+
+
+@pytest.mark.parametrize("name", FINALS)
+def test_a_published_final_has_what_ours_has_or_says_what_differs(name: str):
+    rows = json.loads((RESULTS / name).read_text())
+    ours = next(row for row in rows if row["contender"] == "diffuse")
+    page = (FOLDER.parent / "docs" / "performance.md").read_text()
+    for row in rows:
+        differing = {fact for fact in EQUAL if row[fact] != ours[fact]}
+        assert differing <= row["differs"].keys(), row["contender"]
+        for words in row["differs"].values():
+            assert words in page
+        if row["contender"] != "diffuse":
+            used = max(r["training_cpu_seconds"] for r in rows if r["contender"] == "diffuse")
+            assert row["training_cpu_seconds"] >= used - 1 or "guided" in row["contender"]
+
+
+def test_the_recipes_of_peers_are_the_best_of_their_logs():
+    bench = benchmark("time_to_quality")
+    path = RESULTS / "peer-recipes.json"
+    for data, recipes in (json.loads(path.read_text()) if path.exists() else {}).items():
+        rows = json.loads((RESULTS / f"search-{data}.json").read_text())
+        for peer, recipe in recipes.items():
+            assert bench.as_json(bench.chosen(rows, peer)) == recipe
+            spent = sum(row["cpu_seconds"] for row in bench.trials(rows, peer))
+            assert spent >= 60 * bench.LEAST
+
+
+def test_a_recipe_is_chosen_only_between_two_worse_rates():
+    bench = benchmark("time_to_quality")
+    best = bench.START["diffusers"]
+
+    def trial(kid: float, **changes: Any) -> dict[str, Any]:
+        recipe = bench.as_json(replace(best, **changes))
+        return {"recipe": recipe, "minutes": bench.LONG, "kid_x1000": kid}
+
+    solvers = [
+        {"recipe": bench.as_json(replace(best, solver=solver)), "solvers_of": bench.as_json(best),
+         "kid_x1000": kid}
+        for solver, kid in (("2M", 10.0), ("UniPC", 9.0))
+    ]  # fmt: skip
+    rows = [trial(10.0), trial(20.0, lr=best.lr / 2), *solvers]
+    with pytest.raises(ValueError, match=r"the rate 0\.004 was not tried"):
+        bench.chosen(rows, "diffusers")
+    rows.append(trial(11.0, lr=best.lr * 2))
+    assert bench.chosen(rows, "diffusers") == replace(best, solver="UniPC")
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_peers_muon_moves_convolutions_as_matrices(layout: torch.memory_format):
+    torch.manual_seed(0)
+    net = torch.nn.Conv2d(4, 8, 3).to(memory_format=layout)
+    before = net.weight.detach().clone()
+    optimizer = benchmark("peers").Muon(net, lr=0.1)
+    net(torch.randn(2, 4, 9, 9)).square().mean().backward()
+    optimizer.step()
+    moved = (net.weight.detach() - before).flatten(1)
+    # Newton-Schulz brings singular values to 0.7 to 1.2. The step is scaled to Adam's.
+    values = torch.linalg.svdvals(moved) / (0.1 * 0.2 * 36**0.5)
+    assert values.min() > 0.6
+    assert values.max() < 1.3
+    optimizer.zero_grad()
+    assert net.weight.grad is None
