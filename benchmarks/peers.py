@@ -449,14 +449,14 @@ def autocast() -> torch.autocast:
 # -- what is equal --------------------------------------------------------------------------------
 
 
-def facts(net: nn.Module, evaluations: int, precision: str) -> dict[str, Any]:
+def facts(net: nn.Module, evaluations: int, arithmetic: str) -> dict[str, Any]:
     """Return what must be equal among contenders, of a network and how it is sampled."""
     norms = [m for m in net.modules() if isinstance(m, nn.GroupNorm)]
     return {
         "groups": sorted({m.num_groups for m in norms}) or None,
         "parameters": sum(p.numel() for p in net.parameters()),
         "evaluations": evaluations,
-        "precision": precision,
+        "arithmetic": arithmetic,
     }
 
 

@@ -212,7 +212,7 @@ def searches(rows: Sequence[Mapping[str, Any]]) -> Lines:
 CHOSEN = ("optimizer", "lr", "batch", "target", "schedule", "min_snr")
 
 TRAINED = {
-    "parameters": "parameters", "groups": "groups", "precision": "precision",
+    "parameters": "parameters", "groups": "groups", "arithmetic": "arithmetic",
     "optimizer": "optimizer", "lr": "rate", "batch": "batch", "target": "target",
     "schedule": "schedule", "min_snr": "min-SNR", "steps": "steps",
     "training_cpu_seconds": "CPU s", "training_seconds": "wall s", "sampler": "sampler",

@@ -17,7 +17,7 @@ import torch
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 RESULTS = FOLDER / "results"
 FINALS = sorted(path.name for path in RESULTS.glob("quality-*.json"))
-EQUAL = ("groups", "precision", "evaluations")
+EQUAL = ("groups", "arithmetic", "evaluations")
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in FOLDER.glob("*.py")))
