@@ -15,7 +15,9 @@ repeated. Peers get their images as tensors in memory, and our setting of the me
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -106,18 +108,34 @@ def judge(real: common.Pixels, samples: common.Pixels) -> dict[str, float]:
 
 
 class Log:
-    """A list of results in a JSON file, written after each."""
+    """A list of results in a JSON file, to which several processes may add."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """What the file holds now."""
+        found: list[dict[str, Any]] = []
+        if self.path.exists():
+            found = json.loads(self.path.read_text())
+        return found
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Append a result. Others may have written since."""
-        self.rows = [*Log(self.path).rows, dict(row)]
-        lines = ",\n".join(json.dumps(row) for row in self.rows)
-        self.path.write_text(f"[\n{lines}\n]\n")
+        """Append a result."""
         say(json.dumps(row))
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        lines = ",\n".join(json.dumps(row) for row in [*self.rows, row])
+        write_atomic(self.path, f"[\n{lines}\n]\n")
+        os.close(folder)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace a file by a whole one."""
+    beside = path.with_suffix(".new")
+    beside.write_text(text)
+    beside.replace(path)
 
 
 # -- search ---------------------------------------------------------------------------------------
@@ -183,16 +201,23 @@ def beside(recipe: Recipe) -> Iterator[Recipe]:
 
 
 class Search:
-    """The search for the recipe of a peer, from where its log ends."""
+    """The search for the recipe of a peer, from where its log ends.
 
-    def __init__(self, data: Data, peer: str, log: Log) -> None:
-        self.data, self.peer, self.log = data, peer, log
+    Attributes:
+        worker: how many other processes search for it too, beginning with long trials that are
+            earlier in turn.
+    """
 
-    def run(self) -> Recipe:
-        """Search, and return the best recipe."""
-        best = self.climb(self.screen())
-        self.solvers(best)
-        return chosen(self.log.rows, self.peer)
+    def __init__(self, data: Data, peer: str, log: Log, worker: int = 0) -> None:
+        self.data, self.peer, self.log, self.worker = data, peer, log, worker
+
+    def run(self) -> None:
+        """Search until `chosen` finds a recipe in the log."""
+        first = START[self.peer] if self.worker else self.screen()
+        while (tried := self.next(first)) is not None:
+            self.kid(tried, LONG)
+        if not self.worker:
+            self.solvers(best_trial(self.log.rows, self.peer))
 
     def spent(self) -> float:
         """Return the minutes of all trials of this peer, with sampling and judging."""
@@ -224,21 +249,20 @@ class Search:
                     best = tried
         return best
 
-    def climb(self, best: Recipe) -> Recipe:
-        """Go on from a recipe in long trials while one beside it is better.
+    def next(self, first: Recipe) -> Recipe | None:
+        """Return the recipe of the next long trial: `first`, then those beside the best so far.
 
-        It stops when the search has had its minutes and half and double of the best rate are worse.
+        None when the search has had its minutes, and half and double of the best rate are worse.
         """
-        moved = True
-        while moved:
-            moved = False
-            for tried in beside(best):
-                if tried.lr == best.lr and self.spent() > LEAST:
-                    break
-                if self.kid(tried, LONG) < self.kid(best, LONG):
-                    best, moved = tried, True
-                    break
-        return best
+        rows = trials(self.log.rows, self.peer, LONG)
+        known = [row["recipe"] for row in rows]
+        if not rows or (not self.worker and as_json(first) not in known):
+            return first
+        best = best_trial(rows, self.peer)
+        left = [tried for tried in beside(best) if as_json(tried) not in known]
+        if self.spent() > LEAST:
+            left = [tried for tried in left if tried.lr != best.lr]
+        return left[self.worker] if self.worker < len(left) else None
 
     def solvers(self, best: Recipe) -> None:
         """Sample with every solver from the best recipe, trained once more."""
@@ -262,6 +286,18 @@ def trials(
     return [row for row in own if minutes in (None, row["minutes"])]
 
 
+def best_trial(rows: Sequence[Mapping[str, Any]], peer: str) -> Recipe:
+    """Return the recipe of the best long trial.
+
+    Raises:
+        ValueError: there is none.
+    """
+    tried = trials(rows, peer, LONG)
+    if not tried:
+        raise ValueError(f"{peer}: no long trial")
+    return from_json(min(tried, key=lambda row: row["kid_x1000"])["recipe"])
+
+
 def of_solvers(rows: Sequence[Mapping[str, Any]], recipe: Recipe) -> list[Mapping[str, Any]]:
     """Return the rows of a log that compare solvers on a recipe."""
     return [row for row in rows if row.get("solvers_of") == as_json(recipe)]
@@ -273,11 +309,7 @@ def chosen(rows: Sequence[Mapping[str, Any]], peer: str) -> Recipe:
     Raises:
         ValueError: half or double of its rate was not tried, so that a search has to go on.
     """
-    tried = trials(rows, peer, LONG)
-    best = min(tried, key=lambda row: row["kid_x1000"], default=None)
-    if best is None:
-        raise ValueError(f"{peer}: no long trial")
-    recipe = from_json(best["recipe"])
+    recipe, tried = best_trial(rows, peer), trials(rows, peer, LONG)
     for factor in (0.5, 2):
         other = as_json(replace(recipe, lr=factor * recipe.lr))
         if other not in [row["recipe"] for row in tried]:
@@ -385,11 +417,11 @@ def final(options: argparse.Namespace, data: Data) -> None:
     log = Log(RESULTS / f"quality-{options.name}.json")
     for seed in options.seeds:
         for contender in options.only or (OURS, *peers.PEERS):
-            done = [(row["contender"], row["seed"], row["minutes"]) for row in Log(log.path).rows]
+            done = [(row["contender"], row["seed"], row["minutes"]) for row in log.rows]
             if (contender, seed, options.minutes) in done:
                 continue
             if contender in peers.PEERS:
-                own = [row for row in Log(log.path).rows if row["contender"] == OURS]
+                own = [row for row in log.rows if row["contender"] == OURS]
                 used = [row["training_cpu_seconds"] for row in own]
                 recipe = from_json(json.loads(RECIPES.read_text())[options.name][contender])
                 seconds = max(60 * options.minutes, *used)
@@ -412,10 +444,12 @@ RECIPES = RESULTS / "peer-recipes.json"
 def search(options: argparse.Namespace, data: Data) -> None:
     """Search for the recipes of peers, and write them down."""
     for name in options.only or peers.PEERS:
-        recipe = Search(data, name, Log(RESULTS / f"search-{options.name}.json")).run()
-        found = json.loads(RECIPES.read_text()) if RECIPES.exists() else {}
-        found.setdefault(options.name, {})[name] = as_json(recipe)
-        RECIPES.write_text(json.dumps(found, indent=1) + "\n")
+        log = Log(RESULTS / f"search-{options.name}.json")
+        Search(data, name, log, options.worker).run()
+        if options.worker == 0:
+            found = json.loads(RECIPES.read_text()) if RECIPES.exists() else {}
+            found.setdefault(options.name, {})[name] = as_json(chosen(log.rows, name))
+            write_atomic(RECIPES, json.dumps(found, indent=1) + "\n")
 
 
 def main() -> None:
@@ -432,6 +466,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=(OURS, GUIDED, *peers.PEERS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument(
+        "--worker", type=int, default=0, help="number of searches for this peer that run already"
+    )
     parser.add_argument("--work", type=Path, required=True, help="folder of models and samples")
     options = parser.parse_args()
     keep_freed_memory()

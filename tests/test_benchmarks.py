@@ -33,7 +33,8 @@ def test_a_benchmark_finds_what_it_imports(script: str):
 
 
 def benchmark(name: str) -> Any:
-    """Import a benchmark, which finds others beside it."""
+    """Import a benchmark, which finds others beside it; they run on POSIX only."""
+    pytest.importorskip("fcntl")
     sys.path.insert(0, str(FOLDER))
     try:
         return import_module(name)
@@ -82,14 +83,32 @@ def test_the_recipes_of_peers_are_the_best_of_their_logs():
             assert spent >= 60 * bench.LEAST
 
 
+def trial(kid: float, **changes: Any) -> dict[str, Any]:
+    """A long trial of four minutes in a log."""
+    bench = benchmark("time_to_quality")
+    recipe = bench.as_json(replace(bench.START["diffusers"], **changes))
+    return {"recipe": recipe, "minutes": bench.LONG, "kid_x1000": kid, "cpu_seconds": 240}
+
+
+def test_a_search_goes_on_until_the_rate_is_between_two_worse_ones(tmp_path: Path):
+    bench = benchmark("time_to_quality")
+    best, log = bench.START["diffusers"], bench.Log(tmp_path / "search.json")
+    search, other = (bench.Search(None, "diffusers", log, worker) for worker in (0, 1))
+    assert search.next(best) == best
+    log.add(trial(10.0))
+    assert search.next(best) == replace(best, lr=best.lr * 2)
+    assert other.next(best) == replace(best, lr=best.lr / 2)
+    log.add(trial(9.0, lr=best.lr * 2))
+    assert search.next(best) == replace(best, lr=best.lr * 4)
+    log.add(trial(11.0, lr=best.lr * 4))
+    assert search.next(best) == replace(best, lr=best.lr * 2, batch=32)
+    log.add(trial(12.0, target="eps") | {"cpu_seconds": 60 * bench.LEAST})
+    assert search.next(best) is None
+
+
 def test_a_recipe_is_chosen_only_between_two_worse_rates():
     bench = benchmark("time_to_quality")
     best = bench.START["diffusers"]
-
-    def trial(kid: float, **changes: Any) -> dict[str, Any]:
-        recipe = bench.as_json(replace(best, **changes))
-        return {"recipe": recipe, "minutes": bench.LONG, "kid_x1000": kid}
-
     solvers = [
         {"recipe": bench.as_json(replace(best, solver=solver)), "solvers_of": bench.as_json(best),
          "kid_x1000": kid}
