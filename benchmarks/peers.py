@@ -55,15 +55,12 @@ def diffusers_unet(like: Blueprint) -> nn.Module:
     """
     from diffusers import UNet2DModel
 
-    if missing := [f"{name} = {value}" for name, value, _ in _unet.lacks(like) if name in UNABLE]:
+    lacks = _unet._of_network(like.config, like.space.size)  # type: ignore[arg-type]
+    if missing := [f"{name} = {value}" for name, value, _ in lacks]:
         raise ValueError(f"UNet2DModel has no option for {', '.join(missing)}")
     options = {k: v for k, v in _unet.fields(like).items() if not k.startswith("_")}
     net: nn.Module = UNet2DModel(**options)
     return net
-
-
-UNABLE = ("network", "patch", "block", "multipliers", "time_embedding", "time_width", "heads")
-"""What `_unet.lacks` says of the network itself."""
 
 
 def ddpm_pytorch_unet(like: Blueprint, **options: Any) -> nn.Module:
