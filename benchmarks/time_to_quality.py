@@ -340,8 +340,11 @@ def diffuse(*arguments: str) -> tuple[Any, dict[str, float]]:
 
 
 def trained(data: Data, seed: int, minutes: float, guided: bool) -> tuple[Path, dict[str, Any]]:
-    """Train ours, or find what was trained; return the model and the seconds it took."""
-    model = data.folder / f"diffuse-{'guided-' * guided}{seed}.safetensors"
+    """Train ours, or find what was trained; return the model and the seconds it took.
+
+    What `tune` makes of a model lies beside it.
+    """
+    model = data.folder / f"diffuse-{'guided-' * guided}{minutes:g}-{seed}.safetensors"
     kept = model.with_suffix(".json")
     if not kept.exists():
         typed = ["--minutes", f"{minutes - TUNING * guided:g}", *["--keep-weak"] * guided]
@@ -351,13 +354,18 @@ def trained(data: Data, seed: int, minutes: float, guided: bool) -> tuple[Path, 
         )  # fmt: skip
         if guided:
             _, tuning = diffuse(
-                "tune", str(model), data.source, "-o", str(model), "--overwrite", "--samplers",
-                "unipc", "--steps", str(peers.EVALUATIONS), "-n", "200", "--no-learn-times",
+                "tune", str(model), data.source, "-o", str(tuned(model)), "--overwrite",
+                "--samplers", "unipc", "--steps", str(peers.EVALUATIONS), "-n", "200", "--no-learn-times",
             )  # fmt: skip
             spent = {key: spent[key] + tuning[key] for key in spent}
         kept.write_text(json.dumps(spent))
     found: dict[str, Any] = json.loads(kept.read_text())
     return model, found
+
+
+def tuned(model: Path) -> Path:
+    """Return where `tune` writes a model."""
+    return model.with_stem(f"{model.stem}-tuned")
 
 
 def final_of_ours(
@@ -366,8 +374,9 @@ def final_of_ours(
     """Train and sample ours, by the commands a user types."""
     model, spent = trained(data, seed, minutes, guided)
     drawn, n = data.folder / model.stem, str(len(data.real))
+    source = tuned(model) if guided else model
     made, _ = diffuse(
-        "sample", str(model), "-o", str(drawn), "--overwrite", "-n", n, "--seed", str(seed)
+        "sample", str(source), "-o", str(drawn), "--overwrite", "-n", n, "--seed", str(seed)
     )
     manifest = json.loads(Path(made["manifest"]).read_text())
     config, metrics = header(model)["training"], model.with_suffix(".run") / "metrics.jsonl"
@@ -415,8 +424,8 @@ def final_of_peer(
 def final(options: argparse.Namespace, data: Data) -> None:
     """Run the finals that are not in the log: ours first, whose time is the peers' at least."""
     log = Log(RESULTS / f"quality-{options.name}.json")
-    for seed in options.seeds:
-        for contender in options.only or (OURS, *peers.PEERS):
+    for contender in options.only or (OURS, *peers.PEERS):
+        for seed in options.seeds:
             done = [(row["contender"], row["seed"], row["minutes"]) for row in log.rows]
             if (contender, seed, options.minutes) in done:
                 continue
