@@ -355,7 +355,8 @@ def trained(data: Data, seed: int, minutes: float, guided: bool) -> tuple[Path, 
         if guided:
             _, tuning = diffuse(
                 "tune", str(model), data.source, "-o", str(tuned(model)), "--overwrite",
-                "--samplers", "unipc", "--steps", str(peers.EVALUATIONS), "-n", "200", "--no-learn-times",
+                "--samplers", "unipc", "--steps", str(peers.EVALUATIONS), "-n", "200",
+                "--no-learn-times",
             )  # fmt: skip
             spent = {key: spent[key] + tuning[key] for key in spent}
         kept.write_text(json.dumps(spent))
