@@ -343,7 +343,7 @@ def train(
     device = device_type()
     like = blueprint("tiny", *pixels.shape[1:3])
     torch.manual_seed(seed)
-    peer, optimizer, layout = fastest(recipe, like, pixels)
+    peer, optimizer = built(recipe, like)
     images = torch.from_numpy(pixels).to(device)
     began, wall, step = time.process_time(), time.monotonic(), 0
     while (spent := time.process_time() - began) < seconds:
@@ -352,13 +352,12 @@ def train(
             order = torch.randperm(len(images), device=device).split(recipe.batch)
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr * pace(step, spent / seconds)
-        take(peer, optimizer, images[order[place]], layout)
+        take(peer, optimizer, images[order[place]])
         peer.follow()
         step += 1
     spent = time.process_time() - began
     return peer, peer.finish(), {
         "parameters": sum(p.numel() for p in peer.net.parameters()),
-        "channels_last": layout == torch.channels_last,
         "steps": step,
         "images_per_second": round(step * recipe.batch / spent, 1),
         "training_cpu_seconds": round(spent, 1),
@@ -366,20 +365,16 @@ def train(
     }  # fmt: skip
 
 
-def built(
-    recipe: Recipe, like: Blueprint, layout: torch.memory_format
-) -> tuple[Diffusers | DDPMPytorch, Any]:
-    """Return a peer and its optimizer."""
+def built(recipe: Recipe, like: Blueprint) -> tuple[Diffusers | DDPMPytorch, Any]:
+    """Return a peer and its optimizer, channels last as ours, which is 2 % faster for both."""
     peer = PEERS[recipe.peer](recipe, like)
-    peer.net = peer.net.to(device_type()).to(memory_format=layout)  # type: ignore[call-overload]
+    peer.net = peer.net.to(device_type()).to(memory_format=torch.channels_last)
     return peer, OPTIMIZERS[recipe.optimizer](peer.net, recipe.lr)
 
 
-def take(
-    peer: Diffusers | DDPMPytorch, optimizer: Any, images: Tensor, layout: torch.memory_format
-) -> float:
+def take(peer: Diffusers | DDPMPytorch, optimizer: Any, images: Tensor) -> float:
     """Take a step on uint8 images, and return its loss."""
-    x0 = (images.float() / 127.5 - 1).contiguous(memory_format=layout)
+    x0 = (images.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
     with autocast():
         loss = peer.loss(x0)
     loss.backward()  # type: ignore[no-untyped-call]
@@ -387,26 +382,6 @@ def take(
     optimizer.step()
     optimizer.zero_grad()
     return loss.item()
-
-
-def fastest(
-    recipe: Recipe, like: Blueprint, pixels: np.ndarray[Any, Any]
-) -> tuple[Diffusers | DDPMPytorch, Any, torch.memory_format]:
-    """Return a new peer, its optimizer, and the order of memory in which its steps are faster."""
-    layouts = torch.contiguous_format, torch.channels_last
-    found = {layout: built(recipe, like, layout) for layout in layouts}
-    images = torch.from_numpy(pixels[: recipe.batch]).to(device_type())
-    seconds: dict[torch.memory_format, list[float]] = {layout: [] for layout in layouts}
-    for _ in range(ROUNDS):  # in turn, and the least of each: the machine may be busy
-        for layout, own in found.items():
-            began = time.process_time()
-            take(*own, images, layout)
-            seconds[layout].append(time.process_time() - began)
-    layout = min(layouts, key=lambda own: min(seconds[own]))
-    return *built(recipe, like, layout), layout
-
-
-ROUNDS = 12
 
 
 def pace(step: int, share: float) -> float:
