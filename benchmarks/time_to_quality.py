@@ -328,6 +328,9 @@ OURS, GUIDED = "diffuse", "diffuse, guided"
 TUNING = 2.5
 """Minutes of the budget that are left for `tune`."""
 
+QUIET = 0.95
+"""The least part of its time, by the clock on the wall, that ours must have had of a core."""
+
 
 def diffuse(*arguments: str) -> tuple[Any, dict[str, float]]:
     """Run a command; return what it prints, and its seconds."""
@@ -343,6 +346,9 @@ def trained(data: Data, seed: int, minutes: float, guided: bool) -> tuple[Path, 
     """Train ours, or find what was trained; return the model and the seconds it took.
 
     What `tune` makes of a model lies beside it.
+
+    Raises:
+        RuntimeError: other programs took more of the core than counts as equal time.
     """
     model = data.folder / f"diffuse-{'guided-' * guided}{minutes:g}-{seed}.safetensors"
     kept = model.with_suffix(".json")
@@ -359,6 +365,8 @@ def trained(data: Data, seed: int, minutes: float, guided: bool) -> tuple[Path, 
                 "--no-learn-times",
             )  # fmt: skip
             spent = {key: spent[key] + tuning[key] for key in spent}
+        if not guided and spent["cpu_seconds"] < QUIET * 60 * minutes:
+            raise RuntimeError(f"{model}: {spent} is no equal time. Run it on a free core")
         kept.write_text(json.dumps(spent))
     found: dict[str, Any] = json.loads(kept.read_text())
     return model, found
