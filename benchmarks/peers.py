@@ -188,7 +188,6 @@ class Diffusers:
         "cosine": {"beta_schedule": "squaredcos_cap_v2"},
         "linear": {"beta_schedule": "linear"},
         "linear, zero terminal SNR": {"beta_schedule": "linear", "rescale_betas_zero_snr": True},
-        "sigmoid": {"beta_schedule": "sigmoid"},
     }
     solvers: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         "2M": ("DPMSolverMultistepScheduler", {}),

@@ -153,7 +153,7 @@ FACTORS: Mapping[str, Mapping[str, Sequence[Any]]] = {
         "batch": (32,),
         "target": ("eps", "x0"),
         "min_snr": (None,),
-        "schedule": ("linear", "linear, zero terminal SNR", "sigmoid"),
+        "schedule": ("linear", "linear, zero terminal SNR"),
     },
     "ddpm-pytorch": {
         "optimizer": ("muon",),
