@@ -6,7 +6,8 @@ longer ones around the best, until the learning rate and its half and double wer
 is KID against held-out images, which nobody trains on and no final is judged by. A `final` trains
 ours, as a user types it, or a peer with its recipe, and judges 1,000 samples against a test set by
 two networks. Every trial and final is written down at once, and left out when a command is
-repeated. Peers get their images as tensors in memory, and our setting of the memory allocator.
+repeated, so several processes can share a search. Peers get their images as tensors in memory, and
+our setting of the memory allocator.
 
     python benchmarks/time_to_quality.py search TRAIN --real TEST --name fashion-mnist --work W
     python benchmarks/time_to_quality.py final TRAIN --real TEST --name fashion-mnist --work W
@@ -201,81 +202,85 @@ def beside(recipe: Recipe) -> Iterator[Recipe]:
 
 
 class Search:
-    """The search for the recipe of a peer, from where its log ends.
+    """The search for the recipe of a peer, which several processes may share."""
 
-    Attributes:
-        worker: how many other processes search for it too, beginning with long trials that are
-            earlier in turn.
-    """
-
-    def __init__(self, data: Data, peer: str, log: Log, worker: int = 0) -> None:
-        self.data, self.peer, self.log, self.worker = data, peer, log, worker
+    def __init__(self, data: Data, peer: str, log: Log) -> None:
+        self.data, self.peer, self.log = data, peer, log
 
     def run(self) -> None:
         """Search until `chosen` finds a recipe in the log."""
-        first = START[self.peer] if self.worker else self.screen()
-        while (tried := self.next(first)) is not None:
-            self.kid(tried, LONG)
-        if not self.worker:
-            self.solvers(best_trial(self.log.rows, self.peer))
-
-    def spent(self) -> float:
-        """Return the minutes of all trials of this peer, with sampling and judging."""
-        return sum(row["cpu_seconds"] for row in trials(self.log.rows, self.peer)) / 60
-
-    def kid(self, recipe: Recipe, minutes: float) -> float:
-        """Return the KID of a recipe after so many minutes, from the log if it is there."""
-        for row in trials(self.log.rows, self.peer, minutes):
-            if row["recipe"] == as_json(recipe):
-                return float(row["kid_x1000"])
-        began = time.process_time()
-        peer, net, done = peers.train(recipe, self.data.train, 60 * minutes)
-        samples = peers.sample(peer, net, 300 if minutes < LONG else 500)
-        found = judge(self.data.held_out, samples)
-        spent = round(time.process_time() - began, 1)
-        row = {"recipe": as_json(recipe), "minutes": minutes, **done, **found}
-        self.log.add({**row, "cpu_seconds": spent, "machine": common.machine()})
-        name = f"{self.peer}-{minutes:g}-{found['kid_x1000']:g}.png"
-        grid(samples[:64]).save(self.data.folder / name)
-        return found["kid_x1000"]
+        first = self.screen()
+        while left := self.next(first):
+            # Take the first that no other process is at, else wait for one of theirs.
+            if not any(self.attempt(recipe, LONG, wait=False) for recipe in left):
+                self.attempt(left[0], LONG)
+        self.solvers(best_trial(self.log.rows, self.peer))
 
     def screen(self) -> Recipe:
         """Try one option at a time in short trials, keep what is better, and return the best."""
         best = START[self.peer]
         for option, values in FACTORS[self.peer].items():
-            for value in values:
-                tried = replace(best, **{option: value})
-                if self.kid(tried, SHORT) < self.kid(best, SHORT):
-                    best = tried
+            tried = [best, *(replace(best, **{option: value}) for value in values)]
+            for wait in (False, True):
+                for recipe in tried:
+                    self.attempt(recipe, SHORT, wait=wait)
+            best = best_trial(self.log.rows, self.peer, SHORT, tried)
         return best
 
-    def next(self, first: Recipe) -> Recipe | None:
-        """Return the recipe of the next long trial: `first`, then those beside the best so far.
+    def next(self, first: Recipe) -> list[Recipe]:
+        """Return recipes for long trials, in turn: `first`, then those beside the best so far.
 
-        None when the search has had its minutes, and half and double of the best rate are worse.
+        None are left when the search has had its minutes, and half and double of the best rate are
+        worse.
         """
         rows = trials(self.log.rows, self.peer, LONG)
         known = [row["recipe"] for row in rows]
-        if not rows or (not self.worker and as_json(first) not in known):
-            return first
+        if as_json(first) not in known:
+            return [first]
         best = best_trial(rows, self.peer)
+        spent = sum(row["cpu_seconds"] for row in trials(self.log.rows, self.peer)) / 60
         left = [tried for tried in beside(best) if as_json(tried) not in known]
-        if self.spent() > LEAST:
-            left = [tried for tried in left if tried.lr != best.lr]
-        return left[self.worker] if self.worker < len(left) else None
+        return [tried for tried in left if tried.lr != best.lr or spent < LEAST]
+
+    def attempt(self, recipe: Recipe, minutes: float, wait: bool = True) -> bool:
+        """Train and judge a recipe that is not in the log; return whether this process did.
+
+        Args:
+            wait: if another process is at it, wait for that one.
+        """
+        words = "-".join(str(value) for value in as_json(recipe).values())
+        with (self.data.folder / f"{words}-{minutes:g}.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                return False
+            rows = trials(self.log.rows, self.peer, minutes)
+            if as_json(recipe) in [row["recipe"] for row in rows]:
+                return False
+            began = time.process_time()
+            peer, net, done = peers.train(recipe, self.data.train, 60 * minutes)
+            samples = peers.sample(peer, net, 300 if minutes < LONG else 500)
+            found = judge(self.data.held_out, samples)
+            row = {"recipe": as_json(recipe), "minutes": minutes, **done, **found}
+            row["cpu_seconds"] = round(time.process_time() - began, 1)
+            self.log.add({**row, "machine": common.machine()})
+        grid(samples[:64]).save(self.data.folder / f"{words}-{minutes:g}.png")
+        return True
 
     def solvers(self, best: Recipe) -> None:
         """Sample with every solver from the best recipe, trained once more."""
-        known = {row["recipe"]["solver"] for row in of_solvers(self.log.rows, best)}
-        left = [name for name in peers.PEERS[self.peer].solvers if name not in known]
-        if not left:
-            return
-        peer, net, done = peers.train(best, self.data.train, 60 * LONG, seed=1)
-        for name in left:
-            peer.recipe = replace(best, solver=name)
-            found = judge(self.data.held_out, peers.sample(peer, net, 500))
-            row = {"recipe": as_json(peer.recipe), "solvers_of": as_json(best), **done, **found}
-            self.log.add({**row, "machine": common.machine()})
+        with (self.data.folder / f"{self.peer}-solvers.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            known = {row["recipe"]["solver"] for row in of_solvers(self.log.rows, best)}
+            left = [name for name in peers.PEERS[self.peer].solvers if name not in known]
+            if not left:
+                return
+            peer, net, done = peers.train(best, self.data.train, 60 * LONG, seed=1)
+            for name in left:
+                peer.recipe = replace(best, solver=name)
+                found = judge(self.data.held_out, peers.sample(peer, net, 500))
+                row = {"recipe": as_json(peer.recipe), "solvers_of": as_json(best), **done, **found}
+                self.log.add({**row, "machine": common.machine()})
 
 
 def trials(
@@ -286,15 +291,21 @@ def trials(
     return [row for row in own if minutes in (None, row["minutes"])]
 
 
-def best_trial(rows: Sequence[Mapping[str, Any]], peer: str) -> Recipe:
-    """Return the recipe of the best long trial.
+def best_trial(
+    rows: Sequence[Mapping[str, Any]],
+    peer: str,
+    minutes: float = LONG,
+    among: Sequence[Recipe] | None = None,
+) -> Recipe:
+    """Return the recipe of the best trial of one length, among these.
 
     Raises:
         ValueError: there is none.
     """
-    tried = trials(rows, peer, LONG)
+    known = None if among is None else [as_json(recipe) for recipe in among]
+    tried = [r for r in trials(rows, peer, minutes) if known is None or r["recipe"] in known]
     if not tried:
-        raise ValueError(f"{peer}: no long trial")
+        raise ValueError(f"{peer}: no trial of {minutes:g} minutes")
     return from_json(min(tried, key=lambda row: row["kid_x1000"])["recipe"])
 
 
@@ -463,11 +474,10 @@ def search(options: argparse.Namespace, data: Data) -> None:
     """Search for the recipes of peers, and write them down."""
     for name in options.only or peers.PEERS:
         log = Log(RESULTS / f"search-{options.name}.json")
-        Search(data, name, log, options.worker).run()
-        if options.worker == 0:
-            found = json.loads(RECIPES.read_text()) if RECIPES.exists() else {}
-            found.setdefault(options.name, {})[name] = as_json(chosen(log.rows, name))
-            write_atomic(RECIPES, json.dumps(found, indent=1) + "\n")
+        Search(data, name, log).run()
+        found = json.loads(RECIPES.read_text()) if RECIPES.exists() else {}
+        found.setdefault(options.name, {})[name] = as_json(chosen(log.rows, name))
+        write_atomic(RECIPES, json.dumps(found, indent=1) + "\n")
 
 
 def main() -> None:
@@ -484,9 +494,6 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=(OURS, GUIDED, *peers.PEERS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument(
-        "--worker", type=int, default=0, help="number of searches for this peer that run already"
-    )
     parser.add_argument("--work", type=Path, required=True, help="folder of models and samples")
     options = parser.parse_args()
     keep_freed_memory()

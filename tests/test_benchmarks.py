@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -93,17 +94,37 @@ def trial(kid: float, **changes: Any) -> dict[str, Any]:
 def test_a_search_goes_on_until_the_rate_is_between_two_worse_ones(tmp_path: Path):
     bench = benchmark("time_to_quality")
     best, log = bench.START["diffusers"], bench.Log(tmp_path / "search.json")
-    search, other = (bench.Search(None, "diffusers", log, worker) for worker in (0, 1))
-    assert search.next(best) == best
+    search = bench.Search(None, "diffusers", log)
+    assert search.next(best) == [best]
     log.add(trial(10.0))
-    assert search.next(best) == replace(best, lr=best.lr * 2)
-    assert other.next(best) == replace(best, lr=best.lr / 2)
+    assert search.next(best)[:2] == [replace(best, lr=best.lr * 2), replace(best, lr=best.lr / 2)]
     log.add(trial(9.0, lr=best.lr * 2))
-    assert search.next(best) == replace(best, lr=best.lr * 4)
+    assert search.next(best)[0] == replace(best, lr=best.lr * 4)
     log.add(trial(11.0, lr=best.lr * 4))
-    assert search.next(best) == replace(best, lr=best.lr * 2, batch=32)
+    assert search.next(best)[0] == replace(best, lr=best.lr * 2, batch=32)
     log.add(trial(12.0, target="eps") | {"cpu_seconds": 60 * bench.LEAST})
-    assert search.next(best) is None
+    assert search.next(best) == []
+
+
+def test_two_searches_share_their_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    bench = benchmark("time_to_quality")
+    recipe, log = bench.START["diffusers"], bench.Log(tmp_path / "search.json")
+    pixels = np.zeros((8, 1, 16, 16), np.uint8)
+    data = bench.Data("", "", 16, tmp_path, pixels, pixels, pixels)
+    one, other = bench.Search(data, "diffusers", log), bench.Search(data, "diffusers", log)
+    found = []
+
+    def train(*_arguments: Any) -> tuple[None, None, dict[str, Any]]:
+        found.append(other.attempt(recipe, bench.SHORT, wait=False))
+        return None, None, {}
+
+    monkeypatch.setattr(bench.peers, "train", train)
+    monkeypatch.setattr(bench.peers, "sample", lambda *_arguments: pixels)
+    monkeypatch.setattr(bench, "judge", lambda *_arguments: {"kid_x1000": 1.0})
+    assert one.attempt(recipe, bench.SHORT)
+    assert found == [False]
+    assert not one.attempt(recipe, bench.SHORT)
+    assert len(log.rows) == 1
 
 
 def test_a_recipe_is_chosen_only_between_two_worse_rates():
