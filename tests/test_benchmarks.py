@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 
+from diffuse_cli.config import SAMPLING_STEPS
+
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 RESULTS = FOLDER / "results"
 FINALS = sorted(path.name for path in RESULTS.glob("quality-*.json"))
@@ -52,7 +54,7 @@ def test_a_peer_has_what_ours_has_or_says_what_differs(name: str):
     with torch.no_grad(), peers.autocast(), peers.counting(peer.net) as seen:
         peer.draw(peer.net, 1)
     assert len({*seen}) == 1
-    own = peers.facts(like.build(), peers.EVALUATIONS, peers.precision())
+    own = peers.facts(like.build(), SAMPLING_STEPS, peers.precision())
     assert own["groups"] == [2]
     found = peers.facts(peer.net, len(seen), seen[0])
     assert {fact for fact in own if found[fact] != own[fact]} == {*peer.differs}
