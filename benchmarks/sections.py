@@ -158,6 +158,9 @@ SEEN = {
 def quality(result: Result) -> Lines:
     """Render the finals of a data set: means over seeds with standard errors, and settings."""
     first, path = result[0], RESULTS / f"search-{result[0]['dataset']}.json"
+    if not complete(result):
+        yield f"Being measured: {len(result)} runs are done.\n"
+        return
     yield (
         f"{first['dataset']}, {first['size']}×{first['size']}: {first['minutes']:g} minutes of CPU "
         f"time of one core, {first['n']:,} samples against as many test images. Mean and standard "
@@ -186,6 +189,16 @@ def quality(result: Result) -> Lines:
         if found:
             yield f"`{contender}` differs from ours without an option for it. {'. '.join(found)}.\n"
     yield from searches(json.loads(path.read_text()) if path.exists() else [])
+
+
+CONTENDERS, SEEDS = ("diffuse", "diffusers", "ddpm-pytorch"), 3
+"""What a comparison must have before it is shown."""
+
+
+def complete(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether all contenders have finals of all seeds."""
+    names = [row["contender"] for row in rows]
+    return all(names.count(name) >= SEEDS for name in CONTENDERS)
 
 
 def searches(rows: Sequence[Mapping[str, Any]]) -> Lines:
