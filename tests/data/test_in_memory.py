@@ -204,6 +204,24 @@ def test_a_npy_file_that_is_cut_is_refused(size: int, tmp_path: Path):
         finish(read_images(tmp_path / "all.npy"))
 
 
+def test_a_npz_file_under_another_name_is_refused(tmp_path: Path):
+    with (tmp_path / "all.npy").open("wb") as file:
+        np.savez(file, FLOATS)
+    with pytest.raises(DataError, match=r"cannot read .*all\.npy: the magic string"):
+        finish(read_images(tmp_path / "all.npy"))
+
+
+@pytest.mark.parametrize(
+    "shape", ["(True, 4, 4)", f"({2**70}, 1, 1)", f"({2**40}, {2**40}, 4)", "(("]
+)
+def test_a_npy_file_of_no_shape_is_refused(shape: str, tmp_path: Path):
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    start = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little")
+    (tmp_path / "all.npy").write_bytes(start + header + bytes(64))
+    with pytest.raises(DataError, match=r"cannot read .*all\.npy"):
+        finish(read_images(tmp_path / "all.npy"))
+
+
 def test_a_model_is_trained_on_a_npy_file(diffuse: Any, recipe: Path):
     np.save("all.npy", FIRST[:, :, :8, :8])
     line = ("--config", recipe, "--steps", 2, "-q")

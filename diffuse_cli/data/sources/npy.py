@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.format import open_memmap
 
 from diffuse_cli import unusable as reasons
 from diffuse_cli.data.sources._base import Entry, Source, extension_of, is_file
@@ -16,6 +17,7 @@ from diffuse_cli.data.sources.memory import encoded
 from diffuse_cli.errors import DataError
 from diffuse_cli.files import brief, show
 from diffuse_cli.media import Array
+from diffuse_cli.memory import raise_if_full
 from diffuse_cli.unusable import Unusable
 
 SAMPLE = True
@@ -52,14 +54,16 @@ class Rows(Source):
 
 
 def _mapped(path: Path) -> Array:
-    """The array of a file.
+    """Return the array of a file, mapped.
 
     Raises:
         DataError: there is none, or it has no rows that can be samples.
     """
     try:
-        values: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError) as error:
+        with np.errstate(over="ignore"):  # of a size that no file has
+            values: Array = open_memmap(path, mode="r")
+    except Exception as error:  # the header is text of any kind
+        raise_if_full(error)
         reason = getattr(error, "strerror", None) or brief(error)
         raise DataError(f"cannot read {show(path)}: {reason}") from error
     shape = " x ".join(map(str, values.shape))
