@@ -48,7 +48,7 @@ FITS = {"crop": crop}
 
 def read(data: bytes, asked: Asked) -> Read:
     """The array with its channels first, cut at its centre to the size asked for."""
-    whole = floats_in(data) if is_float(data) else array_in(data, asked.shared)
+    whole = floats_in(data, asked.shared) if is_float(data) else array_in(data, asked.shared)
     values, layout = _channels_first(whole, asked)
     digest = xxh3_128(f"{values.dtype.str} {values.shape}\n".encode())
     digest.update(np.ascontiguousarray(values).data)

@@ -14,7 +14,8 @@ from diffuse_cli import unusable as reasons
 from diffuse_cli.data import Samples, open_index, pool, read_images, save_index, summary
 from diffuse_cli.errors import DataError
 from diffuse_cli.events import Notice, finish
-from diffuse_cli.media import _headers, advice, by_extension
+from diffuse_cli.media import Large, _headers, advice, by_extension
+from diffuse_cli.media._floats import floats_in
 
 
 def read(source: Path, **options: Any) -> Samples:
@@ -142,6 +143,26 @@ def test_floats_among_images_are_left_out_and_arrays_by_themselves(tmp_path: Pat
     assert (found.medium, found.names) == ("image", ("z.tif",))
     assert found.summary.skipped == {reasons.FLOATS: (4, ("0.tif", "1.tif", "2.tif", "3.tif"))}
     assert finish(read_images(tmp_path, medium="image")).names == ("z.tif",)
+
+
+@pytest.mark.parametrize("kinds", [("F", "F"), ("F", "L")])
+def test_pages_of_floats_are_of_one_size_and_kind(tmp_path: Path, kinds: tuple[str, str]) -> None:
+    first, other = (Image.new(kind, (6 + (kinds[1] == "F") * k, 5)) for k, kind in enumerate(kinds))
+    first.save(tmp_path / "all.tif", save_all=True, append_images=[other])
+    with pytest.raises(DataError, match=reasons.PAGES):
+        finish(read_images(tmp_path))
+
+
+def test_a_bomb_of_floats_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each page alone is within the limit of pixels that are unpacked beside others."""
+    pages = [Image.new("F", (8, 8))] * 3
+    pages[0].save(tmp_path / "all.tif", save_all=True, append_images=pages[1:])
+    data = (tmp_path / "all.tif").read_bytes()
+    monkeypatch.setattr("diffuse_cli.media._floats.LARGE", 128)
+    with pytest.raises(Large):
+        floats_in(data, shared=True)
+    assert floats_in(data).shape == (3, 8, 8)
+    assert finish(read_images(tmp_path)).stored.shape == (1, 3, 8, 8)
 
 
 def test_ordinary_images_have_none(tmp_path: Path) -> None:
