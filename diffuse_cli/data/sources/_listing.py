@@ -64,7 +64,8 @@ def list_samples(source: Source, medium: str | None = None) -> Listing:
     for name, (extensions, claims) in claiming().items():
         theirs = [e for e in found["image"] if extension_of(e.name) in extensions]
         if theirs and _claimed(source, theirs, claims):
-            found["image"] = [e for e in found["image"] if e not in set(theirs)]
+            taken = set(theirs)
+            found["image"] = [e for e in found["image"] if e not in taken]
             found.setdefault(name, []).extend(theirs)
     chosen = medium or max(found, key=lambda name: len(found[name]))
     kept = [e for e in found.get(chosen, []) if _is_listed(e.name, samples)]
