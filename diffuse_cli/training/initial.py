@@ -91,8 +91,13 @@ def _check(source: str, own: Blueprint, wanted: Blueprint) -> None:
 
 
 def _check_student(source: str, teacher: Model, wanted: Blueprint) -> None:
-    """Refuse to distil into a network of other conditions or other shapes."""
+    """Refuse to distil into a network of other conditions, other levels or other shapes."""
     own = teacher.blueprint
+    if own.space.ends != wanted.space.ends:
+        raise UsageError(
+            f"{source} was trained on {_levels(own)}, not {_levels(wanted)}",
+            "Give the data that it was trained on",
+        )
     for name, words in CONDITIONS.items():
         theirs, ours = (getattr(b.conditions, name) for b in (own, wanted))
         same = _encoded(theirs) == _encoded(ours)
@@ -117,8 +122,14 @@ def _encoded(told: object) -> object:
     if isinstance(told, tables.Labels):
         return told.name, told.values
     if isinstance(told, Given):
-        return told.what, told.channels, told.mean, told.std
+        return told.what, told.channels, told.mean, told.std, told.limits
     return told
+
+
+def _levels(blueprint: Blueprint) -> str:
+    """Return the levels that a model sees at -1 and 1."""
+    assert blueprint.space.ends is not None
+    return "levels {:,} to {:,}".format(*blueprint.space.ends)
 
 
 def _shapes(blueprint: Blueprint) -> dict[str, tuple[int, ...]]:
@@ -177,6 +188,9 @@ def parts(model: Model, wanted: Blueprint) -> Iterator[Part]:
     if own.space.size != wanted.space.size:
         sizes = " becomes ".join(dimensions(b.space.size) for b in (own, wanted))
         yield Part("size", f"{sizes}: the network and its schedule stay")
+    if own.space.ends != wanted.space.ends:
+        text = f"{_levels(own)} become {_levels(wanted)}: samples have another contrast"
+        yield Part("scale", text)
     changed = [n for n in NOISE if getattr(own.diffusion, n) != getattr(wanted.diffusion, n)]
     if changed:
         text = ", ".join(name.replace("_", "-") for name in changed)

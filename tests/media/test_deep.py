@@ -16,6 +16,7 @@ from rubbish import tiff as made
 
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import Samples, read_images
+from diffuse_cli.evaluation import answering
 from diffuse_cli.events import Notice, finish
 from diffuse_cli.givens import Giver
 from diffuse_cli.media import Asked, image
@@ -275,6 +276,44 @@ def test_a_model_of_them_draws_their_levels(diffuse: Any, recipe: Path, tmp_path
     assert "blank" not in told.out
     bits = diffuse("eval", "m.safetensors", data, "-n", 4, "--metrics", "likelihood", "--json")
     assert 0 < bits.json["bits_per_dim"] < 16
+
+
+def test_a_model_of_other_limits_is_no_teacher_and_a_beginning_that_is_told(
+    diffuse: Any, recipe: Path, tmp_path: Path
+) -> None:
+    data, other = camera(tmp_path / "data", 8), tmp_path / "other"
+    other.mkdir()
+    for path in data.iterdir():
+        values = np.asarray(Image.open(path))
+        (other / path.name).write_bytes(tiff(values * 2))
+    line = ("--config", recipe, "--steps", 2, "-q", "-o", "m.safetensors")
+    assert diffuse("train", data, *line).code == 0
+    ran = diffuse("distill", "m.safetensors", other, "--steps", 2, "-q")
+    assert ran.code == 2
+    assert "was trained on levels 120 to 2,600, not levels 240 to 5,200" in ran.line
+    assert diffuse("distill", "m.safetensors", data, "--steps", 2, "-q").code == 0
+    ran = diffuse("train", other, "--init", "m.safetensors", "--steps", 1, "-o", "n.safetensors")
+    assert ran.code == 0
+    assert "levels 120 to 2,600 become levels 240 to 5,200" in ran.err
+    assert load("n.safetensors").blueprint.space.limits == (240, 5200)
+
+
+def test_psnr_has_the_range_of_the_limits(
+    diffuse: Any, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spans: list[float] = []
+    known = answering.likeness
+
+    def likeness(*args: Any) -> Any:
+        spans.append(args[-1])
+        return known(*args)
+
+    monkeypatch.setattr(answering, "likeness", likeness)
+    line = ("--config", recipe, "--given", "low-res:2", "--steps", 2, "-q")
+    assert diffuse("train", camera(tmp_path / "data", 8), *line).code == 0
+    line = ("-n", 4, "--steps", 2, "--metrics", "answers", "-q")
+    assert diffuse("eval", "model.safetensors", tmp_path / "data", *line).code == 0
+    assert set(spans) == {2480}
 
 
 def test_pairs_have_limits_of_their_own(diffuse: Any, recipe: Path, tmp_path: Path) -> None:
