@@ -112,7 +112,7 @@ def answered(
     """
     space, giver = loaded.space, Giver.of(loaded.model.blueprint)
     assert giver is not None
-    span = space.levels - 1.0 if space.levels else 2.0
+    span = space.bins - 1.0 if space.bins else 2.0
     values = likeness(truth, drawn[0], drawn[1], others, span)
     if giver.degradation:
         off = [misfits(giver, each, truth, seed, rows) for each in (*drawn, truth)]

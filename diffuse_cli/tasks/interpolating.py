@@ -85,7 +85,7 @@ def interpolate(config: InterpolateConfig) -> Work[Interpolated | None]:
         if keep is not folder:
             return None
         psnr = tuple(
-            psnr_of(end, _written(folder.path(k), loaded), loaded.space.levels)
+            psnr_of(end, _written(folder.path(k), loaded), loaded.space.bins)
             for k, end in zip((0, config.n - 1), ends, strict=True)
         )
         described = {
@@ -173,9 +173,10 @@ def _written(path: Path, loaded: Loaded) -> Array:
 
 
 def psnr_of(a: Array, b: Array, levels: int | None) -> float | None:
-    """10 log10(range^2 / mean squared error) of stored samples; None where they are equal.
+    """Return 10 log10(range^2 / mean squared error) of stored samples; None where they are equal.
 
-    The range of floats is that of `a`.
+    Args:
+        levels: the number of levels that samples may have; for None the range is that of `a`.
     """
     wide = float(levels - 1 if levels is not None else np.ptp(a))
     error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
