@@ -41,7 +41,7 @@ ALMOST = 0.9
 
 
 def example(column: Column) -> tuple[str, float | str]:
-    """The name of a column, and a value that it has in the training data."""
+    """Return the name of a column, and a value that it has in the training data."""
     return column.name, column.low if isinstance(column, Number) else column.values[0]
 
 

@@ -77,8 +77,8 @@ def measured(
 
 
 def limited(space: Space, stored: Array) -> Space:
-    """A space of 65,536 levels with the limits of some samples, if they use less than half of them,
-    as the 12 bits of a camera do; any other space as it is.
+    """Return a space of 65,536 levels with the limits of some samples, if they use less than half
+    of them, as the 12 bits of a camera do; any other space as it is.
 
     Args:
         stored: the samples, (N, C, *size); those that are held out count, so that none is beyond.

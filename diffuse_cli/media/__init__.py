@@ -322,7 +322,7 @@ def by_extension() -> dict[str, str]:
 
 
 def claiming() -> dict[str, tuple[frozenset[str], Callable[[bytes], bool]]]:
-    """`CLAIMED` and `claims` of the media that have them, by name."""
+    """Return `CLAIMED` and `claims` of the media that have them, by name."""
     kinds: dict[str, Any] = {name: kind for name, kind in MEDIA.items() if hasattr(kind, "CLAIMED")}
     return {name: (kind.CLAIMED, kind.claims) for name, kind in kinds.items()}
 

@@ -19,13 +19,13 @@ without the colour, it is the one that is asked for. `pages` are the channels of
 
 LAYOUTS = (*OF_ARRAYS, *OF_IMAGES)
 
-LAST = {3: "HWC", 4: "DHWC"}
-"""The layout of arrays of so many axes with their channels last."""
+FIRST, LAST = {3: "CHW", 4: "CDHW"}, {3: "HWC", 4: "DHWC"}
+"""The layouts of arrays of so many axes with their channels first, which is usual, and last."""
 
 
 def layout_of(shapes: Collection[tuple[int, ...]]) -> str | None:
-    """The layout of arrays that do not say theirs: with their channels last where the last axis is
-    one of up to four and no other is; None for the usual one.
+    """Return the layout of arrays that do not say theirs: with their channels last where the last
+    axis is one of up to four and no other is; None for the usual one.
 
     Raises:
         InvalidArgument: the last axis is one of up to four, and another is, or it is in some alone.
@@ -38,7 +38,8 @@ def layout_of(shapes: Collection[tuple[int, ...]]) -> str | None:
         if len(found) > 1:
             sides = " x ".join(map(str, shape))
             text = f": the channels of an array of {sides} may be its first axis or its last"
-            hint = "Choose --layout CHW or HWC, in Python layout='CHW' or 'HWC'"
+            one, other = FIRST[len(shape)], LAST[len(shape)]
+            hint = f"Choose --layout {one} or {other}, in Python layout='{one}' or '{other}'"
             raise InvalidArgument(text, hint, argument="layout")
     return found.pop() if found else None
 

@@ -136,6 +136,8 @@ def test_arrays_whose_channels_may_be_first_or_last_are_refused(kind: str, shape
 
 
 def test_volumes_have_their_channels_last_too():
+    with pytest.raises(UsageError, match="layout='CDHW' or 'DHWC'"):
+        read(DRAW.normal(size=(4, 2, 6, 7, 2)).astype(np.float32))
     values = DRAW.normal(size=(4, 5, 6, 7, 2)).astype(np.float32)
     assert np.array_equal(read(values).stored, np.moveaxis(values, -1, 1))
     assert read(np.moveaxis(values, -1, 1)).stored.shape == (4, 2, 5, 6, 7)
