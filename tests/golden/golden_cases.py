@@ -1,8 +1,8 @@
 """The command lines whose results are held: `CASES`, and the networks that they train.
 
-Every case runs in an empty folder with the corpora `grey`, `held` and `emoji`, the files of
-`NETWORKS` and a copy of `fixtures/`. What is measured is the model file, the pictures in
-`samples/`, and the numbers that lines with `--json` print.
+Every case runs in an empty folder with the corpora `grey`, `held`, `emoji` and `sounds`, `grey` as
+the tar files of `shards` and as `grey.parquet`, a picture `mask.png`, the files of `NETWORKS` and a
+copy of `fixtures/`. `goldens.measure` lists the measured files.
 """
 
 from __future__ import annotations
@@ -60,14 +60,21 @@ dropout = 0.1
 """Configuration files; `COMMON` comes before each."""
 
 
-def train(options: str, data: str = "grey", network: str = "small", steps: int = 6) -> str:
+def train(
+    options: str, data: str = "grey", network: str = "small", steps: int = 6, model: str = "m"
+) -> str:
     """The command line of a training run."""
-    return f"train {data} --config {network}.toml --steps {steps} -o m.safetensors {options}"
+    return f"train {data} --config {network}.toml --steps {steps} -o {model}.safetensors {options}"
 
 
 def sample(options: str, model: str = "m", count: int = 4) -> str:
     """The command line that draws from a model."""
     return f"sample {model}.safetensors -o samples --no-grid --precision fp32 -n {count} {options}"
+
+
+def task(line: str, options: str) -> str:
+    """The command line of a task with a model on pictures."""
+    return f"{line} -o samples --no-grid --precision fp32 {options}"
 
 
 def evaluate(options: str, data: str = "grey") -> str:
@@ -144,6 +151,47 @@ CASES: dict[str, tuple[str, ...]] = {
         evaluate("--spacing trailing --timesteps 3", data="emoji"),
     ),
     "folders": ("eval grey held --json -n 8",),
+    "sounds": (
+        train("", data="sounds"),
+        sample("--steps 4", count=2),
+        evaluate("--timesteps 3 --metrics likelihood,random-kid", data="sounds"),
+    ),
+    # Read anew in every epoch.
+    "tar": (
+        train("--classes --cache 0", data="shards"),
+        sample("--steps 4"),
+    ),
+    "parquet": (
+        train("--classes --flip", data="grey.parquet"),
+        sample("--steps 4"),
+    ),
+    "inpaint": (
+        task("inpaint plain.safetensors grey/dark/00.png", "--mask mask.png -n 2 --steps 4"),
+    ),
+    "upscale": (task("upscale plain.safetensors held/light/01.png", "--factor 2 -n 2 --steps 4"),),
+    "interpolate": (
+        task(
+            "interpolate classes.safetensors grey/dark/00.png grey/light/01.png", "-n 3 --steps 20"
+        ),
+    ),
+    "low-res": (
+        train("--given low-res:2"),
+        sample("--given held/dark --degrade --steps 4", count=1),
+        evaluate("--timesteps 3 --metrics likelihood,answers"),
+    ),
+    "distill": (
+        "distill classes.safetensors grey -o m.safetensors --steps 6 --batch-size 4"
+        " --precision fp32",
+        sample(""),
+    ),
+    "export": (
+        train("--num-timesteps 1000", model="own"),
+        "convert own.safetensors --to diffusers -o exported",
+    ),
+    "page": (
+        train("--classes --log-every 1"),
+        evaluate("--timesteps 3 --report page.html"),
+    ),
     # Files that the code wrote when these results were first recorded.
     "fixture-plain": (
         "info plain.safetensors --json",

@@ -15,10 +15,15 @@ import io
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import wave
+from base64 import b64decode
 from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +32,8 @@ os.environ["DIFFUSE_CACHE"] = ""
 
 import numpy as np
 import PIL
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from golden_cases import CASES, COMMON, NETWORKS
 from PIL import Image
@@ -37,7 +44,7 @@ GOLDEN = HERE / "golden.json"
 FIXTURES = HERE / "fixtures"
 
 Measured = dict[str, dict[str, Any]]
-"""The tensors of a model file, pictures and numbers of a case, each by name: arrays and floats."""
+"""Tensors, outputs (`images`) and numbers of a case, each by name: arrays, and floats or words."""
 
 Recorded = dict[str, dict[str, Any]]
 """A `Measured` whose arrays are `row`s."""
@@ -108,11 +115,49 @@ def write_emoji(folder: Path, count: int = 12, side: int = 24) -> None:
         Image.fromarray(pixels).save(folder / name / f"{k:02d}.png")
 
 
+def write_sounds(folder: Path, count: int = 16) -> None:
+    """Noisy triangle waves of 512 samples, each as loud as the next, of five pitches."""
+    draw = np.random.RandomState(3)
+    folder.mkdir()
+    for k in range(count):
+        triangle = abs(np.arange(512) * (k % 5 + 1) % 64 - 32) * 1000 - 16000
+        with wave.open(str(folder / f"{k:02d}.wav"), "wb") as file:
+            file.setparams((1, 2, 8000, 0, "NONE", ""))
+            file.writeframes((triangle + draw.randint(-3000, 3000, 512)).astype("<i2").tobytes())
+
+
+def write_shards(folder: Path, source: Path, count: int = 2) -> None:
+    """The images of class folders, dealt to tar files in turn."""
+    folder.mkdir()
+    files = sorted(source.rglob("*.png"))
+    for k in range(count):
+        with tarfile.open(folder / f"part-{k:03d}.tar", "w") as archive:
+            for path in files[k::count]:
+                info = tarfile.TarInfo(path.relative_to(source).as_posix())
+                info.size = path.stat().st_size
+                with path.open("rb") as file:
+                    archive.addfile(info, file)
+
+
+def write_parquet(file: Path, source: Path) -> None:
+    """The images of class folders in rows, with their classes as a column."""
+    files = sorted(source.rglob("*.png"))
+    image = [{"bytes": path.read_bytes(), "path": path.name} for path in files]
+    label = [path.parent.name for path in files]
+    pq.write_table(pa.table({"image": image, "label": label}), file, row_group_size=6)
+
+
 def furnish(folder: Path) -> None:
     """Write what a case reads into a folder."""
     write_grey(folder / "grey", 16, seed=1)
     write_grey(folder / "held", 10, seed=2)
     write_emoji(folder / "emoji")
+    write_sounds(folder / "sounds")
+    write_shards(folder / "shards", folder / "grey")
+    write_parquet(folder / "grey.parquet", folder / "grey")
+    mask = np.zeros((8, 8), np.uint8)
+    mask[2:6, 3:7] = 255
+    Image.fromarray(mask).save(folder / "mask.png")
     for name, text in NETWORKS.items():
         (folder / name).write_text(COMMON + text)
     (folder / "init.toml").write_text(COMMON)
@@ -187,23 +232,67 @@ def summed(values: dict[str, dict[str, Any]]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def numbers(found: Any, at: str = "") -> dict[str, float]:
-    """The numbers of a JSON value by their path: measures, and the facts of a model file."""
+def leaves(found: Any, at: str = "", but: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The numbers and words of a JSON value by their path, without the keys `but`."""
     if isinstance(found, dict):
-        pairs = [(f"{at}.{k}".lstrip("."), v) for k, v in found.items() if k not in PASSED_OVER]
+        pairs = [(f"{at}.{k}".lstrip("."), v) for k, v in found.items() if k not in but]
     elif isinstance(found, list):
         pairs = [(f"{at}.{k}", value) for k, value in enumerate(found)]
-    elif isinstance(found, (int, float)) and not isinstance(found, bool):
-        return {at: found}
     else:
-        return {}
-    return {path: number for key, value in pairs for path, number in numbers(value, key).items()}
+        return {} if found is None else {at: found}
+    return {path: leaf for key, value in pairs for path, leaf in leaves(value, key, but).items()}
+
+
+def numbers(found: Any) -> dict[str, float]:
+    """The numbers of a JSON value by their path: measures, and the facts of a model file."""
+    every = leaves(found, but=PASSED_OVER)
+    return {path: leaf for path, leaf in every.items() if type(leaf) in (int, float)}
+
+
+class Page(HTMLParser):
+    """Text and embedded images of an evaluation page.
+
+    The last section is left out: it has times, versions and the numbers that `--json` prints. So is
+    the inside of plots, which is matplotlib's, but not their descriptions.
+    """
+
+    INSIDE = re.compile(r'(<svg[^>]*>).*?</svg>|<style>.*?</style>|id="repeat".*', re.DOTALL)
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.text: list[str] = []
+        self.images: list[np.ndarray[Any, Any]] = []
+        self.feed(self.INSIDE.sub(r"\1", html))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data.split()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        about = dict(attrs)
+        self.text += (about.get("alt") or about.get("aria-label") or "").split()
+        if tag == "img":
+            with Image.open(io.BytesIO(b64decode(about["src"].partition(",")[2]))) as image:
+                self.images.append(np.asarray(image).ravel())
+
+    def measured(self) -> tuple[dict[str, np.ndarray[Any, Any]], str]:
+        """Arrays by name, and a digest of the words.
+
+        Printed numbers are one array: where one is rounded up on one machine and down on another
+        they agree. The numbers that `--json` prints are held one by one.
+        """
+        number = re.compile(r"\d[\d,]*(?:\.\d+)?")
+        text = " ".join(self.text)
+        printed = [float(found.replace(",", "")) for found in number.findall(text)]
+        words = hashlib.sha256(number.sub("#", text).encode()).hexdigest()[:16]
+        arrays = {"numbers": np.float32(printed), "images": np.concatenate(self.images)}
+        return arrays, words
 
 
 def measure(name: str, twice: Callable[..., str] = by_torchrun) -> Measured:
     """Run a case in the working directory, which `furnish` has filled, and measure it.
 
-    `twice` runs `diffuse` in two processes.
+    These are model files, pictures and sounds in `samples/`, the folder `exported`, an evaluation
+    page, and the numbers that lines with `--json` print. `twice` runs `diffuse` in two processes.
     """
     found: Measured = {"tensors": {}, "images": {}, "numbers": {}}
     for line in CASES[name]:
@@ -215,6 +304,17 @@ def measure(name: str, twice: Callable[..., str] = by_torchrun) -> Measured:
     for path in sorted(Path("samples").glob("[0-9]*.png")):
         with Image.open(path) as image:
             found["images"][path.name] = np.asarray(image)
+    for path in sorted(Path("samples").glob("[0-9]*.wav")):
+        with wave.open(str(path)) as sound:
+            levels = np.frombuffer(sound.readframes(sound.getnframes()), "<i2")
+            found["images"][path.name] = (levels / 2**15).astype(np.float32)
+    for path in sorted(Path("exported").rglob("*.safetensors")):
+        found["tensors"] |= dict(sorted(load_file(path).items()))
+    for path in sorted(Path("exported").rglob("*.json")):
+        found["numbers"] |= leaves(json.loads(path.read_text()), path.relative_to("exported").stem)
+    for path in filter(Path.exists, [Path("page.html")]):
+        arrays, found["numbers"]["page.words"] = Page(path.read_text()).measured()
+        found["images"] |= {f"page.{name}": array for name, array in arrays.items()}
     return found
 
 
@@ -236,6 +336,8 @@ def differences(expected: Recorded, found: Recorded) -> list[str]:
 def _agree(was: Any, now: Any) -> bool:
     if now is None:
         return False
+    if isinstance(was, str):
+        return bool(was == now)
     if not isinstance(was, list):
         return bool(abs(was - now) <= DRIFT["numbers"] * max(1, abs(was)))
     (kind, *was), (own, *now) = was, now
