@@ -150,6 +150,36 @@ ALONE = threading.RLock()
 """Held by a thread while it changes what belongs to the whole process."""
 
 
+_reading = threading.local()
+
+
+@contextlib.contextmanager
+def reading_sample() -> Iterator[None]:
+    """Inside the block, in which a program's code makes a sample, refuse this thread a machine."""
+    _reading.sample = True
+    try:
+        yield
+    finally:
+        _reading.sample = False
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Hold `ALONE`.
+
+    Raises:
+        UsageError: a sample in memory asks for it: who waits for the sample may hold it, and
+            computes with what would be changed.
+    """
+    if getattr(_reading, "sample", False):
+        raise UsageError(
+            "samples cannot be generated while a command reads them from memory",
+            "Generate them before, into a list",
+        )
+    with ALONE:
+        yield
+
+
 class Turns:
     """The turns in which a training goes on, if others are under way in this process: inside one
     the generators of PyTorch and the state of Accelerate are its own. Other threads wait."""
@@ -165,7 +195,7 @@ class Turns:
 
         shared = AcceleratorState._shared_state, GradientState._shared_state
         there = torch.cuda.is_available() and torch.cuda.is_initialized()
-        with ALONE, torch.random.fork_rng([torch.cuda.current_device()] if there else []):
+        with _alone(), torch.random.fork_rng([torch.cuda.current_device()] if there else []):
             theirs = [dict(state) for state in shared]
             _set_states(shared, self._own)
             try:
@@ -207,7 +237,7 @@ def machine(
 
     Raises:
         UsageError: as `resolve_precision` does; processes that a launcher started do not see each
-            other; or the tracker is not installed.
+            other; the tracker is not installed; or a sample in memory asks for it.
     """
     device = device_type(device)
     precision = "fp32" if precision == "auto" else resolve_precision(precision, device)
@@ -220,7 +250,7 @@ def machine(
     from accelerate.state import AcceleratorState, GradientState
     from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
-    with ALONE:
+    with _alone():
         AcceleratorState._reset_state()
         GradientState._reset_state()
         if device == "cuda":

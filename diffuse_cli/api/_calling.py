@@ -21,6 +21,7 @@ from diffuse_cli.errors import DiffuseError, UsageError, translated
 from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.options import flag_of, options
 from diffuse_cli.parsing import brief, plain
+from diffuse_cli.runtime import reading_sample
 
 T = TypeVar("T")
 
@@ -72,7 +73,9 @@ def named(data: Data, name: str = "data") -> Iterator[str]:
         yield os.fspath(data)
         return
     samples: Any = [data] if isinstance(data, Image) else data
-    with held([*samples.files()] if isinstance(samples, Samples) else samples) as known:
+    if isinstance(samples, Samples):
+        samples = [*samples.files()]
+    with held(samples, around=reading_sample) as known:
         yield known
 
 

@@ -57,7 +57,7 @@ def train(
     Args:
         data: a path, or samples in memory: a sequence of images, arrays, tensors, paths, or pairs
             of one and its class, such as a `TensorDataset`. It is asked for its samples again as
-            they are used, by one thread at a time.
+            they are used, by one thread at a time, and must not call `diffuse` for them.
         out: the model file to write; its run directory lies beside it.
         config: the options of a file, or its path.
         options: those of `diffuse train`, such as `steps=1000`, `classes=True` or

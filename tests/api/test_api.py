@@ -172,6 +172,46 @@ def test_trainings_of_one_process_do_not_change_each_other(
     assert made("threads") == made("alone")
 
 
+def test_samples_in_memory_cannot_be_generated_while_they_are_read(
+    model: Path, recipe: Path, tmp_path: Path
+):
+    """A thread that reads would wait for the training, which waits for it; or change its state."""
+    generator, black = load(model), np.zeros((8, 8), np.uint8)
+
+    class Generated:
+        """Samples of a model, from the second time on if `later`."""
+
+        def __init__(self, generate: Callable[[], Any], later: bool = False) -> None:
+            self.generate, self.seen = generate, set[int]() if later else set(range(4))
+
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, k: int) -> Any:
+            if k in self.seen:
+                self.generate()
+            self.seen.add(k)
+            return black
+
+    def sample() -> Any:
+        return generator.sample(1, steps=1)
+
+    def train(data: Any, name: str = "new") -> list[Any]:
+        out = tmp_path / f"{name}.safetensors"
+        return [*diffuse.train(data, out=out, config=recipe, steps=1, workers=2)]
+
+    said = "samples cannot be generated while a command reads them from memory"
+    for generate in (sample, generator.denoiser, lambda: train([black] * 4, "inner")):
+        with pytest.raises(diffuse.UsageError, match=said):
+            train(Generated(generate))
+    with pytest.raises(diffuse.UsageError, match=said):
+        evaluate(model, Generated(sample), steps=1)
+    with pytest.raises(diffuse.DataError):  # all are unreadable
+        train(Generated(sample, later=True))
+    assert len(sample()) == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_pairs_and_what_is_drawn_from_may_be_in_memory(images: Path, recipe: Path, tmp_path: Path):
     whole = [image for image, _ in pictures(images)]
     given = [image.point(lambda level: 255 - level) for image in whole]

@@ -11,9 +11,9 @@ import io
 import itertools
 import os
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -41,24 +41,31 @@ class File(NamedTuple):
     shape: tuple[int, ...] | None = None
 
 
+Around: TypeAlias = Callable[[], contextlib.AbstractContextManager[object]]
+
+
 class _Held:
     """Samples, asked for by one thread at a time: not every sequence can be shared."""
 
-    def __init__(self, samples: Sequence[Any]) -> None:
-        self.samples, self.lock = samples, threading.Lock()
+    def __init__(self, samples: Sequence[Any], around: Around) -> None:
+        self.samples, self.around, self.lock = samples, around, threading.Lock()
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def file(self, index: int) -> File:
         with self.lock:
-            return encoded(_parted(self.samples[index])[0])
+            return encoded(_parted(self._sample(index))[0])
 
     def known(self, index: int) -> tuple[File, Any]:
         """A sample, and what is told of it."""
         with self.lock:
-            sample, told = _parted(self.samples[index])
+            sample, told = _parted(self._sample(index))
             return encoded(sample), told
+
+    def _sample(self, index: int) -> Any:
+        with self.around():
+            return self.samples[index]
 
 
 _HELD: dict[str, _Held] = {}
@@ -66,7 +73,7 @@ _NUMBERS = itertools.count(1)
 
 
 @contextlib.contextmanager
-def held(samples: Iterable[Any]) -> Iterator[str]:
+def held(samples: Iterable[Any], around: Around = contextlib.nullcontext) -> Iterator[str]:
     """The name of these samples, which can be opened inside the block, by this process.
 
     Args:
@@ -76,10 +83,11 @@ def held(samples: Iterable[Any]) -> Iterator[str]:
             last where only the last axis is one of up to four; the path of a file; or a tuple of
             such, as a `TensorDataset` has them: alone, or with its class, or with a mapping of
             columns.
+        around: the context in which a sequence is asked for a sample.
     """
     indexed = hasattr(samples, "__getitem__") and hasattr(samples, "__len__")
     name = f"{MEMORY}{next(_NUMBERS)}"
-    _HELD[name] = _Held(samples if indexed else list(samples))  # type: ignore[arg-type]
+    _HELD[name] = _Held(samples if indexed else list(samples), around)  # type: ignore[arg-type]
     try:
         yield name
     finally:
