@@ -106,9 +106,9 @@ class _Writer(io.BufferedWriter):
     """A new file, which is removed again unless it is renamed."""
 
     def __init__(self, path: Path) -> None:
+        _OWN.add(path)  # before another thread can see it
         super().__init__(io.FileIO(path, "x"))
         self.path = path
-        _OWN.add(path)
 
     def write(self, data: Any) -> int:
         with operation("write", self.path):

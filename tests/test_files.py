@@ -249,6 +249,22 @@ def test_threads_of_one_process_do_not_sweep_each_other(tmp_path: Path):
     assert (tmp_path / "file").read_bytes() == b"first"
 
 
+def test_a_thread_does_not_sweep_a_file_that_another_has_just_made(tmp_path: Path, monkeypatch):
+    """It is not locked yet, and the lock would not stop this process."""
+    made, real = [], files.io.FileIO
+
+    def make(path: Path, mode: str):
+        file = real(path, mode)
+        files.sweep(tmp_path)
+        made.append(path.exists())
+        return file
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.io, "FileIO", make)
+        files.write_bytes(tmp_path / "file", b"new")
+    assert made == [True]
+
+
 def test_without_locks_nothing_is_taken_for_abandoned(tmp_path: Path, monkeypatch):
     import fcntl
 
