@@ -65,11 +65,14 @@ def held(path: Path, flag: str = "-o") -> Iterator[None]:
 
     Raises:
         BusyError: another process holds it.
-        OutputError: nothing can be written beside it.
+        OutputError: it has no name, or nothing can be written beside it.
     """
     if rank() > 0:
         yield
         return
+    if path.name in ("", ".."):  # nothing can be written beside it under its name
+        said = f"cannot replace {files.show(path)}, a folder that the path does not name"
+        raise OutputError(said, f"Choose another {flag}")
     lock = path.with_name(f".{path.name}.lock")
     with locks.held(lock, f"Wait for it, or choose another {flag}", of=path):
         files.sweep(path.parent, re.escape(path.name))

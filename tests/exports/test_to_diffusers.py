@@ -498,6 +498,15 @@ def test_a_folder_is_replaced_only_where_asked_and_if_it_is_one(diffuse, here: P
     assert [p.name for p in here.iterdir() if p.suffix == ".tmp"] == []
 
 
+@pytest.mark.parametrize("out", [".", "..", "new/.."])
+def test_a_folder_without_a_name_is_not_replaced(diffuse, here: Path, out):
+    modelfile.save(Path("model.safetensors"), model_of())
+    before = sorted(here.rglob("*"))
+    ran = diffuse("convert", "model.safetensors", "--to", "diffusers", "-o", out, "-q")
+    assert (ran.code, f"cannot replace {out}, a folder" in ran.line) == (5, True)
+    assert sorted(here.rglob("*")) == before
+
+
 def test_equal_models_are_equal_folders(diffuse):
     leave(model_of(), "out")
     first = {p: p.read_bytes() for p in sorted(Path("out").rglob("*")) if p.is_file()}
