@@ -34,9 +34,9 @@ def opened(path: str | Path) -> BufferedReader:
 
 
 def read_bounded(path: str | Path, most: int) -> bytes:
-    """The bytes of a regular file, or of the pipe of `<(command)`, whose writer is there; a
+    """The bytes of a regular file, or of a pipe of the shell, whose writer is there; a
     `ValueError` if there are more than `most`."""
-    ours = re.fullmatch(r"/(dev|proc/self)/fd/\d+", str(path))
+    ours = re.fullmatch(r"/dev/stdin|/(dev|proc/self)/fd/\d+", str(path))
     piped = ours and stat.S_ISFIFO(Path(path).stat().st_mode)
     with Path(path).open("rb") if piped else opened(path) as file:
         data = file.read(most + 1)

@@ -6,6 +6,8 @@ import json
 import math
 import os
 import struct
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -192,6 +194,14 @@ def test_a_pipe_of_the_shell_is_read_once(folder: Path, text: bytes):
     os.close(writing)
     assert READS[text](f"/dev/fd/{reading}") == (0.1, 0.2)
     os.close(reading)
+
+
+@pytest.mark.skipif(not Path("/dev/stdin").exists(), reason="the system does not name stdin")
+def test_a_pipe_may_be_standard_input():
+    """As `command | diffuse train --config /dev/stdin` needs."""
+    code = "from diffuse_cli.options import read_toml; print(read_toml('/dev/stdin'))"
+    ran = subprocess.run([sys.executable, "-c", code], input=b"steps = 3", capture_output=True)
+    assert ran.stdout.decode().strip() == "{'steps': 3}", ran.stderr
 
 
 def test_resume_takes_the_betas_of_the_run(folder: Path):
