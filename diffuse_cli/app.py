@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _less(words: Sequence[str]) -> str:
-    """A hint how a command takes less memory."""
+    """Suggest how a command takes less memory."""
     config = next((COMMANDS[word].CONFIG for word in words if word in COMMANDS), None)
     names = {f.name for f, _ in options(config)} if config else set()
     if "batch_size" in names:

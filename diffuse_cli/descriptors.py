@@ -24,8 +24,11 @@ def open_to_read(path: str | Path) -> int:
 
 
 def opened(path: str | Path) -> BufferedReader:
-    """A regular file, open for reading; a `ValueError` for any other, without waiting for what
-    writes to a FIFO."""
+    """Open a regular file for reading, without waiting for what writes to a FIFO.
+
+    Raises:
+        ValueError: it is not a regular file.
+    """
     file = os.fdopen(open_to_read(path), "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
@@ -34,8 +37,11 @@ def opened(path: str | Path) -> BufferedReader:
 
 
 def read_bounded(path: str | Path, most: int) -> bytes:
-    """The bytes of a regular file, or of a pipe of the shell, whose writer is there; a
-    `ValueError` if there are more than `most`."""
+    """Read a regular file, or a pipe of the shell, whose writer is there.
+
+    Raises:
+        ValueError: it is something else, or has more than `most` bytes.
+    """
     ours = re.fullmatch(r"/dev/stdin|/(dev|proc/self)/fd/\d+", str(path))
     piped = ours and stat.S_ISFIFO(Path(path).stat().st_mode)
     with Path(path).open("rb") if piped else opened(path) as file:

@@ -94,7 +94,7 @@ _OWN: set[Path] = set()
 
 
 def _temporary(path: Path, kind: str = "") -> Path:
-    """A name that nobody else has: process numbers repeat in containers and on other machines."""
+    """Return a new name: process numbers repeat in containers and on other machines."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}{kind}.tmp")
 
 
@@ -124,8 +124,8 @@ class _Writer(io.BufferedWriter):
 
 
 def _begun(target: Path, stack: contextlib.ExitStack) -> _Writer:
-    """A file beside `target` that nobody else has, locked while it is open; discarded at the end of
-    the stack."""
+    """Make a file beside `target` under a new name, locked while it is open, which the stack
+    discards at its end."""
     while True:
         path = _temporary(target).absolute()
         with contextlib.suppress(FileExistsError), operation("open", path):
@@ -215,7 +215,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def as_json(value: Any) -> str:
-    """Indented JSON with sorted keys."""
+    """Return a value as indented JSON with sorted keys."""
     return json.dumps(value, indent=2, sort_keys=True) + "\n"
 
 

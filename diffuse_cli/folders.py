@@ -65,7 +65,7 @@ class Unfinished:
         return self.folder / name
 
     def names(self) -> set[str]:
-        """The files that are there as they were noted."""
+        """Return the files that are there as they were noted."""
         try:
             lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
@@ -86,7 +86,7 @@ class Unfinished:
         self.end()
 
     def end(self) -> None:
-        """All of it is there."""
+        """Forget the record: all of it is there."""
         files.remove(self.path)
 
 

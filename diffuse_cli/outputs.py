@@ -16,7 +16,7 @@ from diffuse_cli.runtime import rank
 
 @contextlib.contextmanager
 def asked(config: Any, name: str, suffix: str) -> Iterator[Path | None]:
-    """The path of a configuration's option `name`, `claimed`; None if it was not given.
+    """Claim the path of a configuration's option `name`; None if it was not given.
 
     Raises:
         UsageError, OutputError, BusyError: as in `claimed`.
@@ -34,7 +34,7 @@ def asked(config: Any, name: str, suffix: str) -> Iterator[Path | None]:
 def claimed(
     given: str | Path, suffix: str, overwrite: bool, *, flag: str = "-o", read: str | None = None
 ) -> Iterator[Path]:
-    """The path of a file that a command will write, which no other command writes inside the block.
+    """Claim the path of a file: inside the block no other command writes it.
 
     Args:
         suffix: of its name.

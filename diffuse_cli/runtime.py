@@ -123,8 +123,8 @@ def has_bfloat16(device: str) -> bool:
 
 
 def gaining_width(device: str) -> int | None:
-    """The least channels of a network that is faster in bfloat16 on a type of device; None if none
-    is known to be."""
+    """Return the least channels of a network that is faster in bfloat16 on a type of device; None
+    if no network is known to be."""
     if device != "cpu":
         return 1 if has_bfloat16(device) else None
     has = _capabilities()
@@ -134,14 +134,14 @@ def gaining_width(device: str) -> int | None:
 
 
 def _capabilities() -> Mapping[str, Any]:
-    """The processor's instructions, as far as this version of PyTorch tells."""
+    """Return the processor's instructions, as far as this version of PyTorch tells."""
     import torch
 
     return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
 
 
 def slow_precision(name: str, device: str) -> Iterator[str]:
-    """What to tell someone who typed a precision that this processor is slow in, if it is."""
+    """Warn of a precision that someone passed and this processor is slow in."""
     if name == "bf16" and device_type(device) == "cpu" and gaining_width("cpu") is None:
         yield "--precision bf16: this processor is not known to gain by it. Try --precision fp32"
 
@@ -181,15 +181,18 @@ def _alone() -> Iterator[None]:
 
 
 class Turns:
-    """The turns in which a training goes on, if others are under way in this process: inside one
-    the generators of PyTorch and the state of Accelerate are its own. Other threads wait."""
+    """Turns of one training run among others of this process.
+
+    Inside a turn the generators of PyTorch and the state of Accelerate belong to the run. Other
+    threads wait.
+    """
 
     def __init__(self) -> None:
         self._own: list[dict[str, Any]] = []
 
     @contextlib.contextmanager
     def taken(self) -> Iterator[None]:
-        """A turn, after which all is as the program had it."""
+        """Take a turn, and put everything back as the program had it."""
         import torch
         from accelerate.state import AcceleratorState, GradientState
 
@@ -280,7 +283,7 @@ def machine(
 
 
 def _set_products(precision: str) -> None:
-    """fp32 means float32 throughout; with other precisions TF32 is good enough for a GPU's rest."""
+    """Allow TF32 for what a GPU does not compute in 16 bits, except with fp32, which is exact."""
     import torch
 
     exact = precision == "fp32"

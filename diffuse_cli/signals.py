@@ -46,8 +46,8 @@ _quietly = False
 
 
 def leave_quietly() -> None:
-    """From now on a signal that nothing handles ends the process at once, without a word; so does
-    one that comes while the error of an earlier one is on its way out."""
+    """End the process at once and without a word, from now on, at a signal that nothing handles or
+    that comes while the error of an earlier one is on its way out."""
     global _quietly
     _quietly = True
     for number in ERRORS:
@@ -63,7 +63,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 def _strike(error: DiffuseError) -> NoReturn:
-    """Raise what a signal stands for, wherever the program is."""
+    """Raise the error of a signal, wherever the program is."""
     if _quietly:
         leave_quietly()
     raise _Struck(error)
