@@ -56,6 +56,7 @@ def equipped(
             loaded.precision,
             alone=alone,
             differentiable=loaded.differentiable,
+            typed=False,
         )
         check_fits(loaded, weaker, guide.path)
         denoiser, sha256 = weaker.denoiser, weaker.sha256

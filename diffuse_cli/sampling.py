@@ -172,6 +172,7 @@ def load_denoiser(
     *,
     alone: bool = False,
     differentiable: bool = False,
+    typed: bool = True,
 ) -> Work[Loaded]:
     """Read a model and put its network on the device.
 
@@ -181,6 +182,7 @@ def load_denoiser(
             accelerator's.
         alone: the other processes do not read it.
         differentiable: allow gradients of its output by its input.
+        typed: whether `precision` is an option that was passed, and not another model's.
 
     Raises:
         ModelFileError: no model, as `modelfile.find` says, or no such weights in it.
@@ -189,7 +191,7 @@ def load_denoiser(
     exact = precision_for(found.model, precision, accelerator)
     if not alone:  # processes may be on different machines
         exact = gather_object([exact])[0]
-    if precision is not None:
+    if typed and precision is not None:
         for line in slow_precision(precision, accelerator.device.type):
             yield Notice(line, warning=True)
     denoiser = ready(found.model, weights, accelerator, exact, differentiable=differentiable)

@@ -195,7 +195,10 @@ def load_stage(
     precision = config.precision
     if precision == "auto" and earlier.get("precision") in ("fp32", "bf16"):
         precision = earlier["precision"]
-    loaded = yield from load_denoiser(found or path, config.weights, accelerator, precision)
+    typed = precision == config.precision
+    loaded = yield from load_denoiser(
+        found or path, config.weights, accelerator, precision, typed=typed
+    )
     conditions, first = loaded.model.blueprint.conditions, path == config.model
     classes = config.classes if conditions.classes or first else ()
     on = config.on if conditions.table or first else ()

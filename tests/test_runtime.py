@@ -109,6 +109,22 @@ def test_samples_are_in_the_precision_that_their_model_was_trained_in(
         assert json.loads(Path("samples/manifest.json").read_text())["precision"] == own
 
 
+def test_a_precision_that_was_not_passed_is_not_warned_of(monkeypatch, diffuse, train):
+    """The guidance model and further samples are in the precision of the first samples."""
+    has = {"cpu_name": "Intel Xeon", "avx512_bf16": True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    for seed, name in enumerate(("model", "weak")):
+        options = ("--width", 8, "--steps", 1, "--precision", "bf16", "--seed", seed)
+        assert train(*options, "-o", f"{name}.safetensors").code == 0
+    line = ("sample", "model.safetensors", "--guide-with", "weak.safetensors", "--steps", 1)
+    warning = "this processor is not known to gain"
+    for n, count, passed in ((1, 1, ("--precision", "bf16", "-o", "x")), (1, 0, ()), (2, 0, ())):
+        ran = diffuse(*line, "-n", n, *passed)
+        assert ran.code == 0, ran.err
+        assert ran.err.count(warning) == count, ran.err
+    assert json.loads(Path("samples/manifest.json").read_text())["precision"] == "bf16"
+
+
 def test_precision_follows_the_widest_level(few_instructions):
     for multipliers, chosen in (((1, 2), "fp32"), ((1, 3), "bf16")):
         asked = TrainConfig(data="x", architecture={"width": 8, "multipliers": multipliers})
