@@ -42,7 +42,8 @@ def run(config: TrainConfig, console: Console) -> None:
         from diffuse_cli.media import MEDIA
 
         console.say(_summary(trained))
-        console.say(f"Draw {MEDIA[trained.medium].MANY} with: {trained.sample_line}")
+        if trained.sample_line:
+            console.say(f"Draw {MEDIA[trained.medium].MANY} with: {trained.sample_line}")
         values = {f.name: getattr(trained, f.name) for f in dataclasses.fields(trained)}
         del values["sample_line"]
         values |= {"model": str(trained.model), "run": str(trained.run)}

@@ -53,7 +53,7 @@ class Trained:
     """How a run ended.
 
     `best` has the model file with the lowest KID, its step and numbers, with --eval-every;
-    `sample_line` is a command that samples, empty if a program holds the data.
+    `sample_line` is a command that samples, empty if there is none.
     """
 
     model: Path

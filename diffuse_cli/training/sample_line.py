@@ -10,7 +10,7 @@ from pathlib import Path
 from diffuse_cli.columns import example
 from diffuse_cli.config import SampleConfig
 from diffuse_cli.core.conditions import PAIRS
-from diffuse_cli.data import Samples
+from diffuse_cli.data import Samples, is_images
 from diffuse_cli.runs import MEMORY
 from diffuse_cli.training.plan import Plan
 
@@ -19,10 +19,15 @@ INPUTS = 16
 
 
 def sample_line(plan: Plan, model: Path) -> str:
-    """A command that runs as it is: with an input and values of the training data, for a model
-    that is conditioned on them, and into a folder that is free. Empty if a program holds the data.
+    """Return a command that runs as it is: with an input and values of the training data, for a
+    model that is conditioned on them, and into a folder that is free. Empty if a program holds the
+    data, or if its inputs are in a file that `sample` takes for one sample.
     """
     if MEMORY in (plan.config.data[: len(MEMORY)], (plan.config.given or "")[: len(MEMORY)]):
+        return ""
+    given = plan.blueprint.conditions.given
+    source = plan.config.given if given and given.what == PAIRS else plan.config.data
+    if given and not is_images(Path(source or ""), single=True):
         return ""
     return shlex.join(["diffuse", "sample", str(model), *_told(plan), *_out()])
 

@@ -113,6 +113,16 @@ def test_the_command_that_samples_from_a_model_runs(
     assert ran.err.splitlines()[-1] == "See them all in one image: samples/grid.png"
 
 
+def test_rows_of_a_npy_file_are_no_inputs_of_a_command(diffuse: Run):
+    """`sample --given` reads the file as one array."""
+    np.save("all.npy", np.random.default_rng(3).normal(size=(12, 2, 8, 8)).astype(np.float32))
+    line = ("train", "all.npy", "--config", QUICK, "--steps", 2)
+    words = suggested(diffuse(*line, "-o", "plain.safetensors").err)
+    assert diffuse(*words).code == 0
+    ran = diffuse(*line, "--given", "low-res:2")
+    assert (ran.code, "diffuse sample" in ran.err) == (0, False)
+
+
 def test_pairs_in_a_zip_are_taken_from_it(diffuse: Run, images: Path, negatives: Path):
     line = ("train", images, "--config", QUICK, "--steps", 2, "--given", zipped(negatives))
     words = suggested(diffuse(*line).err)
