@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -28,6 +29,7 @@ from diffuse_cli.errors import DataError, UsageError, translating
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.givens import Giver, Inputs, inputs_for
 from diffuse_cli.media import MEDIA, asked_for
+from diffuse_cli.runs import MEMORY
 from diffuse_cli.runtime import settle, slow_precision
 from diffuse_cli.training.classes import check_labels, check_names, class_names
 from diffuse_cli.training.configuring import complete
@@ -227,11 +229,12 @@ def _mixed(config: TrainConfig, images: Samples) -> Work[None]:
     """Warn of a handful of images of nearly as many sizes, as lie about among other things."""
     count, sizes = len(images), len(images.summary.sizes)
     if FEW < count < HANDFUL and sizes > 2 and sizes * 2 >= count:
-        data = files.show(config.data)
+        line = shlex.join(["diffuse", "info", config.data, "-o", "sheet.png"])
+        look = "" if config.data.startswith(MEMORY) else f". Look at them: {line}"
         yield Notice(
-            f"only {images.summary.counted(count)} of {sizes:,} sizes in {data}: if they are not "
-            f"of one kind, samples will be nothing but copies and mixtures of them. Look at them: "
-            f"diffuse info {data} -o sheet.png",
+            f"only {images.summary.counted(count)} of {sizes:,} sizes in "
+            f"{files.show(config.data)}: if they are not of one kind, samples will be nothing but "
+            f"copies and mixtures of them{look}",
             warning=True,
         )
 

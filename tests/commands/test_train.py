@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import tomllib
 from pathlib import Path
@@ -14,7 +15,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from training.conftest import QUICK
 
+from diffuse_cli.config import TrainConfig
+from diffuse_cli.data import read_images
+from diffuse_cli.data.sources.memory import held
+from diffuse_cli.events import finish
 from diffuse_cli.training.batches import Batches
+from diffuse_cli.training.plan import _mixed
 from diffuse_cli.training.trainer import Trainer
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
@@ -260,18 +266,26 @@ def test_init_with_another_network_is_refused(train, model):
 def test_a_handful_of_images_of_all_sizes_is_said_before_training(
     diffuse, tmp_path, count, sizes, said
 ):
-    folder = tmp_path / "docs"
+    folder = tmp_path / "my docs"
     folder.mkdir()
     for k in range(count):
         Image.new("L", (8 + k % sizes, 8), k).save(folder / f"{k}.png")
-    ran = diffuse("train", "docs", "--config", QUICK, "--size", 8, "--steps", 1)
+    ran = diffuse("train", "my docs", "--config", QUICK, "--size", 8, "--steps", 1)
     assert ran.code == 0
-    line = f"only {count} images of {sizes} sizes in docs: if they are not of one kind"
+    line = f"only {count} images of {sizes} sizes in my docs: if they are not of one kind"
     assert (line in ran.err) == said
     if said:
         assert ran.err.index(line) < ran.err.index("1 steps")
-        todo = ran.err[ran.err.index("diffuse info docs") :].split("\n")[0].split()
-        assert diffuse(*todo[1:], "-q").code == 0
+        todo = ran.err[ran.err.index("diffuse info ") :].split("\n")[0]
+        assert diffuse(*shlex.split(todo)[1:], "-q").code == 0
+
+
+def test_images_of_a_program_are_looked_at_by_no_command():
+    with held([Image.new("L", (8 + k, 8), k) for k in range(5)]) as name:
+        images = finish(read_images(name))
+        (notice,) = _mixed(TrainConfig(data=name), images)
+    assert "only 5 images of 5 sizes" in notice.text
+    assert "diffuse info" not in notice.text
 
 
 @pytest.mark.parametrize("count", [1, 3])
