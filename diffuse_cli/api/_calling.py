@@ -88,12 +88,12 @@ def placed(keywords: Mapping[str, Any], stack: contextlib.ExitStack) -> dict[str
     and PyTorch for Python's, and samples for the name under which they can be opened as long as the
     stack is open."""
     given = {name: value for name, value in keywords.items() if value is not None}
-    named_ones = {n: stack.enter_context(named(given[n], n)) for n in HELD if n in given}
-    return {
-        **{n: str(v) if isinstance(v, PurePath) else plain(v) for n, v in given.items()
-           if n not in HELD},
-        **named_ones,
-    }  # fmt: skip
+    for name, value in given.items():
+        if name in HELD:
+            given[name] = stack.enter_context(named(value, name))
+        else:
+            given[name] = str(value) if isinstance(value, PurePath) else plain(value)
+    return given
 
 
 @contextlib.contextmanager
@@ -116,7 +116,7 @@ def _keywords() -> Mapping[str, str]:
     return {**found, "-o": "out", "--class": "label"}
 
 
-_WRITTEN = re.compile(r"diffuse (?:train|sample|eval|distill|convert) .*|(?<![\w-])--?[a-z][a-z-]*")
+_WRITTEN = re.compile(r"\bdiffuse [a-z][a-z-]* .*|(?<![\w-])--?[a-z][a-z-]*")
 """A command, which stays to the end of the text, or a flag."""
 
 

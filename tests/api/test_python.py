@@ -20,6 +20,7 @@ from training.conftest import QUICK
 import diffuse_cli as diffuse
 from diffuse_cli.api import _options
 from diffuse_cli.api._calling import in_python
+from diffuse_cli.commands import COMMANDS
 from diffuse_cli.config import EvalConfig, SampleConfig, TrainConfig
 from diffuse_cli.core.networks import NETWORKS
 
@@ -185,7 +186,13 @@ def test_notices_name_keywords(images: Path):
     assert not any("--" in text for text in texts)
 
 
-def test_commands_keep_their_flags():
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_keep_their_flags(command: str):
+    line = f"Type diffuse {command} x -o y --lr 3"
+    assert in_python(f"Without --lr. {line}") == f"Without lr. {line}"
+
+
+def test_flags_outside_commands_are_keywords():
     assert in_python("Give --lr, or type diffuse distill MODEL --lr 3") == (
         "Give lr, or type diffuse distill MODEL --lr 3"
     )
