@@ -29,9 +29,10 @@ from diffuse_cli.runtime import machine
 from diffuse_cli.stages import load_chain
 
 CARD, SAMPLES, NUMBERS = "README.md", "samples.png", "eval.json"
-OWNED = (SAMPLES, NUMBERS)
-"""Files that say something of one model, and go with it."""
 """Names of the files beside the model."""
+
+OWNED = (SAMPLES, NUMBERS)
+"""Files that describe one model, and are removed with it."""
 
 DRAWN = 16
 """Samples on the picture."""

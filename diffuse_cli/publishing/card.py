@@ -83,20 +83,24 @@ def _said(found: ModelReport) -> str:
 
 
 def _use(name: str, found: ModelReport) -> str:
-    """Lines that sample from it, with an input of the reader's and a value of each column."""
-    conditions, told = found.blueprint.conditions, dict[str, Any]()
+    """Return lines that sample from it, with an input of the reader's and a value of each column.
+
+    The command and the program have the same options.
+    """
+    conditions, flags, keywords = found.blueprint.conditions, list[str](), ""
     if conditions.table:
-        told["on"] = dict(map(example, conditions.table.columns))
+        values = dict(map(example, conditions.table.columns))
+        for column, value in values.items():
+            flags += ["--on", f"{column}={value}"]
+        keywords += f", on={values!r}"
     if conditions.given:
-        told["given"] = f"input{suffix(found.blueprint.space)}"
+        file = f"input{suffix(found.blueprint.space)}"
+        flags += ["--given", file]
+        keywords += f", given={file!r}"
         if conditions.given.what != PAIRS:
-            told["degrade"] = True
-    flags = [word for column, value in told.get("on", {}).items()
-             for word in ("--on", f"{column}={value}")]  # fmt: skip
-    flags += ["--given", told["given"]] if "given" in told else []
-    flags += ["--degrade"] if "degrade" in told else []
+            flags.append("--degrade")
+            keywords += ", degrade=True"
     line = shlex.join(["diffuse", "sample", name, *flags, "-n", "16", "-o", "samples/"])
-    keywords = "".join(f", {key}={value!r}" for key, value in told.items())
     return f"""## Use
 
 ```
