@@ -310,6 +310,6 @@ def no_command(typed: str, names: Iterable[str]) -> UsageError:
 
 def meant_value(flag: str, value: str) -> str:
     """The hint for a value that another program takes under this name; empty for any other."""
-    known = VALUES.get(flag.removesuffix("s") if flag == "--samplers" else flag, {})
+    known = VALUES.get("--sampler" if flag == "--samplers" else flag, {})
     own = known.get(value.lower().replace("_", "-"))
     return f"Did you mean '{flag} {own}'?" if own else ""

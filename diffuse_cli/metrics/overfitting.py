@@ -51,10 +51,8 @@ def remarks(facts: Facts) -> Iterator[Remark]:
 def _predicts(facts: Facts) -> bool:
     """Whether samples take no more bits than stored as they are: of held-out ones if another metric
     measured those, else of training ones."""
-    bound = next(
-        (facts[key] for key in ("bits_per_dim", "bits_per_dim_train") if key in facts), None
-    )
-    return not (facts.stored and bound and bound.above(facts.stored))
+    key = "bits_per_dim" if "bits_per_dim" in facts else "bits_per_dim_train"
+    return not (facts.stored and facts[key].above(facts.stored))
 
 
 def compute(evaluation: Parts) -> dict[str, float]:
