@@ -84,7 +84,7 @@ def evaluate(
             yield from tell(settings)
             described = describe(settings, config, loaded)
             described |= {"timesteps": config.timesteps, "respaced": config.respaced}
-            lacks = lacking(loaded.space, loaded, training=True)
+            lacks = lacking(loaded.space, loaded, training=config.train_n > 0)
             for _ in unmeasured(config.metrics or (), lacks):
                 pass  # said when DATA is read, which may not be what the model was trained on
         judge = yield from judging(config, loaded.space if loaded else None, accelerator)

@@ -288,6 +288,12 @@ def test_what_cannot_be_measured_is_said(diffuse, images, other):
     assert "--metrics likelihood needs a model" in ran.line
 
 
+def test_what_no_data_can_give_is_refused_before_it_is_read(diffuse, model):
+    ran = diffuse("eval", model, "absent", "--metrics", "memorization", "--train-n", 0, "-q")
+    assert (ran.code, ran.out) == (2, "")
+    assert "--metrics memorization needs DATA that a model was trained on" in ran.line
+
+
 def test_one_image_is_too_few_to_compare(diffuse, model, tmp_path):
     one = write_images(tmp_path / "one", 1)
     ran = diffuse("eval", model, one, "-n", 2, *QUICK)
