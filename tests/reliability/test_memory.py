@@ -319,7 +319,7 @@ def test_what_is_free_is_the_least_that_the_system_its_groups_and_limits_leave(
     with monkeypatch.context() as patch:
         patch.setattr(machine_memory, "_free_of_system", lambda: 1000)
         assert machine_memory.free_memory("cpu") == 1000
-    assert 0 < machine_memory.free_memory("cpu")
+    assert machine_memory.free_memory("cpu") > 0
     assert 0 < machine_memory._free_of_system() < machine_memory.UNLIMITED
     limits = (2**40, resource.RLIM_INFINITY)
     monkeypatch.setattr(resource, "getrlimit", lambda kind: limits)
