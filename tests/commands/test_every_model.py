@@ -1,13 +1,15 @@
-"""Every kind of model with every command that takes one, and with every metric alone.
+"""Every kind of model with every command that takes one, and with every metric and pair of them.
 
-What is not in `REFUSED` works; what is there is refused in a line, before anything is written. A
-change from one to the other is a change of these tables.
+What is not in `REFUSED` or `ALONE` works; what is there is refused in a line, before anything is
+written. A change from one to the other is a change of these tables.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,17 @@ from undrawn import undraw
 
 from diffuse_cli import modelfile
 from diffuse_cli.commands import COMMANDS as EVERY
+from diffuse_cli.evaluation import evaluating
 from diffuse_cli.exports._traced import inputs
 from diffuse_cli.media import MEDIA, Asked, like
-from diffuse_cli.metrics import METRICS
+from diffuse_cli.metrics import METRICS, Facts, remarks
 
 TWO = ("--steps", 2)
 SMALL = ("-n", 4, *TWO, "--precision", "fp32")
 IN_TWO = ("--timesteps", 2)
-SEED = ("--seed", 3)
+
+DRAWN = ("unconditional", "array", "sound", "stack")
+"""A kind of each medium, whose report has plots; they take most of the time of a page."""
 
 
 class Bench:
@@ -50,19 +55,18 @@ class Bench:
         return modelfile.load(self.model)
 
     @property
-    def told(self) -> tuple[Any, ...]:
-        """What `sample` is told that has no default."""
-        if self.kind.beside:
-            return ("--given", self.shop.sample(self.kind.beside))
-        return ("--given", self.first, "--degrade") if "--given" in self.kind.options else ()
-
-    @property
     def other_half(self) -> tuple[Any, ...]:
-        """What `noise-demo` is told of a pair."""
+        """The other sample of a pair, as an option."""
         return ("--given", self.shop.sample(self.kind.beside)) if self.kind.beside else ()
 
+    @property
+    def condition(self) -> tuple[Any, ...]:
+        """The options that `sample` needs of a model that is conditioned on an input."""
+        degraded = "--given" in self.kind.options
+        return ("--given", self.first, "--degrade") if degraded else self.other_half
+
     def mask(self) -> Path:
-        """Half of a sample is to be drawn."""
+        """Write a mask of the left half of a sample, which is to be filled in."""
         medium, size = self.loaded.blueprint.space.medium, self.loaded.blueprint.space.size
         hole = np.zeros(size, np.uint8)
         hole[..., : size[-1] // 2] = 255
@@ -219,7 +223,7 @@ Check = Callable[[Bench, Any], None]
 
 COMMANDS: dict[str, tuple[Line, Check]] = {
     "sample": (
-        lambda b: ("sample", b.model, "-n", 3, *TWO, *b.told, "-o", "out"),
+        lambda b: ("sample", b.model, "-n", 3, *TWO, *b.condition, "-o", "out"),
         drawn("out", 3),
     ),
     "tune": (
@@ -354,11 +358,30 @@ def test_a_command(
 
 
 def evaluation(bench: Bench) -> tuple[Any, ...]:
+    """Return the command line that evaluates a model by every metric."""
     return ("eval", bench.model, bench.data, *SMALL, *IN_TWO, *bench.beside, "--json")
 
 
+def check_pairs_of_metrics(alone: Sequence[Facts]) -> None:
+    """Check that the remarks on two metrics need no third one."""
+    for one, other in itertools.combinations(alone, 2):
+        both = replace(
+            one,
+            values={**one.values, **other.values},
+            details={**one.details, **other.details},
+            dim=max(one.dim, other.dim),
+        )
+        remarks(both)
+
+
 @pytest.mark.parametrize("name", KINDS)
-def test_all_metrics_and_each_alone(diffuse: Any, shop: Workshop, name: str) -> None:
+def test_all_metrics_each_alone_and_pairs(
+    diffuse: Any, shop: Workshop, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts: list[Facts] = []
+    monkeypatch.setattr(evaluating, "remarks", lambda own: facts.append(own) or remarks(own))
+    if name not in DRAWN:
+        undraw(monkeypatch)
     bench = Bench(shop, name)
     ran = run(diffuse, (*evaluation(bench), "--report", "page.html"), None)
     evaluated(bench, ran)
@@ -375,6 +398,8 @@ def test_all_metrics_and_each_alone(diffuse: Any, shop: Workshop, name: str) -> 
             assert value == pytest.approx(whole[key], nan_ok=True), (metric, key)
         seen |= found.keys()
     assert seen == whole.keys()
+    assert len(facts) == 1 + len(METRICS) - len(ALONE[name])
+    check_pairs_of_metrics(facts[1:])
 
 
 def test_every_command_that_takes_a_model_is_here() -> None:
