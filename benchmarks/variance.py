@@ -23,8 +23,9 @@ from torch import Tensor
 
 from diffuse_cli.core import VARIANCES, Denoiser
 from diffuse_cli.core.variances import LEARNED
-from diffuse_cli.evaluation.bounds import Bound, measure
+from diffuse_cli.evaluation.bounds import measure
 from diffuse_cli.evaluation.images import Labelled
+from diffuse_cli.evaluation.parts import Bound
 from diffuse_cli.events import finish
 from diffuse_cli.runtime import machine, resolve_precision
 from diffuse_cli.sampling import load_denoiser

@@ -6,6 +6,8 @@ are imported when they are first used: torch is not loaded before.
 
 from typing import TYPE_CHECKING, Any
 
+from diffuse_cli.system import __version__ as __version__
+
 if TYPE_CHECKING:
     from diffuse_cli.api import BusyError as BusyError
     from diffuse_cli.api import DataError as DataError
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
     from diffuse_cli.api import evaluate as evaluate
     from diffuse_cli.api import load as load
     from diffuse_cli.api import train as train
-
-__version__ = "0.1.0"
 
 __all__ = [
     "BusyError",

@@ -15,7 +15,6 @@ import typer
 import typer.main
 from typer.exceptions import TyperException
 
-from diffuse_cli import __version__
 from diffuse_cli.commands import COMMANDS
 from diffuse_cli.commands._help import Command, Group
 from diffuse_cli.commands._mistakes import explain
@@ -28,6 +27,7 @@ from diffuse_cli.options import options
 from diffuse_cli.peers import lost
 from diffuse_cli.runtime import launched, rank, wait_briefly
 from diffuse_cli.signals import leave_quietly, raised
+from diffuse_cli.system import __version__
 
 ORDER = (
     "train", "sample", "inpaint", "upscale", "restore", "vary", "interpolate", "noise-demo", "eval",

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
@@ -18,11 +18,12 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from diffuse_cli.errors import DiffuseError, OutputError
-from diffuse_cli.events import Notice, Progress, Table, Work
+from diffuse_cli.events import Notice, Progress, Table, Work, columns, plain
 from diffuse_cli.files import show
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
+
 
 T = TypeVar("T")
 
@@ -162,27 +163,12 @@ class _Forgiving:
         return getattr(self._stream, name)
 
 
-def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of cells as lines with aligned columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-
-
 def is_terminal(stream: IO[str] | None) -> bool:
     """Whether the stream is a terminal."""
     try:
         return stream is not None and stream.isatty()
     except (AttributeError, ValueError):  # none, or a closed one
         return False
-
-
-def plain(value: Any) -> Any:
-    """`value` for JSON: NaN and infinity become None."""
-    if isinstance(value, dict):
-        return {name: plain(each) for name, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def discard(stream: TextIO) -> None:
@@ -249,3 +235,21 @@ class _Lines:
             self.say(f"{event.task} {event.done:,}/{event.total:,}{detail}")
         if ended:
             del self.last[event.task]
+
+
+LONGEST, MOST_VALUES = 200, 20
+"""The most characters of a text from a file to print, and values of a list."""
+
+
+def said(value: Any, number: Callable[[float], str] = "{:.4g}".format) -> str:
+    """A value as text; of a long list, its length."""
+    if isinstance(value, list):
+        if len(value) > MOST_VALUES:
+            return f"{len(value):,} values"
+        return f"[{', '.join(map(partial(said, number=number), value))}]"
+    return number(value) if isinstance(value, float) else str(value)
+
+
+def brief(text: str) -> str:
+    """The start of a text from a file, escaped."""
+    return show(text if len(text) <= LONGEST else f"{text[:LONGEST]} ...")

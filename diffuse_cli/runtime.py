@@ -353,7 +353,7 @@ def made_with(accelerator: Accelerator) -> dict[str, str]:
     import numpy as np
     import torch
 
-    from diffuse_cli import __version__
+    from diffuse_cli.system import __version__
 
     device = accelerator.device.type
     if device == "cuda":

@@ -28,7 +28,7 @@ from diffuse_cli.diffusion import kept_in_range
 from diffuse_cli.draws import image_noise
 from diffuse_cli.errors import translating
 from diffuse_cli.events import Notice, Progress, Work
-from diffuse_cli.media import MEDIA, Size
+from diffuse_cli.media import Size
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.runtime import PRECISIONS, resolve_precision, slow_precision
 
@@ -112,11 +112,6 @@ def stored(space: Space, x: Tensor) -> Array:
     """Samples (B, C, *size) of a model as stored numbers, on the CPU."""
     numbers: Array = space.to_stored(x).cpu().numpy()
     return numbers.astype(np.uint16) if numbers.dtype == np.int32 else numbers
-
-
-def looks(space: Space, samples: Array) -> Array:
-    """Stored samples as pictures, uint8 (N, 1 or 3, H, W)."""
-    return MEDIA[space.medium].look(samples, space)
 
 
 @dataclass(frozen=True)

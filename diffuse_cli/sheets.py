@@ -10,7 +10,7 @@ import numpy as np
 from diffuse_cli import pictures
 from diffuse_cli.conditioning import Condition
 from diffuse_cli.core.space import Space
-from diffuse_cli.sampling import looks
+from diffuse_cli.media import looks
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -16,8 +16,9 @@ from diffuse_cli.events import Notice, Work
 from diffuse_cli.givens import Giver, Inputs
 from diffuse_cli.guiding import equipped
 from diffuse_cli.inputs import Offered, check_follows, from_samples, offered
+from diffuse_cli.media import looks
 from diffuse_cli.resolving import DrawSettings, resolve, tell
-from diffuse_cli.sampling import Drawing, Loaded, draw, load_denoiser, looks, stored
+from diffuse_cli.sampling import Drawing, Loaded, draw, load_denoiser, stored
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -15,10 +15,10 @@ from diffuse_cli.api._calling import as_usual, done, path_of, placed, translatin
 from diffuse_cli.api._options import Int, SampleOptions
 from diffuse_cli.api._samples import Samples
 from diffuse_cli.config import SampleConfig
-from diffuse_cli.console import plain as without_nan
 from diffuse_cli.core.space import Space
 from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Progress, Work
+from diffuse_cli.events import plain as without_nan
 from diffuse_cli.inspection.model import report_on
 from diffuse_cli.ledger import parts_of
 from diffuse_cli.media import prepare

@@ -13,8 +13,7 @@ from diffuse_cli import files, pictures
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import File
 from diffuse_cli.folders import name_of
-from diffuse_cli.media import MEDIA, suffix
-from diffuse_cli.sampling import looks
+from diffuse_cli.media import MEDIA, looks, suffix
 
 if TYPE_CHECKING:
     import numpy.typing as npt

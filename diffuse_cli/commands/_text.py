@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from diffuse_cli.inspection.words import brief as brief
-from diffuse_cli.inspection.words import said as said
+from diffuse_cli.console import brief as brief
+from diffuse_cli.console import said as said
 
 
 def clock(seconds: float) -> str:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.commands._text import brief, said
 from diffuse_cli.config import CompareConfig
-from diffuse_cli.console import Console, columns
+from diffuse_cli.console import Console
 from diffuse_cli.core.settings import digits
+from diffuse_cli.events import columns
 from diffuse_cli.features import KIDS
 from diffuse_cli.files import show
 from diffuse_cli.metrics import SIGNIFICANT, Measured, label

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from diffuse_cli import files
 from diffuse_cli.config import EmaConfig
-from diffuse_cli.console import Console, columns
+from diffuse_cli.console import Console
+from diffuse_cli.events import columns
 from diffuse_cli.metrics import as_text, label
 
 if TYPE_CHECKING:

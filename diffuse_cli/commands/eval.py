@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from diffuse_cli import files
 from diffuse_cli.config import EvalConfig
-from diffuse_cli.console import Console, columns, plain
+from diffuse_cli.console import Console
+from diffuse_cli.events import columns, plain
 from diffuse_cli.metrics import Number, Values, class_numbers, shown
 from diffuse_cli.outputs import asked
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from diffuse_cli.commands._text import brief, clock
 from diffuse_cli.config import InfoConfig
-from diffuse_cli.console import Console, columns
+from diffuse_cli.console import Console
 from diffuse_cli.core.settings import dimensions
+from diffuse_cli.events import columns
 from diffuse_cli.files import show
 from diffuse_cli.inspection.words import Rows, labelled, model_rows, more
 from diffuse_cli.metrics import Measured

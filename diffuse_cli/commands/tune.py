@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from diffuse_cli import files
 from diffuse_cli.config import LEARNED, TuneConfig
-from diffuse_cli.console import Console, columns, plain
+from diffuse_cli.console import Console
+from diffuse_cli.events import columns, plain
 from diffuse_cli.metrics import as_text, label
 from diffuse_cli.outputs import asked
 from diffuse_cli.runtime import rank

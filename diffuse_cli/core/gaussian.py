@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,3 +75,32 @@ class Gaussian:
         below = cdf((inside - half) * inverse_std) * ~outermost
         least = MIN_PROBABILITY * min(1.0, 256 / levels)
         return -(above - below).clamp(min=least).log()
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The coefficients of a step from t to s, s < t; numbers, or tensors that broadcast.
+
+    Attributes:
+        alpha, sigma: of x_t = alpha x_0 + sigma eps.
+        alpha_s, sigma_s: the same at s.
+        c1, c2: posterior mean c1 x_0 + c2 x_t (Ho et al. 2020, eq. 7).
+        log_beta: log(1 - alpha_bar_t / alpha_bar_s), the variance of q(x_t | x_s).
+        log_beta_tilde: log-variance of the posterior q(x_s | x_t, x_0); at s = -1, where that
+            variance is 0, the one of the process's second timestep.
+        first: 1 at s = -1, else 0.
+    """
+
+    alpha: Any
+    sigma: Any
+    alpha_s: Any
+    sigma_s: Any
+    c1: Any
+    c2: Any
+    log_beta: Any
+    log_beta_tilde: Any
+    first: Any
+
+    def columns(self) -> list[Any]:
+        """The coefficients in the order of the fields."""
+        return [getattr(self, f.name) for f in fields(self)]

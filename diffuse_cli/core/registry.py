@@ -18,7 +18,7 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Collection, Iterator, Mapping, MutableMapping
 from importlib.abc import InspectLoader
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar, cast
@@ -102,11 +102,15 @@ class Modules(Registry[Entry]):
         group: the table's name in entry points.
         package: `__name__` of the package.
         path: its `__path__`.
+        helpers: modules of the package that are not entries, though other packages import them.
     """
 
-    def __init__(self, group: str, package: str, path: list[str]) -> None:
+    def __init__(
+        self, group: str, package: str, path: list[str], helpers: Collection[str] = ()
+    ) -> None:
         files = [info.name for info in pkgutil.iter_modules(path) if info.name[0] != "_"]
-        super().__init__(group, {f.replace("_", "-"): f"{package}.{f}" for f in sorted(files)})
+        entries = sorted(set(files).difference(helpers))
+        super().__init__(group, {f.replace("_", "-"): f"{package}.{f}" for f in entries})
 
     def __getitem__(self, name: str) -> Entry:
         if isinstance(module := self.own.get(name), str):

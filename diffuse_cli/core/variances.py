@@ -15,7 +15,7 @@ from diffuse_cli.core.registry import Registry
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diffuse_cli.core.process import Pair
+    from diffuse_cli.core.gaussian import Pair
 
 Variance = Callable[["Pair", "Tensor | None"], Any]
 

@@ -2,175 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import math
 import zipfile
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from diffuse_cli import files
-from diffuse_cli.core.settings import dimensions
 from diffuse_cli.data import summary
 from diffuse_cli.data.samples import Samples
+from diffuse_cli.data.store import INDEX, PIXELS, _map, forget
 from diffuse_cli.data.streamed import Streamed, stream_of
 from diffuse_cli.data.streaming import Stream
 from diffuse_cli.errors import DataError
 from diffuse_cli.media import Array
-
-PIXELS = "pixels.u8"
-INDEX = "index.npz"
-
-Shape = tuple[int, ...]
-
-
-class Memory:
-    """A store of at most `capacity` samples in memory.
-
-    Raises:
-        DataError: they do not fit.
-    """
-
-    def __init__(self, capacity: int, shape: Shape, dtype: np.dtype[Any]) -> None:
-        self.shape, self.dtype = shape, dtype
-        self._count = 0
-        try:
-            self._pixels = np.empty((capacity, *shape), dtype)
-        except (MemoryError, ValueError) as error:
-            mib = math.ceil(capacity * math.prod(shape) * dtype.itemsize / 2**20)
-            need = f"{mib:,} MiB" if mib < 1024 else f"{mib / 1024:,.1f} GiB"
-            message = f"{capacity:,} samples of {dimensions(shape[1:])} need {need} of memory"
-            raise DataError(message, "Choose a smaller --size") from error
-
-    def append(self, pixels: Array) -> None:
-        self._pixels[self._count] = pixels
-        self._count += 1
-
-    def finish(self) -> Array:
-        """(N, C, *size)."""
-        return self._pixels[: self._count]
-
-    def abort(self, error: BaseException) -> None:
-        """Nothing to clean up."""
-
-
-class Mapped:
-    """A store in the file `pixels.u8` of a folder, which appears when it is finished.
-
-    Until then it is written, not mapped: a full disk raises an error, not SIGBUS.
-    """
-
-    def __init__(self, folder: Path, shape: Shape, dtype: np.dtype[Any]) -> None:
-        self.shape, self.dtype = shape, dtype
-        self._count = 0
-        self._path = folder / PIXELS
-        self._stack = contextlib.ExitStack()
-        self._file = self._stack.enter_context(files.writing(self._path))
-
-    def append(self, pixels: Array) -> None:
-        values = pixels.astype(self.dtype, copy=False)
-        self._file.write(np.broadcast_to(values, self.shape).tobytes())
-        self._count += 1
-
-    def finish(self) -> Array:
-        """(N, C, *size), mapped read-only.
-
-        Raises:
-            OutputError: the file cannot be written.
-        """
-        self._stack.close()
-        return _map(self._path, (self._count, *self.shape), self.dtype)
-
-    def abort(self, error: BaseException) -> None:
-        """Remove the unfinished file; an `OSError` becomes an `OutputError`."""
-        self._stack.__exit__(type(error), error, error.__traceback__)
-
-
-Store = Memory | Mapped
-"""Takes samples of one shape (C, *size) one by one; a single channel is repeated to fill C."""
-
-
-class Kept:
-    """The first samples of a set, as many as `keep` bytes hold: all, where it is None.
-
-    Attributes:
-        store: of the shape that all samples have so far; None before the first.
-        room: how many samples it has room for.
-        open: whether it takes another.
-    """
-
-    def __init__(self, folder: Path | None, total: int, keep: int | None) -> None:
-        self.store: Store | None = None
-        self.room = 0
-        self._folder, self._total, self._keep = folder, total, keep
-        self._count, self.open = 0, True
-        if folder is not None:
-            forget(folder)
-
-    def renew(self, shape: Shape, dtype: np.dtype[Any], fitted: Callable[[Array], Array]) -> None:
-        """Begin a store of another shape with what was kept so far."""
-        before: Iterable[Array] = () if self.store is None else self.store.finish()
-        self.room, self._count = self._total, 0
-        if self._keep is not None:
-            self.room = min(self._total, self._keep // (math.prod(shape) * dtype.itemsize))
-        if self._folder is None or self.room == 0:
-            self.store = Memory(self.room, shape, dtype)
-        else:
-            self.store = Mapped(self._folder, shape, dtype)
-        was_open, self.open = self.open, True
-        for values in before:
-            self.append(fitted(values))
-        self.open = self.open and was_open
-
-    def append(self, values: Array | None) -> None:
-        """Keep a sample, if none was left out before it; None leaves it out."""
-        self.open = self.open and values is not None and self._count < self.room
-        if self.open and self.store is not None and values is not None:
-            self.store.append(values)
-            self._count += 1
-
-    @property
-    def shape(self) -> Shape:
-        """That of the samples."""
-        assert self.store is not None
-        return self.store.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """That of the samples."""
-        assert self.store is not None
-        return self.store.dtype
-
-    def again(self) -> Kept:
-        """An empty one of the same shape."""
-        other = Kept(self._folder, self._total, self._keep)
-        other.renew(self.shape, self.dtype, lambda values: values)
-        return other
-
-    def finish(self) -> Array:
-        """(K, C, *size)."""
-        assert self.store is not None
-        return self.store.finish()
-
-    def abort(self, error: BaseException) -> None:
-        """As that of the stores."""
-        if self.store is not None:
-            self.store.abort(error)
-
-
-def _map(path: Path, shape: Shape, dtype: np.dtype[Any]) -> Array:
-    if shape[0] == 0:  # there is nothing to map
-        return np.empty(shape, dtype)
-    return np.memmap(path, dtype, mode="r", shape=shape)
-
-
-def forget(folder: Path) -> None:
-    """Remove the index of `folder`, whose samples are about to change."""
-    files.remove(folder / INDEX)
 
 
 def save_index(images: Samples, folder: Path) -> None:

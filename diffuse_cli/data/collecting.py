@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from diffuse_cli import unusable
-from diffuse_cli.data import cache as caches
 from diffuse_cli.data.index import Index
 from diffuse_cli.data.jobs import Decoded, Reading, Skipped
 from diffuse_cli.data.pool import decode_all
 from diffuse_cli.data.sources import Entry, Listing
+from diffuse_cli.data.store import Kept, Shape, Store
 from diffuse_cli.data.streaming import SECONDS_BETWEEN_EVENTS
 from diffuse_cli.data.summary import NAMED
 from diffuse_cli.errors import DataError
@@ -68,7 +68,7 @@ def collect(
     reading: Reading,
     listing: Listing,
     tally: Tally,
-    kept: caches.Kept,
+    kept: Kept,
     index: Index,
     strict: bool,
     workers: int,
@@ -123,7 +123,7 @@ def _unread(read: Read, reading: Reading) -> Array:
     return np.broadcast_to(np.zeros((), dtype), read.values.shape)
 
 
-def _goes_with(store: caches.Store | None, read: Read, reading: Reading) -> bool:
+def _goes_with(store: Store | None, read: Read, reading: Reading) -> bool:
     """Whether a sample can be stored with others; gives a size of equal sides its dimensions."""
     shape, asked = read.values.shape[1:], reading.asked
     if store is None:
@@ -137,7 +137,7 @@ def _goes_with(store: caches.Store | None, read: Read, reading: Reading) -> bool
     return store.shape == read.values.shape
 
 
-def _type_for(store: caches.Store | None, values: Array, reading: Reading) -> np.dtype[Any]:
+def _type_for(store: Store | None, values: Array, reading: Reading) -> np.dtype[Any]:
     """The type of a store that takes a sample, too: that of fewest bits, where a medium has
     several, or one that holds the numbers of both."""
     if store is None or store.dtype == values.dtype:
@@ -149,7 +149,7 @@ def _type_for(store: caches.Store | None, values: Array, reading: Reading) -> np
     return least
 
 
-def _shape_for(store: caches.Store | None, values: Array, reading: Reading) -> caches.Shape:
+def _shape_for(store: Store | None, values: Array, reading: Reading) -> Shape:
     """The shape that a store needs for `values`, too; where sizes differ, it decides the size."""
     channels, *size = values.shape
     if store is None:

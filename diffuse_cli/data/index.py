@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 import PIL
 
-import diffuse_cli
+from diffuse_cli import system
 from diffuse_cli import files
 from diffuse_cli.data.jobs import Decoded, Result, Skipped
 from diffuse_cli.data.sources import Entry, Listing
@@ -41,7 +41,7 @@ class Index:
 
     def __init__(self, path: Path | None, about: dict[str, Any], goes_on: bool = False) -> None:
         self.path, self._goes_on = path, goes_on
-        versions = {"diffuse": diffuse_cli.__version__, "pillow": PIL.__version__}
+        versions = {"diffuse": system.__version__, "pillow": PIL.__version__}
         self._header = {"format": FORMAT, **versions, **json.loads(json.dumps(about))}
 
     def listing(self) -> Listing | None:

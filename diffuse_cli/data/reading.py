@@ -15,7 +15,7 @@ from PIL import ImageColor
 
 from diffuse_cli import unusable
 from diffuse_cli.core.settings import dimensions
-from diffuse_cli.data import cache as caches
+from diffuse_cli.data import store
 from diffuse_cli.data.collecting import Tally, collect
 from diffuse_cli.data.index import Index
 from diffuse_cli.data.jobs import Reading
@@ -157,7 +157,7 @@ def read_images(
         taken = bound if keep is None else min(bound, keep)
         folder = cache if cache is not None and taken > map_over else None
         tally = Tally()
-        kept = caches.Kept(folder, len(listing.candidates), keep)
+        kept = store.Kept(folder, len(listing.candidates), keep)
         yield from collect(reading, listing, tally, kept, known, strict, workers or cores())
         stored = None
         if tally.entries:

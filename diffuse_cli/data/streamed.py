@@ -12,7 +12,7 @@ from diffuse_cli.events import Work
 from diffuse_cli.media import Array
 
 if TYPE_CHECKING:
-    from diffuse_cli.data.cache import Kept
+    from diffuse_cli.data.store import Kept
 
 Indices = npt.NDArray[np.int64]
 

@@ -28,7 +28,7 @@ from diffuse_cli.files import show
 from diffuse_cli.media import MEDIA, Array, Asked, prepare
 
 if TYPE_CHECKING:
-    from diffuse_cli.data.cache import Kept
+    from diffuse_cli.data.store import Kept
 
 Indices = npt.NDArray[np.int64]
 

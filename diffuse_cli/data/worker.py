@@ -25,7 +25,6 @@ from typing import IO, Any
 
 import numpy as np
 
-import diffuse_cli
 from diffuse_cli.data.jobs import LATER, Decoded, Reading, Result, Skipped, decode_files
 from diffuse_cli.data.sources import Entry, open_source
 from diffuse_cli.media import Asked, Read, prepare
@@ -45,7 +44,7 @@ class Worker:
     """
 
     def __init__(self, reading: Reading) -> None:
-        packages = str(Path(diffuse_cli.__file__).parents[1])
+        packages = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
             # Without -P a file `json.py` in the current folder would be imported.

@@ -25,7 +25,8 @@ from diffuse_cli.draws import image_noise
 from diffuse_cli.errors import UsageError, lookup
 from diffuse_cli.evaluation.neighbors import search
 from diffuse_cli.events import Progress, Work
-from diffuse_cli.sampling import Loaded, looks, stored
+from diffuse_cli.media import looks
+from diffuse_cli.sampling import Loaded, stored
 from diffuse_cli.tasks.telling import check_class
 
 if TYPE_CHECKING:

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
-from diffuse_cli.evaluation.cache import computed
-from diffuse_cli.evaluation.images import inputs_of
+from diffuse_cli.evaluation.bounds import make_bits, make_train_bits
+from diffuse_cli.evaluation.cache import cached, computed
+from diffuse_cli.evaluation.images import Labelled, Training, inputs_of
+from diffuse_cli.evaluation.neighbors import search
 from diffuse_cli.evaluation.team import draw_share, gathered
 from diffuse_cli.events import Work
 from diffuse_cli.givens import Giver, Inputs, beside, degrading, misfits
+from diffuse_cli.media import Array
 from diffuse_cli.metrics._nearest import blocks, merge
+from diffuse_cli.metrics._waves import measure as measure_spectra
 from diffuse_cli.metrics.answers import Answers, feature_distances, likeness
+from diffuse_cli.metrics.landmarks import landmarks
+from diffuse_cli.sampling import Loaded
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diffuse_cli.evaluation.images import Labelled
-    from diffuse_cli.evaluation.parts import Evaluation
-    from diffuse_cli.media import Array
-    from diffuse_cli.sampling import Loaded
+    from diffuse_cli.evaluation.parts import Builder, Evaluation
 
 
 ANSWERED, ANSWERED_AT_ONCE, ANSWERS_SHOWN = 1000, 16, 10
@@ -123,7 +128,6 @@ def answered(
 def given_itself(loaded: Loaded, inputs: Inputs, count: int) -> Array | None:
     """What the first real images are given, as samples (count, C, *size); None if its channels are
     not theirs."""
-    import torch
 
     giver, space = Giver.of(loaded.model.blueprint), loaded.space
     assert giver is not None
@@ -136,7 +140,6 @@ def given_itself(loaded: Loaded, inputs: Inputs, count: int) -> Array | None:
 def nearest(loaded: Loaded, inputs: Inputs, count: int, training: Labelled, seed: int) -> Array:
     """The place of the training image that comes nearest to what each of the first real images is
     given, where that is known: (count,)."""
-    import torch
 
     giver = Giver.of(loaded.model.blueprint)
     assert giver is not None
@@ -159,7 +162,6 @@ def nearest(loaded: Loaded, inputs: Inputs, count: int, training: Labelled, seed
 
 def _known_whole(giver: Giver, images: Labelled, seed: int) -> Tensor:
     """What would be given of images if nothing of it were hidden, (B, C', *size)."""
-    import torch
 
     if giver.masks:
         return giver.space.to_model(torch.from_numpy(images.samples))
@@ -168,3 +170,119 @@ def _known_whole(giver: Giver, images: Labelled, seed: int) -> Tensor:
     else:
         inputs = degrading(giver, images.samples, seed, "looked up")
     return inputs.at(range(len(images)), torch.device("cpu"))[:, :-1]
+
+
+def _make_generated(evaluation: Evaluation) -> Work[None]:
+    """The images that a model draws."""
+    if evaluation.fakes is None:
+        evaluation.fakes = yield from _generate(evaluation)
+
+
+def _make_features(evaluation: Evaluation) -> Work[None]:
+    """Features of real, generated and training images; a model generates first."""
+    yield from evaluation.make("generated")
+    assert evaluation.fakes is not None
+    network, team, look = evaluation.network, evaluation.team, evaluation.look
+    real, fakes = look(evaluation.real.samples), look(evaluation.fakes.samples)
+    evaluation.real_features = yield from cached(network, real, team, tell=True)
+    evaluation.fake_features = yield from computed(network, fakes, team)
+    more, known = evaluation.more, 0
+    if training := evaluation.training:
+        first = training.first(evaluation.config.train_n)
+        evaluation.train_features = yield from cached(network, look(first.samples), team)
+        known = len(first) if evaluation.loaded else 0  # `more` are the first training images
+    if len(more) <= known:
+        evaluation.more_features = evaluation.train_features[: len(more)]
+    elif len(more):
+        evaluation.more_features = yield from cached(network, look(more.samples), team)
+
+
+def _make_random_features(evaluation: Evaluation) -> Work[None]:
+    """Features of a network with random weights, of both sides and of further real samples."""
+    yield from evaluation.make("generated")
+    network, team = evaluation.network, evaluation.team
+    real, fakes, more = evaluation.sides
+    evaluation.real_features = yield from computed(network, real, team)
+    evaluation.fake_features = yield from computed(network, fakes, team)
+    if len(more):
+        evaluation.more_features = yield from computed(network, more, team)
+
+
+def _make_landmarks(evaluation: Evaluation) -> Work[None]:
+    """Features of images known to be bad."""
+    made = landmarks(evaluation.look(evaluation.real.samples))
+    pixels = np.concatenate([*made.values()])
+    features = yield from cached(evaluation.network, pixels, evaluation.team)
+    ends = np.cumsum([len(images) for images in made.values()])
+    evaluation.landmarks = dict(zip(made, np.split(features, ends[:-1]), strict=True))
+
+
+def _make_nearest(evaluation: Evaluation) -> Work[None]:
+    """Distances to the nearest training image: in pixels among all, in features among `train_n`."""
+    training, known = evaluation.training, evaluation.config.train_n
+    assert training is not None
+    if evaluation.network.pictures:
+        yield from _nearest_in_features(evaluation, training)
+        known = len(evaluation.train_features)
+    yield from evaluation.make("generated")
+    evaluation.nearest["pixels"] = yield from search(
+        evaluation.generated.samples,
+        training.held_out.samples,
+        training.samples,
+        training.order,
+        min(training.alone, known),
+        evaluation.numbers,
+    )
+
+
+def _nearest_in_features(evaluation: Evaluation, training: Training) -> Work[None]:
+    yield from evaluation.make("features")
+    held_out, features = training.held_out, evaluation.train_features
+    theirs = evaluation.real_features
+    if evaluation.loaded is None:  # a model's real images are the held-out ones
+        theirs = yield from cached(
+            evaluation.network, evaluation.look(held_out.samples), evaluation.team
+        )
+    # The expected share depends on the number of references, so it is the same in both spaces.
+    order, alone = np.arange(len(features)), min(training.alone, len(features))
+    near = yield from search(evaluation.fake_features, theirs, features, order, alone)
+    evaluation.nearest["features"] = replace(near, places=training.order[near.places])
+
+
+def _make_marginals(evaluation: Evaluation) -> Work[None]:
+    """What the numbers of both sides are, on the first process."""
+    yield from evaluation.make("generated")
+    if evaluation.accelerator.is_main_process:
+        evaluation.marginals = evaluation.measure_marginals()
+
+
+def _make_spectra(evaluation: Evaluation) -> Work[None]:
+    """The power of both sides by frequency, on the first process."""
+    yield from evaluation.make("generated")
+    if evaluation.accelerator.is_main_process:
+        evaluation.spectra = measure_spectra(*evaluation.sides)
+
+
+def _generate(evaluation: Evaluation) -> Work[Labelled]:
+    n, loaded, settings = evaluation.config.n, evaluation.loaded, evaluation.settings
+    assert loaded is not None
+    assert settings is not None
+    device, team = evaluation.accelerator.device, evaluation.team
+    mine = yield from draw_share(settings, loaded, n, device, team)
+    wanted = settings.condition
+    labels = [wanted.label(i) if wanted else -1 for i in range(n)]
+    return Labelled(gathered(mine, n, team), np.array(labels, np.int64))
+
+
+PARTS: dict[str, Builder] = {
+    "bits": make_bits,
+    "train_bits": make_train_bits,
+    "generated": _make_generated,
+    "features": _make_features,
+    "random_features": _make_random_features,
+    "landmarks": _make_landmarks,
+    "nearest": _make_nearest,
+    "answers": make_answers,
+    "marginals": _make_marginals,
+    "spectra": _make_spectra,
+}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,10 +12,11 @@ from PIL import Image
 
 from diffuse_cli import pictures
 from diffuse_cli.core.denoiser import Denoiser
-from diffuse_cli.core.likelihood import bound_terms, prior_bits, strata, visited, visits
+from diffuse_cli.core.likelihood import bound_terms, prior_bits, visited, visits
 from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.draws import draw_noise, philox
 from diffuse_cli.evaluation.images import Labelled, inputs_of
+from diffuse_cli.evaluation.parts import Bound, joined
 from diffuse_cli.evaluation.words import words_of
 from diffuse_cli.events import Progress, Work
 from diffuse_cli.givens import Inputs
@@ -27,79 +26,9 @@ from diffuse_cli.metrics import Measured
 if TYPE_CHECKING:
     from diffuse_cli.evaluation.parts import Evaluation
 
-BINS = 50
-"""Groups of timesteps whose mean terms are shown, at most (or as many as an image has visits)."""
-
-SEEN = 8
-"""Visits that a group needs."""
 
 BLOCK = 16
 """Consecutive images whose visits are spread over each stratum."""
-
-
-@dataclass(frozen=True)
-class Bound:
-    """Bits per dimension of N images, estimated from V visits to each; of floats those of the
-    density of stored numbers, which may be negative.
-
-    Attributes:
-        prior: L_T, (N,).
-        expected: `visits`: how often a timestep is visited, on average, (T,).
-        times, terms: the timestep of each visit and its term, (N, V).
-    """
-
-    prior: Array
-    expected: Array
-    times: Array
-    terms: Array
-
-    def parts(self) -> Array:
-        """L_T, L_1 + ... + L_T-1, and L_0 of each image, (N, 3)."""
-        shares, first = self._shares(), self.times == 0
-        middle, decoder = ((shares * own).sum(1) for own in (~first, first))
-        return np.stack([self.prior, middle, decoder], 1)
-
-    def _shares(self) -> Array:
-        """Of which the bound of an image is the sum, (N, V)."""
-        shares: Array = self.terms / self.expected[self.times]
-        return shares
-
-    def by_time(self) -> list[dict[str, Any]]:
-        """The first and last timestep of each group, and the mean term of a timestep in it.
-
-        Times their widths the means add up to the sums of `parts`.
-        """
-        shares = self._shares() / len(self.times)
-        means = np.bincount(self.times.ravel(), shares.ravel(), len(self.expected))
-        return [
-            {
-                "first": group.start,
-                "last": group.stop - 1,
-                "bits_per_timestep": float(means[group.start : group.stop].mean()),
-            }
-            for group in self._groups()
-        ]
-
-    def _groups(self) -> list[range]:
-        """Ranges of all timesteps, each of which was visited; the first is t = 0 alone."""
-        total, (images, each) = len(self.expected), self.times.shape
-        seen = np.bincount(self.times.ravel(), minlength=total).cumsum()
-        edges = [0, 1]
-        for group in strata(total, max(BINS, each))[1:]:
-            if seen[group.stop - 1] - seen[edges[-1] - 1] >= min(SEEN, images):
-                edges.append(group.stop)
-        if edges[-1] < total:  # what is left joins the last group, but never the decoder
-            edges[max(2, len(edges) - 1) :] = [total]
-        return [range(a, b) for a, b in pairwise(edges)]
-
-
-def joined(parts: Sequence[Bound]) -> Bound:
-    """The bounds of several sets of images as one, in order."""
-    priors, times, terms = (
-        np.concatenate([getattr(part, name) for part in parts])
-        for name in ("prior", "times", "terms")
-    )
-    return Bound(priors, parts[0].expected, times, terms)
 
 
 def make_bits(evaluation: Evaluation) -> Work[None]:

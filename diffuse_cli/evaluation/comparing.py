@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from diffuse_cli import files
 from diffuse_cli.config import CompareConfig, EvalConfig
 from diffuse_cli.errors import UsageError
+from diffuse_cli.evaluation.answering import PARTS
 from diffuse_cli.evaluation.evaluating import describe, judging, measured, settle, tell_judge
 from diffuse_cli.evaluation.images import (
     drawn_from,
@@ -122,7 +123,7 @@ def measure_both(
         evaluations.append(
             Evaluation(
                 each, accelerator, network, model, drawn, side.real, side.more, None,
-                side.training, space=side.space,
+                side.training, space=side.space, builders=PARTS,
             )
         )  # fmt: skip
         values.append((yield from measured(evaluations[-1])))

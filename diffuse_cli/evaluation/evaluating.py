@@ -26,6 +26,7 @@ from diffuse_cli.core.space import Space
 from diffuse_cli.data import is_images
 from diffuse_cli.errors import DiffuseError, UsageError
 from diffuse_cli.evaluation import bounds, neighbors, showing
+from diffuse_cli.evaluation.answering import PARTS
 from diffuse_cli.evaluation.images import classes_told, drawn_from, read_sides
 from diffuse_cli.evaluation.parts import Evaluation, lacking, unmeasured
 from diffuse_cli.evaluation.results import Evaluated as Evaluated
@@ -109,7 +110,7 @@ def evaluate(
         network = judge.of(sides.space, sides.real.samples)
         evaluation = Evaluation(
             config, accelerator, network, loaded, settings, sides.real, sides.more, sides.fakes,
-            training, space=sides.space,
+            training, space=sides.space, builders=PARTS,
         )  # fmt: skip
         yield from tell_judge(config, network, sides.space)
         yield from unmeasured(config.metrics or (), evaluation.lacking)

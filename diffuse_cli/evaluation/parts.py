@@ -4,33 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
 from diffuse_cli.config import EvalConfig
+from diffuse_cli.core.likelihood import strata
 from diffuse_cli.core.space import Space
 from diffuse_cli.errors import UsageError
-from diffuse_cli.evaluation.answering import make_answers
-from diffuse_cli.evaluation.bounds import Bound, make_bits, make_train_bits
-from diffuse_cli.evaluation.cache import cached, computed
 from diffuse_cli.evaluation.images import Labelled, Training
-from diffuse_cli.evaluation.neighbors import search
-from diffuse_cli.evaluation.team import Team, draw_share, gathered
+from diffuse_cli.evaluation.team import Team
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.features import FeatureNetwork
-from diffuse_cli.media import Array, judged
+from diffuse_cli.media import Array, judged, looks
 from diffuse_cli.metrics import METRICS, Metric
 from diffuse_cli.metrics._numbers import Marginals
 from diffuse_cli.metrics._numbers import measure as measure_marginals
 from diffuse_cli.metrics._waves import Spectra
-from diffuse_cli.metrics._waves import measure as measure_spectra
 from diffuse_cli.metrics.answers import Answers
-from diffuse_cli.metrics.landmarks import landmarks
 from diffuse_cli.metrics.memorization import Nearest
 from diffuse_cli.resolving import DrawSettings
-from diffuse_cli.sampling import Loaded, looks
+from diffuse_cli.sampling import Loaded
 
 OF_TRAINING = "DATA that a model was trained on, with a held-out part"
 
@@ -78,6 +75,10 @@ def unmeasured(asked: Sequence[str], lacks: Set[str]) -> Iterator[Notice]:
         yield Notice(f"{said}: it is left out", warning=True)
 
 
+Builder = Callable[["Evaluation"], Work[None]]
+"""Makes one part of an evaluation."""
+
+
 @dataclass
 class Evaluation:
     """An evaluation under way. Metrics read the parts that their `NEEDS` name."""
@@ -92,6 +93,7 @@ class Evaluation:
     fakes: Labelled | None = None
     training: Training | None = None
     space: Space = field(kw_only=True)
+    builders: Mapping[str, Builder] = field(kw_only=True)
     bound: Bound | None = None
     bits: Array = field(default_factory=lambda: np.zeros((0, 3)))
     train: Labelled | None = None
@@ -135,10 +137,10 @@ class Evaluation:
         return Team.of(self.accelerator)
 
     def make(self, part: str) -> Work[None]:
-        """Make a part of `PARTS`, once."""
+        """Make a part of `builders`, once."""
         if part not in self.made:
             self.made.add(part)
-            yield from PARTS[part](self)
+            yield from self.builders[part](self)
 
     def can_measure(self, needs: tuple[str, ...]) -> bool:
         """Whether these parts can be made."""
@@ -206,117 +208,74 @@ def _rows(values: Array, chosen: Array) -> Array:
     return values[chosen] if len(values) else values
 
 
-def _make_generated(evaluation: Evaluation) -> Work[None]:
-    """The images that a model draws."""
-    if evaluation.fakes is None:
-        evaluation.fakes = yield from _generate(evaluation)
+BINS = 50
+"""Groups of timesteps whose mean terms are shown, at most (or as many as an image has visits)."""
 
 
-def _make_features(evaluation: Evaluation) -> Work[None]:
-    """Features of real, generated and training images; a model generates first."""
-    yield from evaluation.make("generated")
-    assert evaluation.fakes is not None
-    network, team, look = evaluation.network, evaluation.team, evaluation.look
-    real, fakes = look(evaluation.real.samples), look(evaluation.fakes.samples)
-    evaluation.real_features = yield from cached(network, real, team, tell=True)
-    evaluation.fake_features = yield from computed(network, fakes, team)
-    more, known = evaluation.more, 0
-    if training := evaluation.training:
-        first = training.first(evaluation.config.train_n)
-        evaluation.train_features = yield from cached(network, look(first.samples), team)
-        known = len(first) if evaluation.loaded else 0  # `more` are the first training images
-    if len(more) <= known:
-        evaluation.more_features = evaluation.train_features[: len(more)]
-    elif len(more):
-        evaluation.more_features = yield from cached(network, look(more.samples), team)
+SEEN = 8
+"""Visits that a group needs."""
 
 
-def _make_random_features(evaluation: Evaluation) -> Work[None]:
-    """Features of a network with random weights, of both sides and of further real samples."""
-    yield from evaluation.make("generated")
-    network, team = evaluation.network, evaluation.team
-    real, fakes, more = evaluation.sides
-    evaluation.real_features = yield from computed(network, real, team)
-    evaluation.fake_features = yield from computed(network, fakes, team)
-    if len(more):
-        evaluation.more_features = yield from computed(network, more, team)
+@dataclass(frozen=True)
+class Bound:
+    """Bits per dimension of N images, estimated from V visits to each; of floats those of the
+    density of stored numbers, which may be negative.
+
+    Attributes:
+        prior: L_T, (N,).
+        expected: `visits`: how often a timestep is visited, on average, (T,).
+        times, terms: the timestep of each visit and its term, (N, V).
+    """
+
+    prior: Array
+    expected: Array
+    times: Array
+    terms: Array
+
+    def parts(self) -> Array:
+        """L_T, L_1 + ... + L_T-1, and L_0 of each image, (N, 3)."""
+        shares, first = self._shares(), self.times == 0
+        middle, decoder = ((shares * own).sum(1) for own in (~first, first))
+        return np.stack([self.prior, middle, decoder], 1)
+
+    def _shares(self) -> Array:
+        """Of which the bound of an image is the sum, (N, V)."""
+        shares: Array = self.terms / self.expected[self.times]
+        return shares
+
+    def by_time(self) -> list[dict[str, Any]]:
+        """The first and last timestep of each group, and the mean term of a timestep in it.
+
+        Times their widths the means add up to the sums of `parts`.
+        """
+        shares = self._shares() / len(self.times)
+        means = np.bincount(self.times.ravel(), shares.ravel(), len(self.expected))
+        return [
+            {
+                "first": group.start,
+                "last": group.stop - 1,
+                "bits_per_timestep": float(means[group.start : group.stop].mean()),
+            }
+            for group in self._groups()
+        ]
+
+    def _groups(self) -> list[range]:
+        """Ranges of all timesteps, each of which was visited; the first is t = 0 alone."""
+        total, (images, each) = len(self.expected), self.times.shape
+        seen = np.bincount(self.times.ravel(), minlength=total).cumsum()
+        edges = [0, 1]
+        for group in strata(total, max(BINS, each))[1:]:
+            if seen[group.stop - 1] - seen[edges[-1] - 1] >= min(SEEN, images):
+                edges.append(group.stop)
+        if edges[-1] < total:  # what is left joins the last group, but never the decoder
+            edges[max(2, len(edges) - 1) :] = [total]
+        return [range(a, b) for a, b in pairwise(edges)]
 
 
-def _make_landmarks(evaluation: Evaluation) -> Work[None]:
-    """Features of images known to be bad."""
-    made = landmarks(evaluation.look(evaluation.real.samples))
-    pixels = np.concatenate([*made.values()])
-    features = yield from cached(evaluation.network, pixels, evaluation.team)
-    ends = np.cumsum([len(images) for images in made.values()])
-    evaluation.landmarks = dict(zip(made, np.split(features, ends[:-1]), strict=True))
-
-
-def _make_nearest(evaluation: Evaluation) -> Work[None]:
-    """Distances to the nearest training image: in pixels among all, in features among `train_n`."""
-    training, known = evaluation.training, evaluation.config.train_n
-    assert training is not None
-    if evaluation.network.pictures:
-        yield from _nearest_in_features(evaluation, training)
-        known = len(evaluation.train_features)
-    yield from evaluation.make("generated")
-    evaluation.nearest["pixels"] = yield from search(
-        evaluation.generated.samples,
-        training.held_out.samples,
-        training.samples,
-        training.order,
-        min(training.alone, known),
-        evaluation.numbers,
+def joined(parts: Sequence[Bound]) -> Bound:
+    """The bounds of several sets of images as one, in order."""
+    priors, times, terms = (
+        np.concatenate([getattr(part, name) for part in parts])
+        for name in ("prior", "times", "terms")
     )
-
-
-def _nearest_in_features(evaluation: Evaluation, training: Training) -> Work[None]:
-    yield from evaluation.make("features")
-    held_out, features = training.held_out, evaluation.train_features
-    theirs = evaluation.real_features
-    if evaluation.loaded is None:  # a model's real images are the held-out ones
-        theirs = yield from cached(
-            evaluation.network, evaluation.look(held_out.samples), evaluation.team
-        )
-    # The expected share depends on the number of references, so it is the same in both spaces.
-    order, alone = np.arange(len(features)), min(training.alone, len(features))
-    near = yield from search(evaluation.fake_features, theirs, features, order, alone)
-    evaluation.nearest["features"] = replace(near, places=training.order[near.places])
-
-
-def _make_marginals(evaluation: Evaluation) -> Work[None]:
-    """What the numbers of both sides are, on the first process."""
-    yield from evaluation.make("generated")
-    if evaluation.accelerator.is_main_process:
-        evaluation.marginals = evaluation.measure_marginals()
-
-
-def _make_spectra(evaluation: Evaluation) -> Work[None]:
-    """The power of both sides by frequency, on the first process."""
-    yield from evaluation.make("generated")
-    if evaluation.accelerator.is_main_process:
-        evaluation.spectra = measure_spectra(*evaluation.sides)
-
-
-def _generate(evaluation: Evaluation) -> Work[Labelled]:
-    n, loaded, settings = evaluation.config.n, evaluation.loaded, evaluation.settings
-    assert loaded is not None
-    assert settings is not None
-    device, team = evaluation.accelerator.device, evaluation.team
-    mine = yield from draw_share(settings, loaded, n, device, team)
-    wanted = settings.condition
-    labels = [wanted.label(i) if wanted else -1 for i in range(n)]
-    return Labelled(gathered(mine, n, team), np.array(labels, np.int64))
-
-
-PARTS: dict[str, Callable[[Evaluation], Work[None]]] = {
-    "bits": make_bits,
-    "train_bits": make_train_bits,
-    "generated": _make_generated,
-    "features": _make_features,
-    "random_features": _make_random_features,
-    "landmarks": _make_landmarks,
-    "nearest": _make_nearest,
-    "answers": make_answers,
-    "marginals": _make_marginals,
-    "spectra": _make_spectra,
-}
+    return Bound(priors, parts[0].expected, times, terms)

@@ -65,7 +65,7 @@ class FeatureNetwork:
 
     def seen(self, space: Space, samples: Array) -> Array:
         """What it sees of stored samples (N, C, *size)."""
-        from diffuse_cli.sampling import looks
+        from diffuse_cli.media import looks
 
         return looks(space, samples) if self.pictures else samples
 

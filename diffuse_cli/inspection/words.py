@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from diffuse_cli.console import brief, said
 from diffuse_cli.core.low_frequencies import NAME as LOW_FREQUENCIES
 from diffuse_cli.files import show
 
@@ -13,27 +13,11 @@ if TYPE_CHECKING:
     from diffuse_cli.config import SamplerChoice
     from diffuse_cli.inspection.model import ModelReport
 
-LONGEST, MOST_VALUES = 200, 20
-"""The most characters of a text from a file to print, and values of a list."""
 
 MOST_LISTED = 100
 """The most settings in a table of a model file to print."""
 
 Rows = list[tuple[str, str]]
-
-
-def said(value: Any, number: Callable[[float], str] = "{:.4g}".format) -> str:
-    """A value as text; of a long list, its length."""
-    if isinstance(value, list):
-        if len(value) > MOST_VALUES:
-            return f"{len(value):,} values"
-        return f"[{', '.join(map(partial(said, number=number), value))}]"
-    return number(value) if isinstance(value, float) else str(value)
-
-
-def brief(text: str) -> str:
-    """The start of a text from a file, escaped."""
-    return show(text if len(text) <= LONGEST else f"{text[:LONGEST]} ...")
 
 
 def labelled(label: str, texts: Iterable[str]) -> Rows:

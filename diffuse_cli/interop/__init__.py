@@ -6,70 +6,22 @@ Nothing in a foreign file is ever executed.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from diffuse_cli import outputs
 from diffuse_cli.config import ConvertConfig
-from diffuse_cli.core.conditions import Conditions
-from diffuse_cli.core.networks import unet as unets
 from diffuse_cli.core.registry import Modules
-from diffuse_cli.core.space import Space
-from diffuse_cli.diffusion import shapes
 from diffuse_cli.errors import ModelFileError, UsageError, flag, lookup
-from diffuse_cli.events import Notice, Work
+from diffuse_cli.events import Work
 from diffuse_cli.hub.models import local_source
 from diffuse_cli.presets import preset_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from diffuse_cli.interop._assembling import Foreign
     from diffuse_cli.interop._source import Source
     from diffuse_cli.modelfile import Model
-
-
-@dataclass(frozen=True, kw_only=True)
-class Net:
-    """A U-Net of another program: its settings, and what they imply of the data."""
-
-    config: unets.Config
-    space: Space
-    out_channels: int
-    num_classes: int
-
-    @property
-    def attends(self) -> list[bool]:
-        """Which levels have attention."""
-        return self.config.attends(self.space.size)
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """The shape of each tensor by its name here."""
-        conditions = Conditions(classes=tuple(map(str, range(self.num_classes))))
-        return shapes("unet", self.config, self.space, conditions, self.out_channels)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Foreign:
-    """Another program's model, in this program's terms.
-
-    Attributes:
-        unet: the network.
-        diffusion: fields of `DiffusionConfig`; a preset or the user gives the others.
-        tensors: by the names of `UNet`; the label embedding lacks the row for "none", unless
-            `classes` are there. Tensors that do not belong to the network keep their names.
-        classes: the names of classes, and the label embedding has a row for "none"; or empty.
-        theirs: names in the file by names of `UNet`, where they differ; for messages.
-        notices: what to tell the user.
-    """
-
-    unet: Net
-    diffusion: Mapping[str, Any]
-    tensors: Mapping[str, Tensor]
-    classes: tuple[str, ...] = ()
-    theirs: Mapping[str, str] = field(default_factory=dict)
-    notices: tuple[Notice, ...] = ()
 
 
 class Format(Protocol):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,10 +20,10 @@ from diffuse_cli.core.settings import from_dict as checked
 from diffuse_cli.core.settings import to_dict as plain
 from diffuse_cli.core.space import Space
 from diffuse_cli.core.variances import channels_out
-from diffuse_cli.diffusion import Blueprint, make_denoiser, make_process
+from diffuse_cli.diffusion import Blueprint, make_denoiser, make_process, shapes
 from diffuse_cli.errors import ModelFileError, UsageError, translated
+from diffuse_cli.events import Notice
 from diffuse_cli.files import brief, show
-from diffuse_cli.interop import Foreign, Net
 from diffuse_cli.interop._source import Source
 from diffuse_cli.modelfile import Model
 from diffuse_cli.options import from_dict, options, to_dict
@@ -30,6 +31,10 @@ from diffuse_cli.parsing import Size
 from diffuse_cli.presets import PRESETS
 from diffuse_cli.tensorfile import first, misfit
 from diffuse_cli.training.configuring import for_model_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 PROCESS = tuple(f.name for f, _ in options(DiffusionConfig))
 SHAPE = ("width", "time_width", "multipliers", "blocks", "scale_shift", "resblock_updown")
@@ -248,3 +253,46 @@ def training(unet: Net, diffusion: DiffusionConfig, preset: str | None) -> dict[
         "architecture": plain(unet.config),
     }
     return for_model_file(from_dict(TrainConfig, {"data": "", **given}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Net:
+    """A U-Net of another program: its settings, and what they imply of the data."""
+
+    config: unets.Config
+    space: Space
+    out_channels: int
+    num_classes: int
+
+    @property
+    def attends(self) -> list[bool]:
+        """Which levels have attention."""
+        return self.config.attends(self.space.size)
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shape of each tensor by its name here."""
+        conditions = Conditions(classes=tuple(map(str, range(self.num_classes))))
+        return shapes("unet", self.config, self.space, conditions, self.out_channels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Foreign:
+    """Another program's model, in this program's terms.
+
+    Attributes:
+        unet: the network.
+        diffusion: fields of `DiffusionConfig`; a preset or the user gives the others.
+        tensors: by the names of `UNet`; the label embedding lacks the row for "none", unless
+            `classes` are there. Tensors that do not belong to the network keep their names.
+        classes: the names of classes, and the label embedding has a row for "none"; or empty.
+        theirs: names in the file by names of `UNet`, where they differ; for messages.
+        notices: what to tell the user.
+    """
+
+    unet: Net
+    diffusion: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    classes: tuple[str, ...] = ()
+    theirs: Mapping[str, str] = field(default_factory=dict)
+    notices: tuple[Notice, ...] = ()

@@ -16,7 +16,7 @@ from diffuse_cli.core.variances import channels_out
 from diffuse_cli.errors import ModelFileError
 from diffuse_cli.events import Notice
 from diffuse_cli.files import brief, show
-from diffuse_cli.interop import Net
+from diffuse_cli.interop._assembling import Net
 from diffuse_cli.interop._source import read_json, rejecting
 from diffuse_cli.parsing import parse_betas
 

@@ -15,8 +15,7 @@ from diffuse_cli import foreign
 from diffuse_cli.config import ConvertConfig
 from diffuse_cli.errors import ModelFileError, UsageError
 from diffuse_cli.files import brief, show
-from diffuse_cli.interop import Foreign, Net
-from diffuse_cli.interop._assembling import attention_at, network
+from diffuse_cli.interop._assembling import Foreign, Net, attention_at, network
 from diffuse_cli.interop._scheduler import read_process
 from diffuse_cli.interop._source import Source, read_json, read_weights, rejecting
 from diffuse_cli.parsing import parse_size

@@ -22,8 +22,7 @@ from diffuse_cli.core.errors import InvalidArgument
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.errors import ModelFileError, UsageError
 from diffuse_cli.events import Notice
-from diffuse_cli.interop import Foreign, Net
-from diffuse_cli.interop._assembling import attention_at, net, network, unlike
+from diffuse_cli.interop._assembling import Foreign, Net, attention_at, net, network, unlike
 from diffuse_cli.interop._source import Source
 from diffuse_cli.parsing import Size
 from diffuse_cli.presets import PRESETS

@@ -330,3 +330,8 @@ def claiming() -> dict[str, tuple[frozenset[str], Callable[[bytes], bool]]]:
 def advice() -> dict[str, str]:
     """What to do with files that no medium reads, by extension."""
     return {e: text for kind in MEDIA.values() for e, text in getattr(kind, "ADVICE", {}).items()}
+
+
+def looks(space: Space, samples: Array) -> Array:
+    """Stored samples as pictures, uint8 (N, 1 or 3, H, W)."""
+    return MEDIA[space.medium].look(samples, space)

@@ -10,7 +10,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from diffuse_cli import __version__
 from diffuse_cli.config import EvalConfig, TuneConfig
 from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation.evaluating import Evaluated
@@ -21,6 +20,7 @@ from diffuse_cli.report import courses, sections, style
 from diffuse_cli.report.distributions import distributions
 from diffuse_cli.report.templating import render
 from diffuse_cli.sweeps.recommending import Tuned
+from diffuse_cli.system import __version__
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """What a browser may load: nothing from outside the page, and no script."""

@@ -21,9 +21,10 @@ from diffuse_cli.errors import UsageError
 from diffuse_cli.events import Work
 from diffuse_cli.folders import GRID, GRID_IMAGES, WRITTEN, Folder, Unfinished, gather, holding
 from diffuse_cli.guiding import equipped
+from diffuse_cli.media import looks
 from diffuse_cli.resolving import DrawSettings, resolve, tell
 from diffuse_cli.runtime import machine, rank
-from diffuse_cli.sampling import Drawing, Loaded, collect, load_denoiser, looks
+from diffuse_cli.sampling import Drawing, Loaded, collect, load_denoiser
 from diffuse_cli.stages import DESCRIBED
 from diffuse_cli.tasks.inputs import check_apart
 from diffuse_cli.tasks.telling import check_class

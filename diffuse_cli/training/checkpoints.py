@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,9 +19,8 @@ from diffuse_cli import files, modelfile
 from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.events import Notice, Work
 from diffuse_cli.training.budget import Budget
-from diffuse_cli.training.configuring import for_model_file
 from diffuse_cli.training.ema import Weak
-from diffuse_cli.training.plan import Plan
+from diffuse_cli.training.plan import Plan, model_of
 from diffuse_cli.training.power import KEPT_LENGTHS
 from diffuse_cli.training.rundir import KEPT, Checkpoint, RunDirectory
 from diffuse_cli.training.trainer import Trainer
@@ -219,31 +217,3 @@ def _laid_out_as(like: Tensor, value: Tensor) -> Tensor:
     if value.shape != like.shape:
         return value
     return torch.empty_like(like, dtype=value.dtype, requires_grad=False).copy_(value)
-
-
-def model_of(
-    plan: Plan,
-    step: int,
-    ema: Mapping[str, Tensor],
-    raw: Mapping[str, Tensor] | None,
-    weak: Weak | None = None,
-) -> modelfile.Model:
-    """A model file of a run, with the weights after `step` steps."""
-    return modelfile.Model(
-        blueprint=plan.blueprint,
-        ema=ema,
-        raw=raw,
-        weak=weak.weights if weak else None,
-        step=step,
-        weak_step=weak.step if weak else None,
-        data=plan.data(),
-        training=for_model_file(plan.config),
-        sampling=plan.teacher.sampling(plan.blueprint) if plan.teacher else None,
-        distilled=plan.teacher.described if plan.teacher else None,
-    )
-
-
-def bring_up_to_date(path: Path, model: modelfile.Model) -> None:
-    """Write a model file, unless it holds this model already."""
-    if not modelfile.holds(path, model):
-        modelfile.save(path, model)

@@ -21,9 +21,8 @@ from diffuse_cli.memory import out_of_memory
 from diffuse_cli.metrics import label
 from diffuse_cli.runtime import log_picture
 from diffuse_cli.training.budget import Chore, Chores
-from diffuse_cli.training.checkpoints import bring_up_to_date, model_of
 from diffuse_cli.training.overfitting import HeldOut, Overfitting
-from diffuse_cli.training.plan import Plan
+from diffuse_cli.training.plan import Plan, bring_up_to_date, model_of
 from diffuse_cli.training.previews import (
     draw_preview,
     passes_of_drawing,

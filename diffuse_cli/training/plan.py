@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from diffuse_cli import files
+from diffuse_cli import files, modelfile
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.low_frequencies import NAME as LOW_FREQUENCIES
@@ -32,7 +32,8 @@ from diffuse_cli.media import MEDIA, asked_for
 from diffuse_cli.runs import MEMORY
 from diffuse_cli.runtime import settle, slow_precision
 from diffuse_cli.training.classes import check_labels, check_names, class_names
-from diffuse_cli.training.configuring import complete
+from diffuse_cli.training.configuring import complete, for_model_file
+from diffuse_cli.training.ema import Weak
 from diffuse_cli.training.given import check_pairs, given_of, paired, pairs_at
 from diffuse_cli.training.initial import first_weights
 from diffuse_cli.training.layers import default_loss
@@ -43,6 +44,7 @@ from diffuse_cli.training.teaching import Teacher, check_distilled
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor
+
 
 FEW = 2
 """Fewest images from which a model can do more than memorise."""
@@ -362,3 +364,31 @@ def check_fingerprint(plan: Plan, state: Mapping[str, Any]) -> Work[None]:
     if plan.config.strict:
         raise DataError(text, "Leave out --strict to go on with them")
     yield Notice(text, warning=True)
+
+
+def model_of(
+    plan: Plan,
+    step: int,
+    ema: Mapping[str, Tensor],
+    raw: Mapping[str, Tensor] | None,
+    weak: Weak | None = None,
+) -> modelfile.Model:
+    """A model file of a run, with the weights after `step` steps."""
+    return modelfile.Model(
+        blueprint=plan.blueprint,
+        ema=ema,
+        raw=raw,
+        weak=weak.weights if weak else None,
+        step=step,
+        weak_step=weak.step if weak else None,
+        data=plan.data(),
+        training=for_model_file(plan.config),
+        sampling=plan.teacher.sampling(plan.blueprint) if plan.teacher else None,
+        distilled=plan.teacher.described if plan.teacher else None,
+    )
+
+
+def bring_up_to_date(path: Path, model: modelfile.Model) -> None:
+    """Write a model file, unless it holds this model already."""
+    if not modelfile.holds(path, model):
+        modelfile.save(path, model)

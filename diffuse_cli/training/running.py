@@ -13,15 +13,7 @@ from diffuse_cli.errors import DataError, DiffuseError, Interrupted, Terminated
 from diffuse_cli.events import Notice, Stop, Work
 from diffuse_cli.media import MEDIA
 from diffuse_cli.options import words_of
-from diffuse_cli.training.checkpoints import (
-    Pace,
-    bring_up_to_date,
-    check_room,
-    checkpoint_of,
-    model_of,
-    restore,
-    versions,
-)
+from diffuse_cli.training.checkpoints import Pace, check_room, checkpoint_of, restore, versions
 from diffuse_cli.training.deadline import Deadline, Laps, agreed
 from diffuse_cli.training.diagnosing import PATIENCE, diverged
 from diffuse_cli.training.ema import no_weak
@@ -29,7 +21,7 @@ from diffuse_cli.training.feed import Faults
 from diffuse_cli.training.low_frequencies import low_frequencies
 from diffuse_cli.training.memory import images_at_a_time
 from diffuse_cli.training.monitor import SAVE, Monitor, chores
-from diffuse_cli.training.plan import Plan
+from diffuse_cli.training.plan import Plan, bring_up_to_date, model_of
 from diffuse_cli.training.power import rewind_snapshots, save_snapshot, snapshot_due
 from diffuse_cli.training.reports import Meter, Step, Trained
 from diffuse_cli.training.rundir import RunDirectory

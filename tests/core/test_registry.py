@@ -51,7 +51,8 @@ def table(request, tmp_path) -> Registry:
         return Registry("things", {"own": min})
     (tmp_path / "own.py").touch()
     (tmp_path / "_part.py").touch()
-    return Modules("things", "package", [str(tmp_path)])
+    (tmp_path / "shared.py").touch()
+    return Modules("things", "package", [str(tmp_path)], helpers=("shared",))
 
 
 def test_names_are_listed_without_an_import(table, loaded: list[str]):

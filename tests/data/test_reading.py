@@ -22,10 +22,10 @@ from seams import FULL, failing
 
 from diffuse_cli import files
 from diffuse_cli import unusable as reasons
-from diffuse_cli.data import Samples, cache, open_index, read_images, save_index
-from diffuse_cli.data.cache import Mapped
+from diffuse_cli.data import Samples, cache, open_index, read_images, save_index, store
 from diffuse_cli.data.samples import HELD_OUT_MINIMUM
 from diffuse_cli.data.sources import Entry, classes_of
+from diffuse_cli.data.store import Mapped
 from diffuse_cli.data.summary import fitting
 from diffuse_cli.errors import DataError, OutputError
 from diffuse_cli.events import Notice, Progress, finish
@@ -662,4 +662,4 @@ def test_memory_that_is_not_there_is_said_in_units_that_are_not_0(monkeypatch, c
 
     monkeypatch.setattr(cache.np, "empty", empty)
     with pytest.raises(DataError, match=f"need {said} of memory"):
-        cache.Memory(count, (3, 32, 32), np.dtype("u1"))
+        store.Memory(count, (3, 32, 32), np.dtype("u1"))

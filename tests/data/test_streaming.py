@@ -249,7 +249,7 @@ def test_an_index_of_something_else_does_not_count(own: Path, tmp_path: Path, de
     assert not index.exists()
 
 
-@pytest.mark.parametrize("place", ["PIL.__version__", "diffuse_cli.__version__"])
+@pytest.mark.parametrize("place", ["PIL.__version__", "diffuse_cli.system.__version__"])
 @pytest.mark.parametrize("goes_on", [False, True])
 def test_an_index_of_another_version_does_not_count(
     own: Path,

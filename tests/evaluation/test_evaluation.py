@@ -23,7 +23,7 @@ from diffuse_cli import modelfile
 from diffuse_cli.core import Prediction, Process, bits_per_dim
 from diffuse_cli.data import read_images
 from diffuse_cli.draws import draw_noise, permutation
-from diffuse_cli.evaluation import bounds, evaluating, neighbors, parts
+from diffuse_cli.evaluation import answering, bounds, evaluating, neighbors, parts
 from diffuse_cli.evaluation.images import Labelled, Training
 from diffuse_cli.events import finish
 from diffuse_cli.metrics import METRICS, _nearest, _numbers, kid, landmarks, memorization
@@ -958,7 +958,7 @@ def test_landmarks_are_made_of_pictures_not_of_stored_numbers(monkeypatch):
         real=Labelled(stored, np.zeros(60)), look=lambda samples: samples * np.uint8(17),
         network=None, team=None,
     )  # fmt: skip
-    finish(parts._make_landmarks(evaluation))
+    finish(answering._make_landmarks(evaluation))
     blurred, mean, noise = np.split(seen[0], [60, 64])
     assert np.abs(mean - 17.0 * stored.mean(0)).max() <= 0.5
     assert abs(blurred.mean() - 17 * stored.mean()) < 2

@@ -32,7 +32,8 @@ from diffuse_cli.exports import TARGETS, _card, _scheduler, export
 from diffuse_cli.exports._scheduler import SCHEDULERS
 from diffuse_cli.exports._unet import lacks
 from diffuse_cli.exports.diffusers import PARTS, WEIGHTS
-from diffuse_cli.interop import Net, convert
+from diffuse_cli.interop import convert
+from diffuse_cli.interop._assembling import Net
 from diffuse_cli.interop._scheduler import read_process
 from diffuse_cli.options import options
 from diffuse_cli.presets import PRESETS, architecture

@@ -32,7 +32,8 @@ from diffuse_cli.core.settings import to_dict
 from diffuse_cli.diffusion import make_process
 from diffuse_cli.errors import UsageError
 from diffuse_cli.events import finish
-from diffuse_cli.interop import FORMATS, Net, _assembling, _scheduler, convert, diffusers, openai
+from diffuse_cli.interop import FORMATS, _assembling, _scheduler, convert, diffusers, openai
+from diffuse_cli.interop._assembling import Net
 from diffuse_cli.presets import PRESETS, architecture
 from diffuse_cli.training.configuring import complete, configure
 
