@@ -15,7 +15,7 @@ from PIL import Image
 
 from diffuse_cli.conditioning import Condition
 from diffuse_cli.core import Space
-from diffuse_cli.core.low_frequencies import LowFrequencies
+from diffuse_cli.core.gaussian_start import LowFrequencies
 from diffuse_cli.core.samplers import sampler_options
 from diffuse_cli.data import Samples, read_images
 from diffuse_cli.draws import permutation

@@ -23,7 +23,7 @@ import torch
 from accelerate import Accelerator
 
 from diffuse_cli.config import GAUSSIAN, OWN, SAMPLER, STARTS
-from diffuse_cli.core.low_frequencies import LowFrequencies, measure
+from diffuse_cli.core.gaussian_start import LowFrequencies, measure
 from diffuse_cli.core.samplers import spacing_of
 from diffuse_cli.events import finish
 from diffuse_cli.guiding import equipped

@@ -22,7 +22,7 @@ import common
 import numpy as np
 
 from diffuse_cli.config import SAMPLER
-from diffuse_cli.core.learned_times import improved
+from diffuse_cli.core.learned_timesteps import improved
 from diffuse_cli.events import finish
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.runtime import machine, resolve_precision

@@ -230,7 +230,7 @@ class Inputs:
         import numpy as np
         import torch
 
-        from diffuse_cli.core.kernels.layout import laid_out
+        from diffuse_cli.core.layout import laid_out
 
         rows = [(i - self.first) % len(self.stored) for i in indices]
         own = torch.from_numpy(np.ascontiguousarray(self.stored[rows])).to(device)

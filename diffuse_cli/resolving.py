@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from diffuse_cli.core.denoiser import Denoise, Denoiser
-    from diffuse_cli.core.low_frequencies import LowFrequencies
+    from diffuse_cli.core.gaussian_start import LowFrequencies
     from diffuse_cli.core.process import Process
     from diffuse_cli.modelfile import Model
 

@@ -18,12 +18,12 @@ from accelerate.utils import gather_object
 
 from diffuse_cli import modelfile
 from diffuse_cli.core.denoiser import Denoise, Denoiser
-from diffuse_cli.core.kernels.layout import laid_out, lay_out
-from diffuse_cli.core.kernels.precision import cast_products
+from diffuse_cli.core.layout import laid_out, lay_out
 from diffuse_cli.core.networks import widest
+from diffuse_cli.core.precision import cast_products
 from diffuse_cli.core.samplers import SAMPLERS, State
 from diffuse_cli.core.space import Space
-from diffuse_cli.core.windows import Tiling, windowed
+from diffuse_cli.core.tiling import Tiling, windowed
 from diffuse_cli.diffusion import kept_in_range
 from diffuse_cli.draws import image_noise
 from diffuse_cli.errors import translating

@@ -21,7 +21,7 @@ from diffuse_cli.config import (
     VaryConfig,
 )
 from diffuse_cli.core import SAMPLERS, Conditions, InvalidArgument, Space
-from diffuse_cli.core.low_frequencies import LowFrequencies
+from diffuse_cli.core.gaussian_start import LowFrequencies
 from diffuse_cli.data import read_images
 from diffuse_cli.draws import image_noise
 from diffuse_cli.errors import UsageError

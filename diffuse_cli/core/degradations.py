@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from diffuse_cli.core._degradation import NOISE
 from diffuse_cli.core._degradation import Degradation as Degradation
 from diffuse_cli.core.errors import InvalidArgument, suggest
-from diffuse_cli.core.masks import MASKS
+from diffuse_cli.core.inpainting import MASKS
 from diffuse_cli.core.registry import Registry
 from diffuse_cli.core.settings import dimensions, setting, type_name
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.core import consistency
+from diffuse_cli.core import distillation
 from diffuse_cli.core.errors import lookup
 from diffuse_cli.core.gaussian import Gaussian
 from diffuse_cli.core.registry import Registry
@@ -111,7 +111,7 @@ def _decoded(model: Gaussian, x0: Tensor, levels: int | None) -> Tensor:
 
 LOSSES: Registry[Loss] = Registry(
     "losses",
-    {"simple": simple, "vlb": vlb, "hybrid": hybrid, "consistency": consistency.loss},
+    {"simple": simple, "vlb": vlb, "hybrid": hybrid, "consistency": distillation.loss},
 )
 
 TAUGHT = frozenset({"consistency"})

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from diffuse_cli.core import consistency, solvers
+from diffuse_cli.core import distillation, solvers
 from diffuse_cli.core.errors import InvalidArgument, lookup
 from diffuse_cli.core.gaussian import Gaussian
 from diffuse_cli.core.registry import Registry
@@ -184,7 +184,7 @@ SAMPLERS: Registry[Callable[..., Iterator[State]]] = Registry(
         "dpmpp-2m-sde": solvers.dpmpp_2m_sde,
         "unipc": solvers.unipc,
         "ipndm": solvers.ipndm,
-        "consistency": consistency.sample,
+        "consistency": distillation.sample,
     },
 )
 

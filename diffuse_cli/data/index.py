@@ -17,8 +17,7 @@ from typing import IO, Any
 import numpy as np
 import PIL
 
-from diffuse_cli import system
-from diffuse_cli import files
+from diffuse_cli import files, system
 from diffuse_cli.data.jobs import Decoded, Result, Skipped
 from diffuse_cli.data.sources import Entry, Listing
 from diffuse_cli.media import Read

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.console import brief, said
-from diffuse_cli.core.low_frequencies import NAME as LOW_FREQUENCIES
+from diffuse_cli.core.gaussian_start import NAME as LOW_FREQUENCIES
 from diffuse_cli.files import show
 
 if TYPE_CHECKING:

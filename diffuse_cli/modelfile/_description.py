@@ -14,8 +14,8 @@ from diffuse_cli.config import GAUSSIAN, DiffusionConfig, SamplerChoice
 from diffuse_cli.config.training import DATA_FACTS
 from diffuse_cli.core import settings
 from diffuse_cli.core.conditions import Conditions
-from diffuse_cli.core.low_frequencies import NAME as LOW_FREQUENCIES
-from diffuse_cli.core.low_frequencies import LowFrequencies, read
+from diffuse_cli.core.gaussian_start import NAME as LOW_FREQUENCIES
+from diffuse_cli.core.gaussian_start import LowFrequencies, read
 from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.core.space import from_plain
 from diffuse_cli.core.variances import channels_out

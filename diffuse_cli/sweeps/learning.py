@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from diffuse_cli.config import SAMPLER
-from diffuse_cli.core.learned_times import cheapest_path, improved, step_costs
+from diffuse_cli.core.learned_timesteps import cheapest_path, improved, step_costs
 from diffuse_cli.draws import image_noise
 from diffuse_cli.events import Progress, Work
 from diffuse_cli.resolving import DrawSettings

@@ -20,7 +20,7 @@ from diffuse_cli.config import (
     SamplerChoice,
     TuneConfig,
 )
-from diffuse_cli.core.learned_times import draws_noise
+from diffuse_cli.core.learned_timesteps import draws_noise
 from diffuse_cli.core.process import Process
 from diffuse_cli.core.samplers import OF_DISTILLED, SAMPLERS
 from diffuse_cli.errors import UsageError

@@ -14,7 +14,7 @@ from diffuse_cli.config import InpaintConfig, RestoreConfig, RestoringConfig, Up
 from diffuse_cli.config.tasks import METHOD, TOLD
 from diffuse_cli.core.degradations import DEGRADATIONS, Degradation, parse
 from diffuse_cli.core.jumps import evaluations, legs, travel
-from diffuse_cli.core.kernels.layout import laid_out
+from diffuse_cli.core.layout import laid_out
 from diffuse_cli.core.restoration import RESTORATIONS, consistent
 from diffuse_cli.core.samplers import SAMPLERS, State
 from diffuse_cli.diffusion import kept_in_range

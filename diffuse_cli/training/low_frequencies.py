@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from diffuse_cli.core.low_frequencies import LowFrequencies, measure
+from diffuse_cli.core.gaussian_start import LowFrequencies, measure
 from diffuse_cli.training.feed import readable, streamed
 from diffuse_cli.training.plan import Plan
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core import matching
-from diffuse_cli.core.kernels.layout import laid_out
+from diffuse_cli.core.layout import laid_out
 from diffuse_cli.core.losses import simple
 from diffuse_cli.draws import Draws, training_draws
 from diffuse_cli.training.updating import Updater

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from diffuse_cli import files, modelfile
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.conditions import Conditions
-from diffuse_cli.core.low_frequencies import NAME as LOW_FREQUENCIES
-from diffuse_cli.core.low_frequencies import LowFrequencies
+from diffuse_cli.core.gaussian_start import NAME as LOW_FREQUENCIES
+from diffuse_cli.core.gaussian_start import LowFrequencies
 from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.core.settings import dimensions, to_dict
 from diffuse_cli.core.targets import has_noise

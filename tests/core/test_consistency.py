@@ -9,8 +9,8 @@ import pytest
 import torch
 from oracles import SPREAD, around, exact_denoise, exact_denoiser, generator, last, process_of
 
-from diffuse_cli.core import SAMPLERS, Denoiser, Prediction, Process, consistency
-from diffuse_cli.core.consistency import FINE, FIRST, POINTS, Path, loss, path
+from diffuse_cli.core import SAMPLERS, Denoiser, Prediction, Process, distillation
+from diffuse_cli.core.distillation import FINE, FIRST, POINTS, Path, loss, path
 
 COSINE = process_of("cosine", 1000)
 MEAN = 0.3
@@ -92,7 +92,7 @@ def test_the_path_keeps_detail_and_what_is_wider_than_a_pixel(schedule: str, lea
 @pytest.fixture
 def exact(monkeypatch):
     """Paths of many more steps, nearly free of the solver's error."""
-    monkeypatch.setattr(consistency, "path", partial(path, fine=[16] * POINTS))
+    monkeypatch.setattr(distillation, "path", partial(path, fine=[16] * POINTS))
 
 
 def test_a_consistency_function_has_no_loss(exact):
@@ -114,7 +114,7 @@ def test_without_a_solvers_error_the_loss_is_zero(monkeypatch):
     at = [flow_from(COSINE, noise, start, torch.full((16,), s)) for s in times]
     end = consistent(COSINE)(noise, times[0]).x0
     exact = Path(torch.stack(at), tuple(times), end)
-    monkeypatch.setattr(consistency, "path", lambda *_: exact)
+    monkeypatch.setattr(distillation, "path", lambda *_: exact)
     assert float(loss(Known(consistent), x0, t, noise).abs().max()) < 1e-8
 
 

@@ -11,7 +11,7 @@ from oracles import generator
 from diffuse_cli.core import DEGRADATIONS
 from diffuse_cli.core.degradations import CUTOFF, Degradation, Mask, cosines, parse
 from diffuse_cli.core.errors import InvalidArgument
-from diffuse_cli.core.masks import LARGEST, MASKS, MOST, SMALLEST
+from diffuse_cli.core.inpainting import LARGEST, MASKS, MOST, SMALLEST
 
 FORMS = [
     *{kind.EXAMPLE: None for kind in DEGRADATIONS.values()},

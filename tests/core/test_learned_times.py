@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from oracles import generator, mixture_denoise, process_of, zero_snr
 
 from diffuse_cli.core import SAMPLERS
-from diffuse_cli.core.learned_times import cheapest_path, draws_noise, improved, step_costs
+from diffuse_cli.core.learned_timesteps import cheapest_path, draws_noise, improved, step_costs
 
 # -- the path -------------------------------------------------------------------------------------
 

@@ -10,8 +10,8 @@ import torch
 from oracles import gaussian_denoise, generator, process_of
 
 from diffuse_cli.core import SAMPLERS, InvalidArgument
-from diffuse_cli.core import low_frequencies as low
-from diffuse_cli.core.low_frequencies import LowFrequencies, measure, read
+from diffuse_cli.core import gaussian_start as low
+from diffuse_cli.core.gaussian_start import LowFrequencies, measure, read
 
 ALPHA, SIGMA = 0.3, math.sqrt(1 - 0.09)
 SHAPES = [(1, 4), (2, 12), (1, 4, 3), (3, 9, 10), (2, 3, 5, 6)]

@@ -22,9 +22,9 @@ from diffuse_cli.core import (
     Process,
     bits_per_dim,
 )
+from diffuse_cli.core.gaussian_start import LowFrequencies
 from diffuse_cli.core.guidance import autoguide, away, clip, guide, unconditional
 from diffuse_cli.core.losses import WEIGHTINGS, weights
-from diffuse_cli.core.low_frequencies import LowFrequencies
 from diffuse_cli.core.variances import channels_out
 
 PROCESS = Process(SCHEDULES["cosine"](10))

@@ -11,7 +11,7 @@ from oracles import generator, process_of
 from diffuse_cli.core import SAMPLERS, VARIANCES, Denoiser
 from diffuse_cli.core.errors import InvalidArgument
 from diffuse_cli.core.guidance import clip
-from diffuse_cli.core.windows import Tiling, windowed
+from diffuse_cli.core.tiling import Tiling, windowed
 
 FULL = process_of("cosine", 50)
 TIMES = [5, 20.5, torch.tensor([5, 49])]

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffuse_cli.core.attention import attend
+from diffuse_cli.core.dropout import Dropout
 from diffuse_cli.core.errors import lookup
-from diffuse_cli.core.kernels.attention import attend
-from diffuse_cli.core.kernels.dropout import Dropout
-from diffuse_cli.core.kernels.layout import laid_out
-from diffuse_cli.core.kernels.norms import GroupNorm, over_size
+from diffuse_cli.core.kernels import GroupNorm, over_size
+from diffuse_cli.core.layout import laid_out
 from diffuse_cli.core.networks._start import zeroed
 from diffuse_cli.core.registry import Registry
 

@@ -21,7 +21,7 @@ from diffuse_cli.core.settings import Settings, dimensions, from_dict, setting
 from diffuse_cli.core.space import Space
 
 if TYPE_CHECKING:
-    from diffuse_cli.core.networks._unet import UNet
+    from diffuse_cli.core.networks._unet_modules import UNet
 
 ENDS = Ends(
     input="conv_in.weight",
@@ -178,7 +178,7 @@ def build(
     Raises:
         InvalidArgument: `check` refuses the space, or there is no such block or time embedding.
     """
-    from diffuse_cli.core.networks._unet import UNet
+    from diffuse_cli.core.networks._unet_modules import UNet
 
     check(config, space)
     return UNet(config, space, conditions, out_channels or space.channels)

@@ -20,7 +20,7 @@ from diffuse_cli.core.settings import Settings, dimensions, from_dict, setting
 from diffuse_cli.core.space import Space
 
 if TYPE_CHECKING:
-    from diffuse_cli.core.networks._vit import Transformer
+    from diffuse_cli.core.networks._vit_modules import Transformer
 
 ENDS = Ends(
     input="patch_in.weight",
@@ -137,7 +137,7 @@ def build(
     Raises:
         InvalidArgument: `check` refuses the space.
     """
-    from diffuse_cli.core.networks._vit import Transformer
+    from diffuse_cli.core.networks._vit_modules import Transformer
 
     check(config, space)
     return Transformer(config, space, conditions, out_channels or space.channels)

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from oracles import generator
 
-from diffuse_cli.core.kernels import norms
-from diffuse_cli.core.kernels.norms import GroupNorm
+from diffuse_cli.core import kernels
+from diffuse_cli.core.kernels import GroupNorm
 
 
 def made(dtype: torch.dtype = torch.float32, *, last: bool = False, shape=(3, 8, 5, 7)):
@@ -71,7 +71,7 @@ def test_bfloat16_is_close_to_float32(
     channels: int, modulated: bool, last: bool, silu: bool, part: int, monkeypatch
 ):
     """Groups of fewer than 16 channels are converted, a few samples at a time."""
-    monkeypatch.setattr(norms, "PART", part)
+    monkeypatch.setattr(kernels, "PART", part)
     shape = (3, 2 * channels, 5, 7)
     x, gain, bias, scale, shift, dy = made(torch.bfloat16, last=last, shape=shape)
     if not modulated:

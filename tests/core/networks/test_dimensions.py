@@ -9,7 +9,7 @@ from nets import batch, plan, randomised
 from oracles import generator
 
 from diffuse_cli.core import LOSSES, SAMPLERS, SCHEDULES, Denoiser, Process
-from diffuse_cli.core.kernels.layout import laid_out, lay_out
+from diffuse_cli.core.layout import laid_out, lay_out
 from diffuse_cli.core.networks._blocks import Parts, Upsample
 from diffuse_cli.core.networks._patches import folded, unfolded
 

@@ -16,10 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffuse_cli.core import NETWORKS, Conditions, Space
 from diffuse_cli.core.conditions import Given
 from diffuse_cli.core.errors import InvalidArgument
-from diffuse_cli.core.kernels.layout import laid_out, lay_out
-from diffuse_cli.core.kernels.precision import cast_products
-from diffuse_cli.core.networks import _vit, checkpointed, count_parameters
+from diffuse_cli.core.layout import laid_out, lay_out
+from diffuse_cli.core.networks import _vit_modules, checkpointed, count_parameters
 from diffuse_cli.core.networks.vit import Config, adapt, describe
+from diffuse_cli.core.precision import cast_products
 from diffuse_cli.core.tables import UNTOLD, Labels, Number, Table
 
 SMALL: dict[str, Any] = {
@@ -101,7 +101,7 @@ def test_a_block_is_its_formula(dims: int):
     at = list(torch.cartesian_prod(*(torch.arange(n) for n in grid)).reshape(-1, dims).tolist())
     h = torch.randn(2, len(at), 24, generator=generator(3))
     emb = torch.randn(2, 24, generator=generator(4))
-    found = block(h, emb, *_vit.turns(grid, 6, h.device))
+    found = block(h, emb, *_vit_modules.turns(grid, 6, h.device))
     for own, one, expected in zip(h, emb, found, strict=True):
         assert torch.allclose(by_hand(block, own, one, at, heads=2), expected, atol=1e-4)
 
@@ -109,10 +109,10 @@ def test_a_block_is_its_formula(dims: int):
 @dimensions
 def test_turns_tell_differences_of_positions_alone(dims: int):
     grid = (5, 4, 3)[:dims]
-    cos, sin = _vit.turns(grid, 8, torch.device("cpu"))
+    cos, sin = _vit_modules.turns(grid, 8, torch.device("cpu"))
     q, k = torch.randn(2, 16, generator=generator(1))
-    scores = (_vit.turned(q.expand(len(cos), -1), cos, sin)
-              @ _vit.turned(k.expand(len(cos), -1), cos, sin).T)  # fmt: skip
+    scores = (_vit_modules.turned(q.expand(len(cos), -1), cos, sin)
+              @ _vit_modules.turned(k.expand(len(cos), -1), cos, sin).T)  # fmt: skip
     places = torch.cartesian_prod(*(torch.arange(n) for n in grid)).reshape(-1, dims)
     seen: dict[tuple[int, ...], float] = {}
     for i, one in enumerate(places):
@@ -136,12 +136,12 @@ def test_places_tell_where_a_patch_is_in_what_is_the_same_everywhere(
         return found.flatten(2)
 
     assert bool((corners().std(2) > 0.01).all())
-    monkeypatch.setattr(_vit, "places", lambda *_: torch.zeros(()))
+    monkeypatch.setattr(_vit_modules, "places", lambda *_: torch.zeros(()))
     assert bool((corners().std(2) < 1e-4).all())
 
 
 def test_places_are_parts_of_the_side():
-    once, twice = (_vit.places((n,), 32, torch.device("cpu")) for n in (8, 16))
+    once, twice = (_vit_modules.places((n,), 32, torch.device("cpu")) for n in (8, 16))
     assert torch.allclose(twice.unflatten(0, (8, 2)).mean(1), once, atol=0.2)
     assert once.shape == (8, 32)
     assert len(once.unique(dim=0)) == 8
@@ -170,7 +170,7 @@ def test_a_new_network_predicts_zero_and_its_blocks_are_the_identity(made: Plan)
     x, t = batch(made)
     assert not net(x, t, **told(made)).any()
     h, grid = torch.randn(2, 4, 24, generator=generator(3)), (4, *[1] * (made.space.dims - 1))
-    turns = _vit.turns(grid, 6, h.device)
+    turns = _vit_modules.turns(grid, 6, h.device)
     assert torch.equal(net.blocks[0](h, torch.ones(2, 24), *turns), h)
 
 

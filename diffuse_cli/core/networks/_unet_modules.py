@@ -14,7 +14,7 @@ from diffuse_cli.core.networks._blocks import Attention, Parts, doubled, halved
 from diffuse_cli.core.networks._patches import folded, unfolded
 from diffuse_cli.core.networks._start import zeroed
 from diffuse_cli.core.networks._time import TIME_EMBEDDINGS
-from diffuse_cli.core.networks._told import Told
+from diffuse_cli.core.networks.layers import Told
 from diffuse_cli.core.space import Space
 
 if TYPE_CHECKING:

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffuse_cli.core.kernels.attention import attend
-from diffuse_cli.core.kernels.dropout import Dropout
-from diffuse_cli.core.kernels.layout import laid_out
+from diffuse_cli.core.attention import attend
+from diffuse_cli.core.dropout import Dropout
+from diffuse_cli.core.layout import laid_out
 from diffuse_cli.core.networks import Run, plainly
 from diffuse_cli.core.networks._patches import folded, unfolded
 from diffuse_cli.core.networks._start import balanced, zeroed
 from diffuse_cli.core.networks._time import sinusoids
-from diffuse_cli.core.networks._told import Told
+from diffuse_cli.core.networks.layers import Told
 from diffuse_cli.core.space import Space
 
 if TYPE_CHECKING:

@@ -1,1 +1,0 @@
-"""Fast norms, dropout and attention; the same functions as the plain ones."""
