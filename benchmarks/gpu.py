@@ -30,7 +30,7 @@ import torch
 from steps import SETTINGS, Act, Setting, interleave, ours, plan, say, significant, speed, theirs
 from torch import Tensor
 
-from diffuse_cli.core.layout import laid_out, lay_out
+from diffuse_cli.core.kernels import laid_out, lay_out
 from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.runtime import DEVICES, device_type, has_bfloat16, machine
 from diffuse_cli.training.ema import EVERY

@@ -30,7 +30,7 @@ from torch import Tensor
 from diffuse_cli.core import RESTORATIONS, SAMPLERS, Denoiser, Process
 from diffuse_cli.core.degradations import Degradation, parse
 from diffuse_cli.core.guidance import clip
-from diffuse_cli.core.jumps import legs, travel
+from diffuse_cli.core.inpainting import legs, travel
 from diffuse_cli.draws import image_noise, philox
 from diffuse_cli.events import finish
 from diffuse_cli.runtime import machine

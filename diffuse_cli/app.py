@@ -20,7 +20,7 @@ from diffuse_cli.commands._help import Command, Group
 from diffuse_cli.commands._mistakes import explain
 from diffuse_cli.commands._options import make_command
 from diffuse_cli.console import Console, steady
-from diffuse_cli.core.errors import InvalidArgument
+from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.errors import DiffuseError, OutputError, UsageError, translated
 from diffuse_cli.memory import out_of_memory
 from diffuse_cli.options import options

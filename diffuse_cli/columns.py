@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffuse_cli.core.settings import digits
-from diffuse_cli.core.tables import (
+from diffuse_cli.core.conditions import (
     MOST_COLUMNS,
     MOST_VALUES,
     UNTOLD,
@@ -21,6 +20,7 @@ from diffuse_cli.core.tables import (
     Table,
     Value,
 )
+from diffuse_cli.core.settings import digits
 from diffuse_cli.data import Cells
 from diffuse_cli.data.summary import NAMED, plural
 from diffuse_cli.errors import DataError, UsageError, lookup, near

@@ -11,7 +11,7 @@ import torch
 
 from diffuse_cli.columns import typed_rows, untaught
 from diffuse_cli.config import GUIDANCE, DrawConfig
-from diffuse_cli.core.tables import Number
+from diffuse_cli.core.conditions import Number
 from diffuse_cli.errors import UsageError, lookup
 from diffuse_cli.files import brief
 

@@ -100,7 +100,7 @@ def skeleton(
     """A network without weights, on the meta device; raises as `build`."""
     import torch
 
-    from diffuse_cli.core.networks._start import Undrawn
+    from diffuse_cli.core.networks.layers import Undrawn
 
     with torch.device("meta"), Undrawn():
         return build(network, config, space, conditions, out_channels)

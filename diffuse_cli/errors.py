@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Self, TypeVar
 
-from diffuse_cli.core.errors import InvalidArgument
-from diffuse_cli.core.errors import lookup as known
-from diffuse_cli.core.errors import suggest as suggest
+from diffuse_cli.core.registry import InvalidArgument
+from diffuse_cli.core.registry import lookup as known
+from diffuse_cli.core.registry import suggest as suggest
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.core import degradations
 from diffuse_cli.core.conditions import PAIRS, Given
-from diffuse_cli.core.errors import InvalidArgument
+from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.space import Space
 from diffuse_cli.draws import BLOCK, GivenDraws, given_draws
 from diffuse_cli.errors import UsageError, translating
@@ -230,7 +230,7 @@ class Inputs:
         import numpy as np
         import torch
 
-        from diffuse_cli.core.layout import laid_out
+        from diffuse_cli.core.kernels import laid_out
 
         rows = [(i - self.first) % len(self.stored) for i in indices]
         own = torch.from_numpy(np.ascontiguousarray(self.stored[rows])).to(device)

@@ -19,7 +19,7 @@ from diffuse_cli.sampling import Loaded, load_denoiser, ready
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from diffuse_cli.core.tables import Table
+    from diffuse_cli.core.conditions import Table
     from diffuse_cli.diffusion import Blueprint
 
 

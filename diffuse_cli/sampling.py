@@ -18,9 +18,8 @@ from accelerate.utils import gather_object
 
 from diffuse_cli import modelfile
 from diffuse_cli.core.denoiser import Denoise, Denoiser
-from diffuse_cli.core.layout import laid_out, lay_out
+from diffuse_cli.core.kernels import cast_products, laid_out, lay_out
 from diffuse_cli.core.networks import widest
-from diffuse_cli.core.precision import cast_products
 from diffuse_cli.core.samplers import SAMPLERS, State
 from diffuse_cli.core.space import Space
 from diffuse_cli.core.tiling import Tiling, windowed

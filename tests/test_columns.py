@@ -18,7 +18,7 @@ from diffuse_cli.columns import (
     unknown,
     untaught,
 )
-from diffuse_cli.core.tables import Labels, Number, Table
+from diffuse_cli.core.conditions import Labels, Number, Table
 from diffuse_cli.data import Cells
 from diffuse_cli.data.tables import Cell
 from diffuse_cli.data.tables import _number as number_of

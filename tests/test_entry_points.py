@@ -26,7 +26,7 @@ import torch
 from diffuse_cli.core.degradations import Degradation
 from diffuse_cli.core.losses import simple
 from diffuse_cli.core.inpainting import Draw
-from diffuse_cli.core.networks._blocks import ResBlock
+from diffuse_cli.core.networks._unet_modules import ResBlock
 from diffuse_cli.core.restoration import RESTORATIONS, Restoration
 from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.core.timesteps import TimestepDraw, uniform

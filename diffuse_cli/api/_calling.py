@@ -15,7 +15,7 @@ from PIL.Image import Image
 
 from diffuse_cli.api._samples import Samples
 from diffuse_cli.config import EvalConfig, SampleConfig, TrainConfig
-from diffuse_cli.core.errors import InvalidArgument
+from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.data import held
 from diffuse_cli.errors import DiffuseError, UsageError, translated
 from diffuse_cli.events import Notice, Progress, Work

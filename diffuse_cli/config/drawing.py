@@ -139,7 +139,7 @@ class TrajectoryConfig(Config):
     spacing: str | None = sampling_option(
         None,
         "Which timesteps the sampler visits.",
-        table="core.spacings.SPACINGS",
+        table="core.timesteps.SPACINGS",
         shown="those that tune learned, or wide with unipc in at most 10 steps, else trailing",
     )
     threshold: float | None = sampling_option(

@@ -119,7 +119,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     transform: str | None = data_option(
         None,
         "Transform of the floats of arrays, before they are standardised by channel.",
-        table="core.transforms.TRANSFORMS",
+        table="core.space.TRANSFORMS",
         shown="none",
     )
     given: str | None = data_option(

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diffuse_cli.core.conditions import Conditions as Conditions
+    from diffuse_cli.core.conditions import Table as Table
     from diffuse_cli.core.degradations import DEGRADATIONS as DEGRADATIONS
     from diffuse_cli.core.denoiser import Denoiser as Denoiser
     from diffuse_cli.core.denoiser import Prediction as Prediction
-    from diffuse_cli.core.errors import InvalidArgument as InvalidArgument
     from diffuse_cli.core.gaussian import Gaussian as Gaussian
     from diffuse_cli.core.likelihood import Bits as Bits
     from diffuse_cli.core.likelihood import bits_per_dim as bits_per_dim
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from diffuse_cli.core.networks import NETWORKS as NETWORKS
     from diffuse_cli.core.optimizers import OPTIMIZERS as OPTIMIZERS
     from diffuse_cli.core.process import Process as Process
+    from diffuse_cli.core.registry import InvalidArgument as InvalidArgument
     from diffuse_cli.core.restoration import RESTORATIONS as RESTORATIONS
     from diffuse_cli.core.samplers import SAMPLERS as SAMPLERS
     from diffuse_cli.core.samplers import State as State
     from diffuse_cli.core.schedules import SCHEDULES as SCHEDULES
     from diffuse_cli.core.space import Space as Space
-    from diffuse_cli.core.spacings import SPACINGS as SPACINGS
-    from diffuse_cli.core.tables import Table as Table
     from diffuse_cli.core.targets import TARGETS as TARGETS
+    from diffuse_cli.core.timesteps import SPACINGS as SPACINGS
     from diffuse_cli.core.timesteps import TIMESTEP_DRAWS as TIMESTEP_DRAWS
     from diffuse_cli.core.variances import VARIANCES as VARIANCES
 

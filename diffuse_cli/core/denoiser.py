@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from diffuse_cli.core.errors import InvalidArgument, lookup
 from diffuse_cli.core.process import Process, Table, Time
+from diffuse_cli.core.registry import InvalidArgument, lookup
 from diffuse_cli.core.targets import STEPWISE, TARGETS
 from diffuse_cli.core.variances import LEARNED, VARIANCES
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.core.errors import InvalidArgument
+from diffuse_cli.core.registry import InvalidArgument
 
 if TYPE_CHECKING:
     from torch import Tensor

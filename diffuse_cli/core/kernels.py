@@ -204,3 +204,132 @@ def _rows(x: Tensor) -> Tensor:
 def _spread(channels: Tensor, like: Tensor) -> Tensor:
     """`over_size` in the precision of `like`."""
     return over_size(channels.to(like.dtype), like)
+
+
+# -- attention ------------------------------------------------------------------------------------
+
+# Scaled dot-product attention.
+
+SCORES = 2**24
+"""The most scores that are kept in memory on a processor."""
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v (Vaswani et al. 2017, eq. 1), for (B, heads, N, D).
+
+    Fused, except for bfloat16 on a processor, where two batched products take a third of the time.
+    """
+    scores = q.shape[0] * q.shape[1] * q.shape[2] ** 2
+    apart = q.device.type == "cpu" and q.dtype == torch.bfloat16 and scores <= SCORES
+    if not apart or torch.compiler.is_compiling():
+        return F.scaled_dot_product_attention(q, k, v)
+    return weighted(q, k, v)
+
+
+def weighted(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`attend` as two products, keeping the scores."""
+    return torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(2, 3), dim=-1) @ v
+
+
+# -- precision ------------------------------------------------------------------------------------
+
+# Weights in the precision of their products.
+
+PRODUCTS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+def cast_products(module: nn.Module, dtype: torch.dtype) -> None:
+    """Cast the weights of convolutions and linear layers once; autocast would at every evaluation.
+
+    Results do not change. Modules with `keeps_precision`, which compute with their weights first,
+    are skipped.
+    """
+    for child in module.children():
+        if isinstance(child, PRODUCTS):
+            child.to(dtype)
+        elif not getattr(child, "keeps_precision", False):
+            cast_products(child, dtype)
+
+
+# -- dropout --------------------------------------------------------------------------------------
+
+# Dropout whose random numbers cost little on processors.
+
+LEVELS = 2**16
+
+
+class Dropout(nn.Module):
+    """In training, drops each element with probability p < 1 and divides the rest by 1 - p.
+
+    On processors PyTorch draws one number per element, which took a tenth of a training step; here
+    one of 64 bits decides for four elements, and p is rounded to a multiple of 2^-16 (also in the
+    scale).
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape-preserving; x itself if nothing is dropped."""
+        if not self.training or self.p == 0:
+            return x
+        if x.device.type != "cpu" or torch.compiler.is_compiling():
+            return F.dropout(x, self.p)
+        y: Tensor = _Drop.apply(x, round(self.p * LEVELS))  # type: ignore[no-untyped-call]
+        return y
+
+
+class _Drop(torch.autograd.Function):
+    """Keep each element of x with probability 1 - dropped / LEVELS, divided by it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dropped: int) -> Tensor:
+        # 16 random bits decide for each element; uint8 converts ten times as fast as bool.
+        kept = torch.empty_like(x, dtype=torch.uint8)
+        words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+        bits, memory = words.view(torch.int16)[: x.numel()], kept.as_strided((x.numel(),), (1,))
+        torch.ge(bits, dropped - LEVELS // 2, out=memory)
+        ctx.scale = LEVELS / (LEVELS - dropped)
+        ctx.save_for_backward(kept)
+        return _keep(x, kept, ctx.scale)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        (kept,) = ctx.saved_tensors
+        return _keep(dy, kept, ctx.scale), None
+
+
+def _keep(x: Tensor, kept: Tensor, scale: float) -> Tensor:
+    """x * kept * scale in one pass."""
+    return torch.addcmul(x.new_zeros(()), x, kept.to(x.dtype), value=scale)
+
+
+# -- layout ---------------------------------------------------------------------------------------
+
+# The memory format in which convolutions are fastest: decided here for every device.
+
+CONTIGUOUS = frozenset({"mps"})
+"""Devices whose 2-D convolutions are not faster with channels last. On Metal their backward pass
+takes up to 30 times as long so (PyTorch 2.13)."""
+
+
+def memory_format(device: str, dimensions: int = 4) -> torch.memory_format:
+    """The order in memory of tensors of so many dimensions on a type of device."""
+    if dimensions == 4 and device not in CONTIGUOUS:
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def laid_out(x: Tensor) -> Tensor:
+    """x (B, C, *size) in the order of its device."""
+    return x.contiguous(memory_format=memory_format(x.device.type, x.ndim))
+
+
+def lay_out(net: nn.Module) -> nn.Module:
+    """`net`, which is on its device, with the weights of its convolutions in that order."""
+    for weight in net.parameters():  # `Module.to` refuses weights of 3-D convolutions
+        if weight.ndim == 4:
+            # Unlike `contiguous`, this also tells the strides of 1x1 convolutions.
+            weight.data = weight.data.to(memory_format=memory_format(weight.device.type))
+    return net

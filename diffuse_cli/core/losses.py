@@ -13,9 +13,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.core import distillation
-from diffuse_cli.core.errors import lookup
 from diffuse_cli.core.gaussian import Gaussian
-from diffuse_cli.core.registry import Registry
+from diffuse_cli.core.registry import Registry, lookup
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,7 +110,7 @@ def _decoded(model: Gaussian, x0: Tensor, levels: int | None) -> Tensor:
 
 LOSSES: Registry[Loss] = Registry(
     "losses",
-    {"simple": simple, "vlb": vlb, "hybrid": hybrid, "consistency": distillation.loss},
+    {"simple": simple, "vlb": vlb, "hybrid": hybrid, "consistency": distillation.consistency_loss},
 )
 
 TAUGHT = frozenset({"consistency"})

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffuse_cli.core.errors import InvalidArgument, lookup
 from diffuse_cli.core.gaussian import Gaussian, Pair
-from diffuse_cli.core.spacings import SPACINGS
+from diffuse_cli.core.registry import InvalidArgument, lookup
+from diffuse_cli.core.timesteps import SPACINGS
 
 Time = int | float | Tensor
 CLEAN = "s = -1 is clean data, not an index"

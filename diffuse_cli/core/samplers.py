@@ -15,9 +15,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from diffuse_cli.core import distillation, solvers
-from diffuse_cli.core.errors import InvalidArgument, lookup
 from diffuse_cli.core.gaussian import Gaussian
-from diffuse_cli.core.registry import Registry
+from diffuse_cli.core.registry import InvalidArgument, Registry, lookup
 from diffuse_cli.core.solvers import State as State
 from diffuse_cli.core.solvers import Step, Times, steps
 

@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 from operator import mul
 
-from diffuse_cli.core.errors import InvalidArgument
-from diffuse_cli.core.registry import Registry
+from diffuse_cli.core.registry import InvalidArgument, Registry
 
 MAX_BETA = 0.999
 

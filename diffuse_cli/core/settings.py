@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING
 from typing import Any, TypeVar
 
-from diffuse_cli.core.errors import InvalidArgument, suggest
+from diffuse_cli.core.registry import InvalidArgument, suggest
 
 S = TypeVar("S")
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.core.errors import InvalidArgument, lookup
+from diffuse_cli.core.registry import InvalidArgument, Registry, lookup
 from diffuse_cli.core.settings import Settings, from_dict, setting
-from diffuse_cli.core.transforms import TRANSFORMS
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    Function = Callable[[Tensor], Tensor]
+
 
 LONGEST_SIDE, LONGEST_SIGNAL, MOST_CHANNELS = 4096, 2**20, 64
 """The longest side of two or three dimensions, and of one."""
@@ -146,3 +148,42 @@ def from_plain(values: Mapping[str, Any]) -> Space:
     """
     floats = bool(values.get("mean")) and "levels" not in values
     return from_dict(Space, {**values, "levels": None} if floats else values)
+
+
+# -- transforms -----------------------------------------------------------------------------------
+
+# Transforms of stored floats, before they are standardised.
+#
+# Each has a forward function f, its inverse, and log f', all elementwise on tensors.
+
+
+@dataclass(frozen=True)
+class Transform:
+    """An increasing function of a number.
+
+    Attributes:
+        forward, inverse: f, and back.
+        log_slope: log f', in nats; a density of f(x) times f' is one of x.
+        takes: the numbers that it is defined for, in words.
+    """
+
+    forward: Function
+    inverse: Function
+    log_slope: Function
+    takes: str = "finite numbers"
+
+
+TRANSFORMS: Registry[Transform] = Registry(
+    "transforms",
+    {
+        "none": Transform(lambda x: x, lambda y: y, lambda x: x.new_zeros(x.shape)),
+        "log": Transform(
+            lambda x: x.log(), lambda y: y.exp(), lambda x: -x.log(), "numbers above 0"
+        ),
+        "asinh": Transform(
+            lambda x: x.asinh(), lambda y: y.sinh(), lambda x: -x.hypot(x.new_ones(())).log()
+        ),
+    },
+)
+"""`log` for what spans decades and is never 0, such as a density; `asinh`, which is the number
+itself near 0 and its logarithm far from it, for both signs."""

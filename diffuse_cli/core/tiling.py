@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffuse_cli.core.errors import InvalidArgument
+from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.settings import dimensions
 
 OVERLAP = 0.5

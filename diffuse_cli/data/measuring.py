@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffuse_cli.core.space import Space
-from diffuse_cli.core.transforms import TRANSFORMS
+from diffuse_cli.core.space import TRANSFORMS, Space
 from diffuse_cli.errors import DataError, lookup
 from diffuse_cli.files import show
 

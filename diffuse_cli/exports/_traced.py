@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch._dynamo.exc import UserError
 
 from diffuse_cli import modelfile
+from diffuse_cli.core.conditions import UNTOLD
 from diffuse_cli.core.settings import to_dict
-from diffuse_cli.core.tables import UNTOLD
 from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.errors import ModelFileError
 from diffuse_cli.files import brief

@@ -14,8 +14,8 @@ from torch import Tensor
 from diffuse_cli.config import ConvertConfig, DiffusionConfig, TrainConfig
 from diffuse_cli.config.model import TIMESTEPS
 from diffuse_cli.core.conditions import Conditions
-from diffuse_cli.core.errors import InvalidArgument
 from diffuse_cli.core.networks import unet as unets
+from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.settings import from_dict as checked
 from diffuse_cli.core.settings import to_dict as plain
 from diffuse_cli.core.space import Space

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from diffuse_cli import foreign
 from diffuse_cli.config import ConvertConfig
-from diffuse_cli.core.errors import InvalidArgument
+from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.errors import ModelFileError, UsageError
 from diffuse_cli.events import Notice

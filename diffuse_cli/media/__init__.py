@@ -11,8 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from diffuse_cli.core.errors import InvalidArgument, lookup
-from diffuse_cli.core.registry import Modules
+from diffuse_cli.core.registry import InvalidArgument, Modules, lookup
 from diffuse_cli.core.space import LONGEST_SIDE
 from diffuse_cli.core.space import Space as Space
 from diffuse_cli.media._fitting import FITS as FITS

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from xxhash import xxh3_128
 
 from diffuse_cli import unusable as reasons
-from diffuse_cli.core.errors import InvalidArgument, lookup
+from diffuse_cli.core.registry import InvalidArgument, lookup
 from diffuse_cli.core.space import MOST_CHANNELS, Space
 from diffuse_cli.media import Array, Asked, Read, numbers_of
 from diffuse_cli.media._drawing import drawn

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from xxhash import xxh3_128
 
 from diffuse_cli import unusable as reasons
-from diffuse_cli.core.errors import InvalidArgument
+from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.space import Space
 from diffuse_cli.media import Array, Asked, Read
 from diffuse_cli.media._fitting import Lengths, Size

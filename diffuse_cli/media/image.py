@@ -18,7 +18,7 @@ from xxhash import xxh3_128, xxh3_128_digest
 
 from diffuse_cli import pictures
 from diffuse_cli import unusable as reasons
-from diffuse_cli.core.errors import InvalidArgument
+from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.space import Space
 from diffuse_cli.media import FITS as FITS
 from diffuse_cli.media import Array, Asked, Read, Size, numbers_of

@@ -14,7 +14,7 @@ from diffuse_cli import files, outputs, pictures
 from diffuse_cli.columns import told_by, typed_rows
 from diffuse_cli.conditioning import check_columns
 from diffuse_cli.config import PictureConfig
-from diffuse_cli.core.layout import laid_out
+from diffuse_cli.core.kernels import laid_out
 from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
 from diffuse_cli.draws import image_noise, share
 from diffuse_cli.errors import UsageError

@@ -13,8 +13,8 @@ import torch
 from diffuse_cli.config import InpaintConfig, RestoreConfig, RestoringConfig, UpscaleConfig
 from diffuse_cli.config.tasks import METHOD, TOLD
 from diffuse_cli.core.degradations import DEGRADATIONS, Degradation, parse
-from diffuse_cli.core.jumps import evaluations, legs, travel
-from diffuse_cli.core.layout import laid_out
+from diffuse_cli.core.inpainting import evaluations, legs, travel
+from diffuse_cli.core.kernels import laid_out
 from diffuse_cli.core.restoration import RESTORATIONS, consistent
 from diffuse_cli.core.samplers import SAMPLERS, State
 from diffuse_cli.diffusion import kept_in_range

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from diffuse_cli.core.layout import laid_out
+from diffuse_cli.core.kernels import laid_out
 from diffuse_cli.core.process import spread
 from diffuse_cli.draws import permutation
 from diffuse_cli.training.feed import Feed

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from diffuse_cli.core.conditions import Labels
 from diffuse_cli.core.networks import NETWORKS, Ends
-from diffuse_cli.core.tables import Labels
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.draws import philox
 from diffuse_cli.training.table import with_columns
@@ -21,8 +21,7 @@ from diffuse_cli.training.table import with_columns
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diffuse_cli.core.conditions import Conditions
-    from diffuse_cli.core.tables import Table
+    from diffuse_cli.core.conditions import Conditions, Table
     from diffuse_cli.diffusion import Blueprint
     from diffuse_cli.modelfile import Model
 

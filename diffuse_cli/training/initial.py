@@ -11,7 +11,7 @@ import torch
 
 from diffuse_cli import files, modelfile
 from diffuse_cli.config import TrainConfig
-from diffuse_cli.core import tables
+from diffuse_cli.core import conditions
 from diffuse_cli.core.conditions import PAIRS, Given
 from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.core.networks import NETWORKS, Ends, count_parameters
@@ -115,11 +115,11 @@ def _check_student(source: str, teacher: Model, wanted: Blueprint) -> None:
 
 def _encoded(told: object) -> object:
     """Return the part of a condition that decides its encoding, without statistics of samples."""
-    if isinstance(told, tables.Table):
+    if isinstance(told, conditions.Table):
         return tuple(map(_encoded, told.columns))
-    if isinstance(told, tables.Number):
+    if isinstance(told, conditions.Number):
         return told.name, told.mean, told.deviation
-    if isinstance(told, tables.Labels):
+    if isinstance(told, conditions.Labels):
         return told.name, told.values
     if isinstance(told, Given):
         return told.what, told.channels, told.mean, told.std, told.limits

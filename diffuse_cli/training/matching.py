@@ -15,8 +15,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from diffuse_cli.config import TrainConfig
-from diffuse_cli.core import matching
-from diffuse_cli.core.layout import laid_out
+from diffuse_cli.core import distillation
+from diffuse_cli.core.kernels import laid_out
 from diffuse_cli.core.losses import simple
 from diffuse_cli.draws import Draws, training_draws
 from diffuse_cli.training.updating import Updater
@@ -99,19 +99,19 @@ class Matching:
         cond = {key: value.repeat_interleave(NOISES, 0) for key, value in cond.items()}
         noise = self._draws(step, positions, "matching noise").noise
         draws = [self._draws(step, positions, f"matching {k}") for k in range(2)]
-        x0 = matching.draw(student, laid_out(noise), draws[0].noise, **cond)
+        x0 = distillation.draw(student, laid_out(noise), draws[0].noise, **cond)
         self._drawn.append(Drawn(positions, x0.detach(), cond))
         levels = [self._draws(step, positions, f"matching level {k}") for k in range(2)]
-        t = matching.level(student.process, torch.cat([d.u for d in levels]))
+        t = distillation.level(student.process, torch.cat([d.u for d in levels]))
         self._updater.prepared.eval()
-        value = matching.loss(
+        value = distillation.distribution_matching_loss(
             x0,
             t,
             torch.cat([d.noise for d in levels]),
             process=student.process,
             teacher=self._teacher,
             critic=self._critic,
-            **matching.twice(cond),
+            **distillation.twice(cond),
         )
         mean: Tensor = value.unflatten(0, (2, count, NOISES)).mean((0, 2))
         return mean
@@ -130,7 +130,7 @@ class Matching:
         draws = [self._draws(step, drawn.positions, f"critic {update} {k}") for k in range(2)]
         t = (torch.cat([d.u for d in draws]) * self._critic.process.num_timesteps).long()
         noise = torch.cat([d.noise for d in draws])
-        losses = simple(self._critic, drawn.x0, t, noise, **matching.twice(drawn.cond))
+        losses = simple(self._critic, drawn.x0, t, noise, **distillation.twice(drawn.cond))
         # Accelerate divides by the accumulation, and processes are averaged.
         accelerator = self.accelerator
         parts = accelerator.gradient_accumulation_steps * accelerator.num_processes

@@ -16,7 +16,7 @@ from diffuse_cli import memory
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.distillation import POINTS
-from diffuse_cli.core.layout import laid_out
+from diffuse_cli.core.kernels import laid_out
 from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.core.networks import Run
 from diffuse_cli.core.settings import Settings, dimensions

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from diffuse_cli.config import TrainConfig
-from diffuse_cli.core.layout import laid_out
+from diffuse_cli.core.kernels import laid_out
 from diffuse_cli.core.losses import LOSSES, weights
 from diffuse_cli.draws import training_draws
 from diffuse_cli.errors import lookup

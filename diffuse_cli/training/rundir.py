@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli import files, locks, outputs, runs
+from diffuse_cli.core.conditions import Table
 from diffuse_cli.core.settings import from_dict
-from diffuse_cli.core.tables import Table
 from diffuse_cli.errors import ModelFileError, OutputError, UsageError
 from diffuse_cli.options import read_toml
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from diffuse_cli import files, modelfile
 from diffuse_cli.columns import described, names_of, rows_of, table_of, unknown
 from diffuse_cli.config import TrainConfig
+from diffuse_cli.core.conditions import Labels, Number, Table
 from diffuse_cli.core.settings import to_dict
-from diffuse_cli.core.tables import Labels, Number, Table
 from diffuse_cli.data import Samples, read_cells
 from diffuse_cli.errors import DataError, UsageError
 from diffuse_cli.events import Notice, Work

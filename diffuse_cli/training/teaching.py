@@ -10,7 +10,7 @@ import torch
 from diffuse_cli import files, modelfile
 from diffuse_cli.config import DISTILLED_STEPS, SamplerChoice, TrainConfig
 from diffuse_cli.core.guidance import guide
-from diffuse_cli.core.layout import lay_out
+from diffuse_cli.core.kernels import lay_out
 from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.errors import UsageError

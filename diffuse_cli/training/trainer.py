@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.core.distillation import EVALUATIONS
-from diffuse_cli.core.layout import lay_out
+from diffuse_cli.core.kernels import lay_out
 from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.core.networks import checkpointed
 from diffuse_cli.core.timesteps import TIMESTEP_DRAWS, History, choose

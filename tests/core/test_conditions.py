@@ -9,12 +9,11 @@ import torch
 from nets import plan, randomised
 
 from diffuse_cli.core import Conditions, Denoiser, Process
-from diffuse_cli.core.conditions import Given, untold
-from diffuse_cli.core.errors import InvalidArgument
+from diffuse_cli.core.conditions import MOST_VALUES, UNTOLD, Given, Labels, Number, Table, untold
 from diffuse_cli.core.guidance import guide, unconditional
+from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.schedules import SCHEDULES
 from diffuse_cli.core.settings import from_dict, to_dict
-from diffuse_cli.core.tables import MOST_VALUES, UNTOLD, Labels, Number, Table
 
 BOTH = Conditions(classes=("a", "b"), given=Given(channels=3, what="low-res:4", dropout=0.25))
 

@@ -10,7 +10,7 @@ import torch
 from oracles import SPREAD, around, exact_denoise, exact_denoiser, generator, last, process_of
 
 from diffuse_cli.core import SAMPLERS, Denoiser, Prediction, Process, distillation
-from diffuse_cli.core.distillation import FINE, FIRST, POINTS, Path, loss, path
+from diffuse_cli.core.distillation import FINE, FIRST, POINTS, Path, consistency_loss, path
 
 COSINE = process_of("cosine", 1000)
 MEAN = 0.3
@@ -100,9 +100,9 @@ def test_a_consistency_function_has_no_loss(exact):
     x0, noise = drawn(32)
     t = torch.zeros(32, dtype=torch.long)
     teacher = expecting(COSINE)
-    known = loss(Known(consistent), x0, t, noise, teacher=teacher)
+    known = consistency_loss(Known(consistent), x0, t, noise, teacher=teacher)
     assert float(known.max()) < 0.002
-    assert float(loss(Known(expecting), x0, t, noise, teacher=teacher).min()) > 0.1
+    assert float(consistency_loss(Known(expecting), x0, t, noise, teacher=teacher).min()) > 0.1
 
 
 def test_without_a_solvers_error_the_loss_is_zero(monkeypatch):
@@ -115,7 +115,7 @@ def test_without_a_solvers_error_the_loss_is_zero(monkeypatch):
     end = consistent(COSINE)(noise, times[0]).x0
     exact = Path(torch.stack(at), tuple(times), end)
     monkeypatch.setattr(distillation, "path", lambda *_: exact)
-    assert float(loss(Known(consistent), x0, t, noise).abs().max()) < 1e-8
+    assert float(consistency_loss(Known(consistent), x0, t, noise).abs().max()) < 1e-8
 
 
 def test_the_loss_is_the_distance_over_sigma():
@@ -124,14 +124,14 @@ def test_the_loss_is_the_distance_over_sigma():
     wrong = torch.randn(1, *x0.shape[1:], generator=generator(3), dtype=torch.float64)
     denoiser = Denoiser(lambda x, shown: wrong.expand_as(x), COSINE, "x0")
     teacher = expecting(COSINE)
-    found = loss(denoiser, x0, t, noise, teacher=teacher)
+    found = consistency_loss(denoiser, x0, t, noise, teacher=teacher)
     known = path(teacher, COSINE, noise)
     away = (known.end - wrong).abs().flatten(1).mean(1)
     each = [(1 - COSINE.alpha_bar(s)) ** -0.5 for s in known.times]
     over = (sum(each) + (FIRST - 1) * each[0]) / (POINTS + FIRST - 1)
     assert torch.allclose(found, away * over)
     assert torch.allclose(
-        loss(denoiser, x0, t, noise, torch.full((3,), 2.0), teacher=teacher), 2 * found
+        consistency_loss(denoiser, x0, t, noise, torch.full((3,), 2.0), teacher=teacher), 2 * found
     )
 
 
@@ -144,7 +144,7 @@ def test_no_gradient_goes_through_the_path():
         seen.append((torch.is_grad_enabled(), len(x)))
         return scale * x
 
-    loss(Denoiser(net, COSINE, "v"), x0, torch.tensor([500, 2]), noise).sum().backward()
+    consistency_loss(Denoiser(net, COSINE, "v"), x0, torch.tensor([500, 2]), noise).sum().backward()
     assert seen == [(False, 2)] * sum(FINE) + [(True, 2 * POINTS)]
     assert scale.grad is not None
 
@@ -158,7 +158,7 @@ def test_each_sample_is_told_its_own_at_every_point():
 
     x0, noise = drawn(2)
     labels = torch.tensor([3, 1])
-    loss(Denoiser(net, COSINE, "v"), x0, torch.tensor([1, 1]), noise, label=labels)
+    consistency_loss(Denoiser(net, COSINE, "v"), x0, torch.tensor([1, 1]), noise, label=labels)
     assert seen == [[3, 1]] * sum(FINE) + [[3, 1] * POINTS]
 
 
@@ -169,7 +169,7 @@ def test_a_process_of_fewer_times_has_fewer_points():
     process = process_of("cosine", 3)
     assert path(expecting(process), process, noise).times == (2, 1, 0)
     denoiser = Denoiser(lambda x, shown: x, process, "v")
-    assert loss(denoiser, x0, torch.tensor([1, 1]), noise).shape == (2,)
+    assert consistency_loss(denoiser, x0, torch.tensor([1, 1]), noise).shape == (2,)
 
 
 def test_training_a_linear_network_finds_the_function(exact):
@@ -191,7 +191,7 @@ def test_training_a_linear_network_finds_the_function(exact):
 
     def value():
         optimizer.zero_grad()
-        found = loss(denoiser, x0, t, noise, teacher=teacher).square().mean()
+        found = consistency_loss(denoiser, x0, t, noise, teacher=teacher).square().mean()
         found.backward()
         return found
 
@@ -228,6 +228,6 @@ def test_its_loss_in_float32_is_that_in_float64(target: str):
     x0, noise = drawn(50)
     t = torch.zeros(50, dtype=torch.long)
     denoiser = exact_denoiser(COSINE, target)
-    found = loss(denoiser, x0.float(), t, noise.float())
+    found = consistency_loss(denoiser, x0.float(), t, noise.float())
     assert found.dtype == torch.float32
-    assert torch.allclose(found.double(), loss(denoiser, x0, t, noise), atol=1e-4)
+    assert torch.allclose(found.double(), consistency_loss(denoiser, x0, t, noise), atol=1e-4)

@@ -43,8 +43,8 @@ from diffuse_cli.core import (
     Denoiser,
     Process,
 )
-from diffuse_cli.core.errors import InvalidArgument
 from diffuse_cli.core.losses import TAUGHT, bound_term, weights
+from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.schedules import zero_terminal_snr
 from diffuse_cli.core.targets import STEPWISE
 from diffuse_cli.core.variances import channels_out

@@ -10,8 +10,8 @@ from oracles import generator
 
 from diffuse_cli.core import DEGRADATIONS
 from diffuse_cli.core.degradations import CUTOFF, Degradation, Mask, cosines, parse
-from diffuse_cli.core.errors import InvalidArgument
 from diffuse_cli.core.inpainting import LARGEST, MASKS, MOST, SMALLEST
+from diffuse_cli.core.registry import InvalidArgument
 
 FORMS = [
     *{kind.EXAMPLE: None for kind in DEGRADATIONS.values()},

@@ -9,8 +9,8 @@ import torch
 from oracles import exact_denoise, gain, generator, mixture_denoise, process_of
 
 from diffuse_cli.core import SAMPLERS
-from diffuse_cli.core.errors import InvalidArgument
-from diffuse_cli.core.jumps import Leg, evaluations, legs, travel
+from diffuse_cli.core.inpainting import Leg, evaluations, legs, travel
+from diffuse_cli.core.registry import InvalidArgument
 
 COSINE = process_of("cosine", 1000)
 samplers = pytest.mark.parametrize("name", list(SAMPLERS))

@@ -20,8 +20,8 @@ from oracles import (
 from torch.distributions import Normal, kl_divergence
 
 from diffuse_cli.core import LOSSES, TARGETS, VARIANCES, WEIGHTINGS, Denoiser, losses
-from diffuse_cli.core.errors import InvalidArgument
 from diffuse_cli.core.losses import TAUGHT, weights
+from diffuse_cli.core.registry import InvalidArgument
 
 FULL = process_of("cosine", 50)
 RESPACED = sorted(FULL.times(10))

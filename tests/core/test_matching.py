@@ -8,7 +8,7 @@ import pytest
 import torch
 from oracles import SPREAD, around, generator, process_of
 
-from diffuse_cli.core import Denoiser, Prediction, Process, matching
+from diffuse_cli.core import Denoiser, Prediction, Process, distillation
 
 COSINE = process_of("cosine", 1000)
 MEAN = 0.3
@@ -19,7 +19,7 @@ def normal(n: int, seed: int) -> torch.Tensor:
 
 
 def times(n: int, process: Process = COSINE) -> torch.Tensor:
-    return matching.level(process, torch.arange(n, dtype=torch.float64) / n)
+    return distillation.level(process, torch.arange(n, dtype=torch.float64) / n)
 
 
 TEACHER = around(COSINE, MEAN, SPREAD)
@@ -28,8 +28,10 @@ TEACHER = around(COSINE, MEAN, SPREAD)
 def test_samples_of_the_right_distribution_stay():
     """Critic and teacher agree on them, whatever each sample is."""
     x0 = (MEAN + SPREAD * normal(32, 1)).requires_grad_()
-    found = matching.loss(x0, times(32), normal(32, 2), process=COSINE, teacher=TEACHER,
-                          critic=around(COSINE, MEAN, SPREAD))  # fmt: skip
+    found = distillation.distribution_matching_loss(
+        x0, times(32), normal(32, 2), process=COSINE, teacher=TEACHER,
+        critic=around(COSINE, MEAN, SPREAD),
+    )  # fmt: skip
     found.sum().backward()
     assert float(found.detach().abs().max()) == 0 == float(x0.grad.abs().max())
 
@@ -40,7 +42,9 @@ def test_the_gradient_is_that_of_the_divergence():
     n, a, b = 64, 1.0, 0.7
     x0, noise, t = (a + b * normal(n, 3)).requires_grad_(), normal(n, 4), times(n)
     critic = around(COSINE, a, b)
-    value = matching.loss(x0, t, noise, process=COSINE, teacher=TEACHER, critic=critic)
+    value = distillation.distribution_matching_loss(
+        x0, t, noise, process=COSINE, teacher=TEACHER, critic=critic
+    )
     value.sum().backward()
 
     alpha, sigma = COSINE.level(t, like=x0)
@@ -65,7 +69,7 @@ def test_no_gradient_goes_to_teacher_or_critic():
         return Prediction(weight * x_t, x_t)
 
     x0 = normal(3, 1).requires_grad_()
-    matching.loss(
+    distillation.distribution_matching_loss(
         x0, times(3), normal(3, 2), process=COSINE, teacher=net, critic=net
     ).sum().backward()
     assert (weight.grad, x0.grad is None) == (None, False)
@@ -80,7 +84,7 @@ def test_two_evaluations_draw_from_what_one_has_drawn():
 
     noise, again, labels = normal(2, 5), normal(2, 6), torch.tensor([3, 1])
     denoiser = Denoiser(net, COSINE, "x0")
-    x0 = matching.draw(denoiser, noise, again, label=labels)
+    x0 = distillation.draw(denoiser, noise, again, label=labels)
     first, second = COSINE.times(2)
     alone, both = seen
     assert (alone[0], alone[3]) == (False, [3, 1])
@@ -97,11 +101,11 @@ def test_two_evaluations_draw_from_what_one_has_drawn():
 def test_times_to_compare_at_are_of_the_process(count: int):
     """Between 2 % and 70 % of them; all that there may be, where they are few."""
     process = process_of("cosine", count)
-    found = matching.level(process, torch.linspace(0, 1 - 1e-7, 10_000))
+    found = distillation.level(process, torch.linspace(0, 1 - 1e-7, 10_000))
     low, high = (0, count - 1) if count < 10 else (20, 699)
     assert (int(found.min()), int(found.max())) == (low, high)
     noise = normal(2, 7)
-    drawn = matching.draw(Denoiser(lambda x, t: x, process, "v"), noise, noise)
+    drawn = distillation.draw(Denoiser(lambda x, t: x, process, "v"), noise, noise)
     assert drawn.shape == (4, 1, 2, 2)
 
 
@@ -123,13 +127,14 @@ def test_a_linear_student_finds_mean_and_deviation():
         for group in optimizer.param_groups:
             group["lr"] = 0.03 * (1 - k / 300)
         noise = [normal(64, 10 * k + j) for j in range(4)]
-        x0 = matching.draw(student, noise[0], noise[1])
+        x0 = distillation.draw(student, noise[0], noise[1])
         # One evaluation draws N(m, g^2); two N(m', g'^2), with x_t of alpha N(m, g^2) + sigma eps.
         (m, g), (m2, g2) = ((shifts[i].item(), gains[i].item()) for i in at)
         twice = (m2 + g2 * alpha * m, abs(g2) * math.hypot(alpha * g, sigma))
         losses = [
-            matching.loss(part, times(64), e, process=COSINE, teacher=TEACHER,
-                          critic=around(COSINE, *of))
+            distillation.distribution_matching_loss(
+                part, times(64), e, process=COSINE, teacher=TEACHER, critic=around(COSINE, *of)
+            )
             for part, e, of in zip(x0.chunk(2), noise[2:], [(m, abs(g)), twice], strict=True)
         ]  # fmt: skip
         optimizer.zero_grad()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from oracles import generator, process_of, zero_snr
 
 from diffuse_cli.core import SCHEDULES, Process
-from diffuse_cli.core.errors import InvalidArgument
+from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.schedules import zero_terminal_snr
 
 T = 50

@@ -29,8 +29,8 @@ from oracles import (
 )
 
 from diffuse_cli.core import SAMPLERS, VARIANCES, Denoiser
-from diffuse_cli.core.errors import InvalidArgument
 from diffuse_cli.core.guidance import clip
+from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.samplers import OF_DISTILLED, encode, sampler_options
 from diffuse_cli.core.solvers import _phi
 

@@ -10,7 +10,7 @@ import torch
 from oracles import process_of, zero_snr
 
 from diffuse_cli.core import SCHEDULES, Process
-from diffuse_cli.core.errors import InvalidArgument
+from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.schedules import shifted, zero_terminal_snr
 
 DIGITS = {

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from oracles import exact_denoise, process_of, zero_snr
 
 from diffuse_cli.core import SAMPLERS, SPACINGS, Process
-from diffuse_cli.core.errors import InvalidArgument
+from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.samplers import OF_DISTILLED, spacing_of
 
 PUBLISHED = {

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffuse_cli.core.errors import InvalidArgument
+from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.settings import to_dict
-from diffuse_cli.core.space import Space, from_plain
-from diffuse_cli.core.transforms import TRANSFORMS
+from diffuse_cli.core.space import TRANSFORMS, Space, from_plain
 
 X = torch.tensor([1e-20, 1e-3, 0.5, 1, 2, 1e3, 1e10], dtype=torch.float64)
 

@@ -9,8 +9,8 @@ import torch
 from oracles import generator, process_of
 
 from diffuse_cli.core import SAMPLERS, VARIANCES, Denoiser
-from diffuse_cli.core.errors import InvalidArgument
 from diffuse_cli.core.guidance import clip
+from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.tiling import Tiling, windowed
 
 FULL = process_of("cosine", 50)

@@ -18,10 +18,9 @@ from diffuse_cli import modelfile
 from diffuse_cli.app import main
 from diffuse_cli.config import DiffusionConfig
 from diffuse_cli.core import SAMPLERS, Conditions, Space
-from diffuse_cli.core.conditions import Given
+from diffuse_cli.core.conditions import Given, Labels, Number, Table
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.networks.unet import Config
-from diffuse_cli.core.tables import Labels, Number, Table
 from diffuse_cli.exports import onnx
 from diffuse_cli.exports._traced import inputs
 

@@ -20,11 +20,10 @@ from torch import Tensor
 from diffuse_cli import modelfile
 from diffuse_cli.config import ConvertConfig, DiffusionConfig, SamplerChoice, TrainConfig
 from diffuse_cli.core import SAMPLERS, Conditions, Space
-from diffuse_cli.core.conditions import Given
+from diffuse_cli.core.conditions import Given, Number, Table
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.networks.unet import Config
 from diffuse_cli.core.schedules import SCHEDULES
-from diffuse_cli.core.tables import Number, Table
 from diffuse_cli.diffusion import Blueprint, make_process
 from diffuse_cli.errors import DiffuseError
 from diffuse_cli.events import finish

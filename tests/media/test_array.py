@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from diffuse_cli import unusable as reasons
-from diffuse_cli.core.errors import InvalidArgument
+from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.space import Space
 from diffuse_cli.media import Asked, Large, like
 from diffuse_cli.media import array as medium

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffuse_cli import unusable as reasons
-from diffuse_cli.core.errors import InvalidArgument
+from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.space import Space
 from diffuse_cli.media import Asked, Large, checked_size, like
 from diffuse_cli.media import audio as medium

@@ -14,7 +14,7 @@ from seams import giving
 
 from diffuse_cli import modelfile
 from diffuse_cli.config import EvalConfig
-from diffuse_cli.core.errors import InvalidArgument
+from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.data import read_images
 from diffuse_cli.data.summary import fitting
 from diffuse_cli.evaluation.images import read_sides

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from diffuse_cli.core import NETWORKS, Conditions, Space
-from diffuse_cli.core.attention import attend
-from diffuse_cli.core.layout import laid_out, lay_out, memory_format
+from diffuse_cli.core.kernels import attend, laid_out, lay_out, memory_format
 from diffuse_cli.runtime import device_type, has_bfloat16
 
 pytestmark = pytest.mark.gpu

@@ -14,7 +14,7 @@ from conftest import in_process, logged
 from PIL import Image
 
 from diffuse_cli import modelfile
-from diffuse_cli.core.tables import Labels, Number
+from diffuse_cli.core.conditions import Labels, Number
 from training.conftest import QUICK
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")

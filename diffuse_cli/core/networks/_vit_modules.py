@@ -9,14 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffuse_cli.core.attention import attend
-from diffuse_cli.core.dropout import Dropout
-from diffuse_cli.core.layout import laid_out
+from diffuse_cli.core.kernels import Dropout, attend, laid_out
 from diffuse_cli.core.networks import Run, plainly
-from diffuse_cli.core.networks._patches import folded, unfolded
-from diffuse_cli.core.networks._start import balanced, zeroed
-from diffuse_cli.core.networks._time import sinusoids
-from diffuse_cli.core.networks.layers import Told
+from diffuse_cli.core.networks.layers import Told, balanced, folded, sinusoids, unfolded, zeroed
 from diffuse_cli.core.space import Space
 
 if TYPE_CHECKING:

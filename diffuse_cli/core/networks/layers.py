@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from diffuse_cli.core.networks._rows import RowEmbedding
-from diffuse_cli.core.networks._time import TimeEmbedding
-from diffuse_cli.core.tables import UNTOLD
+from diffuse_cli.core.conditions import UNTOLD, Column, Labels, Table
+from diffuse_cli.core.registry import Registry
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from diffuse_cli.core.conditions import Conditions
+    from diffuse_cli.core.networks.unet import Config
+    from diffuse_cli.core.space import Space
 
 
 class Told(nn.Module):
@@ -62,3 +69,223 @@ class Told(nn.Module):
         if given is None:
             given = x.new_zeros(x.shape[0], self.given_channels, *x.shape[2:])
         return torch.cat([x, given.to(x.dtype)], dim=1)
+
+
+# -- start ----------------------------------------------------------------------------------------
+
+# How the weights of layers begin.
+
+FILLING = {
+    *(getattr(Tensor, name) for name in ("uniform_", "normal_", "fill_", "zero_")),
+    *(getattr(nn.init, name) for name in vars(nn.init) if name.endswith("_") and name[0] != "_"),
+}
+"""What draws weights, or sets them."""
+
+
+class Undrawn(TorchFunctionMode):
+    """Layers are built without values for their weights, for the meta device, where there are none:
+    pretending to draw them takes longer than drawing them."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call `func`, unless it would fill a tensor."""
+        kwargs = kwargs or {}
+        if func in FILLING:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def zeroed(module: Any) -> Any:
+    """Set a layer's parameters to zero."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def balanced(module: Any) -> Any:
+    """Draw a linear layer's weights as large for its input as for its output (Glorot & Bengio
+    2010, eq. 16); its bias is zero."""
+    nn.init.xavier_uniform_(module.weight)
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+    return module
+
+
+# -- patches --------------------------------------------------------------------------------------
+
+# Samples cut into patches, whose positions become channels.
+
+
+def fitting(patch: int, features: int, space: Space) -> int | None:
+    """Return the largest divisor of `patch` whose patches have at most `features` values, if any.
+
+    A position of `features` numbers becomes a patch by a linear map, so patches with more values
+    cannot hold noise in every dimension.
+    """
+    sides = (p for p in range(patch, 0, -1) if patch % p == 0)
+    return next((p for p in sides if space.channels * p**space.dims <= features), None)
+
+
+def folded(x: Tensor, patch: int) -> Tensor:
+    """(B, C, *size) to (B, C p^dims, *size / p): the positions of a patch become channels."""
+    if patch == 1:
+        return x
+    dims = x.ndim - 2
+    cut = x.reshape(*x.shape[:2], *(n for side in x.shape[2:] for n in (side // patch, patch)))
+    places = [2 + 2 * i for i in range(dims)]
+    return cut.permute(0, 1, *(i + 1 for i in places), *places).flatten(1, 1 + dims)
+
+
+def unfolded(x: Tensor, patch: int) -> Tensor:
+    """The inverse of `folded`."""
+    if patch == 1:
+        return x
+    dims = x.ndim - 2
+    cut = x.unflatten(1, (-1, *[patch] * dims))
+    order = [n for i in range(dims) for n in (2 + dims + i, 2 + i)]
+    sizes = [side * patch for side in x.shape[2:]]
+    whole: Tensor = cut.permute(0, 1, *order).reshape(x.shape[0], -1, *sizes)
+    return whole
+
+
+# -- rows -----------------------------------------------------------------------------------------
+
+# Embeddings of a row of a table.
+
+LONGEST, WAVES = 16.0, 6
+"""The longest period of a number's waves, in deviations, and their number, each half as long."""
+
+
+class RowEmbedding(nn.ModuleList):
+    """The sum of an embedding of each column."""
+
+    def __init__(self, table: Table, width: int) -> None:
+        super().__init__(_embedding(column, width) for column in table.columns)
+
+    def forward(self, row: Tensor) -> Tensor:
+        """Codes (B, columns) to (B, width)."""
+        found = [embed(code) for embed, code in zip(self, row.unbind(1), strict=True)]
+        return torch.stack(found).sum(0)
+
+
+def _embedding(column: Column, width: int) -> nn.Module:
+    if isinstance(column, Labels):
+        return LabelEmbedding(len(column.values), width)
+    return NumberEmbedding(width)
+
+
+class NumberEmbedding(nn.Module):
+    """Two linear layers over cos and sin of a number (Tancik et al. 2020), at periods that tell
+    numbers of the data apart and still lead from one to the next; and what stands for no number."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(2 * WAVES, width)
+        self.linear_2 = nn.Linear(width, width)
+        self.untold = nn.Parameter(torch.zeros(width))
+
+    def forward(self, code: Tensor) -> Tensor:
+        """(B,) to (B, width)."""
+        told = ~code.isnan()
+        powers = torch.arange(WAVES, dtype=torch.float32, device=code.device)
+        angles = code.where(told, 0.0).float()[:, None] * (2 * math.pi / LONGEST * 2**powers)
+        found = self.linear_2(F.silu(self.linear_1(waves(angles, cos_first=True))))
+        return torch.where(told[:, None], found, self.untold.to(found))
+
+
+class LabelEmbedding(nn.Module):
+    """A row of `weight` for each label, and a last one for none."""
+
+    def __init__(self, labels: int, width: int) -> None:
+        super().__init__()
+        self.none = labels
+        self.weight = nn.Parameter(torch.randn(labels + 1, width))
+
+    def forward(self, code: Tensor) -> Tensor:
+        """(B,) to (B, width)."""
+        return F.embedding(code.where(~code.isnan(), self.none).long(), self.weight)
+
+
+# -- time -----------------------------------------------------------------------------------------
+
+# Time embeddings.
+
+
+class TimeEmbedding(nn.Module):
+    """Two linear layers over `TIME_EMBEDDINGS`."""
+
+    def __init__(self, width: int, time_width: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(width, time_width)
+        self.linear_2 = nn.Linear(time_width, time_width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width) to (B, time_width)."""
+        return self.linear_2(F.silu(self.linear_1(x)))  # type: ignore[no-any-return]
+
+
+class Sinusoids(nn.Module):
+    """`sinusoids` as configured; `width` numbers."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.width = config.time_channels // 4
+        self.shift, self.cos_first = config.freq_shift, config.flip_sin_to_cos
+
+    def forward(self, t: Tensor) -> Tensor:
+        """(B,) to (B, width)."""
+        return sinusoids(t, self.width, shift=self.shift, cos_first=self.cos_first)
+
+
+class Fourier(nn.Module):
+    """cos and sin of t at fixed random frequencies; `width` numbers.
+
+    The Gaussian Fourier features of NCSN++ (Song et al. 2021b, appendix C.2; Tancik et al. 2020),
+    with frequencies from N(0, 16^2). Song et al. 2021b pass log sigma, which is linear in time for
+    their geometric noise levels; t / 1000 is also defined at t = 0. One timestep of 1000 turns a
+    typical angle by 0.1.
+
+    The frequencies are a buffer: saved with the model, not trained or averaged.
+    """
+
+    SCALE = 16.0
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        count = config.time_channels // 4
+        self.width, self.cos_first = 2 * count, config.flip_sin_to_cos
+        self.weight: Tensor
+        self.register_buffer("weight", self.SCALE * torch.randn(count))
+
+    def forward(self, t: Tensor) -> Tensor:
+        """(B,) to (B, 2 * width of the network)."""
+        angles = t.float()[:, None] / 1000 * self.weight * (2 * math.pi)
+        return waves(angles, cos_first=self.cos_first)
+
+
+TIME_EMBEDDINGS: Registry[Callable[[Config], Any]] = Registry(
+    "time_embeddings", {"sinusoidal": Sinusoids, "fourier": Fourier}
+)
+"""Features of t before the two linear layers, by `Config.time_embedding`."""
+
+
+def sinusoids(t: Tensor, width: int, *, shift: int = 0, cos_first: bool = True) -> Tensor:
+    """cos and sin of t at geometric frequencies from 1 to about 1e-4 (Vaswani et al. 2017, 3.5).
+
+    Args:
+        t: (B,), real numbers.
+        width: of the result (B, width).
+        shift: 1 makes the last frequency 1e-4; with 0 that would be the next one.
+        cos_first: cos before sin.
+    """
+    half = width // 2
+    index = torch.arange(half, dtype=torch.float32, device=t.device)
+    frequencies = torch.exp(-math.log(10_000) * index / max(1, half - shift))
+    return F.pad(waves(t.float()[:, None] * frequencies, cos_first), (0, width - 2 * half))
+
+
+def waves(angles: Tensor, cos_first: bool) -> Tensor:
+    """(B, n) to (B, 2n): cos and sin."""
+    halves = (angles.cos(), angles.sin()) if cos_first else (angles.sin(), angles.cos())
+    return torch.cat(halves, dim=1)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from PIL import Image
 
-from diffuse_cli.core.errors import InvalidArgument
+from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.data.sources._base import Entry, Source, Told
 from diffuse_cli.errors import DataError
 from diffuse_cli.media import MEDIA, Array, layout_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffuse_cli.core.dropout import Dropout
+from diffuse_cli.core.kernels import Dropout
 
 SHAPE = (4, 16, 33, 31)
 

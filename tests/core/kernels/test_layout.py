@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffuse_cli.core import NETWORKS, Conditions, Space
-from diffuse_cli.core.layout import laid_out, lay_out, memory_format
+from diffuse_cli.core.kernels import laid_out, lay_out, memory_format
 
 LAST = torch.channels_last
 
@@ -29,9 +29,9 @@ def test_tensors_of_other_dimensions_are_contiguous(shape: tuple[int, ...]):
 
 def test_nothing_in_a_network_on_metal_is_channels_last(monkeypatch: pytest.MonkeyPatch):
     """Neither its weights nor what its convolutions see, there and back."""
-    from diffuse_cli.core import layout
+    from diffuse_cli.core import kernels
 
-    monkeypatch.setattr(layout, "CONTIGUOUS", {"cpu"})
+    monkeypatch.setattr(kernels, "CONTIGUOUS", {"cpu"})
     net = NETWORKS["unet"].build(
         NETWORKS["unet"].Config(width=8, multipliers=(1, 2), blocks=1, attention=(4,), groups=4),
         Space(channels=3, size=(8, 8)),

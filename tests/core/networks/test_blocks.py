@@ -12,15 +12,20 @@ from nets import Plan, batch, plan, randomised
 from oracles import generator
 from torch import nn
 
-from diffuse_cli.core import attention as kernel
-from diffuse_cli.core.attention import attend
-from diffuse_cli.core.errors import InvalidArgument
-from diffuse_cli.core.kernels import GroupNorm
+from diffuse_cli.core import kernels as kernel
+from diffuse_cli.core.kernels import GroupNorm, attend, cast_products
 from diffuse_cli.core.networks import checkpointed
-from diffuse_cli.core.networks._blocks import BLOCKS, Parts, Upsample, doubled, halved, unchanged
-from diffuse_cli.core.networks._time import TIME_EMBEDDINGS
+from diffuse_cli.core.networks._unet_modules import (
+    BLOCKS,
+    Parts,
+    Upsample,
+    doubled,
+    halved,
+    unchanged,
+)
+from diffuse_cli.core.networks.layers import TIME_EMBEDDINGS
 from diffuse_cli.core.networks.unet import Config
-from diffuse_cli.core.precision import cast_products
+from diffuse_cli.core.registry import InvalidArgument
 
 TINY: dict[str, Any] = {
     "size": 8, "channels": 2, "out_channels": 4, "width": 8, "groups": 4, "blocks": 1,

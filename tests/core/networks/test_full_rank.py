@@ -24,7 +24,7 @@ from diffuse_cli.core import (
     Process,
     Space,
 )
-from diffuse_cli.core.layout import lay_out
+from diffuse_cli.core.kernels import lay_out
 from diffuse_cli.presets import architecture, choose
 
 UNET = {"multipliers": (1, 1), "blocks": 1, "groups": 1, "attention": ()}

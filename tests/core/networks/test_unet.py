@@ -9,10 +9,10 @@ import torch
 from nets import Plan, batch, plan, randomised
 from oracles import generator
 
-from diffuse_cli.core.errors import InvalidArgument
 from diffuse_cli.core.networks import count_parameters
-from diffuse_cli.core.networks._blocks import Attention
-from diffuse_cli.core.networks._time import sinusoids
+from diffuse_cli.core.networks._unet_modules import Attention
+from diffuse_cli.core.networks.layers import sinusoids
+from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.training.ema import Average
 
 SMALL: dict[str, Any] = {"width": 8, "groups": 4, "blocks": 1, "multipliers": (1, 2), "size": 8}

@@ -14,13 +14,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffuse_cli.core import NETWORKS, Conditions, Space
-from diffuse_cli.core.conditions import Given
-from diffuse_cli.core.errors import InvalidArgument
-from diffuse_cli.core.layout import laid_out, lay_out
+from diffuse_cli.core.conditions import UNTOLD, Given, Labels, Number, Table
+from diffuse_cli.core.kernels import cast_products, laid_out, lay_out
 from diffuse_cli.core.networks import _vit_modules, checkpointed, count_parameters
 from diffuse_cli.core.networks.vit import Config, adapt, describe
-from diffuse_cli.core.precision import cast_products
-from diffuse_cli.core.tables import UNTOLD, Labels, Number, Table
+from diffuse_cli.core.registry import InvalidArgument
 
 SMALL: dict[str, Any] = {
     "network": "vit", "patch": 2, "width": 24, "depth": 3, "head_width": 12,
