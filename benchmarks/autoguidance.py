@@ -21,12 +21,12 @@ import numpy as np
 from accelerate import Accelerator
 
 from diffuse_cli.config import OWN, SAMPLER
-from diffuse_cli.events import finish
 from diffuse_cli.guiding import equipped
 from diffuse_cli.metrics import manifold
 from diffuse_cli.resolving import DrawSettings, Guide
-from diffuse_cli.runtime import machine, resolve_precision
 from diffuse_cli.sampling import Loaded, load_denoiser
+from diffuse_cli.system.devices import machine, resolve_precision
+from diffuse_cli.system.events import finish
 
 
 def guides(

@@ -26,11 +26,11 @@ from torch import Tensor
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.core.likelihood import bound_terms, prior_bits, strata, visited, visits
 from diffuse_cli.core.process import Process
-from diffuse_cli.draws import draw_noise, philox
 from diffuse_cli.evaluation.bounds import places
-from diffuse_cli.events import finish
-from diffuse_cli.runtime import machine, resolve_precision
 from diffuse_cli.sampling import load_denoiser
+from diffuse_cli.system.devices import machine, resolve_precision
+from diffuse_cli.system.events import finish
+from diffuse_cli.system.rng import draw_noise, philox
 
 REPEATS = 10
 

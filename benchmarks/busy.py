@@ -42,7 +42,7 @@ from steps import (
 )
 from steps import theirs as their_step
 
-from diffuse_cli.runtime import machine
+from diffuse_cli.system.devices import machine
 
 SIZE, BATCH, STEPS = 32, 16, 2
 OURS, DIFFUSERS = "diffuse", "diffusers"

@@ -23,9 +23,9 @@ from typing import Any
 
 import common
 
-from diffuse_cli.events import finish
-from diffuse_cli.runtime import machine
 from diffuse_cli.sampling import load_denoiser
+from diffuse_cli.system.devices import machine
+from diffuse_cli.system.events import finish
 
 TEACHER = "the model itself"
 

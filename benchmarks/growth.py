@@ -20,7 +20,7 @@ import common
 import plots
 from steps import WARM_UP, alone, gflop, ours, peak, plan, say, show, significant, speed, timed
 
-from diffuse_cli.runtime import machine, resolve_precision
+from diffuse_cli.system.devices import machine, resolve_precision
 
 POINT = {"batch_size": 32, "size": 32, "width": 32}
 """Around which one thing is varied at a time."""

@@ -22,10 +22,10 @@ from torch import nn
 
 from diffuse_cli.conditioning import Condition
 from diffuse_cli.data import Samples
-from diffuse_cli.draws import permutation
-from diffuse_cli.events import finish
-from diffuse_cli.runtime import machine, resolve_precision
 from diffuse_cli.sampling import load_denoiser
+from diffuse_cli.system.devices import machine, resolve_precision
+from diffuse_cli.system.events import finish
+from diffuse_cli.system.rng import permutation
 
 
 def scaled(pixels: Any) -> torch.Tensor:

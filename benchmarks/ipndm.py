@@ -27,9 +27,9 @@ from torch import Tensor
 
 from diffuse_cli.core import SAMPLERS, SCHEDULES, Denoiser, Prediction, Process, solvers
 from diffuse_cli.core.guidance import clip
-from diffuse_cli.events import finish
-from diffuse_cli.runtime import machine, resolve_precision
 from diffuse_cli.sampling import load_denoiser
+from diffuse_cli.system.devices import machine, resolve_precision
+from diffuse_cli.system.events import finish
 
 STEPS = (4, 5, 6, 7, 8, 10, 12, 15, 20, 25, 30, 40, 50)
 LEVELS = torch.randint(0, 256, (5, 1, 4, 4), generator=torch.Generator().manual_seed(11))

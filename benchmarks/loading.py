@@ -41,9 +41,9 @@ from torchvision.transforms import v2
 from diffuse_cli.core import Conditions
 from diffuse_cli.data import Samples, open_index, read_images, save_index
 from diffuse_cli.data.pool import MANY_FILES, SMALL_FILE
-from diffuse_cli.events import finish
 from diffuse_cli.media._pixels import fitted as fit
-from diffuse_cli.runtime import machine, resolve_precision
+from diffuse_cli.system.devices import machine, resolve_precision
+from diffuse_cli.system.events import finish
 from diffuse_cli.training.configuring import complete, configure
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.trainer import Trainer

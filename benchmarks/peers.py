@@ -27,7 +27,7 @@ from diffuse_cli.core import Conditions, Space
 from diffuse_cli.core.optimizers import BETAS
 from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.exports import _unet
-from diffuse_cli.runtime import device_type
+from diffuse_cli.system.devices import device_type
 from diffuse_cli.training.configuring import complete, configure
 
 EVALUATIONS = SAMPLING_STEPS

@@ -81,7 +81,7 @@ def measure(paths: list[str], o: argparse.Namespace) -> dict[str, float]:
     import common
 
     from diffuse_cli.metrics import frechet
-    from diffuse_cli.runtime import machine
+    from diffuse_cli.system.devices import machine
 
     fake = common.pictures(paths)
     real = common.some(common.read(o.real or o.data, (o.size, o.size)), o.reference)

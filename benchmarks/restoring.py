@@ -31,10 +31,10 @@ from diffuse_cli.core import RESTORATIONS, SAMPLERS, Denoiser, Process
 from diffuse_cli.core.degradations import Degradation, parse
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.inpainting import legs, travel
-from diffuse_cli.draws import image_noise, philox
-from diffuse_cli.events import finish
-from diffuse_cli.runtime import machine
 from diffuse_cli.sampling import load_denoiser
+from diffuse_cli.system.devices import machine
+from diffuse_cli.system.events import finish
+from diffuse_cli.system.rng import image_noise, philox
 
 CPU = torch.device("cpu")
 Restore = Callable[[Degradation, Tensor, Tensor], Tensor]

@@ -19,7 +19,7 @@ import common
 import torch
 from steps import Act, say, show, significant, timed
 
-from diffuse_cli.runtime import device_type, has_bfloat16, resolve_precision
+from diffuse_cli.system.devices import device_type, has_bfloat16, resolve_precision
 
 SHAPES = ((128, 32), (256, 32), (256, 16), (256, 8), (256, 4))
 """Channels and side of the feature maps."""

@@ -44,9 +44,9 @@ from steps import (
 )
 
 from diffuse_cli import modelfile
-from diffuse_cli.events import finish
-from diffuse_cli.runtime import device_type, machine, resolve_precision
 from diffuse_cli.sampling import load_denoiser
+from diffuse_cli.system.devices import device_type, machine, resolve_precision
+from diffuse_cli.system.events import finish
 
 SIZE, TIMED = train_step.SIZE, 64
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from startup import make_model
 
-from diffuse_cli import files
+from diffuse_cli.system import files
 
 
 class Job:

@@ -21,9 +21,9 @@ from typing import Any
 import common
 from steps import WARM_UP, ours, plan, say, significant, timed
 
-from diffuse_cli import files
-from diffuse_cli.events import Stop
-from diffuse_cli.runtime import machine, resolve_precision
+from diffuse_cli.system import files
+from diffuse_cli.system.devices import machine, resolve_precision
+from diffuse_cli.system.events import Stop
 from diffuse_cli.training.checkpoints import EVERY, SHARE, checkpoint_of
 from diffuse_cli.training.monitor import Monitor
 from diffuse_cli.training.rundir import RunDirectory

@@ -20,8 +20,8 @@ import tomli_w
 from defaults import diffuse
 from steps import say
 
-from diffuse_cli.draws import permutation
-from diffuse_cli.runtime import machine
+from diffuse_cli.system.devices import machine
+from diffuse_cli.system.rng import permutation
 
 FLAT = {"blocks": 1, "multipliers": [1, 1, 1], "attention": []}
 """As many channels at every level, one block a level, and attention in the middle alone: `tiny` as

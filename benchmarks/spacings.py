@@ -28,10 +28,10 @@ import torch
 
 from diffuse_cli.core import SAMPLERS, SCHEDULES, SPACINGS, Prediction, Process
 from diffuse_cli.core.samplers import OF_DISTILLED
-from diffuse_cli.events import finish
 from diffuse_cli.metrics import frechet
-from diffuse_cli.runtime import machine
 from diffuse_cli.sampling import load_denoiser
+from diffuse_cli.system.devices import machine
+from diffuse_cli.system.events import finish
 
 SPREADS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 2.0, 4.0, 8.0, 16.0)
 COUNTS = (4, 5, 6, 8, 10, 12, 20)

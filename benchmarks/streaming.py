@@ -30,7 +30,7 @@ import numpy as np
 from PIL import Image
 
 from diffuse_cli.data import read_images
-from diffuse_cli.events import finish
+from diffuse_cli.system.events import finish
 
 SIDE, FOLDERS = 32, 100
 BATCH, LOG_EVERY = 64, 5

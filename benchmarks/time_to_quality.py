@@ -34,11 +34,11 @@ import peers
 from peers import Recipe
 from steps import say
 
-from diffuse_cli.draws import permutation
-from diffuse_cli.memory import keep_freed_memory
 from diffuse_cli.metrics import frechet
 from diffuse_cli.pictures import grid
-from diffuse_cli.runtime import machine
+from diffuse_cli.system.devices import machine
+from diffuse_cli.system.memory import keep_freed_memory
+from diffuse_cli.system.rng import permutation
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

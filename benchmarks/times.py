@@ -23,12 +23,12 @@ import numpy as np
 
 from diffuse_cli.config import SAMPLER
 from diffuse_cli.core.learned_timesteps import improved
-from diffuse_cli.events import finish
 from diffuse_cli.resolving import DrawSettings
-from diffuse_cli.runtime import machine, resolve_precision
 from diffuse_cli.sampling import load_denoiser
 from diffuse_cli.sweeps import learning
 from diffuse_cli.sweeps.learning import Learner
+from diffuse_cli.system.devices import machine, resolve_precision
+from diffuse_cli.system.events import finish
 
 REFERENCE = 40
 """The steps whose ends are aimed at."""

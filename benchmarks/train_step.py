@@ -48,7 +48,7 @@ from steps import (
     theirs,
 )
 
-from diffuse_cli.runtime import device_type, has_bfloat16, machine, resolve_precision
+from diffuse_cli.system.devices import device_type, has_bfloat16, machine, resolve_precision
 from diffuse_cli.training.ema import EVERY
 
 SIZE = 32

@@ -26,9 +26,9 @@ from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.evaluation.bounds import measure
 from diffuse_cli.evaluation.images import Labelled
 from diffuse_cli.evaluation.parts import Bound
-from diffuse_cli.events import finish
-from diffuse_cli.runtime import machine, resolve_precision
 from diffuse_cli.sampling import load_denoiser
+from diffuse_cli.system.devices import machine, resolve_precision
+from diffuse_cli.system.events import finish
 
 
 def remember(net: Callable[..., Tensor]) -> tuple[Callable[..., Tensor], list[Tensor]]:

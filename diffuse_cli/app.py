@@ -21,13 +21,13 @@ from diffuse_cli.commands._mistakes import explain
 from diffuse_cli.commands._options import make_command
 from diffuse_cli.console import Console, steady
 from diffuse_cli.core.registry import InvalidArgument
-from diffuse_cli.errors import DiffuseError, OutputError, UsageError, translated
-from diffuse_cli.memory import out_of_memory
 from diffuse_cli.options import options
-from diffuse_cli.peers import lost
-from diffuse_cli.runtime import launched, rank, wait_briefly
-from diffuse_cli.signals import leave_quietly, raised
 from diffuse_cli.system import __version__
+from diffuse_cli.system.devices import launched, rank, wait_briefly
+from diffuse_cli.system.errors import DiffuseError, OutputError, UsageError, translated
+from diffuse_cli.system.memory import out_of_memory
+from diffuse_cli.system.processes import lost
+from diffuse_cli.system.signals import leave_quietly, raised
 
 ORDER = (
     "train", "sample", "inpaint", "upscale", "restore", "vary", "interpolate", "noise-demo", "eval",

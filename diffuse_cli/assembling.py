@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffuse_cli import files, ledger, packing, pictures, sheets
+from diffuse_cli import ledger, packing, pictures, sheets
 from diffuse_cli.columns import told_by
 from diffuse_cli.config import SampleConfig
 from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
-from diffuse_cli.errors import OutputError
-from diffuse_cli.events import Progress, Work
 from diffuse_cli.folders import GIF, GRID, GRID_IMAGES
 from diffuse_cli.ledger import KEY, Ledger, Plan, parts_of
 from diffuse_cli.media import MEDIA, Asked, like, prepare, suffix
 from diffuse_cli.sampling import stored
 from diffuse_cli.stages import Chain, load_chain
+from diffuse_cli.system import files
+from diffuse_cli.system.errors import OutputError
+from diffuse_cli.system.events import Progress, Work
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -23,8 +23,8 @@ from diffuse_cli.core.conditions import (
 from diffuse_cli.core.settings import digits
 from diffuse_cli.data import Cells
 from diffuse_cli.data.summary import NAMED, plural
-from diffuse_cli.errors import DataError, UsageError, lookup, near
-from diffuse_cli.files import brief
+from diffuse_cli.system.errors import DataError, UsageError, lookup, near
+from diffuse_cli.system.files import brief
 
 if TYPE_CHECKING:
     import numpy.typing as npt

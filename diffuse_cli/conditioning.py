@@ -12,8 +12,8 @@ import torch
 from diffuse_cli.columns import typed_rows, untaught
 from diffuse_cli.config import GUIDANCE, DrawConfig
 from diffuse_cli.core.conditions import Number
-from diffuse_cli.errors import UsageError, lookup
-from diffuse_cli.files import brief
+from diffuse_cli.system.errors import UsageError, lookup
+from diffuse_cli.system.files import brief
 
 if TYPE_CHECKING:
     from diffuse_cli.core.conditions import Conditions

@@ -17,9 +17,9 @@ from rich.console import Console as RichConsole
 from rich.console import RenderableType
 from rich.text import Text
 
-from diffuse_cli.errors import DiffuseError, OutputError
-from diffuse_cli.events import Notice, Progress, Table, Work, columns, plain
-from diffuse_cli.files import show
+from diffuse_cli.system.errors import DiffuseError, OutputError
+from diffuse_cli.system.events import Notice, Progress, Table, Work, columns, plain
+from diffuse_cli.system.files import show
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars

@@ -15,8 +15,8 @@ from diffuse_cli.core.schedules import SCHEDULES, shifted, zero_terminal_snr
 from diffuse_cli.core.settings import Settings
 from diffuse_cli.core.space import Space
 from diffuse_cli.core.variances import channels_out
-from diffuse_cli.errors import lookup, translating
 from diffuse_cli.presets import naming
+from diffuse_cli.system.errors import lookup, translating
 
 if TYPE_CHECKING:
     from torch import nn

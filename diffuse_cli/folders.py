@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli import files, locks
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
 from diffuse_cli.media import MEDIA, suffix
+from diffuse_cli.system import files, locks
 
 if TYPE_CHECKING:
     import numpy.typing as npt

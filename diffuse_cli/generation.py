@@ -6,14 +6,15 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli import files, packing
+from diffuse_cli import packing
 from diffuse_cli.assembling import Generated, load_job
 from diffuse_cli.config import SampleConfig
-from diffuse_cli.errors import OutputError
-from diffuse_cli.events import Notice, Work
 from diffuse_cli.folders import holding
-from diffuse_cli.peers import from_first, meet
-from diffuse_cli.runtime import machine, rank
+from diffuse_cli.system import files
+from diffuse_cli.system.devices import machine, rank
+from diffuse_cli.system.errors import OutputError
+from diffuse_cli.system.events import Notice, Work
+from diffuse_cli.system.processes import from_first, meet
 
 if TYPE_CHECKING:
     import numpy.typing as npt

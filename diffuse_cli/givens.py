@@ -12,8 +12,8 @@ from diffuse_cli.core import degradations
 from diffuse_cli.core.conditions import PAIRS, Given
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.space import Space
-from diffuse_cli.draws import BLOCK, GivenDraws, given_draws
-from diffuse_cli.errors import UsageError, translating
+from diffuse_cli.system.errors import UsageError, translating
+from diffuse_cli.system.rng import BLOCK, GivenDraws, given_draws
 
 if TYPE_CHECKING:
     import numpy.typing as npt

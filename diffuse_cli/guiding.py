@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from diffuse_cli import files
 from diffuse_cli.columns import described
 from diffuse_cli.config import OWN
 from diffuse_cli.core.settings import dimensions
-from diffuse_cli.errors import ModelFileError, UsageError
-from diffuse_cli.events import Work
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.sampling import Loaded, load_denoiser, ready
+from diffuse_cli.system import files
+from diffuse_cli.system.errors import ModelFileError, UsageError
+from diffuse_cli.system.events import Work
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffuse_cli import files
 from diffuse_cli.config import SampleConfig
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import Samples, file_hashes, pair, read_images
 from diffuse_cli.data.summary import fitting, span
-from diffuse_cli.errors import DataError, UsageError
-from diffuse_cli.events import Notice, Work
 from diffuse_cli.givens import Giver, Inputs, beside, degrading, masked
 from diffuse_cli.media import MEDIA, Asked, like, like_mask, numbers_of
 from diffuse_cli.resolving import DrawSettings
+from diffuse_cli.system import files
+from diffuse_cli.system.errors import DataError, UsageError
+from diffuse_cli.system.events import Notice, Work
 
 if TYPE_CHECKING:
     import numpy.typing as npt

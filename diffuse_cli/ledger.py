@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli import files, locks
 from diffuse_cli.data import MANIFEST
-from diffuse_cli.errors import OutputError
 from diffuse_cli.folders import GIF, GRID, WORK, WRITTEN, manifest_in, name_of, named_in
+from diffuse_cli.system import files, locks
+from diffuse_cli.system.errors import OutputError
 
 if TYPE_CHECKING:
     import numpy.typing as npt

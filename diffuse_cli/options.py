@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from diffuse_cli.core import settings
-from diffuse_cli.descriptors import read_bounded
-from diffuse_cli.errors import UsageError, suggest, translating
 from diffuse_cli.parsing import as_number, brief
+from diffuse_cli.system.descriptors import read_bounded
+from diffuse_cli.system.errors import UsageError, suggest, translating
 
 OVERWRITE = "Replace existing output."
 """Help of --overwrite, which every command that writes has."""
@@ -281,7 +281,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     Raises:
         UsageError: the file cannot be read, is not a regular one, or is not TOML.
     """
-    from diffuse_cli.files import show
+    from diffuse_cli.system.files import show
 
     try:
         data = read_bounded(path, MOST_TOML)

@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli.descriptors import read_bounded
+from diffuse_cli.system.descriptors import read_bounded
 
 Size = tuple[int, ...]
 

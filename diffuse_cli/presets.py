@@ -13,7 +13,7 @@ from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.core.registry import Registry
 from diffuse_cli.core.settings import Settings, from_dict
 from diffuse_cli.core.space import Space
-from diffuse_cli.errors import UsageError, lookup, translating
+from diffuse_cli.system.errors import UsageError, lookup, translating
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from diffuse_cli.config import (
 )
 from diffuse_cli.core.guidance import away, interval, unconditional
 from diffuse_cli.core.samplers import OF_DISTILLED, sampler_options, spacing_of
-from diffuse_cli.errors import UsageError, lookup
-from diffuse_cli.events import Notice, Work
+from diffuse_cli.system.errors import UsageError, lookup
+from diffuse_cli.system.events import Notice, Work
 
 if TYPE_CHECKING:
     from torch import Tensor

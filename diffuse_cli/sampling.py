@@ -24,12 +24,12 @@ from diffuse_cli.core.samplers import SAMPLERS, State
 from diffuse_cli.core.space import Space
 from diffuse_cli.core.tiling import Tiling, windowed
 from diffuse_cli.diffusion import kept_in_range
-from diffuse_cli.draws import image_noise
-from diffuse_cli.errors import translating
-from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.media import Size
 from diffuse_cli.resolving import DrawSettings
-from diffuse_cli.runtime import PRECISIONS, resolve_precision, slow_precision
+from diffuse_cli.system.devices import PRECISIONS, resolve_precision, slow_precision
+from diffuse_cli.system.errors import translating
+from diffuse_cli.system.events import Notice, Progress, Work
+from diffuse_cli.system.rng import image_noise
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -6,19 +6,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from diffuse_cli import files
 from diffuse_cli.columns import out_of_range
 from diffuse_cli.conditioning import check_columns
 from diffuse_cli.config import SampleConfig
-from diffuse_cli.draws import key
-from diffuse_cli.errors import UsageError
-from diffuse_cli.events import Notice, Work
 from diffuse_cli.givens import Giver, Inputs
 from diffuse_cli.guiding import equipped
 from diffuse_cli.inputs import Offered, check_follows, from_samples, offered
 from diffuse_cli.media import looks
 from diffuse_cli.resolving import DrawSettings, resolve, tell
 from diffuse_cli.sampling import Drawing, Loaded, draw, load_denoiser, stored
+from diffuse_cli.system import files
+from diffuse_cli.system.errors import UsageError
+from diffuse_cli.system.events import Notice, Work
+from diffuse_cli.system.rng import key
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -27,9 +27,9 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from diffuse_cli import files
-from diffuse_cli.descriptors import opened as opened
-from diffuse_cli.files import brief, show
+from diffuse_cli.system import files
+from diffuse_cli.system.descriptors import opened as opened
+from diffuse_cli.system.files import brief, show
 
 DTYPES = {
     "F32": torch.float32,

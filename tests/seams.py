@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli import files
-from diffuse_cli.events import Work
+from diffuse_cli.system import files
+from diffuse_cli.system.events import Work
 
 FULL = OSError(28, "No space left on device")
 

@@ -22,7 +22,7 @@ from diffuse_cli.core.conditions import Labels, Number, Table
 from diffuse_cli.data import Cells
 from diffuse_cli.data.tables import Cell
 from diffuse_cli.data.tables import _number as number_of
-from diffuse_cli.errors import DataError, UsageError
+from diffuse_cli.system.errors import DataError, UsageError
 
 TABLE = Table(
     columns=(

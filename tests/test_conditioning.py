@@ -13,10 +13,10 @@ from diffuse_cli.config import GUIDANCE, SampleConfig
 from diffuse_cli.core import SCHEDULES, Conditions, Denoiser, Process, Space
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.samplers import SAMPLERS
-from diffuse_cli.draws import image_noise
-from diffuse_cli.errors import UsageError
 from diffuse_cli.resolving import DrawSettings, resolve
 from diffuse_cli.sampling import draw
+from diffuse_cli.system.errors import UsageError
+from diffuse_cli.system.rng import image_noise
 
 CPU = torch.device("cpu")
 SHAPE = (1, 2, 2)

@@ -12,8 +12,8 @@ import pytest
 
 from diffuse_cli import console
 from diffuse_cli.console import Console
-from diffuse_cli.errors import UsageError
-from diffuse_cli.events import Notice, Progress, Table
+from diffuse_cli.system.errors import UsageError
+from diffuse_cli.system.events import Notice, Progress, Table
 
 READING = "reading"
 

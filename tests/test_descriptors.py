@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from diffuse_cli.data.sources import open_source
-from diffuse_cli.descriptors import open_to_read, read_at
+from diffuse_cli.system.descriptors import open_to_read, read_at
 
 WITHOUT = ("O_NONBLOCK", "pread")
 """What Windows lacks."""

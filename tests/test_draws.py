@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffuse_cli.draws import (
+from diffuse_cli.system.rng import (
     Draws,
     draw_noise,
     image_noise,

@@ -14,8 +14,8 @@ import pytest
 from conftest import environment
 from seams import FULL, ends_at, failing, killed_while, watching
 
-from diffuse_cli import files
-from diffuse_cli.errors import OutputError
+from diffuse_cli.system import files
+from diffuse_cli.system.errors import OutputError
 
 
 class Stop(Exception):

@@ -18,12 +18,13 @@ import torch
 from interop_oracles import checkpoint
 from safetensors.torch import save_file
 
-from diffuse_cli import foreign, modelfile
+from diffuse_cli import modelfile
 from diffuse_cli.config import ConvertConfig
 from diffuse_cli.data.sources import is_images
-from diffuse_cli.events import finish
-from diffuse_cli.foreign import MOST_BYTES, MOST_STEPS
 from diffuse_cli.interop import FORMATS, convert
+from diffuse_cli.system import file_types
+from diffuse_cli.system.events import finish
+from diffuse_cli.system.file_types import MOST_BYTES, MOST_STEPS
 
 NAMES = {
     "Stable Diffusion": (
@@ -153,7 +154,7 @@ def test_another_pickle_of_the_same_machinery_is_not_taken_for_edm(diffuse, monk
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_format_that_is_converted_is_in_the_table(format: str):
-    assert format in {known.format for known in foreign.KNOWN}
+    assert format in {known.format for known in file_types.KNOWN}
 
 
 # -- wrapped checkpoints --------------------------------------------------------------------------

@@ -21,10 +21,10 @@ from diffuse_cli.core import SAMPLERS, Conditions, Denoiser
 from diffuse_cli.core.guidance import away, clip, interval, unconditional
 from diffuse_cli.core.samplers import spacing_of
 from diffuse_cli.diffusion import make_process
-from diffuse_cli.errors import UsageError
 from diffuse_cli.guiding import check_fits
 from diffuse_cli.resolving import DrawSettings, Guide, resolve
 from diffuse_cli.sampling import draw
+from diffuse_cli.system.errors import UsageError
 
 CPU = torch.device("cpu")
 QUICK = ("-n", 2, "--steps", 3, "--sampler", "ddim", "--precision", "fp32", "--no-grid")
@@ -148,7 +148,7 @@ def test_every_sampler_draws_with_a_weaker_model_in_an_interval_and_with_classes
 
 
 def noise_of(k):
-    from diffuse_cli.draws import image_noise
+    from diffuse_cli.system.rng import image_noise
 
     return image_noise(0, [0, 1], k, SPACE.shape, CPU)
 

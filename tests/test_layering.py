@@ -150,7 +150,7 @@ def test_the_core_works_without_the_rest_of_the_package(tmp_path: Path):
 import importlib.util
 import torch
 from diffuse_cli import core
-assert importlib.util.find_spec("diffuse_cli.errors") is None
+assert importlib.util.find_spec("diffuse_cli.system.errors") is None
 for name in core.__all__:
     assert getattr(core, name) is not None
 for table in (core.SCHEDULES, core.SPACINGS, core.TIMESTEP_DRAWS, core.TARGETS, core.VARIANCES,
@@ -178,7 +178,15 @@ def test_the_machine_knows_nothing_of_the_house():
 
 
 def test_the_core_knows_no_files_no_printing_and_no_accelerate():
-    banned = {"accelerate", "rich", "typer", "pathlib", "diffuse_cli.files", "safetensors", "os"}
+    banned = {
+        "accelerate",
+        "rich",
+        "typer",
+        "pathlib",
+        "diffuse_cli.system.files",
+        "safetensors",
+        "os",
+    }
     for name, path in core():
         tree = ast.parse(path.read_text(encoding="utf-8"))
         names = set(imported(tree, f"diffuse_cli.{name}"))
@@ -199,10 +207,10 @@ from . import console
 from .core.process import Process
 """
     tree = ast.parse(source)
-    assert rooms_of(imported(tree, "diffuse_cli.errors")) == {
+    assert rooms_of(imported(tree, "diffuse_cli.system.errors")) == {
         "app", "demo", "training", "console", "core",
     }  # fmt: skip
-    assert "app" not in rooms_of(imported(at_run_time(tree), "diffuse_cli.errors"))
+    assert "app" not in rooms_of(imported(at_run_time(tree), "diffuse_cli.system.errors"))
 
 
 # -- in a fresh interpreter -----------------------------------------------------------------------

@@ -14,10 +14,10 @@ import pytest
 from conftest import free_port
 from seams import Copies, ends_at, killed_at_each, killed_while
 
-from diffuse_cli import files, locks
-from diffuse_cli.errors import OutputError, Terminated
 from diffuse_cli.folders import WORK, holding, manifest_in
 from diffuse_cli.ledger import Ledger, parts_of
+from diffuse_cli.system import files, locks
+from diffuse_cli.system.errors import OutputError, Terminated
 
 OUT = Path("samples")
 QUICK = ("--steps", 2, "--precision", "fp32", "--sampler", "ddim", "--batch-size", 4)

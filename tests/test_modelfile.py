@@ -23,9 +23,9 @@ from diffuse_cli import modelfile
 from diffuse_cli.config import DiffusionConfig, SamplerChoice
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.core.networks.unet import Config
-from diffuse_cli.errors import ModelFileError, UsageError
-from diffuse_cli.events import finish
 from diffuse_cli.modelfile import Model, find, load, save
+from diffuse_cli.system.errors import ModelFileError, UsageError
+from diffuse_cli.system.events import finish
 
 UNET = plan(
     size=(4, 8), channels=1, width=4, groups=2, multipliers=(1, 2), blocks=1, attention=(2,)

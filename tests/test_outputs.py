@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from diffuse_cli.outputs import claimed, held
+from diffuse_cli.system.outputs import claimed, held
 
 COMMANDS = {
     "train": ("train broken", "-o", ".safetensors"),

@@ -15,9 +15,9 @@ from diffuse_cli.core.networks import NETWORKS, count_parameters, vit
 from diffuse_cli.core.networks.unet import Config, check
 from diffuse_cli.core.targets import has_noise
 from diffuse_cli.core.variances import channels_out
-from diffuse_cli.errors import UsageError
 from diffuse_cli.options import from_dict
 from diffuse_cli.presets import PRESETS, architecture, choose, naming
+from diffuse_cli.system.errors import UsageError
 
 
 def train(**options) -> TrainConfig:

@@ -23,11 +23,11 @@ from diffuse_cli.config import (
 from diffuse_cli.core import SAMPLERS, Conditions, InvalidArgument, Space
 from diffuse_cli.core.gaussian_start import LowFrequencies
 from diffuse_cli.data import read_images
-from diffuse_cli.draws import image_noise
-from diffuse_cli.errors import UsageError
-from diffuse_cli.events import finish
 from diffuse_cli.resolving import resolve
 from diffuse_cli.sampling import draw, prepared
+from diffuse_cli.system.errors import UsageError
+from diffuse_cli.system.events import finish
+from diffuse_cli.system.rng import image_noise
 
 DEFAULT = SamplerChoice(SAMPLER, SAMPLING_STEPS, GUIDANCE)
 HEUN = SamplerChoice("heun", 7, 3.5)

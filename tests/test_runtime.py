@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffuse_cli import runtime
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core import Conditions, Space
-from diffuse_cli.errors import UsageError
-from diffuse_cli.runtime import PRECISIONS, resolve_precision
+from diffuse_cli.system import devices
+from diffuse_cli.system.devices import PRECISIONS, resolve_precision
+from diffuse_cli.system.errors import UsageError
 from diffuse_cli.training.configuring import complete
 
 
@@ -81,7 +81,7 @@ def test_a_model_is_computed_in_its_own_precision(
 @pytest.fixture
 def few_instructions(monkeypatch: pytest.MonkeyPatch):
     """A processor that gains by bfloat16 from 24 channels on."""
-    monkeypatch.setattr(runtime, "device_type", lambda wanted="auto": "cpu")
+    monkeypatch.setattr(devices, "device_type", lambda wanted="auto": "cpu")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: AMD)
 
 
@@ -135,9 +135,9 @@ def test_precision_follows_the_widest_level(few_instructions):
 def test_the_decided_precision_is_that_of_the_arithmetic(few_instructions, monkeypatch):
     seen = []
     conv = torch.nn.functional.conv2d
-    with runtime.machine("auto") as accelerator:
+    with devices.machine("auto") as accelerator:
         assert accelerator.mixed_precision == "no"
-        assert runtime.settle(accelerator, "bf16") == "bf16"
+        assert devices.settle(accelerator, "bf16") == "bf16"
         net = accelerator.prepare(torch.nn.Conv2d(1, 1, 1))
         with accelerator.autocast():
             seen.append(conv(torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1)).dtype)
@@ -160,10 +160,10 @@ def test_a_run_keeps_its_precision_and_a_typed_one_that_is_slow_is_told(
 
 
 def test_fp16_needs_a_gpu(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(runtime, "device_type", lambda wanted: "cpu")
+    monkeypatch.setattr(devices, "device_type", lambda wanted: "cpu")
     with pytest.raises(UsageError, match="fp16 needs a GPU"):
         resolve_precision("fp16")
-    monkeypatch.setattr(runtime, "device_type", lambda wanted: "cuda")
+    monkeypatch.setattr(devices, "device_type", lambda wanted: "cuda")
     assert resolve_precision("fp16") == "fp16"
 
 
@@ -181,11 +181,11 @@ def gpu(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_device_is_the_gpu_unless_another_is_wanted(gpu):
-    assert runtime.device_type() == "cuda"
-    assert runtime.device_type("cuda") == "cuda"
-    assert runtime.device_type("cpu") == "cpu"
+    assert devices.device_type() == "cuda"
+    assert devices.device_type("cuda") == "cuda"
+    assert devices.device_type("cpu") == "cpu"
     with pytest.raises(UsageError, match=r"--device mps: PyTorch sees none here.*Choose cuda"):
-        runtime.device_type("mps")
+        devices.device_type("mps")
     assert resolve_precision("auto", "cuda") == "bf16"
     assert resolve_precision("fp16", "auto") == "fp16"
     with pytest.raises(UsageError, match="fp16 needs a GPU"):
@@ -207,7 +207,7 @@ def test_a_machine_is_of_the_device_that_is_wanted(gpu, monkeypatch, device, on_
         monkeypatch.setattr(torch.backends.cudnn, name, name == "benchmark")
     fused = []
     monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", fused.append)
-    with pytest.raises(UsageError, match="no"), runtime.machine("fp32", device):
+    with pytest.raises(UsageError, match="no"), devices.machine("fp32", device):
         pass
     assert asked["cpu"] is on_processor
     assert torch.backends.cudnn.deterministic is not on_processor
@@ -266,8 +266,8 @@ for own in json.load(sys.stdin):
 """Runs the command line of this process in each of the environments."""
 
 WAYS = {
-    "nothing": ({}, [str(runtime.SPINS), None, None]),
-    "threads": ({"OMP_NUM_THREADS": "2"}, [str(runtime.SPINS), None, "2"]),
+    "nothing": ({}, [str(devices.SPINS), None, None]),
+    "threads": ({"OMP_NUM_THREADS": "2"}, [str(devices.SPINS), None, "2"]),
     "spins": ({"GOMP_SPINCOUNT": "7"}, ["7", None, None]),
     "policy": ({"OMP_WAIT_POLICY": "active"}, [None, "active", None]),
     "another library": ({"KMP_BLOCKTIME": "5"}, [None, None, None]),
@@ -276,8 +276,8 @@ WAYS = {
 
 def seen(code: str, said: str = "") -> list[str]:
     """What is printed by a process in whose environment is nothing of how threads wait."""
-    env = {k: v for k, v in os.environ.items() if k not in runtime.WAITING and k not in NAMES}
-    env["PYTHONPATH"] = str(Path(runtime.__file__).parents[1])
+    env = {k: v for k, v in os.environ.items() if k not in devices.WAITING and k not in NAMES}
+    env["PYTHONPATH"] = str(Path(devices.__file__).parents[1])
     line = [sys.executable, "-c", WATCH + code, "sample", "no-such-model"]
     return subprocess.run(
         line, env=env, input=said, capture_output=True, text=True
@@ -312,7 +312,7 @@ def test_processes_wait_for_one_that_works_alone(monkeypatch):
         raise UsageError("no")
 
     monkeypatch.setattr(accelerate, "Accelerator", refuse)
-    with pytest.raises(UsageError), runtime.machine("fp32"):
+    with pytest.raises(UsageError), devices.machine("fp32"):
         pass
     [waiting] = asked["kwargs_handlers"]
     assert isinstance(waiting, accelerate.InitProcessGroupKwargs)

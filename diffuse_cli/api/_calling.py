@@ -17,11 +17,11 @@ from diffuse_cli.api._samples import Samples
 from diffuse_cli.config import EvalConfig, SampleConfig, TrainConfig
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.data import held
-from diffuse_cli.errors import DiffuseError, UsageError, translated
-from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.options import flag_of, options
 from diffuse_cli.parsing import brief, plain
-from diffuse_cli.runtime import reading_sample
+from diffuse_cli.system.devices import reading_sample
+from diffuse_cli.system.errors import DiffuseError, UsageError, translated
+from diffuse_cli.system.events import Notice, Progress, Work
 
 T = TypeVar("T")
 

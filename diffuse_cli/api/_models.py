@@ -10,23 +10,24 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
-from diffuse_cli import files, modelfile
+from diffuse_cli import modelfile
 from diffuse_cli.api._calling import as_usual, done, path_of, placed, translating
 from diffuse_cli.api._options import Int, SampleOptions
 from diffuse_cli.api._samples import Samples
 from diffuse_cli.config import SampleConfig
 from diffuse_cli.core.space import Space
-from diffuse_cli.errors import UsageError
-from diffuse_cli.events import Progress, Work
-from diffuse_cli.events import plain as without_nan
 from diffuse_cli.inspection.model import report_on
 from diffuse_cli.ledger import parts_of
 from diffuse_cli.media import prepare
 from diffuse_cli.options import from_dict
 from diffuse_cli.parsing import plain
-from diffuse_cli.runtime import machine
 from diffuse_cli.sampling import precision_for, ready
 from diffuse_cli.stages import load_chain
+from diffuse_cli.system import files
+from diffuse_cli.system.devices import machine
+from diffuse_cli.system.errors import UsageError
+from diffuse_cli.system.events import Progress, Work
+from diffuse_cli.system.events import plain as without_nan
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from diffuse_cli import files, pictures
+from diffuse_cli import pictures
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import File
 from diffuse_cli.folders import name_of
 from diffuse_cli.media import MEDIA, looks, suffix
+from diffuse_cli.system import files
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -23,12 +23,12 @@ from diffuse_cli.api._calling import (
 from diffuse_cli.api._options import TrainOptions
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.training import from_file
-from diffuse_cli.errors import Interrupted, Terminated, UsageError
-from diffuse_cli.events import Notice, Progress, Table, finish
 from diffuse_cli.options import read_toml
 from diffuse_cli.parsing import plain
-from diffuse_cli.runtime import Turns
-from diffuse_cli.signals import Pending, noting
+from diffuse_cli.system.devices import Turns
+from diffuse_cli.system.errors import Interrupted, Terminated, UsageError
+from diffuse_cli.system.events import Notice, Progress, Table, finish
+from diffuse_cli.system.signals import Pending, noting
 from diffuse_cli.training.configuring import configure
 from diffuse_cli.training.loop import fit
 from diffuse_cli.training.reports import Previewed, Step, Trained, Validated

@@ -9,7 +9,7 @@ from typing import Any
 from typer.exceptions import TyperException
 
 from diffuse_cli.core.registry import InvalidArgument
-from diffuse_cli.errors import UsageError, near, suggest
+from diffuse_cli.system.errors import UsageError, near, suggest
 
 SYNONYMS: dict[str, str] = {
     # how long

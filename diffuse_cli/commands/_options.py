@@ -15,7 +15,6 @@ from diffuse_cli import parsing
 from diffuse_cli.commands._mistakes import meant_value
 from diffuse_cli.console import Console
 from diffuse_cli.core.settings import digits
-from diffuse_cli.errors import UsageError, lookup
 from diffuse_cli.options import (
     Config,
     Option,
@@ -29,7 +28,8 @@ from diffuse_cli.options import (
     read_toml,
     run_option,
 )
-from diffuse_cli.runtime import rank
+from diffuse_cli.system.devices import rank
+from diffuse_cli.system.errors import UsageError, lookup
 
 KEYWORD = inspect.Parameter.KEYWORD_ONLY
 

@@ -15,10 +15,10 @@ from diffuse_cli.commands._text import brief, said
 from diffuse_cli.config import CompareConfig
 from diffuse_cli.console import Console
 from diffuse_cli.core.settings import digits
-from diffuse_cli.events import columns
 from diffuse_cli.features import KIDS
-from diffuse_cli.files import show
 from diffuse_cli.metrics import SIGNIFICANT, Measured, label
+from diffuse_cli.system.events import columns
+from diffuse_cli.system.files import show
 
 if TYPE_CHECKING:
     from diffuse_cli.evaluation.comparing import BothMeasured, Difference

@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from diffuse_cli import files
 from diffuse_cli.config import EmaConfig
 from diffuse_cli.console import Console
-from diffuse_cli.events import columns
 from diffuse_cli.metrics import as_text, label
+from diffuse_cli.system import files
+from diffuse_cli.system.events import columns
 
 if TYPE_CHECKING:
     from diffuse_cli.sweeps.lengths import MeasuredLengths

@@ -9,15 +9,15 @@ import dataclasses
 import time
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli import files
 from diffuse_cli.commands._text import clock
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.console import Console
-from diffuse_cli.events import Notice, Progress
 from diffuse_cli.features import KIDS
 from diffuse_cli.metrics import Measured, label
-from diffuse_cli.runtime import rank
-from diffuse_cli.signals import deferred
+from diffuse_cli.system import files
+from diffuse_cli.system.devices import rank
+from diffuse_cli.system.events import Notice, Progress
+from diffuse_cli.system.signals import deferred
 from diffuse_cli.training.configuring import configure as configure
 
 if TYPE_CHECKING:

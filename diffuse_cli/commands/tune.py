@@ -11,13 +11,13 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from diffuse_cli import files
 from diffuse_cli.config import LEARNED, TuneConfig
 from diffuse_cli.console import Console
-from diffuse_cli.events import columns, plain
 from diffuse_cli.metrics import as_text, label
-from diffuse_cli.outputs import asked
-from diffuse_cli.runtime import rank
+from diffuse_cli.system import files
+from diffuse_cli.system.devices import rank
+from diffuse_cli.system.events import columns, plain
+from diffuse_cli.system.outputs import asked
 
 if TYPE_CHECKING:
     from diffuse_cli.sweeps.recommending import Tried, Tuned

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diffuse_cli.errors import UsageError, flag
 from diffuse_cli.options import (
     OVERWRITE,
     Config,
@@ -15,6 +14,7 @@ from diffuse_cli.options import (
     process_option,
 )
 from diffuse_cli.parsing import Size, parse_betas, parse_size
+from diffuse_cli.system.errors import UsageError, flag
 
 
 @dataclass(frozen=True, kw_only=True)

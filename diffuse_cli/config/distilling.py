@@ -71,9 +71,11 @@ class DistillConfig(Config):
         None, "Threads that read images.", low=1, high=1024, control=True, shown="one per core"
     )
     seed: int = run_option(0, "Seed of all random draws.", low=0, high=2**63 - 1)
-    precision: str = run_option("auto", "Precision of the arithmetic.", table="runtime.PRECISIONS")
+    precision: str = run_option(
+        "auto", "Precision of the arithmetic.", table="system.devices.PRECISIONS"
+    )
     device: str = run_option(
-        "auto", "Device; auto is a GPU where PyTorch sees one.", table="runtime.DEVICES"
+        "auto", "Device; auto is a GPU where PyTorch sees one.", table="system.devices.DEVICES"
     )
     stop_at: int | None = run_option(
         None, "Stop after this step; --resume continues.", low=1, control=True

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from diffuse_cli.core.samplers import sampler_options
-from diffuse_cli.errors import UsageError, translating
 from diffuse_cli.options import (
     MODEL,
     OVERWRITE,
@@ -23,6 +22,7 @@ from diffuse_cli.parsing import (
     parse_settings,
     parse_times,
 )
+from diffuse_cli.system.errors import UsageError, translating
 
 SAMPLER, SAMPLING_STEPS = "unipc", 20
 """The defaults; the first two chosen by benchmarks/samplers.py."""
@@ -116,10 +116,10 @@ class ComputeConfig(Config):
     precision: str = run_option(
         "auto",
         "Precision of the arithmetic; auto is the model's own where the device has it.",
-        table="runtime.PRECISIONS",
+        table="system.devices.PRECISIONS",
     )
     device: str = run_option(
-        "auto", "Device; auto is a GPU where PyTorch sees one.", table="runtime.DEVICES"
+        "auto", "Device; auto is a GPU where PyTorch sees one.", table="system.devices.DEVICES"
     )
 
 

@@ -16,7 +16,6 @@ from diffuse_cli.config.drawing import (
     WeightsConfig,
 )
 from diffuse_cli.config.reading import BACKGROUND, FIT, ReadingConfig
-from diffuse_cli.errors import UsageError
 from diffuse_cli.options import (
     BESIDE,
     MODEL,
@@ -37,6 +36,7 @@ from diffuse_cli.parsing import (
     parse_scales,
     parse_timesteps,
 )
+from diffuse_cli.system.errors import UsageError
 
 TUNED_STEPS, TUNED_GUIDANCE = (5, 10, 20, 50), (1.0, 1.5, 2.0, 3.0, 4.0)
 TUNED_WEAK = (1.25, 1.5, 2.0, 3.0, 4.0)

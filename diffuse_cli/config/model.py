@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from diffuse_cli.errors import UsageError
 from diffuse_cli.options import Config, process_option
 from diffuse_cli.parsing import parse_betas
+from diffuse_cli.system.errors import UsageError
 
 TIMESTEPS = 1000
 TIMESTEPS_SHOWN = f"{TIMESTEPS}, or the number of --betas"

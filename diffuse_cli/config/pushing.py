@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diffuse_cli.errors import UsageError
 from diffuse_cli.options import MODEL, OVERWRITE, Config, argument, option
 from diffuse_cli.parsing import parse_file, parse_license
+from diffuse_cli.system.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,9 +17,9 @@ from diffuse_cli.config.drawing import (
 from diffuse_cli.config.reading import FIT
 from diffuse_cli.core.degradations import DEGRADATIONS, parse
 from diffuse_cli.core.restoration import RESTORATIONS
-from diffuse_cli.errors import translating
 from diffuse_cli.options import MODEL, OVERWRITE, argument, option, output_option, run_option
 from diffuse_cli.parsing import Size, parse_names, parse_settings, parse_size
+from diffuse_cli.system.errors import translating
 
 FORMS = ", ".join(kind.EXAMPLE for kind in DEGRADATIONS.own.values())
 
@@ -176,5 +176,5 @@ class InterpolateConfig(ComputeConfig, WeightsConfig):
     overwrite: bool = option(False, OVERWRITE)
     precision: str = run_option(
         "fp32", "Precision of the arithmetic; others may not come back to the images.",
-        table="runtime.PRECISIONS",
+        table="system.devices.PRECISIONS",
     )  # fmt: skip

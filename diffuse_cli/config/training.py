@@ -18,7 +18,6 @@ from diffuse_cli.config.reading import (
     ReadingConfig,
 )
 from diffuse_cli.core.networks import NETWORKS
-from diffuse_cli.errors import UsageError
 from diffuse_cli.options import (
     OVERWRITE,
     argument,
@@ -38,6 +37,7 @@ from diffuse_cli.parsing import (
     parse_length,
     parse_listed,
 )
+from diffuse_cli.system.errors import UsageError
 
 WEIGHTED = frozenset({"vlb", "consistency"})
 """Losses that have weights of their own."""
@@ -248,9 +248,14 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     )
 
     seed: int = run_option(0, "Seed of all random draws.", low=0, high=2**63 - 1)
-    precision: str = run_option("auto", "Precision of the arithmetic.", table="runtime.PRECISIONS")
+    precision: str = run_option(
+        "auto", "Precision of the arithmetic.", table="system.devices.PRECISIONS"
+    )
     device: str = run_option(
-        "auto", "Device; auto is a GPU where PyTorch sees one.", table="runtime.DEVICES", place=True
+        "auto",
+        "Device; auto is a GPU where PyTorch sees one.",
+        table="system.devices.DEVICES",
+        place=True,
     )
     compile: bool = run_option(False, "Compile the network: pays off in long runs on a GPU.")
     gradient_checkpointing: bool = run_option(
@@ -297,7 +302,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         0.125, "Share of the steps after which --keep-weak takes its average.", low=0.001, below=1
     )
     log: str | None = output_option(
-        None, "Also log to a tracker.", table="runtime.TRACKERS", control=True
+        None, "Also log to a tracker.", table="system.devices.TRACKERS", control=True
     )
     log_every: int = output_option(50, "Steps between lines of metrics.jsonl.", low=1, control=True)
 

@@ -19,10 +19,10 @@ from diffuse_cli.data.sources import Entry, Listing
 from diffuse_cli.data.store import Kept, Shape, Store
 from diffuse_cli.data.streaming import SECONDS_BETWEEN_EVENTS
 from diffuse_cli.data.summary import NAMED
-from diffuse_cli.errors import DataError
-from diffuse_cli.events import Progress, Work
-from diffuse_cli.files import show
 from diffuse_cli.media import MEDIA, Array, Read, Size, kept_side
+from diffuse_cli.system.errors import DataError
+from diffuse_cli.system.events import Progress, Work
+from diffuse_cli.system.files import show
 
 
 @dataclass

@@ -17,10 +17,11 @@ from typing import IO, Any
 import numpy as np
 import PIL
 
-from diffuse_cli import files, system
+from diffuse_cli import system
 from diffuse_cli.data.jobs import Decoded, Result, Skipped
 from diffuse_cli.data.sources import Entry, Listing
 from diffuse_cli.media import Read
+from diffuse_cli.system import files
 
 FORMAT = 1
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from diffuse_cli import unusable
 from diffuse_cli.data.sources import Entry, Source
 from diffuse_cli.media import LARGE, MEDIA, Asked, Large, Read, freely, one_large
-from diffuse_cli.memory import out_of_memory
+from diffuse_cli.system.memory import out_of_memory
 from diffuse_cli.unusable import Unusable
 
 LATER = "large"

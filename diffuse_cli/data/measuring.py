@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from diffuse_cli.core.space import TRANSFORMS, Space
-from diffuse_cli.errors import DataError, lookup
-from diffuse_cli.files import show
+from diffuse_cli.system.errors import DataError, lookup
+from diffuse_cli.system.files import show
 
 Array = npt.NDArray[Any]
 

@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from diffuse_cli.data.samples import Samples
 from diffuse_cli.data.summary import NAMED, plural
-from diffuse_cli.errors import DataError
-from diffuse_cli.files import show
+from diffuse_cli.system.errors import DataError
+from diffuse_cli.system.files import show
 
 Array = npt.NDArray[Any]
 

@@ -40,9 +40,6 @@ from diffuse_cli.data.summary import (
     skip_counts,
     span,
 )
-from diffuse_cli.errors import DataError, translating
-from diffuse_cli.events import Notice, Work
-from diffuse_cli.files import show
 from diffuse_cli.media import (
     LARGE,
     MEDIA,
@@ -62,6 +59,9 @@ from diffuse_cli.media import (
     prepare,
     settled,
 )
+from diffuse_cli.system.errors import DataError, translating
+from diffuse_cli.system.events import Notice, Work
+from diffuse_cli.system.files import show
 from diffuse_cli.unusable import Unusable
 
 ARRAY = "array"

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from diffuse_cli import files
 from diffuse_cli.core.settings import dimensions
-from diffuse_cli.errors import DataError
 from diffuse_cli.media import Array
+from diffuse_cli.system import files
+from diffuse_cli.system.errors import DataError
 
 PIXELS = "pixels.u8"
 

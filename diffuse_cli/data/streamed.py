@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from diffuse_cli.data.streaming import Stream
-from diffuse_cli.events import Work
 from diffuse_cli.media import Array
+from diffuse_cli.system.events import Work
 
 if TYPE_CHECKING:
     from diffuse_cli.data.store import Kept

@@ -22,10 +22,10 @@ from diffuse_cli.data.jobs import Decoded, Reading, Result, decode_files
 from diffuse_cli.data.pool import MOST_PROCESSES, Decode, cores, decode_all, processes
 from diffuse_cli.data.samples import held_out
 from diffuse_cli.data.sources import Entry, open_source
-from diffuse_cli.errors import DataError
-from diffuse_cli.events import Progress, Work
-from diffuse_cli.files import show
 from diffuse_cli.media import MEDIA, Array, Asked, prepare
+from diffuse_cli.system.errors import DataError
+from diffuse_cli.system.events import Progress, Work
+from diffuse_cli.system.files import show
 
 if TYPE_CHECKING:
     from diffuse_cli.data.store import Kept

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diffuse_cli.core.settings import dimensions
-from diffuse_cli.files import show
 from diffuse_cli.media import MEDIA, advice, fits
+from diffuse_cli.system.files import show
 
 NAMED = 5
 """Files that are named for each reason."""

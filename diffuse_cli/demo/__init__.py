@@ -11,16 +11,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli import files, outputs, pictures
+from diffuse_cli import pictures
 from diffuse_cli.config import DemoConfig, DiffusionConfig
 from diffuse_cli.config.demo import ForwardConfig, ReverseConfig
 from diffuse_cli.demo import listening, subjects
 from diffuse_cli.demo.drawing import FRAME_COLUMNS, PURE_NOISE, Scene, animate, draw
 from diffuse_cli.demo.subjects import Subject
-from diffuse_cli.errors import UsageError, lookup, translating
-from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.media import MEDIA, checked_size
 from diffuse_cli.options import first_given
+from diffuse_cli.system import files, outputs
+from diffuse_cli.system.errors import UsageError, lookup, translating
+from diffuse_cli.system.events import Notice, Progress, Work
 
 if TYPE_CHECKING:
     from diffuse_cli.core import Process
@@ -78,8 +79,8 @@ def _of_model(config: DemoConfig) -> Work[list[bytes]]:
     from diffuse_cli.data import read_images
     from diffuse_cli.demo import reversing, showing
     from diffuse_cli.media import like
-    from diffuse_cli.runtime import machine
     from diffuse_cli.sampling import load_denoiser
+    from diffuse_cli.system.devices import machine
 
     assert config.model is not None
     subjects.check_there(config.image)
@@ -166,7 +167,7 @@ def _outputs(config: DemoConfig, stack: contextlib.ExitStack) -> tuple[Path, ...
 def _scene(config: DemoConfig, sample: Subject, processes: Mapping[str, Process]) -> Scene:
     import torch
 
-    from diffuse_cli.draws import draw_noise
+    from diffuse_cli.system.rng import draw_noise
 
     space = sample.space
     noise = draw_noise(config.seed, "noise-demo", shape=space.shape)

@@ -16,9 +16,9 @@ import numpy as np
 
 from diffuse_cli import pictures
 from diffuse_cli.demo import page
-from diffuse_cli.events import Progress, Work
 from diffuse_cli.media import MEDIA
 from diffuse_cli.pictures import COLORS, FAINT, Pixels, Sheet
+from diffuse_cli.system.events import Progress, Work
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffuse_cli import files
 from diffuse_cli.config import DemoConfig
-from diffuse_cli.errors import UsageError
-from diffuse_cli.events import Notice, Work
 from diffuse_cli.givens import Giver, beside, degrading
 from diffuse_cli.media import MEDIA, Asked, like, looks
 from diffuse_cli.sampling import Loaded
+from diffuse_cli.system import files
+from diffuse_cli.system.errors import UsageError
+from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.tasks.inputs import read_one, rgb
 
 if TYPE_CHECKING:

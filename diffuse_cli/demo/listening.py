@@ -8,9 +8,9 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli import pictures
-from diffuse_cli.errors import UsageError
-from diffuse_cli.files import show
 from diffuse_cli.media import MEDIA
+from diffuse_cli.system.errors import UsageError
+from diffuse_cli.system.files import show
 
 if TYPE_CHECKING:
     import numpy.typing as npt

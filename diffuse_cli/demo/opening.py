@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffuse_cli.files import show
+from diffuse_cli.system.files import show
 
 KINDS = (".html", ".gif", ".png")
 """The file that shows most first."""

@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from diffuse_cli import files
 from diffuse_cli.config import DemoConfig
 from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.demo.given import Told, told
 from diffuse_cli.diffusion import kept_in_range
-from diffuse_cli.draws import image_noise
-from diffuse_cli.errors import UsageError, lookup
 from diffuse_cli.evaluation.neighbors import search
-from diffuse_cli.events import Progress, Work
 from diffuse_cli.media import looks
 from diffuse_cli.sampling import Loaded, stored
+from diffuse_cli.system import files
+from diffuse_cli.system.errors import UsageError, lookup
+from diffuse_cli.system.events import Progress, Work
+from diffuse_cli.system.rng import image_noise
 from diffuse_cli.tasks.telling import check_class
 
 if TYPE_CHECKING:

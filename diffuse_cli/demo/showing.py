@@ -10,9 +10,9 @@ from diffuse_cli import pictures
 from diffuse_cli.demo import page
 from diffuse_cli.demo.drawing import log_snr, over_time
 from diffuse_cli.demo.reversing import Journey
-from diffuse_cli.events import Progress, Work
 from diffuse_cli.media import MEDIA
 from diffuse_cli.pictures import FAINT, Sheet
+from diffuse_cli.system.events import Progress, Work
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from diffuse_cli import files, pictures
+from diffuse_cli import pictures
 from diffuse_cli.config import DemoConfig
 from diffuse_cli.core.space import Space
-from diffuse_cli.errors import translating
-from diffuse_cli.events import Notice, Work
 from diffuse_cli.media import Array, Asked, by_extension, checked_size, like, prepare, settled
+from diffuse_cli.system import files
+from diffuse_cli.system.errors import translating
+from diffuse_cli.system.events import Notice, Work
 
 WHITE = "white"
 """The background where none is asked for."""

@@ -16,13 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffuse_cli import files
-from diffuse_cli.errors import OutputError
 from diffuse_cli.evaluation.team import ALONE, Team
-from diffuse_cli.events import Notice, Work
 from diffuse_cli.features import FeatureNetwork, extract, usual_batch
 from diffuse_cli.media import Array
-from diffuse_cli.system import __version__
+from diffuse_cli.system import __version__, files
+from diffuse_cli.system.errors import OutputError
+from diffuse_cli.system.events import Notice, Work
 
 NAMED = re.compile("[0-9a-f]{64}")
 """The stems of its files; others in the folder are not its own."""

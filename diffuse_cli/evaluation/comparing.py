@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli import files
 from diffuse_cli.config import CompareConfig, EvalConfig
-from diffuse_cli.errors import UsageError
 from diffuse_cli.evaluation.answering import PARTS
 from diffuse_cli.evaluation.evaluating import describe, judging, measured, settle, tell_judge
 from diffuse_cli.evaluation.images import (
@@ -24,14 +22,16 @@ from diffuse_cli.evaluation.images import (
 )
 from diffuse_cli.evaluation.parts import Evaluation
 from diffuse_cli.evaluation.words import words_of
-from diffuse_cli.events import Notice, Work
 from diffuse_cli.givens import check_pairs_option
 from diffuse_cli.guiding import equipped
 from diffuse_cli.metrics import METRICS, Measured, Number, Values, Words, shown
 from diffuse_cli.metrics import measured as number
 from diffuse_cli.options import converted
-from diffuse_cli.runtime import made_with
 from diffuse_cli.sampling import Loaded
+from diffuse_cli.system import files
+from diffuse_cli.system.devices import made_with
+from diffuse_cli.system.errors import UsageError
+from diffuse_cli.system.events import Notice, Work
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -10,7 +10,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from diffuse_cli import features, files, pictures
+from diffuse_cli import features, pictures
 from diffuse_cli.config import (
     EvalConfig,
     FeatureConfig,
@@ -24,7 +24,6 @@ from diffuse_cli.config import (
 from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import is_images
-from diffuse_cli.errors import DiffuseError, UsageError
 from diffuse_cli.evaluation import bounds, neighbors, showing
 from diffuse_cli.evaluation.answering import PARTS
 from diffuse_cli.evaluation.images import classes_told, drawn_from, read_sides
@@ -32,16 +31,18 @@ from diffuse_cli.evaluation.parts import Evaluation, lacking, unmeasured
 from diffuse_cli.evaluation.results import Evaluated as Evaluated
 from diffuse_cli.evaluation.team import Team
 from diffuse_cli.evaluation.words import words_of
-from diffuse_cli.events import Notice, Work
 from diffuse_cli.features._judging import Judge, find_judge
 from diffuse_cli.guiding import equipped
 from diffuse_cli.metrics import Facts, remarks
 from diffuse_cli.modelfile import Found
 from diffuse_cli.options import first_given
-from diffuse_cli.outputs import asked
 from diffuse_cli.resolving import DrawSettings, resolve, tell
-from diffuse_cli.runtime import machine_or, made_with
 from diffuse_cli.sampling import Loaded, load_denoiser
+from diffuse_cli.system import files
+from diffuse_cli.system.devices import machine_or, made_with
+from diffuse_cli.system.errors import DiffuseError, UsageError
+from diffuse_cli.system.events import Notice, Work
+from diffuse_cli.system.outputs import asked
 
 
 def evaluate(

@@ -15,15 +15,15 @@ from diffuse_cli.config.measuring import SidesConfig
 from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import Pairs, Samples, pair, read_cells, read_images
-from diffuse_cli.draws import permutation
-from diffuse_cli.errors import UsageError
 from diffuse_cli.evaluation.words import words_of
-from diffuse_cli.events import Notice, Work
 from diffuse_cli.givens import Giver, Inputs, check_pairs_option, inputs_for
 from diffuse_cli.media import MEDIA, Array, judged, like
-from diffuse_cli.memory import free_memory, processes_here
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.sampling import Loaded
+from diffuse_cli.system.errors import UsageError
+from diffuse_cli.system.events import Notice, Work
+from diffuse_cli.system.memory import free_memory, processes_here
+from diffuse_cli.system.rng import permutation
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from diffuse_cli import pictures
-from diffuse_cli.events import Progress, Work
 from diffuse_cli.media import Array
 from diffuse_cli.metrics import Words
 from diffuse_cli.metrics._nearest import blocks, merge, squared
 from diffuse_cli.metrics.memorization import Nearest, usable
+from diffuse_cli.system.events import Progress, Work
 
 PAIRS, COLUMNS = 24, 4
 """Pairs on the page, and in a row."""

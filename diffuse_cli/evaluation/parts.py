@@ -14,10 +14,8 @@ from accelerate import Accelerator
 from diffuse_cli.config import EvalConfig
 from diffuse_cli.core.likelihood import strata
 from diffuse_cli.core.space import Space
-from diffuse_cli.errors import UsageError
 from diffuse_cli.evaluation.images import Labelled, Training
 from diffuse_cli.evaluation.team import Team
-from diffuse_cli.events import Notice, Work
 from diffuse_cli.features import FeatureNetwork
 from diffuse_cli.media import Array, judged, looks
 from diffuse_cli.metrics import METRICS, Metric
@@ -28,6 +26,8 @@ from diffuse_cli.metrics.answers import Answers
 from diffuse_cli.metrics.memorization import Nearest
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.sampling import Loaded
+from diffuse_cli.system.errors import UsageError
+from diffuse_cli.system.events import Notice, Work
 
 OF_TRAINING = "DATA that a model was trained on, with a held-out part"
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from diffuse_cli import files, outputs
 from diffuse_cli.config import ConvertConfig
 from diffuse_cli.core.registry import Modules
-from diffuse_cli.errors import ModelFileError, OutputError, UsageError, lookup
-from diffuse_cli.events import Work
 from diffuse_cli.options import flag_of, options
+from diffuse_cli.system import files, outputs
+from diffuse_cli.system.errors import ModelFileError, OutputError, UsageError, lookup
+from diffuse_cli.system.events import Work
 
 if TYPE_CHECKING:
     from diffuse_cli.modelfile import Found

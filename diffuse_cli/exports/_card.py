@@ -10,7 +10,7 @@ from diffuse_cli.conditioning import default_guidance
 from diffuse_cli.config.drawing import SAMPLING_STEPS
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.exports._scheduler import SCHEDULERS
-from diffuse_cli.files import brief, show
+from diffuse_cli.system.files import brief, show
 
 if TYPE_CHECKING:
     from diffuse_cli.modelfile import Found, Model

@@ -14,8 +14,8 @@ from diffuse_cli import modelfile
 from diffuse_cli.core.conditions import UNTOLD
 from diffuse_cli.core.settings import to_dict
 from diffuse_cli.diffusion import Blueprint
-from diffuse_cli.errors import ModelFileError
-from diffuse_cli.files import brief
+from diffuse_cli.system.errors import ModelFileError
+from diffuse_cli.system.files import brief
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

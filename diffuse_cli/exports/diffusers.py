@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli import files
 from diffuse_cli.config import ConvertConfig
 from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.core.variances import LEARNED
-from diffuse_cli.errors import UsageError, lookup
-from diffuse_cli.events import Notice, Work
 from diffuse_cli.exports import _scheduler, lacking
 from diffuse_cli.exports._scheduler import SCHEDULERS, Scheduler
+from diffuse_cli.system import files
+from diffuse_cli.system.errors import UsageError, lookup
+from diffuse_cli.system.events import Notice, Work
 
 if TYPE_CHECKING:
     from diffuse_cli.modelfile import Found, Model

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli import files
 from diffuse_cli.config import ConvertConfig
-from diffuse_cli.errors import ModelFileError, UsageError
-from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.exports import lacking
+from diffuse_cli.system import files
+from diffuse_cli.system.errors import ModelFileError, UsageError
+from diffuse_cli.system.events import Notice, Progress, Work
 
 if TYPE_CHECKING:
     from diffuse_cli.diffusion import Blueprint

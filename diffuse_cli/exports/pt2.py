@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli import files
 from diffuse_cli.config import ConvertConfig
-from diffuse_cli.events import Progress, Work
+from diffuse_cli.system import files
+from diffuse_cli.system.events import Progress, Work
 
 if TYPE_CHECKING:
     from diffuse_cli.modelfile import Found

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from diffuse_cli.core.registry import Modules
-from diffuse_cli.errors import UsageError, lookup
-from diffuse_cli.events import Progress, Work
+from diffuse_cli.system.errors import UsageError, lookup
+from diffuse_cli.system.events import Progress, Work
 
 if TYPE_CHECKING:
     import numpy as np

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import torch
 
     from diffuse_cli.core.space import Space
-    from diffuse_cli.events import Work
     from diffuse_cli.media import Array
+    from diffuse_cli.system.events import Work
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from diffuse_cli.draws import philox
 from diffuse_cli.features import RANDOM, FeatureNetwork, exact
+from diffuse_cli.system.rng import philox
 
 if TYPE_CHECKING:
     from diffuse_cli.core.space import Space

@@ -19,11 +19,11 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from diffuse_cli import files, locks
-from diffuse_cli.errors import ModelFileError
-from diffuse_cli.events import Notice, Progress, Work
-from diffuse_cli.files import show
-from diffuse_cli.memory import raise_if_full
+from diffuse_cli.system import files, locks
+from diffuse_cli.system.errors import ModelFileError
+from diffuse_cli.system.events import Notice, Progress, Work
+from diffuse_cli.system.files import show
+from diffuse_cli.system.memory import raise_if_full
 
 Network = TypeVar("Network", bound=nn.Module)
 

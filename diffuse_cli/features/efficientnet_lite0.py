@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from diffuse_cli.errors import ModelFileError
-from diffuse_cli.events import Work
 from diffuse_cli.features._weights import built
+from diffuse_cli.system.errors import ModelFileError
+from diffuse_cli.system.events import Work
 
 
 @dataclass(frozen=True)

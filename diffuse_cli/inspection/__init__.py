@@ -6,11 +6,11 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffuse_cli import files, runs
 from diffuse_cli.config import InfoConfig
-from diffuse_cli.errors import DataError, UsageError
-from diffuse_cli.events import Work
-from diffuse_cli.hub.models import is_name
+from diffuse_cli.system import files, run_reader
+from diffuse_cli.system.errors import DataError, UsageError
+from diffuse_cli.system.events import Work
+from diffuse_cli.system.hub_models import is_name
 
 if TYPE_CHECKING:
     from diffuse_cli.inspection.dataset import DataReport
@@ -46,7 +46,7 @@ def inspect(config: InfoConfig) -> Work[DataReport | ModelReport | RunReport]:
     mode = mode_of(path, HINT)
     if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
         raise DataError(f"neither a folder nor a regular file: {files.show(path)}", HINT)
-    if runs.run_at(path) == path:
+    if run_reader.run_at(path) == path:
         from diffuse_cli.inspection.run import inspect_run
 
         return (yield from inspect_run(config, path))

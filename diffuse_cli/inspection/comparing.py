@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli import files, runs
 from diffuse_cli.config import CompareConfig, TrainConfig
 from diffuse_cli.config.training import from_file, to_file
-from diffuse_cli.errors import ModelFileError
-from diffuse_cli.events import Work
 from diffuse_cli.features import KIDS
 from diffuse_cli.inspection.model import kind_of, training_config
 from diffuse_cli.options import from_dict, options, read_toml
-from diffuse_cli.runtime import machine_or, rank
+from diffuse_cli.system import files, run_reader
+from diffuse_cli.system.devices import machine_or, rank
+from diffuse_cli.system.errors import ModelFileError
+from diffuse_cli.system.events import Work
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -180,18 +180,22 @@ def _subject(path: str) -> Work[Subject]:
     from diffuse_cli import modelfile
 
     given, places, found, settings = Path(path), None, None, {}
-    run = runs.run_of(given)
-    if given != run or runs.complete(run / runs.CHECKPOINTS) or runs.model_of(run).exists():
+    run = run_reader.run_of(given)
+    if (
+        given != run
+        or run_reader.complete(run / run_reader.CHECKPOINTS)
+        or run_reader.model_of(run).exists()
+    ):
         found = yield from modelfile.find(given)
         settings = _flat(training_config(found.path))
     model = found.model if found else None
-    if (run / runs.CONFIG).is_file():
-        values = from_file(read_toml(run / runs.CONFIG))
-        own = from_dict(TrainConfig, values, str(run / runs.CONFIG))
+    if (run / run_reader.CONFIG).is_file():
+        values = from_file(read_toml(run / run_reader.CONFIG))
+        own = from_dict(TrainConfig, values, str(run / run_reader.CONFIG))
         of_run = _flat(to_file(own, control=False))
         places = {name: of_run.pop(name) for name in PLACES if name in of_run}
         settings = settings or of_run
-    log = runs.rows(run / runs.METRICS)
+    log = run_reader.rows(run / run_reader.METRICS)
     rows = [row for row in log if model is None or row["step"] <= model.step]
     return Subject(
         path=path,
@@ -201,8 +205,8 @@ def _subject(path: str) -> Work[Subject]:
         sha256=found.sha256 if found else None,
         step=model.step if model else max((int(row["step"]) for row in rows), default=0),
         steps=settings["steps"],
-        loss=runs.last(rows, "loss"),
-        held_out_loss=runs.last(rows, "held_out_loss"),
+        loss=run_reader.last(rows, "loss"),
+        held_out_loss=run_reader.last(rows, "held_out_loss"),
         lowest_held_out_loss=_lowest(rows, "held_out_loss"),
         **{f"lowest_{key}": _lowest(rows, key) for key in KIDS},
     )
@@ -219,9 +223,9 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _lowest(rows: list[dict[str, Any]], name: str) -> dict[str, float] | None:
     """The lowest number of this name with its error, if it has one, and its step."""
-    found = [(v, row) for row in rows if (v := runs.finite(row.get(name))) is not None]
+    found = [(v, row) for row in rows if (v := run_reader.finite(row.get(name))) is not None]
     if not found:
         return None
     value, row = min(found, key=lambda each: each[0])
-    error = runs.finite(row.get(f"{name}_standard_error"))
+    error = run_reader.finite(row.get(f"{name}_standard_error"))
     return {"value": value, "step": row["step"]} | ({"standard_error": error} if error else {})

@@ -11,16 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from diffuse_cli import files, outputs, pictures
+from diffuse_cli import pictures
 from diffuse_cli.columns import survey
 from diffuse_cli.config import InfoConfig
 from diffuse_cli.data import Samples, Summary, is_images, read_cells, read_images
 from diffuse_cli.data.measuring import limited, moments
-from diffuse_cli.errors import DataError, UsageError, translating
-from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.inspection import near, sheet
 from diffuse_cli.inspection.copies import Copies, count_copies, exact_roots
 from diffuse_cli.media import Array, asked_for
+from diffuse_cli.system import files, outputs
+from diffuse_cli.system.errors import DataError, UsageError, translating
+from diffuse_cli.system.events import Notice, Progress, Work
 
 MAP_OVER = 2**30
 """Bytes beyond which pixels are mapped from a temporary file."""

@@ -7,18 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli import files
 from diffuse_cli.config import InfoConfig, SamplerChoice, TrainConfig
 from diffuse_cli.config.training import to_file
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.core.settings import to_dict as plain
 from diffuse_cli.core.space import Space
 from diffuse_cli.diffusion import Blueprint
-from diffuse_cli.errors import UsageError
-from diffuse_cli.events import Progress, Work
 from diffuse_cli.media import MEDIA
 from diffuse_cli.options import from_dict, to_dict, to_toml
-from diffuse_cli.outputs import asked
+from diffuse_cli.system import files
+from diffuse_cli.system.errors import UsageError
+from diffuse_cli.system.events import Progress, Work
+from diffuse_cli.system.outputs import asked
 
 if TYPE_CHECKING:
     from diffuse_cli.modelfile import Found

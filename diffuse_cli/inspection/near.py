@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from diffuse_cli.events import Progress, Work
 from diffuse_cli.media import Array
+from diffuse_cli.system.events import Progress, Work
 
 TASK = "comparing images"
 

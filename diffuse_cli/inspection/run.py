@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli import locks, runs
 from diffuse_cli.config import InfoConfig
-from diffuse_cli.errors import ModelFileError
-from diffuse_cli.events import Notice, Work
 from diffuse_cli.inspection.model import ModelReport, inspect_model
 from diffuse_cli.options import read_toml
+from diffuse_cli.system import locks, run_reader
+from diffuse_cli.system.errors import ModelFileError
+from diffuse_cli.system.events import Notice, Work
 
 LOGGED = ("loss", "held_out_loss", "images_per_second")
 
@@ -61,15 +61,17 @@ def inspect_run(config: InfoConfig, run: Path) -> Work[RunReport]:
         if config.toml:
             raise
         yield Notice(str(error), warning=True)
-    settings = read_toml(run / runs.CONFIG)
+    settings = read_toml(run / run_reader.CONFIG)
     steps, batch = settings.get("steps"), settings.get("batch_size")
     if not isinstance(steps, int) or not isinstance(batch, int):
-        raise ModelFileError(f"{config.path}: its {runs.CONFIG} has no steps or no batch size")
-    rows = list(runs.rows(run / runs.METRICS))
-    last = {name: runs.last(rows, name) for name in LOGGED}
+        raise ModelFileError(
+            f"{config.path}: its {run_reader.CONFIG} has no steps or no batch size"
+        )
+    rows = list(run_reader.rows(run / run_reader.METRICS))
+    last = {name: run_reader.last(rows, name) for name in LOGGED}
     step = int(max([row["step"] for row in rows] + [model.step if model else 0]))
-    process, speed = locks.holder(run / runs.LOCK), last["images_per_second"]
-    again = runs.resume_line(str(settings.get("data")), str(runs.model_of(run)))
+    process, speed = locks.holder(run / run_reader.LOCK), last["images_per_second"]
+    again = run_reader.resume_line(str(settings.get("data")), str(run_reader.model_of(run)))
     return RunReport(
         path=config.path,
         process=process,

@@ -11,8 +11,8 @@ from diffuse_cli import pictures
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import Samples
 from diffuse_cli.data.measuring import limited
-from diffuse_cli.events import Notice, Work
 from diffuse_cli.media import MEDIA, Array
+from diffuse_cli.system.events import Notice, Work
 
 SHOWN = 64
 """Most images on a sheet without classes."""

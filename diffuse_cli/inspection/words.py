@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.console import brief, said
 from diffuse_cli.core.gaussian_start import NAME as LOW_FREQUENCIES
-from diffuse_cli.files import show
+from diffuse_cli.system.files import show
 
 if TYPE_CHECKING:
     from diffuse_cli.config import SamplerChoice

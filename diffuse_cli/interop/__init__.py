@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from diffuse_cli import outputs
 from diffuse_cli.config import ConvertConfig
 from diffuse_cli.core.registry import Modules
-from diffuse_cli.errors import ModelFileError, UsageError, flag, lookup
-from diffuse_cli.events import Work
-from diffuse_cli.hub.models import local_source
 from diffuse_cli.presets import preset_of
+from diffuse_cli.system import outputs
+from diffuse_cli.system.errors import ModelFileError, UsageError, flag, lookup
+from diffuse_cli.system.events import Work
+from diffuse_cli.system.hub_models import local_source
 
 if TYPE_CHECKING:
     from diffuse_cli.interop._assembling import Foreign

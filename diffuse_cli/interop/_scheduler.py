@@ -13,12 +13,12 @@ from typing import Any
 
 from diffuse_cli.core.schedules import SCHEDULES, cosine
 from diffuse_cli.core.variances import channels_out
-from diffuse_cli.errors import ModelFileError
-from diffuse_cli.events import Notice
-from diffuse_cli.files import brief, show
 from diffuse_cli.interop._assembling import Net
 from diffuse_cli.interop._source import read_json, rejecting
 from diffuse_cli.parsing import parse_betas
+from diffuse_cli.system.errors import ModelFileError
+from diffuse_cli.system.events import Notice
+from diffuse_cli.system.files import brief, show
 
 SCHEDULERS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(

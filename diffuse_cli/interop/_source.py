@@ -21,10 +21,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from diffuse_cli import files, foreign, runs, tensorfile
-from diffuse_cli.errors import DiffuseError, ModelFileError
-from diffuse_cli.files import brief
-from diffuse_cli.memory import raise_if_full
+from diffuse_cli import tensorfile
+from diffuse_cli.system import file_types, files, run_reader
+from diffuse_cli.system.errors import DiffuseError, ModelFileError
+from diffuse_cli.system.files import brief
+from diffuse_cli.system.memory import raise_if_full
 
 MOST_BYTES = 2**34
 """The largest pickle that is read: four times the largest published network of this kind."""
@@ -58,9 +59,9 @@ class Source:
     def is_own(self) -> bool:
         """Whether it is a model file of this program, or a run."""
         if self.path.is_dir():
-            return runs.run_at(self.path) is not None
+            return run_reader.run_at(self.path) is not None
         with rejecting(self.path), tensorfile.opened(self.path) as file:
-            known = foreign.is_safetensors(file.read(9))
+            known = file_types.is_safetensors(file.read(9))
             return known and "diffuse.config" in tensorfile.read_header(file).metadata
 
 
@@ -86,16 +87,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     tensors of real numbers that lie in it.
     """
     with rejecting(path), tensorfile.opened(path) as file:
-        kind = foreign.kind_of(file)
-        if kind == foreign.SAFETENSORS:
+        kind = file_types.kind_of(file)
+        if kind == file_types.SAFETENSORS:
             header = tensorfile.read_header(file)
-            foreign.check_convertible(header.entries, path)
+            file_types.check_convertible(header.entries, path)
             return _check(path, load_file(path))
-        if kind in foreign.PICKLES:
-            foreign.check_convertible(foreign.texts(file), path)
-            return _check(path, _unpickle(path, zipped=kind == foreign.TORCH))
+        if kind in file_types.PICKLES:
+            file_types.check_convertible(file_types.texts(file), path)
+            return _check(path, _unpickle(path, zipped=kind == file_types.TORCH))
         if kind:
-            raise ModelFileError(*foreign.described(kind, path, "a model"))
+            raise ModelFileError(*file_types.described(kind, path, "a model"))
         raise ModelFileError(f"{files.show(path)} is neither safetensors nor a pickle")
 
 

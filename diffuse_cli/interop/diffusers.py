@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli import foreign
 from diffuse_cli.config import ConvertConfig
-from diffuse_cli.errors import ModelFileError, UsageError
-from diffuse_cli.files import brief, show
 from diffuse_cli.interop._assembling import Foreign, Net, attention_at, network
 from diffuse_cli.interop._scheduler import read_process
 from diffuse_cli.interop._source import Source, read_json, read_weights, rejecting
 from diffuse_cli.parsing import parse_size
+from diffuse_cli.system import file_types
+from diffuse_cli.system.errors import ModelFileError, UsageError
+from diffuse_cli.system.files import brief, show
 
 OPTIONS: tuple[str, ...] = ()
 
@@ -76,8 +76,8 @@ OWN = "_diffuse"
 def recognises(source: Source) -> bool:
     """A folder with `config.json`, there or in `unet/`, or a file with tensors of these names."""
     if source.path.is_dir():
-        return foreign.is_folder(source.path)
-    return foreign.is_of("diffusers", source.tensors)
+        return file_types.is_folder(source.path)
+    return file_types.is_of("diffusers", source.tensors)
 
 
 def read(source: Source, config: ConvertConfig) -> Foreign:

@@ -16,16 +16,16 @@ from typing import Any
 
 from torch import Tensor
 
-from diffuse_cli import foreign
 from diffuse_cli.config import ConvertConfig
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.variances import LEARNED
-from diffuse_cli.errors import ModelFileError, UsageError
-from diffuse_cli.events import Notice
 from diffuse_cli.interop._assembling import Foreign, Net, attention_at, net, network, unlike
 from diffuse_cli.interop._source import Source
 from diffuse_cli.parsing import Size
 from diffuse_cli.presets import PRESETS
+from diffuse_cli.system import file_types
+from diffuse_cli.system.errors import ModelFileError, UsageError
+from diffuse_cli.system.events import Notice
 
 OPTIONS = ("heads", "head_width", "heads_upsample", "attention_order")
 
@@ -63,7 +63,7 @@ ENDS = {
 
 def recognises(source: Source) -> bool:
     """A file whose first layers have OpenAI's names."""
-    return foreign.is_of("openai", source.tensors)
+    return file_types.is_of("openai", source.tensors)
 
 
 def read(source: Source, config: ConvertConfig) -> Foreign:

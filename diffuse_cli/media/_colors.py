@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
-from diffuse_cli.memory import raise_if_full
+from diffuse_cli.system.memory import raise_if_full
 
 LARGEST = 2**22
 """Bytes of a profile. Those of printers have two million at most."""

@@ -12,8 +12,6 @@ import numpy.typing as npt
 from PIL import Image, ImageColor
 
 from diffuse_cli import unusable as reasons
-from diffuse_cli.errors import DataError
-from diffuse_cli.files import show
 from diffuse_cli.media import LARGE, Large, freely, one_large
 from diffuse_cli.media._colors import BadProfile, Conversion, to_srgb
 from diffuse_cli.media._headers import (
@@ -24,6 +22,8 @@ from diffuse_cli.media._headers import (
     pixels_at_once,
     silence_pillow,
 )
+from diffuse_cli.system.errors import DataError
+from diffuse_cli.system.files import show
 from diffuse_cli.unusable import LARGEST_FILE, Unusable
 
 _TURNS = {

@@ -28,7 +28,7 @@ from PIL import (
 )
 
 from diffuse_cli import unusable as reasons
-from diffuse_cli.memory import out_of_memory
+from diffuse_cli.system.memory import out_of_memory
 from diffuse_cli.unusable import CORRUPT, NOT_AN_IMAGE, OTHER_FORMAT, Unusable
 
 AVIF = ("AVIF",) if features.check("avif") else ()

@@ -23,7 +23,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from diffuse_cli.core.registry import Modules
-from diffuse_cli.errors import UsageError
 from diffuse_cli.metrics._presentation import LEVELS
 from diffuse_cli.metrics._presentation import QUESTIONS as QUESTIONS
 from diffuse_cli.metrics._presentation import SIGNIFICANT as SIGNIFICANT
@@ -38,6 +37,7 @@ from diffuse_cli.metrics._presentation import as_text as as_text
 from diffuse_cli.metrics._presentation import listed as listed
 from diffuse_cli.metrics._presentation import measured as measured
 from diffuse_cli.metrics._presentation import with_error as with_error
+from diffuse_cli.system.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -17,7 +17,6 @@ from functools import partial
 import numpy as np
 import torch
 
-from diffuse_cli.draws import permutation
 from diffuse_cli.metrics import (
     SIGNIFICANT,
     Array,
@@ -31,6 +30,7 @@ from diffuse_cli.metrics import (
     with_error,
 )
 from diffuse_cli.metrics._influence import Estimate
+from diffuse_cli.system.rng import permutation
 
 NEEDS = ("features",)
 

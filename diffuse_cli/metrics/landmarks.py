@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from diffuse_cli.draws import philox
 from diffuse_cli.metrics import Array, Number, Parts
 from diffuse_cli.metrics._landmarks import LANDMARKS
 from diffuse_cli.metrics.kid import estimate, within
+from diffuse_cli.system.rng import philox
 
 NEEDS = ("features", "landmarks")
 

@@ -22,14 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffuse_cli import files, foreign, runs, tensorfile
+from diffuse_cli import tensorfile
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.training import from_file
 from diffuse_cli.core import settings
 from diffuse_cli.core.conditions import PAIRS
-from diffuse_cli.errors import DiffuseError, ModelFileError
-from diffuse_cli.events import Notice, Work, finish
-from diffuse_cli.hub.models import local_model
 from diffuse_cli.modelfile._description import (
     SAMPLING,
     Model,
@@ -40,6 +37,10 @@ from diffuse_cli.modelfile._description import (
 )
 from diffuse_cli.options import from_dict
 from diffuse_cli.presets import network_config
+from diffuse_cli.system import file_types, files, run_reader
+from diffuse_cli.system.errors import DiffuseError, ModelFileError
+from diffuse_cli.system.events import Notice, Work, finish
+from diffuse_cli.system.hub_models import local_model
 
 __all__ = [
     "RAW", "WEAK", "Found", "Model", "apart", "find", "holds", "load",
@@ -113,14 +114,16 @@ def find(path: str | Path) -> Work[Found]:
     """
     given, tried = (yield from local_model(path)), set[Path]()
     failed: ModelFileError | None = None
-    run = runs.run_at(given)
+    run = run_reader.run_at(given)
     if run is None:
         return _read(given)
     # Listed again for each: the training may save and remove checkpoints meanwhile.
     while fresh := [file for file in _models_of(given, run) if file not in tried]:
         tried.add(file := fresh[0])
         try:
-            if file.name == runs.AVERAGE and (fault := runs.fault(file.parent, file.name)):
+            if file.name == run_reader.AVERAGE and (
+                fault := run_reader.fault(file.parent, file.name)
+            ):
                 raise ModelFileError(f"{files.show(file.parent)} is damaged ({fault})")
             found = _read(file)
         except ModelFileError as error:
@@ -128,7 +131,7 @@ def find(path: str | Path) -> Work[Found]:
                 failed = failed or error
                 yield Notice(f"{error.message}: going back", warning=True)
             continue
-        where = file.parent if file.name == runs.AVERAGE else file
+        where = file.parent if file.name == run_reader.AVERAGE else file
         yield Notice(f"the model of step {found.model.step:,}: {files.show(where)}")
         return found
     raise failed or ModelFileError(
@@ -139,12 +142,16 @@ def find(path: str | Path) -> Work[Found]:
 def _models_of(given: Path, run: Path) -> list[Path]:
     """The models of a checkpoint or, newest first, of a run."""
     if given != run:
-        return [given / runs.AVERAGE]
-    found = runs.complete(run / runs.CHECKPOINTS)
-    finished = runs.model_of(run)
+        return [given / run_reader.AVERAGE]
+    found = run_reader.complete(run / run_reader.CHECKPOINTS)
+    finished = run_reader.model_of(run)
     ends = run.suffix == ".run" and finished.is_file()
-    first = [finished] if ends and (not found or _step(finished) >= runs.step_of(found[0])) else []
-    return [*first, *(checkpoint / runs.AVERAGE for checkpoint in found)]
+    first = (
+        [finished]
+        if ends and (not found or _step(finished) >= run_reader.step_of(found[0]))
+        else []
+    )
+    return [*first, *(checkpoint / run_reader.AVERAGE for checkpoint in found)]
 
 
 def _step(path: Path) -> float:
@@ -162,15 +169,15 @@ def load(path: str | Path) -> Model:
 def _read(path: Path) -> Found:
     """Read and check a model file, which is opened once."""
     with _rejecting(path), tensorfile.opened(path) as file:
-        foreign.check_kind(file, path)
+        file_types.check_kind(file, path)
         header = tensorfile.read_header(file)
         if "diffuse.config" not in header.metadata:
-            if runs.run_at(path.parent):
+            if run_reader.run_at(path.parent):
                 raise ModelFileError(
                     f"{files.show(path)} is a part of a checkpoint, without what describes a model",
                     "Give the run directory; if an older diffuse wrote it, resume the run first",
                 )
-            raise foreign.rejected(header.entries, path)
+            raise file_types.rejected(header.entries, path)
         model = rebuild(described(header))
         _check_shapes(model, header.entries)
         tensors = tensorfile.read_tensors(file, header)
@@ -226,7 +233,7 @@ def _rejecting(path: Path) -> Iterator[None]:
     name = files.show(path)
     try:
         if path.is_dir():
-            hint = foreign.convert_line(path) if foreign.is_folder(path) else ""
+            hint = file_types.convert_line(path) if file_types.is_folder(path) else ""
             raise ModelFileError(f"{name} is a folder, not a model file", hint)
         yield
     except ModelFileError as error:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffuse_cli import files, tensorfile
+from diffuse_cli import tensorfile
 from diffuse_cli.config import GAUSSIAN, DiffusionConfig, SamplerChoice
 from diffuse_cli.config.training import DATA_FACTS
 from diffuse_cli.core import settings
@@ -20,13 +20,13 @@ from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.core.space import from_plain
 from diffuse_cli.core.variances import channels_out
 from diffuse_cli.diffusion import Blueprint
-from diffuse_cli.errors import ModelFileError, lookup
 from diffuse_cli.givens import Giver
 from diffuse_cli.media import check, check_fit
 from diffuse_cli.options import from_dict, to_dict
 from diffuse_cli.parsing import parse_color, parse_size
 from diffuse_cli.presets import network_config
-from diffuse_cli.system import __version__
+from diffuse_cli.system import __version__, files
+from diffuse_cli.system.errors import ModelFileError, lookup
 
 VERSION = 9
 """Of the description. Version 1 has no number, and one table for network and data. 3 is 2 with a

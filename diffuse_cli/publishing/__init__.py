@@ -12,21 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli import files, modelfile, pictures, sheets
+from diffuse_cli import modelfile, pictures, sheets
 from diffuse_cli.config import PushConfig, SampleConfig
-from diffuse_cli.errors import ModelFileError, OutputError, UsageError
 from diffuse_cli.evaluation.results import published
-from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.folders import LOCK, Unfinished, holding
 from diffuse_cli.givens import Giver
-from diffuse_cli.hub.models import MODEL_FILE
-from diffuse_cli.hub.pushing import check_free, pushed, upload
 from diffuse_cli.inspection.model import report_on
 from diffuse_cli.modelfile import Found
-from diffuse_cli.outputs import check_suffix
 from diffuse_cli.publishing.card import card
-from diffuse_cli.runtime import machine
 from diffuse_cli.stages import load_chain
+from diffuse_cli.system import files
+from diffuse_cli.system.devices import machine
+from diffuse_cli.system.errors import ModelFileError, OutputError, UsageError
+from diffuse_cli.system.events import Notice, Progress, Work
+from diffuse_cli.system.hub_models import MODEL_FILE
+from diffuse_cli.system.outputs import check_suffix
+from diffuse_cli.system.pushing import check_free, pushed, upload
 
 CARD, SAMPLES, NUMBERS = "README.md", "samples.png", "eval.json"
 """Names of the files beside the model."""

@@ -9,13 +9,13 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli import files
 from diffuse_cli.columns import example
 from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.inspection.model import kind_of
 from diffuse_cli.inspection.words import model_rows
 from diffuse_cli.media import MEDIA, judged, suffix
 from diffuse_cli.metrics import measured, shown
+from diffuse_cli.system import files
 
 if TYPE_CHECKING:
     from diffuse_cli.inspection.model import ModelReport

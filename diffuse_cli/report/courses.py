@@ -13,8 +13,8 @@ from diffuse_cli.metrics import Measured, label, measured
 from diffuse_cli.report import charts
 from diffuse_cli.report.charts import Line
 from diffuse_cli.report.curves import Curve, read_curves
-from diffuse_cli.runs import METRICS, run_of
 from diffuse_cli.sweeps.recommending import Tried, Tuned
+from diffuse_cli.system.run_reader import METRICS, run_of
 
 
 def bits(found: Evaluated) -> dict[str, Any]:

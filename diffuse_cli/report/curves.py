@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from diffuse_cli.features import KIDS
-from diffuse_cli.runs import finite, rows
+from diffuse_cli.system.run_reader import finite, rows
 
 POINTS = 250
 """Points of a curve at most; neighbours are averaged."""

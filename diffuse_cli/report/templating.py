@@ -11,7 +11,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from diffuse_cli import files, pictures
+from diffuse_cli import pictures
+from diffuse_cli.system import files
 
 
 def printable(value: Any) -> Any:

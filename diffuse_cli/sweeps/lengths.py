@@ -12,22 +12,23 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 
-from diffuse_cli import features, files, modelfile
+from diffuse_cli import features, modelfile
 from diffuse_cli.config import EmaConfig, TrainConfig
 from diffuse_cli.core.denoiser import Denoiser
-from diffuse_cli.errors import ModelFileError, lookup
 from diffuse_cli.evaluation.evaluating import load_model, tell_judge
 from diffuse_cli.evaluation.images import Sides, drawn_from, inputs_of, read_sides
-from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.features._judging import find_judge
 from diffuse_cli.guiding import equipped
 from diffuse_cli.metrics import with_error
 from diffuse_cli.options import from_dict
-from diffuse_cli.outputs import asked
 from diffuse_cli.resolving import resolve, tell
-from diffuse_cli.runs import run_of
-from diffuse_cli.runtime import machine
 from diffuse_cli.sampling import Loaded, draw, ready
+from diffuse_cli.system import files
+from diffuse_cli.system.devices import machine
+from diffuse_cli.system.errors import ModelFileError, lookup
+from diffuse_cli.system.events import Notice, Progress, Work
+from diffuse_cli.system.outputs import asked
+from diffuse_cli.system.run_reader import run_of
 from diffuse_cli.training import power
 from diffuse_cli.training.objective import Objective, losses_of
 from diffuse_cli.training.validation import KidMeasure

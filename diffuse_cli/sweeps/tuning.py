@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from diffuse_cli import files, modelfile, pictures
+from diffuse_cli import modelfile, pictures
 from diffuse_cli.config import GAUSSIAN, NOISE, DrawConfig, EvalConfig, SamplerChoice, TuneConfig
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.data.summary import plural
@@ -28,19 +28,20 @@ from diffuse_cli.evaluation.cache import cached, computed
 from diffuse_cli.evaluation.images import drawn_from, read_sides
 from diffuse_cli.evaluation.team import Team, draw_share, gathered
 from diffuse_cli.evaluation.words import words_of
-from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.features import FeatureNetwork
 from diffuse_cli.guiding import equipped
 from diffuse_cli.media import Array
 from diffuse_cli.metrics import as_text, frechet, kid, manifold, with_error
 from diffuse_cli.options import converted
-from diffuse_cli.outputs import asked
 from diffuse_cli.resolving import DrawSettings, resolve
-from diffuse_cli.runtime import machine_or, made_with
 from diffuse_cli.sampling import Loaded, draw
 from diffuse_cli.sweeps import recommending, tradeoff
 from diffuse_cli.sweeps.learning import Learner
 from diffuse_cli.sweeps.recommending import Tried, Tuned, recommend, with_weaker
+from diffuse_cli.system import files
+from diffuse_cli.system.devices import machine_or, made_with
+from diffuse_cli.system.events import Notice, Progress, Work
+from diffuse_cli.system.outputs import asked
 
 T = TypeVar("T")
 

@@ -9,12 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffuse_cli import files
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.data import is_images, read_images
 from diffuse_cli.data.summary import fitting, skip_lines, span
-from diffuse_cli.errors import DataError, UsageError, translating
-from diffuse_cli.events import Notice, Work
 from diffuse_cli.media import (
     ALPHA,
     MEDIA,
@@ -27,6 +24,9 @@ from diffuse_cli.media import (
     prepare,
 )
 from diffuse_cli.sampling import Loaded
+from diffuse_cli.system import files
+from diffuse_cli.system.errors import DataError, UsageError, translating
+from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.unusable import LARGEST_FILE, MEMORY, TOO_LARGE, Unusable
 
 if TYPE_CHECKING:

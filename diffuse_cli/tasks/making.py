@@ -10,22 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffuse_cli import files, outputs, pictures
+from diffuse_cli import pictures
 from diffuse_cli.columns import told_by, typed_rows
 from diffuse_cli.conditioning import check_columns
 from diffuse_cli.config import PictureConfig
 from diffuse_cli.core.kernels import laid_out
 from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
-from diffuse_cli.draws import image_noise, share
-from diffuse_cli.errors import UsageError
-from diffuse_cli.events import Work
 from diffuse_cli.folders import GRID, GRID_IMAGES, WRITTEN, Folder, Unfinished, gather, holding
 from diffuse_cli.guiding import equipped
 from diffuse_cli.media import looks
 from diffuse_cli.resolving import DrawSettings, resolve, tell
-from diffuse_cli.runtime import machine, rank
 from diffuse_cli.sampling import Drawing, Loaded, collect, load_denoiser
 from diffuse_cli.stages import DESCRIBED
+from diffuse_cli.system import files, outputs
+from diffuse_cli.system.devices import machine, rank
+from diffuse_cli.system.errors import UsageError
+from diffuse_cli.system.events import Work
+from diffuse_cli.system.rng import image_noise, share
 from diffuse_cli.tasks.inputs import check_apart
 from diffuse_cli.tasks.telling import check_class
 

@@ -18,12 +18,12 @@ from diffuse_cli.core.kernels import laid_out
 from diffuse_cli.core.restoration import RESTORATIONS, consistent
 from diffuse_cli.core.samplers import SAMPLERS, State
 from diffuse_cli.diffusion import kept_in_range
-from diffuse_cli.draws import draw_noise, philox
-from diffuse_cli.errors import UsageError, translating
-from diffuse_cli.events import Work
 from diffuse_cli.givens import Giver, observed_space
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.sampling import Loaded, stored
+from diffuse_cli.system.errors import UsageError, translating
+from diffuse_cli.system.events import Work
+from diffuse_cli.system.rng import draw_noise, philox
 from diffuse_cli.tasks.inputs import enlarged, read, read_mask, read_opaque
 from diffuse_cli.tasks.making import Made, Plan, make
 from diffuse_cli.tasks.telling import remark, tells

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from diffuse_cli import files
 from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.core.degradations import Degradation
-from diffuse_cli.errors import UsageError
-from diffuse_cli.events import Notice, Work
 from diffuse_cli.givens import Giver
+from diffuse_cli.system import files
+from diffuse_cli.system.errors import UsageError
+from diffuse_cli.system.events import Notice, Work
 
 if TYPE_CHECKING:
     from diffuse_cli.sampling import Loaded

@@ -11,9 +11,9 @@ import torch
 
 from diffuse_cli.config import VaryConfig
 from diffuse_cli.core.samplers import SAMPLERS, State
-from diffuse_cli.events import Work
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.sampling import Loaded, prepared
+from diffuse_cli.system.events import Work
 from diffuse_cli.tasks.inputs import read
 from diffuse_cli.tasks.making import Made, Plan, make
 from diffuse_cli.tasks.telling import remark, tells

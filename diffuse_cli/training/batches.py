@@ -9,7 +9,7 @@ import torch
 
 from diffuse_cli.core.kernels import laid_out
 from diffuse_cli.core.process import spread
-from diffuse_cli.draws import permutation
+from diffuse_cli.system.rng import permutation
 from diffuse_cli.training.feed import Feed
 from diffuse_cli.training.plan import Plan
 

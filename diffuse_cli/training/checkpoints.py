@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from diffuse_cli import files, modelfile
+from diffuse_cli import modelfile
 from diffuse_cli.core.losses import TAUGHT
-from diffuse_cli.events import Notice, Work
+from diffuse_cli.system import files
+from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.training.budget import Budget
 from diffuse_cli.training.ema import Weak
 from diffuse_cli.training.plan import Plan, model_of

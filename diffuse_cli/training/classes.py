@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 
-from diffuse_cli import files
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.data import Samples
-from diffuse_cli.errors import DataError, UsageError
+from diffuse_cli.system import files
+from diffuse_cli.system.errors import DataError, UsageError
 from diffuse_cli.training.rundir import RunDirectory
 
 NAMED = 5

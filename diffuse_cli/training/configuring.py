@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from diffuse_cli import files
 from diffuse_cli.columns import names_of
 from diffuse_cli.config import NETWORK, DiffusionConfig, TrainConfig
 from diffuse_cli.config.training import WEIGHTED, from_file, to_file
@@ -19,7 +18,6 @@ from diffuse_cli.core.settings import to_dict as plain
 from diffuse_cli.core.space import LONGEST_SIDE, Space
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.diffusion import Blueprint
-from diffuse_cli.errors import OutputError, UsageError, flag, lookup, suggest, translating
 from diffuse_cli.givens import is_degradation
 from diffuse_cli.media import named
 from diffuse_cli.options import converted, flag_of, from_dict, options, read_toml, to_dict
@@ -33,7 +31,9 @@ from diffuse_cli.presets import (
     network_config,
     preset_of,
 )
-from diffuse_cli.runtime import rank
+from diffuse_cli.system import files
+from diffuse_cli.system.devices import rank
+from diffuse_cli.system.errors import OutputError, UsageError, flag, lookup, suggest, translating
 from diffuse_cli.training.layers import Layer, default_loss, merged
 from diffuse_cli.training.rundir import RunDirectory
 
@@ -262,7 +262,7 @@ def complete(
     --minutes leaves batch size and learning rate open. Completing a complete configuration changes
     nothing.
     """
-    from diffuse_cli.runtime import device_type, resolve_precision
+    from diffuse_cli.system.devices import device_type, resolve_precision
 
     preset = choose(config, space, device_type(config.device))
     loss = config.loss or default_loss(config.variance)

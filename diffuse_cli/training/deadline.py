@@ -8,8 +8,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from diffuse_cli.errors import DiffuseError
-from diffuse_cli.events import Stop
+from diffuse_cli.system.errors import DiffuseError
+from diffuse_cli.system.events import Stop
 from diffuse_cli.training.budget import Budget, Chores
 from diffuse_cli.training.course import Course
 

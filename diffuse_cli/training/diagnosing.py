@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffuse_cli.errors import DivergedError
+from diffuse_cli.system.errors import DivergedError
 from diffuse_cli.training.trainer import Trainer
 
 PATIENCE = 10

@@ -11,9 +11,9 @@ import torch
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.training import to_file
 from diffuse_cli.core.networks import count_parameters
-from diffuse_cli.events import Work
 from diffuse_cli.options import to_toml
-from diffuse_cli.runtime import machine
+from diffuse_cli.system.devices import machine
+from diffuse_cli.system.events import Work
 from diffuse_cli.training.memory import SLACK, cost, images_at_a_time
 from diffuse_cli.training.monitor import chores
 from diffuse_cli.training.plan import check_batch, prepare, settled

@@ -17,9 +17,9 @@ from accelerate.utils import gather_object
 from diffuse_cli.data.pool import cores
 from diffuse_cli.data.streamed import stream_of
 from diffuse_cli.data.streaming import TRIES, Stream
-from diffuse_cli.events import Notice, Work
-from diffuse_cli.files import show
-from diffuse_cli.memory import processes_here
+from diffuse_cli.system.events import Notice, Work
+from diffuse_cli.system.files import show
+from diffuse_cli.system.memory import processes_here
 from diffuse_cli.training.plan import Plan
 
 Indices = npt.NDArray[np.int64]

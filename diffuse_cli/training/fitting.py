@@ -15,7 +15,7 @@ import torch
 from diffuse_cli.core.conditions import Labels
 from diffuse_cli.core.networks import NETWORKS, Ends
 from diffuse_cli.core.variances import LEARNED
-from diffuse_cli.draws import philox
+from diffuse_cli.system.rng import philox
 from diffuse_cli.training.table import with_columns
 
 if TYPE_CHECKING:

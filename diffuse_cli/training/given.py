@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffuse_cli import files
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.training import GIVEN_DROPOUT
 from diffuse_cli.core.conditions import PAIRS, Given
@@ -18,9 +17,10 @@ from diffuse_cli.core.degradations import DEGRADATIONS
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import Pairs, Samples, is_images, pair
 from diffuse_cli.data.measuring import NOISE, limited, moments
-from diffuse_cli.errors import DataError, UsageError, suggest
-from diffuse_cli.events import Notice, Work
 from diffuse_cli.givens import Giver, is_degradation
+from diffuse_cli.system import files
+from diffuse_cli.system.errors import DataError, UsageError, suggest
+from diffuse_cli.system.events import Notice, Work
 
 
 def pairs_at(config: TrainConfig) -> str | None:

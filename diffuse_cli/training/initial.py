@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from diffuse_cli import files, modelfile
+from diffuse_cli import modelfile
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core import conditions
 from diffuse_cli.core.conditions import PAIRS, Given
@@ -17,8 +17,9 @@ from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.core.networks import NETWORKS, Ends, count_parameters
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.diffusion import Blueprint
-from diffuse_cli.errors import UsageError
-from diffuse_cli.events import Notice, Table, Work
+from diffuse_cli.system import files
+from diffuse_cli.system.errors import UsageError
+from diffuse_cli.system.events import Notice, Table, Work
 from diffuse_cli.training.classes import named
 from diffuse_cli.training.fitting import COLOUR, GREY, ends_of, fitted, learns, numbered
 

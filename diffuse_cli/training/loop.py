@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 
 from diffuse_cli.config import TrainConfig
-from diffuse_cli.events import Stop, Work, until
-from diffuse_cli.runtime import machine, rank
+from diffuse_cli.system.devices import machine, rank
+from diffuse_cli.system.events import Stop, Work, until
 from diffuse_cli.training.deadline import Laps
 from diffuse_cli.training.feed import feeding
 from diffuse_cli.training.plan import check_batch, prepare, settled

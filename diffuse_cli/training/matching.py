@@ -18,7 +18,7 @@ from diffuse_cli.config import TrainConfig
 from diffuse_cli.core import distillation
 from diffuse_cli.core.kernels import laid_out
 from diffuse_cli.core.losses import simple
-from diffuse_cli.draws import Draws, training_draws
+from diffuse_cli.system.rng import Draws, training_draws
 from diffuse_cli.training.updating import Updater
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from diffuse_cli import memory
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.distillation import POINTS
@@ -22,7 +21,8 @@ from diffuse_cli.core.networks import Run
 from diffuse_cli.core.settings import Settings, dimensions
 from diffuse_cli.core.space import Space
 from diffuse_cli.diffusion import Blueprint, skeleton
-from diffuse_cli.errors import UsageError
+from diffuse_cli.system import memory
+from diffuse_cli.system.errors import UsageError
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.power import KEPT_LENGTHS
 

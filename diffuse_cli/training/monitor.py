@@ -11,15 +11,16 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli import files, modelfile, pictures
+from diffuse_cli import modelfile, pictures
 from diffuse_cli.config import TrainConfig
-from diffuse_cli.errors import Interrupted, Terminated
-from diffuse_cli.events import Notice, Stop, Work, until
 from diffuse_cli.features import KIDS
 from diffuse_cli.media import MEDIA
-from diffuse_cli.memory import out_of_memory
 from diffuse_cli.metrics import label
-from diffuse_cli.runtime import log_picture
+from diffuse_cli.system import files
+from diffuse_cli.system.devices import log_picture
+from diffuse_cli.system.errors import Interrupted, Terminated
+from diffuse_cli.system.events import Notice, Stop, Work, until
+from diffuse_cli.system.memory import out_of_memory
 from diffuse_cli.training.budget import Chore, Chores
 from diffuse_cli.training.overfitting import HeldOut, Overfitting
 from diffuse_cli.training.plan import Plan, bring_up_to_date, model_of

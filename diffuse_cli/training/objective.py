@@ -11,8 +11,8 @@ import torch
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.kernels import laid_out
 from diffuse_cli.core.losses import LOSSES, weights
-from diffuse_cli.draws import training_draws
-from diffuse_cli.errors import lookup
+from diffuse_cli.system.errors import lookup
+from diffuse_cli.system.rng import training_draws
 from diffuse_cli.training.layers import default_loss
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from diffuse_cli import files, modelfile
+from diffuse_cli import modelfile
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.gaussian_start import NAME as LOW_FREQUENCIES
@@ -25,12 +25,13 @@ from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.data import Pairs, Samples, held_out_rule, open_index, read_images, save_index
 from diffuse_cli.data.summary import fitting
 from diffuse_cli.diffusion import Blueprint, make_denoiser, make_process
-from diffuse_cli.errors import DataError, UsageError, translating
-from diffuse_cli.events import Notice, Work
 from diffuse_cli.givens import Giver, Inputs, inputs_for
 from diffuse_cli.media import MEDIA, asked_for
-from diffuse_cli.runs import MEMORY
-from diffuse_cli.runtime import settle, slow_precision
+from diffuse_cli.system import files
+from diffuse_cli.system.devices import settle, slow_precision
+from diffuse_cli.system.errors import DataError, UsageError, translating
+from diffuse_cli.system.events import Notice, Work
+from diffuse_cli.system.run_reader import MEMORY
 from diffuse_cli.training.classes import check_labels, check_names, class_names
 from diffuse_cli.training.configuring import complete, for_model_file
 from diffuse_cli.training.ema import Weak

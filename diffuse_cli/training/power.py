@@ -23,7 +23,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from diffuse_cli import files, tensorfile
+from diffuse_cli import tensorfile
+from diffuse_cli.system import files
 from diffuse_cli.training.course import Course
 
 KEPT_LENGTHS = (0.05, 0.10)

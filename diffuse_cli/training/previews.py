@@ -10,11 +10,11 @@ import numpy as np
 from diffuse_cli import pictures
 from diffuse_cli.conditioning import Condition, default_guidance
 from diffuse_cli.config import SAMPLER, SAMPLING_STEPS
-from diffuse_cli.events import Notice, Progress, Work
 from diffuse_cli.media import looks
-from diffuse_cli.memory import out_of_memory
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.sampling import Drawing, draw, stored
+from diffuse_cli.system.events import Notice, Progress, Work
+from diffuse_cli.system.memory import out_of_memory
 from diffuse_cli.training.feed import readable
 from diffuse_cli.training.plan import Plan, given_inputs
 from diffuse_cli.training.trainer import Trainer, evaluations, held_out_images

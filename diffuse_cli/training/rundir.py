@@ -24,11 +24,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli import files, locks, outputs, runs
 from diffuse_cli.core.conditions import Table
 from diffuse_cli.core.settings import from_dict
-from diffuse_cli.errors import ModelFileError, OutputError, UsageError
 from diffuse_cli.options import read_toml
+from diffuse_cli.system import files, locks, outputs, run_reader
+from diffuse_cli.system.errors import ModelFileError, OutputError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,15 +71,15 @@ class RunDirectory:
     def __init__(self, model: str | Path) -> None:
         self.model = Path(model)
         outputs.check_suffix(self.model, ".safetensors")
-        self.best = self.model.with_suffix(runs.BEST)
+        self.best = self.model.with_suffix(run_reader.BEST)
         self.path = self.model.with_suffix(".run")
-        self.config = self.path / runs.CONFIG
-        self.metrics = self.path / runs.METRICS
+        self.config = self.path / run_reader.CONFIG
+        self.metrics = self.path / run_reader.METRICS
         self.previews = self.path / "previews"
         self.cache = self.path / "cache"
         self.index = self.path / "index"
         self.logs = self.path / "logs"
-        self.checkpoints = self.path / runs.CHECKPOINTS
+        self.checkpoints = self.path / run_reader.CHECKPOINTS
         self.snapshots = self.path / "ema"
 
     def exists(self) -> bool:
@@ -123,7 +123,7 @@ class RunDirectory:
             BusyError: another process holds it.
         """
         try:
-            with locks.held(self.path / runs.LOCK), outputs.held(self.model):
+            with locks.held(self.path / run_reader.LOCK), outputs.held(self.model):
                 try:
                     self._sweep()
                     yield
@@ -161,16 +161,16 @@ class RunDirectory:
                 tensors = getattr(checkpoint, name)
                 if tensors or name not in OPTIONAL:
                     path = folder / f"{name}.safetensors"
-                    about = checkpoint.about if path.name == runs.AVERAGE else None
+                    about = checkpoint.about if path.name == run_reader.AVERAGE else None
                     tensorfile.write(path, tensors, about)
             files.write_json(folder / "state.json", {**checkpoint.state, "step": checkpoint.step})
             sums = {path.name: files.sha256(path) for path in sorted(folder.iterdir())}
-            files.write_json(folder / runs.MANIFEST, {"files": sums, "step": checkpoint.step})
+            files.write_json(folder / run_reader.MANIFEST, {"files": sums, "step": checkpoint.step})
 
         path = self.checkpoints / f"step-{checkpoint.step:08d}"
         files.write_folder(path, fill)
         # Newer ones are damaged or were left behind: they must not count.
-        complete = runs.complete(self.checkpoints)
+        complete = run_reader.complete(self.checkpoints)
         here = complete.index(path)
         for old in [*complete[:here], *complete[here + KEPT :]]:
             files.remove(old)
@@ -181,8 +181,8 @@ class RunDirectory:
         from diffuse_cli import tensorfile
 
         passed: list[str] = []
-        for path in runs.complete(self.checkpoints):
-            fault = runs.fault(path)
+        for path in run_reader.complete(self.checkpoints):
+            fault = run_reader.fault(path)
             if fault:
                 passed.append(f"{files.show(path)} is damaged ({fault}): going back")
                 continue
@@ -198,7 +198,7 @@ class RunDirectory:
     def classes(self) -> set[str] | None:
         """The names of the classes that the run began with, from an unverified checkpoint or the
         model file; None if neither has any."""
-        for path in runs.complete(self.checkpoints):
+        for path in run_reader.complete(self.checkpoints):
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 state = json.loads((path / "state.json").read_text())
                 if found := state.get("classes"):
@@ -212,7 +212,7 @@ class RunDirectory:
     def table(self) -> Table | None:
         """The columns that the run began with, from an unverified checkpoint or the model file;
         None if neither has any."""
-        for path in runs.complete(self.checkpoints):
+        for path in run_reader.complete(self.checkpoints):
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 state = json.loads((path / "state.json").read_text())
                 if found := state.get("table"):
@@ -225,8 +225,8 @@ class RunDirectory:
 
     def newest_step(self) -> int | None:
         """The step of the newest complete checkpoint, without reading it."""
-        for path in runs.complete(self.checkpoints):
-            return runs.step_of(path)
+        for path in run_reader.complete(self.checkpoints):
+            return run_reader.step_of(path)
         return None
 
     # -- metrics -----------------------------------------------------------------------------------

@@ -7,12 +7,12 @@ import dataclasses
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from diffuse_cli import runs
 from diffuse_cli.core.networks import count_parameters
-from diffuse_cli.errors import DataError, DiffuseError, Interrupted, Terminated
-from diffuse_cli.events import Notice, Stop, Work
 from diffuse_cli.media import MEDIA
 from diffuse_cli.options import words_of
+from diffuse_cli.system import run_reader
+from diffuse_cli.system.errors import DataError, DiffuseError, Interrupted, Terminated
+from diffuse_cli.system.events import Notice, Stop, Work
 from diffuse_cli.training.checkpoints import Pace, check_room, checkpoint_of, restore, versions
 from diffuse_cli.training.deadline import Deadline, Laps, agreed
 from diffuse_cli.training.diagnosing import PATIENCE, diverged
@@ -249,7 +249,7 @@ class Run:
 
     def _ended(self, error: DiffuseError, step: int, kept: str) -> DiffuseError:
         config = self.plan.config
-        again = runs.resume_line(config.data, config.out, words_of(config, TYPED_AGAIN))
+        again = run_reader.resume_line(config.data, config.out, words_of(config, TYPED_AGAIN))
         return type(error)(f"{error.message} at step {step:,}: {kept}", f"Go on with: {again}")
 
     def _log(self, trainer: Trainer, done: int, meter: Meter, norm: float) -> Step:

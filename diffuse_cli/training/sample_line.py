@@ -11,7 +11,7 @@ from diffuse_cli.columns import example
 from diffuse_cli.config import SampleConfig
 from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.data import Samples, is_images
-from diffuse_cli.runs import MEMORY
+from diffuse_cli.system.run_reader import MEMORY
 from diffuse_cli.training.plan import Plan
 
 INPUTS = 16

@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 from accelerate import Accelerator
 
-from diffuse_cli import files
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.training import to_file
-from diffuse_cli.errors import OutputError, UsageError
-from diffuse_cli.events import Notice, Stop, Work, until
 from diffuse_cli.options import options, place_name, read_toml, to_toml
-from diffuse_cli.runtime import aside
+from diffuse_cli.system import files
+from diffuse_cli.system.devices import aside
+from diffuse_cli.system.errors import OutputError, UsageError
+from diffuse_cli.system.events import Notice, Stop, Work, until
 from diffuse_cli.training.budget import Budget
 from diffuse_cli.training.course import Course
 from diffuse_cli.training.initial import first_weights

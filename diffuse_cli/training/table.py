@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from diffuse_cli import files, modelfile
+from diffuse_cli import modelfile
 from diffuse_cli.columns import described, names_of, rows_of, table_of, unknown
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.conditions import Labels, Number, Table
 from diffuse_cli.core.settings import to_dict
 from diffuse_cli.data import Samples, read_cells
-from diffuse_cli.errors import DataError, UsageError
-from diffuse_cli.events import Notice, Work
+from diffuse_cli.system import files
+from diffuse_cli.system.errors import DataError, UsageError
+from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.training.classes import fits
 from diffuse_cli.training.rundir import RunDirectory
 

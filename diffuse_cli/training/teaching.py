@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from diffuse_cli import files, modelfile
+from diffuse_cli import modelfile
 from diffuse_cli.config import DISTILLED_STEPS, SamplerChoice, TrainConfig
 from diffuse_cli.core.guidance import guide
 from diffuse_cli.core.kernels import lay_out
 from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.diffusion import Blueprint
-from diffuse_cli.errors import UsageError
-from diffuse_cli.events import Work
+from diffuse_cli.system import files
+from diffuse_cli.system.errors import UsageError
+from diffuse_cli.system.events import Work
 from diffuse_cli.training.rundir import Checkpoint
 
 if TYPE_CHECKING:

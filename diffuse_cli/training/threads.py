@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 
 from diffuse_cli.config import TrainConfig
-from diffuse_cli.events import Notice, Work
+from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.training.stopwatch import Stopwatch
 
 OWN = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from accelerate import Accelerator
 
 from diffuse_cli.config import TrainConfig
-from diffuse_cli.events import Notice, Work
+from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.training.budget import FIRST, Budget
 from diffuse_cli.training.configuring import batched
 from diffuse_cli.training.course import warmup_of

@@ -20,9 +20,9 @@ from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.core.networks import checkpointed
 from diffuse_cli.core.timesteps import TIMESTEP_DRAWS, History, choose
 from diffuse_cli.diffusion import kept_in_range
-from diffuse_cli.draws import key, seed_modules, share, training_draws
-from diffuse_cli.errors import UsageError, lookup
-from diffuse_cli.memory import out_of_memory
+from diffuse_cli.system.errors import UsageError, lookup
+from diffuse_cli.system.memory import out_of_memory
+from diffuse_cli.system.rng import key, seed_modules, share, training_draws
 from diffuse_cli.training.batches import Batches, mirrored
 from diffuse_cli.training.course import WHOLE, Course, lr_at
 from diffuse_cli.training.ema import Average, Weak, due

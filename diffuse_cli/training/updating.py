@@ -11,7 +11,7 @@ from torch.nn.utils import get_total_norm
 
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.optimizers import OPTIMIZERS
-from diffuse_cli.errors import lookup
+from diffuse_cli.system.errors import lookup
 
 
 class Updater:

@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from diffuse_cli.core.space import Space
-from diffuse_cli.draws import permutation
-from diffuse_cli.errors import UsageError
-from diffuse_cli.events import Work, finish
 from diffuse_cli.features import KIDS, FeatureNetwork, extract, ready
 from diffuse_cli.features._judging import find_judge
 from diffuse_cli.media import MEDIA
 from diffuse_cli.metrics import kid
 from diffuse_cli.sampling import Drawing, collect
+from diffuse_cli.system.errors import UsageError
+from diffuse_cli.system.events import Work, finish
+from diffuse_cli.system.rng import permutation
 from diffuse_cli.training.feed import readable
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.previews import draw_by_default

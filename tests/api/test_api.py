@@ -21,8 +21,8 @@ import diffuse_cli as diffuse
 from diffuse_cli.api._calling import done
 from diffuse_cli.core import SAMPLERS
 from diffuse_cli.core.guidance import clip
-from diffuse_cli.draws import image_noise
-from diffuse_cli.events import Notice
+from diffuse_cli.system.events import Notice
+from diffuse_cli.system.rng import image_noise
 from diffuse_cli.training.trainer import Trainer
 
 Run = Callable[..., Any]

@@ -15,8 +15,9 @@ from launching import StandIns
 from PIL import Image
 from training.conftest import QUICK
 
-from diffuse_cli import app, locks
-from diffuse_cli.errors import DataError
+from diffuse_cli import app
+from diffuse_cli.system import locks
+from diffuse_cli.system.errors import DataError
 from diffuse_cli.training.rundir import RunDirectory
 
 STEPS = ("--steps", 4, "--log-every", 1, "--num-timesteps", 8)
@@ -273,8 +274,8 @@ def test_the_second_run_is_told_of_the_first_though_a_model_stands_there(train, 
 RACE = """
 import sys
 from diffuse_cli import app, locks
-from diffuse_cli.errors import DataError
-from diffuse_cli.errors import BusyError
+from diffuse_cli.system.errors import DataError
+from diffuse_cli.system.errors import BusyError
 sys.stdin.readline()
 try:
     with locks.held(__import__("pathlib").Path("out") / "lock"):

@@ -23,10 +23,10 @@ from diffuse_cli.config.training import to_file
 from diffuse_cli.core import SCHEDULES
 from diffuse_cli.core.schedules import zero_terminal_snr
 from diffuse_cli.diffusion import make_denoiser, make_process
-from diffuse_cli.errors import ModelFileError, UsageError
 from diffuse_cli.modelfile import Model
 from diffuse_cli.options import from_dict, read_toml, to_dict, to_toml
 from diffuse_cli.parsing import parse_betas
+from diffuse_cli.system.errors import ModelFileError, UsageError
 from diffuse_cli.training import estimating
 from diffuse_cli.training.configuring import configure
 from diffuse_cli.training.plan import prepare

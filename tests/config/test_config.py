@@ -21,7 +21,6 @@ from diffuse_cli.config import (
     TrainConfig,
     TuneConfig,
 )
-from diffuse_cli.errors import UsageError, lookup
 from diffuse_cli.options import (
     Config,
     flag_of,
@@ -34,6 +33,7 @@ from diffuse_cli.options import (
     to_toml,
 )
 from diffuse_cli.parsing import parse_ints, parse_names, parse_size
+from diffuse_cli.system.errors import UsageError, lookup
 
 REQUIRED: dict[type, dict[str, Any]] = {
     DiffusionConfig: {},

@@ -12,10 +12,10 @@ from PIL import Image
 
 from diffuse_cli import unusable as reasons
 from diffuse_cli.data import Samples, open_index, pool, read_images, save_index, summary
-from diffuse_cli.errors import DataError
-from diffuse_cli.events import Notice, finish
 from diffuse_cli.media import Large, _headers, advice, by_extension
 from diffuse_cli.media._floats import floats_in
+from diffuse_cli.system.errors import DataError
+from diffuse_cli.system.events import Notice, finish
 
 
 def read(source: Path, **options: Any) -> Samples:

@@ -14,9 +14,9 @@ from test_sources import corpus, parquet_file, parquet_files, sharded
 from diffuse_cli import modelfile
 from diffuse_cli.data import open_index, read_images, save_index
 from diffuse_cli.data.sources import hub
-from diffuse_cli.errors import DataError
-from diffuse_cli.events import finish
-from diffuse_cli.hub import File, Listing
+from diffuse_cli.system.errors import DataError
+from diffuse_cli.system.events import finish
+from diffuse_cli.system.hub import File, Listing
 
 NAME = "hf://datasets/some/set"
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 from diffuse_cli.data import Samples, held, read_cells, read_images
 from diffuse_cli.data.sources import open_source
-from diffuse_cli.errors import DataError, UsageError
-from diffuse_cli.events import finish
+from diffuse_cli.system.errors import DataError, UsageError
+from diffuse_cli.system.events import finish
 from diffuse_cli.unusable import Unusable
 
 DRAW = np.random.default_rng(3)

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from diffuse_cli.data import pair, read_images
-from diffuse_cli.errors import DataError
-from diffuse_cli.events import finish
+from diffuse_cli.system.errors import DataError
+from diffuse_cli.system.events import finish
 
 
 def write(folder, names, side=8):

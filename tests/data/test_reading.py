@@ -20,17 +20,17 @@ from corpus import BOMB, encoded, fill, noise, within, zipped
 from PIL import Image
 from seams import FULL, failing
 
-from diffuse_cli import files
 from diffuse_cli import unusable as reasons
 from diffuse_cli.data import Samples, cache, open_index, read_images, save_index, store
 from diffuse_cli.data.samples import HELD_OUT_MINIMUM
 from diffuse_cli.data.sources import Entry, classes_of
 from diffuse_cli.data.store import Mapped
 from diffuse_cli.data.summary import fitting
-from diffuse_cli.errors import DataError, OutputError
-from diffuse_cli.events import Notice, Progress, finish
 from diffuse_cli.media._pixels import digest
 from diffuse_cli.media._pixels import fitted as fit
+from diffuse_cli.system import files
+from diffuse_cli.system.errors import DataError, OutputError
+from diffuse_cli.system.events import Notice, Progress, finish
 
 
 def read(source: Path | str, **options: Any) -> Samples:
@@ -384,7 +384,7 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
         code = """if True:
             import sys
             from diffuse_cli.data import read_images
-            from diffuse_cli.events import finish
+            from diffuse_cli.system.events import finish
             print(finish(read_images(sys.argv[1])).summary.skipped)
         """
         done = subprocess.run(

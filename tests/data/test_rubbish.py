@@ -18,9 +18,9 @@ from rubbish import odd, place, rubbish, zeros
 from training.conftest import QUICK
 
 from diffuse_cli.data import read_images
-from diffuse_cli.events import finish
 from diffuse_cli.media import _decoding
 from diffuse_cli.media._decoding import decode
+from diffuse_cli.system.events import finish
 from diffuse_cli.unusable import Unusable
 
 MIB = 2**20
@@ -30,7 +30,7 @@ FOUND = """if True:
     from memory import forget, peak
     from diffuse_cli.data import read_images
     from diffuse_cli.media._decoding import decode
-    from diffuse_cli.events import finish
+    from diffuse_cli.system.events import finish
     small, *folders = sys.argv[2:]
     decode(open(small, "rb").read())  # what is allocated once
     for folder in folders:

@@ -24,8 +24,8 @@ from diffuse_cli import unusable as reasons
 from diffuse_cli.data import Samples, is_images, pool, read_cells, read_images
 from diffuse_cli.data.sources import SOURCES, Source, _rows, kind_of, open_source, parquet, tar
 from diffuse_cli.data.sources import _tar_headers as headers
-from diffuse_cli.errors import DataError
-from diffuse_cli.events import finish
+from diffuse_cli.system.errors import DataError
+from diffuse_cli.system.events import finish
 
 Files = Mapping[str, bytes]
 

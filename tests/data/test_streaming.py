@@ -16,8 +16,8 @@ from diffuse_cli import unusable
 from diffuse_cli.data import Samples, collecting, open_index, read_images, save_index, streaming
 from diffuse_cli.data.streamed import Streamed, stream_of
 from diffuse_cli.data.streaming import Stream
-from diffuse_cli.errors import DataError
-from diffuse_cli.events import Notice, finish
+from diffuse_cli.system.errors import DataError
+from diffuse_cli.system.events import Notice, finish
 
 
 def read(source: Path, **options: Any) -> Samples:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from diffuse_cli.data import read_cells, tables
-from diffuse_cli.errors import DataError
+from diffuse_cli.system.errors import DataError
 
 NAMES = ["a.png", "b.png", "deep/c.png"]
 

@@ -18,9 +18,9 @@ from corpus import BOMB, encoded, fill, noise, png, zipped
 from diffuse_cli.data import Samples, pool, read_images, worker
 from diffuse_cli.data.jobs import Reading, Result, decode_files
 from diffuse_cli.data.sources import Entry, list_samples, open_source
-from diffuse_cli.errors import DataError
-from diffuse_cli.events import finish
 from diffuse_cli.media import LARGE
+from diffuse_cli.system.errors import DataError
+from diffuse_cli.system.events import finish
 
 
 @pytest.fixture

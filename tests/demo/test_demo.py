@@ -19,9 +19,9 @@ from diffuse_cli.config import DemoConfig
 from diffuse_cli.core import SCHEDULES, Process, Space
 from diffuse_cli.demo import drawing
 from diffuse_cli.demo.page import PAGE, Lines
-from diffuse_cli.draws import draw_noise
-from diffuse_cli.errors import DataError, OutputError, UsageError
-from diffuse_cli.events import Notice, Progress
+from diffuse_cli.system.errors import DataError, OutputError, UsageError
+from diffuse_cli.system.events import Notice, Progress
+from diffuse_cli.system.rng import draw_noise
 
 
 @pytest.fixture(autouse=True)
@@ -368,7 +368,7 @@ def test_usage_errors_answer_without_torch() -> None:
 import sys
 from diffuse_cli.config import DemoConfig
 from diffuse_cli.demo import demonstrate
-from diffuse_cli.errors import DiffuseError
+from diffuse_cli.system.errors import DiffuseError
 for options in ({"schedule": ("x",)}, {"betas": "x"}, {"out": "a.jpg"}, {"out": "clear.png"}):
     try:
         next(demonstrate(DemoConfig(image="grey.png", **options)))

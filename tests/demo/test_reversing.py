@@ -13,7 +13,7 @@ from PIL import Image
 
 from diffuse_cli import modelfile
 from diffuse_cli.demo import reversing, showing
-from diffuse_cli.draws import image_noise
+from diffuse_cli.system.rng import image_noise
 
 
 @pytest.fixture

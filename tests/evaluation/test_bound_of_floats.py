@@ -14,7 +14,7 @@ from diffuse_cli.core import Conditions, Denoiser, Process, Space
 from diffuse_cli.data.measuring import measured
 from diffuse_cli.evaluation.bounds import measure
 from diffuse_cli.evaluation.images import Labelled
-from diffuse_cli.events import finish
+from diffuse_cli.system.events import finish
 
 BARS = torch.linspace(12, -12, 300, dtype=torch.float64).sigmoid()
 PROCESS = Process(1 - BARS / torch.cat([torch.ones(1, dtype=torch.float64), BARS[:-1]]))

@@ -22,13 +22,13 @@ from PIL import Image
 from diffuse_cli import modelfile
 from diffuse_cli.core import Prediction, Process, bits_per_dim
 from diffuse_cli.data import read_images
-from diffuse_cli.draws import draw_noise, permutation
 from diffuse_cli.evaluation import answering, bounds, evaluating, neighbors, parts
 from diffuse_cli.evaluation.images import Labelled, Training
-from diffuse_cli.events import finish
 from diffuse_cli.metrics import METRICS, _nearest, _numbers, kid, landmarks, memorization
 from diffuse_cli.metrics._landmarks import LANDMARKS
 from diffuse_cli.metrics.memorization import Nearest
+from diffuse_cli.system.events import finish
+from diffuse_cli.system.rng import draw_noise, permutation
 
 QUICK = ("--steps", 4, "--precision", "fp32")
 BITS = ("--metrics", "likelihood")

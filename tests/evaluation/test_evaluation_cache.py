@@ -14,10 +14,10 @@ import torch
 from conftest import write_images
 from seams import FULL, failing
 
-from diffuse_cli import files
 from diffuse_cli.evaluation import cache
-from diffuse_cli.events import Notice, Progress, finish
 from diffuse_cli.features import FeatureNetwork, extract
+from diffuse_cli.system import files
+from diffuse_cli.system.events import Notice, Progress, finish
 
 
 @pytest.fixture

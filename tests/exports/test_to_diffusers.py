@@ -25,8 +25,6 @@ from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.networks.unet import Config
 from diffuse_cli.core.schedules import SCHEDULES
 from diffuse_cli.diffusion import Blueprint, make_process
-from diffuse_cli.errors import DiffuseError
-from diffuse_cli.events import finish
 from diffuse_cli.exports import TARGETS, _card, _scheduler, export
 from diffuse_cli.exports._scheduler import SCHEDULERS
 from diffuse_cli.exports._unet import lacks
@@ -36,6 +34,8 @@ from diffuse_cli.interop._assembling import Net
 from diffuse_cli.interop._scheduler import read_process
 from diffuse_cli.options import options
 from diffuse_cli.presets import PRESETS, architecture
+from diffuse_cli.system.errors import DiffuseError
+from diffuse_cli.system.events import finish
 
 theirs = pytest.importorskip("diffusers")
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from conftest import write_images
 
-from diffuse_cli.events import finish
 from diffuse_cli.features import dinov2, find, inception
-from diffuse_cli.files import sha256
+from diffuse_cli.system.events import finish
+from diffuse_cli.system.files import sha256
 
 SHORT = ("-n", 4, "--steps", 2, "--timesteps", 2)
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from diffuse_cli.errors import ModelFileError, UsageError, lookup
-from diffuse_cli.events import Progress, finish
 from diffuse_cli.features import FEATURES, FeatureNetwork, extract, find, load
 from diffuse_cli.features import efficientnet_lite0 as lite
-from diffuse_cli.files import sha256
+from diffuse_cli.system.errors import ModelFileError, UsageError, lookup
+from diffuse_cli.system.events import Progress, finish
+from diffuse_cli.system.files import sha256
 
 NAME = "efficientnet-lite0"
 

@@ -15,11 +15,11 @@ from undrawn import undraw
 
 from diffuse_cli import modelfile
 from diffuse_cli.core.space import Space
-from diffuse_cli.events import finish
 from diffuse_cli.features import KIDS, FeatureNetwork
 from diffuse_cli.features._judging import find_judge
 from diffuse_cli.metrics import Measured, label
 from diffuse_cli.sweeps import lengths
+from diffuse_cli.system.events import finish
 
 LABEL = "KID, random features"
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from diffuse_cli.errors import ModelFileError
-from diffuse_cli.events import finish
 from diffuse_cli.features import FEATURES, dinov2, extract, inception, load
-from diffuse_cli.files import sha256
+from diffuse_cli.system.errors import ModelFileError
+from diffuse_cli.system.events import finish
+from diffuse_cli.system.files import sha256
 
 SMALL = dinov2.Shape(width=32, depth=2, heads=4, patch=14, grid=5)
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from seams import FULL, failing
 
-from diffuse_cli import files, locks
-from diffuse_cli.errors import BusyError, ModelFileError, OutputError
-from diffuse_cli.events import Notice, Progress, finish
 from diffuse_cli.features import _weights
 from diffuse_cli.features._weights import Published, download
+from diffuse_cli.system import files, locks
+from diffuse_cli.system.errors import BusyError, ModelFileError, OutputError
+from diffuse_cli.system.events import Notice, Progress, finish
 
 CONTENT = bytes(range(256)) * 4096 * 2 + b"the end"
 NAME = "network-weights.pth"

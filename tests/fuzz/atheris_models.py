@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "fuzz")]
 
 with atheris.instrument_imports(include=["diffuse_cli", "json"]):
     from diffuse_cli import modelfile, tensorfile
-    from diffuse_cli.errors import ModelFileError
+    from diffuse_cli.system.errors import ModelFileError
 
 from mutate_models import mutate, write_model
 

@@ -37,8 +37,8 @@ from rubbish import rubbish
 
 from diffuse_cli.app import main as diffuse
 from diffuse_cli.data import read_images
-from diffuse_cli.events import finish
 from diffuse_cli.media._decoding import decode
+from diffuse_cli.system.events import finish
 from diffuse_cli.unusable import Unusable
 
 IN_A_FOLDER = 100

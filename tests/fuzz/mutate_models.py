@@ -42,7 +42,7 @@ from memory import forget, peak
 from diffuse_cli import modelfile
 from diffuse_cli.app import main
 from diffuse_cli.config import SamplerChoice
-from diffuse_cli.errors import ModelFileError
+from diffuse_cli.system.errors import ModelFileError
 
 SECONDS = 20
 MEGABYTES = 100

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from hubs import COMMIT, Hub, serving
 
-from diffuse_cli.errors import ModelFileError
-from diffuse_cli.events import finish
-from diffuse_cli.hub import MODEL, File, Listing, models
-from diffuse_cli.hub.models import model_name
+from diffuse_cli.system import hub_models
+from diffuse_cli.system.errors import ModelFileError
+from diffuse_cli.system.events import finish
+from diffuse_cli.system.hub import MODEL, File, Listing
+from diffuse_cli.system.hub_models import model_name
 
 NAME = "hf://some/model"
 
@@ -116,19 +117,19 @@ def test_of_diffusers_the_network_and_the_scheduler_are_downloaded(
     )  # fmt: skip
     listing = Listing("a/b", COMMIT, tuple(File(name, 1, None) for name in names), "", MODEL)
     got: list[str] = []
-    monkeypatch.setattr(models, "KNOWN", {})
-    monkeypatch.setattr(models, "listed", lambda *name: listing)
-    monkeypatch.setattr(models, "downloaded", lambda listing, file: got.append(file.name))
-    assert finish(models.local_source("hf://a/b")) == listing.snapshot
+    monkeypatch.setattr(hub_models, "KNOWN", {})
+    monkeypatch.setattr(hub_models, "listed", lambda *name: listing)
+    monkeypatch.setattr(hub_models, "downloaded", lambda listing, file: got.append(file.name))
+    assert finish(hub_models.local_source("hf://a/b")) == listing.snapshot
     assert got == [
         "config.json", "model_index.json", "scheduler/scheduler_config.json", "unet/config.json",
         "unet/diffusion_pytorch_model.safetensors",
     ]  # fmt: skip
     got.clear()
-    assert finish(models.local_source("hf://a/b/a.pt")) == listing.snapshot / "a.pt"
+    assert finish(hub_models.local_source("hf://a/b/a.pt")) == listing.snapshot / "a.pt"
     assert got == ["a.pt"]
     with pytest.raises(ModelFileError, match="Convert it: diffuse convert hf://a/b"):
-        finish(models.local_model("hf://a/b"))
+        finish(hub_models.local_model("hf://a/b"))
 
 
 @pytest.mark.parametrize(

@@ -22,13 +22,14 @@ from conftest import ROOT, environment
 from PIL import Image
 from xxhash import xxh3_128_digest
 
-from diffuse_cli import files, modelfile, pictures, tensorfile
+from diffuse_cli import modelfile, pictures, tensorfile
 from diffuse_cli.config import InfoConfig
 from diffuse_cli.data import Samples, Summary, read_images
-from diffuse_cli.errors import DataError
-from diffuse_cli.events import Notice, finish
 from diffuse_cli.inspection import dataset, inspect, near, sheet
 from diffuse_cli.inspection.copies import count_copies
+from diffuse_cli.system import files
+from diffuse_cli.system.errors import DataError
+from diffuse_cli.system.events import Notice, finish
 
 
 def png(pixels: Any, **options: Any) -> bytes:

@@ -30,11 +30,11 @@ from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.networks.unet import Config
 from diffuse_cli.core.settings import to_dict
 from diffuse_cli.diffusion import make_process
-from diffuse_cli.errors import UsageError
-from diffuse_cli.events import finish
 from diffuse_cli.interop import FORMATS, _assembling, _scheduler, convert, diffusers, openai
 from diffuse_cli.interop._assembling import Net
 from diffuse_cli.presets import PRESETS, architecture
+from diffuse_cli.system.errors import UsageError
+from diffuse_cli.system.events import finish
 from diffuse_cli.training.configuring import complete, configure
 
 theirs = pytest.importorskip("diffusers")

@@ -135,7 +135,7 @@ def test_images_have_two_sides_and_no_layout(
 
 def test_the_statistics_are_those_of_the_training_part(tmp_path: Path) -> None:
     from diffuse_cli.data import read_images
-    from diffuse_cli.events import finish
+    from diffuse_cli.system.events import finish
 
     data = save(
         tmp_path / "data", 80, (2, 8, 8), lambda x: x * [[[1e-3]], [[50]]] + [[[300]], [[-1]]]
@@ -152,8 +152,8 @@ def test_what_is_given_has_a_scale_of_its_own(
 ) -> None:
     from diffuse_cli import modelfile
     from diffuse_cli.data import pair, read_images
-    from diffuse_cli.events import finish
     from diffuse_cli.givens import Giver
+    from diffuse_cli.system.events import finish
 
     data = save(tmp_path / "data", 60, (8, 8), lambda x: 1000 + 50 * x)
     given = save(tmp_path / "given", 61, (2, 8, 8), lambda x: x * [[[1e-3]], [[0.0]]] + 3)

@@ -17,13 +17,13 @@ from rubbish import tiff as made
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import Samples, read_images
 from diffuse_cli.evaluation import answering
-from diffuse_cli.events import Notice, finish
 from diffuse_cli.givens import Giver
 from diffuse_cli.media import Asked, image
 from diffuse_cli.media._decoding import decode
 from diffuse_cli.media._pixels import to_pixels
 from diffuse_cli.media._planes import SIGNATURE, chunk, fitted, png, rescaled
 from diffuse_cli.modelfile import load
+from diffuse_cli.system.events import Notice, finish
 
 STRIP = (273, 4, [-1])
 

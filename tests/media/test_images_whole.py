@@ -14,9 +14,9 @@ from PIL import Image
 from undrawn import undraw
 
 from diffuse_cli.data import read_images
-from diffuse_cli.events import finish
 from diffuse_cli.media import Asked, image
 from diffuse_cli.media._planes import png
+from diffuse_cli.system.events import finish
 
 COUNT = 48
 

@@ -15,8 +15,8 @@ from PIL import Image
 
 from diffuse_cli import unusable as reasons
 from diffuse_cli.data import read_images
-from diffuse_cli.events import finish
 from diffuse_cli.media._decoding import decode
+from diffuse_cli.system.events import finish
 from diffuse_cli.unusable import Unusable
 
 REASONS = {value for value in vars(reasons).values() if isinstance(value, str)}

@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffuse_cli.errors import UsageError, lookup
 from diffuse_cli.evaluation.neighbors import search
-from diffuse_cli.events import finish
 from diffuse_cli.features import extract, find, load
 from diffuse_cli.metrics import (
     METRICS,
@@ -23,6 +21,8 @@ from diffuse_cli.metrics import (
     manifold,
     memorization,
 )
+from diffuse_cli.system.errors import UsageError, lookup
+from diffuse_cli.system.events import finish
 
 RELATIVE = 1e-5
 

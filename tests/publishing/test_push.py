@@ -15,9 +15,9 @@ from hubs import COMMIT, serving
 from PIL import Image
 from seams import FULL, ends_at, failing, killed_while
 
-from diffuse_cli import files
 from diffuse_cli.folders import holding
 from diffuse_cli.publishing.card import _text
+from diffuse_cli.system import files
 
 Run = Callable[..., Any]
 TARGET = "hf://some/garments"

@@ -35,7 +35,7 @@ from conftest import begin, environment, write_images
 from forks import Forked, Server
 from training.conftest import QUICK
 
-from diffuse_cli import files
+from diffuse_cli.system import files
 from diffuse_cli.training.rundir import RunDirectory
 
 MODEL = "model.safetensors"

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import in_process
 
-from diffuse_cli import files
-from diffuse_cli.errors import OutputError
+from diffuse_cli.system import files
+from diffuse_cli.system.errors import OutputError
 from diffuse_cli.training import checkpoints
 from diffuse_cli.training.rundir import RunDirectory
 

@@ -21,7 +21,7 @@ import os, sys
 from pathlib import Path
 from memory import forget, peak
 from diffuse_cli import modelfile
-from diffuse_cli.errors import ModelFileError
+from diffuse_cli.system.errors import ModelFileError
 good, *others = sys.argv[1:]
 modelfile.load(good)
 for path in others:

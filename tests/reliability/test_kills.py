@@ -12,7 +12,8 @@ import rounds
 import torch
 from seams import Copies, killed_at_each, watching
 
-from diffuse_cli import files, tensorfile
+from diffuse_cli import tensorfile
+from diffuse_cli.system import files
 from diffuse_cli.training.rundir import KEPT, TENSORS, Checkpoint, RunDirectory
 
 

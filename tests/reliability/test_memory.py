@@ -13,13 +13,13 @@ from conftest import in_process
 from PIL import Image
 from safetensors.torch import load_file
 
-from diffuse_cli import memory as machine_memory
 from diffuse_cli import modelfile
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.training import from_file
 from diffuse_cli.features import efficientnet_lite0
-from diffuse_cli.memory import out_of_memory
 from diffuse_cli.options import from_dict, read_toml
+from diffuse_cli.system import memory as machine_memory
+from diffuse_cli.system.memory import out_of_memory
 from diffuse_cli.training.memory import SLACK, cost
 from diffuse_cli.training.rundir import RunDirectory
 from diffuse_cli.training.trainer import Trainer
@@ -256,7 +256,7 @@ def test_a_process_that_may_not_write_code_has_not_run_out_of_memory(monkeypatch
 def has(monkeypatch):
     """Let the machine have so much memory to give."""
     return lambda count: monkeypatch.setattr(
-        "diffuse_cli.memory.free_memory", lambda device: int(count)
+        "diffuse_cli.system.memory.free_memory", lambda device: int(count)
     )
 
 

@@ -13,9 +13,9 @@ from conftest import in_process
 
 from diffuse_cli import modelfile
 from diffuse_cli.core.losses import simple
-from diffuse_cli.draws import training_draws
-from diffuse_cli.runs import run_of
 from diffuse_cli.sweeps import lengths
+from diffuse_cli.system.rng import training_draws
+from diffuse_cli.system.run_reader import run_of
 from diffuse_cli.training.power import gamma_of, snapshots
 from diffuse_cli.training.trainer import Trainer
 

@@ -19,7 +19,6 @@ from diffuse_cli.conditioning import Condition
 from diffuse_cli.config import DiffusionConfig, SamplerChoice, TuneConfig
 from diffuse_cli.core import SCHEDULES, Process
 from diffuse_cli.core.samplers import OF_DISTILLED, SAMPLERS, spacing_of
-from diffuse_cli.errors import UsageError
 from diffuse_cli.metrics import Words
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.sampling import draw
@@ -37,6 +36,7 @@ from diffuse_cli.sweeps.recommending import (
     weak_scales,
     with_weaker,
 )
+from diffuse_cli.system.errors import UsageError
 
 NAN = math.nan
 

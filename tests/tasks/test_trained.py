@@ -20,8 +20,8 @@ from diffuse_cli.core import RESTORATIONS, SAMPLERS
 from diffuse_cli.core.degradations import parse
 from diffuse_cli.core.restoration import consistent
 from diffuse_cli.diffusion import kept_in_range
-from diffuse_cli.draws import image_noise
 from diffuse_cli.givens import Giver
+from diffuse_cli.system.rng import image_noise
 
 QUICK = ("--steps", 4, "--sampler", "ddim", "--precision", "fp32")
 

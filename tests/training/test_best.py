@@ -112,7 +112,7 @@ def test_the_kid_is_that_of_drawn_images_against_held_out_ones(diffuse, quick, i
     assert diffuse("sample", BEST, "-n", 9, "-o", "drawn").code == 0
     from PIL import Image
 
-    from diffuse_cli.events import finish
+    from diffuse_cli.system.events import finish
 
     network, fakes = seen[9]
     drawn = np.stack([np.asarray(Image.open(f"drawn/{i:05d}.png"))[None] for i in range(9)])
@@ -356,7 +356,7 @@ def test_a_run_without_evaluations_keeps_nothing_of_them(quick, monkeypatch):
 
 
 def test_the_estimate_of_disk_covers_best_models(quick, course, monkeypatch):
-    from diffuse_cli import files
+    from diffuse_cli.system import files
     from diffuse_cli.training import checkpoints
 
     asked = []

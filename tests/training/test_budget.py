@@ -16,7 +16,7 @@ from seams import giving
 
 from diffuse_cli import modelfile
 from diffuse_cli.config import TrainConfig
-from diffuse_cli.events import finish
+from diffuse_cli.system.events import finish
 from diffuse_cli.training import monitor, running
 from diffuse_cli.training.budget import Budget, Chore
 from diffuse_cli.training.configuring import configure
@@ -389,7 +389,7 @@ def test_steps_that_are_typed_end_the_counting_of_time(by_clock, clock):
 
 
 def test_minutes_that_are_over_are_refused(by_clock, clock):
-    from diffuse_cli.errors import UsageError
+    from diffuse_cli.system.errors import UsageError
 
     by_clock(minutes=1, stop_at=20)
     said = r"--minutes 0.5 is the total .* 0.667 are used already.* set --minutes 1.17$"

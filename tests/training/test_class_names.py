@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from conftest import in_process, write_images
 
-from diffuse_cli import files, modelfile
+from diffuse_cli import modelfile
 from diffuse_cli.core import Conditions
+from diffuse_cli.system import files
 from training.conftest import QUICK
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")

@@ -20,8 +20,8 @@ from diffuse_cli.core import LOSSES
 from diffuse_cli.core.losses import simple
 from diffuse_cli.core.timesteps import TIMESTEP_DRAWS, History, choose
 from diffuse_cli.data import read_images
-from diffuse_cli.draws import training_draws
-from diffuse_cli.events import finish
+from diffuse_cli.system.events import finish
+from diffuse_cli.system.rng import training_draws
 from diffuse_cli.training import estimating
 from diffuse_cli.training.rundir import RunDirectory
 from diffuse_cli.training.trainer import Trainer

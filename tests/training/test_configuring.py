@@ -16,9 +16,9 @@ from diffuse_cli.core.losses import OF_LEARNED, TAUGHT
 from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.core.settings import Settings, setting
 from diffuse_cli.core.variances import LEARNED
-from diffuse_cli.errors import UsageError
 from diffuse_cli.options import from_dict, to_dict
 from diffuse_cli.presets import DEFAULT_RATE, PRESETS, Preset
+from diffuse_cli.system.errors import UsageError
 from diffuse_cli.training.configuring import BATCH, complete, configure, rate_at
 from diffuse_cli.training.memory import bytes_kept
 

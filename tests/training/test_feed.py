@@ -18,7 +18,7 @@ from conftest import in_process, write_images
 from PIL import Image, ImageOps
 
 from diffuse_cli.data import pair, pool, read_images, streaming
-from diffuse_cli.events import finish
+from diffuse_cli.system.events import finish
 from diffuse_cli.training import feed, timing
 from diffuse_cli.training.batches import Batches
 from diffuse_cli.training.plan import Plan

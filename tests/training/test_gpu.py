@@ -10,7 +10,7 @@ import torch
 
 from diffuse_cli.core import NETWORKS, Conditions, Space
 from diffuse_cli.core.kernels import attend, laid_out, lay_out, memory_format
-from diffuse_cli.runtime import device_type, has_bfloat16
+from diffuse_cli.system.devices import device_type, has_bfloat16
 
 pytestmark = pytest.mark.gpu
 

@@ -16,10 +16,10 @@ from diffuse_cli import modelfile
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.training import from_file, to_file
 from diffuse_cli.core import Conditions, Space
-from diffuse_cli.errors import UsageError
-from diffuse_cli.events import finish
 from diffuse_cli.options import from_dict, to_toml
 from diffuse_cli.presets import PRESETS, network_config
+from diffuse_cli.system.errors import UsageError
+from diffuse_cli.system.events import finish
 from diffuse_cli.training import estimating
 from diffuse_cli.training.configuring import batched, complete, configure, rate_at
 from diffuse_cli.training.memory import bytes_kept

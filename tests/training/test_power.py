@@ -14,8 +14,9 @@ from conftest import in_process
 from seams import giving
 from torch import nn
 
-from diffuse_cli import files, tensorfile
+from diffuse_cli import tensorfile
 from diffuse_cli.sweeps.lengths import LENGTHS
+from diffuse_cli.system import files
 from diffuse_cli.training import checkpoints, power
 from diffuse_cli.training.course import Course
 from diffuse_cli.training.power import (
@@ -306,7 +307,7 @@ def test_lengths_cannot_begin_in_the_middle(quick):
 def test_a_snapshot_is_whole_or_not_there(tmp_path, monkeypatch):
     from seams import FULL, failing
 
-    from diffuse_cli.errors import OutputError
+    from diffuse_cli.system.errors import OutputError
 
     powers = Powers(Net().float())
     save_snapshot(tmp_path, powers, 1, Course.of(4), 4)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from diffuse_cli import pictures
 from diffuse_cli.core import Conditions
-from diffuse_cli.runtime import log_picture
+from diffuse_cli.system.devices import log_picture
 from diffuse_cli.training import monitor
 from diffuse_cli.training.monitor import preview_spacing
 from training.conftest import QUICK

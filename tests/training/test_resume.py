@@ -13,7 +13,8 @@ from conftest import in_process, write_images
 from safetensors.torch import load_file
 from seams import giving, watching
 
-from diffuse_cli import files, modelfile
+from diffuse_cli import modelfile
+from diffuse_cli.system import files
 from diffuse_cli.training.rundir import Checkpoint, RunDirectory
 from diffuse_cli.training.trainer import Trainer
 from training.conftest import QUICK
@@ -213,7 +214,7 @@ def test_a_new_checkpoint_is_whole_before_an_old_one_goes(tmp_path, monkeypatch)
     for step in (1, 2, 3):
         run.save(Checkpoint(step=step, model={}, ema={}, optimizer={}, history={}, state={}))
     order = []
-    monkeypatch.setattr("diffuse_cli.files.operation", watching(order))
+    monkeypatch.setattr("diffuse_cli.system.files.operation", watching(order))
     run.save(Checkpoint(step=4, model={}, ema={}, optimizer={}, history={}, state={}))
     new, old = order.index(("rename", "step-00000004")), order.index(("rename", "step-00000002"))
     assert ("sync-folder", "checkpoints") in order[new:old]

@@ -15,7 +15,7 @@ from diffuse_cli.core import LOSSES, TIMESTEP_DRAWS, WEIGHTINGS, Conditions
 from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.data import Samples
 from diffuse_cli.data.summary import Summary
-from diffuse_cli.draws import training_draws
+from diffuse_cli.system.rng import training_draws
 from diffuse_cli.training import trainer as module
 from diffuse_cli.training.configuring import complete, configure
 from diffuse_cli.training.plan import Plan

@@ -18,8 +18,8 @@ from diffuse_cli.config import TrainConfig
 from diffuse_cli.core import LOSSES
 from diffuse_cli.core.losses import simple
 from diffuse_cli.data import read_images
-from diffuse_cli.draws import draw_noise
-from diffuse_cli.events import finish
+from diffuse_cli.system.events import finish
+from diffuse_cli.system.rng import draw_noise
 from diffuse_cli.training import estimating
 from diffuse_cli.training.batches import Batches
 from diffuse_cli.training.course import Course, lr_at

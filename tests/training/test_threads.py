@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffuse_cli.events import Notice
+from diffuse_cli.system.events import Notice
 from diffuse_cli.training import threads
 from diffuse_cli.training.budget import Budget
 

@@ -12,7 +12,7 @@ from seams import giving
 
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core import Conditions, Space
-from diffuse_cli.events import Progress
+from diffuse_cli.system.events import Progress
 from diffuse_cli.training import estimating, stopwatch, timing
 from diffuse_cli.training.configuring import complete, configure
 from diffuse_cli.training.monitor import preview_spacing

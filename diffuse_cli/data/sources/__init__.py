@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from diffuse_cli import foreign, runs
 from diffuse_cli.core.registry import Modules
 from diffuse_cli.data.sources._base import HINT, extension_of, is_file, is_folder
 from diffuse_cli.data.sources._base import Entry as Entry
@@ -23,11 +22,12 @@ from diffuse_cli.data.sources._listing import Listing as Listing
 from diffuse_cli.data.sources._listing import classes_of as classes_of
 from diffuse_cli.data.sources._listing import list_samples as list_samples
 from diffuse_cli.data.sources.folder import OneFile
-from diffuse_cli.errors import DataError
-from diffuse_cli.events import Progress, Work
-from diffuse_cli.files import show
-from diffuse_cli.hub.models import is_name
 from diffuse_cli.media import by_extension
+from diffuse_cli.system import file_types, run_reader
+from diffuse_cli.system.errors import DataError
+from diffuse_cli.system.events import Progress, Work
+from diffuse_cli.system.files import show
+from diffuse_cli.system.hub_models import is_name
 
 
 class SourceKind(Protocol):
@@ -57,7 +57,7 @@ SOURCES: Mapping[str, SourceKind] = Modules("sources", __name__, __path__)
 def kind_of(path: Path, *, single: bool = False) -> str:
     """The name in `SOURCES` of what is at a path; empty if it is no source, or, if `single`, a file
     that is one sample."""
-    if is_folder(path) and runs.run_at(path):
+    if is_folder(path) and run_reader.run_at(path):
         return ""
     names = sorted(SOURCES, key=lambda name: name == "folder")
     found = next((name for name in names if SOURCES[name].recognises(path)), "")
@@ -113,12 +113,12 @@ def open_source(path: Path, *, single: bool = False) -> Source:
         name = str(path).removeprefix("hf:").lstrip("/")
         raise DataError(f"not a data set: hf://{show(name)}", "Type hf://datasets/ORG/NAME")
     mode, hint = mode_of(path, HINT), HINT
-    if runs.run_at(path):
+    if run_reader.run_at(path):
         raise DataError(f"{show(path)} is the run directory of a model, not images", hint)
     if single and is_sample(path):
         return OneFile(path)
-    if stat.S_ISREG(mode) and (known := foreign.kind_at(path)):
-        message, advice = foreign.described(known, path, "images")
+    if stat.S_ISREG(mode) and (known := file_types.kind_at(path)):
+        message, advice = file_types.described(known, path, "images")
         raise DataError(message, advice or hint)
     if extension_of(path.name) in by_extension():
         hint = "DATA is the folder that holds the images"

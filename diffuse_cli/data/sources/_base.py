@@ -11,9 +11,9 @@ from itertools import islice, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffuse_cli.errors import DataError
-from diffuse_cli.files import show
 from diffuse_cli.media import by_extension
+from diffuse_cli.system.errors import DataError
+from diffuse_cli.system.files import show
 
 HINT = "DATA is a folder, or a .zip, .tar, .parquet or .npy file, of images"
 

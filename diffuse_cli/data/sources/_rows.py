@@ -17,10 +17,10 @@ from typing import Any, Protocol
 
 from diffuse_cli import unusable as reasons
 from diffuse_cli.data.sources._base import Entry, Source, Told, extension_of, short_names
-from diffuse_cli.errors import DataError
-from diffuse_cli.files import brief, show
 from diffuse_cli.media import by_extension
-from diffuse_cli.memory import raise_if_full
+from diffuse_cli.system.errors import DataError
+from diffuse_cli.system.files import brief, show
+from diffuse_cli.system.memory import raise_if_full
 from diffuse_cli.unusable import LARGEST_FILE, Unusable
 
 SAMPLE, LABEL = ("image", "img", "audio", "array"), ("label", "labels", "class")

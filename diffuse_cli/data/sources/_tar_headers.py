@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from diffuse_cli import unusable as reasons
 from diffuse_cli.data.sources._base import plain_name
-from diffuse_cli.descriptors import open_to_read, read_at
+from diffuse_cli.system.descriptors import open_to_read, read_at
 from diffuse_cli.unusable import LARGEST_FILE, Unusable
 
 LONGEST = 2**20

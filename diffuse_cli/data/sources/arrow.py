@@ -10,8 +10,8 @@ from typing import Any
 
 from diffuse_cli.data.sources._base import Source, check_shards, is_file, shards_at
 from diffuse_cli.data.sources._rows import Layout, Rows, needed
-from diffuse_cli.errors import DataError
-from diffuse_cli.files import brief, show
+from diffuse_cli.system.errors import DataError
+from diffuse_cli.system.files import brief, show
 
 EXTENSION = ".arrow"
 STATE, SPLITS = "state.json", "dataset_dict.json"

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from diffuse_cli import foreign
 from diffuse_cli.data.sources._base import AT_ONCE, HINT, Entry, Source, is_file
-from diffuse_cli.errors import DataError
-from diffuse_cli.files import show
 from diffuse_cli.media import Array
+from diffuse_cli.system import file_types
+from diffuse_cli.system.errors import DataError
+from diffuse_cli.system.files import show
 
 IMAGES, LABELS = "arr_0.npy", "arr_1.npy"
 OTHERS = {LABELS, "manifest.json"}
@@ -29,7 +29,7 @@ _NOT_ONE = (ValueError, OSError, EOFError, zipfile.BadZipFile, NotImplementedErr
 
 def recognises(path: Path) -> bool:
     """A zip file with nothing but such an array, and what may lie beside it."""
-    if not is_file(path) or foreign.kind_at(path) != foreign.ZIP:
+    if not is_file(path) or file_types.kind_at(path) != file_types.ZIP:
         return False
     try:
         with zipfile.ZipFile(path) as archive:

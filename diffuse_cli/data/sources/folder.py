@@ -9,7 +9,7 @@ from pathlib import Path
 
 from diffuse_cli import unusable as reasons
 from diffuse_cli.data.sources._base import AT_ONCE, Entry, Source, is_folder, is_ignored_folder
-from diffuse_cli.descriptors import open_to_read
+from diffuse_cli.system.descriptors import open_to_read
 from diffuse_cli.unusable import LARGEST_FILE, Unusable
 
 

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from diffuse_cli import files
 from diffuse_cli.data.sources._base import Source, extension_of, is_ignored_folder
 from diffuse_cli.data.sources._listing import TABLES
-from diffuse_cli.errors import DataError
-from diffuse_cli.hub import File, Listing, check_within, downloaded, listed
 from diffuse_cli.media import by_extension
+from diffuse_cli.system import files
+from diffuse_cli.system.errors import DataError
+from diffuse_cli.system.hub import File, Listing, check_within, downloaded, listed
 
 SHARDS, ZIP = (".parquet", ".arrow", ".tar"), ".zip"
 """Kinds of files that are data, those that are preferred first."""

@@ -20,10 +20,10 @@ from PIL import Image
 
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.data.sources._base import Entry, Source, Told
-from diffuse_cli.errors import DataError
 from diffuse_cli.media import MEDIA, Array, layout_of
 from diffuse_cli.parsing import plain
-from diffuse_cli.runs import MEMORY
+from diffuse_cli.system.errors import DataError
+from diffuse_cli.system.run_reader import MEMORY
 
 CLASS = "label"
 """What is told of a sample under this name is its class."""

@@ -16,7 +16,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from diffuse_cli import foreign
 from diffuse_cli.data.sources._base import (
     Entry,
     Source,
@@ -29,10 +28,11 @@ from diffuse_cli.data.sources._base import (
 )
 from diffuse_cli.data.sources._listing import folder_classes
 from diffuse_cli.data.sources._tar_headers import Member, bytes_at, collect
-from diffuse_cli.descriptors import open_to_read
-from diffuse_cli.errors import DataError
-from diffuse_cli.files import brief, show
 from diffuse_cli.media import by_extension
+from diffuse_cli.system import file_types
+from diffuse_cli.system.descriptors import open_to_read
+from diffuse_cli.system.errors import DataError
+from diffuse_cli.system.files import brief, show
 from diffuse_cli.unusable import Unusable
 
 EXTENSION = ".tar"
@@ -48,8 +48,8 @@ MOST_OPEN = 64
 
 def recognises(path: Path) -> bool:
     if is_file(path):
-        kind = foreign.kind_at(path)
-        return kind == foreign.TAR or (not kind and extension_of(path.name) == EXTENSION)
+        kind = file_types.kind_at(path)
+        return kind == file_types.TAR or (not kind and extension_of(path.name) == EXTENSION)
     return shards_at(path, EXTENSION) is not None
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from diffuse_cli import foreign
 from diffuse_cli import unusable as reasons
 from diffuse_cli.data.sources._base import (
     AT_ONCE,
@@ -19,10 +18,11 @@ from diffuse_cli.data.sources._base import (
     is_file,
     plain_name,
 )
-from diffuse_cli.errors import DataError
-from diffuse_cli.files import show
 from diffuse_cli.media import by_extension
-from diffuse_cli.memory import raise_if_full
+from diffuse_cli.system import file_types
+from diffuse_cli.system.errors import DataError
+from diffuse_cli.system.files import show
+from diffuse_cli.system.memory import raise_if_full
 from diffuse_cli.unusable import LARGEST_FILE, Unusable
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -31,9 +31,9 @@ _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 def recognises(path: Path) -> bool:
     """A zip file that is not a model of torch."""
-    kind = foreign.kind_at(path) if is_file(path) else ""
-    if kind != foreign.TORCH:
-        return kind == foreign.ZIP
+    kind = file_types.kind_at(path) if is_file(path) else ""
+    if kind != file_types.TORCH:
+        return kind == file_types.ZIP
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli import files, locks
-from diffuse_cli.errors import OutputError, UsageError
-from diffuse_cli.runtime import rank
+from diffuse_cli.system import files, locks
+from diffuse_cli.system.devices import rank
+from diffuse_cli.system.errors import OutputError, UsageError
 
 
 @contextlib.contextmanager

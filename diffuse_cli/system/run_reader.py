@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli import files
+from diffuse_cli.system import files
 
 CONFIG, CHECKPOINTS, METRICS, LOCK = "config.toml", "checkpoints", "metrics.jsonl", "lock"
 MANIFEST, AVERAGE = "manifest.json", "ema.safetensors"

@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from diffuse_cli import files
-from diffuse_cli.errors import BusyError
+from diffuse_cli.system import files
+from diffuse_cli.system.errors import BusyError
 
 WAIT = "Wait for it, or choose another -o"
 

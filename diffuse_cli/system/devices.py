@@ -13,8 +13,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.errors import UsageError, lookup
-from diffuse_cli.memory import keep_freed_memory
+from diffuse_cli.system.errors import UsageError, lookup
+from diffuse_cli.system.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

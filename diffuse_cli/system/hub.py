@@ -13,10 +13,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
-from diffuse_cli import files
-from diffuse_cli.errors import DataError, DiffuseError, ModelFileError, OutputError, UsageError
-from diffuse_cli.files import brief
-from diffuse_cli.memory import raise_if_full
+from diffuse_cli.system import files
+from diffuse_cli.system.errors import (
+    DataError,
+    DiffuseError,
+    ModelFileError,
+    OutputError,
+    UsageError,
+)
+from diffuse_cli.system.files import brief
+from diffuse_cli.system.memory import raise_if_full
 
 OFFLINE = "HF_HUB_OFFLINE"
 LOGIN = "log in with `hf auth login`"

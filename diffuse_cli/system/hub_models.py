@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from diffuse_cli import files
-from diffuse_cli.errors import ModelFileError
-from diffuse_cli.events import Notice, Progress, Work
-from diffuse_cli.files import brief
-from diffuse_cli.hub import MODEL, Listing, check_within, downloaded, listed
+from diffuse_cli.system import files
+from diffuse_cli.system.errors import ModelFileError
+from diffuse_cli.system.events import Notice, Progress, Work
+from diffuse_cli.system.files import brief
+from diffuse_cli.system.hub import MODEL, Listing, check_within, downloaded, listed
 
 MODEL_FILE = "model.safetensors"
 """The file of a model in its repository."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from diffuse_cli.errors import DiffuseError, LostError
-from diffuse_cli.runtime import launched, rank
+from diffuse_cli.system.devices import launched, rank
+from diffuse_cli.system.errors import DiffuseError, LostError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

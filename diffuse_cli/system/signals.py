@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
-from diffuse_cli.errors import DiffuseError, Interrupted, Terminated
-from diffuse_cli.events import Stop
+from diffuse_cli.system.errors import DiffuseError, Interrupted, Terminated
+from diffuse_cli.system.events import Stop
 
 ERRORS = {
     signal.SIGINT: (Interrupted, "interrupted"),

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from diffuse_cli import files
-from diffuse_cli.errors import DiffuseError, OutputError, UsageError
-from diffuse_cli.hub import LOGIN, MODEL, check_within, package, reason
-from diffuse_cli.hub.models import FORM, KNOWN, MODEL_FILE
-from diffuse_cli.memory import raise_if_full
+from diffuse_cli.system import files
+from diffuse_cli.system.errors import DiffuseError, OutputError, UsageError
+from diffuse_cli.system.hub import LOGIN, MODEL, check_within, package, reason
+from diffuse_cli.system.hub_models import FORM, KNOWN, MODEL_FILE
+from diffuse_cli.system.memory import raise_if_full
 
 
 def check_free(target: str) -> None:

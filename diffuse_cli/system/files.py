@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli.errors import OutputError, UsageError
+from diffuse_cli.system.errors import OutputError, UsageError
 
 CACHE = "DIFFUSE_CACHE"
 """The variable that names the cache folder; empty, nothing is kept."""

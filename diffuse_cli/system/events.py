@@ -8,7 +8,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from diffuse_cli.errors import DiffuseError
+from diffuse_cli.system.errors import DiffuseError
 
 T = TypeVar("T")
 
