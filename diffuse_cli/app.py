@@ -26,8 +26,7 @@ from diffuse_cli.system import __version__
 from diffuse_cli.system.devices import launched, rank, wait_briefly
 from diffuse_cli.system.errors import DiffuseError, OutputError, UsageError, translated
 from diffuse_cli.system.memory import out_of_memory
-from diffuse_cli.system.processes import lost
-from diffuse_cli.system.signals import leave_quietly, raised
+from diffuse_cli.system.processes import leave_quietly, lost, raised
 
 ORDER = (
     "train", "sample", "inpaint", "upscale", "restore", "vary", "interpolate", "noise-demo", "eval",

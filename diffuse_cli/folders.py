@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
 from diffuse_cli.media import MEDIA, suffix
-from diffuse_cli.system import files, locks
+from diffuse_cli.system import files, outputs
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -38,7 +38,7 @@ LOCK = ".lock"
 def holding(folder: Path, owned: str = f"{WRITTEN.pattern}|{re.escape(WORK)}") -> Iterator[None]:
     """Lock a folder whose files have names that `owned` matches, by default the samples'; remove it
     again if it is new and stays empty."""
-    with locks.held(folder / LOCK):
+    with outputs.hold_lock(folder / LOCK):
         files.sweep(folder, owned)
         yield
 

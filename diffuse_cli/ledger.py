@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.data import MANIFEST
 from diffuse_cli.folders import GIF, GRID, WORK, WRITTEN, manifest_in, name_of, named_in
-from diffuse_cli.system import files, locks
+from diffuse_cli.system import files, outputs
 from diffuse_cli.system.errors import OutputError
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class Ledger:
 
     def _wait_for_none(self) -> None:
         for path in sorted(self.work.glob("*.lock")):
-            with locks.held(path):
+            with outputs.hold_lock(path):
                 pass
 
     def _clear(self) -> None:
@@ -271,7 +271,7 @@ class Ledger:
     @contextlib.contextmanager
     def writing(self, rank: int) -> Iterator[None]:
         """Hold the lock of a process."""
-        with locks.held(self.work / f"{rank}.lock"):
+        with outputs.hold_lock(self.work / f"{rank}.lock"):
             yield
 
     def add(self, rank: int, part: range, data: Iterator[bytes], side: Arrays) -> None:

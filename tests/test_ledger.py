@@ -16,7 +16,7 @@ from seams import Copies, ends_at, killed_at_each, killed_while
 
 from diffuse_cli.folders import WORK, holding, manifest_in
 from diffuse_cli.ledger import Ledger, parts_of
-from diffuse_cli.system import files, locks
+from diffuse_cli.system import files, outputs
 from diffuse_cli.system.errors import OutputError, Terminated
 
 OUT = Path("samples")
@@ -161,13 +161,13 @@ def test_a_process_that_still_writes_is_waited_for(tmp_path):
     (tmp_path / WORK).mkdir()
     child = os.fork()
     if not child:
-        with locks.held(tmp_path / WORK / "1.lock"):
+        with outputs.hold_lock(tmp_path / WORK / "1.lock"):
             (tmp_path / "held").touch()
             signal.pause()
     try:
         while not (tmp_path / "held").exists():
             time.sleep(0.01)
-        with pytest.raises(locks.BusyError, match=f"process {child} is writing"):
+        with pytest.raises(outputs.BusyError, match=f"process {child} is writing"):
             draw(tmp_path)
     finally:
         os.kill(child, signal.SIGKILL)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from diffuse_cli.system.outputs import claimed, held
+from diffuse_cli.system.outputs import claimed, hold_output
 
 COMMANDS = {
     "train": ("train broken", "-o", ".safetensors"),
@@ -78,7 +78,7 @@ def test_what_may_be_written_is_not_refused(diffuse, start, flag, suffix):
 def test_what_another_process_writes_is_left_to_it(diffuse, start, flag, suffix):
     path = Path("x" + suffix)
     for overwrite in ([], ["--overwrite"]):
-        with held(path):
+        with hold_output(path):
             ran = diffuse(*start.split(), flag, path, "-q", *overwrite)
         assert ran.code == 75
         assert f"process {os.getpid()} is writing to {path}." in ran.line
@@ -90,7 +90,7 @@ def test_what_another_process_writes_is_left_to_it(diffuse, start, flag, suffix)
 @pytest.mark.parametrize("target", ["diffusers", "onnx", "pt2"])
 def test_what_another_process_exports_is_left_to_it(diffuse, target):
     path = Path("x" if target == "diffusers" else f"x.{target}")
-    with held(path):
+    with hold_output(path):
         ran = diffuse("convert", "broken", "--to", target, "-o", path, "--overwrite", "-q")
     assert ran.code == 75
     assert f"process {os.getpid()} is writing to {path}." in ran.line

@@ -28,7 +28,7 @@ from diffuse_cli.parsing import plain
 from diffuse_cli.system.devices import Turns
 from diffuse_cli.system.errors import Interrupted, Terminated, UsageError
 from diffuse_cli.system.events import Notice, Progress, Table, finish
-from diffuse_cli.system.signals import Pending, noting
+from diffuse_cli.system.processes import Pending, noting
 from diffuse_cli.training.configuring import configure
 from diffuse_cli.training.loop import fit
 from diffuse_cli.training.reports import Previewed, Step, Trained, Validated

@@ -17,7 +17,7 @@ from diffuse_cli.metrics import Measured, label
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import rank
 from diffuse_cli.system.events import Notice, Progress
-from diffuse_cli.system.signals import deferred
+from diffuse_cli.system.processes import deferred
 from diffuse_cli.training.configuring import configure as configure
 
 if TYPE_CHECKING:

@@ -125,7 +125,7 @@ def _claimed(target: Target, name: str, config: ConvertConfig) -> Iterator[Path]
             f"--to {name} writes a folder, not {files.show(path)}", "Choose another -o"
         )
     files.check_writable(path / "config.json")
-    with outputs.held(path):
+    with outputs.hold_output(path):
         _check_folder(path, target, config.overwrite)
         yield path
 

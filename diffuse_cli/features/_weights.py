@@ -19,7 +19,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from diffuse_cli.system import files, locks
+from diffuse_cli.system import files, outputs
 from diffuse_cli.system.errors import ModelFileError
 from diffuse_cli.system.events import Notice, Progress, Work
 from diffuse_cli.system.files import show
@@ -101,7 +101,7 @@ def download(published: Published, path: Path) -> Work[None]:
     """
     where = f"from {published.url} to {show(path)}"
     yield Notice(f"downloading the weights of {published.network} {where}")
-    with locks.held(path.with_name(f".{path.name}.lock"), "Wait for it"):
+    with outputs.hold_lock(path.with_name(f".{path.name}.lock"), "Wait for it"):
         files.sweep(path.parent, re.escape(path.name))
         with _reported(published):
             request = urllib.request.Request(published.url, headers={"User-Agent": "diffuse"})

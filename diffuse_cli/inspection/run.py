@@ -10,7 +10,7 @@ from typing import Any
 from diffuse_cli.config import InfoConfig
 from diffuse_cli.inspection.model import ModelReport, inspect_model
 from diffuse_cli.options import read_toml
-from diffuse_cli.system import locks, run_reader
+from diffuse_cli.system import outputs, run_reader
 from diffuse_cli.system.errors import ModelFileError
 from diffuse_cli.system.events import Notice, Work
 
@@ -70,7 +70,7 @@ def inspect_run(config: InfoConfig, run: Path) -> Work[RunReport]:
     rows = list(run_reader.rows(run / run_reader.METRICS))
     last = {name: run_reader.last(rows, name) for name in LOGGED}
     step = int(max([row["step"] for row in rows] + [model.step if model else 0]))
-    process, speed = locks.holder(run / run_reader.LOCK), last["images_per_second"]
+    process, speed = outputs.holder(run / run_reader.LOCK), last["images_per_second"]
     again = run_reader.resume_line(str(settings.get("data")), str(run_reader.model_of(run)))
     return RunReport(
         path=config.path,

@@ -25,9 +25,8 @@ from diffuse_cli.system import files
 from diffuse_cli.system.devices import machine
 from diffuse_cli.system.errors import ModelFileError, OutputError, UsageError
 from diffuse_cli.system.events import Notice, Progress, Work
-from diffuse_cli.system.hub_models import MODEL_FILE
+from diffuse_cli.system.hub_models import MODEL_FILE, check_free, pushed, upload
 from diffuse_cli.system.outputs import check_suffix
-from diffuse_cli.system.pushing import check_free, pushed, upload
 
 CARD, SAMPLES, NUMBERS = "README.md", "samples.png", "eval.json"
 """Names of the files beside the model."""

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from diffuse_cli.core.conditions import Table
 from diffuse_cli.core.settings import from_dict
 from diffuse_cli.options import read_toml
-from diffuse_cli.system import files, locks, outputs, run_reader
+from diffuse_cli.system import files, outputs, run_reader
 from diffuse_cli.system.errors import ModelFileError, OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class RunDirectory:
             BusyError: another process holds it.
         """
         try:
-            with locks.held(self.path / run_reader.LOCK), outputs.held(self.model):
+            with outputs.hold_lock(self.path / run_reader.LOCK), outputs.hold_output(self.model):
                 try:
                     self._sweep()
                     yield

@@ -16,7 +16,7 @@ from PIL import Image
 from training.conftest import QUICK
 
 from diffuse_cli import app
-from diffuse_cli.system import locks
+from diffuse_cli.system import outputs
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.training.rundir import RunDirectory
 
@@ -316,7 +316,7 @@ def test_a_lock_file_that_its_holder_removed_meanwhile_is_no_lock(tmp_path, monk
         return real(file, how)
 
     monkeypatch.setattr(fcntl, "flock", racing)
-    with locks.held(path):
+    with outputs.hold_lock(path):
         assert path.exists()
         assert len(tries) == 2
 
@@ -334,7 +334,7 @@ def test_a_forked_child_does_not_keep_the_lock(script, tmp_path, monkeypatch):
 
 
 def test_the_second_sampling_into_a_folder_names_the_first(process, diffuse, model):
-    with locks.held(Path("samples/.lock")):
+    with outputs.hold_lock(Path("samples/.lock")):
         ran = process("sample", model, "-n", 1, "--steps", 2, "-q")
     assert ran.code == 75
     assert "is writing to samples" in ran.err

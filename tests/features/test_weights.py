@@ -15,7 +15,7 @@ from seams import FULL, failing
 
 from diffuse_cli.features import _weights
 from diffuse_cli.features._weights import Published, download
-from diffuse_cli.system import files, locks
+from diffuse_cli.system import files, outputs
 from diffuse_cli.system.errors import BusyError, ModelFileError, OutputError
 from diffuse_cli.system.events import Notice, Progress, finish
 
@@ -234,7 +234,7 @@ def test_two_do_not_download_at_a_time(server, published, cache, monkeypatch):
         raise BusyError("process 7 is writing", hint)
         yield
 
-    monkeypatch.setattr(locks, "held", held)
+    monkeypatch.setattr(outputs, "held", held)
     with pytest.raises(BusyError, match=r"Wait for it$"):
         finish(published("good").find())
     assert server.asked == []

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import in_process
 
-from diffuse_cli.system.locks import holder
+from diffuse_cli.system.outputs import holder
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
 
