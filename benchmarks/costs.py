@@ -18,8 +18,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffuse_cli.config import TrainConfig
+from diffuse_cli.config.presets import PRESETS
 from diffuse_cli.core import Conditions, Space
-from diffuse_cli.presets import PRESETS
 from diffuse_cli.training.configuring import complete
 from diffuse_cli.training.memory import cost
 

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffuse_cli import pictures
 from diffuse_cli.core import SAMPLERS, Prediction, Process
+from diffuse_cli.media import figures
 
 HIGH, LOW = 80.0, 0.1
 WEIGHT, MEAN, SPREAD = torch.tensor([(0.4, -0.6, 0.25), (0.6, 0.5, 0.35)], dtype=torch.float64).T
@@ -116,11 +116,11 @@ def slopes(table: dict[str, list[dict[str, float]]]) -> dict[str, float]:
 
 def plot(table: dict[str, list[dict[str, float]]]) -> bytes:
     """Error over evaluations, both logarithmic, each line named at its end; PNG."""
-    sheet = pictures.Sheet(7.4, 5.0, 150)
+    sheet = figures.Sheet(7.4, 5.0, 150)
     sheet.text(0.3, 0.3, "Error of a sampler by network evaluations", fontsize=12, va="center")
     sheet.text(
         0.3, 0.58, "exact denoiser of a mixture, noise from 80 to 0.1, log-log; slope at the end",
-        fontsize=8.5, va="center", color=pictures.FAINT,
+        fontsize=8.5, va="center", color=figures.FAINT,
     )  # fmt: skip
     axes = sheet.axes(0.8, 0.9, 5.2, 3.5)
     axes.set_xscale("log", base=2)
@@ -129,10 +129,10 @@ def plot(table: dict[str, list[dict[str, float]]]) -> bytes:
     for i, (label, rows) in enumerate(table.items()):
         shown = [row for row in rows if row["evaluations"] <= STEPS[-1]]
         x, y = ([row[key] for row in shown] for key in ("evaluations", "error"))
-        axes.plot(x, y, "o-", color=pictures.color(i), linewidth=1.8, markersize=4)
+        axes.plot(x, y, "o-", color=figures.color(i), linewidth=1.8, markersize=4)
         axes.annotate(
             f"{label}   {steep[label]:.1f}", (x[-1], y[-1]), (7, 0), textcoords="offset points",
-            color=pictures.color(i), fontsize=8.5, va="center", annotation_clip=False,
+            color=figures.color(i), fontsize=8.5, va="center", annotation_clip=False,
         )  # fmt: skip
     ticks = [8, 16, 32, 64, 128, 256]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])

@@ -6,24 +6,24 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diffuse_cli import pictures
+from diffuse_cli.media import figures
 
 Points = Sequence[tuple[float, float, float]]
 """(x, y, standard error of y)."""
 
 
-def png(sheet: pictures.Sheet) -> bytes:
+def png(sheet: figures.Sheet) -> bytes:
     """The finished sheet."""
     buffer = io.BytesIO()
     sheet.render().save(buffer, "png", optimize=True)
     return buffer.getvalue()
 
 
-def headed(width: float, height: float, title: str, under: str) -> pictures.Sheet:
+def headed(width: float, height: float, title: str, under: str) -> figures.Sheet:
     """A sheet with its title, and what it shows below that."""
-    sheet = pictures.Sheet(width, height, 150)
+    sheet = figures.Sheet(width, height, 150)
     sheet.text(0.3, 0.3, title, fontsize=12, va="center")
-    sheet.text(0.3, 0.58, under, width - 0.6, fontsize=8.5, va="center", color=pictures.FAINT)
+    sheet.text(0.3, 0.58, under, width - 0.6, fontsize=8.5, va="center", color=figures.FAINT)
     return sheet
 
 
@@ -47,16 +47,16 @@ def lines(
     for i, (name, points) in enumerate(series.items()):
         x, y, error = zip(*sorted(points), strict=True)
         axes.errorbar(
-            x, y, error, fmt="o-", color=pictures.color(i), linewidth=1.8, markersize=4,
+            x, y, error, fmt="o-", color=figures.color(i), linewidth=1.8, markersize=4,
             elinewidth=0.8, capsize=2,
         )  # fmt: skip
-        ends.append((y[-1], name, x[-1], pictures.color(i)))
+        ends.append((y[-1], name, x[-1], figures.color(i)))
     ticks = sorted({x for points in series.values() for x, _, _ in points})
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     if level:
-        axes.axhline(level[1], color=pictures.FAINT, linewidth=1.0, linestyle="--")
-        ends.append((level[1], level[0], max(ticks), pictures.FAINT))
+        axes.axhline(level[1], color=figures.FAINT, linewidth=1.0, linestyle="--")
+        ends.append((level[1], level[0], max(ticks), figures.FAINT))
     axes.margins(0.06, 0.12)
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
@@ -92,13 +92,13 @@ def budget(parts: Sequence[Mapping[str, Any]], seconds: float) -> bytes:
     axes = sheet.axes(2.5, 0.85, 4.6, height - 1.2)
     places = range(len(parts), 0, -1)
     spent = [part["ms"] for part in parts]
-    axes.barh(places, spent, 0.62, color=pictures.COLORS[5])
+    axes.barh(places, spent, 0.62, color=figures.COLORS[5])
     least = [min(part["ms"], part.get("ms_at_the_roof", 0.0)) for part in parts]
-    axes.barh(places, least, 0.62, color=pictures.COLORS[0])
+    axes.barh(places, least, 0.62, color=figures.COLORS[0])
     for place, part in zip(places, parts, strict=True):
         axes.annotate(
             f"{part['ms']:,.1f}", (part["ms"], place), (4, 0), textcoords="offset points",
-            fontsize=7.5, va="center", color=pictures.FAINT,
+            fontsize=7.5, va="center", color=figures.FAINT,
         )  # fmt: skip
     axes.set_yticks(list(places), [part["part"] for part in parts])
     axes.margins(0.08, 0.02)
@@ -130,15 +130,15 @@ def growth(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
             axes.set_xscale("log", base=2)
             axes.set_yscale("log")
             if key == "images_per_s":
-                axes.plot(x, kept, "--", color=pictures.FAINT, linewidth=1.0)
+                axes.plot(x, kept, "--", color=figures.FAINT, linewidth=1.0)
             axes.plot(
-                x, [row[key] for row in points], "o-", color=pictures.color(i), linewidth=1.8,
+                x, [row[key] for row in points], "o-", color=figures.color(i), linewidth=1.8,
                 markersize=4,
             )  # fmt: skip
             for row in points:
                 axes.annotate(
                     f"{row[key]:,.0f}", (row[name], row[key]), (0, 6),
-                    textcoords="offset points", fontsize=7, ha="center", color=pictures.FAINT,
+                    textcoords="offset points", fontsize=7, ha="center", color=figures.FAINT,
                 )  # fmt: skip
             axes.margins(0.12, 0.25)
             axes.set_xticks(x, [str(value) for value in x])

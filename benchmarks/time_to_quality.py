@@ -34,8 +34,8 @@ import peers
 from peers import Recipe
 from steps import say
 
+from diffuse_cli.media.figures import grid
 from diffuse_cli.metrics import frechet
-from diffuse_cli.pictures import grid
 from diffuse_cli.system.devices import machine
 from diffuse_cli.system.memory import keep_freed_memory
 from diffuse_cli.system.rng import permutation

@@ -19,9 +19,9 @@ from diffuse_cli.commands import COMMANDS
 from diffuse_cli.commands._help import Command, Group
 from diffuse_cli.commands._mistakes import explain
 from diffuse_cli.commands._options import make_command
+from diffuse_cli.config.options import options
 from diffuse_cli.console import Console, steady
 from diffuse_cli.core.registry import InvalidArgument
-from diffuse_cli.options import options
 from diffuse_cli.system import __version__
 from diffuse_cli.system.devices import launched, rank, wait_briefly
 from diffuse_cli.system.errors import DiffuseError, OutputError, UsageError, translated

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffuse_cli import ledger, packing, pictures, sheets
+from diffuse_cli import ledger, packing, sheets
 from diffuse_cli.columns import told_by
 from diffuse_cli.config import SampleConfig
 from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
 from diffuse_cli.folders import GIF, GRID, GRID_IMAGES
 from diffuse_cli.ledger import KEY, Ledger, Plan, parts_of
-from diffuse_cli.media import MEDIA, Asked, like, prepare, suffix
+from diffuse_cli.media import MEDIA, Asked, figures, like, prepare, suffix
 from diffuse_cli.sampling import stored
 from diffuse_cli.stages import Chain, load_chain
 from diffuse_cli.system import files
@@ -148,7 +148,7 @@ class Job:
         indices = sorted(self.ledger.hashes)
         made = {}
         if self.config.grid:
-            made[GRID] = pictures.png(self._grid(indices[:GRID_IMAGES]))
+            made[GRID] = figures.png(self._grid(indices[:GRID_IMAGES]))
         if self.config.gif:
             frames = {i: [*self._side(i, "frames")] for i in indices[:GIF_IMAGES]}
             made[GIF] = sheets.animate(frames, self.space)

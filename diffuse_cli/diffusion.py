@@ -9,13 +9,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.config import DiffusionConfig
+from diffuse_cli.config.presets import naming
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.core.schedules import SCHEDULES, shifted, zero_terminal_snr
 from diffuse_cli.core.settings import Settings
 from diffuse_cli.core.space import Space
 from diffuse_cli.core.variances import channels_out
-from diffuse_cli.presets import naming
 from diffuse_cli.system.errors import lookup, translating
 
 if TYPE_CHECKING:

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffuse_cli import pictures
 from diffuse_cli.conditioning import Condition
 from diffuse_cli.core.space import Space
-from diffuse_cli.media import looks
+from diffuse_cli.media import figures, looks
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -36,10 +35,10 @@ def arrange(drawn: Mapping[int, Array], space: Space, wanted: Condition | None) 
             rows[wanted.label(i), wanted.row(i)].append(shown[i])
     columns = max(map(len, rows.values()), default=0)
     if len(rows) < 2 or columns < 2:
-        return pictures.grid(np.stack(list(shown.values())))
+        return figures.grid(np.stack(list(shown.values())))
     blank = np.full_like(shown[order[0]], 255)
     filled = [image for row in rows.values() for image in (*row, *[blank] * (columns - len(row)))]
-    return pictures.grid(np.stack(filled), columns)
+    return figures.grid(np.stack(filled), columns)
 
 
 def beside(drawn: Mapping[int, Array], space: Space, seen: Frames, turn: int) -> Image:
@@ -53,7 +52,7 @@ def beside(drawn: Mapping[int, Array], space: Space, seen: Frames, turn: int) ->
     rows: dict[int, list[Array]] = {}
     for i in order:
         rows.setdefault(i % turn, [*seen[i % turn]]).append(shown[i])
-    return pictures.rows(rows[k] for k in sorted(rows))
+    return figures.rows(rows[k] for k in sorted(rows))
 
 
 def animate(frames: Frames, space: Space) -> bytes:
@@ -61,5 +60,5 @@ def animate(frames: Frames, space: Space) -> bytes:
     order = sorted(frames)
     last = len(frames[order[0]]) - 1
     shown = sorted({round(last * k / (GIF_FRAMES - 1)) for k in range(GIF_FRAMES)})
-    grids = [pictures.grid(looks(space, np.stack([frames[i][k] for i in order]))) for k in shown]
-    return pictures.gif(grids, seconds=3.0, hold=2.0)
+    grids = [figures.grid(looks(space, np.stack([frames[i][k] for i in order]))) for k in shown]
+    return figures.gif(grids, seconds=3.0, hold=2.0)

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffuse_cli import parsing
 from diffuse_cli.api._calling import HELD
-from diffuse_cli.config import EvalConfig, SampleConfig, TrainConfig
+from diffuse_cli.config import EvalConfig, SampleConfig, TrainConfig, parsers
+from diffuse_cli.config.options import kind_of, options
 from diffuse_cli.core.networks import NETWORKS
-from diffuse_cli.options import kind_of, options
 
 MODULE = Path(__file__).parents[1] / "diffuse_cli" / "api" / "_options.py"
 
@@ -53,15 +52,15 @@ OWN = {
 function, or are not taken."""
 
 PARSED = {
-    parsing.parse_length: "Int | str | Sequence[Int]",
-    parsing.parse_betas: "Path | Sequence[Float]",
-    parsing.parse_listed: "str | Sequence[str]",
-    parsing.parse_color: "str",
-    parsing.parse_bytes: "Int | str",
-    parsing.parse_file: "Path",
-    parsing.parse_interval: "str | Sequence[Float]",
-    parsing.parse_range: "str | Sequence[Int]",
-    parsing.parse_timesteps: "Int | str",
+    parsers.parse_length: "Int | str | Sequence[Int]",
+    parsers.parse_betas: "Path | Sequence[Float]",
+    parsers.parse_listed: "str | Sequence[str]",
+    parsers.parse_color: "str",
+    parsers.parse_bytes: "Int | str",
+    parsers.parse_file: "Path",
+    parsers.parse_interval: "str | Sequence[Float]",
+    parsers.parse_range: "str | Sequence[Int]",
+    parsers.parse_timesteps: "Int | str",
 }
 """What parsers take."""
 

@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from diffuse_cli import pictures
 from diffuse_cli.core.space import Space
-from diffuse_cli.media import Asked, audio
+from diffuse_cli.media import Asked, audio, figures
 
 WINDOW, STEP, SHOWN, COLUMNS = 256, 128, 18, 6
 
@@ -63,7 +62,7 @@ def main(real: Path, drawn: Path, out: Path) -> None:
         std=(float(ours.std()),), rate=asked.rate,
     )  # fmt: skip
     grids = [
-        pictures.grid(audio.look(each[:, None], space), COLUMNS)
+        figures.grid(audio.look(each[:, None], space), COLUMNS)
         for each in (ours[order[:SHOWN]], theirs[:SHOWN])
     ]
     sheet = Image.new("L", (grids[0].width, sum(grid.height for grid in grids) + 16), "white")

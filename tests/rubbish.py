@@ -14,8 +14,8 @@ import profiles
 from corpus import chunk, encoded, fill, noise, png
 from PIL import Image
 
-from diffuse_cli import unusable as reasons
-from diffuse_cli.media._headers import FORMATS
+from diffuse_cli.media import file_errors as reasons
+from diffuse_cli.media.image.image_metadata import FORMATS
 
 PROFILED = [kind for kind in FORMATS if kind not in ("BMP", "GIF")]
 """Formats that hold colour profiles."""

@@ -24,10 +24,10 @@ from conftest import JUDGE, builder
 from PIL import Image
 
 from diffuse_cli.commands import COMMANDS
+from diffuse_cli.config.presets import PRESETS
 from diffuse_cli.core import NETWORKS, Conditions
 from diffuse_cli.media import MEDIA
-from diffuse_cli.media._headers import FORMATS
-from diffuse_cli.presets import PRESETS
+from diffuse_cli.media.image.image_metadata import FORMATS
 
 ROOT = Path(__file__).parents[1]
 THEORY = ROOT / "docs" / "theory.md"

@@ -30,9 +30,9 @@ from diffuse_cli.core.networks._unet_modules import ResBlock
 from diffuse_cli.core.restoration import RESTORATIONS, Restoration
 from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.core.timesteps import TimestepDraw, uniform
-from diffuse_cli.options import Config as Options
-from diffuse_cli.options import option
-from diffuse_cli.presets import Preset
+from diffuse_cli.config.options import Config as Options
+from diffuse_cli.config.options import option
+from diffuse_cli.config.presets import Preset
 
 NEEDS = ()
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffuse_cli import pictures
+from diffuse_cli.media import figures
 
 LEVELS = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16)
 
@@ -45,12 +45,12 @@ def noise(*shape: int) -> np.ndarray:
 def test_grid_size(
     count: int, height: int, width: int, columns: int | None, size: tuple[int, int]
 ) -> None:
-    assert pictures.grid(noise(count, 1, height, width), columns).size == size
+    assert figures.grid(noise(count, 1, height, width), columns).size == size
 
 
 def test_grid_places_every_image_and_leaves_the_rest_white() -> None:
     images = noise(5, 3, 20, 32)
-    sheet = np.asarray(pictures.grid(images, columns=3, padding=1))
+    sheet = np.asarray(figures.grid(images, columns=3, padding=1))
     expected = np.full((81, 194, 3), 255, np.uint8)
     for i, each in enumerate(images):
         top, left = i // 3 * 41, i % 3 * 65
@@ -62,7 +62,7 @@ def test_grid_places_every_image_and_leaves_the_rest_white() -> None:
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (2, "L"), (3, "RGB"), (5, "RGB")])
 def test_grid_shows_any_number_of_channels(channels: int, mode: str) -> None:
     images = noise(1, channels, 64, 64)
-    sheet = pictures.grid(images)
+    sheet = figures.grid(images)
     assert sheet.mode == mode
     shown = 3 if mode == "RGB" else 1
     first = np.atleast_3d(np.asarray(sheet)).transpose(2, 0, 1)
@@ -72,23 +72,23 @@ def test_grid_shows_any_number_of_channels(channels: int, mode: str) -> None:
 @pytest.mark.parametrize(("count", "columns"), [(0, None), (2, 0)])
 def test_grid_refuses_nothing(count: int, columns: int | None) -> None:
     with pytest.raises(ValueError, match="at least one"):
-        pictures.grid(noise(count, 1, 4, 4), columns)
+        figures.grid(noise(count, 1, 4, 4), columns)
 
 
 def test_png_holds_the_pixels_and_nothing_else() -> None:
     pixels = noise(3, 5, 7)
-    data = pictures.png(pixels)
+    data = figures.png(pixels)
     opened = Image.open(io.BytesIO(data))
     assert np.array_equal(np.asarray(opened), pixels.transpose(1, 2, 0))
-    dressed = pictures.image(pixels)
+    dressed = figures.image(pixels)
     dressed.info.update(dpi=(72, 72), icc_profile=b"x" * 200, Software="today")
-    assert pictures.png(dressed) == data
+    assert figures.png(dressed) == data
     assert dressed.info, "the caller's image was changed"
 
 
 def test_gif_loops_and_holds_the_last_frame() -> None:
-    frames = [pictures.grid(noise(1, 1, 8, 8) // (i + 1)) for i in range(5)]
-    data = pictures.gif(frames, seconds=1, hold=2)
+    frames = [figures.grid(noise(1, 1, 8, 8) // (i + 1)) for i in range(5)]
+    data = figures.gif(frames, seconds=1, hold=2)
     opened = Image.open(io.BytesIO(data))
     durations = []
     for i in range(opened.n_frames):
@@ -96,14 +96,14 @@ def test_gif_loops_and_holds_the_last_frame() -> None:
         durations.append(opened.info["duration"])
     assert opened.info["loop"] == 0
     assert durations == [200, 200, 200, 200, 2200]
-    assert data == pictures.gif(frames, seconds=1, hold=2)
+    assert data == figures.gif(frames, seconds=1, hold=2)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_gif_keeps_every_grey_level(channels: int) -> None:
     images = [LEVELS[0], LEVELS[0][:, ::-1], 255 - LEVELS[0]]
-    frames = [pictures.image(i.repeat(channels, axis=0)) for i in images]
-    for frame, read in zip(frames, frames_of(pictures.gif(frames, seconds=1, hold=0)), strict=True):
+    frames = [figures.image(i.repeat(channels, axis=0)) for i in images]
+    for frame, read in zip(frames, frames_of(figures.gif(frames, seconds=1, hold=0)), strict=True):
         assert np.array_equal(np.asarray(frame.convert("RGB")), np.asarray(read))
 
 
@@ -112,8 +112,8 @@ def test_gif_keeps_few_colors_exactly_and_greys_neutral() -> None:
     flat[:, 5:9, 5:9] = np.array([0, 114, 178], np.uint8)[:, None, None]
     busy = noise(3, 40, 40)
     busy[:, 20:] = noise(1, 20, 40)
-    frames = [pictures.image(flat), pictures.image(busy)]
-    first, second = map(np.asarray, frames_of(pictures.gif(frames, seconds=1, hold=0)))
+    frames = [figures.image(flat), figures.image(busy)]
+    first, second = map(np.asarray, frames_of(figures.gif(frames, seconds=1, hold=0)))
     assert np.array_equal(first, np.asarray(frames[0]))
     greys = second[20:].astype(int)
     assert (greys.max(2) == greys.min(2)).all()
@@ -123,7 +123,7 @@ def test_gif_keeps_few_colors_exactly_and_greys_neutral() -> None:
 
 def test_gif_refuses_nothing() -> None:
     with pytest.raises(ValueError, match="at least one"):
-        pictures.gif([], seconds=1, hold=0)
+        figures.gif([], seconds=1, hold=0)
 
 
 @pytest.mark.parametrize(
@@ -137,14 +137,14 @@ def test_gif_refuses_nothing() -> None:
     ],
 )
 def test_readable(value: float, words: str) -> None:
-    assert pictures.readable(value).strip("$") == words
+    assert figures.readable(value).strip("$") == words
 
 
 def test_a_sheet_shows_images_dot_by_dot_whatever_the_matplotlibrc_says() -> None:
     import matplotlib
 
     def drawn() -> np.ndarray:
-        sheet = pictures.Sheet(2.03, 1.51, 97)
+        sheet = figures.Sheet(2.03, 1.51, 97)
         sheet.text(0.1, 0.2, "$x_t$ of 図.png")
         sheet.axes(1, 1, 0.5, 0.3).plot([0, 1, 2], [2, 1, 0], linewidth=1)
         sheet.image(0.5, 0.4, pixels, zoom=3)
@@ -161,14 +161,14 @@ def test_a_sheet_shows_images_dot_by_dot_whatever_the_matplotlibrc_says() -> Non
 
 def test_nothing_heavy_is_imported() -> None:
     heavy = "{'torch', 'matplotlib', 'torchvision'}"
-    code = f"import sys, diffuse_cli.pictures; print({heavy} & set(sys.modules))"
+    code = f"import sys, diffuse_cli.media.figures; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
 
 def test_rows_put_smaller_images_on_white() -> None:
     small, large = np.zeros((1, 2, 2), np.uint8), np.zeros((3, 2, 5), np.uint8)
-    sheet = np.asarray(pictures.rows([[small, large]]))
+    sheet = np.asarray(figures.rows([[small, large]]))
     assert sheet.ndim == 3
     zoom = sheet.shape[0] // 2
     assert (sheet[:, : 2 * zoom] == 0).all()

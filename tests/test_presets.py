@@ -10,13 +10,13 @@ import torch
 from nets import Plan
 
 from diffuse_cli.config import TrainConfig
+from diffuse_cli.config.options import from_dict
+from diffuse_cli.config.presets import PRESETS, architecture, choose, naming
 from diffuse_cli.core import LOSSES, SCHEDULES, TARGETS, VARIANCES, WEIGHTINGS, Conditions, Space
 from diffuse_cli.core.networks import NETWORKS, count_parameters, vit
 from diffuse_cli.core.networks.unet import Config, check
 from diffuse_cli.core.targets import has_noise
 from diffuse_cli.core.variances import channels_out
-from diffuse_cli.options import from_dict
-from diffuse_cli.presets import PRESETS, architecture, choose, naming
 from diffuse_cli.system.errors import UsageError
 
 

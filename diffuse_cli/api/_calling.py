@@ -15,10 +15,10 @@ from PIL.Image import Image
 
 from diffuse_cli.api._samples import Samples
 from diffuse_cli.config import EvalConfig, SampleConfig, TrainConfig
+from diffuse_cli.config.options import flag_of, options
+from diffuse_cli.config.parsers import brief, plain
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.data import held
-from diffuse_cli.options import flag_of, options
-from diffuse_cli.parsing import brief, plain
 from diffuse_cli.system.devices import reading_sample
 from diffuse_cli.system.errors import DiffuseError, UsageError, translated
 from diffuse_cli.system.events import Notice, Progress, Work

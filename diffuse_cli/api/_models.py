@@ -15,12 +15,12 @@ from diffuse_cli.api._calling import as_usual, done, path_of, placed, translatin
 from diffuse_cli.api._options import Int, SampleOptions
 from diffuse_cli.api._samples import Samples
 from diffuse_cli.config import SampleConfig
+from diffuse_cli.config.options import from_dict
+from diffuse_cli.config.parsers import plain
 from diffuse_cli.core.space import Space
 from diffuse_cli.inspection.model import report_on
 from diffuse_cli.ledger import parts_of
 from diffuse_cli.media import prepare
-from diffuse_cli.options import from_dict
-from diffuse_cli.parsing import plain
 from diffuse_cli.sampling import precision_for, ready
 from diffuse_cli.stages import load_chain
 from diffuse_cli.system import files

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from diffuse_cli import pictures
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import File
 from diffuse_cli.folders import name_of
-from diffuse_cli.media import MEDIA, looks, suffix
+from diffuse_cli.media import MEDIA, figures, looks, suffix
 from diffuse_cli.system import files
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ class Samples(Sequence["Image"]):
         return [self._picture(k) for k in chosen]
 
     def _picture(self, index: int) -> Image:
-        return pictures.image(looks(self.space, self.arrays[index : index + 1])[0])
+        return figures.image(looks(self.space, self.arrays[index : index + 1])[0])
 
     def images(self) -> list[Image]:
         """A picture of each, of 8 bits, grey or in colour: of an image itself, of an array its
@@ -68,7 +67,7 @@ class Samples(Sequence["Image"]):
 
     def grid(self) -> Image:
         """All of them in one picture."""
-        return pictures.grid(looks(self.space, self.arrays))
+        return figures.grid(looks(self.space, self.arrays))
 
     def files(self) -> Iterator[File]:
         """The bytes of the file of each, and its extension, as `diffuse sample` writes it."""

@@ -22,9 +22,9 @@ from diffuse_cli.api._calling import (
 )
 from diffuse_cli.api._options import TrainOptions
 from diffuse_cli.config import TrainConfig
-from diffuse_cli.config.training import from_file
-from diffuse_cli.options import read_toml
-from diffuse_cli.parsing import plain
+from diffuse_cli.config.options import read_toml
+from diffuse_cli.config.parsers import plain
+from diffuse_cli.config.train_options import from_file
 from diffuse_cli.system.devices import Turns
 from diffuse_cli.system.errors import Interrupted, Terminated, UsageError
 from diffuse_cli.system.events import Notice, Progress, Table, finish

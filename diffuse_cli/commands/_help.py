@@ -14,8 +14,8 @@ from typing import Any
 from typer.core import TyperCommand, TyperGroup
 
 from diffuse_cli.commands._mistakes import no_command
+from diffuse_cli.config.options import GROUPS
 from diffuse_cli.console import is_terminal
-from diffuse_cli.options import GROUPS
 
 WIDEST, LEFT = 100, 28
 """The most columns that are used, and the columns of the flags."""

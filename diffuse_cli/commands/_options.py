@@ -11,11 +11,9 @@ from typing import Any
 
 import typer
 
-from diffuse_cli import parsing
 from diffuse_cli.commands._mistakes import meant_value
-from diffuse_cli.console import Console
-from diffuse_cli.core.settings import digits
-from diffuse_cli.options import (
+from diffuse_cli.config import parsers
+from diffuse_cli.config.options import (
     Config,
     Option,
     flag_of,
@@ -28,6 +26,8 @@ from diffuse_cli.options import (
     read_toml,
     run_option,
 )
+from diffuse_cli.console import Console
+from diffuse_cli.core.settings import digits
 from diffuse_cli.system.devices import rank
 from diffuse_cli.system.errors import UsageError, lookup
 
@@ -142,19 +142,19 @@ def _parameter(f: dataclasses.Field[Any], spec: Option) -> inspect.Parameter:
 METAVARS: dict[Any, str] = {
     "int": "N",
     "float": "X",
-    parsing.parse_size: "H[xW]",
-    parsing.parse_length: "H[xW]",
-    parsing.parse_color: "COLOR",
-    parsing.parse_bytes: "SIZE",
-    parsing.parse_betas: "FILE",
-    parsing.parse_file: "FILE",
-    parsing.parse_interval: "LOW,HIGH",
-    parsing.parse_timesteps: "N|all",
-    parsing.parse_ints: "N,...",
-    parsing.parse_names: "NAME",
-    parsing.parse_listed: "NAME,...",
-    parsing.parse_settings: "NAME=VALUE",
-    parsing.parse_scales: "SCALE,...",
+    parsers.parse_size: "H[xW]",
+    parsers.parse_length: "H[xW]",
+    parsers.parse_color: "COLOR",
+    parsers.parse_bytes: "SIZE",
+    parsers.parse_betas: "FILE",
+    parsers.parse_file: "FILE",
+    parsers.parse_interval: "LOW,HIGH",
+    parsers.parse_timesteps: "N|all",
+    parsers.parse_ints: "N,...",
+    parsers.parse_names: "NAME",
+    parsers.parse_listed: "NAME,...",
+    parsers.parse_settings: "NAME=VALUE",
+    parsers.parse_scales: "SCALE,...",
 }
 """What stands for a value in `--help`, by its parser or the kind of its field."""
 
@@ -163,7 +163,7 @@ def _help(f: dataclasses.Field[Any], spec: Option) -> str:
     """The help of a field: its sentence, the names it accepts, its default."""
     parts = [spec.help]
     if spec.table == "presets.PRESETS":
-        from diffuse_cli.presets import PRESETS
+        from diffuse_cli.config.presets import PRESETS
 
         own = PRESETS.own  # entries of other packages are not imported for their help
         named = (f"{k}: {own[k].help}" if k in own else k for k in PRESETS)

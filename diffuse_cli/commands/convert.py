@@ -27,10 +27,10 @@ def run(config: ConvertConfig, console: Console) -> None:
 
 def _bring(config: ConvertConfig, console: Console) -> None:
     """Convert to a model file."""
+    from diffuse_cli.config.options import to_dict
     from diffuse_cli.core.settings import dimensions
     from diffuse_cli.core.settings import to_dict as plain
     from diffuse_cli.interop import convert
-    from diffuse_cli.options import to_dict
     from diffuse_cli.system.files import sha256
 
     made = console.follow(convert(config))

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from diffuse_cli.commands._text import brief, clock
 from diffuse_cli.config import InfoConfig
+from diffuse_cli.config.options import to_toml
 from diffuse_cli.console import Console
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.inspection.words import Rows, labelled, model_rows, more
 from diffuse_cli.metrics import Measured
-from diffuse_cli.options import to_toml
 from diffuse_cli.system.events import columns
 from diffuse_cli.system.files import show
 

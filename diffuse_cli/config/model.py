@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from diffuse_cli.options import Config, process_option
-from diffuse_cli.parsing import parse_betas
+from diffuse_cli.config.options import Config, process_option
+from diffuse_cli.config.parsers import parse_betas
 from diffuse_cli.system.errors import UsageError
 
 TIMESTEPS = 1000

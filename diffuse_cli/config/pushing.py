@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diffuse_cli.options import MODEL, OVERWRITE, Config, argument, option
-from diffuse_cli.parsing import parse_file, parse_license
+from diffuse_cli.config.options import MODEL, OVERWRITE, Config, argument, option
+from diffuse_cli.config.parsers import parse_file, parse_license
 from diffuse_cli.system.errors import UsageError
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffuse_cli import unusable
 from diffuse_cli.data.index import Index
 from diffuse_cli.data.jobs import Decoded, Reading, Skipped
 from diffuse_cli.data.pool import decode_all
@@ -19,7 +18,7 @@ from diffuse_cli.data.sources import Entry, Listing
 from diffuse_cli.data.store import Kept, Shape, Store
 from diffuse_cli.data.streaming import SECONDS_BETWEEN_EVENTS
 from diffuse_cli.data.summary import NAMED
-from diffuse_cli.media import MEDIA, Array, Read, Size, kept_side
+from diffuse_cli.media import MEDIA, Array, Read, Size, file_errors, kept_side
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import Progress, Work
 from diffuse_cli.system.files import show
@@ -93,7 +92,7 @@ def collect(
     try:
         for done, (result, known) in enumerate(found, 1):
             if isinstance(result, Decoded) and not _goes_with(kept.store, result.read, reading):
-                result = Skipped(result.entry, unusable.SHAPE)
+                result = Skipped(result.entry, file_errors.SHAPE)
             if isinstance(result, Skipped):
                 if strict:
                     text = f"{show(result.entry.name)}: {result.reason}"

@@ -6,11 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from diffuse_cli import unusable
 from diffuse_cli.data.sources import Entry, Source
-from diffuse_cli.media import LARGE, MEDIA, Asked, Large, Read, freely, one_large
+from diffuse_cli.media import LARGE, MEDIA, Asked, Large, Read, file_errors, freely, one_large
+from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.system.memory import out_of_memory
-from diffuse_cli.unusable import Unusable
 
 LATER = "large"
 """The reason by which a worker leaves a sample to the process that started it; never shown."""
@@ -62,6 +61,8 @@ def _decode_file(reading: Reading, entry: Entry) -> Result:
     except Large:
         return Skipped(entry, LATER)
     except FileNotFoundError:
-        return Skipped(entry, unusable.VANISHED)
+        return Skipped(entry, file_errors.VANISHED)
     except Exception as error:
-        return Skipped(entry, unusable.MEMORY if out_of_memory(error) else unusable.UNREADABLE)
+        return Skipped(
+            entry, file_errors.MEMORY if out_of_memory(error) else file_errors.UNREADABLE
+        )

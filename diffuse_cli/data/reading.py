@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from PIL import ImageColor
 
-from diffuse_cli import unusable
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.data import store
 from diffuse_cli.data.collecting import Tally, collect
@@ -54,15 +53,16 @@ from diffuse_cli.media import (
     check_layout,
     check_rate,
     checked_size,
+    file_errors,
     kept_side,
     layout_of,
     prepare,
     settled,
 )
+from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.system.errors import DataError, translating
 from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.system.files import show
-from diffuse_cli.unusable import Unusable
 
 ARRAY = "array"
 """The medium of samples whose axes are in an order that their shapes may show."""
@@ -246,7 +246,7 @@ def _warnings(tally: Tally, asked: Asked, kind: Medium) -> Iterator[Notice]:
     contrast = "black" if sum(asked.background) > 3 * 127 else "white"
     for reason, found in tally.remarks.items():
         (line,) = remark_lines({reason: found}, plural(len(tally.entries), kind.ONE, kind.MANY))
-        todo = f"; type --background {contrast}" if reason == unusable.BLANK else ""
+        todo = f"; type --background {contrast}" if reason == file_errors.BLANK else ""
         yield Notice(f"{line}{todo}", warning=True)
 
 

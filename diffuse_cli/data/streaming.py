@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from diffuse_cli import unusable
 from diffuse_cli.data.jobs import Decoded, Reading, Result, decode_files
 from diffuse_cli.data.pool import MOST_PROCESSES, Decode, cores, decode_all, processes
 from diffuse_cli.data.samples import held_out
 from diffuse_cli.data.sources import Entry, open_source
-from diffuse_cli.media import MEDIA, Array, Asked, prepare
+from diffuse_cli.media import MEDIA, Array, Asked, file_errors, prepare
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import Progress, Work
 from diffuse_cli.system.files import show
@@ -90,7 +89,7 @@ class Stream:
         self._lock = threading.Lock()
         self._known: set[int] = set()
         self._faults: list[tuple[int, str]] = []
-        self._last = 0, unusable.VANISHED
+        self._last = 0, file_errors.VANISHED
         self._stack = contextlib.ExitStack()
         self._pool: ThreadPoolExecutor | None = None
         self._decode: Decode = decode_files
@@ -261,7 +260,7 @@ class Stream:
     def _as_stored(self, row: int, result: Decoded) -> tuple[Array | None, str]:
         """The sample with the channels of all, or what is wrong with it."""
         if result.read.digest != self.origin.digests[row].tobytes():
-            return None, unusable.CHANGED
+            return None, file_errors.CHANGED
         values = result.read.values
         asked = self._reading.asked
         if values.shape[1:] != asked.size:

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 from diffuse_cli.data.sources import TABLES, Entry, Source, in_bytes, open_source
 from diffuse_cli.data.summary import NAMED, plural
+from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.files import brief, show
-from diffuse_cli.unusable import Unusable
 
 FILE_NAME = "file_name"
 """The column that says which sample a row is about, by its path from the folder of the table."""

@@ -11,14 +11,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli import pictures
 from diffuse_cli.config import DemoConfig, DiffusionConfig
-from diffuse_cli.config.demo import ForwardConfig, ReverseConfig
+from diffuse_cli.config.noise_demo_options import ForwardConfig, ReverseConfig
+from diffuse_cli.config.options import first_given
 from diffuse_cli.demo import listening, subjects
 from diffuse_cli.demo.drawing import FRAME_COLUMNS, PURE_NOISE, Scene, animate, draw
 from diffuse_cli.demo.subjects import Subject
-from diffuse_cli.media import MEDIA, checked_size
-from diffuse_cli.options import first_given
+from diffuse_cli.media import MEDIA, checked_size, figures
 from diffuse_cli.system import files, outputs
 from diffuse_cli.system.errors import UsageError, lookup, translating
 from diffuse_cli.system.events import Notice, Progress, Work
@@ -60,7 +59,7 @@ def _of_schedules(config: DemoConfig) -> Work[list[bytes]]:
     scene = _scene(config, sample, processes)
     yield from _warning(scene)
     yield Progress("drawing", 0, 1)
-    contents = [pictures.png(draw(scene, config.steps))]
+    contents = [figures.png(draw(scene, config.steps))]
     yield Progress("drawing", 1, 1)
     if config.html:
         times = scene.times(config.steps)
@@ -101,7 +100,7 @@ def _of_model(config: DemoConfig) -> Work[list[bytes]]:
             forward, reverse = yield from reversing.nearest(journey, images.stored)
             journey = replace(journey, forward_near=forward, reverse_near=reverse)
     yield Progress("drawing", 0, 1)
-    contents = [pictures.png(showing.draw(journey, config.steps))]
+    contents = [figures.png(showing.draw(journey, config.steps))]
     yield Progress("drawing", 1, 1)
     if config.html:
         times = showing.times_of(journey, config.steps)

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from diffuse_cli import pictures
 from diffuse_cli.demo import page
-from diffuse_cli.media import MEDIA
-from diffuse_cli.pictures import COLORS, FAINT, Pixels, Sheet
+from diffuse_cli.media import MEDIA, figures
+from diffuse_cli.media.figures import COLORS, FAINT, Pixels, Sheet
 from diffuse_cli.system.events import Progress, Work
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ class Scene:
 def draw(scene: Scene, steps: int) -> Image.Image:
     """The picture of a scene at `steps` timesteps."""
     times = scene.times(steps)
-    colors = {name: pictures.color(i) for i, name in enumerate(scene.processes)}
+    colors = {name: figures.color(i) for i, name in enumerate(scene.processes)}
     rows = [
         page.Row(name, colors[name], partial(scene.noised, name), partial(_level, process))
         for name, process in scene.processes.items()
@@ -84,7 +83,7 @@ def draw(scene: Scene, steps: int) -> Image.Image:
 
 
 def _level(process: Process, t: int) -> str:
-    return rf"$\bar\alpha$ = {pictures.readable(process.alpha_bar(t))}"
+    return rf"$\bar\alpha$ = {figures.readable(process.alpha_bar(t))}"
 
 
 # -- the plots ------------------------------------------------------------------------------------
@@ -122,7 +121,7 @@ def _plot(axes: Axes, scene: Curves, title: str, times: list[int], levels: Level
     drawn: list[Line2D] = []
     count = len(scene.processes)
     for i, process in enumerate(scene.processes.values()):
-        style = {**CURVE, "color": pictures.color(i), "linestyle": DASHES[i // len(COLORS) % 3]}
+        style = {**CURVE, "color": figures.color(i), "linestyle": DASHES[i // len(COLORS) % 3]}
         style |= {"linewidth": 1.6 + 1.4 * (count - 1 - i) / count, "markevery": times}
         drawn += axes.plot(x, levels(process.alpha_bars).tolist(), **style)
     return drawn
@@ -186,7 +185,7 @@ def animate(scene: Scene) -> Work[bytes]:
     ]
     for i, (name, (x, y)) in enumerate(zip(scene.processes, centers, strict=True)):
         style: dict[str, Any] = {"fontweight": "bold", "parse_math": False, "ha": "center"}
-        sheet.text(x, y - 0.1, name, pitch, fontsize=10, color=pictures.color(i), **style)
+        sheet.text(x, y - 0.1, name, pitch, fontsize=10, color=figures.color(i), **style)
     times = scene.times(max(8, min(FRAMES, NOISE // (count * height * width * zoom))))
     frames = []
     for done, t in enumerate(times, 1):
@@ -197,4 +196,4 @@ def animate(scene: Scene) -> Work[bytes]:
             sheet.image(x - w / 2, y, scene.noised(name, t), zoom)
         frames.append(sheet.render())
         yield Progress("animating", done, len(times))
-    return pictures.gif(frames, seconds=SECONDS, hold=HOLD)
+    return figures.gif(frames, seconds=SECONDS, hold=HOLD)

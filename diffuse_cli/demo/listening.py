@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli import pictures
-from diffuse_cli.media import MEDIA
+from diffuse_cli.media import MEDIA, figures
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.files import show
 
@@ -67,7 +66,7 @@ def page(
 def _played(sample: Array, space: Space) -> str:
     """A sample as its picture, and a button to play it."""
     medium: Any = MEDIA[space.medium]
-    picture = pictures.png(medium.look(sample[None], space)[0])
+    picture = figures.png(medium.look(sample[None], space)[0])
     sound = _inside(medium.PLAYED, medium.encode(sample, space))
     return (
         f'<img alt="" src="{_inside("image/png", picture)}">'

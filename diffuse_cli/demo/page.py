@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.pictures import FAINT, Pixels, Sheet, styled
+from diffuse_cli.media.figures import FAINT, Pixels, Sheet, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

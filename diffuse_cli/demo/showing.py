@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli import pictures
 from diffuse_cli.demo import page
 from diffuse_cli.demo.drawing import log_snr, over_time
 from diffuse_cli.demo.reversing import Journey
-from diffuse_cli.media import MEDIA
-from diffuse_cli.pictures import FAINT, Sheet
+from diffuse_cli.media import MEDIA, figures
+from diffuse_cli.media.figures import FAINT, Sheet
 from diffuse_cli.system.events import Progress, Work
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ FORMULA = (
 )
 GIVEN = ", which is told what is given"
 
-BLUE, RED, GREEN = (pictures.color(i) for i in range(3))
+BLUE, RED, GREEN = (figures.color(i) for i in range(3))
 
 
 def times_of(journey: Journey, steps: int) -> list[int]:
@@ -51,7 +50,7 @@ def draw(journey: Journey, steps: int) -> Image.Image:
     forward, reverse, near = journey.forward, journey.reverse, journey.reverse_near
 
     def level(t: int) -> str:
-        return rf"$\bar\alpha$ = {pictures.readable(journey.process.alpha_bar(t))}"
+        return rf"$\bar\alpha$ = {figures.readable(journey.process.alpha_bar(t))}"
 
     def off(t: int) -> str:
         return f"off by {journey.said(journey.missed(t))}"
@@ -127,4 +126,4 @@ def animate(journey: Journey) -> Work[bytes]:
             sheet.image(left, HEAD, journey.look(numbers), zoom)
         frames.append(sheet.render())
         yield Progress("animating", len(frames), len(journey.times))
-    return pictures.gif(frames, seconds=SECONDS, hold=HOLD)
+    return figures.gif(frames, seconds=SECONDS, hold=HOLD)

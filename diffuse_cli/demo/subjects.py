@@ -9,10 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from diffuse_cli import pictures
 from diffuse_cli.config import DemoConfig
 from diffuse_cli.core.space import Space
-from diffuse_cli.media import Array, Asked, by_extension, checked_size, like, prepare, settled
+from diffuse_cli.media import (
+    Array,
+    Asked,
+    by_extension,
+    checked_size,
+    figures,
+    like,
+    prepare,
+    settled,
+)
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import translating
 from diffuse_cli.system.events import Notice, Work
@@ -35,7 +43,7 @@ class Subject:
         """An image of at most so many pixels a side; anything else as it is."""
         if self.space.medium != "image":
             return self
-        values = _channels_first(pictures.shrunk(pictures.image(self.values), side))
+        values = _channels_first(figures.shrunk(figures.image(self.values), side))
         return replace(self, values=values, space=replace(self.space, size=values.shape[1:]))
 
 
@@ -52,7 +60,7 @@ def check_there(path: str) -> None:
         DataError: it is missing or cannot be read.
     """
     if medium_of(path, None) == "image":
-        from diffuse_cli.media._decoding import read_image
+        from diffuse_cli.media.image.decoding import read_image
 
         read_image(path)
 
@@ -94,8 +102,8 @@ def read(config: DemoConfig, space: Space | None = None, fit: str | None = None)
 def _own_image(config: DemoConfig) -> Work[Subject]:
     """An image at the size asked for, or its own, in 8 bits."""
     from diffuse_cli.media import image
-    from diffuse_cli.media._decoding import read_image
-    from diffuse_cli.media._pixels import fitted
+    from diffuse_cli.media.image._pixels import fitted
+    from diffuse_cli.media.image.decoding import read_image
     from diffuse_cli.tasks.inputs import rgb
 
     background = config.background or WHITE
@@ -104,7 +112,7 @@ def _own_image(config: DemoConfig) -> Work[Subject]:
     if config.size:
         picture = fitted(picture, config.size, config.fit or "crop", rgb(background))
     else:
-        picture = pictures.shrunk(picture, OWN_SIDE)
+        picture = figures.shrunk(picture, OWN_SIDE)
     values = _channels_first(picture)
     return Subject(values, image.space(values[None]))
 

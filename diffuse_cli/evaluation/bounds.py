@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffuse_cli import pictures
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.core.likelihood import bound_terms, prior_bits, visited, visits
 from diffuse_cli.diffusion import Blueprint
@@ -18,7 +17,7 @@ from diffuse_cli.evaluation.images import Labelled, inputs_of
 from diffuse_cli.evaluation.parts import Bound, joined
 from diffuse_cli.evaluation.words import words_of
 from diffuse_cli.givens import Inputs
-from diffuse_cli.media import Array
+from diffuse_cli.media import Array, figures
 from diffuse_cli.metrics import Measured
 from diffuse_cli.system.events import Progress, Work
 from diffuse_cli.system.rng import draw_noise, philox
@@ -167,7 +166,7 @@ def draw(bound: Bound, name: str, *, density: bool = False) -> Image.Image:
     Args:
         density: of floats, not of levels.
     """
-    sheet = pictures.Sheet(7.2, 4.3, 150)
+    sheet = figures.Sheet(7.2, 4.3, 150)
     axes = sheet.axes(0.9, 0.75, 6.0, 2.95)
     total = float(bound.parts().sum(1).mean())
     groups, last = bound.by_time(), len(bound.expected)
@@ -177,9 +176,9 @@ def draw(bound: Bound, name: str, *, density: bool = False) -> Image.Image:
     means = np.array([group["bits_per_timestep"] for group in groups])
     edges = [group["first"] + 1 for group in groups] + [last + 1]
     shown = np.where(means > 0, means, np.nan)  # a density's decoder may be negative
-    axes.stairs(shown, edges, baseline=None, color=pictures.color(0), linewidth=1.8)
-    axes.plot([1.5], shown[:1], "o", color=pictures.color(1), markersize=6)
-    faint: dict[str, Any] = {"fontsize": 8.5, "color": pictures.FAINT}
+    axes.stairs(shown, edges, baseline=None, color=figures.color(0), linewidth=1.8)
+    axes.plot([1.5], shown[:1], "o", color=figures.color(1), markersize=6)
+    faint: dict[str, Any] = {"fontsize": 8.5, "color": figures.FAINT}
     decoder = f"decoder{', a density' * density}, $L_0$: {Measured(means[0])}"
     place = means[0] if means[0] > 0 else means[means > 0].max(initial=1e-12)
     above = -3 if means[0] > 0 else 7

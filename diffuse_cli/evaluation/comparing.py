@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.config import CompareConfig, EvalConfig
+from diffuse_cli.config.options import converted
 from diffuse_cli.evaluation.answering import PARTS
 from diffuse_cli.evaluation.evaluating import describe, judging, measured, settle, tell_judge
 from diffuse_cli.evaluation.images import (
@@ -26,7 +27,6 @@ from diffuse_cli.givens import check_pairs_option
 from diffuse_cli.guiding import equipped
 from diffuse_cli.metrics import METRICS, Measured, Number, Values, Words, shown
 from diffuse_cli.metrics import measured as number
-from diffuse_cli.options import converted
 from diffuse_cli.sampling import Loaded
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import made_with

@@ -10,7 +10,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from diffuse_cli import features, pictures
+from diffuse_cli import features
 from diffuse_cli.config import (
     EvalConfig,
     FeatureConfig,
@@ -21,6 +21,7 @@ from diffuse_cli.config import (
     TuneConfig,
     WeightsConfig,
 )
+from diffuse_cli.config.options import first_given
 from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import is_images
@@ -33,9 +34,9 @@ from diffuse_cli.evaluation.team import Team
 from diffuse_cli.evaluation.words import words_of
 from diffuse_cli.features._judging import Judge, find_judge
 from diffuse_cli.guiding import equipped
+from diffuse_cli.media import figures
 from diffuse_cli.metrics import Facts, remarks
 from diffuse_cli.modelfile import Found
-from diffuse_cli.options import first_given
 from diffuse_cli.resolving import DrawSettings, resolve, tell
 from diffuse_cli.sampling import Loaded, load_denoiser
 from diffuse_cli.system import files
@@ -124,10 +125,10 @@ def evaluate(
             picture = bounds.draw(
                 evaluation.bound, files.show(subject.name), density=evaluation.floats
             )
-            files.write_bytes(plot, pictures.png(picture))
+            files.write_bytes(plot, figures.png(picture))
         if page:
             twins = showing.twins(evaluation, neighbors.PAIRS)
-            files.write_bytes(page, pictures.png(neighbors.draw(twins, words)))
+            files.write_bytes(page, figures.png(neighbors.draw(twins, words)))
         real = len(sides.real)
         generated = 0 if evaluation.fakes is None else len(evaluation.fakes)
         dim = evaluation.fake_features.shape[1]

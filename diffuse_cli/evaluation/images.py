@@ -11,7 +11,7 @@ import numpy as np
 
 from diffuse_cli.columns import rows_of, unknown
 from diffuse_cli.config import MeasureConfig
-from diffuse_cli.config.measuring import SidesConfig
+from diffuse_cli.config.eval_options import SidesConfig
 from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import Pairs, Samples, pair, read_cells, read_images

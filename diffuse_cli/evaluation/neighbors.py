@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffuse_cli import pictures
-from diffuse_cli.media import Array
+from diffuse_cli.media import Array, figures
 from diffuse_cli.metrics import Words
 from diffuse_cli.metrics._nearest import blocks, merge, squared
 from diffuse_cli.metrics.memorization import Nearest, usable
@@ -116,10 +115,10 @@ def draw(twins: Sequence[Twin], words: Words) -> Image.Image:
     columns = min(COLUMNS, len(twins))
     pitch_x, pitch_y = max(2 * side + 0.35, 1.6), side + 0.4
     rows = math.ceil(len(twins) / columns)
-    sheet = pictures.Sheet(max(0.6 + columns * pitch_x, 7.0), 1.25 + rows * pitch_y, DPI)
+    sheet = figures.Sheet(max(0.6 + columns * pitch_x, 7.0), 1.25 + rows * pitch_y, DPI)
     wide = sheet.width - 0.8
     sheet.text(0.4, 0.4, TITLE.format(many=words.many), wide, fontsize=11, fontweight="bold")
-    sheet.text(0.4, 0.65, UNDER.format(many=words.many), wide, fontsize=8.5, color=pictures.FAINT)
+    sheet.text(0.4, 0.65, UNDER.format(many=words.many), wide, fontsize=8.5, color=figures.FAINT)
     for k, (twin, images) in enumerate(zip(twins, shown, strict=True)):
         x, y = 0.4 + k % columns * pitch_x, 0.85 + k // columns * pitch_y
         for place, image in enumerate(images):
@@ -131,6 +130,6 @@ def draw(twins: Sequence[Twin], words: Words) -> Image.Image:
 def _sized(image: Array) -> Array:
     """An image at about `SIDE` dots; smaller ones are enlarged by a whole number."""
     zoom = max(1, SIDE // max(image.shape[1:]))
-    picture = pictures.shrunk(pictures.image(image.repeat(zoom, 1).repeat(zoom, 2)), SIDE)
+    picture = figures.shrunk(figures.image(image.repeat(zoom, 1).repeat(zoom, 2)), SIDE)
     dots = np.asarray(picture)
     return dots[None] if dots.ndim == 2 else np.ascontiguousarray(dots.transpose(2, 0, 1))

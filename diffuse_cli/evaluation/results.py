@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from diffuse_cli.config import EvalConfig
+from diffuse_cli.config.options import place_name
 from diffuse_cli.evaluation.showing import Shown
 from diffuse_cli.metrics import Remark, Words
-from diffuse_cli.options import place_name
 
 PLACES = ("subject", "data", "plot", "pairs", "report", "out")
 """Entries of the numbers of `eval` and `tune` that are paths of this machine."""

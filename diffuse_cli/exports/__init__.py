@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from diffuse_cli.config import ConvertConfig
+from diffuse_cli.config.options import flag_of, options
 from diffuse_cli.core.registry import Modules
-from diffuse_cli.options import flag_of, options
 from diffuse_cli.system import files, outputs
 from diffuse_cli.system.errors import ModelFileError, OutputError, UsageError, lookup
 from diffuse_cli.system.events import Work

@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from diffuse_cli import pictures
 from diffuse_cli.columns import survey
 from diffuse_cli.config import InfoConfig
 from diffuse_cli.data import Samples, Summary, is_images, read_cells, read_images
 from diffuse_cli.data.measuring import limited, moments
 from diffuse_cli.inspection import near, sheet
 from diffuse_cli.inspection.copies import Copies, count_copies, exact_roots
-from diffuse_cli.media import Array, asked_for
+from diffuse_cli.media import Array, asked_for, figures
 from diffuse_cli.system import files, outputs
 from diffuse_cli.system.errors import DataError, UsageError, translating
 from diffuse_cli.system.events import Notice, Progress, Work
@@ -127,7 +126,7 @@ def inspect_data(config: InfoConfig) -> Work[DataReport]:
         report = replace(report, columns=(yield from _columns(config, images)))
         if out is not None:
             page = yield from sheet.draw(images)
-            files.write_bytes(out, pictures.png(page))
+            files.write_bytes(out, figures.png(page))
         return report
 
 

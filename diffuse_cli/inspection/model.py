@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.config import InfoConfig, SamplerChoice, TrainConfig
-from diffuse_cli.config.training import to_file
+from diffuse_cli.config.options import from_dict, to_dict, to_toml
+from diffuse_cli.config.train_options import to_file
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.core.settings import to_dict as plain
 from diffuse_cli.core.space import Space
 from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.media import MEDIA
-from diffuse_cli.options import from_dict, to_dict, to_toml
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Progress, Work

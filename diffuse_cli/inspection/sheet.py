@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from diffuse_cli import pictures
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import Samples
 from diffuse_cli.data.measuring import limited
-from diffuse_cli.media import MEDIA, Array
+from diffuse_cli.media import MEDIA, Array, figures
 from diffuse_cli.system.events import Notice, Work
 
 SHOWN = 64
@@ -31,7 +30,7 @@ def draw(images: Samples) -> Work[Image.Image]:
     """
     space = limited(images.unmeasured, images.stored)
     if not images.class_names:
-        return pictures.grid(_small(images, space, _spread(np.arange(len(images)), SHOWN)))
+        return figures.grid(_small(images, space, _spread(np.arange(len(images)), SHOWN)))
     labels = list(range(len(images.class_names)))
     if (images.labels == -1).any():
         labels.append(-1)
@@ -39,7 +38,7 @@ def draw(images: Samples) -> Work[Image.Image]:
         yield Notice(f"the contact sheet shows {ROWS} of {len(labels):,} classes")
     chosen = [labels[i] for i in _spread(np.arange(len(labels)), ROWS)]
     rows = [_spread(np.flatnonzero(images.labels == label), COLUMNS) for label in chosen]
-    return pictures.grid(_filled(images, space, rows), columns=max(map(len, rows)))
+    return figures.grid(_filled(images, space, rows), columns=max(map(len, rows)))
 
 
 def _spread(indices: Array, most: int) -> Array:
@@ -62,5 +61,5 @@ def _small(images: Samples, space: Space, chosen: Array) -> Array:
     """Images at the size on the sheet."""
     medium = MEDIA[space.medium]
     seen = (medium.look(images.stored[[k]], space)[0] for k in chosen)
-    shrunk = (pictures.shrunk(pictures.image(each), SIDE) for each in seen)
+    shrunk = (figures.shrunk(figures.image(each), SIDE) for each in seen)
     return np.stack([np.atleast_3d(np.asarray(each)).transpose(2, 0, 1) for each in shrunk])

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from diffuse_cli.config import ConvertConfig
+from diffuse_cli.config.presets import preset_of
 from diffuse_cli.core.registry import Modules
-from diffuse_cli.presets import preset_of
 from diffuse_cli.system import outputs
 from diffuse_cli.system.errors import ModelFileError, UsageError, flag, lookup
 from diffuse_cli.system.events import Work

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from diffuse_cli.config import ConvertConfig, DiffusionConfig, TrainConfig
 from diffuse_cli.config.model import TIMESTEPS
+from diffuse_cli.config.options import from_dict, options, to_dict
+from diffuse_cli.config.parsers import Size
+from diffuse_cli.config.presets import PRESETS
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.networks import unet as unets
 from diffuse_cli.core.registry import InvalidArgument
@@ -23,9 +26,6 @@ from diffuse_cli.core.variances import channels_out
 from diffuse_cli.diffusion import Blueprint, make_denoiser, make_process, shapes
 from diffuse_cli.interop._source import Source
 from diffuse_cli.modelfile import Model
-from diffuse_cli.options import from_dict, options, to_dict
-from diffuse_cli.parsing import Size
-from diffuse_cli.presets import PRESETS
 from diffuse_cli.system.errors import ModelFileError, UsageError, translated
 from diffuse_cli.system.events import Notice
 from diffuse_cli.system.files import brief, show

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffuse_cli.config.parsers import parse_betas
 from diffuse_cli.core.schedules import SCHEDULES, cosine
 from diffuse_cli.core.variances import channels_out
 from diffuse_cli.interop._assembling import Net
 from diffuse_cli.interop._source import read_json, rejecting
-from diffuse_cli.parsing import parse_betas
 from diffuse_cli.system.errors import ModelFileError
 from diffuse_cli.system.events import Notice
 from diffuse_cli.system.files import brief, show

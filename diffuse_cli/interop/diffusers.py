@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from diffuse_cli.config import ConvertConfig
+from diffuse_cli.config.parsers import parse_size
 from diffuse_cli.interop._assembling import Foreign, Net, attention_at, network
 from diffuse_cli.interop._scheduler import read_process
 from diffuse_cli.interop._source import Source, read_json, read_weights, rejecting
-from diffuse_cli.parsing import parse_size
 from diffuse_cli.system import file_types
 from diffuse_cli.system.errors import ModelFileError, UsageError
 from diffuse_cli.system.files import brief, show

@@ -17,12 +17,12 @@ from typing import Any
 from torch import Tensor
 
 from diffuse_cli.config import ConvertConfig
+from diffuse_cli.config.parsers import Size
+from diffuse_cli.config.presets import PRESETS
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.interop._assembling import Foreign, Net, attention_at, net, network, unlike
 from diffuse_cli.interop._source import Source
-from diffuse_cli.parsing import Size
-from diffuse_cli.presets import PRESETS
 from diffuse_cli.system import file_types
 from diffuse_cli.system.errors import ModelFileError, UsageError
 from diffuse_cli.system.events import Notice

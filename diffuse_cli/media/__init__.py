@@ -17,10 +17,10 @@ from diffuse_cli.core.space import Space as Space
 from diffuse_cli.media._fitting import FITS as FITS
 from diffuse_cli.media._fitting import Fit as Fit
 from diffuse_cli.media._fitting import crop
-from diffuse_cli.media._layouts import ALPHA as ALPHA
-from diffuse_cli.media._layouts import asked_for as asked_for
-from diffuse_cli.media._layouts import layout_of as layout_of
-from diffuse_cli.media._layouts import named as named
+from diffuse_cli.media.shapes import ALPHA as ALPHA
+from diffuse_cli.media.shapes import asked_for as asked_for
+from diffuse_cli.media.shapes import layout_of as layout_of
+from diffuse_cli.media.shapes import named as named
 
 Array = npt.NDArray[Any]
 Size = tuple[int, ...]

@@ -24,7 +24,9 @@ from torch import Tensor
 
 from diffuse_cli import tensorfile
 from diffuse_cli.config import TrainConfig
-from diffuse_cli.config.training import from_file
+from diffuse_cli.config.options import from_dict
+from diffuse_cli.config.presets import network_config
+from diffuse_cli.config.train_options import from_file
 from diffuse_cli.core import settings
 from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.modelfile._description import (
@@ -35,8 +37,6 @@ from diffuse_cli.modelfile._description import (
     rebuild,
     versions,
 )
-from diffuse_cli.options import from_dict
-from diffuse_cli.presets import network_config
 from diffuse_cli.system import file_types, files, run_reader
 from diffuse_cli.system.errors import DiffuseError, ModelFileError
 from diffuse_cli.system.events import Notice, Work, finish

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from diffuse_cli import tensorfile
 from diffuse_cli.config import GAUSSIAN, DiffusionConfig, SamplerChoice
-from diffuse_cli.config.training import DATA_FACTS
+from diffuse_cli.config.options import from_dict, to_dict
+from diffuse_cli.config.parsers import parse_color, parse_size
+from diffuse_cli.config.presets import network_config
+from diffuse_cli.config.train_options import DATA_FACTS
 from diffuse_cli.core import settings
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.gaussian_start import NAME as LOW_FREQUENCIES
@@ -22,9 +25,6 @@ from diffuse_cli.core.variances import channels_out
 from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.givens import Giver
 from diffuse_cli.media import check, check_fit
-from diffuse_cli.options import from_dict, to_dict
-from diffuse_cli.parsing import parse_color, parse_size
-from diffuse_cli.presets import network_config
 from diffuse_cli.system import __version__, files
 from diffuse_cli.system.errors import ModelFileError, lookup
 

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli import modelfile, pictures, sheets
+from diffuse_cli import modelfile, sheets
 from diffuse_cli.config import PushConfig, SampleConfig
 from diffuse_cli.evaluation.results import published
 from diffuse_cli.folders import LOCK, Unfinished, holding
 from diffuse_cli.givens import Giver
 from diffuse_cli.inspection.model import report_on
+from diffuse_cli.media import figures
 from diffuse_cli.modelfile import Found
 from diffuse_cli.publishing.card import card
 from diffuse_cli.stages import load_chain
@@ -172,4 +173,4 @@ def _picture(config: PushConfig, found: Found) -> Work[tuple[bytes, str]]:
         yield Progress("sampling", len(wanted), len(wanted))
     settings = chain.last.settings
     grid = sheets.arrange(drawn, chain.space, settings.condition)
-    return pictures.png(grid), f"{settings.choice}, seed {settings.seed}"
+    return figures.png(grid), f"{settings.choice}, seed {settings.seed}"

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from diffuse_cli import pictures
+from diffuse_cli.media import figures
 from diffuse_cli.metrics import Measured
 from diffuse_cli.report.templating import printable
 
@@ -113,7 +113,7 @@ REFERENCE: dict[str, Any] = {"color": INKS["second"], "marker": "D", "markerface
 
 def dots(name: str, rows: Sequence[Dot], label: str, xlabel: str) -> Markup:
     """A row for each value with its error bar, and a diamond at its reference."""
-    with pictures.styled(_STYLE):
+    with figures.styled(_STYLE):
         bottom = 0.5 if xlabel else 0.28
         left = min(max(1.55, 0.2 + 0.07 * max(len(row.label) for row in rows)), WIDTH / 2)
         plot = Plot(name, bottom + 0.35 + 0.3 * len(rows), left=left, bottom=bottom)
@@ -152,7 +152,7 @@ def lines(
     mark: tuple[float, str] | None = None,
 ) -> Markup:
     """Series over x, by colour, dash and mark; `mark` is a vertical line at an x, with words."""
-    with pictures.styled(_STYLE):
+    with figures.styled(_STYLE):
         rows = math.ceil(len(series) / COLUMNS)
         top = 0.1 + 0.18 * rows
         plot = Plot(name, 2.4 + top, top=top)
@@ -197,7 +197,7 @@ def outlines(
     xlabel: str,
 ) -> Markup:
     """Densities of several series over the same ranges of x, as outlines."""
-    with pictures.styled(_STYLE):
+    with figures.styled(_STYLE):
         plot = Plot(name, 1.95, top=0.28, left=0.3)
         axes = plot.axes
         for i, (own, heights) in enumerate(series.items()):
@@ -206,7 +206,7 @@ def outlines(
                 heights, edges, baseline=None, color=INKS[color], linestyle=dash, linewidth=1.5,
                 label=own,
             )  # fmt: skip
-        pictures.number_axis(axes.xaxis, ",.10g")
+        figures.number_axis(axes.xaxis, ",.10g")
         axes.set_xlim(edges[0], edges[-1])
         axes.set_ylim(0, None)
         axes.set_yticks([])
@@ -219,7 +219,7 @@ def stairs(
     name: str, values: Sequence[float], edges: Sequence[float], label: str, xlabel: str, ylabel: str
 ) -> Markup:
     """Values over ranges of x, both axes logarithmic; values that are not positive leave a gap."""
-    with pictures.styled(_STYLE):
+    with figures.styled(_STYLE):
         plot = Plot(name, 2.6, top=0.15)
         heights = [v if v > 0 else math.nan for v in values]
         plot.axes.stairs(heights, edges, baseline=None, color=INKS["first"], linewidth=1.6)
@@ -236,7 +236,7 @@ def _scale(axes: Axes, log_x: bool, log_y: bool) -> None:
     if log_y:
         axes.set_yscale("log")
     for axis in (axes.xaxis, axes.yaxis):
-        pictures.number_axis(axis, ",.10g")
+        figures.number_axis(axis, ",.10g")
 
 
 # -- into the page --------------------------------------------------------------------------------

@@ -11,11 +11,11 @@ from typing import Any
 from markupsafe import Markup
 
 from diffuse_cli.config import EvalConfig, TuneConfig
+from diffuse_cli.config.options import place_name, to_arguments
 from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation.evaluating import Evaluated
 from diffuse_cli.evaluation.images import FINGERPRINTS
 from diffuse_cli.evaluation.results import published
-from diffuse_cli.options import place_name, to_arguments
 from diffuse_cli.report import courses, sections, style
 from diffuse_cli.report.distributions import distributions
 from diffuse_cli.report.templating import render

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from diffuse_cli import pictures
+from diffuse_cli.media import figures
 from diffuse_cli.system import files
 
 
@@ -52,15 +52,15 @@ class Picture:
     height: int
 
 
-def picture(pixels: pictures.Pixels, alt: str, side: int) -> Picture:
+def picture(pixels: figures.Pixels, alt: str, side: int) -> Picture:
     """Pixels (C, H, W) about `side` wide, scaled down, or up by a whole number."""
-    shown = pictures.shrunk(pictures.image(pixels), side)
-    data = base64.b64encode(pictures.png(shown)).decode()
+    shown = figures.shrunk(figures.image(pixels), side)
+    data = base64.b64encode(figures.png(shown)).decode()
     zoom = max(1, round(side / max(pixels.shape[1:])))
     width, height = (n * zoom for n in shown.size)
     return Picture(f"data:image/png;base64,{data}", alt, width, height)
 
 
-def row_of(pixels: Iterable[pictures.Pixels], words: Iterable[str], side: int) -> list[Picture]:
+def row_of(pixels: Iterable[figures.Pixels], words: Iterable[str], side: int) -> list[Picture]:
     """Several pictures, each with its text for screen readers."""
     return [picture(p, alt, side) for p, alt in zip(pixels, words, strict=True)]

@@ -14,13 +14,13 @@ from accelerate import Accelerator
 
 from diffuse_cli import features, modelfile
 from diffuse_cli.config import EmaConfig, TrainConfig
+from diffuse_cli.config.options import from_dict
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.evaluation.evaluating import load_model, tell_judge
 from diffuse_cli.evaluation.images import Sides, drawn_from, inputs_of, read_sides
 from diffuse_cli.features._judging import find_judge
 from diffuse_cli.guiding import equipped
 from diffuse_cli.metrics import with_error
-from diffuse_cli.options import from_dict
 from diffuse_cli.resolving import resolve, tell
 from diffuse_cli.sampling import Loaded, draw, ready
 from diffuse_cli.system import files

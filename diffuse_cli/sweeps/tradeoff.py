@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from diffuse_cli import pictures
 from diffuse_cli.config import SamplerChoice
 from diffuse_cli.evaluation.words import network_of
+from diffuse_cli.media import figures
+from diffuse_cli.media.figures import FAINT, INK, Sheet
 from diffuse_cli.metrics import label, measured
-from diffuse_cli.pictures import FAINT, INK, Sheet
 from diffuse_cli.sweeps.recommending import Tried, Tuned
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def plot(found: Tuned, name: str) -> Image.Image:
     axes.plot(*place, "o", markersize=13, markeredgewidth=1.5, zorder=6, **ring)
     for axis in (axes.xaxis, axes.yaxis):
         if axis.get_scale() == "log":
-            pictures.number_axis(axis, "g")
+            figures.number_axis(axis, "g")
     _keys(sheet, found, samplers)
     return sheet.render()
 
@@ -105,10 +105,10 @@ def _points(
         return
     style |= {"marker": MARKERS[i % len(MARKERS)], "markersize": 5.5, "markeredgewidth": 1.1}
     values, errors = zip(*(measured(row.values, metric) for _, row in points), strict=True)
-    style |= {"color": pictures.color(i), "linewidth": 1.4, "elinewidth": 0.7, "zorder": 3}
+    style |= {"color": figures.color(i), "linewidth": 1.4, "elinewidth": 0.7, "zorder": 3}
     axes.errorbar([row.seconds for _, row in points], values, errors, **style)
     beside: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 7.5}
-    beside |= {"color": pictures.color(i), "zorder": 5}
+    beside |= {"color": figures.color(i), "zorder": 5}
     beside["path_effects"] = [withStroke(linewidth=2, foreground="white")]
     for text, row in points:
         axes.annotate(text, (row.seconds, row.values[metric]), offset, **beside)
@@ -118,7 +118,7 @@ def _keys(sheet: Sheet, found: Tuned, samplers: Sequence[str]) -> None:
     """The legend: samplers, other guidance scales, the recommendation."""
     style: dict[str, Any] = {"fontsize": 9, "va": "center", **PLAIN}
     marks: list[tuple[str, dict[str, Any]]] = [
-        (name, {"marker": MARKERS[i % len(MARKERS)], "color": pictures.color(i)})
+        (name, {"marker": MARKERS[i % len(MARKERS)], "color": figures.color(i)})
         for i, name in enumerate(samplers)
     ]
     first = found.rows[0].setting

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from diffuse_cli import modelfile, pictures
+from diffuse_cli import modelfile
 from diffuse_cli.config import GAUSSIAN, NOISE, DrawConfig, EvalConfig, SamplerChoice, TuneConfig
+from diffuse_cli.config.options import converted
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation import evaluating
@@ -30,9 +31,8 @@ from diffuse_cli.evaluation.team import Team, draw_share, gathered
 from diffuse_cli.evaluation.words import words_of
 from diffuse_cli.features import FeatureNetwork
 from diffuse_cli.guiding import equipped
-from diffuse_cli.media import Array
+from diffuse_cli.media import Array, figures
 from diffuse_cli.metrics import as_text, frechet, kid, manifold, with_error
-from diffuse_cli.options import converted
 from diffuse_cli.resolving import DrawSettings, resolve
 from diffuse_cli.sampling import Loaded, draw
 from diffuse_cli.sweeps import recommending, tradeoff
@@ -149,7 +149,7 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
             return tuned
         if plot:
             picture = tradeoff.plot(tuned, files.show(Path(config.subject).name))
-            files.write_bytes(plot, pictures.png(picture))
+            files.write_bytes(plot, figures.png(picture))
         if out:
             modelfile.save(out, replace(loaded.model, sampling=tuned.recommended))
         return tuned

@@ -23,11 +23,11 @@ from diffuse_cli.media import (
     numbers_of,
     prepare,
 )
+from diffuse_cli.media.file_errors import LARGEST_FILE, MEMORY, TOO_LARGE, Unusable
 from diffuse_cli.sampling import Loaded
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError, UsageError, translating
 from diffuse_cli.system.events import Notice, Work
-from diffuse_cli.unusable import LARGEST_FILE, MEMORY, TOO_LARGE, Unusable
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -13,7 +13,7 @@ import torch
 
 from diffuse_cli.conditioning import check_columns, condition
 from diffuse_cli.config import DrawConfig, InterpolateConfig
-from diffuse_cli.config.tasks import ENCODING_STEPS
+from diffuse_cli.config.task_options import ENCODING_STEPS
 from diffuse_cli.core.samplers import SAMPLERS, encode
 from diffuse_cli.folders import Folder, gather
 from diffuse_cli.media import Asked, like

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffuse_cli import pictures
 from diffuse_cli.columns import told_by, typed_rows
 from diffuse_cli.conditioning import check_columns
 from diffuse_cli.config import PictureConfig
@@ -18,7 +17,7 @@ from diffuse_cli.core.kernels import laid_out
 from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
 from diffuse_cli.folders import GRID, GRID_IMAGES, WRITTEN, Folder, Unfinished, gather, holding
 from diffuse_cli.guiding import equipped
-from diffuse_cli.media import looks
+from diffuse_cli.media import figures, looks
 from diffuse_cli.resolving import DrawSettings, resolve, tell
 from diffuse_cli.sampling import Drawing, Loaded, collect, load_denoiser
 from diffuse_cli.stages import DESCRIBED
@@ -256,7 +255,7 @@ def finish(
     images = tuple(drawn.path(k) for k in range(drawn.count))
     grid = None
     if config.grid:
-        grid = drawn.unfinished.write(GRID, pictures.png(_grid(plan, drawn, loaded)))
+        grid = drawn.unfinished.write(GRID, figures.png(_grid(plan, drawn, loaded)))
     written = [*images, *filter(None, [grid])]
     manifest = drawn.folder / MANIFEST
     described = {
@@ -281,4 +280,4 @@ def _grid(plan: Plan, drawn: Folder, loaded: Loaded) -> Any:
     for i in range(max(1, min(drawn.count // per, GRID_IMAGES // columns))):
         rows += [shown[i] for shown in plan.shown]
         rows += [drawn[i * per + j] for j in range(columns)]
-    return pictures.grid(looks(loaded.space, np.stack(rows)), len(plan.shown) + columns)
+    return figures.grid(looks(loaded.space, np.stack(rows)), len(plan.shown) + columns)

@@ -8,7 +8,18 @@ from typing import Any
 
 from diffuse_cli.columns import names_of
 from diffuse_cli.config import NETWORK, DiffusionConfig, TrainConfig
-from diffuse_cli.config.training import WEIGHTED, from_file, to_file
+from diffuse_cli.config.options import converted, flag_of, from_dict, options, read_toml, to_dict
+from diffuse_cli.config.parsers import Size
+from diffuse_cli.config.presets import (
+    DEFAULT_RATE,
+    PRESETS,
+    architecture,
+    choose,
+    first_of,
+    network_config,
+    preset_of,
+)
+from diffuse_cli.config.train_options import WEIGHTED, from_file, to_file
 from diffuse_cli.core import degradations
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.losses import OF_LEARNED, TAUGHT
@@ -20,17 +31,6 @@ from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.givens import is_degradation
 from diffuse_cli.media import named
-from diffuse_cli.options import converted, flag_of, from_dict, options, read_toml, to_dict
-from diffuse_cli.parsing import Size
-from diffuse_cli.presets import (
-    DEFAULT_RATE,
-    PRESETS,
-    architecture,
-    choose,
-    first_of,
-    network_config,
-    preset_of,
-)
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import rank
 from diffuse_cli.system.errors import OutputError, UsageError, flag, lookup, suggest, translating

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from diffuse_cli.config import TrainConfig
-from diffuse_cli.config.training import to_file
+from diffuse_cli.config.options import to_toml
+from diffuse_cli.config.train_options import to_file
 from diffuse_cli.core.networks import count_parameters
-from diffuse_cli.options import to_toml
 from diffuse_cli.system.devices import machine
 from diffuse_cli.system.events import Work
 from diffuse_cli.training.memory import SLACK, cost, images_at_a_time

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffuse_cli.config import TrainConfig
-from diffuse_cli.config.training import GIVEN_DROPOUT
+from diffuse_cli.config.train_options import GIVEN_DROPOUT
 from diffuse_cli.core.conditions import PAIRS, Given
 from diffuse_cli.core.degradations import DEGRADATIONS
 from diffuse_cli.core.space import Space

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diffuse_cli.config import TrainConfig
+from diffuse_cli.config.options import from_dict, parsed
+from diffuse_cli.config.presets import PRESETS, network_of
 from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.core.variances import LEARNED
-from diffuse_cli.options import from_dict, parsed
-from diffuse_cli.presets import PRESETS, network_of
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli import modelfile, pictures
+from diffuse_cli import modelfile
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.features import KIDS
-from diffuse_cli.media import MEDIA
+from diffuse_cli.media import MEDIA, figures
 from diffuse_cli.metrics import label
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import log_picture
@@ -232,7 +232,7 @@ class Monitor:
         picture, path = (yield from draw_preview(self.trainer)), None
         if picture is not None:
             path = self.run.previews / f"step-{done:08d}.png"
-            files.write_bytes(path, pictures.png(picture))
+            files.write_bytes(path, figures.png(picture))
             log_picture(self.trainer.accelerator, "preview", picture, done)
         previewed = Previewed(done, mean, path)
         yield previewed

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffuse_cli import pictures
 from diffuse_cli.conditioning import Condition, default_guidance
 from diffuse_cli.config import SAMPLER, SAMPLING_STEPS
-from diffuse_cli.media import looks
+from diffuse_cli.media import figures, looks
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.sampling import Drawing, draw, stored
 from diffuse_cli.system.events import Notice, Progress, Work
@@ -143,7 +142,7 @@ def draw_preview(trainer: Trainer) -> Work[Image | None]:
         yield Notice("out of memory while drawing the preview: it is left out", warning=True)
         return None
     samples = looks(space, np.concatenate(ended))
-    return _beside(plan, samples) if shows_images(plan) else pictures.grid(samples)
+    return _beside(plan, samples) if shows_images(plan) else figures.grid(samples)
 
 
 def _beside(plan: Plan, samples: Array) -> Image:
@@ -157,4 +156,4 @@ def _beside(plan: Plan, samples: Array) -> Image:
     if giver and given:
         told = giver.look(given.at(range(len(chosen)), torch.device("cpu")))
         rows = [[first, *row] for first, row in zip(looks(giver.shown, told), rows, strict=True)]
-    return pictures.rows(rows)
+    return figures.rows(rows)

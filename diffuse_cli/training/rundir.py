@@ -24,9 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffuse_cli.config.options import read_toml
 from diffuse_cli.core.conditions import Table
 from diffuse_cli.core.settings import from_dict
-from diffuse_cli.options import read_toml
 from diffuse_cli.system import files, outputs, run_reader
 from diffuse_cli.system.errors import ModelFileError, OutputError, UsageError
 

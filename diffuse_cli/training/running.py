@@ -7,9 +7,9 @@ import dataclasses
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from diffuse_cli.config.options import words_of
 from diffuse_cli.core.networks import count_parameters
 from diffuse_cli.media import MEDIA
-from diffuse_cli.options import words_of
 from diffuse_cli.system import run_reader
 from diffuse_cli.system.errors import DataError, DiffuseError, Interrupted, Terminated
 from diffuse_cli.system.events import Notice, Stop, Work

@@ -9,8 +9,8 @@ from typing import NamedTuple
 from accelerate import Accelerator
 
 from diffuse_cli.config import TrainConfig
-from diffuse_cli.config.training import to_file
-from diffuse_cli.options import options, place_name, read_toml, to_toml
+from diffuse_cli.config.options import options, place_name, read_toml, to_toml
+from diffuse_cli.config.train_options import to_file
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import aside
 from diffuse_cli.system.errors import OutputError, UsageError

@@ -14,7 +14,7 @@ import torch
 from conftest import environment
 
 from diffuse_cli import app
-from diffuse_cli.options import MOST_TOML
+from diffuse_cli.config.options import MOST_TOML
 
 DATA = "DATA"
 """Stands for the folder of images in a command line."""

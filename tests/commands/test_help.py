@@ -16,7 +16,7 @@ from diffuse_cli.app import build
 from diffuse_cli.commands import COMMANDS, _help
 from diffuse_cli.commands._mistakes import ADVICE, SYNONYMS, VALUES
 from diffuse_cli.commands._options import check_names
-from diffuse_cli.options import GROUPS, flag_of, options
+from diffuse_cli.config.options import GROUPS, flag_of, options
 
 SCREEN = 30
 """Lines of a small terminal."""

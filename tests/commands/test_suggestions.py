@@ -20,7 +20,7 @@ from training.conftest import QUICK
 
 from diffuse_cli.commands import COMMANDS
 from diffuse_cli.commands._mistakes import ADVICE, SYNONYMS
-from diffuse_cli.options import flag_of, options
+from diffuse_cli.config.options import flag_of, options
 
 Run = Callable[..., Any]
 

@@ -19,13 +19,13 @@ from seams import giving
 
 from diffuse_cli import modelfile
 from diffuse_cli.config import DiffusionConfig, TrainConfig
-from diffuse_cli.config.training import to_file
+from diffuse_cli.config.options import from_dict, read_toml, to_dict, to_toml
+from diffuse_cli.config.parsers import parse_betas
+from diffuse_cli.config.train_options import to_file
 from diffuse_cli.core import SCHEDULES
 from diffuse_cli.core.schedules import zero_terminal_snr
 from diffuse_cli.diffusion import make_denoiser, make_process
 from diffuse_cli.modelfile import Model
-from diffuse_cli.options import from_dict, read_toml, to_dict, to_toml
-from diffuse_cli.parsing import parse_betas
 from diffuse_cli.system.errors import ModelFileError, UsageError
 from diffuse_cli.training import estimating
 from diffuse_cli.training.configuring import configure
@@ -199,7 +199,7 @@ def test_a_pipe_of_the_shell_is_read_once(folder: Path, text: bytes):
 @pytest.mark.skipif(not Path("/dev/stdin").exists(), reason="the system does not name stdin")
 def test_a_pipe_may_be_standard_input():
     """As `command | diffuse train --config /dev/stdin` needs."""
-    code = "from diffuse_cli.options import read_toml; print(read_toml('/dev/stdin'))"
+    code = "from diffuse_cli.config.options import read_toml; print(read_toml('/dev/stdin'))"
     ran = subprocess.run([sys.executable, "-c", code], input=b"steps = 3", capture_output=True)
     assert ran.stdout.decode().strip() == "{'steps': 3}", ran.stderr
 

@@ -21,7 +21,7 @@ from diffuse_cli.config import (
     TrainConfig,
     TuneConfig,
 )
-from diffuse_cli.options import (
+from diffuse_cli.config.options import (
     Config,
     flag_of,
     from_dict,
@@ -32,7 +32,7 @@ from diffuse_cli.options import (
     to_dict,
     to_toml,
 )
-from diffuse_cli.parsing import parse_ints, parse_names, parse_size
+from diffuse_cli.config.parsers import parse_ints, parse_names, parse_size
 from diffuse_cli.system.errors import UsageError, lookup
 
 REQUIRED: dict[type, dict[str, Any]] = {

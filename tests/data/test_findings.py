@@ -10,10 +10,11 @@ import pytest
 from corpus import encoded, fill, noise, zipped
 from PIL import Image
 
-from diffuse_cli import unusable as reasons
 from diffuse_cli.data import Samples, open_index, pool, read_images, save_index, summary
-from diffuse_cli.media import Large, _headers, advice, by_extension
-from diffuse_cli.media._floats import floats_in
+from diffuse_cli.media import Large, advice, by_extension
+from diffuse_cli.media import file_errors as reasons
+from diffuse_cli.media.image import image_metadata
+from diffuse_cli.media.image._floats import floats_in
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import Notice, finish
 
@@ -90,7 +91,7 @@ def test_avif_is_read(tmp_path: Path) -> None:
 def test_avif_that_pillow_cannot_read_has_advice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("diffuse_cli.media.image.EXTENSIONS", _headers.EXTENSIONS - {".avif"})
+    monkeypatch.setattr("diffuse_cli.media.image.EXTENSIONS", image_metadata.EXTENSIONS - {".avif"})
     assert ".avif" not in by_extension()
     found = read(fill(tmp_path, {"a.png": encoded(noise(1)), "b.avif": b""})).summary
     assert found.unread == {".avif": 1}
@@ -158,7 +159,7 @@ def test_a_bomb_of_floats_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.Mo
     pages = [Image.new("F", (8, 8))] * 3
     pages[0].save(tmp_path / "all.tif", save_all=True, append_images=pages[1:])
     data = (tmp_path / "all.tif").read_bytes()
-    monkeypatch.setattr("diffuse_cli.media._floats.LARGE", 128)
+    monkeypatch.setattr("diffuse_cli.media.image._floats.LARGE", 128)
     with pytest.raises(Large):
         floats_in(data, shared=True)
     assert floats_in(data).shape == (3, 8, 8)

@@ -11,9 +11,9 @@ from PIL import Image
 
 from diffuse_cli.data import Samples, held, read_cells, read_images
 from diffuse_cli.data.sources import open_source
+from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.system.errors import DataError, UsageError
 from diffuse_cli.system.events import finish
-from diffuse_cli.unusable import Unusable
 
 DRAW = np.random.default_rng(3)
 COLOUR = [DRAW.integers(0, 256, (6, 5, 3), np.uint8) for _ in range(44)]

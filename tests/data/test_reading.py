@@ -20,14 +20,14 @@ from corpus import BOMB, encoded, fill, noise, within, zipped
 from PIL import Image
 from seams import FULL, failing
 
-from diffuse_cli import unusable as reasons
 from diffuse_cli.data import Samples, cache, open_index, read_images, save_index, store
 from diffuse_cli.data.samples import HELD_OUT_MINIMUM
 from diffuse_cli.data.sources import Entry, classes_of
 from diffuse_cli.data.store import Mapped
 from diffuse_cli.data.summary import fitting
-from diffuse_cli.media._pixels import digest
-from diffuse_cli.media._pixels import fitted as fit
+from diffuse_cli.media import file_errors as reasons
+from diffuse_cli.media.image._pixels import digest
+from diffuse_cli.media.image._pixels import fitted as fit
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError, OutputError
 from diffuse_cli.system.events import Notice, Progress, finish

@@ -18,10 +18,10 @@ from rubbish import odd, place, rubbish, zeros
 from training.conftest import QUICK
 
 from diffuse_cli.data import read_images
-from diffuse_cli.media import _decoding
-from diffuse_cli.media._decoding import decode
+from diffuse_cli.media.file_errors import Unusable
+from diffuse_cli.media.image import decoding
+from diffuse_cli.media.image.decoding import decode
 from diffuse_cli.system.events import finish
-from diffuse_cli.unusable import Unusable
 
 MIB = 2**20
 FOUND = """if True:
@@ -29,7 +29,7 @@ FOUND = """if True:
     sys.path.insert(0, sys.argv[1])
     from memory import forget, peak
     from diffuse_cli.data import read_images
-    from diffuse_cli.media._decoding import decode
+    from diffuse_cli.media.image.decoding import decode
     from diffuse_cli.system.events import finish
     small, *folders = sys.argv[2:]
     decode(open(small, "rb").read())  # what is allocated once
@@ -101,7 +101,7 @@ def test_large_images_are_decoded_one_at_a_time(
 ) -> None:
     inside: list[int] = []
     most: list[int] = []
-    original = _decoding._normalised
+    original = decoding._normalised
 
     def slowly(*arguments: Any) -> Any:
         inside.append(1)
@@ -110,9 +110,9 @@ def test_large_images_are_decoded_one_at_a_time(
         inside.pop()
         return original(*arguments)
 
-    monkeypatch.setattr(_decoding, "_normalised", slowly)
+    monkeypatch.setattr(decoding, "_normalised", slowly)
     if what == "pixels":
-        monkeypatch.setattr(_decoding, "LARGE", 63)
+        monkeypatch.setattr(decoding, "LARGE", 63)
     if what == "bytes":
         monkeypatch.setattr("diffuse_cli.data.jobs.LARGE", 63)
     monkeypatch.setattr("diffuse_cli.data.pool._FILES_A_CHUNK", 1)

@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 import pytest
 from corpus import encoded, fill, noise, zipped
 
-from diffuse_cli import unusable as reasons
 from diffuse_cli.data import Samples, is_images, pool, read_cells, read_images
 from diffuse_cli.data.sources import SOURCES, Source, _rows, kind_of, open_source, parquet, tar
 from diffuse_cli.data.sources import _tar_headers as headers
+from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import finish
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from corpus import encoded, fill, noise, zipped
 
-from diffuse_cli import unusable
 from diffuse_cli.data import Samples, collecting, open_index, read_images, save_index, streaming
 from diffuse_cli.data.streamed import Streamed, stream_of
 from diffuse_cli.data.streaming import Stream
+from diffuse_cli.media import file_errors
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import Notice, finish
 
@@ -176,7 +176,7 @@ def another(path: Path) -> None:
     path.write_bytes(encoded(noise(1000)))
 
 
-SPOILT = {gone: unusable.VANISHED, cut: unusable.CORRUPT, another: unusable.CHANGED}
+SPOILT = {gone: file_errors.VANISHED, cut: file_errors.CORRUPT, another: file_errors.CHANGED}
 
 
 @pytest.mark.parametrize("spoil", SPOILT, ids=lambda spoil: spoil.__name__)
@@ -294,7 +294,7 @@ def test_lines_are_in_the_order_of_names_and_say_what_was_found(folder: Path, tm
     assert header["source"] == str(folder)
     assert [line[0][0] for line in lines if len(line) > 2] == list(images.names)
     assert {line[0][0]: line[1] for line in lines if len(line) == 2} == {
-        "a/cut.png": unusable.CORRUPT, "b/empty.png": unusable.EMPTY,
+        "a/cut.png": file_errors.CORRUPT, "b/empty.png": file_errors.EMPTY,
     }  # fmt: skip
     assert last["medium"] == "image"
 

@@ -14,11 +14,12 @@ import torch
 from PIL import Image
 
 import diffuse_cli
-from diffuse_cli import demo, pictures
+from diffuse_cli import demo
 from diffuse_cli.config import DemoConfig
 from diffuse_cli.core import SCHEDULES, Process, Space
 from diffuse_cli.demo import drawing
 from diffuse_cli.demo.page import PAGE, Lines
+from diffuse_cli.media import figures
 from diffuse_cli.system.errors import DataError, OutputError, UsageError
 from diffuse_cli.system.events import Notice, Progress
 from diffuse_cli.system.rng import draw_noise
@@ -84,7 +85,7 @@ def test_every_cell_is_the_forward_process(
     page = np.asarray(Image.open(path))
     picture = Image.open(image)
     if size is not None:
-        picture = pictures.ImageOps.fit(picture, size[::-1], Image.Resampling.BICUBIC)
+        picture = figures.ImageOps.fit(picture, size[::-1], Image.Resampling.BICUBIC)
     levels = np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1)
     space = Space(channels=len(levels), size=levels.shape[1:])
     x0 = space.to_model(torch.tensor(levels))
@@ -209,7 +210,7 @@ def test_the_rescale_applies_to_every_row(shown: Shown, folder: Path) -> None:
 
 def test_a_log_snr_of_minus_infinity_is_drawn_at_the_lower_edge(shown: Shown) -> None:
     scene = shown(zero_terminal_snr=True, num_timesteps=20)
-    axes = pictures.Sheet(4, 3, 50).axes(1, 1, 2, 1)
+    axes = figures.Sheet(4, 3, 50).axes(1, 1, 2, 1)
     lines = drawing.log_snr(axes, scene, [0])
     assert len(lines) == len(SCHEDULES)
     for line, process in zip(lines, scene.processes.values(), strict=True):
@@ -220,7 +221,7 @@ def test_a_log_snr_of_minus_infinity_is_drawn_at_the_lower_edge(shown: Shown) ->
 
 def test_the_right_plot_reads_both_variances(shown: Shown) -> None:
     scene = shown(num_timesteps=20)
-    sheet = pictures.Sheet(4, 3, 50)
+    sheet = figures.Sheet(4, 3, 50)
     axes = sheet.axes(1, 1, 2, 1)
     drawing._variances(axes, scene, [0])
     sheet.render()

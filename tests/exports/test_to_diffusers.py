@@ -19,6 +19,8 @@ from torch import Tensor
 
 from diffuse_cli import modelfile
 from diffuse_cli.config import ConvertConfig, DiffusionConfig, SamplerChoice, TrainConfig
+from diffuse_cli.config.options import options
+from diffuse_cli.config.presets import PRESETS, architecture
 from diffuse_cli.core import SAMPLERS, Conditions, Space
 from diffuse_cli.core.conditions import Given, Number, Table
 from diffuse_cli.core.guidance import clip
@@ -32,8 +34,6 @@ from diffuse_cli.exports.diffusers import PARTS, WEIGHTS
 from diffuse_cli.interop import convert
 from diffuse_cli.interop._assembling import Net
 from diffuse_cli.interop._scheduler import read_process
-from diffuse_cli.options import options
-from diffuse_cli.presets import PRESETS, architecture
 from diffuse_cli.system.errors import DiffuseError
 from diffuse_cli.system.events import finish
 

@@ -20,9 +20,9 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 with atheris.instrument_imports(include=["PIL", "diffuse_cli"]):
-    from diffuse_cli import unusable as reasons
-    from diffuse_cli.media._decoding import decode
-    from diffuse_cli.unusable import Unusable
+    from diffuse_cli.media import file_errors as reasons
+    from diffuse_cli.media.file_errors import Unusable
+    from diffuse_cli.media.image.decoding import decode
 
 from mutations import BY_FORMAT, CHANGES, seeds
 from PIL import Image

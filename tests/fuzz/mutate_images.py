@@ -37,9 +37,9 @@ from rubbish import rubbish
 
 from diffuse_cli.app import main as diffuse
 from diffuse_cli.data import read_images
-from diffuse_cli.media._decoding import decode
+from diffuse_cli.media.file_errors import Unusable
+from diffuse_cli.media.image.decoding import decode
 from diffuse_cli.system.events import finish
-from diffuse_cli.unusable import Unusable
 
 IN_A_FOLDER = 100
 DEMO = ("--steps", "2", "--size", "8", "--num-timesteps", "10", "--schedule", "cosine", "-q")

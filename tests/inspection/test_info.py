@@ -22,11 +22,12 @@ from conftest import ROOT, environment
 from PIL import Image
 from xxhash import xxh3_128_digest
 
-from diffuse_cli import modelfile, pictures, tensorfile
+from diffuse_cli import modelfile, tensorfile
 from diffuse_cli.config import InfoConfig
 from diffuse_cli.data import Samples, Summary, read_images
 from diffuse_cli.inspection import dataset, inspect, near, sheet
 from diffuse_cli.inspection.copies import count_copies
+from diffuse_cli.media import figures
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import Notice, finish
@@ -600,7 +601,7 @@ def test_large_images_are_small_on_the_sheet(tmp_path, channels):
     images = finish(read_images(data, size=(150, 300)))
     page = finish(sheet.draw(images))
     assert page.size == (128 + 2 + 128, 64)
-    expected = pictures.shrunk(pictures.image(images.stored[1]), 128)
+    expected = figures.shrunk(figures.image(images.stored[1]), 128)
     assert page.crop((130, 0, 258, 64)).tobytes() == expected.tobytes()
 
 

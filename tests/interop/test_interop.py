@@ -25,6 +25,7 @@ from torch import Tensor
 
 from diffuse_cli import modelfile
 from diffuse_cli.config import ConvertConfig, DiffusionConfig, TrainConfig
+from diffuse_cli.config.presets import PRESETS, architecture
 from diffuse_cli.core import SAMPLERS, Conditions, Space
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.networks.unet import Config
@@ -32,7 +33,6 @@ from diffuse_cli.core.settings import to_dict
 from diffuse_cli.diffusion import make_process
 from diffuse_cli.interop import FORMATS, _assembling, _scheduler, convert, diffusers, openai
 from diffuse_cli.interop._assembling import Net
-from diffuse_cli.presets import PRESETS, architecture
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import finish
 from diffuse_cli.training.configuring import complete, configure

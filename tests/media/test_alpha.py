@@ -14,7 +14,7 @@ from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import read_images
 from diffuse_cli.media import Asked, image
-from diffuse_cli.media._planes import laid, lifted, png, possible
+from diffuse_cli.media.image.planes import laid, lifted, png, possible
 from diffuse_cli.system.events import finish
 
 DRAW = np.random.default_rng(6)

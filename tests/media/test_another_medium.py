@@ -16,7 +16,7 @@ TOY = """
 import numpy as np
 from xxhash import xxh3_128
 from diffuse_cli.media import Read, Space
-from diffuse_cli.unusable import CORRUPT, Unusable
+from diffuse_cli.media.file_errors import CORRUPT, Unusable
 
 EXTENSIONS, SUFFIX, ONE, MANY, KEPT_SIDE = frozenset({".dots"}), ".dots", "field", "fields", 64
 

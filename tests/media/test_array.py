@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffuse_cli import unusable as reasons
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.space import Space
 from diffuse_cli.media import Asked, Large, like
 from diffuse_cli.media import array as medium
-from diffuse_cli.unusable import Unusable
+from diffuse_cli.media import file_errors as reasons
+from diffuse_cli.media.file_errors import Unusable
 
 DRAW = np.random.default_rng(1)
 

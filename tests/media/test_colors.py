@@ -14,9 +14,10 @@ from corpus import chunk, encoded, noise
 from mutations import CHANGES
 from PIL import Image, ImageCms
 
-from diffuse_cli import unusable as reasons
-from diffuse_cli.media import Asked, _colors, image
-from diffuse_cli.media._decoding import decode, decoded
+from diffuse_cli.media import Asked, image
+from diffuse_cli.media import file_errors as reasons
+from diffuse_cli.media.image import _colors
+from diffuse_cli.media.image.decoding import decode, decoded
 
 WHITE = (255, 255, 255)
 BUILT_IN = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

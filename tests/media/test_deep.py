@@ -19,9 +19,9 @@ from diffuse_cli.data import Samples, read_images
 from diffuse_cli.evaluation import answering
 from diffuse_cli.givens import Giver
 from diffuse_cli.media import Asked, image
-from diffuse_cli.media._decoding import decode
-from diffuse_cli.media._pixels import to_pixels
-from diffuse_cli.media._planes import SIGNATURE, chunk, fitted, png, rescaled
+from diffuse_cli.media.image._pixels import to_pixels
+from diffuse_cli.media.image.decoding import decode
+from diffuse_cli.media.image.planes import SIGNATURE, chunk, fitted, png, rescaled
 from diffuse_cli.modelfile import load
 from diffuse_cli.system.events import Notice, finish
 

@@ -19,7 +19,7 @@ from diffuse_cli.data import read_images
 from diffuse_cli.data.summary import fitting
 from diffuse_cli.evaluation.images import read_sides
 from diffuse_cli.media import FITS, check_fit, image
-from diffuse_cli.media._pixels import fitted
+from diffuse_cli.media.image._pixels import fitted
 from diffuse_cli.sampling import Loaded
 from diffuse_cli.system.events import Notice, finish
 from diffuse_cli.training import estimating

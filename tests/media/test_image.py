@@ -18,13 +18,13 @@ from PIL import Image, ImageOps
 from rubbish import grey, tiff
 from xxhash import xxh3_128_digest
 
-from diffuse_cli import unusable as reasons
-from diffuse_cli.media._decoding import decode, read_image
-from diffuse_cli.media._pixels import digest, digest_of, to_pixels
-from diffuse_cli.media._pixels import fitted as fit
-from diffuse_cli.pictures import image as to_image
+from diffuse_cli.media import file_errors as reasons
+from diffuse_cli.media.figures import image as to_image
+from diffuse_cli.media.file_errors import Unusable
+from diffuse_cli.media.image._pixels import digest, digest_of, to_pixels
+from diffuse_cli.media.image._pixels import fitted as fit
+from diffuse_cli.media.image.decoding import decode, read_image
 from diffuse_cli.system.errors import DataError
-from diffuse_cli.unusable import Unusable
 
 
 def array(data: bytes, background: str = "white") -> np.ndarray:

@@ -15,7 +15,7 @@ from undrawn import undraw
 
 from diffuse_cli.data import read_images
 from diffuse_cli.media import Asked, image
-from diffuse_cli.media._planes import png
+from diffuse_cli.media.image.planes import png
 from diffuse_cli.system.events import finish
 
 COUNT = 48

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from mutations import BY_FORMAT, CHANGES, mutated, seeds
 from PIL import Image
 
-from diffuse_cli import unusable as reasons
 from diffuse_cli.data import read_images
-from diffuse_cli.media._decoding import decode
+from diffuse_cli.media import file_errors as reasons
+from diffuse_cli.media.file_errors import Unusable
+from diffuse_cli.media.image.decoding import decode
 from diffuse_cli.system.events import finish
-from diffuse_cli.unusable import Unusable
 
 REASONS = {value for value in vars(reasons).values() if isinstance(value, str)}
 FUZZ = settings(max_examples=150, deadline=None, derandomize=True, database=None)

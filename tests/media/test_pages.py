@@ -12,13 +12,13 @@ import pytest
 from conftest import in_process
 from PIL import Image
 
-from diffuse_cli import unusable as reasons
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import read_images
 from diffuse_cli.media import Asked, image
-from diffuse_cli.media._pages import tiff
+from diffuse_cli.media import file_errors as reasons
+from diffuse_cli.media.file_errors import Unusable
+from diffuse_cli.media.image._pages import tiff
 from diffuse_cli.system.events import finish
-from diffuse_cli.unusable import Unusable
 
 DRAW = np.random.default_rng(4)
 STACK = Asked(layout="pages")

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from diffuse_cli import modelfile
 from diffuse_cli.config import TrainConfig
-from diffuse_cli.config.training import from_file
+from diffuse_cli.config.options import from_dict, read_toml
+from diffuse_cli.config.train_options import from_file
 from diffuse_cli.features import efficientnet_lite0
-from diffuse_cli.options import from_dict, read_toml
 from diffuse_cli.system import memory as machine_memory
 from diffuse_cli.system.memory import out_of_memory
 from diffuse_cli.training.memory import SLACK, cost

@@ -20,12 +20,12 @@ from undrawn import undraw
 
 from diffuse_cli import metrics
 from diffuse_cli.config import EvalConfig, SamplerChoice
+from diffuse_cli.config.options import from_dict, to_arguments
 from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation import evaluating, parts
 from diffuse_cli.evaluation.results import published
 from diffuse_cli.evaluation.showing import OF_CLASS, SAMPLES, TWINS
 from diffuse_cli.metrics import METRICS, Measured, Words
-from diffuse_cli.options import from_dict, to_arguments
 from diffuse_cli.report import charts, curves, style
 from diffuse_cli.report.courses import sweep
 from diffuse_cli.report.page import COLOURS

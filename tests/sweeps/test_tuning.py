@@ -14,11 +14,12 @@ from nets import plan
 from PIL import Image
 from undrawn import undraw
 
-from diffuse_cli import modelfile, pictures
+from diffuse_cli import modelfile
 from diffuse_cli.conditioning import Condition
 from diffuse_cli.config import DiffusionConfig, SamplerChoice, TuneConfig
 from diffuse_cli.core import SCHEDULES, Process
 from diffuse_cli.core.samplers import OF_DISTILLED, SAMPLERS, spacing_of
+from diffuse_cli.media import figures
 from diffuse_cli.metrics import Words
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.sampling import draw
@@ -507,9 +508,9 @@ def test_scales_of_a_weaker_model_are_hollow_points_with_a_sign_of_their_own(mon
         for n, kid, scale in ((8, 0.3, 1.0), (9, 0.2, 1.0), (4, 0.4, 1.5), (4, 0.1, 3.0))
     ]
     drawn = []
-    real = pictures.Sheet.axes
+    real = figures.Sheet.axes
     monkeypatch.setattr(
-        pictures.Sheet, "axes", lambda self, *p: drawn.append(real(self, *p)) or drawn[-1]
+        figures.Sheet, "axes", lambda self, *p: drawn.append(real(self, *p)) or drawn[-1]
     )
     tradeoff.plot(swept(*rows), "m")
     assert sorted(text.get_text() for text in drawn[0].texts) == ["8", "9", "w1.5", "w3"]
@@ -535,17 +536,17 @@ def test_the_picture_has_a_line_for_each_sampler_and_a_ring(monkeypatch, least):
     ]  # fmt: skip
     rows.append(row("unipc", 51, least, seconds=0.5, guidance=1.0))
     drawn = []
-    real = pictures.Sheet.axes
+    real = figures.Sheet.axes
 
     def axes(self, *place):
         drawn.append(real(self, *place))
         return drawn[-1]
 
-    monkeypatch.setattr(pictures.Sheet, "axes", axes)
+    monkeypatch.setattr(figures.Sheet, "axes", axes)
     found = swept(*rows)
     picture = tradeoff.plot(found, "m")
     if least > 0:
-        assert pictures.png(picture) == pictures.png(tradeoff.plot(found, "m"))
+        assert figures.png(picture) == figures.png(tradeoff.plot(found, "m"))
     plot = drawn[0]
     assert (plot.get_xscale(), plot.get_yscale()) == ("log", "log" if least > 0 else "linear")
     lines = [container[0] for container in plot.containers]
@@ -564,9 +565,9 @@ def test_the_picture_has_a_line_for_each_sampler_and_a_ring(monkeypatch, least):
 def test_an_axis_has_three_numbers_or_more(monkeypatch, values):
     """However its range lies to the powers of ten."""
     drawn = []
-    real = pictures.Sheet.axes
+    real = figures.Sheet.axes
     monkeypatch.setattr(
-        pictures.Sheet, "axes", lambda self, *p: drawn.append(real(self, *p)) or drawn[-1]
+        figures.Sheet, "axes", lambda self, *p: drawn.append(real(self, *p)) or drawn[-1]
     )
     tradeoff.plot(swept(*(row("ddim", 5 + i, v, seconds=v) for i, v in enumerate(values))), "m")
     for axis in (drawn[0].xaxis, drawn[0].yaxis):

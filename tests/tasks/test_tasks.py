@@ -20,7 +20,7 @@ from diffuse_cli.config import DrawConfig
 from diffuse_cli.core import RESTORATIONS
 from diffuse_cli.core.degradations import parse
 from diffuse_cli.guiding import equipped
-from diffuse_cli.media._pixels import fitted
+from diffuse_cli.media.image._pixels import fitted
 from diffuse_cli.resolving import resolve
 from diffuse_cli.sampling import load_denoiser
 from diffuse_cli.system import files

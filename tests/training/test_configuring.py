@@ -10,14 +10,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffuse_cli.config.training import WEIGHTED, to_file
+from diffuse_cli.config.options import from_dict, to_dict
+from diffuse_cli.config.presets import DEFAULT_RATE, PRESETS, Preset
+from diffuse_cli.config.train_options import WEIGHTED, to_file
 from diffuse_cli.core import LOSSES, VARIANCES, WEIGHTINGS, Conditions, Space
 from diffuse_cli.core.losses import OF_LEARNED, TAUGHT
 from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.core.settings import Settings, setting
 from diffuse_cli.core.variances import LEARNED
-from diffuse_cli.options import from_dict, to_dict
-from diffuse_cli.presets import DEFAULT_RATE, PRESETS, Preset
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.training.configuring import BATCH, complete, configure, rate_at
 from diffuse_cli.training.memory import bytes_kept

@@ -15,9 +15,9 @@ from conftest import in_process, logged
 from diffuse_cli import modelfile
 from diffuse_cli.commands.distill import configure
 from diffuse_cli.config import DistillConfig, DrawConfig, TrainConfig
+from diffuse_cli.config.options import options
 from diffuse_cli.core.distillation import POINTS, path
 from diffuse_cli.diffusion import kept_in_range
-from diffuse_cli.options import options
 from diffuse_cli.resolving import resolve
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import ModelFileError, UsageError

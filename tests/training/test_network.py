@@ -14,10 +14,10 @@ from seams import giving
 
 from diffuse_cli import modelfile
 from diffuse_cli.config import TrainConfig
-from diffuse_cli.config.training import from_file, to_file
+from diffuse_cli.config.options import from_dict, to_toml
+from diffuse_cli.config.presets import PRESETS, network_config
+from diffuse_cli.config.train_options import from_file, to_file
 from diffuse_cli.core import Conditions, Space
-from diffuse_cli.options import from_dict, to_toml
-from diffuse_cli.presets import PRESETS, network_config
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import finish
 from diffuse_cli.training import estimating

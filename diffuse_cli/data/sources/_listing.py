@@ -11,7 +11,7 @@ from itertools import takewhile
 
 from diffuse_cli.data.sources._base import Entry, Source, extension_of, in_bytes
 from diffuse_cli.media import advice, by_extension, claiming
-from diffuse_cli.unusable import Unusable
+from diffuse_cli.media.file_errors import Unusable
 
 TABLES = ("metadata.csv", "metadata.jsonl")
 """Names of tables that say something of the samples beside them."""

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from diffuse_cli import unusable as reasons
 from diffuse_cli.data.sources._base import Entry, Source, Told, extension_of, short_names
 from diffuse_cli.media import by_extension
+from diffuse_cli.media import file_errors as reasons
+from diffuse_cli.media.file_errors import LARGEST_FILE, Unusable
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.files import brief, show
 from diffuse_cli.system.memory import raise_if_full
-from diffuse_cli.unusable import LARGEST_FILE, Unusable
 
 SAMPLE, LABEL = ("image", "img", "audio", "array"), ("label", "labels", "class")
 """Names of the column of samples and of that of classes, the first that is there."""

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 from numpy.lib.format import open_memmap
 
-from diffuse_cli import unusable as reasons
 from diffuse_cli.data.sources._base import Entry, Source, extension_of, is_file
 from diffuse_cli.data.sources.memory import encoded
 from diffuse_cli.media import Array
+from diffuse_cli.media import file_errors as reasons
+from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.files import brief, show
 from diffuse_cli.system.memory import raise_if_full
-from diffuse_cli.unusable import Unusable
 
 SAMPLE = True
 

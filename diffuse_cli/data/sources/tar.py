@@ -29,11 +29,11 @@ from diffuse_cli.data.sources._base import (
 from diffuse_cli.data.sources._listing import folder_classes
 from diffuse_cli.data.sources._tar_headers import Member, bytes_at, collect
 from diffuse_cli.media import by_extension
+from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.system import file_types
 from diffuse_cli.system.descriptors import open_to_read
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.files import brief, show
-from diffuse_cli.unusable import Unusable
 
 EXTENSION = ".tar"
 CLASS, COLUMNS = ".cls", ".json"

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from diffuse_cli import unusable as reasons
 from diffuse_cli.data.sources._base import (
     AT_ONCE,
     HINT,
@@ -19,11 +18,12 @@ from diffuse_cli.data.sources._base import (
     plain_name,
 )
 from diffuse_cli.media import by_extension
+from diffuse_cli.media import file_errors as reasons
+from diffuse_cli.media.file_errors import LARGEST_FILE, Unusable
 from diffuse_cli.system import file_types
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.files import show
 from diffuse_cli.system.memory import raise_if_full
-from diffuse_cli.unusable import LARGEST_FILE, Unusable
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """With other methods zipfile unpacks a whole member, however little is asked for."""

@@ -13,6 +13,7 @@ from oracles import generator
 from torch import Tensor
 
 from diffuse_cli.config import TrainConfig
+from diffuse_cli.config.presets import architecture, choose
 from diffuse_cli.core import (
     LOSSES,
     NETWORKS,
@@ -25,7 +26,6 @@ from diffuse_cli.core import (
     Space,
 )
 from diffuse_cli.core.kernels import lay_out
-from diffuse_cli.presets import architecture, choose
 
 UNET = {"multipliers": (1, 1), "blocks": 1, "groups": 1, "attention": ()}
 VIT = {"network": "vit", "depth": 2, "head_width": 6}

@@ -7,9 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from diffuse_cli import unusable as reasons
 from diffuse_cli.media import LARGE, Large, freely, one_large
-from diffuse_cli.media._decoding import (
+from diffuse_cli.media import file_errors as reasons
+from diffuse_cli.media.file_errors import Unusable
+from diffuse_cli.media.image.decoding import (
     SRGB,
     conversion,
     is_grey,
@@ -17,10 +18,9 @@ from diffuse_cli.media._decoding import (
     scaled,
     straight,
 )
-from diffuse_cli.media._deep import is_deep, may_be_deep, planes
-from diffuse_cli.media._headers import AVIF, failing_as, open_header, pixels_at_once
-from diffuse_cli.media._planes import Planes, laid, upright
-from diffuse_cli.unusable import Unusable
+from diffuse_cli.media.image.full_depth import is_deep, may_be_deep, planes
+from diffuse_cli.media.image.image_metadata import AVIF, failing_as, open_header, pixels_at_once
+from diffuse_cli.media.image.planes import Planes, laid, upright
 
 _MODES = {1: "I;16", 2: "LA;16", 3: "RGB;16", 4: "RGBA;16"}
 """Names in the manner of Pillow, which has the first alone."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diffuse_cli.options import OVERWRITE, Config, argument, data_option, option
-from diffuse_cli.parsing import Size, parse_color, parse_length
+from diffuse_cli.config.options import OVERWRITE, Config, argument, data_option, option
+from diffuse_cli.config.parsers import Size, parse_color, parse_length
 
 FIT = "Images of another shape: crop the centre, pad with the background, or stretch."
 BACKGROUND = "Colour behind transparent images, and around padded ones."
@@ -45,7 +45,7 @@ class InfoConfig(ReadingConfig):
     background: str | None = data_option(None, BACKGROUND, parse=parse_color, shown="white")
     fit: str | None = data_option(None, FIT, table="media.FITS", shown="crop")
     layout: str | None = data_option(
-        None, LAYOUT, table="media._layouts.LAYOUTS", shown="L, HW, CHW or CDHW, by their number"
+        None, LAYOUT, table="media.shapes.LAYOUTS", shown="L, HW, CHW or CDHW, by their number"
     )
     alpha: bool = data_option(False, ALPHA)
     bits: int | None = data_option(None, BITS, low=8, high=16, shown=OWN_BITS)

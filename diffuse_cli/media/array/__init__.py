@@ -12,16 +12,16 @@ import numpy as np
 import numpy.typing as npt
 from xxhash import xxh3_128
 
-from diffuse_cli import unusable as reasons
 from diffuse_cli.core.registry import InvalidArgument, lookup
 from diffuse_cli.core.space import MOST_CHANNELS, Space
 from diffuse_cli.media import Array, Asked, Read, numbers_of
-from diffuse_cli.media._drawing import drawn
+from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media._fitting import Lengths, Size
-from diffuse_cli.media._floats import floats_in, is_float
-from diffuse_cli.media._layouts import OF_ARRAYS
-from diffuse_cli.media._npy import array_in
-from diffuse_cli.unusable import Unusable
+from diffuse_cli.media.array._drawing import drawn
+from diffuse_cli.media.array.npy_file import array_in
+from diffuse_cli.media.file_errors import Unusable
+from diffuse_cli.media.image._floats import floats_in, is_float
+from diffuse_cli.media.shapes import OF_ARRAYS
 
 EXTENSIONS, SUFFIX = frozenset({".npy", ".npz"}), ".npy"
 CLAIMED, claims = frozenset({".tif", ".tiff"}), is_float

@@ -7,18 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diffuse_cli.config.model import DiffusionConfig
-from diffuse_cli.config.reading import (
-    ALPHA,
-    BACKGROUND,
-    BITS,
-    FIT,
-    LAYOUT,
-    OWN_BITS,
-    RATE,
-    ReadingConfig,
-)
-from diffuse_cli.core.networks import NETWORKS
-from diffuse_cli.options import (
+from diffuse_cli.config.options import (
     OVERWRITE,
     argument,
     data_option,
@@ -29,7 +18,7 @@ from diffuse_cli.options import (
     run_option,
     to_dict,
 )
-from diffuse_cli.parsing import (
+from diffuse_cli.config.parsers import (
     Size,
     parse_bytes,
     parse_color,
@@ -37,6 +26,17 @@ from diffuse_cli.parsing import (
     parse_length,
     parse_listed,
 )
+from diffuse_cli.config.shared_options import (
+    ALPHA,
+    BACKGROUND,
+    BITS,
+    FIT,
+    LAYOUT,
+    OWN_BITS,
+    RATE,
+    ReadingConfig,
+)
+from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.system.errors import UsageError
 
 WEIGHTED = frozenset({"vlb", "consistency"})
@@ -79,7 +79,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         shown="from the data",
     )
     preset: str | None = network_option(
-        None, "Network.", table="presets.PRESETS", shown="from image size and device"
+        None, "Network.", table="config.presets.PRESETS", shown="from image size and device"
     )
     batch_size: int | None = option(
         None,
@@ -109,7 +109,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         shown="from the data",
     )
     layout: str | None = data_option(
-        None, LAYOUT, table="media._layouts.LAYOUTS", shown="L, HW, CHW or CDHW, by their number"
+        None, LAYOUT, table="media.shapes.LAYOUTS", shown="L, HW, CHW or CDHW, by their number"
     )
     alpha: bool = data_option(False, ALPHA)
     bits: int | None = data_option(None, BITS, low=8, high=16, shown=OWN_BITS)

@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from diffuse_cli.config.parsers import as_number, brief
 from diffuse_cli.core import settings
-from diffuse_cli.parsing import as_number, brief
 from diffuse_cli.system.descriptors import read_bounded
 from diffuse_cli.system.errors import UsageError, suggest, translating
 

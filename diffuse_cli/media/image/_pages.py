@@ -7,14 +7,14 @@ import io
 import numpy as np
 from PIL import Image
 
-from diffuse_cli import unusable as reasons
 from diffuse_cli.core.space import MOST_CHANNELS
 from diffuse_cli.media import LARGE, Large, freely, one_large
-from diffuse_cli.media._decoding import orientation
-from diffuse_cli.media._deep import planes
-from diffuse_cli.media._headers import failing_as, open_header, pixels_at_once
-from diffuse_cli.media._planes import Planes, rescaled, upright
-from diffuse_cli.unusable import Unusable
+from diffuse_cli.media import file_errors as reasons
+from diffuse_cli.media.file_errors import Unusable
+from diffuse_cli.media.image.decoding import orientation
+from diffuse_cli.media.image.full_depth import planes
+from diffuse_cli.media.image.image_metadata import failing_as, open_header, pixels_at_once
+from diffuse_cli.media.image.planes import Planes, rescaled, upright
 
 
 def stack(data: bytes, shared: bool = False) -> tuple[Planes, str]:

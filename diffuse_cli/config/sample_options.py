@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diffuse_cli.core.samplers import sampler_options
-from diffuse_cli.options import (
+from diffuse_cli.config.options import (
     MODEL,
     OVERWRITE,
     Config,
@@ -15,13 +14,14 @@ from diffuse_cli.options import (
     run_option,
     sampling_option,
 )
-from diffuse_cli.parsing import (
+from diffuse_cli.config.parsers import (
     parse_interval,
     parse_names,
     parse_range,
     parse_settings,
     parse_times,
 )
+from diffuse_cli.core.samplers import sampler_options
 from diffuse_cli.system.errors import UsageError, translating
 
 SAMPLER, SAMPLING_STEPS = "unipc", 20

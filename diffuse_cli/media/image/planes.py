@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from diffuse_cli.media._fitting import FITS
-from diffuse_cli.media._pixels import REDUCING_GAP
+from diffuse_cli.media.image._pixels import REDUCING_GAP
 
 Planes = npt.NDArray[Any]
 Size = tuple[int, ...]

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from diffuse_cli import unusable as reasons
-from diffuse_cli.media._headers import failing_as
-from diffuse_cli.media._planes import SIGNATURE, Planes
-from diffuse_cli.unusable import Unusable
+from diffuse_cli.media import file_errors as reasons
+from diffuse_cli.media.file_errors import Unusable
+from diffuse_cli.media.image.image_metadata import failing_as
+from diffuse_cli.media.image.planes import SIGNATURE, Planes
 
 _BITS_PER_SAMPLE = 258
 

@@ -16,24 +16,31 @@ import numpy.typing as npt
 from PIL import Image
 from xxhash import xxh3_128, xxh3_128_digest
 
-from diffuse_cli import pictures
-from diffuse_cli import unusable as reasons
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.space import Space
 from diffuse_cli.media import FITS as FITS
-from diffuse_cli.media import Array, Asked, Read, Size, numbers_of
+from diffuse_cli.media import Array, Asked, Read, Size, figures, numbers_of
+from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media._advice import ADVICE as ADVICE
-from diffuse_cli.media._decoding import decoded
-from diffuse_cli.media._drawing import drawn
-from diffuse_cli.media._headers import EXTENSIONS as EXTENSIONS
-from diffuse_cli.media._headers import silence_pillow
-from diffuse_cli.media._layouts import ALPHA, OF_IMAGES, PAGES
-from diffuse_cli.media._pages import stack, tiff
-from diffuse_cli.media._pixels import channels_first, digest, digest_of, fitted, to_pixels
-from diffuse_cli.media._planes import TOP, lifted, png, possible, rescaled, shade, with_channels
-from diffuse_cli.media._planes import fitted as planes_fitted
-from diffuse_cli.media._whole import whole
-from diffuse_cli.unusable import Unusable
+from diffuse_cli.media.array._drawing import drawn
+from diffuse_cli.media.file_errors import Unusable
+from diffuse_cli.media.image._pages import stack, tiff
+from diffuse_cli.media.image._pixels import channels_first, digest, digest_of, fitted, to_pixels
+from diffuse_cli.media.image._whole import whole
+from diffuse_cli.media.image.decoding import decoded
+from diffuse_cli.media.image.image_metadata import EXTENSIONS as EXTENSIONS
+from diffuse_cli.media.image.image_metadata import silence_pillow
+from diffuse_cli.media.image.planes import (
+    TOP,
+    lifted,
+    png,
+    possible,
+    rescaled,
+    shade,
+    with_channels,
+)
+from diffuse_cli.media.image.planes import fitted as planes_fitted
+from diffuse_cli.media.shapes import ALPHA, OF_IMAGES, PAGES
 
 prepare = silence_pillow
 SUFFIX = ".png"
@@ -132,7 +139,7 @@ def fit(values: Array, asked: Asked) -> Array:
         grey = int(with_channels(shade(asked.background, values)[0], 1, False).flat[0])
         done = planes_fitted(values, asked.size, asked.fit, [grey] * len(values))
     elif values.dtype == np.uint8 and not alpha:
-        picture = pictures.image(values)
+        picture = figures.image(values)
         done = to_pixels(fitted(picture, asked.size, asked.fit, asked.background))
     else:
         background = _below(asked) if alpha else asked.background
@@ -170,7 +177,7 @@ def encode(sample: Array, space: Space) -> bytes:
         return tiff(sample)
     if space.layout is not None:
         return png(lifted(sample, _colour_of(space)))
-    return pictures.png(sample) if space.levels == 256 else png(sample)
+    return figures.png(sample) if space.levels == 256 else png(sample)
 
 
 def look(samples: Array, space: Space) -> npt.NDArray[np.uint8]:

@@ -27,9 +27,9 @@ from PIL import (
     features,
 )
 
-from diffuse_cli import unusable as reasons
+from diffuse_cli.media import file_errors as reasons
+from diffuse_cli.media.file_errors import CORRUPT, NOT_AN_IMAGE, OTHER_FORMAT, Unusable
 from diffuse_cli.system.memory import out_of_memory
-from diffuse_cli.unusable import CORRUPT, NOT_AN_IMAGE, OTHER_FORMAT, Unusable
 
 AVIF = ("AVIF",) if features.check("avif") else ()
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", *AVIF)

@@ -10,16 +10,16 @@ import numpy as np
 import numpy.typing as npt
 from xxhash import xxh3_128
 
-from diffuse_cli import unusable as reasons
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.space import Space
 from diffuse_cli.media import Array, Asked, Read
+from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media._fitting import Lengths, Size
-from diffuse_cli.media._resampling import loudest, resampled
-from diffuse_cli.media._sound import RATES as RATES
-from diffuse_cli.media._sound import check_installed, heard, measured, written
-from diffuse_cli.media._spectrogram import drawn
-from diffuse_cli.unusable import Unusable
+from diffuse_cli.media.audio._resampling import loudest, resampled
+from diffuse_cli.media.audio._spectrogram import drawn
+from diffuse_cli.media.audio.sound_file import RATES as RATES
+from diffuse_cli.media.audio.sound_file import check_installed, heard, measured, written
+from diffuse_cli.media.file_errors import Unusable
 
 EXTENSIONS, SUFFIX = frozenset({".wav", ".flac"}), ".wav"
 ONE, MANY = "sound", "sounds"

@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageColor
 
-from diffuse_cli import unusable as reasons
 from diffuse_cli.media import LARGE, Large, freely, one_large
-from diffuse_cli.media._colors import BadProfile, Conversion, to_srgb
-from diffuse_cli.media._headers import (
+from diffuse_cli.media import file_errors as reasons
+from diffuse_cli.media.file_errors import LARGEST_FILE, Unusable
+from diffuse_cli.media.image._colors import BadProfile, Conversion, to_srgb
+from diffuse_cli.media.image.image_metadata import (
     AVIF,
     FORMATS,
     failing_as,
@@ -24,7 +25,6 @@ from diffuse_cli.media._headers import (
 )
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.files import show
-from diffuse_cli.unusable import LARGEST_FILE, Unusable
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

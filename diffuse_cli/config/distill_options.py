@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diffuse_cli.options import (
+from diffuse_cli.config.options import (
     BESIDE,
     MODEL,
     OVERWRITE,

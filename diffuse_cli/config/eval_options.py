@@ -5,18 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diffuse_cli.config.drawing import (
-    OWN,
-    ComputeConfig,
-    DrawConfig,
-    GuideConfig,
-    SamplerConfig,
-    StartConfig,
-    TrajectoryConfig,
-    WeightsConfig,
-)
-from diffuse_cli.config.reading import BACKGROUND, FIT, ReadingConfig
-from diffuse_cli.options import (
+from diffuse_cli.config.options import (
     BESIDE,
     MODEL,
     OVERWRITE,
@@ -28,7 +17,7 @@ from diffuse_cli.options import (
     option,
     output_option,
 )
-from diffuse_cli.parsing import (
+from diffuse_cli.config.parsers import (
     parse_color,
     parse_file,
     parse_ints,
@@ -36,6 +25,17 @@ from diffuse_cli.parsing import (
     parse_scales,
     parse_timesteps,
 )
+from diffuse_cli.config.sample_options import (
+    OWN,
+    ComputeConfig,
+    DrawConfig,
+    GuideConfig,
+    SamplerConfig,
+    StartConfig,
+    TrajectoryConfig,
+    WeightsConfig,
+)
+from diffuse_cli.config.shared_options import BACKGROUND, FIT, ReadingConfig
 from diffuse_cli.system.errors import UsageError
 
 TUNED_STEPS, TUNED_GUIDANCE = (5, 10, 20, 50), (1.0, 1.5, 2.0, 3.0, 4.0)

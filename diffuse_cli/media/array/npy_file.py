@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 
-from diffuse_cli import unusable as reasons
 from diffuse_cli.media import LARGE, Array, Large
+from diffuse_cli.media import file_errors as reasons
+from diffuse_cli.media.file_errors import LARGEST_FILE, Unusable
 from diffuse_cli.system.files import show
 from diffuse_cli.system.memory import raise_if_full
-from diffuse_cli.unusable import LARGEST_FILE, Unusable
 
 ZIPPED = b"PK\3\4"
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)

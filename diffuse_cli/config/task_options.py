@@ -7,18 +7,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from diffuse_cli.config.drawing import (
+from diffuse_cli.config.options import (
+    MODEL,
+    OVERWRITE,
+    argument,
+    option,
+    output_option,
+    run_option,
+)
+from diffuse_cli.config.parsers import Size, parse_names, parse_settings, parse_size
+from diffuse_cli.config.sample_options import (
     MOST_STEPS,
     ON,
     ComputeConfig,
     DrawConfig,
     WeightsConfig,
 )
-from diffuse_cli.config.reading import FIT
+from diffuse_cli.config.shared_options import FIT
 from diffuse_cli.core.degradations import DEGRADATIONS, parse
 from diffuse_cli.core.restoration import RESTORATIONS
-from diffuse_cli.options import MODEL, OVERWRITE, argument, option, output_option, run_option
-from diffuse_cli.parsing import Size, parse_names, parse_settings, parse_size
 from diffuse_cli.system.errors import translating
 
 FORMS = ", ".join(kind.EXAMPLE for kind in DEGRADATIONS.own.values())
@@ -72,7 +79,7 @@ class RestoringConfig(PictureConfig):
         None,
         "How samples are made to fit: given tells the model what is seen; ddnm needs no gradient, "
         "pigdm one a step, mmps four.",
-        table="config.tasks.METHODS",
+        table="config.task_options.METHODS",
         shown=f"{TOLD} for a model trained for it, else {METHOD}",
     )
     jumps: int = option(

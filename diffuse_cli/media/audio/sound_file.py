@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from diffuse_cli import unusable as reasons
 from diffuse_cli.media import LARGE, Array, Large
+from diffuse_cli.media import file_errors as reasons
+from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.memory import raise_if_full
-from diffuse_cli.unusable import Unusable
 
 if TYPE_CHECKING:
     from soundfile import SoundFile

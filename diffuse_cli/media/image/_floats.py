@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from diffuse_cli import unusable as reasons
 from diffuse_cli.core.space import MOST_CHANNELS
 from diffuse_cli.media import LARGE, Array, Large, freely, one_large
-from diffuse_cli.unusable import Unusable
+from diffuse_cli.media import file_errors as reasons
+from diffuse_cli.media.file_errors import Unusable
 
 _TIFFS = (b"II*\0", b"MM\0*")
 
 
 def is_float(data: bytes) -> bool:
     """Whether a file is a TIFF of floats."""
-    from diffuse_cli.media._headers import open_header, silence_pillow
+    from diffuse_cli.media.image.image_metadata import open_header, silence_pillow
 
     if not data.startswith(_TIFFS):
         return False
@@ -33,7 +33,7 @@ def floats_in(data: bytes, shared: bool = False) -> Array:
         Unusable: damaged, pages of several sizes or kinds, too many or too large.
         Large: too large to be read in a shared process.
     """
-    from diffuse_cli.media._headers import failing_as, open_header, pixels_at_once
+    from diffuse_cli.media.image.image_metadata import failing_as, open_header, pixels_at_once
 
     image = open_header(data)
     count = getattr(image, "n_frames", 1)

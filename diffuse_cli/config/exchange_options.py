@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diffuse_cli.options import (
+from diffuse_cli.config.options import (
     OVERWRITE,
     Config,
     argument,
@@ -13,7 +13,7 @@ from diffuse_cli.options import (
     option,
     process_option,
 )
-from diffuse_cli.parsing import Size, parse_betas, parse_size
+from diffuse_cli.config.parsers import Size, parse_betas, parse_size
 from diffuse_cli.system.errors import UsageError, flag
 
 
@@ -56,7 +56,7 @@ class ConvertConfig(Config):
     preset: str | None = option(
         None,
         "Published network that SOURCE is: supplies what its files leave out.",
-        table="presets.PRESETS",
+        table="config.presets.PRESETS",
     )
     overwrite: bool = option(False, OVERWRITE)
     weights: str | None = option(
