@@ -19,9 +19,8 @@ from diffuse_cli.config.eval_options import MeasureConfig as MeasureConfig
 from diffuse_cli.config.eval_options import PlottedBoundConfig as PlottedBoundConfig
 from diffuse_cli.config.eval_options import TuneConfig as TuneConfig
 from diffuse_cli.config.exchange_options import ConvertConfig as ConvertConfig
-from diffuse_cli.config.model import DiffusionConfig as DiffusionConfig
+from diffuse_cli.config.exchange_options import PushConfig as PushConfig
 from diffuse_cli.config.noise_demo_options import DemoConfig as DemoConfig
-from diffuse_cli.config.pushing import PushConfig as PushConfig
 from diffuse_cli.config.sample_options import DISTILLED_STEPS as DISTILLED_STEPS
 from diffuse_cli.config.sample_options import GAUSSIAN as GAUSSIAN
 from diffuse_cli.config.sample_options import GUIDANCE as GUIDANCE
@@ -41,6 +40,7 @@ from diffuse_cli.config.sample_options import SamplerConfig as SamplerConfig
 from diffuse_cli.config.sample_options import StartConfig as StartConfig
 from diffuse_cli.config.sample_options import TrajectoryConfig as TrajectoryConfig
 from diffuse_cli.config.sample_options import WeightsConfig as WeightsConfig
+from diffuse_cli.config.shared_options import DiffusionConfig as DiffusionConfig
 from diffuse_cli.config.shared_options import InfoConfig as InfoConfig
 from diffuse_cli.config.task_options import InpaintConfig as InpaintConfig
 from diffuse_cli.config.task_options import InterpolateConfig as InterpolateConfig

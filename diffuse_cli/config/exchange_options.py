@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from diffuse_cli.config.options import (
+    MODEL,
     OVERWRITE,
     Config,
     argument,
@@ -13,7 +14,7 @@ from diffuse_cli.config.options import (
     option,
     process_option,
 )
-from diffuse_cli.config.parsers import Size, parse_betas, parse_size
+from diffuse_cli.config.parsers import Size, parse_betas, parse_file, parse_license, parse_size
 from diffuse_cli.system.errors import UsageError, flag
 
 
@@ -141,3 +142,58 @@ class ConvertConfig(Config):
                 raise UsageError(
                     f"{flag(one)} and {flag(other)} exclude each other", "Leave one of them out"
                 )
+
+
+# -- pushing --------------------------------------------------------------------------------------
+
+# A model to be published on the hub.
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushConfig(Config):
+    """A model, and what its card says.
+
+    Raises:
+        UsageError: no licence.
+    """
+
+    model: str = argument("MODEL", MODEL)
+    target: str = argument("TARGET", "The model's name on the hub, hf://ORG/NAME.")
+    license: str | None = option(
+        None,
+        "Licence under which others may use the model, as the hub writes it: mit, cc-by-4.0, "
+        "other. It must be given.",
+        parse=parse_license,
+        shown="",
+    )
+    eval: str | None = option(
+        None,
+        "Numbers for the card: a file of what diffuse eval --json printed.",
+        parse=parse_file,
+        metavar="FILE.json",
+        shown="",
+    )
+    samples: str | None = option(
+        None,
+        "Picture of samples for the card, such as grid.png.",
+        parse=parse_file,
+        metavar="FILE.png",
+        shown="16 are drawn",
+    )
+    private: bool = option(False, "Let nobody else see a repository that is made.", control=True)
+    out: str | None = option(
+        None,
+        "Write the folder that would be pushed, and push nothing.",
+        flag="-o",
+        metavar="FOLDER",
+        shown="",
+    )
+    overwrite: bool = option(False, OVERWRITE)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.license is None:
+            raise UsageError(
+                "--license is missing: whoever finds the model must know what they may do with it",
+                "Type --license mit, or the name of another",
+            )

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diffuse_cli.config.model import LOG_SNR_SHIFT, TIMESTEPS_SHOWN
 from diffuse_cli.config.options import OVERWRITE, Config, argument, option
 from diffuse_cli.config.parsers import Size, parse_color, parse_length, parse_names
 from diffuse_cli.config.sample_options import WeightsConfig
-from diffuse_cli.config.shared_options import BACKGROUND, FIT
+from diffuse_cli.config.shared_options import BACKGROUND, FIT, LOG_SNR_SHIFT, TIMESTEPS_SHOWN
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from diffuse_cli.config.model import DiffusionConfig
 from diffuse_cli.config.options import (
     OVERWRITE,
     argument,
@@ -34,6 +33,7 @@ from diffuse_cli.config.shared_options import (
     LAYOUT,
     OWN_BITS,
     RATE,
+    DiffusionConfig,
     ReadingConfig,
 )
 from diffuse_cli.core.networks import NETWORKS

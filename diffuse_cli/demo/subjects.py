@@ -102,15 +102,15 @@ def read(config: DemoConfig, space: Space | None = None, fit: str | None = None)
 def _own_image(config: DemoConfig) -> Work[Subject]:
     """An image at the size asked for, or its own, in 8 bits."""
     from diffuse_cli.media import image
-    from diffuse_cli.media.image._pixels import fitted
     from diffuse_cli.media.image.decoding import read_image
+    from diffuse_cli.media.image.planes import fit_image
     from diffuse_cli.tasks.inputs import rgb
 
     background = config.background or WHITE
     picture, remarks = read_image(config.image, background)
     yield from (Notice(f"{files.show(config.image)}: {text}", warning=True) for text in remarks)
     if config.size:
-        picture = fitted(picture, config.size, config.fit or "crop", rgb(background))
+        picture = fit_image(picture, config.size, config.fit or "crop", rgb(background))
     else:
         picture = figures.shrunk(picture, OWN_SIDE)
     values = _channels_first(picture)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from diffuse_cli.config import ConvertConfig, DiffusionConfig, TrainConfig
-from diffuse_cli.config.model import TIMESTEPS
 from diffuse_cli.config.options import from_dict, options, to_dict
 from diffuse_cli.config.parsers import Size
 from diffuse_cli.config.presets import PRESETS
+from diffuse_cli.config.shared_options import TIMESTEPS
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.networks import unet as unets
 from diffuse_cli.core.registry import InvalidArgument

@@ -14,11 +14,11 @@ import numpy.typing as npt
 from diffuse_cli.core.registry import InvalidArgument, Modules, lookup
 from diffuse_cli.core.space import LONGEST_SIDE
 from diffuse_cli.core.space import Space as Space
-from diffuse_cli.media._fitting import FITS as FITS
-from diffuse_cli.media._fitting import Fit as Fit
-from diffuse_cli.media._fitting import crop
 from diffuse_cli.media.shapes import ALPHA as ALPHA
+from diffuse_cli.media.shapes import FITS as FITS
+from diffuse_cli.media.shapes import Fit as Fit
 from diffuse_cli.media.shapes import asked_for as asked_for
+from diffuse_cli.media.shapes import crop
 from diffuse_cli.media.shapes import layout_of as layout_of
 from diffuse_cli.media.shapes import named as named
 

@@ -26,8 +26,8 @@ from diffuse_cli.data.sources import Entry, classes_of
 from diffuse_cli.data.store import Mapped
 from diffuse_cli.data.summary import fitting
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media.image._pixels import digest
-from diffuse_cli.media.image._pixels import fitted as fit
+from diffuse_cli.media.image.planes import digest
+from diffuse_cli.media.image.planes import fit_image as fit
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError, OutputError
 from diffuse_cli.system.events import Notice, Progress, finish

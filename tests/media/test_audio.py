@@ -17,8 +17,7 @@ from diffuse_cli.core.space import Space
 from diffuse_cli.media import Asked, Large, checked_size, like
 from diffuse_cli.media import audio as medium
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media.audio._resampling import loudest, resampled
-from diffuse_cli.media.audio._spectrogram import BANDS, LOUD, QUIET, spectrogram
+from diffuse_cli.media.audio import BANDS, LOUD, QUIET, loudest, resampled, spectrogram
 from diffuse_cli.media.file_errors import Unusable
 
 soundfile = pytest.importorskip("soundfile", reason="of the extra [audio]")

@@ -16,7 +16,7 @@ from PIL import Image, ImageCms
 
 from diffuse_cli.media import Asked, image
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media.image import _colors
+from diffuse_cli.media.image import image_metadata
 from diffuse_cli.media.image.decoding import decode, decoded
 
 WHITE = (255, 255, 255)
@@ -26,7 +26,7 @@ WIDE = [("AdobeRGB", 563 / 256), ("P3", "sRGB"), ("ProPhoto", 1.8), ("sRGB", 2.2
 
 @pytest.fixture(autouse=True)
 def _forgetful() -> None:
-    _colors._conversion.cache_clear()
+    image_metadata._conversion.cache_clear()
 
 
 def remarks(data: bytes) -> tuple[str, ...]:
@@ -127,7 +127,7 @@ BROKEN = {
     "a list of names": P3[:12] + b"nmcl" + P3[16:],
     "a link": P3[:12] + b"link" + P3[16:],
     "without curves": P3.replace(b"rTRC", b"xTRC"),
-    "large": P3 + bytes(_colors.LARGEST),
+    "large": P3 + bytes(image_metadata.LARGEST),
 }
 
 
@@ -166,10 +166,10 @@ def test_profiles_that_cannot_be_put_together_are_named() -> None:
 )
 def test_a_profile_holds_the_tables_that_it_claims(tag: bytes) -> None:
     profile = profiles.assembled(b"RGB ", b"Lab ", {b"A2B0": tag})
-    with pytest.raises(_colors.BadProfile):
-        _colors._check_tables(profile)
-    _colors._check_tables(profiles.cmyk())
-    _colors._check_tables(P3)
+    with pytest.raises(image_metadata.BadProfile):
+        image_metadata._check_tables(profile)
+    image_metadata._check_tables(profiles.cmyk())
+    image_metadata._check_tables(P3)
 
 
 def test_grey_cannot_be_ink() -> None:
@@ -196,8 +196,8 @@ def test_changed_profiles_convert_or_are_broken_and_nothing_else(kind: str) -> N
         for _ in range(rng.choice((1, 1, 3))):
             profile = rng.choice(CHANGES[:4])(rng, profile)
         try:
-            convert = _colors.to_srgb(profile, kind)
-        except _colors.BadProfile:
+            convert = image_metadata.to_srgb(profile, kind)
+        except image_metadata.BadProfile:
             outcomes.add("broken")
             continue
         made = convert(pixels) if convert else pixels

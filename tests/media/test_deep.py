@@ -19,9 +19,8 @@ from diffuse_cli.data import Samples, read_images
 from diffuse_cli.evaluation import answering
 from diffuse_cli.givens import Giver
 from diffuse_cli.media import Asked, image
-from diffuse_cli.media.image._pixels import to_pixels
 from diffuse_cli.media.image.decoding import decode
-from diffuse_cli.media.image.planes import SIGNATURE, chunk, fitted, png, rescaled
+from diffuse_cli.media.image.planes import SIGNATURE, chunk, fit_planes, png, rescaled, to_pixels
 from diffuse_cli.modelfile import load
 from diffuse_cli.system.events import Notice, finish
 
@@ -113,12 +112,12 @@ def test_eight_bits_and_sixteen() -> None:
 
 def test_scaling_is_that_of_floats() -> None:
     values = levels(3, 24, 32)
-    done = fitted(values, (8, 8), "crop", [0, 0, 0])
+    done = fit_planes(values, (8, 8), "crop", [0, 0, 0])
     for plane, own in zip(values, done, strict=True):
         floats = Image.fromarray(plane.astype(np.float32))
         exact = np.asarray(floats.resize((8, 8), Image.Resampling.BICUBIC, box=(4, 0, 28, 24)))
         assert np.abs(own - exact.clip(0, 65_535)).max() <= 0.51
-    padded = fitted(values, (16, 16), "pad", [1, 2, 3])
+    padded = fit_planes(values, (16, 16), "pad", [1, 2, 3])
     assert padded[:, 0].tolist() == [[k] * 16 for k in (1, 2, 3)]
 
 

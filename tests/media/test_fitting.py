@@ -19,7 +19,7 @@ from diffuse_cli.data import read_images
 from diffuse_cli.data.summary import fitting
 from diffuse_cli.evaluation.images import read_sides
 from diffuse_cli.media import FITS, check_fit, image
-from diffuse_cli.media.image._pixels import fitted
+from diffuse_cli.media.image.planes import fit_image
 from diffuse_cli.sampling import Loaded
 from diffuse_cli.system.events import Notice, finish
 from diffuse_cli.training import estimating
@@ -57,29 +57,29 @@ def test_parts_lie_within_and_one_of_them_is_whole(
 def test_what_has_the_shape_is_only_scaled(name: str) -> None:
     assert FITS[name]((20, 10), (4, 2)) == ((20, 10), (4, 2))
     square = noise(1, (20, 20))
-    assert fitted(square, (8, 8), name).tobytes() == fitted(square, (8, 8)).tobytes()
-    assert fitted(square, (20, 20), name) is square
+    assert fit_image(square, (8, 8), name).tobytes() == fit_image(square, (8, 8)).tobytes()
+    assert fit_image(square, (20, 20), name) is square
 
 
 def test_pad_keeps_the_whole_picture_at_the_centre() -> None:
     wide = noise(2, (32, 18), "RGB")
-    made = np.asarray(fitted(wide, (32, 32), "pad", NAVY))
+    made = np.asarray(fit_image(wide, (32, 32), "pad", NAVY))
     assert made[7:25].tolist() == np.asarray(wide).tolist()
     assert (made[:7] == NAVY).all()
     assert (made[25:] == NAVY).all()
-    high = np.asarray(fitted(wide.transpose(Image.Transpose.TRANSPOSE), (32, 32), "pad", NAVY))
+    high = np.asarray(fit_image(wide.transpose(Image.Transpose.TRANSPOSE), (32, 32), "pad", NAVY))
     assert high.tolist() == made.transpose(1, 0, 2).tolist()
 
 
 def test_pad_shows_the_thinnest_picture() -> None:
-    made = np.asarray(fitted(Image.new("L", (3000, 1), 9), (8, 8), "pad"))
+    made = np.asarray(fit_image(Image.new("L", (3000, 1), 9), (8, 8), "pad"))
     assert (made == 9).sum() == 8
 
 
 def test_stretch_shows_all_of_it_and_nothing_else() -> None:
     halves = Image.new("L", (32, 8), 0)
     halves.paste(255, (16, 0, 32, 8))
-    made = np.asarray(fitted(halves, (8, 8), "stretch"))
+    made = np.asarray(fit_image(halves, (8, 8), "stretch"))
     assert (made[:, :3] < 10).all()
     assert (made[:, 5:] > 245).all()
 
@@ -121,7 +121,7 @@ def test_every_image_of_a_set_is_fitted(
     cache = tmp_path / "cache" if cached else None
     stored = read(folder, fit=fit, background="navy", cache=cache)
     for k, name in enumerate("ab"):
-        expected = np.asarray(fitted(pictures[name], (64, 64), fit, NAVY))
+        expected = np.asarray(fit_image(pictures[name], (64, 64), fit, NAVY))
         assert stored[k].transpose(1, 2, 0).tolist() == expected.tolist()
 
 
@@ -159,9 +159,9 @@ def test_a_fit_changes_neither_fingerprint_nor_held_out_part(tmp_path: Path) -> 
 def test_colours_become_grey_before_they_are_scaled(tmp_path: Path) -> None:
     picture = noise(7, (90, 70), "RGB")
     (found,) = read(fill(tmp_path, {"a.png": encoded(picture)}), channels=1)
-    expected = np.asarray(fitted(picture.convert("L"), (64, 64)))
+    expected = np.asarray(fit_image(picture.convert("L"), (64, 64)))
     assert found[0].tolist() == expected.tolist()
-    assert (expected != np.asarray(fitted(picture, (64, 64)).convert("L"))).any()
+    assert (expected != np.asarray(fit_image(picture, (64, 64)).convert("L"))).any()
 
 
 # -- a model --------------------------------------------------------------------------------------

@@ -21,9 +21,9 @@ from xxhash import xxh3_128_digest
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.figures import image as to_image
 from diffuse_cli.media.file_errors import Unusable
-from diffuse_cli.media.image._pixels import digest, digest_of, to_pixels
-from diffuse_cli.media.image._pixels import fitted as fit
 from diffuse_cli.media.image.decoding import decode, read_image
+from diffuse_cli.media.image.planes import digest, digest_of, to_pixels
+from diffuse_cli.media.image.planes import fit_image as fit
 from diffuse_cli.system.errors import DataError
 
 

@@ -17,7 +17,7 @@ from diffuse_cli.data import read_images
 from diffuse_cli.media import Asked, image
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import Unusable
-from diffuse_cli.media.image._pages import tiff
+from diffuse_cli.media.image.full_depth import tiff
 from diffuse_cli.system.events import finish
 
 DRAW = np.random.default_rng(4)

@@ -20,7 +20,7 @@ from diffuse_cli.config import DrawConfig
 from diffuse_cli.core import RESTORATIONS
 from diffuse_cli.core.degradations import parse
 from diffuse_cli.guiding import equipped
-from diffuse_cli.media.image._pixels import fitted
+from diffuse_cli.media.image.planes import fit_image
 from diffuse_cli.resolving import resolve
 from diffuse_cli.sampling import load_denoiser
 from diffuse_cli.system import files
@@ -313,7 +313,7 @@ def test_pictures_of_another_size_are_fitted(diffuse, model, tmp_path, picture):
         ran = diffuse(*line, "--fit", fit, "-o", fit)
         assert ran.code == 0, ran.err
         assert "16 high x 32 wide: resized to 8x8" in ran.err
-    wanted = np.asarray(fitted(large, (8, 8), "stretch"), int)
+    wanted = np.asarray(fit_image(large, (8, 8), "stretch"), int)
     assert (pixels("stretch", 0)[0] == wanted[0]).all()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -14,12 +15,10 @@ from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.space import Space
 from diffuse_cli.media import Array, Asked, Read
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media._fitting import Lengths, Size
-from diffuse_cli.media.audio._resampling import loudest, resampled
-from diffuse_cli.media.audio._spectrogram import drawn
 from diffuse_cli.media.audio.sound_file import RATES as RATES
 from diffuse_cli.media.audio.sound_file import check_installed, heard, measured, written
 from diffuse_cli.media.file_errors import Unusable
+from diffuse_cli.media.shapes import Lengths, Size
 
 EXTENSIONS, SUFFIX = frozenset({".wav", ".flac"}), ".wav"
 ONE, MANY = "sound", "sounds"
@@ -168,3 +167,115 @@ def look(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
     """The waveform of each channel over its spectrogram."""
     scale = max(space.std, default=1.0)
     return drawn(samples / np.float32(scale), space.rate or USUAL_RATE)
+
+
+# -- resampling -----------------------------------------------------------------------------------
+
+# Sound at another rate, and the part of it that is kept.
+
+TAPER = 0.1
+"""The part of the band below the lower of both highest frequencies over which it is let go."""
+MARGIN = 256
+"""Samples beside a part, at the lower rate, that its resampling looks at."""
+
+
+def resampled(sound: Array, own: int, wanted: int) -> Array:
+    """Sound (C, L) at a rate of `own` Hz, at `wanted` Hz: its spectrum, cut or continued by zeros.
+
+    Both ends are mirrored into odd continuations, which a spectrum takes for periods without a
+    jump. Frequencies fall to zero along a cosine over the last `TAPER` of the band: a sudden end
+    would ring.
+    """
+    if own == wanted or not sound.shape[1]:
+        return sound
+    shared = math.gcd(own, wanted)
+    into, onto = own // shared, wanted // shared
+    length = sound.shape[1]
+    kept = max(1, round(length * wanted / own))
+    blocks = -(-(length + 2 * math.ceil(MARGIN * max(1, own / wanted))) // into)
+    total = blocks * into
+    before = (total - length) // 2 // into * into
+    padded = np.zeros((len(sound), total))
+    padded[:, before : before + length] = sound
+    spectrum = np.fft.rfft(padded, axis=1)
+    both = min(total, blocks * onto) // 2 + 1
+    band = np.minimum(1, (1 - np.arange(both) / both) / TAPER)
+    spectrum = spectrum[:, :both] * (0.5 - 0.5 * np.cos(math.pi * band))
+    result = np.fft.irfft(spectrum, blocks * onto, axis=1) * (onto / into)
+    start = before // into * onto
+    return result[:, start : start + kept].astype(np.float32)
+
+
+def loudest(sound: Array, length: int) -> slice:
+    """The part of so many samples that has the most energy, the first one of several."""
+    if sound.shape[1] <= length:
+        return slice(0, sound.shape[1])
+    energy = np.concatenate([[0.0], np.cumsum(np.square(sound, dtype=np.float64).sum(0))])
+    start = int(np.argmax(energy[length:] - energy[:-length]))
+    return slice(start, start + length)
+
+
+# -- spectrogram ----------------------------------------------------------------------------------
+
+# Sounds as pictures: the waveform over the spectrogram.
+
+Shades = npt.NDArray[np.uint8]
+
+WIDEST, WAVE, BANDS, GAP = 192, 32, 64, 1
+"""Pixels: of the width at most, of the heights of both parts, and between them."""
+WINDOW = 0.025
+"""Seconds that a column of the spectrogram looks at: some periods of a voice."""
+LOUD, QUIET = 6.0, -54.0
+"""Decibels that are black and white; 0 is a tone of three deviations."""
+TALLEST = 8.0
+"""Deviations that reach the edges of a waveform."""
+PAPER, INK, RULE, LINE = 255, 40, 225, 0
+
+
+def drawn(samples: Array, rate: int) -> Shades:
+    """Sounds (N, C, L) in their deviations as greys (N, 1, H, W), channels one above the other."""
+    samples = np.nan_to_num(samples).astype(np.float32)
+    width = min(WIDEST, samples.shape[2])
+    panels: list[Shades] = []
+    for own in samples.swapaxes(0, 1):
+        for part in (_waves(own, width), _shades(spectrogram(own, rate, width))):
+            panels += [part, np.full((len(own), GAP, width), LINE, np.uint8)]
+    return np.concatenate(panels[:-1], 1)[:, None]
+
+
+def spectrogram(samples: Array, rate: int, columns: int) -> Array:
+    """Decibels (N, BANDS, columns) of sounds (N, L), the highest frequency first.
+
+    0 is a tone of three deviations, whatever its frequency. Columns are evenly spaced, each of a
+    Hann window; a band is the loudest of the frequencies in it, so that a tone stays as dark.
+    """
+    length = samples.shape[1]
+    size = min(max(2 * BANDS, 2 ** round(math.log2(rate * WINDOW))), 4096)
+    centres = np.rint((np.arange(columns) + 0.5) * length / columns - 0.5).astype(np.int64)
+    padded = np.pad(samples, ((0, 0), (size // 2, size - size // 2)))
+    window = (0.5 - 0.5 * np.cos(2 * math.pi * (np.arange(size) + 0.5) / size)).astype(np.float32)
+    frames = padded[:, centres[:, None] + np.arange(size)]
+    found = np.abs(np.fft.rfft(frames * window, axis=2))[:, :, 1:] / (3 * window.sum() / 2)
+    loudest = found.reshape(*found.shape[:2], BANDS, -1).max(3)
+    decibels: Array = 20 * np.log10(np.maximum(loudest, 1e-6))
+    return decibels.swapaxes(1, 2)[:, ::-1]
+
+
+def _shades(decibels: Array) -> Shades:
+    """White where it is quiet, black where it is loud."""
+    dark = ((decibels - QUIET) / (LOUD - QUIET)).clip(0, 1)
+    shades: Shades = np.rint(PAPER * (1 - dark)).astype(np.uint8)
+    return shades
+
+
+def _waves(samples: Array, width: int) -> Shades:
+    """Sounds (N, L) as what each column spans, (N, WAVE, width)."""
+    starts = np.arange(width) * samples.shape[1] // width
+    heights = (1 - samples / TALLEST).clip(0, 2) * ((WAVE - 1) / 2)
+    top = np.rint(np.minimum.reduceat(heights, starts, axis=1))[:, None]
+    bottom = np.rint(np.maximum.reduceat(heights, starts, axis=1))[:, None]
+    rows = np.arange(WAVE)[None, :, None]
+    shades = np.full((len(samples), WAVE, width), PAPER, np.uint8)
+    shades[:, WAVE // 2] = RULE
+    shades[(rows >= top) & (rows <= bottom)] = INK
+    return shades

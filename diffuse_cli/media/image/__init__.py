@@ -21,25 +21,28 @@ from diffuse_cli.core.space import Space
 from diffuse_cli.media import FITS as FITS
 from diffuse_cli.media import Array, Asked, Read, Size, figures, numbers_of
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media._advice import ADVICE as ADVICE
-from diffuse_cli.media.array._drawing import drawn
+from diffuse_cli.media.array import drawn
+from diffuse_cli.media.file_errors import ADVICE as ADVICE
 from diffuse_cli.media.file_errors import Unusable
-from diffuse_cli.media.image._pages import stack, tiff
-from diffuse_cli.media.image._pixels import channels_first, digest, digest_of, fitted, to_pixels
-from diffuse_cli.media.image._whole import whole
 from diffuse_cli.media.image.decoding import decoded
+from diffuse_cli.media.image.full_depth import stack, tiff, whole
 from diffuse_cli.media.image.image_metadata import EXTENSIONS as EXTENSIONS
 from diffuse_cli.media.image.image_metadata import silence_pillow
 from diffuse_cli.media.image.planes import (
     TOP,
+    channels_first,
+    digest,
+    digest_of,
+    fit_image,
     lifted,
     png,
     possible,
     rescaled,
     shade,
+    to_pixels,
     with_channels,
 )
-from diffuse_cli.media.image.planes import fitted as planes_fitted
+from diffuse_cli.media.image.planes import fit_planes as planes_fitted
 from diffuse_cli.media.shapes import ALPHA, OF_IMAGES, PAGES
 
 prepare = silence_pillow
@@ -115,7 +118,7 @@ def _read_opaque(data: bytes, asked: Asked) -> Read:
         return part if part.mode == wanted else part.convert(wanted)
 
     done = image if to_srgb else finished(image)
-    done = fitted(done, _kept(image.size, asked), asked.fit, asked.background, finished)
+    done = fit_image(done, _kept(image.size, asked), asked.fit, asked.background, finished)
     values = np.asarray(done)
     name = digest(values) if done is image else digest_of(image)
     if to_srgb:  # equal numbers are other colours under another profile
@@ -140,7 +143,7 @@ def fit(values: Array, asked: Asked) -> Array:
         done = planes_fitted(values, asked.size, asked.fit, [grey] * len(values))
     elif values.dtype == np.uint8 and not alpha:
         picture = figures.image(values)
-        done = to_pixels(fitted(picture, asked.size, asked.fit, asked.background))
+        done = to_pixels(fit_image(picture, asked.size, asked.fit, asked.background))
     else:
         background = _below(asked) if alpha else asked.background
         below, plain = shade(background, values)

@@ -14,14 +14,16 @@ from PIL import Image, ImageColor
 from diffuse_cli.media import LARGE, Large, freely, one_large
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import LARGEST_FILE, Unusable
-from diffuse_cli.media.image._colors import BadProfile, Conversion, to_srgb
 from diffuse_cli.media.image.image_metadata import (
     AVIF,
     FORMATS,
+    BadProfile,
+    Conversion,
     failing_as,
     open_header,
     pixels_at_once,
     silence_pillow,
+    to_srgb,
 )
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.files import show
