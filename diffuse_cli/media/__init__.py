@@ -150,7 +150,9 @@ class Medium(Protocol):
         ...
 
 
-MEDIA: Mapping[str, Medium] = Modules("media", __name__, __path__)
+MEDIA: Mapping[str, Medium] = Modules(
+    "media", __name__, __path__, helpers=("figures", "file_errors", "shapes")
+)
 
 
 def prepare(medium: str) -> None:

@@ -234,7 +234,7 @@ def test_two_do_not_download_at_a_time(server, published, cache, monkeypatch):
         raise BusyError("process 7 is writing", hint)
         yield
 
-    monkeypatch.setattr(outputs, "held", held)
+    monkeypatch.setattr(outputs, "hold_lock", held)
     with pytest.raises(BusyError, match=r"Wait for it$"):
         finish(published("good").find())
     assert server.asked == []
