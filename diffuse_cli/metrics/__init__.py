@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol
 
 from diffuse_cli.core.registry import Modules
 from diffuse_cli.metrics._presentation import LEVELS
@@ -40,16 +40,11 @@ from diffuse_cli.metrics._presentation import with_error as with_error
 from diffuse_cli.system.errors import UsageError
 
 if TYPE_CHECKING:
-    import numpy as np
-
+    from diffuse_cli.media import Array
     from diffuse_cli.metrics._numbers import Marginals
     from diffuse_cli.metrics._waves import Spectra
     from diffuse_cli.metrics.answers import Answers
     from diffuse_cli.metrics.memorization import Nearest
-
-Array: TypeAlias = "np.ndarray[Any, Any]"
-"""In words, so that metrics are listed without NumPy."""
-
 
 class Parts(Protocol):
     """The parts of an evaluation, of which a metric reads those that its `NEEDS` name.

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffuse_cli.metrics import Array, Measured
+from diffuse_cli.media import Array
+from diffuse_cli.metrics import Measured
 
 
 @dataclass(frozen=True)

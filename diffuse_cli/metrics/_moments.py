@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffuse_cli.metrics import Array
+from diffuse_cli.media import Array
 from diffuse_cli.metrics._influence import centred
 
 AT_ONCE = 2**18

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from diffuse_cli.metrics import Array, halves, with_error
+from diffuse_cli.media import Array
+from diffuse_cli.metrics import halves, with_error
 from diffuse_cli.metrics._bins import Bins, binned, density, places_of
 from diffuse_cli.metrics._influence import Estimate, averaged, centred
 from diffuse_cli.metrics._moments import ROUNDING, Moments, moments, numbers_of, together

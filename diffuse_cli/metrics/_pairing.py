@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from diffuse_cli.metrics import Array
+from diffuse_cli.media import Array
 
 
 def share_difference_error(one: Array, other: Array) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from diffuse_cli.metrics import Array
+    from diffuse_cli.media import Array
 
 WINDOW, SPREAD = 11, 1.5
 """The side and standard deviation of the window of SSIM."""

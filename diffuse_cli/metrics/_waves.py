@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from diffuse_cli.metrics import Array
+from diffuse_cli.media import Array
 from diffuse_cli.metrics._moments import numbers_of, spread, together
 
 MOST = 64

@@ -13,7 +13,7 @@ from diffuse_cli.metrics import Number, average, with_error
 from diffuse_cli.metrics._similarity import psnr, ssim
 
 if TYPE_CHECKING:
-    from diffuse_cli.metrics import Array
+    from diffuse_cli.media import Array
 
 NEEDS = ("answers",)
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffuse_cli.metrics import Array, Facts, Number, Parts, Remark, both, floor, listed, with_error
+from diffuse_cli.media import Array
+from diffuse_cli.metrics import Facts, Number, Parts, Remark, both, floor, listed, with_error
 from diffuse_cli.metrics._landmarks import LANDMARKS, standing
 from diffuse_cli.metrics._nearest import blocks
 
